@@ -1,0 +1,33 @@
+"""Files in, files out: lazy reading of checkpoints, their fingerprints, streaming atomic writing, layouts.
+
+May import torch, safetensors and `optimizer.errors`; nothing else of blockfit.
+"""
+
+from optimizer.checkpoints.fingerprints import HashCache, default_cache_folder, fingerprint, sha256, short_hash
+from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
+from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
+from optimizer.checkpoints.reading import CHECKPOINT_SUFFIXES, Checkpoint, TensorInfo, open_checkpoint
+from optimizer.checkpoints.writing import TensorSpec, atomic_path, replace_text, write_safetensors
+
+__all__ = [
+    "CHECKPOINT_SUFFIXES",
+    "Checkpoint",
+    "HashCache",
+    "Inspection",
+    "Layout",
+    "TensorInfo",
+    "TensorSpec",
+    "atomic_path",
+    "default_cache_folder",
+    "detect_layout",
+    "find_not_finite",
+    "fingerprint",
+    "inspect_checkpoint",
+    "layout_names",
+    "load_layout",
+    "open_checkpoint",
+    "replace_text",
+    "sha256",
+    "short_hash",
+    "write_safetensors",
+]

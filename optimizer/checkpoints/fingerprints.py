@@ -1,0 +1,124 @@
+"""Identities of checkpoints: of their tensors (`fingerprint`) and of their files (`sha256`), with a cache for both."""
+
+import hashlib
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from optimizer.checkpoints.reading import Checkpoint, raw_bytes
+from optimizer.checkpoints.writing import replace_text
+from optimizer.errors import CheckpointError, InputError
+
+__all__ = ["HashCache", "default_cache_folder", "fingerprint", "sha256", "short_hash"]
+
+_EDGE = 2048  # bytes that a fingerprint takes from either end of a tensor
+_BUFFER = 4 << 20  # bytes that are hashed at a time
+_CACHE_VERSION = 1  # raise it whenever `fingerprint` changes
+
+
+class HashCache:
+    """Hashes by a file's resolved path, size and modification time, kept in one small JSON file.
+
+    A cache file that is missing, broken or cannot be written is as good as an empty one. Processes that write at the
+    same time may lose each other's newest entries, never more.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = Path(file)
+
+    def look_up(self, path: Path, kind: str) -> str | None:
+        """The hash of this kind (`sha256`, `fingerprint`) of the file at `path` as it is now, or None."""
+        with suppress(OSError):
+            entry = self._entries().get(os.path.realpath(path), {})
+            value = entry.get(kind)
+            if all(entry.get(key) == now for key, now in _state(path).items()) and isinstance(value, str):
+                return value
+        return None
+
+    def store(self, path: Path, kind: str, value: str, state: dict[str, int]) -> None:
+        """Remember a hash of the file at `path`, computed when its size and modification time were `state`."""
+        with suppress(OSError, InputError):
+            entries, key = self._entries(), os.path.realpath(path)
+            entry = entries.get(key, {})
+            if any(entry.get(name) != now for name, now in state.items()):
+                entry = {}
+            entries[key] = entry | state | {kind: value}
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(self.file, json.dumps({"version": _CACHE_VERSION, "files": entries}, indent=1))
+
+    def _entries(self) -> dict[str, dict[str, str | int]]:
+        try:
+            data = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        if not isinstance(data, dict) or data.get("version") != _CACHE_VERSION:
+            return {}
+        files = data.get("files")
+        return {k: v for k, v in files.items() if isinstance(v, dict)} if isinstance(files, dict) else {}
+
+
+def fingerprint(checkpoint: Checkpoint, cache: HashCache | None = None) -> str:
+    """The identity of a checkpoint's tensors, whatever file they are stored in: 64 hexadecimal digits.
+
+    sha256 over, for each canonical name in sorted order: name, dtype, shape, and the first and last 2048 bytes of the
+    data. Training and merging change every tensor throughout, so this tells models apart after reading some megabytes
+    instead of gigabytes. It is no protection against somebody who changes the middle of a tensor on purpose.
+    """
+    state = _state(checkpoint.path)
+    known = cache.look_up(checkpoint.path, "fingerprint") if cache else None
+    if known is not None:
+        return known
+    digest = hashlib.sha256()
+    for name in sorted(checkpoint.tensors):
+        info = checkpoint.tensors[name]
+        digest.update(json.dumps([name, str(info.dtype).removeprefix("torch."), info.shape]).encode())
+        data = raw_bytes(checkpoint.tensor(name))
+        for edge in (data[:_EDGE], data[-_EDGE:]):
+            digest.update(edge.numpy().data)
+    if cache:
+        cache.store(checkpoint.path, "fingerprint", digest.hexdigest(), state)
+    return digest.hexdigest()
+
+
+def sha256(path: Path, cache: HashCache | None = None) -> str:
+    """The sha256 of the file at `path`: 64 hexadecimal digits. Raises CheckpointError if it cannot be read."""
+    known = cache.look_up(path, "sha256") if cache else None
+    if known is not None:
+        return known
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER))
+    try:
+        state = _state(path)
+        with Path(path).open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if cache:
+        cache.store(path, "sha256", digest.hexdigest(), state)
+    return digest.hexdigest()
+
+
+def short_hash(sha256: str) -> str:
+    """The hash that people quote (AutoV2): the first 10 digits of the file's sha256."""
+    return sha256[:10]
+
+
+def default_cache_folder() -> Path:
+    """Where hashes are kept: BLOCKFIT_CACHE if set, else `blockfit` in the folder that the system has for caches."""
+    chosen = os.environ.get("BLOCKFIT_CACHE")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "blockfit"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "blockfit"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "blockfit"
+
+
+def _state(path: Path) -> dict[str, int]:
+    status = Path(path).stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}

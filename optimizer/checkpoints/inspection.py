@@ -1,0 +1,216 @@
+"""What is in a checkpoint, and what a user should know about it before merging."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimizer.checkpoints.fingerprints import HashCache, fingerprint, sha256, short_hash
+from optimizer.checkpoints.layout import Layout, layout_names
+from optimizer.checkpoints.reading import Checkpoint, TensorInfo, describe_contents, open_checkpoint
+
+__all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in one checkpoint file.
+
+    `blocks` has, for each block in layout order, the number of `tensors` and `parameters` that merge. `sha256` and
+    `short_hash` are None where the file was not read in full. `unusual` are sentences for the user.
+    """
+
+    file: str
+    size: int
+    format: str
+    layout: str | None
+    dtypes: Mapping[str, int]
+    blocks: Mapping[str, Mapping[str, int]]
+    tensors: int
+    parameters: int
+    sha256: str | None
+    short_hash: str | None
+    fingerprint: str
+    metadata: Mapping[str, Any]
+    unusual: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as JSON takes them."""
+        return asdict(self) | {"unusual": list(self.unusual)}
+
+
+def inspect_checkpoint(path: Path, *, cache: HashCache | None = None, full: bool = True) -> Inspection:
+    """Look at the checkpoint at `path`, tensor by tensor.
+
+    Without `full` only a few megabytes are read: the sha256 is given only if `cache` knows it, and NaN, infinite and
+    all-zero tensors are not looked for. Raises CheckpointError if the file cannot be used.
+    """
+    path = Path(path)
+    with open_checkpoint(path) as checkpoint:
+        infos = checkpoint.tensors.values()
+        hash_of_file = sha256(path, cache) if full else cache.look_up(path, "sha256") if cache else None
+        return Inspection(
+            file=str(path),
+            size=path.stat().st_size,
+            format=checkpoint.format,
+            layout=checkpoint.layout.name if checkpoint.layout else None,
+            dtypes=dict(Counter(_dtype_name(info) for info in infos).most_common()),
+            blocks=_blocks(checkpoint),
+            tensors=len(infos),
+            parameters=sum(prod(info.shape) for info in infos),
+            sha256=hash_of_file,
+            short_hash=short_hash(hash_of_file) if hash_of_file else None,
+            fingerprint=fingerprint(checkpoint, cache),
+            metadata={key: _parsed(value) for key, value in checkpoint.metadata.items()},
+            unusual=(*_unusual_names(checkpoint), *(_unusual_values(checkpoint) if full else ())),
+        )
+
+
+def find_not_finite(checkpoint: Checkpoint, names: Iterable[str]) -> str | None:
+    """The first of the tensors with these canonical names that holds a NaN or an infinity; None if there is none."""
+    return next((name for name in names if not all(map(isfinite, _extremes(checkpoint.tensor(name))))), None)
+
+
+def _extremes(tensor: torch.Tensor) -> tuple[float, float]:
+    """The smallest and the largest element, both NaN if any element is; (1, 1) for integers and empty tensors."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return 1.0, 1.0
+    if tensor.dtype.itemsize == 1:  # torch has no comparisons for float8
+        tensor = tensor.float()
+    low, high = torch.aminmax(tensor)
+    return float(low), float(high)
+
+
+def _blocks(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    layout = checkpoint.layout
+    if layout is None:
+        return {}
+    blocks = {block: {"tensors": 0, "parameters": 0} for block in layout.blocks}
+    for name, info in checkpoint.tensors.items():
+        if info.dtype.is_floating_point and layout.merges(name):
+            block = blocks[layout.block_of(name)]
+            block["tensors"] += 1
+            block["parameters"] += prod(info.shape)
+    return blocks
+
+
+def _unusual_names(checkpoint: Checkpoint) -> list[str]:
+    """What names, dtypes and shapes tell, and the few values of position_ids."""
+    layout, tensors = checkpoint.layout, checkpoint.tensors
+    if layout is None:
+        reason = describe_contents(tensors) or f"it is none of {', '.join(layout_names())}"
+        return [f"unknown layout: {reason}", *_unusual_dtypes(tensors, ())]
+    found: list[str] = []
+    text_encoder = tuple({replacement for _, replacement in layout.renames})
+    if text_encoder and not any(name.startswith(text_encoder) for name in tensors):
+        found.append("no text encoder: a merge takes it from another input")
+    if layout.unscored and not any(name.startswith(layout.unscored) for name in tensors):
+        found.append("no VAE: a merge takes it from another input")
+    copies = sum(name.startswith(layout.unmerged) for name in tensors)
+    if copies:
+        found.append(f"an EMA copy of {copies} tensors: merges leave it alone")
+    first = tensors.get(layout.inpainting_tensor)
+    if first is not None and len(first.shape) > 1 and first.shape[1] != layout.inpainting_channels:
+        found.append(
+            f"{first.shape[1]} input channels: an inpainting model, "
+            f"of which the first {layout.inpainting_channels} channels merge"
+        )
+    renamed = [info for name, info in tensors.items() if info.stored_name != name]
+    if renamed:
+        found.append(
+            f"{len(renamed)} text encoder tensors under other names, such as {renamed[0].stored_name!r}: "
+            f"read as {renamed[0].name!r}"
+        )
+    found += _unusual_position_ids(checkpoint, layout)
+    found += _unusual_dtypes(tensors, (layout.position_ids, *layout.unmerged))
+    known = _known_names(layout)
+    unknown = [name for name in tensors if not known.match(name)]
+    if unknown:
+        found.append(f"{_some(unknown)}: no part of {layout.title}")
+    return found
+
+
+def _unusual_position_ids(checkpoint: Checkpoint, layout: Layout) -> list[str]:
+    info = checkpoint.tensors.get(layout.position_ids)
+    if info is None:
+        return []
+    embedding = checkpoint.tensors.get(layout.position_embedding)
+    count = embedding.shape[0] if embedding else prod(info.shape)
+    values = checkpoint.tensor(layout.position_ids).reshape(-1).double()
+    if info.dtype == torch.int64 and torch.equal(values, torch.arange(count, dtype=torch.float64)):
+        return []
+    wrong = sum(value != place for place, value in enumerate(values.tolist()))
+    return [
+        (
+            f"position_ids are {len(values)} values of {_dtype_name(info)}, {wrong} of them wrong: "
+            f"they should be int64 0..{count - 1}; a merge writes them so"
+        )
+    ]
+
+
+def _unusual_dtypes(tensors: Mapping[str, TensorInfo], expected: tuple[str, ...]) -> list[str]:
+    found = []
+    integers = [
+        name for name, info in tensors.items() if not info.dtype.is_floating_point and not name.startswith(expected)
+    ]
+    if integers:
+        found.append(f"{_some(integers)}: not floating-point; copied, never merged")
+    tiny = [info for info in tensors.values() if info.dtype.is_floating_point and info.dtype.itemsize == 1]
+    if tiny:
+        found.append(f"{len(tiny)} tensors in {_dtype_name(tiny[0])}: too coarse to merge or to compare well")
+    return found
+
+
+def _unusual_values(checkpoint: Checkpoint) -> list[str]:
+    """What only reading every tensor tells; one pass, one tensor at a time."""
+    not_finite, zero = [], []
+    for name in checkpoint.tensors:
+        low, high = _extremes(checkpoint.tensor(name))
+        if not (isfinite(low) and isfinite(high)):
+            not_finite.append(name)
+        elif low == high == 0.0 and name.endswith(".weight"):  # a bias may well be zero
+            zero.append(name)
+    found = []
+    if not_finite:
+        found.append(f"NaN or infinite values in {_some(not_finite)}: the model is damaged")
+    if zero:
+        found.append(f"nothing but zeros in {_some(zero)}")
+    return found
+
+
+def _known_names(layout: Layout) -> re.Pattern[str]:
+    patterns = [r"[^.]+$"]  # the noise schedule and the like lie at the top level, without a dot
+    patterns += map(re.escape, (*layout.unmerged, *layout.unscored, *(to for _, to in layout.renames)))
+    patterns += (re.escape(prefix) for rules in layout.mappings.values() for prefix in rules)
+    for prefix, block in layout.prefixes.items():
+        numbers = [n for n in range(len(layout.blocks)) if block.format(n=n) in layout.blocks]
+        patterns.append(re.escape(prefix).replace(r"\{n\}", f"({'|'.join(map(str, numbers))})"))
+    return re.compile("|".join(patterns))
+
+
+def _some(names: Sequence[str]) -> str:
+    return repr(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _dtype_name(info: TensorInfo) -> str:
+    return str(info.dtype).removeprefix("torch.")
+
+
+def _parsed(text: str) -> Any:
+    # Only objects and lists: a hash such as "123e4567" must not become a number.
+    if text.lstrip()[:1] not in ("{", "["):
+        return text
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

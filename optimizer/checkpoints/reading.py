@@ -1,0 +1,433 @@
+"""Lazy reading of checkpoints, whatever they are stored in, without ever running what is inside them.
+
+Two kinds of files are understood, told apart by their content and not by their extension:
+
+* safetensors, mapped into memory;
+* what `torch.save` writes, read through torch's restricted unpickler: zip archives (torch 1.6 and later) mapped into
+  memory, older files read into memory, since they cannot be mapped.
+
+Mapped pages belong to the operating system's file cache: any number of mapped checkpoints may be open at once, and
+none of them grows the process.
+"""
+
+import json
+import os
+import pickle
+import re
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from optimizer.checkpoints.layout import Layout, detect_layout
+from optimizer.errors import CheckpointError
+
+__all__ = ["CHECKPOINT_SUFFIXES", "Checkpoint", "TensorInfo", "describe_contents", "open_checkpoint", "raw_bytes"]
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+        "F8_E5M2": torch.float8_e5m2,
+        "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+        "C64": torch.complex64,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U64": torch.uint64,
+        "U32": torch.uint32,
+        "U16": torch.uint16,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+    }
+)
+SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer headers
+
+# What the first tensor name under one of these prefixes gives away, most telling first.
+_FAMILIES = (
+    ("conditioner.", "SDXL"),
+    ("model.diffusion_model.joint_blocks.", "SD 3"),
+    ("model.diffusion_model.double_blocks.", "FLUX"),
+    ("double_blocks.", "FLUX"),
+    ("model.diffusion_model.label_emb.", "SDXL or unCLIP"),
+    ("cond_stage_model.model.", "SD 2.x"),
+    ("lora_", "a LoRA"),
+    ("control_model.", "a ControlNet"),
+    ("down_blocks.", "a UNet in diffusers names"),
+    ("text_model.", "a text encoder alone"),
+    ("encoder.", "a VAE alone"),
+)
+
+# What a file that is no checkpoint may be instead, by its first bytes (in lower case, leading space dropped).
+_OTHER_FILES = (
+    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    (b"<!doctype", "a web page: download the file again"),
+    (b"<html", "a web page: download the file again"),
+    (b"<?xml", "a web page or a server's answer: download the file again"),
+    (b"{", "JSON text, such as a server's error message: download the file again"),
+    (b"gguf", "a GGUF file, which cannot be merged"),
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"rar!", "a RAR archive: unpack it first"),
+    (b"7z\xbc\xaf", "a 7-Zip archive: unpack it first"),
+    (b"\0\0\0\0\0\0\0\0", "zeros only: an interrupted download"),
+)
+
+
+class _Inert:
+    """Takes the place of a class named in a pickle: accepts any arguments and any state, keeps and does nothing."""
+
+    def __new__(cls, *_arguments: object, **_named: object) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: object, **_named: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+def _inert_dictionary(*_arguments: object) -> dict[object, object]:
+    return {}
+
+
+# What training code left beside the weights in 2022-23, each name read as something inert; everything else is refused.
+_INERT_GLOBALS: list[Any] = [
+    *(
+        (_Inert, f"{package}.callbacks.{name}")
+        for package in ("pytorch_lightning", "lightning.pytorch")
+        for name in (
+            "early_stopping.EarlyStopping",
+            "finetuning.BaseFinetuning",
+            "lr_monitor.LearningRateMonitor",
+            "model_checkpoint.ModelCheckpoint",
+            "progress.TQDMProgressBar",
+            "progress.tqdm_progress.TQDMProgressBar",
+            "stochastic_weight_avg.StochasticWeightAveraging",
+            "timer.Timer",
+        )
+    ),
+    *((dict, f"{package}.utilities.parsing.AttributeDict") for package in ("pytorch_lightning", "lightning.pytorch")),
+    (dict, "lightning.fabric.utilities.data.AttributeDict"),
+    *(
+        (_Inert, f"numpy.{name}")
+        for name in (
+            "core.multiarray._reconstruct",
+            "core.multiarray.scalar",
+            "_core.multiarray._reconstruct",
+            "_core.multiarray.scalar",
+            "dtype",
+            "ndarray",
+        )
+    ),
+    *(
+        (_Inert, f"omegaconf.{name}")
+        for name in (
+            "base.ContainerMetadata",
+            "base.Metadata",
+            "dictconfig.DictConfig",
+            "listconfig.ListConfig",
+            "nodes.AnyNode",
+            "nodes.BooleanNode",
+            "nodes.FloatNode",
+            "nodes.IntegerNode",
+            "nodes.StringNode",
+        )
+    ),
+    *((_Inert, f"builtins.{name}") for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
+    *((_Inert, f"pathlib.{name}") for name in ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")),
+    (_Inert, "argparse.Namespace"),
+    (_Inert, "torch.torch_version.TorchVersion"),
+    (_Inert, "typing.Any"),
+    (_inert_dictionary, "collections.defaultdict"),
+]
+
+# torch keeps the list of allowed globals, and Python its warning filters, once per process.
+_unpickling = threading.Lock()
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a checkpoint says about one tensor without reading it."""
+
+    name: str
+    stored_name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What one kind of file holds: tensors by their stored names, in file order, and a way to read one."""
+
+    format: str
+    mapped: bool
+    metadata: Mapping[str, str]
+    tensors: tuple[TensorInfo, ...]
+    read: Callable[[str], torch.Tensor]
+
+
+class Checkpoint:
+    """A checkpoint file whose tensors are read when asked for; made by `open_checkpoint`.
+
+    `tensors` maps canonical names to what is known without reading, in file order. `layout` is None if no known layout
+    fits; names are then as stored. `format` is `safetensors`, `torch zip` or `torch legacy`; `mapped` says that tensor
+    data stays in the file until it is used.
+
+    Several threads may call `tensor` at once. A tensor may share its memory with the mapped file, so it must not be
+    changed in place; while one is in use, its file stays mapped even after `close`.
+
+        with open_checkpoint(Path("model.safetensors")) as checkpoint:
+            for name in checkpoint.tensors:
+                print(name, checkpoint.tensor(name).float().norm())
+    """
+
+    def __init__(self, path: Path, contents: _Contents, layout: Layout | None) -> None:
+        self.path = path
+        self.layout = layout
+        self.format = contents.format
+        self.mapped = contents.mapped
+        self.metadata = MappingProxyType(dict(contents.metadata))
+        self._read: Callable[[str], torch.Tensor] | None = contents.read
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._canonical(contents.tensors))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor with canonical `name`: contiguous, on the CPU, dtype and shape as stored. Not kept.
+
+        Raises KeyError if there is none of this name, ValueError if the checkpoint was closed.
+        """
+        return self._stored(self.tensors[name])
+
+    def close(self) -> None:
+        """Let go of the file. Tensors already read stay valid."""
+        self._read = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        layout = self.layout.name if self.layout else "unknown layout"
+        return f"<Checkpoint {self.path}: {layout}, {len(self.tensors)} tensors, {self.format}>"
+
+    def _stored(self, info: TensorInfo) -> torch.Tensor:
+        # Taken once: another thread may close the checkpoint between a test and the call.
+        read = self._read
+        if read is None:
+            raise ValueError(f"{self.path}: the checkpoint was closed")
+        return read(info.stored_name)
+
+    def _canonical(self, stored: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
+        for info in stored:
+            first = tensors.setdefault(info.name, info)
+            if first is not info and not (
+                first.dtype == info.dtype
+                and first.shape == info.shape
+                and torch.equal(raw_bytes(self._stored(first)), raw_bytes(self._stored(info)))
+            ):
+                raise CheckpointError(
+                    f"{self.path}: {first.stored_name!r} and {info.stored_name!r} are two spellings of one tensor, "
+                    "but their values differ; remove one of them"
+                )
+        return tensors
+
+
+def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
+    """Open the checkpoint at `path` without reading tensor data (files older than torch 1.6 excepted).
+
+    With `layout` the file must have that layout; without, it is looked for, and may be unknown.
+
+    Raises CheckpointError if the file is missing, empty, truncated or no checkpoint, if reading it would run code, if
+    it has another layout than `layout`, or if it holds one tensor under two names with different values.
+    """
+    path = Path(path)
+    try:
+        contents = _contents(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    stored_names = [info.stored_name for info in contents.tensors]
+    if layout is None:
+        layout = detect_layout(stored_names)
+    else:
+        reason = layout.missing({layout.canonical(name) for name in stored_names})
+        if reason is not None:
+            raise CheckpointError(
+                f"{path}: not {layout.title} (layout {layout.name}): {describe_contents(stored_names) or reason}"
+            )
+    if layout is not None:
+        named = (
+            TensorInfo(layout.canonical(info.stored_name), info.stored_name, info.dtype, info.shape)
+            for info in contents.tensors
+        )
+        contents = _Contents(contents.format, contents.mapped, contents.metadata, tuple(named), contents.read)
+    return Checkpoint(path, contents, layout)
+
+
+def describe_contents(stored_names: Iterable[str]) -> str | None:
+    """What a file with these tensor names seems to be, such as 'it holds conditioner.* keys, as SDXL has', or None."""
+    names = list(stored_names)
+    for prefix, family in _FAMILIES:
+        if any(name.startswith(prefix) for name in names):
+            return f"it holds {prefix}* keys, as {family} has"
+    return None
+
+
+def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The data of `tensor` as stored in memory: uint8 [bytes], a view where `tensor` is contiguous on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _contents(path: Path) -> _Contents:
+    if path.is_dir():
+        kind = "a folder in diffusers format" if (path / "model_index.json").is_file() else "a folder"
+        raise CheckpointError(f"{path}: {kind}; give a single checkpoint file")
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file{_near_miss(path)}") from None
+    if size == 0:
+        raise CheckpointError(f"{path}: the file is empty (0 bytes)")
+    with path.open("rb") as file:
+        head = file.read(64)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length <= SAFETENSORS_HEADER_LIMIT:
+        return _safetensors_contents(path, length, size)
+    if head.startswith(b"PK"):
+        # torch takes whatever is named .safetensors for that: such a name has to be kept from it, and with it the map.
+        mapped = _zip_can_be_mapped(path) and path.suffix != ".safetensors"
+        return _torch_contents(path, mapped=mapped, kind="torch zip")
+    if re.match(rb"\x80[\x02-\x05]", head):
+        return _torch_contents(path, mapped=False, kind="torch legacy")
+    start = head.lstrip().lower() if head.strip(b"\0") else bytes(8)
+    guess = next((f"; looks like {what}" for prefix, what in _OTHER_FILES if start.startswith(prefix)), "")
+    raise CheckpointError(f"{path}: not a checkpoint: it begins with {ascii(head[:24])[1:]}{guess}")
+
+
+def _near_miss(path: Path) -> str:
+    # A name such as "model1.1" has a suffix only by accident, so both readings are tried.
+    names = dict.fromkeys(base + suffix for base in (path.stem, path.name) for suffix in CHECKPOINT_SUFFIXES)
+    found = [name for name in names if name != path.name and (path.parent / name).is_file()]
+    return f", but {' and '.join(map(repr, found))} is there" if found else ""
+
+
+def _safetensors_contents(path: Path, length: int, size: int) -> _Contents:
+    try:
+        with path.open("rb") as file:
+            file.seek(8)
+            text = file.read(length)
+        if len(text) < length:
+            raise CheckpointError(_truncated(path, 8 + length, size))
+        header: dict[str, Any] = json.loads(text)
+        metadata = header.pop("__metadata__", None) or {}
+        ends = [entry["data_offsets"][1] for entry in header.values()]
+        if 8 + length + max(ends, default=0) > size:
+            raise CheckpointError(_truncated(path, 8 + length + max(ends), size))
+        opened = safe_open(path, framework="pt", device="cpu")
+    except CheckpointError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{path}: broken safetensors header: {_first_line(error)}") from error
+    unknown = next((name for name, entry in header.items() if entry["dtype"] not in SAFETENSORS_DTYPES), None)
+    if unknown is not None:
+        raise CheckpointError(f"{path}: {unknown!r} has type {header[unknown]['dtype']}, which cannot be read")
+    if not header:
+        raise CheckpointError(f"{path}: holds no tensors")
+    tensors = tuple(
+        TensorInfo(name, name, SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+    )
+    return _Contents("safetensors", True, metadata, tensors, opened.get_tensor)
+
+
+def _truncated(path: Path, expected: int, size: int) -> str:
+    return f"{path}: truncated: its header says {expected:,} bytes, the file has {size:,}; download or copy it again"
+
+
+def _zip_can_be_mapped(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: truncated or broken: its zip archive cannot be read ({error})") from error
+    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
+        inside = ", ".join(entry.filename for entry in entries[:3]) or "nothing"
+        raise CheckpointError(f"{path}: not a checkpoint: a zip archive that holds {inside}; unpack it first")
+    # torch maps the archive as it lies on disk; one that another program compressed has to be unpacked in memory.
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+
+
+def _torch_contents(path: Path, *, mapped: bool, kind: str) -> _Contents:
+    loaded = _unpickled(path, mapped=mapped)
+    state = _state_dict(loaded)
+    if state is None:
+        raise CheckpointError(f"{path}: not a checkpoint: it holds a {type(loaded).__name__}, not a mapping of tensors")
+    tensors = {name: value for name, value in state.items() if isinstance(name, str) and _is_tensor(value)}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors")
+    for name, value in tensors.items():
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise CheckpointError(f"{path}: {name!r} is a sparse, quantized or empty-handed tensor; it cannot be read")
+    infos = tuple(TensorInfo(name, name, value.dtype, tuple(value.shape)) for name, value in tensors.items())
+    return _Contents(kind, mapped, {}, infos, lambda name: tensors[name].detach().contiguous())
+
+
+def _unpickled(path: Path, *, mapped: bool) -> object:
+    try:
+        with _unpickling, torch.serialization.safe_globals(_INERT_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if mapped:
+                return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is not None:
+            reason = f"refused: its pickle wants to run `{wanted.group(1)}`, and that could be any program"
+        else:
+            detail = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+            reason = f"refused: its pickle cannot be read without trusting it ({_first_line(detail)})"
+        raise CheckpointError(f"{path}: {reason}; ask for a .safetensors file") from error
+    except Exception as error:  # a broken pickle can make an unpickler raise nearly anything
+        if "TorchScript" in str(error):
+            raise CheckpointError(f"{path}: refused: a TorchScript program; ask for a .safetensors file") from error
+        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
+
+
+def _state_dict(loaded: object) -> Mapping[object, Any] | None:
+    """The innermost mapping that training code wrapped around the tensors; None if there is no mapping at all."""
+    if not isinstance(loaded, Mapping):
+        return None
+    for key in ("state_dict", "model", "module"):
+        nested = loaded.get(key)
+        if isinstance(nested, Mapping) and (key == "state_dict" or not any(map(_is_tensor, loaded.values()))):
+            return _state_dict(nested)
+    return loaded
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

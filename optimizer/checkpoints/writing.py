@@ -1,0 +1,192 @@
+"""Files that are either written completely or not at all: safetensors, streamed, and any small file.
+
+Everything goes to a hidden temporary file in the target's own folder, reaches the disk, and then takes the target's
+place in one step. Whatever fails before that step leaves an existing target as it was, and no temporary file behind.
+"""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from optimizer.checkpoints.reading import SAFETENSORS_DTYPES, SAFETENSORS_HEADER_LIMIT, raw_bytes
+from optimizer.errors import CheckpointError, InputError
+
+__all__ = ["TensorSpec", "atomic_path", "replace_text", "write_safetensors"]
+
+_SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+# No space, quota used up, or larger than this file system (or the process's limit) lets a file be.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a safetensors header says about one tensor, known before the tensor is."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensor's data in bytes."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_safetensors(
+    path: Path,
+    specs: Sequence[TensorSpec],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    metadata: Mapping[str, str],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write a safetensors file, holding one tensor of `tensors` at a time.
+
+    `specs` says beforehand what will come; `tensors` gives (name, tensor) pairs, each name once, in any order
+    (the order of `specs` writes the disk front to back). In the file, tensors keep the order of `specs`, larger element
+    types first, so that each one is aligned to its element size. `progress` is called after each tensor with the
+    number of bytes that it added.
+
+    Raises CheckpointError if the folder is missing or not writable, the disk is or becomes full, or the old file cannot
+    be replaced; ValueError if `specs`, `tensors` and `metadata` do not fit together or cannot be stored. An error that
+    `tensors` raises passes through. In every case an existing file at `path` is untouched.
+    """
+    header = _header(path, specs, metadata)
+    offsets: dict[str, int] = {}
+    end = len(header)
+    for spec in _aligned(specs):
+        offsets[spec.name] = end
+        end += spec.nbytes
+    expected = {spec.name: spec for spec in specs}
+    with _replacing(path, suffix=".tmp", error=CheckpointError, needed=end) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        for name, tensor in tensors:
+            if name not in expected:
+                raise ValueError(f"{path}: tensor {name!r} was not announced, or came twice")
+            spec = expected.pop(name)
+            if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
+                raise ValueError(
+                    f"{path}: tensor {name!r} was announced as {spec.dtype} {list(spec.shape)}, "
+                    f"but is {tensor.dtype} {list(tensor.shape)}"
+                )
+            if file.tell() != offsets[name]:
+                file.seek(offsets[name])
+            file.write(raw_bytes(tensor).numpy().data)
+            if progress is not None:
+                progress(spec.nbytes)
+        if expected:
+            raise ValueError(f"{path}: {len(expected)} announced tensors did not come, {next(iter(expected))!r} first")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path, with the suffix of `path`, to write to; it replaces `path` when the block succeeds.
+
+    Raises InputError if the folder is missing or not writable, the disk becomes full, or the old file cannot be
+    replaced; other errors of the block pass through. In every case an existing file at `path` is untouched.
+
+        with atomic_path(Path("plot.png")) as temporary:
+            figure.savefig(temporary)
+    """
+    path = Path(path)
+    with _replacing(path, suffix=path.suffix, error=InputError, needed=None) as temporary:
+        yield temporary
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, its line ends as given, or not at all. Raises as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _aligned(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    # safetensors allows no gaps, and element sizes are powers of two: from large to small every offset fits.
+    return sorted(specs, key=lambda spec: -spec.dtype.itemsize)
+
+
+def _header(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    if not all(isinstance(text, str) for item in metadata.items() for text in item):
+        raise ValueError(f"{path}: safetensors metadata must map text to text")
+    fields: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for spec in _aligned(specs):
+        if spec.name in fields or spec.name == "__metadata__":
+            raise ValueError(f"{path}: tensor name {spec.name!r} is reserved or given twice")
+        if spec.dtype not in _SAFETENSORS_NAMES:
+            raise ValueError(f"{path}: tensor {spec.name!r} is {spec.dtype}, which safetensors cannot hold")
+        fields[spec.name] = {
+            "dtype": _SAFETENSORS_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.nbytes],
+        }
+        offset += spec.nbytes
+    # "replace": file names in metadata may hold bytes that were never valid text; safetensors takes UTF-8 only.
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    text += b" " * (-len(text) % 8)
+    if len(text) > SAFETENSORS_HEADER_LIMIT:
+        raise ValueError(f"{path}: names and metadata take {len(text):,} bytes; {SAFETENSORS_HEADER_LIMIT:,} can be")
+    return len(text).to_bytes(8, "little") + text
+
+
+@contextmanager
+def _replacing(path: Path, *, suffix: str, error: type[InputError], needed: int | None) -> Iterator[Path]:
+    # A link is followed: its target is what gets replaced, in the folder (and on the disk) where it really lies.
+    target = Path(os.path.realpath(path))
+    folder = target.parent
+    if not folder.is_dir():
+        raise error(f"{path}: the folder {folder} does not exist; create it first")
+    if target.is_dir():
+        raise error(f"{path}: a folder of this name exists; give a file name")
+    intact = "; the old file is intact" if target.exists() else ""
+    if needed is not None and shutil.disk_usage(folder).free < needed:
+        raise error(_disk_full(path, folder, needed) + intact)
+    temporary = folder / f".blockfit-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        if target.exists():
+            with suppress(OSError):
+                shutil.copymode(target, temporary)
+        try:
+            temporary.replace(target)
+        except PermissionError as failure:
+            raise error(
+                f"{path}: cannot be replaced ({failure.strerror}): it is write-protected, or another program "
+                f"has it open; close that program and try again{intact}"
+            ) from failure
+        _sync_folder(folder)
+    except OSError as failure:
+        if failure.errno in _DISK_FULL:
+            raise error(_disk_full(path, folder, needed) + intact) from failure
+        if failure.errno in _NOT_ALLOWED and str(failure.filename) == str(temporary):
+            raise error(f"{path}: the folder {folder} cannot be written to ({failure.strerror})") from failure
+        raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _disk_full(path: Path, folder: Path, needed: int | None) -> str:
+    wanted = "" if needed is None else f"{needed:,} bytes are needed, "
+    return f"{path}: the disk is full or the file too large for it: {wanted}{shutil.disk_usage(folder).free:,} are free"
+
+
+def _sync_folder(folder: Path) -> None:
+    # Makes the renaming itself survive a power cut, where folders can be opened (not on Windows).
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

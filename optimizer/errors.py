@@ -1,0 +1,32 @@
+"""The errors that every part of blockfit raises for what a user can put right.
+
+Each is also the built-in error that fits, so callers need not import these to catch them.
+"""
+
+from collections.abc import Iterable
+
+__all__ = ["CheckpointError", "InputError", "InterruptedFit", "RecipeError", "StudyError"]
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; `problems` holds one complete line for each reason."""
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class CheckpointError(InputError):
+    """A checkpoint file is missing, broken, unsafe, or does not fit the others."""
+
+
+class RecipeError(InputError):
+    """A recipe names or asks for something that does not exist or cannot be merged."""
+
+
+class StudyError(InputError):
+    """A study cannot be run, or cannot be continued with what it is given now."""
+
+
+class InterruptedFit(KeyboardInterrupt):
+    """A fit was stopped by the user after the best alphas so far had been exported."""

@@ -1,0 +1,34 @@
+"""What is merged with what: recipes, their YAML files, coefficients (pure algebra), and merging files.
+
+May import torch, pydantic, ruamel.yaml and `optimizer.checkpoints`; never similarity, search or Optuna.
+"""
+
+from optimizer.recipes.coefficients import Algebra, Group
+from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
+from optimizer.recipes.locations import locate, locate_models
+from optimizer.recipes.merging import merge
+from optimizer.recipes.modes import MODES, Mode
+from optimizer.recipes.recipe import Alpha, Free, Model, Recipe, Step
+from optimizer.recipes.tensors import Part, check_channels, plan_parts
+
+__all__ = [
+    "MODES",
+    "Algebra",
+    "Alpha",
+    "Free",
+    "Group",
+    "Mode",
+    "Model",
+    "Part",
+    "Recipe",
+    "Step",
+    "check_channels",
+    "load_recipe",
+    "locate",
+    "locate_models",
+    "merge",
+    "plan_parts",
+    "read_recipe",
+    "recipe_as_data",
+    "save_recipe",
+]

@@ -1,0 +1,140 @@
+"""Coefficients: what each source contributes to a merge, as a function of the alphas.
+
+Merges are linear. However deeply steps are nested, a merged tensor is one weighted sum of the sources' tensors, and the
+weights depend only on the tensor's *group*: its block, whose alphas apply, and which of the sources hold it. So a recipe
+is compiled once into an `Algebra` that maps alphas to coefficients; nothing is merged to score a candidate.
+
+A step's result for a group that an input lacks (presence rules):
+    a lacks it, b holds it: b is carried over;  b or c lacks it: a passes through;  only c holds it: the result lacks it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from optimizer.errors import RecipeError
+from optimizer.recipes.modes import MODES
+from optimizer.recipes.recipe import Recipe
+from optimizer.recipes.tensors import Part
+
+__all__ = ["Algebra", "Group"]
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """Tensors that share their coefficients: those of one block that the same sources hold (positions, ascending)."""
+
+    block: str
+    holders: tuple[int, ...]
+
+    @staticmethod
+    def of(parts: Iterable[Part]) -> tuple["Group", ...]:
+        """The groups of these parts, each once, in the order of first appearance."""
+        return tuple(dict.fromkeys(Group(part.block, part.holders) for part in parts))
+
+
+class Algebra:
+    """A recipe up to `output`, compiled for groups of tensors: alphas in, coefficients out.
+
+    `sources` are the model names in the order of the coefficients' last axis; it must hold all that the output needs.
+    `alphas` are the (step, "alpha") pairs, the second axis of the alphas taken; steps come in order of evaluation.
+
+        algebra = Algebra(recipe, groups, sources=("base", "bra", "evt"), output="TEMP2")
+        c = algebra.coefficients(algebra.starting_alphas())        # float64 [1, groups, sources]
+    """
+
+    def __init__(self, recipe: Recipe, groups: Sequence[Group], sources: Sequence[str], output: str | None = None) -> None:
+        self.recipe = recipe
+        self.groups = tuple(groups)
+        self.sources = tuple(sources)
+        self.output = output or recipe.output
+        self.blocks = recipe.layout.blocks
+        self._steps = recipe.ancestors(self.output) if self.output not in recipe.models else ()
+        self.alphas = tuple((step.name, name) for step in self._steps for name in step.alphas)
+        self._column = torch.tensor([self.blocks.index(group.block) for group in self.groups], dtype=torch.long)
+        held = torch.zeros(len(self.groups), len(self.sources), dtype=torch.bool)
+        for row, group in enumerate(self.groups):
+            held[row, list(group.holders)] = True
+        self._held = held
+        self._presence = self._propagate()
+
+    @property
+    def present(self) -> torch.Tensor:
+        """Bool [groups]: whether the output holds the group's tensors at all."""
+        return self._presence[self.output]
+
+    def starting_alphas(self) -> torch.Tensor:
+        """Float64 [1, alphas, blocks]: the recipe's numbers, free ones at their starting values."""
+        rows = [
+            [alpha.at(block) for block in self.blocks] for step in self._steps for alpha in step.alphas.values()
+        ]
+        return torch.tensor(rows, dtype=torch.float64).reshape(1, len(self.alphas), len(self.blocks))
+
+    def coefficients(self, alphas: torch.Tensor) -> torch.Tensor:
+        """What each source contributes, float64 [n, groups, sources], for alphas float64 [n, alphas, blocks].
+
+        Differentiable (autograd) and vectorised over the n candidates. Every row sums to 1, or to 0 where the output
+        lacks the group.
+        """
+        if alphas.shape[1:] != (len(self.alphas), len(self.blocks)):
+            raise ValueError(f"alphas: received shape {list(alphas.shape)}; must be [n, {len(self.alphas)}, {len(self.blocks)}]")
+        local = alphas[:, :, self._column, None]
+        rows = {pair: local[:, index] for index, pair in enumerate(self.alphas)}
+        return self._evaluate(rows, alphas.shape[0])[self.output]
+
+    def jacobian(self, alphas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coefficients [groups, sources] and their derivatives [alphas, groups, sources], for alphas [alphas, blocks].
+
+        The derivative is by the alpha of the group's own block; groups do not depend on other blocks' alphas. Exact: the
+        modes are linear in their inputs, so tangents pass through them as values do, and affine in each alpha, so the
+        derivative by an alpha is the difference between its results at 1 and 0.
+        """
+        count = len(self.alphas)
+        rows = {
+            pair: row for pair, row in zip(self.alphas, alphas[:, self._column, None].to(torch.float64), strict=True)
+        }
+        values = self._evaluate(rows, 1 + count, tangents=True)[self.output]
+        return values[0], values[1:]
+
+    def _evaluate(
+        self, rows: dict[tuple[str, str], torch.Tensor], count: int, tangents: bool = False
+    ) -> dict[str, torch.Tensor]:
+        unit = torch.eye(len(self.sources), dtype=torch.float64)
+        values: dict[str, torch.Tensor] = {}
+        for position, name in enumerate(self.sources):
+            value = torch.zeros(count, len(self.groups), len(self.sources), dtype=torch.float64)
+            value[: 1 if tangents else count] = unit[position] * self._held[:, position, None]
+            values[name] = value
+        for step in self._steps:
+            mode = MODES[step.mode]
+            inputs = {place: values[name] for place, name in step.inputs.items()}
+            alphas = {name: rows[step.name, name] for name in step.alphas}
+            result = mode.combine(inputs, alphas)
+            if tangents:
+                base = {place: value[0] for place, value in inputs.items()}
+                for name in step.alphas:
+                    one, zero = ({**alphas, name: torch.full_like(alphas[name], end)} for end in (1.0, 0.0))
+                    row = 1 + self.alphas.index((step.name, name))
+                    result[row] += mode.combine(base, one) - mode.combine(base, zero)
+            values[step.name] = self._apply_presence(step.inputs, inputs, result)
+        return values
+
+    def _apply_presence(
+        self, names: dict[str, str], inputs: dict[str, torch.Tensor], result: torch.Tensor
+    ) -> torch.Tensor:
+        holding = {place: self._presence[name] for place, name in names.items()}
+        every = torch.stack(list(holding.values())).all(dim=0)
+        if bool(every.all()):
+            return result
+        otherwise = torch.where(holding["a"][:, None], inputs["a"], inputs["b"])
+        return torch.where(every[:, None], result, otherwise)
+
+    def _propagate(self) -> dict[str, torch.Tensor]:
+        presence = {name: self._held[:, position] for position, name in enumerate(self.sources)}
+        for step in self._steps:
+            for name in step.inputs.values():
+                if name not in presence:
+                    raise RecipeError(f"steps.{step.name}: needs {name!r}, which is not among {', '.join(self.sources)}")
+            presence[step.name] = presence[step.a] | presence[step.b]
+        return presence

@@ -1,0 +1,50 @@
+"""Where a recipe's files are: beside the recipe, then in the folders of checkpoints that the user names."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from optimizer.checkpoints import CHECKPOINT_SUFFIXES
+from optimizer.errors import CheckpointError
+
+__all__ = ["locate", "locate_models"]
+
+
+def locate(file: str, beside: Path, folders: Sequence[Path] = ()) -> Path | None:
+    """The path of `file`: in `beside`, then in each of `folders` and below it; the extension may be left out.
+
+    None if it is nowhere. Among several of one name below a folder, the first in sorted order.
+    """
+    wanted = Path(file.replace("\\", "/"))
+    for folder in (beside, *folders):
+        for candidate in _spellings(folder / wanted):
+            if candidate.is_file():
+                return candidate
+    for folder in folders:
+        for spelling in _spellings(wanted):
+            found = next((path for path in sorted(folder.rglob(spelling.name)) if path.is_file()), None)
+            if found is not None and len(wanted.parts) == 1:
+                return found
+    return None
+
+
+def locate_models(
+    files: Mapping[str, str], beside: Path, folders: Sequence[Path] = (), *, named_in: Path | str = "recipe"
+) -> dict[str, Path]:
+    """The paths of all `files` ({name: file}). Raises CheckpointError with one line for each that is missing."""
+    found = {name: locate(file, beside, folders) for name, file in files.items()}
+    looked = ", ".join(str(folder) for folder in (beside, *folders))
+    problems = [
+        f"{named_in}: models.{name}.file: {files[name]!r} not found; looked in {looked}"
+        + ("" if folders else "; --models DIR names more folders")
+        for name, path in found.items()
+        if path is None
+    ]
+    if problems:
+        raise CheckpointError(problems)
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _spellings(path: Path) -> Iterable[Path]:
+    yield path
+    for suffix in CHECKPOINT_SUFFIXES:
+        yield path.with_name(path.name + suffix)

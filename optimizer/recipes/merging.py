@@ -1,0 +1,155 @@
+"""Merging files: coefficients and checkpoints in, one checkpoint out, in a single pass over the sources.
+
+Each output tensor is computed from the sources directly, in float32, and rounded once, however many steps the recipe
+has; chains of half-precision files would round at every step.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from optimizer.checkpoints import Checkpoint, TensorSpec, open_checkpoint, write_safetensors
+from optimizer.errors import CheckpointError
+from optimizer.recipes.coefficients import Algebra, Group
+from optimizer.recipes.files import recipe_as_data
+from optimizer.recipes.recipe import Recipe
+from optimizer.recipes.tensors import Part, check_channels, plan_parts
+
+__all__ = ["merge"]
+
+
+def merge(
+    recipe: Recipe,
+    paths: Mapping[str, Path],
+    output: Path,
+    *,
+    step: str | None = None,
+    dtype: torch.dtype = torch.float16,
+    embed_recipe: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the result of `step` (default: the recipe's output) to the .safetensors file `output`.
+
+    Only the sources that the step needs are opened. Merged tensors are computed in float32 and rounded once to `dtype`;
+    all other tensors are copied from the first input that has them, and position ids are written as int64 0 .. n-1.
+    Free alphas stand at their starting values. `progress` is told the bytes written and their total.
+
+    Raises CheckpointError, nothing written, for sources that do not fit each other, for NaN or Inf in a tensor that
+    takes part, for values beyond the range of `dtype`, and for an output that cannot be written.
+    """
+    name = recipe.step(step or recipe.output).name
+    sources = recipe.sources(name)
+    with ExitStack() as stack:
+        opened = {
+            source: stack.enter_context(open_checkpoint(paths[source], layout=recipe.layout)) for source in sources
+        }
+        parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()))
+        check_channels(recipe, name, parts, opened)
+        plan = _Plan(recipe, name, opened, parts, dtype)
+        metadata = {"format": "pt"}
+        if embed_recipe:
+            data = {"type": "blockfit", "output": name, "recipe": recipe_as_data(recipe)}
+            metadata["sd_merge_recipe"] = json.dumps(data, ensure_ascii=False)
+        total = sum(spec.nbytes for spec in plan.specs)
+        written = 0
+
+        def count(nbytes: int) -> None:
+            nonlocal written
+            written += nbytes
+            if progress is not None:
+                progress(written, total)
+
+        write_safetensors(output, plan.specs, plan.tensors(), metadata, progress=count)
+
+
+class _Plan:
+    """What the output holds, and how each of its tensors comes about."""
+
+    def __init__(
+        self, recipe: Recipe, output: str, opened: Mapping[str, Checkpoint], parts: Iterable[Part], dtype: torch.dtype
+    ) -> None:
+        self._layout = recipe.layout
+        self._opened = list(opened.values())
+        self._dtype = dtype
+        groups = Group.of(parts)
+        algebra = Algebra(recipe, groups, list(opened), output)
+        coefficients = algebra.coefficients(algebra.starting_alphas())[0]
+        self._merged: dict[str, list[tuple[Part, dict[int, float]]]] = {}
+        for part in parts:
+            row = groups.index(Group(part.block, part.holders))
+            if algebra.present[row]:
+                weights = {position: float(c) for position, c in enumerate(coefficients[row]) if c != 0}
+                self._merged.setdefault(part.name, []).append((part, weights))
+        self._copied = self._copies(recipe, output, list(opened))
+        self.specs = tuple(self._specify())
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The output's tensors, in the order of `specs`."""
+        return ((spec.name, self._tensor(spec)) for spec in self.specs)
+
+    def _tensor(self, spec: TensorSpec) -> torch.Tensor:
+        if spec.name == self._layout.position_ids:
+            return torch.arange(spec.shape[-1], dtype=torch.int64).reshape(spec.shape)
+        if spec.name in self._copied:
+            return self._copied[spec.name].tensor(spec.name)
+        pieces = [self._combine(part, weights) for part, weights in self._merged[spec.name]]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    def _combine(self, part: Part, weights: Mapping[int, float]) -> torch.Tensor:
+        if list(weights.values()) == [1.0]:
+            (position,) = weights
+            total = part.read(self._opened[position]).to(torch.float32)
+        else:
+            total = torch.zeros(part.shape, dtype=torch.float32)
+            for position, weight in weights.items():
+                total.add_(part.read(self._opened[position]).to(torch.float32), alpha=weight)
+        rounded = total.to(self._dtype)
+        if not torch.isfinite(rounded).all():
+            self._refuse(part, weights, total)
+        return rounded
+
+    def _refuse(self, part: Part, weights: Mapping[int, float], total: torch.Tensor) -> None:
+        for position in weights:
+            if not torch.isfinite(part.read(self._opened[position]).to(torch.float32)).all():
+                raise CheckpointError(
+                    f"{self._opened[position].path}: tensor {part.name!r} holds NaN or Inf and takes part in the merge; "
+                    "use a copy of the model without them"
+                )
+        name = str(self._dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"tensor {part.name!r}: the merge reaches {total.abs().max():.6g}, but {name} ends at "
+            f"{torch.finfo(self._dtype).max:.6g}; use --dtype bf16 or fp32"
+        )
+
+    def _copies(self, recipe: Recipe, output: str, sources: list[str]) -> dict[str, Checkpoint]:
+        """The tensors that do not merge, each with the checkpoint it is copied from."""
+        known = dict(zip(sources, self._opened, strict=True))
+        copies: dict[str, dict[str, Checkpoint]] = {}
+        for source, checkpoint in known.items():
+            copies[source] = {
+                name: checkpoint
+                for name, info in checkpoint.tensors.items()
+                if not (self._layout.merges(name) and info.dtype.is_floating_point)
+            }
+        for step in recipe.ancestors(output):
+            combined: dict[str, Checkpoint] = {}
+            for name in step.inputs.values():
+                combined = {**copies[name], **combined}
+            copies[step.name] = combined
+        return {name: source for name, source in copies[output].items() if name not in self._merged}
+
+    def _specify(self) -> Iterable[TensorSpec]:
+        for name, pieces in self._merged.items():
+            shape = list(pieces[0][0].shape)
+            if len(pieces) > 1:
+                shape[1] = sum(part.shape[1] for part, _ in pieces)
+            yield TensorSpec(name, self._dtype, tuple(shape))
+            if name == self._layout.position_embedding:
+                yield TensorSpec(self._layout.position_ids, torch.int64, (1, shape[0]))
+        for name, checkpoint in self._copied.items():
+            if name != self._layout.position_ids:
+                info = checkpoint.tensors[name]
+                yield TensorSpec(name, info.dtype, info.shape)

@@ -1,0 +1,234 @@
+"""The data model: a recipe is named sources and steps; an alpha is numbers per block, some of them free.
+
+A search space is a recipe with holes; the best result is the same recipe with the holes filled.
+"""
+
+import difflib
+import graphlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from optimizer.checkpoints.layout import Layout
+from optimizer.errors import RecipeError
+from optimizer.recipes.modes import MODES
+
+__all__ = ["Alpha", "Free", "Model", "Recipe", "Step"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A source checkpoint: the file as the recipe gives it, and the licence that the user states."""
+
+    file: str
+    license: str = "unknown"
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Free:
+    """An alpha to be searched for, in low .. high, on each of `blocks` or, if tied, one for all of them.
+
+    `step` is the spacing of a grid from `low` on, None for any value. `start` is where the search begins and what is
+    kept among equally good values; 0 unless given, or the bound nearest to 0.
+    """
+
+    low: float
+    high: float
+    blocks: tuple[str, ...]
+    tie: bool = False
+    step: float | None = None
+    start: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise RecipeError(f"search: received [{self.low:g}, {self.high:g}]; both bounds must be finite numbers")
+        if self.low >= self.high:
+            raise RecipeError(
+                f"search: received [{self.low:g}, {self.high:g}]; the lower bound comes first, as [low, high]"
+            )
+        if self.step is not None and not 0 < self.step <= self.high - self.low:
+            raise RecipeError(f"step: received {self.step:g}; must be above 0 and at most {self.high - self.low:g}")
+        if self.start is not None and not self.low <= self.start <= self.high:
+            raise RecipeError(f"start: received {self.start:g}; must lie within [{self.low:g}, {self.high:g}]")
+
+    @property
+    def starting_value(self) -> float:
+        """The value before any search, within the bounds and on the grid."""
+        value = min(max(0.0, self.low), self.high) if self.start is None else self.start
+        return self.on_grid(value)
+
+    def on_grid(self, value: float) -> float:
+        """The nearest value that the grid and the bounds allow."""
+        value = min(max(value, self.low), self.high)
+        if self.step is None:
+            return value
+        steps = min(round((value - self.low) / self.step), math.floor((self.high - self.low) / self.step + 1e-9))
+        return round(self.low + steps * self.step, 12)
+
+
+@dataclass(frozen=True)
+class Alpha:
+    """One alpha per block: `values` for the blocks that are fixed (0 where unnamed), `free` for the others."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    free: tuple[Free, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set(self.values)
+        for hole in self.free:
+            both = sorted(seen & set(hole.blocks))
+            if both:
+                raise RecipeError(f"{both[0]} is given more than once")
+            seen |= set(hole.blocks)
+
+    def at(self, block: str) -> float:
+        """The number for this block; a free one stands at its starting value."""
+        for hole in self.free:
+            if block in hole.blocks:
+                return hole.starting_value
+        return self.values.get(block, 0.0)
+
+    def filled(self, values: Mapping[str, float]) -> "Alpha":
+        """The same alpha with the blocks in `values` fixed at these numbers and no longer free."""
+        left = tuple(
+            replace(hole, blocks=tuple(block for block in hole.blocks if block not in values)) for hole in self.free
+        )
+        return Alpha({**self.values, **values}, tuple(hole for hole in left if hole.blocks))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a recipe: `name` = `mode` of the inputs a, b (and c), with an alpha per block."""
+
+    name: str
+    mode: str
+    a: str
+    b: str
+    c: str | None = None
+    alpha: Alpha = field(default_factory=Alpha)
+    similarity: Mapping[str, Any] | None = None
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The names that this step takes, by their place in the formula."""
+        given = {"a": self.a, "b": self.b, "c": self.c}
+        return {place: name for place in MODES[self.mode].inputs if (name := given[place]) is not None}
+
+    @property
+    def alphas(self) -> dict[str, Alpha]:
+        """The alphas that this step's mode uses, by name."""
+        return {name: getattr(self, name) for name in MODES[self.mode].alphas}
+
+    def problems(self) -> list[str]:
+        """What is wrong with this step on its own, one line each."""
+        if self.mode not in MODES:
+            return [f"steps.{self.name}.mode: received {self.mode!r}; there are {', '.join(MODES)}"]
+        wanted = MODES[self.mode].inputs
+        found = []
+        if "c" in wanted and self.c is None:
+            found.append(f"steps.{self.name}.c: missing; {self.mode} is {MODES[self.mode].formula}")
+        if "c" not in wanted and self.c is not None:
+            found.append(f"steps.{self.name}.c: received {self.c!r}; {self.mode} takes no third input")
+        return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Named sources and the steps that combine them; `output` is the step that the whole recipe makes.
+
+    `fitted` is what a fit notes beside the steps of the recipe it found (target, hashes, similarities); free-form.
+    Raises RecipeError at construction, with one line a problem, for names that are undefined, doubled or in a cycle.
+    """
+
+    name: str
+    layout: Layout
+    models: Mapping[str, Model]
+    steps: tuple[Step, ...]
+    output: str
+    mapping: str = "supermerger"
+    fitted: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        problems = [problem for step in self.steps for problem in step.problems()]
+        if self.mapping not in self.layout.mappings:
+            known = ", ".join(self.layout.mappings)
+            problems.append(f"mapping: received {self.mapping!r}; {self.layout.name} has {known}")
+        names = [step.name for step in self.steps]
+        defined = set(names) | set(self.models)
+        problems += [f"steps.{name}: defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        problems += [f"steps.{name}: a model has this name too" for name in names if name in self.models]
+        for step in self.steps:
+            for place, name in (("a", step.a), ("b", step.b), ("c", step.c)):
+                if name is not None and name not in defined:
+                    problems.append(
+                        f"steps.{step.name}.{place}: received {name!r}; neither a model nor a step has this name"
+                        + _nearest(name, defined)
+                    )
+        if not self.steps:
+            problems.append("steps: empty; a recipe needs at least one step")
+        elif self.output not in names:
+            problems.append(f"output: received {self.output!r}; no step has this name" + _nearest(self.output, names))
+        if not problems:
+            try:
+                tuple(graphlib.TopologicalSorter(self._graph()).static_order())
+            except graphlib.CycleError as error:
+                problems.append(f"steps: cycle {' -> '.join(reversed(error.args[1]))}; a step may not need itself")
+        if problems:
+            raise RecipeError(problems)
+
+    def step(self, name: str) -> Step:
+        """The step of this name. Raises RecipeError if there is none."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        names = [step.name for step in self.steps]
+        raise RecipeError(f"step {name!r} is not in the recipe {self.name!r}{_nearest(name, names)}")
+
+    def ancestors(self, output: str | None = None) -> tuple[Step, ...]:
+        """The steps that `output` (default: the recipe's) needs, itself included, each after its inputs."""
+        graph, wanted, queue = self._graph(), set[str](), [output or self.output]
+        while queue:
+            name = queue.pop()
+            if name not in wanted:
+                wanted.add(name)
+                queue += graph.get(name, ())
+        by_name = {step.name: step for step in self.steps}
+        order = graphlib.TopologicalSorter({name: graph[name] for name in graph if name in wanted}).static_order()
+        return tuple(by_name[name] for name in order if name in by_name)
+
+    def sources(self, output: str | None = None) -> tuple[str, ...]:
+        """The models that `output` needs, in the order in which the recipe lists its models."""
+        used = {name for step in self.ancestors(output) for name in step.inputs.values()}
+        return tuple(name for name in self.models if name in used)
+
+    def with_alphas(self, alphas: Mapping[tuple[str, str], Mapping[str, float]]) -> "Recipe":
+        """The same recipe with holes filled: {(step, "alpha"): {block: number}}."""
+        steps = tuple(
+            replace(
+                step, **{name: getattr(step, name).filled(alphas.get((step.name, name), {})) for name in step.alphas}
+            )
+            for step in self.steps
+        )
+        return replace(self, steps=steps)
+
+    def started(self) -> "Recipe":
+        """The same recipe with every hole at its starting value."""
+        return self.with_alphas(
+            {
+                (step.name, name): {block: hole.starting_value for hole in alpha.free for block in hole.blocks}
+                for step in self.steps
+                for name, alpha in step.alphas.items()
+            }
+        )
+
+    def _graph(self) -> dict[str, tuple[str, ...]]:
+        return {step.name: tuple(step.inputs.values()) for step in self.steps}
+
+
+def _nearest(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(names)[:12])}" if names else ""
+
+

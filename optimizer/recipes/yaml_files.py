@@ -1,0 +1,131 @@
+"""YAML that a user writes: read with line numbers, checked by a pydantic model, all problems at once."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from optimizer.errors import InputError
+
+__all__ = ["UserFile", "dump_yaml", "line_of", "read_yaml", "validate"]
+
+
+class UserFile(BaseModel):
+    """What every part of a user's file has in common: frozen, and no field that is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+_UserFile = TypeVar("_UserFile", bound=UserFile)
+
+
+def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
+    """The mapping in a YAML 1.2 file. Raises `error`, one line, for what is missing, unreadable or not a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise error(f"{path}: is a folder; a YAML file was expected") from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start}); a YAML file was expected") from None
+    try:
+        data = YAML(typ="rt").load(text)
+    except MarkedYAMLError as problem:
+        line = f" line {problem.problem_mark.line + 1}" if problem.problem_mark else ""
+        raise error(f"{path}:{line} not readable as YAML: {str(problem.problem).splitlines()[0]}") from None
+    except YAMLError as problem:
+        raise error(f"{path}: not readable as YAML: {str(problem).splitlines()[0]}") from None
+    if not isinstance(data, CommentedMap):
+        received = "nothing" if data is None else f"a {'list' if isinstance(data, CommentedSeq) else type(data).__name__}"
+        raise error(f"{path}: received {received} where `field: value` lines were expected")
+    return data
+
+
+def validate(kind: type[_UserFile], data: Mapping[str, Any], path: Path, error: type[InputError]) -> _UserFile:
+    """`data` as `kind`. Raises `error` with a line for each field that is unknown, missing or of the wrong type."""
+    try:
+        return kind.model_validate(dict(data))
+    except ValidationError as problem:
+        raise error([_in_words(path, data, kind, item) for item in problem.errors(include_url=False)]) from None
+
+
+def line_of(data: Any, location: Sequence[int | str]) -> int | None:
+    """The line, counted from 1, at which the value at `location` in a tree read by `read_yaml` stands."""
+    line = None
+    for key in location:
+        try:
+            if isinstance(data, CommentedMap):
+                line = data.lc.key(key)[0]
+            elif isinstance(data, CommentedSeq):
+                line = data.lc.item(key)[0]
+            data = data[key]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            break
+    return None if line is None else line + 1
+
+
+def dump_yaml(data: Any) -> str:
+    """YAML text of plain dicts, lists, strings and numbers; lists of numbers and short mappings on one line."""
+    writer = YAML()
+    writer.width = 4096
+    writer.indent(mapping=2, sequence=4, offset=2)
+    stream = io.StringIO()
+    writer.dump(data, stream)
+    return stream.getvalue()
+
+
+def _in_words(path: Path, data: Any, kind: type[UserFile], item: Any) -> str:
+    location = [part for part in item["loc"] if not (isinstance(part, str) and part.startswith(("function-", "lax-")))]
+    field = ".".join(_name(data, location[: depth + 1]) for depth in range(len(location)))
+    line = line_of(data, location)
+    where = f"{path}:{f' line {line}:' if line else ''} {field}"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown field; there are {', '.join(_siblings(kind, location))}"
+    if item["type"] == "missing":
+        return f"{where}: missing"
+    return f"{where}: received {_short(item['input'])}; {item['msg'].removeprefix('Value error, ')}"
+
+
+def _name(data: Any, location: Sequence[int | str]) -> str:
+    """A list's entry by the name it gives itself, if it does: steps.TEMP1, not steps.0."""
+    for key in location:
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            break
+    if isinstance(location[-1], int) and isinstance(data, Mapping) and isinstance(data.get("name"), str):
+        return str(data["name"])
+    return str(location[-1])
+
+
+def _siblings(kind: type[UserFile], location: Sequence[int | str]) -> list[str]:
+    """The fields that the mapping at `location` may have."""
+    for key in location[:-1]:
+        if isinstance(key, str) and key in kind.model_fields:
+            inner = _models_in(kind.model_fields[key].annotation)
+            if len(inner) == 1:
+                kind = inner[0]
+    return list(kind.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[UserFile]]:
+    if isinstance(annotation, type) and issubclass(annotation, UserFile):
+        return [annotation]
+    return [model for inner in getattr(annotation, "__args__", ()) for model in _models_in(inner)]
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, Mapping | list) else repr(_plain(value))
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value

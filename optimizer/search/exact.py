@@ -1,0 +1,300 @@
+"""The exact optimum of the metrics in weight space: where the best alphas are, without a trial.
+
+With coefficients c(x), a block's similarity is a ratio of a linear and the root of a quadratic form (see
+`similarity.quadratic`). Blocks are independent but for tied alphas, so the parameters fall into components that share
+no block; each is solved by itself:
+
+    one alpha that moves c along a line   closed form: a cosine along a line has one stationary point
+    anything else                         L-BFGS-B with exact gradients from several starts; it lands on bounds exactly
+
+Optima can be flat. A cosine does not see the length of the merged difference, and alphas can trade off against each
+other. Among equally good points the one with the smallest |merged - target| is taken, then the one nearest to the
+starting values.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from optimizer.recipes import Algebra
+from optimizer.search.space import Parameter, Space
+from optimizer.similarity import QuadraticMetric
+
+__all__ = ["ExactOptimum", "exact_optimum"]
+
+Vector = NDArray[np.float64]
+
+# Points of the scan over a single alpha that moves several blocks or bends; their best neighbours are refined.
+_SCAN = 257
+# Starts besides the starting values and the middle of the bounds.
+_RANDOM_STARTS = 6
+# A direction whose curvature is below this share of the largest counts as flat.
+_FLAT = 1e-9
+# Similarities nearer than this count as equal when the tie is broken.
+_EQUAL = 1e-13
+
+
+@dataclass(frozen=True)
+class ExactOptimum:
+    """The best point {parameter: value}, its mean similarity, and what identifies it.
+
+    `rank` is how many independent directions of the alphas the similarity determines, of `len(point)`; `flat` names the
+    parameters that trade off against each other there.
+    """
+
+    point: dict[str, float]
+    value: float
+    rank: int
+    flat: tuple[str, ...]
+
+
+def exact_optimum(space: Space, metric: QuadraticMetric, *, seed: int = 0) -> ExactOptimum:
+    """The point of `space` with the highest mean of `metric` over its blocks, within the bounds and on their grids."""
+    point: dict[str, float] = {}
+    rank = 0
+    flat: list[str] = []
+    for parameters, blocks in _components(space.parameters, metric.blocks):
+        component = _Component(space.algebra, parameters, metric, blocks)
+        best, directions = component.solve(np.random.default_rng(seed))
+        rank += len(parameters) - directions.shape[1]
+        flat += [
+            parameter.name
+            for parameter, row in zip(parameters, directions, strict=True)
+            if float(np.abs(row).max(initial=0.0)) > 1e-3
+        ]
+        point |= {
+            parameter.name: parameter.free.on_grid(float(value))
+            for parameter, value in zip(parameters, best, strict=True)
+        }
+    ordered = {parameter.name: point.get(parameter.name, parameter.free.starting_value) for parameter in space.parameters}
+    scores = metric.score(space.coefficients(torch.tensor([list(ordered.values())], dtype=torch.float64)))
+    return ExactOptimum(ordered, float(scores.mean()), rank, tuple(flat))
+
+
+def _components(
+    parameters: Sequence[Parameter], blocks: Sequence[str]
+) -> list[tuple[list[Parameter], list[str]]]:
+    """Parameters and scored blocks that depend on each other; parameters that move no scored block are left out."""
+    found: list[tuple[list[Parameter], set[str]]] = []
+    for parameter in parameters:
+        joined, touched = [parameter], set(parameter.blocks) & set(blocks)
+        if not touched:
+            continue
+        for other in [entry for entry in found if entry[1] & touched]:
+            found.remove(other)
+            joined, touched = other[0] + joined, touched | other[1]
+        found.append((joined, touched))
+    return [(joined, [block for block in blocks if block in touched]) for joined, touched in found]
+
+
+class _Component:
+    """The mean similarity of a few blocks as a function of the few parameters that they share."""
+
+    def __init__(
+        self, algebra: Algebra, parameters: Sequence[Parameter], metric: QuadraticMetric, blocks: Sequence[str]
+    ) -> None:
+        rows = [
+            row
+            for row, group in enumerate(algebra.groups)
+            if group.block in blocks and metric.target[metric.blocks.index(group.block)] > 0
+        ]
+        local = Algebra(algebra.recipe, [algebra.groups[row] for row in rows], algebra.sources, algebra.output)
+        self._space = Space(local, parameters)
+        self._products = metric.products[rows]
+        self._with_target = metric.with_target[rows]
+        self._blocks = [block for block in blocks if any(group.block == block for group in local.groups)]
+        self._target = metric.target[[metric.blocks.index(block) for block in self._blocks]]
+        self._block = torch.tensor([self._blocks.index(group.block) for group in local.groups], dtype=torch.long)
+        self._moves = self._space.moves()
+        self._low = np.array([parameter.free.low for parameter in parameters])
+        self._high = np.array([parameter.free.high for parameter in parameters])
+        self._start = np.array(self._space.start)
+
+    def solve(self, random: np.random.Generator) -> tuple[Vector, Vector]:
+        """The best point, and an orthonormal basis [parameters, flat directions] of what is undetermined there."""
+        if not self._blocks:
+            return self._start, np.eye(len(self._start))
+        if len(self._start) == 1:
+            line = self._closed_form()
+            best = self._scan() if line is None else line
+        else:
+            best = self._climb(self._starts(random))
+        return self._settle(best)
+
+    def value(self, point: Vector) -> float:
+        """Mean similarity at `point`."""
+        return float(self._values(point[None])[0])
+
+    def value_and_gradient(self, point: Vector) -> tuple[float, Vector]:
+        """Mean similarity at `point` and its derivatives by the parameters."""
+        coefficients, jacobian = self._expand(point)
+        weighted = (self._products @ coefficients[:, :, None])[:, :, 0]
+        linear = self._sum((self._with_target * coefficients).sum(dim=-1))
+        quadratic = self._sum((weighted * coefficients).sum(dim=-1))
+        norm = torch.sqrt(quadratic.clamp_min(0) * self._target)
+        safe = norm > 0
+        inverse = torch.where(safe, 1 / norm.clamp_min(1e-300), torch.zeros_like(norm))
+        cosine = linear * inverse
+        # d cos = (dl - l dq / 2q) / norm; by each alpha of the group's own block.
+        slope = (jacobian * self._with_target).sum(dim=-1) * inverse[self._block]
+        ratio = torch.where(safe, cosine / quadratic.clamp_min(1e-300), torch.zeros_like(cosine))
+        slope -= (jacobian * weighted).sum(dim=-1) * ratio[self._block]
+        gradient = torch.einsum("pag,ag->p", self._moves, slope) / len(self._blocks)
+        return float(cosine.mean()), gradient.numpy()
+
+    def _values(self, points: Vector) -> Vector:
+        """Mean similarity at each of points [n, parameters]."""
+        coefficients = self._space.coefficients(torch.from_numpy(points))
+        linear = torch.einsum("ngk,gk->ng", coefficients, self._with_target)
+        quadratic = torch.einsum("ngk,gkl,ngl->ng", coefficients, self._products, coefficients)
+        norm = torch.sqrt(self._sum(quadratic).clamp_min(0) * self._target)
+        cosine = torch.where(norm > 0, self._sum(linear) / norm.clamp_min(1e-300), torch.zeros_like(norm))
+        values: Vector = cosine.mean(dim=-1).numpy()
+        return values
+
+    def _closed_form(self) -> Vector | None:
+        """The best value of a single alpha if it moves one block along a line; None if not.
+
+        With products p + q a with the target and u + 2 v a + w a^2 with itself, the derivative of
+        (p + q a) / sqrt(u + 2 v a + w a^2) vanishes only at a = (q u - p v) / (p w - q v).
+        """
+        if len(self._blocks) != 1:
+            return None
+        low, high = float(self._low[0]), float(self._high[0])
+        ends = torch.tensor([[low], [high], [(low + high) / 2]], dtype=torch.float64)
+        first, last, middle = self._space.coefficients(ends)
+        if not torch.allclose(middle, (first + last) / 2, rtol=0, atol=1e-12):
+            return None
+        origin, direction = first, last - first
+        p, q = (float((self._with_target * vector).sum()) for vector in (origin, direction))
+        u, v, w = (
+            float(torch.einsum("gk,gkl,gl->", one, self._products, other))
+            for one, other in ((origin, origin), (origin, direction), (direction, direction))
+        )
+        candidates = [self._start[0], low, high]
+        divisor = p * w - q * v
+        if divisor != 0 and 0 < (share := (q * u - p * v) / divisor) < 1:
+            candidates.append(low + share * (high - low))
+        points = np.array(candidates)[:, None]
+        values = self._values(points)
+        # The stationary point and the bounds by value; a starting value that is as good stays.
+        best = int(np.argmax(values))
+        return points[0] if values[0] >= values[best] - _EQUAL else points[best]
+
+    def _scan(self) -> Vector:
+        points = np.linspace(self._low, self._high, _SCAN)
+        values = self._values(points)
+        peaks = [
+            index
+            for index in range(_SCAN)
+            if values[index] >= values[max(index - 1, 0)] and values[index] >= values[min(index + 1, _SCAN - 1)]
+        ]
+        best = sorted(peaks, key=lambda index: -values[index])[:4]
+        return self._climb([self._start, *(points[index] for index in best)])
+
+    def _starts(self, random: np.random.Generator) -> list[Vector]:
+        spread = random.uniform(self._low, self._high, (_RANDOM_STARTS, len(self._low)))
+        return [self._start, (self._low + self._high) / 2, *spread]
+
+    def _climb(self, starts: Sequence[Vector]) -> Vector:
+        reached = [self._ascend(start) for start in starts]
+        values = np.array([self.value(point) for point in reached])
+        # The first start is the starting values: what it reaches is kept if nothing is better.
+        good = [point for point, value in zip(reached, values, strict=True) if value >= values.max() - _EQUAL]
+        return good[0]
+
+    def _ascend(self, start: Vector) -> Vector:
+        # In units of what is left to gain: a cosine of weights spans only 1e-4, too little for a solver's tolerances.
+        unit = max(1.0 - self.value(start), 1e-12)
+
+        def negative(point: Vector) -> tuple[float, Vector]:
+            value, gradient = self.value_and_gradient(point)
+            return (1.0 - value) / unit, -gradient / unit
+
+        bounds = list(zip(self._low, self._high, strict=True))
+        options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-16, "gtol": 1e-12, "maxcor": 30, "maxls": 40}
+        result = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        return np.clip(np.asarray(result.x, dtype=np.float64), self._low, self._high)
+
+    def _settle(self, best: Vector) -> tuple[Vector, Vector]:
+        """Move along flat directions to the smallest |merged - target|, then towards the starting values."""
+        directions = self._flat_directions(best)
+        for _ in range(50):
+            if directions.shape[1] == 0:
+                break
+            moved = np.clip(best + self._flat_step(best, directions), self._low, self._high)
+            if np.abs(moved - best).max() < 1e-12:
+                break
+            if self.value(moved) < self.value(best) - _EQUAL:
+                moved = self._ascend(moved)
+            if not self._prefers(moved, best):
+                break
+            best, directions = moved, self._flat_directions(moved)
+        return best, directions
+
+    def _prefers(self, moved: Vector, best: Vector) -> bool:
+        if self.value(moved) < self.value(best) - _EQUAL:
+            return False
+        new, old = self._distance(moved), self._distance(best)
+        if abs(new - old) > 1e-12 * max(old, 1e-300):
+            return new < old
+        return float(np.linalg.norm(moved - self._start)) < float(np.linalg.norm(best - self._start))
+
+    def _flat_directions(self, point: Vector) -> Vector:
+        """Directions in which the *direction* of the merged vector does not change, whatever the target."""
+        metric, _, _ = self._metrics(point)
+        return _null_space(metric)
+
+    def _flat_step(self, point: Vector, directions: Vector) -> Vector:
+        _, curvature, slope = self._metrics(point)
+        inner = directions.T @ curvature @ directions
+        undetermined = _null_space(inner, against=float(np.abs(curvature).max(initial=0.0)))
+        towards_target = -np.linalg.pinv(inner, rcond=1e-9, hermitian=True) @ (directions.T @ slope)
+        towards_start = undetermined @ (undetermined.T @ (directions.T @ (self._start - point)))
+        return np.asarray(directions @ (towards_target + towards_start))
+
+    def _metrics(self, point: Vector) -> tuple[Vector, Vector, Vector]:
+        """Of the merged vectors m(x): how fast their directions turn and they themselves move (Gauss-Newton, both
+        [parameters, parameters]), and the gradient of sum |m - target|^2 / (2 |target|^2) over the blocks.
+        """
+        coefficients, jacobian = self._expand(point)
+        blocks = len(self._blocks)
+        per_parameter = torch.einsum("pag,agk->pgk", self._moves, jacobian)
+        weighted = (self._products @ coefficients[:, :, None])[:, :, 0]
+        along = torch.zeros(len(self._low), blocks, dtype=torch.float64)
+        along.index_add_(1, self._block, (per_parameter * weighted).sum(dim=-1))
+        pairs = torch.einsum("pgk,gkl,qgl->pqg", per_parameter, self._products, per_parameter)
+        moving = torch.zeros(*pairs.shape[:2], blocks, dtype=torch.float64).index_add(2, self._block, pairs)
+        quadratic = self._sum((weighted * coefficients).sum(dim=-1)).clamp_min(1e-300)
+        turning = (moving - along[:, None] * along[None] / quadratic) / quadratic
+        pulled = torch.zeros_like(along).index_add(1, self._block, (per_parameter * self._with_target).sum(dim=-1))
+        slope = ((along - pulled) / self._target).sum(dim=-1)
+        return turning.sum(dim=-1).numpy(), (moving / self._target).sum(dim=-1).numpy(), slope.numpy()
+
+    def _distance(self, point: Vector) -> float:
+        coefficients, _ = self._expand(point)
+        weighted = (self._products @ coefficients[:, :, None])[:, :, 0]
+        quadratic = self._sum((weighted * coefficients).sum(dim=-1))
+        linear = self._sum((self._with_target * coefficients).sum(dim=-1))
+        return float(((quadratic - 2 * linear) / self._target + 1).sum())
+
+    def _expand(self, point: Vector) -> tuple[torch.Tensor, torch.Tensor]:
+        alphas = self._space.alphas(torch.from_numpy(np.asarray(point, dtype=np.float64))[None])[0]
+        return self._space.algebra.jacobian(alphas)
+
+    def _sum(self, by_group: torch.Tensor) -> torch.Tensor:
+        sums = torch.zeros(*by_group.shape[:-1], len(self._blocks), dtype=torch.float64)
+        return sums.index_add(-1, self._block, by_group)
+
+
+def _null_space(matrix: Vector, against: float | None = None) -> Vector:
+    """Orthonormal columns that span the null space of a symmetric positive semi-definite matrix."""
+    if matrix.size == 0:
+        return np.zeros((matrix.shape[0], 0))
+    values, vectors = np.linalg.eigh(matrix)
+    largest = float(values.max(initial=0.0)) if against is None else max(float(values.max(initial=0.0)), against)
+    return np.asarray(vectors[:, values <= _FLAT * max(largest, 1e-300)])

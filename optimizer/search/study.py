@@ -1,0 +1,265 @@
+"""Studies as YAML files, and what each of their stages searches and scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+
+from pydantic import Field, StrictInt, StrictStr
+
+from optimizer.checkpoints.layout import Layout
+from optimizer.errors import InputError, StudyError
+from optimizer.recipes import Recipe, load_recipe, locate, locate_models
+from optimizer.recipes.yaml_files import UserFile, read_yaml, validate
+from optimizer.search.samplers import SAMPLERS
+from optimizer.search.space import Parameter, parameters_of
+from optimizer.similarity import METRICS
+
+__all__ = ["DEFAULT_SEED", "Stage", "Study", "load_study", "study_file"]
+
+# The seed of the article's attention similarity.
+DEFAULT_SEED = 114514
+_DEFAULT_TRIALS = 60
+_STRATEGIES = ("stepwise", "joint")
+
+
+class _TargetEntry(UserFile):
+    file: StrictStr
+
+
+class _StageEntry(UserFile):
+    name: StrictStr
+    steps: list[StrictStr] | None = None
+    blocks: str | list[str] | None = None
+    metric: str = "delta"
+    elsewhere: str | None = None
+    strategy: str = "joint"
+    trials: StrictInt = _DEFAULT_TRIALS
+    sampler: str = "tpe"
+    seeds: list[StrictInt] = Field(default_factory=lambda: [DEFAULT_SEED])
+
+
+class _StudyFile(UserFile):
+    recipe: StrictStr
+    target: _TargetEntry
+    base: str | None = None
+    seed: StrictInt = 0
+    stages: list[_StageEntry]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One search: `parameters` of `steps`, scored on `measured` = ((metric, blocks), ...).
+
+    `outputs` are the steps whose results are scored, one Optuna study each: every step in turn (stepwise), or only the
+    last (joint). `trials` is the number of completed trials of each Optuna study; `seeds` those of the random inputs.
+    """
+
+    name: str
+    steps: tuple[str, ...]
+    measured: tuple[tuple[str, tuple[str, ...]], ...]
+    strategy: str
+    trials: int
+    sampler: str
+    seeds: tuple[int, ...]
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """All scored blocks, in the order of the scores."""
+        return tuple(block for _, blocks in self.measured for block in blocks)
+
+    @property
+    def metric(self) -> str:
+        """What the total is called: the metric, or both joined by +."""
+        return "+".join(name for name, _ in self.measured)
+
+    @property
+    def searches(self) -> tuple[tuple[str, str, tuple[Parameter, ...]], ...]:
+        """(Optuna study name, scored step, parameters), in the order in which they run."""
+        if self.strategy == "joint":
+            return ((self.name, self.steps[-1], self.parameters),)
+        own = ((step, tuple(entry for entry in self.parameters if entry.step == step)) for step in self.steps)
+        return tuple((f"{self.name}/{step}", step, parameters) for step, parameters in own if parameters)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A recipe with holes, the target it is fitted to, and the stages of the search. `folder` takes the results."""
+
+    folder: Path
+    recipe: Recipe
+    sources: dict[str, Path]
+    target: Path
+    target_file: str
+    base: str | None
+    seed: int
+    stages: tuple[Stage, ...]
+
+    def with_trials(self, trials: int) -> "Study":
+        """The same study with this budget of completed trials for each of its Optuna studies."""
+        if trials < 1:
+            raise StudyError(f"--trials: received {trials}; must be at least 1")
+        return replace(self, stages=tuple(replace(stage, trials=trials) for stage in self.stages))
+
+
+def study_file(path: Path) -> Path:
+    """The YAML file of the study that a user names by the file or by its folder."""
+    return path / "study.yaml" if path.is_dir() else path
+
+
+def load_study(path: Path, folders: Sequence[Path] = ()) -> Study:
+    """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
+
+    Raises InputError with one line for each problem.
+    """
+    path = study_file(path)
+    data = read_yaml(path, StudyError)
+    entry = validate(_StudyFile, data, path, StudyError)
+    recipe_path = path.parent / entry.recipe.replace("\\", "/")
+    recipe = load_recipe(recipe_path)
+    problems: list[str] = []
+    stages: list[Stage] = []
+    base = entry.base if entry.base is not None else ("base" if "base" in recipe.models else None)
+    if base is not None and base not in recipe.models:
+        problems.append(f"base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
+    if not entry.stages:
+        problems.append("stages: empty; a study needs at least one stage")
+    for name in {stage.name for stage in entry.stages}:
+        if sum(stage.name == name for stage in entry.stages) > 1:
+            problems.append(f"stages.{name}: defined twice")
+    for stage in entry.stages:
+        try:
+            stages.append(_read_stage(stage, recipe, base))
+        except InputError as error:
+            problems += [f"stages.{stage.name}.{problem}" for problem in error.problems]
+    if not problems:
+        problems += _unsearched(recipe, stages)
+    if problems:
+        raise StudyError(f"{path}: {problem}" for problem in problems)
+    used = dict.fromkeys(name for stage in stages for name in recipe.sources(stage.steps[-1]))
+    used |= dict.fromkeys(name for stage in stages for step in stage.steps for name in recipe.sources(step))
+    if base is not None:
+        used[base] = None
+    files = {name: recipe.models[name].file for name in recipe.models if name in used}
+    sources = locate_models(files, recipe_path.parent, folders, named_in=recipe_path)
+    target = locate(entry.target.file, path.parent, folders)
+    if target is None:
+        looked = ", ".join(str(folder) for folder in (path.parent, *folders))
+        raise StudyError(f"{path}: target.file: {entry.target.file!r} not found; looked in {looked}")
+    for name, source in sources.items():
+        if source.resolve() == target.resolve():
+            raise StudyError(
+                f"{path}: target.file: {entry.target.file!r} is the recipe's source {name!r} too; "
+                "the target may not be among the sources"
+            )
+    return Study(path.parent, recipe, sources, target, entry.target.file, base, entry.seed, tuple(stages))
+
+
+def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
+    problems = []
+    for field, value, known in (
+        ("metric", entry.metric, METRICS),
+        ("elsewhere", entry.elsewhere, METRICS),
+        ("strategy", entry.strategy, _STRATEGIES),
+        ("sampler", entry.sampler, SAMPLERS),
+    ):
+        if value is not None and value not in known:
+            problems.append(f"{field}: received {value!r}; there are {', '.join(known)}")
+        elif value in METRICS and METRICS[value].needs_base and base is None:
+            problems.append(f"{field}: {value!r} needs `base`, the model that differences are taken from")
+    if entry.trials < 1:
+        problems.append(f"trials: received {entry.trials}; must be at least 1")
+    if not entry.seeds or min(entry.seeds) < 0:
+        problems.append(f"seeds: received {entry.seeds}; must be one or more whole numbers from 0 up")
+    steps = _stage_steps(entry, recipe, problems)
+    if problems:
+        raise StudyError(problems)
+    free = parameters_of(recipe, steps)
+    measured = _measured(entry, recipe.layout, free)
+    scored = {block for _, blocks in measured for block in blocks}
+    return Stage(
+        name=entry.name,
+        steps=steps,
+        measured=measured,
+        strategy=entry.strategy,
+        trials=entry.trials,
+        sampler=entry.sampler,
+        seeds=tuple(entry.seeds),
+        parameters=tuple(parameter for parameter in free if scored & set(parameter.blocks)),
+    )
+
+
+def _stage_steps(entry: _StageEntry, recipe: Recipe, problems: list[str]) -> tuple[str, ...]:
+    """The stage's steps in the order of evaluation."""
+    order = _evaluation_order(recipe)
+    free = [name for name in order if parameters_of(recipe, [name])]
+    if entry.steps is None:
+        if not free:
+            problems.append("steps: the recipe has no free alpha; write `alpha: {search: [0, 1]}` in a step")
+        return tuple(free)
+    for name in entry.steps:
+        if name not in order:
+            problems.append(f"steps: received {name!r}; the recipe's steps are {', '.join(order)}")
+        elif name not in free:
+            problems.append(f"steps: {name!r} has no free alpha; write `alpha: {{search: [0, 1]}}` there")
+    chosen = tuple(name for name in free if name in entry.steps)
+    if entry.strategy == "joint" and chosen:
+        apart = [name for name in chosen if name not in {step.name for step in recipe.ancestors(chosen[-1])}]
+        problems += [f"steps: {name!r} does not lead to {chosen[-1]!r}, which a joint stage scores" for name in apart]
+    return chosen
+
+
+def _evaluation_order(recipe: Recipe) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for step in recipe.steps:
+        names |= dict.fromkeys(inner.name for inner in recipe.ancestors(step.name))
+    return tuple(names)
+
+
+def _measured(
+    entry: _StageEntry, layout: Layout, free: Sequence[Parameter]
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Which metric scores which blocks. `elsewhere` takes the moved blocks that the stage's metric cannot see."""
+    seen = METRICS[entry.metric].sees(layout)
+    moved = {block for parameter in free for block in parameter.blocks}
+    own = {parameter.blocks[0]: parameter.name for parameter in free if not parameter.free.tie}
+    beyond = () if entry.elsewhere is None else METRICS[entry.elsewhere].sees(layout)
+    listed = set(moved) if entry.blocks is None else set(layout.parse_blocks(entry.blocks))
+    problems = []
+    if entry.blocks is not None:
+        problems += [
+            f"blocks: {block} cannot be measured by {entry.metric!r}, which sees {layout.describe_blocks(seen)}; "
+            "leave it out or name a metric that sees it as `elsewhere`"
+            for block in layout.blocks
+            if block in listed and block not in seen and block not in beyond
+        ]
+        listed |= {block for block in own if block not in seen}
+    problems += [
+        f"metric: nothing sees {block}, which {own[block]} would be searched on: {entry.metric!r} sees "
+        f"{layout.describe_blocks(seen)}" + ("" if entry.elsewhere else "; name another metric for it as `elsewhere`")
+        for block in layout.blocks
+        if block in own and block not in seen and block not in beyond
+    ]
+    if problems:
+        raise StudyError(dict.fromkeys(problems))
+    first = tuple(block for block in seen if block in listed)
+    second = tuple(block for block in beyond if block in listed and block not in first)
+    if not first and not second:
+        raise StudyError(f"blocks: none of the moved blocks is seen by {entry.metric!r}")
+    pairs = ((entry.metric, first), (entry.elsewhere or "", second))
+    return tuple((name, blocks) for name, blocks in pairs if blocks)
+
+
+def _unsearched(recipe: Recipe, stages: Sequence[Stage]) -> list[str]:
+    """A block's own free alpha that no stage scores would stay where it starts, unsaid."""
+    searched = {parameter.name for stage in stages for parameter in stage.parameters}
+    wanted = dict.fromkeys(step for stage in stages for step in stage.steps)
+    missed = [parameter for parameter in parameters_of(recipe, wanted) if parameter.name not in searched]
+    return [
+        f"{parameter.name}: no stage scores {recipe.layout.describe_blocks(parameter.blocks)}; "
+        "add it to a stage's `blocks`, or give the alpha a number"
+        for parameter in missed
+    ]
+
+

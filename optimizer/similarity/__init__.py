@@ -1,0 +1,28 @@
+"""How close a candidate is to the target: one metric a file behind one protocol, scored from coefficients.
+
+May import torch, `optimizer.checkpoints` and `optimizer.recipes`; never Optuna or search.
+"""
+
+from optimizer.similarity.attention import AttentionMetric
+from optimizer.similarity.comparison import Comparison, open_comparison
+from optimizer.similarity.metric import METRICS, Combined, Metric, MetricKind, build_metric
+from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, QuadraticMetric, WeightsMetric
+from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics
+
+__all__ = [
+    "METRICS",
+    "AttentionMetric",
+    "Combined",
+    "Comparison",
+    "DeltaMetric",
+    "ElementsMetric",
+    "Metric",
+    "MetricKind",
+    "QuadraticMetric",
+    "Statistics",
+    "WeightsMetric",
+    "build_metric",
+    "gram_matrix",
+    "measure_statistics",
+    "open_comparison",
+]

@@ -1,0 +1,107 @@
+"""What a similarity compares: the sources that candidates are combined from, and the target, opened together."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from optimizer.checkpoints import Checkpoint, open_checkpoint
+from optimizer.checkpoints.layout import Layout
+from optimizer.errors import CheckpointError
+from optimizer.recipes import Group, Part, plan_parts
+
+__all__ = ["Comparison", "open_comparison"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sources and a target of one layout, with the tensors of the sources that merge, put into groups.
+
+    `base` is the checkpoint that differences are taken from; None if the caller has none, and then the first source
+    serves as the numerical reference, but nothing may be scored by `delta`. `seeds` are those of the random inputs of
+    the attention metric. `device` is where the metrics compute. `progress(what, done, total)` is called now and then.
+    """
+
+    layout: Layout
+    sources: Mapping[str, Checkpoint]
+    target: Checkpoint
+    base: Checkpoint | None
+    parts: tuple[Part, ...]
+    groups: tuple[Group, ...]
+    device: torch.device
+    seeds: tuple[int, ...]
+    progress: Progress = field(default=lambda what, done, total: None)
+
+    @property
+    def reference(self) -> Checkpoint:
+        """The checkpoint that differences are taken from for the sake of accuracy."""
+        return self.base if self.base is not None else next(iter(self.sources.values()))
+
+    def scored_parts(self, blocks: Iterable[str]) -> tuple[Part, ...]:
+        """The parts of these blocks that count in a similarity and that the target holds too.
+
+        Raises CheckpointError if the target holds nothing of one of the blocks, or a tensor in another shape.
+        """
+        wanted = tuple(blocks)
+        parts = [part for part in self.parts if part.scored and part.block in wanted]
+        problems = [
+            f"{self.target.path}: tensor {part.name!r} has shape {list(self.target.tensors[part.name].shape)}, but "
+            f"{list(part.shape)} in {list(self.sources.values())[part.holders[0]].path}"
+            for part in parts
+            if part.name in self.target.tensors and part.channels is None and not part.held_by(self.target)
+        ]
+        held = tuple(part for part in parts if part.held_by(self.target))
+        problems += [
+            f"{self.target.path}: holds no tensor of {block} that a source holds too, so {block} cannot be scored"
+            for block in wanted
+            if not any(part.block == block for part in held)
+        ]
+        if problems:
+            raise CheckpointError(problems[:8])
+        return held
+
+    def group_of(self, part: Part) -> int:
+        """The row of `part` in coefficients."""
+        return self.groups.index(Group(part.block, part.holders))
+
+
+@contextmanager
+def open_comparison(
+    layout: Layout,
+    sources: Mapping[str, Path],
+    target: Path,
+    *,
+    base: Path | None = None,
+    mapping: str = "supermerger",
+    device: torch.device | None = None,
+    seeds: Iterable[int] = (114514,),
+    progress: Progress | None = None,
+) -> Iterator[Comparison]:
+    """Open the checkpoints and plan which tensors are compared; they are closed when the context ends.
+
+    `base` may be one of the sources or another file. Raises CheckpointError for files that do not fit each other.
+    """
+    with ExitStack() as stack:
+        opened = {name: stack.enter_context(open_checkpoint(path, layout=layout)) for name, path in sources.items()}
+        target_opened = stack.enter_context(open_checkpoint(target, layout=layout))
+        base_opened = None
+        if base is not None:
+            base_opened = next((opened[name] for name, path in sources.items() if path == base), None)
+            if base_opened is None:
+                base_opened = stack.enter_context(open_checkpoint(base, layout=layout))
+        parts = plan_parts(layout, mapping, list(opened.values()))
+        yield Comparison(
+            layout=layout,
+            sources=opened,
+            target=target_opened,
+            base=base_opened,
+            parts=parts,
+            groups=Group.of(parts),
+            device=device or torch.device("cpu"),
+            seeds=tuple(seeds),
+            **({"progress": progress} if progress else {}),
+        )

@@ -1,0 +1,125 @@
+"""What every metric offers, and the registry of them: a new metric is one file and one line in `METRICS`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from optimizer.checkpoints.layout import Layout
+from optimizer.errors import StudyError
+from optimizer.similarity.attention import AttentionMetric
+from optimizer.similarity.comparison import Comparison
+from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, WeightsMetric
+from optimizer.similarity.statistics import Statistics
+
+__all__ = ["METRICS", "Combined", "Metric", "MetricKind", "build_metric"]
+
+
+class Metric(Protocol):
+    """Scores candidates given as coefficients; nothing is merged.
+
+    `blocks` are the blocks it scores, in the order of the scores' last axis.
+    """
+
+    @property
+    def blocks(self) -> tuple[str, ...]: ...
+
+    def score(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Similarities in [-1, 1], float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
+        ...
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """A metric by name: which blocks of a layout it can see, and how it is made.
+
+    `reads_statistics` says that it is computed from Gram matrices, which several metrics share; `needs_base` that it is
+    defined only relative to a base; `needs_seed` that it draws random inputs.
+    """
+
+    name: str
+    title: str
+    sees: Callable[[Layout], tuple[str, ...]]
+    build: Callable[[Comparison, Statistics | None, tuple[str, ...]], Metric]
+    reads_statistics: bool = True
+    needs_base: bool = False
+    needs_seed: bool = False
+
+
+def _everything(layout: Layout) -> tuple[str, ...]:
+    return layout.blocks
+
+
+def _with_attention(layout: Layout) -> tuple[str, ...]:
+    return tuple(layout.attention)
+
+
+def _from_statistics(kind: type[WeightsMetric] | type[DeltaMetric] | type[ElementsMetric]) -> Callable[..., Metric]:
+    def build(comparison: Comparison, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
+        assert statistics is not None
+        return kind(statistics, comparison.groups, blocks)
+
+    return build
+
+
+def _attention(comparison: Comparison, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
+    return AttentionMetric(comparison, blocks)
+
+
+METRICS: dict[str, MetricKind] = {
+    kind.name: kind
+    for kind in (
+        MetricKind("weights", "cosine of the weights", _everything, _from_statistics(WeightsMetric)),
+        MetricKind(
+            "delta", "cosine of the differences from the base", _everything, _from_statistics(DeltaMetric), needs_base=True
+        ),
+        MetricKind("elements", "mean cosine per tensor", _everything, _from_statistics(ElementsMetric)),
+        MetricKind(
+            "attention",
+            "cosine of self-attention outputs on random inputs",
+            _with_attention,
+            _attention,
+            reads_statistics=False,
+            needs_seed=True,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Several metrics, each on blocks of its own, as one; blocks in the order of the metrics."""
+
+    metrics: Sequence[Metric]
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks of all metrics."""
+        return tuple(block for metric in self.metrics for block in metric.blocks)
+
+    def score(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
+        return torch.cat([metric.score(coefficients) for metric in self.metrics], dim=1)
+
+
+def build_metric(
+    name: str, comparison: Comparison, blocks: Sequence[str], statistics: Statistics | None = None
+) -> Metric:
+    """The metric of this name over `blocks`, in layout order or, for attention, in the order it evaluates them.
+
+    `statistics` must cover the blocks where the metric reads them. Raises StudyError for a name that is unknown, a block
+    that the metric cannot see, or a missing base.
+    """
+    if name not in METRICS:
+        raise StudyError(f"metric: received {name!r}; there are {', '.join(METRICS)}")
+    kind = METRICS[name]
+    visible = kind.sees(comparison.layout)
+    unseen = [block for block in blocks if block not in visible]
+    if unseen:
+        raise StudyError(
+            f"{unseen[0]} cannot be measured by {name!r}; it sees {comparison.layout.describe_blocks(visible)}"
+        )
+    if kind.needs_base and comparison.base is None:
+        raise StudyError(f"metric {name!r} needs a base, the model that differences are taken from")
+    return kind.build(comparison, statistics, tuple(block for block in visible if block in blocks))

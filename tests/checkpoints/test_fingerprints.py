@@ -1,0 +1,162 @@
+"""Fingerprints, file hashes and their cache."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from optimizer.checkpoints import HashCache, default_cache_folder, fingerprint, open_checkpoint, sha256, short_hash
+from optimizer.errors import CheckpointError
+
+
+def fingerprint_of(path, cache=None):
+    """The fingerprint of the file at `path`."""
+    with open_checkpoint(path) as checkpoint:
+        return fingerprint(checkpoint, cache)
+
+
+class TestFingerprint:
+    """The identity of tensors."""
+
+    def test_definition(self, tmp_path):
+        """It is the sha256 over name, dtype, shape and both ends of each tensor, in the order of names."""
+        save_file(
+            {"b": torch.arange(1024.0), "a": torch.tensor(7, dtype=torch.uint8)},  # 4096 bytes: exactly two ends
+            tmp_path / "a.safetensors",
+        )
+        numbers = torch.arange(1024.0).numpy().tobytes()
+
+        expected = hashlib.sha256(b'["a", "uint8", []]' + b"\x07\x07" + b'["b", "float32", [1024]]' + numbers)
+        assert expected.hexdigest() == fingerprint_of(tmp_path / "a.safetensors")
+
+    def test_same_tensors(self, tmp_path, write_sd1):
+        """Format, order, metadata and the spelling of the text encoder's names make no difference."""
+        text = "cond_stage_model.transformer."
+        tensors = write_sd1(tmp_path / "a.safetensors")
+        write_sd1(tmp_path / "b.safetensors", metadata={"title": "x"}, rename={text + "text_model.": text})
+        write_sd1(tmp_path / "c.ckpt")
+        torch.save(dict(reversed(tensors.items())), tmp_path / "d.pt", _use_new_zipfile_serialization=False)
+
+        assert len({fingerprint_of(path) for path in tmp_path.iterdir()}) == 1
+
+    def test_different_tensors(self, tmp_path, write_sd1):
+        """Another value at either end, dtype, shape, name or set of tensors makes another fingerprint."""
+        name = "model.diffusion_model.input_blocks.0.0.weight"
+        value = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)).repeat(8, 1, 1, 1)
+        first, last = value.clone(), value.clone()
+        first[0, 0, 0, 0] += 1
+        last[-1, -1, -1, -1] += 1
+        for number, changed in enumerate((value, first, last, value.half(), value.reshape(32, 8, 3, 3))):
+            write_sd1(tmp_path / f"{number}.safetensors", overrides={name: changed})
+        write_sd1(tmp_path / "less.safetensors", overrides={name: value}, vae=False)
+        write_sd1(tmp_path / "renamed.safetensors", overrides={name: value}, rename={"first_stage_model": "vae"})
+
+        assert len({fingerprint_of(path) for path in tmp_path.iterdir()}) == 7
+
+
+class TestSha256:
+    """The identity of files."""
+
+    def test_value(self, tmp_path):
+        """A file larger than the buffer has the hash that hashlib gives, and the short hash is its beginning."""
+        content = os.urandom(5_000_001)
+        (tmp_path / "a").write_bytes(content)
+        expected = hashlib.sha256(content).hexdigest()
+
+        assert expected == sha256(tmp_path / "a")
+        assert expected[:10] == short_hash(expected)
+
+    def test_missing_file(self, tmp_path):
+        """A file that cannot be read is a CheckpointError that names it."""
+        with pytest.raises(CheckpointError, match=r"missing\.ckpt: cannot be read"):
+            sha256(tmp_path / "missing.ckpt")
+
+
+class TestHashCache:
+    """Hashes that are remembered."""
+
+    def test_remembers(self, tmp_path, write_sd1):
+        """Both hashes are found by another object and through another spelling of the path, without being computed."""
+        path = tmp_path / "a.safetensors"
+        write_sd1(path)
+        cache = HashCache(tmp_path / "cache" / "hashes.json")
+        values = sha256(path, cache), fingerprint_of(path, cache)
+        again = HashCache(cache.file)
+        detour = tmp_path / "cache" / ".." / "a.safetensors"
+
+        assert values == (again.look_up(detour, "sha256"), again.look_up(path, "fingerprint"))
+
+    def test_is_used(self, tmp_path, write_sd1):
+        """What the cache says is returned as long as the file is unchanged."""
+        path = tmp_path / "a.safetensors"
+        write_sd1(path)
+        cache = HashCache(tmp_path / "hashes.json")
+        cache.store(path, "sha256", "remembered", {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns})
+
+        assert sha256(path, cache) == "remembered"
+
+    @pytest.mark.parametrize("same_size", [True, False])
+    def test_changed_file(self, tmp_path, same_size):
+        """A file with another size or modification time is hashed again."""
+        path, cache = tmp_path / "a", HashCache(tmp_path / "hashes.json")
+        path.write_bytes(b"old")
+        sha256(path, cache)
+        path.write_bytes(b"new" if same_size else b"newer")
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + (10**9 if same_size else 0)))
+
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256(path, cache)
+        assert sha256(path, cache) == HashCache(cache.file).look_up(path, "sha256")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"{",
+            b"\xff",
+            b"[]",
+            b'{"version": 1, "files": []}',
+            b'{"version": 1, "files": {"PATH": 3}}',
+            b"[" * 9999,
+        ],
+    )
+    def test_broken_cache(self, tmp_path, content):
+        """A cache file with nonsense in it is ignored, and replaced by a good one."""
+        path, cache = tmp_path / "a", HashCache(tmp_path / "hashes.json")
+        path.write_bytes(b"x")
+        cache.file.write_bytes(content.replace(b"PATH", json.dumps(str(path)).strip('"').encode()))
+        expected = hashlib.sha256(b"x").hexdigest()
+
+        assert expected == sha256(path, cache)
+        assert expected == cache.look_up(path, "sha256")
+
+    def test_unwritable_cache(self, tmp_path):
+        """A cache that cannot be written does not keep a file from being hashed."""
+        (tmp_path / "a").write_bytes(b"x")
+        cache = HashCache(tmp_path / "a" / "hashes.json")  # a file stands where the folder would be
+
+        assert hashlib.sha256(b"x").hexdigest() == sha256(tmp_path / "a", cache)
+
+
+class TestDefaultCacheFolder:
+    """Where the cache lies."""
+
+    def test_chosen(self, monkeypatch, tmp_path):
+        """BLOCKFIT_CACHE decides."""
+        monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path))
+
+        assert tmp_path == default_cache_folder()
+
+    @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the XDG convention")
+    @pytest.mark.parametrize(("xdg", "expected"), [("/caches", "/caches/blockfit"), ("", "/home/me/.cache/blockfit")])
+    def test_xdg(self, monkeypatch, xdg, expected):
+        """Without it, XDG_CACHE_HOME or ~/.cache does; an empty variable counts as unset."""
+        monkeypatch.setenv("BLOCKFIT_CACHE", "")
+        monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+        monkeypatch.setenv("HOME", "/home/me")
+
+        assert Path(expected) == default_cache_folder()

@@ -1,0 +1,186 @@
+"""What an inspection says about a checkpoint."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from optimizer.checkpoints import HashCache, find_not_finite, inspect_checkpoint, open_checkpoint, sha256
+from optimizer.errors import CheckpointError
+
+TEXT = "cond_stage_model.transformer.text_model."
+IDS = TEXT + "embeddings.position_ids"
+RIGHT = "they should be int64 0..76; a merge writes them so"
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+def unusual(tmp_path, write_sd1, **options):
+    """What is unusual about the checkpoint that `options` describe, on one line each."""
+    write_sd1(tmp_path / "a.safetensors", **options)
+    return list(inspect_checkpoint(tmp_path / "a.safetensors").unusual)
+
+
+def test_ordinary_checkpoint(tmp_path, write_sd1):
+    """Nothing is unusual about a plain checkpoint; its numbers are those of its tensors and its file."""
+    path = tmp_path / "a.safetensors"
+    tensors = write_sd1(
+        path, dtype=torch.float16, metadata={"recipe": '{"a": [1]}', "hash": "12e4", "bad": '{"a": NaN}'}
+    )
+
+    found = inspect_checkpoint(path)
+
+    assert found.unusual == ()
+    assert (str(path), path.stat().st_size, "safetensors", "sd1") == (
+        found.file,
+        found.size,
+        found.format,
+        found.layout,
+    )
+    assert {"float16": len(tensors) - 1, "int64": 1} == found.dtypes
+    assert len(tensors) == found.tensors
+    assert sum(tensor.numel() for tensor in tensors.values()) == found.parameters
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == found.sha256
+    assert found.sha256[:10] == found.short_hash
+    assert found.metadata == {"recipe": {"a": [1]}, "hash": "12e4", "bad": '{"a": NaN}'}
+
+
+def test_blocks(tmp_path, write_sd1):
+    """Blocks are listed in layout order with what merges in each: EMA copies and position_ids do not."""
+    write_sd1(tmp_path / "a.ckpt", ema=True, width=8)
+
+    blocks = inspect_checkpoint(tmp_path / "a.ckpt").blocks
+
+    assert list(blocks)[:3] == ["BASE", "IN00", "IN01"]
+    assert list(blocks)[13:15] == ["M00", "OUT00"]
+    assert blocks["IN00"] == {"tensors": 4, "parameters": 8 * 4 * 9 + 8 + 64 + 8}  # the convolution and time_embed
+    assert blocks["IN10"] == {"tensors": 2, "parameters": 16}
+    assert blocks["M00"] == {"tensors": 6, "parameters": 16 + 4 * 64}
+    text = 64 * 8 + 77 * 8 + 2 * (4 * 72 + 2 * 8 * 32 + 32 + 8 + 32) + 16
+    assert {"tensors": 2 + 2 * 16 + 2 + 4, "parameters": text + 8 * 27 + 8 + 3 * 72 + 3} == blocks["BASE"]
+
+
+def test_json(tmp_path, write_sd1):
+    """The dictionary survives a round through JSON."""
+    write_sd1(tmp_path / "a.safetensors", vae=False)
+    found = inspect_checkpoint(tmp_path / "a.safetensors").as_dict()
+
+    assert found == json.loads(json.dumps(found, allow_nan=False))
+    assert found["unusual"] == ["no VAE: a merge takes it from another input"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"vae": False}, "no VAE: a merge takes it from another input"),
+        ({"text_encoder": False}, "no text encoder: a merge takes it from another input"),
+        (
+            {"overrides": {FIRST: torch.ones(8, 9, 3, 3)}},
+            "9 input channels: an inpainting model, of which the first 4 channels merge",
+        ),
+        (
+            {"overrides": {"model.diffusion_model.out.0.bias": torch.tensor([1.0, float("nan")])}},
+            "NaN or infinite values in 'model.diffusion_model.out.0.bias': the model is damaged",
+        ),
+        (
+            {"overrides": {"model.diffusion_model.out.0.weight": torch.zeros(8)}},
+            "nothing but zeros in 'model.diffusion_model.out.0.weight'",
+        ),
+        (
+            {"overrides": {"model.diffusion_model.out.0.step": torch.ones(8, dtype=torch.int32)}},
+            "'model.diffusion_model.out.0.step': not floating-point; copied, never merged",
+        ),
+        (
+            {"overrides": {"model.diffusion_model.input_blocks.12.0.weight": torch.ones(1), "lora.a": torch.ones(1)}},
+            "'lora.a' and 1 more: no part of Stable Diffusion 1.x",
+        ),
+        (
+            {"overrides": {IDS: torch.arange(77).half().unsqueeze(0) * 0.5}},
+            f"position_ids are 77 values of float16, 76 of them wrong: {RIGHT}",
+        ),
+        (
+            {"overrides": {IDS: torch.arange(77).float().unsqueeze(0)}},
+            f"position_ids are 77 values of float32, 0 of them wrong: {RIGHT}",
+        ),
+        (
+            {"overrides": {"model.diffusion_model.out.0.weight": torch.ones(8).to(torch.float8_e4m3fn)}},
+            "1 tensors in float8_e4m3fn: too coarse to merge or to compare well",
+        ),
+    ],
+)
+def test_unusual(tmp_path, write_sd1, options, sentence):
+    """Each peculiarity is one sentence, and nothing else is said."""
+    assert [sentence] == unusual(tmp_path, write_sd1, **options)
+
+
+def test_ema(tmp_path, write_sd1, sd1_tensors):
+    """An EMA copy is counted, its integer counter is no surprise."""
+    copies = sum(name.startswith("model_ema.") for name in sd1_tensors(ema=True))
+
+    assert [f"an EMA copy of {copies} tensors: merges leave it alone"] == unusual(tmp_path, write_sd1, ema=True)
+
+
+def test_old_spelling(tmp_path, write_sd1, sd1_tensors):
+    """Text encoder names in the old spelling are told with an example."""
+    count = sum(name.startswith(TEXT) for name in sd1_tensors())
+
+    (sentence,) = unusual(tmp_path, write_sd1, rename={TEXT: "cond_stage_model.transformer."})
+
+    assert sentence.startswith(
+        f"{count} text encoder tensors under other names, such as 'cond_stage_model.transformer."
+    )
+
+
+def test_noise_schedule(tmp_path, write_sd1):
+    """LDM's noise schedule at the top level belongs to the layout."""
+    assert unusual(tmp_path, write_sd1, overrides={"betas": torch.ones(3), "alphas_cumprod": torch.ones(3)}) == []
+
+
+def test_unknown_layout(tmp_path):
+    """A file of another family is described as far as its names tell, without blocks."""
+    save_file({"conditioner.x": torch.ones(2)}, tmp_path / "a.safetensors")
+
+    found = inspect_checkpoint(tmp_path / "a.safetensors")
+
+    assert (found.layout, found.blocks) == (None, {})
+    assert found.unusual == ("unknown layout: it holds conditioner.* keys, as SDXL has",)
+
+
+def test_quick(tmp_path, write_sd1):
+    """Without reading in full, values are not judged, and the hash is given only where it is known."""
+    path, cache = tmp_path / "a.safetensors", HashCache(tmp_path / "hashes.json")
+    write_sd1(path, overrides={FIRST: torch.zeros(8, 4, 3, 3)})
+
+    before = inspect_checkpoint(path, cache=cache, full=False)
+    value = sha256(path, cache)
+    after = inspect_checkpoint(path, cache=cache, full=False)
+
+    assert (before.unusual, before.sha256, before.short_hash) == ((), None, None)
+    assert value == after.sha256
+
+
+def test_unusable_file(tmp_path):
+    """A file that is no checkpoint is the error that opening it gives."""
+    (tmp_path / "a.ckpt").write_bytes(b"<html>")
+
+    with pytest.raises(CheckpointError, match="web page"):
+        inspect_checkpoint(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_find_not_finite(tmp_path, dtype, value):
+    """The first tensor with a NaN or an infinity is found in every dtype; integers and empty tensors are fine."""
+    tensors = {
+        "a": torch.ones(3).to(dtype),
+        "b": torch.empty(0).to(dtype),
+        "c": torch.arange(3),
+        "d": torch.tensor([1.0, float(value)]).to(dtype),
+        "e": torch.tensor([float(value)]).to(dtype),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+
+    with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
+        assert find_not_finite(checkpoint, ["a", "b", "c", "d", "e"]) == "d"
+        assert find_not_finite(checkpoint, ["a", "b", "c"]) is None

@@ -1,0 +1,549 @@
+"""Reading checkpoints: every format and spelling, every broken file, and nothing that runs code."""
+# Programs that the tests themselves wrote are what is started here.
+# ruff: noqa: S603
+
+import json
+import os
+import pickle
+import re
+import runpy
+import struct
+import subprocess
+import sys
+import types
+import zipfile
+from collections import OrderedDict, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from optimizer.checkpoints import load_layout, open_checkpoint
+from optimizer.errors import CheckpointError
+
+TEXT = "cond_stage_model.transformer.text_model."
+OLD_TEXT = "cond_stage_model.transformer."
+
+
+def problem(path, layout=None):
+    """The one line that opening `path` fails with."""
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path, layout=layout)
+    (line,) = caught.value.problems
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    return line.removeprefix(f"{path}: ")
+
+
+def assert_same(expected, checkpoint):
+    """Every tensor of `expected` is in `checkpoint`: dtype, shape and bits."""
+    assert set(expected) == set(checkpoint.tensors)
+    for name, tensor in expected.items():
+        read = checkpoint.tensor(name)
+        info = checkpoint.tensors[name]
+        assert (tensor.dtype, tuple(tensor.shape)) == (read.dtype, tuple(read.shape)) == (info.dtype, info.shape)
+        assert tensor.contiguous().reshape(-1).view(torch.uint8).tolist() == read.reshape(-1).view(torch.uint8).tolist()
+
+
+ASSORTED = {
+    "double": torch.tensor([[1.5, float("nan")]], dtype=torch.float64),
+    "single": torch.tensor([0.1, -0.0, float("inf")]),
+    "half": torch.tensor([65504.0, 6e-8], dtype=torch.float16),
+    "brain": torch.tensor([3e38, 1e-40], dtype=torch.bfloat16),
+    "e4m3": torch.tensor([448.0, 0.015625]).to(torch.float8_e4m3fn),
+    "e5m2": torch.tensor([57344.0, 0.25]).to(torch.float8_e5m2),
+    "long": torch.tensor([-(2**62), 7]),
+    "byte": torch.tensor([255], dtype=torch.uint8),
+    "flags": torch.tensor([True, False]),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.empty(0, 4),
+}
+
+
+class TestFormats:
+    """What a checkpoint may be stored in."""
+
+    def test_safetensors(self, tmp_path):
+        """Every dtype, 0-d and empty tensors, and metadata come back from safetensors as stored."""
+        save_file(ASSORTED, tmp_path / "a.safetensors", {"title": "Ä"})
+        with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
+            assert_same(ASSORTED, checkpoint)
+            assert dict(checkpoint.metadata) == {"title": "Ä"}
+            assert (checkpoint.format, checkpoint.mapped, checkpoint.layout) == ("safetensors", True, None)
+
+    @pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"state_dict": t}, lambda t: {"module": {"model": t}}])
+    @pytest.mark.parametrize(("new", "kind"), [(True, "torch zip"), (False, "torch legacy")])
+    def test_torch(self, tmp_path, wrap, new, kind):
+        """Every dtype comes back from zip and older torch files, however the state dict is wrapped."""
+        # When torch wrote the older format, float8 did not exist.
+        tensors = {name: tensor for name, tensor in ASSORTED.items() if new or name not in ("e4m3", "e5m2")}
+        torch.save(wrap(OrderedDict(tensors)), tmp_path / "a.ckpt", _use_new_zipfile_serialization=new)
+        with open_checkpoint(tmp_path / "a.ckpt") as checkpoint:
+            assert_same(tensors, checkpoint)
+            assert (kind, new) == (checkpoint.format, checkpoint.mapped)
+
+    def test_entries_that_are_no_tensors(self, tmp_path):
+        """Counters, lists and settings beside the tensors are left out; parameters count as tensors."""
+        weight = torch.nn.Parameter(torch.ones(2))
+        torch.save({"state_dict": {"w": weight, "n": 3, "l": [1]}, "epoch": 2}, tmp_path / "a.pt")
+
+        with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+            assert list(checkpoint.tensors) == ["w"]
+            assert checkpoint.tensor("w").requires_grad is False
+
+    def test_views_are_contiguous(self, tmp_path):
+        """Transposed and shared tensors of a torch file are read as contiguous tensors with their own values."""
+        matrix = torch.arange(6.0).reshape(2, 3)
+        torch.save({"m": matrix, "t": matrix.T, "row": matrix[1]}, tmp_path / "a.pt")
+
+        with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+            assert_same({"m": matrix, "t": matrix.T, "row": matrix[1]}, checkpoint)
+            assert checkpoint.tensor("t").is_contiguous()
+
+    @pytest.mark.parametrize(("written", "named"), [("a.safetensors", "b.ckpt"), ("a.ckpt", "b.safetensors")])
+    def test_content_decides(self, tmp_path, write_sd1, written, named):
+        """A file with the wrong extension opens as what it is."""
+        tensors = write_sd1(tmp_path / written)
+        (tmp_path / written).rename(tmp_path / named)
+
+        with open_checkpoint(tmp_path / named) as checkpoint:
+            assert_same(tensors, checkpoint)
+
+    def test_compressed_zip(self, tmp_path, write_sd1):
+        """A torch file that another program has packed again, compressed, gives the right values."""
+        tensors = write_sd1(tmp_path / "a.ckpt")
+        with zipfile.ZipFile(tmp_path / "a.ckpt") as old, zipfile.ZipFile(tmp_path / "b.ckpt", "w", 8) as new:
+            for entry in old.infolist():
+                new.writestr(entry.filename, old.read(entry))
+
+        with open_checkpoint(tmp_path / "b.ckpt") as checkpoint:
+            assert_same(tensors, checkpoint)
+            assert checkpoint.mapped is False
+
+    def test_unpadded_safetensors_header(self, tmp_path):
+        """Old writers did not pad the header: tensors that lie at odd addresses are read all the same."""
+        header = b'{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
+        assert len(header) % 4 != 0
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<3f", 1.5, -2, 3))
+
+        with open_checkpoint(path) as checkpoint:
+            assert checkpoint.tensor("w").tolist() == [1.5, -2.0, 3.0]
+            assert checkpoint.tensor("w").sum().item() == 2.5
+
+    def test_file_order(self, tmp_path):
+        """Tensors are listed in the order in which their data lie in the file, so that reading them is sequential."""
+        header = json.dumps(
+            {
+                "a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+                "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            }
+        ).encode()
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<2f", 2, 1))
+
+        with open_checkpoint(path) as checkpoint:
+            assert [(name, checkpoint.tensor(name).item()) for name in checkpoint.tensors] == [("b", 2.0), ("a", 1.0)]
+
+
+class TestLayouts:
+    """Names and model families."""
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+    def test_text_encoder_spellings(self, tmp_path, write_sd1, suffix):
+        """Both spellings of the text encoder are known by one; the stored spelling is remembered."""
+        new = write_sd1(tmp_path / f"new{suffix}")
+        write_sd1(tmp_path / f"old{suffix}", rename={TEXT: OLD_TEXT})
+
+        with open_checkpoint(tmp_path / f"old{suffix}") as checkpoint:
+            assert_same(new, checkpoint)
+            assert checkpoint.layout.name == "sd1"
+            stored = checkpoint.tensors[TEXT + "final_layer_norm.bias"].stored_name
+            assert stored == "cond_stage_model.transformer.final_layer_norm.bias"
+
+    def test_unknown_layout(self, tmp_path):
+        """Without a known layout names stay as stored."""
+        save_file({OLD_TEXT + "x.weight": torch.ones(1)}, tmp_path / "a.safetensors")
+
+        with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
+            assert checkpoint.layout is None
+            assert list(checkpoint.tensors) == [OLD_TEXT + "x.weight"]
+
+    def test_equal_duplicates(self, tmp_path, write_sd1):
+        """A tensor stored under both spellings with equal values (NaN included) counts once, under the first."""
+        value = torch.tensor([1.0, float("nan")])
+        twice = {TEXT + "x.bias": value, OLD_TEXT + "x.bias": value.clone()}
+        stored = write_sd1(tmp_path / "a.ckpt", overrides=twice)
+
+        with open_checkpoint(tmp_path / "a.ckpt") as checkpoint:
+            assert len(stored) - 1 == len(checkpoint.tensors)
+            assert checkpoint.tensors[TEXT + "x.bias"].stored_name == TEXT + "x.bias"
+
+    def test_contradicting_duplicates(self, tmp_path, write_sd1):
+        """A tensor stored under both spellings with different values is an error that names both."""
+        twice = {TEXT + "x.bias": torch.zeros(2), OLD_TEXT + "x.bias": torch.ones(2)}
+        write_sd1(tmp_path / "a.safetensors", overrides=twice)
+
+        line = problem(tmp_path / "a.safetensors")
+
+        assert repr(TEXT + "x.bias") in line
+        assert repr(OLD_TEXT + "x.bias") in line
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("conditioner.embedders.0.x", "it holds conditioner.* keys, as SDXL has"),
+            ("cond_stage_model.model.ln_final.weight", "it holds cond_stage_model.model.* keys, as SD 2.x has"),
+            ("lora_unet_down.weight", "it holds lora_* keys, as a LoRA has"),
+            ("whatever", "it lacks 'model.diffusion_model.input_blocks.0.0.weight'"),
+        ],
+    )
+    def test_other_layout(self, tmp_path, name, said):
+        """A file of another family is refused with the expected layout and what the file is instead."""
+        save_file({name: torch.ones(1)}, tmp_path / "a.safetensors")
+
+        line = problem(tmp_path / "a.safetensors", load_layout("sd1"))
+
+        assert line.startswith(f"not Stable Diffusion 1.x (layout sd1): {said}")
+
+    def test_sdxl_that_holds_all_of_sd1(self, tmp_path, write_sd1):
+        """Keys that another family alone has outweigh those that are there."""
+        write_sd1(tmp_path / "a.safetensors", overrides={"conditioner.x": torch.ones(1)})
+
+        assert "as SDXL has" in problem(tmp_path / "a.safetensors", load_layout("sd1"))
+        with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
+            assert checkpoint.layout is None
+
+
+class TestBrokenFiles:
+    """What is said about a file that cannot be used."""
+
+    def test_missing(self, tmp_path):
+        """A missing file is called that."""
+        assert problem(tmp_path / "a.safetensors") == "no such file"
+
+    @pytest.mark.parametrize("asked", ["open1.1.ckpt", "open1.1"])
+    def test_missing_with_sibling(self, tmp_path, asked):
+        """If the same name exists with another extension, it is mentioned; dots in names do no harm."""
+        (tmp_path / "open1.1.safetensors").write_bytes(b"x")
+
+        assert problem(tmp_path / asked) == "no such file, but 'open1.1.safetensors' is there"
+
+    def test_folder(self, tmp_path):
+        """A folder is called that, and a diffusers folder is recognised."""
+        assert problem(tmp_path) == "a folder; give a single checkpoint file"
+        (tmp_path / "model_index.json").write_text("{}")
+        assert "a folder in diffusers format" in problem(tmp_path)
+
+    def test_empty(self, tmp_path):
+        """An empty file is called that."""
+        (tmp_path / "a.ckpt").touch()
+
+        assert problem(tmp_path / "a.ckpt") == "the file is empty (0 bytes)"
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+            (b"\n <!DOCTYPE html><html>", "web page"),
+            (b'{"error": "Unauthorized"}', "server's error message"),
+            (b"GGUF\x03\0\0\0", "GGUF"),
+            (bytes(4096), "interrupted download"),
+            (b"cos\nsystem\n(S'touch x'\ntR.", "cos\\nsystem"),
+            (b"a", "begins with 'a'"),
+        ],
+    )
+    def test_not_a_checkpoint(self, tmp_path, content, said):
+        """Something else saved as .safetensors is named by how it begins and what it looks like."""
+        (tmp_path / "a.safetensors").write_bytes(content)
+
+        line = problem(tmp_path / "a.safetensors")
+
+        assert line.startswith("not a checkpoint: it begins with ")
+        assert said in line
+
+    @pytest.mark.parametrize("kept", [9, 100, -1])
+    def test_truncated_safetensors(self, tmp_path, write_sd1, kept):
+        """A safetensors file cut short anywhere is called truncated, with the size that it has."""
+        write_sd1(tmp_path / "a.safetensors")
+        content = (tmp_path / "a.safetensors").read_bytes()[:kept]
+        (tmp_path / "a.safetensors").write_bytes(content)
+
+        line = problem(tmp_path / "a.safetensors")
+
+        assert re.search(rf"truncated: its header says [\d,]+ bytes, the file has {len(content):,};", line)
+
+    @pytest.mark.parametrize("new", [True, False])
+    @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+    def test_truncated_torch_file(self, tmp_path, sd1_tensors, new, kept):
+        """A torch file cut short anywhere, in either format, is called truncated or broken."""
+        torch.save({"state_dict": sd1_tensors()}, tmp_path / "a.ckpt", _use_new_zipfile_serialization=new)
+        content = (tmp_path / "a.ckpt").read_bytes()
+        (tmp_path / "a.ckpt").write_bytes(content[: int(kept * len(content))])
+
+        assert "truncated or broken" in problem(tmp_path / "a.ckpt")
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"{",
+            b"{}",
+            b'{"a": 1}',
+            b'{"a": []}',
+            b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+            b'{"a": {"dtype": "F4", "shape": [8], "data_offsets": [0, 4]}}',
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}}',
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+            b'{"__metadata__": [], "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+            b'{"\xff": 1}',
+        ],
+    )
+    def test_broken_header(self, tmp_path, header):
+        """A safetensors header that makes no sense is one clear line, not a traceback."""
+        (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+
+        assert problem(tmp_path / "a.safetensors")
+
+    def test_other_zip(self, tmp_path):
+        """A zip archive that torch did not write is described by what it holds."""
+        with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
+            archive.writestr("model.safetensors", b"x")
+
+        assert "a zip archive that holds model.safetensors; unpack it first" in problem(tmp_path / "a.ckpt")
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [([1, 2], "it holds a list"), (torch.ones(1), "it holds a Tensor"), ({"epoch": 1}, "holds no tensors")],
+    )
+    def test_no_tensors(self, tmp_path, content, said):
+        """A torch file without a mapping of tensors is no checkpoint."""
+        torch.save(content, tmp_path / "a.pt")
+
+        assert said in problem(tmp_path / "a.pt")
+
+    def test_sparse_tensor(self, tmp_path):
+        """A tensor that has no plain elements is refused by name."""
+        torch.save({"ok": torch.ones(1), "odd": torch.eye(2).to_sparse()}, tmp_path / "a.pt")
+
+        assert "'odd'" in problem(tmp_path / "a.pt")
+
+
+class Gadget:
+    """Pickles into a call of `function` with `arguments` at load time."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+GADGETS = {
+    "os.system": (lambda command, code: Gadget(os.system, command), f"{os.system.__module__}.system"),
+    "eval": (lambda command, code: Gadget(eval, code), "eval"),
+    "exec": (lambda command, code: Gadget(exec, code), "exec"),
+    "getattr": (lambda command, code: Gadget(getattr, Gadget(__import__, "os"), "system"), "getattr"),
+    "runpy": (lambda command, code: Gadget(runpy.run_path, "program.py"), "runpy.run_path"),
+    "torch": (lambda command, code: Gadget(torch.hub.load, "owner/name", "model"), "torch.hub.load"),
+}
+
+
+class TestHostileFiles:
+    """Files whose pickle wants to run code: refused by name, and never run."""
+
+    @pytest.mark.parametrize("new", [True, False])
+    @pytest.mark.parametrize(
+        "place",
+        [
+            lambda gadget: gadget,
+            lambda gadget: {"state_dict": {"w": torch.ones(2), "x": gadget}},
+            lambda gadget: {"state_dict": {"w": torch.ones(2)}, "callbacks": [{"deep": (gadget,)}]},
+        ],
+    )
+    @pytest.mark.parametrize("name", GADGETS)
+    def test_gadgets(self, tmp_path, name, place, new):
+        """Each way of calling something, anywhere in the pickle and in either format, is refused and does not run."""
+        marker = tmp_path / "marker"
+        make, global_name = GADGETS[name]
+        gadget = make(f"echo > {marker}", f"open({str(marker)!r}, 'w')")
+        torch.save(place(gadget), tmp_path / "a.ckpt", _use_new_zipfile_serialization=new)
+
+        line = problem(tmp_path / "a.ckpt")
+
+        assert f"refused: its pickle wants to run `{global_name}`" in line
+        assert line.endswith("ask for a .safetensors file")
+        assert not marker.exists()
+
+    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+    def test_plain_pickles(self, tmp_path, protocol):
+        """A pickle that torch did not write is refused whatever its protocol, and does not run."""
+        marker = tmp_path / "marker"
+        (tmp_path / "a.pt").write_bytes(pickle.dumps(Gadget(os.system, f"echo > {marker}"), protocol))
+
+        assert problem(tmp_path / "a.pt").startswith("refused: ")
+        assert not marker.exists()
+
+    def test_gadget_inside_an_allowed_class(self, tmp_path, lightning):
+        """An allowed class does not open the door for what its arguments and state want to run."""
+        marker = tmp_path / "marker"
+        callback = lightning["pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"]()
+        callback.best = Gadget(os.system, f"echo > {marker}")
+        torch.save({"state_dict": {"w": torch.ones(2)}, "callbacks": callback}, tmp_path / "a.ckpt")
+
+        assert "system`" in problem(tmp_path / "a.ckpt")
+        assert not marker.exists()
+
+    def test_whole_module(self, tmp_path):
+        """A pickled network is refused, not imported."""
+        torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pt")
+
+        assert "`torch.nn.modules.linear.Linear`" in problem(tmp_path / "a.pt")
+
+    def test_torchscript(self, tmp_path):
+        """A TorchScript archive is refused as a program."""
+        with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+            archive.writestr("a/data.pkl", pickle.dumps({}, 2))
+            archive.writestr("a/constants.pkl", pickle.dumps((), 2))
+            archive.writestr("a/version", "3")
+
+        assert "a TorchScript program" in problem(tmp_path / "a.pt")
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+    """Importable classes under the names that training code pickles; using one in any way fails the test."""
+
+    def refuse(*_arguments):
+        pytest.fail("a class named in a pickle was used")
+
+    names = (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
+        "omegaconf.dictconfig.DictConfig",
+        "omegaconf.base.ContainerMetadata",
+    )
+    classes = {}
+    for full_name in names:
+        module_name, _, name = full_name.rpartition(".")
+        module = types.ModuleType(module_name)
+        members = {"__module__": module_name, "__setstate__": refuse}
+        classes[full_name] = type(name, (), members)
+        setattr(module, name, classes[full_name])
+        parent = ""
+        for part in module_name.split("."):
+            parent = f"{parent}.{part}" if parent else part
+            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+        monkeypatch.setitem(sys.modules, module_name, module)
+    return classes
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_training_leftovers(tmp_path, lightning, new):
+    """Callbacks, settings and numpy values that training left beside the weights are skipped without being used."""
+    numpy = pytest.importorskip("numpy")
+    callback, stopping, settings, details = (kind() for kind in lightning.values())
+    callback.best_model_score, callback.dirpath = numpy.float64(0.5), Path("runs")
+    settings._content, settings._metadata = {"lr": 1}, details
+    details.object_type, details.resolver_cache = dict, defaultdict(dict, {"env": {}})
+    torch.save(
+        {
+            "state_dict": {"w": torch.ones(2)},
+            "callbacks": {type(callback): {"best": numpy.float32(0.1), "all": numpy.arange(3)}, "1": callback},
+            "hyper_parameters": settings,
+            "loops": [stopping],
+        },
+        tmp_path / "a.ckpt",
+        _use_new_zipfile_serialization=new,
+    )
+
+    with open_checkpoint(tmp_path / "a.ckpt") as checkpoint:
+        assert_same({"w": torch.ones(2)}, checkpoint)
+
+
+class TestCheckpoint:
+    """The object that is returned."""
+
+    def test_closed(self, tmp_path, write_sd1):
+        """After the with block tensors already read stay valid, and others are refused clearly."""
+        tensors = write_sd1(tmp_path / "a.safetensors")
+        name = next(iter(tensors))
+        with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
+            kept = checkpoint.tensor(name)
+
+        assert torch.equal(tensors[name], kept)
+        with pytest.raises(ValueError, match="closed"):
+            checkpoint.tensor(name)
+
+    def test_unknown_name(self, tmp_path, write_sd1):
+        """Asking for a tensor that is not there is a KeyError."""
+        write_sd1(tmp_path / "a.safetensors")
+
+        with open_checkpoint(tmp_path / "a.safetensors") as checkpoint, pytest.raises(KeyError, match="nothing"):
+            checkpoint.tensor("nothing")
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+    def test_threads(self, tmp_path, write_sd1, suffix):
+        """Threads that open, read and close at once get the right tensors."""
+        tensors = write_sd1(tmp_path / f"a{suffix}", width=32)
+        shared = open_checkpoint(tmp_path / f"a{suffix}")
+
+        def read(turn):
+            names = list(tensors)[turn::2] + list(tensors)[::-1]
+            with open_checkpoint(shared.path) as own:
+                return all(
+                    torch.equal(tensors[name], checkpoint.tensor(name))
+                    for name in names
+                    for checkpoint in (shared, own)
+                )
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, range(16)))
+
+    def test_replaced_while_open(self, tmp_path, write_sd1):
+        """An open checkpoint keeps giving its own tensors when another file takes its name."""
+        if sys.platform == "win32":
+            pytest.skip("Windows does not replace open files")
+        tensors = write_sd1(tmp_path / "a.safetensors", seed=1)
+        write_sd1(tmp_path / "b.safetensors", seed=2)
+        with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
+            (tmp_path / "b.safetensors").replace(tmp_path / "a.safetensors")
+
+            assert_same(tensors, checkpoint)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_memory(tmp_path):
+    """Checkpoints open together and read in full grow the process's own memory by less than one tensor each."""
+    for number in range(3):
+        tensors = {f"t{n}": torch.full((1024, 1024), float(n)) for n in range(8)}  # 32 MiB
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+        torch.save(tensors, tmp_path / f"{number}.ckpt")
+    program = """
+import re, sys, torch
+from pathlib import Path
+from optimizer.checkpoints import open_checkpoint
+torch.set_num_threads(1)
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+def read(checkpoint):
+    return sum(checkpoint.tensor(name).sum().item() for name in checkpoint.tensors)
+files = sorted(Path(sys.argv[1]).iterdir())
+for file in files[:2]:  # warms up what is made once
+    with open_checkpoint(file) as checkpoint:
+        read(checkpoint)
+before = anonymous()
+checkpoints = [open_checkpoint(file) for file in files]
+opened = anonymous()
+total = sum(map(read, checkpoints))
+print(opened - before, anonymous() - before, total)
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], check=True, capture_output=True, text=True
+    ).stdout
+
+    opened, read, total = map(float, output.split())
+    assert total == 6 * 28 * 2**20
+    assert opened < 2 * 1024  # KiB
+    assert read < 6 * 1024

@@ -1,0 +1,371 @@
+"""Writing: what is read back, and what is left behind when something fails."""
+# What is started here are programs that the tests themselves wrote, and mount.
+# ruff: noqa: S603, S607
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+
+from optimizer.checkpoints import TensorSpec, atomic_path, replace_text, write_safetensors
+from optimizer.errors import CheckpointError, InputError
+
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+
+
+def specs_of(tensors):
+    """What announces `tensors`."""
+    return [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+
+
+def bits(tensor):
+    """The data of `tensor` as a list of byte values."""
+    return tensor.reshape(-1).view(torch.uint8).tolist()
+
+
+@st.composite
+def random_tensors(draw):
+    """Up to six named tensors of any storable dtype and shape, 0-d and empty ones included, with any bits."""
+    names = draw(st.lists(st.text(min_size=1).filter(lambda n: n != "__metadata__"), max_size=6, unique=True))
+    tensors = {}
+    for name in names:
+        dtype = draw(st.sampled_from(DTYPES))
+        shape = draw(st.lists(st.integers(0, 4), max_size=3))
+        generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+        count = torch.empty(shape).numel() * dtype.itemsize
+        data = torch.randint(0, 2 if dtype == torch.bool else 256, (count,), generator=generator, dtype=torch.uint8)
+        tensors[name] = data.view(dtype).reshape(shape)
+    return tensors
+
+
+class TestWriteSafetensors:
+    """The files that are written."""
+
+    @settings(max_examples=150, deadline=None)
+    @given(tensors=random_tensors(), metadata=st.dictionaries(st.text(), st.text(), max_size=3), data=st.data())
+    def test_read_back(self, tmp_path_factory, tensors, metadata, data):
+        """The safetensors library reads back identical names, dtypes, shapes, bits and metadata, given in any order."""
+        path = tmp_path_factory.mktemp("random") / "a.safetensors"
+        arrival = data.draw(st.permutations(list(tensors.items())))
+
+        write_safetensors(path, specs_of(tensors), arrival, metadata)
+
+        read = load_file(path)
+        assert {n: (t.dtype, t.shape, bits(t)) for n, t in tensors.items()} == {
+            n: (t.dtype, t.shape, bits(t)) for n, t in read.items()
+        }
+        with safe_open(path, "pt") as opened:
+            assert metadata == (opened.metadata() or {})
+        content = path.read_bytes()
+        (length,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + length])
+        assert length % 8 == 0
+        assert all(header[n]["data_offsets"][0] % t.dtype.itemsize == 0 for n, t in tensors.items())
+
+    def test_same_bytes_as_safetensors(self, tmp_path):
+        """The file is byte for byte the one that safetensors writes, if tensors come in its order."""
+        tensors = {"a": torch.ones(3), "b": torch.arange(6.0).reshape(2, 3), "c": torch.ones(2, dtype=torch.float16)}
+
+        write_safetensors(tmp_path / "a.safetensors", specs_of(tensors), tensors.items(), {"format": "pt"})
+
+        assert save(tensors, {"format": "pt"}) == (tmp_path / "a.safetensors").read_bytes()
+
+    def test_transposed_tensor(self, tmp_path):
+        """A tensor that is not contiguous is written with the values that it shows."""
+        matrix = torch.arange(6.0).reshape(2, 3).T
+
+        write_safetensors(tmp_path / "a", [TensorSpec("m", matrix.dtype, (3, 2))], [("m", matrix)], {})
+
+        assert load_file(tmp_path / "a")["m"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+
+    def test_progress(self, tmp_path):
+        """Progress tells the bytes of each tensor after it was written."""
+        tensors = {"a": torch.ones(3), "b": torch.ones(5, dtype=torch.float16)}
+        told = []
+
+        write_safetensors(tmp_path / "a", specs_of(tensors), tensors.items(), {}, progress=told.append)
+
+        assert told == [12, 10]
+
+    def test_names_that_are_no_text(self, tmp_path):
+        """Metadata with a file name that is not valid text is written readably instead of failing."""
+        write_safetensors(
+            tmp_path / "a", [TensorSpec("m", torch.uint8, ())], [("m", torch.tensor(1).byte())], {"f": "x\udcff"}
+        )
+
+        with safe_open(tmp_path / "a", "pt") as opened:
+            assert opened.metadata() == {"f": "x?"}
+
+    def test_one_tensor_at_a_time(self, tmp_path):
+        """Each tensor is taken only after the one before was written, so that one is in memory at a time."""
+        events = []
+
+        def produce():
+            for name in ("a", "b"):
+                events.append(name)
+                yield name, torch.ones(2)
+
+        specs = [TensorSpec(name, torch.float32, (2,)) for name in ("a", "b")]
+        write_safetensors(tmp_path / "a", specs, produce(), {}, progress=events.append)
+
+        assert events == ["a", 8, "b", 8]
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ([], "2 announced tensors did not come, 'a' first"),
+            ([("a", torch.ones(2))], "1 announced tensors did not come, 'b' first"),
+            ([("a", torch.ones(2)), ("a", torch.ones(2))], "'a' was not announced, or came twice"),
+            ([("c", torch.ones(2))], "'c' was not announced"),
+            ([("a", torch.ones(2).half())], "announced as torch.float32"),
+            ([("a", torch.ones(1))], r"but is torch.float32 \[1\]"),
+        ],
+    )
+    def test_broken_promises(self, tmp_path, given, said):
+        """Tensors that are not what was announced are a ValueError, and nothing is left in the folder."""
+        specs = [TensorSpec(name, torch.float32, (2,)) for name in ("a", "b")]
+
+        with pytest.raises(ValueError, match=said):
+            write_safetensors(tmp_path / "a", specs, given, {})
+
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("specs", "metadata"),
+        [
+            ([TensorSpec("__metadata__", torch.float32, ())], {"a": "b"}),
+            ([TensorSpec("a", torch.float32, ()), TensorSpec("a", torch.float16, ())], {}),
+            ([TensorSpec("a", torch.complex128, ())], {}),
+            ([], {"a": 1}),
+        ],
+    )
+    def test_what_cannot_be_stored(self, tmp_path, specs, metadata):
+        """Reserved and repeated names, unknown dtypes and metadata that is not text are a ValueError beforehand."""
+        with pytest.raises(ValueError, match="a: "):
+            write_safetensors(tmp_path / "a", specs, iter([]), metadata)
+
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestFailures:
+    """What is left when writing fails."""
+
+    @pytest.mark.parametrize("failure", [RuntimeError("x"), KeyboardInterrupt(), CheckpointError("x"), OSError("x")])
+    def test_producer_fails(self, tmp_path, failure):
+        """An error of whatever gives the tensors passes through; the old file is intact, no temporary file is left."""
+        (tmp_path / "a").write_bytes(b"old")
+
+        def produce():
+            yield "m", torch.ones(2)
+            assert len(list(tmp_path.iterdir())) == 2  # the temporary file lies in the same folder
+            raise failure
+
+        with pytest.raises(type(failure)) as caught:
+            write_safetensors(tmp_path / "a", [TensorSpec("m", torch.float32, (2,))], produce(), {})
+
+        assert failure is caught.value
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
+
+    def test_missing_folder(self, tmp_path):
+        """A missing folder is said before any tensor is asked for."""
+
+        def produce():
+            pytest.fail("asked for a tensor")
+            yield
+
+        with pytest.raises(CheckpointError, match="does not exist"):
+            write_safetensors(tmp_path / "no" / "a", [TensorSpec("m", torch.uint8, ())], produce(), {})
+
+    def test_folder_in_the_way(self, tmp_path):
+        """A folder of the file's name is said before any work."""
+        with pytest.raises(CheckpointError, match="a folder of this name exists"):
+            write_safetensors(tmp_path, [], [], {})
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX permissions")
+    def test_folder_without_permission(self):
+        """A folder that cannot be written to is named; root, whom permissions do not stop, gives up its rights."""
+        program = """
+import os, sys
+from pathlib import Path
+from optimizer.checkpoints import replace_text
+from optimizer.errors import InputError
+folder = Path(sys.argv[1])
+folder.chmod(0o555)
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    replace_text(folder / "a", "x")
+except InputError as error:
+    print(error)
+"""
+        with tempfile.TemporaryDirectory() as name:  # other users cannot enter pytest's own folders
+            folder = Path(name).resolve()
+            run = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=True)
+
+        assert f"{folder / 'a'}: the folder {folder} cannot be written to (Permission denied)\n" == run.stdout
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+    def test_file_size_limit(self, tmp_path):
+        """A file that its disk cannot hold is a CheckpointError; the old file is intact, nothing else is left."""
+        (tmp_path / "a").write_bytes(b"old")
+        program = """
+import resource, sys, torch
+from pathlib import Path
+from optimizer.checkpoints import TensorSpec, write_safetensors
+from optimizer.errors import CheckpointError
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # Python ignores SIGXFSZ
+try:
+    specs = [TensorSpec("m", torch.float32, (100, 1000))]
+    write_safetensors(Path(sys.argv[1]), specs, [("m", torch.ones(100, 1000))], {})
+except CheckpointError as error:
+    print(error)
+"""
+        run = subprocess.run(
+            [sys.executable, "-c", program, tmp_path / "a"], capture_output=True, text=True, check=True
+        )
+
+        assert "the disk is full or the file too large for it: 400,080 bytes are needed" in run.stdout
+        assert "the old file is intact" in run.stdout
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one MiB, where mounting one is allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+class TestFullDisk:
+    """A disk that is really full."""
+
+    def test_known_beforehand(self, small_disk):
+        """Too little space is said before any tensor is asked for, with both numbers."""
+        (small_disk / "a").write_bytes(b"old")
+
+        def produce():
+            pytest.fail("asked for a tensor")
+            yield
+
+        with pytest.raises(
+            CheckpointError, match=r"2,000,080 bytes are needed, 1,04\d,\d{3} are free; the old"
+        ) as caught:
+            write_safetensors(small_disk / "a", [TensorSpec("m", torch.uint8, (2_000_000,))], produce(), {})
+
+        assert len(caught.value.problems) == 1
+        assert {path.name: path.read_bytes() for path in small_disk.iterdir()} == {"a": b"old"}
+
+    def test_while_writing(self, small_disk):
+        """A disk that another program fills meanwhile is a CheckpointError; the old file is intact."""
+        (small_disk / "a").write_bytes(b"old")
+
+        def produce():
+            yield "m", torch.zeros(300_000, dtype=torch.uint8)
+            (small_disk / "other").write_bytes(bytes(600_000))
+            yield "n", torch.zeros(300_000, dtype=torch.uint8)
+
+        specs = [TensorSpec(name, torch.uint8, (300_000,)) for name in ("m", "n")]
+        with pytest.raises(CheckpointError, match=r"600,1.. bytes are needed, .* are free; the old file is intact"):
+            write_safetensors(small_disk / "a", specs, produce(), {})
+
+        assert (small_disk / "a").read_bytes() == b"old"
+        assert {"a", "other"} == {path.name for path in small_disk.iterdir()}
+
+    def test_small_files(self, small_disk):
+        """Text on a full disk is an InputError; the old file is intact."""
+        (small_disk / "a").write_bytes(b"old")
+
+        with pytest.raises(InputError, match="the disk is full"):
+            replace_text(small_disk / "a", "x" * 2_000_000)
+
+        assert {path.name: path.read_bytes() for path in small_disk.iterdir()} == {"a": b"old"}
+
+
+class TestAtomicPath:
+    """Small files."""
+
+    def test_text(self, tmp_path):
+        """Text replaces the old file as UTF-8 with its line ends unchanged, on every system."""
+        (tmp_path / "a.yaml").write_bytes(b"old")
+
+        replace_text(tmp_path / "a.yaml", "ä: 猫\n")
+
+        assert {"a.yaml": "ä: 猫\n".encode()} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def test_temporary_name(self, tmp_path):
+        """The temporary path is hidden, new, in the same folder, and has the suffix that plotting programs go by."""
+        with atomic_path(tmp_path / "plot.png") as temporary:
+            assert tmp_path == temporary.parent
+            assert temporary.name.startswith(".")
+            assert str(os.getpid()) in temporary.name
+            assert temporary.suffix == ".png"
+            assert not temporary.exists()
+            temporary.write_bytes(b"new")
+            assert not (tmp_path / "plot.png").exists()
+
+        assert (tmp_path / "plot.png").read_bytes() == b"new"
+
+    def test_failure(self, tmp_path):
+        """If the block fails, the old file stays and the temporary one goes."""
+        (tmp_path / "a").write_bytes(b"old")
+
+        def write():
+            with atomic_path(tmp_path / "a") as temporary:
+                temporary.write_bytes(b"new")
+                raise KeyError("x")
+
+        with pytest.raises(KeyError):
+            write()
+
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links and POSIX modes")
+    def test_links_and_modes(self, tmp_path):
+        """A symbolic link stays one, what it points to is replaced, and permissions are kept."""
+        (tmp_path / "real").write_text("old")
+        (tmp_path / "real").chmod(0o640)
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+
+        replace_text(tmp_path / "link", "new")
+
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "real").read_text() == "new"
+        assert (tmp_path / "real").stat().st_mode & 0o777 == 0o640
+
+    @pytest.mark.skipif(sys.platform != "win32", reason="only Windows protects open files")
+    def test_file_held_open(self, tmp_path):
+        """A file that another program has open is named."""
+        path = Path(tmp_path / "a")
+        path.write_text("old")
+
+        with path.open(), pytest.raises(InputError, match="another program"):
+            replace_text(path, "new")

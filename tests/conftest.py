@@ -1,0 +1,137 @@
+"""Fixtures that every part of the tests shares: tiny checkpoints with the topology of Stable Diffusion 1.x."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+_ATTENTION_BLOCKS = (
+    *(f"input_blocks.{n}" for n in (1, 2, 4, 5, 7, 8)),
+    "middle_block",
+    *(f"output_blocks.{n}" for n in range(3, 12)),
+)
+_TEXT = "cond_stage_model.transformer.text_model."
+
+
+def make_sd1_shapes(*, width: int = 8, text_layers: int = 2) -> dict[str, tuple[int, ...]]:
+    """The shape of each floating-point tensor of a tiny SD 1.x checkpoint by its LDM name.
+
+    Every one of the 26 blocks has at least two tensors; blocks with self-attention have attn1 to_q, to_k, to_v of
+    [width, width]; the text encoder has `text_layers` whole layers, 64 tokens, 77 positions.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = shape[:1]
+
+    unet = "model.diffusion_model."
+    layer(unet + "time_embed.0", width, width)
+    layer(unet + "input_blocks.0.0", width, 4, 3, 3)
+    for n in (3, 6, 9):
+        layer(unet + f"input_blocks.{n}.0.op", width, width, 3, 3)
+    residual = [*(f"input_blocks.{n}.0" for n in (1, 2, 4, 5, 7, 8, 10, 11)), "middle_block.0"]
+    for block in [*residual, *(f"output_blocks.{n}.0" for n in range(12))]:
+        layer(unet + block + ".in_layers.0", width)
+    for block in _ATTENTION_BLOCKS:
+        for matrix in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_out.0"):
+            shapes[f"{unet}{block}.1.transformer_blocks.0.{matrix}.weight"] = (width, width)
+    layer(unet + "output_blocks.2.1.conv", width, width, 3, 3)
+    layer(unet + "out.0", width)
+    layer(unet + "out.2", 4, width, 3, 3)
+
+    shapes[_TEXT + "embeddings.token_embedding.weight"] = (64, width)
+    shapes[_TEXT + "embeddings.position_embedding.weight"] = (77, width)
+    for n in range(text_layers):
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"):
+            layer(f"{_TEXT}encoder.layers.{n}.{name}", width, width)
+        layer(f"{_TEXT}encoder.layers.{n}.mlp.fc1", 4 * width, width)
+        layer(f"{_TEXT}encoder.layers.{n}.mlp.fc2", width, 4 * width)
+        layer(f"{_TEXT}encoder.layers.{n}.layer_norm1", width)
+        layer(f"{_TEXT}encoder.layers.{n}.layer_norm2", width)
+    layer(_TEXT + "final_layer_norm", width)
+
+    layer("first_stage_model.encoder.conv_in", width, 3, 3, 3)
+    layer("first_stage_model.decoder.conv_out", 3, width, 3, 3)
+    return shapes
+
+
+def make_sd1_tensors(
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    width: int = 8,
+    text_layers: int = 2,
+    text_encoder: bool = True,
+    vae: bool = True,
+    position_ids: bool = True,
+    ema: bool = False,
+    around: Mapping[str, torch.Tensor] | None = None,
+    distance: float = 0.1,
+) -> dict[str, torch.Tensor]:
+    """Make a tiny SD 1.x checkpoint's tensors by their LDM names.
+
+    Values are standard normal, drawn from `seed`; or, as for finetunes of one model, those of `around` plus `distance`
+    times standard normal ones. The same seed gives the same values whatever is left out. `ema` adds a copy as LDM's
+    training leaves it. `position_ids` are int64 [1, 77].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, shape in make_sd1_shapes(width=width, text_layers=text_layers).items():
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if around is not None and name in around:
+            values = around[name].double() + distance * values
+        tensors[name] = values.to(dtype)
+    if position_ids:
+        tensors[_TEXT + "embeddings.position_ids"] = torch.arange(77).unsqueeze(0)
+    if ema:
+        copies = {name: value for name, value in tensors.items() if name.startswith("model.")}
+        for name, value in copies.items():
+            tensors["model_ema." + name.removeprefix("model.").replace(".", "")] = value.clone()
+        tensors["model_ema.decay"] = torch.tensor(0.9999)
+        tensors["model_ema.num_updates"] = torch.tensor(1000, dtype=torch.int32)
+    left_out = (*(() if text_encoder else (_TEXT,)), *(() if vae else ("first_stage_model.",)))
+    return {name: value for name, value in tensors.items() if not name.startswith(left_out)}
+
+
+def make_sd1(
+    path: Path,
+    *,
+    overrides: Mapping[str, torch.Tensor] | None = None,
+    drop: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    **options: object,
+) -> dict[str, torch.Tensor]:
+    """Write `make_sd1_tensors(**options)` to `path` and return the tensors as stored.
+
+    `overrides` replaces or adds tensors; then those whose name starts with one of `drop` are left out; then prefixes
+    are replaced as `rename` says. A path that ends in .safetensors is written with `metadata` as that format; any other
+    as `torch.save({"state_dict": ...})`.
+    """
+    tensors = make_sd1_tensors(**options) | dict(overrides or {})  # type: ignore[arg-type]
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(tuple(drop))}
+    for prefix, replacement in (rename or {}).items():
+        tensors = {
+            replacement + name.removeprefix(prefix) if name.startswith(prefix) else name: value
+            for name, value in tensors.items()
+        }
+    if path.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, dict(metadata or {}) or None)
+    else:
+        torch.save({"state_dict": tensors, "global_step": 1000}, path)
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def sd1_tensors() -> Callable[..., dict[str, torch.Tensor]]:
+    """The function `make_sd1_tensors`."""
+    return make_sd1_tensors
+
+
+@pytest.fixture(scope="session")
+def write_sd1() -> Callable[..., dict[str, torch.Tensor]]:
+    """The function `make_sd1`."""
+    return make_sd1
