@@ -5,7 +5,7 @@ May import torch, pydantic, ruamel.yaml and `optimizer.checkpoints`; never simil
 
 from optimizer.recipes.coefficients import Algebra, Group
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
-from optimizer.recipes.locations import locate, locate_models
+from optimizer.recipes.locations import folders_of, locate, locate_models
 from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
 from optimizer.recipes.recipe import Alpha, Free, Model, Recipe, Step
@@ -23,6 +23,7 @@ __all__ = [
     "Recipe",
     "Step",
     "check_channels",
+    "folders_of",
     "load_recipe",
     "locate",
     "locate_models",

@@ -1,11 +1,13 @@
 """Coefficients: what each source contributes to a merge, as a function of the alphas.
 
-Merges are linear. However deeply steps are nested, a merged tensor is one weighted sum of the sources' tensors, and the
-weights depend only on the tensor's *group*: its block, whose alphas apply, and which of the sources hold it. So a recipe
-is compiled once into an `Algebra` that maps alphas to coefficients; nothing is merged to score a candidate.
+Merges are linear. However deeply steps are nested, a merged tensor is one weighted sum of the sources' tensors, and
+the weights depend only on the tensor's *group*: its block, whose alphas apply, and which of the sources hold it. So a
+recipe is compiled once into an `Algebra` that maps alphas to coefficients; nothing is merged to score a candidate.
 
 A step's result for a group that an input lacks (presence rules):
-    a lacks it, b holds it: b is carried over;  b or c lacks it: a passes through;  only c holds it: the result lacks it.
+    a lacks it, b holds it    b is carried over
+    b or c lacks it           a passes through
+    only c holds it           the result lacks it
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +46,9 @@ class Algebra:
         c = algebra.coefficients(algebra.starting_alphas())        # float64 [1, groups, sources]
     """
 
-    def __init__(self, recipe: Recipe, groups: Sequence[Group], sources: Sequence[str], output: str | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, groups: Sequence[Group], sources: Sequence[str], output: str | None = None
+    ) -> None:
         self.recipe = recipe
         self.groups = tuple(groups)
         self.sources = tuple(sources)
@@ -66,9 +70,7 @@ class Algebra:
 
     def starting_alphas(self) -> torch.Tensor:
         """Float64 [1, alphas, blocks]: the recipe's numbers, free ones at their starting values."""
-        rows = [
-            [alpha.at(block) for block in self.blocks] for step in self._steps for alpha in step.alphas.values()
-        ]
+        rows = [[alpha.at(block) for block in self.blocks] for step in self._steps for alpha in step.alphas.values()]
         return torch.tensor(rows, dtype=torch.float64).reshape(1, len(self.alphas), len(self.blocks))
 
     def coefficients(self, alphas: torch.Tensor) -> torch.Tensor:
@@ -78,7 +80,9 @@ class Algebra:
         lacks the group.
         """
         if alphas.shape[1:] != (len(self.alphas), len(self.blocks)):
-            raise ValueError(f"alphas: received shape {list(alphas.shape)}; must be [n, {len(self.alphas)}, {len(self.blocks)}]")
+            raise ValueError(
+                f"alphas: received shape {list(alphas.shape)}; must be [n, {len(self.alphas)}, {len(self.blocks)}]"
+            )
         local = alphas[:, :, self._column, None]
         rows = {pair: local[:, index] for index, pair in enumerate(self.alphas)}
         return self._evaluate(rows, alphas.shape[0])[self.output]
@@ -86,14 +90,12 @@ class Algebra:
     def jacobian(self, alphas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Coefficients [groups, sources] and their derivatives [alphas, groups, sources], for alphas [alphas, blocks].
 
-        The derivative is by the alpha of the group's own block; groups do not depend on other blocks' alphas. Exact: the
-        modes are linear in their inputs, so tangents pass through them as values do, and affine in each alpha, so the
-        derivative by an alpha is the difference between its results at 1 and 0.
+        The derivative is by the alpha of the group's own block; groups do not depend on other blocks' alphas. Exact:
+        the modes are linear in their inputs, so tangents pass through them as values do, and affine in each alpha, so
+        the derivative by an alpha is the difference between its results at 1 and 0.
         """
         count = len(self.alphas)
-        rows = {
-            pair: row for pair, row in zip(self.alphas, alphas[:, self._column, None].to(torch.float64), strict=True)
-        }
+        rows = dict(zip(self.alphas, alphas[:, self._column, None].to(torch.float64), strict=True))
         values = self._evaluate(rows, 1 + count, tangents=True)[self.output]
         return values[0], values[1:]
 
@@ -135,6 +137,8 @@ class Algebra:
         for step in self._steps:
             for name in step.inputs.values():
                 if name not in presence:
-                    raise RecipeError(f"steps.{step.name}: needs {name!r}, which is not among {', '.join(self.sources)}")
+                    raise RecipeError(
+                        f"steps.{step.name}: needs {name!r}, which is not among {', '.join(self.sources)}"
+                    )
             presence[step.name] = presence[step.a] | presence[step.b]
         return presence

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import StrictStr, StringConstraints
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from optimizer.checkpoints import atomic_path
 from optimizer.checkpoints.layout import Layout, load_layout
@@ -28,7 +29,7 @@ class _ModelEntry(UserFile):
 class _FreeEntry(UserFile):
     search: Any
     blocks: Any = None
-    tie: bool = False
+    tie: Any = False
     step: Any = None
     start: Any = None
 
@@ -151,8 +152,12 @@ def _free_as_data(hole: Free, layout: Layout, *, with_blocks: bool) -> Any:
 
 
 def _on_one_line(data: Any) -> Any:
-    node: Any = CommentedSeq(data) if isinstance(data, list) else CommentedMap(
-        (key, _on_one_line(value) if isinstance(value, Mapping | list) else value) for key, value in data.items()
+    node: Any = (
+        CommentedSeq(data)
+        if isinstance(data, list)
+        else CommentedMap(
+            (key, _on_one_line(value) if isinstance(value, Mapping | list) else value) for key, value in data.items()
+        )
     )
     node.fa.set_flow_style()
     return node
@@ -170,10 +175,7 @@ def _read_alpha(value: Any, layout: Layout, where: str) -> Alpha:
                 f"{layout.blocks[0]} first, {layout.blocks[-1]} last"
             )
         return Alpha(
-            {
-                block: _number(number, f"{where}.{block}")
-                for block, number in zip(layout.blocks, value, strict=True)
-            }
+            {block: _number(number, f"{where}.{block}") for block, number in zip(layout.blocks, value, strict=True)}
         )
     if not isinstance(value, Mapping):
         raise RecipeError(
@@ -181,7 +183,8 @@ def _read_alpha(value: Any, layout: Layout, where: str) -> Alpha:
             "or free as {search: [low, high]}"
         )
     if "search" in value:
-        return Alpha({}, (_read_free(value, layout, where, None),))
+        hole = _read_free(value, layout, where, None)
+        return Alpha({block: 0.0 for block in layout.blocks if block not in hole.blocks}, (hole,))
     return _read_mapping(value, layout, where)
 
 
@@ -195,7 +198,9 @@ def _read_mapping(value: Mapping[str, Any], layout: Layout, where: str) -> Alpha
         try:
             blocks = _attempt(lambda key=key: layout.parse_blocks(str(key)), here)  # type: ignore[misc]
             if twice := sorted(seen & set(blocks), key=layout.blocks.index):
-                raise RecipeError(f"{here}: {', '.join(twice)} given more than once; every block may stand in one key only")
+                raise RecipeError(
+                    f"{here}: {', '.join(twice)} given more than once; every block may stand in one key only"
+                )
             seen |= set(blocks)
             if isinstance(inner, Mapping):
                 free.append(_read_free(inner, layout, here, blocks))
@@ -206,7 +211,9 @@ def _read_mapping(value: Mapping[str, Any], layout: Layout, where: str) -> Alpha
     if problems:
         raise RecipeError(problems)
     rest = {block: 0.0 for block in layout.blocks if block not in seen}
-    return Alpha({block: {**rest, **values}[block] for block in layout.blocks if block in rest or block in values}, tuple(free))
+    return Alpha(
+        {block: {**rest, **values}[block] for block in layout.blocks if block in rest or block in values}, tuple(free)
+    )
 
 
 def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tuple[str, ...] | None) -> Free:
@@ -217,11 +224,16 @@ def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tup
         raise RecipeError(f"{where}: received {dict(value)!r}; a free alpha is {{search: [low, high]}}")
     if blocks is not None and "blocks" in value:
         raise RecipeError(f"{where}.blocks: received {value['blocks']!r}; the key already names the blocks")
-    entry = _attempt(lambda: validate(_FreeEntry, value, Path(), RecipeError), where)
+    entry = _FreeEntry.model_validate(dict(value))
+    if not isinstance(entry.tie, bool):
+        raise RecipeError(f"{where}.tie: received {entry.tie!r}; must be true or false")
     if not (isinstance(entry.search, list) and len(entry.search) == 2 and all(map(_is_number, entry.search))):
         raise RecipeError(f"{where}.search: received {entry.search!r}; must be two numbers, [low, high]")
     if blocks is None:
         named = "all" if entry.blocks is None else entry.blocks
+        texts = named if isinstance(named, list) else [named]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise RecipeError(f"{where}.blocks: received {named!r}; must be blocks or ranges, such as OUT03-OUT11,M00")
         blocks = _attempt(lambda: layout.parse_blocks(named), f"{where}.blocks")
     low, high = (_number(bound, f"{where}.search") for bound in entry.search)
     step, start = (
@@ -234,13 +246,17 @@ def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tup
 def _number(value: Any, where: str) -> float:
     if not _is_number(value):
         raise RecipeError(f"{where}: received {value!r}; must be a number")
-    if not math.isfinite(value):
-        raise RecipeError(f"{where}: received {float(value)}; must be finite")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RecipeError(f"{where}: received {number}; must be finite")
+    return number
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool | ScalarBoolean)
 
 
 def _attempt(build: Any, where: str, joint: str = ": ") -> Any:

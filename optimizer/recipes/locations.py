@@ -5,8 +5,9 @@ from pathlib import Path
 
 from optimizer.checkpoints import CHECKPOINT_SUFFIXES
 from optimizer.errors import CheckpointError
+from optimizer.recipes.recipe import Recipe
 
-__all__ = ["locate", "locate_models"]
+__all__ = ["folders_of", "locate", "locate_models"]
 
 
 def locate(file: str, beside: Path, folders: Sequence[Path] = ()) -> Path | None:
@@ -48,3 +49,10 @@ def _spellings(path: Path) -> Iterable[Path]:
     yield path
     for suffix in CHECKPOINT_SUFFIXES:
         yield path.with_name(path.name + suffix)
+
+
+def folders_of(recipe: Recipe, path: Path, folders: Sequence[Path] = ()) -> tuple[Path, ...]:
+    """Where the files of the recipe in `path` may be: beside it, beside the recipe it was fitted from, in `folders`."""
+    origin = (recipe.fitted or {}).get("recipe")
+    beside = () if not isinstance(origin, str) else ((path.parent / origin).parent,)
+    return (path.parent, *beside, *folders)

@@ -42,6 +42,7 @@ def merge(
     """
     name = recipe.step(step or recipe.output).name
     sources = recipe.sources(name)
+    _check_output(output, {source: paths[source] for source in sources})
     with ExitStack() as stack:
         opened = {
             source: stack.enter_context(open_checkpoint(paths[source], layout=recipe.layout)) for source in sources
@@ -63,6 +64,14 @@ def merge(
                 progress(written, total)
 
         write_safetensors(output, plan.specs, plan.tensors(), metadata, progress=count)
+
+
+def _check_output(output: Path, sources: Mapping[str, Path]) -> None:
+    if output.suffix != ".safetensors":
+        raise CheckpointError(f"{output}: a merge is written as .safetensors; give the output this extension")
+    for name, path in sources.items():
+        if output.resolve() == path.resolve():
+            raise CheckpointError(f"{output}: is the source {name!r} of this merge; write to another file")
 
 
 class _Plan:
@@ -115,8 +124,8 @@ class _Plan:
         for position in weights:
             if not torch.isfinite(part.read(self._opened[position]).to(torch.float32)).all():
                 raise CheckpointError(
-                    f"{self._opened[position].path}: tensor {part.name!r} holds NaN or Inf and takes part in the merge; "
-                    "use a copy of the model without them"
+                    f"{self._opened[position].path}: tensor {part.name!r} holds NaN or Inf "
+                    "and takes part in the merge; use a copy of the model without them"
                 )
         name = str(self._dtype).removeprefix("torch.")
         raise CheckpointError(

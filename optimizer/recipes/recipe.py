@@ -230,5 +230,3 @@ class Recipe:
 def _nearest(name: str, names: Any) -> str:
     close = difflib.get_close_matches(name, list(names), 1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(names)[:12])}" if names else ""
-
-

@@ -17,9 +17,9 @@ __all__ = ["Part", "check_channels", "plan_parts"]
 class Part:
     """A tensor that merges, or the range of its input channels that all `holders` share.
 
-    Only the input convolution of inpainting models is split: channels 0-3, which every model has, and 4-8. `holders` are
-    the positions of the sources that hold the part; `block` is where its alphas come from. `scored` is whether it counts
-    in similarities.
+    Only the input convolution of inpainting models is split: channels 0-3, which every model has, and 4-8. `holders`
+    are the positions of the sources that hold the part; `block` is where its alphas come from. `scored` is whether it
+    counts in similarities.
     """
 
     name: str
@@ -96,7 +96,8 @@ def check_channels(recipe: Recipe, output: str, parts: Sequence[Part], sources: 
                 narrow = next((name for name in _leaves(recipe, step.a) if name in sources), step.a)
                 problems.append(
                     f"{sources[wide[beside]].path}: tensor {part.name!r} has {part.channels[1]} input channels, but "
-                    f"{part.channels[0]} in {sources[narrow].path}; steps.{step.name} takes an inpainting model only as a"
+                    f"{part.channels[0]} in {sources[narrow].path}; "
+                    f"steps.{step.name} takes an inpainting model only as a"
                 )
     if problems:
         raise CheckpointError(problems)
@@ -110,6 +111,7 @@ def _differ_in_channels(shapes: Iterable[tuple[int, ...]], channels: int) -> boo
     distinct = set(shapes)
     return (
         len(distinct) == 2
+        and all(len(shape) > 1 for shape in distinct)
         and min(shape[1] for shape in distinct) == channels
         and len({(shape[0], *shape[2:]) for shape in distinct}) == 1
     )

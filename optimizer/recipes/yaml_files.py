@@ -1,6 +1,7 @@
 """YAML that a user writes: read with line numbers, checked by a pydantic model, all problems at once."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +9,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from optimizer.errors import InputError
 
@@ -21,6 +23,8 @@ class UserFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
+# Texts that need no quotes wherever they stand, unless they could be read as a number or the like.
+_PLAIN = re.compile(r"[\w./~][\w./~+()-]*(?: [\w./~+()-]+)*")
 _UserFile = TypeVar("_UserFile", bound=UserFile)
 
 
@@ -33,16 +37,20 @@ def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
     except IsADirectoryError:
         raise error(f"{path}: is a folder; a YAML file was expected") from None
     except UnicodeDecodeError as problem:
-        raise error(f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start}); a YAML file was expected") from None
+        raise error(
+            f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start}); a YAML file was expected"
+        ) from None
     try:
         data = YAML(typ="rt").load(text)
     except MarkedYAMLError as problem:
         line = f" line {problem.problem_mark.line + 1}" if problem.problem_mark else ""
-        raise error(f"{path}:{line} not readable as YAML: {str(problem.problem).splitlines()[0]}") from None
-    except YAMLError as problem:
-        raise error(f"{path}: not readable as YAML: {str(problem).splitlines()[0]}") from None
+        raise error(f"{path}:{line} not readable as YAML: {_first_line(problem.problem)}") from None
+    except Exception as problem:  # ruamel also fails with built-in errors: an impossible date, an unhashable key, ...
+        raise error(f"{path}: not readable as YAML: {_first_line(problem)}") from None
     if not isinstance(data, CommentedMap):
-        received = "nothing" if data is None else f"a {'list' if isinstance(data, CommentedSeq) else type(data).__name__}"
+        received = (
+            "nothing" if data is None else f"a {'list' if isinstance(data, CommentedSeq) else type(data).__name__}"
+        )
         raise error(f"{path}: received {received} where `field: value` lines were expected")
     return data
 
@@ -73,11 +81,27 @@ def line_of(data: Any, location: Sequence[int | str]) -> int | None:
 def dump_yaml(data: Any) -> str:
     """YAML text of plain dicts, lists, strings and numbers; lists of numbers and short mappings on one line."""
     writer = YAML()
+    writer.Representer = _Representer
     writer.width = 4096
     writer.indent(mapping=2, sequence=4, offset=2)
     stream = io.StringIO()
     writer.dump(data, stream)
     return stream.getvalue()
+
+
+class _Representer(RoundTripRepresenter):
+    """Quotes every text with punctuation that means something in YAML; ruamel leaves `{license: ?}` bare, which no one reads."""
+
+
+def _represent_text(representer: Any, text: str) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=None if _PLAIN.fullmatch(text) else '"')
+
+
+_Representer.add_representer(str, _represent_text)
+
+
+def _first_line(problem: object) -> str:
+    return next(iter(str(problem).splitlines()), type(problem).__name__)
 
 
 def _in_words(path: Path, data: Any, kind: type[UserFile], item: Any) -> str:

@@ -7,6 +7,7 @@ from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.fitting import FitEvents, FitResult, SearchResult, StepScores, TrialsFailed, fit
 from optimizer.search.samplers import SAMPLERS, make_sampler
 from optimizer.search.space import Parameter, Space, parameters_of
+from optimizer.search.status import SearchStatus, study_status
 from optimizer.search.storage import DATABASE
 from optimizer.search.study import Stage, Study, load_study, study_file
 
@@ -18,6 +19,7 @@ __all__ = [
     "FitResult",
     "Parameter",
     "SearchResult",
+    "SearchStatus",
     "Space",
     "Stage",
     "StepScores",
@@ -29,4 +31,5 @@ __all__ = [
     "make_sampler",
     "parameters_of",
     "study_file",
+    "study_status",
 ]

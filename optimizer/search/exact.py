@@ -30,8 +30,9 @@ Vector = NDArray[np.float64]
 
 # Points of the scan over a single alpha that moves several blocks or bends; their best neighbours are refined.
 _SCAN = 257
-# Starts besides the starting values and the middle of the bounds.
-_RANDOM_STARTS = 6
+# Random points from which the best are taken as starts, besides the starting values; and how many of them.
+_RANDOM_POINTS = 128
+_RANDOM_STARTS = 3
 # A direction whose curvature is below this share of the largest counts as flat.
 _FLAT = 1e-9
 # Similarities nearer than this count as equal when the tie is broken.
@@ -70,14 +71,14 @@ def exact_optimum(space: Space, metric: QuadraticMetric, *, seed: int = 0) -> Ex
             parameter.name: parameter.free.on_grid(float(value))
             for parameter, value in zip(parameters, best, strict=True)
         }
-    ordered = {parameter.name: point.get(parameter.name, parameter.free.starting_value) for parameter in space.parameters}
+    ordered = {
+        parameter.name: point.get(parameter.name, parameter.free.starting_value) for parameter in space.parameters
+    }
     scores = metric.score(space.coefficients(torch.tensor([list(ordered.values())], dtype=torch.float64)))
     return ExactOptimum(ordered, float(scores.mean()), rank, tuple(flat))
 
 
-def _components(
-    parameters: Sequence[Parameter], blocks: Sequence[str]
-) -> list[tuple[list[Parameter], list[str]]]:
+def _components(parameters: Sequence[Parameter], blocks: Sequence[str]) -> list[tuple[list[Parameter], list[str]]]:
     """Parameters and scored blocks that depend on each other; parameters that move no scored block are left out."""
     found: list[tuple[list[Parameter], set[str]]] = []
     for parameter in parameters:
@@ -182,8 +183,8 @@ class _Component:
         points = np.array(candidates)[:, None]
         values = self._values(points)
         # The stationary point and the bounds by value; a starting value that is as good stays.
-        best = int(np.argmax(values))
-        return points[0] if values[0] >= values[best] - _EQUAL else points[best]
+        best = 0 if values[0] >= values.max() - _EQUAL else int(np.argmax(values))
+        return np.asarray(points[best])
 
     def _scan(self) -> Vector:
         points = np.linspace(self._low, self._high, _SCAN)
@@ -197,8 +198,9 @@ class _Component:
         return self._climb([self._start, *(points[index] for index in best)])
 
     def _starts(self, random: np.random.Generator) -> list[Vector]:
-        spread = random.uniform(self._low, self._high, (_RANDOM_STARTS, len(self._low)))
-        return [self._start, (self._low + self._high) / 2, *spread]
+        spread = random.uniform(self._low, self._high, (_RANDOM_POINTS, len(self._low)))
+        best = np.argsort(-self._values(spread))[:_RANDOM_STARTS]
+        return [self._start, *spread[best]]
 
     def _climb(self, starts: Sequence[Vector]) -> Vector:
         reached = [self._ascend(start) for start in starts]
@@ -216,8 +218,8 @@ class _Component:
             return (1.0 - value) / unit, -gradient / unit
 
         bounds = list(zip(self._low, self._high, strict=True))
-        options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-16, "gtol": 1e-12, "maxcor": 30, "maxls": 40}
-        result = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-16, "gtol": 1e-12, "maxcor": 12, "maxls": 40}
+        result = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)  # type: ignore[call-overload]
         return np.clip(np.asarray(result.x, dtype=np.float64), self._low, self._high)
 
     def _settle(self, best: Vector) -> tuple[Vector, Vector]:

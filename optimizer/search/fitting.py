@@ -1,8 +1,10 @@
 """Fitting: from a study to the best alphas, one Optuna study after another, continued where it stopped."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,7 +18,7 @@ from optimizer.recipes import Algebra, Recipe, check_channels, recipe_as_data, s
 from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.samplers import make_sampler, trial_seed
 from optimizer.search.space import Parameter, Space
-from optimizer.search.storage import open_search, open_storage
+from optimizer.search.storage import close_storage, open_search, open_storage
 from optimizer.search.study import Stage, Study
 from optimizer.similarity import (
     METRICS,
@@ -99,7 +101,6 @@ class FitResult:
     recipe: Recipe
     searches: tuple[SearchResult, ...]
     scores: tuple[StepScores, ...]
-    coefficients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     interrupted: bool = False
 
 
@@ -146,11 +147,12 @@ class _Fit:
             for stage in study.stages:
                 for step in stage.steps:
                     check_channels(study.recipe, step, comparison.parts, comparison.sources)
+            # All of the input is read and checked before anything is written.
+            identity = self._identity(comparison)
+            hashed = self._hash_files()
+            statistics = measure_statistics(comparison, self._blocks())
             storage = open_storage(study.folder, fresh=fresh)
             try:
-                identity = self._identity(comparison)
-                hashed = self._hash_files()
-                statistics = measure_statistics(comparison, self._blocks())
                 for stage in study.stages:
                     self._run_stage(stage, comparison, statistics, storage, identity)
             except KeyboardInterrupt:
@@ -158,7 +160,7 @@ class _Fit:
                 if not self._results or not any(result.best for result in self._results):
                     raise
             finally:
-                _close(storage)
+                close_storage(storage)
         recipe = self._finished_recipe(hashed, interrupted)
         save_recipe(recipe, study.folder / "best.yaml")
         return FitResult(study, recipe, tuple(self._results), tuple(self._scores), interrupted=interrupted)
@@ -208,9 +210,7 @@ class _Fit:
         for name in stage.steps:
             step = self._recipe.step(name)
             for label, metric in metrics.items():
-                before, after = (
-                    _scores(self._recipe, output, comparison, metric) for output in (step.a, step.name)
-                )
+                before, after = (_scores(self._recipe, output, comparison, metric) for output in (step.a, step.name))
                 self._scores.append(StepScores(stage.name, name, label, before, after))
 
     def _identity(self, comparison: Comparison) -> dict[str, Any]:
@@ -237,9 +237,7 @@ class _Fit:
 
     def _finished_recipe(self, hashed: Mapping[str, str], interrupted: bool) -> Recipe:
         recipe = self._recipe.started()
-        models = {
-            name: replace(model, sha256=hashed.get(name, model.sha256)) for name, model in recipe.models.items()
-        }
+        models = {name: replace(model, sha256=hashed.get(name, model.sha256)) for name, model in recipe.models.items()}
         similarity: dict[str, dict[str, dict[str, Any]]] = {}
         for scores in self._scores:
             of_step = similarity.setdefault(scores.step, {})
@@ -249,6 +247,7 @@ class _Fit:
         steps = tuple(replace(step, similarity=similarity.get(step.name)) for step in recipe.steps)
         fitted = {
             "by": "blockfit",
+            "recipe": _relative(self._study.recipe_path, self._study.folder),
             "target": {"file": self._study.target_file, "sha256": hashed[""]},
             "complete": not interrupted,
             "searches": [_summary(result) for result in self._results],
@@ -352,7 +351,9 @@ class _Search:
         coefficients = self._space.coefficients(torch.tensor([values], dtype=torch.float64))
         scores = self._metric.score(coefficients)[0].tolist()
         if not all(map(math.isfinite, scores)):
-            broken = [block for block, score in zip(self._metric.blocks, scores, strict=True) if not math.isfinite(score)]
+            broken = [
+                block for block, score in zip(self._metric.blocks, scores, strict=True) if not math.isfinite(score)
+            ]
             raise ArithmeticError(f"the similarity of {', '.join(broken)} is not a finite number")
         return dict(zip(self._metric.blocks, scores, strict=True))
 
@@ -400,9 +401,7 @@ class _Search:
         }
 
 
-def _exact_metrics(
-    comparison: Comparison, blocks: Sequence[str], statistics: Statistics
-) -> dict[str, QuadraticMetric]:
+def _exact_metrics(comparison: Comparison, blocks: Sequence[str], statistics: Statistics) -> dict[str, QuadraticMetric]:
     metrics = {}
     for name in _EXACT:
         if not METRICS[name].needs_base or comparison.base is not None:
@@ -430,18 +429,17 @@ def _summary(result: SearchResult) -> dict[str, Any]:
     }
 
 
+def _relative(path: Path, folder: Path) -> str:
+    """`path` as seen from `folder`, with forward slashes: whoever reads best.yaml finds the models beside it."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive on Windows
+        return path.resolve().as_posix()
+
+
 def _completed(trials: Sequence[FrozenTrial]) -> int:
     return sum(trial.state == TrialState.COMPLETE for trial in trials)
 
 
 def _mean(scores: Mapping[str, float]) -> float:
     return math.fsum(scores.values()) / len(scores)
-
-
-def _close(storage: BaseStorage) -> None:
-    """Let go of the database file: Windows cannot replace or delete it while it is open."""
-    storage.remove_session()
-    engine = getattr(storage, "engine", None)
-    if engine is not None:
-        engine.dispose()
-

@@ -10,7 +10,7 @@ from optuna.storages import BaseStorage, RDBStorage
 
 from optimizer.errors import StudyError
 
-__all__ = ["DATABASE", "open_search", "open_storage"]
+__all__ = ["DATABASE", "close_storage", "open_search", "open_storage"]
 
 DATABASE = "study.db"
 _BINDING = "blockfit:bound_to"
@@ -29,7 +29,17 @@ def open_storage(folder: Path, *, fresh: bool = False) -> BaseStorage:
         return RDBStorage(f"sqlite:///{path.as_posix()}")
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise StudyError(f"{path}: cannot be opened as a database of trials: {reason}; `--fresh` starts anew") from error
+        raise StudyError(
+            f"{path}: cannot be opened as a database of trials: {reason}; `--fresh` starts anew"
+        ) from error
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Let go of the database file: Windows cannot replace or delete it while it is open."""
+    storage.remove_session()
+    engine = getattr(getattr(storage, "_backend", storage), "engine", None)
+    if engine is not None:
+        engine.dispose()
 
 
 def open_search(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-
 from pydantic import Field, StrictInt, StrictStr
 
 from optimizer.checkpoints.layout import Layout
@@ -89,6 +88,7 @@ class Study:
 
     folder: Path
     recipe: Recipe
+    recipe_path: Path
     sources: dict[str, Path]
     target: Path
     target_file: str
@@ -108,9 +108,10 @@ def study_file(path: Path) -> Path:
     return path / "study.yaml" if path.is_dir() else path
 
 
-def load_study(path: Path, folders: Sequence[Path] = ()) -> Study:
+def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = True) -> Study:
     """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
 
+    Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit.
     Raises InputError with one line for each problem.
     """
     path = study_file(path)
@@ -125,9 +126,8 @@ def load_study(path: Path, folders: Sequence[Path] = ()) -> Study:
         problems.append(f"base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
     if not entry.stages:
         problems.append("stages: empty; a study needs at least one stage")
-    for name in {stage.name for stage in entry.stages}:
-        if sum(stage.name == name for stage in entry.stages) > 1:
-            problems.append(f"stages.{name}: defined twice")
+    names = [stage.name for stage in entry.stages]
+    problems += [f"stages.{name}: defined twice" for name in sorted({name for name in names if names.count(name) > 1})]
     for stage in entry.stages:
         try:
             stages.append(_read_stage(stage, recipe, base))
@@ -137,23 +137,30 @@ def load_study(path: Path, folders: Sequence[Path] = ()) -> Study:
         problems += _unsearched(recipe, stages)
     if problems:
         raise StudyError(f"{path}: {problem}" for problem in problems)
-    used = dict.fromkeys(name for stage in stages for name in recipe.sources(stage.steps[-1]))
-    used |= dict.fromkeys(name for stage in stages for step in stage.steps for name in recipe.sources(step))
-    if base is not None:
-        used[base] = None
-    files = {name: recipe.models[name].file for name in recipe.models if name in used}
-    sources = locate_models(files, recipe_path.parent, folders, named_in=recipe_path)
-    target = locate(entry.target.file, path.parent, folders)
+    study = Study(
+        path.parent, recipe, recipe_path, {}, path.parent / entry.target.file, entry.target.file, base, entry.seed,
+        tuple(stages),
+    )  # fmt: skip
+    return _with_files(study, path, folders) if with_files else study
+
+
+def _with_files(study: Study, path: Path, folders: Sequence[Path]) -> Study:
+    """The same study with its checkpoints found, the target's not among the sources'."""
+    recipe = study.recipe
+    used = {name for stage in study.stages for step in stage.steps for name in recipe.sources(step)} | {study.base}
+    files = {name: model.file for name, model in recipe.models.items() if name in used}
+    sources = locate_models(files, study.recipe_path.parent, folders, named_in=study.recipe_path)
+    target = locate(study.target_file, path.parent, folders)
     if target is None:
         looked = ", ".join(str(folder) for folder in (path.parent, *folders))
-        raise StudyError(f"{path}: target.file: {entry.target.file!r} not found; looked in {looked}")
+        raise StudyError(f"{path}: target.file: {study.target_file!r} not found; looked in {looked}")
     for name, source in sources.items():
         if source.resolve() == target.resolve():
             raise StudyError(
-                f"{path}: target.file: {entry.target.file!r} is the recipe's source {name!r} too; "
+                f"{path}: target.file: {study.target_file!r} is the recipe's source {name!r} too; "
                 "the target may not be among the sources"
             )
-    return Study(path.parent, recipe, sources, target, entry.target.file, base, entry.seed, tuple(stages))
+    return replace(study, sources=sources, target=target)
 
 
 def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
@@ -194,16 +201,16 @@ def _stage_steps(entry: _StageEntry, recipe: Recipe, problems: list[str]) -> tup
     """The stage's steps in the order of evaluation."""
     order = _evaluation_order(recipe)
     free = [name for name in order if parameters_of(recipe, [name])]
-    if entry.steps is None:
-        if not free:
-            problems.append("steps: the recipe has no free alpha; write `alpha: {search: [0, 1]}` in a step")
-        return tuple(free)
-    for name in entry.steps:
+    if not free:
+        problems.append("steps: the recipe has no free alpha; write `alpha: {search: [0, 1]}` in a step")
+    elif entry.steps is not None and not entry.steps:
+        problems.append(f"steps: received []; the steps with free alphas are {', '.join(free)}")
+    for name in entry.steps or ():
         if name not in order:
             problems.append(f"steps: received {name!r}; the recipe's steps are {', '.join(order)}")
-        elif name not in free:
+        elif free and name not in free:
             problems.append(f"steps: {name!r} has no free alpha; write `alpha: {{search: [0, 1]}}` there")
-    chosen = tuple(name for name in free if name in entry.steps)
+    chosen = tuple(name for name in free if entry.steps is None or name in entry.steps)
     if entry.strategy == "joint" and chosen:
         apart = [name for name in chosen if name not in {step.name for step in recipe.ancestors(chosen[-1])}]
         problems += [f"steps: {name!r} does not lead to {chosen[-1]!r}, which a joint stage scores" for name in apart]
@@ -217,16 +224,17 @@ def _evaluation_order(recipe: Recipe) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _measured(
-    entry: _StageEntry, layout: Layout, free: Sequence[Parameter]
-) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _measured(entry: _StageEntry, layout: Layout, free: Sequence[Parameter]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Which metric scores which blocks. `elsewhere` takes the moved blocks that the stage's metric cannot see."""
     seen = METRICS[entry.metric].sees(layout)
     moved = {block for parameter in free for block in parameter.blocks}
     own = {parameter.blocks[0]: parameter.name for parameter in free if not parameter.free.tie}
     beyond = () if entry.elsewhere is None else METRICS[entry.elsewhere].sees(layout)
-    listed = set(moved) if entry.blocks is None else set(layout.parse_blocks(entry.blocks))
     problems = []
+    try:
+        listed = set(moved) if entry.blocks is None else set(layout.parse_blocks(entry.blocks))
+    except InputError as error:
+        raise StudyError(f"blocks: {problem}" for problem in error.problems) from None
     if entry.blocks is not None:
         problems += [
             f"blocks: {block} cannot be measured by {entry.metric!r}, which sees {layout.describe_blocks(seen)}; "
@@ -261,5 +269,3 @@ def _unsearched(recipe: Recipe, stages: Sequence[Stage]) -> list[str]:
         "add it to a stage's `blocks`, or give the alpha a number"
         for parameter in missed
     ]
-
-

@@ -4,7 +4,9 @@ May import torch, `optimizer.checkpoints` and `optimizer.recipes`; never Optuna 
 """
 
 from optimizer.similarity.attention import AttentionMetric
+from optimizer.similarity.comparing import compare, select_blocks
 from optimizer.similarity.comparison import Comparison, open_comparison
+from optimizer.similarity.device import select_device, unused_card
 from optimizer.similarity.metric import METRICS, Combined, Metric, MetricKind, build_metric
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, QuadraticMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics
@@ -22,7 +24,11 @@ __all__ = [
     "Statistics",
     "WeightsMetric",
     "build_metric",
+    "compare",
     "gram_matrix",
     "measure_statistics",
     "open_comparison",
+    "select_blocks",
+    "select_device",
+    "unused_card",
 ]

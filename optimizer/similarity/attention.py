@@ -5,17 +5,24 @@ Per block with self-attention of width d, for a random X [d, d]:
     Q = X W_q',  K = X W_k',  V = X W_v',  S = softmax(Q K') by rows,  A[i, k] = S[i, k] * sum_j V[j, k]
     similarity = mean over rows i of cosine(A_candidate[i], A_target[i])
 
-The seed is set once, and X is drawn block after block in the order of evaluation, on the CPU whatever the device: so the
-same block has another X when other blocks are selected before it, as in the tool that people publish numbers from.
+The seed is set once, and X is drawn block after block in the order of evaluation, on the CPU whatever the device: so
+the same block has another X when other blocks are selected before it, as in the tool that people publish numbers from.
 
-Projections are linear in the weights. Each source is projected once; a candidate is a combination of projections and one
-product Q K' per block. Two things are left out because they cancel: sum_j V[j, k] is (sum_j X[j]) W_v', and the softmax's
-denominator scales a whole row, which a cosine does not see.
+Projections are linear in the weights, so each source is projected once, and a candidate's queries and keys are combined
+from those. On a card one product Q K' then gives its logits. On a processor even that is too much: with the same
+coefficients c for queries and keys, the logits are a quadratic form,
+
+    Q K' = sum_k sum_l c_k c_l Q_k K_l'
+
+whose terms are computed when a candidate first needs them and kept; a trial only adds them up, at the speed of memory.
+Two things are left out because they cancel: sum_j V[j, k] is (sum_j X[j]) W_v', and the softmax's denominator scales a
+whole row, which a cosine does not see.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,22 +34,93 @@ __all__ = ["AttentionMetric"]
 
 # Share of a card's free memory that one batch of candidates may take.
 _MEMORY_SHARE = 0.5
+# Bytes that the terms of the logits may take in all; blocks beyond are scored by one product for each candidate.
+_TERMS_LIMIT = 2 << 30
 
 
 @dataclass(frozen=True)
-class _Projections:
-    """One block under one random input: float32 queries and keys [K, d * d], value sums [K, d], and the target.
+class _Stack:
+    """One of to_q, to_k, to_v of the sources that hold it, projected: float32 [holders, ...].
 
-    `rows` are the groups of to_q, to_k, to_v in coefficients. `target` [d, d] holds the target's outputs, each row
-    divided by its norm.
+    `row` is its group in coefficients.
     """
 
+    row: int
+    holders: tuple[int, ...]
+    projected: torch.Tensor
+
+    def coefficients(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """The holders' coefficients, float32 [n, holders], of all coefficients [n, groups, sources]."""
+        return coefficients[:, self.row, list(self.holders)].to(self.projected.device, torch.float32)
+
+    def combine(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """The candidates' projections, [n, ...]."""
+        return torch.einsum("nk,k...->n...", self.coefficients(coefficients), self.projected)
+
+
+@dataclass(frozen=True)
+class _Products:
+    """One block's logits, as a product for each candidate."""
+
+    query: _Stack
+    key: _Stack
+
+    def logits(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Logits [n, d, d] of n candidates."""
+        return self.query.combine(coefficients) @ self.key.combine(coefficients).transpose(1, 2)
+
+
+class _Terms:
+    """One block's logits, from their terms: Q_k K_k', and for k < l the sum Q_k K_l' + Q_l K_k'.
+
+    Terms that no candidate has needed yet are zeros, which take no memory until they are written. A candidate's value
+    does not depend on who came before it: terms that others needed have the coefficient 0 for it.
+    """
+
+    def __init__(self, query: _Stack, key: _Stack) -> None:
+        """Of stacks with the same holders; the terms then are float32 [pairs, d * d]."""
+        self._query, self._key = query, key
+        self._first, self._second = torch.triu_indices(len(query.holders), len(query.holders))
+        self._terms = torch.zeros(len(self._first), query.projected[0].numel())
+        self._unknown = set(range(len(self._first)))
+
+    def logits(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Logits [1, d, d] of one candidate."""
+        own = self._query.coefficients(coefficients)
+        weights = own[:, self._first] * own[:, self._second]
+        width = math.isqrt(self._terms.shape[1])
+        for index in self._unknown & set(weights[0].nonzero()[:, 0].tolist()):
+            self._compute(index, self._terms[index].view(width, width))
+        return (weights @ self._terms).view(1, width, width)
+
+    def _compute(self, index: int, term: torch.Tensor) -> None:
+        queries, keys = self._query.projected, self._key.projected
+        one, other = int(self._first[index]), int(self._second[index])
+        torch.mm(queries[one], keys[other].T, out=term)
+        if one != other:
+            term.addmm_(queries[other], keys[one].T)
+        self._unknown.remove(index)
+        if not self._unknown:
+            # The terms hold all that the projections did.
+            nothing = torch.empty(0)
+            self._query, self._key = replace(self._query, projected=nothing), replace(self._key, projected=nothing)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block under one random input. `target` [d, d] holds the target's outputs, each row divided by its norm."""
+
     width: int
-    rows: tuple[int, int, int]
-    queries: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
+    attention: _Products | _Terms
+    value: _Stack
     target: torch.Tensor
+
+    def score(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Similarities of n candidates (of one, if from terms), float64 [n]."""
+        outputs = _outputs(self.attention.logits(coefficients), self.value.combine(coefficients)[:, None, :])
+        norms = torch.linalg.vector_norm(outputs, dim=-1)
+        cosines: torch.Tensor = outputs.mul_(self.target).sum(dim=-1) / norms.clamp_min(torch.finfo(torch.float32).tiny)
+        return cosines.to(torch.float64).mean(dim=-1).clamp(-1, 1).cpu()
 
 
 class AttentionMetric:
@@ -55,7 +133,8 @@ class AttentionMetric:
         self.blocks = blocks
         self._device = comparison.device
         parts = {part.name: part for part in comparison.scored_parts(blocks)}
-        self._projections: list[list[_Projections]] = []
+        self._projected: list[list[_Block]] = []
+        spare = _TERMS_LIMIT if self._device.type == "cpu" else 0
         with _exact_float32():
             for number, seed in enumerate(comparison.seeds):
                 generator = torch.Generator().manual_seed(seed)
@@ -64,20 +143,25 @@ class AttentionMetric:
                     weights = _self_attention(comparison, parts, block)
                     width = weights[0].shape[1]
                     inputs = torch.randn(width, width, generator=generator)
-                    projected.append(_project(comparison, weights, inputs))
+                    holders = len(weights[0].holders)
+                    needed = 4 * width * width * holders * (holders + 1) // 2
+                    # Queries and keys have the same coefficients if the same sources hold them.
+                    by_terms = needed <= spare and weights[0].holders == weights[1].holders
+                    spare -= needed if by_terms else 0
+                    projected.append(_project(comparison, weights, inputs, by_terms))
                     done = number * len(blocks) + position + 1
                     comparison.progress("projecting the attention", done, len(blocks) * len(comparison.seeds))
-                self._projections.append(projected)
+                self._projected.append(projected)
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
         scores = torch.zeros(len(coefficients), len(self.blocks), dtype=torch.float64)
         with _exact_float32():
-            for projected in self._projections:
+            for projected in self._projected:
                 for column, block in enumerate(projected):
                     for start, stop in self._batches(len(coefficients), block.width):
-                        scores[start:stop, column] += _score(block, coefficients[start:stop], self._device)
-        return scores / len(self._projections)
+                        scores[start:stop, column] += block.score(coefficients[start:stop])
+        return scores / len(self._projected)
 
     def _batches(self, count: int, width: int) -> Iterator[tuple[int, int]]:
         """Ranges of candidates: one at a time on a processor, as many as fit on a card."""
@@ -99,27 +183,25 @@ def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) 
     return query, key, value
 
 
-def _project(comparison: Comparison, weights: tuple[Part, Part, Part], inputs: torch.Tensor) -> _Projections:
+def _project(comparison: Comparison, weights: tuple[Part, Part, Part], inputs: torch.Tensor, by_terms: bool) -> _Block:
     device, width, sources = comparison.device, inputs.shape[1], list(comparison.sources.values())
     inputs = inputs.to(device)
     total = inputs.sum(dim=0)
-    stacks: list[torch.Tensor] = []
+    stacks: list[_Stack] = []
     for part, is_value in zip(weights, (False, False, True), strict=True):
-        stack = torch.zeros(len(sources), *((width,) if is_value else (width, width)), device=device)
-        for position in part.holders:
+        stack = torch.empty(len(part.holders), *((width,) if is_value else (width, width)), device=device)
+        for place, position in enumerate(part.holders):
             weight = _weight(part, sources[position].tensor(part.name), sources[position].path, device)
-            stack[position] = weight @ total if is_value else inputs @ weight.T
-        stacks.append(stack)
+            stack[place] = weight @ total if is_value else inputs @ weight.T
+        stacks.append(_Stack(comparison.group_of(part), part.holders, stack))
+    query, key, value = stacks
     target = [_weight(part, comparison.target.tensor(part.name), comparison.target.path, device) for part in weights]
     logits = (inputs @ target[0].T) @ (inputs @ target[1].T).T
     outputs = _outputs(logits, target[2] @ total)
-    query, key, value = (comparison.group_of(part) for part in weights)
-    return _Projections(
+    return _Block(
         width=width,
-        rows=(query, key, value),
-        queries=stacks[0].flatten(1),
-        keys=stacks[1].flatten(1),
-        values=stacks[2],
+        attention=(_Terms if by_terms else _Products)(query, key),
+        value=value,
         target=outputs / outputs.norm(dim=-1, keepdim=True),
     )
 
@@ -132,18 +214,6 @@ def _weight(part: Part, tensor: torch.Tensor, path: object, device: torch.device
             "use a copy of the model without them"
         )
     return weight
-
-
-def _score(block: _Projections, coefficients: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Similarities of n candidates, float64 [n]."""
-    count, width = len(coefficients), block.width
-    query, key, value = (coefficients[:, row].to(device, torch.float32) for row in block.rows)
-    queries = (query @ block.queries).view(count, width, width)
-    keys = (key @ block.keys).view(count, width, width)
-    outputs = _outputs(queries @ keys.transpose(1, 2), (value @ block.values)[:, None, :])
-    norms = torch.linalg.vector_norm(outputs, dim=-1)
-    cosines = outputs.mul_(block.target).sum(dim=-1) / norms.clamp_min(torch.finfo(torch.float32).tiny)
-    return cosines.to(torch.float64).mean(dim=-1).clamp(-1, 1).cpu()
 
 
 def _outputs(logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,9 @@ class Metric(Protocol):
     """
 
     @property
-    def blocks(self) -> tuple[str, ...]: ...
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks that are scored."""
+        ...
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities in [-1, 1], float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
@@ -72,7 +74,11 @@ METRICS: dict[str, MetricKind] = {
     for kind in (
         MetricKind("weights", "cosine of the weights", _everything, _from_statistics(WeightsMetric)),
         MetricKind(
-            "delta", "cosine of the differences from the base", _everything, _from_statistics(DeltaMetric), needs_base=True
+            "delta",
+            "cosine of the differences from the base",
+            _everything,
+            _from_statistics(DeltaMetric),
+            needs_base=True,
         ),
         MetricKind("elements", "mean cosine per tensor", _everything, _from_statistics(ElementsMetric)),
         MetricKind(
@@ -108,8 +114,8 @@ def build_metric(
 ) -> Metric:
     """The metric of this name over `blocks`, in layout order or, for attention, in the order it evaluates them.
 
-    `statistics` must cover the blocks where the metric reads them. Raises StudyError for a name that is unknown, a block
-    that the metric cannot see, or a missing base.
+    `statistics` must cover the blocks where the metric reads them. Raises StudyError for a name that is unknown, a
+    block that the metric cannot see, or a missing base.
     """
     if name not in METRICS:
         raise StudyError(f"metric: received {name!r}; there are {', '.join(METRICS)}")

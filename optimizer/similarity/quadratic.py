@@ -1,8 +1,8 @@
 """The metrics in weight space, computed from Gram matrices.
 
-    weights   per block: cosine of the merged and the target's tensors, all flattened into one vector
-    delta     the same of their differences from the base; 0 where either difference is 0
-    elements  per tensor: cosine of the flattened tensors; a block's value is the plain mean over its tensors
+weights   per block: cosine of the merged and the target's tensors, all flattened into one vector
+delta     the same of their differences from the base; 0 where either difference is 0
+elements  per tensor: cosine of the flattened tensors; a block's value is the plain mean over its tensors
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,9 @@ class QuadraticMetric:
     `block_of_group` long [groups], -1 for a group that no scored block has.
     """
 
-    def __init__(self, gram: torch.Tensor, statistics: Statistics, groups: Sequence[Group], blocks: tuple[str, ...]) -> None:
+    def __init__(
+        self, gram: torch.Tensor, statistics: Statistics, groups: Sequence[Group], blocks: tuple[str, ...]
+    ) -> None:
         """`gram` float64 [parts, K + 1, K + 1]: sources, then target, as this metric sees them."""
         self.blocks = blocks
         sources = gram.shape[-1] - 1

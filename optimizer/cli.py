@@ -1,0 +1,392 @@
+"""The command `blockfit`: reads arguments and the environment, calls, prints. Nothing is computed here.
+
+Exit codes: 0 done; 1 something failed that is not the user's input; 2 bad input, one line a problem on stderr, nothing
+written; 130 interrupted, the best so far exported. Tracebacks only with `--debug`.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from optimizer import __version__
+from optimizer.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from optuna.trial import FrozenTrial
+
+    from optimizer.checkpoints import HashCache
+    from optimizer.search import FitEvents, FitResult, Study
+
+__all__ = ["app", "main"]
+
+# torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
+# ruff: noqa: PLC0415
+
+app = typer.Typer(
+    name="blockfit",
+    help="Fit the recipe of a closed model merge, block by block.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+# What typer raises for a mistyped command or option; depending on its version click's class, or its own copy of it.
+_USAGE_ERROR = typer.BadParameter.__mro__[1]
+
+
+class _DType(StrEnum):
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+_Models = Annotated[
+    list[Path] | None,
+    typer.Option("--models", help="Folder with checkpoints, sub-folders too; may be repeated. Also BLOCKFIT_MODELS."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, nothing else.")]
+_Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+_STUDY = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's YAML file, or the folder with study.yaml.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"blockfit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Fit the recipe of a closed model merge, block by block."""
+    _State.debug = debug
+
+
+class _State:
+    debug = False
+
+
+@app.command(epilog="Example: blockfit inspect model.safetensors other.ckpt")
+def inspect(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
+    as_json: _Json = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Read no tensor data: no NaN scan, no sha256.")] = False,
+) -> None:
+    """What checkpoints hold: layout, blocks, dtypes, hashes, metadata, and what is unusual."""
+    from optimizer.checkpoints import inspect_checkpoint
+    from optimizer.reports import inspection_table
+
+    inspections = [inspect_checkpoint(path, cache=_hashes(), full=not quick) for path in files]
+    if as_json:
+        _print_json([inspection.as_dict() for inspection in inspections])
+        return
+    for inspection in inspections:
+        _console().print(inspection_table(inspection))
+
+
+@app.command(epilog="Example: blockfit compare merge.safetensors --target closed.safetensors --blocks output")
+def compare(
+    candidates: Annotated[list[Path], typer.Argument(metavar="CANDIDATE...")],
+    target: Annotated[Path, typer.Option("--target", help="The checkpoint to come close to.")],
+    base: Annotated[Path | None, typer.Option("--base", help="What delta takes differences from.")] = None,
+    metric: Annotated[str, typer.Option("--metric", help="attention, weights, delta or elements.")] = "attention",
+    blocks: Annotated[str, typer.Option("--blocks", help="input, output, middle, all, or as OUT03-OUT11,M00.")] = "all",
+    seed: Annotated[int, typer.Option("--seed", help="Of attention's random inputs.")] = 114514,
+    device: _Device = "auto",
+    as_json: _Json = False,
+) -> None:
+    """How similar checkpoints are to a target, per block: the article's table."""
+    from optimizer.reports import block_table
+    from optimizer.similarity import compare as compare_files
+
+    found = {}
+    with _reading() as progress:
+        for candidate in candidates:
+            found[str(candidate)] = compare_files(
+                candidate, target, metric=metric, blocks=blocks, base=base, seed=seed,
+                device=_device(device), progress=progress,
+            )  # fmt: skip
+    if as_json:
+        _print_json(
+            [
+                {"candidate": name, "metric": metric, "seed": seed, "blocks": scores, "total": _mean(scores)}
+                for name, scores in found.items()
+            ]
+        )
+        return
+    rows = {Path(name).name: scores for name, scores in found.items()}
+    console = _console()
+    console.print(block_table(f"{metric} similarity to {target.name}", rows, width=console.width))
+
+
+@app.command(epilog="Example: blockfit fit studies/demo --trials 100")
+def fit(
+    study: _STUDY,
+    trials: Annotated[int | None, typer.Option("--trials", help="Completed trials of each Optuna study.")] = None,
+    device: _Device = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Set earlier trials aside and start anew.")] = False,
+    models: _Models = None,
+) -> None:
+    """Search the free alphas of a recipe against a target; continues where it stopped.
+
+    Writes study.db, best.yaml, trials.csv and plots/ beside the study. Ctrl-C stops; the best so far is exported.
+    """
+    from optimizer.search import load_study
+
+    loaded = load_study(study, _folders(models))
+    result = fit_and_report(loaded if trials is None else loaded.with_trials(trials), _device(device), fresh=fresh)
+    if result.interrupted:
+        _problem("interrupted; the best so far is in best.yaml, and the same command continues")
+        raise typer.Exit(130)
+
+
+@app.command(epilog="Example: blockfit merge best.yaml -o clone.safetensors --dtype fp16")
+def merge(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
+    step: Annotated[str | None, typer.Option("--step", help="The step to make; default: the recipe's output.")] = None,
+    dtype: Annotated[_DType, typer.Option("--dtype", help="What merged tensors are rounded to.")] = _DType.fp16,
+    models: _Models = None,
+    no_recipe: Annotated[bool, typer.Option("--no-recipe", help="Leave the recipe out of the metadata.")] = False,
+) -> None:
+    """Merge a recipe's checkpoints into one file, in float32, rounded once."""
+    import torch
+
+    from optimizer.recipes import folders_of, load_recipe, locate_models
+    from optimizer.recipes import merge as merge_files
+
+    loaded = load_recipe(recipe)
+    name = loaded.step(step or loaded.output).name
+    files = {source: loaded.models[source].file for source in loaded.sources(name)}
+    beside, *others = folders_of(loaded, recipe, _folders(models))
+    paths = locate_models(files, beside, others, named_in=recipe)
+    dtypes = {_DType.fp16: torch.float16, _DType.bf16: torch.bfloat16, _DType.fp32: torch.float32}
+    with _reading() as progress:
+        merge_files(
+            loaded, paths, output, step=name, dtype=dtypes[dtype], embed_recipe=not no_recipe,
+            progress=lambda done, total: progress("merging", done, total),
+        )  # fmt: skip
+    _console().print(f"{name} -> {output}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: blockfit status studies/demo")
+def status(study: _STUDY, as_json: _Json = False) -> None:
+    """What a study has done so far; needs no checkpoints."""
+    from optimizer.reports import status_table
+    from optimizer.search import load_study, study_status
+
+    found = study_status(load_study(study, with_files=False))
+    if as_json:
+        _print_json([entry.as_dict() for entry in found])
+        return
+    _console().print(status_table(found))
+
+
+@app.command(epilog="Example: blockfit demo my-first-fit")
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Made if it is not there.")] = Path(
+        "blockfit-demo"
+    ),
+    device: _Device = "auto",
+) -> None:
+    """Fit a small trained family of checkpoints, end to end: recipes, plots, pictures. Takes about a minute."""
+    from optimizer.demo import run_demo
+
+    run_demo(folder, fit=lambda study: fit_and_report(study, _device(device)), console=_console())
+
+
+def fit_and_report(study: "Study", device: "torch.device", *, fresh: bool = False) -> "FitResult":
+    """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found."""
+    import optuna
+
+    from optimizer.reports import steps_table, write_plots, write_trials
+    from optimizer.search import fit as run
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _log_file(study.folder / "fit.log"), _fitting() as events:
+        result = run(study, device=device, fresh=fresh, events=events, hashes=_hashes())
+    with _message("drawing the plots"):
+        write_trials(result, study.folder / "trials.csv")
+        write_plots(result, study.folder / "plots")
+    console = _console()
+    console.print(steps_table(result))
+    for what, name in (("best recipe", "best.yaml"), ("every trial", "trials.csv"), ("plots", "plots")):
+        console.print(f"{what}: {study.folder / name}", markup=False, highlight=False, soft_wrap=True)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and leave with its exit code."""
+    _use_utf8()
+    try:
+        code = app(args=list(arguments) if arguments is not None else None, prog_name="blockfit", standalone_mode=False)
+    except InputError as error:
+        _leave(2, error.problems)
+    except (KeyboardInterrupt, typer.Abort):
+        _leave(130, ["interrupted"])
+    except BrokenPipeError:
+        _leave(1, [])
+    except _USAGE_ERROR as error:
+        _leave(2, [error.format_message()])  # type: ignore[attr-defined]
+    except Exception as error:
+        if _State.debug:
+            raise
+        _leave(1, [f"{type(error).__name__}: {error}".splitlines()[0] + " (--debug shows where)"])
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int, problems: Sequence[str]) -> NoReturn:
+    if _State.debug and sys.exc_info()[0] is not None and code != 130:
+        raise  # noqa: PLE0704
+    for problem in problems:
+        _problem(problem)
+    sys.exit(code)
+
+
+def _problem(text: str) -> None:
+    sys.stderr.write(f"blockfit: {text}\n")
+
+
+def _use_utf8() -> None:
+    """UTF-8 for files and pipes; a console keeps what it can show, and rich draws in ASCII where that is too little."""
+    for stream in (sys.stdout, sys.stderr):
+        if "PYTHONIOENCODING" not in os.environ and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+        else:
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def _console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def _mean(scores: dict[str, float]) -> float:
+    return sum(scores.values()) / len(scores)
+
+
+def _folders(models: list[Path] | None) -> list[Path]:
+    """The checkpoint folders of --models, then of BLOCKFIT_MODELS, which may list several."""
+    found = list(models or [])
+    if missing := [folder for folder in found if not folder.is_dir()]:
+        raise InputError(f"--models: {folder} is not a folder" for folder in missing)
+    return found + [Path(part) for part in os.environ.get("BLOCKFIT_MODELS", "").split(os.pathsep) if part]
+
+
+def _hashes() -> "HashCache":
+    from optimizer.checkpoints import HashCache, default_cache_folder
+
+    return HashCache(default_cache_folder() / "hashes.json")
+
+
+def _device(name: str) -> "torch.device":
+    from optimizer.similarity import select_device, unused_card
+
+    device = select_device(name)
+    if name == "auto" and (advice := unused_card()):
+        _problem(f"warning: {advice}")
+    return device
+
+
+@contextmanager
+def _reading() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr for work that reads or writes files; nothing where stderr is no terminal."""
+    with _bars() as bars:
+        task = _tasks(bars)
+        yield lambda what, done, total: bars.update(task(what), completed=done, total=total)
+
+
+@contextmanager
+def _fitting() -> Iterator["FitEvents"]:
+    """Progress bars for a fit, and a log line for every trial."""
+    from optimizer.search import FitEvents
+
+    logger = logging.getLogger("blockfit.fit")
+    with _bars() as bars:
+        task = _tasks(bars)
+
+        def opened(search: str, done: int, budget: int) -> None:
+            logger.info("%s: %d of %d trials done", search, done, budget)
+            bars.update(task(search), completed=done, total=budget, description=search)
+
+        def finished(search: str, trial: "FrozenTrial", best: float, done: int, budget: int) -> None:
+            value = f"{trial.values[0]:.8f}" if trial.values else trial.user_attrs.get("error", "failed")
+            origin = trial.user_attrs.get("origin", "")
+            state = trial.state.name
+            logger.info("%s: trial %d (%s) %s %s, best %.8f", search, trial.number, origin, state, value, best)
+            bars.update(task(search), completed=done, total=budget, description=f"{search}  best {100 * best:.4f}%")
+
+        def progress(what: str, done: int, total: int) -> None:
+            bars.update(task(what), completed=done, total=total, description=what)
+
+        yield FitEvents(progress, opened, finished)
+
+
+def _tasks(bars: Progress) -> Callable[[str], TaskID]:
+    """A bar for each name, made when first asked for."""
+    tasks: dict[str, TaskID] = {}
+
+    def task(name: str) -> TaskID:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=None)
+        return tasks[name]
+
+    return task
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    console = _console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield bars
+
+
+@contextmanager
+def _message(text: str) -> Iterator[None]:
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text, spinner="line"):
+        yield
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Append the log of a fit to `path`."""
+    logger = logging.getLogger("blockfit.fit")
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

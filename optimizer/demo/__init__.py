@@ -1,0 +1,8 @@
+"""The demo: a trained family of small checkpoints, fitted end to end and compared with the truth.
+
+May import everything below the command line; the family itself lies in studies/demo, and in the wheel beside this file.
+"""
+
+from optimizer.demo.running import family_folder, run_demo
+
+__all__ = ["family_folder", "run_demo"]

@@ -1,0 +1,156 @@
+"""Fit the demo family by three studies, show what they found beside the truth, and draw what the models draw."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from optimizer.errors import InputError
+from optimizer.pictures import contact_sheet, generate
+from optimizer.recipes import Algebra, Group, Recipe, load_recipe, locate_models, merge
+from optimizer.search import FitResult, Study, load_study, parameters_of
+
+__all__ = ["family_folder", "run_demo"]
+
+# The studies by what the tables call them; each is a folder below the demo's, "" the demo's own.
+STUDIES = {"delta": "", "attention": "attention", "stepwise": "stepwise"}
+_FILES = (
+    "answer",
+    "attention/study.yaml",
+    "models",
+    "recipe.yaml",
+    "stepwise/study.yaml",
+    "study.yaml",
+    "target.safetensors",
+)
+_SEED = 7
+
+
+def family_folder() -> Path:
+    """The folder that the family comes in: beside this file in a wheel, studies/demo in a checkout."""
+    here = Path(__file__).resolve()
+    for folder in (here.parent / "family", here.parents[2] / "studies" / "demo"):
+        if (folder / "study.yaml").is_file():
+            return folder
+    raise InputError("the demo's checkpoints did not come with this installation; install blockfit from its wheel")
+
+
+def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Console) -> None:
+    """Copy the family to `folder` unless it is there, fit it, and write digits.png beside the results.
+
+    `fit` runs a study and writes its results; the command line passes one with progress bars. Raises InputError if the
+    folder cannot be written.
+    """
+    _copy_family(folder)
+    fits: dict[str, FitResult] = {}
+    for name, below in STUDIES.items():
+        console.rule(f"{name}: {_PURPOSE[name]}")
+        fits[name] = fit(load_study(folder / below))
+    recipes = {"true": load_recipe(folder / "answer" / "recipe.yaml")}
+    recipes |= {name: result.recipe for name, result in fits.items()}
+    console.rule("fitted beside true")
+    console.print(alpha_table(fits["delta"].study.recipe, recipes))
+    console.print(coefficient_table(recipes))
+    console.print(_REMARK, markup=False)
+    sheet = _draw(folder, recipes["delta"])
+    console.print(f"digits of target, fit and an unfitted 50/50 merge: {sheet}", markup=False, soft_wrap=True)
+
+
+_PURPOSE = {
+    "delta": "both steps at once, scored by the weights' differences from the base",
+    "attention": "both steps at once, scored by the article's similarity",
+    "stepwise": "one step after the other, as by hand",
+}
+_REMARK = (
+    "The target holds a sixth finetune that is not among the sources; no recipe over these sources can explain it, and "
+    "as far as it resembles them it shifts their coefficients. Fitted step by step, the first step also soaks up what "
+    "the second should explain: that is the bias of working by hand."
+)
+
+
+def alpha_table(holes: Recipe, recipes: Mapping[str, Recipe]) -> Table:
+    """The alphas that were searched for, per block and step, by recipe."""
+    parameters = parameters_of(holes, [step.name for step in holes.steps])
+    steps = list(dict.fromkeys(parameter.step for parameter in parameters))
+    blocks = [block for block in holes.layout.blocks if any(block in parameter.blocks for parameter in parameters)]
+    table = Table(title="alphas", title_justify="left")
+    table.add_column("block")
+    for step in steps:
+        for name in recipes:
+            table.add_column(f"{step}\n{name}", justify="right")
+    for block in blocks:
+        cells = [f"{recipe.step(step).alpha.at(block):.3f}" for step in steps for recipe in recipes.values()]
+        table.add_row(block, *cells)
+    return table
+
+
+def coefficient_table(recipes: Mapping[str, Recipe]) -> Table:
+    """The mean over the blocks of each source's coefficient, and of how far it is from the true one."""
+    by_recipe = {name: block_coefficients(recipe) for name, recipe in recipes.items()}
+    table = Table(title="coefficients of the sources: mean over the blocks (mean error)", title_justify="left")
+    table.add_column("source")
+    for name in recipes:
+        table.add_column(name, justify="right")
+    for source in dict.fromkeys(source for coefficients in by_recipe.values() for source in coefficients):
+        cells = []
+        for coefficients in by_recipe.values():
+            true = by_recipe["true"].get(source, dict.fromkeys(_any(coefficients), 0.0))
+            here = coefficients.get(source, dict.fromkeys(true, 0.0))
+            mean = sum(here.values()) / len(here)
+            error = sum(abs(here[block] - true[block]) for block in true) / len(true)
+            cells.append(f"{mean:+.3f}" if coefficients is by_recipe["true"] else f"{mean:+.3f} ({error:.3f})")
+        table.add_row(source, *cells)
+    return table
+
+
+def block_coefficients(recipe: Recipe) -> dict[str, dict[str, float]]:
+    """What each source contributes to each block, {source: {block: coefficient}}, where all hold all its tensors."""
+    sources = recipe.sources()
+    groups = [Group(block, tuple(range(len(sources)))) for block in recipe.layout.blocks]
+    algebra = Algebra(recipe, groups, sources)
+    rows = algebra.coefficients(algebra.starting_alphas())[0]
+    return {
+        source: {block: float(rows[row, column]) for row, block in enumerate(recipe.layout.blocks)}
+        for column, source in enumerate(sources)
+    }
+
+
+def _any(coefficients: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
+    return next(iter(coefficients.values()))
+
+
+def _copy_family(folder: Path) -> None:
+    family = family_folder()
+    if folder.resolve() == family.resolve():
+        return
+    try:
+        for name in _FILES:
+            source, copy = family / name, folder / name
+            if copy.exists():
+                continue
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, copy)
+            else:
+                shutil.copyfile(source, copy)
+    except OSError as error:
+        raise InputError(f"{folder}: the demo cannot be copied here: {error.strerror or error}") from error
+
+
+def _draw(folder: Path, fitted: Recipe) -> Path:
+    """Merge the fit and a 50/50 merge of the same sources, and draw the ten digits with each from the same noise."""
+    half = load_recipe(folder / "answer" / "half.yaml")
+    for recipe, beside, file in ((fitted, folder, "fit"), (half, folder / "answer", "half")):
+        paths = locate_models({name: model.file for name, model in recipe.models.items()}, beside)
+        merge(recipe, paths, folder / f"{file}.safetensors")
+    digits = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    prompts = [f"a digit {digit}" for digit in digits]
+    rows = {
+        label: generate(folder / file, prompts=prompts, seeds=[_SEED])
+        for label, file in (("target", "target.safetensors"), ("fit", "fit.safetensors"), ("50/50", "half.safetensors"))
+    }
+    sheet = folder / "digits.png"
+    contact_sheet(rows, digits, scale=3).save(sheet)
+    return sheet

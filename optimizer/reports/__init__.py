@@ -1,0 +1,19 @@
+"""What a fit found, for people: tables (pandas, rich) and plots (matplotlib, without a display).
+
+May import `optimizer.search` and what lies below it, pandas, matplotlib and rich; never `optimizer.cli`.
+"""
+
+from optimizer.reports.listings import inspection_table, status_table
+from optimizer.reports.plots import write_plots
+from optimizer.reports.tables import block_table, percent, steps_table, trials_table, write_trials
+
+__all__ = [
+    "block_table",
+    "inspection_table",
+    "percent",
+    "status_table",
+    "steps_table",
+    "trials_table",
+    "write_plots",
+    "write_trials",
+]

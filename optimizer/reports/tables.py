@@ -1,0 +1,147 @@
+"""Tables of a fit: every trial as a data frame and a CSV file, similarities for the terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from optuna.trial import FrozenTrial
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from optimizer.checkpoints import replace_text
+from optimizer.search import FitResult, SearchResult, StepScores
+
+__all__ = ["block_table", "percent", "steps_table", "trials_table", "write_trials"]
+
+_TRIAL_COLUMNS = ("search", "stage", "step", "trial", "state", "similarity", "origin", "seconds")
+# What a column takes besides its text: a space on either side and a border.
+_PADDING = 3
+_MISSING = "-"
+
+
+def trials_table(result: FitResult) -> pd.DataFrame:
+    """One row per trial, searches and trials in the order in which they ran.
+
+    The columns are search, stage, step (the one scored), trial (its number), state, similarity (the total, in [-1, 1]),
+    origin, seconds; one per parameter, named as it is (`TEMP1.OUT06`); one per scored block (`similarity.OUT06`), in
+    layout order. What a trial does not have, such as the total of a failed one, is NaN.
+    """
+    parameters = list(dict.fromkeys(one.name for search in result.searches for one in search.parameters))
+    scored = {block for search in result.searches for block in search.stage.blocks}
+    blocks = [block for block in result.recipe.layout.blocks if block in scored]
+    rows = [
+        [
+            search.name,
+            search.stage.name,
+            search.step,
+            trial.number,
+            trial.state.name,
+            _similarity(trial),
+            trial.user_attrs.get("origin", ""),
+            math.nan if trial.duration is None else trial.duration.total_seconds(),
+            *(trial.params.get(name, math.nan) for name in parameters),
+            *(trial.user_attrs.get("block_scores", {}).get(block, math.nan) for block in blocks),
+        ]
+        for search in result.searches
+        for trial in search.trials
+    ]
+    # Rows, not a mapping of columns: a step may be called "similarity", and then two columns share a name.
+    return pd.DataFrame(rows, columns=[*_TRIAL_COLUMNS, *parameters, *(f"similarity.{block}" for block in blocks)])
+
+
+def write_trials(result: FitResult, path: Path) -> None:
+    """Write `trials_table(result)` to `path`, or leave what is there: CSV, UTF-8, LF, floats in full precision.
+
+    Raises InputError if the folder is missing or not writable, or the disk is full.
+    """
+    replace_text(path, trials_table(result).to_csv(index=False, lineterminator="\n"))
+
+
+def percent(similarity: float) -> str:
+    """A similarity in [-1, 1] as the article prints it, "97.4805%"; "-" for one that is not finite."""
+    return f"{100 * similarity:.4f}%" if math.isfinite(similarity) else _MISSING
+
+
+def block_table(
+    title: str,
+    rows: Mapping[str, Mapping[str, float]],
+    totals: Mapping[str, float] | None = None,
+    *,
+    width: int = 80,
+    ascii_only: bool = False,
+) -> Table:
+    """Similarities {row: {block: value in [-1, 1]}} in percent, with a total for each row (default: its mean).
+
+    Blocks are columns if that fits `width` characters, else lines. A block that a row lacks shows "-". `ascii_only` is
+    for consoles whose encoding has no box characters: borders become + - |, and other letters are escaped.
+    """
+    blocks = list(dict.fromkeys(block for scores in rows.values() for block in scores))
+    lines: list[list[str]] = []
+    for name, scores in rows.items():
+        total = (totals or {}).get(name, _mean(scores))
+        lines.append([name, *(percent(scores.get(block, math.nan)) for block in blocks), percent(total)])
+    cells = [["", *blocks, "total"], *lines]
+    blocks_as_lines = 1 + sum(max(map(len, column)) + _PADDING for column in zip(*cells, strict=True)) > width
+    if blocks_as_lines:
+        cells = [list(column) for column in zip(*cells, strict=True)]
+        cells[0][0] = "block"
+    table = _table(title, cells[0], ascii_only=ascii_only)
+    for position, line in enumerate(cells[1:], start=2):
+        total_follows = blocks_as_lines and position == len(cells) - 1
+        table.add_row(*(_text(cell, ascii_only) for cell in line), end_section=total_follows)
+    return table
+
+
+def steps_table(result: FitResult, *, ascii_only: bool = False) -> Table:
+    """The total similarity of every stage's steps before (of input A) and after, by metric, and how it was found.
+
+    The trials are those of the search that the step's alphas come from; they stand beside the metric it used.
+    `ascii_only` as for `block_table`.
+    """
+    header = ["stage", "step", "metric", "before", "after", "best trial", "trials"]
+    table = _table("Similarity by step", header, left=3, ascii_only=ascii_only)
+    for position, scores in enumerate(result.scores):
+        search = _search_of(result, scores)
+        found = [_MISSING, _MISSING]
+        if search is not None:
+            found = [_MISSING if search.best is None else str(search.best.number), str(len(search.completed))]
+        before, after = (percent(_mean(values)) for values in (scores.before, scores.after))
+        following = result.scores[position + 1 : position + 2]
+        table.add_row(
+            *(_text(cell, ascii_only) for cell in (scores.stage, scores.step, scores.metric, before, after, *found)),
+            end_section=any((other.stage, other.step) != (scores.stage, scores.step) for other in following),
+        )
+    return table
+
+
+def _similarity(trial: FrozenTrial) -> float:
+    return math.nan if trial.value is None else trial.value
+
+
+def _search_of(result: FitResult, scores: StepScores) -> SearchResult | None:
+    """The search whose metric these are and which set the step's alphas."""
+    for search in result.searches:
+        own = {parameter.step for parameter in search.parameters}
+        if search.stage.name == scores.stage and search.stage.metric == scores.metric and scores.step in own:
+            return search
+    return None
+
+
+def _table(title: str, header: Sequence[str], *, left: int = 1, ascii_only: bool) -> Table:
+    table = Table(title=_text(title, ascii_only), box=box.ASCII2 if ascii_only else box.ROUNDED, title_justify="left")
+    for position, name in enumerate(header):
+        # Folded, not cut off: the sign for text left out is no ASCII character.
+        justify = "left" if position < left else "right"
+        table.add_column(_text(name, ascii_only), justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def _text(text: str, ascii_only: bool) -> Text:
+    # Text, not str: names come from users and may hold rich's [markup].
+    return Text(text.encode("ascii", "backslashreplace").decode("ascii") if ascii_only else text)
+
+
+def _mean(scores: Mapping[str, float]) -> float:
+    return math.fsum(scores.values()) / len(scores) if scores else math.nan

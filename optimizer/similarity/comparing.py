@@ -1,0 +1,77 @@
+"""Comparing whole checkpoints with a target, as the article's tables do."""
+
+from pathlib import Path
+
+import torch
+
+from optimizer.checkpoints import Layout, layout_names, open_checkpoint
+from optimizer.errors import CheckpointError, InputError
+from optimizer.similarity.comparison import Comparison, Progress, open_comparison
+from optimizer.similarity.metric import METRICS, build_metric
+from optimizer.similarity.statistics import measure_statistics
+
+__all__ = ["compare", "select_blocks"]
+
+
+def compare(
+    candidate: Path,
+    target: Path,
+    *,
+    metric: str = "attention",
+    blocks: str = "all",
+    base: Path | None = None,
+    seed: int = 114514,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Similarities {block: value in [-1, 1]} of one checkpoint to `target`, in the order of evaluation.
+
+    `blocks` is `all`, `input`, `middle`, `output` (of what the metric sees and both files hold) or a block list.
+    Raises InputError for files, blocks or metrics that do not fit.
+    """
+    layout = _layout_of(target)
+    chosen = select_blocks(layout, metric, blocks)
+    if METRICS[metric].needs_base and base is None:
+        raise InputError(f"--base: missing; metric {metric!r} is about differences from a base model")
+    with open_comparison(
+        layout, {"candidate": candidate}, target, base=base, device=device, seeds=(seed,), progress=progress
+    ) as comparison:
+        if blocks in ("all", "input", "middle", "output"):
+            chosen = tuple(block for block in chosen if _held(comparison, block))
+        statistics = measure_statistics(comparison, chosen) if METRICS[metric].reads_statistics else None
+        scorer = build_metric(metric, comparison, chosen, statistics)
+        coefficients = torch.ones(1, len(comparison.groups), 1, dtype=torch.float64)
+        return dict(zip(scorer.blocks, scorer.score(coefficients)[0].tolist(), strict=True))
+
+
+def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
+    """The blocks that `text` asks for under `metric`, in layout order.
+
+    `input` is all IN blocks, but under `attention` those with attention and M00, as in the article's input table.
+    Raises InputError for an unknown metric, an unknown block, or a listed block that the metric cannot see.
+    """
+    if metric not in METRICS:
+        raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
+    visible = METRICS[metric].sees(layout)
+    if text in ("all", "input", "middle", "output"):
+        wanted = layout.parse_blocks("input,middle" if (text, metric) == ("input", "attention") else text)
+        return tuple(block for block in wanted if block in visible)
+    wanted = layout.parse_blocks(text)
+    if unseen := [block for block in wanted if block not in visible]:
+        raise InputError(
+            f"--blocks: {', '.join(unseen)} cannot be measured by {metric!r}; it sees {layout.describe_blocks(visible)}"
+        )
+    return wanted
+
+
+def _layout_of(path: Path) -> Layout:
+    with open_checkpoint(path) as checkpoint:
+        if checkpoint.layout is None:
+            known = ", ".join(layout_names())
+            raise CheckpointError(f"{path}: its layout is not known; blockfit knows {known}")
+        return checkpoint.layout
+
+
+def _held(comparison: Comparison, block: str) -> bool:
+    parts = [part for part in comparison.parts if part.scored and part.block == block]
+    return any(part.held_by(comparison.target) for part in parts)

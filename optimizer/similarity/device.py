@@ -1,0 +1,40 @@
+"""Where metrics compute: the processor, or an NVIDIA card that this torch can use."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from optimizer.errors import InputError
+
+__all__ = ["select_device", "unused_card"]
+
+
+def select_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` stands for. Raises InputError for another name, or where cuda is not."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device: received {name!r}; there are auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device: received 'cuda'; " + (unused_card() or "this machine has no NVIDIA card that torch can see")
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def unused_card() -> str | None:
+    """What to tell a user whose NVIDIA card torch cannot use; None if there is no card or it can be used."""
+    if torch.cuda.is_available() or not _driver_present():
+        return None
+    reason = "is a build without cuda" if torch.version.cuda is None else f"wants cuda {torch.version.cuda}"
+    return (
+        f"an NVIDIA card is present, but torch {torch.__version__} cannot use it (it {reason}); "
+        "`pip install torch --index-url https://download.pytorch.org/whl/cu130` installs one that can"
+    )
+
+
+def _driver_present() -> bool:
+    """Whether an NVIDIA driver is installed, which is so where there is a card to use."""
+    if sys.platform == "win32":
+        return shutil.which("nvidia-smi") is not None or Path("C:/Windows/System32/nvcuda.dll").exists()
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None

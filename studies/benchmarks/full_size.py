@@ -1,0 +1,400 @@
+"""Measure a fit at full size, and check its figures against plain recomputation.
+
+    python studies/benchmarks/make_checkpoints.py /tmp/family
+    python studies/benchmarks/full_size.py /tmp/family --trials 60 --json figures.json
+
+A recipe of three steps over six checkpoints is fitted to the target on OUT03-OUT11 by `attention`. Reported are the
+time by phase, the peak of anonymous memory (pages of mapped files are the system's to drop, so they do not count), and,
+side by side in the same run, one trial against the naive comparison of two models that are merged and in memory already.
+Checked are the similarities, against merged tensors, and the fitted coefficients, against the planted ones. All files
+are read once before anything is timed, so that they are in the page cache as far as it can hold them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import optuna
+import torch
+from torch import Tensor
+
+from optimizer.checkpoints import Checkpoint, open_checkpoint
+from optimizer.errors import InputError
+from optimizer.recipes import Algebra, Alpha, Free, Recipe, load_recipe, merge, save_recipe
+from optimizer.search import FitEvents, FitResult, Space, fit, load_study, parameters_of
+from optimizer.similarity import Comparison, Metric, build_metric, measure_statistics, open_comparison
+
+BLOCKS = "OUT03-OUT11"
+SEED = 114514
+STUDY = """\
+recipe: recipe.yaml
+target: {{file: target.safetensors}}
+base: base
+stages:
+  - {{name: outputs, blocks: {blocks}, metric: attention, strategy: joint, trials: {trials}, seeds: [{seed}]}}
+"""
+# The alphas, the same in every block, of the candidate that figures are checked on: not the planted ones.
+CANDIDATE = {"FIRST": 0.25, "SECOND": 0.35, "THIRD": 0.15}
+
+Weights = tuple[Tensor, Tensor, Tensor]
+
+
+class AnonymousMemory:
+    """The peak of this process's anonymous memory while the context lasts, in bytes; NaN where there is no /proc."""
+
+    def __enter__(self) -> AnonymousMemory:
+        self.before = self.peak = _anonymous()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.01):
+            self.peak = max(self.peak, _anonymous())
+
+
+def _anonymous() -> float:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return float("nan")
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), float("nan"))
+
+
+@dataclass
+class Clock:
+    """When each phase of a fit last told of its progress, and when each trial was done."""
+
+    last: dict[str, float]
+    opened: float
+    trials: list[float]
+
+    def events(self) -> FitEvents:
+        """Callbacks that note the time."""
+
+        def progress(what: str, done: int, total: int) -> None:
+            self.last.setdefault(f"first {what}", time.perf_counter())
+            self.last[what] = time.perf_counter()
+
+        def opened(search: str, done: int, budget: int) -> None:
+            self.opened = time.perf_counter()
+
+        def finished(search: str, trial: object, best: float, done: int, budget: int) -> None:
+            self.trials.append(time.perf_counter())
+
+        return FitEvents(progress=progress, opened=opened, finished=finished)
+
+    def phases(self, start: float, end: float) -> dict[str, float]:
+        """Seconds by phase."""
+        marks = [
+            ("opening, fingerprints", self.last["first hashing the checkpoints"]),
+            ("sha256 of all files", self.last["hashing the checkpoints"]),
+            ("reading statistics", self.last["reading the checkpoints"]),
+            ("projecting", self.last["projecting the attention"]),
+            ("exact optima", self.opened),
+            ("trials", self.trials[-1]),
+            ("final scores, writing", end),
+        ]
+        seconds, before = {}, start
+        for name, mark in marks:
+            seconds[name], before = mark - before, mark
+        return seconds
+
+
+# --- The fit ----------------------------------------------------------------------------------------------------------
+
+
+def run_fit(folder: Path, planted: Recipe, trials: int) -> tuple[FitResult, dict[str, object]]:
+    """Fit the recipe with holes in place of the planted alphas; the result and its figures."""
+    blocks = planted.layout.parse_blocks(BLOCKS)
+    zeros = {block: 0.0 for block in planted.layout.blocks if block not in blocks}
+    hole = Alpha(zeros, (Free(0.0, 1.0, blocks),))
+    study_folder = folder / "study"
+    study_folder.mkdir(exist_ok=True)
+    steps = tuple(replace(step, alpha=hole) for step in planted.steps)
+    save_recipe(replace(planted, name="fitted", steps=steps), study_folder / "recipe.yaml")
+    text = STUDY.format(blocks=BLOCKS, trials=trials, seed=SEED)
+    (study_folder / "study.yaml").write_text(text, encoding="utf-8")
+    study = load_study(study_folder, [folder])
+    clock = Clock({}, 0.0, [])
+    with AnonymousMemory() as memory:
+        start = time.perf_counter()
+        result = fit(study, fresh=True, events=clock.events())
+        end = time.perf_counter()
+    between = [later - earlier for earlier, later in zip(clock.trials, clock.trials[1:], strict=False)]
+    figures: dict[str, object] = {
+        "trials": trials,
+        "fit: seconds": end - start,
+        "fit: seconds by phase": clock.phases(start, end),
+        "fit: seconds of the first trial": clock.trials[0] - clock.opened,
+        "fit: median seconds of a trial, Optuna included": statistics.median(between or [float("nan")]),
+        "fit: peak of anonymous memory, bytes": memory.peak,
+        "fit: anonymous memory before, bytes": memory.before,
+    }
+    return result, figures
+
+
+def compare_coefficients(result: FitResult, planted: Recipe, comparison: Comparison) -> dict[str, object]:
+    """How far the coefficients of the best trial and of the exact optima are from the planted ones."""
+    blocks = planted.layout.parse_blocks(BLOCKS)
+    rows = [row for row, group in enumerate(comparison.groups) if group.block in blocks]
+    algebra = Algebra(planted, comparison.groups, tuple(comparison.sources))
+    truth = algebra.coefficients(algebra.starting_alphas())[0]
+    search = result.searches[-1]
+    space = Space(algebra, search.parameters)
+    assert search.best is not None
+    points = {"best trial": search.best.params, **{f"exact {name}": one.point for name, one in search.exact.items()}}
+    worst = {}
+    for name, point in points.items():
+        values = torch.tensor([[point[one.name] for one in search.parameters]], dtype=torch.float64)
+        worst[name] = float((space.coefficients(values)[0] - truth)[rows].abs().max())
+    return {
+        "worst difference from the planted coefficients": worst,
+        "best trial": f"{search.best.number}, {search.best.user_attrs['origin']}",
+        "best similarity": search.best.values[0],
+    }
+
+
+# --- The naive way ----------------------------------------------------------------------------------------------------
+
+
+def attention_weights(checkpoint: Checkpoint, blocks: Sequence[str]) -> list[Weights]:
+    """to_q, to_k, to_v of each block's self-attention in float32."""
+    assert checkpoint.layout is not None
+    prefixes = [checkpoint.layout.attention[block] for block in blocks]
+    return [
+        (read("q"), read("k"), read("v"))
+        for prefix in prefixes
+        for read in [lambda part, prefix=prefix: checkpoint.tensor(f"{prefix}.to_{part}.weight").to(torch.float32)]
+    ]
+
+
+def random_inputs(weights: Sequence[Weights]) -> list[Tensor]:
+    """X of each block, drawn one after another after one seeding."""
+    generator = torch.Generator().manual_seed(SEED)
+    return [torch.randn(value.shape[1], value.shape[1], generator=generator) for _, _, value in weights]
+
+
+def naive(one: Sequence[Weights], other: Sequence[Weights], inputs: Sequence[Tensor]) -> list[float]:
+    """The similarity of two models per block, by its definition."""
+    similarities = []
+    for pair, x in zip(zip(one, other, strict=True), inputs, strict=True):
+        outputs = []
+        for query, key, value in pair:
+            weights = torch.softmax((x @ query.T) @ (x @ key.T).T, dim=-1)
+            outputs.append(weights * (x @ value.T).sum(dim=0))
+        similarities.append(float(torch.cosine_similarity(outputs[0], outputs[1], dim=-1).mean()))
+    return similarities
+
+
+def time_side_by_side(tasks: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each task; they take turns, so that a busy machine slows all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def time_trials(comparison: Comparison, metric: Metric, recipe: Recipe, repeats: int) -> dict[str, object]:
+    """A trial against the naive comparison; the two models of the latter are in memory in float32, inputs drawn."""
+    free = parameters_of(recipe, [step.name for step in recipe.steps])
+    space = Space(Algebra(recipe, comparison.groups, tuple(comparison.sources)), free)
+    one, other = (attention_weights(each, metric.blocks) for each in (comparison.reference, comparison.target))
+    inputs = random_inputs(one)
+    random = torch.Generator().manual_seed(0)
+
+    def trial() -> None:
+        metric.score(space.coefficients(torch.rand(1, len(free), generator=random, dtype=torch.float64)))
+
+    trial()
+    seconds = time_side_by_side(
+        {"naive": lambda: naive(one, other, inputs), "trial": trial, "drawing": lambda: random_inputs(one)}, repeats
+    )
+    return {
+        "naive comparison: median seconds": seconds["naive"],
+        "scoring a trial: median seconds": seconds["trial"],
+        "naive / trial": seconds["naive"] / seconds["trial"],
+        "drawing the random inputs (not in the naive time): median seconds": seconds["drawing"],
+    }
+
+
+def time_statistics(comparison: Comparison, blocks: Sequence[str], repeats: int) -> dict[str, object]:
+    """Statistics against merely reading the same tensors and converting them to float32."""
+    parts = comparison.scored_parts(blocks)
+    checkpoints = [*comparison.sources.values(), comparison.target]
+
+    def read() -> None:
+        for part in parts:
+            for checkpoint in checkpoints:
+                part.read(checkpoint).to(torch.float32)
+
+    tasks = {"reading": read, "statistics": lambda: measure_statistics(comparison, blocks)}
+    seconds = time_side_by_side(tasks, repeats)
+    return {
+        "statistics: median seconds": seconds["statistics"],
+        "reading the same tensors as float32: median seconds": seconds["reading"],
+        "reading / statistics": seconds["reading"] / seconds["statistics"],
+    }
+
+
+# --- Checks -----------------------------------------------------------------------------------------------------------
+
+
+def check(folder: Path, planted: Recipe, comparison: Comparison, attention: Metric) -> dict[str, object]:
+    """Worst differences between similarities from coefficients and from merged tensors, on another candidate."""
+    values = [Alpha(dict.fromkeys(planted.layout.blocks, CANDIDATE[step.name])) for step in planted.steps]
+    steps = [replace(step, alpha=alpha) for step, alpha in zip(planted.steps, values, strict=True)]
+    recipe = replace(planted, name="candidate", steps=tuple(steps))
+    algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources))
+    coefficients = algebra.coefficients(algebra.starting_alphas())
+    merged = folder / "candidate.safetensors"
+    paths = {name: folder / model.file for name, model in recipe.models.items()}
+    try:
+        with AnonymousMemory() as memory:
+            start = time.perf_counter()
+            merge(recipe, paths, merged, dtype=torch.float32, embed_recipe=False)
+            seconds = time.perf_counter() - start
+        with open_checkpoint(merged) as opened:
+            one, other = (attention_weights(each, attention.blocks) for each in (opened, comparison.target))
+            plain = torch.tensor(naive(one, other, random_inputs(one)), dtype=torch.float64)
+    finally:
+        merged.unlink(missing_ok=True)
+    worst = {"attention": float((attention.score(coefficients)[0] - plain).abs().max())}
+    measured = measure_statistics(comparison, attention.blocks)
+    exact = float64_cosines(comparison, coefficients[0], attention.blocks)
+    for name, expected in exact.items():
+        metric = build_metric(name, comparison, attention.blocks, measured)
+        scores = dict(zip(metric.blocks, metric.score(coefficients)[0].tolist(), strict=True))
+        worst[name] = max(abs(scores[block] - value) for block, value in expected.items())
+    return {
+        "worst difference from merged tensors": worst,
+        "merge in fp32: seconds": seconds,
+        "merge in fp32: anonymous memory it adds, bytes": memory.peak - memory.before,
+    }
+
+
+def float64_cosines(comparison: Comparison, coefficients: Tensor, blocks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """`weights` and `delta` per block, from tensors that are merged in float64."""
+    sums = {name: {block: torch.zeros(3, dtype=torch.float64) for block in blocks} for name in ("weights", "delta")}
+    sources = list(comparison.sources.values())
+    for part in comparison.scored_parts(blocks):
+        row = coefficients[comparison.group_of(part)].tolist()
+        merged = torch.zeros(part.shape, dtype=torch.float64)
+        for position in part.holders:
+            merged.add_(part.read(sources[position]).to(torch.float64), alpha=row[position])
+        target = part.read(comparison.target).to(torch.float64)
+        base = part.read(comparison.reference).to(torch.float64)
+        for name, start in (("weights", torch.zeros_like(base)), ("delta", base)):
+            one, other = (merged - start).flatten(), (target - start).flatten()
+            sums[name][part.block] += torch.stack([one @ other, one @ one, other @ other])
+    return {
+        name: {block: float(both / (mine * its).sqrt()) for block, (both, mine, its) in of_blocks.items()}
+        for name, of_blocks in sums.items()
+    }
+
+
+# --- Report -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened_family(folder: Path, planted: Recipe) -> Iterator[Comparison]:
+    """The planted recipe's sources and the target."""
+    sources = {name: folder / model.file for name, model in planted.models.items()}
+    target = folder / "target.safetensors"
+    with open_comparison(planted.layout, sources, target, base=sources["base"], seeds=(SEED,)) as comparison:
+        yield comparison
+
+
+def warm_up(paths: Sequence[Path]) -> float:
+    """Read the files from end to end, so that the page cache has them; seconds."""
+    start, buffer = time.perf_counter(), bytearray(1 << 22)
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return time.perf_counter() - start
+
+
+def measure(folder: Path, trials: int, repeats: int) -> dict[str, object]:
+    """All figures of a family that `make_checkpoints.py` made."""
+    planted = load_recipe(folder / "planted.yaml")
+    paths = [*(folder / model.file for model in planted.models.values()), folder / "target.safetensors"]
+    figures: dict[str, object] = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads",
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "bytes of the files": sum(path.stat().st_size for path in paths),
+        "first pass over the files: seconds": warm_up(paths),
+        "first pass once more, from the page cache: seconds": warm_up(paths),
+    }
+    result, of_fit = run_fit(folder, planted, trials)
+    figures |= of_fit
+    with opened_family(folder, planted) as comparison:
+        blocks = planted.layout.parse_blocks(BLOCKS)
+        figures |= compare_coefficients(result, planted, comparison)
+        metric = build_metric("attention", comparison, blocks)
+        figures |= time_trials(comparison, metric, result.study.recipe, repeats)
+        figures |= time_statistics(comparison, blocks, max(1, repeats // 3))
+        figures |= check(folder, planted, comparison, metric)
+    return figures
+
+
+def as_markdown(figures: Mapping[str, object]) -> str:
+    """The figures as a table."""
+    lines = ["| | |", "|---|---|"]
+
+    def add(name: str, value: object) -> None:
+        if isinstance(value, Mapping):
+            for inner, number in value.items():
+                add(f"{name}: {inner}", number)
+        elif isinstance(value, float) and name.endswith("bytes"):
+            lines.append(f"| {name.removesuffix(', bytes')} | {value / 1e9:.2f} GB |")
+        else:
+            lines.append(f"| {name} | {f'{value:.4g}' if isinstance(value, float) else value} |")
+
+    for name, value in figures.items():
+        add(name, value)
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Read the command line, measure, print the table."""
+    parser = argparse.ArgumentParser(description="Measure a fit at full size, and check its figures.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py")
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=7, help="of what is timed side by side (default 7)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    given = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        figures = measure(given.folder, given.trials, given.repeats)
+    except InputError as error:
+        print(*error.problems, sep="\n", file=sys.stderr)
+        return 2
+    print(as_markdown(figures))
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

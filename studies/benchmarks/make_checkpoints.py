@@ -1,0 +1,326 @@
+"""Make a family of full-size Stable Diffusion 1.5 checkpoints of random numbers, to measure speed and memory on.
+
+    python studies/benchmarks/make_checkpoints.py /tmp/family                        # 15 GB, a few minutes
+    python studies/benchmarks/make_checkpoints.py /tmp/family --target-unknown 0.3
+    python studies/benchmarks/make_checkpoints.py /tmp/small --small                 # a sixteenth of the width, seconds
+
+Names and shapes of all 1130 floating-point tensors are those of Stable Diffusion 1.5; they follow from its structure,
+so nothing is downloaded. Written, in float16:
+
+    base.safetensors           random numbers of realistic sizes
+    one.safetensors ...        finetunes: 3 % away from the base, in directions that they share in part
+    target.safetensors         what the recipe `planted.yaml` makes of them, plus the unknown part if one is asked for
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from optimizer.checkpoints import TensorSpec, open_checkpoint, write_safetensors
+from optimizer.checkpoints.layout import load_layout
+from optimizer.errors import InputError
+from optimizer.recipes import Recipe, load_recipe, merge, save_recipe
+from optimizer.recipes.recipe import Alpha, Model, Step
+
+FINETUNES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SMALL = 16  # what the widths of a small family are divided by
+DISTANCE = 0.03  # of a finetune from the base, relative to the base
+SHARED = 0.6  # the part of that distance that all finetunes have in common; 0.8 is their own
+LOGITS = 3.0  # standard deviation of the self-attention's logits on random inputs
+
+UNET = "model.diffusion_model."
+TEXT = "cond_stage_model.transformer.text_model."
+VAE = "first_stage_model."
+POSITION_IDS = TEXT + "embeddings.position_ids"
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+# --- Names and shapes -------------------------------------------------------------------------------------------------
+
+
+def stable_diffusion_shapes(divisor: int = 1) -> Shapes:
+    """The shape of each floating-point tensor of Stable Diffusion 1.5 by its name, widths divided by `divisor`."""
+    return {**_unet(divisor), **_text_encoder(divisor), **_autoencoder(divisor)}
+
+
+def _layer(shapes: Shapes, name: str, *shape: int, bias: bool = True) -> None:
+    shapes[f"{name}.weight"] = shape
+    if bias:
+        shapes[f"{name}.bias"] = shape[:1]
+
+
+def _unet(divisor: int) -> Shapes:
+    shapes: Shapes = {}
+    width, context = 320 // divisor, 768 // divisor
+    levels = (width, 2 * width, 4 * width, 4 * width)
+    embedding = 4 * width
+
+    _layer(shapes, UNET + "time_embed.0", embedding, width)
+    _layer(shapes, UNET + "time_embed.2", embedding, embedding)
+    _layer(shapes, UNET + "input_blocks.0.0", width, 4, 3, 3)
+    skipped, size, block = [width], width, 0
+    for level, wide in enumerate(levels):
+        for _ in range(2):
+            block += 1
+            _residual(shapes, f"{UNET}input_blocks.{block}.0", size, wide, embedding)
+            if level < 3:
+                _transformer(shapes, f"{UNET}input_blocks.{block}.1", wide, context)
+            size = wide
+            skipped.append(size)
+        if level < 3:
+            block += 1
+            _layer(shapes, f"{UNET}input_blocks.{block}.0.op", size, size, 3, 3)
+            skipped.append(size)
+    _residual(shapes, UNET + "middle_block.0", size, size, embedding)
+    _transformer(shapes, UNET + "middle_block.1", size, context)
+    _residual(shapes, UNET + "middle_block.2", size, size, embedding)
+    block = 0
+    for level, wide in reversed(list(enumerate(levels))):
+        for position in range(3):
+            _residual(shapes, f"{UNET}output_blocks.{block}.0", size + skipped.pop(), wide, embedding)
+            size = wide
+            if level < 3:
+                _transformer(shapes, f"{UNET}output_blocks.{block}.1", size, context)
+            if level > 0 and position == 2:
+                _layer(shapes, f"{UNET}output_blocks.{block}.{2 if level < 3 else 1}.conv", size, size, 3, 3)
+            block += 1
+    _layer(shapes, UNET + "out.0", size)
+    _layer(shapes, UNET + "out.2", 4, size, 3, 3)
+    return shapes
+
+
+def _residual(shapes: Shapes, name: str, before: int, after: int, embedding: int) -> None:
+    _layer(shapes, f"{name}.in_layers.0", before)
+    _layer(shapes, f"{name}.in_layers.2", after, before, 3, 3)
+    _layer(shapes, f"{name}.emb_layers.1", after, embedding)
+    _layer(shapes, f"{name}.out_layers.0", after)
+    _layer(shapes, f"{name}.out_layers.3", after, after, 3, 3)
+    if before != after:
+        _layer(shapes, f"{name}.skip_connection", after, before, 1, 1)
+
+
+def _transformer(shapes: Shapes, name: str, size: int, context: int) -> None:
+    _layer(shapes, f"{name}.norm", size)
+    _layer(shapes, f"{name}.proj_in", size, size, 1, 1)
+    inner = f"{name}.transformer_blocks.0"
+    for attention, seen in (("attn1", size), ("attn2", context)):
+        _layer(shapes, f"{inner}.{attention}.to_q", size, size, bias=False)
+        _layer(shapes, f"{inner}.{attention}.to_k", size, seen, bias=False)
+        _layer(shapes, f"{inner}.{attention}.to_v", size, seen, bias=False)
+        _layer(shapes, f"{inner}.{attention}.to_out.0", size, size)
+    _layer(shapes, f"{inner}.ff.net.0.proj", 8 * size, size)
+    _layer(shapes, f"{inner}.ff.net.2", size, 4 * size)
+    for number in (1, 2, 3):
+        _layer(shapes, f"{inner}.norm{number}", size)
+    _layer(shapes, f"{name}.proj_out", size, size, 1, 1)
+
+
+def _text_encoder(divisor: int) -> Shapes:
+    shapes: Shapes = {}
+    width = 768 // divisor
+    _layer(shapes, TEXT + "embeddings.token_embedding", 49408 // divisor, width, bias=False)
+    _layer(shapes, TEXT + "embeddings.position_embedding", 77, width, bias=False)
+    for number in range(12):
+        name = f"{TEXT}encoder.layers.{number}"
+        for projection in ("k_proj", "v_proj", "q_proj", "out_proj"):
+            _layer(shapes, f"{name}.self_attn.{projection}", width, width)
+        _layer(shapes, f"{name}.layer_norm1", width)
+        _layer(shapes, f"{name}.mlp.fc1", 4 * width, width)
+        _layer(shapes, f"{name}.mlp.fc2", width, 4 * width)
+        _layer(shapes, f"{name}.layer_norm2", width)
+    _layer(shapes, TEXT + "final_layer_norm", width)
+    return shapes
+
+
+def _autoencoder(divisor: int) -> Shapes:
+    shapes: Shapes = {}
+    width = 128 // divisor
+    levels = (width, 2 * width, 4 * width, 4 * width)
+
+    def residual(name: str, before: int, after: int) -> None:
+        _layer(shapes, f"{name}.norm1", before)
+        _layer(shapes, f"{name}.conv1", after, before, 3, 3)
+        _layer(shapes, f"{name}.norm2", after)
+        _layer(shapes, f"{name}.conv2", after, after, 3, 3)
+        if before != after:
+            _layer(shapes, f"{name}.nin_shortcut", after, before, 1, 1)
+
+    def middle(name: str, size: int) -> None:
+        residual(f"{name}.block_1", size, size)
+        _layer(shapes, f"{name}.attn_1.norm", size)
+        for part in ("q", "k", "v", "proj_out"):
+            _layer(shapes, f"{name}.attn_1.{part}", size, size, 1, 1)
+        residual(f"{name}.block_2", size, size)
+
+    size = width
+    _layer(shapes, VAE + "encoder.conv_in", width, 3, 3, 3)
+    for level, wide in enumerate(levels):
+        for number in range(2):
+            residual(f"{VAE}encoder.down.{level}.block.{number}", size, wide)
+            size = wide
+        if level < 3:
+            _layer(shapes, f"{VAE}encoder.down.{level}.downsample.conv", size, size, 3, 3)
+    middle(VAE + "encoder.mid", size)
+    _layer(shapes, VAE + "encoder.norm_out", size)
+    _layer(shapes, VAE + "encoder.conv_out", 8, size, 3, 3)
+    _layer(shapes, VAE + "decoder.conv_in", size, 4, 3, 3)
+    middle(VAE + "decoder.mid", size)
+    for level, wide in reversed(list(enumerate(levels))):
+        for number in range(3):
+            residual(f"{VAE}decoder.up.{level}.block.{number}", size, wide)
+            size = wide
+        if level > 0:
+            _layer(shapes, f"{VAE}decoder.up.{level}.upsample.conv", size, size, 3, 3)
+    _layer(shapes, VAE + "decoder.norm_out", size)
+    _layer(shapes, VAE + "decoder.conv_out", 3, size, 3, 3)
+    _layer(shapes, VAE + "quant_conv", 8, 8, 1, 1)
+    _layer(shapes, VAE + "post_quant_conv", 4, 4, 1, 1)
+    return shapes
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
+
+
+def _noise(shape: tuple[int, ...], *key: object) -> Tensor:
+    """Standard normal numbers that depend on `key` alone, so that every file can be written by itself."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(repr(key).encode())))
+
+
+def _first(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """A tensor of the base: matrices of about 1 / sqrt(inputs), norms around 1, small biases."""
+    noise = _noise(shape, seed, "base", name)
+    if len(shape) == 1:
+        return noise.mul_(0.1).add_(1) if name.endswith(".weight") else noise.mul_(0.05)
+    if "embedding" in name:
+        return noise.mul_(0.02)
+    inputs = math.prod(shape[1:])
+    if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight")):
+        # On inputs of variance 1, queries . keys over `inputs` terms then have the standard deviation LOGITS.
+        return noise.mul_(math.sqrt(LOGITS) * inputs**-0.75)
+    return noise.mul_(inputs**-0.5)
+
+
+def _size(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor)) / math.sqrt(tensor.numel())
+
+
+def _write(path: Path, shapes: Shapes, make: Callable[[str], Tensor]) -> None:
+    """Write a checkpoint in float16, a tensor at a time, with the position ids as such files have them."""
+    specs = [TensorSpec(name, torch.float16, shape) for name, shape in shapes.items()]
+    specs.append(TensorSpec(POSITION_IDS, torch.int64, (1, 77)))
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield POSITION_IDS, torch.arange(77).reshape(1, 77)
+        for name in shapes:
+            yield name, make(name).to(torch.float16)
+
+    print(f"writing {path}", flush=True)
+    write_safetensors(path, specs, tensors(), {"format": "pt"})
+
+
+def planted_recipe() -> Recipe:
+    """The recipe behind the target: three steps over the base and five finetunes, other alphas in every block."""
+    layout = load_layout("sd1")
+    names = ("base", *FINETUNES[:5])
+
+    def alpha(low: float, high: float, stride: int) -> Alpha:
+        # Spread over low .. high; a stride without common factor with 26 visits the values in an order of its own.
+        count = len(layout.blocks)
+        values = (round(low + (high - low) * ((stride * row) % count) / (count - 1), 3) for row in range(count))
+        return Alpha(dict(zip(layout.blocks, values, strict=True)))
+
+    return Recipe(
+        name="planted",
+        layout=layout,
+        models={name: Model(f"{name}.safetensors") for name in names},
+        steps=(
+            Step("FIRST", "add_difference", "one", "two", "base", alpha(0.1, 0.6, 7)),
+            Step("SECOND", "weight_sum", "FIRST", "three", None, alpha(0.15, 0.5, 11)),
+            Step("THIRD", "add_difference", "SECOND", "four", "five", alpha(0.05, 0.4, 17)),
+        ),
+        output="THIRD",
+    )
+
+
+def make_family(folder: Path, *, sources: int = 6, unknown: float = 0.0, seed: int = 0, small: bool = False) -> None:
+    """Write the family into `folder`: the base, `sources` - 1 finetunes, the target and `planted.yaml`.
+
+    `unknown` is the size of what is in the target and in no source, relative to the target's distance from the base.
+    Raises InputError if the disk is too small, the folder included.
+    """
+    shapes = stable_diffusion_shapes(SMALL if small else 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    # With an unknown part, a float32 file of the known one stands beside the others for a while.
+    files = sources + (3 if unknown else 1)
+    needed = files * 2 * sum(map(math.prod, shapes.values())) + (files << 20)
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise InputError(f"{folder}: the disk is too small: {needed:,} bytes are needed, {free:,} are free")
+    base = folder / "base.safetensors"
+    _write(base, shapes, lambda name: _first(name, shapes[name], seed))
+    with open_checkpoint(base) as opened:
+        for finetune in FINETUNES[: sources - 1]:
+
+            def tuned(name: str, finetune: str = finetune) -> Tensor:
+                start = opened.tensor(name).to(torch.float32)
+                away = _noise(shapes[name], seed, "shared", name).mul_(SHARED)
+                away.add_(_noise(shapes[name], seed, finetune, name), alpha=math.sqrt(1 - SHARED**2))
+                return away.mul_(DISTANCE * _size(start)).add_(start)
+
+            _write(folder / f"{finetune}.safetensors", shapes, tuned)
+    save_recipe(planted_recipe(), folder / "planted.yaml")
+    _write_target(folder, shapes, unknown, seed)
+
+
+def _write_target(folder: Path, shapes: Shapes, unknown: float, seed: int) -> None:
+    recipe = load_recipe(folder / "planted.yaml")
+    paths = {name: folder / model.file for name, model in recipe.models.items()}
+    target, known = folder / "target.safetensors", folder / "known.safetensors"
+    if not unknown:
+        print(f"writing {target}", flush=True)
+        merge(recipe, paths, target, embed_recipe=False)
+        return
+    try:
+        merge(recipe, paths, known, dtype=torch.float32, embed_recipe=False)
+        with open_checkpoint(known) as merged, open_checkpoint(paths["base"]) as base:
+
+            def with_unknown(name: str) -> Tensor:
+                tensor = merged.tensor(name)
+                distance = _size(tensor - base.tensor(name).to(torch.float32))
+                return tensor + _noise(shapes[name], seed, "unknown", name).mul_(unknown * distance)
+
+            _write(target, shapes, with_unknown)
+    finally:
+        known.unlink(missing_ok=True)
+
+
+def main() -> int:
+    """Read the command line and make the family."""
+    parser = argparse.ArgumentParser(description="Make full-size random checkpoints to measure speed and memory on.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--sources", type=int, default=6, choices=range(6, 11), help="base and finetunes (default 6)")
+    parser.add_argument("--target-unknown", type=float, default=0.0, help="part of the target that is in no source")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small", action="store_true", help=f"widths divided by {SMALL}")
+    given = parser.parse_args()
+    try:
+        make_family(
+            given.folder, sources=given.sources, unknown=given.target_unknown, seed=given.seed, small=given.small
+        )
+    except InputError as error:
+        print(*error.problems, sep="\n", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

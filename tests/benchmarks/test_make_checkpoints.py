@@ -1,0 +1,142 @@
+"""The benchmark's checkpoints have the structure of Stable Diffusion 1.5, and the benchmark runs through on small ones."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from optimizer.checkpoints import open_checkpoint
+from optimizer.checkpoints.layout import load_layout
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "studies" / "benchmarks"
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    """The script `make_checkpoints.py` as a module."""
+    import importlib.util
+
+    found = importlib.util.spec_from_file_location("make_checkpoints", SCRIPTS / "make_checkpoints.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small family."""
+    folder = tmp_path_factory.mktemp("family")
+    done = run("make_checkpoints.py", folder, "--small")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_full_size_shapes_count_as_stable_diffusion_does(maker: ModuleType) -> None:
+    shapes = maker.stable_diffusion_shapes()
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    by_prefix = {
+        prefix: [size for name, size in sizes.items() if name.startswith(prefix)]
+        for prefix in ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
+    }
+    assert {prefix: len(found) for prefix, found in by_prefix.items()} == {
+        "model.diffusion_model.": 686,
+        "cond_stage_model.": 196,
+        "first_stage_model.": 248,
+    }
+    # As published: UNet, CLIP ViT-L/14 text model, autoencoder.
+    assert [sum(found) for found in by_prefix.values()] == [859_520_964, 123_060_480, 83_653_863]
+
+
+def test_full_size_shapes_at_known_places(maker: ModuleType) -> None:
+    shapes = maker.stable_diffusion_shapes()
+    unet = "model.diffusion_model."
+    assert shapes[unet + "output_blocks.5.2.conv.weight"] == (1280, 1280, 3, 3)
+    assert shapes[unet + "output_blocks.8.0.skip_connection.weight"] == (640, 960, 1, 1)
+    assert shapes[unet + "output_blocks.9.1.transformer_blocks.0.attn2.to_k.weight"] == (320, 768)
+    assert shapes[unet + "input_blocks.6.0.op.bias"] == (640,)
+    assert shapes["first_stage_model.decoder.up.1.block.0.nin_shortcut.weight"] == (256, 512, 1, 1)
+    layout = load_layout("sd1")
+    assert all(f"{prefix}.to_q.weight" in shapes for prefix in layout.attention.values())
+    assert {layout.block_of(name, "supermerger") for name in shapes} == set(layout.blocks)
+
+
+def test_small_family_has_the_layout_and_all_names(maker: ModuleType, family: Path) -> None:
+    names = set(maker.stable_diffusion_shapes())
+    for name in ("base", "one", "two", "three", "four", "five", "target"):
+        with open_checkpoint(family / f"{name}.safetensors") as opened:
+            assert opened.layout is not None
+            assert opened.layout.name == "sd1"
+            floats = {key for key, info in opened.tensors.items() if info.dtype == torch.float16}
+            assert floats == names
+            assert set(opened.tensors) - floats == {opened.layout.position_ids}
+
+
+def test_finetunes_are_near_the_base_and_share_a_direction(family: Path) -> None:
+    tensor = "model.diffusion_model.output_blocks.3.0.in_layers.2.weight"
+
+    def read(name: str) -> torch.Tensor:
+        with open_checkpoint(family / f"{name}.safetensors") as opened:
+            return opened.tensor(tensor).double().flatten()
+
+    base = read("base")
+    one, two = (read(name) - base for name in ("one", "two"))
+    assert float(one.norm() / base.norm()) == pytest.approx(0.03, rel=0.02)
+    assert float(one @ two / (one.norm() * two.norm())) == pytest.approx(0.36, abs=0.03)
+
+
+def test_the_unknown_part_has_the_size_asked_for(family: Path, tmp_path: Path) -> None:
+    done = run("make_checkpoints.py", tmp_path, "--small", "--target-unknown", "0.3")
+    assert done.returncode == 0, done.stderr
+    tensor = "model.diffusion_model.output_blocks.3.0.in_layers.2.weight"
+    paths = [family / "base.safetensors", family / "target.safetensors", tmp_path / "target.safetensors"]
+    values = []
+    for path in paths:
+        with open_checkpoint(path) as opened:
+            values.append(opened.tensor(tensor).double())
+    base, known, whole = values
+    assert float((whole - known).norm() / (known - base).norm()) == pytest.approx(0.3, rel=0.02)
+    assert not (tmp_path / "known.safetensors").exists()
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(
+    maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    nearly_full: Callable[[object], object] = lambda path: usage(10**12, 10**12 - 1000, 1000)  # noqa: E731
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
+    with pytest.raises(maker.InputError, match="the disk is too small: .* bytes are needed, 1,000 are free"):
+        maker.make_family(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_benchmark_runs_through(family: Path, tmp_path: Path) -> None:
+    report = tmp_path / "figures.json"
+    done = run("full_size.py", family, "--trials", 3, "--repeats", 1, "--json", report)
+    assert done.returncode == 0, done.stderr
+    assert "| naive / trial |" in done.stdout
+    figures = json.loads(report.read_text(encoding="utf-8"))
+    worst = figures["worst difference from merged tensors"]
+    assert worst["attention"] < 1e-6
+    # Small tensors: fewer short products than at full size, over which their rounding would average out.
+    assert worst["weights"] < 1e-9
+    assert worst["delta"] < 1e-7
+    assert figures["worst difference from the planted coefficients"]["exact delta"] < 0.01
+    assert not (family / "candidate.safetensors").exists()

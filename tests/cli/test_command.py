@@ -1,0 +1,177 @@
+"""The command as a user runs it: results on stdout, files beside the study, exit codes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from optimizer.cli import main
+
+Write = Callable[..., dict[str, torch.Tensor]]
+RECIPE = """
+models: {base: {file: base}, one: {file: one}, two: {file: two.ckpt}}
+steps:
+  - {name: A, mode: add_difference, a: one, b: two, c: base, alpha: {search: [0, 1], blocks: OUT03-OUT05}}
+"""
+STUDY = """
+recipe: recipe.yaml
+target: {file: target}
+stages: [{name: outputs, metric: attention, strategy: stepwise, trials: TRIALS}]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_sd1: Write, sd1_tensors: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small study: three sources (one of them a .ckpt), a target, two searched steps."""
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    models = tmp_path / "a folder"
+    models.mkdir()
+    around = sd1_tensors(seed=0)
+    for seed, name in enumerate(("base.safetensors", "one.safetensors", "two.ckpt", "target.safetensors")):
+        write_sd1(models / name, seed=seed, around=around, distance=0.2)
+    (models / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    (models / "study.yaml").write_text(STUDY.replace("TRIALS", "6"), encoding="utf-8")
+    return models
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def test_fit_writes_its_results_and_continues(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fit leaves a recipe without holes, a row per trial, a log and plots; a second one adds nothing."""
+    assert run("fit", folder) == 0
+    rows = list(csv.DictReader((folder / "trials.csv").open(encoding="utf-8")))
+    assert len(rows) == 6
+    assert "search:" not in (folder / "best.yaml").read_text(encoding="utf-8")
+    assert len(list((folder / "plots").glob("*.png"))) >= 4
+    assert (folder / "fit.log").read_text(encoding="utf-8").count(" COMPLETE ") == 6
+
+    assert run("fit", folder) == 0
+    assert list(csv.DictReader((folder / "trials.csv").open(encoding="utf-8"))) == rows
+    assert run("fit", folder, "--trials", 8) == 0
+    assert len(list(csv.DictReader((folder / "trials.csv").open(encoding="utf-8")))) == 8
+    capsys.readouterr()
+
+    assert run("status", folder, "--json") == 0
+    (status,) = json.loads(capsys.readouterr().out)
+    assert (status["search"], status["completed"], status["budget"]) == ("outputs/A", 8, 6)
+    assert status["best"] == max(float(row["similarity"]) for row in rows)
+    assert run("merge", folder / "best.yaml", "-o", folder / "fit.safetensors", "--dtype", "fp32") == 0
+    assert len(load_file(folder / "fit.safetensors")) == len(load_file(folder / "one.safetensors"))
+
+
+def test_status_before_the_first_trial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The status of a study never fitted is 0 trials, and no database appears."""
+    assert run("status", folder, "--json") == 0
+
+    (status,) = json.loads(capsys.readouterr().out)
+    assert (status["completed"], status["best"]) == (0, None)
+    assert not (folder / "study.db").exists()
+
+
+def test_compare_prints_the_contract(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`compare --json` is one list, with every field of the contract, and the total is the plain mean."""
+    one, two, target = folder / "one.safetensors", folder / "two.ckpt", folder / "target.safetensors"
+    assert run("compare", one, two, "--target", target, "--blocks", "input", "--json") == 0
+
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["candidate"], first["metric"], first["seed"]) == (str(one), "attention", 114514)
+    assert list(second["blocks"]) == ["IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "M00"]
+    assert first["total"] == pytest.approx(sum(first["blocks"].values()) / 7, abs=1e-15)
+
+
+@pytest.mark.parametrize(("metric", "count"), [("weights", 26), ("delta", 26), ("elements", 26), ("attention", 16)])
+def test_compare_with_itself(folder: Path, capsys: pytest.CaptureFixture[str], metric: str, count: int) -> None:
+    """A checkpoint compared with itself scores 1 in every block."""
+    one = folder / "one.safetensors"
+    assert run("compare", one, "--target", one, "--base", folder / "base.safetensors", "--metric", metric, "--json") == 0
+
+    (found,) = json.loads(capsys.readouterr().out)
+    assert list(found["blocks"].values()) == pytest.approx([1.0] * count, abs=1e-6)
+
+
+def test_inspect_prints_one_list(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`inspect --json` gives one entry per file, .safetensors or .ckpt."""
+    assert run("inspect", folder / "one.safetensors", folder / "two.ckpt", "--json") == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["layout"] for entry in found] == ["sd1", "sd1"]
+    assert all(len(entry["short_hash"]) == 10 for entry in found)
+
+
+def test_tables_are_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --json, people get tables: the article's percentages and what a file holds."""
+    assert run("compare", folder / "one.safetensors", "--target", folder / "target.safetensors") == 0
+    assert run("inspect", folder / "one.safetensors") == 0
+    assert run("status", folder) == 0
+
+    shown = capsys.readouterr().out
+    assert "OUT11" in shown
+    assert "%" in shown
+    assert "0/6" in shown
+
+
+def test_help_of_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    """--help answers with an example for every command."""
+    for command in ("inspect", "compare", "fit", "merge", "status", "demo"):
+        assert run(command, "--help") == 0
+        assert f"blockfit {command} " in capsys.readouterr().out.split("Example:")[1]
+
+
+def test_models_are_found_in_named_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources are found below --models and BLOCKFIT_MODELS, by name without extension."""
+    recipe = folder.parent / "elsewhere" / "recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text(RECIPE.replace("{search: [0, 1], blocks: OUT03-OUT05}", "0.5"), encoding="utf-8")
+    output = folder / "merged.safetensors"
+
+    assert run("merge", recipe, "-o", output) == 2
+    assert run("merge", recipe, "-o", output, "--models", folder.parent) == 0
+    monkeypatch.setenv("BLOCKFIT_MODELS", os.pathsep.join(["nowhere", str(folder)]))
+    assert run("merge", recipe, "-o", output) == 0
+
+
+def test_console_that_cannot_show_boxes(folder: Path) -> None:
+    """On a Japanese Windows console tables are drawn in ASCII instead of failing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "optimizer", "status", str(folder)],
+        capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "cp932"},
+    )  # fmt: skip
+
+    assert "outputs/A" in done.stdout.decode("cp932")
+    assert done.stdout.isascii()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to one process")
+def test_ctrl_c_exports_the_best_so_far(folder: Path) -> None:
+    """Ctrl-C ends a long fit with exit code 130 and the best recipe so far; the same command continues."""
+    (folder / "study.yaml").write_text(STUDY.replace("TRIALS", "100000"), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "optimizer", "fit", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    log, deadline = folder / "fit.log", time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_text(encoding="utf-8").count("COMPLETE") > 3):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, problems = process.communicate(timeout=120)
+
+    assert process.returncode == 130
+    assert problems.decode().splitlines() == [
+        "blockfit: interrupted; the best so far is in best.yaml, and the same command continues"
+    ]
+    done = log.read_text(encoding="utf-8").count("COMPLETE")
+    assert "complete: false" in (folder / "best.yaml").read_text(encoding="utf-8")
+    assert run("fit", folder, "--trials", done + 2) == 0
+    assert log.read_text(encoding="utf-8").count("COMPLETE") == done + 2

@@ -1,0 +1,341 @@
+"""Bad input to the command: exit code 2, one line a problem that names what is wrong, and nothing written."""
+
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from optimizer.cli import main
+
+RECIPE = """
+models:
+  base: {file: base.safetensors}
+  one: {file: one.safetensors}
+  two: {file: two.safetensors}
+steps:
+  - {name: STEP, mode: add_difference, a: one, b: two, c: base, alpha: ALPHA}
+"""
+STUDY = """
+recipe: recipe.yaml
+target: {file: TARGET}
+stages: [{name: stage, STAGE}]
+"""
+DELTA = "metric: delta, trials: 2"
+FREE = "{search: [0, 1]}"
+UNET = "model.diffusion_model."
+
+Write = Callable[..., dict[str, torch.Tensor]]
+Run = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_sd1: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with three sources, a target, and a recipe and a study over them that are in order."""
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    models = tmp_path / "models"
+    models.mkdir()
+    for seed, name in enumerate(("base", "one", "two", "target")):
+        write_sd1(models / f"{name}.safetensors", seed=seed)
+    write_recipe(models, FREE)
+    return models
+
+
+def write_recipe(
+    folder: Path, alpha: str = "0.5", *, stage: str = DELTA, target: str = "target.safetensors", text: str = RECIPE
+) -> None:
+    (folder / "recipe.yaml").write_text(text.replace("ALPHA", alpha), encoding="utf-8")
+    (folder / "study.yaml").write_text(STUDY.replace("TARGET", target).replace("STAGE", stage), encoding="utf-8")
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command; gives the exit code and the lines on stderr. It may write nothing, on stdout or in the folder."""
+
+    def run(*arguments: object) -> tuple[int, list[str]]:
+        before = {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        written = capsys.readouterr()
+
+        assert written.out == ""
+        assert {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))} == before
+        return int(left.value.code or 0), written.err.splitlines()
+
+    return run
+
+
+def refused(outcome: tuple[int, list[str]], *words: object) -> None:
+    """One line, exit code 2, and all of `words` in it."""
+    code, lines = outcome
+    assert code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("blockfit: ")
+    for word in words:
+        assert str(word) in lines[0]
+
+
+def test_missing_source(folder: Path, run: Run) -> None:
+    """A source that is nowhere is named with its field and where it was looked for."""
+    (folder / "two.safetensors").unlink()
+
+    refused(run("fit", folder), "recipe.yaml", "models.two.file", "'two.safetensors'", folder)
+
+
+def test_missing_candidate(folder: Path, run: Run) -> None:
+    """A checkpoint on the command line that does not exist is named."""
+    refused(run("compare", folder / "nowhere.safetensors", "--target", folder / "target.safetensors"), "nowhere")
+
+
+def test_truncated_file(folder: Path, run: Run) -> None:
+    """A file that ends too early is named with both lengths."""
+    path = folder / "two.safetensors"
+    whole = path.stat().st_size
+    os.truncate(path, whole - 100)
+
+    refused(run("fit", folder), path, f"{whole:,}", f"{whole - 100:,}")
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>not found</html>", b"\0" * 64, b"hello"])
+def test_not_a_checkpoint(folder: Path, run: Run, content: bytes) -> None:
+    """A file that is no checkpoint is named, whatever its extension says."""
+    (folder / "two.safetensors").write_bytes(content)
+
+    refused(run("fit", folder), "two.safetensors")
+
+
+def test_wrong_layout(folder: Path, run: Run, write_sd1: Write) -> None:
+    """An SDXL file where SD 1.x is expected is called what it is."""
+    write_sd1(folder / "two.safetensors", rename={"cond_stage_model.": "conditioner.embedders.0."})
+
+    refused(run("fit", folder), "two.safetensors", "SDXL", "sd1")
+
+
+def test_shapes_that_differ(folder: Path, run: Run, write_sd1: Write) -> None:
+    """A tensor of another shape is named with both files."""
+    name = f"{UNET}output_blocks.2.1.conv.weight"
+    write_sd1(folder / "two.safetensors", overrides={name: torch.zeros(4, 8, 3, 3)})
+
+    refused(run("fit", folder), "two.safetensors", "base.safetensors", name, "[4, 8, 3, 3]", "[8, 8, 3, 3]")
+
+
+def test_target_of_another_shape(folder: Path, run: Run, write_sd1: Write) -> None:
+    """A target's tensor of another shape is named with both files."""
+    name = f"{UNET}output_blocks.2.1.conv.weight"
+    write_sd1(folder / "target.safetensors", overrides={name: torch.zeros(4, 8, 3, 3)})
+
+    refused(run("fit", folder), "target.safetensors", "base.safetensors", name)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_not_finite(folder: Path, run: Run, write_sd1: Write, bad: float) -> None:
+    """NaN or Inf in a tensor that takes part is found, file and tensor named, by fit and by merge."""
+    name = f"{UNET}out.2.weight"
+    values = torch.zeros(4, 8, 3, 3)
+    values[1, 2, 0, 0] = bad
+    write_sd1(folder / "two.safetensors", overrides={name: values})
+    refused(run("fit", folder), "two.safetensors", name)
+    write_recipe(folder)
+    refused(run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors"), "two.safetensors", name)
+
+
+class Gadget:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_that_wants_to_run_code(folder: Path, run: Run, zipped: bool) -> None:
+    """A pickle with a call in it is refused, and the call is not made."""
+    trap = folder / "trap"
+    (folder / "two.safetensors").unlink()
+    path = folder / "two.ckpt"
+    if zipped:
+        torch.save({"state_dict": {"x": torch.zeros(2)}}, path)
+        with zipfile.ZipFile(path) as archive:
+            files = {entry: archive.read(entry) for entry in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for entry, data in files.items():
+                archive.writestr(entry, pickle.dumps(Gadget(trap), 2) if entry.endswith("data.pkl") else data)
+    else:
+        path.write_bytes(pickle.dumps(Gadget(trap), 2))
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8").replace("two.safetensors", "two.ckpt")
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+
+    refused(run("fit", folder), "two.ckpt")
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("alpha", "words"),
+    [
+        ("[0.5, 0.5]", ["2 numbers", "26"]),
+        (str([0.5] * 25), ["25 numbers", "26"]),
+        ("{OUT12: 0.5}", ["OUT12"]),
+        ("{OUT06-OUT04: 0.5}", ["OUT06-OUT04", "backwards"]),
+        ("{OUT03-OUT05: 0.5, OUT04: 0.1}", ["OUT04", "more than once"]),
+        ("{search: [1, 0]}", ["[1, 0]", "low"]),
+        ("{search: [0, 1], block: OUT03}", ["'block'", "blocks"]),
+        ("{search: 3}", ["search", "3"]),
+        (".nan", ["finite"]),
+        ("much", ["'much'"]),
+        ("true", ["True"]),
+    ],
+)
+def test_bad_alpha(folder: Path, run: Run, alpha: str, words: list[str]) -> None:
+    """An alpha that makes no sense is named with its step, what was received and what would be right."""
+    write_recipe(folder, alpha)
+
+    refused(run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors"), "recipe.yaml", "STEP.alpha", *words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("b: two", "b: too", ["steps.STEP.b", "'too'", "'two'"]),
+        ("mode: add_difference", "mode: mix", ["STEP.mode", "'mix'", "weight_sum"]),
+        (", c: base", "", ["STEP.c", "missing"]),
+        ("a: one", "a: STEP", ["cycle", "STEP -> STEP"]),
+        ("alpha: 0.5", "alhpa: 0.5, alpha: 0.5", ["alhpa", "unknown field"]),
+        ("models:", "models: {}\nmodels:", ["models"]),
+        ("file: two.safetensors", "path: two.safetensors", ["models.two"]),
+        ("steps:", "layout: sd9\nsteps:", ["sd9", "sd1"]),
+        ("steps:", "mapping: mine\nsteps:", ["mapping", "mine", "supermerger"]),
+        ("steps:", "output: LAST\nsteps:", ["output", "LAST"]),
+    ],
+)
+def test_bad_recipe(folder: Path, run: Run, old: str, new: str, words: list[str]) -> None:
+    """A recipe that names what does not exist is refused, every line naming the file and the field."""
+    write_recipe(folder, "0.5", text=RECIPE.replace("ALPHA", "0.5").replace(old, new))
+
+    code, lines = run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors")
+
+    assert code == 2
+    assert all("recipe.yaml" in line for line in lines)
+    for word in words:
+        assert word in "\n".join(lines)
+
+
+def test_every_problem_is_named(folder: Path, run: Run) -> None:
+    """A recipe with three mistakes gives three lines."""
+    text = RECIPE.replace("a: one", "a: won").replace("b: two", "b: too").replace("c: base", "c: bass")
+    write_recipe(folder, text=text)
+
+    code, lines = run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors")
+
+    assert (code, len(lines)) == (2, 3)
+
+
+def test_target_among_the_sources(folder: Path, run: Run) -> None:
+    """The target may not be one of the sources."""
+    write_recipe(folder, FREE, target="two.safetensors")
+
+    refused(run("fit", folder), "study.yaml", "target.file", "'two'")
+
+
+def test_alpha_on_a_block_that_nothing_sees(folder: Path, run: Run) -> None:
+    """A block's own alpha where the metric sees nothing is refused, and what would help is named."""
+    write_recipe(folder, "{search: [0, 1], blocks: 'OUT02-OUT03'}", stage="metric: attention")
+
+    refused(run("fit", folder), "OUT02", "STEP.OUT02", "attention", "elsewhere")
+
+
+def test_block_without_attention(folder: Path, run: Run) -> None:
+    """IN09 has no attention: neither a study nor a comparison may ask for it."""
+    write_recipe(folder, "{search: [0, 1], blocks: 'IN08'}", stage="metric: attention, blocks: 'IN08,IN09'")
+
+    refused(run("fit", folder), "study.yaml", "stages.stage", "IN09", "attention")
+    candidate, target = folder / "one.safetensors", folder / "target.safetensors"
+    refused(run("compare", candidate, "--target", target, "--blocks", "IN09"), "IN09", "attention")
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("metric: cosine", ["metric", "cosine", "attention"]),
+        ("sampler: magic", ["sampler", "magic", "tpe"]),
+        ("strategy: greedy", ["strategy", "stepwise"]),
+        ("steps: [OTHER]", ["steps", "OTHER", "STEP"]),
+        ("trials: 0", ["trials", "0"]),
+        ("trails: 9", ["trails", "trials"]),
+    ],
+)
+def test_bad_study(folder: Path, run: Run, stage: str, words: list[str]) -> None:
+    """A study's field that cannot be is named with what there is."""
+    write_recipe(folder, FREE, stage=stage)
+
+    refused(run("fit", folder), "study.yaml", "stage", *words)
+
+
+def test_output_folder_missing(folder: Path, run: Run) -> None:
+    """A merge into a folder that is not there is refused before anything is read."""
+    write_recipe(folder)
+
+    refused(run("merge", folder / "recipe.yaml", "-o", folder / "none" / "out.safetensors"), folder / "none")
+
+
+def test_output_that_is_a_source(folder: Path, run: Run) -> None:
+    """A merge may not write over one of the files it reads."""
+    write_recipe(folder)
+
+    refused(run("merge", folder / "recipe.yaml", "-o", folder / "one.safetensors"), "one.safetensors", "source")
+
+
+def test_output_of_another_kind(folder: Path, run: Run) -> None:
+    """A merge writes safetensors only, and says so."""
+    write_recipe(folder)
+
+    refused(run("merge", folder / "recipe.yaml", "-o", folder / "out.ckpt"), "out.ckpt", ".safetensors")
+
+
+def test_missing_step(folder: Path, run: Run) -> None:
+    """A step that the recipe has not is named with what it has."""
+    write_recipe(folder)
+
+    refused(
+        run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors", "--step", "TEMP9"), "TEMP9", "STEP"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not shutil.which("mount"), reason="needs a small file system to fill")
+def test_full_disk(folder: Path, run: Run, tmp_path: Path) -> None:
+    """A disk that is too full is said, and the old file stays as it was."""
+    write_recipe(folder)
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(small)], check=False).returncode:  # noqa: S607
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        old = small / "out.safetensors"
+        old.write_bytes(struct.pack("<Q", 2) + b"{}")
+
+        refused(run("merge", folder / "recipe.yaml", "-o", old), old, "disk is full", "intact")
+        assert [path.name for path in small.iterdir()] == ["out.safetensors"]
+        assert old.read_bytes() == struct.pack("<Q", 2) + b"{}"
+    finally:
+        subprocess.run(["umount", str(small)], check=True)  # noqa: S607
+
+
+def test_unknown_option(folder: Path, run: Run) -> None:
+    """A mistyped option is one line too."""
+    refused(run("fit", folder, "--trails", "3"), "--trails")
+
+
+def test_cuda_that_is_not_there(folder: Path, run: Run) -> None:
+    """Asking for a card that torch cannot use is refused, not silently done on the processor."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+
+    refused(run("fit", folder, "--device", "cuda"), "cuda")

@@ -1,0 +1,98 @@
+"""Plots of a fit: the files that are written, their size, that they show something, whatever the names are."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import optuna
+import pytest
+from PIL import Image
+
+from optimizer.errors import InputError
+from optimizer.reports import write_plots
+from optimizer.search import FitResult
+
+
+@pytest.fixture(scope="module")
+def plots(finished_fit: FitResult, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The plots of the finished fit, written by another thread into a folder that did not exist."""
+    settings = dict(mpl.rcParams)
+    folder = tmp_path_factory.mktemp("plots") / "new" / "plots"
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(write_plots, finished_fit, folder).result()
+    assert dict(mpl.rcParams) == settings
+    return written
+
+
+def colours(path: Path) -> int:
+    """How many different colours a picture has."""
+    with Image.open(path) as image:
+        return len(image.convert("RGB").getcolors(image.width * image.height) or ())
+
+
+def test_every_plot_is_written(plots: list[Path]) -> None:
+    """There is a file for each kind of plot and each search, and nothing else in the folder."""
+    assert [path.name for path in plots] == [
+        "best-so-far.png",
+        "similarity-per-block.png",
+        "alphas.png",
+        "similarity-against-alpha-one-each-first.png",
+        "similarity-against-alpha-one-each-out-x_1-é漢.png",
+        "similarity-against-alpha-together.png",
+    ]
+    assert sorted(plots) == sorted(plots[0].parent.iterdir())
+
+
+def test_plots_show_something_at_the_expected_size(plots: list[Path]) -> None:
+    """The PNG files are at 150 dots per inch, as large as their panels ask for, and not blank."""
+    sizes = {}
+    for path in plots:
+        with Image.open(path) as image:
+            sizes[path.name] = image.size
+            assert image.format == "PNG"
+            assert [round(dots) for dots in image.info["dpi"]] == [150, 150]
+        assert colours(path) > 50
+    assert sizes["best-so-far.png"] == (round((2 * 4.2 + 0.4) * 150), round((2 * 2.9 + 1.2) * 150))
+    assert sizes["alphas.png"] == (round((26 * 0.44 + 3.0) * 150), round((2 * 0.36 + 1.6) * 150))
+
+
+def test_searches_that_look_alike_get_files_of_their_own(finished_fit: FitResult, tmp_path: Path) -> None:
+    """Names that differ only in what a file name cannot hold, or in case, do not overwrite each other."""
+    search = finished_fit.searches[1]
+    names = ("a/b", "A:b", "...")
+    written = write_plots(
+        replace(finished_fit, searches=tuple(replace(search, name=name) for name in names), scores=()), tmp_path
+    )
+    assert [path.name for path in written if "against" in path.name] == [
+        "similarity-against-alpha-a-b.png",
+        "similarity-against-alpha-A-b-2.png",
+        "similarity-against-alpha-unnamed.png",
+    ]
+
+
+def test_failed_trials_are_marked(finished_fit: FitResult, tmp_path: Path) -> None:
+    """A search of which every trial failed is still drawn, by its failures alone."""
+    search = finished_fit.searches[0]
+    failed = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.FAIL,
+        params=search.trials[0].params,
+        distributions=search.trials[0].distributions,
+        user_attrs={"error": "ArithmeticError: no number"},
+    )
+    broken = replace(finished_fit, searches=(replace(search, trials=(failed,)),), scores=())
+    written = write_plots(broken, tmp_path)
+
+    assert [path.name for path in written] == ["best-so-far.png", "alphas.png"]
+    with Image.open(written[0]) as image:
+        vermilion = (np.asarray(image.convert("RGB")) == (0xD5, 0x5E, 0x00)).all(axis=2)
+    assert vermilion.sum() > 20
+
+
+def test_folder_that_cannot_be_made_is_named(finished_fit: FitResult, tmp_path: Path) -> None:
+    """A file in the folder's place is an error that names it, and stays."""
+    (tmp_path / "plots").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="plots"):
+        write_plots(finished_fit, tmp_path / "plots")
+    assert (tmp_path / "plots").read_text(encoding="utf-8") == "mine"

@@ -1,0 +1,59 @@
+"""Checkpoints to search among, and studies written beside them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from step_by_step import merge_by_steps
+
+MODELS = "base", "x", "y", "z"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory, write_sd1, sd1_tensors):
+    """base and its finetunes x, y, z, as paths and tensors; `plant(steps)` writes the merge of steps as a target."""
+    folder = tmp_path_factory.mktemp("pool")
+    base = sd1_tensors(seed=0)
+    tensors = {
+        name: write_sd1(folder / f"{name}.safetensors", seed=n, around=base, distance=0.2 if n else 0.0)
+        for n, name in enumerate(MODELS)
+    }
+    paths = {name: folder / f"{name}.safetensors" for name in MODELS}
+
+    def plant(name: str, steps: list[dict], noise: float = 0.0) -> tuple[Path, dict[str, torch.Tensor]]:
+        random = torch.Generator().manual_seed(len(name))
+        merged = {
+            key: (value + noise * torch.randn(value.shape, generator=random, dtype=torch.float64)).float().contiguous()
+            for key, value in merge_by_steps(steps, tensors)[steps[-1]["name"]].items()
+        }
+        path = folder / f"{name}.safetensors"
+        save_file(merged, path)
+        return path, merged
+
+    return SimpleNamespace(folder=folder, paths=paths, tensors=tensors, plant=plant)
+
+
+@pytest.fixture
+def write_study(pool, tmp_path):
+    """write_study(steps text, stage text, target, **fields): a study in a folder of its own; gives the folder."""
+
+    def write(steps, stages, target, folder="study", **fields):
+        path = tmp_path / folder
+        path.mkdir(exist_ok=True)
+        models = "".join(f"  {name}: {{file: '{file}'}}\n" for name, file in pool.paths.items())
+        (path / "recipe.yaml").write_text(f"models:\n{models}steps:\n{steps}", encoding="utf-8")
+        more = "".join(f"{key}: {value}\n" for key, value in fields.items())
+        text = f"recipe: recipe.yaml\ntarget: {{file: '{target}'}}\n{more}stages:\n{stages}"
+        (path / "study.yaml").write_text(text, encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,179 @@
+"""Exact optima of the metrics in weight space, against brute force, planted alphas and what cannot be known."""
+
+import numpy as np
+import pytest
+import torch
+
+from optimizer.checkpoints import load_layout
+from optimizer.recipes import Algebra, load_recipe
+from optimizer.search import Space, exact_optimum, parameters_of
+from optimizer.similarity import build_metric, measure_statistics, open_comparison
+from step_by_step import block_of, merge_by_steps, merged_names
+
+LAYOUT = load_layout("sd1")
+ADD = "  - {{name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {}}}\n"
+SUM = "  - {{name: T2, mode: weight_sum, a: T1, b: y, alpha: {}}}\n"
+
+
+def solve(pool, folder, steps, target, metric, blocks):
+    """The exact optimum for a recipe's text, and the parameters."""
+    models = "".join(f"  {name}: {{file: {name}}}\n" for name in pool.paths)
+    (folder / "recipe.yaml").write_text(f"models:\n{models}steps:\n{steps}", encoding="utf-8")
+    recipe = load_recipe(folder / "recipe.yaml")
+    sources = {name: pool.paths[name] for name in recipe.sources() if name != "base"} | {"base": pool.paths["base"]}
+    with open_comparison(LAYOUT, sources, target, base=pool.paths["base"]) as comparison:
+        statistics = measure_statistics(comparison, blocks)
+        built = build_metric(metric, comparison, blocks, statistics)
+        algebra = Algebra(recipe, comparison.groups, tuple(sources))
+        parameters = parameters_of(recipe, [step.name for step in recipe.ancestors()])
+        return exact_optimum(Space(algebra, parameters), built)
+
+
+def flat(tensors, block):
+    """A block's merging tensors as one float64 vector."""
+    names = sorted(name for name in merged_names(tensors) if block_of(name) == block and "first_stage" not in name)
+    return torch.cat([tensors[name].double().flatten() for name in names]).numpy()
+
+
+def cosines(candidates, target):
+    """Cosine of each row with the target."""
+    return candidates @ target / np.linalg.norm(candidates, axis=1) / np.linalg.norm(target)
+
+
+@pytest.fixture(scope="module")
+def planted(pool):
+    """A target made of x at 0.6 and y at 0.3, with noise."""
+    alphas = {"OUT03": 0.6, "OUT06": 0.6, "OUT07": 0.2, "M00": 0.9}
+    return pool.plant(
+        "noisy",
+        [
+            {"name": "A", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": alphas},
+            {"name": "B", "mode": "weight_sum", "a": "A", "b": "y", "c": None, "alpha": dict.fromkeys(alphas, 0.3)},
+        ],
+        noise=0.02,
+    )
+
+
+@pytest.mark.parametrize("metric", ["weights", "delta"])
+def test_one_alpha_is_the_best_of_all(pool, planted, tmp_path, metric):
+    """One alpha of a block, with another step fixed, is the maximum that a fine grid finds, and its value is that."""
+    path, target = planted
+    steps = ADD.format("0.5") + SUM.format("{search: [-1, 2], blocks: OUT06}")
+
+    found = solve(pool, tmp_path, steps, path, metric, ["OUT06"])
+
+    base, x, y = (flat(pool.tensors[name], "OUT06") for name in ("base", "x", "y"))
+    origin = 0.0 if metric == "weights" else base
+    start = base + 0.5 * (x - base)
+    grid = np.linspace(-1, 2, 30001)
+    values = cosines(start + grid[:, None] * (y - start) - origin, flat(target, "OUT06") - origin)
+    assert found.point["T2.OUT06"] == pytest.approx(grid[values.argmax()], abs=2e-4)
+    assert found.value == pytest.approx(values.max(), abs=1e-7)
+    assert found.rank == 1
+    assert found.flat == ()
+    assert 0.05 < found.point["T2.OUT06"] < 1.5
+
+
+@pytest.mark.parametrize(("bounds", "expected"), [("[0, 0.1]", 0.1), ("[0.8, 1]", 0.8), ("[-1, -0.5]", -0.5)])
+@pytest.mark.parametrize("metric", ["weights", "delta"])
+def test_bounds(pool, planted, tmp_path, metric, bounds, expected):
+    """An optimum outside the bounds lands exactly on the nearer one, for one alpha and for two at once."""
+    steps = ADD.format("0.6") + SUM.format(f"{{search: {bounds}, blocks: OUT06}}")
+    tied = ADD.format("0.6") + SUM.format(f"{{search: {bounds}, blocks: 'OUT06,OUT03', tie: true}}")
+
+    assert solve(pool, tmp_path, steps, planted[0], metric, ["OUT06"]).point == {"T2.OUT06": expected}
+    assert solve(pool, tmp_path, tied, planted[0], metric, ["OUT03", "OUT06"]).point == {"T2.alpha": expected}
+
+
+def test_planted_alphas_are_recovered(pool, tmp_path):
+    """A joint search of two steps finds the alphas that made the target, and knows that they are determined."""
+    blocks = ["BASE", "IN03", "M00", "OUT03", "OUT11"]
+    first, second = ({block: 0.15 + 0.1 * n + extra for n, block in enumerate(blocks)} for extra in (0.0, 0.2))
+    path, _ = pool.plant(
+        "exact",
+        [
+            {"name": "A", "mode": "add_difference", "a": "z", "b": "x", "c": "base", "alpha": first},
+            {"name": "B", "mode": "weight_sum", "a": "A", "b": "y", "c": None, "alpha": second},
+        ],
+    )
+    free = "{search: [0, 1], blocks: '" + ",".join(blocks) + "'}"
+    steps = ADD.format(free).replace("a: base", "a: z") + SUM.format(free)
+
+    found = solve(pool, tmp_path, steps, path, "delta", blocks)
+
+    wanted = {f"T1.{b}": a for b, a in first.items()} | {f"T2.{b}": a for b, a in second.items()}
+    assert found.point == pytest.approx(wanted, abs=1e-5)
+    assert found.value == pytest.approx(1, abs=1e-7)
+    assert found.rank == 10
+    assert found.flat == ()
+
+
+def test_tied_alpha(pool, planted, tmp_path):
+    """A tied alpha is the maximum of the mean over its blocks."""
+    path, target = planted
+    blocks = ["M00", "OUT03", "OUT07"]
+    steps = ADD.format("{search: [0, 1], blocks: 'M00,OUT03,OUT07', tie: true}") + SUM.format("0.3")
+
+    found = solve(pool, tmp_path, steps, path, "delta", blocks)
+
+    grid = np.linspace(0, 1, 10001)
+    values = np.zeros_like(grid)
+    for block in blocks:
+        base, x, y = (flat(pool.tensors[name], block) for name in ("base", "x", "y"))
+        merged = 0.7 * grid[:, None] * (x - base) + 0.3 * (y - base)
+        values += cosines(merged, flat(target, block) - base) / 3
+    assert found.point == {"T1.alpha": pytest.approx(grid[values.argmax()], abs=2e-4)}
+    assert found.value == pytest.approx(values.max(), abs=1e-7)
+
+
+def test_grid_steps(pool, planted, tmp_path):
+    """With a step, exact optima are rounded to the grid, counted from the lower bound."""
+    steps = ADD.format("0.6") + SUM.format("{search: [0.05, 1], blocks: OUT06, step: 0.2}")
+    free = steps.replace(", step: 0.2", "")
+
+    found = solve(pool, tmp_path, steps, planted[0], "delta", ["OUT06"]).point["T2.OUT06"]
+    exact = solve(pool, tmp_path, free, planted[0], "delta", ["OUT06"]).point["T2.OUT06"]
+
+    assert found in (0.05, 0.25, 0.45, 0.65, 0.85)
+    assert abs(found - exact) <= 0.1 + 1e-9
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_cosines_do_not_see_length(pool, planted, tmp_path, start):
+    """Where every alpha has the same direction, the one with the smallest |merged - target| is taken."""
+    path, target = planted
+    steps = ADD.format(f"{{search: [0.01, 1], blocks: OUT06, start: {max(start, 0.01)}}}")
+
+    found = solve(pool, tmp_path, steps, path, "delta", ["OUT06"])
+
+    base, x = (flat(pool.tensors[name], "OUT06") for name in ("base", "x"))
+    wanted = (x - base) @ (flat(target, "OUT06") - base) / ((x - base) @ (x - base))
+    assert found.point == {"T1.OUT06": pytest.approx(wanted, abs=1e-5)}
+    assert found.rank == 0
+    assert found.flat == ("T1.OUT06",)
+
+
+def test_what_cannot_be_told_apart(pool, tmp_path):
+    """Two steps that add the same source determine only their sum: of all such alphas those nearest to the start."""
+    alpha = {"OUT06": 0.5}
+    path, _ = pool.plant("twice", [{"name": "A", "mode": "add_difference", "a": "z", "b": "x", "c": "base", "alpha": alpha}])
+    free = "{{search: [-1, 1], blocks: OUT06, start: {}}}"
+    first = ADD.format(free.format(0.2)).replace("a: base", "a: z")
+    second = ADD.format(free.format(0.1)).replace("T1", "T2").replace("a: base", "a: T1")
+
+    found = solve(pool, tmp_path, first + second, path, "delta", ["OUT06"])
+
+    # 0.2 + 0.1 falls short of 0.5 by 0.2: nearest is half of it for each.
+    assert found.point == pytest.approx({"T1.OUT06": 0.3, "T2.OUT06": 0.2}, abs=1e-5)
+    assert found.rank == 1
+    assert set(found.flat) == {"T1.OUT06", "T2.OUT06"}
+
+
+def test_oracle_of_plant(pool):
+    """The planted tensors are the steps' float64 merge: the searches above look for something real."""
+    steps = [{"name": "A", "mode": "weight_sum", "a": "base", "b": "x", "c": None, "alpha": {"OUT06": 0.5}}]
+    _, merged = pool.plant("oracle", steps)
+    name = "model.diffusion_model.output_blocks.6.0.in_layers.0.weight"
+    half = (pool.tensors["base"][name].double() + pool.tensors["x"][name].double()) / 2
+    assert torch.equal(merged[name], half.float())
+    assert torch.equal(merge_by_steps(steps, pool.tensors)["A"][name], half)

@@ -1,0 +1,402 @@
+"""Fitting: budgets, resuming, what trials hold, what is written, and what a study is bound to."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import optuna
+import pytest
+import torch
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+from safetensors.torch import load_file
+
+from optimizer.errors import StudyError
+from optimizer.recipes import Algebra, load_recipe, merge
+from optimizer.search import FitEvents, Space, TrialsFailed, fit, load_study, parameters_of
+from optimizer.search.fitting import _Search
+from optimizer.similarity import build_metric, measure_statistics, open_comparison
+from step_by_step import block_of, merged_names
+
+BLOCKS = "OUT03,OUT06,M00"
+LISTED = ("M00", "OUT03", "OUT06")
+STEPS = f"""\
+  - {{name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {{search: [0, 1], blocks: "{BLOCKS}"}}}}
+  - {{name: T2, mode: weight_sum, a: T1, b: y, alpha: {{search: [0, 1], blocks: "{BLOCKS}"}}}}
+"""
+JOINT = "  - {{name: s, metric: {}, trials: {}, sampler: {}, seeds: [1]}}\n"
+STEPWISE = "  - {{name: s, metric: {}, trials: {}, sampler: {}, strategy: stepwise}}\n"
+
+
+@pytest.fixture(scope="session")
+def target(pool):
+    """A target made of x and y by alphas between 0 and 1, with noise."""
+    alphas = dict.fromkeys(LISTED, 0.55)
+    steps = [
+        {"name": "A", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": alphas},
+        {"name": "B", "mode": "weight_sum", "a": "A", "b": "y", "c": None, "alpha": dict.fromkeys(LISTED, 0.3)},
+    ]
+    return pool.plant("fit_target", steps, noise=0.05)[0]
+
+
+@pytest.fixture
+def study(write_study, target):
+    """study(stages, steps, folder, **fields): a loaded study in a folder of its own."""
+
+    def make(stages, steps=STEPS, folder="study", **fields):
+        return load_study(write_study(steps, stages, target, folder, **fields))
+
+    return make
+
+
+def essence(trials):
+    """What must be the same in two runs: state, parameters, value, origin, block scores."""
+    return [(t.state, t.params, t.values, t.user_attrs["origin"], t.user_attrs.get("block_scores")) for t in trials]
+
+
+def stored(folder, name="s"):
+    """The trials in the database."""
+    found = optuna.load_study(study_name=name, storage=f"sqlite:///{folder / 'study.db'}", sampler=optuna.samplers.RandomSampler())
+    trials = found.get_trials()
+    found._storage.remove_session()
+    found._storage._backend.engine.dispose() if hasattr(found._storage, "_backend") else found._storage.engine.dispose()
+    return trials
+
+
+def names(folder):
+    """The names of all studies in the database."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    found = sorted(optuna.get_all_study_names(storage))
+    storage.remove_session()
+    storage.engine.dispose()
+    return found
+
+
+def test_budget_and_running_again(study):
+    """Exactly the budget of trials is completed and stored; running again adds none and finds the same."""
+    made = study(JOINT.format("attention", 7, "random"))
+
+    first = fit(made)
+    again = fit(made)
+
+    assert len(stored(made.folder)) == 7
+    assert all(trial.state == TrialState.COMPLETE for trial in stored(made.folder))
+    assert essence(first.searches[0].trials) == essence(again.searches[0].trials) == essence(stored(made.folder))
+    assert first.recipe == again.recipe
+
+
+@pytest.mark.parametrize(("sampler", "early", "budget"), [("random", 4, 8), ("tpe", 13, 18), ("cmaes", 6, 14), ("gp", 5, 13)])
+def test_continuing_is_as_not_having_stopped(study, sampler, early, budget):
+    """A larger budget continues with the trials that an uninterrupted run makes, whatever the sampler."""
+    stopped = study(JOINT.format("attention", early, sampler), folder="stopped")
+    whole = study(JOINT.format("attention", budget, sampler), folder="whole")
+
+    fit(stopped)
+    resumed = fit(stopped.with_trials(budget)).searches[0].trials
+    straight = fit(whole).searches[0].trials
+
+    assert len(straight) == budget
+    assert essence(resumed) == essence(straight)
+    points = [tuple(trial.params.values()) for trial in straight]
+    assert len(set(points)) == budget
+
+
+def test_seed(study):
+    """Another seed tries other points; the exact optima do not depend on it."""
+    runs = [fit(study(JOINT.format("attention", 5, "random"), folder=f"f{seed}", seed=seed)).searches[0] for seed in (0, 1)]
+    first, second = ([trial.params for trial in run.trials] for run in runs)
+    assert first[0] == pytest.approx(second[0], abs=1e-6)
+    assert first[2:] != second[2:]
+
+
+@pytest.mark.parametrize("metric", ["attention", "delta", "weights", "elements"])
+def test_trials(study, metric):
+    """The exact optima come first; every trial keeps its block scores, and its value is their plain mean."""
+    trials = fit(study(JOINT.format(metric, 4, "tpe"))).searches[0].trials
+
+    assert [trial.user_attrs["origin"] for trial in trials] == ["exact delta", "exact weights", "tpe", "tpe"]
+    for trial in trials:
+        scores = trial.user_attrs["block_scores"]
+        assert set(scores) == set(LISTED)
+        assert trial.value == pytest.approx(sum(scores.values()) / 3, abs=1e-15)
+        assert set(trial.params) == {f"{step}.{block}" for step in ("T1", "T2") for block in LISTED}
+        assert all(0 <= value <= 1 for value in trial.params.values())
+
+
+def test_scores_are_the_metric(study, pool, target, tmp_path):
+    """A trial's block scores are the delta cosines of the file that its recipe merges to."""
+    result = fit(study(JOINT.format("delta", 5, "random")))
+    trial = result.searches[0].trials[-1]
+    filled = load_recipe(result.study.folder / "recipe.yaml").with_alphas(
+        {(step, "alpha"): {block: trial.params[f"{step}.{block}"] for block in LISTED} for step in ("T1", "T2")}
+    )
+
+    merge(filled, pool.paths, tmp_path / "merged.safetensors", dtype=torch.float32)
+
+    found = deltas(load_file(tmp_path / "merged.safetensors"), load_file(target), pool.tensors["base"])
+    assert trial.user_attrs["block_scores"] == pytest.approx(found, abs=1e-6)
+
+
+def deltas(merged, target, base):
+    """Delta cosines per block by the definition."""
+    found = {}
+    for block in LISTED:
+        held = [name for name in merged_names(base) if block_of(name) == block]
+        one, other = (torch.cat([(t[n].double() - base[n].double()).flatten() for n in held]) for t in (merged, target))
+        found[block] = float(one @ other / one.norm() / other.norm())
+    return found
+
+
+def test_best_recipe(study, pool, target, tmp_path):
+    """best.yaml is a recipe without holes that merges; its similarities are the merged file's, its hashes the files'."""
+    result = fit(study(JOINT.format("attention", 6, "tpe")))
+    recipe = load_recipe(result.study.folder / "best.yaml")
+
+    assert recipe == result.recipe
+    assert not any(step.alpha.free for step in recipe.steps)
+    best = max(result.searches[0].trials, key=lambda trial: trial.value)
+    assert {f"{s}.{b}": recipe.step(s).alpha.at(b) for s in ("T1", "T2") for b in LISTED} == best.params
+    assert recipe.step("T1").alpha.at("OUT07") == 0
+    merge(recipe, pool.paths, tmp_path / "merged.safetensors", dtype=torch.float32)
+    noted = recipe.step("T2").similarity["delta"]
+    found = deltas(load_file(tmp_path / "merged.safetensors"), load_file(target), pool.tensors["base"])
+    assert dict(noted["blocks"]) == pytest.approx(found, abs=1e-6)
+    assert noted["total"] == pytest.approx(sum(found.values()) / 3, abs=1e-6)
+    assert dict(recipe.step("T2").similarity["attention"]["blocks"]) == pytest.approx(best.user_attrs["block_scores"], abs=1e-8)
+    for name in ("base", "x", "y"):
+        assert recipe.models[name].sha256 == hashlib.sha256(pool.paths[name].read_bytes()).hexdigest()
+    assert recipe.models["z"].sha256 is None
+    assert recipe.fitted["target"]["sha256"] == hashlib.sha256(target.read_bytes()).hexdigest()
+    assert recipe.fitted["complete"] is True
+    assert recipe.fitted["searches"][0]["trials"] == 6
+
+
+def test_stepwise(study):
+    """Every step is a search of its own, scored on its own result, with the best alphas of the steps before."""
+    made = study(STEPWISE.format("delta", 4, "random"))
+
+    first, second = fit(made).searches
+
+    assert (first.name, first.step, second.name, second.step) == ("s/T1", "T1", "s/T2", "T2")
+    assert set(first.trials[0].params) == {f"T1.{block}" for block in LISTED}
+    assert set(second.trials[0].params) == {f"T2.{block}" for block in LISTED}
+    upstream = next(s for s in optuna_attrs(made.folder, "s/T2"))
+    for block in LISTED:
+        assert f'"{block}": {first.best.params[f"T1.{block}"]!r}' in upstream
+
+
+def optuna_attrs(folder, name):
+    """The user attributes of a study that are texts."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    found = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler()).user_attrs
+    storage.remove_session()
+    storage.engine.dispose()
+    return [value for value in found.values() if isinstance(value, str)]
+
+
+def test_upstream_alphas_open_a_generation(study):
+    """Trials scored under other alphas of other steps are kept apart, and found again when those come back."""
+    fixed = STEPS.replace('{search: [0, 1], blocks: "OUT03,OUT06,M00"}', "{}", 1)
+    runs = {}
+    for alpha in (0.25, 0.5):
+        runs[alpha] = fit(study(JOINT.format("delta", 4, "random"), fixed.format(alpha) if "{}" in fixed else fixed.replace("alpha: {}", f"alpha: {alpha}")))
+
+    back = fit(study(JOINT.format("delta", 4, "random"), fixed.replace("alpha: {}", "alpha: 0.25")))
+
+    folder = back.study.folder
+    assert names(folder) == ["s", "s@2"]
+    assert essence(back.searches[0].trials) == essence(runs[0.25].searches[0].trials)
+    assert essence(stored(folder, "s@2")) == essence(runs[0.5].searches[0].trials)
+    assert essence(runs[0.5].searches[0].trials) != essence(runs[0.25].searches[0].trials)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("space", "search space"),
+        ("metric", "metric"),
+        ("blocks", "metric"),
+        ("seeds", "seeds"),
+        ("seed", "seed"),
+        ("recipe", "recipe"),
+        ("target", "file for the target"),
+        ("base", "base"),
+    ],
+)
+def test_changed_inputs(study, pool, write_study, change, what):
+    """A study that is continued with other inputs is refused by naming what changed; `fresh` starts anew."""
+    made = study(JOINT.format("attention", 2, "random"))
+    fit(made)
+    before = essence(stored(made.folder))
+    stages, steps, fields = JOINT.format("attention", 2, "random"), STEPS, {}
+    if change == "space":
+        steps = steps.replace("[0, 1]", "[0, 0.9]", 1)
+    elif change == "metric":
+        stages = JOINT.format("delta", 2, "random")
+    elif change == "blocks":
+        steps = steps.replace(BLOCKS, "OUT03,OUT06")
+    elif change == "seeds":
+        stages = stages.replace("[1]", "[2]")
+    elif change == "seed":
+        fields = {"seed": 5}
+    elif change == "recipe":
+        steps = steps.replace("b: y", "b: x")
+    elif change == "base":
+        fields = {"base": "x"}
+    other = study(stages, steps, **fields)
+    if change == "target":
+        path, _ = pool.plant("other_target", [{"name": "A", "mode": "weight_sum", "a": "base", "b": "z", "c": None, "alpha": {"OUT03": 0.5}}])
+        other = load_study(write_study(steps, stages, path))
+
+    with pytest.raises(StudyError) as caught:
+        fit(other)
+
+    assert any(f"scored with another {what}:" in problem for problem in caught.value.problems)
+    assert all("--fresh" in problem for problem in caught.value.problems)
+    assert essence(stored(made.folder)) == before
+    assert len(fit(other, fresh=True).searches[0].trials) == 2
+    assert (made.folder / "study.old.db").exists()
+
+
+def test_grid(study):
+    """With a step, every trial lies on the grid, exact optima included, also where the range is no multiple of it."""
+    steps = STEPS.replace("search: [0, 1]", "search: [0, 1], step: 0.3")
+    trials = fit(study(JOINT.format("delta", 5, "random"), steps)).searches[0].trials
+    values = {round(value, 9) for trial in trials for value in trial.params.values()}
+    assert len(trials) == 5
+    assert values <= {0.0, 0.3, 0.6, 0.9}
+
+
+class _Broken:
+    """A metric that fails for real, on every trial but those in `works`."""
+
+    blocks = LISTED
+
+    def __init__(self, works=(), result=None):
+        self.calls = 0
+        self.works = works
+        self.result = result
+
+    def score(self, coefficients):
+        """Raises, or gives what is no number."""
+        self.calls += 1
+        if self.calls in self.works:
+            return torch.full((len(coefficients), 3), 0.5, dtype=torch.float64)
+        if self.result is not None:
+            return torch.full((len(coefficients), 3), self.result, dtype=torch.float64)
+        raise RuntimeError("out of memory")
+
+
+def search_with(made, metric):
+    """A search of this study's only stage with another metric."""
+    (stage,) = made.stages
+    sources = made.sources
+    with open_comparison(made.recipe.layout, sources, made.target, base=sources["base"]) as comparison:
+        algebra = Algebra(made.recipe, comparison.groups, tuple(sources), "T2")
+    space = Space(algebra, parameters_of(made.recipe, ["T1", "T2"]))
+    return _Search(made, stage, "s", "T2", space, metric, {})
+
+
+def run_search(search):
+    """All trials of a search, in a storage in memory, and the study's trials there."""
+    storage, last = InMemoryStorage(), ()
+    failure = None
+    try:
+        for trials in search.trials(storage, {}, FitEvents()):
+            last = trials
+    except TrialsFailed as error:
+        failure = error
+    return last, storage.get_all_trials(storage.get_study_id_from_name("s")), failure
+
+
+@pytest.mark.parametrize("result", [None, float("nan"), float("inf")])
+def test_failing_trials_are_capped(study, result):
+    """Trials that fail, or score no number, are stored as failed, without a value, and end the search after ten."""
+    made = study(JOINT.format("delta", 30, "tpe"))
+    trials, kept, failure = run_search(search_with(made, _Broken(result=result)))
+
+    assert failure is not None
+    assert ("out of memory" if result is None else "not a finite number") in str(failure)
+    assert len(trials) == len(kept) == 10
+    assert {trial.state for trial in kept} == {TrialState.FAIL}
+    assert all(trial.values is None and "error" in trial.user_attrs for trial in kept)
+
+
+def test_failed_trials_do_not_count(study):
+    """The budget counts completed trials; failures between them are kept and do not end the search."""
+    made = study(JOINT.format("delta", 4, "random"))
+    works = (3, 12, 20, 21)
+    trials, kept, failure = run_search(search_with(made, _Broken(works=works)))
+
+    assert failure is None
+    assert [trial.number + 1 for trial in kept if trial.state == TrialState.COMPLETE] == list(works)
+    assert len(kept) == len(trials) == 21
+
+
+def test_interrupt_writes_the_best_so_far(study):
+    """An interrupt ends the search at once; the best so far is written, and the rest follows on the next run."""
+    made = study(JOINT.format("attention", 12, "random"))
+    whole = fit(study(JOINT.format("attention", 12, "random"), folder="whole"))
+
+    def interrupt(search, trial, best, done, budget):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    result = fit(made, events=FitEvents(finished=interrupt))
+
+    assert result.interrupted
+    recipe = load_recipe(made.folder / "best.yaml")
+    assert recipe.fitted["complete"] is False
+    assert not any(step.alpha.free for step in recipe.steps)
+    assert 4 <= len(stored(made.folder)) <= 5
+    finished = fit(made)
+    assert not finished.interrupted
+    assert essence(finished.searches[0].trials) == essence(whole.searches[0].trials)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
+def test_interrupt_signal(study):
+    """SIGINT in the middle of a run leaves best.yaml, a database that continues, and no temporary file."""
+    made = study(JOINT.format("attention", 100000, "random"))
+    code = f"""
+        from optimizer.search import FitEvents, fit, load_study
+        from pathlib import Path
+        def told(search, trial, best, done, budget):
+            if done == 8:
+                print("running", flush=True)
+        result = fit(load_study(Path({str(made.folder)!r})), events=FitEvents(finished=told))
+        print("interrupted", result.interrupted)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    assert process.stdout.readline() == "running\n"
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert "interrupted True" in output
+    recipe = load_recipe(made.folder / "best.yaml")
+    trials = stored(made.folder)
+    assert 8 <= len(trials) < 100000
+    assert recipe.fitted["complete"] is False
+    assert not list(made.folder.glob(".blockfit*"))
+    best = max(trials, key=lambda trial: trial.value)
+    assert recipe.fitted["searches"][0]["best_trial"] in (best.number, *range(len(trials) - 2, len(trials)))
+
+
+def test_two_stages(study):
+    """Stages run one after another, each in a study of its own, and the result holds the alphas of both."""
+    stages = (
+        "  - {name: one, steps: [T2], blocks: 'OUT03,OUT06', metric: attention, trials: 3, sampler: random}\n"
+        "  - {name: two, metric: delta, trials: 3, sampler: random}\n"
+    )
+    result = fit(study(stages))
+
+    assert names(result.study.folder) == ["one", "two"]
+    one, two = result.searches
+    assert set(one.trials[0].params) == {"T2.OUT03", "T2.OUT06"}
+    assert len(two.trials[0].params) == 6
+    for block in LISTED:
+        assert result.recipe.step("T2").alpha.at(block) == two.best.params[f"T2.{block}"]

@@ -1,0 +1,188 @@
+"""Study files: defaults, what each stage searches and scores, and every mistake by name."""
+
+import pytest
+
+from optimizer.errors import InputError, StudyError
+from optimizer.search import load_study, study_file
+from step_by_step import BLOCKS
+
+STEPS = """\
+  - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: OUT03-OUT05}}
+  - {name: T2, mode: weight_sum, a: T1, b: y, alpha: {search: [0, 1], tie: true}}
+"""
+ATTENTION = (
+    *(f"IN{n:02}" for n in (1, 2, 4, 5, 7, 8)),
+    "M00",
+    *(f"OUT{n:02}" for n in range(3, 12)),
+)
+
+
+@pytest.fixture
+def target(pool):
+    """A file that may be a target."""
+    path = pool.folder / "some_target.safetensors"
+    if not path.exists():
+        path.write_bytes(pool.paths["z"].read_bytes())
+    return path
+
+
+def test_defaults(write_study, target):
+    """A stage takes all steps with free alphas and scores all moved blocks that its metric sees."""
+    study = load_study(write_study(STEPS, "  - {name: s}\n", target))
+    (stage,) = study.stages
+
+    assert (study.base, study.seed, study.target) == ("base", 0, target)
+    assert set(study.sources) == {"base", "x", "y"}
+    assert stage.steps == ("T1", "T2")
+    assert stage.measured == (("delta", BLOCKS),)
+    assert (stage.strategy, stage.sampler, stage.seeds) == ("joint", "tpe", (114514,))
+    assert [p.name for p in stage.parameters] == ["T1.OUT03", "T1.OUT04", "T1.OUT05", "T2.alpha"]
+    assert stage.parameters[3].blocks == BLOCKS
+
+
+def test_parameter_names(write_study, target):
+    """Tied alphas of one step that has several are told apart by their blocks."""
+    steps = """\
+  - {name: T, mode: weight_sum, a: base, b: y, alpha: {M00: {search: [0, 1], tie: true}, OUT03: {search: [0, 1]},
+     OUT04-OUT05: {search: [0, 1], tie: true}}}
+"""
+    study = load_study(write_study(steps, "  - {name: s}\n", target))
+    assert [p.name for p in study.stages[0].parameters] == ["T.alpha.M00", "T.OUT03", "T.alpha.OUT04-OUT05"]
+
+
+def test_elsewhere(write_study, target):
+    """`elsewhere` scores the moved blocks that the metric cannot see, after those that it sees."""
+    study = load_study(write_study(STEPS, "  - {name: s, metric: attention, elsewhere: delta}\n", target))
+    (stage,) = study.stages
+    assert stage.measured == (("attention", ATTENTION), ("delta", tuple(b for b in BLOCKS if b not in ATTENTION)))
+    assert stage.metric == "attention+delta"
+
+
+def test_searches(write_study, target):
+    """Stepwise is one search a step, scored on it; joint is one, scored on the last."""
+    text = "  - {name: s, strategy: stepwise, blocks: OUT03-OUT05}\n  - {name: j, steps: [T2], blocks: OUT06}\n"
+    study = load_study(write_study(STEPS, text, target))
+    assert [(name, step, [p.name for p in own]) for stage in study.stages for name, step, own in stage.searches] == [
+        ("s/T1", "T1", ["T1.OUT03", "T1.OUT04", "T1.OUT05"]),
+        ("s/T2", "T2", ["T2.alpha"]),
+        ("j", "T2", ["T2.alpha"]),
+    ]
+
+
+def test_tied_alpha_moves_more_than_is_scored(write_study, target):
+    """A tied alpha may move blocks that nothing scores."""
+    stages = "  - {name: s, metric: attention}\n"
+    assert load_study(write_study(STEPS, stages, target)).stages[0].blocks == ATTENTION
+
+
+def test_folder_or_file(tmp_path):
+    """A study is named by its folder or its file."""
+    assert study_file(tmp_path) == tmp_path / "study.yaml"
+    assert study_file(tmp_path / "other.yaml") == tmp_path / "other.yaml"
+
+
+def test_with_trials(write_study, target):
+    """Another budget replaces that of every stage; less than one trial is refused."""
+    study = load_study(write_study(STEPS, "  - {name: s}\n", target))
+    assert [stage.trials for stage in study.with_trials(7).stages] == [7]
+    with pytest.raises(StudyError, match="--trials: received 0; must be at least 1"):
+        study.with_trials(0)
+
+
+FREE_BASE = STEPS.replace("blocks: OUT03-OUT05", "blocks: OUT00-OUT03")
+APART = """\
+  - {name: T1, mode: weight_sum, a: base, b: x, alpha: {search: [0, 1]}}
+  - {name: T2, mode: weight_sum, a: base, b: y, alpha: {search: [0, 1]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "stages", "fields", "parts"),
+    [
+        (STEPS, "  - {name: s, steps: [T9]}\n", {}, ["stages.s.steps", "received 'T9'", "T1, T2"]),
+        (STEPS.replace("{search: [0, 1], tie: true}", "0.5"), "  - {name: s, steps: [T2]}\n", {}, ["stages.s.steps", "'T2' has no free alpha"]),
+        (STEPS, "  - {name: s, metric: cosine}\n", {}, ["stages.s.metric", "received 'cosine'", "weights, delta"]),
+        (STEPS, "  - {name: s, metric: attention, elsewhere: far}\n", {}, ["stages.s.elsewhere", "received 'far'", "delta"]),
+        (STEPS, "  - {name: s, sampler: best}\n", {}, ["stages.s.sampler", "received 'best'", "cmaes, gp, random, tpe"]),
+        (STEPS, "  - {name: s, strategy: all}\n", {}, ["stages.s.strategy", "received 'all'", "stepwise, joint"]),
+        (STEPS, "  - {name: s, trials: 0}\n", {}, ["stages.s.trials", "received 0", "at least 1"]),
+        (STEPS, "  - {name: s, trials: many}\n", {}, ["trials", "received 'many'"]),
+        (STEPS, "  - {name: s, trials: 2.5}\n", {}, ["trials", "received 2.5"]),
+        (STEPS, "  - {name: s, seeds: []}\n", {}, ["stages.s.seeds", "received []"]),
+        (STEPS, "  - {name: s, seeds: [-1]}\n", {}, ["stages.s.seeds", "received [-1]"]),
+        (STEPS, "  - {name: s, blocks: OUT99}\n", {}, ["stages.s.blocks", "unknown block 'OUT99'"]),
+        (STEPS, "  - {name: s, metric: attention, blocks: IN09}\n", {}, ["stages.s.blocks", "IN09 cannot be measured by 'attention'", "IN01-IN02", "elsewhere"]),
+        (STEPS, "  - {name: s, metrics: delta}\n", {}, ["stages.s.metrics", "unknown field", "metric"]),
+        (STEPS, "  - {metric: delta}\n", {}, ["name", "missing"]),
+        (STEPS, "  []\n", {}, ["stages: empty"]),
+        (STEPS, "  - {name: s}\n  - {name: s}\n", {}, ["stages.s: defined twice"]),
+        (STEPS, "  - {name: s}\n", {"base": "basis"}, ["base", "received 'basis'", "base, x, y, z"]),
+        (STEPS, "  - {name: s}\n", {"seeds": "1"}, ["seeds", "unknown field", "seed"]),
+        (STEPS, "  - {name: s}\n", {"seed": "one"}, ["seed", "received 'one'"]),
+        (STEPS, "  - {name: s, steps: []}\n", {}, ["stages.s.steps"]),
+        (APART, "  - {name: s}\n", {}, ["stages.s.steps", "'T1' does not lead to 'T2'", "joint"]),
+    ],
+)
+def test_mistakes(write_study, target, steps, stages, fields, parts):
+    """A mistake is one line that names the file, the field, what was received and what is right."""
+    folder = write_study(steps, stages, target, **fields)
+
+    with pytest.raises(StudyError) as caught:
+        load_study(folder)
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{folder / 'study.yaml'}:")
+    assert "\n" not in problem
+    for part in parts:
+        assert part in problem
+
+
+def test_block_that_nothing_sees(write_study, target):
+    """A per-block alpha on blocks that neither metric sees is an error for each; with `elsewhere` it is none."""
+    folder = write_study(FREE_BASE, "  - {name: s, metric: attention}\n", target)
+    with pytest.raises(StudyError) as caught:
+        load_study(folder)
+    assert [f"nothing sees {block}, which T1.{block} would" in p for block, p in zip(("OUT00", "OUT01", "OUT02"), caught.value.problems, strict=True)] == [True] * 3
+
+    folder = write_study(FREE_BASE, "  - {name: s, metric: attention, elsewhere: weights}\n", target)
+    assert {"OUT00", "OUT01", "OUT02"} <= set(load_study(folder).stages[0].measured[1][1])
+
+
+def test_alpha_that_no_stage_scores(write_study, target):
+    """A per-block alpha that is left out of every stage's blocks is named."""
+    folder = write_study(STEPS, "  - {name: s, blocks: OUT03-OUT04}\n", target)
+    with pytest.raises(StudyError, match=r"T1\.OUT05: no stage scores OUT05"):
+        load_study(folder)
+    both = "  - {name: s, blocks: OUT03-OUT04}\n  - {name: t, blocks: OUT05}\n"
+    assert len(load_study(write_study(STEPS, both, target)).stages) == 2
+
+
+def test_no_free_alpha(write_study, target):
+    """A recipe without holes has nothing to search, and the error says how to write one."""
+    steps = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: 0.5}\n"
+    with pytest.raises(StudyError, match="no free alpha; write `alpha: {search"):
+        load_study(write_study(steps, "  - {name: s}\n", target))
+
+
+def test_target_among_the_sources(write_study, pool, target):
+    """The target may not be a source of the recipe, under whatever path; an unused model is none."""
+    here = pool.folder / ".." / pool.folder.name / "y.safetensors"
+    with pytest.raises(StudyError, match="is the recipe's source 'y' too"):
+        load_study(write_study(STEPS, "  - {name: s}\n", here))
+    assert "z" not in load_study(write_study(STEPS, "  - {name: s}\n", pool.paths["z"])).sources
+
+
+def test_missing_files(write_study, target, tmp_path):
+    """A target, a source or a recipe that is not there is named."""
+    with pytest.raises(StudyError, match=r"target\.file: '.*gone' not found; looked in"):
+        load_study(write_study(STEPS, "  - {name: s}\n", "gone"))
+    folder = write_study(STEPS, "  - {name: s}\n", target)
+    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    (folder / "recipe.yaml").write_text(recipe.replace("x.safetensors", "xx.safetensors"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"models\.x\.file: '.*xx.safetensors' not found"):
+        load_study(folder)
+    (folder / "recipe.yaml").unlink()
+    with pytest.raises(InputError, match=r"recipe\.yaml: no such file"):
+        load_study(folder)
+    with pytest.raises(StudyError, match="no such file"):
+        load_study(tmp_path / "nothing.yaml")

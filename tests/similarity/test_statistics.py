@@ -1,0 +1,106 @@
+"""Gram matrices: short products in float32, summed in float64, of differences from a reference."""
+
+import pytest
+import torch
+
+from optimizer.checkpoints import load_layout
+from optimizer.errors import CheckpointError
+from optimizer.similarity import gram_matrix, measure_statistics, open_comparison
+
+LAYOUT = load_layout("sd1")
+QUERY = "model.diffusion_model.output_blocks.6.1.transformer_blocks.0.attn1.to_q.weight"
+BIAS = "model.diffusion_model.output_blocks.2.1.conv.bias"
+
+
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 511, 512, 131071, 131072, 131073, 262400])
+def test_gram_matrix(length):
+    """Inner products agree with float64 to 1e-6 of the vectors' lengths, and long ones to 1e-8, at every length."""
+    vectors = torch.randn(4, length, generator=torch.Generator().manual_seed(length))
+    exact = vectors.double() @ vectors.double().T
+
+    found = gram_matrix(vectors)
+
+    size = exact.diagonal().sqrt()
+    error = ((found - exact).abs() / (size[:, None] * size[None])).max()
+    assert found.dtype == torch.float64
+    assert float(error) < (1e-8 if length > 100_000 else 1e-6)
+
+
+@pytest.mark.parametrize("length", [131071, 131072, 131073, 262144, 300001])
+def test_chunks(tmp_path, write_sd1, length):
+    """A tensor longer than one chunk has the Gram matrix of all its differences from the base, to 1e-8."""
+    random = torch.Generator().manual_seed(1)
+    first = torch.randn(length, generator=random)
+    values = {
+        "base": first,
+        "x": first + 0.01 * torch.randn(length, generator=random),
+        "target": first + 0.01 * torch.randn(length, generator=random),
+    }
+    for name, value in values.items():
+        write_sd1(tmp_path / f"{name}.safetensors", overrides={BIAS: value})
+    paths = {name: tmp_path / f"{name}.safetensors" for name in values}
+    sources = {"base": paths["base"], "x": paths["x"]}
+
+    with open_comparison(LAYOUT, sources, paths["target"], base=paths["base"]) as comparison:
+        statistics = measure_statistics(comparison, ["OUT02"])
+
+    whole = {name: value.double() for name, value in values.items()}
+    rows = torch.stack([whole["base"], torch.zeros(length).double(), whole["x"] - whole["base"], whole["target"] - whole["base"]])
+    exact = rows @ rows.T
+    found = statistics.gram[statistics.names.index(BIAS)]
+    size = exact.diagonal().sqrt().clamp_min(1e-300)
+    assert float(((found - exact).abs() / (size[:, None] * size[None]))[[0, 2, 3]][:, [0, 2, 3]].max()) < 1e-8
+    assert not bool(found[1].any())
+
+
+def test_parts_that_count(kin):
+    """Every merging tensor of the blocks counts but the VAE; `referenced` says whether the base holds it."""
+    sources = {name: kin.paths[name] for name in ("base", "x", "y")}
+    with open_comparison(LAYOUT, sources, kin.paths["target"], base=kin.paths["base"]) as comparison:
+        statistics = measure_statistics(comparison, ["BASE", "OUT00"])
+
+    assert {name for name, block in zip(statistics.names, statistics.blocks, strict=True) if block == "BASE"} == {
+        name for name in kin.tensors["base"] if name.startswith("cond_stage_model.") and "position_ids" not in name
+    }
+    referenced = dict(zip(statistics.names, statistics.referenced.tolist(), strict=True))
+    assert [name for name, held in referenced.items() if not held] == [kin.more]
+
+
+@pytest.mark.parametrize("which", ["base", "x", "target"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(tmp_path, write_sd1, which, value):
+    """NaN or Inf in any compared tensor is refused by file and tensor."""
+    for n, name in enumerate(("base", "x", "target")):
+        broken = {QUERY: torch.full((8, 8), value)} if name == which else {}
+        write_sd1(tmp_path / f"{name}.safetensors", seed=n, overrides=broken)
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("base", "x", "target")}
+    sources = {name: paths[name] for name in ("base", "x")}
+
+    with open_comparison(LAYOUT, sources, paths["target"], base=paths["base"]) as comparison:
+        with pytest.raises(CheckpointError) as caught:
+            measure_statistics(comparison, ["OUT06"])
+        measure_statistics(comparison, ["OUT07"])
+
+    assert caught.value.problems[0].startswith(f"{paths[which]}: tensor {QUERY!r} holds NaN or Inf")
+
+
+def test_target_that_does_not_fit(tmp_path, write_sd1):
+    """A target with another shape, or with nothing of a block, is refused by file, tensor and block."""
+    write_sd1(tmp_path / "x.safetensors")
+    write_sd1(tmp_path / "narrow.safetensors", overrides={QUERY: torch.zeros(4, 4)})
+    write_sd1(tmp_path / "bare.safetensors", text_encoder=False)
+    sources = {"x": tmp_path / "x.safetensors"}
+
+    with (
+        open_comparison(LAYOUT, sources, tmp_path / "narrow.safetensors") as comparison,
+        pytest.raises(CheckpointError) as shape,
+    ):
+        measure_statistics(comparison, ["OUT06"])
+    with (
+        open_comparison(LAYOUT, sources, tmp_path / "bare.safetensors") as comparison,
+        pytest.raises(CheckpointError) as nothing,
+    ):
+        measure_statistics(comparison, ["BASE", "OUT06"])
+
+    assert all(text in str(shape.value) for text in ("narrow", repr(QUERY), "[4, 4]", "[8, 8]"))
+    assert "bare.safetensors: holds no tensor of BASE" in str(nothing.value)
