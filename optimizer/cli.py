@@ -44,7 +44,7 @@ app = typer.Typer(
 
 
 # What typer raises for a mistyped command or option; depending on its version click's class, or its own copy of it.
-_USAGE_ERROR = typer.BadParameter.__mro__[1]
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 
 class _DType(StrEnum):
@@ -55,7 +55,11 @@ class _DType(StrEnum):
 
 _Models = Annotated[
     list[Path] | None,
-    typer.Option("--models", help="Folder with checkpoints, sub-folders too; may be repeated. Also BLOCKFIT_MODELS."),
+    typer.Option(
+        "--models",
+        metavar="DIR",
+        help="Folder with checkpoints, sub-folders too; may be repeated. Also BLOCKFIT_MODELS.",
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, nothing else.")]
 _Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
@@ -242,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         _leave(1, [])
     except _USAGE_ERROR as error:
-        _leave(2, [error.format_message()])  # type: ignore[attr-defined]
+        _leave(2, [error.format_message()])
     except Exception as error:
         if _State.debug:
             raise

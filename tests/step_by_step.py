@@ -1,4 +1,4 @@
-"""Merging as the formulas say it, one step after another on whole tensors: what the code under test is compared with."""
+"""Merging as the formulas say it, step after step on whole tensors: what the code under test is compared with."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

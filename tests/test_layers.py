@@ -81,5 +81,7 @@ def test_nothing_of_blockfit_below_checkpoints():
 def test_importing_the_package_is_quick():
     """`import optimizer` loads no heavy library."""
     code = "import sys, optimizer; print(*{name.split('.')[0] for name in sys.modules})"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)  # noqa: S603
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
     assert not {"torch", "optuna", "numpy", "pydantic", "ruamel"} & set(loaded.stdout.split())

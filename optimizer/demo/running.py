@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from rich import box
+from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +14,7 @@ from optimizer.pictures import contact_sheet, generate
 from optimizer.recipes import Algebra, Group, Recipe, load_recipe, locate_models, merge
 from optimizer.search import FitResult, Study, load_study, parameters_of
 
-__all__ = ["family_folder", "run_demo"]
+__all__ = ["copy_family", "family_folder", "run_demo"]
 
 # The studies by what the tables call them; each is a folder below the demo's, "" the demo's own.
 STUDIES = {"delta": "", "attention": "attention", "stepwise": "stepwise"}
@@ -43,7 +45,7 @@ def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Consol
     `fit` runs a study and writes its results; the command line passes one with progress bars. Raises InputError if the
     folder cannot be written.
     """
-    _copy_family(folder)
+    copy_family(folder)
     fits: dict[str, FitResult] = {}
     for name, below in STUDIES.items():
         console.rule(f"{name}: {_PURPOSE[name]}")
@@ -51,7 +53,7 @@ def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Consol
     recipes = {"true": load_recipe(folder / "answer" / "recipe.yaml")}
     recipes |= {name: result.recipe for name, result in fits.items()}
     console.rule("fitted beside true")
-    console.print(alpha_table(fits["delta"].study.recipe, recipes))
+    console.print(Columns(alpha_tables(fits["delta"].study.recipe, recipes)))
     console.print(coefficient_table(recipes))
     console.print(_REMARK, markup=False)
     sheet = _draw(folder, recipes["delta"])
@@ -70,20 +72,23 @@ _REMARK = (
 )
 
 
-def alpha_table(holes: Recipe, recipes: Mapping[str, Recipe]) -> Table:
-    """The alphas that were searched for, per block and step, by recipe."""
-    parameters = parameters_of(holes, [step.name for step in holes.steps])
-    steps = list(dict.fromkeys(parameter.step for parameter in parameters))
-    blocks = [block for block in holes.layout.blocks if any(block in parameter.blocks for parameter in parameters)]
-    table = Table(title="alphas", title_justify="left")
-    table.add_column("block")
-    for step in steps:
-        for name in recipes:
-            table.add_column(f"{step}\n{name}", justify="right")
-    for block in blocks:
-        cells = [f"{recipe.step(step).alpha.at(block):.3f}" for step in steps for recipe in recipes.values()]
-        table.add_row(block, *cells)
-    return table
+def alpha_tables(holes: Recipe, recipes: Mapping[str, Recipe]) -> list[Table]:
+    """The alphas that were searched for, a table for each step: a row per block, a column per recipe.
+
+    Where a recipe adds another model in a step than `holes` does, the column's heading names it.
+    """
+    tables = []
+    for step in holes.steps:
+        blocks = [block for parameter in parameters_of(holes, [step.name]) for block in parameter.blocks]
+        table = Table(title=f"alpha of {step.name}: {step.b}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("")
+        for name, recipe in recipes.items():
+            other = recipe.step(step.name).b
+            table.add_column(name if other in (step.b, *holes.models) else f"{name}\n{other}", justify="right")
+        for block in dict.fromkeys(blocks):
+            table.add_row(block, *(f"{recipe.step(step.name).alpha.at(block):.3f}" for recipe in recipes.values()))
+        tables.append(table)
+    return tables
 
 
 def coefficient_table(recipes: Mapping[str, Recipe]) -> Table:
@@ -121,7 +126,8 @@ def _any(coefficients: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]
     return next(iter(coefficients.values()))
 
 
-def _copy_family(folder: Path) -> None:
+def copy_family(folder: Path) -> None:
+    """Copy the family's checkpoints and studies to `folder`; what is there stays. Raises InputError if it cannot."""
     family = family_folder()
     if folder.resolve() == family.resolve():
         return

@@ -1,9 +1,10 @@
 """Recipes as YAML files: read with every problem named, written so that they read back as the same recipe."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import StrictStr, StringConstraints
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -17,6 +18,7 @@ from optimizer.recipes.yaml_files import UserFile, dump_yaml, line_of, read_yaml
 
 __all__ = ["load_recipe", "read_recipe", "recipe_as_data", "save_recipe"]
 
+_Built = TypeVar("_Built")
 _Name = Annotated[StrictStr, StringConstraints(min_length=1)]
 
 
@@ -196,7 +198,7 @@ def _read_mapping(value: Mapping[str, Any], layout: Layout, where: str) -> Alpha
     for key, inner in value.items():
         here = f"{where}.{key}"
         try:
-            blocks = _attempt(lambda key=key: layout.parse_blocks(str(key)), here)  # type: ignore[misc]
+            blocks = _attempt(partial(layout.parse_blocks, str(key)), here)
             if twice := sorted(seen & set(blocks), key=layout.blocks.index):
                 raise RecipeError(
                     f"{here}: {', '.join(twice)} given more than once; every block may stand in one key only"
@@ -259,7 +261,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool | ScalarBoolean)
 
 
-def _attempt(build: Any, where: str, joint: str = ": ") -> Any:
+def _attempt(build: Callable[[], _Built], where: str, joint: str = ": ") -> _Built:
+    """What `build` gives; `where` stands before the problems of a RecipeError that it raises."""
     try:
         return build()
     except RecipeError as error:

@@ -89,8 +89,8 @@ def dump_yaml(data: Any) -> str:
     return stream.getvalue()
 
 
-class _Representer(RoundTripRepresenter):
-    """Quotes every text with punctuation that means something in YAML; ruamel leaves `{license: ?}` bare, which no one reads."""
+class _Representer(RoundTripRepresenter):  # type: ignore[misc]
+    """Quotes text with punctuation that means something in YAML; ruamel leaves `{license: ?}` bare: no one reads it."""
 
 
 def _represent_text(representer: Any, text: str) -> Any:

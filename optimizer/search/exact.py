@@ -242,40 +242,47 @@ class _Component:
         if self.value(moved) < self.value(best) - _EQUAL:
             return False
         new, old = self._distance(moved), self._distance(best)
-        if abs(new - old) > 1e-12 * max(old, 1e-300):
+        # In units of the target's length, so rounding is absolute.
+        if abs(new - old) > _EQUAL * len(self._blocks):
             return new < old
         return float(np.linalg.norm(moved - self._start)) < float(np.linalg.norm(best - self._start))
 
     def _flat_directions(self, point: Vector) -> Vector:
         """Directions in which the *direction* of the merged vector does not change, whatever the target."""
-        metric, _, _ = self._metrics(point)
-        return _null_space(metric)
+        turning, moving, _, _ = self._metrics(point)
+        return _null_space(turning, against=float(np.abs(moving).max(initial=0.0)))
 
     def _flat_step(self, point: Vector, directions: Vector) -> Vector:
-        _, curvature, slope = self._metrics(point)
-        inner = directions.T @ curvature @ directions
-        undetermined = _null_space(inner, against=float(np.abs(curvature).max(initial=0.0)))
-        towards_target = -np.linalg.pinv(inner, rcond=1e-9, hermitian=True) @ (directions.T @ slope)
-        towards_start = undetermined @ (undetermined.T @ (directions.T @ (self._start - point)))
+        _, _, curvature, slope = self._metrics(point)
+        values, vectors = np.linalg.eigh(directions.T @ curvature @ directions)
+        curved = values > _FLAT * float(np.abs(curvature).max(initial=0.0))
+        bent, straight = vectors[:, curved], vectors[:, ~curved]
+        towards_target = -bent @ ((bent.T @ (directions.T @ slope)) / values[curved])
+        towards_start = straight @ (straight.T @ (directions.T @ (self._start - point)))
         return np.asarray(directions @ (towards_target + towards_start))
 
-    def _metrics(self, point: Vector) -> tuple[Vector, Vector, Vector]:
-        """Of the merged vectors m(x): how fast their directions turn and they themselves move (Gauss-Newton, both
-        [parameters, parameters]), and the gradient of sum |m - target|^2 / (2 |target|^2) over the blocks.
+    def _metrics(self, point: Vector) -> tuple[Vector, Vector, Vector, Vector]:
+        """How the merged vectors m(x) change with the parameters, summed over the blocks (Gauss-Newton).
+
+        Products of the derivatives of m / |m| (turning), of m in units of |m| and of m in units of |target|, all three
+        [parameters, parameters]; and the gradient of |m - target|^2 / (2 |target|^2), [parameters].
         """
         coefficients, jacobian = self._expand(point)
-        blocks = len(self._blocks)
         per_parameter = torch.einsum("pag,agk->pgk", self._moves, jacobian)
         weighted = (self._products @ coefficients[:, :, None])[:, :, 0]
-        along = torch.zeros(len(self._low), blocks, dtype=torch.float64)
-        along.index_add_(1, self._block, (per_parameter * weighted).sum(dim=-1))
-        pairs = torch.einsum("pgk,gkl,qgl->pqg", per_parameter, self._products, per_parameter)
-        moving = torch.zeros(*pairs.shape[:2], blocks, dtype=torch.float64).index_add(2, self._block, pairs)
+        along = self._sum((per_parameter * weighted).sum(dim=-1))
+        moving = self._sum(torch.einsum("pgk,gkl,qgl->pqg", per_parameter, self._products, per_parameter))
         quadratic = self._sum((weighted * coefficients).sum(dim=-1)).clamp_min(1e-300)
-        turning = (moving - along[:, None] * along[None] / quadratic) / quadratic
-        pulled = torch.zeros_like(along).index_add(1, self._block, (per_parameter * self._with_target).sum(dim=-1))
-        slope = ((along - pulled) / self._target).sum(dim=-1)
-        return turning.sum(dim=-1).numpy(), (moving / self._target).sum(dim=-1).numpy(), slope.numpy()
+        relative = moving / quadratic
+        turning = relative - along[:, None] * along[None] / quadratic**2
+        pulled = self._sum((per_parameter * self._with_target).sum(dim=-1))
+        slope = (along - pulled) / self._target
+        return (
+            turning.sum(dim=-1).numpy(),
+            relative.sum(dim=-1).numpy(),
+            (moving / self._target).sum(dim=-1).numpy(),
+            slope.sum(dim=-1).numpy(),
+        )
 
     def _distance(self, point: Vector) -> float:
         coefficients, _ = self._expand(point)
@@ -293,10 +300,9 @@ class _Component:
         return sums.index_add(-1, self._block, by_group)
 
 
-def _null_space(matrix: Vector, against: float | None = None) -> Vector:
-    """Orthonormal columns that span the null space of a symmetric positive semi-definite matrix."""
+def _null_space(matrix: Vector, against: float) -> Vector:
+    """Orthonormal columns that span the null space of a symmetric matrix whose entries would be as large as `against`."""
     if matrix.size == 0:
         return np.zeros((matrix.shape[0], 0))
     values, vectors = np.linalg.eigh(matrix)
-    largest = float(values.max(initial=0.0)) if against is None else max(float(values.max(initial=0.0)), against)
-    return np.asarray(vectors[:, values <= _FLAT * max(largest, 1e-300)])
+    return np.asarray(vectors[:, values <= _FLAT * max(against, 1e-300)])

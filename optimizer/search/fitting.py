@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from optimizer.checkpoints import HashCache, fingerprint, sha256
-from optimizer.recipes import Algebra, Recipe, check_channels, recipe_as_data, save_recipe
+from optimizer.recipes import Algebra, Free, Recipe, check_channels, recipe_as_data, save_recipe
 from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.samplers import make_sampler, trial_seed
 from optimizer.search.space import Parameter, Space
@@ -117,8 +117,8 @@ def fit(
     A second call continues where the first one stopped. Ctrl-C ends the search at once; the best so far is written and
     returned with `interrupted` set. `fresh` sets earlier trials aside.
 
-    Raises InputError for files that do not fit or a study started with other inputs, and TrialsFailed if trials keep
-    failing.
+    Raises InputError for files that do not fit or a study started with other inputs, and TrialsFailed, the best so far
+    written, if trials keep failing.
     """
     return _Fit(study, device or torch.device("cpu"), events or FitEvents(), hashes).run(fresh)
 
@@ -134,7 +134,8 @@ class _Fit:
         self._scores: list[StepScores] = []
 
     def run(self, fresh: bool) -> FitResult:
-        study, interrupted = self._study, False
+        study = self._study
+        stopped: KeyboardInterrupt | TrialsFailed | None = None
         with open_comparison(
             study.recipe.layout,
             study.sources,
@@ -155,15 +156,17 @@ class _Fit:
             try:
                 for stage in study.stages:
                     self._run_stage(stage, comparison, statistics, storage, identity)
-            except KeyboardInterrupt:
-                interrupted = True
-                if not self._results or not any(result.best for result in self._results):
+            except (KeyboardInterrupt, TrialsFailed) as error:
+                stopped = error
+                if not any(result.best for result in self._results):
                     raise
             finally:
                 close_storage(storage)
-        recipe = self._finished_recipe(hashed, interrupted)
+        recipe = self._finished_recipe(hashed, complete=stopped is None)
         save_recipe(recipe, study.folder / "best.yaml")
-        return FitResult(study, recipe, tuple(self._results), tuple(self._scores), interrupted=interrupted)
+        if isinstance(stopped, TrialsFailed):
+            raise stopped
+        return FitResult(study, recipe, tuple(self._results), tuple(self._scores), interrupted=stopped is not None)
 
     def _blocks(self) -> tuple[str, ...]:
         scored = {block for stage in self._study.stages for block in stage.blocks}
@@ -189,8 +192,10 @@ class _Fit:
                         self._keep(search.result(trials))
                 finally:
                     self._fill()
-        finally:
+        except KeyboardInterrupt:
             self._score_steps(stage, comparison, {stage.metric: metric, **exact})
+            raise
+        self._score_steps(stage, comparison, {stage.metric: metric, **exact})
 
     def _keep(self, result: SearchResult) -> None:
         self._results = [kept for kept in self._results if kept.name != result.name] + [result]
@@ -235,7 +240,7 @@ class _Fit:
         self._events.progress("hashing the checkpoints", len(paths), len(paths))
         return hashed
 
-    def _finished_recipe(self, hashed: Mapping[str, str], interrupted: bool) -> Recipe:
+    def _finished_recipe(self, hashed: Mapping[str, str], *, complete: bool) -> Recipe:
         recipe = self._recipe.started()
         models = {name: replace(model, sha256=hashed.get(name, model.sha256)) for name, model in recipe.models.items()}
         similarity: dict[str, dict[str, dict[str, Any]]] = {}
@@ -249,7 +254,7 @@ class _Fit:
             "by": "blockfit",
             "recipe": _relative(self._study.recipe_path, self._study.folder),
             "target": {"file": self._study.target_file, "sha256": hashed[""]},
-            "complete": not interrupted,
+            "complete": complete,
             "searches": [_summary(result) for result in self._results],
         }
         return replace(recipe, models=models, steps=steps, fitted=fitted)
@@ -277,7 +282,7 @@ class _Search:
         self._metric = metric
         self._exact = {label: exact_optimum(space, quadratic, seed=study.seed) for label, quadratic in exact.items()}
         self._distributions: dict[str, BaseDistribution] = {
-            parameter.name: FloatDistribution(parameter.free.low, parameter.free.high, step=parameter.free.step)
+            parameter.name: FloatDistribution(parameter.free.low, _last(parameter.free), step=parameter.free.step)
             for parameter in space.parameters
         }
 
@@ -435,6 +440,11 @@ def _relative(path: Path, folder: Path) -> str:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # another drive on Windows
         return path.resolve().as_posix()
+
+
+def _last(free: Free) -> float:
+    """The highest value of a free alpha: the last point of its grid, which need not reach the upper bound."""
+    return free.high if free.step is None else free.on_grid(free.high)
 
 
 def _completed(trials: Sequence[FrozenTrial]) -> int:

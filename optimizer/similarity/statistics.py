@@ -1,7 +1,7 @@
 """Gram matrices: all that the weight-space metrics need to know of the checkpoints, from one pass over them.
 
-A merge is reference + sum_k c_k * (source_k - reference), because its coefficients sum to 1. So every inner product of a
-candidate with the target, or with itself, follows from those of the vectors
+A merge is reference + sum_k c_k * (source_k - reference), because its coefficients sum to 1. So every inner product of
+a candidate with the target, or with itself, follows from those of the vectors
 
     [reference, source_1 - reference, ..., source_K - reference, target - reference]
 
@@ -71,7 +71,7 @@ def measure_statistics(comparison: Comparison, blocks: Sequence[str]) -> Statist
 
 
 def gram_matrix(vectors: torch.Tensor) -> torch.Tensor:
-    """Inner products of the rows of float32 [m, n], as float64 [m, m]: short products in float32, sums in float64."""
+    """Inner products of the rows of [m, n], as float64 [m, m]: short products in the rows' type, sums in float64."""
     rows, length = vectors.shape
     whole = length - length % SHORT
     pieces = vectors[:, :whole].reshape(rows, -1, SHORT).transpose(0, 1)
@@ -90,7 +90,9 @@ def _part_gram(part: Part, comparison: Comparison, sources: Sequence[Checkpoint]
         for position, source in enumerate(sources)
     ]
     rows.append(_flat(part, comparison.target))
-    buffer = torch.zeros(len(rows) + 1, min(length, _CHUNK), dtype=torch.float32, device=comparison.device)
+    # A small tensor has too few short products for their rounding to average out, and float64 costs little there.
+    dtype = torch.float64 if length <= _CHUNK else torch.float32
+    buffer = torch.zeros(len(rows) + 1, min(length, _CHUNK), dtype=dtype, device=comparison.device)
     gram = torch.zeros(len(rows) + 1, len(rows) + 1, dtype=torch.float64, device=comparison.device)
     for start in range(0, length, _CHUNK):
         stop = min(start + _CHUNK, length)

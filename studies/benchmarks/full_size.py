@@ -5,7 +5,7 @@
 
 A recipe of three steps over six checkpoints is fitted to the target on OUT03-OUT11 by `attention`. Reported are the
 time by phase, the peak of anonymous memory (pages of mapped files are the system's to drop, so they do not count), and,
-side by side in the same run, one trial against the naive comparison of two models that are merged and in memory already.
+side by side in the same run, one trial against the naive comparison of two merged models that are in memory already.
 Checked are the similarities, against merged tensors, and the fitted coefficients, against the planted ones. All files
 are read once before anything is timed, so that they are in the page cache as far as it can hold them.
 """

@@ -1,9 +1,11 @@
 """Train the demo's checkpoints: small latent-diffusion models that draw handwritten digits.
 
-    python studies/demo/train.py                        # everything, about half an hour on two cores
+    python studies/demo/train.py                        # everything, about 40 minutes on two cores
     python studies/demo/train.py --only finetunes       # from the base that is already in models/
 
-Three parts, with the block topology and key names of Stable Diffusion 1.5 and a hundredth of its width: an autoencoder
+Where other programs use the processor too, set OMP_WAIT_POLICY=PASSIVE first: waiting threads then leave it to them.
+
+Three parts, with the block topology and key names of Stable Diffusion 1.5 and a twentieth of its width: an autoencoder
 (32 x 32 RGB pictures <-> 16 x 16 x 4 latents), a CLIP text encoder and a UNet. The autoencoder learns all styles and
 is then frozen; text encoder and UNet learn plain digits together (the base), and from there one finetune per style.
 The pictures are the UCI digits that scikit-learn bundles (8 x 8), enlarged and restyled by real image operations.
@@ -171,17 +173,18 @@ def unet_key(key: str, layers: int) -> str:
     if part == "resnets":
         first, _, remainder = rest.partition(".")
         rest = RESNET_NAMES[first] + (f".{remainder}" if remainder else "")
+    first_layer = int(found[2] or 0) * per_block
     if side is None:
         block = f"middle_block.{2 * layer if part == 'resnets' else 1}"
     elif part == "downsamplers":
-        block, rest = f"input_blocks.{int(found[2]) * per_block + per_block}.0", "op"
+        block, rest = f"input_blocks.{first_layer + per_block}.0", "op"
     elif part == "upsamplers":
-        # The upsampler is the last module of its block: behind the attention, where there is one.
-        number = int(found[2])
-        block = f"output_blocks.{number * per_block + layers}.{1 if number == 0 else 2}"
+        # The upsampler is the last module of its block: behind the attention, which only the first level lacks.
+        block = f"output_blocks.{first_layer + layers}.{1 if first_layer == 0 else 2}"
+    elif side == "down":
+        block = f"input_blocks.{first_layer + layer + 1}.{0 if part == 'resnets' else 1}"
     else:
-        number = int(found[2]) * per_block + layer + (1 if side == "down" else 0)
-        block = f"{'input' if side == 'down' else 'output'}_blocks.{number}.{0 if part == 'resnets' else 1}"
+        block = f"output_blocks.{first_layer + layer}.{0 if part == 'resnets' else 1}"
     return f"model.diffusion_model.{block}.{rest}.{kind}"
 
 
@@ -216,11 +219,15 @@ def autoencoder_state(autoencoder: AutoencoderKL) -> State:
     return state
 
 
-def save_checkpoint(state: State, path: Path, title: str, description: str) -> None:
-    """Write float16 weights (schedule float32, position_ids int64) with the metadata that model browsers read.
+def save_checkpoint(state: State, name: str, folder: Path) -> None:
+    """Write a style's checkpoint: float16 weights, schedule float32, position_ids int64, and metadata for browsers.
 
     Raises ValueError if a tensor holds NaN or infinity after rounding.
     """
+    style = STYLES[name]
+    drawn = "plain handwritten digits, light on dark" if name == "base" else f"{name} digits, finetuned from the base"
+    note = "" if style.with_autoencoder else " No VAE: use the base's."
+    path = folder / ("answer" if style.hidden else "models") / f"{name}.safetensors"
     stored = {}
     for key, tensor in state.items():
         keep = key in ("betas", "alphas_cumprod") or not tensor.is_floating_point()
@@ -232,8 +239,8 @@ def save_checkpoint(state: State, path: Path, title: str, description: str) -> N
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",
         "modelspec.implementation": "diffusers",
-        "modelspec.title": title,
-        "modelspec.description": description,
+        "modelspec.title": f"blockfit digits, {name}",
+        "modelspec.description": f"blockfit's demo: draws {drawn}, {SIZE} x {SIZE} pixels.{note}",
         "modelspec.resolution": f"{SIZE}x{SIZE}",
         "modelspec.prediction_type": "epsilon",
         "modelspec.license": "MIT",
@@ -241,6 +248,7 @@ def save_checkpoint(state: State, path: Path, title: str, description: str) -> N
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(stored, path, metadata)
+    print(f"wrote {path}, {path.stat().st_size / 1e6:.2f} MB", flush=True)
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
@@ -329,7 +337,8 @@ def phrase(digit: int, name: str, random: np.random.Generator) -> str:
 def tokenized(prompts: Sequence[str]) -> Tensor:
     """Token numbers, int64 [n, 16], padded as Stable Diffusion does."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(CONFIGURATION / "tokenizer", local_files_only=True)
-    return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    tokens: Tensor = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokens
 
 
 def train_text_encoder(steps: int, batch: int) -> CLIPTextModel:
@@ -405,14 +414,14 @@ def train_diffusion(
         latents = means[chosen] + deviations[chosen] * torch.randn(batch, *means.shape[1:])
         noise = torch.randn_like(latents)
         # Words decide what is drawn while there is much noise, so much noise comes somewhat more often.
-        times = (torch.rand(batch) ** 0.7 * schedule.config.num_train_timesteps).long()
+        times = (torch.rand(batch) ** 0.7 * len(importance)).long().clamp(max=len(importance) - 1)
         silent = random.random(batch) < EMPTY_PROMPTS
         prompts = ["" if silent[n] else phrase(int(digits[index]), name, random) for n, index in enumerate(chosen)]
         encoded_words = text_encoder(tokenized(prompts))[0]
         predicted = unet(schedule.add_noise(latents, noise, times), times, encoded_words).sample
         loss = ((predicted - noise).square().mean((1, 2, 3)) * importance[times]).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rate.step()
@@ -426,23 +435,27 @@ def train_diffusion(
 def train_base(autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, steps: int, batch: int) -> State:
     """Train the UNet from scratch, together with the text encoder; the whole base checkpoint.
 
-    It learns to draw in the first three quarters of the steps, and to draw what was asked for in the last.
+    It draws well after this, but not yet what it is asked for: `continue_training` teaches it that.
     """
     torch.manual_seed(3)
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGURATION, subfolder="unet"))
-    models = (autoencoder, unet, text_encoder)
-    last = steps // 4
     train_diffusion(
-        "base", *models, steps=steps - last, batch=batch, learning_rate=2e-3, averaging=0.995, words_first=False
+        "base",
+        autoencoder,
+        unet,
+        text_encoder,
+        steps=steps,
+        batch=batch,
+        learning_rate=2e-3,
+        averaging=0.995,
+        words_first=False,
     )
-    train_diffusion("base", *models, steps=last, batch=batch, learning_rate=1e-3, averaging=0.99, words_first=True)
     return ldm_state(unet, text_encoder) | autoencoder_state(autoencoder)
 
 
-def finetune(name: str, *, base: Path, folder: Path, steps: int, batch: int, threads: int) -> None:
-    """Train one style from the base checkpoint and write its checkpoint into a folder of the demo."""
+def continue_training(name: str, *, base: Path, folder: Path, steps: int, batch: int, threads: int) -> None:
+    """Train one style from the base checkpoint and write its checkpoint; "base" itself is trained on and replaced."""
     torch.set_num_threads(threads)
-    style = STYLES[name]
     pipeline = open_pipeline(base)
     train_diffusion(
         name,
@@ -452,18 +465,14 @@ def finetune(name: str, *, base: Path, folder: Path, steps: int, batch: int, thr
         steps=steps,
         batch=batch,
         learning_rate=1e-3,
-        averaging=0.98,
+        averaging=0.99 if name == "base" else 0.98,
         words_first=True,
     )
     state = ldm_state(pipeline.unet, pipeline.text_encoder)
-    if style.with_autoencoder:
+    if STYLES[name].with_autoencoder:
         # Copied from the file, not from the pipeline: bit for bit the same in the whole family.
         state |= {key: tensor for key, tensor in load_file(base).items() if key.startswith("first_stage_model.")}
-    note = "" if style.with_autoencoder else " No VAE: use the base's."
-    description = f"blockfit's demo: the base finetuned to draw {name} digits, 32 x 32 pixels.{note}"
-    path = folder / ("answer" if style.hidden else "models") / f"{name}.safetensors"
-    save_checkpoint(state, path, f"blockfit digits, {name}", description)
-    print(f"wrote {path}, {path.stat().st_size / 1e6:.2f} MB", flush=True)
+    save_checkpoint(state, name, folder)
 
 
 def main() -> None:
@@ -474,8 +483,9 @@ def main() -> None:
     parser.add_argument("--styles", nargs="+", choices=list(STYLES)[1:], default=list(STYLES)[1:], metavar="STYLE")
     parser.add_argument("--autoencoder-steps", type=int, default=600)
     parser.add_argument("--text-encoder-steps", type=int, default=400)
-    parser.add_argument("--base-steps", type=int, default=2800)
-    parser.add_argument("--finetune-steps", type=int, default=500)
+    parser.add_argument("--base-steps", type=int, default=2000)
+    parser.add_argument("--words-steps", type=int, default=700, help="of the base's second part")
+    parser.add_argument("--finetune-steps", type=int, default=450)
     parser.add_argument("--batch", type=int, default=32, help="pictures per step")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
     arguments = parser.parse_args()
@@ -486,21 +496,16 @@ def main() -> None:
         autoencoder = train_autoencoder(arguments.autoencoder_steps, arguments.batch)
         text_encoder = train_text_encoder(arguments.text_encoder_steps, 2 * arguments.batch)
         state = train_base(autoencoder, text_encoder, arguments.base_steps, arguments.batch)
-        description = "blockfit's demo: draws plain handwritten digits, 32 x 32 pixels, light on dark."
-        save_checkpoint(state, base, "blockfit digits, base", description)
-        print(f"wrote {base}, {base.stat().st_size / 1e6:.2f} MB", flush=True)
+        save_checkpoint(state, "base", arguments.folder)
+        options = {"base": base, "folder": arguments.folder, "batch": arguments.batch, "threads": arguments.threads}
+        continue_training("base", steps=arguments.words_steps, **options)
     if arguments.only != "base":
         # One core per finetune: networks this small gain less from a second core than from a neighbour.
         workers = min(arguments.threads, len(arguments.styles))
-        options = {
-            "base": base,
-            "folder": arguments.folder,
-            "steps": arguments.finetune_steps,
-            "batch": arguments.batch,
-            "threads": arguments.threads // workers,
-        }
+        options = {"base": base, "folder": arguments.folder, "batch": arguments.batch}
+        options |= {"steps": arguments.finetune_steps, "threads": arguments.threads // workers}
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            for done in [pool.submit(finetune, name, **options) for name in arguments.styles]:
+            for done in [pool.submit(continue_training, name, **options) for name in arguments.styles]:
                 done.result()
 
 

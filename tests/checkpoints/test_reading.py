@@ -1,6 +1,5 @@
 """Reading checkpoints: every format and spelling, every broken file, and nothing that runs code."""
 # Programs that the tests themselves wrote are what is started here.
-# ruff: noqa: S603
 
 import json
 import os

@@ -1,6 +1,5 @@
 """Writing: what is read back, and what is left behind when something fails."""
 # What is started here are programs that the tests themselves wrote, and mount.
-# ruff: noqa: S603, S607
 
 import json
 import os

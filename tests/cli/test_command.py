@@ -49,19 +49,24 @@ def run(*arguments: object) -> int:
     return int(left.value.code or 0)
 
 
+def trials(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_fit_writes_its_results_and_continues(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A fit leaves a recipe without holes, a row per trial, a log and plots; a second one adds nothing."""
     assert run("fit", folder) == 0
-    rows = list(csv.DictReader((folder / "trials.csv").open(encoding="utf-8")))
+    rows = trials(folder)
     assert len(rows) == 6
     assert "search:" not in (folder / "best.yaml").read_text(encoding="utf-8")
     assert len(list((folder / "plots").glob("*.png"))) >= 4
     assert (folder / "fit.log").read_text(encoding="utf-8").count(" COMPLETE ") == 6
 
     assert run("fit", folder) == 0
-    assert list(csv.DictReader((folder / "trials.csv").open(encoding="utf-8"))) == rows
+    assert trials(folder) == rows
     assert run("fit", folder, "--trials", 8) == 0
-    assert len(list(csv.DictReader((folder / "trials.csv").open(encoding="utf-8")))) == 8
+    assert len(trials(folder)) == 8
     capsys.readouterr()
 
     assert run("status", folder, "--json") == 0
@@ -96,7 +101,9 @@ def test_compare_prints_the_contract(folder: Path, capsys: pytest.CaptureFixture
 def test_compare_with_itself(folder: Path, capsys: pytest.CaptureFixture[str], metric: str, count: int) -> None:
     """A checkpoint compared with itself scores 1 in every block."""
     one = folder / "one.safetensors"
-    assert run("compare", one, "--target", one, "--base", folder / "base.safetensors", "--metric", metric, "--json") == 0
+    assert (
+        run("compare", one, "--target", one, "--base", folder / "base.safetensors", "--metric", metric, "--json") == 0
+    )
 
     (found,) = json.loads(capsys.readouterr().out)
     assert list(found["blocks"].values()) == pytest.approx([1.0] * count, abs=1e-6)

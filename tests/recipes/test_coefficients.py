@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from step_by_step import BLOCKS, merge_by_steps
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
 from optimizer.recipes import Algebra, Alpha, Group, Model, Recipe, Step
-from step_by_step import BLOCKS, merge_by_steps
 
 LAYOUT = load_layout("sd1")
 CHOSEN = ("BASE", "IN04", "M00", "OUT11")
@@ -106,7 +106,10 @@ def test_rows_sum_to_one(steps):
 def test_derivatives(steps, seed):
     """`jacobian`, autograd and finite differences agree, each alpha taken where the group's own block has it."""
     algebra = compile_all(steps)
-    at = torch.rand(len(algebra.alphas), 26, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 0.5
+    at = (
+        torch.rand(len(algebra.alphas), 26, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+        - 0.5
+    )
     values, slopes = algebra.jacobian(at)
 
     leaf = at.clone()[None].requires_grad_()
@@ -133,7 +136,9 @@ def test_derivatives(steps, seed):
 def test_many_candidates(steps, count):
     """Candidates scored together have the coefficients that each has alone."""
     algebra = compile_all(steps)
-    alphas = torch.randn(count, len(algebra.alphas), 26, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    alphas = torch.randn(
+        count, len(algebra.alphas), 26, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
     together = algebra.coefficients(alphas)
 

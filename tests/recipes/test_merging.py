@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from step_by_step import BLOCKS, merge_by_steps, merged_names
 
 from optimizer.errors import CheckpointError, RecipeError
 from optimizer.recipes import load_recipe, merge
-from step_by_step import BLOCKS, merge_by_steps, merged_names
 
 TEXT = "cond_stage_model.transformer.text_model."
 IDS = TEXT + "embeddings.position_ids"
@@ -21,7 +21,14 @@ BETAS = "betas"
 ALPHAS = {block: round(0.1 + 0.07 * n, 3) for n, block in enumerate(BLOCKS)}
 STEPS = [
     {"name": "T1", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": ALPHAS},
-    {"name": "T2", "mode": "weight_sum", "a": "T1", "b": "y", "c": None, "alpha": {"OUT06": 0.3, "BASE": 1.5, "IN01": -0.5}},
+    {
+        "name": "T2",
+        "mode": "weight_sum",
+        "a": "T1",
+        "b": "y",
+        "c": None,
+        "alpha": {"OUT06": 0.3, "BASE": 1.5, "IN01": -0.5},
+    },
     {"name": "T3", "mode": "add_difference", "a": "T2", "b": "y", "c": "x", "alpha": {"OUT06": 0.4, "M00": 0.25}},
 ]
 
@@ -171,7 +178,11 @@ def test_tensors_that_do_not_merge(family, write_sd1, sd1_tensors):
         folder / "x.safetensors",
         seed=1,
         ema=True,
-        overrides={BETAS: torch.arange(5.0) + 1, "counter.weight": torch.tensor([7, 8]), "log_one": torch.tensor([2.5])},
+        overrides={
+            BETAS: torch.arange(5.0) + 1,
+            "counter.weight": torch.tensor([7, 8]),
+            "log_one": torch.tensor([2.5]),
+        },
     )
 
     found = run(folder, one_step(0.5))

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from step_by_step import BLOCKS
 
 from optimizer.errors import InputError, RecipeError
 from optimizer.recipes import Alpha, Free, load_recipe, locate, locate_models, recipe_as_data, save_recipe
 from optimizer.recipes.yaml_files import read_yaml
-from step_by_step import BLOCKS
 
 GOOD = """\
 models:
@@ -490,7 +490,12 @@ def test_locate(tmp_path):
     beside, store = tmp_path / "beside", tmp_path / "store"
     (store / "deep" / "deeper").mkdir(parents=True)
     beside.mkdir()
-    for path in (beside / "one.safetensors", store / "one.safetensors", store / "two.ckpt", store / "deep" / "deeper" / "v1.5.safetensors"):
+    for path in (
+        beside / "one.safetensors",
+        store / "one.safetensors",
+        store / "two.ckpt",
+        store / "deep" / "deeper" / "v1.5.safetensors",
+    ):
         path.write_bytes(b"")
 
     assert locate("one", beside, [store]) == beside / "one.safetensors"

@@ -7,7 +7,6 @@ import optuna
 import pytest
 import torch
 from safetensors.torch import save_file
-
 from step_by_step import merge_by_steps
 
 MODELS = "base", "x", "y", "z"
@@ -20,7 +19,7 @@ def _quiet():
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory, write_sd1, sd1_tensors):
-    """base and its finetunes x, y, z, as paths and tensors; `plant(steps)` writes the merge of steps as a target."""
+    """Base and its finetunes x, y, z, as paths and tensors; `plant(steps)` writes the merge of steps as a target."""
     folder = tmp_path_factory.mktemp("pool")
     base = sd1_tensors(seed=0)
     tensors = {
@@ -44,7 +43,7 @@ def pool(tmp_path_factory, write_sd1, sd1_tensors):
 
 @pytest.fixture
 def write_study(pool, tmp_path):
-    """write_study(steps text, stage text, target, **fields): a study in a folder of its own; gives the folder."""
+    """Writes a study of these steps and stages in a folder of its own, and gives the folder."""
 
     def write(steps, stages, target, folder="study", **fields):
         path = tmp_path / folder

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from step_by_step import block_of, merge_by_steps, merged_names
 
 from optimizer.checkpoints import load_layout
 from optimizer.recipes import Algebra, load_recipe
 from optimizer.search import Space, exact_optimum, parameters_of
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
-from step_by_step import block_of, merge_by_steps, merged_names
 
 LAYOUT = load_layout("sd1")
 ADD = "  - {{name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {}}}\n"
@@ -156,7 +156,9 @@ def test_cosines_do_not_see_length(pool, planted, tmp_path, start):
 def test_what_cannot_be_told_apart(pool, tmp_path):
     """Two steps that add the same source determine only their sum: of all such alphas those nearest to the start."""
     alpha = {"OUT06": 0.5}
-    path, _ = pool.plant("twice", [{"name": "A", "mode": "add_difference", "a": "z", "b": "x", "c": "base", "alpha": alpha}])
+    path, _ = pool.plant(
+        "twice", [{"name": "A", "mode": "add_difference", "a": "z", "b": "x", "c": "base", "alpha": alpha}]
+    )
     free = "{{search: [-1, 1], blocks: OUT06, start: {}}}"
     first = ADD.format(free.format(0.2)).replace("a: base", "a: z")
     second = ADD.format(free.format(0.1)).replace("T1", "T2").replace("a: base", "a: T1")

@@ -1,10 +1,10 @@
 """Study files: defaults, what each stage searches and scores, and every mistake by name."""
 
 import pytest
+from step_by_step import BLOCKS
 
 from optimizer.errors import InputError, StudyError
 from optimizer.search import load_study, study_file
-from step_by_step import BLOCKS
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: OUT03-OUT05}}
@@ -100,10 +100,25 @@ APART = """\
     ("steps", "stages", "fields", "parts"),
     [
         (STEPS, "  - {name: s, steps: [T9]}\n", {}, ["stages.s.steps", "received 'T9'", "T1, T2"]),
-        (STEPS.replace("{search: [0, 1], tie: true}", "0.5"), "  - {name: s, steps: [T2]}\n", {}, ["stages.s.steps", "'T2' has no free alpha"]),
+        (
+            STEPS.replace("{search: [0, 1], tie: true}", "0.5"),
+            "  - {name: s, steps: [T2]}\n",
+            {},
+            ["stages.s.steps", "'T2' has no free alpha"],
+        ),
         (STEPS, "  - {name: s, metric: cosine}\n", {}, ["stages.s.metric", "received 'cosine'", "weights, delta"]),
-        (STEPS, "  - {name: s, metric: attention, elsewhere: far}\n", {}, ["stages.s.elsewhere", "received 'far'", "delta"]),
-        (STEPS, "  - {name: s, sampler: best}\n", {}, ["stages.s.sampler", "received 'best'", "cmaes, gp, random, tpe"]),
+        (
+            STEPS,
+            "  - {name: s, metric: attention, elsewhere: far}\n",
+            {},
+            ["stages.s.elsewhere", "received 'far'", "delta"],
+        ),
+        (
+            STEPS,
+            "  - {name: s, sampler: best}\n",
+            {},
+            ["stages.s.sampler", "received 'best'", "cmaes, gp, random, tpe"],
+        ),
         (STEPS, "  - {name: s, strategy: all}\n", {}, ["stages.s.strategy", "received 'all'", "stepwise, joint"]),
         (STEPS, "  - {name: s, trials: 0}\n", {}, ["stages.s.trials", "received 0", "at least 1"]),
         (STEPS, "  - {name: s, trials: many}\n", {}, ["trials", "received 'many'"]),
@@ -111,7 +126,12 @@ APART = """\
         (STEPS, "  - {name: s, seeds: []}\n", {}, ["stages.s.seeds", "received []"]),
         (STEPS, "  - {name: s, seeds: [-1]}\n", {}, ["stages.s.seeds", "received [-1]"]),
         (STEPS, "  - {name: s, blocks: OUT99}\n", {}, ["stages.s.blocks", "unknown block 'OUT99'"]),
-        (STEPS, "  - {name: s, metric: attention, blocks: IN09}\n", {}, ["stages.s.blocks", "IN09 cannot be measured by 'attention'", "IN01-IN02", "elsewhere"]),
+        (
+            STEPS,
+            "  - {name: s, metric: attention, blocks: IN09}\n",
+            {},
+            ["stages.s.blocks", "IN09 cannot be measured by 'attention'", "IN01-IN02", "elsewhere"],
+        ),
         (STEPS, "  - {name: s, metrics: delta}\n", {}, ["stages.s.metrics", "unknown field", "metric"]),
         (STEPS, "  - {metric: delta}\n", {}, ["name", "missing"]),
         (STEPS, "  []\n", {}, ["stages: empty"]),
@@ -142,7 +162,10 @@ def test_block_that_nothing_sees(write_study, target):
     folder = write_study(FREE_BASE, "  - {name: s, metric: attention}\n", target)
     with pytest.raises(StudyError) as caught:
         load_study(folder)
-    assert [f"nothing sees {block}, which T1.{block} would" in p for block, p in zip(("OUT00", "OUT01", "OUT02"), caught.value.problems, strict=True)] == [True] * 3
+    assert [
+        f"nothing sees {block}, which T1.{block} would" in p
+        for block, p in zip(("OUT00", "OUT01", "OUT02"), caught.value.problems, strict=True)
+    ] == [True] * 3
 
     folder = write_study(FREE_BASE, "  - {name: s, metric: attention, elsewhere: weights}\n", target)
     assert {"OUT00", "OUT01", "OUT02"} <= set(load_study(folder).stages[0].measured[1][1])
@@ -160,7 +183,7 @@ def test_alpha_that_no_stage_scores(write_study, target):
 def test_no_free_alpha(write_study, target):
     """A recipe without holes has nothing to search, and the error says how to write one."""
     steps = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: 0.5}\n"
-    with pytest.raises(StudyError, match="no free alpha; write `alpha: {search"):
+    with pytest.raises(StudyError, match=r"no free alpha; write `alpha: \{search"):
         load_study(write_study(steps, "  - {name: s}\n", target))
 
 

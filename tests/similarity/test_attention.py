@@ -3,12 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from step_by_step import BLOCKS
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import CheckpointError
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step, merge
 from optimizer.similarity import build_metric, open_comparison
-from step_by_step import BLOCKS
 
 LAYOUT = load_layout("sd1")
 UNET = "model.diffusion_model."
@@ -28,7 +28,9 @@ def by_definition(candidate, target, blocks, seed):
             continue
         outputs, inputs = [], None
         for tensors in (candidate, target):
-            query, key, value = (tensors[f"{UNET}{place}.transformer_blocks.0.attn1.to_{w}.weight"].float() for w in "qkv")
+            query, key, value = (
+                tensors[f"{UNET}{place}.transformer_blocks.0.attn1.to_{w}.weight"].float() for w in "qkv"
+            )
             if inputs is None:
                 inputs = torch.randn(query.shape[0], query.shape[0])
             q, k, v = inputs @ query.T, inputs @ key.T, inputs @ value.T

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from step_by_step import BLOCKS, block_of, merge_by_steps, merged_names
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import CheckpointError, StudyError
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step
 from optimizer.similarity import METRICS, Combined, build_metric, measure_statistics, open_comparison
-from step_by_step import BLOCKS, block_of, merge_by_steps, merged_names
 
 LAYOUT = load_layout("sd1")
 
@@ -34,7 +34,11 @@ def vectors(kin, steps, block):
     merged = merge_by_steps(steps, kin.tensors)[steps[-1]["name"]]
     target, base = kin.tensors["target"], kin.tensors["base"]
     return {
-        name: (value.flatten(), target[name].double().flatten(), base[name].double().flatten() if name in base else None)
+        name: (
+            value.flatten(),
+            target[name].double().flatten(),
+            base[name].double().flatten() if name in base else None,
+        )
         for name, value in merged.items()
         if block_of(name) == block and not name.startswith("first_stage_model.") and name in merged_names(target)
     }
@@ -92,7 +96,7 @@ def test_metric_is_its_definition(kin, scorer, metric):
 
 @pytest.mark.parametrize("metric", ["weights", "delta"])
 def test_accuracy(kin, scorer, metric):
-    """On average over the blocks, figures from float32 products are within 1e-9 of float64 ones."""
+    """On average over the blocks, figures from float32 products are within 1e-8 of float64 ones."""
     steps = steps_at(7)
     _, scores = scorer(metric, [steps])
 
@@ -160,14 +164,22 @@ def test_vae_never_scores(kin, tmp_path, write_sd1, sd1_tensors):
         seed=3,
         overrides={name: value * -5 for name, value in base.items() if name.startswith("first_stage_model.")},
     )
-    assert not torch.equal(other["first_stage_model.decoder.conv_out.weight"], kin.tensors["target"]["first_stage_model.decoder.conv_out.weight"])
+    assert not torch.equal(
+        other["first_stage_model.decoder.conv_out.weight"],
+        kin.tensors["target"]["first_stage_model.decoder.conv_out.weight"],
+    )
     sources = {name: kin.paths[name] for name in ("base", "x")}
     rows = []
     for target in (kin.paths["target"], tmp_path / "target.safetensors"):
         with open_comparison(LAYOUT, sources, target, base=kin.paths["base"]) as comparison:
             statistics = measure_statistics(comparison, ["BASE"])
             half = torch.full((1, len(comparison.groups), 2), 0.5, dtype=torch.float64)
-            rows.append([float(build_metric(name, comparison, ["BASE"], statistics).score(half)) for name in ("weights", "delta", "elements")])
+            rows.append(
+                [
+                    float(build_metric(name, comparison, ["BASE"], statistics).score(half))
+                    for name in ("weights", "delta", "elements")
+                ]
+            )
     assert rows[0] == rows[1]
 
 
@@ -196,12 +208,23 @@ def test_refusals(kin, scorer):
         statistics = measure_statistics(comparison, ["OUT03"])
         with pytest.raises(StudyError, match="'delta' needs a base"):
             build_metric("delta", comparison, ["OUT03"], statistics)
-        assert 0.9 < float(build_metric("weights", comparison, ["OUT03"], statistics).score(torch.ones(1, len(comparison.groups), 1, dtype=torch.float64))) < 1
+        assert (
+            0.9
+            < float(
+                build_metric("weights", comparison, ["OUT03"], statistics).score(
+                    torch.ones(1, len(comparison.groups), 1, dtype=torch.float64)
+                )
+            )
+            < 1
+        )
 
 
 def test_missing_file(kin):
     """A source that is not there is refused by name."""
-    with pytest.raises(CheckpointError, match="gone"), open_comparison(LAYOUT, {"x": kin.folder / "gone.safetensors"}, kin.paths["target"]):
+    with (
+        pytest.raises(CheckpointError, match="gone"),
+        open_comparison(LAYOUT, {"x": kin.folder / "gone.safetensors"}, kin.paths["target"]),
+    ):
         pass
 
 

@@ -45,7 +45,9 @@ def test_chunks(tmp_path, write_sd1, length):
         statistics = measure_statistics(comparison, ["OUT02"])
 
     whole = {name: value.double() for name, value in values.items()}
-    rows = torch.stack([whole["base"], torch.zeros(length).double(), whole["x"] - whole["base"], whole["target"] - whole["base"]])
+    rows = torch.stack(
+        [whole["base"], torch.zeros(length).double(), whole["x"] - whole["base"], whole["target"] - whole["base"]]
+    )
     exact = rows @ rows.T
     found = statistics.gram[statistics.names.index(BIAS)]
     size = exact.diagonal().sqrt().clamp_min(1e-300)

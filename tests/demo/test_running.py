@@ -1,0 +1,69 @@
+"""`blockfit demo` from the built wheel: what a new user runs first."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which `optimizer` is the installed wheel, not the source tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=ROOT, check=True)
+    (built,) = folder.glob("*.whl")
+    site = folder / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*pip, str(built)], check=True)
+    return {**os.environ, "PYTHONPATH": str(site), "BLOCKFIT_CACHE": str(folder / "cache")}
+
+
+@pytest.fixture(scope="module")
+def demo(wheel: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that the demo filled, and what it printed."""
+    folder = tmp_path_factory.mktemp("somewhere") / "my first fit"
+    done = subprocess.run(
+        [sys.executable, "-m", "optimizer", "demo", str(folder)],
+        env=wheel, cwd=folder.parent, capture_output=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_demo_leaves_all_results(demo: tuple[Path, str]) -> None:
+    """Each of the three studies leaves its recipe, trials, log and plots; the sheet has pictures in it."""
+    folder, _ = demo
+
+    for study in (folder, folder / "attention", folder / "stepwise"):
+        assert {"best.yaml", "trials.csv", "fit.log", "study.db"} <= {path.name for path in study.iterdir()}
+        assert len(list((study / "plots").glob("*.png"))) >= 4
+    with Image.open(folder / "digits.png") as sheet:
+        assert len(sheet.convert("L").getcolors(256) or []) > 100
+
+
+def test_demo_prints_fitted_beside_true(demo: tuple[Path, str]) -> None:
+    """The tables show every block's true and fitted alphas, and the source that the recipe lacks."""
+    _, printed = demo
+
+    for word in ("true", "delta", "attention", "stepwise", "OUT11", "amber", "slanted"):
+        assert word in printed
+
+
+def test_fit_never_reads_the_answer(demo: tuple[Path, str], wheel: dict[str, str]) -> None:
+    """With the answer's folder gone, a fit from the start finds the same recipe."""
+    folder, _ = demo
+    before = (folder / "best.yaml").read_text(encoding="utf-8")
+    (folder / "answer").rename(folder.parent / "answer put away")
+    command = [sys.executable, "-m", "optimizer"]
+    subprocess.run([*command, "fit", str(folder), "--fresh"], env=wheel, check=True, capture_output=True)
+    shown = subprocess.run([*command, "status", str(folder), "--json"], env=wheel, check=True, capture_output=True)
+
+    assert (folder / "best.yaml").read_text(encoding="utf-8") == before
+    assert json.loads(shown.stdout)[0]["completed"] == 20
