@@ -301,7 +301,7 @@ class _Component:
 
 
 def _null_space(matrix: Vector, against: float) -> Vector:
-    """Orthonormal columns that span the null space of a symmetric matrix whose entries would be as large as `against`."""
+    """Orthonormal columns that span the null space of a symmetric matrix, its entries' usual size being `against`."""
     if matrix.size == 0:
         return np.zeros((matrix.shape[0], 0))
     values, vectors = np.linalg.eigh(matrix)

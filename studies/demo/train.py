@@ -367,7 +367,7 @@ def train_text_encoder(steps: int, batch: int) -> CLIPTextModel:
         cross_entropy = nn.functional.cross_entropy
         loss = cross_entropy(likeness, same) + cross_entropy(likeness.T, same)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         rate.step()
         report("text encoder", step, steps, loss.item(), started)
@@ -421,7 +421,7 @@ def train_diffusion(
         predicted = unet(schedule.add_noise(latents, noise, times), times, encoded_words).sample
         loss = ((predicted - noise).square().mean((1, 2, 3)) * importance[times]).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rate.step()

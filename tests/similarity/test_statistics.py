@@ -1,4 +1,4 @@
-"""Gram matrices: short products in float32, summed in float64, of differences from a reference."""
+"""Gram matrices of differences from a reference, in float64."""
 
 import pytest
 import torch
@@ -13,22 +13,33 @@ BIAS = "model.diffusion_model.output_blocks.2.1.conv.bias"
 
 
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 511, 512, 131071, 131072, 131073, 262400])
-def test_gram_matrix(length):
-    """Inner products agree with float64 to 1e-6 of the vectors' lengths, and long ones to 1e-8, at every length."""
-    vectors = torch.randn(4, length, generator=torch.Generator().manual_seed(length))
-    exact = vectors.double() @ vectors.double().T
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gram_matrix(length, dtype):
+    """The products of the reference and of all differences from it are float64's, at every length; a gap has zeros."""
+    vectors = torch.randn(4, length, generator=torch.Generator().manual_seed(length)).to(dtype)
+    exact = vectors.double()
+    exact[1:] -= exact[0].clone()
+    exact[2] = 0
 
-    found = gram_matrix(vectors)
+    found = gram_matrix([vectors[1], None, vectors[3]], vectors[0])
 
-    size = exact.diagonal().sqrt()
-    error = ((found - exact).abs() / (size[:, None] * size[None])).max()
     assert found.dtype == torch.float64
-    assert float(error) < (1e-8 if length > 100_000 else 1e-6)
+    assert torch.allclose(found, exact @ exact.T, rtol=1e-12, atol=1e-12 * length)
+
+
+def test_gram_matrix_without_reference():
+    """Without a reference the tensors themselves are multiplied."""
+    vectors = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
+
+    found = gram_matrix([vectors[0], vectors[1]], None)
+
+    assert torch.allclose(found[1:, 1:], vectors.double() @ vectors.double().T, rtol=1e-12, atol=1e-12)
+    assert float(found[0].abs().sum()) == 0
 
 
 @pytest.mark.parametrize("length", [131071, 131072, 131073, 262144, 300001])
 def test_chunks(tmp_path, write_sd1, length):
-    """A tensor longer than one chunk has the Gram matrix of all its differences from the base, to 1e-8."""
+    """A tensor longer than one chunk has the Gram matrix of all its differences from the base, to 1e-12."""
     random = torch.Generator().manual_seed(1)
     first = torch.randn(length, generator=random)
     values = {
@@ -51,7 +62,7 @@ def test_chunks(tmp_path, write_sd1, length):
     exact = rows @ rows.T
     found = statistics.gram[statistics.names.index(BIAS)]
     size = exact.diagonal().sqrt().clamp_min(1e-300)
-    assert float(((found - exact).abs() / (size[:, None] * size[None]))[[0, 2, 3]][:, [0, 2, 3]].max()) < 1e-8
+    assert float(((found - exact).abs() / (size[:, None] * size[None]))[[0, 2, 3]][:, [0, 2, 3]].max()) < 1e-12
     assert not bool(found[1].any())
 
 
