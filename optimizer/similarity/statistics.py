@@ -77,7 +77,7 @@ def gram_matrix(
 ) -> torch.Tensor:
     """Inner products of the reference and of each tensor's difference from it, float64 [1 + tensors, 1 + tensors].
 
-    All tensors are [n], of any floating dtype; None stands for one that is missing, or no different: its products are 0.
+    All tensors are [n], of any floating dtype; None stands for one that is missing, or equal: its products are 0.
     Without a reference the tensors themselves are multiplied. Differences, products and sums are float64.
     """
     rows = [reference, *tensors]
