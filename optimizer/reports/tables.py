@@ -110,7 +110,10 @@ def steps_table(result: FitResult, *, ascii_only: bool = False) -> Table:
         before, after = (percent(_mean(values)) for values in (scores.before, scores.after))
         following = result.scores[position + 1 : position + 2]
         table.add_row(
-            *(_text(cell, ascii_only) for cell in (scores.stage, scores.step, scores.metric, before, after, *found)),
+            *(
+                _text(cell, ascii_only)
+                for cell in (scores.stage, scores.step, scores.metric.replace("+", " + "), before, after, *found)
+            ),
             end_section=any((other.stage, other.step) != (scores.stage, scores.step) for other in following),
         )
     return table

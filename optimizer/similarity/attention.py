@@ -202,7 +202,7 @@ def _project(comparison: Comparison, weights: tuple[Part, Part, Part], inputs: t
         width=width,
         attention=(_Terms if by_terms else _Products)(query, key),
         value=value,
-        target=outputs / outputs.norm(dim=-1, keepdim=True),
+        target=outputs / outputs.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny),
     )
 
 
