@@ -2,9 +2,13 @@
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import optuna
@@ -114,8 +118,8 @@ def fit(
 ) -> FitResult:
     """Run every search of `study` up to its budget of completed trials, and write `best.yaml` into its folder.
 
-    A second call continues where the first one stopped. Ctrl-C ends the search at once; the best so far is written and
-    returned with `interrupted` set. `fresh` sets earlier trials aside.
+    A second call continues where the first one stopped. Ctrl-C ends the search after the running trial, a second one
+    at once; the best so far is written and returned with `interrupted` set. `fresh` sets earlier trials aside.
 
     Raises InputError for files that do not fit or a study started with other inputs, and TrialsFailed, the best so far
     written, if trials keep failing.
@@ -310,16 +314,17 @@ class _Search:
         yield trials
         failures = 0
         while done < budget:
-            trial = self._run_trial(memory, len(trials))
-            stored.add_trial(trial)
-            trials = memory.get_trials(deepcopy=False)
-            if trial.state == TrialState.COMPLETE:
-                done, failures = done + 1, 0
-            else:
-                failures += 1
-            best = max((entry.values[0] for entry in trials if entry.values), default=math.nan)
-            events.finished(stored.study_name, trial, best, done, budget)
-            yield trials
+            with _whole_trial():
+                trial = self._run_trial(memory, len(trials))
+                stored.add_trial(trial)
+                trials = memory.get_trials(deepcopy=False)
+                if trial.state == TrialState.COMPLETE:
+                    done, failures = done + 1, 0
+                else:
+                    failures += 1
+                best = max((entry.values[0] for entry in trials if entry.values), default=math.nan)
+                events.finished(stored.study_name, trial, best, done, budget)
+                yield trials
             if failures >= _FAILURES:
                 raise TrialsFailed(
                     f"{self._name}: {failures} trials failed in a row, the last with: {trial.user_attrs['error']}"
@@ -432,6 +437,31 @@ def _summary(result: SearchResult) -> dict[str, Any]:
         "trials": len(result.completed),
         **({} if best is None else {"best_trial": best.number, "similarity": round(best.values[0], 9)}),
     }
+
+
+@contextmanager
+def _whole_trial() -> Iterator[None]:
+    """Let Ctrl-C wait until a trial is finished, stored and told; a second Ctrl-C does not wait."""
+    # Python handles signals in the main thread only, and a handler of the caller's own is the caller's business.
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    waiting = False
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        nonlocal waiting
+        if waiting:
+            signal.default_int_handler(number, frame)
+        waiting = True
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def _relative(path: Path, folder: Path) -> str:
