@@ -117,6 +117,7 @@ def compare(
     """How similar checkpoints are to a target, per block: the article's table."""
     from optimizer.reports import block_table
     from optimizer.similarity import compare as compare_files
+    from optimizer.similarity import total_similarity
 
     found = {}
     with _reading() as progress:
@@ -128,7 +129,7 @@ def compare(
     if as_json:
         _print_json(
             [
-                {"candidate": name, "metric": metric, "seed": seed, "blocks": scores, "total": _mean(scores)}
+                {"candidate": name, "metric": metric, "seed": seed, "blocks": scores, "total": total_similarity(scores)}
                 for name, scores in found.items()
             ]
         )
@@ -281,10 +282,6 @@ def _console(*, stderr: bool = False) -> Console:
 
 def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-
-
-def _mean(scores: dict[str, float]) -> float:
-    return sum(scores.values()) / len(scores)
 
 
 def _folders(models: list[Path] | None) -> list[Path]:

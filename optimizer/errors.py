@@ -5,7 +5,7 @@ Each is also the built-in error that fits, so callers need not import these to c
 
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "InputError", "InterruptedFit", "RecipeError", "StudyError"]
+__all__ = ["CheckpointError", "InputError", "RecipeError", "StudyError"]
 
 
 class InputError(ValueError):
@@ -26,7 +26,3 @@ class RecipeError(InputError):
 
 class StudyError(InputError):
     """A study cannot be run, or cannot be continued with what it is given now."""
-
-
-class InterruptedFit(KeyboardInterrupt):
-    """A fit was stopped by the user after the best alphas so far had been exported."""

@@ -9,7 +9,7 @@ from optimizer.recipes.locations import folders_of, locate, locate_models
 from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
 from optimizer.recipes.recipe import Alpha, Free, Model, Recipe, Step
-from optimizer.recipes.tensors import Part, check_channels, plan_parts
+from optimizer.recipes.tensors import Part, check_channels, finite, plan_parts
 
 __all__ = [
     "MODES",
@@ -23,6 +23,7 @@ __all__ = [
     "Recipe",
     "Step",
     "check_channels",
+    "finite",
     "folders_of",
     "load_recipe",
     "locate",

@@ -16,7 +16,7 @@ from optimizer.errors import CheckpointError
 from optimizer.recipes.coefficients import Algebra, Group
 from optimizer.recipes.files import recipe_as_data
 from optimizer.recipes.recipe import Recipe
-from optimizer.recipes.tensors import Part, check_channels, plan_parts
+from optimizer.recipes.tensors import Part, check_channels, finite, plan_parts
 
 __all__ = ["merge"]
 
@@ -122,11 +122,7 @@ class _Plan:
 
     def _refuse(self, part: Part, weights: Mapping[int, float], total: torch.Tensor) -> None:
         for position in weights:
-            if not torch.isfinite(part.read(self._opened[position]).to(torch.float32)).all():
-                raise CheckpointError(
-                    f"{self._opened[position].path}: tensor {part.name!r} holds NaN or Inf "
-                    "and takes part in the merge; use a copy of the model without them"
-                )
+            finite(part, self._opened[position], "merge")
         name = str(self._dtype).removeprefix("torch.")
         raise CheckpointError(
             f"tensor {part.name!r}: the merge reaches {total.abs().max():.6g}, but {name} ends at "

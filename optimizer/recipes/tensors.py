@@ -10,7 +10,7 @@ from optimizer.checkpoints.layout import Layout
 from optimizer.errors import CheckpointError
 from optimizer.recipes.recipe import Recipe
 
-__all__ = ["Part", "check_channels", "plan_parts"]
+__all__ = ["Part", "check_channels", "finite", "plan_parts"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,20 @@ def plan_parts(layout: Layout, mapping: str, sources: Sequence[Checkpoint]) -> t
     if problems:
         raise CheckpointError(problems[:8] + ([f"... and {len(problems) - 8} more tensors"] if problems[8:] else []))
     return tuple(parts)
+
+
+def finite(part: Part, checkpoint: Checkpoint, purpose: str) -> torch.Tensor:
+    """This part of `checkpoint` in float32. Raises CheckpointError, naming both, if it holds NaN or Inf.
+
+    `purpose` is what the part is needed for: "merge", "comparison".
+    """
+    tensor = part.read(checkpoint).to(torch.float32)
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {part.name!r} holds NaN or Inf and takes part in the {purpose}; "
+            "use a copy of the model without them"
+        )
+    return tensor
 
 
 def check_channels(recipe: Recipe, output: str, parts: Sequence[Part], sources: Mapping[str, Checkpoint]) -> None:

@@ -20,6 +20,7 @@ from optimizer.errors import InputError
 from optimizer.reports.lettering import file_name_part, label, set_fonts
 from optimizer.reports.tables import percent
 from optimizer.search import FitResult, Parameter, SearchResult, Stage, StepScores
+from optimizer.similarity import total_similarity
 
 __all__ = ["write_plots"]
 
@@ -155,7 +156,7 @@ def _draw_blocks(scores: Sequence[StepScores], stages: Mapping[str, Stage]) -> F
         axes.set_xlim(-0.6, len(blocks) - 0.4)
         axes.set_title(
             f"{label(entry.stage, 24)} · {label(entry.step, 24)}\n"
-            f"{entry.metric}: {_mean_percent(entry.before)} → {_mean_percent(entry.after)}",
+            f"{entry.metric}: {percent(total_similarity(entry.before))} → {percent(total_similarity(entry.after))}",
             fontsize=9,
         )
     figure.suptitle("Similarity to the target, block by block", fontsize=12)
@@ -318,10 +319,6 @@ def _block_score(search: SearchResult, trial: FrozenTrial, parameter: Parameter)
 
 def _is_exact(trial: FrozenTrial) -> bool:
     return str(trial.user_attrs.get("origin", "")).startswith("exact")
-
-
-def _mean_percent(scores: Mapping[str, float]) -> str:
-    return percent(math.fsum(scores.values()) / len(scores))
 
 
 def _figure(width: float, height: float) -> Figure:

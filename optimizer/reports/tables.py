@@ -12,6 +12,7 @@ from rich.text import Text
 
 from optimizer.checkpoints import replace_text
 from optimizer.search import FitResult, SearchResult, StepScores
+from optimizer.similarity import total_similarity
 
 __all__ = ["block_table", "percent", "steps_table", "trials_table", "write_trials"]
 
@@ -80,7 +81,7 @@ def block_table(
     blocks = list(dict.fromkeys(block for scores in rows.values() for block in scores))
     lines: list[list[str]] = []
     for name, scores in rows.items():
-        total = (totals or {}).get(name, _mean(scores))
+        total = (totals or {}).get(name, total_similarity(scores))
         lines.append([name, *(percent(scores.get(block, math.nan)) for block in blocks), percent(total)])
     cells = [["", *blocks, "total"], *lines]
     blocks_as_lines = 1 + sum(max(map(len, column)) + _PADDING for column in zip(*cells, strict=True)) > width
@@ -107,7 +108,7 @@ def steps_table(result: FitResult, *, ascii_only: bool = False) -> Table:
         found = [_MISSING, _MISSING]
         if search is not None:
             found = [_MISSING if search.best is None else str(search.best.number), str(len(search.completed))]
-        before, after = (percent(_mean(values)) for values in (scores.before, scores.after))
+        before, after = (percent(total_similarity(values)) for values in (scores.before, scores.after))
         following = result.scores[position + 1 : position + 2]
         table.add_row(
             *(
@@ -144,7 +145,3 @@ def _table(title: str, header: Sequence[str], *, left: int = 1, ascii_only: bool
 def _text(text: str, ascii_only: bool) -> Text:
     # Text, not str: names come from users and may hold rich's [markup].
     return Text(text.encode("ascii", "backslashreplace").decode("ascii") if ascii_only else text)
-
-
-def _mean(scores: Mapping[str, float]) -> float:
-    return math.fsum(scores.values()) / len(scores) if scores else math.nan

@@ -149,13 +149,18 @@ class _Component:
 
     def _values(self, points: Vector) -> Vector:
         """Mean similarity at each of points [n, parameters]."""
+        linear, quadratic = self._moments(points)
+        norm = torch.sqrt(quadratic.clamp_min(0) * self._target)
+        cosine = torch.where(norm > 0, linear / norm.clamp_min(1e-300), torch.zeros_like(norm))
+        values: Vector = cosine.mean(dim=-1).numpy()
+        return values
+
+    def _moments(self, points: Vector) -> tuple[torch.Tensor, torch.Tensor]:
+        """Products with the target and with itself of what points [n, parameters] merge to, both [n, blocks]."""
         coefficients = self._space.coefficients(torch.from_numpy(points))
         linear = torch.einsum("ngk,gk->ng", coefficients, self._with_target)
         quadratic = torch.einsum("ngk,gkl,ngl->ng", coefficients, self._products, coefficients)
-        norm = torch.sqrt(self._sum(quadratic).clamp_min(0) * self._target)
-        cosine = torch.where(norm > 0, self._sum(linear) / norm.clamp_min(1e-300), torch.zeros_like(norm))
-        values: Vector = cosine.mean(dim=-1).numpy()
-        return values
+        return self._sum(linear), self._sum(quadratic)
 
     def _closed_form(self) -> Vector | None:
         """The best value of a single alpha if it moves one block along a line; None if not.
@@ -285,10 +290,7 @@ class _Component:
         )
 
     def _distance(self, point: Vector) -> float:
-        coefficients, _ = self._expand(point)
-        weighted = (self._products @ coefficients[:, :, None])[:, :, 0]
-        quadratic = self._sum((weighted * coefficients).sum(dim=-1))
-        linear = self._sum((self._with_target * coefficients).sum(dim=-1))
+        linear, quadratic = self._moments(point[None])
         return float(((quadratic - 2 * linear) / self._target + 1).sum())
 
     def _expand(self, point: Vector) -> tuple[torch.Tensor, torch.Tensor]:

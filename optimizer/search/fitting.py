@@ -21,7 +21,7 @@ from optimizer.checkpoints import HashCache, fingerprint, sha256
 from optimizer.recipes import Algebra, Free, Recipe, check_channels, recipe_as_data, save_recipe
 from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.samplers import make_sampler, trial_seed
-from optimizer.search.space import Parameter, Space
+from optimizer.search.space import Parameter, Space, filled_alphas
 from optimizer.search.storage import close_storage, open_search, open_storage
 from optimizer.search.study import Stage, Study
 from optimizer.similarity import (
@@ -34,6 +34,7 @@ from optimizer.similarity import (
     build_metric,
     measure_statistics,
     open_comparison,
+    total_similarity,
 )
 
 __all__ = ["FitEvents", "FitResult", "SearchResult", "StepScores", "TrialsFailed", "fit"]
@@ -208,12 +209,7 @@ class _Fit:
         """Fill the holes of the search that ran last with its best alphas, so that later steps build on them."""
         if not self._results or (best := self._results[-1].best) is None:
             return
-        result = self._results[-1]
-        filled: dict[tuple[str, str], dict[str, float]] = {}
-        for parameter in result.parameters:
-            numbers = dict.fromkeys(parameter.blocks, float(best.params[parameter.name]))
-            filled.setdefault((parameter.step, parameter.alpha), {}).update(numbers)
-        self._recipe = self._recipe.with_alphas(filled)
+        self._recipe = self._recipe.with_alphas(filled_alphas(self._results[-1].parameters, best.params))
 
     def _score_steps(self, stage: Stage, comparison: Comparison, metrics: Mapping[str, Metric]) -> None:
         for name in stage.steps:
@@ -252,7 +248,7 @@ class _Fit:
             of_step = similarity.setdefault(scores.step, {})
             blocks = {**of_step.get(scores.metric, {}).get("blocks", {}), **scores.after}
             rounded = {block: round(value, 9) for block, value in blocks.items()}
-            of_step[scores.metric] = {"total": round(_mean(blocks), 9), "blocks": rounded}
+            of_step[scores.metric] = {"total": round(total_similarity(blocks), 9), "blocks": rounded}
         steps = tuple(replace(step, similarity=similarity.get(step.name)) for step in recipe.steps)
         fitted = {
             "by": "blockfit",
@@ -345,7 +341,7 @@ class _Search:
             memory.tell(trial, state=TrialState.FAIL)
         else:
             trial.set_user_attr("block_scores", scores)
-            memory.tell(trial, _mean(scores))
+            memory.tell(trial, total_similarity(scores))
         return memory.get_trials(deepcopy=False)[trial.number]
 
     def _proposal(self, trials: Sequence[FrozenTrial]) -> tuple[str, dict[str, float]] | None:
@@ -479,7 +475,3 @@ def _last(free: Free) -> float:
 
 def _completed(trials: Sequence[FrozenTrial]) -> int:
     return sum(trial.state == TrialState.COMPLETE for trial in trials)
-
-
-def _mean(scores: Mapping[str, float]) -> float:
-    return math.fsum(scores.values()) / len(scores)

@@ -7,7 +7,7 @@ import torch
 
 from optimizer.recipes import Algebra, Free, Recipe
 
-__all__ = ["Parameter", "Space", "parameters_of"]
+__all__ = ["Parameter", "Space", "filled_alphas", "parameters_of"]
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,13 @@ class Space:
         by_block[self._parameter, self._row, self._column] = 1
         return by_block[:, :, [self.algebra.blocks.index(group.block) for group in self.algebra.groups]]
 
-    def fill(self, point: Mapping[str, float]) -> dict[tuple[str, str], dict[str, float]]:
-        """The numbers {(step, alpha): {block: number}} that `point`, {parameter name: number}, stands for."""
-        filled: dict[tuple[str, str], dict[str, float]] = {}
-        for parameter in self.parameters:
-            numbers = dict.fromkeys(parameter.blocks, float(point[parameter.name]))
-            filled.setdefault((parameter.step, parameter.alpha), {}).update(numbers)
-        return filled
+
+def filled_alphas(
+    parameters: Iterable[Parameter], point: Mapping[str, float]
+) -> dict[tuple[str, str], dict[str, float]]:
+    """The numbers {(step, alpha): {block: number}} that `point`, {parameter name: number}, stands for."""
+    filled: dict[tuple[str, str], dict[str, float]] = {}
+    for parameter in parameters:
+        numbers = dict.fromkeys(parameter.blocks, float(point[parameter.name]))
+        filled.setdefault((parameter.step, parameter.alpha), {}).update(numbers)
+    return filled

@@ -7,7 +7,7 @@ from optimizer.similarity.attention import AttentionMetric
 from optimizer.similarity.comparing import compare, select_blocks
 from optimizer.similarity.comparison import Comparison, open_comparison
 from optimizer.similarity.device import select_device, unused_card
-from optimizer.similarity.metric import METRICS, Combined, Metric, MetricKind, build_metric
+from optimizer.similarity.metric import METRICS, Combined, Metric, MetricKind, build_metric, total_similarity
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, QuadraticMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics
 
@@ -30,5 +30,6 @@ __all__ = [
     "open_comparison",
     "select_blocks",
     "select_device",
+    "total_similarity",
     "unused_card",
 ]

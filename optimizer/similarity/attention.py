@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Part
+from optimizer.recipes import Part, finite
 from optimizer.similarity.comparison import Comparison
 
 __all__ = ["AttentionMetric"]
@@ -191,11 +191,11 @@ def _project(comparison: Comparison, weights: tuple[Part, Part, Part], inputs: t
     for part, is_value in zip(weights, (False, False, True), strict=True):
         stack = torch.empty(len(part.holders), *((width,) if is_value else (width, width)), device=device)
         for place, position in enumerate(part.holders):
-            weight = _weight(part, sources[position].tensor(part.name), sources[position].path, device)
+            weight = finite(part, sources[position], "comparison").to(device)
             stack[place] = weight @ total if is_value else inputs @ weight.T
         stacks.append(_Stack(comparison.group_of(part), part.holders, stack))
     query, key, value = stacks
-    target = [_weight(part, comparison.target.tensor(part.name), comparison.target.path, device) for part in weights]
+    target = [finite(part, comparison.target, "comparison").to(device) for part in weights]
     logits = (inputs @ target[0].T) @ (inputs @ target[1].T).T
     outputs = _outputs(logits, target[2] @ total)
     return _Block(
@@ -204,16 +204,6 @@ def _project(comparison: Comparison, weights: tuple[Part, Part, Part], inputs: t
         value=value,
         target=outputs / outputs.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny),
     )
-
-
-def _weight(part: Part, tensor: torch.Tensor, path: object, device: torch.device) -> torch.Tensor:
-    weight = tensor.to(device).to(torch.float32)
-    if not bool(torch.isfinite(weight).all()):
-        raise CheckpointError(
-            f"{path}: tensor {part.name!r} holds NaN or Inf and takes part in the comparison; "
-            "use a copy of the model without them"
-        )
-    return weight
 
 
 def _outputs(logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What every metric offers, and the registry of them: a new metric is one file and one line in `METRICS`."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics
 
-__all__ = ["METRICS", "Combined", "Metric", "MetricKind", "build_metric"]
+__all__ = ["METRICS", "Combined", "Metric", "MetricKind", "build_metric", "total_similarity"]
 
 
 class Metric(Protocol):
@@ -107,6 +108,11 @@ class Combined:
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
         return torch.cat([metric.score(coefficients) for metric in self.metrics], dim=1)
+
+
+def total_similarity(scores: Mapping[str, float]) -> float:
+    """The plain mean over the blocks, as the article's tables have it; NaN if there is none."""
+    return math.fsum(scores.values()) / len(scores) if scores else math.nan
 
 
 def build_metric(

@@ -15,7 +15,7 @@ import torch
 
 from optimizer.checkpoints import Checkpoint
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Part
+from optimizer.recipes import Part, finite
 from optimizer.similarity.comparison import Comparison
 
 __all__ = ["Statistics", "gram_matrix", "measure_statistics"]
@@ -124,9 +124,6 @@ def _elements(part: Part) -> int:
 
 def _refuse(part: Part, checkpoints: Sequence[Checkpoint]) -> None:
     for checkpoint in checkpoints:
-        if part.held_by(checkpoint) and not bool(torch.isfinite(part.read(checkpoint).to(torch.float32)).all()):
-            raise CheckpointError(
-                f"{checkpoint.path}: tensor {part.name!r} holds NaN or Inf and takes part in the comparison; "
-                "use a copy of the model without them"
-            )
+        if part.held_by(checkpoint):
+            finite(part, checkpoint, "comparison")
     raise CheckpointError(f"tensor {part.name!r}: its inner products are not finite")
