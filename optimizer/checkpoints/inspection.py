@@ -94,7 +94,7 @@ def _blocks(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
     blocks = {block: {"tensors": 0, "parameters": 0} for block in layout.blocks}
     for name, info in checkpoint.tensors.items():
         if info.dtype.is_floating_point and layout.merges(name):
-            block = blocks[layout.block_of(name)]
+            block = blocks[layout.block_of(name) or layout.blocks[0]]
             block["tensors"] += 1
             block["parameters"] += prod(info.shape)
     return blocks

@@ -37,9 +37,9 @@ class Layout:
     position_ids: str
     position_embedding: str
     prefixes: Mapping[str, str]
-    mappings: Mapping[str, Mapping[str, str]]
+    mappings: Mapping[str, Mapping[str, str | None]]
     attention: Mapping[str, str]
-    _tables: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict, compare=False, repr=False)
+    _tables: dict[str, tuple[tuple[str, str | None], ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def canonical(self, stored_name: str) -> str:
         """The one name that tensors stored under several spellings are known by."""
@@ -48,8 +48,11 @@ class Layout:
                 return replacement + stored_name[len(prefix) :]
         return stored_name
 
-    def block_of(self, name: str, mapping: str = "supermerger") -> str:
-        """The block of the tensor with canonical `name`; the longest matching prefix decides, else the first block."""
+    def block_of(self, name: str, mapping: str = "supermerger") -> str | None:
+        """The block of the tensor with canonical `name`; the longest matching prefix decides, else the first block.
+
+        None where this mapping moves the tensor by no block's alpha: every step takes it from its first input.
+        """
         for prefix, block in self._table(mapping):
             if name.startswith(prefix):
                 return block
@@ -125,11 +128,11 @@ class Layout:
             raise RecipeError(f"unknown block {text!r}; {self.name} has {self.describe_blocks(self.blocks)}")
         return block
 
-    def _table(self, mapping: str) -> tuple[tuple[str, str], ...]:
+    def _table(self, mapping: str) -> tuple[tuple[str, str | None], ...]:
         if mapping not in self._tables:
             if mapping not in self.mappings:
                 raise RecipeError(f"unknown mapping {mapping!r}; {self.name} has {', '.join(self.mappings)}")
-            rules: dict[str, str] = {}
+            rules: dict[str, str | None] = {}
             for pattern, block in self.prefixes.items():
                 if "{n}" in pattern:
                     numbers = range(sum(_kind(name) == _kind(block.format(n=0)) for name in self.blocks))

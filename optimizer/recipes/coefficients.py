@@ -23,11 +23,14 @@ from optimizer.recipes.tensors import Part
 __all__ = ["Algebra", "Group"]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Group:
-    """Tensors that share their coefficients: those of one block that the same sources hold (positions, ascending)."""
+    """Tensors that share their coefficients: those of one block that the same sources hold (positions, ascending).
 
-    block: str
+    `block` is None for tensors that no alpha moves: theirs count as 0 in every step.
+    """
+
+    block: str | None
     holders: tuple[int, ...]
 
     @staticmethod
@@ -56,7 +59,8 @@ class Algebra:
         self.blocks = recipe.layout.blocks
         self._steps = recipe.ancestors(self.output) if self.output not in recipe.models else ()
         self.alphas = tuple((step.name, name) for step in self._steps for name in step.alphas)
-        self._column = torch.tensor([self.blocks.index(group.block) for group in self.groups], dtype=torch.long)
+        columns = {None: len(self.blocks)} | {block: column for column, block in enumerate(self.blocks)}
+        self._column = torch.tensor([columns[group.block] for group in self.groups], dtype=torch.long)
         held = torch.zeros(len(self.groups), len(self.sources), dtype=torch.bool)
         for row, group in enumerate(self.groups):
             held[row, list(group.holders)] = True
@@ -83,7 +87,7 @@ class Algebra:
             raise ValueError(
                 f"alphas: received shape {list(alphas.shape)}; must be [n, {len(self.alphas)}, {len(self.blocks)}]"
             )
-        local = alphas[:, :, self._column, None]
+        local = self.by_group(alphas)[..., None]
         rows = {pair: local[:, index] for index, pair in enumerate(self.alphas)}
         return self._evaluate(rows, alphas.shape[0])[self.output]
 
@@ -95,9 +99,14 @@ class Algebra:
         the derivative by an alpha is the difference between its results at 1 and 0.
         """
         count = len(self.alphas)
-        rows = dict(zip(self.alphas, alphas[:, self._column, None].to(torch.float64), strict=True))
+        rows = dict(zip(self.alphas, self.by_group(alphas.to(torch.float64))[..., None], strict=True))
         values = self._evaluate(rows, 1 + count, tangents=True)[self.output]
-        return values[0], values[1:]
+        moved = self._column < len(self.blocks)
+        return values[0], values[1:] * moved[:, None]
+
+    def by_group(self, values: torch.Tensor) -> torch.Tensor:
+        """Values [..., blocks] as each group has them, [..., groups]: those of its block, 0 if no alpha moves it."""
+        return torch.nn.functional.pad(values, (0, 1))[..., self._column]
 
     def _evaluate(
         self, rows: dict[tuple[str, str], torch.Tensor], count: int, tangents: bool = False

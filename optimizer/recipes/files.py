@@ -13,7 +13,8 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 from optimizer.checkpoints import atomic_path
 from optimizer.checkpoints.layout import Layout, load_layout
 from optimizer.errors import RecipeError
-from optimizer.recipes.recipe import Alpha, Free, Model, Recipe, Step
+from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read_presets
+from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.yaml_files import UserFile, dump_yaml, line_of, read_yaml, validate
 
 __all__ = ["load_recipe", "read_recipe", "recipe_as_data", "save_recipe"]
@@ -36,6 +37,13 @@ class _FreeEntry(UserFile):
     start: Any = None
 
 
+class _ExpectEntry(UserFile):
+    metric: str = "attention"
+    seed: int = 114514
+    blocks: Any
+    total: float | None = None
+
+
 class _StepEntry(UserFile):
     name: _Name
     mode: str
@@ -43,6 +51,10 @@ class _StepEntry(UserFile):
     b: _Name
     c: _Name | None = None
     alpha: Any
+    base_alpha: float | None = None
+    beta: Any = None
+    base_beta: float | None = None
+    expect: _ExpectEntry | None = None
     similarity: dict[str, Any] | None = None
 
 
@@ -50,6 +62,7 @@ class _RecipeFile(UserFile):
     name: str | None = None
     layout: str = "sd1"
     mapping: str = "supermerger"
+    presets: _Name | None = None
     models: dict[str, _ModelEntry]
     steps: list[_StepEntry]
     output: str | None = None
@@ -62,17 +75,28 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def read_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
-    """The recipe in data as `read_yaml` gives it; `path` is for messages and the default name. Raises RecipeError."""
+    """The recipe in data as `read_yaml` gives it. Raises RecipeError.
+
+    `path` is for messages and the default name, and a file of presets that the recipe names lies beside it.
+    """
     entry = validate(_RecipeFile, data, path, RecipeError)
     layout = _attempt(lambda: load_layout(entry.layout), f"{path}: layout")
+    presets = _presets_beside(path, entry.presets)
     problems: list[str] = []
     steps: list[Step] = []
     for position, item in enumerate(entry.steps):
-        line = line_of(data, ("steps", position, "alpha"))
-        where = f"{path}:{f' line {line}:' if line else ''} steps.{item.name}.alpha"
+
+        def read(field: str, value: Any, base: float | None, *, item: Any = item, position: int = position) -> Alpha:
+            line = line_of(data, ("steps", position, field))
+            where = f"{path}:{f' line {line}:' if line else ''} steps.{item.name}.{field}"
+            return _read_alpha(value, layout, where, base, presets)
+
         try:
-            alpha = _read_alpha(item.alpha, layout, where)
-            steps.append(Step(item.name, item.mode, item.a, item.b, item.c, alpha, item.similarity))
+            alpha = read("alpha", item.alpha, item.base_alpha)
+            beta = None if item.beta is None else read("beta", item.beta, item.base_beta)
+            where = f"{path}: steps.{item.name}.expect"
+            expect = None if item.expect is None else _read_expected(item.expect, layout, where)
+            steps.append(Step(item.name, item.mode, item.a, item.b, item.c, alpha, beta, expect, item.similarity))
         except RecipeError as error:
             problems += error.problems
     if problems:
@@ -120,6 +144,8 @@ def _step_as_data(step: Step, layout: Layout) -> dict[str, Any]:
     data |= step.inputs
     for name, alpha in step.alphas.items():
         data[name] = _alpha_as_data(alpha, layout)
+    if step.expect is not None:
+        data["expect"] = _expected_as_data(step.expect, layout)
     if step.similarity is not None:
         data["similarity"] = {
             metric: _on_one_line(values) if isinstance(values, Mapping) else values
@@ -165,24 +191,72 @@ def _on_one_line(data: Any) -> Any:
     return node
 
 
-def _read_alpha(value: Any, layout: Layout, where: str) -> Alpha:
-    """An alpha in any of its written forms: a number, one per block, a mapping of blocks, or free."""
+def _expected_as_data(expect: Expected, layout: Layout) -> Any:
+    data: dict[str, Any] = {"metric": expect.metric}
+    if expect.seed != Expected.seed:
+        data["seed"] = expect.seed
+    data["blocks"] = dict(expect.values) if expect.values else layout.describe_blocks(expect.blocks)
+    if expect.total is not None:
+        data["total"] = expect.total
+    return _on_one_line(data)
+
+
+def _read_expected(entry: _ExpectEntry, layout: Layout, where: str) -> Expected:
+    values: dict[str, float] = {}
+    if isinstance(entry.blocks, Mapping):
+        blocks = _attempt(lambda: layout.parse_blocks([str(key) for key in entry.blocks]), f"{where}.blocks")
+        given = {layout.parse_blocks(str(key)): value for key, value in entry.blocks.items()}
+        values = {block: _number(given[(block,)], f"{where}.blocks.{block}") for block in blocks if (block,) in given}
+        if len(values) != len(given):
+            raise RecipeError(f"{where}.blocks: received a range; a similarity belongs to one block")
+    elif isinstance(entry.blocks, str):
+        blocks = _attempt(lambda: layout.parse_blocks(entry.blocks), f"{where}.blocks")
+    else:
+        raise RecipeError(
+            f"{where}.blocks: received {entry.blocks!r}; must be blocks, as OUT03-OUT11, or {{OUT03: 0.97}}"
+        )
+    for name, value in (*values.items(), ("total", entry.total)):
+        if value is not None and not -1 <= value <= 1:
+            raise RecipeError(f"{where}.{name}: received {value:g}; similarities are at most 1: write 97.5 % as 0.975")
+    return Expected(blocks, values, entry.total, entry.metric, entry.seed)
+
+
+def _presets_beside(path: Path, file: str | None) -> Mapping[str, Preset]:
+    if file is None:
+        return {}
+    presets = path.parent / file.replace("\\", "/")
+    try:
+        return read_presets(presets.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise RecipeError(f"{path}: presets: {presets} cannot be read: {reason}") from None
+
+
+def _read_alpha(
+    value: Any, layout: Layout, where: str, base: float | None = None, presets: Mapping[str, Preset] | None = None
+) -> Alpha:
+    """An alpha in any of its written forms: a number, one per block, a mapping of blocks, a preset's name, or free.
+
+    `base` is the number of the first block where 25 are given for the others.
+    """
     count = len(layout.blocks)
+    name = f"base_{where.rsplit('.', 1)[-1]}"
+    if isinstance(value, list):
+        blocks = layout.blocks[-len(value) :] if count - 1 <= len(value) <= count else range(1, len(value) + 1)
+        numbers = [_number(number, f"{where}.{block}") for block, number in zip(blocks, value, strict=True)]
+        return _attempt(lambda: numbered_alpha(layout, numbers, base, base_name=name), where)
+    if isinstance(value, str) and presets:
+        if value not in presets:
+            raise RecipeError(f"{where}: received {value!r}; no preset has this name; there are {', '.join(presets)}")
+        return _attempt(lambda: preset_alpha(presets[value], layout, base), where)
+    if base is not None:
+        raise RecipeError(f"{where}: received {name} {base:g} beside it; {name} goes with {count - 1} numbers only")
     if _is_number(value):
         return Alpha(dict.fromkeys(layout.blocks, _number(value, where)))
-    if isinstance(value, list):
-        if len(value) != count:
-            raise RecipeError(
-                f"{where}: received {len(value)} numbers; {layout.name} has {count} blocks, "
-                f"{layout.blocks[0]} first, {layout.blocks[-1]} last"
-            )
-        return Alpha(
-            {block: _number(number, f"{where}.{block}") for block, number in zip(layout.blocks, value, strict=True)}
-        )
     if not isinstance(value, Mapping):
         raise RecipeError(
             f"{where}: received {value!r}; must be a number, {count} numbers, a mapping of blocks, "
-            "or free as {search: [low, high]}"
+            "the name of a preset (with `presets: FILE` in the recipe), or free as {search: [low, high]}"
         )
     if "search" in value:
         hole = _read_free(value, layout, where, None)

@@ -1,4 +1,4 @@
-"""The ways to combine checkpoints in one step; a new mode is one function and one line in `MODES`.
+"""The ways to combine checkpoints in one step (SuperMerger's); a new mode is one function and one line in `MODES`.
 
 Every mode is linear in its inputs and affine in each of its alphas. The algebra relies on both: it pushes coefficients
 and their derivatives through the same function (see `coefficients.Algebra.jacobian`).
@@ -18,7 +18,8 @@ Combine = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], tor
 class Mode:
     """One way to combine: `combine(inputs, alphas)`, both by name ("a", "b", "c"; "alpha", "beta").
 
-    `formula` is what the notation prints. The rules for tensors that an input lacks are the algebra's, for all modes.
+    `formula` shows it in SuperMerger's notation. The rules for tensors that an input lacks are the algebra's, for
+    all modes.
     """
 
     name: str
@@ -36,10 +37,34 @@ def _add_difference(inputs: Mapping[str, torch.Tensor], alphas: Mapping[str, tor
     return inputs["a"] + (inputs["b"] - inputs["c"]) * alphas["alpha"]
 
 
+def _triple_sum(inputs: Mapping[str, torch.Tensor], alphas: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    alpha, beta = alphas["alpha"], alphas["beta"]
+    return inputs["a"] * (1 - alpha - beta) + inputs["b"] * alpha + inputs["c"] * beta
+
+
+def _sum_twice(inputs: Mapping[str, torch.Tensor], alphas: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    alpha, beta = alphas["alpha"], alphas["beta"]
+    return (inputs["a"] * (1 - alpha) + inputs["b"] * alpha) * (1 - beta) + inputs["c"] * beta
+
+
 MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
         Mode("weight_sum", "A x (1-alpha) + B x alpha", ("a", "b"), ("alpha",), _weight_sum),
         Mode("add_difference", "A + (B - C) x alpha", ("a", "b", "c"), ("alpha",), _add_difference),
+        Mode(
+            "triple_sum",
+            "A x (1-alpha-beta) + B x alpha + C x beta",
+            ("a", "b", "c"),
+            ("alpha", "beta"),
+            _triple_sum,
+        ),
+        Mode(
+            "sum_twice",
+            "(A x (1-alpha) + B x alpha) x (1-beta) + C x beta",
+            ("a", "b", "c"),
+            ("alpha", "beta"),
+            _sum_twice,
+        ),
     )
 }

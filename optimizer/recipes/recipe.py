@@ -14,7 +14,7 @@ from optimizer.checkpoints.layout import Layout
 from optimizer.errors import RecipeError
 from optimizer.recipes.modes import MODES
 
-__all__ = ["Alpha", "Free", "Model", "Recipe", "Step"]
+__all__ = ["Alpha", "Expected", "Free", "Model", "Recipe", "Step"]
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,23 @@ class Alpha:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """The similarity to the target that somebody reported for a step, to be measured again.
+
+    `blocks` are those that were scored, in the order reported, perhaps with some that the metric cannot see; `values`
+    and `total` are similarities (1 for equal), for as many blocks as were reported.
+    """
+
+    blocks: tuple[str, ...]
+    values: Mapping[str, float] = field(default_factory=dict)
+    total: float | None = None
+    metric: str = "attention"
+    seed: int = 114514
+
+
+@dataclass(frozen=True)
 class Step:
-    """One line of a recipe: `name` = `mode` of the inputs a, b (and c), with an alpha per block."""
+    """One line of a recipe: `name` = `mode` of the inputs a, b (and c), with an alpha (and a beta) per block."""
 
     name: str
     mode: str
@@ -108,6 +123,8 @@ class Step:
     b: str
     c: str | None = None
     alpha: Alpha = field(default_factory=Alpha)
+    beta: Alpha | None = None
+    expect: Expected | None = None
     similarity: Mapping[str, Any] | None = None
 
     @property
@@ -131,6 +148,10 @@ class Step:
             found.append(f"steps.{self.name}.c: missing; {self.mode} is {MODES[self.mode].formula}")
         if "c" not in wanted and self.c is not None:
             found.append(f"steps.{self.name}.c: received {self.c!r}; {self.mode} takes no third input")
+        if "beta" in MODES[self.mode].alphas and self.beta is None:
+            found.append(f"steps.{self.name}.beta: missing; {self.mode} is {MODES[self.mode].formula}")
+        if "beta" not in MODES[self.mode].alphas and self.beta is not None:
+            found.append(f"steps.{self.name}.beta: received one; {self.mode} is {MODES[self.mode].formula}")
         return found
 
 

@@ -18,12 +18,12 @@ class Part:
     """A tensor that merges, or the range of its input channels that all `holders` share.
 
     Only the input convolution of inpainting models is split: channels 0-3, which every model has, and 4-8. `holders`
-    are the positions of the sources that hold the part; `block` is where its alphas come from. `scored` is whether it
-    counts in similarities.
+    are the positions of the sources that hold the part; `block` is where its alphas come from, None where the recipe's
+    mapping moves it by none. `scored` is whether it counts in similarities.
     """
 
     name: str
-    block: str
+    block: str | None
     shape: tuple[int, ...]
     holders: tuple[int, ...]
     scored: bool

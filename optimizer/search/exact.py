@@ -109,7 +109,8 @@ class _Component:
         self._with_target = metric.with_target[rows]
         self._blocks = [block for block in blocks if any(group.block == block for group in local.groups)]
         self._target = metric.target[[metric.blocks.index(block) for block in self._blocks]]
-        self._block = torch.tensor([self._blocks.index(group.block) for group in local.groups], dtype=torch.long)
+        position = {block: index for index, block in enumerate(self._blocks)}
+        self._block = torch.tensor([position[group.block] for group in local.groups if group.block], dtype=torch.long)
         self._moves = self._space.moves()
         self._low = np.array([parameter.free.low for parameter in parameters])
         self._high = np.array([parameter.free.high for parameter in parameters])

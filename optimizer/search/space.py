@@ -80,7 +80,7 @@ class Space:
         """1 where a parameter is a group's alpha, else 0: float64 [parameters, alphas, groups]."""
         by_block = torch.zeros(len(self.parameters), *self._fixed.shape, dtype=torch.float64)
         by_block[self._parameter, self._row, self._column] = 1
-        return by_block[:, :, [self.algebra.blocks.index(group.block) for group in self.algebra.groups]]
+        return self.algebra.by_group(by_block)
 
 
 def filled_alphas(

@@ -65,7 +65,7 @@ def measure_statistics(comparison: Comparison, blocks: Sequence[str]) -> Statist
         comparison.progress("reading the checkpoints", done, total)
     return Statistics(
         names=tuple(part.name for part in parts),
-        blocks=tuple(part.block for part in parts),
+        blocks=tuple(part.block for part in parts if part.block is not None),
         group=torch.tensor([comparison.group_of(part) for part in parts], dtype=torch.long),
         referenced=referenced,
         gram=grams,
