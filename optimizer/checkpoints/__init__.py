@@ -3,9 +3,17 @@
 May import torch, safetensors and `optimizer.errors`; nothing else of blockfit.
 """
 
-from optimizer.checkpoints.fingerprints import HashCache, default_cache_folder, fingerprint, sha256, short_hash
+from optimizer.checkpoints.fingerprints import (
+    HashCache,
+    default_cache_folder,
+    fingerprint,
+    legacy_hash,
+    sha256,
+    short_hash,
+)
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
+from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, provenance
 from optimizer.checkpoints.reading import CHECKPOINT_SUFFIXES, Checkpoint, TensorInfo, open_checkpoint
 from optimizer.checkpoints.writing import TensorSpec, atomic_path, replace_text, write_safetensors
 
@@ -15,6 +23,8 @@ __all__ = [
     "HashCache",
     "Inspection",
     "Layout",
+    "Parent",
+    "Provenance",
     "TensorInfo",
     "TensorSpec",
     "atomic_path",
@@ -23,9 +33,14 @@ __all__ = [
     "find_not_finite",
     "fingerprint",
     "inspect_checkpoint",
+    "known_models",
     "layout_names",
+    "legacy_hash",
     "load_layout",
+    "name_and_hash",
     "open_checkpoint",
+    "parsed",
+    "provenance",
     "replace_text",
     "sha256",
     "short_hash",

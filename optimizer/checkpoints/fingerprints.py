@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from optimizer.checkpoints.reading import Checkpoint, raw_bytes
 from optimizer.checkpoints.writing import replace_text
 from optimizer.errors import CheckpointError, InputError
 
-__all__ = ["HashCache", "default_cache_folder", "fingerprint", "sha256", "short_hash"]
+__all__ = ["HashCache", "default_cache_folder", "fingerprint", "legacy_hash", "sha256", "short_hash"]
 
 _EDGE = 2048  # bytes that a fingerprint takes from either end of a tensor
 _BUFFER = 4 << 20  # bytes that are hashed at a time
@@ -82,8 +83,11 @@ def fingerprint(checkpoint: Checkpoint, cache: HashCache | None = None) -> str:
     return digest.hexdigest()
 
 
-def sha256(path: Path, cache: HashCache | None = None) -> str:
-    """The sha256 of the file at `path`: 64 hexadecimal digits. Raises CheckpointError if it cannot be read."""
+def sha256(path: Path, cache: HashCache | None = None, *, progress: Callable[[int, int], None] | None = None) -> str:
+    """The sha256 of the file at `path`: 64 hexadecimal digits. Raises CheckpointError if it cannot be read.
+
+    `progress` is told the bytes hashed and their total; never, if the cache knows the hash.
+    """
     known = cache.look_up(path, "sha256") if cache else None
     if known is not None:
         return known
@@ -93,6 +97,8 @@ def sha256(path: Path, cache: HashCache | None = None) -> str:
         with Path(path).open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
+                if progress is not None:
+                    progress(file.tell(), state["size"])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     if cache:
@@ -103,6 +109,19 @@ def sha256(path: Path, cache: HashCache | None = None) -> str:
 def short_hash(sha256: str) -> str:
     """The hash that people quote (AutoV2): the first 10 digits of the file's sha256."""
     return sha256[:10]
+
+
+def legacy_hash(path: Path) -> str:
+    """The WebUI's old hash: 8 digits, of the 64 KiB after the first MiB; other files may have the same.
+
+    Raises CheckpointError if the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(0x100000)
+            return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def default_cache_folder() -> Path:

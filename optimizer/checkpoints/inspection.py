@@ -1,6 +1,5 @@
 """What is in a checkpoint, and what a user should know about it before merging."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ import torch
 
 from optimizer.checkpoints.fingerprints import HashCache, fingerprint, sha256, short_hash
 from optimizer.checkpoints.layout import Layout, layout_names
+from optimizer.checkpoints.provenance import Provenance, parsed, provenance
 from optimizer.checkpoints.reading import Checkpoint, TensorInfo, describe_contents, open_checkpoint
 
 __all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
@@ -23,7 +23,8 @@ class Inspection:
     """What is in one checkpoint file.
 
     `blocks` has, for each block in layout order, the number of `tensors` and `parameters` that merge. `sha256` and
-    `short_hash` are None where the file was not read in full. `unusual` are sentences for the user.
+    `short_hash` are None where the file was not read in full. `merge` is how it was merged, None if the metadata does
+    not tell. `unusual` are sentences for the user.
     """
 
     file: str
@@ -38,11 +39,12 @@ class Inspection:
     short_hash: str | None
     fingerprint: str
     metadata: Mapping[str, Any]
+    merge: Provenance | None
     unusual: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON takes them."""
-        return asdict(self) | {"unusual": list(self.unusual)}
+        return asdict(self) | {"merge": self.merge and self.merge.as_dict(), "unusual": list(self.unusual)}
 
 
 def inspect_checkpoint(path: Path, *, cache: HashCache | None = None, full: bool = True) -> Inspection:
@@ -67,7 +69,8 @@ def inspect_checkpoint(path: Path, *, cache: HashCache | None = None, full: bool
             sha256=hash_of_file,
             short_hash=short_hash(hash_of_file) if hash_of_file else None,
             fingerprint=fingerprint(checkpoint, cache),
-            metadata={key: _parsed(value) for key, value in checkpoint.metadata.items()},
+            metadata={key: parsed(value) for key, value in checkpoint.metadata.items()},
+            merge=provenance(checkpoint.metadata),
             unusual=(*_unusual_names(checkpoint), *(_unusual_values(checkpoint) if full else ())),
         )
 
@@ -200,17 +203,3 @@ def _some(names: Sequence[str]) -> str:
 
 def _dtype_name(info: TensorInfo) -> str:
     return str(info.dtype).removeprefix("torch.")
-
-
-def _parsed(text: str) -> Any:
-    # Only objects and lists: a hash such as "123e4567" must not become a number.
-    if text.lstrip()[:1] not in ("{", "["):
-        return text
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

@@ -1,12 +1,12 @@
 """Terminal listings of what is in files: a checkpoint, and the state of a study."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from optimizer.checkpoints import Inspection
+from optimizer.checkpoints import Inspection, Provenance
 from optimizer.search import SearchStatus
 
 __all__ = ["inspection_table", "status_table"]
@@ -28,8 +28,14 @@ def inspection_table(inspection: Inspection) -> Group:
     }
     for name, value in rows.items():
         facts.add_row(name, Text(value, overflow="fold"))
+    told = inspection.merge.fields if inspection.merge else ()
+    if inspection.merge:
+        for name, value in _merge_rows(inspection.merge):
+            facts.add_row(name, Text(value, overflow="fold"))
     for name, metadata in inspection.metadata.items():
-        facts.add_row(f"metadata {name}", Text(_short(metadata), overflow="fold"))
+        if name in told:
+            continue
+        facts.add_row(Text(f"metadata {_short(name)}"), Text(_short(metadata), overflow="fold"))
     for position, sentence in enumerate(inspection.unusual):
         facts.add_row("unusual" if position == 0 else "", Text(sentence, overflow="fold"))
     if not inspection.blocks:
@@ -60,6 +66,17 @@ def status_table(found: Sequence[SearchStatus]) -> Table:
     return table
 
 
+def _merge_rows(merge: Provenance) -> Iterator[tuple[str, str]]:
+    """How a file was merged, in a few rows; continued ones have no name."""
+    told = {True: ", alphas per block", False: ", one alpha for all blocks", None: ""}[merge.per_block]
+    yield "merged by", merge.tool + told
+    for label, lines in (("method", merge.method), ("from", map(str, merge.models))):
+        for position, line in enumerate(lines):
+            yield "" if position else label, line
+
+
 def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= 300 else f"{text[:297]}..."
+    text = text if len(text) <= 300 else f"{text[:297]}..."
+    # A stranger's escape sequences could do anything to a terminal.
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -10,7 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from optimizer.checkpoints import HashCache, default_cache_folder, fingerprint, open_checkpoint, sha256, short_hash
+from optimizer.checkpoints import (
+    HashCache,
+    default_cache_folder,
+    fingerprint,
+    legacy_hash,
+    open_checkpoint,
+    sha256,
+    short_hash,
+)
 from optimizer.errors import CheckpointError
 
 
@@ -160,3 +168,26 @@ class TestDefaultCacheFolder:
         monkeypatch.setenv("HOME", "/home/me")
 
         assert Path(expected) == default_cache_folder()
+
+
+@pytest.mark.parametrize("size", [5 << 20, (1 << 20) + 100, 100])
+def test_legacy_hash(tmp_path, size):
+    """The old hash is of 64 KiB after the first MiB, less where the file ends before."""
+    data = bytes(n * n % 251 for n in range(997)) * (size // 997 + 1)
+    (tmp_path / "a").write_bytes(data[:size])
+
+    expected = hashlib.sha256(data[:size][1024 * 1024 : 1024 * 1024 + 65536]).hexdigest()[:8]
+    assert legacy_hash(tmp_path / "a") == expected
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        legacy_hash(tmp_path / "none")
+
+
+def test_hashing_tells_its_progress(tmp_path):
+    """Progress runs up to the file's size; where the cache knows the hash, nothing is told."""
+    path, cache, told = tmp_path / "a", HashCache(tmp_path / "hashes.json"), []
+    path.write_bytes(bytes(9 << 20))
+
+    for _ in range(2):
+        sha256(path, cache, progress=lambda done, total: told.append((done, total)))
+
+    assert told == [(4 << 20, 9 << 20), (8 << 20, 9 << 20), (9 << 20, 9 << 20)]

@@ -1,0 +1,278 @@
+"""What a file's metadata tells about how it was merged, and that nothing in it can do harm."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimizer.checkpoints import Parent, inspect_checkpoint, name_and_hash, parsed, provenance
+
+A, B, C = ("a1" * 32, "b2" * 32, "c3" * 32)
+MODELS = {sha: {"name": name, "legacy_hash": "12345678"} for sha, name in ((A, "A"), (B, "dir/B.ckpt"), (C, "C"))}
+
+SUPERMERGER = {
+    "type": "sd-webui-supermerger",
+    "weights_alpha": [0.1] * 25,
+    "weights_beta": "0.2",
+    "weights_alpha_orig": ",".join(["0.5"] + ["0.1"] * 25),
+    "weights_beta_orig": "",
+    "model_a": A,
+    "model_b": B,
+    "model_c": A,
+    "base_alpha": 0.5,
+    "base_beta": 0.25,
+    "mode": "Weight sum",
+    "mbw": True,
+    "elemental_merge": "",
+    "calcmode": "normal",
+    "Off": [""],
+}
+MIXER = {
+    "type": "sd-webui-model-mixer",
+    "blocks": "BASE,IN00",
+    "mbw": True,
+    "weights_alpha": [[0.5] * 26, [0.1] * 26],
+    "alpha": [0.5, 0.5],
+    "model_a": f"A.safetensors [{A[:10]}]",
+    "base_model": "sd15.safetensors [0123456789]",
+    "mode": ["Sum", "Add-Diff"],
+    "calcmode": ["Normal", "Normal"],
+    "uses": [True, True],
+    "use_mbws": [True, True],
+    "model_b": "B",
+    "model_c": "C",
+}
+WEBUI = {
+    "type": "webui",
+    "primary_model_hash": A,
+    "secondary_model_hash": B,
+    "tertiary_model_hash": None,
+    "interp_method": "Weighted sum",
+    "multiplier": 0.3,
+    "bake_in_vae": "good.vae.pt",
+}
+CHATTIORI = {
+    "type": "merge-models-chattiori",
+    "primary_model_hash": A,
+    "secondary_model_hash": B,
+    "tertiary_model_hash": None,
+    "merge_method": "Weighted Sum",
+    "block_weights": True,
+    "alpha_info": "0.5,[...]",
+    "bake_in_vae": False,
+}
+ANALYZER = {
+    "type": "sd-model-analyzer",
+    "weights_alpha": [[0.5] * 25],
+    "model_a": "x.safetensors",
+    "model_b": "y.safetensors",
+    "mode": ["add"],
+    "mbw": True,
+    "model_base": "v1-5.safetensors",
+}
+BLOCKFIT = {
+    "type": "blockfit",
+    "output": "T1",
+    "recipe": {
+        "models": {"a": {"file": "A.safetensors"}, "b": {"file": "dir\\B.ckpt"}},
+        "steps": [{"name": "T1", "mode": "weight_sum", "a": "a", "b": "b", "alpha": [0.5] * 26}],
+    },
+    "vae": {"name": "good.vae.pt", "sha256": C},
+}
+MECHA = (
+    'version 0.1.0\nmodel "a.safetensors" model_config="sd1-ldm" merge_space="weight"\n'
+    'model "b.safetensors" model_config="sd1-ldm" merge_space="weight"\ndict BASE=0.0 IN00=0.04\n'
+    'literal &2 model_config="sd1-supermerger_blocks"\nmerge "convert_sd1_blocks_to_ldm" &3\n'
+    'merge "weighted_sum" &0 &1 &4\n'
+)
+PROMPT = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
+    "2": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "b.safetensors"}},
+    "3": {"class_type": "ModelMergeSD1", "inputs": {"model1": ["1", 0], "model2": ["2", 0], "time_embed.": 0.9}},
+}
+WORKFLOW = {
+    "nodes": [
+        {"type": "CheckpointLoaderSimple", "widgets_values": ["a.safetensors"]},
+        {"type": "CheckpointLoaderSimple", "widgets_values": ["b.safetensors"]},
+        {"type": "ModelMergeSimple", "widgets_values": [0.5]},
+    ]
+}
+
+
+def told(recipe):
+    """What is understood of a recipe beside the three models."""
+    return provenance({"sd_merge_recipe": json.dumps(recipe), "sd_merge_models": json.dumps(MODELS)})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "tool", "method", "models", "per_block"),
+    [
+        (SUPERMERGER, "SuperMerger", ("Weight sum",), ["A [a1a1a1a1a1]", "dir/B.ckpt [b2b2b2b2b2]"], True),
+        (
+            MIXER,
+            "Model Mixer",
+            ("Sum", "Add-Diff"),
+            ["A.safetensors [a1a1a1a1a1]", "sd15.safetensors [0123456789]", "B", "C [c3c3c3c3c3]"],
+            True,
+        ),
+        (
+            WEBUI,
+            "Stable Diffusion WebUI",
+            ("Weighted sum, 0.3", "VAE of good.vae.pt"),
+            ["A [a1a1a1a1a1]", "dir/B.ckpt [b2b2b2b2b2]"],
+            False,
+        ),
+        (
+            CHATTIORI,
+            "Chattiori's Model Merger",
+            ("Weighted Sum",),
+            ["A [a1a1a1a1a1]", "dir/B.ckpt [b2b2b2b2b2]"],
+            True,
+        ),
+        (ANALYZER, "sd-model-analyzer", ("add",), ["x.safetensors", "y.safetensors", "v1-5.safetensors"], True),
+        (
+            BLOCKFIT,
+            "blockfit",
+            ("T1 = weight_sum of a, b", "VAE of good.vae.pt [c3c3c3c3c3]"),
+            ["A.safetensors [a1a1a1a1a1]", "B.ckpt"],
+            True,
+        ),
+        (
+            {"type": "some-tool", "mode": "magic", "model_a": A},
+            "some-tool",
+            ("magic",),
+            ["A [a1a1a1a1a1]"],
+            None,
+        ),
+    ],
+)
+def test_tools(recipe, tool, method, models, per_block):
+    """Each tool's recipe is told in its own words, hashes resolved to names, the same model named once."""
+    found = told(recipe)
+
+    assert (found.tool, found.method, found.per_block) == (tool, method, per_block)
+    assert [str(model) for model in found.models] == models
+    assert found.fields == ("sd_merge_recipe", "sd_merge_models")
+
+
+def test_one_alpha_for_all_blocks():
+    """SuperMerger without block weights tells its one alpha."""
+    found = told({**SUPERMERGER, "mbw": False, "weights_alpha": None})
+
+    assert (found.method, found.per_block) == (("Weight sum, 0.5",), False)
+
+
+def test_mecha():
+    """sd-mecha keeps its recipe as text in a field of its own."""
+    found = provenance({"mecha_recipe": MECHA})
+
+    assert (found.tool, found.per_block, found.fields) == ("sd-mecha", True, ("mecha_recipe",))
+    assert found.models == (Parent("a.safetensors", None), Parent("b.safetensors", None))
+    assert found.method == ("convert_sd1_blocks_to_ldm", "weighted_sum")
+
+
+@pytest.mark.parametrize(
+    ("field", "graph", "method", "per_block"),
+    [("prompt", PROMPT, "ModelMergeSD1", True), ("workflow", WORKFLOW, "ModelMergeSimple", False)],
+)
+def test_comfy(field, graph, method, per_block):
+    """ComfyUI's prompt, or its workflow alone, names the loaded files and the nodes that merge them."""
+    found = provenance({field: json.dumps(graph)})
+
+    assert (found.tool, found.method, found.per_block) == ("ComfyUI", (method,), per_block)
+    assert [model.name for model in found.models] == ["a.safetensors", "b.safetensors"]
+
+
+def test_inspection_tells_it(tmp_path, write_sd1):
+    """An inspection holds it, as JSON takes it; a file without such metadata has None."""
+    write_sd1(tmp_path / "a.safetensors", metadata={"sd_merge_recipe": json.dumps(SUPERMERGER)})
+    write_sd1(tmp_path / "b.safetensors")
+
+    merged, plain = (inspect_checkpoint(tmp_path / f"{name}.safetensors", full=False).as_dict() for name in "ab")
+
+    assert merged == json.loads(json.dumps(merged, allow_nan=False))
+    assert merged["merge"]["models"][0] == {"name": None, "short_hash": A[:10]}
+    assert plain["merge"] is None
+
+
+@pytest.mark.parametrize("text", ["{", "[1", '{"a": NaN}', '{"a": 1e999}', "[" * 5000, "[" * 500 + "]" * 500, "12e4"])
+def test_text_that_stays_text(text):
+    """What is no JSON, no number that JSON can hold, or nested beyond reason, stays the text it is."""
+    assert parsed(text) == text
+
+
+def test_control_characters_are_not_shown():
+    """Escape sequences, line breaks and text direction marks of a name do not reach a terminal; long ones are cut."""
+    found = told({"type": "x\x1b[2J\n\u202e", "mode": "m" * 10**6, "model_a": "\x07bell"})
+
+    shown = [found.tool, *found.method, *map(str, found.models)]
+    assert all(text.isprintable() and len(text) <= 120 for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        (A, ("A", A)),
+        (A.upper(), ("A", A)),
+        ("A", ("A", A)),
+        ("C [c3c3c3c3c3]", ("C", C)),
+        ("A.safetensors", ("A.safetensors", A)),
+        ("A.1", ("A.1", None)),
+        ("B", ("B", None)),
+        ("dir/B", ("dir/B", B)),
+        ("d" * 64, (None, "d" * 64)),
+        ("[a1a1a1a1]", ("[a1a1a1a1]", None)),
+        ("", (None, None)),
+        (None, (None, None)),
+        ([A], (None, None)),
+    ],
+)
+def test_name_and_hash(reference, expected):
+    """A model is found by its sha256, the beginning of it in brackets, or its name with or without extension."""
+    assert name_and_hash(reference, MODELS) == expected
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([A, B, "Sum"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [*SUPERMERGER, *MIXER, *WEBUI, *BLOCKFIT, "models", "steps", "nodes", "name", "a", "inputs"]
+            )
+            | st.text(max_size=4),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=12,
+)
+HOSTILE = st.text(max_size=40) | JSON.map(json.dumps) | st.none() | st.integers()
+
+
+BROKEN = st.builds(
+    lambda whole, field, value: json.dumps({**whole, field: value}),
+    st.sampled_from([SUPERMERGER, MIXER, WEBUI, CHATTIORI, ANALYZER, BLOCKFIT, PROMPT, WORKFLOW, {"type": "?"}]),
+    st.sampled_from([*SUPERMERGER, *MIXER, *WEBUI, *CHATTIORI, *BLOCKFIT, "1", "3", "nodes"]),
+    JSON,
+)
+
+
+@given(
+    recipe=HOSTILE | BROKEN,
+    models=HOSTILE,
+    other=HOSTILE | BROKEN,
+    field=st.sampled_from(["mecha_recipe", "prompt", "workflow", "sd_merge_recipe"]),
+)
+def test_hostile_metadata(recipe, models, other, field):
+    """Whatever the fields hold, reading them gives None or something that JSON and a terminal can show."""
+    for metadata in (
+        {"sd_merge_recipe": recipe, "sd_merge_models": models},
+        {field: other},
+        {field: f"version {other}\nmodel {recipe}\nmerge {models}"},
+    ):
+        found = provenance(metadata)
+        if found is not None:
+            json.dumps(found.as_dict(), allow_nan=False)
+            assert all(text.isprintable() for text in (found.tool, *found.method, *map(str, found.models)))
