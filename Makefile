@@ -3,21 +3,26 @@
 
 PYTHON ?= python3
 VENV := .venv
+MERGEKIT := .venv-mergekit
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint test-cuda full-size clean
+.PHONY: demo test lint test-cuda test-mergekit full-size clean
 
 demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not cuda and not full_size"
+	$(BIN)/python -m pytest -m "not cuda and not full_size and not mergekit"
 
 # Needs an NVIDIA card and a torch that can use it.
 test-cuda: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m cuda
+
+# Runs mergekit on exported recipes.
+test-mergekit: $(VENV)/.installed-test $(MERGEKIT)/.installed
+	$(BIN)/python -m pytest -m mergekit
 
 # Writes full-size checkpoints (2.13 GB each) below FOLDER, measures, and leaves them there.
 FOLDER ?= /tmp/blockfit-full-size
@@ -45,5 +50,12 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 	$(INSTALL) --editable ".[lint]"
 	touch $@
 
+# mergekit fails to import under the pydantic that blockfit is tested with.
+$(MERGEKIT)/.installed: constraints.txt
+	test -x $(MERGEKIT)/bin/python || $(PYTHON) -m venv $(MERGEKIT)
+	$(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check mergekit==0.1.5 "pydantic~=2.10.6"
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(MERGEKIT)
