@@ -13,7 +13,7 @@ from optimizer.checkpoints.fingerprints import (
 )
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
-from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, provenance
+from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
 from optimizer.checkpoints.reading import CHECKPOINT_SUFFIXES, Checkpoint, TensorInfo, open_checkpoint
 from optimizer.checkpoints.writing import TensorSpec, atomic_path, replace_text, write_safetensors
 
@@ -40,7 +40,7 @@ __all__ = [
     "name_and_hash",
     "open_checkpoint",
     "parsed",
-    "provenance",
+    "read_provenance",
     "replace_text",
     "sha256",
     "short_hash",

@@ -12,7 +12,7 @@ import torch
 
 from optimizer.checkpoints.fingerprints import HashCache, fingerprint, sha256, short_hash
 from optimizer.checkpoints.layout import Layout, layout_names
-from optimizer.checkpoints.provenance import Provenance, parsed, provenance
+from optimizer.checkpoints.provenance import Provenance, parsed, read_provenance
 from optimizer.checkpoints.reading import Checkpoint, TensorInfo, describe_contents, open_checkpoint
 
 __all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
@@ -70,7 +70,7 @@ def inspect_checkpoint(path: Path, *, cache: HashCache | None = None, full: bool
             short_hash=short_hash(hash_of_file) if hash_of_file else None,
             fingerprint=fingerprint(checkpoint, cache),
             metadata={key: parsed(value) for key, value in checkpoint.metadata.items()},
-            merge=provenance(checkpoint.metadata),
+            merge=read_provenance(checkpoint.metadata),
             unusual=(*_unusual_names(checkpoint), *(_unusual_values(checkpoint) if full else ())),
         )
 

@@ -14,7 +14,7 @@ from typing import Any
 from optimizer.checkpoints.fingerprints import short_hash
 from optimizer.checkpoints.reading import CHECKPOINT_SUFFIXES
 
-__all__ = ["Parent", "Provenance", "known_models", "name_and_hash", "parsed", "provenance"]
+__all__ = ["Parent", "Provenance", "known_models", "name_and_hash", "parsed", "read_provenance"]
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
 
@@ -82,7 +82,7 @@ def parsed(text: object) -> Any:
     return value if _depth_is_sane(value) else text
 
 
-def provenance(metadata: Mapping[str, Any]) -> Provenance | None:
+def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
     """How the file with this metadata was merged; None if the metadata does not tell, or not legibly."""
     recipe = parsed(metadata.get(RECIPE))
     if isinstance(recipe, Mapping) and isinstance(recipe.get("type"), str):

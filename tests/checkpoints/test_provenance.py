@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.checkpoints import Parent, inspect_checkpoint, name_and_hash, parsed, provenance
+from optimizer.checkpoints import Parent, inspect_checkpoint, name_and_hash, parsed, read_provenance
 
 A, B, C = ("a1" * 32, "b2" * 32, "c3" * 32)
 MODELS = {sha: {"name": name, "legacy_hash": "12345678"} for sha, name in ((A, "A"), (B, "dir/B.ckpt"), (C, "C"))}
@@ -102,7 +102,7 @@ WORKFLOW = {
 
 def told(recipe):
     """What is understood of a recipe beside the three models."""
-    return provenance({"sd_merge_recipe": json.dumps(recipe), "sd_merge_models": json.dumps(MODELS)})
+    return read_provenance({"sd_merge_recipe": json.dumps(recipe), "sd_merge_models": json.dumps(MODELS)})
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_one_alpha_for_all_blocks():
 
 def test_mecha():
     """sd-mecha keeps its recipe as text in a field of its own."""
-    found = provenance({"mecha_recipe": MECHA})
+    found = read_provenance({"mecha_recipe": MECHA})
 
     assert (found.tool, found.per_block, found.fields) == ("sd-mecha", True, ("mecha_recipe",))
     assert found.models == (Parent("a.safetensors", None), Parent("b.safetensors", None))
@@ -178,7 +178,7 @@ def test_mecha():
 )
 def test_comfy(field, graph, method, per_block):
     """ComfyUI's prompt, or its workflow alone, names the loaded files and the nodes that merge them."""
-    found = provenance({field: json.dumps(graph)})
+    found = read_provenance({field: json.dumps(graph)})
 
     assert (found.tool, found.method, found.per_block) == ("ComfyUI", (method,), per_block)
     assert [model.name for model in found.models] == ["a.safetensors", "b.safetensors"]
@@ -272,7 +272,7 @@ def test_hostile_metadata(recipe, models, other, field):
         {field: other},
         {field: f"version {other}\nmodel {recipe}\nmerge {models}"},
     ):
-        found = provenance(metadata)
+        found = read_provenance(metadata)
         if found is not None:
             json.dumps(found.as_dict(), allow_nan=False)
             assert all(text.isprintable() for text in (found.tool, *found.method, *map(str, found.models)))
