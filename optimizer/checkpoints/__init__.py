@@ -15,7 +15,14 @@ from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspec
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
 from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
 from optimizer.checkpoints.reading import CHECKPOINT_SUFFIXES, Checkpoint, TensorInfo, open_checkpoint
-from optimizer.checkpoints.writing import TensorSpec, atomic_path, replace_text, write_safetensors
+from optimizer.checkpoints.writing import (
+    SafetensorsWriter,
+    TensorSpec,
+    atomic_path,
+    replace_text,
+    safetensors_writer,
+    write_safetensors,
+)
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
@@ -25,6 +32,7 @@ __all__ = [
     "Layout",
     "Parent",
     "Provenance",
+    "SafetensorsWriter",
     "TensorInfo",
     "TensorSpec",
     "atomic_path",
@@ -42,6 +50,7 @@ __all__ = [
     "parsed",
     "read_provenance",
     "replace_text",
+    "safetensors_writer",
     "sha256",
     "short_hash",
     "write_safetensors",

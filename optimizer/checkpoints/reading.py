@@ -18,7 +18,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -161,12 +161,17 @@ _unpickling = threading.Lock()
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a checkpoint says about one tensor without reading it."""
+    """What a checkpoint says about one tensor without reading it.
+
+    `offset` is where in the file its data begin, in bytes, if they lie there in one piece, row after row and little
+    endian; None where that is not known.
+    """
 
     name: str
     stored_name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,17 @@ class Checkpoint:
         Raises KeyError if there is none of this name, ValueError if the checkpoint was closed.
         """
         return self._stored(self.tensors[name])
+
+    def selected(self, names: Mapping[str, str]) -> "Checkpoint":
+        """Some tensors of the same file under other names, {new name: name here}; has to be closed itself.
+
+        Raises KeyError if there is no tensor of a name, ValueError if the checkpoint was closed.
+        """
+        if self._read is None:
+            raise ValueError(f"{self.path}: the checkpoint was closed")
+        tensors = tuple(replace(self.tensors[name], name=new) for new, name in names.items())
+        contents = _Contents(self.format, self.mapped, self.metadata, tensors, self._read)
+        return Checkpoint(self.path, contents, self.layout)
 
     def close(self) -> None:
         """Let go of the file. Tensors already read stay valid."""
@@ -273,11 +289,8 @@ def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
                 f"{path}: not {layout.title} (layout {layout.name}): {describe_contents(stored_names) or reason}"
             )
     if layout is not None:
-        named = (
-            TensorInfo(layout.canonical(info.stored_name), info.stored_name, info.dtype, info.shape)
-            for info in contents.tensors
-        )
-        contents = _Contents(contents.format, contents.mapped, contents.metadata, tuple(named), contents.read)
+        named = tuple(replace(info, name=layout.canonical(info.stored_name)) for info in contents.tensors)
+        contents = replace(contents, tensors=named)
     return Checkpoint(path, contents, layout)
 
 
@@ -351,7 +364,13 @@ def _safetensors_contents(path: Path, length: int, size: int) -> _Contents:
     if not header:
         raise CheckpointError(f"{path}: holds no tensors")
     tensors = tuple(
-        TensorInfo(name, name, SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        TensorInfo(
+            name,
+            name,
+            SAFETENSORS_DTYPES[entry["dtype"]],
+            tuple(entry["shape"]),
+            offset=8 + length + entry["data_offsets"][0],
+        )
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
     )
     return _Contents("safetensors", True, metadata, tensors, opened.get_tensor)

@@ -12,15 +12,24 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
+from threading import Lock
 
 import torch
 
 from optimizer.checkpoints.reading import SAFETENSORS_DTYPES, SAFETENSORS_HEADER_LIMIT, raw_bytes
 from optimizer.errors import CheckpointError, InputError
 
-__all__ = ["TensorSpec", "atomic_path", "replace_text", "write_safetensors"]
+__all__ = [
+    "SafetensorsWriter",
+    "TensorSpec",
+    "atomic_path",
+    "replace_text",
+    "safetensors_writer",
+    "write_safetensors",
+]
 
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 # No space, quota used up, or larger than this file system (or the process's limit) lets a file be.
@@ -61,15 +70,8 @@ def write_safetensors(
     be replaced; ValueError if `specs`, `tensors` and `metadata` do not fit together or cannot be stored. An error that
     `tensors` raises passes through. In every case an existing file at `path` is untouched.
     """
-    header = _header(path, specs, metadata)
-    offsets: dict[str, int] = {}
-    end = len(header)
-    for spec in _aligned(specs):
-        offsets[spec.name] = end
-        end += spec.nbytes
     expected = {spec.name: spec for spec in specs}
-    with _replacing(path, suffix=".tmp", error=CheckpointError, needed=end) as temporary, temporary.open("wb") as file:
-        file.write(header)
+    with safetensors_writer(path, specs, metadata) as file:
         for name, tensor in tensors:
             if name not in expected:
                 raise ValueError(f"{path}: tensor {name!r} was not announced, or came twice")
@@ -79,13 +81,87 @@ def write_safetensors(
                     f"{path}: tensor {name!r} was announced as {spec.dtype} {list(spec.shape)}, "
                     f"but is {tensor.dtype} {list(tensor.shape)}"
                 )
-            if file.tell() != offsets[name]:
-                file.seek(offsets[name])
-            file.write(raw_bytes(tensor).numpy().data)
+            file.write(name, tensor)
             if progress is not None:
                 progress(spec.nbytes)
         if expected:
             raise ValueError(f"{path}: {len(expected)} announced tensors did not come, {next(iter(expected))!r} first")
+
+
+@contextmanager
+def safetensors_writer(
+    path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]
+) -> Iterator["SafetensorsWriter"]:
+    """Give a writer for the tensors that `specs` announce; the file takes its place at `path` when the block succeeds.
+
+    Tensors keep the order of `specs` in the file, larger element types first. Threads that write must have ended when
+    the block does.
+
+    Raises CheckpointError and ValueError as `write_safetensors` does, errors of the block pass through, and in every
+    case an existing file at `path` is untouched.
+
+        with safetensors_writer(path, [TensorSpec("m", torch.float16, (1000, 3))], {}) as file:
+            file.write("m", last, start=1500)
+            file.write("m", first)
+    """
+    header = _header(path, specs, metadata)
+    offsets: dict[str, int] = {}
+    end = len(header)
+    for spec in _aligned(specs):
+        offsets[spec.name] = end
+        end += spec.nbytes
+    with (
+        _replacing(path, suffix=".tmp", error=CheckpointError, needed=end) as temporary,
+        temporary.open("wb", buffering=0) as file,
+    ):
+        _write_all(file, header)
+        writer = SafetensorsWriter(path, file, specs, offsets)
+        yield writer
+        writer.check_complete()
+
+
+class SafetensorsWriter:
+    """A safetensors file whose tensors come in pieces, in any order, from any thread; made by `safetensors_writer`."""
+
+    def __init__(self, path: Path, file: FileIO, specs: Iterable[TensorSpec], offsets: Mapping[str, int]) -> None:
+        self._path = path
+        self._file = file
+        self._specs = {spec.name: spec for spec in specs}
+        self._offsets = offsets
+        self._missing = {name: spec.nbytes for name, spec in self._specs.items()}
+        self._lock = Lock()
+
+    def write(self, name: str, data: torch.Tensor, start: int = 0) -> None:
+        """Write `data`, of the announced dtype and any shape, as the elements of `name` from number `start` on.
+
+        Raises ValueError if that is not what was announced; OSError, which `safetensors_writer` explains, if the disk
+        does not take it.
+        """
+        spec = self._specs[name]
+        begin, size = start * spec.dtype.itemsize, data.numel() * spec.dtype.itemsize
+        if data.dtype != spec.dtype or not 0 <= begin <= begin + size <= spec.nbytes:
+            raise ValueError(
+                f"{self._path}: tensor {name!r} was announced as {spec.dtype} {list(spec.shape)}, "
+                f"but {data.numel()} elements of {data.dtype} came from number {start} on"
+            )
+        content = raw_bytes(data).numpy().data
+        # One handle and a lock cost nothing: the system, too, lets one thread at a time write to a file.
+        with self._lock:
+            self._missing[name] -= size
+            self._file.seek(self._offsets[name] + begin)
+            _write_all(self._file, content)
+
+    def check_complete(self) -> None:
+        """Raise ValueError, naming the first tensor concerned, unless as much was written as was announced."""
+        for name, missing in self._missing.items():
+            if missing:
+                raise ValueError(f"{self._path}: {missing:,} bytes of tensor {name!r} did not come, or came twice")
+
+
+def _write_all(file: FileIO, content: bytes | memoryview) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 @contextmanager

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, TensorSpec, open_checkpoint, write_safetensors
+from optimizer.checkpoints import Checkpoint, TensorSpec, open_checkpoint, safetensors_writer
 from optimizer.errors import CheckpointError
 from optimizer.recipes.coefficients import Algebra, Group
+from optimizer.recipes.combining import MergedTensor, WeightedSum, write_merged
 from optimizer.recipes.files import recipe_as_data
 from optimizer.recipes.recipe import Recipe
-from optimizer.recipes.tensors import Part, check_channels, finite, plan_parts
+from optimizer.recipes.tensors import Part, check_channels, plan_parts
 
 __all__ = ["merge"]
+
+_MOST_THREADS = 8  # by default: with more, the disk and the memory set the pace
 
 
 def merge(
@@ -30,12 +33,15 @@ def merge(
     dtype: torch.dtype = torch.float16,
     embed_recipe: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    threads: int | None = None,
 ) -> None:
     """Write the result of `step` (default: the recipe's output) to the .safetensors file `output`.
 
     Only the sources that the step needs are opened. Merged tensors are computed in float32 and rounded once to `dtype`;
     all other tensors are copied from the first input that has them, and position ids are written as int64 0 .. n-1.
-    Free alphas stand at their starting values. `progress` is told the bytes written and their total.
+    Free alphas stand at their starting values. `progress` is told the bytes written and their total,
+    tensor by tensor. `threads` tensors are merged at a time (default: as many as torch computes with, 8 at most); they
+    do not change the result.
 
     Raises CheckpointError, nothing written, for sources that do not fit each other, for NaN or Inf in a tensor that
     takes part, for values beyond the range of `dtype`, and for an output that cannot be written.
@@ -54,16 +60,27 @@ def merge(
         if embed_recipe:
             data = {"type": "blockfit", "output": name, "recipe": recipe_as_data(recipe)}
             metadata["sd_merge_recipe"] = json.dumps(data, ensure_ascii=False)
-        total = sum(spec.nbytes for spec in plan.specs)
-        written = 0
+        sizes = {spec.name: spec.nbytes for spec in plan.specs}
+        total, written = sum(sizes.values()), 0
 
-        def count(nbytes: int) -> None:
+        def count(tensor: str) -> None:
             nonlocal written
-            written += nbytes
+            written += sizes[tensor]
             if progress is not None:
                 progress(written, total)
 
-        write_safetensors(output, plan.specs, plan.tensors(), metadata, progress=count)
+        with safetensors_writer(output, plan.specs, metadata) as file:
+            for other, tensor in plan.others():
+                file.write(other, tensor)
+                count(other)
+            write_merged(
+                file,
+                plan.merged,
+                list(opened.values()),
+                dtype,
+                threads=threads or min(torch.get_num_threads(), _MOST_THREADS),
+                progress=lambda merged: count(merged.name),
+            )
 
 
 def _check_output(output: Path, sources: Mapping[str, Path]) -> None:
@@ -86,48 +103,23 @@ class _Plan:
         groups = Group.of(parts)
         algebra = Algebra(recipe, groups, list(opened), output)
         coefficients = algebra.coefficients(algebra.starting_alphas())[0]
-        self._merged: dict[str, list[tuple[Part, dict[int, float]]]] = {}
+        sums: dict[str, list[WeightedSum]] = {}
         for part in parts:
             row = groups.index(Group(part.block, part.holders))
             if algebra.present[row]:
                 weights = {position: float(c) for position, c in enumerate(coefficients[row]) if c != 0}
-                self._merged.setdefault(part.name, []).append((part, weights))
+                sums.setdefault(part.name, []).append(WeightedSum(part, weights))
+        self.merged = [MergedTensor(tensor, tuple(of_tensor)) for tensor, of_tensor in sums.items()]
         self._copied = self._copies(recipe, output, list(opened))
         self.specs = tuple(self._specify())
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The output's tensors, in the order of `specs`."""
-        return ((spec.name, self._tensor(spec)) for spec in self.specs)
-
-    def _tensor(self, spec: TensorSpec) -> torch.Tensor:
-        if spec.name == self._layout.position_ids:
-            return torch.arange(spec.shape[-1], dtype=torch.int64).reshape(spec.shape)
-        if spec.name in self._copied:
-            return self._copied[spec.name].tensor(spec.name)
-        pieces = [self._combine(part, weights) for part, weights in self._merged[spec.name]]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-
-    def _combine(self, part: Part, weights: Mapping[int, float]) -> torch.Tensor:
-        if list(weights.values()) == [1.0]:
-            (position,) = weights
-            total = part.read(self._opened[position]).to(torch.float32)
-        else:
-            total = torch.zeros(part.shape, dtype=torch.float32)
-            for position, weight in weights.items():
-                total.add_(part.read(self._opened[position]).to(torch.float32), alpha=weight)
-        rounded = total.to(self._dtype)
-        if not torch.isfinite(rounded).all():
-            self._refuse(part, weights, total)
-        return rounded
-
-    def _refuse(self, part: Part, weights: Mapping[int, float], total: torch.Tensor) -> None:
-        for position in weights:
-            finite(part, self._opened[position], "merge")
-        name = str(self._dtype).removeprefix("torch.")
-        raise CheckpointError(
-            f"tensor {part.name!r}: the merge reaches {total.abs().max():.6g}, but {name} ends at "
-            f"{torch.finfo(self._dtype).max:.6g}; use --dtype bf16 or fp32"
-        )
+    def others(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The output's tensors that do not merge."""
+        for spec in self.specs:
+            if spec.name == self._layout.position_ids:
+                yield spec.name, torch.arange(spec.shape[-1], dtype=torch.int64).reshape(spec.shape)
+            elif spec.name in self._copied:
+                yield spec.name, self._copied[spec.name].tensor(spec.name)
 
     def _copies(self, recipe: Recipe, output: str, sources: list[str]) -> dict[str, Checkpoint]:
         """The tensors that do not merge, each with the checkpoint it is copied from."""
@@ -144,16 +136,14 @@ class _Plan:
             for name in step.inputs.values():
                 combined = {**copies[name], **combined}
             copies[step.name] = combined
-        return {name: source for name, source in copies[output].items() if name not in self._merged}
+        merged = {tensor.name for tensor in self.merged}
+        return {name: source for name, source in copies[output].items() if name not in merged}
 
     def _specify(self) -> Iterable[TensorSpec]:
-        for name, pieces in self._merged.items():
-            shape = list(pieces[0][0].shape)
-            if len(pieces) > 1:
-                shape[1] = sum(part.shape[1] for part, _ in pieces)
-            yield TensorSpec(name, self._dtype, tuple(shape))
-            if name == self._layout.position_embedding:
-                yield TensorSpec(self._layout.position_ids, torch.int64, (1, shape[0]))
+        for tensor in self.merged:
+            yield TensorSpec(tensor.name, self._dtype, tensor.shape)
+            if tensor.name == self._layout.position_embedding:
+                yield TensorSpec(self._layout.position_ids, torch.int64, (1, tensor.shape[0]))
         for name, checkpoint in self._copied.items():
             if name != self._layout.position_ids:
                 info = checkpoint.tensors[name]
