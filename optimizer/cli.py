@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -167,7 +168,10 @@ def merge(
     step: Annotated[str | None, typer.Option("--step", help="The step to make; default: the recipe's output.")] = None,
     dtype: Annotated[_DType, typer.Option("--dtype", help="What merged tensors are rounded to.")] = _DType.fp16,
     models: _Models = None,
-    no_recipe: Annotated[bool, typer.Option("--no-recipe", help="Leave the recipe out of the metadata.")] = False,
+    vae: Annotated[Path | None, typer.Option("--vae", metavar="FILE", help="Take the VAE from this file.")] = None,
+    no_recipe: Annotated[
+        bool, typer.Option("--no-recipe", help="Tell nothing of the recipe and its sources in the metadata.")
+    ] = False,
 ) -> None:
     """Merge a recipe's checkpoints into one file, in float32, rounded once."""
     import torch
@@ -183,7 +187,9 @@ def merge(
     dtypes = {_DType.fp16: torch.float16, _DType.bf16: torch.bfloat16, _DType.fp32: torch.float32}
     with _reading() as progress:
         merge_files(
-            loaded, paths, output, step=name, dtype=dtypes[dtype], embed_recipe=not no_recipe,
+            loaded, paths, output, step=name, dtype=dtypes[dtype], vae=vae, embed_recipe=not no_recipe,
+            date=datetime.now(UTC).isoformat(timespec="seconds"), hashes=_hashes(),
+            hashing=lambda file, done, total: progress(f"hashing {file}", done, total),
             progress=lambda done, total: progress("merging", done, total),
         )  # fmt: skip
     _console().print(f"{name} -> {output}", markup=False, highlight=False, soft_wrap=True)

@@ -4,20 +4,20 @@ Each output tensor is computed from the sources directly, in float32, and rounde
 has; chains of half-precision files would round at every step.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, TensorSpec, open_checkpoint, safetensors_writer
+from optimizer.checkpoints import Checkpoint, HashCache, TensorSpec, open_checkpoint, safetensors_writer
 from optimizer.errors import CheckpointError
 from optimizer.recipes.coefficients import Algebra, Group
 from optimizer.recipes.combining import MergedTensor, WeightedSum, write_merged
-from optimizer.recipes.files import recipe_as_data
+from optimizer.recipes.metadata import merge_metadata
 from optimizer.recipes.recipe import Recipe
 from optimizer.recipes.tensors import Part, check_channels, plan_parts
+from optimizer.recipes.vae import open_vae
 
 __all__ = ["merge"]
 
@@ -31,7 +31,11 @@ def merge(
     *,
     step: str | None = None,
     dtype: torch.dtype = torch.float16,
+    vae: Path | None = None,
     embed_recipe: bool = True,
+    date: str | None = None,
+    hashes: HashCache | None = None,
+    hashing: Callable[[str, int, int], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
 ) -> None:
@@ -43,23 +47,31 @@ def merge(
     tensor by tensor. `threads` tensors are merged at a time (default: as many as torch computes with, 8 at most); they
     do not change the result.
 
+    With `vae`, a checkpoint or a VAE alone in LDM names, all VAE tensors come from that file, rounded to `dtype`.
+
+    The metadata notes the recipe, the sources with their sha256, and `date` (ISO 8601) as that of the merge; without
+    `embed_recipe`, nothing that tells of them. Hashes are taken from and kept in `hashes`; those that it lacks are
+    computed, which reads the files once more and tells `hashing` the file's name, the bytes done and their total.
+
     Raises CheckpointError, nothing written, for sources that do not fit each other, for NaN or Inf in a tensor that
-    takes part, for values beyond the range of `dtype`, and for an output that cannot be written.
+    takes part, for values beyond the range of `dtype`, for a VAE that does not fit, and for an output that cannot be
+    written.
     """
     name = recipe.step(step or recipe.output).name
     sources = recipe.sources(name)
-    _check_output(output, {source: paths[source] for source in sources})
+    _check_output(output, {source: paths[source] for source in sources}, vae)
     with ExitStack() as stack:
         opened = {
             source: stack.enter_context(open_checkpoint(paths[source], layout=recipe.layout)) for source in sources
         }
         parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()))
         check_channels(recipe, name, parts, opened)
-        plan = _Plan(recipe, name, opened, parts, dtype)
-        metadata = {"format": "pt"}
-        if embed_recipe:
-            data = {"type": "blockfit", "output": name, "recipe": recipe_as_data(recipe)}
-            metadata["sd_merge_recipe"] = json.dumps(data, ensure_ascii=False)
+        baked = None if vae is None else stack.enter_context(open_vae(vae, recipe.layout, list(opened.values())))
+        plan = _Plan(recipe, name, opened, parts, dtype, baked)
+        metadata = merge_metadata(
+            recipe, name, opened, channels=plan.channels, vae=baked, date=date, embed_recipe=embed_recipe,
+            hashes=hashes, hashing=hashing,
+        )  # fmt: skip
         sizes = {spec.name: spec.nbytes for spec in plan.specs}
         total, written = sum(sizes.values()), 0
 
@@ -76,26 +88,34 @@ def merge(
             write_merged(
                 file,
                 plan.merged,
-                list(opened.values()),
+                [*opened.values(), *([] if baked is None else [baked])],
                 dtype,
                 threads=threads or min(torch.get_num_threads(), _MOST_THREADS),
                 progress=lambda merged: count(merged.name),
             )
 
 
-def _check_output(output: Path, sources: Mapping[str, Path]) -> None:
+def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -> None:
     if output.suffix != ".safetensors":
         raise CheckpointError(f"{output}: a merge is written as .safetensors; give the output this extension")
     for name, path in sources.items():
         if output.resolve() == path.resolve():
             raise CheckpointError(f"{output}: is the source {name!r} of this merge; write to another file")
+    if vae is not None and output.resolve() == vae.resolve():
+        raise CheckpointError(f"{output}: is the VAE of this merge; write to another file")
 
 
 class _Plan:
-    """What the output holds, and how each of its tensors comes about."""
+    """What the output holds, and how each of its tensors comes about; `vae` counts as one more source, the last."""
 
     def __init__(
-        self, recipe: Recipe, output: str, opened: Mapping[str, Checkpoint], parts: Iterable[Part], dtype: torch.dtype
+        self,
+        recipe: Recipe,
+        output: str,
+        opened: Mapping[str, Checkpoint],
+        parts: Iterable[Part],
+        dtype: torch.dtype,
+        vae: Checkpoint | None,
     ) -> None:
         self._layout = recipe.layout
         self._opened = list(opened.values())
@@ -111,7 +131,14 @@ class _Plan:
                 sums.setdefault(part.name, []).append(WeightedSum(part, weights))
         self.merged = [MergedTensor(tensor, tuple(of_tensor)) for tensor, of_tensor in sums.items()]
         self._copied = self._copies(recipe, output, list(opened))
+        if vae is not None:
+            self._bake(vae, len(opened))
         self.specs = tuple(self._specify())
+
+    @property
+    def channels(self) -> int:
+        """How many channels the output's input convolution has: 4, or more in an inpainting model."""
+        return next((spec.shape[1] for spec in self.specs if spec.name == self._layout.inpainting_tensor), 0)
 
     def others(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The output's tensors that do not merge."""
@@ -138,6 +165,14 @@ class _Plan:
             copies[step.name] = combined
         merged = {tensor.name for tensor in self.merged}
         return {name: source for name, source in copies[output].items() if name not in merged}
+
+    def _bake(self, vae: Checkpoint, position: int) -> None:
+        """Put the tensors of `vae`, each a sum of itself alone, in the place of all VAE tensors."""
+        self.merged = [tensor for tensor in self.merged if not tensor.name.startswith(self._layout.unscored)]
+        self._copied = {n: source for n, source in self._copied.items() if not n.startswith(self._layout.unscored)}
+        for name, info in vae.tensors.items():
+            part = Part(name, None, info.shape, (position,), scored=False)
+            self.merged.append(MergedTensor(name, (WeightedSum(part, {position: 1.0}),)))
 
     def _specify(self) -> Iterable[TensorSpec]:
         for tensor in self.merged:

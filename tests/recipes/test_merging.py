@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from step_by_step import BLOCKS, merge_by_steps, merged_names
 
@@ -319,23 +318,6 @@ def test_torch_files(tmp_path, write_sd1, sd1_tensors):
     assert set(found) == set(first)
     for name in merged_names(first):
         torch.testing.assert_close(found[name], (first[name] + second[name]) / 2, rtol=0, atol=1e-6)
-
-
-def test_metadata(family):
-    """The header holds format and the recipe as it was merged, unless it is not to be shown."""
-    folder, _ = family
-    run(folder, STEPS, step="T2")
-    with safe_open(folder / "out.safetensors", "pt") as file:
-        shown = file.metadata()
-    run(folder, STEPS, embed_recipe=False)
-    with safe_open(folder / "out.safetensors", "pt") as file:
-        hidden = file.metadata()
-
-    assert hidden == {"format": "pt"}
-    assert shown["format"] == "pt"
-    noted = json.loads(shown["sd_merge_recipe"])
-    assert (noted["type"], noted["output"]) == ("blockfit", "T2")
-    assert noted["recipe"]["steps"][0]["alpha"] == list(ALPHAS.values())
 
 
 def test_free_alphas_stand_at_their_start(family):

@@ -1,0 +1,242 @@
+"""Baking a VAE in: which files are one, what the output then holds, and what is refused."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from optimizer.errors import CheckpointError
+from optimizer.recipes import load_recipe, merge
+
+PREFIX = "first_stage_model."
+IN, OUT = "encoder.conv_in.weight", "decoder.conv_out.weight"
+RECIPE = """
+models: {one: {file: one.safetensors}, two: {file: two.safetensors}}
+steps: [{name: T1, mode: weight_sum, a: one, b: two, alpha: 0.5}]
+"""
+
+
+@pytest.fixture
+def vae(sd1_tensors):
+    """The tensors of a VAE that fits the sources, by the names that a VAE alone has."""
+    tensors = sd1_tensors(seed=9)
+    found = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
+    return {**found, "quant_conv.weight": torch.randn(8, 8, 1, 1), "post_quant_conv.bias": torch.randn(4)}
+
+
+@pytest.fixture
+def folder(tmp_path, write_sd1, vae):
+    """Two sources with VAEs of the same tensors."""
+    extra = {PREFIX + name: torch.zeros_like(vae[name]) for name in ("quant_conv.weight", "post_quant_conv.bias")}
+    for seed, name in enumerate(("one", "two")):
+        write_sd1(tmp_path / f"{name}.safetensors", seed=seed, overrides=extra)
+    return tmp_path
+
+
+def baked(folder, file, **options):
+    """Merge with the VAE in `file`, and give the tensors written."""
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    paths = {name: folder / f"{name}.safetensors" for name in ("one", "two")}
+    merge(load_recipe(folder / "recipe.yaml"), paths, folder / "out.safetensors", vae=folder / file, **options)
+    return load_file(folder / "out.safetensors")
+
+
+def refused(folder, file, problems=1):
+    """The lines with which a VAE is refused, each of which begins with its file; nothing is written."""
+    (folder / "out.safetensors").write_bytes(b"before")
+    with pytest.raises(CheckpointError) as caught:
+        baked(folder, file)
+    assert (folder / "out.safetensors").read_bytes() == b"before"
+    assert len(caught.value.problems) == problems
+    assert all(problem.startswith(f"{folder / file}: ") for problem in caught.value.problems)
+    return "\n".join(caught.value.problems)
+
+
+def write_alone(path, vae):
+    save_file(vae, path)
+
+
+def write_prefixed(path, vae):
+    save_file({PREFIX + name: value for name, value in vae.items()}, path)
+
+
+def write_webui(path, vae):
+    rest = {"loss.logvar": torch.ones(3), "model_ema.decay": torch.tensor(0.9), "model_ema.encoderx": torch.ones(2)}
+    torch.save({"state_dict": {**vae, **rest}, "epoch": 3}, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "write"),
+    [("v.safetensors", write_alone), ("v2.safetensors", write_prefixed), ("v.vae.pt", write_webui)],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_whole_vae_is_the_files(folder, vae, file, write, dtype):
+    """Every VAE tensor of the output is the file's, rounded to the output's type; the rest is the merge."""
+    write(folder / file, vae)
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    paths = {name: folder / f"{name}.safetensors" for name in ("one", "two")}
+    merge(load_recipe(folder / "recipe.yaml"), paths, folder / "plain.safetensors", dtype=dtype)
+    plain = load_file(folder / "plain.safetensors")
+
+    found = baked(folder, file, dtype=dtype)
+
+    assert set(found) == set(plain)
+    for name, value in found.items():
+        expected = vae[name.removeprefix(PREFIX)].to(dtype) if name.startswith(PREFIX) else plain[name]
+        assert value.dtype == expected.dtype
+        assert torch.equal(value, expected)
+
+
+def test_checkpoint_gives_its_vae(folder, vae, write_sd1):
+    """A whole checkpoint gives its VAE and nothing else."""
+    extra = {PREFIX + name: value for name, value in vae.items()}
+    write_sd1(folder / "other.ckpt", seed=5, overrides=extra)
+
+    found = baked(folder, "other.ckpt", dtype=torch.float32)
+
+    assert all(torch.equal(found[PREFIX + name], value) for name, value in vae.items())
+    one, two = (load_file(folder / f"{name}.safetensors") for name in ("one", "two"))
+    name = "model.diffusion_model.out.0.weight"
+    torch.testing.assert_close(found[name], (one[name] + two[name]) / 2)
+
+
+def test_sources_without_vae(folder, vae, write_sd1):
+    """Sources that have no VAE and a VAE file make a complete checkpoint."""
+    for seed, name in enumerate(("one", "two")):
+        write_sd1(folder / f"{name}.safetensors", seed=seed, vae=False)
+    write_alone(folder / "v.safetensors", vae)
+
+    found = baked(folder, "v.safetensors", dtype=torch.float32)
+
+    held = {name: value for name, value in found.items() if name.startswith(PREFIX)}
+    assert {name.removeprefix(PREFIX) for name in held} == set(vae)
+    assert all(torch.equal(value, vae[name.removeprefix(PREFIX)]) for name, value in held.items())
+
+
+@pytest.mark.parametrize("lacks", [IN, OUT, "quant_conv.weight"])
+def test_incomplete_vae_beside_sources_without_one(folder, vae, write_sd1, lacks):
+    """Where no source tells what a VAE has, a file that lacks either end is refused all the same."""
+    for name in ("one", "two"):
+        write_sd1(folder / f"{name}.safetensors", vae=False)
+    write_alone(folder / "v.safetensors", {name: value for name, value in vae.items() if name != lacks})
+
+    assert f"tensor {lacks!r} is missing" in refused(folder, "v.safetensors")
+
+
+def test_sources_vae_is_not_read(folder, vae, write_sd1):
+    """NaN in the VAE of a source does not matter when another VAE is baked in."""
+    write_sd1(folder / "one.safetensors", overrides={PREFIX + IN: torch.full((8, 3, 3, 3), float("nan"))})
+    write_alone(folder / "v.safetensors", vae)
+
+    assert torch.equal(baked(folder, "v.safetensors", dtype=torch.float32)[PREFIX + IN], vae[IN])
+
+
+def test_other_vae_tensors_of_the_sources_go(folder, vae, write_sd1):
+    """What the sources hold under the VAE's prefix beside its weights is not in the output."""
+    rest = {PREFIX + "loss.logvar": torch.ones(1), PREFIX + "counter": torch.tensor([3])}
+    extra = {PREFIX + name: value for name, value in vae.items()}
+    write_sd1(folder / "one.safetensors", overrides={**rest, **extra})
+    write_alone(folder / "v.safetensors", vae)
+
+    assert not set(rest) & set(baked(folder, "v.safetensors"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan(folder, vae, value):
+    """A VAE with NaN or Inf is refused by file and tensor."""
+    broken = vae[OUT].clone()
+    broken[0, 0] = value
+    write_alone(folder / "v.safetensors", {**vae, OUT: broken})
+
+    assert f"tensor '{PREFIX + OUT}' holds NaN or Inf" in refused(folder, "v.safetensors")
+
+
+def test_differences(folder, vae):
+    """A tensor that is missing, one too many, of another shape or no float is one line each, with what is right."""
+    wrong = {**vae, IN: torch.ones(4, 3, 3, 3), "encoder.more.weight": torch.ones(2), OUT: vae[OUT].int()}
+    del wrong["post_quant_conv.bias"]
+    write_alone(folder / "v.safetensors", wrong)
+
+    lines = refused(folder, "v.safetensors", problems=4).splitlines()
+
+    for name, words in {
+        IN: ("[4, 3, 3, 3]", "[8, 3, 3, 3]", "one.safetensors"),
+        "encoder.more.weight": ("one too many", "one.safetensors"),
+        "post_quant_conv.bias": ("missing", "[4]", "one.safetensors"),
+        OUT: ("int32", "floating-point"),
+    }.items():
+        (line,) = (line for line in lines if repr(name) in line)
+        assert all(word in line for word in words)
+
+
+def test_many_differences_are_counted(folder, vae):
+    """A file of another kind does not fill the screen."""
+    write_alone(folder / "v.safetensors", {**vae, **{f"encoder.{n}.weight": torch.ones(1) for n in range(50)}})
+
+    assert "... and 42 more" in refused(folder, "v.safetensors", problems=9)
+
+
+@pytest.mark.parametrize("name", ["encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.mid_block.x.weight"])
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+def test_diffusers_names(folder, vae, name, prefix):
+    """A VAE in diffusers names is called what it is."""
+    save_file(
+        {**{prefix + n: value for n, value in vae.items()}, prefix + name: torch.ones(1)}, folder / "v.safetensors"
+    )
+
+    assert all(word in refused(folder, "v.safetensors") for word in (name, "diffusers names", "encoder.down.0."))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"lora_unet_x.alpha": torch.ones(1)}, ["holds no VAE", "lora_", "encoder.*", PREFIX]),
+        ({"x": torch.ones(1)}, ["holds no VAE"]),
+        (
+            {"conditioner.x": torch.ones(1), "model.diffusion_model.x": torch.ones(1), PREFIX + IN: torch.ones(1)},
+            ["SDXL", "Stable Diffusion 1.x"],
+        ),
+        ({"model.diffusion_model.x": torch.ones(1), PREFIX + IN: torch.ones(1)}, ["another family"]),
+    ],
+)
+def test_no_vae(folder, tensors, words):
+    """A file without a VAE, or a checkpoint of another family, is called what it is."""
+    save_file(tensors, folder / "v.safetensors")
+
+    line = refused(folder, "v.safetensors")
+    assert all(word in line for word in words)
+
+
+def test_checkpoint_without_vae(folder, write_sd1):
+    """A checkpoint that has no VAE itself is refused."""
+    write_sd1(folder / "v.safetensors", vae=False)
+
+    assert "holds no VAE" in refused(folder, "v.safetensors")
+
+
+def test_missing_file(folder):
+    """A VAE file that does not exist is named."""
+    assert "no such file" in refused(folder, "none.safetensors")
+
+
+def test_output_is_the_vae(folder, vae):
+    """The output may not be the VAE file."""
+    write_alone(folder / "out.safetensors", vae)
+
+    with pytest.raises(CheckpointError, match="is the VAE of this merge"):
+        baked(folder, "out.safetensors")
+
+
+def test_it_is_noted(folder, vae):
+    """The metadata tells the VAE's file and sha256, and that its licence is unknown."""
+    write_webui(folder / "good.vae.pt", vae)
+    baked(folder, "good.vae.pt")
+    with safe_open(folder / "out.safetensors", "pt") as file:
+        metadata = file.metadata()
+
+    digest = hashlib.sha256((folder / "good.vae.pt").read_bytes()).hexdigest()
+    assert json.loads(metadata["sd_merge_recipe"])["vae"] == {"name": "good.vae.pt", "sha256": digest}
+    assert digest not in json.loads(metadata["sd_merge_models"])
