@@ -195,6 +195,91 @@ def merge(
     _console().print(f"{name} -> {output}", markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: blockfit export best.yaml --to comfyui -o workflow.json")
+def export(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file; every alpha a number.")],
+    to: Annotated[str, typer.Option("--to", help="supermerger, model-mixer, mecha, comfyui or mergekit.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+) -> None:
+    """Write a recipe in another tool's format; what the format cannot express is refused, with the reason."""
+    from optimizer.checkpoints import replace_text
+    from optimizer.exports import export_recipe
+    from optimizer.recipes import load_recipe
+
+    loaded = load_recipe(recipe)
+    if output.resolve() == recipe.resolve():
+        raise InputError(f"{output}: is the recipe itself; write to another file")
+    replace_text(output, export_recipe(loaded, to))
+    _console().print(f"{loaded.output} -> {output}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(
+    "import",
+    epilog="Examples: blockfit import article.txt -o recipe.yaml; blockfit import merged.safetensors -o recipe.yaml",
+)
+def import_recipe(
+    source: Annotated[
+        Path, typer.Argument(metavar="TEXT|MERGED", help="A text with formulas, or a merged checkpoint.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The recipe's YAML file to write.")],
+    mapping: Annotated[
+        str, typer.Option("--mapping", help="supermerger, mecha or model-mixer; of a text.")
+    ] = "supermerger",
+    presets: Annotated[Path | None, typer.Option("--presets", help="A file of presets that the text names.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Read a recipe from a text in SuperMerger's notation, prose and all, or from a merged file's metadata."""
+    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, open_checkpoint
+    from optimizer.recipes import import_text, recipe_from_metadata, save_recipe
+
+    not_understood: tuple[str, ...] = ()
+    if source.suffix.lower() in CHECKPOINT_SUFFIXES:
+        with open_checkpoint(source) as checkpoint:
+            recipe, warnings = recipe_from_metadata(checkpoint.metadata, source)
+    else:
+        imported = import_text(source, mapping=mapping, presets=presets)
+        recipe, warnings, not_understood = imported.recipe, imported.warnings, imported.not_understood
+    save_recipe(recipe, output)
+    for text in (*warnings, *not_understood):
+        _problem(f"warning: {source}: {text}")
+    if as_json:
+        named = {"steps": [step.name for step in recipe.steps], "models": list(recipe.models), "output": recipe.output}
+        _print_json({**named, "warnings": list(warnings), "not_understood": list(not_understood)})
+        return
+    counted = f"{len(recipe.steps)} steps, {len(recipe.models)} models, output {recipe.output}"
+    _console().print(f"{counted} -> {output}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: blockfit verify configs/blessingmix-v1.yaml --target BracingEvoMix_v1.safetensors")
+def verify(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")],
+    target: Annotated[Path, typer.Option("--target", help="The checkpoint that the similarities are to.")],
+    base: Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")] = None,
+    device: _Device = "auto",
+    models: _Models = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure every step of a recipe against a target, beside the similarities that its `expect` fields report."""
+    from optimizer.recipes import folders_of, load_recipe, locate_models
+    from optimizer.reports import verified_table
+    from optimizer.similarity import verify as verify_recipe
+
+    loaded = load_recipe(recipe)
+    if base is not None and base not in loaded.models:
+        raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(loaded.models)}")
+    # A recipe may hold the target itself, as the article's last step does.
+    files = {name: model.file for name, model in loaded.models.items() if Path(model.file).name != target.name}
+    beside, *others = folders_of(loaded, recipe, _folders(models))
+    found = locate_models(files, beside, others, named_in=recipe)
+    paths = {name: found.get(name, target) for name in loaded.models}
+    with _reading() as progress:
+        steps = verify_recipe(loaded, paths, target, base=base, device=_device(device), progress=progress)
+    if as_json:
+        _print_json([step.as_dict() for step in steps])
+        return
+    _console().print(verified_table(steps))
+
+
 @app.command(epilog="Example: blockfit status studies/demo")
 def status(study: _STUDY, as_json: _Json = False) -> None:
     """What a study has done so far; needs no checkpoints."""

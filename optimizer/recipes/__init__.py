@@ -4,33 +4,45 @@ May import torch, pydantic, ruamel.yaml and `optimizer.checkpoints`; never simil
 """
 
 from optimizer.recipes.coefficients import Algebra, Group
+from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
 from optimizer.recipes.locations import folders_of, locate, locate_models
 from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
-from optimizer.recipes.recipe import Alpha, Free, Model, Recipe, Step
+from optimizer.recipes.notation import Imported, import_text, read_notation, write_notation
+from optimizer.recipes.presets import Preset, preset_line, read_presets
+from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.tensors import Part, check_channels, finite, plan_parts
 
 __all__ = [
     "MODES",
     "Algebra",
     "Alpha",
+    "Expected",
     "Free",
     "Group",
+    "Imported",
     "Mode",
     "Model",
     "Part",
+    "Preset",
     "Recipe",
     "Step",
     "check_channels",
     "finite",
     "folders_of",
+    "import_text",
     "load_recipe",
     "locate",
     "locate_models",
     "merge",
     "plan_parts",
+    "preset_line",
+    "read_notation",
+    "read_presets",
     "read_recipe",
     "recipe_as_data",
+    "recipe_from_metadata",
     "save_recipe",
+    "write_notation",
 ]

@@ -17,7 +17,7 @@ from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.yaml_files import UserFile, dump_yaml, line_of, read_yaml, validate
 
-__all__ = ["load_recipe", "read_recipe", "recipe_as_data", "save_recipe"]
+__all__ = ["alpha_as_data", "load_recipe", "read_alpha", "read_recipe", "recipe_as_data", "save_recipe"]
 
 _Built = TypeVar("_Built")
 _Name = Annotated[StrictStr, StringConstraints(min_length=1)]
@@ -89,7 +89,7 @@ def read_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
         def read(field: str, value: Any, base: float | None, *, item: Any = item, position: int = position) -> Alpha:
             line = line_of(data, ("steps", position, field))
             where = f"{path}:{f' line {line}:' if line else ''} steps.{item.name}.{field}"
-            return _read_alpha(value, layout, where, base, presets)
+            return read_alpha(value, layout, where, base, presets)
 
         try:
             alpha = read("alpha", item.alpha, item.base_alpha)
@@ -143,7 +143,7 @@ def _step_as_data(step: Step, layout: Layout) -> dict[str, Any]:
     data: dict[str, Any] = {"name": step.name, "mode": step.mode}
     data |= step.inputs
     for name, alpha in step.alphas.items():
-        data[name] = _alpha_as_data(alpha, layout)
+        data[name] = alpha_as_data(alpha, layout)
     if step.expect is not None:
         data["expect"] = _expected_as_data(step.expect, layout)
     if step.similarity is not None:
@@ -154,7 +154,8 @@ def _step_as_data(step: Step, layout: Layout) -> dict[str, Any]:
     return data
 
 
-def _alpha_as_data(alpha: Alpha, layout: Layout) -> Any:
+def alpha_as_data(alpha: Alpha, layout: Layout) -> Any:
+    """An alpha as recipes write it: a number, a list of one per block, or with free ones a mapping."""
     values = [alpha.values.get(block, 0.0) for block in layout.blocks]
     if not alpha.free:
         return values[0] if len(set(values)) == 1 else _on_one_line(values)
@@ -195,7 +196,7 @@ def _expected_as_data(expect: Expected, layout: Layout) -> Any:
     data: dict[str, Any] = {"metric": expect.metric}
     if expect.seed != Expected.seed:
         data["seed"] = expect.seed
-    data["blocks"] = dict(expect.values) if expect.values else layout.describe_blocks(expect.blocks)
+    data["blocks"] = dict(expect.similarities) if expect.similarities else layout.describe_blocks(expect.blocks)
     if expect.total is not None:
         data["total"] = expect.total
     return _on_one_line(data)
@@ -232,12 +233,13 @@ def _presets_beside(path: Path, file: str | None) -> Mapping[str, Preset]:
         raise RecipeError(f"{path}: presets: {presets} cannot be read: {reason}") from None
 
 
-def _read_alpha(
+def read_alpha(
     value: Any, layout: Layout, where: str, base: float | None = None, presets: Mapping[str, Preset] | None = None
 ) -> Alpha:
     """An alpha in any of its written forms: a number, one per block, a mapping of blocks, a preset's name, or free.
 
-    `base` is the number of the first block where 25 are given for the others.
+    `base` is the number of the first block where 25 are given for the others. Raises RecipeError; `where`, which ends
+    in `alpha` or `beta`, stands before each problem.
     """
     count = len(layout.blocks)
     name = f"base_{where.rsplit('.', 1)[-1]}"

@@ -102,12 +102,12 @@ class Alpha:
 class Expected:
     """The similarity to the target that somebody reported for a step, to be measured again.
 
-    `blocks` are those that were scored, in the order reported, perhaps with some that the metric cannot see; `values`
-    and `total` are similarities (1 for equal), for as many blocks as were reported.
+    `blocks` are those that were scored, in the order reported, perhaps with some that the metric cannot see;
+    `similarities` (in [-1, 1]) are those of single blocks, as far as they were reported, and `total` their mean.
     """
 
     blocks: tuple[str, ...]
-    values: Mapping[str, float] = field(default_factory=dict)
+    similarities: Mapping[str, float] = field(default_factory=dict)
     total: float | None = None
     metric: str = "attention"
     seed: int = 114514

@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from optimizer.checkpoints import replace_text
+from optimizer.recipes import Expected
 from optimizer.search import FitResult, SearchResult, StepScores
-from optimizer.similarity import total_similarity
+from optimizer.similarity import Verified, total_similarity
 
-__all__ = ["block_table", "percent", "steps_table", "trials_table", "write_trials"]
+__all__ = ["block_table", "percent", "steps_table", "trials_table", "verified_table", "write_trials"]
 
 _TRIAL_COLUMNS = ("search", "stage", "step", "trial", "state", "similarity", "origin", "seconds")
 # What a column takes besides its text: a space on either side and a border.
@@ -118,6 +119,38 @@ def steps_table(result: FitResult, *, ascii_only: bool = False) -> Table:
             end_section=any((other.stage, other.step) != (scores.stage, scores.step) for other in following),
         )
     return table
+
+
+def verified_table(steps: Sequence[Verified], *, ascii_only: bool = False) -> Table:
+    """What was measured for each step beside what its recipe expects, in percent, blocks first, then the total.
+
+    Blocks are listed where a value was reported for them or they cannot be measured; "-" where nothing was reported.
+    """
+    table = _table(
+        "Similarity by step", ["step", "block", "measured", "expected", "difference"], left=2, ascii_only=ascii_only
+    )
+    for verified in steps:
+        expected = verified.expected or Expected(())
+        reported = {**expected.similarities}
+        rows = [
+            [block, *_beside(verified.measured.get(block), reported.get(block))]
+            for block in dict.fromkeys([*reported, *verified.not_measurable])
+        ]
+        rows.append(["total", *_beside(verified.total if verified.measured else None, expected.total)])
+        if verified.not_measurable:
+            # The reported mean has blocks in it that ours has not.
+            rows[-1][0] = f"total without {', '.join(verified.not_measurable)}"
+        for position, row in enumerate(rows):
+            cells = [verified.step if position == 0 else "", *row]
+            table.add_row(*(_text(cell, ascii_only) for cell in cells), end_section=position == len(rows) - 1)
+    return table
+
+
+def _beside(measured: float | None, reported: float | None) -> list[str]:
+    shown = ["not measurable" if measured is None else percent(measured)]
+    shown.append(_MISSING if reported is None else percent(reported))
+    both = measured is not None and reported is not None
+    return [*shown, f"{100 * (measured - reported):+.4f}" if both else _MISSING]  # type: ignore[operator]
 
 
 def _similarity(trial: FrozenTrial) -> float:

@@ -10,6 +10,7 @@ from optimizer.similarity.device import select_device, unused_card
 from optimizer.similarity.metric import METRICS, Combined, Metric, MetricKind, build_metric, total_similarity
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, QuadraticMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics
+from optimizer.similarity.verifying import Verified, verify
 
 __all__ = [
     "METRICS",
@@ -22,6 +23,7 @@ __all__ = [
     "MetricKind",
     "QuadraticMetric",
     "Statistics",
+    "Verified",
     "WeightsMetric",
     "build_metric",
     "compare",
@@ -32,4 +34,5 @@ __all__ = [
     "select_device",
     "total_similarity",
     "unused_card",
+    "verify",
 ]

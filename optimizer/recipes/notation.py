@@ -1,0 +1,668 @@
+"""SuperMerger's notation: recipes as people write them into articles and model cards, read and written.
+
+A text is read line by line, prose and all. What counts are formulas with a name on either side, `A x 0.9 + B x 0.1 =
+TEMP1` or `TEMP1 = ...`, the lines `alpha = (26 numbers)` that belong to them, presets, and reported similarities.
+"""
+
+import codecs
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from optimizer.checkpoints import CHECKPOINT_SUFFIXES
+from optimizer.checkpoints.layout import Layout, load_layout
+from optimizer.errors import RecipeError
+from optimizer.recipes.files import alpha_as_data, read_alpha
+from optimizer.recipes.formulas import (
+    Factor,
+    NotUnderstood,
+    Part,
+    formula_of,
+    interpret,
+    normalized,
+    parse_formula,
+    parse_name,
+    quoted,
+    value_of,
+)
+from optimizer.recipes.presets import Preset, numbered_alpha, parse_preset, preset_alpha, read_presets
+from optimizer.recipes.recipe import Alpha, Expected, Model, Recipe, Step
+
+__all__ = ["Imported", "import_text", "read_notation", "write_notation"]
+
+_LIST = r"\(\s*-?[\d.]+(?:e-?\d+)?(?:\s*,\s*-?[\d.]+(?:e-?\d+)?)+\s*,?\s*\)"
+_ALPHA = r"(?P<{0}>base[ _]?(?:alpha|beta)|alpha|beta)"
+# `alpha = ...` on a line of its own or after a comma; `B x alpha = NAME` is the end of a formula.
+_ASSIGNED = re.compile(
+    rf"""(?:^|[,;])\s*{_ALPHA.format("name")}\s*=\s*
+         (?P<value>{_LIST}|\([^()]*\)|\{{.*\}}|-?[\d.]+(?:e-?\d+)?(?:\s*,\s*-?[\d.]+(?:e-?\d+)?)*(?![\w.])|[^\s,;=]+)
+         |(?<![\w.-]){_ALPHA.format("symbol")}\s*(?:=\s*)?(?P<list>{_LIST})""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_BULLET = re.compile(r"^\s*(?:[•◦▪●○■□‣·*-]|\d{1,3}[.)])\s+")
+_LABEL = re.compile(r"^[A-Za-z][\w ]{0,30}:\s+(?=.*=)")
+_TEXT = r'"(?:[^"\\]|\\.)*"'
+_DECLARED = re.compile(
+    rf"(recipe|layout|mapping|output|model) ?(?P<name>{_TEXT}|[^\":]*?)\s*:\s*(?P<value>{_TEXT})(?P<more>.*)"
+)
+_MORE = re.compile(rf",\s*(license|sha256)\s+({_TEXT})")
+_SIMILARITY = re.compile(
+    r"(?:cosine )?similarity of (?P<blocks>[\w, -]+?)(?: between .+?)?(?: \((?P<metric>\w+), seed (?P<seed>\d+)\))?"
+    r"\s*:\s*(?P<total>-?[\d.]+(?:e-?\d+)?)?\s*%?",
+    re.IGNORECASE,
+)
+_OF_STEP = re.compile(r"block.level .*?similarity of (?:the )?(?P<step>.+?)\s*:?", re.IGNORECASE)
+_TOTAL = re.compile(r"total\s*:\s*(?P<total>-?[\d.]+(?:e-?\d+)?)\s*%", re.IGNORECASE)
+_PERCENT = re.compile(r"(-?[\d.]+(?:e-?\d+)?)\s*%")
+_LONGEST_LIST = 12  # lines that numbers in parentheses may be spread over
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was read from a text: the recipe, what had to be guessed, and lines with a formula that made no sense."""
+
+    recipe: Recipe
+    warnings: tuple[str, ...] = ()
+    not_understood: tuple[str, ...] = ()
+
+
+def read_notation(
+    text: str,
+    *,
+    name: str = "recipe",
+    layout: Layout | None = None,
+    mapping: str = "supermerger",
+    presets: Mapping[str, Preset] | None = None,
+) -> Imported:
+    """The recipe in a text of formulas and prose. `presets` are alphas that it may name.
+
+    Names that no formula defines are the sources: the file is the name, with .safetensors. Steps may come in any order.
+    Of several steps that no other uses, the output is the one that needs the most steps.
+
+    Raises RecipeError, each problem with its line, for numbers of a wrong count, a step that lacks its alpha, a line
+    that is not understood but defines a name that others use, a name defined in two ways, and a text without steps.
+    """
+    reader = _Reader(layout or load_layout("sd1"), dict(presets or {}))
+    reader.read(text)
+    return reader.imported(name, mapping)
+
+
+def import_text(path: Path, *, mapping: str = "supermerger", presets: Path | None = None) -> Imported:
+    """`read_notation` of the file at `path`, with the presets in another file. Raises RecipeError, naming the file."""
+    try:
+        return read_notation(
+            _read(path),
+            name=path.stem,
+            mapping=mapping,
+            presets=None if presets is None else read_presets(_read(presets)),
+        )
+    except RecipeError as error:
+        if error.problems[0].startswith(f"{presets}: "):
+            raise
+        raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
+
+
+def _read(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        # What Windows' editor writes begins with a mark that tells the encoding; without one it is UTF-8.
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8 and try again"
+        ) from None
+
+
+def write_notation(recipe: Recipe) -> str:
+    """The recipe as text that `read_notation` reads as the same recipe, results of a fit (`similarity`) left out.
+
+    Formulas as in the article: one line a step, its 26 numbers below it where one does not hold for all blocks.
+    """
+    lines = _declarations(recipe)
+    for step in recipe.steps:
+        formula, apart = formula_of(step)
+        lines.append(f"{formula} = {quoted(step.name)}")
+        lines += [
+            f"    {name} = {_alpha_text(alpha, recipe.layout)}" for name, alpha in step.alphas.items() if apart[name]
+        ]
+        if step.expect is not None:
+            lines += _expected_lines(step.expect, recipe.layout)
+    return "\n".join(lines) + "\n"
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def _declarations(recipe: Recipe) -> list[str]:
+    """What formulas do not say, where it is not what `read_notation` would assume."""
+    lines = [f"recipe: {_json(recipe.name)}"]
+    if recipe.layout.name != "sd1":
+        lines.append(f"layout: {_json(recipe.layout.name)}")
+    if recipe.mapping != "supermerger":
+        lines.append(f"mapping: {_json(recipe.mapping)}")
+    known = [step.name for step in recipe.steps]
+    met = [name for step in recipe.steps for name in step.inputs.values() if name not in known]
+    assumed = {name: Model(_file_of(name)) for name in met}
+    declared = {} if list(assumed.items()) == list(recipe.models.items()) else recipe.models
+    for name, model in declared.items():
+        more = "" if model.license == "unknown" else f", license {_json(model.license)}"
+        more += f", sha256 {_json(model.sha256)}" if model.sha256 is not None else ""
+        lines.append(f"model {quoted(name)}: {_json(model.file)}{more}")
+    if recipe.output != _ending(recipe.steps, {step.name: tuple(step.inputs.values()) for step in recipe.steps})[0]:
+        lines.append(f"output: {_json(recipe.output)}")
+    return lines
+
+
+def _alpha_text(alpha: Alpha, layout: Layout) -> str:
+    if alpha.free:
+        return json.dumps(_plain(alpha_as_data(alpha, layout)), ensure_ascii=False)
+    values = [alpha.at(block) for block in layout.blocks]
+    return value_of(values[0]) if len(set(values)) == 1 else f"({','.join(map(value_of, values))})"
+
+
+def _expected_lines(expect: Expected, layout: Layout) -> list[str]:
+    standard = (expect.metric, expect.seed) == (Expected.metric, Expected.seed)
+    how = "" if standard else f" ({expect.metric}, seed {expect.seed})"
+    total = "" if expect.total is None else f" {_percent(expect.total)}"
+    lines = [f"    Cosine similarity of {layout.describe_blocks(expect.blocks)}{how}:{total}"]
+    if expect.similarities:
+        lines.append("    | " + " | ".join(expect.similarities) + " |")
+        lines.append("    | " + " | ".join(_percent(value) for value in expect.similarities.values()) + " |")
+    return lines
+
+
+def _percent(value: float) -> str:
+    return f"{(Decimal(repr(value)) * 100).normalize():f}%"
+
+
+def _fraction(text: str) -> float:
+    return float(Decimal(text) / 100)
+
+
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _file_of(name: str) -> str:
+    return name if name.lower().endswith(CHECKPOINT_SUFFIXES) else f"{name}.safetensors"
+
+
+def _ending(steps: Iterable[Any], inputs: Mapping[str, Sequence[str]]) -> tuple[str, tuple[str, ...]]:
+    """The step that needs the most others, the last of several; and all steps that none uses."""
+    names = [step.name for step in steps]
+    used = {name for needed in inputs.values() for name in needed}
+    endings = tuple(name for name in names if name not in used) or tuple(names)
+
+    def needs(name: str) -> int:
+        found, queue = set[str](), [name]
+        while queue:
+            current = queue.pop()
+            if current not in found and current in inputs:
+                found.add(current)
+                queue += inputs[current]
+        return len(found)
+
+    return max(reversed(endings), key=needs), endings
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Statement:
+    """A formula with its name; `given` are the values of alpha and beta as written, with the lines they stand on."""
+
+    line: int
+    text: str
+    name: str
+    formula: str
+    given: dict[str, tuple[int, str]] = field(default_factory=dict)
+    part: Part | None = None
+    expect: Expected | None = None
+    label: str | None = None
+    indent: int = 0
+
+    @property
+    def waits_for(self) -> list[str]:
+        """The symbols in the formula without a value yet."""
+        formula = _masked(self.formula).lower()
+        return [name for name in ("alpha", "beta") if name in formula and name not in self.given]
+
+
+class _Reader:
+    def __init__(self, layout: Layout, presets: dict[str, Preset]) -> None:
+        self._layout = layout
+        self._presets = presets
+        self._statements: list[_Statement] = []
+        self._models: dict[str, Model] = {}
+        self._declared: dict[str, str] = {}
+        self._rejected: list[tuple[int, str, str]] = []  # line, text, why
+        self._candidates: dict[int, tuple[str, ...]] = {}  # the names that a rejected line may define
+        self._problems: list[str] = []
+        self._warnings: list[str] = []
+        self._of_step: str | None = None
+        self._header: tuple[str, ...] = ()
+        self._labels: dict[str, tuple[str, ...]] = {}
+        self._indent = 0
+
+    def read(self, text: str) -> None:
+        lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        skip = 0
+        for number, raw in enumerate(lines, 1):
+            if skip:
+                skip -= 1
+                continue
+            line, skip = _joined(lines, number - 1)
+            self._line(number, raw, line)
+        self._parse()
+
+    def imported(self, name: str, mapping: str) -> Imported:
+        steps = self._steps() if not self._problems else []
+        if not self._statements and not self._problems:
+            self._problems = [self._reason(*rejected) for rejected in self._rejected]
+            self._problems.append("no formula was found; a step is a line such as A x 0.9 + B x 0.1 = TEMP1")
+        if self._problems:
+            raise RecipeError(self._problems)
+        defined = {step.name for step in steps}
+        used = dict.fromkeys(n for step in steps for n in step.inputs.values() if n not in defined)
+        models = {**self._models, **{n: Model(_file_of(n)) for n in used if n not in self._models}}
+        output, endings = _ending(steps, {step.name: tuple(step.inputs.values()) for step in steps})
+        if "output" in self._declared:
+            output = self._declared["output"]
+        elif len(endings) > 1:
+            listed = ", ".join(repr(ending) for ending in endings)
+            self._warnings.append(f"the text ends in {listed}; {output!r}, which needs the most steps, is the output")
+        recipe = Recipe(
+            name=self._declared.get("recipe", name),
+            layout=self._layout,
+            models=models,
+            steps=tuple(steps),
+            output=output,
+            mapping=self._declared.get("mapping", mapping),
+        )
+        return Imported(recipe, tuple(self._warnings), tuple(self._reason(*rejected) for rejected in self._rejected))
+
+    # What a line is
+
+    def _line(self, number: int, raw: str, line: str) -> None:
+        self._indent = len(raw) - len(raw.lstrip())
+        if self._declaration(raw.strip()) or self._similarity(normalized(line).strip()):
+            return
+        preset = self._preset(raw, number)
+        if preset is not None:
+            self._presets.setdefault(preset.name, preset)
+            return
+        # A comment may follow a formula; a quoted name may hold the sign.
+        bare = re.sub(r'\s#[^"]*$', "", line)
+        text = _LABEL.sub("", _BULLET.sub("", normalized(bare))).strip()
+        text = re.sub(r"^((?:base[ _]?)?(?:alpha|beta))\s*:\s*", r"\1 = ", text, flags=re.IGNORECASE)
+        if "=" in _masked(text) and not re.match(r"\S*://|\s*#", text):
+            self._statement(number, text)
+
+    def _declaration(self, line: str) -> bool:
+        found = _DECLARED.fullmatch(line)
+        if found is None:
+            return False
+        kind, value = found[1], json.loads(found["value"], strict=False)
+        if kind == "model":
+            name = parse_name(found["name"])
+            more = {key: json.loads(text, strict=False) for key, text in _MORE.findall(found["more"])}
+            if name is not None:
+                self._models[name] = Model(value, more.get("license", "unknown"), more.get("sha256"))
+        elif not found["name"]:
+            self._declared[kind] = value
+            if kind == "layout":
+                self._layout = load_layout(value)
+        return True
+
+    def _preset(self, raw: str, number: int) -> Preset | None:
+        preset = parse_preset(raw, number) if re.search(r"[\t:]", raw) and "=" not in raw else None
+        if preset is None or len(preset.numbers) < len(self._layout.blocks) // 2:
+            return None
+        try:
+            preset_alpha(preset, self._layout, 0.0 if len(preset.numbers) == len(self._layout.blocks) - 1 else None)
+        except RecipeError as error:
+            self._rejected.append((number, raw.strip(), error.problems[0]))
+        return preset
+
+    def _similarity(self, line: str) -> bool:
+        line = _BULLET.sub("", line)
+        if found := _OF_STEP.fullmatch(line):
+            self._of_step = parse_name(found["step"])
+            return True
+        if line.startswith("|") or self._header:
+            return self._table(line)
+        step = self._described()
+        found = _SIMILARITY.fullmatch(line)
+        if found is None or step is None:
+            return False
+        label = found["blocks"].strip()
+        try:
+            blocks = self._blocks(label)
+        except RecipeError:
+            return False
+        step.label = label
+        step.expect = Expected(
+            blocks,
+            total=_fraction(found["total"]) if found["total"] else None,
+            metric=found["metric"] or Expected.metric,
+            seed=int(found["seed"]) if found["seed"] else Expected.seed,
+        )
+        return True
+
+    def _blocks(self, label: str) -> tuple[str, ...]:
+        """The blocks that `output_blocks` and the like stand for: those with attention, the middle among the inputs."""
+        kind = label.lower().removesuffix("_blocks")
+        if kind in ("input", "output"):
+            wanted = {"input": "input,middle", "output": "output"}[kind]
+            return tuple(block for block in self._layout.parse_blocks(wanted) if block in self._layout.attention)
+        return self._layout.parse_blocks(label)
+
+    def _table(self, line: str) -> bool:
+        """Two rows of a table, blocks and percentages, and a line with their total."""
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        step = self._table_step()
+        if (total := _TOTAL.fullmatch(line)) and step is not None and step.expect is not None:
+            step.expect = replace(step.expect, total=_fraction(total["total"]))
+            self._header, self._of_step = (), None
+            return True
+        percents = [_PERCENT.fullmatch(cell) for cell in cells]
+        if cells and self._header and len(cells) == len(self._header) and all(percents) and step is not None:
+            values = dict(zip(self._header, (_fraction(found[1]) for found in percents if found), strict=True))
+            ordered = {block: values[block] for block in self._layout.blocks if block in values}
+            expect = step.expect or Expected(())
+            step.expect = replace(expect, blocks=tuple(ordered), similarities=ordered)
+            if step.label is not None:
+                self._labels[step.label] = tuple(ordered)
+            return True
+        try:
+            named = [self._layout.parse_blocks(cell) for cell in cells]
+            self._header = tuple(block for (block,) in named)
+        except (RecipeError, ValueError):
+            self._header = ()
+        return bool(cells) and bool(self._header)
+
+    def _table_step(self) -> _Statement | None:
+        named = next((step for step in reversed(self._statements) if step.name == self._of_step), None)
+        return named or self._described()
+
+    def _described(self) -> _Statement | None:
+        """The formula that this line says something of: the last one indented less, else the last."""
+        above = (step for step in reversed(self._statements) if step.indent < self._indent)
+        return next(above, self._statements[-1] if self._statements else None)
+
+    def _statement(self, number: int, text: str) -> None:
+        masked = _masked(text)
+        given: dict[str, tuple[int, str]] = {}
+        rest, end = "", 0
+        for found in _ASSIGNED.finditer(masked):
+            name, kind = (found["name"], "value") if found["name"] else (found["symbol"], "list")
+            given[name.lower().replace(" ", "_")] = (number, text[slice(*found.span(kind))])
+            # The symbol itself belongs to the formula where its numbers just follow it: `x alpha (1.0, ...)`.
+            rest, end = rest + text[end : found.start()] + (f" {name} " if kind == "list" else ""), found.end()
+        rest = re.sub(r"\s*[.;,]+$", "", rest + text[end:]).strip()
+        if not rest or (given and set(rest.lower().split()) <= {"alpha", "beta"}):
+            self._assign(number, text, given)
+            return
+        marks = [place for place, sign in enumerate(_masked(rest)) if sign == "="]
+        ends = [-1, *marks, len(rest)]
+        sides = [rest[before + 1 : after] for before, after in itertools.pairwise(ends)]
+        names = [parse_name(side) for side in sides]
+        self._candidates[number] = tuple(name for name in names if name)
+        if len(sides) != 2 or not any(names):
+            self._reject(
+                number, text, "a step is a formula, `=` and a name" if len(sides) == 2 else "more than one `=`"
+            )
+            return
+        if all(names):
+            self._reject(number, text, "a second name for a model; there is nothing to merge")
+            return
+        place = 0 if names[0] else 1
+        if given and not re.search("alpha|beta", _masked(sides[1 - place]), re.IGNORECASE):
+            self._reject(number, text, "numbers for an alpha that the formula does not have")
+            return
+        found_name = names[place] or ""
+        self._statements.append(_Statement(number, text, found_name, sides[1 - place], given, indent=self._indent))
+
+    def _assign(self, number: int, text: str, given: Mapping[str, tuple[int, str]]) -> None:
+        """Numbers on a line of their own belong to the last formula that waits for them."""
+        for name, value in given.items():
+            symbol = name.removeprefix("base").strip("_")
+            step = next((s for s in reversed(self._statements) if name in (*s.waits_for, f"base_{symbol}")), None)
+            if name.startswith("base"):
+                step = next((s for s in reversed(self._statements) if symbol in s.formula.lower()), None)
+            if step is None:
+                self._reject(number, text, f"no formula above waits for {symbol}")
+            else:
+                step.given[f"base_{symbol}" if name.startswith("base") else name] = value
+
+    def _reject(self, number: int, text: str, why: str) -> None:
+        self._rejected.append((number, text, why))
+
+    @staticmethod
+    def _reason(number: int, text: str, why: str) -> str:
+        shown = text if len(text) <= 100 else text[:97] + "..."
+        return f"line {number}: not understood: {why}, in {shown!r}" if why not in shown else f"line {number}: {why}"
+
+    # What the formulas say
+
+    def _parse(self) -> None:
+        known = {statement.name for statement in self._statements}
+        understood: list[_Statement] = []
+        for statement in self._statements:
+            try:
+                statement.part = interpret(parse_formula(statement.formula, known))
+                understood.append(statement)
+            except NotUnderstood as error:
+                self._reject(statement.line, statement.text, str(error))
+                self._candidates[statement.line] = (statement.name,)
+        self._statements = self._distinct(understood)
+        self._rejected.sort()
+        self._resolve()
+        defined = {statement.name for statement in self._statements}
+        needed = {name: s.line for s in reversed(self._statements) for name in _names(s.part) if name not in defined}
+        for line, text, why in self._rejected:
+            for name in self._candidates.get(line, ()):
+                if name in needed:
+                    reason = self._reason(line, text, why)
+                    self._problems.append(f"{reason}; line {needed[name]} needs {name!r}, which it defines")
+
+    def _distinct(self, statements: Sequence[_Statement]) -> list[_Statement]:
+        first: dict[str, _Statement] = {}
+        for statement in statements:
+            known = first.setdefault(statement.name, statement)
+            if known is not statement and (known.part, known.given) != (statement.part, statement.given):
+                self._problems.append(
+                    f"line {statement.line}: {statement.name!r} is defined otherwise on line {known.line}; "
+                    "a step has one name"
+                )
+        return list(first.values())
+
+    def _resolve(self) -> None:
+        """Near-miss names: a step that nobody uses, where a later formula uses almost its name."""
+        places = {statement.name: place for place, statement in enumerate(self._statements)}
+        used = {name for statement in self._statements for name in _names(statement.part)}
+        first = {name: place for place in reversed(range(len(places))) for name in _names(self._statements[place].part)}
+        renamed: dict[str, str] = {}
+        for name in sorted(used - set(places) - set(self._models), key=lambda n: first[n]):
+            # Used before the step was there, or in making it: then it is a model of its own.
+            free = [n for n in places if n not in used and n not in renamed.values() and places[n] < first[name]]
+            if near := next((other for other in free if _near(name, other)), None):
+                renamed[name] = near
+                line = self._statements[first[name]].line
+                self._warnings.append(f"line {line}: {name!r} is taken for the step {near!r}, which no formula uses")
+        sources = [name for name in used if name not in places and name not in renamed]
+        for position, name in enumerate(sorted(sources, key=lambda n: first[n])):
+            earlier = sorted(sources, key=lambda n: first[n])[:position]
+            twin = next((other for other in earlier if _squeezed(other) == _squeezed(name) != ""), None)
+            if twin is not None and name not in self._models:
+                renamed[name] = twin
+                self._warnings.append(
+                    f"line {self._statements[first[name]].line}: {name!r} is taken for the model {twin!r}"
+                )
+        for statement in self._statements:
+            if statement.part is not None:
+                statement.part = _renamed(statement.part, renamed)
+
+    def _steps(self) -> list[Step]:
+        steps: list[Step] = []
+        taken = {statement.name for statement in self._statements} | {
+            name for statement in self._statements for name in _names(statement.part)
+        }
+        for statement in self._statements:
+            try:
+                symbols = [name for name in ("alpha", "beta") if name in statement.given]
+                alphas: dict[str, Alpha] = {name: self._given(statement, name) for name in symbols}
+                assert statement.part is not None
+                steps += self._built(statement, statement.name, statement.part, alphas, taken)
+            except RecipeError as error:
+                self._problems += error.problems
+        return steps
+
+    def _given(self, statement: _Statement, symbol: str) -> Alpha:
+        line, text = statement.given[symbol]
+        where = f"line {line}: {statement.name}.{symbol}"
+        base_line, base_text = statement.given.get(f"base_{symbol}", (line, ""))
+        try:
+            base = float(base_text) if base_text else None
+        except ValueError:
+            raise RecipeError(f"line {base_line}: base_{symbol}: received {base_text!r}; must be a number") from None
+        inner = text.strip().removeprefix("(").removesuffix(")").strip().rstrip(",")
+        try:
+            numbers = [float(item) for item in inner.split(",")]
+        except ValueError:
+            return self._other_alpha(text.strip(), base, where)
+        if len(numbers) == 1:
+            return Alpha(dict.fromkeys(self._layout.blocks, numbers[0]))
+        try:
+            return numbered_alpha(self._layout, numbers, base, base_name=f"base_{symbol}")
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {problem}" for problem in error.problems) from None
+
+    def _other_alpha(self, text: str, base: float | None, where: str) -> Alpha:
+        if text.startswith("{"):
+            try:
+                value = YAML(typ="safe").load(text)
+            except Exception:  # a broken text fails in many ways, not all of them ruamel's own
+                raise RecipeError(f"{where}: received {text!r}; not readable as a mapping of blocks") from None
+            return read_alpha(value, self._layout, where, base)
+        name = parse_name(text) or text
+        if name in self._presets:
+            try:
+                return preset_alpha(self._presets[name], self._layout, base)
+            except RecipeError as error:
+                raise RecipeError(f"{where}: {problem}" for problem in error.problems) from None
+        known = f"; presets are {', '.join(self._presets)}" if self._presets else ""
+        raise RecipeError(
+            f"{where}: received {text!r}; must be {len(self._layout.blocks)} numbers in parentheses, one number, "
+            f"or the name of a preset{known}"
+        )
+
+    def _built(
+        self, statement: _Statement, name: str, part: Part, alphas: Mapping[str, Alpha], taken: set[str]
+    ) -> list[Step]:
+        """The steps of a formula, those in its parentheses first."""
+        steps: list[Step] = []
+        inputs: dict[str, str] = {}
+        for place, operand in part.inputs.items():
+            if isinstance(operand, str):
+                inputs[place] = operand
+                continue
+            number = next(n for n in range(1, 1000) if f"{statement.name}_{n}" not in taken)
+            inner = f"{statement.name}_{number}"
+            taken.add(inner)
+            steps += self._built(statement, inner, operand, alphas, taken)
+            inputs[place] = inner
+        alpha = self._alpha(statement, part.alpha, alphas)
+        beta = None if part.beta is None else self._alpha(statement, part.beta, alphas)
+        expect = statement.expect if name == statement.name else None
+        if expect is not None and statement.label in self._labels and not expect.similarities:
+            expect = replace(expect, blocks=self._labels[statement.label])
+        return [*steps, Step(name, part.mode, inputs["a"], inputs["b"], inputs.get("c"), alpha, beta, expect)]
+
+    def _alpha(self, statement: _Statement, factor: Factor, alphas: Mapping[str, Alpha]) -> Alpha:
+        if missing := [symbol for symbol in sorted(factor.symbols) if symbol not in alphas]:
+            raise RecipeError(
+                f"line {statement.line}: {statement.name}.{missing[0]}: never given; "
+                f"write {missing[0]} = ({len(self._layout.blocks)} numbers) below the formula"
+            )
+        if factor.symbol is not None:
+            return alphas[factor.symbol]
+        if any(alphas[symbol].free for symbol in factor.symbols):
+            raise RecipeError(f"line {statement.line}: {statement.name}: a free alpha must stand alone as a factor")
+
+        def value(block: str) -> float:
+            return factor(*(alphas[s].at(block) if s in factor.symbols else 0.0 for s in ("alpha", "beta")))
+
+        return Alpha({block: value(block) for block in self._layout.blocks})
+
+
+def _joined(lines: Sequence[str], start: int) -> tuple[str, int]:
+    """The line at `start`, and how many more belong to it because a list of numbers runs on over them."""
+    line = lines[start]
+    if line.count("(") <= line.count(")") or "=" not in line or not re.search(r"[\d.(,]\s*$", line):
+        return line, 0
+    joined = line
+    for extra, following in enumerate(lines[start + 1 : start + 1 + _LONGEST_LIST], 1):
+        if not re.fullmatch(r"[-\d.,\s()eE]+.{0,60}", following):
+            break
+        joined += " " + following.strip()
+        if joined.count("(") <= joined.count(")"):
+            return joined, extra
+    return line, 0
+
+
+def _masked(text: str) -> str:
+    """`text` with everything in quotation marks blotted out, letter by letter."""
+    return re.sub(_TEXT, lambda found: '"' + "_" * (len(found[0]) - 2) + '"', text)
+
+
+def _names(part: Part | None) -> list[str]:
+    if part is None:
+        return []
+    return [
+        name
+        for operand in part.inputs.values()
+        for name in ([operand] if isinstance(operand, str) else _names(operand))
+    ]
+
+
+def _renamed(part: Part, names: Mapping[str, str]) -> Part:
+    inputs = {
+        place: names.get(operand, operand) if isinstance(operand, str) else _renamed(operand, names)
+        for place, operand in part.inputs.items()
+    }
+    return replace(part, inputs=inputs)
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).casefold()
+
+
+def _near(used: str, defined: str) -> bool:
+    """Whether one is likely meant by the other: a few letters missing at the end, or a slip of the pen."""
+    one, other = _squeezed(used), _squeezed(defined)
+    if one == other != "":
+        return True
+    shorter, longer = sorted((one, other), key=len)
+    if longer.startswith(shorter) and len(shorter) >= 4 and len(longer) - len(shorter) <= 2:
+        return True
+    same_numbers = re.findall(r"\d+", one) == re.findall(r"\d+", other)
+    return same_numbers and difflib.SequenceMatcher(None, one, other).ratio() >= 0.9

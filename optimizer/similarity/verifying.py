@@ -1,0 +1,123 @@
+"""Measuring a finished recipe against a target, step by step, beside what somebody reported for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from optimizer.errors import RecipeError
+from optimizer.recipes import Algebra, Expected, Recipe, check_channels
+from optimizer.similarity.comparison import Comparison, Progress, open_comparison
+from optimizer.similarity.metric import METRICS, Metric, build_metric, total_similarity
+from optimizer.similarity.statistics import measure_statistics
+
+__all__ = ["Verified", "verify"]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One step of a recipe, measured: similarities in [-1, 1] by block, and what was expected of them.
+
+    `not_measurable` are the expected blocks that the metric cannot see; `expected` is None where nothing was reported.
+    """
+
+    step: str
+    metric: str
+    seed: int
+    measured: Mapping[str, float]
+    not_measurable: tuple[str, ...]
+    expected: Expected | None
+
+    @property
+    def total(self) -> float:
+        """The mean over the measured blocks; NaN if there is none."""
+        return total_similarity(self.measured)
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields by name, as JSON takes them; `blocks` has null where a block is not measurable."""
+        expected = self.expected or Expected(())
+        reported = expected.similarities
+        names = dict.fromkeys([*self.measured, *self.not_measurable])
+        return {
+            "step": self.step,
+            "metric": self.metric,
+            "seed": self.seed,
+            "blocks": {
+                name: {"measured": self.measured.get(name), "expected": expected.similarities.get(name)}
+                for name in names
+            },
+            "total": {"measured": self.total if self.measured else None, "expected": expected.total},
+            "not_measurable": list(self.not_measurable),
+        }
+
+
+def verify(
+    recipe: Recipe,
+    paths: Mapping[str, Path],
+    target: Path,
+    *,
+    base: str | None = None,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+) -> tuple[Verified, ...]:
+    """Every step's similarity to `target`, on the blocks and by the metric that the recipe expects for it.
+
+    Steps without expectations are measured by attention on all blocks that have it. `base` is the model that `delta`
+    takes differences from. Free alphas stand at their starting values. The files are read once; nothing is merged.
+
+    Raises RecipeError for an expectation by an unknown metric, and CheckpointError for files that do not fit.
+    """
+    layout = recipe.layout
+    standard = Expected(tuple(layout.attention))
+    wanted = {step.name: step.expect or standard for step in recipe.steps}
+    problems = [
+        f"steps.{name}.expect.metric: received {expect.metric!r}; there are {', '.join(METRICS)}"
+        for name, expect in wanted.items()
+        if expect.metric not in METRICS
+    ]
+    needing = [
+        name for name, expect in wanted.items() if expect.metric in METRICS and METRICS[expect.metric].needs_base
+    ]
+    if needing and base is None:
+        problems.append(f"steps.{needing[0]}.expect.metric: {wanted[needing[0]].metric} needs a base; name it (--base)")
+    if problems:
+        raise RecipeError(problems)
+    sources = {name: paths[name] for name in recipe.models if name in paths}
+    with open_comparison(
+        layout,
+        sources,
+        target,
+        base=None if base is None else sources[base],
+        mapping=recipe.mapping,
+        device=device,
+        progress=progress,
+    ) as comparison:
+        for step in recipe.steps:
+            check_channels(recipe, step.name, comparison.parts, comparison.sources)
+        found: dict[str, Verified] = {}
+        # By metric and blocks, so that only one metric's projections are held at a time.
+        alike: dict[tuple[str, int, tuple[str, ...]], list[str]] = {}
+        for name, expect in wanted.items():
+            visible = METRICS[expect.metric].sees(layout)
+            blocks = tuple(block for block in expect.blocks if block in visible)
+            alike.setdefault((expect.metric, expect.seed, blocks), []).append(name)
+        for (kind, seed, blocks), names in alike.items():
+            metric = _metric(comparison, wanted[names[0]], blocks) if blocks else None
+            for name in names:
+                measured = {} if metric is None else _score(metric, recipe, comparison, name)
+                unseen = tuple(block for block in wanted[name].blocks if block not in blocks)
+                found[name] = Verified(name, kind, seed, measured, unseen, recipe.step(name).expect)
+    return tuple(found[step.name] for step in recipe.steps)
+
+
+def _score(metric: Metric, recipe: Recipe, comparison: Comparison, step: str) -> dict[str, float]:
+    algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), step)
+    scores = metric.score(algebra.coefficients(algebra.starting_alphas()))[0]
+    return dict(zip(metric.blocks, scores.tolist(), strict=True))
+
+
+def _metric(comparison: Comparison, expect: Expected, blocks: tuple[str, ...]) -> Metric:
+    comparison = replace(comparison, seeds=(expect.seed,))
+    statistics = measure_statistics(comparison, blocks) if METRICS[expect.metric].reads_statistics else None
+    return build_metric(expect.metric, comparison, blocks, statistics)

@@ -1,0 +1,328 @@
+"""SuperMerger's notation: the article's lines, other people's spellings, whole texts, and the way back."""
+
+# ruff: noqa: RUF001
+
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from step_by_step import BLOCKS
+
+from optimizer.checkpoints.layout import load_layout
+from optimizer.errors import RecipeError
+from optimizer.recipes import MODES, Alpha, Expected, Free, Model, Recipe, Step
+from optimizer.recipes.notation import read_notation, write_notation
+from optimizer.recipes.presets import read_presets
+
+LAYOUT = load_layout("sd1")
+NUMBERS = ",".join(f"{n / 100:.2f}" for n in range(26))
+SPREAD = {block: n / 100 for n, block in enumerate(BLOCKS)}
+
+
+def only_step(text):
+    """The one step of this text, which must be understood without any remark."""
+    imported = read_notation(text)
+    assert (imported.warnings, imported.not_understood) == ((), ())
+    (step,) = imported.recipe.steps
+    return step
+
+
+def shown(step):
+    """A step's name, mode, inputs, and its alpha in OUT03."""
+    return step.name, step.mode, *step.inputs.values(), step.alpha.at("OUT03")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "OpenBra + (Evt_V4_e04_ema - v1-5-pruned-emaonly) x 0.08 = TEMP1",
+            ("TEMP1", "add_difference", "OpenBra", "Evt_V4_e04_ema", "v1-5-pruned-emaonly", 0.08),
+        ),
+        (
+            "TEMP2 x 0.95 + diamondcoalmix_diamondcoalv2pruned x 0.05 = TEMP3",
+            ("TEMP3", "weight_sum", "TEMP2", "diamondcoalmix_diamondcoalv2pruned", 0.05),
+        ),
+        (
+            "OpenBraHalf = OpenBra x 0.5 + v1-5-pruned-emaonly x 0.5",
+            ("OpenBraHalf", "weight_sum", "OpenBra", "v1-5-pruned-emaonly", 0.5),
+        ),
+        (
+            "  • TEMP1+ (OpenBra1.1 - base) x 0.1 = TEMP2",
+            ("TEMP2", "add_difference", "TEMP1", "OpenBra1.1", "base", 0.1),
+        ),
+        ("A * 0.9 + B * 0.1 = T", ("T", "weight_sum", "A", "B", 0.1)),
+        ("A × 0.9 + B × 0.1 = T", ("T", "weight_sum", "A", "B", 0.1)),
+        ("A X 0.9+B X 0.1=T", ("T", "weight_sum", "A", "B", 0.1)),
+        ("Ａ　×　０．９　＋　Ｂ　×　０．１　＝　Ｔ", ("T", "weight_sum", "A", "B", 0.1)),
+        ("A x 0.9 + B x 0.1 = T", ("T", "weight_sum", "A", "B", 0.1)),
+        ("0.9 x A + 0.1 x B = T.", ("T", "weight_sum", "A", "B", 0.1)),
+        ("A x .9 + B x .1 = T", ("T", "weight_sum", "A", "B", 0.1)),
+        ('"my model (v2)" x 0.9 + “other one” x 0.1 = T', ("T", "weight_sum", "my model (v2)", "other one", 0.1)),
+        ("A+(B−C)x0.08=T", ("T", "add_difference", "A", "B", "C", 0.08)),
+        ("A + B x 0.3 - C x 0.3 = T", ("T", "add_difference", "A", "B", "C", 0.3)),
+        ("A - (B - C) x 0.3 = T", ("T", "add_difference", "A", "B", "C", -0.3)),
+        ("A + (B - C) x -0.3 = T", ("T", "add_difference", "A", "B", "C", -0.3)),
+        ("A + (B - C) = T", ("T", "add_difference", "A", "B", "C", 1.0)),
+        ("(B - C) x 0.3 + A = T", ("T", "add_difference", "A", "B", "C", 0.3)),
+        ("A x -0.5 + B x 1.5 = T", ("T", "weight_sum", "A", "B", 1.5)),
+        ("T = ((A x 0.9 + (B) x (0.1)))", ("T", "weight_sum", "A", "B", 0.1)),
+        ("1. Step one: A x 0.9 + B x 0.1 = T  # a remark", ("T", "weight_sum", "A", "B", 0.1)),
+        ("T = A x (1-0.1) + B x 0.1", ("T", "weight_sum", "A", "B", 0.1)),
+        ("T = A x (1-alpha) + B x alpha, alpha = 0.1", ("T", "weight_sum", "A", "B", 0.1)),
+        ("T = B x alpha + A x (1 - alpha)\nalpha: 0.1", ("T", "weight_sum", "A", "B", 0.1)),
+        ("T = A x (1−α) + B x α\nα = 0.1", ("T", "weight_sum", "A", "B", 0.1)),
+        (f"T = A x (1-alpha) + B x alpha\nalpha = ({NUMBERS})", ("T", "weight_sum", "A", "B", 0.17)),
+        (f"T = A x (1-alpha) + B x alpha ({NUMBERS})", ("T", "weight_sum", "A", "B", 0.17)),
+        (f"A x (1-alpha) + B x alpha = T\n  • Add Diff: alpha =({NUMBERS})", ("T", "weight_sum", "A", "B", 0.17)),
+        (f"A x (1-alpha) + B x alpha = T\nalpha = {NUMBERS}", ("T", "weight_sum", "A", "B", 0.17)),
+        (
+            f"A x (1-alpha) + B x alpha = T\nalpha = ({NUMBERS[:40]}\n{NUMBERS[40:]})",
+            ("T", "weight_sum", "A", "B", 0.17),
+        ),
+        ("A + (B - C) x alpha = T\nalpha = {OUT03-OUT04: 0.4}", ("T", "add_difference", "A", "B", "C", 0.4)),
+    ],
+)
+def test_spellings_of_a_formula(text, expected):
+    """Whatever its spelling, a formula is read as the step that it means."""
+    assert shown(only_step(text)) == expected
+
+
+def test_alpha_lines_are_26_numbers_base_first():
+    """The 26 numbers of an alpha line are those of BASE, IN00-IN11, M00, OUT00-OUT11 in this order."""
+    step = only_step(f"A + (B - C) x alpha = T\nalpha = ({NUMBERS})")
+
+    assert dict(step.alpha.values) == SPREAD
+
+
+def test_25_numbers_and_a_base_alpha():
+    """25 numbers are those of IN00-OUT11, and the base alpha is BASE's."""
+    step = only_step(f"A + (B - C) x alpha = T\nbase alpha = 0.7\nalpha = ({NUMBERS.split(',', 1)[1]})")
+
+    assert dict(step.alpha.values) == SPREAD | {"BASE": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("formula", "mode", "inputs", "alpha", "beta"),
+    [
+        ("(d x 0.5 +e x 0.5) x 0.25 + f x 0.75", "sum_twice", ["d", "e", "f"], 0.5, 0.75),
+        ("f x 0.75 + (d x 0.5 +e x 0.5) x 0.25", "sum_twice", ["d", "e", "f"], 0.5, 0.75),
+        ("(A x (1-alpha) + B x alpha) x (1-beta) + C x beta", "sum_twice", list("ABC"), 0.2, 0.3),
+        ("A x (1-alpha-beta) + B x alpha + C x beta", "triple_sum", list("ABC"), 0.2, 0.3),
+        ("C x beta + A x (1 - alpha - beta) + B x alpha", "triple_sum", list("ACB"), 0.3, 0.2),
+        ("A x 0.5 + B x 0.3 + C x 0.2", "triple_sum", list("ABC"), 0.3, 0.2),
+    ],
+)
+def test_modes_with_beta(formula, mode, inputs, alpha, beta):
+    """A sum of sums is sum twice, and one of three models triple sum, with the alpha and beta that they have."""
+    given_alphas = ", alpha = 0.2, beta = 0.3" if "alpha" in formula else ""
+    step = only_step(f"{formula} = T{given_alphas}")
+
+    assert (step.mode, list(step.inputs.values())) == (mode, inputs)
+    assert (step.alpha.at("M00"), step.beta.at("M00")) == (alpha, beta)
+
+
+def test_deeper_nesting_becomes_steps_of_its_own():
+    """What no single mode can hold is written as steps of their own, named after the one they belong to."""
+    recipe = read_notation("A + ((B x 0.5 + C x 0.5) - (D + (E - F) x 0.2)) x 0.3 = T").recipe
+
+    assert [(step.name, step.mode, *step.inputs.values()) for step in recipe.steps] == [
+        ("T_1", "weight_sum", "B", "C"),
+        ("T_2", "add_difference", "D", "E", "F"),
+        ("T", "add_difference", "A", "T_1", "T_2"),
+    ]
+    assert recipe.output == "T"
+
+
+def test_names_known_from_elsewhere_need_no_spaces():
+    """Where a name is known from its own line, operators need no spaces around them."""
+    recipe = read_notation("A-1 x 0.5 + B x 0.5 = TEMP1\nTEMP1x0.9+B x0.1=TEMP2\nTEMP2+(TEMP1-B)x0.5=TEMP3").recipe
+
+    assert recipe.step("TEMP2").inputs == {"a": "TEMP1", "b": "B"}
+    assert recipe.step("TEMP3").inputs == {"a": "TEMP2", "b": "TEMP1", "c": "B"}
+    assert list(recipe.models) == ["A-1", "B"]
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("A x 0.3 + B x 0.3 = T", "add up to 0.6"),
+        ("A x 0.5 + B x 0.5 - only BASE = T", "'BASE'"),
+        ("A x 0.5 + = T", "breaks off"),
+        ("A x 0.5 + (B x 0.5 = T", "breaks off"),
+        ("A ** B = T", "'* B'"),
+        ("A x B + C = T", "multiplies models"),
+        ("A & B = T", "'& B'"),
+        ("A = T", "nothing to merge"),
+        ("A x 1 = T", "a single model"),
+        ("A x 0.25 + B x 0.25 + C x 0.25 + D x 0.25 = T", "4 models in one sum"),
+        ("A x 0.5 + B x 0.5 = T = U", "more than one `=`"),
+        ("A x 0.5 + B x 0.5 = 0.7", "a step is a formula, `=` and a name"),
+        ("alpha = (1, 2)", "no formula above waits for alpha"),
+        (f"A x 0.5 + B x 0.5 = T2, alpha = ({NUMBERS})", "the formula does not have"),
+    ],
+)
+def test_lines_not_understood_are_named(line, part):
+    """A line with a formula that makes no sense is named with its number and the part that makes none."""
+    imported = read_notation(f"G x 0.5 + H x 0.5 = GOOD\nsome prose\n{line}\nmore prose")
+
+    assert [step.name for step in imported.recipe.steps] == ["GOOD"]
+    (message,) = imported.not_understood
+    assert message.startswith("line 3: not understood: ")
+    assert part in message
+
+
+def problems_of(text, **options):
+    """The lines of the error that this text gives."""
+    with pytest.raises(RecipeError) as caught:
+        read_notation(text, **options)
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def test_problems_of_a_text():
+    """What makes a recipe impossible is an error of one line that tells the line's number and what would be right."""
+    (count,) = problems_of("A x (1-alpha) + B x alpha = T\nalpha = (" + ",".join(["0"] * 24) + ")")
+    assert count.startswith("line 2: T.alpha: received 24 numbers; sd1 has 26 blocks, BASE first, OUT11 last")
+    (never,) = problems_of("A x (1-alpha) + B x alpha = T")
+    assert never == "line 1: T.alpha: never given; write alpha = (26 numbers) below the formula"
+    (base,) = problems_of(f"A x (1-alpha) + B x alpha = T\nalpha = ({NUMBERS.split(',', 1)[1]})")
+    assert "received 25 numbers, BASE not among them; base_alpha must give its number" in base
+    (twice,) = problems_of("A x 0.5 + B x 0.5 = T\nA x 0.4 + B x 0.6 = T\n")
+    assert twice == "line 2: 'T' is defined otherwise on line 1; a step has one name"
+    (needed,) = problems_of("A x 0.3 + B x 0.3 = T\nT x 0.5 + B x 0.5 = U")
+    assert needed.startswith("line 1: not understood: the factors add up to 0.6")
+    assert needed.endswith("line 2 needs 'T', which it defines")
+    (cycle,) = problems_of("U x 0.5 + B x 0.5 = T\nT x 0.5 + B x 0.5 = U")
+    assert "cycle" in cycle
+    assert list(problems_of("nothing but prose")) == [
+        "no formula was found; a step is a line such as A x 0.9 + B x 0.1 = TEMP1"
+    ]
+    (output,) = problems_of('A x 0.5 + B x 0.5 = T\noutput: "U"')
+    assert "output: received 'U'" in output
+    (unknown,) = problems_of("A x (1-alpha) + B x alpha = T, alpha = GRAD")
+    assert "T.alpha: received 'GRAD'" in unknown
+    (broken,) = problems_of("A x (1-alpha) + B x alpha = T, alpha = {OUT99: 1}")
+    assert "unknown block 'OUT99'" in broken
+
+
+def test_presets_in_a_text_and_beside_it():
+    """An alpha may be a preset's name, whether the preset stands in the text or comes from a file."""
+    text = f"A x (1-alpha) + B x alpha = T\nalpha = GRAD_V\n\npreset_name\tpreset_weights\nGRAD_V\t{NUMBERS}\n"
+    assert dict(only_step(text).alpha.values) == SPREAD
+
+    presets = read_presets(f"preset_name\tpreset_weights\nMINE:{NUMBERS}\nRANDOM\t{'R,' * 25}R\n")
+    recipe = read_notation("A x (1-alpha) + B x alpha = T\nalpha = MINE", presets=presets).recipe
+    assert dict(recipe.steps[0].alpha.values) == SPREAD
+    (random,) = problems_of("A x (1-alpha) + B x alpha = T\nalpha = RANDOM", presets=presets)
+    assert "preset 'RANDOM', line 3: value 1 is 'R'; must be a number" in random
+
+
+def test_a_preset_with_24_values():
+    """A preset of 24 values is named with its line, and is an error where an alpha refers to it."""
+    short = ",".join(["0.5"] * 24)
+    imported = read_notation(f"A x 0.5 + B x 0.5 = T\nSHORT\t{short}")
+    assert [message.split(";")[0] for message in imported.not_understood] == [
+        "line 2: not understood: preset 'SHORT', line 2: received 24 numbers"
+    ]
+    (problem,) = problems_of(f"A x (1-alpha) + B x alpha = T, alpha = SHORT\nSHORT\t{short}")
+    assert "line 1: T.alpha: preset 'SHORT', line 2: received 24 numbers" in problem
+
+
+def test_near_miss_names():
+    """A name that is nearly that of a step nobody uses is taken for it, with a warning; other names are models."""
+    imported = read_notation("A x 0.5 + B x 0.5 = FINAL_OUTPUTS\nFINAL_OUTPUT x 0.5 + OpenBra x 0.5 = T")
+    assert imported.recipe.step("T").a == "FINAL_OUTPUTS"
+    assert imported.warnings == ("line 2: 'FINAL_OUTPUT' is taken for the step 'FINAL_OUTPUTS', which no formula uses",)
+
+    imported = read_notation("OpenBra x 0.5 + B x 0.5 = OpenBra2\nOpenBra2 x 0.5 + openbra x 0.5 = T")
+    assert list(imported.recipe.models) == ["OpenBra", "B"]
+    assert imported.warnings == ("line 2: 'openbra' is taken for the model 'OpenBra'",)
+
+    imported = read_notation("TEMP x 0.5 + B x 0.5 = TEMP1\nnewAge1 x 0.5 + newEra1 x 0.5 = OTHER")
+    assert list(imported.recipe.models) == ["TEMP", "B", "newAge1", "newEra1"]
+
+
+_names = st.one_of(
+    st.text(string.ascii_letters + string.digits + "_.-", min_size=1, max_size=12),
+    st.text(min_size=1, max_size=8),
+    st.sampled_from(
+        ["x", "alpha", "1-alpha", "Beta", "0.5", "ax0.5", "a b", "a=b", 'a"b', "a,b", "é", "1", "a\\", "#", ":"]
+    ),
+)
+_factors = st.one_of(st.floats(0, 1), st.floats(-3, 3), st.sampled_from([0.0, 1.0, 0.1, 0.05]))
+
+
+@st.composite
+def _alphas(draw):
+    kind = draw(st.sampled_from(["one", "many", "free"]))
+    if kind == "one":
+        return Alpha(dict.fromkeys(BLOCKS, draw(_factors)))
+    if kind == "many":
+        return Alpha(dict(zip(BLOCKS, draw(st.lists(_factors, min_size=26, max_size=26)), strict=True)))
+    chosen = draw(st.sets(st.sampled_from(BLOCKS), min_size=1))
+    blocks = tuple(block for block in BLOCKS if block in chosen)
+    low = draw(st.floats(-1, 0.5))
+    hole = Free(low, low + 1.0, blocks, draw(st.booleans()), draw(st.sampled_from([None, 0.01])), None)
+    rest = draw(_factors)
+    return Alpha({block: rest for block in BLOCKS if block not in blocks}, (hole,))
+
+
+@st.composite
+def _expected(draw):
+    chosen = draw(st.sets(st.sampled_from(BLOCKS), min_size=1))
+    blocks = tuple(block for block in BLOCKS if block in chosen)
+    similarity = st.floats(-1, 1)
+    values = {block: draw(similarity) for block in blocks} if draw(st.booleans()) else {}
+    total = draw(st.none() | similarity)
+    metric, seed = draw(st.sampled_from([("attention", 114514), ("delta", 3)]))
+    return Expected(blocks, values, total, metric, seed)
+
+
+@st.composite
+def _recipes(draw):
+    names = draw(st.lists(_names, min_size=4, max_size=9, unique_by=lambda name: name.casefold()))
+    count = draw(st.integers(1, len(names) - 2))
+    step_names, model_names = names[:count], names[count:]
+    steps = []
+    for place, name in enumerate(step_names):
+        mode = draw(st.sampled_from(list(MODES)))
+        inputs = [draw(st.sampled_from([*model_names, *step_names[:place]])) for _ in MODES[mode].inputs]
+        beta = draw(_alphas()) if "beta" in MODES[mode].alphas else None
+        third = inputs[2] if len(inputs) > 2 else None
+        expect = draw(st.none() | _expected())
+        steps.append(Step(name, mode, inputs[0], inputs[1], third, draw(_alphas()), beta, expect))
+    steps = draw(st.permutations(steps))
+    models = {
+        name: Model(
+            draw(st.sampled_from([f"{name}.safetensors", "folder/other.ckpt"])),
+            draw(st.sampled_from(["unknown", "creativeml-openrail-m", 'a "licence"'])),
+            draw(st.sampled_from([None, "ab" * 32])),
+        )
+        for name in model_names
+    }
+    mapping = draw(st.sampled_from(list(LAYOUT.mappings)))
+    return Recipe(draw(_names), LAYOUT, models, tuple(steps), draw(st.sampled_from(step_names)), mapping)
+
+
+@settings(max_examples=200, deadline=None)
+@given(recipe=_recipes())
+def test_printing_and_reading_again(recipe):
+    """A recipe that is printed and read again is the same recipe, and nothing of it is left not understood."""
+    imported = read_notation(write_notation(recipe))
+
+    assert imported.recipe == recipe
+    assert list(imported.recipe.models) == list(recipe.models)
+    assert imported.not_understood == ()
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.sampled_from('AB xX=+-*()0.5,:|%"\n\talphbet{}[]#•'), max_size=60))
+def test_any_text_is_read_or_refused(text):
+    """Any text at all gives a recipe or an error for the user."""
+    try:
+        imported = read_notation(text)
+    except RecipeError:
+        return
+    assert imported.recipe.steps
