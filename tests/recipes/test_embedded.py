@@ -1,0 +1,427 @@
+"""Recipes in the metadata of merged files, read back: ours exactly, other tools' as far as a recipe can say them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from optimizer.checkpoints import open_checkpoint
+from optimizer.errors import RecipeError
+from optimizer.recipes import load_recipe, merge
+from optimizer.recipes.embedded import recipe_from_metadata
+from optimizer.recipes.recipe import Model, Recipe
+
+A, B, C = ("a1" * 32, "b2" * 32, "c3" * 32)
+BLOCKS = [
+    "BASE",
+    *(f"IN{n:02}" for n in range(12)),
+    "M00",
+    *(f"OUT{n:02}" for n in range(12)),
+]
+NUMBERS = [round(0.03 * n, 2) for n in range(26)]
+TEXT = ",".join(map(str, NUMBERS))
+OTHERS = [round(1 - number, 2) for number in NUMBERS]
+
+MODELS = {
+    A: {"name": "A", "legacy_hash": "11111111"},
+    B: {"name": "dir/B.ckpt", "legacy_hash": "22222222"},
+    C: {"name": "C.safetensors [c3c3c3c3c3]", "legacy_hash": "33333333"},
+}
+# As formats.md has it, but for the numbers.
+SUPERMERGER = {
+    "type": "sd-webui-supermerger",
+    "weights_alpha": NUMBERS[1:],
+    "weights_beta": "0.2,0.2",
+    "weights_alpha_orig": TEXT,
+    "weights_beta_orig": "",
+    "model_a": A,
+    "model_b": B,
+    "model_c": A,
+    "base_alpha": NUMBERS[0],
+    "base_beta": 0.25,
+    "mode": "Weight sum",
+    "mbw": True,
+    "elemental_merge": "",
+    "calcmode": "normal",
+    "Off": [""],
+}
+MIXER = {
+    "type": "sd-webui-model-mixer",
+    "blocks": "BASE,IN00",
+    "mbw": True,
+    "weights_alpha": [NUMBERS, OTHERS],
+    "weights_alpha_orig": [TEXT, ",".join(map(str, OTHERS))],
+    "alpha": [0.5, 0.6],
+    "model_a": "A.safetensors [a1a1a1a1a1]",
+    "base_model": "sd15.safetensors [0123456789]",
+    "mode": ["Sum", "Add-Diff"],
+    "calcmode": ["Normal", "Normal"],
+    "elemental": ["", ""],
+    "use_elemental": [False, False],
+    "adjust": "",
+    "uses": [True, True],
+    "use_mbws": [True, True],
+    "model_b": "dir/B",
+    "model_c": "C",
+    "recipe": "(A * (1 - alpha_0) + B * alpha_0) + (C - sd15) * alpha_1(...)",
+}
+WEBUI = {
+    "type": "webui",
+    "primary_model_hash": A,
+    "secondary_model_hash": B,
+    "tertiary_model_hash": C,
+    "interp_method": "Add difference",
+    "multiplier": 0.3,
+    "save_as_half": True,
+    "custom_name": "",
+    "config_source": 0,
+    "bake_in_vae": "None",
+    "discard_weights": "",
+    "is_inpainting": False,
+    "is_instruct_pix2pix": False,
+}
+
+
+def read(recipe, models=None, **changes):
+    """What is read of a recipe, some fields changed (left out, if ...), beside the three models."""
+    data = {name: value for name, value in (recipe | changes).items() if value is not ...}
+    metadata = {
+        "sd_merge_recipe": json.dumps(data),
+        "sd_merge_models": json.dumps(MODELS if models is None else models),
+    }
+    return recipe_from_metadata(metadata, Path("merged.safetensors"))
+
+
+def numbers(alpha):
+    """An alpha as 26 numbers."""
+    return [alpha.at(block) for block in BLOCKS]
+
+
+def problem(recipe, **changes):
+    """The one line with which a recipe is refused."""
+    with pytest.raises(RecipeError) as caught:
+        read(recipe, **changes)
+    (line,) = caught.value.problems
+    assert line.startswith("merged.safetensors: sd_merge_recipe")
+    return line
+
+
+def test_ours_comes_back(tmp_path, write_sd1):
+    """A file that blockfit merged holds the recipe exactly, free alphas, licences and mapping included."""
+    text = """
+name: mine
+mapping: mecha
+models: {a: {file: a.safetensors, license: MIT}, b: {file: b.safetensors}, c: {file: c.safetensors}}
+steps:
+  - {name: ONE, mode: sum_twice, a: a, b: b, c: c, alpha: {OUT03-OUT05: 0.3}, beta: 0.25}
+  - {name: TWO, mode: add_difference, a: ONE, b: b, c: c, alpha: {search: [0, 1], blocks: OUT06, start: 0.5}}
+"""
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    for seed, name in enumerate("abc"):
+        write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
+    paths = {name: tmp_path / f"{name}.safetensors" for name in "abc"}
+
+    for step, expected, count in ((None, recipe, 0), ("ONE", replace(recipe, output="ONE"), 1)):
+        merge(recipe, paths, tmp_path / "out.safetensors", step=step)
+        with open_checkpoint(tmp_path / "out.safetensors") as checkpoint:
+            found, warnings = recipe_from_metadata(checkpoint.metadata, tmp_path / "out.safetensors")
+        assert found == expected
+        assert len(warnings) == count
+
+
+def test_ours_tells_the_vae():
+    """A VAE that was baked in is no part of the recipe, and said."""
+    data = {
+        "models": {"a": {"file": "a"}, "b": {"file": "b"}},
+        "steps": [{"name": "T", "mode": "weight_sum", "a": "a", "b": "b", "alpha": 1}],
+    }
+
+    _, warnings = read({"type": "blockfit", "output": "T", "recipe": data, "vae": {"name": "v.pt", "sha256": C}})
+
+    assert len(warnings) == 1
+    assert all(word in warnings[0] for word in ("vae", "v.pt", C, "--vae"))
+
+
+def test_supermerger_weight_sum():
+    """SuperMerger's 26 numbers, names and hashes become a recipe of one step; its stand-in for model C is left out."""
+    recipe, warnings = read(SUPERMERGER)
+
+    (step,) = recipe.steps
+    assert (step.name, step.mode, step.a, step.b, step.c, recipe.output) == (
+        "merged",
+        "weight_sum",
+        "A",
+        "B",
+        None,
+        "merged",
+    )
+    assert (recipe.name, recipe.mapping, warnings) == ("merged", "supermerger", ())
+    assert numbers(step.alpha) == NUMBERS
+    assert recipe.models == {"A": Model("A.safetensors", sha256=A), "B": Model("B.ckpt", sha256=B)}
+
+
+@pytest.mark.parametrize("orig", ["GRAD_V", "R,U,X", "", None])
+def test_supermerger_base_apart(orig):
+    """Where the text is a preset's name, the 25 numbers and the base's own are read."""
+    (step,) = read(SUPERMERGER, weights_alpha_orig=orig)[0].steps
+
+    assert numbers(step.alpha) == NUMBERS
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "has_beta"),
+    [
+        ("Add difference", "add_difference", False),
+        ("Triple sum", "triple_sum", True),
+        ("sum Twice", "sum_twice", True),
+        ("Add difference:A+(B-C)*alpha", "add_difference", False),
+    ],
+)
+def test_supermerger_three_models(mode, name, has_beta):
+    """The modes of three models take model C, and beta where they have one."""
+    beta = ",".join(map(str, OTHERS))
+    (step,) = read(SUPERMERGER, mode=mode, model_c=C, weights_beta=OTHERS[1:], weights_beta_orig=beta)[0].steps
+
+    assert (step.mode, step.a, step.b, step.c) == (name, "A", "B", "C")
+    assert numbers(step.alpha) == NUMBERS
+    assert (step.beta is not None) == has_beta
+    if has_beta:
+        assert numbers(step.beta) == OTHERS
+
+
+def test_supermerger_without_blocks():
+    """Without block weights, the base's alpha and beta are everything's."""
+    (step,) = read(SUPERMERGER, mode="Triple sum", mbw=False, weights_alpha=None, weights_alpha_orig=None)[0].steps
+
+    assert numbers(step.alpha) == [NUMBERS[0]] * 26
+    assert numbers(step.beta) == [0.25] * 26
+
+
+@pytest.mark.parametrize(
+    ("mode", "kept"),
+    [("Exclude", lambda block: block not in ("IN10", "BASE")), ("Include", lambda block: block in ("IN10", "BASE"))],
+)
+def test_supermerger_excluded_blocks(mode, kept):
+    """Blocks that are left out stay model A's, as with 0."""
+    (step,) = read(SUPERMERGER, Off=..., **{mode: ["IN10", "BASE", ""]})[0].steps
+
+    assert numbers(step.alpha) == [number if kept(block) else 0 for block, number in zip(BLOCKS, NUMBERS, strict=True)]
+
+
+def test_model_mixer():
+    """Model Mixer's chain becomes steps TEMP1, TEMP2 with its own mapping; known hashes are completed."""
+    recipe, warnings = read(MIXER)
+
+    one, two = recipe.steps
+    assert (one.name, one.mode, one.a, one.b, one.c) == ("TEMP1", "weight_sum", "A", "B", None)
+    assert (two.name, two.mode, two.a, two.b, two.c) == ("TEMP2", "add_difference", "TEMP1", "C", "sd15")
+    assert (numbers(one.alpha), numbers(two.alpha)) == (NUMBERS, OTHERS)
+    assert (recipe.mapping, recipe.output, warnings) == ("model-mixer", "TEMP2", ())
+    assert recipe.models == {
+        "A": Model("A.safetensors", sha256=A),
+        "B": Model("B.safetensors", sha256=B),
+        "C": Model("C.safetensors", sha256=C),
+        "sd15": Model("sd15.safetensors"),
+    }
+
+
+def test_model_mixer_without_blocks():
+    """A step without block weights has one alpha; a merge of such steps alone moves the VAE too."""
+    recipe, warnings = read(MIXER, use_mbws=[False, False], weights_alpha=["", ""])
+    mixed, said = read(MIXER, use_mbws=[True, False])
+
+    assert [numbers(step.alpha) for step in recipe.steps] == [[0.5] * 26, [0.6] * 26]
+    assert (recipe.mapping, warnings) == ("supermerger", ())
+    assert [numbers(step.alpha) for step in mixed.steps] == [NUMBERS, [0.6] * 26]
+    assert mixed.mapping == "model-mixer"
+    assert len(said) == 1
+    assert "VAE" in said[0]
+
+
+def test_model_mixer_of_another_version():
+    """Older metadata has one calcmode and says by the weights themselves which steps have them."""
+    changes = {"use_mbws": ..., "uses": ..., "mbw": False, "calcmode": "normal", "elemental": ..., "adjust": ...}
+    recipe, _ = read(MIXER, weights_alpha=[NUMBERS, "0.5"], mode=["Sum", "Sum"], **changes)
+
+    assert [numbers(step.alpha) for step in recipe.steps] == [NUMBERS, [0.6] * 26]
+
+
+def test_model_mixer_unused_step():
+    """A step that was not used is left out, and a single step is called merged."""
+    recipe, _ = read(MIXER, uses=[False, True])
+
+    (step,) = recipe.steps
+    assert (step.name, step.a, step.b, step.c) == ("merged", "A", "C", "sd15")
+    assert numbers(step.alpha) == OTHERS
+
+
+def test_webui():
+    """The WebUI's own merger has one multiplier for everything."""
+    recipe, warnings = read(WEBUI)
+    two, _ = read(WEBUI, interp_method="Weighted sum", tertiary_model_hash=None)
+
+    (step,) = recipe.steps
+    assert (step.mode, step.a, step.b, step.c, warnings) == ("add_difference", "A", "B", "C", ())
+    assert numbers(step.alpha) == [0.3] * 26
+    assert (two.steps[0].mode, list(two.models)) == ("weight_sum", ["A", "B"])
+
+
+def test_webui_does_more():
+    """A VAE baked in and weights thrown away are said: the recipe does neither."""
+    _, warnings = read(WEBUI, bake_in_vae="good.vae.pt", discard_weights="model_ema")
+
+    assert len(warnings) == 2
+    assert "good.vae.pt" in warnings[0]
+    assert "model_ema" in warnings[1]
+
+
+def test_unnamed_model():
+    """A hash without a name becomes a file of that hash, and is said."""
+    recipe, warnings = read(WEBUI, models={A: MODELS[A], C: MODELS[C]})
+
+    assert recipe.models["b2b2b2b2b2"] == Model("b2b2b2b2b2.safetensors", sha256=B)
+    assert len(warnings) == 1
+    assert all(word in warnings[0] for word in ("secondary_model_hash", B))
+
+
+def test_names_that_meet():
+    """Two models of one name, and a model called like a step, get names of their own; one model twice is one."""
+    same = {A: {"name": "x/merged.ckpt"}, B: {"name": "y/merged.ckpt"}}
+    recipe, _ = read(WEBUI, models=same, tertiary_model_hash=A)
+
+    assert list(recipe.models) == ["merged-2", "merged-3"]
+    assert (recipe.steps[0].a, recipe.steps[0].b, recipe.steps[0].c) == ("merged-2", "merged-3", "merged-2")
+    assert {model.file for model in recipe.models.values()} == {"merged.ckpt"}
+
+
+def test_read_recipe_merges_as_the_tool_did(tmp_path, write_sd1, sd1_tensors):
+    """A recipe read from SuperMerger's metadata merges to the tool's formula, block by block."""
+    around = sd1_tensors(seed=0)
+    tensors = {
+        name: write_sd1(tmp_path / f"{name}.safetensors", seed=n, around=around) for n, name in enumerate("ABC", 1)
+    }
+    models = {key: {"name": name} for key, name in ((A, "A"), (B, "B"), (C, "C"))}
+    recipe, _ = read(SUPERMERGER, models=models, mode="Add difference", model_c=C)
+
+    merge(
+        recipe,
+        {name: tmp_path / f"{name}.safetensors" for name in "ABC"},
+        tmp_path / "out.safetensors",
+        dtype=torch.float32,
+    )
+
+    found = load_file(tmp_path / "out.safetensors")
+    for name, block in {
+        "model.diffusion_model.output_blocks.7.0.in_layers.0.weight": "OUT07",
+        "model.diffusion_model.time_embed.0.weight": "IN00",
+        "first_stage_model.encoder.conv_in.weight": "BASE",
+    }.items():
+        a, b, c = (tensors[model][name].double() for model in "ABC")
+        expected = a + (b - c) * NUMBERS[BLOCKS.index(block)]
+        torch.testing.assert_close(found[name].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "words"),
+    [
+        (SUPERMERGER, {"elemental_merge": "OUT03:attn1:0.5"}, ["elemental_merge", "OUT03:attn1:0.5", "block"]),
+        (SUPERMERGER, {"calcmode": "trainDifference"}, ["calcmode", "trainDifference", "normal"]),
+        (SUPERMERGER, {"mode": "Magic"}, ["mode", "'Magic'", "sum Twice"]),
+        (SUPERMERGER, {"mode": ...}, ["mode", "missing", "text"]),
+        (SUPERMERGER, {"mbw": "yes"}, ["mbw", "'yes'", "true or false"]),
+        (SUPERMERGER, {"mbw": False, "base_alpha": "much"}, ["base_alpha", "'much'", "number"]),
+        (SUPERMERGER, {"weights_alpha_orig": "", "weights_alpha": [0.5] * 20}, ["weights_alpha", "20 numbers", "26"]),
+        (SUPERMERGER, {"weights_alpha_orig": "", "weights_alpha": "GRAD_V"}, ["weights_alpha", "'GRAD_V'", "numbers"]),
+        (SUPERMERGER, {"weights_alpha_orig": "", "base_alpha": None}, ["base_alpha", "None"]),
+        (SUPERMERGER, {"mode": "Triple sum", "weights_beta": 3}, ["weights_beta", "3"]),
+        (SUPERMERGER, {"model_b": None}, ["model_b", "None", "sha256 or name"]),
+        (SUPERMERGER, {"Exclude": ["attn1"]}, ["Exclude", "'attn1'", "block"]),
+        (MIXER, {"elemental": ["OUT03:attn1:0.5", ""], "use_elemental": [True, False]}, ["elemental", "block"]),
+        (MIXER, {"calcmode": ["Normal", "Rebasin"]}, ["calcmode", "Rebasin"]),
+        (MIXER, {"adjust": "0.5,0,0"}, ["adjust", "0.5,0,0"]),
+        (MIXER, {"mode": ["Sum", "Triple"]}, ["mode", "'Triple'", "Add-Diff"]),
+        (MIXER, {"mode": []}, ["mode"]),
+        (MIXER, {"mode": "Sum"}, ["mode", "list"]),
+        (MIXER, {"uses": [False, False]}, ["uses", "no step"]),
+        (MIXER, {"uses": [True, True, True]}, ["uses", "2 steps"]),
+        (MIXER, {"weights_alpha": [NUMBERS]}, ["weights_alpha", "list of 2"]),
+        (MIXER, {"weights_alpha": [NUMBERS, NUMBERS[:20]]}, ["weights_alpha", "20 numbers"]),
+        (MIXER, {"weights_alpha": [NUMBERS, "text"]}, ["weights_alpha", "entry 2"]),
+        (MIXER, {"use_mbws": [True, False], "alpha": [0.5, None]}, ["alpha", "numbers"]),
+        (MIXER, {"base_model": None}, ["base_model", "None"]),
+        (MIXER, {"model_c": ...}, ["model_c", "missing"]),
+        (WEBUI, {"interp_method": "No interpolation"}, ["interp_method", "'No interpolation'", "Weighted sum"]),
+        (WEBUI, {"multiplier": True}, ["multiplier", "True", "number"]),
+        (WEBUI, {"type": "merge-models-chattiori"}, ["type", "merge-models-chattiori", "sd-webui-supermerger"]),
+        (WEBUI, {"type": ...}, ["type", "missing"]),
+        ({"type": "blockfit", "recipe": 3}, {}, ["recipe", "3", "object"]),
+        ({"type": "blockfit", "recipe": {"presets": "../x"}}, {}, ["presets"]),
+    ],
+)
+def test_refused(recipe, changes, words):
+    """What a recipe cannot say, and what is broken, is one line with file, field, what was received and why."""
+    line = problem(recipe, **changes)
+
+    assert all(word in line for word in words), line
+
+
+def test_no_recipe():
+    """A file without a recipe is told what metadata it has; one with a broken recipe that it is broken."""
+    for metadata, words in (
+        ({}, "none"),
+        ({"format": "pt"}, "'format'"),
+        ({"sd_merge_recipe": "{"}, "must be a JSON object"),
+        ({"sd_merge_recipe": "[1]"}, "must be a JSON object"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            recipe_from_metadata(metadata, Path("x.safetensors"))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([A, "Sum", TEXT, NUMBERS]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "file", "a", "b"]), inner),
+    max_leaves=8,
+)
+OURS = {
+    "name": "x",
+    "models": {"a": {"file": "a"}, "b": {"file": "b"}},
+    "steps": [{"name": "T", "mode": "weight_sum", "a": "a", "b": "b", "alpha": NUMBERS}],
+    "output": "T",
+    "mapping": "supermerger",
+    "layout": "sd1",
+    "fitted": None,
+}
+CHANGED = st.sampled_from([SUPERMERGER, MIXER, WEBUI]).flatmap(
+    lambda whole: st.dictionaries(st.sampled_from([*whole, "Include", "Exclude"]), JSON, max_size=3).map(
+        lambda changes: whole | changes
+    )
+)
+CHANGED_OURS = st.dictionaries(st.sampled_from([*OURS, "presets"]), JSON, max_size=2).map(
+    lambda changes: {"type": "blockfit", "output": "T", "recipe": OURS | changes}
+)
+CHANGED_STEP = st.dictionaries(
+    st.sampled_from([*OURS["steps"][0], "c", "beta", "expect", "similarity"]), JSON, max_size=2
+).map(lambda changes: {"type": "blockfit", "output": "T", "recipe": OURS | {"steps": [OURS["steps"][0] | changes]}})
+
+
+@given(data=CHANGED | CHANGED_OURS | CHANGED_STEP | JSON, models=JSON)
+def test_hostile_metadata(data, models):
+    """Whatever the metadata holds, the outcome is a recipe or a RecipeError."""
+    metadata = {"sd_merge_recipe": json.dumps(data), "sd_merge_models": json.dumps(models)}
+    try:
+        recipe, warnings = recipe_from_metadata(metadata, Path("x.safetensors"))
+    except RecipeError:
+        return
+    assert isinstance(recipe, Recipe)
+    assert all(isinstance(warning, str) for warning in warnings)
