@@ -145,13 +145,16 @@ _Found = tuple[str, tuple[str, ...], tuple[Parent, ...], bool | None]
 
 def _of_blockfit(data: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> _Found:
     recipe = _mapping(data.get("recipe"))
+    steps = {step["name"]: step for step in _list(recipe.get("steps")) if _is_named(step)}
+    made = _with_inputs(steps, data.get("output", recipe.get("output")))
     method, per_block = [], False
-    for step in filter(lambda step: isinstance(step, Mapping), _list(recipe.get("steps"))):
+    for step in (step for name, step in steps.items() if name in made):
         inputs = ", ".join(_shown(step[place]) for place in "abc" if isinstance(step.get(place), str))
-        method.append(f"{_shown(step.get('name'))} = {_shown(step.get('mode'))} of {inputs}")
+        method.append(f"{_shown(step['name'])} = {_shown(step.get('mode'))} of {inputs}")
         per_block |= any(isinstance(step.get(name), list | Mapping) for name in ("alpha", "beta"))
+    taking_part = ((name, model) for name, model in _mapping(recipe.get("models")).items() if name in made)
     models = []
-    for name, model in islice(_mapping(recipe.get("models")).items(), _MOST):
+    for name, model in islice(taking_part, _MOST):
         file = _mapping(model).get("file")
         called = file.replace("\\", "/").rpartition("/")[2] if isinstance(file, str) else name
         found, digits = name_and_hash(called, known)
@@ -160,6 +163,18 @@ def _of_blockfit(data: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
     if isinstance(vae.get("name"), str):
         method.append(f"VAE of {_parent(vae['name'], vae.get('sha256'))}")
     return "blockfit", _some(method), tuple(models), per_block
+
+
+def _with_inputs(steps: Mapping[str, Mapping[str, Any]], output: object) -> set[str]:
+    """The steps and models that this step needs, itself included."""
+    needed: set[str] = set()
+    queue = [output]
+    while queue:
+        name = queue.pop()
+        if isinstance(name, str) and name not in needed:
+            needed.add(name)
+            queue += [steps[name].get(place) for place in "abc"] if name in steps else []
+    return needed
 
 
 def _of_merger(recipe: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> _Found:
@@ -237,6 +252,10 @@ def _shown(value: object) -> str:
     text = str(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
     text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[: _LONGEST + 1])
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _is_named(step: object) -> bool:
+    return isinstance(step, Mapping) and isinstance(step.get("name"), str)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -156,6 +156,28 @@ def test_tools(recipe, tool, method, models, per_block):
     assert found.fields == ("sd_merge_recipe", "sd_merge_models")
 
 
+def test_only_what_took_part_is_told():
+    """Of a recipe of which one step was made, the later steps and their models are not told; cycles do no harm."""
+    recipe = {
+        "models": {name: {"file": f"{name}.safetensors"} for name in "abc"},
+        "steps": [
+            {"name": "T1", "mode": "weight_sum", "a": "a", "b": "b", "alpha": 0.5},
+            {"name": "T2", "mode": "weight_sum", "a": "T1", "b": "c", "alpha": [0.5] * 26},
+            {"name": "T3", "mode": "weight_sum", "a": "T3", "b": "c", "alpha": 0.5},
+        ],
+    }
+    one, two, three = (told({"type": "blockfit", "output": name, "recipe": recipe}) for name in ("T1", "T2", "T3"))
+
+    assert (one.method, [model.name for model in one.models], one.per_block) == (
+        ("T1 = weight_sum of a, b",),
+        ["a.safetensors", "b.safetensors"],
+        False,
+    )
+    assert len(two.method) == 2
+    assert two.per_block
+    assert [model.name for model in three.models] == ["c.safetensors"]
+
+
 def test_one_alpha_for_all_blocks():
     """SuperMerger without block weights tells its one alpha."""
     found = told({**SUPERMERGER, "mbw": False, "weights_alpha": None})
