@@ -21,6 +21,18 @@ def block_of(name: str) -> str:
     return "BASE"
 
 
+def block_of_mecha(name: str) -> str:
+    """The block of a tensor as sd-mecha counts: time_embed falls into BASE."""
+    return "BASE" if name.startswith("model.diffusion_model.time_embed.") else block_of(name)
+
+
+def block_of_model_mixer(name: str) -> str | None:
+    """The block of a tensor as model-mixer counts: time_embed falls into the last, and the VAE stays as it is in A."""
+    if name.startswith("first_stage_model."):
+        return None
+    return "OUT11" if name.startswith("model.diffusion_model.time_embed.") else block_of(name)
+
+
 def merged_names(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """The tensors that merge: floating-point ones named weight or bias, but no EMA copies."""
     return [
@@ -34,28 +46,34 @@ def merge_by_steps(
     steps: Sequence[Mapping[str, Any]],
     models: Mapping[str, Mapping[str, torch.Tensor]],
     dtype: torch.dtype = torch.float64,
-    block: Callable[[str], str] = block_of,
+    block: Callable[[str], str | None] = block_of,
 ) -> dict[str, Tensors]:
-    """What each step holds, {step: {tensor name: value}}, computed in `dtype`.
+    """What each step holds, {step: {tensor name: value}}, computed in `dtype` by SuperMerger's formulas.
 
-    `steps` come in order of evaluation, each with name, mode, a, b, c and alpha {block: number} (0 where unnamed).
+    `steps` come in order of evaluation, each with name, mode, a, b, c, and alpha and beta {block: number} (0 where
+    unnamed). A tensor that b or c lacks is a's; one that only b has, and a lacks, is b's.
     """
     known: dict[str, Tensors] = {
         name: {key: tensors[key].to(dtype) for key in merged_names(tensors)} for name, tensors in models.items()
     }
     for step in steps:
-        first, second = known[step["a"]], known[step["b"]]
-        third = known[step["c"]] if step["mode"] == "add_difference" else None
+        a, b = known[step["a"]], known[step["b"]]
+        c = known[step["c"]] if step.get("c") else None
         result: Tensors = {}
-        for name in dict.fromkeys([*first, *second]):
-            alpha = step["alpha"].get(block(name), 0.0)
-            if name not in first:
-                result[name] = second[name]
-            elif name not in second or (third is not None and name not in third):
-                result[name] = first[name]
-            elif third is not None:
-                result[name] = first[name] + (second[name] - third[name]) * alpha
+        for name in dict.fromkeys([*a, *b]):
+            alpha, beta = (step.get(symbol, {}).get(block(name), 0.0) for symbol in ("alpha", "beta"))
+            if name not in a:
+                result[name] = b[name]
+            elif name not in b or (c is not None and name not in c):
+                result[name] = a[name]
+            elif c is None:
+                result[name] = a[name] * (1 - alpha) + b[name] * alpha
+            elif step["mode"] == "add_difference":
+                result[name] = a[name] + (b[name] - c[name]) * alpha
+            elif step["mode"] == "triple_sum":
+                result[name] = a[name] * (1 - alpha - beta) + b[name] * alpha + c[name] * beta
             else:
-                result[name] = first[name] * (1 - alpha) + second[name] * alpha
+                assert step["mode"] == "sum_twice"
+                result[name] = (a[name] * (1 - alpha) + b[name] * alpha) * (1 - beta) + c[name] * beta
         known[step["name"]] = result
     return {step["name"]: known[step["name"]] for step in steps}

@@ -44,7 +44,7 @@ class Verified:
             "metric": self.metric,
             "seed": self.seed,
             "blocks": {
-                name: {"measured": self.measured.get(name), "expected": expected.similarities.get(name)}
+                name: {"measured": self.measured.get(name), "expected": reported.get(name)}
                 for name in names
             },
             "total": {"measured": self.total if self.measured else None, "expected": expected.total},

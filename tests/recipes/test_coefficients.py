@@ -21,7 +21,7 @@ def recipes(draw, models=3, most_steps=4):
     names = [f"m{n}" for n in range(models)]
     steps = []
     for number in range(draw(st.integers(1, most_steps))):
-        mode = draw(st.sampled_from(["weight_sum", "add_difference"]))
+        mode = draw(st.sampled_from(["weight_sum", "add_difference", "triple_sum", "sum_twice"]))
         given_names = [draw(st.sampled_from(names)) for _ in range(3)]
         steps.append(
             {
@@ -29,10 +29,12 @@ def recipes(draw, models=3, most_steps=4):
                 "mode": mode,
                 "a": given_names[0],
                 "b": given_names[1],
-                "c": given_names[2] if mode == "add_difference" else None,
+                "c": given_names[2] if mode != "weight_sum" else None,
                 "alpha": {block: draw(NUMBERS) for block in CHOSEN},
             }
         )
+        if mode in ("triple_sum", "sum_twice"):
+            steps[-1]["beta"] = {block: draw(NUMBERS) for block in CHOSEN}
         names.append(f"s{number}")
     return steps
 
@@ -44,7 +46,18 @@ def build(steps, models=3, output=None):
         layout=LAYOUT,
         models={f"m{n}": Model(f"m{n}") for n in range(models)},
         steps=tuple(
-            Step(s["name"], s["mode"], s["a"], s["b"], s["c"], Alpha({**dict.fromkeys(BLOCKS, 0.0), **s["alpha"]}))
+            Step(
+                s["name"],
+                s["mode"],
+                s["a"],
+                s["b"],
+                s["c"],
+                **{
+                    symbol: Alpha({**dict.fromkeys(BLOCKS, 0.0), **s[symbol]})
+                    for symbol in ("alpha", "beta")
+                    if symbol in s
+                },
+            )
             for s in steps
         ),
         output=output or steps[-1]["name"],
@@ -52,7 +65,7 @@ def build(steps, models=3, output=None):
 
 
 PRESENCE = [tuple(n for n in range(3) if bits >> n & 1) for bits in range(1, 8)]
-GROUPS = [Group(block, holders) for block in CHOSEN for holders in PRESENCE]
+GROUPS = [Group(block, holders) for block in (*CHOSEN, None) for holders in PRESENCE]
 
 
 def compile_all(steps):
@@ -120,7 +133,10 @@ def test_derivatives(steps, seed):
     by_autograd = leaf.grad[0]
     by_jacobian = torch.zeros_like(by_autograd)
     for row, group in enumerate(GROUPS):
-        by_jacobian[:, BLOCKS.index(group.block)] += (slopes[:, row] * weights[row]).sum(dim=-1)
+        if group.block is None:
+            assert not bool(slopes[:, row].any())
+        else:
+            by_jacobian[:, BLOCKS.index(group.block)] += (slopes[:, row] * weights[row]).sum(dim=-1)
     torch.testing.assert_close(by_jacobian, by_autograd, rtol=1e-9, atol=1e-9)
 
     # Affine in every single alpha: a difference over any step is the derivative, but for rounding.

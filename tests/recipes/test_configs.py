@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.recipes import load_recipe
+from optimizer.recipes import import_text, load_recipe
 from optimizer.search import load_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,3 +25,55 @@ def test_study_loads() -> None:
     assert [parameter.name for parameter in stage.parameters] == [
         "TEMP1.alpha", *(f"TEMP2.OUT{number:02}" for number in range(3, 12))
     ]  # fmt: skip
+
+
+def test_the_articles_recipe() -> None:
+    """configs/blessingmix-v1.yaml is what the article's text says: 18 steps, ten sources and the target."""
+    article = import_text(Path(__file__).with_name("article.txt"))
+    recipe = load_recipe(CONFIGS / "blessingmix-v1.yaml")
+
+    assert len(recipe.steps) == 18
+    read = article.recipe
+    assert {step.name: step for step in recipe.steps} == {step.name: step for step in read.steps}
+    assert (recipe.models, recipe.output, recipe.mapping) == (read.models, read.output, read.mapping)
+    lines = Path(__file__).with_name("article.txt").read_text(encoding="utf-8").splitlines()
+    template, in_words = (
+        next(number for number, line in enumerate(lines, 1) if part in line)
+        for part in ("BASE_FIXED_MODEL =", "BlessingMix V1 = BlessingMixV0 + ")
+    )
+    assert [text.split(":")[0] for text in article.not_understood] == [f"line {template}", f"line {in_words}"]
+    assert ["FINAL_OUTPUTS" in text or "BlessingEncV0" in text for text in article.warnings] == [True, True, False]
+    assert {model.license for model in recipe.models.values()} == {"unknown"}
+    expected = {step.name: step.expect for step in recipe.steps if step.expect is not None}
+    assert list(expected) == [
+        *(f"TEMP{n}" for n in range(1, 8)), "FINAL_OUTPUTS", "SAVE1", "SAVE2", "SAVE3", "FINAL_INPUTS"
+    ]  # fmt: skip
+    # The article's totals are the means of its tables, to the digits that it prints.
+    for name, total in (("FINAL_OUTPUTS", 0.985187), ("FINAL_INPUTS", 0.986075)):
+        values = list(expected[name].similarities.values())
+        assert (expected[name].total, round(sum(values) / len(values), 6)) == (total, total)
+
+
+def test_the_articles_study() -> None:
+    """studies/blessingmix leaves open what the article tuned, in its three stages, on the article's steps."""
+    study = load_study(CONFIGS.parent / "studies" / "blessingmix", with_files=False)
+    whole = load_recipe(CONFIGS / "blessingmix-v1.yaml")
+
+    outputs, inputs, base = study.stages
+    assert [parameter.name for parameter in outputs.parameters] == [
+        *(f"TEMP{n}.alpha" for n in range(1, 7)),
+        *(f"TEMP7.OUT{n:02}" for n in range(6, 12)),
+        "FINAL_OUTPUTS.OUT03",
+        "FINAL_OUTPUTS.OUT04",
+    ]
+    assert len(inputs.parameters) == 1 + 13 + 4 + 3 + 5
+    assert [parameter.name for parameter in base.parameters] == ["TRY1.BASE", "TRY1.beta.BASE", "BlessingEncV0.BASE"]
+    for step in study.recipe.steps:
+        original = whole.step(step.name)
+        assert (step.mode, step.inputs) == (original.mode, original.inputs)
+        for name, alpha in original.alphas.items():
+            searched = {block for hole in step.alphas[name].free for block in hole.blocks}
+            rest = {block for block, value in alpha.values.items() if value} - searched
+            # Of the text encoder's steps only BASE is used.
+            unused = step.name in ("TRY1", "BlessingEncV0")
+            assert unused or {block: step.alphas[name].at(block) for block in rest} == dict.fromkeys(rest, 1.0)

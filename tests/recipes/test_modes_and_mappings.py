@@ -1,0 +1,231 @@
+"""The four modes under the three mappings, on files: what is merged with which block's alpha and beta."""
+
+import itertools
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from step_by_step import BLOCKS, block_of, block_of_mecha, block_of_model_mixer, merge_by_steps
+
+from optimizer.checkpoints import load_layout
+from optimizer.errors import RecipeError
+from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, merge, recipe_as_data, save_recipe
+
+LAYOUT = load_layout("sd1")
+MAPPINGS = {"supermerger": block_of, "mecha": block_of_mecha, "model-mixer": block_of_model_mixer}
+# Every block has numbers of its own, some outside 0..1, so that a tensor in a wrong block cannot go unnoticed.
+ALPHAS = {block: round(-0.3 + 0.067 * n, 3) for n, block in enumerate(BLOCKS)}
+BETAS = {block: round(1.4 - 0.059 * n, 3) for n, block in enumerate(BLOCKS)}
+MODES = ("weight_sum", "add_difference", "triple_sum", "sum_twice")
+
+
+def steps_of(mode, then):
+    """Two steps, the second on the first's result, as plain dicts."""
+    one = {"name": "T1", "mode": mode, "a": "base", "b": "x", "c": "y", "alpha": ALPHAS, "beta": BETAS}
+    two = {"name": "T2", "mode": then, "a": "T1", "b": "y", "c": "x", "alpha": BETAS, "beta": ALPHAS}
+    for step in (one, two):
+        if step["mode"] == "weight_sum":
+            step["c"] = None
+        if step["mode"] in ("weight_sum", "add_difference"):
+            del step["beta"]
+    return [one, two]
+
+
+def recipe_of(steps, mapping):
+    """The recipe of such steps over base, x and y."""
+    return Recipe(
+        name="drawn",
+        layout=LAYOUT,
+        models={name: Model(f"{name}.safetensors") for name in ("base", "x", "y")},
+        steps=tuple(
+            Step(
+                s["name"],
+                s["mode"],
+                s["a"],
+                s["b"],
+                s["c"],
+                **{symbol: Alpha(s[symbol]) for symbol in ("alpha", "beta") if symbol in s},
+            )
+            for s in steps
+        ),
+        output=steps[-1]["name"],
+        mapping=mapping,
+    )
+
+
+@pytest.fixture
+def family(tmp_path, write_sd1, sd1_tensors):
+    """The files base, x and y, of which x has no VAE, y no text encoder, and base an EMA copy; and their tensors."""
+    base = sd1_tensors(seed=0)
+    tensors = {"base": write_sd1(tmp_path / "base.safetensors", around=base, distance=0.0, ema=True)}
+    tensors["x"] = write_sd1(tmp_path / "x.safetensors", seed=1, around=base, vae=False)
+    tensors["y"] = write_sd1(tmp_path / "y.safetensors", seed=2, around=base, text_encoder=False)
+    return tmp_path, tensors
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize(("mode", "then"), list(itertools.product(MODES, MODES)))
+def test_every_mode_and_mapping(family, mode, then, mapping):
+    """A float32 merge equals the formulas carried out step by step in float32, to 1e-6 of each tensor's size."""
+    folder, tensors = family
+    steps = steps_of(mode, then)
+    recipe = recipe_of(steps, mapping)
+
+    merge(
+        recipe,
+        {name: folder / f"{name}.safetensors" for name in tensors},
+        folder / "out.safetensors",
+        dtype=torch.float32,
+    )
+
+    found = load_file(folder / "out.safetensors")
+    expected = merge_by_steps(steps, tensors, torch.float32, MAPPINGS[mapping])["T2"]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6 * float(value.abs().max()))
+    assert {name for name in found if not name.startswith("model_ema.")} - set(expected) == {
+        "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    }
+
+
+def test_mappings_differ_where_they_should(family):
+    """time_embed follows IN00, BASE or OUT11, and the VAE BASE, BASE or nothing; all else is the same everywhere."""
+    folder, tensors = family
+    merged = {}
+    for mapping in MAPPINGS:
+        recipe = recipe_of(steps_of("weight_sum", "add_difference"), mapping)
+        merge(
+            recipe,
+            {name: folder / f"{name}.safetensors" for name in tensors},
+            folder / f"{mapping}.safetensors",
+            dtype=torch.float32,
+        )
+        merged[mapping] = load_file(folder / f"{mapping}.safetensors")
+
+    differing = {
+        mapping: {
+            name
+            for name in merged["supermerger"]
+            if not torch.equal(merged[mapping][name], merged["supermerger"][name])
+        }
+        for mapping in ("mecha", "model-mixer")
+    }
+    time_embed = {name for name in tensors["base"] if name.startswith("model.diffusion_model.time_embed.")}
+    # x has no VAE, so the first step leaves A's; the second, where x is C, too: nothing is left to differ.
+    assert differing == {"mecha": time_embed, "model-mixer": time_embed}
+
+    steps = [{"name": "T", "mode": "weight_sum", "a": "base", "b": "y", "c": None, "alpha": ALPHAS}]
+    merge(
+        recipe_of(steps, "model-mixer"),
+        {"base": folder / "base.safetensors", "y": folder / "y.safetensors"},
+        folder / "vae.safetensors",
+        dtype=torch.float32,
+    )
+    found = load_file(folder / "vae.safetensors")
+    for name in (name for name in tensors["base"] if name.startswith("first_stage_model.")):
+        assert torch.equal(found[name], tensors["base"][name])
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_mapping_is_written_and_read(tmp_path, mapping):
+    """The mapping, alpha and beta stand in the recipe's file and are read back from it."""
+    recipe = recipe_of(steps_of("triple_sum", "sum_twice"), mapping)
+
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert recipe_as_data(recipe)["mapping"] == mapping
+
+
+def write(folder, text):
+    """A recipe file of two models with this step."""
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"models: {{a: {{file: a}}, b: {{file: b}}}}\nsteps:\n  - {{name: T, a: a, b: b, {text}}}\n", "utf-8"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("mode: triple_sum, c: a, alpha: 0.1", "steps.T.beta: missing; triple_sum is A x (1-alpha-beta)"),
+        ("mode: weight_sum, alpha: 0.1, beta: 0.1", "steps.T.beta: received one; weight_sum is A x (1-alpha)"),
+        ("mode: sum_twice, alpha: 0.1, beta: 0.1", "steps.T.c: missing; sum_twice is (A x (1-alpha) + B x alpha)"),
+        (
+            "mode: sum_thrice, alpha: 0.1",
+            "received 'sum_thrice'; there are weight_sum, add_difference, triple_sum, sum_twice",
+        ),
+        ("mode: weight_sum, alpha: [0.1, 0.2]", "received 2 numbers; sd1 has 26 blocks"),
+        (
+            f"mode: weight_sum, alpha: {[0.5] * 25}",
+            "received 25 numbers, BASE not among them; base_alpha must give its number",
+        ),
+        (
+            f"mode: weight_sum, alpha: {[0.5] * 26}, base_alpha: 0.5",
+            "26 numbers, BASE among them, and base_alpha 0.5; give one",
+        ),
+        ("mode: weight_sum, alpha: 0.5, base_alpha: 0.5", "base_alpha goes with 25 numbers only"),
+        ("mode: weight_sum, alpha: GRAD", "the name of a preset (with `presets: FILE` in the recipe)"),
+        (
+            "mode: weight_sum, alpha: 0.1, expect: {blocks: OUT03, total: 97.5}",
+            "similarities are at most 1: write 97.5 % as 0.975",
+        ),
+        (
+            "mode: weight_sum, alpha: 0.1, expect: {blocks: {OUT03-OUT04: 0.9}}",
+            "received a range; a similarity belongs to one block",
+        ),
+        ("mode: weight_sum, alpha: 0.1, expect: {blocks: OUT99}", "unknown block 'OUT99'"),
+        ("mode: weight_sum, alpha: 0.1, expect: {total: 0.9}", "expect.blocks: missing"),
+    ],
+)
+def test_mistakes_in_a_step(tmp_path, text, part):
+    """What does not fit a mode, a count of numbers or an expectation is one line: field, received, what is right."""
+    path = write(tmp_path, text)
+
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}: ")
+    assert part in problem
+
+
+def test_two_count_conventions(tmp_path):
+    """26 numbers with BASE first, and 25 with a base alpha, are the same alpha; likewise for beta."""
+    numbers = list(ALPHAS.values())
+    whole = load_recipe(write(tmp_path, f"mode: triple_sum, c: a, alpha: {numbers}, beta: {numbers}")).steps[0]
+    apart = f"alpha: {numbers[1:]}, base_alpha: {numbers[0]}, beta: {numbers[1:]}, base_beta: {numbers[0]}"
+
+    assert load_recipe(write(tmp_path, f"mode: triple_sum, c: a, {apart}")).steps[0] == whole
+    assert dict(whole.alpha.values) == ALPHAS
+
+
+def test_presets_by_name(tmp_path):
+    """An alpha may name a preset of SuperMerger's file that the recipe refers to; of 26 numbers, or of 25 and a base."""
+    numbers = ",".join(map(str, ALPHAS.values()))
+    lines = (
+        "preset_name\tpreset_weights",
+        f"WHOLE\t{numbers}",
+        f"REST:{numbers.split(',', 1)[1]}",
+        "R\t" + "R," * 25 + "R",
+    )
+    (tmp_path / "mbwpresets.txt").write_text("\n".join(lines), "utf-8")
+
+    def recipe(alpha):
+        path = write(tmp_path, f"mode: weight_sum, {alpha}")
+        path.write_text("presets: mbwpresets.txt\n" + path.read_text("utf-8"), "utf-8")
+        return load_recipe(path)
+
+    assert dict(recipe("alpha: WHOLE").steps[0].alpha.values) == ALPHAS
+    assert dict(recipe("alpha: REST, base_alpha: -0.3").steps[0].alpha.values) == ALPHAS
+    for alpha, part in (
+        ("alpha: NONE", "received 'NONE'; no preset has this name; there are WHOLE, REST, R"),
+        ("alpha: R", "preset 'R', line 4: value 1 is 'R'; must be a number"),
+        ("alpha: REST", "preset 'REST', line 3: received 25 numbers, BASE not among them"),
+    ):
+        with pytest.raises(RecipeError, match=r"steps\.T\.alpha") as caught:
+            recipe(alpha)
+        assert part in caught.value.problems[0]
+    (tmp_path / "mbwpresets.txt").unlink()
+    with pytest.raises(RecipeError, match=r"presets: .*mbwpresets\.txt cannot be read: No such file"):
+        recipe("alpha: WHOLE")
