@@ -101,11 +101,11 @@ def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
 
 
 def known_models(metadata: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The entries of `sd_merge_models` by sha256, those that are not objects left out."""
+    """The entries of `sd_merge_models` by sha256, those that are not objects left out, and those beyond 1000."""
     models = parsed(metadata.get(MODELS))
     if not isinstance(models, Mapping):
         return {}
-    return {key: entry for key, entry in models.items() if isinstance(key, str) and isinstance(entry, Mapping)}
+    return {key: entry for key, entry in islice(models.items(), 1000) if isinstance(entry, Mapping)}
 
 
 def name_and_hash(reference: object, known: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, str | None]:
@@ -120,13 +120,13 @@ def name_and_hash(reference: object, known: Mapping[str, Mapping[str, Any]]) -> 
     name, digits = _split(reference)
     if re.fullmatch(r"[0-9a-fA-F]{64}", reference.strip()):
         name, digits = None, reference.strip().lower()
-    for sha256, entry in known.items():
-        called, _ = _split(entry["name"]) if isinstance(entry.get("name"), str) else (None, None)
-        if (digits is not None and sha256.lower().startswith(digits)) or (
-            digits is None and name is not None and called is not None and _stem(name) == _stem(called)
-        ):
-            return name or called, sha256.lower()
-    return name, digits
+    names = {key: _split(entry["name"])[0] for key, entry in known.items() if isinstance(entry.get("name"), str)}
+    if digits is not None:
+        found = [key for key in known if key.lower().startswith(digits)]
+    else:
+        found = [key for key, called in names.items() if name is not None and _stem(called) == _stem(name)]
+    # Files of one name in two folders cannot be told apart by it.
+    return (name or names.get(found[0]), found[0].lower()) if len(found) == 1 else (name, digits)
 
 
 def _split(text: str) -> tuple[str, str | None]:

@@ -104,7 +104,7 @@ class _Source:
         called, digits = name_and_hash(self.data.get(name), self.known)
         if called is None and digits is None:
             raise self.wrong(name, "must be a model's sha256 or name")
-        if called is None:
+        if not called:
             assert digits is not None
             called = short_hash(digits)
             self.warnings.append(f"{name}: the metadata has no name for the model with sha256 {digits}; set its file")

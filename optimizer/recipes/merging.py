@@ -17,7 +17,7 @@ from optimizer.recipes.combining import MergedTensor, WeightedSum, write_merged
 from optimizer.recipes.metadata import merge_metadata
 from optimizer.recipes.recipe import Recipe
 from optimizer.recipes.tensors import Part, check_channels, plan_parts
-from optimizer.recipes.vae import open_vae
+from optimizer.recipes.vae import open_vae, without_vae
 
 __all__ = ["merge"]
 
@@ -64,9 +64,12 @@ def merge(
         opened = {
             source: stack.enter_context(open_checkpoint(paths[source], layout=recipe.layout)) for source in sources
         }
+        baked = None
+        if vae is not None:
+            baked = stack.enter_context(open_vae(vae, recipe.layout, list(opened.values())))
+            opened = {source: stack.enter_context(without_vae(opened[source])) for source in sources}
         parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()))
         check_channels(recipe, name, parts, opened)
-        baked = None if vae is None else stack.enter_context(open_vae(vae, recipe.layout, list(opened.values())))
         plan = _Plan(recipe, name, opened, parts, dtype, baked)
         metadata = merge_metadata(
             recipe, name, opened, channels=plan.channels, vae=baked, date=date, embed_recipe=embed_recipe,
@@ -98,11 +101,18 @@ def merge(
 def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -> None:
     if output.suffix != ".safetensors":
         raise CheckpointError(f"{output}: a merge is written as .safetensors; give the output this extension")
+    if not output.resolve().parent.is_dir():  # the writer says so too, but after the sources were hashed
+        raise CheckpointError(f"{output}: the folder {output.resolve().parent} does not exist; create it first")
     for name, path in sources.items():
         if output.resolve() == path.resolve():
             raise CheckpointError(f"{output}: is the source {name!r} of this merge; write to another file")
     if vae is not None and output.resolve() == vae.resolve():
         raise CheckpointError(f"{output}: is the VAE of this merge; write to another file")
+
+
+def _copy_of(name: str, shape: tuple[int, ...], position: int) -> MergedTensor:
+    """The tensor of the source at `position` alone, rounded and checked as any merged one is."""
+    return MergedTensor(name, (WeightedSum(Part(name, None, shape, (position,), scored=False), {position: 1.0}),))
 
 
 class _Plan:
@@ -130,9 +140,9 @@ class _Plan:
                 weights = {position: float(c) for position, c in enumerate(coefficients[row]) if c != 0}
                 sums.setdefault(part.name, []).append(WeightedSum(part, weights))
         self.merged = [MergedTensor(tensor, tuple(of_tensor)) for tensor, of_tensor in sums.items()]
-        self._copied = self._copies(recipe, output, list(opened))
         if vae is not None:
-            self._bake(vae, len(opened))
+            self.merged += [_copy_of(name, info.shape, len(opened)) for name, info in vae.tensors.items()]
+        self._copied = self._copies(recipe, output, list(opened))
         self.specs = tuple(self._specify())
 
     @property
@@ -165,14 +175,6 @@ class _Plan:
             copies[step.name] = combined
         merged = {tensor.name for tensor in self.merged}
         return {name: source for name, source in copies[output].items() if name not in merged}
-
-    def _bake(self, vae: Checkpoint, position: int) -> None:
-        """Put the tensors of `vae`, each a sum of itself alone, in the place of all VAE tensors."""
-        self.merged = [tensor for tensor in self.merged if not tensor.name.startswith(self._layout.unscored)]
-        self._copied = {n: source for n, source in self._copied.items() if not n.startswith(self._layout.unscored)}
-        for name, info in vae.tensors.items():
-            part = Part(name, None, info.shape, (position,), scored=False)
-            self.merged.append(MergedTensor(name, (WeightedSum(part, {position: 1.0}),)))
 
     def _specify(self) -> Iterable[TensorSpec]:
         for tensor in self.merged:

@@ -9,7 +9,7 @@ from optimizer.checkpoints.layout import Layout
 from optimizer.checkpoints.reading import describe_contents
 from optimizer.errors import CheckpointError
 
-__all__ = ["open_vae"]
+__all__ = ["open_vae", "without_vae"]
 
 # What a VAE consists of in LDM names; its training leaves more in the file (loss.*, model_ema.*).
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
@@ -39,6 +39,13 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[Checkpoint]) -> Check
             more = len(problems) - _MOST_PROBLEMS
             raise CheckpointError(problems[:_MOST_PROBLEMS] + ([f"{path}: ... and {more} more"] if more > 0 else []))
         return whole.selected(names)
+
+
+def without_vae(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint as if it had no VAE; has to be closed itself."""
+    assert checkpoint.layout is not None
+    unscored = checkpoint.layout.unscored
+    return checkpoint.selected({name: name for name in checkpoint.tensors if not name.startswith(unscored)})
 
 
 def _names(whole: Checkpoint, layout: Layout, prefix: str) -> dict[str, str]:

@@ -255,6 +255,14 @@ def test_name_and_hash(reference, expected):
     assert name_and_hash(reference, MODELS) == expected
 
 
+def test_two_files_of_one_name():
+    """A name that two models have gives no hash."""
+    known = {A: {"name": "x.ckpt"}, B: {"name": "x.safetensors"}}
+
+    assert name_and_hash("x", known) == ("x", None)
+    assert name_and_hash(A, known) == ("x.ckpt", A)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([A, B, "Sum"]),
     lambda inner: (

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from optimizer.checkpoints import HashCache
+from optimizer.errors import CheckpointError
 from optimizer.recipes import load_recipe, merge, read_recipe
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -139,6 +140,18 @@ def test_hashes_are_cached(folder):
     assert told == [(name, (folder / name).stat().st_size, (folder / name).stat().st_size) for name in files]
     assert merged(folder, **options) == first
     assert len(told) == 3
+
+
+def test_missing_folder_is_found_before_hashing(folder):
+    """A merge that cannot be written is refused before gigabytes are hashed."""
+    merged(folder)
+    recipe, told = load_recipe(folder / "recipe.yaml"), []
+    paths = {name: folder / model.file for name, model in recipe.models.items()}
+
+    with pytest.raises(CheckpointError, match="does not exist"):
+        merge(recipe, paths, folder / "none" / "out.safetensors", hashing=lambda *progress: told.append(progress))
+
+    assert told == []
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,15 @@ def test_sources_vae_is_not_read(folder, vae, write_sd1):
     assert torch.equal(baked(folder, "v.safetensors", dtype=torch.float32)[PREFIX + IN], vae[IN])
 
 
+def test_sources_vaes_of_different_shapes(folder, vae, write_sd1):
+    """VAEs of the sources need not fit each other when none of them is used."""
+    extra = {PREFIX + name: value for name, value in vae.items()} | {PREFIX + IN: torch.ones(2, 3, 3, 3)}
+    write_sd1(folder / "two.safetensors", seed=1, overrides=extra)
+    write_alone(folder / "v.safetensors", vae)
+
+    assert torch.equal(baked(folder, "v.safetensors", dtype=torch.float32)[PREFIX + IN], vae[IN])
+
+
 def test_other_vae_tensors_of_the_sources_go(folder, vae, write_sd1):
     """What the sources hold under the VAE's prefix beside its weights is not in the output."""
     rest = {PREFIX + "loss.logvar": torch.ones(1), PREFIX + "counter": torch.tensor([3])}

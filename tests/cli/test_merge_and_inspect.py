@@ -1,0 +1,124 @@
+"""`merge` and `inspect` as a user runs them: what the metadata of a merged file tells, and --vae."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from optimizer.cli import main
+
+Write = Callable[..., dict[str, torch.Tensor]]
+PREFIX = "first_stage_model."
+RECIPE = """
+name: my merge
+models: {one: {file: one, license: MIT}, two: {file: two.ckpt, license: MIT}}
+steps: [{name: T1, mode: weight_sum, a: one, b: two, alpha: {OUT03: 0.5}}]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_sd1: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe with two sources that have no VAE, and a VAE."""
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    models = tmp_path / "models"
+    models.mkdir()
+    for seed, name in enumerate(("one.safetensors", "two.ckpt")):
+        write_sd1(models / name, seed=seed, vae=False)
+    vae = {"encoder.conv_in.weight": (8, 3, 3, 3), "decoder.conv_out.weight": (3, 8, 3, 3), "quant_conv.weight": (8, 8)}
+    torch.save({"state_dict": {name: torch.randn(shape) for name, shape in vae.items()}}, models / "good.vae.pt")
+    (models / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return models
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        found: dict[str, str] = file.metadata()
+    return found
+
+
+def test_merged_file_tells_its_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A merged file names its sources by sha256 and its date; inspect shows both as rows and as JSON."""
+    output = folder / "out.safetensors"
+    assert run("merge", folder / "recipe.yaml", "-o", output) == 0
+
+    found = metadata(output)
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("one.safetensors", "two.ckpt")]
+    assert list(json.loads(found["sd_merge_models"])) == digests
+    assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(found["modelspec.date"]) < timedelta(minutes=5)
+    hashed = json.loads((folder.parent / "cache" / "hashes.json").read_text(encoding="utf-8"))["files"]
+    assert sorted(entry["sha256"] for entry in hashed.values()) == sorted(digests)
+    capsys.readouterr()
+    assert run("inspect", output, "--json") == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["merge"] == {
+        "tool": "blockfit",
+        "method": ["T1 = weight_sum of one, two"],
+        "models": [
+            {"name": "one", "short_hash": digests[0][:10]},
+            {"name": "two.ckpt", "short_hash": digests[1][:10]},
+        ],
+        "per_block": True,
+        "fields": ["sd_merge_recipe", "sd_merge_models"],
+    }
+    assert run("inspect", output, folder / "one.safetensors") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("merged by") == 1
+    assert f"two.ckpt [{digests[1][:10]}]" in shown
+
+
+def test_no_recipe(folder: Path) -> None:
+    """--no-recipe leaves nothing in the file that tells of the recipe, and hashes nothing."""
+    assert run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors", "--no-recipe") == 0
+
+    found = metadata(folder / "out.safetensors")
+    assert set(found) == {"format", "modelspec.sai_model_spec", "modelspec.architecture"}
+    assert not (folder.parent / "cache" / "hashes.json").exists()
+
+
+def test_vae(folder: Path) -> None:
+    """--vae completes sources that have no VAE."""
+    output = folder / "out.safetensors"
+    assert run("merge", folder / "recipe.yaml", "-o", output, "--vae", folder / "good.vae.pt", "--dtype", "fp32") == 0
+
+    vae = torch.load(folder / "good.vae.pt", weights_only=True)["state_dict"]
+    tensors = load_file(output)
+    assert {name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)} == set(vae)
+    assert all(torch.equal(tensors[PREFIX + name], value) for name, value in vae.items())
+    assert json.loads(metadata(output)["sd_merge_recipe"])["vae"]["name"] == "good.vae.pt"
+
+
+def test_bad_vae(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A VAE that cannot be used is one line and exit code 2; nothing is written."""
+    save_file({"encoder.down_blocks.0.x": torch.ones(1)}, folder / "diffusers.safetensors")
+    output = folder / "out.safetensors"
+
+    for name, word in (("none.pt", "no such file"), ("diffusers.safetensors", "diffusers"), ("one.safetensors", "VAE")):
+        assert run("merge", folder / "recipe.yaml", "-o", output, "--vae", folder / name) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"blockfit: {folder / name}: ")
+        assert word in line
+        assert not output.exists()
+
+
+def test_recipe_comes_back_from_the_file(folder: Path) -> None:
+    """The recipe imported from a merged file merges to the same tensors."""
+    first, second = folder / "out.safetensors", folder / "again.safetensors"
+    assert run("merge", folder / "recipe.yaml", "-o", first) == 0
+    assert run("import", first, "-o", folder / "back.yaml") == 0
+    assert run("merge", folder / "back.yaml", "-o", second) == 0
+
+    tensors, again = load_file(first), load_file(second)
+    assert tensors.keys() == again.keys()
+    assert all(torch.equal(tensors[name], again[name]) for name in tensors)
