@@ -18,7 +18,6 @@ import os
 import platform
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import optuna
 import torch
+from measuring import AnonymousMemory, warm_up
 from torch import Tensor
 
 from optimizer.checkpoints import Checkpoint, open_checkpoint
@@ -48,33 +48,6 @@ stages:
 CANDIDATE = {"FIRST": 0.25, "SECOND": 0.35, "THIRD": 0.15}
 
 Weights = tuple[Tensor, Tensor, Tensor]
-
-
-class AnonymousMemory:
-    """The peak of this process's anonymous memory while the context lasts, in bytes; NaN where there is no /proc."""
-
-    def __enter__(self) -> AnonymousMemory:
-        self.before = self.peak = _anonymous()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.01):
-            self.peak = max(self.peak, _anonymous())
-
-
-def _anonymous() -> float:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return float("nan")
-    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), float("nan"))
 
 
 @dataclass
@@ -322,16 +295,6 @@ def opened_family(folder: Path, planted: Recipe) -> Iterator[Comparison]:
     target = folder / "target.safetensors"
     with open_comparison(planted.layout, sources, target, base=sources["base"], seeds=(SEED,)) as comparison:
         yield comparison
-
-
-def warm_up(paths: Sequence[Path]) -> float:
-    """Read the files from end to end, so that the page cache has them; seconds."""
-    start, buffer = time.perf_counter(), bytearray(1 << 22)
-    for path in paths:
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-    return time.perf_counter() - start
 
 
 def measure(folder: Path, trials: int, repeats: int) -> dict[str, object]:

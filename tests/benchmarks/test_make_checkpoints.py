@@ -44,7 +44,7 @@ def maker() -> ModuleType:
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small family."""
     folder = tmp_path_factory.mktemp("family")
-    done = run("make_checkpoints.py", folder, "--small")
+    done = run("make_checkpoints.py", folder, "--small", "--sources", 8)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -139,3 +139,23 @@ def test_the_benchmark_runs_through(family: Path, tmp_path: Path) -> None:
     assert worst["delta"] < 1e-9
     assert figures["worst difference from the planted coefficients"]["exact delta"] < 0.01
     assert not (family / "candidate.safetensors").exists()
+
+
+def test_the_merging_benchmark_runs_through(family: Path, tmp_path: Path) -> None:
+    before = sorted(family.iterdir())
+    report = tmp_path / "figures.json"
+    done = run("merging_speed.py", family, "--repeats", 1, "--json", report)
+    assert done.returncode == 0, done.stderr
+    assert "| sd-mecha |" in done.stdout
+    figures = json.loads(report.read_text(encoding="utf-8"))
+    assert {name: len(runs) for name, runs in figures["runs"].items()} == {"copy": 1, "merge": 1, "sd-mecha": 1}
+    # Both round once to float16, whose neighbours are 2**-10 apart.
+    difference = figures["largest difference between the merged files, relative to the tensor's largest value"]
+    assert difference <= 2**-10
+    assert sorted(family.iterdir()) == before
+
+
+def test_the_merging_benchmark_says_what_is_missing(tmp_path: Path) -> None:
+    done = run("merging_speed.py", tmp_path, "--repeats", 1)
+    assert done.returncode == 2
+    assert "base.safetensors" in done.stderr

@@ -1,0 +1,45 @@
+"""What the benchmarks measure with: memory of this process, files read beforehand."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class AnonymousMemory:
+    """The peak of this process's anonymous memory while the context lasts, in bytes; NaN where there is no /proc."""
+
+    def __enter__(self) -> AnonymousMemory:
+        self.before = self.peak = _anonymous()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.01):
+            self.peak = max(self.peak, _anonymous())
+
+
+def _anonymous() -> float:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return float("nan")
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), float("nan"))
+
+
+def warm_up(paths: Sequence[Path]) -> float:
+    """Read the files from end to end, so that the page cache has them; seconds."""
+    start, buffer = time.perf_counter(), bytearray(1 << 22)
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return time.perf_counter() - start

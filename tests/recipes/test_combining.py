@@ -1,0 +1,329 @@
+"""Merging in chunks and by several threads: the same numbers as whole tensors give, and what failures leave behind."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from step_by_step import merge_by_steps
+
+from optimizer.checkpoints import SafetensorsWriter, TensorSpec, open_checkpoint, safetensors_writer
+from optimizer.checkpoints.layout import load_layout
+from optimizer.errors import CheckpointError
+from optimizer.recipes import Recipe, merge
+from optimizer.recipes.combining import CHUNK
+from optimizer.recipes.recipe import Alpha, Model, Step
+
+LAYOUT = load_layout("sd1")
+UNET = "model.diffusion_model."
+ROOT = Path(__file__).parents[2]
+
+# Around the size of one chunk and of three; nothing at all; one number without a dimension.
+SIZES = {
+    f"{UNET}output_blocks.0.{n}.weight": shape
+    for n, shape in enumerate(
+        [(), (0,), (1,), (3, 0, 2), (CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (3, CHUNK), (3 * CHUNK + 5,), (7, 11, 13)]
+    )
+}
+
+
+def add_difference(alpha):
+    """The recipe out = base + (x - y) x alpha, for all blocks."""
+    models = {name: Model(f"{name}.safetensors") for name in ("base", "x", "y")}
+    steps = (Step("OUT", "add_difference", "base", "x", "y", Alpha(dict.fromkeys(LAYOUT.blocks, alpha))),)
+    return Recipe(name="r", layout=LAYOUT, models=models, steps=steps, output="OUT")
+
+
+def run(folder, alpha=0.3, suffix=".safetensors", output="out.safetensors", **options):
+    """Merge base, x and y in `folder`, and give back the tensors written."""
+    paths = {name: folder / f"{name}{suffix}" for name in ("base", "x", "y")}
+    merge(add_difference(alpha), paths, folder / output, embed_recipe=False, **options)
+    return load_file(folder / output)
+
+
+@pytest.fixture
+def write_family(tmp_path, write_sd1):
+    """Writes base, x and y, each in a dtype of its own, with tensors of SIZES besides; gives back their tensors."""
+
+    def write(dtypes=(torch.float32,) * 3, suffix=".safetensors", **overrides):
+        generator = torch.Generator().manual_seed(5)
+        family = {}
+        for seed, (name, dtype) in enumerate(zip(("base", "x", "y"), dtypes, strict=True)):
+            extra = {key: torch.randn(shape, generator=generator).to(dtype) for key, shape in SIZES.items()}
+            extra |= overrides.get(name, {})
+            path = tmp_path / f"{name}{suffix}"
+            family[name] = write_sd1(path, seed=seed, dtype=dtype, overrides=extra)
+        return family
+
+    return write
+
+
+def left_behind(folder):
+    """The names in `folder` that are no source."""
+    return sorted(path.name for path in folder.iterdir() if path.stem not in {"base", "x", "y"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.float32,) * 3, (torch.float16, torch.bfloat16, torch.float64), (torch.bfloat16, torch.float32, torch.half)],
+    ids=["fp32", "fp16, bf16, fp64", "bf16, fp32, fp16"],
+)
+def test_tensors_of_all_sizes(tmp_path, write_family, dtypes, dtype):
+    """Tensors shorter and longer than a chunk are the float32 sum, rounded once, of sources of any dtype."""
+    family = write_family(dtypes)
+
+    found = run(tmp_path, 0.3, dtype=dtype)
+
+    for name, shape in SIZES.items():
+        expected = torch.zeros(shape)
+        for source, weight in (("base", 1.0), ("x", 0.3), ("y", -0.3)):
+            expected.add_(family[source][name].to(torch.float32), alpha=weight)
+        assert (found[name].dtype, found[name].shape) == (dtype, shape)
+        assert torch.equal(found[name], expected.to(dtype)), name
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_kinds_of_files(tmp_path, write_family, suffix):
+    """Files that cannot be read by offset merge to the formula's values like those that can."""
+    family = write_family(suffix=suffix)
+    step = {"name": "OUT", "mode": "add_difference", "a": "base", "b": "x", "c": "y"}
+
+    found = run(tmp_path, 0.25, suffix, dtype=torch.float32)
+
+    alpha = dict.fromkeys(LAYOUT.blocks, 0.25)
+    expected = merge_by_steps([{**step, "alpha": alpha}], family)["OUT"]
+    assert set(SIZES) < set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=0, atol=1e-6)
+
+
+def test_strided_tensors_of_torch_files(tmp_path, write_family):
+    """A tensor that a torch file holds transposed merges by the values that it shows."""
+    name = UNET + "output_blocks.1.0.weight"
+    turned = {key: {name: torch.randn(700, 600).T} for key in ("base", "x", "y")}
+    family = write_family(suffix=".ckpt", **turned)
+
+    found = run(tmp_path, 0.5, ".ckpt", dtype=torch.float32)[name]
+
+    base, x, y = (family[key][name] for key in ("base", "x", "y"))
+    torch.testing.assert_close(found, base + (x - y) * 0.5)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_number_of_threads(tmp_path, write_family, threads):
+    """The file is the same, byte for byte, however many threads wrote it."""
+    write_family((torch.float16,) * 3)
+
+    run(tmp_path, output="one.safetensors", threads=1)
+    run(tmp_path, output="several.safetensors", threads=threads)
+
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "several.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_threads_of_torch(tmp_path, write_family, before):
+    """A merge leaves the number of threads that torch computes with, here and in new threads, as it was."""
+    write_family()
+    program = """
+import sys, threading, torch
+sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+from test_combining import run
+torch.set_num_threads(int(sys.argv[2]))
+run(Path(sys.argv[1]), threads=3)
+seen = [torch.get_num_threads()]
+thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+thread.start()
+thread.join()
+print(*seen)
+"""
+    arguments = [tmp_path, before, Path(__file__).parent]
+    done = start(program, *arguments).communicate(timeout=120)
+
+    assert done[0].split() == [str(before)] * 2, done[1]
+
+
+def start(program, *arguments):
+    """Start a Python program that can import this package and what the tests share."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_sources_without_a_part_are_not_read(tmp_path, write_family):
+    """NaN in every chunk of a source whose coefficient is 0 is neither refused nor in the output."""
+    broken = {name: torch.full(shape, math.nan) for name, shape in SIZES.items()}
+    family = write_family((torch.float16,) * 3, x=broken, y=broken)
+
+    found = run(tmp_path, 0.0)
+
+    assert all(torch.equal(found[name], family["base"][name]) for name in SIZES)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, CHUNK, 3 * CHUNK + 4])
+@pytest.mark.parametrize("alpha", [0.0, 0.3], ids=["copied", "merged"])
+def test_one_bad_number(tmp_path, write_family, value, place, alpha):
+    """One NaN or Inf, in the first chunk or the last element, is refused by file and tensor; the old file stays."""
+    name = f"{UNET}output_blocks.0.8.weight"
+    bad = torch.zeros(SIZES[name], dtype=torch.float16)
+    bad[place] = value
+    write_family((torch.float16,) * 3, base={name: bad})
+    (tmp_path / "out.safetensors").write_bytes(b"before")
+
+    with pytest.raises(CheckpointError) as caught:
+        run(tmp_path, alpha)
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{tmp_path / 'base.safetensors'}: tensor {name!r} holds NaN or Inf")
+    assert (tmp_path / "out.safetensors").read_bytes() == b"before"
+    assert left_behind(tmp_path) == ["out.safetensors"]
+
+
+def test_one_number_out_of_range(tmp_path, write_family):
+    """A sum beyond float16 in a later chunk is refused with its tensor and the largest value."""
+    name = f"{UNET}output_blocks.0.8.weight"
+    large = torch.zeros(SIZES[name])
+    large[CHUNK + 1], large[-1] = 70000.0, -80000.0
+    write_family(base={name: large})
+
+    with pytest.raises(CheckpointError, match=r"the merge reaches 80000.*, but float16 ends at 65504") as caught:
+        run(tmp_path, 0.0)
+
+    assert repr(name) in str(caught.value)
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_the_first_failure_is_told(tmp_path, write_family, threads):
+    """Of several tensors that cannot be merged the first in the file is told, however many threads there are."""
+    bad = {name: torch.full((8,), math.nan) for name in (f"{UNET}output_blocks.{n}.9.weight" for n in range(12))}
+    write_family(x=bad)
+    with open_checkpoint(tmp_path / "x.safetensors") as opened:
+        first = next(name for name in opened.tensors if name in bad)
+    others = {name: torch.zeros(8) for name in bad}
+    write_family(base=others, x=bad, y=others)
+
+    for _ in range(10):
+        with pytest.raises(CheckpointError, match=f"tensor {first!r} holds NaN"):
+            run(tmp_path, threads=threads)
+
+    assert left_behind(tmp_path) == []
+
+
+def test_a_source_that_shrinks(tmp_path, write_family):
+    """A source that is cut off while it is read is a CheckpointError that names it; the old file stays."""
+    write_family()
+    (tmp_path / "out.safetensors").write_bytes(b"before")
+    source = tmp_path / "x.safetensors"
+
+    def cut(_done, _total):
+        os.truncate(source, 100_000)
+
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: ends too early"):
+        run(tmp_path, threads=1, progress=cut)
+
+    assert (tmp_path / "out.safetensors").read_bytes() == b"before"
+    assert left_behind(tmp_path) == ["out.safetensors"]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), RuntimeError("x")])
+def test_progress_that_raises(tmp_path, write_family, failure):
+    """What `progress` raises passes through; no thread goes on, the old file stays, no temporary file is left."""
+    write_family()
+    (tmp_path / "out.safetensors").write_bytes(b"before")
+    told = []
+
+    def stop(done, _total):
+        told.append(done)
+        if len(told) == 20:
+            raise failure
+
+    with pytest.raises(type(failure)) as caught:
+        run(tmp_path, progress=stop)
+
+    assert failure is caught.value
+    assert len(told) == 20
+    assert (tmp_path / "out.safetensors").read_bytes() == b"before"
+    assert left_behind(tmp_path) == ["out.safetensors"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_interrupted(tmp_path, write_sd1):
+    """Ctrl-C in the middle of a merge ends it within seconds with KeyboardInterrupt, and leaves no temporary file."""
+    large = {f"{UNET}output_blocks.0.{n}.weight": torch.zeros(20 * CHUNK) for n in range(20)}
+    for name in ("base", "x", "y"):
+        write_sd1(tmp_path / f"{name}.safetensors", overrides=large)
+    (tmp_path / "out.safetensors").write_bytes(b"before")
+    program = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_combining import run
+while True:
+    run(Path(sys.argv[1]), progress=lambda done, total: print(done, flush=True), output="other.safetensors")
+"""
+    merging = start(program, tmp_path, Path(__file__).parent)
+    merging.stdout.readline()
+    time.sleep(0.2)
+    before = time.monotonic()
+    merging.send_signal(signal.SIGINT)
+    _, said = merging.communicate(timeout=60)
+
+    assert time.monotonic() - before < 10
+    assert "KeyboardInterrupt" in said
+    assert merging.returncode != 0
+    assert set(left_behind(tmp_path)) <= {"out.safetensors", "other.safetensors"}
+
+
+class TestSafetensorsWriter:
+    """Files whose tensors come in pieces."""
+
+    def test_pieces_in_any_order(self, tmp_path):
+        """Pieces of several tensors, given in any order, make the tensors that the safetensors library reads."""
+        one, two = torch.arange(10.0).reshape(5, 2), torch.arange(6, dtype=torch.int64)
+        specs = [TensorSpec("one", one.dtype, (5, 2)), TensorSpec("two", two.dtype, (6,))]
+
+        with safetensors_writer(tmp_path / "a", specs, {"format": "pt"}) as file:
+            file.write("two", two[4:], start=4)
+            file.write("one", one.reshape(-1)[7:], start=7)
+            file.write("two", two[:4])
+            file.write("one", one.reshape(-1)[:7])
+
+        found = load_file(tmp_path / "a")
+        assert torch.equal(found["one"], one)
+        assert torch.equal(found["two"], two)
+        save_file({"one": one, "two": two}, tmp_path / "b", {"format": "pt"})
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("pieces", "said"),
+        [
+            ([(0, torch.zeros(3))], "8 bytes of tensor 'm' did not come"),
+            ([(0, torch.zeros(5)), (3, torch.zeros(2))], "came twice"),
+            ([(3, torch.zeros(3))], "but 3 elements of torch.float32 came from number 3 on"),
+            ([(-1, torch.zeros(3))], "from number -1 on"),
+            ([(0, torch.zeros(5).half())], "announced as torch.float32"),
+        ],
+    )
+    def test_broken_promises(self, tmp_path, pieces, said):
+        """Pieces that are not what was announced are a ValueError, and nothing is left in the folder."""
+
+        def write(file: SafetensorsWriter):
+            for start, piece in pieces:
+                file.write("m", piece, start)
+
+        specs = [TensorSpec("m", torch.float32, (5,))]
+        with pytest.raises(ValueError, match=said), safetensors_writer(tmp_path / "a", specs, {}) as file:
+            write(file)
+
+        assert list(tmp_path.iterdir()) == []
