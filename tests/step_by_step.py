@@ -1,4 +1,4 @@
-"""Merging as the formulas say it, step after step on whole tensors: what the code under test is compared with."""
+"""Merging and similarity as their formulas say them, on whole tensors: what the code under test is compared with."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,13 @@ from typing import Any
 import torch
 
 BLOCKS = ("BASE", *(f"IN{n:02}" for n in range(12)), "M00", *(f"OUT{n:02}" for n in range(12)))
+
+# Self-attention in the order of evaluation.
+ATTENTION = {
+    **{f"IN{n:02}": f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)},
+    "M00": "middle_block.1",
+    **{f"OUT{n:02}": f"output_blocks.{n}.1" for n in range(3, 12)},
+}
 
 Tensors = dict[str, torch.Tensor]
 
@@ -77,3 +84,24 @@ def merge_by_steps(
                 result[name] = (a[name] * (1 - alpha) + b[name] * alpha) * (1 - beta) + c[name] * beta
         known[step["name"]] = result
     return {step["name"]: known[step["name"]] for step in steps}
+
+
+def attention_by_definition(
+    candidate: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], blocks: Sequence[str], seed: int
+) -> dict[str, float]:
+    """{block: similarity}: softmax(Q K') row by row, times the column sums of V, compared by rows."""
+    torch.manual_seed(seed)
+    found = {}
+    for block, place in ATTENTION.items():
+        if block not in blocks:
+            continue
+        outputs, inputs = [], None
+        for tensors in (candidate, target):
+            prefix = f"model.diffusion_model.{place}.transformer_blocks.0.attn1"
+            query, key, value = (tensors[f"{prefix}.to_{which}.weight"].float() for which in "qkv")
+            if inputs is None:
+                inputs = torch.randn(query.shape[0], query.shape[0])
+            q, k, v = inputs @ query.T, inputs @ key.T, inputs @ value.T
+            outputs.append(torch.softmax(q @ k.T, dim=-1) * v.sum(dim=0))
+        found[block] = float(torch.nn.functional.cosine_similarity(*outputs, dim=-1).mean())
+    return found

@@ -201,7 +201,7 @@ def test_two_count_conventions(tmp_path):
 
 
 def test_presets_by_name(tmp_path):
-    """An alpha may name a preset of SuperMerger's file that the recipe refers to; of 26 numbers, or of 25 and a base."""
+    """An alpha may name a preset, of 26 numbers or 25 and a base, of the presets file that the recipe refers to."""
     numbers = ",".join(map(str, ALPHAS.values()))
     lines = (
         "preset_name\tpreset_weights",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from step_by_step import BLOCKS
+from step_by_step import ATTENTION, BLOCKS, attention_by_definition
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import CheckpointError
@@ -11,32 +11,6 @@ from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step, merge
 from optimizer.similarity import build_metric, open_comparison
 
 LAYOUT = load_layout("sd1")
-UNET = "model.diffusion_model."
-ORDER = {
-    **{f"IN{n:02}": f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)},
-    "M00": "middle_block.1",
-    **{f"OUT{n:02}": f"output_blocks.{n}.1" for n in range(3, 12)},
-}
-
-
-def by_definition(candidate, target, blocks, seed):
-    """{block: similarity}: softmax(Q K') row by row, times the column sums of V, compared by rows."""
-    torch.manual_seed(seed)
-    found = {}
-    for block, place in ORDER.items():
-        if block not in blocks:
-            continue
-        outputs, inputs = [], None
-        for tensors in (candidate, target):
-            query, key, value = (
-                tensors[f"{UNET}{place}.transformer_blocks.0.attn1.to_{w}.weight"].float() for w in "qkv"
-            )
-            if inputs is None:
-                inputs = torch.randn(query.shape[0], query.shape[0])
-            q, k, v = inputs @ query.T, inputs @ key.T, inputs @ value.T
-            outputs.append(torch.softmax(q @ k.T, dim=-1) * v.sum(dim=0))
-        found[block] = float(torch.nn.functional.cosine_similarity(*outputs, dim=-1).mean())
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +40,11 @@ def scored(kin, recipe, blocks, seeds):
 
 @pytest.mark.parametrize(
     ("blocks", "seed"),
-    [(tuple(ORDER), 2244096), (tuple(b for b in ORDER if b.startswith("OUT")), 114514), (("OUT05", "M00", "IN04"), 0)],
+    [
+        (tuple(ATTENTION), 2244096),
+        (tuple(b for b in ATTENTION if b.startswith("OUT")), 114514),
+        (("OUT05", "M00", "IN04"), 0),
+    ],
 )
 def test_attention_is_its_definition(kin, merged, blocks, seed):
     """Scores from projections are those of the merged file by the definition, to 1e-6, in the order of evaluation."""
@@ -74,7 +52,7 @@ def test_attention_is_its_definition(kin, merged, blocks, seed):
 
     found = scored(kin, recipe, blocks, (seed,))
 
-    wanted = by_definition(candidate, kin.tensors["target"], blocks, seed)
+    wanted = attention_by_definition(candidate, kin.tensors["target"], blocks, seed)
     assert list(found) == list(wanted)
     assert found == pytest.approx(wanted, abs=1e-6)
     assert all(value < 0.9999 for value in wanted.values())
@@ -99,7 +77,7 @@ def test_several_seeds_average(kin, merged):
 
     found = scored(kin, recipe, blocks, (1, 2, 3))
 
-    each = [by_definition(candidate, kin.tensors["target"], blocks, seed) for seed in (1, 2, 3)]
+    each = [attention_by_definition(candidate, kin.tensors["target"], blocks, seed) for seed in (1, 2, 3)]
     assert found == pytest.approx({block: sum(one[block] for one in each) / 3 for block in blocks}, abs=1e-6)
 
 
@@ -116,7 +94,7 @@ def test_global_random_state_is_left_alone(kin, merged):
 
 def test_weights_that_cannot_be_used(tmp_path, write_sd1):
     """NaN in an attention weight, and a target without it, are refused by file and tensor."""
-    name = f"{UNET}middle_block.1.transformer_blocks.0.attn1.to_v.weight"
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_v.weight"
     write_sd1(tmp_path / "x.safetensors")
     write_sd1(tmp_path / "nan.safetensors", overrides={name: torch.full((8, 8), float("nan"))})
     write_sd1(tmp_path / "bare.safetensors", drop=[name])

@@ -1,0 +1,137 @@
+"""Measuring the article's recipe step by step, on small files of its sources' names."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from step_by_step import ATTENTION, attention_by_definition, merge_by_steps
+
+from optimizer.cli import main
+from optimizer.errors import CheckpointError, RecipeError
+from optimizer.recipes import load_recipe
+from optimizer.similarity import verify
+
+CONFIG = Path(__file__).parents[2] / "configs" / "blessingmix-v1.yaml"
+INPUTS = ("IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "M00")
+OUTPUTS = tuple(f"OUT{n:02}" for n in range(3, 12))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, write_sd1, sd1_tensors):
+    """A folder with small checkpoints of the article's names, two of them without VAE; their tensors by name."""
+    folder = tmp_path_factory.mktemp("article")
+    around = sd1_tensors(seed=0)
+    recipe = load_recipe(CONFIG)
+    for seed, (name, model) in enumerate(recipe.models.items()):
+        write_sd1(folder / model.file, seed=seed, around=around, vae="NoVae" not in name)
+    return folder, {name: load_file(folder / model.file) for name, model in recipe.models.items()}
+
+
+def as_dicts(recipe):
+    """The recipe's steps in order of evaluation, as `merge_by_steps` takes them."""
+    ordered = {
+        step.name: step for name in ("BlessingMix V1", "BlessingMix V1-EvoEnc") for step in recipe.ancestors(name)
+    }
+    return [
+        {"name": s.name, "mode": s.mode, **s.inputs, **{k: dict(alpha.values) for k, alpha in s.alphas.items()}}
+        for s in ordered.values()
+    ]
+
+
+def test_every_step_of_the_articles_recipe_is_measured(sources):
+    """Each of the 18 steps has the similarity that its result, made step by step, has by attention's definition."""
+    folder, tensors = sources
+    recipe = load_recipe(CONFIG)
+    target = folder / "BracingEvoMix_v1.safetensors"
+
+    found = verify(recipe, {name: folder / model.file for name, model in recipe.models.items()}, target)
+
+    assert [one.step for one in found] == [step.name for step in recipe.steps]
+    merged = merge_by_steps(as_dicts(recipe), tensors)
+    for one in found:
+        blocks = {"TEMP": OUTPUTS, "FINAL_O": OUTPUTS, "SAVE": INPUTS, "FINAL_I": INPUTS}
+        wanted = next((blocks[start] for start in blocks if one.step.startswith(start)), tuple(ATTENTION))
+        expected = attention_by_definition(merged[one.step], tensors["BracingEvoMix_v1"], wanted, 114514)
+        assert dict(one.measured) == pytest.approx(expected, abs=2e-6)
+        assert one.total == pytest.approx(sum(expected.values()) / len(expected), abs=2e-6)
+        assert one.not_measurable == (("IN09",) if wanted == INPUTS else ())
+        assert one.expected == recipe.step(one.step).expect
+
+
+def run(*arguments):
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return left.value.code
+
+
+def test_command_prints_measured_beside_expected(sources, capsys, tmp_path, monkeypatch):
+    """The command prints every step, the article's figures beside ours, and "not measurable" for IN09."""
+    monkeypatch.setenv("COLUMNS", "160")
+    folder, _ = sources
+    target = folder / "BracingEvoMix_v1.safetensors"
+
+    assert run("verify", CONFIG, "--target", target, "--models", folder) == 0
+    rows = [[cell.strip() for cell in line.strip("│|").split("│")] for line in capsys.readouterr().out.splitlines()]
+    assert run("verify", CONFIG, "--target", target, "--models", folder, "--json") == 0
+    steps = json.loads(capsys.readouterr().out)
+
+    measured = {step["step"]: step for step in steps}
+    assert len(measured) == 18
+    assert ["", "IN09", "not measurable", "99.6233%", "-"] in rows
+    out03 = measured["FINAL_OUTPUTS"]["blocks"]["OUT03"]
+    assert out03["expected"] == 0.974805
+    shown = [f"{100 * out03['measured']:.4f}%", "97.4805%", f"{100 * (out03['measured'] - 0.974805):+.4f}"]
+    assert ["FINAL_OUTPUTS", "OUT03", *shown] in rows
+    assert measured["FINAL_INPUTS"]["blocks"]["IN09"] == {"measured": None, "expected": 0.996233}
+    assert measured["FINAL_INPUTS"]["not_measurable"] == ["IN09"]
+    assert any(row[:2] == ["", "total without IN09"] and row[3] == "98.6075%" for row in rows)
+    assert measured["BlessingMix V1"]["total"]["expected"] is None
+
+
+def test_expectations_by_other_metrics(tmp_path, write_sd1, sd1_tensors):
+    """An expectation may be of any metric; delta takes its base from the command, and says so where there is none."""
+    around = sd1_tensors(seed=0)
+    tensors = {
+        name: write_sd1(tmp_path / f"{name}.safetensors", seed=seed, around=around)
+        for seed, name in enumerate(("a", "b", "target"))
+    }
+    text = (
+        "models: {a: {file: a}, b: {file: b}}\nsteps:\n"
+        "  - {name: T, mode: weight_sum, a: a, b: b, alpha: 0.3, expect: {metric: METRIC, blocks: OUT06, total: 0.5}}\n"
+    )
+    path, paths = tmp_path / "recipe.yaml", {name: tmp_path / f"{name}.safetensors" for name in ("a", "b")}
+
+    def measured(metric, **options):
+        path.write_text(text.replace("METRIC", metric), "utf-8")
+        (one,) = verify(load_recipe(path), paths, tmp_path / "target.safetensors", **options)
+        return one.measured["OUT06"]
+
+    names = [name for name in tensors["a"] if name.startswith("model.diffusion_model.output_blocks.6.")]
+    base, other, goal = (torch.cat([tensors[m][n].double().flatten() for n in names]) for m in ("a", "b", "target"))
+    merged = 0.7 * base + 0.3 * other
+    cosine = torch.nn.functional.cosine_similarity
+    assert measured("weights") == pytest.approx(float(cosine(merged, goal, dim=0)), abs=1e-9)
+    assert measured("delta", base="a") == pytest.approx(float(cosine(merged - base, goal - base, dim=0)), abs=1e-9)
+    with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: delta needs a base; name it \(--base\)"):
+        measured("delta")
+    with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: received 'beauty'; there are weights, delta"):
+        measured("beauty")
+
+
+def test_a_missing_source(sources, capsys, tmp_path):
+    """A source file that is nowhere is bad input: one line with the model, the file and where it was looked for."""
+    folder, tensors = sources
+    save_file(tensors["BracingEvoMix_v1"], tmp_path / "BracingEvoMix_v1.safetensors")
+
+    assert run("verify", CONFIG, "--target", tmp_path / "BracingEvoMix_v1.safetensors", "--models", tmp_path) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert "models.OpenBra.file: 'OpenBra.safetensors' not found; looked in" in lines[0]
+    recipe = load_recipe(CONFIG)
+    paths = {name: folder / model.file for name, model in recipe.models.items()}
+    with pytest.raises(CheckpointError, match="no such file"):
+        verify(recipe, paths, tmp_path / "nowhere.safetensors")
