@@ -10,7 +10,7 @@ import pytest
 import optimizer
 
 PACKAGE = Path(optimizer.__file__).parent
-LAYERS = ("checkpoints", "recipes", "similarity", "search", "reports", "demo", "cli")
+LAYERS = ("checkpoints", "recipes", "similarity", "search", "reports", "exports", "demo", "cli")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -62,6 +62,10 @@ def test_the_layers_are_there():
         ("recipes", {"optuna", "safetensors", "scipy", "pandas", "matplotlib", "typer", "rich"}),
         ("similarity", {"optuna", "safetensors", "scipy", "pandas", "matplotlib", "typer", "rich"}),
         ("search", {"safetensors", "pandas", "matplotlib", "typer", "rich"}),
+        (
+            "exports",
+            {"torch", "safetensors", "optuna", "pandas", "matplotlib", "typer", "rich", "sd_mecha", "mergekit"},
+        ),
     ],
 )
 def test_libraries(name, libraries):
@@ -69,6 +73,12 @@ def test_libraries(name, libraries):
     for path in in_layer(name):
         wrong = {other for other in imported(path) if other.split(".")[0] in libraries}
         assert not wrong, f"{path} imports {wrong}"
+
+
+def test_exports_know_recipes_only():
+    """What a format says follows from the recipe alone: exports use nothing that measures, searches or reports."""
+    for path in in_layer("exports"):
+        assert {layer(other) for other in imported(path)} <= {None, "checkpoints", "recipes", "exports"}, path
 
 
 def test_nothing_of_blockfit_below_checkpoints():

@@ -1,0 +1,67 @@
+"""The formats that recipes are exported to; a new one is a file with its `write`, and a line in `EXPORTS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from optimizer.errors import RecipeError
+from optimizer.exports.comfyui import write_comfyui
+from optimizer.exports.mecha import write_mecha
+from optimizer.exports.mergekit import write_mergekit
+from optimizer.exports.model_mixer import write_model_mixer
+from optimizer.exports.supermerger import write_supermerger
+from optimizer.recipes import Recipe
+
+__all__ = ["EXPORTS", "Export", "export_recipe"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """One format: `write` gives a file's whole text for a recipe without free alphas, or raises RecipeError.
+
+    `suffix` is what such files usually end in; `layouts` are the model families that the format, as written here, fits.
+    """
+
+    name: str
+    suffix: str
+    description: str
+    write: Callable[[Recipe], str]
+    layouts: tuple[str, ...] = ("sd1",)
+
+
+EXPORTS: dict[str, Export] = {
+    export.name: export
+    for export in (
+        Export(
+            "supermerger", ".txt", "steps in the article's notation, then presets for mbwpresets.txt", write_supermerger
+        ),
+        Export("model-mixer", ".json", 'metadata for sd-webui-model-mixer\'s "Load from metadata"', write_model_mixer),
+        Export("mecha", ".mecha", "a recipe for sd-mecha", write_mecha),
+        Export("comfyui", ".json", "a workflow for ComfyUI, in the format of its API", write_comfyui),
+        Export("mergekit", ".yml", "one linear merge for mergekit-pytorch", write_mergekit),
+    )
+}
+
+
+def export_recipe(recipe: Recipe, format_name: str) -> str:
+    """The text of the file that makes the recipe's output in another tool.
+
+    Only what the output needs is exported, each step after its inputs. Raises RecipeError, a line for each problem,
+    for an unknown format, free alphas, and whatever the format cannot express.
+    """
+    if format_name not in EXPORTS:
+        raise RecipeError(f"unknown format {format_name!r}; there are {', '.join(EXPORTS)}")
+    export = EXPORTS[format_name]
+    if recipe.layout.name not in export.layouts:
+        raise RecipeError(
+            f"layout: received {recipe.layout.name!r}; the {format_name} export knows {', '.join(export.layouts)}"
+        )
+    free = [
+        f"steps.{step.name}.{name}: free on {recipe.layout.describe_blocks(hole.blocks)}, and only numbers can be "
+        "exported; fit the recipe first, or put numbers there"
+        for step in recipe.ancestors()
+        for name, alpha in step.alphas.items()
+        for hole in alpha.free
+    ]
+    if free:
+        raise RecipeError(free)
+    return export.write(recipe)

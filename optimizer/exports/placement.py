@@ -1,0 +1,93 @@
+"""Where the tensors of Stable Diffusion 1.x stand by the start of their names, and what the recipe does to them there.
+
+Tools agree about the 25 blocks of the UNet; they differ in time_embed and in the VAE (the layout's mappings).
+"""
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from optimizer.recipes import Algebra, Alpha, Group, Recipe
+
+__all__ = [
+    "PREFIXES",
+    "TEXT_ENCODER",
+    "TIME_EMBED",
+    "UNET",
+    "VAE",
+    "alpha_at",
+    "coefficients_by_prefix",
+    "file_problems",
+    "file_text",
+    "mapping_problems",
+]
+
+UNET = "model.diffusion_model."
+TIME_EMBED = UNET + "time_embed."
+TEXT_ENCODER = "cond_stage_model."
+VAE = "first_stage_model."
+
+# Every tensor that merges starts with exactly one of these.
+PREFIXES = (
+    TIME_EMBED,
+    *(f"{UNET}input_blocks.{n}." for n in range(12)),
+    UNET + "middle_block.",
+    *(f"{UNET}output_blocks.{n}." for n in range(12)),
+    UNET + "out.",
+    TEXT_ENCODER,
+    VAE,
+)
+
+
+def alpha_at(recipe: Recipe, alpha: Alpha, prefix: str) -> float:
+    """The number that moves the tensors under this prefix, by the recipe's mapping; 0 where none does."""
+    block = recipe.layout.block_of(prefix, recipe.mapping)
+    return 0.0 if block is None else alpha.at(block)
+
+
+def coefficients_by_prefix(recipe: Recipe, prefixes: Sequence[str] = PREFIXES) -> dict[str, dict[str, float]]:
+    """What each source contributes to the output under each prefix, {prefix: {source: coefficient}}.
+
+    Holds for tensors that every source has.
+    """
+    sources = recipe.sources()
+    everyone = tuple(range(len(sources)))
+    groups = [Group(recipe.layout.block_of(prefix, recipe.mapping), everyone) for prefix in prefixes]
+    algebra = Algebra(recipe, groups, sources)
+    rows = algebra.coefficients(algebra.starting_alphas())[0].tolist()
+    return {prefix: dict(zip(sources, row, strict=True)) for prefix, row in zip(prefixes, rows, strict=True)}
+
+
+def mapping_problems(recipe: Recipe, mapping: str, tool: str) -> list[str]:
+    """A line for each alpha that `tool`, which has this mapping, would take from another block than the recipe does.
+
+    None where the blocks concerned have equal alphas: then the tool's mapping makes no difference.
+    """
+    problems: list[str] = []
+    layout = recipe.layout
+    for step in recipe.ancestors():
+        for name, alpha in step.alphas.items():
+            for prefix in PREFIXES:
+                ours, theirs = layout.block_of(prefix, recipe.mapping), layout.block_of(prefix, mapping)
+                ours_value, theirs_value = (0.0 if block is None else alpha.at(block) for block in (ours, theirs))
+                if ours_value != theirs_value:
+                    problems.append(
+                        f"steps.{step.name}.{name}: {prefix}* merges at {ours_value:g} ({ours or 'no block'}) by the "
+                        f"recipe's mapping, {recipe.mapping}, but {tool} would take {theirs_value:g} "
+                        f"({theirs or 'no block'}); give both the same number, or fit with mapping: {mapping}"
+                    )
+    return problems
+
+
+def file_text(file: str) -> str:
+    """A source's file as other tools are told it: as the recipe gives it, with forward slashes."""
+    return file.replace("\\", "/")
+
+
+def file_problems(recipe: Recipe, suffixes: Sequence[str], tool: str) -> list[str]:
+    """A line for each source whose file name does not end in one of `suffixes`, by which `tool` knows what it opens."""
+    return [
+        f"models.{name}.file: received {recipe.models[name].file!r}; {tool} opens {' and '.join(suffixes)} files and "
+        "needs the whole name; convert the file (blockfit merge writes .safetensors) or complete its name in the recipe"
+        for name in recipe.sources()
+        if PurePosixPath(file_text(recipe.models[name].file)).suffix not in suffixes
+    ]

@@ -1,0 +1,243 @@
+"""The export to ComfyUI: a valid workflow that, carried out node by node, gives the tensors of the steps."""
+
+import json
+from pathlib import PurePosixPath
+
+import pytest
+import torch
+from exporting import (
+    EVERY_MODE,
+    NESTED,
+    RISING,
+    TIME_EMBED,
+    VAE,
+    assert_equal_tensors,
+    expected_tensors,
+    make_recipe,
+    make_step,
+    recipes,
+    refused,
+)
+from hypothesis import assume, given, settings
+
+from optimizer.errors import RecipeError
+from optimizer.exports import export_recipe
+
+UNET = "model.diffusion_model."
+TEXT = "cond_stage_model."
+
+# What ComfyUI's nodes take and give: (type) for a link, (low, high) for a number, str for a text.
+RATIO = (0.0, 1.0)
+MULTIPLIER = (-10.0, 10.0)
+BLOCK_INPUTS = (
+    "time_embed.",
+    "label_emb.",
+    *(f"input_blocks.{n}." for n in range(12)),
+    *(f"middle_block.{n}." for n in range(3)),
+    *(f"output_blocks.{n}." for n in range(12)),
+    "out.",
+)
+NODES = {
+    "CheckpointLoaderSimple": ({"ckpt_name": str}, ("MODEL", "CLIP", "VAE")),
+    "ModelMergeSD1": ({"model1": "MODEL", "model2": "MODEL"} | dict.fromkeys(BLOCK_INPUTS, RATIO), ("MODEL",)),
+    "ModelMergeSubtract": ({"model1": "MODEL", "model2": "MODEL", "multiplier": MULTIPLIER}, ("MODEL",)),
+    "ModelMergeAdd": ({"model1": "MODEL", "model2": "MODEL"}, ("MODEL",)),
+    "CLIPMergeSimple": ({"clip1": "CLIP", "clip2": "CLIP", "ratio": RATIO}, ("CLIP",)),
+    "CLIPMergeSubtract": ({"clip1": "CLIP", "clip2": "CLIP", "multiplier": MULTIPLIER}, ("CLIP",)),
+    "CLIPMergeAdd": ({"clip1": "CLIP", "clip2": "CLIP"}, ("CLIP",)),
+    "CheckpointSave": ({"model": "MODEL", "clip": "CLIP", "vae": "VAE", "filename_prefix": str}, ()),
+}
+
+
+def validate(workflow):
+    """Every node exists, and has the inputs that its definition wants, each of its type and range."""
+    for node in workflow.values():
+        wanted, _ = NODES[node["class_type"]]
+        assert set(node["inputs"]) == set(wanted)
+        for name, value in node["inputs"].items():
+            kind = wanted[name]
+            if kind is str:
+                assert isinstance(value, str)
+                assert value
+            elif isinstance(kind, str):
+                origin, slot = value
+                assert NODES[workflow[origin]["class_type"]][1][slot] == kind
+            else:
+                assert isinstance(value, float)
+                assert kind[0] <= value <= kind[1]
+    assert [node["class_type"] for node in workflow.values()].count("CheckpointSave") == 1
+
+
+def carry_out(workflow, tensors):
+    """What the workflow saves, {tensor name: value}, computed as ComfyUI's nodes say, in float64."""
+
+    def part(stem, start):
+        return {k: v.double() for k, v in tensors[stem].items() if k.startswith(start) and v.is_floating_point()}
+
+    def combine(first, second, function):
+        return {name: function(name, first[name], second[name]) for name in first}
+
+    def output(link):
+        node = workflow[link[0]]
+        kind, inputs = node["class_type"], node["inputs"]
+        if kind == "CheckpointLoaderSimple":
+            return part(PurePosixPath(inputs["ckpt_name"]).stem, (UNET, TEXT, VAE)[link[1]])
+        first, second = (output(inputs[name]) for name in inputs if name in ("model1", "model2", "clip1", "clip2"))
+        if kind == "ModelMergeSD1":
+            return combine(first, second, lambda name, one, two: mixed(ratio_of(inputs, name), one, two))
+        if kind == "CLIPMergeSimple":
+            return combine(first, second, lambda _, one, two: mixed(inputs["ratio"], one, two))
+        if kind.endswith("Subtract"):
+            factor = inputs["multiplier"]
+            return combine(first, second, lambda _, one, two: factor * one - factor * two)
+        assert kind.endswith("Add")
+        return combine(first, second, lambda _, one, two: one + two)
+
+    (save,) = (node["inputs"] for node in workflow.values() if node["class_type"] == "CheckpointSave")
+    return output(save["model"]) | output(save["clip"]) | output(save["vae"])
+
+
+def mixed(ratio, one, two):
+    """A ratio of 1 is the first model."""
+    return ratio * one + (1 - ratio) * two
+
+
+def ratio_of(inputs, name):
+    """The ratio of the longest input name that the tensor's name starts with."""
+    fitting = [key for key in inputs if key.endswith(".") and name.removeprefix(UNET).startswith(key)]
+    return inputs[max(fitting, key=len)]
+
+
+def saved(recipe, tensors):
+    """The exported workflow, validated and carried out."""
+    workflow = json.loads(export_recipe(recipe, "comfyui"))
+    validate(workflow)
+    return {name: value.float() for name, value in carry_out(workflow, tensors).items()}
+
+
+@pytest.mark.parametrize("mapping", ["supermerger", "mecha", "model-mixer"])
+@pytest.mark.parametrize("mode", EVERY_MODE)
+def test_modes_and_mappings(family, mode, mapping):
+    """The workflow gives the tensors of the formula, for every mode under every mapping."""
+    _, tensors = family
+    step = EVERY_MODE[mode]
+    beta = dict.fromkeys(RISING, 0.1) | {"BASE": 0.0}
+    step = make_step("T1", mode, step.a, step.b, step.c, RISING | {"BASE": 0.0}, step.beta and beta)
+    recipe = make_recipe(step, mapping=mapping)
+
+    assert_equal_tensors(saved(recipe, tensors), expected_tensors(recipe, tensors))
+
+
+def test_nested_steps(family):
+    """Nested steps, the text encoder mixed too, give the tensors of the formulas."""
+    _, tensors = family
+    recipe = make_recipe(*NESTED, mapping="model-mixer")
+
+    assert_equal_tensors(saved(recipe, tensors), expected_tensors(recipe, tensors))
+
+
+@settings(max_examples=100, deadline=None)
+@given(recipe=recipes(low=0.0, high=1.0))
+def test_any_recipe(family, recipe):
+    """Any recipe is either refused, or gives the tensors of its steps."""
+    _, tensors = family
+    try:
+        found = saved(recipe, tensors)
+    except RecipeError:
+        assume(False)
+
+    assert_equal_tensors(found, expected_tensors(recipe, tensors))
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.7, 0.3), (0.0, 1.0), (1.0, 0.0), (0.1 + 0.2, 0.7), (0.0, 0.0)])
+def test_triple_sums_that_leave_nothing(family, alpha, beta):
+    """A triple sum whose alpha and beta use up the whole of A is exact, floating point and all."""
+    _, tensors = family
+    recipe = make_recipe(make_step("T1", "triple_sum", "base", "x", "y", alpha, beta), mapping="model-mixer")
+
+    assert_equal_tensors(saved(recipe, tensors), expected_tensors(recipe, tensors))
+
+
+def test_direction(family):
+    """Alpha 0 keeps a and has the ratio 1; alpha 1 takes b and has the ratio 0."""
+    workflow = json.loads(
+        export_recipe(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha={"OUT05": 1.0})), "comfyui")
+    )
+    (node,) = (node["inputs"] for node in workflow.values() if node["class_type"] == "ModelMergeSD1")
+
+    assert workflow[node["model1"][0]]["inputs"]["ckpt_name"] == "base.safetensors"
+    assert (node["output_blocks.5."], node["output_blocks.6."]) == (0.0, 1.0)
+
+
+def test_vae_of_the_other_source(family):
+    """With BASE at 1 the VAE is the one of b."""
+    _, tensors = family
+    recipe = make_recipe(make_step("T1", "weight_sum", "base", "x", alpha=RISING | {"BASE": 1.0}))
+
+    found = saved(recipe, tensors)
+
+    assert torch.equal(found[f"{VAE}decoder.conv_out.weight"], tensors["x"][f"{VAE}decoder.conv_out.weight"])
+
+
+def test_mixed_vae():
+    """A VAE that is a mix is refused with the step, its number, the mix, and what would work."""
+    (problem,) = refused(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha=0.25)), "comfyui")
+
+    assert problem.startswith("steps.T1.alpha.BASE: received 0.25; the VAE of T1 becomes 0.75 x base + 0.25 x x")
+    assert "mapping: model-mixer" in problem
+    assert "BASE at 0 or 1" in problem
+
+
+def test_ratios_outside():
+    """Numbers outside 0 .. 1, and triple sums that leave less than nothing of A, are refused, a line for each block."""
+    steps = (
+        make_step("T1", "add_difference", "base", "x", "y", alpha={"OUT03": 1.25, "IN02": -0.5}),
+        make_step("T2", "triple_sum", "T1", "x", "y", alpha={"M00": 0.75}, beta={"M00": 0.5}),
+    )
+
+    problems = refused(make_recipe(*steps), "comfyui")
+
+    assert len(problems) == 3
+    assert any(
+        p.startswith("steps.T1.alpha.OUT03: received 1.25; ComfyUI merges with ratios from 0 to 1") for p in problems
+    )
+    assert any(p.startswith("steps.T1.alpha.IN02: received -0.5") for p in problems)
+    assert any(
+        p.startswith("steps.T2.M00: received alpha 0.75 and beta 0.5") and "leaves a -0.25" in p for p in problems
+    )
+    assert all("mecha" in p for p in problems)
+
+
+def test_files():
+    """Files are known by name; two of one name in different folders, and incomplete names, are refused."""
+    step = make_step("T1", "weight_sum", "base", "x", alpha={"OUT05": 1.0})
+    workflow = json.loads(export_recipe(make_recipe(step, files={"x": "../models/X v1.safetensors"}), "comfyui"))
+    same = refused(make_recipe(step, files={"base": "one/a.safetensors", "x": "two/a.safetensors"}), "comfyui")
+    short = refused(make_recipe(step, files={"x": "x"}), "comfyui")
+
+    assert [n["inputs"]["ckpt_name"] for n in workflow.values() if n["class_type"] == "CheckpointLoaderSimple"] == [
+        "base.safetensors",
+        "X v1.safetensors",
+    ]
+    (problem,) = same
+    assert problem.startswith("models.x.file: received 'two/a.safetensors'; ComfyUI knows files by name, and 'base' is")
+    assert short[0].startswith("models.x.file: received 'x'; ComfyUI opens .safetensors and .ckpt files")
+
+
+def test_only_ancestors():
+    """Steps and sources that the output does not need are left out, and nodes carry the names of the recipe."""
+    recipe = make_recipe(*NESTED[:2], output="T1", mapping="model-mixer")
+
+    workflow = json.loads(export_recipe(recipe, "comfyui"))
+
+    assert {node["_meta"]["title"] for node in workflow.values()} == {"base", "x", "T1"}
+
+
+def test_time_embed():
+    """time_embed has the ratio that the recipe's mapping says, not its neighbour's."""
+    numbers = {"BASE": 0.0, "IN00": 0.25, "OUT11": 0.75}
+    for mapping, ratio in (("supermerger", 0.75), ("mecha", 1.0), ("model-mixer", 0.25)):
+        recipe = make_recipe(make_step("T1", "weight_sum", "base", "x", alpha=numbers), mapping=mapping)
+        workflow = json.loads(export_recipe(recipe, "comfyui"))
+        (node,) = (node["inputs"] for node in workflow.values() if node["class_type"] == "ModelMergeSD1")
+        assert node[TIME_EMBED.removeprefix(UNET)] == ratio

@@ -1,0 +1,102 @@
+"""What holds for every export, and the command."""
+
+from dataclasses import replace
+
+import pytest
+from exporting import make_recipe, make_step, refused
+from step_by_step import BLOCKS
+from typer.testing import CliRunner
+
+from optimizer.checkpoints import load_layout
+from optimizer.cli import app
+from optimizer.errors import InputError, RecipeError
+from optimizer.exports import EXPORTS, export_recipe
+from optimizer.recipes import Alpha, Free, load_recipe, save_recipe
+
+SIMPLE = make_step("T1", "weight_sum", "base", "x", alpha={"OUT05": 0.5, "OUT06": 0.25})
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """The file of a recipe that every format can express."""
+    save_recipe(make_recipe(SIMPLE), tmp_path / "recipe.yaml")
+    return tmp_path / "recipe.yaml"
+
+
+def run(*arguments):
+    """The command's result; problems that it would print are in `exception`."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_free_alphas(name):
+    """Free alphas are refused by step and blocks, in steps that the output needs and in no others."""
+    hole = Alpha({block: 0.0 for block in BLOCKS if block != "OUT05"}, (Free(0, 1, ("OUT05",)),))
+    free = replace(SIMPLE, alpha=hole)
+    (problem,) = refused(make_recipe(free), name)
+
+    assert problem.startswith("steps.T1.alpha: free on OUT05, and only numbers can be exported; fit the recipe first")
+    assert export_recipe(make_recipe(SIMPLE, replace(free, name="other"), output="T1"), name)
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_same_text_every_time(name):
+    """The same recipe gives the same text, byte by byte."""
+    assert export_recipe(make_recipe(SIMPLE), name) == export_recipe(make_recipe(SIMPLE), name)
+
+
+def test_unknown_format():
+    """An unknown format is refused with those that there are."""
+    with pytest.raises(RecipeError, match="unknown format 'comfy'; there are supermerger, model-mixer, mecha, comfyui"):
+        export_recipe(make_recipe(SIMPLE), "comfy")
+
+
+def test_other_layouts():
+    """A model family that an export does not know is refused, not written with the blocks of another."""
+    recipe = replace(make_recipe(SIMPLE), layout=replace(load_layout("sd1"), name="sd9"))
+
+    assert refused(recipe, "mecha") == ("layout: received 'sd9'; the mecha export knows sd1",)
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_command(recipe_file, name):
+    """The command writes the file, says so, and puts it in the place of an old one."""
+    target = recipe_file.with_name("out" + EXPORTS[name].suffix)
+    target.write_text("before")
+
+    result = run("export", recipe_file, "--to", name, "-o", target)
+
+    assert result.exit_code == 0
+    assert result.stdout == f"T1 -> {target}\n"
+    assert target.read_text(encoding="utf-8") == export_recipe(load_recipe(recipe_file), name)
+
+
+def test_command_writes_nothing_on_errors(recipe_file):
+    """What is refused leaves an old file as it was, and nothing beside it."""
+    target = recipe_file.with_name("out.json")
+    target.write_text("before")
+    save_recipe(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha=0.5)), recipe_file)
+
+    for arguments in (("--to", "comfyui", "-o", target), ("--to", "nonsense", "-o", target)):
+        result = run("export", recipe_file, *arguments)
+        assert isinstance(result.exception, InputError)
+    assert target.read_text() == "before"
+    assert sorted(path.name for path in recipe_file.parent.iterdir()) == ["out.json", "recipe.yaml"]
+
+
+def test_command_onto_the_recipe(recipe_file):
+    """The recipe itself is not overwritten."""
+    before = recipe_file.read_bytes()
+
+    result = run("export", recipe_file, "--to", "mecha", "-o", recipe_file.parent / "." / "recipe.yaml")
+
+    assert "is the recipe itself" in str(result.exception)
+    assert recipe_file.read_bytes() == before
+
+
+def test_help_names_every_format():
+    """The command's help lists the formats that there are, and an example."""
+    shown = " ".join(run("export", "--help").stdout.split())
+
+    assert all(name in shown for name in EXPORTS)
+    assert "Example: blockfit export best.yaml --to comfyui -o workflow.json" in shown

@@ -1,0 +1,142 @@
+"""The export to sd-mecha, which executes it: the tensors must be those of the steps, whatever the mapping."""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+import sd_mecha
+import torch
+from exporting import (
+    EVERY_MODE,
+    EVERY_MODE_CHAINED,
+    NESTED,
+    assert_equal_tensors,
+    expected_tensors,
+    make_recipe,
+    make_step,
+    recipes,
+    refused,
+    whole,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from step_by_step import BLOCKS
+
+from optimizer.exports import export_recipe
+from optimizer.recipes import merge
+
+IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+EMA = "model_ema.diffusion_modelout2bias"
+
+
+def executed(recipe, folder):
+    """What sd-mecha makes of the exported recipe in `folder`, in float32."""
+    with contextlib.chdir(folder):
+        made = sd_mecha.merge(
+            sd_mecha.deserialize(export_recipe(recipe, "mecha")), output_dtype=torch.float32, threads=0
+        )
+    return {name: value for name, value in made.items() if name not in ("__metadata__", IDS)}
+
+
+@pytest.mark.parametrize("mapping", ["supermerger", "mecha", "model-mixer"])
+def test_modes_and_mappings(family, mapping):
+    """sd-mecha makes the same tensors as the formulas, with all modes in one recipe, under every mapping."""
+    folder, tensors = family
+    recipe = make_recipe(*EVERY_MODE_CHAINED, mapping=mapping)
+
+    assert_equal_tensors(executed(recipe, folder), expected_tensors(recipe, tensors))
+
+
+def test_same_as_blockfit(family, tmp_path):
+    """sd-mecha makes of a recipe with nested steps what `blockfit merge` does."""
+    folder, _ = family
+    recipe = make_recipe(*NESTED, mapping="mecha")
+    paths = {name: folder / f"{name}.safetensors" for name in recipe.sources()}
+    merge(recipe, paths, tmp_path / "out.safetensors", dtype=torch.float32)
+
+    written = load_file(tmp_path / "out.safetensors")
+    del written[IDS]
+    assert_equal_tensors(executed(recipe, folder), written)
+
+
+@settings(max_examples=6, deadline=None)
+@given(recipe=recipes(everywhere=False))
+def test_any_recipe(family, recipe):
+    """sd-mecha makes the same tensors of any recipe, sources without a VAE and alphas outside 0 .. 1 included."""
+    folder, tensors = family
+
+    # Numbers beyond 0 .. 1 in three nested steps blow values up before they cancel: float32 keeps less of the result.
+    assert_equal_tensors(executed(recipe, folder), expected_tensors(recipe, tensors), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("mode", EVERY_MODE)
+def test_tensors_that_a_source_lacks(tmp_path, write_sd1, sd1_tensors, mode):
+    """They are carried over, passed through or absent as in our merges, also where an alpha is 0 or 1."""
+    common = sd1_tensors()
+    lacking = {"base": (0, 1, 2, 9), "x": (3, 4, 5, 9), "y": (6, 7, 8, 10)}
+    tensors = {}
+    for seed, (name, blocks) in enumerate(lacking.items()):
+        drop = [f"model.diffusion_model.output_blocks.{n}.0.in_layers.0.bias" for n in blocks]
+        tensors[name] = write_sd1(tmp_path / f"{name}.safetensors", seed=seed, around=common, drop=drop)
+    alpha = whole({f"OUT{n:02}": (0.0, 0.3, 1.0)[n % 3] for n in range(12)})
+    beta = whole({f"OUT{n:02}": (0.0, 0.4)[n % 2] for n in range(12)})
+    step = EVERY_MODE[mode]
+    recipe = make_recipe(replace(step, alpha=alpha, beta=step.beta and beta))
+
+    assert_equal_tensors(executed(recipe, tmp_path), expected_tensors(recipe, tensors))
+
+
+def test_copied_tensors(tmp_path, write_sd1, sd1_tensors):
+    """EMA copies do not merge: they are those of the first input that has them."""
+    common = sd1_tensors()
+    write_sd1(tmp_path / "base.safetensors", seed=1, around=common)
+    first = write_sd1(tmp_path / "x.safetensors", seed=2, around=common, ema=True)
+    write_sd1(tmp_path / "y.safetensors", seed=3, around=common, ema=True)
+    steps = (make_step("T1", "weight_sum", "base", "x", alpha=0.5), make_step("T2", "weight_sum", "T1", "y", alpha=0.5))
+
+    assert torch.equal(executed(make_recipe(*steps), tmp_path)[EMA], first[EMA])
+
+
+def test_every_block_is_listed():
+    """Every alpha names all 26 blocks, those at 0 too: sd-mecha drops the tensors of the others."""
+    text = export_recipe(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha={"OUT06": 0.5})), "mecha")
+
+    (line,) = (line for line in text.splitlines() if line.startswith("dict BASE="))
+    assert [item.split("=")[0] for item in line.split()[1:]] == list(BLOCKS)
+
+
+def test_only_ancestors():
+    """Steps and sources that the output does not need are left out."""
+    recipe = make_recipe(*NESTED[:2], output="T1")
+
+    text = export_recipe(recipe, "mecha")
+
+    assert "y.safetensors" not in text
+    assert "# side:" not in text
+
+
+@settings(max_examples=50)
+@given(stem=st.text(st.characters(codec="utf-8", exclude_characters="\0/\\=\n\r"), min_size=1).filter(str.strip))
+def test_file_names(stem):
+    """Any other file name reaches sd-mecha as the recipe gives it."""
+    recipe = make_recipe(EVERY_MODE["weight_sum"], files={"x": f"sub/{stem}.safetensors"})
+
+    graph = sd_mecha.deserialize(export_recipe(recipe, "mecha"))
+
+    paths = {str(node.path) for node in graph.accept(sd_mecha.recipe_nodes.IterVisitor()) if hasattr(node, "path")}
+    assert paths == {"base.safetensors", f"sub/{stem}.safetensors"}
+
+
+def test_refused_file_names():
+    """Names that a .mecha text cannot hold, and files that sd-mecha cannot open, are refused, a line for each."""
+    recipe = make_recipe(
+        EVERY_MODE["triple_sum"], files={"base": "a=b.safetensors", "x": "two\nlines.safetensors", "y": "old.ckpt"}
+    )
+
+    problems = refused(recipe, "mecha")
+
+    assert len(problems) == 3
+    assert any(p.startswith("models.base.file: received 'a=b.safetensors'") and "rename" in p for p in problems)
+    assert any(p.startswith("models.x.file") and repr("\n") in p for p in problems)
+    assert any(p.startswith("models.y.file: received 'old.ckpt'; sd-mecha opens .safetensors") for p in problems)

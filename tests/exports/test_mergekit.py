@@ -1,0 +1,135 @@
+"""The export to mergekit: weights that sum up to the recipe's steps; and mergekit itself, in its own environment."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from exporting import (
+    EVERY_MODE,
+    EVERY_MODE_CHAINED,
+    NESTED,
+    assert_equal_tensors,
+    expected_tensors,
+    make_recipe,
+    make_step,
+    recipes,
+    refused,
+)
+from hypothesis import given, settings
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from step_by_step import merged_names
+
+from optimizer.exports import export_recipe
+
+COMMAND = Path(__file__).parents[2] / ".venv-mergekit" / "bin" / "mergekit-pytorch"
+IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+
+
+def exported(recipe):
+    """The exported file as YAML 1.1 data, which is what mergekit's parser takes it for."""
+    yaml = YAML(typ="safe")
+    yaml.version = (1, 1)
+    return yaml.load(export_recipe(recipe, "mergekit"))
+
+
+def weight(model, name):
+    """The weight that the first fitting filter gives a tensor."""
+    return next(row["value"] for row in model["parameters"]["weight"] if row.get("filter", "") in name)
+
+
+def summed(data, tensors):
+    """The weighted sums that the file asks for, of all tensors."""
+    names = merged_names(next(iter(tensors.values())))
+    return {
+        name: sum(
+            weight(model, name) * tensors[Path(model["model"]).stem][name].double() for model in data["models"]
+        ).float()
+        for name in names
+    }
+
+
+@settings(max_examples=100, deadline=None)
+@given(recipe=recipes())
+def test_any_recipe(family, recipe):
+    """However many steps a recipe has, the file's weighted sum is what they make, under every mapping."""
+    _, tensors = family
+
+    assert_equal_tensors(summed(exported(recipe), tensors), expected_tensors(recipe, tensors))
+
+
+def test_what_mergekit_wants():
+    """The sum is not normalized, every weight is a number, and none is exactly 0, which mergekit takes for missing."""
+    data = exported(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha={"OUT06": 1e-5, "IN01": 1.0})))
+
+    assert (data["merge_method"], data["parameters"], data["dtype"]) == ("linear", {"normalize": False}, "float32")
+    values = [row["value"] for model in data["models"] for row in model["parameters"]["weight"]]
+    assert all(isinstance(value, float) and value != 0 for value in values)
+    assert float(torch.tensor(weight(data["models"][1], "model.diffusion_model.out."), dtype=torch.float32)) == 0
+    assert weight(data["models"][1], "model.diffusion_model.output_blocks.6.0.bias") == 1e-5
+
+
+def test_tensors_that_do_not_merge(family):
+    """Position ids, EMA copies and the schedule come from the source that the first step starts from."""
+    recipe = make_recipe(*NESTED)
+    weights = {model["model"]: model for model in exported(recipe)["models"]}
+
+    for name in (IDS, "cond_stage_model.transformer.embeddings.position_ids", "model_ema.decay", "betas"):
+        assert weight(weights["base.safetensors"], name) == 1
+        assert all(weight(weights[f"{other}.safetensors"], name) == 1e-300 for other in "xy")
+
+
+def test_blocks_of_two_digits():
+    """Block 1 is not taken for blocks 10 and 11."""
+    data = exported(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha={"IN01": 0.25, "IN10": 0.5})))
+
+    found = [weight(data["models"][1], f"model.diffusion_model.input_blocks.{n}.0.weight") for n in (1, 10, 11)]
+    assert found == [0.25, 0.5, 1e-300]
+
+
+def test_sources_without_effect():
+    """A source that contributes nowhere is left out, unless the tensors that do not merge are its own."""
+    cancelled = make_step("T1", "add_difference", "base", "x", "x", alpha=0.5)
+    replaced = make_step("T1", "weight_sum", "base", "x", alpha=1.0)
+
+    assert [model["model"] for model in exported(make_recipe(cancelled))["models"]] == ["base.safetensors"]
+    assert len(exported(make_recipe(replaced))["models"]) == 2
+
+
+def test_two_names_of_one_file(family):
+    """A file that the recipe knows by two names is one model, with the weights of both."""
+    _, tensors = family
+    recipe = make_recipe(EVERY_MODE["triple_sum"], files={"y": "x.safetensors"})
+
+    data = exported(recipe)
+
+    assert [model["model"] for model in data["models"]] == ["base.safetensors", "x.safetensors"]
+    assert_equal_tensors(summed(data, tensors), expected_tensors(recipe, tensors))
+
+
+def test_refused_files():
+    """Files that are not .safetensors are refused by name."""
+    (problem,) = refused(make_recipe(EVERY_MODE["weight_sum"], files={"x": "x.ckpt"}), "mergekit")
+
+    assert problem.startswith("models.x.file: received 'x.ckpt'; mergekit-pytorch opens .safetensors files")
+
+
+@pytest.mark.mergekit
+@pytest.mark.skipif(not COMMAND.exists(), reason="make test-mergekit installs it")
+@pytest.mark.parametrize("mapping", ["supermerger", "mecha", "model-mixer"])
+@pytest.mark.parametrize("steps", [*((step,) for step in EVERY_MODE.values()), EVERY_MODE_CHAINED, NESTED],
+                         ids=[*EVERY_MODE, "chained", "nested"])  # fmt: skip
+def test_mergekit(family, tmp_path, steps, mapping):
+    """mergekit-pytorch makes the same tensors as the formulas, and position ids that are whole numbers."""
+    folder, tensors = family
+    recipe = make_recipe(*steps, mapping=mapping)
+    (tmp_path / "recipe.yml").write_text(export_recipe(recipe, "mergekit"), encoding="utf-8")
+
+    subprocess.run([COMMAND, tmp_path / "recipe.yml", tmp_path / "out"], cwd=folder, check=True, capture_output=True)
+
+    found = {
+        name: value for path in (tmp_path / "out").glob("*.safetensors") for name, value in load_file(path).items()
+    }
+    assert torch.equal(found.pop(IDS), torch.arange(77.0)[None])
+    assert_equal_tensors(found, expected_tensors(recipe, tensors))

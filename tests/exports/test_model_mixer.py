@@ -1,0 +1,100 @@
+"""The export to sd-webui-model-mixer: the metadata that it loads, and chains that it has not."""
+
+import json
+
+import pytest
+from exporting import EVERY_MODE, FALLING, RISING, make_recipe, make_step, refused
+from step_by_step import BLOCKS
+
+from optimizer.exports import export_recipe
+
+CHAIN = (
+    make_step("T1", "weight_sum", "base", "x", alpha=RISING),
+    make_step("T2", "add_difference", "T1", "y", "x", alpha=FALLING),
+)
+
+
+def test_metadata():
+    """The fields are those of model-mixer's own metadata: a row of 26 numbers a step, BASE first, and the models."""
+    recipe = make_recipe(*CHAIN, mapping="model-mixer", files={"base": "sub/my base.safetensors"})
+
+    data = json.loads(export_recipe(recipe, "model-mixer"))
+
+    assert data["type"] == "sd-webui-model-mixer"
+    assert data["blocks"] == ",".join(BLOCKS)
+    assert data["weights_alpha"] == [list(RISING.values()), list(FALLING.values())]
+    assert [[float(n) for n in text.split(",")] for text in data["weights_alpha_orig"]] == data["weights_alpha"]
+    assert data["alpha"] == [RISING["BASE"], FALLING["BASE"]]
+    assert (data["model_a"], data["model_b"], data["model_c"]) == ("my base.safetensors", "x", "y")
+    assert data["base_model"] == "x.safetensors"
+    assert data["mode"] == ["Sum", "Add-Diff"]
+    assert data["calcmode"] == ["Normal", "Normal"]
+    assert data["use_mbw"] == data["use_mbws"] == data["uses"] == [True, True]
+    assert data["use_elemental"] == [False, False]
+    assert data["recipe"].startswith("(my base * (1 - alpha_0) + x * alpha_0) + (y - x) * alpha_1(0.1,0.13,")
+
+
+def test_known_hashes():
+    """Where the recipe knows a file's hash, model A is named with it, as the WebUI does."""
+    recipe = make_recipe(CHAIN[0], mapping="model-mixer")
+    object.__setattr__(recipe.models["base"], "sha256", "0123456789abcdef" * 4)
+
+    assert json.loads(export_recipe(recipe, "model-mixer"))["model_a"] == "base.safetensors [0123456789]"
+
+
+def test_no_chain():
+    """Nested merges, models that are steps, and a second base model are refused, a line for each."""
+    steps = (
+        make_step("T1", "weight_sum", "base", "x", alpha=0.5),
+        make_step("T2", "weight_sum", "x", "y", alpha=0.5),
+        make_step("T3", "add_difference", "T1", "T2", "base", alpha=0.5),
+        make_step("T4", "add_difference", "T3", "x", "y", alpha=0.5),
+    )
+
+    problems = refused(make_recipe(*steps, mapping="model-mixer"), "model-mixer")
+
+    assert any(
+        p.startswith("steps.T2.a: received 'x'; model-mixer merges one chain, so it must be 'T1'") for p in problems
+    )
+    assert any(p.startswith("steps.T3.b: received the step 'T2'; model-mixer adds only files") for p in problems)
+    assert any(
+        p.startswith("steps.T4.c: received 'y'; model-mixer subtracts one base model") and "steps.T3 has 'base'" in p
+        for p in problems
+    )
+    assert all("blockfit merge --step" in p for p in problems)
+
+
+@pytest.mark.parametrize("mode", ["triple_sum", "sum_twice"])
+def test_other_modes(mode):
+    """A mode of three models is refused by name, and what would work is said."""
+    problems = refused(make_recipe(EVERY_MODE[mode], mapping="model-mixer"), "model-mixer")
+
+    (problem,) = problems
+    assert problem.startswith(f"steps.T1.mode: received {mode}; model-mixer merges one model a step")
+    assert problem.endswith("write it as two steps, or export to mecha")
+
+
+def test_too_many_steps():
+    """More steps than model-mixer has models are refused."""
+    names = ["base", *(f"T{n}" for n in range(6))]
+    steps = [make_step(names[n + 1], "weight_sum", names[n], "x", alpha=0.5) for n in range(6)]
+
+    (problem,) = refused(make_recipe(*steps, mapping="model-mixer"), "model-mixer")
+
+    assert problem.startswith("steps: T5 takes 6; model-mixer merges at most 5 models")
+
+
+def test_mappings():
+    """Another mapping passes where it makes no difference, and is refused by step and tensors where it does."""
+    same = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.4, "OUT11": 0.4, "OUT05": 0.7})
+    other = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.4, "OUT11": 0.6, "BASE": 0.2})
+
+    exported = json.loads(export_recipe(make_recipe(same), "model-mixer"))
+    problems = refused(make_recipe(other), "model-mixer")
+
+    assert exported["weights_alpha"][0][BLOCKS.index("OUT05")] == 0.7
+    embed, vae = problems
+    assert embed.startswith("steps.T1.alpha: model.diffusion_model.time_embed.* merges at 0.4 (IN00) by the recipe's")
+    assert "mapping, supermerger, but model-mixer would take 0.6 (OUT11)" in embed
+    assert vae.startswith("steps.T1.alpha: first_stage_model.* merges at 0.2 (BASE)")
+    assert "would take 0 (no block); give both the same number, or fit with mapping: model-mixer" in vae
