@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 import pytest
 import torch
 from hypothesis import strategies as st
-from step_by_step import BLOCKS, block_of, merge_by_steps
+from step_by_step import BLOCKS, block_of, block_of_mecha, block_of_model_mixer, merge_by_steps
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
@@ -57,15 +57,7 @@ NESTED = (
 )
 
 
-def block_by(mapping):
-    """The function that gives a tensor's block by this mapping, None where no alpha moves it."""
-
-    def block(name):
-        if name.startswith(TIME_EMBED):
-            return {"supermerger": "IN00", "mecha": "BASE", "model-mixer": "OUT11"}[mapping]
-        return None if mapping == "model-mixer" and name.startswith(VAE) else block_of(name)
-
-    return block
+BLOCK_RULES = {"supermerger": block_of, "mecha": block_of_mecha, "model-mixer": block_of_model_mixer}
 
 
 def expected_tensors(recipe, tensors):
@@ -76,7 +68,7 @@ def expected_tensors(recipe, tensors):
         for step in recipe.ancestors()
     ]
     models = {name: tensors[PurePosixPath(recipe.models[name].file).stem] for name in recipe.sources()}
-    return merge_by_steps(steps, models, block=block_by(recipe.mapping))[recipe.output]
+    return merge_by_steps(steps, models, block=BLOCK_RULES[recipe.mapping])[recipe.output]
 
 
 def assert_equal_tensors(found, expected, tolerance=1e-6):
@@ -103,13 +95,14 @@ def recipes(
     low=-0.5,
     high=1.5,
     everywhere=True,
-    mappings=("supermerger", "mecha", "model-mixer"),
+    mappings=tuple(BLOCK_RULES),
+    most=3,
 ):
-    """Recipes of one to three steps, numbers on some blocks, some of the sources without a VAE."""
+    """Recipes of one to `most` steps, numbers on some blocks, some of the sources without a VAE."""
     numbers = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(low, high).map(lambda value: round(value, 4)))
     some_blocks = ("BASE", "IN00", "IN01", "IN10", "M00", "OUT01", "OUT11")
     steps = []
-    for position in range(draw(st.integers(1, 3))):
+    for position in range(draw(st.integers(1, most))):
         known = st.sampled_from([*SOURCES, *(step.name for step in steps)])
         mode = draw(st.sampled_from(modes))
         names = [draw(known) for _ in ("a", "b") + (() if mode == "weight_sum" else ("c",))]
