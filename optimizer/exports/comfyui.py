@@ -25,6 +25,7 @@ from optimizer.exports.placement import (
     coefficients_by_prefix,
     file_problems,
     file_text,
+    listed,
 )
 from optimizer.recipes import Recipe, Step
 
@@ -178,25 +179,25 @@ def _ratio_problems(recipe: Recipe) -> list[str]:
 
 
 def _vae_source(recipe: Recipe) -> tuple[str, list[str]]:
-    """The source whose VAE counts most in the output, and a line for each alpha by which others count too."""
+    """The source whose VAE counts most in the output, and what is wrong if others count too."""
     coefficients = coefficients_by_prefix(recipe, (VAE,))[VAE]
     mixed = {name: value for name, value in coefficients.items() if value != 0}
     most = max(mixed, key=lambda name: mixed[name])
     if mixed == {most: 1.0}:
         return most, []
-    shown = " + ".join(f"{value:.6g} x {name}" for name, value in mixed.items())
+    shown = " + ".join(f"{value:.4g} x {name}" for name, value in mixed.items())
     block = recipe.layout.block_of(VAE, recipe.mapping)
-    moving = [
-        f"steps.{step.name}.{name}.{block}: received {alpha_at(recipe, alpha, VAE):g}"
+    places = [
+        f"steps.{step.name}.{name}.{block} ({alpha_at(recipe, alpha, VAE):g})"
         for step in recipe.ancestors()
         for name, alpha in step.alphas.items()
         if alpha_at(recipe, alpha, VAE) != 0
     ]
-    return most, [
-        f"{where}; the VAE of {recipe.output} becomes {shown}, and no node of ComfyUI merges VAEs; use mapping: "
-        f"model-mixer, which leaves it alone, or {block} at 0 or 1, or export to mecha"
-        for where in moving
-    ]
+    problem = (
+        f"{listed(places)}: the VAE of {recipe.output} becomes {shown}, and no node of ComfyUI merges VAEs; "
+        f"set {block} to 0 or 1, use mapping: model-mixer, which leaves the VAE alone, or export to mecha"
+    )
+    return most, [problem]
 
 
 def _listed_name(recipe: Recipe, model: str) -> str:

@@ -27,8 +27,8 @@ def write_model_mixer(recipe: Recipe) -> str:
     Raises RecipeError for modes other than weight_sum and add_difference, steps that are no chain, differences from
     more than one model, more than five steps, and alphas that model-mixer's mapping would move elsewhere.
     """
-    steps = recipe.ancestors()
-    problems = [*_chain_problems(recipe, steps), *mapping_problems(recipe, "model-mixer", "model-mixer")]
+    steps = _chain(recipe)
+    problems = [*_chain_problems(recipe, steps), *mapping_problems(recipe, steps, "model-mixer", "model-mixer")]
     if problems:
         raise RecipeError(problems)
     weights = [[step.alpha.at(block) for block in recipe.layout.blocks] for step in steps]
@@ -59,39 +59,41 @@ def write_model_mixer(recipe: Recipe) -> str:
     return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
 
 
+def _chain(recipe: Recipe) -> tuple[Step, ...]:
+    """The output, its a, the a of that, and so on, in order of evaluation; the first starts from a file."""
+    steps = [recipe.step(recipe.output)]
+    while steps[-1].a not in recipe.models:
+        steps.append(recipe.step(steps[-1].a))
+    return tuple(reversed(steps))
+
+
 def _chain_problems(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
     problems: list[str] = []
-    advice = "merge the other steps into files first (blockfit merge --step), or export to comfyui or mecha"
-    first_difference = next((step for step in steps if step.mode == "add_difference"), None)
-    for position, step in enumerate(steps):
+    elsewhere = "or export to comfyui or mecha"
+    bases = [(step.name, step.c) for step in steps if step.mode == "add_difference" and step.c in recipe.models]
+    for step in steps:
         where = f"steps.{step.name}"
         if step.mode not in _MODES:
             problems.append(
                 f"{where}.mode: received {step.mode}; model-mixer merges one model a step ({', '.join(_MODES)}); "
-                "write it as two steps, or export to mecha"
+                f"write it as two steps, {elsewhere}"
             )
-        expected = steps[position - 1].name if position else None
-        if expected is None and step.a not in recipe.models:
-            problems.append(f"{where}.a: received {step.a!r}; model-mixer's model A is a file; {advice}")
-        elif expected is not None and step.a != expected:
-            problems.append(
-                f"{where}.a: received {step.a!r}; model-mixer merges one chain, so it must be {expected!r}, "
-                f"the step before; {advice}"
-            )
-        if step.b not in recipe.models:
-            problems.append(f"{where}.b: received the step {step.b!r}; model-mixer adds only files; {advice}")
-        if step.mode == "add_difference" and first_difference is not None:
-            if step.c not in recipe.models:
-                problems.append(f"{where}.c: received the step {step.c!r}; model-mixer subtracts only files; {advice}")
-            elif step.c != first_difference.c and first_difference.c in recipe.models:
+        for place, name in step.inputs.items():
+            if place != "a" and name not in recipe.models:
                 problems.append(
-                    f"{where}.c: received {step.c!r}; model-mixer subtracts one base model in every step, and "
-                    f"steps.{first_difference.name} has {first_difference.c!r}; {advice}"
+                    f"{where}.{place}: received the step {name!r}; model-mixer takes only files beside its one chain "
+                    f"of steps; make a file of {name!r} first (blockfit merge --step), {elsewhere}"
                 )
+        if bases and (step.name, step.c) in bases and step.c != bases[0][1]:
+            problems.append(
+                f"{where}.c: received {step.c!r}; model-mixer subtracts one base model in every step, and "
+                f"steps.{bases[0][0]} has {bases[0][1]!r}; make a file of the steps before it first "
+                f"(blockfit merge --step), {elsewhere}"
+            )
     if len(steps) > _MOST_STEPS:
         problems.append(
-            f"steps: {recipe.output} takes {len(steps)}; model-mixer merges at most {_MOST_STEPS} models into model A; "
-            f"{advice}"
+            f"steps: {recipe.output} is a chain of {len(steps)}; model-mixer merges at most {_MOST_STEPS} models into "
+            f"model A; make a file of steps.{steps[_MOST_STEPS - 1].name} first (blockfit merge --step), {elsewhere}"
         )
     return problems
 

@@ -6,7 +6,7 @@ Tools agree about the 25 blocks of the UNet; they differ in time_embed and in th
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from optimizer.recipes import Algebra, Alpha, Group, Recipe
+from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step
 
 __all__ = [
     "PREFIXES",
@@ -18,6 +18,7 @@ __all__ = [
     "coefficients_by_prefix",
     "file_problems",
     "file_text",
+    "listed",
     "mapping_problems",
 ]
 
@@ -57,25 +58,33 @@ def coefficients_by_prefix(recipe: Recipe, prefixes: Sequence[str] = PREFIXES) -
     return {prefix: dict(zip(sources, row, strict=True)) for prefix, row in zip(prefixes, rows, strict=True)}
 
 
-def mapping_problems(recipe: Recipe, mapping: str, tool: str) -> list[str]:
-    """A line for each alpha that `tool`, which has this mapping, would take from another block than the recipe does.
+def mapping_problems(recipe: Recipe, steps: Sequence[Step], mapping: str, tool: str) -> list[str]:
+    """A line for each prefix that `tool`, which has this mapping, would merge otherwise than the recipe does.
 
-    None where the blocks concerned have equal alphas: then the tool's mapping makes no difference.
+    None where the blocks concerned have equal alphas in all of `steps`: then the tool's mapping makes no difference.
     """
     problems: list[str] = []
-    layout = recipe.layout
-    for step in recipe.ancestors():
-        for name, alpha in step.alphas.items():
-            for prefix in PREFIXES:
-                ours, theirs = layout.block_of(prefix, recipe.mapping), layout.block_of(prefix, mapping)
-                ours_value, theirs_value = (0.0 if block is None else alpha.at(block) for block in (ours, theirs))
-                if ours_value != theirs_value:
-                    problems.append(
-                        f"steps.{step.name}.{name}: {prefix}* merges at {ours_value:g} ({ours or 'no block'}) by the "
-                        f"recipe's mapping, {recipe.mapping}, but {tool} would take {theirs_value:g} "
-                        f"({theirs or 'no block'}); give both the same number, or fit with mapping: {mapping}"
-                    )
+    for prefix in PREFIXES:
+        ours, theirs = (recipe.layout.block_of(prefix, name) for name in (recipe.mapping, mapping))
+        places: list[str] = []
+        for step in steps:
+            for name, alpha in step.alphas.items():
+                here, there = (0.0 if block is None else alpha.at(block) for block in (ours, theirs))
+                if here != there:
+                    places.append(f"steps.{step.name}.{name} ({here:g}, not {there:g})")
+        if places:
+            problems.append(
+                f"{listed(places)}: {prefix}* merges by {ours or 'no block'} with the recipe's mapping, "
+                f"{recipe.mapping}, but by {theirs or 'no block'} in {tool}; make the two equal, or fit with "
+                f"mapping: {mapping}"
+            )
     return problems
+
+
+def listed(places: Sequence[str], most: int = 3) -> str:
+    """The first few places, and how many more there are."""
+    more = [f"{len(places) - most} more"] if len(places) > most else []
+    return ", ".join([*places[:most], *more])
 
 
 def file_text(file: str) -> str:

@@ -23,7 +23,7 @@ def write_supermerger(recipe: Recipe) -> str:
 
     Raises RecipeError for alphas that SuperMerger's mapping would move elsewhere, and for presets of one name.
     """
-    problems = mapping_problems(recipe, "supermerger", "SuperMerger")
+    problems = mapping_problems(recipe, recipe.ancestors(), "supermerger", "SuperMerger")
     lines: dict[str, str] = {}
     for step in recipe.ancestors():
         for name, alpha in step.alphas.items():

@@ -183,9 +183,9 @@ def test_mixed_vae():
     """A VAE that is a mix is refused with the step, its number, the mix, and what would work."""
     (problem,) = refused(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha=0.25)), "comfyui")
 
-    assert problem.startswith("steps.T1.alpha.BASE: received 0.25; the VAE of T1 becomes 0.75 x base + 0.25 x x")
-    assert "mapping: model-mixer" in problem
-    assert "BASE at 0 or 1" in problem
+    assert problem.startswith("steps.T1.alpha.BASE (0.25): the VAE of T1 becomes 0.75 x base + 0.25 x x, and no node")
+    assert "set BASE to 0 or 1, use mapping: model-mixer" in problem
+    assert problem.endswith("or export to mecha")
 
 
 def test_ratios_outside():

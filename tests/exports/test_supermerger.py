@@ -72,8 +72,8 @@ def test_mappings(mapping):
 
     assert "\nT1\t0,0," in export_recipe(make_recipe(same, mapping=mapping), "supermerger")
     (problem,) = refused(make_recipe(other, mapping=mapping), "supermerger")
-    assert problem.startswith("steps.T1.beta: model.diffusion_model.time_embed.* merges at 0 (")
-    assert f"recipe's mapping, {mapping}, but SuperMerger would take 0.5 (IN00)" in problem
+    assert problem.startswith("steps.T1.beta (0, not 0.5): model.diffusion_model.time_embed.* merges by ")
+    assert f"with the recipe's mapping, {mapping}, but by IN00 in SuperMerger" in problem
 
 
 def test_presets_of_one_name():
