@@ -4,9 +4,9 @@
     sd_mecha.merge(recipe, output_dtype=torch.float16, output="merged.safetensors")
 
 sd-mecha opens relative file names from the folder where it runs. It takes time_embed's alpha from BASE; for another
-mapping the file gives those tensors, and the VAE, alphas of their own, so every mapping is exact. Inputs that lack a
-tensor are handled as here: each step falls back to its a, then to its b. EMA copies and the noise schedule are not
-merged but taken from the first input that has them, as here, if that is an a or a b.
+mapping the file gives those tensors, and the VAE, alphas of their own, so every mapping is exact. Tensors that an input
+lacks are carried over or passed through as here. EMA copies and the noise schedule are not merged but taken from the
+first of a step's a and b that has them, as here.
 
 Where sd-mecha differs: position ids come out as floating-point numbers (0 .. 76, exact if the sources agree);
 tensors outside its list for SD 1.x are left out; the 9-channel input of inpainting models does not fit it; a source's

@@ -3,6 +3,7 @@
 Merges are linear, so a recipe of any number of steps is one weighted sum of its sources in each block, and that is what
 the file holds: `linear`, not normalized, with the coefficients as weights. Weights may be negative. Tensors that do not
 merge (EMA copies, position ids, the noise schedule) come from the source that the first step starts from, in float32.
+Relative file names are opened from the folder where mergekit runs.
 
 mergekit needs every tensor in every file, under the same name: a source without a VAE, or with its text encoder under
 the other name, stops it ("Missing tensors"). This cannot be seen without the files; `blockfit inspect` shows it. NaN
