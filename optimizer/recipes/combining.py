@@ -13,9 +13,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from enum import Enum, auto
 from io import FileIO
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
+from typing import NoReturn
 
 import torch
 
@@ -236,7 +236,7 @@ class _Adder:
                 total.add_(values, alpha=weight)
         return total if self._dtype == torch.float32 else rounded.copy_(total)
 
-    def _refuse(self, what: WeightedSum) -> None:
+    def _refuse(self, what: WeightedSum) -> NoReturn:
         total = torch.zeros(what.part.shape, dtype=torch.float32)
         for position, weight in what.weights.items():
             total.add_(finite(what.part, self._readers[position].checkpoint, "merge"), alpha=weight)
@@ -283,7 +283,7 @@ class _Reader:
     def _fill(self, offset: int, size: int) -> None:
         # A file handle of its own and `seek`, because `preadv` is not there on every system.
         if self._file is None:
-            self._file = FileIO(Path(self.checkpoint.path))
+            self._file = FileIO(self.checkpoint.path)
         self._file.seek(offset)
         done = 0
         while done < size:
