@@ -86,7 +86,9 @@ def numbered_alpha(
         return Alpha(dict(zip(layout.blocks, map(float, numbers), strict=True)))
     if len(numbers) == count - 1:
         if base is None:
-            raise RecipeError(f"received {count - 1} numbers, {first} not among them; {base_name} must give its number")
+            raise RecipeError(
+                f"received {count - 1} numbers; must be {count}, {first} first, or {base_name} beside them"
+            )
         return Alpha(dict(zip(layout.blocks, [float(base), *map(float, numbers)], strict=True)))
     raise RecipeError(
         f"received {len(numbers)} numbers; {layout.name} has {count} blocks, {first} first, {layout.blocks[-1]} last "

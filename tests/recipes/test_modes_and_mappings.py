@@ -158,7 +158,7 @@ def write(folder, text):
         ("mode: weight_sum, alpha: [0.1, 0.2]", "received 2 numbers; sd1 has 26 blocks"),
         (
             f"mode: weight_sum, alpha: {[0.5] * 25}",
-            "received 25 numbers, BASE not among them; base_alpha must give its number",
+            "received 25 numbers; must be 26, BASE first, or base_alpha beside them",
         ),
         (
             f"mode: weight_sum, alpha: {[0.5] * 26}, base_alpha: 0.5",
@@ -221,7 +221,7 @@ def test_presets_by_name(tmp_path):
     for alpha, part in (
         ("alpha: NONE", "received 'NONE'; no preset has this name; there are WHOLE, REST, R"),
         ("alpha: R", "preset 'R', line 4: value 1 is 'R'; must be a number"),
-        ("alpha: REST", "preset 'REST', line 3: received 25 numbers, BASE not among them"),
+        ("alpha: REST", "preset 'REST', line 3: received 25 numbers; must be 26, BASE first"),
     ):
         with pytest.raises(RecipeError, match=r"steps\.T\.alpha") as caught:
             recipe(alpha)

@@ -188,7 +188,7 @@ def test_problems_of_a_text():
     (never,) = problems_of("A x (1-alpha) + B x alpha = T")
     assert never == "line 1: T.alpha: never given; write alpha = (26 numbers) below the formula"
     (base,) = problems_of(f"A x (1-alpha) + B x alpha = T\nalpha = ({NUMBERS.split(',', 1)[1]})")
-    assert "received 25 numbers, BASE not among them; base_alpha must give its number" in base
+    assert "received 25 numbers; must be 26, BASE first, or base_alpha beside them" in base
     (twice,) = problems_of("A x 0.5 + B x 0.5 = T\nA x 0.4 + B x 0.6 = T\n")
     assert twice == "line 2: 'T' is defined otherwise on line 1; a step has one name"
     (needed,) = problems_of("A x 0.3 + B x 0.3 = T\nT x 0.5 + B x 0.5 = U")

@@ -1,0 +1,206 @@
+"""Check full-size merges against sd-mecha, against the formulas step by step, and in diffusers.
+
+    python studies/benchmarks/make_checkpoints.py /tmp/family --sources 6
+    python studies/benchmarks/agreement.py /tmp/family --json figures.json
+
+Each of the four modes, and all of them in one recipe, other numbers in every block:
+
+    mapping mecha          merged in float32, by blockfit and by sd-mecha from the exported recipe
+    mapping supermerger    merged in float32, by blockfit and by SuperMerger's rules, one step after another in float32
+
+What is compared is the largest difference in each tensor, relative to the tensor's largest value; the worst tensor of
+each block counts. Then diffusers' single-file loader opens a merge in float16, configured by a local file, and its UNet
+takes one step. Two merged files of 4.3 GB are on the disk at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimizer.checkpoints import Checkpoint, Layout, load_layout, open_checkpoint
+from optimizer.errors import InputError
+from optimizer.exports import export_recipe
+from optimizer.recipes import Alpha, Model, Recipe, Step, merge
+
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+from step_by_step import merge_by_steps  # the formulas that the tests hold merges to
+
+TOLERANCE = 1e-6
+MODELS = ("base", "one", "two")
+LAYOUT: Layout = load_layout("sd1")
+
+
+def spread(low: float, high: float, stride: int) -> Alpha:
+    """Numbers over low .. high, another one in every block."""
+    count = len(LAYOUT.blocks)
+    return Alpha(
+        {b: round(low + (high - low) * ((stride * n) % count) / (count - 1), 3) for n, b in enumerate(LAYOUT.blocks)}
+    )
+
+
+def recipes() -> Iterator[tuple[str, Recipe]]:
+    """A recipe for each mode, and one of all."""
+    first, second = spread(-0.1, 1.1, 7), spread(0.05, 0.6, 11)
+    steps = (
+        Step("T1", "weight_sum", "base", "one", None, first),
+        Step("T2", "add_difference", "base", "one", "two", first),
+        Step("T3", "triple_sum", "base", "one", "two", second, first),
+        Step("T4", "sum_twice", "base", "one", "two", first, second),
+    )
+    models = {name: Model(f"{name}.safetensors") for name in MODELS}
+    for step in steps:
+        yield step.mode, Recipe(step.mode, LAYOUT, models, (step,), step.name)
+    chain = tuple(replace(step, a=before.name) for before, step in pairwise(steps))
+    yield "all", Recipe("all", LAYOUT, models, (steps[0], *chain), "T4")
+
+
+def worst_by_block(found: Checkpoint, expected: Iterator[tuple[str, torch.Tensor]], mapping: str) -> dict[str, float]:
+    """The largest relative difference in each block; raises ValueError if the tensors are not the same ones."""
+    worst = dict.fromkeys(LAYOUT.blocks, 0.0)
+    missing = {name for name in found.tensors if name != LAYOUT.position_ids}
+    for name, value in expected:
+        missing.discard(name)
+        difference = float((found.tensor(name).float() - value.float()).abs().max()) / float(value.abs().max())
+        block = LAYOUT.block_of(name, mapping) or LAYOUT.blocks[0]
+        worst[block] = max(worst[block], difference)
+    if missing:
+        raise ValueError(f"{len(missing)} tensors are in blockfit's merge only, {sorted(missing)[0]!r} first")
+    return worst
+
+
+def by_mecha(recipe: Recipe, folder: Path, output: Path) -> None:
+    """What sd-mecha makes of the exported recipe, in float32."""
+    import sd_mecha  # noqa: PLC0415 - needed by this comparison only
+    import tqdm  # noqa: PLC0415
+
+    with contextlib.chdir(folder):
+        exported = sd_mecha.deserialize(export_recipe(recipe, "mecha"))
+        silent = partial(tqdm.tqdm, disable=True)
+        sd_mecha.merge(exported, output=output, output_dtype=torch.float32, merge_dtype=torch.float32, tqdm=silent)
+
+
+def by_steps(recipe: Recipe, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor as the formulas give it, step after step in float32, one tensor at a time."""
+    steps: list[Mapping[str, Any]] = [
+        {"name": step.name, "mode": step.mode, **step.inputs, **{k: dict(a.values) for k, a in step.alphas.items()}}
+        for step in recipe.steps
+    ]
+    with contextlib.ExitStack() as stack:
+        opened = {name: stack.enter_context(open_checkpoint(folder / f"{name}.safetensors")) for name in MODELS}
+        for name in opened["base"].tensors:
+            if name != LAYOUT.position_ids:
+                models = {model: {name: checkpoint.tensor(name)} for model, checkpoint in opened.items()}
+                yield name, merge_by_steps(steps, models, torch.float32)[recipe.output][name]
+
+
+def compare(recipe: Recipe, folder: Path, work: Path) -> dict[str, dict[str, float]]:
+    """{mapping: {block: largest relative difference}}."""
+    paths = {name: folder / f"{name}.safetensors" for name in MODELS}
+    ours, theirs = work / "blockfit.safetensors", work / "mecha.safetensors"
+    found = {}
+    for mapping in ("mecha", "supermerger"):
+        mapped = replace(recipe, mapping=mapping)
+        merge(mapped, paths, ours, dtype=torch.float32, embed_recipe=False)
+        with open_checkpoint(ours) as merged:
+            if mapping == "supermerger":
+                found[mapping] = worst_by_block(merged, by_steps(mapped, folder), mapping)
+                continue
+            by_mecha(mapped, folder, theirs)
+            with open_checkpoint(theirs) as other:
+                tensors = ((name, other.tensor(name)) for name in other.tensors if name in merged.tensors)
+                wanted = ((name, value) for name, value in tensors if name != LAYOUT.position_ids)
+                found[mapping] = worst_by_block(merged, wanted, mapping)
+            theirs.unlink()
+    ours.unlink()
+    return found
+
+
+def unet_configuration(checkpoint: Path) -> dict[str, Any]:
+    """The configuration of Stable Diffusion 1.5's UNet, for diffusers, in the widths of the file."""
+    unet = "model.diffusion_model."
+    with open_checkpoint(checkpoint) as opened:
+        width = opened.tensors[f"{unet}input_blocks.0.0.weight"].shape[0]
+        context = opened.tensors[f"{unet}middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": [width, 2 * width, 4 * width, 4 * width],
+        "layers_per_block": 2,
+        "cross_attention_dim": context,
+        "attention_head_dim": math.gcd(8, width),
+        "norm_num_groups": math.gcd(32, width),
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    }
+
+
+def one_step_in_diffusers(recipe: Recipe, folder: Path, work: Path) -> float:
+    """The standard deviation of what the merged UNet predicts for noise at 64 x 64; the file is merged in float16."""
+    import diffusers  # noqa: PLC0415 - takes seconds
+
+    merged, configuration = work / "merged.safetensors", work / "configuration"
+    merge(recipe, {name: folder / f"{name}.safetensors" for name in MODELS}, merged)
+    (configuration / "unet").mkdir(parents=True)
+    (configuration / "unet" / "config.json").write_text(json.dumps(unet_configuration(merged)), encoding="utf-8")
+    unet = diffusers.UNet2DConditionModel.from_single_file(
+        str(merged), config=str(configuration), subfolder="unet", local_files_only=True, torch_dtype=torch.float32
+    )
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 4, 64, 64, generator=generator)
+    context = torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator)
+    with torch.no_grad():
+        predicted = unet(noise, 500, encoder_hidden_states=context).sample
+    merged.unlink()
+    if predicted.shape != noise.shape or not bool(torch.isfinite(predicted).all()):
+        raise ValueError(f"the UNet predicts {list(predicted.shape)}, finite: {bool(torch.isfinite(predicted).all())}")
+    return float(predicted.std())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare, print a table, and return 1 if anything differs by more than the tolerance."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="made by make_checkpoints.py, with at least two finetunes")
+    parser.add_argument("--modes", nargs="+", help="which of the recipes; default: each mode, and all in one")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args(arguments)
+    figures: dict[str, Any] = {"tolerance": TOLERANCE}
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="agreement-") as work:
+        print(f"{'':14}{'sd-mecha':>22}{'formulas, by steps':>22}", flush=True)
+        for name, recipe in recipes():
+            if options.modes and name not in options.modes:
+                continue
+            figures[name] = compare(recipe, options.folder, Path(work))
+            shown = [max(blocks.items(), key=lambda item: item[1]) for blocks in figures[name].values()]
+            print(f"{name:14}" + "".join(f"{value:>14.1e} in {block:<5}" for block, value in shown), flush=True)
+        spread_of_noise = one_step_in_diffusers(recipe, options.folder, Path(work))
+        figures["unet"] = spread_of_noise
+        print(f"diffusers opens the merge; its UNet predicts noise of standard deviation {spread_of_noise:.3f}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    # Every figure of every mode and mapping counts.
+    compared = [
+        value for found in figures.values() if isinstance(found, dict) for by in found.values() for value in by.values()
+    ]
+    return int(max(compared) > TOLERANCE)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit("\n".join(error.problems))
