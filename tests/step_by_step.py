@@ -40,6 +40,9 @@ def block_of_model_mixer(name: str) -> str | None:
     return "OUT11" if name.startswith("model.diffusion_model.time_embed.") else block_of(name)
 
 
+BLOCK_OF = {"supermerger": block_of, "mecha": block_of_mecha, "model-mixer": block_of_model_mixer}
+
+
 def merged_names(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """The tensors that merge: floating-point ones named weight or bias, but no EMA copies."""
     return [

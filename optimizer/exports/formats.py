@@ -18,12 +18,10 @@ __all__ = ["EXPORTS", "Export", "export_recipe"]
 class Export:
     """One format: `write` gives a file's whole text for a recipe without free alphas, or raises RecipeError.
 
-    `suffix` is what such files usually end in; `layouts` are the model families that the format, as written here, fits.
+    `layouts` are the model families that the format, as written here, fits.
     """
 
     name: str
-    suffix: str
-    description: str
     write: Callable[[Recipe], str]
     layouts: tuple[str, ...] = ("sd1",)
 
@@ -31,13 +29,11 @@ class Export:
 EXPORTS: dict[str, Export] = {
     export.name: export
     for export in (
-        Export(
-            "supermerger", ".txt", "steps in the article's notation, then presets for mbwpresets.txt", write_supermerger
-        ),
-        Export("model-mixer", ".json", 'metadata for sd-webui-model-mixer\'s "Load from metadata"', write_model_mixer),
-        Export("mecha", ".mecha", "a recipe for sd-mecha", write_mecha),
-        Export("comfyui", ".json", "a workflow for ComfyUI, in the format of its API", write_comfyui),
-        Export("mergekit", ".yml", "one linear merge for mergekit-pytorch", write_mergekit),
+        Export("supermerger", write_supermerger),
+        Export("model-mixer", write_model_mixer),
+        Export("mecha", write_mecha),
+        Export("comfyui", write_comfyui),
+        Export("mergekit", write_mergekit),
     )
 }
 

@@ -5,6 +5,7 @@ A search space is a recipe with holes; the best result is the same recipe with t
 
 import difflib
 import graphlib
+import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -208,16 +209,33 @@ class Recipe:
         raise RecipeError(f"step {name!r} is not in the recipe {self.name!r}{_nearest(name, names)}")
 
     def ancestors(self, output: str | None = None) -> tuple[Step, ...]:
-        """The steps that `output` (default: the recipe's) needs, itself included, each after its inputs."""
+        """The steps that `output` (default: the recipe's) needs, itself included, each after its inputs.
+
+        Where the recipe's own order allows it, that is the order.
+        """
         graph, wanted, queue = self._graph(), set[str](), [output or self.output]
         while queue:
             name = queue.pop()
-            if name not in wanted:
+            if name in graph and name not in wanted:
                 wanted.add(name)
-                queue += graph.get(name, ())
-        by_name = {step.name: step for step in self.steps}
-        order = graphlib.TopologicalSorter({name: graph[name] for name in graph if name in wanted}).static_order()
-        return tuple(by_name[name] for name in order if name in by_name)
+                queue += graph[name]
+        place = {step.name: position for position, step in enumerate(self.steps) if step.name in wanted}
+        waiting = {name: {needed for needed in graph[name] if needed in wanted} for name in place}
+        users: dict[str, list[str]] = {name: [] for name in place}
+        for name, needed in waiting.items():
+            for other in needed:
+                users[other].append(name)
+        ready = [place[name] for name, needed in waiting.items() if not needed]
+        heapq.heapify(ready)
+        ordered = []
+        while ready:
+            step = self.steps[heapq.heappop(ready)]
+            ordered.append(step)
+            for name in users[step.name]:
+                waiting[name].discard(step.name)
+                if not waiting[name]:
+                    heapq.heappush(ready, place[name])
+        return tuple(ordered)
 
     def sources(self, output: str | None = None) -> tuple[str, ...]:
         """The models that `output` needs, in the order in which the recipe lists its models."""

@@ -43,10 +43,7 @@ class Verified:
             "step": self.step,
             "metric": self.metric,
             "seed": self.seed,
-            "blocks": {
-                name: {"measured": self.measured.get(name), "expected": reported.get(name)}
-                for name in names
-            },
+            "blocks": {name: {"measured": self.measured.get(name), "expected": reported.get(name)} for name in names},
             "total": {"measured": self.total if self.measured else None, "expected": expected.total},
             "not_measurable": list(self.not_measurable),
         }

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 import pytest
 import torch
 from hypothesis import strategies as st
-from step_by_step import BLOCKS, block_of, block_of_mecha, block_of_model_mixer, merge_by_steps
+from step_by_step import BLOCK_OF, BLOCKS, merge_by_steps
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
@@ -57,9 +57,6 @@ NESTED = (
 )
 
 
-BLOCK_RULES = {"supermerger": block_of, "mecha": block_of_mecha, "model-mixer": block_of_model_mixer}
-
-
 def expected_tensors(recipe, tensors):
     """What the recipe's output holds, step by step in float64; `tensors` are {file stem: {name: value}}."""
     steps = [
@@ -68,7 +65,7 @@ def expected_tensors(recipe, tensors):
         for step in recipe.ancestors()
     ]
     models = {name: tensors[PurePosixPath(recipe.models[name].file).stem] for name in recipe.sources()}
-    return merge_by_steps(steps, models, block=BLOCK_RULES[recipe.mapping])[recipe.output]
+    return merge_by_steps(steps, models, block=BLOCK_OF[recipe.mapping])[recipe.output]
 
 
 def assert_equal_tensors(found, expected, tolerance=1e-6):

@@ -5,14 +5,13 @@ import itertools
 import pytest
 import torch
 from safetensors.torch import load_file
-from step_by_step import BLOCKS, block_of, block_of_mecha, block_of_model_mixer, merge_by_steps
+from step_by_step import BLOCK_OF, BLOCKS, merge_by_steps
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
 from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, merge, recipe_as_data, save_recipe
 
 LAYOUT = load_layout("sd1")
-MAPPINGS = {"supermerger": block_of, "mecha": block_of_mecha, "model-mixer": block_of_model_mixer}
 # Every block has numbers of its own, some outside 0..1, so that a tensor in a wrong block cannot go unnoticed.
 ALPHAS = {block: round(-0.3 + 0.067 * n, 3) for n, block in enumerate(BLOCKS)}
 BETAS = {block: round(1.4 - 0.059 * n, 3) for n, block in enumerate(BLOCKS)}
@@ -63,7 +62,7 @@ def family(tmp_path, write_sd1, sd1_tensors):
     return tmp_path, tensors
 
 
-@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize("mapping", BLOCK_OF)
 @pytest.mark.parametrize(("mode", "then"), list(itertools.product(MODES, MODES)))
 def test_every_mode_and_mapping(family, mode, then, mapping):
     """A float32 merge equals the formulas carried out step by step in float32, to 1e-6 of each tensor's size."""
@@ -79,7 +78,7 @@ def test_every_mode_and_mapping(family, mode, then, mapping):
     )
 
     found = load_file(folder / "out.safetensors")
-    expected = merge_by_steps(steps, tensors, torch.float32, MAPPINGS[mapping])["T2"]
+    expected = merge_by_steps(steps, tensors, torch.float32, BLOCK_OF[mapping])["T2"]
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6 * float(value.abs().max()))
     assert {name for name in found if not name.startswith("model_ema.")} - set(expected) == {
@@ -91,7 +90,7 @@ def test_mappings_differ_where_they_should(family):
     """time_embed follows IN00, BASE or OUT11, and the VAE BASE, BASE or nothing; all else is the same everywhere."""
     folder, tensors = family
     merged = {}
-    for mapping in MAPPINGS:
+    for mapping in BLOCK_OF:
         recipe = recipe_of(steps_of("weight_sum", "add_difference"), mapping)
         merge(
             recipe,
@@ -125,7 +124,7 @@ def test_mappings_differ_where_they_should(family):
         assert torch.equal(found[name], tensors["base"][name])
 
 
-@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize("mapping", BLOCK_OF)
 def test_mapping_is_written_and_read(tmp_path, mapping):
     """The mapping, alpha and beta stand in the recipe's file and are read back from it."""
     recipe = recipe_of(steps_of("triple_sum", "sum_twice"), mapping)

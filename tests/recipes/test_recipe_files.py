@@ -518,3 +518,21 @@ def test_locate_models_names_every_missing_file(tmp_path):
     assert first.startswith("recipe.yaml: models.b.file: 'gone' not found; looked in")
     assert "models.c.file: 'lost'" in second
     assert str(tmp_path) in second
+
+
+def test_steps_come_in_the_recipes_order(tmp_path):
+    """Steps are evaluated in the order of the recipe where that is possible, each after its inputs where it is not."""
+    recipe = load_recipe(
+        written(
+            tmp_path,
+            "models: {a: {file: a}, b: {file: b}}\nsteps:\n"
+            + "".join(
+                f"  - {{name: {name}, mode: weight_sum, a: {first}, b: {second}, alpha: 0.5}}\n"
+                for name, first, second in (("T2", "T1", "b"), ("X", "a", "b"), ("T1", "a", "b"), ("U", "X", "T2"))
+            )
+            + "output: U\n",
+        )
+    )
+
+    assert [step.name for step in recipe.ancestors()] == ["X", "T1", "T2", "U"]
+    assert [step.name for step in recipe.ancestors("T2")] == ["T1", "T2"]
