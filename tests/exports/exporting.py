@@ -92,7 +92,7 @@ def recipes(
     low=-0.5,
     high=1.5,
     everywhere=True,
-    mappings=tuple(BLOCK_RULES),
+    mappings=tuple(BLOCK_OF),
     most=3,
 ):
     """Recipes of one to `most` steps, numbers on some blocks, some of the sources without a VAE."""
