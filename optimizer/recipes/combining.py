@@ -161,7 +161,10 @@ def _work(
 ) -> None:
     index = 0
     try:
-        torch.set_num_threads(1)  # of this thread: the cores are taken by the others
+        # The cores are taken by the other threads. A thread that torch has not met takes over the process's number at
+        # its first operation, whatever was set before: so let torch meet it first.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
         reports.put(_Report.STARTED)
         with _Adder(sources, dtype) as adder:
             for index, tensor in queue:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from optimizer.errors import CheckpointError
 from optimizer.recipes import Recipe, merge
 from optimizer.recipes.combining import CHUNK
 from optimizer.recipes.recipe import Alpha, Model, Step
+from optimizer.recipes.tensors import Part
 
 LAYOUT = load_layout("sd1")
 UNET = "model.diffusion_model."
@@ -157,6 +159,30 @@ def start(program, *arguments):
         [sys.executable, "-c", program, *map(str, arguments)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_threads_share_no_work_of_torch(tmp_path, write_family, monkeypatch):
+    """Each of the threads has torch compute in that thread alone, from its first tensor to its last."""
+    write_family(suffix=".ckpt")
+    seen, read = {}, Part.read
+
+    def watched(part, checkpoint):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.02)  # the caller's thread has had its number set back by then
+            torch.zeros(1).add_(1)
+            seen.setdefault(threading.get_ident(), []).append(torch.get_num_threads())
+        return read(part, checkpoint)
+
+    monkeypatch.setattr(Part, "read", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(tmp_path, suffix=".ckpt", threads=2)
+    finally:
+        torch.set_num_threads(before)
+
+    assert len(seen) == 2
+    assert {number for numbers in seen.values() for number in numbers} == {1}
 
 
 def test_sources_without_a_part_are_not_read(tmp_path, write_family):
