@@ -126,24 +126,30 @@ def verified_table(steps: Sequence[Verified], *, ascii_only: bool = False) -> Ta
 
     Blocks are listed where a value was reported for them or they cannot be measured; "-" where nothing was reported.
     """
-    table = _table(
-        "Similarity by step", ["step", "block", "measured", "expected", "difference"], left=2, ascii_only=ascii_only
-    )
-    for verified in steps:
-        expected = verified.expected or Expected(())
-        reported = {**expected.similarities}
-        rows = [
-            [block, *_beside(verified.measured.get(block), reported.get(block))]
-            for block in dict.fromkeys([*reported, *verified.not_measurable])
-        ]
-        rows.append(["total", *_beside(verified.total if verified.measured else None, expected.total)])
-        if verified.not_measurable:
-            # The reported mean has blocks in it that ours has not.
-            rows[-1][0] = f"total without {', '.join(verified.not_measurable)}"
-        for position, row in enumerate(rows):
-            cells = [verified.step if position == 0 else "", *row]
-            table.add_row(*(_text(cell, ascii_only) for cell in cells), end_section=position == len(rows) - 1)
+    header = ["step", "block", "measured", "expected", "difference"]
+    table = _table("Similarity by step, measured and expected", header, left=2, ascii_only=ascii_only)
+    described = [_verified_rows(verified) for verified in steps]
+    for position, rows in enumerate(described):
+        following = described[position + 1] if position + 1 < len(described) else []
+        for line, row in enumerate(rows):
+            cells = [steps[position].step if line == 0 else "", *row]
+            # Steps with a total alone stand together.
+            last = line == len(rows) - 1 and max(len(rows), len(following)) > 1
+            table.add_row(*(_text(cell, ascii_only) for cell in cells), end_section=last)
     return table
+
+
+def _verified_rows(verified: Verified) -> list[list[str]]:
+    expected = verified.expected or Expected(())
+    reported = {**expected.similarities}
+    rows = [
+        [block, *_beside(verified.measured.get(block), reported.get(block))]
+        for block in dict.fromkeys([*reported, *verified.not_measurable])
+    ]
+    # A reported mean over blocks that cannot be measured is not quite comparable.
+    without = f" without {', '.join(verified.not_measurable)}" if verified.not_measurable else ""
+    rows.append([f"total{without}", *_beside(verified.total if verified.measured else None, expected.total)])
+    return rows
 
 
 def _beside(measured: float | None, reported: float | None) -> list[str]:
