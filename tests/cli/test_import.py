@@ -1,0 +1,135 @@
+"""The command `import`: texts and merged files in, a recipe file out, and what is said of what was not understood."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from optimizer.cli import main
+from optimizer.recipes import load_recipe
+
+ARTICLE = Path(__file__).parents[1] / "recipes" / "article.txt"
+NUMBERS = ",".join(["0.25"] * 26)
+
+
+def run(*arguments):
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def test_the_article(tmp_path, capsys):
+    """The article becomes a recipe of 18 steps; guesses and lines not understood are warnings with their lines."""
+    output = tmp_path / "recipe.yaml"
+
+    assert run("import", ARTICLE, "-o", output) == 0
+
+    told = capsys.readouterr()
+    assert told.out == f"18 steps, 11 models, output BlessingMix V1 -> {output}\n"
+    assert all(line.startswith(f"blockfit: warning: {ARTICLE}: ") for line in told.err.splitlines())
+    assert sum("not understood" in line for line in told.err.splitlines()) == 2
+    assert len(load_recipe(output).steps) == 18
+
+
+def test_json(tmp_path, capsys):
+    """With --json, one value on stdout tells what was read, and what was not."""
+    assert run("import", ARTICLE, "-o", tmp_path / "recipe.yaml", "--json") == 0
+
+    told = json.loads(capsys.readouterr().out)
+    assert (told["output"], len(told["steps"]), len(told["models"])) == ("BlessingMix V1", 18, 11)
+    assert (len(told["warnings"]), len(told["not_understood"])) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("nothing here", ["no formula was found"]),
+        (
+            "A x (1-alpha) + B x alpha = T\nalpha = (0.5, 0.5)",
+            ["line 2: T.alpha: received 2 numbers; sd1 has 26 blocks"],
+        ),
+        ("A x 0.5 + B x 0.4 = T\nT x 0.5 + B x 0.5 = U", ["line 1: not understood: the factors add up to 0.9"]),
+        ("T x 0.5 + B x 0.5 = U\nU x 0.5 + B x 0.5 = T", ["steps: cycle"]),
+    ],
+)
+def test_problems(tmp_path, capsys, text, parts):
+    """What cannot become a recipe is bad input: one line with the file, nothing written, an old output untouched."""
+    source, output = tmp_path / "text.txt", tmp_path / "recipe.yaml"
+    source.write_text(text, encoding="utf-8")
+    output.write_text("before", encoding="utf-8")
+
+    assert run("import", source, "-o", output) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(parts)
+    for line, part in zip(lines, parts, strict=True):
+        assert line.startswith(f"blockfit: {source}: ")
+        assert part in line
+    assert output.read_text(encoding="utf-8") == "before"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings(tmp_path, encoding):
+    """A text as Windows' editor saves it, with Windows' line ends, is read like any other."""
+    source, output = tmp_path / "text.txt", tmp_path / "recipe.yaml"
+    source.write_bytes("“モデル A” x 0.9 + B x 0.1 = T\r\nT × 0.5 + B × 0.5 = U\r\n".encode(encoding))  # noqa: RUF001
+
+    assert run("import", source, "-o", output) == 0
+
+    assert [step.name for step in load_recipe(output).steps] == ["T", "U"]
+    assert list(load_recipe(output).models) == ["モデル A", "B"]
+
+
+def test_files_that_cannot_be_read(tmp_path, capsys):
+    """A missing text, bytes that are no text, and missing presets are told by name."""
+    (tmp_path / "bytes.txt").write_bytes(b"A x 0.5 \xff\xfe")
+    (tmp_path / "good.txt").write_text("A x 0.5 + B x 0.5 = T", encoding="utf-8")
+    output = tmp_path / "recipe.yaml"
+
+    assert run("import", tmp_path / "none.txt", "-o", output) == 2
+    assert run("import", tmp_path / "bytes.txt", "-o", output) == 2
+    assert run("import", tmp_path / "good.txt", "-o", output, "--presets", tmp_path / "none.tsv") == 2
+    assert run("import", tmp_path / "good.txt", "-o", output, "--mapping", "forge") == 2
+
+    missing, broken, presets, mapping = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'none.txt'}: cannot be read: No such file" in missing
+    assert "bytes.txt: not UTF-8 text" in broken
+    assert presets.startswith(f"blockfit: {tmp_path / 'none.tsv'}: cannot be read")
+    assert "mapping: received 'forge'; sd1 has supermerger, mecha, model-mixer" in mapping
+    assert not output.exists()
+
+
+def test_presets_and_mapping(tmp_path):
+    """Presets come from the file that is named, and the mapping from the command."""
+    (tmp_path / "text.txt").write_text("A x (1-alpha) + B x alpha = T\nalpha = MINE", encoding="utf-8")
+    (tmp_path / "presets.tsv").write_text(f"preset_name\tpreset_weights\nMINE\t{NUMBERS}\n", encoding="utf-8")
+    output = tmp_path / "recipe.yaml"
+
+    assert run("import", tmp_path / "text.txt", "-o", output, "--presets", tmp_path / "presets.tsv",
+               "--mapping", "mecha") == 0  # fmt: skip
+
+    recipe = load_recipe(output)
+    assert (recipe.mapping, set(recipe.steps[0].alpha.values.values())) == ("mecha", {0.25})
+
+
+def test_merged_files(tmp_path, write_sd1, sd1_tensors, capsys):
+    """A merged file gives back the recipe that it was merged by; one without a recipe is bad input."""
+    around = sd1_tensors()
+    for seed, name in enumerate("ab"):
+        write_sd1(tmp_path / f"{name}.safetensors", seed=seed, around=around)
+    recipe, merged, output = (tmp_path / name for name in ("r.yaml", "merged.safetensors", "again.yaml"))
+    recipe.write_text(
+        "mapping: model-mixer\nmodels: {a: {file: a}, b: {file: b, license: mit}}\n"
+        "steps:\n  - {name: T, mode: weight_sum, a: a, b: b, alpha: {OUT03-OUT05: 0.5}}\n",
+        encoding="utf-8",
+    )
+    assert run("merge", recipe, "-o", merged) == 0
+
+    assert run("import", merged, "-o", output) == 0
+    assert load_recipe(output) == load_recipe(recipe)
+
+    save_file(around, tmp_path / "plain.safetensors")
+    assert run("import", tmp_path / "plain.safetensors", "-o", output) == 2
+    assert "no recipe in its metadata" in capsys.readouterr().err
