@@ -1,0 +1,49 @@
+"""The demo's trained family, whole: merged here, by sd-mecha, and by the formulas step after step."""
+
+import contextlib
+
+import sd_mecha
+import torch
+from exporting import EVERY_MODE_CHAINED, assert_equal_tensors, make_recipe
+from safetensors.torch import load_file
+from step_by_step import merge_by_steps
+
+from optimizer.demo import family_folder
+from optimizer.exports import export_recipe
+from optimizer.recipes import merge
+
+IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+# "outline" has no VAE.
+FILES = {"base": "base.safetensors", "x": "bold.safetensors", "y": "outline.safetensors"}
+
+
+def merged(recipe, path):
+    """The recipe's merge in float32, without position ids."""
+    folder = family_folder() / "models"
+    merge(recipe, {name: folder / file for name, file in FILES.items()}, path, dtype=torch.float32, embed_recipe=False)
+    return {name: value for name, value in load_file(path).items() if name != IDS}
+
+
+def test_same_as_sd_mecha(tmp_path):
+    """All four modes in one recipe, other alphas in every block, make the tensors that sd-mecha makes, to 1e-6."""
+    recipe = make_recipe(*EVERY_MODE_CHAINED, mapping="mecha", files=FILES)
+    with contextlib.chdir(family_folder() / "models"):
+        exported = sd_mecha.deserialize(export_recipe(recipe, "mecha"))
+        made = sd_mecha.merge(exported, output_dtype=torch.float32, merge_dtype=torch.float32, threads=0)
+
+    expected = {name: value for name, value in made.items() if name not in ("__metadata__", IDS)}
+    assert_equal_tensors(merged(recipe, tmp_path / "out.safetensors"), expected)
+
+
+def test_same_as_supermergers_rules(tmp_path):
+    """Under SuperMerger's mapping they are what its rules give, step after step in float32, to 1e-6."""
+    recipe = make_recipe(*EVERY_MODE_CHAINED, mapping="supermerger", files=FILES)
+    sources = {name: load_file(family_folder() / "models" / file) for name, file in FILES.items()}
+    steps = [
+        {"name": step.name, "mode": step.mode, **step.inputs, **{k: dict(a.values) for k, a in step.alphas.items()}}
+        for step in recipe.steps
+    ]
+
+    expected = merge_by_steps(steps, sources, torch.float32)[recipe.output]
+    expected |= {name: sources["base"][name] for name in ("alphas_cumprod", "betas")}  # buffers: copied, not merged
+    assert_equal_tensors(merged(recipe, tmp_path / "out.safetensors"), expected)
