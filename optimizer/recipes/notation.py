@@ -240,10 +240,9 @@ class _Statement:
     indent: int = 0
 
     @property
-    def waits_for(self) -> list[str]:
-        """The symbols in the formula without a value yet."""
-        formula = _masked(self.formula).lower()
-        return [name for name in ("alpha", "beta") if name in formula and name not in self.given]
+    def symbols(self) -> tuple[str, ...]:
+        """Which of alpha and beta stand in the formula."""
+        return tuple(name for name in ("alpha", "beta") if name in _masked(self.formula).lower())
 
 
 class _Reader:
@@ -261,6 +260,7 @@ class _Reader:
         self._header: tuple[str, ...] = ()
         self._labels: dict[str, tuple[str, ...]] = {}
         self._indent = 0
+        self._spare: set[int] = set()  # the lines with numbers that no formula takes
 
     def read(self, text: str) -> None:
         lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -275,6 +275,9 @@ class _Reader:
 
     def imported(self, name: str, mapping: str) -> Imported:
         steps = self._steps() if not self._problems else []
+        if self._problems:
+            # Why a formula has no numbers may be told by the line that holds them.
+            self._problems += [self._reason(*rejected) for rejected in self._rejected if rejected[0] in self._spare]
         if not self._statements and not self._problems:
             self._problems = [self._reason(*rejected) for rejected in self._rejected]
             self._problems.append("no formula was found; a step is a line such as A x 0.9 + B x 0.1 = TEMP1")
@@ -442,16 +445,19 @@ class _Reader:
         self._statements.append(_Statement(number, text, found_name, sides[1 - place], given, indent=self._indent))
 
     def _assign(self, number: int, text: str, given: Mapping[str, tuple[int, str]]) -> None:
-        """Numbers on a line of their own belong to the last formula that waits for them."""
+        """Numbers on a line of their own belong to the last formula with that symbol in it."""
         for name, value in given.items():
-            symbol = name.removeprefix("base").strip("_")
-            step = next((s for s in reversed(self._statements) if name in (*s.waits_for, f"base_{symbol}")), None)
-            if name.startswith("base"):
-                step = next((s for s in reversed(self._statements) if symbol in s.formula.lower()), None)
+            symbol = "beta" if name.endswith("beta") else "alpha"
+            field_name = f"base_{symbol}" if name.startswith("base") else symbol
+            step = next((step for step in reversed(self._statements) if symbol in step.symbols), None)
             if step is None:
-                self._reject(number, text, f"no formula above waits for {symbol}")
+                self._reject(number, text, f"no formula above has {symbol} in it")
+            elif field_name in step.given:
+                earlier = step.given[field_name][0]
+                self._spare.add(number)
+                self._reject(number, text, f"{step.name!r} has its {field_name} from line {earlier} already")
             else:
-                step.given[f"base_{symbol}" if name.startswith("base") else name] = value
+                step.given[field_name] = value
 
     def _reject(self, number: int, text: str, why: str) -> None:
         self._rejected.append((number, text, why))

@@ -159,7 +159,7 @@ def test_names_known_from_elsewhere_need_no_spaces():
         ("A x 0.25 + B x 0.25 + C x 0.25 + D x 0.25 = T", "4 models in one sum"),
         ("A x 0.5 + B x 0.5 = T = U", "more than one `=`"),
         ("A x 0.5 + B x 0.5 = 0.7", "a step is a formula, `=` and a name"),
-        ("alpha = (1, 2)", "no formula above waits for alpha"),
+        ("alpha = (1, 2)", "no formula above has alpha in it"),
         (f"A x 0.5 + B x 0.5 = T2, alpha = ({NUMBERS})", "the formula does not have"),
     ],
 )
@@ -203,6 +203,11 @@ def test_problems_of_a_text():
     assert "output: received 'U'" in output
     (unknown,) = problems_of("A x (1-alpha) + B x alpha = T, alpha = GRAD")
     assert "T.alpha: received 'GRAD'" in unknown
+    # Two formulas and then their numbers: whose are whose cannot be told.
+    both = "A x (1-alpha) + B x alpha = T\nT x (1-alpha) + C x alpha = U\nalpha = 0.1\nalpha = 0.2"
+    never, already = problems_of(both)
+    assert never == "line 1: T.alpha: never given; write alpha = (26 numbers) below the formula"
+    assert already == "line 4: not understood: 'U' has its alpha from line 3 already, in 'alpha = 0.2'"
     (broken,) = problems_of("A x (1-alpha) + B x alpha = T, alpha = {OUT99: 1}")
     assert "unknown block 'OUT99'" in broken
 
