@@ -13,13 +13,15 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 
 from optimizer.recipes.recipe import Step
 
 __all__ = [
     "Factor",
+    "KnownNames",
     "NotUnderstood",
     "Part",
     "Sum",
@@ -29,20 +31,26 @@ __all__ = [
     "parse_formula",
     "parse_name",
     "quoted",
+    "unquoted",
     "value_of",
 ]
 
 _RESERVED = ("alpha", "beta", "x")
 _SYMBOLS = str.maketrans(
-    dict.fromkeys("×✕✖⨉⨯∗⋅·", " x ") | dict.fromkeys("−–—‒﹣", "-") | {"、": ",", "α": "alpha", "β": "beta"}  # noqa: RUF001
+    dict.fromkeys("×✕✖⨉⨯∗⋅·", " x ")  # noqa: RUF001
+    | dict.fromkeys("−–—‒﹣", "-")  # noqa: RUF001
+    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", "")  # of no width: pasted along, and not seen
+    | {"、": ",", "α": "alpha", "β": "beta"}  # noqa: RUF001
 )
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _WORD = r"\w(?:[\w.]*\w)?(?:-+(?:\w(?:[\w.]*\w)?))*"
 _TOKENS = re.compile(
-    rf"\s*(?:(?P<quoted>{_QUOTED})|(?P<number>\.\d+(?![\w.]))|(?P<word>{_WORD})|(?P<operator>[-+*()]))"
+    rf"\s*(?:(?P<quoted>{_QUOTED})|(?P<percent>{_NUMBER})\s*%|(?P<number>\.\d+(?![\w.]))|(?P<word>{_WORD})|(?P<operator>[-+*()]))"
 )
 _BARE = re.compile(_WORD)
+# Markdown's code and bold text, and the hash that WebUIs write behind a name.
+_MARKS = re.compile(r"`|(?<![*\w)\]\"])\*\*(?=\S)|(?<=\S)\*\*(?![*\w(\[\"])|\s*\[[0-9a-fA-F]{8,64}\]")
 _GLUED = re.compile(rf"(?P<name>.*?)x(?P<factor>{_NUMBER}|alpha|beta|)", re.IGNORECASE)
 
 # 1-alpha, 1-0.1, 1-alpha-beta, alpha: no names, though every letter could stand in one.
@@ -52,6 +60,33 @@ _REST = re.compile(rf"(?:1-+{_FACTOR}|alpha|beta)(?:-+{_FACTOR})?", re.IGNORECAS
 
 class NotUnderstood(ValueError):
     """Part of a text that is no formula; the message shows that part and says why."""
+
+
+class KnownNames:
+    """Names that are known from elsewhere in a text; those with spaces can then be told in a formula."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = frozenset(names)
+        self._spaced: dict[str, list[str]] = {}
+        for name in sorted(self._names, key=len, reverse=True):
+            if " " in name:
+                self._spaced.setdefault(name.split()[0], []).append(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def spaced_at(self, text: str, start: int) -> str | None:
+        """The longest name with spaces in it that stands at this place of `text`."""
+        if not self._spaced or not (first := _BARE.match(text, start)):
+            return None
+        return next(
+            (
+                name
+                for name in self._spaced.get(first[0], ())
+                if text.startswith(name, start) and not re.match(r"[\w.]*\w", text[start + len(name) :])
+            ),
+            None,
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +142,10 @@ class Factor:
 class Sum:
     """Models, or sums of models in parentheses, each with its factor."""
 
-    terms: tuple[tuple[Factor, "str | Sum"], ...]
+    terms: "_Terms"
+
+
+_Terms = tuple[tuple[Factor, "str | Sum"], ...]
 
 
 @dataclass(frozen=True)
@@ -123,13 +161,16 @@ class Part:
 def normalized(text: str) -> str:
     """`text` with full-width signs, odd spaces, multiplication signs and dashes as ASCII has them.
 
-    Quoted names stay as they are, but for typographic quotation marks around them.
+    Quoted names stay as they are, but for the quotation marks around them: typographic, Japanese and single ones become
+    double ones. Marks of bold text and code, and short hashes behind names, are left out.
     """
-    pieces = re.split(rf"({_QUOTED})", re.sub("[“”„‟]", '"', text))
+    pieces = re.split(rf"({_QUOTED})", re.sub("[“”„‟「」『』]", '"', text))
+    pieces[::2] = [re.sub(r"(?<![\w\\])['‘]([^'‘’\"]+)['’](?!\w)", r'"\1"', piece) for piece in pieces[::2]]  # noqa: RUF001
+    pieces = re.split(rf"({_QUOTED})", "".join(pieces))
     return "".join(
         piece
         if piece.startswith('"') and place % 2
-        else unicodedata.normalize("NFKC", piece.translate(_SYMBOLS)).translate(_SYMBOLS)
+        else _MARKS.sub("", unicodedata.normalize("NFKC", piece.translate(_SYMBOLS)).translate(_SYMBOLS))
         for place, piece in enumerate(pieces)
     )
 
@@ -151,7 +192,7 @@ def parse_name(text: str) -> str | None:
     """The name that this side of an equation is: quoted, or up to four words; None if it is none."""
     text = text.strip()
     if re.fullmatch(_QUOTED, text):
-        return _unquoted(text)
+        return unquoted(text)
     words = text.split()
     if not 0 < len(words) <= 4 or not all(_BARE.fullmatch(word) for word in words):
         return None
@@ -160,29 +201,39 @@ def parse_name(text: str) -> str | None:
     return " ".join(words)
 
 
-def parse_formula(text: str, known: Collection[str] = ()) -> Sum:
+def parse_formula(text: str, known: KnownNames | None = None) -> Sum:
     """The sum that the normalized `text` is; `known` names help where spaces or operators are missing.
 
     Raises NotUnderstood with the part of the text that is no formula.
     """
-    return _Parser(text, known).formula()
+    return _Parser(text, known or KnownNames()).formula()
 
 
 def interpret(formula: Sum) -> Part:
     """The step, or nested steps, that a formula stands for. Raises NotUnderstood if it is none of the modes."""
     terms = formula.terms
-    while len(terms) == 1 and isinstance(terms[0][1], Sum) and terms[0][0].equals(1):
-        terms = terms[0][1].terms
-    found = _add_difference(terms) or _weight_sum(terms) or _triple_sum(terms)
+    while len(terms) == 1 and isinstance(terms[0][1], Sum):
+        outer = terms[0][0]
+        terms = tuple((outer * factor, operand) for factor, operand in terms[0][1].terms)
+    found = _add_difference(terms)
+    if found is None and len(terms) > 1 and any(_difference([term]) for term in terms):
+        raise NotUnderstood("beside differences, as (B - C) x alpha, there must be one model with the factor 1")
+    found = found or _weight_sum(terms) or _triple_sum(terms)
     if found is not None:
         return found
     if len(terms) == 1:
         raise NotUnderstood("a single model: there is nothing to merge")
+    raise NotUnderstood(_why_not(terms))
+
+
+def _why_not(terms: _Terms) -> str:
     total = sum((factor for factor, _ in terms), Factor.of(0.0))
     if total.equals(1):
-        raise NotUnderstood(f"{len(terms)} models in one sum; write steps of two or three")
-    what = f"{total.terms.get((0, 0), 0.0):.6g}" if not total.symbols else "something with alpha"
-    raise NotUnderstood(f"the factors add up to {what}; those of a weight sum add up to 1, a difference's to 0")
+        return f"{len(terms)} models in one sum; write steps of two or three"
+    what = "something with alpha" if total.symbols else f"{total.terms.get((0, 0), 0.0):.6g}"
+    unclear = next((name for _, name in terms if isinstance(name, str) and re.search(r"-|x[\d.]", name)), None)
+    hint = "" if unclear is None else f"; if {unclear!r} is not one name, write spaces around its - and x"
+    return f"the factors add up to {what}; those of a weight sum add up to 1, a difference's to 0{hint}"
 
 
 def formula_of(step: Step) -> tuple[str, dict[str, bool]]:
@@ -232,20 +283,20 @@ def _text(number: float | None, symbol: str = "") -> str:
     return symbol if number is None else value_of(number).removesuffix(".0")
 
 
-def _weight_sum(terms: tuple[tuple[Factor, "str | Sum"], ...]) -> Part | None:
+def _weight_sum(terms: _Terms) -> Part | None:
     if len(terms) != 2 or not (terms[0][0] + terms[1][0]).equals(1):
         return None
     # With alpha in it, A is the one whose factor is 1 - alpha; with numbers, the one that comes first.
     ordered = terms if not terms[0][0].symbols or _remains(terms[0][0]) else terms[::-1]
     (_, first), (factor, second) = ordered
-    for nested, other, outer in ((first, second, factor), (second, first, ordered[0][0])):
-        inner = _weight_sum(nested.terms) if isinstance(nested, Sum) else None
-        if inner is not None and inner.mode == "weight_sum" and isinstance(other, str):
-            return Part("sum_twice", {**inner.inputs, "c": other}, inner.alpha, outer)
+    # Only where the inner sum is A: elsewhere the steps' rules for tensors that a model lacks would be others.
+    inner = _weight_sum(first.terms) if isinstance(first, Sum) and isinstance(second, str) else None
+    if inner is not None and inner.mode == "weight_sum":
+        return Part("sum_twice", {**inner.inputs, "c": _operand(second)}, inner.alpha, factor)
     return Part("weight_sum", {"a": _operand(first), "b": _operand(second)}, factor)
 
 
-def _triple_sum(terms: tuple[tuple[Factor, "str | Sum"], ...]) -> Part | None:
+def _triple_sum(terms: _Terms) -> Part | None:
     if len(terms) != 3 or not sum((factor for factor, _ in terms), Factor.of(0.0)).equals(1):
         return None
     rest = next((place for place, (factor, _) in enumerate(terms) if factor.symbols and _remains(factor)), 0)
@@ -253,16 +304,20 @@ def _triple_sum(terms: tuple[tuple[Factor, "str | Sum"], ...]) -> Part | None:
     return Part("triple_sum", dict(zip("abc", map(_operand, (a[1], b[1], c[1])), strict=True)), b[0], c[0])
 
 
-def _add_difference(terms: tuple[tuple[Factor, "str | Sum"], ...]) -> Part | None:
-    ones = [place for place, (factor, operand) in enumerate(terms) if factor.equals(1)]
-    for place in ones:
+def _add_difference(terms: _Terms) -> Part | None:
+    """A + (B - C) x alpha, and further differences added to that."""
+    for place in (place for place, (factor, _) in enumerate(terms) if factor.equals(1)):
         others = [term for number, term in enumerate(terms) if number != place]
-        difference = _difference(others)
-        if difference is not None:
-            (first, second), factor = difference
-            if not factor.equals(0) or len(others) == 1:
-                inputs = {"a": _operand(terms[place][1]), "b": _operand(first), "c": _operand(second)}
-                return Part("add_difference", inputs, factor)
+        whole = _difference(others)
+        found = [whole] if whole is not None else [_difference([term]) for term in others]
+        differences = [difference for difference in found if difference is not None]
+        if not found or len(differences) < len(found) or (len(others) > 1 and differences[0][1].equals(0)):
+            continue
+        result = _operand(terms[place][1])
+        for (first, second), factor in differences:
+            result = Part("add_difference", {"a": result, "b": _operand(first), "c": _operand(second)}, factor)
+        assert isinstance(result, Part)
+        return result
     return None
 
 
@@ -294,7 +349,8 @@ def _operand(operand: "str | Sum") -> "str | Part":
     return operand if isinstance(operand, str) else interpret(operand)
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
+    """What stands between the quotation marks of `text`; taken as it is where it has signs that are no escapes."""
     try:
         return str(json.loads(text, strict=False))
     except ValueError:
@@ -304,10 +360,9 @@ def _unquoted(text: str) -> str:
 class _Parser:
     """Recursive descent over sum, product, factor; every failure shows the text from where it was met."""
 
-    def __init__(self, text: str, known: Collection[str]) -> None:
+    def __init__(self, text: str, known: KnownNames) -> None:
         self._text = text
-        self._known = frozenset(known)
-        self._spaced = sorted((name for name in self._known if " " in name), key=len, reverse=True)
+        self._known = known
         self._tokens = list(self._split())
         self._position = 0
         self._depth = 0
@@ -324,7 +379,7 @@ class _Parser:
         position, text = 0, self._text.rstrip()
         while position < len(text):
             start = position + len(text[position:]) - len(text[position:].lstrip())
-            name = next((name for name in self._spaced if self._stands(name, start)), None)
+            name = self._known.spaced_at(text, start)
             if name is not None:
                 yield "name", name, start
                 position = start + len(name)
@@ -336,15 +391,13 @@ class _Parser:
             yield from self._refined(kind, value, start)
             position = found.end()
 
-    def _stands(self, name: str, start: int) -> bool:
-        end = start + len(name)
-        return self._text.startswith(name, start) and not re.match(r"[\w.]*\w", self._text[end:])
-
     def _refined(self, kind: str, value: str, start: int) -> Iterator[tuple[str, str, int]]:
         if kind == "quoted":
-            yield "name", _unquoted(value), start
+            yield "name", unquoted(value), start
         elif kind == "operator":
             yield value, value, start
+        elif kind == "percent":
+            yield "number", str(Decimal(value) / 100), start
         elif re.fullmatch(_NUMBER, value):
             yield "number", value, start
         elif value.lower() == "x":
@@ -382,7 +435,10 @@ class _Parser:
     def _failure(self) -> NotUnderstood:
         if self._position >= len(self._tokens):
             return NotUnderstood(f"{self._text.strip()!r} breaks off")
-        return NotUnderstood(repr(self._text[self._tokens[self._position][2] :].strip()))
+        kind, _, start = self._tokens[self._position]
+        after_name = kind == "name" and self._position > 0 and self._tokens[self._position - 1][0] == "name"
+        hint = "; a name with spaces needs quotation marks" if after_name else ""
+        return NotUnderstood(f"{self._text[start:].strip()!r}{hint}")
 
     def _sum(self) -> "Factor | Sum":
         negative = self._sign()

@@ -8,8 +8,9 @@ import codecs
 import difflib
 import itertools
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -23,6 +24,7 @@ from optimizer.errors import RecipeError
 from optimizer.recipes.files import alpha_as_data, read_alpha
 from optimizer.recipes.formulas import (
     Factor,
+    KnownNames,
     NotUnderstood,
     Part,
     formula_of,
@@ -31,6 +33,7 @@ from optimizer.recipes.formulas import (
     parse_formula,
     parse_name,
     quoted,
+    unquoted,
     value_of,
 )
 from optimizer.recipes.presets import Preset, numbered_alpha, parse_preset, preset_alpha, read_presets
@@ -38,16 +41,20 @@ from optimizer.recipes.recipe import Alpha, Expected, Model, Recipe, Step
 
 __all__ = ["Imported", "import_text", "read_notation", "write_notation"]
 
-_LIST = r"\(\s*-?[\d.]+(?:e-?\d+)?(?:\s*,\s*-?[\d.]+(?:e-?\d+)?)+\s*,?\s*\)"
+_NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+_NUMBERS = rf"{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*,?"
+_LIST = rf"(?:\(\s*{_NUMBERS}\s*\)|\[\s*{_NUMBERS}\s*\])"
 _ALPHA = r"(?P<{0}>base[ _]?(?:alpha|beta)|alpha|beta)"
 # `alpha = ...` on a line of its own or after a comma; `B x alpha = NAME` is the end of a formula.
 _ASSIGNED = re.compile(
     rf"""(?:^|[,;])\s*{_ALPHA.format("name")}\s*=\s*
-         (?P<value>{_LIST}|\([^()]*\)|\{{.*\}}|-?[\d.]+(?:e-?\d+)?(?:\s*,\s*-?[\d.]+(?:e-?\d+)?)*(?![\w.])|[^\s,;=]+)
+         (?P<value>{_LIST}|\{{.*\}}|{_NUMBERS}(?![\w.])|{_NUMBER}\s*(?:,\s*$|(?=\s*(?:[,;]|$)))|[^\s,;=][^;=]*$|[^\s,;=]+)
          |(?<![\w.-]){_ALPHA.format("symbol")}\s*(?:=\s*)?(?P<list>{_LIST})""",
     re.IGNORECASE | re.VERBOSE,
 )
-_BULLET = re.compile(r"^\s*(?:[•◦▪●○■□‣·*-]|\d{1,3}[.)])\s+")
+# Another way to write the sign between a formula and its name.
+_ARROW = re.compile(r"\s*(?:->|=>|:=|→|⇒|➡|➔)\s*")
+_BULLET = re.compile(r"^\s*(?:>\s*)*(?:(?:[•◦▪●○■□‣·*+-]|\d{1,3}[.)])\s+)?")
 _LABEL = re.compile(r"^[A-Za-z][\w ]{0,30}:\s+(?=.*=)")
 _TEXT = r'"(?:[^"\\]|\\.)*"'
 _DECLARED = re.compile(
@@ -56,13 +63,15 @@ _DECLARED = re.compile(
 _MORE = re.compile(rf",\s*(license|sha256)\s+({_TEXT})")
 _SIMILARITY = re.compile(
     r"(?:cosine )?similarity of (?P<blocks>[\w, -]+?)(?: between .+?)?(?: \((?P<metric>\w+), seed (?P<seed>\d+)\))?"
-    r"\s*:\s*(?P<total>-?[\d.]+(?:e-?\d+)?)?\s*%?",
+    rf"\s*:\s*(?P<total>{_NUMBER})?\s*%?",
     re.IGNORECASE,
 )
 _OF_STEP = re.compile(r"block.level .*?similarity of (?:the )?(?P<step>.+?)\s*:?", re.IGNORECASE)
-_TOTAL = re.compile(r"total\s*:\s*(?P<total>-?[\d.]+(?:e-?\d+)?)\s*%", re.IGNORECASE)
-_PERCENT = re.compile(r"(-?[\d.]+(?:e-?\d+)?)\s*%")
-_LONGEST_LIST = 12  # lines that numbers in parentheses may be spread over
+_TOTAL = re.compile(rf"total\s*:\s*(?P<total>{_NUMBER})\s*%", re.IGNORECASE)
+_PERCENT = re.compile(rf"({_NUMBER})\s*%")
+_MOST_LINES = 12  # that one formula or list of numbers may be spread over
+_LONGEST_LINE = 2000  # characters of a formula that may run on
+_LONGEST_PROSE = 300  # characters of a line that may report a similarity
 
 
 @dataclass(frozen=True)
@@ -154,8 +163,13 @@ def _declarations(recipe: Recipe) -> list[str]:
     known = [step.name for step in recipe.steps]
     met = [name for step in recipe.steps for name in step.inputs.values() if name not in known]
     assumed = {name: Model(_file_of(name)) for name in met}
-    declared = {} if list(assumed.items()) == list(recipe.models.items()) else recipe.models
-    for name, model in declared.items():
+    # Declared models are never taken for a step or a model of nearly the same name.
+    steps, plain = _ByLikeness(known), {_squeezed(name) for name in recipe.models}
+    clear = len(plain) == len(recipe.models) and not any(
+        _near(name, step) for name in recipe.models for step in steps.like(name)
+    )
+    undeclared = clear and list(assumed.items()) == list(recipe.models.items())
+    for name, model in () if undeclared else recipe.models.items():
         more = "" if model.license == "unknown" else f", license {_json(model.license)}"
         more += f", sha256 {_json(model.sha256)}" if model.sha256 is not None else ""
         lines.append(f"model {quoted(name)}: {_json(model.file)}{more}")
@@ -183,7 +197,8 @@ def _expected_lines(expect: Expected, layout: Layout) -> list[str]:
 
 
 def _percent(value: float) -> str:
-    return f"{(Decimal(repr(value)) * 100).normalize():f}%"
+    percents = Decimal(repr(value)) * 100
+    return f"{percents.normalize():f}%" if not 0 < abs(percents) < 1e-9 else f"{percents:e}%"
 
 
 def _fraction(text: str) -> float:
@@ -227,22 +242,21 @@ def _ending(steps: Iterable[Any], inputs: Mapping[str, Sequence[str]]) -> tuple[
 
 @dataclass
 class _Statement:
-    """A formula with its name; `given` are the values of alpha and beta as written, with the lines they stand on."""
+    """A formula with its name; `symbols` are those of alpha and beta that stand in it.
+
+    `given` are their values as written, with the lines they stand on.
+    """
 
     line: int
     text: str
     name: str
     formula: str
+    symbols: tuple[str, ...]
     given: dict[str, tuple[int, str]] = field(default_factory=dict)
     part: Part | None = None
     expect: Expected | None = None
     label: str | None = None
     indent: int = 0
-
-    @property
-    def symbols(self) -> tuple[str, ...]:
-        """Which of alpha and beta stand in the formula."""
-        return tuple(name for name in ("alpha", "beta") if name in _masked(self.formula).lower())
 
 
 class _Reader:
@@ -260,27 +274,27 @@ class _Reader:
         self._header: tuple[str, ...] = ()
         self._labels: dict[str, tuple[str, ...]] = {}
         self._indent = 0
-        self._spare: set[int] = set()  # the lines with numbers that no formula takes
+        self._last: dict[str, _Statement] = {}  # the last formula with alpha, with beta
+        self._orphans: list[tuple[int, str]] = []  # lines with numbers above every formula, and whose
 
     def read(self, text: str) -> None:
         lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        skip = 0
-        for number, raw in enumerate(lines, 1):
-            if skip:
-                skip -= 1
-                continue
-            line, skip = _joined(lines, number - 1)
-            self._line(number, raw, line)
+        number = 0
+        while number < len(lines):
+            line, more = _joined(lines, number)
+            self._line(number + 1, lines[number], line)
+            number += 1 + more
         self._parse()
 
     def imported(self, name: str, mapping: str) -> Imported:
         steps = self._steps() if not self._problems else []
-        if self._problems:
-            # Why a formula has no numbers may be told by the line that holds them.
-            self._problems += [self._reason(*rejected) for rejected in self._rejected if rejected[0] in self._spare]
+        rejected = [self._reason(*line) for line in self._rejected]
         if not self._statements and not self._problems:
-            self._problems = [self._reason(*rejected) for rejected in self._rejected]
-            self._problems.append("no formula was found; a step is a line such as A x 0.9 + B x 0.1 = TEMP1")
+            self._problems = ["no formula was found; a step is a line such as A x 0.9 + B x 0.1 = TEMP1"]
+        if self._problems:
+            # Why a formula lacks its numbers may be told by the line that holds them.
+            told = "\n".join(self._problems)
+            self._problems = [*(reason for reason in rejected if reason not in told), *self._problems]
         if self._problems:
             raise RecipeError(self._problems)
         defined = {step.name for step in steps}
@@ -300,33 +314,53 @@ class _Reader:
             output=output,
             mapping=self._declared.get("mapping", mapping),
         )
-        return Imported(recipe, tuple(self._warnings), tuple(self._reason(*rejected) for rejected in self._rejected))
+        return Imported(recipe, tuple(self._warnings), tuple(rejected))
 
     # What a line is
 
     def _line(self, number: int, raw: str, line: str) -> None:
         self._indent = len(raw) - len(raw.lstrip())
-        if self._declaration(raw.strip()) or self._similarity(normalized(line).strip()):
+        plain = normalized(line).strip()
+        if self._declaration(raw.strip()) or self._similarity(number, plain):
             return
         preset = self._preset(raw, number)
         if preset is not None:
-            self._presets.setdefault(preset.name, preset)
+            known = self._presets.setdefault(preset.name, preset)
+            if known.numbers != preset.numbers:
+                self._reject(number, raw.strip(), f"preset {preset.name!r} is another on line {known.line}")
             return
         # A comment may follow a formula; a quoted name may hold the sign.
-        bare = re.sub(r'\s#[^"]*$', "", line)
-        text = _LABEL.sub("", _BULLET.sub("", normalized(bare))).strip()
+        text = _LABEL.sub("", _BULLET.sub("", normalized(re.sub(r'\s(?:#|//)[^"]*$', "", line)))).strip()
+        if text.startswith("|"):
+            for cell in text.strip("|").split("|"):
+                self._formula(number, cell.strip())
+        elif text.startswith("#"):
+            if "=" in _masked(text) and any(_is_formula(side) for side in text.lstrip("# ").split("=")):
+                self._reject(number, text, "a comment or heading; take the # away to have it read")
+        else:
+            self._formula(number, text)
+
+    def _formula(self, number: int, text: str) -> None:
+        """A formula with a name, or an alpha, if the text is one; prose is passed over."""
         text = re.sub(r"^((?:base[ _]?)?(?:alpha|beta))\s*:\s*", r"\1 = ", text, flags=re.IGNORECASE)
-        if "=" in _masked(text) and not re.match(r"\S*://|\s*#", text):
-            self._statement(number, text)
+        if "=" in _masked(re.sub("=>|:=", "", text)):
+            if not re.match(r"\S*://", text):
+                self._statement(number, text)
+            return
+        sides = _ARROW.split(text) if _ARROW.search(_masked(text)) else re.split(r":\s", text, maxsplit=1)
+        if len(sides) == 2 and sum(map(_is_formula, sides)) == 1 and any(map(parse_name, sides)):
+            self._statement(number, " = ".join(sides))
+        elif _is_formula(text):
+            self._reject(number, text, "a formula without a name; write = NAME behind it")
 
     def _declaration(self, line: str) -> bool:
         found = _DECLARED.fullmatch(line)
         if found is None:
             return False
-        kind, value = found[1], json.loads(found["value"], strict=False)
+        kind, value = found[1], unquoted(found["value"])
         if kind == "model":
             name = parse_name(found["name"])
-            more = {key: json.loads(text, strict=False) for key, text in _MORE.findall(found["more"])}
+            more = {key: unquoted(text) for key, text in _MORE.findall(found["more"])}
             if name is not None:
                 self._models[name] = Model(value, more.get("license", "unknown"), more.get("sha256"))
         elif not found["name"]:
@@ -345,13 +379,15 @@ class _Reader:
             self._rejected.append((number, raw.strip(), error.problems[0]))
         return preset
 
-    def _similarity(self, line: str) -> bool:
+    def _similarity(self, number: int, line: str) -> bool:
         line = _BULLET.sub("", line)
+        if line.startswith("|") or self._header:
+            return self._table(number, line)
+        if len(line) > _LONGEST_PROSE:
+            return False
         if found := _OF_STEP.fullmatch(line):
             self._of_step = parse_name(found["step"])
             return True
-        if line.startswith("|") or self._header:
-            return self._table(line)
         step = self._described()
         found = _SIMILARITY.fullmatch(line)
         if found is None or step is None:
@@ -361,10 +397,14 @@ class _Reader:
             blocks = self._blocks(label)
         except RecipeError:
             return False
+        total = _fraction(found["total"]) if found["total"] else None
+        if total is not None and not -1 <= total <= 1:
+            self._reject(number, line, f"{found['total']} % is no similarity")
+            return True
         step.label = label
         step.expect = Expected(
             blocks,
-            total=_fraction(found["total"]) if found["total"] else None,
+            total=total,
             metric=found["metric"] or Expected.metric,
             seed=int(found["seed"]) if found["seed"] else Expected.seed,
         )
@@ -378,7 +418,7 @@ class _Reader:
             return tuple(block for block in self._layout.parse_blocks(wanted) if block in self._layout.attention)
         return self._layout.parse_blocks(label)
 
-    def _table(self, line: str) -> bool:
+    def _table(self, number: int, line: str) -> bool:
         """Two rows of a table, blocks and percentages, and a line with their total."""
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
         step = self._table_step()
@@ -389,6 +429,9 @@ class _Reader:
         percents = [_PERCENT.fullmatch(cell) for cell in cells]
         if cells and self._header and len(cells) == len(self._header) and all(percents) and step is not None:
             values = dict(zip(self._header, (_fraction(found[1]) for found in percents if found), strict=True))
+            if not all(-1 <= value <= 1 for value in values.values()):
+                self._reject(number, line, "a similarity above 100 %")
+                return True
             ordered = {block: values[block] for block in self._layout.blocks if block in values}
             expect = step.expect or Expected(())
             step.expect = replace(expect, blocks=tuple(ordered), similarities=ordered)
@@ -441,20 +484,23 @@ class _Reader:
         if given and not re.search("alpha|beta", _masked(sides[1 - place]), re.IGNORECASE):
             self._reject(number, text, "numbers for an alpha that the formula does not have")
             return
-        found_name = names[place] or ""
-        self._statements.append(_Statement(number, text, found_name, sides[1 - place], given, indent=self._indent))
+        formula = sides[1 - place]
+        symbols = tuple(symbol for symbol in ("alpha", "beta") if symbol in _masked(formula).lower())
+        statement = _Statement(number, text, names[place] or "", formula, symbols, given, indent=self._indent)
+        self._statements.append(statement)
+        self._last |= dict.fromkeys(symbols, statement)
 
     def _assign(self, number: int, text: str, given: Mapping[str, tuple[int, str]]) -> None:
         """Numbers on a line of their own belong to the last formula with that symbol in it."""
         for name, value in given.items():
             symbol = "beta" if name.endswith("beta") else "alpha"
             field_name = f"base_{symbol}" if name.startswith("base") else symbol
-            step = next((step for step in reversed(self._statements) if symbol in step.symbols), None)
+            step = self._last.get(symbol)
             if step is None:
+                self._orphans.append((number, symbol))
                 self._reject(number, text, f"no formula above has {symbol} in it")
             elif field_name in step.given:
                 earlier = step.given[field_name][0]
-                self._spare.add(number)
                 self._reject(number, text, f"{step.name!r} has its {field_name} from line {earlier} already")
             else:
                 step.given[field_name] = value
@@ -470,7 +516,7 @@ class _Reader:
     # What the formulas say
 
     def _parse(self) -> None:
-        known = {statement.name for statement in self._statements}
+        known = KnownNames(statement.name for statement in self._statements)
         understood: list[_Statement] = []
         for statement in self._statements:
             try:
@@ -479,6 +525,13 @@ class _Reader:
             except NotUnderstood as error:
                 self._reject(statement.line, statement.text, str(error))
                 self._candidates[statement.line] = (statement.name,)
+        for line, symbol in self._orphans:
+            later = next((one for one in understood if one.line > line and symbol in one.symbols), None)
+            if later is not None:
+                self._problems.append(
+                    f"line {line}: {symbol} stands above the formula of line {later.line}; "
+                    "write it below the formula that it belongs to"
+                )
         self._statements = self._distinct(understood)
         self._rejected.sort()
         self._resolve()
@@ -504,25 +557,33 @@ class _Reader:
     def _resolve(self) -> None:
         """Near-miss names: a step that nobody uses, where a later formula uses almost its name."""
         places = {statement.name: place for place, statement in enumerate(self._statements)}
-        used = {name for statement in self._statements for name in _names(statement.part)}
-        first = {name: place for place in reversed(range(len(places))) for name in _names(self._statements[place].part)}
+        first: dict[str, int] = {}
+        beside: dict[str, set[str]] = {}
+        for place, statement in enumerate(self._statements):
+            names = _names(statement.part)
+            for name in names:
+                first.setdefault(name, place)
+                beside.setdefault(name, set()).update(names)
         renamed: dict[str, str] = {}
-        for name in sorted(used - set(places) - set(self._models), key=lambda n: first[n]):
+        spare = _ByLikeness(name for name in places if name not in first)
+        sources = _ByLikeness([])
+        for name in [name for name in first if name not in places and name not in self._models]:
             # Used before the step was there, or in making it: then it is a model of its own.
-            free = [n for n in places if n not in used and n not in renamed.values() and places[n] < first[name]]
-            if near := next((other for other in free if _near(name, other)), None):
+            near = next((step for step in spare.like(name) if places[step] < first[name] and _near(name, step)), None)
+            if near is not None:
+                spare.discard(near)
                 renamed[name] = near
                 line = self._statements[first[name]].line
                 self._warnings.append(f"line {line}: {name!r} is taken for the step {near!r}, which no formula uses")
-        sources = [name for name in used if name not in places and name not in renamed]
-        for position, name in enumerate(sorted(sources, key=lambda n: first[n])):
-            earlier = sorted(sources, key=lambda n: first[n])[:position]
-            twin = next((other for other in earlier if _squeezed(other) == _squeezed(name) != ""), None)
-            if twin is not None and name not in self._models:
+                continue
+            # Two models of one formula are two models.
+            twin = next((other for other in sources.same(name) if other not in beside[name]), None)
+            if twin is None:
+                sources.add(name)
+            else:
                 renamed[name] = twin
-                self._warnings.append(
-                    f"line {self._statements[first[name]].line}: {name!r} is taken for the model {twin!r}"
-                )
+                line = self._statements[first[name]].line
+                self._warnings.append(f"line {line}: {name!r} is taken for the model {twin!r}")
         for statement in self._statements:
             if statement.part is not None:
                 statement.part = _renamed(statement.part, renamed)
@@ -547,22 +608,27 @@ class _Reader:
         where = f"line {line}: {statement.name}.{symbol}"
         base_line, base_text = statement.given.get(f"base_{symbol}", (line, ""))
         try:
-            base = float(base_text) if base_text else None
+            base = _value(base_text) if base_text else None
         except ValueError:
             raise RecipeError(f"line {base_line}: base_{symbol}: received {base_text!r}; must be a number") from None
-        inner = text.strip().removeprefix("(").removesuffix(")").strip().rstrip(",")
+        inner = re.sub(r"^[(\[]\s*|\s*[)\]]$", "", text.strip())
         try:
-            numbers = [float(item) for item in inner.split(",")]
+            numbers = [_value(item) for item in inner.removesuffix(",").split(",")]
         except ValueError:
             return self._other_alpha(text.strip(), base, where)
-        if len(numbers) == 1:
-            return Alpha(dict.fromkeys(self._layout.blocks, numbers[0]))
+        if not all(math.isfinite(number) for number in (*numbers, base or 0.0)):
+            raise RecipeError(f"{where}: received {text.strip()}; must be finite numbers")
+        if len(numbers) == 1 and not inner.endswith(","):
+            rest = dict.fromkeys(self._layout.blocks, numbers[0])
+            return Alpha(rest if base is None else rest | {self._layout.blocks[0]: base})
         try:
             return numbered_alpha(self._layout, numbers, base, base_name=f"base_{symbol}")
         except RecipeError as error:
             raise RecipeError(f"{where}: {problem}" for problem in error.problems) from None
 
     def _other_alpha(self, text: str, base: float | None, where: str) -> Alpha:
+        if re.fullmatch(r"[A-Za-z][^{}]*:\s*[-\d.]+\s*", text):
+            text = f"{{{text}}}"
         if text.startswith("{"):
             try:
                 value = YAML(typ="safe").load(text)
@@ -621,18 +687,56 @@ class _Reader:
 
 
 def _joined(lines: Sequence[str], start: int) -> tuple[str, int]:
-    """The line at `start`, and how many more belong to it because a list of numbers runs on over them."""
-    line = lines[start]
-    if line.count("(") <= line.count(")") or "=" not in line or not re.search(r"[\d.(,]\s*$", line):
-        return line, 0
-    joined = line
-    for extra, following in enumerate(lines[start + 1 : start + 1 + _LONGEST_LIST], 1):
-        if not re.fullmatch(r"[-\d.,\s()eE]+.{0,60}", following):
+    """The line at `start`, and how many more belong to it because a formula or a list of numbers runs on over them."""
+    line, more = lines[start], 0
+    while more < _MOST_LINES and start + more + 1 < len(lines):
+        following = lines[start + more + 1]
+        if not following.strip() or not _runs_on(line, following):
             break
-        joined += " " + following.strip()
-        if joined.count("(") <= joined.count(")"):
-            return joined, extra
-    return line, 0
+        line, more = f"{line.rstrip()} {following.strip()}", more + 1
+    return line, more
+
+
+def _runs_on(line: str, following: str) -> bool:
+    """Whether the next line belongs to the formula or the numbers of this one."""
+    if len(line) > _LONGEST_LINE or (line.isascii() and not re.search("[=x*(+]", line)):
+        return False
+    text, after = _masked(normalized(line).strip()), normalized(following).strip()
+    has_sign = "=" in text
+    if re.search(r"(?:[+*=]|\s[-x])$", text) and (has_sign or re.search(r"\sx\s|[*(]", text)):
+        return True
+    opened = sum(text.count(sign) for sign in "([{") - sum(text.count(sign) for sign in ")]}")
+    if has_sign and opened > 0 and re.match(r"[-+*\d.(\[]|x\s", after):
+        return True
+    if re.search(r"(?:alpha|beta)\s*[=:][-\d.,\se]*,$", text, re.IGNORECASE) and re.match(r"-?\.?\d", after):
+        return True
+    # A formula that stands behind its name may go on with a sign; `- ` may also begin the next point of a list.
+    last = text.rsplit("=", 1)[-1]
+    return (
+        has_sign
+        and re.match(r"[-+*]\s*\S|x\s", after) is not None
+        and "=" not in _masked(after)
+        and parse_name(last) is None
+        and _is_formula(last)
+        and _is_formula(f"A {after}")
+    )
+
+
+def _is_formula(text: str) -> bool:
+    """Whether normalized `text` is models with factors, or differences, and not a name or prose."""
+    if len(text) > _LONGEST_LINE or not re.search(r"[*(%]|\bx|\dx", text, re.IGNORECASE):
+        return False
+    try:
+        terms = parse_formula(text).terms
+    except NotUnderstood:
+        return False
+    return any(not isinstance(operand, str) or not factor.equals(1) for factor, operand in terms)
+
+
+def _value(text: str) -> float:
+    """A number, or a percentage. Raises ValueError for other texts."""
+    text = text.strip()
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
 
 
 def _masked(text: str) -> str:
@@ -658,8 +762,40 @@ def _renamed(part: Part, names: Mapping[str, str]) -> Part:
     return replace(part, inputs=inputs)
 
 
+class _ByLikeness:
+    """Names by how they begin and how long they are, so that few have to be compared with another."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names: dict[tuple[str, int], dict[str, None]] = {}
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        self._names.setdefault(self._key(name), {})[name] = None
+
+    def discard(self, name: str) -> None:
+        self._names[self._key(name)].pop(name, None)
+
+    def like(self, name: str) -> Iterator[str]:
+        """Names that begin alike and are about as long."""
+        start, length = self._key(name)
+        for off in (0, 1, -1, 2, -2):
+            yield from self._names.get((start, length + off), ())
+
+    def same(self, name: str) -> Iterator[str]:
+        """Names of the same letters and numbers."""
+        squeezed = _squeezed(name)
+        return (other for other in self._names.get(self._key(name), ()) if squeezed and _squeezed(other) == squeezed)
+
+    @staticmethod
+    def _key(name: str) -> tuple[str, int]:
+        squeezed = _squeezed(name)
+        return squeezed[:4], len(squeezed)
+
+
 def _squeezed(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).casefold()
+    """The letters and numbers of a name: v1.1 is not v11, but Any_V3 is any-v3."""
+    return re.sub(r"[\W_]+", "", re.sub(r"(?<=\d)[\W_]+(?=\d)", "ˑ", name)).casefold()
 
 
 def _near(used: str, defined: str) -> bool:

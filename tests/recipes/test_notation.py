@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001
 
 import string
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -107,7 +108,6 @@ def test_25_numbers_and_a_base_alpha():
     ("formula", "mode", "inputs", "alpha", "beta"),
     [
         ("(d x 0.5 +e x 0.5) x 0.25 + f x 0.75", "sum_twice", ["d", "e", "f"], 0.5, 0.75),
-        ("f x 0.75 + (d x 0.5 +e x 0.5) x 0.25", "sum_twice", ["d", "e", "f"], 0.5, 0.75),
         ("(A x (1-alpha) + B x alpha) x (1-beta) + C x beta", "sum_twice", list("ABC"), 0.2, 0.3),
         ("A x (1-alpha-beta) + B x alpha + C x beta", "triple_sum", list("ABC"), 0.2, 0.3),
         ("C x beta + A x (1 - alpha - beta) + B x alpha", "triple_sum", list("ACB"), 0.3, 0.2),
@@ -121,6 +121,178 @@ def test_modes_with_beta(formula, mode, inputs, alpha, beta):
 
     assert (step.mode, list(step.inputs.values())) == (mode, inputs)
     assert (step.alpha.at("M00"), step.beta.at("M00")) == (alpha, beta)
+
+
+def test_a_sum_in_second_place_is_a_step_of_its_own():
+    """Only a sum in A's place makes a sum twice: elsewhere what A lacks would come from another model."""
+    recipe = read_notation("T = f x 0.75 + (d x 0.5 + e x 0.5) x 0.25").recipe
+
+    assert [shown(step) for step in recipe.steps] == [
+        ("T_1", "weight_sum", "d", "e", 0.5),
+        ("T", "weight_sum", "f", "T_1", 0.25),
+    ]
+
+
+def test_several_differences_are_added_one_after_another():
+    """A + (B - C) x 0.3 + (D - C) x 0.2 is the second difference added to the result of the first."""
+    recipe = read_notation("T = A + (B - C)*0.3 + (D - C)*0.2").recipe
+
+    assert [shown(step) for step in recipe.steps] == [
+        ("T_1", "add_difference", "A", "B", "C", 0.3),
+        ("T", "add_difference", "T_1", "D", "C", 0.2),
+    ]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "T = A x 0.5 +\n  B x 0.5",
+        "T =\n  A x 0.5 + B x 0.5",
+        "T = A x 0.5\n  + B x 0.5",
+        "T = (A x 0.5\n  + B x 0.5)",
+        "A x 0.5 +\nB x 0.5 = T",
+        "T = A x 0.5 x\n 1 + B x 0.5\n- a remark",
+        "T = A x 0.5 + B x 0.5\n- Add Difference (B)",
+    ],
+)
+def test_formulas_over_several_lines(lines):
+    """A formula that runs on over lines is read whole, and points of a list after it are none of it."""
+    assert shown(only_step(lines)) == ("T", "weight_sum", "A", "B", 0.5)
+
+
+def test_differences_on_the_next_line():
+    """A line that begins with a sign belongs to the formula above, and is never dropped."""
+    recipe = read_notation("T = A + (B - C) x 0.3\r\n  + (D - C) x 0.2\r\n").recipe
+    assert [step.alpha.at("M00") for step in recipe.steps] == [0.3, 0.2]
+
+    imported = read_notation("A x 0.5 + B x 0.5 = T\n  + (C - D) x 0.3")
+    assert imported.not_understood == (
+        "line 2: not understood: a formula without a name; write = NAME behind it, in '(C - D) x 0.3'",
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A x 0.5 + B x 0.5 -> T",
+        "A x 0.5 + B x 0.5 → T",
+        "T: A x 0.5 + B x 0.5",
+        "T := A x 50% + B x 50%",
+        "| 1 | T = A * 0.5 + B * 0.5 | half |",
+        "> + `T = A * 0.5 + B * 0.5`",
+        "**T = A * 0.5 + B * 0.5**",
+        "T = 'A' x 0.5 + 「B」 x 0.5  // half",
+        "T = A [6ce0161689] x 0.5 + B\u200b x 0.5",
+        "T = (A + B) x 0.5",
+    ],
+)
+def test_spellings_of_model_cards(text):
+    """Arrows, tables, code, bold text, percentages, hashes and comments are what people paste."""
+    assert shown(only_step(text)) == ("T", "weight_sum", "A", "B", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (f"[{NUMBERS}]", 0.17),
+        (f"{NUMBERS[:50]}\n{NUMBERS[50:]}", 0.17),
+        (f"\n({NUMBERS})", 0.17),
+        ("30%", 0.3),
+        ("OUT03-OUT05: 0.3", 0.3),
+        ("{OUT03: 0.3}", 0.3),
+        ("MY PRESET", 0.17),
+    ],
+)
+def test_ways_to_write_an_alpha(value, expected):
+    """Lists in square brackets or over lines, percentages, blocks and presets with spaces are alphas."""
+    step = only_step(f"T = A x (1-alpha) + B x alpha\nalpha = {value}\nMY PRESET\t{NUMBERS}")
+
+    assert step.alpha.at("OUT03") == expected
+
+
+def test_base_alpha_beside_one_number():
+    """A base alpha beside one number is BASE's, and the number that of all other blocks."""
+    step = only_step("T = A x (1-alpha) + B x alpha\nalpha = 0.3\nbase alpha = 0.5")
+
+    assert (step.alpha.at("BASE"), step.alpha.at("IN00"), step.alpha.at("OUT11")) == (0.5, 0.3, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ("0.5,", "received 1 numbers; sd1 has 26 blocks"),
+        ("1e400", "must be finite numbers"),
+        ("0.3 (only OUT)", "received '0.3 (only OUT)'; must be 26 numbers in parentheses"),
+        ("0.9 0.1 0.5", "received '0.9 0.1 0.5'; must be 26 numbers"),
+        ("0.3 beta = 0.2", "line 2: not understood"),
+    ],
+)
+def test_alphas_that_are_none(value, part):
+    """What is no alpha is named with its own line, never read as part of itself."""
+    problems = problems_of(f"T = A x (1-alpha) + B x alpha\nalpha = {value}")
+
+    assert part in problems[0]
+    assert problems[0].startswith("line 2: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("A + (B-C)*0.3", "a formula without a name; write = NAME behind it"),
+        ("# U = A x 0.5 + B x 0.5", "a comment or heading"),
+        ("Cosine similarity of output_blocks: 250%", "250 % is no similarity"),
+        (f"MINE\t{NUMBERS}\nMINE\t{NUMBERS.replace('0.17', '0.18')}", "preset 'MINE' is another on line 3"),
+        ("A x 0.7 + (B - C) x 0.3 = U", "there must be one model with the factor 1"),
+        ("Anything V3 x 0.5 + B x 0.5 = U", "a name with spaces needs quotation marks"),
+        ("Ax0.5+Bx0.5 = U", "if 'Ax0.5' is not one name, write spaces"),
+    ],
+)
+def test_more_lines_that_are_named(line, part):
+    """Formulas without a name, in comments, or that say something impossible are named too."""
+    imported = read_notation(f"G x 0.5 + H x 0.5 = GOOD\nsome prose\n{line}\nmore prose")
+
+    assert [step.name for step in imported.recipe.steps] == ["GOOD"]
+    (message,) = imported.not_understood
+    assert part in message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Cosine similarity of output_blocks: 1.2.3%",
+        "| 5..0% |",
+        'model A: "\\q"',
+        'model A: "C:\\models\\a.ckpt"',
+        "alpha",
+    ],
+)
+def test_broken_lines_do_no_harm(line):
+    """Lines that nearly report something, or hold no escapes but a Windows path, stop nothing."""
+    assert read_notation(f"A x 0.5 + B x 0.5 = T\n{line}").recipe.steps[0].name == "T"
+
+
+def test_alphas_above_their_formula():
+    """An alpha above every formula, with a formula below that has one, is an error: whose it is cannot be told."""
+    (first, *_) = problems_of("alpha = 0.3\nT1 = A x (1-alpha) + B x alpha\nalpha = 0.6\nT2 = T1 x 0.5 + C x 0.5")
+
+    assert "line 1: " in first
+    assert any(
+        "stands above the formula of line 2" in problem
+        for problem in problems_of("alpha = 0.3\nT1 = A x (1-alpha) + B x alpha\nalpha = 0.6\nT2 = T1 x 0.5 + C x 0.5")
+    )
+
+
+def test_long_texts_are_read_in_time():
+    """Two thousand steps of models of their own, names with spaces among them, and long prose take seconds at most."""
+    steps = [f'"model a{n}" x (1-alpha) + modelb_{n} x alpha = "step {n}"\nalpha = 0.{n:04}' for n in range(2000)]
+    prose = "similarity of a " + "between a " * 10000
+    started = time.perf_counter()
+
+    recipe = read_notation("\n".join([prose, *steps])).recipe
+
+    assert len(recipe.steps) == 2000
+    assert len(recipe.models) == 4000
+    assert time.perf_counter() - started < 20
 
 
 def test_deeper_nesting_becomes_steps_of_its_own():
@@ -205,7 +377,7 @@ def test_problems_of_a_text():
     assert "T.alpha: received 'GRAD'" in unknown
     # Two formulas and then their numbers: whose are whose cannot be told.
     both = "A x (1-alpha) + B x alpha = T\nT x (1-alpha) + C x alpha = U\nalpha = 0.1\nalpha = 0.2"
-    never, already = problems_of(both)
+    already, never = problems_of(both)
     assert never == "line 1: T.alpha: never given; write alpha = (26 numbers) below the formula"
     assert already == "line 4: not understood: 'U' has its alpha from line 3 already, in 'alpha = 0.2'"
     (broken,) = problems_of("A x (1-alpha) + B x alpha = T, alpha = {OUT99: 1}")
@@ -231,8 +403,9 @@ def test_a_preset_with_24_values():
     assert [message.split(";")[0] for message in imported.not_understood] == [
         "line 2: not understood: preset 'SHORT', line 2: received 24 numbers"
     ]
-    (problem,) = problems_of(f"A x (1-alpha) + B x alpha = T, alpha = SHORT\nSHORT\t{short}")
-    assert "line 1: T.alpha: preset 'SHORT', line 2: received 24 numbers" in problem
+    named, needed = problems_of(f"A x (1-alpha) + B x alpha = T, alpha = SHORT\nSHORT\t{short}")
+    assert "line 2: not understood: preset 'SHORT'" in named
+    assert "line 1: T.alpha: preset 'SHORT', line 2: received 24 numbers" in needed
 
 
 def test_near_miss_names():
@@ -240,6 +413,13 @@ def test_near_miss_names():
     imported = read_notation("A x 0.5 + B x 0.5 = FINAL_OUTPUTS\nFINAL_OUTPUT x 0.5 + OpenBra x 0.5 = T")
     assert imported.recipe.step("T").a == "FINAL_OUTPUTS"
     assert imported.warnings == ("line 2: 'FINAL_OUTPUT' is taken for the step 'FINAL_OUTPUTS', which no formula uses",)
+
+    # Never the two models of one formula, nor numbers that differ.
+    imported = read_notation(
+        "Any_v3 x 0.5 + any-v3 x 0.5 = T1\nmodelv1.1 x 0.5 + modelv11 x 0.5 = T2\nT1 x 0.5 + T2 x 0.5 = T"
+    )
+    assert list(imported.recipe.models) == ["Any_v3", "any-v3", "modelv1.1", "modelv11"]
+    assert imported.warnings == ()
 
     imported = read_notation("OpenBra x 0.5 + B x 0.5 = OpenBra2\nOpenBra2 x 0.5 + openbra x 0.5 = T")
     assert list(imported.recipe.models) == ["OpenBra", "B"]
