@@ -180,7 +180,10 @@ def merge(
     from optimizer.recipes import merge as merge_files
 
     loaded = load_recipe(recipe)
-    name = loaded.step(step or loaded.output).name
+    with _about(f"{recipe}: --step"):
+        name = loaded.step(step or loaded.output).name
+    if vae is not None and not vae.is_file():
+        raise InputError(f"--vae: {vae}: no such file")
     files = {source: loaded.models[source].file for source in loaded.sources(name)}
     beside, *others = folders_of(loaded, recipe, _folders(models))
     paths = locate_models(files, beside, others, named_in=recipe)
@@ -203,13 +206,15 @@ def export(
 ) -> None:
     """Write a recipe in another tool's format; what the format cannot express is refused, with the reason."""
     from optimizer.checkpoints import replace_text
-    from optimizer.exports import export_recipe
+    from optimizer.exports import EXPORTS, export_recipe
     from optimizer.recipes import load_recipe
 
     loaded = load_recipe(recipe)
     if output.resolve() == recipe.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
-    replace_text(output, export_recipe(loaded, to))
+    with _about("--to" if to not in EXPORTS else recipe):
+        text = export_recipe(loaded, to)
+    replace_text(output, text)
     _console().print(f"{loaded.output} -> {output}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -223,8 +228,8 @@ def import_recipe(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The recipe's YAML file to write.")],
     mapping: Annotated[
-        str, typer.Option("--mapping", help="supermerger, mecha or model-mixer; of a text.")
-    ] = "supermerger",
+        str | None, typer.Option("--mapping", help="supermerger (default), mecha or model-mixer; for a text.")
+    ] = None,
     presets: Annotated[Path | None, typer.Option("--presets", help="A file of presets that the text names.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -233,7 +238,12 @@ def import_recipe(
     from optimizer.recipes import import_text, recipe_from_metadata, save_recipe
 
     not_understood: tuple[str, ...] = ()
+    if output.resolve() == source.resolve():
+        raise InputError(f"{output}: is what the recipe is read from; write to another file")
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
+        for option, value in (("--mapping", mapping), ("--presets", presets)):
+            if value is not None:
+                raise InputError(f"{option}: received {value}; {source} is a merged file, which tells that itself")
         with open_checkpoint(source) as checkpoint:
             recipe, warnings = recipe_from_metadata(checkpoint.metadata, source)
     else:
@@ -260,18 +270,24 @@ def verify(
     as_json: _Json = False,
 ) -> None:
     """Measure every step of a recipe against a target, beside the similarities that its `expect` fields report."""
-    from optimizer.recipes import folders_of, load_recipe, locate_models
+    from optimizer.recipes import folders_of, load_recipe, locate, locate_models
     from optimizer.reports import verified_table
     from optimizer.similarity import verify as verify_recipe
 
     loaded = load_recipe(recipe)
     if base is not None and base not in loaded.models:
         raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(loaded.models)}")
-    # A recipe may hold the target itself, as the article's last step does.
-    files = {name: model.file for name, model in loaded.models.items() if Path(model.file).name != target.name}
     beside, *others = folders_of(loaded, recipe, _folders(models))
-    found = locate_models(files, beside, others, named_in=recipe)
-    paths = {name: found.get(name, target) for name in loaded.models}
+    # A recipe may hold the target itself, as the article's last step does; it need not lie there a second time.
+    same = {
+        name
+        for name, model in loaded.models.items()
+        if locate(model.file, beside, others) is None and locate(model.file, target.parent) == target
+    }
+    for name in same:
+        _problem(f"warning: models.{name}.file: {loaded.models[name].file!r} is taken to be the target, {target}")
+    files = {name: model.file for name, model in loaded.models.items() if name not in same}
+    paths = locate_models(files, beside, others, named_in=recipe) | dict.fromkeys(same, target)
     with _reading() as progress:
         steps = verify_recipe(loaded, paths, target, base=base, device=_device(device), progress=progress)
     if as_json:
@@ -396,6 +412,15 @@ def _device(name: str) -> "torch.device":
     if name == "auto" and (advice := unused_card()):
         _problem(f"warning: {advice}")
     return device
+
+
+@contextmanager
+def _about(what: object) -> Iterator[None]:
+    """Put what the problems of an InputError are about before each of them."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{what}: {problem}" for problem in error.problems) from None
 
 
 @contextmanager

@@ -150,7 +150,8 @@ def _of_blockfit(data: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
     method, per_block = [], False
     for step in (step for name, step in steps.items() if name in made):
         inputs = ", ".join(_shown(step[place]) for place in "abc" if isinstance(step.get(place), str))
-        method.append(f"{_shown(step['name'])} = {_shown(step.get('mode'))} of {inputs}")
+        numbers = [_alpha(name, step[name]) for name in ("alpha", "beta") if name in step]
+        method.append(", ".join([f"{_shown(step['name'])} = {_shown(step.get('mode'))} of {inputs}", *numbers]))
         per_block |= any(isinstance(step.get(name), list | Mapping) for name in ("alpha", "beta"))
     taking_part = ((name, model) for name, model in _mapping(recipe.get("models")).items() if name in made)
     models = []
@@ -159,10 +160,16 @@ def _of_blockfit(data: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
         called = file.replace("\\", "/").rpartition("/")[2] if isinstance(file, str) else name
         found, digits = name_and_hash(called, known)
         models.append(_parent(found, digits))
+    if isinstance(recipe.get("mapping"), str):
+        method.append(f"mapping {_shown(recipe['mapping'])}")
     vae = _mapping(data.get("vae"))
     if isinstance(vae.get("name"), str):
         method.append(f"VAE of {_parent(vae['name'], vae.get('sha256'))}")
     return "blockfit", _some(method), tuple(models), per_block
+
+
+def _alpha(name: str, value: object) -> str:
+    return f"{name} {value:g}" if _is_number(value) else f"{name} per block"
 
 
 def _with_inputs(steps: Mapping[str, Mapping[str, Any]], output: object) -> set[str]:

@@ -88,10 +88,12 @@ def read_notation(
     *,
     name: str = "recipe",
     layout: Layout | None = None,
-    mapping: str = "supermerger",
+    mapping: str | None = None,
     presets: Mapping[str, Preset] | None = None,
 ) -> Imported:
     """The recipe in a text of formulas and prose. `presets` are alphas that it may name.
+
+    `mapping` is the recipe's, whatever the text says; by default what the text declares, else supermerger.
 
     Names that no formula defines are the sources: the file is the name, with .safetensors. Steps may come in any order.
     Of several steps that no other uses, the output is the one that needs the most steps.
@@ -104,18 +106,13 @@ def read_notation(
     return reader.imported(name, mapping)
 
 
-def import_text(path: Path, *, mapping: str = "supermerger", presets: Path | None = None) -> Imported:
+def import_text(path: Path, *, mapping: str | None = None, presets: Path | None = None) -> Imported:
     """`read_notation` of the file at `path`, with the presets in another file. Raises RecipeError, naming the file."""
+    text = _read(path)
+    known = None if presets is None else read_presets(_read(presets))
     try:
-        return read_notation(
-            _read(path),
-            name=path.stem,
-            mapping=mapping,
-            presets=None if presets is None else read_presets(_read(presets)),
-        )
+        return read_notation(text, name=path.stem, mapping=mapping, presets=known)
     except RecipeError as error:
-        if error.problems[0].startswith(f"{presets}: "):
-            raise
         raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
 
 
@@ -286,7 +283,7 @@ class _Reader:
             number += 1 + more
         self._parse()
 
-    def imported(self, name: str, mapping: str) -> Imported:
+    def imported(self, name: str, mapping: str | None) -> Imported:
         steps = self._steps() if not self._problems else []
         rejected = [self._reason(*line) for line in self._rejected]
         if not self._statements and not self._problems:
@@ -312,7 +309,7 @@ class _Reader:
             models=models,
             steps=tuple(steps),
             output=output,
-            mapping=self._declared.get("mapping", mapping),
+            mapping=mapping or self._declared.get("mapping", "supermerger"),
         )
         return Imported(recipe, tuple(self._warnings), tuple(rejected))
 

@@ -134,7 +134,7 @@ def told(recipe):
         (
             BLOCKFIT,
             "blockfit",
-            ("T1 = weight_sum of a, b", "VAE of good.vae.pt [c3c3c3c3c3]"),
+            ("T1 = weight_sum of a, b, alpha per block", "VAE of good.vae.pt [c3c3c3c3c3]"),
             ["A.safetensors [a1a1a1a1a1]", "B.ckpt"],
             True,
         ),
@@ -169,7 +169,7 @@ def test_only_what_took_part_is_told():
     one, two, three = (told({"type": "blockfit", "output": name, "recipe": recipe}) for name in ("T1", "T2", "T3"))
 
     assert (one.method, [model.name for model in one.models], one.per_block) == (
-        ("T1 = weight_sum of a, b",),
+        ("T1 = weight_sum of a, b, alpha 0.5",),
         ["a.safetensors", "b.safetensors"],
         False,
     )

@@ -133,3 +133,28 @@ def test_merged_files(tmp_path, write_sd1, sd1_tensors, capsys):
     save_file(around, tmp_path / "plain.safetensors")
     assert run("import", tmp_path / "plain.safetensors", "-o", output) == 2
     assert "no recipe in its metadata" in capsys.readouterr().err
+
+
+def test_what_is_read_is_not_overwritten(tmp_path, capsys):
+    """The recipe cannot be written over the text that it is read from."""
+    source = tmp_path / "text.txt"
+    source.write_text("A x 0.5 + B x 0.5 = T", encoding="utf-8")
+
+    assert run("import", source, "-o", source) == 2
+
+    assert "is what the recipe is read from" in capsys.readouterr().err
+    assert source.read_text(encoding="utf-8") == "A x 0.5 + B x 0.5 = T"
+
+
+def test_options_of_texts(tmp_path, write_sd1, capsys):
+    """--mapping wins over what a text declares; with a merged file, which tells that itself, it is refused."""
+    source, output = tmp_path / "text.txt", tmp_path / "recipe.yaml"
+    source.write_text('mapping: "mecha"\nA x 0.5 + B x 0.5 = T', encoding="utf-8")
+    assert run("import", source, "-o", output) == 0
+    assert load_recipe(output).mapping == "mecha"
+    assert run("import", source, "-o", output, "--mapping", "model-mixer") == 0
+    assert load_recipe(output).mapping == "model-mixer"
+
+    write_sd1(tmp_path / "merged.safetensors")
+    assert run("import", tmp_path / "merged.safetensors", "-o", output, "--mapping", "mecha") == 2
+    assert "--mapping: received mecha" in capsys.readouterr().err

@@ -135,3 +135,27 @@ def test_a_missing_source(sources, capsys, tmp_path):
     paths = {name: folder / model.file for name, model in recipe.models.items()}
     with pytest.raises(CheckpointError, match="no such file"):
         verify(recipe, paths, tmp_path / "nowhere.safetensors")
+
+
+def test_a_source_of_the_targets_name(tmp_path, write_sd1, sd1_tensors, capsys):
+    """A source is its own file even where the target has its name; only one that is nowhere is the target."""
+    around, text = sd1_tensors(), "models: {a: {file: a}, b: {file: b}}\nsteps:\n"
+    (tmp_path / "models").mkdir()
+    for folder, name, seed in (("models", "a", 1), ("models", "b", 2), (".", "b", 3)):
+        write_sd1(tmp_path / folder / f"{name}.safetensors", seed=seed, around=around)
+    recipe = tmp_path / "models" / "recipe.yaml"
+    recipe.write_text(text + "  - {name: T, mode: weight_sum, a: a, b: b, alpha: 1.0}\n", encoding="utf-8")
+
+    def total():
+        assert run("verify", recipe, "--target", tmp_path / "b.safetensors", "--json") == 0
+        told = capsys.readouterr()
+        return json.loads(told.out)[0]["total"]["measured"], told.err
+
+    measured, warned = total()
+    (tmp_path / "models" / "b.safetensors").unlink()
+    taken, warned_then = total()
+
+    assert measured < 0.999
+    assert warned == ""
+    assert taken == pytest.approx(1, abs=1e-6)
+    assert "models.b.file: 'b' is taken to be the target" in warned_then
