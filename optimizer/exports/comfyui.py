@@ -81,7 +81,7 @@ def write_comfyui(recipe: Recipe) -> str:
         known[step.name] = _add_step(workflow, recipe, step, known)
     workflow.add(
         "CheckpointSave",
-        recipe.output,
+        f"{recipe.output} (mapping {recipe.mapping})",
         model=known[recipe.output].model,
         clip=known[recipe.output].clip,
         vae=_Output(known[vae].model.node, 2),

@@ -13,6 +13,7 @@ tensors outside its list for SD 1.x are left out; the 9-channel input of inpaint
 tensor that holds NaN or Inf counts as missing.
 """
 
+import json
 from dataclasses import dataclass, field
 
 from optimizer.errors import RecipeError
@@ -39,7 +40,7 @@ def write_mecha(recipe: Recipe) -> str:
             )
     if problems:
         raise RecipeError(problems)
-    written = _Instructions()
+    written = _Instructions([f"# {json.dumps(recipe.name, ensure_ascii=False)}, mapping {recipe.mapping}"])
     known: dict[str, str] = {}
     for name in recipe.sources():
         known[name] = _write_model(written, recipe, name, "weight")

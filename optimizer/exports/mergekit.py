@@ -35,7 +35,10 @@ def write_mergekit(recipe: Recipe) -> str:
             by_prefix[prefix] += coefficient
     origin = file_text(recipe.models[_origin(recipe)].file)
     lines = [
-        f"# {json.dumps(recipe.name, ensure_ascii=False)}, step {json.dumps(recipe.output, ensure_ascii=False)}",
+        (
+            f"# {json.dumps(recipe.name, ensure_ascii=False)}, step {json.dumps(recipe.output, ensure_ascii=False)}, "
+            f"mapping {recipe.mapping}"
+        ),
         "merge_method: linear",
         "models:",
     ]

@@ -37,6 +37,7 @@ def write_model_mixer(recipe: Recipe) -> str:
     every: list[bool] = [True] * len(steps)
     data: dict[str, Any] = {
         "type": "sd-webui-model-mixer",
+        "mapping": "model-mixer",  # not a field of its own; for whoever reads the file
         "blocks": ",".join(recipe.layout.blocks),
         "mbw": True,
         "weights_alpha": weights,

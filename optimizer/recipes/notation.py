@@ -155,8 +155,8 @@ def _declarations(recipe: Recipe) -> list[str]:
     lines = [f"recipe: {_json(recipe.name)}"]
     if recipe.layout.name != "sd1":
         lines.append(f"layout: {_json(recipe.layout.name)}")
-    if recipe.mapping != "supermerger":
-        lines.append(f"mapping: {_json(recipe.mapping)}")
+    # The same numbers make another checkpoint under another mapping, so it always stands there.
+    lines.append(f"mapping: {_json(recipe.mapping)}")
     known = [step.name for step in recipe.steps]
     met = [name for step in recipe.steps for name in step.inputs.values() if name not in known]
     assumed = {name: Model(_file_of(name)) for name in met}

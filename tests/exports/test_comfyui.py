@@ -230,7 +230,8 @@ def test_only_ancestors():
 
     workflow = json.loads(export_recipe(recipe, "comfyui"))
 
-    assert {node["_meta"]["title"] for node in workflow.values()} == {"base", "x", "T1"}
+    titles = {node["_meta"]["title"] for node in workflow.values()}
+    assert titles == {"base", "x", "T1", "T1 (mapping model-mixer)"}
 
 
 def test_time_embed():

@@ -1,5 +1,6 @@
 """What holds for every export, and the command."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,15 @@ def test_command(recipe_file, name):
     assert result.exit_code == 0
     assert result.stdout == f"T1 -> {target}\n"
     assert target.read_text(encoding="utf-8") == export_recipe(load_recipe(recipe_file), name)
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_the_mapping_is_written(name):
+    """Every format tells by which mapping its numbers are meant."""
+    mapping = name if name in ("supermerger", "model-mixer", "mecha") else "model-mixer"
+    recipe = replace(make_recipe(SIMPLE), mapping=mapping)
+
+    assert re.search(rf'mapping"?:? "?{mapping}\b', export_recipe(recipe, name))
 
 
 def test_command_writes_nothing_on_errors(recipe_file):
