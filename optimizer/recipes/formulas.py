@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from optimizer.recipes.recipe import Step
+from optimizer.recipes.recipe import Alpha, Step
 
 __all__ = [
     "Factor",
@@ -236,13 +236,14 @@ def _why_not(terms: _Terms) -> str:
     return f"the factors add up to {what}; those of a weight sum add up to 1, a difference's to 0{hint}"
 
 
-def formula_of(step: Step) -> tuple[str, dict[str, bool]]:
+def formula_of(step: Step, blocks: Iterable[str]) -> tuple[str, dict[str, bool]]:
     """The right-hand side of `step` in the notation, and which of its alphas it leaves to a line of their own.
 
-    Numbers stand in the formula where one number holds for all blocks; otherwise alpha and beta do.
+    Numbers stand in the formula where one number holds for all `blocks`; otherwise alpha and beta do.
     """
+    every = tuple(blocks)
     a, b, c = (quoted(name) if name is not None else "" for name in (step.a, step.b, step.c))
-    numbers = {name: _single(alpha) for name, alpha in step.alphas.items()}
+    numbers = {name: _single(alpha, every) for name, alpha in step.alphas.items()}
     apart = {name: number is None for name, number in numbers.items()}
     if step.mode == "add_difference":
         return f"{a} + ({b} - {c}) x {_text(numbers['alpha'], 'alpha')}", apart
@@ -270,13 +271,10 @@ def _weighted(a: str, b: str, number: float | None, symbol: str) -> tuple[str, b
     return f"{a} x {1 - number:.12g} + {b} x {_text(number)}", False
 
 
-def _single(alpha: object) -> float | None:
+def _single(alpha: Alpha, blocks: Iterable[str]) -> float | None:
     """The one number that an alpha is in all blocks, or None."""
-    values = getattr(alpha, "values", {})
-    distinct = set(values.values())
-    if getattr(alpha, "free", ()) or len(distinct) > 1:
-        return None
-    return float(distinct.pop()) if distinct else 0.0
+    distinct = {alpha.at(block) for block in blocks}
+    return None if alpha.free or len(distinct) > 1 else float(distinct.pop())
 
 
 def _text(number: float | None, symbol: str = "") -> str:

@@ -137,7 +137,7 @@ def write_notation(recipe: Recipe) -> str:
     """
     lines = _declarations(recipe)
     for step in recipe.steps:
-        formula, apart = formula_of(step)
+        formula, apart = formula_of(step, recipe.layout.blocks)
         lines.append(f"{formula} = {quoted(step.name)}")
         lines += [
             f"    {name} = {_alpha_text(alpha, recipe.layout)}" for name, alpha in step.alphas.items() if apart[name]

@@ -502,6 +502,16 @@ def test_printing_and_reading_again(recipe):
     assert imported.not_understood == ()
 
 
+def test_alphas_of_some_blocks_are_0_elsewhere():
+    """An alpha that names some blocks only is printed with 0 in the others, not as one number for all."""
+    models = {name: Model(f"{name}.safetensors") for name in "ab"}
+    step = Step("T", "weight_sum", "a", "b", None, Alpha({"OUT03": 0.5}))
+
+    (read,) = read_notation(write_notation(Recipe("r", LAYOUT, models, (step,), "T"))).recipe.steps
+
+    assert {block: read.alpha.at(block) for block in BLOCKS} == dict.fromkeys(BLOCKS, 0.0) | {"OUT03": 0.5}
+
+
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(st.sampled_from('AB xX=+-*()0.5,:|%"\n\talphbet{}[]#•'), max_size=60))
 def test_any_text_is_read_or_refused(text):
