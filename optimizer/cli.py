@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from optimizer import __version__
-from optimizer.errors import InputError
+from optimizer.errors import InputError, attempt
 
 if TYPE_CHECKING:
     import torch
@@ -180,8 +180,7 @@ def merge(
     from optimizer.recipes import merge as merge_files
 
     loaded = load_recipe(recipe)
-    with _about(f"{recipe}: --step"):
-        name = loaded.step(step or loaded.output).name
+    name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: --step").name
     if vae is not None and not vae.is_file():
         raise InputError(f"--vae: {vae}: no such file")
     files = {source: loaded.models[source].file for source in loaded.sources(name)}
@@ -212,9 +211,7 @@ def export(
     loaded = load_recipe(recipe)
     if output.resolve() == recipe.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
-    with _about("--to" if to not in EXPORTS else recipe):
-        text = export_recipe(loaded, to)
-    replace_text(output, text)
+    replace_text(output, attempt(lambda: export_recipe(loaded, to), "--to" if to not in EXPORTS else recipe))
     _console().print(f"{loaded.output} -> {output}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -412,15 +409,6 @@ def _device(name: str) -> "torch.device":
     if name == "auto" and (advice := unused_card()):
         _problem(f"warning: {advice}")
     return device
-
-
-@contextmanager
-def _about(what: object) -> Iterator[None]:
-    """Put what the problems of an InputError are about before each of them."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{what}: {problem}" for problem in error.problems) from None
 
 
 @contextmanager

@@ -3,9 +3,12 @@
 Each is also the built-in error that fits, so callers need not import these to catch them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
-__all__ = ["CheckpointError", "InputError", "RecipeError", "StudyError"]
+__all__ = ["CheckpointError", "InputError", "RecipeError", "StudyError", "attempt"]
+
+_Built = TypeVar("_Built")
 
 
 class InputError(ValueError):
@@ -26,3 +29,11 @@ class RecipeError(InputError):
 
 class StudyError(InputError):
     """A study cannot be run, or cannot be continued with what it is given now."""
+
+
+def attempt(build: Callable[[], _Built], where: object, joint: str = ": ") -> _Built:
+    """What `build` gives; where it was asked for stands before each problem of an InputError that it raises."""
+    try:
+        return build()
+    except InputError as error:
+        raise type(error)(f"{where}{joint}{problem}" for problem in error.problems) from None

@@ -13,7 +13,7 @@ from typing import Any
 
 from optimizer.checkpoints import CHECKPOINT_SUFFIXES, known_models, load_layout, name_and_hash, parsed, short_hash
 from optimizer.checkpoints.layout import Layout
-from optimizer.errors import RecipeError
+from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.files import read_recipe
 from optimizer.recipes.metadata import TYPE
 from optimizer.recipes.modes import MODES
@@ -94,10 +94,7 @@ class _Source:
             raise self.wrong(name, why)
 
     def alpha(self, layout: Layout, name: str, numbers: Sequence[float], base: float | None = None) -> Alpha:
-        try:
-            return numbered_alpha(layout, numbers, base)
-        except RecipeError as error:
-            raise RecipeError(f"{self.path}: {_FIELD}.{name}: {error.problems[0]}") from None
+        return attempt(lambda: numbered_alpha(layout, numbers, base), f"{self.path}: {_FIELD}.{name}")
 
     def model(self, name: str) -> str:
         """The name, in the recipe, of the model that this field refers to; the same one for the same model."""
@@ -122,12 +119,12 @@ class _Source:
     def recipe(self, steps: Iterable[Step], mapping: str) -> Recipe:
         """The recipe of these steps, the last one its output."""
         all_steps = tuple(steps)
-        try:
-            return Recipe(
+        return attempt(
+            lambda: Recipe(
                 self.path.stem, load_layout("sd1"), self.models, all_steps, all_steps[-1].name, mapping=mapping
-            )
-        except RecipeError as error:
-            raise RecipeError(f"{self.path}: {_FIELD}: {problem}" for problem in error.problems) from None
+            ),
+            f"{self.path}: {_FIELD}",
+        )
 
 
 def _of_blockfit(source: _Source) -> Recipe:

@@ -1,10 +1,10 @@
 """Recipes as YAML files: read with every problem named, written so that they read back as the same recipe."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import StrictStr, StringConstraints
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -12,14 +12,13 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 
 from optimizer.checkpoints import atomic_path
 from optimizer.checkpoints.layout import Layout, load_layout
-from optimizer.errors import RecipeError
+from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.yaml_files import UserFile, dump_yaml, line_of, read_yaml, validate
 
 __all__ = ["alpha_as_data", "load_recipe", "read_alpha", "read_recipe", "recipe_as_data", "save_recipe"]
 
-_Built = TypeVar("_Built")
 _Name = Annotated[StrictStr, StringConstraints(min_length=1)]
 
 
@@ -80,7 +79,7 @@ def read_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
     `path` is for messages and the default name, and a file of presets that the recipe names lies beside it.
     """
     entry = validate(_RecipeFile, data, path, RecipeError)
-    layout = _attempt(lambda: load_layout(entry.layout), f"{path}: layout")
+    layout = attempt(lambda: load_layout(entry.layout), f"{path}: layout")
     presets = _presets_beside(path, entry.presets)
     problems: list[str] = []
     steps: list[Step] = []
@@ -103,8 +102,8 @@ def read_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
         raise RecipeError(problems)
     if not steps:
         raise RecipeError(f"{path}: steps: empty; a recipe needs at least one step")
-    try:
-        return Recipe(
+    return attempt(
+        lambda: Recipe(
             name=entry.name or path.stem,
             layout=layout,
             models={name: Model(model.file, model.license, model.sha256) for name, model in entry.models.items()},
@@ -112,9 +111,9 @@ def read_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
             output=entry.output or steps[-1].name,
             mapping=entry.mapping,
             fitted=entry.fitted,
-        )
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
+        ),
+        path,
+    )
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -205,13 +204,13 @@ def _expected_as_data(expect: Expected, layout: Layout) -> Any:
 def _read_expected(entry: _ExpectEntry, layout: Layout, where: str) -> Expected:
     values: dict[str, float] = {}
     if isinstance(entry.blocks, Mapping):
-        blocks = _attempt(lambda: layout.parse_blocks([str(key) for key in entry.blocks]), f"{where}.blocks")
+        blocks = attempt(lambda: layout.parse_blocks([str(key) for key in entry.blocks]), f"{where}.blocks")
         given = {layout.parse_blocks(str(key)): value for key, value in entry.blocks.items()}
         values = {block: _number(given[(block,)], f"{where}.blocks.{block}") for block in blocks if (block,) in given}
         if len(values) != len(given):
             raise RecipeError(f"{where}.blocks: received a range; a similarity belongs to one block")
     elif isinstance(entry.blocks, str):
-        blocks = _attempt(lambda: layout.parse_blocks(entry.blocks), f"{where}.blocks")
+        blocks = attempt(lambda: layout.parse_blocks(entry.blocks), f"{where}.blocks")
     else:
         raise RecipeError(
             f"{where}.blocks: received {entry.blocks!r}; must be blocks, as OUT03-OUT11, or {{OUT03: 0.97}}"
@@ -246,11 +245,11 @@ def read_alpha(
     if isinstance(value, list):
         blocks = layout.blocks[-len(value) :] if count - 1 <= len(value) <= count else range(1, len(value) + 1)
         numbers = [_number(number, f"{where}.{block}") for block, number in zip(blocks, value, strict=True)]
-        return _attempt(lambda: numbered_alpha(layout, numbers, base, base_name=name), where)
+        return attempt(lambda: numbered_alpha(layout, numbers, base, base_name=name), where)
     if isinstance(value, str) and presets:
         if value not in presets:
             raise RecipeError(f"{where}: received {value!r}; no preset has this name; there are {', '.join(presets)}")
-        return _attempt(lambda: preset_alpha(presets[value], layout, base), where)
+        return attempt(lambda: preset_alpha(presets[value], layout, base), where)
     if base is not None:
         raise RecipeError(f"{where}: received {name} {base:g} beside it; {name} goes with {count - 1} numbers only")
     if _is_number(value):
@@ -274,7 +273,7 @@ def _read_mapping(value: Mapping[str, Any], layout: Layout, where: str) -> Alpha
     for key, inner in value.items():
         here = f"{where}.{key}"
         try:
-            blocks = _attempt(partial(layout.parse_blocks, str(key)), here)
+            blocks = attempt(partial(layout.parse_blocks, str(key)), here)
             if twice := sorted(seen & set(blocks), key=layout.blocks.index):
                 raise RecipeError(
                     f"{here}: {', '.join(twice)} given more than once; every block may stand in one key only"
@@ -312,13 +311,13 @@ def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tup
         texts = named if isinstance(named, list) else [named]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise RecipeError(f"{where}.blocks: received {named!r}; must be blocks or ranges, such as OUT03-OUT11,M00")
-        blocks = _attempt(lambda: layout.parse_blocks(named), f"{where}.blocks")
+        blocks = attempt(lambda: layout.parse_blocks(named), f"{where}.blocks")
     low, high = (_number(bound, f"{where}.search") for bound in entry.search)
     step, start = (
         None if number is None else _number(number, f"{where}.{name}")
         for name, number in (("step", entry.step), ("start", entry.start))
     )
-    return _attempt(lambda: Free(low, high, blocks, entry.tie, step, start), where, joint=".")
+    return attempt(lambda: Free(low, high, blocks, entry.tie, step, start), where, joint=".")
 
 
 def _number(value: Any, where: str) -> float:
@@ -335,11 +334,3 @@ def _number(value: Any, where: str) -> float:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool | ScalarBoolean)
-
-
-def _attempt(build: Callable[[], _Built], where: str, joint: str = ": ") -> _Built:
-    """What `build` gives; `where` stands before the problems of a RecipeError that it raises."""
-    try:
-        return build()
-    except RecipeError as error:
-        raise RecipeError(f"{where}{joint}{problem}" for problem in error.problems) from None

@@ -20,6 +20,7 @@ from decimal import Decimal
 from optimizer.recipes.recipe import Alpha, Step
 
 __all__ = [
+    "QUOTED",
     "Factor",
     "KnownNames",
     "NotUnderstood",
@@ -42,11 +43,12 @@ _SYMBOLS = str.maketrans(
     | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", "")  # of no width: pasted along, and not seen
     | {"、": ",", "α": "alpha", "β": "beta"}  # noqa: RUF001
 )
-_QUOTED = r'"(?:[^"\\]|\\.)*"'
+# A text in quotation marks, escapes as JSON has them.
+QUOTED = r'"(?:[^"\\]|\\.)*"'
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _WORD = r"\w(?:[\w.]*\w)?(?:-+(?:\w(?:[\w.]*\w)?))*"
 _TOKENS = re.compile(
-    rf"\s*(?:(?P<quoted>{_QUOTED})|(?P<percent>{_NUMBER})\s*%|(?P<number>\.\d+(?![\w.]))|(?P<word>{_WORD})|(?P<operator>[-+*()]))"
+    rf"\s*(?:(?P<quoted>{QUOTED})|(?P<percent>{_NUMBER})\s*%|(?P<number>\.\d+(?![\w.]))|(?P<word>{_WORD})|(?P<operator>[-+*()]))"
 )
 _BARE = re.compile(_WORD)
 # Markdown's code and bold text, and the hash that WebUIs write behind a name.
@@ -164,9 +166,9 @@ def normalized(text: str) -> str:
     Quoted names stay as they are, but for the quotation marks around them: typographic, Japanese and single ones become
     double ones. Marks of bold text and code, and short hashes behind names, are left out.
     """
-    pieces = re.split(rf"({_QUOTED})", re.sub("[“”„‟「」『』]", '"', text))
+    pieces = re.split(rf"({QUOTED})", re.sub("[“”„‟「」『』]", '"', text))
     pieces[::2] = [re.sub(r"(?<![\w\\])['‘]([^'‘’\"]+)['’](?!\w)", r'"\1"', piece) for piece in pieces[::2]]  # noqa: RUF001
-    pieces = re.split(rf"({_QUOTED})", "".join(pieces))
+    pieces = re.split(rf"({QUOTED})", "".join(pieces))
     return "".join(
         piece
         if piece.startswith('"') and place % 2
@@ -191,7 +193,7 @@ def quoted(name: str) -> str:
 def parse_name(text: str) -> str | None:
     """The name that this side of an equation is: quoted, or up to four words; None if it is none."""
     text = text.strip()
-    if re.fullmatch(_QUOTED, text):
+    if re.fullmatch(QUOTED, text):
         return unquoted(text)
     words = text.split()
     if not 0 < len(words) <= 4 or not all(_BARE.fullmatch(word) for word in words):

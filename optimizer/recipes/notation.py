@@ -20,9 +20,10 @@ from ruamel.yaml import YAML
 
 from optimizer.checkpoints import CHECKPOINT_SUFFIXES
 from optimizer.checkpoints.layout import Layout, load_layout
-from optimizer.errors import RecipeError
+from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.files import alpha_as_data, read_alpha
 from optimizer.recipes.formulas import (
+    QUOTED,
     Factor,
     KnownNames,
     NotUnderstood,
@@ -56,11 +57,10 @@ _ASSIGNED = re.compile(
 _ARROW = re.compile(r"\s*(?:->|=>|:=|→|⇒|➡|➔)\s*")
 _BULLET = re.compile(r"^\s*(?:>\s*)*(?:(?:[•◦▪●○■□‣·*+-]|\d{1,3}[.)])\s+)?")
 _LABEL = re.compile(r"^[A-Za-z][\w ]{0,30}:\s+(?=.*=)")
-_TEXT = r'"(?:[^"\\]|\\.)*"'
 _DECLARED = re.compile(
-    rf"(recipe|layout|mapping|output|model) ?(?P<name>{_TEXT}|[^\":]*?)\s*:\s*(?P<value>{_TEXT})(?P<more>.*)"
+    rf"(recipe|layout|mapping|output|model) ?(?P<name>{QUOTED}|[^\":]*?)\s*:\s*(?P<value>{QUOTED})(?P<more>.*)"
 )
-_MORE = re.compile(rf",\s*(license|sha256)\s+({_TEXT})")
+_MORE = re.compile(rf",\s*(license|sha256)\s+({QUOTED})")
 _SIMILARITY = re.compile(
     r"(?:cosine )?similarity of (?P<blocks>[\w, -]+?)(?: between .+?)?(?: \((?P<metric>\w+), seed (?P<seed>\d+)\))?"
     rf"\s*:\s*(?P<total>{_NUMBER})?\s*%?",
@@ -110,10 +110,7 @@ def import_text(path: Path, *, mapping: str | None = None, presets: Path | None 
     """`read_notation` of the file at `path`, with the presets in another file. Raises RecipeError, naming the file."""
     text = _read(path)
     known = None if presets is None else read_presets(_read(presets))
-    try:
-        return read_notation(text, name=path.stem, mapping=mapping, presets=known)
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
+    return attempt(lambda: read_notation(text, name=path.stem, mapping=mapping, presets=known), path)
 
 
 def _read(path: Path) -> str:
@@ -170,14 +167,14 @@ def _declarations(recipe: Recipe) -> list[str]:
         more = "" if model.license == "unknown" else f", license {_json(model.license)}"
         more += f", sha256 {_json(model.sha256)}" if model.sha256 is not None else ""
         lines.append(f"model {quoted(name)}: {_json(model.file)}{more}")
-    if recipe.output != _ending(recipe.steps, {step.name: tuple(step.inputs.values()) for step in recipe.steps})[0]:
+    if recipe.output != _ending(recipe.steps)[0]:
         lines.append(f"output: {_json(recipe.output)}")
     return lines
 
 
 def _alpha_text(alpha: Alpha, layout: Layout) -> str:
     if alpha.free:
-        return json.dumps(_plain(alpha_as_data(alpha, layout)), ensure_ascii=False)
+        return _json(alpha_as_data(alpha, layout))
     values = [alpha.at(block) for block in layout.blocks]
     return value_of(values[0]) if len(set(values)) == 1 else f"({','.join(map(value_of, values))})"
 
@@ -202,25 +199,19 @@ def _fraction(text: str) -> float:
     return float(Decimal(text) / 100)
 
 
-def _json(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _file_of(name: str) -> str:
     return name if name.lower().endswith(CHECKPOINT_SUFFIXES) else f"{name}.safetensors"
 
 
-def _ending(steps: Iterable[Any], inputs: Mapping[str, Sequence[str]]) -> tuple[str, tuple[str, ...]]:
+def _ending(steps: Iterable[Step]) -> tuple[str, tuple[str, ...]]:
     """The step that needs the most others, the last of several; and all steps that none uses."""
-    names = [step.name for step in steps]
+    inputs = {step.name: tuple(step.inputs.values()) for step in steps}
     used = {name for needed in inputs.values() for name in needed}
-    endings = tuple(name for name in names if name not in used) or tuple(names)
+    endings = tuple(name for name in inputs if name not in used) or tuple(inputs)
 
     def needs(name: str) -> int:
         found, queue = set[str](), [name]
@@ -291,13 +282,11 @@ class _Reader:
         if self._problems:
             # Why a formula lacks its numbers may be told by the line that holds them.
             told = "\n".join(self._problems)
-            self._problems = [*(reason for reason in rejected if reason not in told), *self._problems]
-        if self._problems:
-            raise RecipeError(self._problems)
+            raise RecipeError([*(reason for reason in rejected if reason not in told), *self._problems])
         defined = {step.name for step in steps}
         used = dict.fromkeys(n for step in steps for n in step.inputs.values() if n not in defined)
         models = {**self._models, **{n: Model(_file_of(n)) for n in used if n not in self._models}}
-        output, endings = _ending(steps, {step.name: tuple(step.inputs.values()) for step in steps})
+        output, endings = _ending(steps)
         if "output" in self._declared:
             output = self._declared["output"]
         elif len(endings) > 1:
@@ -373,7 +362,7 @@ class _Reader:
         try:
             preset_alpha(preset, self._layout, 0.0 if len(preset.numbers) == len(self._layout.blocks) - 1 else None)
         except RecipeError as error:
-            self._rejected.append((number, raw.strip(), error.problems[0]))
+            self._reject(number, raw.strip(), error.problems[0])
         return preset
 
     def _similarity(self, number: int, line: str) -> bool:
@@ -618,10 +607,7 @@ class _Reader:
         if len(numbers) == 1 and not inner.endswith(","):
             rest = dict.fromkeys(self._layout.blocks, numbers[0])
             return Alpha(rest if base is None else rest | {self._layout.blocks[0]: base})
-        try:
-            return numbered_alpha(self._layout, numbers, base, base_name=f"base_{symbol}")
-        except RecipeError as error:
-            raise RecipeError(f"{where}: {problem}" for problem in error.problems) from None
+        return attempt(lambda: numbered_alpha(self._layout, numbers, base, base_name=f"base_{symbol}"), where)
 
     def _other_alpha(self, text: str, base: float | None, where: str) -> Alpha:
         if re.fullmatch(r"[A-Za-z][^{}]*:\s*[-\d.]+\s*", text):
@@ -634,10 +620,7 @@ class _Reader:
             return read_alpha(value, self._layout, where, base)
         name = parse_name(text) or text
         if name in self._presets:
-            try:
-                return preset_alpha(self._presets[name], self._layout, base)
-            except RecipeError as error:
-                raise RecipeError(f"{where}: {problem}" for problem in error.problems) from None
+            return attempt(lambda: preset_alpha(self._presets[name], self._layout, base), where)
         known = f"; presets are {', '.join(self._presets)}" if self._presets else ""
         raise RecipeError(
             f"{where}: received {text!r}; must be {len(self._layout.blocks)} numbers in parentheses, one number, "
@@ -738,7 +721,7 @@ def _value(text: str) -> float:
 
 def _masked(text: str) -> str:
     """`text` with everything in quotation marks blotted out, letter by letter."""
-    return re.sub(_TEXT, lambda found: '"' + "_" * (len(found[0]) - 2) + '"', text)
+    return re.sub(QUOTED, lambda found: '"' + "_" * (len(found[0]) - 2) + '"', text)
 
 
 def _names(part: Part | None) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from optimizer.checkpoints.layout import Layout
-from optimizer.errors import RecipeError
+from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.recipe import Alpha
 
 __all__ = ["Preset", "numbered_alpha", "parse_preset", "preset_alpha", "preset_line", "read_presets"]
@@ -65,10 +65,7 @@ def preset_alpha(preset: Preset, layout: Layout, base: float | None = None) -> A
             ) from None
         if not math.isfinite(values[-1]):
             raise RecipeError(f"preset {preset.name!r}, line {preset.line}: value {position} is {text}; must be finite")
-    try:
-        return numbered_alpha(layout, values, base)
-    except RecipeError as error:
-        raise RecipeError(f"preset {preset.name!r}, line {preset.line}: {error.problems[0]}") from None
+    return attempt(lambda: numbered_alpha(layout, values, base), f"preset {preset.name!r}, line {preset.line}")
 
 
 def numbered_alpha(

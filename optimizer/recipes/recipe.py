@@ -220,21 +220,15 @@ class Recipe:
                 wanted.add(name)
                 queue += graph[name]
         place = {step.name: position for position, step in enumerate(self.steps) if step.name in wanted}
-        waiting = {name: {needed for needed in graph[name] if needed in wanted} for name in place}
-        users: dict[str, list[str]] = {name: [] for name in place}
-        for name, needed in waiting.items():
-            for other in needed:
-                users[other].append(name)
-        ready = [place[name] for name, needed in waiting.items() if not needed]
-        heapq.heapify(ready)
-        ordered = []
-        while ready:
-            step = self.steps[heapq.heappop(ready)]
-            ordered.append(step)
-            for name in users[step.name]:
-                waiting[name].discard(step.name)
-                if not waiting[name]:
-                    heapq.heappush(ready, place[name])
+        sorter = graphlib.TopologicalSorter({name: wanted.intersection(graph[name]) for name in place})
+        sorter.prepare()
+        ready: list[int] = []
+        ordered: list[Step] = []
+        while sorter.is_active():
+            for name in sorter.get_ready():
+                heapq.heappush(ready, place[name])
+            ordered.append(self.steps[heapq.heappop(ready)])
+            sorter.done(ordered[-1].name)
         return tuple(ordered)
 
     def sources(self, output: str | None = None) -> tuple[str, ...]:
