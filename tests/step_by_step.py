@@ -1,7 +1,7 @@
 """Merging and similarity as their formulas say them, on whole tensors: what the code under test is compared with."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,14 @@ def merged_names(tensors: Mapping[str, torch.Tensor]) -> list[str]:
         name
         for name, value in tensors.items()
         if value.is_floating_point() and name.endswith((".weight", ".bias")) and not name.startswith("model_ema.")
+    ]
+
+
+def as_dicts(steps: Iterable[Any]) -> list[dict[str, Any]]:
+    """A recipe's steps as `merge_by_steps` takes them."""
+    return [
+        {"name": step.name, "mode": step.mode, **step.inputs, **{k: dict(a.values) for k, a in step.alphas.items()}}
+        for step in steps
     ]
 
 

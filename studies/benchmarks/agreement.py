@@ -21,7 +21,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -36,7 +36,7 @@ from optimizer.exports import export_recipe
 from optimizer.recipes import Alpha, Model, Recipe, Step, merge
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-from step_by_step import merge_by_steps  # the formulas that the tests hold merges to
+from step_by_step import as_dicts, merge_by_steps  # the formulas that the tests hold merges to
 
 TOLERANCE = 1e-6
 MODELS = ("base", "one", "two")
@@ -94,10 +94,7 @@ def by_mecha(recipe: Recipe, folder: Path, output: Path) -> None:
 
 def by_steps(recipe: Recipe, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor as the formulas give it, step after step in float32, one tensor at a time."""
-    steps: list[Mapping[str, Any]] = [
-        {"name": step.name, "mode": step.mode, **step.inputs, **{k: dict(a.values) for k, a in step.alphas.items()}}
-        for step in recipe.steps
-    ]
+    steps = as_dicts(recipe.steps)
     with contextlib.ExitStack() as stack:
         opened = {name: stack.enter_context(open_checkpoint(folder / f"{name}.safetensors")) for name in MODELS}
         for name in opened["base"].tensors:

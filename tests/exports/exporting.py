@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 import pytest
 import torch
 from hypothesis import strategies as st
-from step_by_step import BLOCK_OF, BLOCKS, merge_by_steps
+from step_by_step import BLOCK_OF, BLOCKS, as_dicts, merge_by_steps
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
@@ -59,13 +59,8 @@ NESTED = (
 
 def expected_tensors(recipe, tensors):
     """What the recipe's output holds, step by step in float64; `tensors` are {file stem: {name: value}}."""
-    steps = [
-        {"name": step.name, "mode": step.mode, "a": step.a, "b": step.b, "c": step.c}
-        | {name: dict(alpha.values) for name, alpha in step.alphas.items()}
-        for step in recipe.ancestors()
-    ]
     models = {name: tensors[PurePosixPath(recipe.models[name].file).stem] for name in recipe.sources()}
-    return merge_by_steps(steps, models, block=BLOCK_OF[recipe.mapping])[recipe.output]
+    return merge_by_steps(as_dicts(recipe.ancestors()), models, block=BLOCK_OF[recipe.mapping])[recipe.output]
 
 
 def assert_equal_tensors(found, expected, tolerance=1e-6):

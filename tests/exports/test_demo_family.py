@@ -6,7 +6,7 @@ import sd_mecha
 import torch
 from exporting import EVERY_MODE_CHAINED, assert_equal_tensors, make_recipe
 from safetensors.torch import load_file
-from step_by_step import merge_by_steps
+from step_by_step import as_dicts, merge_by_steps
 
 from optimizer.demo import family_folder
 from optimizer.exports import export_recipe
@@ -39,11 +39,7 @@ def test_same_as_supermergers_rules(tmp_path):
     """Under SuperMerger's mapping they are what its rules give, step after step in float32, to 1e-6."""
     recipe = make_recipe(*EVERY_MODE_CHAINED, mapping="supermerger", files=FILES)
     sources = {name: load_file(family_folder() / "models" / file) for name, file in FILES.items()}
-    steps = [
-        {"name": step.name, "mode": step.mode, **step.inputs, **{k: dict(a.values) for k, a in step.alphas.items()}}
-        for step in recipe.steps
-    ]
 
-    expected = merge_by_steps(steps, sources, torch.float32)[recipe.output]
+    expected = merge_by_steps(as_dicts(recipe.steps), sources, torch.float32)[recipe.output]
     expected |= {name: sources["base"][name] for name in ("alphas_cumprod", "betas")}  # buffers: copied, not merged
     assert_equal_tensors(merged(recipe, tmp_path / "out.safetensors"), expected)

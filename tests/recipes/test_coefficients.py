@@ -2,15 +2,14 @@
 
 import pytest
 import torch
+from building import recipe_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_by_step import BLOCKS, merge_by_steps
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
-from optimizer.recipes import Algebra, Alpha, Group, Model, Recipe, Step
+from optimizer.recipes import Algebra, Group
 
-LAYOUT = load_layout("sd1")
 CHOSEN = ("BASE", "IN04", "M00", "OUT11")
 NUMBERS = st.floats(-2, 3, allow_nan=False)
 
@@ -39,38 +38,14 @@ def recipes(draw, models=3, most_steps=4):
     return steps
 
 
-def build(steps, models=3, output=None):
-    """The Recipe of such steps."""
-    return Recipe(
-        name="drawn",
-        layout=LAYOUT,
-        models={f"m{n}": Model(f"m{n}") for n in range(models)},
-        steps=tuple(
-            Step(
-                s["name"],
-                s["mode"],
-                s["a"],
-                s["b"],
-                s["c"],
-                **{
-                    symbol: Alpha({**dict.fromkeys(BLOCKS, 0.0), **s[symbol]})
-                    for symbol in ("alpha", "beta")
-                    if symbol in s
-                },
-            )
-            for s in steps
-        ),
-        output=output or steps[-1]["name"],
-    )
-
-
+MODELS = ("m0", "m1", "m2")
 PRESENCE = [tuple(n for n in range(3) if bits >> n & 1) for bits in range(1, 8)]
 GROUPS = [Group(block, holders) for block in (*CHOSEN, None) for holders in PRESENCE]
 
 
 def compile_all(steps):
     """An algebra over every presence pattern of three sources in every chosen block."""
-    return Algebra(build(steps), GROUPS, ("m0", "m1", "m2"))
+    return Algebra(recipe_of(steps, MODELS), GROUPS, ("m0", "m1", "m2"))
 
 
 @settings(max_examples=60, deadline=None)
@@ -169,7 +144,7 @@ def test_starting_alphas():
         {"name": "s0", "mode": "weight_sum", "a": "m0", "b": "m1", "c": None, "alpha": {"IN04": 0.25}},
         {"name": "s1", "mode": "weight_sum", "a": "s0", "b": "m2", "c": None, "alpha": {"OUT11": -0.5}},
     ]
-    recipe = build(list(reversed(steps)), output="s1")
+    recipe = recipe_of(list(reversed(steps)), MODELS, output="s1")
     algebra = Algebra(recipe, GROUPS, ("m0", "m1", "m2"))
 
     assert algebra.alphas == (("s0", "alpha"), ("s1", "alpha"))
@@ -185,8 +160,8 @@ def test_output_may_be_a_source_or_an_inner_step():
         {"name": "s1", "mode": "weight_sum", "a": "s0", "b": "m2", "c": None, "alpha": dict.fromkeys(CHOSEN, 0.5)},
     ]
     group = [Group("M00", (0, 1, 2))]
-    source = Algebra(build(steps), group, ("m0", "m1", "m2"), "m1")
-    inner = Algebra(build(steps), group, ("m0", "m1", "m2"), "s0")
+    source = Algebra(recipe_of(steps, MODELS), group, ("m0", "m1", "m2"), "m1")
+    inner = Algebra(recipe_of(steps, MODELS), group, ("m0", "m1", "m2"), "s0")
 
     assert source.alphas == ()
     assert source.coefficients(source.starting_alphas()).tolist() == [[[0, 1, 0]]]
@@ -197,7 +172,7 @@ def test_missing_source():
     """Sources that do not hold all that the output needs are refused by name."""
     steps = [{"name": "s0", "mode": "weight_sum", "a": "m0", "b": "m2", "c": None, "alpha": {}}]
     with pytest.raises(RecipeError, match="s0: needs 'm2', which is not among m0, m1"):
-        Algebra(build(steps), [Group("M00", (0, 1))], ("m0", "m1"))
+        Algebra(recipe_of(steps, MODELS), [Group("M00", (0, 1))], ("m0", "m1"))
 
 
 def test_wrong_shape_of_alphas():

@@ -4,17 +4,17 @@ import itertools
 
 import pytest
 import torch
+from building import recipe_of
 from safetensors.torch import load_file
 from step_by_step import BLOCK_OF, BLOCKS, merge_by_steps
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
-from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, merge, recipe_as_data, save_recipe
+from optimizer.recipes import load_recipe, merge, recipe_as_data, save_recipe
 
-LAYOUT = load_layout("sd1")
 # Every block has numbers of its own, some outside 0..1, so that a tensor in a wrong block cannot go unnoticed.
 ALPHAS = {block: round(-0.3 + 0.067 * n, 3) for n, block in enumerate(BLOCKS)}
 BETAS = {block: round(1.4 - 0.059 * n, 3) for n, block in enumerate(BLOCKS)}
+FAMILY = ("base", "x", "y")
 MODES = ("weight_sum", "add_difference", "triple_sum", "sum_twice")
 
 
@@ -28,28 +28,6 @@ def steps_of(mode, then):
         if step["mode"] in ("weight_sum", "add_difference"):
             del step["beta"]
     return [one, two]
-
-
-def recipe_of(steps, mapping):
-    """The recipe of such steps over base, x and y."""
-    return Recipe(
-        name="drawn",
-        layout=LAYOUT,
-        models={name: Model(f"{name}.safetensors") for name in ("base", "x", "y")},
-        steps=tuple(
-            Step(
-                s["name"],
-                s["mode"],
-                s["a"],
-                s["b"],
-                s["c"],
-                **{symbol: Alpha(s[symbol]) for symbol in ("alpha", "beta") if symbol in s},
-            )
-            for s in steps
-        ),
-        output=steps[-1]["name"],
-        mapping=mapping,
-    )
 
 
 @pytest.fixture
@@ -68,7 +46,7 @@ def test_every_mode_and_mapping(family, mode, then, mapping):
     """A float32 merge equals the formulas carried out step by step in float32, to 1e-6 of each tensor's size."""
     folder, tensors = family
     steps = steps_of(mode, then)
-    recipe = recipe_of(steps, mapping)
+    recipe = recipe_of(steps, FAMILY, mapping)
 
     merge(
         recipe,
@@ -91,7 +69,7 @@ def test_mappings_differ_where_they_should(family):
     folder, tensors = family
     merged = {}
     for mapping in BLOCK_OF:
-        recipe = recipe_of(steps_of("weight_sum", "add_difference"), mapping)
+        recipe = recipe_of(steps_of("weight_sum", "add_difference"), FAMILY, mapping)
         merge(
             recipe,
             {name: folder / f"{name}.safetensors" for name in tensors},
@@ -114,7 +92,7 @@ def test_mappings_differ_where_they_should(family):
 
     steps = [{"name": "T", "mode": "weight_sum", "a": "base", "b": "y", "c": None, "alpha": ALPHAS}]
     merge(
-        recipe_of(steps, "model-mixer"),
+        recipe_of(steps, FAMILY, "model-mixer"),
         {"base": folder / "base.safetensors", "y": folder / "y.safetensors"},
         folder / "vae.safetensors",
         dtype=torch.float32,
@@ -127,7 +105,7 @@ def test_mappings_differ_where_they_should(family):
 @pytest.mark.parametrize("mapping", BLOCK_OF)
 def test_mapping_is_written_and_read(tmp_path, mapping):
     """The mapping, alpha and beta stand in the recipe's file and are read back from it."""
-    recipe = recipe_of(steps_of("triple_sum", "sum_twice"), mapping)
+    recipe = recipe_of(steps_of("triple_sum", "sum_twice"), FAMILY, mapping)
 
     save_recipe(recipe, tmp_path / "recipe.yaml")
 

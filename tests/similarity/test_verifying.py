@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from step_by_step import ATTENTION, attention_by_definition, merge_by_steps
+from step_by_step import ATTENTION, as_dicts, attention_by_definition, merge_by_steps
 
 from optimizer.cli import main
 from optimizer.errors import CheckpointError, RecipeError
@@ -29,15 +29,10 @@ def sources(tmp_path_factory, write_sd1, sd1_tensors):
     return folder, {name: load_file(folder / model.file) for name, model in recipe.models.items()}
 
 
-def as_dicts(recipe):
-    """The recipe's steps in order of evaluation, as `merge_by_steps` takes them."""
-    ordered = {
-        step.name: step for name in ("BlessingMix V1", "BlessingMix V1-EvoEnc") for step in recipe.ancestors(name)
-    }
-    return [
-        {"name": s.name, "mode": s.mode, **s.inputs, **{k: dict(alpha.values) for k, alpha in s.alphas.items()}}
-        for s in ordered.values()
-    ]
+def in_order(recipe):
+    """The steps of both endings, each after its inputs and once."""
+    endings = ("BlessingMix V1", "BlessingMix V1-EvoEnc")
+    return {step.name: step for name in endings for step in recipe.ancestors(name)}.values()
 
 
 def test_every_step_of_the_articles_recipe_is_measured(sources):
@@ -49,7 +44,7 @@ def test_every_step_of_the_articles_recipe_is_measured(sources):
     found = verify(recipe, {name: folder / model.file for name, model in recipe.models.items()}, target)
 
     assert [one.step for one in found] == [step.name for step in recipe.steps]
-    merged = merge_by_steps(as_dicts(recipe), tensors)
+    merged = merge_by_steps(as_dicts(in_order(recipe)), tensors)
     for one in found:
         blocks = {"TEMP": OUTPUTS, "FINAL_O": OUTPUTS, "SAVE": INPUTS, "FINAL_I": INPUTS}
         wanted = next((blocks[start] for start in blocks if one.step.startswith(start)), tuple(ATTENTION))
