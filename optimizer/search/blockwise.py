@@ -38,21 +38,22 @@ __all__ = ["BlockwiseSampler"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Acquisition = Callable[[Array], Array]
 
 # Points that a component of one parameter is given before its models decide; for more parameters see `_opening`.
 _OPENING = 4
+# One trial in so many gathers what was found: all components at once where they are expected to be best.
+_GATHER = 3
 # Points within this distance, in units of the range, count as the same.
 _SAME = 1e-7
 # An expected improvement below this share of the scores' spread counts as none.
 _CONVERGED = 1e-7
 # The scan of a line, and how it closes in on the best of it: times this fine, this often.
-_SCAN = 257
+_SCAN = 129
 _ZOOM = 33
 _ZOOMS = 3
 # Points that the models of a line are conditioned on at most, and how many of them lie around the best.
-_LINE_POINTS = 32
-_NEAR_BEST = 10
+_LINE_POINTS = 28
+_NEAR_BEST = 8
 # Where the search for the best point of several parameters starts: random points, points around the best, climbs.
 _RANDOM = 256
 _AROUND = (0.2, 0.05, 0.01, 0.001)
@@ -269,29 +270,33 @@ def _block_scores(trial: FrozenTrial, blocks: Sequence[str]) -> list[float]:
 
 def _propose(history: _History, random: np.random.Generator) -> Array:
     """The next point, positions [parameters]."""
-    point = np.empty(len(history.axes))
     components = history.components
+    gather = len(history.points) % _GATHER == _GATHER - 1
     if history.scores is None and len(history.depends) > 1:
-        return _propose_by_value(history, components, random)
+        return _propose_by_value(history, components, random, gather=gather)
+    point = np.empty(len(history.axes))
     lines = [component for component in components if len(component.parameters) == 1]
     if lines:
-        point[[component.parameters[0] for component in lines]] = _propose_lines(history, lines, random)
+        columns = [component.parameters[0] for component in lines]
+        point[columns] = _propose_lines(history, lines, random, gather=gather)
     for component in components:
         if len(component.parameters) > 1:
-            point[list(component.parameters)] = _propose_jointly(history, component, random)
+            point[list(component.parameters)] = _propose_jointly(history, component, random, gather=gather)
     return point
 
 
 def _opening(parameters: int) -> int:
     """How many points are spread over the space before models decide."""
-    return _OPENING if parameters == 1 else 2 + parameters
+    return _OPENING if parameters == 1 else 3 + parameters // 4
 
 
 def _scores(history: _History, block: int) -> Array:
     return history.values if history.scores is None else history.scores[:, block]
 
 
-def _propose_lines(history: _History, components: Sequence[_Component], random: np.random.Generator) -> Array:
+def _propose_lines(
+    history: _History, components: Sequence[_Component], random: np.random.Generator, *, gather: bool
+) -> Array:
     """The next positions [components] of components with one parameter each, all at once."""
     axes = [history.axes[component.parameters[0]] for component in components]
     tried = history.points[:, [component.parameters[0] for component in components]].T
@@ -305,13 +310,19 @@ def _propose_lines(history: _History, components: Sequence[_Component], random: 
     if not opening.all():
         places = np.flatnonzero(~opening)
         found[places] = _improve_lines(
-            history, [components[place] for place in places], [axes[place] for place in places], tried[places]
+            history,
+            [components[int(place)] for place in places],
+            [axes[int(place)] for place in places],
+            tried[places],
+            gather=gather,
         )
     return found
 
 
-def _improve_lines(history: _History, components: Sequence[_Component], axes: Sequence[_Axis], tried: Array) -> Array:
-    """The positions [components] of the largest expected improvement, of components with enough points for models."""
+def _improve_lines(
+    history: _History, components: Sequence[_Component], axes: Sequence[_Axis], tried: Array, *, gather: bool
+) -> Array:
+    """The next positions [components] of components with enough points for models."""
     completed = len(history.values)
     owner = np.repeat(np.arange(len(components)), [len(component.blocks) for component in components])
     values = np.array([_scores(history, block) for component in components for block in component.blocks])
@@ -341,22 +352,33 @@ def _improve_lines(history: _History, components: Sequence[_Component], axes: Se
         nearest = np.abs(positions[:, :, None] - np.where(np.isfinite(tried), tried, np.inf)[:, None, :]).min(axis=2)
         return np.asarray(nearest > _SAME)
 
-    def improvement(positions: Array) -> Array:
-        means, deviations = sums_at(positions)
-        return np.where(free(positions), _log_improvement(means, deviations, best[:, None]), -np.inf)
+    def on_grid(positions: Array) -> Array:
+        return np.stack([axis.on_grid(row) for axis, row in zip(axes, positions, strict=True)])
 
-    def doubt(positions: Array) -> Array:
-        return np.where(free(positions), sums_at(positions)[1], -np.inf)
+    def height_of(means: Array, deviations: Array) -> Array:
+        return means if gather else _log_improvement(means, deviations, best[:, None])
 
-    found, height = _best_of_lines(improvement, axes)
-    converged = height < np.log(_CONVERGED * spread)
-    if converged.any():
-        found = np.where(converged, _best_of_lines(doubt, axes)[0], found)
+    positions = on_grid(np.tile(np.linspace(0.0, 1.0, _SCAN), (len(axes), 1)))
+    means, deviations = sums_at(positions)
+    untried = free(positions)
+    heights = np.where(untried, height_of(means, deviations), -np.inf)
+    each = np.arange(len(axes))
+    unsure = positions[each, np.where(untried, deviations, -np.inf).argmax(axis=1)]
+    found, height = positions[each, heights.argmax(axis=1)], heights.max(axis=1)
+    reach = 1.0 / (_SCAN - 1)
+    for _ in range(_ZOOMS):
+        positions = on_grid((found[:, None] + np.linspace(-reach, reach, _ZOOM)).clip(0.0, 1.0))
+        heights = np.where(free(positions), height_of(*sums_at(positions)), -np.inf)
+        better = heights.max(axis=1) > height
+        found = np.where(better, positions[each, heights.argmax(axis=1)], found)
+        height = np.where(better, heights.max(axis=1), height)
+        reach *= 2.0 / (_ZOOM - 1)
+    incumbent = tried[each, sums.argmax(axis=1)]
+    if gather:
+        return np.asarray(np.where(height > best + _CONVERGED * spread, found, incumbent))
+    found = np.where(height < np.log(_CONVERGED * spread), unsure, found)
     # Where all points of a grid were tried, the best one stays.
-    exhausted = ~np.isfinite(height)
-    if exhausted.any():
-        found = np.where(exhausted, tried[np.arange(len(axes)), sums.argmax(axis=1)], found)
-    return found
+    return np.asarray(np.where(np.isfinite(height), found, incumbent))
 
 
 def _telling_points(tried: Array, sums: Array) -> NDArray[np.intp]:
@@ -397,29 +419,6 @@ def _with_pending(
     return models.believing(positions, running[owner]), np.maximum(best, expected.max(axis=1))
 
 
-def _best_of_lines(score: Acquisition, axes: Sequence[_Axis]) -> tuple[Array, Array]:
-    """The best positions of scores [components, n] -> [components, n], and their scores: a scan, then ever closer."""
-    rows = np.arange(len(axes))
-
-    def on_grid(positions: Array) -> Array:
-        return np.stack([axis.on_grid(row) for axis, row in zip(axes, positions, strict=True)])
-
-    positions = on_grid(np.tile(np.linspace(0.0, 1.0, _SCAN), (len(axes), 1)))
-    scores = score(positions)
-    best = scores.argmax(axis=1)
-    found, height = positions[rows, best], scores[rows, best]
-    reach = 1.0 / (_SCAN - 1)
-    for _ in range(_ZOOMS):
-        positions = on_grid((found[:, None] + np.linspace(-reach, reach, _ZOOM)).clip(0.0, 1.0))
-        scores = score(positions)
-        best = scores.argmax(axis=1)
-        better = scores[rows, best] > height
-        found = np.where(better, positions[rows, best], found)
-        height = np.where(better, scores[rows, best], height)
-        reach *= 2.0 / (_ZOOM - 1)
-    return found, height
-
-
 @dataclass(frozen=True)
 class _Belief:
     """What models, or some of their terms, say of the sum of a component's blocks.
@@ -456,12 +455,12 @@ class _Belief:
         return sum((mean for mean, _ in found), np.zeros(len(points))), deviations
 
 
-def _propose_jointly(history: _History, component: _Component, random: np.random.Generator) -> Array:
+def _propose_jointly(history: _History, component: _Component, random: np.random.Generator, *, gather: bool) -> Array:
     """The next positions [parameters] of a component with several parameters, from a model of each of its blocks."""
     columns = list(component.parameters)
     axes = tuple(history.axes[column] for column in columns)
     points = history.points[:, columns]
-    whole = np.isfinite(points).all(axis=1)
+    whole = np.asarray(np.isfinite(points).all(axis=1))
     tried = np.unique(points[whole], axis=0)
     completed = len(history.values)
     values = np.array([_scores(history, block) for block in component.blocks])
@@ -474,12 +473,14 @@ def _propose_jointly(history: _History, component: _Component, random: np.random
         terms = history.depends[block, columns][None]
         model = fit_additive(points[:completed][known[row]], values[row, known[row]], terms)
         parts.append((model.believing(pending) if len(pending) else model, None))
-    return _improve(_Belief(tuple(parts), tuple(range(len(columns)))), tried, axes, random)
+    return _improve(_Belief(tuple(parts), tuple(range(len(columns)))), tried, axes, random, gather=gather)
 
 
-def _propose_by_value(history: _History, components: Sequence[_Component], random: np.random.Generator) -> Array:
+def _propose_by_value(
+    history: _History, components: Sequence[_Component], random: np.random.Generator, *, gather: bool
+) -> Array:
     """The next point from a model of the value as a sum of unknown functions of the blocks' parameters."""
-    whole = np.isfinite(history.points).all(axis=1)
+    whole = np.asarray(np.isfinite(history.points).all(axis=1))
     tried = history.points[whole]
     completed = len(history.values)
     used = whole[:completed]
@@ -496,21 +497,24 @@ def _propose_by_value(history: _History, components: Sequence[_Component], rando
         columns = list(component.parameters)
         belief = _Belief(((model, terms),), component.parameters)
         axes = tuple(history.axes[column] for column in columns)
-        found[columns] = _improve(belief, np.unique(tried[:, columns], axis=0), axes, random)
+        found[columns] = _improve(belief, np.unique(tried[:, columns], axis=0), axes, random, gather=gather)
     return found
 
 
-def _improve(belief: _Belief, tried: Array, axes: Sequence[_Axis], random: np.random.Generator) -> Array:
-    """The untried point [parameters] of the largest expected improvement over what is expected at those tried."""
+def _improve(
+    belief: _Belief, tried: Array, axes: Sequence[_Axis], random: np.random.Generator, *, gather: bool
+) -> Array:
+    """The next point [parameters] of a component, given positions tried [n, parameters] in any of its trials."""
     means, _ = belief.moments(tried)
     incumbent, best = tried[means.argmax()], float(means.max())
+    least = _CONVERGED * max(float(means.std()), 1e-300)
 
     def improvement(points: Array) -> tuple[Array, Array]:
         mean, variance, mean_slope, variance_slope = belief.predict(points)
         deviation = np.sqrt(variance)
         standard = (mean - best) / deviation
         height = _log_improvement(mean, deviation, best)
-        # d log EI = (Phi / h) dz + d log s, with h(z) = phi + z Phi and z = (mean - best) / s.
+        # d log EI = (Phi / h) dz + d log s, with h(z) = phi(z) + z Phi(z) and z = (mean - best) / s.
         share = np.exp(log_ndtr(standard) - (height - np.log(deviation)))[:, None]
         logarithmic = variance_slope / (2.0 * variance[:, None])
         slope = share * (mean_slope / deviation[:, None] - standard[:, None] * logarithmic) + logarithmic
@@ -520,16 +524,18 @@ def _improve(belief: _Belief, tried: Array, axes: Sequence[_Axis], random: np.ra
         _, variance, _, slope = belief.predict(points)
         return np.log(variance), slope / variance[:, None]
 
-    def improvement_alone(points: Array) -> Array:
-        return _log_improvement(*belief.moments(points), best)
-
-    def doubt_alone(points: Array) -> Array:
-        return np.asarray(2.0 * np.log(belief.moments(points)[1]))
+    def gain(points: Array) -> tuple[Array, Array]:
+        # In units of what counts, which are what the climb's tolerances are made for.
+        mean, _, slope, _ = belief.predict(points)
+        return (mean - best) / (1e3 * least), slope / (1e3 * least)
 
     starts = _candidates(incumbent, random)
-    found, height = _climb(improvement, improvement_alone, starts, tried, axes)
-    if height < math.log(_CONVERGED * max(float(means.std()), 1e-300)):
-        unsure, doubtful = _climb(doubt, doubt_alone, starts, tried, axes)
+    if gather:
+        found, height = _climb(gain, starts, tried, axes)
+        return found if height > 1e-3 else incumbent
+    found, height = _climb(improvement, starts, tried, axes)
+    if height < math.log(least):
+        unsure, doubtful = _climb(doubt, starts, tried, axes)
         found = unsure if math.isfinite(doubtful) else found
     # Where all points of a grid were tried, the best one stays.
     return found if math.isfinite(height) else incumbent
@@ -546,41 +552,39 @@ def _candidates(incumbent: Array, random: np.random.Generator) -> Array:
 
 
 def _climb(
-    score: Callable[[Array], tuple[Array, Array]],
-    score_alone: Acquisition,
-    starts: Array,
-    tried: Array,
-    axes: Sequence[_Axis],
+    score: Callable[[Array], tuple[Array, Array]], starts: Array, tried: Array, axes: Sequence[_Axis]
 ) -> tuple[Array, float]:
-    """The best untried point that L-BFGS-B reaches from the best starts, and its score; -inf if there is none."""
-    scores = score_alone(starts)
+    """The best untried point that L-BFGS-B reaches from the best starts, and its score; -inf if there is none.
+
+    `score` gives scores [m] and their slopes [m, parameters] at points [m, parameters].
+    """
 
     def negative(point: Array) -> tuple[float, Array]:
         height, slope = score(point[None])
         return -float(height[0]), -slope[0]
 
+    bounds = [(0.0, 1.0)] * len(axes)
+    best = np.argsort(-score(starts)[0], kind="stable")[:_CLIMBS]
     reached = [
-        minimize(
-            negative, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * len(axes), options={"maxiter": 50}
-        ).x  # type: ignore[call-overload]
-        for start in starts[np.argsort(-scores, kind="stable")[:_CLIMBS]]
+        minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 50}).x
+        for start in starts[best]
     ]
     pool = np.concatenate([np.asarray(reached), starts]).clip(0.0, 1.0)
     pool = np.stack([axis.on_grid(column) for axis, column in zip(axes, pool.T, strict=True)], axis=1)
     distance = np.abs(pool[:, None] - tried[None]).max(axis=2).min(axis=1)
-    heights = np.where(distance > _SAME, score_alone(pool), -np.inf)
-    best = int(heights.argmax())
-    return pool[best], float(heights[best])
+    heights = np.where(distance > _SAME, score(pool)[0], -np.inf)
+    highest = int(heights.argmax())
+    return pool[highest], float(heights[highest])
 
 
 # --- Formulas ---------------------------------------------------------------------------------------------------------
 
 
 def _log_improvement(mean: Array, deviation: Array, best: Array | float) -> Array:
-    """log E[max(f - best, 0)] of a normal f: log s + log h(z), h(z) = phi(z) + z Phi(z), z = (mean - best) / s.
+    """Logarithm of E[max(f - best, 0)] of a normal f: log s + log h(z), h = phi + z Phi, z = (mean - best) / s.
 
-    Left of -1 as log h = log phi + log(1 - |z| Phi(z) / phi(z)), whose quotient is a scaled error function (equation 9 of
-    Ament et al.); far left, where that too cancels, by its series, -2 log |z|.
+    Left of -1 as log h = log phi + log(1 - |z| Phi(z) / phi(z)), whose quotient is a scaled error function (equation 9
+    of Ament et al.); far left, where that too cancels, by its series, -2 log |z|.
     """
     standard = (mean - best) / deviation
     log_density = -0.5 * standard**2 - 0.5 * math.log(2.0 * math.pi)

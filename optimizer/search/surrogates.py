@@ -26,7 +26,7 @@ Mask = NDArray[np.bool_]
 # Added to the diagonal of kernel matrices whose diagonal is 1: what float64 needs to factor them, and no noise.
 _NUGGET = 1e-11
 # Length scales that a function of one number may have, in units of its range.
-_LENGTHS = np.geomspace(0.04, 4.0, 11)
+_LENGTHS = np.geomspace(0.05, 4.0, 9)
 # The prior of a length scale: log-normal around this.
 _USUAL_LENGTH = 0.6
 _SPREAD = 1.2
@@ -91,22 +91,31 @@ def _factor(kernel: Array, values: Array, known: Mask) -> _Factored:
 
     `kernel` [..., n, n] has the diagonal 1 and is overwritten.
     """
-    both = known[..., :, None] & known[..., None, :]
-    kernel *= both
-    index = np.arange(kernel.shape[-1])
-    kernel[..., index, index] = 1.0 + _NUGGET
-    root = np.linalg.cholesky(kernel)
-    inverse_root = np.linalg.inv(root)
+    root = _root(kernel, known)
+    inverse_root = np.asarray(np.linalg.inv(root), dtype=np.float64)
     whitened = (inverse_root @ values[..., None])[..., 0]
     ones = (inverse_root @ known.astype(np.float64)[..., None])[..., 0]
+    mean, residual, variance, evidence = _likelihood(root, whitened, ones, known)
+    return _Factored(inverse_root, ones, residual, mean, variance, evidence)
+
+
+def _root(kernel: Array, known: Mask) -> Array:
+    """The Cholesky factors of kernel matrices [..., n, n], which are overwritten."""
+    kernel *= known[..., :, None] & known[..., None, :]
+    index = np.arange(kernel.shape[-1])
+    kernel[..., index, index] = 1.0 + _NUGGET
+    return np.asarray(np.linalg.cholesky(kernel), dtype=np.float64)
+
+
+def _likelihood(root: Array, whitened: Array, ones: Array, known: Mask) -> tuple[Array, Array, Array, Array]:
+    """Mean, residual, variance and evidence as in `_Factored`, of whitened observations and ones [..., n]."""
     norm = (ones**2).sum(axis=-1).clip(min=1e-300)
     mean = (ones * whitened).sum(axis=-1) / norm
     residual = whitened - mean[..., None] * ones
     freedom = (known.sum(axis=-1) - 1).clip(min=1)
     variance = ((residual**2).sum(axis=-1) + _LEAST_VARIANCE) / freedom
-    logarithms = np.log(root[..., index, index]).sum(axis=-1)
-    evidence = -0.5 * freedom * np.log(variance) - logarithms - 0.5 * np.log(norm)
-    return _Factored(inverse_root, ones, residual, mean, variance, evidence)
+    logarithms = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
+    return mean, residual, variance, -0.5 * freedom * np.log(variance) - logarithms - 0.5 * np.log(norm)
 
 
 # --- Functions of one number ------------------------------------------------------------------------------------------
@@ -164,33 +173,19 @@ def fit_lines(points: Array, values: Array, known: Mask) -> LineModels:
     `known` [functions, n] marks the entries that count. Each function keeps its most likely length scales.
     """
     standard, offset, unit = _standardised(values, known)
-    squared = (points[:, :, None] - points[:, None, :]) ** 2
-    lengths = np.tile(_LENGTHS, 2)
-    smooth = np.repeat([True, False], len(_LENGTHS))
-    scaled = squared[:, None] / lengths[:, None, None] ** 2
-    kernel = np.concatenate(
-        [_kernel(scaled[:, : len(_LENGTHS)], True), _kernel(scaled[:, len(_LENGTHS) :], False)], axis=1
-    )
-    factored = _factor(kernel, standard[:, None], known[:, None])
-    prior = -0.5 * (np.log(lengths / _USUAL_LENGTH) / _SPREAD) ** 2
-    evidence = factored.evidence + prior
+    scaled = ((points[:, :, None] - points[:, None, :]) ** 2)[:, None] / _LENGTHS[:, None, None] ** 2
+    root = _root(np.concatenate([_kernel(scaled, True), _kernel(scaled, False)], axis=1), known[:, None])
+    # Only the likelihood is needed of all models, so none but those that are kept is inverted.
+    sides = np.broadcast_to(np.stack([standard, known], axis=-1)[:, None], (*root.shape[:-1], 2))
+    whitened = np.linalg.solve(root, sides)
+    *_, evidence = _likelihood(root, whitened[..., 0], whitened[..., 1], known[:, None])
+    lengths, smooth = np.tile(_LENGTHS, 2), np.repeat([True, False], len(_LENGTHS))
+    evidence = evidence - 0.5 * (np.log(lengths / _USUAL_LENGTH) / _SPREAD) ** 2
     best = np.argsort(-evidence, axis=1)[:, :_KEPT]
     likeliest = np.take_along_axis(evidence, best, axis=1)
     weights = np.exp(likeliest - likeliest[:, :1])
     weights /= weights.sum(axis=1, keepdims=True)
-
-    def kept(array: Array) -> Array:
-        return np.asarray(np.take_along_axis(array, best.reshape(*best.shape, *(1,) * (array.ndim - 2)), axis=1))
-
-    chosen = _Factored(
-        kept(factored.inverse_root),
-        kept(factored.ones),
-        kept(factored.residual),
-        kept(factored.mean),
-        kept(factored.variance),
-        likeliest,
-    )
-    return LineModels(points, known, standard, lengths[best], smooth[best], weights, offset, unit, chosen)
+    return _conditioned(points, standard, known, lengths[best], smooth[best], weights, offset, unit)
 
 
 def _conditioned(
@@ -349,8 +344,8 @@ class _Likelihood:
         free = len(terms) > 1
         self.start = np.concatenate([usual, np.zeros(len(terms)), [-9.0]]) if free else usual
         self._bounds = [_LOG_LENGTHS] * len(usual) + ([_LOG_WEIGHTS] * len(terms) + [_LOG_REST] if free else [])
-        spreads = [np.full(len(usual), _SPREAD), np.full(len(terms), 2.0), [6.0]] if free else [[_SPREAD] * len(usual)]
-        self._spread = np.concatenate(spreads)
+        spreads = [_SPREAD] * len(usual) + ([2.0] * len(terms) + [6.0] if free else [])
+        self._spread = np.array(spreads, dtype=np.float64)
 
     def unpack(self, parameters: Array) -> tuple[Array, Array, float]:
         """Precisions [terms, dimensions], weights [terms] and the rest's weight."""
@@ -364,7 +359,7 @@ class _Likelihood:
 
     def climb(self, start: Array, *, smooth: bool) -> Array:
         """The most likely parameters from `start`."""
-        result = minimize(  # type: ignore[call-overload]
+        result = minimize(
             self, start, args=(smooth,), jac=True, method="L-BFGS-B", bounds=self._bounds,
             options={"maxiter": _ITERATIONS, "maxcor": 12},
         )  # fmt: skip
