@@ -10,10 +10,13 @@ parameters at once. Of the past only the trials are needed:
                  improvement of the blocks' sum over its best so far
     converged    once no improvement to speak of is expected anywhere, the point that the models know least about: a
                  similarity has several maxima, and a narrow one may lie between the points
+    gathering    every third trial, all components where they are expected to be best, or at their best so far: while
+                 some explore, no trial's value shows what the others found
 
-Scores are taken to be free of noise, so no component tries a point twice. Trials that still run stand for what the
-models expect of them, and other workers propose elsewhere. Expected improvement is computed as a logarithm, which keeps
-its gradient where it is tiny (Ament et al., "Unexpected Improvements to Expected Improvement", 2023).
+Scores are taken to be free of noise, so no component tries a point twice but to gather, and no trial repeats another.
+Trials that still run stand for what the models expect of them, and other workers propose elsewhere. Expected
+improvement is computed as a logarithm, which keeps its gradient where it is tiny (Ament et al., "Unexpected
+Improvements to Expected Improvement", 2023).
 """
 
 import math
@@ -57,7 +60,7 @@ _NEAR_BEST = 8
 # Where the search for the best point of several parameters starts: random points, points around the best, climbs.
 _RANDOM = 256
 _AROUND = (0.2, 0.05, 0.01, 0.001)
-_CLIMBS = 4
+_CLIMBS = 3
 
 
 class BlockwiseSampler(BaseSampler):
@@ -154,6 +157,13 @@ class _Axis:
     """One number's range as positions 0 .. 1, its grid included; even in the logarithm where the range is."""
 
     distribution: FloatDistribution | IntDistribution
+
+    @property
+    def levels(self) -> float:
+        """How many values there are; infinite without a grid."""
+        if self.distribution.step is None:
+            return math.inf
+        return 1 + math.floor((self.distribution.high - self.distribution.low) / self.distribution.step + 1e-9)
 
     def position(self, value: Any) -> float:
         """Where a value lies; NaN if it is missing or out of range."""
@@ -270,8 +280,17 @@ def _block_scores(trial: FrozenTrial, blocks: Sequence[str]) -> list[float]:
 
 def _propose(history: _History, random: np.random.Generator) -> Array:
     """The next point, positions [parameters]."""
+    if len(history.points) % _GATHER == _GATHER - 1:
+        point = _propose_point(history, random, gather=True)
+        if np.abs(np.nan_to_num(history.points, nan=np.inf) - point).max(axis=1).min() > _SAME:
+            return point
+        # One trial has it all already.
+    return _propose_point(history, random, gather=False)
+
+
+def _propose_point(history: _History, random: np.random.Generator, *, gather: bool) -> Array:
+    """The next point: where each component is expected to be best if `gather`, else where it may improve most."""
     components = history.components
-    gather = len(history.points) % _GATHER == _GATHER - 1
     if history.scores is None and len(history.depends) > 1:
         return _propose_by_value(history, components, random, gather=gather)
     point = np.empty(len(history.axes))
@@ -285,9 +304,10 @@ def _propose(history: _History, random: np.random.Generator) -> Array:
     return point
 
 
-def _opening(parameters: int) -> int:
-    """How many points are spread over the space before models decide."""
-    return _OPENING if parameters == 1 else 3 + parameters // 4
+def _opening(axes: Sequence[_Axis]) -> float:
+    """How many points are spread over the space of these axes before models decide; no more than its grid has."""
+    wanted = _OPENING if len(axes) == 1 else 3 + len(axes) // 4
+    return min(wanted, math.prod(axis.levels for axis in axes))
 
 
 def _scores(history: _History, block: int) -> Array:
@@ -298,31 +318,30 @@ def _propose_lines(
     history: _History, components: Sequence[_Component], random: np.random.Generator, *, gather: bool
 ) -> Array:
     """The next positions [components] of components with one parameter each, all at once."""
-    axes = [history.axes[component.parameters[0]] for component in components]
-    tried = history.points[:, [component.parameters[0] for component in components]].T
-    # A grid of few points needs fewer to open with than it has.
-    seen = np.array([len(np.unique(row[np.isfinite(row)])) for row in tried])
-    opening = seen < _OPENING
     found = np.empty(len(components))
-    for place in np.flatnonzero(opening):
-        positions = tried[place][np.isfinite(tried[place])]
-        found[place] = _farthest(positions[:, None], (axes[place],), random)[0]
-    if not opening.all():
-        places = np.flatnonzero(~opening)
-        found[places] = _improve_lines(
-            history,
-            [components[int(place)] for place in places],
-            [axes[int(place)] for place in places],
-            tried[places],
-            gather=gather,
-        )
+    modelled = []
+    for place, component in enumerate(components):
+        column = component.parameters[0]
+        tried = history.points[:, column]
+        scored = np.isfinite(tried[: len(history.values)])
+        for block in component.blocks:
+            scored &= np.isfinite(_scores(history, block))
+        known = np.unique(tried[np.isfinite(tried)])
+        axes = (history.axes[column],)
+        if len(known) < _opening(axes) or not scored.any():
+            found[place] = _farthest(known[:, None], axes, random)[0]
+        else:
+            modelled.append(place)
+    if modelled:
+        found[modelled] = _improve_lines(history, [components[place] for place in modelled], gather=gather)
     return found
 
 
-def _improve_lines(
-    history: _History, components: Sequence[_Component], axes: Sequence[_Axis], tried: Array, *, gather: bool
-) -> Array:
+def _improve_lines(history: _History, components: Sequence[_Component], *, gather: bool) -> Array:
     """The next positions [components] of components with enough points for models."""
+    columns = [component.parameters[0] for component in components]
+    axes = [history.axes[column] for column in columns]
+    tried = history.points[:, columns].T
     completed = len(history.values)
     owner = np.repeat(np.arange(len(components)), [len(component.blocks) for component in components])
     values = np.array([_scores(history, block) for component in components for block in component.blocks])
@@ -465,7 +484,7 @@ def _propose_jointly(history: _History, component: _Component, random: np.random
     completed = len(history.values)
     values = np.array([_scores(history, block) for block in component.blocks])
     known = np.isfinite(values) & whole[:completed]
-    if len(tried) < _opening(len(columns)) or known.sum(axis=1).min() < 2:
+    if len(tried) < _opening(axes) or known.sum(axis=1).min() < 2:
         return _farthest(tried, axes, random)
     pending = points[completed:][whole[completed:]]
     parts: list[tuple[AdditiveModel, Mask | None]] = []
@@ -484,7 +503,7 @@ def _propose_by_value(
     tried = history.points[whole]
     completed = len(history.values)
     used = whole[:completed]
-    if len(np.unique(tried, axis=0)) < _opening(tried.shape[1]) or used.sum() < 2:
+    if len(np.unique(tried, axis=0)) < _opening(history.axes) or used.sum() < 2:
         return _farthest(tried, history.axes, random)
     model = fit_additive(history.points[:completed][used], history.values[used], history.depends)
     pending = history.points[completed:][whole[completed:]]
@@ -566,7 +585,7 @@ def _climb(
     bounds = [(0.0, 1.0)] * len(axes)
     best = np.argsort(-score(starts)[0], kind="stable")[:_CLIMBS]
     reached = [
-        minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 50}).x
+        minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30}).x
         for start in starts[best]
     ]
     pool = np.concatenate([np.asarray(reached), starts]).clip(0.0, 1.0)

@@ -59,6 +59,11 @@ def _kernel_slope(squared: Array, smooth: bool) -> Array:
     return np.asarray(-5.0 / 6.0 * (1.0 + root) * np.exp(-root))
 
 
+def _scaled(squared: Array, precisions: Array) -> Array:
+    """Squared scaled distances [terms, m, n] of squared differences [m, n, dimensions]."""
+    return np.asarray(np.moveaxis(squared @ precisions.T, -1, 0))
+
+
 def _standardised(values: Array, known: Mask) -> tuple[Array, Array, Array]:
     """Values [functions, n] with mean 0 and deviation 1 over what is known, 0 elsewhere; the means; the deviations."""
     counts = known.sum(axis=1).clip(min=1)
@@ -258,8 +263,8 @@ class AdditiveModel:
         chosen = np.ones(len(self.weights), dtype=bool) if terms is None else terms
         weights, precisions = self.weights[chosen], self.precisions[chosen]
         differences = points[:, None, :] - self.points[None]
-        squared = np.einsum("mnd,td->tmn", differences**2, precisions)
-        cross = np.einsum("t,tmn->mn", weights, _kernel(squared, self.smooth))
+        squared = _scaled(differences**2, precisions)
+        cross = np.tensordot(weights, _kernel(squared, self.smooth), 1)
         factored = self._factored
         root = factored.inverse_root
         whitened = cross @ root.T
@@ -275,7 +280,7 @@ class AdditiveModel:
         variance *= self.unit**2
         if not slopes:
             return mean, variance, differences[:0, 0], differences[:0, 0]
-        slope = np.einsum("t,tmn,td->mnd", 2.0 * weights, _kernel_slope(squared, self.smooth), precisions)
+        slope = np.tensordot(_kernel_slope(squared, self.smooth), 2.0 * weights[:, None] * precisions, (0, 0))
         slope *= differences
         along_mean = root.T @ factored.residual
         mean_slope = np.einsum("mnd,n->md", slope, along_mean) * self.unit
@@ -313,8 +318,8 @@ def _additive(
     offset: float,
     unit: float,
 ) -> AdditiveModel:
-    squared = np.einsum("nmd,td->tnm", (points[:, None] - points[None]) ** 2, precisions)
-    kernel = np.einsum("t,tnm->nm", weights, _kernel(squared, smooth))
+    squared = _scaled((points[:, None] - points[None]) ** 2, precisions)
+    kernel = np.tensordot(weights, _kernel(squared, smooth), 1)
     factored = _factor(kernel, values, np.ones(len(points), dtype=bool))
     return AdditiveModel(points, values, precisions, weights, rest, smooth, offset, unit, factored)
 
@@ -367,9 +372,9 @@ class _Likelihood:
 
     def __call__(self, parameters: Array, smooth: bool) -> tuple[float, Array]:
         precisions, weights, rest = self.unpack(parameters)
-        squared = np.einsum("nmd,td->tnm", self._squared, precisions)
+        squared = _scaled(self._squared, precisions)
         kernels = _kernel(squared, smooth)
-        explained = np.einsum("t,tnm->nm", weights, kernels)
+        explained = np.tensordot(weights, kernels, 1)
         count = len(self._values)
         factored = _factor(explained.copy(), self._values, np.ones(count, dtype=bool))
         inverse = factored.inverse_root.T @ factored.inverse_root
@@ -379,10 +384,10 @@ class _Likelihood:
         solved = factored.inverse_root.T @ factored.residual
         pull = np.outer(solved, solved) / factored.variance - projected
         slopes = _kernel_slope(squared, smooth) * pull
-        by_length = np.einsum("tnm,nmd->td", slopes, self._squared) * weights[:, None] * precisions
+        by_length = np.tensordot(slopes, self._squared, 2) * weights[:, None] * precisions
         gradient = [-by_length[self._pairs]]
         if len(self._terms) > 1:
-            by_weight = np.append(np.einsum("tnm,nm->t", kernels, pull), np.trace(pull))
+            by_weight = np.append(np.tensordot(kernels, pull, 2), np.trace(pull))
             shares = np.append(weights, rest)
             gradient.append(0.5 * shares * (by_weight - float(by_weight @ shares)))
         away = (parameters - self.start) / self._spread
