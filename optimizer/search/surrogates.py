@@ -29,7 +29,7 @@ _NUGGET = 1e-11
 _LENGTHS = np.geomspace(0.05, 4.0, 9)
 # The prior of a length scale: log-normal around this.
 _USUAL_LENGTH = 0.6
-_SPREAD = 1.2
+_SPREAD = 1.0
 # Grid models that are kept for each function; what the others would add is below what decides a proposal.
 _KEPT = 3
 # Iterations of the fit of an additive model, and how many points it looks at; it is then conditioned on all.
@@ -345,7 +345,8 @@ class _Likelihood:
         self._values = values
         self._pairs = np.nonzero(terms)
         self._terms = terms
-        usual = np.log(_USUAL_LENGTH * np.sqrt(terms.sum(axis=1)))[self._pairs[0]]
+        # The more numbers a term depends on, the less it usually bends along each.
+        usual = np.log(_USUAL_LENGTH * terms.sum(axis=1))[self._pairs[0]]
         free = len(terms) > 1
         self.start = np.concatenate([usual, np.zeros(len(terms)), [-9.0]]) if free else usual
         self._bounds = [_LOG_LENGTHS] * len(usual) + ([_LOG_WEIGHTS] * len(terms) + [_LOG_REST] if free else [])
