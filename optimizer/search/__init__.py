@@ -3,6 +3,7 @@
 May import `optimizer.recipes` and `optimizer.similarity`; never opens a checkpoint's tensors itself.
 """
 
+from optimizer.search.blockwise import BlockwiseSampler
 from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.fitting import FitEvents, FitResult, SearchResult, StepScores, TrialsFailed, fit
 from optimizer.search.samplers import SAMPLERS, make_sampler
@@ -14,6 +15,7 @@ from optimizer.search.study import Stage, Study, load_study, study_file
 __all__ = [
     "DATABASE",
     "SAMPLERS",
+    "BlockwiseSampler",
     "ExactOptimum",
     "FitEvents",
     "FitResult",

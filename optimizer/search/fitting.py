@@ -364,7 +364,8 @@ class _Search:
         return dict(zip(self._metric.blocks, scores, strict=True))
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        return make_sampler(self._stage.sampler, trial_seed(self._seed, self._name, number))
+        seed = trial_seed(self._seed, self._name, number)
+        return make_sampler(self._stage.sampler, seed, self._space.parameters_by_block(self._metric.blocks))
 
     def _bound_to(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         recipe = recipe_as_data(self._space.algebra.recipe)

@@ -10,7 +10,7 @@ from optimizer.checkpoints.layout import Layout
 from optimizer.errors import InputError, StudyError
 from optimizer.recipes import Recipe, load_recipe, locate, locate_models
 from optimizer.recipes.yaml_files import UserFile, read_yaml, validate
-from optimizer.search.samplers import SAMPLERS
+from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, parameters_of
 from optimizer.similarity import METRICS
 
@@ -34,7 +34,7 @@ class _StageEntry(UserFile):
     elsewhere: str | None = None
     strategy: str = "joint"
     trials: StrictInt = _DEFAULT_TRIALS
-    sampler: str = "tpe"
+    sampler: str = DEFAULT_SAMPLER
     seeds: list[StrictInt] = Field(default_factory=lambda: [DEFAULT_SEED])
 
 
