@@ -167,9 +167,7 @@ class _Pass:
         self._rows = [*comparison.sources.values(), comparison.target]
         buffer = torch.empty(_SEGMENT * _LARGEST_ITEM, dtype=torch.uint8)
         self._readers = {each: ElementReader(each, buffer) for each in (self._reference, *self._rows)}
-        self._stages = {
-            dtype: _Stage(_SEGMENT, dtype, comparison.device) for dtype in (torch.float32, torch.float64)
-        }
+        self._stages = {dtype: _Stage(_SEGMENT, dtype, comparison.device) for dtype in (torch.float32, torch.float64)}
 
     def gram(self, segment: _Segment) -> torch.Tensor:
         """The Gram matrix of one segment, float64 [K + 2, K + 2]."""
