@@ -1,4 +1,4 @@
-"""Reading a part of a checkpoint element by element, into a buffer, which costs less than a mapped file's page faults."""
+"""Reading a part of a checkpoint into a buffer, some elements at a time: cheaper than a mapped file's page faults."""
 
 from io import FileIO
 

@@ -96,7 +96,8 @@ def finite(part: Part, checkpoint: Checkpoint, purpose: str) -> torch.Tensor:
 def check_channels(recipe: Recipe, output: str, parts: Sequence[Part], sources: Mapping[str, Path]) -> None:
     """Refuse a step in which a checkpoint with more input channels than A is added to A.
 
-    `sources` are their files, in the order that the parts' holders count. Raises CheckpointError, a line for each such step.
+    `sources` are their files, in the order that the parts' holders count. Raises CheckpointError, a line for each such
+    step.
     """
     problems: list[str] = []
     names = list(sources)

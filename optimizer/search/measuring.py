@@ -77,17 +77,20 @@ def open_study(
     device: torch.device,
     progress: Callable[[str, int, int], None],
     hashes: HashCache | None = None,
+    tensors: bool = True,
 ) -> Iterator[OpenStudy]:
     """Give the statistics of the study's checkpoints on at least `blocks`, measured now unless they were before.
 
     An earlier run's serve as long as every file that is there has the fingerprint that it had then, and every file that
-    is not there is still named as it was then. Files must be there for metrics that are computed from tensors.
+    is not there is still named as it was then. With `tensors` the files must be there if one of the study's metrics is
+    computed from them.
 
     Raises StudyError for files that are missing and cannot be done without, CheckpointError for files that do not fit.
     """
     earlier = load_measured(study.folder / STATISTICS)
     if study.missing:
-        if earlier is None or _reads_tensors(study) or (found := _without_files(study, earlier, hashes)) is None:
+        found = None if earlier is None else _without_files(study, earlier, hashes)
+        if earlier is None or found is None or (tensors and _reads_tensors(study)):
             raise StudyError(study.missing)
         if unmeasured := [block for block in blocks if block not in found.blocks]:
             names = study.recipe.layout.describe_blocks(unmeasured)
@@ -140,7 +143,7 @@ def _check_steps(study: Study, known: Comparison | Measured) -> None:
 
 
 def _without_files(study: Study, earlier: Measured, hashes: HashCache | None) -> Measured | None:
-    """What was measured of the study's files if those that are there have not changed and the others' names have not."""
+    """What was measured of the study's files, if those there have not changed, nor have the names of the others."""
 
     def marked(path: Path | None, file: str, before: FileMark | None) -> FileMark:
         if path is not None:

@@ -181,16 +181,16 @@ def _with_files(study: Study, path: Path, folders: Sequence[Path]) -> Study:
 
 def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
     problems = []
-    for field, value, known in (
+    for name, value, known in (
         ("metric", entry.metric, METRICS),
         ("elsewhere", entry.elsewhere, METRICS),
         ("strategy", entry.strategy, _STRATEGIES),
         ("sampler", entry.sampler, SAMPLERS),
     ):
         if value is not None and value not in known:
-            problems.append(f"{field}: received {value!r}; there are {', '.join(known)}")
+            problems.append(f"{name}: received {value!r}; there are {', '.join(known)}")
         elif value in METRICS and METRICS[value].needs_base and base is None:
-            problems.append(f"{field}: {value!r} needs `base`, the model that differences are taken from")
+            problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
     if entry.trials < 1:
         problems.append(f"trials: received {entry.trials}; must be at least 1")
     if not entry.seeds or min(entry.seeds) < 0:

@@ -1,4 +1,4 @@
-"""What one pass over a family of checkpoints found out, kept in a file: enough to fit any recipe over them without them.
+"""What one pass over a family of checkpoints found out, kept in a file: enough to fit recipes without the checkpoints.
 
 The file is a safetensors file of a few megabytes: the Gram matrices as tensors; as JSON in its metadata which files
 they are of (fingerprints, hashes), which tensors those hold, and the layout and mapping that put tensors into blocks.

@@ -76,7 +76,9 @@ def measure_statistics(comparison: Comparison, blocks: Sequence[str], *, threads
 
 
 def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int | None = None) -> torch.Tensor:
-    """The Gram matrix of each of `parts`, float64 [parts, K + 2, K + 2], from one pass; not finite where a tensor is not.
+    """The Gram matrix of each of `parts`, float64 [parts, K + 2, K + 2], from one pass.
+
+    It is not finite where a tensor holds NaN or Inf.
 
     `threads` as for `measure_statistics`; all have ended when this returns or raises.
     """
@@ -249,7 +251,7 @@ class _Stage:
         # What is not finite is told from its products, not by a warning.
         with np.errstate(all="ignore"):
             for start in range(0, length, _PIECES * PIECE):
-                chunk = rows[:, start : start + _PIECES * PIECE].unflatten(1, (-1, PIECE)).transpose(0, 1)
+                chunk = rows[:, start : start + _PIECES * PIECE].view(count, -1, PIECE).transpose(0, 1)
                 pieces = self._double[: chunk.numel()].view(chunk.shape).copy_(chunk)
                 pieces[:, 1:].sub_(pieces[:, :1])
                 _add_products(gram, pieces.numpy())
