@@ -33,9 +33,9 @@ Matrix = NDArray[np.float64]
 # up (7e-8 in all, measured, however short they are).
 PIECE = 512
 # Pieces that are multiplied at a time: few enough to stay in a processor's cache, enough to be worth a call.
-_PIECES = 128
+_PIECES = 64
 # Elements of each file that are read at a time, and what a thread takes on next.
-_SEGMENT = 1 << 18
+_SEGMENT = 1 << 17
 _LARGEST_ITEM = 8  # bytes: float64
 
 

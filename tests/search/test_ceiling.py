@@ -58,7 +58,7 @@ def test_least_squares(pool, far_target, far_study, metric):
 
     for block in BLOCKS:
         base, x, y, target = (
-            flat(tensors, block) for tensors in (*(pool.tensors[n] for n in "base x y".split()), far_target[1])
+            flat(tensors, block) for tensors in (*(pool.tensors[n] for n in ["base", "x", "y"]), far_target[1])
         )
         differences = np.stack([x - base, y - base], axis=1)
         if metric == "delta":
@@ -81,7 +81,7 @@ def test_least_squares(pool, far_target, far_study, metric):
 
 
 def test_sources(pool, far_target, far_study):
-    """Coefficients are lstsq's, errors those of leaving out each tensor in turn, losses those of leaving out a source."""
+    """Coefficients are lstsq's, errors those of leaving out each tensor, losses those of leaving out a source."""
     (found,) = study_ceilings(far_study, "delta")
 
     tensors = {name: values for name, values in pool.tensors.items() if name in ("base", "x", "y")} | {
@@ -128,7 +128,7 @@ def test_best_is_the_joint_optimum(far_study):
 
 
 def test_alphas_that_trade_off(write_study, far_target):
-    """Two steps with the same source move one coefficient: the rank says so and the two are named, a third one is not."""
+    """Two steps with the same source move one coefficient: the rank says so, and they alone are named."""
     again = STEPS.replace("name: T2", "name: T3").replace("a: T1", "a: T2") + STEPS.splitlines()[0].replace(
         "name: T1", "name: T2"
     ).replace("a: base", "a: T1")
@@ -143,7 +143,7 @@ def test_alphas_that_trade_off(write_study, far_target):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 3), alike=st.sampled_from(["none", "equal", "base", "target"]))
 def test_bounds_against_grids(seed, count, alike):
-    """Of drawn vectors, some equal to each other, zero or the target, no grid point beats the bound and some come near."""
+    """Of drawn vectors, some equal, zero or the target, no grid point beats the bound and some come near."""
     random = np.random.default_rng(seed)
     base, target = random.normal(size=(2, 12))
     target = base + 0.3 * target
@@ -188,7 +188,7 @@ def test_bounds_against_grids(seed, count, alike):
     same=st.sampled_from(["", "base", "x", "target"]),
 )
 def test_drawn_families(tmp_path_factory, write_sd1, sd1_tensors, seed, lost, same):
-    """recipe <= best <= ceiling and bounded <= ceiling hold for families that lack tensors or hold equal models."""
+    """Recipe <= best <= ceiling and bounded <= ceiling, for families that lack tensors or hold equal models."""
     folder = tmp_path_factory.mktemp("drawn")
     base = sd1_tensors(seed=0)
     query = "model.diffusion_model.output_blocks.6.1.transformer_blocks.0.attn1.to_q.weight"
