@@ -54,6 +54,8 @@ CEILING_METRICS = ("weights", "delta")
 _RIDGE = 1e-13
 # Eigenvalues and singular values below this share of the largest count as 0.
 _RANK = 1e-11
+# The squared length, in units of the target's, below which a projection counts as zero: cosines below 1e-7.
+_NOTHING = 1e-14
 _NO_BOUNDS = "these are no bounds for attention, which is not a cosine of weights"
 
 
@@ -295,9 +297,8 @@ def largest_cosine(products: Matrix, with_target: Vector, target: float, limits:
     scaled = products[np.ix_(there, there)] / np.outer(size[there], size[there])
     pulled = with_target[there] / (size[there] * math.sqrt(target))
     if limits is None:
-        return min(
-            math.sqrt(max(float(pulled @ np.linalg.pinv(scaled, rcond=_RANK, hermitian=True) @ pulled), 0.0)), 1.0
-        )
+        explained = float(pulled @ np.linalg.pinv(scaled, rcond=_RANK, hermitian=True) @ pulled)
+        return float(np.clip(math.sqrt(max(explained, 0.0)), 0.0, 1.0))
     lower = np.linalg.cholesky(scaled + _RIDGE * np.eye(len(scaled)))
     # In coordinates z = lower' x the columns are orthonormal, and the target is its projection onto them.
     projected = np.linalg.solve(lower, pulled)
@@ -306,7 +307,8 @@ def largest_cosine(products: Matrix, with_target: Vector, target: float, limits:
     pushed, _ = nnls(-walls, projected)
     nearest = np.linalg.solve(lower.T, projected + walls @ pushed)
     length = float(nearest @ scaled @ nearest)
-    return float(np.clip(pulled @ nearest / math.sqrt(length), 0.0, 1.0)) if length > 1e-24 else 0.0
+    # A projection shorter than this is what rounding leaves of none at all where sources are equal.
+    return float(np.clip(pulled @ nearest / math.sqrt(length), 0.0, 1.0)) if length > _NOTHING else 0.0
 
 
 def _space(recipe: Recipe, measured: Measured, step: str, blocks: Sequence[str]) -> Space:
@@ -446,7 +448,12 @@ def _least_squares_with_errors(gram: Matrix, asked: Sequence[int]) -> tuple[Vect
     def solve(summed: Matrix) -> Vector:
         products = summed[..., asked, :][..., :, asked]
         pulled = summed[..., asked, -1]
-        return np.asarray((np.linalg.pinv(products, rcond=_RANK, hermitian=True) @ pulled[..., None])[..., 0])
+        # With columns of length 1, or 0: a source close to the base counts as much as one far from it.
+        size = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1).clip(min=0.0))
+        inverse = np.divide(1.0, size, out=np.zeros_like(size), where=size > 1e-150)
+        scaled = products * inverse[..., :, None] * inverse[..., None, :]
+        found = np.linalg.pinv(scaled, rcond=_RANK, hermitian=True) @ (pulled * inverse)[..., None]
+        return np.asarray(found[..., 0] * inverse)
 
     total = gram.sum(axis=0)
     count = len(gram)

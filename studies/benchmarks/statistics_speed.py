@@ -131,12 +131,9 @@ def as_text(figures: Mapping[str, Any]) -> str:
         cpu = statistics.median(figures["seconds of processor time"][name])
         every = " ".join(f"{value:.2f}" for value in each)
         lines.append(f"| {name} | {middle:.2f} | {every} | {cpu:.2f} | {figures['numbers read'] / middle / 1e6:,.0f} |")
-    lines.append("")
-    for name in ("buffered", "mapped"):
-        lines.append(
-            f"statistics reach {100 * figures[f'share of the rate of {name}']:.0f} % of the rate of {name} "
-            f"(goal: at least {100 * GOAL:.0f} %)"
-        )
+    shares = {name: 100 * figures[f"share of the rate of {name}"] for name in ("buffered", "mapped")}
+    goal = f"(goal: at least {100 * GOAL:.0f} %)"
+    lines += ["", *(f"statistics reach {share:.0f} % of the rate of {name} {goal}" for name, share in shares.items())]
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
 from step_by_step import block_of, merged_names
@@ -140,7 +140,8 @@ def test_alphas_that_trade_off(write_study, far_target):
     assert set(found.identified.trade_off) == {f"{step}.{block}" for step in ("T1", "T2") for block in BLOCKS}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(seed=128, count=3, alike="equal")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 3), alike=st.sampled_from(["none", "equal", "base", "target"]))
 def test_bounds_against_grids(seed, count, alike):
     """Of drawn vectors, some equal, zero or the target, no grid point beats the bound and some come near."""
@@ -227,6 +228,33 @@ def test_target_equal_to_the_base(write_study, pool, tmp_path):
     assert all((one.best, one.ceiling, one.ceiling_bounded) == (0, 0, 0) for one in delta.blocks.values())
     assert weights.total["ceiling_bounded"] == pytest.approx(1, abs=1e-12)
     assert delta.sources["x"].coefficient == 0
+
+
+def test_study_without_a_base(write_study, far_target, pool):
+    """Without a base there is a ceiling by weights alone; bounded, it is the best of all convex combinations."""
+    steps = (
+        "  - {name: T1, mode: weight_sum, a: x, b: y, alpha: {search: [0, 1], blocks: OUT03}}\n"
+        "  - {name: T2, mode: weight_sum, a: T1, b: z, alpha: {search: [0, 1], blocks: OUT03}}\n"
+    )
+    folder = write_study(steps, "  - {name: s, metric: weights, trials: 3}\n", far_target[0])
+    recipe = folder / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text("".join(line for line in text.splitlines(keepends=True) if "base:" not in line), encoding="utf-8")
+    study = load_study(folder)
+
+    (found,) = study_ceilings(study)
+
+    sources = np.stack([flat(pool.tensors[name], "OUT03") for name in "xyz"])
+    shares = np.linspace(0, 1, 101)
+    weights = np.array([(a, b, 1 - a - b) for a in shares for b in shares if a + b <= 1])
+    grid = weights @ sources
+    target = flat(far_target[1], "OUT03")
+    values = grid @ target / np.linalg.norm(grid, axis=1) / np.linalg.norm(target)
+    assert found.metric == "weights"
+    assert values.max() - 1e-12 <= found.total["ceiling_bounded"] <= values.max() + 1e-5
+    assert set(found.sources) == {"y", "z"}
+    with pytest.raises(InputError, match="needs `base`"):
+        study_ceilings(study, "delta")
 
 
 def test_command(far_study, capsys, monkeypatch, tmp_path):
