@@ -309,6 +309,33 @@ def status(study: _STUDY, as_json: _Json = False) -> None:
     _console().print(status_table(found))
 
 
+@app.command(epilog="Example: blockfit ceiling studies/demo --metric delta")
+def ceiling(
+    study: _STUDY,
+    metric: Annotated[str, typer.Option("--metric", help="weights, delta or both.")] = "both",
+    device: _Device = "auto",
+    models: _Models = None,
+    as_json: _Json = False,
+) -> None:
+    """What a study can reach: its best recipe, the best of its free alphas, the best merge of its sources at all.
+
+    Also of a study that was never fitted. Needs no checkpoints once their statistics are in the study's folder.
+    """
+    from optimizer.reports import ceiling_tables
+    from optimizer.search import load_study, study_ceilings
+
+    loaded = load_study(study, _folders(models))
+    with _reading() as progress:
+        found = study_ceilings(loaded, metric, device=_device(device), progress=progress, hashes=_hashes())
+    if as_json:
+        _print_json(found[0].as_dict() if len(found) == 1 else [one.as_dict() for one in found])
+        return
+    console = _console()
+    for one in found:
+        for table in ceiling_tables(one):
+            console.print(table)
+
+
 @app.command(epilog="Example: blockfit demo my-first-fit")
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Made if it is not there.")] = Path(

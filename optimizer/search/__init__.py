@@ -4,8 +4,20 @@ May import `optimizer.recipes` and `optimizer.similarity`; never opens a checkpo
 """
 
 from optimizer.search.blockwise import BlockwiseSampler
+from optimizer.search.ceiling import (
+    BlockCeiling,
+    Ceiling,
+    Identified,
+    SourceShare,
+    ceilings,
+    identify,
+    largest_cosine,
+    source_shares,
+    study_ceilings,
+)
 from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.fitting import FitEvents, FitResult, SearchResult, StepScores, TrialsFailed, fit
+from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.samplers import SAMPLERS, make_sampler
 from optimizer.search.space import Parameter, Space, parameters_of
 from optimizer.search.status import SearchStatus, study_status
@@ -15,23 +27,34 @@ from optimizer.search.study import Stage, Study, load_study, study_file
 __all__ = [
     "DATABASE",
     "SAMPLERS",
+    "BlockCeiling",
     "BlockwiseSampler",
+    "Ceiling",
     "ExactOptimum",
     "FitEvents",
     "FitResult",
+    "Identified",
+    "OpenStudy",
     "Parameter",
     "SearchResult",
     "SearchStatus",
+    "SourceShare",
     "Space",
     "Stage",
     "StepScores",
     "Study",
     "TrialsFailed",
+    "ceilings",
     "exact_optimum",
     "fit",
+    "identify",
+    "largest_cosine",
     "load_study",
     "make_sampler",
+    "open_study",
     "parameters_of",
+    "source_shares",
+    "study_ceilings",
     "study_file",
     "study_status",
 ]
