@@ -150,14 +150,8 @@ def verified_table(steps: Sequence[Verified], *, ascii_only: bool = False) -> Ta
 def simplified_table(simplified: Simplified, *, ascii_only: bool = False) -> Table:
     """What became of a recipe: similarities, numbers by the grid they lie on, steps and sources, before and after."""
     table = _table("Simplified", ["", "before", "after", "difference"], ascii_only=ascii_only)
-    sections: list[list[list[str]]] = [
-        [
-            [f"similarity, {name}", *_beside(simplified.after[name], before)]
-            for name, before in simplified.before.items()
-        ]
-    ]
-    # `_beside` puts what was measured first; here that comes after.
-    sections = [[[name, before, after, change] for name, after, before, change in sections[0]]]
+    totals = [(f"similarity, {name}", old, simplified.after[name]) for name, old in simplified.before.items()]
+    sections = [[[name, percent(old), percent(new), f"{100 * (new - old):+.4f}"] for name, old, new in totals]]
     kinds = {"0": "alphas at 0", "finer": "alphas on no grid"}
     counts = [
         (kinds.get(grid, f"alphas on grid {grid}"), old, new) for grid, (old, new) in simplified.changes.grids().items()

@@ -24,7 +24,7 @@ _ALIKE = 1e-5
 
 @dataclass(frozen=True)
 class NotedSearch:
-    """A search that a recipe notes in `fitted`: the result of `step` was scored on `measured` = ((metric, blocks), ...).
+    """A search noted in a recipe's `fitted`: the result of `step` was scored on `measured` = ((metric, blocks), ...).
 
     `similarity` is what it reached; `before`, once the recipe was simplified, what it reached before.
     """
@@ -82,7 +82,7 @@ def simplify_file(
     What is scored, and how, is what the recipe notes of the searches that found it. `target`, `metric`, `seeds` (of
     attention's random inputs) and `base` (the model that delta takes differences from; default: the one called base)
     stand for what it does not note, or instead of it. A recipe that notes no search is scored by attention unless
-    `metric` says otherwise, on all blocks that it moves and the metric sees. `warn` is told what is odd but no obstacle.
+    `metric` says otherwise, on all blocks that it moves and the metric sees. `warn` is told what is odd.
 
     Raises InputError, nothing written, for a recipe that is not finished, a target that nobody names, or files that are
     missing or do not fit.
@@ -91,20 +91,24 @@ def simplify_file(
         raise InputError(f"{output}: is the recipe itself; write to another file")
     if not output.resolve().parent.is_dir():
         raise InputError(f"{output}: the folder {output.resolve().parent} does not exist; create it first")
+    if metric is not None and metric not in METRICS:
+        raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
     recipe = load_recipe(path)
     try:
         check_finished(recipe)
         searches = _asked(noted_searches(recipe), recipe, metric, seeds)
     except RecipeError as error:
         raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
-    base = _base(recipe, searches, base, path)
+    relative = _needs_base(searches) or (metric is not None and METRICS[metric].needs_base)
+    base = _base(recipe, base, path, needed=relative)
     beside, *others = folders_of(recipe, path, folders)
-    goal, noted_file = _target(recipe, path, target, (beside, *others))
+    goal, file = _target(recipe, path, target, (beside, *others))
     used = {name for step in recipe.steps for name in step.inputs.values()} | {base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
     sources = locate_models(files, beside, others, named_in=path)
     digest = sha256(goal, hashes, progress=_hashing(goal, progress))
-    same_target = digest == _noted_target(recipe).get("sha256")
+    noted_base = (recipe.fitted or {}).get("base")
+    same = digest == _noted_target(recipe).get("sha256") and noted_base in (None, base)
     with open_comparison(
         recipe.layout,
         sources,
@@ -117,15 +121,15 @@ def simplify_file(
         for step in recipe.steps:
             check_channels(recipe, step.name, comparison.parts, comparison.sources)
         searches = searches or (_whole_recipe(recipe, comparison, metric or "attention", seeds, path),)
-        scored = _scored(searches, comparison, same_target=same_target)
+        scored = _scored(searches, comparison, as_noted=same)
         simplified = simplify(
             recipe, scored, tolerance, groups=comparison.groups, sources=tuple(comparison.sources),
             numbers=_searched_numbers(recipe, path, scored),
             # Without its base, nobody could measure the similarities again.
-            keep=() if base is None or not _needs_base(searches) else (base,),
+            keep=(base,) if base is not None and relative else (),
         )  # fmt: skip
     for search in searches:
-        if same_target and search.before is None and search.similarity is not None:
+        if same and search.before is None and search.similarity is not None:
             measured = simplified.before[search.name]
             if abs(measured - search.similarity) > _ALIKE:
                 warn(
@@ -137,9 +141,10 @@ def simplify_file(
         **(recipe.fitted or {"by": "blockfit"}),
         "recipe": _relative(path.parent / origin if isinstance(origin, str) else path, output.parent),
         "target": {
-            "file": noted_file if _same_folder(path, output) else _relative(goal, output.parent),
+            "file": file if _same_folder(path, output) else _relative(goal, output.parent),
             "sha256": digest,
         },
+        **({"base": base} if relative else {}),
         "searches": _as_noted(searches, simplified, (recipe.fitted or {}).get("searches") or ()),
         "simplified": {"from": _first_of(recipe) or path.name, "tolerance": tolerance},
     }
@@ -159,11 +164,11 @@ def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> No
 
     def similarity(field: str) -> float | None:
         value = entry.get(field)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1
-        ):
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
             raise RecipeError(f"{where}.{field}: received {value!r}; must be a number in [-1, 1]")
-        return None if value is None else float(value)
+        return float(value)
 
     names = text("metric").split("+")
     if unknown := [name for name in names if name not in METRICS]:
@@ -250,8 +255,6 @@ def _asked(
     searches: Sequence[NotedSearch], recipe: Recipe, metric: str | None, seeds: Sequence[int] | None
 ) -> tuple[NotedSearch, ...]:
     """The noted searches, scored by another metric or other random inputs if the user wants that."""
-    if metric is not None and metric not in METRICS:
-        raise RecipeError(f"metric: received {metric!r}; there are {', '.join(METRICS)}")
     if metric is not None:
         visible = METRICS[metric].sees(recipe.layout)
         for search in searches:
@@ -294,7 +297,7 @@ def _whole_recipe(
     return NotedSearch(recipe.output, recipe.output, ((metric, blocks),), tuple(seeds or (DEFAULT_SEED,)))
 
 
-def _scored(searches: Sequence[NotedSearch], comparison: Comparison, *, same_target: bool) -> tuple[Scored, ...]:
+def _scored(searches: Sequence[NotedSearch], comparison: Comparison, *, as_noted: bool) -> tuple[Scored, ...]:
     read = {block for search in searches for name, own in search.measured for block in own if _reads(name)}
     blocks = tuple(block for block in comparison.layout.blocks if block in read)
     statistics = measure_statistics(comparison, blocks) if blocks else None
@@ -305,7 +308,7 @@ def _scored(searches: Sequence[NotedSearch], comparison: Comparison, *, same_tar
         if key not in built:
             seeded = replace(comparison, seeds=search.seeds)
             built[key] = Combined([build_metric(name, seeded, own, statistics) for name, own in search.measured])
-        reference = search.before if same_target else None
+        reference = search.before if as_noted else None
         found.append(Scored(search.name, search.step, search.metric, built[key], reference))
     return tuple(found)
 
@@ -339,12 +342,16 @@ def _searched_numbers(recipe: Recipe, path: Path, scored: Sequence[Scored]) -> t
     return (*told, *default_numbers(recipe, scored, steps))
 
 
-def _base(recipe: Recipe, searches: Sequence[NotedSearch], base: str | None, path: Path) -> str | None:
+def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str | None:
+    """The model that differences are taken from: the one asked for, the one noted, the one called base; or none."""
     if base is not None and base not in recipe.models:
         raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
-    found = base if base is not None else ("base" if "base" in recipe.models else None)
-    if found is None and _needs_base(searches):
-        raise InputError(f"{path}: it was fitted by delta, which needs a base; name it (--base)")
+    candidates = (base, (recipe.fitted or {}).get("base"), "base")
+    found = next((name for name in candidates if name is not None and name in recipe.models), None)
+    if found is None and needed:
+        raise InputError(
+            f"{path}: delta needs a base, the model that differences are taken from; name one of its models (--base)"
+        )
     return found
 
 
