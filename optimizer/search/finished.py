@@ -119,7 +119,7 @@ def simplify_file(
         progress=progress,
     ) as comparison:
         for step in recipe.steps:
-            check_channels(recipe, step.name, comparison.parts, comparison.sources)
+            check_channels(recipe, step.name, comparison.parts, comparison.paths)
         searches = searches or (_whole_recipe(recipe, comparison, metric or "attention", seeds, path),)
         scored = _scored(searches, comparison, as_noted=same)
         simplified = simplify(
