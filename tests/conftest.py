@@ -1,11 +1,16 @@
 """Fixtures that every part of the tests shares: tiny checkpoints with the topology of Stable Diffusion 1.x."""
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+# What a shell starts in the background ignores Ctrl-C, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _ATTENTION_BLOCKS = (
     *(f"input_blocks.{n}" for n in (1, 2, 4, 5, 7, 8)),

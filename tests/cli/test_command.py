@@ -172,7 +172,10 @@ def test_ctrl_c_exports_the_best_so_far(folder: Path) -> None:
     while time.monotonic() < deadline and not (log.exists() and log.read_text(encoding="utf-8").count("COMPLETE") > 3):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, problems = process.communicate(timeout=120)
+    try:
+        _, problems = process.communicate(timeout=120)
+    finally:
+        process.kill()
 
     assert process.returncode == 130
     assert problems.decode().splitlines() == [
