@@ -6,6 +6,7 @@ written; 130 interrupted, the best so far exported. Tracebacks only with `--debu
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -293,6 +294,44 @@ def verify(
     _console().print(verified_table(steps))
 
 
+@app.command(epilog="Example: blockfit simplify studies/demo/best.yaml --tolerance 1e-4")
+def simplify(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A finished recipe, such as a fit's best.yaml.")],
+    tolerance: Annotated[float, typer.Option("--tolerance", help="The similarity that may be lost in all.")] = 1e-4,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The recipe to write; default: NAME.simple.yaml beside it.")
+    ] = None,
+    target: Annotated[Path | None, typer.Option("--target", help="Default: the target that the recipe notes.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="Default: what the recipe was fitted by.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, help="Of attention's random inputs; may be repeated.")
+    ] = None,
+    device: _Device = "auto",
+    models: _Models = None,
+    as_json: _Json = False,
+) -> None:
+    """Make a finished recipe simpler: coarser alphas, fewer steps and sources, for nearly the same similarity."""
+    from optimizer.reports import simplified_table
+    from optimizer.search import simple_path, simplify_file
+
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise InputError(f"--tolerance: received {tolerance:g}; must be a number above 0, such as 1e-4")
+    written = output if output is not None else simple_path(recipe)
+    with _reading() as progress:
+        found = simplify_file(
+            recipe, written, tolerance=tolerance, target=target, metric=metric, base=base, seeds=seeds,
+            folders=_folders(models), device=_device(device), hashes=_hashes(), progress=progress,
+            warn=lambda text: _problem(f"warning: {text}"),
+        )  # fmt: skip
+    if as_json:
+        _print_json({"recipe": str(recipe), "output": str(written), "tolerance": tolerance, **found.as_dict()})
+        return
+    console = _console()
+    console.print(simplified_table(found))
+    console.print(f"{found.recipe.output} -> {written}", markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: blockfit status studies/demo")
 def status(study: _STUDY, as_json: _Json = False) -> None:
     """What a study has done so far; needs no checkpoints."""
@@ -304,6 +343,33 @@ def status(study: _STUDY, as_json: _Json = False) -> None:
         _print_json([entry.as_dict() for entry in found])
         return
     _console().print(status_table(found))
+
+
+@app.command(epilog="Example: blockfit ceiling studies/demo --metric delta")
+def ceiling(
+    study: _STUDY,
+    metric: Annotated[str, typer.Option("--metric", help="weights, delta or both.")] = "both",
+    device: _Device = "auto",
+    models: _Models = None,
+    as_json: _Json = False,
+) -> None:
+    """What a study can reach: its best recipe, the best of its free alphas, the best merge of its sources at all.
+
+    Also of a study that was never fitted. Needs no checkpoints once their statistics are in the study's folder.
+    """
+    from optimizer.reports import ceiling_tables
+    from optimizer.search import load_study, study_ceilings
+
+    loaded = load_study(study, _folders(models))
+    with _reading() as progress:
+        found = study_ceilings(loaded, metric, device=_device(device), progress=progress, hashes=_hashes())
+    if as_json:
+        _print_json(found[0].as_dict() if len(found) == 1 else [one.as_dict() for one in found])
+        return
+    console = _console()
+    for one in found:
+        for table in ceiling_tables(one):
+            console.print(table)
 
 
 @app.command(epilog="Example: blockfit demo my-first-fit")

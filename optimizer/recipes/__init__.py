@@ -4,6 +4,7 @@ May import torch, pydantic, ruamel.yaml and `optimizer.checkpoints`; never simil
 """
 
 from optimizer.recipes.coefficients import Algebra, Group
+from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
 from optimizer.recipes.locations import folders_of, locate, locate_models
@@ -18,6 +19,7 @@ __all__ = [
     "MODES",
     "Algebra",
     "Alpha",
+    "ElementReader",
     "Expected",
     "Free",
     "Group",

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from enum import Enum, auto
-from io import FileIO
 from queue import SimpleQueue
 from threading import Lock
 from typing import NoReturn
@@ -21,6 +20,7 @@ import torch
 
 from optimizer.checkpoints import Checkpoint, SafetensorsWriter
 from optimizer.errors import CheckpointError
+from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.tensors import Part, finite
 
 __all__ = ["CHUNK", "MergedTensor", "WeightedSum", "write_merged"]
@@ -184,7 +184,7 @@ class _Adder:
 
     def __init__(self, sources: Sequence[Checkpoint], dtype: torch.dtype) -> None:
         buffer = torch.empty(CHUNK * _LARGEST_ITEM, dtype=torch.uint8)
-        self._readers = [_Reader(source, buffer) for source in sources]
+        self._readers = [ElementReader(source, buffer) for source in sources]
         self._dtype = dtype
         self._total = torch.empty(CHUNK, dtype=torch.float32)
         self._rounded = self._total if dtype == torch.float32 else torch.empty(CHUNK, dtype=dtype)
@@ -248,49 +248,3 @@ class _Adder:
             f"tensor {what.part.name!r}: the merge reaches {total.abs().max():.6g}, but {name} ends at "
             f"{torch.finfo(self._dtype).max:.6g}; use --dtype bf16 or fp32"
         )
-
-
-class _Reader:
-    """Reads one checkpoint's tensors from element to element, for one thread.
-
-    `buffer`, uint8 [bytes], holds what was read last; readers that are not in use at the same time may share it.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, buffer: torch.Tensor) -> None:
-        self.checkpoint = checkpoint
-        self._buffer = buffer
-        self._bytes = buffer.numpy().data
-        self._file: FileIO | None = None
-        self._part: Part | None = None
-        self._elements = buffer[:0]
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-
-    def read(self, part: Part, start: int, stop: int) -> torch.Tensor:
-        """The elements `start` to `stop` of `part`, flattened, in the dtype stored; valid until the next are read."""
-        info = self.checkpoint.tensors[part.name]
-        if info.offset is None or part.channels is not None:
-            if self._part is not part:
-                self._part, self._elements = part, part.read(self.checkpoint).reshape(-1)
-            return self._elements[start:stop]
-        size = (stop - start) * info.dtype.itemsize
-        try:
-            self._fill(info.offset + start * info.dtype.itemsize, size)
-        except OSError as error:
-            raise CheckpointError(f"{self.checkpoint.path}: cannot be read: {error.strerror or error}") from error
-        return self._buffer[:size].view(info.dtype)
-
-    def _fill(self, offset: int, size: int) -> None:
-        # A file handle of its own and `seek`, because `preadv` is not there on every system.
-        if self._file is None:
-            self._file = FileIO(self.checkpoint.path)
-        self._file.seek(offset)
-        done = 0
-        while done < size:
-            count = self._file.readinto(self._bytes[done:size])
-            if not count:
-                raise CheckpointError(f"{self.checkpoint.path}: ends too early: it was changed while it was read")
-            done += count

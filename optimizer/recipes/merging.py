@@ -69,7 +69,7 @@ def merge(
             baked = stack.enter_context(open_vae(vae, recipe.layout, list(opened.values())))
             opened = {source: stack.enter_context(without_vae(opened[source])) for source in sources}
         parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()))
-        check_channels(recipe, name, parts, opened)
+        check_channels(recipe, name, parts, {source: opened[source].path for source in opened})
         plan = _Plan(recipe, name, opened, parts, dtype, baked)
         metadata = merge_metadata(
             recipe, name, opened, channels=plan.channels, vae=baked, date=date, embed_recipe=embed_recipe,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -92,10 +93,11 @@ def finite(part: Part, checkpoint: Checkpoint, purpose: str) -> torch.Tensor:
     return tensor
 
 
-def check_channels(recipe: Recipe, output: str, parts: Sequence[Part], sources: Mapping[str, Checkpoint]) -> None:
+def check_channels(recipe: Recipe, output: str, parts: Sequence[Part], sources: Mapping[str, Path]) -> None:
     """Refuse a step in which a checkpoint with more input channels than A is added to A.
 
-    `sources` are in the order that the parts' holders count. Raises CheckpointError, a line for each such step.
+    `sources` are their files, in the order that the parts' holders count. Raises CheckpointError, a line for each such
+    step.
     """
     problems: list[str] = []
     names = list(sources)
@@ -109,8 +111,8 @@ def check_channels(recipe: Recipe, output: str, parts: Sequence[Part], sources: 
                 wide[step.name] = wide[beside]
                 narrow = next((name for name in _leaves(recipe, step.a) if name in sources), step.a)
                 problems.append(
-                    f"{sources[wide[beside]].path}: tensor {part.name!r} has {part.channels[1]} input channels, but "
-                    f"{part.channels[0]} in {sources[narrow].path}; "
+                    f"{sources[wide[beside]]}: tensor {part.name!r} has {part.channels[1]} input channels, but "
+                    f"{part.channels[0]} in {sources[narrow]}; "
                     f"steps.{step.name} takes an inpainting model only as a"
                 )
     if problems:

@@ -3,14 +3,25 @@
 May import `optimizer.search` and what lies below it, pandas, matplotlib and rich; never `optimizer.cli`.
 """
 
+from optimizer.reports.ceilings import ceiling_tables
 from optimizer.reports.listings import inspection_table, status_table
 from optimizer.reports.plots import write_plots
-from optimizer.reports.tables import block_table, percent, steps_table, trials_table, verified_table, write_trials
+from optimizer.reports.tables import (
+    block_table,
+    percent,
+    simplified_table,
+    steps_table,
+    trials_table,
+    verified_table,
+    write_trials,
+)
 
 __all__ = [
     "block_table",
+    "ceiling_tables",
     "inspection_table",
     "percent",
+    "simplified_table",
     "status_table",
     "steps_table",
     "trials_table",

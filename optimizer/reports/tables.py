@@ -12,10 +12,18 @@ from rich.text import Text
 
 from optimizer.checkpoints import replace_text
 from optimizer.recipes import Expected
-from optimizer.search import FitResult, SearchResult, StepScores
+from optimizer.search import FitResult, SearchResult, Simplified, StepScores
 from optimizer.similarity import Verified, total_similarity
 
-__all__ = ["block_table", "percent", "steps_table", "trials_table", "verified_table", "write_trials"]
+__all__ = [
+    "block_table",
+    "percent",
+    "simplified_table",
+    "steps_table",
+    "trials_table",
+    "verified_table",
+    "write_trials",
+]
 
 _TRIAL_COLUMNS = ("search", "stage", "step", "trial", "state", "similarity", "origin", "seconds")
 # What a column takes besides its text: a space on either side and a border.
@@ -137,6 +145,28 @@ def verified_table(steps: Sequence[Verified], *, ascii_only: bool = False) -> Ta
             last = line == len(rows) - 1 and max(len(rows), len(following)) > 1
             table.add_row(*(_text(cell, ascii_only) for cell in cells), end_section=last)
     return table
+
+
+def simplified_table(simplified: Simplified, *, ascii_only: bool = False) -> Table:
+    """What became of a recipe: similarities, numbers by the grid they lie on, steps and sources, before and after."""
+    table = _table("Simplified", ["", "before", "after", "difference"], ascii_only=ascii_only)
+    totals = [(f"similarity, {name}", old, simplified.after[name]) for name, old in simplified.before.items()]
+    sections = [[[name, percent(old), percent(new), f"{100 * (new - old):+.4f}"] for name, old, new in totals]]
+    kinds = {"0": "alphas at 0", "finer": "alphas on no grid"}
+    counts = [
+        (kinds.get(grid, f"alphas on grid {grid}"), old, new) for grid, (old, new) in simplified.changes.grids().items()
+    ]
+    sections.append([_counted(*line) for line in [*counts, ("distinct numbers", *simplified.distinct)]])
+    dropped = [("steps dropped", simplified.changes.steps), ("sources dropped", simplified.changes.sources)]
+    sections.append([[name, "", str(len(names)), ", ".join(names) or _MISSING] for name, names in dropped])
+    for rows in sections:
+        for position, row in enumerate(rows, start=1):
+            table.add_row(*(_text(cell, ascii_only) for cell in row), end_section=position == len(rows))
+    return table
+
+
+def _counted(name: str, before: int, after: int) -> list[str]:
+    return [name, str(before), str(after), f"{after - before:+d}" if after != before else _MISSING]
 
 
 def _verified_rows(verified: Verified) -> list[list[str]]:

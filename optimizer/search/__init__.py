@@ -3,9 +3,24 @@
 May import `optimizer.recipes` and `optimizer.similarity`; never opens a checkpoint's tensors itself.
 """
 
+from optimizer.search.blockwise import BlockwiseSampler
+from optimizer.search.ceiling import (
+    BlockCeiling,
+    Ceiling,
+    Identified,
+    SourceShare,
+    ceilings,
+    identify,
+    largest_cosine,
+    source_shares,
+    study_ceilings,
+)
 from optimizer.search.exact import ExactOptimum, exact_optimum
+from optimizer.search.finished import NotedSearch, noted_searches, simple_path, simplify_file
 from optimizer.search.fitting import FitEvents, FitResult, SearchResult, StepScores, TrialsFailed, fit
+from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.samplers import SAMPLERS, make_sampler
+from optimizer.search.simplifying import Changes, Number, Scored, SettledNumber, Simplified, default_numbers, simplify
 from optimizer.search.space import Parameter, Space, parameters_of
 from optimizer.search.status import SearchStatus, study_status
 from optimizer.search.storage import DATABASE
@@ -14,22 +29,45 @@ from optimizer.search.study import Stage, Study, load_study, study_file
 __all__ = [
     "DATABASE",
     "SAMPLERS",
+    "BlockCeiling",
+    "BlockwiseSampler",
+    "Ceiling",
+    "Changes",
     "ExactOptimum",
     "FitEvents",
     "FitResult",
+    "Identified",
+    "NotedSearch",
+    "Number",
+    "OpenStudy",
     "Parameter",
+    "Scored",
     "SearchResult",
     "SearchStatus",
+    "SettledNumber",
+    "Simplified",
+    "SourceShare",
     "Space",
     "Stage",
     "StepScores",
     "Study",
     "TrialsFailed",
+    "ceilings",
+    "default_numbers",
     "exact_optimum",
     "fit",
+    "identify",
+    "largest_cosine",
     "load_study",
     "make_sampler",
+    "noted_searches",
+    "open_study",
     "parameters_of",
+    "simple_path",
+    "simplify",
+    "simplify_file",
+    "source_shares",
+    "study_ceilings",
     "study_file",
     "study_status",
 ]

@@ -17,9 +17,10 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from optimizer.checkpoints import HashCache, fingerprint, sha256
-from optimizer.recipes import Algebra, Free, Recipe, check_channels, recipe_as_data, save_recipe
+from optimizer.checkpoints import HashCache
+from optimizer.recipes import Algebra, Free, Recipe, recipe_as_data, save_recipe
 from optimizer.search.exact import ExactOptimum, exact_optimum
+from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.samplers import make_sampler, trial_seed
 from optimizer.search.space import Parameter, Space, filled_alphas
 from optimizer.search.storage import close_storage, open_search, open_storage
@@ -28,12 +29,11 @@ from optimizer.similarity import (
     METRICS,
     Combined,
     Comparison,
+    Measured,
     Metric,
     QuadraticMetric,
     Statistics,
     build_metric,
-    measure_statistics,
-    open_comparison,
     total_similarity,
 )
 
@@ -141,26 +141,16 @@ class _Fit:
     def run(self, fresh: bool) -> FitResult:
         study = self._study
         stopped: KeyboardInterrupt | TrialsFailed | None = None
-        with open_comparison(
-            study.recipe.layout,
-            study.sources,
-            study.target,
-            base=study.sources[study.base] if study.base is not None else None,
-            mapping=study.recipe.mapping,
-            device=self._device,
-            progress=self._events.progress,
-        ) as comparison:
-            for stage in study.stages:
-                for step in stage.steps:
-                    check_channels(study.recipe, step, comparison.parts, comparison.sources)
-            # All of the input is read and checked before anything is written.
-            identity = self._identity(comparison)
-            hashed = self._hash_files()
-            statistics = measure_statistics(comparison, self._blocks())
+        with open_study(
+            study, blocks=self._blocks(), device=self._device, progress=self._events.progress, hashes=self._hashes
+        ) as opened:
+            # All of the input is read and checked before anything is written, but for what was measured of it.
+            identity = self._identity(opened)
+            hashed = opened.sha256(self._hashes, self._events.progress)
             storage = open_storage(study.folder, fresh=fresh)
             try:
                 for stage in study.stages:
-                    self._run_stage(stage, comparison, statistics, storage, identity)
+                    self._run_stage(stage, opened, storage, identity)
             except (KeyboardInterrupt, TrialsFailed) as error:
                 stopped = error
                 if not any(result.best for result in self._results):
@@ -180,12 +170,13 @@ class _Fit:
     def _run_stage(
         self,
         stage: Stage,
-        comparison: Comparison,
-        statistics: Statistics,
+        opened: OpenStudy,
         storage: BaseStorage,
         identity: Mapping[str, Any],
     ) -> None:
-        comparison = replace(comparison, seeds=stage.seeds)
+        comparison, statistics = opened.comparison, opened.measured.statistics
+        if isinstance(comparison, Comparison):
+            comparison = replace(comparison, seeds=stage.seeds)
         metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
         exact = _exact_metrics(comparison, stage.blocks, statistics)
         try:
@@ -211,34 +202,23 @@ class _Fit:
             return
         self._recipe = self._recipe.with_alphas(filled_alphas(self._results[-1].parameters, best.params))
 
-    def _score_steps(self, stage: Stage, comparison: Comparison, metrics: Mapping[str, Metric]) -> None:
+    def _score_steps(self, stage: Stage, comparison: Comparison | Measured, metrics: Mapping[str, Metric]) -> None:
         for name in stage.steps:
             step = self._recipe.step(name)
             for label, metric in metrics.items():
                 before, after = (_scores(self._recipe, output, comparison, metric) for output in (step.a, step.name))
                 self._scores.append(StepScores(stage.name, name, label, before, after))
 
-    def _identity(self, comparison: Comparison) -> dict[str, Any]:
+    def _identity(self, opened: OpenStudy) -> dict[str, Any]:
         """What every trial depends on besides its stage: the tensors, the layout and the mapping."""
-        checkpoints = {**comparison.sources, "the target": comparison.target}
-        marks = {name: fingerprint(checkpoint, self._hashes) for name, checkpoint in checkpoints.items()}
         recipe = self._study.recipe
         return {
             "layout": recipe.layout.name,
             "mapping": recipe.mapping,
             "base": self._study.base,
             "seed": self._study.seed,
-            **{f"file for {name}": mark for name, mark in marks.items()},
+            **{f"file for {name}": mark for name, mark in opened.fingerprints.items()},
         }
-
-    def _hash_files(self) -> dict[str, str]:
-        paths = {**self._study.sources, "": self._study.target}
-        hashed = {}
-        for position, (name, path) in enumerate(paths.items()):
-            self._events.progress("hashing the checkpoints", position, len(paths))
-            hashed[name] = sha256(path, self._hashes)
-        self._events.progress("hashing the checkpoints", len(paths), len(paths))
-        return hashed
 
     def _finished_recipe(self, hashed: Mapping[str, str], *, complete: bool) -> Recipe:
         recipe = self._recipe.started()
@@ -253,7 +233,7 @@ class _Fit:
         fitted = {
             "by": "blockfit",
             "recipe": _relative(self._study.recipe_path, self._study.folder),
-            "target": {"file": self._study.target_file, "sha256": hashed[""]},
+            "target": {"file": self._study.target_file, **({"sha256": hashed[""]} if "" in hashed else {})},
             "complete": complete,
             "searches": [_summary(result) for result in self._results],
         }
@@ -364,7 +344,8 @@ class _Search:
         return dict(zip(self._metric.blocks, scores, strict=True))
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        return make_sampler(self._stage.sampler, trial_seed(self._seed, self._name, number))
+        seed = trial_seed(self._seed, self._name, number)
+        return make_sampler(self._stage.sampler, seed, self._space.parameters_by_block(self._metric.blocks))
 
     def _bound_to(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         recipe = recipe_as_data(self._space.algebra.recipe)
@@ -407,7 +388,9 @@ class _Search:
         }
 
 
-def _exact_metrics(comparison: Comparison, blocks: Sequence[str], statistics: Statistics) -> dict[str, QuadraticMetric]:
+def _exact_metrics(
+    comparison: Comparison | Measured, blocks: Sequence[str], statistics: Statistics
+) -> dict[str, QuadraticMetric]:
     metrics = {}
     for name in _EXACT:
         if not METRICS[name].needs_base or comparison.base is not None:
@@ -417,7 +400,7 @@ def _exact_metrics(comparison: Comparison, blocks: Sequence[str], statistics: St
     return metrics
 
 
-def _scores(recipe: Recipe, output: str, comparison: Comparison, metric: Metric) -> dict[str, float]:
+def _scores(recipe: Recipe, output: str, comparison: Comparison | Measured, metric: Metric) -> dict[str, float]:
     algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), output)
     scores = metric.score(algebra.coefficients(algebra.starting_alphas()))[0].tolist()
     return dict(zip(metric.blocks, scores, strict=True))

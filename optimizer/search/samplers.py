@@ -7,39 +7,59 @@ and repeats nothing.
 
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 
-__all__ = ["SAMPLERS", "make_sampler", "trial_seed"]
+from optimizer.search.blockwise import BlockwiseSampler
+
+__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "make_sampler", "trial_seed"]
+
+DEFAULT_SAMPLER = "blockwise"
+
+# Which parameters each block's score depends on, {block: parameters}; None if every parameter is a block of its own.
+_Blocks = Mapping[str, Sequence[str]] | None
 
 
-def _tpe(seed: int) -> BaseSampler:
+def _blockwise(seed: int, blocks: _Blocks) -> BaseSampler:
+    return BlockwiseSampler(seed=seed, blocks=blocks)
+
+
+def _tpe(seed: int, blocks: _Blocks) -> BaseSampler:
     return TPESampler(seed=seed)
 
 
-def _cmaes(seed: int) -> BaseSampler:
+def _cmaes(seed: int, blocks: _Blocks) -> BaseSampler:
     return CmaEsSampler(seed=seed, warn_independent_sampling=False)
 
 
-def _gp(seed: int) -> BaseSampler:
+def _gp(seed: int, blocks: _Blocks) -> BaseSampler:
     return GPSampler(seed=seed, deterministic_objective=True, warn_independent_sampling=False)
 
 
-def _random(seed: int) -> BaseSampler:
+def _random(seed: int, blocks: _Blocks) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {"cmaes": _cmaes, "gp": _gp, "random": _random, "tpe": _tpe}
+SAMPLERS: dict[str, Callable[[int, _Blocks], BaseSampler]] = {
+    "blockwise": _blockwise,
+    "cmaes": _cmaes,
+    "gp": _gp,
+    "random": _random,
+    "tpe": _tpe,
+}
 
 
-def make_sampler(name: str, seed: int) -> BaseSampler:
-    """The sampler of this name, drawing from `seed`. Raises KeyError for an unknown name."""
+def make_sampler(name: str, seed: int, blocks: _Blocks = None) -> BaseSampler:
+    """The sampler of this name, drawing from `seed`. Raises KeyError for an unknown name.
+
+    `blocks`, {block: names of the parameters that its score depends on}, is for samplers that know of blocks.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return SAMPLERS[name](seed)
+        return SAMPLERS[name](seed, blocks)
 
 
 def trial_seed(seed: int, study_name: str, number: int) -> int:

@@ -76,6 +76,13 @@ class Space:
         """Float64 [n, groups, sources] for points [n, parameters]."""
         return self.algebra.coefficients(self.alphas(points))
 
+    def parameters_by_block(self, blocks: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """The names of the parameters that move each of these blocks, {block: names}; none for a block that stays."""
+        return {
+            block: tuple(parameter.name for parameter in self.parameters if block in parameter.blocks)
+            for block in blocks
+        }
+
     def moves(self) -> torch.Tensor:
         """1 where a parameter is a group's alpha, else 0: float64 [parameters, alphas, groups]."""
         by_block = torch.zeros(len(self.parameters), *self._fixed.shape, dtype=torch.float64)

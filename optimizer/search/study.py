@@ -1,7 +1,7 @@
 """Studies as YAML files, and what each of their stages searches and scores."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import Field, StrictInt, StrictStr
@@ -10,9 +10,9 @@ from optimizer.checkpoints.layout import Layout
 from optimizer.errors import InputError, StudyError
 from optimizer.recipes import Recipe, load_recipe, locate, locate_models
 from optimizer.recipes.yaml_files import UserFile, read_yaml, validate
-from optimizer.search.samplers import SAMPLERS
+from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, parameters_of
-from optimizer.similarity import METRICS
+from optimizer.similarity import METRICS, STATISTICS
 
 __all__ = ["DEFAULT_SEED", "Stage", "Study", "load_study", "study_file"]
 
@@ -34,7 +34,7 @@ class _StageEntry(UserFile):
     elsewhere: str | None = None
     strategy: str = "joint"
     trials: StrictInt = _DEFAULT_TRIALS
-    sampler: str = "tpe"
+    sampler: str = DEFAULT_SAMPLER
     seeds: list[StrictInt] = Field(default_factory=lambda: [DEFAULT_SEED])
 
 
@@ -84,7 +84,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe with holes, the target it is fitted to, and the stages of the search. `folder` takes the results."""
+    """A recipe with holes, the target it is fitted to, and the stages of the search. `folder` takes the results.
+
+    `files` are the sources that the stages need, as the recipe names them; `sources` those that were found. `missing`
+    tells, a line each, what was not found: the statistics that an earlier run left in `folder` may stand in for it.
+    """
 
     folder: Path
     recipe: Recipe
@@ -95,6 +99,8 @@ class Study:
     base: str | None
     seed: int
     stages: tuple[Stage, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     def with_trials(self, trials: int) -> "Study":
         """The same study with this budget of completed trials for each of its Optuna studies."""
@@ -149,32 +155,42 @@ def _with_files(study: Study, path: Path, folders: Sequence[Path]) -> Study:
     recipe = study.recipe
     used = {name for stage in study.stages for step in stage.steps for name in recipe.sources(step)} | {study.base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
-    sources = locate_models(files, study.recipe_path.parent, folders, named_in=study.recipe_path)
+    beside = study.recipe_path.parent
+    located = {name: locate(file, beside, folders) for name, file in files.items()}
+    sources = {name: found for name, found in located.items() if found is not None}
     target = locate(study.target_file, path.parent, folders)
+    problems: list[str] = []
+    if len(sources) < len(files):
+        try:
+            locate_models(files, beside, folders, named_in=study.recipe_path)
+        except InputError as error:
+            problems += error.problems
     if target is None:
         looked = ", ".join(str(folder) for folder in (path.parent, *folders))
-        raise StudyError(f"{path}: target.file: {study.target_file!r} not found; looked in {looked}")
+        problems.append(f"{path}: target.file: {study.target_file!r} not found; looked in {looked}")
+    if problems and not (study.folder / STATISTICS).exists():
+        raise StudyError(problems)
     for name, source in sources.items():
-        if source.resolve() == target.resolve():
+        if target is not None and source.resolve() == target.resolve():
             raise StudyError(
                 f"{path}: target.file: {study.target_file!r} is the recipe's source {name!r} too; "
                 "the target may not be among the sources"
             )
-    return replace(study, sources=sources, target=target)
+    return replace(study, sources=sources, target=target or study.target, files=files, missing=tuple(problems))
 
 
 def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
     problems = []
-    for field, value, known in (
+    for name, value, known in (
         ("metric", entry.metric, METRICS),
         ("elsewhere", entry.elsewhere, METRICS),
         ("strategy", entry.strategy, _STRATEGIES),
         ("sampler", entry.sampler, SAMPLERS),
     ):
         if value is not None and value not in known:
-            problems.append(f"{field}: received {value!r}; there are {', '.join(known)}")
+            problems.append(f"{name}: received {value!r}; there are {', '.join(known)}")
         elif value in METRICS and METRICS[value].needs_base and base is None:
-            problems.append(f"{field}: {value!r} needs `base`, the model that differences are taken from")
+            problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
     if entry.trials < 1:
         problems.append(f"trials: received {entry.trials}; must be at least 1")
     if not entry.seeds or min(entry.seeds) < 0:

@@ -7,6 +7,7 @@ from optimizer.similarity.attention import AttentionMetric
 from optimizer.similarity.comparing import compare, select_blocks
 from optimizer.similarity.comparison import Comparison, open_comparison
 from optimizer.similarity.device import select_device, unused_card
+from optimizer.similarity.measured import STATISTICS, FileMark, Measured, load_measured, measure_family, save_measured
 from optimizer.similarity.metric import METRICS, Combined, Metric, MetricKind, build_metric, total_similarity
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, QuadraticMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics
@@ -14,11 +15,14 @@ from optimizer.similarity.verifying import Verified, verify
 
 __all__ = [
     "METRICS",
+    "STATISTICS",
     "AttentionMetric",
     "Combined",
     "Comparison",
     "DeltaMetric",
     "ElementsMetric",
+    "FileMark",
+    "Measured",
     "Metric",
     "MetricKind",
     "QuadraticMetric",
@@ -28,8 +32,11 @@ __all__ = [
     "build_metric",
     "compare",
     "gram_matrix",
+    "load_measured",
+    "measure_family",
     "measure_statistics",
     "open_comparison",
+    "save_measured",
     "select_blocks",
     "select_device",
     "total_similarity",

@@ -37,6 +37,11 @@ class Comparison:
     progress: Progress = field(default=lambda what, done, total: None)
 
     @property
+    def paths(self) -> dict[str, Path]:
+        """The files of the sources."""
+        return {name: checkpoint.path for name, checkpoint in self.sources.items()}
+
+    @property
     def reference(self) -> Checkpoint:
         """The checkpoint that differences are taken from for the sake of accuracy."""
         return self.base if self.base is not None else next(iter(self.sources.values()))

@@ -11,6 +11,7 @@ from optimizer.checkpoints.layout import Layout
 from optimizer.errors import StudyError
 from optimizer.similarity.attention import AttentionMetric
 from optimizer.similarity.comparison import Comparison
+from optimizer.similarity.measured import Measured
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics
 
@@ -44,7 +45,7 @@ class MetricKind:
     name: str
     title: str
     sees: Callable[[Layout], tuple[str, ...]]
-    build: Callable[[Comparison, Statistics | None, tuple[str, ...]], Metric]
+    build: Callable[[Comparison | Measured, Statistics | None, tuple[str, ...]], Metric]
     reads_statistics: bool = True
     needs_base: bool = False
     needs_seed: bool = False
@@ -59,14 +60,15 @@ def _with_attention(layout: Layout) -> tuple[str, ...]:
 
 
 def _from_statistics(kind: type[WeightsMetric] | type[DeltaMetric] | type[ElementsMetric]) -> Callable[..., Metric]:
-    def build(comparison: Comparison, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
+    def build(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
         assert statistics is not None
         return kind(statistics, comparison.groups, blocks)
 
     return build
 
 
-def _attention(comparison: Comparison, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
+def _attention(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
+    assert isinstance(comparison, Comparison), "attention is computed from the tensors themselves"
     return AttentionMetric(comparison, blocks)
 
 
@@ -116,11 +118,12 @@ def total_similarity(scores: Mapping[str, float]) -> float:
 
 
 def build_metric(
-    name: str, comparison: Comparison, blocks: Sequence[str], statistics: Statistics | None = None
+    name: str, comparison: Comparison | Measured, blocks: Sequence[str], statistics: Statistics | None = None
 ) -> Metric:
     """The metric of this name over `blocks`, in layout order or, for attention, in the order it evaluates them.
 
-    `statistics` must cover the blocks where the metric reads them. Raises StudyError for a name that is unknown, a
+    `statistics` must cover the blocks where the metric reads them; such metrics need no files and take what was
+    `Measured` too. Raises StudyError for a name that is unknown, a
     block that the metric cannot see, or a missing base.
     """
     if name not in METRICS:

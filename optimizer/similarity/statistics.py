@@ -8,24 +8,35 @@ a candidate with the target, or with itself, follows from those of the vectors
 Finetunes agree with their base to 3-5 digits: products of the raw tensors would cancel away what is to be fitted.
 """
 
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from optimizer.checkpoints import Checkpoint
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Part, finite
+from optimizer.recipes import ElementReader, Part, finite
 from optimizer.similarity.comparison import Comparison
 
 __all__ = ["Statistics", "gram_matrix", "measure_statistics"]
 
-# Tensors are cut into pieces of this many elements: as one batch of small products they keep all cores busy, which one
-# long and narrow product does not. All in float64: differences of half-precision numbers lie on a grid, so that float32
-# sums of their products round down more often than up (7e-8 in all, measured, however short they are).
-PIECE = 256
-# Pieces that are worked on at a time: few enough to stay in a processor's cache.
-_PIECES = 512
+Matrix = NDArray[np.float64]
+
+# Tensors are cut into pieces of this many elements, so that each product is small enough for a library of linear
+# algebra to compute in the thread that asks for it: the cores are taken by the threads here. All in float64:
+# differences of half-precision numbers lie on a grid, so that float32 sums of their products round down more often than
+# up (7e-8 in all, measured, however short they are).
+PIECE = 512
+# Pieces that are multiplied at a time: few enough to stay in a processor's cache, enough to be worth a call.
+_PIECES = 64
+# Elements of each file that are read at a time, and what a thread takes on next.
+_SEGMENT = 1 << 17
+_LARGEST_ITEM = 8  # bytes: float64
 
 
 @dataclass(frozen=True)
@@ -44,32 +55,77 @@ class Statistics:
     gram: torch.Tensor
 
 
-def measure_statistics(comparison: Comparison, blocks: Sequence[str]) -> Statistics:
+def measure_statistics(comparison: Comparison, blocks: Sequence[str], *, threads: int | None = None) -> Statistics:
     """Read every scored tensor of `blocks` once and take its Gram matrix.
 
-    Raises CheckpointError naming file and tensor where a tensor holds NaN or Inf.
+    `threads` (default: one for each core) work at a time, which does not change any bit of the result. Raises
+    CheckpointError naming file and tensor where a tensor holds NaN or Inf.
     """
     parts = comparison.scored_parts(blocks)
-    sources = list(comparison.sources.values())
-    count = len(sources) + 2
-    grams = torch.zeros(len(parts), count, count, dtype=torch.float64)
-    referenced = torch.zeros(len(parts), dtype=torch.bool)
-    total = sum(_elements(part) for part in parts)
-    done = 0
-    for row, part in enumerate(parts):
-        referenced[row] = part.held_by(comparison.reference)
-        grams[row] = _part_gram(part, comparison, sources, bool(referenced[row]))
-        if not bool(torch.isfinite(grams[row]).all()):
-            _refuse(part, [*sources, comparison.target, comparison.reference])
-        done += _elements(part)
-        comparison.progress("reading the checkpoints", done, total)
+    grams = measure_grams(comparison, parts, threads=threads)
+    for part, gram in zip(parts, grams, strict=True):
+        if not bool(torch.isfinite(gram).all()):
+            refuse_not_finite(part, comparison)
     return Statistics(
         names=tuple(part.name for part in parts),
         blocks=tuple(part.block for part in parts if part.block is not None),
         group=torch.tensor([comparison.group_of(part) for part in parts], dtype=torch.long),
-        referenced=referenced,
+        referenced=torch.tensor([part.held_by(comparison.reference) for part in parts], dtype=torch.bool),
         gram=grams,
     )
+
+
+def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int | None = None) -> torch.Tensor:
+    """The Gram matrix of each of `parts`, float64 [parts, K + 2, K + 2], from one pass.
+
+    It is not finite where a tensor holds NaN or Inf.
+
+    `threads` as for `measure_statistics`; all have ended when this returns or raises.
+    """
+    segments = [segment for row, part in enumerate(parts) for segment in _segments(row, part)]
+    count = len(comparison.sources) + 2
+    grams = torch.zeros(len(parts), count, count, dtype=torch.float64)
+    total, done = sum(segment.stop - segment.start for segment in segments), 0
+    own = threading.local()
+    of_caller = torch.get_num_threads()
+    opened: list[_Pass] = []
+
+    def begin() -> None:
+        # A thread that torch has not met takes over the process's number at its first operation, whatever was set
+        # before: so let torch meet it first.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        own.work = _Pass(comparison)
+        opened.append(own.work)
+
+    def measure(segment: _Segment) -> torch.Tensor:
+        gram: torch.Tensor = own.work.gram(segment)
+        return gram
+
+    try:
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1, "measuring", initializer=begin) as pool:
+            try:
+                # In the segments' own order, whichever thread was first: sums do not depend on the threads.
+                for segment, gram in zip(segments, pool.map(measure, segments), strict=True):
+                    grams[segment.row] += gram
+                    done += segment.stop - segment.start
+                    comparison.progress("reading the checkpoints", done, total)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    finally:
+        # torch keeps this number for each thread by itself, and once more for those yet to come.
+        torch.set_num_threads(of_caller)
+        for work in opened:
+            work.close()
+    return grams
+
+
+def refuse_not_finite(part: Part, comparison: Comparison) -> None:
+    """Raise CheckpointError, naming the first file that holds NaN or Inf in `part`."""
+    for checkpoint in [*comparison.sources.values(), comparison.target, comparison.reference]:
+        if part.held_by(checkpoint):
+            finite(part, checkpoint, "comparison")
+    raise CheckpointError(f"tensor {part.name!r}: its inner products are not finite")
 
 
 def gram_matrix(
@@ -80,50 +136,139 @@ def gram_matrix(
     All tensors are [n], of any floating dtype; None stands for one that is missing, or equal: its products are 0.
     Without a reference the tensors themselves are multiplied. Differences, products and sums are float64.
     """
-    rows = [reference, *tensors]
-    length = next(len(row) for row in rows if row is not None)
-    buffer = torch.zeros(min(_PIECES, -(-length // PIECE)), len(rows), PIECE, dtype=torch.float64, device=device)
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=device)
-    for start in range(0, length, _PIECES * PIECE):
-        stop = min(start + _PIECES * PIECE, length)
-        pieces = buffer[: -(-(stop - start) // PIECE)]
-        if (stop - start) % PIECE:
-            pieces[-1].zero_()
-        for row, tensor in enumerate(rows):
-            if tensor is not None:
-                _fill(pieces[:, row], tensor[start:stop])
-                if row > 0:
-                    pieces[:, row].sub_(pieces[:, 0])
-        gram += torch.bmm(pieces, pieces.transpose(1, 2)).sum(dim=0)
-    return gram.cpu()
+    length = next(len(tensor) for tensor in (reference, *tensors) if tensor is not None)
+    stage = _Stage(length, torch.float64, device or torch.device("cpu"))
+    stage.add(0, reference)
+    for row, tensor in enumerate(tensors, start=1):
+        if tensor is not None:
+            stage.add(row, tensor)
+    return stage.gram(1 + len(tensors))
 
 
-def _fill(pieces: torch.Tensor, values: torch.Tensor) -> None:
-    whole, rest = divmod(len(values), PIECE)
-    pieces[:whole].copy_(values[: whole * PIECE].view(whole, PIECE))
-    if rest:
-        pieces[whole, :rest].copy_(values[whole * PIECE :])
+@dataclass(frozen=True)
+class _Segment:
+    """Elements `start` to `stop` of a part, whose Gram matrix is at `row`."""
+
+    row: int
+    part: Part
+    start: int
+    stop: int
 
 
-def _part_gram(part: Part, comparison: Comparison, sources: Sequence[Checkpoint], referenced: bool) -> torch.Tensor:
-    reference = _flat(part, comparison.reference) if referenced else None
-    rows = [
-        None if position not in part.holders or (referenced and source is comparison.reference) else _flat(part, source)
-        for position, source in enumerate(sources)
-    ]
-    return gram_matrix([*rows, _flat(part, comparison.target)], reference, comparison.device)
+def _segments(row: int, part: Part) -> Iterator[_Segment]:
+    size = torch.Size(part.shape).numel()
+    for start in range(0, size, _SEGMENT):
+        yield _Segment(row, part, start, min(start + _SEGMENT, size))
 
 
-def _flat(part: Part, checkpoint: Checkpoint) -> torch.Tensor:
-    return part.read(checkpoint).reshape(-1)
+class _Pass:
+    """Reads and multiplies segments, with files and buffers of its own: for one thread."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._reference = comparison.reference
+        self._rows = [*comparison.sources.values(), comparison.target]
+        buffer = torch.empty(_SEGMENT * _LARGEST_ITEM, dtype=torch.uint8)
+        self._readers = {each: ElementReader(each, buffer) for each in (self._reference, *self._rows)}
+        self._stages = {dtype: _Stage(_SEGMENT, dtype, comparison.device) for dtype in (torch.float32, torch.float64)}
+
+    def gram(self, segment: _Segment) -> torch.Tensor:
+        """The Gram matrix of one segment, float64 [K + 2, K + 2]."""
+        part = segment.part
+        referenced = part.held_by(self._reference)
+        held = {
+            row: checkpoint
+            for row, checkpoint in enumerate(self._rows, start=1)
+            if (row - 1 in part.holders or row == len(self._rows))
+            and not (referenced and checkpoint is self._reference)
+        }
+        needed = [*held.values(), *([self._reference] if referenced else [])]
+        wide = any(checkpoint.tensors[part.name].dtype == torch.float64 for checkpoint in needed)
+        stage = self._stages[torch.float64 if wide else torch.float32]
+        stage.begin(segment.stop - segment.start)
+        stage.add(0, self._read(self._reference, segment) if referenced else None)
+        for row, checkpoint in held.items():
+            stage.add(row, self._read(checkpoint, segment))
+        return stage.gram(1 + len(self._rows))
+
+    def close(self) -> None:
+        """Close the files."""
+        for reader in self._readers.values():
+            reader.close()
+
+    def _read(self, checkpoint: Checkpoint, segment: _Segment) -> torch.Tensor:
+        return self._readers[checkpoint].read(segment.part, segment.start, segment.stop)
 
 
-def _elements(part: Part) -> int:
-    return torch.Size(part.shape).numel()
+class _Stage:
+    """Takes a reference and tensors one after another, up to `length` elements each, and multiplies their differences.
+
+    `dtype` holds the tensors exactly: float32 for every type but float64. By way of it, in two steps, numbers become
+    float64 twice as fast as in one.
+    """
+
+    def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._places: list[int] = []
+        self._length = length
+        self._capacity = -(-length // PIECE) * PIECE
+        self._device = device
+        self._rows = torch.empty(0, self._capacity, dtype=dtype)
+        self._double = torch.empty(0, dtype=torch.float64)
+
+    def begin(self, length: int) -> None:
+        """Forget what was added; what comes has this many elements."""
+        self._places, self._length = [], length
+
+    def add(self, place: int, values: torch.Tensor | None) -> None:
+        """Take the tensor for row `place` of the Gram matrix; the reference first, None if there is none."""
+        row = len(self._places)
+        self._places.append(place)
+        if row == len(self._rows):
+            more = self._rows.new_zeros(max(2 * row, 8), self._capacity)
+            more[:row] = self._rows
+            self._rows = more
+        end = -(-self._length // PIECE) * PIECE
+        if values is None:
+            self._rows[row, :end] = 0
+        else:
+            self._rows[row, : self._length].copy_(values)
+            self._rows[row, self._length : end] = 0
+
+    def gram(self, size: int) -> torch.Tensor:
+        """The products of what was added, at its places in float64 [size, size]; zeros elsewhere."""
+        end = -(-self._length // PIECE) * PIECE
+        rows = self._rows[: len(self._places), :end]
+        products = self._multiplied(rows) if self._device.type == "cpu" else _multiplied_on(self._device, rows)
+        gram = torch.zeros(size, size, dtype=torch.float64)
+        places = torch.tensor(self._places)
+        gram[places[:, None], places] = products
+        return gram
+
+    def _multiplied(self, rows: torch.Tensor) -> torch.Tensor:
+        count, length = rows.shape
+        gram = np.zeros((count, count))
+        if self._double.numel() < count * _PIECES * PIECE:
+            self._double = torch.empty(count * _PIECES * PIECE, dtype=torch.float64)
+        # What is not finite is told from its products, not by a warning.
+        with np.errstate(all="ignore"):
+            for start in range(0, length, _PIECES * PIECE):
+                chunk = rows[:, start : start + _PIECES * PIECE].view(count, -1, PIECE).transpose(0, 1)
+                pieces = self._double[: chunk.numel()].view(chunk.shape).copy_(chunk)
+                pieces[:, 1:].sub_(pieces[:, :1])
+                _add_products(gram, pieces.numpy())
+        return torch.from_numpy(gram)
 
 
-def _refuse(part: Part, checkpoints: Sequence[Checkpoint]) -> None:
-    for checkpoint in checkpoints:
-        if part.held_by(checkpoint):
-            finite(part, checkpoint, "comparison")
-    raise CheckpointError(f"tensor {part.name!r}: its inner products are not finite")
+def _add_products(gram: Matrix, pieces: Matrix) -> None:
+    """Add the products of rows, summed over `pieces` [pieces, rows, PIECE], to `gram` [rows, rows]."""
+    # Not a matrix times its own transpose: numpy has a routine of its own for that, which is slow for so few rows.
+    products = np.matmul(pieces, pieces[:, 1:].transpose(0, 2, 1)).sum(axis=0)
+    gram[:, 1:] += products
+    gram[1:, 0] += products[0]
+    gram[0, 0] += np.matmul(pieces[:, :1], pieces[:, :1].transpose(0, 2, 1)).sum()
+
+
+def _multiplied_on(device: torch.device, rows: torch.Tensor) -> torch.Tensor:
+    """The same on a card."""
+    pieces = rows.to(device).to(torch.float64)
+    pieces[1:] -= pieces[0].clone()
+    return (pieces @ pieces.T).cpu()

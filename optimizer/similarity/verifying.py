@@ -91,7 +91,7 @@ def verify(
         progress=progress,
     ) as comparison:
         for step in recipe.steps:
-            check_channels(recipe, step.name, comparison.parts, comparison.sources)
+            check_channels(recipe, step.name, comparison.parts, comparison.paths)
         found: dict[str, Verified] = {}
         # By metric and blocks, so that only one metric's projections are held at a time.
         alike: dict[tuple[str, int, tuple[str, ...]], list[str]] = {}

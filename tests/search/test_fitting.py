@@ -19,7 +19,7 @@ from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, load_recipe, merge
 from optimizer.search import FitEvents, Space, TrialsFailed, fit, load_study, parameters_of
 from optimizer.search.fitting import _Search
-from optimizer.similarity import open_comparison
+from optimizer.similarity import build_metric, open_comparison
 
 BLOCKS = "OUT03,OUT06,M00"
 LISTED = ("M00", "OUT03", "OUT06")
@@ -91,7 +91,8 @@ def test_budget_and_running_again(study):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "early", "budget"), [("random", 3, 5), ("tpe", 11, 14), ("cmaes", 5, 8), ("gp", 11, 12)]
+    ("sampler", "early", "budget"),
+    [("blockwise", 7, 12), ("random", 3, 5), ("tpe", 11, 14), ("cmaes", 5, 8), ("gp", 11, 12)],
 )
 def test_continuing_is_as_not_having_stopped(study, sampler, early, budget):
     """A larger budget continues with the trials that an uninterrupted run makes, whatever the sampler."""
@@ -106,6 +107,24 @@ def test_continuing_is_as_not_having_stopped(study, sampler, early, budget):
     assert essence(resumed) == essence(straight)
     points = [tuple(trial.params.values()) for trial in straight]
     assert len(set(points)) == budget
+
+
+def test_blockwise_step(study):
+    """In a step, blockwise finds every block's best alpha of 201 within 20 trials, without exact optima for help."""
+    made = study(STEPWISE.format("attention", 20, "blockwise"))
+    (stage,) = made.stages
+    sources = made.sources
+    with open_comparison(made.recipe.layout, sources, made.target, base=sources["base"]) as comparison:
+        algebra = Algebra(made.recipe, comparison.groups, tuple(sources), "T1")
+        metric = build_metric("attention", comparison, LISTED)
+    space = Space(algebra, parameters_of(made.recipe, ["T1"]))
+    trials, _, _ = run_search(_Search(made, stage, "s", "T1", space, metric, {}))
+    grid = torch.linspace(0, 1, 201, dtype=torch.float64)[:, None].expand(-1, len(space.parameters))
+
+    best = metric.score(space.coefficients(grid)).amax(dim=0)
+
+    assert len(trials) == 20
+    assert max(trial.value for trial in trials) > float(best.mean()) - 1e-6
 
 
 def test_seed(study):

@@ -35,7 +35,7 @@ def test_defaults(write_study, target):
     assert set(study.sources) == {"base", "x", "y"}
     assert stage.steps == ("T1", "T2")
     assert stage.measured == (("delta", BLOCKS),)
-    assert (stage.strategy, stage.sampler, stage.seeds) == ("joint", "tpe", (114514,))
+    assert (stage.strategy, stage.sampler, stage.seeds) == ("joint", "blockwise", (114514,))
     assert [p.name for p in stage.parameters] == ["T1.OUT03", "T1.OUT04", "T1.OUT05", "T2.alpha"]
     assert stage.parameters[3].blocks == BLOCKS
 
@@ -117,7 +117,7 @@ APART = """\
             STEPS,
             "  - {name: s, sampler: best}\n",
             {},
-            ["stages.s.sampler", "received 'best'", "cmaes, gp, random, tpe"],
+            ["stages.s.sampler", "received 'best'", "blockwise, cmaes, gp, random, tpe"],
         ),
         (STEPS, "  - {name: s, strategy: all}\n", {}, ["stages.s.strategy", "received 'all'", "stepwise, joint"]),
         (STEPS, "  - {name: s, trials: 0}\n", {}, ["stages.s.trials", "received 0", "at least 1"]),

@@ -1,0 +1,68 @@
+"""What a study can reach, for the terminal."""
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from optimizer.reports.tables import percent
+from optimizer.search import Ceiling
+
+__all__ = ["ceiling_tables"]
+
+
+def ceiling_tables(found: Ceiling) -> tuple[RenderableType, ...]:
+    """Similarities by block, the sources' shares, and what the figures mean, to be printed one below the other."""
+    return _blocks(found), _sources(found), Text("\n".join(_remarks(found)) + "\n")
+
+
+def _blocks(found: Ceiling) -> Table:
+    table = _table(f"{found.metric}: best recipe, best alphas, best merge with coefficients in 0..1, best of all")
+    headings = ["block", "recipe", "best", "in 0..1", "ceiling", "left"]
+    # A cosine of differences does not see their length; one of weights hardly has one to see.
+    if found.metric == "delta":
+        headings.append("scale")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "block" else "right")
+    last = len(found.blocks) - 1
+    for position, (block, one) in enumerate(found.blocks.items()):
+        cells = [_percent(one.recipe), *map(percent, (one.best, one.ceiling_bounded, one.ceiling, one.not_in_sources))]
+        scale = one.best_scale if one.recipe_scale is None else one.recipe_scale
+        scales = [f"{scale:.4f}"] if found.metric == "delta" else []
+        table.add_row(block, *cells, *scales, end_section=position == last)
+    total = found.total
+    left = None if total["ceiling"] is None else 1 - total["ceiling"]
+    values = (total["recipe"], total["best"], total["ceiling_bounded"], total["ceiling"], left)
+    table.add_row("total", *map(_percent, values))
+    return table
+
+
+def _sources(found: Ceiling) -> Table:
+    table = _table("sources in the target, by least squares on differences")
+    for heading in ("source", "coefficient", "error", "ceiling loses without"):
+        table.add_column(heading, justify="left" if heading == "source" else "right")
+    for name, share in found.sources.items():
+        error = "-" if share.error is None else f"{share.error:.4f}"
+        table.add_row(Text(name), f"{share.coefficient:.4f}", error, percent(share.loss))
+    return table
+
+
+def _remarks(found: Ceiling) -> list[str]:
+    identified = found.identified
+    remarks = ["Left is what no linear merge of these sources reaches: it is not in them."]
+    if found.metric == "delta":
+        remarks.append("Scale is what the merged difference would have to be multiplied by to come nearest.")
+    remarks.append(f"The {identified.alphas} free alphas move the coefficients in {identified.rank} directions.")
+    if identified.trade_off:
+        remarks.append(f"These trade off against each other: {', '.join(identified.trade_off)}.")
+    if found.note:
+        remarks.append(f"Note: {found.note}.")
+    return remarks
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else percent(value)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.ROUNDED)

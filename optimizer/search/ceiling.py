@@ -1,0 +1,464 @@
+"""What a study can reach at most: by its recipe as fitted, by its free alphas, by any linear merge of its sources.
+
+Whatever a recipe does, in each group of tensors (those of one block that the same sources hold) it makes one weighted
+sum of the sources. So the best sum of all, its coefficients free in every group, is a certificate: no recipe over these
+sources comes closer to the target, and what is missing to 1 is not in the sources.
+
+With coefficients that sum to 1, p the base (where a group lacks it, the first source that holds the group),
+
+    s * merged = s * p + sum_k y_k * (source_k - p),    y_k = s * c_k
+
+runs over a linear space as s and y do, so the cosine's maximum is the length of the target's projection onto it (least
+squares), and with 0 <= c_k <= 1 the length of its projection onto the cone 0 <= y_k <= s. `delta` compares differences
+from the base: p and s drop out, and as small coefficients are as good as large ones, c_k <= 1 does too. A cone's
+projection leaves that onto its polar cone, which is a least-squares problem with non-negative unknowns (J. J. Moreau,
+1962; C. L. Lawson and R. J. Hanson, Solving Least Squares Problems, 1974, chapter 23).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from optimizer.checkpoints import HashCache
+from optimizer.errors import InputError, StudyError
+from optimizer.recipes import Algebra, Group, Recipe, load_recipe
+from optimizer.search.exact import exact_optimum
+from optimizer.search.measuring import OpenStudy, open_study
+from optimizer.search.space import Parameter, Space, parameters_of
+from optimizer.search.study import Study
+from optimizer.similarity import Measured, QuadraticMetric, Statistics, build_metric, total_similarity
+
+__all__ = [
+    "BlockCeiling",
+    "Ceiling",
+    "Identified",
+    "SourceShare",
+    "ceilings",
+    "identify",
+    "largest_cosine",
+    "source_shares",
+    "study_ceilings",
+]
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+
+CEILING_METRICS = ("weights", "delta")
+# What is added to the diagonal of a matrix with ones there, so that sources that are equal share what they explain.
+_RIDGE = 1e-13
+# Eigenvalues and singular values below this share of the largest count as 0.
+_RANK = 1e-11
+# The squared length, in units of the target's, below which a projection counts as zero: cosines below 1e-7.
+_NOTHING = 1e-14
+_NO_BOUNDS = "these are no bounds for attention, which is not a cosine of weights"
+
+
+@dataclass(frozen=True)
+class BlockCeiling:
+    """One block's similarities in [-1, 1]: by the study's best recipe (None if there is none), by the best free alphas,
+    by any linear merge, and by any whose coefficients, but the base's, are within 0..1.
+
+    The scales are the factors on the merged difference (for `weights`: the merged weights) that bring it nearest to
+    the target's; a cosine does not see them.
+    """
+
+    recipe: float | None
+    best: float
+    ceiling: float
+    ceiling_bounded: float
+    recipe_scale: float | None
+    best_scale: float
+
+    @property
+    def not_in_sources(self) -> float:
+        """What no linear merge of the sources reaches."""
+        return 1.0 - self.ceiling
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """A source's least-squares coefficient with its jackknife error, None where there are fewer than two tensors.
+
+    `loss` is what the total ceiling loses without the source; `blocks` has (coefficient, error) by block.
+    """
+
+    coefficient: float
+    error: float | None
+    loss: float
+    blocks: Mapping[str, tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Identified:
+    """In how many directions the free alphas can move the coefficients (`rank`), out of how many `alphas`.
+
+    `trade_off` names those that can move without moving the coefficients.
+    """
+
+    rank: int
+    alphas: int
+    trade_off: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """All of it by one metric; `note` says what the figures do not hold for, empty if there is nothing to say."""
+
+    metric: str
+    blocks: Mapping[str, BlockCeiling]
+    sources: Mapping[str, SourceShare]
+    identified: Identified
+    note: str
+
+    @property
+    def total(self) -> dict[str, float | None]:
+        """The means over the blocks by name, `recipe`, `best`, `ceiling` and `ceiling_bounded`."""
+        totals: dict[str, float | None] = {}
+        for name in ("recipe", "best", "ceiling", "ceiling_bounded"):
+            values = {block: getattr(found, name) for block, found in self.blocks.items()}
+            totals[name] = None if None in values.values() else total_similarity(values)
+        return totals
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {
+            "metric": self.metric,
+            "blocks": {
+                block: {
+                    "recipe": found.recipe,
+                    "best": found.best,
+                    "ceiling": found.ceiling,
+                    "ceiling_bounded": found.ceiling_bounded,
+                    "not_in_sources": found.not_in_sources,
+                    "recipe_scale": found.recipe_scale,
+                    "best_scale": found.best_scale,
+                }
+                for block, found in self.blocks.items()
+            },
+            "total": self.total,
+            "sources": {
+                name: {
+                    "coefficient": share.coefficient,
+                    "error": share.error,
+                    "loss": share.loss,
+                    "blocks": {
+                        block: {"coefficient": value, "error": error} for block, (value, error) in share.blocks.items()
+                    },
+                }
+                for name, share in self.sources.items()
+            },
+            "rank": self.identified.rank,
+            "alphas": self.identified.alphas,
+            "trade_off": list(self.identified.trade_off),
+            "note": self.note,
+        }
+
+
+def study_ceilings(
+    study: Study,
+    metric: str = "both",
+    *,
+    device: torch.device | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    hashes: HashCache | None = None,
+) -> tuple[Ceiling, ...]:
+    """What `study` can reach by `metric`: `weights`, `delta` or `both`; by weights alone if it has no base.
+
+    The best recipe is that in the study's folder, best.yaml. Raises InputError for another metric, for `delta` without
+    a base, for files that are missing or do not fit, and for a best.yaml that does not belong to the study's recipe.
+    """
+    if metric not in (*CEILING_METRICS, "both"):
+        raise InputError(f"--metric: received {metric!r}; there are {', '.join(CEILING_METRICS)}, both")
+    if metric == "delta" and study.base is None:
+        raise InputError("--metric: received 'delta'; it needs `base` in the study, which differences are taken from")
+    metrics = (metric,) if metric != "both" else CEILING_METRICS if study.base is not None else ("weights",)
+    path = study.folder / "best.yaml"
+    fitted = load_recipe(path) if path.is_file() else None
+    if fitted is not None and _formulas(fitted) != _formulas(study.recipe):
+        raise StudyError(f"{path}: its steps are not those of {study.recipe_path}; fit anew, or move it away")
+    blocks = {block for stage in study.stages for block in stage.blocks}
+    with open_study(
+        study, blocks=blocks, device=device or torch.device("cpu"), progress=progress, hashes=hashes, tensors=False
+    ) as opened:
+        return ceilings(opened, fitted, metrics)
+
+
+def _formulas(recipe: Recipe) -> dict[str, tuple[str, dict[str, str]]]:
+    return {step.name: (step.mode, step.inputs) for step in recipe.steps}
+
+
+def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = CEILING_METRICS) -> tuple[Ceiling, ...]:
+    """What the study can reach by each of `metrics`, on all blocks that its stages score.
+
+    A block is scored on the result of the last step of its stage, of the last such stage if there are several.
+    `fitted` is the study's best recipe, with the same steps.
+
+    Raises InputError for another metric than weights and delta, or for delta without a base.
+    """
+    if unknown := [name for name in metrics if name not in CEILING_METRICS]:
+        raise InputError(f"--metric: received {unknown[0]!r}; there are weights, delta, both")
+    study, measured = opened.study, opened.measured
+    step_of = {block: stage.steps[-1] for stage in study.stages for block in stage.blocks}
+    outputs = {
+        step: tuple(block for block in measured.layout.blocks if step_of.get(block) == step)
+        for step in dict.fromkeys(step_of.values())
+    }
+    note = _NO_BOUNDS if any(name == "attention" for stage in study.stages for name, _ in stage.measured) else ""
+    spaces = {step: (_space(study.recipe, measured, step, blocks), blocks) for step, blocks in outputs.items()}
+    identified = identify(list(spaces.values()))
+    found = []
+    for name in metrics:
+        blocks: dict[str, BlockCeiling] = {}
+        for step, (space, scored) in spaces.items():
+            metric = build_metric(name, measured, scored, measured.statistics)
+            assert isinstance(metric, QuadraticMetric)
+            blocks |= _block_ceilings(space, metric, measured, fitted, step, name, study.seed)
+        ordered = {block: blocks[block] for block in measured.layout.blocks if block in blocks}
+        shares = source_shares(measured, name, tuple(ordered))
+        found.append(Ceiling(name, ordered, shares, identified, note))
+    return tuple(found)
+
+
+def identify(spaces: Sequence[tuple[Space, Sequence[str]]]) -> Identified:
+    """What the parameters of these spaces can move on the blocks beside them, at a generic point of the spaces."""
+    names = list(dict.fromkeys(parameter.name for space, _ in spaces for parameter in space.parameters))
+    rows = []
+    for space, blocks in spaces:
+        if not space.parameters:
+            continue
+        random = np.random.default_rng(0)
+        # Neither 0 nor 1, where an alpha may hide what another one does.
+        point = [one.free.low + random.uniform(0.3, 0.7) * (one.free.high - one.free.low) for one in space.parameters]
+        alphas = space.alphas(torch.tensor([point], dtype=torch.float64))[0]
+        _, jacobian = space.algebra.jacobian(alphas)
+        groups = [row for row, group in enumerate(space.algebra.groups) if group.block in blocks]
+        moved = torch.einsum("pag,agk->gkp", space.moves(), jacobian)[groups].flatten(0, 1).numpy()
+        placed = np.zeros((len(moved), len(names)))
+        placed[:, [names.index(parameter.name) for parameter in space.parameters]] = moved
+        rows.append(placed)
+    if not rows:
+        return Identified(0, 0, ())
+    _, sizes, directions = np.linalg.svd(np.concatenate(rows))
+    rank = int((sizes > _RANK * max(float(sizes.max(initial=0.0)), 1e-300)).sum())
+    loose = np.abs(directions[rank:]).max(axis=0, initial=0.0) > 1e-9
+    return Identified(rank, len(names), tuple(name for name, free in zip(names, loose, strict=True) if free))
+
+
+def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dict[str, SourceShare]:
+    """How much of each source, the base and other references excepted, is in the target: on `blocks`, by least squares.
+
+    The coefficients are those of the smallest |merged - target|, the same for all tensors of a block and, in all, of
+    all blocks; of sources that are equal the one of the smallest norm. Tensors that the reference lacks do not count.
+    The errors are the jackknife's, leaving out one tensor at a time (B. Efron, The Jackknife, 1982).
+    """
+    names = list(measured.sources)
+    asked = [row for row, name in enumerate(names) if name != measured.reference]
+    counted = measured.referenced.numpy()
+    of_block = np.array(measured.statistics.blocks)
+    gram = measured.gram.numpy()[:, 1:, 1:]
+
+    def solved(rows: NDArray[np.bool_]) -> tuple[Vector, Vector | None]:
+        return _least_squares_with_errors(gram[rows & counted], asked)
+
+    per_block = {block: solved(of_block == block) for block in blocks}
+    overall, errors = solved(np.isin(of_block, list(blocks)))
+    whole = _total_ceiling(measured, metric, blocks, without=None)
+    return {
+        names[row]: SourceShare(
+            coefficient=float(overall[position]),
+            error=None if errors is None else float(errors[position]),
+            loss=whole - _total_ceiling(measured, metric, blocks, without=row),
+            blocks={
+                block: (float(values[position]), None if own is None else float(own[position]))
+                for block, (values, own) in per_block.items()
+            },
+        )
+        for position, row in enumerate(asked)
+    }
+
+
+def largest_cosine(products: Matrix, with_target: Vector, target: float, limits: Matrix | None = None) -> float:
+    """The largest cosine of X x with a target over all x, or over those with limits @ x >= 0.
+
+    `products` is X'X [n, n], `with_target` X't [n], `target` t't; `limits` [m, n] must admit a cone with x = 0 in it.
+    0 if nothing but x = 0 comes near the target, as the similarity of a zero vector is.
+    """
+    size = np.sqrt(np.diag(products).clip(min=0.0))
+    there = size > 1e-150
+    if target <= 0 or not there.any():
+        return 0.0
+    # With columns of length 1: a base is ten thousand times as long as a difference from it.
+    scaled = products[np.ix_(there, there)] / np.outer(size[there], size[there])
+    pulled = with_target[there] / (size[there] * math.sqrt(target))
+    if limits is None:
+        explained = float(pulled @ np.linalg.pinv(scaled, rcond=_RANK, hermitian=True) @ pulled)
+        return float(np.clip(math.sqrt(max(explained, 0.0)), 0.0, 1.0))
+    lower = np.linalg.cholesky(scaled + _RIDGE * np.eye(len(scaled)))
+    # In coordinates z = lower' x the columns are orthonormal, and the target is its projection onto them.
+    projected = np.linalg.solve(lower, pulled)
+    walls = np.linalg.solve(lower, (limits[:, there] / size[there]).T)
+    walls = walls / np.linalg.norm(walls, axis=0).clip(min=1e-300)
+    pushed, _ = nnls(-walls, projected)
+    nearest = np.linalg.solve(lower.T, projected + walls @ pushed)
+    length = float(nearest @ scaled @ nearest)
+    # A projection shorter than this is what rounding leaves of none at all where sources are equal.
+    return float(np.clip(pulled @ nearest / math.sqrt(length), 0.0, 1.0)) if length > _NOTHING else 0.0
+
+
+def _space(recipe: Recipe, measured: Measured, step: str, blocks: Sequence[str]) -> Space:
+    """All free alphas, up to `step`, that move one of `blocks`."""
+    algebra = Algebra(recipe, measured.groups, tuple(measured.sources), step)
+    free: tuple[Parameter, ...] = parameters_of(recipe, [inner.name for inner in recipe.ancestors(step)])
+    return Space(algebra, [one for one in free if set(one.blocks) & set(blocks)])
+
+
+def _block_ceilings(
+    space: Space,
+    metric: QuadraticMetric,
+    measured: Measured,
+    fitted: Recipe | None,
+    step: str,
+    name: str,
+    seed: int,
+) -> dict[str, BlockCeiling]:
+    point = exact_optimum(space, metric, seed=seed).point
+    best = space.coefficients(torch.tensor([list(point.values())], dtype=torch.float64))
+    scores, scales = metric.score(best)[0], metric.scale(best)[0]
+    of_recipe: list[float | None] = [None] * len(metric.blocks)
+    recipe_scales = of_recipe
+    if fitted is not None:
+        algebra = Algebra(fitted, measured.groups, tuple(measured.sources), step)
+        as_fitted = algebra.coefficients(algebra.starting_alphas())
+        of_recipe, recipe_scales = metric.score(as_fitted)[0].tolist(), metric.scale(as_fitted)[0].tolist()
+        # A climb may end on a lower summit than the one that a search has found.
+        if metric.score(as_fitted)[0].mean() > scores.mean():
+            scores, scales = metric.score(as_fitted)[0], metric.scale(as_fitted)[0]
+    return {
+        block: BlockCeiling(
+            recipe=of_recipe[row],
+            best=float(scores[row]),
+            ceiling=_block_ceiling(measured, name, block, bounded=False),
+            ceiling_bounded=_block_ceiling(measured, name, block, bounded=True),
+            recipe_scale=recipe_scales[row],
+            best_scale=float(scales[row]),
+        )
+        for row, block in enumerate(metric.blocks)
+    }
+
+
+def _total_ceiling(measured: Measured, metric: str, blocks: Sequence[str], without: int | None) -> float:
+    return total_similarity(
+        {block: _block_ceiling(measured, metric, block, bounded=False, without=without) for block in blocks}
+    )
+
+
+def _block_ceiling(measured: Measured, metric: str, block: str, *, bounded: bool, without: int | None = None) -> float:
+    """The largest similarity of any merge; `without` leaves out the source at that position."""
+    linear = _Linear.of_block(measured.statistics, measured.groups, block, without, whole=metric == "weights")
+    limits = linear.limits(measured.base is not None) if bounded else None
+    return largest_cosine(linear.products, linear.with_target, linear.target, limits)
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A block's merges as X x, with x = (s, y of the first group, y of the second, ...), or x = (y, ...) for `delta`.
+
+    `products` X'X, `with_target` X't, `target` t't. `free` has, for each group that counts, the positions in x of its
+    y, and whether its pivot is the reference.
+    """
+
+    products: Matrix
+    with_target: Vector
+    target: float
+    scaled: bool
+    free: tuple[tuple[tuple[int, ...], bool], ...]
+
+    @staticmethod
+    def of_block(
+        statistics: Statistics, groups: Sequence[Group], block: str, without: int | None, *, whole: bool
+    ) -> "_Linear":
+        """The merges of `block`; of its whole weights, or of their differences from the reference."""
+        gram, group = statistics.gram.numpy(), statistics.group.numpy()
+        in_block = np.array([each == block for each in statistics.blocks])
+        summed: list[Matrix] = []
+        maps: list[Matrix] = []
+        free: list[tuple[tuple[int, ...], bool]] = []
+        width = int(whole)
+        for row in np.unique(group[in_block]):
+            chosen = in_block & (group == row)
+            # All tensors of a group are held by the same sources, so by the reference all of them or none.
+            referenced = bool(statistics.referenced.numpy()[chosen].all())
+            if not whole and not referenced:
+                continue
+            holders = [1 + position for position in groups[row].holders if position != without]
+            of_group = gram[chosen].sum(axis=0)
+            pivot, moving = _directions(of_group, holders, referenced)
+            free.append((tuple(range(width, width + moving.shape[1])), referenced))
+            width += moving.shape[1]
+            summed.append(of_group)
+            maps.append(np.concatenate([pivot, moving], axis=1) if whole else moving)
+        products, with_target, target = np.zeros((width, width)), np.zeros(width), 0.0
+        aim = np.zeros(gram.shape[-1])
+        aim[0], aim[-1] = float(whole), 1.0
+        for of_group, expand, (places, _) in zip(summed, maps, free, strict=True):
+            own = np.array([*([0] if whole else []), *places], dtype=int)
+            products[np.ix_(own, own)] += expand.T @ of_group @ expand
+            with_target[own] += expand.T @ of_group @ aim
+            target += float(aim @ of_group @ aim)
+        return _Linear(products, with_target, target, whole, tuple(free))
+
+    def limits(self, with_base: bool) -> Matrix:
+        """The rows of 0 <= y_k <= s for all sources but the base, in every group, as limits @ x >= 0."""
+        rows: list[Vector] = []
+        unit = np.eye(len(self.with_target))
+        for places, referenced in self.free:
+            rows += [unit[place] for place in places]
+            if self.scaled:
+                # Where the pivot is bounded too, it has what the others leave of s, so none of them exceeds s.
+                if with_base and referenced:
+                    rows += [unit[0] - unit[place] for place in places]
+                else:
+                    rows.append(unit[0] - unit[list(places)].sum(axis=0))
+        if self.scaled:
+            rows.append(unit[0])
+        return np.array(rows).reshape(len(rows), len(self.with_target))
+
+
+def _directions(gram: Matrix, holders: Sequence[int], referenced: bool) -> tuple[Matrix, Matrix]:
+    """What s and the y_k of a group multiply, [K + 2, 1] and [K + 2, n], in terms of the Gram matrix's rows.
+
+    Where the reference holds the group, it is the pivot; its own difference, if it is a source, is zero and left out.
+    """
+    unit = np.eye(len(gram))
+    if referenced:
+        return unit[:, :1], unit[:, [holder for holder in holders if gram[holder, holder] > 0]]
+    pivot = unit[:, holders[:1]].sum(axis=1, keepdims=True)
+    return pivot, unit[:, holders[1:]] - pivot
+
+
+def _least_squares_with_errors(gram: Matrix, asked: Sequence[int]) -> tuple[Vector, Vector | None]:
+    """Coefficients of `asked` sources, and their jackknife errors, from Gram matrices [tensors, K + 1, K + 1]."""
+
+    def solve(summed: Matrix) -> Vector:
+        products = summed[..., asked, :][..., :, asked]
+        pulled = summed[..., asked, -1]
+        # With columns of length 1, or 0: a source close to the base counts as much as one far from it.
+        size = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1).clip(min=0.0))
+        inverse = np.divide(1.0, size, out=np.zeros_like(size), where=size > 1e-150)
+        scaled = products * inverse[..., :, None] * inverse[..., None, :]
+        found = np.linalg.pinv(scaled, rcond=_RANK, hermitian=True) @ (pulled * inverse)[..., None]
+        return np.asarray(found[..., 0] * inverse)
+
+    total = gram.sum(axis=0)
+    count = len(gram)
+    if count < 2:
+        return solve(total), None
+    left_out = solve(total - gram)
+    spread = ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0)
+    return solve(total), np.sqrt((count - 1) / count * spread)

@@ -1,0 +1,418 @@
+"""Finished recipes on disk: what they note of the searches that found them, and simplifying one against its target."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimizer.checkpoints import HashCache, sha256
+from optimizer.errors import InputError, RecipeError
+from optimizer.recipes import Recipe, check_channels, folders_of, load_recipe, locate, locate_models, save_recipe
+from optimizer.search.simplifying import Number, Scored, Simplified, check_finished, default_numbers, simplify
+from optimizer.search.space import parameters_of
+from optimizer.search.study import DEFAULT_SEED
+from optimizer.similarity import METRICS, Combined, Comparison, build_metric, measure_statistics, open_comparison
+
+__all__ = ["NotedSearch", "noted_searches", "simple_path", "simplify_file"]
+
+# Noted and measured similarities that differ by more are of different things; devices differ by less.
+_ALIKE = 1e-5
+
+
+@dataclass(frozen=True)
+class NotedSearch:
+    """A search noted in a recipe's `fitted`: the result of `step` was scored on `measured` = ((metric, blocks), ...).
+
+    `similarity` is what it reached; `before`, once the recipe was simplified, what it reached before.
+    """
+
+    name: str
+    step: str
+    measured: tuple[tuple[str, tuple[str, ...]], ...]
+    seeds: tuple[int, ...]
+    similarity: float | None = None
+    before: float | None = None
+
+    @property
+    def metric(self) -> str:
+        """What recipes call the metric: its name, or both joined by +."""
+        return "+".join(name for name, _ in self.measured)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """All scored blocks."""
+        return tuple(block for _, blocks in self.measured for block in blocks)
+
+
+def noted_searches(recipe: Recipe) -> tuple[NotedSearch, ...]:
+    """The searches in `recipe.fitted`; none if it tells of none. Raises RecipeError for what cannot be understood."""
+    noted = (recipe.fitted or {}).get("searches")
+    if noted is None:
+        return ()
+    if not isinstance(noted, list) or not all(isinstance(entry, Mapping) for entry in noted):
+        raise RecipeError("fitted.searches: must be a list of mappings, as a fit writes it")
+    return tuple(_noted_search(recipe, entry, position) for position, entry in enumerate(noted))
+
+
+def simple_path(recipe: Path) -> Path:
+    """Where the simpler recipe goes unless the user says otherwise: NAME.simple.yaml beside NAME.yaml."""
+    return recipe.with_name(f"{recipe.stem}.simple.yaml")
+
+
+def simplify_file(
+    path: Path,
+    output: Path,
+    *,
+    tolerance: float,
+    target: Path | None = None,
+    metric: str | None = None,
+    base: str | None = None,
+    seeds: Sequence[int] | None = None,
+    folders: Sequence[Path] = (),
+    device: torch.device | None = None,
+    hashes: HashCache | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Simplified:
+    """Write the recipe in `path` to `output`, simpler, its similarities at most `tolerance` (above 0) below its own.
+
+    What is scored, and how, is what the recipe notes of the searches that found it. `target`, `metric`, `seeds` (of
+    attention's random inputs) and `base` (the model that delta takes differences from; default: the one called base)
+    stand for what it does not note, or instead of it. A recipe that notes no search is scored by attention unless
+    `metric` says otherwise, on all blocks that it moves and the metric sees. `warn` is told what is odd.
+
+    Raises InputError, nothing written, for a recipe that is not finished, a target that nobody names, or files that are
+    missing or do not fit.
+    """
+    if output.resolve() == path.resolve():
+        raise InputError(f"{output}: is the recipe itself; write to another file")
+    if not output.resolve().parent.is_dir():
+        raise InputError(f"{output}: the folder {output.resolve().parent} does not exist; create it first")
+    if metric is not None and metric not in METRICS:
+        raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
+    recipe = load_recipe(path)
+    try:
+        check_finished(recipe)
+        searches = _asked(noted_searches(recipe), recipe, metric, seeds)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
+    relative = _needs_base(searches) or (metric is not None and METRICS[metric].needs_base)
+    base = _base(recipe, base, path, needed=relative)
+    beside, *others = folders_of(recipe, path, folders)
+    goal, file = _target(recipe, path, target, (beside, *others))
+    used = {name for step in recipe.steps for name in step.inputs.values()} | {base}
+    files = {name: model.file for name, model in recipe.models.items() if name in used}
+    sources = locate_models(files, beside, others, named_in=path)
+    digest = sha256(goal, hashes, progress=_hashing(goal, progress))
+    noted_base = (recipe.fitted or {}).get("base")
+    same = digest == _noted_target(recipe).get("sha256") and noted_base in (None, base)
+    with open_comparison(
+        recipe.layout,
+        sources,
+        goal,
+        base=None if base is None else sources[base],
+        mapping=recipe.mapping,
+        device=device,
+        progress=progress,
+    ) as comparison:
+        for step in recipe.steps:
+            check_channels(recipe, step.name, comparison.parts, comparison.paths)
+        searches = searches or (_whole_recipe(recipe, comparison, metric or "attention", seeds, path),)
+        scored = _scored(searches, comparison, as_noted=same)
+        simplified = simplify(
+            recipe, scored, tolerance, groups=comparison.groups, sources=tuple(comparison.sources),
+            numbers=_searched_numbers(recipe, path, scored),
+            # Without its base, nobody could measure the similarities again.
+            keep=(base,) if base is not None and relative else (),
+        )  # fmt: skip
+    for search in searches:
+        if same and search.before is None and search.similarity is not None:
+            measured = simplified.before[search.name]
+            if abs(measured - search.similarity) > _ALIKE:
+                warn(
+                    f"{path}: fitted.searches.{search.name}: measured {measured:.9f}, but {search.similarity:.9f} is "
+                    "noted; were other random inputs (--seed), another base (--base) or other files used?"
+                )
+    origin = (recipe.fitted or {}).get("recipe")
+    fitted = {
+        **(recipe.fitted or {"by": "blockfit"}),
+        "recipe": _relative(path.parent / origin if isinstance(origin, str) else path, output.parent),
+        "target": {
+            "file": file if _same_folder(path, output) else _relative(goal, output.parent),
+            "sha256": digest,
+        },
+        **({"base": base} if relative else {}),
+        "searches": _as_noted(searches, simplified, (recipe.fitted or {}).get("searches") or ()),
+        "simplified": {"from": _first_of(recipe) or path.name, "tolerance": tolerance},
+    }
+    simplified = replace(simplified, recipe=replace(simplified.recipe, fitted=fitted))
+    save_recipe(simplified.recipe, output)
+    return simplified
+
+
+def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> NotedSearch:
+    where = f"fitted.searches[{position}]"
+
+    def text(field: str) -> str:
+        value = entry.get(field)
+        if not isinstance(value, str):
+            raise RecipeError(f"{where}.{field}: received {value!r}; must be text, as a fit writes it")
+        return value
+
+    def similarity(field: str) -> float | None:
+        value = entry.get(field)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
+            raise RecipeError(f"{where}.{field}: received {value!r}; must be a number in [-1, 1]")
+        return float(value)
+
+    names = text("metric").split("+")
+    if unknown := [name for name in names if name not in METRICS]:
+        raise RecipeError(f"{where}.metric: received {unknown[0]!r}; there are {', '.join(METRICS)}")
+    try:
+        blocks = recipe.layout.parse_blocks(text("blocks"))
+    except InputError as error:
+        raise RecipeError(f"{where}.blocks: {problem}" for problem in error.problems) from None
+    seeds = entry.get("seeds", [DEFAULT_SEED])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise RecipeError(f"{where}.seeds: received {seeds!r}; must be one or more whole numbers from 0 up")
+    reached = similarity("similarity")
+    name = text("name")
+    return NotedSearch(
+        name=name,
+        step=_noted_step(recipe, entry, name, "+".join(names), blocks, reached, where),
+        measured=_split(recipe, names, blocks, where),
+        seeds=tuple(seeds),
+        similarity=reached,
+        before=similarity("before"),
+    )
+
+
+def _split(
+    recipe: Recipe, names: Sequence[str], blocks: Sequence[str], where: str
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Which metric scores which blocks: each those that it sees and no earlier one does."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    left = list(blocks)
+    for name in names:
+        own = tuple(block for block in METRICS[name].sees(recipe.layout) if block in left)
+        left = [block for block in left if block not in own]
+        if own:
+            found.append((name, own))
+    if left:
+        raise RecipeError(f"{where}.blocks: {left[0]} cannot be measured by {'+'.join(names)!r}")
+    return tuple(found)
+
+
+def _noted_step(
+    recipe: Recipe,
+    entry: Mapping[str, Any],
+    name: str,
+    label: str,
+    blocks: Sequence[str],
+    reached: float | None,
+    where: str,
+) -> str:
+    """The step whose result a search scored.
+
+    Stepwise searches are named STAGE/STEP. A joint one scored the last step of its stage: of the steps that note
+    similarities by its metric on its blocks, the one that notes what the search reached, else the last.
+    """
+    names = [step.name for step in recipe.steps]
+    given = entry.get("step")
+    if given is not None:
+        if given not in names:
+            raise RecipeError(f"{where}.step: received {given!r}; the recipe's steps are {', '.join(names)}")
+        return str(given)
+    if entry.get("strategy") == "stepwise":
+        fitting = [step for step in names if name.endswith(f"/{step}")]
+        if fitting:
+            return max(fitting, key=len)
+        raise RecipeError(f"{where}.name: received {name!r}; no step of the recipe has this name")
+    ordered = dict.fromkeys(inner.name for step in names for inner in recipe.ancestors(step))
+    noting = [step for step in ordered if set(blocks) <= set(_noted_scores(recipe, step, label))]
+    equal = [
+        step
+        for step in noting
+        if reached is not None
+        and abs(sum(_noted_scores(recipe, step, label)[block] for block in blocks) / len(blocks) - reached) < _ALIKE
+    ]
+    return [recipe.output, *noting, *equal[-1:]][-1]
+
+
+def _noted_scores(recipe: Recipe, step: str, label: str) -> Mapping[str, Any]:
+    noted = (recipe.step(step).similarity or {}).get(label)
+    blocks = noted.get("blocks") if isinstance(noted, Mapping) else None
+    numbers = blocks if isinstance(blocks, Mapping) else {}
+    return {block: value for block, value in numbers.items() if isinstance(value, int | float)}
+
+
+def _asked(
+    searches: Sequence[NotedSearch], recipe: Recipe, metric: str | None, seeds: Sequence[int] | None
+) -> tuple[NotedSearch, ...]:
+    """The noted searches, scored by another metric or other random inputs if the user wants that."""
+    if metric is not None:
+        visible = METRICS[metric].sees(recipe.layout)
+        for search in searches:
+            if not set(search.blocks) & set(visible):
+                raise RecipeError(
+                    f"fitted.searches: {search.name!r} scores {recipe.layout.describe_blocks(search.blocks)}, but "
+                    f"{metric!r} sees {recipe.layout.describe_blocks(visible)}"
+                )
+        searches = [
+            search
+            if search.metric == metric
+            else replace(
+                search,
+                measured=((metric, tuple(block for block in visible if block in search.blocks)),),
+                similarity=None,
+                before=None,
+            )
+            for search in searches
+        ]
+    if seeds is not None:
+        searches = [
+            search
+            if search.seeds == tuple(seeds)
+            else replace(search, seeds=tuple(seeds), before=None if _draws(search) else search.before)
+            for search in searches
+        ]
+    return tuple(searches)
+
+
+def _whole_recipe(
+    recipe: Recipe, comparison: Comparison, metric: str, seeds: Sequence[int] | None, path: Path
+) -> NotedSearch:
+    """For a recipe that notes no search: its output, on all blocks that it moves and that can be scored."""
+    visible = METRICS[metric].sees(recipe.layout)
+    alphas = [alpha for step in recipe.ancestors() for alpha in step.alphas.values()]
+    held = {part.block for part in comparison.parts if part.scored and part.held_by(comparison.target)}
+    blocks = tuple(block for block in visible if block in held and any(alpha.at(block) for alpha in alphas))
+    if not blocks:
+        raise RecipeError(f"{path}: no alpha moves a block that {metric!r} sees; --metric names another one")
+    return NotedSearch(recipe.output, recipe.output, ((metric, blocks),), tuple(seeds or (DEFAULT_SEED,)))
+
+
+def _scored(searches: Sequence[NotedSearch], comparison: Comparison, *, as_noted: bool) -> tuple[Scored, ...]:
+    read = {block for search in searches for name, own in search.measured for block in own if _reads(name)}
+    blocks = tuple(block for block in comparison.layout.blocks if block in read)
+    statistics = measure_statistics(comparison, blocks) if blocks else None
+    built: dict[object, Combined] = {}
+    found = []
+    for search in searches:
+        key = (search.measured, search.seeds)
+        if key not in built:
+            seeded = replace(comparison, seeds=search.seeds)
+            built[key] = Combined([build_metric(name, seeded, own, statistics) for name, own in search.measured])
+        reference = search.before if as_noted else None
+        found.append(Scored(search.name, search.step, search.metric, built[key], reference))
+    return tuple(found)
+
+
+def _reads(metric: str) -> bool:
+    return METRICS[metric].reads_statistics
+
+
+def _draws(search: NotedSearch) -> bool:
+    return any(METRICS[name].needs_seed for name, _ in search.measured)
+
+
+def _needs_base(searches: Iterable[NotedSearch]) -> bool:
+    return any(METRICS[name].needs_base for search in searches for name, _ in search.measured)
+
+
+def _searched_numbers(recipe: Recipe, path: Path, scored: Sequence[Scored]) -> tuple[Number, ...]:
+    """The numbers that were searched, as the recipe that was fitted tells if it is there; else what can be guessed."""
+    searched = [step.name for step in recipe.steps if step.similarity is not None]
+    steps = searched or [step.name for step in recipe.steps]
+    origin = (recipe.fitted or {}).get("recipe")
+    told: list[Number] = []
+    if isinstance(origin, str) and (path.parent / origin).is_file():
+        fitted_from = load_recipe(path.parent / origin)
+        modes = {step.name: step.mode for step in fitted_from.steps}
+        # Steps that have changed since then are judged by what they are now.
+        alike = [step.name for step in recipe.steps if modes.get(step.name) == step.mode]
+        told = [Number(one.step, one.alpha, one.blocks) for one in parameters_of(fitted_from, alike)]
+        if told:
+            steps = [step for step in steps if step not in alike]
+    return (*told, *default_numbers(recipe, scored, steps))
+
+
+def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str | None:
+    """The model that differences are taken from: the one asked for, the one noted, the one called base; or none."""
+    if base is not None and base not in recipe.models:
+        raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
+    candidates = (base, (recipe.fitted or {}).get("base"), "base")
+    found = next((name for name in candidates if name is not None and name in recipe.models), None)
+    if found is None and needed:
+        raise InputError(
+            f"{path}: delta needs a base, the model that differences are taken from; name one of its models (--base)"
+        )
+    return found
+
+
+def _target(recipe: Recipe, path: Path, target: Path | None, folders: Sequence[Path]) -> tuple[Path, str]:
+    """The target's path, and how the recipe is to note it."""
+    if target is not None:
+        return target, _relative(target, path.parent)
+    file = _noted_target(recipe).get("file")
+    if not isinstance(file, str):
+        raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (--target)")
+    found = locate(file, folders[0], folders[1:])
+    if found is None:
+        looked = ", ".join(map(str, folders))
+        raise InputError(f"{path}: fitted.target.file: {file!r} not found; looked in {looked}; name it (--target)")
+    return found, file
+
+
+def _noted_target(recipe: Recipe) -> Mapping[str, Any]:
+    noted = (recipe.fitted or {}).get("target")
+    return noted if isinstance(noted, Mapping) else {}
+
+
+def _as_noted(
+    searches: Sequence[NotedSearch], simplified: Simplified, noted: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The searches as the simpler recipe notes them; those are left out whose step has become a source."""
+    earlier = {entry["name"]: entry for entry in noted}
+    steps = {one.name: one.step for one in simplified.scored}
+    return [
+        {
+            **earlier.get(search.name, {"name": search.name}),
+            "metric": search.metric,
+            "blocks": ",".join(search.blocks),
+            **({"seeds": list(search.seeds)} if _draws(search) else {}),
+            "step": steps[search.name],
+            "similarity": round(simplified.after[search.name], 9),
+            # Not rounded: what is simplified again must not lose more than the tolerance in all.
+            "before": simplified.before[search.name],
+        }
+        for search in searches
+        if search.name in steps
+    ]
+
+
+def _first_of(recipe: Recipe) -> str | None:
+    noted = (recipe.fitted or {}).get("simplified")
+    first = noted.get("from") if isinstance(noted, Mapping) else None
+    return first if isinstance(first, str) else None
+
+
+def _hashing(path: Path, progress: Callable[[str, int, int], None] | None) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(f"hashing {path.name}", done, total)
+
+
+def _same_folder(path: Path, output: Path) -> bool:
+    return path.resolve().parent == output.resolve().parent
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """`path` as seen from `folder`, with forward slashes: whoever reads the recipe finds the files from there."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive on Windows
+        return path.resolve().as_posix()

@@ -1,0 +1,172 @@
+"""The files of a study, or what an earlier run measured of them."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from optimizer.checkpoints import HashCache, fingerprint, open_checkpoint, sha256
+from optimizer.errors import CheckpointError, InputError, StudyError
+from optimizer.recipes import check_channels
+from optimizer.search.study import Study
+from optimizer.similarity import (
+    METRICS,
+    STATISTICS,
+    Comparison,
+    FileMark,
+    Measured,
+    load_measured,
+    measure_family,
+    open_comparison,
+    save_measured,
+)
+
+__all__ = ["OpenStudy", "open_study"]
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """What was measured of a study's checkpoints and, if they are there, the checkpoints, opened.
+
+    `kept` is what the study's folder holds: the same, perhaps of more sources.
+    """
+
+    study: Study
+    measured: Measured
+    kept: Measured
+    files: Comparison | None
+
+    @property
+    def comparison(self) -> Comparison | Measured:
+        """What metrics are built from."""
+        return self.measured if self.files is None else self.files
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Those of the sources by name, in the order of coefficients, then the target's as "the target"."""
+        marks = {**self.measured.sources, "the target": self.measured.target}
+        return {name: mark.fingerprint for name, mark in marks.items()}
+
+    def sha256(self, hashes: HashCache | None, progress: Callable[[str, int, int], None]) -> dict[str, str]:
+        """The hash of each source by name, and of the target as "", noted for runs that have not got the files.
+
+        Of files that are not there, those that an earlier run noted; what is not known is left out.
+        """
+        if self.files is None:
+            marks = {**self.measured.sources, "": self.measured.target}
+            return {name: mark.sha256 for name, mark in marks.items() if mark.sha256 is not None}
+        paths = {**self.study.sources, "": self.study.target}
+        found = {}
+        for position, (name, path) in enumerate(paths.items()):
+            progress("hashing the checkpoints", position, len(paths))
+            found[name] = sha256(path, hashes)
+        progress("hashing the checkpoints", len(paths), len(paths))
+        noted = self.kept.with_hashes(found)
+        if (noted.sources, noted.target) != (self.kept.sources, self.kept.target):
+            _keep(self.study, noted)
+        return found
+
+
+@contextmanager
+def open_study(
+    study: Study,
+    *,
+    blocks: Collection[str],
+    device: torch.device,
+    progress: Callable[[str, int, int], None],
+    hashes: HashCache | None = None,
+    tensors: bool = True,
+) -> Iterator[OpenStudy]:
+    """Give the statistics of the study's checkpoints on at least `blocks`, measured now unless they were before.
+
+    An earlier run's serve as long as every file that is there has the fingerprint that it had then, and every file that
+    is not there is still named as it was then. With `tensors` the files must be there if one of the study's metrics is
+    computed from them.
+
+    Raises StudyError for files that are missing and cannot be done without, CheckpointError for files that do not fit.
+    """
+    earlier = load_measured(study.folder / STATISTICS)
+    if study.missing:
+        found = None if earlier is None else _without_files(study, earlier, hashes)
+        if earlier is None or found is None or (tensors and _reads_tensors(study)):
+            raise StudyError(study.missing)
+        if unmeasured := [block for block in blocks if block not in found.blocks]:
+            names = study.recipe.layout.describe_blocks(unmeasured)
+            raise StudyError([*study.missing, f"{study.folder / STATISTICS}: {names} could not be measured"])
+        _check_steps(study, found)
+        yield OpenStudy(study, found, earlier, None)
+        return
+    with open_comparison(
+        study.recipe.layout,
+        study.sources,
+        study.target,
+        base=study.sources[study.base] if study.base is not None else None,
+        mapping=study.recipe.mapping,
+        device=device,
+        progress=progress,
+    ) as comparison:
+        _check_steps(study, comparison)
+        sources = {
+            name: FileMark(study.files[name], fingerprint(checkpoint, hashes))
+            for name, checkpoint in comparison.sources.items()
+        }
+        target = FileMark(study.target_file, fingerprint(comparison.target, hashes))
+        measured = None if earlier is None else _serving(study, earlier, sources, target)
+        if earlier is None or measured is None or not _covers(measured, comparison, blocks):
+            measured = earlier = measure_family(
+                comparison, blocks, base=study.base, mapping=study.recipe.mapping, sources=sources, target=target
+            )
+            _keep(study, measured)
+        yield OpenStudy(study, measured, earlier, comparison)
+
+
+def _keep(study: Study, measured: Measured) -> None:
+    # A folder that cannot be written to costs the next run the pass over the files, no more.
+    with suppress(InputError):
+        save_measured(measured, study.folder / STATISTICS)
+
+
+def _covers(measured: Measured, comparison: Comparison, blocks: Collection[str]) -> bool:
+    return measured.parts == comparison.parts and set(blocks) <= set(measured.blocks)
+
+
+def _reads_tensors(study: Study) -> bool:
+    return any(not METRICS[name].reads_statistics for stage in study.stages for name, _ in stage.measured)
+
+
+def _check_steps(study: Study, known: Comparison | Measured) -> None:
+    for stage in study.stages:
+        for step in stage.steps:
+            check_channels(study.recipe, step, known.parts, known.paths)
+
+
+def _without_files(study: Study, earlier: Measured, hashes: HashCache | None) -> Measured | None:
+    """What was measured of the study's files, if those there have not changed, nor have the names of the others."""
+
+    def marked(path: Path | None, file: str, before: FileMark | None) -> FileMark:
+        if path is not None:
+            with open_checkpoint(path, layout=study.recipe.layout) as checkpoint:
+                return FileMark(file, fingerprint(checkpoint, hashes))
+        return before if before is not None and before.file == file else FileMark(file, "unknown")
+
+    try:
+        sources = {
+            name: marked(study.sources.get(name), file, earlier.sources.get(name)) for name, file in study.files.items()
+        }
+        target = marked(study.target if study.target.is_file() else None, study.target_file, earlier.target)
+    except CheckpointError:
+        return None
+    return _serving(study, earlier, sources, target)
+
+
+def _serving(study: Study, earlier: Measured, sources: Mapping[str, FileMark], target: FileMark) -> Measured | None:
+    """What was measured earlier of these sources; None if it was of other files, or sorted into blocks otherwise."""
+    recipe = study.recipe
+    alike = (earlier.layout.name, earlier.mapping, earlier.base) == (recipe.layout.name, recipe.mapping, study.base)
+    same = earlier.target.fingerprint == target.fingerprint and all(
+        name in earlier.sources and earlier.sources[name].fingerprint == mark.fingerprint
+        for name, mark in sources.items()
+    )
+    return earlier.of_sources(tuple(sources)) if alike and same else None

@@ -1,0 +1,680 @@
+"""Simplifying a finished recipe: fewer sources, steps and distinct numbers for the same similarity, within a tolerance.
+
+Nothing is merged, and little is scored: a block's similarity depends on that block's alphas alone, so what a change
+costs is the sum of what it costs in each block, and a block's *column* (its alphas, one for each step) is scored once.
+
+A change is made only if it makes the recipe simpler in this order: fewer alphas that are not 0, then numbers on coarser
+grids, then longer runs of equal numbers. So it ends; and it ends where nothing simpler is left to try, which is why
+simplifying the result again changes nothing.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+
+from optimizer.errors import RecipeError
+from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step
+from optimizer.similarity import Metric, total_similarity
+
+__all__ = [
+    "GRIDS",
+    "Changes",
+    "Number",
+    "Scored",
+    "SettledNumber",
+    "Simplified",
+    "check_finished",
+    "default_numbers",
+    "simplify",
+]
+
+# What people publish, from the coarsest grid to the finest.
+GRIDS = (0.05, 0.01, 0.005)
+# Similarities that differ by less are equal: sums of products in float64 are as exact.
+_EQUAL = 1e-12
+# Columns scored in one call.
+_BATCH = 64
+# Which alpha decides what an input other than a contributes.
+_WEIGHT = {
+    ("weight_sum", "b"): "alpha",
+    ("add_difference", "b"): "alpha",
+    ("add_difference", "c"): "alpha",
+    ("triple_sum", "b"): "alpha",
+    ("triple_sum", "c"): "beta",
+    ("sum_twice", "b"): "alpha",
+    ("sum_twice", "c"): "beta",
+}
+
+Column: TypeAlias = tuple[float, ...]
+Pair: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a recipe that may change: the `alpha` ("alpha" or "beta") of `step`, the same on all `blocks`."""
+
+    step: str
+    alpha: str
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A similarity to be kept: that of the result of `step`, the mean of what `metric` says of its blocks.
+
+    `label` is what recipes call the metric. Losses count from `reference`, in [-1, 1]; if None, from the similarity of
+    the recipe as it is given.
+    """
+
+    name: str
+    step: str
+    label: str
+    metric: Metric
+    reference: float | None = None
+
+
+@dataclass(frozen=True)
+class SettledNumber:
+    """A number that could change, as it was and as it is; `after` is 0 if its step or input was dropped."""
+
+    number: Number
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What became of a recipe: every number that could change, and the steps and sources that it no longer has."""
+
+    numbers: tuple[SettledNumber, ...]
+    steps: tuple[str, ...]
+    sources: tuple[str, ...]
+
+    @property
+    def changed(self) -> tuple[SettledNumber, ...]:
+        """The numbers that are not what they were."""
+        return tuple(entry for entry in self.numbers if entry.after != entry.before)
+
+    def grids(self) -> dict[str, tuple[int, int]]:
+        """How many of the numbers lie on each grid and on no coarser one, {grid: (before, after)}; "0" comes first."""
+        names = ("0", *(f"{grid:g}" for grid in GRIDS), "finer")
+        before, after = (
+            [0 if value == 0 else 1 + _fineness(value) for value in values]
+            for values in ([one.before for one in self.numbers], [one.after for one in self.numbers])
+        )
+        return {name: (before.count(place), after.count(place)) for place, name in enumerate(names)}
+
+
+@dataclass(frozen=True)
+class Simplified:
+    """A simpler `recipe`; the similarities by name, in [-1, 1], `before` (what losses count from) and `after`.
+
+    `scored` says where they are measured now: a step that was dropped gave its place to its input a. Where that is a
+    model, nothing is left to score, and `scored` lacks it.
+    `distinct` is how many different numbers the recipe's alphas have, before and after.
+    """
+
+    recipe: Recipe
+    scored: tuple[Scored, ...]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    changes: Changes
+    distinct: tuple[int, int]
+
+    def as_dict(self) -> dict[str, object]:
+        """What changed, as JSON takes it."""
+        return {
+            "searches": {name: {"before": self.before[name], "after": self.after[name]} for name in self.before},
+            "distinct_numbers": dict(zip(("before", "after"), self.distinct, strict=True)),
+            "grids": {grid: {"before": old, "after": new} for grid, (old, new) in self.changes.grids().items()},
+            "dropped": {"sources": list(self.changes.sources), "steps": list(self.changes.steps)},
+            "changed": [
+                {
+                    "step": entry.number.step,
+                    "alpha": entry.number.alpha,
+                    "blocks": list(entry.number.blocks),
+                    "before": entry.before,
+                    "after": entry.after,
+                }
+                for entry in self.changes.changed
+            ],
+        }
+
+
+def simplify(
+    recipe: Recipe,
+    scored: Sequence[Scored],
+    tolerance: float,
+    *,
+    groups: Sequence[Group],
+    sources: Sequence[str],
+    numbers: Iterable[Number] | None = None,
+    keep: Collection[str] = (),
+) -> Simplified:
+    """A simpler recipe whose similarities are each at most `tolerance` (above 0) below those of `recipe`.
+
+    `groups` and `sources` are those that the metrics' coefficients are about; all that the recipe uses must be among
+    them. `numbers` may change, no others (default: `default_numbers`); those on blocks that nothing scores never do.
+    `keep` are models that stay listed even if no step needs them.
+
+    First all numbers go to the finest grid, so that what follows cannot spend the tolerance and leave them crooked; if
+    that is possible. Then, the smallest loss first: sources are dropped, then steps, then single numbers set to 0,
+    whole alphas put on the coarsest grid that works, then single numbers, and last, where it costs nothing, made equal
+    to the next block's.
+
+    Raises RecipeError for a recipe with free alphas, and for a tolerance that is not above 0.
+    """
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise RecipeError(f"tolerance: received {tolerance:g}; must be a number above 0, such as 1e-4")
+    check_finished(recipe)
+    given = tuple(default_numbers(recipe, scored) if numbers is None else _scored_numbers(recipe, numbers, scored))
+    before = {one.name: _total(recipe, one, groups, sources) for one in scored}
+    before |= {one.name: one.reference for one in scored if one.reference is not None}
+    after: dict[str, float] = {}
+    current, left = recipe, tuple(replace(one, reference=before[one.name]) for one in scored)
+    names: dict[Number, Number] = {number: number for number in given}
+    while True:
+        found = _Search(current, left, tuple(names.values()), tolerance, groups, sources).run()
+        tidied = _tidied(found, groups, sources, roots=[one.step for one in left], keep=keep)
+        left = tuple(replace(one, step=tidied.places[one.step]) for one in left)
+        # Nothing can change any more what a model scores by itself.
+        after |= {one.name: _total(found, one, groups, sources) for one in left if one.step in found.models}
+        left = tuple(one for one in left if one.name not in after)
+        names = {
+            number: Number(*tidied.pairs[now.step, now.alpha], now.blocks)
+            for number, now in names.items()
+            if (now.step, now.alpha) in tidied.pairs
+        }
+        if tidied.recipe == current:
+            break
+        current = tidied.recipe
+    after |= {one.name: _total(current, one, groups, sources) for one in left}
+    settled = tuple(
+        SettledNumber(number, _value(recipe, number), _value(current, names[number]) if number in names else 0.0)
+        for number in given
+    )
+    kept_steps = {step.name for step in current.steps}
+    return Simplified(
+        recipe=_with_similarities(current, left, groups, sources),
+        scored=left,
+        before=before,
+        after={one.name: after[one.name] for one in scored},
+        changes=Changes(
+            numbers=settled,
+            steps=tuple(step.name for step in recipe.steps if step.name not in kept_steps),
+            sources=tuple(name for name in recipe.models if name not in current.models),
+        ),
+        distinct=(_distinct(recipe), _distinct(current)),
+    )
+
+
+def default_numbers(
+    recipe: Recipe, scored: Sequence[Scored], steps: Collection[str] | None = None
+) -> tuple[Number, ...]:
+    """The numbers of a recipe that does not tell which of its alphas were searched.
+
+    An alpha that is the same on all blocks is one number; of others each block's is one, where it is scored. `steps`
+    are those to take them from (default: all that lead to a step that is scored).
+    """
+    found: list[Number] = []
+    for step in recipe.steps:
+        if steps is not None and step.name not in steps:
+            continue
+        blocks = _blocks_scored(recipe, step.name, scored)
+        for name, alpha in step.alphas.items():
+            if blocks and len({alpha.at(block) for block in recipe.layout.blocks}) == 1:
+                found.append(Number(step.name, name, recipe.layout.blocks))
+            else:
+                found += [Number(step.name, name, (block,)) for block in recipe.layout.blocks if block in blocks]
+    return tuple(found)
+
+
+def check_finished(recipe: Recipe) -> None:
+    """Raises RecipeError for a recipe with free alphas."""
+    free = [
+        f"steps.{step.name}.{name}: free on {recipe.layout.describe_blocks(hole.blocks)}; "
+        "fit the recipe first, and simplify the best.yaml that a fit writes"
+        for step in recipe.steps
+        for name, alpha in step.alphas.items()
+        for hole in alpha.free
+    ]
+    if free:
+        # One line will do: the remedy is the same for all.
+        raise RecipeError(free[0] if len(free) == 1 else f"{free[0]} ({len(free)} free alphas in all)")
+
+
+def _scored_numbers(recipe: Recipe, numbers: Iterable[Number], scored: Sequence[Scored]) -> Iterator[Number]:
+    """Those of `numbers` that some similarity depends on: whatever is changed elsewhere is changed blindly."""
+    for number in numbers:
+        if set(number.blocks) & _blocks_scored(recipe, number.step, scored):
+            yield number
+
+
+def _blocks_scored(recipe: Recipe, step: str, scored: Sequence[Scored]) -> set[str]:
+    return {block for one in scored if step in _ancestors(recipe, one.step) for block in one.metric.blocks}
+
+
+def _ancestors(recipe: Recipe, name: str) -> set[str]:
+    """The steps that the step or model `name` needs."""
+    return set() if name in recipe.models else {step.name for step in recipe.ancestors(name)}
+
+
+def _value(recipe: Recipe, number: Number) -> float:
+    alpha: Alpha = getattr(recipe.step(number.step), number.alpha)
+    return alpha.at(number.blocks[0])
+
+
+def _distinct(recipe: Recipe) -> int:
+    """How many different numbers the recipe's alphas have."""
+    alphas = [alpha for step in recipe.steps for alpha in step.alphas.values()]
+    return len({alpha.at(block) for alpha in alphas for block in recipe.layout.blocks})
+
+
+# Similarities.
+
+
+def _scores(
+    recipe: Recipe, step: str, metric: Metric, groups: Sequence[Group], sources: Sequence[str]
+) -> dict[str, float]:
+    algebra = Algebra(recipe, groups, sources, step)
+    scores = metric.score(algebra.coefficients(algebra.starting_alphas()))[0].tolist()
+    return dict(zip(metric.blocks, scores, strict=True))
+
+
+def _total(recipe: Recipe, scored: Scored, groups: Sequence[Group], sources: Sequence[str]) -> float:
+    return total_similarity(_scores(recipe, scored.step, scored.metric, groups, sources))
+
+
+def _with_similarities(
+    recipe: Recipe, scored: Sequence[Scored], groups: Sequence[Group], sources: Sequence[str]
+) -> Recipe:
+    """The recipe with the similarities that it notes measured again; those that cannot be are left out."""
+    steps = []
+    for step in recipe.steps:
+        noted: dict[str, dict[str, float]] = {}
+        for one in scored:
+            if one.step == step.name or one.label in (step.similarity or {}):
+                noted.setdefault(one.label, {}).update(_scores(recipe, step.name, one.metric, groups, sources))
+        similarity = {
+            label: {
+                "total": round(total_similarity(scores), 9),
+                "blocks": {block: round(value, 9) for block, value in scores.items()},
+            }
+            for label, scores in noted.items()
+        }
+        steps.append(replace(step, similarity=similarity or None))
+    return replace(recipe, steps=tuple(steps))
+
+
+class _BlockScores:
+    """What a block adds to each of the totals, by its column of alphas; every column is scored once."""
+
+    def __init__(
+        self, recipe: Recipe, scored: Sequence[Scored], groups: Sequence[Group], sources: Sequence[str]
+    ) -> None:
+        self.pairs: tuple[Pair, ...] = tuple((step.name, name) for step in recipe.steps for name in step.alphas)
+        self._blocks = recipe.layout.blocks
+        self._scored = scored
+        self._algebras = [Algebra(recipe, groups, sources, one.step) for one in scored]
+        self._rows = [[self.pairs.index(pair) for pair in algebra.alphas] for algebra in self._algebras]
+        self._known: dict[tuple[str, Column], Column] = {}
+
+    def learn(self, columns: Iterable[tuple[str, Column]]) -> None:
+        """Score what is not known of `columns`, (block, column) each; one candidate serves all blocks at once."""
+        waiting: dict[str, list[Column]] = {}
+        for block, column in dict.fromkeys(columns):
+            if (block, column) not in self._known:
+                waiting.setdefault(block, []).append(column)
+        longest = max(map(len, waiting.values()), default=0)
+        for start in range(0, longest, _BATCH):
+            batches = {block: queue[start : start + _BATCH] for block, queue in waiting.items()}
+            self._score({block: batch for block, batch in batches.items() if batch})
+
+    def of(self, block: str, column: Column) -> Column:
+        """What the block adds to each total; it must have been learned."""
+        return self._known[block, column]
+
+    def _score(self, waiting: Mapping[str, Sequence[Column]]) -> None:
+        count = max(map(len, waiting.values()))
+        alphas = torch.zeros(count, len(self.pairs), len(self._blocks), dtype=torch.float64)
+        for block, queue in waiting.items():
+            place = self._blocks.index(block)
+            # A block with fewer columns waiting repeats its last one, which is as good as any.
+            filled = [*queue, *([queue[-1]] * (count - len(queue)))]
+            alphas[:, :, place] = torch.tensor(filled, dtype=torch.float64)
+        shares = []
+        for one, algebra, rows in zip(self._scored, self._algebras, self._rows, strict=True):
+            scores = (one.metric.score(algebra.coefficients(alphas[:, rows])) / len(one.metric.blocks)).tolist()
+            shares.append({block: [row[place] for row in scores] for place, block in enumerate(one.metric.blocks)})
+        for block, queue in waiting.items():
+            for position, column in enumerate(queue):
+                known = tuple(share[block][position] if block in share else 0.0 for share in shares)
+                self._known[block, column] = known
+
+
+# The search.
+
+
+@dataclass(frozen=True)
+class _Move:
+    """Blocks that get other columns."""
+
+    columns: Mapping[str, Column]
+
+
+class _Search:
+    """The alphas of one recipe, made simpler one accepted move after another; its steps stay as they are."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        scored: Sequence[Scored],
+        numbers: Sequence[Number],
+        tolerance: float,
+        groups: Sequence[Group],
+        sources: Sequence[str],
+    ) -> None:
+        self._recipe = recipe
+        self._numbers = numbers
+        self._roots = {recipe.output, *_leaves(recipe), *(one.step for one in scored)}
+        self._scores = _BlockScores(recipe, scored, groups, sources)
+        self._row = {pair: row for row, pair in enumerate(self._scores.pairs)}
+        steps = {step.name: step for step in recipe.steps}
+        self._columns: dict[str, Column] = {
+            block: tuple(getattr(steps[step], alpha).at(block) for step, alpha in self._scores.pairs)
+            for block in recipe.layout.blocks
+        }
+        self._scores.learn(self._columns.items())
+        self._floors = [(one.reference if one.reference is not None else -1.0) - tolerance for one in scored]
+
+    def run(self) -> Recipe:
+        """The same recipe with simpler numbers."""
+        while True:
+            start = dict(self._columns)
+            self._one_by_one(self._everything_moves)
+            self._one_by_one(self._source_moves)
+            self._one_by_one(self._step_moves)
+            self._many(self._zero_moves)
+            for grid in GRIDS:
+                self._one_by_one(lambda grid=grid: self._alpha_moves(grid))  # type: ignore[misc]
+            for grid in GRIDS:
+                self._many(lambda grid=grid: self._number_moves(grid))  # type: ignore[misc]
+            self._one_by_one(self._equal_moves, free_of_charge=True)
+            if self._columns == start:
+                return self._filled()
+
+    # Accepting moves.
+
+    def _one_by_one(self, moves: Callable[[], Iterable[_Move]], *, free_of_charge: bool = False) -> None:
+        """Make the move that loses least, as long as there is one that fits."""
+        while ranked := self._ranked(moves(), free_of_charge):
+            self._columns |= ranked[0].columns
+
+    def _many(self, moves: Callable[[], Iterable[_Move]]) -> None:
+        """Make moves that fit, those that lose least first; of moves in one block one at a time."""
+        while ranked := self._ranked(moves(), free_of_charge=False):
+            touched: set[str] = set()
+            for move in ranked:
+                # What an earlier move has changed must be scored anew; what it has spent is gone.
+                if not touched & set(move.columns) and self._fits(self._losses(move)):
+                    self._columns |= move.columns
+                    touched |= set(move.columns)
+
+    def _ranked(self, moves: Iterable[_Move], free_of_charge: bool) -> list[_Move]:
+        """The moves that fit, the smallest loss first; among equals in the order given."""
+        listed = list(moves)
+        self._scores.learn(item for move in listed for item in move.columns.items())
+        losses = [(self._losses(move), move) for move in listed]
+        fitting = [
+            (max(lost, default=0.0), place, move)
+            for place, (lost, move) in enumerate(losses)
+            if self._fits(lost) and not (free_of_charge and max(lost, default=0.0) > _EQUAL)
+        ]
+        return [move for _, _, move in sorted(fitting, key=lambda entry: entry[:2])]
+
+    def _losses(self, move: _Move) -> list[float]:
+        """What the move takes from each total; negative where it adds."""
+        pairs = [
+            (self._scores.of(block, self._columns[block]), self._scores.of(block, column))
+            for block, column in move.columns.items()
+        ]
+        return [math.fsum(old[one] - new[one] for old, new in pairs) for one in range(len(self._floors))]
+
+    def _fits(self, losses: Sequence[float]) -> bool:
+        added = [self._scores.of(block, column) for block, column in self._columns.items()]
+        totals = [math.fsum(share[one] for share in added) for one in range(len(self._floors))]
+        return all(
+            loss <= 0 or total - loss >= floor for loss, total, floor in zip(losses, totals, self._floors, strict=True)
+        )
+
+    # Moves.
+
+    def _everything_moves(self) -> Iterator[_Move]:
+        """All numbers to the finest grid."""
+        finest = len(GRIDS) - 1
+        crooked = [number for number in self._numbers if _fineness(self._at(number)) > finest]
+        if crooked:
+            yield self._move({number: _neighbours(self._at(number), GRIDS[finest])[0] for number in crooked})
+
+    def _source_moves(self) -> Iterator[_Move]:
+        """For each source: all alphas to 0 by which it takes part, if it can be left out so."""
+        for source in self._recipe.models:
+            pairs = self._weights_of(source)
+            if pairs and (move := self._without(pairs)):
+                yield move
+
+    def _step_moves(self) -> Iterator[_Move]:
+        """For each step: all its alphas to 0."""
+        for step in self._recipe.steps:
+            if move := self._without({(step.name, name) for name in step.alphas}):
+                yield move
+
+    def _zero_moves(self) -> Iterator[_Move]:
+        for number in self._numbers:
+            if self._at(number) != 0:
+                yield self._move({number: 0.0})
+
+    def _alpha_moves(self, grid: float) -> Iterator[_Move]:
+        """For each step's alpha: all its numbers to the grid."""
+        for pair in dict.fromkeys((number.step, number.alpha) for number in self._numbers):
+            own = [number for number in self._numbers if (number.step, number.alpha) == pair]
+            options = {number: self._onto(grid, number) for number in own if self._off(grid, number)}
+            self._scores.learn(
+                item for moves in options.values() for move in moves.values() for item in move.columns.items()
+            )
+            if options:
+                # Blocks do not depend on each other, so each takes the neighbour that suits it best.
+                yield self._move({number: self._better(moves) for number, moves in options.items()})
+
+    def _number_moves(self, grid: float) -> Iterator[_Move]:
+        for number in self._numbers:
+            if self._off(grid, number):
+                yield from self._onto(grid, number).values()
+
+    def _equal_moves(self) -> Iterator[_Move]:
+        """For each block's number: that of the next block or of the one before, where there are fewer changes then."""
+        blocks = self._recipe.layout.blocks
+        for number in self._numbers:
+            row, own = self._row[number.step, number.alpha], self._at(number)
+            if len(number.blocks) > 1 or own == 0:
+                continue
+            place = blocks.index(number.blocks[0])
+            beside = [self._columns[blocks[other]][row] for other in (place - 1, place + 1) if 0 <= other < len(blocks)]
+            for value in dict.fromkeys(beside):
+                saved = sum(other != own for other in beside) - sum(other != value for other in beside)
+                if saved > 0 and value != 0 and _fineness(value) <= _fineness(own):
+                    yield self._move({number: value})
+
+    def _move(self, values: Mapping[Number, float]) -> _Move:
+        columns: dict[str, list[float]] = {}
+        for number, value in values.items():
+            for block in number.blocks:
+                column = columns.setdefault(block, list(self._columns[block]))
+                column[self._row[number.step, number.alpha]] = value
+        return _Move({block: tuple(column) for block, column in columns.items()})
+
+    def _without(self, pairs: Collection[Pair]) -> _Move | None:
+        """These alphas at 0; None if they are already, or if one of them is another number that may not change."""
+        own = {number: 0.0 for number in self._numbers if (number.step, number.alpha) in pairs and self._at(number)}
+        move = self._move(own)
+        columns = {**self._columns, **move.columns}
+        rows = [self._row[pair] for pair in pairs]
+        return move if own and not any(column[row] for column in columns.values() for row in rows) else None
+
+    def _weights_of(self, name: str) -> set[Pair] | None:
+        """The alphas by which a source or step takes part in what is kept; None if it cannot be left out by them."""
+        if name in self._roots:
+            return None
+        found: set[Pair] = set()
+        for step in self._recipe.steps:
+            for place, other in step.inputs.items():
+                if other != name:
+                    continue
+                if place != "a":
+                    found.add((step.name, _WEIGHT[step.mode, place]))
+                elif (further := self._weights_of(step.name)) is None:
+                    return None
+                else:
+                    found |= further
+        return found
+
+    def _at(self, number: Number) -> float:
+        return self._columns[number.blocks[0]][self._row[number.step, number.alpha]]
+
+    def _off(self, grid: float, number: Number) -> bool:
+        return _fineness(self._at(number)) > GRIDS.index(grid)
+
+    def _onto(self, grid: float, number: Number) -> dict[float, _Move]:
+        """The grid's values next to a number, the nearest first, each with the move to it."""
+        return {value: self._move({number: value}) for value in _neighbours(self._at(number), grid)}
+
+    def _better(self, moves: Mapping[float, _Move]) -> float:
+        return min(moves, key=lambda value: max(self._losses(moves[value]), default=0.0))
+
+    def _filled(self) -> Recipe:
+        changed = {
+            pair: {
+                block: column[row]
+                for block, column in self._columns.items()
+                if column[row] != getattr(self._recipe.step(pair[0]), pair[1]).at(block)
+            }
+            for pair, row in self._row.items()
+        }
+        return self._recipe.with_alphas({pair: values for pair, values in changed.items() if values})
+
+
+def _fineness(value: float) -> int:
+    """0 for a value on the coarsest grid, 1 for the next; `len(GRIDS)` for one that is on none."""
+    return next((place for place, grid in enumerate(GRIDS) if value == _on(grid, round(value / grid))), len(GRIDS))
+
+
+def _neighbours(value: float, grid: float) -> tuple[float, ...]:
+    """The grid's values on either side of `value`, the nearest first."""
+    below = math.floor(value / grid)
+    return tuple(sorted((_on(grid, below), _on(grid, below + 1)), key=lambda point: abs(point - value)))
+
+
+def _on(grid: float, steps: int) -> float:
+    """A multiple of the grid as one would write it: 0.15, not 0.15000000000000002."""
+    return round(steps * grid, 10)
+
+
+# The steps.
+
+
+@dataclass(frozen=True)
+class _Tidied:
+    """A recipe without what has no effect: `places` {result: what stands for it now}, `pairs` {alpha: its new name}."""
+
+    recipe: Recipe
+    places: Mapping[str, str]
+    pairs: Mapping[Pair, Pair]
+
+
+def _leaves(recipe: Recipe) -> tuple[str, ...]:
+    """The steps that no other step needs."""
+    used = {name for step in recipe.steps for name in step.inputs.values()}
+    return tuple(step.name for step in recipe.steps if step.name not in used)
+
+
+def _tidied(
+    recipe: Recipe, groups: Sequence[Group], sources: Sequence[str], roots: Iterable[str], keep: Collection[str]
+) -> _Tidied:
+    """The recipe without steps whose alphas are 0, and without the steps and models that nothing needs then.
+
+    Results that are kept (the output, `roots`, and what no step needs) do not change by a bit, in any group: a step
+    that carries over tensors which only its b holds has an effect even at 0, and stays.
+    """
+    places = {name: name for name in (recipe.output, *_leaves(recipe), *roots)}
+    pairs: dict[Pair, Pair] = {(step.name, name): (step.name, name) for step in recipe.steps for name in step.alphas}
+    for name in [step.name for step in recipe.steps]:
+        step = recipe.step(name)
+        zero = {alpha for alpha, values in step.alphas.items() if not any(map(values.at, recipe.layout.blocks))}
+        if zero == set(step.alphas):
+            moved = {root: step.a if place == name else place for root, place in places.items()}
+            shorter = _replaced(recipe, name, step.a)
+            if shorter is not None and _same(recipe, shorter, places, moved, groups, sources):
+                recipe, places = shorter, moved
+                pairs = {old: new for old, new in pairs.items() if new[0] != name}
+        elif zero:
+            narrow = _with_fewer_inputs(step, zero)
+            shorter = replace(recipe, steps=tuple(narrow if one.name == name else one for one in recipe.steps))
+            if _same(recipe, shorter, places, places, groups, sources):
+                recipe = shorter
+                gone = {(name, alpha) for alpha in zero}
+                pairs = {
+                    old: (name, "alpha") if new[0] == name else new for old, new in pairs.items() if new not in gone
+                }
+    wanted = {name for place in places.values() for name in _ancestors(recipe, place)}
+    steps = tuple(step for step in recipe.steps if step.name in wanted)
+    used = {name for step in steps for name in step.inputs.values()} | set(keep)
+    models = {name: model for name, model in recipe.models.items() if name in used}
+    left = {(step.name, name) for step in steps for name in step.alphas}
+    return _Tidied(
+        replace(recipe, steps=steps, models=models), places, {old: new for old, new in pairs.items() if new in left}
+    )
+
+
+def _replaced(recipe: Recipe, name: str, other: str) -> Recipe | None:
+    """The recipe without the step `name`, `other` in its place; None if no step would be the output then."""
+    output = other if recipe.output == name else recipe.output
+    if output in recipe.models:
+        return None
+
+    def renamed(used: str) -> str:
+        return other if used == name else used
+
+    steps = tuple(
+        replace(step, a=renamed(step.a), b=renamed(step.b), c=None if step.c is None else renamed(step.c))
+        for step in recipe.steps
+        if step.name != name
+    )
+    return replace(recipe, steps=steps, output=output)
+
+
+def _with_fewer_inputs(step: Step, zero: Collection[str]) -> Step:
+    """A step of two alphas, one of them 0, as the weighted sum that is left of it."""
+    (left,) = set(step.alphas) - set(zero)
+    other = next(name for place, name in step.inputs.items() if _WEIGHT.get((step.mode, place)) == left)
+    return replace(step, mode="weight_sum", b=other, c=None, alpha=step.alphas[left], beta=None)
+
+
+def _same(
+    one: Recipe,
+    other: Recipe,
+    places: Mapping[str, str],
+    moved: Mapping[str, str],
+    groups: Sequence[Group],
+    sources: Sequence[str],
+) -> bool:
+    """Whether all results that are kept are the same, `places` in one recipe and `moved` in the other."""
+    for root, place in places.items():
+        first, second = Algebra(one, groups, sources, place), Algebra(other, groups, sources, moved[root])
+        if not torch.equal(first.present, second.present):
+            return False
+        if not torch.equal(first.coefficients(first.starting_alphas()), second.coefficients(second.starting_alphas())):
+            return False
+    return True

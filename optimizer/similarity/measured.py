@@ -1,0 +1,216 @@
+"""What one pass over a family of checkpoints found out, kept in a file: enough to fit recipes without the checkpoints.
+
+The file is a safetensors file of a few megabytes: the Gram matrices as tensors; as JSON in its metadata which files
+they are of (fingerprints, hashes), which tensors those hold, and the layout and mapping that put tensors into blocks.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimizer.checkpoints import TensorSpec, load_layout, open_checkpoint, write_safetensors
+from optimizer.checkpoints.layout import Layout
+from optimizer.errors import InputError
+from optimizer.recipes import Group, Part
+from optimizer.similarity.comparison import Comparison
+from optimizer.similarity.statistics import Statistics, measure_grams, refuse_not_finite
+
+__all__ = ["STATISTICS", "FileMark", "Measured", "load_measured", "measure_family", "save_measured"]
+
+# The file's name in a study's folder.
+STATISTICS = "statistics.safetensors"
+_KEY = "blockfit.statistics"
+_VERSION = 1  # raise it whenever the content, or what it is measured on, changes
+
+
+@dataclass(frozen=True)
+class FileMark:
+    """What a checkpoint is known by: its file as recipes name it, its tensors' fingerprint, its sha256 if known."""
+
+    file: str
+    fingerprint: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Gram matrices of a family of checkpoints, and what has to be known of the files to make use of them.
+
+    `sources` are in the order that the parts' holders count; `base` is the name of that from which differences are
+    taken, None if there is none, and then the first source is the reference. `scored` are the parts that were measured,
+    the first axis of `gram`, float64 [scored, K + 2, K + 2], and of `referenced`; both as in `Statistics`. A block is
+    measured wholly or not at all: not, if the target does not hold it as the sources do, or values are not finite.
+    """
+
+    layout: Layout
+    mapping: str
+    base: str | None
+    sources: Mapping[str, FileMark]
+    target: FileMark
+    parts: tuple[Part, ...]
+    scored: tuple[Part, ...]
+    referenced: torch.Tensor
+    gram: torch.Tensor
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The rows of coefficients."""
+        return Group.of(self.parts)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks that were measured, in layout order."""
+        measured = {part.block for part in self.scored}
+        return tuple(block for block in self.layout.blocks if block in measured)
+
+    @property
+    def reference(self) -> str:
+        """The source that the differences are from."""
+        return self.base if self.base is not None else next(iter(self.sources))
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files of the sources as recipes name them, for messages."""
+        return {name: Path(mark.file) for name, mark in self.sources.items()}
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """The Gram matrices in terms of `groups`."""
+        row = {group: position for position, group in enumerate(self.groups)}
+        return Statistics(
+            names=tuple(part.name for part in self.scored),
+            blocks=tuple(part.block for part in self.scored if part.block is not None),
+            group=torch.tensor([row[Group(part.block, part.holders)] for part in self.scored], dtype=torch.long),
+            referenced=self.referenced,
+            gram=self.gram,
+        )
+
+    def of_sources(self, names: Sequence[str]) -> "Measured | None":
+        """The same of some of the sources, in this order; None if they lack the reference or do not split alike."""
+        # Whether an input convolution is split into parts depends on which sources there are.
+        if tuple(names) == tuple(self.sources):
+            return self
+        if self.base not in names or not set(names) <= set(self.sources) or any(part.channels for part in self.parts):
+            return None
+        old = [list(self.sources).index(name) for name in names]
+        chosen = [row for row, part in enumerate(self.scored) if set(part.holders) & set(old)]
+        rows = torch.tensor([0, *(position + 1 for position in old), len(self.sources) + 1])
+        return replace(
+            self,
+            sources={name: self.sources[name] for name in names},
+            parts=_held_by(self.parts, old),
+            scored=_held_by(self.scored, old),
+            referenced=self.referenced[chosen],
+            gram=self.gram[chosen][:, rows][:, :, rows],
+        )
+
+    def with_hashes(self, hashes: Mapping[str, str]) -> "Measured":
+        """The same with the sha256 of files noted: of sources by name, of the target as ""; others stay as they are."""
+        sources = {name: replace(mark, sha256=hashes.get(name, mark.sha256)) for name, mark in self.sources.items()}
+        target = replace(self.target, sha256=hashes.get("", self.target.sha256))
+        return replace(self, sources=sources, target=target)
+
+
+def measure_family(
+    comparison: Comparison,
+    blocks: Collection[str],
+    *,
+    base: str | None,
+    mapping: str,
+    sources: Mapping[str, FileMark],
+    target: FileMark,
+) -> Measured:
+    """Read every scored tensor of the family once and take its Gram matrix, whatever block it is in.
+
+    Raises CheckpointError, as `measure_statistics` does, if one of `blocks` cannot be measured; others are left out.
+    """
+    comparison.scored_parts(blocks)  # refuses what does not fit before anything is read
+    parts = [part for part in comparison.parts if part.scored and part.block is not None]
+    held = [part for part in parts if part.held_by(comparison.target)]
+    left_out = {
+        part.block
+        for part in parts
+        if part.name in comparison.target.tensors and part.channels is None and not part.held_by(comparison.target)
+    }
+    held = [part for part in held if part.block not in left_out]
+    grams = measure_grams(comparison, held)
+    for part, gram in zip(held, grams, strict=True):
+        if not bool(torch.isfinite(gram).all()):
+            if part.block in blocks:
+                refuse_not_finite(part, comparison)
+            left_out.add(part.block)
+    kept = [row for row, part in enumerate(held) if part.block not in left_out]
+    scored = tuple(held[row] for row in kept)
+    referenced = torch.tensor([part.held_by(comparison.reference) for part in scored], dtype=torch.bool)
+    return Measured(
+        comparison.layout, mapping, base, dict(sources), target, comparison.parts, scored, referenced, grams[kept]
+    )
+
+
+def save_measured(measured: Measured, path: Path) -> None:
+    """Write `measured` to `path`, or leave what is there. Raises CheckpointError if the folder cannot be written to."""
+    described = {
+        "version": _VERSION,
+        "layout": measured.layout.name,
+        "mapping": measured.mapping,
+        "base": measured.base,
+        "sources": {name: asdict(mark) for name, mark in measured.sources.items()},
+        "target": asdict(measured.target),
+        "parts": [
+            [part.name, part.block, part.shape, part.holders, part.scored, part.channels] for part in measured.parts
+        ],
+        "scored": [measured.parts.index(part) for part in measured.scored],
+    }
+    tensors = {"gram": measured.gram.contiguous(), "referenced": measured.referenced}
+    specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    write_safetensors(path, specs, tensors.items(), {_KEY: json.dumps(described)})
+
+
+def load_measured(path: Path) -> Measured | None:
+    """What `save_measured` wrote to `path`; None if that is not there, is broken, or another version wrote it."""
+    try:
+        with open_checkpoint(path) as file:
+            data = json.loads(file.metadata[_KEY])
+            if data["version"] != _VERSION:
+                return None
+            # Copies: what stays mapped could not be replaced on every system.
+            found = _read(data, file.tensor("gram").clone(), file.tensor("referenced").clone())
+    except (InputError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return None
+    size = len(found.sources) + 2
+    fits = found.gram.shape == (len(found.scored), size, size) and found.referenced.shape == (len(found.scored),)
+    right = (found.gram.dtype, found.referenced.dtype) == (torch.float64, torch.bool)
+    return found if fits and right and bool(torch.isfinite(found.gram).all()) else None
+
+
+def _read(data: Mapping[str, Any], gram: torch.Tensor, referenced: torch.Tensor) -> Measured:
+    parts = tuple(
+        Part(name, block, tuple(shape), tuple(holders), scored, None if channels is None else tuple(channels))
+        for name, block, shape, holders, scored, channels in data["parts"]
+    )
+    return Measured(
+        layout=load_layout(data["layout"]),
+        mapping=data["mapping"],
+        base=data["base"],
+        sources={name: FileMark(**mark) for name, mark in data["sources"].items()},
+        target=FileMark(**data["target"]),
+        parts=parts,
+        scored=tuple(parts[row] for row in data["scored"]),
+        referenced=referenced,
+        gram=gram,
+    )
+
+
+def _held_by(parts: Iterable[Part], positions: Sequence[int]) -> tuple[Part, ...]:
+    """The parts that one of the sources at `positions` holds, their holders counted among these."""
+    new = {old: position for position, old in enumerate(positions)}
+    return tuple(
+        replace(part, holders=tuple(sorted(new[holder] for holder in part.holders if holder in new)))
+        for part in parts
+        if set(part.holders) & set(new)
+    )

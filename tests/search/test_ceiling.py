@@ -1,0 +1,283 @@
+"""What can be reached at most, against least squares and grids on flattened merged tensors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import lsq_linear
+from step_by_step import block_of, merged_names
+
+from optimizer.cli import main
+from optimizer.errors import InputError
+from optimizer.search import fit, largest_cosine, load_study, study_ceilings
+
+STEPS = """\
+  - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06"}}
+  - {name: T2, mode: weight_sum, a: T1, b: y, alpha: {search: [0, 1], blocks: "OUT03,OUT06"}}
+"""
+STAGE = "  - {name: s, metric: delta, trials: 3}\n"
+BLOCKS = ("OUT03", "OUT06")
+
+
+@pytest.fixture(scope="session")
+def far_target(pool):
+    """A target with twice x, minus half of y, and noise: beyond what alphas in 0..1 reach."""
+    twice = dict.fromkeys(BLOCKS, 2.0)
+    steps = [
+        {"name": "A", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": twice},
+        {"name": "B", "mode": "add_difference", "a": "A", "b": "y", "c": "base", "alpha": dict.fromkeys(BLOCKS, -0.5)},
+    ]
+    return pool.plant("far", steps, noise=0.05)
+
+
+@pytest.fixture
+def far_study(write_study, far_target):
+    """A study of x and y and that target."""
+    return load_study(write_study(STEPS, STAGE, far_target[0]))
+
+
+def flat(tensors, block):
+    """A block's merging tensors as one float64 vector."""
+    names = sorted(name for name in merged_names(tensors) if block_of(name) == block and "first_stage" not in name)
+    return torch.cat([tensors[name].double().flatten() for name in names]).numpy()
+
+
+def cosine(one, other):
+    """The cosine of two vectors, 0 if one is zero."""
+    sizes = np.linalg.norm(one) * np.linalg.norm(other)
+    return float(one @ other / sizes) if sizes else 0.0
+
+
+@pytest.mark.parametrize("metric", ["weights", "delta"])
+def test_least_squares(pool, far_target, far_study, metric):
+    """The ceilings are those of numpy's and scipy's least squares on the flattened tensors, block by block."""
+    (found,) = study_ceilings(far_study, metric)
+
+    for block in BLOCKS:
+        base, x, y, target = (
+            flat(tensors, block) for tensors in (*(pool.tensors[n] for n in ["base", "x", "y"]), far_target[1])
+        )
+        differences = np.stack([x - base, y - base], axis=1)
+        if metric == "delta":
+            goal, columns = target - base, differences
+            bounded = columns @ lsq_linear(columns, goal, (0, np.inf), method="bvls").x
+        else:
+            goal, columns = target, np.column_stack([base, differences])
+            # Along the scale s the best of 0 <= y <= s is a convex function: a fine grid around its minimum.
+            merged = [
+                s * base + differences @ lsq_linear(differences, target - s * base, (0, s), method="bvls").x
+                for s in np.linspace(0.9, 1.1, 2001)
+            ]
+            bounded = max(merged, key=lambda vector: cosine(vector, target))
+        free = columns @ np.linalg.lstsq(columns, goal, rcond=None)[0]
+        assert found.blocks[block].ceiling == pytest.approx(cosine(free, goal), abs=1e-9)
+        assert found.blocks[block].ceiling_bounded == pytest.approx(cosine(bounded, goal), abs=1e-7)
+        assert found.blocks[block].ceiling_bounded < found.blocks[block].ceiling - 1e-6
+    assert found.total["ceiling"] == pytest.approx(np.mean([found.blocks[block].ceiling for block in BLOCKS]))
+    assert found.total["recipe"] is None
+
+
+def test_sources(pool, far_target, far_study):
+    """Coefficients are lstsq's, errors those of leaving out each tensor, losses those of leaving out a source."""
+    (found,) = study_ceilings(far_study, "delta")
+
+    tensors = {name: values for name, values in pool.tensors.items() if name in ("base", "x", "y")} | {
+        "t": far_target[1]
+    }
+    names = [name for name in merged_names(tensors["base"]) if block_of(name) in BLOCKS]
+    rows = {
+        name: np.stack(
+            [(tensors[source][name].double() - tensors["base"][name].double()).flatten().numpy() for source in "xyt"],
+            axis=1,
+        )
+        for name in names
+    }
+
+    def solve(left_out=None):
+        stacked = np.concatenate([rows[name] for name in names if name != left_out])
+        return np.linalg.lstsq(stacked[:, :2], stacked[:, 2], rcond=None)[0]
+
+    left_out = np.array([solve(name) for name in names])
+    errors = np.sqrt((len(names) - 1) / len(names) * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0))
+    for position, name in enumerate("xy"):
+        assert found.sources[name].coefficient == pytest.approx(solve()[position], abs=1e-9)
+        assert found.sources[name].error == pytest.approx(errors[position], rel=1e-6)
+        assert set(found.sources[name].blocks) == set(BLOCKS)
+    without = [
+        cosine(flat(tensors["y"], b) - flat(tensors["base"], b), flat(tensors["t"], b) - flat(tensors["base"], b))
+        for b in BLOCKS
+    ]
+    assert found.sources["x"].loss == pytest.approx(found.total["ceiling"] - np.mean(np.abs(without)), abs=1e-9)
+    assert 1.5 < found.sources["x"].coefficient < 2.5
+
+
+def test_best_is_the_joint_optimum(far_study):
+    """After a fit the recipe is at most the best of the free alphas, and that at most the ceiling within the bounds."""
+    fit(far_study)
+    for found in study_ceilings(far_study, "both"):
+        total = found.total
+        assert total["recipe"] <= total["best"] + 1e-12
+        assert total["best"] <= total["ceiling_bounded"] + 1e-9
+        assert total["ceiling_bounded"] <= total["ceiling"] + 1e-12
+        assert found.identified.rank == found.identified.alphas == 4
+    # The target has x twice: the merged difference is too short.
+    assert found.blocks["OUT03"].recipe_scale > 1.2
+
+
+def test_alphas_that_trade_off(write_study, far_target):
+    """Two steps with the same source move one coefficient: the rank says so, and they alone are named."""
+    again = STEPS.replace("name: T2", "name: T3").replace("a: T1", "a: T2") + STEPS.splitlines()[0].replace(
+        "name: T1", "name: T2"
+    ).replace("a: base", "a: T1")
+    study = load_study(write_study(again, STAGE, far_target[0]))
+
+    (found,) = study_ceilings(study, "delta")
+
+    assert (found.identified.rank, found.identified.alphas) == (4, 6)
+    assert set(found.identified.trade_off) == {f"{step}.{block}" for step in ("T1", "T2") for block in BLOCKS}
+
+
+@example(seed=128, count=3, alike="equal")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 3), alike=st.sampled_from(["none", "equal", "base", "target"]))
+def test_bounds_against_grids(seed, count, alike):
+    """Of drawn vectors, some equal, zero or the target, no grid point beats the bound and some come near."""
+    random = np.random.default_rng(seed)
+    base, target = random.normal(size=(2, 12))
+    target = base + 0.3 * target
+    columns = 0.3 * random.normal(size=(12, count))
+    if alike == "equal":
+        columns[:, -1] = columns[:, 0]
+    elif alike == "base":
+        columns[:, 0] = 0
+    elif alike == "target":
+        columns[:, 0] = target - base
+    axes = np.meshgrid(*[np.linspace(0, 1, 21)] * count)
+    grid = np.stack([axis.ravel() for axis in axes])
+    merged = columns @ grid
+    lengths = np.linalg.norm(merged, axis=0)
+    delta = np.where(
+        lengths > 1e-12, (target - base) @ merged / np.maximum(lengths, 1e-12) / np.linalg.norm(target - base), 0
+    )
+    whole = base[:, None] + merged
+    weights = target @ whole / np.linalg.norm(whole, axis=0) / np.linalg.norm(target)
+
+    def bound(matrix, goal, limits):
+        free = largest_cosine(matrix.T @ matrix, matrix.T @ goal, goal @ goal)
+        limited = largest_cosine(matrix.T @ matrix, matrix.T @ goal, goal @ goal, limits)
+        assert limited <= free + 1e-9
+        return limited
+
+    of_delta = bound(columns, target - base, np.eye(count))
+    unit = np.eye(count + 1)
+    of_weights = bound(np.column_stack([base, columns]), target, np.concatenate([unit, unit[0] - unit[1:]]))
+    assert delta.max() <= of_delta + 1e-9
+    assert of_delta <= delta.max() + 0.02
+    assert weights.max() <= of_weights + 1e-9
+    assert of_weights <= weights.max() + 0.02
+    if alike == "target":
+        assert of_delta == pytest.approx(1, abs=1e-9)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(1, 10_000),
+    lost=st.sampled_from(["", "x", "y", "target"]),
+    same=st.sampled_from(["", "base", "x", "target"]),
+)
+def test_drawn_families(tmp_path_factory, write_sd1, sd1_tensors, seed, lost, same):
+    """Recipe <= best <= ceiling and bounded <= ceiling, for families that lack tensors or hold equal models."""
+    folder = tmp_path_factory.mktemp("drawn")
+    base = sd1_tensors(seed=0)
+    query = "model.diffusion_model.output_blocks.6.1.transformer_blocks.0.attn1.to_q.weight"
+    for n, name in enumerate(("base", "x", "y", "target")):
+        own = {"seed": seed + n, "distance": 0.2 if n else 0.0}
+        if name == "y" and same:
+            own = {"seed": seed + ("base", "x", "y", "target").index(same), "distance": 0.2 if same != "base" else 0.0}
+        write_sd1(folder / f"{name}.safetensors", around=base, drop=[query] if name == lost else [], **own)
+    models = "".join(f"  {name}: {{file: {name}}}\n" for name in ("base", "x", "y"))
+    (folder / "recipe.yaml").write_text(f"models:\n{models}steps:\n{STEPS}", encoding="utf-8")
+    text = f"recipe: recipe.yaml\ntarget: {{file: target}}\nstages:\n{STAGE}"
+    (folder / "study.yaml").write_text(text, encoding="utf-8")
+    study = load_study(folder)
+
+    fit(study)
+
+    for found in study_ceilings(study, "both"):
+        for one in found.blocks.values():
+            assert one.recipe <= one.best + 1e-9
+            assert one.best <= one.ceiling + 1e-9
+            assert one.ceiling_bounded <= one.ceiling + 1e-9
+        if same == "target" and not lost:
+            assert found.total["ceiling_bounded"] == pytest.approx(1, abs=1e-6)
+            assert found.sources["y"].coefficient == pytest.approx(1, abs=1e-6)
+        assert all(np.isfinite(share.coefficient) for share in found.sources.values())
+
+
+def test_target_equal_to_the_base(write_study, pool, tmp_path):
+    """Where target and base are the same, a difference of zero scores 0, whatever the recipe; weights score 1."""
+    target = tmp_path / "same.safetensors"
+    target.write_bytes(pool.paths["base"].read_bytes())
+    study = load_study(write_study(STEPS, STAGE, target))
+
+    weights, delta = study_ceilings(study)
+
+    assert all((one.best, one.ceiling, one.ceiling_bounded) == (0, 0, 0) for one in delta.blocks.values())
+    assert weights.total["ceiling_bounded"] == pytest.approx(1, abs=1e-12)
+    assert delta.sources["x"].coefficient == 0
+
+
+def test_study_without_a_base(write_study, far_target, pool):
+    """Without a base there is a ceiling by weights alone; bounded, it is the best of all convex combinations."""
+    steps = (
+        "  - {name: T1, mode: weight_sum, a: x, b: y, alpha: {search: [0, 1], blocks: OUT03}}\n"
+        "  - {name: T2, mode: weight_sum, a: T1, b: z, alpha: {search: [0, 1], blocks: OUT03}}\n"
+    )
+    folder = write_study(steps, "  - {name: s, metric: weights, trials: 3}\n", far_target[0])
+    recipe = folder / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text("".join(line for line in text.splitlines(keepends=True) if "base:" not in line), encoding="utf-8")
+    study = load_study(folder)
+
+    (found,) = study_ceilings(study)
+
+    sources = np.stack([flat(pool.tensors[name], "OUT03") for name in "xyz"])
+    shares = np.linspace(0, 1, 101)
+    weights = np.array([(a, b, 1 - a - b) for a in shares for b in shares if a + b <= 1])
+    grid = weights @ sources
+    target = flat(far_target[1], "OUT03")
+    values = grid @ target / np.linalg.norm(grid, axis=1) / np.linalg.norm(target)
+    assert found.metric == "weights"
+    assert values.max() - 1e-12 <= found.total["ceiling_bounded"] <= values.max() + 1e-5
+    assert set(found.sources) == {"y", "z"}
+    with pytest.raises(InputError, match="needs `base`"):
+        study_ceilings(study, "delta")
+
+
+def test_command(far_study, capsys, monkeypatch, tmp_path):
+    """`--json` prints one object for one metric and two for both; the table names what is not in the sources."""
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main(["ceiling", str(far_study.folder), *arguments])
+        return left.value.code, capsys.readouterr().out
+
+    code, text = run("--json", "--metric", "delta")
+    data = json.loads(text)
+    assert code == 0
+    assert set(data) >= {"metric", "blocks", "total", "sources", "rank", "alphas", "trade_off"}
+    assert set(data["blocks"]["OUT03"]) >= {"recipe", "best", "ceiling", "ceiling_bounded"}
+    assert data["total"]["recipe"] is None
+    assert [one["metric"] for one in json.loads(run("--json")[1])] == ["weights", "delta"]
+    assert "ceiling loses without" in run()[1]
+    assert run("--metric", "attention")[0] == 2
+
+
+def test_metrics_that_have_no_ceiling(far_study):
+    """Another metric than weights and delta is refused by name."""
+    with pytest.raises(InputError, match="attention"):
+        study_ceilings(far_study, "attention")
