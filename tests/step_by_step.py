@@ -98,9 +98,13 @@ def merge_by_steps(
 
 
 def attention_by_definition(
-    candidate: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], blocks: Sequence[str], seed: int
+    candidate: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor],
+    blocks: Sequence[str],
+    seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, float]:
-    """{block: similarity}: softmax(Q K') row by row, times the column sums of V, compared by rows."""
+    """{block: similarity}: softmax(Q K') row by row, times the column sums of V, compared by rows; in `dtype`."""
     torch.manual_seed(seed)
     found = {}
     for block, place in ATTENTION.items():
@@ -109,9 +113,9 @@ def attention_by_definition(
         outputs, inputs = [], None
         for tensors in (candidate, target):
             prefix = f"model.diffusion_model.{place}.transformer_blocks.0.attn1"
-            query, key, value = (tensors[f"{prefix}.to_{which}.weight"].float() for which in "qkv")
+            query, key, value = (tensors[f"{prefix}.to_{which}.weight"].to(dtype) for which in "qkv")
             if inputs is None:
-                inputs = torch.randn(query.shape[0], query.shape[0])
+                inputs = torch.randn(query.shape[0], query.shape[0]).to(dtype)
             q, k, v = inputs @ query.T, inputs @ key.T, inputs @ value.T
             outputs.append(torch.softmax(q @ k.T, dim=-1) * v.sum(dim=0))
         found[block] = float(torch.nn.functional.cosine_similarity(*outputs, dim=-1).mean())

@@ -9,118 +9,44 @@ The seed is set once, and X is drawn block after block in the order of evaluatio
 the same block has another X when other blocks are selected before it, as in the tool that people publish numbers from.
 
 Projections are linear in the weights, so each source is projected once, and a candidate's queries and keys are combined
-from those. On a card one product Q K' then gives its logits. On a processor even that is too much: with the same
-coefficients c for queries and keys, the logits are a quadratic form,
-
-    Q K' = sum_k sum_l c_k c_l Q_k K_l'
-
-whose terms are computed when a candidate first needs them and kept; a trial only adds them up, at the speed of memory.
-Two things are left out because they cancel: sum_j V[j, k] is (sum_j X[j]) W_v', and the softmax's denominator scales a
-whole row, which a cosine does not see.
+from those. Its logits Q K' then come from as few numbers as can be (`logits`), and its cosines from those without a
+further turn through the main memory (`rows`). Two things are left out because they cancel: sum_j V[j, k] is
+(sum_j X[j]) W_v', and the softmax's denominator scales a whole row, which a cosine does not see.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from optimizer.errors import CheckpointError
 from optimizer.recipes import Part, finite
 from optimizer.similarity.comparison import Comparison
+from optimizer.similarity.logits import LOG2_E, Lined, Products, Stack, Terms, Whole
+from optimizer.similarity.rows import Candidates, Workers, compute_whole, outputs
 
 __all__ = ["AttentionMetric"]
 
 # Share of a card's free memory that one batch of candidates may take.
 _MEMORY_SHARE = 0.5
-# Bytes that the terms of the logits may take in all; blocks beyond are scored by one product for each candidate.
-_TERMS_LIMIT = 2 << 30
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """One of to_q, to_k, to_v of the sources that hold it, projected: float32 [holders, ...].
-
-    `row` is its group in coefficients.
-    """
-
-    row: int
-    holders: tuple[int, ...]
-    projected: torch.Tensor
-
-    def coefficients(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """The holders' coefficients, float32 [n, holders], of all coefficients [n, groups, sources]."""
-        return coefficients[:, self.row, list(self.holders)].to(self.projected.device, torch.float32)
-
-    def combine(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """The candidates' projections, [n, ...]."""
-        return torch.einsum("nk,k...->n...", self.coefficients(coefficients), self.projected)
-
-
-@dataclass(frozen=True)
-class _Products:
-    """One block's logits, as a product for each candidate."""
-
-    query: _Stack
-    key: _Stack
-
-    def logits(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Logits [n, d, d] of n candidates."""
-        return self.query.combine(coefficients) @ self.key.combine(coefficients).transpose(1, 2)
-
-
-class _Terms:
-    """One block's logits, from their terms: Q_k K_k', and for k < l the sum Q_k K_l' + Q_l K_k'.
-
-    Terms that no candidate has needed yet are zeros, which take no memory until they are written. A candidate's value
-    does not depend on who came before it: terms that others needed have the coefficient 0 for it.
-    """
-
-    def __init__(self, query: _Stack, key: _Stack) -> None:
-        """Of stacks with the same holders; the terms then are float32 [pairs, d * d]."""
-        self._query, self._key = query, key
-        self._first, self._second = torch.triu_indices(len(query.holders), len(query.holders))
-        self._terms = torch.zeros(len(self._first), query.projected[0].numel())
-        self._unknown = set(range(len(self._first)))
-
-    def logits(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Logits [1, d, d] of one candidate."""
-        own = self._query.coefficients(coefficients)
-        weights = own[:, self._first] * own[:, self._second]
-        width = math.isqrt(self._terms.shape[1])
-        for index in self._unknown & set(weights[0].nonzero()[:, 0].tolist()):
-            self._compute(index, self._terms[index].view(width, width))
-        return (weights @ self._terms).view(1, width, width)
-
-    def _compute(self, index: int, term: torch.Tensor) -> None:
-        queries, keys = self._query.projected, self._key.projected
-        one, other = int(self._first[index]), int(self._second[index])
-        torch.mm(queries[one], keys[other].T, out=term)
-        if one != other:
-            term.addmm_(queries[other], keys[one].T)
-        self._unknown.remove(index)
-        if not self._unknown:
-            # The terms hold all that the projections did.
-            nothing = torch.empty(0)
-            self._query, self._key = replace(self._query, projected=nothing), replace(self._key, projected=nothing)
+# Bytes that the lines' matrices and the terms of the logits may take in all; blocks beyond are scored by one product
+# for each candidate.
+_KEPT_LIMIT = 2 << 30
 
 
 @dataclass(frozen=True)
 class _Block:
     """One block under one random input. `target` [d, d] holds the target's outputs, each row divided by its norm."""
 
-    width: int
-    attention: _Products | _Terms
-    value: _Stack
+    logits: Lined
+    value: Stack
     target: torch.Tensor
 
-    def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Similarities of n candidates (of one, if from terms), float64 [n]."""
-        outputs = _outputs(self.attention.logits(coefficients), self.value.combine(coefficients)[:, None, :])
-        norms = torch.linalg.vector_norm(outputs, dim=-1)
-        cosines: torch.Tensor = outputs.mul_(self.target).sum(dim=-1) / norms.clamp_min(torch.finfo(torch.float32).tiny)
-        return cosines.to(torch.float64).mean(dim=-1).clamp(-1, 1).cpu()
+    @property
+    def width(self) -> int:
+        """How many rows and columns its logits have."""
+        return self.target.shape[1]
 
 
 class AttentionMetric:
@@ -132,45 +58,77 @@ class AttentionMetric:
     def __init__(self, comparison: Comparison, blocks: tuple[str, ...]) -> None:
         self.blocks = blocks
         self._device = comparison.device
+        self._workers = Workers() if self._device.type == "cpu" else None
         parts = {part.name: part for part in comparison.scored_parts(blocks)}
+        weights = {block: _self_attention(comparison, parts, block) for block in blocks}
+        lines = len(comparison.seeds) * sum(Lined.bytes(query.shape[1]) for query, _, _ in weights.values())
+        with_lines = lines <= _KEPT_LIMIT
+        spare = _KEPT_LIMIT - (lines if with_lines else 0)
         self._projected: list[list[_Block]] = []
-        spare = _TERMS_LIMIT if self._device.type == "cpu" else 0
         with _exact_float32():
             for number, seed in enumerate(comparison.seeds):
                 generator = torch.Generator().manual_seed(seed)
                 projected = []
                 for position, block in enumerate(blocks):
-                    weights = _self_attention(comparison, parts, block)
-                    width = weights[0].shape[1]
+                    width = weights[block][0].shape[1]
                     inputs = torch.randn(width, width, generator=generator)
-                    holders = len(weights[0].holders)
-                    needed = 4 * width * width * holders * (holders + 1) // 2
-                    # Queries and keys have the same coefficients if the same sources hold them.
-                    by_terms = needed <= spare and weights[0].holders == weights[1].holders
-                    spare -= needed if by_terms else 0
-                    projected.append(_project(comparison, weights, inputs, by_terms))
+                    query, key, value = _project(comparison, weights[block], inputs)
+                    # A card multiplies faster than it would add terms up. Queries and keys have the same coefficients
+                    # if the same sources hold them.
+                    by_terms = self._device.type == "cpu" and query.holders == key.holders
+                    by_terms = by_terms and Terms.bytes(query) <= spare
+                    spare -= Terms.bytes(query) if by_terms else 0
+                    source = Terms(query, key) if by_terms else Products(query, key)
+                    matrices = torch.zeros(3, width * width, device=self._device) if with_lines else None
+                    target = _target(comparison, weights[block], inputs)
+                    projected.append(_Block(Lined(source, matrices), value, target))
                     done = number * len(blocks) + position + 1
                     comparison.progress("projecting the attention", done, len(blocks) * len(comparison.seeds))
                 self._projected.append(projected)
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
+        """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources].
+
+        Several candidates in one call take less time each than one at a time. What a candidate scores depends neither
+        on the others nor on earlier ones, but for float32's rounding.
+        """
         scores = torch.zeros(len(coefficients), len(self.blocks), dtype=torch.float64)
         with _exact_float32():
-            for projected in self._projected:
-                for column, block in enumerate(projected):
-                    for start, stop in self._batches(len(coefficients), block.width):
-                        scores[start:stop, column] += block.score(coefficients[start:stop])
+            waiting = []
+            for column, positions, candidates in self._candidates(coefficients):
+                waiting.append((column, positions, candidates))
+                # Logits that are there take memory; what makes the others is kept anyway.
+                if isinstance(candidates.logits, Whole):
+                    self._compute(waiting, scores)
+                    waiting = []
+            self._compute(waiting, scores)
         return scores / len(self._projected)
 
-    def _batches(self, count: int, width: int) -> Iterator[tuple[int, int]]:
-        """Ranges of candidates: one at a time on a processor, as many as fit on a card."""
-        size = 1
-        if self._device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self._device)
-            size = max(1, int(free * _MEMORY_SHARE) // (6 * 4 * width * width))
-        for start in range(0, count, size):
-            yield start, min(start + size, count)
+    def _candidates(self, coefficients: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, Candidates]]:
+        """The candidates' blocks to be computed: (column, positions int64 [m], m of the candidates for one block)."""
+        for projected in self._projected:
+            for column, block in enumerate(projected):
+                values = block.value.combine(block.value.points(coefficients))
+                for positions, logits in block.logits.logits(coefficients, self._batch(block.width)):
+                    found = torch.empty(len(positions), block.width, device=self._device)
+                    some = values[positions.to(self._device)]
+                    yield column, positions, Candidates(logits, some, block.target, found)
+
+    def _compute(self, waiting: Sequence[tuple[int, torch.Tensor, Candidates]], scores: torch.Tensor) -> None:
+        """Add the similarities of what is `waiting` to `scores`."""
+        if self._workers is not None:
+            self._workers.compute([candidates for _, _, candidates in waiting])
+        for column, positions, candidates in waiting:
+            if self._workers is None:
+                compute_whole(candidates, self._batch(candidates.target.shape[1]))
+            scores[positions, column] += candidates.cosines.to(torch.float64).mean(dim=-1).clamp(-1, 1).cpu()
+
+    def _batch(self, width: int) -> int:
+        """How many candidates' whole logits are computed at a time: as many as a card holds, one on a processor."""
+        if self._device.type != "cuda":
+            return 1
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return max(1, int(free * _MEMORY_SHARE) // (6 * 4 * width * width))
 
 
 def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) -> tuple[Part, Part, Part]:
@@ -183,32 +141,32 @@ def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) 
     return query, key, value
 
 
-def _project(comparison: Comparison, weights: tuple[Part, Part, Part], inputs: torch.Tensor, by_terms: bool) -> _Block:
+def _project(
+    comparison: Comparison, weights: tuple[Part, Part, Part], inputs: torch.Tensor
+) -> tuple[Stack, Stack, Stack]:
+    """Queries and keys [holders, d, d] and summed values [holders, d] of the sources."""
     device, width, sources = comparison.device, inputs.shape[1], list(comparison.sources.values())
     inputs = inputs.to(device)
     total = inputs.sum(dim=0)
-    stacks: list[_Stack] = []
-    for part, is_value in zip(weights, (False, False, True), strict=True):
-        stack = torch.empty(len(part.holders), *((width,) if is_value else (width, width)), device=device)
+    stacks: list[Stack] = []
+    for which, part in zip("qkv", weights, strict=True):
+        stack = torch.empty(len(part.holders), *((width,) if which == "v" else (width, width)), device=device)
         for place, position in enumerate(part.holders):
             weight = finite(part, sources[position], "comparison").to(device)
-            stack[place] = weight @ total if is_value else inputs @ weight.T
-        stacks.append(_Stack(comparison.group_of(part), part.holders, stack))
+            stack[place] = weight @ total if which == "v" else inputs @ weight.T
+        stacks.append(Stack(comparison.group_of(part), part.holders, stack))
     query, key, value = stacks
-    target = [finite(part, comparison.target, "comparison").to(device) for part in weights]
-    logits = (inputs @ target[0].T) @ (inputs @ target[1].T).T
-    outputs = _outputs(logits, target[2] @ total)
-    return _Block(
-        width=width,
-        attention=(_Terms if by_terms else _Products)(query, key),
-        value=value,
-        target=outputs / outputs.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny),
-    )
+    return query, key, value
 
 
-def _outputs(logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """exp(logits - their row's maximum) * values: the attention outputs up to a factor for each row. Overwrites."""
-    return logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_().mul_(values)
+def _target(comparison: Comparison, weights: tuple[Part, Part, Part], inputs: torch.Tensor) -> torch.Tensor:
+    """The target's attention outputs [d, d], each row divided by its norm."""
+    inputs = inputs.to(comparison.device)
+    query, key, value = (finite(part, comparison.target, "comparison").to(comparison.device) for part in weights)
+    logits = (inputs @ query.T) @ (inputs @ key.T).T
+    found = outputs(logits.sub_(logits.amax(dim=-1, keepdim=True)).mul_(LOG2_E), value @ inputs.sum(dim=0))
+    norms: torch.Tensor = found.norm(dim=-1, keepdim=True)
+    return found / norms.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 @contextmanager

@@ -141,6 +141,17 @@ def test_the_benchmark_runs_through(family: Path, tmp_path: Path) -> None:
     assert not (family / "candidate.safetensors").exists()
 
 
+def test_the_attention_benchmark_runs_through(family: Path, tmp_path: Path) -> None:
+    report = tmp_path / "figures.json"
+    done = run("attention_speed.py", family, "--repeats", 2, "--together", 4, "--json", report)
+    assert done.returncode == 0, done.stderr
+    assert "| line, together |" in done.stdout
+    figures = json.loads(report.read_text(encoding="utf-8"))
+    assert {len(turns) for turns in figures["seconds"].values()} == {2}
+    assert figures["largest difference of a score alone and together"] < 1e-6
+    assert figures["largest difference of a block's score from naive"] < 5e-6
+
+
 def test_the_merging_benchmark_runs_through(family: Path, tmp_path: Path) -> None:
     before = sorted(family.iterdir())
     report = tmp_path / "figures.json"

@@ -8,7 +8,7 @@ from step_by_step import ATTENTION, BLOCKS, attention_by_definition
 from optimizer.checkpoints import load_layout
 from optimizer.errors import CheckpointError
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step, merge
-from optimizer.similarity import build_metric, open_comparison
+from optimizer.similarity import attention, build_metric, open_comparison, rows
 
 LAYOUT = load_layout("sd1")
 
@@ -79,6 +79,125 @@ def test_several_seeds_average(kin, merged):
 
     each = [attention_by_definition(candidate, kin.tensors["target"], blocks, seed) for seed in (1, 2, 3)]
     assert found == pytest.approx({block: sum(one[block] for one in each) / 3 for block in blocks}, abs=1e-6)
+
+
+# --- Many candidates --------------------------------------------------------------------------------------------------
+
+SOURCES = ("base", "x", "y")
+# OUT07 has queries and keys of different sources, because y lacks its keys.
+SOME_BLOCKS = ("IN01", "M00", "OUT03", "OUT07", "OUT11")
+
+
+def opened(kin, seeds=(1,), device="cpu"):
+    """The sources and the target as a comparison."""
+    sources = {name: kin.paths[name] for name in SOURCES}
+    return open_comparison(LAYOUT, sources, kin.paths["target"], seeds=seeds, device=torch.device(device))
+
+
+def candidates(groups, count, *, line):
+    """Coefficients [count, groups, sources] that sum to 1, on one line in every group or anywhere."""
+    generator = torch.Generator().manual_seed(count)
+    start, end = torch.rand(2, groups, len(SOURCES), generator=generator, dtype=torch.float64) + 0.1
+    positions = torch.rand(count, 1, 1, generator=generator, dtype=torch.float64)
+    drawn = torch.rand(count, groups, len(SOURCES), generator=generator, dtype=torch.float64) + 0.1
+    start, end, drawn = (each / each.sum(dim=-1, keepdim=True) for each in (start, end, drawn))
+    return start + positions * (end - start) if line else drawn
+
+
+def by_definition(kin, comparison, coefficients, blocks, seeds):
+    """Scores [n, blocks] of merged tensors, in float64."""
+    parts = [part for part in comparison.scored_parts(blocks) if ".attn1." in part.name]
+    scores = []
+    for rows_of_one in coefficients:
+        merged = {}
+        for part in parts:
+            weights = rows_of_one[comparison.group_of(part)].tolist()
+            held = [(weights[place], kin.tensors[SOURCES[place]][part.name].double()) for place in part.holders]
+            merged[part.name] = sum(weight * tensor for weight, tensor in held)
+        each = [attention_by_definition(merged, kin.tensors["target"], blocks, seed, torch.float64) for seed in seeds]
+        scores.append([sum(one[block] for one in each) / len(seeds) for block in each[0]])
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+@pytest.fixture
+def two_threads():
+    """Torch computes with two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kept", ["everything", "lines", "nothing"])
+@pytest.mark.parametrize("tile", [50, 1 << 17])
+def test_many_candidates_are_their_definition(kin, monkeypatch, two_threads, kept, tile):
+    """On a line, off it and mixed, in tiles of any size: each candidate scores as by the definition in float64.
+
+    To 5e-6: in blocks as narrow as these a few rows carry float32's rounding, the definition's own up to 1e-6.
+    """
+    seeds = (1, 2)
+    monkeypatch.setattr(rows, "_TILE", tile)
+    with opened(kin, seeds) as comparison:
+        widths = [
+            part.shape[1] for part in comparison.scored_parts(SOME_BLOCKS) if part.name.endswith("attn1.to_q.weight")
+        ]
+        limits = {"everything": 2 << 30, "lines": len(seeds) * 12 * sum(width**2 for width in widths), "nothing": 0}
+        monkeypatch.setattr(attention, "_KEPT_LIMIT", limits[kept])
+        metric = build_metric("attention", comparison, SOME_BLOCKS)
+        groups = len(comparison.groups)
+        line, anywhere = candidates(groups, 19, line=True), candidates(groups, 3, line=False)
+        mixed = torch.cat([anywhere[:1], line[:4], anywhere[1:], line[4:6]])
+        for given in (anywhere, line, mixed, line[:1], anywhere[:1]):  # a new metric, its line, both
+            wanted = by_definition(kin, comparison, given, SOME_BLOCKS, seeds)
+            torch.testing.assert_close(metric.score(given), wanted, rtol=0, atol=5e-6)
+    assert torch.get_num_threads() == 2
+
+
+def test_a_score_does_not_depend_on_company(kin):
+    """Alone, among others and from a fresh metric a candidate scores the same to 1e-6; the same call gives the same."""
+    with opened(kin) as comparison:
+        metric, fresh = (build_metric("attention", comparison, SOME_BLOCKS) for _ in range(2))
+        given = torch.cat([candidates(len(comparison.groups), 33, line=line) for line in (True, False)])
+
+        together = metric.score(given)
+
+        assert torch.equal(metric.score(given), together)
+        alone = torch.cat([metric.score(one[None]) for one in given])
+        backwards = torch.cat([fresh.score(one[None]) for one in given.flip(0)]).flip(0)
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
+    torch.testing.assert_close(backwards, together, rtol=0, atol=1e-6)
+
+
+def test_no_candidates(kin):
+    """Nothing in, nothing out."""
+    with opened(kin) as comparison:
+        metric = build_metric("attention", comparison, SOME_BLOCKS)
+        found = metric.score(torch.empty(0, len(comparison.groups), len(SOURCES), dtype=torch.float64))
+    assert found.shape == (0, len(SOME_BLOCKS))
+
+
+def test_far_logits_neither_overflow_nor_vanish(kin):
+    """Coefficients a hundred times too large give logits of many thousands, and still finite scores in range."""
+    with opened(kin) as comparison:
+        metric = build_metric("attention", comparison, SOME_BLOCKS)
+        far = torch.linspace(-100, 100, 9, dtype=torch.float64)[:, None, None]
+        start, end = candidates(len(comparison.groups), 2, line=False)
+        found = metric.score(start + far * (end - start))
+    assert found.isfinite().all()
+    assert found.abs().max() <= 1
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card")
+@pytest.mark.parametrize("line", [True, False])
+def test_cuda_gives_the_same_for_many_candidates(kin, line):
+    """A card gives what the processor does, to 1e-5, on a line and off it."""
+    scores = []
+    for device in ("cpu", "cuda"):
+        with opened(kin, (1, 2), device) as comparison:
+            given = candidates(len(comparison.groups), 40, line=line)
+            scores.append(build_metric("attention", comparison, SOME_BLOCKS).score(given))
+    torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-5)
 
 
 def test_global_random_state_is_left_alone(kin, merged):

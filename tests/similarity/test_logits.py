@@ -1,0 +1,117 @@
+"""Logits along lines of coefficients: made out when they should be, and the same as by products."""
+
+import math
+
+import pytest
+import torch
+
+from optimizer.similarity.logits import LOG2_E, Line, Lined, Products, Stack, Sum, Terms, Whole, find_line
+
+WIDTH, HOLDERS = 6, (0, 2, 3)
+START = torch.tensor([0.7, 0.4, -0.1], dtype=torch.float64)
+DIRECTION = torch.tensor([-1.0, 0.6, 0.4], dtype=torch.float64)
+
+
+def random(*shape, seed):
+    """Standard normal numbers, float32."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def along(*positions):
+    """Points on the line START + a * DIRECTION, float64 [n, 3]."""
+    return START + torch.tensor(positions, dtype=torch.float64)[:, None] * DIRECTION
+
+
+def coefficients(points):
+    """Coefficients of one group and four sources, the second of which lacks the tensor."""
+    rows = torch.full((len(points), 1, 4), 9.0, dtype=torch.float64)
+    rows[:, 0, list(HOLDERS)] = points
+    return rows
+
+
+@pytest.fixture(params=[Terms, Products])
+def lined(request):
+    """Logits of a kind of source, and what computes them by definition in float64."""
+    queries, keys = random(3, WIDTH, WIDTH, seed=1), random(3, WIDTH, WIDTH, seed=2)
+
+    def wanted(points):
+        query, key = (torch.einsum("nk,kij->nij", points, each.double()) for each in (queries, keys))
+        return (query @ key.transpose(1, 2) * LOG2_E).float()
+
+    source = request.param(Stack(0, HOLDERS, queries), Stack(0, HOLDERS, keys))
+    return Lined(source, torch.full((3, WIDTH * WIDTH), math.nan)), wanted
+
+
+def check(lined, points):
+    """Check the logits at `points` [n, 3]; for each whether it came from a line's three matrices."""
+    logits, wanted = lined
+    from_line = [None] * len(points)
+    for positions, some in logits.logits(coefficients(points), 2):
+        found = some.rows(slice(0, 99), slice(1, 4), torch.empty(99 * 3 * WIDTH))
+        torch.testing.assert_close(found, wanted(points)[positions, 1:4], rtol=1e-5, atol=2e-5)
+        assert isinstance(some, Sum | Whole)
+        for position in positions.tolist():
+            assert from_line[position] is None
+            from_line[position] = isinstance(some, Sum) and len(some.matrices) == 3
+    return from_line
+
+
+def test_a_line_is_made_out_in_one_call(lined):
+    """Three points of a call are enough; others of the call are computed as before."""
+    away = random(2, 3, seed=3).double()
+
+    assert check(lined, torch.cat([along(0.1, 0.9, -3.0, 4.0), away])) == [True] * 4 + [False] * 2
+    assert check(lined, torch.cat([away, along(0.5)])) == [False, False, True]
+
+
+def test_a_line_is_made_out_over_calls(lined):
+    """The third candidate in a row is on it, also after others, and also if one of them comes twice."""
+    check(lined, random(5, 3, seed=4).double())
+
+    found = [check(lined, along(position)) for position in (0.2, 0.6, 0.6, 0.3, 0.35)]
+
+    assert found == [[False], [False], [False], [True], [True]]
+
+
+def test_another_line_takes_its_place(lined):
+    """A new line replaces the old one, even if points of the old one are in the call."""
+    check(lined, along(0.0, 0.5, 1.0))
+    other = along(0.25) + torch.tensor([[0.0], [0.3], [0.8], [2.0]], dtype=torch.float64) * torch.eye(3)[1]
+
+    assert check(lined, torch.cat([along(0.5), other])) == [False, True, True, True, True]
+
+
+def test_two_points_and_equal_points_are_no_line(lined):
+    """Nothing is made for so few."""
+    assert check(lined, along(0.2, 0.2, 0.2)) == [False] * 3
+    assert check(lined, along(0.2, 0.8, 0.8, 0.2)) == [False] * 4
+
+
+def test_without_matrices_there_are_no_lines():
+    """Every candidate is computed by itself then."""
+    stack = Stack(0, HOLDERS, random(3, WIDTH, WIDTH, seed=1))
+    lined = Lined(Products(stack, stack), None)
+
+    found = [some for _, some in lined.logits(coefficients(along(0.1, 0.2, 0.3)), 2)]
+
+    assert [len(some.logits) for some in found] == [2, 1]
+
+
+def test_a_line_does_not_depend_on_its_points():
+    """It is the same through any two, and starts where it comes nearest to zero."""
+    lines = [find_line(along(*positions)) for positions in ((0.0, 1.0, 2.0), (10.0, 11.0, 0.3), (0.5, 0.4999, -7.0))]
+
+    for line in lines:
+        torch.testing.assert_close(line.start, lines[0].start, rtol=0, atol=1e-9)
+        torch.testing.assert_close(line.direction, lines[0].direction, rtol=0, atol=1e-9)
+        assert abs(float(line.start @ line.direction)) < 1e-9
+        assert float(line.direction.abs().max()) == 1
+
+
+def test_points_beside_a_line_are_not_on_it():
+    """A millionth is too far."""
+    line = Line.through(*along(0.0, 1.0))
+    beside = along(0.3) + torch.tensor([0.0, 1e-6, 0.0])
+
+    assert line.holds(torch.cat([along(0.3), beside])).tolist() == [True, False]
+    assert find_line(torch.cat([along(0.0, 1.0), beside])) is None
