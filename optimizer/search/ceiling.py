@@ -10,14 +10,13 @@ With coefficients that sum to 1, p the base (where a group lacks it, the first s
 
 runs over a linear space as s and y do, so the cosine's maximum is the length of the target's projection onto it (least
 squares), and with 0 <= c_k <= 1 the length of its projection onto the cone 0 <= y_k <= s. `delta` compares differences
-from the base: p and s drop out, and as small coefficients are as good as large ones, c_k <= 1 does too. A cone's
-projection leaves that onto its polar cone, which is a least-squares problem with non-negative unknowns (J. J. Moreau,
-1962; C. L. Lawson and R. J. Hanson, Solving Least Squares Problems, 1974, chapter 23).
+from the base: p and s drop out, and as small coefficients are as good as large ones, c_k <= 1 does too.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,12 +49,13 @@ Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 
 CEILING_METRICS = ("weights", "delta")
-# What is added to the diagonal of a matrix with ones there, so that sources that are equal share what they explain.
-_RIDGE = 1e-13
 # Eigenvalues and singular values below this share of the largest count as 0.
 _RANK = 1e-11
-# The squared length, in units of the target's, below which a projection counts as zero: cosines below 1e-7.
-_NOTHING = 1e-14
+# The length, in units of the target's, below which a projection counts as zero.
+_NOTHING = 1e-7
+# A corner of a cone is added if the rest of the target has more than this cosine with it, and so many at most.
+_NEARER = 1e-13
+_CORNERS = 1000
 _NO_BOUNDS = "these are no bounds for attention, which is not a cosine of weights"
 
 
@@ -283,32 +283,50 @@ def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dic
     }
 
 
-def largest_cosine(products: Matrix, with_target: Vector, target: float, limits: Matrix | None = None) -> float:
-    """The largest cosine of X x with a target over all x, or over those with limits @ x >= 0.
+def largest_cosine(
+    products: Matrix, with_target: Vector, target: float, corner: Callable[[Vector], Vector] | None = None
+) -> float:
+    """The largest cosine of X x with a target over all x, or over the cone that `corner` tells the corners of.
 
-    `products` is X'X [n, n], `with_target` X't [n], `target` t't; `limits` [m, n] must admit a cone with x = 0 in it.
+    `products` is X'X [n, n], `with_target` X't [n], `target` t't. `corner(direction)` [n] is the one farthest in that
+    direction of finitely many x whose non-negative sums are the cone.
     0 if nothing but x = 0 comes near the target, as the similarity of a zero vector is.
+
+    The projection onto the cone is found by adding the corner that the rest of the target points to most, and solving
+    again over all that were added (P. Wolfe, Finding the nearest point in a polytope, 1976). It needs no independent
+    columns, and it ends when no corner would bring it nearer.
     """
     size = np.sqrt(np.diag(products).clip(min=0.0))
     there = size > 1e-150
     if target <= 0 or not there.any():
         return 0.0
     # With columns of length 1: a base is ten thousand times as long as a difference from it.
-    scaled = products[np.ix_(there, there)] / np.outer(size[there], size[there])
-    pulled = with_target[there] / (size[there] * math.sqrt(target))
-    if limits is None:
-        explained = float(pulled @ np.linalg.pinv(scaled, rcond=_RANK, hermitian=True) @ pulled)
-        return float(np.clip(math.sqrt(max(explained, 0.0)), 0.0, 1.0))
-    lower = np.linalg.cholesky(scaled + _RIDGE * np.eye(len(scaled)))
-    # In coordinates z = lower' x the columns are orthonormal, and the target is its projection onto them.
-    projected = np.linalg.solve(lower, pulled)
-    walls = np.linalg.solve(lower, (limits[:, there] / size[there]).T)
-    walls = walls / np.linalg.norm(walls, axis=0).clip(min=1e-300)
-    pushed, _ = nnls(-walls, projected)
-    nearest = np.linalg.solve(lower.T, projected + walls @ pushed)
-    length = float(nearest @ scaled @ nearest)
+    size = size[there]
+    scaled = products[np.ix_(there, there)] / np.outer(size, size)
+    pulled = with_target[there] / (size * math.sqrt(target))
+    lengths, axes = np.linalg.eigh(scaled)
+    spanned = lengths > _RANK * lengths[-1]
+    roots, axes = np.sqrt(lengths[spanned]), axes[:, spanned]
+    # In these coordinates the columns are X itself, and the target is its projection onto them.
+    columns, projected = roots[:, None] * axes.T, axes.T @ pulled / roots
+    if corner is None:
+        return float(np.clip(np.linalg.norm(projected), 0.0, 1.0))
+    nearest = np.zeros_like(projected)
+    corners: list[Vector] = []
+    for _ in range(_CORNERS):
+        direction = np.zeros(len(there))
+        direction[there] = size * (columns.T @ (projected - nearest))
+        found = columns @ (corner(direction)[there] * size)
+        length = float(np.linalg.norm(found))
+        if length <= _NOTHING or (projected - nearest) @ found <= _NEARER * length:
+            break
+        corners.append(found / length)
+        matrix = np.stack(corners, axis=1)
+        shares, _ = nnls(matrix, projected)
+        nearest = matrix @ shares
     # A projection shorter than this is what rounding leaves of none at all where sources are equal.
-    return float(np.clip(pulled @ nearest / math.sqrt(length), 0.0, 1.0)) if length > _NOTHING else 0.0
+    reached = float(np.linalg.norm(nearest))
+    return float(np.clip(projected @ nearest / reached, 0.0, 1.0)) if reached > _NOTHING else 0.0
 
 
 def _space(recipe: Recipe, measured: Measured, step: str, blocks: Sequence[str]) -> Space:
@@ -361,8 +379,8 @@ def _total_ceiling(measured: Measured, metric: str, blocks: Sequence[str], witho
 def _block_ceiling(measured: Measured, metric: str, block: str, *, bounded: bool, without: int | None = None) -> float:
     """The largest similarity of any merge; `without` leaves out the source at that position."""
     linear = _Linear.of_block(measured.statistics, measured.groups, block, without, whole=metric == "weights")
-    limits = linear.limits(measured.base is not None) if bounded else None
-    return largest_cosine(linear.products, linear.with_target, linear.target, limits)
+    corner = partial(linear.corner, with_base=measured.base is not None) if bounded else None
+    return largest_cosine(linear.products, linear.with_target, linear.target, corner)
 
 
 @dataclass(frozen=True)
@@ -413,21 +431,24 @@ class _Linear:
             target += float(aim @ of_group @ aim)
         return _Linear(products, with_target, target, whole, tuple(free))
 
-    def limits(self, with_base: bool) -> Matrix:
-        """The rows of 0 <= y_k <= s for all sources but the base, in every group, as limits @ x >= 0."""
-        rows: list[Vector] = []
-        unit = np.eye(len(self.with_target))
+    def corner(self, direction: Vector, *, with_base: bool) -> Vector:
+        """Of the corners of 0 <= y_k <= s, for all sources but the base in every group, the farthest in `direction`.
+
+        They have s = 1; of differences, where there is no s and no length counts, they are the unit vectors.
+        """
+        found = np.zeros(len(direction))
+        if not self.scaled:
+            found[direction.argmax()] = 1.0
+            return found
+        found[0] = 1.0
         for places, referenced in self.free:
-            rows += [unit[place] for place in places]
-            if self.scaled:
+            own = np.array(places, dtype=int)
+            if with_base and referenced:
+                found[own[direction[own] > 0]] = 1.0
+            elif len(own) and direction[own].max() > 0:
                 # Where the pivot is bounded too, it has what the others leave of s, so none of them exceeds s.
-                if with_base and referenced:
-                    rows += [unit[0] - unit[place] for place in places]
-                else:
-                    rows.append(unit[0] - unit[list(places)].sum(axis=0))
-        if self.scaled:
-            rows.append(unit[0])
-        return np.array(rows).reshape(len(rows), len(self.with_target))
+                found[own[direction[own].argmax()]] = 1.0
+        return found
 
 
 def _directions(gram: Matrix, holders: Sequence[int], referenced: bool) -> tuple[Matrix, Matrix]:
