@@ -147,16 +147,21 @@ def fit(
     trials: Annotated[int | None, typer.Option("--trials", help="Completed trials of each Optuna study.")] = None,
     device: _Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Set earlier trials aside and start anew.")] = False,
+    candidates: Annotated[
+        int, typer.Option("--candidates", metavar="K", help="Write the K best recipes that differ.")
+    ] = 1,
     models: _Models = None,
 ) -> None:
     """Search the free alphas of a recipe against a target; continues where it stopped.
 
-    Writes study.db, best.yaml, trials.csv and plots/ beside the study. Ctrl-C stops; the best so far is exported.
+    Writes study.db, best.yaml, trials.csv and plots/ beside the study, and with --candidates also candidate-2.yaml and
+    so on. Ctrl-C stops; the best so far is exported.
     """
     from optimizer.search import load_study
 
     loaded = load_study(study, _folders(models))
-    result = fit_and_report(loaded if trials is None else loaded.with_trials(trials), _device(device), fresh=fresh)
+    budgeted = loaded if trials is None else loaded.with_trials(trials)
+    result = fit_and_report(budgeted, _device(device), fresh=fresh, candidates=candidates)
     if result.interrupted:
         _problem("interrupted; the best so far is in best.yaml, and the same command continues")
         raise typer.Exit(130)
@@ -385,21 +390,27 @@ def demo(
     run_demo(folder, fit=lambda study: fit_and_report(study, _device(device)), console=_console())
 
 
-def fit_and_report(study: "Study", device: "torch.device", *, fresh: bool = False) -> "FitResult":
+def fit_and_report(study: "Study", device: "torch.device", *, fresh: bool = False, candidates: int = 1) -> "FitResult":
     """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found."""
     import optuna
 
-    from optimizer.reports import steps_table, write_plots, write_trials
+    from optimizer.reports import candidates_table, spread_table, steps_table, write_plots, write_trials
     from optimizer.search import fit as run
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _log_file(study.folder / "fit.log"), _fitting() as events:
-        result = run(study, device=device, fresh=fresh, events=events, hashes=_hashes())
+        result = run(study, device=device, fresh=fresh, candidates=candidates, events=events, hashes=_hashes())
     with _message("drawing the plots"):
         write_trials(result, study.folder / "trials.csv")
         write_plots(result, study.folder / "plots")
     console = _console()
     console.print(steps_table(result))
+    if result.spread:
+        console.print(spread_table(result))
+    if result.candidates:
+        console.print(candidates_table(result))
+    if len(result.candidates) < candidates - 1:
+        console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
     for what, name in (("best recipe", "best.yaml"), ("every trial", "trials.csv"), ("plots", "plots")):
         console.print(f"{what}: {study.folder / name}", markup=False, highlight=False, soft_wrap=True)
     return result

@@ -7,7 +7,7 @@ from optimizer.recipes.coefficients import Algebra, Group
 from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
-from optimizer.recipes.locations import folders_of, locate, locate_models
+from optimizer.recipes.locations import folders_of, locate, locate_models, seen_from
 from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
 from optimizer.recipes.notation import Imported, import_text, read_notation, write_notation
@@ -46,5 +46,6 @@ __all__ = [
     "recipe_as_data",
     "recipe_from_metadata",
     "save_recipe",
+    "seen_from",
     "write_notation",
 ]

@@ -1,5 +1,6 @@
 """Where a recipe's files are: beside the recipe, then in the folders of checkpoints that the user names."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from optimizer.checkpoints import CHECKPOINT_SUFFIXES
 from optimizer.errors import CheckpointError
 from optimizer.recipes.recipe import Recipe
 
-__all__ = ["folders_of", "locate", "locate_models"]
+__all__ = ["folders_of", "locate", "locate_models", "seen_from"]
 
 
 def locate(file: str, beside: Path, folders: Sequence[Path] = ()) -> Path | None:
@@ -56,3 +57,11 @@ def folders_of(recipe: Recipe, path: Path, folders: Sequence[Path] = ()) -> tupl
     origin = (recipe.fitted or {}).get("recipe")
     beside = () if not isinstance(origin, str) else ((path.parent / origin).parent,)
     return (path.parent, *beside, *folders)
+
+
+def seen_from(folder: Path, path: Path) -> str:
+    """`path` relative to `folder`, with forward slashes, so that who reads what lies there finds it."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive on Windows
+        return path.resolve().as_posix()

@@ -8,8 +8,10 @@ from optimizer.reports.listings import inspection_table, status_table
 from optimizer.reports.plots import write_plots
 from optimizer.reports.tables import (
     block_table,
+    candidates_table,
     percent,
     simplified_table,
+    spread_table,
     steps_table,
     trials_table,
     verified_table,
@@ -18,10 +20,12 @@ from optimizer.reports.tables import (
 
 __all__ = [
     "block_table",
+    "candidates_table",
     "ceiling_tables",
     "inspection_table",
     "percent",
     "simplified_table",
+    "spread_table",
     "status_table",
     "steps_table",
     "trials_table",

@@ -74,7 +74,9 @@ def _figures(result: FitResult) -> Iterator[tuple[str, Figure]]:
     rows = _alpha_rows(result)
     if rows:
         yield "alphas", _draw_alphas(result, rows)
-    for search in searches:
+    # Of several passes over a step only the last: the earlier ones scored it under other alphas of the rest.
+    latest = {(search.stage.name, search.parameters[0].name): search for search in searches}
+    for search in latest.values():
         pages = _pages(search.parameters) if search.completed else []
         for number, page in enumerate(pages, start=1):
             stem = f"similarity-against-alpha-{file_name_part(search.name)}"

@@ -17,8 +17,10 @@ from optimizer.similarity import Verified, total_similarity
 
 __all__ = [
     "block_table",
+    "candidates_table",
     "percent",
     "simplified_table",
+    "spread_table",
     "steps_table",
     "trials_table",
     "verified_table",
@@ -129,6 +131,40 @@ def steps_table(result: FitResult, *, ascii_only: bool = False) -> Table:
     return table
 
 
+def spread_table(result: FitResult, *, ascii_only: bool = False) -> Table:
+    """Each stage's total on the random inputs that it was fitted on, and on others: their mean, lowest and highest."""
+    header = ["stage", "step", "metric", "fitted on", "others", "lowest", "highest"]
+    table = _table("Similarity on random inputs that were not fitted on", header, left=3, ascii_only=ascii_only)
+    for spread in result.spread:
+        totals = spread.totals
+        figures = (spread.fitted, math.fsum(totals) / len(totals), min(totals), max(totals))
+        cells = [spread.stage, spread.step, spread.metric, *map(percent, figures)]
+        table.add_row(*(_text(cell, ascii_only) for cell in cells))
+    return table
+
+
+def candidates_table(result: FitResult, *, ascii_only: bool = False) -> Table:
+    """The best recipe and the next best that differ: file, what was searched, similarity, loss, difference."""
+    header = ["recipe", "search", "trial", "similarity", "loss", "coefficients differ by"]
+    table = _table("Best recipes that differ", header, left=2, ascii_only=ascii_only)
+    found = {search.name: search.best for search in result.searches}
+    for name in dict.fromkeys(one.search for one in result.candidates):
+        if (best := found[name]) is not None:
+            cells = ["best.yaml", name, str(best.number), percent(_similarity(best)), _MISSING, _MISSING]
+            table.add_row(*(_text(cell, ascii_only) for cell in cells))
+    for one in result.candidates:
+        cells = [
+            f"candidate-{one.number}.yaml",
+            one.search,
+            str(one.trial),
+            percent(one.similarity),
+            f"{100 * one.loss:.4f}",
+            f"up to {one.apart:.2f}",
+        ]
+        table.add_row(*(_text(cell, ascii_only) for cell in cells))
+    return table
+
+
 def verified_table(steps: Sequence[Verified], *, ascii_only: bool = False) -> Table:
     """What was measured for each step beside what its recipe expects, in percent, blocks first, then the total.
 
@@ -195,7 +231,8 @@ def _similarity(trial: FrozenTrial) -> float:
 
 def _search_of(result: FitResult, scores: StepScores) -> SearchResult | None:
     """The search whose metric these are and which set the step's alphas."""
-    for search in result.searches:
+    # Of several passes the last one.
+    for search in reversed(result.searches):
         own = {parameter.step for parameter in search.parameters}
         if search.stage.name == scores.stage and search.stage.metric == scores.metric and scores.step in own:
             return search

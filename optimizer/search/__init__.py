@@ -17,8 +17,9 @@ from optimizer.search.ceiling import (
 )
 from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.finished import NotedSearch, noted_searches, simple_path, simplify_file
-from optimizer.search.fitting import FitEvents, FitResult, SearchResult, StepScores, TrialsFailed, fit
+from optimizer.search.fitting import FitEvents, TrialsFailed, fit
 from optimizer.search.measuring import OpenStudy, open_study
+from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
 from optimizer.search.samplers import SAMPLERS, make_sampler
 from optimizer.search.simplifying import Changes, Number, Scored, SettledNumber, Simplified, default_numbers, simplify
 from optimizer.search.space import Parameter, Space, parameters_of
@@ -31,6 +32,7 @@ __all__ = [
     "SAMPLERS",
     "BlockCeiling",
     "BlockwiseSampler",
+    "Candidate",
     "Ceiling",
     "Changes",
     "ExactOptimum",
@@ -44,6 +46,7 @@ __all__ = [
     "Scored",
     "SearchResult",
     "SearchStatus",
+    "SeedSpread",
     "SettledNumber",
     "Simplified",
     "SourceShare",

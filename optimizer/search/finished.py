@@ -1,6 +1,5 @@
 """Finished recipes on disk: what they note of the searches that found them, and simplifying one against its target."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,16 @@ import torch
 
 from optimizer.checkpoints import HashCache, sha256
 from optimizer.errors import InputError, RecipeError
-from optimizer.recipes import Recipe, check_channels, folders_of, load_recipe, locate, locate_models, save_recipe
+from optimizer.recipes import (
+    Recipe,
+    check_channels,
+    folders_of,
+    load_recipe,
+    locate,
+    locate_models,
+    save_recipe,
+    seen_from,
+)
 from optimizer.search.simplifying import Number, Scored, Simplified, check_finished, default_numbers, simplify
 from optimizer.search.space import parameters_of
 from optimizer.search.study import DEFAULT_SEED
@@ -139,9 +147,9 @@ def simplify_file(
     origin = (recipe.fitted or {}).get("recipe")
     fitted = {
         **(recipe.fitted or {"by": "blockfit"}),
-        "recipe": _relative(path.parent / origin if isinstance(origin, str) else path, output.parent),
+        "recipe": seen_from(output.parent, path.parent / origin if isinstance(origin, str) else path),
         "target": {
-            "file": file if _same_folder(path, output) else _relative(goal, output.parent),
+            "file": file if _same_folder(path, output) else seen_from(output.parent, goal),
             "sha256": digest,
         },
         **({"base": base} if relative else {}),
@@ -358,7 +366,7 @@ def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str 
 def _target(recipe: Recipe, path: Path, target: Path | None, folders: Sequence[Path]) -> tuple[Path, str]:
     """The target's path, and how the recipe is to note it."""
     if target is not None:
-        return target, _relative(target, path.parent)
+        return target, seen_from(path.parent, target)
     file = _noted_target(recipe).get("file")
     if not isinstance(file, str):
         raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (--target)")
@@ -408,11 +416,3 @@ def _hashing(path: Path, progress: Callable[[str, int, int], None] | None) -> Ca
 
 def _same_folder(path: Path, output: Path) -> bool:
     return path.resolve().parent == output.resolve().parent
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """`path` as seen from `folder`, with forward slashes: whoever reads the recipe finds the files from there."""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # another drive on Windows
-        return path.resolve().as_posix()

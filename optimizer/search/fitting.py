@@ -1,13 +1,11 @@
 """Fitting: from a study to the best alphas, one Optuna study after another, continued where it stopped."""
 
 import math
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,9 +16,12 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from optimizer.checkpoints import HashCache
-from optimizer.recipes import Algebra, Free, Recipe, recipe_as_data, save_recipe
-from optimizer.search.exact import ExactOptimum, exact_optimum
+from optimizer.errors import StudyError
+from optimizer.recipes import Algebra, Free, Recipe, recipe_as_data, save_recipe, seen_from
+from optimizer.search.candidates import different
+from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
+from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
 from optimizer.search.samplers import make_sampler, trial_seed
 from optimizer.search.space import Parameter, Space, filled_alphas
 from optimizer.search.storage import close_storage, open_search, open_storage
@@ -37,10 +38,12 @@ from optimizer.similarity import (
     total_similarity,
 )
 
-__all__ = ["FitEvents", "FitResult", "SearchResult", "StepScores", "TrialsFailed", "fit"]
+__all__ = ["FitEvents", "TrialsFailed", "fit"]
 
 # The metrics whose exact optimum opens every study.
 _EXACT = ("delta", "weights")
+# On how many random inputs that were not fitted on the result is scored.
+_OTHER_SEEDS = 4
 # Failed trials in a row after which a search gives up: the same thing fails again and again.
 _FAILURES = 10
 
@@ -62,62 +65,19 @@ class FitEvents:
     finished: Callable[[str, FrozenTrial, float, int, int], None] = lambda search, trial, best, done, budget: None
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """One Optuna study: what it searched, its trials in order, and the best of them.
-
-    `exact` are the exact optima by metric, as a basis for comparison; `step` is the step that was scored.
-    """
-
-    name: str
-    stage: Stage
-    step: str
-    parameters: tuple[Parameter, ...]
-    trials: tuple[FrozenTrial, ...]
-    exact: Mapping[str, ExactOptimum]
-
-    @property
-    def completed(self) -> tuple[FrozenTrial, ...]:
-        """The trials that have a value."""
-        return tuple(trial for trial in self.trials if trial.state == TrialState.COMPLETE)
-
-    @property
-    def best(self) -> FrozenTrial | None:
-        """The completed trial with the highest similarity, the earliest of equals; None if there is none."""
-        return max(self.completed, key=lambda trial: (trial.values[0], -trial.number), default=None)
-
-
-@dataclass(frozen=True)
-class StepScores:
-    """A step's similarities {block: value} under the final alphas, `before` of its input a, `after` of its result."""
-
-    stage: str
-    step: str
-    metric: str
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a fit found: `recipe` with the holes filled, the searches, and the similarities of every step."""
-
-    study: Study
-    recipe: Recipe
-    searches: tuple[SearchResult, ...]
-    scores: tuple[StepScores, ...]
-    interrupted: bool = False
-
-
 def fit(
     study: Study,
     *,
     device: torch.device | None = None,
     fresh: bool = False,
+    candidates: int = 1,
     events: FitEvents | None = None,
     hashes: HashCache | None = None,
 ) -> FitResult:
     """Run every search of `study` up to its budget of completed trials, and write `best.yaml` into its folder.
+
+    With `candidates` above 1 the next best recipes that differ are written beside it, candidate-2.yaml and so on, and
+    those of an earlier fit are removed.
 
     A second call continues where the first one stopped. Ctrl-C ends the search after the running trial, a second one
     at once; the best so far is written and returned with `interrupted` set. `fresh` sets earlier trials aside.
@@ -125,7 +85,9 @@ def fit(
     Raises InputError for files that do not fit or a study started with other inputs, and TrialsFailed, the best so far
     written, if trials keep failing.
     """
-    return _Fit(study, device or torch.device("cpu"), events or FitEvents(), hashes).run(fresh)
+    if candidates < 1:
+        raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
+    return _Fit(study, device or torch.device("cpu"), events or FitEvents(), hashes).run(fresh, candidates)
 
 
 class _Fit:
@@ -137,8 +99,10 @@ class _Fit:
         self._recipe = study.recipe
         self._results: list[SearchResult] = []
         self._scores: list[StepScores] = []
+        self._spread: list[SeedSpread] = []
+        self._final: dict[str, tuple[SearchResult, Space]] = {}
 
-    def run(self, fresh: bool) -> FitResult:
+    def run(self, fresh: bool, candidates: int) -> FitResult:
         study = self._study
         stopped: KeyboardInterrupt | TrialsFailed | None = None
         with open_study(
@@ -159,9 +123,18 @@ class _Fit:
                 close_storage(storage)
         recipe = self._finished_recipe(hashed, complete=stopped is None)
         save_recipe(recipe, study.folder / "best.yaml")
+        others = self._candidates(recipe, candidates)
         if isinstance(stopped, TrialsFailed):
             raise stopped
-        return FitResult(study, recipe, tuple(self._results), tuple(self._scores), interrupted=stopped is not None)
+        return FitResult(
+            study,
+            recipe,
+            tuple(self._results),
+            tuple(self._scores),
+            interrupted=stopped is not None,
+            spread=tuple(self._spread),
+            candidates=others,
+        )
 
     def _blocks(self) -> tuple[str, ...]:
         scored = {block for stage in self._study.stages for block in stage.blocks}
@@ -176,22 +149,33 @@ class _Fit:
     ) -> None:
         comparison, statistics = opened.comparison, opened.measured.statistics
         if isinstance(comparison, Comparison):
-            comparison = replace(comparison, seeds=stage.seeds)
+            comparison = replace(comparison, seeds=stage.seeds, tf32=stage.tf32)
         metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
         exact = _exact_metrics(comparison, stage.blocks, statistics)
         try:
-            for name, step, parameters in stage.searches:
-                algebra = Algebra(self._recipe, comparison.groups, tuple(comparison.sources), step)
-                search = _Search(self._study, stage, name, step, Space(algebra, parameters), metric, exact)
-                try:
-                    for trials in search.trials(storage, identity, self._events):
-                        self._keep(search.result(trials))
-                finally:
-                    self._fill()
+            for number in range(1, stage.passes + 1):
+                before = self._total(stage, comparison, metric)
+                for name, step, searched in stage.searches(number):
+                    parameters = searched if number == 1 else _started_at(searched, self._recipe)
+                    space = Space(Algebra(self._recipe, comparison.groups, tuple(comparison.sources), step), parameters)
+                    search = _Search(self._study, stage, name, step, space, metric, exact, incumbent=number > 1)
+                    try:
+                        for trials in search.trials(storage, identity, self._events):
+                            self._keep(search.result(trials))
+                    finally:
+                        self._fill()
+                    # Of a stepwise stage only what ran last was scored with all other alphas as they are in the end.
+                    self._final[stage.name] = (self._results[-1], space)
+                if number > 1 and self._total(stage, comparison, metric) - before < stage.tolerance:
+                    break
         except KeyboardInterrupt:
             self._score_steps(stage, comparison, {stage.metric: metric, **exact})
             raise
         self._score_steps(stage, comparison, {stage.metric: metric, **exact})
+        self._score_other_seeds(stage, comparison)
+
+    def _total(self, stage: Stage, comparison: Comparison | Measured, metric: Metric) -> float:
+        return total_similarity(_scores(self._recipe, stage.steps[-1], comparison, metric))
 
     def _keep(self, result: SearchResult) -> None:
         self._results = [kept for kept in self._results if kept.name != result.name] + [result]
@@ -208,6 +192,60 @@ class _Fit:
             for label, metric in metrics.items():
                 before, after = (_scores(self._recipe, output, comparison, metric) for output in (step.a, step.name))
                 self._scores.append(StepScores(stage.name, name, label, before, after))
+
+    def _score_other_seeds(self, stage: Stage, comparison: Comparison | Measured) -> None:
+        seeds = tuple(seed for seed in range(len(stage.seeds) + _OTHER_SEEDS) if seed not in stage.seeds)[:_OTHER_SEEDS]
+        for name, blocks in stage.measured:
+            if (by_seed := METRICS[name].by_seed) is None:
+                continue
+            assert isinstance(comparison, Comparison)
+            step = stage.steps[-1]
+            algebra = Algebra(self._recipe, comparison.groups, tuple(comparison.sources), step)
+            found = by_seed(comparison, blocks, algebra.coefficients(algebra.starting_alphas())[0], seeds)
+            scores = tuple(dict(zip(blocks, row, strict=True)) for row in found.tolist())
+            after = next(
+                one.after for one in reversed(self._scores) if (one.stage, one.metric) == (stage.name, stage.metric)
+            )
+            fitted = total_similarity({block: after[block] for block in blocks})
+            self._spread.append(SeedSpread(stage.name, step, name, fitted, seeds, scores))
+
+    def _candidates(self, recipe: Recipe, count: int) -> tuple[Candidate, ...]:
+        """The next best recipes, written; at most `count` with the best one, which is `recipe`."""
+        if count == 1:
+            return ()
+        folder = self._study.folder
+        for left in folder.glob("candidate-*.yaml"):
+            left.unlink()
+        found: list[Candidate] = []
+        for choice in different(tuple(self._final.values()), count - 1):
+            number = len(found) + 2
+            of_search = choice.search
+            other = replace(
+                recipe.with_alphas(filled_alphas(of_search.parameters, choice.trial.params)),
+                fitted={
+                    **(recipe.fitted or {}),
+                    "candidate": number,
+                    "searches": [
+                        _summary(one, choice.trial if one.name == of_search.name else one.best) for one in self._results
+                    ],
+                },
+            )
+            # Of the stage's steps only the last was scored under these alphas.
+            noted = {of_search.stage.metric: _noted(choice.trial.user_attrs["block_scores"])}
+            steps = tuple(
+                replace(step, similarity=noted if step.name == of_search.step else None)
+                if step.name in of_search.stage.steps
+                else step
+                for step in other.steps
+            )
+            other = replace(other, steps=steps)
+            save_recipe(other, folder / f"candidate-{number}.yaml")
+            found.append(
+                Candidate(
+                    number, other, of_search.name, choice.trial.number, choice.similarity, choice.loss, choice.apart
+                )
+            )
+        return tuple(found)
 
     def _identity(self, opened: OpenStudy) -> dict[str, Any]:
         """What every trial depends on besides its stage: the tensors, the layout and the mapping."""
@@ -227,15 +265,16 @@ class _Fit:
         for scores in self._scores:
             of_step = similarity.setdefault(scores.step, {})
             blocks = {**of_step.get(scores.metric, {}).get("blocks", {}), **scores.after}
-            rounded = {block: round(value, 9) for block, value in blocks.items()}
-            of_step[scores.metric] = {"total": round(total_similarity(blocks), 9), "blocks": rounded}
+            of_step[scores.metric] = _noted(blocks)
         steps = tuple(replace(step, similarity=similarity.get(step.name)) for step in recipe.steps)
         fitted = {
             "by": "blockfit",
-            "recipe": _relative(self._study.recipe_path, self._study.folder),
+            "recipe": seen_from(self._study.folder, self._study.recipe_path),
             "target": {"file": self._study.target_file, **({"sha256": hashed[""]} if "" in hashed else {})},
+            **({} if self._study.base is None else {"base": self._study.base}),
             "complete": complete,
-            "searches": [_summary(result) for result in self._results],
+            "searches": [_summary(result, result.best) for result in self._results],
+            **({} if not self._spread else {"other_random_inputs": [_as_data(spread) for spread in self._spread]}),
         }
         return replace(recipe, models=models, steps=steps, fitted=fitted)
 
@@ -252,7 +291,10 @@ class _Search:
         space: Space,
         metric: Metric,
         exact: Mapping[str, QuadraticMetric],
+        *,
+        incumbent: bool = False,
     ) -> None:
+        """With `incumbent`, where the space starts is the first trial, so that nothing better is lost."""
         self._seed = study.seed
         self._folder = study.folder
         self._stage = stage
@@ -260,7 +302,12 @@ class _Search:
         self._step = step
         self._space = space
         self._metric = metric
+        if all(len(names) < 2 for names in space.parameters_by_block(metric.blocks).values()):
+            metric.prepare(space.coefficients(space.diagonal))
         self._exact = {label: exact_optimum(space, quadratic, seed=study.seed) for label, quadratic in exact.items()}
+        names = [parameter.name for parameter in space.parameters]
+        self._first = [("incumbent", dict(zip(names, space.start, strict=True)))] if incumbent else []
+        self._first += [(f"exact {label}", optimum.point) for label, optimum in self._exact.items()]
         self._distributions: dict[str, BaseDistribution] = {
             parameter.name: FloatDistribution(parameter.free.low, _last(parameter.free), step=parameter.free.step)
             for parameter in space.parameters
@@ -325,12 +372,9 @@ class _Search:
         return memory.get_trials(deepcopy=False)[trial.number]
 
     def _proposal(self, trials: Sequence[FrozenTrial]) -> tuple[str, dict[str, float]] | None:
-        """The next exact optimum that no trial has tried yet, with what to call it."""
+        """The next of the points known beforehand that no trial has tried yet, with what to call it."""
         tried = [trial.params for trial in trials]
-        for label, optimum in self._exact.items():
-            if optimum.point not in tried:
-                return f"exact {label}", optimum.point
-        return None
+        return next(((origin, point) for origin, point in self._first if point not in tried), None)
 
     def _score(self, point: Mapping[str, float]) -> dict[str, float]:
         values = [point[parameter.name] for parameter in self._space.parameters]
@@ -361,7 +405,8 @@ class _Search:
             "search space": space,
             "metric": [[name, list(blocks)] for name, blocks in self._stage.measured],
             "strategy": self._stage.strategy,
-            **({"seeds": list(self._stage.seeds)} if self._draws() else {}),
+            **({"seeds": list(self._stage.seeds)} if self._stage.draws else {}),
+            **({"tf32": True} if self._stage.tf32 else {}),
             **identity,
         }
 
@@ -369,9 +414,6 @@ class _Search:
         for name, distribution in self._distributions.items():
             assert isinstance(distribution, FloatDistribution)
             yield name, distribution
-
-    def _draws(self) -> bool:
-        return any(METRICS[name].needs_seed for name, _ in self._stage.measured)
 
     def _upstream(self) -> dict[str, Any]:
         """The alphas that are not searched here but decide what a trial scores."""
@@ -406,13 +448,38 @@ def _scores(recipe: Recipe, output: str, comparison: Comparison | Measured, metr
     return dict(zip(metric.blocks, scores, strict=True))
 
 
-def _summary(result: SearchResult) -> dict[str, Any]:
-    best = result.best
+def _started_at(parameters: Sequence[Parameter], recipe: Recipe) -> tuple[Parameter, ...]:
+    """The same parameters, starting at the numbers that `recipe` has for them."""
+    found = []
+    for parameter in parameters:
+        now = getattr(recipe.step(parameter.step), parameter.alpha).at(parameter.blocks[0])
+        found.append(replace(parameter, free=replace(parameter.free, start=now)))
+    return tuple(found)
+
+
+def _noted(scores: Mapping[str, float]) -> dict[str, Any]:
+    rounded = {block: round(value, 9) for block, value in scores.items()}
+    return {"total": round(total_similarity(scores), 9), "blocks": rounded}
+
+
+def _as_data(spread: SeedSpread) -> dict[str, Any]:
+    return {
+        "stage": spread.stage,
+        "step": spread.step,
+        "metric": spread.metric,
+        "seeds": list(spread.seeds),
+        "totals": [round(total, 9) for total in spread.totals],
+    }
+
+
+def _summary(result: SearchResult, best: FrozenTrial | None) -> dict[str, Any]:
     return {
         "name": result.name,
+        "step": result.step,
         "metric": result.stage.metric,
         "strategy": result.stage.strategy,
         "blocks": ",".join(result.stage.blocks),
+        **({"seeds": list(result.stage.seeds)} if result.stage.draws else {}),
         "trials": len(result.completed),
         **({} if best is None else {"best_trial": best.number, "similarity": round(best.values[0], 9)}),
     }
@@ -441,14 +508,6 @@ def _whole_trial() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if waiting:
         raise KeyboardInterrupt
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """`path` as seen from `folder`, with forward slashes: whoever reads best.yaml finds the models beside it."""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # another drive on Windows
-        return path.resolve().as_posix()
 
 
 def _last(free: Free) -> float:

@@ -76,6 +76,18 @@ class Space:
         """Float64 [n, groups, sources] for points [n, parameters]."""
         return self.algebra.coefficients(self.alphas(points))
 
+    @property
+    def diagonal(self) -> torch.Tensor:
+        """The low corner, the middle and the high corner, float64 [3, parameters].
+
+        Where a block has one alpha, all points of the space are on one line with these as far as the block can tell.
+        """
+        low, high = (
+            torch.tensor([getattr(one.free, end) for one in self.parameters], dtype=torch.float64)
+            for end in ("low", "high")
+        )
+        return torch.stack([low, (low + high) / 2, high])
+
     def parameters_by_block(self, blocks: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """The names of the parameters that move each of these blocks, {block: names}; none for a block that stays."""
         return {

@@ -35,7 +35,6 @@ def study_status(study: Study) -> list[SearchStatus]:
 
     Raises StudyError if the database cannot be read.
     """
-    expected = [(name, stage) for stage in study.stages for name, _, _ in stage.searches]
     found: dict[str, list[optuna.trial.FrozenTrial]] = {}
     if (study.folder / DATABASE).exists():
         storage = open_storage(study.folder)
@@ -44,6 +43,14 @@ def study_status(study: Study) -> list[SearchStatus]:
                 found[name] = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
         finally:
             close_storage(storage)
+    # Whether there is a further pass is known when the one before is done.
+    expected = [
+        (name, stage)
+        for stage in study.stages
+        for number in range(1, stage.passes + 1)
+        for name, _, _ in stage.searches(number)
+        if number == 1 or name in found
+    ]
     return [_status(name, stage.metric, stage.trials, _newest(found, name)) for name, stage in expected]
 
 

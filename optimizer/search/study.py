@@ -1,10 +1,11 @@
 """Studies as YAML files, and what each of their stages searches and scores."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import InputError, StudyError
@@ -19,6 +20,8 @@ __all__ = ["DEFAULT_SEED", "Stage", "Study", "load_study", "study_file"]
 # The seed of the article's attention similarity.
 DEFAULT_SEED = 114514
 _DEFAULT_TRIALS = 60
+# A further pass of a stepwise stage that gains less is the last.
+_DEFAULT_TOLERANCE = 1e-6
 _STRATEGIES = ("stepwise", "joint")
 
 
@@ -33,9 +36,12 @@ class _StageEntry(UserFile):
     metric: str = "delta"
     elsewhere: str | None = None
     strategy: str = "joint"
+    passes: StrictInt = 1
+    tolerance: float = _DEFAULT_TOLERANCE
     trials: StrictInt = _DEFAULT_TRIALS
     sampler: str = DEFAULT_SAMPLER
     seeds: list[StrictInt] = Field(default_factory=lambda: [DEFAULT_SEED])
+    tf32: StrictBool = False
 
 
 class _StudyFile(UserFile):
@@ -50,8 +56,9 @@ class _StudyFile(UserFile):
 class Stage:
     """One search: `parameters` of `steps`, scored on `measured` = ((metric, blocks), ...).
 
-    `outputs` are the steps whose results are scored, one Optuna study each: every step in turn (stepwise), or only the
-    last (joint). `trials` is the number of completed trials of each Optuna study; `seeds` those of the random inputs.
+    `trials` is the number of completed trials of each Optuna study; `seeds` those of the random inputs. A stepwise
+    stage goes over its steps at most `passes` times, until one raises the total similarity by less than `tolerance`.
+    `tf32` lets a card compute attention faster and with similarities exact to some 1e-3 only.
     """
 
     name: str
@@ -62,6 +69,9 @@ class Stage:
     sampler: str
     seeds: tuple[int, ...]
     parameters: tuple[Parameter, ...]
+    passes: int = 1
+    tolerance: float = _DEFAULT_TOLERANCE
+    tf32: bool = False
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -69,17 +79,29 @@ class Stage:
         return tuple(block for _, blocks in self.measured for block in blocks)
 
     @property
+    def draws(self) -> bool:
+        """Whether random inputs matter."""
+        return any(METRICS[name].needs_seed for name, _ in self.measured)
+
+    @property
     def metric(self) -> str:
         """What the total is called: the metric, or both joined by +."""
         return "+".join(name for name, _ in self.measured)
 
-    @property
-    def searches(self) -> tuple[tuple[str, str, tuple[Parameter, ...]], ...]:
-        """(Optuna study name, scored step, parameters), in the order in which they run."""
+    def searches(self, number: int = 1) -> tuple[tuple[str, str, tuple[Parameter, ...]], ...]:
+        """(Optuna study name, scored step, parameters) of pass `number` from 1 up, in the order in which they run.
+
+        A joint stage scores its last step. The first pass of a stepwise one scores every step by itself; further ones
+        score the last step, the alphas of all others filled.
+        """
         if self.strategy == "joint":
             return ((self.name, self.steps[-1], self.parameters),)
         own = ((step, tuple(entry for entry in self.parameters if entry.step == step)) for step in self.steps)
-        return tuple((f"{self.name}/{step}", step, parameters) for step, parameters in own if parameters)
+        searched = ((step, parameters) for step, parameters in own if parameters)
+        if number == 1:
+            return tuple((f"{self.name}/{step}", step, parameters) for step, parameters in searched)
+        last = self.steps[-1]
+        return tuple((f"{self.name}/{step}/pass {number}", last, parameters) for step, parameters in searched)
 
 
 @dataclass(frozen=True)
@@ -191,6 +213,12 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
             problems.append(f"{name}: received {value!r}; there are {', '.join(known)}")
         elif value in METRICS and METRICS[value].needs_base and base is None:
             problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
+    if entry.passes < 1:
+        problems.append(f"passes: received {entry.passes}; must be at least 1")
+    elif entry.passes > 1 and entry.strategy == "joint":
+        problems.append("passes: a joint stage searches all alphas at once; leave it out, or write strategy: stepwise")
+    if not (math.isfinite(entry.tolerance) and entry.tolerance >= 0):
+        problems.append(f"tolerance: received {entry.tolerance:g}; must be a number from 0 up, such as 1e-6")
     if entry.trials < 1:
         problems.append(f"trials: received {entry.trials}; must be at least 1")
     if not entry.seeds or min(entry.seeds) < 0:
@@ -210,6 +238,9 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
         sampler=entry.sampler,
         seeds=tuple(entry.seeds),
         parameters=tuple(parameter for parameter in free if scored & set(parameter.blocks)),
+        passes=entry.passes,
+        tolerance=entry.tolerance,
+        tf32=entry.tf32,
     )
 
 
@@ -227,9 +258,10 @@ def _stage_steps(entry: _StageEntry, recipe: Recipe, problems: list[str]) -> tup
         elif free and name not in free:
             problems.append(f"steps: {name!r} has no free alpha; write `alpha: {{search: [0, 1]}}` there")
     chosen = tuple(name for name in free if entry.steps is None or name in entry.steps)
-    if entry.strategy == "joint" and chosen:
+    if (entry.strategy == "joint" or entry.passes > 1) and chosen:
+        what = "a joint stage scores" if entry.strategy == "joint" else "further passes score"
         apart = [name for name in chosen if name not in {step.name for step in recipe.ancestors(chosen[-1])}]
-        problems += [f"steps: {name!r} does not lead to {chosen[-1]!r}, which a joint stage scores" for name in apart]
+        problems += [f"steps: {name!r} does not lead to {chosen[-1]!r}, which {what}" for name in apart]
     return chosen
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,13 +17,18 @@ __all__ = ["Comparison", "open_comparison"]
 Progress = Callable[[str, int, int], None]
 
 
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Sources and a target of one layout, with the tensors of the sources that merge, put into groups.
 
     `base` is the checkpoint that differences are taken from; None if the caller has none, and then the first source
     serves as the numerical reference, but nothing may be scored by `delta`. `seeds` are those of the random inputs of
-    the attention metric. `device` is where the metrics compute. `progress(what, done, total)` is called now and then.
+    the attention metric; `tf32` lets a card compute that in lower precision. `device` is where the metrics compute.
+    `progress(what, done, total)` is called now and then.
     """
 
     layout: Layout
@@ -34,7 +39,8 @@ class Comparison:
     groups: tuple[Group, ...]
     device: torch.device
     seeds: tuple[int, ...]
-    progress: Progress = field(default=lambda what, done, total: None)
+    progress: Progress = _silent
+    tf32: bool = False
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -108,5 +114,5 @@ def open_comparison(
             groups=Group.of(parts),
             device=device or torch.device("cpu"),
             seeds=tuple(seeds),
-            **({"progress": progress} if progress else {}),
+            progress=progress or _silent,
         )

@@ -8,8 +8,8 @@ Along a line of coefficients, c = start + a * direction, that is a quadratic in 
 
     Q K' = S0 + a * S1 + a^2 * S2
 
-A search of one free alpha per block moves every block along such a line, and it is all that it needs: three matrices,
-made once. Off the line, the terms Q_k K_l' are added up where there is memory to keep them, and where there is not, one
+A search of one free alpha per block moves every block along such a line, and three matrices, made once, are all that
+it needs. Off the line, the terms Q_k K_l' are added up where there is memory to keep them, and where there is not, one
 product is computed for each candidate.
 
 Logits are given in units of log 2, as powers of 2 need them. The factor goes into the coefficients while they are still
@@ -141,7 +141,7 @@ class Line:
 
 def find_line(points: torch.Tensor) -> Line | None:
     """The line through the first two distinct of `points` [n, k], if a third one lies on it."""
-    differs = _distances(points, points[0]) > _APART
+    differs = _distances(points, points[:1]) > _APART
     if not differs.any():
         return None
     second = points[differs][0]
@@ -263,24 +263,27 @@ class Terms:
 
 
 class Lined:
-    """The logits of a source, and those on the line that its latest candidates lie on from three matrices.
-
-    A line is made out when three candidates lie on it, in one call or one after another, because its matrices cost as
-    much as a candidate or two. One line is kept at a time. Which way a candidate's logits are computed depends on those
-    before it, and with it their rounding in float32, nothing else.
-    """
+    """The logits of a source, and those on one line of coefficients from three matrices."""
 
     def __init__(self, source: LogitSource, matrices: torch.Tensor | None) -> None:
-        """`matrices`, float32 [3, d * d], is where a line's are kept; without it no line is made out."""
+        """`matrices`, float32 [3, d * d], is where the line's are kept; without it there is no line."""
         self._source = source
         self._matrices = matrices
         self._line: Line | None = None
-        self._latest: torch.Tensor | None = None
 
     @staticmethod
     def bytes(width: int) -> int:
         """How much memory the matrices take."""
         return 3 * 4 * width * width
+
+    def prepare(self, coefficients: torch.Tensor) -> None:
+        """Take the line that these [n, groups, sources] lie on, three at least, in place of the one before; or none."""
+        # Not the new one's before its matrices are there: writing them may be interrupted.
+        self._line = None
+        line = find_line(self._source.points(coefficients))
+        if line is not None and self._matrices is not None:
+            self._source.write_line(line, self._matrices)
+            self._line = line
 
     def logits(self, coefficients: torch.Tensor, batch: int) -> Iterator[tuple[torch.Tensor, Logits]]:
         """Logits of coefficients [n, groups, sources], with the positions int64 of the candidates that they are of.
@@ -288,7 +291,7 @@ class Lined:
         Valid until the next call.
         """
         points = self._source.points(coefficients)
-        on_line = self._place(points)
+        on_line = torch.zeros(len(points), dtype=torch.bool) if self._line is None else self._line.holds(points)
         if (on := on_line.nonzero()[:, 0]).numel():
             assert self._line is not None
             assert self._matrices is not None
@@ -301,25 +304,3 @@ class Lined:
                 count = len(logits.weights if isinstance(logits, Sum) else logits.logits)
                 yield off[done : done + count], logits
                 done += count
-
-    def _place(self, points: torch.Tensor) -> torch.Tensor:
-        """Which points lie on the line, bool [n]; the line is changed if another is made out among the others."""
-        on_line = self._on_line(points)
-        off = points[~on_line]
-        if self._matrices is None or not len(off):
-            return on_line
-        # Those of earlier calls may belong to what was searched before, so this call's come first by themselves.
-        known = off if self._latest is None else torch.cat([self._latest, off])
-        line = find_line(off) or find_line(known)
-        differing = known[_distances(known, known[-1]) > _APART]
-        self._latest = torch.cat([differing[-1:], known[-1:]])
-        if line is None:
-            return on_line
-        # Not the new one's before its matrices are there: writing them may be interrupted.
-        self._line = None
-        self._source.write_line(line, self._matrices)
-        self._line = line
-        return self._on_line(points)
-
-    def _on_line(self, points: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(points), dtype=torch.bool) if self._line is None else self._line.holds(points)

@@ -9,7 +9,7 @@ import torch
 
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import StudyError
-from optimizer.similarity.attention import AttentionMetric
+from optimizer.similarity.attention import AttentionMetric, attention_by_seed
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.measured import Measured
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, WeightsMetric
@@ -29,6 +29,13 @@ class Metric(Protocol):
         """The blocks that are scored."""
         ...
 
+    def prepare(self, coefficients: torch.Tensor) -> None:
+        """Candidates to come lie, block by block, on the lines that these [n, groups, sources] lie on.
+
+        For what that saves; it changes no score, but for rounding, and holds until the next call.
+        """
+        ...
+
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities in [-1, 1], float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
         ...
@@ -39,7 +46,8 @@ class MetricKind:
     """A metric by name: which blocks of a layout it can see, and how it is made.
 
     `reads_statistics` says that it is computed from Gram matrices, which several metrics share; `needs_base` that it is
-    defined only relative to a base; `needs_seed` that it draws random inputs.
+    defined only relative to a base. One that draws random inputs has `by_seed`, which scores one candidate,
+    coefficients [groups, sources], under several seeds: float64 [seeds, blocks].
     """
 
     name: str
@@ -48,7 +56,12 @@ class MetricKind:
     build: Callable[[Comparison | Measured, Statistics | None, tuple[str, ...]], Metric]
     reads_statistics: bool = True
     needs_base: bool = False
-    needs_seed: bool = False
+    by_seed: Callable[[Comparison, tuple[str, ...], torch.Tensor, Sequence[int]], torch.Tensor] | None = None
+
+    @property
+    def needs_seed(self) -> bool:
+        """Whether it draws random inputs."""
+        return self.by_seed is not None
 
 
 def _everything(layout: Layout) -> tuple[str, ...]:
@@ -90,7 +103,7 @@ METRICS: dict[str, MetricKind] = {
             _with_attention,
             _attention,
             reads_statistics=False,
-            needs_seed=True,
+            by_seed=attention_by_seed,
         ),
     )
 }
@@ -106,6 +119,11 @@ class Combined:
     def blocks(self) -> tuple[str, ...]:
         """The blocks of all metrics."""
         return tuple(block for metric in self.metrics for block in metric.blocks)
+
+    def prepare(self, coefficients: torch.Tensor) -> None:
+        """Prepare all metrics."""
+        for metric in self.metrics:
+            metric.prepare(coefficients)
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""

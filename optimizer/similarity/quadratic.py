@@ -54,6 +54,9 @@ class QuadraticMetric:
         with_itself = torch.einsum("ngk,gkl,ngl->ng", coefficients, self.products, coefficients)
         return self.per_block(with_target), self.per_block(with_itself)
 
+    def prepare(self, coefficients: torch.Tensor) -> None:
+        """Nothing: a candidate costs a few hundred multiplications as it is."""
+
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]; 0 for a zero vector."""
         with_target, with_itself = self.moments(coefficients)
@@ -91,6 +94,9 @@ class ElementsMetric:
         self._block = torch.tensor(
             [blocks.index(block) for block in statistics.blocks if block in blocks], dtype=torch.long
         )
+
+    def prepare(self, coefficients: torch.Tensor) -> None:
+        """Nothing: a candidate costs a few thousand multiplications as it is."""
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""

@@ -72,7 +72,7 @@ def measure(folder: Path, repeats: int, together: int) -> dict[str, Any]:
 
         first = {
             "making the terms, with two candidates": seconds_of(lambda: metric.score(anywhere(2))),
-            "making the line's matrices, with three candidates": seconds_of(lambda: metric.score(on_line(3))),
+            "making the line's matrices": seconds_of(lambda: metric.prepare(on_line(3))),
         }
         # Each with the number of candidates that one call scores.
         tasks: dict[str, tuple[int, Callable[[], object]]] = {

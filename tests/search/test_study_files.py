@@ -62,7 +62,7 @@ def test_searches(write_study, target):
     """Stepwise is one search a step, scored on it; joint is one, scored on the last."""
     text = "  - {name: s, strategy: stepwise, blocks: OUT03-OUT05}\n  - {name: j, steps: [T2], blocks: OUT06}\n"
     study = load_study(write_study(STEPS, text, target))
-    assert [(name, step, [p.name for p in own]) for stage in study.stages for name, step, own in stage.searches] == [
+    assert [(name, step, [p.name for p in own]) for stage in study.stages for name, step, own in stage.searches()] == [
         ("s/T1", "T1", ["T1.OUT03", "T1.OUT04", "T1.OUT05"]),
         ("s/T2", "T2", ["T2.alpha"]),
         ("j", "T2", ["T2.alpha"]),

@@ -147,17 +147,20 @@ def test_many_candidates_are_their_definition(kin, monkeypatch, two_threads, kep
         groups = len(comparison.groups)
         line, anywhere = candidates(groups, 19, line=True), candidates(groups, 3, line=False)
         mixed = torch.cat([anywhere[:1], line[:4], anywhere[1:], line[4:6]])
-        for given in (anywhere, line, mixed, line[:1], anywhere[:1]):  # a new metric, its line, both
+        metric.prepare(line[:3])
+        for given in (anywhere, line, mixed, line[:1], anywhere[:1]):
             wanted = by_definition(kin, comparison, given, SOME_BLOCKS, seeds)
             torch.testing.assert_close(metric.score(given), wanted, rtol=0, atol=5e-6)
     assert torch.get_num_threads() == 2
 
 
 def test_a_score_does_not_depend_on_company(kin):
-    """Alone, among others and from a fresh metric a candidate scores the same to 1e-6; the same call gives the same."""
+    """Among others and from an unprepared metric a candidate scores the same to 1e-6, after others the very same."""
     with opened(kin) as comparison:
         metric, fresh = (build_metric("attention", comparison, SOME_BLOCKS) for _ in range(2))
         given = torch.cat([candidates(len(comparison.groups), 33, line=line) for line in (True, False)])
+        before = fresh.score(given[:1])
+        metric.prepare(given[:3])
 
         together = metric.score(given)
 
@@ -165,6 +168,7 @@ def test_a_score_does_not_depend_on_company(kin):
         alone = torch.cat([metric.score(one[None]) for one in given])
         backwards = torch.cat([fresh.score(one[None]) for one in given.flip(0)]).flip(0)
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
+    assert torch.equal(backwards[:1], before)
     torch.testing.assert_close(backwards, together, rtol=0, atol=1e-6)
 
 
@@ -196,7 +200,9 @@ def test_cuda_gives_the_same_for_many_candidates(kin, line):
     for device in ("cpu", "cuda"):
         with opened(kin, (1, 2), device) as comparison:
             given = candidates(len(comparison.groups), 40, line=line)
-            scores.append(build_metric("attention", comparison, SOME_BLOCKS).score(given))
+            metric = build_metric("attention", comparison, SOME_BLOCKS)
+            metric.prepare(given[:3])
+            scores.append(metric.score(given))
     torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-5)
 
 

@@ -56,41 +56,40 @@ def check(lined, points):
     return from_line
 
 
-def test_a_line_is_made_out_in_one_call(lined):
-    """Three points of a call are enough; others of the call are computed as before."""
+def test_nothing_is_on_a_line_that_was_not_prepared(lined):
+    """However many candidates lie on one: what a candidate scores shall not depend on those before it."""
+    for _ in range(2):
+        assert check(lined, along(0.1, 0.9, -3.0, 4.0)) == [False] * 4
+
+
+def test_points_on_the_prepared_line(lined):
+    """They come from its matrices, those beside it as before, alone and together, until another is prepared."""
     away = random(2, 3, seed=3).double()
+    lined[0].prepare(coefficients(along(0.0, 0.5, 1.0)))
+    assert check(lined, torch.cat([along(0.1, -3.0), away, along(0.5)])) == [True, True, False, False, True]
+    assert check(lined, along(0.3)) == [True]
 
-    assert check(lined, torch.cat([along(0.1, 0.9, -3.0, 4.0), away])) == [True] * 4 + [False] * 2
-    assert check(lined, torch.cat([away, along(0.5)])) == [False, False, True]
-
-
-def test_a_line_is_made_out_over_calls(lined):
-    """The third candidate in a row is on it, also after others, and also if one of them comes twice."""
-    check(lined, random(5, 3, seed=4).double())
-
-    found = [check(lined, along(position)) for position in (0.2, 0.6, 0.6, 0.3, 0.35)]
-
-    assert found == [[False], [False], [False], [True], [True]]
-
-
-def test_another_line_takes_its_place(lined):
-    """A new line replaces the old one, even if points of the old one are in the call."""
-    check(lined, along(0.0, 0.5, 1.0))
     other = along(0.25) + torch.tensor([[0.0], [0.3], [0.8], [2.0]], dtype=torch.float64) * torch.eye(3)[1]
+    lined[0].prepare(coefficients(other))
 
-    assert check(lined, torch.cat([along(0.5), other])) == [False, True, True, True, True]
+    # They cross at 0.25.
+    assert check(lined, torch.cat([along(0.5, 0.25), other])) == [False, *[True] * 5]
 
 
-def test_two_points_and_equal_points_are_no_line(lined):
-    """Nothing is made for so few."""
-    assert check(lined, along(0.2, 0.2, 0.2)) == [False] * 3
-    assert check(lined, along(0.2, 0.8, 0.8, 0.2)) == [False] * 4
+@pytest.mark.parametrize("positions", [(), (0.2,), (0.2, 0.2, 0.2), (0.2, 0.8, 0.8, 0.2)])
+def test_fewer_than_three_points_are_no_line(lined, positions):
+    """Any two points lie on one: nothing is prepared then, and what was is gone."""
+    lined[0].prepare(coefficients(along(0.0, 0.5, 1.0)))
+    lined[0].prepare(coefficients(along(*positions)))
+
+    assert check(lined, along(0.2, 0.8)) == [False] * 2
 
 
 def test_without_matrices_there_are_no_lines():
     """Every candidate is computed by itself then."""
     stack = Stack(0, HOLDERS, random(3, WIDTH, WIDTH, seed=1))
     lined = Lined(Products(stack, stack), None)
+    lined.prepare(coefficients(along(0.1, 0.2, 0.3)))
 
     found = [some for _, some in lined.logits(coefficients(along(0.1, 0.2, 0.3)), 2)]
 

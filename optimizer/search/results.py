@@ -1,0 +1,105 @@
+"""What a fit found, as plain records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial, TrialState
+
+from optimizer.recipes import Recipe
+from optimizer.search.exact import ExactOptimum
+from optimizer.search.space import Parameter
+from optimizer.search.study import Stage, Study
+from optimizer.similarity import total_similarity
+
+__all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "StepScores"]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """One Optuna study: what it searched, its trials in order, and the best of them.
+
+    `exact` are the exact optima by metric, as a basis for comparison; `step` is the step that was scored.
+    """
+
+    name: str
+    stage: Stage
+    step: str
+    parameters: tuple[Parameter, ...]
+    trials: tuple[FrozenTrial, ...]
+    exact: Mapping[str, ExactOptimum]
+
+    @property
+    def completed(self) -> tuple[FrozenTrial, ...]:
+        """The trials that have a value."""
+        return tuple(trial for trial in self.trials if trial.state == TrialState.COMPLETE)
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The completed trial with the highest similarity, the earliest of equals; None if there is none."""
+        return max(self.completed, key=lambda trial: (trial.values[0], -trial.number), default=None)
+
+
+@dataclass(frozen=True)
+class StepScores:
+    """A step's similarities {block: value} under the final alphas, `before` of its input a, `after` of its result."""
+
+    stage: str
+    step: str
+    metric: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """The similarities of a stage's last step, under the final alphas, on random inputs that were not fitted on.
+
+    `scores` has {block: value} for each of `seeds`, of the blocks that `metric` scores; `fitted` is their mean on the
+    inputs that were fitted on.
+    """
+
+    stage: str
+    step: str
+    metric: str
+    fitted: float
+    seeds: tuple[int, ...]
+    scores: tuple[Mapping[str, float], ...]
+
+    @property
+    def totals(self) -> tuple[float, ...]:
+        """The total for each seed."""
+        return tuple(total_similarity(scores) for scores in self.scores)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the next best recipes: the best one but for `search`, whose alphas are those of trial `trial`.
+
+    `loss` is what its `similarity` is below that search's best; `apart` the largest difference of a coefficient from
+    the best recipe's.
+    """
+
+    number: int
+    recipe: Recipe
+    search: str
+    trial: int
+    similarity: float
+    loss: float
+    apart: float
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit found: `recipe` with the holes filled, the searches, and the similarities of every step.
+
+    `spread` tells of metrics with random inputs how the result does on others; `candidates` are the next best recipes
+    that differ, if they were asked for.
+    """
+
+    study: Study
+    recipe: Recipe
+    searches: tuple[SearchResult, ...]
+    scores: tuple[StepScores, ...]
+    interrupted: bool = False
+    spread: tuple[SeedSpread, ...] = ()
+    candidates: tuple[Candidate, ...] = ()

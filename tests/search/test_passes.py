@@ -1,0 +1,121 @@
+"""Further passes of a stepwise stage: from the greedy start to the joint optimum."""
+
+import pytest
+
+from optimizer.errors import StudyError
+from optimizer.recipes import Algebra
+from optimizer.search import exact_optimum, fit, load_study, parameters_of, study_status
+from optimizer.search.space import Space
+from optimizer.similarity import build_metric, measure_statistics, open_comparison
+
+BLOCKS = ("OUT03", "OUT06")
+PLANTED = {"T1": 0.1, "T2": 0.35, "T3": 0.2}
+
+
+def steps(alpha):
+    """Three steps over x, y and z whose alphas are what `alpha` makes of their names."""
+    return "".join(
+        f"  - {{name: {name}, mode: add_difference, a: {a}, b: {b}, c: base, alpha: {alpha(name)}}}\n"
+        for name, a, b in (("T1", "base", "x"), ("T2", "T1", "y"), ("T3", "T2", "z"))
+    )
+
+
+FREE = steps(lambda name: "{search: [0, 1], blocks: 'OUT03,OUT06'}")
+TIED = steps(lambda name: "{search: [0, 1], blocks: 'OUT03,OUT06', tie: true}")
+
+
+@pytest.fixture(scope="session")
+def planted(pool):
+    """A target of three steps, and something that is in no source."""
+    inputs = {"T1": ("base", "x"), "T2": ("T1", "y"), "T3": ("T2", "z")}
+    made = [
+        {"name": n, "mode": "add_difference", "a": a, "b": b, "c": "base", "alpha": dict.fromkeys(BLOCKS, PLANTED[n])}
+        for n, (a, b) in inputs.items()
+    ]
+    return pool.plant("three_steps", made, noise=0.01)[0]
+
+
+def stage(**fields):
+    """A stepwise stage by delta."""
+    given = {"name": "s", "metric": "delta", "strategy": "stepwise", "trials": 4, "sampler": "random", **fields}
+    return "  - {" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}\n"
+
+
+def joint_optimum(study):
+    """The similarity of the exact optimum of all alphas at once."""
+    with open_comparison(study.recipe.layout, study.sources, study.target, base=study.sources["base"]) as comparison:
+        metric = build_metric("delta", comparison, BLOCKS, measure_statistics(comparison, BLOCKS))
+        algebra = Algebra(study.recipe, comparison.groups, tuple(comparison.sources), "T3")
+        return exact_optimum(Space(algebra, parameters_of(study.recipe, PLANTED)), metric).value
+
+
+def total(result):
+    """The final similarity by delta of the last step."""
+    return result.recipe.step("T3").similarity["delta"]["total"]
+
+
+@pytest.mark.parametrize("text", [FREE, TIED])
+def test_passes_reach_the_joint_optimum(write_study, planted, text):
+    """The greedy start is below it; passes climb, never down, and end within what the tolerance allows."""
+    greedy = fit(load_study(write_study(text, stage(), planted, "greedy")))
+    study = load_study(write_study(text, stage(passes=40, tolerance="1e-8"), planted))
+    best = joint_optimum(study)
+
+    found = fit(study)
+
+    assert total(greedy) < best - 1e-5
+    assert best - 1e-6 < total(found) <= best + 1e-9
+    later = [search for search in found.searches if "/pass " in search.name]
+    values = [search.best.values[0] for search in later]
+    assert values == sorted(values)
+    assert all(search.step == "T3" for search in later)
+    assert all(search.trials[0].user_attrs["origin"] == "incumbent" for search in later)
+    last = max(int(search.name.rpartition(" ")[2]) for search in later)
+    assert 2 < last < 40
+
+
+def test_a_tolerance_ends_the_passes(write_study, planted):
+    """With a tolerance that no pass meets there is one further pass; its searches are told by `status`."""
+    study = load_study(write_study(FREE, stage(passes=9, tolerance="0.5"), planted))
+
+    names = [search.name for search in fit(study).searches]
+
+    assert names == ["s/T1", "s/T2", "s/T3", "s/T1/pass 2", "s/T2/pass 2", "s/T3/pass 2"]
+    assert [one.search for one in study_status(study)] == names
+    assert {one.completed for one in study_status(study)} == {4}
+
+
+def test_passes_are_resumed(write_study, planted):
+    """A second run repeats no trial, and continued to a larger budget a stage is what it is when run at once."""
+    folder = write_study(FREE, stage(passes=3, tolerance=0), planted)
+    first = fit(load_study(folder))
+    again = fit(load_study(folder))
+    assert again.recipe.steps == first.recipe.steps
+    assert [len(search.trials) for search in again.searches] == [4] * 9
+
+    continued = fit(load_study(folder).with_trials(7))
+    at_once = fit(load_study(write_study(FREE, stage(passes=3, tolerance=0, trials=7), planted, "other")))
+    assert continued.recipe.steps == at_once.recipe.steps
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"passes": 0}, "passes: received 0; must be at least 1"),
+        ({"passes": 2, "strategy": "joint"}, "passes: a joint stage searches all alphas at once"),
+        ({"passes": 2, "tolerance": -1}, "tolerance: received -1; must be a number from 0 up"),
+        ({"passes": 2, "tolerance": ".nan"}, "tolerance: received nan; must be"),
+    ],
+)
+def test_bad_passes(write_study, planted, fields, wanted):
+    """What cannot be is refused by name."""
+    with pytest.raises(StudyError, match="stages.s." + wanted):
+        load_study(write_study(FREE, stage(**fields), planted))
+
+
+def test_steps_that_do_not_lead_to_the_last(write_study, planted):
+    """Further passes score the last step, so every step must lead to it."""
+    text = FREE + FREE.splitlines(keepends=True)[0].replace("name: T1", "name: APART")
+    load_study(write_study(text, stage(), planted))
+    with pytest.raises(StudyError, match="'T1' does not lead to 'APART', which further passes score"):
+        load_study(write_study(text, stage(passes=2), planted))
