@@ -44,8 +44,10 @@ def write_plots(result: FitResult, folder: Path) -> list[Path]:
 
     best-so-far.png (similarity against trial, by search), similarity-per-block.png (before and after, by step),
     alphas.png (steps by blocks), and similarity-against-alpha-SEARCH.png with a panel per parameter (SEARCH made safe
-    for file names; -2, -3, ... where one figure does not hold all panels). A plot of which there is nothing to draw is
-    left out. Raises InputError if the folder cannot be made or written to, or the disk is full.
+    for file names; -2, -3, ... where one figure does not hold all panels), of several passes the last. A plot of which
+    there is nothing to draw is left out.
+
+    Raises InputError if the folder cannot be made or written to, or the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,11 +77,11 @@ def _figures(result: FitResult) -> Iterator[tuple[str, Figure]]:
     if rows:
         yield "alphas", _draw_alphas(result, rows)
     # Of several passes over a step only the last: the earlier ones scored it under other alphas of the rest.
-    latest = {(search.stage.name, search.parameters[0].name): search for search in searches}
+    latest = {search.searched: search for search in searches}
     for search in latest.values():
         pages = _pages(search.parameters) if search.completed else []
         for number, page in enumerate(pages, start=1):
-            stem = f"similarity-against-alpha-{file_name_part(search.name)}"
+            stem = f"similarity-against-alpha-{file_name_part(search.searched)}"
             yield stem, _draw_against_alpha(search, page, f", {number} of {len(pages)}" if len(pages) > 1 else "")
 
 

@@ -144,8 +144,11 @@ def spread_table(result: FitResult, *, ascii_only: bool = False) -> Table:
 
 
 def candidates_table(result: FitResult, *, ascii_only: bool = False) -> Table:
-    """The best recipe and the next best that differ: file, what was searched, similarity, loss, difference."""
-    header = ["recipe", "search", "trial", "similarity", "loss", "coefficients differ by"]
+    """The best recipe and the next best that differ: file, what was searched, similarity, loss, difference.
+
+    The difference is the largest of a source's coefficients in a scored block from the best recipe's.
+    """
+    header = ["recipe", "search", "trial", "similarity", "loss", "differs by"]
     table = _table("Best recipes that differ", header, left=2, ascii_only=ascii_only)
     found = {search.name: search.best for search in result.searches}
     for name in dict.fromkeys(one.search for one in result.candidates):
@@ -159,7 +162,7 @@ def candidates_table(result: FitResult, *, ascii_only: bool = False) -> Table:
             str(one.trial),
             percent(one.similarity),
             f"{100 * one.loss:.4f}",
-            f"up to {one.apart:.2f}",
+            f"{one.apart:.2f}",
         ]
         table.add_row(*(_text(cell, ascii_only) for cell in cells))
     return table

@@ -158,7 +158,7 @@ class _Fit:
                 for name, step, searched in stage.searches(number):
                     parameters = searched if number == 1 else _started_at(searched, self._recipe)
                     space = Space(Algebra(self._recipe, comparison.groups, tuple(comparison.sources), step), parameters)
-                    search = _Search(self._study, stage, name, step, space, metric, exact, incumbent=number > 1)
+                    search = _Search(self._study, stage, name, step, space, metric, exact, number=number)
                     try:
                         for trials in search.trials(storage, identity, self._events):
                             self._keep(search.result(trials))
@@ -292,9 +292,10 @@ class _Search:
         metric: Metric,
         exact: Mapping[str, QuadraticMetric],
         *,
-        incumbent: bool = False,
+        number: int = 1,
     ) -> None:
-        """With `incumbent`, where the space starts is the first trial, so that nothing better is lost."""
+        """Of pass `number`; in further passes the first trial is where the space starts, so that nothing is lost."""
+        self._number = number
         self._seed = study.seed
         self._folder = study.folder
         self._stage = stage
@@ -306,7 +307,7 @@ class _Search:
             metric.prepare(space.coefficients(space.diagonal))
         self._exact = {label: exact_optimum(space, quadratic, seed=study.seed) for label, quadratic in exact.items()}
         names = [parameter.name for parameter in space.parameters]
-        self._first = [("incumbent", dict(zip(names, space.start, strict=True)))] if incumbent else []
+        self._first = [("incumbent", dict(zip(names, space.start, strict=True)))] if number > 1 else []
         self._first += [(f"exact {label}", optimum.point) for label, optimum in self._exact.items()]
         self._distributions: dict[str, BaseDistribution] = {
             parameter.name: FloatDistribution(parameter.free.low, _last(parameter.free), step=parameter.free.step)
@@ -316,7 +317,7 @@ class _Search:
     def result(self, trials: Sequence[FrozenTrial]) -> SearchResult:
         """What these trials amount to."""
         return SearchResult(
-            self._name, self._stage, self._step, self._space.parameters, tuple(trials), dict(self._exact)
+            self._name, self._stage, self._step, self._space.parameters, tuple(trials), dict(self._exact), self._number
         )
 
     def trials(

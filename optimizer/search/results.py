@@ -18,7 +18,8 @@ __all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "StepScores"]
 class SearchResult:
     """One Optuna study: what it searched, its trials in order, and the best of them.
 
-    `exact` are the exact optima by metric, as a basis for comparison; `step` is the step that was scored.
+    `exact` are the exact optima by metric, as a basis for comparison; `step` is the step that was scored, in the
+    `number`-th pass over the stage's steps.
     """
 
     name: str
@@ -27,6 +28,12 @@ class SearchResult:
     parameters: tuple[Parameter, ...]
     trials: tuple[FrozenTrial, ...]
     exact: Mapping[str, ExactOptimum]
+    number: int = 1
+
+    @property
+    def searched(self) -> str:
+        """What all passes of the search are called: its name without the number of the pass."""
+        return self.name.removesuffix(f"/pass {self.number}")
 
     @property
     def completed(self) -> tuple[FrozenTrial, ...]:
