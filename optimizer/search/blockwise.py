@@ -36,6 +36,7 @@ from scipy.optimize import minimize
 from scipy.special import erfcx, log_ndtr
 
 from optimizer.search.surrogates import AdditiveModel, LineModels, fit_additive, fit_lines
+from optimizer.search.threads import one_thread
 
 __all__ = ["BlockwiseSampler"]
 
@@ -116,10 +117,9 @@ class BlockwiseSampler(BaseSampler):
         if axes:
             history = _History.of(study, trial, axes, blocks)
             random = np.random.default_rng([self._seed, trial.number])
-            point = {
-                name: axis.value(position)
-                for (name, axis), position in zip(axes.items(), _propose(history, random), strict=True)
-            }
+            with one_thread():
+                proposed = _propose(history, random)
+            point = {name: axis.value(position) for (name, axis), position in zip(axes.items(), proposed, strict=True)}
         return {
             name: point[name] if name in point else self.sample_independent(study, trial, name, distribution)
             for name, distribution in search_space.items()
@@ -578,17 +578,17 @@ def _climb(
     `score` gives scores [m] and their slopes [m, parameters] at points [m, parameters].
     """
 
-    def negative(point: Array) -> tuple[float, Array]:
-        height, slope = score(point[None])
-        return -float(height[0]), -slope[0]
+    # All at once: a score costs as much for three points as for one, and a climb of their sum is one of each.
+    def negative(stacked: Array) -> tuple[float, Array]:
+        heights, slopes = score(stacked.reshape(-1, len(axes)))
+        return -float(heights.sum()), -slopes.ravel()
 
-    bounds = [(0.0, 1.0)] * len(axes)
     best = np.argsort(-score(starts)[0], kind="stable")[:_CLIMBS]
-    reached = [
-        minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30}).x
-        for start in starts[best]
-    ]
-    pool = np.concatenate([np.asarray(reached), starts]).clip(0.0, 1.0)
+    bounds = [(0.0, 1.0)] * starts[best].size
+    climbed = minimize(
+        negative, starts[best].ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40}
+    )
+    pool = np.concatenate([climbed.x.reshape(-1, len(axes)), starts]).clip(0.0, 1.0)
     pool = np.stack([axis.on_grid(column) for axis, column in zip(axes, pool.T, strict=True)], axis=1)
     distance = np.abs(pool[:, None] - tried[None]).max(axis=2).min(axis=1)
     heights = np.where(distance > _SAME, score(pool)[0], -np.inf)

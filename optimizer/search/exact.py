@@ -22,6 +22,7 @@ from scipy.optimize import minimize
 
 from optimizer.recipes import Algebra
 from optimizer.search.space import Parameter, Space
+from optimizer.search.threads import one_thread
 from optimizer.similarity import QuadraticMetric
 
 __all__ = ["ExactOptimum", "exact_optimum"]
@@ -60,7 +61,8 @@ def exact_optimum(space: Space, metric: QuadraticMetric, *, seed: int = 0) -> Ex
     flat: list[str] = []
     for parameters, blocks in _components(space.parameters, metric.blocks):
         component = _Component(space.algebra, parameters, metric, blocks)
-        best, directions = component.solve(np.random.default_rng(seed))
+        with one_thread():
+            best, directions = component.solve(np.random.default_rng(seed))
         rank += len(parameters) - directions.shape[1]
         flat += [
             parameter.name

@@ -12,7 +12,10 @@ predictions, 2.42 to 2.45 for a constant mean that is integrated out, 4.17 for t
 variance of a process is profiled out, so a kernel is known up to its scale.
 """
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +38,9 @@ _KEPT = 3
 # Iterations of the fit of an additive model, and how many points it looks at; it is then conditioned on all.
 _ITERATIONS = 40
 _FITTED_POINTS = 80
+# Up to so many points hyperparameters of several numbers are fitted anew for each, then as they become a tenth more.
+_ALWAYS = 8
+_SELDOMER = 1.1
 # Bounds of the logarithms of length scales, of weights, and of the weight of what no term explains.
 _LOG_LENGTHS = (float(np.log(0.05)), float(np.log(30.0)))
 _LOG_WEIGHTS = (-7.0, 7.0)
@@ -298,14 +304,46 @@ def fit_additive(points: Array, values: Array, terms: Mask) -> AdditiveModel:
     stay unexplained: a function that is not quite such a sum then bends the terms less.
     """
     standard, offsets, units = _standardised(values[None], np.ones((1, len(values)), dtype=bool))
-    fitted = _fitted_points(points, values)
-    likelihood = _Likelihood(points[fitted], standard[0, fitted], terms)
+    learned = _learned(len(points))
+    fitted = _fitted_points(points[:learned], values[:learned])
+    precisions, weights, rest, smooth = _most_likely(_Exactly(points[fitted], values[fitted], terms))
+    return _additive(points, standard[0], precisions, weights, rest, smooth, float(offsets[0]), float(units[0]))
+
+
+def _learned(count: int) -> int:
+    """How many of the first `count` points hyperparameters are fitted to: they change little by one point more."""
+    learned = _ALWAYS
+    while (following := max(learned + 1, math.floor(_SELDOMER * learned))) <= count:
+        learned = following
+    return min(learned, count)
+
+
+class _Exactly:
+    """Points, values and terms that are equal if every bit of them is, as the key of what was computed from them."""
+
+    def __init__(self, *arrays: NDArray[Any]) -> None:
+        self.arrays = arrays
+        self._key = tuple((array.shape, array.tobytes()) for array in arrays)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Exactly) and self._key == other._key
+
+
+# Of all components of a search; models made anew give the same, only later.
+@lru_cache(maxsize=512)
+def _most_likely(data: _Exactly) -> tuple[Array, Array, float, bool]:
+    """Precisions, weights, the rest's weight, and whether the kernel is the smooth one."""
+    points, values, terms = data.arrays
+    standard, *_ = _standardised(values[None], np.ones((1, len(values)), dtype=bool))
+    likelihood = _Likelihood(points, standard[0], terms)
     best, smooth = likelihood.climb(likelihood.start, smooth=True), True
     rough = likelihood.climb(best, smooth=False)
     if likelihood(rough, smooth=False)[0] < likelihood(best, smooth=True)[0]:
         best, smooth = rough, False
-    precisions, weights, rest = likelihood.unpack(best)
-    return _additive(points, standard[0], precisions, weights, rest, smooth, float(offsets[0]), float(units[0]))
+    return (*likelihood.unpack(best), smooth)
 
 
 def _additive(
