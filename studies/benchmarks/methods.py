@@ -46,7 +46,7 @@ import scipy
 import torch
 from full_size import BLOCKS
 from make_checkpoints import FINETUNES, write_target
-from measuring import warm_up
+from measuring import disk_reads_of_children, warm_up
 from other_methods import BlockFit, Moment, fit_blocks, improvements, search_by_merging
 
 from optimizer.errors import InputError
@@ -144,10 +144,14 @@ def largest(errors: Errors) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fit by this project: seconds of the whole process, the best similarity so far, and what it found."""
+    """A fit by this project: seconds of the whole process, the best similarity so far, and what it found.
+
+    `disk` is how many bytes did not come from the page cache, though all files had been read.
+    """
 
     metric: str
     seconds: float
+    disk: float
     course: list[Moment]
     similarity: float
     block_scores: dict[str, float]
@@ -173,7 +177,7 @@ def fit_apart(study: Path, models: Path, recipe: Recipe, target: Path, metric: s
     command = [sys.executable, "-m", "optimizer", "fit", str(study), "--models", str(models), "--device", "cpu"]
     # Hashes are cached by default; here each fit computes them anew.
     environment = {**os.environ, "BLOCKFIT_CACHE": str(study / "cache")}
-    start = time.time()
+    before, start = disk_reads_of_children(), time.time()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     seconds = time.time() - start
     if done.returncode:
@@ -189,6 +193,7 @@ def fit_apart(study: Path, models: Path, recipe: Recipe, target: Path, metric: s
     return Fit(
         metric,
         seconds,
+        disk_reads_of_children() - before,
         improvements(ends, [trial.value for trial in trials_done]),
         best.value,
         best.user_attrs["block_scores"],
@@ -349,7 +354,9 @@ def measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
             if name in entry:
                 entry[name]["error"] = largest(entry[name]["errors"])
         target.unlink()
-    figures["load after"] = os.getloadavg()[0]
+        figures["load after"] = os.getloadavg()[0]
+        if given.json:  # An hour's work should not be lost with its last level.
+            given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return figures
 
 
@@ -410,11 +417,11 @@ def remarks(figures: Mapping[str, Any]) -> list[str]:
     """What was measured, what was not, and the goals."""
     level = figures["levels"][0]
     uncorrelated = [entry["fits"]["delta"]["error"] for entry in figures["levels"] if not entry["correlation"]]
-    runs = {metric: fit["seconds of all runs"] for metric, fit in level["fits"].items()}
-    lines = [
-        f"whole process by {metric}, s: {' '.join(f'{seconds:.1f}' for seconds in every)} (goal: {GOAL_SECONDS})"
-        for metric, every in runs.items()
-    ]
+    lines = []
+    for metric, fit in level["fits"].items():
+        every = " ".join(f"{seconds:.1f}" for seconds in fit["seconds of all runs"])
+        disk = f"{fit['disk'] / 1e9:.2f} GB came from the disk"
+        lines.append(f"whole process by {metric}, s: {every} (goal: {GOAL_SECONDS}); {disk}")
     lines.append(f"largest error by delta, uncorrelated: {max(uncorrelated, default=0):.1e} (goal: {GOAL_ERROR})")
     if other := level.get("TPE"):
         needed = ", ".join(
@@ -428,8 +435,8 @@ def remarks(figures: Mapping[str, Any]) -> list[str]:
         worst = other["largest difference of a similarity from coefficients"]
         lines += [
             f"TPE (goal: {GOAL_TPE} times longer): {measured}, {seconds} were measured",
-            f"TPE: median {other['median seconds of a trial']:.2f} s a trial: {parts}; loading, which does not count: "
-            + f"{other['seconds of loading']:.1f} s",
+            f"TPE: median {other['median seconds of a trial']:.2f} s a trial: {parts}",
+            f"TPE: loading, which does not count, {other['seconds of loading']:.1f} s",
             f"TPE: trials to blockfit's similarity less {needed}",
             f"TPE: similarities of merged tensors and from coefficients differ by {worst:.1e} at most",
         ]
@@ -440,11 +447,11 @@ def remarks(figures: Mapping[str, Any]) -> list[str]:
             each = ", ".join(f"{1000 * seconds:.0f} ms at width {width}" for width, seconds in by_width.items())
             seconds = f"{other['seconds measured']:.0f} of {other['seconds']:.0f} s"
             converged = sum(fit["converged"] for fit in done)
+            title = f"Nelder-Mead, {entry['level']}"
             lines += [
-                f"Nelder-Mead, {entry['level']} (goal: {GOAL_NELDER_MEAD} times longer): {len(done)} of "
-                + f"{len(other['blocks'])} blocks ({', '.join(other['blocks measured'])}), {seconds} were measured",
-                f"Nelder-Mead, {entry['level']}: {converged} of them converged, {len(other['blocks there'])} got to "
-                + f"blockfit's similarity; an evaluation takes {each}",
+                f"{title} (goal: {GOAL_NELDER_MEAD} times longer): {', '.join(other['blocks measured'])}, {seconds}",
+                f"{title}: {converged} of these {len(done)} converged, {len(other['blocks there'])} got to blockfit's",
+                f"{title}: an evaluation takes {each}",
             ]
     return lines
 
@@ -548,7 +555,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of TPE and the unknown parts")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for targets and studies (default: inside FOLDER)")
     parser.add_argument("--keep", action="store_true", help="leave the last study there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, level by level")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there")
     given = parser.parse_args()
     if min(given.trials, given.repeats, given.trials_b) < 1:
@@ -567,8 +574,6 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     print(as_markdown(figures))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     if given.plot:
         draw(figures, given.plot)
     return 0
