@@ -164,14 +164,17 @@ def random_inputs(weights: Sequence[Weights]) -> list[Tensor]:
     return [torch.randn(value.shape[1], value.shape[1], generator=generator) for _, _, value in weights]
 
 
+def attention_output(weights: Weights, x: Tensor) -> Tensor:
+    """The attention output [d, d] of one block on its random inputs, by its definition."""
+    query, key, value = weights
+    return torch.softmax((x @ query.T) @ (x @ key.T).T, dim=-1) * (x @ value.T).sum(dim=0)
+
+
 def naive(one: Sequence[Weights], other: Sequence[Weights], inputs: Sequence[Tensor]) -> list[float]:
     """The similarity of two models per block, by its definition."""
     similarities = []
     for pair, x in zip(zip(one, other, strict=True), inputs, strict=True):
-        outputs = []
-        for query, key, value in pair:
-            weights = torch.softmax((x @ query.T) @ (x @ key.T).T, dim=-1)
-            outputs.append(weights * (x @ value.T).sum(dim=0))
+        outputs = [attention_output(weights, x) for weights in pair]
         similarities.append(float(torch.cosine_similarity(outputs[0], outputs[1], dim=-1).mean()))
     return similarities
 

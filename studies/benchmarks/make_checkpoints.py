@@ -19,7 +19,8 @@ import math
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -252,10 +253,20 @@ def planted_recipe() -> Recipe:
     )
 
 
-def make_family(folder: Path, *, sources: int = 6, unknown: float = 0.0, seed: int = 0, small: bool = False) -> None:
+def make_family(
+    folder: Path,
+    *,
+    sources: int = 6,
+    unknown: float = 0.0,
+    like: str | None = None,
+    correlation: float = 0.0,
+    seed: int = 0,
+    small: bool = False,
+) -> None:
     """Write the family into `folder`: the base, `sources` - 1 finetunes, the target and `planted.yaml`.
 
-    `unknown` is the size of what is in the target and in no source, relative to the target's distance from the base.
+    `unknown` is the size of what is in the target and in no source, relative to the target's distance from the base;
+    its `correlation` is that with the direction of the finetune `like` (`write_target`).
     Raises InputError if the disk is too small, the folder included.
     """
     shapes = stable_diffusion_shapes(SMALL if small else 1)
@@ -278,29 +289,59 @@ def make_family(folder: Path, *, sources: int = 6, unknown: float = 0.0, seed: i
 
             _write(folder / f"{finetune}.safetensors", shapes, tuned)
     save_recipe(planted_recipe(), folder / "planted.yaml")
-    _write_target(folder, shapes, unknown, seed)
-
-
-def _write_target(folder: Path, shapes: Shapes, unknown: float, seed: int) -> None:
     recipe = load_recipe(folder / "planted.yaml")
-    paths = {name: folder / model.file for name, model in recipe.models.items()}
-    target, known = folder / "target.safetensors", folder / "known.safetensors"
+    names = dict.fromkeys([*recipe.models, *([] if like is None else [like])])
+    paths = {name: folder / f"{name}.safetensors" for name in names}
+    target = folder / "target.safetensors"
+    write_target(recipe, paths, target, unknown=unknown, like=like, correlation=correlation, seed=seed)
+
+
+def write_target(
+    recipe: Recipe,
+    paths: Mapping[str, Path],
+    target: Path,
+    *,
+    unknown: float = 0.0,
+    like: str | None = None,
+    correlation: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Write what `recipe` makes of the sources in `paths`, plus a part that is in no source.
+
+    In every tensor the unknown part has the size `unknown` times the known part's distance from the model "base", and
+    its direction is random; a share of it points where the model `like` lies from the base:
+
+        unknown * |known - base| * (correlation * unit(like - base) + sqrt(1 - correlation^2) * unit(noise))
+
+    A float32 file of the known part stands beside the target for a while.
+    """
     if not unknown:
         print(f"writing {target}", flush=True)
         merge(recipe, paths, target, embed_recipe=False)
         return
+    known = target.with_name("known.safetensors")
     try:
         merge(recipe, paths, known, dtype=torch.float32, embed_recipe=False)
-        with open_checkpoint(known) as merged, open_checkpoint(paths["base"]) as base:
+        with open_checkpoint(known) as merged, open_checkpoint(paths["base"]) as base, ExitStack() as stack:
+            towards = None if like is None else stack.enter_context(open_checkpoint(paths[like]))
 
             def with_unknown(name: str) -> Tensor:
-                tensor = merged.tensor(name)
-                distance = _size(tensor - base.tensor(name).to(torch.float32))
-                return tensor + _noise(shapes[name], seed, "unknown", name).mul_(unknown * distance)
+                tensor, start = merged.tensor(name), base.tensor(name).to(torch.float32)
+                added = _unit(_noise(tensor.shape, seed, "unknown", name))
+                if towards is not None:
+                    direction = _unit(towards.tensor(name).to(torch.float32) - start)
+                    added = added.mul_(math.sqrt(1 - correlation**2)).add_(direction, alpha=correlation)
+                return tensor + added.mul_(unknown * _size(tensor - start))
 
+            shapes = {name: info.shape for name, info in merged.tensors.items() if info.dtype.is_floating_point}
             _write(target, shapes, with_unknown)
     finally:
         known.unlink(missing_ok=True)
+
+
+def _unit(tensor: Tensor) -> Tensor:
+    """The tensor scaled to size 1 in place; one of zeros stays."""
+    return tensor.div_(size) if (size := _size(tensor)) else tensor
 
 
 def main() -> int:
@@ -309,12 +350,26 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--sources", type=int, default=6, choices=range(6, 11), help="base and finetunes (default 6)")
     parser.add_argument("--target-unknown", type=float, default=0.0, help="part of the target that is in no source")
+    parser.add_argument(
+        "--target-correlated", choices=FINETUNES, metavar="NAME", help="finetune that the unknown part resembles"
+    )
+    parser.add_argument("--correlation", type=float, default=0.2, help="how much it does (default 0.2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help=f"widths divided by {SMALL}")
     given = parser.parse_args()
+    if given.target_correlated not in {None, *FINETUNES[: given.sources - 1]}:
+        parser.error(f"--target-correlated: {given.target_correlated} is not among {given.sources} sources")
+    if not -1 <= given.correlation <= 1:
+        parser.error(f"--correlation: received {given.correlation:g}; must lie within -1..1")
     try:
         make_family(
-            given.folder, sources=given.sources, unknown=given.target_unknown, seed=given.seed, small=given.small
+            given.folder,
+            sources=given.sources,
+            unknown=given.target_unknown,
+            like=given.target_correlated,
+            correlation=given.correlation,
+            seed=given.seed,
+            small=given.small,
         )
     except InputError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
