@@ -105,26 +105,22 @@ class _Fit:
     def run(self, fresh: bool, candidates: int) -> FitResult:
         study = self._study
         stopped: KeyboardInterrupt | TrialsFailed | None = None
-        with (
-            open_study(
-                study, blocks=self._blocks(), device=self._device, progress=self._events.progress, hashes=self._hashes
-            ) as opened,
-            opened.hashing(self._hashes) as hashing,
-        ):
-            # All of the input is read and checked before anything is written, but for what was measured of it.
+        with open_study(
+            study, blocks=self._blocks(), device=self._device, progress=self._events.progress, hashes=self._hashes
+        ) as opened:
             identity = self._identity(opened)
             storage = open_storage(study.folder, fresh=fresh)
             try:
                 for stage in study.stages:
                     self._run_stage(stage, opened, storage, identity)
-                hashing.wait(self._events.progress)
             except (KeyboardInterrupt, TrialsFailed) as error:
                 stopped = error
                 if not any(result.best for result in self._results):
                     raise
             finally:
                 close_storage(storage)
-            hashed = opened.sha256(hashing)
+            # Not before the search, which would wait for it; and nobody who has pressed Ctrl-C waits for it.
+            hashed = opened.sha256(self._hashes, self._events.progress, known=stopped is not None)
         recipe = self._finished_recipe(hashed, complete=stopped is None)
         save_recipe(recipe, study.folder / "best.yaml")
         others = self._candidates(recipe, candidates)

@@ -1,11 +1,11 @@
 """The files of a study, or what an earlier run measured of them."""
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 
 import torch
 
@@ -51,64 +51,38 @@ class OpenStudy:
         marks = {**self.measured.sources, "the target": self.measured.target}
         return {name: mark.fingerprint for name, mark in marks.items()}
 
-    @contextmanager
-    def hashing(self, hashes: HashCache | None) -> Iterator["Hashing"]:
-        """Hash the files while the context lasts, in a thread of its own: a search leaves time for it."""
-        paths = {} if self.files is None else {**self.study.sources, "": self.study.target}
-        hashing = Hashing(paths, hashes)
-        try:
-            yield hashing
-        finally:
-            hashing.stop()
-            noted = self.kept.with_hashes(hashing.done())
-            if (noted.sources, noted.target) != (self.kept.sources, self.kept.target):
-                _keep(self.study, noted)
+    def sha256(
+        self, hashes: HashCache | None, progress: Callable[[str, int, int], None], *, known: bool = False
+    ) -> dict[str, str]:
+        """The hash of each source by name, and of the target as "", noted for runs that have not got the files.
 
-    def sha256(self, hashing: "Hashing") -> dict[str, str]:
-        """The hash of each source by name, and of the target as "", as far as they are known.
-
-        Of files that are not there, those that an earlier run noted for runs that have not got the files.
+        Only those that `hashes` has if `known`. Of files that are not there, those that an earlier run noted. What is
+        not known, or cannot be read any more, is left out.
         """
-        if self.files is not None:
-            return hashing.done()
-        marks = {**self.measured.sources, "": self.measured.target}
-        return {name: mark.sha256 for name, mark in marks.items() if mark.sha256 is not None}
+        if self.files is None:
+            marks = {**self.measured.sources, "": self.measured.target}
+            return {name: mark.sha256 for name, mark in marks.items() if mark.sha256 is not None}
+        paths = {**self.study.sources, "": self.study.target}
+        found: dict[str, str] = {}
 
+        def hashed(path: Path) -> str | None:
+            if known:
+                return None if hashes is None else hashes.look_up(path, "sha256")
+            with suppress(CheckpointError):
+                return sha256(path, hashes)
+            return None
 
-class Hashing:
-    """The sha256 of files, computed one after another in a thread of its own."""
-
-    def __init__(self, paths: Mapping[str, Path], hashes: HashCache | None) -> None:
-        self._stopped = Event()
-        self._pool = ThreadPoolExecutor(1, "hashing")
-        self._found = {name: self._pool.submit(self._hash, path, hashes) for name, path in paths.items()}
-
-    def wait(self, progress: Callable[[str, int, int], None]) -> None:
-        """Return when all are hashed that still can be read."""
-        for position, future in enumerate(self._found.values()):
-            progress("hashing the checkpoints", position, len(self._found))
-            future.exception()
-        progress("hashing the checkpoints", len(self._found), len(self._found))
-
-    def done(self) -> dict[str, str]:
-        """Those that are known by now."""
-        return {
-            name: future.result()
-            for name, future in self._found.items()
-            if future.done() and not future.cancelled() and future.exception() is None
-        }
-
-    def stop(self) -> None:
-        """Hash no more; the thread has ended when this returns."""
-        self._stopped.set()
-        self._pool.shutdown(cancel_futures=True)
-
-    def _hash(self, path: Path, hashes: HashCache | None) -> str:
-        def unless_stopped(done: int, total: int) -> None:
-            if self._stopped.is_set():
-                raise CancelledError
-
-        return sha256(path, hashes, progress=unless_stopped)
+        # hashlib lets other threads run meanwhile.
+        with ThreadPoolExecutor(os.cpu_count() or 1, "hashing") as pool:
+            for position, (name, digest) in enumerate(zip(paths, pool.map(hashed, paths.values()), strict=True)):
+                progress("hashing the checkpoints", position, len(paths))
+                if digest is not None:
+                    found[name] = digest
+        progress("hashing the checkpoints", len(paths), len(paths))
+        noted = self.kept.with_hashes(found)
+        if (noted.sources, noted.target) != (self.kept.sources, self.kept.target):
+            _keep(self.study, noted)
+        return found
 
 
 @contextmanager
