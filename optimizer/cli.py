@@ -369,7 +369,7 @@ def ceiling(
     with _reading() as progress:
         found = study_ceilings(loaded, metric, device=_device(device), progress=progress, hashes=_hashes())
     if as_json:
-        _print_json(found[0].as_dict() if len(found) == 1 else [one.as_dict() for one in found])
+        _print_json([one.as_dict() for one in found] if metric == "both" else found[0].as_dict())
         return
     console = _console()
     for one in found:

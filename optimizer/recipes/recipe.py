@@ -236,6 +236,11 @@ class Recipe:
         used = {name for step in self.ancestors(output) for name in step.inputs.values()}
         return tuple(name for name in self.models if name in used)
 
+    @property
+    def formulas(self) -> dict[str, tuple[str, dict[str, str]]]:
+        """What each step does to which inputs, {step: (mode, {"a": name, ...})}: all of it but the numbers."""
+        return {step.name: (step.mode, dict(step.inputs)) for step in self.steps}
+
     def with_alphas(self, alphas: Mapping[tuple[str, str], Mapping[str, float]]) -> "Recipe":
         """The same recipe with holes filled: {(step, "alpha"): {block: number}}."""
         steps = tuple(

@@ -55,6 +55,8 @@ def _remarks(found: Ceiling) -> list[str]:
     remarks.append(f"The {identified.alphas} free alphas move the coefficients in {identified.rank} directions.")
     if identified.trade_off:
         remarks.append(f"These trade off against each other: {', '.join(identified.trade_off)}.")
+    if identified.idle:
+        remarks.append(f"These have no effect on any block that is scored: {', '.join(identified.idle)}.")
     if found.note:
         remarks.append(f"Note: {found.note}.")
     return remarks

@@ -14,9 +14,9 @@ parameters at once. Of the past only the trials are needed:
                  some explore, no trial's value shows what the others found
 
 Scores are taken to be free of noise, so no component tries a point twice but to gather, and no trial repeats another.
-Trials that still run stand for what the models expect of them, and other workers propose elsewhere. Expected
-improvement is computed as a logarithm, which keeps its gradient where it is tiny (Ament et al., "Unexpected
-Improvements to Expected Improvement", 2023).
+Trials that still run stand for what the models expect of them, and other workers propose elsewhere; failed ones do not
+count. Expected improvement is computed as a logarithm, which keeps its gradient where it is tiny (Ament et al.,
+"Unexpected Improvements to Expected Improvement", 2023).
 """
 
 import math

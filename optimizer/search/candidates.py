@@ -3,7 +3,7 @@
 A recipe differs if in some scored block a source has another share in the merge: alphas may differ and mean the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,27 +30,27 @@ class Choice:
     apart: float
 
 
-def different(searches: Sequence[tuple[SearchResult, Space]], count: int) -> tuple[Choice, ...]:
-    """At most `count` trials, the smallest loss first, each `APART` or more from the best and from those before it."""
-    choices = sorted(
-        (choice for search, space in searches for choice in _choices(search, space, count)),
-        key=lambda choice: (choice.loss, choice.trial.number),
-    )
-    return tuple(choices[:count])
+def different(search: SearchResult, space: Space, count: int, base: str | None = None) -> tuple[Choice, ...]:
+    """At most `count` trials of a search, the best first, each `APART` or more from the best and from those before it.
 
-
-def _choices(search: SearchResult, space: Space, count: int) -> Iterator[Choice]:
+    With `base` the common scale of the other sources' coefficients in a block does not count, as a cosine of
+    differences from the base does not see it.
+    """
     best = search.best
     if best is None:
-        return
+        return ()
     kept = [_coefficients(search, space, best)]
+    found: list[Choice] = []
+    without = None if base is None else [row for row, name in enumerate(space.algebra.sources) if name != base]
     for trial in sorted(search.completed, key=lambda trial: (-trial.values[0], trial.number)):
-        if len(kept) > count:
-            return
+        if len(found) == count:
+            break
         own = _coefficients(search, space, trial)
-        if min(_distance(own, other) for other in kept) >= APART:
-            yield Choice(search, trial, trial.values[0], best.values[0] - trial.values[0], _distance(own, kept[0]))
+        if min(_distance(other, own, without) for other in kept) >= APART:
+            apart = _distance(kept[0], own, without)
+            found.append(Choice(search, trial, trial.values[0], best.values[0] - trial.values[0], apart))
             kept.append(own)
+    return tuple(found)
 
 
 def _coefficients(search: SearchResult, space: Space, trial: FrozenTrial) -> torch.Tensor:
@@ -60,5 +60,9 @@ def _coefficients(search: SearchResult, space: Space, trial: FrozenTrial) -> tor
     return space.coefficients(torch.tensor([point], dtype=torch.float64))[0, scored]
 
 
-def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+def _distance(one: torch.Tensor, other: torch.Tensor, without_base: Sequence[int] | None) -> float:
+    if without_base is not None:
+        one, other = one[:, without_base], other[:, without_base]
+        scale = (one * other).sum(dim=1, keepdim=True) / (other * other).sum(dim=1, keepdim=True).clamp_min(1e-300)
+        other = other * scale.clamp_min(0)
     return float((one - other).abs().max())

@@ -56,6 +56,8 @@ _NOTHING = 1e-7
 # A corner of a cone is added if the rest of the target has more than this cosine with it, and so many at most.
 _NEARER = 1e-13
 _CORNERS = 1000
+# What a bound may be too low by, as sums are rounded.
+_ROUNDING = 1e-12
 _NO_BOUNDS = "these are no bounds for attention, which is not a cosine of weights"
 
 
@@ -98,12 +100,13 @@ class SourceShare:
 class Identified:
     """In how many directions the free alphas can move the coefficients (`rank`), out of how many `alphas`.
 
-    `trade_off` names those that can move without moving the coefficients.
+    `trade_off` names those that can move without moving the coefficients, `idle` those that move none.
     """
 
     rank: int
     alphas: int
     trade_off: tuple[str, ...]
+    idle: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ class Ceiling:
             "rank": self.identified.rank,
             "alphas": self.identified.alphas,
             "trade_off": list(self.identified.trade_off),
+            "idle": list(self.identified.idle),
             "note": self.note,
         }
 
@@ -180,17 +184,13 @@ def study_ceilings(
     metrics = (metric,) if metric != "both" else CEILING_METRICS if study.base is not None else ("weights",)
     path = study.folder / "best.yaml"
     fitted = load_recipe(path) if path.is_file() else None
-    if fitted is not None and _formulas(fitted) != _formulas(study.recipe):
+    if fitted is not None and fitted.formulas != study.recipe.formulas:
         raise StudyError(f"{path}: its steps are not those of {study.recipe_path}; fit anew, or move it away")
     blocks = {block for stage in study.stages for block in stage.blocks}
     with open_study(
         study, blocks=blocks, device=device or torch.device("cpu"), progress=progress, hashes=hashes, tensors=False
     ) as opened:
         return ceilings(opened, fitted, metrics)
-
-
-def _formulas(recipe: Recipe) -> dict[str, tuple[str, dict[str, str]]]:
-    return {step.name: (step.mode, step.inputs) for step in recipe.steps}
 
 
 def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = CEILING_METRICS) -> tuple[Ceiling, ...]:
@@ -244,10 +244,17 @@ def identify(spaces: Sequence[tuple[Space, Sequence[str]]]) -> Identified:
         rows.append(placed)
     if not rows:
         return Identified(0, 0, ())
-    _, sizes, directions = np.linalg.svd(np.concatenate(rows))
+    moves = np.concatenate(rows)
+    still = [not column.any() for column in moves.T]
+    _, sizes, directions = np.linalg.svd(moves)
     rank = int((sizes > _RANK * max(float(sizes.max(initial=0.0)), 1e-300)).sum())
     loose = np.abs(directions[rank:]).max(axis=0, initial=0.0) > 1e-9
-    return Identified(rank, len(names), tuple(name for name, free in zip(names, loose, strict=True) if free))
+    return Identified(
+        rank,
+        len(names),
+        trade_off=tuple(name for name, free, idle in zip(names, loose, still, strict=True) if free and not idle),
+        idle=tuple(name for name, idle in zip(names, still, strict=True) if idle),
+    )
 
 
 def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dict[str, SourceShare]:
@@ -355,19 +362,38 @@ def _block_ceilings(
         as_fitted = algebra.coefficients(algebra.starting_alphas())
         of_recipe, recipe_scales = metric.score(as_fitted)[0].tolist(), metric.scale(as_fitted)[0].tolist()
         # A climb may end on a lower summit than the one that a search has found.
-        if metric.score(as_fitted)[0].mean() > scores.mean():
+        if metric.score(as_fitted)[0].mean() > scores.mean() and _within(space, fitted):
             scores, scales = metric.score(as_fitted)[0], metric.scale(as_fitted)[0]
     return {
         block: BlockCeiling(
             recipe=of_recipe[row],
             best=float(scores[row]),
-            ceiling=_block_ceiling(measured, name, block, bounded=False),
+            ceiling=_at_least(_block_ceiling(measured, name, block, bounded=False), float(scores[row])),
             ceiling_bounded=_block_ceiling(measured, name, block, bounded=True),
             recipe_scale=recipe_scales[row],
             best_scale=float(scales[row]),
         )
         for row, block in enumerate(metric.blocks)
     }
+
+
+def _at_least(bound: float, reached: float) -> float:
+    """The bound, but for rounding no lower than what is reached."""
+    return reached if bound < reached < bound + _ROUNDING else bound
+
+
+def _within(space: Space, fitted: Recipe) -> bool:
+    """Whether the free alphas of `space` can be what `fitted` has, and the fixed ones are."""
+    point = []
+    for parameter in space.parameters:
+        alpha = getattr(fitted.step(parameter.step), parameter.alpha)
+        numbers = {alpha.at(block) for block in parameter.blocks}
+        if len(numbers) > 1 or parameter.free.on_grid(number := numbers.pop()) != number:
+            return False
+        point.append(number)
+    alphas = space.alphas(torch.tensor([point], dtype=torch.float64))
+    same = Algebra(fitted, space.algebra.groups, space.algebra.sources, space.algebra.output).starting_alphas()
+    return bool((space.algebra.by_group(alphas) == space.algebra.by_group(same)).all())
 
 
 def _total_ceiling(measured: Measured, metric: str, blocks: Sequence[str], without: int | None) -> float:

@@ -69,10 +69,7 @@ def exact_optimum(space: Space, metric: QuadraticMetric, *, seed: int = 0) -> Ex
             for parameter, row in zip(parameters, directions, strict=True)
             if float(np.abs(row).max(initial=0.0)) > 1e-3
         ]
-        point |= {
-            parameter.name: parameter.free.on_grid(float(value))
-            for parameter, value in zip(parameters, best, strict=True)
-        }
+        point |= {parameter.name: value for parameter, value in zip(parameters, component.on_grid(best), strict=True)}
     ordered = {
         parameter.name: point.get(parameter.name, parameter.free.starting_value) for parameter in space.parameters
     }
@@ -128,6 +125,26 @@ class _Component:
         else:
             best = self._climb(self._starts(random))
         return self._settle(best)
+
+    def on_grid(self, best: Vector) -> list[float]:
+        """The best point on the grids that single moves to neighbours lead to, from the one nearest to `best`.
+
+        Where nothing has a grid that is `best`, within the bounds.
+        """
+        frees = [parameter.free for parameter in self._space.parameters]
+        point = [free.on_grid(float(number)) for free, number in zip(frees, best, strict=True)]
+        gridded = [(index, free, free.step) for index, free in enumerate(frees) if free.step is not None]
+        if not self._blocks:
+            return point
+        value, better = self.value(np.array(point)), True
+        while better:
+            better = False
+            for index, free, step in gridded:
+                for number in (free.on_grid(point[index] - step), free.on_grid(point[index] + step)):
+                    moved = [*point[:index], number, *point[index + 1 :]]
+                    if (reached := self.value(np.array(moved))) > value + _EQUAL:
+                        point, value, better = moved, reached, True
+        return point
 
     def value(self, point: Vector) -> float:
         """Mean similarity at `point`."""

@@ -146,7 +146,8 @@ def simplify_file(
                 )
     origin = (recipe.fitted or {}).get("recipe")
     fitted = {
-        **(recipe.fitted or {"by": "blockfit"}),
+        # What other random inputs gave was of the recipe as it was.
+        **{key: value for key, value in (recipe.fitted or {"by": "blockfit"}).items() if key != "other_random_inputs"},
         "recipe": seen_from(output.parent, path.parent / origin if isinstance(origin, str) else path),
         "target": {
             "file": file if _same_folder(path, output) else seen_from(output.parent, goal),

@@ -1,6 +1,7 @@
 """Fitting: from a study to the best alphas, one Optuna study after another, continued where it stopped."""
 
 import math
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +17,9 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from optimizer.checkpoints import HashCache
-from optimizer.errors import StudyError
-from optimizer.recipes import Algebra, Free, Recipe, recipe_as_data, save_recipe, seen_from
-from optimizer.search.candidates import different
+from optimizer.errors import InputError, StudyError
+from optimizer.recipes import Algebra, Alpha, Free, Recipe, load_recipe, recipe_as_data, save_recipe, seen_from
+from optimizer.search.candidates import Choice, different
 from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
@@ -39,6 +40,8 @@ from optimizer.similarity import (
 )
 
 __all__ = ["FitEvents", "TrialsFailed", "fit"]
+
+_Metrics = Mapping[str, Metric]
 
 # The metrics whose exact optimum opens every study.
 _EXACT = ("delta", "weights")
@@ -76,8 +79,8 @@ def fit(
 ) -> FitResult:
     """Run every search of `study` up to its budget of completed trials, and write `best.yaml` into its folder.
 
-    With `candidates` above 1 the next best recipes that differ are written beside it, candidate-2.yaml and so on, and
-    those of an earlier fit are removed.
+    With `candidates` above 1 the next best recipes that differ are written beside it, candidate-2.yaml and so on. Those
+    of an earlier fit are removed in any case.
 
     A second call continues where the first one stopped. Ctrl-C ends the search after the running trial, a second one
     at once; the best so far is written and returned with `interrupted` set. `fresh` sets earlier trials aside.
@@ -87,12 +90,15 @@ def fit(
     """
     if candidates < 1:
         raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
-    return _Fit(study, device or torch.device("cpu"), events or FitEvents(), hashes).run(fresh, candidates)
+    return _Fit(study, device or torch.device("cpu"), candidates, events or FitEvents(), hashes).run(fresh=fresh)
 
 
 class _Fit:
-    def __init__(self, study: Study, device: torch.device, events: FitEvents, hashes: HashCache | None) -> None:
+    def __init__(
+        self, study: Study, device: torch.device, candidates: int, events: FitEvents, hashes: HashCache | None
+    ) -> None:
         self._study = study
+        self._candidates = candidates
         self._device = device
         self._events = events
         self._hashes = hashes
@@ -100,11 +106,14 @@ class _Fit:
         self._results: list[SearchResult] = []
         self._scores: list[StepScores] = []
         self._spread: list[SeedSpread] = []
-        self._final: dict[str, tuple[SearchResult, Space]] = {}
+        # Stages that a later one moves too, to be scored under the final alphas.
+        self._disturbed: list[tuple[Stage, Comparison | Measured, _Metrics]] = []
+        self._choices: list[tuple[Choice, list[StepScores]]] = []
 
-    def run(self, fresh: bool, candidates: int) -> FitResult:
+    def run(self, *, fresh: bool) -> FitResult:
         study = self._study
         stopped: KeyboardInterrupt | TrialsFailed | None = None
+        earlier = None if fresh else self._earlier()
         with open_study(
             study, blocks=self._blocks(), device=self._device, progress=self._events.progress, hashes=self._hashes
         ) as opened:
@@ -113,6 +122,8 @@ class _Fit:
             try:
                 for stage in study.stages:
                     self._run_stage(stage, opened, storage, identity)
+                for disturbed in self._disturbed:
+                    self._score(*disturbed)
             except (KeyboardInterrupt, TrialsFailed) as error:
                 stopped = error
                 if not any(result.best for result in self._results):
@@ -121,9 +132,19 @@ class _Fit:
                 close_storage(storage)
             # Not before the search, which would wait for it; and nobody who has pressed Ctrl-C waits for it.
             hashed = opened.sha256(self._hashes, self._events.progress, known=stopped is not None)
-        recipe = self._finished_recipe(hashed, complete=stopped is None)
+        if stopped is not None and earlier is not None:
+            # What was not reached this time stays as it was found before.
+            self._recipe = self._recipe.with_alphas(_still_free(self._recipe, earlier))
+        self._recipe = self._recipe.started()
+        order = [stage.name for stage in study.stages]
+        self._scores.sort(key=lambda scores: order.index(scores.stage))
+        self._spread.sort(key=lambda spread: order.index(spread.stage))
+        summaries = [_summary(result, result.best) for result in self._standing()]
+        recipe = self._finished_recipe(
+            self._recipe, self._scores, summaries, self._spread, hashed, complete=stopped is None
+        )
         save_recipe(recipe, study.folder / "best.yaml")
-        others = self._candidates(recipe, candidates)
+        others = () if stopped is not None else self._write_candidates(hashed)
         if isinstance(stopped, TrialsFailed):
             raise stopped
         return FitResult(
@@ -152,10 +173,13 @@ class _Fit:
             comparison = replace(comparison, seeds=stage.seeds, tf32=stage.tf32)
         metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
         exact = _exact_metrics(comparison, stage.blocks, statistics)
+        metrics: dict[str, Metric] = {stage.metric: metric, **exact}
+        space: Space | None = None
         try:
             for number in range(1, stage.passes + 1):
                 before = self._total(stage, comparison, metric)
-                for name, step, searched in stage.searches(number):
+                searches = stage.searches(number)
+                for name, step, searched in searches:
                     parameters = searched if number == 1 else _started_at(searched, self._recipe)
                     space = Space(Algebra(self._recipe, comparison.groups, tuple(comparison.sources), step), parameters)
                     search = _Search(self._study, stage, name, step, space, metric, exact, number=number)
@@ -164,14 +188,24 @@ class _Fit:
                             self._keep(search.result(trials))
                     finally:
                         self._fill()
-                    # Of a stepwise stage only what ran last was scored with all other alphas as they are in the end.
-                    self._final[stage.name] = (self._results[-1], space)
-                if number > 1 and self._total(stage, comparison, metric) - before < stage.tolerance:
+                # A second pass over the one step that there is would be the same search once more.
+                done = len(searches) == 1 and searches[0][1] == stage.steps[-1]
+                if done or (number > 1 and self._total(stage, comparison, metric) - before < stage.tolerance):
                     break
-        except KeyboardInterrupt:
-            self._score_steps(stage, comparison, {stage.metric: metric, **exact})
+        except (KeyboardInterrupt, TrialsFailed):
+            self._scores += _step_scores(self._recipe, stage, comparison, metrics)
             raise
-        self._score_steps(stage, comparison, {stage.metric: metric, **exact})
+        later = self._study.stages[self._study.stages.index(stage) + 1 :]
+        if any(self._study.disturbs(other, stage) for other in later):
+            self._disturbed.append((stage, comparison, metrics))
+        else:
+            self._score(stage, comparison, metrics)
+        assert space is not None
+        # Of a stepwise stage only what ran last was scored with all other alphas as they are in the end.
+        self._choose(stage, space, comparison, metrics)
+
+    def _score(self, stage: Stage, comparison: Comparison | Measured, metrics: _Metrics) -> None:
+        self._scores += _step_scores(self._recipe, stage, comparison, metrics)
         self._score_other_seeds(stage, comparison)
 
     def _total(self, stage: Stage, comparison: Comparison | Measured, metric: Metric) -> float:
@@ -185,13 +219,6 @@ class _Fit:
         if not self._results or (best := self._results[-1].best) is None:
             return
         self._recipe = self._recipe.with_alphas(filled_alphas(self._results[-1].parameters, best.params))
-
-    def _score_steps(self, stage: Stage, comparison: Comparison | Measured, metrics: Mapping[str, Metric]) -> None:
-        for name in stage.steps:
-            step = self._recipe.step(name)
-            for label, metric in metrics.items():
-                before, after = (_scores(self._recipe, output, comparison, metric) for output in (step.a, step.name))
-                self._scores.append(StepScores(stage.name, name, label, before, after))
 
     def _score_other_seeds(self, stage: Stage, comparison: Comparison | Measured) -> None:
         seeds = tuple(seed for seed in range(len(stage.seeds) + _OTHER_SEEDS) if seed not in stage.seeds)[:_OTHER_SEEDS]
@@ -209,43 +236,53 @@ class _Fit:
             fitted = total_similarity({block: after[block] for block in blocks})
             self._spread.append(SeedSpread(stage.name, step, name, fitted, seeds, scores))
 
-    def _candidates(self, recipe: Recipe, count: int) -> tuple[Candidate, ...]:
-        """The next best recipes, written; at most `count` with the best one, which is `recipe`."""
-        if count == 1:
-            return ()
+    def _choose(self, stage: Stage, space: Space, comparison: Comparison | Measured, metrics: _Metrics) -> None:
+        """Take note of the next best trials of what the stage searched last, and of what its steps score with them."""
+        disturbed = (other for other in self._study.stages if other != stage and self._study.disturbs(stage, other))
+        # What another stage has found, or is yet to find, would not hold for these.
+        if self._candidates == 1 or any(disturbed):
+            return
+        base = self._study.base if all(METRICS[name].scale_free for name, _ in stage.measured) else None
+        for choice in different(self._results[-1], space, self._candidates - 1, base):
+            filled = self._recipe.with_alphas(filled_alphas(choice.search.parameters, choice.trial.params))
+            self._choices.append((choice, _step_scores(filled, stage, comparison, metrics)))
+
+    def _write_candidates(self, hashed: Mapping[str, str]) -> tuple[Candidate, ...]:
+        """Write the next best recipes beside the best one, and remove what an earlier fit left of its own."""
         folder = self._study.folder
-        for left in folder.glob("candidate-*.yaml"):
-            left.unlink()
+        ordered = sorted(self._choices, key=lambda each: (each[0].loss, each[0].trial.number))
         found: list[Candidate] = []
-        for choice in different(tuple(self._final.values()), count - 1):
-            number = len(found) + 2
-            of_search = choice.search
-            other = replace(
-                recipe.with_alphas(filled_alphas(of_search.parameters, choice.trial.params)),
-                fitted={
-                    **(recipe.fitted or {}),
-                    "candidate": number,
-                    "searches": [
-                        _summary(one, choice.trial if one.name == of_search.name else one.best) for one in self._results
-                    ],
-                },
-            )
-            # Of the stage's steps only the last was scored under these alphas.
-            noted = {of_search.stage.metric: _noted(choice.trial.user_attrs["block_scores"])}
-            steps = tuple(
-                replace(step, similarity=noted if step.name == of_search.step else None)
-                if step.name in of_search.stage.steps
-                else step
-                for step in other.steps
-            )
-            other = replace(other, steps=steps)
-            save_recipe(other, folder / f"candidate-{number}.yaml")
+        for number, (choice, scores) in enumerate(ordered[: self._candidates - 1], start=2):
+            search = choice.search
+            recipe = self._recipe.with_alphas(filled_alphas(search.parameters, choice.trial.params))
+            others = [one for one in self._scores if one.stage != search.stage.name]
+            summaries = [
+                _summary(one, choice.trial if one.name == search.name else one.best) for one in self._standing()
+            ]
+            spread = [one for one in self._spread if one.stage != search.stage.name]
+            finished = self._finished_recipe(recipe, [*others, *scores], summaries, spread, hashed, complete=True)
+            finished = replace(finished, fitted={**(finished.fitted or {}), "candidate": number})
+            save_recipe(finished, folder / f"candidate-{number}.yaml")
             found.append(
                 Candidate(
-                    number, other, of_search.name, choice.trial.number, choice.similarity, choice.loss, choice.apart
+                    number, finished, search.name, choice.trial.number, choice.similarity, choice.loss, choice.apart
                 )
             )
+        for path in folder.glob("candidate-*.yaml"):
+            named = re.fullmatch(r"candidate-(\d+)\.yaml", path.name)
+            stale = named is not None and int(named[1]) > len(found) + 1
+            if stale and path.resolve() != self._study.recipe_path.resolve():
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise StudyError(f"{path}: of an earlier fit, cannot be removed: {error.strerror}") from error
         return tuple(found)
+
+    def _standing(self) -> list[SearchResult]:
+        """The searches whose best trials are what the recipe is: of a stage with passes only what ran last."""
+        repeated = {one.stage.name for one in self._results if one.number > 1}
+        last = {one.stage.name: one.name for one in self._results}
+        return [one for one in self._results if one.stage.name not in repeated or one.name == last[one.stage.name]]
 
     def _identity(self, opened: OpenStudy) -> dict[str, Any]:
         """What every trial depends on besides its stage: the tensors, the layout and the mapping."""
@@ -258,14 +295,31 @@ class _Fit:
             **{f"file for {name}": mark for name, mark in opened.fingerprints.items()},
         }
 
-    def _finished_recipe(self, hashed: Mapping[str, str], *, complete: bool) -> Recipe:
-        recipe = self._recipe.started()
+    def _earlier(self) -> Recipe | None:
+        """The best recipe of an earlier fit of the same recipe, if there is one."""
+        path = self._study.folder / "best.yaml"
+        try:
+            earlier = load_recipe(path) if path.is_file() else None
+        except InputError:
+            return None
+        same = earlier is not None and earlier.formulas == self._study.recipe.formulas
+        return earlier if same else None
+
+    def _finished_recipe(
+        self,
+        recipe: Recipe,
+        scored: Sequence[StepScores],
+        searches: Sequence[Mapping[str, Any]],
+        spread: Sequence[SeedSpread],
+        hashed: Mapping[str, str],
+        *,
+        complete: bool,
+    ) -> Recipe:
         models = {name: replace(model, sha256=hashed.get(name, model.sha256)) for name, model in recipe.models.items()}
         similarity: dict[str, dict[str, dict[str, Any]]] = {}
-        for scores in self._scores:
+        for scores in scored:
             of_step = similarity.setdefault(scores.step, {})
-            blocks = {**of_step.get(scores.metric, {}).get("blocks", {}), **scores.after}
-            of_step[scores.metric] = _noted(blocks)
+            of_step[scores.metric] = _noted({**of_step.get(scores.metric, {}).get("blocks", {}), **scores.after})
         steps = tuple(replace(step, similarity=similarity.get(step.name)) for step in recipe.steps)
         fitted = {
             "by": "blockfit",
@@ -273,8 +327,8 @@ class _Fit:
             "target": {"file": self._study.target_file, **({"sha256": hashed[""]} if "" in hashed else {})},
             **({} if self._study.base is None else {"base": self._study.base}),
             "complete": complete,
-            "searches": [_summary(result, result.best) for result in self._results],
-            **({} if not self._spread else {"other_random_inputs": [_as_data(spread) for spread in self._spread]}),
+            "searches": list(searches),
+            **({} if not spread else {"other_random_inputs": [_as_data(one) for one in spread]}),
         }
         return replace(recipe, models=models, steps=steps, fitted=fitted)
 
@@ -441,6 +495,32 @@ def _exact_metrics(
             assert isinstance(metric, QuadraticMetric)
             metrics[name] = metric
     return metrics
+
+
+def _step_scores(
+    recipe: Recipe, stage: Stage, comparison: Comparison | Measured, metrics: _Metrics
+) -> list[StepScores]:
+    """What each step of the stage scores under the alphas of `recipe`, and what its input a does."""
+    found = []
+    for name in stage.steps:
+        step = recipe.step(name)
+        for label, metric in metrics.items():
+            before, after = (_scores(recipe, output, comparison, metric) for output in (step.a, step.name))
+            found.append(StepScores(stage.name, name, label, before, after))
+    return found
+
+
+def _still_free(recipe: Recipe, earlier: Recipe) -> dict[tuple[str, str], dict[str, float]]:
+    """The numbers that `earlier` has for the holes of `recipe`, as far as they are allowed there."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for step in recipe.steps:
+        for name, alpha in step.alphas.items():
+            before: Alpha = getattr(earlier.step(step.name), name)
+            for hole in alpha.free:
+                numbers = {block: before.at(block) for block in hole.blocks}
+                if all(hole.low <= number <= hole.high for number in numbers.values()):
+                    found.setdefault((step.name, name), {}).update(numbers)
+    return found
 
 
 def _scores(recipe: Recipe, output: str, comparison: Comparison | Measured, metric: Metric) -> dict[str, float]:

@@ -124,6 +124,12 @@ class Study:
     files: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
+    def disturbs(self, stage: Stage, other: Stage) -> bool:
+        """Whether `stage` moves what `other` scores."""
+        leading = {step.name for step in self.recipe.ancestors(other.steps[-1])}
+        moved = {block for one in stage.parameters if one.step in leading for block in one.blocks}
+        return bool(moved & set(other.blocks))
+
     def with_trials(self, trials: int) -> "Study":
         """The same study with this budget of completed trials for each of its Optuna studies."""
         if trials < 1:
@@ -156,6 +162,11 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
         problems.append("stages: empty; a study needs at least one stage")
     names = [stage.name for stage in entry.stages]
     problems += [f"stages.{name}: defined twice" for name in sorted({name for name in names if names.count(name) > 1})]
+    problems += [
+        f"stages.{name}: the name holds a '/', which stands between a stage's name and a step's; leave it out"
+        for name in dict.fromkeys(names)
+        if "/" in name
+    ]
     for stage in entry.stages:
         try:
             stages.append(_read_stage(stage, recipe, base))
@@ -221,14 +232,16 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
         problems.append(f"tolerance: received {entry.tolerance:g}; must be a number from 0 up, such as 1e-6")
     if entry.trials < 1:
         problems.append(f"trials: received {entry.trials}; must be at least 1")
-    if not entry.seeds or min(entry.seeds) < 0:
-        problems.append(f"seeds: received {entry.seeds}; must be one or more whole numbers from 0 up")
+    if not entry.seeds or min(entry.seeds) < 0 or len(set(entry.seeds)) < len(entry.seeds):
+        problems.append(f"seeds: received {entry.seeds}; must be one or more different whole numbers from 0 up")
     steps = _stage_steps(entry, recipe, problems)
     if problems:
         raise StudyError(problems)
     free = parameters_of(recipe, steps)
     measured = _measured(entry, recipe.layout, free)
     scored = {block for _, blocks in measured for block in blocks}
+    if not any(scored & set(parameter.blocks) for parameter in free):
+        raise StudyError(f"blocks: no free alpha of {', '.join(steps)} moves {recipe.layout.describe_blocks(scored)}")
     return Stage(
         name=entry.name,
         steps=steps,

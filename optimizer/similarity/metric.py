@@ -47,7 +47,8 @@ class MetricKind:
 
     `reads_statistics` says that it is computed from Gram matrices, which several metrics share; `needs_base` that it is
     defined only relative to a base. One that draws random inputs has `by_seed`, which scores one candidate,
-    coefficients [groups, sources], under several seeds: float64 [seeds, blocks].
+    coefficients [groups, sources], under several seeds: float64 [seeds, blocks]. One that is `scale_free` does not see
+    how far from the base a candidate is, only in which direction.
     """
 
     name: str
@@ -56,6 +57,7 @@ class MetricKind:
     build: Callable[[Comparison | Measured, Statistics | None, tuple[str, ...]], Metric]
     reads_statistics: bool = True
     needs_base: bool = False
+    scale_free: bool = False
     by_seed: Callable[[Comparison, tuple[str, ...], torch.Tensor, Sequence[int]], torch.Tensor] | None = None
 
     @property
@@ -95,6 +97,7 @@ METRICS: dict[str, MetricKind] = {
             _everything,
             _from_statistics(DeltaMetric),
             needs_base=True,
+            scale_free=True,
         ),
         MetricKind("elements", "mean cosine per tensor", _everything, _from_statistics(ElementsMetric)),
         MetricKind(

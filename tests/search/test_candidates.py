@@ -1,5 +1,7 @@
 """The next best recipes, and how results do on random inputs that were not fitted on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from step_by_step import attention_by_definition
 from optimizer.checkpoints import open_checkpoint
 from optimizer.cli import main
 from optimizer.errors import StudyError
-from optimizer.recipes import load_recipe, merge
-from optimizer.search import fit, load_study
+from optimizer.recipes import Algebra, load_recipe, merge
+from optimizer.search import fit, load_study, open_study, simplify_file
+from optimizer.similarity import build_metric
 
 BLOCKS = ("OUT03", "OUT06")
 STEPS = """\
@@ -63,7 +66,8 @@ def test_candidates_differ(folder):
         trial = search.trials[one.trial]
         assert one.similarity == trial.values[0]
         assert recipe.step("T2").similarity["attention"]["total"] == pytest.approx(one.similarity, abs=1e-9)
-        assert recipe.step("T1").similarity is None
+        assert recipe.step("T1").similarity["attention"] != recipes[0].step("T1").similarity["attention"]
+        assert "other_random_inputs" not in recipe.fitted
         assert recipe.fitted["searches"][0]["best_trial"] == one.trial
         assert recipe.step("T1").alpha.at("OUT03") == trial.params["T1.OUT03"]
     for number, recipe in enumerate(recipes):
@@ -78,13 +82,71 @@ def test_candidates_differ(folder):
             assert np.abs(np.array([first * (1 - second), second]) - coefficients(best, block)).max() < 0.05
 
 
-def test_fewer_candidates(folder):
-    """An earlier fit's are removed; without the option none are written or touched."""
+@pytest.mark.parametrize("metric", ["delta", "attention"])
+def test_candidates_note_what_they_score(folder, metric):
+    """Every similarity in a candidate is that of its own alphas, and `simplify` has nothing to warn of."""
+    text = (folder / "study.yaml").read_text(encoding="utf-8")
+    (folder / "study.yaml").write_text(text.replace("metric: attention", f"metric: {metric}"), encoding="utf-8")
+    result = fit(load_study(folder), candidates=2)
+    path = folder / "candidate-2.yaml"
+    recipe = load_recipe(path)
+
+    warnings = []
+    simplify_file(path, folder / "simple.yaml", tolerance=1e-9, warn=warnings.append)
+
+    assert warnings == []
+    with open_study(result.study, blocks=BLOCKS, device=torch.device("cpu"), progress=lambda *_: None) as opened:
+        comparison = replace(opened.comparison, seeds=(1, 2))
+        for name in ("T1", "T2"):
+            assert set(recipe.step(name).similarity) == {metric, "delta", "weights"}
+            for label, noted in recipe.step(name).similarity.items():
+                scorer = build_metric(label, comparison, BLOCKS, opened.measured.statistics)
+                algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), name)
+                scores = scorer.score(algebra.coefficients(algebra.starting_alphas()))[0].tolist()
+                assert list(noted["blocks"].values()) == pytest.approx(scores, abs=2e-8)
+
+
+def test_delta_does_not_see_the_scale(write_study, mixed):
+    """By delta, recipes whose differences from the base differ in length alone are one."""
+    one = STEPS.splitlines(keepends=True)[0]
+    study = load_study(write_study(one, "  - {name: s, metric: delta, trials: 9, sampler: random}\n", mixed[0]))
+    assert fit(study, candidates=4).candidates == ()
+
+
+def test_stages_apart_and_downstream(write_study, mixed):
+    """Stages over other blocks both give candidates; one that a later stage builds on gives none."""
+    stages = "".join(
+        f"  - {{name: {block}, metric: attention, blocks: {block}, trials: 12, sampler: random, seeds: [1]}}\n"
+        for block in BLOCKS
+    )
+    result = fit(load_study(write_study(STEPS, stages, mixed[0], "apart")), candidates=6)
+    assert {one.search for one in result.candidates} == set(BLOCKS)
+    assert [one.loss for one in result.candidates] == sorted(one.loss for one in result.candidates)
+    for one in result.candidates:
+        other = next(block for block in BLOCKS if block != one.search)
+        assert one.recipe.step("T2").alpha.at(other) == result.recipe.step("T2").alpha.at(other)
+
+    stages = "".join(
+        f"  - {{name: {step}, steps: [{step}], metric: delta, trials: 12, sampler: random}}\n" for step in ("T1", "T2")
+    )
+    result = fit(load_study(write_study(STEPS, stages, mixed[0], "downstream")), candidates=6)
+    assert {one.search for one in result.candidates} == {"T2"}
+
+
+def test_stale_candidates(folder):
+    """Those of an earlier fit are removed by the next; files that are called nearly the same are not."""
     fit(load_study(folder), candidates=3)
-    fit(load_study(folder))
-    assert sorted(path.name for path in folder.glob("candidate-*")) == ["candidate-2.yaml", "candidate-3.yaml"]
+    (folder / "candidate-2.simple.yaml").write_text("mine", encoding="utf-8")
+    (folder / "candidate-notes.yaml").write_text("mine", encoding="utf-8")
+    recipe, study = folder / "recipe.yaml", folder / "study.yaml"
+    recipe.rename(folder / "candidate-9.yaml")
+    study.write_text(study.read_text(encoding="utf-8").replace("recipe.yaml", "candidate-9.yaml"), encoding="utf-8")
+    own = ["candidate-2.simple.yaml", "candidate-9.yaml", "candidate-notes.yaml"]
+
     fit(load_study(folder), candidates=2)
-    assert [path.name for path in folder.glob("candidate-*")] == ["candidate-2.yaml"]
+    assert sorted(path.name for path in folder.glob("candidate-*")) == sorted([*own, "candidate-2.yaml"])
+    fit(load_study(folder))
+    assert sorted(path.name for path in folder.glob("candidate-*")) == own
     with pytest.raises(StudyError, match="--candidates: received 0; must be at least 1"):
         fit(load_study(folder), candidates=0)
 
@@ -144,3 +206,26 @@ def test_tf32_is_part_of_the_study(folder):
         fit(load_study(folder))
     fast = fit(load_study(folder), fresh=True)
     assert [trial.values for trial in fast.searches[0].trials] == [trial.values for trial in exact.searches[0].trials]
+
+
+def test_a_tied_alpha_in_two_stages(write_study, mixed):
+    """Where a later stage moves what an earlier one has scored, all that is noted is of the final alphas."""
+    tied = STEPS.replace('blocks: "OUT03,OUT06"', 'blocks: "OUT03,OUT06", tie: true')
+    stages = "".join(
+        f"  - {{name: {block}, metric: attention, blocks: {block}, trials: 8, sampler: random, seeds: [1]}}\n"
+        for block in BLOCKS
+    )
+    result = fit(load_study(write_study(tied, stages, mixed[0])), candidates=4)
+
+    assert result.candidates == ()
+    with open_study(result.study, blocks=BLOCKS, device=torch.device("cpu"), progress=lambda *_: None) as opened:
+        comparison = replace(opened.comparison, seeds=(1,))
+        for block in BLOCKS:
+            metric = build_metric("attention", comparison, (block,))
+            algebra = Algebra(result.recipe, comparison.groups, tuple(comparison.sources), "T2")
+            score = float(metric.score(algebra.coefficients(algebra.starting_alphas())))
+            noted = result.recipe.step("T2").similarity["attention"]["blocks"][block]
+            assert noted == pytest.approx(score, abs=1e-8)
+            (spread,) = [one for one in result.spread if one.stage == block]
+            assert spread.fitted == pytest.approx(score, abs=1e-8)
+    assert [one.stage for one in result.scores] == sorted(one.stage for one in result.scores)

@@ -128,6 +128,31 @@ def test_best_is_the_joint_optimum(far_study):
     assert found.blocks["OUT03"].recipe_scale > 1.2
 
 
+def test_best_recipe_of_another_range(far_study):
+    """A best.yaml whose alphas the recipe no longer allows does not count as what its free alphas can reach."""
+    fit(far_study)
+    recipe = far_study.recipe_path
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("[0, 1]", "[0, 0.05]"), encoding="utf-8")
+    narrow = load_study(far_study.folder)
+    with_it = study_ceilings(narrow)
+    (far_study.folder / "best.yaml").unlink()
+    without = study_ceilings(narrow)
+
+    for one, other in zip(with_it, without, strict=True):
+        assert one.total["best"] == pytest.approx(other.total["best"], abs=1e-12)
+    # A cosine of differences does not see how short the narrow range leaves them.
+    assert with_it[0].total["recipe"] > with_it[0].total["best"] + 1e-4
+
+
+def test_alphas_without_effect(write_study, far_target):
+    """An alpha that moves nothing that is scored is told apart from those that trade off."""
+    text = STEPS.replace("b: x, c: base", "b: base, c: base")
+    (found,) = study_ceilings(load_study(write_study(text, STAGE, far_target[0])), "delta")
+    assert found.identified.idle == ("T1.OUT03", "T1.OUT06")
+    assert found.identified.trade_off == ()
+    assert (found.identified.rank, found.identified.alphas) == (2, 4)
+
+
 def test_alphas_that_trade_off(write_study, far_target):
     """Two steps with the same source move one coefficient: the rank says so, and they alone are named."""
     again = STEPS.replace("name: T2", "name: T3").replace("a: T1", "a: T2") + STEPS.splitlines()[0].replace(

@@ -179,3 +179,20 @@ def test_oracle_of_plant(pool):
     half = (pool.tensors["base"][name].double() + pool.tensors["x"][name].double()) / 2
     assert torch.equal(merged[name], half.float())
     assert torch.equal(merge_by_steps(steps, pool.tensors)["A"][name], half)
+
+
+@pytest.mark.parametrize("step", [0.5, 0.25])
+def test_the_best_point_of_a_grid(pool, planted, tmp_path, step):
+    """On a grid the optimum is the best of all its points, not merely the one nearest to where it would be without."""
+    free = f"{{search: [0, 1], blocks: OUT06, step: {step}}}"
+
+    found = solve(pool, tmp_path, ADD.format(free) + SUM.format(free), planted[0], "delta", ["OUT06"])
+
+    base, x, y = (flat(pool.tensors[name], "OUT06") for name in ("base", "x", "y"))
+    values = np.arange(0, 1 + step / 2, step)
+    points = np.array([(one, two) for one in values for two in values])
+    merged = (1 - points[:, 1:]) * points[:, :1] * (x - base) + points[:, 1:] * (y - base)
+    goal = flat(planted[1], "OUT06") - base
+    lengths = np.linalg.norm(merged, axis=1)
+    scores = np.where(lengths > 0, merged @ goal / np.maximum(lengths, 1e-300), 0) / np.linalg.norm(goal)
+    assert found.value == pytest.approx(scores.max(), abs=1e-9)

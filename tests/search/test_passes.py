@@ -3,8 +3,8 @@
 import pytest
 
 from optimizer.errors import StudyError
-from optimizer.recipes import Algebra
-from optimizer.search import exact_optimum, fit, load_study, parameters_of, study_status
+from optimizer.recipes import Algebra, load_recipe
+from optimizer.search import FitEvents, exact_optimum, fit, load_study, parameters_of, simplify_file, study_status
 from optimizer.search.space import Space
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
 
@@ -119,3 +119,42 @@ def test_steps_that_do_not_lead_to_the_last(write_study, planted):
     load_study(write_study(text, stage(), planted))
     with pytest.raises(StudyError, match="'T1' does not lead to 'APART', which further passes score"):
         load_study(write_study(text, stage(passes=2), planted))
+
+
+def test_interrupted_while_it_continues(write_study, planted):
+    """What a continued fit has not reached again when Ctrl-C comes stays as it was found, not where searches begin."""
+    folder = write_study(FREE, stage(trials=4), planted)
+    before = fit(load_study(folder)).recipe
+
+    def interrupt(search, trial, best, done, budget):
+        raise KeyboardInterrupt
+
+    result = fit(load_study(folder).with_trials(6), events=FitEvents(finished=interrupt))
+
+    assert result.interrupted
+    written = load_recipe(folder / "best.yaml")
+    assert written.fitted["complete"] is False
+    for name in ("T2", "T3"):
+        assert written.step(name).alpha == before.step(name).alpha
+    assert any(written.step("T3").alpha.values.values())
+
+
+def test_one_step_needs_no_second_pass(write_study, planted):
+    """Where one step is searched, and scored itself, further passes would repeat the first."""
+    text = steps(lambda name: "{search: [0, 1], blocks: 'OUT03,OUT06'}" if name == "T3" else "0.2")
+    result = fit(load_study(write_study(text, stage(passes=4), planted)))
+    assert [search.name for search in result.searches] == ["s/T3"]
+
+
+@pytest.mark.parametrize("metric", ["delta", "attention"])
+def test_simplify_after_passes(write_study, planted, metric):
+    """Of the passes only the last is noted, so that nothing is held to what an earlier one scored."""
+    study = load_study(write_study(FREE, stage(passes=3, tolerance=0, metric=metric), planted))
+    fit(study)
+    path = study.folder / "best.yaml"
+    warnings = []
+
+    found = simplify_file(path, study.folder / "simple.yaml", tolerance=1e-6, warn=warnings.append)
+
+    assert warnings == []
+    assert list(found.before) == ["s/T3/pass 3"]

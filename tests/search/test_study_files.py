@@ -209,3 +209,18 @@ def test_missing_files(write_study, target, tmp_path):
         load_study(folder)
     with pytest.raises(StudyError, match="no such file"):
         load_study(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("stage", "wanted"),
+    [
+        ("{name: a/b}", "stages.a/b: the name holds a '/'"),
+        ("{name: a, seeds: [1, 1]}", "seeds: received .1, 1.; must be one or more different"),
+        ("{name: a, blocks: OUT09}", "stages.a.blocks: no free alpha of T1 moves OUT09"),
+    ],
+)
+def test_stages_that_cannot_be(write_study, target, stage, wanted):
+    """They are refused by name, before anything runs."""
+    steps = "  - {name: T1, mode: weight_sum, a: x, b: y, alpha: {search: [0, 1], blocks: OUT03}}\n"
+    with pytest.raises(StudyError, match=wanted):
+        load_study(write_study(steps, f"  - {stage}\n", target))
