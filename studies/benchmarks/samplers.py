@@ -130,6 +130,7 @@ def attention(folder: Path, step: str) -> Iterator[Task]:
         metric = build_metric("attention", comparison, BLOCKS)
         algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), step)
         space = Space(algebra, parameters_of(recipe, [step]))
+        metric.prepare(space.coefficients(space.diagonal))
         order = [metric.blocks.index(block) for block in BLOCKS]
 
         def score(points: Array) -> Array:
