@@ -24,13 +24,18 @@ test-cuda: $(VENV)/.installed-test
 test-mergekit: $(VENV)/.installed-test $(MERGEKIT)/.installed
 	$(BIN)/python -m pytest -m mergekit
 
-# Writes full-size checkpoints (19 GB, and 9 GB more for a while) below FOLDER, measures, and leaves them there.
+# Writes full-size checkpoints (19 GB, and 9 GB more for a while) below FOLDER, measures for an hour or two, and leaves
+# them there.
 FOLDER ?= /tmp/blockfit-full-size
 full-size: $(VENV)/.installed-test
 	$(BIN)/python studies/benchmarks/make_checkpoints.py $(FOLDER) --sources 8
 	$(BIN)/python studies/benchmarks/full_size.py $(FOLDER)
 	$(BIN)/python studies/benchmarks/merging_speed.py $(FOLDER)
 	$(BIN)/python studies/benchmarks/agreement.py $(FOLDER)
+	$(BIN)/python studies/benchmarks/statistics_speed.py $(FOLDER)
+	$(BIN)/python studies/benchmarks/attention_speed.py $(FOLDER)
+	$(BIN)/python studies/benchmarks/samplers.py $(FOLDER) --plot $(FOLDER)/samplers.png
+	$(BIN)/python studies/benchmarks/methods.py $(FOLDER) --plot $(FOLDER)/methods.png
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

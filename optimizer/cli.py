@@ -369,7 +369,9 @@ def ceiling(
     with _reading() as progress:
         found = study_ceilings(loaded, metric, device=_device(device), progress=progress, hashes=_hashes())
     if as_json:
-        _print_json([one.as_dict() for one in found] if metric == "both" else found[0].as_dict())
+        *others, main_metric = found
+        more = {"other_metrics": [one.as_dict() for one in others]} if metric == "both" else {}
+        _print_json({**main_metric.as_dict(), **more})
         return
     console = _console()
     for one in found:

@@ -18,10 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optimizer.checkpoints import HashCache
 from optimizer.errors import InputError, StudyError
-from optimizer.recipes import Algebra, Alpha, Free, Recipe, load_recipe, recipe_as_data, save_recipe, seen_from
+from optimizer.recipes import Algebra, Alpha, Free, Recipe, load_recipe, recipe_as_data, save_recipe
 from optimizer.search.candidates import Choice, different
 from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
+from optimizer.search.notes import finished_recipe
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
 from optimizer.search.samplers import make_sampler, trial_seed
 from optimizer.search.space import Parameter, Space, filled_alphas
@@ -36,6 +37,7 @@ from optimizer.similarity import (
     QuadraticMetric,
     Statistics,
     build_metric,
+    score_step,
     total_similarity,
 )
 
@@ -90,6 +92,11 @@ def fit(
     """
     if candidates < 1:
         raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
+    written = [study.folder / name for name in ("best.yaml", *map(_candidate_name, range(2, candidates + 1)))]
+    if taken := [path for path in written if path.resolve() == study.recipe_path.resolve()]:
+        raise StudyError(
+            f"{taken[0]}: is the study's recipe, which the result would replace; name the recipe otherwise"
+        )
     return _Fit(study, device or torch.device("cpu"), candidates, events or FitEvents(), hashes).run(fresh=fresh)
 
 
@@ -139,9 +146,9 @@ class _Fit:
         order = [stage.name for stage in study.stages]
         self._scores.sort(key=lambda scores: order.index(scores.stage))
         self._spread.sort(key=lambda spread: order.index(spread.stage))
-        summaries = [_summary(result, result.best) for result in self._standing()]
-        recipe = self._finished_recipe(
-            self._recipe, self._scores, summaries, self._spread, hashed, complete=stopped is None
+        found = [(result, result.best) for result in self._standing()]
+        recipe = finished_recipe(
+            study, self._recipe, self._scores, found, self._spread, hashed, complete=stopped is None
         )
         save_recipe(recipe, study.folder / "best.yaml")
         others = () if stopped is not None else self._write_candidates(hashed)
@@ -177,7 +184,7 @@ class _Fit:
         space: Space | None = None
         try:
             for number in range(1, stage.passes + 1):
-                before = self._total(stage, comparison, metric)
+                before = self._total(stage, comparison, metric) if number > 1 else -math.inf
                 searches = stage.searches(number)
                 for name, step, searched in searches:
                     parameters = searched if number == 1 else _started_at(searched, self._recipe)
@@ -190,7 +197,7 @@ class _Fit:
                         self._fill()
                 # A second pass over the one step that there is would be the same search once more.
                 done = len(searches) == 1 and searches[0][1] == stage.steps[-1]
-                if done or (number > 1 and self._total(stage, comparison, metric) - before < stage.tolerance):
+                if done or self._total(stage, comparison, metric) - before < stage.tolerance:
                     break
         except (KeyboardInterrupt, TrialsFailed):
             self._scores += _step_scores(self._recipe, stage, comparison, metrics)
@@ -209,7 +216,7 @@ class _Fit:
         self._score_other_seeds(stage, comparison)
 
     def _total(self, stage: Stage, comparison: Comparison | Measured, metric: Metric) -> float:
-        return total_similarity(_scores(self._recipe, stage.steps[-1], comparison, metric))
+        return total_similarity(_score(self._recipe, stage.steps[-1], comparison, metric))
 
     def _keep(self, result: SearchResult) -> None:
         self._results = [kept for kept in self._results if kept.name != result.name] + [result]
@@ -256,13 +263,11 @@ class _Fit:
             search = choice.search
             recipe = self._recipe.with_alphas(filled_alphas(search.parameters, choice.trial.params))
             others = [one for one in self._scores if one.stage != search.stage.name]
-            summaries = [
-                _summary(one, choice.trial if one.name == search.name else one.best) for one in self._standing()
-            ]
+            bests = [(one, choice.trial if one.name == search.name else one.best) for one in self._standing()]
             spread = [one for one in self._spread if one.stage != search.stage.name]
-            finished = self._finished_recipe(recipe, [*others, *scores], summaries, spread, hashed, complete=True)
+            finished = finished_recipe(self._study, recipe, [*others, *scores], bests, spread, hashed, complete=True)
             finished = replace(finished, fitted={**(finished.fitted or {}), "candidate": number})
-            save_recipe(finished, folder / f"candidate-{number}.yaml")
+            save_recipe(finished, folder / _candidate_name(number))
             found.append(
                 Candidate(
                     number, finished, search.name, choice.trial.number, choice.similarity, choice.loss, choice.apart
@@ -304,33 +309,6 @@ class _Fit:
             return None
         same = earlier is not None and earlier.formulas == self._study.recipe.formulas
         return earlier if same else None
-
-    def _finished_recipe(
-        self,
-        recipe: Recipe,
-        scored: Sequence[StepScores],
-        searches: Sequence[Mapping[str, Any]],
-        spread: Sequence[SeedSpread],
-        hashed: Mapping[str, str],
-        *,
-        complete: bool,
-    ) -> Recipe:
-        models = {name: replace(model, sha256=hashed.get(name, model.sha256)) for name, model in recipe.models.items()}
-        similarity: dict[str, dict[str, dict[str, Any]]] = {}
-        for scores in scored:
-            of_step = similarity.setdefault(scores.step, {})
-            of_step[scores.metric] = _noted({**of_step.get(scores.metric, {}).get("blocks", {}), **scores.after})
-        steps = tuple(replace(step, similarity=similarity.get(step.name)) for step in recipe.steps)
-        fitted = {
-            "by": "blockfit",
-            "recipe": seen_from(self._study.folder, self._study.recipe_path),
-            "target": {"file": self._study.target_file, **({"sha256": hashed[""]} if "" in hashed else {})},
-            **({} if self._study.base is None else {"base": self._study.base}),
-            "complete": complete,
-            "searches": list(searches),
-            **({} if not spread else {"other_random_inputs": [_as_data(one) for one in spread]}),
-        }
-        return replace(recipe, models=models, steps=steps, fitted=fitted)
 
 
 class _Search:
@@ -497,6 +475,10 @@ def _exact_metrics(
     return metrics
 
 
+def _candidate_name(number: int) -> str:
+    return f"candidate-{number}.yaml"
+
+
 def _step_scores(
     recipe: Recipe, stage: Stage, comparison: Comparison | Measured, metrics: _Metrics
 ) -> list[StepScores]:
@@ -505,9 +487,13 @@ def _step_scores(
     for name in stage.steps:
         step = recipe.step(name)
         for label, metric in metrics.items():
-            before, after = (_scores(recipe, output, comparison, metric) for output in (step.a, step.name))
+            before, after = (_score(recipe, output, comparison, metric) for output in (step.a, step.name))
             found.append(StepScores(stage.name, name, label, before, after))
     return found
+
+
+def _score(recipe: Recipe, step: str, comparison: Comparison | Measured, metric: Metric) -> dict[str, float]:
+    return score_step(metric, recipe, step, comparison.groups, tuple(comparison.sources))
 
 
 def _still_free(recipe: Recipe, earlier: Recipe) -> dict[tuple[str, str], dict[str, float]]:
@@ -523,12 +509,6 @@ def _still_free(recipe: Recipe, earlier: Recipe) -> dict[tuple[str, str], dict[s
     return found
 
 
-def _scores(recipe: Recipe, output: str, comparison: Comparison | Measured, metric: Metric) -> dict[str, float]:
-    algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), output)
-    scores = metric.score(algebra.coefficients(algebra.starting_alphas()))[0].tolist()
-    return dict(zip(metric.blocks, scores, strict=True))
-
-
 def _started_at(parameters: Sequence[Parameter], recipe: Recipe) -> tuple[Parameter, ...]:
     """The same parameters, starting at the numbers that `recipe` has for them."""
     found = []
@@ -536,34 +516,6 @@ def _started_at(parameters: Sequence[Parameter], recipe: Recipe) -> tuple[Parame
         now = getattr(recipe.step(parameter.step), parameter.alpha).at(parameter.blocks[0])
         found.append(replace(parameter, free=replace(parameter.free, start=now)))
     return tuple(found)
-
-
-def _noted(scores: Mapping[str, float]) -> dict[str, Any]:
-    rounded = {block: round(value, 9) for block, value in scores.items()}
-    return {"total": round(total_similarity(scores), 9), "blocks": rounded}
-
-
-def _as_data(spread: SeedSpread) -> dict[str, Any]:
-    return {
-        "stage": spread.stage,
-        "step": spread.step,
-        "metric": spread.metric,
-        "seeds": list(spread.seeds),
-        "totals": [round(total, 9) for total in spread.totals],
-    }
-
-
-def _summary(result: SearchResult, best: FrozenTrial | None) -> dict[str, Any]:
-    return {
-        "name": result.name,
-        "step": result.step,
-        "metric": result.stage.metric,
-        "strategy": result.stage.strategy,
-        "blocks": ",".join(result.stage.blocks),
-        **({"seeds": list(result.stage.seeds)} if result.stage.draws else {}),
-        "trials": len(result.completed),
-        **({} if best is None else {"best_trial": best.number, "similarity": round(best.values[0], 9)}),
-    }
 
 
 @contextmanager

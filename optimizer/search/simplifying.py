@@ -17,7 +17,8 @@ import torch
 
 from optimizer.errors import RecipeError
 from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step
-from optimizer.similarity import Metric, total_similarity
+from optimizer.search.notes import noted_scores
+from optimizer.similarity import Metric, score_step, total_similarity
 
 __all__ = [
     "GRIDS",
@@ -276,16 +277,8 @@ def _distinct(recipe: Recipe) -> int:
 # Similarities.
 
 
-def _scores(
-    recipe: Recipe, step: str, metric: Metric, groups: Sequence[Group], sources: Sequence[str]
-) -> dict[str, float]:
-    algebra = Algebra(recipe, groups, sources, step)
-    scores = metric.score(algebra.coefficients(algebra.starting_alphas()))[0].tolist()
-    return dict(zip(metric.blocks, scores, strict=True))
-
-
 def _total(recipe: Recipe, scored: Scored, groups: Sequence[Group], sources: Sequence[str]) -> float:
-    return total_similarity(_scores(recipe, scored.step, scored.metric, groups, sources))
+    return total_similarity(score_step(scored.metric, recipe, scored.step, groups, sources))
 
 
 def _with_similarities(
@@ -297,14 +290,8 @@ def _with_similarities(
         noted: dict[str, dict[str, float]] = {}
         for one in scored:
             if one.step == step.name or one.label in (step.similarity or {}):
-                noted.setdefault(one.label, {}).update(_scores(recipe, step.name, one.metric, groups, sources))
-        similarity = {
-            label: {
-                "total": round(total_similarity(scores), 9),
-                "blocks": {block: round(value, 9) for block, value in scores.items()},
-            }
-            for label, scores in noted.items()
-        }
+                noted.setdefault(one.label, {}).update(score_step(one.metric, recipe, step.name, groups, sources))
+        similarity = {label: noted_scores(scores) for label, scores in noted.items()}
         steps.append(replace(step, similarity=similarity or None))
     return replace(recipe, steps=tuple(steps))
 

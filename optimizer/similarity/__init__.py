@@ -8,7 +8,15 @@ from optimizer.similarity.comparing import compare, select_blocks
 from optimizer.similarity.comparison import Comparison, open_comparison
 from optimizer.similarity.device import select_device, unused_card
 from optimizer.similarity.measured import STATISTICS, FileMark, Measured, load_measured, measure_family, save_measured
-from optimizer.similarity.metric import METRICS, Combined, Metric, MetricKind, build_metric, total_similarity
+from optimizer.similarity.metric import (
+    METRICS,
+    Combined,
+    Metric,
+    MetricKind,
+    build_metric,
+    score_step,
+    total_similarity,
+)
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, QuadraticMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics
 from optimizer.similarity.verifying import Verified, verify
@@ -37,6 +45,7 @@ __all__ = [
     "measure_statistics",
     "open_comparison",
     "save_measured",
+    "score_step",
     "select_blocks",
     "select_device",
     "total_similarity",

@@ -9,13 +9,14 @@ import torch
 
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import StudyError
+from optimizer.recipes import Algebra, Group, Recipe
 from optimizer.similarity.attention import AttentionMetric, attention_by_seed
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.measured import Measured
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics
 
-__all__ = ["METRICS", "Combined", "Metric", "MetricKind", "build_metric", "total_similarity"]
+__all__ = ["METRICS", "Combined", "Metric", "MetricKind", "build_metric", "score_step", "total_similarity"]
 
 
 class Metric(Protocol):
@@ -131,6 +132,18 @@ class Combined:
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
         return torch.cat([metric.score(coefficients) for metric in self.metrics], dim=1)
+
+
+def score_step(
+    metric: Metric, recipe: Recipe, step: str, groups: Sequence[Group], sources: Sequence[str]
+) -> dict[str, float]:
+    """What a step, or a model, of `recipe` scores as its alphas are, {block: similarity}; free ones where they start.
+
+    `groups` and `sources` are those that the metric's coefficients are about.
+    """
+    algebra = Algebra(recipe, groups, sources, step)
+    scores = metric.score(algebra.coefficients(algebra.starting_alphas()))[0]
+    return dict(zip(metric.blocks, scores.tolist(), strict=True))
 
 
 def total_similarity(scores: Mapping[str, float]) -> float:

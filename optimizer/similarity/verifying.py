@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from optimizer.errors import RecipeError
-from optimizer.recipes import Algebra, Expected, Recipe, check_channels
+from optimizer.recipes import Expected, Recipe, check_channels
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison
-from optimizer.similarity.metric import METRICS, Metric, build_metric, total_similarity
+from optimizer.similarity.metric import METRICS, Metric, build_metric, score_step, total_similarity
 from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["Verified", "verify"]
@@ -101,17 +101,12 @@ def verify(
             alike.setdefault((expect.metric, expect.seed, blocks), []).append(name)
         for (kind, seed, blocks), names in alike.items():
             metric = _metric(comparison, wanted[names[0]], blocks) if blocks else None
+            order = tuple(comparison.sources)
             for name in names:
-                measured = {} if metric is None else _score(metric, recipe, comparison, name)
+                measured = {} if metric is None else score_step(metric, recipe, name, comparison.groups, order)
                 unseen = tuple(block for block in wanted[name].blocks if block not in blocks)
                 found[name] = Verified(name, kind, seed, measured, unseen, recipe.step(name).expect)
     return tuple(found[step.name] for step in recipe.steps)
-
-
-def _score(metric: Metric, recipe: Recipe, comparison: Comparison, step: str) -> dict[str, float]:
-    algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), step)
-    scores = metric.score(algebra.coefficients(algebra.starting_alphas()))[0]
-    return dict(zip(metric.blocks, scores.tolist(), strict=True))
 
 
 def _metric(comparison: Comparison, expect: Expected, blocks: tuple[str, ...]) -> Metric:

@@ -147,6 +147,19 @@ def test_stale_candidates(folder):
     assert sorted(path.name for path in folder.glob("candidate-*")) == sorted([*own, "candidate-2.yaml"])
     fit(load_study(folder))
     assert sorted(path.name for path in folder.glob("candidate-*")) == own
+
+
+@pytest.mark.parametrize("name", ["best.yaml", "candidate-2.yaml"])
+def test_the_recipe_is_not_replaced(folder, name):
+    """A study whose recipe is called like a result is refused, the recipe untouched."""
+    recipe, study = folder / "recipe.yaml", folder / "study.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    recipe.rename(folder / name)
+    study.write_text(study.read_text(encoding="utf-8").replace("recipe.yaml", name), encoding="utf-8")
+
+    with pytest.raises(StudyError, match=f"{name}: is the study's recipe"):
+        fit(load_study(folder), candidates=2)
+    assert (folder / name).read_text(encoding="utf-8") == text
     with pytest.raises(StudyError, match="--candidates: received 0; must be at least 1"):
         fit(load_study(folder), candidates=0)
 

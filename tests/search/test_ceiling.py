@@ -302,7 +302,9 @@ def test_command(far_study, capsys, monkeypatch, tmp_path):
     assert set(data) >= {"metric", "blocks", "total", "sources", "rank", "alphas", "trade_off"}
     assert set(data["blocks"]["OUT03"]) >= {"recipe", "best", "ceiling", "ceiling_bounded"}
     assert data["total"]["recipe"] is None
-    assert [one["metric"] for one in json.loads(run("--json")[1])] == ["weights", "delta"]
+    both = json.loads(run("--json")[1])
+    assert {key: value for key, value in both.items() if key != "other_metrics"} == data
+    assert [one["metric"] for one in both["other_metrics"]] == ["weights"]
     assert "ceiling loses without" in run()[1]
     assert run("--metric", "attention")[0] == 2
 

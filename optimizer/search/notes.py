@@ -1,0 +1,76 @@
+"""What a recipe notes of the fit that found it: similarities of its steps, the searches, the files."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from optimizer.recipes import Recipe, seen_from
+from optimizer.search.results import SearchResult, SeedSpread, StepScores
+from optimizer.search.study import Study
+from optimizer.similarity import total_similarity
+
+__all__ = ["finished_recipe", "noted_scores"]
+
+
+def finished_recipe(
+    study: Study,
+    recipe: Recipe,
+    scored: Iterable[StepScores],
+    searches: Iterable[tuple[SearchResult, FrozenTrial | None]],
+    spread: Sequence[SeedSpread],
+    hashed: Mapping[str, str],
+    *,
+    complete: bool,
+) -> Recipe:
+    """A recipe without holes, with all that is to be known of it as it will lie in the study's folder.
+
+    `scored` are its steps' similarities, `searches` those that its alphas come from with the trials that had them,
+    `hashed` the sha256 of its sources by name and of the target as "", as far as they are known.
+    """
+    models = {name: replace(model, sha256=hashed.get(name, model.sha256)) for name, model in recipe.models.items()}
+    similarity: dict[str, dict[str, dict[str, Any]]] = {}
+    for scores in scored:
+        of_step = similarity.setdefault(scores.step, {})
+        of_step[scores.metric] = noted_scores({**of_step.get(scores.metric, {}).get("blocks", {}), **scores.after})
+    steps = tuple(replace(step, similarity=similarity.get(step.name)) for step in recipe.steps)
+    fitted = {
+        "by": "blockfit",
+        "recipe": seen_from(study.folder, study.recipe_path),
+        "target": {"file": study.target_file, **({"sha256": hashed[""]} if "" in hashed else {})},
+        **({} if study.base is None else {"base": study.base}),
+        "complete": complete,
+        "searches": [_noted_search(result, best) for result, best in searches],
+        **({} if not spread else {"other_random_inputs": [_noted_spread(one) for one in spread]}),
+    }
+    return replace(recipe, models=models, steps=steps, fitted=fitted)
+
+
+def noted_scores(scores: Mapping[str, float]) -> dict[str, Any]:
+    """Similarities {block: value} as recipes hold them, with their total."""
+    rounded = {block: round(value, 9) for block, value in scores.items()}
+    return {"total": round(total_similarity(scores), 9), "blocks": rounded}
+
+
+def _noted_spread(spread: SeedSpread) -> dict[str, Any]:
+    return {
+        "stage": spread.stage,
+        "step": spread.step,
+        "metric": spread.metric,
+        "seeds": list(spread.seeds),
+        "totals": [round(total, 9) for total in spread.totals],
+    }
+
+
+def _noted_search(result: SearchResult, best: FrozenTrial | None) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "step": result.step,
+        "metric": result.stage.metric,
+        "strategy": result.stage.strategy,
+        "blocks": ",".join(result.stage.blocks),
+        **({"seeds": list(result.stage.seeds)} if result.stage.draws else {}),
+        "trials": len(result.completed),
+        **({} if best is None else {"best_trial": best.number, "similarity": round(best.values[0], 9)}),
+    }
