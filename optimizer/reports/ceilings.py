@@ -39,11 +39,12 @@ def _blocks(found: Ceiling) -> Table:
 
 def _sources(found: Ceiling) -> Table:
     table = _table("sources in the target, by least squares on differences")
-    for heading in ("source", "coefficient", "error", "ceiling loses without"):
+    for heading in ("source", "coefficient", "error", "weighed", "error", "ceiling loses without"):
         table.add_column(heading, justify="left" if heading == "source" else "right")
     for name, share in found.sources.items():
-        error = "-" if share.error is None else f"{share.error:.4f}"
-        table.add_row(Text(name), f"{share.coefficient:.4f}", error, percent(share.loss))
+        errors = ["-" if error is None else f"{error:.4f}" for error in (share.error, share.weighed_error)]
+        figures = [f"{share.coefficient:.4f}", errors[0], f"{share.weighed:.4f}", errors[1]]
+        table.add_row(Text(name), *figures, percent(share.loss))
     return table
 
 
@@ -52,6 +53,7 @@ def _remarks(found: Ceiling) -> list[str]:
     remarks = ["Left is what no linear merge of these sources reaches: it is not in them."]
     if found.metric == "delta":
         remarks.append("Scale is what the merged difference would have to be multiplied by to come nearest.")
+    remarks.append("Weighed, a tensor counts by how well the sources explain it: nearer to what was merged.")
     remarks.append(f"The {identified.alphas} free alphas move the coefficients in {identified.rank} directions.")
     if identified.trade_off:
         remarks.append(f"These trade off against each other: {', '.join(identified.trade_off)}.")

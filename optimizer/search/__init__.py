@@ -7,6 +7,7 @@ from optimizer.search.blockwise import BlockwiseSampler
 from optimizer.search.ceiling import (
     BlockCeiling,
     Ceiling,
+    Coefficient,
     Identified,
     SourceShare,
     ceilings,
@@ -35,6 +36,7 @@ __all__ = [
     "Candidate",
     "Ceiling",
     "Changes",
+    "Coefficient",
     "ExactOptimum",
     "FitEvents",
     "FitResult",

@@ -36,6 +36,7 @@ from optimizer.similarity import Measured, QuadraticMetric, Statistics, build_me
 __all__ = [
     "BlockCeiling",
     "Ceiling",
+    "Coefficient",
     "Identified",
     "SourceShare",
     "ceilings",
@@ -56,6 +57,9 @@ _NOTHING = 1e-7
 # A corner of a cone is added if the rest of the target has more than this cosine with it, and so many at most.
 _NEARER = 1e-13
 _CORNERS = 1000
+# How often tensors are weighed anew, and the least share of a tensor that counts as unexplained.
+_TURNS = 4
+_EXPLAINED = 1e-9
 # What a bound may be too low by, as sums are rounded.
 _ROUNDING = 1e-12
 _NO_BOUNDS = "these are no bounds for attention, which is not a cosine of weights"
@@ -84,16 +88,39 @@ class BlockCeiling:
 
 
 @dataclass(frozen=True)
-class SourceShare:
-    """A source's least-squares coefficient with its jackknife error, None where there are fewer than two tensors.
+class Coefficient:
+    """How much of a source is in the target, with the jackknife's error, None where there are fewer than two tensors.
 
-    `loss` is what the total ceiling loses without the source; `blocks` has (coefficient, error) by block.
+    `coefficient` is that of the smallest |merged - target|. For `weighed` every tensor counts by how well the sources
+    explain it: where part of the target is in no source, that is much nearer to what was merged.
     """
 
     coefficient: float
     error: float | None
+    weighed: float
+    weighed_error: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {
+            "coefficient": self.coefficient,
+            "error": self.error,
+            "weighed": self.weighed,
+            "weighed_error": self.weighed_error,
+        }
+
+
+@dataclass(frozen=True)
+class SourceShare(Coefficient):
+    """The same over all blocks and in each of `blocks`; `loss` is what the total ceiling loses without the source."""
+
     loss: float
-    blocks: Mapping[str, tuple[float, float | None]]
+    blocks: Mapping[str, Coefficient]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        blocks = {block: one.as_dict() for block, one in self.blocks.items()}
+        return {**super().as_dict(), "loss": self.loss, "blocks": blocks}
 
 
 @dataclass(frozen=True)
@@ -145,17 +172,7 @@ class Ceiling:
                 for block, found in self.blocks.items()
             },
             "total": self.total,
-            "sources": {
-                name: {
-                    "coefficient": share.coefficient,
-                    "error": share.error,
-                    "loss": share.loss,
-                    "blocks": {
-                        block: {"coefficient": value, "error": error} for block, (value, error) in share.blocks.items()
-                    },
-                }
-                for name, share in self.sources.items()
-            },
+            "sources": {name: share.as_dict() for name, share in self.sources.items()},
             "rank": self.identified.rank,
             "alphas": self.identified.alphas,
             "trade_off": list(self.identified.trade_off),
@@ -261,7 +278,9 @@ def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dic
     """How much of each source, the base and other references excepted, is in the target: on `blocks`, by least squares.
 
     The coefficients are those of the smallest |merged - target|, the same for all tensors of a block and, in all, of
-    all blocks; of sources that are equal the one of the smallest norm. Tensors that the reference lacks do not count.
+    all blocks, and those with tensors weighed (see `Coefficient`): feasible generalised least squares, each tensor by
+    the numbers that it has for each unit of what is left unexplained. Of sources that are equal the coefficients are
+    those of the smallest norm. Tensors that the reference lacks do not count.
     The errors are the jackknife's, leaving out one tensor at a time (B. Efron, The Jackknife, 1982).
     """
     names = list(measured.sources)
@@ -270,21 +289,23 @@ def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dic
     of_block = np.array(measured.statistics.blocks)
     gram = measured.gram.numpy()[:, 1:, 1:]
 
-    def solved(rows: NDArray[np.bool_]) -> tuple[Vector, Vector | None]:
-        return _least_squares_with_errors(gram[rows & counted], asked)
+    sizes = np.array([math.prod(part.shape) for part in measured.scored], dtype=np.float64)
+
+    def solved(rows: NDArray[np.bool_]) -> list[Coefficient]:
+        chosen = rows & counted
+        plain = _least_squares_with_errors(gram[chosen], asked)
+        weights = _weights(gram[chosen], sizes[chosen], asked)
+        weighed = _least_squares_with_errors(gram[chosen] * weights[:, None, None], asked)
+        return [Coefficient(*one, *other) for one, other in zip(plain, weighed, strict=True)]
 
     per_block = {block: solved(of_block == block) for block in blocks}
-    overall, errors = solved(np.isin(of_block, list(blocks)))
+    overall = solved(np.isin(of_block, list(blocks)))
     whole = _total_ceiling(measured, metric, blocks, without=None)
     return {
         names[row]: SourceShare(
-            coefficient=float(overall[position]),
-            error=None if errors is None else float(errors[position]),
+            **overall[position].as_dict(),
             loss=whole - _total_ceiling(measured, metric, blocks, without=row),
-            blocks={
-                block: (float(values[position]), None if own is None else float(own[position]))
-                for block, (values, own) in per_block.items()
-            },
+            blocks={block: found[position] for block, found in per_block.items()},
         )
         for position, row in enumerate(asked)
     }
@@ -489,23 +510,41 @@ def _directions(gram: Matrix, holders: Sequence[int], referenced: bool) -> tuple
     return pivot, unit[:, holders[1:]] - pivot
 
 
-def _least_squares_with_errors(gram: Matrix, asked: Sequence[int]) -> tuple[Vector, Vector | None]:
-    """Coefficients of `asked` sources, and their jackknife errors, from Gram matrices [tensors, K + 1, K + 1]."""
+def _least_squares(summed: Matrix, asked: Sequence[int]) -> Vector:
+    """Coefficients [..., asked] from Gram matrices [..., K + 1, K + 1]."""
+    products = summed[..., asked, :][..., :, asked]
+    pulled = summed[..., asked, -1]
+    # With columns of length 1, or 0: a source close to the base counts as much as one far from it.
+    size = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1).clip(min=0.0))
+    inverse = np.divide(1.0, size, out=np.zeros_like(size), where=size > 1e-150)
+    scaled = products * inverse[..., :, None] * inverse[..., None, :]
+    found = np.linalg.pinv(scaled, rcond=_RANK, hermitian=True) @ (pulled * inverse)[..., None]
+    return np.asarray(found[..., 0] * inverse)
 
-    def solve(summed: Matrix) -> Vector:
-        products = summed[..., asked, :][..., :, asked]
-        pulled = summed[..., asked, -1]
-        # With columns of length 1, or 0: a source close to the base counts as much as one far from it.
-        size = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1).clip(min=0.0))
-        inverse = np.divide(1.0, size, out=np.zeros_like(size), where=size > 1e-150)
-        scaled = products * inverse[..., :, None] * inverse[..., None, :]
-        found = np.linalg.pinv(scaled, rcond=_RANK, hermitian=True) @ (pulled * inverse)[..., None]
-        return np.asarray(found[..., 0] * inverse)
 
+def _least_squares_with_errors(gram: Matrix, asked: Sequence[int]) -> list[tuple[float, float | None]]:
+    """(coefficient, jackknife error) of the `asked` sources, from Gram matrices [tensors, K + 1, K + 1]."""
     total = gram.sum(axis=0)
+    found = _least_squares(total, asked).tolist()
     count = len(gram)
     if count < 2:
-        return solve(total), None
-    left_out = solve(total - gram)
+        return [(value, None) for value in found]
+    left_out = _least_squares(total - gram, asked)
     spread = ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0)
-    return solve(total), np.sqrt((count - 1) / count * spread)
+    return list(zip(found, np.sqrt((count - 1) / count * spread).tolist(), strict=True))
+
+
+def _weights(gram: Matrix, sizes: Vector, asked: Sequence[int]) -> Vector:
+    """What each tensor counts: its size over what the sources leave unexplained of it, found by turns."""
+    weights = np.ones(len(gram))
+    target = gram[:, -1, -1]
+    for _ in range(_TURNS):
+        found = _least_squares((gram * weights[:, None, None]).sum(axis=0), asked)
+        full = np.zeros(gram.shape[-1])
+        full[list(asked)], full[-1] = -found, 1.0
+        left = np.einsum("k,tkl,l->t", full, gram, full)
+        # Rounding leaves something of all that is explained; a tensor that nobody has changed tells nothing.
+        left = np.maximum(left, _EXPLAINED * target)
+        weights = np.divide(sizes, left, out=np.zeros_like(left), where=left > 0)
+        weights /= max(float(weights.max(initial=0.0)), 1e-300)
+    return weights

@@ -1,6 +1,7 @@
 """What can be reached at most, against least squares and grids on flattened merged tensors."""
 
 import json
+import math
 from itertools import product
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from scipy.optimize import lsq_linear
 from step_by_step import block_of, merged_names
 
@@ -113,6 +115,44 @@ def test_sources(pool, far_target, far_study):
     ]
     assert found.sources["x"].loss == pytest.approx(found.total["ceiling"] - np.mean(np.abs(without)), abs=1e-9)
     assert 1.5 < found.sources["x"].coefficient < 2.5
+
+
+def test_weighed_coefficients(pool, write_study):
+    """Where small tensors hold most of what is unknown, weighing them finds what was planted far more nearly.
+
+    The weights are those of numpy's least squares tensor by tensor, the numbers over the squares that are left.
+    """
+    alphas = dict.fromkeys(BLOCKS, 0.5)
+    steps = [{"name": "A", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": alphas}]
+    path, merged = pool.plant("odd", steps)
+    random = torch.Generator().manual_seed(3)
+    changed = {
+        name: tensor + (0.5 if tensor.dim() == 1 else 0.002) * torch.randn(tensor.shape, generator=random)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in merged.items()
+    }
+    save_file(changed, path)
+    study = load_study(write_study(STEPS, STAGE, path))
+
+    (found,) = study_ceilings(study, "delta")
+
+    names = [name for name in merged_names(pool.tensors["base"]) if block_of(name) in BLOCKS]
+    base = pool.tensors["base"]
+    rows = {
+        name: np.stack([(other[name].double() - base[name].double()).flatten().numpy() for other in others], axis=1)
+        for others in [[pool.tensors["x"], pool.tensors["y"], changed]]
+        for name in names
+    }
+    weights = dict.fromkeys(names, 1.0)
+    for _ in range(5):
+        stacked = np.concatenate([math.sqrt(weights[name]) * rows[name] for name in names])
+        wanted = np.linalg.lstsq(stacked[:, :2], stacked[:, 2], rcond=None)[0]
+        weights = {n: len(r) / ((r[:, 2] - r[:, :2] @ wanted) ** 2).sum() for n, r in rows.items()}
+    x, y = found.sources["x"], found.sources["y"]
+    assert (x.weighed, y.weighed) == pytest.approx(tuple(wanted), abs=1e-6)
+    assert abs(x.weighed - 0.5) < abs(x.coefficient - 0.5) / 5
+    assert abs(x.weighed - 0.5) < 4 * x.weighed_error < x.error
 
 
 def test_best_is_the_joint_optimum(far_study):
