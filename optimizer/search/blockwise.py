@@ -35,6 +35,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.optimize import minimize
 from scipy.special import erfcx, log_ndtr
 
+from optimizer.search.space import connected
 from optimizer.search.surrogates import AdditiveModel, LineModels, fit_additive, fit_lines
 from optimizer.search.threads import one_thread
 
@@ -226,15 +227,9 @@ class _History:
 
     @property
     def components(self) -> list[_Component]:
-        """The components, in the order of their first block."""
-        found: list[tuple[set[int], list[int]]] = []
-        for block, row in enumerate(self.depends):
-            touched, blocks = set(np.flatnonzero(row).tolist()), [block]
-            for other in [entry for entry in found if entry[0] & touched]:
-                found.remove(other)
-                touched, blocks = other[0] | touched, other[1] + blocks
-            found.append((touched, blocks))
-        return [_Component(tuple(sorted(touched)), tuple(blocks)) for touched, blocks in found]
+        """The components, in the order of their last block."""
+        found = connected((block, np.flatnonzero(row).tolist()) for block, row in enumerate(self.depends))
+        return [_Component(tuple(sorted(touched)), tuple(blocks)) for blocks, touched in found]
 
     @staticmethod
     def of(

@@ -21,13 +21,22 @@ APART = 0.05
 
 @dataclass(frozen=True)
 class Choice:
-    """A trial of a search, with its similarity, its loss and its distance from the best."""
+    """A completed trial of a search and how far its coefficients are `apart` from the best one's."""
 
     search: SearchResult
     trial: FrozenTrial
-    similarity: float
-    loss: float
     apart: float
+
+    @property
+    def similarity(self) -> float:
+        """Its total."""
+        return float(self.trial.values[0])
+
+    @property
+    def loss(self) -> float:
+        """What it is below the best."""
+        assert self.search.best is not None
+        return float(self.search.best.values[0]) - self.similarity
 
 
 def different(search: SearchResult, space: Space, count: int, base: str | None = None) -> tuple[Choice, ...]:
@@ -47,8 +56,7 @@ def different(search: SearchResult, space: Space, count: int, base: str | None =
             break
         own = _coefficients(search, space, trial)
         if min(_distance(other, own, without) for other in kept) >= APART:
-            apart = _distance(kept[0], own, without)
-            found.append(Choice(search, trial, trial.values[0], best.values[0] - trial.values[0], apart))
+            found.append(Choice(search, trial, _distance(kept[0], own, without)))
             kept.append(own)
     return tuple(found)
 

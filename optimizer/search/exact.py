@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from optimizer.recipes import Algebra
-from optimizer.search.space import Parameter, Space
+from optimizer.search.space import Parameter, Space, connected
 from optimizer.search.threads import one_thread
 from optimizer.similarity import QuadraticMetric
 
@@ -79,16 +79,11 @@ def exact_optimum(space: Space, metric: QuadraticMetric, *, seed: int = 0) -> Ex
 
 def _components(parameters: Sequence[Parameter], blocks: Sequence[str]) -> list[tuple[list[Parameter], list[str]]]:
     """Parameters and scored blocks that depend on each other; parameters that move no scored block are left out."""
-    found: list[tuple[list[Parameter], set[str]]] = []
-    for parameter in parameters:
-        joined, touched = [parameter], set(parameter.blocks) & set(blocks)
-        if not touched:
-            continue
-        for other in [entry for entry in found if entry[1] & touched]:
-            found.remove(other)
-            joined, touched = other[0] + joined, touched | other[1]
-        found.append((joined, touched))
-    return [(joined, [block for block in blocks if block in touched]) for joined, touched in found]
+    touching = [(parameter, set(parameter.blocks) & set(blocks)) for parameter in parameters]
+    return [
+        (joined, [block for block in blocks if block in touched])
+        for joined, touched in connected((parameter, touched) for parameter, touched in touching if touched)
+    ]
 
 
 class _Component:

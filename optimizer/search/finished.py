@@ -11,7 +11,6 @@ from optimizer.checkpoints import HashCache, sha256
 from optimizer.errors import InputError, RecipeError
 from optimizer.recipes import (
     Recipe,
-    check_channels,
     folders_of,
     load_recipe,
     locate,
@@ -22,7 +21,7 @@ from optimizer.recipes import (
 from optimizer.search.simplifying import Number, Scored, Simplified, check_finished, default_numbers, simplify
 from optimizer.search.space import parameters_of
 from optimizer.search.study import DEFAULT_SEED
-from optimizer.similarity import METRICS, Combined, Comparison, build_metric, measure_statistics, open_comparison
+from optimizer.similarity import METRICS, Combined, Comparison, build_metric, measure_statistics, open_recipe_comparison
 
 __all__ = ["NotedSearch", "noted_searches", "simple_path", "simplify_file"]
 
@@ -117,17 +116,7 @@ def simplify_file(
     digest = sha256(goal, hashes, progress=_hashing(goal, progress))
     noted_base = (recipe.fitted or {}).get("base")
     same = digest == _noted_target(recipe).get("sha256") and noted_base in (None, base)
-    with open_comparison(
-        recipe.layout,
-        sources,
-        goal,
-        base=None if base is None else sources[base],
-        mapping=recipe.mapping,
-        device=device,
-        progress=progress,
-    ) as comparison:
-        for step in recipe.steps:
-            check_channels(recipe, step.name, comparison.parts, comparison.paths)
+    with open_recipe_comparison(recipe, sources, goal, base=base, device=device, progress=progress) as comparison:
         searches = searches or (_whole_recipe(recipe, comparison, metric or "attention", seeds, path),)
         scored = _scored(searches, comparison, as_noted=same)
         simplified = simplify(

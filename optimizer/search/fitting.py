@@ -23,7 +23,7 @@ from optimizer.search.candidates import Choice, different
 from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.notes import finished_recipe
-from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
+from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores, completed
 from optimizer.search.samplers import make_sampler, trial_seed
 from optimizer.search.space import Parameter, Space, filled_alphas
 from optimizer.search.storage import close_storage, open_search, open_storage
@@ -183,8 +183,8 @@ class _Fit:
         metrics: dict[str, Metric] = {stage.metric: metric, **exact}
         space: Space | None = None
         try:
+            before = -math.inf
             for number in range(1, stage.passes + 1):
-                before = self._total(stage, comparison, metric) if number > 1 else -math.inf
                 searches = stage.searches(number)
                 for name, step, searched in searches:
                     parameters = searched if number == 1 else _started_at(searched, self._recipe)
@@ -197,8 +197,10 @@ class _Fit:
                         self._fill()
                 # A second pass over the one step that there is would be the same search once more.
                 done = len(searches) == 1 and searches[0][1] == stage.steps[-1]
-                if done or self._total(stage, comparison, metric) - before < stage.tolerance:
+                reached = self._total(stage, comparison, metric)
+                if done or reached - before < stage.tolerance:
                     break
+                before = reached
         except (KeyboardInterrupt, TrialsFailed):
             self._scores += _step_scores(self._recipe, stage, comparison, metrics)
             raise
@@ -365,7 +367,7 @@ class _Search:
         )
         memory.add_trials(stored.get_trials(deepcopy=False))
         trials = memory.get_trials(deepcopy=False)
-        done, budget = _completed(trials), self._stage.trials
+        done, budget = len(completed(trials)), self._stage.trials
         events.opened(stored.study_name, done, budget)
         yield trials
         failures = 0
@@ -546,7 +548,3 @@ def _whole_trial() -> Iterator[None]:
 def _last(free: Free) -> float:
     """The highest value of a free alpha: the last point of its grid, which need not reach the upper bound."""
     return free.high if free.step is None else free.on_grid(free.high)
-
-
-def _completed(trials: Sequence[FrozenTrial]) -> int:
-    return sum(trial.state == TrialState.COMPLETE for trial in trials)

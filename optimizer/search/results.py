@@ -1,6 +1,6 @@
 """What a fit found, as plain records."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
@@ -11,7 +11,17 @@ from optimizer.search.space import Parameter
 from optimizer.search.study import Stage, Study
 from optimizer.similarity import total_similarity
 
-__all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "StepScores"]
+__all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "StepScores", "best_of", "completed"]
+
+
+def completed(trials: Iterable[FrozenTrial]) -> tuple[FrozenTrial, ...]:
+    """Those of `trials` that have a value."""
+    return tuple(trial for trial in trials if trial.state == TrialState.COMPLETE)
+
+
+def best_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """The completed trial with the highest similarity, the earliest of equals; None if there is none."""
+    return max(trials, key=lambda trial: (trial.values[0], -trial.number), default=None)
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,12 @@ class SearchResult:
     @property
     def completed(self) -> tuple[FrozenTrial, ...]:
         """The trials that have a value."""
-        return tuple(trial for trial in self.trials if trial.state == TrialState.COMPLETE)
+        return completed(self.trials)
 
     @property
     def best(self) -> FrozenTrial | None:
         """The completed trial with the highest similarity, the earliest of equals; None if there is none."""
-        return max(self.completed, key=lambda trial: (trial.values[0], -trial.number), default=None)
+        return best_of(self.completed)
 
 
 @dataclass(frozen=True)

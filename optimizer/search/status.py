@@ -6,6 +6,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from optimizer.search.results import best_of, completed
 from optimizer.search.storage import DATABASE, close_storage, open_storage
 from optimizer.search.study import Study
 
@@ -64,13 +65,13 @@ def _newest(found: dict[str, list[optuna.trial.FrozenTrial]], name: str) -> list
 
 
 def _status(search: str, metric: str, budget: int, trials: list[optuna.trial.FrozenTrial]) -> SearchStatus:
-    completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    best = max(completed, key=lambda trial: (trial.values[0], -trial.number), default=None)
-    spent = [trial.duration.total_seconds() for trial in completed if trial.duration is not None]
+    done = completed(trials)
+    best = best_of(done)
+    spent = [trial.duration.total_seconds() for trial in done if trial.duration is not None]
     return SearchStatus(
         search=search,
         metric=metric,
-        completed=len(completed),
+        completed=len(done),
         failed=sum(trial.state == TrialState.FAIL for trial in trials),
         budget=budget,
         best=None if best is None else best.values[0],

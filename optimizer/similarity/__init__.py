@@ -5,7 +5,7 @@ May import torch, `optimizer.checkpoints` and `optimizer.recipes`; never Optuna 
 
 from optimizer.similarity.attention import AttentionMetric
 from optimizer.similarity.comparing import compare, select_blocks
-from optimizer.similarity.comparison import Comparison, open_comparison
+from optimizer.similarity.comparison import Comparison, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import select_device, unused_card
 from optimizer.similarity.measured import STATISTICS, FileMark, Measured, load_measured, measure_family, save_measured
 from optimizer.similarity.metric import (
@@ -44,6 +44,7 @@ __all__ = [
     "measure_family",
     "measure_statistics",
     "open_comparison",
+    "open_recipe_comparison",
     "save_measured",
     "score_step",
     "select_blocks",

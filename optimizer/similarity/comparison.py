@@ -10,9 +10,9 @@ import torch
 from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Group, Part, plan_parts
+from optimizer.recipes import Group, Part, Recipe, check_channels, plan_parts
 
-__all__ = ["Comparison", "open_comparison"]
+__all__ = ["Comparison", "open_comparison", "open_recipe_comparison"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -116,3 +116,31 @@ def open_comparison(
             seeds=tuple(seeds),
             progress=progress or _silent,
         )
+
+
+@contextmanager
+def open_recipe_comparison(
+    recipe: Recipe,
+    sources: Mapping[str, Path],
+    target: Path,
+    *,
+    base: str | None = None,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Comparison]:
+    """The comparison of a recipe's `sources` by name, `base` one of them, with `target`, for scores of all its steps.
+
+    Raises CheckpointError for files that do not fit each other, RecipeError for a step that they cannot be used in.
+    """
+    with open_comparison(
+        recipe.layout,
+        sources,
+        target,
+        base=None if base is None else sources[base],
+        mapping=recipe.mapping,
+        device=device,
+        progress=progress,
+    ) as comparison:
+        for step in recipe.steps:
+            check_channels(recipe, step.name, comparison.parts, comparison.paths)
+        yield comparison

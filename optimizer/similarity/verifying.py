@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from optimizer.errors import RecipeError
-from optimizer.recipes import Expected, Recipe, check_channels
-from optimizer.similarity.comparison import Comparison, Progress, open_comparison
+from optimizer.recipes import Expected, Recipe
+from optimizer.similarity.comparison import Comparison, Progress, open_recipe_comparison
 from optimizer.similarity.metric import METRICS, Metric, build_metric, score_step, total_similarity
 from optimizer.similarity.statistics import measure_statistics
 
@@ -81,17 +81,7 @@ def verify(
     if problems:
         raise RecipeError(problems)
     sources = {name: paths[name] for name in recipe.models if name in paths}
-    with open_comparison(
-        layout,
-        sources,
-        target,
-        base=None if base is None else sources[base],
-        mapping=recipe.mapping,
-        device=device,
-        progress=progress,
-    ) as comparison:
-        for step in recipe.steps:
-            check_channels(recipe, step.name, comparison.parts, comparison.paths)
+    with open_recipe_comparison(recipe, sources, target, base=base, device=device, progress=progress) as comparison:
         found: dict[str, Verified] = {}
         # By metric and blocks, so that only one metric's projections are held at a time.
         alike: dict[tuple[str, int, tuple[str, ...]], list[str]] = {}

@@ -19,7 +19,6 @@ one candidate. Besides the medians all turns are kept, with the machine's load b
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -31,9 +30,9 @@ from typing import Any
 
 import torch
 from full_size import BLOCKS, attention_weights, naive, opened_family, random_inputs
+from measuring import report
 from torch import Tensor
 
-from optimizer.errors import InputError
 from optimizer.recipes import load_recipe
 from optimizer.similarity import build_metric
 
@@ -141,15 +140,7 @@ def main() -> int:
     parser.add_argument("--together", type=int, default=16, help="candidates in a call (default 16)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     given = parser.parse_args()
-    try:
-        figures = measure(given.folder, given.repeats, given.together)
-    except InputError as error:
-        print(*error.problems, sep="\n", file=sys.stderr)
-        return 2
-    print(as_markdown(figures))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    return 0
+    return report(lambda: measure(given.folder, given.repeats, given.together), as_markdown, given.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ are read once before anything is timed, so that they are in the page cache as fa
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -26,11 +25,10 @@ from pathlib import Path
 
 import optuna
 import torch
-from measuring import AnonymousMemory, warm_up
+from measuring import AnonymousMemory, report, warm_up
 from torch import Tensor
 
 from optimizer.checkpoints import Checkpoint, open_checkpoint
-from optimizer.errors import InputError
 from optimizer.recipes import Algebra, Alpha, Free, Recipe, load_recipe, merge, save_recipe
 from optimizer.search import FitEvents, FitResult, Space, fit, load_study, parameters_of
 from optimizer.similarity import Comparison, Metric, build_metric, measure_statistics, open_comparison
@@ -351,15 +349,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        figures = measure(given.folder, given.trials, given.repeats)
-    except InputError as error:
-        print(*error.problems, sep="\n", file=sys.stderr)
-        return 2
-    print(as_markdown(figures))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    return 0
+    return report(lambda: measure(given.folder, given.trials, given.repeats), as_markdown, given.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""What the benchmarks measure with: memory of this process, files read beforehand, reads from the disk all the same."""
+"""What the benchmarks share: memory of this process, files read beforehand, reads from the disk, telling figures."""
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from optimizer.errors import InputError
 
 
 class AnonymousMemory:
@@ -52,3 +57,21 @@ def disk_reads_of_children() -> float:
     except ImportError:
         return float("nan")
     return 512.0 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_inblock
+
+
+def report(
+    measure: Callable[[], Mapping[str, Any]], describe: Callable[[Mapping[str, Any]], str], file: Path | None
+) -> int:
+    """Measure, print the figures as `describe` puts them, write them to `file` if there is one; the exit code.
+
+    2 if the family cannot be used, which is said on stderr.
+    """
+    try:
+        figures = measure()
+    except (InputError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(describe(figures))
+    if file:
+        file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return 0

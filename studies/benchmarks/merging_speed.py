@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import AnonymousMemory, warm_up
+from measuring import AnonymousMemory, report, warm_up
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import InputError
@@ -265,15 +265,11 @@ def main() -> int:
     if given.run:
         print(json.dumps(run_one(given.run[0], given.folder, Path(given.run[1]))))
         return 0
-    try:
-        figures = measure(given.folder, given.repeats, CONTENDERS[:2] if given.without_sd_mecha else CONTENDERS)
-    except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(as_text(figures))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    return 0
+    return report(
+        lambda: measure(given.folder, given.repeats, CONTENDERS[:2] if given.without_sd_mecha else CONTENDERS),
+        as_text,
+        given.json,
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Rates are medians over the repeats, in numbers read per second. Nothing is writt
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -27,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import warm_up
+from measuring import report, warm_up
 
 from optimizer.checkpoints import Checkpoint, load_layout
-from optimizer.errors import InputError
 from optimizer.recipes import ElementReader, Part
 from optimizer.recipes.combining import CHUNK
 from optimizer.similarity import Comparison, measure_statistics, open_comparison
@@ -145,15 +143,7 @@ def main() -> int:
     parser.add_argument("--blocks", default="input,middle,output", help="default: the UNet")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     given = parser.parse_args()
-    try:
-        figures = measure(given.folder, given.repeats, given.blocks)
-    except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(as_text(figures))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    return 0
+    return report(lambda: measure(given.folder, given.repeats, given.blocks), as_text, given.json)
 
 
 if __name__ == "__main__":

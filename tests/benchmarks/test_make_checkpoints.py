@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +16,8 @@ from optimizer.checkpoints import open_checkpoint
 from optimizer.checkpoints.layout import load_layout
 
 ROOT = Path(__file__).parents[2]
+Run = Callable[..., Any]
 SCRIPTS = ROOT / "studies" / "benchmarks"
-
-
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +31,6 @@ def maker() -> ModuleType:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small family."""
-    folder = tmp_path_factory.mktemp("family")
-    done = run("make_checkpoints.py", folder, "--small", "--sources", 8)
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def test_full_size_shapes_count_as_stable_diffusion_does(maker: ModuleType) -> None:
@@ -102,7 +86,7 @@ def test_finetunes_are_near_the_base_and_share_a_direction(family: Path) -> None
     assert float(one @ two / (one.norm() * two.norm())) == pytest.approx(0.36, abs=0.03)
 
 
-def test_the_unknown_part_has_the_size_asked_for(family: Path, tmp_path: Path) -> None:
+def test_the_unknown_part_has_the_size_asked_for(run: Run, family: Path, tmp_path: Path) -> None:
     done = run("make_checkpoints.py", tmp_path, "--small", "--target-unknown", "0.3")
     assert done.returncode == 0, done.stderr
     tensor = "model.diffusion_model.output_blocks.3.0.in_layers.2.weight"
@@ -127,7 +111,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_benchmark_runs_through(family: Path, tmp_path: Path) -> None:
+def test_the_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> None:
     report = tmp_path / "figures.json"
     done = run("full_size.py", family, "--trials", 3, "--repeats", 1, "--json", report)
     assert done.returncode == 0, done.stderr
@@ -141,7 +125,7 @@ def test_the_benchmark_runs_through(family: Path, tmp_path: Path) -> None:
     assert not (family / "candidate.safetensors").exists()
 
 
-def test_the_attention_benchmark_runs_through(family: Path, tmp_path: Path) -> None:
+def test_the_attention_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> None:
     report = tmp_path / "figures.json"
     done = run("attention_speed.py", family, "--repeats", 2, "--together", 4, "--json", report)
     assert done.returncode == 0, done.stderr
@@ -152,7 +136,7 @@ def test_the_attention_benchmark_runs_through(family: Path, tmp_path: Path) -> N
     assert figures["largest difference of a block's score from naive"] < 5e-6
 
 
-def test_the_merging_benchmark_runs_through(family: Path, tmp_path: Path) -> None:
+def test_the_merging_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> None:
     before = sorted(family.iterdir())
     report = tmp_path / "figures.json"
     done = run("merging_speed.py", family, "--repeats", 1, "--json", report)
@@ -166,7 +150,7 @@ def test_the_merging_benchmark_runs_through(family: Path, tmp_path: Path) -> Non
     assert sorted(family.iterdir()) == before
 
 
-def test_the_merging_benchmark_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_merging_benchmark_says_what_is_missing(run: Run, tmp_path: Path) -> None:
     done = run("merging_speed.py", tmp_path, "--repeats", 1)
     assert done.returncode == 2
     assert "base.safetensors" in done.stderr

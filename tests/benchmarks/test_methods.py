@@ -1,12 +1,11 @@
 """The benchmark of ways to fit a recipe, on a small family."""
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +14,8 @@ from optimizer.checkpoints import open_checkpoint
 from optimizer.recipes import Recipe
 
 ROOT = Path(__file__).parents[2]
+Run = Callable[..., Any]
 SCRIPTS = ROOT / "studies" / "benchmarks"
-
-
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +38,6 @@ def methods(scripts: None) -> ModuleType:
 def recipe(methods: ModuleType) -> Recipe:
     """The article's output steps."""
     return methods.article_recipe(ROOT / "configs" / "blessingmix-v1.yaml")
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small family of eight sources."""
-    folder = tmp_path_factory.mktemp("family")
-    done = run("make_checkpoints.py", folder, "--small", "--sources", 8)
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def test_the_recipe_is_the_one_that_merging_is_measured_with(methods: ModuleType, recipe: Recipe) -> None:
@@ -106,7 +91,7 @@ def test_a_resemblance_to_a_finetune_that_is_not_made_is_refused(
     assert not (tmp_path / "family").exists()
 
 
-def test_methods_are_compared(methods: ModuleType, family: Path, tmp_path: Path) -> None:
+def test_methods_are_compared(run: Run, methods: ModuleType, family: Path, tmp_path: Path) -> None:
     """Figures, tables and plot; coefficients are found where nothing is unknown, and who extrapolates says so."""
     before = sorted(family.iterdir())
     report, plot = tmp_path / "figures.json", tmp_path / "methods.png"

@@ -38,7 +38,14 @@ def pool(tmp_path_factory, write_sd1, sd1_tensors):
         save_file(merged, path)
         return path, merged
 
-    return SimpleNamespace(folder=folder, paths=paths, tensors=tensors, plant=plant)
+    def two_steps(first: dict[str, float], second: dict[str, float]) -> list[dict]:
+        """The difference of x from the base added by the first alphas, then y by the second."""
+        return [
+            {"name": "A", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": first},
+            {"name": "B", "mode": "weight_sum", "a": "A", "b": "y", "c": None, "alpha": second},
+        ]
+
+    return SimpleNamespace(folder=folder, paths=paths, tensors=tensors, plant=plant, two_steps=two_steps)
 
 
 @pytest.fixture

@@ -25,17 +25,7 @@ STAGE = "  - {name: s, metric: attention, trials: 16, sampler: random, seeds: [1
 @pytest.fixture(scope="session")
 def mixed(pool):
     """A target of x and y with something of its own."""
-    steps = [
-        {
-            "name": "A",
-            "mode": "add_difference",
-            "a": "base",
-            "b": "x",
-            "c": "base",
-            "alpha": dict.fromkeys(BLOCKS, 0.6),
-        },
-        {"name": "B", "mode": "weight_sum", "a": "A", "b": "y", "c": None, "alpha": dict.fromkeys(BLOCKS, 0.2)},
-    ]
+    steps = pool.two_steps(dict.fromkeys(BLOCKS, 0.6), dict.fromkeys(BLOCKS, 0.2))
     return pool.plant("mixed_target", steps, noise=0.05)
 
 

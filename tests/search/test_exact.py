@@ -44,14 +44,7 @@ def cosines(candidates, target):
 def planted(pool):
     """A target made of x at 0.6 and y at 0.3, with noise."""
     alphas = {"OUT03": 0.6, "OUT06": 0.6, "OUT07": 0.2, "M00": 0.9}
-    return pool.plant(
-        "noisy",
-        [
-            {"name": "A", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": alphas},
-            {"name": "B", "mode": "weight_sum", "a": "A", "b": "y", "c": None, "alpha": dict.fromkeys(alphas, 0.3)},
-        ],
-        noise=0.02,
-    )
+    return pool.plant("noisy", pool.two_steps(alphas, dict.fromkeys(alphas, 0.3)), noise=0.02)
 
 
 @pytest.mark.parametrize("metric", ["weights", "delta"])

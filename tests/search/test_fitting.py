@@ -35,10 +35,7 @@ STEPWISE = "  - {{name: s, metric: {}, trials: {}, sampler: {}, strategy: stepwi
 def target(pool):
     """A target made of x and y by alphas between 0 and 1, with noise."""
     alphas = dict.fromkeys(LISTED, 0.55)
-    steps = [
-        {"name": "A", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": alphas},
-        {"name": "B", "mode": "weight_sum", "a": "A", "b": "y", "c": None, "alpha": dict.fromkeys(LISTED, 0.3)},
-    ]
+    steps = pool.two_steps(alphas, dict.fromkeys(LISTED, 0.3))
     return pool.plant("fit_target", steps, noise=0.05)[0]
 
 

@@ -67,17 +67,7 @@ def by_definition(metric, merged, target, base, blocks):
 @pytest.fixture(scope="session")
 def planted(pool):
     """A target of known alphas, all on a grid of 0.05, from x and y; z has no part in it."""
-    steps = [
-        {
-            "name": "A",
-            "mode": "add_difference",
-            "a": "base",
-            "b": "x",
-            "c": "base",
-            "alpha": dict.fromkeys(BLOCKS, 0.6),
-        },
-        {"name": "B", "mode": "weight_sum", "a": "A", "b": "y", "alpha": dict(zip(BLOCKS, ALPHAS, strict=True))},
-    ]
+    steps = pool.two_steps(dict.fromkeys(BLOCKS, 0.6), dict(zip(BLOCKS, ALPHAS, strict=True)))
     path, tensors = pool.plant("simplify_target", steps, noise=0.01)
     return SimpleNamespace(path=path, tensors=tensors)
 
