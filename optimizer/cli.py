@@ -5,7 +5,6 @@ written; 130 interrupted, the best so far exported. Tracebacks only with `--debu
 """
 
 import json
-import logging
 import math
 import os
 import sys
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optimizer.checkpoints import HashCache
-    from optimizer.search import FitEvents, FitResult, Study
+    from optimizer.search import FitEvents, FitResult, SearchProgress, Study
 
 __all__ = ["app", "main"]
 
@@ -65,6 +64,15 @@ _Models = Annotated[
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, nothing else.")]
 _Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+_Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Where the trials are: postgresql://USER@HOST/DATABASE, journal:FILE or sqlite:///FILE; "
+        "default: study.db in the study's folder.",
+    ),
+]
 _STUDY = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's YAML file, or the folder with study.yaml.")]
 
 
@@ -150,18 +158,28 @@ def fit(
     candidates: Annotated[
         int, typer.Option("--candidates", metavar="K", help="Write the K best recipes that differ.")
     ] = 1,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Search with N processes; 1 lets others join in.")
+    ] = None,
+    storage: _Storage = None,
+    log_file: Annotated[
+        Path | None, typer.Option("--log-file", metavar="FILE", help="Append a line of JSON for every trial.")
+    ] = None,
     models: _Models = None,
 ) -> None:
     """Search the free alphas of a recipe against a target; continues where it stopped.
 
     Writes study.db, best.yaml, trials.csv and plots/ beside the study, and with --candidates also candidate-2.yaml and
-    so on. Ctrl-C stops; the best so far is exported.
+    so on. Ctrl-C finishes the running trial and exports the best so far, a second one stops at once.
     """
     from optimizer.search import load_study
 
     loaded = load_study(study, _folders(models))
     budgeted = loaded if trials is None else loaded.with_trials(trials)
-    result = fit_and_report(budgeted, _device(device), fresh=fresh, candidates=candidates)
+    result = fit_and_report(
+        budgeted, _device(device), fresh=fresh, candidates=candidates, workers=workers, storage=storage,
+        log_file=log_file,
+    )  # fmt: skip
     if result.interrupted:
         _problem("interrupted; the best so far is in best.yaml, and the same command continues")
         raise typer.Exit(130)
@@ -338,14 +356,14 @@ def simplify(
 
 
 @app.command(epilog="Example: blockfit status studies/demo")
-def status(study: _STUDY, as_json: _Json = False) -> None:
-    """What a study has done so far; needs no checkpoints."""
+def status(study: _STUDY, storage: _Storage = None, as_json: _Json = False) -> None:
+    """What a study has done so far, what is left, and who is at it; needs no checkpoints."""
     from optimizer.reports import status_table
     from optimizer.search import load_study, study_status
 
-    found = study_status(load_study(study, with_files=False))
+    found = study_status(load_study(study, with_files=False), storage)
     if as_json:
-        _print_json([entry.as_dict() for entry in found])
+        _print_json(found.as_dict())
         return
     _console().print(status_table(found))
 
@@ -392,16 +410,28 @@ def demo(
     run_demo(folder, fit=lambda study: fit_and_report(study, _device(device)), console=_console())
 
 
-def fit_and_report(study: "Study", device: "torch.device", *, fresh: bool = False, candidates: int = 1) -> "FitResult":
+def fit_and_report(
+    study: "Study",
+    device: "torch.device",
+    *,
+    fresh: bool = False,
+    candidates: int = 1,
+    workers: int | None = None,
+    storage: str | None = None,
+    log_file: Path | None = None,
+) -> "FitResult":
     """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found."""
     import optuna
 
-    from optimizer.reports import candidates_table, spread_table, steps_table, write_plots, write_trials
+    from optimizer.reports import candidates_table, fit_logs, spread_table, steps_table, write_plots, write_trials
     from optimizer.search import fit as run
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _log_file(study.folder / "fit.log"), _fitting() as events:
-        result = run(study, device=device, fresh=fresh, candidates=candidates, events=events, hashes=_hashes())
+    with fit_logs(study.folder / "fit.log", log_file), _fitting() as events:
+        result = run(
+            study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage, events=events,
+            hashes=_hashes(),
+        )  # fmt: skip
     with _message("drawing the plots"):
         write_trials(result, study.folder / "trials.csv")
         write_plots(result, study.folder / "plots")
@@ -501,27 +531,36 @@ def _reading() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def _fitting() -> Iterator["FitEvents"]:
     """Progress bars for a fit, and a log line for every trial."""
+    from optimizer.reports import log_opened, log_trial, log_warning, progress_line
     from optimizer.search import FitEvents
 
-    logger = logging.getLogger("blockfit.fit")
     with _bars() as bars:
         task = _tasks(bars)
 
-        def opened(search: str, done: int, budget: int) -> None:
-            logger.info("%s: %d of %d trials done", search, done, budget)
-            bars.update(task(search), completed=done, total=budget, description=search)
+        def show(progress: "SearchProgress") -> None:
+            bars.update(
+                task(progress.search),
+                completed=progress.done,
+                total=progress.budget,
+                description=progress_line(progress),
+            )
 
-        def finished(search: str, trial: "FrozenTrial", best: float, done: int, budget: int) -> None:
-            value = f"{trial.values[0]:.8f}" if trial.values else trial.user_attrs.get("error", "failed")
-            origin = trial.user_attrs.get("origin", "")
-            state = trial.state.name
-            logger.info("%s: trial %d (%s) %s %s, best %.8f", search, trial.number, origin, state, value, best)
-            bars.update(task(search), completed=done, total=budget, description=f"{search}  best {100 * best:.4f}%")
+        def opened(progress: "SearchProgress") -> None:
+            log_opened(progress)
+            show(progress)
 
-        def progress(what: str, done: int, total: int) -> None:
+        def finished(progress: "SearchProgress", trial: "FrozenTrial") -> None:
+            log_trial(progress, trial)
+            show(progress)
+
+        def reading(what: str, done: int, total: int) -> None:
             bars.update(task(what), completed=done, total=total, description=what)
 
-        yield FitEvents(progress, opened, finished)
+        def warned(text: str) -> None:
+            log_warning(text)
+            bars.console.print(f"blockfit: warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
+        yield FitEvents(reading, opened, finished, warned)
 
 
 def _tasks(bars: Progress) -> Callable[[str], TaskID]:
@@ -558,19 +597,3 @@ def _message(text: str) -> Iterator[None]:
         return
     with console.status(text, spinner="line"):
         yield
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Append the log of a fit to `path`."""
-    logger = logging.getLogger("blockfit.fit")
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()

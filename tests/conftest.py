@@ -1,11 +1,12 @@
 """Fixtures that every part of the tests shares: tiny checkpoints with the topology of Stable Diffusion 1.x."""
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from postgresql import Server, programs
 from safetensors.torch import save_file
 
 # What a shell starts in the background ignores Ctrl-C, and so would the processes that tests interrupt.
@@ -128,6 +129,16 @@ def make_sd1(
     else:
         torch.save({"state_dict": tensors, "global_step": 1000}, path)
     return tensors
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """A PostgreSQL server that runs, with the tests' own data."""
+    if programs() is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian: postgresql)")
+    server = Server()
+    yield server
+    server.remove()
 
 
 @pytest.fixture(scope="session")

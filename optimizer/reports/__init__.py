@@ -4,7 +4,8 @@ May import `optimizer.search` and what lies below it, pandas, matplotlib and ric
 """
 
 from optimizer.reports.ceilings import ceiling_tables
-from optimizer.reports.listings import inspection_table, status_table
+from optimizer.reports.listings import inspection_table, progress_line, status_table
+from optimizer.reports.logs import fit_logs, log_opened, log_trial, log_warning
 from optimizer.reports.plots import write_plots
 from optimizer.reports.tables import (
     block_table,
@@ -22,8 +23,13 @@ __all__ = [
     "block_table",
     "candidates_table",
     "ceiling_tables",
+    "fit_logs",
     "inspection_table",
+    "log_opened",
+    "log_trial",
+    "log_warning",
     "percent",
+    "progress_line",
     "simplified_table",
     "spread_table",
     "status_table",

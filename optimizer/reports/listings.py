@@ -1,15 +1,17 @@
 """Terminal listings of what is in files: a checkpoint, and the state of a study."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from optimizer.checkpoints import Inspection, Provenance
-from optimizer.search import SearchStatus
+from optimizer.reports.tables import percent
+from optimizer.search import SearchProgress, StudyStatus
 
-__all__ = ["inspection_table", "status_table"]
+__all__ = ["inspection_table", "progress_line", "status_table"]
 
 
 def inspection_table(inspection: Inspection) -> Group:
@@ -48,22 +50,69 @@ def inspection_table(inspection: Inspection) -> Group:
     return Group(facts, table, Text())
 
 
-def status_table(found: Sequence[SearchStatus]) -> Table:
-    """One row for each Optuna study: trials done and to do, and the best similarity."""
+def status_table(found: StudyStatus) -> Group:
+    """One row for each search: trials done and to do, the best similarity, the time it takes; below, who is at it."""
+    # What is nothing in all searches, as in most studies, has no column.
+    counted = [name for name in ("running", "failed", "lost") if any(getattr(entry, name) for entry in found.searches)]
     table = Table(title="searches", title_justify="left")
-    for heading in ("search", "metric", "trials", "failed", "best", "in trial", "s/trial"):
+    for heading in ("search", "metric", "trials", *counted, "best", "in trial", "s/trial", "left"):
         table.add_column(heading, justify="left" if heading in ("search", "metric") else "right")
-    for entry in found:
+    for entry in found.searches:
         table.add_row(
-            Text(entry.search),
+            Text(_short(entry.search)),
             entry.metric,
             f"{entry.completed}/{entry.budget}",
-            str(entry.failed),
-            "-" if entry.best is None else f"{100 * entry.best:.4f}%",
+            *(str(getattr(entry, name)) for name in counted),
+            "-" if entry.best is None else percent(entry.best),
             "-" if entry.best_trial is None else str(entry.best_trial),
             "-" if entry.seconds_per_trial is None else f"{entry.seconds_per_trial:.3f}",
+            "-" if entry.seconds_left is None else _duration(entry.seconds_left),
         )
-    return table
+    return Group(table, *(Text(line) for line in _whole(found)))
+
+
+def progress_line(progress: SearchProgress) -> str:
+    """The same figures of one search, in a line, for while it runs."""
+    parts = [progress.search, f"{progress.done}/{progress.budget}"]
+    if progress.best is not None:
+        parts.append(f"best {percent(progress.best)}")
+    if progress.seconds_per_trial is not None:
+        parts.append(f"{progress.seconds_per_trial:.3f} s/trial")
+    if progress.seconds_left:
+        ends = datetime.now() + timedelta(seconds=progress.seconds_left)
+        parts.append(f"{_duration(progress.seconds_left)} left, until {ends:%H:%M}")
+    if progress.workers > 1:
+        parts.append(f"{progress.workers} workers")
+    return "  ".join(parts)
+
+
+def _whole(found: StudyStatus) -> Iterator[str]:
+    completed = sum(min(entry.completed, entry.budget) for entry in found.searches)
+    budget = sum(entry.budget for entry in found.searches)
+    yield f"in all: {completed} of {budget} trials"
+    if not found.workers:
+        done = completed >= budget
+        yield "workers: none" + ("" if done else "; `blockfit fit` continues")
+        return
+    yield f"workers: {len(found.workers)} alive ({', '.join(map(str, found.workers))})"
+    if found.seconds_left is not None and found.ends is not None:
+        today = found.ends.date() == datetime.now().date()
+        when = found.ends.strftime("%H:%M" if today else "%Y-%m-%d %H:%M")
+        yield f"expected end: {when}, in {_duration(found.seconds_left)}"
+
+
+def _duration(seconds: float) -> str:
+    """A time span in at most two units, "1 h 05 min"."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02} min"
+    return f"{hours // 24} d {hours % 24:02} h"
 
 
 def _merge_rows(merge: Provenance) -> Iterator[tuple[str, str]]:

@@ -18,14 +18,15 @@ from optimizer.search.ceiling import (
 )
 from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.finished import NotedSearch, noted_searches, simple_path, simplify_file
-from optimizer.search.fitting import FitEvents, TrialsFailed, fit
+from optimizer.search.fitting import fit
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
 from optimizer.search.samplers import SAMPLERS, make_sampler
+from optimizer.search.searching import FitEvents, SearchProgress, TrialsFailed
 from optimizer.search.simplifying import Changes, Number, Scored, SettledNumber, Simplified, default_numbers, simplify
 from optimizer.search.space import Parameter, Space, parameters_of
-from optimizer.search.status import SearchStatus, study_status
-from optimizer.search.storage import DATABASE
+from optimizer.search.status import SearchStatus, StudyStatus, study_status
+from optimizer.search.storage import DATABASE, StorageLost
 from optimizer.search.study import Stage, Study, load_study, study_file
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "OpenStudy",
     "Parameter",
     "Scored",
+    "SearchProgress",
     "SearchResult",
     "SearchStatus",
     "SeedSpread",
@@ -55,7 +57,9 @@ __all__ = [
     "Space",
     "Stage",
     "StepScores",
+    "StorageLost",
     "Study",
+    "StudyStatus",
     "TrialsFailed",
     "ceilings",
     "default_numbers",

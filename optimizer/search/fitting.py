@@ -2,32 +2,31 @@
 
 import math
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from types import FrameType
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from multiprocessing.synchronize import Event
+from typing import Any, NamedTuple
 
 import optuna
 import torch
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState
 
 from optimizer.checkpoints import HashCache
 from optimizer.errors import InputError, StudyError
-from optimizer.recipes import Algebra, Alpha, Free, Recipe, load_recipe, recipe_as_data, save_recipe
+from optimizer.recipes import Algebra, Alpha, Recipe, load_recipe, save_recipe
+from optimizer.search.asking import SharedStorage
+from optimizer.search.binding import bound_to, check_bindings
 from optimizer.search.candidates import Choice, different
-from optimizer.search.exact import exact_optimum
+from optimizer.search.interrupting import interruptible
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.notes import finished_recipe
-from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores, completed
-from optimizer.search.samplers import make_sampler, trial_seed
+from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
+from optimizer.search.searching import FitEvents, Search, TrialsFailed
 from optimizer.search.space import Parameter, Space, filled_alphas
-from optimizer.search.storage import close_storage, open_search, open_storage
+from optimizer.search.storage import PATIENCE, StorageAddress, StorageLost, open_storage, set_aside, storage_address
 from optimizer.search.study import Stage, Study
+from optimizer.search.worker_processes import WorkerProcesses, leave_interrupts, still_wanted
+from optimizer.search.workers import workers_at
 from optimizer.similarity import (
     METRICS,
     Combined,
@@ -41,7 +40,7 @@ from optimizer.similarity import (
     total_similarity,
 )
 
-__all__ = ["FitEvents", "TrialsFailed", "fit"]
+__all__ = ["fit"]
 
 _Metrics = Mapping[str, Metric]
 
@@ -49,25 +48,8 @@ _Metrics = Mapping[str, Metric]
 _EXACT = ("delta", "weights")
 # On how many random inputs that were not fitted on the result is scored.
 _OTHER_SEEDS = 4
-# Failed trials in a row after which a search gives up: the same thing fails again and again.
-_FAILURES = 10
-
-
-class TrialsFailed(RuntimeError):
-    """A search gave up because its trials kept failing."""
-
-
-@dataclass(frozen=True)
-class FitEvents:
-    """What a fit tells its caller while it runs; every callback may be left out.
-
-    `progress(what, done, total)` while files are read; `opened(search, done, budget)` as a search begins;
-    `finished(search, trial, best value, done, budget)` after every trial.
-    """
-
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None
-    opened: Callable[[str, int, int], None] = lambda search, done, budget: None
-    finished: Callable[[str, FrozenTrial, float, int, int], None] = lambda search, trial, best, done, budget: None
+# What ends a fit before its time; the best so far is kept first.
+_STOPPED = (KeyboardInterrupt, TrialsFailed, StorageLost)
 
 
 def fit(
@@ -76,6 +58,9 @@ def fit(
     device: torch.device | None = None,
     fresh: bool = False,
     candidates: int = 1,
+    storage: str | None = None,
+    workers: int | None = None,
+    patience: float = PATIENCE,
     events: FitEvents | None = None,
     hashes: HashCache | None = None,
 ) -> FitResult:
@@ -84,32 +69,81 @@ def fit(
     With `candidates` above 1 the next best recipes that differ are written beside it, candidate-2.yaml and so on. Those
     of an earlier fit are removed in any case.
 
-    A second call continues where the first one stopped. Ctrl-C ends the search after the running trial, a second one
-    at once; the best so far is written and returned with `interrupted` set. `fresh` sets earlier trials aside.
+    Trials are kept in `study.db` in the study's folder, or in `storage`: sqlite:///FILE, journal:FILE or
+    postgresql://USER@HOST/DATABASE. With `workers` so many processes search together, this one among them, and with it
+    or `storage` those of other fits, here or elsewhere, may join in; the budget is that of all. A storage may be away
+    for `patience` seconds.
 
-    Raises InputError for files that do not fit or a study started with other inputs, and TrialsFailed, the best so far
-    written, if trials keep failing.
+    A second call continues where the first one stopped. Ctrl-C, or SIGTERM, ends the search after the running trial, a
+    second one at once; the best so far is written and returned with `interrupted` set. `fresh` sets earlier trials
+    aside.
+
+    Raises InputError for files that do not fit or a study started with other inputs; TrialsFailed if trials keep
+    failing and StorageLost if the storage stays away, the best so far written.
     """
     if candidates < 1:
         raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
+    if workers is not None and workers < 1:
+        raise StudyError(f"--workers: received {workers}; must be at least 1, which is this process alone")
     written = [study.folder / name for name in ("best.yaml", *map(_candidate_name, range(2, candidates + 1)))]
     if taken := [path for path in written if path.resolve() == study.recipe_path.resolve()]:
         raise StudyError(
             f"{taken[0]}: is the study's recipe, which the result would replace; name the recipe otherwise"
         )
-    return _Fit(study, device or torch.device("cpu"), candidates, events or FitEvents(), hashes).run(fresh=fresh)
+    address = storage_address(storage, study.folder)
+    together = workers is not None or storage is not None
+    with interruptible():
+        one = _Fit(study, device or torch.device("cpu"), address, together, patience, events or FitEvents(), hashes)
+        return one.run(fresh=fresh, candidates=candidates, workers=workers or 1)
+
+
+def _work(
+    stop: Event,
+    study: Study,
+    device: torch.device,
+    address: StorageAddress,
+    patience: float,
+    hashes: HashCache | None,
+    threads: int,
+) -> None:
+    """What a further process does: the same searches, and nothing that is written into the study's folder."""
+    leave_interrupts()
+    torch.set_num_threads(threads)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # What there is to say, the first process says of itself.
+    _Fit(study, device, address, True, patience, FitEvents(), hashes).work(lambda: still_wanted(stop))
+
+
+class _Searched(NamedTuple):
+    """A stage that was searched: the space of the search that ran last, and what the stage is scored with."""
+
+    space: Space
+    comparison: Comparison | Measured
+    metrics: _Metrics
 
 
 class _Fit:
     def __init__(
-        self, study: Study, device: torch.device, candidates: int, events: FitEvents, hashes: HashCache | None
+        self,
+        study: Study,
+        device: torch.device,
+        address: StorageAddress,
+        together: bool,
+        patience: float,
+        events: FitEvents,
+        hashes: HashCache | None,
     ) -> None:
         self._study = study
-        self._candidates = candidates
+        self._candidates = 1
         self._device = device
+        self._address = address
+        self._together = together
+        self._patience = patience
         self._events = events
         self._hashes = hashes
         self._recipe = study.recipe
+        self._wanted: Callable[[], bool] = lambda: True
+        self._processes: WorkerProcesses | None = None
         self._results: list[SearchResult] = []
         self._scores: list[StepScores] = []
         self._spread: list[SeedSpread] = []
@@ -117,26 +151,34 @@ class _Fit:
         self._disturbed: list[tuple[Stage, Comparison | Measured, _Metrics]] = []
         self._choices: list[tuple[Choice, list[StepScores]]] = []
 
-    def run(self, *, fresh: bool) -> FitResult:
-        study = self._study
-        stopped: KeyboardInterrupt | TrialsFailed | None = None
+    def work(self, wanted: Callable[[], bool]) -> None:
+        """Run the searches' trials as long as they are `wanted`."""
+        self._wanted = wanted
+        with self._opened() as opened, self._joined(fresh=False) as shared:
+            for stage in self._study.stages:
+                if wanted():
+                    self._search(stage, opened, shared)
+
+    def run(self, *, fresh: bool, candidates: int, workers: int) -> FitResult:
+        """Search with `workers` processes, and keep what was found."""
+        study, self._candidates = self._study, candidates
+        stopped: KeyboardInterrupt | TrialsFailed | StorageLost | None = None
         earlier = None if fresh else self._earlier()
-        with open_study(
-            study, blocks=self._blocks(), device=self._device, progress=self._events.progress, hashes=self._hashes
-        ) as opened:
-            identity = self._identity(opened)
-            storage = open_storage(study.folder, fresh=fresh)
+        with self._opened() as opened:
             try:
-                for stage in study.stages:
-                    self._run_stage(stage, opened, storage, identity)
+                with self._joined(fresh=fresh) as shared:
+                    # Of all searches, not of each when its turn comes: hours may lie between.
+                    bindings, prefix = self._bindings(opened), study.prefix(self._address)
+                    shared.do(lambda: check_bindings(shared.storage, self._address, bindings, prefix))
+                    with self._further(workers - 1):
+                        for stage in study.stages:
+                            self._run_stage(stage, opened, shared)
                 for disturbed in self._disturbed:
                     self._score(*disturbed)
-            except (KeyboardInterrupt, TrialsFailed) as error:
+            except _STOPPED as error:
                 stopped = error
                 if not any(result.best for result in self._results):
                     raise
-            finally:
-                close_storage(storage)
             # Not before the search, which would wait for it; and nobody who has pressed Ctrl-C waits for it.
             hashed = opened.sha256(self._hashes, self._events.progress, known=stopped is not None)
         if stopped is not None and earlier is not None:
@@ -152,7 +194,7 @@ class _Fit:
         )
         save_recipe(recipe, study.folder / "best.yaml")
         others = () if stopped is not None else self._write_candidates(hashed)
-        if isinstance(stopped, TrialsFailed):
+        if isinstance(stopped, TrialsFailed | StorageLost):
             raise stopped
         return FitResult(
             study,
@@ -164,23 +206,69 @@ class _Fit:
             candidates=others,
         )
 
+    @contextmanager
+    def _opened(self) -> Iterator[OpenStudy]:
+        with open_study(
+            self._study, blocks=self._blocks(), device=self._device, progress=self._events.progress, hashes=self._hashes
+        ) as opened:
+            yield opened
+
+    @contextmanager
+    def _joined(self, *, fresh: bool) -> Iterator[SharedStorage]:
+        """The storage of trials, this process one of those that work there."""
+        workers = workers_at(self._address, self._study.name)
+        said = self._events.warned
+        try:
+            workers.join(alone=not self._together)
+            with ExitStack() as stack:
+                with workers.turn():
+                    if fresh:
+                        set_aside(self._address)
+                    storage = stack.enter_context(open_storage(self._address, said=said))
+                yield SharedStorage(storage, self._address, workers, patience=self._patience, said=said)
+        finally:
+            workers.close()
+
+    @contextmanager
+    def _further(self, count: int) -> Iterator[None]:
+        """So many further processes at the same searches."""
+        if not count:
+            yield
+            return
+        threads = torch.get_num_threads()
+        each = max(threads // (count + 1), 1)
+        self._processes = WorkerProcesses(
+            count, _work, self._study, self._device, self._address, self._patience, self._hashes, each
+        )
+        torch.set_num_threads(each)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            self._processes.stop()
+
+    def _bindings(self, opened: OpenStudy) -> dict[str, Mapping[str, Any]]:
+        """What each search is bound to."""
+        return {
+            name: bound_to(self._study, stage, step, parameters, opened.fingerprints)
+            for stage in self._study.stages
+            for number in range(1, stage.passes + 1)
+            for name, step, parameters in stage.searches(number)
+        }
+
     def _blocks(self) -> tuple[str, ...]:
         scored = {block for stage in self._study.stages for block in stage.blocks}
         return tuple(block for block in self._study.recipe.layout.blocks if block in scored)
 
-    def _run_stage(
-        self,
-        stage: Stage,
-        opened: OpenStudy,
-        storage: BaseStorage,
-        identity: Mapping[str, Any],
-    ) -> None:
+    def _search(self, stage: Stage, opened: OpenStudy, shared: SharedStorage) -> "_Searched":
+        """Run the searches of a stage, and fill the recipe with what they find."""
         comparison, statistics = opened.comparison, opened.measured.statistics
         if isinstance(comparison, Comparison):
             comparison = replace(comparison, seeds=stage.seeds, tf32=stage.tf32)
         metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
         exact = _exact_metrics(comparison, stage.blocks, statistics)
         metrics: dict[str, Metric] = {stage.metric: metric, **exact}
+        bindings = self._bindings(opened)
         space: Space | None = None
         try:
             before = -math.inf
@@ -189,27 +277,46 @@ class _Fit:
                 for name, step, searched in searches:
                     parameters = searched if number == 1 else _started_at(searched, self._recipe)
                     space = Space(Algebra(self._recipe, comparison.groups, tuple(comparison.sources), step), parameters)
-                    search = _Search(self._study, stage, name, step, space, metric, exact, number=number)
-                    try:
-                        for trials in search.trials(storage, identity, self._events):
-                            self._keep(search.result(trials))
-                    finally:
-                        self._fill()
+                    search = Search(self._study, stage, name, step, space, metric, exact, number=number)
+                    self._run_search(search, shared, bindings[name])
                 # A second pass over the one step that there is would be the same search once more.
                 done = len(searches) == 1 and searches[0][1] == stage.steps[-1]
                 reached = self._total(stage, comparison, metric)
                 if done or reached - before < stage.tolerance:
                     break
                 before = reached
-        except (KeyboardInterrupt, TrialsFailed):
+        except _STOPPED:
             self._scores += _step_scores(self._recipe, stage, comparison, metrics)
             raise
+        assert space is not None
+        return _Searched(space, comparison, metrics)
+
+    def _run_search(self, search: Search, shared: SharedStorage, binding: Mapping[str, Any]) -> None:
+        try:
+            for result in search.run(
+                shared, binding, self._events, prefix=self._study.prefix(self._address), wanted=self._wanted
+            ):
+                self._keep(result)
+                for ended in () if self._processes is None else self._processes.ended():
+                    self._events.warned(ended)
+        except KeyboardInterrupt:
+            if self._processes is not None:
+                # Their last trials count too.
+                self._processes.stop()
+                search.look_again()
+                self._keep(search.result)
+            raise
+        finally:
+            self._fill()
+
+    def _run_stage(self, stage: Stage, opened: OpenStudy, shared: SharedStorage) -> None:
+        """Search a stage, and score what was found."""
+        space, comparison, metrics = self._search(stage, opened, shared)
         later = self._study.stages[self._study.stages.index(stage) + 1 :]
         if any(self._study.disturbs(other, stage) for other in later):
             self._disturbed.append((stage, comparison, metrics))
         else:
             self._score(stage, comparison, metrics)
-        assert space is not None
         # Of a stepwise stage only what ran last was scored with all other alphas as they are in the end.
         self._choose(stage, space, comparison, metrics)
 
@@ -291,17 +398,6 @@ class _Fit:
         last = {one.stage.name: one.name for one in self._results}
         return [one for one in self._results if one.stage.name not in repeated or one.name == last[one.stage.name]]
 
-    def _identity(self, opened: OpenStudy) -> dict[str, Any]:
-        """What every trial depends on besides its stage: the tensors, the layout and the mapping."""
-        recipe = self._study.recipe
-        return {
-            "layout": recipe.layout.name,
-            "mapping": recipe.mapping,
-            "base": self._study.base,
-            "seed": self._study.seed,
-            **{f"file for {name}": mark for name, mark in opened.fingerprints.items()},
-        }
-
     def _earlier(self) -> Recipe | None:
         """The best recipe of an earlier fit of the same recipe, if there is one."""
         path = self._study.folder / "best.yaml"
@@ -311,158 +407,6 @@ class _Fit:
             return None
         same = earlier is not None and earlier.formulas == self._study.recipe.formulas
         return earlier if same else None
-
-
-class _Search:
-    """One Optuna study: proposes points, scores them, writes each finished trial once."""
-
-    def __init__(
-        self,
-        study: Study,
-        stage: Stage,
-        name: str,
-        step: str,
-        space: Space,
-        metric: Metric,
-        exact: Mapping[str, QuadraticMetric],
-        *,
-        number: int = 1,
-    ) -> None:
-        """Of pass `number`; in further passes the first trial is where the space starts, so that nothing is lost."""
-        self._number = number
-        self._seed = study.seed
-        self._folder = study.folder
-        self._stage = stage
-        self._name = name
-        self._step = step
-        self._space = space
-        self._metric = metric
-        if all(len(names) < 2 for names in space.parameters_by_block(metric.blocks).values()):
-            metric.prepare(space.coefficients(space.diagonal))
-        self._exact = {label: exact_optimum(space, quadratic, seed=study.seed) for label, quadratic in exact.items()}
-        names = [parameter.name for parameter in space.parameters]
-        self._first = [("incumbent", dict(zip(names, space.start, strict=True)))] if number > 1 else []
-        self._first += [(f"exact {label}", optimum.point) for label, optimum in self._exact.items()]
-        self._distributions: dict[str, BaseDistribution] = {
-            parameter.name: FloatDistribution(parameter.free.low, _last(parameter.free), step=parameter.free.step)
-            for parameter in space.parameters
-        }
-
-    def result(self, trials: Sequence[FrozenTrial]) -> SearchResult:
-        """What these trials amount to."""
-        return SearchResult(
-            self._name, self._stage, self._step, self._space.parameters, tuple(trials), dict(self._exact), self._number
-        )
-
-    def trials(
-        self, storage: BaseStorage, identity: Mapping[str, Any], events: FitEvents
-    ) -> Iterator[Sequence[FrozenTrial]]:
-        """Run trials until the budget of completed ones is met; yields all trials so far, first those already there.
-
-        Trials are proposed in a copy of the study in memory, so that each costs the storage one write, when it is done.
-        """
-        stored = open_search(storage, self._name, self._bound_to(identity), self._upstream(), self._folder)
-        memory = optuna.create_study(
-            study_name=self._name, storage=InMemoryStorage(), direction="maximize", sampler=self._sampler(0)
-        )
-        memory.add_trials(stored.get_trials(deepcopy=False))
-        trials = memory.get_trials(deepcopy=False)
-        done, budget = len(completed(trials)), self._stage.trials
-        events.opened(stored.study_name, done, budget)
-        yield trials
-        failures = 0
-        while done < budget:
-            with _whole_trial():
-                trial = self._run_trial(memory, len(trials))
-                stored.add_trial(trial)
-                trials = memory.get_trials(deepcopy=False)
-                if trial.state == TrialState.COMPLETE:
-                    done, failures = done + 1, 0
-                else:
-                    failures += 1
-                best = max((entry.values[0] for entry in trials if entry.values), default=math.nan)
-                events.finished(stored.study_name, trial, best, done, budget)
-                yield trials
-            if failures >= _FAILURES:
-                raise TrialsFailed(
-                    f"{self._name}: {failures} trials failed in a row, the last with: {trial.user_attrs['error']}"
-                )
-
-    def _run_trial(self, memory: optuna.Study, number: int) -> FrozenTrial:
-        memory.sampler = self._sampler(number)
-        origin = self._stage.sampler
-        if proposal := self._proposal(memory.get_trials(deepcopy=False)):
-            origin, point = proposal
-            memory.enqueue_trial(point)
-        trial = memory.ask(self._distributions)
-        trial.set_user_attr("origin", origin)
-        try:
-            scores = self._score(trial.params)
-        except Exception as error:  # a trial that fails is recorded as failed, whatever failed in it
-            trial.set_user_attr("error", f"{type(error).__name__}: {error}")
-            memory.tell(trial, state=TrialState.FAIL)
-        else:
-            trial.set_user_attr("block_scores", scores)
-            memory.tell(trial, total_similarity(scores))
-        return memory.get_trials(deepcopy=False)[trial.number]
-
-    def _proposal(self, trials: Sequence[FrozenTrial]) -> tuple[str, dict[str, float]] | None:
-        """The next of the points known beforehand that no trial has tried yet, with what to call it."""
-        tried = [trial.params for trial in trials]
-        return next(((origin, point) for origin, point in self._first if point not in tried), None)
-
-    def _score(self, point: Mapping[str, float]) -> dict[str, float]:
-        values = [point[parameter.name] for parameter in self._space.parameters]
-        coefficients = self._space.coefficients(torch.tensor([values], dtype=torch.float64))
-        scores = self._metric.score(coefficients)[0].tolist()
-        if not all(map(math.isfinite, scores)):
-            broken = [
-                block for block, score in zip(self._metric.blocks, scores, strict=True) if not math.isfinite(score)
-            ]
-            raise ArithmeticError(f"the similarity of {', '.join(broken)} is not a finite number")
-        return dict(zip(self._metric.blocks, scores, strict=True))
-
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = trial_seed(self._seed, self._name, number)
-        return make_sampler(self._stage.sampler, seed, self._space.parameters_by_block(self._metric.blocks))
-
-    def _bound_to(self, identity: Mapping[str, Any]) -> dict[str, Any]:
-        recipe = recipe_as_data(self._space.algebra.recipe)
-        needed = {step.name for step in self._space.algebra.recipe.ancestors(self._step)}
-        shape = [
-            {key: value for key, value in step.items() if key in ("name", "mode", "a", "b", "c")}
-            for step in recipe["steps"]
-            if step["name"] in needed
-        ]
-        space = {name: [one.low, one.high, one.step] for name, one in self._float_distributions()}
-        return {
-            "recipe": shape,
-            "search space": space,
-            "metric": [[name, list(blocks)] for name, blocks in self._stage.measured],
-            "strategy": self._stage.strategy,
-            **({"seeds": list(self._stage.seeds)} if self._stage.draws else {}),
-            **({"tf32": True} if self._stage.tf32 else {}),
-            **identity,
-        }
-
-    def _float_distributions(self) -> Iterator[tuple[str, FloatDistribution]]:
-        for name, distribution in self._distributions.items():
-            assert isinstance(distribution, FloatDistribution)
-            yield name, distribution
-
-    def _upstream(self) -> dict[str, Any]:
-        """The alphas that are not searched here but decide what a trial scores."""
-        algebra = self._space.algebra
-        own = {(one.step, one.alpha, block) for one in self._space.parameters for block in one.blocks}
-        scored = set(self._metric.blocks)
-        return {
-            f"{step}.{alpha}": {
-                block: getattr(algebra.recipe.step(step), alpha).at(block)
-                for block in algebra.blocks
-                if block in scored and (step, alpha, block) not in own
-            }
-            for step, alpha in algebra.alphas
-        }
 
 
 def _exact_metrics(
@@ -518,33 +462,3 @@ def _started_at(parameters: Sequence[Parameter], recipe: Recipe) -> tuple[Parame
         now = getattr(recipe.step(parameter.step), parameter.alpha).at(parameter.blocks[0])
         found.append(replace(parameter, free=replace(parameter.free, start=now)))
     return tuple(found)
-
-
-@contextmanager
-def _whole_trial() -> Iterator[None]:
-    """Let Ctrl-C wait until a trial is finished, stored and told; a second Ctrl-C does not wait."""
-    # Python handles signals in the main thread only, and a handler of the caller's own is the caller's business.
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    waiting = False
-
-    def wait(number: int, frame: FrameType | None) -> None:
-        nonlocal waiting
-        if waiting:
-            signal.default_int_handler(number, frame)
-        waiting = True
-
-    signal.signal(signal.SIGINT, wait)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if waiting:
-        raise KeyboardInterrupt
-
-
-def _last(free: Free) -> float:
-    """The highest value of a free alpha: the last point of its grid, which need not reach the upper bound."""
-    return free.high if free.step is None else free.on_grid(free.high)

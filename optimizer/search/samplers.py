@@ -23,27 +23,27 @@ DEFAULT_SAMPLER = "blockwise"
 _Blocks = Mapping[str, Sequence[str]] | None
 
 
-def _blockwise(seed: int, blocks: _Blocks) -> BaseSampler:
+def _blockwise(seed: int, blocks: _Blocks, others: bool) -> BaseSampler:
     return BlockwiseSampler(seed=seed, blocks=blocks)
 
 
-def _tpe(seed: int, blocks: _Blocks) -> BaseSampler:
-    return TPESampler(seed=seed)
+def _tpe(seed: int, blocks: _Blocks, others: bool) -> BaseSampler:
+    return TPESampler(seed=seed, constant_liar=others)
 
 
-def _cmaes(seed: int, blocks: _Blocks) -> BaseSampler:
+def _cmaes(seed: int, blocks: _Blocks, others: bool) -> BaseSampler:
     return CmaEsSampler(seed=seed, warn_independent_sampling=False)
 
 
-def _gp(seed: int, blocks: _Blocks) -> BaseSampler:
+def _gp(seed: int, blocks: _Blocks, others: bool) -> BaseSampler:
     return GPSampler(seed=seed, deterministic_objective=True, warn_independent_sampling=False)
 
 
-def _random(seed: int, blocks: _Blocks) -> BaseSampler:
+def _random(seed: int, blocks: _Blocks, others: bool) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-SAMPLERS: dict[str, Callable[[int, _Blocks], BaseSampler]] = {
+SAMPLERS: dict[str, Callable[[int, _Blocks, bool], BaseSampler]] = {
     "blockwise": _blockwise,
     "cmaes": _cmaes,
     "gp": _gp,
@@ -52,14 +52,15 @@ SAMPLERS: dict[str, Callable[[int, _Blocks], BaseSampler]] = {
 }
 
 
-def make_sampler(name: str, seed: int, blocks: _Blocks = None) -> BaseSampler:
+def make_sampler(name: str, seed: int, blocks: _Blocks = None, *, others: bool = False) -> BaseSampler:
     """The sampler of this name, drawing from `seed`. Raises KeyError for an unknown name.
 
-    `blocks`, {block: names of the parameters that its score depends on}, is for samplers that know of blocks.
+    `blocks`, {block: names of the parameters that its score depends on}, is for samplers that know of blocks. `others`
+    says that other workers' trials are running, for samplers that would propose the same again if not told.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return SAMPLERS[name](seed, blocks)
+        return SAMPLERS[name](seed, blocks, others)
 
 
 def trial_seed(seed: int, study_name: str, number: int) -> int:

@@ -1,80 +1,131 @@
-"""What a study has done so far, read from its database; no checkpoint is needed."""
+"""What a study has done so far, read from where its trials are; no checkpoint is needed."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
-import optuna
-from optuna.trial import TrialState
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
 
+from optimizer.search.asking import LOST
+from optimizer.search.binding import active_studies
+from optimizer.search.pace import seconds_left, seconds_per_trial
 from optimizer.search.results import best_of, completed
-from optimizer.search.storage import DATABASE, close_storage, open_storage
-from optimizer.search.study import Study
+from optimizer.search.storage import open_storage, storage_address
+from optimizer.search.study import Stage, Study
+from optimizer.search.workers import Worker, workers_at
 
-__all__ = ["SearchStatus", "study_status"]
+__all__ = ["SearchStatus", "StudyStatus", "study_status"]
 
 
 @dataclass(frozen=True)
 class SearchStatus:
-    """One Optuna study: trials by outcome, its budget of completed ones, the best similarity, seconds per trial."""
+    """One search: its trials by outcome, its budget of completed ones, the best similarity, seconds per trial.
+
+    `lost` are those whose workers died; they do not count. `seconds_per_trial` is what one takes, `seconds_left` what
+    the rest of them will take at the pace of late, several workers taken together; None where nothing can be said.
+    """
 
     search: str
+    step: str
     metric: str
     completed: int
+    running: int
     failed: int
+    lost: int
     budget: int
     best: float | None
     best_trial: int | None
     seconds_per_trial: float | None
+    seconds_left: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""
         return asdict(self)
 
 
-def study_status(study: Study) -> list[SearchStatus]:
-    """The state of every search that the study will run, in order; of one begun anew, the newest generation's.
+@dataclass(frozen=True)
+class StudyStatus:
+    """The searches of a study in the order in which they run, and the workers that are at them now.
 
-    Raises StudyError if the database cannot be read.
+    `seconds_left` is what all the searches will take, None if nobody is at them or nothing can be said; `ends` is when
+    that will be, in local time.
     """
-    found: dict[str, list[optuna.trial.FrozenTrial]] = {}
-    if (study.folder / DATABASE).exists():
-        storage = open_storage(study.folder)
+
+    searches: tuple[SearchStatus, ...]
+    workers: tuple[Worker, ...]
+    seconds_left: float | None
+    ends: datetime | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
+        return {
+            "searches": [search.as_dict() for search in self.searches],
+            "workers": [asdict(worker) for worker in self.workers],
+            "seconds_left": self.seconds_left,
+            "ends": None if self.ends is None else self.ends.astimezone().isoformat(timespec="seconds"),
+        }
+
+
+def study_status(study: Study, storage: str | None = None) -> StudyStatus:
+    """The state of every search that the study will run, whichever of its generations was searched last.
+
+    Raises StudyError if the storage, by default the file in the study's folder, cannot be read.
+    """
+    address = storage_address(storage, study.folder)
+    found: dict[str, list[FrozenTrial]] = {}
+    opened: dict[str, str] = {}
+    living: tuple[Worker, ...] = ()
+    if address.path is None or address.path.exists():
+        workers = workers_at(address, study.name)
         try:
-            for name in optuna.get_all_study_names(storage):
-                found[name] = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+            living = workers.living()
+        except OSError:
+            # A folder that only others can write to tells nothing of who is at work there.
+            living = ()
         finally:
-            close_storage(storage)
-    # Whether there is a further pass is known when the one before is done.
-    expected = [
-        (name, stage)
-        for stage in study.stages
-        for number in range(1, stage.passes + 1)
-        for name, _, _ in stage.searches(number)
-        if number == 1 or name in found
-    ]
-    return [_status(name, stage.metric, stage.trials, _newest(found, name)) for name, stage in expected]
+            workers.close()
+        prefix = study.prefix(address)
+        with open_storage(address) as trials:
+            for name, (label, when) in active_studies(trials, prefix).items():
+                found[name] = _trials(trials, label)
+                opened[name] = when
+    searches: list[SearchStatus] = []
+    for stage in study.stages:
+        begun = max((opened[name] for name, _, _ in stage.searches() if name in opened), default="")
+        for number in range(1, stage.passes + 1):
+            for name, step, _ in stage.searches(number):
+                # Whether there is a further pass is known when the one before is done; and an earlier fit may have
+                # had more of them.
+                if number == 1 or opened.get(name, "") > begun:
+                    searches.append(_status(name, step, stage, found.get(name, [])))
+    left = [search.seconds_left for search in searches]
+    known = [seconds for seconds in left if seconds is not None]
+    seconds = sum(known) if living and len(known) == len(left) else None
+    ends = None if seconds is None else datetime.now() + timedelta(seconds=seconds)
+    return StudyStatus(tuple(searches), living, seconds, ends)
 
 
-def _newest(found: dict[str, list[optuna.trial.FrozenTrial]], name: str) -> list[optuna.trial.FrozenTrial]:
-    generation = 2
-    trials = found.get(name, [])
-    while f"{name}@{generation}" in found:
-        trials = found[f"{name}@{generation}"]
-        generation += 1
-    return trials
+def _trials(storage: BaseStorage, label: str) -> list[FrozenTrial]:
+    return storage.get_all_trials(storage.get_study_id_from_name(label), deepcopy=False)
 
 
-def _status(search: str, metric: str, budget: int, trials: list[optuna.trial.FrozenTrial]) -> SearchStatus:
+def _status(search: str, step: str, stage: Stage, trials: Sequence[FrozenTrial]) -> SearchStatus:
     done = completed(trials)
     best = best_of(done)
-    spent = [trial.duration.total_seconds() for trial in done if trial.duration is not None]
+    lost = sum(bool(trial.user_attrs.get(LOST)) for trial in trials)
     return SearchStatus(
         search=search,
-        metric=metric,
+        step=step,
+        metric=stage.metric,
         completed=len(done),
-        failed=sum(trial.state == TrialState.FAIL for trial in trials),
-        budget=budget,
+        running=sum(not trial.state.is_finished() for trial in trials),
+        failed=sum(trial.state == TrialState.FAIL for trial in trials) - lost,
+        lost=lost,
+        budget=stage.trials,
         best=None if best is None else best.values[0],
         best_trial=None if best is None else best.number,
-        seconds_per_trial=sum(spent) / len(spent) if spent else None,
+        seconds_per_trial=seconds_per_trial(done),
+        seconds_left=seconds_left(done, stage.trials),
     )

@@ -1,86 +1,301 @@
-"""Where trials are kept: one Optuna study for each search, bound to what its trials were scored with."""
+"""Where trials are kept: a SQLite file in the study's folder, a journal file, or a PostgreSQL database.
 
-import json
-from collections.abc import Mapping
+A storage may be away for a while, locked or restarting. What is done with it is tried again, less and less often, for
+as long as the caller's patience lasts.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
+from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from optimizer.errors import StudyError
 
-__all__ = ["DATABASE", "close_storage", "open_search", "open_storage"]
+__all__ = [
+    "DATABASE",
+    "PATIENCE",
+    "FileWatch",
+    "StorageAddress",
+    "StorageLost",
+    "open_storage",
+    "persist",
+    "set_aside",
+    "storage_address",
+]
 
 DATABASE = "study.db"
-_BINDING = "blockfit:bound_to"
-_UPSTREAM = "blockfit:upstream"
+# Seconds that a storage may be away before a fit gives up.
+PATIENCE = 60.0
+_FIRST_DELAY = 0.1
+_LONGEST_DELAY = 5.0
+# Seconds that SQLite itself waits for another process to finish writing.
+_SQLITE_TIMEOUT = 5.0
+_FORMS = "sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE"
+_Given = TypeVar("_Given")
+_Said = Callable[[str], None]
 
 
-def open_storage(folder: Path, *, fresh: bool = False) -> BaseStorage:
-    """The SQLite storage in a study's folder. `fresh` sets an existing one aside, as study.old.db.
+class StorageLost(RuntimeError):
+    """A storage stayed away for longer than a fit waits for it, or its file is another one now."""
 
-    Raises StudyError if it cannot be opened as a database of trials.
+
+@dataclass(frozen=True)
+class StorageAddress:
+    """Where trials are kept. `path` is the file of a `sqlite` or `journal` storage, None for `postgresql`."""
+
+    kind: str
+    url: str
+    path: Path | None
+    shown: str
+
+    def __str__(self) -> str:
+        """For messages: without the password."""
+        return self.shown
+
+
+def storage_address(given: str | None, folder: Path) -> StorageAddress:
+    """What `--storage` names; None is the SQLite file in a study's folder.
+
+    Raises StudyError for what is neither sqlite:///FILE, journal:FILE nor postgresql://USER@HOST/DATABASE.
     """
-    path = folder / DATABASE
-    if fresh and path.exists():
-        path.replace(folder / "study.old.db")
+    if given is None:
+        return _sqlite(folder / DATABASE)
+    if given.startswith("journal:"):
+        name = given.removeprefix("journal:").removeprefix("//")
+        if not name:
+            raise StudyError(f"--storage: received {given!r}; a file's name must follow, as in journal:study.journal")
+        return StorageAddress("journal", given, Path(name), name)
     try:
-        return RDBStorage(f"sqlite:///{path.as_posix()}")
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise StudyError(
-            f"{path}: cannot be opened as a database of trials: {reason}; `--fresh` starts anew"
-        ) from error
+        url = make_url(given)
+    except ArgumentError:
+        raise StudyError(f"--storage: received {given!r}; there are {_FORMS}") from None
+    kind = url.get_backend_name()
+    shown = url.render_as_string(hide_password=True)
+    if kind == "sqlite":
+        if not url.database or url.database == ":memory:":
+            raise StudyError(f"--storage: received {shown!r}; a file's name must follow, as in sqlite:///study.db")
+        return _sqlite(Path(url.database))
+    if kind not in ("postgresql", "postgres"):
+        raise StudyError(f"--storage: received {shown!r}; there are {_FORMS}")
+    with_driver = url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    return StorageAddress("postgresql", with_driver, None, shown)
 
 
-def close_storage(storage: BaseStorage) -> None:
-    """Let go of the database file: Windows cannot replace or delete it while it is open."""
-    storage.remove_session()
-    engine = getattr(getattr(storage, "_backend", storage), "engine", None)
-    if engine is not None:
-        engine.dispose()
+def _sqlite(path: Path) -> StorageAddress:
+    return StorageAddress("sqlite", f"sqlite:///{path.as_posix()}", path, str(path))
 
 
-def open_search(
-    storage: BaseStorage, name: str, bound_to: Mapping[str, Any], upstream: Mapping[str, Any], folder: Path
-) -> optuna.Study:
-    """The Optuna study `name` that is bound to exactly these inputs, created if there is none.
+def set_aside(address: StorageAddress) -> None:
+    """Rename the file of a storage, if there is one, to NAME.old.SUFFIX, in place of an earlier one.
 
-    `upstream` holds the alphas of other steps that its scores depend on. If they differ from those of the studies so
-    far, a new generation is opened, named `name@2`, `name@3`, ...: trials scored under different alphas never mix.
-    Raises StudyError, naming what changed, if `bound_to` differs.
+    Raises StudyError if it cannot be, or if the storage is a database that others may be using.
     """
-    existing = optuna.get_all_study_names(storage)
-    generation, wanted = 1, json.dumps(upstream, sort_keys=True)
+    if address.path is None:
+        raise StudyError(
+            f"--fresh: {address} is a database that others may be using; give the study another `name` in its YAML file"
+        )
+    if address.path.exists():
+        aside = address.path.with_name(f"{address.path.stem}.old{address.path.suffix}")
+        try:
+            address.path.replace(aside)
+        except OSError as error:
+            raise StudyError(f"{address}: cannot be renamed to {aside.name}: {error.strerror}") from error
+
+
+@contextmanager
+def open_storage(address: StorageAddress, *, said: _Said = lambda text: None) -> Iterator[BaseStorage]:
+    """Give the storage at an address, created if there is none; several processes must not do this at once.
+
+    `said` is told of what was repaired. Raises StudyError, in one line, for what is no storage of trials, cannot be
+    reached, or was written by an Optuna that this one does not go with.
+    """
+    storage = _opened(address, said)
+    try:
+        yield storage
+    finally:
+        # Windows cannot replace or delete a file that is open.
+        with suppress(*_AWAY):
+            storage.remove_session()
+        engine = getattr(getattr(storage, "_backend", storage), "engine", None)
+        if engine is not None:
+            engine.dispose()
+
+
+def _opened(address: StorageAddress, said: _Said) -> BaseStorage:
+    again = "" if address.path is None else "; `--fresh` starts anew"
+    try:
+        if address.kind == "journal":
+            lock = _JournalLock(Path(address.shown), said)
+            with lock.held():
+                backend = JournalFileBackend(address.shown, lock_obj=lock)
+            return JournalStorage(backend)
+        options: dict[str, object] = (
+            {"connect_args": {"timeout": _SQLITE_TIMEOUT}}
+            if address.kind == "sqlite"
+            else {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+        )
+        return optuna.storages.get_storage(RDBStorage(address.url, engine_kwargs=options))
+    except ImportError as error:
+        raise StudyError(
+            f"--storage: {address} needs psycopg, which is not installed; pip install 'psycopg[binary]'"
+        ) from error
+    except RuntimeError as error:
+        # Optuna tells by words alone which way round the versions differ.
+        if "storage upgrade" in str(error):
+            raise StudyError(
+                f"{address}: written by an older Optuna than {optuna.__version__}; make a copy, then upgrade it: "
+                f"optuna storage upgrade --storage {make_url(address.url).render_as_string(hide_password=True)}"
+            ) from error
+        if "no longer compatible" in str(error):
+            raise StudyError(
+                f"{address}: written by a newer Optuna than {optuna.__version__}; upgrade that: pip install -U optuna"
+            ) from error
+        raise StudyError(f"{address}: cannot be opened as a database of trials: {_reason(error)}{again}") from error
+    except Exception as error:
+        raise StudyError(f"{address}: cannot be opened as a database of trials: {_reason(error)}{again}") from error
+
+
+def _away() -> tuple[type[Exception], ...]:
+    """What is raised where a storage does not answer for now."""
+    try:
+        import psycopg  # noqa: PLC0415  only where PostgreSQL is used
+    except ImportError:
+        return (DBAPIError, StorageInternalError, OSError, Timeout)
+    return (DBAPIError, StorageInternalError, OSError, Timeout, psycopg.OperationalError)
+
+
+_AWAY = _away()
+
+
+def persist(
+    action: Callable[[], _Given],
+    address: StorageAddress,
+    *,
+    patience: float = PATIENCE,
+    said: _Said = lambda text: None,
+) -> _Given:
+    """What `action` gives, which is tried again for `patience` seconds while the storage is away.
+
+    It must be such that doing it twice is doing it once. `said` is told once that the storage is away. Raises
+    StorageLost in the end.
+    """
+    begun, delay, gives_up = time.monotonic(), _FIRST_DELAY, None
     while True:
-        label = name if generation == 1 else f"{name}@{generation}"
-        if label not in existing:
-            study = optuna.create_study(study_name=label, storage=storage, direction="maximize")
-            study.set_user_attr(_UPSTREAM, wanted)
-            study.set_user_attr(_BINDING, dict(bound_to))
-            return study
-        study = optuna.load_study(study_name=label, storage=storage, sampler=optuna.samplers.RandomSampler())
-        _refuse_changes(study, bound_to, folder)
-        if study.user_attrs.get(_UPSTREAM) == wanted:
-            return study
-        generation += 1
+        try:
+            return action()
+        except _AWAY as error:
+            now = time.monotonic()
+            if gives_up is None:
+                gives_up = now + patience
+                if patience > 0:
+                    said(f"{address}: {_reason(error)}; trying again for {patience:g} s")
+            if now >= gives_up:
+                raise StorageLost(
+                    f"{address}: not to be used for {now - begun:.0f} s: {_reason(error)}; "
+                    "what was stored is safe, and the same command continues"
+                ) from error
+            time.sleep(min(delay, max(gives_up - now, 0.0)))
+            delay = min(2 * delay, _LONGEST_DELAY)
 
 
-def _refuse_changes(study: optuna.Study, bound_to: Mapping[str, Any], folder: Path) -> None:
-    before = study.user_attrs.get(_BINDING, {})
-    now = json.loads(json.dumps(bound_to))
-    changes = [
-        f"{folder / DATABASE}: the trials of {study.study_name!r} were scored with another {what}: "
-        f"{_short(before.get(what))} then, {_short(now.get(what))} now; "
-        "`--fresh` starts anew, another folder keeps both"
-        for what in dict.fromkeys([*before, *now])
-        if before.get(what) != now.get(what)
-    ]
-    if changes:
-        raise StudyError(changes)
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong, as the database itself says it."""
+    while isinstance(error, DBAPIError | StorageInternalError):
+        inner = error.orig if isinstance(error, DBAPIError) else error.__cause__
+        if inner is None:
+            break
+        error = inner
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+class FileWatch:
+    """Notices that the file of a storage is not the one any more that was opened: what is written there is lost."""
+
+    def __init__(self, address: StorageAddress) -> None:
+        self._address = address
+        self._opened = self._now()
+
+    def check(self) -> None:
+        """Raise StorageLost if the file was deleted or replaced."""
+        if self._address.path is None or self._now() == self._opened:
+            return
+        raise StorageLost(
+            f"{self._address}: was deleted or replaced while trials were being stored in it; put it back, and the "
+            "same command continues from what it holds"
+        )
+
+    def _now(self) -> tuple[int, int] | None:
+        if self._address.path is None:
+            return None
+        try:
+            status = os.stat(self._address.path)  # noqa: PTH116  the inode as well
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+
+class _JournalLock(JournalFileOpenLock):
+    """A journal's lock that ends with its process, and cuts off what a writer that died has left unfinished."""
+
+    def __init__(self, path: Path, said: _Said) -> None:
+        super().__init__(str(path))
+        self._path = path
+        self._said = said
+        self._lock = FileLock(f"{path}.lock", poll_interval=0.002)
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        try:
+            self._cut_back()
+        except BaseException:
+            self._lock.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def _cut_back(self) -> None:
+        """Every line ends with a line feed; what follows the last one would spoil the line that is written next."""
+        if not self._path.exists():
+            return
+        with self._path.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size == 0:
+                return
+            file.seek(size - 1)
+            if file.read(1) == b"\n":
+                return
+            end = size
+            while end > 0:
+                start = max(end - 65536, 0)
+                file.seek(start)
+                found = file.read(end - start).rfind(b"\n")
+                if found >= 0:
+                    end = start + found + 1
+                    break
+                end = start
+            file.truncate(end)
+        self._said(
+            f"{self._path}: its last line was not finished, as after a crash or on a full disk; {size - end} bytes cut"
+        )

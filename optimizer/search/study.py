@@ -1,6 +1,7 @@
 """Studies as YAML files, and what each of their stages searches and scores."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from optimizer.recipes import Recipe, load_recipe, locate, locate_models
 from optimizer.recipes.yaml_files import UserFile, read_yaml, validate
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, parameters_of
+from optimizer.search.storage import DATABASE, StorageAddress
 from optimizer.similarity import METRICS, STATISTICS
 
 __all__ = ["DEFAULT_SEED", "Stage", "Study", "load_study", "study_file"]
@@ -23,6 +25,8 @@ _DEFAULT_TRIALS = 60
 # A further pass of a stepwise stage that gains less is the last.
 _DEFAULT_TOLERANCE = 1e-6
 _STRATEGIES = ("stepwise", "joint")
+_NAME = re.compile(r"[\w.-]{1,80}")
+_GENERATION = re.compile(r"@\d+$")
 
 
 class _TargetEntry(UserFile):
@@ -45,6 +49,7 @@ class _StageEntry(UserFile):
 
 
 class _StudyFile(UserFile):
+    name: StrictStr | None = None
     recipe: StrictStr
     target: _TargetEntry
     base: str | None = None
@@ -108,7 +113,8 @@ class Stage:
 class Study:
     """A recipe with holes, the target it is fitted to, and the stages of the search. `folder` takes the results.
 
-    `files` are the sources that the stages need, as the recipe names them; `sources` those that were found. `missing`
+    `name` tells its trials from those of other studies in a database; by default it is the folder's. `files` are the
+    sources that the stages need, as the recipe names them; `sources` those that were found. `missing`
     tells, a line each, what was not found: the statistics that an earlier run left in `folder` may stand in for it.
     """
 
@@ -123,6 +129,12 @@ class Study:
     stages: tuple[Stage, ...]
     files: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    name: str = ""
+
+    def prefix(self, address: StorageAddress) -> str:
+        """What the names of its Optuna studies begin with: its own name where those of other studies may lie too."""
+        own = (self.folder / DATABASE).resolve()
+        return "" if address.path is not None and address.path.resolve() == own else f"{self.name}:"
 
     def disturbs(self, stage: Stage, other: Stage) -> bool:
         """Whether `stage` moves what `other` scores."""
@@ -167,6 +179,14 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
         for name in dict.fromkeys(names)
         if "/" in name
     ]
+    name = entry.name if entry.name is not None else path.resolve().parent.name
+    if entry.name is not None and not _NAME.fullmatch(entry.name):
+        problems.append(f"name: received {entry.name!r}; letters, digits, '.', '_' and '-' may be used, 80 at most")
+    problems += [
+        f"stages.{name}: the name ends like that of a later generation of trials; leave out the '@' and the number"
+        for name in dict.fromkeys(names)
+        if _GENERATION.search(name)
+    ]
     for stage in entry.stages:
         try:
             stages.append(_read_stage(stage, recipe, base))
@@ -178,7 +198,7 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
         raise StudyError(f"{path}: {problem}" for problem in problems)
     study = Study(
         path.parent, recipe, recipe_path, {}, path.parent / entry.target.file, entry.target.file, base, entry.seed,
-        tuple(stages),
+        tuple(stages), name=name,
     )  # fmt: skip
     return _with_files(study, path, folders) if with_files else study
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.recipes import Algebra, Alpha, Free, Recipe, load_recipe, merge, save_recipe
-from optimizer.search import FitEvents, FitResult, Space, fit, load_study, parameters_of
+from optimizer.search import FitEvents, FitResult, SearchProgress, Space, fit, load_study, parameters_of
 from optimizer.similarity import Comparison, Metric, build_metric, measure_statistics, open_comparison
 
 BLOCKS = "OUT03-OUT11"
@@ -63,10 +63,10 @@ class Clock:
             self.last.setdefault(f"first {what}", time.perf_counter())
             self.last[what] = time.perf_counter()
 
-        def opened(search: str, done: int, budget: int) -> None:
+        def opened(progress: SearchProgress) -> None:
             self.opened = time.perf_counter()
 
-        def finished(search: str, trial: object, best: float, done: int, budget: int) -> None:
+        def finished(progress: SearchProgress, trial: object) -> None:
             self.trials.append(time.perf_counter())
 
         return FitEvents(progress=progress, opened=opened, finished=finished)

@@ -70,7 +70,7 @@ def test_fit_writes_its_results_and_continues(folder: Path, capsys: pytest.Captu
     capsys.readouterr()
 
     assert run("status", folder, "--json") == 0
-    (status,) = json.loads(capsys.readouterr().out)
+    (status,) = json.loads(capsys.readouterr().out)["searches"]
     assert (status["search"], status["completed"], status["budget"]) == ("outputs/A", 8, 6)
     assert status["best"] == max(float(row["similarity"]) for row in rows)
     assert run("merge", folder / "best.yaml", "-o", folder / "fit.safetensors", "--dtype", "fp32") == 0
@@ -81,7 +81,7 @@ def test_status_before_the_first_trial(folder: Path, capsys: pytest.CaptureFixtu
     """The status of a study never fitted is 0 trials, and no database appears."""
     assert run("status", folder, "--json") == 0
 
-    (status,) = json.loads(capsys.readouterr().out)
+    (status,) = json.loads(capsys.readouterr().out)["searches"]
     assert (status["completed"], status["best"]) == (0, None)
     assert not (folder / "study.db").exists()
 

@@ -10,7 +10,6 @@ import textwrap
 import optuna
 import pytest
 import torch
-from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 from step_by_step import block_of, merged_names
@@ -18,7 +17,10 @@ from step_by_step import block_of, merged_names
 from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, load_recipe, merge
 from optimizer.search import FitEvents, Space, TrialsFailed, fit, load_study, parameters_of
-from optimizer.search.fitting import _Search
+from optimizer.search.asking import SharedStorage
+from optimizer.search.searching import Search
+from optimizer.search.storage import open_storage, storage_address
+from optimizer.search.workers import workers_at
 from optimizer.similarity import build_metric, open_comparison
 
 BLOCKS = "OUT03,OUT06,M00"
@@ -115,7 +117,7 @@ def test_blockwise_step(study):
         algebra = Algebra(made.recipe, comparison.groups, tuple(sources), "T1")
         metric = build_metric("attention", comparison, LISTED)
     space = Space(algebra, parameters_of(made.recipe, ["T1"]))
-    trials, _, _ = run_search(_Search(made, stage, "s", "T1", space, metric, {}))
+    trials, _, _ = run_search(made, Search(made, stage, "s", "T1", space, metric, {}))
     grid = torch.linspace(0, 1, 201, dtype=torch.float64)[:, None].expand(-1, len(space.parameters))
 
     best = metric.score(space.coefficients(grid)).amax(dim=0)
@@ -213,12 +215,12 @@ def test_stepwise(study):
 
 
 def optuna_attrs(folder, name):
-    """The user attributes of a study that are texts."""
+    """The user attributes of a study that hold JSON."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
     found = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler()).user_attrs
     storage.remove_session()
     storage.engine.dispose()
-    return [value for value in found.values() if isinstance(value, str)]
+    return [value for value in found.values() if isinstance(value, str) and value.startswith("{")]
 
 
 def test_upstream_alphas_open_a_generation(study):
@@ -323,26 +325,27 @@ def search_with(made, metric):
     with open_comparison(made.recipe.layout, sources, made.target, base=sources["base"]) as comparison:
         algebra = Algebra(made.recipe, comparison.groups, tuple(sources), "T2")
     space = Space(algebra, parameters_of(made.recipe, ["T1", "T2"]))
-    return _Search(made, stage, "s", "T2", space, metric, {})
+    return Search(made, stage, "s", "T2", space, metric, {})
 
 
-def run_search(search):
-    """All trials of a search, in a storage in memory, and the study's trials there."""
-    storage, last = InMemoryStorage(), ()
+def run_search(made, search):
+    """All trials of a search as it sees them, those in the study's database, and what ended it."""
+    address = storage_address(None, made.folder)
     failure = None
-    try:
-        for trials in search.trials(storage, {}, FitEvents()):
-            last = trials
-    except TrialsFailed as error:
-        failure = error
-    return last, storage.get_all_trials(storage.get_study_id_from_name("s")), failure
+    with open_storage(address) as storage:
+        try:
+            for result in search.run(SharedStorage(storage, address, workers_at(address, "s")), {}, FitEvents()):
+                last = result.trials
+        except TrialsFailed as error:
+            failure = error
+    return last, stored(made.folder), failure
 
 
 @pytest.mark.parametrize("result", [None, float("nan"), float("inf")])
 def test_failing_trials_are_capped(study, result):
     """Trials that fail, or score no number, are stored as failed, without a value, and end the search after ten."""
     made = study(JOINT.format("delta", 30, "tpe"))
-    trials, kept, failure = run_search(search_with(made, _Broken(result=result)))
+    trials, kept, failure = run_search(made, search_with(made, _Broken(result=result)))
 
     assert failure is not None
     assert ("out of memory" if result is None else "not a finite number") in str(failure)
@@ -355,7 +358,7 @@ def test_failed_trials_do_not_count(study):
     """The budget counts completed trials; failures between them are kept and do not end the search."""
     made = study(JOINT.format("delta", 4, "random"))
     works = (3, 12, 20, 21)
-    trials, kept, failure = run_search(search_with(made, _Broken(works=works)))
+    trials, kept, failure = run_search(made, search_with(made, _Broken(works=works)))
 
     assert failure is None
     assert [trial.number + 1 for trial in kept if trial.state == TrialState.COMPLETE] == list(works)
@@ -367,8 +370,8 @@ def test_interrupt_writes_the_best_so_far(study):
     made = study(JOINT.format("attention", 12, "random"))
     whole = fit(study(JOINT.format("attention", 12, "random"), folder="whole"))
 
-    def interrupt(search, trial, best, done, budget):
-        if done == 5:
+    def interrupt(progress, trial):
+        if progress.done == 5:
             raise KeyboardInterrupt
 
     result = fit(made, events=FitEvents(finished=interrupt))
@@ -390,8 +393,8 @@ def test_interrupt_signal(study):
     code = f"""
         from optimizer.search import FitEvents, fit, load_study
         from pathlib import Path
-        def told(search, trial, best, done, budget):
-            if done == 8:
+        def told(progress, trial):
+            if progress.done == 8:
                 print("running", flush=True)
         result = fit(load_study(Path({str(made.folder)!r})), events=FitEvents(finished=told))
         print("interrupted", result.interrupted)

@@ -81,7 +81,7 @@ def test_a_tolerance_ends_the_passes(write_study, planted):
     names = [search.name for search in fit(study).searches]
 
     assert names == ["s/T1", "s/T2", "s/T3", "s/T1/pass 2", "s/T2/pass 2", "s/T3/pass 2"]
-    assert [one.search for one in study_status(study)] == names
+    assert [one.search for one in study_status(study).searches] == names
     assert {one.completed for one in study_status(study)} == {4}
 
 
@@ -126,7 +126,7 @@ def test_interrupted_while_it_continues(write_study, planted):
     folder = write_study(FREE, stage(trials=4), planted)
     before = fit(load_study(folder)).recipe
 
-    def interrupt(search, trial, best, done, budget):
+    def interrupt(progress, trial):
         raise KeyboardInterrupt
 
     result = fit(load_study(folder).with_trials(6), events=FitEvents(finished=interrupt))

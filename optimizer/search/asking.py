@@ -1,0 +1,249 @@
+"""The trials of one search: how this process comes to a new one, and how what it scored is kept.
+
+Working alone a trial is proposed in memory and written once, finished: killed in its midst it never was, and the next
+run proposes the same again. With others it is written as it is claimed, so that they propose elsewhere and the budget
+is shared out exactly; one whose worker died is marked as lost and put forward again as it was.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from optimizer.search.results import completed
+from optimizer.search.storage import PATIENCE, FileWatch, StorageAddress, persist
+from optimizer.search.workers import Workers
+
+__all__ = ["LOST", "Claim", "SharedStorage", "Trials"]
+
+# User attributes of trials: set on one whose worker died; the name of the worker that claimed it.
+LOST = "lost"
+_WORKER = "worker"
+# So many workers may die of a point before it counts as one that cannot be scored.
+_LOSSES = 3
+
+_Given = TypeVar("_Given")
+
+
+class SharedStorage:
+    """A storage of trials, open, with who works there besides this process and how long it may be away."""
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        address: StorageAddress,
+        workers: Workers,
+        *,
+        patience: float = PATIENCE,
+        said: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.storage = storage
+        self.address = address
+        self.workers = workers
+        self._patience = patience
+        self._said = said
+        self._watch = FileWatch(address)
+
+    @property
+    def own(self) -> str | None:
+        """The name of this process among others; None if there are none."""
+        own = self.workers.own
+        return None if own is None or own.alone else own.name
+
+    def do(self, action: Callable[[], _Given]) -> _Given:
+        """What `action` gives, which may be done twice. Raises StorageLost if the storage stays away or is gone."""
+        self._watch.check()
+        return persist(action, self.address, patience=self._patience, said=self._said)
+
+    def in_turn(self, action: Callable[[], _Given]) -> _Given:
+        """The same, while no other worker does so."""
+
+        def when_it_is_our_turn() -> _Given:
+            with nullcontext() if self.own is None else self.workers.turn():
+                return action()
+
+        return self.do(when_it_is_our_turn)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this process is to score: `trial` as samplers see it, in the study in memory that they see."""
+
+    memory: optuna.Study
+    trial: FrozenTrial
+
+
+class Trials:
+    """The trials of the Optuna study `stored`, as far as this process knows them; makes out at once which are lost.
+
+    Samplers see them, but for lost ones, in a study in memory, numbered without gaps: after a loss they propose what
+    they would have proposed without it. Raises StorageLost, as all its methods do, if the storage stays away.
+    """
+
+    def __init__(self, stored: optuna.Study, shared: SharedStorage) -> None:
+        self._shared = shared
+        self._storage = shared.storage
+        self._study = stored._study_id
+        self._memory = _study_in_memory(())
+        # The trials that the study in memory holds, in its order.
+        self._known: list[FrozenTrial] = []
+        self._lost: list[FrozenTrial] = []
+        self.refresh()
+
+    @property
+    def finished(self) -> tuple[FrozenTrial, ...]:
+        """The trials that were scored, or failed to be, by number; lost ones are not among them."""
+        return tuple(trial for trial in self._known if trial.state.is_finished())
+
+    @property
+    def workers(self) -> int:
+        """How many workers are at these trials, this one included."""
+        running = {trial.user_attrs.get(_WORKER) for trial in self._known if not trial.state.is_finished()}
+        return len(running | {self._shared.own})
+
+    def refresh(self) -> None:
+        """Look what others have done, and which of them have died."""
+        self._shared.in_turn(self._refresh)
+
+    def claim(self, budget: int, propose: Callable[[optuna.Study], FrozenTrial]) -> Claim | None:
+        """A trial for this process to score; None if `budget` are completed or others are at all that is left.
+
+        `propose` makes the next trial in a study in memory and gives it, running.
+        """
+        return self._shared.in_turn(lambda: self._claim(budget, propose))
+
+    def finish(self, claim: Claim, attributes: Mapping[str, Any], value: float | None) -> None:
+        """Keep what came of a claimed trial: its value, or None if it failed, and more of its user attributes."""
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        values = None if value is None else [value]
+        if self._shared.own is not None:
+            trial_id = self._known[claim.trial.number]._trial_id
+            self._shared.do(lambda: self._tell(trial_id, attributes, state, values))
+            self._shared.do(self._take_note)
+        else:
+            inner, inner_id = claim.memory._storage, claim.trial._trial_id
+            for key, content in attributes.items():
+                inner.set_trial_user_attr(inner_id, key, content)
+            inner.set_trial_state_values(inner_id, state, values)
+            done, before = inner.get_trial(inner_id), len(self._known) + len(self._lost)
+            attempts = iter((False,))
+            self._known.append(self._shared.do(lambda: self._add(done, before, again=next(attempts, True))))
+
+    def _refresh(self) -> None:
+        found = self._read()
+        if self._mark_lost(found):
+            found = self._read()
+        self._take_note(found)
+
+    def _take_note(self, found: Sequence[FrozenTrial] | None = None) -> None:
+        """Bring the study in memory to what is stored."""
+        found = self._read() if found is None else found
+        known = [trial for trial in found if not trial.user_attrs.get(LOST)]
+        self._lost = [trial for trial in found if trial.user_attrs.get(LOST)]
+        inner, inner_trials = self._memory._storage, self._memory.get_trials(deepcopy=False)
+        same = len(inner_trials) <= len(known) and all(
+            one.params == other.params for one, other in zip(inner_trials, known, strict=False)
+        )
+        if not same:
+            self._memory = _study_in_memory(known)
+        else:
+            for one, other in zip(inner_trials, known, strict=False):
+                if not one.state.is_finished() and other.state.is_finished():
+                    for key, content in other.user_attrs.items():
+                        inner.set_trial_user_attr(one._trial_id, key, content)
+                    inner.set_trial_state_values(one._trial_id, other.state, other.values)
+            self._memory.add_trials(known[len(inner_trials) :])
+        self._known = known
+
+    def _read(self) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(self._study, deepcopy=False)
+
+    def _mark_lost(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Fail the trials that nobody is at any more; whether there were any."""
+        own = self._shared.own
+        unfinished = [
+            trial
+            for trial in trials
+            if not trial.state.is_finished() and (own is None or trial.user_attrs.get(_WORKER) != own)
+        ]
+        if not unfinished:
+            return False
+        living = set() if own is None else {worker.name for worker in self._shared.workers.living()}
+        dead = [trial for trial in unfinished if trial.user_attrs.get(_WORKER) not in living]
+        for trial in dead:
+            losses = 1 + sum(other.params == trial.params for other in trials if other.user_attrs.get(LOST))
+            if losses < _LOSSES:
+                self._storage.set_trial_user_attr(trial._trial_id, LOST, True)
+            else:
+                error = f"its worker ended while it was scored, {losses} times"
+                self._storage.set_trial_user_attr(trial._trial_id, "error", error)
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        return bool(dead)
+
+    def _claim(self, budget: int, propose: Callable[[optuna.Study], FrozenTrial]) -> Claim | None:
+        own = self._shared.own
+        if own is not None:
+            self._refresh()
+        running = [trial for trial in self._known if not trial.state.is_finished()]
+        for trial in running:
+            if trial.user_attrs[_WORKER] == own:
+                # Claimed by an attempt that did not come to know of it.
+                return Claim(self._memory, self._memory.get_trials(deepcopy=False)[self._known.index(trial)])
+        if len(completed(self._known)) + len(running) >= budget:
+            return None
+        tried = [trial.params for trial in self._known]
+        lost = next((trial for trial in self._lost if trial.params and trial.params not in tried), None)
+        trial = propose(self._memory) if lost is None else _put_forward(self._memory, lost)
+        if own is not None:
+            template = create_trial(
+                state=TrialState.RUNNING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={**trial.user_attrs, _WORKER: own},
+                system_attrs=trial.system_attrs,
+            )
+            self._known.append(self._storage.get_trial(self._storage.create_new_trial(self._study, template)))
+        return Claim(self._memory, trial)
+
+    def _add(self, done: FrozenTrial, before: int, *, again: bool) -> FrozenTrial:
+        if again and len(found := self._read()) > before:
+            return found[-1]
+        return self._storage.get_trial(self._storage.create_new_trial(self._study, done))
+
+    def _tell(
+        self, trial_id: int, attributes: Mapping[str, Any], state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        try:
+            for key, content in attributes.items():
+                self._storage.set_trial_user_attr(trial_id, key, content)
+            self._storage.set_trial_state_values(trial_id, state, values)
+        except UpdateFinishedTrialError:
+            # An attempt before has told it; or others took this process to be dead and have begun it again.
+            return
+
+
+def _study_in_memory(trials: Sequence[FrozenTrial]) -> optuna.Study:
+    # Whoever proposes brings a sampler of its own.
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(storage=InMemoryStorage(), direction="maximize", sampler=sampler)
+    study.add_trials(trials)
+    return study
+
+
+def _put_forward(memory: optuna.Study, lost: FrozenTrial) -> FrozenTrial:
+    """A new trial in memory that is as the lost one was when it was claimed, state of the sampler included."""
+    kept = {key: value for key, value in lost.user_attrs.items() if key == "origin"}
+    template = create_trial(
+        state=TrialState.RUNNING,
+        params=lost.params,
+        distributions=lost.distributions,
+        user_attrs=kept,
+        system_attrs=lost.system_attrs,
+    )
+    memory.add_trial(template)
+    return memory.get_trials(deepcopy=False)[-1]

@@ -1,0 +1,202 @@
+"""One search: what its Optuna study is bound to, which points it tries, and how it scores them."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import torch
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+
+from optimizer.search.asking import SharedStorage, Trials
+from optimizer.search.binding import distributions_of, found_upstream, open_search
+from optimizer.search.exact import exact_optimum
+from optimizer.search.interrupting import whole_trial
+from optimizer.search.pace import seconds_left, seconds_per_trial
+from optimizer.search.results import SearchResult, best_of, completed
+from optimizer.search.samplers import make_sampler, trial_seed
+from optimizer.search.space import Space
+from optimizer.search.study import Stage, Study
+from optimizer.similarity import Metric, QuadraticMetric, total_similarity
+
+__all__ = ["FitEvents", "Search", "SearchProgress", "TrialsFailed"]
+
+# Failed trials in a row after which a search gives up: the same thing fails again and again.
+_FAILURES = 10
+# Seconds between looks at what other workers have done, when nothing is left to claim.
+_LOOK = 0.1
+
+
+class TrialsFailed(RuntimeError):
+    """A search gave up because its trials kept failing."""
+
+
+@dataclass(frozen=True)
+class SearchProgress:
+    """How a search stands: completed trials of its budget, the best similarity so far, the time that trials take.
+
+    `workers` are those that are at its trials at the moment, this process included.
+    """
+
+    search: str
+    done: int
+    budget: int
+    best: float | None
+    seconds_per_trial: float | None
+    seconds_left: float | None
+    workers: int
+
+
+@dataclass(frozen=True)
+class FitEvents:
+    """What a fit tells its caller while it runs; every callback may be left out.
+
+    `progress(what, done, total)` while files are read; `opened(progress)` as a search begins; `finished(progress,
+    trial)` after every trial, of other workers too; `warned(text)` of what the user should know at once.
+    """
+
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    opened: Callable[[SearchProgress], None] = lambda progress: None
+    finished: Callable[[SearchProgress, FrozenTrial], None] = lambda progress, trial: None
+    warned: Callable[[str], None] = lambda text: None
+
+
+class Search:
+    """One Optuna study: proposes points, scores them, keeps each finished trial."""
+
+    def __init__(
+        self,
+        study: Study,
+        stage: Stage,
+        name: str,
+        step: str,
+        space: Space,
+        metric: Metric,
+        exact: Mapping[str, QuadraticMetric],
+        *,
+        number: int = 1,
+    ) -> None:
+        """Of pass `number`; in further passes the first trial is where the space starts, so that nothing is lost."""
+        self._number = number
+        self._seed = study.seed
+        self._stage = stage
+        self._name = name
+        self._step = step
+        self._space = space
+        self._metric = metric
+        if all(len(names) < 2 for names in space.parameters_by_block(metric.blocks).values()):
+            metric.prepare(space.coefficients(space.diagonal))
+        self._exact = {label: exact_optimum(space, quadratic, seed=study.seed) for label, quadratic in exact.items()}
+        names = [parameter.name for parameter in space.parameters]
+        self._first = [("incumbent", dict(zip(names, space.start, strict=True)))] if number > 1 else []
+        self._first += [(f"exact {label}", optimum.point) for label, optimum in self._exact.items()]
+        self._distributions: dict[str, BaseDistribution] = {**distributions_of(space.parameters)}
+        self._trials: Trials | None = None
+
+    @property
+    def result(self) -> SearchResult:
+        """What its trials amount to so far."""
+        trials = () if self._trials is None else self._trials.finished
+        return SearchResult(
+            self._name, self._stage, self._step, self._space.parameters, trials, dict(self._exact), self._number
+        )
+
+    def look_again(self) -> None:
+        """Take note of what other workers have done."""
+        if self._trials is not None:
+            self._trials.refresh()
+
+    def run(
+        self,
+        shared: SharedStorage,
+        binding: Mapping[str, Any],
+        events: FitEvents,
+        *,
+        prefix: str = "",
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Iterator[SearchResult]:
+        """Run trials until the budget of completed ones is met, or none is `wanted`; yields what they amount to.
+
+        First what was there already, then after every trial. The Optuna study is bound to `binding`, and its name
+        begins with `prefix`. Raises TrialsFailed, StorageLost, and KeyboardInterrupt when a trial is finished.
+        """
+        upstream = found_upstream(self._space.algebra, self._space.parameters, self._metric.blocks)
+        label = prefix + self._name
+        stored = shared.in_turn(lambda: open_search(shared.storage, label, binding, upstream, shared.address))
+        trials = self._trials = Trials(stored, shared)
+        budget, failures = self._stage.trials, 0
+        events.opened(self._progress(trials))
+        yield self.result
+        told = {trial.number for trial in trials.finished}
+        while wanted():
+            with whole_trial():
+                claim = trials.claim(budget, self._propose)
+                if claim is not None:
+                    attributes, value = self._scored(claim.trial)
+                    trials.finish(claim, attributes, value)
+                    failures = failures + 1 if value is None else 0
+                for trial in trials.finished:
+                    if trial.number not in told:
+                        told.add(trial.number)
+                        events.finished(self._progress(trials), trial)
+                yield self.result
+            if failures >= _FAILURES:
+                raise TrialsFailed(
+                    f"{self._name}: {failures} trials failed in a row, the last with: {attributes['error']}"
+                )
+            if claim is None:
+                if len(completed(trials.finished)) >= budget:
+                    return
+                time.sleep(_LOOK)
+
+    def _progress(self, trials: Trials) -> SearchProgress:
+        done = completed(trials.finished)
+        best = best_of(done)
+        return SearchProgress(
+            self._name,
+            len(done),
+            self._stage.trials,
+            None if best is None else best.values[0],
+            seconds_per_trial(done),
+            seconds_left(done, self._stage.trials),
+            trials.workers,
+        )
+
+    def _propose(self, memory: optuna.Study) -> FrozenTrial:
+        trials = memory.get_trials(deepcopy=False)
+        seed = trial_seed(self._seed, self._name, len(trials))
+        blocks = self._space.parameters_by_block(self._metric.blocks)
+        memory.sampler = make_sampler(
+            self._stage.sampler, seed, blocks, others=any(not trial.state.is_finished() for trial in trials)
+        )
+        origin = self._stage.sampler
+        tried = [trial.params for trial in trials]
+        known = next(((label, point) for label, point in self._first if point not in tried), None)
+        if known is not None:
+            origin, point = known
+            memory.enqueue_trial(point)
+        trial = memory.ask(self._distributions)
+        trial.set_user_attr("origin", origin)
+        return memory.get_trials(deepcopy=False)[trial.number]
+
+    def _scored(self, trial: FrozenTrial) -> tuple[dict[str, Any], float | None]:
+        """User attributes for a trial, with the value that it is told; None if it failed."""
+        try:
+            scores = self._scores(trial.params)
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}, None
+        return {"block_scores": scores}, total_similarity(scores)
+
+    def _scores(self, point: Mapping[str, float]) -> dict[str, float]:
+        values = [point[parameter.name] for parameter in self._space.parameters]
+        coefficients = self._space.coefficients(torch.tensor([values], dtype=torch.float64))
+        scores = self._metric.score(coefficients)[0].tolist()
+        if not all(map(math.isfinite, scores)):
+            broken = [
+                block for block, score in zip(self._metric.blocks, scores, strict=True) if not math.isfinite(score)
+            ]
+            raise ArithmeticError(f"the similarity of {', '.join(broken)} is not a finite number")
+        return dict(zip(self._metric.blocks, scores, strict=True))

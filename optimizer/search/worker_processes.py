@@ -1,0 +1,65 @@
+"""Further processes on this machine that work at the same study: started, watched, and stopped by the first."""
+
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from typing import Any
+
+__all__ = ["WorkerProcesses", "leave_interrupts", "still_wanted"]
+
+# Seconds that a process has to finish its trial when it is asked to stop: a full-size one takes about one.
+_GRACE = 60.0
+
+
+class WorkerProcesses:
+    """`count` processes that each call `work(stop, *arguments)`, which is to return soon after `stop` is set.
+
+    They end with the process that started them, whether it stops them or not: see `still_wanted`.
+    """
+
+    def __init__(self, count: int, work: Callable[..., None], *arguments: Any) -> None:
+        # The same on every system: nothing is inherited that must not be, threads and cards least of all.
+        context = multiprocessing.get_context("spawn")
+        self._stop: Event = context.Event()
+        self._processes: list[BaseProcess] = [
+            context.Process(target=work, args=(self._stop, *arguments), name=f"worker {number}", daemon=True)
+            for number in range(2, count + 2)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def ended(self) -> list[str]:
+        """What there is to say of processes that have failed since the last call."""
+        failed = [process for process in self._processes if process.exitcode not in (None, 0)]
+        self._processes = [process for process in self._processes if process not in failed]
+        return [f"{process.name} ended with exit code {process.exitcode}; the others go on" for process in failed]
+
+    def stop(self) -> None:
+        """Let every process finish its trial and end. A second Ctrl-C does not wait for that."""
+        self._stop.set()
+        deadline = time.monotonic() + _GRACE
+        try:
+            for process in self._processes:
+                process.join(max(deadline - time.monotonic(), 0.0))
+        finally:
+            for process in self._processes:
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+
+
+def still_wanted(stop: Event) -> bool:
+    """Whether a process that was started by `WorkerProcesses` is to go on."""
+    parent = multiprocessing.parent_process()
+    return not stop.is_set() and (parent is None or parent.is_alive())
+
+
+def leave_interrupts() -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "win32":
+        signal.signal(signal.SIGBREAK, signal.SIG_IGN)

@@ -1,0 +1,276 @@
+"""Studies that are killed at any moment, and go on as if they had not been."""
+
+import json
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from optimizer.errors import StudyError
+from optimizer.search import fit, load_study
+from optimizer.search.storage import open_storage, storage_address
+
+STEPS = """\
+  - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06,M00"}}
+  - {name: T2, mode: weight_sum, a: T1, b: y, alpha: {search: [0, 1], blocks: "OUT03,OUT06,M00"}}
+"""
+STAGES = """\
+  - {{name: s, metric: attention, strategy: stepwise, trials: {budget}, sampler: {sampler}}}
+  - {{name: j, metric: delta, trials: {budget}, sampler: {sampler}}}
+"""
+SEARCHES = ("s/T1", "s/T2", "j")
+KILLS = 20
+BUDGET = 16
+
+
+@pytest.fixture(scope="session")
+def target(pool):
+    """A target made of x and y, with noise."""
+    alphas = dict.fromkeys(("M00", "OUT03", "OUT06"), 0.4)
+    return pool.plant("resuming", pool.two_steps(alphas, alphas), noise=0.05)[0]
+
+
+@pytest.fixture
+def folder(write_study, target):
+    """Writes a study of three searches, and gives its folder."""
+
+    def write(name, budget=6, sampler="tpe", **fields):
+        return write_study(STEPS, STAGES.format(budget=budget, sampler=sampler), target, name, **fields)
+
+    return write
+
+
+class Forking:
+    """A process that has imported everything, and forks one that fits: it can be killed while it works."""
+
+    _CODE = """
+        import json, os, sys, traceback
+        from pathlib import Path
+        import optuna, torch
+        from optimizer.search import fit, load_study
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        torch.set_num_threads(1)
+        fit(load_study(Path(sys.argv[1])))
+        for line in sys.stdin:
+            folder, options = json.loads(line)
+            child = os.fork()
+            if child == 0:
+                try:
+                    fit(load_study(Path(folder)), **options)
+                    os._exit(0)
+                except BaseException:
+                    traceback.print_exc()
+                os._exit(1)
+            print(child, flush=True)
+            print(os.waitpid(child, 0)[1], flush=True)
+    """
+
+    def __init__(self, folder):
+        """Once it has fitted the study in a folder, to have all modules at hand; threads it has none."""
+        command = [sys.executable, "-c", textwrap.dedent(self._CODE), str(folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._waiting = ThreadPoolExecutor(1)
+
+    def fit(self, folder, options, seconds):
+        """Fit, and kill the process after so many seconds; whether it was still at work, and what time it had."""
+        begun = time.monotonic()
+        self._process.stdin.write(json.dumps([str(folder), options]) + "\n")
+        self._process.stdin.flush()
+        child = int(self._process.stdout.readline())
+        ended = self._waiting.submit(self._process.stdout.readline)
+        try:
+            status = int(ended.result(seconds))
+        except TimeoutError:
+            os.kill(child, signal.SIGKILL)
+            status = int(ended.result(60))
+        assert status in (0, signal.SIGKILL)
+        return status != 0, time.monotonic() - begun
+
+    def close(self):
+        """End the process."""
+        self._process.communicate(timeout=60)
+        self._waiting.shutdown()
+
+
+@pytest.fixture
+def forking(folder):
+    """A process to kill others of."""
+    if not hasattr(os, "fork"):
+        pytest.skip("Windows cannot fork")
+    process = Forking(folder("first", 1))
+    yield process
+    process.close()
+
+
+def trials_in(folder, storage=None):
+    """All trials by search, lost ones included."""
+    address = storage_address(storage, folder)
+    if address.path is not None and not address.path.exists():
+        return {}
+    with open_storage(address) as opened:
+        return {
+            name: opened.get_all_trials(opened.get_study_id_from_name(name))
+            for name in optuna.get_all_study_names(opened)
+        }
+
+
+def essence(trials):
+    """What must be the same in two runs."""
+    return [(t.state, t.params, t.values, t.user_attrs["origin"], t.user_attrs.get("block_scores")) for t in trials]
+
+
+def counting(trials):
+    """Those that are not lost."""
+    return [trial for trial in trials if not trial.user_attrs.get("lost")]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"), [("tpe", {}), ("blockwise", {"workers": 1}), ("cmaes", {"workers": 1})], ids=str
+)
+def test_killed_twenty_times(folder, forking, sampler, options):
+    """Killed at 20 random moments, no finished trial is lost, repeated or changed, and the end is an unbroken run's."""
+    # The first process takes longer than those that follow.
+    start = min(forking.fit(folder(f"start {number}", 1, sampler), options, 120)[1] for number in range(3))
+    _, end = forking.fit(folder("whole", BUDGET, sampler), options, 120)
+    whole = fit(load_study(folder("whole", BUDGET, sampler)))
+    draw = random.Random(f"{sampler} {options}")  # noqa: S311  moments, not secrets
+    kills, amid, left_running, studies = 0, 0, 0, []
+    while kills < KILLS:
+        broken = folder(f"broken {len(studies)}", BUDGET, sampler)
+        finished = {name: [] for name in SEARCHES}
+        # From before the first trial to amid the trials of one search or the next.
+        while kills < KILLS and forking.fit(broken, options, draw.uniform(0.5 * start, start + (end - start) / 6))[0]:
+            kills += 1
+            for name, trials in trials_in(broken).items():
+                done = essence(trial for trial in trials if trial.state == TrialState.COMPLETE)
+                assert done[: len(finished[name])] == finished[name]
+                finished[name] = done
+                left_running += sum(trial.state == TrialState.RUNNING for trial in trials)
+            amid += 0 < sum(map(len, finished.values())) < 3 * BUDGET
+        assert not forking.fit(broken, options, 120)[0]
+        studies.append(broken)
+
+    assert amid > 5
+    assert left_running > 0 if options else left_running == 0
+    for broken in studies:
+        for search in whole.searches:
+            trials = trials_in(broken)[search.name]
+            assert sum(trial.state == TrialState.COMPLETE for trial in trials) == BUDGET
+            assert essence(counting(trials)) == essence(search.trials)
+        # Numbers of trials count the lost ones too.
+        written, wanted = (
+            re.sub(r"best_trial: \d+", "", (path / "best.yaml").read_text(encoding="utf-8"))
+            for path in (broken, whole.study.folder)
+        )
+        assert written == wanted
+
+
+def test_lost_trials_come_again(folder):
+    """A trial that a dead worker left running is failed as lost, and its point is tried again once, as it was."""
+    made = folder("lost", budget=6, sampler="cmaes")
+    whole = fit(load_study(folder("whole", budget=6, sampler="cmaes")))
+    fit(load_study(made).with_trials(4), workers=1)
+    with sqlite3.connect(made / "study.db") as database:
+        database.execute("update trials set state = 'RUNNING', datetime_complete = null where number = 3")
+        database.execute("delete from trial_values where trial_id in (select trial_id from trials where number = 3)")
+        database.execute(
+            "delete from trial_user_attributes where key = 'block_scores' "
+            "and trial_id in (select trial_id from trials where number = 3)"
+        )
+
+    fit(load_study(made))
+
+    for search in whole.searches:
+        trials = trials_in(made)[search.name]
+        assert trials[3].state == TrialState.FAIL
+        assert trials[3].user_attrs["lost"] is True
+        assert trials[4].params == trials[3].params
+        assert essence(counting(trials)) == essence(search.trials)
+
+
+def test_a_point_that_kills(folder):
+    """A point of which three workers have died counts as failed, and the search goes on without it."""
+    made = folder("deadly", budget=6)
+    fit(load_study(made).with_trials(3), workers=1)
+    for _ in range(3):
+        with sqlite3.connect(made / "study.db") as database:
+            database.execute(
+                "update trials set state = 'RUNNING' where trial_id = (select max(trial_id) from trials join studies "
+                "using (study_id) where study_name = 'j')"
+            )
+            database.execute("delete from trial_values where trial_id = (select max(trial_id) from trials)")
+        with open_storage(storage_address(None, made)) as storage:
+            last = storage.get_all_trials(storage.get_study_id_from_name("j"))[-1]
+            storage.set_trial_user_attr(last._trial_id, "worker", "00000000")
+        count = len(trials_in(made)["j"])
+        fit(load_study(made).with_trials(3), workers=1)
+        if trials_in(made)["j"][-1].params != last.params:
+            break
+        assert len(trials_in(made)["j"]) == count + 1
+
+    given_up = [trial for trial in trials_in(made)["j"] if "error" in trial.user_attrs]
+    assert len(given_up) == 1
+    assert given_up[0].user_attrs["error"] == "its worker ended while it was scored, 3 times"
+    assert not given_up[0].user_attrs.get("lost")
+
+
+def test_killed_while_a_search_was_made(folder):
+    """An Optuna study whose maker was killed before it noted what it is bound to is taken over, not refused."""
+    made = folder("half", budget=3)
+    with open_storage(storage_address(None, made)) as storage:
+        optuna.create_study(study_name="s/T1", storage=storage, direction="maximize")
+
+    result = fit(load_study(made))
+
+    assert [search.name for search in result.searches] == list(SEARCHES)
+
+
+def test_every_search_is_checked_first(folder, target):
+    """Inputs that differ for a later stage are refused before the first trial of an earlier one, a line for each."""
+    made = folder("bound", budget=3)
+    fit(load_study(made))
+    text = (made / "study.yaml").read_text(encoding="utf-8")
+    changed = text.replace("name: j, metric: delta", "name: j, metric: weights").replace("trials: 3", "trials: 5")
+    (made / "study.yaml").write_text(changed, encoding="utf-8")
+    before = {name: len(trials) for name, trials in trials_in(made).items()}
+
+    with pytest.raises(StudyError) as caught:
+        fit(load_study(made))
+
+    (line,) = caught.value.problems
+    assert "the trials of 'j' were scored with another metric: " in line
+    assert line.endswith("`--fresh` starts anew, another folder keeps both")
+    assert {name: len(trials) for name, trials in trials_in(made).items()} == before
+
+
+def test_fixed_alphas_are_inputs(write_study, target):
+    """A number that the recipe gives beside the holes of the step that is searched may not change either."""
+    step = "  - {{name: T, mode: weight_sum, a: base, b: x, alpha: {{OUT03: {}, OUT06: {{search: [0, 1]}}}}}}\n"
+    stage = "  - {name: s, metric: delta, blocks: 'OUT03,OUT06', trials: 3}\n"
+    fit(load_study(write_study(step.format(0.25), stage, target)))
+
+    with pytest.raises(StudyError, match=r"scored with another recipe: .*0.25.* then, .*0.5.* now"):
+        fit(load_study(write_study(step.format(0.5), stage, target)))
+
+
+def test_a_lock_is_no_leftover(folder):
+    """Nothing of a worker is left in the folder when it has ended; and what a killed one leaves is no hindrance."""
+    made = folder("tidy", budget=2)
+    (made / "study.db.workers").mkdir()
+    (made / "study.db.workers" / "alone.host.1234.0000abcd.lock").write_text("", encoding="utf-8")
+    begun = time.monotonic()
+
+    fit(load_study(made))
+
+    assert time.monotonic() - begun < 30
+    assert not (made / "study.db.workers").exists()

@@ -1,0 +1,321 @@
+"""Storages of trials: their addresses, what is wrong with them, and what happens while they are away."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from optimizer.errors import StudyError
+from optimizer.recipes import load_recipe
+from optimizer.search import FitEvents, StorageLost, fit, load_study
+from optimizer.search.storage import FileWatch, open_storage, persist, set_aside, storage_address
+
+ALPHAS = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: {search: [0, 1], blocks: 'OUT03,OUT06'}}\n"
+STAGE = "  - {{name: s, metric: delta, trials: {}, sampler: random}}\n"
+
+
+@pytest.fixture(scope="session")
+def planted(pool):
+    """A target with half of x's difference."""
+    step = {"name": "T", "mode": "weight_sum", "a": "base", "b": "x", "c": None, "alpha": {"OUT03": 0.5, "OUT06": 0.5}}
+    return pool.plant("storage_target", [step], noise=0.02)[0]
+
+
+@pytest.fixture
+def study(write_study, planted):
+    """A study of so many trials in a folder of its own, loaded."""
+    return lambda trials=4, **fields: load_study(write_study(ALPHAS, STAGE.format(trials), planted, **fields))
+
+
+def insides(folder):
+    """The database of a study's folder."""
+    return sqlite3.connect(folder / "study.db")
+
+
+class TestAddress:
+    """What `--storage` may name."""
+
+    @pytest.mark.parametrize(
+        ("given", "kind", "path"),
+        [
+            (None, "sqlite", "here/study.db"),
+            ("sqlite:///some/trials.db", "sqlite", "some/trials.db"),
+            ("journal:some/trials.journal", "journal", "some/trials.journal"),
+            ("journal://trials.journal", "journal", "trials.journal"),
+            ("postgresql://me@host/trials", "postgresql", None),
+            ("postgresql+psycopg2://me@host/trials", "postgresql", None),
+        ],
+    )
+    def test_kinds(self, tmp_path, given, kind, path):
+        """The forms that the help names are understood, and PostgreSQL is always reached by psycopg 3."""
+        address = storage_address(given, Path("here"))
+
+        assert (address.kind, address.path) == (kind, None if path is None else Path(path))
+        assert kind != "postgresql" or address.url.startswith("postgresql+psycopg://")
+
+    @pytest.mark.parametrize(
+        "given", ["study.db", "mysql://me@host/trials", "journal:", "sqlite://", "sqlite:///:memory:", "", "redis://x"]
+    )
+    def test_others(self, tmp_path, given):
+        """Anything else is refused in a line that says what can be given."""
+        with pytest.raises(StudyError, match=r"^--storage: received .*; (there are sqlite:///FILE|a file's name must)"):
+            storage_address(given, tmp_path)
+
+    def test_password(self, tmp_path):
+        """A password is never shown."""
+        address = storage_address("postgresql://me:secret@host/trials", tmp_path)
+
+        assert "secret" in address.url
+        assert "secret" not in str(address)
+        with pytest.raises(StudyError) as caught:
+            storage_address("oracle://me:secret@host/trials", tmp_path)
+        assert "secret" not in str(caught.value)
+
+
+class TestJournal:
+    """Journal files."""
+
+    def test_torn_last_line(self, study, tmp_path):
+        """What a crash left of a line is cut off, which is said; the trials before it stand, and the study goes on."""
+        file = tmp_path / "trials.journal"
+        made = study(4)
+        fit(made, storage=f"journal:{file}")
+        whole = file.read_bytes()
+        lines = whole.splitlines(keepends=True)
+        file.write_bytes(whole[: -len(lines[-1]) // 2])
+        said = []
+        result = fit(made, storage=f"journal:{file}", events=FitEvents(warned=said.append))
+
+        torn = len(file.read_bytes()) and [text for text in said if "its last line was not finished" in text]
+        assert len(torn) == 1
+        assert f"{file}: " in torn[0]
+        assert len(result.searches[0].completed) == 4
+        assert all(json.loads(line) for line in file.read_bytes().splitlines())
+
+    @pytest.mark.parametrize("rest", [b'{"op_code": 4', b"\x00" * 70000, b"x"])
+    def test_what_is_cut(self, tmp_path, rest):
+        """Exactly what follows the last line feed goes, however long it is."""
+        file = tmp_path / "trials.journal"
+        address = storage_address(f"journal:{file}", tmp_path)
+        with open_storage(address) as storage:
+            optuna.create_study(study_name="one", storage=storage)
+        whole = file.read_bytes()
+        file.write_bytes(whole + rest)
+        said = []
+
+        with open_storage(address, said=said.append) as storage:
+            assert optuna.get_all_study_names(storage) == ["one"]
+
+        assert file.read_bytes() == whole
+        assert said == [
+            f"{file}: its last line was not finished, as after a crash or on a full disk; {len(rest)} bytes cut"
+        ]
+
+    def test_nothing_but_a_torn_line(self, tmp_path):
+        """A file without any whole line becomes an empty journal."""
+        file = tmp_path / "trials.journal"
+        file.write_bytes(b'{"op_code"')
+
+        with open_storage(storage_address(f"journal:{file}", tmp_path)) as storage:
+            assert optuna.get_all_study_names(storage) == []
+
+    def test_lock_of_a_dead_process(self, tmp_path):
+        """A process that dies while it holds the journal's lock holds nobody up."""
+        file = tmp_path / "trials.journal"
+        code = f"""
+            import os
+            from pathlib import Path
+            from optimizer.search.storage import _JournalLock
+            lock = _JournalLock(Path({str(file)!r}), print)
+            lock.acquire()
+            os._exit(9)
+        """
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=60)
+        assert done.returncode == 9
+        begun = time.monotonic()
+
+        with open_storage(storage_address(f"journal:{file}", tmp_path)) as storage:
+            optuna.create_study(study_name="one", storage=storage)
+
+        assert time.monotonic() - begun < 5
+
+    def test_no_journal(self, tmp_path):
+        """A file of something else is refused, and stays as it is."""
+        file = tmp_path / "trials.journal"
+        file.write_bytes(b"something\nelse\n")
+
+        with (
+            pytest.raises(StudyError, match="cannot be opened as a database of trials") as caught,
+            open_storage(storage_address(f"journal:{file}", tmp_path)),
+        ):
+            pass
+
+        assert len(caught.value.problems) == 1
+        assert file.read_bytes() == b"something\nelse\n"
+
+
+class TestVersions:
+    """Storages that another Optuna wrote."""
+
+    def test_older(self, study):
+        """The message names the command that upgrades it, which does, and the study goes on."""
+        made = study(4)
+        fit(made)
+        with insides(made.folder) as database:
+            # As Optuna 3.0 left it; what its tables lack the upgrade does not miss.
+            database.execute("update alembic_version set version_num = 'v3.0.0.d'")
+        with pytest.raises(StudyError) as caught:
+            fit(made)
+
+        (line,) = caught.value.problems
+        url = f"sqlite:///{(made.folder / 'study.db').as_posix()}"
+        assert line.endswith(f"make a copy, then upgrade it: optuna storage upgrade --storage {url}")
+        command = [Path(sys.executable).with_name("optuna"), "storage", "upgrade", "--storage", url]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert len(fit(made.with_trials(6)).searches[0].completed) == 6
+
+    def test_newer(self, study):
+        """The message says that Optuna is too old, and how to get another."""
+        made = study(4)
+        fit(made)
+        with insides(made.folder) as database:
+            database.execute("update alembic_version set version_num = 'v99.0.0.a'")
+
+        with pytest.raises(StudyError, match=r"written by a newer Optuna than .*: pip install -U optuna$") as caught:
+            fit(made)
+
+        assert len(caught.value.problems) == 1
+
+    def test_no_database(self, study):
+        """A file that is no database is refused in a line that says how to start anew, which works."""
+        made = study(4)
+        (made.folder / "study.db").write_bytes(b"not a database, but a text of some length" * 30)
+
+        with pytest.raises(StudyError, match=r"study.db: cannot be opened as a database of trials: .*`--fresh`"):
+            fit(made)
+
+        assert len(fit(made, fresh=True).searches[0].completed) == 4
+        assert (made.folder / "study.old.db").read_bytes().startswith(b"not a database")
+
+
+class TestAway:
+    """Storages that are locked, gone or replaced in the middle of a run."""
+
+    def test_locked_for_a_while(self, study):
+        """A database that another program has locked is waited for, which is said; nothing is lost or doubled."""
+        made = study(12)
+        said, blocker, releasing = [], [], []
+
+        def finished(progress, trial):
+            if progress.done == 4 and not blocker:
+                blocker.append(sqlite3.connect(made.folder / "study.db", check_same_thread=False))
+                blocker[0].execute("begin exclusive")
+                releasing.append(threading.Timer(8, blocker[0].rollback))
+                releasing[0].start()
+
+        result = fit(made, events=FitEvents(finished=finished, warned=said.append))
+
+        assert [trial.number for trial in result.searches[0].trials] == list(range(12))
+        assert all("database is locked" in text and "trying again for" in text for text in said)
+        with insides(made.folder) as database:
+            assert database.execute("select count(*) from trials").fetchone() == (12,)
+        releasing[0].join()
+        blocker[0].close()
+
+    def test_locked_for_good(self, study):
+        """After the patience a clear error says what to do; the best so far is written, and the rest follows later."""
+        made = study(8)
+        blocker = []
+
+        def finished(progress, trial):
+            if progress.done == 4 and not blocker:
+                blocker.append(sqlite3.connect(made.folder / "study.db"))
+                blocker[0].execute("begin exclusive")
+
+        with pytest.raises(StorageLost, match=r"study.db: not to be used for \d+ s: database is locked; .* continues$"):
+            fit(made, patience=1, events=FitEvents(finished=finished))
+        blocker[0].close()
+
+        assert load_recipe(made.folder / "best.yaml").fitted["complete"] is False
+        assert [trial.number for trial in fit(made).searches[0].trials] == list(range(8))
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows keeps open files")
+    @pytest.mark.parametrize("what", ["deleted", "replaced"])
+    def test_gone(self, study, what):
+        """A database file that is deleted or replaced ends the fit at once: what is written to it would be lost."""
+        made = study(8)
+
+        def finished(progress, trial):
+            if progress.done == 4:
+                path = made.folder / "study.db"
+                if what == "deleted":
+                    path.unlink()
+                else:
+                    (made.folder / "other.db").write_bytes(path.read_bytes())
+                    (made.folder / "other.db").replace(path)
+
+        with pytest.raises(StorageLost, match=r"study.db: was deleted or replaced while trials were being stored"):
+            fit(made, events=FitEvents(finished=finished))
+
+        assert (made.folder / "best.yaml").exists()
+        assert len(fit(made).searches[0].completed) == 8
+
+    def test_patience(self, tmp_path):
+        """What fails for a time is tried again until it works, and told of once; other errors pass at once."""
+        calls, said = [], []
+        address = storage_address(None, tmp_path)
+
+        def works_the_third_time():
+            calls.append(time.monotonic())
+            if len(calls) < 3:
+                raise OSError("the network is down")
+            return "done"
+
+        def broken():
+            raise ValueError("no storage's fault")
+
+        assert persist(works_the_third_time, address, said=said.append) == "done"
+        assert said == [f"{tmp_path / 'study.db'}: the network is down; trying again for 60 s"]
+        assert calls[2] - calls[1] > calls[1] - calls[0] > 0.05
+        with pytest.raises(ValueError, match="no storage's fault"):
+            persist(broken, address)
+
+    def test_watch(self, tmp_path):
+        """A file that is there as before is no loss, whatever is written into it."""
+        address = storage_address(f"journal:{tmp_path / 'a'}", tmp_path)
+        (tmp_path / "a").write_text("one", encoding="utf-8")
+        watch = FileWatch(address)
+        (tmp_path / "a").write_text("another", encoding="utf-8")
+
+        watch.check()
+
+        (tmp_path / "a").unlink()
+        with pytest.raises(StorageLost):
+            watch.check()
+
+
+class TestSetAside:
+    """`--fresh`."""
+
+    def test_journal(self, tmp_path):
+        """A journal is renamed, in place of an earlier one."""
+        for text in ("one", "two"):
+            (tmp_path / "a.journal").write_text(text, encoding="utf-8")
+            set_aside(storage_address(f"journal:{tmp_path / 'a.journal'}", tmp_path))
+
+        assert [path.name for path in tmp_path.iterdir()] == ["a.old.journal"]
+        assert (tmp_path / "a.old.journal").read_text(encoding="utf-8") == "two"
+
+    def test_database(self, tmp_path):
+        """What others may be using is left alone."""
+        with pytest.raises(StudyError, match="--fresh: postgresql://me@host/trials is a database that others may be"):
+            set_aside(storage_address("postgresql://me@host/trials", tmp_path))

@@ -1,0 +1,481 @@
+"""Several workers at one study: who is alive, whose turn it is, and the budget that they share."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from optimizer.errors import StudyError
+from optimizer.recipes import load_recipe
+from optimizer.search import FitEvents, StorageLost, fit, load_study, study_status
+from optimizer.search.storage import open_storage, storage_address
+from optimizer.search.workers import workers_at
+
+STEPS = """\
+  - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06,M00"}}
+  - {name: T2, mode: weight_sum, a: T1, b: y, alpha: {search: [0, 1], blocks: "OUT03,OUT06,M00"}}
+"""
+STAGES = "  - {{name: s, metric: {metric}, strategy: stepwise, trials: {budget}, sampler: {sampler}}}\n"
+STORAGES = ["sqlite", "journal", "postgresql"]
+
+
+@pytest.fixture(scope="session")
+def target(pool):
+    """A target made of x and y, with noise."""
+    alphas = dict.fromkeys(("M00", "OUT03", "OUT06"), 0.4)
+    return pool.plant("workers", pool.two_steps(alphas, alphas), noise=0.05)[0]
+
+
+@pytest.fixture
+def folder(write_study, target):
+    """Writes a study of two searches, and gives its folder."""
+
+    def write(name="study", budget=12, metric="attention", sampler="blockwise", **fields):
+        text = STAGES.format(budget=budget, metric=metric, sampler=sampler)
+        return write_study(STEPS, text, target, name, **fields)
+
+    return write
+
+
+@pytest.fixture(params=STORAGES)
+def storage(request, tmp_path):
+    """The address of an empty storage of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{(tmp_path / 'trials.db').as_posix()}"
+    if request.param == "journal":
+        return f"journal:{tmp_path / 'trials.journal'}"
+    return request.getfixturevalue("postgresql").database()
+
+
+def trials_in(storage, folder):
+    """All trials by search, lost ones included."""
+    address = storage_address(storage, folder)
+    with open_storage(address) as opened:
+        return {
+            name.partition(":")[2] or name: opened.get_all_trials(opened.get_study_id_from_name(name))
+            for name in optuna.get_all_study_names(opened)
+        }
+
+
+def fitting(folder, *options, code=None):
+    """A process that fits a study by the command."""
+    command = [sys.executable, "-m", "optimizer", "fit", folder, *options] if code is None else code
+    return subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+
+
+def wait_for(holds, seconds=120):
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class TestPresence:
+    """Who works at a storage."""
+
+    def test_join_and_leave(self, storage, tmp_path):
+        """A worker is seen by others from when it joins until it leaves, with its process and machine."""
+        address = storage_address(storage, tmp_path)
+        one, other = workers_at(address, "a"), workers_at(address, "a")
+        assert other.living() == ()
+
+        one.join(alone=False)
+        (seen,) = other.living()
+        other.join(alone=False)
+
+        assert (seen.process, seen.alone) == (os.getpid(), False)
+        assert seen.name == one.own.name
+        assert re.fullmatch(r"process \d+ on \S+", str(seen))
+        assert {worker.name for worker in one.living()} == {one.own.name, other.own.name}
+        one.close()
+        assert [worker.name for worker in other.living()] == [other.own.name]
+        other.close()
+        other.close()
+
+    def test_killed(self, storage, tmp_path):
+        """A worker whose process is killed is gone at once."""
+        code = f"""
+            import time
+            from pathlib import Path
+            from optimizer.search.storage import storage_address
+            from optimizer.search.workers import workers_at
+            workers = workers_at(storage_address({storage!r}, Path()), "a")
+            workers.join(alone=False)
+            with workers.turn():
+                print("here", flush=True)
+                time.sleep(100)
+        """
+        process = fitting(tmp_path, code=[sys.executable, "-c", textwrap.dedent(code)])
+        assert process.stdout.readline() == "here\n"
+        workers = workers_at(storage_address(storage, tmp_path), "a")
+
+        process.kill()
+        process.communicate()
+        begun = time.monotonic()
+
+        wait_for(lambda: workers.living() == (), 10)
+        assert time.monotonic() - begun < 10
+        workers.close()
+
+    def test_alone(self, storage, tmp_path):
+        """Who works alone lets nobody join, and joins nobody; each is told who is there and what to do."""
+        address = storage_address(storage, tmp_path)
+        one, other = workers_at(address, "a"), workers_at(address, "a")
+        one.join(alone=True)
+        with pytest.raises(StudyError, match=rf"another fit is under way there \(process {os.getpid()} on .*; wait"):
+            other.join(alone=False)
+        one.close()
+        one.join(alone=False)
+
+        with pytest.raises(StudyError, match="`--workers 1` joins in"):
+            other.join(alone=True)
+
+        one.close()
+        other.close()
+
+    def test_turns(self, storage, tmp_path):
+        """Only one worker has its turn at a time; who has it may take it again."""
+        code = f"""
+            import sys
+            from pathlib import Path
+            from optimizer.search.storage import storage_address
+            from optimizer.search.workers import workers_at
+            workers = workers_at(storage_address({storage!r}, Path()), "a")
+            counter = Path({str(tmp_path / "counter")!r})
+            for _ in range(60):
+                with workers.turn(), workers.turn():
+                    counter.write_text(str(int(counter.read_text()) + 1))
+            workers.close()
+        """
+        (tmp_path / "counter").write_text("0", encoding="utf-8")
+        processes = [fitting(tmp_path, code=[sys.executable, "-c", textwrap.dedent(code)]) for _ in range(3)]
+
+        assert [process.communicate(timeout=120) for process in processes] == [("", "")] * 3
+        assert (tmp_path / "counter").read_text(encoding="utf-8") == "180"
+
+
+class TestBudget:
+    """Workers that search together."""
+
+    def test_three_processes(self, folder, storage):
+        """Three processes meet every budget exactly, no point is tried twice, and the result is the best of all."""
+        made = folder(budget=15)
+        seen = []
+
+        result = fit(
+            load_study(made), workers=3, storage=storage, events=FitEvents(finished=lambda p, t: seen.append(t))
+        )
+
+        found = trials_in(storage, made)
+        assert set(found) == {"s/T1", "s/T2"}
+        for search in result.searches:
+            trials = found[search.name]
+            assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 15
+            assert len({tuple(trial.params.values()) for trial in trials}) == 15
+            assert search.best.value == max(trial.value for trial in trials)
+        assert len(seen) == 30
+        names = {trial.user_attrs["worker"] for trials in found.values() for trial in trials}
+        assert 1 <= len(names) <= 3
+
+    def test_second_machine(self, folder, storage, tmp_path, pool, target):
+        """On another machine the two YAML files and the statistics are enough to join in: no checkpoint is needed."""
+        made = folder(budget=150, metric="delta", sampler="random")
+        for name in ("recipe.yaml", "study.yaml"):
+            text = (made / name).read_text(encoding="utf-8").replace(f"{pool.folder}{os.sep}", "")
+            (made / name).write_text(text, encoding="utf-8")
+        for path in (*pool.paths.values(), target):
+            shutil.copy(path, made)
+        fit(load_study(made).with_trials(2), storage=storage)
+        copy = tmp_path / "elsewhere" / "study"
+        copy.mkdir(parents=True)
+        for name in ("recipe.yaml", "study.yaml", "statistics.safetensors"):
+            shutil.copy(made / name, copy)
+
+        processes = [fitting(place, "--storage", storage) for place in (made, copy)]
+        said = [process.communicate(timeout=240) for process in processes]
+
+        assert [process.returncode for process in processes] == [0, 0], said
+        for trials in trials_in(storage, made).values():
+            assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 150
+            assert len({trial.user_attrs["worker"] for trial in trials}) == 3
+        assert not list(copy.glob("*base*"))
+        for step in ("T1", "T2"):
+            ours, theirs = (load_recipe(place / "best.yaml").step(step) for place in (made, copy))
+            assert ours.alpha == theirs.alpha
+
+    def test_joining_by_hand(self, folder, storage):
+        """Two commands with the same storage share the budget; `status` sees both at work."""
+        made = folder(budget=150, sampler="random")
+        processes = [fitting(made, "--storage", storage) for _ in range(2)]
+        states = []
+
+        def both_work():
+            states.append(study_status(load_study(made, with_files=False), storage))
+            return len(states[-1].workers) == 2 or any(process.poll() is not None for process in processes)
+
+        wait_for(both_work)
+        said = [process.communicate(timeout=240) for process in processes]
+
+        assert [process.returncode for process in processes] == [0, 0], said
+        assert len(states[-1].workers) == 2
+        assert {worker.process for worker in states[-1].workers} == {process.pid for process in processes}
+        found = trials_in(storage, made)
+        assert [len(trials) for trials in found.values()] == [150, 150]
+        assert {trial.state for trials in found.values() for trial in trials} == {TrialState.COMPLETE}
+        after = study_status(load_study(made, with_files=False), storage)
+        assert after.workers == ()
+        assert [search.completed for search in after.searches] == [150, 150]
+
+    def test_killed_workers(self, folder, storage):
+        """Of three processes two are killed amid trials: theirs are failed and tried again, and the budget is met."""
+        made = folder(budget=120, sampler="random")
+        process = fitting(made, "--workers", 3, "--storage", storage)
+        draw = random.Random(str(storage)[:8])  # noqa: S311  moments, not secrets
+        for left in (2, 1):
+            wait_for(lambda left=left: len(study_status(load_study(made, with_files=False), storage).workers) > left)
+            time.sleep(draw.uniform(0.0, 0.5))
+            others = [
+                worker.process
+                for worker in study_status(load_study(made, with_files=False), storage).workers
+                if worker.process != process.pid
+            ]
+            os.kill(others[0], signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+            wait_for(lambda pid=others[0]: pid not in living_processes(made, storage), 20)
+        _, said = process.communicate(timeout=240)
+
+        assert process.returncode == 0, said
+        found = trials_in(storage, made)
+        for trials in found.values():
+            counting = [trial for trial in trials if not trial.user_attrs.get("lost")]
+            lost = [trial for trial in trials if trial.user_attrs.get("lost")]
+            assert [trial.state for trial in counting] == [TrialState.COMPLETE] * 120
+            points = [trial.params for trial in counting]
+            assert all(trial.params in points for trial in lost)
+
+    def test_the_first_is_killed(self, folder, storage):
+        """When the process that started the others is killed, they end too, and the same command goes on."""
+        made = folder(budget=150, sampler="random")
+        process = fitting(made, "--workers", 2, "--storage", storage)
+        wait_for(lambda: len(living_processes(made, storage)) == 2)
+        others = living_processes(made, storage) - {process.pid}
+        process.kill()
+        process.communicate()
+
+        wait_for(lambda: not living_processes(made, storage) & others, 30)
+        fit(load_study(made).with_trials(150), workers=1, storage=storage)
+
+        for trials in trials_in(storage, made).values():
+            assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 150
+            assert all(trial.state != TrialState.RUNNING for trial in trials)
+
+
+def living_processes(folder, storage):
+    """The processes that are at a study."""
+    return {worker.process for worker in study_status(load_study(folder, with_files=False), storage).workers}
+
+
+def test_two_fits_in_one_folder(folder):
+    """A second `fit` in a folder where one is under way is refused in a line; with `--workers` neither is alone."""
+    made = folder(budget=2000, sampler="random")
+    first = fitting(made)
+    wait_for(lambda: len(living_processes(made, None)) == 1)
+
+    second = fitting(made)
+    _, said = second.communicate(timeout=120)
+    third = fitting(made, "--workers", 2)
+    _, told = third.communicate(timeout=120)
+    first.send_signal(signal.SIGINT)
+    _, last = first.communicate(timeout=120)
+
+    for code, text in ((second.returncode, said), (third.returncode, told)):
+        assert code == 2
+        assert re.fullmatch(
+            rf"blockfit: .*study\.db: another fit is under way there \(process {first.pid} on .*\); wait .*\n", text
+        )
+    assert first.returncode == 130, last
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [None, 2])
+def test_interrupted(folder, number, workers):
+    """Ctrl-C or SIGTERM finishes the trials that run, exports the best so far, and leaves nothing running."""
+    made = folder(budget=5000, sampler="random")
+    process = fitting(made, *([] if workers is None else ["--workers", workers]))
+    wait_for(lambda: (made / "study.db").exists() and len(living_processes(made, None)) == (workers or 1))
+    wait_for(lambda: any(search.completed > 5 for search in study_status(load_study(made, with_files=False)).searches))
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+
+    assert process.returncode == 130
+    assert said.endswith("interrupted; the best so far is in best.yaml, and the same command continues\n")
+    assert "complete: false" in (made / "best.yaml").read_text(encoding="utf-8")
+    assert {trial.state for trial in trials_in(None, made)["s/T1"]} == {TrialState.COMPLETE}
+    assert living_processes(made, None) == set()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_interrupted_twice(folder):
+    """A second Ctrl-C does not wait for a trial that takes long; the best so far is exported all the same."""
+    made = folder(budget=50, sampler="random")
+    code = f"""
+        import os, signal, time
+        from pathlib import Path
+        from optimizer.search import FitEvents, fit, load_study
+        from optimizer.search.searching import Search
+        scores = Search._scores
+        def slowly(self, point):
+            found = scores(self, point)
+            if len(self.result.trials) == 3:
+                print("amid", flush=True)
+                time.sleep(100)
+            return found
+        Search._scores = slowly
+        result = fit(load_study(Path({str(made)!r})))
+        print(result.interrupted, len(result.searches[0].completed))
+    """
+    process = fitting(made, code=[sys.executable, "-c", textwrap.dedent(code)])
+    assert process.stdout.readline() == "amid\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=30)
+
+    assert out == "True 3\n", said
+    assert len(trials_in(None, made)["s/T1"]) == 3
+
+
+class TestDatabaseServer:
+    """A PostgreSQL server that goes away."""
+
+    def test_restarted(self, folder, postgresql):
+        """A restart in the middle is waited out, which is said once or more; the budget is met exactly."""
+        made, storage = folder(budget=20, sampler="random"), postgresql.database()
+        said = []
+
+        def finished(progress, trial):
+            if progress.done == 7 and progress.search == "s/T1":
+                postgresql.stop()
+                postgresql.start()
+
+        result = fit(load_study(made), storage=storage, events=FitEvents(finished=finished, warned=said.append))
+
+        assert [len(search.completed) for search in result.searches] == [20, 20]
+        for trials in trials_in(storage, made).values():
+            assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 20
+
+    def test_gone(self, folder, postgresql):
+        """A server that stays away ends the fit with a clear error, the best so far written; later it goes on."""
+        made, storage = folder(budget=12, sampler="random"), postgresql.database()
+
+        def finished(progress, trial):
+            if progress.done == 7:
+                postgresql.stop()
+
+        try:
+            with pytest.raises(StorageLost, match=r"^postgresql://fitter:.*: not to be used for") as caught:
+                fit(load_study(made), storage=storage, patience=1, events=FitEvents(finished=finished))
+        finally:
+            postgresql.start()
+
+        assert "se/cret" not in str(caught.value)
+        assert "se%2Fcret" not in str(caught.value)
+        assert (made / "best.yaml").exists()
+        result = fit(load_study(made), storage=storage)
+        assert [len(search.completed) for search in result.searches] == [12, 12]
+
+    def test_not_there(self, folder):
+        """A server that cannot be reached is said in a line without the password, exit code 2."""
+        made = folder()
+        process = fitting(made, "--storage", "postgresql://me:secret@127.0.0.1:1/none")
+        _, said = process.communicate(timeout=120)
+
+        assert process.returncode == 2
+        assert len(said.splitlines()) == 1
+        assert "secret" not in said
+
+    def test_studies_side_by_side(self, folder, postgresql):
+        """Studies of different names share a database and do not meet; `name` in the YAML file is what counts."""
+        storage = postgresql.database()
+        one, other = folder("one", budget=3), folder("other", budget=4, sampler="random", name="apart")
+        fit(load_study(one), storage=storage)
+        fit(load_study(other), storage=storage)
+
+        with open_storage(storage_address(storage, one)) as opened:
+            assert sorted(optuna.get_all_study_names(opened)) == ["apart:s/T1", "apart:s/T2", "one:s/T1", "one:s/T2"]
+        assert [search.completed for search in study_status(load_study(one), storage).searches] == [3, 3]
+
+    def test_changed_inputs(self, folder, postgresql):
+        """Other inputs are refused, with the ways on that there are in a database; `--fresh` is not one of them."""
+        storage = postgresql.database()
+        made = folder(budget=3)
+        fit(load_study(made), storage=storage)
+        other = folder(budget=3, metric="delta")
+
+        with pytest.raises(StudyError) as caught:
+            fit(load_study(other), storage=storage)
+
+        ways = "another `name` in the study's YAML file, or another folder, keeps both"
+        assert all(ways in line for line in caught.value.problems)
+        with pytest.raises(StudyError, match=r"--fresh: .* others may be using; give the study another `name`"):
+            fit(load_study(other), storage=storage, fresh=True)
+
+
+def test_locked_database_between_workers(folder):
+    """Workers that share a SQLite file wait for each other's writes, and for a third program's."""
+    made = folder(budget=30, sampler="random")
+    blocked = []
+
+    def finished(progress, trial):
+        if progress.done == 10 and not blocked:
+            blocked.append(sqlite3.connect(made / "study.db"))
+            blocked[0].execute("begin exclusive")
+            blocked[0].rollback()
+            blocked[0].close()
+
+    result = fit(load_study(made), workers=2, events=FitEvents(finished=finished))
+
+    assert [len(search.completed) for search in result.searches] == [30, 30]
+
+
+def test_proposals_differ(folder):
+    """A worker that proposes while others' trials run proposes something else than they try."""
+    made = folder(budget=40, sampler="tpe")
+    result = fit(load_study(made), workers=3)
+
+    for search in result.searches:
+        points = [tuple(trial.params.values()) for trial in search.completed]
+        assert len(set(points)) == 40
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_no_workers(folder, workers):
+    """At least one process has to search."""
+    with pytest.raises(StudyError, match=f"--workers: received {workers}; must be at least 1"):
+        fit(load_study(folder()), workers=workers)
+
+
+def test_status_of_a_folder_without_trials(folder):
+    """A study that was never fitted has no workers, and asking leaves nothing behind."""
+    made = folder()
+    before = sorted(Path(made).iterdir())
+
+    status = study_status(load_study(made, with_files=False))
+
+    assert (status.workers, status.seconds_left) == ((), None)
+    assert sorted(Path(made).iterdir()) == before
