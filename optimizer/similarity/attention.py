@@ -87,6 +87,7 @@ class AttentionMetric:
                     done = number * len(blocks) + position + 1
                     comparison.progress("projecting the attention", done, len(blocks) * len(comparison.seeds))
                 self._projected.append(projected)
+        comparison.check_intact()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Make the matrices of the lines, one for each block, that these [n, groups, sources] lie on, three at least.
@@ -165,6 +166,7 @@ def attention_by_seed(
                 cosines = (_outputs(merged, inputs) * _outputs(target, inputs)).sum(dim=-1)
                 scores[row, column] = float(cosines.to(torch.float64).mean().clamp(-1, 1))
             comparison.progress("scoring other random inputs", column + 1, len(blocks))
+    comparison.check_intact()
     return scores
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimizer.checkpoints import Checkpoint
+from optimizer.checkpoints import Checkpoint, check_unchanged
 from optimizer.errors import CheckpointError
 from optimizer.recipes import ElementReader, Part, finite
 from optimizer.similarity.comparison import Comparison
@@ -59,7 +59,8 @@ def measure_statistics(comparison: Comparison, blocks: Sequence[str], *, threads
     """Read every scored tensor of `blocks` once and take its Gram matrix.
 
     `threads` (default: one for each core) work at a time, which does not change any bit of the result. Raises
-    CheckpointError naming file and tensor where a tensor holds NaN or Inf.
+    CheckpointError naming file and tensor where a tensor holds NaN or Inf, and naming files that were changed, replaced
+    or deleted since they were opened.
     """
     parts = comparison.scored_parts(blocks)
     grams = measure_grams(comparison, parts, threads=threads)
@@ -78,7 +79,8 @@ def measure_statistics(comparison: Comparison, blocks: Sequence[str], *, threads
 def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int | None = None) -> torch.Tensor:
     """The Gram matrix of each of `parts`, float64 [parts, K + 2, K + 2], from one pass.
 
-    It is not finite where a tensor holds NaN or Inf.
+    It is not finite where a tensor holds NaN or Inf. Raises CheckpointError if a file was changed, replaced or deleted
+    since it was opened.
 
     `threads` as for `measure_statistics`; all have ended when this returns or raises.
     """
@@ -117,6 +119,7 @@ def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int
         torch.set_num_threads(of_caller)
         for work in opened:
             work.close()
+    check_unchanged([*comparison.sources.values(), comparison.target, comparison.reference])
     return grams
 
 
