@@ -61,8 +61,8 @@ def merge(
     computed, which reads the files once more and tells `hashing` the file's name, the bytes done and their total.
 
     Raises CheckpointError, nothing written, for sources that do not fit each other, for NaN or Inf in a tensor that
-    takes part, for values beyond the range of `dtype`, for a VAE that does not fit, for files that are changed, replaced
-    or deleted meanwhile, and for an output that cannot be written.
+    takes part, for values beyond the range of `dtype`, for a VAE that does not fit, for files that are changed,
+    replaced or deleted meanwhile, and for an output that cannot be written.
     """
     name = recipe.step(step or recipe.output).name
     sources = recipe.sources(name)

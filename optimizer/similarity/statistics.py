@@ -22,6 +22,7 @@ from optimizer.checkpoints import Checkpoint, check_unchanged
 from optimizer.errors import CheckpointError
 from optimizer.recipes import ElementReader, Part, finite
 from optimizer.similarity.comparison import Comparison
+from optimizer.similarity.memory import where_it_fits
 
 __all__ = ["Statistics", "gram_matrix", "measure_statistics"]
 
@@ -240,7 +241,12 @@ class _Stage:
         """The products of what was added, at its places in float64 [size, size]; zeros elsewhere."""
         end = -(-self._length // PIECE) * PIECE
         rows = self._rows[: len(self._places), :end]
-        products = self._multiplied(rows) if self._device.type == "cpu" else _multiplied_on(self._device, rows)
+
+        def multiplied(device: torch.device) -> torch.Tensor:
+            self._device = device
+            return self._multiplied(rows) if device.type == "cpu" else _multiplied_on(device, rows)
+
+        products = where_it_fits(multiplied, self._device, "the inner products of the checkpoints")
         gram = torch.zeros(size, size, dtype=torch.float64)
         places = torch.tensor(self._places)
         gram[places[:, None], places] = products
