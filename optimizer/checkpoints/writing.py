@@ -273,8 +273,9 @@ def _hidden_name(suffix: str) -> str:
 
 
 def _disk_full(path: Path, folder: Path, needed: int | None) -> str:
-    wanted = "" if needed is None else f"{needed:,} bytes are needed, "
-    return f"{path}: the disk is full or the file too large for it: {wanted}{shutil.disk_usage(folder).free:,} are free"
+    free = f"{shutil.disk_usage(folder).free:,}"
+    room = f"{free} bytes are free" if needed is None else f"{needed:,} bytes are needed, {free} are free"
+    return f"{path}: the disk is full or the file too large for it: {room}"
 
 
 def _sync_folder(folder: Path) -> None:

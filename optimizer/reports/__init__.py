@@ -5,6 +5,7 @@ May import `optimizer.search` and what lies below it, pandas, matplotlib and ric
 
 from optimizer.reports.ceilings import ceiling_tables
 from optimizer.reports.listings import inspection_table, status_table
+from optimizer.reports.log_files import LogFile
 from optimizer.reports.plots import write_plots
 from optimizer.reports.tables import (
     block_table,
@@ -19,6 +20,7 @@ from optimizer.reports.tables import (
 )
 
 __all__ = [
+    "LogFile",
     "block_table",
     "candidates_table",
     "ceiling_tables",
