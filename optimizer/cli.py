@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from optimizer import __version__
-from optimizer.errors import InputError, attempt
+from optimizer.errors import BlockfitWarning, InputError, attempt
 
 if TYPE_CHECKING:
     import torch
@@ -420,21 +421,42 @@ def fit_and_report(
     storage: str | None = None,
     log_file: Path | None = None,
 ) -> "FitResult":
-    """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found."""
+    """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found.
+
+    Raises InputError, before anything is read, if the study's folder cannot be written to. What cannot be written of a
+    finished fit but best.yaml ends the command with exit code 1, when all the rest is written and printed.
+    """
     import optuna
 
-    from optimizer.reports import candidates_table, fit_logs, spread_table, steps_table, write_plots, write_trials
+    from optimizer.checkpoints import check_writable
+    from optimizer.reports import (
+        candidates_table,
+        fit_logs,
+        log_end,
+        spread_table,
+        steps_table,
+        write_plots,
+        write_trials,
+    )  # fmt: skip
     from optimizer.search import fit as run
 
+    check_writable(study.folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with fit_logs(study.folder / "fit.log", log_file), _fitting() as events:
         result = run(
             study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage, events=events,
             hashes=_hashes(),
         )  # fmt: skip
+        log_end(result)
+    # The search is done and best.yaml written: none of the rest may cost the others.
+    there, unwritten = ["best.yaml"], list[str]()
     with _message("drawing the plots"):
-        write_trials(result, study.folder / "trials.csv")
-        write_plots(result, study.folder / "plots")
+        for write, name in ((write_trials, "trials.csv"), (write_plots, "plots")):
+            try:
+                write(result, study.folder / name)
+                there.append(name)
+            except InputError as error:
+                unwritten += error.problems
     console = _console()
     console.print(steps_table(result))
     if result.spread:
@@ -444,15 +466,23 @@ def fit_and_report(
     if len(result.candidates) < candidates - 1:
         console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
     for what, name in (("best recipe", "best.yaml"), ("every trial", "trials.csv"), ("plots", "plots")):
-        console.print(f"{what}: {study.folder / name}", markup=False, highlight=False, soft_wrap=True)
+        if name in there:
+            console.print(f"{what}: {study.folder / name}", markup=False, highlight=False, soft_wrap=True)
+    for problem in unwritten:
+        _problem(problem)
+    if unwritten and not result.interrupted:
+        _problem(f"the search is done and in {study.folder / 'best.yaml'}; the same command writes what is missing")
+        raise typer.Exit(1)
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and leave with its exit code."""
     _use_utf8()
+    given = list(arguments) if arguments is not None else None
     try:
-        code = app(args=list(arguments) if arguments is not None else None, prog_name="blockfit", standalone_mode=False)
+        with _warnings_as_lines():
+            code = app(args=given, prog_name="blockfit", standalone_mode=False)
     except InputError as error:
         _leave(2, error.problems)
     except (KeyboardInterrupt, typer.Abort):
@@ -478,6 +508,23 @@ def _leave(code: int, problems: Sequence[str]) -> NoReturn:
 
 def _problem(text: str) -> None:
     sys.stderr.write(f"blockfit: {text}\n")
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Show blockfit's own warnings as the command's lines on stderr, the same one once; others as Python does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", BlockfitWarning)
+        otherwise = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **named: Any) -> None:
+            if issubclass(category, BlockfitWarning):
+                _problem(f"warning: {message}")
+            else:
+                otherwise(message, category, *where, **named)
+
+        warnings.showwarning = show
+        yield
 
 
 def _use_utf8() -> None:

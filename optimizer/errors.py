@@ -1,12 +1,12 @@
-"""The errors that every part of blockfit raises for what a user can put right.
+"""The errors that every part of blockfit raises for what a user can put right, and the warning that goes on past one.
 
-Each is also the built-in error that fits, so callers need not import these to catch them.
+Each error is also the built-in error that fits, so callers need not import these to catch them.
 """
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-__all__ = ["CheckpointError", "InputError", "RecipeError", "StudyError", "attempt"]
+__all__ = ["BlockfitWarning", "CheckpointError", "InputError", "RecipeError", "StudyError", "attempt"]
 
 _Built = TypeVar("_Built")
 
@@ -29,6 +29,13 @@ class RecipeError(InputError):
 
 class StudyError(InputError):
     """A study cannot be run, or cannot be continued with what it is given now."""
+
+
+class BlockfitWarning(RuntimeWarning):
+    """Something that a user has to know of, though the work goes on: one complete line, as the command shows it.
+
+    For what lies too deep to be handed a callback; given by `warnings.warn`.
+    """
 
 
 def attempt(build: Callable[[], _Built], where: object, joint: str = ": ") -> _Built:

@@ -1,7 +1,11 @@
 """Fixtures that every part of the tests shares: tiny checkpoints with the topology of Stable Diffusion 1.x."""
 
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -151,3 +155,68 @@ def sd1_tensors() -> Callable[..., dict[str, torch.Tensor]]:
 def write_sd1() -> Callable[..., dict[str, torch.Tensor]]:
     """The function `make_sd1`."""
     return make_sd1
+
+
+def start(stack: ExitStack, *command: str | Path, undone_by: Sequence[str | Path]) -> None:
+    """Do what only root may, and undo it when `stack` is closed; skips the test where it is not allowed."""
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip(f"{command[0]} is not allowed here")
+    stack.callback(subprocess.run, undone_by, check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB, where mounting one is allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with ExitStack() as stack:
+        start(stack, "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder, undone_by=("umount", folder))
+        yield folder
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[Mapping[str, str]], Path]]:
+    """Makes a disk that holds these texts by name and cannot be written to, where mounting one is allowed."""
+    with ExitStack() as stack:
+
+        def make(texts: Mapping[str, str]) -> Path:
+            folder = tmp_path / "read-only"
+            folder.mkdir()
+            start(stack, "mount", "-t", "tmpfs", "tmpfs", folder, undone_by=("umount", folder))
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+            return folder
+
+        yield make
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[Path], None]]:
+    """Makes that a file cannot be replaced, as Windows does while another program has it open.
+
+    Elsewhere it is made immutable, where that is allowed: the system gives the same error.
+    """
+    with ExitStack() as stack:
+
+        def make(path: Path) -> None:
+            if sys.platform == "win32":
+                stack.enter_context(path.open("rb"))
+            else:
+                start(stack, "chattr", "+i", path, undone_by=("chattr", "-i", path))
+
+        yield make
+
+
+@pytest.fixture
+def fill() -> Callable[[Path, int], Path]:
+    """Fills the disk that a folder lies on, but for so many bytes, and gives the file that does."""
+
+    def make(folder: Path, left: int) -> Path:
+        path = folder / "filler"
+        path.write_bytes(bytes(shutil.disk_usage(folder).free - left))
+        return path
+
+    return make

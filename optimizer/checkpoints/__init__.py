@@ -11,14 +11,22 @@ from optimizer.checkpoints.fingerprints import (
     sha256,
     short_hash,
 )
+from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
 from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
-from optimizer.checkpoints.reading import CHECKPOINT_SUFFIXES, Checkpoint, TensorInfo, open_checkpoint
+from optimizer.checkpoints.reading import (
+    CHECKPOINT_SUFFIXES,
+    Checkpoint,
+    TensorInfo,
+    check_unchanged,
+    open_checkpoint,
+)
 from optimizer.checkpoints.writing import (
     SafetensorsWriter,
     TensorSpec,
     atomic_path,
+    check_writable,
     replace_text,
     safetensors_writer,
     write_safetensors,
@@ -27,6 +35,7 @@ from optimizer.checkpoints.writing import (
 __all__ = [
     "CHECKPOINT_SUFFIXES",
     "Checkpoint",
+    "FileState",
     "HashCache",
     "Inspection",
     "Layout",
@@ -36,6 +45,8 @@ __all__ = [
     "TensorInfo",
     "TensorSpec",
     "atomic_path",
+    "check_unchanged",
+    "check_writable",
     "default_cache_folder",
     "detect_layout",
     "find_not_finite",

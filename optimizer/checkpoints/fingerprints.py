@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.reading import Checkpoint, raw_bytes
 from optimizer.checkpoints.writing import replace_text
 from optimizer.errors import CheckpointError, InputError
@@ -29,12 +30,16 @@ class HashCache:
     def __init__(self, file: Path) -> None:
         self.file = Path(file)
 
-    def look_up(self, path: Path, kind: str) -> str | None:
-        """The hash of this kind (`sha256`, `fingerprint`) of the file at `path` as it is now, or None."""
+    def look_up(self, path: Path, kind: str, state: dict[str, int] | None = None) -> str | None:
+        """The hash of this kind (`sha256`, `fingerprint`) of the file at `path`, or None.
+
+        Of the file as it was when its size and modification time were `state`; default: as it is now.
+        """
         with suppress(OSError):
             entry = self._entries().get(os.path.realpath(path), {})
             value = entry.get(kind)
-            if all(entry.get(key) == now for key, now in _state(path).items()) and isinstance(value, str):
+            wanted = _state(FileState.of(path)) if state is None else state
+            if all(entry.get(key) == given for key, given in wanted.items()) and isinstance(value, str):
                 return value
         return None
 
@@ -66,9 +71,12 @@ def fingerprint(checkpoint: Checkpoint, cache: HashCache | None = None) -> str:
     sha256 over, for each canonical name in sorted order: name, dtype, shape, and the first and last 2048 bytes of the
     data. Training and merging change every tensor throughout, so this tells models apart after reading some megabytes
     instead of gigabytes. It is no protection against somebody who changes the middle of a tensor on purpose.
+
+    It is that of the file that was opened, whatever lies at its path by now. Raises CheckpointError if that file was
+    written to since.
     """
-    state = _state(checkpoint.path)
-    known = cache.look_up(checkpoint.path, "fingerprint") if cache else None
+    state = _state(checkpoint.state)
+    known = cache.look_up(checkpoint.path, "fingerprint", state) if cache else None
     if known is not None:
         return known
     digest = hashlib.sha256()
@@ -78,6 +86,7 @@ def fingerprint(checkpoint: Checkpoint, cache: HashCache | None = None) -> str:
         data = raw_bytes(checkpoint.tensor(name))
         for edge in (data[:_EDGE], data[-_EDGE:]):
             digest.update(edge.numpy().data)
+    checkpoint.check_intact()
     if cache:
         cache.store(checkpoint.path, "fingerprint", digest.hexdigest(), state)
     return digest.hexdigest()
@@ -93,16 +102,17 @@ def sha256(path: Path, cache: HashCache | None = None, *, progress: Callable[[in
         return known
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER))
     try:
-        state = _state(path)
         with Path(path).open("rb", buffering=0) as file:
+            before = FileState.of(file.fileno())
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
                 if progress is not None:
-                    progress(file.tell(), state["size"])
+                    progress(file.tell(), before.size)
+            unchanged = FileState.of(file.fileno()) == before
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if cache:
-        cache.store(path, "sha256", digest.hexdigest(), state)
+    if cache and unchanged:
+        cache.store(path, "sha256", digest.hexdigest(), _state(before))
     return digest.hexdigest()
 
 
@@ -138,6 +148,6 @@ def default_cache_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "blockfit"
 
 
-def _state(path: Path) -> dict[str, int]:
-    status = Path(path).stat()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+def _state(state: FileState) -> dict[str, int]:
+    # Not the inode: a file that was moved to another disk is the same.
+    return {"size": state.size, "mtime_ns": state.mtime_ns}

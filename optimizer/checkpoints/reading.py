@@ -26,10 +26,19 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 
+from optimizer.checkpoints.held import FileState, HeldFile
 from optimizer.checkpoints.layout import Layout, detect_layout
 from optimizer.errors import CheckpointError
 
-__all__ = ["CHECKPOINT_SUFFIXES", "Checkpoint", "TensorInfo", "describe_contents", "open_checkpoint", "raw_bytes"]
+__all__ = [
+    "CHECKPOINT_SUFFIXES",
+    "Checkpoint",
+    "TensorInfo",
+    "check_unchanged",
+    "describe_contents",
+    "open_checkpoint",
+    "raw_bytes",
+]
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -178,6 +187,7 @@ class TensorInfo:
 class _Contents:
     """What one kind of file holds: tensors by their stored names, in file order, and a way to read one."""
 
+    file: HeldFile
     format: str
     mapped: bool
     metadata: Mapping[str, str]
@@ -190,7 +200,7 @@ class Checkpoint:
 
     `tensors` maps canonical names to what is known without reading, in file order. `layout` is None if no known layout
     fits; names are then as stored. `format` is `safetensors`, `torch zip` or `torch legacy`; `mapped` says that tensor
-    data stays in the file until it is used.
+    data stays in the file until it is used. `state` is what the file was like when it was opened.
 
     Several threads may call `tensor` at once. A tensor may share its memory with the mapped file, so it must not be
     changed in place; while one is in use, its file stays mapped even after `close`.
@@ -206,30 +216,42 @@ class Checkpoint:
         self.format = contents.format
         self.mapped = contents.mapped
         self.metadata = MappingProxyType(dict(contents.metadata))
-        self._read: Callable[[str], torch.Tensor] | None = contents.read
+        self.state: FileState = contents.file.state
+        self._contents: _Contents | None = contents
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._canonical(contents.tensors))
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor with canonical `name`: contiguous, on the CPU, dtype and shape as stored. Not kept.
 
-        Raises KeyError if there is none of this name, ValueError if the checkpoint was closed.
+        Raises KeyError if there is none of this name, ValueError if the checkpoint was closed, CheckpointError if its
+        file is mapped and was written to or cut short since it was opened.
         """
         return self._stored(self.tensors[name])
+
+    def check_intact(self) -> None:
+        """Raise CheckpointError if tensors read so far may be wrong: the mapped file was written to or cut short.
+
+        A file that another one took the place of, or that was deleted, is still mapped as it was.
+        """
+        contents = self._opened()
+        if contents.mapped:
+            contents.file.check_intact()
+
+    def fate(self) -> str | None:
+        """What became of the file since it was opened, "was replaced by another file" or the like; None if nothing."""
+        return self._opened().file.fate()
 
     def selected(self, names: Mapping[str, str]) -> "Checkpoint":
         """Some tensors of the same file under other names, {new name: name here}; has to be closed itself.
 
         Raises KeyError if there is no tensor of a name, ValueError if the checkpoint was closed.
         """
-        if self._read is None:
-            raise ValueError(f"{self.path}: the checkpoint was closed")
         tensors = tuple(replace(self.tensors[name], name=new) for new, name in names.items())
-        contents = _Contents(self.format, self.mapped, self.metadata, tensors, self._read)
-        return Checkpoint(self.path, contents, self.layout)
+        return Checkpoint(self.path, replace(self._opened(), tensors=tensors), self.layout)
 
     def close(self) -> None:
         """Let go of the file. Tensors already read stay valid."""
-        self._read = None
+        self._contents = None
 
     def __enter__(self) -> Self:
         return self
@@ -243,12 +265,19 @@ class Checkpoint:
         layout = self.layout.name if self.layout else "unknown layout"
         return f"<Checkpoint {self.path}: {layout}, {len(self.tensors)} tensors, {self.format}>"
 
-    def _stored(self, info: TensorInfo) -> torch.Tensor:
-        # Taken once: another thread may close the checkpoint between a test and the call.
-        read = self._read
-        if read is None:
+    def _opened(self) -> _Contents:
+        # Taken once: another thread may close the checkpoint between a test and the use.
+        contents = self._contents
+        if contents is None:
             raise ValueError(f"{self.path}: the checkpoint was closed")
-        return read(info.stored_name)
+        return contents
+
+    def _stored(self, info: TensorInfo) -> torch.Tensor:
+        contents = self._opened()
+        if contents.mapped:
+            # Not the whole way to safety: a file that is cut short between this and the use still ends the process.
+            contents.file.check_intact()
+        return contents.read(info.stored_name)
 
     def _canonical(self, stored: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
@@ -272,7 +301,8 @@ def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
     With `layout` the file must have that layout; without, it is looked for, and may be unknown.
 
     Raises CheckpointError if the file is missing, empty, truncated or no checkpoint, if reading it would run code, if
-    it has another layout than `layout`, or if it holds one tensor under two names with different values.
+    it has another layout than `layout`, if it holds one tensor under two names with different values, or if it changes
+    meanwhile.
     """
     path = Path(path)
     try:
@@ -294,6 +324,16 @@ def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
     return Checkpoint(path, contents, layout)
 
 
+def check_unchanged(checkpoints: Iterable[Checkpoint]) -> None:
+    """Raise CheckpointError, a line for each of them, if files are no longer there as they were when they were opened.
+
+    For what was read in one pass, by whatever way, and is worth nothing if a file changed in between.
+    """
+    found = {checkpoint.path: checkpoint.fate() for checkpoint in checkpoints}
+    if problems := [f"{path}: {fate} while it was being read; run again" for path, fate in found.items() if fate]:
+        raise CheckpointError(problems)
+
+
 def describe_contents(stored_names: Iterable[str]) -> str | None:
     """What a file with these tensor names seems to be, such as 'it holds conditioner.* keys, as SDXL has', or None."""
     names = list(stored_names)
@@ -313,22 +353,31 @@ def _contents(path: Path) -> _Contents:
         kind = "a folder in diffusers format" if (path / "model_index.json").is_file() else "a folder"
         raise CheckpointError(f"{path}: {kind}; give a single checkpoint file")
     try:
-        size = path.stat().st_size
+        file = HeldFile(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file{_near_miss(path)}") from None
-    if size == 0:
+    if file.state.size == 0:
         raise CheckpointError(f"{path}: the file is empty (0 bytes)")
+    contents = _recognized(file)
+    # It was opened more than once, by its path.
+    if (fate := file.fate()) is not None:
+        raise CheckpointError(f"{path}: {fate} while it was being read; run again")
+    return contents
+
+
+def _recognized(held: HeldFile) -> _Contents:
+    path = held.path
     with path.open("rb") as file:
         head = file.read(64)
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length <= SAFETENSORS_HEADER_LIMIT:
-        return _safetensors_contents(path, length, size)
+        return _safetensors_contents(held, length)
     if head.startswith(b"PK"):
         # torch takes whatever is named .safetensors for that: such a name has to be kept from it, and with it the map.
         mapped = _zip_can_be_mapped(path) and path.suffix != ".safetensors"
-        return _torch_contents(path, mapped=mapped, kind="torch zip")
+        return _torch_contents(held, mapped=mapped, kind="torch zip")
     if re.match(rb"\x80[\x02-\x05]", head):
-        return _torch_contents(path, mapped=False, kind="torch legacy")
+        return _torch_contents(held, mapped=False, kind="torch legacy")
     start = head.lstrip().lower() if head.strip(b"\0") else bytes(8)
     guess = next((f"; looks like {what}" for prefix, what in _OTHER_FILES if start.startswith(prefix)), "")
     raise CheckpointError(f"{path}: not a checkpoint: it begins with {ascii(head[:24])[1:]}{guess}")
@@ -341,7 +390,8 @@ def _near_miss(path: Path) -> str:
     return f", but {' and '.join(map(repr, found))} is there" if found else ""
 
 
-def _safetensors_contents(path: Path, length: int, size: int) -> _Contents:
+def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
+    path, size = held.path, held.state.size
     try:
         with path.open("rb") as file:
             file.seek(8)
@@ -373,7 +423,7 @@ def _safetensors_contents(path: Path, length: int, size: int) -> _Contents:
         )
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
     )
-    return _Contents("safetensors", True, metadata, tensors, opened.get_tensor)
+    return _Contents(held, "safetensors", True, metadata, tensors, opened.get_tensor)
 
 
 def _truncated(path: Path, expected: int, size: int) -> str:
@@ -393,7 +443,8 @@ def _zip_can_be_mapped(path: Path) -> bool:
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
-def _torch_contents(path: Path, *, mapped: bool, kind: str) -> _Contents:
+def _torch_contents(held: HeldFile, *, mapped: bool, kind: str) -> _Contents:
+    path = held.path
     loaded = _unpickled(path, mapped=mapped)
     state = _state_dict(loaded)
     if state is None:
@@ -405,7 +456,7 @@ def _torch_contents(path: Path, *, mapped: bool, kind: str) -> _Contents:
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"{path}: {name!r} is a sparse, quantized or empty-handed tensor; it cannot be read")
     infos = tuple(TensorInfo(name, name, value.dtype, tuple(value.shape)) for name, value in tensors.items())
-    return _Contents(kind, mapped, {}, infos, lambda name: tensors[name].detach().contiguous())
+    return _Contents(held, kind, mapped, {}, infos, lambda name: tensors[name].detach().contiguous())
 
 
 def _unpickled(path: Path, *, mapped: bool) -> object:

@@ -26,6 +26,7 @@ __all__ = [
     "SafetensorsWriter",
     "TensorSpec",
     "atomic_path",
+    "check_writable",
     "replace_text",
     "safetensors_writer",
     "write_safetensors",
@@ -179,6 +180,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
 
 
+def check_writable(folder: Path) -> None:
+    """Raise InputError if no file can be made in `folder`, so that it is known before there is anything to write."""
+    # Trying is the only way to know that holds for every kind of disk, share and access list.
+    probe = Path(folder) / _hidden_name("")
+    try:
+        probe.touch(exist_ok=False)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the folder cannot be written to ({error.strerror}); copy what is in it to one that can be"
+        ) from error
+    with suppress(OSError):
+        probe.unlink()
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, its line ends as given, or not at all. Raises as `atomic_path` does."""
     with atomic_path(path) as temporary:
@@ -226,7 +241,7 @@ def _replacing(path: Path, *, suffix: str, error: type[InputError], needed: int 
     intact = "; the old file is intact" if target.exists() else ""
     if needed is not None and shutil.disk_usage(folder).free < needed:
         raise error(_disk_full(path, folder, needed) + intact)
-    temporary = folder / f".blockfit-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+    temporary = folder / _hidden_name(suffix)
     try:
         yield temporary
         with temporary.open("r+b") as file:
@@ -253,9 +268,14 @@ def _replacing(path: Path, *, suffix: str, error: type[InputError], needed: int 
             temporary.unlink(missing_ok=True)
 
 
+def _hidden_name(suffix: str) -> str:
+    return f".blockfit-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+
+
 def _disk_full(path: Path, folder: Path, needed: int | None) -> str:
-    wanted = "" if needed is None else f"{needed:,} bytes are needed, "
-    return f"{path}: the disk is full or the file too large for it: {wanted}{shutil.disk_usage(folder).free:,} are free"
+    free = f"{shutil.disk_usage(folder).free:,}"
+    room = f"{free} bytes are free" if needed is None else f"{needed:,} bytes are needed, {free} are free"
+    return f"{path}: the disk is full or the file too large for it: {room}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
+from optimizer.checkpoints import atomic_path
 from optimizer.errors import InputError
 from optimizer.pictures import contact_sheet, generate
 from optimizer.recipes import Algebra, Group, Recipe, load_recipe, locate_models, merge
@@ -158,5 +159,6 @@ def _draw(folder: Path, fitted: Recipe) -> Path:
         for label, file in (("target", "target.safetensors"), ("fit", "fit.safetensors"), ("50/50", "half.safetensors"))
     }
     sheet = folder / "digits.png"
-    contact_sheet(rows, digits, scale=3).save(sheet)
+    with atomic_path(sheet) as temporary:
+        contact_sheet(rows, digits, scale=3).save(temporary, format="png")
     return sheet

@@ -4,7 +4,7 @@ from io import FileIO
 
 import torch
 
-from optimizer.checkpoints import Checkpoint
+from optimizer.checkpoints import Checkpoint, FileState
 from optimizer.errors import CheckpointError
 from optimizer.recipes.tensors import Part
 
@@ -31,7 +31,10 @@ class ElementReader:
             self._file.close()
 
     def read(self, part: Part, start: int, stop: int) -> torch.Tensor:
-        """The elements `start` to `stop` of `part`, flattened, in the dtype stored; valid until the next are read."""
+        """The elements `start` to `stop` of `part`, flattened, in the dtype stored; valid until the next are read.
+
+        Raises CheckpointError if the file cannot be read, or is not the one that was opened.
+        """
         info = self.checkpoint.tensors[part.name]
         if info.offset is None or part.channels is not None:
             if self._part is not part:
@@ -48,10 +51,15 @@ class ElementReader:
         # A file handle of its own and `seek`, because `preadv` is not there on every system.
         if self._file is None:
             self._file = FileIO(self.checkpoint.path)
+            if FileState.of(self._file.fileno()) != self.checkpoint.state:
+                raise self._changed()
         self._file.seek(offset)
         done = 0
         while done < size:
             count = self._file.readinto(self._bytes[done:size])
             if not count:
-                raise CheckpointError(f"{self.checkpoint.path}: ends too early: it was changed while it was read")
+                raise self._changed()
             done += count
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(f"{self.checkpoint.path}: was changed while it was being read; run again")

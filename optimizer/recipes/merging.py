@@ -10,7 +10,14 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, HashCache, TensorSpec, open_checkpoint, safetensors_writer
+from optimizer.checkpoints import (
+    Checkpoint,
+    HashCache,
+    TensorSpec,
+    check_unchanged,
+    open_checkpoint,
+    safetensors_writer,
+)
 from optimizer.errors import CheckpointError
 from optimizer.recipes.coefficients import Algebra, Group
 from optimizer.recipes.combining import MergedTensor, WeightedSum, write_merged
@@ -54,8 +61,8 @@ def merge(
     computed, which reads the files once more and tells `hashing` the file's name, the bytes done and their total.
 
     Raises CheckpointError, nothing written, for sources that do not fit each other, for NaN or Inf in a tensor that
-    takes part, for values beyond the range of `dtype`, for a VAE that does not fit, and for an output that cannot be
-    written.
+    takes part, for values beyond the range of `dtype`, for a VAE that does not fit, for files that are changed,
+    replaced or deleted meanwhile, and for an output that cannot be written.
     """
     name = recipe.step(step or recipe.output).name
     sources = recipe.sources(name)
@@ -84,6 +91,7 @@ def merge(
             if progress is not None:
                 progress(written, total)
 
+        used = [*opened.values(), *([] if baked is None else [baked])]
         with safetensors_writer(output, plan.specs, metadata) as file:
             for other, tensor in plan.others():
                 file.write(other, tensor)
@@ -91,11 +99,13 @@ def merge(
             write_merged(
                 file,
                 plan.merged,
-                [*opened.values(), *([] if baked is None else [baked])],
+                used,
                 dtype,
                 threads=threads or min(torch.get_num_threads(), _MOST_THREADS),
                 progress=lambda merged: count(merged.name),
             )
+            # Before the output takes its place: it, or the hashes in its metadata, may be of other files.
+            check_unchanged(used)
 
 
 def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -> None:

@@ -5,7 +5,7 @@ May import `optimizer.search` and what lies below it, pandas, matplotlib and ric
 
 from optimizer.reports.ceilings import ceiling_tables
 from optimizer.reports.listings import inspection_table, progress_line, status_table
-from optimizer.reports.logs import fit_logs, log_opened, log_trial, log_warning
+from optimizer.reports.logs import LogFile, fit_logs, log_end, log_opened, log_trial, log_warning
 from optimizer.reports.plots import write_plots
 from optimizer.reports.tables import (
     block_table,
@@ -20,11 +20,13 @@ from optimizer.reports.tables import (
 )
 
 __all__ = [
+    "LogFile",
     "block_table",
     "candidates_table",
     "ceiling_tables",
     "fit_logs",
     "inspection_table",
+    "log_end",
     "log_opened",
     "log_trial",
     "log_warning",

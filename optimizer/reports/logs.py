@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,10 +11,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from optimizer.errors import InputError
-from optimizer.search import SearchProgress
+from optimizer.errors import BlockfitWarning, InputError
+from optimizer.search import FitResult, SearchProgress
 
-__all__ = ["fit_logs", "log_opened", "log_trial", "log_warning"]
+__all__ = ["LogFile", "fit_logs", "log_end", "log_opened", "log_trial", "log_warning"]
 
 _LOGGER = logging.getLogger("blockfit.fit")
 _FIELDS = "fields"
@@ -23,21 +24,17 @@ _FIELDS = "fields"
 def fit_logs(plain: Path, structured: Path | None = None) -> Iterator[None]:
     """Append what `log_...` is told to these files: a line of text each, and a JSON object a line.
 
-    The objects have "time" (ISO 8601, UTC), "event" (opened, trial, warning) and what there is to say of it; see the
-    functions. Raises InputError if `structured`, which the user has asked for, cannot be opened; without `plain` goes
-    what cannot have it.
+    The objects have "time" (ISO 8601, UTC), "event" (opened, trial, warning, end) and what there is to say of it; see the
+    functions. Raises InputError if `structured`, which the user has asked for, cannot be opened.
     """
-    handlers: list[logging.Handler] = []
-    try:
-        if structured is not None:
-            try:
-                handlers.append(_handler(structured, _JsonLines()))
-            except OSError as error:
-                raise InputError(f"--log-file: {structured}: cannot be written to: {error.strerror}") from error
+    handlers = [LogFile(plain, logging.Formatter("%(asctime)s %(message)s"))]
+    if structured is not None:
         try:
-            handlers.append(_handler(plain, logging.Formatter("%(asctime)s %(message)s")))
+            structured.open("a", encoding="utf-8").close()
         except OSError as error:
-            _LOGGER.warning("%s: cannot be written to: %s", plain, error.strerror)
+            raise InputError(f"--log-file: {structured}: cannot be written ({error.strerror})") from error
+        handlers.append(LogFile(structured, _JsonLines()))
+    try:
         _LOGGER.setLevel(logging.INFO)
         _LOGGER.propagate = False
         for handler in handlers:
@@ -57,9 +54,9 @@ def log_opened(progress: SearchProgress) -> None:
 
 
 def log_trial(progress: SearchProgress, trial: FrozenTrial) -> None:
-    """A trial has ended: `search`, `trial`, `state`, `origin`, `similarity` or `error`, `seconds`, `params`, and then.
+    """A trial has ended: `search`, `trial`, `state`, `origin`, `similarity` or `error`, `seconds`, `params`, `block_scores`.
 
-    `block_scores`, `best`, `done`, `budget`, `seconds_left`, `workers` as they are after it.
+    Also how the search stands then: `best`, `done`, `budget`, `seconds_left`, `workers`.
     """
     similarity = trial.values[0] if trial.values else None
     error, origin = trial.user_attrs.get("error"), trial.user_attrs.get("origin", "")
@@ -84,15 +81,46 @@ def log_trial(progress: SearchProgress, trial: FrozenTrial) -> None:
     _LOGGER.info(text, extra={_FIELDS: {"event": "trial", **fields}})
 
 
+def log_end(result: FitResult) -> None:
+    """The fit has ended: `interrupted`, and of every search `best` and `trials`, the completed ones."""
+    searches = {
+        one.name: {"best": None if one.best is None else one.best.values[0], "trials": len(one.completed)}
+        for one in result.searches
+    }
+    text = "interrupted" if result.interrupted else "done"
+    _LOGGER.info(text, extra={_FIELDS: {"event": "end", "interrupted": result.interrupted, "searches": searches}})
+
+
 def log_warning(text: str) -> None:
     """What the user was warned of: `text`."""
     _LOGGER.warning(text, extra={_FIELDS: {"event": "warning", "text": text}})
 
 
-def _handler(path: Path, formatter: logging.Formatter) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(formatter)
-    return handler
+class LogFile(logging.Handler):
+    """Appends records to a file, UTF-8. If that cannot be written, a BlockfitWarning says so, once.
+
+    A log is no reason to stop what it tells of; the handlers of Python raise where a file cannot be opened, and print
+    tracebacks where a disk is full.
+    """
+
+    def __init__(self, path: Path, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._path = path
+        self._told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a line."""
+        line = self.format(record)
+        try:
+            # Opened for each line, so that what cannot be written shows here and not when the program ends.
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                text = f"{self._path}: cannot be written ({error.strerror}); the work goes on without it"
+                warnings.warn(text, BlockfitWarning, stacklevel=2)
 
 
 class _JsonLines(logging.Formatter):

@@ -47,21 +47,30 @@ def write_plots(result: FitResult, folder: Path) -> list[Path]:
     for file names; -2, -3, ... where one figure does not hold all panels), of several passes the last. A plot of which
     there is nothing to draw is left out.
 
-    Raises InputError if the folder cannot be made or written to, or the disk is full.
+    Raises InputError if the folder cannot be made, and, when all other plots are written, with a line for each that
+    cannot be: because the disk is full, the folder may not be written to, or another program has the old file open.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: the folder for the plots cannot be made: {error.strerror}") from error
     written: list[Path] = []
+    problems: list[str] = []
+    taken: set[str] = set()
     for stem, figure in _figures(result):
-        # Searches with different names may be the same to a file system.
-        taken = {path.name.lower() for path in written}
         names = (f"{stem}{ending}.png" for ending in ("", *(f"-{number}" for number in range(2, len(taken) + 3))))
+        # Searches with different names may be the same to a file system.
         path = folder / next(name for name in names if name.lower() not in taken)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=_DPI)
-        written.append(path)
+        taken.add(path.name.lower())
+        try:
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=_DPI)
+        except InputError as error:
+            problems += error.problems
+        else:
+            written.append(path)
+    if problems:
+        raise InputError(problems)
     return written
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import HashCache, sha256
+from optimizer.checkpoints import HashCache, check_unchanged, sha256
 from optimizer.errors import InputError, RecipeError
 from optimizer.recipes import (
     Recipe,
@@ -92,7 +92,7 @@ def simplify_file(
     `metric` says otherwise, on all blocks that it moves and the metric sees. `warn` is told what is odd.
 
     Raises InputError, nothing written, for a recipe that is not finished, a target that nobody names, or files that are
-    missing or do not fit.
+    missing, do not fit, or change meanwhile.
     """
     if output.resolve() == path.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
@@ -113,10 +113,10 @@ def simplify_file(
     used = {name for step in recipe.steps for name in step.inputs.values()} | {base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
     sources = locate_models(files, beside, others, named_in=path)
-    digest = sha256(goal, hashes, progress=_hashing(goal, progress))
     noted_base = (recipe.fitted or {}).get("base")
-    same = digest == _noted_target(recipe).get("sha256") and noted_base in (None, base)
     with open_recipe_comparison(recipe, sources, goal, base=base, device=device, progress=progress) as comparison:
+        digest = sha256(goal, hashes, progress=_hashing(goal, progress))
+        same = digest == _noted_target(recipe).get("sha256") and noted_base in (None, base)
         searches = searches or (_whole_recipe(recipe, comparison, metric or "attention", seeds, path),)
         scored = _scored(searches, comparison, as_noted=same)
         simplified = simplify(
@@ -125,6 +125,8 @@ def simplify_file(
             # Without its base, nobody could measure the similarities again.
             keep=(base,) if base is not None and relative else (),
         )  # fmt: skip
+        # The hash that is noted has to be of what was scored.
+        check_unchanged([comparison.target])
     for search in searches:
         if same and search.before is None and search.similarity is not None:
             measured = simplified.before[search.name]

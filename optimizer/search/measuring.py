@@ -1,6 +1,7 @@
 """The files of a study, or what an earlier run measured of them."""
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import HashCache, fingerprint, open_checkpoint, sha256
-from optimizer.errors import CheckpointError, InputError, StudyError
+from optimizer.checkpoints import Checkpoint, HashCache, fingerprint, open_checkpoint, sha256
+from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
 from optimizer.recipes import check_channels
 from optimizer.search.study import Study
 from optimizer.similarity import (
@@ -57,28 +58,41 @@ class OpenStudy:
         """The hash of each source by name, and of the target as "", noted for runs that have not got the files.
 
         Only those that `hashes` has if `known`. Of files that are not there, those that an earlier run noted. What is
-        not known, or cannot be read any more, is left out.
+        not known, or cannot be read any more, is left out. So are files that were changed, replaced or deleted since
+        they were opened, with a BlockfitWarning for each: a hash of what lies there now would be of another file.
         """
         if self.files is None:
             marks = {**self.measured.sources, "": self.measured.target}
             return {name: mark.sha256 for name, mark in marks.items() if mark.sha256 is not None}
-        paths = {**self.study.sources, "": self.study.target}
+        files = {**self.files.sources, "": self.files.target}
         found: dict[str, str] = {}
 
-        def hashed(path: Path) -> str | None:
+        def hashed(checkpoint: Checkpoint) -> str | None:
+            if checkpoint.fate() is not None:
+                return None
             if known:
-                return None if hashes is None else hashes.look_up(path, "sha256")
+                return None if hashes is None else hashes.look_up(checkpoint.path, "sha256")
             with suppress(CheckpointError):
-                return sha256(path, hashes)
+                return sha256(checkpoint.path, hashes)
             return None
 
         # hashlib lets other threads run meanwhile.
         with ThreadPoolExecutor(os.cpu_count() or 1, "hashing") as pool:
-            for position, (name, digest) in enumerate(zip(paths, pool.map(hashed, paths.values()), strict=True)):
-                progress("hashing the checkpoints", position, len(paths))
+            for position, (name, digest) in enumerate(zip(files, pool.map(hashed, files.values()), strict=True)):
+                progress("hashing the checkpoints", position, len(files))
                 if digest is not None:
                     found[name] = digest
-        progress("hashing the checkpoints", len(paths), len(paths))
+        progress("hashing the checkpoints", len(files), len(files))
+        for name, checkpoint in files.items():
+            # Asked again: it may have happened while hashing.
+            if (fate := checkpoint.fate()) is not None:
+                found.pop(name, None)
+                warnings.warn(
+                    f"{checkpoint.path}: {fate} during the fit: what was found is about the file as it was before, and "
+                    "best.yaml notes no hash of it",
+                    BlockfitWarning,
+                    stacklevel=2,
+                )
         noted = self.kept.with_hashes(found)
         if (noted.sources, noted.target) != (self.kept.sources, self.kept.target):
             _keep(self.study, noted)
@@ -101,7 +115,8 @@ def open_study(
     is not there is still named as it was then. With `tensors` the files must be there if one of the study's metrics is
     computed from them.
 
-    Raises StudyError for files that are missing and cannot be done without, CheckpointError for files that do not fit.
+    Raises StudyError for files that are missing and cannot be done without, CheckpointError for files that do not fit
+    or that are changed, replaced or deleted while they are measured; nothing of that is kept then.
     """
     earlier = load_measured(study.folder / STATISTICS)
     if study.missing:

@@ -16,7 +16,7 @@ further turn through the main memory (`rows`). Two things are left out because t
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,6 +25,7 @@ from optimizer.errors import CheckpointError
 from optimizer.recipes import Part, finite
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.logits import LOG2_E, Lined, Products, Stack, Terms, Whole
+from optimizer.similarity.memory import in_batches, where_it_fits
 from optimizer.similarity.rows import Candidates, Workers, compute_whole, outputs
 
 __all__ = ["AttentionMetric", "attention_by_seed"]
@@ -48,6 +49,26 @@ class _Block:
     def width(self) -> int:
         """How many rows and columns its logits have."""
         return self.target.shape[1]
+
+    def candidates(self, coefficients: torch.Tensor, batch: int) -> Iterator[tuple[torch.Tensor, Candidates]]:
+        """What is to be computed for coefficients [n, groups, sources]: (positions int64 [m], m of the candidates).
+
+        Of whole logits, no more than `batch` at a time.
+        """
+        device = self.target.device
+        values = self.value.combine(self.value.points(coefficients))
+        for positions, logits in self.logits.logits(coefficients, batch):
+            found = torch.empty(len(positions), self.width, device=device)
+            yield positions, Candidates(logits, values[positions.to(device)], self.target, found)
+
+    def similarities(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Those of coefficients [n, groups, sources], float64 [n], computed at once."""
+        count = len(coefficients)
+        scores = torch.empty(count, dtype=torch.float64)
+        for positions, candidates in self.candidates(coefficients, count):
+            compute_whole(candidates, count)
+            scores[positions] = candidates.similarities
+        return scores
 
 
 class AttentionMetric:
@@ -87,6 +108,7 @@ class AttentionMetric:
                     done = number * len(blocks) + position + 1
                     comparison.progress("projecting the attention", done, len(blocks) * len(comparison.seeds))
                 self._projected.append(projected)
+        comparison.check_intact()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Make the matrices of the lines, one for each block, that these [n, groups, sources] lie on, three at least.
@@ -106,39 +128,39 @@ class AttentionMetric:
         """
         scores = torch.zeros(len(coefficients), len(self.blocks), dtype=torch.float64)
         with _float32_products(tf32=self._tf32):
-            waiting = []
-            for column, positions, candidates in self._candidates(coefficients):
-                waiting.append((column, positions, candidates))
-                # Logits that are there take memory; what makes the others is kept anyway.
-                if isinstance(candidates.logits, Whole):
-                    self._compute(waiting, scores)
-                    waiting = []
-            self._compute(waiting, scores)
+            if self._workers is not None:
+                self._score_on_processor(self._workers, coefficients, scores)
+            elif len(coefficients):
+                self._score_on_card(coefficients, scores)
         return scores / len(self._projected)
 
-    def _candidates(self, coefficients: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, Candidates]]:
-        """The candidates' blocks to be computed: (column, positions int64 [m], m of the candidates for one block)."""
+    def _score_on_processor(self, workers: Workers, coefficients: torch.Tensor, scores: torch.Tensor) -> None:
+        """Add the similarities under each seed to `scores`."""
+        waiting: list[tuple[int, torch.Tensor, Candidates]] = []
+
+        def compute() -> None:
+            workers.compute([candidates for _, _, candidates in waiting])
+            for column, positions, candidates in waiting:
+                scores[positions, column] += candidates.similarities
+            waiting.clear()
+
         for projected in self._projected:
             for column, block in enumerate(projected):
-                values = block.value.combine(block.value.points(coefficients))
-                for positions, logits in block.logits.logits(coefficients, self._batch(block.width)):
-                    found = torch.empty(len(positions), block.width, device=self._device)
-                    some = values[positions.to(self._device)]
-                    yield column, positions, Candidates(logits, some, block.target, found)
+                for positions, candidates in block.candidates(coefficients, 1):
+                    waiting.append((column, positions, candidates))
+                    # Logits that are there take memory; what makes the others is kept anyway.
+                    if isinstance(candidates.logits, Whole):
+                        compute()
+        compute()
 
-    def _compute(self, waiting: Sequence[tuple[int, torch.Tensor, Candidates]], scores: torch.Tensor) -> None:
-        """Add the similarities of what is `waiting` to `scores`."""
-        if self._workers is not None:
-            self._workers.compute([candidates for _, _, candidates in waiting])
-        for column, positions, candidates in waiting:
-            if self._workers is None:
-                compute_whole(candidates, self._batch(candidates.target.shape[1]))
-            scores[positions, column] += candidates.cosines.to(torch.float64).mean(dim=-1).clamp(-1, 1).cpu()
+    def _score_on_card(self, coefficients: torch.Tensor, scores: torch.Tensor) -> None:
+        """Add the similarities under each seed to `scores`, of as many candidates at a time as the card holds."""
+        for projected in self._projected:
+            for column, block in enumerate(projected):
+                scores[:, column] += in_batches(block.similarities, coefficients, self._batch(block.width))
 
     def _batch(self, width: int) -> int:
-        """How many candidates' whole logits are computed at a time: as many as a card holds, one on a processor."""
-        if self._device.type != "cuda":
-            return 1
+        """How many candidates' whole logits a card probably holds."""
         free, _ = torch.cuda.mem_get_info(self._device)
         return max(1, int(free * _MEMORY_SHARE) // (6 * 4 * width * width))
 
@@ -149,8 +171,19 @@ def attention_by_seed(
     """The similarities of one candidate under each of `seeds`, float64 [seeds, blocks].
 
     `coefficients` are float64 [groups, sources]; `blocks` in the order of evaluation. For one candidate this is faster
-    than the metric, which projects every source first.
+    than the metric, which projects every source first. On a card whose memory does not suffice, it is done on the
+    processor, with a BlockfitWarning.
     """
+
+    def on(device: torch.device) -> torch.Tensor:
+        return _by_seed(replace(comparison, device=device), blocks, coefficients, seeds)
+
+    return where_it_fits(on, comparison.device, "the attention metric")
+
+
+def _by_seed(
+    comparison: Comparison, blocks: tuple[str, ...], coefficients: torch.Tensor, seeds: Sequence[int]
+) -> torch.Tensor:
     parts = {part.name: part for part in comparison.scored_parts(blocks)}
     scores = torch.zeros(len(seeds), len(blocks), dtype=torch.float64)
     with _float32_products(tf32=comparison.tf32):
@@ -165,6 +198,7 @@ def attention_by_seed(
                 cosines = (_outputs(merged, inputs) * _outputs(target, inputs)).sum(dim=-1)
                 scores[row, column] = float(cosines.to(torch.float64).mean().clamp(-1, 1))
             comparison.progress("scoring other random inputs", column + 1, len(blocks))
+    comparison.check_intact()
     return scores
 
 

@@ -52,6 +52,15 @@ class Comparison:
         """The checkpoint that differences are taken from for the sake of accuracy."""
         return self.base if self.base is not None else next(iter(self.sources.values()))
 
+    def check_intact(self) -> None:
+        """Raise CheckpointError if a file was written to or cut short since it was opened.
+
+        For metrics that are computed from mapped tensors: these stay as they were when another file takes the place of
+        theirs, even in the middle of a long search.
+        """
+        for checkpoint in (*self.sources.values(), self.target):
+            checkpoint.check_intact()
+
     def scored_parts(self, blocks: Iterable[str]) -> tuple[Part, ...]:
         """The parts of these blocks that count in a similarity and that the target holds too.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from optimizer.recipes import Algebra, Group, Recipe
 from optimizer.similarity.attention import AttentionMetric, attention_by_seed
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.measured import Measured
+from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics
 
@@ -85,7 +86,13 @@ def _from_statistics(kind: type[WeightsMetric] | type[DeltaMetric] | type[Elemen
 
 def _attention(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
     assert isinstance(comparison, Comparison), "attention is computed from the tensors themselves"
-    return AttentionMetric(comparison, blocks)
+    if comparison.device.type == "cpu":
+        return AttentionMetric(comparison, blocks)
+    return MovableMetric(
+        lambda device: AttentionMetric(replace(comparison, device=device), blocks),
+        comparison.device,
+        "the attention metric",
+    )
 
 
 METRICS: dict[str, MetricKind] = {

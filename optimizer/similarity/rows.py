@@ -41,6 +41,11 @@ class Candidates:
     target: torch.Tensor
     cosines: torch.Tensor
 
+    @property
+    def similarities(self) -> torch.Tensor:
+        """The means over the rows of the cosines computed, float64 [n], on the processor."""
+        return self.cosines.to(torch.float64).mean(dim=-1).clamp(-1, 1).cpu()
+
 
 @dataclass(frozen=True)
 class _Strip:

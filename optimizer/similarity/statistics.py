@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimizer.checkpoints import Checkpoint
+from optimizer.checkpoints import Checkpoint, check_unchanged
 from optimizer.errors import CheckpointError
 from optimizer.recipes import ElementReader, Part, finite
 from optimizer.similarity.comparison import Comparison
+from optimizer.similarity.memory import where_it_fits
 
 __all__ = ["Statistics", "gram_matrix", "measure_statistics"]
 
@@ -59,7 +60,8 @@ def measure_statistics(comparison: Comparison, blocks: Sequence[str], *, threads
     """Read every scored tensor of `blocks` once and take its Gram matrix.
 
     `threads` (default: one for each core) work at a time, which does not change any bit of the result. Raises
-    CheckpointError naming file and tensor where a tensor holds NaN or Inf.
+    CheckpointError naming file and tensor where a tensor holds NaN or Inf, and naming files that were changed, replaced
+    or deleted since they were opened.
     """
     parts = comparison.scored_parts(blocks)
     grams = measure_grams(comparison, parts, threads=threads)
@@ -78,7 +80,8 @@ def measure_statistics(comparison: Comparison, blocks: Sequence[str], *, threads
 def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int | None = None) -> torch.Tensor:
     """The Gram matrix of each of `parts`, float64 [parts, K + 2, K + 2], from one pass.
 
-    It is not finite where a tensor holds NaN or Inf.
+    It is not finite where a tensor holds NaN or Inf. Raises CheckpointError if a file was changed, replaced or deleted
+    since it was opened.
 
     `threads` as for `measure_statistics`; all have ended when this returns or raises.
     """
@@ -117,6 +120,7 @@ def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int
         torch.set_num_threads(of_caller)
         for work in opened:
             work.close()
+    check_unchanged([*comparison.sources.values(), comparison.target, comparison.reference])
     return grams
 
 
@@ -237,7 +241,12 @@ class _Stage:
         """The products of what was added, at its places in float64 [size, size]; zeros elsewhere."""
         end = -(-self._length // PIECE) * PIECE
         rows = self._rows[: len(self._places), :end]
-        products = self._multiplied(rows) if self._device.type == "cpu" else _multiplied_on(self._device, rows)
+
+        def multiplied(device: torch.device) -> torch.Tensor:
+            self._device = device
+            return self._multiplied(rows) if device.type == "cpu" else _multiplied_on(device, rows)
+
+        products = where_it_fits(multiplied, self._device, "the inner products of the checkpoints")
         gram = torch.zeros(size, size, dtype=torch.float64)
         places = torch.tensor(self._places)
         gram[places[:, None], places] = products

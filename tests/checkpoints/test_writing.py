@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from optimizer.checkpoints import TensorSpec, atomic_path, replace_text, write_safetensors
+from optimizer.checkpoints import TensorSpec, atomic_path, check_writable, replace_text, write_safetensors
 from optimizer.errors import CheckpointError, InputError
 
 DTYPES = (
@@ -251,19 +251,6 @@ except CheckpointError as error:
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of one MiB, where mounting one is allowed."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 class TestFullDisk:
     """A disk that is really full."""
 
@@ -307,6 +294,32 @@ class TestFullDisk:
             replace_text(small_disk / "a", "x" * 2_000_000)
 
         assert {path.name: path.read_bytes() for path in small_disk.iterdir()} == {"a": b"old"}
+
+
+class TestCheckWritable:
+    """Folders that are asked beforehand."""
+
+    def test_nothing_is_left(self, tmp_path):
+        """A folder that can be written to is as it was."""
+        check_writable(tmp_path)
+
+        assert list(tmp_path.iterdir()) == []
+
+    def test_read_only(self, read_only):
+        """One on a disk that cannot be written to is named, with the reason and what helps."""
+        folder = read_only({"a": "x"})
+
+        with pytest.raises(InputError) as caught:
+            check_writable(folder)
+
+        (problem,) = caught.value.problems
+        assert problem.startswith(f"{folder}: the folder cannot be written to (Read-only file system)")
+        assert "copy" in problem
+
+    def test_missing(self, tmp_path):
+        """One that is not there is named too."""
+        with pytest.raises(InputError, match="No such file or directory"):
+            check_writable(tmp_path / "none")
 
 
 class TestAtomicPath:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,11 +256,44 @@ def test_a_source_that_shrinks(tmp_path, write_family):
     def cut(_done, _total):
         os.truncate(source, 100_000)
 
-    with pytest.raises(CheckpointError, match=r"x\.safetensors: ends too early"):
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: was changed while it was being read"):
         run(tmp_path, threads=1, progress=cut)
 
     assert (tmp_path / "out.safetensors").read_bytes() == b"before"
     assert left_behind(tmp_path) == ["out.safetensors"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows protects files that are in use")
+@pytest.mark.parametrize("how", ["replaced by another file", "changed", "deleted or moved"])
+@pytest.mark.parametrize(("suffix", "late"), [(".safetensors", False), (".safetensors", True), (".ckpt", True)])
+def test_a_source_that_changes(tmp_path, write_family, how, suffix, late):
+    """A source that changes while it is merged, at first or at last, is named; the old output stays."""
+    write_family(suffix=suffix)
+    out, source, other = (tmp_path / name for name in ("out.safetensors", f"x{suffix}", "other"))
+    out.write_bytes(b"before")
+    shutil.copyfile(source, other)
+    os.utime(source, (1, 1))  # so that it is older than what is done to it
+
+    def change(done, total):
+        if done < total and late:
+            return
+        if how == "changed":
+            with source.open("r+b") as file:
+                file.seek(-1000, os.SEEK_END)
+                file.write(bytes(1000))
+        elif how.startswith("deleted"):
+            source.unlink(missing_ok=True)
+        elif other.exists():
+            other.replace(source)
+
+    with pytest.raises(CheckpointError) as caught:
+        run(tmp_path, threads=1, suffix=suffix, progress=change)
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{source}: ")
+    assert how in problem or not late
+    assert out.read_bytes() == b"before"
+    assert not [name for name in left_behind(tmp_path) if name.startswith(".")]
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), RuntimeError("x")])

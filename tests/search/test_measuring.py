@@ -1,15 +1,25 @@
-"""Statistics that are kept: when they serve a later run, when files are measured again."""
+"""Statistics that are kept: when they serve a later run, when files are measured again, when they change meanwhile."""
 
+import os
 import shutil
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from optimizer.errors import CheckpointError, StudyError
+from optimizer.checkpoints import HashCache, sha256
+from optimizer.errors import BlockfitWarning, CheckpointError, StudyError
 from optimizer.recipes import load_recipe
 from optimizer.search import fit, load_study, open_study, study_ceilings
-from optimizer.similarity import STATISTICS, load_measured, measure_statistics, open_comparison, save_measured
+from optimizer.similarity import (
+    STATISTICS,
+    build_metric,
+    load_measured,
+    measure_statistics,
+    open_comparison,
+    save_measured,
+)
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06"}}
@@ -240,3 +250,139 @@ def test_a_folder_that_cannot_be_written(own, monkeypatch):
     with open_study(study, blocks=["OUT03"], device=torch.device("cpu"), progress=lambda *_: None) as opened:
         assert opened.files is not None
         assert "OUT03" in opened.measured.blocks
+
+
+# --- Files that change while they are in use --------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+IN_USE = pytest.mark.skipif(sys.platform == "win32", reason="Windows protects files that are in use")
+
+
+def replace(path):
+    """Put another file in a file's place."""
+    other = path.with_suffix(".other")
+    shutil.copyfile(path, other)
+    change(other)
+    other.replace(path)
+
+
+def overwrite(path):
+    """Write zeros into the second half of a file."""
+    middle = path.stat().st_size // 2
+    with path.open("r+b") as file:
+        file.seek(middle)
+        file.write(bytes(middle // 2))
+
+
+def delete(path):
+    """Delete a file."""
+    path.unlink()
+
+
+def cut(path):
+    """Leave half of a file."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+FATES = {
+    replace: "was replaced by another file",
+    overwrite: "was changed",
+    cut: "was changed",
+    delete: "was deleted or moved",
+}
+
+
+def aged(folder):
+    """Let the checkpoints be older than what is done to them: file systems tell times to some milliseconds only."""
+    for path in folder.glob("*.safetensors"):
+        os.utime(path, (1, 1))
+
+
+def once(action, when):
+    """A callback for progress that does something once, at the first or the last call."""
+    done = []
+
+    def progress(what, at, total):
+        if what == "reading the checkpoints" and not done and (when == "first" or at == total):
+            done.append(action())
+
+    return progress
+
+
+@IN_USE
+@pytest.mark.parametrize("which", ["x", "base", "target"])
+@pytest.mark.parametrize("when", ["first", "last"])
+@pytest.mark.parametrize("how", FATES)
+def test_a_file_that_changes_while_it_is_measured(own, which, when, how):
+    """It is named, with what to do; nothing measured is kept, and another run measures what is there then."""
+    folder = own()
+    aged(folder)
+    study, path = load_study(folder), folder / f"{which}.safetensors"
+    named = {"device": CPU, "blocks": ["OUT03"], "hashes": HashCache(folder / "hashes.json")}
+
+    def measure():
+        with open_study(study, progress=once(lambda: how(path), when), **named):
+            pytest.fail("measured")
+
+    with pytest.raises(CheckpointError) as caught:
+        measure()
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}: ")
+    if when == "last":
+        assert problem == f"{path}: {FATES[how]} while it was being read; run again"
+    assert not (folder / STATISTICS).exists()
+    if how in (replace, overwrite):
+        with open_study(study, progress=lambda *_: None, **named) as opened:
+            again = opened.measured
+        with open_study(load_study(own()), device=CPU, blocks=["OUT03"], progress=lambda *_: None) as opened:
+            assert opened.measured.sources == again.sources
+            assert opened.measured.target == again.target
+
+
+@IN_USE
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("how", FATES)
+def test_no_hash_of_a_file_that_was_not_fitted(own, how, known):
+    """What lies at a path after the search, and is not what was fitted, is told, and its hash is noted nowhere."""
+    folder = own()
+    aged(folder)
+    study, hashes = load_study(folder), HashCache(folder / "hashes.json")
+    digests = {name: sha256(folder / f"{name}.safetensors", hashes) for name in ("base", "x", "y", "target")}
+    changed, wanted = folder / "x.safetensors", {"base": digests["base"], "y": digests["y"], "": digests["target"]}
+    with open_study(study, blocks=["OUT03"], device=CPU, progress=lambda *_: None, hashes=hashes) as opened:
+        how(changed)
+        if changed.exists():
+            sha256(changed, hashes)
+        with pytest.warns(BlockfitWarning) as told:
+            found = opened.sha256(hashes, lambda *_: None, known=known)
+
+    assert found == wanted
+    (line,) = [str(one.message) for one in told]
+    assert line.startswith(f"{changed}: {FATES[how]} during the fit: ")
+    assert "best.yaml notes no hash of it" in line
+    kept = load_measured(folder / STATISTICS)
+    noted = {name: mark.sha256 for name, mark in kept.sources.items()}
+    assert noted == {"base": digests["base"], "x": None, "y": digests["y"]}
+    assert kept.target.sha256 == digests["target"]
+
+
+@IN_USE
+@pytest.mark.parametrize("how", FATES)
+def test_a_metric_of_a_file_that_changes(own, how):
+    """Attention of a file that was written to is refused; of one that was replaced or deleted it is what it was."""
+    folder = own(metric="attention")
+    aged(folder)
+    study, path = load_study(folder), folder / "x.safetensors"
+    with open_study(study, blocks=["OUT03"], device=CPU, progress=lambda *_: None) as opened:
+        assert opened.files is not None
+        coefficients = torch.full((1, len(opened.files.groups), 3), 1 / 3, dtype=torch.float64)
+        before = build_metric("attention", opened.files, ["OUT03"]).score(coefficients)
+        how(path)
+        if FATES[how] == "was changed":
+            with pytest.raises(
+                CheckpointError, match=r"x\.safetensors: was changed while it was being read; run again"
+            ):
+                build_metric("attention", opened.files, ["OUT03"])
+        else:
+            assert torch.equal(build_metric("attention", opened.files, ["OUT03"]).score(coefficients), before)

@@ -1,0 +1,173 @@
+"""Checkpoints whose files are deleted, replaced, written to or cut short while they are open."""
+
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from optimizer.checkpoints import HashCache, check_unchanged, fingerprint, open_checkpoint, sha256
+from optimizer.errors import CheckpointError
+
+FORMATS = ["safetensors", "zip", "legacy"]
+MAPPED = FORMATS[:2]
+VALUES = torch.arange(100_000, dtype=torch.float32)
+AN_HOUR = 3_600_000_000_000
+
+anywhere_but_windows = pytest.mark.skipif(sys.platform == "win32", reason="Windows protects files that are in use")
+pytestmark = anywhere_but_windows
+
+
+def write(path, kind, values=VALUES):
+    """A checkpoint with one tensor, written an hour ago: file systems tell times to some milliseconds only."""
+    if kind == "safetensors":
+        save_file({"m": values}, path)
+    else:
+        torch.save({"m": values}, path, _use_new_zipfile_serialization=kind == "zip")
+    age(path)
+    return path
+
+
+def age(path):
+    """Let a file look an hour older than it is."""
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - AN_HOUR))
+
+
+def overwrite(path):
+    """Write other numbers of the same size into a file."""
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(len(content) // 2)
+        file.write(bytes(1000))
+
+
+def cut(path):
+    """Cut a file short."""
+    os.truncate(path, 1000)
+
+
+def replace(path):
+    """Put another file in a file's place."""
+    other = path.with_suffix(".other")
+    shutil.copy2(path, other)
+    overwrite(other)
+    age(other)
+    other.replace(path)
+
+
+def delete(path):
+    """Delete a file."""
+    path.unlink()
+
+
+FATES = {
+    overwrite: "was changed",
+    cut: "was changed",
+    replace: "was replaced by another file",
+    delete: "was deleted or moved",
+}
+
+
+@pytest.mark.parametrize("change", FATES)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_became_of_a_file(tmp_path, kind, change):
+    """Whatever happened is told, for good, and in one line that says what to do; before, nothing is."""
+    path = write(tmp_path / "a", kind)
+    with open_checkpoint(path) as checkpoint, open_checkpoint(path) as other:
+        assert checkpoint.fate() is None
+        check_unchanged([checkpoint, other])
+        change(path)
+
+        assert checkpoint.fate() == FATES[change]
+        with pytest.raises(CheckpointError) as caught:
+            check_unchanged([checkpoint, other])
+
+    assert caught.value.problems == (f"{path}: {FATES[change]} while it was being read; run again",)
+
+
+@pytest.mark.parametrize("change", [overwrite, cut])
+@pytest.mark.parametrize("kind", MAPPED)
+def test_mapped_file_that_is_written_to(tmp_path, kind, change):
+    """No tensor of it is read any more: it would have other numbers, or reading it would end the process."""
+    path = write(tmp_path / "a", kind)
+    with open_checkpoint(path) as checkpoint, checkpoint.selected({"new": "m"}) as some:
+        change(path)
+
+        for read in (lambda: checkpoint.tensor("m"), lambda: some.tensor("new"), checkpoint.check_intact):
+            with pytest.raises(CheckpointError, match="a: was changed while it was being read; run again"):
+                read()
+        with pytest.raises(CheckpointError, match="was changed"):
+            fingerprint(checkpoint)
+
+
+@pytest.mark.parametrize("change", [replace, delete])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_file_that_goes(tmp_path, kind, change):
+    """A file that is deleted or replaced is read on as it was, and the fingerprint is its own, cache or not."""
+    cache = HashCache(tmp_path / "cache.json")
+    path = write(tmp_path / "a", kind)
+    with open_checkpoint(path) as checkpoint:
+        wanted = fingerprint(checkpoint)
+    with open_checkpoint(path) as checkpoint:
+        change(path)
+        if change is replace:
+            with open_checkpoint(path) as other:
+                assert fingerprint(other, cache) == fingerprint(other, cache)
+
+        assert torch.equal(checkpoint.tensor("m"), VALUES)
+        checkpoint.check_intact()
+        assert fingerprint(checkpoint, cache) == wanted
+        assert fingerprint(checkpoint, cache) == wanted
+
+
+@pytest.mark.parametrize("change", [overwrite, cut])
+def test_file_that_was_read_as_a_whole(tmp_path, change):
+    """An old file is in memory: what is done to it later changes nothing."""
+    path = write(tmp_path / "a", "legacy")
+    with open_checkpoint(path) as checkpoint:
+        change(path)
+
+        checkpoint.check_intact()
+        assert torch.equal(checkpoint.tensor("m"), VALUES)
+
+
+def test_file_that_comes_back(tmp_path):
+    """A file that was away for a while is the one that was opened."""
+    path = write(tmp_path / "a", "safetensors")
+    with open_checkpoint(path) as checkpoint:
+        path.rename(tmp_path / "b")
+        assert checkpoint.fate() == "was deleted or moved"
+        (tmp_path / "b").rename(path)
+
+        assert checkpoint.fate() is None
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")  # noqa: PTH112
+@pytest.mark.parametrize("kind", FORMATS)
+def test_files_are_let_go(tmp_path, kind):
+    """A closed checkpoint holds no file open, nor does one that could not be opened."""
+    path, broken = write(tmp_path / "a", kind), tmp_path / "broken"
+    broken.write_bytes(path.read_bytes()[:1000])
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208
+    for _ in range(3):
+        with open_checkpoint(path) as checkpoint, checkpoint.selected({"new": "m"}):
+            pass
+        with pytest.raises(CheckpointError):
+            open_checkpoint(broken)
+
+    assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208
+
+
+def test_file_that_changes_while_it_is_hashed(tmp_path):
+    """The hash of a file that is written to meanwhile is not remembered."""
+    cache = HashCache(tmp_path / "cache.json")
+    path = write(tmp_path / "a", "safetensors")
+
+    sha256(path, cache, progress=lambda done, total: overwrite(path))
+    age(path)
+
+    assert not cache.file.exists()
+    assert cache.look_up(path, "sha256") is None

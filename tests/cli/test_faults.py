@@ -1,0 +1,207 @@
+"""What a user sees when a disk is full, a folder read-only, an output open elsewhere, or a checkpoint disappears."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from optimizer.recipes import load_recipe
+
+RECIPE = """
+models: {base: {file: base}, one: {file: one}, two: {file: two}}
+steps:
+  - {name: A, mode: add_difference, a: one, b: two, c: base, alpha: {search: [0, 1], blocks: OUT03-OUT05}}
+"""
+STUDY = """
+recipe: recipe.yaml
+target: {file: target}
+stages: [{name: outputs, metric: attention, strategy: stepwise, trials: 4}]
+"""
+TEXTS = {"recipe.yaml": RECIPE, "study.yaml": STUDY}
+PLOTS = {"alphas.png", "best-so-far.png", "similarity-against-alpha-outputs-A.png", "similarity-per-block.png"}
+
+
+@pytest.fixture
+def models(
+    tmp_path: Path, write_sd1: Callable[..., object], sd1_tensors: Callable[..., dict[str, torch.Tensor]]
+) -> Path:
+    """A folder with three sources and a target."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    around = sd1_tensors(seed=0)
+    for seed, name in enumerate(("base", "one", "two", "target")):
+        write_sd1(folder / f"{name}.safetensors", seed=seed, around=around, distance=0.2)
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study's folder."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    write(folder)
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path: Path, models: Path) -> dict[str, str]:
+    """What the command is started with."""
+    return {**os.environ, "BLOCKFIT_CACHE": str(tmp_path / "cache"), "BLOCKFIT_MODELS": str(models)}
+
+
+@pytest.fixture
+def fit(environment: dict[str, str]) -> Callable[[Path], tuple[int, list[str]]]:
+    """Fits a study by the real command; gives the exit code and the lines on stderr."""
+
+    def fit(folder: Path) -> tuple[int, list[str]]:
+        command = [sys.executable, "-m", "optimizer", "fit", str(folder)]
+        done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8", env=environment)
+        return done.returncode, done.stderr.splitlines()
+
+    return fit
+
+
+Fit = Callable[[Path], tuple[int, list[str]]]
+
+
+def write(folder: Path, trials: int = 4) -> None:
+    for name, text in TEXTS.items():
+        (folder / name).write_text(text.replace("trials: 4", f"trials: {trials}"), encoding="utf-8")
+
+
+def rows(folder: Path) -> list[str]:
+    return (folder / "trials.csv").read_text(encoding="utf-8").splitlines()[1:]
+
+
+def plots(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "plots").iterdir()}
+
+
+def test_disk_that_fills_up_with_plots(fit: Fit, small_disk: Path, fill: Callable[[Path, int], Path]) -> None:
+    """The search's result and its trials are kept; each plot without room is a line; with room the rest is written."""
+    write(small_disk, trials=3)
+    assert fit(small_disk) == (0, [])
+    shutil.rmtree(small_disk / "plots")
+    write(small_disk)
+    filler = fill(small_disk, 110 << 10)
+
+    code, lines = fit(small_disk)
+
+    drawn = plots(small_disk)
+    assert code == 1
+    assert drawn < PLOTS
+    assert len(lines) == len(PLOTS - drawn) + 1
+    for name, line in zip(sorted(PLOTS - drawn), lines, strict=False):
+        assert line.startswith(f"blockfit: {small_disk / 'plots' / name}: the disk is full")
+    best = small_disk / "best.yaml"
+    assert lines[-1] == f"blockfit: the search is done and in {best}; the same command writes what is missing"
+    before = load_recipe(best)
+    assert before.fitted is not None
+    assert before.fitted["complete"]
+    kept = rows(small_disk)
+    assert len(kept) == 4
+
+    filler.unlink()
+    assert fit(small_disk) == (0, [])
+    assert plots(small_disk) == PLOTS
+    assert rows(small_disk) == kept
+    assert load_recipe(best) == before
+
+
+def test_read_only_folder(fit: Fit, read_only: Callable[[dict[str, str]], Path], tmp_path: Path) -> None:
+    """A study in a folder that cannot be written to is refused in one line, before a checkpoint is read."""
+    folder = read_only(TEXTS)
+
+    reason = "the folder cannot be written to (Read-only file system); copy what is in it to one that can be"
+    assert fit(folder) == (2, [f"blockfit: {folder}: {reason}"])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_trials_that_are_open_in_a_spreadsheet(fit: Fit, study: Path, hold: Callable[[Path], None]) -> None:
+    """A trials.csv that cannot be replaced is named and left; best.yaml and the plots are written all the same."""
+    (study / "trials.csv").write_text("old", encoding="utf-8")
+    hold(study / "trials.csv")
+
+    code, lines = fit(study)
+
+    assert code == 1
+    assert len(lines) == 2
+    assert f"{study / 'trials.csv'}: cannot be replaced" in lines[0]
+    assert (study / "trials.csv").read_text(encoding="utf-8") == "old"
+    assert plots(study) == PLOTS
+    assert load_recipe(study / "best.yaml").fitted is not None
+
+
+def test_best_recipe_that_is_open_elsewhere(fit: Fit, study: Path, hold: Callable[[Path], None]) -> None:
+    """A best.yaml that cannot be replaced is named and left; the trials are kept."""
+    (study / "best.yaml").write_text("old", encoding="utf-8")
+    hold(study / "best.yaml")
+
+    code, lines = fit(study)
+
+    assert code == 2
+    assert len(lines) == 1
+    assert f"{study / 'best.yaml'}: cannot be replaced" in lines[0]
+    assert (study / "best.yaml").read_text(encoding="utf-8") == "old"
+    shown = subprocess.run(
+        [sys.executable, "-m", "optimizer", "status", str(study), "--json"], capture_output=True, check=True
+    )
+    assert b'"completed": 4' in shown.stdout
+
+
+def test_log_that_cannot_be_written(fit: Fit, study: Path) -> None:
+    """A log that cannot be written is told once; the fit goes on to its end."""
+    (study / "fit.log").mkdir()
+
+    code, lines = fit(study)
+
+    assert code == 0
+    assert len(lines) == 1
+    assert lines[0].startswith(f"blockfit: warning: {study / 'fit.log'}: cannot be written (")
+    assert len(rows(study)) == 4
+    assert plots(study) == PLOTS
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody replace an open file, and has no SIGINT")
+def test_checkpoints_that_go_during_the_search(study: Path, models: Path, environment: dict[str, str]) -> None:
+    """Checkpoints that are replaced or deleted are told by name, and no hash is noted of them; the trials are kept."""
+    assert (
+        subprocess.run([sys.executable, "-m", "optimizer", "inspect", *models.iterdir()], env=environment, check=False)
+    ).returncode == 0  # so that all hashes are known
+    write(study, trials=100000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "optimizer", "fit", str(study)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    log, deadline = study / "fit.log", time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline and not (log.exists() and "COMPLETE" in log.read_text(encoding="utf-8")):
+            time.sleep(0.1)
+        shutil.copyfile(models / "one.safetensors", models / "copy.safetensors")
+        (models / "copy.safetensors").replace(models / "target.safetensors")
+        (models / "two.safetensors").unlink()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, problems = process.communicate(timeout=120)
+    finally:
+        process.kill()
+
+    assert process.returncode == 130
+    two, target, told = problems.decode().splitlines()
+    said = "during the fit: what was found is about the file as it was before, and best.yaml notes no hash of it"
+    assert two == f"blockfit: warning: {models / 'two.safetensors'}: was deleted or moved {said}"
+    assert target == f"blockfit: warning: {models / 'target.safetensors'}: was replaced by another file {said}"
+    assert "interrupted" in told
+    best = load_recipe(study / "best.yaml")
+    assert best.fitted is not None
+    assert {name for name, model in best.models.items() if model.sha256} == {"base", "one"}
+    assert "sha256" not in best.fitted["target"]

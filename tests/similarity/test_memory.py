@@ -1,0 +1,333 @@
+"""A card whose memory does not suffice: fewer candidates at a time, then the processor, and the same scores.
+
+What decides is tested on the processor, with functions that raise what a card's memory raises; what really happens on a
+card is tested where there is one, with nearly all of its memory taken.
+"""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from optimizer.checkpoints import load_layout
+from optimizer.errors import BlockfitWarning
+from optimizer.similarity import attention, build_metric, measure_statistics, open_comparison
+from optimizer.similarity.memory import MovableMetric, in_batches, where_it_fits
+
+LAYOUT = load_layout("sd1")
+SOURCES = "base", "x", "y"
+BLOCKS = "IN04", "M00", "OUT05"
+CARD = torch.device("cuda")
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+LIKE_FULL = [
+    FULL,
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory"),
+]
+
+
+def limited(limit, sizes, failure=FULL):
+    """Squares, for no more than `limit` numbers at a time; notes how many it was given."""
+
+    def compute(numbers):
+        sizes.append(len(numbers))
+        if len(numbers) > limit:
+            raise failure
+        return numbers**2
+
+    return compute
+
+
+class TestInBatches:
+    """Fewer candidates at a time."""
+
+    @pytest.mark.parametrize("failure", LIKE_FULL)
+    @pytest.mark.parametrize("limit", [1, 2, 3, 5, 19, 100])
+    @pytest.mark.parametrize("size", [1, 4, 16, 50])
+    def test_same_results(self, size, limit, failure):
+        """Whatever fits, the results are those of all at once, in order."""
+        numbers = torch.arange(19, dtype=torch.float64)
+
+        assert torch.equal(in_batches(limited(limit, [], failure), numbers, size), numbers**2)
+
+    def test_halved_where_it_does_not_fit(self):
+        """Sizes are halved until one fits, that one is kept to, and nothing is computed twice."""
+        sizes = []
+
+        in_batches(limited(3, sizes), torch.arange(10), 8)
+
+        assert sizes == [8, 4, 2, 2, 2, 2, 2]
+
+    def test_one_that_does_not_fit(self):
+        """One candidate that is too much alone is the card's own error, after every smaller size was tried."""
+        sizes = []
+
+        with pytest.raises(torch.OutOfMemoryError):
+            in_batches(limited(0, sizes), torch.arange(4), 4)
+
+        assert sizes == [4, 2, 1]
+
+    def test_other_errors(self):
+        """What has nothing to do with memory passes at once."""
+        sizes = []
+
+        with pytest.raises(RuntimeError, match="shapes"):
+            in_batches(limited(1, sizes, RuntimeError("shapes cannot be multiplied")), torch.arange(4), 4)
+
+        assert sizes == [4]
+
+
+class TestWhereItFits:
+    """The card, then the processor."""
+
+    @pytest.mark.parametrize("failure", LIKE_FULL)
+    def test_moves(self, failure):
+        """A card that is too small is told in one line that says what happens and what helps; then it is done."""
+
+        def compute(device):
+            if device.type == "cuda":
+                raise failure
+            return device.type
+
+        with pytest.warns(BlockfitWarning) as told:
+            assert where_it_fits(compute, CARD, "the attention metric") == "cpu"
+
+        (line,) = {str(one.message) for one in told}
+        assert "\n" not in line
+        for words in ("the attention metric", "on the processor", "end other programs", "--device cpu"):
+            assert words in line
+
+    def test_no_need(self):
+        """What fits is done where it was asked for, and nothing is told."""
+        assert where_it_fits(lambda device: device.type, CARD, "it") == "cuda"
+
+    def test_other_errors(self):
+        """Other errors of a card pass, and so does a processor's lack of memory."""
+        for device, failure in ((CARD, RuntimeError("device-side assert")), (torch.device("cpu"), FULL)):
+            with pytest.raises(type(failure)):
+                where_it_fits(lambda _, failure=failure: (_ for _ in ()).throw(failure), device, "it")
+
+
+class Failing:
+    """A metric that stands for one on a card: it scores so many times, then the card is full."""
+
+    def __init__(self, metric, scores, lines=9):
+        self.metric, self.scores, self.lines = metric, scores, lines
+
+    @property
+    def blocks(self):
+        """Those of the metric."""
+        return self.metric.blocks
+
+    def prepare(self, coefficients):
+        """Prepare the metric, so many times."""
+        self.lines -= 1
+        if self.lines < 0:
+            raise FULL
+        self.metric.prepare(coefficients)
+
+    def score(self, coefficients):
+        """Score by the metric, so many times."""
+        self.scores -= 1
+        if self.scores < 0:
+            raise FULL
+        return self.metric.score(coefficients)
+
+
+def candidates(groups, count, *, line):
+    """Coefficients float64 [count, groups, sources] that sum to 1, on one line in each group or anywhere."""
+    generator = torch.Generator().manual_seed(11)
+    ends = torch.rand(2 if line else count, groups, len(SOURCES), generator=generator, dtype=torch.float64)
+    ends[..., 0] = 1 - ends[..., 1:].sum(dim=-1)
+    along = torch.linspace(0, 1, count, dtype=torch.float64)[:, None, None]
+    return ends[0] + along * (ends[1] - ends[0]) if line else ends
+
+
+def opened(family, device="cpu", seeds=(114514, 5)):
+    """The comparison of a family of checkpoints."""
+    sources = {name: family.paths[name] for name in SOURCES}
+    return open_comparison(LAYOUT, sources, family.paths["target"], seeds=seeds, device=torch.device(device))
+
+
+class TestMovableMetric:
+    """A metric that leaves the card while it is in use."""
+
+    @pytest.mark.parametrize("line", [True, False])
+    def test_in_the_middle_of_a_search(self, kin, line):
+        """When the card fills up, the scores are bit for bit those of the processor, on the line that was prepared."""
+        with opened(kin) as comparison:
+            given = candidates(len(comparison.groups), 12, line=line)
+            undisturbed = build_metric("attention", comparison, BLOCKS)
+            undisturbed.prepare(given[:3])
+            wanted = [undisturbed.score(some) for some in given.split(4)]
+
+            def build(device):
+                metric = build_metric("attention", comparison, BLOCKS)
+                return Failing(metric, 1) if device.type == "cuda" else metric
+
+            metric = MovableMetric(build, CARD, "the attention metric")
+            metric.prepare(given[:3])
+            first, second, third = given.split(4)
+            found = [metric.score(first)]
+            with pytest.warns(BlockfitWarning, match="on the processor"):
+                found.append(metric.score(second))
+            found.append(metric.score(third))
+
+        assert metric.blocks == BLOCKS
+        assert all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))
+
+    @pytest.mark.parametrize("where", ["building", "preparing"])
+    def test_before_the_first_score(self, kin, where):
+        """A card that cannot hold the projections, or the line, is left as well."""
+        with opened(kin) as comparison:
+            given = candidates(len(comparison.groups), 5, line=True)
+            undisturbed = build_metric("attention", comparison, BLOCKS)
+            undisturbed.prepare(given)
+
+            def build(device):
+                if device.type == "cuda" and where == "building":
+                    raise FULL
+                metric = build_metric("attention", comparison, BLOCKS)
+                return Failing(metric, 0, lines=0) if device.type == "cuda" else metric
+
+            def prepared():
+                metric = MovableMetric(build, CARD, "the attention metric")
+                metric.prepare(given)
+                return metric
+
+            with pytest.warns(BlockfitWarning, match="on the processor"):
+                metric = prepared()
+
+            assert torch.equal(metric.score(given), undisturbed.score(given))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 100])
+@pytest.mark.parametrize("line", [True, False])
+def test_a_card_s_way_of_scoring(kin, monkeypatch, line, limit):
+    """What is done on a card, done on the processor: the same scores to 1e-6, however few candidates fit."""
+    whole = attention.compute_whole
+
+    def limited_whole(work, batch):
+        if len(work.values) > limit:
+            raise FULL
+        whole(work, batch)
+
+    with opened(kin) as comparison:
+        given = candidates(len(comparison.groups), 11, line=line)
+        metric = build_metric("attention", comparison, BLOCKS)
+        metric.prepare(given[:3])
+        wanted = metric.score(given)
+        monkeypatch.setattr(attention, "compute_whole", limited_whole)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * 2 * 24 * 16**2, 0))
+        metric._workers = None
+
+        torch.testing.assert_close(metric.score(given), wanted, rtol=0, atol=1e-6)
+        assert metric.score(given[:0]).shape == (0, len(BLOCKS))
+
+
+# --- On a card --------------------------------------------------------------------------------------------------------
+
+on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory, write_sd1, sd1_tensors):
+    """A family of width 320, whose candidates take some megabytes each on a card."""
+    folder = tmp_path_factory.mktemp("wide")
+    shape = {"width": 320, "text_layers": 1, "vae": False}
+    # As small as real weights are: logits of thousands would make much of the last digits.
+    base = {name: value * 0.05 for name, value in sd1_tensors(**shape).items() if value.is_floating_point()}
+    for seed, name in enumerate((*SOURCES, "target")):
+        write_sd1(folder / f"{name}.safetensors", **shape, seed=seed, around=base, distance=0.02 if seed else 0.0)
+    return SimpleNamespace(paths={name: folder / f"{name}.safetensors" for name in (*SOURCES, "target")})
+
+
+@pytest.fixture
+def leave():
+    """Leaves torch so many bytes of the card, besides what it has; with 0 there is nothing left at all."""
+    taken = []
+
+    def leave(count):
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + count) / total)
+        if count == 0:
+            # What is reserved has room in it.
+            for power in range(26, 8, -1):
+                try:
+                    while True:
+                        taken.append(torch.empty(1 << power, dtype=torch.uint8, device=CARD))
+                except torch.OutOfMemoryError:
+                    continue
+
+    yield leave
+    taken.clear()
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+def failures():
+    """How often the card's memory did not suffice so far."""
+    return torch.cuda.memory_stats()["num_ooms"]
+
+
+@pytest.mark.cuda
+@on_a_card
+def test_a_card_with_little_memory(wide, leave):
+    """With room for some candidates only, all are scored on the card as before, to 1e-5, and nothing is told."""
+    with opened(wide, "cuda", (1,)) as comparison:
+        given = candidates(len(comparison.groups), 64, line=False)
+        metric = build_metric("attention", comparison, BLOCKS)
+        wanted = metric.score(given)
+        leave(48 << 20)
+        before = failures()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = metric.score(given)
+        assert failures() > before
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.cuda
+@on_a_card
+@pytest.mark.parametrize("line", [True, False])
+def test_a_card_that_fills_up(wide, leave, line):
+    """With no room for one candidate, the processor goes on, with exactly its own scores."""
+    with opened(wide, seeds=(1,)) as comparison:
+        given = candidates(len(comparison.groups), 5, line=line)
+        metric = build_metric("attention", comparison, BLOCKS)
+        metric.prepare(given)
+        wanted = metric.score(given)
+    with opened(wide, "cuda", (1,)) as comparison:
+        metric = build_metric("attention", comparison, BLOCKS)
+        metric.prepare(given)
+        on_card = metric.score(given)
+        leave(0)
+        with pytest.warns(BlockfitWarning, match="on the processor"):
+            found = metric.score(given)
+    assert torch.equal(found, wanted)
+    torch.testing.assert_close(on_card, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.cuda
+@on_a_card
+def test_a_card_that_is_full_from_the_start(wide, leave):
+    """Metric, statistics and other random inputs are all computed on the processor, with its own results."""
+    results = []
+    for device in ("cpu", "cuda"):
+        with opened(wide, device, (1,)) as comparison:
+            given = candidates(len(comparison.groups), 3, line=False)
+            if device == "cuda":
+                torch.zeros(1, device=CARD) @ torch.zeros(1, device=CARD)
+                leave(0)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                metric = build_metric("attention", comparison, BLOCKS)
+                one = metric.score(given)
+                two = attention.attention_by_seed(comparison, BLOCKS, given[0], (7, 8))
+                three = measure_statistics(comparison, BLOCKS, threads=2).gram
+            results.append((one, two, three))
+            assert {one.category for one in told} == ({BlockfitWarning} if device == "cuda" else set())
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
