@@ -24,8 +24,8 @@ _FIELDS = "fields"
 def fit_logs(plain: Path, structured: Path | None = None) -> Iterator[None]:
     """Append what `log_...` is told to these files: a line of text each, and a JSON object a line.
 
-    The objects have "time" (ISO 8601, UTC), "event" (opened, trial, warning, end) and what there is to say of it; see the
-    functions. Raises InputError if `structured`, which the user has asked for, cannot be opened.
+    The objects have "time" (ISO 8601, UTC), "event" (opened, trial, warning, end) and what there is to say of it: see
+    the functions. Raises InputError if `structured`, which the user has asked for, cannot be opened.
     """
     handlers = [LogFile(plain, logging.Formatter("%(asctime)s %(message)s"))]
     if structured is not None:
@@ -54,9 +54,9 @@ def log_opened(progress: SearchProgress) -> None:
 
 
 def log_trial(progress: SearchProgress, trial: FrozenTrial) -> None:
-    """A trial has ended: `search`, `trial`, `state`, `origin`, `similarity` or `error`, `seconds`, `params`, `block_scores`.
+    """A trial has ended: `search`, `trial`, `state`, `origin`, `similarity` or `error`, `seconds`, `params`.
 
-    Also how the search stands then: `best`, `done`, `budget`, `seconds_left`, `workers`.
+    Also its `block_scores`, and how the search stands then: `best`, `done`, `budget`, `seconds_left`, `workers`.
     """
     similarity = trial.values[0] if trial.values else None
     error, origin = trial.user_attrs.get("error"), trial.user_attrs.get("origin", "")

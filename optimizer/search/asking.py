@@ -146,10 +146,9 @@ class Trials:
         known = [trial for trial in found if not trial.user_attrs.get(LOST)]
         self._lost = [trial for trial in found if trial.user_attrs.get(LOST)]
         inner, inner_trials = self._memory._storage, self._memory.get_trials(deepcopy=False)
-        same = len(inner_trials) <= len(known) and all(
-            one.params == other.params for one, other in zip(inner_trials, known, strict=False)
-        )
-        if not same:
+        before = [trial.number for trial in self._known]
+        if len(inner_trials) != len(before) or [trial.number for trial in known[: len(before)]] != before:
+            # Some were lost, or one that was proposed never came to be stored.
             self._memory = _study_in_memory(known)
         else:
             for one, other in zip(inner_trials, known, strict=False):
@@ -157,7 +156,7 @@ class Trials:
                     for key, content in other.user_attrs.items():
                         inner.set_trial_user_attr(one._trial_id, key, content)
                     inner.set_trial_state_values(one._trial_id, other.state, other.values)
-            self._memory.add_trials(known[len(inner_trials) :])
+            self._memory.add_trials(known[len(before) :])
         self._known = known
 
     def _read(self) -> list[FrozenTrial]:

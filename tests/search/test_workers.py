@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -44,6 +45,19 @@ def folder(write_study, target):
     def write(name="study", budget=12, metric="attention", sampler="blockwise", **fields):
         text = STAGES.format(budget=budget, metric=metric, sampler=sampler)
         return write_study(STEPS, text, target, name, **fields)
+
+    return write
+
+
+@pytest.fixture
+def endless(folder):
+    """Writes a study of one search that nobody waits for the end of, and gives its folder."""
+
+    def write(metric):
+        made = folder(budget=100000, metric=metric, sampler="random")
+        text = (made / "study.yaml").read_text(encoding="utf-8").replace("stepwise", "joint")
+        (made / "study.yaml").write_text(text, encoding="utf-8")
+        return made
 
     return write
 
@@ -191,96 +205,106 @@ class TestBudget:
         names = {trial.user_attrs["worker"] for trials in found.values() for trial in trials}
         assert 1 <= len(names) <= 3
 
-    def test_second_machine(self, folder, storage, tmp_path, pool, target):
+    def test_second_machine(self, endless, storage, tmp_path, pool, target):
         """On another machine the two YAML files and the statistics are enough to join in: no checkpoint is needed."""
-        made = folder(budget=150, metric="delta", sampler="random")
+        made = endless("delta")
         for name in ("recipe.yaml", "study.yaml"):
             text = (made / name).read_text(encoding="utf-8").replace(f"{pool.folder}{os.sep}", "")
             (made / name).write_text(text, encoding="utf-8")
         for path in (*pool.paths.values(), target):
             shutil.copy(path, made)
-        fit(load_study(made).with_trials(2), storage=storage)
+        fit(load_study(made).with_trials(1))
         copy = tmp_path / "elsewhere" / "study"
         copy.mkdir(parents=True)
         for name in ("recipe.yaml", "study.yaml", "statistics.safetensors"):
             shutil.copy(made / name, copy)
 
         processes = [fitting(place, "--storage", storage) for place in (made, copy)]
-        said = [process.communicate(timeout=240) for process in processes]
+        wait_for(lambda: sum(count > 2 for count in done_by(storage, made).values()) == 2)
+        interrupt(processes)
 
-        assert [process.returncode for process in processes] == [0, 0], said
-        for trials in trials_in(storage, made).values():
-            assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 150
-            assert len({trial.user_attrs["worker"] for trial in trials}) == 3
+        budget = len(trials_in(storage, made)["s"]) + 3
+        ours, theirs = (fit(load_study(place).with_trials(budget), storage=storage) for place in (copy, made))
+        assert ours.searches[0].trials == theirs.searches[0].trials
+        assert [trial.state for trial in trials_in(storage, made)["s"]] == [TrialState.COMPLETE] * budget
         assert not list(copy.glob("*base*"))
         for step in ("T1", "T2"):
-            ours, theirs = (load_recipe(place / "best.yaml").step(step) for place in (made, copy))
-            assert ours.alpha == theirs.alpha
+            first, second = (load_recipe(place / "best.yaml").step(step) for place in (made, copy))
+            assert first.alpha == second.alpha
 
-    def test_joining_by_hand(self, folder, storage):
-        """Two commands with the same storage share the budget; `status` sees both at work."""
-        made = folder(budget=150, sampler="random")
+    def test_joining_by_hand(self, endless, storage):
+        """Two commands with the same storage share the budget; `status` sees both at work, and none afterwards."""
+        made = endless("attention")
         processes = [fitting(made, "--storage", storage) for _ in range(2)]
-        states = []
 
-        def both_work():
-            states.append(study_status(load_study(made, with_files=False), storage))
-            return len(states[-1].workers) == 2 or any(process.poll() is not None for process in processes)
+        wait_for(lambda: sum(count > 2 for count in done_by(storage, made).values()) == 2)
+        during = study_status(load_study(made, with_files=False), storage)
+        interrupt(processes)
 
-        wait_for(both_work)
-        said = [process.communicate(timeout=240) for process in processes]
-
-        assert [process.returncode for process in processes] == [0, 0], said
-        assert len(states[-1].workers) == 2
-        assert {worker.process for worker in states[-1].workers} == {process.pid for process in processes}
-        found = trials_in(storage, made)
-        assert [len(trials) for trials in found.values()] == [150, 150]
-        assert {trial.state for trials in found.values() for trial in trials} == {TrialState.COMPLETE}
+        assert {worker.process for worker in during.workers} == {process.pid for process in processes}
+        assert during.searches[0].seconds_left > 0
+        assert during.ends is not None
         after = study_status(load_study(made, with_files=False), storage)
         assert after.workers == ()
-        assert [search.completed for search in after.searches] == [150, 150]
+        assert after.searches[0].running == 0
+        points = [tuple(trial.params.values()) for trial in trials_in(storage, made)["s"]]
+        assert len(set(points)) == len(points)
 
-    def test_killed_workers(self, folder, storage):
+    def test_killed_workers(self, endless, storage):
         """Of three processes two are killed amid trials: theirs are failed and tried again, and the budget is met."""
-        made = folder(budget=120, sampler="random")
+        made = endless("attention")
         process = fitting(made, "--workers", 3, "--storage", storage)
         draw = random.Random(str(storage)[:8])  # noqa: S311  moments, not secrets
-        for left in (2, 1):
-            wait_for(lambda left=left: len(study_status(load_study(made, with_files=False), storage).workers) > left)
+        wait_for(lambda: len(done_by(storage, made)) == 3)
+        for other in living_processes(made, storage) - {process.pid}:
             time.sleep(draw.uniform(0.0, 0.5))
-            others = [
-                worker.process
-                for worker in study_status(load_study(made, with_files=False), storage).workers
-                if worker.process != process.pid
-            ]
-            os.kill(others[0], signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
-            wait_for(lambda pid=others[0]: pid not in living_processes(made, storage), 20)
-        _, said = process.communicate(timeout=240)
+            os.kill(other, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+            wait_for(lambda other=other: other not in living_processes(made, storage), 20)
+        enough = len(trials_in(storage, made)["s"]) + 5
+        wait_for(lambda: len(trials_in(storage, made)["s"]) > enough)
+        (said,) = interrupt([process])
 
-        assert process.returncode == 0, said
-        found = trials_in(storage, made)
-        for trials in found.values():
-            counting = [trial for trial in trials if not trial.user_attrs.get("lost")]
-            lost = [trial for trial in trials if trial.user_attrs.get("lost")]
-            assert [trial.state for trial in counting] == [TrialState.COMPLETE] * 120
-            points = [trial.params for trial in counting]
-            assert all(trial.params in points for trial in lost)
+        assert said.count("ended with exit code") == 2
+        trials = trials_in(storage, made)["s"]
+        counting = [trial for trial in trials if not trial.user_attrs.get("lost")]
+        assert {trial.state for trial in counting} == {TrialState.COMPLETE}
+        points = [trial.params for trial in counting]
+        assert all(trial.params in points for trial in trials if trial.user_attrs.get("lost"))
+        fit(load_study(made).with_trials(len(counting) + 2), workers=2, storage=storage)
+        completed = [trial for trial in trials_in(storage, made)["s"] if trial.state == TrialState.COMPLETE]
+        assert len(completed) == len(counting) + 2
 
-    def test_the_first_is_killed(self, folder, storage):
+    def test_the_first_is_killed(self, endless, storage):
         """When the process that started the others is killed, they end too, and the same command goes on."""
-        made = folder(budget=150, sampler="random")
+        made = endless("attention")
         process = fitting(made, "--workers", 2, "--storage", storage)
-        wait_for(lambda: len(living_processes(made, storage)) == 2)
+        wait_for(lambda: len(done_by(storage, made)) == 2)
         others = living_processes(made, storage) - {process.pid}
         process.kill()
         process.communicate()
 
         wait_for(lambda: not living_processes(made, storage) & others, 30)
-        fit(load_study(made).with_trials(150), workers=1, storage=storage)
+        done = sum(trial.state == TrialState.COMPLETE for trial in trials_in(storage, made)["s"])
+        fit(load_study(made).with_trials(done + 2), workers=1, storage=storage)
 
-        for trials in trials_in(storage, made).values():
-            assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 150
-            assert all(trial.state != TrialState.RUNNING for trial in trials)
+        trials = trials_in(storage, made)["s"]
+        assert sum(trial.state == TrialState.COMPLETE for trial in trials) == done + 2
+        assert all(trial.state != TrialState.RUNNING for trial in trials)
+
+
+def done_by(storage, folder):
+    """How many trials each worker has completed."""
+    trials = trials_in(storage, folder).get("s", [])
+    return Counter(trial.user_attrs.get("worker") for trial in trials if trial.state == TrialState.COMPLETE)
+
+
+def interrupt(processes):
+    """Interrupt commands as Ctrl-C does, and wait until they have ended; what they said."""
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [130] * len(processes), said
+    return said
 
 
 def living_processes(folder, storage):
