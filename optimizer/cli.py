@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from optimizer import __version__
 from optimizer.errors import InputError, attempt
+from optimizer.printable import printable
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,9 @@ class _DType(StrEnum):
     bf16 = "bf16"
     fp32 = "fp32"
 
+
+_LARGEST_SEED = 2**63 - 1
+_MOST_PROBLEMS = 100  # lines; more scroll away what they are about
 
 _Models = Annotated[
     list[Path] | None,
@@ -112,7 +116,9 @@ def compare(
     base: Annotated[Path | None, typer.Option("--base", help="What delta takes differences from.")] = None,
     metric: Annotated[str, typer.Option("--metric", help="attention, weights, delta or elements.")] = "attention",
     blocks: Annotated[str, typer.Option("--blocks", help="input, output, middle, all, or as OUT03-OUT11,M00.")] = "all",
-    seed: Annotated[int, typer.Option("--seed", help="Of attention's random inputs.")] = 114514,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=_LARGEST_SEED, help="Of attention's random inputs.")
+    ] = 114514,
     device: _Device = "auto",
     as_json: _Json = False,
 ) -> None:
@@ -200,7 +206,7 @@ def merge(
             hashing=lambda file, done, total: progress(f"hashing {file}", done, total),
             progress=lambda done, total: progress("merging", done, total),
         )  # fmt: skip
-    _console().print(f"{name} -> {output}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"{name} -> {output}")
 
 
 @app.command(epilog="Example: blockfit export best.yaml --to comfyui -o workflow.json")
@@ -218,7 +224,7 @@ def export(
     if output.resolve() == recipe.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
     replace_text(output, attempt(lambda: export_recipe(loaded, to), "--to" if to not in EXPORTS else recipe))
-    _console().print(f"{loaded.output} -> {output}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"{loaded.output} -> {output}")
 
 
 @app.command(
@@ -260,7 +266,7 @@ def import_recipe(
         _print_json({**named, "warnings": list(warnings), "not_understood": list(not_understood)})
         return
     counted = f"{len(recipe.steps)} steps, {len(recipe.models)} models, output {recipe.output}"
-    _console().print(f"{counted} -> {output}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"{counted} -> {output}")
 
 
 @app.command(epilog="Example: blockfit verify configs/blessingmix-v1.yaml --target BracingEvoMix_v1.safetensors")
@@ -310,7 +316,8 @@ def simplify(
     metric: Annotated[str | None, typer.Option("--metric", help="Default: what the recipe was fitted by.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", min=0, help="Of attention's random inputs; may be repeated.")
+        list[int] | None,
+        typer.Option("--seed", min=0, max=_LARGEST_SEED, help="Of attention's random inputs; may be repeated."),
     ] = None,
     device: _Device = "auto",
     models: _Models = None,
@@ -334,7 +341,7 @@ def simplify(
         return
     console = _console()
     console.print(simplified_table(found))
-    console.print(f"{found.recipe.output} -> {written}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"{found.recipe.output} -> {written}")
 
 
 @app.command(epilog="Example: blockfit status studies/demo")
@@ -414,7 +421,7 @@ def fit_and_report(study: "Study", device: "torch.device", *, fresh: bool = Fals
     if len(result.candidates) < candidates - 1:
         console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
     for what, name in (("best recipe", "best.yaml"), ("every trial", "trials.csv"), ("plots", "plots")):
-        console.print(f"{what}: {study.folder / name}", markup=False, highlight=False, soft_wrap=True)
+        _say(f"{what}: {study.folder / name}")
     return result
 
 
@@ -441,13 +448,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _leave(code: int, problems: Sequence[str]) -> NoReturn:
     if _State.debug and sys.exc_info()[0] is not None and code != 130:
         raise  # noqa: PLE0704
-    for problem in problems:
+    for problem in problems[:_MOST_PROBLEMS]:
         _problem(problem)
+    if len(problems) > _MOST_PROBLEMS:
+        _problem(f"{len(problems) - _MOST_PROBLEMS:,} more problems")
     sys.exit(code)
 
 
 def _problem(text: str) -> None:
-    sys.stderr.write(f"blockfit: {text}\n")
+    sys.stderr.write(f"blockfit: {printable(text)}\n")
 
 
 def _use_utf8() -> None:
@@ -464,7 +473,18 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
+    # JSON itself escapes only half of what a terminal may act upon; the rest stands in texts, where escapes mean the same.
+    lines = (
+        line if line.isprintable() else "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in line)
+        for line in text.split("\n")
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _say(text: str) -> None:
+    """One line on stdout, as it is: however long, and whatever it holds."""
+    _console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _folders(models: list[Path] | None) -> list[Path]:
@@ -509,17 +529,17 @@ def _fitting() -> Iterator["FitEvents"]:
 
         def opened(search: str, done: int, budget: int) -> None:
             logger.info("%s: %d of %d trials done", search, done, budget)
-            bars.update(task(search), completed=done, total=budget, description=search)
+            bars.update(task(search), completed=done, total=budget, description=printable(search))
 
         def finished(search: str, trial: "FrozenTrial", best: float, done: int, budget: int) -> None:
             value = f"{trial.values[0]:.8f}" if trial.values else trial.user_attrs.get("error", "failed")
             origin = trial.user_attrs.get("origin", "")
             state = trial.state.name
             logger.info("%s: trial %d (%s) %s %s, best %.8f", search, trial.number, origin, state, value, best)
-            bars.update(task(search), completed=done, total=budget, description=f"{search}  best {100 * best:.4f}%")
+            bars.update(task(search), completed=done, total=budget, description=f"{printable(search)}  best {100 * best:.4f}%")
 
         def progress(what: str, done: int, total: int) -> None:
-            bars.update(task(what), completed=done, total=total, description=what)
+            bars.update(task(what), completed=done, total=total, description=printable(what))
 
         yield FitEvents(progress, opened, finished)
 
@@ -530,7 +550,7 @@ def _tasks(bars: Progress) -> Callable[[str], TaskID]:
 
     def task(name: str) -> TaskID:
         if name not in tasks:
-            tasks[name] = bars.add_task(name, total=None)
+            tasks[name] = bars.add_task(printable(name), total=None)
         return tasks[name]
 
     return task
@@ -560,12 +580,20 @@ def _message(text: str) -> Iterator[None]:
         yield
 
 
+class _OneLine(logging.Formatter):
+    """Log lines whose names, out of somebody's files, can neither pass for lines of their own nor move a cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record on one line."""
+        return printable(super().format(record))
+
+
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Append the log of a fit to `path`."""
     logger = logging.getLogger("blockfit.fit")
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(_OneLine("%(asctime)s %(message)s"))
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(handler)

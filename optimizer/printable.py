@@ -24,9 +24,9 @@ def printable(text: str) -> str:
 
 
 def _is_shown(letter: str) -> bool:
-    # Python calls every space but one unprintable; Japanese file names hold wide ones. Letters newer than Python's
-    # tables are none of its business either.
-    return letter.isprintable() or unicodedata.category(letter) in ("Zs", "Cn", "Co")
+    # Python calls every space but one unprintable; Japanese file names hold wide ones. The two joiners are part of
+    # Persian and Indic words and of emoji. Letters newer than Python's tables may be shown, too.
+    return letter.isprintable() or letter in "\u200c\u200d" or unicodedata.category(letter) in ("Zs", "Cn", "Co")
 
 
 def _escaped(letter: str) -> str:

@@ -56,6 +56,8 @@ SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     }
 )
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer headers
+_MOST_TENSORS = 100_000  # of a file; SD 1.x has some 1,100, the largest models ten times that
+_MOST_UNPACKED = 20  # times the size of a zip archive; weights hardly compress
 
 # What the first tensor name under one of these prefixes gives away, most telling first.
 _FAMILIES = (
@@ -323,6 +325,11 @@ def _contents(path: Path) -> _Contents:
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length <= SAFETENSORS_HEADER_LIMIT:
         return _safetensors_contents(path, length, size)
+    if head[8:10] in (b'{"', b"{}"):
+        raise CheckpointError(
+            f"{path}: broken safetensors header: it says that it has {length:,} bytes; at most "
+            f"{SAFETENSORS_HEADER_LIMIT:,} can be"
+        )
     if head.startswith(b"PK"):
         # torch takes whatever is named .safetensors for that: such a name has to be kept from it, and with it the map.
         mapped = _zip_can_be_mapped(path) and path.suffix != ".safetensors"
@@ -348,7 +355,9 @@ def _safetensors_contents(path: Path, length: int, size: int) -> _Contents:
             text = file.read(length)
         if len(text) < length:
             raise CheckpointError(_truncated(path, 8 + length, size))
-        header: dict[str, Any] = json.loads(text)
+        if text.count(b'"data_offsets"') > _MOST_TENSORS:
+            raise CheckpointError(f"{path}: more than {_MOST_TENSORS:,} tensors; no checkpoint has so many")
+        header: dict[str, Any] = json.loads(text, object_pairs_hook=_without_doubles)
         metadata = header.pop("__metadata__", None) or {}
         ends = [entry["data_offsets"][1] for entry in header.values()]
         if 8 + length + max(ends, default=0) > size:
@@ -356,8 +365,12 @@ def _safetensors_contents(path: Path, length: int, size: int) -> _Contents:
         opened = safe_open(path, framework="pt", device="cpu")
     except CheckpointError:
         raise
+    except RecursionError:
+        raise CheckpointError(f"{path}: broken safetensors header: nested without end") from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{path}: broken safetensors header: {_first_line(error)}") from error
+    if len(header) > _MOST_TENSORS:
+        raise CheckpointError(f"{path}: {len(header):,} tensors; no checkpoint has more than {_MOST_TENSORS:,}")
     unknown = next((name for name, entry in header.items() if entry["dtype"] not in SAFETENSORS_DTYPES), None)
     if unknown is not None:
         raise CheckpointError(f"{path}: {unknown!r} has type {header[unknown]['dtype']}, which cannot be read")
@@ -376,6 +389,16 @@ def _safetensors_contents(path: Path, length: int, size: int) -> _Contents:
     return _Contents("safetensors", True, metadata, tensors, opened.get_tensor)
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; two readers may take two different ones of entries with the same name, so there must be none."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{twice[:100]!r} is given twice")
+    return found
+
+
 def _truncated(path: Path, expected: int, size: int) -> str:
     return f"{path}: truncated: its header says {expected:,} bytes, the file has {size:,}; download or copy it again"
 
@@ -389,6 +412,12 @@ def _zip_can_be_mapped(path: Path) -> bool:
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         inside = ", ".join(entry.filename for entry in entries[:3]) or "nothing"
         raise CheckpointError(f"{path}: not a checkpoint: a zip archive that holds {inside}; unpack it first")
+    packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
+    if unpacked > max(_MOST_UNPACKED * packed, 1 << 20):
+        raise CheckpointError(
+            f"{path}: refused: a zip archive of {packed:,} bytes that unpacks to {unpacked:,}; "
+            "weights cannot be packed so tightly; ask for a .safetensors file"
+        )
     # torch maps the archive as it lies on disk; one that another program compressed has to be unpacked in memory.
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
@@ -404,6 +433,10 @@ def _torch_contents(path: Path, *, mapped: bool, kind: str) -> _Contents:
     for name, value in tensors.items():
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"{path}: {name!r} is a sparse, quantized or empty-handed tensor; it cannot be read")
+        # A shape may repeat the elements stored, of which views of a few bytes that are terabytes large can be made.
+        if value.nbytes > max(value.untyped_storage().nbytes(), 1 << 20):
+            shape = list(value.shape)
+            raise CheckpointError(f"{path}: {name!r} has shape {shape}, but only a few of its elements are stored")
     infos = tuple(TensorInfo(name, name, value.dtype, tuple(value.shape)) for name, value in tensors.items())
     return _Contents(kind, mapped, {}, infos, lambda name: tensors[name].detach().contiguous())
 

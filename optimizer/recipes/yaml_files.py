@@ -41,10 +41,6 @@ def read_text(path: Path, error: type[InputError], *, most: int = _MOST_BYTES) -
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
-    except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise error(f"{path}: is a folder; a file was expected") from None
     except (OSError, ValueError) as problem:  # a name with a NUL in it is a ValueError
         raise error(f"{path}: cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
     if len(data) > most:
@@ -70,6 +66,10 @@ def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
     Refused too: more than a megabyte, 100,000 values (aliases counted as often as they stand for something), values
     nested more than 40 deep or in themselves, and tags.
     """
+    if path.is_dir():
+        raise error(f"{path}: is a folder; a YAML file was expected")
+    if not path.exists():
+        raise error(f"{path}: no such file")
     data = read_text(path, error)
     try:
         text = data.decode("utf-8-sig")

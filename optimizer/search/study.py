@@ -296,7 +296,11 @@ def _stage_steps(entry: _StageEntry, recipe: Recipe, problems: list[str]) -> tup
 def _evaluation_order(recipe: Recipe) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for step in recipe.steps:
-        names |= dict.fromkeys(inner.name for inner in recipe.ancestors(step.name))
+        # What comes after its inputs already needs no search among its ancestors.
+        if all(name in names or name in recipe.models for name in step.inputs.values()):
+            names[step.name] = None
+        elif step.name not in names:
+            names |= dict.fromkeys(inner.name for inner in recipe.ancestors(step.name))
     return tuple(names)
 
 
