@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scanner import RoundTripScanner
 
 from optimizer.errors import InputError
 
@@ -78,7 +79,7 @@ def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
             f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start}); a YAML file was expected"
         ) from None
     try:
-        tree = yaml_of(text, round_trip=True)
+        tree = yaml_of(text)
     except MarkedYAMLError as problem:
         line = f" line {problem.problem_mark.line + 1}" if problem.problem_mark else ""
         raise error(f"{path}:{line} not readable as YAML: {_first_line(problem.problem)}") from None
@@ -94,21 +95,39 @@ def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
     return tree
 
 
-def yaml_of(text: str, *, round_trip: bool = False) -> Any:
-    """What YAML 1.2 `text` holds; for a `round_trip` with line numbers.
+def yaml_of(text: str) -> Any:
+    """What YAML 1.2 `text` holds, with line numbers.
 
     Raises ValueError or one of ruamel's errors for what is no YAML, has tags, or is more than a file may hold.
     """
     # Every value ends in one of these, so they are at least as many as the values, and counting them takes no time.
     if sum(map(text.count, ",:\n-?[{")) > _MOST_VALUES:
         raise ValueError(_TOO_MUCH)
-    tree = YAML(typ="rt" if round_trip else "safe").load(text)
+    reader = YAML(typ="rt")
+    reader.Scanner = _Scanner
+    tree = reader.load(text)
     _check(tree)
     return tree
 
 
 _TOO_DEEP = f"nested more than {_DEEPEST} deep"
 _TOO_MUCH = f"more than {_MOST_VALUES:,} values"
+
+
+class _Scanner(RoundTripScanner):  # type: ignore[misc]
+    """Stops where values are nested too deeply: every further level takes longer than the one before."""
+
+    def fetch_flow_collection_start(self, *arguments: Any, **named: Any) -> None:
+        """Begin a list or mapping in brackets."""
+        if len(self.flow_context) >= _DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        super().fetch_flow_collection_start(*arguments, **named)
+
+    def add_indent(self, column: int) -> bool:
+        """Begin a list or mapping by indenting it."""
+        if len(self.indents) >= _DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        return bool(super().add_indent(column))
 
 
 def _check(tree: Any) -> None:
