@@ -474,7 +474,7 @@ def _console(*, stderr: bool = False) -> Console:
 
 def _print_json(value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
-    # JSON itself escapes only half of what a terminal may act upon; the rest stands in texts, where escapes mean the same.
+    # JSON escapes only half of what a terminal may act upon. The rest is inside texts, where escapes mean the same.
     lines = (
         line if line.isprintable() else "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in line)
         for line in text.split("\n")
@@ -536,7 +536,9 @@ def _fitting() -> Iterator["FitEvents"]:
             origin = trial.user_attrs.get("origin", "")
             state = trial.state.name
             logger.info("%s: trial %d (%s) %s %s, best %.8f", search, trial.number, origin, state, value, best)
-            bars.update(task(search), completed=done, total=budget, description=f"{printable(search)}  best {100 * best:.4f}%")
+            bars.update(
+                task(search), completed=done, total=budget, description=f"{printable(search)}  best {100 * best:.4f}%"
+            )
 
         def progress(what: str, done: int, total: int) -> None:
             bars.update(task(what), completed=done, total=total, description=printable(what))

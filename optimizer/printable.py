@@ -17,7 +17,7 @@ def unprintable(text: str) -> str | None:
 
 
 def printable(text: str) -> str:
-    r"""`text` on one line, everything that is no letter, sign or space escaped as Python does: `\x1b`, `\n`, `\u202e`."""
+    r"""`text` on one line, what is no letter, sign or space escaped as Python does it: `\x1b`, `\n`, `\u202e`."""
     if text.isprintable():
         return text
     return "".join(letter if _is_shown(letter) else _escaped(letter) for letter in text)

@@ -255,7 +255,9 @@ def read_alpha(
         return attempt(lambda: numbered_alpha(layout, numbers, base, base_name=name), where)
     if isinstance(value, str) and presets:
         if value not in presets:
-            raise RecipeError(f"{where}: received {shown(value)}; no preset has this name; there are {', '.join(presets)}")
+            raise RecipeError(
+                f"{where}: received {shown(value)}; no preset has this name; there are {', '.join(presets)}"
+            )
         return attempt(lambda: preset_alpha(presets[value], layout, base), where)
     if base is not None:
         raise RecipeError(f"{where}: received {name} {base:g} beside it; {name} goes with {count - 1} numbers only")
@@ -317,7 +319,9 @@ def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tup
         named = "all" if entry.blocks is None else entry.blocks
         texts = named if isinstance(named, list) else [named]
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise RecipeError(f"{where}.blocks: received {shown(named)}; must be blocks or ranges, such as OUT03-OUT11,M00")
+            raise RecipeError(
+                f"{where}.blocks: received {shown(named)}; must be blocks or ranges, such as OUT03-OUT11,M00"
+            )
         blocks = attempt(lambda: layout.parse_blocks(named), f"{where}.blocks")
     low, high = (_number(bound, f"{where}.search") for bound in entry.search)
     step, start = (

@@ -48,7 +48,7 @@ _SYMBOLS = str.maketrans(
 )
 # A text in quotation marks, escapes as JSON has them.
 QUOTED = r'"(?:[^"\\]|\\.)*"'
-# Possessive: what follows a number is never a digit, and trying that again for each digit of a long one takes ages.
+# Possessive: no digit follows a number, and trying that again for each digit of a long one takes ages.
 _NUMBER = r"(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?"
 _WORD = r"\w(?:[\w.]*\w)?(?:-+(?:\w(?:[\w.]*\w)?))*"
 _TOKENS = re.compile(

@@ -43,7 +43,7 @@ from optimizer.recipes.yaml_files import read_text, shown, yaml_of
 
 __all__ = ["Imported", "import_text", "read_notation", "write_notation"]
 
-# Possessive: what follows a number is never a digit, and trying that again for each digit of a long one takes ages.
+# Possessive: no digit follows a number, and trying that again for each digit of a long one takes ages.
 _NUMBER = r"-?(?:\d++\.?\d*+|\.\d++)(?:e[-+]?\d++)?"
 _NUMBERS = rf"{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*,?"
 _LIST = rf"(?:\(\s*{_NUMBERS}\s*\)|\[\s*{_NUMBERS}\s*\])"
@@ -64,7 +64,8 @@ _DECLARED = re.compile(
 )
 _MORE = re.compile(rf",\s*(license|sha256)\s+({QUOTED})")
 _SIMILARITY = re.compile(
-    r"(?:cosine )?similarity of (?P<blocks>[\w, -]+?)(?: between .+?)?(?: \((?P<metric>\w+), seed (?P<seed>\d{1,18})\))?"
+    r"(?:cosine )?similarity of (?P<blocks>[\w, -]+?)(?: between .+?)?"
+    r"(?: \((?P<metric>\w+), seed (?P<seed>\d{1,18})\))?"
     rf"\s*:\s*(?P<total>{_NUMBER})?\s*%?",
     re.IGNORECASE,
 )
@@ -612,7 +613,9 @@ class _Reader:
         try:
             base = _value(base_text) if base_text else None
         except ValueError:
-            raise RecipeError(f"line {base_line}: base_{symbol}: received {shown(base_text)}; must be a number") from None
+            raise RecipeError(
+                f"line {base_line}: base_{symbol}: received {shown(base_text)}; must be a number"
+            ) from None
         inner = re.sub(r"^[(\[]\s*|\s*[)\]]$", "", text.strip())
         try:
             numbers = [_value(item) for item in inner.removesuffix(",").split(",")]

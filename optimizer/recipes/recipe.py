@@ -220,7 +220,8 @@ class Recipe:
         named += [(f"steps.{step.name}", step.name) for step in self.steps]
         for where, name in named:
             if (letter := unprintable(name)) is not None:
-                yield f"{where[:100]}: received {name[:80]!r}, with the character {letter!r}; write it on one line, without"
+                received = f"received {name[:80]!r}, with the character {letter!r}"
+                yield f"{where[:100]}: {received}; write it on one line, without"
             elif len(name) > _LONGEST_NAME and not where.endswith((".file", ".license")):
                 yield f"{where[:100]}...: a name of {len(name):,} characters; at most {_LONGEST_NAME} can be"
 

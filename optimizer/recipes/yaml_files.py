@@ -50,7 +50,7 @@ def read_text(path: Path, error: type[InputError], *, most: int = _MOST_BYTES) -
 
 
 def named_file(folder: Path, name: str) -> Path | None:
-    """The file that another file in `folder` names, `/` or `\\` between folders; None if there is none.
+    """The file that another file in `folder` names, slashes of either kind between folders; None if there is none.
 
     Devices, pipes and the like count as none: what a stranger's file names must not be waited for.
     """

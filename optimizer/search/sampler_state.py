@@ -41,7 +41,11 @@ _INSTRUCTIONS = frozenset(
 )
 # Numbers and truth values; never Python objects, texts or records.
 _ELEMENT_TYPES = MappingProxyType(
-    {f"{kind}{size}": size for kind, sizes in (("f", (4, 8)), ("i", (1, 2, 4, 8)), ("u", (1, 2, 4, 8))) for size in sizes}
+    {
+        f"{kind}{size}": size
+        for kind, sizes in (("f", (4, 8)), ("i", (1, 2, 4, 8)), ("u", (1, 2, 4, 8)))
+        for size in sizes
+    }
     | {"b1": 1}
 )
 
@@ -96,7 +100,9 @@ def _restore_array(*arguments: object) -> _Array:
 
 def _array_of_buffer(*arguments: object) -> _Array:
     match arguments:
-        case (bytes() | bytearray() as data, _ElementType() as kind, tuple(shape), "C" | "F") if _fits(shape, kind, data):
+        case (bytes() | bytearray() as data, _ElementType() as kind, tuple(shape), "C" | "F") if _fits(
+            shape, kind, data
+        ):
             return _Array()
     raise _Refused("holds an array whose elements are not there")
 
@@ -134,12 +140,13 @@ def _check_values(state: Mapping[str, object]) -> None:
         for value in level:
             if type(value) is dict and all(type(key) in (str, int) for key in value):
                 inner += value.values()
-            elif type(value) in (list, tuple):
-                inner += value  # type: ignore[operator]
+            elif isinstance(value, list | tuple):
+                inner += value
             elif type(value) not in (int, float, bool, str, type(None), _Array, _Number, _Optimizer):
                 raise _Refused("gives an optimizer something else than its numbers")
-        if len(inner) > _MOST_INSTRUCTIONS:
-            break
+            # A list may hold itself, or another many times: found before it is gone through that often.
+            if len(inner) > 2 * _MOST_INSTRUCTIONS:
+                raise _Refused("is nested without end")
         if not inner:
             return
         level = inner
@@ -184,8 +191,8 @@ def check_sampler_state(trials: Iterable[FrozenTrial], where: str) -> None:
                 _check_state(state)
         except _Refused as refused:
             problems.append(
-                f"{where}: trial {trial.number}: the state of its sampler is no state of CMA-ES, it {refused}; it could "
-                "be any program, so nothing of it was run: `--fresh` starts anew without these trials"
+                f"{where}: trial {trial.number}: the state of its sampler is no state of CMA-ES, it {refused}; it "
+                "could be any program, so nothing of it was run: `--fresh` starts anew without these trials"
             )
     if problems:
         raise StudyError(problems)

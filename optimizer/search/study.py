@@ -9,8 +9,8 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import InputError, StudyError
-from optimizer.recipes import Recipe, load_recipe, locate, locate_models
 from optimizer.printable import unprintable
+from optimizer.recipes import Recipe, load_recipe, locate, locate_models
 from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown, validate
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, parameters_of
@@ -248,7 +248,9 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
     distinct = set(entry.seeds)
     if not entry.seeds or min(distinct) < 0 or max(distinct) >= 2**63 or len(distinct) < len(entry.seeds):
         received = shown(entry.seeds)
-        problems.append(f"seeds: received {received}; must be one or more different whole numbers from 0 up, below 2^63")
+        problems.append(
+            f"seeds: received {received}; must be one or more different whole numbers from 0 up, below 2^63"
+        )
     steps = _stage_steps(entry, recipe, problems)
     if problems:
         raise StudyError(problems)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from optimizer.checkpoints import load_layout, open_checkpoint
@@ -334,7 +336,9 @@ class TestBrokenFiles:
         """A header longer than safetensors' own limit is refused by the number, unread."""
         (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", length) + b'{"a": 1}' + bytes(64))
 
-        assert f"it says that it has {length:,} bytes; at most 100,000,000 can be" in problem(tmp_path / "a.safetensors")
+        assert f"it says that it has {length:,} bytes; at most 100,000,000 can be" in problem(
+            tmp_path / "a.safetensors"
+        )
 
     @pytest.mark.parametrize(
         "header",
@@ -400,6 +404,35 @@ class TestBrokenFiles:
         torch.save({"ok": torch.ones(1), "odd": torch.eye(2).to_sparse()}, tmp_path / "a.pt")
 
         assert "'odd'" in problem(tmp_path / "a.pt")
+
+
+ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F32", "F16", "I64", "F4", "", "f32"]) | st.none(),
+        "shape": st.lists(st.sampled_from([0, 1, 2, -1, 2**62, 2**64, 1.5, "1"]), max_size=3) | st.none(),
+        "data_offsets": st.lists(st.sampled_from([0, 4, 8, 12, -4, 2**63, 2**70, 4.0, "4", None]), max_size=3),
+    },
+)
+NAME = st.sampled_from(["a", "b", "", "__metadata__", "model.diffusion_model.out.0.weight", "\x1b[2J", "\ud800"])
+HEADER = st.dictionaries(NAME, ENTRY | st.dictionaries(NAME, NAME, max_size=2) | st.none(), max_size=4).map(json.dumps)
+
+
+@settings(max_examples=200, deadline=None)
+@given(header=HEADER | st.text(max_size=30), cut=st.integers(-2, 2), data=st.integers(0, 16))
+def test_any_header(tmp_path_factory, header, cut, data):
+    """Whatever a header says, the file is opened and its tensors are as it says, or it is refused in one line."""
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    content = header.encode("utf-8", "surrogatepass")
+    path.write_bytes(struct.pack("<Q", max(0, len(content) + cut)) + content + bytes(data))
+    try:
+        checkpoint = open_checkpoint(path)
+    except CheckpointError as error:
+        assert all(line.isprintable() for line in error.problems)  # noqa: PT017
+        return
+    with checkpoint:
+        for name, info in checkpoint.tensors.items():
+            assert (checkpoint.tensor(name).dtype, tuple(checkpoint.tensor(name).shape)) == (info.dtype, info.shape)
 
 
 class Gadget:

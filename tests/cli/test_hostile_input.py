@@ -1,9 +1,12 @@
 """Files from strangers, through the command: refused in one line or answered in seconds, and never acted upon."""
 
 import csv
+import itertools
+import json
 import os
 import re
 import struct
+import tempfile
 import time
 import unicodedata
 from collections.abc import Callable
@@ -13,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from optimizer.checkpoints import open_checkpoint
 from optimizer.cli import main
 
 Write = Callable[..., dict[str, torch.Tensor]]
@@ -33,7 +37,7 @@ def step(name: str, a: str = "one", b: str = "two", alpha: str = "0.5") -> str:
 def chain(count: int, b: str | None = None) -> str:
     """Steps that each take the one before, twice or with a model: written out, twice as much with every step."""
     names = ["one", *(f"S{number}" for number in range(count))]
-    return MODELS + "".join(step(name, before, b or before) for before, name in zip(names, names[1:], strict=False))
+    return MODELS + "".join(step(name, before, b or before) for before, name in itertools.pairwise(names))
 
 
 @pytest.fixture
@@ -56,7 +60,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
             main([str(argument) for argument in arguments])
         written = capsys.readouterr()
         for text in written:
-            acting = [letter for letter in text if unicodedata.category(letter) in ("Cc", "Zl", "Zp") and letter != "\n"]
+            acting = [
+                letter for letter in text if unicodedata.category(letter) in ("Cc", "Zl", "Zp") and letter != "\n"
+            ]
             assert not acting
             assert "\u202e" not in text
         return int(left.value.code or 0), written.out.splitlines(), written.err.splitlines()
@@ -82,7 +88,9 @@ def refused(run: Run, folder: Path, *arguments: object, seconds: float = 10) -> 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
 )
-INNER_BOMB = "{IN00: &a0 [0, 0], " + ", ".join(f"IN{n:02}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)) + "}"
+INNER_BOMB = (
+    "{IN00: &a0 [0, 0], " + ", ".join(f"IN{n:02}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)) + "}"
+)
 HUGE = {
     "10,000 steps": chain(10_000, "two"),
     "10,000 steps, each twice the one before": chain(10_000),
@@ -139,8 +147,6 @@ def test_five_hundred_sources(folder: Path, run: Run) -> None:
     assert code == 0
     assert time.perf_counter() - started < 60
     name = "model.diffusion_model.out.2.weight"
-    from optimizer.checkpoints import open_checkpoint
-
     one, two, made = (open_checkpoint(folder / f"{file}.safetensors").tensor(name) for file in ("one", "two", "out"))
     # The last source has one half, the one before a quarter, and so on; m499 is `two`.
     expected = (2 * two.double() + one.double()) / 3
@@ -268,7 +274,7 @@ def test_signs_in_a_study_a_text_and_a_merged_file(folder: Path, run: Run, write
     assert code == 2
     assert all(line.startswith("blockfit: ") for line in err)
 
-    metadata = {f"x{sign}y": f"a{sign}b", "sd_merge_recipe": '{"type": "webui%s", "x": "%s"}' % (escaped, escaped)}
+    metadata = {f"x{sign}y": f"a{sign}b", "sd_merge_recipe": json.dumps({"type": f"webui{sign}"})}
     write_sd1(folder / "merged.safetensors", metadata=metadata, overrides={f"te{sign}st": torch.zeros(3)})
     for option in ([], ["--json"]):
         code, out, _ = run("inspect", folder / "merged.safetensors", *option)
@@ -279,9 +285,10 @@ def test_signs_in_a_study_a_text_and_a_merged_file(folder: Path, run: Run, write
 
 
 NAMES = [
-    *("../../escaped", "/tmp/blockfit-escaped", "..", ".", "~", "C:\\escaped", "..\\..\\escaped", "\\\\host\\share\\x"),
-    *("CON", "nul.txt", "a:b", "<script>alert(1)</script>", "[red]x[/]", "=1+1", "+1", "-1+1", "@SUM(A1)", "$(touch x)"),
-    *("%s%n", "a" * 400, "'; DROP TABLE trials; --"),
+    *("../../escaped", f"{tempfile.gettempdir()}/blockfit-escaped", "..", ".", "~"),
+    *("C:\\escaped", "..\\..\\escaped", "\\\\host\\share\\x", "CON", "nul.txt", "a:b"),
+    *("<script>alert(1)</script>", "[red]x[/]", "=1+1", "+1", "-1+1", "@SUM(A1)"),
+    *("$(touch x)", "%s%n", "a" * 400, "'; DROP TABLE trials; --"),
 ]
 
 
@@ -296,7 +303,7 @@ def test_names_make_no_files(folder: Path, run: Run, monkeypatch: pytest.MonkeyP
     free = step(quoted, alpha="{search: [0, 1], tie: true}")
     (folder / "recipe.yaml").write_text(MODELS + free, encoding="utf-8")
     (folder / "study.yaml").write_text(STUDY.replace("STAGE", quoted_stage), encoding="utf-8")
-    before, escaped = files_in(folder.parent), Path("/tmp/blockfit-escaped")  # noqa: S108
+    before, escaped = files_in(folder.parent), Path(tempfile.gettempdir()) / "blockfit-escaped"
 
     code, out, _ = run("fit", folder)
 
@@ -357,7 +364,9 @@ def test_recipes_may_name_files_elsewhere(folder: Path, run: Run) -> None:
 
 def test_problems_are_not_endless(folder: Path, run: Run) -> None:
     """Of thousands of problems the first hundred are shown, and how many more there are."""
-    (folder / "recipe.yaml").write_text("".join(f"f{n}: 1\n" for n in range(500)) + MODELS + step("S"), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        "".join(f"f{n}: 1\n" for n in range(500)) + MODELS + step("S"), encoding="utf-8"
+    )
 
     code, _, err = run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors")
 
@@ -365,7 +374,9 @@ def test_problems_are_not_endless(folder: Path, run: Run) -> None:
     assert err[-1] == "blockfit: 400 more problems"
 
 
-@pytest.mark.parametrize("field", ["seeds: [9223372036854775808]", "passes: 1000000000", "trials: 10000000000000000000000"])
+@pytest.mark.parametrize(
+    "field", ["seeds: [9223372036854775808]", "passes: 1000000000", "trials: 10000000000000000000000"]
+)
 def test_numbers_that_are_too_large(folder: Path, run: Run, field: str) -> None:
     """Numbers that a generator cannot take, or that would take years to count to, are refused with their field."""
     (folder / "recipe.yaml").write_text(MODELS + step("S", alpha="{search: [0, 1]}"), encoding="utf-8")

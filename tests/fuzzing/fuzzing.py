@@ -42,10 +42,13 @@ def fuzz(
             try:
                 read(file)
             except InputError as error:
-                assert error.problems
-                for problem in error.problems:
-                    assert len(problem.splitlines()) == 1, problem
-                    assert "\x1b" not in problem, problem
+                problems = error.problems
+            else:
+                return
+            assert problems
+            for problem in problems:
+                assert len(problem.splitlines()) == 1, problem
+                assert "\x1b" not in problem, problem
 
         corpus = options.corpus or folder / "corpus"
         corpus.mkdir(exist_ok=True, parents=True)

@@ -15,10 +15,10 @@ RECIPE = """models: {a: {file: a}, b: {file: b, license: mit, sha256: "00"}, c: 
 steps:
   - {name: S, mode: weight_sum, a: a, b: b, alpha: 0.5}
   - {name: T, mode: add_difference, a: S, b: b, c: c, alpha: {IN01: 0.3, OUT03-OUT11: {search: [0, 1]}}}
-  - {name: U, mode: triple_sum, a: T, b: b, c: c, alpha: [%s], beta: {search: [-1, 1], tie: true, step: 0.1, start: 0}}
-  - {name: V, mode: sum_twice, a: U, b: b, c: c, alpha: 1, beta: {"IN01,M00": 2}, expect: {blocks: {IN01: 0.9}, total: 1}}
+  - {name: U, mode: triple_sum, a: T, b: b, c: c, alpha: [NUMBERS], beta: {search: [-1, 1], tie: true, start: 0}}
+  - {name: V, mode: sum_twice, a: U, b: b, c: c, alpha: 1, beta: {M00: 2}, expect: {blocks: {IN01: 0.9}}}
 output: V
-""" % ", ".join(["0.5"] * 26)
+""".replace("NUMBERS", ", ".join(["0.5"] * 26))
 STUDY = """recipe: recipe.yaml
 target: {file: t.safetensors}
 seed: 3

@@ -325,16 +325,20 @@ def test_every_problem_is_named(tmp_path):
         (b"a: !!python/object/apply:os.system [x]\n", ["line 1", "the tag", "python/object/apply:os.system"]),
         (b"a: !!python/name:os.system x\n", ["the tag", "python/name:os.system"]),
         (b"a: !mine {b: 1}\n", ["the tag '!mine'"]),
-        (b"a: &a [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
-            b"a%d: &a%d [" % (n, n) + b", ".join([b"*a%s" % (b"%d" % (n - 1) if n else b"")] * 10) + b"]\n"
-            for n in range(9)
-        ), ["100,000 values", "aliases"]),
+        (
+            b"a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + b"".join(
+                b"a%d: &a%d [" % (n, n) + b", ".join([b"*a%s" % (b"%d" % (n - 1) if n else b"")] * 10) + b"]\n"
+                for n in range(9)
+            ),
+            ["100,000 values", "aliases"],
+        ),
         (b"a: " + b"[" * 60 + b"]" * 60, ["nested more than 40 deep"]),
         (b"a:\n" + b"".join(b" " * n + b"a:\n" for n in range(1, 60)), ["nested more than 40 deep"]),
         (b"a:\n  " + b"- " * 60, ["nested more than 40 deep"]),
         (b"a: [" + b"1, " * 100_000 + b"1]", ["more than 100,000 values"]),
         (b"a: " + b"x" * (1 << 20), ["more than 1,048,576 bytes"]),
-    ],  # fmt: skip
+    ],
 )
 def test_unreadable_files(tmp_path, content, parts):
     """What is no recipe at all, or no YAML, or no text, is one line that says so."""
