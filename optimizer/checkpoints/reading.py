@@ -11,12 +11,14 @@ none of them grows the process.
 """
 
 import json
+import mmap
 import os
 import pickle
 import re
 import threading
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -422,7 +424,23 @@ def _zip_can_be_mapped(path: Path) -> bool:
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
+def _names_bytearray(path: Path, *, zipped: bool) -> bool:
+    """Whether the pickle names the one type of torch's own list that takes any amount of memory without having it."""
+    name = b"bytearray"
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            return any(name in archive.read(entry) for entry in archive.namelist() if entry.endswith("/data.pkl"))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(name) >= 0
+
+
 def _torch_contents(path: Path, *, mapped: bool, kind: str) -> _Contents:
+    try:
+        vast = _names_bytearray(path, zipped=kind == "torch zip")
+    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
+    if vast:
+        raise CheckpointError(f"{path}: refused: its pickle makes a bytearray, of any size; weights have none")
     loaded = _unpickled(path, mapped=mapped)
     state = _state_dict(loaded)
     if state is None:

@@ -373,6 +373,15 @@ class TestBrokenFiles:
 
         assert problem(tmp_path / "a.pt").startswith("'w' has shape [1000000000000], but only a few")
 
+    @pytest.mark.parametrize("new", [True, False])
+    def test_bytes_without_end(self, tmp_path, new):
+        """A pickle of some bytes that asks for ten gigabytes of zeros, as torch's unpickler would allow, is refused."""
+        torch.save(
+            {"w": torch.ones(1), "x": Gadget(bytearray, 10**10)}, tmp_path / "a.pt", _use_new_zipfile_serialization=new
+        )
+
+        assert "makes a bytearray" in problem(tmp_path / "a.pt")
+
     def test_zip_bomb(self, tmp_path):
         """An archive that unpacks to a hundred times its size is refused without being unpacked."""
         torch.save({"w": torch.zeros(1 << 22)}, tmp_path / "a.pt")
