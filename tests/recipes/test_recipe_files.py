@@ -573,3 +573,25 @@ def test_expected_seeds(tmp_path, seed):
 
     with pytest.raises(RecipeError, match=r"expect\.seed"):
         load_recipe(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [".", "..", "/", "../..", "*", "?.safetensors", "**", "[a].safetensors", "a/..", "x" * 5000],
+    ids=lambda file: file[:20],
+)
+def test_files_that_are_patterns_or_folders(tmp_path, file):
+    """A file's name is looked for as it is: it is no pattern, and folders, empty and endless names are no file."""
+    (tmp_path / "models" / "below").mkdir(parents=True)
+    (tmp_path / "models" / "below" / "a.safetensors").touch()
+
+    assert locate(file, tmp_path, [tmp_path / "models"]) is None
+
+
+def test_file_with_brackets(tmp_path):
+    """Brackets in a name are letters of it."""
+    (tmp_path / "models" / "below").mkdir(parents=True)
+    path = tmp_path / "models" / "below" / "a [b].safetensors"
+    path.touch()
+
+    assert locate("a [b]", tmp_path, [tmp_path / "models"]) == path
