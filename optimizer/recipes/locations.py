@@ -24,12 +24,18 @@ def locate(file: str, beside: Path, folders: Sequence[Path] = ()) -> Path | None
         for candidate in _spellings(folder / wanted):
             if _is_file(candidate):
                 return candidate
-    for folder in folders:
+    for folder in folders if len(wanted.parts) == 1 else ():
         for spelling in _spellings(wanted):
-            found = next((path for path in sorted(folder.rglob(escape(spelling.name))) if path.is_file()), None)
-            if found is not None and len(wanted.parts) == 1:
+            if (found := _below(folder, spelling.name)) is not None:
                 return found
     return None
+
+
+def _below(folder: Path, name: str) -> Path | None:
+    try:
+        return next((path for path in sorted(folder.rglob(escape(name))) if path.is_file()), None)
+    except OSError:  # as `_is_file`
+        return None
 
 
 def locate_models(
