@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint test-cuda test-mergekit full-size clean
+.PHONY: demo test lint test-cuda test-mergekit fuzz full-size clean
 
 demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
@@ -23,6 +23,15 @@ test-cuda: $(VENV)/.installed-test
 # Runs mergekit on exported recipes.
 test-mergekit: $(VENV)/.installed-test $(MERGEKIT)/.installed
 	$(BIN)/python -m pytest -m mergekit
+
+# Reads what three fuzzers make of good files, for SECONDS each; an input that is neither read nor refused stops one and
+# is left here as crash-..., timeout-... or oom-....
+SECONDS ?= 600
+fuzz: $(VENV)/.installed-test
+	$(INSTALL) atheris
+	$(BIN)/python tests/fuzzing/safetensors_header.py --seconds $(SECONDS)
+	$(BIN)/python tests/fuzzing/recipe_yaml.py --seconds $(SECONDS)
+	$(BIN)/python tests/fuzzing/notation.py --seconds $(SECONDS)
 
 # Writes full-size checkpoints (19 GB, and 9 GB more for a while) below FOLDER, measures for an hour or two, and leaves
 # them there.

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from optimizer import __version__
 from optimizer.errors import BlockfitWarning, InputError, attempt
+from optimizer.printable import printable
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,9 @@ class _DType(StrEnum):
     bf16 = "bf16"
     fp32 = "fp32"
 
+
+_LARGEST_SEED = 2**63 - 1
+_MOST_PROBLEMS = 100  # lines; more scroll away what they are about
 
 _Models = Annotated[
     list[Path] | None,
@@ -121,7 +125,9 @@ def compare(
     base: Annotated[Path | None, typer.Option("--base", help="What delta takes differences from.")] = None,
     metric: Annotated[str, typer.Option("--metric", help="attention, weights, delta or elements.")] = "attention",
     blocks: Annotated[str, typer.Option("--blocks", help="input, output, middle, all, or as OUT03-OUT11,M00.")] = "all",
-    seed: Annotated[int, typer.Option("--seed", help="Of attention's random inputs.")] = 114514,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=_LARGEST_SEED, help="Of attention's random inputs.")
+    ] = 114514,
     device: _Device = "auto",
     as_json: _Json = False,
 ) -> None:
@@ -219,7 +225,7 @@ def merge(
             hashing=lambda file, done, total: progress(f"hashing {file}", done, total),
             progress=lambda done, total: progress("merging", done, total),
         )  # fmt: skip
-    _console().print(f"{name} -> {output}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"{name} -> {output}")
 
 
 @app.command(epilog="Example: blockfit export best.yaml --to comfyui -o workflow.json")
@@ -237,7 +243,7 @@ def export(
     if output.resolve() == recipe.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
     replace_text(output, attempt(lambda: export_recipe(loaded, to), "--to" if to not in EXPORTS else recipe))
-    _console().print(f"{loaded.output} -> {output}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"{loaded.output} -> {output}")
 
 
 @app.command(
@@ -279,7 +285,7 @@ def import_recipe(
         _print_json({**named, "warnings": list(warnings), "not_understood": list(not_understood)})
         return
     counted = f"{len(recipe.steps)} steps, {len(recipe.models)} models, output {recipe.output}"
-    _console().print(f"{counted} -> {output}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"{counted} -> {output}")
 
 
 @app.command(epilog="Example: blockfit verify configs/blessingmix-v1.yaml --target BracingEvoMix_v1.safetensors")
@@ -329,7 +335,8 @@ def simplify(
     metric: Annotated[str | None, typer.Option("--metric", help="Default: what the recipe was fitted by.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", min=0, help="Of attention's random inputs; may be repeated.")
+        list[int] | None,
+        typer.Option("--seed", min=0, max=_LARGEST_SEED, help="Of attention's random inputs; may be repeated."),
     ] = None,
     device: _Device = "auto",
     models: _Models = None,
@@ -353,7 +360,7 @@ def simplify(
         return
     console = _console()
     console.print(simplified_table(found))
-    console.print(f"{found.recipe.output} -> {written}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"{found.recipe.output} -> {written}")
 
 
 @app.command(epilog="Example: blockfit status studies/demo")
@@ -467,7 +474,7 @@ def fit_and_report(
         console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
     for what, name in (("best recipe", "best.yaml"), ("every trial", "trials.csv"), ("plots", "plots")):
         if name in there:
-            console.print(f"{what}: {study.folder / name}", markup=False, highlight=False, soft_wrap=True)
+            _say(f"{what}: {study.folder / name}")
     for problem in unwritten:
         _problem(problem)
     if unwritten and not result.interrupted:
@@ -501,13 +508,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _leave(code: int, problems: Sequence[str]) -> NoReturn:
     if _State.debug and sys.exc_info()[0] is not None and code != 130:
         raise  # noqa: PLE0704
-    for problem in problems:
+    for problem in problems[:_MOST_PROBLEMS]:
         _problem(problem)
+    if len(problems) > _MOST_PROBLEMS:
+        _problem(f"{len(problems) - _MOST_PROBLEMS:,} more problems")
     sys.exit(code)
 
 
 def _problem(text: str) -> None:
-    sys.stderr.write(f"blockfit: {text}\n")
+    sys.stderr.write(f"blockfit: {printable(text)}\n")
 
 
 @contextmanager
@@ -541,7 +550,18 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
+    # JSON escapes only half of what a terminal may act upon. The rest is inside texts, where escapes mean the same.
+    lines = (
+        line if line.isprintable() else "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in line)
+        for line in text.split("\n")
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _say(text: str) -> None:
+    """One line on stdout, as it is: however long, and whatever it holds."""
+    _console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _folders(models: list[Path] | None) -> list[Path]:
@@ -589,7 +609,7 @@ def _fitting() -> Iterator["FitEvents"]:
                 task(progress.search),
                 completed=progress.done,
                 total=progress.budget,
-                description=progress_line(progress),
+                description=printable(progress_line(progress)),
             )
 
         def opened(progress: "SearchProgress") -> None:
@@ -601,11 +621,11 @@ def _fitting() -> Iterator["FitEvents"]:
             show(progress)
 
         def reading(what: str, done: int, total: int) -> None:
-            bars.update(task(what), completed=done, total=total, description=what)
+            bars.update(task(what), completed=done, total=total, description=printable(what))
 
         def warned(text: str) -> None:
             log_warning(text)
-            bars.console.print(f"blockfit: warning: {text}", markup=False, highlight=False, soft_wrap=True)
+            bars.console.print(f"blockfit: warning: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
 
         yield FitEvents(reading, opened, finished, warned)
 
@@ -616,7 +636,7 @@ def _tasks(bars: Progress) -> Callable[[str], TaskID]:
 
     def task(name: str) -> TaskID:
         if name not in tasks:
-            tasks[name] = bars.add_task(name, total=None)
+            tasks[name] = bars.add_task(printable(name), total=None)
         return tasks[name]
 
     return task

@@ -6,16 +6,23 @@ Each error is also the built-in error that fits, so callers need not import thes
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from optimizer.printable import printable
+
 __all__ = ["BlockfitWarning", "CheckpointError", "InputError", "RecipeError", "StudyError", "attempt"]
 
 _Built = TypeVar("_Built")
+_LONGEST = 4000  # characters of a problem; more than that is what a broken file held, and its end tells what is right
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; `problems` holds one complete line for each reason."""
+    """What the user gave cannot be used; `problems` holds one complete line for each reason.
+
+    Control characters that came with what was received are escaped, and the middle of endless lines is cut out.
+    """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        given = (problems,) if isinstance(problems, str) else problems
+        self.problems: tuple[str, ...] = tuple(map(_one_line, given))
         super().__init__("\n".join(self.problems))
 
 
@@ -44,3 +51,9 @@ def attempt(build: Callable[[], _Built], where: object, joint: str = ": ") -> _B
         return build()
     except InputError as error:
         raise type(error)(f"{where}{joint}{problem}" for problem in error.problems) from None
+
+
+def _one_line(problem: str) -> str:
+    if len(problem) > _LONGEST:
+        problem = f"{problem[: _LONGEST * 3 // 4]} ... {problem[-_LONGEST // 4 :]}"
+    return printable(problem)

@@ -11,12 +11,15 @@ none of them grows the process.
 """
 
 import json
+import mmap
 import os
 import pickle
 import re
 import threading
 import warnings
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,6 +68,8 @@ SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     }
 )
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer headers
+_MOST_TENSORS = 100_000  # of a file; SD 1.x has some 1,100, the largest models ten times that
+_MOST_UNPACKED = 20  # times the size of a zip archive; weights hardly compress
 
 # What the first tensor name under one of these prefixes gives away, most telling first.
 _FAMILIES = (
@@ -372,6 +377,11 @@ def _recognized(held: HeldFile) -> _Contents:
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length <= SAFETENSORS_HEADER_LIMIT:
         return _safetensors_contents(held, length)
+    if head[8:10] in (b'{"', b"{}"):
+        raise CheckpointError(
+            f"{path}: broken safetensors header: it says that it has {length:,} bytes; at most "
+            f"{SAFETENSORS_HEADER_LIMIT:,} can be"
+        )
     if head.startswith(b"PK"):
         # torch takes whatever is named .safetensors for that: such a name has to be kept from it, and with it the map.
         mapped = _zip_can_be_mapped(path) and path.suffix != ".safetensors"
@@ -398,7 +408,9 @@ def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
             text = file.read(length)
         if len(text) < length:
             raise CheckpointError(_truncated(path, 8 + length, size))
-        header: dict[str, Any] = json.loads(text)
+        if text.count(b'"data_offsets"') > _MOST_TENSORS:
+            raise CheckpointError(f"{path}: more than {_MOST_TENSORS:,} tensors; no checkpoint has so many")
+        header: dict[str, Any] = json.loads(text, object_pairs_hook=_without_doubles)
         metadata = header.pop("__metadata__", None) or {}
         ends = [entry["data_offsets"][1] for entry in header.values()]
         if 8 + length + max(ends, default=0) > size:
@@ -406,8 +418,12 @@ def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
         opened = safe_open(path, framework="pt", device="cpu")
     except CheckpointError:
         raise
+    except RecursionError:
+        raise CheckpointError(f"{path}: broken safetensors header: nested without end") from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{path}: broken safetensors header: {_first_line(error)}") from error
+    if len(header) > _MOST_TENSORS:
+        raise CheckpointError(f"{path}: {len(header):,} tensors; no checkpoint has more than {_MOST_TENSORS:,}")
     unknown = next((name for name, entry in header.items() if entry["dtype"] not in SAFETENSORS_DTYPES), None)
     if unknown is not None:
         raise CheckpointError(f"{path}: {unknown!r} has type {header[unknown]['dtype']}, which cannot be read")
@@ -426,6 +442,15 @@ def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
     return _Contents(held, "safetensors", True, metadata, tensors, opened.get_tensor)
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; two readers may take two different ones of entries with the same name, so there must be none."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice[:100]!r} is given twice")
+    return found
+
+
 def _truncated(path: Path, expected: int, size: int) -> str:
     return f"{path}: truncated: its header says {expected:,} bytes, the file has {size:,}; download or copy it again"
 
@@ -439,12 +464,34 @@ def _zip_can_be_mapped(path: Path) -> bool:
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         inside = ", ".join(entry.filename for entry in entries[:3]) or "nothing"
         raise CheckpointError(f"{path}: not a checkpoint: a zip archive that holds {inside}; unpack it first")
+    packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
+    if unpacked > max(_MOST_UNPACKED * packed, 1 << 20):
+        raise CheckpointError(
+            f"{path}: refused: a zip archive of {packed:,} bytes that unpacks to {unpacked:,}; "
+            "weights cannot be packed so tightly; ask for a .safetensors file"
+        )
     # torch maps the archive as it lies on disk; one that another program compressed has to be unpacked in memory.
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
+def _names_bytearray(path: Path, *, zipped: bool) -> bool:
+    """Whether the pickle names the one type of torch's own list that takes any amount of memory without having it."""
+    name = b"bytearray"
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            return any(name in archive.read(entry) for entry in archive.namelist() if entry.endswith("/data.pkl"))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(name) >= 0
+
+
 def _torch_contents(held: HeldFile, *, mapped: bool, kind: str) -> _Contents:
     path = held.path
+    try:
+        vast = _names_bytearray(path, zipped=kind == "torch zip")
+    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
+    if vast:
+        raise CheckpointError(f"{path}: refused: its pickle makes a bytearray, of any size; weights have none")
     loaded = _unpickled(path, mapped=mapped)
     state = _state_dict(loaded)
     if state is None:
@@ -455,6 +502,10 @@ def _torch_contents(held: HeldFile, *, mapped: bool, kind: str) -> _Contents:
     for name, value in tensors.items():
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"{path}: {name!r} is a sparse, quantized or empty-handed tensor; it cannot be read")
+        # A shape may repeat the elements stored, of which views of a few bytes that are terabytes large can be made.
+        if value.nbytes > max(value.untyped_storage().nbytes(), 1 << 20):
+            shape = list(value.shape)
+            raise CheckpointError(f"{path}: {name!r} has shape {shape}, but only a few of its elements are stored")
     infos = tuple(TensorInfo(name, name, value.dtype, tuple(value.shape)) for name, value in tensors.items())
     return _Contents(held, kind, mapped, {}, infos, lambda name: tensors[name].detach().contiguous())
 

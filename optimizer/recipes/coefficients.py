@@ -95,39 +95,46 @@ class Algebra:
         """Coefficients [groups, sources] and their derivatives [alphas, groups, sources], for alphas [alphas, blocks].
 
         The derivative is by the alpha of the group's own block; groups do not depend on other blocks' alphas. Exact:
-        the modes are linear in their inputs, so tangents pass through them as values do, and affine in each alpha, so
-        the derivative by an alpha is the difference between its results at 1 and 0.
+        the modes are affine in each alpha, so the derivative by one is the difference between their results at 1 and
+        0; and linear in their inputs, so it counts in the output by one factor for each group. Those factors are passed
+        from the output back to the inputs, which keeps one number for each step and group in memory.
         """
-        count = len(self.alphas)
         rows = dict(zip(self.alphas, self.by_group(alphas.to(torch.float64))[..., None], strict=True))
-        values = self._evaluate(rows, 1 + count, tangents=True)[self.output]
+        values = self._evaluate(rows, 1)
+        derivatives = torch.zeros(len(self.alphas), len(self.groups), len(self.sources), dtype=torch.float64)
+        places = {pair: row for row, pair in enumerate(self.alphas)}
+        one, zero = (torch.full((len(self.groups), 1), number, dtype=torch.float64) for number in (1.0, 0.0))
+        counting = {self.output: one}
+        for step in reversed(self._steps):
+            mode, counts = MODES[step.mode], counting.pop(step.name)
+            inputs = {place: values[name][0] for place, name in step.inputs.items()}
+            own = {name: rows[step.name, name] for name in step.alphas}
+            holding = {place: self._presence[name][:, None] for place, name in step.inputs.items()}
+            every = torch.stack(list(holding.values())).all(dim=0)
+            for name in step.alphas:
+                slope = mode.combine(inputs, {**own, name: one}) - mode.combine(inputs, {**own, name: zero})
+                derivatives[places[step.name, name]] = counts * every * slope
+            passed_on = {"a": holding["a"], "b": ~holding["a"]}
+            for place, name in step.inputs.items():
+                factor = mode.combine({other: one if other == place else zero for other in inputs}, own)
+                factor = torch.where(every, factor, passed_on[place].to(torch.float64) if place in passed_on else zero)
+                counting[name] = counting.get(name, zero) + counts * factor
         moved = self._column < len(self.blocks)
-        return values[0], values[1:] * moved[:, None]
+        return values[self.output][0], derivatives * moved[:, None]
 
     def by_group(self, values: torch.Tensor) -> torch.Tensor:
         """Values [..., blocks] as each group has them, [..., groups]: those of its block, 0 if no alpha moves it."""
         return torch.nn.functional.pad(values, (0, 1))[..., self._column]
 
-    def _evaluate(
-        self, rows: dict[tuple[str, str], torch.Tensor], count: int, tangents: bool = False
-    ) -> dict[str, torch.Tensor]:
+    def _evaluate(self, rows: dict[tuple[str, str], torch.Tensor], count: int) -> dict[str, torch.Tensor]:
         unit = torch.eye(len(self.sources), dtype=torch.float64)
-        values: dict[str, torch.Tensor] = {}
-        for position, name in enumerate(self.sources):
-            value = torch.zeros(count, len(self.groups), len(self.sources), dtype=torch.float64)
-            value[: 1 if tangents else count] = unit[position] * self._held[:, position, None]
-            values[name] = value
+        values = {
+            name: (unit[position] * self._held[:, position, None]).expand(count, -1, -1)
+            for position, name in enumerate(self.sources)
+        }
         for step in self._steps:
-            mode = MODES[step.mode]
             inputs = {place: values[name] for place, name in step.inputs.items()}
-            alphas = {name: rows[step.name, name] for name in step.alphas}
-            result = mode.combine(inputs, alphas)
-            if tangents:
-                base = {place: value[0] for place, value in inputs.items()}
-                for name in step.alphas:
-                    one, zero = ({**alphas, name: torch.full_like(alphas[name], end)} for end in (1.0, 0.0))
-                    row = 1 + self.alphas.index((step.name, name))
-                    result[row] += mode.combine(base, one) - mode.combine(base, zero)
+            result = MODES[step.mode].combine(inputs, {name: rows[step.name, name] for name in step.alphas})
             values[step.name] = self._apply_presence(step.inputs, inputs, result)
         return values
 

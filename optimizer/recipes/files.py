@@ -15,7 +15,7 @@ from optimizer.checkpoints.layout import Layout, load_layout
 from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
-from optimizer.recipes.yaml_files import UserFile, dump_yaml, line_of, read_yaml, validate
+from optimizer.recipes.yaml_files import UserFile, dump_yaml, line_of, named_file, read_text, read_yaml, shown, validate
 
 __all__ = ["alpha_as_data", "load_recipe", "read_alpha", "read_recipe", "recipe_as_data", "save_recipe"]
 
@@ -213,8 +213,10 @@ def _read_expected(entry: _ExpectEntry, layout: Layout, where: str) -> Expected:
         blocks = attempt(lambda: layout.parse_blocks(entry.blocks), f"{where}.blocks")
     else:
         raise RecipeError(
-            f"{where}.blocks: received {entry.blocks!r}; must be blocks, as OUT03-OUT11, or {{OUT03: 0.97}}"
+            f"{where}.blocks: received {shown(entry.blocks)}; must be blocks, as OUT03-OUT11, or {{OUT03: 0.97}}"
         )
+    if not 0 <= entry.seed < 2**63:
+        raise RecipeError(f"{where}.seed: received {shown(entry.seed)}; must be a whole number from 0 to 2^63 - 1")
     for name, value in (*values.items(), ("total", entry.total)):
         if value is not None and not -1 <= value <= 1:
             raise RecipeError(f"{where}.{name}: received {value:g}; similarities are at most 1: write 97.5 % as 0.975")
@@ -224,12 +226,15 @@ def _read_expected(entry: _ExpectEntry, layout: Layout, where: str) -> Expected:
 def _presets_beside(path: Path, file: str | None) -> Mapping[str, Preset]:
     if file is None:
         return {}
-    presets = path.parent / file.replace("\\", "/")
+    presets = named_file(path.parent, file)
+    if presets is None:
+        raise RecipeError(f"{path}: presets: {path.parent / file} cannot be read: no such file")
     try:
-        return read_presets(presets.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise RecipeError(f"{path}: presets: {presets} cannot be read: {reason}") from None
+        return read_presets(read_text(presets, RecipeError).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: presets: {presets} cannot be read: not UTF-8 text") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: presets: {error.problems[0]}") from None
 
 
 def read_alpha(
@@ -242,13 +247,17 @@ def read_alpha(
     """
     count = len(layout.blocks)
     name = f"base_{where.rsplit('.', 1)[-1]}"
+    if base is not None and not math.isfinite(base):
+        raise RecipeError(f"{where}: received {name} {base}; must be finite")
     if isinstance(value, list):
         blocks = layout.blocks[-len(value) :] if count - 1 <= len(value) <= count else range(1, len(value) + 1)
         numbers = [_number(number, f"{where}.{block}") for block, number in zip(blocks, value, strict=True)]
         return attempt(lambda: numbered_alpha(layout, numbers, base, base_name=name), where)
     if isinstance(value, str) and presets:
         if value not in presets:
-            raise RecipeError(f"{where}: received {value!r}; no preset has this name; there are {', '.join(presets)}")
+            raise RecipeError(
+                f"{where}: received {shown(value)}; no preset has this name; there are {', '.join(presets)}"
+            )
         return attempt(lambda: preset_alpha(presets[value], layout, base), where)
     if base is not None:
         raise RecipeError(f"{where}: received {name} {base:g} beside it; {name} goes with {count - 1} numbers only")
@@ -256,7 +265,7 @@ def read_alpha(
         return Alpha(dict.fromkeys(layout.blocks, _number(value, where)))
     if not isinstance(value, Mapping):
         raise RecipeError(
-            f"{where}: received {value!r}; must be a number, {count} numbers, a mapping of blocks, "
+            f"{where}: received {shown(value)}; must be a number, {count} numbers, a mapping of blocks, "
             "the name of a preset (with `presets: FILE` in the recipe), or free as {search: [low, high]}"
         )
     if "search" in value:
@@ -298,19 +307,21 @@ def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tup
     if unknown := [key for key in value if key not in known]:
         raise RecipeError(f"{where}: unknown field {unknown[0]!r}; a free alpha has {', '.join(known)}")
     if "search" not in value:
-        raise RecipeError(f"{where}: received {dict(value)!r}; a free alpha is {{search: [low, high]}}")
+        raise RecipeError(f"{where}: received {shown(value)}; a free alpha is {{search: [low, high]}}")
     if blocks is not None and "blocks" in value:
-        raise RecipeError(f"{where}.blocks: received {value['blocks']!r}; the key already names the blocks")
+        raise RecipeError(f"{where}.blocks: received {shown(value['blocks'])}; the key already names the blocks")
     entry = _FreeEntry.model_validate(dict(value))
     if not isinstance(entry.tie, bool):
-        raise RecipeError(f"{where}.tie: received {entry.tie!r}; must be true or false")
+        raise RecipeError(f"{where}.tie: received {shown(entry.tie)}; must be true or false")
     if not (isinstance(entry.search, list) and len(entry.search) == 2 and all(map(_is_number, entry.search))):
-        raise RecipeError(f"{where}.search: received {entry.search!r}; must be two numbers, [low, high]")
+        raise RecipeError(f"{where}.search: received {shown(entry.search)}; must be two numbers, [low, high]")
     if blocks is None:
         named = "all" if entry.blocks is None else entry.blocks
         texts = named if isinstance(named, list) else [named]
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise RecipeError(f"{where}.blocks: received {named!r}; must be blocks or ranges, such as OUT03-OUT11,M00")
+            raise RecipeError(
+                f"{where}.blocks: received {shown(named)}; must be blocks or ranges, such as OUT03-OUT11,M00"
+            )
         blocks = attempt(lambda: layout.parse_blocks(named), f"{where}.blocks")
     low, high = (_number(bound, f"{where}.search") for bound in entry.search)
     step, start = (
@@ -322,7 +333,7 @@ def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tup
 
 def _number(value: Any, where: str) -> float:
     if not _is_number(value):
-        raise RecipeError(f"{where}: received {value!r}; must be a number")
+        raise RecipeError(f"{where}: received {shown(value)}; must be a number")
     try:
         number = float(value)
     except OverflowError:

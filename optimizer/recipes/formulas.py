@@ -31,12 +31,15 @@ __all__ = [
     "normalized",
     "parse_formula",
     "parse_name",
+    "percentage",
     "quoted",
     "unquoted",
     "value_of",
 ]
 
 _RESERVED = ("alpha", "beta", "x")
+_MOST_TERMS = 400  # products of terms that are multiplied out
+_MOST_DIFFERENCES = 50  # in one formula: each is a step of its own, inside the next
 _SYMBOLS = str.maketrans(
     dict.fromkeys("×✕✖⨉⨯∗⋅·", " x ")  # noqa: RUF001
     | dict.fromkeys("−–—‒﹣", "-")  # noqa: RUF001
@@ -45,7 +48,8 @@ _SYMBOLS = str.maketrans(
 )
 # A text in quotation marks, escapes as JSON has them.
 QUOTED = r'"(?:[^"\\]|\\.)*"'
-_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+# Possessive: no digit follows a number, and trying that again for each digit of a long one takes ages.
+_NUMBER = r"(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?"
 _WORD = r"\w(?:[\w.]*\w)?(?:-+(?:\w(?:[\w.]*\w)?))*"
 _TOKENS = re.compile(
     rf"\s*(?:(?P<quoted>{QUOTED})|(?P<percent>{_NUMBER})\s*%|(?P<number>\.\d+(?![\w.]))|(?P<word>{_WORD})|(?P<operator>[-+*()]))"
@@ -110,6 +114,8 @@ class Factor:
         return Factor({power: -number for power, number in self.terms.items()})
 
     def __mul__(self, other: "Factor") -> "Factor":
+        if len(self.terms) * len(other.terms) > _MOST_TERMS:
+            raise NotUnderstood("alpha and beta to high powers; a mode has them multiplied with each other at most")
         result: dict[tuple[int, int], float] = {}
         for (a, b), number in self.terms.items():
             for (c, d), factor in other.terms.items():
@@ -313,6 +319,8 @@ def _add_difference(terms: _Terms) -> Part | None:
         differences = [difference for difference in found if difference is not None]
         if not found or len(differences) < len(found) or (len(others) > 1 and differences[0][1].equals(0)):
             continue
+        if len(differences) > _MOST_DIFFERENCES:
+            raise NotUnderstood(f"{len(differences)} differences in one formula; write steps of one")
         result = _operand(terms[place][1])
         for (first, second), factor in differences:
             result = Part("add_difference", {"a": result, "b": _operand(first), "c": _operand(second)}, factor)
@@ -347,6 +355,14 @@ def _remains(factor: Factor) -> bool:
 
 def _operand(operand: "str | Sum") -> "str | Part":
     return operand if isinstance(operand, str) else interpret(operand)
+
+
+def percentage(text: str) -> float:
+    """The number that `text`, a percentage without its sign, is a hundredth of: exactly where it can be."""
+    try:
+        return float(Decimal(text) / 100)
+    except ArithmeticError:  # more powers of ten than Decimal has
+        return float(text) / 100
 
 
 def unquoted(text: str) -> str:
@@ -397,7 +413,7 @@ class _Parser:
         elif kind == "operator":
             yield value, value, start
         elif kind == "percent":
-            yield "number", str(Decimal(value) / 100), start
+            yield "number", str(percentage(value)), start
         elif re.fullmatch(_NUMBER, value):
             yield "number", value, start
         elif value.lower() == "x":
@@ -482,13 +498,18 @@ class _Parser:
         return scale if operand is None else Sum(((scale, operand),))
 
     def _factor(self) -> "Factor | str | Sum":
+        signed, negative = False, False
+        while self._kind() in ("+", "-"):
+            signed, negative = True, negative != (self._take() == "-")
+        part = self._unsigned()
+        if not signed:
+            return part
+        if not isinstance(part, Factor):
+            raise self._failure()
+        return -part if negative else part
+
+    def _unsigned(self) -> "Factor | str | Sum":
         kind = self._kind()
-        if kind in ("+", "-"):
-            negative = self._take() == "-"
-            part = self._factor()
-            if not isinstance(part, Factor):
-                raise self._failure()
-            return -part if negative else part
         if kind == "number":
             return Factor.of(float(self._take()))
         if kind == "symbol":

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 
 from optimizer.checkpoints import CHECKPOINT_SUFFIXES
@@ -17,16 +18,24 @@ def locate(file: str, beside: Path, folders: Sequence[Path] = ()) -> Path | None
     None if it is nowhere. Among several of one name below a folder, the first in sorted order.
     """
     wanted = Path(file.replace("\\", "/"))
+    if wanted.name in ("", ".."):
+        return None
     for folder in (beside, *folders):
         for candidate in _spellings(folder / wanted):
-            if candidate.is_file():
+            if _is_file(candidate):
                 return candidate
-    for folder in folders:
+    for folder in folders if len(wanted.parts) == 1 else ():
         for spelling in _spellings(wanted):
-            found = next((path for path in sorted(folder.rglob(spelling.name)) if path.is_file()), None)
-            if found is not None and len(wanted.parts) == 1:
+            if (found := _below(folder, spelling.name)) is not None:
                 return found
     return None
+
+
+def _below(folder: Path, name: str) -> Path | None:
+    try:
+        return next((path for path in sorted(folder.rglob(escape(name))) if path.is_file()), None)
+    except OSError:  # as `_is_file`
+        return None
 
 
 def locate_models(
@@ -44,6 +53,13 @@ def locate_models(
     if problems:
         raise CheckpointError(problems)
     return {name: path for name, path in found.items() if path is not None}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the file system has, a folder that may not be looked into
+        return False
 
 
 def _spellings(path: Path) -> Iterable[Path]:

@@ -13,10 +13,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from optimizer.checkpoints import CHECKPOINT_SUFFIXES
 from optimizer.checkpoints.layout import Layout, load_layout
@@ -33,16 +32,19 @@ from optimizer.recipes.formulas import (
     normalized,
     parse_formula,
     parse_name,
+    percentage,
     quoted,
     unquoted,
     value_of,
 )
 from optimizer.recipes.presets import Preset, numbered_alpha, parse_preset, preset_alpha, read_presets
-from optimizer.recipes.recipe import Alpha, Expected, Model, Recipe, Step
+from optimizer.recipes.recipe import MOST_STEPS, Alpha, Expected, Model, Recipe, Step
+from optimizer.recipes.yaml_files import read_text, shown, yaml_of
 
 __all__ = ["Imported", "import_text", "read_notation", "write_notation"]
 
-_NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+# Possessive: no digit follows a number, and trying that again for each digit of a long one takes ages.
+_NUMBER = r"-?(?:\d++\.?\d*+|\.\d++)(?:e[-+]?\d++)?"
 _NUMBERS = rf"{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*,?"
 _LIST = rf"(?:\(\s*{_NUMBERS}\s*\)|\[\s*{_NUMBERS}\s*\])"
 _ALPHA = r"(?P<{0}>base[ _]?(?:alpha|beta)|alpha|beta)"
@@ -62,7 +64,8 @@ _DECLARED = re.compile(
 )
 _MORE = re.compile(rf",\s*(license|sha256)\s+({QUOTED})")
 _SIMILARITY = re.compile(
-    r"(?:cosine )?similarity of (?P<blocks>[\w, -]+?)(?: between .+?)?(?: \((?P<metric>\w+), seed (?P<seed>\d+)\))?"
+    r"(?:cosine )?similarity of (?P<blocks>[\w, -]+?)(?: between .+?)?"
+    r"(?: \((?P<metric>\w+), seed (?P<seed>\d{1,18})\))?"
     rf"\s*:\s*(?P<total>{_NUMBER})?\s*%?",
     re.IGNORECASE,
 )
@@ -72,6 +75,10 @@ _PERCENT = re.compile(rf"({_NUMBER})\s*%")
 _MOST_LINES = 12  # that one formula or list of numbers may be spread over
 _LONGEST_LINE = 2000  # characters of a formula that may run on
 _LONGEST_PROSE = 300  # characters of a line that may report a similarity
+_LONGEST = 10_000  # characters of any line that is looked at; 26 free alphas take some 1500
+_MOST_BYTES = 1 << 20  # of a text; the article has some 40,000
+_MOST_LINES_OF_A_TEXT = 20_000
+_MOST_COMPARED = 200  # names that are looked at for one that is nearly the same
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,11 @@ def import_text(path: Path, *, mapping: str | None = None, presets: Path | None 
 
 
 def _read(path: Path) -> str:
+    data = read_text(path, RecipeError, most=_MOST_BYTES)
     try:
-        data = path.read_bytes()
         # What Windows' editor writes begins with a mark that tells the encoding; without one it is UTF-8.
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return data.decode("utf-16" if utf16 else "utf-8-sig")
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8 and try again"
@@ -159,7 +164,7 @@ def _declarations(recipe: Recipe) -> list[str]:
     assumed = {name: Model(_file_of(name)) for name in met}
     # Declared models are never taken for a step or a model of nearly the same name.
     steps, plain = _ByLikeness(known), {_squeezed(name) for name in recipe.models}
-    clear = len(plain) == len(recipe.models) and not any(
+    clear = len(plain) == len(recipe.models) <= _MOST_COMPARED and not any(
         _near(name, step) for name in recipe.models for step in steps.like(name)
     )
     undeclared = clear and list(assumed.items()) == list(recipe.models.items())
@@ -193,10 +198,6 @@ def _expected_lines(expect: Expected, layout: Layout) -> list[str]:
 def _percent(value: float) -> str:
     percents = Decimal(repr(value)) * 100
     return f"{percents.normalize():f}%" if not 0 < abs(percents) < 1e-9 else f"{percents:e}%"
-
-
-def _fraction(text: str) -> float:
-    return float(Decimal(text) / 100)
 
 
 def _json(value: Any) -> str:
@@ -267,8 +268,15 @@ class _Reader:
 
     def read(self, text: str) -> None:
         lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        if len(lines) > _MOST_LINES_OF_A_TEXT:
+            raise RecipeError(f"{len(lines):,} lines; at most {_MOST_LINES_OF_A_TEXT:,} are read: leave out the prose")
         number = 0
         while number < len(lines):
+            if len(lines[number]) > _LONGEST:
+                if "=" in lines[number]:
+                    self._reject(number + 1, lines[number], f"a line of {len(lines[number]):,} characters")
+                number += 1
+                continue
             line, more = _joined(lines, number)
             self._line(number + 1, lines[number], line)
             number += 1 + more
@@ -383,7 +391,7 @@ class _Reader:
             blocks = self._blocks(label)
         except RecipeError:
             return False
-        total = _fraction(found["total"]) if found["total"] else None
+        total = percentage(found["total"]) if found["total"] else None
         if total is not None and not -1 <= total <= 1:
             self._reject(number, line, f"{found['total']} % is no similarity")
             return True
@@ -409,12 +417,12 @@ class _Reader:
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
         step = self._table_step()
         if (total := _TOTAL.fullmatch(line)) and step is not None and step.expect is not None:
-            step.expect = replace(step.expect, total=_fraction(total["total"]))
+            step.expect = replace(step.expect, total=percentage(total["total"]))
             self._header, self._of_step = (), None
             return True
         percents = [_PERCENT.fullmatch(cell) for cell in cells]
         if cells and self._header and len(cells) == len(self._header) and all(percents) and step is not None:
-            values = dict(zip(self._header, (_fraction(found[1]) for found in percents if found), strict=True))
+            values = dict(zip(self._header, (percentage(found[1]) for found in percents if found), strict=True))
             if not all(-1 <= value <= 1 for value in values.values()):
                 self._reject(number, line, "a similarity above 100 %")
                 return True
@@ -472,6 +480,8 @@ class _Reader:
             return
         formula = sides[1 - place]
         symbols = tuple(symbol for symbol in ("alpha", "beta") if symbol in _masked(formula).lower())
+        if len(self._statements) == MOST_STEPS:
+            raise RecipeError(f"line {number}: more than {MOST_STEPS:,} steps; a recipe has at most {MOST_STEPS:,}")
         statement = _Statement(number, text, names[place] or "", formula, symbols, given, indent=self._indent)
         self._statements.append(statement)
         self._last |= dict.fromkeys(symbols, statement)
@@ -555,7 +565,14 @@ class _Reader:
         sources = _ByLikeness([])
         for name in [name for name in first if name not in places and name not in self._models]:
             # Used before the step was there, or in making it: then it is a model of its own.
-            near = next((step for step in spare.like(name) if places[step] < first[name] and _near(name, step)), None)
+            near = next(
+                (
+                    step
+                    for step in itertools.islice(spare.like(name), _MOST_COMPARED)
+                    if places[step] < first[name] and _near(name, step)
+                ),
+                None,
+            )
             if near is not None:
                 spare.discard(near)
                 renamed[name] = near
@@ -596,14 +613,16 @@ class _Reader:
         try:
             base = _value(base_text) if base_text else None
         except ValueError:
-            raise RecipeError(f"line {base_line}: base_{symbol}: received {base_text!r}; must be a number") from None
+            raise RecipeError(
+                f"line {base_line}: base_{symbol}: received {shown(base_text)}; must be a number"
+            ) from None
         inner = re.sub(r"^[(\[]\s*|\s*[)\]]$", "", text.strip())
         try:
             numbers = [_value(item) for item in inner.removesuffix(",").split(",")]
         except ValueError:
             return self._other_alpha(text.strip(), base, where)
         if not all(math.isfinite(number) for number in (*numbers, base or 0.0)):
-            raise RecipeError(f"{where}: received {text.strip()}; must be finite numbers")
+            raise RecipeError(f"{where}: received {shown(text.strip())}; must be finite numbers")
         if len(numbers) == 1 and not inner.endswith(","):
             rest = dict.fromkeys(self._layout.blocks, numbers[0])
             return Alpha(rest if base is None else rest | {self._layout.blocks[0]: base})
@@ -614,16 +633,16 @@ class _Reader:
             text = f"{{{text}}}"
         if text.startswith("{"):
             try:
-                value = YAML(typ="safe").load(text)
+                value = yaml_of(text)
             except Exception:  # a broken text fails in many ways, not all of them ruamel's own
-                raise RecipeError(f"{where}: received {text!r}; not readable as a mapping of blocks") from None
+                raise RecipeError(f"{where}: received {shown(text)}; not readable as a mapping of blocks") from None
             return read_alpha(value, self._layout, where, base)
         name = parse_name(text) or text
         if name in self._presets:
             return attempt(lambda: preset_alpha(self._presets[name], self._layout, base), where)
         known = f"; presets are {', '.join(self._presets)}" if self._presets else ""
         raise RecipeError(
-            f"{where}: received {text!r}; must be {len(self._layout.blocks)} numbers in parentheses, one number, "
+            f"{where}: received {shown(text)}; must be {len(self._layout.blocks)} numbers in parentheses, one number, "
             f"or the name of a preset{known}"
         )
 
@@ -637,7 +656,7 @@ class _Reader:
             if isinstance(operand, str):
                 inputs[place] = operand
                 continue
-            number = next(n for n in range(1, 1000) if f"{statement.name}_{n}" not in taken)
+            number = next(n for n in itertools.count(1) if f"{statement.name}_{n}" not in taken)
             inner = f"{statement.name}_{number}"
             taken.add(inner)
             steps += self._built(statement, inner, operand, alphas, taken)
@@ -661,7 +680,13 @@ class _Reader:
             raise RecipeError(f"line {statement.line}: {statement.name}: a free alpha must stand alone as a factor")
 
         def value(block: str) -> float:
-            return factor(*(alphas[s].at(block) if s in factor.symbols else 0.0 for s in ("alpha", "beta")))
+            try:
+                number = factor(*(alphas[s].at(block) if s in factor.symbols else 0.0 for s in ("alpha", "beta")))
+            except (OverflowError, ValueError):  # as powers and sums of enormous numbers end
+                number = math.inf
+            if not math.isfinite(number):
+                raise RecipeError(f"line {statement.line}: {statement.name}: the factor of {block} is not finite")
+            return number
 
         return Alpha({block: value(block) for block in self._layout.blocks})
 
@@ -773,6 +798,7 @@ class _ByLikeness:
         return squeezed[:4], len(squeezed)
 
 
+@lru_cache(maxsize=10_000)
 def _squeezed(name: str) -> str:
     """The letters and numbers of a name: v1.1 is not v11, but Any_V3 is any-v3."""
     return re.sub(r"[\W_]+", "", re.sub(r"(?<=\d)[\W_]+(?=\d)", "ˑ", name)).casefold()

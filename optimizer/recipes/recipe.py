@@ -7,15 +7,22 @@ import difflib
 import graphlib
 import heapq
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import RecipeError
+from optimizer.printable import unprintable
 from optimizer.recipes.modes import MODES
 
-__all__ = ["Alpha", "Expected", "Free", "Model", "Recipe", "Step"]
+__all__ = ["MOST_STEPS", "Alpha", "Expected", "Free", "Model", "Recipe", "Step"]
+
+MOST_STEPS = 2000  # of a recipe; people's have tens
+_MOST_MODELS = 5000
+_LONGEST_NAME = 500  # characters
+_MOST_GUESSES = 20  # names that another is proposed for: each is compared with all
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,8 @@ class Recipe:
     """Named sources and the steps that combine them; `output` is the step that the whole recipe makes.
 
     `fitted` is what a fit notes beside the steps of the recipe it found (target, hashes, similarities); free-form.
-    Raises RecipeError at construction, with one line a problem, for names that are undefined, doubled or in a cycle.
+    Raises RecipeError at construction, with one line a problem, for names that are undefined, doubled or in a cycle,
+    for control characters and line breaks in names, and for more than 2000 steps or 5000 models.
     """
 
     name: str
@@ -173,25 +181,29 @@ class Recipe:
     fitted: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        problems = [problem for step in self.steps for problem in step.problems()]
+        for what, count, most in (("steps", len(self.steps), MOST_STEPS), ("models", len(self.models), _MOST_MODELS)):
+            if count > most:
+                raise RecipeError(f"{what}: received {count:,}; a recipe has at most {most:,}")
+        problems = [*self._unusable_names(), *(problem for step in self.steps for problem in step.problems())]
         if self.mapping not in self.layout.mappings:
             known = ", ".join(self.layout.mappings)
             problems.append(f"mapping: received {self.mapping!r}; {self.layout.name} has {known}")
         names = [step.name for step in self.steps]
         defined = set(names) | set(self.models)
-        problems += [f"steps.{name}: defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        nearest = _Nearest(defined)
+        problems += [f"steps.{name}: defined twice" for name, count in sorted(Counter(names).items()) if count > 1]
         problems += [f"steps.{name}: a model has this name too" for name in names if name in self.models]
         for step in self.steps:
             for place, name in (("a", step.a), ("b", step.b), ("c", step.c)):
                 if name is not None and name not in defined:
                     problems.append(
                         f"steps.{step.name}.{place}: received {name!r}; neither a model nor a step has this name"
-                        + _nearest(name, defined)
+                        + nearest(name)
                     )
         if not self.steps:
             problems.append("steps: empty; a recipe needs at least one step")
         elif self.output not in names:
-            problems.append(f"output: received {self.output!r}; no step has this name" + _nearest(self.output, names))
+            problems.append(f"output: received {self.output!r}; no step has this name" + _Nearest(names)(self.output))
         if not problems:
             try:
                 tuple(graphlib.TopologicalSorter(self._graph()).static_order())
@@ -200,13 +212,26 @@ class Recipe:
         if problems:
             raise RecipeError(problems)
 
+    def _unusable_names(self) -> Iterator[str]:
+        """Names end up in tables, logs, metadata and other tools' files, where a line break or an escape does harm."""
+        named = [("name", self.name), *((f"models.{name}", name) for name in self.models)]
+        named += [(f"models.{name}.file", model.file) for name, model in self.models.items()]
+        named += [(f"models.{name}.license", model.license) for name, model in self.models.items()]
+        named += [(f"steps.{step.name}", step.name) for step in self.steps]
+        for where, name in named:
+            if (letter := unprintable(name)) is not None:
+                received = f"received {name[:80]!r}, with the character {letter!r}"
+                yield f"{where[:100]}: {received}; write it on one line, without"
+            elif len(name) > _LONGEST_NAME and not where.endswith((".file", ".license")):
+                yield f"{where[:100]}...: a name of {len(name):,} characters; at most {_LONGEST_NAME} can be"
+
     def step(self, name: str) -> Step:
         """The step of this name. Raises RecipeError if there is none."""
         for step in self.steps:
             if step.name == name:
                 return step
         names = [step.name for step in self.steps]
-        raise RecipeError(f"step {name!r} is not in the recipe {self.name!r}{_nearest(name, names)}")
+        raise RecipeError(f"step {name!r} is not in the recipe {self.name!r}{_Nearest(names)(name)}")
 
     def ancestors(self, output: str | None = None) -> tuple[Step, ...]:
         """The steps that `output` (default: the recipe's) needs, itself included, each after its inputs.
@@ -265,6 +290,16 @@ class Recipe:
         return {step.name: tuple(step.inputs.values()) for step in self.steps}
 
 
-def _nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(names)[:12])}" if names else ""
+class _Nearest:
+    """What to propose for a name that is none of `names`."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = sorted(names)
+        self._proposed: dict[str, str] = {}
+
+    def __call__(self, name: str) -> str:
+        if name not in self._proposed and len(self._proposed) < _MOST_GUESSES:
+            close = difflib.get_close_matches(name[:_LONGEST_NAME], self._names, 1)
+            listed = f"; there are {', '.join(self._names[:12])}" if self._names else ""
+            self._proposed[name] = f"; did you mean {close[0]!r}?" if close else listed
+        return self._proposed.get(name, "")

@@ -1,8 +1,11 @@
-"""YAML that a user writes: read with line numbers, checked by a pydantic model, all problems at once."""
+"""YAML that a user writes: read with line numbers, checked by a pydantic model, all problems at once.
+
+A file may also be a stranger's. No tag is ever acted upon, and what would take long or much memory is refused before.
+"""
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +14,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scanner import RoundTripScanner
 
 from optimizer.errors import InputError
 
-__all__ = ["UserFile", "dump_yaml", "line_of", "read_yaml", "validate"]
+__all__ = ["UserFile", "dump_yaml", "line_of", "named_file", "read_text", "read_yaml", "shown", "validate", "yaml_of"]
 
 
 class UserFile(BaseModel):
@@ -27,32 +31,124 @@ class UserFile(BaseModel):
 _PLAIN = re.compile(r"[\w./~][\w./~+()-]*(?: [\w./~+()-]+)*")
 _UserFile = TypeVar("_UserFile", bound=UserFile)
 
+_MOST_BYTES = 1 << 20  # of a file; recipes have some thousands
+_MOST_VALUES = 100_000  # in a file, as aliases repeat them; ruamel reads about 20,000 a second
+_DEEPEST = 40  # levels of lists and mappings; recipes have about 6
+_SHOWN = 80  # characters of what was received
+
+
+def read_text(path: Path, error: type[InputError], *, most: int = _MOST_BYTES) -> bytes:
+    """The bytes of a file that is text. Raises `error`, one line, if it cannot be read or has more than `most`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except (OSError, ValueError) as problem:  # a name with a NUL in it is a ValueError
+        raise error(f"{path}: cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+    if len(data) > most:
+        raise error(f"{path}: more than {most:,} bytes; no text that is meant to be read here has so many")
+    return data
+
+
+def named_file(folder: Path, name: str) -> Path | None:
+    """The file that another file in `folder` names, slashes of either kind between folders; None if there is none.
+
+    Devices, pipes and the like count as none: what a stranger's file names must not be waited for.
+    """
+    path = folder / name.replace("\\", "/")
+    try:
+        return path if path.is_file() else None
+    except (OSError, ValueError):  # too long, or with a NUL in it
+        return None
+
 
 def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
-    """The mapping in a YAML 1.2 file. Raises `error`, one line, for what is missing, unreadable or not a mapping."""
+    """The mapping in a YAML 1.2 file. Raises `error`, one line, for what is missing, unreadable or not a mapping.
+
+    Refused too: more than a megabyte, 100,000 values (aliases counted as often as they stand for something), values
+    nested more than 40 deep or in themselves, and tags.
+    """
+    if path.is_dir():
+        raise error(f"{path}: is a folder; a YAML file was expected")
+    if not path.exists():
+        raise error(f"{path}: no such file")
+    data = read_text(path, error)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise error(f"{path}: is a folder; a YAML file was expected") from None
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise error(
             f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start}); a YAML file was expected"
         ) from None
     try:
-        data = YAML(typ="rt").load(text)
+        tree = yaml_of(text)
     except MarkedYAMLError as problem:
         line = f" line {problem.problem_mark.line + 1}" if problem.problem_mark else ""
         raise error(f"{path}:{line} not readable as YAML: {_first_line(problem.problem)}") from None
+    except RecursionError:
+        raise error(f"{path}: not readable as YAML: {_TOO_DEEP}") from None
     except Exception as problem:  # ruamel also fails with built-in errors: an impossible date, an unhashable key, ...
         raise error(f"{path}: not readable as YAML: {_first_line(problem)}") from None
-    if not isinstance(data, CommentedMap):
+    if not isinstance(tree, CommentedMap):
         received = (
-            "nothing" if data is None else f"a {'list' if isinstance(data, CommentedSeq) else type(data).__name__}"
+            "nothing" if tree is None else f"a {'list' if isinstance(tree, CommentedSeq) else type(tree).__name__}"
         )
         raise error(f"{path}: received {received} where `field: value` lines were expected")
-    return data
+    return tree
+
+
+def yaml_of(text: str) -> Any:
+    """What YAML 1.2 `text` holds, with line numbers.
+
+    Raises ValueError or one of ruamel's errors for what is no YAML, has tags, or is more than a file may hold.
+    """
+    # Every value ends in one of these, so they are at least as many as the values, and counting them takes no time.
+    if sum(map(text.count, ",:\n-?[{")) > _MOST_VALUES:
+        raise ValueError(_TOO_MUCH)
+    reader = YAML(typ="rt")
+    reader.Scanner = _Scanner
+    tree = reader.load(text)
+    _check(tree)
+    return tree
+
+
+_TOO_DEEP = f"nested more than {_DEEPEST} deep"
+_TOO_MUCH = f"more than {_MOST_VALUES:,} values"
+
+
+class _Scanner(RoundTripScanner):  # type: ignore[misc]
+    """Stops where values are nested too deeply: every further level takes longer than the one before."""
+
+    def fetch_flow_collection_start(self, *arguments: Any, **named: Any) -> None:
+        """Begin a list or mapping in brackets."""
+        if len(self.flow_context) >= _DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        super().fetch_flow_collection_start(*arguments, **named)
+
+    def add_indent(self, column: int) -> bool:
+        """Begin a list or mapping by indenting it."""
+        if len(self.indents) >= _DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        return bool(super().add_indent(column))
+
+
+def _check(tree: Any) -> None:
+    """Refuse tags, and values that are nested too deeply or, by way of aliases, too many."""
+    stack: list[tuple[Any, int]] = [(tree, 0)]
+    count = 0
+    while stack:
+        node, depth = stack.pop()
+        count += 1
+        if count > _MOST_VALUES:
+            raise ValueError(f"{_TOO_MUCH}, aliases and all")
+        tag = getattr(getattr(node, "tag", None), "value", None)
+        if tag is not None:
+            number = getattr(getattr(node, "lc", None), "line", None)
+            line = "" if number is None else f"line {number + 1}: "
+            raise ValueError(f"{line}the tag {shown(str(tag))} is not acted upon; write plain values only")
+        if isinstance(node, Mapping | list):
+            if depth == _DEEPEST:
+                raise ValueError(_TOO_DEEP)
+            inner: Iterable[Any] = node if isinstance(node, list) else (part for item in node.items() for part in item)
+            stack.extend((part, depth + 1) for part in inner)
 
 
 def validate(kind: type[_UserFile], data: Mapping[str, Any], path: Path, error: type[InputError]) -> _UserFile:
@@ -113,7 +209,7 @@ def _in_words(path: Path, data: Any, kind: type[UserFile], item: Any) -> str:
         return f"{where}: unknown field; there are {', '.join(_siblings(kind, location))}"
     if item["type"] == "missing":
         return f"{where}: missing"
-    return f"{where}: received {_short(item['input'])}; {item['msg'].removeprefix('Value error, ')}"
+    return f"{where}: received {shown(item['input'])}; {item['msg'].removeprefix('Value error, ')}"
 
 
 def _name(data: Any, location: Sequence[int | str]) -> str:
@@ -144,9 +240,13 @@ def _models_in(annotation: Any) -> list[type[UserFile]]:
     return [model for inner in getattr(annotation, "__args__", ()) for model in _models_in(inner)]
 
 
-def _short(value: Any) -> str:
-    text = repr(value) if not isinstance(value, Mapping | list) else repr(_plain(value))
-    return text if len(text) <= 80 else text[:77] + "..."
+def shown(value: Any) -> str:
+    """What was received, for a message: as Python writes it, the rest cut off beyond 80 characters."""
+    try:
+        text = repr(_plain(value) if isinstance(value, Mapping | list) else value)
+    except ValueError:  # Python does not write whole numbers of more than 4300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from optimizer.printable import printable
 from optimizer.reports.tables import percent
 from optimizer.search import Ceiling
 
@@ -13,7 +14,7 @@ __all__ = ["ceiling_tables"]
 
 def ceiling_tables(found: Ceiling) -> tuple[RenderableType, ...]:
     """Similarities by block, the sources' shares, and what the figures mean, to be printed one below the other."""
-    return _blocks(found), _sources(found), Text("\n".join(_remarks(found)) + "\n")
+    return _blocks(found), _sources(found), Text("\n".join(map(printable, _remarks(found))) + "\n")
 
 
 def _blocks(found: Ceiling) -> Table:
@@ -44,7 +45,7 @@ def _sources(found: Ceiling) -> Table:
     for name, share in found.sources.items():
         errors = ["-" if error is None else f"{error:.4f}" for error in (share.error, share.weighed_error)]
         figures = [f"{share.coefficient:.4f}", errors[0], f"{share.weighed:.4f}", errors[1]]
-        table.add_row(Text(name), *figures, percent(share.loss))
+        table.add_row(Text(printable(name)), *figures, percent(share.loss))
     return table
 
 

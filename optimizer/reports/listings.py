@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optimizer.checkpoints import Inspection, Provenance
+from optimizer.printable import printable
 from optimizer.reports.tables import percent
 from optimizer.search import SearchProgress, StudyStatus
 
@@ -29,17 +30,17 @@ def inspection_table(inspection: Inspection) -> Group:
         "fingerprint": inspection.fingerprint,
     }
     for name, value in rows.items():
-        facts.add_row(name, Text(value, overflow="fold"))
+        facts.add_row(name, Text(printable(value), overflow="fold"))
     told = inspection.merge.fields if inspection.merge else ()
     if inspection.merge:
         for name, value in _merge_rows(inspection.merge):
-            facts.add_row(name, Text(value, overflow="fold"))
+            facts.add_row(name, Text(printable(value), overflow="fold"))
     for name, metadata in inspection.metadata.items():
         if name in told:
             continue
         facts.add_row(Text(f"metadata {_short(name)}"), Text(_short(metadata), overflow="fold"))
     for position, sentence in enumerate(inspection.unusual):
-        facts.add_row("unusual" if position == 0 else "", Text(sentence, overflow="fold"))
+        facts.add_row("unusual" if position == 0 else "", Text(printable(sentence), overflow="fold"))
     if not inspection.blocks:
         return Group(facts, Text())
     table = Table(title="what merges, per block", title_justify="left")
@@ -59,7 +60,7 @@ def status_table(found: StudyStatus) -> Group:
         table.add_column(heading, justify="left" if heading in ("search", "metric") else "right")
     for entry in found.searches:
         table.add_row(
-            Text(_short(entry.search)),
+            Text(printable(entry.search)),
             entry.metric,
             f"{entry.completed}/{entry.budget}",
             *(str(getattr(entry, name)) for name in counted),

@@ -12,6 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from optimizer.errors import BlockfitWarning, InputError
+from optimizer.printable import printable
 from optimizer.search import FitResult, SearchProgress
 
 __all__ = ["LogFile", "fit_logs", "log_end", "log_opened", "log_trial", "log_warning"]
@@ -27,7 +28,7 @@ def fit_logs(plain: Path, structured: Path | None = None) -> Iterator[None]:
     The objects have "time" (ISO 8601, UTC), "event" (opened, trial, warning, end) and what there is to say of it: see
     the functions. Raises InputError if `structured`, which the user has asked for, cannot be opened.
     """
-    handlers = [LogFile(plain, logging.Formatter("%(asctime)s %(message)s"))]
+    handlers = [LogFile(plain, _OneLine("%(asctime)s %(message)s"))]
     if structured is not None:
         try:
             structured.open("a", encoding="utf-8").close()
@@ -121,6 +122,13 @@ class LogFile(logging.Handler):
                 self._told = True
                 text = f"{self._path}: cannot be written ({error.strerror}); the work goes on without it"
                 warnings.warn(text, BlockfitWarning, stacklevel=2)
+
+
+class _OneLine(logging.Formatter):
+    """Log lines whose names, out of somebody's files, can neither pass for lines of their own nor move a cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _JsonLines(logging.Formatter):

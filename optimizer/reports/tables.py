@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optimizer.checkpoints import replace_text
+from optimizer.printable import printable
 from optimizer.recipes import Expected
 from optimizer.search import FitResult, SearchResult, Simplified, StepScores
 from optimizer.similarity import Verified, total_similarity
@@ -66,9 +67,20 @@ def trials_table(result: FitResult) -> pd.DataFrame:
 def write_trials(result: FitResult, path: Path) -> None:
     """Write `trials_table(result)` to `path`, or leave what is there: CSV, UTF-8, LF, floats in full precision.
 
+    A text that a spreadsheet would take for a formula, as a step's name `=1+1`, has an apostrophe in front.
     Raises InputError if the folder is missing or not writable, or the disk is full.
     """
-    replace_text(path, trials_table(result).to_csv(index=False, lineterminator="\n"))
+    table = trials_table(result)
+    table.columns = pd.Index([_no_formula(name) for name in table.columns])
+    for place, kind in enumerate(table.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            table.isetitem(place, [_no_formula(cell) for cell in table.iloc[:, place]])
+    replace_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def _no_formula(cell: object) -> object:
+    # What spreadsheets calculate, or worse, when they open a file; control characters are in no name.
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def percent(similarity: float) -> str:
@@ -253,4 +265,5 @@ def _table(title: str, header: Sequence[str], *, left: int = 1, ascii_only: bool
 
 def _text(text: str, ascii_only: bool) -> Text:
     # Text, not str: names come from users and may hold rich's [markup].
-    return Text(text.encode("ascii", "backslashreplace").decode("ascii") if ascii_only else text)
+    shown = printable(text)
+    return Text(shown.encode("ascii", "backslashreplace").decode("ascii") if ascii_only else shown)

@@ -178,7 +178,7 @@ def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> No
     except InputError as error:
         raise RecipeError(f"{where}.blocks: {problem}" for problem in error.problems) from None
     seeds = entry.get("seeds", [DEFAULT_SEED])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
         raise RecipeError(f"{where}.seeds: received {seeds!r}; must be one or more whole numbers from 0 up")
     reached = similarity("similarity")
     name = text("name")

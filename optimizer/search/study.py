@@ -10,8 +10,9 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import InputError, StudyError
+from optimizer.printable import unprintable
 from optimizer.recipes import Recipe, load_recipe, locate, locate_models
-from optimizer.recipes.yaml_files import UserFile, read_yaml, validate
+from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown, validate
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, parameters_of
 from optimizer.search.storage import DATABASE, StorageAddress
@@ -27,6 +28,8 @@ _DEFAULT_TOLERANCE = 1e-6
 _STRATEGIES = ("stepwise", "joint")
 _NAME = re.compile(r"[\w.-]{1,80}")
 _GENERATION = re.compile(r"@\d+$")
+# What a study may ask for; more would take years, and some of it is gone through before a trial is run.
+_MOST_STAGES, _MOST_PASSES, _MOST_TRIALS = 100, 1000, 10_000_000
 
 
 class _TargetEntry(UserFile):
@@ -164,14 +167,19 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
     data = read_yaml(path, StudyError)
     entry = validate(_StudyFile, data, path, StudyError)
     recipe_path = path.parent / entry.recipe.replace("\\", "/")
+    if named_file(path.parent, entry.recipe) is None:
+        raise StudyError(f"{path}: recipe: {recipe_path}: no such file")
     recipe = load_recipe(recipe_path)
     problems: list[str] = []
     stages: list[Stage] = []
     base = entry.base if entry.base is not None else ("base" if "base" in recipe.models else None)
     if base is not None and base not in recipe.models:
         problems.append(f"base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
-    if not entry.stages:
-        problems.append("stages: empty; a study needs at least one stage")
+    if not 0 <= entry.seed < 2**63:
+        problems.append(f"seed: received {shown(entry.seed)}; must be a whole number from 0 up, below 2^63")
+    if not 0 < len(entry.stages) <= _MOST_STAGES:
+        received = len(entry.stages) or "empty"
+        raise StudyError(f"{path}: stages: {received}; a study has at least one stage, at most {_MOST_STAGES}")
     names = [stage.name for stage in entry.stages]
     problems += [f"stages.{name}: defined twice" for name in sorted({name for name in names if names.count(name) > 1})]
     problems += [
@@ -186,6 +194,11 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
         f"stages.{name}: the name ends like that of a later generation of trials; leave out the '@' and the number"
         for name in dict.fromkeys(names)
         if _GENERATION.search(name)
+    ]
+    problems += [
+        f"stages.{name[:80]}: the name holds the character {letter!r}; write it on one line, without"
+        for name in dict.fromkeys(names)
+        if (letter := unprintable(name)) is not None
     ]
     for stage in entry.stages:
         try:
@@ -244,16 +257,20 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
             problems.append(f"{name}: received {value!r}; there are {', '.join(known)}")
         elif value in METRICS and METRICS[value].needs_base and base is None:
             problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
-    if entry.passes < 1:
-        problems.append(f"passes: received {entry.passes}; must be at least 1")
+    if not 1 <= entry.passes <= _MOST_PASSES:
+        problems.append(f"passes: received {shown(entry.passes)}; must be at least 1, at most {_MOST_PASSES}")
     elif entry.passes > 1 and entry.strategy == "joint":
         problems.append("passes: a joint stage searches all alphas at once; leave it out, or write strategy: stepwise")
     if not (math.isfinite(entry.tolerance) and entry.tolerance >= 0):
         problems.append(f"tolerance: received {entry.tolerance:g}; must be a number from 0 up, such as 1e-6")
-    if entry.trials < 1:
-        problems.append(f"trials: received {entry.trials}; must be at least 1")
-    if not entry.seeds or min(entry.seeds) < 0 or len(set(entry.seeds)) < len(entry.seeds):
-        problems.append(f"seeds: received {entry.seeds}; must be one or more different whole numbers from 0 up")
+    if not 1 <= entry.trials <= _MOST_TRIALS:
+        problems.append(f"trials: received {shown(entry.trials)}; must be at least 1, at most {_MOST_TRIALS:,}")
+    distinct = set(entry.seeds)
+    if not entry.seeds or min(distinct) < 0 or max(distinct) >= 2**63 or len(distinct) < len(entry.seeds):
+        received = shown(entry.seeds)
+        problems.append(
+            f"seeds: received {received}; must be one or more different whole numbers from 0 up, below 2^63"
+        )
     steps = _stage_steps(entry, recipe, problems)
     if problems:
         raise StudyError(problems)
@@ -301,7 +318,11 @@ def _stage_steps(entry: _StageEntry, recipe: Recipe, problems: list[str]) -> tup
 def _evaluation_order(recipe: Recipe) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for step in recipe.steps:
-        names |= dict.fromkeys(inner.name for inner in recipe.ancestors(step.name))
+        # What comes after its inputs already needs no search among its ancestors.
+        if all(name in names or name in recipe.models for name in step.inputs.values()):
+            names[step.name] = None
+        elif step.name not in names:
+            names |= dict.fromkeys(inner.name for inner in recipe.ancestors(step.name))
     return tuple(names)
 
 

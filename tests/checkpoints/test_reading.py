@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from optimizer.checkpoints import load_layout, open_checkpoint
@@ -297,13 +299,97 @@ class TestBrokenFiles:
             b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
             b'{"__metadata__": [], "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
             b'{"\xff": 1}',
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e999]}}',
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, ' + b"9" * 4000 + b"]}}",
+            b'{"a": {"dtype": "F32", "shape": [4611686018427387904, 4], "data_offsets": [0, 4]}}',
+            b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            b'{"__metadata__": {"a": "\\ud800"}, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
         ],
+        ids=lambda header: header[:60],
     )
     def test_broken_header(self, tmp_path, header):
         """A safetensors header that makes no sense is one clear line, not a traceback."""
         (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
 
         assert problem(tmp_path / "a.safetensors")
+
+    @pytest.mark.parametrize(
+        ("second", "data"),
+        [("[4, 8]", 12), ("[2, 6]", 12), ("[0, 4]", 4), ("[8, 12]", 12), ("[6, 10]", 10)],
+        ids=["none", "overlapping", "the same", "a hole", "a small hole"],
+    )
+    def test_data_offsets(self, tmp_path, second, data):
+        """Tensors whose data overlap or leave a hole are refused; only one after the other is right."""
+        entry = '{"dtype": "F32", "shape": [1], "data_offsets": %s}'
+        header = f'{{"a": {entry % "[0, 4]"}, "b": {entry % second}}}'.encode()
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8 if second == "[4, 8]" else data))
+
+        if second == "[4, 8]":
+            assert list(open_checkpoint(path).tensors) == ["a", "b"]
+        else:
+            assert "broken safetensors header" in problem(path)
+
+    @pytest.mark.parametrize("length", [100_000_001, 10**11, 2**63, 2**64 - 1])
+    def test_endless_header(self, tmp_path, length):
+        """A header longer than safetensors' own limit is refused by the number, unread."""
+        (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", length) + b'{"a": 1}' + bytes(64))
+
+        assert f"it says that it has {length:,} bytes; at most 100,000,000 can be" in problem(
+            tmp_path / "a.safetensors"
+        )
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            '{"a": A, "a": A}',
+            '{"a": A, "a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+            '{"a": {"dtype": "I32", "dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+            '{"__metadata__": {"a": "1", "a": "2"}, "b": A}',
+            '{"\\u0061": A, "a": A}',
+        ],
+    )
+    def test_doubled_names(self, tmp_path, header):
+        """A name that a header gives twice, which two readers may take for two different things, is refused."""
+        text = header.replace("A", '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}').encode()
+        (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+
+        assert problem(tmp_path / "a.safetensors").endswith("is given twice")
+
+    def test_too_many_tensors(self, tmp_path):
+        """A header of more tensors than any checkpoint has is refused before it fills the memory."""
+        entries = ",".join(f'"{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for n in range(100_001))
+        header = f"{{{entries}}}".encode()
+        (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+        assert "more than 100,000 tensors" in problem(tmp_path / "a.safetensors")
+
+    @pytest.mark.parametrize("new", [True, False])
+    def test_tensor_larger_than_its_data(self, tmp_path, new):
+        """A tensor of terabytes that is one number repeated is refused; views of what is stored are read."""
+        vast = torch.zeros(1).expand(10**12)
+        torch.save({"ok": torch.zeros(2, 4).T, "w": vast}, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+
+        assert problem(tmp_path / "a.pt").startswith("'w' has shape [1000000000000], but only a few")
+
+    @pytest.mark.parametrize("new", [True, False])
+    def test_bytes_without_end(self, tmp_path, new):
+        """A pickle of some bytes that asks for ten gigabytes of zeros, as torch's unpickler would allow, is refused."""
+        torch.save(
+            {"w": torch.ones(1), "x": Gadget(bytearray, 10**10)}, tmp_path / "a.pt", _use_new_zipfile_serialization=new
+        )
+
+        assert "makes a bytearray" in problem(tmp_path / "a.pt")
+
+    def test_zip_bomb(self, tmp_path):
+        """An archive that unpacks to a hundred times its size is refused without being unpacked."""
+        torch.save({"w": torch.zeros(1 << 22)}, tmp_path / "a.pt")
+        with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as new:
+            for entry in old.infolist():
+                new.writestr(entry.filename, old.read(entry))
+
+        assert "that unpacks to 16,7" in problem(tmp_path / "b.pt")
 
     def test_other_zip(self, tmp_path):
         """A zip archive that torch did not write is described by what it holds."""
@@ -327,6 +413,35 @@ class TestBrokenFiles:
         torch.save({"ok": torch.ones(1), "odd": torch.eye(2).to_sparse()}, tmp_path / "a.pt")
 
         assert "'odd'" in problem(tmp_path / "a.pt")
+
+
+ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F32", "F16", "I64", "F4", "", "f32"]) | st.none(),
+        "shape": st.lists(st.sampled_from([0, 1, 2, -1, 2**62, 2**64, 1.5, "1"]), max_size=3) | st.none(),
+        "data_offsets": st.lists(st.sampled_from([0, 4, 8, 12, -4, 2**63, 2**70, 4.0, "4", None]), max_size=3),
+    },
+)
+NAME = st.sampled_from(["a", "b", "", "__metadata__", "model.diffusion_model.out.0.weight", "\x1b[2J", "\ud800"])
+HEADER = st.dictionaries(NAME, ENTRY | st.dictionaries(NAME, NAME, max_size=2) | st.none(), max_size=4).map(json.dumps)
+
+
+@settings(max_examples=200, deadline=None)
+@given(header=HEADER | st.text(max_size=30), cut=st.integers(-2, 2), data=st.integers(0, 16))
+def test_any_header(tmp_path_factory, header, cut, data):
+    """Whatever a header says, the file is opened and its tensors are as it says, or it is refused in one line."""
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    content = header.encode("utf-8", "surrogatepass")
+    path.write_bytes(struct.pack("<Q", max(0, len(content) + cut)) + content + bytes(data))
+    try:
+        checkpoint = open_checkpoint(path)
+    except CheckpointError as error:
+        assert all(line.isprintable() for line in error.problems)  # noqa: PT017
+        return
+    with checkpoint:
+        for name, info in checkpoint.tensors.items():
+            assert (checkpoint.tensor(name).dtype, tuple(checkpoint.tensor(name).shape)) == (info.dtype, info.shape)
 
 
 class Gadget:
@@ -382,6 +497,41 @@ class TestHostileFiles:
         (tmp_path / "a.pt").write_bytes(pickle.dumps(Gadget(os.system, f"echo > {marker}"), protocol))
 
         assert problem(tmp_path / "a.pt").startswith("refused: ")
+        assert not marker.exists()
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"cos\nsystem\n(S'COMMAND'\ntR.",
+            b"(S'COMMAND'\nios\nsystem\n.",
+            b"\x80\x02(cos\nsystem\nU\x00o.",
+            b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.",
+            b"\x80\x04cos\nsystem\n)}\x92.",
+            b"\x80\x02cos\nsystem\n)\x81}b.",
+            b"\x80\x02\x82\x01.",
+            b"\x80\x02X\x01\x00\x00\x00aQ.",
+            b"\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.",
+            b"\x80\x02ctorch.hub\nload\n)R.",
+            b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.",
+            b"\x80\x02" + b"(" * 100_000 + b".",
+            b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+            b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b".",
+        ],
+        ids=lambda content: ascii(content[:24]),
+    )
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_instructions_by_hand(self, tmp_path, content, zipped):
+        """Every instruction that calls, makes or finds something, in a plain file and in an archive, calls nothing."""
+        marker = tmp_path / "marker"
+        content = content.replace(b"COMMAND", f"echo > {marker}".encode())
+        if zipped:
+            with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+                archive.writestr("a/data.pkl", content)
+                archive.writestr("a/version", "3\n")
+        else:
+            (tmp_path / "a.pt").write_bytes(content)
+
+        assert problem(tmp_path / "a.pt")
         assert not marker.exists()
 
     def test_gadget_inside_an_allowed_class(self, tmp_path, lightning):

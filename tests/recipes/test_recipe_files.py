@@ -322,6 +322,22 @@ def test_every_problem_is_named(tmp_path):
         (b"PK\x03\x04\x00\x00", ["not readable as YAML"]),
         (b"name: 2022-13-45\n", ["not readable as YAML"]),
         (b"a: 1\n---\nb: 2\n", ["not readable as YAML"]),
+        (b"a: !!python/object/apply:os.system [x]\n", ["line 1", "the tag", "python/object/apply:os.system"]),
+        (b"a: !!python/name:os.system x\n", ["the tag", "python/name:os.system"]),
+        (b"a: !mine {b: 1}\n", ["the tag '!mine'"]),
+        (
+            b"a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + b"".join(
+                b"a%d: &a%d [" % (n, n) + b", ".join([b"*a%s" % (b"%d" % (n - 1) if n else b"")] * 10) + b"]\n"
+                for n in range(9)
+            ),
+            ["100,000 values", "aliases"],
+        ),
+        (b"a: " + b"[" * 60 + b"]" * 60, ["nested more than 40 deep"]),
+        (b"a:\n" + b"".join(b" " * n + b"a:\n" for n in range(1, 60)), ["nested more than 40 deep"]),
+        (b"a:\n  " + b"- " * 60, ["nested more than 40 deep"]),
+        (b"a: [" + b"1, " * 100_000 + b"1]", ["more than 100,000 values"]),
+        (b"a: " + b"x" * (1 << 20), ["more than 1,048,576 bytes"]),
     ],
 )
 def test_unreadable_files(tmp_path, content, parts):
@@ -358,6 +374,9 @@ def test_missing_file_and_folder(tmp_path):
 @example(text="a: &a [*a]")
 @example(text="{? {a: 1} : 2}")
 @example(text="[" * 1200)
+@example(text="name: 0x" + "f" * 4000)
+@example(text="<<: &a [*a]")
+@example(text="presets: '\\0'\nmodels: {a: {file: a}}\nsteps: []")
 def test_any_text(tmp_path_factory, text):
     """Any text is either read as a mapping or refused as input: it never fails in another way."""
     path = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -536,3 +555,43 @@ def test_steps_come_in_the_recipes_order(tmp_path):
 
     assert [step.name for step in recipe.ancestors()] == ["X", "T1", "T2", "U"]
     assert [step.name for step in recipe.ancestors("T2")] == ["T1", "T2"]
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "0x" + "f" * 300])
+def test_base_alpha_is_finite(tmp_path, number):
+    """A base alpha beside 25 numbers is a finite number, as the others are."""
+    alpha = f"[{', '.join(['0.5'] * 25)}], base_alpha: {number}"
+
+    with pytest.raises(RecipeError, match="base_alpha"):
+        load_recipe(written(tmp_path, with_alpha(alpha)))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_expected_seeds(tmp_path, seed):
+    """A seed that no generator takes is refused with its field."""
+    text = with_alpha(f"0.5, expect: {{blocks: IN01, seed: {seed}}}")
+
+    with pytest.raises(RecipeError, match=r"expect\.seed"):
+        load_recipe(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [".", "..", "/", "../..", "*", "?.safetensors", "**", "[a].safetensors", "a/..", "x" * 5000],
+    ids=lambda file: file[:20],
+)
+def test_files_that_are_patterns_or_folders(tmp_path, file):
+    """A file's name is looked for as it is: it is no pattern, and folders, empty and endless names are no file."""
+    (tmp_path / "models" / "below").mkdir(parents=True)
+    (tmp_path / "models" / "below" / "a.safetensors").touch()
+
+    assert locate(file, tmp_path, [tmp_path / "models"]) is None
+
+
+def test_file_with_brackets(tmp_path):
+    """Brackets in a name are letters of it."""
+    (tmp_path / "models" / "below").mkdir(parents=True)
+    path = tmp_path / "models" / "below" / "a [b].safetensors"
+    path.touch()
+
+    assert locate("a [b]", tmp_path, [tmp_path / "models"]) == path

@@ -1,6 +1,8 @@
 """Study files: defaults, what each stage searches and scores, and every mistake by name."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from step_by_step import BLOCKS
 
 from optimizer.errors import InputError, StudyError
@@ -224,3 +226,50 @@ def test_stages_that_cannot_be(write_study, target, stage, wanted):
     steps = "  - {name: T1, mode: weight_sum, a: x, b: y, alpha: {search: [0, 1], blocks: OUT03}}\n"
     with pytest.raises(StudyError, match=wanted):
         load_study(write_study(steps, f"  - {stage}\n", target))
+
+
+VALUES = (
+    *(
+        "x",
+        "S",
+        "delta",
+        "OUT03-OUT11",
+        "joint",
+        "",
+        "1e999",
+        "~",
+        "true",
+        ".nan",
+        "-1",
+        "0",
+        "5",
+        "9" * 20,
+        "[]",
+        "[x]",
+    ),
+    *("[1, 1]", "{}", "{file: t}", "[[x]]", "&a [*a]", "!!set {a}", "!x y", "2022-01-01", '"\\e"'),
+)
+FIELDS = (
+    *("recipe", "target", "base", "seed", "stages", "steps", "blocks", "metric", "elsewhere", "strategy", "passes"),
+    *("trials", "tolerance", "sampler", "seeds", "tf32", "name", "nonsense"),
+)
+GIVEN = st.dictionaries(st.sampled_from(FIELDS), st.sampled_from(VALUES), max_size=4)
+RECIPE = "models: {x: {file: x}}\nsteps: [{name: S, mode: weight_sum, a: x, b: x, alpha: {search: [0, 1]}}]\n"
+
+
+@settings(max_examples=150, deadline=None)
+@given(own=GIVEN, inner=GIVEN)
+def test_any_study(tmp_path_factory, own, inner):
+    """Whatever the fields of a study hold, it is read or refused, each problem one printable line."""
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "recipe.yaml").write_text(RECIPE)
+    stage = ", ".join(f"{field}: {value}" for field, value in ({"name": "s"} | inner).items())
+    fields = {"recipe": "recipe.yaml", "target": "{file: t}", "stages": f"[{{{stage}}}]"} | own
+    path = folder / "any_study.yaml"
+    path.write_text("\n".join(f"{field}: {value}" for field, value in fields.items()))
+    try:
+        study = load_study(path, with_files=False)
+    except InputError as error:
+        assert all(line.isprintable() for line in error.problems)  # noqa: PT017
+        return
+    assert study.stages

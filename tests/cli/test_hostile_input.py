@@ -1,0 +1,413 @@
+"""Files from strangers, through the command: refused in one line or answered in seconds, and never acted upon."""
+
+import csv
+import itertools
+import json
+import os
+import re
+import struct
+import tempfile
+import time
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from optimizer.checkpoints import open_checkpoint
+from optimizer.cli import main
+
+Write = Callable[..., dict[str, torch.Tensor]]
+Run = Callable[..., tuple[int, list[str], list[str]]]
+
+MODELS = "models:\n  one: {file: one.safetensors}\n  two: {file: two.safetensors}\nsteps:\n"
+STUDY = """recipe: recipe.yaml
+target: {file: target.safetensors}
+stages: [{name: STAGE, metric: weights, trials: 2, strategy: stepwise}]
+"""
+
+
+def step(name: str, a: str = "one", b: str = "two", alpha: str = "0.5") -> str:
+    """A line of a recipe."""
+    return f"  - {{name: {name}, mode: weight_sum, a: {a}, b: {b}, alpha: {alpha}}}\n"
+
+
+def chain(count: int, b: str | None = None) -> str:
+    """Steps that each take the one before, twice or with a model: written out, twice as much with every step."""
+    names = ["one", *(f"S{number}" for number in range(count))]
+    return MODELS + "".join(step(name, before, b or before) for before, name in itertools.pairwise(names))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_sd1: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two sources and a target."""
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    models = tmp_path / "models"
+    models.mkdir()
+    for seed, name in enumerate(("one", "two", "target")):
+        write_sd1(models / f"{name}.safetensors", seed=seed)
+    return models
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command; gives its exit code and the lines on stdout and stderr, none of which may act on a terminal."""
+
+    def run(*arguments: object) -> tuple[int, list[str], list[str]]:
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        written = capsys.readouterr()
+        for text in written:
+            acting = [
+                letter for letter in text if unicodedata.category(letter) in ("Cc", "Zl", "Zp") and letter != "\n"
+            ]
+            assert not acting
+            assert "\u202e" not in text
+        return int(left.value.code or 0), written.out.splitlines(), written.err.splitlines()
+
+    return run
+
+
+def files_in(folder: Path) -> dict[Path, int]:
+    """Every file below a folder, and when it was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(run: Run, folder: Path, *arguments: object, seconds: float = 10) -> str:
+    """The one line with which the command refuses, in time, nothing written."""
+    before, started = files_in(folder), time.perf_counter()
+    code, out, err = run(*arguments)
+    assert time.perf_counter() - started < seconds
+    assert (code, out, len(err)) == (2, [], 1)
+    assert files_in(folder) == before
+    return err[0]
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+INNER_BOMB = (
+    "{IN00: &a0 [0, 0], " + ", ".join(f"IN{n:02}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)) + "}"
+)
+HUGE = {
+    "10,000 steps": chain(10_000, "two"),
+    "10,000 steps, each twice the one before": chain(10_000),
+    "a bomb of aliases": BOMB + MODELS + step("S"),
+    "a bomb as an alpha": MODELS + step("S", alpha=INNER_BOMB),
+    "a bomb among what is not read": MODELS + step("S") + "fitted:\n" + "".join(f"  {x}\n" for x in BOMB.splitlines()),
+    "a list in a list in a list": "fitted: {x: " + "[" * 3000 + "]" * 3000 + "}\n" + MODELS + step("S"),
+    "a text of 100 MB": f"name: {'x' * 100_000_000}\n" + MODELS + step("S"),
+    "a million blocks": MODELS + step("S", alpha='{? "' + ",".join(["IN00"] * 200_000) + '" : 0.5}'),
+    "a block's name of a million letters": MODELS + step("S", alpha='{? "' + "Q" * 1_000_000 + '" : 0.5}'),
+    "100,000 blocks that are none": MODELS + step("S", alpha="{" + ", ".join(f"Q{n}: 1" for n in range(100_000)) + "}"),
+    "10,000 models that are none": MODELS + "".join(step(f"S{n}", f"no{n}") for n in range(10_000)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_huge_recipes(folder: Path, run: Run, name: str) -> None:
+    """A recipe that would take hours or all memory is refused at once by whatever reads it."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(HUGE[name], encoding="utf-8")
+    (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
+
+    assert "recipe.yaml" in refused(run, folder, "merge", recipe, "-o", folder / "out.safetensors")
+    assert "recipe.yaml" in refused(run, folder, "export", recipe, "--to", "supermerger", "-o", folder / "out.txt")
+    assert "recipe.yaml" in refused(run, folder, "verify", recipe, "--target", folder / "target.safetensors")
+    assert "recipe.yaml" in refused(run, folder, "fit", folder)
+    assert "recipe.yaml" in refused(run, folder, "status", folder)
+
+
+def test_too_many_steps_and_models_are_counted(folder: Path, run: Run) -> None:
+    """More steps or models than a recipe has are refused with how many there may be."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(chain(2001, "two"), encoding="utf-8")
+    assert "steps: received 2,001; a recipe has at most 2,000" in refused(
+        run, folder, "merge", recipe, "-o", folder / "out.safetensors", seconds=30
+    )
+    many = "".join(f"  m{n}: {{file: one.safetensors}}\n" for n in range(5001))
+    recipe.write_text(MODELS.replace("models:\n", f"models:\n{many}") + step("S"), encoding="utf-8")
+    assert "models: received 5,003; a recipe has at most 5,000" in refused(
+        run, folder, "merge", recipe, "-o", folder / "out.safetensors", seconds=30
+    )
+
+
+def test_five_hundred_sources(folder: Path, run: Run) -> None:
+    """Five hundred sources in a chain of as many steps are merged: what all steps but the last make is not merged."""
+    save = folder / "recipe.yaml"
+    models = "".join(f"  m{n}: {{file: {('one', 'two')[n % 2]}.safetensors}}\n" for n in range(500))
+    steps = "".join(step(f"S{n}", f"S{n - 1}" if n > 1 else "m0", f"m{n}", "0.5") for n in range(1, 500))
+    save.write_text(f"models:\n{models}steps:\n{steps}", encoding="utf-8")
+    started = time.perf_counter()
+
+    code, _, _ = run("merge", save, "-o", folder / "out.safetensors", "--dtype", "fp32")
+
+    assert code == 0
+    assert time.perf_counter() - started < 60
+    name = "model.diffusion_model.out.2.weight"
+    one, two, made = (open_checkpoint(folder / f"{file}.safetensors").tensor(name) for file in ("one", "two", "out"))
+    # The last source has one half, the one before a quarter, and so on; m499 is `two`.
+    expected = (2 * two.double() + one.double()) / 3
+    assert torch.allclose(made.double(), expected, atol=1e-6)
+
+
+TEXTS = {
+    "10,000 steps": "\n".join(f"S{n} x 0.9 + B x 0.1 = S{n + 1}" for n in range(10_000)),
+    "10,000 steps, each twice the one before": "\n".join(f"S{n} x 0.9 + S{n} x 0.1 = S{n + 1}" for n in range(10_000)),
+    "parentheses 10,000 deep": f"A x 0.5 + {'(' * 10_000}B{')' * 10_000} x 0.5 = T",
+    "10,000 signs": f"A x {'-' * 9_000}0.5 + B x 0.5 = T x",
+    "500 differences": "A + " + " + ".join(f"(B{n} - C) x 0.1" for n in range(500)) + " = T",
+    "alpha to the 500th power": "A x " + "(1+alpha+beta) x " * 500 + "1 + B x 0.5 = T\nalpha = 0.1\nbeta = 0.1",
+    "a number of 100,000 digits": f"A x {'9' * 100_000} + B x 0.5 = T",
+    "a million blocks": f"A x (1-alpha) + B x alpha = T\nalpha = {{'{'IN00,' * 200_000}': 1}}",
+    "a bomb of aliases": f"A x (1-alpha) + B x alpha = T\nalpha = {INNER_BOMB}",
+    "two million empty lines": "\n" * 2_000_000,
+    "a million lines": "A\n" * 520_000,
+    "a text of 100 MB": "x" * 100_000_000,
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_huge_texts(folder: Path, run: Run, name: str) -> None:
+    """A text that would take hours or all memory is refused in seconds."""
+    (folder / "text.txt").write_text(TEXTS[name], encoding="utf-8")
+    before, started = files_in(folder), time.perf_counter()
+
+    code, out, err = run("import", folder / "text.txt", "-o", folder / "recipe.yaml")
+
+    assert time.perf_counter() - started < 15
+    assert (code, out) == (2, [])
+    assert err
+    assert all("text.txt" in line and len(line) < 5000 for line in err)
+    assert files_in(folder) == before
+
+
+def test_five_hundred_sources_in_a_text(folder: Path, run: Run) -> None:
+    """A text of five hundred sources and steps becomes a recipe that is read again."""
+    lines = [f"S{n} x 0.9 + model{n} x 0.1 = S{n + 1}" for n in range(500)]
+    (folder / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+
+    code, out, _ = run("import", folder / "text.txt", "-o", folder / "recipe.yaml", "--json")
+    assert code == 0
+    code, out, _ = run("export", folder / "recipe.yaml", "--to", "supermerger", "-o", folder / "out.txt")
+    assert code == 0
+    assert out == [f"S500 -> {folder / 'out.txt'}"]
+
+
+TAGS = {
+    "!!python/object/apply:os.system ['touch trap']": "python/object/apply:os.system",
+    "!!python/object/new:os.system ['touch trap']": "python/object/new:os.system",
+    "!!python/name:os.system x": "python/name:os.system",
+    "!anything {a: 1}": "!anything",
+    "!anything 5": "!anything",
+}
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("file", ["recipe.yaml", "study.yaml", "text.txt"])
+def test_tags(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tag: str, file: str) -> None:
+    """A YAML tag, which other programs take for a class to make or a function to call, is refused by its name."""
+    monkeypatch.chdir(folder)
+    recipe = MODELS + step("S", alpha=tag if file == "recipe.yaml" else "0.5")
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    study = STUDY.replace("weights", tag.replace("{a: 1}", "x")) if file == "study.yaml" else STUDY
+    (folder / "study.yaml").write_text(study.replace("[{", "\n  - {").replace("}]", "}"), encoding="utf-8")
+    (folder / "text.txt").write_text(f"A x (1-alpha) + B x alpha = T\nalpha = {{IN00: {tag}}}", encoding="utf-8")
+
+    if file == "text.txt":
+        assert "not readable as a mapping of blocks" in refused(run, folder, "import", "text.txt", "-o", "new.yaml")
+    else:
+        line = refused(run, folder, "fit", folder)
+        assert file in line
+        assert TAGS[tag] in line
+    assert not (folder / "trap").exists()
+
+
+ACTING = ["\x1b[2J", "\x1b]0;title\x07", "\n", "\r", "\x00", "\x7f", "\x9b31m", "\u2028", "\u202e", "\b"]
+
+
+@pytest.mark.parametrize("sign", ACTING, ids=ascii)
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda name: MODELS + step(name),
+        lambda name: MODELS + step("S", a=name),
+        lambda name: MODELS.replace("two:", f"{name}:") + step("S", b=name),
+        lambda name: MODELS.replace("one.safetensors", name) + step("S"),
+        lambda name: MODELS.replace("one.safetensors", f"one.safetensors, license: {name}") + step("S"),
+        lambda name: f"name: {name}\n" + MODELS + step("S"),
+        lambda name: f"{name}: 1\n" + MODELS + step("S"),
+        lambda name: f"layout: {name}\n" + MODELS + step("S"),
+        lambda name: f"mapping: {name}\n" + MODELS + step("S"),
+        lambda name: f"output: {name}\n" + MODELS + step("S"),
+        lambda name: f"presets: {name}\n" + MODELS + step("S"),
+        lambda name: MODELS + step("S", alpha=f"{{{name}: 1}}"),
+        lambda name: MODELS + step("S", alpha=name),
+        lambda name: MODELS + step("S", alpha=f"{{search: [0, 1], blocks: {name}}}"),
+        lambda name: MODELS + step("S").replace("weight_sum", name),
+    ],
+)
+def test_signs_that_act_on_a_terminal(folder: Path, run: Run, sign: str, place: Callable[[str], str]) -> None:
+    """Escape sequences, line ends and text direction marks of a recipe never reach the terminal, wherever they are."""
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in sign)
+    (folder / "recipe.yaml").write_text(place(f'"a{escaped}b"'), encoding="utf-8")
+
+    code, out, err = run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors")
+
+    assert (code, out) == (2, [])
+    assert all(line.startswith("blockfit: ") and "recipe.yaml" in line for line in err)
+
+
+@pytest.mark.parametrize("sign", ACTING, ids=ascii)
+def test_signs_in_a_study_a_text_and_a_merged_file(folder: Path, run: Run, write_sd1: Write, sign: str) -> None:
+    """Neither do those in a study, in a text to import, or in a merged file's names and metadata."""
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in sign)
+    (folder / "recipe.yaml").write_text(MODELS + step("S", alpha="{search: [0, 1]}"), encoding="utf-8")
+    study = STUDY.replace("STAGE", f'"a{escaped}b"')
+    (folder / "study.yaml").write_text(study, encoding="utf-8")
+    assert "the name holds the character" in refused(run, folder, "status", folder)
+
+    (folder / "text.txt").write_text(f'"a{escaped}b" x 0.5 + B x 0.5 = T\nB x 0.5 = {sign.strip()}c', encoding="utf-8")
+    code, _, err = run("import", folder / "text.txt", "-o", folder / "new.yaml")
+    assert code == 2
+    assert all(line.startswith("blockfit: ") for line in err)
+
+    metadata = {f"x{sign}y": f"a{sign}b", "sd_merge_recipe": json.dumps({"type": f"webui{sign}"})}
+    write_sd1(folder / "merged.safetensors", metadata=metadata, overrides={f"te{sign}st": torch.zeros(3)})
+    for option in ([], ["--json"]):
+        code, out, _ = run("inspect", folder / "merged.safetensors", *option)
+        assert code == 0
+        assert out
+    code, _, err = run("import", folder / "merged.safetensors", "-o", folder / "new.yaml")
+    assert (code, len(err)) == (2, 1)
+
+
+NAMES = [
+    *("../../escaped", f"{tempfile.gettempdir()}/blockfit-escaped", "..", ".", "~"),
+    *("C:\\escaped", "..\\..\\escaped", "\\\\host\\share\\x", "CON", "nul.txt", "a:b"),
+    *("<script>alert(1)</script>", "[red]x[/]", "=1+1", "+1", "-1+1", "@SUM(A1)"),
+    *("$(touch x)", "%s%n", "a" * 400, "'; DROP TABLE trials; --"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_make_no_files(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Names of steps and stages, whatever they look like, put no file anywhere but among the fit's own."""
+    elsewhere = folder.parent / "working"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    stage = name.replace("/", "_")
+    quoted, quoted_stage = (f'"{text}"'.replace("\\", "\\\\") for text in (name, stage))
+    free = step(quoted, alpha="{search: [0, 1], tie: true}")
+    (folder / "recipe.yaml").write_text(MODELS + free, encoding="utf-8")
+    (folder / "study.yaml").write_text(STUDY.replace("STAGE", quoted_stage), encoding="utf-8")
+    before, escaped = files_in(folder.parent), Path(tempfile.gettempdir()) / "blockfit-escaped"
+
+    code, out, _ = run("fit", folder)
+
+    assert code == 0
+    made = {path.relative_to(folder.parent).as_posix() for path in files_in(folder.parent).keys() - before.keys()}
+    (plot,) = (path for path in made if "similarity-against-alpha" in path)
+    assert re.fullmatch(r"models/plots/similarity-against-alpha-[\w.-]{1,40}\.png", plot)
+    own = {"study.db", "best.yaml", "trials.csv", "fit.log", "statistics.safetensors"}
+    plots = {"best-so-far.png", "similarity-per-block.png", "alphas.png"}
+    assert {path for path in made if not path.startswith("cache/")} - {plot} <= (
+        {f"models/{file}" for file in own} | {f"models/plots/{file}" for file in plots}
+    )
+    assert not list(elsewhere.iterdir())
+    assert not escaped.exists()
+    assert any("best.yaml" in line for line in out)
+
+    rows = list(csv.reader((folder / "trials.csv").read_text(encoding="utf-8").splitlines()))
+    assert not any(cell.startswith(("=", "+", "-", "@")) and not is_number(cell) for row in rows for cell in row)
+    assert any(f"{name}.alpha" in cell for cell in rows[0])
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell is a number, which may begin with a sign."""
+    return re.fullmatch(r"[-+]?[\d.]+(e[-+]\d+)?", text) is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes among files")
+@pytest.mark.parametrize("named", ["pipe", "/dev/zero", "/dev/stdin", "/dev/tty"])
+def test_files_that_are_none(folder: Path, run: Run, named: str) -> None:
+    """What a recipe or study names is read only if it is a file: a pipe or a device would be waited for without end."""
+    os.mkfifo(folder / "pipe")
+    fixed, free = step("S"), step("S", alpha="{search: [0, 1]}")
+    (folder / "study.yaml").write_text(STUDY.replace("recipe.yaml", named), encoding="utf-8")
+    assert "no such file" in refused(run, folder, "fit", folder)
+    (folder / "recipe.yaml").write_text(f"presets: {named}\n" + MODELS + fixed, encoding="utf-8")
+    output = folder / "out.safetensors"
+    assert "presets" in refused(run, folder, "merge", folder / "recipe.yaml", "-o", output)
+    (folder / "recipe.yaml").write_text(MODELS.replace("one.safetensors", named) + fixed, encoding="utf-8")
+    assert "models.one.file" in refused(run, folder, "merge", folder / "recipe.yaml", "-o", output)
+    (folder / "recipe.yaml").write_text(MODELS + free, encoding="utf-8")
+    (folder / "study.yaml").write_text(STUDY.replace("target.safetensors", named), encoding="utf-8")
+    assert "target.file" in refused(run, folder, "fit", folder)
+
+
+def test_recipes_may_name_files_elsewhere(folder: Path, run: Run) -> None:
+    """A recipe's `file` may lead out of its folder: such files are read, and nothing but the output is written."""
+    below = folder / "recipes" / "mine"
+    below.mkdir(parents=True)
+    text = MODELS.replace("one.safetensors", "../../one.safetensors").replace("two.sa", f"{folder.as_posix()}/two.sa")
+    (below / "recipe.yaml").write_text(text + step("S"), encoding="utf-8")
+    before = files_in(folder)
+
+    code, _, _ = run("merge", below / "recipe.yaml", "-o", folder / "out.safetensors")
+
+    assert code == 0
+    assert files_in(folder).keys() - before.keys() == {folder / "out.safetensors"}
+
+
+def test_problems_are_not_endless(folder: Path, run: Run) -> None:
+    """Of thousands of problems the first hundred are shown, and how many more there are."""
+    (folder / "recipe.yaml").write_text(
+        "".join(f"f{n}: 1\n" for n in range(500)) + MODELS + step("S"), encoding="utf-8"
+    )
+
+    code, _, err = run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors")
+
+    assert (code, len(err)) == (2, 101)
+    assert err[-1] == "blockfit: 400 more problems"
+
+
+@pytest.mark.parametrize(
+    "field", ["seeds: [9223372036854775808]", "passes: 1000000000", "trials: 10000000000000000000000"]
+)
+def test_numbers_that_are_too_large(folder: Path, run: Run, field: str) -> None:
+    """Numbers that a generator cannot take, or that would take years to count to, are refused with their field."""
+    (folder / "recipe.yaml").write_text(MODELS + step("S", alpha="{search: [0, 1]}"), encoding="utf-8")
+    study = STUDY.replace("STAGE, metric: weights, trials: 2", f"s, metric: attention, {field}")
+    (folder / "study.yaml").write_text(study, encoding="utf-8")
+
+    assert field.split(":", maxsplit=1)[0] in refused(run, folder, "fit", folder)
+
+
+def test_headers(folder: Path, run: Run) -> None:
+    """A header of 100 GB, a hundred thousand levels or two entries of one name is refused by whatever reads files."""
+    entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    headers = {
+        "100,000,000,000 bytes": struct.pack("<Q", 10**11) + b"{}",
+        "nested": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "given twice": f'{{"a":{entry},"a":{entry}}}'.encode(),
+    }
+    (folder / "recipe.yaml").write_text(MODELS + step("S"), encoding="utf-8")
+    for words, header in headers.items():
+        whole = header if header[8:9] == b"{" else struct.pack("<Q", len(header)) + header + bytes(4)
+        (folder / "two.safetensors").write_bytes(whole)
+        assert words in refused(run, folder, "inspect", folder / "two.safetensors")
+        output = folder / "out.safetensors"
+        assert words in refused(run, folder, "merge", folder / "recipe.yaml", "-o", output)
+
+
+def test_names_of_tensors(folder: Path, run: Run) -> None:
+    """A tensor may be called anything; a file without a known layout is shown, its names harmless."""
+    save_file({"\x1b[31m\n../x": torch.zeros(2), "<script>": torch.zeros(2)}, folder / "odd.safetensors")
+
+    code, out, _ = run("inspect", folder / "odd.safetensors")
+
+    assert code == 0
+    assert out

@@ -1,0 +1,50 @@
+"""Fuzz SuperMerger's notation: `import_text` of a file, and what it gives printed and read again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import atheris
+from fuzzing import fuzz
+
+with atheris.instrument_imports(include=["optimizer.recipes"]):
+    from optimizer.recipes import import_text, read_notation, write_notation
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMBERS = ",".join(["0.5"] * 26)
+TEXTS = [
+    "A x 0.9 + B x 0.1 = TEMP1\nTEMP1 x 0.5 + C x 0.5 = T",
+    f"A + (B - C) x alpha = T\nalpha = ({NUMBERS})",
+    f"T = A * (1-alpha-beta) + B * alpha + C * beta, alpha = 0.1, beta = ({NUMBERS})",
+    "(A x (1-alpha) + B x alpha) x (1-beta) + C x beta = T\nbase_alpha = 0.3\nalpha = 50%\nbeta: 0.1",
+    'recipe: "r"\nlayout: "sd1"\nmodel a: "x.ckpt", license "mit", sha256 "00"\noutput: "T"\n"a b" x 0.5 + a x 0.5 = T',
+    "A + (B - C) x alpha = T\nalpha = {IN01: 0.3, OUT03-OUT11: {search: [0, 1]}}",
+    f"PRESET\t{NUMBERS}\nA x (1-alpha) + B x alpha = T\nalpha = PRESET",
+    "A x 0.5 + B x 0.5 -> T\nCosine similarity of OUT03 (delta, seed 3): 97%\n| OUT03 |\n| 97.1% |\nTotal: 97%",
+    "A + ((B x 0.5 + C x 0.5) - (D + (E - F) x 0.2)) x 0.3 = T\n* **bold** `code` [deadbeef]",
+]
+WORDS = [
+    *("alpha", "beta", "base_alpha", "x", "×", " + ", " - ", " = ", "->", "(1-alpha)", "100%", "1e999", "1e-999", "%"),  # noqa: RUF001
+    *("recipe: ", "model ", "output: ", "layout: ", "license", "similarity of ", "Total: ", "| IN00 |", "block-level"),
+    *("IN00", "OUT03-OUT11", "M00", "{search: [0, 1]}", "(", ")", "[", "]", "{", "}", '"', "\\", "#", "//", "&a", "*a"),
+    *("“", "”", "「", "—", "\u03b1", "\u200b", "\t", "\r", "\n- ", "> ", "1. ", "•"),
+]
+
+
+def seeds() -> Iterator[bytes]:
+    """Texts in each of the ways that are understood, and the article's."""
+    yield from (text.encode() for text in TEXTS)
+    yield "﻿".encode("utf-16") + TEXTS[0].encode("utf-16-le")
+    lines = (ROOT / "tests" / "recipes" / "article.txt").read_text(encoding="utf-8").splitlines()
+    yield from ("\n".join(lines[start : start + 30]).encode() for start in range(0, len(lines), 30))
+
+
+def read(path: Path) -> None:
+    """Read the text; what is printed of it must be read as the same recipe."""
+    recipe = import_text(path).recipe
+    again = read_notation(write_notation(recipe))
+    assert again.recipe == recipe
+    assert again.not_understood == ()
+
+
+if __name__ == "__main__":
+    fuzz(read, seeds(), WORDS, suffix=".txt", longest=4096)

@@ -1,0 +1,305 @@
+"""States of CMA-ES in a database: real ones pass, and whatever else a pickle can hold is refused without being run."""
+
+import builtins
+import copyreg
+import functools
+import io
+import os
+import pickle
+import runpy
+import struct
+import subprocess
+import warnings
+
+import cmaes
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.samplers import CmaEsSampler
+from optuna.trial import create_trial
+
+from optimizer.errors import StudyError
+from optimizer.search.sampler_state import check_sampler_state
+
+
+def trial_with(attributes):
+    """A completed trial with these system attributes, and number 0."""
+    return create_trial(
+        value=1.0, params={"x": 0.5}, distributions={"x": FloatDistribution(0, 1)}, system_attrs=attributes
+    )
+
+
+def trial_of(data, prefix="cma:", piece=100):
+    """A completed trial that holds the pickle `data` as its state, in pieces as Optuna's."""
+    digits = data.hex()
+    pieces = [digits[start : start + piece] for start in range(0, len(digits), piece)]
+    return trial_with({f"{prefix}optimizer:{number}": text for number, text in enumerate(pieces)})
+
+
+def refusal(trial):
+    """The one line that says why the trial is refused."""
+    with pytest.raises(StudyError) as caught:
+        check_sampler_state([trial], "study.db")
+    (line,) = caught.value.problems
+    assert line.startswith("study.db: trial ")
+    assert line.isprintable()
+    return line
+
+
+KINDS = [{}, {"with_margin": True}, {"use_separable_cma": True}, {"lr_adapt": True}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dimensions", [2, 20])
+def test_real_states_in_a_database(tmp_path, kind, dimensions):
+    """What CmaEsSampler leaves in a database passes, whichever optimizer it is, and the study goes on after that."""
+
+    def sampler():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return CmaEsSampler(seed=1, popsize=4, **kind)
+
+    def objective(trial):
+        step = 0.125 if "with_margin" in kind else None
+        return sum(trial.suggest_float(f"x{n}", 0, 1, step=step if n else None) for n in range(dimensions))
+
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optuna.create_study(study_name="s", storage=url, sampler=sampler()).optimize(objective, n_trials=10)
+        trials = optuna.load_study(study_name="s", storage=url).trials
+        stored = [key for trial in trials for key in trial.system_attrs if ":optimizer:" in key]
+        check_sampler_state(trials, "study.db")
+        optuna.load_study(study_name="s", storage=url, sampler=sampler()).optimize(objective, n_trials=2)
+
+    assert stored
+
+
+OPTIMIZERS = [
+    cmaes.CMA(np.zeros(3), 0.5),
+    cmaes.CMA(np.zeros(3), 0.5, bounds=np.array([[-1.0, 1.0]] * 3), lr_adapt=True),
+    cmaes.SepCMA(np.zeros(3), 0.5),
+    cmaes.CMAwM(np.zeros(3), 0.5, np.array([[-1.0, 1.0]] * 3), np.array([0.1, 0.0, 0.5])),
+]
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__)
+def test_every_optimizer_in_every_protocol(optimizer, protocol):
+    """Optimizers as they begin and as they are after some generations pass, in the protocols that Pythons write."""
+    for _ in range(3):
+        check_sampler_state([trial_of(pickle.dumps(optimizer, protocol), "sepcma:")], "study.db")
+        points = [optimizer.ask() for _ in range(optimizer.population_size)]
+        if isinstance(optimizer, cmaes.CMAwM):
+            points = [told for _, told in points]
+        optimizer.tell([(point, float((point**2).sum())) for point in points])
+
+
+def test_trials_without_a_state():
+    """Trials of other samplers, and other attributes of this one, are none of its business."""
+    check_sampler_state([], "study.db")
+    check_sampler_state([trial_with({}), trial_with({"cma:generation": 3, "x_for_tell": [0.1]})], "study.db")
+
+
+class Calls:
+    """Pickles into a call of `function` with `arguments`, and if need be a state."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.reduced = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def gadgets(marker):
+    """Things that make the file `marker` when they are unpickled."""
+    code, command = f"open({str(marker)!r}, 'w').close()", f"echo > {marker}"
+    return {
+        "system": Calls(os.system, command),
+        "eval": Calls(eval, code),
+        "exec": Calls(exec, code),
+        "partial": Calls(functools.partial(os.system, command)),
+        "import": Calls(builtins.__import__, "antigravity"),
+        "run_path": Calls(runpy.run_path, str(marker)),
+        "popen": Calls(subprocess.Popen, ["touch", str(marker)]),
+        "open": Calls(io.FileIO, str(marker), "w"),
+        "load": Calls(pickle.loads, pickle.dumps(Calls(os.system, command))),
+        "numpy": Calls(np.load, str(marker), None, True),
+        "map": Calls(list, Calls(map, os.system, [command])),
+    }
+
+
+def optimizer_with(value):
+    """An optimizer that has something else where its mean should be."""
+    optimizer = cmaes.CMA(np.zeros(2), 0.5)
+    optimizer._mean = value
+    return optimizer
+
+
+@pytest.mark.parametrize("name", list(gadgets("")))
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda gadget: gadget,
+        lambda gadget: {"_mean": gadget},
+        lambda gadget: optimizer_with(({1: [gadget]},)),
+        lambda gadget: optimizer_with(np.array([gadget, None], dtype=object)),
+    ],
+    ids=["alone", "in a mapping", "in an optimizer", "in an array"],
+)
+def test_gadgets(tmp_path, name, place):
+    """A call of anything else, wherever in the pickle and in whichever protocol, is refused and not made."""
+    marker = tmp_path / "marker"
+    for protocol in range(6):
+        data = pickle.dumps(place(gadgets(marker)[name]), protocol)
+
+        assert "nothing of it was run" in refusal(trial_of(data))
+        assert not marker.exists()
+
+
+def test_the_gadgets_are_dangerous(tmp_path):
+    """They do run where they are unpickled: the test above proves something."""
+    for name in ("system", "eval", "exec", "partial", "popen", "open", "load", "map"):
+        marker = tmp_path / name
+        process = pickle.loads(pickle.dumps(gadgets(marker)[name]))  # noqa: S301
+        if isinstance(process, subprocess.Popen):
+            process.wait()
+        elif isinstance(process, io.FileIO):
+            process.close()
+        assert marker.exists(), name
+
+
+def text(value):
+    """A short text as protocol 4 has it."""
+    data = value.encode()
+    return b"\x8c" + bytes([len(data)]) + data
+
+
+HEAD = b"\x80\x04"
+CMA = text("cmaes._cma") + text("CMA") + b"\x93)\x81"
+DTYPE = text("numpy") + text("dtype") + b"\x93"
+F8 = DTYPE + text("f8") + b"\x89\x88\x87R"
+RECONSTRUCT = text("numpy._core.multiarray") + text("_reconstruct") + b"\x93"
+NDARRAY = text("numpy") + text("ndarray") + b"\x93"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\x80\x04", "cannot be read"),
+        (b"\x80\x04.", "cannot be read"),
+        (b"\x80\x04N.", "holds no optimizer"),
+        (b"\x80\x09N.", "protocol 9"),
+        (b"cos\nsystem\n(S'true'\ntR.", "instruction GLOBAL"),
+        (b"(S'true'\nios\nsystem\n.", "instruction STRING"),
+        (HEAD + text("os") + text("system") + b"\x93" + text("true") + b"\x85R.", "`os.system`"),
+        (HEAD + text("cmaes._cma") + text("CMA.tell.__globals__") + b"\x93.", "CMA.tell.__globals__"),
+        (HEAD + text("numpy") + text("os") + b"\x93.", "`numpy.os`"),
+        (HEAD + text("numpy\x1b[31m") + text("os") + b"\x93.", "`numpy\\x1b[31m.os`"),
+        (HEAD + b"\x82\x01.", "instruction EXT1"),
+        (HEAD + b"\x83\x01\x00.", "instruction EXT2"),
+        (HEAD + b"\x84\x01\x00\x00\x00.", "instruction EXT4"),
+        (HEAD + text("x") + b"Q.", "instruction BINPERSID"),
+        (b"Px\n.", "instruction PERSID"),
+        (HEAD + b"\x97.", "instruction NEXT_BUFFER"),
+        (HEAD + b"\x8f.", "instruction EMPTY_SET"),
+        (HEAD + b"Nr\xff\xff\xff\xff.", "instruction LONG_BINPUT"),
+        (HEAD + b"\x8d" + struct.pack("<Q", 1 << 62) + b".", "cannot be read"),
+        (HEAD + b"\x8d" + struct.pack("<Q", 1) + b"x.", "instruction BINUNICODE8"),
+        (HEAD + b"\x8e" + struct.pack("<Q", 1 << 62) + b".", "cannot be read"),
+        (HEAD + b"\x95" + struct.pack("<Q", 1 << 62) + b"N.", ""),
+        (HEAD + b"(" * 200_000 + b".", "instructions"),
+        (HEAD + CMA + b"N\x86.", "holds no optimizer"),
+        (HEAD + text("cmaes._cma") + text("CMA") + b"\x93N\x85\x81.", "as cmaes does not"),
+        (HEAD + CMA + b"Nb.", "something else than its numbers"),
+        (HEAD + CMA + b"}" + text("_g") + b"K\x01sN\x86b.", "something else than its numbers"),
+        (HEAD + CMA + b"}" + text("__class__") + text("os") + b"sN}" + b"b.", ""),
+        (HEAD + CMA + b"}K\x01K\x01sb.", "something else than its numbers"),
+        (HEAD + CMA + b"}" + text("_f") + DTYPE + b"sb.", "something else than its numbers"),
+        (HEAD + CMA + b"}" + text("_f") + b"]" + b"\x94h\x00\x61" + b"sb.", "nested without end"),
+        (HEAD + DTYPE + text("O") + b"\x89\x88\x87R.", "no numbers"),
+        (HEAD + DTYPE + text("V9999999999") + b"\x89\x88\x87R.", "no numbers"),
+        (HEAD + F8 + b"}b.", "as numpy does not"),
+        (HEAD + RECONSTRUCT + NDARRAY + b"J\xff\xff\xff\x7f\x85C\x01b\x87R.", "as numpy does not"),
+        (HEAD + RECONSTRUCT + DTYPE + b"K\x00\x85C\x01b\x87R.", "as numpy does not"),
+        (
+            HEAD + RECONSTRUCT + NDARRAY + b"K\x00\x85C\x01b\x87R(K\x01J\xff\xff\xff\x7f\x85" + F8 + b"\x89C\x08"
+            + bytes(8) + b"tb.",
+            "elements are not there",
+        ),
+        (HEAD + NDARRAY + b"J\xff\xff\xff\x7f\x85R.", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_pickles_by_hand(data, words):
+    """Every way around the list of what may be named, and every call with arguments of its own, is refused."""
+    assert words in refusal(trial_of(data))
+
+
+def test_registered_extensions():
+    """The registry of extensions hands out classes without their names being looked at; it is not reached."""
+    copyreg.add_extension("os", "system", 200)
+    try:
+        # What was unpickled by its number once is remembered.
+        assert pickle.loads(b"\x80\x02\x82\xc8.") is os.system  # noqa: S301
+        assert "EXT1" in refusal(trial_of(b"\x80\x04\x82\xc8" + text("true") + b"\x85R."))
+    finally:
+        copyreg.remove_extension("os", "system", 200)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"cma:optimizer:0": "zz"}, "hexadecimal"),
+        ({"cma:optimizer:0": 5}, "lacks one of its pieces"),
+        ({"cma:optimizer:0": None}, "lacks one of its pieces"),
+        ({"cma:optimizer:1": "80"}, "lacks one of its pieces"),
+        ({"cma:optimizer": "80"}, "lacks one of its pieces"),
+        ({"cma:optimizer:0": "80", "cma:optimizer:x": "04"}, "lacks one of its pieces"),
+        ({"cmawm:optimizer:0": "8004", "cmawm:optimizer:1": "4e2e"}, "holds no optimizer"),
+        ({"any\nthing:optimizer:0": "8004", "any\nthing:optimizer:1": "4e2e"}, "holds no optimizer"),
+        ({"cma:optimizer:0": "", "sepcma:optimizer:0": "80044e2e"}, "cannot be read"),
+    ],
+)
+def test_pieces(attributes, words):
+    """Pieces that are missing, superfluous or no digits are refused, under whichever name Optuna would look."""
+    assert words in refusal(trial_with(attributes))
+
+
+def test_a_split_gadget(tmp_path):
+    """A gadget is found however it is cut into pieces, in any order of the attributes."""
+    marker = tmp_path / "marker"
+    data = pickle.dumps(Calls(os.system, f"echo > {marker}"), 4)
+    trial = trial_of(data, piece=1)
+    backwards = trial_with(dict(reversed(trial.system_attrs.items())))
+
+    assert ".system`" in refusal(trial)
+    assert ".system`" in refusal(backwards)
+    assert not marker.exists()
+
+
+def test_every_trial_is_named():
+    """One line for each trial that is refused, with its number."""
+    bad = trial_of(b"\x80\x04N.")
+    bad.number = 7
+    other = trial_of(b"\x80\x04N.")
+    other.number = 9
+    with pytest.raises(StudyError) as caught:
+        check_sampler_state([bad, trial_of(pickle.dumps(OPTIMIZERS[0])), other], "study.db")
+
+    assert [line.split(":")[1] for line in caught.value.problems] == [" trial 7", " trial 9"]
+
+
+def test_too_large(monkeypatch):
+    """More bytes than a state can have are refused before they are put together."""
+    monkeypatch.setattr("optimizer.search.sampler_state._MOST_BYTES", 1000)
+
+    assert "more than 1,000 bytes" in refusal(trial_of(pickle.dumps(cmaes.CMA(np.zeros(30), 0.5))))
+
+
+def test_lists_of_lists():
+    """A short pickle of a list that holds another ten thousand times, and so on, is refused before it fills memory."""
+    data = HEAD + CMA + b"}" + text("_f")
+    inner, outer = b"]\x94" + b"(" + b"N" * 40_000 + b"e", b"](" + b"h\x00" * 10_000 + b"e"
+
+    assert "nested without end" in refusal(trial_of(data + b"(" + inner + outer + b"tsb.", piece=2045))
