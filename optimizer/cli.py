@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from optimizer import __version__
 from optimizer.errors import BlockfitWarning, InputError, attempt
@@ -609,7 +610,7 @@ def _fitting() -> Iterator["FitEvents"]:
                 task(progress.search),
                 completed=progress.done,
                 total=progress.budget,
-                description=printable(progress_line(progress)),
+                figures=printable(progress_line(progress)),
             )
 
         def opened(progress: "SearchProgress") -> None:
@@ -636,7 +637,7 @@ def _tasks(bars: Progress) -> Callable[[str], TaskID]:
 
     def task(name: str) -> TaskID:
         if name not in tasks:
-            tasks[name] = bars.add_task(printable(name), total=None)
+            tasks[name] = bars.add_task(printable(name), total=None, figures="")
         return tasks[name]
 
     return task
@@ -646,11 +647,13 @@ def _tasks(bars: Progress) -> Callable[[str], TaskID]:
 def _bars() -> Iterator[Progress]:
     console = _console(stderr=True)
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        # Where a window is narrow, these give way.
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=12),
         TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeElapsedColumn(table_column=Column(min_width=7)),
+        TimeRemainingColumn(table_column=Column(min_width=7)),
+        TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield bars

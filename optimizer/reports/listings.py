@@ -73,17 +73,17 @@ def status_table(found: StudyStatus) -> Group:
 
 
 def progress_line(progress: SearchProgress) -> str:
-    """The same figures of one search, in a line, for while it runs."""
-    parts = [progress.search, f"{progress.done}/{progress.budget}"]
+    """The same figures of one search, in a line, for beside its bar while it runs."""
+    parts = [f"{progress.done}/{progress.budget}"]
     if progress.best is not None:
         parts.append(f"best {percent(progress.best)}")
     if progress.seconds_per_trial is not None:
         parts.append(f"{progress.seconds_per_trial:.3f} s/trial")
-    if progress.seconds_left:
-        ends = datetime.now() + timedelta(seconds=progress.seconds_left)
-        parts.append(f"{_duration(progress.seconds_left)} left, until {ends:%H:%M}")
     if progress.workers > 1:
         parts.append(f"{progress.workers} workers")
+    if progress.seconds_left:
+        ends = datetime.now() + timedelta(seconds=progress.seconds_left)
+        parts.append(f"until {ends:%H:%M}")
     return "  ".join(parts)
 
 

@@ -5,8 +5,10 @@ run proposes the same again. With others it is written as it is claimed, so that
 is shared out exactly; one whose worker died is marked as lost and put forward again as it was.
 """
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optimizer.search.results import completed
+from optimizer.search.sampler_state import check_sampler_state
 from optimizer.search.storage import PATIENCE, FileWatch, StorageAddress, persist
 from optimizer.search.workers import Workers
 
@@ -26,6 +29,8 @@ LOST = "lost"
 _WORKER = "worker"
 # So many workers may die of a point before it counts as one that cannot be scored.
 _LOSSES = 3
+# Seconds for which it does not matter that a worker has come or gone.
+_COUNTING = 2.0
 
 _Given = TypeVar("_Given")
 
@@ -48,12 +53,23 @@ class SharedStorage:
         self._patience = patience
         self._said = said
         self._watch = FileWatch(address)
+        self._count, self._counted = 1, -math.inf
 
     @property
     def own(self) -> str | None:
         """The name of this process among others; None if there are none."""
         own = self.workers.own
         return None if own is None or own.alone else own.name
+
+    @property
+    def count(self) -> int:
+        """How many workers there are, as of the last seconds."""
+        if self.own is not None and time.monotonic() > self._counted + _COUNTING:
+            # Good to know, and no more: what is wrong with the storage shows elsewhere.
+            with suppress(Exception):
+                self._count = len(self.workers.living())
+            self._counted = time.monotonic()
+        return self._count
 
     def do(self, action: Callable[[], _Given]) -> _Given:
         """What `action` gives, which may be done twice. Raises StorageLost if the storage stays away or is gone."""
@@ -93,18 +109,14 @@ class Trials:
         # The trials that the study in memory holds, in its order.
         self._known: list[FrozenTrial] = []
         self._lost: list[FrozenTrial] = []
+        # Trials that somebody else may have written, and that samplers may unpickle what they find in.
+        self._checked: set[int] = set()
         self.refresh()
 
     @property
     def finished(self) -> tuple[FrozenTrial, ...]:
         """The trials that were scored, or failed to be, by number; lost ones are not among them."""
         return tuple(trial for trial in self._known if trial.state.is_finished())
-
-    @property
-    def workers(self) -> int:
-        """How many workers are at these trials, this one included."""
-        running = {trial.user_attrs.get(_WORKER) for trial in self._known if not trial.state.is_finished()}
-        return len(running | {self._shared.own})
 
     def refresh(self) -> None:
         """Look what others have done, and which of them have died."""
@@ -143,6 +155,9 @@ class Trials:
     def _take_note(self, found: Sequence[FrozenTrial] | None = None) -> None:
         """Bring the study in memory to what is stored."""
         found = self._read() if found is None else found
+        unchecked = [trial for trial in found if trial.number not in self._checked]
+        check_sampler_state(unchecked, str(self._shared.address))
+        self._checked |= {trial.number for trial in unchecked}
         known = [trial for trial in found if not trial.user_attrs.get(LOST)]
         self._lost = [trial for trial in found if trial.user_attrs.get(LOST)]
         inner, inner_trials = self._memory._storage, self._memory.get_trials(deepcopy=False)

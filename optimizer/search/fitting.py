@@ -12,7 +12,7 @@ import optuna
 import torch
 
 from optimizer.checkpoints import HashCache
-from optimizer.errors import InputError, StudyError
+from optimizer.errors import CheckpointError, InputError, StudyError
 from optimizer.recipes import Algebra, Alpha, Recipe, load_recipe, save_recipe
 from optimizer.search.asking import SharedStorage
 from optimizer.search.binding import bound_to, check_bindings
@@ -49,7 +49,7 @@ _EXACT = ("delta", "weights")
 # On how many random inputs that were not fitted on the result is scored.
 _OTHER_SEEDS = 4
 # What ends a fit before its time; the best so far is kept first.
-_STOPPED = (KeyboardInterrupt, TrialsFailed, StorageLost)
+_STOPPED = (KeyboardInterrupt, TrialsFailed, StorageLost, CheckpointError)
 
 
 def fit(
@@ -78,8 +78,8 @@ def fit(
     second one at once; the best so far is written and returned with `interrupted` set. `fresh` sets earlier trials
     aside.
 
-    Raises InputError for files that do not fit or a study started with other inputs; TrialsFailed if trials keep
-    failing and StorageLost if the storage stays away, the best so far written.
+    Raises InputError for files that do not fit or a study started with other inputs; the best so far written,
+    TrialsFailed if trials keep failing, StorageLost if the storage stays away, CheckpointError for a file that changes.
     """
     if candidates < 1:
         raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
@@ -162,7 +162,7 @@ class _Fit:
     def run(self, *, fresh: bool, candidates: int, workers: int) -> FitResult:
         """Search with `workers` processes, and keep what was found."""
         study, self._candidates = self._study, candidates
-        stopped: KeyboardInterrupt | TrialsFailed | StorageLost | None = None
+        stopped: KeyboardInterrupt | TrialsFailed | StorageLost | CheckpointError | None = None
         earlier = None if fresh else self._earlier()
         with self._opened() as opened:
             try:
@@ -194,7 +194,7 @@ class _Fit:
         )
         save_recipe(recipe, study.folder / "best.yaml")
         others = () if stopped is not None else self._write_candidates(hashed)
-        if isinstance(stopped, TrialsFailed | StorageLost):
+        if stopped is not None and not isinstance(stopped, KeyboardInterrupt):
             raise stopped
         return FitResult(
             study,
@@ -344,7 +344,12 @@ class _Fit:
             assert isinstance(comparison, Comparison)
             step = stage.steps[-1]
             algebra = Algebra(self._recipe, comparison.groups, tuple(comparison.sources), step)
-            found = by_seed(comparison, blocks, algebra.coefficients(algebra.starting_alphas())[0], seeds)
+            try:
+                found = by_seed(comparison, blocks, algebra.coefficients(algebra.starting_alphas())[0], seeds)
+            except CheckpointError as error:
+                # The search is done; this is good to know beside it, and no more.
+                self._events.warned(f"not scored on other random inputs: {'; '.join(error.problems)}")
+                return
             scores = tuple(dict(zip(blocks, row, strict=True)) for row in found.tolist())
             after = next(
                 one.after for one in reversed(self._scores) if (one.stage, one.metric) == (stage.name, stage.metric)

@@ -38,7 +38,7 @@ class TrialsFailed(RuntimeError):
 class SearchProgress:
     """How a search stands: completed trials of its budget, the best similarity so far, the time that trials take.
 
-    `workers` are those that are at its trials at the moment, this process included.
+    `workers` are alive at the moment, this process included.
     """
 
     search: str
@@ -128,7 +128,7 @@ class Search:
         stored = shared.in_turn(lambda: open_search(shared.storage, label, binding, upstream, shared.address))
         trials = self._trials = Trials(stored, shared)
         budget, failures = self._stage.trials, 0
-        events.opened(self._progress(trials))
+        events.opened(self._progress(trials, shared))
         yield self.result
         told = {trial.number for trial in trials.finished}
         while wanted():
@@ -141,7 +141,7 @@ class Search:
                 for trial in trials.finished:
                     if trial.number not in told:
                         told.add(trial.number)
-                        events.finished(self._progress(trials), trial)
+                        events.finished(self._progress(trials, shared), trial)
                 yield self.result
             if failures >= _FAILURES:
                 raise TrialsFailed(
@@ -152,7 +152,7 @@ class Search:
                     return
                 time.sleep(_LOOK)
 
-    def _progress(self, trials: Trials) -> SearchProgress:
+    def _progress(self, trials: Trials, shared: SharedStorage) -> SearchProgress:
         done = completed(trials.finished)
         best = best_of(done)
         return SearchProgress(
@@ -162,7 +162,7 @@ class Search:
             None if best is None else best.values[0],
             seconds_per_trial(done),
             seconds_left(done, self._stage.trials),
-            trials.workers,
+            shared.count,
         )
 
     def _propose(self, memory: optuna.Study) -> FrozenTrial:

@@ -60,7 +60,7 @@ class Workers(ABC):
 
     @abstractmethod
     def living(self) -> tuple[Worker, ...]:
-        """All workers that are alive, this process included if it has joined. Takes a turn."""
+        """All workers that are alive, this process included if it has joined."""
 
     @abstractmethod
     def _hold(self, worker: Worker) -> None:
@@ -131,15 +131,12 @@ class _FileWorkers(Workers):
 
     def living(self) -> tuple[Worker, ...]:
         found: list[Worker] = []
-        if not self._folder.is_dir():
-            return ()
-        with self.turn():
-            for file in sorted(self._folder.iterdir()):
-                if (named := _FILE.fullmatch(file.name)) is None:
-                    continue
-                kind, host, process, name = named.groups()
-                if (self.own is not None and name == self.own.name) or self._is_held(file):
-                    found.append(Worker(name, host, int(process), kind == "alone"))
+        for file in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            if (named := _FILE.fullmatch(file.name)) is None:
+                continue
+            kind, host, process, name = named.groups()
+            if (self.own is not None and name == self.own.name) or self._is_held(file):
+                found.append(Worker(name, host, int(process), kind == "alone"))
         return tuple(found)
 
     def _is_held(self, file: Path) -> bool:
@@ -157,7 +154,8 @@ class _FileWorkers(Workers):
     def _hold(self, worker: Worker) -> None:
         kind = "alone" if worker.alone else "worker"
         name = f"{kind}.{worker.host}.{worker.process}.{worker.name}.lock"
-        self._held = FileLock(self._folder / name, timeout=0, is_singleton=False)
+        # Who looks whether it is held, holds it himself for a moment.
+        self._held = FileLock(self._folder / name, timeout=_TURN, is_singleton=False)
         self._held.acquire()
 
     def close(self) -> None:
@@ -205,15 +203,14 @@ class _PostgresWorkers(Workers):
                     self._connection.execute("select pg_advisory_unlock(%s::int, 0)", (self._scope,))
 
     def living(self) -> tuple[Worker, ...]:
-        with self.turn():
-            rows = self._connected().execute(
-                "select l.objid::bigint, a.application_name from pg_locks l left join pg_stat_activity a using (pid) "
-                "where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.objid <> 0 "
-                "and l.classid::bigint = %s "
-                "and l.database = (select oid from pg_database where datname = current_database())",
-                (self._scope & 0xFFFFFFFF,),
-            )
-            return tuple(_described(int(str(key)), str(label or "")) for key, label in rows.fetchall())
+        rows = self._connected().execute(
+            "select l.objid::bigint, a.application_name from pg_locks l left join pg_stat_activity a using (pid) "
+            "where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.objid <> 0 "
+            "and l.classid::bigint = %s "
+            "and l.database = (select oid from pg_database where datname = current_database())",
+            (self._scope & 0xFFFFFFFF,),
+        )
+        return tuple(_described(int(str(key)), str(label or "")) for key, label in rows.fetchall())
 
     def _hold(self, worker: Worker) -> None:
         connection = self._connected()
