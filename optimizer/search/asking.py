@@ -191,12 +191,14 @@ class Trials:
         dead = [trial for trial in unfinished if trial.user_attrs.get(_WORKER) not in living]
         for trial in dead:
             losses = 1 + sum(other.params == trial.params for other in trials if other.user_attrs.get(LOST))
-            if losses < _LOSSES:
-                self._storage.set_trial_user_attr(trial._trial_id, LOST, True)
-            else:
-                error = f"its worker ended while it was scored, {losses} times"
-                self._storage.set_trial_user_attr(trial._trial_id, "error", error)
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            # A worker that has finished its trial and left since that was read is not dead.
+            with suppress(UpdateFinishedTrialError):
+                if losses < _LOSSES:
+                    self._storage.set_trial_user_attr(trial._trial_id, LOST, True)
+                else:
+                    error = f"its worker ended while it was scored, {losses} times"
+                    self._storage.set_trial_user_attr(trial._trial_id, "error", error)
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         return bool(dead)
 
     def _claim(self, budget: int, propose: Callable[[optuna.Study], FrozenTrial]) -> Claim | None:

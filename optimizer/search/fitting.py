@@ -223,6 +223,9 @@ class _Fit:
             with ExitStack() as stack:
                 with workers.turn():
                     if fresh:
+                        if others := [worker for worker in workers.living() if worker != workers.own]:
+                            who = ", ".join(map(str, others))
+                            raise StudyError(f"--fresh: {self._address}: others are at these trials ({who}); stop them")
                         set_aside(self._address)
                     storage = stack.enter_context(open_storage(self._address, said=said))
                 yield SharedStorage(storage, self._address, workers, patience=self._patience, said=said)

@@ -40,7 +40,7 @@ PATIENCE = 60.0
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
 # Seconds that SQLite itself waits for another process to finish writing.
-_SQLITE_TIMEOUT = 5.0
+_SQLITE_TIMEOUT = 2.0
 _FORMS = "sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE"
 _Given = TypeVar("_Given")
 _Said = Callable[[str], None]
@@ -146,10 +146,6 @@ def _opened(address: StorageAddress, said: _Said) -> BaseStorage:
             else {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
         )
         return optuna.storages.get_storage(RDBStorage(address.url, engine_kwargs=options))
-    except ImportError as error:
-        raise StudyError(
-            f"--storage: {address} needs psycopg, which is not installed; pip install 'psycopg[binary]'"
-        ) from error
     except RuntimeError as error:
         # Optuna tells by words alone which way round the versions differ.
         if "storage upgrade" in str(error):

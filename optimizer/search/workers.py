@@ -220,15 +220,24 @@ class _PostgresWorkers(Workers):
 
     def _connected(self) -> "psycopg.Connection[tuple[object, ...]]":
         """The connection; made anew, the worker's lock taken again, after it was lost."""
-        import psycopg  # noqa: PLC0415  only where PostgreSQL is used
-
+        try:
+            import psycopg  # noqa: PLC0415  only where PostgreSQL is used
+        except ImportError as error:
+            raise StudyError(
+                f"--storage: {self._address} needs psycopg, which is not installed; pip install 'psycopg[binary]'"
+            ) from error
         if self._connection is not None and (self._connection.broken or self._connection.closed):
             self._connection = None
         if self._connection is None:
             url = make_url(self._address.url).set(drivername="postgresql").render_as_string(hide_password=False)
-            self._connection = psycopg.connect(
-                url, autocommit=True, connect_timeout=10, options=f"{_KEEPALIVE} -c lock_timeout={int(_TURN * 1000)}"
-            )
+            options = f"{_KEEPALIVE} -c lock_timeout={int(_TURN * 1000)}"
+            try:
+                self._connection = psycopg.connect(url, autocommit=True, connect_timeout=10, options=options)
+            except psycopg.Error as error:
+                if self.own is not None:
+                    raise  # it was there before, and may come again
+                reason = str(error).strip().partition("\n")[0]
+                raise StudyError(f"--storage: {self._address}: cannot be reached: {reason}") from error
             if self.own is not None:
                 self._hold(self.own)
         return self._connection

@@ -1,0 +1,161 @@
+"""What a user sees of a long study: status, the log for programs, the progress bar."""
+
+import json
+import pickle
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from optimizer.search import fit, load_study
+
+DEMO = Path(__file__).parents[2] / "studies" / "demo"
+STUDY = """\
+recipe: recipe.yaml
+target: {{file: target.safetensors}}
+base: base
+stages:
+  - {{name: first, steps: [TEMP1], metric: delta, trials: 4, sampler: {sampler}}}
+  - {{name: both, metric: delta, trials: 5, sampler: {sampler}}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes a study of two searches over the demo's family."""
+
+    def write(sampler="random"):
+        path = tmp_path / "study"
+        shutil.copytree(DEMO / "models", path / "models")
+        shutil.copy(DEMO / "target.safetensors", path)
+        recipe = (DEMO / "recipe.yaml").read_text(encoding="utf-8").replace("[0, 1]", "[0, 1], blocks: OUT03-OUT05")
+        (path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        (path / "study.yaml").write_text(STUDY.format(sampler=sampler), encoding="utf-8")
+        return path
+
+    return write
+
+
+def run(*arguments):
+    """The command, as a user runs it."""
+    command = [sys.executable, "-m", "optimizer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=200, check=False)
+
+
+def test_status(folder):
+    """`status` tells what ran, what is left, the best of each search, the time of a trial and who is at it."""
+    made = folder()
+    loaded = load_study(made)
+    fit(loaded.with_trials(3))
+    with closing(sqlite3.connect(made / "study.db")) as database:
+        last = "where trial_id in (select max(trial_id) from trials)"
+        database.execute(f"delete from trial_values {last}")  # noqa: S608  no text from outside
+        database.execute(f"update trials set state = 'FAIL' {last}")  # noqa: S608
+        database.commit()
+
+    told = json.loads(run("status", made, "--json").stdout)
+
+    first, both = told["searches"]
+    trials = optuna.load_study(study_name="first", storage=f"sqlite:///{made / 'study.db'}").trials
+    spent = [(trial.datetime_complete - trial.datetime_start).total_seconds() for trial in trials]
+    assert (first["search"], first["step"], first["completed"], first["failed"], first["budget"]) == (
+        "first", "TEMP1", 3, 0, 4,
+    )  # fmt: skip
+    assert first["best"] == max(trial.value for trial in trials)
+    assert first["seconds_per_trial"] == pytest.approx(sum(spent) / 3)
+    ends = [trial.datetime_complete for trial in trials]
+    assert first["seconds_left"] == pytest.approx((ends[2] - ends[0]).total_seconds() / 2, rel=0.9)
+    assert (both["completed"], both["failed"], both["lost"], both["running"]) == (2, 1, 0, 0)
+    assert (told["workers"], told["seconds_left"], told["ends"]) == ([], None, None)
+    shown = run("status", made).stdout
+    assert re.search(r"first\s+│ delta\s+│\s+3/4", shown)
+    assert "in all: 5 of 9 trials" in shown
+    assert "workers: none; `blockfit fit` continues" in shown
+
+
+def test_log_file(folder, tmp_path):
+    """Every line of --log-file is JSON with a time; trials come with all that is known of them, also when resumed."""
+    made, log = folder(), tmp_path / "fit.jsonl"
+    done = run("fit", made, "--log-file", log)
+    assert done.returncode == 0, done.stderr
+    run("fit", made, "--log-file", log, "--trials", 6)
+
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+    assert [line["event"] for line in lines] == [
+        *("opened", *["trial"] * 4, "opened", *["trial"] * 5, "end"),
+        *("opened", *["trial"] * 2, "opened", "trial", "end"),
+    ]
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
+    trial = lines[1]
+    assert (trial["search"], trial["trial"], trial["state"], trial["origin"]) == ("first", 0, "COMPLETE", "exact delta")
+    assert trial["similarity"] == trial["best"] == pytest.approx(sum(trial["block_scores"].values()) / 3)
+    assert (trial["done"], trial["budget"], trial["workers"]) == (1, 4, 1)
+    assert set(trial["params"]) == {f"TEMP1.{block}" for block in trial["block_scores"]}
+    assert lines[-1]["searches"]["first"]["trials"] == 6
+    refused = run("fit", made, "--log-file", tmp_path / "nowhere" / "fit.jsonl")
+    assert refused.returncode == 2
+    assert "--log-file: " in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+class _Gadget:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_database_from_a_stranger(folder, tmp_path):
+    """A study.db whose CMA-ES state would run code when it is unpickled is refused in a line, and runs nothing."""
+    made = folder("cmaes")
+    fit(load_study(made).with_trials(2))
+    harm = tmp_path / "harm"
+    state = pickle.dumps(_Gadget(harm)).hex()
+    study = optuna.load_study(study_name="first", storage=f"sqlite:///{made / 'study.db'}")
+    last = study.trials[-1]
+    study.add_trial(
+        create_trial(
+            state=TrialState.COMPLETE,
+            value=0.5,
+            params=dict.fromkeys(last.params, 0.5),
+            distributions=last.distributions,
+            user_attrs={"origin": "cmaes", "block_scores": last.user_attrs["block_scores"]},
+            system_attrs={"cma:optimizer:0": state, "cma:generation": 0},
+        )
+    )
+
+    done = run("fit", made, "--trials", 6)
+
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "study.db" in done.stderr
+    assert "trial 2" in done.stderr
+    assert not harm.exists()
+
+
+def test_progress_bar(folder):
+    """On a terminal the bar shows trials done, the best, seconds per trial, and gives way where it is narrow."""
+    if shutil.which("script") is None:
+        pytest.skip("needs util-linux's script for a terminal")
+    made = folder()
+    for columns in (60, 140):
+        command = f"COLUMNS={columns} {sys.executable} -m optimizer fit {made} --fresh"
+        done = subprocess.run(
+            ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, encoding="utf-8", timeout=200,
+            check=True,
+        )  # fmt: skip
+        lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout))
+        bars = [line for line in lines if line.startswith("both")]
+        assert bars
+        assert all(len(line) <= columns for line in bars), bars
+    assert any(re.search(r"3/5  best 9\d\.\d{4}%  \d+\.\d{3} s/trial  until \d\d:\d\d", line) for line in bars), bars
