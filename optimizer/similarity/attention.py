@@ -99,7 +99,7 @@ class AttentionMetric:
                     # A card multiplies faster than it would add terms up. Queries and keys have the same coefficients
                     # if the same sources hold them.
                     by_terms = self._device.type == "cpu" and query.holders == key.holders
-                    by_terms = by_terms and Terms.bytes(query) <= spare
+                    by_terms = by_terms and Terms.pay(query) and Terms.bytes(query) <= spare
                     spare -= Terms.bytes(query) if by_terms else 0
                     source = Terms(query, key) if by_terms else Products(query, key)
                     matrices = torch.zeros(3, width * width, device=self._device) if with_lines else None

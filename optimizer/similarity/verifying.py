@@ -9,7 +9,7 @@ import torch
 from optimizer.errors import RecipeError
 from optimizer.recipes import Expected, Recipe
 from optimizer.similarity.comparison import Comparison, Progress, open_recipe_comparison
-from optimizer.similarity.metric import METRICS, Metric, build_metric, score_step, total_similarity
+from optimizer.similarity.metric import METRICS, Metric, build_metric, score_steps, total_similarity
 from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["Verified", "verify"]
@@ -67,7 +67,8 @@ def verify(
     """
     layout = recipe.layout
     standard = Expected(tuple(layout.attention))
-    wanted = {step.name: step.expect or standard for step in recipe.steps}
+    reported = {step.name: step.expect for step in recipe.steps}
+    wanted = {name: expect or standard for name, expect in reported.items()}
     problems = [
         f"steps.{name}.expect.metric: received {expect.metric!r}; there are {', '.join(METRICS)}"
         for name, expect in wanted.items()
@@ -92,10 +93,10 @@ def verify(
         for (kind, seed, blocks), names in alike.items():
             metric = _metric(comparison, wanted[names[0]], blocks) if blocks else None
             order = tuple(comparison.sources)
+            measured = {} if metric is None else score_steps(metric, recipe, names, comparison.groups, order)
             for name in names:
-                measured = {} if metric is None else score_step(metric, recipe, name, comparison.groups, order)
                 unseen = tuple(block for block in wanted[name].blocks if block not in blocks)
-                found[name] = Verified(name, kind, seed, measured, unseen, recipe.step(name).expect)
+                found[name] = Verified(name, kind, seed, measured.get(name, {}), unseen, reported[name])
     return tuple(found[step.name] for step in recipe.steps)
 
 
