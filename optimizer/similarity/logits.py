@@ -19,6 +19,7 @@ float64, so that it rounds nothing.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -64,7 +65,11 @@ class Stack:
 
     def points(self, coefficients: torch.Tensor) -> torch.Tensor:
         """The holders' coefficients, float64 [n, holders], of all coefficients [n, groups, sources]."""
-        return coefficients[:, self.row, list(self.holders)]
+        return coefficients[:, self.row, self._positions]
+
+    @cached_property
+    def _positions(self) -> torch.Tensor:
+        return torch.tensor(self.holders, dtype=torch.long)
 
     def combine(self, points: torch.Tensor) -> torch.Tensor:
         """The projections of candidates at `points` [n, holders]: float32 [n, ...]."""
