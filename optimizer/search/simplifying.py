@@ -374,6 +374,10 @@ class _Search:
         self._recipe = recipe
         self._numbers = numbers
         self._roots = {recipe.output, *_leaves(recipe), *(one.step for one in scored)}
+        self._uses: dict[str, list[tuple[Step, str]]] = {}
+        for step in recipe.steps:
+            for place, name in step.inputs.items():
+                self._uses.setdefault(name, []).append((step, place))
         self._scores = _BlockScores(recipe, scored, groups, sources)
         self._row = {pair: row for row, pair in enumerate(self._scores.pairs)}
         steps = {step.name: step for step in recipe.steps}
@@ -529,16 +533,13 @@ class _Search:
         if name in self._roots:
             return None
         found: set[Pair] = set()
-        for step in self._recipe.steps:
-            for place, other in step.inputs.items():
-                if other != name:
-                    continue
-                if place != "a":
-                    found.add((step.name, _WEIGHT[step.mode, place]))
-                elif (further := self._weights_of(step.name)) is None:
-                    return None
-                else:
-                    found |= further
+        for step, place in self._uses.get(name, ()):
+            if place != "a":
+                found.add((step.name, _WEIGHT[step.mode, place]))
+            elif (further := self._weights_of(step.name)) is None:
+                return None
+            else:
+                found |= further
         return found
 
     def _at(self, number: Number) -> float:

@@ -35,6 +35,9 @@ _MEMORY_SHARE = 0.5
 # Bytes that the lines' matrices and the terms of the logits may take in all; blocks beyond are scored by one product
 # for each candidate.
 _KEPT_LIMIT = 2 << 30
+# Logits that a processor computes in one product: those of one candidate, or of several where blocks are so narrow that
+# calls would take longer than products.
+_TOGETHER = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class AttentionMetric:
 
         for projected in self._projected:
             for column, block in enumerate(projected):
-                for positions, candidates in block.candidates(coefficients, 1):
+                for positions, candidates in block.candidates(coefficients, max(1, _TOGETHER // block.width**2)):
                     waiting.append((column, positions, candidates))
                     # Logits that are there take memory; what makes the others is kept anyway.
                     if isinstance(candidates.logits, Whole):
