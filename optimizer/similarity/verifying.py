@@ -66,8 +66,8 @@ def verify(
     Steps without expectations are measured by attention on all blocks that have it. `base` is the model that `delta`
     takes differences from. Free alphas stand at their starting values. The files are read once; nothing is merged.
 
-    Raises RecipeError for an expectation by an unknown metric or more than 100 different ones, and CheckpointError for files
-    that do not fit.
+    Raises RecipeError for an expectation by an unknown metric or more than 100 different ones, and CheckpointError for
+    files that do not fit.
     """
     layout = recipe.layout
     standard = Expected(tuple(layout.attention))
