@@ -10,14 +10,14 @@ A step's result for a group that an input lacks (presence rules):
     only c holds it           the result lacks it
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from optimizer.errors import RecipeError
 from optimizer.recipes.modes import MODES
-from optimizer.recipes.recipe import Recipe
+from optimizer.recipes.recipe import Recipe, Step
 from optimizer.recipes.tensors import Part
 
 __all__ = ["Algebra", "Group"]
@@ -42,6 +42,7 @@ class Group:
 class Algebra:
     """A recipe up to `output`, compiled for groups of tensors: alphas in, coefficients out.
 
+    `further` are other steps and models whose coefficients are wanted too, see `each`.
     `sources` are the model names in the order of the coefficients' last axis; it must hold all that the output needs.
     `alphas` are the (step, "alpha") pairs, the second axis of the alphas taken; steps come in order of evaluation.
 
@@ -50,14 +51,21 @@ class Algebra:
     """
 
     def __init__(
-        self, recipe: Recipe, groups: Sequence[Group], sources: Sequence[str], output: str | None = None
+        self,
+        recipe: Recipe,
+        groups: Sequence[Group],
+        sources: Sequence[str],
+        output: str | None = None,
+        further: Iterable[str] = (),
     ) -> None:
         self.recipe = recipe
         self.groups = tuple(groups)
         self.sources = tuple(sources)
         self.output = output or recipe.output
         self.blocks = recipe.layout.blocks
-        self._steps = recipe.ancestors(self.output) if self.output not in recipe.models else ()
+        self._outputs = dict.fromkeys((self.output, *further))
+        made = [name for name in self._outputs if name not in recipe.models]
+        self._steps = recipe.ancestors(*made) if made else ()
         self.alphas = tuple((step.name, name) for step in self._steps for name in step.alphas)
         columns = {None: len(self.blocks)} | {block: column for column, block in enumerate(self.blocks)}
         self._column = torch.tensor([columns[group.block] for group in self.groups], dtype=torch.long)
@@ -65,12 +73,18 @@ class Algebra:
         for row, group in enumerate(self.groups):
             held[row, list(group.holders)] = True
         self._held = held
+        self._position = {name: position for position, name in enumerate(self.sources)}
         self._presence = self._propagate()
 
     @property
     def present(self) -> torch.Tensor:
         """Bool [groups]: whether the output holds the group's tensors at all."""
         return self._presence[self.output]
+
+    @property
+    def presences(self) -> dict[str, torch.Tensor]:
+        """Bool [groups] for the output and each of `further`: whether it holds the group's tensors at all."""
+        return {name: self._presence[name] for name in self._outputs}
 
     def starting_alphas(self) -> torch.Tensor:
         """Float64 [1, alphas, blocks]: the recipe's numbers, free ones at their starting values."""
@@ -83,13 +97,33 @@ class Algebra:
         Differentiable (autograd) and vectorised over the n candidates. Every row sums to 1, or to 0 where the output
         lacks the group.
         """
+        return next(found for name, found in self.each(alphas) if name == self.output)
+
+    def each(self, alphas: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, coefficients) of the output and each of `further`, as `coefficients` gives them, in one pass.
+
+        They come in the order of evaluation, models first. Results that nothing needs any more are let go, so a chain
+        of any length takes the memory of a few steps.
+        """
         if alphas.shape[1:] != (len(self.alphas), len(self.blocks)):
             raise ValueError(
                 f"alphas: received shape {list(alphas.shape)}; must be [n, {len(self.alphas)}, {len(self.blocks)}]"
             )
         local = self.by_group(alphas)[..., None]
         rows = {pair: local[:, index] for index, pair in enumerate(self.alphas)}
-        return self._evaluate(rows, alphas.shape[0])[self.output]
+        yield from ((name, self._source(name, alphas.shape[0])) for name in self._outputs if name in self._position)
+        values: dict[str, torch.Tensor] = {}
+        last = {name: place for place, step in enumerate(self._steps) for name in step.inputs.values()}
+        for place, step in enumerate(self._steps):
+            for name in step.inputs.values():
+                if name not in values:
+                    values[name] = self._source(name, alphas.shape[0])
+            values[step.name] = self._made_by(step, values, rows)
+            if step.name in self._outputs:
+                yield step.name, values[step.name]
+            for name in {*step.inputs.values(), step.name}:
+                if last.get(name, place) == place:
+                    del values[name]
 
     def jacobian(self, alphas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Coefficients [groups, sources] and their derivatives [alphas, groups, sources], for alphas [alphas, blocks].
@@ -100,7 +134,9 @@ class Algebra:
         from the output back to the inputs, which keeps one number for each step and group in memory.
         """
         rows = dict(zip(self.alphas, self.by_group(alphas.to(torch.float64))[..., None], strict=True))
-        values = self._evaluate(rows, 1)
+        values = {name: self._source(name, 1) for name in self.sources}
+        for step in self._steps:
+            values[step.name] = self._made_by(step, values, rows)
         derivatives = torch.zeros(len(self.alphas), len(self.groups), len(self.sources), dtype=torch.float64)
         places = {pair: row for row, pair in enumerate(self.alphas)}
         one, zero = (torch.full((len(self.groups), 1), number, dtype=torch.float64) for number in (1.0, 0.0))
@@ -126,17 +162,20 @@ class Algebra:
         """Values [..., blocks] as each group has them, [..., groups]: those of its block, 0 if no alpha moves it."""
         return torch.nn.functional.pad(values, (0, 1))[..., self._column]
 
-    def _evaluate(self, rows: dict[tuple[str, str], torch.Tensor], count: int) -> dict[str, torch.Tensor]:
-        unit = torch.eye(len(self.sources), dtype=torch.float64)
-        values = {
-            name: (unit[position] * self._held[:, position, None]).expand(count, -1, -1)
-            for position, name in enumerate(self.sources)
-        }
-        for step in self._steps:
-            inputs = {place: values[name] for place, name in step.inputs.items()}
-            result = MODES[step.mode].combine(inputs, {name: rows[step.name, name] for name in step.alphas})
-            values[step.name] = self._apply_presence(step.inputs, inputs, result)
-        return values
+    def _source(self, name: str, count: int) -> torch.Tensor:
+        """The coefficients [count, groups, sources] of a source by itself, the same for all candidates."""
+        position = self._position[name]
+        alone = torch.zeros(len(self.groups), len(self.sources), dtype=torch.float64)
+        alone[:, position] = self._held[:, position].to(torch.float64)
+        return alone.expand(count, -1, -1)
+
+    def _made_by(
+        self, step: Step, values: Mapping[str, torch.Tensor], rows: Mapping[tuple[str, str], torch.Tensor]
+    ) -> torch.Tensor:
+        """The coefficients of a step's result, from its inputs' in `values` and its alphas by group in `rows`."""
+        inputs = {place: values[name] for place, name in step.inputs.items()}
+        result = MODES[step.mode].combine(inputs, {name: rows[step.name, name] for name in step.alphas})
+        return self._apply_presence(step.inputs, inputs, result)
 
     def _apply_presence(
         self, names: dict[str, str], inputs: dict[str, torch.Tensor], result: torch.Tensor

@@ -233,12 +233,12 @@ class Recipe:
         names = [step.name for step in self.steps]
         raise RecipeError(f"step {name!r} is not in the recipe {self.name!r}{_Nearest(names)(name)}")
 
-    def ancestors(self, output: str | None = None) -> tuple[Step, ...]:
-        """The steps that `output` (default: the recipe's) needs, itself included, each after its inputs.
+    def ancestors(self, *outputs: str) -> tuple[Step, ...]:
+        """The steps that `outputs` (default: the recipe's) need, themselves included, each once and after its inputs.
 
         Where the recipe's own order allows it, that is the order.
         """
-        graph, wanted, queue = self._graph(), set[str](), [output or self.output]
+        graph, wanted, queue = self._graph(), set[str](), list(outputs or (self.output,))
         while queue:
             name = queue.pop()
             if name in graph and name not in wanted:
@@ -258,7 +258,7 @@ class Recipe:
 
     def sources(self, output: str | None = None) -> tuple[str, ...]:
         """The models that `output` needs, in the order in which the recipe lists its models."""
-        used = {name for step in self.ancestors(output) for name in step.inputs.values()}
+        used = {name for step in self.ancestors(output or self.output) for name in step.inputs.values()}
         return tuple(name for name in self.models if name in used)
 
     @property

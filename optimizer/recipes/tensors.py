@@ -93,18 +93,21 @@ def finite(part: Part, checkpoint: Checkpoint, purpose: str) -> torch.Tensor:
     return tensor
 
 
-def check_channels(recipe: Recipe, output: str, parts: Sequence[Part], sources: Mapping[str, Path]) -> None:
-    """Refuse a step in which a checkpoint with more input channels than A is added to A.
+def check_channels(
+    recipe: Recipe, outputs: str | Iterable[str], parts: Sequence[Part], sources: Mapping[str, Path]
+) -> None:
+    """Refuse a step in which a checkpoint with more input channels than A is added to A, among those `outputs` need.
 
     `sources` are their files, in the order that the parts' holders count. Raises CheckpointError, a line for each such
     step.
     """
     problems: list[str] = []
     names = list(sources)
+    results = (outputs,) if isinstance(outputs, str) else tuple(outputs)
     for part in (part for part in parts if part.channels is not None and part.channels[0] > 0):
         assert part.channels is not None
         wide = {names[position]: names[position] for position in part.holders}
-        for step in recipe.ancestors(output):
+        for step in recipe.ancestors(*results):
             if step.a in wide:
                 wide[step.name] = wide[step.a]
             elif beside := next((name for name in step.inputs.values() if name in wide), None):

@@ -25,6 +25,8 @@ from optimizer.similarity import METRICS, Combined, Comparison, build_metric, me
 
 __all__ = ["NotedSearch", "noted_searches", "simple_path", "simplify_file"]
 
+# Steps of a recipe that is simplified: the work grows with their number's cube. People's have tens.
+_MOST_STEPS = 100
 # Noted and measured similarities that differ by more are of different things; devices differ by less.
 _ALIKE = 1e-5
 
@@ -91,8 +93,8 @@ def simplify_file(
     stand for what it does not note, or instead of it. A recipe that notes no search is scored by attention unless
     `metric` says otherwise, on all blocks that it moves and the metric sees. `warn` is told what is odd.
 
-    Raises InputError, nothing written, for a recipe that is not finished, a target that nobody names, or files that are
-    missing, do not fit, or change meanwhile.
+    Raises InputError, nothing written, for a recipe that is not finished or has more than 100 steps, a target that
+    nobody names, or files that are missing, do not fit, or change meanwhile.
     """
     if output.resolve() == path.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
@@ -101,6 +103,11 @@ def simplify_file(
     if metric is not None and metric not in METRICS:
         raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
     recipe = load_recipe(path)
+    if len(recipe.steps) > _MOST_STEPS:
+        raise RecipeError(
+            f"{path}: steps: received {len(recipe.steps):,}; a recipe of at most {_MOST_STEPS} can be simplified; "
+            "merge the first ones into a file (blockfit merge --step), and simplify the others with that as a source"
+        )
     try:
         check_finished(recipe)
         searches = _asked(noted_searches(recipe), recipe, metric, seeds)

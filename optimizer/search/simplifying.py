@@ -221,10 +221,11 @@ def default_numbers(
     are those to take them from (default: all that lead to a step that is scored).
     """
     found: list[Number] = []
+    scored_blocks = _blocks_scored(recipe, scored)
     for step in recipe.steps:
         if steps is not None and step.name not in steps:
             continue
-        blocks = _blocks_scored(recipe, step.name, scored)
+        blocks = scored_blocks[step.name]
         for name, alpha in step.alphas.items():
             if blocks and len({alpha.at(block) for block in recipe.layout.blocks}) == 1:
                 found.append(Number(step.name, name, recipe.layout.blocks))
@@ -249,13 +250,19 @@ def check_finished(recipe: Recipe) -> None:
 
 def _scored_numbers(recipe: Recipe, numbers: Iterable[Number], scored: Sequence[Scored]) -> Iterator[Number]:
     """Those of `numbers` that some similarity depends on: whatever is changed elsewhere is changed blindly."""
+    scored_blocks = _blocks_scored(recipe, scored)
     for number in numbers:
-        if set(number.blocks) & _blocks_scored(recipe, number.step, scored):
+        if set(number.blocks) & scored_blocks[number.step]:
             yield number
 
 
-def _blocks_scored(recipe: Recipe, step: str, scored: Sequence[Scored]) -> set[str]:
-    return {block for one in scored if step in _ancestors(recipe, one.step) for block in one.metric.blocks}
+def _blocks_scored(recipe: Recipe, scored: Sequence[Scored]) -> dict[str, set[str]]:
+    """For each step, the blocks on which a similarity depends on it."""
+    found: dict[str, set[str]] = {step.name: set() for step in recipe.steps}
+    for one in scored:
+        for name in _ancestors(recipe, one.step):
+            found[name].update(one.metric.blocks)
+    return found
 
 
 def _ancestors(recipe: Recipe, name: str) -> set[str]:
@@ -367,6 +374,10 @@ class _Search:
         self._recipe = recipe
         self._numbers = numbers
         self._roots = {recipe.output, *_leaves(recipe), *(one.step for one in scored)}
+        self._uses: dict[str, list[tuple[Step, str]]] = {}
+        for step in recipe.steps:
+            for place, name in step.inputs.items():
+                self._uses.setdefault(name, []).append((step, place))
         self._scores = _BlockScores(recipe, scored, groups, sources)
         self._row = {pair: row for row, pair in enumerate(self._scores.pairs)}
         steps = {step.name: step for step in recipe.steps}
@@ -404,21 +415,24 @@ class _Search:
         """Make moves that fit, those that lose least first; of moves in one block one at a time."""
         while ranked := self._ranked(moves(), free_of_charge=False):
             touched: set[str] = set()
+            totals = self._totals()
             for move in ranked:
                 # What an earlier move has changed must be scored anew; what it has spent is gone.
-                if not touched & set(move.columns) and self._fits(self._losses(move)):
+                if not touched & set(move.columns) and self._fits(self._losses(move), totals):
                     self._columns |= move.columns
                     touched |= set(move.columns)
+                    totals = self._totals()
 
     def _ranked(self, moves: Iterable[_Move], free_of_charge: bool) -> list[_Move]:
         """The moves that fit, the smallest loss first; among equals in the order given."""
         listed = list(moves)
         self._scores.learn(item for move in listed for item in move.columns.items())
         losses = [(self._losses(move), move) for move in listed]
+        totals = self._totals()
         fitting = [
             (max(lost, default=0.0), place, move)
             for place, (lost, move) in enumerate(losses)
-            if self._fits(lost) and not (free_of_charge and max(lost, default=0.0) > _EQUAL)
+            if self._fits(lost, totals) and not (free_of_charge and max(lost, default=0.0) > _EQUAL)
         ]
         return [move for _, _, move in sorted(fitting, key=lambda entry: entry[:2])]
 
@@ -430,9 +444,12 @@ class _Search:
         ]
         return [math.fsum(old[one] - new[one] for old, new in pairs) for one in range(len(self._floors))]
 
-    def _fits(self, losses: Sequence[float]) -> bool:
+    def _totals(self) -> list[float]:
+        """Each total as the columns are."""
         added = [self._scores.of(block, column) for block, column in self._columns.items()]
-        totals = [math.fsum(share[one] for share in added) for one in range(len(self._floors))]
+        return [math.fsum(share[one] for share in added) for one in range(len(self._floors))]
+
+    def _fits(self, losses: Sequence[float], totals: Sequence[float]) -> bool:
         return all(
             loss <= 0 or total - loss >= floor for loss, total, floor in zip(losses, totals, self._floors, strict=True)
         )
@@ -516,16 +533,13 @@ class _Search:
         if name in self._roots:
             return None
         found: set[Pair] = set()
-        for step in self._recipe.steps:
-            for place, other in step.inputs.items():
-                if other != name:
-                    continue
-                if place != "a":
-                    found.add((step.name, _WEIGHT[step.mode, place]))
-                elif (further := self._weights_of(step.name)) is None:
-                    return None
-                else:
-                    found |= further
+        for step, place in self._uses.get(name, ()):
+            if place != "a":
+                found.add((step.name, _WEIGHT[step.mode, place]))
+            elif (further := self._weights_of(step.name)) is None:
+                return None
+            else:
+                found |= further
         return found
 
     def _at(self, number: Number) -> float:
@@ -597,19 +611,20 @@ def _tidied(
     """
     places = {name: name for name in (recipe.output, *_leaves(recipe), *roots)}
     pairs: dict[Pair, Pair] = {(step.name, name): (step.name, name) for step in recipe.steps for name in step.alphas}
+    kept = _results(recipe, places, groups, sources)
     for name in [step.name for step in recipe.steps]:
         step = recipe.step(name)
         zero = {alpha for alpha, values in step.alphas.items() if not any(map(values.at, recipe.layout.blocks))}
         if zero == set(step.alphas):
             moved = {root: step.a if place == name else place for root, place in places.items()}
             shorter = _replaced(recipe, name, step.a)
-            if shorter is not None and _same(recipe, shorter, places, moved, groups, sources):
+            if shorter is not None and _same(kept, _results(shorter, moved, groups, sources)):
                 recipe, places = shorter, moved
                 pairs = {old: new for old, new in pairs.items() if new[0] != name}
         elif zero:
             narrow = _with_fewer_inputs(step, zero)
             shorter = replace(recipe, steps=tuple(narrow if one.name == name else one for one in recipe.steps))
-            if _same(recipe, shorter, places, places, groups, sources):
+            if _same(kept, _results(shorter, places, groups, sources)):
                 recipe = shorter
                 gone = {(name, alpha) for alpha in zero}
                 pairs = {
@@ -649,19 +664,18 @@ def _with_fewer_inputs(step: Step, zero: Collection[str]) -> Step:
     return replace(step, mode="weight_sum", b=other, c=None, alpha=step.alphas[left], beta=None)
 
 
+def _results(
+    recipe: Recipe, places: Mapping[str, str], groups: Sequence[Group], sources: Sequence[str]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """For each of `places`: where it holds the groups at all, bool [groups], and its coefficients."""
+    first, *further = places.values()
+    algebra = Algebra(recipe, groups, sources, first, further)
+    found, present = dict(algebra.each(algebra.starting_alphas())), algebra.presences
+    return {root: (present[place], found[place]) for root, place in places.items()}
+
+
 def _same(
-    one: Recipe,
-    other: Recipe,
-    places: Mapping[str, str],
-    moved: Mapping[str, str],
-    groups: Sequence[Group],
-    sources: Sequence[str],
+    one: Mapping[str, tuple[torch.Tensor, torch.Tensor]], other: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> bool:
-    """Whether all results that are kept are the same, `places` in one recipe and `moved` in the other."""
-    for root, place in places.items():
-        first, second = Algebra(one, groups, sources, place), Algebra(other, groups, sources, moved[root])
-        if not torch.equal(first.present, second.present):
-            return False
-        if not torch.equal(first.coefficients(first.starting_alphas()), second.coefficients(second.starting_alphas())):
-            return False
-    return True
+    """Whether all results that are kept are the same."""
+    return all(torch.equal(*pair) for root in one for pair in zip(one[root], other[root], strict=True))

@@ -30,6 +30,9 @@ _NAME = re.compile(r"[\w.-]{1,80}")
 _GENERATION = re.compile(r"@\d+$")
 # What a study may ask for; more would take years, and some of it is gone through before a trial is run.
 _MOST_STAGES, _MOST_PASSES, _MOST_TRIALS = 100, 1000, 10_000_000
+_MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
+# Numbers that a joint stage searches at once: the time grows faster than their square. 23 steps of 26 alphas are 598.
+_MOST_JOINT = 600
 
 
 class _TargetEntry(UserFile):
@@ -274,7 +277,17 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
     steps = _stage_steps(entry, recipe, problems)
     if problems:
         raise StudyError(problems)
+    if len(steps) > _MOST_SEARCHED:
+        raise StudyError(
+            f"steps: {len(steps):,} steps with free alphas; a stage searches at most {_MOST_SEARCHED}; "
+            "search them in several stages, each naming its `steps`"
+        )
     free = parameters_of(recipe, steps)
+    if entry.strategy == "joint" and len(free) > _MOST_JOINT:
+        raise StudyError(
+            f"strategy: {len(free):,} free alphas at once; a joint stage searches at most {_MOST_JOINT}; search them "
+            "in several stages, each naming its `steps`, tie those of a step (`tie: true`), or write strategy: stepwise"
+        )
     measured = _measured(entry, recipe.layout, free)
     scored = {block for _, blocks in measured for block in blocks}
     if not any(scored & set(parameter.blocks) for parameter in free):
@@ -310,7 +323,8 @@ def _stage_steps(entry: _StageEntry, recipe: Recipe, problems: list[str]) -> tup
     chosen = tuple(name for name in free if entry.steps is None or name in entry.steps)
     if (entry.strategy == "joint" or entry.passes > 1) and chosen:
         what = "a joint stage scores" if entry.strategy == "joint" else "further passes score"
-        apart = [name for name in chosen if name not in {step.name for step in recipe.ancestors(chosen[-1])}]
+        leading = {step.name for step in recipe.ancestors(chosen[-1])}
+        apart = [name for name in chosen if name not in leading]
         problems += [f"steps: {name!r} does not lead to {chosen[-1]!r}, which {what}" for name in apart]
     return chosen
 

@@ -15,6 +15,7 @@ from optimizer.similarity.metric import (
     MetricKind,
     build_metric,
     score_step,
+    score_steps,
     total_similarity,
 )
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, QuadraticMetric, WeightsMetric
@@ -47,6 +48,7 @@ __all__ = [
     "open_recipe_comparison",
     "save_measured",
     "score_step",
+    "score_steps",
     "select_blocks",
     "select_device",
     "total_similarity",

@@ -35,6 +35,9 @@ _MEMORY_SHARE = 0.5
 # Bytes that the lines' matrices and the terms of the logits may take in all; blocks beyond are scored by one product
 # for each candidate.
 _KEPT_LIMIT = 2 << 30
+# Logits that a processor computes in one product: those of one candidate, or of several where blocks are so narrow that
+# calls would take longer than products.
+_TOGETHER = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class AttentionMetric:
                     # A card multiplies faster than it would add terms up. Queries and keys have the same coefficients
                     # if the same sources hold them.
                     by_terms = self._device.type == "cpu" and query.holders == key.holders
-                    by_terms = by_terms and Terms.bytes(query) <= spare
+                    by_terms = by_terms and Terms.pay(query) and Terms.bytes(query) <= spare
                     spare -= Terms.bytes(query) if by_terms else 0
                     source = Terms(query, key) if by_terms else Products(query, key)
                     matrices = torch.zeros(3, width * width, device=self._device) if with_lines else None
@@ -146,7 +149,7 @@ class AttentionMetric:
 
         for projected in self._projected:
             for column, block in enumerate(projected):
-                for positions, candidates in block.candidates(coefficients, 1):
+                for positions, candidates in block.candidates(coefficients, max(1, _TOGETHER // block.width**2)):
                     waiting.append((column, positions, candidates))
                     # Logits that are there take memory; what makes the others is kept anyway.
                     if isinstance(candidates.logits, Whole):

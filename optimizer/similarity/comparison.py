@@ -150,6 +150,5 @@ def open_recipe_comparison(
         device=device,
         progress=progress,
     ) as comparison:
-        for step in recipe.steps:
-            check_channels(recipe, step.name, comparison.parts, comparison.paths)
+        check_channels(recipe, (step.name for step in recipe.steps), comparison.parts, comparison.paths)
         yield comparison

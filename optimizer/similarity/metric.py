@@ -17,7 +17,16 @@ from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics
 
-__all__ = ["METRICS", "Combined", "Metric", "MetricKind", "build_metric", "score_step", "total_similarity"]
+__all__ = [
+    "METRICS",
+    "Combined",
+    "Metric",
+    "MetricKind",
+    "build_metric",
+    "score_step",
+    "score_steps",
+    "total_similarity",
+]
 
 
 class Metric(Protocol):
@@ -148,9 +157,23 @@ def score_step(
 
     `groups` and `sources` are those that the metric's coefficients are about.
     """
-    algebra = Algebra(recipe, groups, sources, step)
-    scores = metric.score(algebra.coefficients(algebra.starting_alphas()))[0]
-    return dict(zip(metric.blocks, scores.tolist(), strict=True))
+    return score_steps(metric, recipe, [step], groups, sources)[step]
+
+
+def score_steps(
+    metric: Metric, recipe: Recipe, steps: Sequence[str], groups: Sequence[Group], sources: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """What several steps, one at least, score as `score_step` says, {step: {block: similarity}}.
+
+    The recipe is gone through once for all of them, and one after another is scored, so that the time grows with the
+    number of steps and the memory does not.
+    """
+    algebra = Algebra(recipe, groups, sources, steps[0], further=steps[1:])
+    found = {
+        name: dict(zip(metric.blocks, metric.score(coefficients)[0].tolist(), strict=True))
+        for name, coefficients in algebra.each(algebra.starting_alphas())
+    }
+    return {step: found[step] for step in steps}
 
 
 def total_similarity(scores: Mapping[str, float]) -> float:

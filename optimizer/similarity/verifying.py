@@ -9,10 +9,13 @@ import torch
 from optimizer.errors import RecipeError
 from optimizer.recipes import Expected, Recipe
 from optimizer.similarity.comparison import Comparison, Progress, open_recipe_comparison
-from optimizer.similarity.metric import METRICS, Metric, build_metric, score_step, total_similarity
+from optimizer.similarity.metric import METRICS, Metric, build_metric, score_steps, total_similarity
 from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["Verified", "verify"]
+
+# Different metrics, seeds and block lists that are measured in one go: each takes its own reading of all sources.
+_MOST_KINDS = 100
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,13 @@ def verify(
     Steps without expectations are measured by attention on all blocks that have it. `base` is the model that `delta`
     takes differences from. Free alphas stand at their starting values. The files are read once; nothing is merged.
 
-    Raises RecipeError for an expectation by an unknown metric, and CheckpointError for files that do not fit.
+    Raises RecipeError for an expectation by an unknown metric or more than 100 different ones, and CheckpointError for
+    files that do not fit.
     """
     layout = recipe.layout
     standard = Expected(tuple(layout.attention))
-    wanted = {step.name: step.expect or standard for step in recipe.steps}
+    reported = {step.name: step.expect for step in recipe.steps}
+    wanted = {name: expect or standard for name, expect in reported.items()}
     problems = [
         f"steps.{name}.expect.metric: received {expect.metric!r}; there are {', '.join(METRICS)}"
         for name, expect in wanted.items()
@@ -80,22 +85,27 @@ def verify(
         problems.append(f"steps.{needing[0]}.expect.metric: {wanted[needing[0]].metric} needs a base; name it (--base)")
     if problems:
         raise RecipeError(problems)
+    # By metric and blocks, so that only one metric's projections are held at a time.
+    alike: dict[tuple[str, int, tuple[str, ...]], list[str]] = {}
+    for name, expect in wanted.items():
+        visible = METRICS[expect.metric].sees(layout)
+        blocks = tuple(block for block in expect.blocks if block in visible)
+        alike.setdefault((expect.metric, expect.seed, blocks), []).append(name)
+    if len(alike) > _MOST_KINDS:
+        raise RecipeError(
+            f"steps: {len(alike):,} different metrics, seeds and block lists to measure by; there can be at most "
+            f"{_MOST_KINDS}; leave `expect` out of some steps"
+        )
     sources = {name: paths[name] for name in recipe.models if name in paths}
     with open_recipe_comparison(recipe, sources, target, base=base, device=device, progress=progress) as comparison:
         found: dict[str, Verified] = {}
-        # By metric and blocks, so that only one metric's projections are held at a time.
-        alike: dict[tuple[str, int, tuple[str, ...]], list[str]] = {}
-        for name, expect in wanted.items():
-            visible = METRICS[expect.metric].sees(layout)
-            blocks = tuple(block for block in expect.blocks if block in visible)
-            alike.setdefault((expect.metric, expect.seed, blocks), []).append(name)
         for (kind, seed, blocks), names in alike.items():
             metric = _metric(comparison, wanted[names[0]], blocks) if blocks else None
             order = tuple(comparison.sources)
+            measured = {} if metric is None else score_steps(metric, recipe, names, comparison.groups, order)
             for name in names:
-                measured = {} if metric is None else score_step(metric, recipe, name, comparison.groups, order)
                 unseen = tuple(block for block in wanted[name].blocks if block not in blocks)
-                found[name] = Verified(name, kind, seed, measured, unseen, recipe.step(name).expect)
+                found[name] = Verified(name, kind, seed, measured.get(name, {}), unseen, reported[name])
     return tuple(found[step.name] for step in recipe.steps)
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from step_by_step import ATTENTION, attention_by_definition
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.cli import main
+from optimizer.search import load_study
 
 Write = Callable[..., dict[str, torch.Tensor]]
 Run = Callable[..., tuple[int, list[str], list[str]]]
@@ -151,6 +153,89 @@ def test_five_hundred_sources(folder: Path, run: Run) -> None:
     # The last source has one half, the one before a quarter, and so on; m499 is `two`.
     expected = (2 * two.double() + one.double()) / 3
     assert torch.allclose(made.double(), expected, atol=1e-6)
+
+
+def test_a_recipe_of_many_sources_is_verified(folder: Path, run: Run) -> None:
+    """Every step of a chain of two hundred sources is measured in seconds, as what it merges is by definition."""
+    models = "".join(f"  m{n}: {{file: {('one', 'two')[n % 2]}.safetensors}}\n" for n in range(200))
+    steps = "".join(step(f"S{n}", f"S{n - 1}" if n > 1 else "m0", f"m{n}") for n in range(1, 200))
+    (folder / "recipe.yaml").write_text(f"models:\n{models}steps:\n{steps}", encoding="utf-8")
+    started = time.perf_counter()
+
+    code, out, _ = run("verify", folder / "recipe.yaml", "--target", folder / "target.safetensors", "--json")
+
+    assert code == 0
+    assert time.perf_counter() - started < 30
+    found = json.loads("".join(out))
+    assert [entry["step"] for entry in found] == [f"S{n}" for n in range(1, 200)]
+    one, two, target = (load_file(folder / f"{file}.safetensors") for file in ("one", "two", "target"))
+    # The share of `two`: one half, one quarter, five eighths, ... and two thirds or one third in the end.
+    for place, share in ((0, 1 / 2), (1, 1 / 4), (2, 5 / 8), (197, 1 / 3), (198, 2 / 3)):
+        merged = {name: (1 - share) * one[name].double() + share * two[name].double() for name in one}
+        expected = attention_by_definition(merged, target, tuple(ATTENTION), 114514)
+        measured = {block: entry["measured"] for block, entry in found[place]["blocks"].items()}
+        assert measured == pytest.approx(expected, abs=2e-6)
+
+
+def test_a_recipe_of_many_steps_is_verified(folder: Path, run: Run) -> None:
+    """Each of a thousand steps is measured, in a time that grows with their number and not with its square."""
+    (folder / "recipe.yaml").write_text(chain(1000, "two"), encoding="utf-8")
+    started = time.perf_counter()
+
+    code, out, _ = run("verify", folder / "recipe.yaml", "--target", folder / "target.safetensors", "--json")
+
+    assert code == 0
+    assert time.perf_counter() - started < 30
+    found = json.loads("".join(out))
+    assert [entry["step"] for entry in found] == [f"S{n}" for n in range(1000)]
+    two, target = (load_file(folder / f"{file}.safetensors") for file in ("two", "target"))
+    # Nothing is left of `one` when it was halved so often.
+    expected = attention_by_definition(two, target, tuple(ATTENTION), 114514)
+    measured = {block: entry["measured"] for block, entry in found[-1]["blocks"].items()}
+    assert measured == pytest.approx(expected, abs=2e-6)
+
+
+def test_too_many_ways_to_measure(folder: Path, run: Run) -> None:
+    """Steps that each want random inputs of their own, and so all sources read again, are refused."""
+    expecting = "".join(step(f"S{n}").replace("}\n", f", expect: {{blocks: OUT03, seed: {n}}}}}\n") for n in range(101))
+    (folder / "recipe.yaml").write_text(MODELS + expecting, encoding="utf-8")
+
+    line = refused(run, folder, "verify", folder / "recipe.yaml", "--target", folder / "target.safetensors")
+
+    assert "steps: 101 different metrics, seeds and block lists to measure by; there can be at most 100" in line
+
+
+def test_too_many_steps_to_simplify(folder: Path, run: Run) -> None:
+    """A recipe of more steps than can be simplified in a minute is refused with the limit and what to do."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(chain(101, "two"), encoding="utf-8")
+
+    line = refused(run, folder, "simplify", recipe, "--target", folder / "target.safetensors", "-o", folder / "s.yaml")
+
+    assert "recipe.yaml: steps: received 101; a recipe of at most 100 can be simplified; merge the first ones" in line
+
+
+def joint(folder: Path, count: int, alpha: str) -> Path:
+    """A study that searches so many steps at once."""
+    steps = "".join(step(f"S{n}", f"S{n - 1}" if n else "one", alpha=alpha) for n in range(count))
+    (folder / "recipe.yaml").write_text(MODELS + steps, encoding="utf-8")
+    (folder / "study.yaml").write_text(STUDY.replace("stepwise", "joint"), encoding="utf-8")
+    return folder / "study.yaml"
+
+
+def test_too_much_to_search_at_once(folder: Path, run: Run) -> None:
+    """What people search at once may be searched; hundreds of steps, or of alphas beyond that, name the way on."""
+    assert len(load_study(joint(folder, 16, "{search: [0, 1]}")).stages[0].parameters) == 416
+    assert len(load_study(joint(folder, 100, "{search: [0, 1], tie: true}")).stages[0].parameters) == 100
+
+    joint(folder, 300, "{search: [0, 1], tie: true}")
+    line = refused(run, folder, "fit", folder)
+    assert "study.yaml: stages.STAGE.steps: 300 steps with free alphas; a stage searches at most 100; search" in line
+    joint(folder, 24, "{search: [0, 1]}")
+    line = refused(run, folder, "fit", folder)
+    assert "stages.STAGE.strategy: 624 free alphas at once; a joint stage searches at most 600; search them in" in line
+    assert "several stages" in line
+    assert "tie: true" in line
 
 
 TEXTS = {

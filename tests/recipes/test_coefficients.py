@@ -49,6 +49,38 @@ def compile_all(steps):
 
 
 @settings(max_examples=60, deadline=None)
+@given(steps=recipes(), data=st.data())
+def test_all_steps_in_one_pass(steps, data):
+    """What one pass says of several steps and models is what each merges to, to the bit what it says of each alone."""
+    names = [*MODELS, *(step["name"] for step in steps)]
+    wanted = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+    recipe = recipe_of(steps, MODELS)
+    algebra = Algebra(recipe, GROUPS, MODELS, wanted[0], wanted[1:])
+
+    found = dict(algebra.each(algebra.starting_alphas()))
+
+    assert set(found) == set(wanted)
+    place = {f"{group.block}/{row}.weight": group for row, group in enumerate(GROUPS)}
+    # With unit vectors for tensors, what is merged is the coefficients.
+    models = {
+        model: {
+            name: torch.eye(3, dtype=torch.float64)[number] for name, group in place.items() if number in group.holders
+        }
+        for number, model in enumerate(MODELS)
+    }
+    merged = models | merge_by_steps(steps, models, block=lambda name: place[name].block)
+    for name in wanted:
+        alone = Algebra(recipe, GROUPS, MODELS, name)
+        assert torch.equal(found[name], alone.coefficients(alone.starting_alphas()))
+        assert torch.equal(algebra.presences[name], alone.present)
+        for row, tensor in enumerate(place):
+            expected = merged[name].get(tensor, torch.zeros(3, dtype=torch.float64))
+            size = 1 + float(expected.abs().sum())
+            torch.testing.assert_close(found[name][0, row], expected, rtol=0, atol=1e-11 * size**2)
+            assert bool(algebra.presences[name][row]) == (tensor in merged[name])
+
+
+@settings(max_examples=60, deadline=None)
 @given(steps=recipes())
 def test_coefficients_are_the_merge(steps):
     """Sources combined by coefficients are the tensors merged step by step, whichever sources hold them."""

@@ -114,3 +114,13 @@ def test_points_beside_a_line_are_not_on_it():
 
     assert line.holds(torch.cat([along(0.3), beside])).tolist() == [True, False]
     assert find_line(torch.cat([along(0.0, 1.0), beside])) is None
+
+
+@pytest.mark.parametrize(
+    ("width", "sources", "pays"), [(320, 25, True), (8, 20, True), (320, 60, False), (8, 500, False)]
+)
+def test_terms_of_many_sources(width, sources, pays):
+    """Terms are kept where they are fewer than the work of a product: not of hundreds of sources."""
+    stack = Stack(0, tuple(range(sources)), torch.empty(sources, width, width))
+
+    assert Terms.pay(stack) is pays
