@@ -2,11 +2,11 @@
 
     python studies/benchmarks/workers.py --postgresql postgresql://me@localhost/trials --json figures.json
 
-Every figure is taken while the command runs as a user would start it, on the demo's family, by `attention`: after every
-worker has completed its first trial, the trials that all of them complete in so many seconds are counted. `alone` is
-without --workers, where a trial is written once instead of when it is claimed and when it is done. With `random`
-nothing is computed to propose a trial: what is measured is the storage and the scoring. `--repeats` turns of all are
-run one after another; the medians are shown, with the load of the machine before it.
+Every figure is taken while the command runs as a user would start it, on the demo's family, by `attention`, two steps
+of nine alphas each at once: after every worker has completed its first trial, the trials that all of them complete in
+so many seconds are counted. `alone` is without --workers, where a trial is written once instead of when it is claimed
+and when it is done. With `random` nothing is computed to propose a trial: what is measured is the storage and the
+scoring. `--repeats` turns of all are run one after another; the medians are shown, with the load of the machine before.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ recipe: recipe.yaml
 target: {{file: target.safetensors}}
 base: base
 stages:
-  - {{name: s, metric: attention, elsewhere: delta, trials: 1000000, sampler: {sampler}}}
+  - {{name: s, metric: attention, trials: 1000000, sampler: {sampler}}}
 """
 
 
@@ -81,8 +81,9 @@ def study(sampler: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(DEMO / "models", folder / "models")
-        for file in ("recipe.yaml", "target.safetensors"):
-            shutil.copy(DEMO / file, folder)
+        shutil.copy(DEMO / "target.safetensors", folder)
+        recipe = (DEMO / "recipe.yaml").read_text(encoding="utf-8").replace("[0, 1]", "[0, 1], blocks: OUT03-OUT11")
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
         text = STUDY.format(name=folder.name, sampler=sampler)
         (folder / "study.yaml").write_text(text, encoding="utf-8")
         yield folder
