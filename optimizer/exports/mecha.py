@@ -33,10 +33,9 @@ def write_mecha(recipe: Recipe) -> str:
     problems = file_problems(recipe, (".safetensors",), "sd-mecha")
     for name in recipe.sources():
         file = recipe.models[name].file
-        if bad := [character for character in "=\n\r" if character in file]:
+        if "=" in file:
             problems.append(
-                f"models.{name}.file: received {file!r}; a .mecha text cannot hold {bad[0]!r} in a file name; "
-                "rename the file"
+                f"models.{name}.file: received {file!r}; a .mecha text cannot hold '=' in a file name; rename the file"
             )
     if problems:
         raise RecipeError(problems)

@@ -72,7 +72,7 @@ def fit(
     Trials are kept in `study.db` in the study's folder, or in `storage`: sqlite:///FILE, journal:FILE or
     postgresql://USER@HOST/DATABASE. With `workers` so many processes search together, this one among them, and with it
     or `storage` those of other fits, here or elsewhere, may join in; the budget is that of all. A storage may be away
-    for `patience` seconds.
+    for `patience` seconds. A script that asks for more than one process does so below `if __name__ == "__main__":`.
 
     A second call continues where the first one stopped. Ctrl-C, or SIGTERM, ends the search after the running trial, a
     second one at once; the best so far is written and returned with `interrupted` set. `fresh` sets earlier trials

@@ -66,5 +66,5 @@ def test_fit_never_reads_the_answer(demo: tuple[Path, str], wheel: dict[str, str
     shown = subprocess.run([*command, "status", str(folder), "--json"], env=wheel, check=True, capture_output=True)
 
     assert (folder / "best.yaml").read_text(encoding="utf-8") == before
-    (status,) = json.loads(shown.stdout)
+    (status,) = json.loads(shown.stdout)["searches"]
     assert status["completed"] == status["budget"] == 8

@@ -131,10 +131,14 @@ def test_only_ancestors():
     assert "# side:" not in text
 
 
+# Recipes refuse what is not printable, line breaks among it.
+SHOWN = st.characters(codec="utf-8", exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp"), exclude_characters="/\\=")
+
+
 @settings(max_examples=50)
-@given(stem=st.text(st.characters(codec="utf-8", exclude_characters="\0/\\=\n\r"), min_size=1).filter(str.strip))
+@given(stem=st.text(SHOWN, min_size=1).filter(str.strip))
 def test_file_names(stem):
-    """Any other file name reaches sd-mecha as the recipe gives it."""
+    """Any other file name that a recipe may hold reaches sd-mecha as the recipe gives it."""
     recipe = make_recipe(EVERY_MODE["weight_sum"], files={"x": f"sub/{stem}.safetensors"})
 
     graph = sd_mecha.deserialize(export_recipe(recipe, "mecha"))
@@ -145,13 +149,10 @@ def test_file_names(stem):
 
 def test_refused_file_names():
     """Names that a .mecha text cannot hold, and files that sd-mecha cannot open, are refused, a line for each."""
-    recipe = make_recipe(
-        EVERY_MODE["triple_sum"], files={"base": "a=b.safetensors", "x": "two\nlines.safetensors", "y": "old.ckpt"}
-    )
+    recipe = make_recipe(EVERY_MODE["triple_sum"], files={"base": "a=b.safetensors", "y": "old.ckpt"})
 
     problems = refused(recipe, "mecha")
 
-    assert len(problems) == 3
+    assert len(problems) == 2
     assert any(p.startswith("models.base.file: received 'a=b.safetensors'") and "rename" in p for p in problems)
-    assert any(p.startswith("models.x.file") and repr("\n") in p for p in problems)
     assert any(p.startswith("models.y.file: received 'old.ckpt'; sd-mecha opens .safetensors") for p in problems)

@@ -204,5 +204,5 @@ def test_presets_by_name(tmp_path):
             recipe(alpha)
         assert part in caught.value.problems[0]
     (tmp_path / "mbwpresets.txt").unlink()
-    with pytest.raises(RecipeError, match=r"presets: .*mbwpresets\.txt cannot be read: No such file"):
+    with pytest.raises(RecipeError, match=r"presets: .*mbwpresets\.txt cannot be read: no such file"):
         recipe("alpha: WHOLE")
