@@ -7,7 +7,7 @@ is shared out exactly; one whose worker died is marked as lost and put forward a
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,10 +22,10 @@ from optimizer.search.sampler_state import check_sampler_state
 from optimizer.search.storage import PATIENCE, FileWatch, StorageAddress, persist
 from optimizer.search.workers import Workers
 
-__all__ = ["LOST", "Claim", "SharedStorage", "Trials"]
+__all__ = ["Claim", "SharedStorage", "Trials", "is_lost", "trials_of_search"]
 
 # User attributes of trials: set on one whose worker died; the name of the worker that claimed it.
-LOST = "lost"
+_LOST = "lost"
 _WORKER = "worker"
 # So many workers may die of a point before it counts as one that cannot be scored.
 _LOSSES = 3
@@ -101,8 +101,10 @@ class Trials:
     they would have proposed without it. Raises StorageLost, as all its methods do, if the storage stays away.
     """
 
-    def __init__(self, stored: optuna.Study, shared: SharedStorage) -> None:
+    def __init__(self, stored: optuna.Study, shared: SharedStorage, parameters: Collection[str]) -> None:
+        """Of a search of these `parameters`, by name."""
         self._shared = shared
+        self._parameters = frozenset(parameters)
         self._storage = shared.storage
         self._study = stored._study_id
         self._memory = _study_in_memory(())
@@ -158,8 +160,8 @@ class Trials:
         unchecked = [trial for trial in found if trial.number not in self._checked]
         check_sampler_state(unchecked, str(self._shared.address))
         self._checked |= {trial.number for trial in unchecked}
-        known = [trial for trial in found if not trial.user_attrs.get(LOST)]
-        self._lost = [trial for trial in found if trial.user_attrs.get(LOST)]
+        known = [trial for trial in found if not is_lost(trial)]
+        self._lost = [trial for trial in found if is_lost(trial)]
         inner, inner_trials = self._memory._storage, self._memory.get_trials(deepcopy=False)
         before = [trial.number for trial in self._known]
         if len(inner_trials) != len(before) or [trial.number for trial in known[: len(before)]] != before:
@@ -175,7 +177,7 @@ class Trials:
         self._known = known
 
     def _read(self) -> list[FrozenTrial]:
-        return self._storage.get_all_trials(self._study, deepcopy=False)
+        return trials_of_search(self._storage.get_all_trials(self._study, deepcopy=False), self._parameters)
 
     def _mark_lost(self, trials: Sequence[FrozenTrial]) -> bool:
         """Fail the trials that nobody is at any more; whether there were any."""
@@ -190,27 +192,34 @@ class Trials:
         living = set() if own is None else {worker.name for worker in self._shared.workers.living()}
         dead = [trial for trial in unfinished if trial.user_attrs.get(_WORKER) not in living]
         for trial in dead:
-            losses = 1 + sum(other.params == trial.params for other in trials if other.user_attrs.get(LOST))
-            # A worker that has finished its trial and left since that was read is not dead.
-            with suppress(UpdateFinishedTrialError):
-                if losses < _LOSSES:
-                    self._storage.set_trial_user_attr(trial._trial_id, LOST, True)
-                else:
-                    error = f"its worker ended while it was scored, {losses} times"
-                    self._storage.set_trial_user_attr(trial._trial_id, "error", error)
-                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            losses = 1 + sum(other.params == trial.params for other in trials if is_lost(other))
+            if losses < _LOSSES:
+                self._give_up(trial, _LOST, True)
+            else:
+                self._give_up(trial, "error", f"its worker ended while it was scored, {losses} times")
         return bool(dead)
+
+    def _give_up(self, trial: FrozenTrial, key: str, reason: object) -> None:
+        # A worker that has finished its trial and left since that was read is not dead.
+        with suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_user_attr(trial._trial_id, key, reason)
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def _claim(self, budget: int, propose: Callable[[optuna.Study], FrozenTrial]) -> Claim | None:
         own = self._shared.own
         if own is not None:
             self._refresh()
         running = [trial for trial in self._known if not trial.state.is_finished()]
+        left = budget - len(completed(self._known)) - len(running)
         for trial in running:
-            if trial.user_attrs[_WORKER] == own:
+            if own is not None and trial.user_attrs.get(_WORKER) == own:
                 # Claimed by an attempt that did not come to know of it.
-                return Claim(self._memory, self._memory.get_trials(deepcopy=False)[self._known.index(trial)])
-        if len(completed(self._known)) + len(running) >= budget:
+                if left >= 0:
+                    return Claim(self._memory, self._memory.get_trials(deepcopy=False)[self._known.index(trial)])
+                # Its turn ended before it should, as with a connection, and another worker came in between.
+                self._give_up(trial, _LOST, True)
+                return None
+        if left <= 0:
             return None
         tried = [trial.params for trial in self._known]
         lost = next((trial for trial in self._lost if trial.params and trial.params not in tried), None)
@@ -227,8 +236,9 @@ class Trials:
         return Claim(self._memory, trial)
 
     def _add(self, done: FrozenTrial, before: int, *, again: bool) -> FrozenTrial:
-        if again and len(found := self._read()) > before:
-            return found[-1]
+        for found in self._read()[before:] if again else ():
+            if (found.params, found.values, found.user_attrs) == (done.params, done.values, done.user_attrs):
+                return found
         return self._storage.get_trial(self._storage.create_new_trial(self._study, done))
 
     def _tell(
@@ -241,6 +251,24 @@ class Trials:
         except UpdateFinishedTrialError:
             # An attempt before has told it; or others took this process to be dead and have begun it again.
             return
+
+
+def is_lost(trial: FrozenTrial) -> bool:
+    """Whether a trial's worker died before it was scored; one that was scored while it was given up is not lost."""
+    return trial.state == TrialState.FAIL and bool(trial.user_attrs.get(_LOST))
+
+
+def trials_of_search(found: Iterable[FrozenTrial], parameters: Collection[str]) -> list[FrozenTrial]:
+    """Those of the trials in an Optuna study that a search of these parameters made.
+
+    Others can add to it what they like, by Optuna's dashboard for example: enqueued points, values without scores.
+    """
+    names = set(parameters)
+    return [
+        trial
+        for trial in found
+        if set(trial.params) == names and (trial.state != TrialState.COMPLETE or "block_scores" in trial.user_attrs)
+    ]
 
 
 def _study_in_memory(trials: Sequence[FrozenTrial]) -> optuna.Study:

@@ -1,11 +1,13 @@
 """Fitting: from a study to the best alphas, one Optuna study after another, continued where it stopped."""
 
 import math
+import multiprocessing
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from ctypes import c_bool
 from dataclasses import replace
-from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple
 
 import optuna
@@ -17,7 +19,7 @@ from optimizer.recipes import Algebra, Alpha, Recipe, load_recipe, save_recipe
 from optimizer.search.asking import SharedStorage
 from optimizer.search.binding import bound_to, check_bindings
 from optimizer.search.candidates import Choice, different
-from optimizer.search.interrupting import interruptible
+from optimizer.search.interrupting import AtOnce, interruptible
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.notes import finished_recipe
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
@@ -98,7 +100,7 @@ def fit(
 
 
 def _work(
-    stop: Event,
+    stop: c_bool,
     study: Study,
     device: torch.device,
     address: StorageAddress,
@@ -111,7 +113,14 @@ def _work(
     torch.set_num_threads(threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # What there is to say, the first process says of itself.
-    _Fit(study, device, address, True, patience, FitEvents(), hashes).work(lambda: still_wanted(stop))
+    fit = _Fit(study, device, address, True, patience, FitEvents(), hashes)
+    try:
+        with interruptible():
+            fit.work(lambda: still_wanted(stop))
+    except KeyboardInterrupt:
+        return
+    except (InputError, StorageLost, TrialsFailed) as error:
+        sys.exit(f"{multiprocessing.current_process().name}: {error}")
 
 
 class _Searched(NamedTuple):
@@ -179,8 +188,9 @@ class _Fit:
                 stopped = error
                 if not any(result.best for result in self._results):
                     raise
-            # Not before the search, which would wait for it; and nobody who has pressed Ctrl-C waits for it.
-            hashed = opened.sha256(self._hashes, self._events.progress, known=stopped is not None)
+            complete = stopped is None
+            hashed, interrupted = self._hashed(opened, known=not complete)
+            stopped = stopped or interrupted
         if stopped is not None and earlier is not None:
             # What was not reached this time stays as it was found before.
             self._recipe = self._recipe.with_alphas(_still_free(self._recipe, earlier))
@@ -189,9 +199,7 @@ class _Fit:
         self._scores.sort(key=lambda scores: order.index(scores.stage))
         self._spread.sort(key=lambda spread: order.index(spread.stage))
         found = [(result, result.best) for result in self._standing()]
-        recipe = finished_recipe(
-            study, self._recipe, self._scores, found, self._spread, hashed, complete=stopped is None
-        )
+        recipe = finished_recipe(study, self._recipe, self._scores, found, self._spread, hashed, complete=complete)
         save_recipe(recipe, study.folder / "best.yaml")
         others = () if stopped is not None else self._write_candidates(hashed)
         if stopped is not None and not isinstance(stopped, KeyboardInterrupt):
@@ -205,6 +213,13 @@ class _Fit:
             spread=tuple(self._spread),
             candidates=others,
         )
+
+    def _hashed(self, opened: OpenStudy, *, known: bool) -> tuple[dict[str, str], KeyboardInterrupt | None]:
+        """The checkpoints' hashes, only `known` ones after an interruption: nobody who has pressed Ctrl-C waits."""
+        try:
+            return opened.sha256(self._hashes, self._events.progress, known=known), None
+        except KeyboardInterrupt as error:
+            return opened.sha256(self._hashes, self._events.progress, known=True), error
 
     @contextmanager
     def _opened(self) -> Iterator[OpenStudy]:
@@ -227,7 +242,7 @@ class _Fit:
                             who = ", ".join(map(str, others))
                             raise StudyError(f"--fresh: {self._address}: others are at these trials ({who}); stop them")
                         set_aside(self._address)
-                    storage = stack.enter_context(open_storage(self._address, said=said))
+                    storage = stack.enter_context(open_storage(self._address, patience=self._patience, said=said))
                 yield SharedStorage(storage, self._address, workers, patience=self._patience, said=said)
         finally:
             workers.close()
@@ -302,10 +317,10 @@ class _Fit:
                 self._keep(result)
                 for ended in () if self._processes is None else self._processes.ended():
                     self._events.warned(ended)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if self._processes is not None:
                 # Their last trials count too.
-                self._processes.stop()
+                self._processes.stop(at_once=isinstance(error, AtOnce))
                 search.look_again()
                 self._keep(search.result)
             raise

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["interruptible", "whole_trial"]
+__all__ = ["AtOnce", "interruptible", "whole_trial"]
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+
+
+class AtOnce(KeyboardInterrupt):
+    """The second interruption of a trial: nothing is to be waited for any more."""
 
 
 @contextmanager
@@ -40,7 +44,7 @@ def whole_trial() -> Iterator[None]:
     def wait(number: int, frame: FrameType | None) -> None:
         nonlocal waiting
         if waiting:
-            signal.default_int_handler(number, frame)
+            raise AtOnce
         waiting = True
 
     for number in ours:

@@ -78,10 +78,14 @@ class OpenStudy:
 
         # hashlib lets other threads run meanwhile.
         with ThreadPoolExecutor(os.cpu_count() or 1, "hashing") as pool:
-            for position, (name, digest) in enumerate(zip(files, pool.map(hashed, files.values()), strict=True)):
-                progress("hashing the checkpoints", position, len(files))
-                if digest is not None:
-                    found[name] = digest
+            try:
+                for position, (name, digest) in enumerate(zip(files, pool.map(hashed, files.values()), strict=True)):
+                    progress("hashing the checkpoints", position, len(files))
+                    if digest is not None:
+                        found[name] = digest
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         progress("hashing the checkpoints", len(files), len(files))
         for name, checkpoint in files.items():
             # Asked again: it may have happened while hashing.

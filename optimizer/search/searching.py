@@ -126,7 +126,7 @@ class Search:
         upstream = found_upstream(self._space.algebra, self._space.parameters, self._metric.blocks)
         label = prefix + self._name
         stored = shared.in_turn(lambda: open_search(shared.storage, label, binding, upstream, shared.address))
-        trials = self._trials = Trials(stored, shared)
+        trials = self._trials = Trials(stored, shared, self._distributions)
         budget, failures = self._stage.trials, 0
         events.opened(self._progress(trials, shared))
         yield self.result

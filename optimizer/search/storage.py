@@ -5,6 +5,7 @@ as long as the caller's patience lasts.
 """
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,12 @@ _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
 # Seconds that SQLite itself waits for another process to finish writing.
 _SQLITE_TIMEOUT = 2.0
+# Seconds that a journal's lock is waited for at a time: a line is written in far less.
+_JOURNAL_TIMEOUT = 10.0
+# What SQLite calls a file that it can read but that is no storage of trials.
+_NO_STORAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# Parts of an address that are nobody's business.
+_SECRETS = frozenset({"password", "sslpassword"})
 _FORMS = "sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE"
 _Given = TypeVar("_Given")
 _Said = Callable[[str], None]
@@ -78,10 +85,13 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
         return StorageAddress("journal", given, Path(name), name)
     try:
         url = make_url(given)
-    except ArgumentError:
-        raise StudyError(f"--storage: received {given!r}; there are {_FORMS}") from None
+    except (ArgumentError, ValueError):
+        # It may hold a password.
+        shown = repr(given) if "@" not in given else f"{given.partition(':')[0]}:..., which is no address"
+        raise StudyError(f"--storage: received {shown}; there are {_FORMS}") from None
     kind = url.get_backend_name()
-    shown = url.render_as_string(hide_password=True)
+    hidden = {key: "***" for key in url.query if key in _SECRETS}
+    shown = url.update_query_dict(hidden).render_as_string(hide_password=True)
     if kind == "sqlite":
         if not url.database or url.database == ":memory:":
             raise StudyError(f"--storage: received {shown!r}; a file's name must follow, as in sqlite:///study.db")
@@ -107,20 +117,28 @@ def set_aside(address: StorageAddress) -> None:
         )
     if address.path.exists():
         aside = address.path.with_name(f"{address.path.stem}.old{address.path.suffix}")
+        # What a process that was killed had not yet written, SQLite keeps beside the file and under its name.
+        journal, journal_aside = (path.with_name(f"{path.name}-journal") for path in (address.path, aside))
         try:
+            journal_aside.unlink(missing_ok=True)
             address.path.replace(aside)
+            if journal.exists():
+                journal.replace(journal_aside)
         except OSError as error:
             raise StudyError(f"{address}: cannot be renamed to {aside.name}: {error.strerror}") from error
 
 
 @contextmanager
-def open_storage(address: StorageAddress, *, said: _Said = lambda text: None) -> Iterator[BaseStorage]:
+def open_storage(
+    address: StorageAddress, *, patience: float = 0.0, said: _Said = lambda text: None
+) -> Iterator[BaseStorage]:
     """Give the storage at an address, created if there is none; several processes must not do this at once.
 
-    `said` is told of what was repaired. Raises StudyError, in one line, for what is no storage of trials, cannot be
-    reached, or was written by an Optuna that this one does not go with.
+    `said` is told of what was repaired, and of a file that another program has locked, which is waited for `patience`
+    seconds. Raises StudyError, in one line, for what is no storage of trials, cannot be reached, stays locked, or was
+    written by an Optuna that this one does not go with.
     """
-    storage = _opened(address, said)
+    storage = _opened(address, patience, said)
     try:
         yield storage
     finally:
@@ -132,8 +150,24 @@ def open_storage(address: StorageAddress, *, said: _Said = lambda text: None) ->
             engine.dispose()
 
 
-def _opened(address: StorageAddress, said: _Said) -> BaseStorage:
-    again = "" if address.path is None else "; `--fresh` starts anew"
+def _opened(address: StorageAddress, patience: float, said: _Said) -> BaseStorage:
+    gives_up: float | None = None
+    while True:
+        try:
+            return _created(address, said)
+        except StudyError as error:
+            if _sqlite_code(error.__cause__) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+            if gives_up is None:
+                gives_up = time.monotonic() + patience
+                if patience > 0:
+                    said(f"{address}: locked by another program; trying again for {patience:g} s")
+            if time.monotonic() >= gives_up:
+                raise StudyError(f"{address}: another program has locked it; close that program") from error
+            time.sleep(_FIRST_DELAY)
+
+
+def _created(address: StorageAddress, said: _Said) -> BaseStorage:
     try:
         if address.kind == "journal":
             lock = _JournalLock(Path(address.shown), said)
@@ -157,9 +191,24 @@ def _opened(address: StorageAddress, said: _Said) -> BaseStorage:
             raise StudyError(
                 f"{address}: written by a newer Optuna than {optuna.__version__}; upgrade that: pip install -U optuna"
             ) from error
-        raise StudyError(f"{address}: cannot be opened as a database of trials: {_reason(error)}{again}") from error
+        raise _unopened(address, error) from error
     except Exception as error:
-        raise StudyError(f"{address}: cannot be opened as a database of trials: {_reason(error)}{again}") from error
+        raise _unopened(address, error) from error
+
+
+def _unopened(address: StorageAddress, error: Exception) -> StudyError:
+    # What cannot be read for now may be a good storage.
+    code = _sqlite_code(error)
+    for_now = isinstance(error, OSError | Timeout) or (code is not None and code not in _NO_STORAGE)
+    again = "" if address.path is None or for_now else "; `--fresh` starts anew"
+    return StudyError(f"{address}: cannot be opened as a database of trials: {_reason(error)}{again}")
+
+
+def _sqlite_code(error: BaseException | None) -> int | None:
+    """The kind of an error that SQLite raised, one of its primary result codes; None for any other error."""
+    found = None if error is None else _origin(error)
+    code = found.sqlite_errorcode if isinstance(found, sqlite3.Error) and hasattr(found, "sqlite_errorcode") else None
+    return None if code is None else code & 0xFF
 
 
 def _away() -> tuple[type[Exception], ...]:
@@ -207,13 +256,19 @@ def persist(
 
 def _reason(error: BaseException) -> str:
     """The first line of what went wrong, as the database itself says it."""
+    origin = _origin(error)
+    lines = str(origin).strip().splitlines()
+    return lines[0] if lines else type(origin).__name__
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The database's own error in what SQLAlchemy and Optuna make of it."""
     while isinstance(error, DBAPIError | StorageInternalError):
         inner = error.orig if isinstance(error, DBAPIError) else error.__cause__
         if inner is None:
             break
         error = inner
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return error
 
 
 class FileWatch:
@@ -225,7 +280,11 @@ class FileWatch:
 
     def check(self) -> None:
         """Raise StorageLost if the file was deleted or replaced."""
-        if self._address.path is None or self._now() == self._opened:
+        try:
+            same = self._now() == self._opened
+        except OSError:
+            return  # a folder elsewhere may be away for a while, too
+        if same:
             return
         raise StorageLost(
             f"{self._address}: was deleted or replaced while trials were being stored in it; put it back, and the "
@@ -237,7 +296,7 @@ class FileWatch:
             return None
         try:
             status = os.stat(self._address.path)  # noqa: PTH116  the inode as well
-        except OSError:
+        except FileNotFoundError:
             return None
         return status.st_dev, status.st_ino
 
@@ -249,7 +308,7 @@ class _JournalLock(JournalFileOpenLock):
         super().__init__(str(path))
         self._path = path
         self._said = said
-        self._lock = FileLock(f"{path}.lock", poll_interval=0.002)
+        self._lock = FileLock(f"{path}.lock", timeout=_JOURNAL_TIMEOUT, poll_interval=0.002)
 
     def acquire(self) -> bool:
         self._lock.acquire()

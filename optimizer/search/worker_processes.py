@@ -5,8 +5,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from ctypes import c_bool
 from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
 from typing import Any
 
 __all__ = ["WorkerProcesses", "leave_interrupts", "still_wanted"]
@@ -24,7 +24,8 @@ class WorkerProcesses:
     def __init__(self, count: int, work: Callable[..., None], *arguments: Any) -> None:
         # The same on every system: nothing is inherited that must not be, threads and cards least of all.
         context = multiprocessing.get_context("spawn")
-        self._stop: Event = context.Event()
+        # Not an Event: a process that is killed could take the lock in it along.
+        self._stop = context.RawValue(c_bool, False)
         self._processes: list[BaseProcess] = [
             context.Process(target=work, args=(self._stop, *arguments), name=f"worker {number}", daemon=True)
             for number in range(2, count + 2)
@@ -38,10 +39,10 @@ class WorkerProcesses:
         self._processes = [process for process in self._processes if process not in failed]
         return [f"{process.name} ended with exit code {process.exitcode}; the others go on" for process in failed]
 
-    def stop(self) -> None:
-        """Let every process finish its trial and end. A second Ctrl-C does not wait for that."""
-        self._stop.set()
-        deadline = time.monotonic() + _GRACE
+    def stop(self, *, at_once: bool = False) -> None:
+        """Let every process finish its trial and end, or `at_once`. A second Ctrl-C does not wait for that."""
+        self._stop.value = True
+        deadline = time.monotonic() + (0.0 if at_once else _GRACE)
         try:
             for process in self._processes:
                 process.join(max(deadline - time.monotonic(), 0.0))
@@ -50,12 +51,13 @@ class WorkerProcesses:
                 if process.is_alive():
                     process.kill()
                     process.join()
+            self._processes = []
 
 
-def still_wanted(stop: Event) -> bool:
+def still_wanted(stop: c_bool) -> bool:
     """Whether a process that was started by `WorkerProcesses` is to go on."""
     parent = multiprocessing.parent_process()
-    return not stop.is_set() and (parent is None or parent.is_alive())
+    return not stop.value and (parent is None or parent.is_alive())
 
 
 def leave_interrupts() -> None:

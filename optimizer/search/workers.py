@@ -146,9 +146,10 @@ class _FileWorkers(Workers):
                 pass
         except Timeout:
             return True
-        # Nobody comes to hold it: its name is of one process only.
-        with suppress(OSError):
-            file.unlink()
+        # Nobody comes to hold it: its name is of one process only, which takes it in its first turn.
+        if self._turn.is_locked:
+            with suppress(OSError):
+                file.unlink()
         return False
 
     def _hold(self, worker: Worker) -> None:
@@ -196,11 +197,17 @@ class _PostgresWorkers(Workers):
         self._depth += 1
         try:
             yield
-        finally:
-            self._depth -= 1
-            if self._depth == 0 and self._connection is not None and not self._connection.broken:
-                with suppress(Exception):  # a connection that has just died holds no lock
-                    self._connection.execute("select pg_advisory_unlock(%s::int, 0)", (self._scope,))
+        except BaseException:
+            with suppress(Exception):  # what went wrong first is what matters
+                self._end_turn()
+            raise
+        self._end_turn()
+
+    def _end_turn(self) -> None:
+        """Let others have theirs. Raises psycopg.Error if they may have had it before: the connection was lost."""
+        self._depth -= 1
+        if self._depth == 0 and self._connection is not None:
+            self._connection.execute("select pg_advisory_unlock(%s::int, 0)", (self._scope,))
 
     def living(self) -> tuple[Worker, ...]:
         rows = self._connected().execute(
@@ -239,7 +246,13 @@ class _PostgresWorkers(Workers):
                 reason = str(error).strip().partition("\n")[0]
                 raise StudyError(f"--storage: {self._address}: cannot be reached: {reason}") from error
             if self.own is not None:
-                self._hold(self.own)
+                try:
+                    self._hold(self.own)
+                except BaseException:
+                    # Without its lock a worker is dead to all others.
+                    self._connection.close()
+                    self._connection = None
+                    raise
         return self._connection
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from optimizer.errors import StudyError
-from optimizer.search import fit, load_study
+from optimizer.search import fit, load_study, study_status
 from optimizer.search.storage import open_storage, storage_address
 
 STEPS = """\
@@ -222,6 +222,49 @@ def test_a_point_that_kills(folder):
     assert len(given_up) == 1
     assert given_up[0].user_attrs["error"] == "its worker ended while it was scored, 3 times"
     assert not given_up[0].user_attrs.get("lost")
+
+
+def test_scored_while_given_up(folder):
+    """A trial that came to be scored just as it was given up as lost counts, and its point is not tried again."""
+    made = folder("late", budget=4)
+    fit(load_study(made).with_trials(3))
+    with open_storage(storage_address(None, made)) as storage, sqlite3.connect(made / "study.db") as database:
+        third = storage.get_all_trials(storage.get_study_id_from_name("j"))[2]
+        row = (third._trial_id, "lost", "true")
+        database.execute("insert into trial_user_attributes (trial_id, key, value_json) values (?, ?, ?)", row)
+    whole = fit(load_study(folder("unbroken", budget=4)))
+
+    result = fit(load_study(made))
+
+    assert [trial.state for trial in trials_in(made)["j"]] == [TrialState.COMPLETE] * 4
+    assert [essence(search.trials) for search in result.searches] == [
+        essence(search.trials) for search in whole.searches
+    ]
+    assert study_status(load_study(made)).searches[2].lost == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 1}])
+def test_trials_of_others(folder, options):
+    """What others put into an Optuna study is left as it is, and counts for nothing."""
+    made = folder("guests", budget=5)
+    fit(load_study(made).with_trials(3), **options)
+    with open_storage(storage_address(None, made)) as storage:
+        opened = optuna.load_study(study_name="j", storage=storage)
+        known = opened.trials[0]
+        opened.enqueue_trial(known.params)
+        opened.add_trial(optuna.trial.create_trial(value=2.0))
+        opened.add_trial(optuna.trial.create_trial(value=2.0, params=known.params, distributions=known.distributions))
+    whole = fit(load_study(folder("alone", budget=5)))
+
+    result = fit(load_study(made), **options)
+
+    status = study_status(load_study(made)).searches[2]
+    states = [trial.state for trial in trials_in(made)["j"]]
+    assert states == [TrialState.COMPLETE] * 3 + [TrialState.WAITING] + [TrialState.COMPLETE] * 4
+    assert (status.completed, status.running, status.failed) == (5, 0, 0)
+    assert [essence(search.trials) for search in result.searches] == [
+        essence(search.trials) for search in whole.searches
+    ]
 
 
 def test_killed_while_a_search_was_made(folder):

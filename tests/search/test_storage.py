@@ -75,9 +75,11 @@ class TestAddress:
 
         assert "secret" in address.url
         assert "secret" not in str(address)
-        with pytest.raises(StudyError) as caught:
-            storage_address("oracle://me:secret@host/trials", tmp_path)
-        assert "secret" not in str(caught.value)
+        assert "secret" not in str(storage_address("postgresql://host/trials?user=me&password=secret", tmp_path))
+        for given in ("oracle://me:secret@host/trials", "postgresql://me:secret@host:port/trials", "me:secret@host"):
+            with pytest.raises(StudyError) as caught:
+                storage_address(given, tmp_path)
+            assert "secret" not in str(caught.value)
 
 
 class TestJournal:
@@ -248,6 +250,27 @@ class TestAway:
         assert load_recipe(made.folder / "best.yaml").fitted["complete"] is False
         assert [trial.number for trial in fit(made).searches[0].trials] == list(range(8))
 
+    def test_locked_at_the_start(self, study):
+        """A database that is locked when a fit begins is waited for, and is nothing to start anew for."""
+        made = study(4)
+        fit(made.with_trials(2))
+        said = []
+        blocker = sqlite3.connect(made.folder / "study.db", check_same_thread=False)
+        blocker.execute("begin exclusive")
+
+        with pytest.raises(StudyError) as caught:
+            fit(made, patience=0.5)
+        releasing = threading.Timer(4, blocker.rollback)
+        releasing.start()
+        result = fit(made, events=FitEvents(warned=said.append))
+        releasing.join()
+        blocker.close()
+
+        path = made.folder / "study.db"
+        assert str(caught.value) == f"{path}: another program has locked it; close that program"
+        assert said == [f"{path}: locked by another program; trying again for 60 s"]
+        assert len(result.searches[0].completed) == 4
+
     @pytest.mark.skipif(os.name == "nt", reason="Windows keeps open files")
     @pytest.mark.parametrize("what", ["deleted", "replaced"])
     def test_gone(self, study, what):
@@ -314,6 +337,29 @@ class TestSetAside:
 
         assert [path.name for path in tmp_path.iterdir()] == ["a.old.journal"]
         assert (tmp_path / "a.old.journal").read_text(encoding="utf-8") == "two"
+
+    def test_unfinished_transaction(self, study):
+        """What SQLite had yet to undo goes along: it is undone in the old file, and not in the new one."""
+        made = study(3)
+        fit(made)
+        code = """
+            import os, sqlite3, sys
+            database = sqlite3.connect(sys.argv[1], isolation_level=None)
+            database.execute("pragma cache_size = 1")
+            database.execute("begin")
+            database.execute("update trial_user_attributes set value_json = hex(zeroblob(9000))")
+            os._exit(0)
+        """
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code), made.folder / "study.db"], check=True)
+        assert (made.folder / "study.db-journal").exists()
+
+        assert len(fit(made, fresh=True).searches[0].completed) == 3
+
+        with sqlite3.connect(made.folder / "study.old.db") as database:
+            assert database.execute("pragma integrity_check").fetchall() == [("ok",)]
+            kept = database.execute("select value_json from trial_user_attributes where key = 'origin'").fetchall()
+        assert len(kept) == 3
+        assert all(json.loads(text) for (text,) in kept)
 
     def test_database(self, tmp_path):
         """What others may be using is left alone."""

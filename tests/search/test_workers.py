@@ -1,5 +1,6 @@
 """Several workers at one study: who is alive, whose turn it is, and the budget that they share."""
 
+import multiprocessing
 import os
 import random
 import re
@@ -9,18 +10,22 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import optuna
+import psycopg
 import pytest
 from optuna.trial import TrialState
 
 from optimizer.errors import StudyError
 from optimizer.recipes import load_recipe
 from optimizer.search import FitEvents, StorageLost, fit, load_study, study_status
+from optimizer.search.asking import SharedStorage, Trials
 from optimizer.search.storage import open_storage, storage_address
+from optimizer.search.worker_processes import WorkerProcesses
 from optimizer.search.workers import workers_at
 
 STEPS = """\
@@ -396,6 +401,40 @@ def test_interrupted_twice(folder):
     assert len(trials_in(None, made)["s/T1"]) == 3
 
 
+def sleep_on(stop):
+    """What a worker process does that is in the midst of a long trial."""
+    time.sleep(100)
+
+
+def test_stopped_at_once():
+    """Further processes that are in the midst of a trial end at once where that is asked for."""
+    processes = WorkerProcesses(1, sleep_on)
+    begun = time.monotonic()
+
+    processes.stop(at_once=True)
+    processes.stop()
+
+    assert time.monotonic() - begun < 20
+    assert multiprocessing.active_children() == []
+
+
+def test_interrupted_while_hashing(folder):
+    """Ctrl-C while the checkpoints are hashed, after the search, loses the hashes and nothing else."""
+    made = folder(budget=3)
+
+    pressed = []
+
+    def progress(what, done, total):
+        if what == "hashing the checkpoints" and done == 1 and not pressed:
+            pressed.append(done)
+            raise KeyboardInterrupt
+
+    result = fit(load_study(made), events=FitEvents(progress=progress))
+
+    assert result.interrupted
+    assert load_recipe(made / "best.yaml").fitted["complete"] is True
+
+
 class TestDatabaseServer:
     """A PostgreSQL server that goes away."""
 
@@ -415,7 +454,7 @@ class TestDatabaseServer:
         for trials in trials_in(storage, made).values():
             assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 20
 
-    def test_gone(self, folder, postgresql):
+    def test_gone(self, folder, postgresql, capfd):
         """A server that stays away ends the fit with a clear error, the best so far written; later it goes on."""
         made, storage = folder(budget=12, sampler="random"), postgresql.database()
 
@@ -425,15 +464,75 @@ class TestDatabaseServer:
 
         try:
             with pytest.raises(StorageLost, match=r"^postgresql://fitter:.*: not to be used for") as caught:
-                fit(load_study(made), storage=storage, patience=1, events=FitEvents(finished=finished))
+                fit(load_study(made), storage=storage, patience=1, workers=2, events=FitEvents(finished=finished))
         finally:
             postgresql.start()
 
+        assert "Traceback" not in capfd.readouterr().err
         assert "se/cret" not in str(caught.value)
         assert "se%2Fcret" not in str(caught.value)
         assert (made / "best.yaml").exists()
         result = fit(load_study(made), storage=storage)
         assert [len(search.completed) for search in result.searches] == [12, 12]
+
+    def test_connection_lost_in_a_turn(self, tmp_path, postgresql):
+        """Of two workers that claim the last trial, because the turn of one was cut off, one withdraws."""
+        url = postgresql.database()
+        address = storage_address(url, tmp_path)
+        claims = []
+        with open_storage(address) as storage, open_storage(address) as same:
+            one, other = workers_at(address, "s"), workers_at(address, "s")
+            one.join(alone=False)
+            other.join(alone=False)
+            stored = optuna.create_study(storage=storage, direction="maximize")
+            first = Trials(stored, SharedStorage(storage, address, one), ["x"])
+            second = Trials(stored, SharedStorage(same, address, other), ["x"])
+
+            def propose(memory):
+                memory.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+                return memory.get_trials(deepcopy=False)[-1]
+
+            def propose_and_be_cut_off(memory):
+                with psycopg.connect(url, autocommit=True) as connection:
+                    connection.execute(
+                        "select pg_terminate_backend(pid) from pg_stat_activity where pid = %s",
+                        (one._connection.info.backend_pid,),
+                    )
+                claims.append(second.claim(1, propose))
+                return propose(memory)
+
+            claims.append(first.claim(1, propose_and_be_cut_off))
+
+            assert claims[0] is not None
+            assert claims[1] is None
+            states = [trial.state for trial in storage.get_all_trials(stored._study_id)]
+            assert sorted(states) == [TrialState.RUNNING, TrialState.FAIL]
+            assert len(other.living()) == 2
+            one.close()
+            other.close()
+
+    def test_lock_not_to_be_had_again(self, tmp_path, postgresql, monkeypatch):
+        """A worker that cannot take its lock again after its connection was lost does not go on without it."""
+        monkeypatch.setattr("optimizer.search.workers._TURN", 1.0)
+        url = postgresql.database()
+        address = storage_address(url, tmp_path)
+        worker = workers_at(address, "s")
+        worker.join(alone=False)
+        with psycopg.connect(url, autocommit=True) as thief:
+            held = thief.execute(
+                "select classid::bigint::bit(32)::int, objid::bigint::bit(32)::int from pg_locks "
+                "where locktype = 'advisory' and pid = %s",
+                (worker._connection.info.backend_pid,),
+            ).fetchone()
+            thief.execute("select pg_terminate_backend(%s)", (worker._connection.info.backend_pid,))
+            thief.execute("select pg_advisory_lock(%s::int, %s::int)", held)
+
+            for _ in range(3):
+                with pytest.raises(psycopg.OperationalError):
+                    worker.living()
+
+        assert [one.name for one in worker.living()] == [worker.own.name]
+        worker.close()
 
     def test_not_there(self, folder):
         """A server that cannot be reached is said in a line without the password, exit code 2."""
@@ -479,12 +578,12 @@ def test_locked_database_between_workers(folder):
 
     def finished(progress, trial):
         if progress.done == 10 and not blocked:
-            blocked.append(sqlite3.connect(made / "study.db"))
+            blocked.append(sqlite3.connect(made / "study.db", check_same_thread=False))
             blocked[0].execute("begin exclusive")
-            blocked[0].rollback()
-            blocked[0].close()
+            threading.Timer(4, blocked[0].rollback).start()
 
     result = fit(load_study(made), workers=2, events=FitEvents(finished=finished))
+    blocked[0].close()
 
     assert [len(search.completed) for search in result.searches] == [30, 30]
 
