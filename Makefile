@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not cuda and not full_size and not mergekit"
+	$(BIN)/python -m pytest -m "not cuda and not full_size and not mergekit" --numprocesses auto --dist loadscope
 
 # Needs an NVIDIA card and a torch that can use it.
 test-cuda: $(VENV)/.installed-test

@@ -233,8 +233,10 @@ class TestAway:
         releasing[0].join()
         blocker[0].close()
 
-    def test_locked_for_good(self, study):
+    def test_locked_for_good(self, study, monkeypatch):
         """After the patience a clear error says what to do; the best so far is written, and the rest follows later."""
+        # SQLite's own patience, of which Optuna takes several in a row.
+        monkeypatch.setattr("optimizer.search.storage._SQLITE_TIMEOUT", 0.2)
         made = study(8)
         blocker = []
 
