@@ -1,6 +1,7 @@
 """Files in, files out: lazy reading of checkpoints, their fingerprints, streaming atomic writing, layouts.
 
-May import torch, safetensors and `optimizer.errors`; nothing else of blockfit.
+Pipeline configurations and tokenizers, too. May import torch, safetensors, transformers (lazily) and
+`optimizer.errors`; nothing else of blockfit.
 """
 
 from optimizer.checkpoints.fingerprints import (
@@ -14,6 +15,7 @@ from optimizer.checkpoints.fingerprints import (
 from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
+from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of
 from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
 from optimizer.checkpoints.reading import (
     CHECKPOINT_SUFFIXES,
@@ -56,9 +58,12 @@ __all__ = [
     "layout_names",
     "legacy_hash",
     "load_layout",
+    "load_tokenizer",
     "name_and_hash",
     "open_checkpoint",
     "parsed",
+    "pipeline_folder",
+    "pipeline_of",
     "read_provenance",
     "replace_text",
     "safetensors_writer",

@@ -20,7 +20,8 @@ class Layout:
     """The blocks of one model family, and the rules that put tensors into them.
 
     `blocks` are in the order in which recipes write their alphas; `attention` maps a block with self-attention to the
-    prefix of its `to_q`, `to_k`, `to_v` weights, in the order in which similarities evaluate them.
+    prefix of its `to_q`, `to_k`, `to_v` weights, in the order in which similarities evaluate them. `encoder` is the
+    prefix of the text encoder's tensors; `pipelines` are the pipeline configurations by the number of its tokens.
     """
 
     name: str
@@ -36,10 +37,17 @@ class Layout:
     inpainting_channels: int
     position_ids: str
     position_embedding: str
+    encoder: str
+    pipelines: Mapping[int, str]
     prefixes: Mapping[str, str]
     mappings: Mapping[str, Mapping[str, str | None]]
     attention: Mapping[str, str]
     _tables: dict[str, tuple[tuple[str, str | None], ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def token_embedding(self) -> str:
+        """The tensor whose rows are the tokens that the text encoder knows."""
+        return f"{self.encoder}embeddings.token_embedding.weight"
 
     def canonical(self, stored_name: str) -> str:
         """The one name that tensors stored under several spellings are known by."""
@@ -171,6 +179,8 @@ def load_layout(name: str) -> Layout:
         inpainting_channels=data["inpainting"]["channels"],
         position_ids=data["position_ids"]["tensor"],
         position_embedding=data["position_ids"]["embedding"],
+        encoder=data["encoder"]["prefix"],
+        pipelines=data["encoder"]["pipelines"],
         prefixes=data["prefixes"],
         mappings=data["mappings"],
         attention=data["attention"],

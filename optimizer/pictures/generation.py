@@ -9,7 +9,6 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import SafetensorError, safe_open
 
+from optimizer.checkpoints import pipeline_folder
 from optimizer.errors import CheckpointError
 
 __all__ = ["CONFIGURATION", "contact_sheet", "generate", "open_pipeline"]
 
-CONFIGURATION = Path(str(files("optimizer.pictures") / "configurations" / "digits"))
+CONFIGURATION = pipeline_folder("digits")
 """The diffusers pipeline configuration, without weights, of the checkpoints in studies/demo."""
 
 _PREFIXES = {
