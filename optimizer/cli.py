@@ -124,25 +124,37 @@ def compare(
     candidates: Annotated[list[Path], typer.Argument(metavar="CANDIDATE...")],
     target: Annotated[Path, typer.Option("--target", help="The checkpoint to come close to.")],
     base: Annotated[Path | None, typer.Option("--base", help="What delta takes differences from.")] = None,
-    metric: Annotated[str, typer.Option("--metric", help="attention, weights, delta or elements.")] = "attention",
+    metric: Annotated[
+        str, typer.Option("--metric", help="attention, weights, delta, elements or encoder.")
+    ] = "attention",
     blocks: Annotated[str, typer.Option("--blocks", help="input, output, middle, all, or as OUT03-OUT11,M00.")] = "all",
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=_LARGEST_SEED, help="Of attention's random inputs.")
     ] = 114514,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="A text file of prompts, a line each, for encoder.")
+    ] = None,
+    clip_skip: Annotated[
+        int, typer.Option("--clip-skip", min=1, max=12, help="The layer that encoder reads, from the last.")
+    ] = 1,
     device: _Device = "auto",
     as_json: _Json = False,
 ) -> None:
-    """How similar checkpoints are to a target, per block: the article's table."""
+    """How similar checkpoints are to a target, per block: the article's table.
+
+    `encoder` scores BASE by what the text encoder says to prompts; --prompts names others than those that ship.
+    """
     from optimizer.reports import block_table
     from optimizer.similarity import compare as compare_files
-    from optimizer.similarity import total_similarity
+    from optimizer.similarity import read_prompts, total_similarity
 
+    texts = None if prompts is None else read_prompts(prompts)
     found = {}
     with _reading() as progress:
         for candidate in candidates:
             found[str(candidate)] = compare_files(
                 candidate, target, metric=metric, blocks=blocks, base=base, seed=seed,
-                device=_device(device), progress=progress,
+                prompts=texts, clip_skip=clip_skip, device=_device(device), progress=progress,
             )  # fmt: skip
     if as_json:
         _print_json(

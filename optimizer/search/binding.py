@@ -51,6 +51,7 @@ def bound_to(
         "strategy": stage.strategy,
         **({"seeds": list(stage.seeds)} if stage.draws else {}),
         **({"tf32": True} if stage.tf32 else {}),
+        **({"prompts": stage.prompts and list(stage.prompts), "clip_skip": stage.clip_skip} if stage.reads else {}),
         "layout": recipe.layout.name,
         "mapping": recipe.mapping,
         "base": study.base,

@@ -35,7 +35,8 @@ _ALIKE = 1e-5
 class NotedSearch:
     """A search noted in a recipe's `fitted`: the result of `step` was scored on `measured` = ((metric, blocks), ...).
 
-    `similarity` is what it reached; `before`, once the recipe was simplified, what it reached before.
+    `similarity` is what it reached; `before`, once the recipe was simplified, what it reached before. `prompts` and
+    `clip_skip` are what the encoder metric read.
     """
 
     name: str
@@ -44,6 +45,8 @@ class NotedSearch:
     seeds: tuple[int, ...]
     similarity: float | None = None
     before: float | None = None
+    prompts: tuple[str, ...] | None = None
+    clip_skip: int = 1
 
     @property
     def metric(self) -> str:
@@ -187,6 +190,12 @@ def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> No
     seeds = entry.get("seeds", [DEFAULT_SEED])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
         raise RecipeError(f"{where}.seeds: received {seeds!r}; must be one or more whole numbers from 0 up")
+    prompts = entry.get("prompts")
+    if prompts is not None and not (isinstance(prompts, list) and prompts and all(isinstance(p, str) for p in prompts)):
+        raise RecipeError(f"{where}.prompts: received {prompts!r:.80}; must be a list of texts, as a fit writes it")
+    clip_skip = entry.get("clip_skip", 1)
+    if type(clip_skip) is not int or clip_skip < 1:
+        raise RecipeError(f"{where}.clip_skip: received {clip_skip!r}; must be a whole number from 1 up")
     reached = similarity("similarity")
     name = text("name")
     return NotedSearch(
@@ -196,6 +205,8 @@ def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> No
         seeds=tuple(seeds),
         similarity=reached,
         before=similarity("before"),
+        prompts=None if prompts is None else tuple(prompts),
+        clip_skip=clip_skip,
     )
 
 
@@ -311,10 +322,10 @@ def _scored(searches: Sequence[NotedSearch], comparison: Comparison, *, as_noted
     built: dict[object, Combined] = {}
     found = []
     for search in searches:
-        key = (search.measured, search.seeds)
+        key = (search.measured, search.seeds, search.prompts, search.clip_skip)
         if key not in built:
-            seeded = replace(comparison, seeds=search.seeds)
-            built[key] = Combined([build_metric(name, seeded, own, statistics) for name, own in search.measured])
+            given = replace(comparison, seeds=search.seeds, prompts=search.prompts, clip_skip=search.clip_skip)
+            built[key] = Combined([build_metric(name, given, own, statistics) for name, own in search.measured])
         reference = search.before if as_noted else None
         found.append(Scored(search.name, search.step, search.metric, built[key], reference))
     return tuple(found)

@@ -282,7 +282,9 @@ class _Fit:
         """Run the searches of a stage, and fill the recipe with what they find."""
         comparison, statistics = opened.comparison, opened.measured.statistics
         if isinstance(comparison, Comparison):
-            comparison = replace(comparison, seeds=stage.seeds, tf32=stage.tf32)
+            comparison = replace(
+                comparison, seeds=stage.seeds, tf32=stage.tf32, prompts=stage.prompts, clip_skip=stage.clip_skip
+            )
         metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
         exact = _exact_metrics(comparison, stage.blocks, statistics)
         metrics: dict[str, Metric] = {stage.metric: metric, **exact}

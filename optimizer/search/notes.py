@@ -53,6 +53,14 @@ def noted_scores(scores: Mapping[str, float]) -> dict[str, Any]:
     return {"total": round(total_similarity(scores), 9), "blocks": rounded}
 
 
+def _noted_reading(prompts: Sequence[str] | None, clip_skip: int) -> dict[str, Any]:
+    """What the encoder metric reads, as recipes hold it: nothing where it is what the metric reads by default."""
+    return {
+        **({} if prompts is None else {"prompts": list(prompts)}),
+        **({} if clip_skip == 1 else {"clip_skip": clip_skip}),
+    }
+
+
 def _noted_spread(spread: SeedSpread) -> dict[str, Any]:
     return {
         "stage": spread.stage,
@@ -71,6 +79,7 @@ def _noted_search(result: SearchResult, best: FrozenTrial | None) -> dict[str, A
         "strategy": result.stage.strategy,
         "blocks": ",".join(result.stage.blocks),
         **({"seeds": list(result.stage.seeds)} if result.stage.draws else {}),
+        **_noted_reading(result.stage.prompts, result.stage.clip_skip),
         "trials": len(result.completed),
         **({} if best is None else {"best_trial": best.number, "similarity": round(best.values[0], 9)}),
     }

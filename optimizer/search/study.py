@@ -16,7 +16,7 @@ from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown,
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, parameters_of
 from optimizer.search.storage import DATABASE, StorageAddress
-from optimizer.similarity import METRICS, STATISTICS
+from optimizer.similarity import METRICS, STATISTICS, read_prompts
 
 __all__ = ["DEFAULT_SEED", "Stage", "Study", "load_study", "study_file"]
 
@@ -28,6 +28,8 @@ _DEFAULT_TOLERANCE = 1e-6
 _STRATEGIES = ("stepwise", "joint")
 _NAME = re.compile(r"[\w.-]{1,80}")
 _GENERATION = re.compile(r"@\d+$")
+# The layers of CLIP's text encoder.
+_MOST_SKIPPED = 12
 # What a study may ask for; more would take years, and some of it is gone through before a trial is run.
 _MOST_STAGES, _MOST_PASSES, _MOST_TRIALS = 100, 1000, 10_000_000
 _MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
@@ -52,6 +54,8 @@ class _StageEntry(UserFile):
     sampler: str = DEFAULT_SAMPLER
     seeds: list[StrictInt] = Field(default_factory=lambda: [DEFAULT_SEED])
     tf32: StrictBool = False
+    prompts: StrictStr | None = None
+    clip_skip: StrictInt = 1
 
 
 class _StudyFile(UserFile):
@@ -69,7 +73,8 @@ class Stage:
 
     `trials` is the number of completed trials of each Optuna study; `seeds` those of the random inputs. A stepwise
     stage goes over its steps at most `passes` times, until one raises the total similarity by less than `tolerance`.
-    `tf32` lets a card compute attention faster and with similarities exact to some 1e-3 only.
+    `tf32` lets a card compute attention faster and with similarities exact to some 1e-3 only. `prompts` are what the
+    encoder metric reads, None those that come with the layout, and `clip_skip` which of its layers.
     """
 
     name: str
@@ -83,6 +88,8 @@ class Stage:
     passes: int = 1
     tolerance: float = _DEFAULT_TOLERANCE
     tf32: bool = False
+    prompts: tuple[str, ...] | None = None
+    clip_skip: int = 1
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -93,6 +100,11 @@ class Stage:
     def draws(self) -> bool:
         """Whether random inputs matter."""
         return any(METRICS[name].needs_seed for name, _ in self.measured)
+
+    @property
+    def reads(self) -> bool:
+        """Whether prompts matter."""
+        return any(METRICS[name].needs_prompts for name, _ in self.measured)
 
     @property
     def metric(self) -> str:
@@ -205,7 +217,7 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
     ]
     for stage in entry.stages:
         try:
-            stages.append(_read_stage(stage, recipe, base))
+            stages.append(_read_stage(stage, recipe, base, path.parent))
         except InputError as error:
             problems += [f"stages.{stage.name}.{problem}" for problem in error.problems]
     if not problems:
@@ -248,7 +260,7 @@ def _with_files(study: Study, path: Path, folders: Sequence[Path]) -> Study:
     return replace(study, sources=sources, target=target or study.target, files=files, missing=tuple(problems))
 
 
-def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
+def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None, folder: Path) -> Stage:
     problems = []
     for name, value, known in (
         ("metric", entry.metric, METRICS),
@@ -274,6 +286,21 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
         problems.append(
             f"seeds: received {received}; must be one or more different whole numbers from 0 up, below 2^63"
         )
+    reading = [name for name in (entry.metric, entry.elsewhere) if name in METRICS and METRICS[name].needs_prompts]
+    problems += [
+        f"{name}: only the metric `encoder` reads prompts; leave it out, or write metric: encoder"
+        for name in ("prompts", "clip_skip")
+        if not reading and name in entry.model_fields_set
+    ]
+    if not 1 <= entry.clip_skip <= _MOST_SKIPPED:
+        received = shown(entry.clip_skip)
+        problems.append(f"clip_skip: received {received}; must be 1, the last layer, or 2 to {_MOST_SKIPPED}")
+    prompts: tuple[str, ...] | None = None
+    if reading and entry.prompts is not None:
+        try:
+            prompts = read_prompts(named_file(folder, entry.prompts) or folder / entry.prompts)
+        except InputError as error:
+            problems += [f"prompts: {problem}" for problem in error.problems]
     steps = _stage_steps(entry, recipe, problems)
     if problems:
         raise StudyError(problems)
@@ -304,6 +331,8 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None) -> Stage:
         passes=entry.passes,
         tolerance=entry.tolerance,
         tf32=entry.tf32,
+        prompts=prompts,
+        clip_skip=entry.clip_skip,
     )
 
 

@@ -7,6 +7,7 @@ from optimizer.similarity.attention import AttentionMetric
 from optimizer.similarity.comparing import compare, select_blocks
 from optimizer.similarity.comparison import Comparison, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import select_device, unused_card
+from optimizer.similarity.encoder import EncoderMetric, read_prompts
 from optimizer.similarity.measured import STATISTICS, FileMark, Measured, load_measured, measure_family, save_measured
 from optimizer.similarity.metric import (
     METRICS,
@@ -30,6 +31,7 @@ __all__ = [
     "Comparison",
     "DeltaMetric",
     "ElementsMetric",
+    "EncoderMetric",
     "FileMark",
     "Measured",
     "Metric",
@@ -46,6 +48,7 @@ __all__ = [
     "measure_statistics",
     "open_comparison",
     "open_recipe_comparison",
+    "read_prompts",
     "save_measured",
     "score_step",
     "score_steps",

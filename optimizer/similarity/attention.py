@@ -15,7 +15,6 @@ further turn through the main memory (`rows`). Two things are left out because t
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +23,7 @@ from optimizer.checkpoints import Checkpoint
 from optimizer.errors import CheckpointError
 from optimizer.recipes import Part, finite
 from optimizer.similarity.comparison import Comparison
+from optimizer.similarity.device import float32_products
 from optimizer.similarity.logits import LOG2_E, Lined, Products, Stack, Terms, Whole
 from optimizer.similarity.memory import in_batches, where_it_fits
 from optimizer.similarity.rows import Candidates, Workers, compute_whole, outputs
@@ -91,7 +91,7 @@ class AttentionMetric:
         with_lines = lines <= _KEPT_LIMIT
         spare = _KEPT_LIMIT - (lines if with_lines else 0)
         self._projected: list[list[_Block]] = []
-        with _float32_products(tf32=self._tf32):
+        with float32_products(tf32=self._tf32):
             for number, seed in enumerate(comparison.seeds):
                 generator = torch.Generator().manual_seed(seed)
                 projected = []
@@ -118,7 +118,7 @@ class AttentionMetric:
 
         Candidates on them are then scored two to three times as fast; until the next call.
         """
-        with _float32_products(tf32=self._tf32):
+        with float32_products(tf32=self._tf32):
             for projected in self._projected:
                 for block in projected:
                     block.logits.prepare(coefficients)
@@ -130,7 +130,7 @@ class AttentionMetric:
         was prepared and on the others in the call in float32's rounding alone, and on earlier calls not at all.
         """
         scores = torch.zeros(len(coefficients), len(self.blocks), dtype=torch.float64)
-        with _float32_products(tf32=self._tf32):
+        with float32_products(tf32=self._tf32):
             if self._workers is not None:
                 self._score_on_processor(self._workers, coefficients, scores)
             elif len(coefficients):
@@ -189,7 +189,7 @@ def _by_seed(
 ) -> torch.Tensor:
     parts = {part.name: part for part in comparison.scored_parts(blocks)}
     scores = torch.zeros(len(seeds), len(blocks), dtype=torch.float64)
-    with _float32_products(tf32=comparison.tf32):
+    with float32_products(tf32=comparison.tf32):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         for column, block in enumerate(blocks):
             weights = _self_attention(comparison, parts, block)
@@ -263,14 +263,3 @@ def _outputs(weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor], inputs: t
     found = outputs(logits.sub_(logits.amax(dim=-1, keepdim=True)).mul_(LOG2_E), value @ inputs.sum(dim=0))
     norms: torch.Tensor = found.norm(dim=-1, keepdim=True)
     return found / norms.clamp_min(torch.finfo(torch.float32).tiny)
-
-
-@contextmanager
-def _float32_products(*, tf32: bool) -> Iterator[None]:
-    """A card's float32 products as float32, or as tf32 if that is wanted, whatever the process has set."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,5 +1,6 @@
 """Comparing whole checkpoints with a target, as the article's tables do."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,12 +22,15 @@ def compare(
     blocks: str = "all",
     base: Path | None = None,
     seed: int = 114514,
+    prompts: tuple[str, ...] | None = None,
+    clip_skip: int = 1,
     device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Similarities {block: value in [-1, 1]} of one checkpoint to `target`, in the order of evaluation.
 
-    `blocks` is `all`, `input`, `middle`, `output` (of what the metric sees and both files hold) or a block list.
+    `blocks` is `all`, `input`, `middle`, `output` (of what the metric sees and both files hold) or a block list. `seed`
+    is that of attention's random inputs; `prompts` and `clip_skip` are the encoder metric's.
     Raises InputError for files, blocks or metrics that do not fit.
     """
     layout = _layout_of(target)
@@ -35,7 +39,8 @@ def compare(
         raise InputError(f"--base: missing; metric {metric!r} is about differences from a base model")
     with open_comparison(
         layout, {"candidate": candidate}, target, base=base, device=device, seeds=(seed,), progress=progress
-    ) as comparison:
+    ) as opened:
+        comparison = replace(opened, prompts=prompts, clip_skip=clip_skip)
         if blocks in ("all", "input", "middle", "output"):
             chosen = tuple(block for block in chosen if _held(comparison, block))
         statistics = measure_statistics(comparison, chosen) if METRICS[metric].reads_statistics else None

@@ -27,7 +27,9 @@ class Comparison:
 
     `base` is the checkpoint that differences are taken from; None if the caller has none, and then the first source
     serves as the numerical reference, but nothing may be scored by `delta`. `seeds` are those of the random inputs of
-    the attention metric; `tf32` lets a card compute that in lower precision. `device` is where the metrics compute.
+    the attention metric; `tf32` lets a card compute that in lower precision. `prompts` are what the encoder metric
+    reads, by default those that come with the pipeline, behind the `clip_skip`-th last layer. `device` is where the
+    metrics compute.
     `progress(what, done, total)` is called now and then.
     """
 
@@ -41,6 +43,8 @@ class Comparison:
     seeds: tuple[int, ...]
     progress: Progress = _silent
     tf32: bool = False
+    prompts: tuple[str, ...] | None = None
+    clip_skip: int = 1
 
     @property
     def paths(self) -> dict[str, Path]:

@@ -2,13 +2,15 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from optimizer.errors import InputError
 
-__all__ = ["select_device", "unused_card"]
+__all__ = ["float32_products", "select_device", "unused_card"]
 
 
 def select_device(name: str) -> torch.device:
@@ -20,6 +22,17 @@ def select_device(name: str) -> torch.device:
             "--device: received 'cuda'; " + (unused_card() or "this machine has no NVIDIA card that torch can see")
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def float32_products(*, tf32: bool) -> Iterator[None]:
+    """A card's float32 products as float32, or as tf32 if that is wanted, whatever the process has set."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def unused_card() -> str | None:

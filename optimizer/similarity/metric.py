@@ -12,6 +12,7 @@ from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, Group, Recipe
 from optimizer.similarity.attention import AttentionMetric, attention_by_seed
 from optimizer.similarity.comparison import Comparison
+from optimizer.similarity.encoder import EncoderMetric
 from optimizer.similarity.measured import Measured
 from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, WeightsMetric
@@ -59,7 +60,7 @@ class MetricKind:
     `reads_statistics` says that it is computed from Gram matrices, which several metrics share; `needs_base` that it is
     defined only relative to a base. One that draws random inputs has `by_seed`, which scores one candidate,
     coefficients [groups, sources], under several seeds: float64 [seeds, blocks]. One that is `scale_free` does not see
-    how far from the base a candidate is, only in which direction.
+    how far from the base a candidate is, only in which direction. `needs_prompts` says that it reads prompts.
     """
 
     name: str
@@ -69,6 +70,7 @@ class MetricKind:
     reads_statistics: bool = True
     needs_base: bool = False
     scale_free: bool = False
+    needs_prompts: bool = False
     by_seed: Callable[[Comparison, tuple[str, ...], torch.Tensor, Sequence[int]], torch.Tensor] | None = None
 
     @property
@@ -85,6 +87,10 @@ def _with_attention(layout: Layout) -> tuple[str, ...]:
     return tuple(layout.attention)
 
 
+def _text_encoder(layout: Layout) -> tuple[str, ...]:
+    return (layout.blocks[0],)
+
+
 def _from_statistics(kind: type[WeightsMetric] | type[DeltaMetric] | type[ElementsMetric]) -> Callable[..., Metric]:
     def build(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
         assert statistics is not None
@@ -93,15 +99,14 @@ def _from_statistics(kind: type[WeightsMetric] | type[DeltaMetric] | type[Elemen
     return build
 
 
-def _attention(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
-    assert isinstance(comparison, Comparison), "attention is computed from the tensors themselves"
-    if comparison.device.type == "cpu":
-        return AttentionMetric(comparison, blocks)
-    return MovableMetric(
-        lambda device: AttentionMetric(replace(comparison, device=device), blocks),
-        comparison.device,
-        "the attention metric",
-    )
+def _from_tensors(kind: type[AttentionMetric] | type[EncoderMetric], what: str) -> Callable[..., Metric]:
+    def build(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
+        assert isinstance(comparison, Comparison), f"{what} is computed from the tensors themselves"
+        if comparison.device.type == "cpu":
+            return kind(comparison, blocks)
+        return MovableMetric(lambda device: kind(replace(comparison, device=device), blocks), comparison.device, what)
+
+    return build
 
 
 METRICS: dict[str, MetricKind] = {
@@ -121,9 +126,17 @@ METRICS: dict[str, MetricKind] = {
             "attention",
             "cosine of self-attention outputs on random inputs",
             _with_attention,
-            _attention,
+            _from_tensors(AttentionMetric, "the attention metric"),
             reads_statistics=False,
             by_seed=attention_by_seed,
+        ),
+        MetricKind(
+            "encoder",
+            "cosine of the text encoder's hidden states over prompts",
+            _text_encoder,
+            _from_tensors(EncoderMetric, "the encoder metric"),
+            reads_statistics=False,
+            needs_prompts=True,
         ),
     )
 }

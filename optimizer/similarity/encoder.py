@@ -1,0 +1,255 @@
+"""What the text encoder says: cosine of its last hidden states over a list of prompts.
+
+Per prompt, the mean over its tokens, those of its beginning and end included, of
+
+    cosine(h_candidate[token], h_target[token])
+
+of the hidden states h that the UNet is given: behind the last layer and the final normalization or, as for pictures
+drawn with `clip skip` n, behind the n-th last layer and that normalization. The similarity is the prompts' mean.
+
+transformers' CLIPTextModel computes them with the merged weights, which exist for one candidate at a time. Nothing is
+padded to the length that the UNet wants: the encoder's attention is causal, so that what follows a prompt's end changes
+nothing before it. Prompts of like length are computed together, and of the table of tokens only the rows that occur.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimizer.checkpoints import load_tokenizer, pipeline_of
+from optimizer.errors import CheckpointError, InputError
+from optimizer.printable import unprintable
+from optimizer.recipes import Part, finite
+from optimizer.similarity.comparison import Comparison
+from optimizer.similarity.device import float32_products
+from optimizer.similarity.logits import Line, find_line
+
+__all__ = ["EncoderMetric", "read_prompts"]
+
+# What a batch costs beyond its tokens, in tokens: reading the weights once more, and the calls.
+_BATCH_COST = 24
+# Tokens of a batch, padding included, whatever the memory: beyond some thousand more are no faster.
+_BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
+# More prompts than this say nothing more about an encoder.
+_MOST_PROMPTS, _LONGEST_FILE = 10_000, 1 << 22
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The prompts in a text file in UTF-8, a line each; empty lines are left out.
+
+    Raises InputError for a file that cannot be read, holds no prompt or too many, or characters that are no text.
+    """
+    try:
+        if path.stat().st_size > _LONGEST_FILE:
+            raise InputError(f"{path}: has {path.stat().st_size:,} bytes; prompts have at most {_LONGEST_FILE:,}")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path}: prompts cannot be read: {error.strerror}") from error
+    problems = [
+        f"{path}: line {number}: holds the character {letter!r}; leave it out"
+        for number, line in enumerate(lines, 1)
+        if (letter := unprintable(line.replace("\t", " "))) is not None
+    ]
+    if problems:
+        raise InputError(problems[:8])
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not 0 < len(prompts) <= _MOST_PROMPTS:
+        received = f"{len(prompts):,} prompts" if prompts else "no prompt"
+        raise InputError(
+            f"{path}: holds {received}; there must be at least one, a line each, at most {_MOST_PROMPTS:,}"
+        )
+    return prompts
+
+
+class EncoderMetric:
+    """Mean over `comparison.prompts` of the mean cosine of the text encoder's hidden states, behind `clip_skip`.
+
+    `blocks` is the one block that the text encoder belongs to.
+    """
+
+    def __init__(self, comparison: Comparison, blocks: tuple[str, ...]) -> None:
+        """Raises CheckpointError for a text encoder that is unknown or incomplete, InputError for `clip_skip`."""
+        self.blocks = blocks
+        self._comparison = comparison
+        layout, device = comparison.layout, comparison.device
+        pipeline = pipeline_of(comparison.target, layout)
+        prompts = comparison.prompts or read_prompts(pipeline / "prompts.txt")
+        self._model, tokens, used = _model_and_tokens(pipeline, prompts, comparison.clip_skip)
+        self._batches = tuple(_batches(tokens, device))
+        self._positions = torch.arange(self._model.config.max_position_embeddings, device=device)[None]
+        scored = {part.name: part for part in comparison.scored_parts(blocks)}
+        self._weights: dict[str, _Weight] = {}
+        names = [name for name, _ in self._model.named_parameters()]
+        embedding = layout.token_embedding.removeprefix(layout.encoder)
+        target: dict[str, torch.Tensor] = {}
+        for done, name in enumerate(names):
+            part = scored.get(layout.encoder + name)
+            if part is None:
+                raise CheckpointError(
+                    f"{comparison.target.path}: tensor {layout.encoder + name!r} is missing here or in every source"
+                )
+            rows = used if name == embedding else None
+            self._weights[name] = _Weight.read(comparison, part, rows)
+            target[name] = _taken(finite(part, comparison.target, "comparison"), rows).to(device)
+            comparison.progress("reading the text encoders", done + 1, len(names))
+        self._lined: dict[str, _Lined] = {}
+        with float32_products(tf32=False):
+            self._target = [_normalized(states) for states in self._states(target)]
+        comparison.check_intact()
+
+    def prepare(self, coefficients: torch.Tensor) -> None:
+        """Add the sources up once for the line that these [n, groups, sources] lie on, three at least.
+
+        Candidates on it take one addition instead of one for each source; until the next call. It takes the memory of
+        two text encoders.
+        """
+        self._lined = {}
+        for name, weight in self._weights.items():
+            points = weight.points(coefficients)
+            line = find_line(points)
+            if line is not None:
+                self._lined[name] = _Lined(line, weight.combined(line.start), weight.combined(line.direction))
+
+    def score(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Similarities, float64 [n, 1], of coefficients float64 [n, groups, sources]."""
+        scores = [self._score(candidate) for candidate in coefficients]
+        # Sources are read anew for candidates that are not on a line.
+        self._comparison.check_intact()
+        return torch.tensor(scores, dtype=torch.float64).reshape(len(scores), 1)
+
+    def _score(self, coefficients: torch.Tensor) -> float:
+        merged = {}
+        for name, weight in self._weights.items():
+            point = weight.points(coefficients[None])
+            lined = self._lined.get(name)
+            on_line = lined is not None and bool(lined.line.holds(point)[0])
+            merged[name] = lined.at(point) if lined is not None and on_line else weight.combined(point[0])
+        total = 0.0
+        with float32_products(tf32=False):
+            for batch, states, target in zip(self._batches, self._states(merged), self._target, strict=True):
+                cosines = (_normalized(states) * target).sum(dim=-1, dtype=torch.float64).clamp(-1, 1)
+                means = (cosines * batch.real).sum(dim=1) / batch.real.sum(dim=1)
+                total += float(means.sum())
+        return total / sum(len(batch.tokens) for batch in self._batches)
+
+    @torch.no_grad()
+    def _states(self, weights: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The hidden states of each batch, float32 [prompts, tokens, width]."""
+        bound = {**weights, "embeddings.position_ids": self._positions}
+        for batch in self._batches:
+            yield torch.func.functional_call(self._model, bound, (batch.tokens,)).last_hidden_state
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts that are computed together: `tokens` int64 [n, length], and which of them are `real`, bool likewise."""
+
+    tokens: torch.Tensor
+    real: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """One parameter of the encoder as the sources store it; `row` is its group in coefficients."""
+
+    row: int
+    holders: tuple[int, ...]
+    stored: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def read(cls, comparison: Comparison, part: Part, rows: torch.Tensor | None) -> "_Weight":
+        """Of these sources, only `rows` of it if it is the table of tokens; on the processor mapped, not copied."""
+        sources = [list(comparison.sources.values())[position] for position in part.holders]
+        for source in sources:
+            finite(part, source, "comparison")
+        stored = tuple(_taken(part.read(source), rows).to(comparison.device) for source in sources)
+        return cls(comparison.group_of(part), part.holders, stored)
+
+    def points(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """The holders' coefficients, float64 [n, holders], of all coefficients [n, groups, sources]."""
+        return coefficients[:, self.row, list(self.holders)]
+
+    def combined(self, point: torch.Tensor) -> torch.Tensor:
+        """The sum of the sources, each times its coefficient in `point` [holders], float32."""
+        total = torch.zeros(self.stored[0].shape, device=self.stored[0].device)
+        for number, tensor in zip(point.tolist(), self.stored, strict=True):
+            if number:
+                total.add_(tensor, alpha=number)
+        return total
+
+
+@dataclass(frozen=True)
+class _Lined:
+    """One parameter along a line of coefficients: start + a * direction, float32 both."""
+
+    line: Line
+    start: torch.Tensor
+    direction: torch.Tensor
+
+    def at(self, point: torch.Tensor) -> torch.Tensor:
+        """The parameter at a `point` [1, holders] of the line."""
+        return torch.add(self.start, self.direction, alpha=float(self.line.positions(point)[0]))
+
+
+def _model_and_tokens(
+    pipeline: Path, prompts: Sequence[str], clip_skip: int
+) -> tuple[Any, list[list[int]], torch.Tensor]:
+    """The encoder without weights, with as many layers and tokens as it needs, the prompts' tokens, and which they are.
+
+    The tokens are numbered anew in the order of the third, int64 [tokens of the encoder's own that occur].
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel  # noqa: PLC0415  takes seconds
+
+    config = CLIPTextConfig.from_pretrained(pipeline / "text_encoder", local_files_only=True)
+    if not 1 <= clip_skip <= config.num_hidden_layers:
+        raise InputError(
+            f"clip_skip: received {clip_skip}; must be from 1, the last layer, to {config.num_hidden_layers}"
+        )
+    tokenizer = load_tokenizer(pipeline)
+    found = tokenizer(list(prompts), truncation=True, max_length=config.max_position_embeddings)["input_ids"]
+    used = sorted({token for prompt in found for token in prompt})
+    numbers = {token: number for number, token in enumerate(used)}
+    config.num_hidden_layers -= clip_skip - 1
+    config.vocab_size = len(used)
+    # They tell where to pool, which is not used here.
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = numbers[tokenizer.eos_token_id]
+    with torch.device("meta"):
+        model = CLIPTextModel(config).eval()
+    return model, [[numbers[token] for token in prompt] for prompt in found], torch.tensor(used)
+
+
+def _batches(tokens: Sequence[Sequence[int]], device: torch.device) -> Iterator[_Batch]:
+    """The prompts in batches of like length, so that padding and the number of batches cost least in all."""
+    ordered = sorted(tokens, key=len)
+    most = _BATCH_TOKENS[device.type]
+    # By how many of the prompts are in batches: what that costs at least, and where the last batch begins.
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(ordered) + 1):
+        length = len(ordered[end - 1])
+        first = max(0, end - max(1, most // length))
+        best.append(min((best[begin][0] + (end - begin) * length + _BATCH_COST, begin) for begin in range(first, end)))
+    end = len(ordered)
+    while end > 0:
+        begin = best[end][1]
+        batch, length = ordered[begin:end], len(ordered[end - 1])
+        padded = torch.zeros(len(batch), length, dtype=torch.long)
+        real = torch.zeros(len(batch), length, dtype=torch.bool)
+        for row, prompt in enumerate(batch):
+            padded[row, : len(prompt)] = torch.tensor(prompt)
+            real[row, : len(prompt)] = True
+        yield _Batch(padded.to(device), real.to(device))
+        end = begin
+
+
+def _taken(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    return tensor if rows is None else tensor[rows]
+
+
+def _normalized(states: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = states.norm(dim=-1, keepdim=True)
+    return states / norms.clamp_min(torch.finfo(states.dtype).tiny)

@@ -1,0 +1,212 @@
+"""What the text encoder says, against transformers' model run as users run it: padded, on merged files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from optimizer.checkpoints import load_layout, pipeline_folder
+from optimizer.errors import CheckpointError, InputError
+from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step, merge
+from optimizer.similarity import build_metric, compare, open_comparison, read_prompts
+
+DEMO = Path(__file__).parents[2] / "studies" / "demo"
+LAYOUT = load_layout("sd1")
+PREFIX = "cond_stage_model.transformer.text_model."
+MODELS = {name: DEMO / "models" / f"{name}.safetensors" for name in ("base", "bold", "inverted", "slanted")}
+PROMPTS = (
+    "seven",
+    "a bold three in outline style",
+    "",
+    "what is not in the vocabulary",
+    " ".join(["a picture of the number nine"] * 5),
+)
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """Two steps of which both move the text encoder."""
+    steps = (
+        Step("T1", "add_difference", "bold", "inverted", "base", Alpha({"BASE": 0.3})),
+        Step("T2", "weight_sum", "T1", "slanted", None, Alpha({"BASE": 0.25})),
+    )
+    return Recipe("r", LAYOUT, {name: Model(str(path)) for name, path in MODELS.items()}, steps, "T2")
+
+
+@pytest.fixture(scope="module")
+def merged(recipe, tmp_path_factory):
+    """Its float32 merge."""
+    path = tmp_path_factory.mktemp("merged") / "merged.safetensors"
+    merge(recipe, MODELS, path, dtype=torch.float32)
+    return path
+
+
+def by_definition(candidate, target, prompts, clip_skip):
+    """The similarity of two files' text encoders: every prompt padded to 16 tokens, all layers computed."""
+    folder = pipeline_folder("digits")
+    tokens = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)(
+        list(prompts), padding="max_length", truncation=True, max_length=16, return_tensors="pt"
+    )
+    said = []
+    for file in (candidate, target):
+        model = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True)).eval()
+        stored = {name[len(PREFIX) :]: tensor for name, tensor in load_file(file).items() if name.startswith(PREFIX)}
+        model.load_state_dict({name: stored[name].float() for name in model.state_dict()})
+        with torch.no_grad():
+            layers = model(tokens["input_ids"], tokens["attention_mask"], output_hidden_states=True).hidden_states
+            said.append(model.final_layer_norm(layers[-clip_skip]).double())
+    cosines = torch.nn.functional.cosine_similarity(*said, dim=-1)
+    lengths = tokens["attention_mask"].sum(dim=1).tolist()
+    return sum(float(row[:length].mean()) for row, length in zip(cosines, lengths, strict=True)) / len(lengths)
+
+
+def scored(recipe, prompts, clip_skip=1, *, along=None):
+    """What the code under test says of the recipe's result; prepared for the line through other alphas, or not."""
+    with open_comparison(LAYOUT, MODELS, DEMO / "target.safetensors") as opened:
+        comparison = replace(opened, prompts=prompts, clip_skip=clip_skip)
+        metric = build_metric("encoder", comparison, ("BASE",))
+        algebra = Algebra(recipe, comparison.groups, tuple(MODELS))
+        rows = algebra.coefficients(algebra.starting_alphas())
+        if along is not None:
+            others = [Algebra(one, comparison.groups, tuple(MODELS)) for one in along]
+            metric.prepare(torch.cat([rows, *(one.coefficients(one.starting_alphas()) for one in others)]))
+        assert metric.blocks == ("BASE",)
+        return float(metric.score(rows)[0, 0])
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1], None])
+def test_encoder_is_its_definition(recipe, merged, prompts, clip_skip):
+    """Cut, batched, with only the tokens that occur, the score is that of the padded prompts on the merged file."""
+    shipped = (pipeline_folder("digits") / "prompts.txt").read_text(encoding="utf-8").splitlines()
+
+    found = scored(recipe, prompts, clip_skip)
+
+    wanted = by_definition(merged, DEMO / "target.safetensors", prompts or shipped, clip_skip)
+    assert found == pytest.approx(wanted, abs=1e-6)
+    assert wanted < 0.9999
+
+
+def test_line(recipe):
+    """Prepared for the line that one alpha moves along, the score is the same."""
+    first, _ = recipe.steps
+    others = [
+        Recipe("r", LAYOUT, recipe.models, (first, Step("T2", "weight_sum", "T1", "slanted", None, alpha)), "T2")
+        for alpha in (Alpha({"BASE": 0.0}), Alpha({"BASE": 1.0}))
+    ]
+
+    assert scored(recipe, PROMPTS, along=others) == pytest.approx(scored(recipe, PROMPTS), abs=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    prompts=st.lists(
+        st.lists(st.sampled_from(["a", "bold", "slanted", "seven", "three", "picture"])), min_size=2, max_size=9
+    )
+)
+def test_mean_over_prompts(recipe, prompts):
+    """The score over prompts is the mean of the scores over each, in whichever batches they are computed."""
+    texts = [" ".join(words) for words in prompts]
+
+    together = scored(recipe, tuple(texts))
+
+    assert together == pytest.approx(sum(scored(recipe, (text,)) for text in texts) / len(texts), abs=1e-6)
+
+
+def test_same_encoder(tmp_path):
+    """A checkpoint with the target's text encoder scores 1, whatever the rest of it is."""
+    tensors = load_file(DEMO / "target.safetensors")
+    for name, tensor in load_file(MODELS["inverted"]).items():
+        if not name.startswith(PREFIX):
+            tensors[name] = tensor
+    save_file(tensors, tmp_path / "candidate.safetensors")
+
+    found = compare(tmp_path / "candidate.safetensors", DEMO / "target.safetensors", metric="encoder")
+
+    assert found == {"BASE": pytest.approx(1, abs=1e-7)}
+
+
+def test_unknown_encoder(kin):
+    """A text encoder whose tokenizer is not known is refused, with the file and what is known."""
+    with pytest.raises(
+        CheckpointError, match=r"target\.safetensors: the text encoder has \d+ tokens; sd1 knows .*49,408"
+    ):
+        compare(kin.paths["base"], kin.paths["target"], metric="encoder")
+
+
+def test_incomplete_encoder(tmp_path):
+    """A target that lacks a tensor of the text encoder is refused, with its name."""
+    tensors = load_file(DEMO / "target.safetensors")
+    del tensors[f"{PREFIX}final_layer_norm.bias"]
+    save_file(tensors, tmp_path / "target.safetensors")
+
+    with pytest.raises(
+        CheckpointError, match=r"target\.safetensors: tensor '.*final_layer_norm\.bias' is missing here or"
+    ):
+        compare(MODELS["base"], tmp_path / "target.safetensors", metric="encoder")
+
+
+def test_not_finite(tmp_path):
+    """NaN in a text encoder is refused, with the file and the tensor."""
+    tensors = load_file(MODELS["base"])
+    tensors[f"{PREFIX}final_layer_norm.bias"][3] = float("nan")
+    save_file(tensors, tmp_path / "broken.safetensors")
+
+    with pytest.raises(
+        CheckpointError, match=r"broken\.safetensors: tensor '.*final_layer_norm\.bias' holds NaN or Inf"
+    ):
+        compare(tmp_path / "broken.safetensors", DEMO / "target.safetensors", metric="encoder")
+
+
+def test_layer_that_is_not_there():
+    """The demo's encoder has two layers: a third from the last is refused."""
+    with pytest.raises(InputError, match=r"clip_skip: received 3; must be from 1, the last layer, to 2"):
+        compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", clip_skip=3)
+
+
+def test_reading_prompts(tmp_path):
+    """A file of prompts is a line each; a byte order mark, Windows' line ends and empty lines do not matter."""
+    (tmp_path / "a.txt").write_bytes("\ufeffone, two\r\n\r\n  drei: größer\r\n".encode())
+
+    assert read_prompts(tmp_path / "a.txt") == ("one, two", "drei: größer")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\n \n", "holds no prompt; there must be at least one"),
+        (b"a\n" * 10_001, "holds 10,001 prompts"),
+        ("größer".encode("latin-1"), "is not text in UTF-8"),
+        (b"one\ntw\x1b[31mo\n", "line 2: holds the character '\\x1b'; leave it out"),
+        (b"a" * (1 << 23), "has 8,388,608 bytes"),
+        (None, "prompts cannot be read: No such file"),
+    ],
+)
+def test_prompts_that_are_none(tmp_path, content, said):
+    """What is no file of prompts is refused in a line that says why."""
+    if content is not None:
+        (tmp_path / "p.txt").write_bytes(content)
+
+    with pytest.raises(InputError) as caught:
+        read_prompts(tmp_path / "p.txt")
+
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "p.txt"))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch can use no NVIDIA card here")
+def test_card_agrees(recipe):
+    """A card gives the scores that the processor does."""
+    scores = []
+    for device in ("cpu", "cuda"):
+        with open_comparison(LAYOUT, MODELS, DEMO / "target.safetensors", device=torch.device(device)) as comparison:
+            metric = build_metric("encoder", comparison, ("BASE",))
+            algebra = Algebra(recipe, comparison.groups, tuple(MODELS))
+            scores.append(float(metric.score(algebra.coefficients(algebra.starting_alphas()))[0, 0]))
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
