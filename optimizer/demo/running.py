@@ -1,4 +1,4 @@
-"""Fit the demo family by three studies, show what they found beside the truth, and draw what the models draw."""
+"""Fit the demo family by four studies, show what they found beside the truth, and draw what the models draw."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,9 +18,11 @@ from optimizer.search import FitResult, Study, load_study, parameters_of
 __all__ = ["copy_family", "family_folder", "run_demo"]
 
 # The studies by what the tables call them; each is a folder below the demo's, "" the demo's own.
-STUDIES = {"delta": "", "attention": "attention", "stepwise": "stepwise"}
+STUDIES = {"delta": "", "attention": "attention", "stepwise": "stepwise", "article": "article"}
 _FILES = (
     "answer",
+    "article/recipe.yaml",
+    "article/study.yaml",
     "attention/study.yaml",
     "models",
     "recipe.yaml",
@@ -54,17 +56,21 @@ def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Consol
     recipes = {"true": load_recipe(folder / "answer" / "recipe.yaml")}
     recipes |= {name: result.recipe for name, result in fits.items()}
     console.rule("fitted beside true")
-    console.print(Columns(alpha_tables(fits["delta"].study.recipe, recipes)))
+    holes = fits["delta"].study.recipe
+    alike = {name: recipe for name, recipe in recipes.items() if name == "true" or _steps(recipe) == _steps(holes)}
+    console.print(Columns(alpha_tables(holes, alike)))
     console.print(coefficient_table(recipes))
     console.print(_REMARK, markup=False)
-    sheet = _draw(folder, recipes["delta"])
-    console.print(f"digits of target, fit and an unfitted 50/50 merge: {sheet}", markup=False, soft_wrap=True)
+    sheet = _draw(folder, recipes["delta"], recipes["article"])
+    what = "target, fit, the article's assembly and an unfitted 50/50 merge"
+    console.print(f"digits of {what}: {sheet}", markup=False, soft_wrap=True)
 
 
 _PURPOSE = {
     "delta": "both steps at once, scored by the weights' differences from the base",
     "attention": "both steps at once, scored by the article's similarity",
     "stepwise": "one step after the other, as by hand",
+    "article": "outputs, inputs and text encoder each by its own metric, joined by two stitches",
 }
 _REMARK = (
     "The target holds a sixth finetune that is not among the sources; no recipe over these sources can explain it, and "
@@ -146,17 +152,25 @@ def copy_family(folder: Path) -> None:
         raise InputError(f"{folder}: the demo cannot be copied here: {error.strerror or error}") from error
 
 
-def _draw(folder: Path, fitted: Recipe) -> Path:
-    """Merge the fit and a 50/50 merge of the same sources, and draw the ten digits with each from the same noise."""
+def _steps(recipe: Recipe) -> list[tuple[str, str, dict[str, str]]]:
+    return [(step.name, step.mode, step.inputs) for step in recipe.steps]
+
+
+def _draw(folder: Path, fitted: Recipe, assembled: Recipe) -> Path:
+    """Merge both fits and a 50/50 merge of the same sources, and draw the ten digits with each from the same noise."""
     half = load_recipe(folder / "answer" / "half.yaml")
-    for recipe, beside, file in ((fitted, folder, "fit"), (half, folder / "answer", "half")):
+    for recipe, beside, file in (
+        (fitted, folder, "fit"),
+        (assembled, folder / "article", "assembled"),
+        (half, folder / "answer", "half"),
+    ):
         paths = locate_models({name: model.file for name, model in recipe.models.items()}, beside)
         merge(recipe, paths, folder / f"{file}.safetensors")
     digits = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     prompts = [f"a digit {digit}" for digit in digits]
     rows = {
-        label: generate(folder / file, prompts=prompts, seeds=[_SEED])
-        for label, file in (("target", "target.safetensors"), ("fit", "fit.safetensors"), ("50/50", "half.safetensors"))
+        label: generate(folder / f"{file}.safetensors", prompts=prompts, seeds=[_SEED])
+        for label, file in (("target", "target"), ("fit", "fit"), ("article", "assembled"), ("50/50", "half"))
     }
     sheet = folder / "digits.png"
     with atomic_path(sheet) as temporary:

@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
+
+from optimizer.recipes import load_recipe, merge
+from optimizer.similarity import compare
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,21 +43,50 @@ def demo(wheel: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 def test_demo_leaves_all_results(demo: tuple[Path, str]) -> None:
-    """Each of the three studies leaves its recipe, trials, log and plots; the sheet has pictures in it."""
+    """Each of the four studies leaves its recipe, trials, log and plots; the sheet has pictures in it."""
     folder, _ = demo
 
-    for study in (folder, folder / "attention", folder / "stepwise"):
+    for study in (folder, folder / "attention", folder / "stepwise", folder / "article"):
         assert {"best.yaml", "trials.csv", "fit.log", "study.db"} <= {path.name for path in study.iterdir()}
         assert len(list((study / "plots").glob("*.png"))) >= 4
     with Image.open(folder / "digits.png") as sheet:
         assert len(sheet.convert("L").getcolors(256) or []) > 100
 
 
+def test_demo_fits_and_stitches_all_parts(demo: tuple[Path, str]) -> None:
+    """Of the article's form outputs, inputs, middle and base are all fitted, and the final model consists of them."""
+    folder, _ = demo
+    recipe = load_recipe(folder / "article" / "best.yaml")
+    assert recipe.fitted is not None
+    stages = {search["name"]: search["blocks"].split(",") for search in recipe.fitted["searches"]}
+    assert sorted(block for blocks in stages.values() for block in blocks) == sorted(recipe.layout.blocks)
+    assert stages["base"] == ["BASE"]
+    scores = recipe.step("ENCODER").similarity["encoder"]
+    paths = {name: folder / "article" / model.file for name, model in recipe.models.items()}
+
+    assembled = load_file(folder / "assembled.safetensors")
+    for step, part in (
+        ("FINAL_OUTPUTS", "model.diffusion_model.output_blocks."),
+        ("FINAL_INPUTS", "model.diffusion_model.input_blocks."),
+        ("FINAL_INPUTS", "model.diffusion_model.middle_block."),
+        ("ENCODER", "cond_stage_model."),
+    ):
+        alone = folder / f"{step}.safetensors"
+        merge(recipe, paths, alone, step=step)
+        names = [name for name in assembled if name.startswith(part)]
+        assert names
+        parts = load_file(alone)
+        assert all(torch.equal(assembled[name], parts[name]) for name in names)
+    assert scores["total"] > max(
+        compare(path, folder / "target.safetensors", metric="encoder")["BASE"] for path in paths.values()
+    )
+
+
 def test_demo_prints_fitted_beside_true(demo: tuple[Path, str]) -> None:
     """The tables show every block's true and fitted alphas, and the source that the recipe lacks."""
     _, printed = demo
 
-    for word in ("true", "delta", "attention", "stepwise", "OUT11", "amber", "slanted"):
+    for word in ("true", "delta", "attention", "stepwise", "article", "OUT11", "amber", "slanted"):
         assert word in printed
 
 
