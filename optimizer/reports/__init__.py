@@ -4,7 +4,7 @@ May import `optimizer.search` and what lies below it, pandas, matplotlib and ric
 """
 
 from optimizer.reports.ceilings import ceiling_tables
-from optimizer.reports.listings import inspection_table, progress_line, status_table
+from optimizer.reports.listings import inspection_table, preview_table, progress_line, status_table
 from optimizer.reports.logs import LogFile, fit_logs, log_end, log_opened, log_trial, log_warning
 from optimizer.reports.plots import write_plots
 from optimizer.reports.tables import (
@@ -31,6 +31,7 @@ __all__ = [
     "log_trial",
     "log_warning",
     "percent",
+    "preview_table",
     "progress_line",
     "simplified_table",
     "spread_table",

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from statistics import fmean
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from optimizer.checkpoints import Inspection, Provenance
+from optimizer.pictures import Preview
 from optimizer.printable import printable
 from optimizer.reports.tables import percent
 from optimizer.search import SearchProgress, StudyStatus
 
-__all__ = ["inspection_table", "progress_line", "status_table"]
+__all__ = ["inspection_table", "preview_table", "progress_line", "status_table"]
 
 
 def inspection_table(inspection: Inspection) -> Group:
@@ -70,6 +72,20 @@ def status_table(found: StudyStatus) -> Group:
             "-" if entry.seconds_left is None else _duration(entry.seconds_left),
         )
     return Group(table, *(Text(line) for line in _whole(found)))
+
+
+def preview_table(found: Preview) -> Group:
+    """One row for each column of a contact sheet but the target's: its mean distances to the target."""
+    pictures = len(found.target.drawn)
+    counted = "1 picture" if pictures == 1 else f"mean of {pictures} pictures"
+    title = Text(printable(f"root mean square distance to {found.target.name}, {counted}"))
+    table = Table()
+    for heading in ("", "", "latent", "pixel"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for column in found.others:
+        latent, pixel = fmean(found.latent_distances(column)), fmean(found.pixel_distances(column))
+        table.add_row(column.role, Text(printable(column.name)), f"{latent:#.3g}", f"{pixel:#.3g}")
+    return Group(title, table)
 
 
 def progress_line(progress: SearchProgress) -> str:

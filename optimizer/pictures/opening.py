@@ -1,0 +1,202 @@
+"""Opening checkpoints as diffusers pipelines: each part with diffusers' own conversion, configured by this package.
+
+Files are read by `open_checkpoint`, so that a .ckpt runs nothing and no name is looked up on the network; their tensors
+go to diffusers' single-file loader, which gets the configuration that ships with blockfit.
+"""
+# ruff: noqa: PLC0415 -- diffusers and transformers take seconds to import: only drawing imports them.
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimizer.checkpoints import Checkpoint, load_layout, load_tokenizer, open_checkpoint, pipeline_folder, pipeline_of
+from optimizer.errors import CheckpointError
+from optimizer.recipes.vae import open_vae
+
+__all__ = ["CONFIGURATION", "PipelineFiles", "open_pipeline", "pipeline_files", "quietly"]
+
+CONFIGURATION = pipeline_folder("digits")
+"""The diffusers pipeline configuration, without weights, of the checkpoints in studies/demo."""
+
+_LAYOUT = load_layout("sd1")
+_PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": _LAYOUT.encoder}
+
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """What a checkpoint is drawn with: the folder of its pipeline configuration, and the file of each part."""
+
+    configuration: Path
+    unet: Path
+    vae: Path
+    text_encoder: Path
+
+
+def pipeline_files(
+    checkpoint: Path, *, vae_from: Path | None = None, encoder_from: Path | None = None
+) -> PipelineFiles:
+    """With which pipeline configuration and which files `open_pipeline` would open a checkpoint; reads no weights.
+
+    Raises CheckpointError as `open_pipeline` does for all that shows without reading weights.
+    """
+    with _opened(checkpoint, vae_from, encoder_from) as (configuration, parts):
+        return PipelineFiles(configuration, **{part: source.path for part, source in parts.items()})
+
+
+def open_pipeline(
+    checkpoint: Path,
+    *,
+    vae_from: Path | None = None,
+    encoder_from: Path | None = None,
+    tokenizer: Any = None,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """Open a checkpoint as a diffusers `StableDiffusionPipeline` on `device`, offline.
+
+    `checkpoint` is a Stable Diffusion 1.x checkpoint in LDM names, of the shapes that its pipeline configuration has.
+    If it has no VAE (a "NoVAE" file), that of the file `vae_from` is used, a checkpoint or a VAE alone; otherwise
+    `vae_from` is ignored. With `encoder_from`, another checkpoint, the text encoder is that one's. `tokenizer` spares
+    loading the configuration's once more.
+
+    Weights are float32; on a card those of UNet and text encoder are float16. The VAE's stay float32 even there, since
+    many Stable Diffusion 1.x VAEs overflow in float16 and draw black pictures. All files are closed again.
+
+    Raises CheckpointError if a file is missing or broken, is no such checkpoint, lacks tensors or has other shapes, if
+    no text encoder or VAE is to be had, and if the text encoder is one that no pipeline configuration is known for.
+    """
+    with quietly():
+        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+        with _opened(checkpoint, vae_from, encoder_from) as (folder, files):
+            parts = {
+                "text_encoder": _load_encoder(files["text_encoder"], folder, dtype),
+                "unet": _load(UNet2DConditionModel, "unet", files["unet"], folder, dtype),
+                "vae": _load(AutoencoderKL, "vae", files["vae"], folder, torch.float32),
+            }
+        pipeline = StableDiffusionPipeline(
+            **parts,
+            tokenizer=load_tokenizer(folder) if tokenizer is None else tokenizer,
+            scheduler=DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler", local_files_only=True),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(device)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the libraries' advice and progress bars off the console; what goes wrong is raised all the same."""
+    with contextlib.ExitStack() as restored, warnings.catch_warnings(action="ignore"):
+        # transformers first: the rest of it gives advice about torchvision while it is being imported.
+        from transformers.utils import logging as transformers_logging
+
+        restored.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+        transformers_logging.set_verbosity_error()
+        from diffusers.utils import logging as diffusers_logging
+
+        restored.callback(diffusers_logging.set_verbosity, diffusers_logging.get_verbosity())
+        diffusers_logging.set_verbosity_error()
+        if diffusers_logging.is_progress_bar_enabled():
+            restored.callback(diffusers_logging.enable_progress_bar)
+            diffusers_logging.disable_progress_bar()
+        yield
+
+
+@contextlib.contextmanager
+def _opened(
+    checkpoint: Path, vae_from: Path | None, encoder_from: Path | None
+) -> Iterator[tuple[Path, dict[str, Checkpoint]]]:
+    """The folder of the pipeline configuration, and for each part the opened file that it comes from."""
+    with ExitStack() as stack:
+        whole = stack.enter_context(open_checkpoint(checkpoint, layout=_LAYOUT))
+        channels = whole.tensors[_LAYOUT.inpainting_tensor].shape[1:2]
+        if channels != (_LAYOUT.inpainting_channels,):
+            raise CheckpointError(
+                f"{checkpoint}: an inpainting model or the like, with {channels[0] if channels else 0} input channels; "
+                f"only models with {_LAYOUT.inpainting_channels} draw from a prompt alone"
+            )
+        encoder = whole
+        if encoder_from is not None and encoder_from != checkpoint:
+            encoder = stack.enter_context(open_checkpoint(encoder_from, layout=_LAYOUT))
+        if encoder_from is None and _LAYOUT.token_embedding not in whole.tensors:
+            raise CheckpointError(
+                f"{checkpoint}: has no text encoder ({_LAYOUT.encoder}*); --encoder-from FILE takes another file's"
+            )
+        folder = pipeline_of(encoder, _LAYOUT)
+        if _LAYOUT.token_embedding in whole.tensors and (other := pipeline_of(whole, _LAYOUT)) != folder:
+            raise CheckpointError(
+                f"{checkpoint}: goes with the pipeline {other.name}, the text encoder of {encoder_from} with "
+                f"{folder.name}; take it from a file of the same family"
+            )
+        vae = whole
+        if not _count(whole, "vae"):
+            if vae_from is None:
+                raise CheckpointError(
+                    f"{checkpoint}: has no VAE ({_PREFIXES['vae']}*); --vae-from FILE takes another file's"
+                )
+            vae = stack.enter_context(open_vae(vae_from, _LAYOUT, ()))
+        yield folder, {"unet": whole, "vae": vae, "text_encoder": encoder}
+
+
+def _load(model_class: Any, part: str, file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    try:
+        # Mapped tensors: what is loaded is in memory once, as the model's own weights.
+        model = model_class.from_single_file(
+            _tensors(file, part), config=str(folder), subfolder=part, local_files_only=True, torch_dtype=dtype,
+            low_cpu_mem_usage=False,
+        )  # fmt: skip
+    except (RuntimeError, ValueError, KeyError, SingleFileComponentError) as error:
+        raise _unfit(file, folder, error) from error
+    return _checked(model, part, file)
+
+
+def _load_encoder(file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    model = CLIPTextModel(CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True))
+    inner = getattr(model, "text_model", model)  # a part of its own until transformers 5.6
+    prefix = _PREFIXES["text_encoder"]
+    try:
+        inner.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in _tensors(file, "text_encoder").items()}, strict=False
+        )
+    except RuntimeError as error:
+        raise _unfit(file, folder, error) from error
+    return _checked(model, "text_encoder", file).to(dtype).eval()
+
+
+def _checked(model: Any, part: str, file: Checkpoint) -> Any:
+    # The loaders leave tensors that they do not find at their random start.
+    found, needed = _count(file, part), len(model.state_dict())
+    if found < needed:
+        raise CheckpointError(f"{file.path}: has {found} {_PREFIXES[part]}* tensors, but the {part} needs {needed}")
+    return model
+
+
+def _unfit(file: Checkpoint, folder: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())
+    return CheckpointError(f"{file.path}: does not fit the pipeline configuration {folder.name!r}: {reason}")
+
+
+def _tensors(file: Checkpoint, part: str) -> dict[str, torch.Tensor]:
+    return {name: file.tensor(name) for name in file.tensors if _belongs(name, part)}
+
+
+def _count(file: Checkpoint, part: str) -> int:
+    return sum(_belongs(name, part) for name in file.tensors)
+
+
+def _belongs(name: str, part: str) -> bool:
+    """Whether a tensor is a weight of this part; position ids are none."""
+    return name.startswith(_PREFIXES[part]) and not name.endswith(".position_ids")

@@ -1,0 +1,444 @@
+"""A contact sheet of a target, candidates and their sources: the same noise for all, distances below the pictures."""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+
+from optimizer.checkpoints import atomic_path, load_layout, load_tokenizer, open_checkpoint, pipeline_of
+from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
+from optimizer.pictures.drawing import Drawn, default_guidance, draw, latent_distance, pixel_distance
+from optimizer.pictures.opening import PipelineFiles, open_pipeline, pipeline_files, quietly
+from optimizer.pictures.sheets import contact_sheet
+from optimizer.recipes import Recipe, folders_of, load_recipe, locate, locate_models, merge
+from optimizer.recipes.vae import open_vae
+
+__all__ = ["Preview", "PreviewColumn", "preview"]
+
+_SMALLEST = 128  # pixels, how wide pictures are at least shown
+_LAYOUT = load_layout("sd1")
+
+Progress = Callable[[str, int, int], None]
+_Built = TypeVar("_Built")
+
+
+@dataclass(frozen=True)
+class PreviewColumn:
+    """What one file draws: `role` is "target", "candidate" or "source", `file` the checkpoint or recipe.
+
+    `vae_from` is the file that its VAE was taken from, None if it has its own. `drawn` is one picture for every prompt
+    and seed, all seeds of the first prompt first.
+    """
+
+    name: str
+    role: str
+    file: Path
+    vae_from: Path | None
+    drawn: tuple[Drawn, ...]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The pictures of a target and of what is compared with it, and what they were drawn with.
+
+    `pipeline` is the pipeline configuration's name; `encoder_from` the file whose text encoder all columns have, None
+    if each has its own.
+    """
+
+    target: PreviewColumn
+    others: tuple[PreviewColumn, ...]
+    pipeline: str
+    steps: int
+    guidance: float
+    negative: str
+    encoder_from: Path | None
+
+    def latent_distances(self, column: PreviewColumn) -> tuple[float, ...]:
+        """For each picture the root mean square difference of its final latents to those of the target's picture."""
+        return tuple(map(latent_distance, column.drawn, self.target.drawn))
+
+    def pixel_distances(self, column: PreviewColumn) -> tuple[float, ...]:
+        """For each picture the root mean square difference to the target's, RGB in [0, 1]; from 0 to 1."""
+        return tuple(map(pixel_distance, column.drawn, self.target.drawn))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not drawn as the files are by themselves: text encoder and VAEs that are other files'."""
+        notes = []
+        if self.encoder_from is not None:
+            notes.append(f"text encoder of all columns: {self.encoder_from.name}")
+        borrowed = [column for column in (self.target, *self.others) if column.vae_from is not None]
+        notes += [f"{one.name} has no VAE: drawn with that of {one.vae_from.name}" for one in borrowed if one.vae_from]
+        return tuple(notes)
+
+    def sheet(self) -> Image.Image:
+        """The contact sheet: target, candidates, sources in columns, prompts and seeds in rows; distances below."""
+        columns = (self.target, *self.others)
+        distances = [
+            [("", "")] * len(self.target.drawn),
+            *(
+                [
+                    (f"latent {latent:#.3g}", f"pixel {pixel:#.3g}")
+                    for latent, pixel in zip(self.latent_distances(one), self.pixel_distances(one), strict=True)
+                ]
+                for one in self.others
+            ),
+        ]
+        rows, captions = {}, {}
+        for position, drawn in enumerate(self.target.drawn):
+            label = f"{drawn.prompt.strip() or '(empty prompt)'}\nseed {drawn.seed}"
+            rows[label] = [column.drawn[position].picture for column in columns]
+            captions[label] = ["\n".join(of_column[position]).strip() for of_column in distances]
+        settings = f"{self.steps} DDIM steps, guidance {self.guidance:g}"
+        if self.negative:
+            settings += f", negative prompt: {self.negative}"
+        definition = "below: root mean square difference to the target, of final latents and of pixels in [0, 1]"
+        width = self.target.drawn[0].picture.width
+        return contact_sheet(
+            rows,
+            [f"{column.role}\n{column.name}" for column in columns],
+            scale=-(-_SMALLEST // width),
+            captions=captions,
+            title="\n".join((settings, *self.notes, definition)),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same without pictures, for JSON: settings, and each column's distances to the target, mean and single."""
+        columns = []
+        for column in self.others:
+            latent, pixel = self.latent_distances(column), self.pixel_distances(column)
+            pictures = [
+                {"prompt": drawn.prompt, "seed": drawn.seed, "latent": of_latents, "pixel": of_pixels}
+                for drawn, of_latents, of_pixels in zip(column.drawn, latent, pixel, strict=True)
+            ]
+            columns.append(
+                {
+                    **_described(column),
+                    "role": column.role,
+                    "latent": fmean(latent),
+                    "pixel": fmean(pixel),
+                    "pictures": pictures,
+                }
+            )
+        return {
+            "target": _described(self.target),
+            "pipeline": self.pipeline,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "negative": self.negative,
+            "encoder_from": None if self.encoder_from is None else str(self.encoder_from),
+            "columns": columns,
+        }
+
+
+def preview(
+    target: Path,
+    candidates: Sequence[Path],
+    output: Path,
+    *,
+    prompts: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    steps: int = 20,
+    guidance: float | None = None,
+    negative: str = "",
+    encoder_from: Path | None = None,
+    vae_from: Path | None = None,
+    with_sources: bool = True,
+    folders: Sequence[Path] = (),
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Preview:
+    """Draw a target, candidates and their sources from the same noise, and write the contact sheet `output`, a .png.
+
+    Candidates are checkpoints, or recipes (.yaml) without free alphas, each merged in float16 into a temporary file
+    beside `output` that takes as much disk as a checkpoint and is removed once it is drawn; with `with_sources`, the
+    models of these recipes follow, each once. Files are looked for where they say, then in `folders`, as a recipe's
+    models are. Checkpoints are opened one after another.
+
+    A file without VAE is drawn with that of `vae_from`, by default the target's. With `encoder_from`, all columns are
+    drawn with that checkpoint's text encoder: what is left to see is the difference of the UNets. `prompts`, `seeds`,
+    `steps`, `guidance` (default: the pipeline's own, 7 for Stable Diffusion 1.x) and `negative` are as in `draw`; the
+    same prompt or seed counts once. `progress` is told what is done, the steps done and their total; `warn` gets a
+    line for each prompt that is longer than the text encoder takes.
+
+    Raises InputError, with one line for each problem that shows before anything is drawn, for files that are missing,
+    broken, cannot be drawn or go with different pipelines, for recipes with free alphas, for an output that cannot be
+    written, and for pictures that are not finite numbers. In every case an existing `output` stays as it was.
+    """
+    if output.suffix.lower() != ".png":
+        raise InputError(f"{output}: a sheet is written as .png; give the output this extension")
+    with atomic_path(output) as temporary:
+        try:
+            temporary.touch()  # better known before the drawing than after it
+        except PermissionError as error:
+            raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
+        plan = _plan(target, candidates, encoder_from, vae_from, with_sources, folders)
+        with quietly():
+            tokenizer = load_tokenizer(plan.configuration)
+        settings = _Settings(
+            prompts=tuple(dict.fromkeys(prompts)),
+            seeds=tuple(dict.fromkeys(seeds)),
+            steps=steps,
+            guidance=default_guidance(plan.configuration) if guidance is None else guidance,
+            negative=negative,
+            device=device,
+            tokenizer=tokenizer,
+        )
+        for prompt in (*settings.prompts, negative) if warn is not None else ():
+            if warn is not None and (cut := _cut(prompt, tokenizer)):
+                warn(cut)
+        columns = [_column(entry, plan, settings, temporary.parent, progress) for entry in plan.entries]
+        found = Preview(
+            columns[0], tuple(columns[1:]), plan.configuration.name, steps, settings.guidance, negative, plan.encoder
+        )
+        found.sheet().save(temporary, format="png")
+    return found
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How pictures are drawn, the same for all columns."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    guidance: float
+    negative: str
+    device: str | torch.device
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A column to be: the checkpoint at `path`, or what the recipe there makes of `models`."""
+
+    name: str
+    role: str
+    path: Path
+    recipe: Recipe | None = None
+    models: Mapping[str, Path] = field(default_factory=dict)
+
+    @contextmanager
+    def checkpoint(self, scratch: Path, progress: Progress | None) -> Iterator[Path]:
+        """The checkpoint; of a recipe a temporary file below `scratch`."""
+        recipe = self.recipe
+        if recipe is None:
+            yield self.path
+            return
+        told = None if progress is None else partial(progress, f"merging {self.name}")
+        with TemporaryDirectory(prefix=".blockfit-", dir=scratch) as folder:
+            merged = Path(folder) / "merged.safetensors"
+            attempt(
+                lambda: merge(recipe, self.models, merged, embed_recipe=False, progress=told),
+                f"{self.path}: merging it into a temporary file",
+            )
+            yield merged
+
+    def attempt(self, build: Callable[[], _Built]) -> _Built:
+        """What `build` gives; before the problems of a merged file stands the recipe that the user knows."""
+        return build() if self.recipe is None else attempt(build, f"{self.path}: drawing its merge")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The columns to be, the target's first, and what all are drawn with."""
+
+    entries: tuple[_Entry, ...]
+    configuration: Path
+    vae: Path
+    encoder: Path | None
+
+
+def _column(entry: _Entry, plan: _Plan, settings: _Settings, scratch: Path, progress: Progress | None) -> PreviewColumn:
+    with entry.checkpoint(scratch, progress) as checkpoint:
+        files = entry.attempt(lambda: pipeline_files(checkpoint, vae_from=plan.vae, encoder_from=plan.encoder))
+        told = None if progress is None else partial(progress, f"drawing {entry.name}")
+        drawn = entry.attempt(lambda: _drawn(files, plan.encoder, settings, told))
+    _free_memory()
+    return PreviewColumn(entry.name, entry.role, entry.path, None if files.vae == checkpoint else files.vae, drawn)
+
+
+def _drawn(
+    files: PipelineFiles, encoder: Path | None, settings: _Settings, progress: Callable[[int, int], None] | None
+) -> tuple[Drawn, ...]:
+    pipeline = open_pipeline(
+        files.unet, vae_from=files.vae, encoder_from=encoder, tokenizer=settings.tokenizer, device=settings.device
+    )
+    drawn = draw(
+        pipeline, prompts=settings.prompts, seeds=settings.seeds, steps=settings.steps, guidance=settings.guidance,
+        negative=settings.negative, progress=progress,
+    )  # fmt: skip
+    if not all(one.latents.isfinite().all() for one in drawn):
+        raise CheckpointError(
+            f"{files.unet}: draws NaN or Inf: it holds such numbers (blockfit inspect tells), or ones too large for "
+            "float16 on a card (--device cpu draws in float32)"
+        )
+    return tuple(drawn)
+
+
+def _free_memory() -> None:
+    # Pipelines refer to themselves in circles; the next one is to find their memory free.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _plan(
+    target: Path,
+    candidates: Sequence[Path],
+    encoder_from: Path | None,
+    vae_from: Path | None,
+    with_sources: bool,
+    folders: Sequence[Path],
+) -> _Plan:
+    """Find all files and look into them; raises InputError with all problems that show without reading weights."""
+    problems: list[str] = []
+
+    @contextmanager
+    def collecting(end: str = "") -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            problems.extend(problem + end for problem in error.problems)
+
+    encoder = vae = None
+    with collecting():
+        encoder = None if encoder_from is None else _located(encoder_from, "--encoder-from: ", folders)
+    with collecting():
+        vae = None if vae_from is None else _located(vae_from, "--vae-from: ", folders)
+        if vae is not None:
+            open_vae(vae, _LAYOUT, ()).close()
+    with collecting():
+        if _is_recipe(target):
+            raise RecipeError(f"--target: {target} is a recipe; merge it first (blockfit merge {target} -o FILE)")
+        target = _located(target, "--target: ", folders)
+    if problems:
+        raise InputError(problems)
+    configuration = pipeline_files(target, vae_from=vae, encoder_from=encoder).configuration
+    vae = target if vae is None else vae
+
+    entries, sources = list[_Entry](), dict[Path, tuple[str, Path]]()
+    for name, given in zip(_short_names([target, *candidates])[1:], candidates, strict=True):
+        with collecting():
+            path = _located(given, "", folders)
+            if any(path.resolve() == entry.path.resolve() for entry in entries):
+                continue
+            if not _is_recipe(path):
+                _check(path, target, configuration, vae, encoder)
+                entries.append(_Entry(name, "candidate", path))
+                continue
+            recipe, models = _finished_recipe(path, folders)
+            for model in models.values():
+                _check_family(model, target, configuration)
+            entries.append(_Entry(name, "candidate", path, recipe, models))
+            for model_name, model in models.items():
+                sources.setdefault(model.resolve(), (model_name, model))
+    shown = {target.resolve(), *(entry.path.resolve() for entry in entries)}
+    wanted = [source for resolved, source in sources.items() if resolved not in shown] if with_sources else []
+    names = [name for name, _ in wanted]
+    for name, path in wanted:
+        with collecting(" (--no-sources leaves sources out)"):
+            _check(path, target, configuration, vae, encoder)
+            entries.append(_Entry(name if names.count(name) == 1 else f"{name} ({path.name})", "source", path))
+    if problems:
+        raise InputError(dict.fromkeys(problems))
+    return _Plan(
+        (_Entry(_short_names([target, *candidates])[0], "target", target), *entries), configuration, vae, encoder
+    )
+
+
+def _located(given: Path, option: str, folders: Sequence[Path]) -> Path:
+    found = locate(str(given), Path(), folders)
+    if found is None:
+        if given.is_dir():
+            raise InputError(f"{option}{given}: is a folder; name a file in it, such as its best.yaml")
+        looked = "".join(f", {folder}" for folder in folders)
+        raise InputError(f"{option}{given}: no such file; looked in .{looked}")
+    return found
+
+
+def _is_recipe(path: Path) -> bool:
+    return path.suffix.lower() in (".yaml", ".yml")
+
+
+def _finished_recipe(path: Path, folders: Sequence[Path]) -> tuple[Recipe, dict[str, Path]]:
+    """The recipe and the paths of the models that its output needs. Raises RecipeError if there are free alphas."""
+    recipe = load_recipe(path)
+    free = [step.name for step in recipe.ancestors() if any(alpha.free for alpha in step.alphas.values())]
+    if free:
+        raise RecipeError(
+            f"{path}: steps.{', '.join(free)}: alphas are free; fit the recipe first (blockfit fit STUDY) and preview "
+            "the best.yaml that this writes"
+        )
+    beside, *others = folders_of(recipe, path, folders)
+    files = {name: recipe.models[name].file for name in recipe.sources()}
+    return recipe, locate_models(files, beside, others, named_in=path)
+
+
+def _check(path: Path, target: Path, configuration: Path, vae: Path, encoder: Path | None) -> None:
+    """Raise CheckpointError unless a checkpoint can be drawn as the target is, as far as shows without its weights."""
+    found = pipeline_files(path, vae_from=vae, encoder_from=encoder).configuration
+    if found != configuration:
+        raise CheckpointError(
+            f"{path}: goes with the pipeline {found.name}, but {target} with {configuration.name}; all of a sheet must "
+            "go with the same"
+        )
+
+
+def _check_family(path: Path, target: Path, configuration: Path) -> None:
+    """Raise CheckpointError unless a model to be merged goes with the target's pipeline, or has no text encoder."""
+    with open_checkpoint(path, layout=_LAYOUT) as checkpoint:
+        if (
+            _LAYOUT.token_embedding in checkpoint.tensors
+            and (found := pipeline_of(checkpoint, _LAYOUT)) != configuration
+        ):
+            raise CheckpointError(
+                f"{path}: goes with the pipeline {found.name}, but {target} with {configuration.name}; all of a sheet "
+                "must go with the same"
+            )
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The file names, with as many folders before them as tell different files of one name apart."""
+    names = []
+    for path in paths:
+        others = [other.parts for other in paths if other != path]
+        length = next(
+            (n for n in range(1, len(path.parts)) if all(other[-n:] != path.parts[-n:] for other in others)),
+            len(path.parts),
+        )
+        names.append(Path(*path.parts[-length:]).as_posix())
+    return names
+
+
+def _cut(prompt: str, tokenizer: Any) -> str | None:
+    """What to tell a user whose prompt is longer than the text encoder takes."""
+    with quietly():
+        tokens = tokenizer(prompt, truncation=False).input_ids
+        limit = tokenizer.model_max_length
+        if len(tokens) <= limit:
+            return None
+        kept = tokenizer.decode(tokens[1 : limit - 1], skip_special_tokens=True).strip()
+    # Each begins and ends with a token of its own.
+    return (
+        f"the prompt {_shortened(prompt)!r} has {len(tokens) - 2} tokens, the text encoder takes {limit - 2}: what "
+        f"follows {kept[-40:]!r} is cut off"
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _described(column: PreviewColumn) -> dict[str, Any]:
+    vae_from = None if column.vae_from is None else str(column.vae_from)
+    return {"name": column.name, "file": str(column.file), "vae_from": vae_from}

@@ -1,0 +1,169 @@
+"""Labelled sheets that show pictures side by side, with captions below them and a title."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+from optimizer.fonts import USUAL_FONT, families_with, letters_of, missing_letters
+from optimizer.printable import printable
+
+__all__ = ["contact_sheet"]
+
+_FONT_SIZE, _GAP = 16, 8  # in pixels: the height of the smallest letters, and the space around a sheet's parts
+_WORD = 128  # pixels, the most that a long word may widen a column by itself
+_LABEL = 240  # pixels, the most that labels at the left take, unless pictures are much wider
+_MOST_LINES = 24  # of one paragraph of a label
+
+
+def contact_sheet(
+    rows: Mapping[str, Sequence[Image.Image]],
+    columns: Sequence[str],
+    scale: int,
+    *,
+    captions: Mapping[str, Sequence[str]] | None = None,
+    title: str = "",
+) -> Image.Image:
+    """Lay pictures out as a labelled table, RGB, black on white.
+
+    `rows` gives each row's label, shown at its left, and its pictures, one per column; all are of one size. `columns`
+    are shown at the top; a column is as wide as its pictures, or as the widest word above any of them as far as that is
+    no longer than usual. `captions` gives, for a row's label, what stands below each of its pictures, "" for nothing;
+    `title` stands above all. Line breaks in texts are kept, and what is too wide is broken between words, or inside
+    those that are too wide themselves; a label's paragraph that fills more than 24 lines is cut off with an ellipsis.
+    `scale` is how many times wider and higher pictures are shown; letters grow with pictures wider than 320 pixels.
+
+    Raises ValueError if `scale` is less than 1, if there is no picture, if a row has not one picture (or one caption)
+    per column, and if the pictures differ in size.
+    """
+    captions = {} if captions is None else captions
+    if scale < 1:
+        raise ValueError(f"scale must be at least 1, received {scale}")
+    for label, pictures in rows.items():
+        if len(pictures) != len(columns):
+            raise ValueError(f"row {label!r} has {len(pictures)} pictures for {len(columns)} columns")
+        if len(captions.get(label, columns)) != len(columns):
+            raise ValueError(f"row {label!r} has {len(captions[label])} captions for {len(columns)} columns")
+    sizes = {picture.size for pictures in rows.values() for picture in pictures}
+    if len(sizes) != 1:
+        raise ValueError(f"all pictures must have one size, received {sorted(sizes) or 'no picture'}")
+
+    width, height = (side * scale for side in sizes.pop())
+    letters = _Lettering(max(_FONT_SIZE, width // 20))
+    words = [word for column in columns for word in column.split()]
+    lines = [line for below in captions.values() for text in below for line in text.split("\n")]
+    wanted = [width, *(min(letters.length(word), _WORD) for word in words), *map(letters.length, lines)]
+    cell = math.ceil(max(wanted))
+    headings = [letters.wrapped(column, cell) for column in columns]
+    labels = [letters.wrapped(label, max(_LABEL, width // 2)) for label in rows]
+    left = math.ceil(max(letters.length(line) for label in labels for line in label)) + 2 * _GAP
+    below = [
+        max((len(letters.wrapped(text, cell)) for text in captions.get(label, ())), default=0) * letters.line
+        for label in rows
+    ]
+    heights = [max(height + space, len(label) * letters.line) for space, label in zip(below, labels, strict=True)]
+    across = left + len(columns) * (cell + _GAP)
+    heading = letters.wrapped(title, across - 2 * _GAP) if title else []
+    upper = len(heading) * letters.line + (2 * _GAP if heading else 0)
+    top = upper + max(map(len, headings)) * letters.line + 2 * _GAP
+
+    sheet = Image.new("RGB", (across, top + sum(heights) + len(heights) * _GAP), "white")
+    letters.draw(sheet, heading, _GAP, _GAP)
+    for column, heading_lines in enumerate(headings):
+        middle = left + column * (cell + _GAP) + cell / 2
+        letters.draw(sheet, heading_lines, middle, top - _GAP - len(heading_lines) * letters.line, align=0.5)
+    for (label, pictures), label_lines, row_height, space in zip(rows.items(), labels, heights, below, strict=True):
+        beside = max(height, len(label_lines) * letters.line)
+        letters.draw(sheet, label_lines, left - _GAP, top + (beside - len(label_lines) * letters.line) // 2, align=1)
+        for column, picture in enumerate(pictures):
+            x = left + column * (cell + _GAP)
+            enlarged = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+            sheet.paste(enlarged, (x + (cell - width) // 2, top))
+            if space and label in captions:
+                below_it = letters.wrapped(captions[label][column], cell)
+                letters.draw(sheet, below_it, x + cell / 2, top + height, align=0.5)
+        top += row_height + _GAP
+    return sheet
+
+
+class _Lettering:
+    """Text in one size, `line` pixels a line, in the font that comes with matplotlib.
+
+    A sheet so looks the same on every machine; letters that this font lacks come from the machine's own fonts.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._fonts: dict[str, ImageFont.FreeTypeFont] = {}
+        self.line = size * 5 // 4
+
+    def length(self, text: str) -> float:
+        """How many pixels wide a line of text is."""
+        return sum(font.getlength(part) for font, part in self._parts(text))
+
+    def wrapped(self, text: str, width: float) -> list[str]:
+        """Text in lines of at most `width` pixels, broken where it has line breaks, between words or inside long ones.
+
+        A paragraph without letters is an empty line.
+        """
+        return [line for paragraph in text.split("\n") for line in self._paragraph(paragraph, width)]
+
+    def draw(self, sheet: Image.Image, lines: Sequence[str], x: float, y: float, *, align: float = 0) -> None:
+        """Write lines from `y` down; `align` is which part of a line is left of `x`: 0 nothing, 0.5 half, 1 all."""
+        draw = ImageDraw.Draw(sheet)
+        baseline = y + self._font(USUAL_FONT).getmetrics()[0]
+        for line in lines:
+            start = x - align * self.length(line)
+            for font, part in self._parts(line):
+                draw.text((round(start), baseline), part, fill="black", font=font, anchor="ls")
+                start += font.getlength(part)
+            baseline += self.line
+
+    def _paragraph(self, text: str, width: float) -> list[str]:
+        lines: list[str] = []
+        for word in printable(text).split():
+            if lines and self.length(f"{lines[-1]} {word}") <= width:
+                lines[-1] += f" {word}"
+            else:
+                lines += self._pieces(word, width)
+            if len(lines) > _MOST_LINES:
+                return [*lines[: _MOST_LINES - 1], "…"]
+        return lines or [""]
+
+    def _pieces(self, word: str, width: float) -> Iterator[str]:
+        """A word in pieces that fit, broken after signs where there are some, else anywhere."""
+        piece = ""
+        for part in re.findall(r"[^-_./\\,]*[-_./\\,]?", word):
+            for letters in (part,) if self.length(part) <= width else part:
+                if piece and self.length(piece + letters) > width:
+                    yield piece
+                    piece = ""
+                piece += letters
+        yield piece
+
+    def _parts(self, text: str) -> Iterator[tuple[ImageFont.FreeTypeFont, str]]:
+        """Text in parts of one font each."""
+        families, unknown = families_with(missing_letters(text))
+        family, part = USUAL_FONT, ""
+        for given in text:
+            letter = "\ufffd" if given in unknown else given
+            usual = letter.isspace() or letter in letters_of(USUAL_FONT)
+            of_letter = USUAL_FONT if usual else next(one for one in families if letter in letters_of(one))
+            if of_letter != family and part:
+                yield self._font(family), part
+                part = ""
+            family = of_letter
+            part += letter
+        if part:
+            yield self._font(family), part
+
+    def _font(self, family: str) -> ImageFont.FreeTypeFont:
+        if family not in self._fonts:
+            bundled = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+            file = bundled if family == USUAL_FONT else Path(font_manager.findfont(family))
+            self._fonts[family] = ImageFont.truetype(file, self._size, layout_engine=ImageFont.Layout.BASIC)
+        return self._fonts[family]
