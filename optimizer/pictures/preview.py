@@ -97,7 +97,7 @@ class Preview:
             label = f"{drawn.prompt.strip() or '(empty prompt)'}\nseed {drawn.seed}"
             rows[label] = [column.drawn[position].picture for column in columns]
             captions[label] = ["\n".join(of_column[position]).strip() for of_column in distances]
-        settings = f"{self.steps} DDIM steps, guidance {self.guidance:g}"
+        settings = f"{self.steps} DDIM step{'s' if self.steps > 1 else ''}, guidance {self.guidance:g}"
         if self.negative:
             settings += f", negative prompt: {self.negative}"
         definition = "below: root mean square difference to the target, of final latents and of pixels in [0, 1]"
@@ -179,7 +179,7 @@ def preview(
     with atomic_path(output) as temporary:
         try:
             temporary.touch()  # better known before the drawing than after it
-        except PermissionError as error:
+        except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
         plan = _plan(target, candidates, encoder_from, vae_from, with_sources, folders)
         with quietly():
@@ -361,8 +361,8 @@ def _located(given: Path, option: str, folders: Sequence[Path]) -> Path:
     if found is None:
         if given.is_dir():
             raise InputError(f"{option}{given}: is a folder; name a file in it, such as its best.yaml")
-        looked = "".join(f", {folder}" for folder in folders)
-        raise InputError(f"{option}{given}: no such file; looked in .{looked}")
+        looked = ", ".join(map(str, folders))
+        raise InputError(f"{option}{given}: no such file{f'; looked in {looked}, too' if looked else ''}")
     return found
 
 
