@@ -279,8 +279,8 @@ def _drawn(
     )  # fmt: skip
     if not all(one.latents.isfinite().all() for one in drawn):
         raise CheckpointError(
-            f"{files.unet}: draws NaN or Inf: it holds such numbers (blockfit inspect tells), or ones too large for "
-            "float16 on a card (--device cpu draws in float32)"
+            f"{files.unet}: draws NaN or Inf: its numbers grow too large, as float16's may on a card (--device cpu "
+            "draws in float32)"
         )
     return tuple(drawn)
 

@@ -77,6 +77,7 @@ def test_checkpoint_without_vae_borrows_one() -> None:
     ("change", "message"),
     [
         ("remove", "has 685 model.diffusion_model.* tensors, but the unet needs 686"),
+        ("rename", "the unet's conv_out.bias is missing, or"),
         ("widen", "does not fit the pipeline configuration 'digits'"),
         ("truncate", "truncated"),
         ("delete", "no such file"),
@@ -88,6 +89,8 @@ def test_unfit_checkpoint_is_refused(tmp_path: Path, change: str, message: str) 
     tensors = load_file(BASE)
     if change == "remove":
         del tensors["model.diffusion_model.output_blocks.5.1.proj_in.bias"]
+    if change == "rename":
+        tensors["model.diffusion_model.no_such.bias"] = tensors.pop("model.diffusion_model.out.2.bias")
     if change == "widen":
         tensors["model.diffusion_model.out.2.weight"] = torch.zeros(4, 320, 3, 3)
     save_file(tensors, path)
