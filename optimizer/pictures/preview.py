@@ -196,9 +196,13 @@ def preview(
         for prompt in (*settings.prompts, negative) if warn is not None else ():
             if warn is not None and (cut := _cut(prompt, tokenizer)):
                 warn(cut)
-        columns = [_column(entry, plan, settings, temporary.parent, progress) for entry in plan.entries]
+        columns = {}
+        # Recipes first: whether there is disk enough for them shows before hours of drawing, not after.
+        for entry in sorted(plan.entries, key=lambda entry: entry.recipe is None):
+            columns[entry] = _column(entry, plan, settings, temporary.parent, progress)
+        of_target, *others = (columns[entry] for entry in plan.entries)
         found = Preview(
-            columns[0], tuple(columns[1:]), plan.configuration.name, steps, settings.guidance, negative, plan.encoder
+            of_target, tuple(others), plan.configuration.name, steps, settings.guidance, negative, plan.encoder
         )
         found.sheet().save(temporary, format="png")
     return found
@@ -217,7 +221,7 @@ class _Settings:
     tokenizer: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Entry:
     """A column to be: the checkpoint at `path`, or what the recipe there makes of `models`."""
 
