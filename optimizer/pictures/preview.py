@@ -95,6 +95,8 @@ class Preview:
         rows, captions = {}, {}
         for position, drawn in enumerate(self.target.drawn):
             label = f"{drawn.prompt.strip() or '(empty prompt)'}\nseed {drawn.seed}"
+            while label in rows:  # prompts that differ in spaces alone
+                label += " "
             rows[label] = [column.drawn[position].picture for column in columns]
             captions[label] = ["\n".join(of_column[position]).strip() for of_column in distances]
         settings = f"{self.steps} DDIM step{'s' if self.steps > 1 else ''}, guidance {self.guidance:g}"

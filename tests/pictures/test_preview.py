@@ -254,6 +254,18 @@ def test_failure_leaves_everything_as_it_was(tmp_path: Path, problem: str, reque
     assert sheet.read_bytes() == b"old"
 
 
+def test_prompts_that_look_alike(tmp_path: Path) -> None:
+    """Prompts that differ in what a label does not show have a row each; control characters are shown as text."""
+    prompts = ["", " ", "(empty prompt)", "one", "one ", "one\x1b[2J"]
+    found = preview(TARGET, [BASE], tmp_path / "s.png", prompts=prompts, steps=1)
+
+    with Image.open(tmp_path / "s.png") as opened:
+        sheet = np.asarray(opened)
+    rows = [where(drawn.picture, sheet) for drawn in found.others[0].drawn]
+    assert [one.prompt for one in found.target.drawn] == prompts
+    assert len({y for corners in rows for _, y in corners}) == 6
+
+
 def test_nothing_but_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--json prints settings and distances, alone; a prompt that is too long is told of on stderr."""
     sheet = tmp_path / "sheet.png"
