@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from optimizer.checkpoints import Checkpoint, load_layout, load_tokenizer, open_checkpoint, pipeline_folder, pipeline_of
 from optimizer.errors import CheckpointError
@@ -74,7 +75,7 @@ def open_pipeline(
         from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
-        with _opened(checkpoint, vae_from, encoder_from) as (folder, files):
+        with _opened(checkpoint, vae_from, encoder_from) as (folder, files), _NotRandom():
             parts = {
                 "text_encoder": _load_encoder(files["text_encoder"], folder, dtype),
                 "unet": _load(UNet2DConditionModel, "unet", files["unet"], folder, dtype),
@@ -147,6 +148,23 @@ def _opened(
         yield folder, {"unet": whole, "vae": vae, "text_encoder": encoder}
 
 
+class _NotRandom(TorchFunctionMode):
+    """New layers start as NaN and not at random, while the context lasts.
+
+    Random numbers for a whole model take longer than reading it; and what no tensor of the file has overwritten shows.
+    """
+
+    def __torch_function__(
+        self, function: Any, _types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        named = named or {}
+        if function.__name__ in ("uniform_", "normal_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_"):
+            tensor: torch.Tensor = arguments[0] if arguments else named["tensor"]
+            with torch.no_grad():
+                return tensor.fill_(torch.nan)
+        return function(*arguments, **named)
+
+
 def _load(model_class: Any, part: str, file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
@@ -173,14 +191,21 @@ def _load_encoder(file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
         )
     except RuntimeError as error:
         raise _unfit(file, folder, error) from error
-    return _checked(model, "text_encoder", file).to(dtype).eval()
+    return _checked(model.to(dtype).eval(), "text_encoder", file)
 
 
 def _checked(model: Any, part: str, file: Checkpoint) -> Any:
-    # The loaders leave tensors that they do not find at their random start.
+    # The loaders leave tensors that they do not find as they were.
     found, needed = _count(file, part), len(model.state_dict())
     if found < needed:
         raise CheckpointError(f"{file.path}: has {found} {_PREFIXES[part]}* tensors, but the {part} needs {needed}")
+    for name, tensor in model.state_dict().items():
+        # NaN is the smallest and the largest of all numbers here; looking at each takes several times as long.
+        if tensor.is_floating_point() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise CheckpointError(
+                f"{file.path}: the {part}'s {name} is missing, or holds NaN, Inf or numbers too large for "
+                f"{str(tensor.dtype).removeprefix('torch.')}; blockfit inspect tells more"
+            )
     return model
 
 

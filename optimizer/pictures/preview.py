@@ -95,9 +95,11 @@ class Preview:
         rows, captions = {}, {}
         for position, drawn in enumerate(self.target.drawn):
             label = f"{drawn.prompt.strip() or '(empty prompt)'}\nseed {drawn.seed}"
+            while label in rows:  # prompts that differ in spaces alone
+                label += " "
             rows[label] = [column.drawn[position].picture for column in columns]
             captions[label] = ["\n".join(of_column[position]).strip() for of_column in distances]
-        settings = f"{self.steps} DDIM steps, guidance {self.guidance:g}"
+        settings = f"{self.steps} DDIM step{'s' if self.steps > 1 else ''}, guidance {self.guidance:g}"
         if self.negative:
             settings += f", negative prompt: {self.negative}"
         definition = "below: root mean square difference to the target, of final latents and of pixels in [0, 1]"
@@ -179,7 +181,7 @@ def preview(
     with atomic_path(output) as temporary:
         try:
             temporary.touch()  # better known before the drawing than after it
-        except PermissionError as error:
+        except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
         plan = _plan(target, candidates, encoder_from, vae_from, with_sources, folders)
         with quietly():
@@ -196,9 +198,13 @@ def preview(
         for prompt in (*settings.prompts, negative) if warn is not None else ():
             if warn is not None and (cut := _cut(prompt, tokenizer)):
                 warn(cut)
-        columns = [_column(entry, plan, settings, temporary.parent, progress) for entry in plan.entries]
+        columns = {}
+        # Recipes first: whether there is disk enough for them shows before hours of drawing, not after.
+        for entry in sorted(plan.entries, key=lambda entry: entry.recipe is None):
+            columns[entry] = _column(entry, plan, settings, temporary.parent, progress)
+        of_target, *others = (columns[entry] for entry in plan.entries)
         found = Preview(
-            columns[0], tuple(columns[1:]), plan.configuration.name, steps, settings.guidance, negative, plan.encoder
+            of_target, tuple(others), plan.configuration.name, steps, settings.guidance, negative, plan.encoder
         )
         found.sheet().save(temporary, format="png")
     return found
@@ -217,7 +223,7 @@ class _Settings:
     tokenizer: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Entry:
     """A column to be: the checkpoint at `path`, or what the recipe there makes of `models`."""
 
@@ -279,8 +285,8 @@ def _drawn(
     )  # fmt: skip
     if not all(one.latents.isfinite().all() for one in drawn):
         raise CheckpointError(
-            f"{files.unet}: draws NaN or Inf: it holds such numbers (blockfit inspect tells), or ones too large for "
-            "float16 on a card (--device cpu draws in float32)"
+            f"{files.unet}: draws NaN or Inf: its numbers grow too large, as float16's may on a card (--device cpu "
+            "draws in float32)"
         )
     return tuple(drawn)
 
@@ -361,8 +367,8 @@ def _located(given: Path, option: str, folders: Sequence[Path]) -> Path:
     if found is None:
         if given.is_dir():
             raise InputError(f"{option}{given}: is a folder; name a file in it, such as its best.yaml")
-        looked = "".join(f", {folder}" for folder in folders)
-        raise InputError(f"{option}{given}: no such file; looked in .{looked}")
+        looked = ", ".join(map(str, folders))
+        raise InputError(f"{option}{given}: no such file{f'; looked in {looked}, too' if looked else ''}")
     return found
 
 

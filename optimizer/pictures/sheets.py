@@ -15,7 +15,7 @@ from optimizer.printable import printable
 __all__ = ["contact_sheet"]
 
 _FONT_SIZE, _GAP = 16, 8  # in pixels: the height of the smallest letters, and the space around a sheet's parts
-_WORD = 128  # pixels, the most that a long word may widen a column by itself
+_WORD = 128  # pixels, the most that a long word may widen a column to
 _LABEL = 240  # pixels, the most that labels at the left take, unless pictures are much wider
 _MOST_LINES = 24  # of one paragraph of a label
 
@@ -31,11 +31,12 @@ def contact_sheet(
     """Lay pictures out as a labelled table, RGB, black on white.
 
     `rows` gives each row's label, shown at its left, and its pictures, one per column; all are of one size. `columns`
-    are shown at the top; a column is as wide as its pictures, or as the widest word above any of them as far as that is
-    no longer than usual. `captions` gives, for a row's label, what stands below each of its pictures, "" for nothing;
-    `title` stands above all. Line breaks in texts are kept, and what is too wide is broken between words, or inside
-    those that are too wide themselves; a label's paragraph that fills more than 24 lines is cut off with an ellipsis.
-    `scale` is how many times wider and higher pictures are shown; letters grow with pictures wider than 320 pixels.
+    are shown at the top; a column is as wide as its pictures or, where these are small, as words above and lines below
+    them want it, at most 128 pixels. `captions` gives, for a row's label, what stands below each of its pictures, ""
+    for nothing; `title` stands above all. Line breaks in texts are kept, and what is too wide is broken between words,
+    or inside those that are too wide themselves; a paragraph that fills more than 24 lines is cut off with an
+    ellipsis. `scale` is how many times wider and higher pictures are shown; letters grow with pictures wider than 320
+    pixels.
 
     Raises ValueError if `scale` is less than 1, if there is no picture, if a row has not one picture (or one caption)
     per column, and if the pictures differ in size.
@@ -56,8 +57,7 @@ def contact_sheet(
     letters = _Lettering(max(_FONT_SIZE, width // 20))
     words = [word for column in columns for word in column.split()]
     lines = [line for below in captions.values() for text in below for line in text.split("\n")]
-    wanted = [width, *(min(letters.length(word), _WORD) for word in words), *map(letters.length, lines)]
-    cell = math.ceil(max(wanted))
+    cell = math.ceil(max([width, *(min(letters.length(text), _WORD) for text in (*words, *lines))]))
     headings = [letters.wrapped(column, cell) for column in columns]
     labels = [letters.wrapped(label, max(_LABEL, width // 2)) for label in rows]
     left = math.ceil(max(letters.length(line) for label in labels for line in label)) + 2 * _GAP

@@ -84,7 +84,7 @@ def preview_table(found: Preview) -> Group:
         table.add_column(heading, justify="right" if heading else "left")
     for column in found.others:
         latent, pixel = fmean(found.latent_distances(column)), fmean(found.pixel_distances(column))
-        table.add_row(column.role, Text(printable(column.name)), f"{latent:#.3g}", f"{pixel:#.3g}")
+        table.add_row(column.role, Text(printable(column.name), overflow="fold"), f"{latent:#.3g}", f"{pixel:#.3g}")
     return Group(title, table)
 
 

@@ -132,9 +132,9 @@ def test_tables_are_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_help_of_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     """--help answers with an example for every command."""
-    for command in ("inspect", "compare", "fit", "merge", "status", "demo"):
+    for command in ("inspect", "compare", "fit", "merge", "preview", "status", "demo"):
         assert run(command, "--help") == 0
-        assert f"blockfit {command} " in capsys.readouterr().out.split("Example:")[1]
+        assert f"blockfit {command} " in capsys.readouterr().out.replace("Examples:", "Example:").split("Example:")[1]
 
 
 def test_models_are_found_in_named_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
