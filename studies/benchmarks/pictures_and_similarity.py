@@ -9,7 +9,8 @@ distance of two models' pictures is the root mean square over all of them, of RG
 
 A metric is as good as its similarities rank the merges as the distances do: Spearman's rank correlation of similarity
 and nearness (minus the distance), 1 if the order is the same. Its uncertainty is the 95 % interval of 5,000 bootstrap
-samples of the merges, and of its difference from the best metric's in the same samples.
+samples of the merges, and of its difference from the best metric's in the same samples. Merges that hold much of
+`inverted` draw black on white, far from all others whatever the rest of them is: those without it are looked at apart.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def measure(merges: int, seeds: Sequence[int], steps: int, seed: int) -> dict[st
         return draw(open_pipeline(path), prompts=prompts, seeds=seeds, steps=steps, guidance=GUIDANCE)
 
     wanted = drawn(target)
+    finetunes: list[list[str]] = []
     similarities: dict[str, list[float]] = {name: [] for name in METRICS}
     distances: dict[str, list[float]] = {name: [] for name in DISTANCES}
     begun = time.perf_counter()
@@ -77,6 +79,7 @@ def measure(merges: int, seeds: Sequence[int], steps: int, seed: int) -> dict[st
         path = Path(folder) / "merge.safetensors"
         for number in range(merges):
             recipe = random_recipe(random)
+            finetunes.append([name for name in recipe.models if name != "base"])
             paths = {name: DEMO / "models" / model.file for name, model in recipe.models.items()}
             merge(recipe, paths, path, dtype=torch.float32, embed_recipe=False)
             for name in METRICS:
@@ -87,13 +90,30 @@ def measure(merges: int, seeds: Sequence[int], steps: int, seed: int) -> dict[st
                 distances[name].append(math.sqrt(sum(squares) / len(squares)))
             if sys.stderr.isatty():
                 print(f"\r{number + 1}/{merges}", end="", file=sys.stderr, flush=True)
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "pictures of each": len(wanted), **judged(finetunes, similarities, distances, seed)}
+
+
+def judged(
+    finetunes: Sequence[Sequence[str]],
+    similarities: Mapping[str, Sequence[float]],
+    distances: Mapping[str, Sequence[float]],
+    seed: int,
+) -> dict[str, Any]:
+    """The merges as they were measured, and the rank correlations of all of them and of those without `inverted`."""
+    upright = [number for number, names in enumerate(finetunes) if "inverted" not in names]
+    found: dict[str, Any] = {}
+    for title, chosen in (("all", range(len(finetunes))), ("without inverted", upright)):
+        scores = {name: [values[number] for number in chosen] for name, values in similarities.items()}
+        found[title] = {
+            name: correlations(scores, [distances[name][number] for number in chosen], seed) for name in DISTANCES
+        }
     return {
-        "merges": merges,
-        "pictures of each": len(wanted),
-        "seconds": time.perf_counter() - begun,
+        "merges": {"all": len(finetunes), "without inverted": len(upright)},
+        "finetunes": finetunes,
         "similarity": similarities,
         "distance": distances,
-        "rank correlation": {name: correlations(similarities, distances[name], seed) for name in DISTANCES},
+        "rank correlation": found,
     }
 
 
@@ -136,21 +156,22 @@ def _spearman(scores: np.ndarray[Any, Any], nearness: np.ndarray[Any, Any]) -> n
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
-    """The figures as a table."""
-    lines = ["| metric | " + " | ".join(f"{name} (95 %) | below the best" for name in DISTANCES) + " |"]
-    lines.append("|---|" + "---:|---:|" * len(DISTANCES))
-    for metric in figures["similarity"]:
-        cells = []
-        for name in DISTANCES:
-            found = figures["rank correlation"][name][metric]
-            (low, high), (least, most) = found["interval"], found["below the best"]
-            off = "best" if least == most == 0 else f"{least:+.2f} to {most:+.2f}"
-            cells.append(f"{found['rho']:.2f} ({low:.2f} to {high:.2f}) | {off}")
-        lines.append(f"| {metric} | " + " | ".join(cells) + " |")
-    lines.append("")
-    lines.append(
-        f"{figures['merges']} merges, {figures['pictures of each']} pictures each, {figures['seconds']:.0f} s."
-    )
+    """The figures as tables."""
+    lines = []
+    for title, by_distance in figures["rank correlation"].items():
+        lines.append(f"| {title}, {figures['merges'][title]} merges | " + " | below the best | ".join(DISTANCES))
+        lines[-1] += " | below the best |"
+        lines.append("|---|" + "---:|---:|" * len(DISTANCES))
+        for metric in figures["similarity"]:
+            cells = []
+            for name in DISTANCES:
+                found = by_distance[name][metric]
+                (low, high), (least, most) = found["interval"], found["below the best"]
+                off = "best" if least == most == 0 else f"{least:+.2f} to {most:+.2f}"
+                cells.append(f"{found['rho']:.2f} ({low:.2f} to {high:.2f}) | {off}")
+            lines.append(f"| {metric} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines.append(f"{figures['pictures of each']} pictures of each merge, {figures['seconds']:.0f} s.")
     return "\n".join(lines)
 
 
@@ -161,15 +182,22 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
-    names = list(figures["similarity"])
-    figure, panels = pyplot.subplots(1, len(names), figsize=(3 * len(names), 3.2), sharey=True, layout="constrained")
+    names, distances = list(figures["similarity"]), figures["distance"]["pixels"]
+    figure, panels = pyplot.subplots(1, len(names), figsize=(3 * len(names), 3.4), sharey=True, layout="constrained")
     for name, panel in zip(names, panels, strict=True):
-        panel.scatter([100 * value for value in figures["similarity"][name]], figures["distance"]["pixels"], s=12)
-        rho = figures["rank correlation"]["pixels"][name]["rho"]
-        panel.set_title(f"{name}: rank correlation {rho:.2f}", fontsize=10)
+        for inverted, label, marker in ((False, "without inverted", "o"), (True, "with inverted", "x")):
+            chosen = [number for number, names in enumerate(figures["finetunes"]) if ("inverted" in names) == inverted]
+            panel.scatter(
+                [100 * figures["similarity"][name][number] for number in chosen],
+                [distances[number] for number in chosen],
+                s=16, marker=marker, label=label,
+            )  # fmt: skip
+        among, apart = (figures["rank correlation"][title]["pixels"][name]["rho"] for title in figures["merges"])
+        panel.set_title(f"{name}\nrank correlation {among:.2f}, without inverted {apart:.2f}", fontsize=8)
         panel.set_xlabel("similarity to the target, %")
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("distance of the pictures (RGB, root mean square)")
+    panels[0].set_ylabel("distance of the pictures, RGB")
+    panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

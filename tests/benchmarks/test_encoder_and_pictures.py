@@ -50,7 +50,7 @@ def test_pictures_are_compared_with_similarities(run, tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert set(figures["similarity"]) == {"weights", "delta", "elements", "attention", "encoder"}
-    for kind, by_metric in figures["rank correlation"].items():
+    for kind, by_metric in figures["rank correlation"]["all"].items():
         for metric, found in by_metric.items():
             nearness = [-distance for distance in figures["distance"][kind]]
             assert found["rho"] == pytest.approx(spearmanr(figures["similarity"][metric], nearness).statistic)
@@ -58,4 +58,5 @@ def test_pictures_are_compared_with_similarities(run, tmp_path):
             assert -1 <= low <= found["rho"] <= high <= 1
             assert f"| {metric} | " in done.stdout
     assert len(set(figures["distance"]["pixels"])) == 5
+    assert figures["merges"]["without inverted"] == sum("inverted" not in names for names in figures["finetunes"])
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
