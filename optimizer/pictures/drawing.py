@@ -1,6 +1,7 @@
 """Drawing with a pipeline: pictures and final latents from prompts and seeds, and how far apart two of them are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ _GUIDANCE = {"sd1": 7.0, "digits": 2.5}
 # Of latents, in all pictures drawn at once: one picture of Stable Diffusion's, as many small ones as a processor gains
 # from. One at a time needs the least memory, and no picture depends on what else is drawn.
 _BATCH = 64 * 64
+_SHARED = 32  # the side of latents from which on cores gain from sharing the work
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def draw(
                 progress(done, total)
             return tensors
 
-        with quietly():
+        with quietly(), _threads(side):
             latents = pipeline(
                 prompt=[prompt for prompt, _ in batch],
                 negative_prompt=[negative] * len(batch),
@@ -86,9 +88,10 @@ def draw(
                 output_type="latent",
                 callback_on_step_end=count,
             ).images
+            pictures = _decoded(pipeline, latents)
         drawn += [
             Drawn(prompt, seed, picture, one.float().cpu())
-            for (prompt, seed), picture, one in zip(batch, _decoded(pipeline, latents), latents, strict=True)
+            for (prompt, seed), picture, one in zip(batch, pictures, latents, strict=True)
         ]
     return drawn
 
@@ -131,7 +134,21 @@ def pixel_distance(one: Drawn, other: Drawn) -> float:
 @torch.inference_mode()
 def _decoded(pipeline: Any, latents: torch.Tensor) -> list[Image.Image]:
     vae = pipeline.vae
-    with quietly():
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-        pictures: list[Image.Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
+    pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    pictures: list[Image.Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
     return pictures
+
+
+@contextmanager
+def _threads(side: int) -> Iterator[None]:
+    """Draw small pictures in one thread.
+
+    Others have next to nothing to do in such layers; and where another program has their cores, waiting for them after
+    each layer takes several times as long as the drawing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if side >= _SHARED else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
