@@ -43,6 +43,7 @@ full-size: $(VENV)/.installed-test
 	$(BIN)/python studies/benchmarks/agreement.py $(FOLDER)
 	$(BIN)/python studies/benchmarks/statistics_speed.py $(FOLDER)
 	$(BIN)/python studies/benchmarks/attention_speed.py $(FOLDER)
+	$(BIN)/python studies/benchmarks/encoder_speed.py $(FOLDER)
 	$(BIN)/python studies/benchmarks/samplers.py $(FOLDER) --plot $(FOLDER)/samplers.png
 	$(BIN)/python studies/benchmarks/methods.py $(FOLDER) --plot $(FOLDER)/methods.png
 
