@@ -1,0 +1,126 @@
+"""Commands on checkpoints: what they hold, how similar they are, and merging them."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optimizer.cli.application import app
+from optimizer.cli.options import LARGEST_SEED, Device, Json, Models, chosen_device, hash_cache, model_folders
+from optimizer.cli.printing import make_console, print_json, reading, say
+from optimizer.errors import InputError, attempt
+
+# torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
+# ruff: noqa: PLC0415
+
+
+class _DType(StrEnum):
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+@app.command(epilog="Example: blockfit inspect model.safetensors other.ckpt")
+def inspect(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
+    as_json: Json = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Read no tensor data: no NaN scan, no sha256.")] = False,
+) -> None:
+    """What checkpoints hold: layout, blocks, dtypes, hashes, metadata, and what is unusual."""
+    from optimizer.checkpoints import inspect_checkpoint
+    from optimizer.reports import inspection_table
+
+    inspections = [inspect_checkpoint(path, cache=hash_cache(), full=not quick) for path in files]
+    if as_json:
+        print_json([inspection.as_dict() for inspection in inspections])
+        return
+    for inspection in inspections:
+        make_console().print(inspection_table(inspection))
+
+
+@app.command(epilog="Example: blockfit compare merge.safetensors --target closed.safetensors --blocks output")
+def compare(
+    candidates: Annotated[list[Path], typer.Argument(metavar="CANDIDATE...")],
+    target: Annotated[Path, typer.Option("--target", help="The checkpoint to come close to.")],
+    base: Annotated[Path | None, typer.Option("--base", help="What delta takes differences from.")] = None,
+    metric: Annotated[
+        str, typer.Option("--metric", help="attention, weights, delta, elements or encoder.")
+    ] = "attention",
+    blocks: Annotated[str, typer.Option("--blocks", help="input, output, middle, all, or as OUT03-OUT11,M00.")] = "all",
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of attention's random inputs.")
+    ] = 114514,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="A text file of prompts, a line each, for encoder.")
+    ] = None,
+    clip_skip: Annotated[
+        int, typer.Option("--clip-skip", min=1, max=12, help="The layer that encoder reads, from the last.")
+    ] = 1,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """How similar checkpoints are to a target, per block: the article's table.
+
+    `encoder` scores BASE by what the text encoder says to prompts; --prompts names others than those that ship.
+    """
+    from optimizer.reports import block_table
+    from optimizer.similarity import compare as compare_files
+    from optimizer.similarity import read_prompts, total_similarity
+
+    texts = None if prompts is None else read_prompts(prompts)
+    found = {}
+    with reading() as progress:
+        for candidate in candidates:
+            found[str(candidate)] = compare_files(
+                candidate, target, metric=metric, blocks=blocks, base=base, seed=seed,
+                prompts=texts, clip_skip=clip_skip, device=chosen_device(device), progress=progress,
+            )  # fmt: skip
+    if as_json:
+        print_json(
+            [
+                {"candidate": name, "metric": metric, "seed": seed, "blocks": scores, "total": total_similarity(scores)}
+                for name, scores in found.items()
+            ]
+        )
+        return
+    rows = {Path(name).name: scores for name, scores in found.items()}
+    console = make_console()
+    console.print(block_table(f"{metric} similarity to {target.name}", rows, width=console.width))
+
+
+@app.command(epilog="Example: blockfit merge best.yaml -o clone.safetensors --dtype fp16")
+def merge(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
+    step: Annotated[str | None, typer.Option("--step", help="The step to make; default: the recipe's output.")] = None,
+    dtype: Annotated[_DType, typer.Option("--dtype", help="What merged tensors are rounded to.")] = _DType.fp16,
+    models: Models = None,
+    vae: Annotated[Path | None, typer.Option("--vae", metavar="FILE", help="Take the VAE from this file.")] = None,
+    no_recipe: Annotated[
+        bool, typer.Option("--no-recipe", help="Tell nothing of the recipe and its sources in the metadata.")
+    ] = False,
+) -> None:
+    """Merge a recipe's checkpoints into one file, in float32, rounded once."""
+    import torch
+
+    from optimizer.recipes import folders_of, load_recipe, locate_models
+    from optimizer.recipes import merge as merge_files
+
+    loaded = load_recipe(recipe)
+    name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: --step").name
+    if vae is not None and not vae.is_file():
+        raise InputError(f"--vae: {vae}: no such file")
+    files = {source: loaded.models[source].file for source in loaded.sources(name)}
+    beside, *others = folders_of(loaded, recipe, model_folders(models))
+    paths = locate_models(files, beside, others, named_in=recipe)
+    dtypes = {_DType.fp16: torch.float16, _DType.bf16: torch.bfloat16, _DType.fp32: torch.float32}
+    with reading() as progress:
+        merge_files(
+            loaded, paths, output, step=name, dtype=dtypes[dtype], vae=vae, embed_recipe=not no_recipe,
+            date=datetime.now(UTC).isoformat(timespec="seconds"), hashes=hash_cache(),
+            hashing=lambda file, done, total: progress(f"hashing {file}", done, total),
+            progress=lambda done, total: progress("merging", done, total),
+        )  # fmt: skip
+    say(f"{name} -> {output}")

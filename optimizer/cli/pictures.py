@@ -1,0 +1,89 @@
+"""Commands that draw pictures."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optimizer.cli.application import app
+from optimizer.cli.options import LARGEST_SEED, Device, Json, Models, chosen_device, model_folders
+from optimizer.cli.printing import make_console, print_json, reading, say, say_problem
+from optimizer.errors import InputError
+
+# torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
+# ruff: noqa: PLC0415
+
+
+@app.command(
+    epilog="Examples: blockfit preview best.yaml --target closed.safetensors --prompt 'a cat, oil painting' --seed 1 "
+    "--seed 2 -o sheet.png; blockfit preview one.safetensors two.safetensors --target closed.safetensors "
+    "--prompt 'a cat' --encoder-from closed.safetensors -o unets.png"
+)
+def preview(
+    candidates: Annotated[
+        list[Path],
+        typer.Argument(metavar="RECIPE|CHECKPOINT...", help="Recipes (YAML, every alpha a number) and checkpoints."),
+    ],
+    target: Annotated[Path, typer.Option("--target", help="The checkpoint to come close to.")],
+    prompts: Annotated[
+        list[str],
+        typer.Option(
+            "--prompt", help="Taken as it is, without (word:1.2) weights; may be empty; may be repeated: a row each."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="SHEET.png", help="The contact sheet to write.")],
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of the noise; may be repeated: a row each; default 0."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Of the sampler, DDIM.")] = 20,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", help="At least 1; default: the pipeline's own, 7 (2.5 for the demo's digits)."),
+    ] = None,
+    negative: Annotated[str, typer.Option("--negative", help="The negative prompt.")] = "",
+    encoder_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--encoder-from", metavar="CHECKPOINT", help="Use this one's text encoder in all columns: compare UNets."
+        ),
+    ] = None,
+    vae_from: Annotated[
+        Path | None,
+        typer.Option("--vae-from", metavar="FILE", help="The VAE of files without one; default: the target's."),
+    ] = None,
+    no_sources: Annotated[bool, typer.Option("--no-sources", help="Leave out the sources of recipes.")] = False,
+    device: Device = "auto",
+    models: Models = None,
+    as_json: Json = False,
+) -> None:
+    """Draw target, candidates and the recipes' sources from the same noise: a contact sheet with distances.
+
+    Columns are the target, the candidates, then the recipes' sources; rows are prompts and seeds. The same seed is the
+    same noise in every column and on every machine. Under each picture but the target's stand its distances to the
+    target's: the root mean square difference of the final latents (before the VAE), and that of the pictures, RGB in
+    [0, 1].
+
+    A recipe is merged into a temporary float16 file beside the sheet, which is removed again. On a card, UNets and
+    text encoders are float16; one checkpoint is in memory at a time.
+    """
+    from optimizer.pictures import preview as draw_preview
+    from optimizer.reports import preview_table
+
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 1):
+        raise InputError(f"--guidance: received {guidance:g}; must be at least 1, which is none, such as 7")
+    with reading() as progress:
+        found = draw_preview(
+            target, candidates, output, prompts=prompts, seeds=seeds or [0], steps=steps, guidance=guidance,
+            negative=negative, encoder_from=encoder_from, vae_from=vae_from, with_sources=not no_sources,
+            folders=model_folders(models), device=chosen_device(device), progress=progress,
+            warn=lambda text: say_problem(f"warning: {text}"),
+        )  # fmt: skip
+    if as_json:
+        print_json({"output": str(output), **found.as_dict()})
+        return
+    make_console().print(preview_table(found))
+    for note in found.notes:
+        say(note)
+    say(f"sheet: {output}")

@@ -1,0 +1,150 @@
+"""Commands on recipes: from and to the formats of other tools, measuring and simplifying them."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optimizer.cli.application import app
+from optimizer.cli.options import LARGEST_SEED, Device, Json, Models, chosen_device, hash_cache, model_folders
+from optimizer.cli.printing import make_console, print_json, reading, say, say_problem
+from optimizer.errors import InputError, attempt
+
+# torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
+# ruff: noqa: PLC0415
+
+
+@app.command(
+    "import",
+    epilog="Examples: blockfit import article.txt -o recipe.yaml; blockfit import merged.safetensors -o recipe.yaml",
+)
+def import_recipe(
+    source: Annotated[
+        Path, typer.Argument(metavar="TEXT|MERGED", help="A text with formulas, or a merged checkpoint.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The recipe's YAML file to write.")],
+    mapping: Annotated[
+        str | None, typer.Option("--mapping", help="supermerger (default), mecha or model-mixer; for a text.")
+    ] = None,
+    presets: Annotated[Path | None, typer.Option("--presets", help="A file of presets that the text names.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read a recipe from a text in SuperMerger's notation, prose and all, or from a merged file's metadata."""
+    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, open_checkpoint
+    from optimizer.recipes import import_text, recipe_from_metadata, save_recipe
+
+    not_understood: tuple[str, ...] = ()
+    if output.resolve() == source.resolve():
+        raise InputError(f"{output}: is what the recipe is read from; write to another file")
+    if source.suffix.lower() in CHECKPOINT_SUFFIXES:
+        for option, value in (("--mapping", mapping), ("--presets", presets)):
+            if value is not None:
+                raise InputError(f"{option}: received {value}; {source} is a merged file, which tells that itself")
+        with open_checkpoint(source) as checkpoint:
+            recipe, warnings = recipe_from_metadata(checkpoint.metadata, source)
+    else:
+        imported = import_text(source, mapping=mapping, presets=presets)
+        recipe, warnings, not_understood = imported.recipe, imported.warnings, imported.not_understood
+    save_recipe(recipe, output)
+    for text in (*warnings, *not_understood):
+        say_problem(f"warning: {source}: {text}")
+    if as_json:
+        named = {"steps": [step.name for step in recipe.steps], "models": list(recipe.models), "output": recipe.output}
+        print_json({**named, "warnings": list(warnings), "not_understood": list(not_understood)})
+        return
+    counted = f"{len(recipe.steps)} steps, {len(recipe.models)} models, output {recipe.output}"
+    say(f"{counted} -> {output}")
+
+
+@app.command(epilog="Example: blockfit export best.yaml --to comfyui -o workflow.json")
+def export(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file; every alpha a number.")],
+    to: Annotated[str, typer.Option("--to", help="supermerger, model-mixer, mecha, comfyui or mergekit.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+) -> None:
+    """Write a recipe in another tool's format; what the format cannot express is refused, with the reason."""
+    from optimizer.checkpoints import replace_text
+    from optimizer.exports import EXPORTS, export_recipe
+    from optimizer.recipes import load_recipe
+
+    loaded = load_recipe(recipe)
+    if output.resolve() == recipe.resolve():
+        raise InputError(f"{output}: is the recipe itself; write to another file")
+    replace_text(output, attempt(lambda: export_recipe(loaded, to), "--to" if to not in EXPORTS else recipe))
+    say(f"{loaded.output} -> {output}")
+
+
+@app.command(epilog="Example: blockfit verify configs/blessingmix-v1.yaml --target BracingEvoMix_v1.safetensors")
+def verify(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")],
+    target: Annotated[Path, typer.Option("--target", help="The checkpoint that the similarities are to.")],
+    base: Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")] = None,
+    device: Device = "auto",
+    models: Models = None,
+    as_json: Json = False,
+) -> None:
+    """Measure every step of a recipe against a target, beside the similarities that its `expect` fields report."""
+    from optimizer.recipes import folders_of, load_recipe, locate, locate_models
+    from optimizer.reports import verified_table
+    from optimizer.similarity import verify as verify_recipe
+
+    loaded = load_recipe(recipe)
+    if base is not None and base not in loaded.models:
+        raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(loaded.models)}")
+    beside, *others = folders_of(loaded, recipe, model_folders(models))
+    # A recipe may hold the target itself, as the article's last step does; it need not lie there a second time.
+    same = {
+        name
+        for name, model in loaded.models.items()
+        if locate(model.file, beside, others) is None and locate(model.file, target.parent) == target
+    }
+    for name in same:
+        say_problem(f"warning: models.{name}.file: {loaded.models[name].file!r} is taken to be the target, {target}")
+    files = {name: model.file for name, model in loaded.models.items() if name not in same}
+    paths = locate_models(files, beside, others, named_in=recipe) | dict.fromkeys(same, target)
+    with reading() as progress:
+        steps = verify_recipe(loaded, paths, target, base=base, device=chosen_device(device), progress=progress)
+    if as_json:
+        print_json([step.as_dict() for step in steps])
+        return
+    make_console().print(verified_table(steps))
+
+
+@app.command(epilog="Example: blockfit simplify studies/demo/best.yaml --tolerance 1e-4")
+def simplify(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A finished recipe, such as a fit's best.yaml.")],
+    tolerance: Annotated[float, typer.Option("--tolerance", help="The similarity that may be lost in all.")] = 1e-4,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The recipe to write; default: NAME.simple.yaml beside it.")
+    ] = None,
+    target: Annotated[Path | None, typer.Option("--target", help="Default: the target that the recipe notes.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="Default: what the recipe was fitted by.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")] = None,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of attention's random inputs; may be repeated."),
+    ] = None,
+    device: Device = "auto",
+    models: Models = None,
+    as_json: Json = False,
+) -> None:
+    """Make a finished recipe simpler: coarser alphas, fewer steps and sources, for nearly the same similarity."""
+    from optimizer.reports import simplified_table
+    from optimizer.search import simple_path, simplify_file
+
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise InputError(f"--tolerance: received {tolerance:g}; must be a number above 0, such as 1e-4")
+    written = output if output is not None else simple_path(recipe)
+    with reading() as progress:
+        found = simplify_file(
+            recipe, written, tolerance=tolerance, target=target, metric=metric, base=base, seeds=seeds,
+            folders=model_folders(models), device=chosen_device(device), hashes=hash_cache(), progress=progress,
+            warn=lambda text: say_problem(f"warning: {text}"),
+        )  # fmt: skip
+    if as_json:
+        print_json({"recipe": str(recipe), "output": str(written), "tolerance": tolerance, **found.as_dict()})
+        return
+    console = make_console()
+    console.print(simplified_table(found))
+    say(f"{found.recipe.output} -> {written}")
