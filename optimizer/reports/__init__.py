@@ -4,7 +4,8 @@ May import `optimizer.search` and what lies below it, pandas, matplotlib and ric
 """
 
 from optimizer.reports.ceilings import ceiling_tables
-from optimizer.reports.listings import inspection_table, preview_table, progress_line, status_table
+from optimizer.reports.listings import inspection_table, preview_table, status_table
+from optimizer.reports.live import LiveFit
 from optimizer.reports.logs import LogFile, fit_logs, log_end, log_opened, log_trial, log_warning
 from optimizer.reports.plots import write_plots
 from optimizer.reports.tables import (
@@ -20,6 +21,7 @@ from optimizer.reports.tables import (
 )
 
 __all__ = [
+    "LiveFit",
     "LogFile",
     "block_table",
     "candidates_table",
@@ -32,7 +34,6 @@ __all__ = [
     "log_warning",
     "percent",
     "preview_table",
-    "progress_line",
     "simplified_table",
     "spread_table",
     "status_table",

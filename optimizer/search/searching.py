@@ -38,13 +38,17 @@ class TrialsFailed(RuntimeError):
 class SearchProgress:
     """How a search stands: completed trials of its budget, the best similarity so far, the time that trials take.
 
-    `workers` are alive at the moment, this process included.
+    `step` is the step that is scored, by `metric`; `best_blocks` has the best trial's similarity {block: value}, in the
+    order of the scores. `workers` are alive at the moment, this process included.
     """
 
     search: str
+    step: str
+    metric: str
     done: int
     budget: int
     best: float | None
+    best_blocks: Mapping[str, float]
     seconds_per_trial: float | None
     seconds_left: float | None
     workers: int
@@ -157,9 +161,12 @@ class Search:
         best = best_of(done)
         return SearchProgress(
             self._name,
+            self._step,
+            self._stage.metric,
             len(done),
             self._stage.trials,
             None if best is None else best.values[0],
+            {} if best is None else best.user_attrs["block_scores"],
             seconds_per_trial(done),
             seconds_left(done, self._stage.trials),
             shared.count,
