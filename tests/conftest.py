@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from browser import chromium
 from postgresql import Server, programs
 from safetensors.torch import save_file
 
@@ -143,6 +145,13 @@ def postgresql() -> Iterator[Server]:
     server = Server()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, headless, driven by playwright."""
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Commands on studies: fitting, and what was found."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,6 +96,28 @@ def ceiling(
     for one in found:
         for table in ceiling_tables(one):
             console.print(table)
+
+
+@app.command(epilog="Example: blockfit dashboard studies/demo --port 8081")
+def dashboard(
+    study: StudyPath,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 is any that is free.")] = 8080,
+    storage: Storage = None,
+) -> None:
+    """Look at a study's trials in a browser, while it is fitted or afterwards: Optuna's dashboard with our plots.
+
+    Listens on this machine alone. Ctrl-C ends it. Needs no checkpoints.
+    """
+    from optimizer.reports.dashboard import serve_dashboard
+    from optimizer.search import load_study
+
+    loaded = load_study(study, with_files=False)
+
+    def ready(address: str) -> None:
+        say(f"{address} (Ctrl-C ends it)")
+
+    with suppress(KeyboardInterrupt):
+        serve_dashboard(loaded, storage, port=port, ready=ready)
 
 
 @app.command(epilog="Example: blockfit demo my-first-fit")

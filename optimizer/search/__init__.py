@@ -25,7 +25,7 @@ from optimizer.search.samplers import SAMPLERS, make_sampler
 from optimizer.search.searching import FitEvents, SearchProgress, TrialsFailed
 from optimizer.search.simplifying import Changes, Number, Scored, SettledNumber, Simplified, default_numbers, simplify
 from optimizer.search.space import Parameter, Space, parameters_of
-from optimizer.search.status import SearchStatus, StudyStatus, study_status
+from optimizer.search.status import SearchStatus, StudyStatus, open_trials, study_status
 from optimizer.search.storage import DATABASE, StorageLost
 from optimizer.search.study import Stage, Study, load_study, study_file
 
@@ -71,6 +71,7 @@ __all__ = [
     "make_sampler",
     "noted_searches",
     "open_study",
+    "open_trials",
     "parameters_of",
     "simple_path",
     "simplify",

@@ -120,9 +120,16 @@ def check_bindings(
 
 
 def open_search(
-    storage: BaseStorage, name: str, bound_to: Mapping[str, Any], upstream: Mapping[str, Any], address: StorageAddress
+    storage: BaseStorage,
+    name: str,
+    bound_to: Mapping[str, Any],
+    upstream: Mapping[str, Any],
+    address: StorageAddress,
+    facts: Mapping[str, str],
 ) -> optuna.Study:
     """The Optuna study `name` that is bound to exactly these inputs, created if there is none.
+
+    `facts` become user attributes of a new one, for people who look at it by other tools.
 
     If the alphas of other searches, `upstream`, differ from those of the studies so far, a new generation is opened,
     named `name@2`, `name@3`, ...: trials scored under different alphas never mix. No two processes may do this at once.
@@ -139,6 +146,8 @@ def open_search(
         before = study.user_attrs
         if _BINDING not in before:
             # New, or made by a process that was killed before it came to this; trials come later.
+            for key, fact in facts.items():
+                study.set_user_attr(key, fact)
             study.set_user_attr(_UPSTREAM, wanted)
             study.set_user_attr(_BINDING, dict(bound_to))
         elif changes := _changes(before[_BINDING], bound_to, label, address):

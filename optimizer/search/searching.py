@@ -87,6 +87,14 @@ class Search:
         self._number = number
         self._seed = study.seed
         self._stage = stage
+        describe = study.recipe.layout.describe_blocks
+        self._facts = {
+            "target": study.target_file,
+            "step": step,
+            "metric": ", ".join(f"{metric} on {describe(blocks)}" for metric, blocks in stage.measured),
+            "strategy": stage.strategy,
+            "sampler": stage.sampler,
+        }
         self._name = name
         self._step = step
         self._space = space
@@ -129,7 +137,9 @@ class Search:
         """
         upstream = found_upstream(self._space.algebra, self._space.parameters, self._metric.blocks)
         label = prefix + self._name
-        stored = shared.in_turn(lambda: open_search(shared.storage, label, binding, upstream, shared.address))
+        stored = shared.in_turn(
+            lambda: open_search(shared.storage, label, binding, upstream, shared.address, self._facts)
+        )
         trials = self._trials = Trials(stored, shared, self._distributions)
         budget, failures = self._stage.trials, 0
         events.opened(self._progress(trials, shared))
@@ -195,7 +205,8 @@ class Search:
             scores = self._scores(trial.params)
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}, None
-        return {"block_scores": scores}, total_similarity(scores)
+        # A number by itself, for dashboards cannot plot a mapping.
+        return {"block_scores": scores, "lowest": min(scores.values())}, total_similarity(scores)
 
     def _scores(self, point: Mapping[str, float]) -> dict[str, float]:
         values = [point[parameter.name] for parameter in self._space.parameters]

@@ -10,6 +10,7 @@ from filelock import Timeout
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from optimizer.errors import StudyError
 from optimizer.search.asking import is_lost, trials_of_search
 from optimizer.search.binding import active_studies
 from optimizer.search.pace import seconds_left, seconds_per_trial
@@ -19,7 +20,7 @@ from optimizer.search.storage import StorageAddress, open_storage, storage_addre
 from optimizer.search.study import Stage, Study
 from optimizer.search.workers import Worker, workers_at
 
-__all__ = ["SearchStatus", "StudyStatus", "study_status"]
+__all__ = ["SearchStatus", "StudyStatus", "open_trials", "study_status"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,24 @@ def study_status(study: Study, storage: str | None = None) -> StudyStatus:
     seconds = sum(known) if living and len(known) == len(left) else None
     ends = None if seconds is None else datetime.now() + timedelta(seconds=seconds)
     return StudyStatus(tuple(searches), living, seconds, ends)
+
+
+@contextmanager
+def open_trials(study: Study, storage: str | None = None) -> Iterator[tuple[BaseStorage, dict[str, str]]]:
+    """Give a study's storage, open, and what Optuna calls each of its searches, {search: name}.
+
+    Of a search that was begun anew, because alphas of earlier steps had changed, what was searched last.
+    Raises StudyError if there are no trials yet, or the storage cannot be read.
+    """
+    address = storage_address(storage, study.folder)
+    missing = StudyError(f"{address}: holds no trials of {study.name!r} yet; `blockfit fit` makes them")
+    if address.path is not None and not address.path.exists():
+        raise missing
+    with _opened(address, study.name) as (trials, _):
+        labels = {name: label for name, (label, _) in active_studies(trials, study.prefix(address)).items()}
+        if not labels:
+            raise missing
+        yield trials, labels
 
 
 @contextmanager
