@@ -111,12 +111,18 @@ def _block_bars(similarities: Mapping[str, float], width: int, *, ascii_only: bo
     columns = max(width // _BLOCK_WIDTH, 1)
     count = math.ceil(len(similarities) / columns)
     cells = [
-        f"{block:<5} {_bar((value - low) / (1 - low) if low < 1 else 1.0, ascii_only)} {percent(value):>9}"
+        Text.assemble(
+            f"{block:<5} ",
+            (_bar((value - low) / (1 - low) if low < 1 else 1.0, ascii_only), "cyan"),
+            f" {percent(value):>9}",
+            no_wrap=True,
+            overflow="crop",
+        )
         for block, value in similarities.items()
     ]
     yield Text(f"Similarity by block, bars from {100 * low:.4g} % to 100 %:", no_wrap=True, overflow="crop")
     for line in range(count):
-        yield Text("  ".join(cells[line::count]).rstrip(), no_wrap=True, overflow="crop")
+        yield Text("  ", no_wrap=True, overflow="crop").join(cells[line::count])
     yield Text()
 
 
