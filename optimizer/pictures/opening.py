@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from optimizer.checkpoints import Checkpoint, load_layout, load_tokenizer, open_checkpoint, pipeline_folder, pipeline_of
+from optimizer.checkpoints import (
+    Checkpoint,
+    load_layout,
+    load_tokenizer,
+    open_checkpoint,
+    pipeline_folder,
+    pipeline_of,
+    stored_part,
+)
 from optimizer.errors import CheckpointError
 from optimizer.recipes.vae import open_vae
 
@@ -183,10 +191,9 @@ def _load_encoder(file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     model = CLIPTextModel(CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True))
-    inner = getattr(model, "text_model", model)  # a part of its own until transformers 5.6
     prefix = _PREFIXES["text_encoder"]
     try:
-        inner.load_state_dict(
+        stored_part(model).load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in _tensors(file, "text_encoder").items()}, strict=False
         )
     except RuntimeError as error:

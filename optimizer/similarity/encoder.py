@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import load_tokenizer, pipeline_of
+from optimizer.checkpoints import load_tokenizer, pipeline_of, stored_part
 from optimizer.errors import CheckpointError, InputError
 from optimizer.printable import unprintable
 from optimizer.recipes import Part, finite
@@ -219,7 +219,7 @@ def _model_and_tokens(
     # They tell where to pool, which is not used here.
     config.bos_token_id = config.eos_token_id = config.pad_token_id = numbers[tokenizer.eos_token_id]
     with torch.device("meta"):
-        model = CLIPTextModel(config).eval()
+        model = stored_part(CLIPTextModel(config)).eval()
     return model, [[numbers[token] for token in prompt] for prompt in found], torch.tensor(used)
 
 

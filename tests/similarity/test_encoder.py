@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from optimizer.checkpoints import load_layout, pipeline_folder
@@ -55,11 +56,12 @@ def by_definition(candidate, target, prompts, clip_skip):
     said = []
     for file in (candidate, target):
         model = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True)).eval()
+        inner = getattr(model, "text_model", model)  # before transformers 5.6
         stored = {name[len(PREFIX) :]: tensor for name, tensor in load_file(file).items() if name.startswith(PREFIX)}
-        model.load_state_dict({name: stored[name].float() for name in model.state_dict()})
+        inner.load_state_dict({name: stored[name].float() for name in inner.state_dict()})
         with torch.no_grad():
             layers = model(tokens["input_ids"], tokens["attention_mask"], output_hidden_states=True).hidden_states
-            said.append(model.final_layer_norm(layers[-clip_skip]).double())
+            said.append(inner.final_layer_norm(layers[-clip_skip]).double())
     cosines = torch.nn.functional.cosine_similarity(*said, dim=-1)
     lengths = tokens["attention_mask"].sum(dim=1).tolist()
     return sum(float(row[:length].mean()) for row, length in zip(cosines, lengths, strict=True)) / len(lengths)
@@ -116,6 +118,24 @@ def test_mean_over_prompts(recipe, prompts):
     together = scored(recipe, tuple(texts))
 
     assert together == pytest.approx(sum(scored(recipe, (text,)) for text in texts) / len(texts), abs=1e-6)
+
+
+def test_transformers_before_5_6(recipe, monkeypatch):
+    """A CLIPTextModel whose parameters are named `text_model.*`, as in transformers 5.0 to 5.5, scores alike."""
+
+    class Nested(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            model = CLIPTextModel(config)
+            self.text_model = getattr(model, "text_model", model)
+
+        def forward(self, tokens):
+            return self.text_model(tokens)
+
+    wanted = scored(recipe, PROMPTS)
+    monkeypatch.setattr("transformers.CLIPTextModel", Nested)
+
+    assert scored(recipe, PROMPTS) == wanted
 
 
 def test_same_encoder(tmp_path):
