@@ -298,7 +298,9 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None, folder: Pa
     prompts: tuple[str, ...] | None = None
     if reading and entry.prompts is not None:
         try:
-            prompts = read_prompts(named_file(folder, entry.prompts) or folder / entry.prompts)
+            if (named := named_file(folder, entry.prompts)) is None:
+                raise InputError(f"{folder / entry.prompts}: no such file")
+            prompts = read_prompts(named)
         except InputError as error:
             problems += [f"prompts: {problem}" for problem in error.problems]
     steps = _stage_steps(entry, recipe, problems)

@@ -104,7 +104,7 @@ def test_own_prompts(folder):
     [
         (
             "metric: encoder, prompts: none.txt",
-            r"stages\.s\.prompts: .*none\.txt: prompts cannot be read: No such",
+            r"stages\.s\.prompts: .*none\.txt: no such file",
         ),
         ("metric: encoder, clip_skip: 0", r"stages\.s\.clip_skip: received 0; must be 1, the last layer, or 2 to 12"),
         ("metric: delta, clip_skip: 2", r"stages\.s\.clip_skip: only the metric `encoder` reads prompts; leave it out"),

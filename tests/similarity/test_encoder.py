@@ -165,9 +165,7 @@ def test_incomplete_encoder(tmp_path):
     del tensors[f"{PREFIX}final_layer_norm.bias"]
     save_file(tensors, tmp_path / "target.safetensors")
 
-    with pytest.raises(
-        CheckpointError, match=r"target\.safetensors: tensor '.*final_layer_norm\.bias' is missing here or"
-    ):
+    with pytest.raises(CheckpointError, match=r"target\.safetensors: tensor '.*final_layer_norm\.bias' is missing"):
         compare(MODELS["base"], tmp_path / "target.safetensors", metric="encoder")
 
 
@@ -203,8 +201,8 @@ def test_reading_prompts(tmp_path):
         (b"a\n" * 10_001, "holds 10,001 prompts"),
         ("größer".encode("latin-1"), "is not text in UTF-8"),
         (b"one\ntw\x1b[31mo\n", "line 2: holds the character '\\x1b'; leave it out"),
-        (b"a" * (1 << 23), "has 8,388,608 bytes"),
-        (None, "prompts cannot be read: No such file"),
+        (b"a" * (1 << 23), "more than 4,194,304 bytes"),
+        (None, "cannot be read: No such file"),
     ],
 )
 def test_prompts_that_are_none(tmp_path, content, said):
