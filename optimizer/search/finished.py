@@ -142,7 +142,7 @@ def simplify_file(
     beside, *others = folders_of(recipe, path, folders)
     reading = any(search.reads for search in searches) if searches else metric is not None and _needs_prompts(metric)
     if prompts is not None and not reading:
-        raise InputError("--prompts: only the metric `encoder` reads prompts; leave it out, or name --metric encoder")
+        raise InputError("--prompts: only the metric `encoder` reads prompts; leave it out, or write --metric encoder")
     given = None if prompts is None else (prompts, attempt(lambda: read_prompts(prompts), "--prompts"))
     searches = tuple(_with_prompts(search, path, (beside, *others), output, given) for search in searches)
     relative = _needs_base(searches) or (metric is not None and METRICS[metric].needs_base)

@@ -300,8 +300,23 @@ def test_compare_command(target, tmp_path, capsys):
     assert code(*arguments, "--clip-skip", "2", "--json") == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert told["blocks"] == {"BASE": pytest.approx(1, abs=1e-7)}
+    assert (told["prompts"], told["clip_skip"]) == (str(prompts), 2)
+    assert code(*arguments, "--clip-skip", "3") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "blockfit: --clip-skip: received 3; must be from 1, the last layer, to 2"
+    ]
+    assert code(*arguments[:-2], "--json") == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["prompts"], told["clip_skip"]) == (None, 1)
+    others = [*arguments[:5], "weights", *arguments[6:]]
+    assert code(*others, "--clip-skip", "1") == 2
+    assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"blockfit: {option}: only the metric `encoder` reads prompts" for option in ("--prompts", "--clip-skip")
+    ]
+    assert code(*others[:-2], "--json") == 0
+    assert not {"prompts", "clip_skip"} & json.loads(capsys.readouterr().out)[0].keys()
     prompts.write_text("\n", encoding="utf-8")
     assert code(*arguments) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"blockfit: {prompts}: holds no prompt; there must be at least one, a line each, at most 10,000"
+        f"blockfit: --prompts: {prompts}: holds no prompt; there must be at least one, a line each, at most 10,000"
     ]

@@ -169,6 +169,41 @@ def test_incomplete_encoder(tmp_path):
         compare(MODELS["base"], tmp_path / "target.safetensors", metric="encoder")
 
 
+@pytest.mark.parametrize("lacking", ["candidate", "target"])
+@pytest.mark.parametrize("blocks", ["all", "BASE"])
+def test_without_an_encoder(tmp_path, lacking, blocks):
+    """Of two files the one without a text encoder is named."""
+    tensors = {name: tensor for name, tensor in load_file(MODELS["bold"]).items() if not name.startswith(PREFIX)}
+    save_file(tensors, tmp_path / "bare.safetensors")
+    files = {"candidate": MODELS["base"], "target": DEMO / "target.safetensors"}
+    files[lacking] = tmp_path / "bare.safetensors"
+
+    with pytest.raises(CheckpointError) as caught:
+        compare(files["candidate"], files["target"], metric="encoder", blocks=blocks)
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{tmp_path / 'bare.safetensors'}: has no text encoder: tensor ")
+
+
+def test_candidate_that_lacks_a_tensor(tmp_path):
+    """A candidate that lacks a tensor of the text encoder is named, not the target that has it."""
+    tensors = load_file(MODELS["bold"])
+    del tensors[f"{PREFIX}final_layer_norm.bias"]
+    save_file(tensors, tmp_path / "candidate.safetensors")
+
+    with pytest.raises(
+        CheckpointError, match=r"^[^:]*candidate\.safetensors: tensor '.*final_layer_norm\.bias' is missing[^\n]*$"
+    ):
+        compare(tmp_path / "candidate.safetensors", DEMO / "target.safetensors", metric="encoder")
+
+
+@pytest.mark.parametrize("blocks", ["output", "input", "middle"])
+def test_blocks_that_it_does_not_see(blocks):
+    """Blocks of which the metric sees none are refused, with what it sees."""
+    with pytest.raises(InputError, match=f"^--blocks: {blocks} holds nothing that 'encoder' sees; it sees BASE$"):
+        compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", blocks=blocks)
+
+
 def test_not_finite(tmp_path):
     """NaN in a text encoder is refused, with the file and the tensor."""
     tensors = load_file(MODELS["base"])
@@ -183,7 +218,7 @@ def test_not_finite(tmp_path):
 
 def test_layer_that_is_not_there():
     """The demo's encoder has two layers: a third from the last is refused."""
-    with pytest.raises(InputError, match=r"clip_skip: received 3; must be from 1, the last layer, to 2"):
+    with pytest.raises(InputError, match=r"--clip-skip: received 3; must be from 1, the last layer, to 2"):
         compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", clip_skip=3)
 
 
