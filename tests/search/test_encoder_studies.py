@@ -220,6 +220,35 @@ def test_prompts_that_nothing_reads(folder, best):
     assert not {"prompts", "clip_skip", "seeds"} & load_recipe(output).fitted["searches"][0].keys()
 
 
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        ({"file": "mine.txt"}, "prompts: received {'file': 'mine.txt'}; must be a file and its sha256"),
+        ({"file": 3, "sha256": "0"}, "prompts: received {'file': 3, 'sha256': '0'}; must be a file and its sha256"),
+        (["seven", 8], "prompts: received ['seven', 8]; must be a file and its sha256"),
+        ("mine.txt", "prompts: received 'mine.txt'; must be a file and its sha256"),
+        ({"file": "/dev/zero", "sha256": "0"}, "prompts.file: '/dev/zero' not found"),
+        ({"file": "a\0b", "sha256": "0"}, r"prompts.file: 'a\x00b' not found"),
+    ],
+)
+def test_notes_by_strangers(best, capsys, noted, said):
+    """What is noted of prompts in another way than a fit does is refused in a line, with exit code 2."""
+    recipe = load_recipe(best)
+    fitted = {**recipe.fitted, "searches": [{**recipe.fitted["searches"][0], "prompts": noted}]}
+    save_recipe(replace(recipe, fitted=fitted), best)
+    capsys.readouterr()
+
+    with pytest.raises(SystemExit) as left:
+        main(["simplify", str(best)])
+
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    with pytest.raises(SystemExit) as left:
+        main(["simplify", str(best), "--prompts", str(best.parent / "texts" / "mine.txt"), "--tolerance", "1e-3"])
+    assert left.value.code == (0 if "not found" in said else 2)
+
+
 def test_stage_that_reads_nothing_notes_nothing(folder):
     """Where no block that the encoder metric sees is scored, its prompts are not noted."""
     made = folder("metric: attention, elsewhere: encoder, prompts: mine.txt, clip_skip: 2, blocks: OUT05", "OUT05")
