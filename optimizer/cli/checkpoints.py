@@ -56,8 +56,9 @@ def compare(
         Path | None, typer.Option("--prompts", help="A text file of prompts, a line each, for encoder.")
     ] = None,
     clip_skip: Annotated[
-        int, typer.Option("--clip-skip", min=1, max=12, help="The layer that encoder reads, from the last.")
-    ] = 1,
+        int | None,
+        typer.Option("--clip-skip", min=1, max=12, help="The layer that encoder reads, from the last; default 1."),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -66,10 +67,10 @@ def compare(
     `encoder` scores BASE by what the text encoder says to prompts; --prompts names others than those that ship.
     """
     from optimizer.reports import block_table
+    from optimizer.similarity import METRICS, read_prompts, total_similarity
     from optimizer.similarity import compare as compare_files
-    from optimizer.similarity import read_prompts, total_similarity
 
-    texts = None if prompts is None else read_prompts(prompts)
+    texts = None if prompts is None else attempt(lambda: read_prompts(prompts), "--prompts")
     found = {}
     with reading() as progress:
         for candidate in candidates:
@@ -78,9 +79,15 @@ def compare(
                 prompts=texts, clip_skip=clip_skip, device=chosen_device(device), progress=progress,
             )  # fmt: skip
     if as_json:
+        told: dict[str, object] = {"metric": metric, "seed": seed}
+        if METRICS[metric].needs_prompts:
+            told |= {
+                "prompts": None if prompts is None else str(prompts),
+                "clip_skip": 1 if clip_skip is None else clip_skip,
+            }
         print_json(
             [
-                {"candidate": name, "metric": metric, "seed": seed, "blocks": scores, "total": total_similarity(scores)}
+                {"candidate": name, **told, "blocks": scores, "total": total_similarity(scores)}
                 for name, scores in found.items()
             ]
         )

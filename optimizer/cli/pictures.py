@@ -37,7 +37,9 @@ def preview(
         list[int] | None,
         typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of the noise; may be repeated: a row each; default 0."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Of the sampler, DDIM.")] = 20,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=1000, help="Of the sampler, DDIM; not all counts above 100 will do.")
+    ] = 20,
     guidance: Annotated[
         float | None,
         typer.Option("--guidance", help="At least 1; default: the pipeline's own, 7 (2.5 for the demo's digits)."),

@@ -125,6 +125,9 @@ def simplify(
         list[int] | None,
         typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of attention's random inputs; may be repeated."),
     ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Of encoder, a line each; default: the file that the recipe notes.")
+    ] = None,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -139,8 +142,8 @@ def simplify(
     with reading() as progress:
         found = simplify_file(
             recipe, written, tolerance=tolerance, target=target, metric=metric, base=base, seeds=seeds,
-            folders=model_folders(models), device=chosen_device(device), hashes=hash_cache(), progress=progress,
-            warn=lambda text: say_problem(f"warning: {text}"),
+            prompts=prompts, folders=model_folders(models), device=chosen_device(device), hashes=hash_cache(),
+            progress=progress, warn=lambda text: say_problem(f"warning: {text}"),
         )  # fmt: skip
     if as_json:
         print_json({"recipe": str(recipe), "output": str(written), "tolerance": tolerance, **found.as_dict()})

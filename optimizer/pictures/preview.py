@@ -15,8 +15,8 @@ from PIL import Image
 
 from optimizer.checkpoints import atomic_path, load_layout, load_tokenizer, open_checkpoint, pipeline_of
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
-from optimizer.pictures.drawing import Drawn, default_guidance, draw, latent_distance, pixel_distance
-from optimizer.pictures.opening import PipelineFiles, open_pipeline, pipeline_files, quietly
+from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
+from optimizer.pictures.opening import PipelineFiles, open_pipeline, open_scheduler, pipeline_files, quietly
 from optimizer.pictures.sheets import contact_sheet
 from optimizer.recipes import Recipe, folders_of, load_recipe, locate, locate_models, merge
 from optimizer.recipes.vae import open_vae
@@ -173,8 +173,9 @@ def preview(
     line for each prompt that is longer than the text encoder takes.
 
     Raises InputError, with one line for each problem that shows before anything is drawn, for files that are missing,
-    broken, cannot be drawn or go with different pipelines, for recipes with free alphas, for an output that cannot be
-    written, and for pictures that are not finite numbers. In every case an existing `output` stays as it was.
+    broken, cannot be drawn or go with different pipelines, for recipes with free alphas, for steps that `check_steps`
+    refuses, for an output that cannot be written, and for pictures that are not finite numbers. In every case an
+    existing `output` stays as it was.
     """
     if output.suffix.lower() != ".png":
         raise InputError(f"{output}: a sheet is written as .png; give the output this extension")
@@ -184,6 +185,7 @@ def preview(
         except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
         plan = _plan(target, candidates, encoder_from, vae_from, with_sources, folders)
+        attempt(lambda: check_steps(open_scheduler(plan.configuration), steps), "--steps")
         with quietly():
             tokenizer = load_tokenizer(plan.configuration)
         settings = _Settings(

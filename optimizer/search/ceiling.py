@@ -31,7 +31,7 @@ from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.space import Parameter, Space, parameters_of
 from optimizer.search.study import Study
-from optimizer.similarity import Measured, QuadraticMetric, Statistics, build_metric, total_similarity
+from optimizer.similarity import METRICS, Measured, QuadraticMetric, Statistics, build_metric, total_similarity
 
 __all__ = [
     "BlockCeiling",
@@ -62,7 +62,6 @@ _TURNS = 4
 _EXPLAINED = 1e-9
 # What a bound may be too low by, as sums are rounded.
 _ROUNDING = 1e-12
-_NO_BOUNDS = "these are no bounds for attention, which is not a cosine of weights"
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,9 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
         step: tuple(block for block in measured.layout.blocks if step_of.get(block) == step)
         for step in dict.fromkeys(step_of.values())
     }
-    note = _NO_BOUNDS if any(name == "attention" for stage in study.stages for name, _ in stage.measured) else ""
+    measures = dict.fromkeys(name for stage in study.stages for name, _ in stage.measured)
+    unbounded = [name for name in measures if not METRICS[name].reads_statistics]
+    note = "; ".join(f"these are no bounds for {name}, which is not a cosine of weights" for name in unbounded)
     spaces = {step: (_space(study.recipe, measured, step, blocks), blocks) for step, blocks in outputs.items()}
     identified = identify(list(spaces.values()))
     found = []

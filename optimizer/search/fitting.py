@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import optuna
 import torch
 
-from optimizer.checkpoints import HashCache
+from optimizer.checkpoints import HashCache, open_checkpoint
 from optimizer.errors import CheckpointError, InputError, StudyError
 from optimizer.recipes import Algebra, Alpha, Recipe, load_recipe, save_recipe
 from optimizer.search.asking import SharedStorage
@@ -38,6 +38,7 @@ from optimizer.similarity import (
     QuadraticMetric,
     Statistics,
     build_metric,
+    check_encoder,
     score_step,
     total_similarity,
 )
@@ -171,6 +172,7 @@ class _Fit:
     def run(self, *, fresh: bool, candidates: int, workers: int) -> FitResult:
         """Search with `workers` processes, and keep what was found."""
         study, self._candidates = self._study, candidates
+        self._check_reading()
         stopped: KeyboardInterrupt | TrialsFailed | StorageLost | CheckpointError | None = None
         earlier = None if fresh else self._earlier()
         with self._opened() as opened:
@@ -268,11 +270,24 @@ class _Fit:
     def _bindings(self, opened: OpenStudy) -> dict[str, Mapping[str, Any]]:
         """What each search is bound to."""
         return {
-            name: bound_to(self._study, stage, step, parameters, opened.fingerprints)
+            name: bound_to(self._study, stage, step, parameters, opened.fingerprints, opened.prompts(stage))
             for stage in self._study.stages
             for number in range(1, stage.passes + 1)
             for name, step, parameters in stage.searches(number)
         }
+
+    def _check_reading(self) -> None:
+        """Refuse prompts that could not be read of this target: the stage that would may come after hours of others."""
+        study = self._study
+        clip_skips = {
+            f"{study.path or study.folder}: stages.{stage.name}.clip_skip": stage.clip_skip
+            for stage in study.stages
+            if stage.reads
+        }
+        # What is missing is named when the files are opened.
+        if clip_skips and study.target.is_file():
+            with open_checkpoint(study.target, layout=study.recipe.layout) as target:
+                check_encoder(target, study.recipe.layout, clip_skips)
 
     def _blocks(self) -> tuple[str, ...]:
         scored = {block for stage in self._study.stages for block in stage.blocks}

@@ -9,9 +9,9 @@ from optuna.trial import FrozenTrial
 from optimizer.recipes import Recipe, seen_from
 from optimizer.search.results import SearchResult, SeedSpread, StepScores
 from optimizer.search.study import Study
-from optimizer.similarity import total_similarity
+from optimizer.similarity import prompts_sha256, total_similarity
 
-__all__ = ["finished_recipe", "noted_scores"]
+__all__ = ["finished_recipe", "noted_reading", "noted_scores"]
 
 
 def finished_recipe(
@@ -53,10 +53,13 @@ def noted_scores(scores: Mapping[str, float]) -> dict[str, Any]:
     return {"total": round(total_similarity(scores), 9), "blocks": rounded}
 
 
-def _noted_reading(prompts: Sequence[str] | None, clip_skip: int) -> dict[str, Any]:
-    """What the encoder metric reads, as recipes hold it: nothing where it is what the metric reads by default."""
+def noted_reading(file: str | None, prompts: Sequence[str] | None, clip_skip: int) -> dict[str, Any]:
+    """What the encoder metric reads, as recipes hold it: nothing where it is what the metric reads by default.
+
+    Of prompts the `file` and its hash: they may be many, and a recipe goes into every merge of it, for all to read.
+    """
     return {
-        **({} if prompts is None else {"prompts": list(prompts)}),
+        **({} if prompts is None else {"prompts": {"file": file, "sha256": prompts_sha256(prompts)}}),
         **({} if clip_skip == 1 else {"clip_skip": clip_skip}),
     }
 
@@ -72,14 +75,15 @@ def _noted_spread(spread: SeedSpread) -> dict[str, Any]:
 
 
 def _noted_search(result: SearchResult, best: FrozenTrial | None) -> dict[str, Any]:
+    stage = result.stage
     return {
         "name": result.name,
         "step": result.step,
-        "metric": result.stage.metric,
-        "strategy": result.stage.strategy,
-        "blocks": ",".join(result.stage.blocks),
-        **({"seeds": list(result.stage.seeds)} if result.stage.draws else {}),
-        **_noted_reading(result.stage.prompts, result.stage.clip_skip),
+        "metric": stage.metric,
+        "strategy": stage.strategy,
+        "blocks": ",".join(stage.blocks),
+        **({"seeds": list(stage.seeds)} if stage.draws else {}),
+        **(noted_reading(stage.prompts_file, stage.prompts, stage.clip_skip) if stage.reads else {}),
         "trials": len(result.completed),
         **({} if best is None else {"best_trial": best.number, "similarity": round(best.values[0], 9)}),
     }

@@ -74,7 +74,8 @@ class Stage:
     `trials` is the number of completed trials of each Optuna study; `seeds` those of the random inputs. A stepwise
     stage goes over its steps at most `passes` times, until one raises the total similarity by less than `tolerance`.
     `tf32` lets a card compute attention faster and with similarities exact to some 1e-3 only. `prompts` are what the
-    encoder metric reads, None those that come with the layout, and `clip_skip` which of its layers.
+    encoder metric reads, None those that come with the layout, `prompts_file` what the study calls the file that they
+    are from, and `clip_skip` which of the encoder's layers.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Stage:
     tf32: bool = False
     prompts: tuple[str, ...] | None = None
     clip_skip: int = 1
+    prompts_file: str | None = None
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -134,6 +136,7 @@ class Study:
     `name` tells its trials from those of other studies in a database; by default it is the folder's. `files` are the
     sources that the stages need, as the recipe names them; `sources` those that were found. `missing`
     tells, a line each, what was not found: the statistics that an earlier run left in `folder` may stand in for it.
+    `path` is the study's own file.
     """
 
     folder: Path
@@ -148,6 +151,7 @@ class Study:
     files: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     name: str = ""
+    path: Path | None = None
 
     def prefix(self, address: StorageAddress) -> str:
         """What the names of its Optuna studies begin with: its own name where those of other studies may lie too."""
@@ -226,7 +230,7 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
         raise StudyError(f"{path}: {problem}" for problem in problems)
     study = Study(
         path.parent, recipe, recipe_path, {}, path.parent / entry.target.file, entry.target.file, base, entry.seed,
-        tuple(stages), name=name,
+        tuple(stages), name=name, path=path,
     )  # fmt: skip
     return _with_files(study, path, folders) if with_files else study
 
@@ -298,7 +302,9 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None, folder: Pa
     prompts: tuple[str, ...] | None = None
     if reading and entry.prompts is not None:
         try:
-            prompts = read_prompts(named_file(folder, entry.prompts) or folder / entry.prompts)
+            if (named := named_file(folder, entry.prompts)) is None:
+                raise InputError(f"{folder / entry.prompts}: no such file")
+            prompts = read_prompts(named)
         except InputError as error:
             problems += [f"prompts: {problem}" for problem in error.problems]
     steps = _stage_steps(entry, recipe, problems)
@@ -333,6 +339,7 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None, folder: Pa
         tf32=entry.tf32,
         prompts=prompts,
         clip_skip=entry.clip_skip,
+        prompts_file=None if prompts is None else entry.prompts,
     )
 
 
