@@ -4,9 +4,10 @@ May import `optimizer.search` and what lies below it, pandas, matplotlib and ric
 """
 
 from optimizer.reports.ceilings import ceiling_tables
+from optimizer.reports.frames import alphas_frame, ceiling_frame, coefficients_frame, similarity_frame, sources_frame
 from optimizer.reports.listings import inspection_table, preview_table, progress_line, status_table
 from optimizer.reports.logs import LogFile, fit_logs, log_end, log_opened, log_trial, log_warning
-from optimizer.reports.plots import write_plots
+from optimizer.reports.plots import figures, write_plots
 from optimizer.reports.tables import (
     block_table,
     candidates_table,
@@ -21,9 +22,13 @@ from optimizer.reports.tables import (
 
 __all__ = [
     "LogFile",
+    "alphas_frame",
     "block_table",
     "candidates_table",
+    "ceiling_frame",
     "ceiling_tables",
+    "coefficients_frame",
+    "figures",
     "fit_logs",
     "inspection_table",
     "log_end",
@@ -33,7 +38,9 @@ __all__ = [
     "percent",
     "preview_table",
     "progress_line",
+    "similarity_frame",
     "simplified_table",
+    "sources_frame",
     "spread_table",
     "status_table",
     "steps_table",
