@@ -17,6 +17,7 @@ Imports point one way: checkpoints <- recipes <- pictures <- similarity <- searc
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -149,7 +150,10 @@ def __getattr__(name: str) -> Any:
     """Load what is asked for, once (PEP 562)."""
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    with warnings.catch_warnings():
+        # In a notebook the progress bars of libraries miss a library of their own; none of them is shown.
+        warnings.filterwarnings("ignore", "IProgress not found")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 

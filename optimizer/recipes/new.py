@@ -53,7 +53,7 @@ def new_recipe(
         "name": name,
         "layout": layout,
         "mapping": mapping,
-        "models": {key: _model_as_data(model) for key, model in models.items()},
+        "models": _models_as_data(models),
         "steps": [_step_as_data(step, blocks) for step in steps],
         **({} if output is None else {"output": output}),
         **({} if presets is None else {"presets": plain(presets)}),
@@ -61,11 +61,17 @@ def new_recipe(
     return recipe_of(data, _CALLED, name=name, folder=Path())
 
 
-def _model_as_data(model: object) -> Any:
-    if isinstance(model, Model):
-        return {"file": model.file, "license": model.license, "sha256": model.sha256}
-    given = plain(model)
-    return {"file": given} if isinstance(given, str) else given
+def _models_as_data(models: object) -> Any:
+    if not isinstance(models, Mapping):
+        return plain(models)
+    return {
+        key: {"file": model.file, "license": model.license, "sha256": model.sha256}
+        if isinstance(model, Model)
+        else {"file": plain(model)}
+        if isinstance(model, str | Path)
+        else plain(model)
+        for key, model in models.items()
+    }
 
 
 def _step_as_data(step: object, layout: Layout) -> Any:
