@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint test-cuda test-mergekit fuzz full-size clean
+.PHONY: demo test lint test-cuda test-mergekit notebooks fuzz full-size clean
 
 demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
@@ -23,6 +23,10 @@ test-cuda: $(VENV)/.installed-test
 # Runs mergekit on exported recipes.
 test-mergekit: $(VENV)/.installed-test $(MERGEKIT)/.installed
 	$(BIN)/python -m pytest -m mergekit
+
+# Runs the notebooks and keeps what they show in notebooks/*.ipynb, made from the .py files beside them.
+notebooks: $(VENV)/.installed-test
+	$(BIN)/python notebooks/execute.py
 
 # Reads what three fuzzers make of good files, for SECONDS each; an input that is neither read nor refused stops one and
 # is left here as crash-..., timeout-... or oom-....

@@ -89,10 +89,22 @@ def test_nothing_of_blockfit_below_checkpoints():
         assert all(other.startswith(("optimizer.checkpoints", "optimizer.errors")) for other in mine), path
 
 
+def test_nothing_comes_in_by_the_front_door():
+    """The package's own names, which come from all layers, are for its users: inside, only the version is used."""
+    public = {f"optimizer.{name}" for name in optimizer.__all__}
+    for path in MODULES:
+        if path != PACKAGE / "__init__.py":
+            wrong = imported(path) & public
+            assert not wrong, f"{path} imports {wrong}"
+
+
 def test_importing_the_package_is_quick():
-    """`import optimizer` loads no heavy library."""
-    code = "import sys, optimizer; print(*{name.split('.')[0] for name in sys.modules})"
+    """`import optimizer` loads no heavy library, nor any layer; nor does asking what names there are."""
+    code = "import sys, optimizer; dir(optimizer); print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
-    assert not {"torch", "optuna", "numpy", "pydantic", "ruamel"} & set(loaded.stdout.split())
+    names = set(loaded.stdout.split())
+    heavy = {"torch", "optuna", "numpy", "scipy", "pandas", "matplotlib", "PIL", "diffusers", "transformers"}
+    assert not (heavy | {"pydantic", "ruamel", "safetensors", "typer", "rich"}) & {name.split(".")[0] for name in names}
+    assert {name for name in names if name.split(".")[0] == "optimizer"} == {"optimizer"}

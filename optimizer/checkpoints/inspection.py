@@ -47,7 +47,7 @@ class Inspection:
         return asdict(self) | {"merge": self.merge and self.merge.as_dict(), "unusual": list(self.unusual)}
 
 
-def inspect_checkpoint(path: Path, *, cache: HashCache | None = None, full: bool = True) -> Inspection:
+def inspect_checkpoint(path: Path | str, *, cache: HashCache | None = None, full: bool = True) -> Inspection:
     """Look at the checkpoint at `path`, tensor by tensor.
 
     Without `full` only a few megabytes are read: the sha256 is given only if `cache` knows it, and NaN, infinite and

@@ -127,7 +127,7 @@ def draw(
 
 
 def generate(
-    checkpoint: Path,
+    checkpoint: Path | str,
     *,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -143,6 +143,7 @@ def generate(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, received {steps}")
+    checkpoint = Path(checkpoint)
     if guidance is None:
         guidance = default_guidance(pipeline_files(checkpoint, vae_from=vae_from).configuration)
     pipeline = open_pipeline(checkpoint, vae_from=vae_from, device=device)

@@ -142,17 +142,17 @@ class Preview:
 
 
 def preview(
-    target: Path,
-    candidates: Sequence[Path],
-    output: Path,
+    target: Path | str,
+    candidates: Sequence[Path | str],
+    output: Path | str,
     *,
     prompts: Sequence[str],
     seeds: Sequence[int] = (0,),
     steps: int = 20,
     guidance: float | None = None,
     negative: str = "",
-    encoder_from: Path | None = None,
-    vae_from: Path | None = None,
+    encoder_from: Path | str | None = None,
+    vae_from: Path | str | None = None,
     with_sources: bool = True,
     folders: Sequence[Path] = (),
     device: str | torch.device = "cpu",
@@ -177,6 +177,7 @@ def preview(
     refuses, for an output that cannot be written, and for pictures that are not finite numbers. In every case an
     existing `output` stays as it was.
     """
+    output = Path(output)
     if output.suffix.lower() != ".png":
         raise InputError(f"{output}: a sheet is written as .png; give the output this extension")
     with atomic_path(output) as temporary:
@@ -184,7 +185,8 @@ def preview(
             temporary.touch()  # better known before the drawing than after it
         except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
-        plan = _plan(target, candidates, encoder_from, vae_from, with_sources, folders)
+        encoder, vae = (None if file is None else Path(file) for file in (encoder_from, vae_from))
+        plan = _plan(Path(target), [Path(one) for one in candidates], encoder, vae, with_sources, folders)
         attempt(lambda: check_steps(open_scheduler(plan.configuration), steps), "--steps")
         with quietly():
             tokenizer = load_tokenizer(plan.configuration)

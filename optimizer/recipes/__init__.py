@@ -3,13 +3,14 @@
 May import torch, pydantic, ruamel.yaml and `optimizer.checkpoints`; never similarity, search or Optuna.
 """
 
-from optimizer.recipes.coefficients import Algebra, Group
+from optimizer.recipes.coefficients import Algebra, Group, block_coefficients
 from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
 from optimizer.recipes.locations import folders_of, locate, locate_models, seen_from
 from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
+from optimizer.recipes.new import new_recipe
 from optimizer.recipes.notation import Imported, import_text, read_notation, write_notation
 from optimizer.recipes.presets import Preset, preset_line, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
@@ -30,6 +31,7 @@ __all__ = [
     "Preset",
     "Recipe",
     "Step",
+    "block_coefficients",
     "check_channels",
     "finite",
     "folders_of",
@@ -38,6 +40,7 @@ __all__ = [
     "locate",
     "locate_models",
     "merge",
+    "new_recipe",
     "plan_parts",
     "preset_line",
     "read_notation",

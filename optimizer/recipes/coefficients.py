@@ -20,7 +20,7 @@ from optimizer.recipes.modes import MODES
 from optimizer.recipes.recipe import Recipe, Step
 from optimizer.recipes.tensors import Part
 
-__all__ = ["Algebra", "Group"]
+__all__ = ["Algebra", "Group", "block_coefficients"]
 
 
 @dataclass(frozen=True)
@@ -197,3 +197,20 @@ class Algebra:
                     )
             presence[step.name] = presence[step.a] | presence[step.b]
         return presence
+
+
+def block_coefficients(recipe: Recipe, step: str | None = None) -> dict[str, dict[str, float]]:
+    """What each source contributes to each block of `step` (default: the recipe's output), {source: {block: number}}.
+
+    Of tensors that all sources hold; free alphas stand at their starting values. A block's coefficients sum to 1.
+    Raises RecipeError if there is no such step.
+    """
+    output = recipe.step(step or recipe.output).name
+    sources = recipe.sources(output)
+    groups = [Group(block, tuple(range(len(sources)))) for block in recipe.layout.blocks]
+    algebra = Algebra(recipe, groups, sources, output)
+    rows = algebra.coefficients(algebra.starting_alphas())[0]
+    return {
+        source: {block: float(rows[row, column]) for row, block in enumerate(recipe.layout.blocks)}
+        for column, source in enumerate(sources)
+    }

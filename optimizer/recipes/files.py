@@ -10,14 +10,23 @@ from pydantic import StrictStr, StringConstraints
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarbool import ScalarBoolean
 
-from optimizer.checkpoints import atomic_path
+from optimizer.checkpoints import replace_text
 from optimizer.checkpoints.layout import Layout, load_layout
 from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.yaml_files import UserFile, dump_yaml, line_of, named_file, read_text, read_yaml, shown, validate
 
-__all__ = ["alpha_as_data", "load_recipe", "read_alpha", "read_recipe", "recipe_as_data", "save_recipe"]
+__all__ = [
+    "alpha_as_data",
+    "load_recipe",
+    "read_alpha",
+    "read_recipe",
+    "recipe_as_data",
+    "recipe_of",
+    "save_recipe",
+    "step_as_data",
+]
 
 _Name = Annotated[StrictStr, StringConstraints(min_length=1)]
 
@@ -68,8 +77,9 @@ class _RecipeFile(UserFile):
     fitted: dict[str, Any] | None = None
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path | str) -> Recipe:
     """The recipe in the YAML file `path`. Raises RecipeError with one line for each problem."""
+    path = Path(path)
     return read_recipe(read_yaml(path, RecipeError), path)
 
 
@@ -78,22 +88,31 @@ def read_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
 
     `path` is for messages and the default name, and a file of presets that the recipe names lies beside it.
     """
-    entry = validate(_RecipeFile, data, path, RecipeError)
-    layout = attempt(lambda: load_layout(entry.layout), f"{path}: layout")
-    presets = _presets_beside(path, entry.presets)
+    return recipe_of(data, path, name=path.stem, folder=path.parent)
+
+
+def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: Path) -> Recipe:
+    """The recipe in data as its YAML file holds it. Raises RecipeError with one line for each problem.
+
+    `given` is the file, or the function, that the data was given in: it stands before each problem. `name` is the
+    default name; a file of presets that the recipe names lies in `folder`.
+    """
+    entry = validate(_RecipeFile, data, given, RecipeError)
+    layout = attempt(lambda: load_layout(entry.layout), f"{given}: layout")
+    presets = _presets_in(folder, entry.presets, given)
     problems: list[str] = []
     steps: list[Step] = []
     for position, item in enumerate(entry.steps):
 
         def read(field: str, value: Any, base: float | None, *, item: Any = item, position: int = position) -> Alpha:
             line = line_of(data, ("steps", position, field))
-            where = f"{path}:{f' line {line}:' if line else ''} steps.{item.name}.{field}"
+            where = f"{given}:{f' line {line}:' if line else ''} steps.{item.name}.{field}"
             return read_alpha(value, layout, where, base, presets)
 
         try:
             alpha = read("alpha", item.alpha, item.base_alpha)
             beta = None if item.beta is None else read("beta", item.beta, item.base_beta)
-            where = f"{path}: steps.{item.name}.expect"
+            where = f"{given}: steps.{item.name}.expect"
             expect = None if item.expect is None else _read_expected(item.expect, layout, where)
             steps.append(Step(item.name, item.mode, item.a, item.b, item.c, alpha, beta, expect, item.similarity))
         except RecipeError as error:
@@ -101,10 +120,10 @@ def read_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
     if problems:
         raise RecipeError(problems)
     if not steps:
-        raise RecipeError(f"{path}: steps: empty; a recipe needs at least one step")
+        raise RecipeError(f"{given}: steps: empty; a recipe needs at least one step")
     return attempt(
         lambda: Recipe(
-            name=entry.name or path.stem,
+            name=entry.name or name,
             layout=layout,
             models={name: Model(model.file, model.license, model.sha256) for name, model in entry.models.items()},
             steps=tuple(steps),
@@ -112,14 +131,13 @@ def read_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
             mapping=entry.mapping,
             fitted=entry.fitted,
         ),
-        path,
+        given,
     )
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write `recipe` as YAML, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(dump_yaml(recipe_as_data(recipe)), encoding="utf-8", newline="\n")
+def save_recipe(recipe: Recipe, path: Path | str) -> None:
+    """Write `recipe` as YAML, atomically. Raises InputError if the folder is missing or cannot be written to."""
+    replace_text(Path(path), dump_yaml(recipe_as_data(recipe)))
 
 
 def recipe_as_data(recipe: Recipe) -> dict[str, Any]:
@@ -131,14 +149,15 @@ def recipe_as_data(recipe: Recipe) -> dict[str, Any]:
         )
         for name, model in recipe.models.items()
     }
-    data["steps"] = [_step_as_data(step, recipe.layout) for step in recipe.steps]
+    data["steps"] = [step_as_data(step, recipe.layout) for step in recipe.steps]
     data["output"] = recipe.output
     if recipe.fitted is not None:
         data["fitted"] = recipe.fitted
     return data
 
 
-def _step_as_data(step: Step, layout: Layout) -> dict[str, Any]:
+def step_as_data(step: Step, layout: Layout) -> dict[str, Any]:
+    """A step as recipes write it."""
     data: dict[str, Any] = {"name": step.name, "mode": step.mode}
     data |= step.inputs
     for name, alpha in step.alphas.items():
@@ -223,18 +242,18 @@ def _read_expected(entry: _ExpectEntry, layout: Layout, where: str) -> Expected:
     return Expected(blocks, values, entry.total, entry.metric, entry.seed)
 
 
-def _presets_beside(path: Path, file: str | None) -> Mapping[str, Preset]:
+def _presets_in(folder: Path, file: str | None, given: Path | str) -> Mapping[str, Preset]:
     if file is None:
         return {}
-    presets = named_file(path.parent, file)
+    presets = named_file(folder, file)
     if presets is None:
-        raise RecipeError(f"{path}: presets: {path.parent / file} cannot be read: no such file")
+        raise RecipeError(f"{given}: presets: {folder / file} cannot be read: no such file")
     try:
         return read_presets(read_text(presets, RecipeError).decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise RecipeError(f"{path}: presets: {presets} cannot be read: not UTF-8 text") from None
+        raise RecipeError(f"{given}: presets: {presets} cannot be read: not UTF-8 text") from None
     except RecipeError as error:
-        raise RecipeError(f"{path}: presets: {error.problems[0]}") from None
+        raise RecipeError(f"{given}: presets: {error.problems[0]}") from None
 
 
 def read_alpha(

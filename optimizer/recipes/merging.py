@@ -21,6 +21,7 @@ from optimizer.checkpoints import (
 from optimizer.errors import CheckpointError
 from optimizer.recipes.coefficients import Algebra, Group
 from optimizer.recipes.combining import MergedTensor, WeightedSum, write_merged
+from optimizer.recipes.locations import locate_models
 from optimizer.recipes.metadata import merge_metadata
 from optimizer.recipes.recipe import Recipe
 from optimizer.recipes.tensors import Part, check_channels, plan_parts
@@ -33,12 +34,12 @@ _MOST_THREADS = 8  # by default: with more, the disk and the memory set the pace
 
 def merge(
     recipe: Recipe,
-    paths: Mapping[str, Path],
-    output: Path,
+    paths: Mapping[str, Path | str] | Path | str,
+    output: Path | str,
     *,
     step: str | None = None,
     dtype: torch.dtype = torch.float16,
-    vae: Path | None = None,
+    vae: Path | str | None = None,
     embed_recipe: bool = True,
     date: str | None = None,
     hashes: HashCache | None = None,
@@ -48,9 +49,12 @@ def merge(
 ) -> None:
     """Write the result of `step` (default: the recipe's output) to the .safetensors file `output`.
 
-    Only the sources that the step needs are opened. Merged tensors are computed in float32 and rounded once to `dtype`;
-    all other tensors are copied from the first input that has them, and position ids are written as int64 0 .. n-1.
-    Free alphas stand at their starting values. `progress` is told the bytes written and their total,
+        merge(result.recipe, study.sources, "clone.safetensors")
+
+    `paths` are the sources' files, {name: path}, or the folder that the recipe's files are named from. Only those that
+    the step needs are opened. Merged tensors are computed in float32 and rounded once to `dtype`; all other tensors are
+    copied from the first input that has them, and position ids are written as int64 0 .. n-1. Free alphas stand at
+    their starting values. `progress` is told the bytes written and their total,
     tensor by tensor. `threads` tensors are merged at a time (default: as many as torch computes with, 8 at most); they
     do not change the result.
 
@@ -60,16 +64,18 @@ def merge(
     `embed_recipe`, nothing that tells of them. Hashes are taken from and kept in `hashes`; those that it lacks are
     computed, which reads the files once more and tells `hashing` the file's name, the bytes done and their total.
 
-    Raises CheckpointError, nothing written, for sources that do not fit each other, for NaN or Inf in a tensor that
-    takes part, for values beyond the range of `dtype`, for a VAE that does not fit, for files that are changed,
-    replaced or deleted meanwhile, and for an output that cannot be written.
+    Raises CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
+    tensor that takes part, for values beyond the range of `dtype`, for a VAE that does not fit, for files that are
+    changed, replaced or deleted meanwhile, and for an output that cannot be written.
     """
     name = recipe.step(step or recipe.output).name
     sources = recipe.sources(name)
-    _check_output(output, {source: paths[source] for source in sources}, vae)
+    files = _files_of(recipe, name, paths)
+    output, vae = Path(output), None if vae is None else Path(vae)
+    _check_output(output, files, vae)
     with ExitStack() as stack:
         opened = {
-            source: stack.enter_context(open_checkpoint(paths[source], layout=recipe.layout)) for source in sources
+            source: stack.enter_context(open_checkpoint(files[source], layout=recipe.layout)) for source in sources
         }
         baked = None
         if vae is not None:
@@ -106,6 +112,16 @@ def merge(
             )
             # Before the output takes its place: it, or the hashes in its metadata, may be of other files.
             check_unchanged(used)
+
+
+def _files_of(recipe: Recipe, step: str, paths: Mapping[str, Path | str] | Path | str) -> dict[str, Path]:
+    """The file of each source that the step needs."""
+    sources = recipe.sources(step)
+    if not isinstance(paths, Mapping):
+        return locate_models({source: recipe.models[source].file for source in sources}, Path(paths))
+    if missing := [source for source in sources if source not in paths]:
+        raise CheckpointError(f"paths: {', '.join(missing)}: missing; step {step!r} is merged from it")
+    return {source: Path(paths[source]) for source in sources}
 
 
 def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -> None:

@@ -1,12 +1,14 @@
 """YAML that a user writes: read with line numbers, checked by a pydantic model, all problems at once.
 
+The same data may come from a call in Python: then the name of the function that was called stands for the file's.
+
 A file may also be a stranger's. No tag is ever acted upon, and what would take long or much memory is refused before.
 """
 
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,7 +20,18 @@ from ruamel.yaml.scanner import RoundTripScanner
 
 from optimizer.errors import InputError
 
-__all__ = ["UserFile", "dump_yaml", "line_of", "named_file", "read_text", "read_yaml", "shown", "validate", "yaml_of"]
+__all__ = [
+    "UserFile",
+    "dump_yaml",
+    "line_of",
+    "named_file",
+    "plain",
+    "read_text",
+    "read_yaml",
+    "shown",
+    "validate",
+    "yaml_of",
+]
 
 
 class UserFile(BaseModel):
@@ -151,12 +164,15 @@ def _check(tree: Any) -> None:
             stack.extend((part, depth + 1) for part in inner)
 
 
-def validate(kind: type[_UserFile], data: Mapping[str, Any], path: Path, error: type[InputError]) -> _UserFile:
-    """`data` as `kind`. Raises `error` with a line for each field that is unknown, missing or of the wrong type."""
+def validate(kind: type[_UserFile], data: Mapping[str, Any], given: Path | str, error: type[InputError]) -> _UserFile:
+    """`data` as `kind`. Raises `error` with a line for each field that is unknown, missing or of the wrong type.
+
+    `given` is the file, or the function, that the data was given in: it stands before each problem.
+    """
     try:
         return kind.model_validate(dict(data))
     except ValidationError as problem:
-        raise error([_in_words(path, data, kind, item) for item in problem.errors(include_url=False)]) from None
+        raise error([_in_words(given, data, kind, item) for item in problem.errors(include_url=False)]) from None
 
 
 def line_of(data: Any, location: Sequence[int | str]) -> int | None:
@@ -172,6 +188,23 @@ def line_of(data: Any, location: Sequence[int | str]) -> int | None:
         except (KeyError, IndexError, TypeError, AttributeError):
             break
     return None if line is None else line + 1
+
+
+def plain(value: Any) -> Any:
+    """What Python code gave, as a YAML file would hold it: mappings, lists, texts, numbers.
+
+    Tuples and the like become lists, paths texts with forward slashes, numpy's and torch's numbers Python's. Anything
+    else stays as it is, to be refused by who reads it.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [plain(inner) for inner in value]
+    return value
 
 
 def dump_yaml(data: Any) -> str:
@@ -200,11 +233,11 @@ def _first_line(problem: object) -> str:
     return next(iter(str(problem).splitlines()), type(problem).__name__)
 
 
-def _in_words(path: Path, data: Any, kind: type[UserFile], item: Any) -> str:
+def _in_words(given: Path | str, data: Any, kind: type[UserFile], item: Any) -> str:
     location = [part for part in item["loc"] if not (isinstance(part, str) and part.startswith(("function-", "lax-")))]
     field = ".".join(_name(data, location[: depth + 1]) for depth in range(len(location)))
     line = line_of(data, location)
-    where = f"{path}:{f' line {line}:' if line else ''} {field}"
+    where = f"{given}:{f' line {line}:' if line else ''} {field}"
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown field; there are {', '.join(_siblings(kind, location))}"
     if item["type"] == "missing":
@@ -243,13 +276,7 @@ def _models_in(annotation: Any) -> list[type[UserFile]]:
 def shown(value: Any) -> str:
     """What was received, for a message: as Python writes it, the rest cut off beyond 80 characters."""
     try:
-        text = repr(_plain(value) if isinstance(value, Mapping | list) else value)
+        text = repr(plain(value) if isinstance(value, Mapping | list) else value)
     except ValueError:  # Python does not write whole numbers of more than 4300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value

@@ -4,10 +4,11 @@ May import `optimizer.search` and what lies below it, pandas, matplotlib and ric
 """
 
 from optimizer.reports.ceilings import ceiling_tables
+from optimizer.reports.frames import alphas_frame, ceiling_frame, coefficients_frame, similarity_frame, sources_frame
 from optimizer.reports.listings import inspection_table, preview_table, status_table
 from optimizer.reports.live import LiveFit
 from optimizer.reports.logs import LogFile, fit_logs, log_end, log_opened, log_trial, log_warning
-from optimizer.reports.plots import write_plots
+from optimizer.reports.plots import figures, write_plots
 from optimizer.reports.tables import (
     block_table,
     candidates_table,
@@ -23,9 +24,13 @@ from optimizer.reports.tables import (
 __all__ = [
     "LiveFit",
     "LogFile",
+    "alphas_frame",
     "block_table",
     "candidates_table",
+    "ceiling_frame",
     "ceiling_tables",
+    "coefficients_frame",
+    "figures",
     "fit_logs",
     "inspection_table",
     "log_end",
@@ -34,7 +39,9 @@ __all__ = [
     "log_warning",
     "percent",
     "preview_table",
+    "similarity_frame",
     "simplified_table",
+    "sources_frame",
     "spread_table",
     "status_table",
     "steps_table",

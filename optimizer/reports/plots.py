@@ -1,5 +1,6 @@
 """Plots of a fit as PNG files, drawn without a display and without pyplot, so in any thread."""
 
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,11 @@ from optimizer.reports.tables import percent
 from optimizer.search import FitResult, Parameter, SearchResult, Stage, StepScores
 from optimizer.similarity import total_similarity
 
-__all__ = ["write_plots"]
+__all__ = ["figures", "write_plots"]
 
 _DPI = 150
+# In a notebook, where a page of pictures has to stay small.
+_SCREEN_DPI = 80
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#8a8a8a"
 # Cells that were not searched.
@@ -39,29 +42,51 @@ _TICKS = [1, 2, 2.5, 5, 10]
 _SAME = 1e-9
 
 
-def write_plots(result: FitResult, folder: Path) -> list[Path]:
-    """Draw a fit into `folder`, which is created, and return the paths written: PNG files at 150 dots per inch.
+class _ShownFigure(Figure):
+    """A figure that a notebook shows as it is, without pyplot."""
 
-    best-so-far.png (similarity against trial, by search), similarity-per-block.png (before and after, by step),
-    alphas.png (steps by blocks), and similarity-against-alpha-SEARCH.png with a panel per parameter (SEARCH made safe
-    for file names; -2, -3, ... where one figure does not hold all panels), of several passes the last. A plot of which
-    there is nothing to draw is left out.
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        self.savefig(stream, format="png", dpi=_SCREEN_DPI)
+        return stream.getvalue()
+
+
+def figures(result: FitResult) -> Iterator[tuple[str, Figure]]:
+    """The plots of a fit by name, drawn one after another: matplotlib figures, which a notebook shows as they are.
+
+        plots = dict(figures(result))
+        plots["alphas"]
+
+    The names: best-so-far (similarity against trial, by search), similarity-per-block (before and after, by step),
+    alphas (steps by blocks), and similarity-against-alpha-SEARCH with a panel per parameter (SEARCH made safe for file
+    names; -2, -3, ... where one figure does not hold all panels), of several passes the last. A plot of which there is
+    nothing to draw is left out.
+    """
+    taken: set[str] = set()
+    for stem, figure in _drawn(result):
+        names = (f"{stem}{ending}" for ending in ("", *(f"-{number}" for number in range(2, len(taken) + 3))))
+        # Searches with different names may be the same to a file system.
+        name = next(name for name in names if name.lower() not in taken)
+        taken.add(name.lower())
+        yield name, figure
+
+
+def write_plots(result: FitResult, folder: Path | str) -> list[Path]:
+    """Draw `figures(result)` into `folder`, which is created, and return the paths written: PNG files at 150 dots per
+    inch, named as the figures are.
 
     Raises InputError if the folder cannot be made, and, when all other plots are written, with a line for each that
     cannot be: because the disk is full, the folder may not be written to, or another program has the old file open.
     """
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: the folder for the plots cannot be made: {error.strerror}") from error
     written: list[Path] = []
     problems: list[str] = []
-    taken: set[str] = set()
-    for stem, figure in _figures(result):
-        names = (f"{stem}{ending}.png" for ending in ("", *(f"-{number}" for number in range(2, len(taken) + 3))))
-        # Searches with different names may be the same to a file system.
-        path = folder / next(name for name in names if name.lower() not in taken)
-        taken.add(path.name.lower())
+    for name, figure in figures(result):
+        path = folder / f"{name}.png"
         try:
             with atomic_path(path) as temporary:
                 figure.savefig(temporary, format="png", dpi=_DPI)
@@ -74,7 +99,7 @@ def write_plots(result: FitResult, folder: Path) -> list[Path]:
     return written
 
 
-def _figures(result: FitResult) -> Iterator[tuple[str, Figure]]:
+def _drawn(result: FitResult) -> Iterator[tuple[str, Figure]]:
     searches = [search for search in result.searches if search.trials]
     if searches:
         yield "best-so-far", _draw_best_so_far(searches)
@@ -336,7 +361,7 @@ def _is_exact(trial: FrozenTrial) -> bool:
 
 def _figure(width: float, height: float) -> Figure:
     """A figure of this size in inches, on a canvas that needs no display."""
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    figure = _ShownFigure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

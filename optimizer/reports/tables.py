@@ -64,7 +64,7 @@ def trials_table(result: FitResult) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_TRIAL_COLUMNS, *parameters, *(f"similarity.{block}" for block in blocks)])
 
 
-def write_trials(result: FitResult, path: Path) -> None:
+def write_trials(result: FitResult, path: Path | str) -> None:
     """Write `trials_table(result)` to `path`, or leave what is there: CSV, UTF-8, LF, floats in full precision.
 
     A text that a spreadsheet would take for a formula, as a step's name `=1+1`, has an apostrophe in front.
@@ -75,7 +75,7 @@ def write_trials(result: FitResult, path: Path) -> None:
     for place, kind in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
             table.isetitem(place, [_no_formula(cell) for cell in table.iloc[:, place]])
-    replace_text(path, table.to_csv(index=False, lineterminator="\n"))
+    replace_text(Path(path), table.to_csv(index=False, lineterminator="\n"))
 
 
 def _no_formula(cell: object) -> object:

@@ -31,7 +31,15 @@ from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.space import Parameter, Space, parameters_of
 from optimizer.search.study import Study
-from optimizer.similarity import METRICS, Measured, QuadraticMetric, Statistics, build_metric, total_similarity
+from optimizer.similarity import (
+    METRICS,
+    Measured,
+    QuadraticMetric,
+    Statistics,
+    build_metric,
+    chosen_device,
+    total_similarity,
+)
 
 __all__ = [
     "BlockCeiling",
@@ -184,14 +192,18 @@ def study_ceilings(
     study: Study,
     metric: str = "both",
     *,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     hashes: HashCache | None = None,
 ) -> tuple[Ceiling, ...]:
     """What `study` can reach by `metric`: `weights`, `delta` or `both`; by weights alone if it has no base.
 
-    The best recipe is that in the study's folder, best.yaml. Raises InputError for another metric, for `delta` without
-    a base, for files that are missing or do not fit, and for a best.yaml that does not belong to the study's recipe.
+        weights, delta = study_ceilings(study)
+        print(delta.total["ceiling"])      # what no linear merge of the sources exceeds, in [-1, 1]
+
+    The best recipe is that in the study's folder, best.yaml. `device` may be a name: auto, cpu (default) or cuda.
+    Raises InputError for another metric, for `delta` without a base, for files that are missing or do not fit, and for
+    a best.yaml that does not belong to the study's recipe.
     """
     if metric not in (*CEILING_METRICS, "both"):
         raise InputError(f"--metric: received {metric!r}; there are {', '.join(CEILING_METRICS)}, both")
@@ -204,7 +216,7 @@ def study_ceilings(
         raise StudyError(f"{path}: its steps are not those of {study.recipe_path}; fit anew, or move it away")
     blocks = {block for stage in study.stages for block in stage.blocks}
     with open_study(
-        study, blocks=blocks, device=device or torch.device("cpu"), progress=progress, hashes=hashes, tensors=False
+        study, blocks=blocks, device=chosen_device(device), progress=progress, hashes=hashes, tensors=False
     ) as opened:
         return ceilings(opened, fitted, metrics)
 

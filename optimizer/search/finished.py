@@ -95,17 +95,17 @@ def simple_path(recipe: Path) -> Path:
 
 
 def simplify_file(
-    path: Path,
-    output: Path,
+    path: Path | str,
+    output: Path | str,
     *,
     tolerance: float,
-    target: Path | None = None,
+    target: Path | str | None = None,
     metric: str | None = None,
     base: str | None = None,
     seeds: Sequence[int] | None = None,
     prompts: Path | None = None,
     folders: Sequence[Path] = (),
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     hashes: HashCache | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     warn: Callable[[str], None] = lambda text: None,
@@ -122,6 +122,7 @@ def simplify_file(
     nobody names, prompts that are gone or are others than were noted, or files that are missing, do not fit, or change
     meanwhile.
     """
+    path, output, target = Path(path), Path(output), None if target is None else Path(target)
     if output.resolve() == path.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
     if not output.resolve().parent.is_dir():

@@ -39,6 +39,7 @@ from optimizer.similarity import (
     Statistics,
     build_metric,
     check_encoder,
+    chosen_device,
     score_step,
     total_similarity,
 )
@@ -58,7 +59,7 @@ _STOPPED = (KeyboardInterrupt, TrialsFailed, StorageLost, CheckpointError)
 def fit(
     study: Study,
     *,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     fresh: bool = False,
     candidates: int = 1,
     storage: str | None = None,
@@ -69,6 +70,9 @@ def fit(
 ) -> FitResult:
     """Run every search of `study` up to its budget of completed trials, and write `best.yaml` into its folder.
 
+        result = fit(new_study(recipe, target="closed.safetensors", folder="my-study", trials=40))
+        print(result.similarity, result.recipe.step("OUT").alpha)
+
     With `candidates` above 1 the next best recipes that differ are written beside it, candidate-2.yaml and so on. Those
     of an earlier fit are removed in any case.
 
@@ -76,6 +80,9 @@ def fit(
     postgresql://USER@HOST/DATABASE. With `workers` so many processes search together, this one among them, and with it
     or `storage` those of other fits, here or elsewhere, may join in; the budget is that of all. A storage may be away
     for `patience` seconds. A script that asks for more than one process does so below `if __name__ == "__main__":`.
+
+    `device` is the cpu unless given; names may be used: auto (a card, if there is one), cpu, cuda. `events` is told how
+    the fit goes; `hashes`, a HashCache, keeps the checkpoints' sha256, which best.yaml notes, from call to call.
 
     A second call continues where the first one stopped. Ctrl-C, or SIGTERM, ends the search after the running trial, a
     second one at once; the best so far is written and returned with `interrupted` set. `fresh` sets earlier trials
@@ -95,9 +102,20 @@ def fit(
         )
     address = storage_address(storage, study.folder)
     together = workers is not None or storage is not None
-    with interruptible():
-        one = _Fit(study, device or torch.device("cpu"), address, together, patience, events or FitEvents(), hashes)
+    with interruptible(), _quiet_optuna():
+        one = _Fit(study, chosen_device(device), address, together, patience, events or FitEvents(), hashes)
         return one.run(fresh=fresh, candidates=candidates, workers=workers or 1)
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Keep Optuna from telling of each Optuna study that it makes; what goes wrong it still says."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _work(
@@ -112,11 +130,10 @@ def _work(
     """What a further process does: the same searches, and nothing that is written into the study's folder."""
     leave_interrupts()
     torch.set_num_threads(threads)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     # What there is to say, the first process says of itself.
     fit = _Fit(study, device, address, True, patience, FitEvents(), hashes)
     try:
-        with interruptible():
+        with interruptible(), _quiet_optuna():
             fit.work(lambda: still_wanted(stop))
     except KeyboardInterrupt:
         return

@@ -120,3 +120,25 @@ class FitResult:
     interrupted: bool = False
     spread: tuple[SeedSpread, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def similarities(self) -> dict[str, float]:
+        """What each stage reached, {stage: the total of its last step by its own metric, in [-1, 1]}.
+
+        Under the final alphas. Of an interrupted fit only the stages that were come to.
+        """
+        return {
+            stage.name: total_similarity(scores.after)
+            for stage in self.study.stages
+            for scores in self.scores
+            if (scores.stage, scores.step, scores.metric) == (stage.name, stage.steps[-1], stage.metric)
+        }
+
+    @property
+    def similarity(self) -> float:
+        """What the last stage reached: the total of its last step by its own metric, in [-1, 1].
+
+        result = fit(study)
+        print(f"{result.similarity:.4%}")
+        """
+        return list(self.similarities.values())[-1]

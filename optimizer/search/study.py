@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from optimizer.checkpoints.layout import Layout
-from optimizer.errors import InputError, StudyError
+from optimizer.errors import InputError, StudyError, attempt
 from optimizer.printable import unprintable
 from optimizer.recipes import Recipe, load_recipe, locate, locate_models
 from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown, validate
@@ -18,7 +18,17 @@ from optimizer.search.space import Parameter, parameters_of
 from optimizer.search.storage import DATABASE, StorageAddress
 from optimizer.similarity import METRICS, STATISTICS, read_prompts
 
-__all__ = ["DEFAULT_SEED", "Stage", "Study", "load_study", "study_file"]
+__all__ = [
+    "DEFAULT_SEED",
+    "Stage",
+    "StageEntry",
+    "Study",
+    "StudyEntry",
+    "load_study",
+    "study_file",
+    "study_of",
+    "with_found_files",
+]
 
 # The seed of the article's attention similarity.
 DEFAULT_SEED = 114514
@@ -41,7 +51,9 @@ class _TargetEntry(UserFile):
     file: StrictStr
 
 
-class _StageEntry(UserFile):
+class StageEntry(UserFile):
+    """A stage as a study's YAML file has it."""
+
     name: StrictStr
     steps: list[StrictStr] | None = None
     blocks: str | list[str] | None = None
@@ -58,13 +70,15 @@ class _StageEntry(UserFile):
     clip_skip: StrictInt = 1
 
 
-class _StudyFile(UserFile):
+class StudyEntry(UserFile):
+    """A study's YAML file."""
+
     name: StrictStr | None = None
     recipe: StrictStr
     target: _TargetEntry
     base: str | None = None
     seed: StrictInt = 0
-    stages: list[_StageEntry]
+    stages: list[StageEntry]
 
 
 @dataclass(frozen=True)
@@ -171,24 +185,37 @@ class Study:
         return replace(self, stages=tuple(replace(stage, trials=trials) for stage in self.stages))
 
 
-def study_file(path: Path) -> Path:
+def study_file(path: Path | str) -> Path:
     """The YAML file of the study that a user names by the file or by its folder."""
+    path = Path(path)
     return path / "study.yaml" if path.is_dir() else path
 
 
-def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = True) -> Study:
+def load_study(path: Path | str, folders: Sequence[Path | str] = (), *, with_files: bool = True) -> Study:
     """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
 
     Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit.
     Raises InputError with one line for each problem.
     """
     path = study_file(path)
-    data = read_yaml(path, StudyError)
-    entry = validate(_StudyFile, data, path, StudyError)
+    entry = validate(StudyEntry, read_yaml(path, StudyError), path, StudyError)
     recipe_path = path.parent / entry.recipe.replace("\\", "/")
     if named_file(path.parent, entry.recipe) is None:
         raise StudyError(f"{path}: recipe: {recipe_path}: no such file")
     recipe = load_recipe(recipe_path)
+    study = attempt(lambda: study_of(entry, recipe, path.parent, path.resolve().parent.name), path)
+    study = replace(study, path=path)
+    if not with_files:
+        return study
+    looked = [Path(folder) for folder in folders]
+    return with_found_files(study, looked, recipe_given=recipe_path, target_given=f"{path}: target.file")
+
+
+def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Study:
+    """The study in `folder` whose YAML file says `entry`, its checkpoints not looked for; `name` is the default name.
+
+    Raises StudyError with one line for each problem.
+    """
     problems: list[str] = []
     stages: list[Stage] = []
     base = entry.base if entry.base is not None else ("base" if "base" in recipe.models else None)
@@ -198,7 +225,7 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
         problems.append(f"seed: received {shown(entry.seed)}; must be a whole number from 0 up, below 2^63")
     if not 0 < len(entry.stages) <= _MOST_STAGES:
         received = len(entry.stages) or "empty"
-        raise StudyError(f"{path}: stages: {received}; a study has at least one stage, at most {_MOST_STAGES}")
+        raise StudyError(f"stages: {received}; a study has at least one stage, at most {_MOST_STAGES}")
     names = [stage.name for stage in entry.stages]
     problems += [f"stages.{name}: defined twice" for name in sorted({name for name in names if names.count(name) > 1})]
     problems += [
@@ -206,7 +233,6 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
         for name in dict.fromkeys(names)
         if "/" in name
     ]
-    name = entry.name if entry.name is not None else path.resolve().parent.name
     if entry.name is not None and not _NAME.fullmatch(entry.name):
         problems.append(f"name: received {entry.name!r}; letters, digits, '.', '_' and '-' may be used, 80 at most")
     problems += [
@@ -221,50 +247,57 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
     ]
     for stage in entry.stages:
         try:
-            stages.append(_read_stage(stage, recipe, base, path.parent))
+            stages.append(_read_stage(stage, recipe, base, folder))
         except InputError as error:
             problems += [f"stages.{stage.name}.{problem}" for problem in error.problems]
     if not problems:
         problems += _unsearched(recipe, stages)
     if problems:
-        raise StudyError(f"{path}: {problem}" for problem in problems)
-    study = Study(
-        path.parent, recipe, recipe_path, {}, path.parent / entry.target.file, entry.target.file, base, entry.seed,
-        tuple(stages), name=name, path=path,
+        raise StudyError(problems)
+    return Study(
+        folder, recipe, folder / entry.recipe.replace("\\", "/"), {}, folder / entry.target.file, entry.target.file,
+        base, entry.seed, tuple(stages), name=entry.name if entry.name is not None else name,
     )  # fmt: skip
-    return _with_files(study, path, folders) if with_files else study
 
 
-def _with_files(study: Study, path: Path, folders: Sequence[Path]) -> Study:
-    """The same study with its checkpoints found, the target's not among the sources'."""
+def with_found_files(
+    study: Study, folders: Sequence[Path], *, recipe_given: Path | str, target_given: str, beside: Path | None = None
+) -> Study:
+    """The same study with its checkpoints found, the target's not among the sources'.
+
+    They are looked for in `beside`, by default beside the recipe and the study that name them, then in `folders`.
+    `recipe_given` and `target_given` are where they were named, for messages.
+
+    Raises InputError with one line for each problem.
+    """
     recipe = study.recipe
     used = {name for stage in study.stages for step in stage.steps for name in recipe.sources(step)} | {study.base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
-    beside = study.recipe_path.parent
-    located = {name: locate(file, beside, folders) for name, file in files.items()}
+    of_recipe, of_target = beside or study.recipe_path.parent, beside or study.folder
+    located = {name: locate(file, of_recipe, folders) for name, file in files.items()}
     sources = {name: found for name, found in located.items() if found is not None}
-    target = locate(study.target_file, path.parent, folders)
+    target = locate(study.target_file, of_target, folders)
     problems: list[str] = []
     if len(sources) < len(files):
         try:
-            locate_models(files, beside, folders, named_in=study.recipe_path)
+            locate_models(files, of_recipe, folders, named_in=recipe_given)
         except InputError as error:
             problems += error.problems
     if target is None:
-        looked = ", ".join(str(folder) for folder in (path.parent, *folders))
-        problems.append(f"{path}: target.file: {study.target_file!r} not found; looked in {looked}")
+        looked = ", ".join(str(folder) for folder in (of_target, *folders))
+        problems.append(f"{target_given}: {study.target_file!r} not found; looked in {looked}")
     if problems and not (study.folder / STATISTICS).exists():
         raise StudyError(problems)
     for name, source in sources.items():
         if target is not None and source.resolve() == target.resolve():
             raise StudyError(
-                f"{path}: target.file: {study.target_file!r} is the recipe's source {name!r} too; "
+                f"{target_given}: {study.target_file!r} is the recipe's source {name!r} too; "
                 "the target may not be among the sources"
             )
     return replace(study, sources=sources, target=target or study.target, files=files, missing=tuple(problems))
 
 
-def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None, folder: Path) -> Stage:
+def _read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path) -> Stage:
     problems = []
     for name, value, known in (
         ("metric", entry.metric, METRICS),
@@ -343,7 +376,7 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None, folder: Pa
     )
 
 
-def _stage_steps(entry: _StageEntry, recipe: Recipe, problems: list[str]) -> tuple[str, ...]:
+def _stage_steps(entry: StageEntry, recipe: Recipe, problems: list[str]) -> tuple[str, ...]:
     """The stage's steps in the order of evaluation."""
     order = _evaluation_order(recipe)
     free = [name for name in order if parameters_of(recipe, [name])]
@@ -376,7 +409,7 @@ def _evaluation_order(recipe: Recipe) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _measured(entry: _StageEntry, layout: Layout, free: Sequence[Parameter]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Which metric scores which blocks. `elsewhere` takes the moved blocks that the stage's metric cannot see."""
     seen = METRICS[entry.metric].sees(layout)
     moved = {block for parameter in free for block in parameter.blocks}

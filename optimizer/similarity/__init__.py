@@ -6,7 +6,7 @@ May import torch, `optimizer.checkpoints` and `optimizer.recipes`; never Optuna 
 from optimizer.similarity.attention import AttentionMetric
 from optimizer.similarity.comparing import compare, select_blocks
 from optimizer.similarity.comparison import Comparison, open_comparison, open_recipe_comparison
-from optimizer.similarity.device import select_device, unused_card
+from optimizer.similarity.device import chosen_device, select_device, unused_card
 from optimizer.similarity.encoder import (
     EncoderMetric,
     check_encoder,
@@ -48,6 +48,7 @@ __all__ = [
     "WeightsMetric",
     "build_metric",
     "check_encoder",
+    "chosen_device",
     "compare",
     "gram_matrix",
     "load_measured",

@@ -19,24 +19,29 @@ _NAMED = ("all", "input", "middle", "output")
 
 
 def compare(
-    candidate: Path,
-    target: Path,
+    candidate: Path | str,
+    target: Path | str,
     *,
     metric: str = "attention",
     blocks: str = "all",
-    base: Path | None = None,
+    base: Path | str | None = None,
     seed: int = 114514,
     prompts: tuple[str, ...] | None = None,
     clip_skip: int | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Similarities {block: value in [-1, 1]} of one checkpoint to `target`, in the order of evaluation.
 
-    `blocks` is `all`, `input`, `middle`, `output` (of what the metric sees and both files hold) or a block list. `seed`
-    is that of attention's random inputs; `prompts` and `clip_skip` (default: 1) are for the encoder metric alone.
+        compare("clone.safetensors", "closed.safetensors", blocks="output")    # {"OUT03": 0.974805, ...}
+
+    `blocks` is `all`, `input`, `middle`, `output` (of what the metric sees and both files hold) or a block list. `base`
+    is the checkpoint that delta takes differences from. `seed` is that of attention's random inputs; `prompts` and
+    `clip_skip` (default: 1) are for the encoder metric alone. `device` may be a name: auto, cpu (default) or cuda.
+
     Raises InputError for files, blocks or metrics that do not fit.
     """
+    candidate, target = Path(candidate), Path(target)
     layout = _layout_of(target)
     chosen = select_blocks(layout, metric, blocks)
     if METRICS[metric].needs_base and base is None:
@@ -50,7 +55,13 @@ def compare(
     ]:
         raise InputError(problems)
     with open_comparison(
-        layout, {"candidate": candidate}, target, base=base, device=device, seeds=(seed,), progress=progress
+        layout,
+        {"candidate": candidate},
+        target,
+        base=None if base is None else Path(base),
+        device=device,
+        seeds=(seed,),
+        progress=progress,
     ) as opened:
         comparison = replace(opened, prompts=prompts, clip_skip=1 if clip_skip is None else clip_skip)
         if reads:

@@ -11,6 +11,7 @@ from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import CheckpointError
 from optimizer.recipes import Group, Part, Recipe, check_channels, plan_parts
+from optimizer.similarity.device import chosen_device
 
 __all__ = ["Comparison", "open_comparison", "open_recipe_comparison"]
 
@@ -101,13 +102,14 @@ def open_comparison(
     *,
     base: Path | None = None,
     mapping: str = "supermerger",
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     seeds: Iterable[int] = (114514,),
     progress: Progress | None = None,
 ) -> Iterator[Comparison]:
     """Open the checkpoints and plan which tensors are compared; they are closed when the context ends.
 
-    `base` may be one of the sources or another file. Raises CheckpointError for files that do not fit each other.
+    `base` may be one of the sources or another file; `device` may be a name: auto, cpu (default) or cuda.
+    Raises CheckpointError for files that do not fit each other.
     """
     with ExitStack() as stack:
         opened = {name: stack.enter_context(open_checkpoint(path, layout=layout)) for name, path in sources.items()}
@@ -125,7 +127,7 @@ def open_comparison(
             base=base_opened,
             parts=parts,
             groups=Group.of(parts),
-            device=device or torch.device("cpu"),
+            device=chosen_device(device),
             seeds=tuple(seeds),
             progress=progress or _silent,
         )
@@ -138,7 +140,7 @@ def open_recipe_comparison(
     target: Path,
     *,
     base: str | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Comparison]:
     """The comparison of a recipe's `sources` by name, `base` one of them, with `target`, for scores of all its steps.

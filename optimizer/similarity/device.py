@@ -10,7 +10,7 @@ import torch
 
 from optimizer.errors import InputError
 
-__all__ = ["float32_products", "select_device", "unused_card"]
+__all__ = ["chosen_device", "float32_products", "select_device", "unused_card"]
 
 
 def select_device(name: str) -> torch.device:
@@ -22,6 +22,13 @@ def select_device(name: str) -> torch.device:
             "--device: received 'cuda'; " + (unused_card() or "this machine has no NVIDIA card that torch can see")
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def chosen_device(device: torch.device | str | None) -> torch.device:
+    """The device that a function was asked to compute on: a name as `select_device` takes it; None for the cpu."""
+    if isinstance(device, str):
+        return select_device(device)
+    return device or torch.device("cpu")
 
 
 @contextmanager

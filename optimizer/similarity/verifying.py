@@ -55,10 +55,10 @@ class Verified:
 def verify(
     recipe: Recipe,
     paths: Mapping[str, Path],
-    target: Path,
+    target: Path | str,
     *,
     base: str | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Verified, ...]:
     """Every step's similarity to `target`, on the blocks and by the metric that the recipe expects for it.
@@ -69,7 +69,7 @@ def verify(
     Raises RecipeError for an expectation by an unknown metric or more than 100 different ones, and CheckpointError for
     files that do not fit.
     """
-    layout = recipe.layout
+    target, layout = Path(target), recipe.layout
     standard = Expected(tuple(layout.attention))
     reported = {step.name: step.expect for step in recipe.steps}
     wanted = {name: expect or standard for name, expect in reported.items()}

@@ -354,3 +354,33 @@ def test_unknown_step(family):
     with pytest.raises(RecipeError, match="'T9' is not in the recipe"):
         run(folder, STEPS, step="T9")
     assert not (folder / "out.safetensors").exists()
+
+
+def test_files_by_folder_or_as_text(tmp_path, write_sd1):
+    """The sources may be named by the folder that the recipe names them from, and every path be text."""
+    for seed, name in enumerate(("base", "x")):
+        write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
+    expected = run(tmp_path, one_step(0.25))
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+
+    merge(recipe, str(tmp_path), str(tmp_path / "folder.safetensors"))
+    merge(
+        recipe, {name: str(tmp_path / f"{name}.safetensors") for name in ("base", "x")}, tmp_path / "text.safetensors"
+    )
+
+    for file in ("folder", "text"):
+        found = load_file(tmp_path / f"{file}.safetensors")
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_source_without_a_file(tmp_path, write_sd1):
+    """A source that no path was given for is named, and the folder where one is missing."""
+    write_sd1(tmp_path / "base.safetensors")
+    (tmp_path / "recipe.yaml").write_text(as_yaml(one_step(0.5), ("base", "x")), encoding="utf-8")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+
+    with pytest.raises(CheckpointError, match="^paths: x: missing; step 'T1' is merged from it$"):
+        merge(recipe, {"base": tmp_path / "base.safetensors"}, tmp_path / "out.safetensors")
+    with pytest.raises(CheckpointError, match=r"models\.x\.file: 'x\.safetensors' not found; looked in"):
+        merge(recipe, tmp_path, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

@@ -1,0 +1,84 @@
+"""Run the notebooks and keep what they show: NN-name.py, the source, becomes NN-name.ipynb, with its outputs.
+
+    python notebooks/execute.py                            # all, written beside their sources (`make notebooks`)
+    python notebooks/execute.py 01-fit-a-clone --to /tmp   # one, written elsewhere
+
+Each runs in an empty folder of its own and in a kernel of this Python, whatever kernels are registered. What would
+differ the next time is left out of the .ipynb: ids of cells, times, versions.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import jupytext
+import nbformat
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+HERE = Path(__file__).resolve().parent
+SOURCES = sorted(HERE.glob("[0-9][0-9]-*.py"))
+# Of a cell; the slowest takes some seconds on two cores.
+_SECONDS = 300
+_METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def read(source: Path) -> nbformat.NotebookNode:
+    """The notebook in a py:percent file, without outputs; cells are numbered instead of having random ids."""
+    notebook = jupytext.read(source, fmt="py:percent")
+    notebook.metadata = nbformat.from_dict(_METADATA)
+    for number, cell in enumerate(notebook.cells, start=1):
+        cell.id = f"cell-{number}"
+        cell.metadata.clear()
+    return notebook
+
+
+def executed(source: Path) -> nbformat.NotebookNode:
+    """The notebook with its outputs. Raises CellExecutionError if a cell fails."""
+    notebook = read(source)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryDirectory() as settings:
+        # Whatever a user has set up for Jupyter and IPython does not matter, and nothing is left there.
+        environment = {**os.environ, "IPYTHONDIR": settings, "PYTHONHASHSEED": "0"}
+        # Without folders of registered kernels there is the one of this Python.
+        kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+        client = NotebookClient(
+            notebook,
+            km=kernel,
+            timeout=_SECONDS,
+            record_timing=False,
+            # It warns of unencrypted talk, which does not leave this machine.
+            extra_arguments=["--log-level=ERROR"],
+            resources={"metadata": {"path": folder}},
+        )
+        client.execute(env=environment, cleanup_kc=True)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                # The same picture once more.
+                data.pop("image/jpeg", None)
+    return notebook
+
+
+def main() -> None:
+    """Run the notebooks that are asked for, and write them."""
+    parser = argparse.ArgumentParser(description="Run the notebooks and keep what they show.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="without extension; default: all")
+    parser.add_argument("--to", type=Path, default=HERE, metavar="FOLDER", help="default: beside their sources")
+    options = parser.parse_args()
+    known = {source.stem: source for source in SOURCES}
+    if unknown := [name for name in options.names if name not in known]:
+        parser.error(f"{unknown[0]}: no such notebook; there are {', '.join(known)}")
+    for name in options.names or known:
+        path = options.to / f"{name}.ipynb"
+        path.write_text(nbformat.writes(executed(known[name])) + "\n", encoding="utf-8", newline="\n")
+        print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
