@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from optimizer.cli.application import State
 from optimizer.errors import BlockfitWarning
 from optimizer.printable import printable
 
@@ -28,6 +29,7 @@ __all__ = [
     "reading",
     "say",
     "say_problem",
+    "shows_progress",
     "use_utf8",
     "warnings_as_lines",
 ]
@@ -41,7 +43,7 @@ def say_problem(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """One line on stdout, as it is: however long, and whatever it holds."""
+    """One line on stdout, as it is, however long, and whatever it holds; none under --quiet and --json."""
     make_console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -57,8 +59,8 @@ def print_json(value: Any) -> None:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console on stdout, or on stderr."""
-    return Console(stderr=stderr, highlight=False)
+    """A console on stdout, or on stderr; the one on stdout shows nothing where no texts are wanted there."""
+    return Console(stderr=stderr, highlight=False, quiet=not stderr and (State.quiet or State.json))
 
 
 def use_utf8() -> None:
@@ -142,6 +144,11 @@ def _tasks(bars: Progress) -> Callable[[str], TaskID]:
     return task
 
 
+def shows_progress(console: Console) -> bool:
+    """Whether progress is to be seen there: only on a terminal, and not under --quiet."""
+    return console.is_terminal and not State.quiet
+
+
 @contextmanager
 def _bars() -> Iterator[Progress]:
     console = make_console(stderr=True)
@@ -154,7 +161,7 @@ def _bars() -> Iterator[Progress]:
         TimeRemainingColumn(table_column=Column(min_width=7)),
         TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True, disable=not shows_progress(console)) as bars:
         yield bars
 
 
@@ -162,7 +169,7 @@ def _bars() -> Iterator[Progress]:
 def message(text: str) -> Iterator[None]:
     """Show a text on stderr meanwhile; nothing where stderr is no terminal."""
     console = make_console(stderr=True)
-    if not console.is_terminal:
+    if not shows_progress(console):
         yield
         return
     with console.status(text, spinner="line"):

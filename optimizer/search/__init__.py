@@ -20,6 +20,7 @@ from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.finished import NotedSearch, noted_searches, simple_path, simplify_file
 from optimizer.search.fitting import fit
 from optimizer.search.measuring import OpenStudy, open_study
+from optimizer.search.new_study import NEW_MODES, NewStudy, new_study
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
 from optimizer.search.samplers import SAMPLERS, make_sampler
 from optimizer.search.searching import FitEvents, SearchProgress, TrialsFailed
@@ -31,6 +32,7 @@ from optimizer.search.study import Stage, Study, load_study, study_file
 
 __all__ = [
     "DATABASE",
+    "NEW_MODES",
     "SAMPLERS",
     "BlockCeiling",
     "BlockwiseSampler",
@@ -42,6 +44,7 @@ __all__ = [
     "FitEvents",
     "FitResult",
     "Identified",
+    "NewStudy",
     "NotedSearch",
     "Number",
     "OpenStudy",
@@ -69,6 +72,7 @@ __all__ = [
     "largest_cosine",
     "load_study",
     "make_sampler",
+    "new_study",
     "noted_searches",
     "open_study",
     "parameters_of",

@@ -2,23 +2,24 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from optimizer.checkpoints import HashCache
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import InputError, StudyError
 from optimizer.printable import unprintable
-from optimizer.recipes import Recipe, load_recipe, locate, locate_models
+from optimizer.recipes import Recipe, find_models, load_recipe, locate
 from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown, validate
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, parameters_of
 from optimizer.search.storage import DATABASE, StorageAddress
 from optimizer.similarity import METRICS, STATISTICS, read_prompts
 
-__all__ = ["DEFAULT_SEED", "Stage", "Study", "load_study", "study_file"]
+__all__ = ["DEFAULT_SEED", "MOST_JOINT", "MOST_SEARCHED", "Stage", "Study", "load_study", "study_file"]
 
 # The seed of the article's attention similarity.
 DEFAULT_SEED = 114514
@@ -32,9 +33,9 @@ _GENERATION = re.compile(r"@\d+$")
 _MOST_SKIPPED = 12
 # What a study may ask for; more would take years, and some of it is gone through before a trial is run.
 _MOST_STAGES, _MOST_PASSES, _MOST_TRIALS = 100, 1000, 10_000_000
-_MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
+MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
 # Numbers that a joint stage searches at once: the time grows faster than their square. 23 steps of 26 alphas are 598.
-_MOST_JOINT = 600
+MOST_JOINT = 600
 
 
 class _TargetEntry(UserFile):
@@ -172,10 +173,18 @@ def study_file(path: Path) -> Path:
     return path / "study.yaml" if path.is_dir() else path
 
 
-def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = True) -> Study:
+def load_study(
+    path: Path,
+    folders: Sequence[Path] = (),
+    *,
+    with_files: bool = True,
+    hashes: HashCache | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Study:
     """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
 
-    Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit.
+    Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit. `hashes` and
+    `progress` are for files that are named by their hash, as in `locate`.
     Raises InputError with one line for each problem.
     """
     path = study_file(path)
@@ -228,27 +237,32 @@ def load_study(path: Path, folders: Sequence[Path] = (), *, with_files: bool = T
         path.parent, recipe, recipe_path, {}, path.parent / entry.target.file, entry.target.file, base, entry.seed,
         tuple(stages), name=name,
     )  # fmt: skip
-    return _with_files(study, path, folders) if with_files else study
+    return _with_files(study, path, folders, hashes, progress) if with_files else study
 
 
-def _with_files(study: Study, path: Path, folders: Sequence[Path]) -> Study:
+def _with_files(
+    study: Study,
+    path: Path,
+    folders: Sequence[Path],
+    hashes: HashCache | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> Study:
     """The same study with its checkpoints found, the target's not among the sources'."""
     recipe = study.recipe
     used = {name for stage in study.stages for step in stage.steps for name in recipe.sources(step)} | {study.base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
     beside = study.recipe_path.parent
-    located = {name: locate(file, beside, folders) for name, file in files.items()}
-    sources = {name: found for name, found in located.items() if found is not None}
-    target = locate(study.target_file, path.parent, folders)
-    problems: list[str] = []
-    if len(sources) < len(files):
-        try:
-            locate_models(files, beside, folders, named_in=study.recipe_path)
-        except InputError as error:
-            problems += error.problems
-    if target is None:
-        looked = ", ".join(str(folder) for folder in (path.parent, *folders))
-        problems.append(f"{path}: target.file: {study.target_file!r} not found; looked in {looked}")
+    sources, problems = find_models(
+        files, beside, folders, named_in=study.recipe_path, hashes=hashes, progress=progress
+    )
+    target = None
+    try:
+        target = locate(study.target_file, path.parent, folders, hashes=hashes, progress=progress)
+        if target is None:
+            looked = ", ".join(str(folder) for folder in (path.parent, *folders))
+            problems.append(f"{path}: target.file: {study.target_file!r} not found; looked in {looked}")
+    except InputError as error:
+        problems += [f"{path}: target.file: {problem}" for problem in error.problems]
     if problems and not (study.folder / STATISTICS).exists():
         raise StudyError(problems)
     for name, source in sources.items():
@@ -304,15 +318,15 @@ def _read_stage(entry: _StageEntry, recipe: Recipe, base: str | None, folder: Pa
     steps = _stage_steps(entry, recipe, problems)
     if problems:
         raise StudyError(problems)
-    if len(steps) > _MOST_SEARCHED:
+    if len(steps) > MOST_SEARCHED:
         raise StudyError(
-            f"steps: {len(steps):,} steps with free alphas; a stage searches at most {_MOST_SEARCHED}; "
+            f"steps: {len(steps):,} steps with free alphas; a stage searches at most {MOST_SEARCHED}; "
             "search them in several stages, each naming its `steps`"
         )
     free = parameters_of(recipe, steps)
-    if entry.strategy == "joint" and len(free) > _MOST_JOINT:
+    if entry.strategy == "joint" and len(free) > MOST_JOINT:
         raise StudyError(
-            f"strategy: {len(free):,} free alphas at once; a joint stage searches at most {_MOST_JOINT}; search them "
+            f"strategy: {len(free):,} free alphas at once; a joint stage searches at most {MOST_JOINT}; search them "
             "in several stages, each naming its `steps`, tie those of a step (`tie: true`), or write strategy: stepwise"
         )
     measured = _measured(entry, recipe.layout, free)
