@@ -15,7 +15,8 @@ import typer
 
 # Importing their modules registers the commands, in the order in which the help lists them.
 from optimizer.cli import checkpoints, pictures, recipes, studies  # noqa: F401
-from optimizer.cli.application import COMPLETION_VARIABLE, State, app
+from optimizer.cli.application import State, app
+from optimizer.cli.completing import COMPLETION_VARIABLE
 from optimizer.cli.printing import say_problem, use_utf8, warnings_as_lines
 from optimizer.errors import InputError
 
@@ -63,7 +64,7 @@ def _in_one_line(error: Any) -> str:
     """What is wrong with the line that was typed, and which command's help tells what would be right."""
     text = str(error.format_message())
     command = error.ctx.command_path if error.ctx is not None else "blockfit"
-    return f"{text.removesuffix('.')}; {command} --help tells more"
+    return f"{text.removesuffix('.')}{' ' if text.endswith('?') else '; '}{command} --help tells more"
 
 
 def _leave(code: int, problems: Sequence[str]) -> NoReturn:

@@ -7,12 +7,10 @@ from typer.completion import completion_init, get_completion_script, install  # 
 from typer.core import TyperGroup
 
 from optimizer import __version__
+from optimizer.cli.completing import COMPLETION_VARIABLE, SHELLS, shells
 from optimizer.errors import InputError
 
-__all__ = ["COMPLETION_VARIABLE", "SHELLS", "Quiet", "State", "app", "examples"]
-
-SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
-COMPLETION_VARIABLE = "_BLOCKFIT_COMPLETE"
+__all__ = ["Quiet", "State", "app", "examples"]
 
 _DETECTED = "detected"  # what stands for a shell that was not named
 
@@ -36,11 +34,10 @@ class _Group(TyperGroup):
         if not args and not ctx.resilient_parsing:
             typer.echo(ctx.get_help(), err=True)
             raise typer.Exit(2)
-        for option in ("--install-completion", "--show-completion"):
-            # Only where it comes first: a file may have this name.
-            alone = len(args) == 1 or args[1].startswith("-")
-            if args[:1] == [option] and alone and not ctx.resilient_parsing:
-                args = [option, _DETECTED, *args[1:]]
+        first, *others = args or [""]
+        alone = not others or others[0].startswith("-")
+        if first in ("--install-completion", "--show-completion") and alone and not ctx.resilient_parsing:
+            args = [first, _DETECTED, *others]
         return super().parse_args(ctx, args)
 
 
@@ -145,6 +142,7 @@ def _options(
             metavar="[SHELL]",
             callback=_install_completion,
             is_eager=True,
+            autocompletion=shells,
             help=f"Complete by Tab from now on: {', '.join(SHELLS[:-1])}; default: this shell.",
         ),
     ] = None,
@@ -155,6 +153,7 @@ def _options(
             metavar="[SHELL]",
             callback=_show_completion,
             is_eager=True,
+            autocompletion=shells,
             help="Print what completes, to look at or to install by hand.",
         ),
     ] = None,

@@ -14,17 +14,18 @@ from typing import Any
 
 import typer
 
-from optimizer.cli.application import COMPLETION_VARIABLE, SHELLS
 from optimizer.cli.environment import folders_of_environment
 
 __all__ = [
     "BLOCKS",
     "CHECKPOINT_SUFFIXES",
+    "COMPLETION_VARIABLE",
     "DEVICES",
     "FORMATS",
     "MAPPINGS",
     "METRICS",
     "MODES",
+    "SHELLS",
     "block_lists",
     "candidates",
     "ceiling_metrics",
@@ -40,6 +41,10 @@ __all__ = [
     "studies",
     "texts_and_checkpoints",
 ]
+
+# What a shell sets to ask; its value tells which shell.
+COMPLETION_VARIABLE = "_BLOCKFIT_COMPLETE"
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 METRICS = ("weights", "delta", "elements", "attention", "encoder")
 FORMATS = ("supermerger", "model-mixer", "mecha", "comfyui", "mergekit")

@@ -30,7 +30,7 @@ from optimizer.errors import InputError
     epilog=examples(
         'preview best.yaml --target T.ckpt --prompt "a cat" -o sheet.png',
         "preview A.ckpt B.ckpt --target T.ckpt --prompt cat -o sheet.png",
-        "preview A.ckpt --target T.ckpt --encoder-from T.ckpt --prompt cat -o a.png",
+        "preview A.ckpt --target T.ckpt --prompt cat --seed 7 -o sheet.png",
     ),
 )
 def preview(

@@ -67,8 +67,9 @@ def import_recipe(
     from optimizer.recipes import import_text, recipe_from_metadata, save_recipe
 
     not_understood: tuple[str, ...] = ()
-    with reading() as progress:
-        source = checkpoint_finder(models, progress)(source)
+    if model_folders(models):
+        with reading() as progress:
+            source = checkpoint_finder(models, progress)(source)
     if output.resolve() == source.resolve():
         raise InputError(f"{output}: is what the recipe is read from; write to another file")
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
@@ -140,7 +141,7 @@ def export(
     short_help="Measure a recipe's steps against a target.",
     epilog=examples(
         "verify best.yaml --target closed.safetensors",
-        "verify recipe.yaml --target BracingEvoMix_v1 --models D:/webui/models",
+        "verify recipe.yaml --target BracingEvoMix_v1 --models D:/webui",
     ),
 )
 def verify(
@@ -198,7 +199,7 @@ def verify(
     epilog=examples(
         "simplify mine/best.yaml",
         "simplify mine/best.yaml --tolerance 1e-3 -o simple.yaml",
-        "simplify recipe.yaml --target T.safetensors --metric delta --base base",
+        "simplify recipe.yaml --target T.ckpt --metric delta --base base",
     ),
 )
 def simplify(

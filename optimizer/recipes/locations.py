@@ -76,7 +76,9 @@ def locate_given(
     if found is None:
         looked = ", ".join(map(str, folders))
         hint = f"looked in {looked}, too" if looked else "--models DIR names folders to look in"
-        raise CheckpointError(f"{given}: no such file{near_miss(given)}; {hint}")
+        by_hash = _name_and_hash(str(given)) is not None
+        nothing = "no file has this name or hash" if by_hash else f"no such file{near_miss(given)}"
+        raise CheckpointError(f"{given}: {nothing}; {hint}")
     return found
 
 

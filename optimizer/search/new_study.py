@@ -9,7 +9,7 @@ from typing import Any
 
 from optimizer.checkpoints import HashCache, atomic_path, fingerprint, open_checkpoint
 from optimizer.checkpoints.layout import Layout
-from optimizer.errors import CheckpointError, InputError
+from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.printable import printable
 from optimizer.recipes import (
     Alpha,
@@ -173,13 +173,12 @@ class _Reader:
 
     def open(self, given: Path, place: str) -> _Opened:
         """What a user names; raises CheckpointError for what is missing, broken or of no family that is known."""
-        path = locate_given(given, self._folders, hashes=self._hashes, progress=self._progress)
-        with open_checkpoint(path) as checkpoint:
+        hashes, progress = self._hashes, self._progress
+        path = attempt(lambda: locate_given(given, self._folders, hashes=hashes, progress=progress), place)
+        with attempt(lambda: open_checkpoint(path), place) as checkpoint:
             if checkpoint.layout is None:
-                raise CheckpointError(
-                    f"{place}: {path}: of no family that blockfit knows (blockfit inspect tells more)"
-                )
-            return _Opened(path, checkpoint.layout, fingerprint(checkpoint, self._hashes))
+                raise CheckpointError(f"{place}: {path}: of no known family (blockfit inspect FILE tells more)")
+            return _Opened(path, checkpoint.layout, fingerprint(checkpoint, hashes))
 
     def alike(self, given: Path, goal: _Opened, place: str) -> _Opened:
         """The same of one that has to go with the target, and may not be it."""
@@ -337,8 +336,8 @@ def _study_text(new: NewStudy, layout: Layout, target_file: str) -> str:
     exact = new.metric in ("delta", "weights")
     stage: dict[str, Any] = {"name": "all", "metric": new.metric}
     said = [
-        "All alphas at once (joint), the way that finds recipes again. By hand, and in the article, it is one step after",
-        "the other (strategy: stepwise), which gives the first steps what belongs to later ones.",
+        "All alphas at once (joint), the way that finds recipes again. By hand, and in the article, it is one step",
+        "after the other (strategy: stepwise), which gives the first steps what belongs to later ones.",
     ]
     if exact:
         said += ["The first trial is the exact optimum of this metric; more of them make sure."]
