@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from optimizer.cli.application import State
 from optimizer.errors import BlockfitWarning
 from optimizer.printable import printable
 
@@ -29,6 +30,7 @@ __all__ = [
     "reading",
     "say",
     "say_problem",
+    "shows_progress",
     "use_utf8",
     "warnings_as_lines",
 ]
@@ -42,7 +44,7 @@ def say_problem(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """One line on stdout, as it is: however long, and whatever it holds."""
+    """One line on stdout, as it is, however long, and whatever it holds; none under --quiet and --json."""
     make_console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -58,8 +60,8 @@ def print_json(value: Any) -> None:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console on stdout, or on stderr."""
-    return Console(stderr=stderr, highlight=False)
+    """A console on stdout, or on stderr; the one on stdout shows nothing where no texts are wanted there."""
+    return Console(stderr=stderr, highlight=False, quiet=not stderr and (State.quiet or State.json))
 
 
 def use_utf8() -> None:
@@ -118,7 +120,7 @@ def fitting() -> Iterator["FitEvents"]:
         console.print(f"blockfit: warning: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
 
     events = FitEvents(_updates(bars), opened, finished, warned)
-    if not console.is_terminal:
+    if not shows_progress(console):
         yield events
         return
     # Drawn by the clock, not after every trial: those may take a millisecond.
@@ -138,6 +140,11 @@ def _updates(bars: Progress) -> Callable[[str, int, int], None]:
     return update
 
 
+def shows_progress(console: Console) -> bool:
+    """Whether progress is to be seen there: only on a terminal, and not under --quiet."""
+    return console.is_terminal and not State.quiet
+
+
 def _bars(console: Console) -> Progress:
     columns = (
         # Where a window is narrow, it gives way.
@@ -147,14 +154,14 @@ def _bars(console: Console) -> Progress:
         TimeElapsedColumn(table_column=Column(min_width=7)),
         TimeRemainingColumn(table_column=Column(min_width=7)),
     )
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=not shows_progress(console))
 
 
 @contextmanager
 def message(text: str) -> Iterator[None]:
     """Show a text on stderr meanwhile; nothing where stderr is no terminal."""
     console = make_console(stderr=True)
-    if not console.is_terminal:
+    if not shows_progress(console):
         yield
         return
     with console.status(text, spinner="line"):

@@ -18,6 +18,7 @@ from optimizer.search.ceiling import (
 )
 from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.finished import NotedSearch, noted_searches, simple_path, simplify_file
+from optimizer.search.first_study import FIRST_MODES, FirstStudy, first_study
 from optimizer.search.fitting import fit
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.new import StageFields, StageOptions, new_study
@@ -32,6 +33,7 @@ from optimizer.search.study import Stage, Study, load_study, study_file
 
 __all__ = [
     "DATABASE",
+    "FIRST_MODES",
     "SAMPLERS",
     "BlockCeiling",
     "BlockwiseSampler",
@@ -40,6 +42,7 @@ __all__ = [
     "Changes",
     "Coefficient",
     "ExactOptimum",
+    "FirstStudy",
     "FitEvents",
     "FitResult",
     "Identified",
@@ -67,6 +70,7 @@ __all__ = [
     "ceilings",
     "default_numbers",
     "exact_optimum",
+    "first_study",
     "fit",
     "identify",
     "largest_cosine",

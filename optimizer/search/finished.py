@@ -148,10 +148,10 @@ def simplify_file(
     searches = tuple(_with_prompts(search, path, (beside, *others), output, given) for search in searches)
     relative = _needs_base(searches) or (metric is not None and METRICS[metric].needs_base)
     base = _base(recipe, base, path, needed=relative)
-    goal, file = _target(recipe, path, target, (beside, *others))
+    goal, file = _target(recipe, path, target, (beside, *others), hashes, progress)
     used = {name for step in recipe.steps for name in step.inputs.values()} | {base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
-    sources = locate_models(files, beside, others, named_in=path)
+    sources = locate_models(files, beside, others, named_in=path, hashes=hashes, progress=progress)
     noted_base = (recipe.fitted or {}).get("base")
     with open_recipe_comparison(recipe, sources, goal, base=base, device=device, progress=progress) as comparison:
         digest = sha256(goal, hashes, progress=_hashing(goal, progress))
@@ -462,14 +462,24 @@ def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str 
     return found
 
 
-def _target(recipe: Recipe, path: Path, target: Path | None, folders: Sequence[Path]) -> tuple[Path, str]:
+def _target(
+    recipe: Recipe,
+    path: Path,
+    target: Path | None,
+    folders: Sequence[Path],
+    hashes: HashCache | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[Path, str]:
     """The target's path, and how the recipe is to note it."""
     if target is not None:
         return target, seen_from(path.parent, target)
     file = _noted_target(recipe).get("file")
     if not isinstance(file, str):
         raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (--target)")
-    found = locate(file, folders[0], folders[1:])
+    found = attempt(
+        lambda: locate(file, folders[0], folders[1:], hashes=hashes, progress=progress),
+        f"{path}: fitted.target.file",
+    )
     if found is None:
         looked = ", ".join(map(str, folders))
         raise InputError(f"{path}: fitted.target.file: {file!r} not found; looked in {looked}; name it (--target)")

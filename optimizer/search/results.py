@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -142,3 +143,65 @@ class FitResult:
         print(f"{result.similarity:.4%}")
         """
         return list(self.similarities.values())[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, as JSON takes them; similarities are totals, None where there is none."""
+        return {
+            "study": self.study.name,
+            "folder": str(self.study.folder),
+            "recipe": str(self.study.recipe_path),
+            "target": str(self.study.target),
+            "interrupted": self.interrupted,
+            "searches": [_search_as_dict(search) for search in self.searches],
+            "steps": [
+                {
+                    "stage": scores.stage,
+                    "step": scores.step,
+                    "metric": scores.metric,
+                    "before": _total(scores.before),
+                    "after": _total(scores.after),
+                }
+                for scores in self.scores
+            ],
+            "other_random_inputs": [
+                {
+                    "stage": one.stage,
+                    "step": one.step,
+                    "metric": one.metric,
+                    "fitted": one.fitted,
+                    "seeds": list(one.seeds),
+                    "totals": list(one.totals),
+                }
+                for one in self.spread
+            ],
+            "candidates": [
+                {
+                    "number": one.number,
+                    "search": one.search,
+                    "trial": one.trial,
+                    "similarity": one.similarity,
+                    "loss": one.loss,
+                    "apart": one.apart,
+                }
+                for one in self.candidates
+            ],
+        }
+
+
+def _search_as_dict(search: SearchResult) -> dict[str, Any]:
+    best = search.best
+    return {
+        "search": search.name,
+        "stage": search.stage.name,
+        "step": search.step,
+        "metric": search.stage.metric,
+        "alphas": len(search.parameters),
+        "best": None if best is None else best.values[0],
+        "trial": None if best is None else best.number,
+        "completed": len(search.completed),
+        "trials": len(search.trials),
+    }
+
+
+def _total(scores: Mapping[str, float]) -> float | None:
+    return total_similarity(scores) if scores else None

@@ -2,16 +2,17 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from optimizer.checkpoints import HashCache
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.printable import unprintable
-from optimizer.recipes import Recipe, load_recipe, locate, locate_models
+from optimizer.recipes import Recipe, find_models, load_recipe, locate
 from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown, validate
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, parameters_of
@@ -20,6 +21,8 @@ from optimizer.similarity import METRICS, STATISTICS, read_prompts
 
 __all__ = [
     "DEFAULT_SEED",
+    "MOST_JOINT",
+    "MOST_SEARCHED",
     "Stage",
     "StageEntry",
     "Study",
@@ -42,9 +45,9 @@ _GENERATION = re.compile(r"@\d+$")
 _MOST_SKIPPED = 12
 # What a study may ask for; more would take years, and some of it is gone through before a trial is run.
 _MOST_STAGES, _MOST_PASSES, _MOST_TRIALS = 100, 1000, 10_000_000
-_MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
+MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
 # Numbers that a joint stage searches at once: the time grows faster than their square. 23 steps of 26 alphas are 598.
-_MOST_JOINT = 600
+MOST_JOINT = 600
 
 
 class _TargetEntry(UserFile):
@@ -191,10 +194,18 @@ def study_file(path: Path | str) -> Path:
     return path / "study.yaml" if path.is_dir() else path
 
 
-def load_study(path: Path | str, folders: Sequence[Path | str] = (), *, with_files: bool = True) -> Study:
+def load_study(
+    path: Path | str,
+    folders: Sequence[Path | str] = (),
+    *,
+    with_files: bool = True,
+    hashes: HashCache | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Study:
     """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
 
-    Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit.
+    Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit. `hashes` and
+    `progress` are for files that are named by their hash, as in `locate`.
     Raises InputError with one line for each problem.
     """
     path = study_file(path)
@@ -208,7 +219,9 @@ def load_study(path: Path | str, folders: Sequence[Path | str] = (), *, with_fil
     if not with_files:
         return study
     looked = [Path(folder) for folder in folders]
-    return with_found_files(study, looked, recipe_given=recipe_path, target_given=f"{path}: target.file")
+    return with_found_files(
+        study, looked, recipe_given=recipe_path, target_given=f"{path}: target.file", hashes=hashes, progress=progress
+    )
 
 
 def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Study:
@@ -261,12 +274,20 @@ def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Stud
 
 
 def with_found_files(
-    study: Study, folders: Sequence[Path], *, recipe_given: Path | str, target_given: str, beside: Path | None = None
+    study: Study,
+    folders: Sequence[Path],
+    *,
+    recipe_given: Path | str,
+    target_given: str,
+    beside: Path | None = None,
+    hashes: HashCache | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Study:
     """The same study with its checkpoints found, the target's not among the sources'.
 
     They are looked for in `beside`, by default beside the recipe and the study that name them, then in `folders`.
-    `recipe_given` and `target_given` are where they were named, for messages.
+    `recipe_given` and `target_given` are where they were named, for messages. `hashes` and `progress` are for files
+    that are named by their hash, as in `locate`.
 
     Raises InputError with one line for each problem.
     """
@@ -274,18 +295,15 @@ def with_found_files(
     used = {name for stage in study.stages for step in stage.steps for name in recipe.sources(step)} | {study.base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
     of_recipe, of_target = beside or study.recipe_path.parent, beside or study.folder
-    located = {name: locate(file, of_recipe, folders) for name, file in files.items()}
-    sources = {name: found for name, found in located.items() if found is not None}
-    target = locate(study.target_file, of_target, folders)
-    problems: list[str] = []
-    if len(sources) < len(files):
-        try:
-            locate_models(files, of_recipe, folders, named_in=recipe_given)
-        except InputError as error:
-            problems += error.problems
-    if target is None:
-        looked = ", ".join(str(folder) for folder in (of_target, *folders))
-        problems.append(f"{target_given}: {study.target_file!r} not found; looked in {looked}")
+    sources, problems = find_models(files, of_recipe, folders, named_in=recipe_given, hashes=hashes, progress=progress)
+    target = None
+    try:
+        target = locate(study.target_file, of_target, folders, hashes=hashes, progress=progress)
+        if target is None:
+            looked = ", ".join(str(folder) for folder in (of_target, *folders))
+            problems.append(f"{target_given}: {study.target_file!r} not found; looked in {looked}")
+    except InputError as error:
+        problems += [f"{target_given}: {problem}" for problem in error.problems]
     if problems and not (study.folder / STATISTICS).exists():
         raise StudyError(problems)
     for name, source in sources.items():
@@ -343,15 +361,15 @@ def _read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Pat
     steps = _stage_steps(entry, recipe, problems)
     if problems:
         raise StudyError(problems)
-    if len(steps) > _MOST_SEARCHED:
+    if len(steps) > MOST_SEARCHED:
         raise StudyError(
-            f"steps: {len(steps):,} steps with free alphas; a stage searches at most {_MOST_SEARCHED}; "
+            f"steps: {len(steps):,} steps with free alphas; a stage searches at most {MOST_SEARCHED}; "
             "search them in several stages, each naming its `steps`"
         )
     free = parameters_of(recipe, steps)
-    if entry.strategy == "joint" and len(free) > _MOST_JOINT:
+    if entry.strategy == "joint" and len(free) > MOST_JOINT:
         raise StudyError(
-            f"strategy: {len(free):,} free alphas at once; a joint stage searches at most {_MOST_JOINT}; search them "
+            f"strategy: {len(free):,} free alphas at once; a joint stage searches at most {MOST_JOINT}; search them "
             "in several stages, each naming its `steps`, tie those of a step (`tie: true`), or write strategy: stepwise"
         )
     measured = _measured(entry, recipe.layout, free)
