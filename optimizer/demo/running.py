@@ -12,7 +12,7 @@ from rich.table import Table
 from optimizer.checkpoints import atomic_path
 from optimizer.errors import InputError
 from optimizer.pictures import contact_sheet, generate
-from optimizer.recipes import Algebra, Group, Recipe, load_recipe, locate_models, merge
+from optimizer.recipes import Recipe, block_coefficients, load_recipe, locate_models, merge
 from optimizer.search import FitResult, Study, load_study, parameters_of
 
 __all__ = ["copy_family", "family_folder", "run_demo"]
@@ -115,18 +115,6 @@ def coefficient_table(recipes: Mapping[str, Recipe]) -> Table:
             cells.append(f"{mean:+.3f}" if coefficients is by_recipe["true"] else f"{mean:+.3f} ({error:.3f})")
         table.add_row(source, *cells)
     return table
-
-
-def block_coefficients(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """What each source contributes to each block, {source: {block: coefficient}}, where all hold all its tensors."""
-    sources = recipe.sources()
-    groups = [Group(block, tuple(range(len(sources)))) for block in recipe.layout.blocks]
-    algebra = Algebra(recipe, groups, sources)
-    rows = algebra.coefficients(algebra.starting_alphas())[0]
-    return {
-        source: {block: float(rows[row, column]) for row, block in enumerate(recipe.layout.blocks)}
-        for column, source in enumerate(sources)
-    }
 
 
 def _any(coefficients: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:

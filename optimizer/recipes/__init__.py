@@ -3,7 +3,7 @@
 May import torch, pydantic, ruamel.yaml and `optimizer.checkpoints`; never similarity, search or Optuna.
 """
 
-from optimizer.recipes.coefficients import Algebra, Group
+from optimizer.recipes.coefficients import Algebra, Group, block_coefficients
 from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
@@ -30,6 +30,7 @@ __all__ = [
     "Preset",
     "Recipe",
     "Step",
+    "block_coefficients",
     "check_channels",
     "finite",
     "folders_of",

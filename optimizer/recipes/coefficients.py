@@ -20,7 +20,7 @@ from optimizer.recipes.modes import MODES
 from optimizer.recipes.recipe import Recipe, Step
 from optimizer.recipes.tensors import Part
 
-__all__ = ["Algebra", "Group"]
+__all__ = ["Algebra", "Group", "block_coefficients"]
 
 
 @dataclass(frozen=True)
@@ -197,3 +197,18 @@ class Algebra:
                     )
             presence[step.name] = presence[step.a] | presence[step.b]
         return presence
+
+
+def block_coefficients(recipe: Recipe, output: str | None = None) -> dict[str, dict[str, float]]:
+    """What each source contributes to each block, {source: {block: coefficient}}, where all hold all its tensors.
+
+    Of the step `output`, by default the recipe's; free alphas stand at their starting values.
+    """
+    sources = recipe.sources(output)
+    groups = [Group(block, tuple(range(len(sources)))) for block in recipe.layout.blocks]
+    algebra = Algebra(recipe, groups, sources, output)
+    rows = algebra.coefficients(algebra.starting_alphas())[0]
+    return {
+        source: {block: float(rows[row, column]) for row, block in enumerate(recipe.layout.blocks)}
+        for column, source in enumerate(sources)
+    }

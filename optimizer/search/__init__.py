@@ -19,6 +19,7 @@ from optimizer.search.ceiling import (
 from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.finished import NotedSearch, noted_searches, simple_path, simplify_file
 from optimizer.search.fitting import fit
+from optimizer.search.found import Found, NotedSpread, found_ceilings, found_result, shown_storage
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
 from optimizer.search.samplers import SAMPLERS, make_sampler
@@ -41,8 +42,10 @@ __all__ = [
     "ExactOptimum",
     "FitEvents",
     "FitResult",
+    "Found",
     "Identified",
     "NotedSearch",
+    "NotedSpread",
     "Number",
     "OpenStudy",
     "Parameter",
@@ -65,6 +68,8 @@ __all__ = [
     "default_numbers",
     "exact_optimum",
     "fit",
+    "found_ceilings",
+    "found_result",
     "identify",
     "largest_cosine",
     "load_study",
@@ -72,6 +77,7 @@ __all__ = [
     "noted_searches",
     "open_study",
     "parameters_of",
+    "shown_storage",
     "simple_path",
     "simplify",
     "simplify_file",
