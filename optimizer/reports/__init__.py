@@ -1,11 +1,13 @@
-"""What a fit found, for people: tables (pandas, rich) and plots (matplotlib, without a display).
+"""What a fit found, for people: tables (pandas, rich), plots (matplotlib, without a display) and the
+report page (jinja2).
 
-May import `optimizer.search` and what lies below it, pandas, matplotlib and rich; never `optimizer.cli`.
+May import `optimizer.search` and what lies below it, pandas, matplotlib, jinja2 and rich; never `optimizer.cli`.
 """
 
 from optimizer.reports.ceilings import ceiling_tables
 from optimizer.reports.listings import inspection_table, preview_table, progress_line, status_table
 from optimizer.reports.logs import LogFile, fit_logs, log_end, log_opened, log_trial, log_warning
+from optimizer.reports.page import License, Standing, license_of, report_figures, write_report
 from optimizer.reports.plots import write_plots
 from optimizer.reports.tables import (
     block_table,
@@ -20,12 +22,15 @@ from optimizer.reports.tables import (
 )
 
 __all__ = [
+    "License",
     "LogFile",
+    "Standing",
     "block_table",
     "candidates_table",
     "ceiling_tables",
     "fit_logs",
     "inspection_table",
+    "license_of",
     "log_end",
     "log_opened",
     "log_trial",
@@ -33,6 +38,7 @@ __all__ = [
     "percent",
     "preview_table",
     "progress_line",
+    "report_figures",
     "simplified_table",
     "spread_table",
     "status_table",
@@ -40,5 +46,6 @@ __all__ = [
     "trials_table",
     "verified_table",
     "write_plots",
+    "write_report",
     "write_trials",
 ]
