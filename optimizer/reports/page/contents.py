@@ -10,6 +10,7 @@ from optimizer.recipes import Model, Recipe, block_coefficients, preset_line, wr
 from optimizer.recipes.formulas import formula_of
 from optimizer.reports.alphas import AlphaRow, alpha_rows
 from optimizer.reports.page.drawings import (
+    MOST_POINTS,
     Drawing,
     Scale,
     against_alpha,
@@ -36,11 +37,15 @@ _MOST_PASSED = 5  # passes of a stage whose history is drawn
 
 @dataclass(frozen=True)
 class Reached:
-    """A stage's last step by a metric: where its first step began, what was fitted, what any merge could reach."""
+    """A stage's last step by a metric: where its first step began, what was fitted, what any merge could reach.
+
+    `own` is whether the stage was fitted by this metric.
+    """
 
     stage: str
     step: str
     metric: str
+    own: bool
     before: float | None
     after: float
     ceiling: float | None
@@ -85,10 +90,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """The panels of a search, similarity against alpha, by parameter; how many of its parameters are `left_out`."""
+    """The panels of a search, similarity against alpha: {step: ((parameter within the step, chart), ...)}.
+
+    So many of its parameters are `left_out`.
+    """
 
     search: SearchResult
-    panels: tuple[tuple[str, Drawing], ...]
+    steps: Mapping[str, tuple[tuple[str, Drawing], ...]]
     left_out: int
 
 
@@ -157,8 +165,13 @@ class Page:
         """The classes of the shapes that charts show, for their keys."""
         charts = [one.chart for one in self.compared]
         charts += [chart for _, chart in self.histories]
-        charts += [chart for one in self.curves for _, chart in one.panels]
+        charts += [chart for one in self.curves for panels in one.steps.values() for _, chart in panels]
         return frozenset(str(shape.attributes["class"]) for chart in charts for shape in chart.shapes)
+
+    @property
+    def thinned(self) -> int:
+        """Of searches with more trials than this not every one is drawn; 0 if there are none such."""
+        return MOST_POINTS if any(len(search.trials) > MOST_POINTS for search, _ in self.histories) else 0
 
     @property
     def all_searched(self) -> bool:
@@ -198,6 +211,7 @@ def contents(
     target = noted.get("target")
     digest = target.get("sha256") if isinstance(target, Mapping) else None
     rows = alpha_rows(result)
+    searched = [row for row in rows if row.found]
     scale = Scale.of(rows)
     numbers = _numbers(recipe)
     compared = _compared(result.scores, study.stages, by_metric)
@@ -221,8 +235,8 @@ def contents(
         compared=tuple(compared[:_MOST_STEPS]),
         compared_left_out=max(len(compared) - _MOST_STEPS, 0),
         scale=scale,
-        maps=tuple((_title(row), block_map(row, scale, layout)) for row in rows[:_MOST_STEPS]),
-        maps_left_out=max(len(rows) - _MOST_STEPS, 0),
+        maps=tuple((_title(row), block_map(row, scale, layout)) for row in searched[:_MOST_STEPS]),
+        maps_left_out=max(len(searched) - _MOST_STEPS, 0),
         lines=tuple(_line(row, scale) for row in rows[:_MOST_ROWS]),
         lines_left_out=max(len(rows) - _MOST_ROWS, 0),
         histories=tuple((search, best_so_far(search)) for search in histories[:_MOST_SEARCHES]),
@@ -261,6 +275,7 @@ def _reached(
                     stage.name,
                     last.step,
                     last.metric,
+                    last.metric == stage.metric,
                     total_similarity(first.before) if first.before else None,
                     total_similarity(last.after),
                     total_similarity({block: values[block] for block in last.after}) if known else None,
@@ -298,7 +313,7 @@ def _compared(scores: Sequence[StepScores], stages: Sequence[Stage], ceilings: M
             before = total_similarity(main.before)
             start = "" if math.isnan(before) else f"from {100 * before:.4f}% "
             told = f"{main.metric} similarity of {step}: {start}to {100 * total_similarity(main.after):.4f}%"
-            chart = dumbbells(f"{told}, block by block", main.before, main.after, bounds)
+            chart = dumbbells(f"{told}, block by block", stage.measured, main.before, main.after, bounds)
             found.append(Compared(stage.name, step, main.metric, chart, own, tuple(main.after)))
     return found
 
@@ -328,9 +343,17 @@ def _curves(searches: Sequence[SearchResult]) -> tuple[Curves, ...]:
     left = _MOST_PANELS
     found = []
     for search in latest.values():
-        panels = tuple((one.name, against_alpha(search, one)) for one in search.parameters[:left])
-        found.append(Curves(search, panels, len(search.parameters) - len(panels)))
-        left -= len(panels)
+        drawn = search.parameters[:left]
+        steps = {
+            step: tuple(
+                (one.name.removeprefix(step).removeprefix("."), against_alpha(search, one))
+                for one in drawn
+                if one.step == step
+            )
+            for step in dict.fromkeys(one.step for one in drawn)
+        }
+        found.append(Curves(search, steps, len(search.parameters) - len(drawn)))
+        left -= len(drawn)
     return tuple(found)
 
 

@@ -15,11 +15,21 @@ from optimizer.checkpoints import Layout
 from optimizer.reports.alphas import AlphaRow, block_score, is_exact
 from optimizer.search import Parameter, SearchResult
 
-__all__ = ["Drawing", "Scale", "Shape", "against_alpha", "best_so_far", "block_map", "dumbbells", "short_number"]
+__all__ = [
+    "MOST_POINTS",
+    "Drawing",
+    "Scale",
+    "Shape",
+    "against_alpha",
+    "best_so_far",
+    "block_map",
+    "dumbbells",
+    "short_number",
+]
 
 _Point = TypeVar("_Point")
-# Trials drawn as points of a panel; of more every n-th is.
-_MOST_POINTS = 600
+# Trials drawn as points of one chart; of more every n-th is.
+MOST_POINTS = 250
 # Similarities that are nearer than this are equal but for rounding.
 _SAME = 1e-9
 
@@ -147,14 +157,23 @@ def block_map(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
 
 
 def dumbbells(
-    label: str, before: Mapping[str, float], after: Mapping[str, float], ceiling: Mapping[str, float] | None = None
+    label: str,
+    measured: Sequence[tuple[str, Sequence[str]]],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    ceiling: Mapping[str, float],
 ) -> Drawing:
-    """Similarities block by block: a ring before, a dot after, a bar at the ceiling where there is one."""
+    """Similarities block by block: a ring before, a dot after, a bar at the ceiling where there is one.
+
+    `measured` are metrics with their blocks; of several each has its name above its own.
+    """
     left, right, line, top = 46.0, 250.0, 17.0, 8.0
-    ceiling = ceiling or {}
     numbers = [100 * value for values in (before, after, ceiling) for value in values.values()]
     low, high, ticks = _axis(numbers)
-    bottom = top + line * len(after) + 2
+    rows = [(block, "") for _, blocks in measured for block in blocks]
+    if len(measured) > 1:
+        rows = [row for name, blocks in measured for row in (("", name), *((block, "") for block in blocks))]
+    bottom = top + line * len(rows) + 2
     drawing = Drawing(320, bottom + 18, label)
 
     def place(value: float) -> float:
@@ -164,8 +183,12 @@ def dumbbells(
         x = place(tick / 100)
         drawing.line("grid", x, top, x, bottom)
         drawing.words("tick", x, bottom + 12, f"{tick:.10g}", "middle")
-    for position, (block, value) in enumerate(after.items()):
+    for position, (block, name) in enumerate(rows):
         y = top + line * (position + 0.5)
+        if name:
+            drawing.words("small", 4, y + 4, f"by {name}")
+            continue
+        value = after[block]
         drawing.words("tick", left - 8, y + 3.5, block, "end")
         falls = block in before and value < before[block] - _SAME
         if block in before:
@@ -180,14 +203,17 @@ def dumbbells(
 
 def best_so_far(search: SearchResult) -> Drawing:
     """A search's trials and the best of them so far."""
-    left, right, top, bottom = 42.0, 312.0, 8.0, 150.0
+    right, top, bottom = 312.0, 8.0, 150.0
     best = search.best
     found = "no completed trial" if best is None else f"best {100 * best.values[0]:.4f}% in trial {best.number}"
     drawing = Drawing(320, 182, f"similarity against trial in {search.name}: {len(search.trials)} trials, {found}")
-    done = [
-        (trial.number, 100 * trial.values[0], trial) for trial in search.completed if math.isfinite(trial.values[0])
-    ]
+    scored = [trial for trial in search.completed if math.isfinite(trial.values[0])]
+    done = [(trial.number, 100 * trial.values[0], trial) for trial in scored]
     last = max([1, *(trial.number for trial in search.trials)])
+    values = [value for _, value, _ in done]
+    tops = _running_best(values)
+    low, high, ticks = _axis(_shown_range(values, tops), room=0.06) if values else (0.0, 1.0, [])
+    left = _margin(ticks)
 
     def across(number: float) -> float:
         return left + 4 + number / last * (right - left - 8)
@@ -195,16 +221,14 @@ def best_so_far(search: SearchResult) -> Drawing:
     for tick in _whole_ticks(last):
         drawing.words("tick", across(tick), bottom + 14, str(tick), "middle")
     drawing.words("tick", (left + right) / 2, bottom + 28, "trial", "middle")
+
+    def up(value: float) -> float:
+        return bottom - (max(value, low) - low) / (high - low) * (bottom - top)
+
+    for level in ticks:
+        drawing.line("grid", left, up(level), right, up(level))
+        drawing.words("tick", left - 5, up(level) + 3.5, f"{level:.10g}", "end")
     if done:
-        tops = _running_best([value for _, value, _ in done])
-        low, high, ticks = _axis(_shown_range([value for _, value, _ in done], tops), room=0.06)
-
-        def up(value: float) -> float:
-            return bottom - (max(value, low) - low) / (high - low) * (bottom - top)
-
-        for tick in ticks:
-            drawing.line("grid", left, up(tick), right, up(tick))
-            drawing.words("tick", left - 5, up(tick) + 3.5, f"{tick:.10g}", "end")
         plain = [(across(number), up(value)) for number, value, trial in done if value >= low and not is_exact(trial)]
         drawing.points("trial", _thinned(plain))
         below = [across(number) for number, value, _ in done if value < low]
@@ -230,7 +254,7 @@ def best_so_far(search: SearchResult) -> Drawing:
 
 def against_alpha(search: SearchResult, parameter: Parameter) -> Drawing:
     """A parameter's blocks' similarity against its value in every trial, the best trial, and exact optima."""
-    left, right, top, bottom = 30.0, 150.0, 6.0, 88.0
+    right, top, bottom = 154.0, 6.0, 88.0
     low, high = parameter.free.low, parameter.free.high
     points = [
         (trial.params[parameter.name], 100 * score, trial)
@@ -241,27 +265,29 @@ def against_alpha(search: SearchResult, parameter: Parameter) -> Drawing:
         (point for point in points if search.best is not None and point[2].number == search.best.number), None
     )
     at = "" if chosen is None else f", best trial at {chosen[0]:.4f} with {chosen[1]:.4f}%"
-    drawing = Drawing(156, 106, f"similarity against {parameter.name}: {len(points)} trials{at}")
+    drawing = Drawing(160, 106, f"similarity against {parameter.name}: {len(points)} trials{at}")
+
+    values = [value for _, value, _ in points]
+    lowest, highest, ticks = _axis(values, room=0.08, most=3) if values else (0.0, 1.0, [])
+    left = _margin(ticks)
 
     def across(alpha: float) -> float:
         return left + 4 + (alpha - low) / (high - low) * (right - left - 8)
 
     for alpha in (low, (low + high) / 2, high):
         drawing.words("tick", across(alpha), bottom + 13, f"{alpha:.3g}", "middle")
-    if points:
-        bottom_value, top_value, ticks = _axis([value for _, value, _ in points], room=0.08, most=3)
 
-        def up(value: float) -> float:
-            return bottom - (value - bottom_value) / (top_value - bottom_value) * (bottom - top)
+    def up(value: float) -> float:
+        return bottom - (value - lowest) / (highest - lowest) * (bottom - top)
 
-        for tick in ticks:
-            drawing.line("grid", left, up(tick), right, up(tick))
-            drawing.words("tick", left - 4, up(tick) + 3.5, f"{tick:.10g}", "end")
-        for alpha in dict.fromkeys(alpha for alpha, _, trial in points if is_exact(trial) and _is_main(trial)):
-            drawing.line("optimum", across(alpha), top, across(alpha), bottom)
-        drawing.points("trial", _thinned([(across(alpha), up(value)) for alpha, value, _ in points]))
-        if chosen is not None:
-            drawing.add("path", "chosen", d=_star(across(chosen[0]), up(chosen[1])))
+    for tick in ticks:
+        drawing.line("grid", left, up(tick), right, up(tick))
+        drawing.words("tick", left - 4, up(tick) + 3.5, f"{tick:.10g}", "end")
+    for alpha in dict.fromkeys(alpha for alpha, _, trial in points if is_exact(trial) and _is_main(trial)):
+        drawing.line("optimum", across(alpha), top, across(alpha), bottom)
+    drawing.points("trial", _thinned([(across(alpha), up(value)) for alpha, value, _ in points]))
+    if chosen is not None:
+        drawing.add("path", "chosen", d=_star(across(chosen[0]), up(chosen[1])))
     drawing.line("axis", left, bottom, right, bottom)
     return drawing
 
@@ -283,6 +309,11 @@ def _axis(numbers: Sequence[float], *, room: float = 0.04, most: int = 4) -> tup
     low, high = low - room * spread, high + room * spread
     ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     return low, high, [round(float(tick), 9) for tick in ticks if low <= tick <= high]
+
+
+def _margin(ticks: Sequence[float]) -> float:
+    """What the numbers beside an axis take, in units; letters are ten high."""
+    return 10.0 + 5.7 * max([3, *(len(f"{tick:.10g}") for tick in ticks)])
 
 
 def _whole_ticks(last: int) -> list[int]:
@@ -308,7 +339,7 @@ def _shown_range(values: Sequence[float], tops: Sequence[float]) -> tuple[float,
 
 def _thinned(points: Sequence[_Point]) -> Sequence[_Point]:
     """As many of the points as are drawn, evenly spread."""
-    return points[:: math.ceil(len(points) / _MOST_POINTS) or 1]
+    return points[:: math.ceil(len(points) / MOST_POINTS) or 1]
 
 
 def _diamond(x: float, y: float) -> str:

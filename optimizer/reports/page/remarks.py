@@ -93,7 +93,7 @@ def _methods(found: Found) -> Iterator[Remark]:
         )
         yield Remark(
             "Fitted step by step",
-            f"In {_names(greedy)} each step was scored on its own result, without the later ones. That is greedy: the "
+            f"In {_names(greedy)}, each step was scored on its own result, without the later ones. That is greedy: the "
             "first steps soak up what later ones should explain, even where nothing is unknown, so the alphas of "
             f"single steps are biased. A joint fit is what recovers recipes.{more}",
         )
@@ -103,8 +103,8 @@ def _methods(found: Found) -> Iterator[Remark]:
         spread = " ".join(map(_spread_in_words, found.spread))
         yield Remark(
             "The attention metric is bumpy",
-            f"In {_names(bumpy)} similarity was measured on random inputs (seeds {seeds}). Where part of the target is "
-            "unknown, the best alpha of a single block by this metric can be far from the true one, and it "
+            f"In {_names(bumpy)}, similarity was measured on random inputs (seeds {seeds}). Where part of the target "
+            "is unknown, the best alpha of a single block by this metric can be far from the true one, and it "
             f"has several maxima. Look at delta beside it. {spread}".rstrip(),
         )
     if any(METRICS[name].needs_prompts for stage in stages for name, _ in stage.measured):
@@ -190,7 +190,8 @@ def _percents(low: float, high: float) -> str:
 
 
 def _names(stages: Sequence[Stage]) -> str:
-    return ("stage " if len(stages) == 1 else "stages ") + ", ".join(stage.name for stage in stages)
+    names = [stage.name for stage in stages]
+    return f"stage {names[0]}" if len(names) == 1 else f"stages {', '.join(names[:-1])} and {names[-1]}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -50,7 +50,13 @@ def report_page(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "total": _total, "change": _change, "measured": _measured}
+    environment.filters |= {
+        "percent": _percent,
+        "total": _total,
+        "change": _change,
+        "measured": _measured,
+        "parted": _parted,
+    }
     style = Markup(environment.get_template("report.css").render(negative=page.scale.negative))  # noqa: S704
     script = Markup(environment.get_template("report.js").render())  # noqa: S704
     # Only this style and this script: should a name ever get past the escaping, it does nothing.
@@ -115,6 +121,12 @@ def _total(scores: Mapping[str, float]) -> float:
 def _change(pair: tuple[float, float]) -> str:
     before, after = pair
     return f"{100 * (after - before):+.4f}" if math.isfinite(before) and math.isfinite(after) else _MISSING
+
+
+def _parted(block: str) -> Markup:
+    """A block's name that may break before its number."""
+    kind = block.rstrip("0123456789")
+    return Markup("{}<wbr>{}").format(kind, block[len(kind) :])
 
 
 def _measured(pair: tuple[float, float | None]) -> str:
