@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from optimizer import __version__
 from optimizer.checkpoints import Layout
@@ -18,6 +19,7 @@ from optimizer.reports.page.drawings import (
     block_map,
     dumbbells,
     short_number,
+    shown_trials,
 )
 from optimizer.reports.page.licenses import License, license_of
 from optimizer.reports.page.remarks import Remark, remarks
@@ -160,7 +162,7 @@ class Page:
         """The sources in use whose licence is unknown or forbids commercial use."""
         return tuple(source for source in self.sources if source.used and source.license.alarming)
 
-    @property
+    @cached_property
     def marks(self) -> frozenset[str]:
         """The classes of the shapes that charts show, for their keys."""
         charts = [one.chart for one in self.compared]
@@ -343,10 +345,11 @@ def _curves(searches: Sequence[SearchResult]) -> tuple[Curves, ...]:
     left = _MOST_PANELS
     found = []
     for search in latest.values():
-        drawn = search.parameters[:left]
+        drawn, trials, best = search.parameters[:left], shown_trials(search), search.best
+        assert best is not None  # there are completed trials
         steps = {
             step: tuple(
-                (one.name.removeprefix(step).removeprefix("."), against_alpha(search, one))
+                (one.name.removeprefix(step).removeprefix("."), against_alpha(search, one, trials, best.number))
                 for one in drawn
                 if one.step == step
             )

@@ -25,6 +25,7 @@ __all__ = [
     "block_map",
     "dumbbells",
     "short_number",
+    "shown_trials",
 ]
 
 _Point = TypeVar("_Point")
@@ -252,20 +253,29 @@ def best_so_far(search: SearchResult) -> Drawing:
     return drawing
 
 
-def against_alpha(search: SearchResult, parameter: Parameter) -> Drawing:
-    """A parameter's blocks' similarity against its value in every trial, the best trial, and exact optima."""
+def shown_trials(search: SearchResult) -> tuple[FrozenTrial, ...]:
+    """The completed trials that panels show: every n-th of many, the best and those at exact optima in any case."""
+    done, best = search.completed, search.best
+    step = math.ceil(len(done) / MOST_POINTS) or 1
+    return tuple(
+        trial
+        for place, trial in enumerate(done)
+        if place % step == 0 or trial is best or (step > 1 and is_exact(trial))
+    )
+
+
+def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[FrozenTrial], best: int) -> Drawing:
+    """A parameter's blocks' similarity against its value in these trials, exact optima, and trial number `best`."""
     right, top, bottom = 154.0, 6.0, 88.0
     low, high = parameter.free.low, parameter.free.high
     points = [
         (trial.params[parameter.name], 100 * score, trial)
-        for trial in search.completed
+        for trial in trials
         if (score := block_score(trial, parameter)) is not None and math.isfinite(score)
     ]
-    chosen = next(
-        (point for point in points if search.best is not None and point[2].number == search.best.number), None
-    )
+    chosen = next((point for point in points if point[2].number == best), None)
     at = "" if chosen is None else f", best trial at {chosen[0]:.4f} with {chosen[1]:.4f}%"
-    drawing = Drawing(160, 106, f"similarity against {parameter.name}: {len(points)} trials{at}")
+    drawing = Drawing(160, 106, f"similarity against {parameter.name}: {len(search.trials)} trials{at}")
 
     values = [value for _, value, _ in points]
     lowest, highest, ticks = _axis(values, room=0.08, most=3) if values else (0.0, 1.0, [])
@@ -285,7 +295,7 @@ def against_alpha(search: SearchResult, parameter: Parameter) -> Drawing:
         drawing.words("tick", left - 4, up(tick) + 3.5, f"{tick:.10g}", "end")
     for alpha in dict.fromkeys(alpha for alpha, _, trial in points if is_exact(trial) and _is_main(trial)):
         drawing.line("optimum", across(alpha), top, across(alpha), bottom)
-    drawing.points("trial", _thinned([(across(alpha), up(value)) for alpha, value, _ in points]))
+    drawing.points("trial", ((across(alpha), up(value)) for alpha, value, _ in points))
     if chosen is not None:
         drawing.add("path", "chosen", d=_star(across(chosen[0]), up(chosen[1])))
     drawing.line("axis", left, bottom, right, bottom)
