@@ -1,6 +1,7 @@
 """Commands on studies: fitting, and what was found."""
 
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -220,6 +221,44 @@ def ceiling(
     for one in found:
         for table in ceiling_tables(one):
             console.print(table)
+
+
+@app.command(
+    short_help="Draw up what a study has found as a page.",
+    epilog=examples(
+        "report studies/demo", "report studies/demo -o demo.html", "report studies/demo --models D:/models --json"
+    ),
+)
+def report(
+    study: StudyPath,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: report.html in the study's folder.")
+    ] = None,
+    storage: Storage = None,
+    models: Models = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw up what a study has found as one page, report.html, that holds all it needs and can be given away.
+
+    Also of a study that is not finished. Needs no checkpoints once their statistics are in the study's folder.
+    """
+    from optimizer.reports import report_figures, write_report
+    from optimizer.search import found_ceilings, found_result, load_study, shown_storage
+
+    loaded = load_study(study, with_files=False)
+    written = loaded.folder / "report.html" if output is None else output
+    found = found_result(loaded, storage)
+    with reading() as progress:
+        ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
+    page = write_report(
+        found, ceilings, problems, written, named=study.name if study.is_absolute() else study.as_posix(),
+        storage=shown_storage(loaded, storage), date=datetime.now().strftime("%Y-%m-%d"),
+    )  # fmt: skip
+    if as_json:
+        print_json({"report": str(written), **report_figures(page)})
+        return
+    say(f"report: {written}")
 
 
 @app.command(

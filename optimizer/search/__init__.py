@@ -20,6 +20,7 @@ from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.finished import NotedSearch, noted_searches, simple_path, simplify_file
 from optimizer.search.first_study import FIRST_MODES, FirstStudy, first_study
 from optimizer.search.fitting import fit
+from optimizer.search.found import Found, NotedSpread, found_ceilings, found_result, open_trials, shown_storage
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.new import StageFields, StageOptions, new_study
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
@@ -27,7 +28,7 @@ from optimizer.search.samplers import SAMPLERS, make_sampler
 from optimizer.search.searching import FitEvents, SearchProgress, TrialsFailed
 from optimizer.search.simplifying import Changes, Number, Scored, SettledNumber, Simplified, default_numbers, simplify
 from optimizer.search.space import Parameter, Space, parameters_of
-from optimizer.search.status import SearchStatus, StudyStatus, open_trials, study_status
+from optimizer.search.status import SearchStatus, StudyStatus, study_status
 from optimizer.search.storage import DATABASE, StorageLost
 from optimizer.search.study import Stage, Study, load_study, study_file
 
@@ -45,8 +46,10 @@ __all__ = [
     "FirstStudy",
     "FitEvents",
     "FitResult",
+    "Found",
     "Identified",
     "NotedSearch",
+    "NotedSpread",
     "Number",
     "OpenStudy",
     "Parameter",
@@ -72,6 +75,8 @@ __all__ = [
     "exact_optimum",
     "first_study",
     "fit",
+    "found_ceilings",
+    "found_result",
     "identify",
     "largest_cosine",
     "load_study",
@@ -81,6 +86,7 @@ __all__ = [
     "open_study",
     "open_trials",
     "parameters_of",
+    "shown_storage",
     "simple_path",
     "simplify",
     "simplify_file",

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from optimizer.checkpoints import HashCache
-from optimizer.errors import InputError, StudyError
-from optimizer.recipes import Algebra, Group, Recipe, load_recipe
+from optimizer.errors import InputError
+from optimizer.recipes import Algebra, Group, Recipe
 from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
+from optimizer.search.notes import best_recipe
 from optimizer.search.space import Parameter, Space, parameters_of
 from optimizer.search.study import Study
 from optimizer.similarity import (
@@ -210,10 +211,7 @@ def study_ceilings(
     if metric == "delta" and study.base is None:
         raise InputError("--metric: received 'delta'; it needs `base` in the study, which differences are taken from")
     metrics = (metric,) if metric != "both" else CEILING_METRICS if study.base is not None else ("weights",)
-    path = study.folder / "best.yaml"
-    fitted = load_recipe(path) if path.is_file() else None
-    if fitted is not None and fitted.formulas != study.recipe.formulas:
-        raise StudyError(f"{path}: its steps are not those of {study.recipe_path}; fit anew, or move it away")
+    fitted = best_recipe(study)
     blocks = {block for stage in study.stages for block in stage.blocks}
     with open_study(
         study, blocks=blocks, device=chosen_device(device), progress=progress, hashes=hashes, tensors=False

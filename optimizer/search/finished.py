@@ -220,7 +220,9 @@ def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> No
     except InputError as error:
         raise RecipeError(f"{where}.blocks: {problem}" for problem in error.problems) from None
     seeds = entry.get("seeds", [DEFAULT_SEED])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
+    # ruamel has a class of its own for some whole numbers, 0 among them.
+    whole = isinstance(seeds, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in seeds)
+    if not whole or not seeds or not all(0 <= seed < 2**63 for seed in seeds):
         raise RecipeError(f"{where}.seeds: received {seeds!r}; must be one or more whole numbers from 0 up")
     reading = _noted_reading(entry, where) if any(map(_needs_prompts, names)) else {}
     reached = similarity("similarity")

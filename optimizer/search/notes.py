@@ -6,12 +6,14 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from optimizer.recipes import Recipe, seen_from
+from optimizer import __version__
+from optimizer.errors import StudyError
+from optimizer.recipes import Recipe, load_recipe, seen_from
 from optimizer.search.results import SearchResult, SeedSpread, StepScores
 from optimizer.search.study import Study
 from optimizer.similarity import prompts_sha256, total_similarity
 
-__all__ = ["finished_recipe", "noted_reading", "noted_scores"]
+__all__ = ["best_recipe", "finished_recipe", "noted_reading", "noted_scores"]
 
 
 def finished_recipe(
@@ -27,16 +29,25 @@ def finished_recipe(
     """A recipe without holes, with all that is to be known of it as it will lie in the study's folder.
 
     `scored` are its steps' similarities, `searches` those that its alphas come from with the trials that had them,
-    `hashed` the sha256 of its sources by name and of the target as "", as far as they are known.
+    `hashed` the sha256 of its sources by name and of the target as "", as far as they are known. A step's similarity
+    by a metric has that of its input a beside it, as `before`, unless that is a step that notes the same itself.
     """
     models = {name: replace(model, sha256=hashed.get(name, model.sha256)) for name, model in recipe.models.items()}
-    similarity: dict[str, dict[str, dict[str, Any]]] = {}
+    before: dict[tuple[str, str], dict[str, float]] = {}
+    after: dict[tuple[str, str], dict[str, float]] = {}
     for scores in scored:
-        of_step = similarity.setdefault(scores.step, {})
-        of_step[scores.metric] = noted_scores({**of_step.get(scores.metric, {}).get("blocks", {}), **scores.after})
+        before.setdefault((scores.step, scores.metric), {}).update(scores.before)
+        after.setdefault((scores.step, scores.metric), {}).update(scores.after)
+    similarity: dict[str, dict[str, dict[str, Any]]] = {}
+    for (step, metric), own in after.items():
+        earlier = before[step, metric]
+        noted = after.get((recipe.step(step).a, metric), {}).items() >= earlier.items()
+        entry = {**noted_scores(own), **({} if noted or not earlier else {"before": noted_scores(earlier)})}
+        similarity.setdefault(step, {})[metric] = entry
     steps = tuple(replace(step, similarity=similarity.get(step.name)) for step in recipe.steps)
     fitted = {
         "by": "blockfit",
+        "version": __version__,
         "recipe": seen_from(study.folder, study.recipe_path),
         "target": {"file": study.target_file, **({"sha256": hashed[""]} if "" in hashed else {})},
         **({} if study.base is None else {"base": study.base}),
@@ -45,6 +56,15 @@ def finished_recipe(
         **({} if not spread else {"other_random_inputs": [_noted_spread(one) for one in spread]}),
     }
     return replace(recipe, models=models, steps=steps, fitted=fitted)
+
+
+def best_recipe(study: Study) -> Recipe | None:
+    """The recipe in the study's best.yaml; None if there is none. Raises InputError if it is of another recipe."""
+    path = study.folder / "best.yaml"
+    recipe = load_recipe(path) if path.is_file() else None
+    if recipe is not None and recipe.formulas != study.recipe.formulas:
+        raise StudyError(f"{path}: its steps are not those of {study.recipe_path}; fit anew, or move it away")
+    return recipe
 
 
 def noted_scores(scores: Mapping[str, float]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a fit found, as plain records."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from optimizer.search.space import Parameter
 from optimizer.search.study import Stage, Study
 from optimizer.similarity import total_similarity
 
-__all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "StepScores", "best_of", "completed"]
+__all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "StepScores", "best_of", "completed", "standing"]
 
 
 def completed(trials: Iterable[FrozenTrial]) -> tuple[FrozenTrial, ...]:
@@ -57,9 +57,19 @@ class SearchResult:
         return best_of(self.completed)
 
 
+def standing(results: Sequence[SearchResult]) -> tuple[SearchResult, ...]:
+    """The searches whose best trials are what the recipe is: of a stage with passes only what ran last."""
+    repeated = {one.stage.name for one in results if one.number > 1}
+    last = {one.stage.name: one.name for one in results}
+    return tuple(one for one in results if one.stage.name not in repeated or one.name == last[one.stage.name])
+
+
 @dataclass(frozen=True)
 class StepScores:
-    """A step's similarities {block: value} under the final alphas, `before` of its input a, `after` of its result."""
+    """A step's similarities {block: value} under the final alphas, `before` of its input a, `after` of its result.
+
+    `before` is empty where it was read from a recipe that does not note it.
+    """
 
     stage: str
     step: str

@@ -181,6 +181,12 @@ class Study:
         moved = {block for one in stage.parameters if one.step in leading for block in one.blocks}
         return bool(moved & set(other.blocks))
 
+    def without_files(self) -> "Study":
+        """The same study as if none of its checkpoints were there: what was measured of them stands in."""
+        kept = self.folder / STATISTICS
+        missing = f"{kept}: was not measured of the checkpoints that this study names; fit it again"
+        return replace(self, sources={}, target=Path(), missing=(missing,))
+
     def with_trials(self, trials: int) -> "Study":
         """The same study with this budget of completed trials for each of its Optuna studies."""
         if trials < 1:
