@@ -53,10 +53,8 @@ def test_examples_can_be_typed(page, command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_can_be_quiet(page, command):
-    """-q is an option of every command, and --json of every one, for all print figures."""
-    text = page(command)
-    assert "-q, --quiet" in text
-    assert "--json" in text
+    """-q is an option of every command."""
+    assert "-q, --quiet" in page(command)
 
 
 def test_overview(page):
