@@ -1,7 +1,7 @@
 """What stands on the report page: figures, texts and charts, made of what a study has found."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -34,6 +34,7 @@ _MOST_ROWS = 200  # of the table of all alphas
 _MOST_SEARCHES = 60  # of which the history is drawn
 _MOST_PANELS = 312  # similarity against alpha: twelve steps of 26 blocks
 _MOST_NOTATION = 300_000  # characters
+_MOST_NAMED = 12  # sources that a sentence lists
 _MOST_PASSED = 5  # passes of a stage whose history is drawn
 
 
@@ -114,6 +115,11 @@ class Source:
     share: SourceShare | None
     by_block: Mapping[str, float]
 
+    @property
+    def alarming(self) -> bool:
+        """Whether it is in the result, and its licence unknown or a ban on commercial use."""
+        return self.used and self.license.alarming
+
 
 @dataclass(frozen=True)
 class Page:
@@ -160,7 +166,7 @@ class Page:
     @property
     def alarms(self) -> tuple[Source, ...]:
         """The sources in use whose licence is unknown or forbids commercial use."""
-        return tuple(source for source in self.sources if source.used and source.license.alarming)
+        return tuple(source for source in self.sources if source.alarming)
 
     @cached_property
     def marks(self) -> frozenset[str]:
@@ -214,6 +220,7 @@ def contents(
     digest = target.get("sha256") if isinstance(target, Mapping) else None
     rows = alpha_rows(result)
     searched = [row for row in rows if row.found]
+    sources = _sources(found, by_metric)
     scale = Scale.of(rows)
     numbers = _numbers(recipe)
     compared = _compared(result.scores, study.stages, by_metric)
@@ -229,7 +236,7 @@ def contents(
         # The page may be given away: it does not tell where on somebody's disk the study lies.
         ceiling_problems=tuple(problem.replace(shared, named) for problem in problems),
         layout=layout,
-        remarks=remarks(found, by_metric, f"blockfit fit {path}"),
+        remarks=(*remarks(found, by_metric, f"blockfit fit {path}"), *_licences(sources)),
         reached=_reached(result.scores, study.stages, by_metric),
         notation=notation if len(notation) <= _MOST_NOTATION else "",
         numbers=tuple(numbers[:_MOST_STEPS]),
@@ -244,7 +251,7 @@ def contents(
         histories=tuple((search, best_so_far(search)) for search in histories[:_MOST_SEARCHES]),
         histories_left_out=max(len(histories) - _MOST_SEARCHES, 0),
         curves=_curves(result.searches),
-        sources=_sources(found, by_metric),
+        sources=sources,
         target=study.target_file,
         target_sha256=digest if isinstance(digest, str) else None,
         commands=_commands(path, more, recipe),
@@ -380,6 +387,19 @@ def _sources(found: Found, ceilings: Mapping[str, Ceiling]) -> tuple[Source, ...
         share = None if shares is None else shares.sources.get(name)
         sources.append(Source(name, model, license_of(model.license), name in used, mean, share, by_block))
     return tuple(sources)
+
+
+def _licences(sources: Sequence[Source]) -> Iterator[Remark]:
+    if names := [source.name for source in sources if source.alarming]:
+        shown = ", ".join(names[:_MOST_NAMED]) + (
+            f" and {len(names) - _MOST_NAMED} more" if names[_MOST_NAMED:] else ""
+        )
+        yield Remark(
+            "Licences are unknown or forbid commercial use",
+            f"Those of {shown}. Files and licences, below, tells which is which; look before you share or sell "
+            "anything made with this recipe.",
+            True,
+        )
 
 
 def _commands(path: str, more: str, recipe: Recipe) -> tuple[tuple[str, str], ...]:

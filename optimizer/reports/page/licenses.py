@@ -44,8 +44,8 @@ _RAIL = (
 _SHARE_ALIKE = "what is made from it has to be shared under the same terms; read what they ask for"
 
 _ASK = "nobody has stated it: look it up or ask, and until then take it that nothing is allowed"
-_BAN = "reads as a ban on commercial use, which then holds for every merge of it"
-_NO_MERGES = "reads as a ban on sharing what is made from it, such as a merge: check it"
+_BAN = "it reads as a ban on commercial use, which then holds for every merge of it"
+_NO_MERGES = "it reads as a ban on sharing what is made from it, such as a merge"
 
 # By SPDX's identifiers and those of model sites, as `_plain` writes them.
 _KNOWN: dict[str, tuple[Standing, str]] = {
@@ -85,7 +85,7 @@ def license_of(stated: str) -> License:
         return License(stated, Standing.CHECK, _NO_MERGES)
     if plain in _KNOWN:
         return License(stated, *_KNOWN[plain])
-    return License(stated, Standing.CHECK, "not among those known here: check it")
+    return License(stated, Standing.CHECK, "it is not among those that are known here")
 
 
 def _plain(stated: str) -> str:

@@ -180,9 +180,12 @@ def test_reproducing(folder: Path, page: Page) -> None:
 
 
 def test_unknown_licences_are_warned_of(page: Page) -> None:
-    """The recipe states no licences: that is said before anything else on them."""
+    """The recipe states no licences: that is said among the first things, before its files, and beside each."""
+    assert "Those of base, x, y." in page.texts["know"]
     assert "Before you share or sell" in page.texts["files"]
-    assert page.texts["files"].count("unknown: nobody has stated it") == 3
+    rows = page.tables["Files, hashes and licences"][1:-1]
+    assert [row[3] for row in rows] == ["unknown"] * 3
+    assert all(row[4].startswith("unknown: nobody has stated it") for row in rows)
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
