@@ -190,6 +190,8 @@ def study_file(path: Path | str) -> Path:
 def load_study(path: Path | str, folders: Sequence[Path | str] = (), *, with_files: bool = True) -> Study:
     """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
 
+        result = fit(load_study("my-study", ["D:/webui/models/Stable-diffusion"]))
+
     Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit.
     Raises InputError with one line for each problem.
     """

@@ -379,7 +379,7 @@ def test_a_source_without_a_file(tmp_path, write_sd1):
     (tmp_path / "recipe.yaml").write_text(as_yaml(one_step(0.5), ("base", "x")), encoding="utf-8")
     recipe = load_recipe(tmp_path / "recipe.yaml")
 
-    with pytest.raises(CheckpointError, match="^paths: x: missing; step 'T1' is merged from it$"):
+    with pytest.raises(CheckpointError, match=r"^paths: x: missing; step 'T1' is merged from it$"):
         merge(recipe, {"base": tmp_path / "base.safetensors"}, tmp_path / "out.safetensors")
     with pytest.raises(CheckpointError, match=r"models\.x\.file: 'x\.safetensors' not found; looked in"):
         merge(recipe, tmp_path, tmp_path / "out.safetensors")
