@@ -50,6 +50,8 @@ class Inspection:
 def inspect_checkpoint(path: Path | str, *, cache: HashCache | None = None, full: bool = True) -> Inspection:
     """Look at the checkpoint at `path`, tensor by tensor.
 
+        inspect_checkpoint("closed.safetensors").unusual
+
     Without `full` only a few megabytes are read: the sha256 is given only if `cache` knows it, and NaN, infinite and
     all-zero tensors are not looked for. Raises CheckpointError if the file cannot be used.
     """

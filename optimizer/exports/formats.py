@@ -41,6 +41,8 @@ EXPORTS: dict[str, Export] = {
 def export_recipe(recipe: Recipe, format_name: str) -> str:
     """The text of the file that makes the recipe's output in another tool.
 
+        Path("workflow.json").write_text(export_recipe(result.recipe, "comfyui"), encoding="utf-8")
+
     Only what the output needs is exported, each step after its inputs. Raises RecipeError, a line for each problem,
     for an unknown format, free alphas, and whatever the format cannot express.
     """

@@ -162,6 +162,8 @@ def preview(
 ) -> Preview:
     """Draw a target, candidates and their sources from the same noise, and write the contact sheet `output`, a .png.
 
+        preview("closed.safetensors", ["my-study/best.yaml"], "sheet.png", prompts=["a cat"], seeds=[1, 2]).sheet()
+
     Candidates are checkpoints, or recipes (.yaml) without free alphas, each merged in float16 into a temporary file
     beside `output` that takes as much disk as a checkpoint and is removed once it is drawn; with `with_sources`, the
     models of these recipes follow, each once. Files are looked for where they say, then in `folders`, as a recipe's

@@ -202,6 +202,8 @@ class Algebra:
 def block_coefficients(recipe: Recipe, step: str | None = None) -> dict[str, dict[str, float]]:
     """What each source contributes to each block of `step` (default: the recipe's output), {source: {block: number}}.
 
+        block_coefficients(result.recipe)["bra"]["OUT03"]
+
     Of tensors that all sources hold; free alphas stand at their starting values. A block's coefficients sum to 1.
     Raises RecipeError if there is no such step.
     """

@@ -78,7 +78,10 @@ class _RecipeFile(UserFile):
 
 
 def load_recipe(path: Path | str) -> Recipe:
-    """The recipe in the YAML file `path`. Raises RecipeError with one line for each problem."""
+    """The recipe in the YAML file `path`. Raises RecipeError with one line for each problem.
+
+    load_recipe("my-study/best.yaml").step("OUT").alpha
+    """
     path = Path(path)
     return read_recipe(read_yaml(path, RecipeError), path)
 
@@ -136,7 +139,12 @@ def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: 
 
 
 def save_recipe(recipe: Recipe, path: Path | str) -> None:
-    """Write `recipe` as YAML, atomically. Raises InputError if the folder is missing or cannot be written to."""
+    """Write `recipe` as YAML, atomically. Its models' files are named as they are, whatever folder `path` lies in.
+
+        save_recipe(result.recipe, "my-study/mine.yaml")
+
+    Raises InputError if the folder is missing or cannot be written to.
+    """
     replace_text(Path(path), dump_yaml(recipe_as_data(recipe)))
 
 

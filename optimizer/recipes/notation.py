@@ -113,10 +113,16 @@ def read_notation(
     return reader.imported(name, mapping)
 
 
-def import_text(path: Path, *, mapping: str | None = None, presets: Path | None = None) -> Imported:
-    """`read_notation` of the file at `path`, with the presets in another file. Raises RecipeError, naming the file."""
+def import_text(path: Path | str, *, mapping: str | None = None, presets: Path | str | None = None) -> Imported:
+    """`read_notation` of the file at `path`, with the presets in another file.
+
+        import_text("article.txt").recipe
+
+    Raises RecipeError, naming the file.
+    """
+    path = Path(path)
     text = _read(path)
-    known = None if presets is None else read_presets(_read(presets))
+    known = None if presets is None else read_presets(_read(Path(presets)))
     return attempt(lambda: read_notation(text, name=path.stem, mapping=mapping, presets=known), path)
 
 

@@ -17,6 +17,8 @@ _TOTAL = "total"
 def alphas_frame(recipe: Recipe, steps: Sequence[str] | None = None) -> pd.DataFrame:
     """The alphas of `steps` (default: all), a row for each of the 26 blocks, a column for each step.
 
+        alphas_frame(result.recipe).loc["OUT03":].round(3)
+
     A beta has a column of its own, STEP.beta. Free alphas stand at their starting values.
     """
     columns = {}
@@ -30,6 +32,8 @@ def alphas_frame(recipe: Recipe, steps: Sequence[str] | None = None) -> pd.DataF
 def coefficients_frame(recipe: Recipe, step: str | None = None) -> pd.DataFrame:
     """What each source contributes to each block, a row for each of the 26 blocks, a column for each source.
 
+        coefficients_frame(result.recipe)["bold"].mean()
+
     Of `step`, by default the recipe's output; of tensors that all sources hold. Rows sum to 1. Free alphas stand at
     their starting values.
     """
@@ -39,6 +43,8 @@ def coefficients_frame(recipe: Recipe, step: str | None = None) -> pd.DataFrame:
 
 def similarity_frame(result: FitResult) -> pd.DataFrame:
     """The similarities of every stage's steps under the final alphas, in [-1, 1]; a row for each, a column per block.
+
+        similarity_frame(result).xs("after", level="when")["total"]
 
     Rows are stage, step, metric and `when`: before (of the step's input A) or after. The first column is the total; a
     block that a stage does not score is NaN.
@@ -57,6 +63,9 @@ def similarity_frame(result: FitResult) -> pd.DataFrame:
 def ceiling_frame(found: Ceiling) -> pd.DataFrame:
     """What a study can reach, a row for each scored block and one for the total.
 
+        weights, delta = study_ceilings(study)
+        ceiling_frame(delta)[["recipe", "ceiling"]]
+
     The columns are those of `BlockCeiling` and `not_in_sources`, similarities in [-1, 1] and scales; None (NaN) where
     there is no best recipe yet. Scales have no total.
     """
@@ -69,6 +78,9 @@ def ceiling_frame(found: Ceiling) -> pd.DataFrame:
 
 def sources_frame(found: Ceiling) -> pd.DataFrame:
     """How much of each source is in the target, a row for each: coefficient and weighed one, with their errors.
+
+        weights, delta = study_ceilings(study)
+        sources_frame(delta).sort_values("loss")
 
     `loss` is what the ceiling loses without the source. See `SourceShare`.
     """

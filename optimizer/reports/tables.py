@@ -37,6 +37,8 @@ _MISSING = "-"
 def trials_table(result: FitResult) -> pd.DataFrame:
     """One row per trial, searches and trials in the order in which they ran.
 
+        trials_table(result).nlargest(5, "similarity")[["trial", "similarity"]]
+
     The columns are search, stage, step (the one scored), trial (its number), state, similarity (the total, in [-1, 1]),
     origin, seconds; one per parameter, named as it is (`TEMP1.OUT06`); one per scored block (`similarity.OUT06`), in
     layout order. What a trial does not have, such as the total of a failed one, is NaN.

@@ -112,6 +112,8 @@ def simplify_file(
 ) -> Simplified:
     """Write the recipe in `path` to `output`, simpler, its similarities at most `tolerance` (above 0) below its own.
 
+        simplify_file("my-study/best.yaml", "my-study/best.simple.yaml", tolerance=1e-4)
+
     What is scored, and how, is what the recipe notes of the searches that found it. `target`, `metric`, `seeds` (of
     attention's random inputs), `prompts` (a file of those that encoder reads) and `base` (the model that delta takes
     differences from; default: the one called base) stand for what it does not note, or instead of it. A recipe that

@@ -68,6 +68,9 @@ class StudyStatus:
 def study_status(study: Study, storage: str | None = None) -> StudyStatus:
     """The state of every search that the study will run, whichever of its generations was searched last.
 
+        for search in study_status(load_study("my-study", with_files=False)).searches:
+            print(search.search, search.completed, search.budget)
+
     Raises StudyError if the storage, by default the file in the study's folder, cannot be read.
     """
     searched, living = search_trials(study, storage)

@@ -210,6 +210,8 @@ def load_study(
 ) -> Study:
     """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
 
+        result = fit(load_study("my-study", ["D:/webui/models/Stable-diffusion"]))
+
     Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit. `hashes` and
     `progress` are for files that are named by their hash, as in `locate`.
     Raises InputError with one line for each problem.

@@ -63,6 +63,8 @@ def verify(
 ) -> tuple[Verified, ...]:
     """Every step's similarity to `target`, on the blocks and by the metric that the recipe expects for it.
 
+        verify(recipe, study.sources, "closed.safetensors")[-1].total
+
     Steps without expectations are measured by attention on all blocks that have it. `base` is the model that `delta`
     takes differences from. Free alphas stand at their starting values. The files are read once; nothing is merged.
 
