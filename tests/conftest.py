@@ -7,11 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from browser import chromium, opened_browser
 from postgresql import Server, programs
 from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # What a shell starts in the background ignores Ctrl-C, and so would the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -143,6 +148,16 @@ def postgresql() -> Iterator[Server]:
     server = Server()
     yield server
     server.remove()
+
+
+# Not for the session: while it is open, no other test of its process could run an event loop.
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """A browser that runs."""
+    if chromium() is None:
+        pytest.skip("no Chromium is installed (Debian: chromium)")
+    with opened_browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

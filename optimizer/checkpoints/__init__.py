@@ -15,7 +15,7 @@ from optimizer.checkpoints.fingerprints import (
 from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
-from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of
+from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of, stored_part
 from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
 from optimizer.checkpoints.reading import (
     CHECKPOINT_SUFFIXES,
@@ -69,5 +69,6 @@ __all__ = [
     "safetensors_writer",
     "sha256",
     "short_hash",
+    "stored_part",
     "write_safetensors",
 ]

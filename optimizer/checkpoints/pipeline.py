@@ -10,7 +10,7 @@ from optimizer.checkpoints.layout import Layout
 from optimizer.checkpoints.reading import Checkpoint
 from optimizer.errors import CheckpointError, InputError
 
-__all__ = ["load_tokenizer", "pipeline_folder", "pipeline_of"]
+__all__ = ["load_tokenizer", "pipeline_folder", "pipeline_of", "stored_part"]
 
 # The distribution that CLIP's vocabulary comes with, and the file of it, 49,152 - 256 - 2 pairs a line below a title.
 _VOCABULARY = ("openai-clip", "clip/bpe_simple_vocab_16e6.txt.gz")
@@ -63,6 +63,11 @@ def load_tokenizer(pipeline: Path) -> Any:
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)}, merges=pairs, model_max_length=77
     )
+
+
+def stored_part(encoder: Any) -> Any:
+    """The part of a CLIPTextModel whose parameters are called as in checkpoints, behind `Layout.encoder`."""
+    return getattr(encoder, "text_model", encoder)  # a part of its own until transformers 5.6
 
 
 def _letters() -> Iterator[str]:

@@ -39,6 +39,7 @@ __all__ = [
     "TensorInfo",
     "check_unchanged",
     "describe_contents",
+    "near_miss",
     "open_checkpoint",
     "raw_bytes",
 ]
@@ -360,7 +361,7 @@ def _contents(path: Path) -> _Contents:
     try:
         file = HeldFile(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file{_near_miss(path)}") from None
+        raise CheckpointError(f"{path}: no such file{near_miss(path)}") from None
     if file.state.size == 0:
         raise CheckpointError(f"{path}: the file is empty (0 bytes)")
     contents = _recognized(file)
@@ -393,7 +394,8 @@ def _recognized(held: HeldFile) -> _Contents:
     raise CheckpointError(f"{path}: not a checkpoint: it begins with {ascii(head[:24])[1:]}{guess}")
 
 
-def _near_miss(path: Path) -> str:
+def near_miss(path: Path) -> str:
+    """What to say after "no such file": which checkpoints with this name and another extension are there; or ""."""
     # A name such as "model1.1" has a suffix only by accident, so both readings are tried.
     names = dict.fromkeys(base + suffix for base in (path.stem, path.name) for suffix in CHECKPOINT_SUFFIXES)
     found = [name for name in names if name != path.name and (path.parent / name).is_file()]

@@ -1,9 +1,12 @@
 """The command `blockfit`: reads arguments and the environment, calls, prints. Nothing is computed here.
 
+`--quiet` leaves errors, warnings and JSON. Tab asks this same command what may follow (`completing`).
+
 Exit codes: 0 done; 1 something failed that is not the user's input; 2 bad input, one line a problem on stderr, nothing
 written; 130 interrupted, the best so far exported. Tracebacks only with `--debug`.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -13,6 +16,7 @@ import typer
 # Importing their modules registers the commands, in the order in which the help lists them.
 from optimizer.cli import checkpoints, pictures, recipes, studies  # noqa: F401
 from optimizer.cli.application import State, app
+from optimizer.cli.completing import COMPLETION_VARIABLE
 from optimizer.cli.printing import say_problem, use_utf8, warnings_as_lines
 from optimizer.errors import InputError
 
@@ -27,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and leave with its exit code."""
     use_utf8()
     given = list(arguments) if arguments is not None else None
+    if os.environ.get(COMPLETION_VARIABLE):
+        _complete(given)
     try:
         with warnings_as_lines():
             code = app(args=given, prog_name="blockfit", standalone_mode=False)
@@ -37,12 +43,28 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         _leave(1, [])
     except _USAGE_ERROR as error:
-        _leave(2, [error.format_message()])
+        _leave(2, [_in_one_line(error)])
     except Exception as error:
         if State.debug:
             raise
         _leave(1, [f"{type(error).__name__}: {error}".splitlines()[0] + " (--debug shows where)"])
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complete(arguments: list[str] | None) -> NoReturn:
+    """Answer a shell that asks what may follow. Half a line may hold anything: what is wrong with it is not said."""
+    try:
+        app(args=arguments, prog_name="blockfit", complete_var=COMPLETION_VARIABLE, standalone_mode=False)
+    except Exception:
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _in_one_line(error: Any) -> str:
+    """What is wrong with the line that was typed, and which command's help tells what would be right."""
+    text = str(error.format_message())
+    command = error.ctx.command_path if error.ctx is not None else "blockfit"
+    return f"{text.removesuffix('.')}{' ' if text.endswith('?') else '; '}{command} --help tells more"
 
 
 def _leave(code: int, problems: Sequence[str]) -> NoReturn:

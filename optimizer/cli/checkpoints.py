@@ -7,10 +7,22 @@ from typing import Annotated
 
 import typer
 
-from optimizer.cli.application import app
-from optimizer.cli.options import LARGEST_SEED, Device, Json, Models, chosen_device, hash_cache, model_folders
+from optimizer.cli import completing
+from optimizer.cli.application import app, examples
+from optimizer.cli.options import (
+    LARGEST_SEED,
+    Device,
+    Json,
+    Models,
+    Quiet,
+    RecipePath,
+    checkpoint_finder,
+    chosen_device,
+    hash_cache,
+    model_folders,
+)
 from optimizer.cli.printing import make_console, print_json, reading, say
-from optimizer.errors import InputError, attempt
+from optimizer.errors import attempt
 
 # torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
 # ruff: noqa: PLC0415
@@ -22,17 +34,38 @@ class _DType(StrEnum):
     fp32 = "fp32"
 
 
-@app.command(epilog="Example: blockfit inspect model.safetensors other.ckpt")
+@app.command(
+    short_help="What checkpoints hold, and what is unusual.",
+    epilog=examples(
+        "inspect model.safetensors other.ckpt",
+        'inspect "dreamshaper_8 [879db523c3]" --models D:/webui/models',
+        "inspect model.safetensors --quick --json",
+    ),
+)
 def inspect(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE", help="Checkpoints: files, or names in --models.", autocompletion=completing.checkpoints
+        ),
+    ],
     as_json: Json = False,
     quick: Annotated[bool, typer.Option("--quick", help="Read no tensor data: no NaN scan, no sha256.")] = False,
+    models: Models = None,
+    quiet: Quiet = False,
 ) -> None:
-    """What checkpoints hold: layout, blocks, dtypes, hashes, metadata, and what is unusual."""
+    """What checkpoints hold: layout, blocks, dtypes, hashes, metadata, and what is unusual.
+
+    With --json a list, one object a file: file, size, format, layout, dtypes, blocks, tensors, parameters, sha256,
+    short_hash, fingerprint, metadata, merge, unusual.
+    """
     from optimizer.checkpoints import inspect_checkpoint
     from optimizer.reports import inspection_table
 
-    inspections = [inspect_checkpoint(path, cache=hash_cache(), full=not quick) for path in files]
+    with reading() as progress:
+        find = checkpoint_finder(models, progress)
+        paths = [find(file) for file in files]
+    inspections = [inspect_checkpoint(path, cache=hash_cache(), full=not quick) for path in paths]
     if as_json:
         print_json([inspection.as_dict() for inspection in inspections])
         return
@@ -40,15 +73,44 @@ def inspect(
         make_console().print(inspection_table(inspection))
 
 
-@app.command(epilog="Example: blockfit compare merge.safetensors --target closed.safetensors --blocks output")
+@app.command(
+    short_help="How similar checkpoints are to a target.",
+    epilog=examples(
+        "compare merge.safetensors --target closed.safetensors",
+        "compare A.ckpt B.ckpt --target T.ckpt --blocks output",
+        "compare A.ckpt --target T.ckpt --metric delta --base v1-5.ckpt",
+        "compare dreamshaper_8 --target a60cfaa90d --models D:/webui/models",
+    ),
+)
 def compare(
-    candidates: Annotated[list[Path], typer.Argument(metavar="CANDIDATE...")],
-    target: Annotated[Path, typer.Option("--target", help="The checkpoint to come close to.")],
-    base: Annotated[Path | None, typer.Option("--base", help="What delta takes differences from.")] = None,
+    candidates: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CANDIDATE", help="Checkpoints: files, or names in --models.", autocompletion=completing.checkpoints
+        ),
+    ],
+    target: Annotated[
+        Path,
+        typer.Option("--target", help="The checkpoint to come close to.", autocompletion=completing.checkpoints),
+    ],
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="What delta takes differences from.", autocompletion=completing.checkpoints),
+    ] = None,
     metric: Annotated[
-        str, typer.Option("--metric", help="attention, weights, delta, elements or encoder.")
+        str,
+        typer.Option(
+            "--metric", help="attention, weights, delta, elements or encoder.", autocompletion=completing.metrics
+        ),
     ] = "attention",
-    blocks: Annotated[str, typer.Option("--blocks", help="input, output, middle, all, or as OUT03-OUT11,M00.")] = "all",
+    blocks: Annotated[
+        str,
+        typer.Option(
+            "--blocks",
+            help="input, output, middle, all, or as OUT03-OUT11,M00.",
+            autocompletion=completing.block_lists,
+        ),
+    ] = "all",
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of attention's random inputs.")
     ] = 114514,
@@ -56,31 +118,53 @@ def compare(
         Path | None, typer.Option("--prompts", help="A text file of prompts, a line each, for encoder.")
     ] = None,
     clip_skip: Annotated[
-        int, typer.Option("--clip-skip", min=1, max=12, help="The layer that encoder reads, from the last.")
-    ] = 1,
+        int | None,
+        typer.Option("--clip-skip", min=1, max=12, help="The layer that encoder reads, from the last; default 1."),
+    ] = None,
     device: Device = "auto",
+    models: Models = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """How similar checkpoints are to a target, per block: the article's table.
 
     `encoder` scores BASE by what the text encoder says to prompts; --prompts names others than those that ship.
+
+    With --json a list, one object a candidate: candidate (as it was named), file, metric, seed, blocks (similarity of
+    each), total (their mean).
     """
     from optimizer.reports import block_table
+    from optimizer.similarity import METRICS, read_prompts, total_similarity
     from optimizer.similarity import compare as compare_files
-    from optimizer.similarity import read_prompts, total_similarity
 
-    texts = None if prompts is None else read_prompts(prompts)
+    texts = None if prompts is None else attempt(lambda: read_prompts(prompts), "--prompts")
     found = {}
     with reading() as progress:
-        for candidate in candidates:
-            found[str(candidate)] = compare_files(
-                candidate, target, metric=metric, blocks=blocks, base=base, seed=seed,
+        find = checkpoint_finder(models, progress)
+        goal = find(target, "--target")
+        origin = None if base is None else find(base, "--base")
+        paths = {str(candidate): find(candidate) for candidate in candidates}
+        for name, path in paths.items():
+            found[name] = compare_files(
+                path, goal, metric=metric, blocks=blocks, base=origin, seed=seed,
                 prompts=texts, clip_skip=clip_skip, device=chosen_device(device), progress=progress,
             )  # fmt: skip
     if as_json:
+        told: dict[str, object] = {"metric": metric, "seed": seed}
+        if METRICS[metric].needs_prompts:
+            told |= {
+                "prompts": None if prompts is None else str(prompts),
+                "clip_skip": 1 if clip_skip is None else clip_skip,
+            }
         print_json(
             [
-                {"candidate": name, "metric": metric, "seed": seed, "blocks": scores, "total": total_similarity(scores)}
+                {
+                    "candidate": name,
+                    "file": str(paths[name]),
+                    **told,
+                    "blocks": scores,
+                    "total": total_similarity(scores),
+                }
                 for name, scores in found.items()
             ]
         )
@@ -90,37 +174,68 @@ def compare(
     console.print(block_table(f"{metric} similarity to {target.name}", rows, width=console.width))
 
 
-@app.command(epilog="Example: blockfit merge best.yaml -o clone.safetensors --dtype fp16")
+@app.command(
+    short_help="Merge a recipe's checkpoints into one file.",
+    epilog=examples(
+        "merge best.yaml -o clone.safetensors",
+        "merge best.yaml -o clone.safetensors --dtype fp32 --step TEMP1",
+        "merge best.yaml -o clone.safetensors --models D:/webui/models",
+    ),
+)
 def merge(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")],
+    recipe: RecipePath,
     output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
     step: Annotated[str | None, typer.Option("--step", help="The step to make; default: the recipe's output.")] = None,
     dtype: Annotated[_DType, typer.Option("--dtype", help="What merged tensors are rounded to.")] = _DType.fp16,
     models: Models = None,
-    vae: Annotated[Path | None, typer.Option("--vae", metavar="FILE", help="Take the VAE from this file.")] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(
+            "--vae", metavar="FILE", help="Take the VAE from this file.", autocompletion=completing.checkpoints
+        ),
+    ] = None,
     no_recipe: Annotated[
         bool, typer.Option("--no-recipe", help="Tell nothing of the recipe and its sources in the metadata.")
     ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Merge a recipe's checkpoints into one file, in float32, rounded once."""
+    """Merge a recipe's checkpoints into one file, in float32, rounded once.
+
+    With --json one object: output, step, dtype, tensors, bytes (of the file), sources (the file of each model), vae.
+    """
     import torch
 
+    from optimizer.checkpoints import open_checkpoint
     from optimizer.recipes import folders_of, load_recipe, locate_models
     from optimizer.recipes import merge as merge_files
 
     loaded = load_recipe(recipe)
     name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: --step").name
-    if vae is not None and not vae.is_file():
-        raise InputError(f"--vae: {vae}: no such file")
     files = {source: loaded.models[source].file for source in loaded.sources(name)}
-    beside, *others = folders_of(loaded, recipe, model_folders(models))
-    paths = locate_models(files, beside, others, named_in=recipe)
     dtypes = {_DType.fp16: torch.float16, _DType.bf16: torch.bfloat16, _DType.fp32: torch.float32}
     with reading() as progress:
+        vae_file = None if vae is None else checkpoint_finder(models, progress)(vae, "--vae")
+        beside, *others = folders_of(loaded, recipe, model_folders(models))
+        paths = locate_models(files, beside, others, named_in=recipe, hashes=hash_cache(), progress=progress)
         merge_files(
-            loaded, paths, output, step=name, dtype=dtypes[dtype], vae=vae, embed_recipe=not no_recipe,
+            loaded, paths, output, step=name, dtype=dtypes[dtype], vae=vae_file, embed_recipe=not no_recipe,
             date=datetime.now(UTC).isoformat(timespec="seconds"), hashes=hash_cache(),
             hashing=lambda file, done, total: progress(f"hashing {file}", done, total),
             progress=lambda done, total: progress("merging", done, total),
         )  # fmt: skip
+    if as_json:
+        with open_checkpoint(output) as written:
+            print_json(
+                {
+                    "output": str(output),
+                    "step": name,
+                    "dtype": dtype.value,
+                    "tensors": len(written.tensors),
+                    "bytes": written.state.size,
+                    "sources": {source: str(path) for source, path in paths.items()},
+                    "vae": None if vae_file is None else str(vae_file),
+                }
+            )
+        return
     say(f"{name} -> {output}")

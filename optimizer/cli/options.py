@@ -1,13 +1,17 @@
 """Options that several commands have, and what their values stand for."""
 
-import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optimizer.cli import completing
+from optimizer.cli.application import Quiet, State
+from optimizer.cli.environment import folders_of_environment
 from optimizer.cli.printing import say_problem
-from optimizer.errors import InputError
+from optimizer.errors import InputError, attempt
 
 if TYPE_CHECKING:
     import torch
@@ -19,11 +23,15 @@ __all__ = [
     "Device",
     "Json",
     "Models",
+    "Quiet",
+    "RecipePath",
     "Storage",
     "StudyPath",
+    "checkpoint_finder",
     "chosen_device",
     "hash_cache",
     "model_folders",
+    "quoted",
 ]
 
 # ruff: noqa: PLC0415
@@ -36,13 +44,22 @@ Models = Annotated[
     typer.Option(
         "--models",
         metavar="DIR",
-        help="Folder with checkpoints, sub-folders too; may be repeated. Also BLOCKFIT_MODELS.",
+        help="Folder to find checkpoints in by name or hash, sub-folders too; may be repeated. Also BLOCKFIT_MODELS.",
     ),
 ]
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, nothing else.")]
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+def _keep_stdout_for_json(value: bool) -> bool:
+    State.json |= value
+    return value
+
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", callback=_keep_stdout_for_json, help="Print one JSON value on stdout, nothing else."),
+]
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", autocompletion=completing.devices)]
 
 Storage = Annotated[
     str | None,
@@ -51,11 +68,21 @@ Storage = Annotated[
         metavar="URL",
         help="Where the trials are: postgresql://USER@HOST/DATABASE, journal:FILE or sqlite:///FILE; "
         "default: study.db in the study's folder.",
+        autocompletion=completing.storages,
     ),
 ]
 
 StudyPath = Annotated[
-    Path, typer.Argument(metavar="STUDY", help="The study's YAML file, or the folder with study.yaml.")
+    Path,
+    typer.Argument(
+        metavar="STUDY",
+        help="The study's YAML file, or the folder with study.yaml.",
+        autocompletion=completing.studies,
+    ),
+]
+
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.", autocompletion=completing.recipes)
 ]
 
 
@@ -64,7 +91,33 @@ def model_folders(models: list[Path] | None) -> list[Path]:
     found = list(models or [])
     if missing := [folder for folder in found if not folder.is_dir()]:
         raise InputError(f"--models: {folder} is not a folder" for folder in missing)
-    return found + [Path(part) for part in os.environ.get("BLOCKFIT_MODELS", "").split(os.pathsep) if part]
+    return found + folders_of_environment()
+
+
+def checkpoint_finder(
+    models: list[Path] | None, progress: Callable[[str, int, int], None] | None = None
+) -> Callable[..., Path]:
+    """A function that finds a checkpoint which the command line names: a path, or a name or hash in the folders.
+
+    Its second argument is the option that the name was given to, for messages.
+    """
+    from optimizer.recipes import locate_given
+
+    folders, hashes = model_folders(models), hash_cache()
+
+    def find(given: Path, option: str = "") -> Path:
+        return attempt(
+            lambda: locate_given(given, folders, hashes=hashes, progress=progress),
+            option and f"{option}: ",
+            joint="",
+        )
+
+    return find
+
+
+def quoted(path: Path) -> str:
+    """A path as it can be typed after a command, in every shell."""
+    return f'"{path}"' if re.search(r"[^\w@%+=:,./\\~-]", str(path)) else str(path)
 
 
 def hash_cache() -> "HashCache":

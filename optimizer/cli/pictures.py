@@ -6,8 +6,18 @@ from typing import Annotated
 
 import typer
 
-from optimizer.cli.application import app
-from optimizer.cli.options import LARGEST_SEED, Device, Json, Models, chosen_device, model_folders
+from optimizer.cli import completing
+from optimizer.cli.application import app, examples
+from optimizer.cli.options import (
+    LARGEST_SEED,
+    Device,
+    Json,
+    Models,
+    Quiet,
+    chosen_device,
+    hash_cache,
+    model_folders,
+)
 from optimizer.cli.printing import make_console, print_json, reading, say, say_problem
 from optimizer.errors import InputError
 
@@ -16,16 +26,26 @@ from optimizer.errors import InputError
 
 
 @app.command(
-    epilog="Examples: blockfit preview best.yaml --target closed.safetensors --prompt 'a cat, oil painting' --seed 1 "
-    "--seed 2 -o sheet.png; blockfit preview one.safetensors two.safetensors --target closed.safetensors "
-    "--prompt 'a cat' --encoder-from closed.safetensors -o unets.png"
+    short_help="Draw target, candidates and sources side by side.",
+    epilog=examples(
+        'preview best.yaml --target T.ckpt --prompt "a cat" -o sheet.png',
+        "preview A.ckpt B.ckpt --target T.ckpt --prompt cat -o sheet.png",
+        "preview A.ckpt --target T.ckpt --prompt cat --seed 7 -o sheet.png",
+    ),
 )
 def preview(
     candidates: Annotated[
         list[Path],
-        typer.Argument(metavar="RECIPE|CHECKPOINT...", help="Recipes (YAML, every alpha a number) and checkpoints."),
+        typer.Argument(
+            metavar="CANDIDATE",
+            help="Recipes (YAML, every alpha a number) and checkpoints.",
+            autocompletion=completing.candidates,
+        ),
     ],
-    target: Annotated[Path, typer.Option("--target", help="The checkpoint to come close to.")],
+    target: Annotated[
+        Path,
+        typer.Option("--target", help="The checkpoint to come close to.", autocompletion=completing.checkpoints),
+    ],
     prompts: Annotated[
         list[str],
         typer.Option(
@@ -37,7 +57,9 @@ def preview(
         list[int] | None,
         typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of the noise; may be repeated: a row each; default 0."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Of the sampler, DDIM.")] = 20,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=1000, help="Of the sampler, DDIM; not all counts above 100 will do.")
+    ] = 20,
     guidance: Annotated[
         float | None,
         typer.Option("--guidance", help="At least 1; default: the pipeline's own, 7 (2.5 for the demo's digits)."),
@@ -46,17 +68,26 @@ def preview(
     encoder_from: Annotated[
         Path | None,
         typer.Option(
-            "--encoder-from", metavar="CHECKPOINT", help="Use this one's text encoder in all columns: compare UNets."
+            "--encoder-from",
+            metavar="CHECKPOINT",
+            help="Use this one's text encoder in all columns: compare UNets.",
+            autocompletion=completing.checkpoints,
         ),
     ] = None,
     vae_from: Annotated[
         Path | None,
-        typer.Option("--vae-from", metavar="FILE", help="The VAE of files without one; default: the target's."),
+        typer.Option(
+            "--vae-from",
+            metavar="FILE",
+            help="The VAE of files without one; default: the target's.",
+            autocompletion=completing.checkpoints,
+        ),
     ] = None,
     no_sources: Annotated[bool, typer.Option("--no-sources", help="Leave out the sources of recipes.")] = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw target, candidates and the recipes' sources from the same noise: a contact sheet with distances.
 
@@ -67,6 +98,9 @@ def preview(
 
     A recipe is merged into a temporary float16 file beside the sheet, which is removed again. On a card, UNets and
     text encoders are float16; one checkpoint is in memory at a time.
+
+    With --json one object: output, target, pipeline, steps, guidance, negative, encoder_from, columns (for each name,
+    file, role, latent and pixel distances, their means and of each picture).
     """
     from optimizer.pictures import preview as draw_preview
     from optimizer.reports import preview_table
@@ -77,7 +111,7 @@ def preview(
         found = draw_preview(
             target, candidates, output, prompts=prompts, seeds=seeds or [0], steps=steps, guidance=guidance,
             negative=negative, encoder_from=encoder_from, vae_from=vae_from, with_sources=not no_sources,
-            folders=model_folders(models), device=chosen_device(device), progress=progress,
+            folders=model_folders(models), hashes=hash_cache(), device=chosen_device(device), progress=progress,
             warn=lambda text: say_problem(f"warning: {text}"),
         )  # fmt: skip
     if as_json:

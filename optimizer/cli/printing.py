@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from optimizer.cli.application import State
 from optimizer.errors import BlockfitWarning
 from optimizer.printable import printable
 
@@ -28,6 +30,7 @@ __all__ = [
     "reading",
     "say",
     "say_problem",
+    "shows_progress",
     "use_utf8",
     "warnings_as_lines",
 ]
@@ -41,7 +44,7 @@ def say_problem(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """One line on stdout, as it is: however long, and whatever it holds."""
+    """One line on stdout, as it is, however long, and whatever it holds; none under --quiet and --json."""
     make_console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -57,8 +60,8 @@ def print_json(value: Any) -> None:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console on stdout, or on stderr."""
-    return Console(stderr=stderr, highlight=False)
+    """A console on stdout, or on stderr; the one on stdout shows nothing where no texts are wanted there."""
+    return Console(stderr=stderr, highlight=False, quiet=not stderr and (State.quiet or State.json))
 
 
 def use_utf8() -> None:
@@ -90,79 +93,75 @@ def warnings_as_lines() -> Iterator[None]:
 @contextmanager
 def reading() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr for work that reads or writes files; nothing where stderr is no terminal."""
-    with _bars() as bars:
-        task = _tasks(bars)
-        yield lambda what, done, total: bars.update(task(what), completed=done, total=total)
+    console = make_console(stderr=True)
+    with _bars(console) as bars:
+        yield _updates(bars)
 
 
 @contextmanager
 def fitting() -> Iterator["FitEvents"]:
-    """Progress bars for a fit, and a log line for every trial."""
-    from optimizer.reports import log_opened, log_trial, log_warning, progress_line
+    """A table on stderr of what a fit is doing, where that is a terminal, and a log line for every trial."""
+    from optimizer.reports import LiveFit, log_opened, log_trial, log_warning
     from optimizer.search import FitEvents
 
-    with _bars() as bars:
-        task = _tasks(bars)
+    console = make_console(stderr=True)
+    bars, table = _bars(console), LiveFit()
 
-        def show(progress: "SearchProgress") -> None:
-            bars.update(
-                task(progress.search),
-                completed=progress.done,
-                total=progress.budget,
-                figures=printable(progress_line(progress)),
-            )
+    def opened(progress: "SearchProgress") -> None:
+        log_opened(progress)
+        table.show(progress)
 
-        def opened(progress: "SearchProgress") -> None:
-            log_opened(progress)
-            show(progress)
+    def finished(progress: "SearchProgress", trial: "FrozenTrial") -> None:
+        log_trial(progress, trial)
+        table.show(progress)
 
-        def finished(progress: "SearchProgress", trial: "FrozenTrial") -> None:
-            log_trial(progress, trial)
-            show(progress)
+    def warned(text: str) -> None:
+        log_warning(text)
+        console.print(f"blockfit: warning: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
 
-        def reading(what: str, done: int, total: int) -> None:
-            bars.update(task(what), completed=done, total=total, description=printable(what))
-
-        def warned(text: str) -> None:
-            log_warning(text)
-            bars.console.print(f"blockfit: warning: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
-
-        yield FitEvents(reading, opened, finished, warned)
+    events = FitEvents(_updates(bars), opened, finished, warned)
+    if not shows_progress(console):
+        yield events
+        return
+    # Drawn by the clock, not after every trial: those may take a millisecond.
+    with Live(Group(bars, table), console=console, transient=True, refresh_per_second=8):
+        yield events
 
 
-def _tasks(bars: Progress) -> Callable[[str], TaskID]:
-    """A bar for each name, made when first asked for."""
+def _updates(bars: Progress) -> Callable[[str, int, int], None]:
+    """Takes what is done of each thing by its name: a bar comes when it is first told of, and goes when it is full."""
     tasks: dict[str, TaskID] = {}
 
-    def task(name: str) -> TaskID:
-        if name not in tasks:
-            tasks[name] = bars.add_task(printable(name), total=None, figures="")
-        return tasks[name]
+    def update(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(printable(what), total=None)
+        bars.update(tasks[what], completed=done, total=total, visible=done < total)
 
-    return task
+    return update
 
 
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    console = make_console(stderr=True)
+def shows_progress(console: Console) -> bool:
+    """Whether progress is to be seen there: only on a terminal, and not under --quiet."""
+    return console.is_terminal and not State.quiet
+
+
+def _bars(console: Console) -> Progress:
     columns = (
-        # Where a window is narrow, these give way.
+        # Where a window is narrow, it gives way.
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         BarColumn(bar_width=12),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(table_column=Column(min_width=7)),
         TimeRemainingColumn(table_column=Column(min_width=7)),
-        TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield bars
+    return Progress(*columns, console=console, transient=True, disable=not shows_progress(console))
 
 
 @contextmanager
 def message(text: str) -> Iterator[None]:
     """Show a text on stderr meanwhile; nothing where stderr is no terminal."""
     console = make_console(stderr=True)
-    if not console.is_terminal:
+    if not shows_progress(console):
         yield
         return
     with console.status(text, spinner="line"):

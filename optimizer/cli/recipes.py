@@ -6,8 +6,20 @@ from typing import Annotated
 
 import typer
 
-from optimizer.cli.application import app
-from optimizer.cli.options import LARGEST_SEED, Device, Json, Models, chosen_device, hash_cache, model_folders
+from optimizer.cli import completing
+from optimizer.cli.application import app, examples
+from optimizer.cli.options import (
+    LARGEST_SEED,
+    Device,
+    Json,
+    Models,
+    Quiet,
+    RecipePath,
+    checkpoint_finder,
+    chosen_device,
+    hash_cache,
+    model_folders,
+)
 from optimizer.cli.printing import make_console, print_json, reading, say, say_problem
 from optimizer.errors import InputError, attempt
 
@@ -17,24 +29,47 @@ from optimizer.errors import InputError, attempt
 
 @app.command(
     "import",
-    epilog="Examples: blockfit import article.txt -o recipe.yaml; blockfit import merged.safetensors -o recipe.yaml",
+    short_help="Read a recipe from a text or a merged file.",
+    epilog=examples(
+        "import article.txt -o recipe.yaml",
+        "import formulas.txt -o recipe.yaml --presets mbwpresets.txt",
+        "import merged.safetensors -o recipe.yaml",
+    ),
 )
 def import_recipe(
     source: Annotated[
-        Path, typer.Argument(metavar="TEXT|MERGED", help="A text with formulas, or a merged checkpoint.")
+        Path,
+        typer.Argument(
+            metavar="TEXT|MERGED",
+            help="A text with formulas, or a merged checkpoint.",
+            autocompletion=completing.texts_and_checkpoints,
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The recipe's YAML file to write.")],
     mapping: Annotated[
-        str | None, typer.Option("--mapping", help="supermerger (default), mecha or model-mixer; for a text.")
+        str | None,
+        typer.Option(
+            "--mapping",
+            help="supermerger (default), mecha or model-mixer; for a text.",
+            autocompletion=completing.mappings,
+        ),
     ] = None,
     presets: Annotated[Path | None, typer.Option("--presets", help="A file of presets that the text names.")] = None,
+    models: Models = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Read a recipe from a text in SuperMerger's notation, prose and all, or from a merged file's metadata."""
+    """Read a recipe from a text in SuperMerger's notation, prose and all, or from a merged file's metadata.
+
+    With --json one object: steps and models (their names), output (the step), warnings, not_understood (lines).
+    """
     from optimizer.checkpoints import CHECKPOINT_SUFFIXES, open_checkpoint
     from optimizer.recipes import import_text, recipe_from_metadata, save_recipe
 
     not_understood: tuple[str, ...] = ()
+    if model_folders(models):
+        with reading() as progress:
+            source = checkpoint_finder(models, progress)(source)
     if output.resolve() == source.resolve():
         raise InputError(f"{output}: is what the recipe is read from; write to another file")
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
@@ -57,13 +92,37 @@ def import_recipe(
     say(f"{counted} -> {output}")
 
 
-@app.command(epilog="Example: blockfit export best.yaml --to comfyui -o workflow.json")
+@app.command(
+    short_help="Write a recipe in another tool's format.",
+    epilog=examples(
+        "export best.yaml --to supermerger -o recipe.txt",
+        "export best.yaml --to comfyui -o workflow.json",
+        "export best.yaml --to mergekit -o mergekit.yaml",
+    ),
+)
 def export(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file; every alpha a number.")],
-    to: Annotated[str, typer.Option("--to", help="supermerger, model-mixer, mecha, comfyui or mergekit.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE",
+            help="The recipe's YAML file; every alpha a number.",
+            autocompletion=completing.recipes,
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="supermerger, model-mixer, mecha, comfyui or mergekit.", autocompletion=completing.formats
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Write a recipe in another tool's format; what the format cannot express is refused, with the reason."""
+    """Write a recipe in another tool's format; what the format cannot express is refused, with the reason.
+
+    With --json one object: output (the file), format, step (the recipe's output).
+    """
     from optimizer.checkpoints import replace_text
     from optimizer.exports import EXPORTS, export_recipe
     from optimizer.recipes import load_recipe
@@ -72,38 +131,62 @@ def export(
     if output.resolve() == recipe.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
     replace_text(output, attempt(lambda: export_recipe(loaded, to), "--to" if to not in EXPORTS else recipe))
+    if as_json:
+        print_json({"output": str(output), "format": to, "step": loaded.output})
+        return
     say(f"{loaded.output} -> {output}")
 
 
-@app.command(epilog="Example: blockfit verify configs/blessingmix-v1.yaml --target BracingEvoMix_v1.safetensors")
+@app.command(
+    short_help="Measure a recipe's steps against a target.",
+    epilog=examples(
+        "verify best.yaml --target closed.safetensors",
+        "verify recipe.yaml --target BracingEvoMix_v1 --models D:/webui",
+    ),
+)
 def verify(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")],
-    target: Annotated[Path, typer.Option("--target", help="The checkpoint that the similarities are to.")],
+    recipe: RecipePath,
+    target: Annotated[
+        Path,
+        typer.Option(
+            "--target", help="The checkpoint that the similarities are to.", autocompletion=completing.checkpoints
+        ),
+    ],
     base: Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")] = None,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure every step of a recipe against a target, beside the similarities that its `expect` fields report."""
-    from optimizer.recipes import folders_of, load_recipe, locate, locate_models
+    """Measure every step of a recipe against a target, beside the similarities that its `expect` fields report.
+
+    With --json a list, one object a step: step, metric, seed, blocks ({"OUT03": {"measured", "expected"}}), total
+    (measured, expected), not_measurable.
+    """
+    from optimizer.recipes import find_models, folders_of, load_recipe, locate, locate_models
     from optimizer.reports import verified_table
     from optimizer.similarity import verify as verify_recipe
 
     loaded = load_recipe(recipe)
     if base is not None and base not in loaded.models:
         raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(loaded.models)}")
-    beside, *others = folders_of(loaded, recipe, model_folders(models))
-    # A recipe may hold the target itself, as the article's last step does; it need not lie there a second time.
-    same = {
-        name
-        for name, model in loaded.models.items()
-        if locate(model.file, beside, others) is None and locate(model.file, target.parent) == target
-    }
-    for name in same:
-        say_problem(f"warning: models.{name}.file: {loaded.models[name].file!r} is taken to be the target, {target}")
-    files = {name: model.file for name, model in loaded.models.items() if name not in same}
-    paths = locate_models(files, beside, others, named_in=recipe) | dict.fromkeys(same, target)
     with reading() as progress:
+        hashes = hash_cache()
+        target = checkpoint_finder(models, progress)(target, "--target")
+        beside, *others = folders_of(loaded, recipe, model_folders(models))
+        files = {name: model.file for name, model in loaded.models.items()}
+        paths, _ = find_models(files, beside, others, hashes=hashes, progress=progress)
+        # A recipe may hold the target itself, as the article's last step does; it need not lie there a second time.
+        same = {
+            name
+            for name in files
+            if name not in paths and locate(files[name], target.parent, hashes=hashes, progress=progress) == target
+        }
+        for name in same:
+            say_problem(f"warning: models.{name}.file: {files[name]!r} is taken to be the target, {target}")
+        paths |= dict.fromkeys(same, target)
+        missing = {name: file for name, file in files.items() if name not in paths}
+        locate_models(missing, beside, others, named_in=recipe, hashes=hashes, progress=progress)
         steps = verify_recipe(loaded, paths, target, base=base, device=chosen_device(device), progress=progress)
     if as_json:
         print_json([step.as_dict() for step in steps])
@@ -111,25 +194,55 @@ def verify(
     make_console().print(verified_table(steps))
 
 
-@app.command(epilog="Example: blockfit simplify studies/demo/best.yaml --tolerance 1e-4")
+@app.command(
+    short_help="Make a finished recipe simpler.",
+    epilog=examples(
+        "simplify mine/best.yaml",
+        "simplify mine/best.yaml --tolerance 1e-3 -o simple.yaml",
+        "simplify recipe.yaml --target T.ckpt --metric delta --base base",
+    ),
+)
 def simplify(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A finished recipe, such as a fit's best.yaml.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A finished recipe, such as a fit's best.yaml.",
+            autocompletion=completing.recipes,
+        ),
+    ],
     tolerance: Annotated[float, typer.Option("--tolerance", help="The similarity that may be lost in all.")] = 1e-4,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The recipe to write; default: NAME.simple.yaml beside it.")
     ] = None,
-    target: Annotated[Path | None, typer.Option("--target", help="Default: the target that the recipe notes.")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="Default: what the recipe was fitted by.")] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--target", help="Default: the target that the recipe notes.", autocompletion=completing.checkpoints
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", help="Default: what the recipe was fitted by.", autocompletion=completing.metrics),
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")] = None,
     seeds: Annotated[
         list[int] | None,
         typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of attention's random inputs; may be repeated."),
     ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Of encoder, a line each; default: the file that the recipe notes.")
+    ] = None,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Make a finished recipe simpler: coarser alphas, fewer steps and sources, for nearly the same similarity."""
+    """Make a finished recipe simpler: coarser alphas, fewer steps and sources, for nearly the same similarity.
+
+    With --json one object: recipe, output, tolerance, searches (similarity before and after of each),
+    distinct_numbers, grids, dropped (sources, steps), changed (each number, before and after).
+    """
     from optimizer.reports import simplified_table
     from optimizer.search import simple_path, simplify_file
 
@@ -137,10 +250,11 @@ def simplify(
         raise InputError(f"--tolerance: received {tolerance:g}; must be a number above 0, such as 1e-4")
     written = output if output is not None else simple_path(recipe)
     with reading() as progress:
+        goal = None if target is None else checkpoint_finder(models, progress)(target, "--target")
         found = simplify_file(
-            recipe, written, tolerance=tolerance, target=target, metric=metric, base=base, seeds=seeds,
-            folders=model_folders(models), device=chosen_device(device), hashes=hash_cache(), progress=progress,
-            warn=lambda text: say_problem(f"warning: {text}"),
+            recipe, written, tolerance=tolerance, target=goal, metric=metric, base=base, seeds=seeds,
+            prompts=prompts, folders=model_folders(models), device=chosen_device(device), hashes=hash_cache(),
+            progress=progress, warn=lambda text: say_problem(f"warning: {text}"),
         )  # fmt: skip
     if as_json:
         print_json({"recipe": str(recipe), "output": str(written), "tolerance": tolerance, **found.as_dict()})

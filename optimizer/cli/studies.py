@@ -1,12 +1,26 @@
 """Commands on studies: fitting, and what was found."""
 
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optimizer.cli.application import app
-from optimizer.cli.options import Device, Json, Models, Storage, StudyPath, chosen_device, hash_cache, model_folders
+from optimizer.cli import completing
+from optimizer.cli.application import app, examples
+from optimizer.cli.options import (
+    Device,
+    Json,
+    Models,
+    Quiet,
+    Storage,
+    StudyPath,
+    chosen_device,
+    hash_cache,
+    model_folders,
+    quoted,
+)
 from optimizer.cli.printing import fitting, make_console, message, print_json, reading, say, say_problem
 from optimizer.errors import InputError
 
@@ -19,7 +33,95 @@ if TYPE_CHECKING:
     from optimizer.search import FitResult, Study
 
 
-@app.command(epilog="Example: blockfit fit studies/demo --trials 100")
+@app.command(
+    short_help="Write a first recipe and study from checkpoints.",
+    epilog=examples(
+        "init closed.safetensors D:/webui/models/Stable-diffusion -o mine",
+        "init closed.safetensors A.ckpt B.ckpt --base v1-5-pruned.ckpt",
+        "init closed dreamshaper_8 a60cfaa90d --models D:/webui/models",
+    ),
+)
+def init(
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TARGET",
+            help="The checkpoint to come close to: a file, or a name in --models.",
+            autocompletion=completing.checkpoints,
+        ),
+    ],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE",
+            help="What it may have been made from; a folder is all checkpoints in it but the target.",
+            autocompletion=completing.checkpoints,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FOLDER", help="Where to write; default: named after the target."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            metavar="SOURCE",
+            help="The model that the others were trained from; default: what is called so.",
+            autocompletion=completing.checkpoints,
+        ),
+    ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            "--metric", help="delta, attention, weights, elements or encoder.", autocompletion=completing.metrics
+        ),
+    ] = "delta",
+    mode: Annotated[
+        str,
+        typer.Option("--mode", help="Of the steps: add_difference or weight_sum.", autocompletion=completing.modes),
+    ] = "add_difference",
+    models: Models = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write recipe.yaml and study.yaml to begin with, from a target and the checkpoints it may have been made from.
+
+    Every source is added to the base by a step of its own, with a free alpha on every block; comments in both files
+    tell what to edit next. Nothing is overwritten.
+
+    With --json one object: folder, recipe, study, target, layout, base, models (file of each), steps, free_alphas,
+    tied, metric, mode, needs_folders (whether --models is needed from now on), notes.
+    """
+    from optimizer.search import first_study
+
+    folders = model_folders(models)
+    with reading() as progress:
+        found = first_study(
+            target, sources, output, base=base, metric=metric, mode=mode, folders=folders, hashes=hash_cache(),
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(found.as_dict())
+        return
+    for note in found.notes:
+        say(note)
+    say(f"{found.steps} steps, {found.free_alphas} free alphas, base {found.models[found.base]} -> {found.folder}")
+    more = "".join(f" --models {quoted(folder)}" for folder in (models or []) if found.needs_folders)
+    say(f"next: edit {found.recipe}, then")
+    for command in ("ceiling", "fit"):
+        say(f"  blockfit {command} {quoted(found.folder)}{more}")
+
+
+@app.command(
+    short_help="Search the free alphas of a study's recipe.",
+    epilog=examples(
+        "fit mine",
+        "fit mine --trials 100 --candidates 3",
+        "fit mine --models D:/webui/models/Stable-diffusion --workers 4",
+        "fit mine --storage postgresql://USER@HOST/DATABASE",
+    ),
+)
 def fit(
     study: StudyPath,
     trials: Annotated[int | None, typer.Option("--trials", help="Completed trials of each Optuna study.")] = None,
@@ -36,28 +138,41 @@ def fit(
         Path | None, typer.Option("--log-file", metavar="FILE", help="Append a line of JSON for every trial.")
     ] = None,
     models: Models = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search the free alphas of a recipe against a target; continues where it stopped.
 
     Writes study.db, best.yaml, trials.csv and plots/ beside the study, and with --candidates also candidate-2.yaml and
     so on. Ctrl-C finishes the running trial and exports the best so far, a second one stops at once.
+
+    With --json one object, after Ctrl-C too if anything was found: study, folder, recipe, target, interrupted, searches
+    (each with best, trial, completed, trials ...), steps (similarity before and after, by metric), other_random_inputs,
+    candidates, written (files), unwritten (what could not be).
     """
     from optimizer.search import load_study
 
-    loaded = load_study(study, model_folders(models))
+    with reading() as progress:
+        loaded = load_study(study, model_folders(models), hashes=hash_cache(), progress=progress)
     budgeted = loaded if trials is None else loaded.with_trials(trials)
     result = fit_and_report(
         budgeted, chosen_device(device), fresh=fresh, candidates=candidates, workers=workers, storage=storage,
-        log_file=log_file,
+        log_file=log_file, as_json=as_json,
     )  # fmt: skip
     if result.interrupted:
         say_problem("interrupted; the best so far is in best.yaml, and the same command continues")
         raise typer.Exit(130)
 
 
-@app.command(epilog="Example: blockfit status studies/demo")
-def status(study: StudyPath, storage: Storage = None, as_json: Json = False) -> None:
-    """What a study has done so far, what is left, and who is at it; needs no checkpoints."""
+@app.command(
+    short_help="What a study has done, and what is left.",
+    epilog=examples("status mine", "status mine --storage postgresql://USER@HOST/DATABASE", "status mine --json"),
+)
+def status(study: StudyPath, storage: Storage = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """What a study has done so far, what is left, and who is at it; needs no checkpoints.
+
+    With --json one object: searches (each with search, completed, budget, best ...), workers, seconds_left, ends.
+    """
     from optimizer.reports import status_table
     from optimizer.search import load_study, study_status
 
@@ -68,23 +183,34 @@ def status(study: StudyPath, storage: Storage = None, as_json: Json = False) -> 
     make_console().print(status_table(found))
 
 
-@app.command(epilog="Example: blockfit ceiling studies/demo --metric delta")
+@app.command(
+    short_help="What a study can reach at all.",
+    epilog=examples("ceiling mine", "ceiling mine --metric delta --models D:/webui/models", "ceiling mine --json"),
+)
 def ceiling(
     study: StudyPath,
-    metric: Annotated[str, typer.Option("--metric", help="weights, delta or both.")] = "both",
+    metric: Annotated[
+        str,
+        typer.Option("--metric", help="weights, delta or both.", autocompletion=completing.ceiling_metrics),
+    ] = "both",
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """What a study can reach: its best recipe, the best of its free alphas, the best merge of its sources at all.
 
     Also of a study that was never fitted. Needs no checkpoints once their statistics are in the study's folder.
+
+    With --json one object: metric, blocks (each with recipe, best, ceiling, ceiling_bounded, not_in_sources ...),
+    total, sources (coefficient, error, loss ...), rank, alphas, trade_off, idle, note; other_metrics, if
+    --metric is both.
     """
     from optimizer.reports import ceiling_tables
     from optimizer.search import load_study, study_ceilings
 
-    loaded = load_study(study, model_folders(models))
     with reading() as progress:
+        loaded = load_study(study, model_folders(models), hashes=hash_cache(), progress=progress)
         found = study_ceilings(loaded, metric, device=chosen_device(device), progress=progress, hashes=hash_cache())
     if as_json:
         *others, main_metric = found
@@ -97,17 +223,90 @@ def ceiling(
             console.print(table)
 
 
-@app.command(epilog="Example: blockfit demo my-first-fit")
-def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Made if it is not there.")] = Path(
-        "blockfit-demo"
+@app.command(
+    short_help="Draw up what a study has found as a page.",
+    epilog=examples(
+        "report studies/demo", "report studies/demo -o demo.html", "report studies/demo --models D:/models --json"
     ),
-    device: Device = "auto",
+)
+def report(
+    study: StudyPath,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: report.html in the study's folder.")
+    ] = None,
+    storage: Storage = None,
+    models: Models = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Fit a small trained family of checkpoints, end to end: recipes, plots, pictures. Takes about a minute."""
+    """Draw up what a study has found as one page, report.html, that holds all it needs and can be given away.
+
+    Also of a study that is not finished. Needs no checkpoints once their statistics are in the study's folder.
+    """
+    from optimizer.reports import report_figures, write_report
+    from optimizer.search import found_ceilings, found_result, load_study, shown_storage
+
+    loaded = load_study(study, with_files=False)
+    written = loaded.folder / "report.html" if output is None else output
+    found = found_result(loaded, storage)
+    with reading() as progress:
+        ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
+    page = write_report(
+        found, ceilings, problems, written, named=study.name if study.is_absolute() else study.as_posix(),
+        storage=shown_storage(loaded, storage), date=datetime.now().strftime("%Y-%m-%d"),
+    )  # fmt: skip
+    if as_json:
+        print_json({"report": str(written), **report_figures(page)})
+        return
+    say(f"report: {written}")
+
+
+@app.command(
+    short_help="Look at a study's trials in a browser.",
+    epilog=examples("dashboard studies/demo", "dashboard studies/demo --port 8081"),
+)
+def dashboard(
+    study: StudyPath,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 is any that is free.")] = 8080,
+    storage: Storage = None,
+    quiet: Quiet = False,
+) -> None:
+    """Look at a study's trials in a browser, while it is fitted or afterwards: Optuna's dashboard with our plots.
+
+    Listens on this machine alone. Ctrl-C ends it. Needs no checkpoints.
+    """
+    from optimizer.reports.dashboard import serve_dashboard
+    from optimizer.search import load_study
+
+    loaded = load_study(study, with_files=False)
+
+    def ready(address: str) -> None:
+        say(f"{address} (Ctrl-C ends it)")
+
+    with suppress(KeyboardInterrupt):
+        serve_dashboard(loaded, storage, port=port, ready=ready)
+
+
+@app.command(
+    short_help="Fit a small family of checkpoints, end to end.",
+    epilog=examples("demo my-first-fit", "demo my-first-fit --json"),
+)
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Made if it is not there.")] = Path("blockfit-demo"),
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a small trained family of checkpoints, end to end: recipes, plots, pictures. Takes about a minute.
+
+    With --json one object: folder, fits (what `fit --json` tells of each, without files), coefficients (of each
+    recipe's sources: mean over the blocks, and the mean error against the true recipe), pictures (the file).
+    """
     from optimizer.demo import run_demo
 
-    run_demo(folder, fit=lambda study: fit_and_report(study, chosen_device(device)), console=make_console())
+    found = run_demo(folder, fit=lambda study: fit_and_report(study, chosen_device(device)), console=make_console())
+    if as_json:
+        print_json({"folder": str(folder), **found.as_dict()})
 
 
 def fit_and_report(
@@ -119,8 +318,9 @@ def fit_and_report(
     workers: int | None = None,
     storage: str | None = None,
     log_file: Path | None = None,
+    as_json: bool = False,
 ) -> "FitResult":
-    """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found.
+    """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found, `as_json` if wanted.
 
     Raises InputError, before anything is read, if the study's folder cannot be written to. What cannot be written of a
     finished fit but best.yaml ends the command with exit code 1, when all the rest is written and printed.
@@ -167,6 +367,10 @@ def fit_and_report(
     for what, name in (("best recipe", "best.yaml"), ("every trial", "trials.csv"), ("plots", "plots")):
         if name in there:
             say(f"{what}: {study.folder / name}")
+    if as_json:
+        names = [there[0], *(f"candidate-{one.number}.yaml" for one in result.candidates), *there[1:]]
+        written = [str(study.folder / name) for name in names]
+        print_json({**result.as_dict(), "written": written, "unwritten": unwritten})
     for problem in unwritten:
         say_problem(problem)
     if unwritten and not result.interrupted:

@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.columns import Columns
@@ -15,7 +17,7 @@ from optimizer.pictures import contact_sheet, generate
 from optimizer.recipes import Recipe, block_coefficients, load_recipe, locate_models, merge
 from optimizer.search import FitResult, Study, load_study, parameters_of
 
-__all__ = ["copy_family", "family_folder", "run_demo"]
+__all__ = ["Demo", "copy_family", "family_folder", "run_demo"]
 
 # The studies by what the tables call them; each is a folder below the demo's, "" the demo's own.
 STUDIES = {"delta": "", "attention": "attention", "stepwise": "stepwise", "article": "article"}
@@ -42,7 +44,28 @@ def family_folder() -> Path:
     raise InputError("the demo's checkpoints did not come with this installation; install blockfit from its wheel")
 
 
-def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Console) -> None:
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found: the fits by the name of their study, the recipes with the true one first, the pictures."""
+
+    fits: Mapping[str, FitResult]
+    recipes: Mapping[str, Recipe]
+    pictures: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON takes it; of each recipe's sources the mean coefficient and its mean error."""
+        means = mean_coefficients(self.recipes)
+        return {
+            "fits": {name: result.as_dict() for name, result in self.fits.items()},
+            "coefficients": {
+                name: {source: {"mean": found[name][0], "error": found[name][1]} for source, found in means.items()}
+                for name in self.recipes
+            },
+            "pictures": str(self.pictures),
+        }
+
+
+def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Console) -> Demo:
     """Copy the family to `folder` unless it is there, fit it, and write digits.png beside the results.
 
     `fit` runs a study and writes its results; the command line passes one with progress bars. Raises InputError if the
@@ -64,6 +87,7 @@ def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Consol
     sheet = _draw(folder, recipes["delta"], recipes["article"])
     what = "target, fit, the article's assembly and an unfitted 50/50 merge"
     console.print(f"digits of {what}: {sheet}", markup=False, soft_wrap=True)
+    return Demo(fits, recipes, sheet)
 
 
 _PURPOSE = {
@@ -100,21 +124,30 @@ def alpha_tables(holes: Recipe, recipes: Mapping[str, Recipe]) -> list[Table]:
 
 def coefficient_table(recipes: Mapping[str, Recipe]) -> Table:
     """The mean over the blocks of each source's coefficient, and of how far it is from the true one."""
-    by_recipe = {name: block_coefficients(recipe) for name, recipe in recipes.items()}
     table = Table(title="coefficients of the sources: mean over the blocks (mean error)", title_justify="left")
     table.add_column("source")
     for name in recipes:
         table.add_column(name, justify="right")
+    for source, found in mean_coefficients(recipes).items():
+        cells = (
+            f"{mean:+.3f}" if name == "true" else f"{mean:+.3f} ({error:.3f})" for name, (mean, error) in found.items()
+        )
+        table.add_row(source, *cells)
+    return table
+
+
+def mean_coefficients(recipes: Mapping[str, Recipe]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Of each source in each recipe, the mean over the blocks of its coefficient and of how far it is from the true."""
+    by_recipe = {name: block_coefficients(recipe) for name, recipe in recipes.items()}
+    found: dict[str, dict[str, tuple[float, float]]] = {}
     for source in dict.fromkeys(source for coefficients in by_recipe.values() for source in coefficients):
-        cells = []
-        for coefficients in by_recipe.values():
+        for name, coefficients in by_recipe.items():
             true = by_recipe["true"].get(source, dict.fromkeys(_any(coefficients), 0.0))
             here = coefficients.get(source, dict.fromkeys(true, 0.0))
             mean = sum(here.values()) / len(here)
             error = sum(abs(here[block] - true[block]) for block in true) / len(true)
-            cells.append(f"{mean:+.3f}" if coefficients is by_recipe["true"] else f"{mean:+.3f} ({error:.3f})")
-        table.add_row(source, *cells)
-    return table
+            found.setdefault(source, {})[name] = (mean, error)
+    return found
 
 
 def _any(coefficients: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:

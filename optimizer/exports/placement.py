@@ -6,7 +6,7 @@ Tools agree about the 25 blocks of the UNet; they differ in time_embed and in th
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step
+from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step, name_without_hash
 
 __all__ = [
     "PREFIXES",
@@ -88,8 +88,8 @@ def listed(places: Sequence[str], most: int = 3) -> str:
 
 
 def file_text(file: str) -> str:
-    """A source's file as other tools are told it: as the recipe gives it, with forward slashes."""
-    return file.replace("\\", "/")
+    """A source's file as other tools are told it: as the recipe gives it, with forward slashes, without its hash."""
+    return name_without_hash(file).replace("\\", "/")
 
 
 def file_problems(recipe: Recipe, suffixes: Sequence[str], tool: str) -> list[str]:

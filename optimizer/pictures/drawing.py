@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from optimizer.errors import InputError, attempt
 from optimizer.pictures.opening import open_pipeline, pipeline_files, quietly
 
-__all__ = ["Drawn", "default_guidance", "draw", "generate", "latent_distance", "pixel_distance"]
+__all__ = ["Drawn", "check_steps", "default_guidance", "draw", "generate", "latent_distance", "pixel_distance"]
 
 _GUIDANCE = {"sd1": 7.0, "digits": 2.5}
 # Of latents, in all pictures drawn at once: one picture of Stable Diffusion's, as many small ones as a processor gains
@@ -39,6 +40,35 @@ def default_guidance(configuration: Path) -> float:
     return _GUIDANCE[configuration.name]
 
 
+def check_steps(scheduler: Any, steps: int) -> None:
+    """Raise InputError unless `steps`, 1 to 1000, begin where all is noise.
+
+    The noise that pictures begin with is as strong as at the last of the 1000 levels that the model was trained on.
+    Samplers with `leading` time steps, as Stable Diffusion 1.x has them, divide 1000 by the number of steps and drop
+    what is left: 200 steps begin at level 996, 201 at level 801, where the model expects a fifth of a picture below the
+    noise, and 1000 beyond the last. What begins more than a tenth of all levels below an even division is refused.
+    """
+    levels = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= levels:
+        raise InputError(f"received {steps}; must be from 1 to {levels}")
+    if not _begins_in_noise(scheduler, steps):
+        nearest = (
+            next((count for count in counts if _begins_in_noise(scheduler, count)), None)
+            for counts in (range(steps - 1, 0, -1), range(steps + 1, levels + 1))
+        )
+        raise InputError(
+            f"received {steps}; in so many, the sampler would not begin where all is noise; "
+            f"{' or '.join(str(count) for count in nearest if count is not None)} will do"
+        )
+
+
+def _begins_in_noise(scheduler: Any, steps: int) -> bool:
+    levels: int = scheduler.config.num_train_timesteps
+    scheduler.set_timesteps(steps)
+    left = levels - 1 - int(scheduler.timesteps[0])
+    return 0 <= left <= int(levels / steps + levels / 10)
+
+
 def draw(
     pipeline: Any,
     *,
@@ -52,15 +82,15 @@ def draw(
     """Draw one picture for every prompt and seed: all seeds of the first prompt, then all of the second, ...
 
     A picture's noise depends on its seed alone (0 to 2**64 - 1), not on device, prompt or checkpoint, so what different
-    checkpoints draw from the same prompt and seed can be compared. `steps` are DDIM's, 1 to 1000; `guidance` is how
-    strongly pictures follow their prompt and keep off the `negative` one, 1 being the model's plain prediction.
-    Prompts are taken as they are: "(word:1.2)" weighs nothing; what exceeds the text encoder's limit is cut off.
+    checkpoints draw from the same prompt and seed can be compared. `steps` are DDIM's, those that `check_steps` allows;
+    `guidance` is how strongly pictures follow their prompt and keep off the `negative` one, 1 being the model's plain
+    prediction. Prompts are taken as they are: "(word:1.2)" weighs nothing; what exceeds the text encoder's limit is cut
+    off.
     `progress` is told the steps done and their total.
 
-    Raises ValueError if `steps` is less than 1.
+    Raises InputError for other `steps`.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, received {steps}")
+    attempt(lambda: check_steps(pipeline.scheduler, steps), "steps")
     side = pipeline.unet.config.sample_size
     shape = (1, pipeline.unet.config.in_channels, side, side)
     noise = {seed: torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds}

@@ -16,11 +16,19 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from optimizer.checkpoints import Checkpoint, load_layout, load_tokenizer, open_checkpoint, pipeline_folder, pipeline_of
+from optimizer.checkpoints import (
+    Checkpoint,
+    load_layout,
+    load_tokenizer,
+    open_checkpoint,
+    pipeline_folder,
+    pipeline_of,
+    stored_part,
+)
 from optimizer.errors import CheckpointError
 from optimizer.recipes.vae import open_vae
 
-__all__ = ["CONFIGURATION", "PipelineFiles", "open_pipeline", "pipeline_files", "quietly"]
+__all__ = ["CONFIGURATION", "PipelineFiles", "open_pipeline", "open_scheduler", "pipeline_files", "quietly"]
 
 CONFIGURATION = pipeline_folder("digits")
 """The diffusers pipeline configuration, without weights, of the checkpoints in studies/demo."""
@@ -72,7 +80,7 @@ def open_pipeline(
     no text encoder or VAE is to be had, and if the text encoder is one that no pipeline configuration is known for.
     """
     with quietly():
-        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+        from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
         with _opened(checkpoint, vae_from, encoder_from) as (folder, files), _NotRandom():
@@ -84,13 +92,21 @@ def open_pipeline(
         pipeline = StableDiffusionPipeline(
             **parts,
             tokenizer=load_tokenizer(folder) if tokenizer is None else tokenizer,
-            scheduler=DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler", local_files_only=True),
+            scheduler=open_scheduler(folder),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
+
+
+def open_scheduler(configuration: Path) -> Any:
+    """The sampler, diffusers' DDIM, of a pipeline configuration."""
+    with quietly():
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler.from_pretrained(str(configuration), subfolder="scheduler", local_files_only=True)
 
 
 @contextlib.contextmanager
@@ -183,10 +199,9 @@ def _load_encoder(file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     model = CLIPTextModel(CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True))
-    inner = getattr(model, "text_model", model)  # a part of its own until transformers 5.6
     prefix = _PREFIXES["text_encoder"]
     try:
-        inner.load_state_dict(
+        stored_part(model).load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in _tensors(file, "text_encoder").items()}, strict=False
         )
     except RuntimeError as error:

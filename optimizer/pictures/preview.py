@@ -8,17 +8,17 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
 
-from optimizer.checkpoints import atomic_path, load_layout, load_tokenizer, open_checkpoint, pipeline_of
+from optimizer.checkpoints import HashCache, atomic_path, load_layout, load_tokenizer, open_checkpoint, pipeline_of
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
-from optimizer.pictures.drawing import Drawn, default_guidance, draw, latent_distance, pixel_distance
-from optimizer.pictures.opening import PipelineFiles, open_pipeline, pipeline_files, quietly
+from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
+from optimizer.pictures.opening import PipelineFiles, open_pipeline, open_scheduler, pipeline_files, quietly
 from optimizer.pictures.sheets import contact_sheet
-from optimizer.recipes import Recipe, folders_of, load_recipe, locate, locate_models, merge
+from optimizer.recipes import Recipe, folders_of, load_recipe, locate_given, locate_models, merge
 from optimizer.recipes.vae import open_vae
 
 __all__ = ["Preview", "PreviewColumn", "preview"]
@@ -155,6 +155,7 @@ def preview(
     vae_from: Path | str | None = None,
     with_sources: bool = True,
     folders: Sequence[Path] = (),
+    hashes: HashCache | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
@@ -166,7 +167,7 @@ def preview(
     Candidates are checkpoints, or recipes (.yaml) without free alphas, each merged in float16 into a temporary file
     beside `output` that takes as much disk as a checkpoint and is removed once it is drawn; with `with_sources`, the
     models of these recipes follow, each once. Files are looked for where they say, then in `folders`, as a recipe's
-    models are. Checkpoints are opened one after another.
+    models are, those named by their hash with the help of `hashes`. Checkpoints are opened one after another.
 
     A file without VAE is drawn with that of `vae_from`, by default the target's. With `encoder_from`, all columns are
     drawn with that checkpoint's text encoder: what is left to see is the difference of the UNets. `prompts`, `seeds`,
@@ -175,8 +176,9 @@ def preview(
     line for each prompt that is longer than the text encoder takes.
 
     Raises InputError, with one line for each problem that shows before anything is drawn, for files that are missing,
-    broken, cannot be drawn or go with different pipelines, for recipes with free alphas, for an output that cannot be
-    written, and for pictures that are not finite numbers. In every case an existing `output` stays as it was.
+    broken, cannot be drawn or go with different pipelines, for recipes with free alphas, for steps that `check_steps`
+    refuses, for an output that cannot be written, and for pictures that are not finite numbers. In every case an
+    existing `output` stays as it was.
     """
     output = Path(output)
     if output.suffix.lower() != ".png":
@@ -186,8 +188,15 @@ def preview(
             temporary.touch()  # better known before the drawing than after it
         except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
-        encoder, vae = (None if file is None else Path(file) for file in (encoder_from, vae_from))
-        plan = _plan(Path(target), [Path(one) for one in candidates], encoder, vae, with_sources, folders)
+        plan = _plan(
+            Path(target),
+            [Path(one) for one in candidates],
+            None if encoder_from is None else Path(encoder_from),
+            None if vae_from is None else Path(vae_from),
+            with_sources,
+            _Places(folders, hashes, progress),
+        )
+        attempt(lambda: check_steps(open_scheduler(plan.configuration), steps), "--steps")
         with quietly():
             tokenizer = load_tokenizer(plan.configuration)
         settings = _Settings(
@@ -308,7 +317,7 @@ def _plan(
     encoder_from: Path | None,
     vae_from: Path | None,
     with_sources: bool,
-    folders: Sequence[Path],
+    places: "_Places",
 ) -> _Plan:
     """Find all files and look into them; raises InputError with all problems that show without reading weights."""
     problems: list[str] = []
@@ -322,15 +331,15 @@ def _plan(
 
     encoder = vae = None
     with collecting():
-        encoder = None if encoder_from is None else _located(encoder_from, "--encoder-from: ", folders)
+        encoder = None if encoder_from is None else _located(encoder_from, "--encoder-from: ", places)
     with collecting():
-        vae = None if vae_from is None else _located(vae_from, "--vae-from: ", folders)
+        vae = None if vae_from is None else _located(vae_from, "--vae-from: ", places)
         if vae is not None:
             open_vae(vae, _LAYOUT, ()).close()
     with collecting():
         if _is_recipe(target):
             raise RecipeError(f"--target: {target} is a recipe; merge it first (blockfit merge {target} -o FILE)")
-        target = _located(target, "--target: ", folders)
+        target = _located(target, "--target: ", places)
     if problems:
         raise InputError(problems)
     configuration = pipeline_files(target, vae_from=vae, encoder_from=encoder).configuration
@@ -339,14 +348,14 @@ def _plan(
     entries, sources = list[_Entry](), dict[Path, tuple[str, Path]]()
     for name, given in zip(_short_names([target, *candidates])[1:], candidates, strict=True):
         with collecting():
-            path = _located(given, "", folders)
+            path = _located(given, "", places)
             if any(path.resolve() == entry.path.resolve() for entry in entries):
                 continue
             if not _is_recipe(path):
                 _check(path, target, configuration, vae, encoder)
                 entries.append(_Entry(name, "candidate", path))
                 continue
-            recipe, models = _finished_recipe(path, folders)
+            recipe, models = _finished_recipe(path, places)
             for model in models.values():
                 _check_family(model, target, configuration)
             entries.append(_Entry(name, "candidate", path, recipe, models))
@@ -366,13 +375,19 @@ def _plan(
     )
 
 
-def _located(given: Path, option: str, folders: Sequence[Path]) -> Path:
-    found = locate(str(given), Path(), folders)
-    if found is None:
-        if given.is_dir():
-            raise InputError(f"{option}{given}: is a folder; name a file in it, such as its best.yaml")
-        looked = ", ".join(map(str, folders))
-        raise InputError(f"{option}{given}: no such file{f'; looked in {looked}, too' if looked else ''}")
+class _Places(NamedTuple):
+    """Where files are looked for, and what is known of their hashes."""
+
+    folders: Sequence[Path]
+    hashes: HashCache | None
+    progress: Progress | None
+
+
+def _located(given: Path, option: str, places: _Places) -> Path:
+    folders, hashes, progress = places
+    found = attempt(lambda: locate_given(given, folders, hashes=hashes, progress=progress), option, joint="")
+    if found.is_dir():
+        raise InputError(f"{option}{given}: is a folder; name a file in it, such as its best.yaml")
     return found
 
 
@@ -380,7 +395,7 @@ def _is_recipe(path: Path) -> bool:
     return path.suffix.lower() in (".yaml", ".yml")
 
 
-def _finished_recipe(path: Path, folders: Sequence[Path]) -> tuple[Recipe, dict[str, Path]]:
+def _finished_recipe(path: Path, places: _Places) -> tuple[Recipe, dict[str, Path]]:
     """The recipe and the paths of the models that its output needs. Raises RecipeError if there are free alphas."""
     recipe = load_recipe(path)
     free = [step.name for step in recipe.ancestors() if any(alpha.free for alpha in step.alphas.values())]
@@ -389,9 +404,9 @@ def _finished_recipe(path: Path, folders: Sequence[Path]) -> tuple[Recipe, dict[
             f"{path}: steps.{', '.join(free)}: alphas are free; fit the recipe first (blockfit fit STUDY) and preview "
             "the best.yaml that this writes"
         )
-    beside, *others = folders_of(recipe, path, folders)
+    beside, *others = folders_of(recipe, path, places.folders)
     files = {name: recipe.models[name].file for name in recipe.sources()}
-    return recipe, locate_models(files, beside, others, named_in=path)
+    return recipe, locate_models(files, beside, others, named_in=path, hashes=places.hashes, progress=places.progress)
 
 
 def _check(path: Path, target: Path, configuration: Path, vae: Path, encoder: Path | None) -> None:

@@ -7,7 +7,16 @@ from optimizer.recipes.coefficients import Algebra, Group, block_coefficients
 from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
-from optimizer.recipes.locations import folders_of, locate, locate_models, seen_from
+from optimizer.recipes.locations import (
+    checkpoints_in,
+    find_models,
+    folders_of,
+    locate,
+    locate_given,
+    locate_models,
+    name_without_hash,
+    seen_from,
+)
 from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
 from optimizer.recipes.new import new_recipe
@@ -33,13 +42,17 @@ __all__ = [
     "Step",
     "block_coefficients",
     "check_channels",
+    "checkpoints_in",
+    "find_models",
     "finite",
     "folders_of",
     "import_text",
     "load_recipe",
     "locate",
+    "locate_given",
     "locate_models",
     "merge",
+    "name_without_hash",
     "new_recipe",
     "plan_parts",
     "preset_line",

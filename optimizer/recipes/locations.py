@@ -1,58 +1,296 @@
-"""Where a recipe's files are: beside the recipe, then in the folders of checkpoints that the user names."""
+"""Where checkpoints are: beside the recipe, then in the folders that the user names; by name, by hash, or by both."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from glob import escape
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from optimizer.checkpoints import CHECKPOINT_SUFFIXES
-from optimizer.errors import CheckpointError
+from optimizer.checkpoints import CHECKPOINT_SUFFIXES, HashCache, legacy_hash, sha256, short_hash
+from optimizer.checkpoints.reading import near_miss
+from optimizer.errors import BlockfitWarning, CheckpointError
 from optimizer.recipes.recipe import Recipe
 
-__all__ = ["folders_of", "locate", "locate_models", "seen_from"]
+__all__ = [
+    "checkpoints_in",
+    "find_models",
+    "folders_of",
+    "locate",
+    "locate_given",
+    "locate_models",
+    "name_without_hash",
+    "seen_from",
+]
+
+Progress = Callable[[str, int, int], None]
+
+# The WebUI writes `name [hash]`. People pass on the first 10 digits of the file's sha256, all 64, or, from before 2023,
+# 8 digits that are another hash.
+_WITH_HASH = re.compile(r"(.*?)\s*\[([0-9a-fA-F]{8,64})\]")
+_HASH = re.compile(r"[0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{64}")
+_LEGACY, _SHORT, _WHOLE = 8, 10, 64
 
 
-def locate(file: str, beside: Path, folders: Sequence[Path] = ()) -> Path | None:
+def locate(
+    file: str,
+    beside: Path,
+    folders: Sequence[Path] = (),
+    *,
+    hashes: HashCache | None = None,
+    progress: Progress | None = None,
+) -> Path | None:
     """The path of `file`: in `beside`, then in each of `folders` and below it; the extension may be left out.
 
-    None if it is nowhere. Among several of one name below a folder, the first in sorted order.
+    `file` may also be, as the WebUI writes it, `name [a60cfaa90d]`, or the hash alone with or without brackets: the
+    first 10 digits of the file's sha256, or all 64. A file that has this very name comes first. Hashes are taken from
+    and kept in `hashes`; files that it does not know are read, those of that name alone if a name is given, else one
+    after the other until one fits. `progress` is told what is read, the bytes done and their total. The WebUI's old
+    hash of 8 digits counts where one file alone has it, with a warning.
+
+    None if it is nowhere. Raises CheckpointError, one line, where several files fit, and for a file of that name which
+    has another hash.
     """
-    wanted = Path(file.replace("\\", "/"))
-    if wanted.name in ("", ".."):
-        return None
-    for folder in (beside, *folders):
-        for candidate in _spellings(folder / wanted):
-            if _is_file(candidate):
-                return candidate
-    for folder in folders if len(wanted.parts) == 1 else ():
-        for spelling in _spellings(wanted):
-            if (found := _below(folder, spelling.name)) is not None:
-                return found
-    return None
+    found = _named(file, beside, folders)
+    if not found and (reference := _name_and_hash(file)) is not None:
+        name, digits = reference
+        return _with_hash(name, digits, beside, folders, hashes, progress)
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        raise CheckpointError(
+            f"{file!r}: {len(found)} files have this name: {listed}; name the folder too, or the hash "
+            f"({Path(_slashed(file)).stem} [0123456789])"
+        )
+    return found[0] if found else None
 
 
-def _below(folder: Path, name: str) -> Path | None:
-    try:
-        return next((path for path in sorted(folder.rglob(escape(name))) if path.is_file()), None)
-    except OSError:  # as `_is_file`
-        return None
+def locate_given(
+    given: Path, folders: Sequence[Path] = (), *, hashes: HashCache | None = None, progress: Progress | None = None
+) -> Path:
+    """The checkpoint that a user names: a path, else what `locate` finds in `folders`.
+
+    Raises CheckpointError, one line, if there is none. A folder is given back as it is: opening it tells more.
+    """
+    if _exists(given):
+        return given
+    found = locate(str(given), Path(), folders, hashes=hashes, progress=progress)
+    if found is None:
+        looked = ", ".join(map(str, folders))
+        hint = f"looked in {looked}, too" if looked else "--models DIR names folders to look in"
+        by_hash = _name_and_hash(str(given)) is not None
+        nothing = "no file has this name or hash" if by_hash else f"no such file{near_miss(given)}"
+        raise CheckpointError(f"{given}: {nothing}; {hint}")
+    return found
+
+
+def find_models(
+    files: Mapping[str, str],
+    beside: Path,
+    folders: Sequence[Path] = (),
+    *,
+    named_in: Path | str = "recipe",
+    hashes: HashCache | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Path], list[str]]:
+    """The paths of those of `files` ({name: file}) that `locate` finds, and a line for each of the others."""
+    looked = ", ".join(str(folder) for folder in (beside, *folders))
+    found: dict[str, Path] = {}
+    problems = list[str]()
+    for name, file in files.items():
+        where = f"{named_in}: models.{name}.file"
+        try:
+            path = locate(file, beside, folders, hashes=hashes, progress=progress)
+        except CheckpointError as error:
+            problems += [f"{where}: {problem}" for problem in error.problems]
+            continue
+        if path is None:
+            more = "" if folders else "; --models DIR names more folders"
+            problems.append(f"{where}: {file!r} not found; looked in {looked}{more}")
+        else:
+            found[name] = path
+    return found, problems
 
 
 def locate_models(
-    files: Mapping[str, str], beside: Path, folders: Sequence[Path] = (), *, named_in: Path | str = "recipe"
+    files: Mapping[str, str],
+    beside: Path,
+    folders: Sequence[Path] = (),
+    *,
+    named_in: Path | str = "recipe",
+    hashes: HashCache | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Path]:
-    """The paths of all `files` ({name: file}). Raises CheckpointError with one line for each that is missing."""
-    found = {name: locate(file, beside, folders) for name, file in files.items()}
-    looked = ", ".join(str(folder) for folder in (beside, *folders))
-    problems = [
-        f"{named_in}: models.{name}.file: {files[name]!r} not found; looked in {looked}"
-        + ("" if folders else "; --models DIR names more folders")
-        for name, path in found.items()
-        if path is None
-    ]
+    """The paths of all `files` ({name: file}). Raises CheckpointError with one line for each that is not found."""
+    found, problems = find_models(files, beside, folders, named_in=named_in, hashes=hashes, progress=progress)
     if problems:
         raise CheckpointError(problems)
-    return {name: path for name, path in found.items() if path is not None}
+    return found
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The files directly in `folder` whose extension is that of a checkpoint, sorted by name."""
+    try:
+        return sorted(path for path in folder.iterdir() if _is_checkpoint(path) and path.is_file())
+    except OSError:  # a folder that is not there or may not be looked into
+        return []
+
+
+def name_without_hash(file: str) -> str:
+    """What a recipe calls a file, without the hash that the WebUI writes after the name; "" for a hash alone."""
+    match = _WITH_HASH.fullmatch(file.strip())
+    return file if match is None else match[1]
+
+
+def _named(file: str, beside: Path, folders: Sequence[Path]) -> list[Path]:
+    """The files that `file` may mean by its name: the first at its very place, else those of the first folder."""
+    wanted = Path(_slashed(file))
+    if wanted.name in ("", ".."):
+        return []
+    for folder in (beside, *folders):
+        if found := _at(folder / wanted):
+            return found[:1]
+    for folder in folders if len(wanted.parts) == 1 else ():
+        if found := _below(folder, wanted.name):
+            return found
+    return []
+
+
+def _at(path: Path) -> list[Path]:
+    return [spelling for spelling in _spellings(path) if _is_file(spelling)]
+
+
+def _below(folder: Path, name: str) -> list[Path]:
+    """The files of this name below `folder`, one for each place; those with an extension count if none has it whole."""
+    whole, completed = list[Path](), list[Path]()
+    spelled = [os.path.normcase(spelling) for spelling in _spellings(Path(name))]
+    for path, names in _walk(folder):
+        present = {os.path.normcase(each): each for each in names}
+        there = [path / present[spelling] for spelling in spelled if spelling in present]
+        if there and os.path.normcase(there[0].name) == spelled[0]:
+            whole.append(there[0])
+        else:
+            completed += there[:1]
+    return _distinct(whole or completed)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below `folder`, itself included, with the names of its files; links are followed, once."""
+    seen = set[str]()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        inner.sort()
+        yield Path(place), sorted(names)
+
+
+def _distinct(paths: Iterable[Path]) -> list[Path]:
+    return list({os.path.realpath(path): path for path in reversed(list(paths))}.values())[::-1]
+
+
+def _name_and_hash(file: str) -> tuple[str, str] | None:
+    """The name, perhaps empty, and the hash that `file` consists of; None if it is a name alone."""
+    if _HASH.fullmatch(file.strip()):
+        return "", file.strip().lower()
+    match = _WITH_HASH.fullmatch(file.strip())
+    if match is None:
+        return None
+    if not _HASH.fullmatch(match[2]):
+        raise CheckpointError(
+            f"{file!r}: a hash of {len(match[2])} digits; blockfit knows the first 10 digits of a file's sha256, "
+            "or all 64"
+        )
+    return match[1], match[2].lower()
+
+
+def _with_hash(
+    name: str,
+    digits: str,
+    beside: Path,
+    folders: Sequence[Path],
+    hashes: HashCache | None,
+    progress: Progress | None,
+) -> Path | None:
+    """The file with this hash: of those called `name`, or of all, if none is called so."""
+    named = _all_named(name, beside, folders) if name else []
+    candidates = named or _distinct(
+        [
+            *checkpoints_in(beside),
+            *(
+                path / each
+                for folder in folders
+                for path, names in _walk(folder)
+                for each in names
+                if _is_checkpoint(path / each)
+            ),
+        ]
+    )
+    if len(digits) == _LEGACY:
+        return _with_legacy_hash(digits, candidates, named)
+    # Renamed files, too, are known by what was read of them before, so that most searches read nothing.
+    known = {path: hashes.look_up(path, "sha256") if hashes is not None else None for path in candidates}
+    for path, digest in known.items():
+        if digest is not None and digest.startswith(digits):
+            return path
+    unknown = [path for path, digest in known.items() if digest is None]
+    sizes = {path: _size(path) for path in unknown}
+    total, done = sum(sizes.values()), 0
+    for path in unknown:
+
+        def tell(read: int, size: int, *, before: int = done) -> None:
+            if progress is not None:
+                progress(f"hashing to find {digits[:_SHORT]}", min(before + read, total), total)
+
+        known[path] = digest = sha256(path, hashes, progress=tell)
+        if digest.startswith(digits):
+            return path
+        done += sizes[path]
+    if named:
+        cut = short_hash if len(digits) == _SHORT else str
+        raise CheckpointError(
+            f"{path}: has the hash {cut(known[path] or '')}, not {digits}; another version of the model?"
+            for path in named
+        )
+    return None
+
+
+def _with_legacy_hash(digits: str, candidates: Sequence[Path], named: Sequence[Path]) -> Path | None:
+    having = {path: legacy_hash(path) for path in candidates}
+    fitting = [path for path, found in having.items() if found == digits]
+    if len(fitting) == 1:
+        warnings.warn(
+            f"{digits} is the WebUI's old hash, which different checkpoints may share; taken to be {fitting[0]}",
+            BlockfitWarning,
+            stacklevel=2,
+        )
+        return fitting[0]
+    if fitting:
+        raise CheckpointError(
+            f"{digits!r}: {len(fitting)} files have this old hash: {', '.join(map(str, fitting))}; name the file, or "
+            "the first 10 digits of its sha256"
+        )
+    if named:
+        raise CheckpointError(f"{path}: has the old hash {having[path]}, not {digits}" for path in named)
+    return None
+
+
+def _all_named(name: str, beside: Path, folders: Sequence[Path]) -> list[Path]:
+    """Every file that `name` may mean, wherever: a hash tells them apart."""
+    wanted = Path(_slashed(name))
+    if wanted.name in ("", ".."):
+        return []
+    found = [path for folder in (beside, *folders) for path in _at(folder / wanted)]
+    if len(wanted.parts) == 1:
+        found += [path for folder in folders for path in _below(folder, wanted.name)]
+    return _distinct(found)
+
+
+def _slashed(file: str) -> str:
+    return file.replace("\\", "/")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.suffix.lower() in CHECKPOINT_SUFFIXES
 
 
 def _is_file(path: Path) -> bool:
@@ -60,6 +298,20 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name longer than the file system has, a folder that may not be looked into
         return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # as `_is_file`
+        return False
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # gone again
+        return 0
 
 
 def _spellings(path: Path) -> Iterable[Path]:

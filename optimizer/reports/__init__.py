@@ -1,12 +1,15 @@
-"""What a fit found, for people: tables (pandas, rich) and plots (matplotlib, without a display).
+"""What a fit found, for people: tables (pandas, rich), plots (matplotlib, without a display) and the
+report page (jinja2).
 
-May import `optimizer.search` and what lies below it, pandas, matplotlib and rich; never `optimizer.cli`.
+May import `optimizer.search` and what lies below it, pandas, matplotlib, jinja2 and rich; never `optimizer.cli`.
 """
 
 from optimizer.reports.ceilings import ceiling_tables
 from optimizer.reports.frames import alphas_frame, ceiling_frame, coefficients_frame, similarity_frame, sources_frame
-from optimizer.reports.listings import inspection_table, preview_table, progress_line, status_table
+from optimizer.reports.listings import inspection_table, preview_table, status_table
+from optimizer.reports.live import LiveFit
 from optimizer.reports.logs import LogFile, fit_logs, log_end, log_opened, log_trial, log_warning
+from optimizer.reports.page import License, Standing, license_of, report_figures, write_report
 from optimizer.reports.plots import figures, write_plots
 from optimizer.reports.tables import (
     block_table,
@@ -21,7 +24,10 @@ from optimizer.reports.tables import (
 )
 
 __all__ = [
+    "License",
+    "LiveFit",
     "LogFile",
+    "Standing",
     "alphas_frame",
     "block_table",
     "candidates_table",
@@ -31,13 +37,14 @@ __all__ = [
     "figures",
     "fit_logs",
     "inspection_table",
+    "license_of",
     "log_end",
     "log_opened",
     "log_trial",
     "log_warning",
     "percent",
     "preview_table",
-    "progress_line",
+    "report_figures",
     "similarity_frame",
     "simplified_table",
     "sources_frame",
@@ -47,5 +54,6 @@ __all__ = [
     "trials_table",
     "verified_table",
     "write_plots",
+    "write_report",
     "write_trials",
 ]

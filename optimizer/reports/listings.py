@@ -1,7 +1,7 @@
 """Terminal listings of what is in files: a checkpoint, and the state of a study."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from statistics import fmean
 
 from rich.console import Group
@@ -12,9 +12,9 @@ from optimizer.checkpoints import Inspection, Provenance
 from optimizer.pictures import Preview
 from optimizer.printable import printable
 from optimizer.reports.tables import percent
-from optimizer.search import SearchProgress, StudyStatus
+from optimizer.search import StudyStatus
 
-__all__ = ["inspection_table", "preview_table", "progress_line", "status_table"]
+__all__ = ["inspection_table", "preview_table", "status_table"]
 
 
 def inspection_table(inspection: Inspection) -> Group:
@@ -86,21 +86,6 @@ def preview_table(found: Preview) -> Group:
         latent, pixel = fmean(found.latent_distances(column)), fmean(found.pixel_distances(column))
         table.add_row(column.role, Text(printable(column.name), overflow="fold"), f"{latent:#.3g}", f"{pixel:#.3g}")
     return Group(title, table)
-
-
-def progress_line(progress: SearchProgress) -> str:
-    """The same figures of one search, in a line, for beside its bar while it runs."""
-    parts = [f"{progress.done}/{progress.budget}"]
-    if progress.best is not None:
-        parts.append(f"best {percent(progress.best)}")
-    if progress.seconds_per_trial is not None:
-        parts.append(f"{progress.seconds_per_trial:.3f} s/trial")
-    if progress.workers > 1:
-        parts.append(f"{progress.workers} workers")
-    if progress.seconds_left:
-        ends = datetime.now() + timedelta(seconds=progress.seconds_left)
-        parts.append(f"until {ends:%H:%M}")
-    return "  ".join(parts)
 
 
 def _whole(found: StudyStatus) -> Iterator[str]:

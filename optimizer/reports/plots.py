@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 
 from optimizer.checkpoints import atomic_path
 from optimizer.errors import InputError
+from optimizer.reports.alphas import AlphaRow, alpha_rows, block_score, is_exact
 from optimizer.reports.lettering import file_name_part, label, set_fonts
 from optimizer.reports.tables import percent
 from optimizer.search import FitResult, Parameter, SearchResult, Stage, StepScores
@@ -107,7 +108,7 @@ def _drawn(result: FitResult) -> Iterator[tuple[str, Figure]]:
     scores = [entry for entry in result.scores if entry.metric == metrics.get(entry.stage) and entry.after]
     if scores:
         yield "similarity-per-block", _draw_blocks(scores, {stage.name: stage for stage in result.study.stages})
-    rows = _alpha_rows(result)
+    rows = alpha_rows(result)
     if rows:
         yield "alphas", _draw_alphas(result, rows)
     # Of several passes over a step only the last: the earlier ones scored it under other alphas of the rest.
@@ -142,8 +143,8 @@ def _draw_trials(axes: Axes, search: SearchResult) -> dict[str, Line2D]:
             (lines[name],) = axes.plot([trial.number for trial in trials], values, label=name, **style)  # type: ignore[arg-type]
 
     lines: dict[str, Line2D] = {}
-    exact = [trial for trial in search.completed if _is_exact(trial)]
-    mark("trial", [trial for trial in search.completed if not _is_exact(trial)], ls="", marker=".", ms=5, c=_GREY)
+    exact = [trial for trial in search.completed if is_exact(trial)]
+    mark("trial", [trial for trial in search.completed if not is_exact(trial)], ls="", marker=".", ms=5, c=_GREY)
     mark("trial at an exact optimum", exact, ls="", marker="D", ms=5, c=_GREEN, zorder=4)
     if search.completed:
         best = 100 * np.maximum.accumulate([trial.values[0] for trial in search.completed])
@@ -214,43 +215,17 @@ def _metric_of(stage: Stage, block: str) -> str:
     return next((f" ({metric})" for metric, blocks in stage.measured[1:] if block in blocks), "")
 
 
-def _alpha_rows(result: FitResult) -> list[tuple[str, list[float], list[bool]]]:
-    """(label, alpha per block, whether it was searched) of the alphas that differ by block or were free."""
+def _draw_alphas(result: FitResult, rows: Sequence[AlphaRow]) -> Figure:
     blocks = result.recipe.layout.blocks
-    searched = {
-        (one.step, one.alpha, block)
-        for search in result.searches
-        if search.best is not None
-        for one in search.parameters
-        for block in one.blocks
-    }
-    evaluated = [step.name for step in result.recipe.ancestors()]
-    # A study may fit steps that do not lead to the recipe's output: they come last.
-    order = [*evaluated, *(step.name for step in result.recipe.steps if step.name not in evaluated)]
-    rows = []
-    for name in order:
-        for alpha_name, alpha in result.recipe.step(name).alphas.items():
-            values = [alpha.at(block) for block in blocks]
-            found = [(name, alpha_name, block) in searched for block in blocks]
-            if any(found) or result.study.recipe.step(name).alphas[alpha_name].free or len(set(values)) > 1:
-                title = label(name, 28)
-                rows.append((title if alpha_name == "alpha" else f"{title}.{alpha_name}", values, found))
-    return rows
-
-
-def _draw_alphas(result: FitResult, rows: Sequence[tuple[str, list[float], list[bool]]]) -> Figure:
-    blocks = result.recipe.layout.blocks
-    values = np.array([row[1] for row in rows])
+    values = np.array([row.values for row in rows])
     figure = _figure(0.44 * len(blocks) + 3.0, 0.36 * max(len(rows), 2) + 1.6)
     axes = figure.add_subplot()
     # Only searched cells are coloured, so they alone set the scale.
-    coloured = [
-        number for _, numbers, searched in rows for number, found in zip(numbers, searched, strict=True) if found
-    ]
+    coloured = [number for row in rows for number in row.found]
     norm, colours = Normalize(min([0.0, *coloured]), max([1e-3, *coloured])), colormaps["viridis"]
     image = axes.imshow(values, aspect="auto", cmap=colours, norm=norm)
-    for row, (_, numbers, searched) in enumerate(rows):
-        for column, (number, found) in enumerate(zip(numbers, searched, strict=True)):
+    for row, line in enumerate(rows):
+        for column, (number, found) in enumerate(zip(line.values, line.searched, strict=True)):
             red, green, blue, _ = colours(norm(number))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             if not found:
@@ -268,7 +243,7 @@ def _draw_alphas(result: FitResult, rows: Sequence[tuple[str, list[float], list[
                 bbox=background,
             )
     axes.set_xticks(range(len(blocks)), blocks, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [_row_title(row) for row in rows], fontsize=8)
     axes.set_xticks(np.arange(0.5, len(blocks) - 1), minor=True)
     axes.set_yticks(np.arange(0.5, len(rows) - 1), minor=True)
     axes.grid(which="minor", color="white", lw=1)
@@ -277,7 +252,7 @@ def _draw_alphas(result: FitResult, rows: Sequence[tuple[str, list[float], list[
     axes.set_ylabel("step")
     axes.set_title("Alphas", fontsize=12)
     figure.colorbar(image, ax=axes, label="alpha", pad=0.01, aspect=max(5.0, 3.0 * len(rows)), ticks=MaxNLocator(4))
-    if not all(all(row[2]) for row in rows):
+    if not all(all(row.searched) for row in rows):
         figure.legend(
             handles=[Patch(fc=_PALE, ec=_HATCH, hatch="////", label="not searched")],
             loc="outside lower center",
@@ -286,6 +261,11 @@ def _draw_alphas(result: FitResult, rows: Sequence[tuple[str, list[float], list[
         )
     set_fonts(figure)
     return figure
+
+
+def _row_title(row: AlphaRow) -> str:
+    title = label(row.step, 28)
+    return title if row.alpha == "alpha" else f"{title}.{row.alpha}"
 
 
 def _pages(parameters: Sequence[Parameter]) -> list[tuple[Parameter, ...]]:
@@ -312,7 +292,7 @@ def _draw_against_alpha(search: SearchResult, parameters: Sequence[Parameter], p
         points = [
             (trial.params[parameter.name], 100 * score, trial)
             for trial in search.completed
-            if (score := _block_score(search, trial, parameter)) is not None
+            if (score := block_score(trial, parameter)) is not None
         ]
         if points:
             alphas, scores, _ = zip(*points, strict=True)
@@ -346,17 +326,6 @@ def _panel_title(search: SearchResult, parameter: Parameter, one_step: bool, lim
     elif scored:
         rest += next(_metric_of(search.stage, block) for block in parameter.blocks if block in search.stage.blocks)
     return rest if one_step else f"{label(parameter.step, max(limit - len(rest), 8))} {rest}"
-
-
-def _block_score(search: SearchResult, trial: FrozenTrial, parameter: Parameter) -> float | None:
-    """The mean similarity of the parameter's blocks in this trial, None if none of them was scored."""
-    scores = trial.user_attrs.get("block_scores", {})
-    own = [scores[block] for block in parameter.blocks if block in scores]
-    return math.fsum(own) / len(own) if own else None
-
-
-def _is_exact(trial: FrozenTrial) -> bool:
-    return str(trial.user_attrs.get("origin", "")).startswith("exact")
 
 
 def _figure(width: float, height: float) -> Figure:

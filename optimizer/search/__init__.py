@@ -18,7 +18,9 @@ from optimizer.search.ceiling import (
 )
 from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.finished import NotedSearch, noted_searches, simple_path, simplify_file
+from optimizer.search.first_study import FIRST_MODES, FirstStudy, first_study
 from optimizer.search.fitting import fit
+from optimizer.search.found import Found, NotedSpread, found_ceilings, found_result, open_trials, shown_storage
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.new import StageFields, StageOptions, new_study
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
@@ -32,6 +34,7 @@ from optimizer.search.study import Stage, Study, load_study, study_file
 
 __all__ = [
     "DATABASE",
+    "FIRST_MODES",
     "SAMPLERS",
     "BlockCeiling",
     "BlockwiseSampler",
@@ -40,10 +43,13 @@ __all__ = [
     "Changes",
     "Coefficient",
     "ExactOptimum",
+    "FirstStudy",
     "FitEvents",
     "FitResult",
+    "Found",
     "Identified",
     "NotedSearch",
+    "NotedSpread",
     "Number",
     "OpenStudy",
     "Parameter",
@@ -67,7 +73,10 @@ __all__ = [
     "ceilings",
     "default_numbers",
     "exact_optimum",
+    "first_study",
     "fit",
+    "found_ceilings",
+    "found_result",
     "identify",
     "largest_cosine",
     "load_study",
@@ -75,7 +84,9 @@ __all__ = [
     "new_study",
     "noted_searches",
     "open_study",
+    "open_trials",
     "parameters_of",
+    "shown_storage",
     "simple_path",
     "simplify",
     "simplify_file",

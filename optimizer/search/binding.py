@@ -14,6 +14,7 @@ from optimizer.recipes import Algebra, Recipe, recipe_as_data
 from optimizer.search.space import Parameter
 from optimizer.search.storage import StorageAddress
 from optimizer.search.study import Stage, Study
+from optimizer.similarity import prompts_sha256
 
 __all__ = ["active_studies", "bound_to", "check_bindings", "distributions_of", "found_upstream", "open_search"]
 
@@ -23,11 +24,17 @@ _OPENED = "blockfit:opened"
 
 
 def bound_to(
-    study: Study, stage: Stage, step: str, parameters: Sequence[Parameter], files: Mapping[str, str]
+    study: Study,
+    stage: Stage,
+    step: str,
+    parameters: Sequence[Parameter],
+    files: Mapping[str, str],
+    prompts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All that decides what a point of this search scores, but for the alphas of other steps.
 
-    `files` are the fingerprints of the sources by name and of the target, as `OpenStudy.fingerprints` has them.
+    `files` are the fingerprints of the sources by name and of the target, as `OpenStudy.fingerprints` has them,
+    `prompts` those that the stage reads, its own or those that ship.
     """
     recipe = study.recipe
     leading = {one.name for one in recipe.ancestors(step)}
@@ -51,7 +58,7 @@ def bound_to(
         "strategy": stage.strategy,
         **({"seeds": list(stage.seeds)} if stage.draws else {}),
         **({"tf32": True} if stage.tf32 else {}),
-        **({"prompts": stage.prompts and list(stage.prompts), "clip_skip": stage.clip_skip} if stage.reads else {}),
+        **({"prompts": prompts_sha256(prompts), "clip_skip": stage.clip_skip} if stage.reads else {}),
         "layout": recipe.layout.name,
         "mapping": recipe.mapping,
         "base": study.base,
@@ -120,9 +127,16 @@ def check_bindings(
 
 
 def open_search(
-    storage: BaseStorage, name: str, bound_to: Mapping[str, Any], upstream: Mapping[str, Any], address: StorageAddress
+    storage: BaseStorage,
+    name: str,
+    bound_to: Mapping[str, Any],
+    upstream: Mapping[str, Any],
+    address: StorageAddress,
+    facts: Mapping[str, str],
 ) -> optuna.Study:
     """The Optuna study `name` that is bound to exactly these inputs, created if there is none.
+
+    `facts` become user attributes of a new one, for people who look at it by other tools.
 
     If the alphas of other searches, `upstream`, differ from those of the studies so far, a new generation is opened,
     named `name@2`, `name@3`, ...: trials scored under different alphas never mix. No two processes may do this at once.
@@ -139,6 +153,8 @@ def open_search(
         before = study.user_attrs
         if _BINDING not in before:
             # New, or made by a process that was killed before it came to this; trials come later.
+            for key, fact in facts.items():
+                study.set_user_attr(key, fact)
             study.set_user_attr(_UPSTREAM, wanted)
             study.set_user_attr(_BINDING, dict(bound_to))
         elif changes := _changes(before[_BINDING], bound_to, label, address):

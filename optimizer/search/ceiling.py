@@ -25,13 +25,22 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from optimizer.checkpoints import HashCache
-from optimizer.errors import InputError, StudyError
-from optimizer.recipes import Algebra, Group, Recipe, load_recipe
+from optimizer.errors import InputError
+from optimizer.recipes import Algebra, Group, Recipe
 from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
+from optimizer.search.notes import best_recipe
 from optimizer.search.space import Parameter, Space, parameters_of
 from optimizer.search.study import Study
-from optimizer.similarity import Measured, QuadraticMetric, Statistics, build_metric, chosen_device, total_similarity
+from optimizer.similarity import (
+    METRICS,
+    Measured,
+    QuadraticMetric,
+    Statistics,
+    build_metric,
+    chosen_device,
+    total_similarity,
+)
 
 __all__ = [
     "BlockCeiling",
@@ -62,7 +71,6 @@ _TURNS = 4
 _EXPLAINED = 1e-9
 # What a bound may be too low by, as sums are rounded.
 _ROUNDING = 1e-12
-_NO_BOUNDS = "these are no bounds for attention, which is not a cosine of weights"
 
 
 @dataclass(frozen=True)
@@ -203,10 +211,7 @@ def study_ceilings(
     if metric == "delta" and study.base is None:
         raise InputError("--metric: received 'delta'; it needs `base` in the study, which differences are taken from")
     metrics = (metric,) if metric != "both" else CEILING_METRICS if study.base is not None else ("weights",)
-    path = study.folder / "best.yaml"
-    fitted = load_recipe(path) if path.is_file() else None
-    if fitted is not None and fitted.formulas != study.recipe.formulas:
-        raise StudyError(f"{path}: its steps are not those of {study.recipe_path}; fit anew, or move it away")
+    fitted = best_recipe(study)
     blocks = {block for stage in study.stages for block in stage.blocks}
     with open_study(
         study, blocks=blocks, device=chosen_device(device), progress=progress, hashes=hashes, tensors=False
@@ -230,7 +235,9 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
         step: tuple(block for block in measured.layout.blocks if step_of.get(block) == step)
         for step in dict.fromkeys(step_of.values())
     }
-    note = _NO_BOUNDS if any(name == "attention" for stage in study.stages for name, _ in stage.measured) else ""
+    measures = dict.fromkeys(name for stage in study.stages for name, _ in stage.measured)
+    unbounded = [name for name in measures if not METRICS[name].reads_statistics]
+    note = "; ".join(f"these are no bounds for {name}, which is not a cosine of weights" for name in unbounded)
     spaces = {step: (_space(study.recipe, measured, step, blocks), blocks) for step, blocks in outputs.items()}
     identified = identify(list(spaces.values()))
     found = []

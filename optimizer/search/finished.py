@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from optimizer.checkpoints import HashCache, check_unchanged, sha256
-from optimizer.errors import InputError, RecipeError
+from optimizer.errors import InputError, RecipeError, attempt
 from optimizer.recipes import (
     Recipe,
     folders_of,
@@ -18,10 +18,21 @@ from optimizer.recipes import (
     save_recipe,
     seen_from,
 )
+from optimizer.recipes.yaml_files import named_file, shown
+from optimizer.search.notes import noted_reading
 from optimizer.search.simplifying import Number, Scored, Simplified, check_finished, default_numbers, simplify
 from optimizer.search.space import parameters_of
 from optimizer.search.study import DEFAULT_SEED
-from optimizer.similarity import METRICS, Combined, Comparison, build_metric, measure_statistics, open_recipe_comparison
+from optimizer.similarity import (
+    METRICS,
+    Combined,
+    Comparison,
+    build_metric,
+    measure_statistics,
+    open_recipe_comparison,
+    prompts_sha256,
+    read_prompts,
+)
 
 __all__ = ["NotedSearch", "noted_searches", "simple_path", "simplify_file"]
 
@@ -35,8 +46,10 @@ _ALIKE = 1e-5
 class NotedSearch:
     """A search noted in a recipe's `fitted`: the result of `step` was scored on `measured` = ((metric, blocks), ...).
 
-    `similarity` is what it reached; `before`, once the recipe was simplified, what it reached before. `prompts` and
-    `clip_skip` are what the encoder metric read.
+    `similarity` is what it reached; `before`, once the recipe was simplified, what it reached before. `clip_skip` is
+    the layer that the encoder metric read, `prompts_file` the file that its prompts are in, seen from the recipe, and
+    `prompts_sha256` which prompts these were; None for those that ship. `prompts` are the prompts themselves, where
+    they are known.
     """
 
     name: str
@@ -47,6 +60,8 @@ class NotedSearch:
     before: float | None = None
     prompts: tuple[str, ...] | None = None
     clip_skip: int = 1
+    prompts_file: str | None = None
+    prompts_sha256: str | None = None
 
     @property
     def metric(self) -> str:
@@ -57,6 +72,11 @@ class NotedSearch:
     def blocks(self) -> tuple[str, ...]:
         """All scored blocks."""
         return tuple(block for _, blocks in self.measured for block in blocks)
+
+    @property
+    def reads(self) -> bool:
+        """Whether prompts matter."""
+        return any(METRICS[name].needs_prompts for name, _ in self.measured)
 
 
 def noted_searches(recipe: Recipe) -> tuple[NotedSearch, ...]:
@@ -83,6 +103,7 @@ def simplify_file(
     metric: str | None = None,
     base: str | None = None,
     seeds: Sequence[int] | None = None,
+    prompts: Path | None = None,
     folders: Sequence[Path] = (),
     device: torch.device | str | None = None,
     hashes: HashCache | None = None,
@@ -94,12 +115,14 @@ def simplify_file(
         simplify_file("my-study/best.yaml", "my-study/best.simple.yaml", tolerance=1e-4)
 
     What is scored, and how, is what the recipe notes of the searches that found it. `target`, `metric`, `seeds` (of
-    attention's random inputs) and `base` (the model that delta takes differences from; default: the one called base)
-    stand for what it does not note, or instead of it. A recipe that notes no search is scored by attention unless
-    `metric` says otherwise, on all blocks that it moves and the metric sees. `warn` is told what is odd.
+    attention's random inputs), `prompts` (a file of those that encoder reads) and `base` (the model that delta takes
+    differences from; default: the one called base) stand for what it does not note, or instead of it. A recipe that
+    notes no search is scored by attention unless `metric` says otherwise, on all blocks that it moves and the metric
+    sees. `warn` is told what is odd.
 
     Raises InputError, nothing written, for a recipe that is not finished or has more than 100 steps, a target that
-    nobody names, or files that are missing, do not fit, or change meanwhile.
+    nobody names, prompts that are gone or are others than were noted, or files that are missing, do not fit, or change
+    meanwhile.
     """
     path, output, target = Path(path), Path(output), None if target is None else Path(target)
     if output.resolve() == path.resolve():
@@ -119,18 +142,25 @@ def simplify_file(
         searches = _asked(noted_searches(recipe), recipe, metric, seeds)
     except RecipeError as error:
         raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
+    beside, *others = folders_of(recipe, path, folders)
+    reading = any(search.reads for search in searches) if searches else metric is not None and _needs_prompts(metric)
+    if prompts is not None and not reading:
+        raise InputError("--prompts: only the metric `encoder` reads prompts; leave it out, or write --metric encoder")
+    given = None if prompts is None else (prompts, attempt(lambda: read_prompts(prompts), "--prompts"))
+    searches = tuple(_with_prompts(search, path, (beside, *others), output, given) for search in searches)
     relative = _needs_base(searches) or (metric is not None and METRICS[metric].needs_base)
     base = _base(recipe, base, path, needed=relative)
-    beside, *others = folders_of(recipe, path, folders)
-    goal, file = _target(recipe, path, target, (beside, *others))
+    goal, file = _target(recipe, path, target, (beside, *others), hashes, progress)
     used = {name for step in recipe.steps for name in step.inputs.values()} | {base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
-    sources = locate_models(files, beside, others, named_in=path)
+    sources = locate_models(files, beside, others, named_in=path, hashes=hashes, progress=progress)
     noted_base = (recipe.fitted or {}).get("base")
     with open_recipe_comparison(recipe, sources, goal, base=base, device=device, progress=progress) as comparison:
         digest = sha256(goal, hashes, progress=_hashing(goal, progress))
-        same = digest == _noted_target(recipe).get("sha256") and noted_base in (None, base)
-        searches = searches or (_whole_recipe(recipe, comparison, metric or "attention", seeds, path),)
+        same = digest == _noted_target(recipe).get("sha256") and (not relative or noted_base in (None, base))
+        if not searches:
+            whole = _whole_recipe(recipe, comparison, metric or "attention", seeds, path)
+            searches = (_with_prompts(whole, path, (beside, *others), output, given),)
         scored = _scored(searches, comparison, as_noted=same)
         simplified = simplify(
             recipe, scored, tolerance, groups=comparison.groups, sources=tuple(comparison.sources),
@@ -146,7 +176,8 @@ def simplify_file(
             if abs(measured - search.similarity) > _ALIKE:
                 warn(
                     f"{path}: fitted.searches.{search.name}: measured {measured:.9f}, but {search.similarity:.9f} is "
-                    "noted; were other random inputs (--seed), another base (--base) or other files used?"
+                    "noted; were other random inputs (--seed), other prompts (--prompts), another base (--base) "
+                    "or other files used?"
                 )
     origin = (recipe.fitted or {}).get("recipe")
     fitted = {
@@ -191,14 +222,11 @@ def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> No
     except InputError as error:
         raise RecipeError(f"{where}.blocks: {problem}" for problem in error.problems) from None
     seeds = entry.get("seeds", [DEFAULT_SEED])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
+    # ruamel has a class of its own for some whole numbers, 0 among them.
+    whole = isinstance(seeds, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in seeds)
+    if not whole or not seeds or not all(0 <= seed < 2**63 for seed in seeds):
         raise RecipeError(f"{where}.seeds: received {seeds!r}; must be one or more whole numbers from 0 up")
-    prompts = entry.get("prompts")
-    if prompts is not None and not (isinstance(prompts, list) and prompts and all(isinstance(p, str) for p in prompts)):
-        raise RecipeError(f"{where}.prompts: received {prompts!r:.80}; must be a list of texts, as a fit writes it")
-    clip_skip = entry.get("clip_skip", 1)
-    if type(clip_skip) is not int or clip_skip < 1:
-        raise RecipeError(f"{where}.clip_skip: received {clip_skip!r}; must be a whole number from 1 up")
+    reading = _noted_reading(entry, where) if any(map(_needs_prompts, names)) else {}
     reached = similarity("similarity")
     name = text("name")
     return NotedSearch(
@@ -208,9 +236,67 @@ def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> No
         seeds=tuple(seeds),
         similarity=reached,
         before=similarity("before"),
-        prompts=None if prompts is None else tuple(prompts),
-        clip_skip=clip_skip,
+        **reading,
     )
+
+
+def _noted_reading(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a `NotedSearch` that are about what the encoder metric read."""
+    clip_skip = entry.get("clip_skip", 1)
+    if type(clip_skip) is not int or clip_skip < 1:
+        raise RecipeError(f"{where}.clip_skip: received {shown(clip_skip)}; must be a whole number from 1 up")
+    prompts = entry.get("prompts")
+    if prompts is None:
+        return {"clip_skip": clip_skip}
+    # Recipes have held the prompts themselves.
+    if isinstance(prompts, list) and prompts and all(isinstance(prompt, str) for prompt in prompts):
+        return {"clip_skip": clip_skip, "prompts": tuple(prompts), "prompts_sha256": prompts_sha256(prompts)}
+    named = [prompts.get(field) for field in ("file", "sha256")] if isinstance(prompts, Mapping) else [None]
+    if not all(isinstance(text, str) for text in named):
+        raise RecipeError(
+            f"{where}.prompts: received {shown(prompts)}; must be a file and its sha256, as a fit writes it"
+        )
+    return {"clip_skip": clip_skip, "prompts_file": named[0], "prompts_sha256": named[1]}
+
+
+def _with_prompts(
+    search: NotedSearch,
+    path: Path,
+    folders: Sequence[Path],
+    output: Path,
+    given: tuple[Path, tuple[str, ...]] | None,
+) -> NotedSearch:
+    """The search with the prompts that it is to read, those noted in `path`, and their file as seen from `output`.
+
+    Or those `given` instead, (file, prompts). Raises RecipeError if the noted ones are not to be had.
+    """
+    if not search.reads:
+        return search
+    if given is not None:
+        file, prompts = given
+        digest = prompts_sha256(prompts)
+        return replace(
+            search,
+            prompts=prompts,
+            prompts_file=seen_from(output.parent, file),
+            prompts_sha256=digest,
+            before=search.before if digest == search.prompts_sha256 else None,
+        )
+    if search.prompts_file is None:
+        return search
+    where = f"{path}: fitted.searches.{search.name}.prompts"
+    found = next((one for folder in folders if (one := named_file(folder, search.prompts_file)) is not None), None)
+    if found is None:
+        looked = ", ".join(map(str, folders))
+        raise RecipeError(f"{where}.file: {search.prompts_file!r} not found; looked in {looked}; name it (--prompts)")
+    prompts = attempt(lambda: read_prompts(found), where)
+    if (digest := prompts_sha256(prompts)) != search.prompts_sha256:
+        raise RecipeError(
+            f"{where}: {found} holds other prompts now (sha256 {digest[:10]}) than were read then "
+            f"({search.prompts_sha256!s:.10}); put those back, or name others (--prompts)"
+        )
+    named = search.prompts_file if _same_folder(path, output) else seen_from(output.parent, found)
+    return replace(search, prompts=prompts, prompts_file=named)
 
 
 def _split(
@@ -342,6 +428,10 @@ def _draws(search: NotedSearch) -> bool:
     return any(METRICS[name].needs_seed for name, _ in search.measured)
 
 
+def _needs_prompts(metric: str) -> bool:
+    return METRICS[metric].needs_prompts
+
+
 def _needs_base(searches: Iterable[NotedSearch]) -> bool:
     return any(METRICS[name].needs_base for search in searches for name, _ in search.measured)
 
@@ -376,14 +466,24 @@ def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str 
     return found
 
 
-def _target(recipe: Recipe, path: Path, target: Path | None, folders: Sequence[Path]) -> tuple[Path, str]:
+def _target(
+    recipe: Recipe,
+    path: Path,
+    target: Path | None,
+    folders: Sequence[Path],
+    hashes: HashCache | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[Path, str]:
     """The target's path, and how the recipe is to note it."""
     if target is not None:
         return target, seen_from(path.parent, target)
     file = _noted_target(recipe).get("file")
     if not isinstance(file, str):
         raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (--target)")
-    found = locate(file, folders[0], folders[1:])
+    found = attempt(
+        lambda: locate(file, folders[0], folders[1:], hashes=hashes, progress=progress),
+        f"{path}: fitted.target.file",
+    )
     if found is None:
         looked = ", ".join(map(str, folders))
         raise InputError(f"{path}: fitted.target.file: {file!r} not found; looked in {looked}; name it (--target)")
@@ -401,20 +501,35 @@ def _as_noted(
     """The searches as the simpler recipe notes them; those are left out whose step has become a source."""
     earlier = {entry["name"]: entry for entry in noted}
     steps = {one.name: one.step for one in simplified.scored}
-    return [
-        {
+    found = []
+    for search in searches:
+        if search.name not in steps:
+            continue
+        inputs = _noted_inputs(search)
+        entry = {
             **earlier.get(search.name, {"name": search.name}),
             "metric": search.metric,
             "blocks": ",".join(search.blocks),
-            **({"seeds": list(search.seeds)} if _draws(search) else {}),
+            **inputs,
             "step": steps[search.name],
             "similarity": round(simplified.after[search.name], 9),
             # Not rounded: what is simplified again must not lose more than the tolerance in all.
             "before": simplified.before[search.name],
         }
-        for search in searches
-        if search.name in steps
-    ]
+        # What an earlier metric was given says nothing of this one.
+        stale = {"seeds", "prompts", "clip_skip"} - inputs.keys()
+        found.append({key: value for key, value in entry.items() if key not in stale})
+    return found
+
+
+def _noted_inputs(search: NotedSearch) -> dict[str, Any]:
+    """What its metrics draw and read, as recipes hold it."""
+    inputs: dict[str, Any] = {"seeds": list(search.seeds)} if _draws(search) else {}
+    if search.reads:
+        inputs |= noted_reading(search.prompts_file, search.prompts, search.clip_skip)
+        if search.prompts is not None and search.prompts_file is None:
+            inputs["prompts"] = list(search.prompts)  # as they were noted: nothing tells what file they are from
+    return inputs
 
 
 def _first_of(recipe: Recipe) -> str | None:

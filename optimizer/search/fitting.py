@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import optuna
 import torch
 
-from optimizer.checkpoints import HashCache
+from optimizer.checkpoints import HashCache, open_checkpoint
 from optimizer.errors import CheckpointError, InputError, StudyError
-from optimizer.recipes import Algebra, Alpha, Recipe, load_recipe, save_recipe
+from optimizer.recipes import Algebra, Alpha, Recipe, save_recipe
 from optimizer.search.asking import SharedStorage
 from optimizer.search.binding import bound_to, check_bindings
 from optimizer.search.candidates import Choice, different
 from optimizer.search.interrupting import AtOnce, interruptible
 from optimizer.search.measuring import OpenStudy, open_study
-from optimizer.search.notes import finished_recipe
-from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
+from optimizer.search.notes import best_recipe, finished_recipe
+from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores, standing
 from optimizer.search.searching import FitEvents, Search, TrialsFailed
 from optimizer.search.space import Parameter, Space, filled_alphas
 from optimizer.search.storage import PATIENCE, StorageAddress, StorageLost, open_storage, set_aside, storage_address
@@ -38,6 +38,7 @@ from optimizer.similarity import (
     QuadraticMetric,
     Statistics,
     build_metric,
+    check_encoder,
     chosen_device,
     score_step,
     total_similarity,
@@ -188,6 +189,7 @@ class _Fit:
     def run(self, *, fresh: bool, candidates: int, workers: int) -> FitResult:
         """Search with `workers` processes, and keep what was found."""
         study, self._candidates = self._study, candidates
+        self._check_reading()
         stopped: KeyboardInterrupt | TrialsFailed | StorageLost | CheckpointError | None = None
         earlier = None if fresh else self._earlier()
         with self._opened() as opened:
@@ -215,7 +217,7 @@ class _Fit:
         order = [stage.name for stage in study.stages]
         self._scores.sort(key=lambda scores: order.index(scores.stage))
         self._spread.sort(key=lambda spread: order.index(spread.stage))
-        found = [(result, result.best) for result in self._standing()]
+        found = [(result, result.best) for result in standing(self._results)]
         recipe = finished_recipe(study, self._recipe, self._scores, found, self._spread, hashed, complete=complete)
         save_recipe(recipe, study.folder / "best.yaml")
         others = () if stopped is not None else self._write_candidates(hashed)
@@ -285,11 +287,24 @@ class _Fit:
     def _bindings(self, opened: OpenStudy) -> dict[str, Mapping[str, Any]]:
         """What each search is bound to."""
         return {
-            name: bound_to(self._study, stage, step, parameters, opened.fingerprints)
+            name: bound_to(self._study, stage, step, parameters, opened.fingerprints, opened.prompts(stage))
             for stage in self._study.stages
             for number in range(1, stage.passes + 1)
             for name, step, parameters in stage.searches(number)
         }
+
+    def _check_reading(self) -> None:
+        """Refuse prompts that could not be read of this target: the stage that would may come after hours of others."""
+        study = self._study
+        clip_skips = {
+            f"{study.path or study.folder}: stages.{stage.name}.clip_skip": stage.clip_skip
+            for stage in study.stages
+            if stage.reads
+        }
+        # What is missing is named when the files are opened.
+        if clip_skips and study.target.is_file():
+            with open_checkpoint(study.target, layout=study.recipe.layout) as target:
+                check_encoder(target, study.recipe.layout, clip_skips)
 
     def _blocks(self) -> tuple[str, ...]:
         scored = {block for stage in self._study.stages for block in stage.blocks}
@@ -414,7 +429,7 @@ class _Fit:
             search = choice.search
             recipe = self._recipe.with_alphas(filled_alphas(search.parameters, choice.trial.params))
             others = [one for one in self._scores if one.stage != search.stage.name]
-            bests = [(one, choice.trial if one.name == search.name else one.best) for one in self._standing()]
+            bests = [(one, choice.trial if one.name == search.name else one.best) for one in standing(self._results)]
             spread = [one for one in self._spread if one.stage != search.stage.name]
             finished = finished_recipe(self._study, recipe, [*others, *scores], bests, spread, hashed, complete=True)
             finished = replace(finished, fitted={**(finished.fitted or {}), "candidate": number})
@@ -434,21 +449,12 @@ class _Fit:
                     raise StudyError(f"{path}: of an earlier fit, cannot be removed: {error.strerror}") from error
         return tuple(found)
 
-    def _standing(self) -> list[SearchResult]:
-        """The searches whose best trials are what the recipe is: of a stage with passes only what ran last."""
-        repeated = {one.stage.name for one in self._results if one.number > 1}
-        last = {one.stage.name: one.name for one in self._results}
-        return [one for one in self._results if one.stage.name not in repeated or one.name == last[one.stage.name]]
-
     def _earlier(self) -> Recipe | None:
         """The best recipe of an earlier fit of the same recipe, if there is one."""
-        path = self._study.folder / "best.yaml"
         try:
-            earlier = load_recipe(path) if path.is_file() else None
+            return best_recipe(self._study)
         except InputError:
             return None
-        same = earlier is not None and earlier.formulas == self._study.recipe.formulas
-        return earlier if same else None
 
 
 def _exact_metrics(

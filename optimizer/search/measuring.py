@@ -13,7 +13,7 @@ import torch
 from optimizer.checkpoints import Checkpoint, HashCache, fingerprint, open_checkpoint, sha256
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
 from optimizer.recipes import check_channels
-from optimizer.search.study import Study
+from optimizer.search.study import Stage, Study
 from optimizer.similarity import (
     METRICS,
     STATISTICS,
@@ -24,6 +24,7 @@ from optimizer.similarity import (
     measure_family,
     open_comparison,
     save_measured,
+    shipped_prompts,
 )
 
 __all__ = ["OpenStudy", "open_study"]
@@ -51,6 +52,15 @@ class OpenStudy:
         """Those of the sources by name, in the order of coefficients, then the target's as "the target"."""
         marks = {**self.measured.sources, "the target": self.measured.target}
         return {name: mark.fingerprint for name, mark in marks.items()}
+
+    def prompts(self, stage: Stage) -> tuple[str, ...]:
+        """What a stage reads: its own prompts, or those that come with the target's text encoder; none if it does not.
+
+        Raises CheckpointError for a text encoder that is unknown.
+        """
+        if not stage.reads or self.files is None:
+            return ()
+        return stage.prompts or shipped_prompts(self.files.target, self.study.recipe.layout)
 
     def sha256(
         self, hashes: HashCache | None, progress: Callable[[str, int, int], None], *, known: bool = False

@@ -6,12 +6,14 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from optimizer.recipes import Recipe, seen_from
+from optimizer import __version__
+from optimizer.errors import StudyError
+from optimizer.recipes import Recipe, load_recipe, seen_from
 from optimizer.search.results import SearchResult, SeedSpread, StepScores
 from optimizer.search.study import Study
-from optimizer.similarity import total_similarity
+from optimizer.similarity import prompts_sha256, total_similarity
 
-__all__ = ["finished_recipe", "noted_scores"]
+__all__ = ["best_recipe", "finished_recipe", "noted_reading", "noted_scores"]
 
 
 def finished_recipe(
@@ -27,16 +29,25 @@ def finished_recipe(
     """A recipe without holes, with all that is to be known of it as it will lie in the study's folder.
 
     `scored` are its steps' similarities, `searches` those that its alphas come from with the trials that had them,
-    `hashed` the sha256 of its sources by name and of the target as "", as far as they are known.
+    `hashed` the sha256 of its sources by name and of the target as "", as far as they are known. A step's similarity
+    by a metric has that of its input a beside it, as `before`, unless that is a step that notes the same itself.
     """
     models = {name: replace(model, sha256=hashed.get(name, model.sha256)) for name, model in recipe.models.items()}
-    similarity: dict[str, dict[str, dict[str, Any]]] = {}
+    before: dict[tuple[str, str], dict[str, float]] = {}
+    after: dict[tuple[str, str], dict[str, float]] = {}
     for scores in scored:
-        of_step = similarity.setdefault(scores.step, {})
-        of_step[scores.metric] = noted_scores({**of_step.get(scores.metric, {}).get("blocks", {}), **scores.after})
+        before.setdefault((scores.step, scores.metric), {}).update(scores.before)
+        after.setdefault((scores.step, scores.metric), {}).update(scores.after)
+    similarity: dict[str, dict[str, dict[str, Any]]] = {}
+    for (step, metric), own in after.items():
+        earlier = before[step, metric]
+        noted = after.get((recipe.step(step).a, metric), {}).items() >= earlier.items()
+        entry = {**noted_scores(own), **({} if noted or not earlier else {"before": noted_scores(earlier)})}
+        similarity.setdefault(step, {})[metric] = entry
     steps = tuple(replace(step, similarity=similarity.get(step.name)) for step in recipe.steps)
     fitted = {
         "by": "blockfit",
+        "version": __version__,
         "recipe": seen_from(study.folder, study.recipe_path),
         "target": {"file": study.target_file, **({"sha256": hashed[""]} if "" in hashed else {})},
         **({} if study.base is None else {"base": study.base}),
@@ -47,16 +58,28 @@ def finished_recipe(
     return replace(recipe, models=models, steps=steps, fitted=fitted)
 
 
+def best_recipe(study: Study) -> Recipe | None:
+    """The recipe in the study's best.yaml; None if there is none. Raises InputError if it is of another recipe."""
+    path = study.folder / "best.yaml"
+    recipe = load_recipe(path) if path.is_file() else None
+    if recipe is not None and recipe.formulas != study.recipe.formulas:
+        raise StudyError(f"{path}: its steps are not those of {study.recipe_path}; fit anew, or move it away")
+    return recipe
+
+
 def noted_scores(scores: Mapping[str, float]) -> dict[str, Any]:
     """Similarities {block: value} as recipes hold them, with their total."""
     rounded = {block: round(value, 9) for block, value in scores.items()}
     return {"total": round(total_similarity(scores), 9), "blocks": rounded}
 
 
-def _noted_reading(prompts: Sequence[str] | None, clip_skip: int) -> dict[str, Any]:
-    """What the encoder metric reads, as recipes hold it: nothing where it is what the metric reads by default."""
+def noted_reading(file: str | None, prompts: Sequence[str] | None, clip_skip: int) -> dict[str, Any]:
+    """What the encoder metric reads, as recipes hold it: nothing where it is what the metric reads by default.
+
+    Of prompts the `file` and its hash: they may be many, and a recipe goes into every merge of it, for all to read.
+    """
     return {
-        **({} if prompts is None else {"prompts": list(prompts)}),
+        **({} if prompts is None else {"prompts": {"file": file, "sha256": prompts_sha256(prompts)}}),
         **({} if clip_skip == 1 else {"clip_skip": clip_skip}),
     }
 
@@ -72,14 +95,15 @@ def _noted_spread(spread: SeedSpread) -> dict[str, Any]:
 
 
 def _noted_search(result: SearchResult, best: FrozenTrial | None) -> dict[str, Any]:
+    stage = result.stage
     return {
         "name": result.name,
         "step": result.step,
-        "metric": result.stage.metric,
-        "strategy": result.stage.strategy,
-        "blocks": ",".join(result.stage.blocks),
-        **({"seeds": list(result.stage.seeds)} if result.stage.draws else {}),
-        **_noted_reading(result.stage.prompts, result.stage.clip_skip),
+        "metric": stage.metric,
+        "strategy": stage.strategy,
+        "blocks": ",".join(stage.blocks),
+        **({"seeds": list(stage.seeds)} if stage.draws else {}),
+        **(noted_reading(stage.prompts_file, stage.prompts, stage.clip_skip) if stage.reads else {}),
         "trials": len(result.completed),
         **({} if best is None else {"best_trial": best.number, "similarity": round(best.values[0], 9)}),
     }

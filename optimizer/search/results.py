@@ -1,17 +1,19 @@
 """What a fit found, as plain records."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from optimizer.errors import StudyError
 from optimizer.recipes import Recipe
 from optimizer.search.exact import ExactOptimum
 from optimizer.search.space import Parameter
 from optimizer.search.study import Stage, Study
 from optimizer.similarity import total_similarity
 
-__all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "StepScores", "best_of", "completed"]
+__all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "StepScores", "best_of", "completed", "standing"]
 
 
 def completed(trials: Iterable[FrozenTrial]) -> tuple[FrozenTrial, ...]:
@@ -56,9 +58,19 @@ class SearchResult:
         return best_of(self.completed)
 
 
+def standing(results: Sequence[SearchResult]) -> tuple[SearchResult, ...]:
+    """The searches whose best trials are what the recipe is: of a stage with passes only what ran last."""
+    repeated = {one.stage.name for one in results if one.number > 1}
+    last = {one.stage.name: one.name for one in results}
+    return tuple(one for one in results if one.stage.name not in repeated or one.name == last[one.stage.name])
+
+
 @dataclass(frozen=True)
 class StepScores:
-    """A step's similarities {block: value} under the final alphas, `before` of its input a, `after` of its result."""
+    """A step's similarities {block: value} under the final alphas, `before` of its input a, `after` of its result.
+
+    `before` is empty where it was read from a recipe that does not note it.
+    """
 
     stage: str
     step: str
@@ -138,7 +150,74 @@ class FitResult:
     def similarity(self) -> float:
         """What the last stage reached: the total of its last step by its own metric, in [-1, 1].
 
-        result = fit(study)
-        print(f"{result.similarity:.4%}")
+            result = fit(study)
+            print(f"{result.similarity:.4%}")
+
+        Raises StudyError if no stage was fitted to its end.
         """
-        return list(self.similarities.values())[-1]
+        reached = tuple(self.similarities.values())
+        if not reached:
+            raise StudyError(f"{self.study.folder}: no stage was fitted to its end; fit it first")
+        return reached[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, as JSON takes them; similarities are totals, None where there is none."""
+        return {
+            "study": self.study.name,
+            "folder": str(self.study.folder),
+            "recipe": str(self.study.recipe_path),
+            "target": str(self.study.target),
+            "interrupted": self.interrupted,
+            "searches": [_search_as_dict(search) for search in self.searches],
+            "steps": [
+                {
+                    "stage": scores.stage,
+                    "step": scores.step,
+                    "metric": scores.metric,
+                    "before": _total(scores.before),
+                    "after": _total(scores.after),
+                }
+                for scores in self.scores
+            ],
+            "other_random_inputs": [
+                {
+                    "stage": one.stage,
+                    "step": one.step,
+                    "metric": one.metric,
+                    "fitted": one.fitted,
+                    "seeds": list(one.seeds),
+                    "totals": list(one.totals),
+                }
+                for one in self.spread
+            ],
+            "candidates": [
+                {
+                    "number": one.number,
+                    "search": one.search,
+                    "trial": one.trial,
+                    "similarity": one.similarity,
+                    "loss": one.loss,
+                    "apart": one.apart,
+                }
+                for one in self.candidates
+            ],
+        }
+
+
+def _search_as_dict(search: SearchResult) -> dict[str, Any]:
+    best = search.best
+    return {
+        "search": search.name,
+        "stage": search.stage.name,
+        "step": search.step,
+        "metric": search.stage.metric,
+        "alphas": len(search.parameters),
+        "best": None if best is None else best.values[0],
+        "trial": None if best is None else best.number,
+        "completed": len(search.completed),
+        "trials": len(search.trials),
+    }
+
+
+def _total(scores: Mapping[str, float]) -> float | None:
+    return total_similarity(scores) if scores else None

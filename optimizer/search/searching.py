@@ -38,13 +38,17 @@ class TrialsFailed(RuntimeError):
 class SearchProgress:
     """How a search stands: completed trials of its budget, the best similarity so far, the time that trials take.
 
-    `workers` are alive at the moment, this process included.
+    `step` is the step that is scored, by `metric`; `best_blocks` has the best trial's similarity {block: value}, in the
+    order of the scores. `workers` are alive at the moment, this process included.
     """
 
     search: str
+    step: str
+    metric: str
     done: int
     budget: int
     best: float | None
+    best_blocks: Mapping[str, float]
     seconds_per_trial: float | None
     seconds_left: float | None
     workers: int
@@ -83,6 +87,14 @@ class Search:
         self._number = number
         self._seed = study.seed
         self._stage = stage
+        describe = study.recipe.layout.describe_blocks
+        self._facts = {
+            "target": study.target_file,
+            "step": step,
+            "metric": ", ".join(f"{metric} on {describe(blocks)}" for metric, blocks in stage.measured),
+            "strategy": stage.strategy,
+            "sampler": stage.sampler,
+        }
         self._name = name
         self._step = step
         self._space = space
@@ -125,7 +137,9 @@ class Search:
         """
         upstream = found_upstream(self._space.algebra, self._space.parameters, self._metric.blocks)
         label = prefix + self._name
-        stored = shared.in_turn(lambda: open_search(shared.storage, label, binding, upstream, shared.address))
+        stored = shared.in_turn(
+            lambda: open_search(shared.storage, label, binding, upstream, shared.address, self._facts)
+        )
         trials = self._trials = Trials(stored, shared, self._distributions)
         budget, failures = self._stage.trials, 0
         events.opened(self._progress(trials, shared))
@@ -157,9 +171,12 @@ class Search:
         best = best_of(done)
         return SearchProgress(
             self._name,
+            self._step,
+            self._stage.metric,
             len(done),
             self._stage.trials,
             None if best is None else best.values[0],
+            {} if best is None else best.user_attrs["block_scores"],
             seconds_per_trial(done),
             seconds_left(done, self._stage.trials),
             shared.count,
@@ -188,7 +205,8 @@ class Search:
             scores = self._scores(trial.params)
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}, None
-        return {"block_scores": scores}, total_similarity(scores)
+        # A number by itself, for dashboards cannot plot a mapping.
+        return {"block_scores": scores, "lowest": min(scores.values())}, total_similarity(scores)
 
     def _scores(self, point: Mapping[str, float]) -> dict[str, float]:
         values = [point[parameter.name] for parameter in self._space.parameters]

@@ -1,23 +1,17 @@
 """What a study has done so far, read from where its trials are; no checkpoint is needed."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from filelock import Timeout
-from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from optimizer.search.asking import is_lost, trials_of_search
-from optimizer.search.binding import active_studies
+from optimizer.search.asking import is_lost
+from optimizer.search.found import SearchTrials, search_trials
 from optimizer.search.pace import seconds_left, seconds_per_trial
 from optimizer.search.results import best_of, completed
-from optimizer.search.space import Parameter
-from optimizer.search.storage import StorageAddress, open_storage, storage_address
-from optimizer.search.study import Stage, Study
-from optimizer.search.workers import Worker, workers_at
+from optimizer.search.study import Study
+from optimizer.search.workers import Worker
 
 __all__ = ["SearchStatus", "StudyStatus", "study_status"]
 
@@ -79,25 +73,8 @@ def study_status(study: Study, storage: str | None = None) -> StudyStatus:
 
     Raises StudyError if the storage, by default the file in the study's folder, cannot be read.
     """
-    address = storage_address(storage, study.folder)
-    found: dict[str, list[FrozenTrial]] = {}
-    opened: dict[str, str] = {}
-    living: tuple[Worker, ...] = ()
-    if address.path is None or address.path.exists():
-        prefix = study.prefix(address)
-        with _opened(address, study.name) as (trials, living):
-            for name, (label, when) in active_studies(trials, prefix).items():
-                found[name] = _trials(trials, label)
-                opened[name] = when
-    searches: list[SearchStatus] = []
-    for stage in study.stages:
-        begun = max((opened[name] for name, _, _ in stage.searches() if name in opened), default="")
-        for number in range(1, stage.passes + 1):
-            for name, step, parameters in stage.searches(number):
-                # Whether there is a further pass is known when the one before is done; and an earlier fit may have
-                # had more of them.
-                if number == 1 or opened.get(name, "") > begun:
-                    searches.append(_status(name, step, stage, parameters, found.get(name, [])))
+    searched, living = search_trials(study, storage)
+    searches = [_status(one) for one in searched]
     left = [search.seconds_left for search in searches]
     known = [seconds for seconds in left if seconds is not None]
     seconds = sum(known) if living and len(known) == len(left) else None
@@ -105,36 +82,14 @@ def study_status(study: Study, storage: str | None = None) -> StudyStatus:
     return StudyStatus(tuple(searches), living, seconds, ends)
 
 
-@contextmanager
-def _opened(address: StorageAddress, scope: str) -> Iterator[tuple[BaseStorage, tuple[Worker, ...]]]:
-    """The storage, opened while no worker does so, and who is alive."""
-    workers = workers_at(address, scope)
-    living: tuple[Worker, ...] = ()
-    with ExitStack() as stack:
-        stack.callback(workers.close)
-        with ExitStack() as turn:
-            # A folder that only others can write to tells nothing of who is at work there.
-            with suppress(OSError, Timeout):
-                turn.enter_context(workers.turn())
-                living = workers.living()
-            storage = stack.enter_context(open_storage(address))
-        yield storage, living
-
-
-def _trials(storage: BaseStorage, label: str) -> list[FrozenTrial]:
-    return storage.get_all_trials(storage.get_study_id_from_name(label), deepcopy=False)
-
-
-def _status(
-    search: str, step: str, stage: Stage, parameters: Iterable[Parameter], found: Sequence[FrozenTrial]
-) -> SearchStatus:
-    trials = trials_of_search(found, [parameter.name for parameter in parameters])
+def _status(search: SearchTrials) -> SearchStatus:
+    trials, stage = search.trials, search.stage
     done = completed(trials)
     best = best_of(done)
     lost = sum(map(is_lost, trials))
     return SearchStatus(
-        search=search,
-        step=step,
+        search=search.name,
+        step=search.step,
         metric=stage.metric,
         completed=len(done),
         running=sum(not trial.state.is_finished() for trial in trials),

@@ -2,16 +2,17 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from optimizer.checkpoints import HashCache
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.printable import unprintable
-from optimizer.recipes import Recipe, load_recipe, locate, locate_models
+from optimizer.recipes import Recipe, find_models, load_recipe, locate
 from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown, validate
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, parameters_of
@@ -20,6 +21,8 @@ from optimizer.similarity import METRICS, STATISTICS, read_prompts
 
 __all__ = [
     "DEFAULT_SEED",
+    "MOST_JOINT",
+    "MOST_SEARCHED",
     "Stage",
     "StageEntry",
     "Study",
@@ -42,9 +45,9 @@ _GENERATION = re.compile(r"@\d+$")
 _MOST_SKIPPED = 12
 # What a study may ask for; more would take years, and some of it is gone through before a trial is run.
 _MOST_STAGES, _MOST_PASSES, _MOST_TRIALS = 100, 1000, 10_000_000
-_MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
+MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
 # Numbers that a joint stage searches at once: the time grows faster than their square. 23 steps of 26 alphas are 598.
-_MOST_JOINT = 600
+MOST_JOINT = 600
 
 
 class _TargetEntry(UserFile):
@@ -88,7 +91,8 @@ class Stage:
     `trials` is the number of completed trials of each Optuna study; `seeds` those of the random inputs. A stepwise
     stage goes over its steps at most `passes` times, until one raises the total similarity by less than `tolerance`.
     `tf32` lets a card compute attention faster and with similarities exact to some 1e-3 only. `prompts` are what the
-    encoder metric reads, None those that come with the layout, and `clip_skip` which of its layers.
+    encoder metric reads, None those that come with the layout, `prompts_file` what the study calls the file that they
+    are from, and `clip_skip` which of the encoder's layers.
     """
 
     name: str
@@ -104,6 +108,7 @@ class Stage:
     tf32: bool = False
     prompts: tuple[str, ...] | None = None
     clip_skip: int = 1
+    prompts_file: str | None = None
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -148,6 +153,7 @@ class Study:
     `name` tells its trials from those of other studies in a database; by default it is the folder's. `files` are the
     sources that the stages need, as the recipe names them; `sources` those that were found. `missing`
     tells, a line each, what was not found: the statistics that an earlier run left in `folder` may stand in for it.
+    `path` is the study's own file.
     """
 
     folder: Path
@@ -162,6 +168,7 @@ class Study:
     files: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     name: str = ""
+    path: Path | None = None
 
     def prefix(self, address: StorageAddress) -> str:
         """What the names of its Optuna studies begin with: its own name where those of other studies may lie too."""
@@ -173,6 +180,12 @@ class Study:
         leading = {step.name for step in self.recipe.ancestors(other.steps[-1])}
         moved = {block for one in stage.parameters if one.step in leading for block in one.blocks}
         return bool(moved & set(other.blocks))
+
+    def without_files(self) -> "Study":
+        """The same study as if none of its checkpoints were there: what was measured of them stands in."""
+        kept = self.folder / STATISTICS
+        missing = f"{kept}: was not measured of the checkpoints that this study names; fit it again"
+        return replace(self, sources={}, target=Path(), missing=(missing,))
 
     def with_trials(self, trials: int) -> "Study":
         """The same study with this budget of completed trials for each of its Optuna studies."""
@@ -187,12 +200,20 @@ def study_file(path: Path | str) -> Path:
     return path / "study.yaml" if path.is_dir() else path
 
 
-def load_study(path: Path | str, folders: Sequence[Path | str] = (), *, with_files: bool = True) -> Study:
+def load_study(
+    path: Path | str,
+    folders: Sequence[Path | str] = (),
+    *,
+    with_files: bool = True,
+    hashes: HashCache | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Study:
     """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
 
         result = fit(load_study("my-study", ["D:/webui/models/Stable-diffusion"]))
 
-    Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit.
+    Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit. `hashes` and
+    `progress` are for files that are named by their hash, as in `locate`.
     Raises InputError with one line for each problem.
     """
     path = study_file(path)
@@ -202,10 +223,13 @@ def load_study(path: Path | str, folders: Sequence[Path | str] = (), *, with_fil
         raise StudyError(f"{path}: recipe: {recipe_path}: no such file")
     recipe = load_recipe(recipe_path)
     study = attempt(lambda: study_of(entry, recipe, path.parent, path.resolve().parent.name), path)
+    study = replace(study, path=path)
     if not with_files:
         return study
     looked = [Path(folder) for folder in folders]
-    return with_found_files(study, looked, recipe_given=recipe_path, target_given=f"{path}: target.file")
+    return with_found_files(
+        study, looked, recipe_given=recipe_path, target_given=f"{path}: target.file", hashes=hashes, progress=progress
+    )
 
 
 def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Study:
@@ -258,12 +282,20 @@ def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Stud
 
 
 def with_found_files(
-    study: Study, folders: Sequence[Path], *, recipe_given: Path | str, target_given: str, beside: Path | None = None
+    study: Study,
+    folders: Sequence[Path],
+    *,
+    recipe_given: Path | str,
+    target_given: str,
+    beside: Path | None = None,
+    hashes: HashCache | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Study:
     """The same study with its checkpoints found, the target's not among the sources'.
 
     They are looked for in `beside`, by default beside the recipe and the study that name them, then in `folders`.
-    `recipe_given` and `target_given` are where they were named, for messages.
+    `recipe_given` and `target_given` are where they were named, for messages. `hashes` and `progress` are for files
+    that are named by their hash, as in `locate`.
 
     Raises InputError with one line for each problem.
     """
@@ -271,18 +303,15 @@ def with_found_files(
     used = {name for stage in study.stages for step in stage.steps for name in recipe.sources(step)} | {study.base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
     of_recipe, of_target = beside or study.recipe_path.parent, beside or study.folder
-    located = {name: locate(file, of_recipe, folders) for name, file in files.items()}
-    sources = {name: found for name, found in located.items() if found is not None}
-    target = locate(study.target_file, of_target, folders)
-    problems: list[str] = []
-    if len(sources) < len(files):
-        try:
-            locate_models(files, of_recipe, folders, named_in=recipe_given)
-        except InputError as error:
-            problems += error.problems
-    if target is None:
-        looked = ", ".join(str(folder) for folder in (of_target, *folders))
-        problems.append(f"{target_given}: {study.target_file!r} not found; looked in {looked}")
+    sources, problems = find_models(files, of_recipe, folders, named_in=recipe_given, hashes=hashes, progress=progress)
+    target = None
+    try:
+        target = locate(study.target_file, of_target, folders, hashes=hashes, progress=progress)
+        if target is None:
+            looked = ", ".join(str(folder) for folder in (of_target, *folders))
+            problems.append(f"{target_given}: {study.target_file!r} not found; looked in {looked}")
+    except InputError as error:
+        problems += [f"{target_given}: {problem}" for problem in error.problems]
     if problems and not (study.folder / STATISTICS).exists():
         raise StudyError(problems)
     for name, source in sources.items():
@@ -332,21 +361,23 @@ def _read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Pat
     prompts: tuple[str, ...] | None = None
     if reading and entry.prompts is not None:
         try:
-            prompts = read_prompts(named_file(folder, entry.prompts) or folder / entry.prompts)
+            if (named := named_file(folder, entry.prompts)) is None:
+                raise InputError(f"{folder / entry.prompts}: no such file")
+            prompts = read_prompts(named)
         except InputError as error:
             problems += [f"prompts: {problem}" for problem in error.problems]
     steps = _stage_steps(entry, recipe, problems)
     if problems:
         raise StudyError(problems)
-    if len(steps) > _MOST_SEARCHED:
+    if len(steps) > MOST_SEARCHED:
         raise StudyError(
-            f"steps: {len(steps):,} steps with free alphas; a stage searches at most {_MOST_SEARCHED}; "
+            f"steps: {len(steps):,} steps with free alphas; a stage searches at most {MOST_SEARCHED}; "
             "search them in several stages, each naming its `steps`"
         )
     free = parameters_of(recipe, steps)
-    if entry.strategy == "joint" and len(free) > _MOST_JOINT:
+    if entry.strategy == "joint" and len(free) > MOST_JOINT:
         raise StudyError(
-            f"strategy: {len(free):,} free alphas at once; a joint stage searches at most {_MOST_JOINT}; search them "
+            f"strategy: {len(free):,} free alphas at once; a joint stage searches at most {MOST_JOINT}; search them "
             "in several stages, each naming its `steps`, tie those of a step (`tie: true`), or write strategy: stepwise"
         )
     measured = _measured(entry, recipe.layout, free)
@@ -367,6 +398,7 @@ def _read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Pat
         tf32=entry.tf32,
         prompts=prompts,
         clip_skip=entry.clip_skip,
+        prompts_file=None if prompts is None else entry.prompts,
     )
 
 

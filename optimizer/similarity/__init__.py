@@ -7,7 +7,13 @@ from optimizer.similarity.attention import AttentionMetric
 from optimizer.similarity.comparing import compare, select_blocks
 from optimizer.similarity.comparison import Comparison, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import chosen_device, select_device, unused_card
-from optimizer.similarity.encoder import EncoderMetric, read_prompts
+from optimizer.similarity.encoder import (
+    EncoderMetric,
+    check_encoder,
+    prompts_sha256,
+    read_prompts,
+    shipped_prompts,
+)
 from optimizer.similarity.measured import STATISTICS, FileMark, Measured, load_measured, measure_family, save_measured
 from optimizer.similarity.metric import (
     METRICS,
@@ -41,6 +47,7 @@ __all__ = [
     "Verified",
     "WeightsMetric",
     "build_metric",
+    "check_encoder",
     "chosen_device",
     "compare",
     "gram_matrix",
@@ -49,12 +56,14 @@ __all__ = [
     "measure_statistics",
     "open_comparison",
     "open_recipe_comparison",
+    "prompts_sha256",
     "read_prompts",
     "save_measured",
     "score_step",
     "score_steps",
     "select_blocks",
     "select_device",
+    "shipped_prompts",
     "total_similarity",
     "unused_card",
     "verify",

@@ -8,10 +8,14 @@ import torch
 from optimizer.checkpoints import Layout, layout_names, open_checkpoint
 from optimizer.errors import CheckpointError, InputError
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison
+from optimizer.similarity.encoder import check_encoder
 from optimizer.similarity.metric import METRICS, build_metric
 from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["compare", "select_blocks"]
+
+# Blocks by a name for them together: what the metric does not see, or the files do not hold, does not count.
+_NAMED = ("all", "input", "middle", "output")
 
 
 def compare(
@@ -23,7 +27,7 @@ def compare(
     base: Path | str | None = None,
     seed: int = 114514,
     prompts: tuple[str, ...] | None = None,
-    clip_skip: int = 1,
+    clip_skip: int | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -33,7 +37,7 @@ def compare(
 
     `blocks` is `all`, `input`, `middle`, `output` (of what the metric sees and both files hold) or a block list. `base`
     is the checkpoint that delta takes differences from. `seed` is that of attention's random inputs; `prompts` and
-    `clip_skip` are the encoder metric's. `device` may be a name: auto, cpu (default) or cuda.
+    `clip_skip` (default: 1) are for the encoder metric alone. `device` may be a name: auto, cpu (default) or cuda.
 
     Raises InputError for files, blocks or metrics that do not fit.
     """
@@ -42,6 +46,14 @@ def compare(
     chosen = select_blocks(layout, metric, blocks)
     if METRICS[metric].needs_base and base is None:
         raise InputError(f"--base: missing; metric {metric!r} is about differences from a base model")
+    reads = METRICS[metric].needs_prompts
+    unread = {} if reads else {"--prompts": prompts, "--clip-skip": clip_skip}
+    if problems := [
+        f"{name}: only the metric `encoder` reads prompts; leave it out, or write --metric encoder"
+        for name, given in unread.items()
+        if given is not None
+    ]:
+        raise InputError(problems)
     with open_comparison(
         layout,
         {"candidate": candidate},
@@ -51,9 +63,12 @@ def compare(
         seeds=(seed,),
         progress=progress,
     ) as opened:
-        comparison = replace(opened, prompts=prompts, clip_skip=clip_skip)
-        if blocks in ("all", "input", "middle", "output"):
-            chosen = tuple(block for block in chosen if _held(comparison, block))
+        comparison = replace(opened, prompts=prompts, clip_skip=1 if clip_skip is None else clip_skip)
+        if reads:
+            check_encoder(comparison.target, layout, {"--clip-skip": comparison.clip_skip})
+        if blocks in _NAMED:
+            # If there is none, it is for the metric to say which file lacks what.
+            chosen = tuple(block for block in chosen if _held(comparison, block)) or chosen
         statistics = measure_statistics(comparison, chosen) if METRICS[metric].reads_statistics else None
         scorer = build_metric(metric, comparison, chosen, statistics)
         coefficients = torch.ones(1, len(comparison.groups), 1, dtype=torch.float64)
@@ -64,14 +79,18 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
     """The blocks that `text` asks for under `metric`, in layout order.
 
     `input` is all IN blocks, but under `attention` those with attention and M00, as in the article's input table.
-    Raises InputError for an unknown metric, an unknown block, or a listed block that the metric cannot see.
+    Raises InputError for an unknown metric, an unknown block, or blocks that the metric cannot see.
     """
     if metric not in METRICS:
         raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
     visible = METRICS[metric].sees(layout)
-    if text in ("all", "input", "middle", "output"):
+    if text in _NAMED:
         wanted = layout.parse_blocks("input,middle" if (text, metric) == ("input", "attention") else text)
-        return tuple(block for block in wanted if block in visible)
+        if seen := tuple(block for block in wanted if block in visible):
+            return seen
+        raise InputError(
+            f"--blocks: {text} holds nothing that {metric!r} sees; it sees {layout.describe_blocks(visible)}"
+        )
     wanted = layout.parse_blocks(text)
     if unseen := [block for block in wanted if block not in visible]:
         raise InputError(

@@ -12,22 +12,24 @@ padded to the length that the UNet wants: the encoder's attention is causal, so 
 nothing before it. Prompts of like length are computed together, and of the table of tokens only the rows that occur.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from optimizer.checkpoints import load_tokenizer, pipeline_of
+from optimizer.checkpoints import Checkpoint, Layout, load_tokenizer, pipeline_of, stored_part
 from optimizer.errors import CheckpointError, InputError
 from optimizer.printable import unprintable
 from optimizer.recipes import Part, finite
+from optimizer.recipes.yaml_files import read_text
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
 from optimizer.similarity.logits import Line, find_line
 
-__all__ = ["EncoderMetric", "read_prompts"]
+__all__ = ["EncoderMetric", "check_encoder", "prompts_sha256", "read_prompts", "shipped_prompts"]
 
 # What a batch costs beyond its tokens, in tokens: reading the weights once more, and the calls.
 _BATCH_COST = 24
@@ -40,16 +42,13 @@ _MOST_PROMPTS, _LONGEST_FILE = 10_000, 1 << 22
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts in a text file in UTF-8, a line each; empty lines are left out.
 
-    Raises InputError for a file that cannot be read, holds no prompt or too many, or characters that are no text.
+    Raises InputError for a file that cannot be read, has more than 4 MiB, holds no prompt or too many, or characters
+    that are no text.
     """
     try:
-        if path.stat().st_size > _LONGEST_FILE:
-            raise InputError(f"{path}: has {path.stat().st_size:,} bytes; prompts have at most {_LONGEST_FILE:,}")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, InputError, most=_LONGEST_FILE).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"{path}: prompts cannot be read: {error.strerror}") from error
     problems = [
         f"{path}: line {number}: holds the character {letter!r}; leave it out"
         for number, line in enumerate(lines, 1)
@@ -66,6 +65,29 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     return prompts
 
 
+def prompts_sha256(prompts: Iterable[str]) -> str:
+    """What tells these prompts from others: the sha256 of a file that holds nothing else, a line each.
+
+    Line ends and empty lines of the file that they were read from do not matter.
+    """
+    return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode("utf-8")).hexdigest()
+
+
+def shipped_prompts(target: Checkpoint, layout: Layout) -> tuple[str, ...]:
+    """What is read of this target unless the user has prompts. Raises CheckpointError for an unknown text encoder."""
+    return read_prompts(pipeline_of(target, layout) / "prompts.txt")
+
+
+def check_encoder(target: Checkpoint, layout: Layout, clip_skips: Mapping[str, int]) -> None:
+    """Raise InputError unless the target's text encoder can be read, behind each of the `clip_skips`.
+
+    These are numbers by what the user calls them. No weights are read.
+    """
+    pipeline = pipeline_of(target, layout)
+    _configuration(pipeline, clip_skips)
+    load_tokenizer(pipeline)
+
+
 class EncoderMetric:
     """Mean over `comparison.prompts` of the mean cosine of the text encoder's hidden states, behind `clip_skip`.
 
@@ -73,12 +95,18 @@ class EncoderMetric:
     """
 
     def __init__(self, comparison: Comparison, blocks: tuple[str, ...]) -> None:
-        """Raises CheckpointError for a text encoder that is unknown or incomplete, InputError for `clip_skip`."""
+        """Raises CheckpointError for a text encoder that is unknown or lacks something, InputError for `clip_skip`."""
         self.blocks = blocks
         self._comparison = comparison
         layout, device = comparison.layout, comparison.device
         pipeline = pipeline_of(comparison.target, layout)
-        prompts = comparison.prompts or read_prompts(pipeline / "prompts.txt")
+        prompts = comparison.prompts or shipped_prompts(comparison.target, layout)
+        files = (comparison.target, *comparison.sources.values())
+        if not any(layout.token_embedding in source.tensors for source in comparison.sources.values()):
+            raise CheckpointError(
+                f"{source.path}: has no text encoder: tensor {layout.token_embedding!r} is missing"
+                for source in comparison.sources.values()
+            )
         self._model, tokens, used = _model_and_tokens(pipeline, prompts, comparison.clip_skip)
         self._batches = tuple(_batches(tokens, device))
         self._positions = torch.arange(self._model.config.max_position_embeddings, device=device)[None]
@@ -88,10 +116,12 @@ class EncoderMetric:
         embedding = layout.token_embedding.removeprefix(layout.encoder)
         target: dict[str, torch.Tensor] = {}
         for done, name in enumerate(names):
-            part = scored.get(layout.encoder + name)
+            stored = layout.encoder + name
+            part = scored.get(stored)
             if part is None:
+                lacking = [file for file in files if stored not in file.tensors] or [comparison.target]
                 raise CheckpointError(
-                    f"{comparison.target.path}: tensor {layout.encoder + name!r} is missing here or in every source"
+                    f"{file.path}: tensor {stored!r} is missing, or not of floating point" for file in lacking
                 )
             rows = used if name == embedding else None
             self._weights[name] = _Weight.read(comparison, part, rows)
@@ -203,13 +233,9 @@ def _model_and_tokens(
 
     The tokens are numbered anew in the order of the third, int64 [tokens of the encoder's own that occur].
     """
-    from transformers import CLIPTextConfig, CLIPTextModel  # noqa: PLC0415  takes seconds
+    from transformers import CLIPTextModel  # noqa: PLC0415  takes seconds
 
-    config = CLIPTextConfig.from_pretrained(pipeline / "text_encoder", local_files_only=True)
-    if not 1 <= clip_skip <= config.num_hidden_layers:
-        raise InputError(
-            f"clip_skip: received {clip_skip}; must be from 1, the last layer, to {config.num_hidden_layers}"
-        )
+    config = _configuration(pipeline, {"clip_skip": clip_skip})
     tokenizer = load_tokenizer(pipeline)
     found = tokenizer(list(prompts), truncation=True, max_length=config.max_position_embeddings)["input_ids"]
     used = sorted({token for prompt in found for token in prompt})
@@ -219,8 +245,23 @@ def _model_and_tokens(
     # They tell where to pool, which is not used here.
     config.bos_token_id = config.eos_token_id = config.pad_token_id = numbers[tokenizer.eos_token_id]
     with torch.device("meta"):
-        model = CLIPTextModel(config).eval()
+        model = stored_part(CLIPTextModel(config)).eval()
     return model, [[numbers[token] for token in prompt] for prompt in found], torch.tensor(used)
+
+
+def _configuration(pipeline: Path, clip_skips: Mapping[str, int]) -> Any:
+    """The configuration of the text encoder for transformers, which must have a layer for each of these numbers."""
+    from transformers import CLIPTextConfig  # noqa: PLC0415  takes seconds
+
+    config = CLIPTextConfig.from_pretrained(pipeline / "text_encoder", local_files_only=True)
+    problems = [
+        f"{name}: received {number}; must be from 1, the last layer, to {config.num_hidden_layers}"
+        for name, number in clip_skips.items()
+        if not 1 <= number <= config.num_hidden_layers
+    ]
+    if problems:
+        raise InputError(problems)
+    return config
 
 
 def _batches(tokens: Sequence[Sequence[int]], device: torch.device) -> Iterator[_Batch]:

@@ -32,7 +32,7 @@ from full_size import opened_family
 from measuring import AnonymousMemory, report
 from torch import Tensor
 
-from optimizer.checkpoints import load_tokenizer, pipeline_of
+from optimizer.checkpoints import load_tokenizer, pipeline_of, stored_part
 from optimizer.recipes import load_recipe
 from optimizer.similarity import build_metric, read_prompts
 
@@ -74,7 +74,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
 
         pipeline = pipeline_of(comparison.target, planted.layout)
         config = CLIPTextConfig.from_pretrained(pipeline / "text_encoder", local_files_only=True)
-        model = CLIPTextModel(config).eval()
+        model = stored_part(CLIPTextModel(config)).eval()
         weights = {
             name: comparison.reference.tensor(planted.layout.encoder + name).float() for name in model.state_dict()
         }

@@ -433,6 +433,30 @@ def test_files_that_are_none(folder: Path, run: Run, named: str) -> None:
     assert "target.file" in refused(run, folder, "fit", folder)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes among files")
+@pytest.mark.parametrize("named", ["pipe", "/dev/zero", "/dev/stdin", '"a\\0b"', "a" * 5000, "../models"])
+def test_prompts_that_are_no_file(folder: Path, run: Run, named: str) -> None:
+    """Nor are prompts read from anything but a file, by commands that need no checkpoint either."""
+    os.mkfifo(folder / "pipe")
+    (folder / "recipe.yaml").write_text(MODELS + step("S", alpha="{search: [0, 1]}"), encoding="utf-8")
+    study = STUDY.replace("STAGE, metric: weights", f"s, metric: encoder, prompts: {named}")
+    (folder / "study.yaml").write_text(study, encoding="utf-8")
+
+    for command in ("status", "fit"):
+        line = refused(run, folder, command, folder)
+        assert "study.yaml: stages.s.prompts: " in line
+        assert "no such file" in line
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices among files")
+def test_prompts_without_end(folder: Path, run: Run) -> None:
+    """Of an endless file of prompts no more is read than prompts may have."""
+    target = folder / "target.safetensors"
+    arguments = (target, "--target", target, "--metric", "encoder", "--prompts", "/dev/zero")
+
+    assert "/dev/zero: more than 4,194,304 bytes" in refused(run, folder, "compare", *arguments)
+
+
 def test_recipes_may_name_files_elsewhere(folder: Path, run: Run) -> None:
     """A recipe's `file` may lead out of its folder: such files are read, and nothing but the output is written."""
     below = folder / "recipes" / "mine"

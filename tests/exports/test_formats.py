@@ -109,4 +109,4 @@ def test_help_names_every_format():
     shown = " ".join(run("export", "--help").stdout.split())
 
     assert all(name in shown for name in EXPORTS)
-    assert "Example: blockfit export best.yaml --to comfyui -o workflow.json" in shown
+    assert "blockfit export best.yaml --to comfyui -o workflow.json" in shown.split("Examples:")[1]

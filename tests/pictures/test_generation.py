@@ -11,8 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
-from optimizer.errors import CheckpointError
+from optimizer.checkpoints import pipeline_folder
+from optimizer.errors import CheckpointError, InputError
 from optimizer.pictures import generate
+from optimizer.pictures.drawing import check_steps
+from optimizer.pictures.opening import open_scheduler
 
 MODELS = Path(__file__).parents[2] / "studies" / "demo" / "models"
 BASE = MODELS / "base.safetensors"
@@ -103,6 +106,36 @@ def test_unfit_checkpoint_is_refused(tmp_path: Path, change: str, message: str) 
         generate(path, prompts=["one"], seeds=[0], steps=1)
 
     assert message in str(caught.value)
+
+
+def test_steps_begin_in_noise() -> None:
+    """Of Stable Diffusion's sampler, whose first time step is (n - 1) * (1000 // n) + 1, not all counts begin near 999.
+
+    The demo's sampler always begins at 999.
+    """
+    refused = set()
+    for steps in range(1, 1001):
+        first = (steps - 1) * (1000 // steps) + 1
+        scheduler = open_scheduler(pipeline_folder("sd1"))
+        try:
+            check_steps(scheduler, steps)
+        except InputError:
+            refused.add(steps)
+        else:
+            scheduler.set_timesteps(steps)
+            assert int(scheduler.timesteps[0]) == first <= 999
+            assert first >= 899 - 1000 / steps
+
+    assert refused >= {201, 224, 251, 299, 334, 400, 448, 501, 750, 897, 1000}
+    assert not refused & {*range(1, 112), 120, 150, 200, 250, 333, 500, 999}
+    for steps in (1, 201, 1000):
+        check_steps(open_scheduler(pipeline_folder("digits")), steps)
+    with pytest.raises(
+        InputError, match=r"received 1000; in so many, the sampler would not begin where all is noise; 999 will do"
+    ):
+        check_steps(open_scheduler(pipeline_folder("sd1")), 1000)
+    with pytest.raises(InputError, match=r"received 210; .*; 200 or 225 will do"):
+        check_steps(open_scheduler(pipeline_folder("sd1")), 210)
 
 
 def test_steps_must_be_positive() -> None:

@@ -365,6 +365,23 @@ def test_bad_input(
     assert (tmp_path / "s.png").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("steps", [201, 501, 1000])
+def test_steps_that_begin_late(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], write_sd1: Callable[..., Any], steps: int
+) -> None:
+    """Counts of steps for which Stable Diffusion's sampler has no right noise level to begin at are refused."""
+    target = tmp_path / "target.safetensors"
+    embedding = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    write_sd1(target, overrides={embedding: torch.zeros(49408, 8)})
+
+    code = run("preview", target, "--target", target, "--prompt", "one", "--steps", steps, "-o", tmp_path / "s.png")
+
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"blockfit: --steps: received {steps}; in so many, the sampler would not begin")
+    assert sorted(tmp_path.iterdir()) == [target]
+
+
 def test_folder_that_cannot_be_written_to(
     read_only: Callable[[dict[str, str]], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

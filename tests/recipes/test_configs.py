@@ -1,11 +1,13 @@
 """The files in configs/, which users copy."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from optimizer.recipes import import_text, load_recipe
 from optimizer.search import load_study
+from optimizer.similarity import METRICS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -25,6 +27,25 @@ def test_study_loads() -> None:
     assert [parameter.name for parameter in stage.parameters] == [
         "TEMP1.alpha", *(f"TEMP2.OUT{number:02}" for number in range(3, 12))
     ]  # fmt: skip
+
+
+def test_study_names_every_choice(tmp_path: Path) -> None:
+    """The study in configs/ names all metrics, and what it leaves in comments can be written."""
+    text = (CONFIGS / "study.yaml").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("metric:"))
+    (tmp_path / "search.yaml").write_text(
+        "models: {base: {file: base}, x: {file: x}}\n"
+        "steps:\n  - {name: T, mode: weight_sum, a: base, b: x, alpha: {search: [0, 1], blocks: BASE}}\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "mine.txt").write_text("seven\n", encoding="utf-8")
+    written = re.sub("(?m)^    # ", "    ", text).replace("OUT03-OUT11 ", "BASE ")
+    (tmp_path / "study.yaml").write_text(written.replace("metric: attention", "metric: encoder"), encoding="utf-8")
+
+    (stage,) = load_study(tmp_path / "study.yaml", with_files=False).stages
+
+    assert all(re.search(rf"[|:#] {name}\b", line) for name in METRICS)
+    assert (stage.metric, stage.prompts, stage.clip_skip) == ("encoder", ("seven",), 1)
 
 
 def test_the_articles_recipe() -> None:

@@ -349,6 +349,27 @@ def test_command(far_study, capsys, monkeypatch, tmp_path):
     assert run("--metric", "attention")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("stages", "named"),
+    [
+        ("  - {name: s}\n", []),
+        ("  - {name: s, metric: attention, blocks: OUT03}\n", ["attention"]),
+        ("  - {name: s, metric: attention, elsewhere: encoder, blocks: 'BASE,OUT03'}\n", ["attention", "encoder"]),
+    ],
+)
+def test_what_they_do_not_bound(write_study, far_target, stages, named):
+    """Metrics of the study that are no cosines of weights are named: what they reach is not bounded."""
+    steps = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: {search: [0, 1], blocks: 'BASE,OUT03'}}\n"
+    if "encoder" not in named:
+        steps = steps.replace("'BASE,OUT03'", "OUT03")
+
+    (found,) = study_ceilings(load_study(write_study(steps, stages, far_target[0])), "delta")
+
+    assert found.note == "; ".join(
+        f"these are no bounds for {name}, which is not a cosine of weights" for name in named
+    )
+
+
 def test_metrics_that_have_no_ceiling(far_study):
     """Another metric than weights and delta is refused by name."""
     with pytest.raises(InputError, match="attention"):

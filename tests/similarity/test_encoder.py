@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from optimizer.checkpoints import load_layout, pipeline_folder
@@ -55,11 +56,12 @@ def by_definition(candidate, target, prompts, clip_skip):
     said = []
     for file in (candidate, target):
         model = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True)).eval()
+        inner = getattr(model, "text_model", model)  # before transformers 5.6
         stored = {name[len(PREFIX) :]: tensor for name, tensor in load_file(file).items() if name.startswith(PREFIX)}
-        model.load_state_dict({name: stored[name].float() for name in model.state_dict()})
+        inner.load_state_dict({name: stored[name].float() for name in inner.state_dict()})
         with torch.no_grad():
             layers = model(tokens["input_ids"], tokens["attention_mask"], output_hidden_states=True).hidden_states
-            said.append(model.final_layer_norm(layers[-clip_skip]).double())
+            said.append(inner.final_layer_norm(layers[-clip_skip]).double())
     cosines = torch.nn.functional.cosine_similarity(*said, dim=-1)
     lengths = tokens["attention_mask"].sum(dim=1).tolist()
     return sum(float(row[:length].mean()) for row, length in zip(cosines, lengths, strict=True)) / len(lengths)
@@ -118,6 +120,24 @@ def test_mean_over_prompts(recipe, prompts):
     assert together == pytest.approx(sum(scored(recipe, (text,)) for text in texts) / len(texts), abs=1e-6)
 
 
+def test_transformers_before_5_6(recipe, monkeypatch):
+    """A CLIPTextModel whose parameters are named `text_model.*`, as in transformers 5.0 to 5.5, scores alike."""
+
+    class Nested(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            model = CLIPTextModel(config)
+            self.text_model = getattr(model, "text_model", model)
+
+        def forward(self, tokens):
+            return self.text_model(tokens)
+
+    wanted = scored(recipe, PROMPTS)
+    monkeypatch.setattr("transformers.CLIPTextModel", Nested)
+
+    assert scored(recipe, PROMPTS) == wanted
+
+
 def test_same_encoder(tmp_path):
     """A checkpoint with the target's text encoder scores 1, whatever the rest of it is."""
     tensors = load_file(DEMO / "target.safetensors")
@@ -145,10 +165,43 @@ def test_incomplete_encoder(tmp_path):
     del tensors[f"{PREFIX}final_layer_norm.bias"]
     save_file(tensors, tmp_path / "target.safetensors")
 
-    with pytest.raises(
-        CheckpointError, match=r"target\.safetensors: tensor '.*final_layer_norm\.bias' is missing here or"
-    ):
+    with pytest.raises(CheckpointError, match=r"target\.safetensors: tensor '.*final_layer_norm\.bias' is missing"):
         compare(MODELS["base"], tmp_path / "target.safetensors", metric="encoder")
+
+
+@pytest.mark.parametrize("lacking", ["candidate", "target"])
+@pytest.mark.parametrize("blocks", ["all", "BASE"])
+def test_without_an_encoder(tmp_path, lacking, blocks):
+    """Of two files the one without a text encoder is named."""
+    tensors = {name: tensor for name, tensor in load_file(MODELS["bold"]).items() if not name.startswith(PREFIX)}
+    save_file(tensors, tmp_path / "bare.safetensors")
+    files = {"candidate": MODELS["base"], "target": DEMO / "target.safetensors"}
+    files[lacking] = tmp_path / "bare.safetensors"
+
+    with pytest.raises(CheckpointError) as caught:
+        compare(files["candidate"], files["target"], metric="encoder", blocks=blocks)
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{tmp_path / 'bare.safetensors'}: has no text encoder: tensor ")
+
+
+def test_candidate_that_lacks_a_tensor(tmp_path):
+    """A candidate that lacks a tensor of the text encoder is named, not the target that has it."""
+    tensors = load_file(MODELS["bold"])
+    del tensors[f"{PREFIX}final_layer_norm.bias"]
+    save_file(tensors, tmp_path / "candidate.safetensors")
+
+    with pytest.raises(
+        CheckpointError, match=r"^[^:]*candidate\.safetensors: tensor '.*final_layer_norm\.bias' is missing[^\n]*$"
+    ):
+        compare(tmp_path / "candidate.safetensors", DEMO / "target.safetensors", metric="encoder")
+
+
+@pytest.mark.parametrize("blocks", ["output", "input", "middle"])
+def test_blocks_that_it_does_not_see(blocks):
+    """Blocks of which the metric sees none are refused, with what it sees."""
+    with pytest.raises(InputError, match=f"^--blocks: {blocks} holds nothing that 'encoder' sees; it sees BASE$"):
+        compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", blocks=blocks)
 
 
 def test_not_finite(tmp_path):
@@ -165,7 +218,7 @@ def test_not_finite(tmp_path):
 
 def test_layer_that_is_not_there():
     """The demo's encoder has two layers: a third from the last is refused."""
-    with pytest.raises(InputError, match=r"clip_skip: received 3; must be from 1, the last layer, to 2"):
+    with pytest.raises(InputError, match=r"--clip-skip: received 3; must be from 1, the last layer, to 2"):
         compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", clip_skip=3)
 
 
@@ -183,8 +236,8 @@ def test_reading_prompts(tmp_path):
         (b"a\n" * 10_001, "holds 10,001 prompts"),
         ("größer".encode("latin-1"), "is not text in UTF-8"),
         (b"one\ntw\x1b[31mo\n", "line 2: holds the character '\\x1b'; leave it out"),
-        (b"a" * (1 << 23), "has 8,388,608 bytes"),
-        (None, "prompts cannot be read: No such file"),
+        (b"a" * (1 << 23), "more than 4,194,304 bytes"),
+        (None, "cannot be read: No such file"),
     ],
 )
 def test_prompts_that_are_none(tmp_path, content, said):

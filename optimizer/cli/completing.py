@@ -1,0 +1,236 @@
+"""What Tab completes: the values that options take, and the files that arguments name.
+
+A shell asks while somebody waits, so nothing heavy is imported: the names below are those of registries in parts that
+import torch, and a test compares them. Whatever goes wrong here completes nothing, and prints nothing.
+"""
+
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from optimizer.cli.environment import folders_of_environment
+
+__all__ = [
+    "BLOCKS",
+    "CHECKPOINT_SUFFIXES",
+    "COMPLETION_VARIABLE",
+    "DEVICES",
+    "FORMATS",
+    "MAPPINGS",
+    "METRICS",
+    "MODES",
+    "SHELLS",
+    "block_lists",
+    "candidates",
+    "ceiling_metrics",
+    "checkpoints",
+    "devices",
+    "formats",
+    "mappings",
+    "metrics",
+    "modes",
+    "recipes",
+    "shells",
+    "storages",
+    "studies",
+    "texts_and_checkpoints",
+]
+
+# What a shell sets to ask; its value tells which shell.
+COMPLETION_VARIABLE = "_BLOCKFIT_COMPLETE"
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+
+METRICS = ("weights", "delta", "elements", "attention", "encoder")
+FORMATS = ("supermerger", "model-mixer", "mecha", "comfyui", "mergekit")
+MAPPINGS = ("supermerger", "mecha", "model-mixer")
+DEVICES = ("auto", "cpu", "cuda")
+MODES = ("weight_sum", "add_difference")
+BLOCKS = ("BASE", *(f"IN{n:02}" for n in range(12)), "M00", *(f"OUT{n:02}" for n in range(12)))
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+_GROUPS = ("all", "input", "middle", "output")
+_RECIPE_SUFFIXES = (".yaml", ".yml")
+_STORAGES = (
+    "journal:",
+    "journal:trials.log",
+    "postgresql://",
+    "postgresql://USER@HOST/DATABASE",
+    "sqlite:///",
+    "sqlite:///study.db",
+)
+_MOST_FILES = 20_000  # that are looked at below the folders of checkpoints
+_DEEPEST = 20  # folders that hold nothing but one folder
+
+Complete = Callable[[typer.Context, str], list[str]]
+
+
+class _Word(str):
+    """A word that fits what was typed, as the shell has to be given it."""
+
+    __slots__ = ()
+
+    def startswith(self, *typed: Any) -> bool:
+        """True: typer leaves out what does not begin with what was typed, which a quoted word does not."""
+        return True
+
+
+def _completes(find: Callable[[typer.Context, str], Iterable[str]]) -> Complete:
+    """Make a function of the line so far and the word typed into one that a shell may ask."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        typed = incomplete.lstrip("'\"")
+        try:
+            return [_Word(_quoted(word)) for word in dict.fromkeys(find(ctx, typed))]
+        except Exception:
+            return []
+
+    complete.__doc__ = find.__doc__
+    return complete
+
+
+def _quoted(word: str) -> str:
+    """`word` as it has to stand on the line of a shell that does not quote by itself."""
+    shell = os.environ.get(COMPLETION_VARIABLE, "")
+    if shell == "complete_bash":
+        line, position = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD", "0"))
+        open_quote = len(line) > position and line[position][:1] in ("'", '"')
+        return word if open_quote else re.sub(r"([^\w@%+=:,./~-])", r"\\\1", word)
+    if shell in ("complete_powershell", "complete_pwsh") and shlex.quote(word) != word:
+        return "'" + word.replace("'", "''") + "'"
+    return word
+
+
+def _one_of(*names: str) -> Complete:
+    return _completes(lambda _, typed: (name for name in names if name.startswith(typed)))
+
+
+metrics = _one_of(*METRICS)
+ceiling_metrics = _one_of("weights", "delta", "both")
+formats = _one_of(*FORMATS)
+mappings = _one_of(*MAPPINGS)
+devices = _one_of(*DEVICES)
+modes = _one_of(*MODES)
+shells = _one_of(*SHELLS)
+storages = _one_of(*_STORAGES)
+
+
+@_completes
+def block_lists(_: typer.Context, typed: str) -> Iterator[str]:
+    """Block lists such as OUT03-OUT11,M00: what the last part of one may become."""
+    *before, last = typed.split(",")
+    start = "".join(f"{part}," for part in before)
+    first, dash, end = last.upper().partition("-")
+    if dash and first in BLOCKS:
+        for block in BLOCKS[BLOCKS.index(first) + 1 :]:
+            if block.startswith(end):
+                yield f"{start}{first}-{block}"
+        return
+    names = (*(() if before else _GROUPS), *BLOCKS)
+    listed = {part.upper() for part in before}
+    yield from (start + name for name in names if name.upper().startswith(first) and name.upper() not in listed)
+
+
+@_completes
+def studies(_: typer.Context, typed: str) -> Iterator[str]:
+    """Folders with study.yaml, and YAML files."""
+    return _files(typed, _is_recipe, _is_study)
+
+
+@_completes
+def recipes(_: typer.Context, typed: str) -> Iterator[str]:
+    """YAML files."""
+    return _files(typed, _is_recipe)
+
+
+@_completes
+def checkpoints(ctx: typer.Context, typed: str) -> Iterator[str]:
+    """Checkpoints here, and the names of those in the folders that --models and BLOCKFIT_MODELS name."""
+    yield from _files(typed, _is_checkpoint)
+    yield from _names_in_folders(ctx, typed)
+
+
+@_completes
+def candidates(ctx: typer.Context, typed: str) -> Iterator[str]:
+    """Recipes and checkpoints."""
+    yield from _files(typed, lambda name: _is_recipe(name) or _is_checkpoint(name))
+    yield from _names_in_folders(ctx, typed)
+
+
+@_completes
+def texts_and_checkpoints(ctx: typer.Context, typed: str) -> Iterator[str]:
+    """Texts, and merged checkpoints."""
+    yield from _files(typed, lambda name: name.lower().endswith((".txt", ".md", ".mecha")) or _is_checkpoint(name))
+    yield from _names_in_folders(ctx, typed)
+
+
+def _files(
+    typed: str, wanted: Callable[[str], bool], is_hit: Callable[[Path], bool] = lambda folder: False
+) -> Iterator[str]:
+    """The files below what was typed whose names are `wanted`, the folders that are hits, and those to go on in.
+
+    A folder that is the only choice is looked into: the shell would take it for the whole word otherwise.
+    """
+    for _ in range(_DEEPEST):
+        found = list(_entries(typed, wanted, is_hit))
+        if len(found) != 1 or not found[0].endswith("/"):
+            break
+        typed = found[0]
+    yield from found
+
+
+def _entries(typed: str, wanted: Callable[[str], bool], is_hit: Callable[[Path], bool]) -> Iterator[str]:
+    cut = max(typed.rfind(sign) for sign in ("/", os.sep)) + 1
+    head, tail = typed[:cut], typed[cut:]
+    # "D:" alone is a drive's current folder, and not what anybody means.
+    folder = Path(head or ".").expanduser()
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        name = entry.name
+        if not os.path.normcase(name).startswith(os.path.normcase(tail)) or name.startswith(".") > tail.startswith("."):
+            continue
+        if entry.is_dir():
+            hit = is_hit(entry)
+            if hit:
+                yield head + name
+            # Below a study there are results; other studies, if any, are what there is to go on to.
+            if not hit or any(is_hit(inner) for inner in entry.iterdir() if inner.is_dir()):
+                yield head + name + "/"
+        elif wanted(name):
+            yield head + name
+
+
+def _names_in_folders(ctx: typer.Context, typed: str) -> Iterator[str]:
+    """Names that mean one checkpoint in the folders: without extension where that is enough, else with the folder."""
+    given = [Path(folder) for folder in ctx.params.get("models") or ()]
+    found: list[tuple[Path, Path]] = []
+    left = _MOST_FILES
+    for folder in (*given, *folders_of_environment()):
+        for place, inner, names in os.walk(folder, followlinks=True):
+            inner.sort()
+            left -= len(names) + len(inner)
+            if left < 0:
+                break
+            found += [(folder, Path(place, name)) for name in sorted(names) if _is_checkpoint(name)]
+    stems = Counter(os.path.normcase(path.stem) for _, path in found)
+    for folder, path in found:
+        alone = stems[os.path.normcase(path.stem)] == 1
+        name = path.stem if alone else path.relative_to(folder).as_posix()
+        if name.casefold().startswith(typed.casefold()):
+            yield name
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name.lower().endswith(CHECKPOINT_SUFFIXES)
+
+
+def _is_recipe(name: str) -> bool:
+    return name.lower().endswith(_RECIPE_SUFFIXES)
+
+
+def _is_study(folder: Path) -> bool:
+    return (folder / "study.yaml").is_file()

@@ -1,0 +1,11 @@
+"""What the command takes from the environment."""
+
+import os
+from pathlib import Path
+
+__all__ = ["folders_of_environment"]
+
+
+def folders_of_environment() -> list[Path]:
+    """The checkpoint folders of BLOCKFIT_MODELS, which may list several as PATH does."""
+    return [Path(part) for part in os.environ.get("BLOCKFIT_MODELS", "").split(os.pathsep) if part]

@@ -1,0 +1,59 @@
+"""Alphas by step and block, and what trials say of them: what plots and the report page show alike."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial
+
+from optimizer.search import FitResult, Parameter
+
+__all__ = ["AlphaRow", "alpha_rows", "block_score", "is_exact"]
+
+
+@dataclass(frozen=True)
+class AlphaRow:
+    """An alpha of a step: its number for each block, in layout order, and whether that was searched."""
+
+    step: str
+    alpha: str
+    values: tuple[float, ...]
+    searched: tuple[bool, ...]
+
+    @property
+    def found(self) -> tuple[float, ...]:
+        """The numbers that were searched."""
+        return tuple(number for number, searched in zip(self.values, self.searched, strict=True) if searched)
+
+
+def alpha_rows(result: FitResult) -> tuple[AlphaRow, ...]:
+    """The alphas that differ by block or were free, in the order of evaluation."""
+    blocks = result.recipe.layout.blocks
+    searches = [search.parameters for search in result.searches if search.best is not None]
+    # A recipe may be all that is left of a fit.
+    known = searches or [stage.parameters for stage in result.study.stages]
+    searched = {(one.step, one.alpha, block) for parameters in known for one in parameters for block in one.blocks}
+    evaluated = [step.name for step in result.recipe.ancestors()]
+    # A study may fit steps that do not lead to the recipe's output: they come last.
+    order = [*evaluated, *(step.name for step in result.recipe.steps if step.name not in evaluated)]
+    rows = []
+    for name in order:
+        for alpha_name, alpha in result.recipe.step(name).alphas.items():
+            values = tuple(alpha.at(block) for block in blocks)
+            found = tuple((name, alpha_name, block) in searched for block in blocks)
+            if any(found) or result.study.recipe.step(name).alphas[alpha_name].free or len(set(values)) > 1:
+                rows.append(AlphaRow(name, alpha_name, values, found))
+    return tuple(rows)
+
+
+def block_score(trial: FrozenTrial, parameter: Parameter) -> float | None:
+    """The mean similarity of the parameter's blocks in this trial, None if none of them was scored."""
+    scores = trial.user_attrs.get("block_scores")
+    found = [scores.get(block) for block in parameter.blocks] if isinstance(scores, Mapping) else []
+    own = [score for score in found if isinstance(score, int | float)]
+    return math.fsum(own) / len(own) if own else None
+
+
+def is_exact(trial: FrozenTrial) -> bool:
+    """Whether a trial is at the exact optimum of a metric."""
+    return str(trial.user_attrs.get("origin", "")).startswith("exact")

@@ -1,0 +1,373 @@
+"""The report page's charts as lists of shapes, which the template writes as SVG.
+
+Colours are classes of the page's stylesheet, so that charts follow its dark mode and its print. Texts are texts.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from matplotlib.ticker import MaxNLocator
+from optuna.trial import FrozenTrial
+
+from optimizer.checkpoints import Layout
+from optimizer.reports.alphas import AlphaRow, block_score, is_exact
+from optimizer.search import Parameter, SearchResult
+
+__all__ = [
+    "MOST_POINTS",
+    "Drawing",
+    "Scale",
+    "Shape",
+    "against_alpha",
+    "best_so_far",
+    "block_map",
+    "dumbbells",
+    "short_number",
+    "shown_trials",
+]
+
+_Point = TypeVar("_Point")
+# Trials drawn as points of one chart; of more every n-th is.
+MOST_POINTS = 250
+# Similarities that are nearer than this are equal but for rounding.
+_SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An SVG element: its tag, its attributes, its text."""
+
+    tag: str
+    attributes: Mapping[str, object]
+    text: str = ""
+
+
+@dataclass
+class Drawing:
+    """A chart of so many units: shapes in the order in which they are painted, and what it shows, in words."""
+
+    width: float
+    height: float
+    label: str
+    shapes: list[Shape] = field(default_factory=list)
+
+    def add(self, tag: str, style: str, text: str = "", **attributes: object) -> None:
+        """Paint a shape of a class; attributes whose names hold a dash are written with an underscore."""
+        written = {name.replace("_", "-"): _written(value) for name, value in attributes.items() if value is not None}
+        self.shapes.append(Shape(tag, {"class": style, **written}, text))
+
+    def line(self, style: str, x1: float, y1: float, x2: float, y2: float) -> None:
+        """Paint a straight line."""
+        self.add("line", style, x1=x1, y1=y1, x2=x2, y2=y2)
+
+    def words(self, style: str, x: float, y: float, text: str, anchor: str = "start") -> None:
+        """Write a text, its baseline at `y`."""
+        self.add("text", style, text, x=x, y=y, text_anchor=None if anchor == "start" else anchor)
+
+    def points(self, style: str, points: Iterable[tuple[float, float]]) -> None:
+        """Paint dots, all in one element; their size is that of the class's stroke."""
+        path = "".join(f"M{_written(x)} {_written(y)}h0" for x, y in points)
+        if path:
+            self.add("path", style, d=path)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What colours stand for: alphas from 0, palest, to `largest` in size, in steps of a twentieth."""
+
+    largest: float
+    negative: bool
+
+    @staticmethod
+    def of(rows: Iterable[AlphaRow]) -> "Scale":
+        """One on which all searched alphas of these rows are told apart."""
+        found = [number for row in rows for number in row.found]
+        return Scale(max([1e-3, *map(abs, found)]), min([0.0, *found]) < 0)
+
+    def style(self, alpha: float, searched: bool = True) -> str:
+        """The class of a cell."""
+        if not searched:
+            return "unsearched"
+        level = round(20 * min(abs(alpha) / self.largest, 1.0))
+        return f"{'n' if alpha < 0 else 'p'}{level}"
+
+    @property
+    def steps(self) -> list[tuple[str, str]]:
+        """(class, number) of a legend's fields, from the lowest."""
+        shares = [n / 5 for n in range(-5 if self.negative else 0, 6)]
+        return [(self.style(share * self.largest), short_number(share * self.largest)) for share in shares]
+
+
+def short_number(number: float) -> str:
+    """An alpha in two decimals, as narrow as it can be: `.42`, `-.05`, `0`, `1`."""
+    text = f"{number:.2f}"
+    if float(text) == 0:
+        return "0"
+    return text.removesuffix(".00").replace("0.", ".", 1) if abs(number) < 1 else text.removesuffix(".00")
+
+
+def block_map(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
+    """An alpha on the UNet's blocks: inputs down on the left, the middle at the bottom, outputs up on the right.
+
+    Blocks that are none of these, the text encoder, stand apart inside. Rows of input and output blocks that skip
+    connections join are level.
+    """
+    inputs, middle, outputs = (layout.parse_blocks(kind) for kind in ("input", "middle", "output"))
+    alphas = dict(zip(layout.blocks, zip(row.values, row.searched, strict=True), strict=True))
+    width, height, gap = 92.0, 21.0, 3.0
+    apart = [block for block in layout.blocks if block not in (*inputs, *middle, *outputs)]
+    rows = max(len(inputs), len(outputs))
+    columns = (1.0, 104.0, 207.0)
+    drawing = Drawing(
+        300, (rows + len(middle)) * (height + gap) + 12, f"alphas of {row.step} on the blocks: {_in_words(row, layout)}"
+    )
+
+    def cell(block: str, x: float, y: float) -> None:
+        alpha, searched = alphas[block]
+        style = scale.style(alpha, searched)
+        # Colours let through what is below them: the lines between blocks are not to be seen in these.
+        drawing.add("rect", "clear", x=x, y=y, width=width, height=height, rx=3)
+        drawing.add("rect", f"cell {style}", x=x, y=y, width=width, height=height, rx=3)
+        drawing.words(f"on {style} block", x + 7, y + 14.5, block)
+        drawing.words(
+            f"on {style} number", x + width - 7, y + 14.5, f"{alpha:.3f}" if searched or alpha else "0", "end"
+        )
+
+    bottom = rows * (height + gap) + 10
+    for position in range(min(len(inputs), len(outputs))):
+        y = 1 + position * (height + gap) + height / 2
+        drawing.line("skip", columns[0] + width, y, columns[2], y)
+    turn = bottom + height / 2
+    for x in (columns[0] + width / 2, columns[2] + width / 2):
+        drawing.line("flow", x, 1, x, turn)
+    drawing.line("flow", columns[0] + width / 2, turn, columns[2] + width / 2, turn)
+    for position, block in enumerate(apart):
+        y = 1 + (rows / 2 - len(apart) / 2 + position) * (height + gap)
+        drawing.add("rect", "clear", x=columns[1] - 6, y=y - 18, width=width + 12, height=height + 24)
+        drawing.words("small", columns[1] + width / 2, y - 6, "text encoder" if block == "BASE" else "", "middle")
+        cell(block, columns[1], y)
+    for position, block in enumerate(inputs):
+        cell(block, columns[0], 1 + position * (height + gap))
+    for position, block in enumerate(reversed(outputs)):
+        cell(block, columns[2], 1 + position * (height + gap))
+    for position, block in enumerate(middle):
+        cell(block, columns[1], bottom + position * (height + gap))
+    return drawing
+
+
+def dumbbells(
+    label: str,
+    measured: Sequence[tuple[str, Sequence[str]]],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    ceiling: Mapping[str, float],
+) -> Drawing:
+    """Similarities block by block: a ring before, a dot after, a bar at the ceiling where there is one.
+
+    `measured` are metrics with their blocks; of several each has its name above its own.
+    """
+    left, right, line, top = 46.0, 250.0, 17.0, 8.0
+    numbers = [100 * value for values in (before, after, ceiling) for value in values.values()]
+    low, high, ticks = _axis(numbers)
+    rows = [(block, "") for _, blocks in measured for block in blocks]
+    if len(measured) > 1:
+        rows = [row for name, blocks in measured for row in (("", name), *((block, "") for block in blocks))]
+    bottom = top + line * len(rows) + 2
+    drawing = Drawing(320, bottom + 18, label)
+
+    def place(value: float) -> float:
+        return left + (100 * value - low) / (high - low) * (right - left)
+
+    for tick in ticks:
+        x = place(tick / 100)
+        drawing.line("grid", x, top, x, bottom)
+        drawing.words("tick", x, bottom + 12, f"{tick:.10g}", "middle")
+    for position, (block, name) in enumerate(rows):
+        y = top + line * (position + 0.5)
+        if name:
+            drawing.words("small", 4, y + 4, f"by {name}")
+            continue
+        value = after[block]
+        drawing.words("tick", left - 8, y + 3.5, block, "end")
+        falls = block in before and value < before[block] - _SAME
+        if block in before:
+            drawing.line("change worse" if falls else "change", place(before[block]), y, place(value), y)
+            drawing.add("circle", "before", cx=place(before[block]), cy=y, r=3.2)
+        if block in ceiling:
+            drawing.line("bound", place(ceiling[block]), y - 6, place(ceiling[block]), y + 6)
+        drawing.add("circle", "after worse" if falls else "after", cx=place(value), cy=y, r=3.6)
+        drawing.words("tick number", 318, y + 3.5, f"{100 * value:.3f}", "end")
+    return drawing
+
+
+def best_so_far(search: SearchResult) -> Drawing:
+    """A search's trials and the best of them so far."""
+    right, top, bottom = 312.0, 8.0, 150.0
+    best = search.best
+    found = "no completed trial" if best is None else f"best {100 * best.values[0]:.4f}% in trial {best.number}"
+    drawing = Drawing(320, 182, f"similarity against trial in {search.name}: {len(search.trials)} trials, {found}")
+    scored = [trial for trial in search.completed if math.isfinite(trial.values[0])]
+    done = [(trial.number, 100 * trial.values[0], trial) for trial in scored]
+    last = max([1, *(trial.number for trial in search.trials)])
+    values = [value for _, value, _ in done]
+    tops = _running_best(values)
+    low, high, ticks = _axis(_shown_range(values, tops), room=0.06) if values else (0.0, 1.0, [])
+    left = _margin(ticks)
+
+    def across(number: float) -> float:
+        return left + 4 + number / last * (right - left - 8)
+
+    for tick in _whole_ticks(last):
+        drawing.words("tick", across(tick), bottom + 14, str(tick), "middle")
+    drawing.words("tick", (left + right) / 2, bottom + 28, "trial", "middle")
+
+    def up(value: float) -> float:
+        return bottom - (max(value, low) - low) / (high - low) * (bottom - top)
+
+    for level in ticks:
+        drawing.line("grid", left, up(level), right, up(level))
+        drawing.words("tick", left - 5, up(level) + 3.5, f"{level:.10g}", "end")
+    if done:
+        plain = [(across(number), up(value)) for number, value, trial in done if value >= low and not is_exact(trial)]
+        drawing.points("trial", _thinned(plain))
+        below = [across(number) for number, value, _ in done if value < low]
+        if below:
+            drawing.add(
+                "path",
+                "below",
+                d="".join(f"M{_written(x - 3)} {_written(bottom - 6)}h6l-3 5z" for x in _thinned(below)),
+            )
+        path = f"M{_written(across(done[0][0]))} {_written(up(tops[0]))}"
+        for (number, _, _), reached, earlier in zip(done[1:], tops[1:], tops, strict=False):
+            if reached > earlier:
+                path += f"H{_written(across(number))}V{_written(up(reached))}"
+        drawing.add("path", "best", d=f"{path}H{_written(across(last))}")
+        for number, value, trial in done:
+            if is_exact(trial) and value >= low:
+                drawing.add("path", "exact", d=_diamond(across(number), up(value)))
+    drawing.line("axis", left, bottom, right, bottom)
+    if failed := [across(trial.number) for trial in search.trials if not trial.values]:
+        drawing.add("path", "failed", d="".join(_cross(x, bottom - 4) for x in _thinned(failed)))
+    return drawing
+
+
+def shown_trials(search: SearchResult) -> tuple[FrozenTrial, ...]:
+    """The completed trials that panels show: every n-th of many, the best and those at exact optima in any case."""
+    done, best = search.completed, search.best
+    step = math.ceil(len(done) / MOST_POINTS) or 1
+    return tuple(
+        trial
+        for place, trial in enumerate(done)
+        if place % step == 0 or trial is best or (step > 1 and is_exact(trial))
+    )
+
+
+def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[FrozenTrial], best: int) -> Drawing:
+    """A parameter's blocks' similarity against its value in these trials, exact optima, and trial number `best`."""
+    right, top, bottom = 154.0, 6.0, 88.0
+    low, high = parameter.free.low, parameter.free.high
+    points = [
+        (trial.params[parameter.name], 100 * score, trial)
+        for trial in trials
+        if (score := block_score(trial, parameter)) is not None and math.isfinite(score)
+    ]
+    chosen = next((point for point in points if point[2].number == best), None)
+    at = "" if chosen is None else f", best trial at {chosen[0]:.4f} with {chosen[1]:.4f}%"
+    drawing = Drawing(160, 106, f"similarity against {parameter.name}: {len(search.trials)} trials{at}")
+
+    values = [value for _, value, _ in points]
+    lowest, highest, ticks = _axis(values, room=0.08, most=3) if values else (0.0, 1.0, [])
+    left = _margin(ticks)
+
+    def across(alpha: float) -> float:
+        return left + 4 + (alpha - low) / (high - low) * (right - left - 8)
+
+    for alpha in (low, (low + high) / 2, high):
+        drawing.words("tick", across(alpha), bottom + 13, f"{alpha:.3g}", "middle")
+
+    def up(value: float) -> float:
+        return bottom - (value - lowest) / (highest - lowest) * (bottom - top)
+
+    for tick in ticks:
+        drawing.line("grid", left, up(tick), right, up(tick))
+        drawing.words("tick", left - 4, up(tick) + 3.5, f"{tick:.10g}", "end")
+    for alpha in dict.fromkeys(alpha for alpha, _, trial in points if is_exact(trial) and _is_main(trial)):
+        drawing.line("optimum", across(alpha), top, across(alpha), bottom)
+    drawing.points("trial", ((across(alpha), up(value)) for alpha, value, _ in points))
+    if chosen is not None:
+        drawing.add("path", "chosen", d=_star(across(chosen[0]), up(chosen[1])))
+    drawing.line("axis", left, bottom, right, bottom)
+    return drawing
+
+
+def _is_main(trial: FrozenTrial) -> bool:
+    """Whether the exact optimum is that of delta; another's beside it would say less, and confuse."""
+    return str(trial.user_attrs.get("origin")) == "exact delta"
+
+
+def _in_words(row: AlphaRow, layout: Layout) -> str:
+    told = [f"{block} {alpha:.3f}" for block, alpha in zip(layout.blocks, row.values, strict=True)]
+    return ", ".join(told)
+
+
+def _axis(numbers: Sequence[float], *, room: float = 0.04, most: int = 4) -> tuple[float, float, list[float]]:
+    """From where to where an axis of these numbers goes, and its ticks."""
+    low, high = min(numbers), max(numbers)
+    spread = max(high - low, 1e-7 * max(abs(low), abs(high), 1.0))
+    low, high = low - room * spread, high + room * spread
+    ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return low, high, [round(float(tick), 9) for tick in ticks if low <= tick <= high]
+
+
+def _margin(ticks: Sequence[float]) -> float:
+    """What the numbers beside an axis take, in units; letters are ten high."""
+    return 10.0 + 5.7 * max([3, *(len(f"{tick:.10g}") for tick in ticks)])
+
+
+def _whole_ticks(last: int) -> list[int]:
+    ticks = MaxNLocator(6, integer=True, min_n_ticks=1).tick_values(0, last)
+    return [round(tick) for tick in ticks if 0 <= tick <= last]
+
+
+def _running_best(values: Sequence[float]) -> list[float]:
+    tops: list[float] = []
+    for value in values:
+        tops.append(max(value, tops[-1]) if tops else value)
+    return tops
+
+
+def _shown_range(values: Sequence[float], tops: Sequence[float]) -> tuple[float, float]:
+    """The similarities that a panel shows: a few trials far below would press the line flat against the top."""
+    high, median = tops[-1], sorted(values)[len(values) // 2]
+    low = min(tops[0], median)
+    if min(values) < high - 3 * (high - low) < high:
+        return high - 1.2 * (high - low), high
+    return min(values), high
+
+
+def _thinned(points: Sequence[_Point]) -> Sequence[_Point]:
+    """As many of the points as are drawn, evenly spread."""
+    return points[:: math.ceil(len(points) / MOST_POINTS) or 1]
+
+
+def _diamond(x: float, y: float) -> str:
+    return f"M{_written(x)} {_written(y - 4.5)}l4.5 4.5l-4.5 4.5l-4.5 -4.5z"
+
+
+def _cross(x: float, y: float) -> str:
+    return f"M{_written(x - 3)} {_written(y - 3)}l6 6m0 -6l-6 6"
+
+
+def _star(x: float, y: float) -> str:
+    corners = [
+        (x + size * math.sin(math.pi * n / 5), y - size * math.cos(math.pi * n / 5))
+        for n, size in enumerate((6.5, 2.7) * 5)
+    ]
+    return "M" + "L".join(f"{_written(a)} {_written(b)}" for a, b in corners) + "z"
+
+
+def _written(value: object) -> object:
+    """Coordinates to a tenth: more is not seen, and makes the page large."""
+    return f"{value:.1f}".removesuffix(".0").replace("-0.0", "0") if isinstance(value, float) else value

@@ -1,0 +1,233 @@
+"""What Tab completes, asked as shells ask."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from optimizer.checkpoints import load_layout, reading
+from optimizer.cli import completing, main
+from optimizer.exports import EXPORTS
+from optimizer.search import NEW_MODES, ceiling
+from optimizer.similarity import METRICS
+
+ROOT = Path(__file__).parents[2]
+BASH = shutil.which("bash")
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch, capsys):
+    """What a shell is told for a line whose last word is being typed; nothing may be on stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def ask(*words, by="bash"):
+        monkeypatch.setenv("_BLOCKFIT_COMPLETE", f"complete_{by}")
+        monkeypatch.setenv("COMP_WORDS", "\n".join(("blockfit", *words)))
+        monkeypatch.setenv("COMP_CWORD", str(len(words)))
+        monkeypatch.setenv("_TYPER_COMPLETE_ARGS", " ".join(("blockfit", *words)))
+        monkeypatch.setenv("_TYPER_COMPLETE_WORD_TO_COMPLETE", words[-1])
+        monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+        with pytest.raises(SystemExit):
+            main([])
+        told = capsys.readouterr()
+        assert told.err == ""
+        return told.out.split("\n")[:-1]
+
+    return ask
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A study in a folder, one below it, a recipe, checkpoints here and in a folder of models."""
+    for name in (
+        "mine/study.yaml",
+        "mine/best.yaml",
+        "mine/plots/a.png",
+        "mine/second/study.yaml",
+        "other/deep/recipe.yml",
+        "local.ckpt",
+        "notes.txt",
+        ".hidden.ckpt",
+        "models/dream.safetensors",
+        "models/sub/Other name.ckpt",
+        "models/sub/same.safetensors",
+        "models/more/same.safetensors",
+        "models/readme.md",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_names_are_those_of_the_registries():
+    """What is completed without asking the parts that know is what they know."""
+    layout = load_layout("sd1")
+    assert set(completing.METRICS) == set(METRICS)
+    assert set(completing.FORMATS) == set(EXPORTS)
+    assert set(completing.MAPPINGS) == set(layout.mappings)
+    assert layout.blocks == completing.BLOCKS
+    assert set(completing.MODES) == set(NEW_MODES)
+    assert set(completing.CHECKPOINT_SUFFIXES) == set(reading.CHECKPOINT_SUFFIXES)
+    assert {"weights", "delta"} == set(ceiling.CEILING_METRICS)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["in"], ["inspect", "init"]),
+        (["fit", "--de"], ["--device"]),
+        (["fit", "x", "--device", "c"], ["cpu", "cuda"]),
+        (["compare", "--metric", ""], list(METRICS)),
+        (["ceiling", "x", "--metric", ""], ["weights", "delta", "both"]),
+        (["simplify", "x", "--metric", "at"], ["attention"]),
+        (["init", "x", "--mode", "w"], ["weight_sum"]),
+        (["merge", "x", "--dtype", "b"], ["bf16"]),
+        (["export", "x", "--to", "m"], ["model-mixer", "mecha", "mergekit"]),
+        (["import", "x", "--mapping", "me"], ["mecha"]),
+        (["compare", "x", "--blocks", "o"], ["output", *(f"OUT{n:02}" for n in range(12))]),
+        (["compare", "x", "--blocks", "OUT09-"], ["OUT09-OUT10", "OUT09-OUT11"]),
+        (["compare", "x", "--blocks", "M00,OUT10-o"], ["M00,OUT10-OUT11"]),
+        (["compare", "x", "--blocks", "M00,M"], []),
+        (["compare", "x", "--blocks", "IN11,m"], ["IN11,M00"]),
+        (["fit", "x", "--storage", "j"], ["journal:", "journal:trials.log"]),
+        (["--show-completion", "po"], ["powershell"]),
+        (["--show-completion", "pw"], ["pwsh"]),
+        (["no such command", "x"], []),
+        (["fit", "--no-such-option", "x"], []),
+        (["compare", "--metric", "nothing like it"], []),
+    ],
+)
+def test_values(ask, words, expected):
+    """Commands, options and their values are completed; to what makes no sense nothing is said."""
+    assert [word for word in ask(*words) if word] == expected
+
+
+def test_studies_and_recipes(files, ask):
+    """Studies are folders with study.yaml and YAML files; a folder that is the only choice is looked into."""
+    assert ask("fit", "") == ["mine", "mine/", "models/", "other/"]
+    assert ask("fit", "mine/") == ["mine/best.yaml", "mine/plots/", "mine/second", "mine/study.yaml"]
+    assert ask("merge", "ot") == ["other/deep/recipe.yml"]
+    assert ask("import", "n") == ["notes.txt"]
+
+
+def test_checkpoints(files, ask, monkeypatch):
+    """Checkpoints are those here and those in the folders, without extension where one name is one file."""
+    assert ask("inspect", "lo") == ["local.ckpt"]
+    assert ask("inspect", ".h") == [".hidden.ckpt"]
+    assert "dream" not in ask("inspect", "")
+    expected = ["more/same.safetensors", "sub/same.safetensors"]
+    assert ask("compare", "--models", "models", "--target", "su", by="fish") == expected[1:]
+    assert ask("compare", "x", "--models", "models", "m") == ["mine/", "models/", "more/same.safetensors"]
+    assert ask("merge", "x", "--models", "models", "--vae", "dr") == ["dream"]
+    monkeypatch.setenv("BLOCKFIT_MODELS", os.pathsep.join(["nowhere", str(files / "models")]))
+    assert ask("inspect", "DR") == ["dream"]
+    assert ask("preview", "x", "--target", "dr") == ["dream"]
+
+
+def test_spaces(files, ask, monkeypatch):
+    """A name with a space is given as the shell has to have it, also when a part of it is typed."""
+    monkeypatch.setenv("BLOCKFIT_MODELS", str(files / "models"))
+    assert ask("inspect", "Oth") == ["Other\\ name"]
+    assert ask("inspect", "Other\\ n") == ["Other\\ name"]
+    assert ask("inspect", '"Other n') == ["Other name"]
+    assert ask("inspect", "Oth", by="powershell") == ["'Other name'::: "]
+    assert ask("inspect", "Oth", by="fish") == ["Other name"]
+    assert ask("inspect", "Oth", by="zsh") == ["_arguments '*: :((\"Other name\"))'"]
+
+
+def test_nothing_slow_is_imported():
+    """A shell is answered without torch, numpy or Optuna, in well under a second."""
+    line = {"_BLOCKFIT_COMPLETE": "complete_bash", "COMP_WORDS": "blockfit\ncompare\n--metric\n", "COMP_CWORD": "3"}
+    code = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr))\n"
+        "from optimizer.cli import main\nmain([])"
+    )
+    before = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **line}, cwd=ROOT, capture_output=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    seconds = time.monotonic() - before
+
+    assert done.stdout.split() == list(METRICS)
+    assert not {"torch", "numpy", "optuna", "ruamel", "matplotlib", "pandas"} & set(done.stderr.split())
+    assert seconds < 5  # 0.3 where nothing else runs
+
+
+@pytest.mark.parametrize("shell", completing.SHELLS)
+def test_scripts(capsys, shell):
+    """For each shell a script is printed that asks this command."""
+    with pytest.raises(SystemExit) as left:
+        main(["--show-completion", shell])
+
+    assert left.value.code == 0
+    script = capsys.readouterr().out
+    kind = "powershell" if shell == "pwsh" else shell
+    assert "_BLOCKFIT_COMPLETE" in script
+    assert f"complete_{kind}" in script
+    assert "blockfit" in script.split("_BLOCKFIT_COMPLETE")[1]
+
+
+def test_unknown_shells(capsys):
+    """Another shell is named with those that there are; installing writes nothing then."""
+    for option in ("--show-completion", "--install-completion"):
+        with pytest.raises(SystemExit) as left:
+            main([option, "tcsh"])
+        assert left.value.code == 2
+        assert "received 'tcsh'; there are bash, zsh, fish" in capsys.readouterr().err
+
+
+@pytest.fixture
+def command(tmp_path):
+    """A folder with `blockfit` as it is installed."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "blockfit"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m optimizer "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    return folder
+
+
+@pytest.mark.skipif(BASH is None or sys.platform == "win32", reason="needs bash")
+def test_installed_in_bash(files, command):
+    """After --install-completion bash completes by the script: words, folders and names with spaces."""
+    home = files / "home"
+    home.mkdir()
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "PATH": f"{command}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "BLOCKFIT_MODELS": str(files / "models"),
+    }
+    subprocess.run(
+        ["blockfit", "--install-completion", "bash"], env=environment, check=True, capture_output=True, cwd=files
+    )
+    asked = """
+    source ~/.bashrc
+    complete -p blockfit
+    ask() {
+        COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*"
+        _blockfit_completion blockfit "${@: -1}" "${@: -2:1}"
+        printf '%s|' "${COMPREPLY[@]}"; echo
+    }
+    ask blockfit exp
+    ask blockfit fit mine/s
+    ask blockfit inspect Oth
+    """
+    done = subprocess.run(
+        [BASH, "-c", asked], env=environment, cwd=files, capture_output=True, encoding="utf-8", check=False
+    )
+
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "complete -o default -F _blockfit_completion blockfit",
+        "export|",
+        "mine/second|mine/study.yaml|",
+        "Other\\ name|",
+    ]

@@ -1,0 +1,103 @@
+"""Help pages: readable at 80 columns, with examples that are typed as they stand, and the exit codes."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from optimizer.cli import app, main
+from optimizer.cli.options import quoted
+
+COMMANDS = tuple(command.name or command.callback.__name__ for command in app.registered_commands)
+
+
+@pytest.fixture
+def page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """The help page of a command as 80 columns show it."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def page(*command: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main([*command, "--help"])
+        assert left.value.code == 0
+        return capsys.readouterr().out
+
+    return page
+
+
+def examples(page: str) -> list[str]:
+    """The lines of a page's examples."""
+    part = page.partition("  Examples:\n")[2].partition("\n\n")[0]
+    return [line.strip() for line in part.splitlines()]
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_pages_fit_80_columns(page, command):
+    """No line of a help page is wider than a narrow window."""
+    assert max(map(len, page(*command).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_can_be_typed(page, command):
+    """Every command has examples, a line each, with arguments and options that there are."""
+    text = page(command)
+    assert len(examples(text)) >= 2
+    for line in examples(text):
+        name, called, *words = shlex.split(line)
+        assert (name, called) == ("blockfit", command)
+        options = [word for word in words if word.startswith("-")]
+        assert all(re.search(rf"(^|[ ,]){option}[ ,\n]", text, re.MULTILINE) for option in options)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_can_be_quiet(page, command):
+    """-q is an option of every command."""
+    assert "-q, --quiet" in page(command)
+
+
+def test_overview(page):
+    """The overview has examples and exit codes, and a whole line about each command."""
+    text = page()
+    listed = text.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    assert not [line for line in listed if line.endswith("...")]
+    assert len(examples(text)) >= 3
+    assert re.findall(r"^ +(\d+)  ", text.split("Exit codes:\n")[1], re.MULTILINE) == ["0", "1", "2", "130"]
+
+
+def test_nothing_asked_for():
+    """The command alone shows its help as it is, on stderr, and counts as bad input."""
+    done = subprocess.run([sys.executable, "-m", "optimizer"], capture_output=True, encoding="utf-8", check=False)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Usage: blockfit [OPTIONS] COMMAND")
+    assert "\nCommands:\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["fti"], "blockfit: No such command 'fti'. Did you mean 'fit'? blockfit --help tells more"),
+        (["fit"], "blockfit: Missing argument 'STUDY'; blockfit fit --help tells more"),
+        (["merge", "x", "--dtype", "fp8", "-o", "y"], "blockfit: Invalid value for '--dtype'"),
+    ],
+)
+def test_mistyped(capsys, arguments, line):
+    """What is mistyped is one line that names the help to look into."""
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+
+    assert left.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("path", "typed"), [("a/b.yaml", "a/b.yaml"), ("my models", '"my models"'), ("D:\\x y", '"D:\\x y"')]
+)
+def test_paths_to_be_typed(path, typed):
+    """A path that is printed as part of a command can be typed as it stands."""
+    assert quoted(path) == typed

@@ -1,0 +1,213 @@
+"""The command `init`: a first recipe and study that a fit can run as they stand."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from scipy.optimize import nnls
+
+from optimizer.cli import main
+from optimizer.recipes import load_recipe
+from optimizer.search import load_study, parameters_of
+
+FAMILY = Path(__file__).parents[2] / "studies" / "demo"
+MIDDLE = "model.diffusion_model.middle_block."
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with the demo's target, and some of its family in a folder of models, the target among them."""
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    models = tmp_path / "my models"
+    models.mkdir()
+    for name in ("base", "bold", "slanted"):
+        shutil.copyfile(FAMILY / "models" / f"{name}.safetensors", models / f"{name}.safetensors")
+    shutil.copyfile(FAMILY / "target.safetensors", models / "closed.safetensors")
+    return tmp_path
+
+
+def run(*arguments):
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def reachable(target, base, sources, part):
+    """The largest cosine, over all tensors of this part, of any sum of differences from the base, none below 0."""
+    names = [name for name in base if name.startswith(part)]
+
+    def difference(tensors):
+        return np.concatenate([(tensors[name].double() - base[name].double()).flatten().numpy() for name in names])
+
+    columns, goal = np.stack([difference(one) for one in sources], axis=1), difference(target)
+    merged = columns @ nnls(columns, goal)[0]
+    return merged @ goal / np.linalg.norm(merged) / np.linalg.norm(goal)
+
+
+def test_from_checkpoints_to_a_fit(here, capsys):
+    """The study runs unchanged, and a few trials reach what these sources can reach at all."""
+    assert run("init", "my models/closed.safetensors", "my models", "-o", "mine") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "base: base.safetensors, by its name; --base names another"
+    assert said[1] == "2 steps, 52 free alphas, base ../my models/base.safetensors -> mine"
+    assert said[-2:] == ["  blockfit ceiling mine", "  blockfit fit mine"]
+
+    assert run("fit", "mine", "--trials", "2", "--json") == 0
+    (search,) = json.loads(capsys.readouterr().out)["searches"]
+    assert run("ceiling", "mine", "--metric", "delta", "--json") == 0
+    ceiling = json.loads(capsys.readouterr().out)
+    assert search["best"] == pytest.approx(ceiling["total"]["ceiling_bounded"], abs=1e-7)
+    assert (ceiling["rank"], ceiling["trade_off"]) == (52, [])
+    base, bold, slanted, target = (
+        load_file(here / "my models" / f"{name}.safetensors") for name in ("base", "bold", "slanted", "closed")
+    )
+    best = load_recipe(here / "mine" / "best.yaml").step("TEMP2").similarity["delta"]["blocks"]["M00"]
+    assert best == pytest.approx(reachable(target, base, [bold, slanted], MIDDLE), abs=1e-6)
+
+
+def test_what_is_written(here, capsys):
+    """One step a source on top of the base, each alpha free; comments tell what is next; files are found from there."""
+    assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", "--json") == 0
+
+    found = json.loads(capsys.readouterr().out)
+    recipe = load_recipe(here / "mine" / "recipe.yaml")
+    assert [(step.mode, step.a, step.b, step.c) for step in recipe.steps] == [
+        ("add_difference", "base", "bold", "base"),
+        ("add_difference", "TEMP1", "slanted", "base"),
+    ]
+    assert {name: model.file for name, model in recipe.models.items()} == found["models"]
+    assert found["models"]["bold"] == "../my models/bold.safetensors"
+    assert {model.license for model in recipe.models.values()} == {"unknown"}
+    assert len(parameters_of(recipe, ["TEMP1", "TEMP2"])) == found["free_alphas"] == 52
+    study = load_study(here / "mine")
+    assert (study.base, study.stages[0].metric, study.stages[0].strategy) == ("base", "delta", "joint")
+    for name in ("recipe.yaml", "study.yaml"):
+        text = (here / "mine" / name).read_text(encoding="utf-8")
+        assert text.count("\n# ") >= 3
+        assert max(map(len, text.splitlines())) <= 120
+        assert b"\r" not in (here / "mine" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "mode", "c", "metric"),
+    [
+        (["--mode", "weight_sum"], "weight_sum", None, "delta"),
+        (["--metric", "attention"], "add_difference", "base", "attention+delta"),
+        (["--metric", "encoder"], "add_difference", "base", "encoder+delta"),
+    ],
+)
+def test_options(here, options, mode, c, metric):
+    """Steps are weight sums if wanted, and what a metric cannot see another scores, so that the study can be run."""
+    assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", *options) == 0
+
+    study = load_study(here / "mine")
+    assert [(step.mode, step.c) for step in study.recipe.steps] == [(mode, c)] * 2
+    assert study.stages[0].metric == metric
+    assert set(study.stages[0].blocks) == set(study.recipe.layout.blocks)
+
+
+def test_names_and_hashes(here, capsys):
+    """Target, sources and base may be names in a folder; the default folder is called like the target."""
+    names = ("closed", "bold", "slanted", "--base", "base")
+    assert run("init", *names, "--models", "my models") == 0
+
+    assert load_study(here / "closed").sources["base"] == here.joinpath("closed", "..", "my models", "base.safetensors")
+    assert "base: " not in capsys.readouterr().out.splitlines()[0].partition(",")[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["abc", "v1-5-pruned-emaonly", "base"], "v1-5-pruned-emaonly"),
+        (["abc", "sd-v1-4", "database"], "sd-v1-4"),
+        (["abc", "SD15_new", "x"], "SD15_new"),
+        (["abc", "my-base"], "my-base"),
+        (["dream-v1-55", "abc"], "dream-v1-55"),  # the first: nothing looks like a base
+    ],
+)
+def test_the_base_is_guessed(tmp_path, write_sd1, monkeypatch, capsys, names, expected):
+    """The base is what is called like Stable Diffusion 1.x, then what is called base, else the first; it is said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    for seed, name in enumerate(["target", *names]):
+        write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
+
+    assert run("init", "target.safetensors", *(f"{name}.safetensors" for name in names), "-o", "new") == 0
+
+    assert load_recipe(tmp_path / "new" / "recipe.yaml").models["base"].file == f"../{expected}.safetensors"
+    assert capsys.readouterr().out.startswith(f"base: {expected}.safetensors, ")
+
+
+def test_too_many_for_one_search(tmp_path, write_sd1, monkeypatch, capsys):
+    """More free alphas than a joint stage searches are tied, which is said, and make a study."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "models").mkdir()
+    for seed in range(25):
+        write_sd1(tmp_path / "models" / f"m{seed:02}.safetensors", seed=seed)
+    write_sd1(tmp_path / "target.safetensors", seed=99)
+
+    assert run("init", "target.safetensors", "models", "-o", "new", "--json") == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert (found["steps"], found["free_alphas"], found["tied"]) == (24, 96, True)
+    assert "tie: true" in " ".join(found["notes"])
+    assert len(load_study(tmp_path / "new").stages[0].parameters) == 96
+
+
+def test_what_is_left_out_of_a_folder(here, write_sd1, capsys):
+    """Of a folder, what holds the same as another, the target's copies and other families are left out, and said."""
+    models = here / "my models"
+    shutil.copyfile(models / "bold.safetensors", models / "copy.safetensors")
+    shutil.copyfile(models / "closed.safetensors", models / "zzz.safetensors")
+    write_sd1(models / "xl.safetensors", rename={"cond_stage_model.": "conditioner.embedders.0."})
+    (models / "broken.ckpt").write_bytes(b"")
+
+    assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", "--json") == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["models"]) == ["base", "bold", "slanted"]
+    left_out = [note for note in found["notes"] if note.startswith("left out: ")]
+    assert sorted(Path(note.split(": ")[1]).name for note in left_out) == [
+        "broken.ckpt",
+        "copy.safetensors",
+        "xl.safetensors",
+        "zzz.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["closed", "closed"], ["SOURCE: ", "is the target itself"]),
+        (["closed", "base"], ["nothing but the base"]),
+        (["closed", "gone", "bold"], ["SOURCE: gone: no such file", "looked in"]),
+        (["gone", "base", "bold"], ["TARGET: gone"]),
+        (["closed", "bold", "slanted", "--base", "gone"], ["--base: gone"]),
+        (["closed", "bold", "xl"], ["xl.safetensors"]),
+        (["closed", "empty"], ["empty: no checkpoint in this folder"]),
+        (["closed", "base", "bold", "-o", "taken"], ["taken", "is there already", "-o"]),
+        (["closed", "base", "bold", "-o", "file"], ["file: cannot be made"]),
+        (["closed", "base", "bold", "--metric", "x"], ["--metric: received 'x'; there are weights"]),
+        (["closed", "base", "bold", "--mode", "x"], ["--mode: received 'x'; there are add_difference"]),
+    ],
+)
+def test_refused(here, write_sd1, capsys, arguments, words):
+    """What cannot be begun with is one line with exit code 2, and nothing is written."""
+    write_sd1(here / "xl.safetensors", rename={"cond_stage_model.": "conditioner.embedders.0."})
+    (here / "empty").mkdir()
+    (here / "taken").mkdir()
+    (here / "taken" / "study.yaml").write_text("mine", encoding="utf-8")
+    (here / "file").write_text("", encoding="utf-8")
+    before = sorted(here.rglob("*.yaml"))
+
+    assert run("init", *arguments, "--models", "my models") == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in words)
+    assert sorted(here.rglob("*.yaml")) == before

@@ -1,0 +1,138 @@
+"""Checkpoints by name and by hash wherever the command takes one: in --models and BLOCKFIT_MODELS."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from optimizer.cli import main
+from optimizer.recipes import load_recipe
+
+RECIPE = """
+models:
+  base: {file: base}
+  one: {file: "one.safetensors [ONE]"}
+  two: {file: "[TWO]"}
+steps:
+  - {name: A, mode: add_difference, a: one, b: two, c: base, alpha: ALPHA}
+"""
+STUDY = """
+recipe: recipe.yaml
+target: {file: "closed [TARGET]"}
+stages: [{name: all, metric: delta, blocks: OUT03, trials: 2}]
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, write_sd1, sd1_tensors):
+    """A WebUI's folder of checkpoints: four in sub-folders, one name twice."""
+    folder = tmp_path_factory.mktemp("webui") / "Stable-diffusion"
+    around = sd1_tensors(seed=0)
+    for seed, name in enumerate(("base", "mine/one", "mine/two", "theirs/closed", "mine/same", "theirs/same")):
+        path = folder / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sd1(path, seed=seed, around=around, distance=0.2)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to be in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def short(path: Path) -> str:
+    """The hash that people quote, of the file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+
+
+def hashed(text: str, store: Path) -> str:
+    """A recipe or study with the hashes of the files filled in."""
+    for place, name in (("ONE", "mine/one"), ("TWO", "mine/two"), ("TARGET", "theirs/closed")):
+        text = text.replace(f"[{place}]", f"[{short(store / f'{name}.safetensors')}]")
+    return text
+
+
+def run(*arguments):
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def test_checkpoints_of_the_command_line(here, store, capsys, monkeypatch):
+    """compare, inspect, verify, simplify, merge --vae and import take names, names with hash, and hashes."""
+    closed = store / "theirs" / "closed.safetensors"
+    monkeypatch.setenv("BLOCKFIT_MODELS", str(store))
+    (here / "recipe.yaml").write_text(hashed(RECIPE, store).replace("ALPHA", "0.5"), encoding="utf-8")
+
+    assert run("compare", "one", f"same [{short(store / 'theirs' / 'same.safetensors')}]", "--target", short(closed),
+               "--base", "base", "--metric", "delta", "--blocks", "M00", "--json") == 0  # fmt: skip
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["candidate"], first["file"]) == ("one", str(store / "mine" / "one.safetensors"))
+    assert second["file"] == str(store / "theirs" / "same.safetensors")
+    for arguments in (
+        ("inspect", f"closed.safetensors [{short(closed)}]", "--quick"),
+        ("verify", "recipe.yaml", "--target", "closed"),
+        ("simplify", "recipe.yaml", "--target", f"[{short(closed)}]", "-o", "simple.yaml"),
+        ("merge", "recipe.yaml", "-o", "merged.safetensors", "--vae", "theirs/closed"),
+        ("import", "merged", "-o", "again.yaml"),
+    ):
+        assert run(*arguments) == 0, arguments
+    assert load_recipe(here / "again.yaml").step("A").alpha.at("M00") == 0.5
+
+
+def test_a_recipe_and_a_study_with_hashes(here, store, capsys):
+    """A study whose files are named by hash is fitted and merged, and best.yaml keeps them as they were given."""
+    recipe = hashed(RECIPE, store)
+    (here / "recipe.yaml").write_text(recipe.replace("ALPHA", "{search: [0, 1], blocks: OUT03}"), encoding="utf-8")
+    (here / "study.yaml").write_text(hashed(STUDY, store), encoding="utf-8")
+
+    assert run("fit", here, "--models", store, "-q") == 0
+    assert run("merge", here / "best.yaml", "-o", "merged.safetensors", "--models", store, "-q") == 0
+
+    best = load_recipe(here / "best.yaml")
+    assert [model.file for model in best.models.values()] == [
+        "base",
+        f"one.safetensors [{short(store / 'mine' / 'one.safetensors')}]",
+        f"[{short(store / 'mine' / 'two.safetensors')}]",
+    ]
+    assert best.fitted is not None
+    assert best.fitted["target"]["file"] == f"closed [{short(store / 'theirs' / 'closed.safetensors')}]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["inspect", "same"], ["2 files have this name", "mine", "theirs"]),
+        (["inspect", "one [0123456789]"], ["one.safetensors: has the hash", "not 0123456789"]),
+        (["inspect", "0123456789"], ["no file has this name or hash", "looked in"]),
+        (["compare", "one", "--target", "gone"], ["--target: gone: no such file", "looked in"]),
+        (["compare", "one", "--target", "one", "--base", "gone"], ["--base: gone"]),
+        (["merge", "recipe.yaml", "-o", "x.safetensors", "--vae", "gone"], ["--vae: gone"]),
+        (["merge", "ambiguous.yaml", "-o", "x.safetensors"], ["ambiguous.yaml: models.one.file: 'same': 2 files"]),
+        (["fit", "study.yaml"], ["study.yaml: target.file: ", "has the hash", "not 0123456789"]),
+        (["inspect", "one", "--models", "nowhere"], ["--models: nowhere is not a folder"]),
+    ],
+)
+def test_what_does_not_fit(here, store, capsys, monkeypatch, arguments, words):
+    """What is missing, ambiguous or another file is one line that names the option or field, with exit code 2."""
+    monkeypatch.setenv("BLOCKFIT_MODELS", str(store))
+    recipe = hashed(RECIPE, store)
+    (here / "recipe.yaml").write_text(recipe.replace("ALPHA", "{search: [0, 1], blocks: OUT03}"), encoding="utf-8")
+    (here / "ambiguous.yaml").write_text(
+        RECIPE.replace("ALPHA", "0.5").replace('"one.safetensors [ONE]"', "same").replace('"[TWO]"', "base"),
+        encoding="utf-8",
+    )
+    (here / "study.yaml").write_text(STUDY.replace("[TARGET]", "[0123456789]"), encoding="utf-8")
+
+    assert run(*arguments) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in words)
+    assert not list(here.glob("*.safetensors"))

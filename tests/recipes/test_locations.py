@@ -1,0 +1,209 @@
+"""Checkpoints by name, by hash, or by both: what is found, what is read for it, and what is said when nothing fits."""
+
+import hashlib
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from optimizer.checkpoints import HashCache
+from optimizer.errors import BlockfitWarning, CheckpointError
+from optimizer.recipes import find_models, locate, locate_given, name_without_hash
+
+
+def write(path: Path, content: bytes) -> str:
+    """A file with this content; gives its sha256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A folder with three checkpoints in sub-folders, two of one name, and a file that is none."""
+    write(tmp_path / "store" / "a" / "one.safetensors", b"1")
+    write(tmp_path / "store" / "a" / "two.ckpt", b"2")
+    write(tmp_path / "store" / "b" / "two.ckpt", b"another 2")
+    write(tmp_path / "store" / "a" / "notes.txt", b"1")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def hashes(tmp_path: Path) -> HashCache:
+    """A cache that knows nothing yet."""
+    return HashCache(tmp_path / "hashes.json")
+
+
+ONE = hashlib.sha256(b"1").hexdigest()
+OTHER = hashlib.sha256(b"another 2").hexdigest()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        f"one [{ONE[:10]}]",
+        f"one.safetensors [{ONE[:10]}]",
+        f"one.safetensors [{ONE[:10].upper()}]",
+        f"one[{ONE}]",
+        f"a\\one.safetensors [{ONE[:10]}]",
+        f"[{ONE[:10]}]",
+        ONE[:10],
+        ONE,
+        f"renamed since [{ONE[:10]}]",
+    ],
+)
+def test_by_hash(tmp_path: Path, store: Path, file: str) -> None:
+    """A checkpoint is found as the WebUI writes it, by its hash alone, and if it was renamed."""
+    assert locate(file, tmp_path, [store]) == store / "a" / "one.safetensors"
+
+
+def test_several_of_one_name(tmp_path: Path, store: Path) -> None:
+    """Two files of one name in two folders are an error that lists them; a folder or a hash tells them apart."""
+    with pytest.raises(CheckpointError) as caught:
+        locate("two", tmp_path, [store])
+
+    (problem,) = caught.value.problems
+    assert str(store / "a" / "two.ckpt") in problem
+    assert str(store / "b" / "two.ckpt") in problem
+    assert locate("b/two", tmp_path, [store]) == store / "b" / "two.ckpt"
+    assert locate(f"two [{OTHER[:10]}]", tmp_path, [store]) == store / "b" / "two.ckpt"
+    assert locate("two", tmp_path, [store / "b", store]) == store / "b" / "two.ckpt"
+
+
+def test_another_hash(tmp_path: Path, store: Path) -> None:
+    """A file of that name with another hash is an error that tells both, short or whole as it was asked."""
+    with pytest.raises(CheckpointError, match=f"one.safetensors: has the hash {ONE[:10]}, not 0123456789") as caught:
+        locate("one [0123456789]", tmp_path, [store])
+    with pytest.raises(CheckpointError, match=f"has the hash {ONE}, not {OTHER}"):
+        locate(f"one [{OTHER}]", tmp_path, [store])
+    with pytest.raises(CheckpointError) as both:
+        locate("two [0123456789]", tmp_path, [store])
+
+    assert len(caught.value.problems) == 1
+    assert len(both.value.problems) == 2
+
+
+def test_only_what_has_the_name_is_read(tmp_path: Path, store: Path, hashes: HashCache) -> None:
+    """With a name, one file is hashed, and no other; what was read is told, and kept."""
+    told: list[tuple[str, int, int]] = []
+
+    locate(f"one [{ONE[:10]}]", tmp_path, [store], hashes=hashes, progress=lambda *what: told.append(what))
+
+    assert hashes.look_up(store / "a" / "one.safetensors", "sha256") == ONE
+    assert hashes.look_up(store / "a" / "two.ckpt", "sha256") is None
+    assert told == [(f"hashing to find {ONE[:10]}", 1, 1)]
+
+
+def test_hashes_that_are_known(tmp_path: Path, store: Path, hashes: HashCache) -> None:
+    """A hash that the cache knows is believed, and no file is read for it."""
+    path = store / "b" / "two.ckpt"
+    state = path.stat()
+    hashes.store(path, "sha256", "f" * 64, {"size": state.st_size, "mtime_ns": state.st_mtime_ns})
+    told: list[str] = []
+
+    found = locate("f" * 10, tmp_path, [store], hashes=hashes, progress=lambda what, *_: told.append(what))
+
+    assert found == path
+    assert told == []
+
+
+def test_reading_stops_at_the_first_match(tmp_path: Path, store: Path, hashes: HashCache) -> None:
+    """Without a name, files are hashed one after the other until one fits; a file that is no checkpoint never is."""
+    two = hashlib.sha256(b"2").hexdigest()
+
+    assert locate(two[:10], tmp_path, [store], hashes=hashes) == store / "a" / "two.ckpt"
+    assert hashes.look_up(store / "b" / "two.ckpt", "sha256") is None
+    assert locate("0123456789", tmp_path, [store], hashes=hashes) is None
+    assert hashes.look_up(store / "b" / "two.ckpt", "sha256") == OTHER
+    assert hashes.look_up(store / "a" / "notes.txt", "sha256") is None
+
+
+def test_a_name_comes_before_a_hash(tmp_path: Path, store: Path) -> None:
+    """A file that is called like a hash is meant by that name, whatever its content."""
+    write(tmp_path / f"{ONE[:10]}.safetensors", b"something else")
+    write(tmp_path / "x [0123456789].ckpt", b"something else")
+
+    assert locate(ONE[:10], tmp_path, [store]) == tmp_path / f"{ONE[:10]}.safetensors"
+    assert locate("x [0123456789]", tmp_path, [store]) == tmp_path / "x [0123456789].ckpt"
+
+
+def test_old_hashes(tmp_path: Path, store: Path) -> None:
+    """The old hash of 8 digits counts, with a warning, where one file alone has it; else the error lists them."""
+    content = bytes(0x100000) + b"part" * 0x4000 + b"end"
+    old = hashlib.sha256(b"part" * 0x4000).hexdigest()[:8]
+    write(store / "a" / "old.ckpt", content)
+
+    with pytest.warns(BlockfitWarning, match=old):
+        assert locate(old, tmp_path, [store]) == store / "a" / "old.ckpt"
+    with pytest.warns(BlockfitWarning, match=old):
+        assert locate(f"old [{old}]", tmp_path, [store]) == store / "a" / "old.ckpt"
+    write(store / "b" / "later.ckpt", content + b"of another")
+    with pytest.raises(CheckpointError, match=r"2 files have this old hash: .*old.ckpt.*later.ckpt"):
+        locate(f"[{old}]", tmp_path, [store])
+    with pytest.raises(CheckpointError, match=f"has the old hash [0-9a-f]{{8}}, not {old}"):
+        locate(f"one [{old}]", tmp_path, [store])
+
+
+def test_hashes_of_other_lengths(tmp_path: Path, store: Path) -> None:
+    """A hash that is none of those that are known is said to be of a wrong length."""
+    with pytest.raises(CheckpointError, match="a hash of 12 digits"):
+        locate("one [0123456789ab]", tmp_path, [store])
+
+
+def test_files_are_located_all_at_once(tmp_path: Path, store: Path) -> None:
+    """Every problem has a line with the model it belongs to; what was found is given all the same."""
+    files = {"a": "one", "b": "two", "c": "one [0123456789]", "d": "gone"}
+
+    found, problems = find_models(files, tmp_path, [store], named_in="recipe.yaml")
+
+    assert found == {"a": store / "a" / "one.safetensors"}
+    assert [problem.split(".file: ")[0] for problem in problems] == [f"recipe.yaml: models.{name}" for name in "bcd"]
+
+
+def test_what_exists_is_meant(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a command line a path that exists wins; the message for another says where was looked."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "two.ckpt", b"here")
+
+    assert locate_given(Path("two.ckpt"), [store]) == Path("two.ckpt")
+    assert locate_given(Path("one"), [store]) == store / "a" / "one.safetensors"
+    assert locate_given(store, [store]) == store
+    with pytest.raises(CheckpointError, match=r"gone: no such file; looked in .*store, too"):
+        locate_given(Path("gone"), [store])
+    with pytest.raises(CheckpointError, match=r"two.safetensors: no such file, but 'two.ckpt' is there; --models"):
+        locate_given(Path("two.safetensors"))
+    with pytest.raises(CheckpointError, match="0123456789: no file has this name or hash"):
+        locate_given(Path("0123456789"), [store])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_links(tmp_path: Path, store: Path) -> None:
+    """Linked folders are looked into, once, circles and all; a file and a link to it are one."""
+    elsewhere = tmp_path / "elsewhere"
+    write(elsewhere / "far.ckpt", b"far")
+    (store / "link").symlink_to(elsewhere)
+    (elsewhere / "circle").symlink_to(store)
+    (store / "a" / "far.ckpt").symlink_to(elsewhere / "far.ckpt")
+
+    found = locate("far", tmp_path, [store])
+
+    assert found is not None
+    assert os.path.realpath(found) == str(elsewhere / "far.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("a.safetensors", "a.safetensors"),
+        ("a.safetensors [0123456789]", "a.safetensors"),
+        ("b/a [b]", "b/a [b]"),
+        ("[0123456789]", ""),
+    ],
+)
+def test_name_without_hash(file: str, name: str) -> None:
+    """The hash that the WebUI writes after a name is no part of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert name_without_hash(file) == name

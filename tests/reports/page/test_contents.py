@@ -1,0 +1,341 @@
+"""What stands on the report page, against what is read from the study's files in other ways."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from pages import Page
+from ruamel.yaml import YAML
+from safetensors.numpy import load_file
+
+from optimizer.cli import main
+from optimizer.reports.page.remarks import remarks
+from optimizer.search import FitEvents, FitResult, Identified, fit, found_ceilings, found_result, load_study
+
+
+def run(*arguments: object) -> int:
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def best_in(database: Path) -> dict[str, float]:
+    """The best value of every Optuna study, by plain SQL."""
+    connection = sqlite3.connect(database)
+    rows = connection.execute(
+        "SELECT study_name, MAX(value) FROM studies JOIN trials USING (study_id) JOIN trial_values USING (trial_id) "
+        "WHERE state = 'COMPLETE' GROUP BY study_name"
+    ).fetchall()
+    connection.close()
+    return dict(rows)
+
+
+def yaml_in(path: Path) -> dict:
+    """A YAML file as plain data."""
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+
+
+def percent(similarity: float) -> str:
+    """As the page writes similarities."""
+    return f"{100 * similarity:.4f}%"
+
+
+@pytest.fixture(scope="module")
+def folder(finished_fit: FitResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a finished study, two stages, one of them stepwise by attention, with its report."""
+    copy = tmp_path_factory.mktemp("report") / "study"
+    shutil.copytree(finished_fit.study.folder, copy)
+    assert run("report", copy) == 0
+    return copy
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    """Its report."""
+    return Page.of(folder / "report.html")
+
+
+def test_history_shows_the_best_trials(folder: Path, page: Page) -> None:
+    """Every search has a chart whose caption tells the best value in the database."""
+    best = best_in(folder / "study.db")
+    assert len(best) == 3
+    for name, value in best.items():
+        (caption,) = [text for text in page.captions if text.startswith(f"{name}, by ")]
+        assert f"{percent(value)} in trial" in caption
+
+
+def test_numbers_are_those_of_the_recipe(folder: Path, page: Page) -> None:
+    """Each step's 26 numbers are best.yaml's, BASE first, and the notation reads back as the same recipe."""
+    steps = yaml_in(folder / "best.yaml")["steps"]
+    assert len(steps) == 2
+    for number, step in enumerate(steps, start=1):
+        shown = [float(text) for text in page.texts[f"numbers-{number}"].split(",")]
+        wanted = step["alpha"] if isinstance(step["alpha"], list) else [step["alpha"]] * 26
+        assert shown == pytest.approx(wanted, abs=1e-11)
+
+    (folder / "pasted.txt").write_text(page.texts["notation"], encoding="utf-8")
+    assert run("import", folder / "pasted.txt", "-o", folder / "pasted.yaml") == 0
+    again = yaml_in(folder / "pasted.yaml")["steps"]
+    assert [step["alpha"] for step in again] == [step["alpha"] for step in steps]
+
+
+def test_alphas_by_step_and_block(folder: Path, page: Page) -> None:
+    """The table of all alphas rounds those of best.yaml to two decimals."""
+    header, *rows = page.tables["Alphas by step and block"]
+    steps = yaml_in(folder / "best.yaml")["steps"]
+    assert [row[0] for row in rows] == [step["name"] for step in steps]
+    assert header[1:4] == ["BASE", "IN00", "IN01"]
+    for row, step in zip(rows, steps, strict=True):
+        assert [float(cell) for cell in row[1:]] == pytest.approx(step["alpha"], abs=0.005 + 1e-9)
+
+
+def test_similarity_before_and_after(folder: Path, page: Page) -> None:
+    """The first step's input is a source: its similarities are those of the files, the others those noted."""
+    name = "model.diffusion_model.output_blocks.3."
+    base, target = (
+        np.concatenate(
+            [value.ravel().astype(np.float64) for key, value in sorted(load_file(path).items()) if key.startswith(name)]
+        )
+        for path in (folder / "base.safetensors", folder / "target.safetensors")
+    )
+    cosine = base @ target / np.sqrt((base @ base) * (target @ target))
+    noted = yaml_in(folder / "best.yaml")["steps"][0]["similarity"]
+
+    heading, _, *rows = page.tables["first in one $ each, block by block"]
+
+    assert heading == ["block", "attention", "delta", "weights"]
+    row = next(row for row in rows if row[0] == "OUT03")
+    assert row[5] == percent(cosine)
+    for column, metric in ((2, "attention"), (4, "delta"), (6, "weights")):
+        assert row[column] == percent(noted[metric]["blocks"]["OUT03"])
+    assert row[3] == "0.0000%"
+
+
+def test_metrics_side_by_side(folder: Path, page: Page) -> None:
+    """The totals of every step by every metric are the means of what is noted block by block."""
+    steps = yaml_in(folder / "best.yaml")["steps"]
+    _, *rows = page.tables["Totals by every metric"]
+    # A row has its stage and step only where they are new.
+    assert [row[-4] for row in rows[:6]] == ["attention", "delta", "weights"] * 2
+    assert [row[-2] for row in rows[:6]] == [
+        percent(np.mean(list(step["similarity"][metric]["blocks"].values())))
+        for step in steps
+        for metric in ("attention", "delta", "weights")
+    ]
+
+
+def test_ceiling_is_least_squares(folder: Path, page: Page) -> None:
+    """The ceiling by delta of a block is the length of the target's projection onto the sources' differences."""
+    tensors = {name: load_file(folder / f"{name}.safetensors") for name in ("base", "x", "y", "target")}
+    prefix = "model.diffusion_model.output_blocks.4."
+    flat = {
+        name: np.concatenate([own[key].ravel().astype(np.float64) for key in sorted(own) if key.startswith(prefix)])
+        for name, own in tensors.items()
+    }
+    differences = np.stack([flat["x"] - flat["base"], flat["y"] - flat["base"]], axis=1)
+    target = flat["target"] - flat["base"]
+    solution = np.linalg.lstsq(differences, target, rcond=None)[0]
+    _, *rows = page.tables["Ceiling by delta"]
+    row = next(row for row in rows if row[0] == "OUT04")
+    assert row[4] == percent(np.linalg.norm(differences @ solution) / np.linalg.norm(target))
+
+
+def test_what_to_know(page: Page) -> None:
+    """What applies is said: greedy and bumpy here; what does not is not."""
+    for heading in ("Fitted step by step", "The attention metric is bumpy", "Part of the target is in no source"):
+        assert heading in page.texts["know"]
+    assert "Not every alpha is determined" not in page.texts["know"]
+    assert "Not finished" not in page.text
+    assert "prompts" not in page.texts["know"]
+
+
+def test_alphas_that_trade_off(folder: Path) -> None:
+    """Where the coefficients do not determine every alpha, the rank and the alphas that trade off are told."""
+    found = found_result(load_study(folder, with_files=False))
+    ceiling = found_ceilings(folder)[0][-1]
+    loose = replace(ceiling, identified=Identified(3, 5, ("A.OUT03", "B.OUT03"), ("C.IN00",)))
+
+    texts = {one.heading: one.text for one in remarks(found, {"delta": loose}, "blockfit fit study")}
+
+    told = texts["Not every alpha is determined"]
+    assert "The 5 free alphas move the sources' coefficients in 3 directions only" in told
+    assert "These trade off against each other: A.OUT03, B.OUT03." in told
+    assert "no effect on any block that is scored: C.IN00." in told
+
+
+def test_reproducing(folder: Path, page: Page) -> None:
+    """The commands name the study, hashes are those of the files, nothing tells where the study lies on this disk."""
+    assert page.texts["command-1"] == "blockfit fit study"
+    hashes = [row[2] for row in page.tables["Files, hashes and licences"][1:]]
+    noted = yaml_in(folder / "best.yaml")
+    assert hashes == [*(model["sha256"] for model in noted["models"].values()), noted["fitted"]["target"]["sha256"]]
+    assert str(folder) not in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_unknown_licences_are_warned_of(page: Page) -> None:
+    """The recipe states no licences: that is said among the first things, before its files, and beside each."""
+    assert "Those of base, x, y." in page.texts["know"]
+    assert "Before you share or sell" in page.texts["files"]
+    rows = page.tables["Files, hashes and licences"][1:-1]
+    assert [row[3] for row in rows] == ["unknown"] * 3
+    assert all(row[4].startswith("unknown: nobody has stated it") for row in rows)
+
+
+def test_the_page_loads_nothing(page: Page) -> None:
+    """No element refers to anything outside the page, and the policy forbids it."""
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert not names & {"src", "srcset", "style", "onclick", "onload", "background", "data"}
+    assert all((attributes.get("href") or "#").startswith("#") for _, attributes in page.tags)
+    (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+
+
+def test_json_and_another_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--json prints where the page is and its figures; -o names another file."""
+    written = tmp_path / "page.html"
+    assert run("report", folder, "-o", written, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["report"] == str(written)
+    assert told["complete"] is True
+    assert {name: one["best"] for name, one in told["searches"].items()} == best_in(folder / "study.db")
+    assert written.read_bytes() == (folder / "report.html").read_bytes()
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the study that a test may damage."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_without_checkpoints(copy: Path) -> None:
+    """With the statistics there the page is the same without the checkpoints; without them it says what is missing."""
+    before = Page.of(copy / "report.html")
+    for path in copy.glob("*.safetensors"):
+        if path.name != "statistics.safetensors":
+            path.unlink()
+    assert run("report", copy) == 0
+    assert Page.of(copy / "report.html").tables == before.tables
+
+    (copy / "statistics.safetensors").unlink()
+    assert run("report", copy) == 0
+    page = Page.of(copy / "report.html")
+    assert "could not be said" in page.texts["ceiling"]
+    assert "models.x.file: 'x' not found" in page.texts["ceiling"]
+    assert page.tables["Totals by every metric"] == before.tables["Totals by every metric"]
+
+
+def test_measured_where_statistics_are_missing(copy: Path, tmp_path: Path) -> None:
+    """Checkpoints that --models finds stand in for the statistics."""
+    models = tmp_path / "models"
+    models.mkdir()
+    for path in copy.glob("*.safetensors"):
+        path.rename(models / path.name)
+    (models / "statistics.safetensors").unlink()
+    assert run("report", copy, "--models", models) == 0
+    assert "Ceiling by delta" in Page.of(copy / "report.html").tables
+
+
+def test_never_fitted(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A study that was never fitted is refused in one line with the command that fits it, nothing written."""
+    for name in ("study.db", "best.yaml", "report.html"):
+        (copy / name).unlink()
+    assert run("report", copy) == 2
+    assert capsys.readouterr().err == f"blockfit: {copy}: not fitted yet; fit it first: blockfit fit {copy}\n"
+    assert not (copy / "report.html").exists()
+
+
+def test_killed_before_the_recipe_was_written(copy: Path) -> None:
+    """Without best.yaml the recipe is what the best trials amount to, and the page says that it is not finished."""
+    alphas = Page.of(copy / "report.html").tables["Alphas by step and block"]
+    (copy / "best.yaml").unlink()
+    assert run("report", copy) == 0
+    page = Page.of(copy / "report.html")
+    assert "best.yaml is missing" in page.texts["know"]
+    assert page.tables["Alphas by step and block"] == alphas
+    assert "Totals by every metric" not in page.tables
+
+
+def test_interrupted(copy: Path) -> None:
+    """Ctrl-C in the midst of the first search: the page says so, and shows what there is."""
+    for name in ("study.db", "best.yaml"):
+        (copy / name).unlink()
+    seen = []
+
+    def interrupt(progress: object, trial: object) -> None:
+        seen.append(trial)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    fit(load_study(copy), events=FitEvents(finished=interrupt))
+    assert run("report", copy) == 0
+    page = Page.of(copy / "report.html")
+    assert "Not finished." in page.text
+    assert "one $ each/first 2 of 5" in page.texts["know"]
+    assert [row[0] for row in page.tables["Alphas by step and block"]][1:] != []
+
+
+def test_trials_ahead_of_the_recipe(copy: Path) -> None:
+    """Better trials than best.yaml knows of are told, and the recipe stays what `merge` would take."""
+    alphas = Page.of(copy / "report.html").tables["Alphas by step and block"]
+    study = optuna.load_study(study_name="together", storage=f"sqlite:///{copy / 'study.db'}")
+    better = study.trials[0]
+    params = dict.fromkeys(better.params, 0.123)
+    study.add_trial(
+        optuna.trial.create_trial(
+            params=params, distributions=better.distributions, value=0.9999,
+            user_attrs={"block_scores": dict.fromkeys(("OUT03", "OUT04", "OUT05"), 0.9999)},
+        )
+    )  # fmt: skip
+    assert run("report", copy) == 0
+    page = Page.of(copy / "report.html")
+    assert "The trials are ahead of the recipe" in page.texts["know"]
+    assert "together found better alphas" in page.texts["know"]
+    assert page.tables["Alphas by step and block"] == alphas
+
+
+def test_trials_elsewhere(copy: Path) -> None:
+    """Trials in another storage are found there; without it the page says that there are none."""
+    journal = f"journal:{copy / 'trials.journal'}"
+    (copy / "study.db").unlink()
+    fit(load_study(copy), storage=journal)
+    assert run("report", copy) == 0
+    assert "No trials" in Page.of(copy / "report.html").texts["know"]
+    assert run("report", copy, "--storage", journal) == 0
+    page = Page.of(copy / "report.html")
+    assert len([text for text in page.captions if " in trial " in text]) == 3
+    assert "--storage" in page.texts["command-1"]
+
+
+def test_passes_and_generations(write_sd1: Callable[..., dict], tmp_path: Path) -> None:
+    """Of later generations and passes those that were opened last are shown."""
+    base = write_sd1(tmp_path / "base.safetensors", seed=0)
+    for seed, name in enumerate(("x", "y", "target"), start=1):
+        write_sd1(tmp_path / f"{name}.safetensors", seed=seed, around=base)
+    (tmp_path / "recipe.yaml").write_text(
+        "models: {base: {file: base}, x: {file: x}, y: {file: y}}\nsteps:\n"
+        "  - {name: A, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: 'OUT03,OUT06'}}\n"
+        "  - {name: B, mode: add_difference, a: A, b: y, c: base, alpha: {search: [0, 1], blocks: 'OUT03,OUT06'}}\n",
+        encoding="utf-8",
+    )
+    text = (
+        "recipe: recipe.yaml\ntarget: {file: target}\nstages:\n"
+        "  - {name: s, strategy: stepwise, passes: 3, tolerance: 0, sampler: random, trials: TRIALS}\n"
+    )
+    for trials in (2, 6):
+        (tmp_path / "study.yaml").write_text(text.replace("TRIALS", str(trials)), encoding="utf-8")
+        result = fit(load_study(tmp_path))
+    assert run("report", tmp_path) == 0
+    page = Page.of(tmp_path / "report.html")
+    for search in result.searches:
+        (caption,) = [found for found in page.captions if found.startswith(f"{search.name}, by ")]
+        assert caption.endswith(f"{len(search.completed)} of 6 trials")
+        assert percent(max(trial.value for trial in search.completed)) in caption
+    assert "Further passes climb" in page.texts["know"]

@@ -1,0 +1,263 @@
+"""The report page in a real browser, opened from disk as users open it."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import pytest
+from pages import Page
+
+from optimizer.cli import main
+from optimizer.search import FitResult
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from playwright.sync_api import Page as Tab
+
+HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>{{ 7*7 }}\"'"
+STEPS = 60
+BLOCKS = [f"OUT{n:02}" for n in range(12)]
+
+
+def report(folder: Path) -> Path:
+    """The report of a study."""
+    with pytest.raises(SystemExit) as left:
+        main(["report", str(folder)])
+    assert not left.value.code
+    return folder / "report.html"
+
+
+def write_study(folder: Path, steps: list[str], *, model: str = "x", license_: str = "MIT", trials: int = 3) -> None:
+    """A study of these steps, one after the other, and its trials, made up: nothing of it needs a checkpoint."""
+    quoted = [_yaml_text(step) for step in steps]
+    lines = [
+        f"models: {{base: {{file: base}}, {_yaml_text(model)}: {{file: x, license: {_yaml_text(license_)}}}}}",
+        "steps:",
+    ]
+    for step, before in zip(quoted, ["base", *quoted], strict=False):
+        lines.append(
+            f"  - {{name: {step}, mode: add_difference, a: {before}, b: {_yaml_text(model)}, c: base, "
+            "alpha: {search: [0, 1], blocks: OUT00-OUT11}}"
+        )
+    (folder / "recipe.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "study.yaml").write_text(
+        f"recipe: recipe.yaml\ntarget: {{file: target}}\nstages: [{{name: s, strategy: stepwise, trials: {trials}}}]\n",
+        encoding="utf-8",
+    )
+    uniform = optuna.distributions.FloatDistribution(0, 1)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / 'study.db').as_posix()}")
+    for step in steps:
+        study = optuna.create_study(study_name=f"s/{step}", storage=storage, direction="maximize")
+        study.set_user_attr("blockfit:bound_to", {})
+        for number in range(trials):
+            value = 0.9 + 0.01 * number
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params={f"{step}.{block}": 0.1 * number for block in BLOCKS},
+                    distributions={f"{step}.{block}": uniform for block in BLOCKS},
+                    value=value,
+                    user_attrs={"origin": HOSTILE, "block_scores": dict.fromkeys(BLOCKS, value)},
+                )
+            )
+    storage.engine.dispose()
+
+
+def _yaml_text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+@pytest.fixture(scope="module")
+def written(finished_fit: FitResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a finished study."""
+    copy = tmp_path_factory.mktemp("browser") / "study"
+    shutil.copytree(finished_fit.study.folder, copy)
+    return report(copy)
+
+
+@pytest.fixture
+def seen() -> list[str]:
+    """What a tab complained of or asked for beyond the page itself."""
+    return []
+
+
+@pytest.fixture
+def tab(browser: "Browser", seen: list[str]) -> "Iterator[Any]":
+    """Opens a file in a tab of its own, and afterwards makes sure that nothing went wrong in it."""
+    contexts = []
+
+    def opened(path: Path, *, grant: bool = False, script: str = "", **options: Any) -> "Tab":
+        context = browser.new_context(**options)
+        contexts.append(context)
+        if grant:
+            context.grant_permissions(["clipboard-read", "clipboard-write"])
+        if script:
+            context.add_init_script(script)
+        page = context.new_page()
+        page.on("console", lambda message: seen.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: seen.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: seen.append(f"dialog: {dialog.message}"))
+        page.on("request", lambda request: None if request.url == path.as_uri() else seen.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert seen == []
+
+
+def test_copying(tab: Any, written: Path) -> None:
+    """Every copy button puts its text into the clipboard, says so, and works by keyboard."""
+    page = tab(written, grant=True)
+    buttons = page.locator("button[data-copy]")
+    assert buttons.count() == 1 + 2 + 5
+    for button in buttons.all():
+        assert button.is_visible()
+        button.click()
+        page.wait_for_function("button => button.textContent === 'Copied'", arg=button.element_handle())
+        text = page.locator(f"#{button.get_attribute('data-copy')}").text_content()
+        assert page.evaluate("navigator.clipboard.readText()").replace("\r\n", "\n") == text
+        assert page.get_by_role("status").text_content() == "Copied"
+
+    first = buttons.first
+    first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("button => button.textContent === 'Copied'", arg=first.element_handle())
+    assert page.evaluate("document.activeElement.dataset.copy") == "notation"
+    page.wait_for_function("button => button.textContent === 'Copy'", arg=first.element_handle())
+
+
+@pytest.mark.parametrize(
+    "refusal", ["navigator.clipboard.writeText = () => Promise.reject(new Error('refused'))", "gone"]
+)
+def test_copying_where_the_clipboard_is_refused(tab: Any, written: Path, refusal: str) -> None:
+    """Without the clipboard's interface a selection is copied instead."""
+    keep = "window.read = navigator.clipboard.readText.bind(navigator.clipboard);"
+    gone = "Object.defineProperty(Navigator.prototype, 'clipboard', {get: () => undefined})"
+    page = tab(written, grant=True, script=keep + (gone if refusal == "gone" else refusal))
+    button = page.locator("button[data-copy=numbers-2]")
+    button.click()
+    page.wait_for_function("button => button.textContent === 'Copied'", arg=button.element_handle())
+    assert page.evaluate("window.read()") == page.locator("#numbers-2").text_content()
+    assert page.evaluate("document.activeElement.dataset.copy") == "numbers-2"
+
+
+def test_on_a_phone(tab: Any, written: Path) -> None:
+    """At 360 pixels the page does not scroll sideways; wide tables do in their boxes, by keyboard too."""
+    page = tab(written, viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    wide = page.evaluate(
+        "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth).length"
+    )
+    assert wide > 0
+    box = page.get_by_role("region", name="Alphas by step and block")
+    box.focus()
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("box => box.scrollLeft > 0", arg=box.element_handle())
+
+
+def test_dark_mode(tab: Any, written: Path) -> None:
+    """Where the system is dark the page is, its charts too; on paper it is light all the same."""
+
+    def brightness(page: Any, element: str, what: str) -> float:
+        colour = page.locator(element).first.evaluate(f"node => getComputedStyle(node).{what}")
+        return sum(float(part) for part in colour.split("(")[1].rstrip(")").split(",")[:3]) / 3
+
+    light, dark = (tab(written, color_scheme=scheme) for scheme in ("light", "dark"))
+    assert brightness(light, "body", "backgroundColor") > 240
+    assert brightness(light, "body", "color") < 60
+    assert brightness(dark, "body", "backgroundColor") < 40
+    assert brightness(dark, "body", "color") > 200
+    assert brightness(light, ".after", "fill") < brightness(dark, ".after", "fill")
+    assert brightness(dark, "svg text.tick", "fill") > 140
+    dark.emulate_media(media="print")
+    assert brightness(dark, "body", "backgroundColor") == 255
+
+
+def test_contrast_of_numbers(tab: Any, written: Path) -> None:
+    """Numbers in coloured cells can be read in both modes: at least 3.5 to 1 against what is behind them."""
+    measure = """
+    () => {
+      const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+      canvas.canvas.width = canvas.canvas.height = 1;
+      const luminance = (...colours) => {
+        for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+        const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)
+          .map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+        return .2126 * r + .7152 * g + .0722 * b;
+      };
+      const page = getComputedStyle(document.body).backgroundColor;
+      return [...Array(21).keys()].map(level => {
+        const cell = document.createElement('span');
+        cell.className = `swatch p${level}`;
+        document.body.append(cell);
+        const style = getComputedStyle(cell);
+        const [a, b] = [luminance(page, style.backgroundColor), luminance(style.color)].sort((a, b) => b - a);
+        cell.remove();
+        return (a + .05) / (b + .05);
+      });
+    }
+    """
+    for scheme in ("light", "dark"):
+        ratios = tab(written, color_scheme=scheme).evaluate(measure)
+        assert min(ratios) > 3.5, (scheme, ratios)
+
+
+def test_print(tab: Any, written: Path, tmp_path: Path) -> None:
+    """Printed, every folded part is open, no button shows, and nothing is wider than the paper."""
+    page = tab(written)
+    pdf = page.pdf(format="A4")
+    assert pdf.startswith(b"%PDF-")
+    assert pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") > 2
+
+    page.set_viewport_size({"width": 703, "height": 1000})
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    assert not any(button.is_visible() for button in page.locator("button").all())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 703
+    cut = "[...document.querySelectorAll('table, pre, svg')].filter(e => e.getBoundingClientRect().right > 704).length"
+    assert page.evaluate(cut) == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details:not([open])").count() > 0
+
+
+def test_landmarks(tab: Any, written: Path) -> None:
+    """The page has a language, one main heading, a table of contents that leads somewhere, and labelled charts."""
+    page = tab(written)
+    assert page.evaluate("document.documentElement.lang") == "en"
+    assert page.get_by_role("heading", level=1).count() == 1
+    targets = [link.get_attribute("href") for link in page.get_by_role("navigation").get_by_role("link").all()]
+    assert len(targets) > 8
+    assert all(page.locator(target).count() == 1 for target in targets)
+    assert page.locator("svg[role=img]:not([aria-label])").count() == 0
+    assert page.locator("svg:not([role=img]):not([aria-hidden=true])").count() == 0
+
+
+def test_hostile_names(tab: Any, tmp_path: Path) -> None:
+    """Markup in names of steps and models and in licences is shown as the text that it is, and does nothing."""
+    write_study(tmp_path, [HOSTILE, "second"], model=f"model {HOSTILE}", license_=f"nc {HOSTILE}")
+    page = tab(report(tmp_path))
+    text = page.locator("body").inner_text()
+    assert f"model {HOSTILE}" in text
+    assert f"nc {HOSTILE}" in text
+    assert page.locator("h4", has_text=HOSTILE).count() == 1
+    assert page.locator("img").count() == 0
+    assert page.locator("script").count() == 1
+
+
+def test_large_studies_are_bounded(tmp_path: Path) -> None:
+    """Of many steps a part is shown, the page says what it leaves out, and it stays below two megabytes."""
+    write_study(tmp_path, [f"STEP{number}" for number in range(STEPS)], trials=1)
+    path = report(tmp_path)
+    page = Page.of(path)
+    assert path.stat().st_size < 2_000_000
+    assert "20 more alphas are left out here; best.yaml has them all." in page.text
+    assert "20 more maps are left out here" in page.text
+    assert len(page.tables["Alphas by step and block"]) == STEPS + 1
+    shown = sum(caption in BLOCKS for caption in page.captions)
+    told = page.text.split(" more alphas of ")
+    assert shown + sum(int(part.rsplit(maxsplit=1)[-1]) for part in told[:-1]) == STEPS * len(BLOCKS)

@@ -1,0 +1,179 @@
+"""Optuna's dashboard on a finished fit: the real command, its pages over HTTP and in a real browser."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import optuna
+import pytest
+
+from optimizer.reports import write_plots
+
+
+@pytest.fixture(scope="module")
+def study(finished_fit, tmp_path_factory):
+    """The folder of a finished fit, of its own, with its plots."""
+    folder = tmp_path_factory.mktemp("dashboard") / "study"
+    shutil.copytree(finished_fit.study.folder, folder, ignore=shutil.ignore_patterns("artifacts", "plots"))
+    write_plots(finished_fit, folder / "plots")
+    return folder
+
+
+@contextmanager
+def running(*arguments):
+    """The command, until it is no longer needed: gives what it said first and the process."""
+    command = [sys.executable, "-m", "optimizer", "dashboard", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=None
+    )
+    try:
+        yield process.stdout.readline(), process
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def address(study):
+    """The address of the dashboard on that study, served by the command."""
+    with running(study, "--port", "0") as (line, _):
+        assert line.startswith("http://127.0.0.1:"), line
+        yield line.split()[0].removesuffix("/dashboard")
+
+
+def get(url, **headers):
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310  the test's own server
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        return answer.read()
+
+
+def told(address):
+    """What the dashboard tells of each Optuna study, by name."""
+    summaries = json.loads(get(f"{address}/api/studies"))["study_summaries"]
+    return {one["study_name"]: json.loads(get(f"{address}/api/studies/{one['study_id']}")) for one in summaries}
+
+
+def test_studies_and_trials(address, study):
+    """Every search is there by its name, with all its trials, and what was searched stands in its user attributes."""
+    found = told(address)
+
+    stored = {name: optuna.load_study(study_name=name, storage=f"sqlite:///{study / 'study.db'}") for name in found}
+    assert len(found) == 3
+    assert {name: len(one["trials"]) for name, one in found.items()} == {
+        name: len(one.trials) for name, one in stored.items()
+    }
+    attributes = {one["key"]: one["value"] for one in found["together"]["user_attrs"]}
+    assert attributes["metric"] == "delta on OUT03-OUT05"
+    assert attributes["strategy"] == "joint"
+    assert attributes["target"] == "target"
+    assert found["together"]["objective_names"] == ["similarity"]
+
+
+def test_lowest_similarity_can_be_plotted(address):
+    """Each trial tells the similarity of its worst block as a number, the lowest of those it tells as a mapping."""
+    for trial in told(address)["together"]["trials"]:
+        attributes = {one["key"]: one["value"] for one in trial["user_attrs"]}
+        assert float(attributes["lowest"]) == min(json.loads(attributes["block_scores"]).values())
+
+
+def test_plots_are_artifacts(address, study):
+    """Each search has the plots of the whole study and its own, byte for byte, and none of another search."""
+    found = told(address)
+    shared = {"alphas.png", "best-so-far.png", "similarity-per-block.png"}
+    names = {name: {one["filename"] for one in detail["artifacts"]} for name, detail in found.items()}
+
+    assert names["together"] == shared | {"similarity-against-alpha-together.png"}
+    assert all(files > shared and len(files) == 4 for files in names.values())
+    assert len(set().union(*names.values())) == len(list((study / "plots").iterdir()))
+    number = json.loads(get(f"{address}/api/studies"))["study_summaries"]
+    for one in number:
+        for artifact in found[one["study_name"]]["artifacts"]:
+            body = get(f"{address}/artifacts/{one['study_id']}/{artifact['artifact_id']}")
+            assert body == (study / "plots" / artifact["filename"]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}, {"Host": "127.0.0.1"}],
+    ids=lambda headers: "-".join(*headers.items()),
+)
+def test_pages_of_other_sites_are_refused(address, headers):
+    """What a page of another site could send through this browser is refused, whatever it asks for."""
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        get(f"{address}/api/studies", **headers)
+
+
+def test_own_pages_are_served(address):
+    """Under both names of this machine the dashboard answers, also to requests that tell their origin."""
+    port = address.rsplit(":", 1)[1]
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        assert json.loads(get(f"http://{host}/api/studies", Origin=f"http://{host}"))["study_summaries"]
+
+
+def test_started_twice(study):
+    """A second one on the same port is told so, in one line; on another it offers the same plots once."""
+    with running(study, "--port", "0") as (line, _):
+        address = line.split()[0].removesuffix("/dashboard")
+        port = address.rsplit(":", 1)[1]
+        second = subprocess.run(
+            [sys.executable, "-m", "optimizer", "dashboard", study, "--port", port],
+            capture_output=True, text=True, encoding="utf-8", timeout=100, check=False,
+        )  # fmt: skip
+        assert (second.returncode, second.stdout) == (2, "")
+        assert second.stderr.startswith(f"blockfit: --port: {port} cannot be listened on")
+        assert len(second.stderr.splitlines()) == 1
+        assert [len(one["artifacts"]) for one in told(address).values()] == [4, 4, 4]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
+def test_interrupt_ends_it(study):
+    """Ctrl-C ends it as it is meant to, without an error."""
+    with running(study, "--port", "0") as (_, process):
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_without_trials(study, tmp_path):
+    """A study that was never fitted has nothing to show, and no database is made."""
+    for name in ("study.yaml", "recipe.yaml"):
+        shutil.copy(study / name, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "optimizer", "dashboard", tmp_path, "--port", "0"],
+        capture_output=True, text=True, encoding="utf-8", timeout=100, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "holds no trials of" in done.stderr
+    assert "blockfit fit" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "study.yaml"]
+
+
+def test_in_a_browser(address, browser):
+    """A browser shows the searches, then the trials and the plots of one, without errors, from this machine alone."""
+    page = browser.new_page()
+    problems, hosts = [], set()
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+    try:
+        page.goto(f"{address}/dashboard")
+        page.get_by_text("together").first.click()
+        page.get_by_text("Study User Attributes").wait_for()
+        page.get_by_text("similarity-against-alpha-together.png").wait_for()
+        picture = page.locator("img").first
+        picture.scroll_into_view_if_needed()
+        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
+        page.goto(page.url.split("?")[0] + "/trials")
+        page.get_by_text("4 Trials").wait_for()
+        page.get_by_text("block_scores").wait_for()
+    finally:
+        page.close()
+
+    assert problems == []
+    assert hosts == {address.removeprefix("http://")}

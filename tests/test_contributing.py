@@ -1,0 +1,92 @@
+"""The examples in CONTRIBUTING.md do what it says of them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from optimizer.exports import EXPORTS, export_recipe
+from optimizer.exports.formats import Export
+from optimizer.recipes import load_recipe
+from optimizer.similarity import METRICS, MetricKind, compare
+from optimizer.similarity.metric import _everything, _from_statistics
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+DEMO = ROOT / "studies" / "demo"
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """What the examples define, by name."""
+    found = {}
+    for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+        exec(code, found)  # noqa: S102  the project's own text
+    return found
+
+
+@pytest.fixture
+def registered(examples, monkeypatch):
+    """Evaluates the line that registers an example, as it stands in the text, and puts it into its registry."""
+
+    def registered(registry, start):
+        line = next(line.strip().rstrip(",") for line in TEXT.splitlines() if line.strip().startswith(start))
+        names = {"MetricKind": MetricKind, "Export": Export, "_everything": _everything}
+        entry = eval(line, {**examples, **names, "_from_statistics": _from_statistics})  # noqa: S307
+        monkeypatch.setitem(registry, entry.name, entry)
+
+    return registered
+
+
+def test_metric(registered):
+    """The metric of the example scores what it says: 1 - |merged - target| / |target - base| of a block's tensors."""
+    registered(METRICS, "MetricKind(")
+    files = {name: DEMO / f"models/{name}.safetensors" for name in ("base", "slanted")}
+    found = compare(
+        files["slanted"], DEMO / "target.safetensors", metric="nearness", blocks="OUT03", base=files["base"]
+    )
+
+    base, candidate = (load_file(path) for path in files.values())
+    target = load_file(DEMO / "target.safetensors")
+    names = [
+        name
+        for name in target
+        if name.startswith("model.diffusion_model.output_blocks.3.") and name.endswith(("weight", "bias"))
+    ]
+
+    def distance(one, other):
+        return torch.cat([(one[name].double() - other[name].double()).flatten() for name in names]).norm()
+
+    assert names
+    expected = 1 - distance(candidate, target) / distance(target, base)
+    assert found == pytest.approx({"OUT03": float(expected)}, abs=1e-9)
+
+
+def test_export(registered):
+    """The export of the example is offered as a format, and writes every step's numbers."""
+    registered(EXPORTS, "Export(")
+    recipe = load_recipe(DEMO / "answer" / "recipe.yaml")
+    head, *lines = export_recipe(recipe, "csv").splitlines()
+
+    assert head.split(",")[:3] == ["step", "BASE", "IN00"]
+    assert [line.split(",")[0] for line in lines] == [f"{step.name}.alpha" for step in recipe.ancestors()]
+    assert [float(number) for number in lines[0].split(",")[1:]] == [
+        recipe.ancestors()[0].alpha.at(block) for block in recipe.layout.blocks
+    ]
+
+
+def test_the_map_names_folders_that_are_there():
+    """Every folder of the map exists, and none of the package's is left out."""
+    named = set(re.findall(r"^    optimizer/(\w+) ", TEXT, re.MULTILINE))
+    there = {path.parent.name for path in (ROOT / "optimizer").glob("*/__init__.py")}
+
+    assert named == there
+
+
+def test_make_targets_exist():
+    """Every make target that the text names is in the Makefile."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+    assert set(re.findall(r"^    make ([\w-]+)", TEXT, re.MULTILINE)) <= targets
