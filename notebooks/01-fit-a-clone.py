@@ -106,9 +106,9 @@ for name in ("best", "ceiling"):
     print(f"{name}: {reach.total[name]:.2%}")
 
 # %% [markdown]
-# And how much of each source is in the target? `coefficient` is its share by least squares, `error` how far off it may
-# be, and `loss` what the ceiling loses without the source. A source with a coefficient near 0 and next to no loss, as
-# `inverted` here, is not in the target and can go. [Notebook 3](03-read-the-ceiling.ipynb) reads this in depth.
+# And how much of each source is in the target? `coefficient` is its share by least squares, `error` how far off by
+# chance, and `loss` what the ceiling loses without the source. A source with a coefficient near 0 and next to no loss,
+# as `inverted` here, can go. [Notebook 3](03-read-the-ceiling.ipynb) reads this in depth.
 
 # %%
 sources_frame(reach)[["coefficient", "error", "loss"]].round(4)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         sources_frame,
         trials_table,
         write_plots,
+        write_report,
         write_trials,
     )
     from optimizer.search import (
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
         Study,
         StudyStatus,
         fit,
+        found_ceilings,
+        found_result,
         load_study,
         new_study,
         simplify_file,
@@ -101,6 +104,8 @@ __all__ = [
     "export_recipe",
     "figures",
     "fit",
+    "found_ceilings",
+    "found_result",
     "import_text",
     "inspect_checkpoint",
     "load_recipe",
@@ -119,6 +124,7 @@ __all__ = [
     "trials_table",
     "verify",
     "write_plots",
+    "write_report",
     "write_trials",
 ]
 
@@ -135,11 +141,11 @@ _HOMES = {
     ),
     "reports": (
         "alphas_frame", "ceiling_frame", "coefficients_frame", "figures", "similarity_frame", "sources_frame",
-        "trials_table", "write_plots", "write_trials",
+        "trials_table", "write_plots", "write_report", "write_trials",
     ),
     "search": (
-        "Ceiling", "FitEvents", "FitResult", "Simplified", "Stage", "Study", "StudyStatus", "fit", "load_study",
-        "new_study", "simplify_file", "study_ceilings", "study_status",
+        "Ceiling", "FitEvents", "FitResult", "Simplified", "Stage", "Study", "StudyStatus", "fit", "found_ceilings",
+        "found_result", "load_study", "new_study", "simplify_file", "study_ceilings", "study_status",
     ),
     "similarity": ("compare", "total_similarity", "verify"),
 }  # fmt: skip

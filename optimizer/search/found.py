@@ -84,6 +84,8 @@ class Found:
 def found_result(study: Study, storage: str | None = None) -> Found:
     """What `study` has found, whichever generation of each of its searches was opened last.
 
+        found_result(load_study("my-study", with_files=False)).result.similarity
+
     Raises InputError if nothing was found yet, if the storage, by default the file in the study's folder, cannot be
     read, and if best.yaml cannot be or is of another recipe.
     """
@@ -126,14 +128,16 @@ def found_result(study: Study, storage: str | None = None) -> Found:
 
 
 def found_ceilings(
-    path: Path,
-    folders: Sequence[Path] = (),
+    path: Path | str,
+    folders: Sequence[Path | str] = (),
     *,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     hashes: HashCache | None = None,
 ) -> tuple[tuple[Ceiling, ...], tuple[str, ...]]:
     """What the study in `path` can reach, and, where that cannot be said, why not, a line for each reason.
+
+        ceilings, problems = found_ceilings("my-study")
 
     By the statistics that a fit has left in its folder; without them by its checkpoints, looked for in `folders` too.
     """

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from optimizer.checkpoints import replace_text
-from optimizer.errors import InputError, StudyError, attempt
+from optimizer.checkpoints import HashCache, replace_text
+from optimizer.errors import CheckpointError, InputError, StudyError, attempt
 from optimizer.recipes import Recipe, locate, recipe_as_data, seen_from
 from optimizer.recipes.yaml_files import dump_yaml, plain, validate
 from optimizer.search.study import Study, StudyEntry, study_of, with_found_files
@@ -53,6 +53,7 @@ def new_study(
     seed: int = 0,
     name: str | None = None,
     folders: Sequence[str | Path] = (),
+    hashes: HashCache | None = None,
     stages: Sequence[StageFields] | None = None,
     **stage: Unpack[StageOptions],
 ) -> Study:
@@ -69,8 +70,8 @@ def new_study(
     those of other studies in a database; by default it is the folder's. `seed`, from 0 up, is the samplers'.
 
     Checkpoints are looked for in the current folder, in `folder`, then in `folders` and below them, extensions
-    optional. In the files they are named as seen from `folder`, or as given where that or `folders` is enough to find
-    them.
+    optional; "name [a60cfaa90d]" or the hash alone will do, and `hashes` remembers those. In the files they are named
+    as seen from `folder`, or as given where that or `folders` is enough to find them.
 
     All other arguments are those of a stage, as in study.yaml:
 
@@ -110,15 +111,16 @@ def new_study(
         entry = validate(StudyEntry, data, _CALLED, StudyError)
         study = attempt(lambda: study_of(entry, _without_notes(recipe), folder, folder.resolve().name), _CALLED)
         study = with_found_files(
-            study, looked, beside=Path(), recipe_given=f"{_CALLED}: recipe", target_given=f"{_CALLED}: target"
-        )
+            study, looked, beside=Path(), recipe_given=f"{_CALLED}: recipe", target_given=f"{_CALLED}: target",
+            hashes=hashes,
+        )  # fmt: skip
     except InputError as error:
         # The only stage's fields are arguments.
         inner = f"{_CALLED}: stages.{own}." if stages is None else ""
         raise type(error)(
             problem if not inner else problem.replace(inner, f"{_CALLED}: ", 1) for problem in error.problems
         ) from None
-    study = _named_from_folder(study, looked)
+    study = replace(_named_from_folder(study, looked, hashes), path=folder / _STUDY)
     data["target"] = {"file": study.target_file}
     _write(folder, {_RECIPE: recipe_as_data(study.recipe), _STUDY: data})
     return study
@@ -136,24 +138,30 @@ def _without_notes(recipe: Recipe) -> Recipe:
     return replace(recipe, fitted=None, steps=tuple(replace(step, similarity=None) for step in recipe.steps))
 
 
-def _named_from_folder(study: Study, looked: Sequence[Path]) -> Study:
+def _named_from_folder(study: Study, looked: Sequence[Path], hashes: HashCache | None) -> Study:
     """The same study, its files named so that they are found from its folder, which is the first of `looked`."""
     folder, *others = looked
+
+    def located(file: str, beside: Path, folders: Sequence[Path]) -> Path | None:
+        try:
+            return locate(file, beside, folders, hashes=hashes)
+        except CheckpointError:  # one of several of that name
+            return None
 
     def named(file: str, found: Path | None) -> str:
         if found is None:
             return file
-        again = locate(file, folder, others)
+        again = located(file, folder, others)
         return file if again is not None and again.resolve() == found.resolve() else seen_from(folder, found)
 
     models = {
-        key: replace(model, file=named(model.file, study.sources.get(key) or locate(model.file, Path(), looked)))
+        key: replace(model, file=named(model.file, study.sources.get(key) or located(model.file, Path(), looked)))
         for key, model in study.recipe.models.items()
     }
     return replace(
         study,
         recipe=replace(study.recipe, models=models),
-        target_file=named(study.target_file, locate(study.target_file, Path(), looked)),
+        target_file=named(study.target_file, study.target if study.target.is_file() else None),
         files={key: models[key].file for key in study.files},
     )
 

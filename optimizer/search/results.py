@@ -6,6 +6,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from optimizer.errors import StudyError
 from optimizer.recipes import Recipe
 from optimizer.search.exact import ExactOptimum
 from optimizer.search.space import Parameter
@@ -149,10 +150,15 @@ class FitResult:
     def similarity(self) -> float:
         """What the last stage reached: the total of its last step by its own metric, in [-1, 1].
 
-        result = fit(study)
-        print(f"{result.similarity:.4%}")
+            result = fit(study)
+            print(f"{result.similarity:.4%}")
+
+        Raises StudyError if no stage was fitted to its end.
         """
-        return list(self.similarities.values())[-1]
+        reached = tuple(self.similarities.values())
+        if not reached:
+            raise StudyError(f"{self.study.folder}: no stage was fitted to its end; fit it first")
+        return reached[-1]
 
     def as_dict(self) -> dict[str, Any]:
         """The figures, as JSON takes them; similarities are totals, None where there is none."""

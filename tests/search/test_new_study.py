@@ -1,5 +1,6 @@
 """Studies made in Python: the same as from YAML, kept as YAML, resumed, and refused with the argument's name."""
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,30 @@ def test_files_that_folders_hold_keep_their_names(here: Path) -> None:
 
     assert [model.file for model in study.recipe.models.values()] == ["base", "x.safetensors", "y"]
     assert resolved(load_study("mine", ["models"])) == resolved(study)
+
+
+def test_files_that_only_the_current_folder_tells_apart(here: Path) -> None:
+    """Where `folders` hold several files of a name, the one meant is named as seen from the study's folder."""
+    for name in ("one", "two"):
+        shutil.copytree(here / "models", here / "pool" / name)
+    recipe = new_recipe({name: f"models/{name}.safetensors" for name in ("base", "x", "y")}, STEPS)
+    shutil.copyfile(here / "models" / "x.safetensors", here / "x.safetensors")
+    recipe = new_recipe({**recipe.models, "x": "x.safetensors"}, STEPS)
+    study = new_study(recipe, "target.safetensors", "mine", folders=["pool"])
+
+    assert study.recipe.models["x"].file == "../x.safetensors"
+    assert resolved(load_study("mine")) == resolved(study)
+
+
+def test_files_named_by_their_hash(here: Path, recipe: Recipe) -> None:
+    """A hash stays what it is as long as it is enough to find the file."""
+    digits = hashlib.sha256((here / "models" / "x.safetensors").read_bytes()).hexdigest()[:10]
+    study = new_study(
+        new_recipe({**recipe.models, "x": digits}, STEPS), "target.safetensors", "mine", folders=["models"]
+    )
+
+    assert study.recipe.models["x"].file == digits
+    assert study.sources["x"] == Path("models/x.safetensors")
 
 
 def test_five_lines_fit_and_are_resumed(here: Path, recipe: Recipe) -> None:

@@ -25,7 +25,7 @@ def write_report(
     found: Found,
     ceilings: Sequence[Ceiling],
     problems: Sequence[str],
-    path: Path,
+    path: Path | str,
     *,
     named: str,
     storage: str | None = None,
@@ -33,11 +33,15 @@ def write_report(
 ) -> Page:
     """Write the page of what a study has found to `path`, or leave what is there; gives what stands on it.
 
+        write_report(
+            found_result(study), *found_ceilings("my-study"), "report.html", named="my-study", date="2026-11-23"
+        )
+
     `problems` tell why there are no `ceilings`; `named` is what the user calls the study, `storage` where its trials
     are, as it may be shown, if that is not its folder; `date` today's. Raises InputError if it cannot be written.
     """
     page = contents(found, ceilings, problems, named=named, storage=storage, date=date)
-    replace_text(path, report_page(page))
+    replace_text(Path(path), report_page(page))
     return page
 
 
