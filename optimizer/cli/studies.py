@@ -325,8 +325,6 @@ def fit_and_report(
     Raises InputError, before anything is read, if the study's folder cannot be written to. What cannot be written of a
     finished fit but best.yaml ends the command with exit code 1, when all the rest is written and printed.
     """
-    import optuna
-
     from optimizer.checkpoints import check_writable
     from optimizer.reports import (
         candidates_table,
@@ -340,7 +338,6 @@ def fit_and_report(
     from optimizer.search import fit as run
 
     check_writable(study.folder)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with fit_logs(study.folder / "fit.log", log_file), fitting() as events:
         result = run(
             study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage, events=events,
