@@ -123,7 +123,7 @@ def new_study(
     study = replace(_named_from_folder(study, looked, hashes), path=folder / _STUDY)
     data["target"] = {"file": study.target_file}
     _write(folder, {_RECIPE: recipe_as_data(study.recipe), _STUDY: data})
-    return study
+    return replace(study, path=folder / _STUDY)
 
 
 def _stage_as_data(stage: Mapping[str, Any], folder: Path) -> dict[str, Any]:

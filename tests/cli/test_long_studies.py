@@ -143,8 +143,8 @@ def test_database_from_a_stranger(folder, tmp_path):
     assert not harm.exists()
 
 
-def test_progress_bar(folder):
-    """On a terminal the bar shows trials done, the best, seconds per trial, and gives way where it is narrow."""
+def test_live_table(folder):
+    """On a terminal a table shows trials done, the best and seconds per trial, and gives way where that is narrow."""
     if shutil.which("script") is None:
         pytest.skip("needs util-linux's script for a terminal")
     made = folder()
@@ -155,7 +155,9 @@ def test_progress_bar(folder):
             check=True,
         )  # fmt: skip
         lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout))
-        bars = [line for line in lines if line.startswith("both")]
-        assert bars
-        assert all(len(line) <= columns for line in bars), bars
-    assert any(re.search(r"5/5  best 9\d\.\d{4}%  \d+\.\d{3} s/trial", line) for line in bars), bars
+        rows = [line for line in lines if re.match(r"│ both +│", line)]
+        assert rows
+        assert all(len(line) <= columns for line in rows), rows
+    done_row = re.compile(r"│ both +│ TEMP2 +│ delta +│ +5/5 │ 9\d\.\d{4}% │ +\d+\.\d{3} │ +done │")
+    assert any(done_row.match(row) for row in rows), rows
+    assert any(re.match(r"OUT03 [▉-▏█]+", line) for line in lines)
