@@ -4,9 +4,11 @@ Names and metadata are what strangers put into files: an escape sequence in one 
 line break could pass for another message.
 """
 
+import re
 import unicodedata
+from pathlib import PurePath
 
-__all__ = ["printable", "unprintable"]
+__all__ = ["printable", "quoted", "unprintable"]
 
 
 def unprintable(text: str) -> str | None:
@@ -21,6 +23,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if _is_shown(letter) else _escaped(letter) for letter in text)
+
+
+def quoted(word: PurePath | str) -> str:
+    """A path, or another word, as it can be typed after a command, in every shell."""
+    return f'"{word}"' if re.search(r"[^\w@%+=:,./\\~-]", str(word)) else str(word)
 
 
 def _is_shown(letter: str) -> bool:

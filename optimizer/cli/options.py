@@ -1,6 +1,5 @@
 """Options that several commands have, and what their values stand for."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +30,6 @@ __all__ = [
     "chosen_device",
     "hash_cache",
     "model_folders",
-    "quoted",
 ]
 
 # ruff: noqa: PLC0415
@@ -113,11 +111,6 @@ def checkpoint_finder(
         )
 
     return find
-
-
-def quoted(path: Path) -> str:
-    """A path as it can be typed after a command, in every shell."""
-    return f'"{path}"' if re.search(r"[^\w@%+=:,./\\~-]", str(path)) else str(path)
 
 
 def hash_cache() -> "HashCache":

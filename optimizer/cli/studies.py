@@ -1,5 +1,6 @@
 """Commands on studies: fitting, and what was found."""
 
+import sys
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -19,10 +20,10 @@ from optimizer.cli.options import (
     chosen_device,
     hash_cache,
     model_folders,
-    quoted,
 )
 from optimizer.cli.printing import fitting, make_console, message, print_json, reading, say, say_problem
 from optimizer.errors import InputError
+from optimizer.printable import quoted
 
 # torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
 # ruff: noqa: PLC0415
@@ -242,17 +243,22 @@ def report(
     """Draw up what a study has found as one page, report.html, that holds all it needs and can be given away.
 
     Also of a study that is not finished. Needs no checkpoints once their statistics are in the study's folder.
+
+    With --json one object: report (the file), study, complete, stages (similarity before and after, ceiling, by stage,
+    step and metric), ceilings (total by metric), searches (trials and best of each), sources (coefficient, license and
+    standing of each), remarks (headings of what there is to know).
     """
-    from optimizer.reports import report_figures, write_report
+    from optimizer.reports import check_report_name, report_figures, write_report
     from optimizer.search import found_ceilings, found_result, load_study, shown_storage
 
     loaded = load_study(study, with_files=False)
     written = loaded.folder / "report.html" if output is None else output
+    check_report_name(written)
     found = found_result(loaded, storage)
     with reading() as progress:
         ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
     page = write_report(
-        found, ceilings, problems, written, named=study.name if study.is_absolute() else study.as_posix(),
+        found, ceilings, problems, written, named=_told_name(study),
         storage=shown_storage(loaded, storage), date=datetime.now().strftime("%Y-%m-%d"),
     )  # fmt: skip
     if as_json:
@@ -269,11 +275,14 @@ def dashboard(
     study: StudyPath,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 is any that is free.")] = 8080,
     storage: Storage = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Look at a study's trials in a browser, while it is fitted or afterwards: Optuna's dashboard with our plots.
 
     Listens on this machine alone. Ctrl-C ends it. Needs no checkpoints.
+
+    With --json one object, printed as soon as it listens: address.
     """
     from optimizer.reports.dashboard import serve_dashboard
     from optimizer.search import load_study
@@ -281,6 +290,10 @@ def dashboard(
     loaded = load_study(study, with_files=False)
 
     def ready(address: str) -> None:
+        if as_json:
+            print_json({"address": address})
+            sys.stdout.flush()  # who reads it from a pipe waits for it
+            return
         say(f"{address} (Ctrl-C ends it)")
 
     with suppress(KeyboardInterrupt):
@@ -307,6 +320,13 @@ def demo(
     found = run_demo(folder, fit=lambda study: fit_and_report(study, chosen_device(device)), console=make_console())
     if as_json:
         print_json({"folder": str(folder), **found.as_dict()})
+
+
+def _told_name(study: Path) -> str:
+    """How the user named a study, its folder or its file, without where on this machine that is."""
+    if not study.is_absolute():
+        return study.as_posix()
+    return study.name if study.is_dir() else f"{study.parent.name}/{study.name}"
 
 
 def fit_and_report(

@@ -9,7 +9,7 @@ from optimizer.reports.frames import alphas_frame, ceiling_frame, coefficients_f
 from optimizer.reports.listings import inspection_table, preview_table, status_table
 from optimizer.reports.live import LiveFit
 from optimizer.reports.logs import LogFile, fit_logs, log_end, log_opened, log_trial, log_warning
-from optimizer.reports.page import License, Standing, license_of, report_figures, write_report
+from optimizer.reports.page import License, Standing, check_report_name, license_of, report_figures, write_report
 from optimizer.reports.plots import figures, write_plots
 from optimizer.reports.tables import (
     block_table,
@@ -33,6 +33,7 @@ __all__ = [
     "candidates_table",
     "ceiling_frame",
     "ceiling_tables",
+    "check_report_name",
     "coefficients_frame",
     "figures",
     "fit_logs",

@@ -1,13 +1,15 @@
 """Optuna's dashboard on a study's trials, with the study's plots beside them, for this machine only."""
 
 import json
+import logging
 import re
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from io import StringIO
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 from uuid import NAMESPACE_URL, uuid5
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -42,6 +44,8 @@ def serve_dashboard(
 
     Raises StudyError if there are no trials or they cannot be read, InputError if the port is taken.
     """
+    # Of errors in its own code the browser is told; where nobody listens, Python would print them with tracebacks.
+    logging.getLogger("optuna_dashboard").addHandler(logging.NullHandler())
     with open_trials(study, storage) as (trials, labels):
         plots = _PlotStore(study.folder)
         _name_values(trials, labels.values())
@@ -132,7 +136,10 @@ class _OwnPagesOnly:
 
     def __call__(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         port = environ["SERVER_PORT"]
-        hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
+        names = {HOST, "localhost"}
+        hosts = {f"{name}:{port}" for name in names}
+        # Browsers leave out the port that HTTP has by itself.
+        hosts |= names if port == "80" else set()
         origin = environ.get("HTTP_ORIGIN")
         if environ.get("HTTP_HOST") not in hosts or (
             origin is not None and origin not in map("http://{}".format, hosts)
@@ -147,7 +154,14 @@ class _Server(ThreadingMixIn, WSGIServer):
     # On Windows a second server would take the first one's port over.
     allow_reuse_address = not hasattr(socket, "SO_EXCLUSIVEADDRUSE")
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a connection that broke: a browser drops some whenever a page is left."""
+
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing of requests: a page asks for news every few seconds."""
+
+    def get_stderr(self) -> TextIO:
+        """Where the dashboard writes tracebacks of its own errors: nowhere; the browser is told of them."""
+        return StringIO()

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from optimizer.checkpoints import HashCache
 from optimizer.errors import InputError, StudyError
+from optimizer.printable import quoted
 from optimizer.recipes import Recipe
 from optimizer.search.asking import is_lost, trials_of_search
 from optimizer.search.binding import active_studies
@@ -105,7 +106,7 @@ def found_result(study: Study, storage: str | None = None) -> Found:
         if one.trials
     )
     if recipe is None and not any(result.best for result in results):
-        raise StudyError(f"{study.folder}: not fitted yet; fit it first: blockfit fit {study.folder}")
+        raise StudyError(f"{study.folder}: not fitted yet; fit it first: blockfit fit {quoted(study.folder)}")
     by_trials = study.recipe
     found_by: dict[tuple[str, str, str], tuple[float, str]] = {}
     for search in standing(results):
@@ -143,7 +144,7 @@ def found_ceilings(
     """
     problems: tuple[str, ...] = ()
     try:
-        study = load_study(path, folders)
+        study = load_study(path, folders, hashes=hashes, progress=progress)
         if (study.folder / STATISTICS).exists():
             with suppress(StudyError):
                 return study_ceilings(study.without_files(), device=device, progress=progress), ()
@@ -154,8 +155,11 @@ def found_ceilings(
 
 
 def shown_storage(study: Study, storage: str | None) -> str | None:
-    """The address that `--storage` was given, without its password; None if the trials are in the study's folder."""
-    return None if storage is None else str(storage_address(storage, study.folder))
+    """What others may be told to give to `--storage`; None if the trials are in the study's folder.
+
+    Without passwords, and of a file that lies elsewhere on this machine only its name.
+    """
+    return None if storage is None else storage_address(storage, study.folder).option
 
 
 def search_trials(study: Study, storage: str | None = None) -> tuple[tuple[SearchTrials, ...], tuple[Worker, ...]]:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from optimizer.errors import StudyError
@@ -69,6 +69,18 @@ class StorageAddress:
     def __str__(self) -> str:
         """For messages: without the password."""
         return self.shown
+
+    @property
+    def option(self) -> str:
+        """As `--storage` takes it and others may read it: without passwords, of an absolute path only the name."""
+        if self.path is not None:
+            file = self.path.name if self.path.is_absolute() else self.path.as_posix()
+            return f"{'journal:' if self.kind == 'journal' else 'sqlite:///'}{file}"
+        url = make_url(self.url).difference_update_query(_SECRETS)
+        # Without the driver, which is ours; a password that is not told is asked for elsewhere.
+        return URL.create(
+            self.kind, url.username, host=url.host, port=url.port, database=url.database, query=url.query
+        ).render_as_string()
 
 
 def storage_address(given: str | None, folder: Path) -> StorageAddress:

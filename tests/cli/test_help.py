@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from optimizer.cli import app, main
-from optimizer.cli.options import quoted
+from optimizer.printable import quoted
 
 COMMANDS = tuple(command.name or command.callback.__name__ for command in app.registered_commands)
 
@@ -96,7 +96,8 @@ def test_mistyped(capsys, arguments, line):
 
 
 @pytest.mark.parametrize(
-    ("path", "typed"), [("a/b.yaml", "a/b.yaml"), ("my models", '"my models"'), ("D:\\x y", '"D:\\x y"')]
+    ("path", "typed"),
+    [("a/b.yaml", "a/b.yaml"), ("my models", '"my models"'), ("x(1)", '"x(1)"'), ("D:\\x y", '"D:\\x y"')],
 )
 def test_paths_to_be_typed(path, typed):
     """A path that is printed as part of a command can be typed as it stands."""

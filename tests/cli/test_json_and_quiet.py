@@ -72,6 +72,7 @@ COMMANDS = {
     "fit": ["fit", "."],
     "status": ["status", "."],
     "ceiling": ["ceiling", ".", "--metric", "delta"],
+    "report": ["report", ".", "-o", "report.html"],
 }
 KEYS = {
     "inspect": {"file", "layout", "dtypes", "blocks", "sha256"},
@@ -85,6 +86,7 @@ KEYS = {
     "fit": {"study", "folder", "interrupted", "searches", "steps", "candidates", "written", "unwritten"},
     "status": {"searches", "workers", "seconds_left", "ends"},
     "ceiling": {"metric", "blocks", "total", "sources", "rank"},
+    "report": {"report", "study", "complete", "stages", "ceilings", "searches", "sources", "remarks"},
 }
 
 

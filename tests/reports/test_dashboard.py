@@ -3,16 +3,20 @@
 import json
 import shutil
 import signal
+import socket
+import sqlite3
+import struct
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import optuna
 import pytest
 
 from optimizer.reports import write_plots
+from optimizer.reports.dashboard import _OwnPagesOnly
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,57 @@ def test_own_pages_are_served(address):
     port = address.rsplit(":", 1)[1]
     for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
         assert json.loads(get(f"http://{host}/api/studies", Origin=f"http://{host}"))["study_summaries"]
+
+
+def test_port_of_http():
+    """At port 80 browsers leave the port out; elsewhere, and of other names, that is refused."""
+    answered = []
+
+    def status(port, host, origin=None):
+        environ = {"SERVER_PORT": port, "HTTP_HOST": host} | ({} if origin is None else {"HTTP_ORIGIN": origin})
+        guarded = _OwnPagesOnly(lambda environ, start: start("200 OK", []) or [])
+        guarded(environ, lambda status, headers: answered.append(status))
+        return answered[-1]
+
+    for host in ("127.0.0.1", "localhost", "localhost:80"):
+        assert status("80", host) == "200 OK"
+        assert status("80", host, f"http://{host}") == "200 OK"
+    assert status("80", "evil.example") == "403 Forbidden"
+    assert status("80", "localhost", "http://evil.example") == "403 Forbidden"
+    assert status("8080", "localhost") == "403 Forbidden"
+
+
+def test_json(study):
+    """--json prints one object with the address once it listens there."""
+    with running(study, "--port", "0", "--json") as (line, process):
+        text = line
+        while "}" not in text:
+            text += process.stdout.readline()
+        (address,) = json.loads(text).values()
+        assert list(json.loads(text)) == ["address"]
+        assert b"<html" in get(address)
+
+
+def test_nothing_is_printed_of_broken_requests(study, tmp_path):
+    """Connections that break and errors inside the dashboard leave nothing on the terminal, and it goes on."""
+    copy = shutil.copytree(study, tmp_path / "study")
+    with running(copy, "--port", "0") as (line, process):
+        address = line.split()[0].removesuffix("/dashboard")
+        port = int(address.rsplit(":", 1)[1])
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port)) as broken:
+                broken.sendall(b"GET /dash")
+                # Closing now resets the connection instead of ending it.
+                broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert told(address)
+        with closing(sqlite3.connect(copy / "study.db")) as database:
+            database.execute("DROP TABLE studies")
+        for path in ("api/studies", "artifacts/1/any"):
+            with pytest.raises(urllib.error.HTTPError, match="50"):
+                get(f"{address}/{path}")
+        assert b"<html" in get(f"{address}/dashboard")
+        process.kill()
+        assert process.communicate(timeout=30)[1] == ""
 
 
 def test_started_twice(study):

@@ -1,13 +1,15 @@
 """What finished recipes note is read again, as far as it can be understood."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
 import pytest
 
+from optimizer.checkpoints import HashCache
 from optimizer.errors import StudyError
 from optimizer.recipes import load_recipe, save_recipe
-from optimizer.search import fit, found_result, load_study, noted_searches
+from optimizer.search import fit, found_ceilings, found_result, load_study, noted_searches
 
 STEPS = """\
   - {name: A, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: OUT03}}
@@ -74,3 +76,24 @@ def test_recipe_of_other_steps(fitted):
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(StudyError, match="its steps are not those of"):
         found_result(load_study(folder, with_files=False))
+
+
+def test_sources_named_by_hash_are_hashed_once(fitted, pool, tmp_path):
+    """Ceilings of a recipe that names a source by its hash: hashing it is told of, and not done again."""
+    recipe = fitted.study.folder / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    digest = hashlib.sha256(pool.paths["x"].read_bytes()).hexdigest()
+    recipe.write_text(text.replace(f"'{pool.paths['x']}'", f"'{digest}'"), encoding="utf-8")
+    told = []
+
+    for _ in range(2):
+        told.append(set())
+        ceilings, problems = found_ceilings(
+            fitted.study.folder, [pool.folder],
+            progress=lambda what, done, total: told[-1].add(what), hashes=HashCache(tmp_path / "hashes.json"),
+        )  # fmt: skip
+        assert (bool(ceilings), problems) == (True, ())
+
+    hashing = f"hashing to find {digest[:10]}"
+    assert hashing in told[0]
+    assert hashing not in told[1]

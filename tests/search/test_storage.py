@@ -44,6 +44,25 @@ class TestAddress:
     """What `--storage` may name."""
 
     @pytest.mark.parametrize(
+        ("given", "option"),
+        [
+            ("journal:jr/t.log", "journal:jr/t.log"),
+            ("journal://t.log", "journal:t.log"),
+            ("sqlite:///some/trials.db", "sqlite:///some/trials.db"),
+            (f"journal:{Path('t.log').absolute()}", "journal:t.log"),
+            (f"sqlite:///{Path('t.db').absolute().as_posix()}", "sqlite:///t.db"),
+            ("postgresql://me:secret@host:5433/trials", "postgresql://me@host:5433/trials"),
+            ("postgresql+psycopg://host/db?password=s&sslmode=require", "postgresql://host/db?sslmode=require"),
+        ],
+    )
+    def test_told_to_others(self, tmp_path, given, option):
+        """It can be told in the form that --storage takes, without passwords and without where a file lies here."""
+        address = storage_address(given, tmp_path)
+
+        assert address.option == option
+        assert storage_address(option, tmp_path).kind == address.kind
+
+    @pytest.mark.parametrize(
         ("given", "kind", "path"),
         [
             (None, "sqlite", "here/study.db"),

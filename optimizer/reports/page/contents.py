@@ -1,12 +1,15 @@
 """What stands on the report page: figures, texts and charts, made of what a study has found."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import PurePath
 
 from optimizer import __version__
 from optimizer.checkpoints import Layout
+from optimizer.printable import quoted
 from optimizer.recipes import Model, Recipe, block_coefficients, preset_line, write_notation
 from optimizer.recipes.formulas import formula_of
 from optimizer.reports.alphas import AlphaRow, alpha_rows
@@ -206,15 +209,13 @@ def contents(
     storage: str | None,
     date: str,
 ) -> Page:
-    """The page of a study that the user named `named`; `problems` tell why there are no ceilings.
+    """The page of a study that the user named `named`, its folder or file; `problems` tell why there are no ceilings.
 
     `storage` is where the trials are, as it may be shown, None for the study's folder. `date` is today's.
     """
     result = found.result
     study, recipe, layout = result.study, result.recipe, result.recipe.layout
     by_metric = {one.metric: one for one in ceilings}
-    path = named if " " not in named else f'"{named}"'
-    more = "" if storage is None else f" --storage {storage}"
     noted = recipe.fitted or {}
     target = noted.get("target")
     digest = target.get("sha256") if isinstance(target, Mapping) else None
@@ -226,7 +227,9 @@ def contents(
     compared = _compared(result.scores, study.stages, by_metric)
     histories = _histories(result.searches)
     notation = write_notation(_bare(recipe))
-    shared = str(study.folder)
+    # A study is named by its folder or by its own file; what it has found lies in its folder.
+    by_file = study.path is not None and PurePath(named).name == study.path.name
+    folder = PurePath(named).parent if by_file else PurePath(named)
     return Page(
         title=study.name,
         version=__version__,
@@ -234,9 +237,9 @@ def contents(
         found=found,
         ceilings=by_metric,
         # The page may be given away: it does not tell where on somebody's disk the study lies.
-        ceiling_problems=tuple(problem.replace(shared, named) for problem in problems),
+        ceiling_problems=tuple(_retold(problem, study.folder, folder) for problem in problems),
         layout=layout,
-        remarks=(*remarks(found, by_metric, f"blockfit fit {path}"), *_licences(sources)),
+        remarks=(*remarks(found, by_metric, _on_trials("fit", named, storage)), *_licences(sources)),
         reached=_reached(result.scores, study.stages, by_metric),
         notation=notation if len(notation) <= _MOST_NOTATION else "",
         numbers=tuple(numbers[:_MOST_STEPS]),
@@ -254,7 +257,7 @@ def contents(
         sources=sources,
         target=study.target_file,
         target_sha256=digest if isinstance(digest, str) else None,
-        commands=_commands(path, more, recipe),
+        commands=_commands(named, folder, storage, recipe),
         fitted_version=noted.get("version") if isinstance(noted.get("version"), str) else None,
     )
 
@@ -402,14 +405,27 @@ def _licences(sources: Sequence[Source]) -> Iterator[Remark]:
         )
 
 
-def _commands(path: str, more: str, recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    best = f"{path[:-1]}/best.yaml{path[-1]}" if path.endswith('"') else f"{path}/best.yaml"
+def _retold(text: str, folder: PurePath, told: PurePath) -> str:
+    """`text` with `told` in place of each path that is `folder` or lies in it."""
+    if not folder.name:  # the study's folder is the current one, as ".", or a whole disk
+        return text
+    start = rf"(?<![\w./\\-]){re.escape(str(folder))}"
+    return re.sub(start + r"(?=[/\\:;,\s]|$)", lambda _: str(told), text)
+
+
+def _on_trials(command: str, named: str, storage: str | None) -> str:
+    """The whole command, for one that needs to know where the trials are."""
+    return f"blockfit {command} {quoted(named)}" + ("" if storage is None else f" --storage {quoted(storage)}")
+
+
+def _commands(named: str, folder: PurePath, storage: str | None, recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    best = quoted((folder / "best.yaml").as_posix())
     commands = [
-        ("fit, or go on where it stopped", f"blockfit fit {path}{more}"),
+        ("fit, or go on where it stopped", _on_trials("fit", named, storage)),
         ("merge the recipe into a checkpoint", f"blockfit merge {best} -o {_file_name(recipe.name)}.safetensors"),
         ("the recipe for SuperMerger, presets included", f"blockfit export {best} --to supermerger -o recipe.txt"),
-        ("what these sources can reach", f"blockfit ceiling {path}"),
-        ("this page", f"blockfit report {path}{more}"),
+        ("what these sources can reach", f"blockfit ceiling {quoted(named)}"),
+        ("this page", _on_trials("report", named, storage)),
     ]
     return tuple(commands)
 

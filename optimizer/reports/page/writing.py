@@ -11,13 +11,15 @@ import jinja2
 from markupsafe import Markup
 
 from optimizer.checkpoints import replace_text
+from optimizer.errors import InputError
 from optimizer.reports.page.contents import Page, contents
 from optimizer.reports.tables import percent
 from optimizer.search import Ceiling, Found
 from optimizer.similarity import total_similarity
 
-__all__ = ["report_figures", "report_page", "write_report"]
+__all__ = ["check_report_name", "report_figures", "report_page", "write_report"]
 
+_SUFFIXES = (".html", ".htm")
 _MISSING = "\N{EN DASH}"
 
 
@@ -38,11 +40,19 @@ def write_report(
         )
 
     `problems` tell why there are no `ceilings`; `named` is what the user calls the study, `storage` where its trials
-    are, as it may be shown, if that is not its folder; `date` today's. Raises InputError if it cannot be written.
+    are, as it may be shown, if that is not its folder; `date` today's. Raises InputError if it cannot be written, or
+    `path` does not end in .html or .htm.
     """
+    check_report_name(path)
     page = contents(found, ceilings, problems, named=named, storage=storage, date=date)
     replace_text(Path(path), report_page(page))
     return page
+
+
+def check_report_name(path: Path | str) -> None:
+    """Raise InputError if a file of this name is no page: a slip would replace a study, its trials or a checkpoint."""
+    if Path(path).suffix.lower() not in _SUFFIXES:
+        raise InputError(f"{path}: a report is written as HTML; the file's name must end in {' or '.join(_SUFFIXES)}")
 
 
 def report_page(page: Page) -> str:

@@ -1,6 +1,7 @@
 """What stands on the report page, against what is read from the study's files in other ways."""
 
 import json
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
 from optimizer.cli import main
+from optimizer.errors import InputError
+from optimizer.reports import write_report
 from optimizer.reports.page.remarks import remarks
 from optimizer.search import FitEvents, FitResult, Identified, fit, found_ceilings, found_result, load_study
 
@@ -312,6 +315,93 @@ def test_trials_elsewhere(copy: Path) -> None:
     page = Page.of(copy / "report.html")
     assert len([text for text in page.captions if " in trial " in text]) == 3
     assert "--storage" in page.texts["command-1"]
+
+
+def test_named_by_its_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study that is named by its file is named so again, and best.yaml lies in its folder."""
+    for within, named, study, best in (
+        (copy.parent, "copy/study.yaml", "copy/study.yaml", "copy/best.yaml"),
+        (copy, "study.yaml", "study.yaml", "best.yaml"),
+        (copy, ".", ".", "best.yaml"),
+        (copy, str(copy / "study.yaml"), "copy/study.yaml", "copy/best.yaml"),
+    ):
+        monkeypatch.chdir(within)
+        assert run("report", named) == 0
+        texts = Page.of(copy / "report.html").texts
+        assert texts["command-1"] == f"blockfit fit {study}"
+        assert texts["command-2"].startswith(f"blockfit merge {best} -o ")
+        assert f" {best} " in texts["command-3"]
+        assert [texts[f"command-{number}"] for number in (4, 5)] == [
+            f"blockfit ceiling {study}", f"blockfit report {study}"
+        ]  # fmt: skip
+
+
+def test_texts_keep_their_dots(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing is told in the same words wherever the command was run; only the folder is named differently."""
+    for path in copy.glob("*.safetensors"):
+        path.unlink()
+    told = []
+    for within, named in ((copy, "."), (copy, "study.yaml"), (copy.parent, copy.name), (copy.parent, str(copy))):
+        monkeypatch.chdir(within)
+        assert run("report", named) == 0
+        told.append(Page.of(copy / "report.html").texts["ceiling"])
+    assert "recipe.yaml: models.x.file: 'x' not found" in told[0]
+    assert told[0] == told[1]
+    assert f"{Path('copy/recipe.yaml')}: models.x.file: 'x' not found" in told[2]
+    assert told[2] == told[3]
+
+
+def test_names_for_the_shell(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder's name that a shell would take apart is quoted in every command, as is the recipe in it."""
+    copy.rename(copy.parent / "x(1)")
+    monkeypatch.chdir(copy.parent)
+    assert run("report", "x(1)") == 0
+    texts = Page.of(copy.parent / "x(1)" / "report.html").texts
+    assert [shlex.split(texts[f"command-{number}"])[2] for number in range(1, 6)] == [
+        "x(1)", "x(1)/best.yaml", "x(1)/best.yaml", "x(1)", "x(1)"
+    ]  # fmt: skip
+    assert all('"x(1)' in texts[f"command-{number}"] for number in range(1, 6))
+
+
+def test_storage_can_be_given_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands and remarks tell the storage in the form that --storage takes; the command on the page finds the same.
+
+    Of a file that was given by its place on this disk, only the name is told.
+    """
+    monkeypatch.chdir(copy.parent)
+    (copy / "study.db").rename("mine.db")
+    for given, told in (
+        ("journal:t.log", "journal:t.log"),
+        ("sqlite:///mine.db", "sqlite:///mine.db"),
+        (f"sqlite:///{copy.parent.as_posix()}/mine.db", "sqlite:///mine.db"),
+    ):
+        (copy / "best.yaml").unlink(missing_ok=True)
+        fit(load_study(copy).with_trials(1), storage=given)
+        (copy / "best.yaml").unlink()
+        assert run("report", "copy", "--storage", given) == 0
+        texts = Page.of(copy / "report.html").texts
+        assert texts["command-1"] == f"blockfit fit copy --storage {told}"
+        assert f"blockfit fit copy --storage {told} goes on from here" in texts["know"]
+        assert str(copy.parent) not in (copy / "report.html").read_text(encoding="utf-8")
+        before = (copy / "report.html").read_bytes()
+        assert run(*shlex.split(texts["command-5"])[1:]) == 0
+        assert (copy / "report.html").read_bytes() == before
+
+
+def test_only_pages_are_replaced(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An output that is not called .html or .htm is refused in one line, and what is there stays, as in Python."""
+    before = {path: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    for name in ("study.yaml", "study.db", "x.safetensors", "new"):
+        assert run("report", copy, "-o", copy / name) == 2
+        told = capsys.readouterr()
+        assert (told.out, len(told.err.splitlines())) == ("", 1)
+        assert told.err.startswith(f"blockfit: {copy / name}: ")
+        assert ".html or .htm" in told.err
+    found = found_result(load_study(copy, with_files=False))
+    with pytest.raises(InputError, match=r"\.html or \.htm"):
+        write_report(found, (), (), copy / "study.yaml", named="copy", date="2026-11-23")
+    assert {path: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before
+    assert run("report", copy, "-o", copy / "Page.HTM") == 0
 
 
 def test_passes_and_generations(write_sd1: Callable[..., dict], tmp_path: Path) -> None:
