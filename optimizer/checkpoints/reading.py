@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 
 from optimizer.checkpoints.held import FileState, HeldFile
 from optimizer.checkpoints.layout import Layout, detect_layout
+from optimizer.checkpoints.presence import is_file, is_folder
 from optimizer.errors import CheckpointError
 
 __all__ = [
@@ -355,7 +356,7 @@ def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _contents(path: Path) -> _Contents:
-    if path.is_dir():
+    if is_folder(path):
         kind = "a folder in diffusers format" if (path / "model_index.json").is_file() else "a folder"
         raise CheckpointError(f"{path}: {kind}; give a single checkpoint file")
     try:
@@ -398,7 +399,7 @@ def near_miss(path: Path) -> str:
     """What to say after "no such file": which checkpoints with this name and another extension are there; or ""."""
     # A name such as "model1.1" has a suffix only by accident, so both readings are tried.
     names = dict.fromkeys(base + suffix for base in (path.stem, path.name) for suffix in CHECKPOINT_SUFFIXES)
-    found = [name for name in names if name != path.name and (path.parent / name).is_file()]
+    found = [name for name in names if name != path.name and is_file(path.parent / name)]
     return f", but {' and '.join(map(repr, found))} is there" if found else ""
 
 

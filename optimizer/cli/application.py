@@ -40,6 +40,15 @@ class _Group(TyperGroup):
             args = [first, _DETECTED, *others]
         return super().parse_args(ctx, args)
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name."""
+        command = super().get_command(ctx, cmd_name)
+        for parameter in command.params if command is not None else ():
+            if parameter.param_type_name == "argument":
+                # Its name says what is wanted; typer would add Python's type, such as <list[Path]>.
+                parameter.display_type_rich = lambda ctx: ""  # type: ignore[attr-defined]
+        return command
+
 
 def examples(*lines: str) -> str:
     """The end of a help page: `blockfit` with each of these arguments on a line of its own, as it is typed."""
@@ -105,7 +114,8 @@ def _install_completion(ctx: typer.Context, value: str | None) -> None:
         option = "--install-completion"
         shell = _shell(option, value) or _detected_shell(option)
         _, path = install(shell=shell, prog_name="blockfit", complete_var=COMPLETION_VARIABLE)
-        typer.echo(f"completion for {shell}: {path}; open a new terminal to use it")
+        if not ctx.params.get("quiet"):
+            typer.echo(f"completion for {shell}: {path}; open a new terminal to use it")
         raise typer.Exit
 
 
@@ -124,7 +134,13 @@ def _be_quiet(value: bool) -> bool:
 
 Quiet = Annotated[
     bool,
-    typer.Option("-q", "--quiet", callback=_be_quiet, help="Print errors and warnings only, and JSON if asked for."),
+    typer.Option(
+        "-q",
+        "--quiet",
+        callback=_be_quiet,
+        is_eager=True,  # known before --install-completion would print
+        help="Print errors and warnings only, and JSON if asked for.",
+    ),
 ]
 
 
@@ -141,7 +157,6 @@ def _options(
             "--install-completion",
             metavar="[SHELL]",
             callback=_install_completion,
-            is_eager=True,
             autocompletion=shells,
             help=f"Complete by Tab from now on: {', '.join(SHELLS[:-1])}; default: this shell.",
         ),

@@ -1,5 +1,6 @@
 """Commands on checkpoints: what they hold, how similar they are, and merging them."""
 
+from collections import Counter
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -169,7 +170,8 @@ def compare(
             ]
         )
         return
-    rows = {Path(name).name: scores for name, scores in found.items()}
+    called = Counter(Path(name).name for name in found)
+    rows = {Path(name).name if called[Path(name).name] == 1 else name: scores for name, scores in found.items()}
     console = make_console()
     console.print(block_table(f"{metric} similarity to {target.name}", rows, width=console.width))
 

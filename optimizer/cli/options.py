@@ -86,8 +86,10 @@ RecipePath = Annotated[
 
 def model_folders(models: list[Path] | None) -> list[Path]:
     """The checkpoint folders of --models, then of BLOCKFIT_MODELS, which may list several."""
+    from optimizer.checkpoints.presence import is_folder
+
     found = list(models or [])
-    if missing := [folder for folder in found if not folder.is_dir()]:
+    if missing := [folder for folder in found if not is_folder(folder)]:
         raise InputError(f"--models: {folder} is not a folder" for folder in missing)
     return found + folders_of_environment()
 

@@ -67,9 +67,8 @@ def import_recipe(
     from optimizer.recipes import import_text, recipe_from_metadata, save_recipe
 
     not_understood: tuple[str, ...] = ()
-    if model_folders(models):
-        with reading() as progress:
-            source = checkpoint_finder(models, progress)(source)
+    with reading() as progress:
+        source = checkpoint_finder(models, progress)(source)
     if output.resolve() == source.resolve():
         raise InputError(f"{output}: is what the recipe is read from; write to another file")
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:

@@ -82,6 +82,14 @@ def init(
         str,
         typer.Option("--mode", help="Of the steps: add_difference or weight_sum.", autocompletion=completing.modes),
     ] = "add_difference",
+    mapping: Annotated[
+        str,
+        typer.Option(
+            "--mapping",
+            help="Where time_embed and the VAE count: as in supermerger, mecha or model-mixer.",
+            autocompletion=completing.mappings,
+        ),
+    ] = "supermerger",
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -92,15 +100,15 @@ def init(
     tell what to edit next. Nothing is overwritten.
 
     With --json one object: folder, recipe, study, target, layout, base, models (file of each), steps, free_alphas,
-    tied, metric, mode, needs_folders (whether --models is needed from now on), notes.
+    tied, metric, mode, mapping, needs_folders (whether --models is needed from now on), notes.
     """
     from optimizer.search import first_study
 
     folders = model_folders(models)
     with reading() as progress:
         found = first_study(
-            target, sources, output, base=base, metric=metric, mode=mode, folders=folders, hashes=hash_cache(),
-            progress=progress,
+            target, sources, output, base=base, metric=metric, mode=mode, mapping=mapping, folders=folders,
+            hashes=hash_cache(), progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(found.as_dict())

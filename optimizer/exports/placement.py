@@ -38,6 +38,9 @@ PREFIXES = (
     VAE,
 )
 
+# Alphas that a search found differ by less where they are meant to be the same; no merged tensor tells them apart.
+_EQUAL = 1e-9
+
 
 def alpha_at(recipe: Recipe, alpha: Alpha, prefix: str) -> float:
     """The number that moves the tensors under this prefix, by the recipe's mapping; 0 where none does."""
@@ -70,8 +73,9 @@ def mapping_problems(recipe: Recipe, steps: Sequence[Step], mapping: str, tool: 
         for step in steps:
             for name, alpha in step.alphas.items():
                 here, there = (0.0 if block is None else alpha.at(block) for block in (ours, theirs))
-                if here != there:
-                    places.append(f"steps.{step.name}.{name} ({here:g}, not {there:g})")
+                if abs(here - there) > _EQUAL:
+                    ours_text, theirs_text = _told_apart(here, there)
+                    places.append(f"steps.{step.name}.{name} ({ours_text}, not {theirs_text})")
         if places:
             problems.append(
                 f"{listed(places)}: {prefix}* merges by {ours or 'no block'} with the recipe's mapping, "
@@ -79,6 +83,12 @@ def mapping_problems(recipe: Recipe, steps: Sequence[Step], mapping: str, tool: 
                 f"mapping: {mapping}"
             )
     return problems
+
+
+def _told_apart(one: float, other: float) -> tuple[str, str]:
+    """Two numbers that differ, with as many digits as it takes to see that."""
+    pairs = ((f"{one:.{digits}g}", f"{other:.{digits}g}") for digits in range(6, 18))
+    return next(pair for pair in pairs if pair[0] != pair[1])
 
 
 def listed(places: Sequence[str], most: int = 3) -> str:

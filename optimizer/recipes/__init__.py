@@ -8,6 +8,8 @@ from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
 from optimizer.recipes.locations import (
+    STATISTICS,
+    checkpoints_below,
     checkpoints_in,
     find_models,
     folders_of,
@@ -27,6 +29,7 @@ from optimizer.recipes.tensors import Part, check_channels, finite, plan_parts
 
 __all__ = [
     "MODES",
+    "STATISTICS",
     "Algebra",
     "Alpha",
     "ElementReader",
@@ -42,6 +45,7 @@ __all__ = [
     "Step",
     "block_coefficients",
     "check_channels",
+    "checkpoints_below",
     "checkpoints_in",
     "find_models",
     "finite",

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from optimizer.checkpoints import CHECKPOINT_SUFFIXES, HashCache, legacy_hash, sha256, short_hash
+from optimizer.checkpoints.presence import is_file, is_there
 from optimizer.checkpoints.reading import near_miss
 from optimizer.errors import BlockfitWarning, CheckpointError
 from optimizer.recipes.recipe import Recipe
 
 __all__ = [
+    "STATISTICS",
+    "checkpoints_below",
     "checkpoints_in",
     "find_models",
     "folders_of",
@@ -23,6 +26,9 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
+
+# What a fit leaves in a study's folder: a file of tensors by its name, but no checkpoint.
+STATISTICS = "statistics.safetensors"
 
 # The WebUI writes `name [hash]`. People pass on the first 10 digits of the file's sha256, all 64, or, from before 2023,
 # 8 digits that are another hash.
@@ -44,8 +50,8 @@ def locate(
     `file` may also be, as the WebUI writes it, `name [a60cfaa90d]`, or the hash alone with or without brackets: the
     first 10 digits of the file's sha256, or all 64. A file that has this very name comes first. Hashes are taken from
     and kept in `hashes`; files that it does not know are read, those of that name alone if a name is given, else one
-    after the other until one fits. `progress` is told what is read, the bytes done and their total. The WebUI's old
-    hash of 8 digits counts where one file alone has it, with a warning.
+    after the other until one fits, those skipped that cannot be read. `progress` is told what is read, the bytes done
+    and their total. The WebUI's old hash of 8 digits counts where one file alone has it, with a warning.
 
     None if it is nowhere. Raises CheckpointError, one line, where several files fit, and for a file of that name which
     has another hash.
@@ -70,7 +76,7 @@ def locate_given(
 
     Raises CheckpointError, one line, if there is none. A folder is given back as it is: opening it tells more.
     """
-    if _exists(given):
+    if is_there(given):
         return given
     found = locate(str(given), Path(), folders, hashes=hashes, progress=progress)
     if found is None:
@@ -127,11 +133,16 @@ def locate_models(
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The files directly in `folder` whose extension is that of a checkpoint, sorted by name."""
+    """The files directly in `folder` whose extension is that of a checkpoint, sorted by name; no study's statistics."""
     try:
-        return sorted(path for path in folder.iterdir() if _is_checkpoint(path) and path.is_file())
+        return sorted(path for path in folder.iterdir() if _is_checkpoint(path))
     except OSError:  # a folder that is not there or may not be looked into
         return []
+
+
+def checkpoints_below(folder: Path) -> list[Path]:
+    """The same of `folder` and all folders below it, links followed; empty for one that is not there."""
+    return [path / name for path, names in _walk(folder) for name in names if _is_checkpoint(path / name)]
 
 
 def name_without_hash(file: str) -> str:
@@ -155,7 +166,7 @@ def _named(file: str, beside: Path, folders: Sequence[Path]) -> list[Path]:
 
 
 def _at(path: Path) -> list[Path]:
-    return [spelling for spelling in _spellings(path) if _is_file(spelling)]
+    return [spelling for spelling in _spellings(path) if is_file(spelling)]
 
 
 def _below(folder: Path, name: str) -> list[Path]:
@@ -214,16 +225,7 @@ def _with_hash(
     """The file with this hash: of those called `name`, or of all, if none is called so."""
     named = _all_named(name, beside, folders) if name else []
     candidates = named or _distinct(
-        [
-            *checkpoints_in(beside),
-            *(
-                path / each
-                for folder in folders
-                for path, names in _walk(folder)
-                for each in names
-                if _is_checkpoint(path / each)
-            ),
-        ]
+        [*checkpoints_in(beside), *(path for folder in folders for path in checkpoints_below(folder))]
     )
     if len(digits) == _LEGACY:
         return _with_legacy_hash(digits, candidates, named)
@@ -235,27 +237,41 @@ def _with_hash(
     unknown = [path for path, digest in known.items() if digest is None]
     sizes = {path: _size(path) for path in unknown}
     total, done = sum(sizes.values()), 0
+    unreadable: list[str] = []
     for path in unknown:
 
         def tell(read: int, size: int, *, before: int = done) -> None:
             if progress is not None:
                 progress(f"hashing to find {digits[:_SHORT]}", min(before + read, total), total)
 
-        known[path] = digest = sha256(path, hashes, progress=tell)
+        try:
+            known[path] = digest = sha256(path, hashes, progress=tell)
+        except CheckpointError as error:
+            unreadable += error.problems
+            continue
         if digest.startswith(digits):
             return path
         done += sizes[path]
     if named:
         cut = short_hash if len(digits) == _SHORT else str
-        raise CheckpointError(
-            f"{path}: has the hash {cut(known[path] or '')}, not {digits}; another version of the model?"
-            for path in named
+        others = (
+            f"{path}: has the hash {cut(digest)}, not {digits}; another version of the model?"
+            for path, digest in known.items()
+            if digest is not None
         )
+        raise CheckpointError([*others, *unreadable])
+    # Among files that nobody named there may be some that are none of the user's concern.
     return None
 
 
 def _with_legacy_hash(digits: str, candidates: Sequence[Path], named: Sequence[Path]) -> Path | None:
-    having = {path: legacy_hash(path) for path in candidates}
+    having: dict[Path, str] = {}
+    unreadable: list[str] = []
+    for path in candidates:
+        try:
+            having[path] = legacy_hash(path)
+        except CheckpointError as error:
+            unreadable += error.problems
     fitting = [path for path, found in having.items() if found == digits]
     if len(fitting) == 1:
         warnings.warn(
@@ -270,7 +286,8 @@ def _with_legacy_hash(digits: str, candidates: Sequence[Path], named: Sequence[P
             "the first 10 digits of its sha256"
         )
     if named:
-        raise CheckpointError(f"{path}: has the old hash {having[path]}, not {digits}" for path in named)
+        others = (f"{path}: has the old hash {found}, not {digits}" for path, found in having.items())
+        raise CheckpointError([*others, *unreadable])
     return None
 
 
@@ -290,21 +307,7 @@ def _slashed(file: str) -> str:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.suffix.lower() in CHECKPOINT_SUFFIXES
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name longer than the file system has, a folder that may not be looked into
-        return False
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # as `_is_file`
-        return False
+    return path.suffix.lower() in CHECKPOINT_SUFFIXES and path.name != STATISTICS and is_file(path)
 
 
 def _size(path: Path) -> int:

@@ -1,6 +1,6 @@
 """Recipes made in Python, checked as those in YAML files are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,15 @@ def new_recipe(
         "layout": layout,
         "mapping": mapping,
         "models": _models_as_data(models),
-        "steps": [_step_as_data(step, blocks) for step in steps],
+        "steps": [_step_as_data(step, blocks) for step in steps] if _is_list(steps) else plain(steps),
         **({} if output is None else {"output": output}),
         **({} if presets is None else {"presets": plain(presets)}),
     }
     return recipe_of(data, _CALLED, name=name, folder=Path())
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
 
 
 def _models_as_data(models: object) -> Any:

@@ -18,6 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scanner import RoundTripScanner
 
+from optimizer.checkpoints.presence import is_file, is_folder, is_there
 from optimizer.errors import InputError
 
 __all__ = [
@@ -68,10 +69,7 @@ def named_file(folder: Path, name: str) -> Path | None:
     Devices, pipes and the like count as none: what a stranger's file names must not be waited for.
     """
     path = folder / name.replace("\\", "/")
-    try:
-        return path if path.is_file() else None
-    except (OSError, ValueError):  # too long, or with a NUL in it
-        return None
+    return path if is_file(path) else None
 
 
 def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
@@ -80,9 +78,9 @@ def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
     Refused too: more than a megabyte, 100,000 values (aliases counted as often as they stand for something), values
     nested more than 40 deep or in themselves, and tags.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise error(f"{path}: is a folder; a YAML file was expected")
-    if not path.exists():
+    if not is_there(path):
         raise error(f"{path}: no such file")
     data = read_text(path, error)
     try:
@@ -242,6 +240,9 @@ def _in_words(given: Path | str, data: Any, kind: type[UserFile], item: Any) -> 
         return f"{where}: unknown field; there are {', '.join(_siblings(kind, location))}"
     if item["type"] == "missing":
         return f"{where}: missing"
+    if item["type"] == "model_type":
+        fields = ", ".join(_siblings(kind, [*location, ""]))
+        return f"{where}: received {shown(item['input'])}; must be a mapping with {fields}"
     return f"{where}: received {shown(item['input'])}; {item['msg'].removeprefix('Value error, ')}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from optimizer.checkpoints import HashCache, atomic_path, fingerprint, open_checkpoint
 from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints.presence import is_folder, is_there
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.printable import printable
 from optimizer.recipes import (
@@ -17,6 +18,7 @@ from optimizer.recipes import (
     Model,
     Recipe,
     Step,
+    checkpoints_below,
     checkpoints_in,
     locate,
     locate_given,
@@ -68,6 +70,7 @@ class FirstStudy:
     tied: bool
     metric: str
     mode: str
+    mapping: str
     needs_folders: bool
     notes: tuple[str, ...]
 
@@ -85,6 +88,7 @@ def first_study(
     base: Path | None = None,
     metric: str = "delta",
     mode: str = "add_difference",
+    mapping: str = "supermerger",
     folders: Sequence[Path] = (),
     hashes: HashCache | None = None,
     progress: Progress | None = None,
@@ -94,7 +98,8 @@ def first_study(
     `target`, `sources` and `base` are files, or names or hashes of some in `folders`. A folder among `sources` stands
     for the checkpoints in it but the target; those of another family are left out. Without `base` the source that is
     called like one is taken, else the first. The recipe begins with the base, and adds every other source by a step of
-    `mode` (add_difference or weight_sum), each alpha free on every block; `metric` is what the study scores by.
+    `mode` (add_difference or weight_sum), each alpha free on every block; `metric` is what the study scores by, and
+    `mapping` tells where `time_embed` and the VAE count: supermerger, mecha or model-mixer.
 
     Only the files' headers are read, and some bytes of each tensor, which tell that two files hold the same.
 
@@ -104,16 +109,23 @@ def first_study(
     _check_options(metric, mode)
     reader = _Reader(folders, hashes, progress)
     goal = reader.open(target, "TARGET")
+    if mapping not in goal.layout.mappings:
+        raise InputError(f"--mapping: received {mapping!r}; there are {', '.join(goal.layout.mappings)}")
     folder = Path(_plain(goal.path.stem)) if folder is None else folder
-    taken = [path for path in (folder / "recipe.yaml", folder / "study.yaml") if path.exists()]
+    taken = [path for path in (folder / "recipe.yaml", folder / "study.yaml") if is_there(path)]
     if taken:
         raise InputError(f"{path}: is there already; name another folder (-o)" for path in taken)
     notes: list[str] = []
     found = reader.sources(sources, goal, notes)
+    left_out = tuple(notes)
+    if not found:
+        raise InputError(["SOURCE: no checkpoint is left of what was named", *left_out])
     origin = _base_among(found, None if base is None else reader.alike(base, goal, "--base"), notes)
     others = [source for source in found if source.digest != origin.digest]
     if not others:
-        raise InputError(f"SOURCE: nothing but the base, {origin.path}; name the checkpoints that were merged, too")
+        raise InputError(
+            [f"SOURCE: nothing but the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
+        )
     if len(others) > MOST_SEARCHED:
         raise InputError(
             f"SOURCE: {len(others)} checkpoints; a recipe to start with has at most {MOST_SEARCHED}; leave some out"
@@ -133,6 +145,7 @@ def first_study(
         models={name: Model(file) for name, file in zip(names, files, strict=True)},
         steps=tuple(_steps(names, mode, goal.layout, tied=tied)),
         output=f"TEMP{len(others)}",
+        mapping=mapping,
     )
     written = FirstStudy(
         folder=folder,
@@ -147,6 +160,7 @@ def first_study(
         tied=tied,
         metric=metric,
         mode=mode,
+        mapping=mapping,
         needs_folders=any(by_name for _, by_name in called),
         notes=tuple(notes),
     )
@@ -196,9 +210,12 @@ class _Reader:
         found: dict[str, _Opened] = {}
         problems: list[str] = []
         for source in given:
-            listed = checkpoints_in(source) if source.is_dir() else None
+            listed = checkpoints_in(source) if is_folder(source) else None
+            below = None if listed is None else _below(source, [goal.path, *given])
             if listed == []:
-                problems.append(f"SOURCE: {source}: no checkpoint in this folder")
+                problems.append(f"SOURCE: {source}: no checkpoint in this folder{f'; {below}' if below else ''}")
+            elif below:
+                notes.append(f"left out: {source}: {below}")
             for number, path in enumerate([source] if listed is None else listed):
                 if self._progress is not None and listed is not None:
                     self._progress(f"looking into {source.name}", number + 1, len(listed))
@@ -218,6 +235,16 @@ class _Reader:
         return list(found.values())
 
 
+def _below(folder: Path, named: Sequence[Path]) -> str | None:
+    """What to say of checkpoints in the folders below `folder`, if any but those that are `named` themselves."""
+    known = {path.resolve() for path in (folder, *named)}
+    missed = [path for path in checkpoints_below(folder) if not known & {path.resolve(), path.parent.resolve()}]
+    if not missed:
+        return None
+    several = f"{len(missed)} checkpoints" if len(missed) > 1 else "a checkpoint"
+    return f"{several} in folders below it, such as {missed[0].relative_to(folder).as_posix()}; name those folders, too"
+
+
 def _check_options(metric: str, mode: str) -> None:
     if metric not in METRICS:
         raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
@@ -234,8 +261,6 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
             if pattern.search(source.path.stem):
                 notes.append(f"base: {source.path.name}, by its name; --base names another")
                 return source
-    if not found:
-        raise InputError("SOURCE: no checkpoint is left of what was named")
     notes.append(f"base: {found[0].path.name}, the first, for no name looks like a base model's; --base names another")
     return found[0]
 

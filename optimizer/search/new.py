@@ -1,6 +1,6 @@
 """Studies made in Python, checked as those in YAML files are, and kept as such files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -8,7 +8,7 @@ from typing import Any, TypedDict, Unpack
 from optimizer.checkpoints import HashCache, replace_text
 from optimizer.errors import CheckpointError, InputError, StudyError, attempt
 from optimizer.recipes import Recipe, locate, recipe_as_data, seen_from
-from optimizer.recipes.yaml_files import dump_yaml, plain, validate
+from optimizer.recipes.yaml_files import dump_yaml, plain, shown, validate
 from optimizer.search.study import Study, StudyEntry, study_of, with_found_files
 from optimizer.similarity import METRICS
 
@@ -90,14 +90,13 @@ def new_study(
     Raises InputError with one line for each problem, nothing written; also if `folder` holds a study.yaml or
     recipe.yaml that was not made by `new_study`.
     """
+    _check_types(recipe, folder, folders)
     folder = Path(folder)
     if stages is not None and stage:
         raise StudyError(f"{_CALLED}: stages: received beside {', '.join(stage)}; give each stage its own")
-    given = [_stage_as_data(one, folder) for one in (stages if stages is not None else [stage])]
     metric = stage.get("metric", "delta")
-    own = metric if metric in METRICS else "fit"
-    if stages is None:
-        given = [{"name": own, **given[0]}]
+    own = metric if isinstance(metric, str) and metric in METRICS else "fit"
+    given = [{"name": own, **_stage_as_data(stage, folder)}] if stages is None else _stages_as_data(stages, folder)
     data = {
         **({} if name is None else {"name": name}),
         "recipe": _RECIPE,
@@ -124,6 +123,28 @@ def new_study(
     data["target"] = {"file": study.target_file}
     _write(folder, {_RECIPE: recipe_as_data(study.recipe), _STUDY: data})
     return replace(study, path=folder / _STUDY)
+
+
+def _check_types(recipe: object, folder: object, folders: object) -> None:
+    """Raise StudyError for what would fail before the study's fields are checked, all of it at once."""
+    problems: list[str] = []
+    if not isinstance(recipe, Recipe):
+        problems.append(
+            f"recipe: received {shown(recipe)}; must be a Recipe: load_recipe reads one from a file, "
+            "new_recipe makes one"
+        )
+    if not isinstance(folder, str | Path):
+        problems.append(f"folder: received {shown(folder)}; must be a path")
+    if not (isinstance(folders, list | tuple) and all(isinstance(one, str | Path) for one in folders)):
+        problems.append(f"folders: received {shown(folders)}; must be a list of paths")
+    if problems:
+        raise StudyError(f"{_CALLED}: {problem}" for problem in problems)
+
+
+def _stages_as_data(stages: object, folder: Path) -> Any:
+    if not isinstance(stages, Iterable) or isinstance(stages, str | bytes | Mapping):
+        return plain(stages)
+    return [_stage_as_data(stage, folder) if isinstance(stage, Mapping) else plain(stage) for stage in stages]
 
 
 def _stage_as_data(stage: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from optimizer.checkpoints import HashCache
 from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints.presence import is_folder
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.printable import unprintable
 from optimizer.recipes import Recipe, find_models, load_recipe, locate
@@ -197,7 +198,7 @@ class Study:
 def study_file(path: Path | str) -> Path:
     """The YAML file of the study that a user names by the file or by its folder."""
     path = Path(path)
-    return path / "study.yaml" if path.is_dir() else path
+    return path / "study.yaml" if is_folder(path) else path
 
 
 def load_study(

@@ -16,14 +16,12 @@ import torch
 from optimizer.checkpoints import TensorSpec, load_layout, open_checkpoint, write_safetensors
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import InputError
-from optimizer.recipes import Group, Part
+from optimizer.recipes import STATISTICS, Group, Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.statistics import Statistics, measure_grams, refuse_not_finite
 
 __all__ = ["STATISTICS", "FileMark", "Measured", "load_measured", "measure_family", "save_measured"]
 
-# The file's name in a study's folder.
-STATISTICS = "statistics.safetensors"
 _KEY = "blockfit.statistics"
 _VERSION = 1  # raise it whenever the content, or what it is measured on, changes
 

@@ -94,6 +94,34 @@ def test_missing_candidate(folder: Path, run: Run) -> None:
     refused(run("compare", folder / "nowhere.safetensors", "--target", folder / "target.safetensors"), "nowhere")
 
 
+@pytest.mark.parametrize("command", ["inspect", "fit", "report", "merge", "import"])
+def test_names_that_no_file_can_have(folder: Path, run: Run, command: str) -> None:
+    """A name that is longer than any file's is one of a file that is not there."""
+    output = ("-o", folder / "new.yaml") if command in ("merge", "import") else ()
+
+    refused(run(command, "x" * 300, *output), "x: no such file")
+
+
+def test_candidates_of_one_name(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates of one name each have their own column or row, called by their folders too."""
+    monkeypatch.chdir(folder)
+    (folder / "new").mkdir()
+    shutil.copyfile(folder / "two.safetensors", folder / "new" / "one.safetensors")
+    monkeypatch.setenv("COLUMNS", "120")
+
+    with pytest.raises(SystemExit) as left:
+        main(["compare", "one.safetensors", str(Path("new", "one.safetensors")), "./two.safetensors",
+              "--target", "target.safetensors", "--blocks", "M00"])  # fmt: skip
+
+    assert not left.value.code
+    table = capsys.readouterr().out
+    assert table.count("one.safetensors") == 2
+    assert str(Path("new", "one.safetensors")) in table
+    assert table.count("two.safetensors") == 1
+
+
 def test_truncated_file(folder: Path, run: Run) -> None:
     """A file that ends too early is named with both lengths."""
     path = folder / "two.safetensors"

@@ -12,7 +12,7 @@ import pytest
 from optimizer.checkpoints import load_layout, reading
 from optimizer.cli import completing, main
 from optimizer.exports import EXPORTS
-from optimizer.search import NEW_MODES, ceiling
+from optimizer.search import FIRST_MODES, ceiling
 from optimizer.similarity import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_names_are_those_of_the_registries():
     assert set(completing.FORMATS) == set(EXPORTS)
     assert set(completing.MAPPINGS) == set(layout.mappings)
     assert layout.blocks == completing.BLOCKS
-    assert set(completing.MODES) == set(NEW_MODES)
+    assert set(completing.MODES) == set(FIRST_MODES)
     assert set(completing.CHECKPOINT_SUFFIXES) == set(reading.CHECKPOINT_SUFFIXES)
     assert {"weights", "delta"} == set(ceiling.CEILING_METRICS)
 
@@ -88,6 +88,7 @@ def test_names_are_those_of_the_registries():
         (["merge", "x", "--dtype", "b"], ["bf16"]),
         (["export", "x", "--to", "m"], ["model-mixer", "mecha", "mergekit"]),
         (["import", "x", "--mapping", "me"], ["mecha"]),
+        (["init", "x", "--mapping", "mo"], ["model-mixer"]),
         (["compare", "x", "--blocks", "o"], ["output", *(f"OUT{n:02}" for n in range(12))]),
         (["compare", "x", "--blocks", "OUT09-"], ["OUT09-OUT10", "OUT09-OUT11"]),
         (["compare", "x", "--blocks", "M00,OUT10-o"], ["M00,OUT10-OUT11"]),
@@ -191,6 +192,19 @@ def command(tmp_path):
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m optimizer "$@"\n', encoding="utf-8")
     script.chmod(0o755)
     return folder
+
+
+@pytest.mark.parametrize("arguments", [("--install-completion", "bash", "-q"), ("-q", "--install-completion", "bash")])
+def test_installed_quietly(tmp_path, arguments):
+    """With --quiet installing prints nothing, wherever on the line it stands."""
+    done = subprocess.run(
+        [sys.executable, "-m", "optimizer", *arguments],
+        env={**os.environ, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}, cwd=ROOT, capture_output=True,
+        encoding="utf-8", check=True,
+    )  # fmt: skip
+
+    assert done.stdout == done.stderr == ""
+    assert any(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(BASH is None or sys.platform == "win32", reason="needs bash")

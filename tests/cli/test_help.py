@@ -40,6 +40,13 @@ def test_pages_fit_80_columns(page, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_no_python_in_arguments(page, command):
+    """Arguments are explained in words, without the names of Python's types."""
+    arguments = page(command).partition("\nArguments:\n")[2].partition("\nOptions:\n")[0]
+    assert not re.search(r"<\w+(\[\w+\])?>", arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_examples_can_be_typed(page, command):
     """Every command has examples, a line each, with arguments and options that there are."""
     text = page(command)

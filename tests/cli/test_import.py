@@ -94,7 +94,7 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
     assert run("import", tmp_path / "good.txt", "-o", output, "--mapping", "forge") == 2
 
     missing, broken, presets, mapping = capsys.readouterr().err.splitlines()
-    assert f"{tmp_path / 'none.txt'}: cannot be read: No such file" in missing
+    assert f"{tmp_path / 'none.txt'}: no such file" in missing
     assert "bytes.txt: not UTF-8 text" in broken
     assert presets.startswith(f"blockfit: {tmp_path / 'none.tsv'}: cannot be read")
     assert "mapping: received 'forge'; sd1 has supermerger, mecha, model-mixer" in mapping
@@ -133,6 +133,20 @@ def test_merged_files(tmp_path, write_sd1, sd1_tensors, capsys):
     save_file(around, tmp_path / "plain.safetensors")
     assert run("import", tmp_path / "plain.safetensors", "-o", output) == 2
     assert "no recipe in its metadata" in capsys.readouterr().err
+
+
+def test_without_extension(tmp_path, write_sd1, monkeypatch):
+    """A merged file here is found by its name alone, as other commands find it, whether or not folders are named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BLOCKFIT_MODELS", raising=False)
+    for seed, name in enumerate(("a", "b")):
+        write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
+    (tmp_path / "text.txt").write_text("a x 0.5 + b x 0.5 = T", encoding="utf-8")
+    assert run("import", "text.txt", "-o", "recipe.yaml") == 0
+    assert run("merge", "recipe.yaml", "-o", "c.safetensors") == 0
+
+    assert run("import", "c", "-o", "again.yaml") == 0
+    assert load_recipe(tmp_path / "again.yaml").step("T").alpha.at("M00") == 0.5
 
 
 def test_what_is_read_is_not_overwritten(tmp_path, capsys):

@@ -181,6 +181,48 @@ def test_what_is_left_out_of_a_folder(here, write_sd1, capsys):
     ]
 
 
+def test_what_is_below_a_folder(here, capsys):
+    """Checkpoints in the folders below one that was named are not taken, which is said, but for those named too."""
+    for folder in ("in", "other"):
+        (here / "my models" / folder).mkdir()
+    (here / "my models" / "slanted.safetensors").rename(here / "my models" / "in" / "slanted.safetensors")
+
+    assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["models"]) == ["base", "bold"]
+    (note,) = (note for note in found["notes"] if note.startswith("left out"))
+    assert note.startswith("left out: my models: a checkpoint in folders below it, such as in/slanted.safetensors; ")
+
+    assert run("init", "my models/closed.safetensors", "my models", "my models/in", "-o", "all", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["models"]) == ["base", "bold", "slanted"]
+    assert not any(note.startswith("left out") for note in found["notes"])
+
+
+def test_nothing_is_left_of_a_folder(here, capsys):
+    """Where nothing of a folder can be used, each file has a line that says why."""
+    (here / "bad").mkdir()
+    for name in ("a", "b"):
+        (here / "bad" / f"{name}.safetensors").write_bytes(b"")
+
+    assert run("init", "my models/closed.safetensors", "bad") == 2
+
+    first, *others = capsys.readouterr().err.splitlines()
+    assert "no checkpoint is left" in first
+    assert [Path(line.split(": ")[2]).name for line in others] == ["a.safetensors", "b.safetensors"]
+    assert all(line.endswith("the file is empty (0 bytes)") for line in others)
+
+
+@pytest.mark.parametrize("tool", ["model-mixer", "comfyui"])
+def test_a_mapping_for_other_tools(here, tool):
+    """With a tool's mapping the fitted recipe can be exported to that tool."""
+    names = ("closed", "base", "bold", "--models", "my models")
+    assert run("init", *names, "-o", "mine", "--mapping", "model-mixer" if tool == "model-mixer" else "mecha") == 0
+    assert run("fit", "mine", "--trials", "1", "--models", "my models") == 0
+
+    assert run("export", "mine/best.yaml", "--to", tool, "-o", "exported.txt") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -194,6 +236,10 @@ def test_what_is_left_out_of_a_folder(here, write_sd1, capsys):
         (["closed", "base", "bold", "-o", "taken"], ["taken", "is there already", "-o"]),
         (["closed", "base", "bold", "-o", "file"], ["file: cannot be made"]),
         (["closed", "base", "bold", "--metric", "x"], ["--metric: received 'x'; there are weights"]),
+        (["closed", "base", "bold", "--mapping", "x"], ["--mapping: received 'x'; there are supermerger"]),
+        (["closed", "x" * 300], ["SOURCE: ", "no such file"]),
+        (["x" * 300, "base", "bold"], ["TARGET: ", "no such file"]),
+        (["closed", "above"], ["above: no checkpoint in this folder; a checkpoint in folders below it, such as in/"]),
         (["closed", "base", "bold", "--mode", "x"], ["--mode: received 'x'; there are add_difference"]),
     ],
 )
@@ -201,6 +247,8 @@ def test_refused(here, write_sd1, capsys, arguments, words):
     """What cannot be begun with is one line with exit code 2, and nothing is written."""
     write_sd1(here / "xl.safetensors", rename={"cond_stage_model.": "conditioner.embedders.0."})
     (here / "empty").mkdir()
+    (here / "above" / "in").mkdir(parents=True)
+    shutil.copyfile(here / "my models" / "bold.safetensors", here / "above" / "in" / "bold.safetensors")
     (here / "taken").mkdir()
     (here / "taken" / "study.yaml").write_text("mine", encoding="utf-8")
     (here / "file").write_text("", encoding="utf-8")

@@ -79,6 +79,16 @@ def test_too_many_steps():
     assert problem.startswith("steps: T5 is a chain of 6; model-mixer merges at most 5 models")
 
 
+def test_alphas_that_nearly_agree():
+    """Where mappings differ, alphas may differ by what no search tells apart; what is more is shown in full."""
+    same = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.9999999999999992, "OUT11": 1.0})
+    other = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.99999999, "OUT11": 1.0})
+
+    assert json.loads(export_recipe(make_recipe(same), "model-mixer"))
+    (problem,) = refused(make_recipe(other), "model-mixer")
+    assert problem.startswith("steps.T1.alpha (0.99999999, not 1): ")
+
+
 def test_mappings():
     """Another mapping passes where it makes no difference, and is refused by step and tensors where it does."""
     same = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.4, "OUT11": 0.4, "OUT05": 0.7})

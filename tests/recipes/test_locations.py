@@ -146,6 +146,37 @@ def test_old_hashes(tmp_path: Path, store: Path) -> None:
         locate(f"one [{old}]", tmp_path, [store])
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
+def test_files_that_cannot_be_read(tmp_path: Path, store: Path) -> None:
+    """What cannot be read stops no search by hash alone; under the name that was given it is named with the reason."""
+    old = hashlib.sha256(b"part").hexdigest()[:8]
+    write(store / "b" / "old.ckpt", bytes(0x100000) + b"part")
+    (store / "a" / "aaa.safetensors").symlink_to("/proc/self/mem")
+    (store / "a" / "aab.safetensors").symlink_to(tmp_path / "gone.safetensors")
+
+    assert locate(ONE[:10], tmp_path, [store]) == store / "a" / "one.safetensors"
+    assert locate("0123456789", tmp_path, [store]) is None
+    with pytest.warns(BlockfitWarning, match=old):
+        assert locate(old, tmp_path, [store]) == store / "b" / "old.ckpt"
+    for name, digits in (("aaa", ONE[:10]), ("aaa", old), ("aab", ONE[:10])):
+        with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: cannot be read: "):
+            locate(f"{name} [{digits}]", tmp_path, [store])
+
+
+def test_statistics_are_no_checkpoint(tmp_path: Path, store: Path) -> None:
+    """What a fit leaves in a study's folder is not taken for a checkpoint, whatever its hash."""
+    digest = write(store / "a" / "statistics.safetensors", b"of a study")
+
+    assert locate(digest, store / "a", [store]) is None
+
+
+def test_names_that_no_file_can_have(tmp_path: Path, store: Path) -> None:
+    """A name that is longer than any file's is not found, like others."""
+    assert locate("x" * 300, tmp_path, [store]) is None
+    with pytest.raises(CheckpointError, match="x: no such file"):
+        locate_given(Path("x" * 300), [store])
+
+
 def test_hashes_of_other_lengths(tmp_path: Path, store: Path) -> None:
     """A hash that is none of those that are known is said to be of a wrong length."""
     with pytest.raises(CheckpointError, match="a hash of 12 digits"):

@@ -94,7 +94,10 @@ def test_presets(tmp_path: Path) -> None:
         ([{**STEP, "alpha": 0}], {"layout": "sd9"}, ["layout: unknown layout 'sd9'; there are sd1"]),
         ([{**STEP, "alpha": 0}], {"mapping": "none"}, ["mapping: received 'none'; sd1 has"]),
         ([{**STEP, "alpha": "HALF"}], {"presets": "none.txt"}, ["presets: none.txt cannot be read: no such file"]),
-        ([3], {}, ["steps.0: received 3"]),
+        ([3], {}, ["steps.0: received 3; must be a mapping with name, mode, a, b, c, alpha"]),
+        (None, {}, ["steps: received None; "]),
+        ("abc", {}, ["steps: received 'abc'; "]),
+        ({"name": "T"}, {}, ["steps: received {'name': 'T'}; "]),
     ],
 )
 def test_mistakes_name_the_argument(steps: list, options: dict, problems: list[str]) -> None:
@@ -111,3 +114,8 @@ def test_models_that_are_none() -> None:
     """What is no mapping of models is refused as a field of the wrong type is."""
     with pytest.raises(RecipeError, match=r"^new_recipe: models: received \['base'\]"):
         new_recipe(["base"], [{**STEP, "alpha": 0}])
+    with pytest.raises(RecipeError) as raised:
+        new_recipe({"base": 3}, [{**STEP, "alpha": 0}])
+    assert raised.value.problems == (
+        "new_recipe: models.base: received 3; must be a mapping with file, license, sha256",
+    )

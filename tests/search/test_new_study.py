@@ -164,6 +164,13 @@ def test_extended_from_what_was_found(here: Path, recipe: Recipe) -> None:
         ({"seed": -1}, "seed: received -1"),
         ({"name": "a b"}, "name: received 'a b'"),
         ({"stages": []}, "stages: empty"),
+        ({"stages": ["x"]}, "stages.0: received 'x'; must be a mapping with name, steps"),
+        ({"stages": {"name": "x"}}, "stages: received {'name': 'x'}; "),
+        ({"stages": 3}, "stages: received 3; "),
+        ({"metric": ["delta"]}, "metric: received ['delta']; "),
+        ({"recipe": "recipe.yaml"}, "recipe: received 'recipe.yaml'; must be a Recipe: load_recipe reads one"),
+        ({"folder": 3}, "folder: received 3; must be a path"),
+        ({"folders": "models"}, "folders: received 'models'; must be a list of paths"),
         ({"stages": [{"name": "s", "trials": 0}]}, "stages.s.trials: received 0"),
         ({"stages": [{"name": "s"}], "trials": 3}, "stages: received beside trials; give each stage its own"),
         ({"target": "models/x"}, "target: 'models/x' is the recipe's source 'x' too"),
@@ -174,7 +181,7 @@ def test_extended_from_what_was_found(here: Path, recipe: Recipe) -> None:
 def test_mistakes_name_the_argument(here: Path, recipe: Recipe, given: dict, problem: str) -> None:
     """A problem is a line that names the function and the argument; nothing is written."""
     with pytest.raises(InputError) as raised:
-        new_study(recipe, **{"target": "target.safetensors", "folder": "mine", **given})
+        new_study(**{"recipe": recipe, "target": "target.safetensors", "folder": "mine", **given})
 
     assert raised.value.problems[0].startswith(f"new_study: {problem}")
     assert not (here / "mine").exists()
