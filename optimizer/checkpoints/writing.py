@@ -19,6 +19,7 @@ from threading import Lock
 
 import torch
 
+from optimizer.checkpoints.presence import is_folder
 from optimizer.checkpoints.reading import SAFETENSORS_DTYPES, SAFETENSORS_HEADER_LIMIT, raw_bytes
 from optimizer.errors import CheckpointError, InputError
 
@@ -234,11 +235,14 @@ def _replacing(path: Path, *, suffix: str, error: type[InputError], needed: int 
     # A link is followed: its target is what gets replaced, in the folder (and on the disk) where it really lies.
     target = Path(os.path.realpath(path))
     folder = target.parent
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise error(f"{path}: the folder {folder} does not exist; create it first")
-    if target.is_dir():
+    if is_folder(target):
         raise error(f"{path}: a folder of this name exists; give a file name")
-    intact = "; the old file is intact" if target.exists() else ""
+    try:
+        intact = "; the old file is intact" if target.exists() else ""
+    except OSError as problem:  # no file can have this name: told before all is written under another
+        raise error(f"{path}: cannot be written: {problem.strerror}") from None
     if needed is not None and shutil.disk_usage(folder).free < needed:
         raise error(_disk_full(path, folder, needed) + intact)
     temporary = folder / _hidden_name(suffix)

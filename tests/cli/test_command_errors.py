@@ -102,6 +102,13 @@ def test_names_that_no_file_can_have(folder: Path, run: Run, command: str) -> No
     refused(run(command, "x" * 300, *output), "x: no such file")
 
 
+def test_output_that_no_file_can_be(folder: Path, run: Run) -> None:
+    """A name that is too long to be written to is told before the work, not after."""
+    write_recipe(folder)
+
+    refused(run("merge", folder / "recipe.yaml", "-o", folder / f"{'x' * 300}.safetensors"), "cannot be written: ")
+
+
 def test_candidates_of_one_name(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
