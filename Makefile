@@ -1,4 +1,5 @@
-# `make demo` fits the demo; `make test` runs every test that needs no card and no full-size checkpoints.
+# `make demo` fits the demo; `make test` runs every test that needs no card, no full-size checkpoints and no
+# patience (make test-slow).
 # Both make .venv on first use. PYTHON may name another interpreter, at least 3.11.
 
 PYTHON ?= python3
@@ -8,13 +9,19 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint test-cuda test-mergekit notebooks fuzz full-size clean
+.PHONY: demo test test-slow lint test-cuda test-mergekit notebooks fuzz full-size clean
 
 demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
 
+# A process for each core, and a thread for each process: threads that wait for each other cost a third of the time.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not cuda and not full_size and not mergekit" --numprocesses auto --dist loadscope
+	$(PYTEST) -m "not slow and not cuda and not full_size and not mergekit"
+
+# What takes longer: benchmarks on small families, more kills and storages, other tools on whole families.
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m "slow and not cuda and not full_size and not mergekit"
 
 # Needs an NVIDIA card and a torch that can use it.
 test-cuda: $(VENV)/.installed-test

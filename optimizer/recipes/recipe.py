@@ -169,7 +169,8 @@ class Recipe:
 
     `fitted` is what a fit notes beside the steps of the recipe it found (target, hashes, similarities); free-form.
     Raises RecipeError at construction, with one line a problem, for names that are undefined, doubled or in a cycle,
-    for control characters and line breaks in names, and for more than 2000 steps or 5000 models.
+    for control characters and line breaks in names, spaces around those of models and steps, and for more than 2000
+    steps or 5000 models.
     """
 
     name: str
@@ -224,6 +225,11 @@ class Recipe:
                 yield f"{where[:100]}: {received}; write it on one line, without"
             elif len(name) > _LONGEST_NAME and not where.endswith((".file", ".license")):
                 yield f"{where[:100]}...: a name of {len(name):,} characters; at most {_LONGEST_NAME} can be"
+        spaced = [*(("models", name) for name in self.models), *(("steps", step.name) for step in self.steps)]
+        for where, name in spaced:
+            # In formulas nobody sees such a space, and what is read of one is the name without.
+            if name != name.strip():
+                yield f"{where}.{name[:80]}: received {name[:80]!r}, which begins or ends with a space; leave that out"
 
     def step(self, name: str) -> Step:
         """The step of this name. Raises RecipeError if there is none."""

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_small_family_agrees(run, family, tmp_path):
     """A mode agrees with sd-mecha and the formulas to 1e-6 in every block, and diffusers takes a step."""
     done = run("agreement.py", family, "--modes", "weight_sum", "--json", tmp_path / "figures.json")

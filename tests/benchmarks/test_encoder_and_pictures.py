@@ -18,6 +18,7 @@ steps:
 """
 
 
+@pytest.mark.slow
 def test_the_encoder_benchmark_runs_through(run, tmp_path):
     """The metric says of two files what the padded prompts say, and the table has a line for each task."""
     (tmp_path / "planted.yaml").write_text(PLANTED.format(models=(DEMO / "models").as_posix()), encoding="utf-8")
@@ -32,6 +33,7 @@ def test_the_encoder_benchmark_runs_through(run, tmp_path):
     assert all(f"| {name} |" in done.stdout for name in figures["seconds"])
 
 
+@pytest.mark.slow
 def test_a_family_without_a_known_encoder(run, family):
     """Of a small family, whose text encoder no tokenizer goes with, the benchmark says so."""
     done = run("encoder_speed.py", family, "--repeats", 1)
@@ -40,6 +42,7 @@ def test_a_family_without_a_known_encoder(run, family):
     assert "the text encoder has" in done.stderr
 
 
+@pytest.mark.slow
 def test_pictures_are_compared_with_similarities(run, tmp_path):
     """Rank correlations are scipy's of the numbers beside them, in their intervals, and the plot is one."""
     done = run(

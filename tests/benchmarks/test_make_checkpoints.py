@@ -111,6 +111,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> None:
     report = tmp_path / "figures.json"
     done = run("full_size.py", family, "--trials", 3, "--repeats", 1, "--json", report)
@@ -136,6 +137,7 @@ def test_the_attention_benchmark_runs_through(run: Run, family: Path, tmp_path: 
     assert figures["largest difference of a block's score from naive"] < 5e-6
 
 
+@pytest.mark.slow
 def test_the_merging_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> None:
     before = sorted(family.iterdir())
     report = tmp_path / "figures.json"

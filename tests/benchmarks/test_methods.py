@@ -91,6 +91,7 @@ def test_a_resemblance_to_a_finetune_that_is_not_made_is_refused(
     assert not (tmp_path / "family").exists()
 
 
+@pytest.mark.slow
 def test_methods_are_compared(run: Run, methods: ModuleType, family: Path, tmp_path: Path) -> None:
     """Figures, tables and plot; coefficients are found where nothing is unknown, and who extrapolates says so."""
     before = sorted(family.iterdir())

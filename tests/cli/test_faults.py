@@ -84,6 +84,7 @@ def plots(folder: Path) -> set[str]:
     return {path.name for path in (folder / "plots").iterdir()}
 
 
+@pytest.mark.slow
 def test_disk_that_fills_up_with_plots(fit: Fit, small_disk: Path, fill: Callable[[Path, int], Path]) -> None:
     """The search's result and its trials are kept; each plot without room is a line; with room the rest is written."""
     write(small_disk, trials=3)

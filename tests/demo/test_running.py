@@ -90,6 +90,7 @@ def test_demo_prints_fitted_beside_true(demo: tuple[Path, str]) -> None:
         assert word in printed
 
 
+@pytest.mark.slow
 def test_fit_never_reads_the_answer(demo: tuple[Path, str], wheel: dict[str, str]) -> None:
     """With the answer's folder gone, a fit from the start finds the same recipe."""
     folder, _ = demo

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import pytest
 import sd_mecha
 import torch
 from exporting import EVERY_MODE_CHAINED, assert_equal_tensors, make_recipe
@@ -24,6 +25,7 @@ def merged(recipe, path):
     return {name: value for name, value in load_file(path).items() if name != IDS}
 
 
+@pytest.mark.slow
 def test_same_as_sd_mecha(tmp_path):
     """All four modes in one recipe, other alphas in every block, make the tensors that sd-mecha makes, to 1e-6."""
     recipe = make_recipe(*EVERY_MODE_CHAINED, mapping="mecha", files=FILES)

@@ -67,6 +67,7 @@ def test_mappings(family, mapping):
 
 @settings(max_examples=4, deadline=None)
 @given(recipe=recipes(everywhere=False, most=2))
+@pytest.mark.slow
 def test_any_recipe(family, recipe):
     """sd-mecha makes the same tensors of any recipe, sources without a VAE and alphas outside 0 .. 1 included."""
     folder, tensors = family

@@ -102,6 +102,7 @@ def run(*arguments: object) -> int:
     return int(left.value.code or 0)
 
 
+@pytest.mark.slow
 def test_distances_are_those_of_diffusers(found: tuple[Preview, Path], tmp_path: Path) -> None:
     """Distances of a merge, a file without VAE and a source are those of diffusers' own latents and pictures."""
     preview_of, _ = found

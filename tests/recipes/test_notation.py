@@ -431,8 +431,10 @@ def test_near_miss_names():
 
 _names = st.one_of(
     st.text(string.ascii_letters + string.digits + "_.-", min_size=1, max_size=12),
-    # Recipes have no names with control characters in them.
-    st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp")), min_size=1, max_size=8),
+    # Recipes have no names with control characters in them, nor with spaces around them.
+    st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp")), min_size=1, max_size=8)
+    .map(str.strip)
+    .filter(bool),
     st.sampled_from(
         ["x", "alpha", "1-alpha", "Beta", "0.5", "ax0.5", "a b", "a=b", 'a"b', "a,b", "é", "1", "a\\", "#", ":"]
     ),

@@ -595,3 +595,15 @@ def test_file_with_brackets(tmp_path):
     path.touch()
 
     assert locate("a [b]", tmp_path, [tmp_path / "models"]) == path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [("name: T2", 'name: " T2"', "steps. T2"), ("  y:", '  "y ":', "models.y "), ("name: T2", 'name: " "', "steps. ")],
+)
+def test_spaces_around_names(tmp_path, old, new, where):
+    """A model's or step's name that begins or ends with a space is refused: in a formula nobody could see it."""
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(written(tmp_path, GOOD.replace(old, new)))
+
+    assert any(f"{where}: received" in problem and "a space" in problem for problem in raised.value.problems)

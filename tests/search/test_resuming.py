@@ -135,7 +135,13 @@ def counting(trials):
 
 @pytest.mark.parametrize(
     ("sampler", "options", "moments"),
-    [("tpe", {}, 20), ("blockwise", {"workers": 1}, 10), ("cmaes", {"workers": 1}, 10)],
+    [
+        ("tpe", {}, 4),
+        ("cmaes", {"workers": 1}, 2),
+        pytest.param("tpe", {}, 20, marks=pytest.mark.slow),
+        pytest.param("blockwise", {"workers": 1}, 10, marks=pytest.mark.slow),
+        pytest.param("cmaes", {"workers": 1}, 10, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_killed(folder, forking, sampler, options, moments):

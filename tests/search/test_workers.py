@@ -210,7 +210,7 @@ class TestBudget:
         names = {trial.user_attrs["worker"] for trials in found.values() for trial in trials}
         assert 1 <= len(names) <= 3
 
-    @pytest.mark.parametrize("storage", ["journal", "postgresql"], indirect=True)
+    @pytest.mark.parametrize("storage", ["journal", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
     def test_second_machine(self, endless, storage, tmp_path, pool, target):
         """On another machine the two YAML files and the statistics are enough to join in: no checkpoint is needed."""
         made = endless("delta")
@@ -238,6 +238,7 @@ class TestBudget:
             first, second = (load_recipe(place / "best.yaml").step(step) for place in (made, copy))
             assert first.alpha == second.alpha
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("storage", ["postgresql"], indirect=True)
     def test_joining_by_hand(self, endless, storage):
         """Two commands with the same storage share the budget; `status` sees both at work, and none afterwards."""
@@ -257,6 +258,11 @@ class TestBudget:
         points = [tuple(trial.params.values()) for trial in trials_in(storage, made)["s"]]
         assert len(set(points)) == len(points)
 
+    @pytest.mark.parametrize(
+        "storage",
+        ["sqlite", *(pytest.param(one, marks=pytest.mark.slow) for one in ("journal", "postgresql"))],
+        indirect=True,
+    )
     def test_killed_workers(self, endless, storage):
         """Of three processes two are killed amid trials: theirs are failed and tried again, and the budget is met."""
         made = endless("attention")
