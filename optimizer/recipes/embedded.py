@@ -110,7 +110,7 @@ class _Source:
         digits = digits if digits is not None and re.fullmatch(r"[0-9a-f]{64}", digits) else None
         key = (None, digits) if digits is not None else (file, None)
         if key not in self._named:
-            stem = file.rpartition(".")[0] or file
+            stem = (file.rpartition(".")[0] or file).strip() or "model"
             names = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
             self._named[key] = next(n for n in names if n not in self.models and not _STEP_NAME.fullmatch(n))
             self.models[self._named[key]] = Model(file, sha256=digits)

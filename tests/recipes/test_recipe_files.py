@@ -389,7 +389,9 @@ def test_any_text(tmp_path_factory, text):
 
 
 BLOCK_LISTS = st.lists(st.sampled_from(BLOCKS), min_size=1, unique=True)
-NAMES = st.text(st.sampled_from("abcXYZ019 _-:#{}[]'\"é毛,&*!|>%@`~.?\\"), min_size=1, max_size=8)
+SIGNS = st.sampled_from("abcXYZ019 _-:#{}[]'\"é毛,&*!|>%@`~.?\\")
+# Names have no spaces around them.
+NAMES = st.text(SIGNS, min_size=1, max_size=8).map(str.strip).filter(bool)
 
 
 @st.composite
