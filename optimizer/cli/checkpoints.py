@@ -17,6 +17,7 @@ from optimizer.cli.options import (
     Models,
     Quiet,
     RecipePath,
+    Target,
     checkpoint_finder,
     chosen_device,
     hash_cache,
@@ -90,10 +91,7 @@ def compare(
             metavar="CANDIDATE", help="Checkpoints: files, or names in --models.", autocompletion=completing.checkpoints
         ),
     ],
-    target: Annotated[
-        Path,
-        typer.Option("--target", help="The checkpoint to come close to.", autocompletion=completing.checkpoints),
-    ],
+    target: Target,
     base: Annotated[
         Path | None,
         typer.Option("--base", help="What delta takes differences from.", autocompletion=completing.checkpoints),

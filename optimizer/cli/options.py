@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LARGEST_SEED",
+    "BaseName",
     "Device",
     "Json",
     "Models",
@@ -26,6 +27,7 @@ __all__ = [
     "RecipePath",
     "Storage",
     "StudyPath",
+    "Target",
     "checkpoint_finder",
     "chosen_device",
     "hash_cache",
@@ -78,6 +80,12 @@ StudyPath = Annotated[
         autocompletion=completing.studies,
     ),
 ]
+
+Target = Annotated[
+    Path, typer.Option("--target", help="The checkpoint to come close to.", autocompletion=completing.checkpoints)
+]
+
+BaseName = Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")]
 
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.", autocompletion=completing.recipes)

@@ -14,6 +14,7 @@ from optimizer.cli.options import (
     Json,
     Models,
     Quiet,
+    Target,
     chosen_device,
     hash_cache,
     model_folders,
@@ -42,10 +43,7 @@ def preview(
             autocompletion=completing.candidates,
         ),
     ],
-    target: Annotated[
-        Path,
-        typer.Option("--target", help="The checkpoint to come close to.", autocompletion=completing.checkpoints),
-    ],
+    target: Target,
     prompts: Annotated[
         list[str],
         typer.Option(

@@ -10,6 +10,7 @@ from optimizer.cli import completing
 from optimizer.cli.application import app, examples
 from optimizer.cli.options import (
     LARGEST_SEED,
+    BaseName,
     Device,
     Json,
     Models,
@@ -151,7 +152,7 @@ def verify(
             "--target", help="The checkpoint that the similarities are to.", autocompletion=completing.checkpoints
         ),
     ],
-    base: Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")] = None,
+    base: BaseName = None,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -224,7 +225,7 @@ def simplify(
         str | None,
         typer.Option("--metric", help="Default: what the recipe was fitted by.", autocompletion=completing.metrics),
     ] = None,
-    base: Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")] = None,
+    base: BaseName = None,
     seeds: Annotated[
         list[int] | None,
         typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of attention's random inputs; may be repeated."),

@@ -5,8 +5,6 @@ from the preset of the step's name (of NAME_beta for beta). It takes time_embed'
 BASE, so a recipe of another mapping is refused where that makes a difference.
 """
 
-from dataclasses import replace
-
 from optimizer.errors import RecipeError
 from optimizer.exports.placement import mapping_problems
 from optimizer.recipes import Recipe
@@ -39,7 +37,5 @@ def write_supermerger(recipe: Recipe) -> str:
             lines[written] = line
     if problems:
         raise RecipeError(problems)
-    models = {name: recipe.models[name] for name in recipe.sources()}
-    steps = tuple(replace(step, expect=None) for step in recipe.ancestors())
-    notation = write_notation(replace(recipe, models=models, steps=steps))
+    notation = write_notation(recipe.trimmed())
     return "\n".join([notation.rstrip("\n"), "", _HEADER, *lines.values(), ""])

@@ -239,6 +239,11 @@ class Recipe:
         names = [step.name for step in self.steps]
         raise RecipeError(f"step {name!r} is not in the recipe {self.name!r}{_Nearest(names)(name)}")
 
+    def trimmed(self) -> "Recipe":
+        """The steps that lead to the output and the models that they need, without what was reported of them."""
+        models = {name: self.models[name] for name in self.sources()}
+        return replace(self, models=models, steps=tuple(replace(step, expect=None) for step in self.ancestors()))
+
     def ancestors(self, *outputs: str) -> tuple[Step, ...]:
         """The steps that `outputs` (default: the recipe's) need, themselves included, each once and after its inputs.
 

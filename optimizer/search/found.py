@@ -142,16 +142,15 @@ def found_ceilings(
 
     By the statistics that a fit has left in its folder; without them by its checkpoints, looked for in `folders` too.
     """
-    problems: tuple[str, ...] = ()
     try:
-        study = load_study(path, folders, hashes=hashes, progress=progress)
+        study = load_study(path, with_files=False)
         if (study.folder / STATISTICS).exists():
             with suppress(StudyError):
                 return study_ceilings(study.without_files(), device=device, progress=progress), ()
+        study = load_study(path, folders, hashes=hashes, progress=progress)
         return study_ceilings(study, device=device, progress=progress, hashes=hashes), ()
     except InputError as error:
-        problems = error.problems
-    return (), problems
+        return (), error.problems
 
 
 def shown_storage(study: Study, storage: str | None) -> str | None:

@@ -182,11 +182,18 @@ class Study:
         moved = {block for one in stage.parameters if one.step in leading for block in one.blocks}
         return bool(moved & set(other.blocks))
 
+    @property
+    def needed_files(self) -> dict[str, str]:
+        """The sources that the stages need, and the base, as the recipe names their files: {source: file}."""
+        recipe = self.recipe
+        used = {name for stage in self.stages for step in stage.steps for name in recipe.sources(step)} | {self.base}
+        return {name: model.file for name, model in recipe.models.items() if name in used}
+
     def without_files(self) -> "Study":
         """The same study as if none of its checkpoints were there: what was measured of them stands in."""
         kept = self.folder / STATISTICS
         missing = f"{kept}: was not measured of the checkpoints that this study names; fit it again"
-        return replace(self, sources={}, target=Path(), missing=(missing,))
+        return replace(self, sources={}, target=Path(), files=self.needed_files, missing=(missing,))
 
     def with_trials(self, trials: int) -> "Study":
         """The same study with this budget of completed trials for each of its Optuna studies."""
@@ -300,9 +307,7 @@ def with_found_files(
 
     Raises InputError with one line for each problem.
     """
-    recipe = study.recipe
-    used = {name for stage in study.stages for step in stage.steps for name in recipe.sources(step)} | {study.base}
-    files = {name: model.file for name, model in recipe.models.items() if name in used}
+    files = study.needed_files
     of_recipe, of_target = beside or study.recipe_path.parent, beside or study.folder
     sources, problems = find_models(files, of_recipe, folders, named_in=recipe_given, hashes=hashes, progress=progress)
     target = None

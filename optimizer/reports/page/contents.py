@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
 
@@ -226,7 +226,7 @@ def contents(
     numbers = _numbers(recipe)
     compared = _compared(result.scores, study.stages, by_metric)
     histories = _histories(result.searches)
-    notation = write_notation(_bare(recipe))
+    notation = write_notation(recipe.trimmed())
     # A study is named by its folder or by its own file; what it has found lies in its folder.
     by_file = study.path is not None and PurePath(named).name == study.path.name
     folder = PurePath(named).parent if by_file else PurePath(named)
@@ -260,13 +260,6 @@ def contents(
         commands=_commands(named, folder, storage, recipe),
         fitted_version=noted.get("version") if isinstance(noted.get("version"), str) else None,
     )
-
-
-def _bare(recipe: Recipe) -> Recipe:
-    """The steps that lead to the output and the models that they need, without what was reported of them."""
-    models = {name: recipe.models[name] for name in recipe.sources()}
-    steps = tuple(replace(step, expect=None) for step in recipe.ancestors())
-    return replace(recipe, models=models, steps=steps)
 
 
 def _reached(

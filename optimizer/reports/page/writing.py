@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def report_page(page: Page) -> str:
     )
     environment.filters |= {
         "percent": _percent,
-        "total": _total,
+        "total": total_similarity,
         "change": _change,
         "measured": _measured,
         "parted": _parted,
@@ -126,10 +126,6 @@ def _hash_of(text: str) -> str:
 
 def _percent(similarity: float | None) -> str:
     return _MISSING if similarity is None or not math.isfinite(similarity) else percent(similarity)
-
-
-def _total(scores: Mapping[str, float]) -> float:
-    return total_similarity(scores)
 
 
 def _change(pair: tuple[float, float]) -> str:
