@@ -15,6 +15,7 @@ from optimizer.checkpoints.fingerprints import (
 from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
+from optimizer.checkpoints.new_files import undo_unfinished, write_new_files
 from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of, stored_part
 from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
 from optimizer.checkpoints.reading import (
@@ -24,6 +25,7 @@ from optimizer.checkpoints.reading import (
     check_unchanged,
     open_checkpoint,
 )
+from optimizer.checkpoints.temporaries import host_name, temporary_folder
 from optimizer.checkpoints.writing import (
     SafetensorsWriter,
     TensorSpec,
@@ -53,6 +55,7 @@ __all__ = [
     "detect_layout",
     "find_not_finite",
     "fingerprint",
+    "host_name",
     "inspect_checkpoint",
     "known_models",
     "layout_names",
@@ -70,5 +73,8 @@ __all__ = [
     "sha256",
     "short_hash",
     "stored_part",
+    "temporary_folder",
+    "undo_unfinished",
+    "write_new_files",
     "write_safetensors",
 ]

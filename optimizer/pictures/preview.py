@@ -7,13 +7,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
 
-from optimizer.checkpoints import HashCache, atomic_path, load_layout, load_tokenizer, open_checkpoint, pipeline_of
+from optimizer.checkpoints import (
+    HashCache,
+    atomic_path,
+    load_layout,
+    load_tokenizer,
+    open_checkpoint,
+    pipeline_of,
+    temporary_folder,
+)
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
 from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
 from optimizer.pictures.opening import PipelineFiles, open_pipeline, open_scheduler, pipeline_files, quietly
@@ -254,8 +261,8 @@ class _Entry:
             yield self.path
             return
         told = None if progress is None else partial(progress, f"merging {self.name}")
-        with TemporaryDirectory(prefix=".blockfit-", dir=scratch) as folder:
-            merged = Path(folder) / "merged.safetensors"
+        with temporary_folder(scratch) as folder:
+            merged = folder / "merged.safetensors"
             attempt(
                 lambda: merge(recipe, self.models, merged, embed_recipe=False, progress=told),
                 f"{self.path}: merging it into a temporary file",

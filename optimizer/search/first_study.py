@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import HashCache, atomic_path, fingerprint, open_checkpoint
+from optimizer.checkpoints import HashCache, fingerprint, open_checkpoint, undo_unfinished, write_new_files
 from optimizer.checkpoints.layout import Layout
 from optimizer.checkpoints.presence import is_folder, is_there
 from optimizer.errors import CheckpointError, InputError, attempt
@@ -112,6 +112,7 @@ def first_study(
     if mapping not in goal.layout.mappings:
         raise InputError(f"--mapping: received {mapping!r}; there are {', '.join(goal.layout.mappings)}")
     folder = Path(_plain(goal.path.stem)) if folder is None else folder
+    undo_unfinished(folder)
     taken = [path for path in (folder / "recipe.yaml", folder / "study.yaml") if is_there(path)]
     if taken:
         raise InputError(f"{path}: is there already; name another folder (-o)" for path in taken)
@@ -313,14 +314,8 @@ def _kinds(layout: Layout) -> tuple[Free, ...]:
 
 
 def _write(first: FirstStudy, recipe: Recipe, target_file: str) -> None:
-    texts = {first.recipe: _recipe_text(first, recipe), first.study: _study_text(first, recipe.layout, target_file)}
-    try:
-        first.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{first.folder}: cannot be made: {error.strerror or error}") from error
-    for path, text in texts.items():
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+    study = _study_text(first, recipe.layout, target_file)
+    write_new_files(first.folder, {first.recipe.name: _recipe_text(first, recipe), first.study.name: study})
 
 
 def _recipe_text(first: FirstStudy, recipe: Recipe) -> str:
