@@ -442,8 +442,8 @@ def _searched_numbers(recipe: Recipe, path: Path, scored: Sequence[Scored]) -> t
     steps = searched or [step.name for step in recipe.steps]
     origin = (recipe.fitted or {}).get("recipe")
     told: list[Number] = []
-    if isinstance(origin, str) and (path.parent / origin).is_file():
-        fitted_from = load_recipe(path.parent / origin)
+    if isinstance(origin, str) and (file := named_file(path.parent, origin)) is not None:
+        fitted_from = load_recipe(file)
         modes = {step.name: step.mode for step in fitted_from.steps}
         # Steps that have changed since then are judged by what they are now.
         alike = [step.name for step in recipe.steps if modes.get(step.name) == step.mode]
@@ -458,7 +458,7 @@ def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str 
     if base is not None and base not in recipe.models:
         raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
     candidates = (base, (recipe.fitted or {}).get("base"), "base")
-    found = next((name for name in candidates if name is not None and name in recipe.models), None)
+    found = next((name for name in candidates if isinstance(name, str) and name in recipe.models), None)
     if found is None and needed:
         raise InputError(
             f"{path}: delta needs a base, the model that differences are taken from; name one of its models (--base)"
