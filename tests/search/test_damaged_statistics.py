@@ -64,7 +64,7 @@ def fill(row, column, value):
 
 DAMAGES = {
     "no mapping": lambda data, tensors: [1, 2],
-    "nothing noted": lambda data, tensors: {"version": 1},
+    "nothing noted": lambda data, tensors: {"version": data["version"]},
     "deep": lambda data, tensors: "[" * 100_000 + "]" * 100_000,
     "no JSON": lambda data, tensors: "nonsense",
     "layout unknown": put("sd9", "layout"),
