@@ -80,7 +80,7 @@ def inspect(
     epilog=examples(
         "compare merge.safetensors --target closed.safetensors",
         "compare A.ckpt B.ckpt --target T.ckpt --blocks output",
-        "compare A.ckpt --target T.ckpt --metric delta --base v1-5.ckpt",
+        "compare A.ckpt --target T.ckpt --base v1-5-pruned-emaonly.ckpt",
         "compare dreamshaper_8 --target a60cfaa90d --models D:/webui/models",
     ),
 )
@@ -94,14 +94,18 @@ def compare(
     target: Target,
     base: Annotated[
         Path | None,
-        typer.Option("--base", help="What delta takes differences from.", autocompletion=completing.checkpoints),
+        typer.Option(
+            "--base", help="What explained and delta take differences from.", autocompletion=completing.checkpoints
+        ),
     ] = None,
     metric: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--metric", help="attention, weights, delta, elements or encoder.", autocompletion=completing.metrics
+            "--metric",
+            help="explained (default with --base), attention (default without), delta, weights, elements or encoder.",
+            autocompletion=completing.metrics,
         ),
-    ] = "attention",
+    ] = None,
     blocks: Annotated[
         str,
         typer.Option(
@@ -125,15 +129,19 @@ def compare(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How similar checkpoints are to a target, per block: the article's table.
+    """How similar checkpoints are to a target, per block.
+
+    With --base the share of what makes the target different from the base that each explains: 100% is the target, 0% the
+    base. Without it the article's table, cosines of attention outputs.
 
     `encoder` scores BASE by what the text encoder says to prompts; --prompts names others than those that ship.
 
     With --json a list, one object a candidate: candidate (as it was named), file, metric, seed, blocks (similarity of
-    each), total (their mean).
+    each, null if the target has it unchanged from the base), total (their mean), pooled (of explained: all blocks'
+    squares summed first).
     """
     from optimizer.reports import block_table
-    from optimizer.similarity import METRICS, read_prompts, total_similarity
+    from optimizer.similarity import METRICS, read_prompts
     from optimizer.similarity import compare as compare_files
 
     texts = None if prompts is None else attempt(lambda: read_prompts(prompts), "--prompts")
@@ -148,9 +156,10 @@ def compare(
                 path, goal, metric=metric, blocks=blocks, base=origin, seed=seed,
                 prompts=texts, clip_skip=clip_skip, device=chosen_device(device), progress=progress,
             )  # fmt: skip
+    used = next(iter(found.values())).metric
     if as_json:
-        told: dict[str, object] = {"metric": metric, "seed": seed}
-        if METRICS[metric].needs_prompts:
+        told: dict[str, object] = {"metric": used, "seed": seed}
+        if METRICS[used].needs_prompts:
             told |= {
                 "prompts": None if prompts is None else str(prompts),
                 "clip_skip": 1 if clip_skip is None else clip_skip,
@@ -162,7 +171,8 @@ def compare(
                     "file": str(paths[name]),
                     **told,
                     "blocks": scores,
-                    "total": total_similarity(scores),
+                    "total": scores.total if len(scores) > len(scores.unchanged) else None,
+                    **({} if scores.pooled is None else {"pooled": scores.pooled}),
                 }
                 for name, scores in found.items()
             ]
@@ -171,7 +181,7 @@ def compare(
     called = Counter(Path(name).name for name in found)
     rows = {Path(name).name if called[Path(name).name] == 1 else name: scores for name, scores in found.items()}
     console = make_console()
-    console.print(block_table(f"{metric} similarity to {target.name}", rows, width=console.width))
+    console.print(block_table(f"{used} similarity to {target.name}", rows, width=console.width))
 
 
 @app.command(

@@ -46,7 +46,7 @@ __all__ = [
 COMPLETION_VARIABLE = "_BLOCKFIT_COMPLETE"
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
-METRICS = ("weights", "delta", "elements", "attention", "encoder")
+METRICS = ("explained", "delta", "weights", "elements", "attention", "encoder")
 FORMATS = ("supermerger", "model-mixer", "mecha", "comfyui", "mergekit")
 MAPPINGS = ("supermerger", "mecha", "model-mixer")
 DEVICES = ("auto", "cpu", "cuda")
@@ -111,7 +111,7 @@ def _one_of(*names: str) -> Complete:
 
 
 metrics = _one_of(*METRICS)
-ceiling_metrics = _one_of("weights", "delta", "both")
+ceiling_metrics = _one_of("explained", "delta", "weights", "all")
 formats = _one_of(*FORMATS)
 mappings = _one_of(*MAPPINGS)
 devices = _one_of(*DEVICES)

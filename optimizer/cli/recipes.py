@@ -198,8 +198,8 @@ def verify(
     short_help="Make a finished recipe simpler.",
     epilog=examples(
         "simplify mine/best.yaml",
-        "simplify mine/best.yaml --tolerance 1e-3 -o simple.yaml",
-        "simplify recipe.yaml --target T.ckpt --metric delta --base base",
+        "simplify mine/best.yaml --share 0.1 -o simple.yaml",
+        "simplify recipe.yaml --target T.ckpt --base base",
     ),
 )
 def simplify(
@@ -211,7 +211,13 @@ def simplify(
             autocompletion=completing.recipes,
         ),
     ],
-    tolerance: Annotated[float, typer.Option("--tolerance", help="The similarity that may be lost in all.")] = 1e-4,
+    share: Annotated[
+        float,
+        typer.Option("--share", help="What a block may lose: this share of what the recipe leaves unexplained of it."),
+    ] = 0.05,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="What a block may lose besides, of its explained share.")
+    ] = 1e-9,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The recipe to write; default: NAME.simple.yaml beside it.")
     ] = None,
@@ -238,26 +244,29 @@ def simplify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a finished recipe simpler: coarser alphas, fewer steps and sources, for nearly the same similarity.
+    """Make a finished recipe simpler: coarser alphas, fewer steps and sources, and as good in every block.
 
-    With --json one object: recipe, output, tolerance, searches (similarity before and after of each),
-    distinct_numbers, grids, dropped (sources, steps), changed (each number, before and after).
+    With --json one object: recipe, output, share, tolerance, explained (before and after, of each block), searches
+    (similarity before and after of each), distinct_numbers, grids, dropped (sources, steps), changed (each number,
+    before and after).
     """
     from optimizer.reports import simplified_table
     from optimizer.search import simple_path, simplify_file
 
-    if not (math.isfinite(tolerance) and tolerance > 0):
-        raise InputError(f"--tolerance: received {tolerance:g}; must be a number above 0, such as 1e-4")
+    for option, number in (("--share", share), ("--tolerance", tolerance)):
+        if not (math.isfinite(number) and number >= 0):
+            raise InputError(f"{option}: received {number:g}; must be a number from 0 up")
     written = output if output is not None else simple_path(recipe)
     with reading() as progress:
         goal = None if target is None else checkpoint_finder(models, progress)(target, "--target")
         found = simplify_file(
-            recipe, written, tolerance=tolerance, target=goal, metric=metric, base=base, seeds=seeds,
+            recipe, written, share=share, tolerance=tolerance, target=goal, metric=metric, base=base, seeds=seeds,
             prompts=prompts, folders=model_folders(models), device=chosen_device(device), hashes=hash_cache(),
             progress=progress, warn=lambda text: say_problem(f"warning: {text}"),
         )  # fmt: skip
     if as_json:
-        print_json({"recipe": str(recipe), "output": str(written), "tolerance": tolerance, **found.as_dict()})
+        told = {"recipe": str(recipe), "output": str(written), "share": share, "tolerance": tolerance}
+        print_json({**told, **found.as_dict()})
         return
     console = make_console()
     console.print(simplified_table(found))

@@ -75,9 +75,11 @@ def init(
     metric: Annotated[
         str,
         typer.Option(
-            "--metric", help="delta, attention, weights, elements or encoder.", autocompletion=completing.metrics
+            "--metric",
+            help="explained, delta, weights, elements, attention or encoder.",
+            autocompletion=completing.metrics,
         ),
-    ] = "delta",
+    ] = "explained",
     mode: Annotated[
         str,
         typer.Option("--mode", help="Of the steps: add_difference or weight_sum.", autocompletion=completing.modes),
@@ -200,8 +202,10 @@ def ceiling(
     study: StudyPath,
     metric: Annotated[
         str,
-        typer.Option("--metric", help="weights, delta or both.", autocompletion=completing.ceiling_metrics),
-    ] = "both",
+        typer.Option(
+            "--metric", help="explained, delta, weights or all.", autocompletion=completing.ceiling_metrics
+        ),
+    ] = "all",
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -213,17 +217,18 @@ def ceiling(
 
     With --json one object: metric, blocks (each with recipe, best, ceiling, ceiling_bounded, not_in_sources ...),
     total, sources (coefficient, error, loss ...), rank, alphas, trade_off, idle, note; other_metrics, if
-    --metric is both.
+    --metric is all. A block that the target has unchanged from the base is null.
     """
     from optimizer.reports import ceiling_tables
     from optimizer.search import load_study, study_ceilings
+    from optimizer.similarity import EXACT_METRICS
 
     with reading() as progress:
         loaded = load_study(study, model_folders(models), hashes=hash_cache(), progress=progress)
         found = study_ceilings(loaded, metric, device=chosen_device(device), progress=progress, hashes=hash_cache())
     if as_json:
-        *others, main_metric = found
-        more = {"other_metrics": [one.as_dict() for one in others]} if metric == "both" else {}
+        main_metric, *others = sorted(found, key=lambda one: EXACT_METRICS.index(one.metric))
+        more = {"other_metrics": [one.as_dict() for one in others]} if metric in ("all", "both") else {}
         print_json({**main_metric.as_dict(), **more})
         return
     console = make_console()

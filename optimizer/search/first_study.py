@@ -27,7 +27,7 @@ from optimizer.recipes import (
 )
 from optimizer.recipes.yaml_files import dump_yaml
 from optimizer.search.study import MOST_JOINT, MOST_SEARCHED
-from optimizer.similarity import METRICS
+from optimizer.similarity import DEFAULT_METRIC, METRICS
 
 __all__ = ["FIRST_MODES", "FirstStudy", "first_study"]
 
@@ -86,7 +86,7 @@ def first_study(
     folder: Path | None = None,
     *,
     base: Path | None = None,
-    metric: str = "delta",
+    metric: str = DEFAULT_METRIC,
     mode: str = "add_difference",
     mapping: str = "supermerger",
     folders: Sequence[Path] = (),
@@ -360,7 +360,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe) -> str:
 
 def _study_text(first: FirstStudy, layout: Layout, target_file: str) -> str:
     seen = METRICS[first.metric].sees(layout)
-    exact = first.metric in ("delta", "weights")
+    exact = METRICS[first.metric].exact
     stage: dict[str, Any] = {"name": "all", "metric": first.metric}
     said = [
         "All alphas at once (joint), the way that finds recipes again. By hand, and in the article, it is one step",
@@ -369,17 +369,19 @@ def _study_text(first: FirstStudy, layout: Layout, target_file: str) -> str:
     if exact:
         said += ["The first trial is the exact optimum of this metric; more of them make sure."]
     if set(seen) != set(layout.blocks):
-        stage["elsewhere"] = "delta"
+        stage["elsewhere"] = DEFAULT_METRIC
         said += [f"{first.metric} sees {layout.describe_blocks(seen)}; `elsewhere` scores the other blocks."]
-    if first.metric == "delta":
-        said += ["To go by what the layers do, as the article did: metric: attention, elsewhere: delta, trials: 60."]
+    if first.metric == DEFAULT_METRIC:
+        said += [
+            f"To go by what the layers do, as the article did: metric: attention, elsewhere: {DEFAULT_METRIC}, trials: 60."
+        ]
     stage |= {"strategy": "joint", "trials": _FEW_TRIALS if exact else _MANY_TRIALS}
     return "".join(
         (
             _comment("What recipe.yaml is fitted to, and how: blockfit fit FOLDER"),
             dump_yaml({"recipe": first.recipe.name, "target": {"file": target_file}}),
             "\n",
-            _comment("The model that the others were trained from; delta is about the differences from it."),
+            _comment("The model that the others were trained from: what counts is what differs from it."),
             dump_yaml({"base": first.base}),
             "\n",
             _comment(*said),

@@ -241,12 +241,17 @@ def _scores(study: Study, recipe: Recipe) -> Iterator[StepScores]:
             noted = step.similarity or {}
             for metric in sorted(noted, key=lambda metric: (metric != stage.metric, list(noted).index(metric))):
                 after = _noted(recipe, name, metric, stage.blocks)
+                entry = _mapping(noted[metric])
+                blocks = _mapping(entry.get("blocks"))
+                unchanged = tuple(block for block in stage.blocks if block in blocks and blocks[block] is None)
                 # Of a metric that another stage fits this step by there may be nothing on these blocks.
-                if len(after) == len(stage.blocks):
+                if len(after) + len(unchanged) == len(stage.blocks):
                     before = _noted(recipe, name, metric, stage.blocks, within="before")
                     if not before and step.a not in recipe.models:
                         before = _noted(recipe, step.a, metric, stage.blocks)
-                    yield StepScores(stage.name, name, metric, before if len(before) == len(after) else {}, after)
+                    before = before if len(before) == len(after) else {}
+                    pooled = _number(entry.get("pooled"))
+                    yield StepScores(stage.name, name, metric, before, after, unchanged, pooled)
 
 
 def _noted(

@@ -10,7 +10,7 @@ from optimizer.errors import CheckpointError, InputError, StudyError, attempt
 from optimizer.recipes import Recipe, locate, recipe_as_data, seen_from
 from optimizer.recipes.yaml_files import dump_yaml, plain, shown, validate
 from optimizer.search.study import Study, StudyEntry, study_of, with_found_files
-from optimizer.similarity import METRICS
+from optimizer.similarity import DEFAULT_METRIC, METRICS
 
 __all__ = ["StageFields", "StageOptions", "new_study"]
 
@@ -59,7 +59,7 @@ def new_study(
 ) -> Study:
     """A study in `folder` that fits the free alphas of `recipe` to the checkpoint `target`.
 
-        study = new_study(recipe, target="closed.safetensors", folder="my-study", metric="delta", trials=40)
+        study = new_study(recipe, target="closed.safetensors", folder="my-study", trials=40)
         result = fit(study)
 
     The folder is made, and study.yaml and recipe.yaml are written into it, so that what was made here and what lies
@@ -75,8 +75,8 @@ def new_study(
 
     All other arguments are those of a stage, as in study.yaml:
 
-    - `metric`: weights, delta (default), attention, elements or encoder; `elsewhere`: the metric for moved blocks that
-      it cannot see
+    - `metric`: explained (default), delta, weights, elements, attention or encoder; `elsewhere`: the metric for moved
+      blocks that it cannot see
     - `steps`: names, default all with free alphas; `blocks`: those that are scored, "OUT03-OUT11", default all that
       the free alphas move and the metric sees
     - `trials`: completed trials of each Optuna study, default 60; `sampler`: blockwise (default), tpe, cmaes, gp or
@@ -94,7 +94,7 @@ def new_study(
     folder = Path(folder)
     if stages is not None and stage:
         raise StudyError(f"{_CALLED}: stages: received beside {', '.join(stage)}; give each stage its own")
-    metric = stage.get("metric", "delta")
+    metric = stage.get("metric", DEFAULT_METRIC)
     own = metric if isinstance(metric, str) and metric in METRICS else "fit"
     given = [{"name": own, **_stage_as_data(stage, folder)}] if stages is None else _stages_as_data(stages, folder)
     data = {

@@ -3,24 +3,24 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 import torch
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
 from optimizer.search.asking import SharedStorage, Trials
 from optimizer.search.binding import distributions_of, found_upstream, open_search
-from optimizer.search.exact import exact_optimum
+from optimizer.search.exact import exact_optimum, keeping_point
 from optimizer.search.interrupting import whole_trial
 from optimizer.search.pace import seconds_left, seconds_per_trial
-from optimizer.search.results import SearchResult, best_of, completed
+from optimizer.search.results import DISTANCE, SearchResult, best_of, completed
 from optimizer.search.samplers import make_sampler, trial_seed
 from optimizer.search.space import Space
 from optimizer.search.study import Stage, Study
-from optimizer.similarity import Metric, QuadraticMetric, total_similarity
+from optimizer.similarity import ExplainedMetric, Metric, QuadraticMetric, total_similarity
 
 __all__ = ["FitEvents", "Search", "SearchProgress", "TrialsFailed"]
 
@@ -80,10 +80,15 @@ class Search:
         space: Space,
         metric: Metric,
         exact: Mapping[str, QuadraticMetric],
+        explained: ExplainedMetric,
         *,
         number: int = 1,
     ) -> None:
-        """Of pass `number`; in further passes the first trial is where the space starts, so that nothing is lost."""
+        """Of pass `number`; in further passes the first trial is where the space starts, so that nothing is lost.
+
+        The exact optima of `exact` come first. `explained`, over all blocks of the stage, tells how far candidates are
+        from the target. Alphas that only move blocks which the target has unchanged are not searched: they keep those.
+        """
         self._number = number
         self._seed = study.seed
         self._stage = stage
@@ -101,11 +106,20 @@ class Search:
         self._metric = metric
         if all(len(names) < 2 for names in space.parameters_by_block(metric.blocks).values()):
             metric.prepare(space.coefficients(space.diagonal))
-        self._exact = {label: exact_optimum(space, quadratic, seed=study.seed) for label, quadratic in exact.items()}
+        self._explained = explained
+        kept = keeping_point(space, explained, metric.unchanged)
+        optima = {label: exact_optimum(space, quadratic, seed=study.seed) for label, quadratic in exact.items()}
+        self._exact = {label: replace(one, point={**one.point, **kept}) for label, one in optima.items()}
         names = [parameter.name for parameter in space.parameters]
-        self._first = [("incumbent", dict(zip(names, space.start, strict=True)))] if number > 1 else []
+        start = {**dict(zip(names, space.start, strict=True)), **kept}
+        self._first = [("incumbent", start)] if number > 1 else []
         self._first += [(f"exact {label}", optimum.point) for label, optimum in self._exact.items()]
-        self._distributions: dict[str, BaseDistribution] = {**distributions_of(space.parameters)}
+        self._distributions: dict[str, BaseDistribution] = {
+            **distributions_of(space.parameters),
+            **{name: FloatDistribution(value, value) for name, value in kept.items()},
+        }
+        # Where nothing is left to search, one trial says it all.
+        self._budget = stage.trials if set(names) - set(kept) else min(stage.trials, 1)
         self._trials: Trials | None = None
 
     @property
@@ -141,7 +155,7 @@ class Search:
             lambda: open_search(shared.storage, label, binding, upstream, shared.address, self._facts)
         )
         trials = self._trials = Trials(stored, shared, self._distributions)
-        budget, failures = self._stage.trials, 0
+        budget, failures = self._budget, 0
         events.opened(self._progress(trials, shared))
         yield self.result
         told = {trial.number for trial in trials.finished}
@@ -174,11 +188,11 @@ class Search:
             self._step,
             self._stage.metric,
             len(done),
-            self._stage.trials,
+            self._budget,
             None if best is None else best.values[0],
             {} if best is None else best.user_attrs["block_scores"],
             seconds_per_trial(done),
-            seconds_left(done, self._stage.trials),
+            seconds_left(done, self._budget),
             shared.count,
         )
 
@@ -202,15 +216,21 @@ class Search:
     def _scored(self, trial: FrozenTrial) -> tuple[dict[str, Any], float | None]:
         """User attributes for a trial, with the value that it is told; None if it failed."""
         try:
-            scores = self._scores(trial.params)
+            coefficients = self._coefficients(trial.params)
+            scores = self._scores(coefficients)
+            distance = float(self._explained.distance(coefficients)[0])
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}, None
+        # Where the target has all blocks unchanged there is nothing to be told apart by.
+        total = total_similarity(scores) if scores else 1.0
         # A number by itself, for dashboards cannot plot a mapping.
-        return {"block_scores": scores, "lowest": min(scores.values())}, total_similarity(scores)
+        return {"block_scores": scores, "lowest": min(scores.values(), default=total), DISTANCE: distance}, total
 
-    def _scores(self, point: Mapping[str, float]) -> dict[str, float]:
+    def _coefficients(self, point: Mapping[str, float]) -> torch.Tensor:
         values = [point[parameter.name] for parameter in self._space.parameters]
-        coefficients = self._space.coefficients(torch.tensor([values], dtype=torch.float64))
+        return self._space.coefficients(torch.tensor([values], dtype=torch.float64))
+
+    def _scores(self, coefficients: torch.Tensor) -> dict[str, float]:
         scores = self._metric.score(coefficients)[0].tolist()
         if not all(map(math.isfinite, scores)):
             broken = [

@@ -18,7 +18,7 @@ from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown,
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, parameters_of
 from optimizer.search.storage import DATABASE, StorageAddress
-from optimizer.similarity import METRICS, STATISTICS, read_prompts
+from optimizer.similarity import DEFAULT_METRIC, METRICS, STATISTICS, read_prompts
 
 __all__ = [
     "DEFAULT_SEED",
@@ -61,7 +61,7 @@ class StageEntry(UserFile):
     name: StrictStr
     steps: list[StrictStr] | None = None
     blocks: str | list[str] | None = None
-    metric: str = "delta"
+    metric: str = DEFAULT_METRIC
     elsewhere: str | None = None
     strategy: str = "joint"
     passes: StrictInt = 1

@@ -80,6 +80,8 @@ class AttentionMetric:
     `blocks` are scored in the layout's order of evaluation, which the random inputs depend on.
     """
 
+    unchanged: tuple[str, ...] = ()
+
     def __init__(self, comparison: Comparison, blocks: tuple[str, ...]) -> None:
         self.blocks = blocks
         self._device = comparison.device

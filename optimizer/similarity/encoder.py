@@ -94,6 +94,8 @@ class EncoderMetric:
     `blocks` is the one block that the text encoder belongs to.
     """
 
+    unchanged: tuple[str, ...] = ()
+
     def __init__(self, comparison: Comparison, blocks: tuple[str, ...]) -> None:
         """Raises CheckpointError for a text encoder that is unknown or lacks something, InputError for `clip_skip`."""
         self.blocks = blocks

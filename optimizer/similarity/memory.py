@@ -92,6 +92,11 @@ class MovableMetric:
         """The blocks that are scored."""
         return self._metric.blocks
 
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """The blocks that are not scored because the target took them over unchanged."""
+        return self._metric.unchanged
+
     def prepare(self, coefficients: torch.Tensor) -> None:
         """As the metric does."""
         self._line = coefficients

@@ -36,7 +36,7 @@ def test_defaults(write_study, target):
     assert (study.base, study.seed, study.target) == ("base", 0, target)
     assert set(study.sources) == {"base", "x", "y"}
     assert stage.steps == ("T1", "T2")
-    assert stage.measured == (("delta", BLOCKS),)
+    assert stage.measured == (("explained", BLOCKS),)
     assert (stage.strategy, stage.sampler, stage.seeds) == ("joint", "blockwise", (114514,))
     assert [p.name for p in stage.parameters] == ["T1.OUT03", "T1.OUT04", "T1.OUT05", "T2.alpha"]
     assert stage.parameters[3].blocks == BLOCKS
@@ -108,7 +108,7 @@ APART = """\
             {},
             ["stages.s.steps", "'T2' has no free alpha"],
         ),
-        (STEPS, "  - {name: s, metric: cosine}\n", {}, ["stages.s.metric", "received 'cosine'", "weights, delta"]),
+        (STEPS, "  - {name: s, metric: cosine}\n", {}, ["stages.s.metric", "received 'cosine'", "explained, delta"]),
         (
             STEPS,
             "  - {name: s, metric: attention, elsewhere: far}\n",

@@ -112,7 +112,7 @@ def test_expectations_by_other_metrics(tmp_path, write_sd1, sd1_tensors):
     assert measured("delta", base="a") == pytest.approx(float(cosine(merged - base, goal - base, dim=0)), abs=1e-9)
     with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: delta needs a base; name it \(--base\)"):
         measured("delta")
-    with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: received 'beauty'; there are weights, delta"):
+    with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: received 'beauty'; there are explained, delta, weights"):
         measured("beauty")
 
 
