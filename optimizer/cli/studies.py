@@ -363,6 +363,7 @@ def fit_and_report(
         candidates_table,
         fit_logs,
         log_end,
+        simple_recipe,
         spread_table,
         steps_table,
         write_plots,
@@ -394,7 +395,15 @@ def fit_and_report(
         console.print(candidates_table(result))
     if len(result.candidates) < candidates - 1:
         console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
-    for what, name in (("best recipe", "best.yaml"), ("every trial", "trials.csv"), ("plots", "plots")):
+    if result.simple is not None:
+        there.append("best.simple.yaml")
+        console.print(simple_recipe(result.simple))
+    for what, name in (
+        ("best recipe", "best.yaml"),
+        ("simple recipe", "best.simple.yaml"),
+        ("every trial", "trials.csv"),
+        ("plots", "plots"),
+    ):
         if name in there:
             say(f"{what}: {study.folder / name}")
     if as_json:

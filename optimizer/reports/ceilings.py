@@ -60,6 +60,9 @@ def _remarks(found: Ceiling) -> list[str]:
         remarks.append(f"These trade off against each other: {', '.join(identified.trade_off)}.")
     if identified.idle:
         remarks.append(f"These have no effect on any block that is scored: {', '.join(identified.idle)}.")
+    if found.unchanged:
+        blocks = ", ".join(found.unchanged)
+        remarks.append(f"Unchanged, as the target has them from the base, so that there is nothing to explain: {blocks}.")
     if found.note:
         remarks.append(f"Note: {found.note}.")
     return remarks

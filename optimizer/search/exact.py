@@ -43,6 +43,8 @@ _FLAT = 1e-9
 _EQUAL = 1e-13
 # Eigenvalues of a least squares problem below this share of the largest count as 0: inner products are no more exact.
 _RANK = 1e-13
+# Alphas nearer to a bound than this share of their range are on it.
+_AT_BOUND = 1e-12
 # Gauss-Newton steps at most; each squares the error that the climb has left.
 _STEPS = 20
 
@@ -113,9 +115,8 @@ class _Component:
         self, algebra: Algebra, parameters: Sequence[Parameter], metric: QuadraticMetric, blocks: Sequence[str]
     ) -> None:
         # With a zero vector every cosine is 0.
-        kept = metric.of_blocks(
-            [block for block, size in zip(metric.blocks, metric.unit.tolist(), strict=True) if size and block in blocks]
-        )
+        sizes = zip(metric.blocks, metric.unit.tolist(), strict=True)
+        kept = metric.of_blocks([block for block, size in sizes if size > 0 and block in blocks])
         rows = [row for row, group in enumerate(algebra.groups) if group.block in kept.blocks]
         local = Algebra(algebra.recipe, [algebra.groups[row] for row in rows], algebra.sources, algebra.output)
         self._metric = kept
@@ -149,6 +150,9 @@ class _Component:
         Where nothing has a grid that is `best`, within the bounds.
         """
         frees = [parameter.free for parameter in self._space.parameters]
+        # An optimum on a bound is written as the bound, not as what rounding makes of it.
+        for bound in (self._low, self._high):
+            best = np.where(np.abs(best - bound) <= _AT_BOUND * (self._high - self._low), bound, best)
         point = [free.on_grid(float(number)) for free, number in zip(frees, best, strict=True)]
         gridded = [(index, free, free.step) for index, free in enumerate(frees) if free.step is not None]
         if not self._blocks:

@@ -9,12 +9,18 @@ __all__ = ["noted_scores"]
 
 
 def noted_scores(
-    scores: Mapping[str, float], *, unchanged: Sequence[str] = (), pooled: float | None = None
+    scores: Mapping[str, float], *, unchanged: Sequence[str] = (), pooled: float | None = None, order: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Similarities {block: value} as recipes hold them, with their total; the unchanged blocks without a value."""
-    rounded = {block: round(value, 9) for block, value in scores.items()}
+    """Similarities {block: value} as recipes hold them, with their total; `unchanged` blocks without a value.
+
+    If there are such, the blocks are in the given `order`.
+    """
+    rounded: dict[str, float | None] = {block: round(value, 9) for block, value in scores.items()}
+    if unchanged:
+        rounded |= dict.fromkeys(unchanged)
+        rounded = {block: rounded[block] for block in (*order, *rounded) if block in rounded}
     return {
         "total": round(total_similarity(scores), 9) if scores else None,
         **({} if pooled is None else {"pooled": round(pooled, 9)}),
-        "blocks": {**rounded, **dict.fromkeys(unchanged)},
+        "blocks": rounded,
     }

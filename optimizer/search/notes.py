@@ -50,7 +50,12 @@ def finished_recipe(
         earlier = before[step, metric]
         noted = after.get((recipe.step(step).a, metric), {}).items() >= earlier.items()
         entry = {
-            **noted_scores(own, unchanged=tuple(unchanged[step, metric]), pooled=pooled[step, metric]),
+            **noted_scores(
+                own,
+                unchanged=tuple(unchanged[step, metric]),
+                pooled=pooled[step, metric],
+                order=recipe.layout.blocks,
+            ),
             **({} if noted or not earlier else {"before": noted_scores(earlier)}),
         }
         similarity.setdefault(step, {})[metric] = entry

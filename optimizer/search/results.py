@@ -102,6 +102,17 @@ class SearchResult:
         return self.name.removesuffix(f"/pass {self.number}")
 
     @property
+    def budget(self) -> int:
+        """How many completed trials there are to be: one, where all alphas have but one value to take."""
+        return self.stage.trials if self.open or not self.trials else min(self.stage.trials, 1)
+
+    @property
+    def open(self) -> tuple[Parameter, ...]:
+        """The parameters that have more than one value to take; those of blocks that are kept unchanged have one."""
+        ranges = self.trials[0].distributions if self.trials else {}
+        return tuple(one for one in self.parameters if one.name not in ranges or not ranges[one.name].single())
+
+    @property
     def completed(self) -> tuple[FrozenTrial, ...]:
         """The trials that have a value."""
         return completed(self.trials)

@@ -364,10 +364,15 @@ def _with_similarities(
     steps = []
     for step in recipe.steps:
         noted: dict[str, dict[str, float]] = {}
+        unchanged: dict[str, dict[str, None]] = {}
         for one in scored:
             if one.step == step.name or one.label in (step.similarity or {}):
                 noted.setdefault(one.label, {}).update(score_step(one.metric, recipe, step.name, groups, sources))
-        similarity = {label: noted_scores(scores) for label, scores in noted.items()}
+                unchanged.setdefault(one.label, {}).update(dict.fromkeys(one.metric.unchanged))
+        similarity = {
+            label: noted_scores(scores, unchanged=tuple(unchanged[label]), order=recipe.layout.blocks)
+            for label, scores in noted.items()
+        }
         steps.append(replace(step, similarity=similarity or None))
     return replace(recipe, steps=tuple(steps))
 
