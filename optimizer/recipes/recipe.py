@@ -273,6 +273,14 @@ class Recipe:
         return tuple(name for name in self.models if name in used)
 
     @property
+    def noted_base(self) -> str | None:
+        """The model that differences are taken from, as far as the recipe tells: the one a fit noted, or that is called
+        base; None if there is none.
+        """
+        candidates = ((self.fitted or {}).get("base"), "base")
+        return next((name for name in candidates if isinstance(name, str) and name in self.models), None)
+
+    @property
     def formulas(self) -> dict[str, tuple[str, dict[str, str]]]:
         """What each step does to which inputs, {step: (mode, {"a": name, ...})}: all of it but the numbers."""
         return {step.name: (step.mode, dict(step.inputs)) for step in self.steps}

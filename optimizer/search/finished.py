@@ -566,8 +566,7 @@ def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str 
     """The model that differences are taken from: the one asked for, the one noted, the one called base; or none."""
     if base is not None and base not in recipe.models:
         raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
-    candidates = (base, (recipe.fitted or {}).get("base"), "base")
-    found = next((name for name in candidates if name is not None and name in recipe.models), None)
+    found = recipe.noted_base if base is None else base
     if found is None and needed:
         raise InputError(
             f"{path}: delta needs a base, the model that differences are taken from; name one of its models (--base)"
