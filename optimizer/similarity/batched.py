@@ -1,0 +1,347 @@
+"""The attention metric as a card is fast at it: blocks of equal width together, in few and large operations.
+
+Starting an operation takes some 5 microseconds, whatever its size, and so does every look at a result. So nothing
+here depends on a number that is on the card: the host decides in float64 which candidates lie on the prepared line,
+sends the weights of a call in one copy, and fetches all similarities in one.
+
+Blocks of one width, whose queries, keys and values come from the same sources, are a `Family`. Its tensors have a first
+axis of `units`, its blocks under each random input. For m candidates the logits are float32 [m, units, d, d], made by
+one product of small weights with one of these:
+
+    lines   [units, 3, d * d]       S0, S1 and S2 of the prepared line (see `logits`); of a block that the line does not
+                                    move, a line of one point, S1 and S2 being 0
+    terms   [units, pairs, d * d]   Q_k K_l' + Q_l K_k', off the line, where they are few and there is room
+    Q, K    [units, sources, d * d] off the line otherwise: added up and multiplied for each candidate
+
+Logits cross the card's memory seven times: written, read and written by the softmax and by the product with the values,
+and read for the norms of the rows and for the products with the target's rows. They are in units of e, as torch's
+softmax wants them; its denominators cancel in a cosine.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import torch
+
+from optimizer.similarity.logits import ON_LINE, find_line
+from optimizer.similarity.memory import free_memory, in_batches, out_of_memory
+
+__all__ = ["BatchedAttention", "Family", "Member"]
+
+# Share of a card's free memory that one batch of candidates may take, and that the lines and terms may take in all.
+_BATCH_SHARE, _KEPT_SHARE = 0.5, 0.25
+# Logits of one batch: 1 GiB. Starting the operations costs nothing beside so many, and more would gain nothing.
+_MOST_LOGITS = 1 << 28
+# Terms are added up where there are at most d / _FEW_TERMS pairs of sources: they take a multiplication for each pair
+# and logit, and reading them once a batch; a product takes d multiplications for each logit.
+_FEW_TERMS = 4
+# Numbers that slices of a buffer begin at a multiple of: what a product reads is best aligned to 16 bytes and more.
+_ALIGNMENT = 64
+# Bytes from which on pinning what is copied to the card gains more than asking for pinned memory costs.
+_WORTH_PINNING = 1 << 16
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Member:
+    """A block: its position among those scored, its width, and of queries, keys and values the row and the holders."""
+
+    column: int
+    width: int
+    rows: tuple[int, int, int]
+    holders: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+class Family:
+    """Blocks of one width d with the same holders, under each of `seeds` random inputs: units = seeds * blocks.
+
+    On the device, float32: `queries`, `keys` [units, holders, d * d], `values` [units, holders, d], and `targets`
+    [units, d, d], each row divided by its norm. The unit of block b under input s is s * blocks + b. The caller fills
+    them; `settle` then prepares what candidates are scored from.
+    """
+
+    def __init__(self, members: Sequence[Member], seeds: int, device: torch.device) -> None:
+        first, *others = members
+        assert all((first.width, first.holders) == (other.width, other.holders) for other in others)
+        self.members, self.seeds, self.width, self.holders = tuple(members), seeds, first.width, first.holders
+        self.units = seeds * len(self.members)
+        of_query, of_key, of_value = map(len, self.holders)
+        square = self.width**2
+        self.queries = torch.empty(self.units, of_query, square, device=device)
+        self.keys = torch.empty(self.units, of_key, square, device=device)
+        self.values = torch.empty(self.units, of_value, self.width, device=device)
+        self.targets = torch.empty(self.units, self.width, self.width, device=device)
+        self.terms: torch.Tensor | None = None
+        self.lines: torch.Tensor | None = None
+        self._first, self._second = torch.triu_indices(of_query, of_query)
+
+    @property
+    def columns(self) -> list[int]:
+        """The positions of its blocks among those scored."""
+        return [member.column for member in self.members]
+
+    def settle(self, spare: int, *, keep_terms: bool) -> int:
+        """Allocate the lines, and the terms if they may be kept and are few, within `spare` bytes; return what is left.
+
+        Terms replace queries and keys, which are freed. If the card has no room for terms after all, it does without.
+        """
+        square = self.width**2
+        if (size := 4 * 3 * self.units * square) <= spare:
+            self.lines = torch.empty(self.units, 3, square, device=self.targets.device)
+            spare -= size
+        of_query, of_key, _ = self.holders
+        pairs = len(self._first)
+        size = 4 * pairs * self.units * square
+        if keep_terms and of_query == of_key and pairs * _FEW_TERMS <= max(self.width, _FEW_TERMS) and size <= spare:
+            try:
+                self.terms = self._computed_terms()
+                spare -= size
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+        if self.terms is not None:
+            self.queries = self.keys = torch.empty(0, device=self.targets.device)
+        return spare
+
+    def write_lines(self, start: torch.Tensor, direction: torch.Tensor) -> None:
+        """Write S0, S1 and S2 of the lines start + a * direction, float64 [blocks, 2, sources] both, into `lines`."""
+        assert self.lines is not None
+        device = self.lines.device
+        if self.terms is not None:
+            one, other = (self._of_units(each[:, 0, list(self.holders[0])]) for each in (start, direction))
+            constant, quadratic = self._pair_weights(one), self._pair_weights(other)
+            mixed = self._pair_weights(one + other) - constant - quadratic
+            weights = torch.stack([constant, mixed, quadratic], dim=1)
+            torch.bmm(weights.to(torch.float32).to(device), self.terms, out=self.lines)
+            return
+        points = torch.stack([start, direction], dim=1)
+        queries, keys = (
+            self._combined(
+                self._of_units(points[:, :, which, list(self.holders[which])]).to(device, torch.float32), which
+            )
+            for which in (0, 1)
+        )
+        constant, mixed, quadratic = (self.lines[:, place].view_as(self.targets) for place in range(3))
+        of_start, of_direction = (each.transpose(-1, -2) for each in keys)
+        torch.bmm(queries[0], of_start, out=constant)
+        torch.bmm(queries[0], of_direction, out=mixed)
+        mixed.baddbmm_(queries[1], of_start)
+        torch.bmm(queries[1], of_direction, out=quadratic)
+
+    def weights(self, points: torch.Tensor, positions: torch.Tensor | None) -> list[torch.Tensor]:
+        """Return the weights of m candidates: those of the logits, then those of the values; float64 [units, m, ...].
+
+        `points` are their coefficients, float64 [m, blocks, 3, sources]; `positions` [m, blocks] their places on the
+        prepared lines, None to compute them without.
+        """
+        query, key, value = (
+            self._of_units(points[:, :, which, list(held)].transpose(0, 1)) for which, held in enumerate(self.holders)
+        )
+        if positions is not None:
+            places = self._of_units(positions.T)
+            return [torch.stack([torch.ones_like(places), places, places.square()], dim=-1), value]
+        return [self._pair_weights(query), value] if self.terms is not None else [query, key, value]
+
+    def similarities(self, weights: Sequence[torch.Tensor], *, on_lines: bool) -> torch.Tensor:
+        """Return the mean cosines, float64 [m, units], of candidates with such `weights`, float32 on the device."""
+        count, width = weights[0].shape[1], self.width
+        kept = self.lines if on_lines else self.terms
+        if kept is not None:
+            logits = torch.empty(count, self.units, width**2, device=kept.device)
+            torch.bmm(weights[0], kept, out=logits.transpose(0, 1))
+        else:
+            queries, keys = (self._combined(weights[which], which).flatten(0, 1) for which in (0, 1))
+            logits = torch.bmm(queries, keys.transpose(1, 2))
+            del queries, keys
+        outputs = torch.softmax(logits.view(count, -1, width), dim=-1)
+        del logits
+        values = torch.bmm(weights[-1], self.values).transpose(0, 1)
+        outputs.view(count, self.units, width, width).mul_(values[:, :, None])
+        norms = torch.linalg.vector_norm(outputs, dim=-1).clamp_min_(_TINY)
+        # Row by row, for all candidates at once: [units * d, m, d] times [units * d, d, 1], neither of them copied.
+        products = torch.bmm(outputs.transpose(0, 1), self.targets.view(-1, width, 1))[:, :, 0].T
+        cosines: torch.Tensor = (products / norms).view(count, self.units, width)
+        return cosines.mean(dim=-1, dtype=torch.float64)
+
+    def batch(self, *, on_lines: bool) -> int:
+        """Return how many candidates to score at a time: as many as there is probably room for and as pay."""
+        # Logits and the softmax of them; or queries, keys and logits.
+        matrices = 2 if on_lines or self.terms is not None else 3
+        logits = self.units * self.width**2
+        room = int(free_memory(self.targets.device) * _BATCH_SHARE) // (4 * matrices * logits)
+        return max(1, min(room, _MOST_LOGITS // logits))
+
+    def _computed_terms(self) -> torch.Tensor:
+        shape = self.targets.shape
+        terms = torch.empty(self.units, len(self._first), self.width**2, device=self.targets.device)
+        for place, (one, other) in enumerate(zip(self._first.tolist(), self._second.tolist(), strict=True)):
+            term = terms[:, place].view(shape)
+            queries, keys = ([each[:, k].view(shape) for k in (one, other)] for each in (self.queries, self.keys))
+            torch.bmm(queries[0], keys[1].transpose(1, 2), out=term)
+            if one != other:
+                term.baddbmm_(queries[1], keys[0].transpose(1, 2))
+        return terms
+
+    def _pair_weights(self, points: torch.Tensor) -> torch.Tensor:
+        return points[..., self._first] * points[..., self._second]
+
+    def _of_units(self, of_blocks: torch.Tensor) -> torch.Tensor:
+        """[blocks, ...] as [units, ...]: the same under each random input."""
+        return of_blocks if self.seeds == 1 else of_blocks.repeat(self.seeds, *[1] * (of_blocks.dim() - 1))
+
+    def _combined(self, weights: torch.Tensor, which: int) -> torch.Tensor:
+        """Queries (0) or keys (1), float32 [m, units, d, d], of `weights` float32 [units, m, holders]."""
+        combined = torch.empty(weights.shape[1], self.units, self.width**2, device=self.targets.device)
+        torch.bmm(weights, (self.queries, self.keys)[which], out=combined.transpose(0, 1))
+        return combined.view(*combined.shape[:2], self.width, self.width)
+
+
+@dataclass
+class _Task:
+    """Candidates `chosen` of a call that a family scores in one way; `places` are their weights' in the buffer."""
+
+    family: Family
+    chosen: torch.Tensor
+    on_lines: bool
+    places: list[tuple[int, torch.Size]] = field(default_factory=list)
+
+
+class BatchedAttention:
+    """Scores candidates by several families of blocks; `sources` is how many coefficients a row has."""
+
+    def __init__(
+        self, families: Sequence[Family], sources: int, device: torch.device, *, keep_terms: bool = True
+    ) -> None:
+        """Of families that are filled. `keep_terms` False computes a product for each candidate off the lines."""
+        self._families = tuple(families)
+        self._device = device
+        members = sorted((member for family in families for member in family.members), key=lambda each: each.column)
+        self._rows = torch.tensor([member.rows for member in members])
+        self._held = torch.zeros(len(members), 3, sources, dtype=torch.float64)
+        for place, member in enumerate(members):
+            for which, held in enumerate(member.holders):
+                self._held[place, which, list(held)] = 1
+        self._lines = _Lines.none(self._held)
+        spare = int(free_memory(device) * _KEPT_SHARE)
+        for family in sorted(families, key=lambda each: each.width):
+            spare = family.settle(spare, keep_terms=keep_terms)
+
+    def prepare(self, coefficients: torch.Tensor) -> None:
+        """Prepare the lines that these coefficients [n, groups, sources], n at least 3, lie on block by block."""
+        points = self._points(coefficients)[:, :, :2]
+        # Not the new ones before their matrices are there: writing them may fail.
+        self._lines, lines = _Lines.none(self._held), _Lines.through(points)
+        for family in self._families:
+            columns = family.columns
+            if family.lines is None:
+                lines.known[columns] = False
+            elif bool(lines.known[columns].all()):
+                shape = (len(columns), 2, -1)
+                family.write_lines(lines.start[columns].view(shape), lines.direction[columns].view(shape))
+        self._lines = lines
+
+    def score(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Return similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources], both on the host.
+
+        A similarity is the mean over the random inputs. The host waits for the card once.
+        """
+        points = self._points(coefficients)
+        positions, on_lines = self._lines.places(points[:, :, :2])
+        tasks: list[_Task] = []
+        pieces: list[torch.Tensor] = []
+        length = 0
+        for family in self._families:
+            on = on_lines[:, family.columns].all(dim=1)
+            for lined, mask in ((True, on), (False, ~on)):
+                if not bool(mask.any()):
+                    continue
+                task = _Task(family, mask.nonzero()[:, 0], lined)
+                tasks.append(task)
+                some = points[task.chosen][:, family.columns]
+                places = positions[task.chosen][:, family.columns] if lined else None
+                for weights in family.weights(some, places):
+                    task.places.append((length, weights.shape))
+                    padding = -weights.numel() % _ALIGNMENT
+                    pieces += [weights.reshape(-1), weights.new_zeros(padding)]
+                    length += weights.numel() + padding
+        scores = torch.zeros(len(coefficients), len(self._rows), dtype=torch.float64)
+        if not tasks:
+            return scores
+        buffer = self._moved(torch.cat(pieces).to(torch.float32))
+        found = torch.cat([self._of_task(task, buffer).reshape(-1) for task in tasks]).cpu()
+        lengths = [len(task.chosen) * task.family.units for task in tasks]
+        for task, similarities in zip(tasks, torch.split(found, lengths), strict=True):
+            by_seed = similarities.view(len(task.chosen), task.family.seeds, -1).clamp(-1, 1)
+            scores[task.chosen[:, None], torch.tensor(task.family.columns)] = by_seed.mean(dim=1)
+        return scores
+
+    def _of_task(self, task: _Task, buffer: torch.Tensor) -> torch.Tensor:
+        """Return its similarities, float64 [m, units] on the device, computed in batches that find room."""
+        family = task.family
+        weights = [buffer[start : start + shape.numel()].view(shape) for start, shape in task.places]
+
+        def scored(some: torch.Tensor) -> torch.Tensor:
+            first, last = int(some[0]), int(some[-1])
+            return family.similarities([each[:, first : last + 1] for each in weights], on_lines=task.on_lines)
+
+        return in_batches(scored, torch.arange(len(task.chosen)), family.batch(on_lines=task.on_lines))
+
+    def _points(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Return each block's coefficients of queries, keys and values, float64 [n, blocks, 3, sources].
+
+        They are 0 for sources that lack the tensor.
+        """
+        return coefficients[:, self._rows] * self._held
+
+    def _moved(self, buffer: torch.Tensor) -> torch.Tensor:
+        if self._device.type == "cpu":
+            return buffer
+        if 4 * buffer.numel() >= _WORTH_PINNING:
+            # A system may refuse to pin memory.
+            with suppress(RuntimeError):
+                buffer = buffer.pin_memory()
+        return buffer.to(self._device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """A line start + a * direction for each block, float64 [blocks, k] both; `known` bool [blocks] where there is one.
+
+    A line of one point has the direction 0.
+    """
+
+    start: torch.Tensor
+    direction: torch.Tensor
+    known: torch.Tensor
+
+    @classmethod
+    def none(cls, held: torch.Tensor) -> "_Lines":
+        """No line in any block."""
+        start, direction = torch.zeros(2, len(held), 2 * held.shape[-1], dtype=torch.float64)
+        return cls(start, direction, torch.zeros(len(held), dtype=torch.bool))
+
+    @classmethod
+    def through(cls, points: torch.Tensor) -> "_Lines":
+        """Return the lines through points [n, blocks, 2, sources]; n is at least 3, or there are none."""
+        flat = points.flatten(2)
+        lines = cls.none(points.new_zeros(points.shape[1:]))
+        for block in range(flat.shape[1]) if len(flat) > 2 else ():
+            of_block = flat[:, block]
+            if (found := find_line(of_block)) is not None:
+                lines.start[block], lines.direction[block] = found.start, found.direction
+            elif bool(((of_block - of_block[:1]).abs() <= ON_LINE).all()):
+                lines.start[block] = of_block[0]
+            else:
+                continue
+            lines.known[block] = True
+        return lines
+
+    def places(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each point's place a on its block's line, float64 [n, blocks], and whether it lies there at all."""
+        away = points.flatten(2) - self.start
+        length = self.direction.square().sum(dim=-1)
+        positions = (away * self.direction).sum(dim=-1) / torch.where(length > 0, length, 1.0)
+        distances = (away - positions[..., None] * self.direction).abs().amax(dim=-1)
+        return positions, (distances <= ON_LINE) & self.known
