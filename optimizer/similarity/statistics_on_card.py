@@ -81,18 +81,18 @@ def grams_on_card(
     own = threading.local()
     passes: list[_Pass] = []
 
-    def begin() -> None:
-        own.work = _Pass(plan, device)
-        passes.append(own.work)
-
     def multiply(segment: _Segment) -> list[int]:
+        # Not as the pool's initializer: if the card has no room for it, the pool would say no more than that it broke.
+        if not hasattr(own, "work"):
+            own.work = _Pass(plan, device)
+            passes.append(own.work)
         places: list[int] = own.work.multiply(segment, products[segment.number])
         return places
 
     grams = torch.zeros(len(parts), size, size, dtype=torch.float64)
     try:
         count = threads or min(os.cpu_count() or 1, _MOST_THREADS)
-        with ThreadPoolExecutor(count, "measuring", initializer=begin) as pool:
+        with ThreadPoolExecutor(count, "measuring") as pool:
             try:
                 places = []
                 for segment, rows in zip(segments, pool.map(multiply, segments), strict=True):

@@ -187,8 +187,8 @@ def test_a_card_is_sent_each_segment_once(mixed):
 class InThisThread:
     """Stands for a pool of threads: does in this thread what it is given."""
 
-    def __init__(self, count, name, *, initializer):
-        initializer()
+    def __init__(self, count, name):
+        pass
 
     def __enter__(self):
         return self
@@ -218,6 +218,20 @@ def test_a_full_card_leaves_the_pass_to_the_processor(kin, monkeypatch):
             found = measure_statistics(replace(comparison, device=torch.device("cuda")), ["OUT02"])
 
     assert torch.equal(found.gram, wanted.gram)
+
+
+def test_a_card_without_room_for_a_buffer(kin, monkeypatch):
+    """The error that comes out of the threads is still the card's own, which is what moves the pass."""
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 MiB.")
+
+    def fails(*_):
+        raise full
+
+    monkeypatch.setattr(statistics_on_card._Buffer, "of", fails)
+    with open_comparison(LAYOUT, {"x": kin.paths["x"]}, kin.paths["target"]) as comparison:
+        parts = comparison.scored_parts(["OUT02"])
+        with pytest.raises(torch.OutOfMemoryError):
+            grams_on_card(comparison, parts, torch.device("cpu"), threads=2)
 
 
 def test_a_file_that_changes_while_a_card_is_fed(kin, tmp_path, monkeypatch):
