@@ -41,7 +41,7 @@ _KEPT_LIMIT = 2 << 30
 # calls would take longer than products.
 _TOGETHER = 1 << 17
 # What the user is told of the progress.
-_PROJECTING = "projecting the attention"
+_PROJECTING, _OTHER_INPUTS = "projecting the attention", "scoring other random inputs"
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,7 @@ def _batched(
     for column, of_block in enumerate(weights):
         family, place = places[column]
         width = family.width
-        drawn = staging((len(seeds), width, width), torch.float32, device)
-        for generator, out in zip(generators, drawn, strict=True):
-            torch.randn(width, width, generator=generator, out=out)
-        inputs = drawn.to(device, non_blocking=True)
+        inputs = _drawn(generators, width, device)
         loaded = [loader.load(part, [sources[position] for position in part.holders]) for part in of_block]
         of_target = [loader.load(part, [comparison.target])[0] for part in of_block]
         for number in range(len(seeds)):
@@ -220,7 +217,8 @@ def attention_by_seed(
     """
 
     def on(device: torch.device) -> torch.Tensor:
-        return _by_seed(replace(comparison, device=device), blocks, coefficients, seeds)
+        scored = _by_seed if device.type == "cpu" else _by_seed_on_card
+        return scored(replace(comparison, device=device), blocks, coefficients, seeds)
 
     return where_it_fits(on, comparison.device, "the attention metric")
 
@@ -241,9 +239,51 @@ def _by_seed(
                 inputs = torch.randn(width, width, generator=generator).to(comparison.device)
                 cosines = (_outputs(merged, inputs) * _outputs(target, inputs)).sum(dim=-1)
                 scores[row, column] = float(cosines.to(torch.float64).mean().clamp(-1, 1))
-            comparison.progress("scoring other random inputs", column + 1, len(blocks))
+            comparison.progress(_OTHER_INPUTS, column + 1, len(blocks))
     comparison.check_intact()
     return scores
+
+
+def _by_seed_on_card(
+    comparison: Comparison, blocks: tuple[str, ...], coefficients: torch.Tensor, seeds: Sequence[int]
+) -> torch.Tensor:
+    """The same on a card: tensors are moved as they are stored, and the host waits for all scores together."""
+    parts = {part.name: part for part in comparison.scored_parts(blocks)}
+    device, sources = comparison.device, list(comparison.sources.values())
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    loader = Loader(device)
+    found: list[torch.Tensor] = []
+
+    def merged(part: Part) -> torch.Tensor:
+        row = coefficients[comparison.group_of(part)].tolist()
+        held = {position: row[position] for position in part.holders if row[position]}
+        total = torch.zeros(part.shape, device=device)
+        for position, number in held.items():
+            total.add_(loader.load(part, [sources[position]])[0], alpha=number)
+        return total
+
+    with float32_products(tf32=comparison.tf32):
+        for column, block in enumerate(blocks):
+            weights = _self_attention(comparison, parts, block)
+            width = weights[0].shape[1]
+            inputs = _drawn(generators, width, device)
+            query, key, value = (loader.load(part, [comparison.target])[0] for part in weights)
+            others = merged(weights[0]), merged(weights[1]), merged(weights[2])
+            for each in inputs:
+                cosines = (_outputs(others, each) * _outputs((query, key, value), each)).sum(dim=-1)
+                found.append(cosines.mean(dtype=torch.float64))
+            comparison.progress(_OTHER_INPUTS, column + 1, len(blocks))
+    loader.check()
+    comparison.check_intact()
+    return torch.stack(found).cpu().clamp(-1, 1).view(len(blocks), len(seeds)).T.contiguous()
+
+
+def _drawn(generators: Sequence[torch.Generator], width: int, device: torch.device) -> torch.Tensor:
+    """Random inputs, float32 [generators, width, width] on the device, each drawn by a generator of the processor."""
+    drawn = staging((len(generators), width, width), torch.float32, device)
+    for generator, out in zip(generators, drawn, strict=True):
+        torch.randn(width, width, generator=generator, out=out)
+    return drawn.to(device, non_blocking=True)
 
 
 def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) -> tuple[Part, Part, Part]:

@@ -18,11 +18,14 @@ and read for the norms of the rows and for the products with the target's rows. 
 softmax wants them; its denominators cancel in a cosine.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from optimizer.similarity.logits import ON_LINE, find_line
 from optimizer.similarity.memory import free_memory, in_batches, out_of_memory
@@ -33,6 +36,8 @@ __all__ = ["BatchedAttention", "Family", "Member"]
 _BATCH_SHARE, _KEPT_SHARE = 0.5, 0.25
 # Logits of one batch: 1 GiB. Starting the operations costs nothing beside so many, and more would gain nothing.
 _MOST_LOGITS = 1 << 28
+# So few logits, 64 MiB, are tried without asking for the card's free memory: that takes as long as scoring them.
+_FEW_LOGITS = 1 << 24
 # Terms are added up where there are at most d / _FEW_TERMS pairs of sources: they take a multiplication for each pair
 # and logit, and reading them once a batch; a product takes d multiplications for each logit.
 _FEW_TERMS = 4
@@ -42,6 +47,9 @@ _ALIGNMENT = 64
 _WORTH_PINNING = 1 << 16
 
 _TINY = torch.finfo(torch.float32).tiny
+
+# What the host computes for one candidate is little: numpy starts on it several times as fast as torch.
+_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Family:
 
     On the device, float32: `queries`, `keys` [units, holders, d * d], `values` [units, holders, d], and `targets`
     [units, d, d], each row divided by its norm. The unit of block b under input s is s * blocks + b. The caller fills
-    them; `settle` then prepares what candidates are scored from.
+    them; `settle` then prepares what candidates are scored from. `columns` are the positions of its blocks.
     """
 
     def __init__(self, members: Sequence[Member], seeds: int, device: torch.device) -> None:
@@ -75,12 +83,9 @@ class Family:
         self.targets = torch.empty(self.units, self.width, self.width, device=device)
         self.terms: torch.Tensor | None = None
         self.lines: torch.Tensor | None = None
-        self._first, self._second = torch.triu_indices(of_query, of_query)
-
-    @property
-    def columns(self) -> list[int]:
-        """The positions of its blocks among those scored."""
-        return [member.column for member in self.members]
+        self._first, self._second = np.triu_indices(of_query)
+        self._taken = [np.array(held) for held in self.holders]
+        self.columns = np.array([member.column for member in self.members])
 
     def settle(self, spare: int, *, keep_terms: bool) -> int:
         """Allocate the lines, and the terms if they may be kept and are few, within `spare` bytes; return what is left.
@@ -105,22 +110,18 @@ class Family:
             self.queries = self.keys = torch.empty(0, device=self.targets.device)
         return spare
 
-    def write_lines(self, start: torch.Tensor, direction: torch.Tensor) -> None:
-        """Write S0, S1 and S2 of the lines start + a * direction, float64 [blocks, 2, sources] both, into `lines`."""
+    def write_lines(self, start: _Array, direction: _Array) -> None:
+        """Write S0, S1 and S2 of the lines start + a * direction, [blocks, 2, sources] both, into `lines`."""
         assert self.lines is not None
-        device = self.lines.device
         if self.terms is not None:
-            one, other = (self._of_units(each[:, 0, list(self.holders[0])]) for each in (start, direction))
-            constant, quadratic = self._pair_weights(one), self._pair_weights(other)
-            mixed = self._pair_weights(one + other) - constant - quadratic
-            weights = torch.stack([constant, mixed, quadratic], dim=1)
-            torch.bmm(weights.to(torch.float32).to(device), self.terms, out=self.lines)
+            one, other = (self._of_units(each[:, 0][:, self._taken[0]]) for each in (start, direction))
+            first, last = self._pair_weights(one), self._pair_weights(other)
+            middle = self._pair_weights(one + other) - first - last
+            torch.bmm(self._on_device(np.stack([first, middle, last], axis=1)), self.terms, out=self.lines)
             return
-        points = torch.stack([start, direction], dim=1)
+        points = np.stack([start, direction], axis=1)
         queries, keys = (
-            self._combined(
-                self._of_units(points[:, :, which, list(self.holders[which])]).to(device, torch.float32), which
-            )
+            self._combined(self._on_device(self._of_units(points[:, :, which][..., self._taken[which]])), which)
             for which in (0, 1)
         )
         constant, mixed, quadratic = (self.lines[:, place].view_as(self.targets) for place in range(3))
@@ -130,18 +131,17 @@ class Family:
         mixed.baddbmm_(queries[1], of_start)
         torch.bmm(queries[1], of_direction, out=quadratic)
 
-    def weights(self, points: torch.Tensor, positions: torch.Tensor | None) -> list[torch.Tensor]:
-        """Return the weights of m candidates: those of the logits, then those of the values; float64 [units, m, ...].
+    def weights(self, points: _Array, positions: _Array | None) -> list[_Array]:
+        """Return the weights of m candidates: those of the logits, then those of the values; [units, m, ...].
 
-        `points` are their coefficients, float64 [m, blocks, 3, sources]; `positions` [m, blocks] their places on the
-        prepared lines, None to compute them without.
+        `points` are their coefficients, [m, blocks, 3, sources]; `positions` [m, blocks] their places on the prepared
+        lines, None to compute them without.
         """
-        query, key, value = (
-            self._of_units(points[:, :, which, list(held)].transpose(0, 1)) for which, held in enumerate(self.holders)
-        )
+        by_block = points.transpose(1, 2, 0, 3)
+        query, key, value = (self._of_units(by_block[:, which][..., held]) for which, held in enumerate(self._taken))
         if positions is not None:
             places = self._of_units(positions.T)
-            return [torch.stack([torch.ones_like(places), places, places.square()], dim=-1), value]
+            return [np.stack([np.ones_like(places), places, places**2], axis=-1), value]
         return [self._pair_weights(query), value] if self.terms is not None else [query, key, value]
 
     def similarities(self, weights: Sequence[torch.Tensor], *, on_lines: bool) -> torch.Tensor:
@@ -165,8 +165,10 @@ class Family:
         cosines: torch.Tensor = (products / norms).view(count, self.units, width)
         return cosines.mean(dim=-1, dtype=torch.float64)
 
-    def batch(self, *, on_lines: bool) -> int:
-        """Return how many candidates to score at a time: as many as there is probably room for and as pay."""
+    def batch(self, count: int, *, on_lines: bool) -> int:
+        """Return how many of `count` candidates to score at a time: as there is probably room for, and as pay."""
+        if count * self.units * self.width**2 <= _FEW_LOGITS:
+            return count
         # Logits and the softmax of them; or queries, keys and logits.
         matrices = 2 if on_lines or self.terms is not None else 3
         logits = self.units * self.width**2
@@ -184,12 +186,16 @@ class Family:
                 term.baddbmm_(queries[1], keys[0].transpose(1, 2))
         return terms
 
-    def _pair_weights(self, points: torch.Tensor) -> torch.Tensor:
-        return points[..., self._first] * points[..., self._second]
+    def _pair_weights(self, points: _Array) -> _Array:
+        found: _Array = points[..., self._first] * points[..., self._second]
+        return found
 
-    def _of_units(self, of_blocks: torch.Tensor) -> torch.Tensor:
-        """[blocks, ...] as [units, ...]: the same under each random input."""
-        return of_blocks if self.seeds == 1 else of_blocks.repeat(self.seeds, *[1] * (of_blocks.dim() - 1))
+    def _of_units(self, of_blocks: _Array) -> _Array:
+        """Return [blocks, ...] as [units, ...]: the same under each random input."""
+        return of_blocks if self.seeds == 1 else np.concatenate([of_blocks] * self.seeds)
+
+    def _on_device(self, weights: _Array) -> torch.Tensor:
+        return torch.from_numpy(weights.astype(np.float32)).to(self.targets.device)
 
     def _combined(self, weights: torch.Tensor, which: int) -> torch.Tensor:
         """Queries (0) or keys (1), float32 [m, units, d, d], of `weights` float32 [units, m, holders]."""
@@ -203,9 +209,9 @@ class _Task:
     """Candidates `chosen` of a call that a family scores in one way; `places` are their weights' in the buffer."""
 
     family: Family
-    chosen: torch.Tensor
+    chosen: NDArray[np.intp]
     on_lines: bool
-    places: list[tuple[int, torch.Size]] = field(default_factory=list)
+    places: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
 
 class BatchedAttention:
@@ -218,8 +224,8 @@ class BatchedAttention:
         self._families = tuple(families)
         self._device = device
         members = sorted((member for family in families for member in family.members), key=lambda each: each.column)
-        self._rows = torch.tensor([member.rows for member in members])
-        self._held = torch.zeros(len(members), 3, sources, dtype=torch.float64)
+        self._rows = np.array([member.rows for member in members])
+        self._held = np.zeros((len(members), 3, sources))
         for place, member in enumerate(members):
             for which, held in enumerate(member.holders):
                 self._held[place, which, list(held)] = 1
@@ -237,9 +243,9 @@ class BatchedAttention:
             columns = family.columns
             if family.lines is None:
                 lines.known[columns] = False
-            elif bool(lines.known[columns].all()):
+            elif lines.known[columns].all():
                 shape = (len(columns), 2, -1)
-                family.write_lines(lines.start[columns].view(shape), lines.direction[columns].view(shape))
+                family.write_lines(lines.start[columns].reshape(shape), lines.direction[columns].reshape(shape))
         self._lines = lines
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
@@ -250,50 +256,53 @@ class BatchedAttention:
         points = self._points(coefficients)
         positions, on_lines = self._lines.places(points[:, :, :2])
         tasks: list[_Task] = []
-        pieces: list[torch.Tensor] = []
+        pieces: list[_Array] = []
         length = 0
         for family in self._families:
-            on = on_lines[:, family.columns].all(dim=1)
+            on = on_lines[:, family.columns].all(axis=1)
             for lined, mask in ((True, on), (False, ~on)):
-                if not bool(mask.any()):
+                if not mask.any():
                     continue
-                task = _Task(family, mask.nonzero()[:, 0], lined)
+                task = _Task(family, np.flatnonzero(mask), lined)
                 tasks.append(task)
-                some = points[task.chosen][:, family.columns]
-                places = positions[task.chosen][:, family.columns] if lined else None
-                for weights in family.weights(some, places):
+                where = np.ix_(task.chosen, family.columns)
+                for weights in family.weights(points[where], positions[where] if lined else None):
                     task.places.append((length, weights.shape))
-                    padding = -weights.numel() % _ALIGNMENT
-                    pieces += [weights.reshape(-1), weights.new_zeros(padding)]
-                    length += weights.numel() + padding
-        scores = torch.zeros(len(coefficients), len(self._rows), dtype=torch.float64)
+                    pieces.append(weights)
+                    length += -(-weights.size // _ALIGNMENT) * _ALIGNMENT
+        scores = np.zeros((len(coefficients), len(self._rows)))
         if not tasks:
-            return scores
-        buffer = self._moved(torch.cat(pieces).to(torch.float32))
-        found = torch.cat([self._of_task(task, buffer).reshape(-1) for task in tasks]).cpu()
-        lengths = [len(task.chosen) * task.family.units for task in tasks]
-        for task, similarities in zip(tasks, torch.split(found, lengths), strict=True):
-            by_seed = similarities.view(len(task.chosen), task.family.seeds, -1).clamp(-1, 1)
-            scores[task.chosen[:, None], torch.tensor(task.family.columns)] = by_seed.mean(dim=1)
-        return scores
+            return torch.from_numpy(scores)
+        buffer = np.zeros(length, dtype=np.float32)
+        places = [place for task in tasks for place in task.places]
+        for (start, _), piece in zip(places, pieces, strict=True):
+            buffer[start : start + piece.size] = piece.reshape(-1)
+        on_device = self._moved(torch.from_numpy(buffer))
+        found = torch.cat([self._of_task(task, on_device).reshape(-1) for task in tasks]).cpu().numpy()
+        first = 0
+        for task in tasks:
+            last = first + len(task.chosen) * task.family.units
+            by_seed = found[first:last].reshape(len(task.chosen), task.family.seeds, -1).clip(-1, 1)
+            scores[np.ix_(task.chosen, task.family.columns)] = by_seed.mean(axis=1)
+            first = last
+        return torch.from_numpy(scores)
 
     def _of_task(self, task: _Task, buffer: torch.Tensor) -> torch.Tensor:
         """Return its similarities, float64 [m, units] on the device, computed in batches that find room."""
         family = task.family
-        weights = [buffer[start : start + shape.numel()].view(shape) for start, shape in task.places]
+        weights = [buffer[start : start + math.prod(shape)].view(shape) for start, shape in task.places]
 
         def scored(some: torch.Tensor) -> torch.Tensor:
             first, last = int(some[0]), int(some[-1])
             return family.similarities([each[:, first : last + 1] for each in weights], on_lines=task.on_lines)
 
-        return in_batches(scored, torch.arange(len(task.chosen)), family.batch(on_lines=task.on_lines))
+        count = len(task.chosen)
+        return in_batches(scored, torch.arange(count), family.batch(count, on_lines=task.on_lines))
 
-    def _points(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Return each block's coefficients of queries, keys and values, float64 [n, blocks, 3, sources].
-
-        They are 0 for sources that lack the tensor.
-        """
-        return coefficients[:, self._rows] * self._held
+    def _points(self, coefficients: torch.Tensor) -> _Array:
+        """Return each block's coefficients of queries, keys and values, [n, blocks, 3, sources]; 0 of who lacks one."""
+        found: _Array = coefficients.numpy()[:, self._rows] * self._held
+        return found
 
     def _moved(self, buffer: torch.Tensor) -> torch.Tensor:
         if self._device.type == "cpu":
@@ -307,41 +316,41 @@ class BatchedAttention:
 
 @dataclass(frozen=True)
 class _Lines:
-    """A line start + a * direction for each block, float64 [blocks, k] both; `known` bool [blocks] where there is one.
+    """A line start + a * direction for each block, [blocks, k] both; `known` bool [blocks] where there is one.
 
     A line of one point has the direction 0.
     """
 
-    start: torch.Tensor
-    direction: torch.Tensor
-    known: torch.Tensor
+    start: _Array
+    direction: _Array
+    known: NDArray[np.bool_]
 
     @classmethod
-    def none(cls, held: torch.Tensor) -> "_Lines":
+    def none(cls, held: _Array) -> "_Lines":
         """No line in any block."""
-        start, direction = torch.zeros(2, len(held), 2 * held.shape[-1], dtype=torch.float64)
-        return cls(start, direction, torch.zeros(len(held), dtype=torch.bool))
+        shape = (len(held), 2 * held.shape[-1])
+        return cls(np.zeros(shape), np.zeros(shape), np.zeros(len(held), dtype=np.bool_))
 
     @classmethod
-    def through(cls, points: torch.Tensor) -> "_Lines":
+    def through(cls, points: _Array) -> "_Lines":
         """Return the lines through points [n, blocks, 2, sources]; n is at least 3, or there are none."""
-        flat = points.flatten(2)
-        lines = cls.none(points.new_zeros(points.shape[1:]))
+        flat = torch.from_numpy(points.reshape(*points.shape[:2], 2 * points.shape[3]))
+        lines = cls.none(np.zeros(points.shape[1:]))
         for block in range(flat.shape[1]) if len(flat) > 2 else ():
             of_block = flat[:, block]
             if (found := find_line(of_block)) is not None:
-                lines.start[block], lines.direction[block] = found.start, found.direction
+                lines.start[block], lines.direction[block] = found.start.numpy(), found.direction.numpy()
             elif bool(((of_block - of_block[:1]).abs() <= ON_LINE).all()):
-                lines.start[block] = of_block[0]
+                lines.start[block] = of_block[0].numpy()
             else:
                 continue
             lines.known[block] = True
         return lines
 
-    def places(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each point's place a on its block's line, float64 [n, blocks], and whether it lies there at all."""
-        away = points.flatten(2) - self.start
-        length = self.direction.square().sum(dim=-1)
-        positions = (away * self.direction).sum(dim=-1) / torch.where(length > 0, length, 1.0)
-        distances = (away - positions[..., None] * self.direction).abs().amax(dim=-1)
+    def places(self, points: _Array) -> tuple[_Array, NDArray[np.bool_]]:
+        """Return each point's place a on its block's line, [n, blocks], and whether it lies there at all."""
+        away = points.reshape(*points.shape[:2], 2 * points.shape[3]) - self.start
+        length = (self.direction**2).sum(axis=-1)
+        positions = (away * self.direction).sum(axis=-1) / np.where(length > 0, length, 1.0)
+        distances = np.abs(away - positions[..., None] * self.direction).max(axis=-1)
         return positions, (distances <= ON_LINE) & self.known

@@ -13,7 +13,7 @@ from watching import META, Watching
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import CheckpointError
-from optimizer.similarity import batched, open_comparison
+from optimizer.similarity import attention, batched, open_comparison
 from optimizer.similarity.attention import AttentionMetric
 
 LAYOUT = load_layout("sd1")
@@ -149,6 +149,7 @@ def test_batches_find_room(metrics, monkeypatch, noted, free):
     fast.prepare(given[:3])
     wanted = fast.score(given)
     monkeypatch.setattr(batched, "free_memory", lambda device: free)
+    monkeypatch.setattr(batched, "_FEW_LOGITS", 0)
     batches = noted()
 
     torch.testing.assert_close(fast.score(given), wanted, rtol=0, atol=1e-6)
@@ -212,9 +213,12 @@ def test_a_card_is_asked_little(monkeypatch, many, line, keep_terms, most):
         families = [batched.Family(members[first : first + 3], 1, META) for first in (0, 3, 6)]
         scorer = batched.BatchedAttention(families, 8, META, keep_terms=keep_terms)
         scorer.prepare(given[:5])
+    asked = []
+    monkeypatch.setattr(batched, "free_memory", lambda device: asked.append(device) or 70 << 30)
     with Watching() as card:
         scores = scorer.score(given[5:])
 
+    assert bool(asked) == (many > 1)
     assert scores.shape == (many, 9)
     assert (card.to_card, card.to_host) == (1, 1)
     assert sum(card.operations.values()) <= most, card.operations
@@ -232,3 +236,17 @@ def test_a_card_is_not_waited_for_while_sources_are_projected(kin):
     # The random inputs, and queries, keys and values of the sources and of the target.
     assert card.to_card == len(blocks) * (1 + 3 + 3)
     assert card.to_host == 1
+
+
+def test_other_random_inputs(kin, monkeypatch):
+    """One candidate under several seeds scores as on the processor, and a card is waited for once, and for NaN."""
+    with opened(kin.paths) as comparison:
+        given = candidates(len(comparison.groups), 1, line=False)[0]
+        given[:, 1] = 0  # a source that is not read
+        wanted = attention.attention_by_seed(comparison, BLOCKS, given, (7, 8, 9))
+        found = attention._by_seed_on_card(comparison, BLOCKS, given, (7, 8, 9))
+        with Watching() as card:
+            attention.attention_by_seed(replace(comparison, device=META), BLOCKS, given, (7, 8, 9))
+
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert card.to_host == 2
