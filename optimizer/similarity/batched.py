@@ -19,7 +19,7 @@ softmax wants them; its denominators cancel in a cosine.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -88,26 +88,21 @@ class Family:
         self.columns = np.array([member.column for member in self.members])
 
     def settle(self, spare: int, *, keep_terms: bool) -> int:
-        """Allocate the lines, and the terms if they may be kept and are few, within `spare` bytes; return what is left.
+        """Make the lines, and the terms if they may be kept and are few, within `spare` bytes; return what is left.
 
-        Terms replace queries and keys, which are freed. If the card has no room for terms after all, it does without.
+        Terms replace queries and keys, which are freed. If the card has no room for either after all, it does without.
         """
-        square = self.width**2
+        square, pairs = self.width**2, len(self._first)
         if (size := 4 * 3 * self.units * square) <= spare:
-            self.lines = torch.empty(self.units, 3, square, device=self.targets.device)
-            spare -= size
+            self.lines = _if_it_fits(lambda: torch.empty(self.units, 3, square, device=self.targets.device))
+            spare -= size if self.lines is not None else 0
         of_query, of_key, _ = self.holders
-        pairs = len(self._first)
-        size = 4 * pairs * self.units * square
-        if keep_terms and of_query == of_key and pairs * _FEW_TERMS <= max(self.width, _FEW_TERMS) and size <= spare:
-            try:
-                self.terms = self._computed_terms()
+        few = of_query == of_key and pairs * _FEW_TERMS <= max(self.width, _FEW_TERMS)
+        if keep_terms and few and (size := 4 * pairs * self.units * square) <= spare:
+            self.terms = _if_it_fits(self._computed_terms)
+            if self.terms is not None:
+                self.queries = self.keys = torch.empty(0, device=self.targets.device)
                 spare -= size
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-        if self.terms is not None:
-            self.queries = self.keys = torch.empty(0, device=self.targets.device)
         return spare
 
     def write_lines(self, start: _Array, direction: _Array) -> None:
@@ -202,6 +197,16 @@ class Family:
         combined = torch.empty(weights.shape[1], self.units, self.width**2, device=self.targets.device)
         torch.bmm(weights, (self.queries, self.keys)[which], out=combined.transpose(0, 1))
         return combined.view(*combined.shape[:2], self.width, self.width)
+
+
+def _if_it_fits(make: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+    """Return what `make` makes, or None where a card's memory does not suffice."""
+    try:
+        return make()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    return None
 
 
 @dataclass

@@ -30,7 +30,7 @@ from make_checkpoints import make_family
 from torch import Tensor
 
 from optimizer.checkpoints import load_layout
-from optimizer.errors import BlockfitWarning
+from optimizer.errors import BlockfitWarning, InputError
 from optimizer.recipes import ElementReader, load_recipe, merge, save_recipe
 from optimizer.recipes import Part as StoredPart
 from optimizer.similarity import (
@@ -41,6 +41,7 @@ from optimizer.similarity import (
     measure_statistics,
     open_comparison,
     select_device,
+    unused_card,
 )
 from optimizer.similarity.attention import AttentionMetric
 from optimizer.similarity.device import float32_products
@@ -137,6 +138,9 @@ def peak_memory(device: torch.device) -> int | None:
 def machine(context: Context) -> Figures:
     """What this is run on; `device` is the one that the others are to use."""
     device = select_device(context.device)
+    if context.device == "auto" and device.type == "cpu" and not context.small:
+        reason = unused_card() or "this machine has no NVIDIA card that torch can see"
+        raise InputError(f"--device: {reason}; --device cpu --small tries the script without one")
     found: Figures = {
         "device": device.type,
         "card": None,
@@ -458,7 +462,7 @@ def inner_products(context: Context) -> Figures:
 
         threads = min(8, most)
         timed("first", lambda: grams_on_card(comparison, parts, device))
-        for count in sorted({1, 2, 4, threads}):
+        for count in sorted({1, threads} if context.small else {1, 2, 4, threads}):
             timed(
                 f"device, {count} threads", lambda count=count: grams_on_card(comparison, parts, device, threads=count)
             )

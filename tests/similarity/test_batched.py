@@ -178,14 +178,20 @@ def test_what_is_kept_finds_room(paths, monkeypatch, free):
         torch.testing.assert_close(fast.score(line), plain.score(line), rtol=0, atol=1e-6)
 
 
-def test_terms_that_do_not_fit_after_all(paths, monkeypatch):
-    """A card that has less room than it said computes products instead, and keeps what these need."""
+@pytest.mark.parametrize("what", ["terms", "lines and terms"])
+def test_what_finds_no_room_after_all(paths, monkeypatch, what):
+    """A card that has less room than it said does without lines and terms, and keeps what products need."""
     monkeypatch.setattr(batched, "_FEW_TERMS", 1)
     with opened(paths) as comparison:
         plain = AttentionMetric(comparison, BLOCKS)
-        monkeypatch.setattr(batched.Family, "_computed_terms", lambda self: (_ for _ in ()).throw(FULL))
+        if what == "terms":
+            monkeypatch.setattr(batched.Family, "_computed_terms", lambda self: (_ for _ in ()).throw(FULL))
+        else:
+            monkeypatch.setattr(batched, "_if_it_fits", lambda make: None)
         fast = AttentionMetric(comparison, BLOCKS, batched=True)
-        given = candidates(len(comparison.groups), 3, line=False)
+        given = candidates(len(comparison.groups), 4, line=True)
+        for metric in (plain, fast):
+            metric.prepare(given)
 
         torch.testing.assert_close(fast.score(given), plain.score(given), rtol=0, atol=1e-6)
 
