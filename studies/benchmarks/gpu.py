@@ -1,4 +1,4 @@
-"""Run everything that needs a card once, and write its figures: for a machine that is lent for minutes.
+"""Run everything that needs a card once, and write its figures: for a machine that is at hand for minutes.
 
     make gpu                                   # or, where torch and blockfit's other libraries are:
     python studies/benchmarks/gpu.py --json studies/benchmarks/results/gpu.json

@@ -14,8 +14,8 @@ Figures = Mapping[str, Any]
 # README.md has between these what `section` makes of the stored figures.
 BEGIN, END = "<!-- figures of a card: begin (made by gpu.py) -->", "<!-- figures of a card: end -->"
 NOT_RUN = """\
-Not run yet: no machine with an NVIDIA card has run this so far. What an H100 should reach, and why, is worked out in
-studies/benchmarks/gpu.py; the figures will stand here."""
+Not run yet: no machine with an NVIDIA card has run `make gpu` so far. What an H100 should reach, and why, is worked
+out in studies/benchmarks/gpu.py; the figures of the first run will stand here."""
 
 
 def goals(figures: Figures) -> list[dict[str, Any]]:
