@@ -23,6 +23,7 @@ from optimizer.errors import CheckpointError
 from optimizer.recipes import ElementReader, Part, finite
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.memory import where_it_fits
+from optimizer.similarity.statistics_on_card import grams_on_card
 
 __all__ = ["Statistics", "gram_matrix", "measure_statistics"]
 
@@ -83,8 +84,29 @@ def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int
     It is not finite where a tensor holds NaN or Inf. Raises CheckpointError if a file was changed, replaced or deleted
     since it was opened.
 
-    `threads` as for `measure_statistics`; all have ended when this returns or raises.
+    `threads` as for `measure_statistics`; all have ended when this returns or raises. Where a card's memory does not
+    suffice the pass begins anew on the processor, with exactly its results.
     """
+
+    def on(device: torch.device) -> torch.Tensor:
+        if device.type == "cpu":
+            return _grams_on_processor(comparison, parts, threads)
+        return grams_on_card(comparison, parts, device, threads=threads)
+
+    grams = where_it_fits(on, comparison.device, "the inner products of the checkpoints")
+    check_unchanged([*comparison.sources.values(), comparison.target, comparison.reference])
+    return grams
+
+
+def refuse_not_finite(part: Part, comparison: Comparison) -> None:
+    """Raise CheckpointError, naming the first file that holds NaN or Inf in `part`."""
+    for checkpoint in [*comparison.sources.values(), comparison.target, comparison.reference]:
+        if part.held_by(checkpoint):
+            finite(part, checkpoint, "comparison")
+    raise CheckpointError(f"tensor {part.name!r}: its inner products are not finite")
+
+
+def _grams_on_processor(comparison: Comparison, parts: Sequence[Part], threads: int | None) -> torch.Tensor:
     segments = [segment for row, part in enumerate(parts) for segment in _segments(row, part)]
     count = len(comparison.sources) + 2
     grams = torch.zeros(len(parts), count, count, dtype=torch.float64)
@@ -120,28 +142,17 @@ def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int
         torch.set_num_threads(of_caller)
         for work in opened:
             work.close()
-    check_unchanged([*comparison.sources.values(), comparison.target, comparison.reference])
     return grams
 
 
-def refuse_not_finite(part: Part, comparison: Comparison) -> None:
-    """Raise CheckpointError, naming the first file that holds NaN or Inf in `part`."""
-    for checkpoint in [*comparison.sources.values(), comparison.target, comparison.reference]:
-        if part.held_by(checkpoint):
-            finite(part, checkpoint, "comparison")
-    raise CheckpointError(f"tensor {part.name!r}: its inner products are not finite")
-
-
-def gram_matrix(
-    tensors: Sequence[torch.Tensor | None], reference: torch.Tensor | None, device: torch.device | None = None
-) -> torch.Tensor:
+def gram_matrix(tensors: Sequence[torch.Tensor | None], reference: torch.Tensor | None) -> torch.Tensor:
     """Inner products of the reference and of each tensor's difference from it, float64 [1 + tensors, 1 + tensors].
 
     All tensors are [n], of any floating dtype; None stands for one that is missing, or equal: its products are 0.
     Without a reference the tensors themselves are multiplied. Differences, products and sums are float64.
     """
     length = next(len(tensor) for tensor in (reference, *tensors) if tensor is not None)
-    stage = _Stage(length, torch.float64, device or torch.device("cpu"))
+    stage = _Stage(length, torch.float64)
     stage.add(0, reference)
     for row, tensor in enumerate(tensors, start=1):
         if tensor is not None:
@@ -173,7 +184,7 @@ class _Pass:
         self._rows = [*comparison.sources.values(), comparison.target]
         buffer = torch.empty(_SEGMENT * _LARGEST_ITEM, dtype=torch.uint8)
         self._readers = {each: ElementReader(each, buffer) for each in (self._reference, *self._rows)}
-        self._stages = {dtype: _Stage(_SEGMENT, dtype, comparison.device) for dtype in (torch.float32, torch.float64)}
+        self._stages = {dtype: _Stage(_SEGMENT, dtype) for dtype in (torch.float32, torch.float64)}
 
     def gram(self, segment: _Segment) -> torch.Tensor:
         """The Gram matrix of one segment, float64 [K + 2, K + 2]."""
@@ -210,11 +221,10 @@ class _Stage:
     float64 twice as fast as in one.
     """
 
-    def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, length: int, dtype: torch.dtype) -> None:
         self._places: list[int] = []
         self._length = length
         self._capacity = -(-length // PIECE) * PIECE
-        self._device = device
         self._rows = torch.empty(0, self._capacity, dtype=dtype)
         self._double = torch.empty(0, dtype=torch.float64)
 
@@ -240,13 +250,7 @@ class _Stage:
     def gram(self, size: int) -> torch.Tensor:
         """The products of what was added, at its places in float64 [size, size]; zeros elsewhere."""
         end = -(-self._length // PIECE) * PIECE
-        rows = self._rows[: len(self._places), :end]
-
-        def multiplied(device: torch.device) -> torch.Tensor:
-            self._device = device
-            return self._multiplied(rows) if device.type == "cpu" else _multiplied_on(device, rows)
-
-        products = where_it_fits(multiplied, self._device, "the inner products of the checkpoints")
+        products = self._multiplied(self._rows[: len(self._places), :end])
         gram = torch.zeros(size, size, dtype=torch.float64)
         places = torch.tensor(self._places)
         gram[places[:, None], places] = products
@@ -274,10 +278,3 @@ def _add_products(gram: Matrix, pieces: Matrix) -> None:
     gram[:, 1:] += products
     gram[1:, 0] += products[0]
     gram[0, 0] += np.matmul(pieces[:, :1], pieces[:, :1].transpose(0, 2, 1)).sum()
-
-
-def _multiplied_on(device: torch.device, rows: torch.Tensor) -> torch.Tensor:
-    """The same on a card."""
-    pieces = rows.to(device).to(torch.float64)
-    pieces[1:] -= pieces[0].clone()
-    return (pieces @ pieces.T).cpu()
