@@ -6,6 +6,9 @@ a candidate with the target, or with itself, follows from those of the vectors
     [reference, source_1 - reference, ..., source_K - reference, target - reference]
 
 Finetunes agree with their base to 3-5 digits: products of the raw tensors would cancel away what is to be fitted.
+
+A tensor that is the reference's, rounded to a narrower dtype, counts as the reference's: what rounding has done to it is
+no difference that a merge could explain, and no direction that it could go.
 """
 
 import os
@@ -39,6 +42,8 @@ _PIECES = 64
 # Elements of each file that are read at a time, and what a thread takes on next.
 _SEGMENT = 1 << 17
 _LARGEST_ITEM = 8  # bytes: float64
+# A tensor may be the reference's, rounded, if its squared distance from it is below this many squared roundings.
+_ROUNDED = 64
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,26 @@ def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int
         return grams_on_card(comparison, parts, device, threads=threads)
 
     grams = where_it_fits(on, comparison.device, "the inner products of the checkpoints")
+    for part, gram in zip(parts, grams, strict=True):
+        _level_rounding(comparison, part, gram)
     check_unchanged([*comparison.sources.values(), comparison.target, comparison.reference])
     return grams
+
+
+def _level_rounding(comparison: Comparison, part: Part, gram: torch.Tensor) -> None:
+    """Set the differences to 0, in `gram`, of checkpoints whose tensor is the reference's but for its rounding."""
+    reference = comparison.reference
+    if not part.held_by(reference):
+        return
+    precision = torch.finfo(reference.tensors[part.name].dtype).eps
+    for row, checkpoint in enumerate([*comparison.sources.values(), comparison.target], start=1):
+        if not part.held_by(checkpoint):
+            continue
+        dtype = checkpoint.tensors[part.name].dtype
+        rounding = torch.finfo(dtype).eps
+        near = 0 < float(gram[row, row]) <= _ROUNDED * rounding**2 * float(gram[0, 0])
+        if rounding > precision and near and torch.equal(part.read(reference).to(dtype), part.read(checkpoint)):
+            gram[row], gram[:, row] = 0, 0
 
 
 def refuse_not_finite(part: Part, comparison: Comparison) -> None:

@@ -166,3 +166,24 @@ def test_without_a_base(family):
     folder, _ = family
     with pytest.raises(InputError, match=r"--base: missing; metric 'explained'"):
         compare(folder / "x.safetensors", folder / "target.safetensors", metric="explained")
+
+
+def test_rounding_is_no_change(family, tmp_path, sd1_tensors, write_sd1):
+    """What a float16 target has from a float32 base is unchanged, and a float16 source that is the base there idle."""
+    folder, tensors = family
+    mixed = {n: (tensors["base"][n] if n.startswith(MIDDLE) else v) for n, v in tensors["target"].items()}
+    halved = {n: (v.half() if v.is_floating_point() else v).contiguous() for n, v in mixed.items()}
+    source = {n: (tensors["base"][n] if n.startswith(MIDDLE) else v) for n, v in tensors["x"].items()}
+    for name, made in (("target", halved), ("x", {n: v.half() if v.is_floating_point() else v for n, v in source.items()})):
+        save_file({n: v.contiguous() for n, v in made.items()}, tmp_path / f"{name}.safetensors")
+    near = {**halved, f"{MIDDLE}0.in_layers.0.bias": halved[f"{MIDDLE}0.in_layers.0.bias"] + 1e-2}
+    save_file(near, tmp_path / "near.safetensors")
+    paths = {"base": folder / "base.safetensors", "x": tmp_path / "x.safetensors"}
+    found = {}
+    for name in ("target", "near"):
+        with open_comparison(LAYOUT, paths, tmp_path / f"{name}.safetensors", base=paths["base"]) as opened:
+            statistics = measure_statistics(opened, BLOCKS)
+            found[name] = build_metric("explained", opened, BLOCKS, statistics).unchanged
+            middle = [row for row, block in enumerate(statistics.blocks) if block == "M00"]
+            assert not statistics.gram[middle, 2].any()
+    assert found == {"target": ("M00",), "near": ()}
