@@ -396,7 +396,7 @@ def test_names_make_no_files(folder: Path, run: Run, monkeypatch: pytest.MonkeyP
     made = {path.relative_to(folder.parent).as_posix() for path in files_in(folder.parent).keys() - before.keys()}
     (plot,) = (path for path in made if "similarity-against-alpha" in path)
     assert re.fullmatch(r"models/plots/similarity-against-alpha-[\w.-]{1,40}\.png", plot)
-    own = {"study.db", "best.yaml", "trials.csv", "fit.log", "statistics.safetensors"}
+    own = {"study.db", "best.yaml", "best.simple.yaml", "trials.csv", "fit.log", "statistics.safetensors"}
     plots = {"best-so-far.png", "similarity-per-block.png", "alphas.png"}
     assert {path for path in made if not path.startswith("cache/")} - {plot} <= (
         {f"models/{file}" for file in own} | {f"models/plots/{file}" for file in plots}

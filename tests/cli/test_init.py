@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 from optimizer.cli import main
 from optimizer.recipes import load_recipe
@@ -38,15 +38,15 @@ def run(*arguments):
 
 
 def reachable(target, base, sources, part):
-    """The largest cosine, over all tensors of this part, of any sum of differences from the base, none below 0."""
+    """The largest share, over all tensors of this part, that sums of differences from the base, 0..1 each, explain."""
     names = [name for name in base if name.startswith(part)]
 
     def difference(tensors):
         return np.concatenate([(tensors[name].double() - base[name].double()).flatten().numpy() for name in names])
 
     columns, goal = np.stack([difference(one) for one in sources], axis=1), difference(target)
-    merged = columns @ nnls(columns, goal)[0]
-    return merged @ goal / np.linalg.norm(merged) / np.linalg.norm(goal)
+    merged = columns @ lsq_linear(columns, goal, bounds=(0, 1), method="bvls").x
+    return 1 - ((merged - goal) ** 2).sum() / (goal**2).sum()
 
 
 def test_from_checkpoints_to_a_fit(here, capsys):
@@ -59,14 +59,14 @@ def test_from_checkpoints_to_a_fit(here, capsys):
 
     assert run("fit", "mine", "--trials", "2", "--json") == 0
     (search,) = json.loads(capsys.readouterr().out)["searches"]
-    assert run("ceiling", "mine", "--metric", "delta", "--json") == 0
+    assert run("ceiling", "mine", "--json") == 0
     ceiling = json.loads(capsys.readouterr().out)
     assert search["best"] == pytest.approx(ceiling["total"]["ceiling_bounded"], abs=1e-7)
     assert (ceiling["rank"], ceiling["trade_off"]) == (52, [])
     base, bold, slanted, target = (
         load_file(here / "my models" / f"{name}.safetensors") for name in ("base", "bold", "slanted", "closed")
     )
-    best = load_recipe(here / "mine" / "best.yaml").step("TEMP2").similarity["delta"]["blocks"]["M00"]
+    best = load_recipe(here / "mine" / "best.yaml").step("TEMP2").similarity["explained"]["blocks"]["M00"]
     assert best == pytest.approx(reachable(target, base, [bold, slanted], MIDDLE), abs=1e-6)
 
 
@@ -85,7 +85,7 @@ def test_what_is_written(here, capsys):
     assert {model.license for model in recipe.models.values()} == {"unknown"}
     assert len(parameters_of(recipe, ["TEMP1", "TEMP2"])) == found["free_alphas"] == 52
     study = load_study(here / "mine")
-    assert (study.base, study.stages[0].metric, study.stages[0].strategy) == ("base", "delta", "joint")
+    assert (study.base, study.stages[0].metric, study.stages[0].strategy) == ("base", "explained", "joint")
     for name in ("recipe.yaml", "study.yaml"):
         text = (here / "mine" / name).read_text(encoding="utf-8")
         assert text.count("\n# ") >= 3
@@ -96,9 +96,9 @@ def test_what_is_written(here, capsys):
 @pytest.mark.parametrize(
     ("options", "mode", "c", "metric"),
     [
-        (["--mode", "weight_sum"], "weight_sum", None, "delta"),
-        (["--metric", "attention"], "add_difference", "base", "attention+delta"),
-        (["--metric", "encoder"], "add_difference", "base", "encoder+delta"),
+        (["--mode", "weight_sum"], "weight_sum", None, "explained"),
+        (["--metric", "attention"], "add_difference", "base", "attention+explained"),
+        (["--metric", "encoder"], "add_difference", "base", "encoder+explained"),
     ],
 )
 def test_options(here, options, mode, c, metric):
@@ -235,7 +235,7 @@ def test_a_mapping_for_other_tools(here, tool):
         (["closed", "empty"], ["empty: no checkpoint in this folder"]),
         (["closed", "base", "bold", "-o", "taken"], ["taken", "is there already", "-o"]),
         (["closed", "base", "bold", "-o", "file"], ["file: cannot be made"]),
-        (["closed", "base", "bold", "--metric", "x"], ["--metric: received 'x'; there are weights"]),
+        (["closed", "base", "bold", "--metric", "x"], ["--metric: received 'x'; there are explained"]),
         (["closed", "base", "bold", "--mapping", "x"], ["--mapping: received 'x'; there are supermerger"]),
         (["closed", "x" * 300], ["SOURCE: ", "no such file"]),
         (["x" * 300, "base", "bold"], ["TARGET: ", "no such file"]),

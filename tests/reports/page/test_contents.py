@@ -113,12 +113,12 @@ def test_similarity_before_and_after(folder: Path, page: Page) -> None:
 
     heading, _, *rows = page.tables["first in one $ each, block by block"]
 
-    assert heading == ["block", "attention", "delta", "weights"]
+    assert heading == ["block", "attention", "explained", "delta", "weights"]
     row = next(row for row in rows if row[0] == "OUT03")
-    assert row[5] == percent(cosine)
-    for column, metric in ((2, "attention"), (4, "delta"), (6, "weights")):
+    assert row[7] == percent(cosine)
+    for column, metric in ((2, "attention"), (4, "explained"), (6, "delta"), (8, "weights")):
         assert row[column] == percent(noted[metric]["blocks"]["OUT03"])
-    assert row[3] == "0.0000%"
+    assert row[3] == row[5] == "0.0000%"
 
 
 def test_metrics_side_by_side(folder: Path, page: Page) -> None:
@@ -126,11 +126,11 @@ def test_metrics_side_by_side(folder: Path, page: Page) -> None:
     steps = yaml_in(folder / "best.yaml")["steps"]
     _, *rows = page.tables["Totals by every metric"]
     # A row has its stage and step only where they are new.
-    assert [row[-4] for row in rows[:6]] == ["attention", "delta", "weights"] * 2
-    assert [row[-2] for row in rows[:6]] == [
+    assert [row[-4] for row in rows[:8]] == ["attention", "explained", "delta", "weights"] * 2
+    assert [row[-2] for row in rows[:8]] == [
         percent(np.mean(list(step["similarity"][metric]["blocks"].values())))
         for step in steps
-        for metric in ("attention", "delta", "weights")
+        for metric in ("attention", "explained", "delta", "weights")
     ]
 
 
