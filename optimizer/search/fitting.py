@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from ctypes import c_bool
@@ -14,7 +15,7 @@ import optuna
 import torch
 
 from optimizer.checkpoints import HashCache, open_checkpoint
-from optimizer.errors import CheckpointError, InputError, StudyError
+from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
 from optimizer.recipes import Algebra, Alpha, Recipe, save_recipe
 from optimizer.search.asking import SharedStorage
 from optimizer.search.binding import bound_to, check_bindings
@@ -132,6 +133,7 @@ def _work(
     torch.set_num_threads(threads)
     # What there is to say, the first process says of itself.
     fit = _Fit(study, device, address, True, patience, FitEvents(), hashes)
+    warnings.simplefilter("ignore", BlockfitWarning)
     try:
         with interruptible(), _quiet_optuna():
             fit.work(lambda: still_wanted(stop))

@@ -26,7 +26,7 @@ from optimizer.similarity.metric import (
     total_similarity,
 )
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, QuadraticMetric, WeightsMetric
-from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics
+from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics, warn_of_zeros
 from optimizer.similarity.verifying import Verified, verify
 
 __all__ = [
@@ -67,4 +67,5 @@ __all__ = [
     "total_similarity",
     "unused_card",
     "verify",
+    "warn_of_zeros",
 ]

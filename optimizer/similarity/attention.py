@@ -21,7 +21,7 @@ import torch
 
 from optimizer.checkpoints import Checkpoint
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Part, finite
+from optimizer.recipes import Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
 from optimizer.similarity.logits import LOG2_E, Lined, Products, Stack, Terms, Whole
@@ -112,6 +112,7 @@ class AttentionMetric:
                     comparison.progress("projecting the attention", done, len(blocks) * len(comparison.seeds))
                 self._projected.append(projected)
         comparison.check_intact()
+        comparison.zeros.warn()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Make the matrices of the lines, one for each block, that these [n, groups, sources] lie on, three at least.
@@ -226,7 +227,7 @@ def _project(
     for which, part in zip("qkv", weights, strict=True):
         stack = torch.empty(len(part.holders), *((width,) if which == "v" else (width, width)), device=device)
         for place, position in enumerate(part.holders):
-            weight = finite(part, sources[position], "comparison").to(device)
+            weight = comparison.read(part, sources[position]).to(device)
             stack[place] = weight @ total if which == "v" else inputs @ weight.T
         stacks.append(Stack(comparison.group_of(part), part.holders, stack))
     query, key, value = stacks
@@ -240,7 +241,7 @@ def _weights(
     sources = list(comparison.sources.values())
 
     def read(part: Part, checkpoint: Checkpoint) -> torch.Tensor:
-        return finite(part, checkpoint, "comparison").to(comparison.device)
+        return comparison.read(part, checkpoint).to(comparison.device)
 
     def merged(part: Part, coefficients: torch.Tensor) -> torch.Tensor:
         row = coefficients[comparison.group_of(part)].tolist()

@@ -23,7 +23,7 @@ import torch
 from optimizer.checkpoints import Checkpoint, Layout, load_tokenizer, pipeline_of, stored_part
 from optimizer.errors import CheckpointError, InputError
 from optimizer.printable import unprintable
-from optimizer.recipes import Part, finite
+from optimizer.recipes import Part
 from optimizer.recipes.yaml_files import read_text
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
@@ -125,12 +125,13 @@ class EncoderMetric:
                 )
             rows = used if name == embedding else None
             self._weights[name] = _Weight.read(comparison, part, rows)
-            target[name] = _taken(finite(part, comparison.target, "comparison"), rows).to(device)
+            target[name] = _taken(comparison.read(part, comparison.target), rows).to(device)
             comparison.progress("reading the text encoders", done + 1, len(names))
         self._lined: dict[str, _Lined] = {}
         with float32_products(tf32=False):
             self._target = [_normalized(states) for states in self._states(target)]
         comparison.check_intact()
+        comparison.zeros.warn()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Add the sources up once for the line that these [n, groups, sources] lie on, three at least.
@@ -196,7 +197,7 @@ class _Weight:
         """Of these sources, only `rows` of it if it is the table of tokens; on the processor mapped, not copied."""
         sources = [list(comparison.sources.values())[position] for position in part.holders]
         for source in sources:
-            finite(part, source, "comparison")
+            comparison.read(part, source)
         stored = tuple(_taken(part.read(source), rows).to(comparison.device) for source in sources)
         return cls(comparison.group_of(part), part.holders, stored)
 

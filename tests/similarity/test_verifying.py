@@ -35,6 +35,7 @@ def in_order(recipe):
     return {step.name: step for name in endings for step in recipe.ancestors(name)}.values()
 
 
+@pytest.mark.filterwarnings("ignore::optimizer.errors.BlockfitWarning")  # two sources have no VAE
 def test_every_step_of_the_articles_recipe_is_measured(sources):
     """Each of the 18 steps has the similarity that its result, made step by step, has by attention's definition."""
     folder, tensors = sources
