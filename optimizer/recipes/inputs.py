@@ -28,35 +28,37 @@ def warn_of_merged(
     `baked` says that the VAE is another file's.
     """
     first = sources[recipe.first_model(output)]
-    if copies := [one for one in sources.values() if any(name.startswith(recipe.layout.ema) for name in one.tensors)]:
+    files = _each(sources.values())
+    if copies := [one for one in files if any(name.startswith(recipe.layout.ema) for name in one.tensors)]:
         holds = "hold EMA copies" if len(copies) > 1 else "holds an EMA copy"
         _warn(f"{_files(copies)}: {holds} of the model ({', '.join(f'{p}*' for p in recipe.layout.ema)}); left out")
-    for one in sources.values():
-        _warn_of_strangers(one, recipe.layout, "copied unmerged" if one is first else "left out")
+    for one in files:
+        _warn_of_strangers(one, recipe.layout, "copied unmerged" if one.path == first.path else "left out")
     for part in _DRAWN_FROM:
         if not (part == _VAE and baked):
             _warn_of_lacking(part, recipe, sources, contributing, "the merge")
-    _warn_of_sampling(recipe.layout, first, sources.values(), f"the merge is sampled as {first.path.name} is")
+    _warn_of_sampling(recipe.layout, first, files, f"the merge is sampled as {first.path.name} is")
 
 
 def warn_of_sources(
     recipe: Recipe, sources: Mapping[str, Checkpoint], target: Checkpoint, contributing: Contributing
 ) -> None:
     """Warn of what is odd about the `sources`, by name, whose merges by `recipe` are compared with `target`."""
-    for one in (*sources.values(), target):
+    for one in _each((*sources.values(), target)):
         _warn_of_strangers(one, recipe.layout, "left out")
     for part in _DRAWN_FROM:
         _warn_of_lacking(part, recipe, sources, contributing, "what the recipe makes")
     _warn_of_uncompared(target, recipe.layout)
-    _warn_of_sampling(recipe.layout, target, sources.values(), "no merge turns the one into the other")
+    _warn_of_sampling(recipe.layout, target, _each(sources.values()), "no merge turns the one into the other")
 
 
 def warn_of_compared(layout: Layout, files: Sequence[Checkpoint]) -> None:
     """Warn of what is odd about checkpoints that are compared as they are, the target first."""
-    for one in files:
+    target, *others = _each(files)
+    for one in (target, *others):
         _warn_of_strangers(one, layout, "left out")
         _warn_of_uncompared(one, layout)
-    _warn_of_sampling(layout, files[0], files[1:], "similarities do not show that")
+    _warn_of_sampling(layout, target, others, "similarities do not show that")
 
 
 def _warn(text: str) -> None:
@@ -91,9 +93,9 @@ def _warn_of_lacking(
     if holders:
         block = layout.block_of(holding[holders[0]] or "", recipe.mapping)
         counting = sorted(contributing.of(block, holders))
-    giving = [sources[names[position]].path.name for position in counting]
+    giving = [one.path.name for one in _each(sources[names[position]] for position in counting)]
     whose = "none" if not giving else f"that of {giving[0]}" if len(giving) == 1 else f"one made of {_listed(giving)}"
-    _warn(f"{_files(lacking)}: no {part}{_hidden(part, lacking, layout)}; {result} has {whose}")
+    _warn(f"{_files(_each(lacking))}: no {part}{_hidden(part, lacking, layout)}; {result} has {whose}")
 
 
 def _warn_of_uncompared(checkpoint: Checkpoint, layout: Layout) -> None:
@@ -134,6 +136,11 @@ def _hidden(part: str, checkpoints: Iterable[Checkpoint], layout: Layout) -> str
         if name := next((name for name in one.tensors if name.endswith(end) and not layout.expects(name)), None):
             return f" under a name that is known ({name!r} may be of one)"
     return ""
+
+
+def _each(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints, each file once: a recipe may know one by two names."""
+    return list({one.path: one for one in checkpoints}.values())
 
 
 def _files(checkpoints: Iterable[Checkpoint]) -> str:

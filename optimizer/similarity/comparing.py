@@ -74,7 +74,7 @@ def compare(
         statistics = measure_statistics(comparison, chosen) if METRICS[metric].reads_statistics else None
         scorer = build_metric(metric, comparison, chosen, statistics)
         among = (opened.target, *opened.sources.values(), *(() if opened.base is None else (opened.base,)))
-        warn_of_compared(layout, tuple(dict.fromkeys(among)))
+        warn_of_compared(layout, among)
         coefficients = torch.ones(1, len(comparison.groups), 1, dtype=torch.float64)
         return dict(zip(scorer.blocks, scorer.score(coefficients)[0].tolist(), strict=True))
 

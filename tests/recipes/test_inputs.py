@@ -281,6 +281,26 @@ def test_projection_beside_the_text_model(tmp_path, write):
     assert told == []
 
 
+def test_one_file_by_two_names(tmp_path, write):
+    """A file that a recipe knows by two names is told of once."""
+    write("a")
+    b = write("b", vae=False, overrides={"stray.weight": torch.ones(1)})
+    write("c", vae=False)
+    models = {"a": "a", "b": "b", "c": "b"}
+    recipe = recipe_of([step("T1", "weight_sum", "a", "b"), step("T2", "weight_sum", "T1", "c")], models)
+
+    with pytest.warns(BlockfitWarning) as told:
+        merge(recipe, {name: tmp_path / f"{file}.safetensors" for name, file in models.items()},
+              tmp_path / "out.safetensors")  # fmt: skip
+
+    assert "stray.weight" in b
+    path = tmp_path / "b.safetensors"
+    assert [str(one.message) for one in told] == [
+        f"{path}: 1 tensor is no part of Stable Diffusion 1.x and is left out: 'stray.weight'",
+        f"{path}: no VAE; the merge has that of a.safetensors",
+    ]
+
+
 def test_nothing_is_told_of_ordinary_inputs(tmp_path, write):
     """Whole checkpoints with Stable Diffusion's schedule, in several precisions, are worth no word."""
     write("a", dtype=torch.float16, overrides={name: one.half() for name, one in SCHEDULE.items()})
