@@ -1,7 +1,7 @@
 """A first recipe and study out of a target and the checkpoints that it may have been made from."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,11 +117,18 @@ def first_study(
         raise InputError(f"{path}: is there already; name another folder (-o)" for path in taken)
     notes: list[str] = []
     found = reader.sources(sources, goal, notes)
-    left_out = tuple(notes)
     if not found:
-        raise InputError(["SOURCE: no checkpoint is left of what was named", *left_out])
+        raise InputError(["SOURCE: no checkpoint is left of what was named", *notes])
     origin = _base_among(found, None if base is None else reader.alike(base, goal, "--base"), notes)
     others = [source for source in found if source.digest != origin.digest]
+    closed = {source.path: _closed(source, origin, goal, mapping) for source in others}
+    unfit = {path: blocks for path, blocks in closed.items() if len(blocks) == len(goal.layout.blocks)}
+    notes += [
+        f"left out: {path}: no block of it can be merged: {next(iter(blocks.values()))}"
+        for path, blocks in unfit.items()
+    ]
+    others = [source for source in others if source.path not in unfit]
+    left_out = tuple(note for note in notes if note.startswith("left out: "))
     if not others:
         raise InputError(
             [f"SOURCE: nothing but the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
@@ -136,7 +143,11 @@ def first_study(
             f"{len(others)} sources on {len(goal.layout.blocks)} blocks are more numbers than are searched at once "
             f"({MOST_JOINT}): each step has one for each kind of block (`tie: true`)"
         )
-    closed = [_closed(source, origin, goal, mapping, notes) for source in others]
+    notes += [
+        f"{source.path.name}: no alpha on {goal.layout.describe_blocks(blocks)}: {next(iter(blocks.values()))}"
+        for source in others
+        if (blocks := closed[source.path])
+    ]
     names = _names(origin, others)
     called = [_file(folder, model.path, folders) for model in (goal, origin, *others)]
     target_file, *files = (file for file, _ in called)
@@ -144,7 +155,7 @@ def first_study(
         name=_plain(goal.path.stem),
         layout=goal.layout,
         models={name: Model(file) for name, file in zip(names, files, strict=True)},
-        steps=tuple(_steps(names, mode, goal.layout, closed, tied=tied)),
+        steps=tuple(_steps(names, mode, goal.layout, [closed[one.path] for one in others], tied=tied)),
         output=f"TEMP{len(others)}",
         mapping=mapping,
     )
@@ -301,8 +312,8 @@ def _plain(stem: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", stem)[:100].strip("-.") or "model"
 
 
-def _closed(source: _Opened, base: _Opened, goal: _Opened, mapping: str, notes: list[str]) -> frozenset[str]:
-    """The blocks that `source` cannot be merged in, as it or the target has a tensor in another shape than the base."""
+def _closed(source: _Opened, base: _Opened, goal: _Opened, mapping: str) -> dict[str, str]:
+    """The blocks that `source` cannot be merged in, each with a tensor that it or the target has in another shape."""
     layout = goal.layout
     found: dict[str, str] = {}
     for name, shape in base.shapes.items():
@@ -314,14 +325,11 @@ def _closed(source: _Opened, base: _Opened, goal: _Opened, mapping: str, notes: 
             if held != shape and not wider and block is not None:
                 told = f"tensor {name!r} of {other.path.name} has shape {list(held)}, but {list(shape)} in the base"
                 found.setdefault(block, told)
-    if found:
-        blocks = layout.describe_blocks(found)
-        notes.append(f"{source.path.name}: no alpha on {blocks}: {next(iter(found.values()))}")
-    return frozenset(found)
+    return found
 
 
 def _steps(
-    names: Sequence[str], mode: str, layout: Layout, closed: Sequence[frozenset[str]], *, tied: bool
+    names: Sequence[str], mode: str, layout: Layout, closed: Sequence[Collection[str]], *, tied: bool
 ) -> Iterator[Step]:
     base, *others = names
     before = base

@@ -164,6 +164,22 @@ def test_init(study, capsys):
     assert study_ceilings(load_study(folder / "first"), "delta")[0].total["ceiling"] > 0
 
 
+def test_init_without_a_block_that_fits(study, capsys, write_sd1):
+    """A source of which no block fits the base is left out, with the first tensor that differs."""
+    folder = study()
+    write_sd1(folder / "narrow.safetensors", width=4)
+    files = [folder / f"{name}.safetensors" for name in ("target", "base", "narrow")]
+    narrow = f"left out: {files[2]}: no block of it can be merged: tensor "
+
+    assert run("init", *files, "-o", folder / "first") == 2
+    assert f"\nblockfit: {narrow}" in capsys.readouterr().err
+    assert not (folder / "first").exists()
+    assert run("init", *files, folder / "x.safetensors", "-o", folder / "first", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert list(made["models"]) == ["base", "x"]
+    assert any(note.startswith(narrow) for note in made["notes"])
+
+
 # --- What is told of files that go together badly ---------------------------------------------------------------------
 
 
