@@ -16,6 +16,7 @@ from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
 from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of, stored_part
+from optimizer.checkpoints.prediction import Prediction, read_prediction
 from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
 from optimizer.checkpoints.reading import (
     CHECKPOINT_SUFFIXES,
@@ -33,6 +34,7 @@ from optimizer.checkpoints.writing import (
     safetensors_writer,
     write_safetensors,
 )
+from optimizer.checkpoints.zeros import is_zero, zeros_at_end
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
@@ -42,6 +44,7 @@ __all__ = [
     "Inspection",
     "Layout",
     "Parent",
+    "Prediction",
     "Provenance",
     "SafetensorsWriter",
     "TensorInfo",
@@ -54,6 +57,7 @@ __all__ = [
     "find_not_finite",
     "fingerprint",
     "inspect_checkpoint",
+    "is_zero",
     "known_models",
     "layout_names",
     "legacy_hash",
@@ -64,6 +68,7 @@ __all__ = [
     "parsed",
     "pipeline_folder",
     "pipeline_of",
+    "read_prediction",
     "read_provenance",
     "replace_text",
     "safetensors_writer",
@@ -71,4 +76,5 @@ __all__ = [
     "short_hash",
     "stored_part",
     "write_safetensors",
+    "zeros_at_end",
 ]

@@ -207,7 +207,9 @@ class Checkpoint:
 
     `tensors` maps canonical names to what is known without reading, in file order. `layout` is None if no known layout
     fits; names are then as stored. `format` is `safetensors`, `torch zip` or `torch legacy`; `mapped` says that tensor
-    data stays in the file until it is used. `state` is what the file was like when it was opened.
+    data stays in the file until it is used. `state` is what the file was like when it was opened. `passed_over` are the
+    stored names of tensors that the file holds once more under the layout's own names, with other values: these are
+    read, as every tool does.
 
     Several threads may call `tensor` at once. A tensor may share its memory with the mapped file, so it must not be
     changed in place; while one is in use, its file stays mapped even after `close`.
@@ -225,10 +227,13 @@ class Checkpoint:
         self.metadata = MappingProxyType(dict(contents.metadata))
         self.state: FileState = contents.file.state
         self._contents: _Contents | None = contents
+        self.passed_over: tuple[str, ...] = ()
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._canonical(contents.tensors))
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor with canonical `name`: contiguous, on the CPU, dtype and shape as stored. Not kept.
+        """The tensor with canonical `name`: contiguous, on the CPU, of the dtype stored. Not kept.
+
+        Its shape is as stored, but for convolutions of one pixel that a tool has stored as matrices.
 
         Raises KeyError if there is none of this name, ValueError if the checkpoint was closed, CheckpointError if its
         file is mapped and was written to or cut short since it was opened.
@@ -248,13 +253,15 @@ class Checkpoint:
         """What became of the file since it was opened, "was replaced by another file" or the like; None if nothing."""
         return self._opened().file.fate()
 
-    def selected(self, names: Mapping[str, str]) -> "Checkpoint":
+    def selected(self, names: Mapping[str, str], layout: Layout | None = None) -> "Checkpoint":
         """Some tensors of the same file under other names, {new name: name here}; has to be closed itself.
 
+        The new names are those of `layout` (default: this checkpoint's).
         Raises KeyError if there is no tensor of a name, ValueError if the checkpoint was closed.
         """
-        tensors = tuple(replace(self.tensors[name], name=new) for new, name in names.items())
-        return Checkpoint(self.path, replace(self._opened(), tensors=tensors), self.layout)
+        layout = layout or self.layout
+        tensors = tuple(_called(self.tensors[name], new, layout) for new, name in names.items())
+        return Checkpoint(self.path, replace(self._opened(), tensors=tensors), layout)
 
     def close(self) -> None:
         """Let go of the file. Tensors already read stay valid."""
@@ -284,22 +291,29 @@ class Checkpoint:
         if contents.mapped:
             # Not the whole way to safety: a file that is cut short between this and the use still ends the process.
             contents.file.check_intact()
-        return contents.read(info.stored_name)
+        return contents.read(info.stored_name).reshape(info.shape)
 
     def _canonical(self, stored: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
         for info in stored:
             first = tensors.setdefault(info.name, info)
-            if first is not info and not (
-                first.dtype == info.dtype
-                and first.shape == info.shape
-                and torch.equal(raw_bytes(self._stored(first)), raw_bytes(self._stored(info)))
-            ):
+            if first is info or self._equal(first, info):
+                continue
+            own, second = (first, info) if first.stored_name == first.name else (info, first)
+            yields = self.layout is not None and self.layout.yields(second.stored_name)
+            if own.stored_name != own.name or not yields:
                 raise CheckpointError(
                     f"{self.path}: {first.stored_name!r} and {info.stored_name!r} are two spellings of one tensor, "
                     "but their values differ; remove one of them"
                 )
+            tensors[own.name] = own
+            self.passed_over += (second.stored_name,)
         return tensors
+
+    def _equal(self, one: TensorInfo, other: TensorInfo) -> bool:
+        return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
+            raw_bytes(self._stored(one)), raw_bytes(self._stored(other))
+        )
 
 
 def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
@@ -326,7 +340,7 @@ def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
                 f"{path}: not {layout.title} (layout {layout.name}): {describe_contents(stored_names) or reason}"
             )
     if layout is not None:
-        named = tuple(replace(info, name=layout.canonical(info.stored_name)) for info in contents.tensors)
+        named = tuple(_called(info, layout.canonical(info.stored_name), layout) for info in contents.tensors)
         contents = replace(contents, tensors=named)
     return Checkpoint(path, contents, layout)
 
@@ -353,6 +367,11 @@ def describe_contents(stored_names: Iterable[str]) -> str | None:
 def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The data of `tensor` as stored in memory: uint8 [bytes], a view where `tensor` is contiguous on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _called(info: TensorInfo, name: str, layout: Layout | None) -> TensorInfo:
+    """The same tensor under another name, in the shape that `layout` has for it."""
+    return replace(info, name=name, shape=info.shape if layout is None else layout.shape_of(name, info.shape))
 
 
 def _contents(path: Path) -> _Contents:

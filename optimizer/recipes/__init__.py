@@ -3,10 +3,11 @@
 May import torch, pydantic, ruamel.yaml and `optimizer.checkpoints`; never similarity, search or Optuna.
 """
 
-from optimizer.recipes.coefficients import Algebra, Group, block_coefficients
+from optimizer.recipes.coefficients import Algebra, Contributors, Group, block_coefficients
 from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
+from optimizer.recipes.inputs import warn_of_compared, warn_of_sources
 from optimizer.recipes.locations import (
     STATISTICS,
     checkpoints_below,
@@ -25,13 +26,16 @@ from optimizer.recipes.new import new_recipe
 from optimizer.recipes.notation import Imported, import_text, read_notation, write_notation
 from optimizer.recipes.presets import Preset, preset_line, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
-from optimizer.recipes.tensors import Part, check_channels, finite, plan_parts
+from optimizer.recipes.tensors import Contributing, Part, check_channels, finite, plan_parts
+from optimizer.recipes.zeros import ZeroTensors
 
 __all__ = [
     "MODES",
     "STATISTICS",
     "Algebra",
     "Alpha",
+    "Contributing",
+    "Contributors",
     "ElementReader",
     "Expected",
     "Free",
@@ -43,6 +47,7 @@ __all__ = [
     "Preset",
     "Recipe",
     "Step",
+    "ZeroTensors",
     "block_coefficients",
     "check_channels",
     "checkpoints_below",
@@ -67,5 +72,7 @@ __all__ = [
     "recipe_from_metadata",
     "save_recipe",
     "seen_from",
+    "warn_of_compared",
+    "warn_of_sources",
     "write_notation",
 ]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optimizer.checkpoints import Checkpoint, HashCache, known_models, legacy_hash, parsed, sha256
+from optimizer.checkpoints import Checkpoint, HashCache, known_models, legacy_hash, parsed, read_prediction, sha256
 from optimizer.recipes.files import recipe_as_data
 from optimizer.recipes.recipe import Recipe
 
@@ -39,8 +39,8 @@ def merge_metadata(
     name, the bytes done and their total. Raises CheckpointError for a source that cannot be read.
 
     There is no modelspec.hash_sha256: it is of all tensor data, which would have to be written before the header that
-    stands in front of it, or hashed in a second pass. There is no modelspec.prediction_type either: checkpoints do not
-    say whether they predict noise or velocity.
+    stands in front of it, or hashed in a second pass. modelspec.prediction_type is what the model that `output` begins
+    with says of itself, by its markers or its metadata; most say nothing, and so does the merge.
     """
     architecture, resolution = _ARCHITECTURES.get(recipe.layout.name, (None, None))
     metadata = {"format": "pt"}
@@ -48,6 +48,9 @@ def merge_metadata(
         inpainting = "-inpainting" if channels == _INPAINTING_CHANNELS else ""
         metadata["modelspec.sai_model_spec"] = "1.0.0"
         metadata["modelspec.architecture"] = architecture + inpainting
+        prediction = read_prediction(sources[recipe.first_model(output)], recipe.layout)
+        if prediction.says_kind:
+            metadata["modelspec.prediction_type"] = prediction.kind
     if not embed_recipe:
         return metadata
 

@@ -272,6 +272,13 @@ class Recipe:
         used = {name for step in self.ancestors(output or self.output) for name in step.inputs.values()}
         return tuple(name for name in self.models if name in used)
 
+    def first_model(self, output: str | None = None) -> str:
+        """The model that `output` begins with: its first input or, if that is a step, what that begins with."""
+        name = output or self.output
+        while name not in self.models:
+            name = self.step(name).a
+        return name
+
     @property
     def noted_base(self) -> str | None:
         """The model that differences are taken from, as far as the recipe tells: the one a fit noted, or that is called

@@ -1,7 +1,7 @@
 """A first recipe and study out of a target and the checkpoints that it may have been made from."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,11 +117,18 @@ def first_study(
         raise InputError(f"{path}: is there already; name another folder (-o)" for path in taken)
     notes: list[str] = []
     found = reader.sources(sources, goal, notes)
-    left_out = tuple(notes)
     if not found:
-        raise InputError(["SOURCE: no checkpoint is left of what was named", *left_out])
+        raise InputError(["SOURCE: no checkpoint is left of what was named", *notes])
     origin = _base_among(found, None if base is None else reader.alike(base, goal, "--base"), notes)
     others = [source for source in found if source.digest != origin.digest]
+    closed = {source.path: _closed(source, origin, goal, mapping) for source in others}
+    unfit = {path: blocks for path, blocks in closed.items() if len(blocks) == len(goal.layout.blocks)}
+    notes += [
+        f"left out: {path}: no block of it can be merged: {next(iter(blocks.values()))}"
+        for path, blocks in unfit.items()
+    ]
+    others = [source for source in others if source.path not in unfit]
+    left_out = tuple(note for note in notes if note.startswith("left out: "))
     if not others:
         raise InputError(
             [f"SOURCE: nothing but the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
@@ -136,6 +143,11 @@ def first_study(
             f"{len(others)} sources on {len(goal.layout.blocks)} blocks are more numbers than are searched at once "
             f"({MOST_JOINT}): each step has one for each kind of block (`tie: true`)"
         )
+    notes += [
+        f"{source.path.name}: no alpha on {goal.layout.describe_blocks(blocks)}: {next(iter(blocks.values()))}"
+        for source in others
+        if (blocks := closed[source.path])
+    ]
     names = _names(origin, others)
     called = [_file(folder, model.path, folders) for model in (goal, origin, *others)]
     target_file, *files = (file for file, _ in called)
@@ -143,7 +155,7 @@ def first_study(
         name=_plain(goal.path.stem),
         layout=goal.layout,
         models={name: Model(file) for name, file in zip(names, files, strict=True)},
-        steps=tuple(_steps(names, mode, goal.layout, tied=tied)),
+        steps=tuple(_steps(names, mode, goal.layout, [closed[one.path] for one in others], tied=tied)),
         output=f"TEMP{len(others)}",
         mapping=mapping,
     )
@@ -170,11 +182,12 @@ def first_study(
 
 @dataclass(frozen=True)
 class _Opened:
-    """A checkpoint that was looked into: `digest` is the fingerprint of its tensors."""
+    """A checkpoint that was looked into: `digest` is the fingerprint of its tensors, `shapes` those that can merge."""
 
     path: Path
     layout: Layout
     digest: str
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 class _Reader:
@@ -192,7 +205,10 @@ class _Reader:
         with attempt(lambda: open_checkpoint(path), place) as checkpoint:
             if checkpoint.layout is None:
                 raise CheckpointError(f"{place}: {path}: of no known family (blockfit inspect FILE tells more)")
-            return _Opened(path, checkpoint.layout, fingerprint(checkpoint, hashes))
+            layout = checkpoint.layout
+            infos = {name: one for name, one in checkpoint.tensors.items() if layout.merges(name)}
+            shapes = {name: one.shape for name, one in infos.items() if one.dtype.is_floating_point}
+            return _Opened(path, layout, fingerprint(checkpoint, hashes), shapes)
 
     def alike(self, given: Path, goal: _Opened, place: str) -> _Opened:
         """The same of one that has to go with the target, and may not be it."""
@@ -296,20 +312,40 @@ def _plain(stem: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", stem)[:100].strip("-.") or "model"
 
 
-def _steps(names: Sequence[str], mode: str, layout: Layout, *, tied: bool) -> Iterator[Step]:
+def _closed(source: _Opened, base: _Opened, goal: _Opened, mapping: str) -> dict[str, str]:
+    """The blocks that `source` cannot be merged in, each with a tensor that it or the target has in another shape."""
+    layout = goal.layout
+    found: dict[str, str] = {}
+    for name, shape in base.shapes.items():
+        for other in (source, goal) if layout.scores(name) else (source,):
+            block = layout.block_of(name, mapping)
+            held = other.shapes.get(name, shape)
+            # A base that is an inpainting model merges the channels that all models have.
+            wider = name == layout.inpainting_tensor and shape[1:2] > held[1:2]
+            if held != shape and not wider and block is not None:
+                told = f"tensor {name!r} of {other.path.name} has shape {list(held)}, but {list(shape)} in the base"
+                found.setdefault(block, told)
+    return found
+
+
+def _steps(
+    names: Sequence[str], mode: str, layout: Layout, closed: Sequence[Collection[str]], *, tied: bool
+) -> Iterator[Step]:
     base, *others = names
     before = base
-    for number, name in enumerate(others, 1):
-        alpha = Alpha(free=_kinds(layout)) if tied else Alpha(free=(Free(0, 1, layout.blocks),))
+    for number, (name, without) in enumerate(zip(others, closed, strict=True), 1):
+        blocks = tuple(block for block in layout.blocks if block not in without)
+        alpha = Alpha(free=_kinds(layout, blocks) if tied else (Free(0, 1, blocks),) if blocks else ())
         yield Step(f"TEMP{number}", mode, before, name, base if mode == "add_difference" else None, alpha)
         before = f"TEMP{number}"
 
 
-def _kinds(layout: Layout) -> tuple[Free, ...]:
-    """A number each for the text encoder, the input blocks, the middle and the output blocks."""
-    groups = [layout.parse_blocks(text) for text in ("input", "middle", "output")]
-    rest = tuple(block for block in layout.blocks if not any(block in group for group in groups))
-    return tuple(Free(0, 1, blocks, tie=len(blocks) > 1) for blocks in (rest, *groups) if blocks)
+def _kinds(layout: Layout, among: Sequence[str]) -> tuple[Free, ...]:
+    """A number each for the text encoder, the input blocks, the middle and the output blocks, as far as `among`."""
+    kinds = [layout.parse_blocks(text) for text in ("input", "middle", "output")]
+    rest = tuple(block for block in layout.blocks if not any(block in kind for kind in kinds))
+    groups = (tuple(block for block in kind if block in among) for kind in (rest, *kinds))
+    return tuple(Free(0, 1, blocks, tie=len(blocks) > 1) for blocks in groups if blocks)
 
 
 def _write(first: FirstStudy, recipe: Recipe, target_file: str) -> None:

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from ctypes import c_bool
@@ -15,7 +16,7 @@ import optuna
 import torch
 
 from optimizer.checkpoints import HashCache, open_checkpoint
-from optimizer.errors import CheckpointError, InputError, RecipeError, StudyError
+from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
 from optimizer.recipes import Algebra, Alpha, Recipe, load_recipe, save_recipe
 from optimizer.search.asking import SharedStorage
 from optimizer.search.binding import bound_to, check_bindings
@@ -139,6 +140,7 @@ def _work(
     torch.set_num_threads(threads)
     # What there is to say, the first process says of itself.
     fit = _Fit(study, device, address, True, patience, FitEvents(), hashes)
+    warnings.simplefilter("ignore", BlockfitWarning)
     try:
         with interruptible(), _quiet_optuna():
             fit.work(lambda: still_wanted(stop))

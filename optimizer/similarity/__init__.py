@@ -34,7 +34,7 @@ from optimizer.similarity.quadratic import (
     QuadraticMetric,
     WeightsMetric,
 )
-from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics
+from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics, warn_of_zeros
 from optimizer.similarity.verifying import Verified, verify
 
 __all__ = [
@@ -79,4 +79,5 @@ __all__ = [
     "total_similarity",
     "unused_card",
     "verify",
+    "warn_of_zeros",
 ]

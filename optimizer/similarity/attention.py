@@ -23,7 +23,7 @@ import torch
 
 from optimizer.checkpoints import Checkpoint
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Part, finite
+from optimizer.recipes import Part
 from optimizer.similarity.batched import BatchedAttention, Family, Member
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
@@ -101,6 +101,7 @@ class AttentionMetric:
             else:
                 self._scorer = _batched(comparison, weights, keep_terms=keep_terms)
         comparison.check_intact()
+        comparison.zeros.warn()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Make the matrices of the lines, one for each block, that these [n, groups, sources] lie on, three at least.
@@ -187,7 +188,7 @@ def _batched(
         alike[member.width, member.holders].append(member)
     families = [Family(members, len(seeds), device) for members in alike.values()]
     places = {column: (family, place) for family in families for place, column in enumerate(family.columns)}
-    loader = Loader(device)
+    loader = Loader(device, comparison.zeros)
     # Drawn as on the processor: each seed's inputs one after another, in the order of evaluation.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for column, of_block in enumerate(weights):
@@ -253,7 +254,7 @@ def _by_seed_on_card(
     parts = {part.name: part for part in comparison.scored_parts(blocks)}
     device, sources = comparison.device, list(comparison.sources.values())
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    loader = Loader(device)
+    loader = Loader(device, comparison.zeros)
     found: list[torch.Tensor] = []
 
     def merged(part: Part) -> torch.Tensor:
@@ -309,7 +310,7 @@ def _project(
     for which, part in zip("qkv", weights, strict=True):
         stack = torch.empty(len(part.holders), *((width,) if which == "v" else (width, width)), device=device)
         for place, position in enumerate(part.holders):
-            weight = finite(part, sources[position], "comparison").to(device)
+            weight = comparison.read(part, sources[position]).to(device)
             stack[place] = weight @ total if which == "v" else inputs @ weight.T
         stacks.append(Stack(comparison.group_of(part), part.holders, stack))
     query, key, value = stacks
@@ -323,7 +324,7 @@ def _weights(
     sources = list(comparison.sources.values())
 
     def read(part: Part, checkpoint: Checkpoint) -> torch.Tensor:
-        return finite(part, checkpoint, "comparison").to(comparison.device)
+        return comparison.read(part, checkpoint).to(comparison.device)
 
     def merged(part: Part, coefficients: torch.Tensor) -> torch.Tensor:
         row = coefficients[comparison.group_of(part)].tolist()

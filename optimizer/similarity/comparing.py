@@ -8,6 +8,7 @@ import torch
 
 from optimizer.checkpoints import Layout, layout_names, open_checkpoint
 from optimizer.errors import CheckpointError, InputError
+from optimizer.recipes import warn_of_compared
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison
 from optimizer.similarity.encoder import check_encoder
 from optimizer.similarity.metric import DEFAULT_METRIC, METRICS, build_metric, total_similarity
@@ -70,7 +71,8 @@ def compare(
     block list. `seed` is that of attention's random inputs; `prompts` and `clip_skip` (default: 1) are for the encoder
     metric alone. `device` may be a name: auto, cpu (default) or cuda.
 
-    Raises InputError for files, blocks or metrics that do not fit.
+    Raises InputError for files, blocks or metrics that do not fit; gives a BlockfitWarning for what is odd about the
+    files.
     """
     candidate, target = Path(candidate), Path(target)
     if metric is None:
@@ -105,6 +107,8 @@ def compare(
             chosen = tuple(block for block in chosen if _held(comparison, block)) or chosen
         statistics = measure_statistics(comparison, chosen) if METRICS[metric].reads_statistics else None
         scorer = build_metric(metric, comparison, chosen, statistics)
+        among = (opened.target, *opened.sources.values(), *(() if opened.base is None else (opened.base,)))
+        warn_of_compared(layout, among)
         coefficients = torch.ones(1, len(comparison.groups), 1, dtype=torch.float64)
         scores = dict(zip(scorer.blocks, scorer.score(coefficients)[0].tolist(), strict=True))
         pooled = float(scorer.pooled(coefficients)[0]) if isinstance(scorer, ExplainedMetric) and scores else None

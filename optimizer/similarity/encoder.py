@@ -23,7 +23,7 @@ import torch
 from optimizer.checkpoints import Checkpoint, Layout, load_tokenizer, pipeline_of, stored_part
 from optimizer.errors import CheckpointError, InputError
 from optimizer.printable import unprintable
-from optimizer.recipes import Part, finite
+from optimizer.recipes import Part
 from optimizer.recipes.yaml_files import read_text
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
@@ -135,6 +135,7 @@ class EncoderMetric:
         with float32_products(tf32=False):
             self._target = [_normalized(states) for states in self._states(target)]
         comparison.check_intact()
+        comparison.zeros.warn()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Add the sources up once for the line that these [n, groups, sources] lie on, three at least.
@@ -249,8 +250,8 @@ def _read(
     target: dict[str, torch.Tensor] = {}
     for done, (name, part) in enumerate(parts.items()):
         for position in part.holders:
-            finite(part, sources[position], "comparison")
-        target[name] = _taken(finite(part, comparison.target, "comparison"), rows.get(name))
+            comparison.read(part, sources[position])
+        target[name] = _taken(comparison.read(part, comparison.target), rows.get(name))
         comparison.progress(_READING, done + 1, len(parts))
     weights = []
     for (row, holders), alike in _alike(comparison, parts).items():
@@ -267,7 +268,7 @@ def _read_to_card(
 ) -> tuple[tuple[_Weights, ...], dict[str, torch.Tensor]]:
     """The same on a card, where each source's parameters become one tensor."""
     sources, device = list(comparison.sources.values()), comparison.device
-    loader, done = Loader(device), 0
+    loader, done = Loader(device, comparison.zeros), 0
     chosen = {name: used.to(device) for name, used in rows.items()}
     target: dict[str, torch.Tensor] = {}
     weights = []

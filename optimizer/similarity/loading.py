@@ -12,7 +12,7 @@ from contextlib import suppress
 import torch
 
 from optimizer.checkpoints import Checkpoint
-from optimizer.recipes import Part, finite
+from optimizer.recipes import Part, ZeroTensors, finite
 
 __all__ = ["Loader", "staging"]
 
@@ -31,13 +31,15 @@ def staging(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> t
 class Loader:
     """Loads parts of checkpoints to `device` in float32, and checks at the end that they were finite.
 
-    Checking each tensor at once would have the host wait for the card each time.
+    Which of them hold nothing but zeros it notes in `zeros`. Checking each tensor at once would have the host wait for
+    the card each time.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, zeros: ZeroTensors) -> None:
+        self._device, self._zeros = device, zeros
         self._loaded: list[tuple[Part, Checkpoint]] = []
         self._finite: list[torch.Tensor] = []
+        self._zero: list[torch.Tensor] = []
 
     def load(self, part: Part, checkpoints: Sequence[Checkpoint]) -> torch.Tensor:
         """Return `part` of each checkpoint, float32 [checkpoints, *part.shape]: one copy if all store one dtype."""
@@ -48,14 +50,18 @@ class Loader:
         else:
             loaded = torch.cat([self._moved([tensor], tensor.dtype) for tensor in stored])
         self._loaded += [(part, checkpoint) for checkpoint in checkpoints]
-        self._finite.append(torch.isfinite(loaded).flatten(1).all(dim=1))
+        flat = loaded.flatten(1)
+        self._finite.append(torch.isfinite(flat).all(dim=1))
+        self._zero.append((flat == 0).all(dim=1))
         return loaded
 
     def check(self) -> None:
         """Raise CheckpointError, naming file and tensor, for the first tensor loaded that holds NaN or Inf."""
         if not self._finite:
             return
-        found = torch.cat(self._finite).cpu()
+        found, zero = torch.stack([torch.cat(self._finite), torch.cat(self._zero)]).cpu()
+        for (part, checkpoint), nothing in zip(self._loaded, zero.tolist(), strict=True):
+            self._zeros.note(part.name, checkpoint, zero=nothing)
         if not bool(found.all()):
             part, checkpoint = self._loaded[int(found.logical_not().nonzero()[0])]
             finite(part, checkpoint, "comparison")

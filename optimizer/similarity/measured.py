@@ -23,7 +23,7 @@ from optimizer.similarity.statistics import Statistics, measure_grams, refuse_no
 __all__ = ["STATISTICS", "FileMark", "Measured", "load_measured", "measure_family", "save_measured"]
 
 _KEY = "blockfit.statistics"
-_VERSION = 1  # raise it whenever the content, or what it is measured on, changes
+_VERSION = 2  # raise it whenever the content, or what it is measured on, changes
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,18 @@ class Measured:
         return Statistics(
             names=tuple(part.name for part in self.scored),
             blocks=tuple(part.block for part in self.scored if part.block is not None),
-            group=torch.tensor([row[Group(part.block, part.holders)] for part in self.scored], dtype=torch.long),
+            group=torch.tensor([row[Group.of_part(part)] for part in self.scored], dtype=torch.long),
             referenced=self.referenced,
             gram=self.gram,
         )
 
     def of_sources(self, names: Sequence[str]) -> "Measured | None":
         """The same of some of the sources, in this order; None if they lack the reference or do not split alike."""
-        # Whether an input convolution is split into parts depends on which sources there are.
+        # Whether an input convolution is split into parts, or which shape counts, depends on which sources there are.
         if tuple(names) == tuple(self.sources):
             return self
-        if self.base not in names or not set(names) <= set(self.sources) or any(part.channels for part in self.parts):
+        differ = any(part.channels or part.other_shapes for part in self.parts)
+        if self.base not in names or not set(names) <= set(self.sources) or differ:
             return None
         old = [list(self.sources).index(name) for name in names]
         chosen = [row for row, part in enumerate(self.scored) if set(part.holders) & set(old)]
@@ -129,13 +130,8 @@ def measure_family(
     """
     comparison.scored_parts(blocks)  # refuses what does not fit before anything is read
     parts = [part for part in comparison.parts if part.scored and part.block is not None]
-    held = [part for part in parts if part.held_by(comparison.target)]
-    left_out = {
-        part.block
-        for part in parts
-        if part.name in comparison.target.tensors and part.channels is None and not part.held_by(comparison.target)
-    }
-    held = [part for part in held if part.block not in left_out]
+    left_out = {part.block for part in parts if comparison.misfit(part) is not None}
+    held = [part for part in parts if part.held_by(comparison.target) and part.block not in left_out]
     grams = measure_grams(comparison, held)
     for part, gram in zip(held, grams, strict=True):
         if not bool(torch.isfinite(gram).all()):
@@ -160,7 +156,8 @@ def save_measured(measured: Measured, path: Path) -> None:
         "sources": {name: asdict(mark) for name, mark in measured.sources.items()},
         "target": asdict(measured.target),
         "parts": [
-            [part.name, part.block, part.shape, part.holders, part.scored, part.channels] for part in measured.parts
+            [part.name, part.block, part.shape, part.holders, part.scored, part.channels, part.other_shapes]
+            for part in measured.parts
         ],
         "scored": [measured.parts.index(part) for part in measured.scored],
     }
@@ -188,8 +185,16 @@ def load_measured(path: Path) -> Measured | None:
 
 def _read(data: Mapping[str, Any], gram: torch.Tensor, referenced: torch.Tensor) -> Measured:
     parts = tuple(
-        Part(name, block, tuple(shape), tuple(holders), scored, None if channels is None else tuple(channels))
-        for name, block, shape, holders, scored, channels in data["parts"]
+        Part(
+            name=name,
+            block=block,
+            shape=tuple(shape),
+            holders=tuple(holders),
+            scored=scored,
+            channels=None if channels is None else tuple(channels),
+            other_shapes=tuple(other_shapes),
+        )
+        for name, block, shape, holders, scored, channels, other_shapes in data["parts"]
     )
     return Measured(
         layout=load_layout(data["layout"]),

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimizer.checkpoints import Checkpoint, check_unchanged
+from optimizer.checkpoints import Checkpoint, check_unchanged, is_zero
 from optimizer.errors import CheckpointError
 from optimizer.recipes import ElementReader, Part, finite
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.memory import where_it_fits
 from optimizer.similarity.statistics_on_card import grams_on_card
 
-__all__ = ["Statistics", "gram_matrix", "measure_statistics"]
+__all__ = ["Statistics", "gram_matrix", "measure_statistics", "warn_of_zeros"]
 
 Matrix = NDArray[np.float64]
 
@@ -44,6 +44,8 @@ _SEGMENT = 1 << 17
 _LARGEST_ITEM = 8  # bytes: float64
 # A tensor may be the reference's, rounded, if its squared distance from it is below this many squared roundings.
 _ROUNDED = 64
+# Squared lengths below this share of the longest may be what rounding leaves of 0.
+_NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,14 @@ def measure_statistics(comparison: Comparison, blocks: Sequence[str], *, threads
 
     `threads` (default: one for each core) work at a time, which does not change any bit of the result. Raises
     CheckpointError naming file and tensor where a tensor holds NaN or Inf, and naming files that were changed, replaced
-    or deleted since they were opened.
+    or deleted since they were opened. Gives a BlockfitWarning for files whose tensors are zeros where others' are not.
     """
     parts = comparison.scored_parts(blocks)
     grams = measure_grams(comparison, parts, threads=threads)
     for part, gram in zip(parts, grams, strict=True):
         if not bool(torch.isfinite(gram).all()):
             refuse_not_finite(part, comparison)
+    warn_of_zeros(parts, grams, comparison)
     return Statistics(
         names=tuple(part.name for part in parts),
         blocks=tuple(part.block for part in parts if part.block is not None),
@@ -166,6 +169,27 @@ def _grams_on_processor(comparison: Comparison, parts: Sequence[Part], threads: 
         for work in opened:
             work.close()
     return grams
+
+
+def warn_of_zeros(parts: Sequence[Part], grams: torch.Tensor, comparison: Comparison) -> None:
+    """Give a BlockfitWarning for each file that holds nothing but zeros in some of `parts` where another does not.
+
+    `grams` are their Gram matrices: the squared length of a tensor is that of the reference plus its difference. Only
+    tensors that are next to nothing beside the others are read once more.
+    """
+    rows = [*comparison.sources.values(), comparison.target]
+    own = torch.diagonal(grams[:, 1:, 1:], dim1=-2, dim2=-1)
+    reference = grams[:, :1, 0]
+    lengths = torch.cat([reference, reference + 2 * grams[:, 0, 1:] + own], dim=1)
+    for part, row in zip(parts, lengths.tolist(), strict=True):
+        held = [(rows[position], row[1 + position]) for position in (*part.holders, len(rows) - 1)]
+        if part.held_by(comparison.reference):
+            held.append((comparison.reference, row[0]))
+        longest = max(length for _, length in held)
+        for checkpoint, length in held if longest > 0 else ():
+            zero = length <= _NOTHING * longest and is_zero(part.read(checkpoint))
+            comparison.zeros.note(part.name, checkpoint, zero=zero)
+    comparison.zeros.warn()
 
 
 def gram_matrix(tensors: Sequence[torch.Tensor | None], reference: torch.Tensor | None) -> torch.Tensor:

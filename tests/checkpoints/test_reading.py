@@ -175,22 +175,22 @@ class TestLayouts:
     def test_equal_duplicates(self, tmp_path, write_sd1):
         """A tensor stored under both spellings with equal values (NaN included) counts once, under the first."""
         value = torch.tensor([1.0, float("nan")])
-        twice = {TEXT + "x.bias": value, OLD_TEXT + "x.bias": value.clone()}
+        twice = {TEXT + "encoder.x.bias": value, OLD_TEXT + "encoder.x.bias": value.clone()}
         stored = write_sd1(tmp_path / "a.ckpt", overrides=twice)
 
         with open_checkpoint(tmp_path / "a.ckpt") as checkpoint:
             assert len(stored) - 1 == len(checkpoint.tensors)
-            assert checkpoint.tensors[TEXT + "x.bias"].stored_name == TEXT + "x.bias"
+            assert checkpoint.tensors[TEXT + "encoder.x.bias"].stored_name == TEXT + "encoder.x.bias"
 
     def test_contradicting_duplicates(self, tmp_path, write_sd1):
         """A tensor stored under both spellings with different values is an error that names both."""
-        twice = {TEXT + "x.bias": torch.zeros(2), OLD_TEXT + "x.bias": torch.ones(2)}
+        twice = {TEXT + "encoder.x.bias": torch.zeros(2), OLD_TEXT + "encoder.x.bias": torch.ones(2)}
         write_sd1(tmp_path / "a.safetensors", overrides=twice)
 
         line = problem(tmp_path / "a.safetensors")
 
-        assert repr(TEXT + "x.bias") in line
-        assert repr(OLD_TEXT + "x.bias") in line
+        assert repr(TEXT + "encoder.x.bias") in line
+        assert repr(OLD_TEXT + "encoder.x.bias") in line
 
     @pytest.mark.parametrize(
         ("name", "said"),
@@ -211,7 +211,7 @@ class TestLayouts:
 
     def test_sdxl_that_holds_all_of_sd1(self, tmp_path, write_sd1):
         """Keys that another family alone has outweigh those that are there."""
-        write_sd1(tmp_path / "a.safetensors", overrides={"conditioner.x": torch.ones(1)})
+        write_sd1(tmp_path / "a.safetensors", overrides={"conditioner.embedders.1.x": torch.ones(1)})
 
         assert "as SDXL has" in problem(tmp_path / "a.safetensors", load_layout("sd1"))
         with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:

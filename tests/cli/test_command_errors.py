@@ -148,7 +148,7 @@ def test_not_a_checkpoint(folder: Path, run: Run, content: bytes) -> None:
 
 def test_wrong_layout(folder: Path, run: Run, write_sd1: Write) -> None:
     """An SDXL file where SD 1.x is expected is called what it is."""
-    write_sd1(folder / "two.safetensors", rename={"cond_stage_model.": "conditioner.embedders.0."})
+    write_sd1(folder / "two.safetensors", rename={"cond_stage_model.": "conditioner.embedders.1."})
 
     refused(run("fit", folder), "two.safetensors", "SDXL", "sd1")
 

@@ -165,7 +165,7 @@ def test_what_is_left_out_of_a_folder(here, write_sd1, capsys):
     models = here / "my models"
     shutil.copyfile(models / "bold.safetensors", models / "copy.safetensors")
     shutil.copyfile(models / "closed.safetensors", models / "zzz.safetensors")
-    write_sd1(models / "xl.safetensors", rename={"cond_stage_model.": "conditioner.embedders.0."})
+    write_sd1(models / "xl.safetensors", rename={"cond_stage_model.": "conditioner.embedders.1."})
     (models / "broken.ckpt").write_bytes(b"")
 
     assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", "--json") == 0
@@ -245,7 +245,7 @@ def test_a_mapping_for_other_tools(here, tool):
 )
 def test_refused(here, write_sd1, capsys, arguments, words):
     """What cannot be begun with is one line with exit code 2, and nothing is written."""
-    write_sd1(here / "xl.safetensors", rename={"cond_stage_model.": "conditioner.embedders.0."})
+    write_sd1(here / "xl.safetensors", rename={"cond_stage_model.": "conditioner.embedders.1."})
     (here / "empty").mkdir()
     (here / "above" / "in").mkdir(parents=True)
     shutil.copyfile(here / "my models" / "bold.safetensors", here / "above" / "in" / "bold.safetensors")
