@@ -14,6 +14,7 @@ from optimizer.checkpoints.fingerprints import (
 )
 from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
+from optimizer.checkpoints.kinds import FileKind, kind_of
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
 from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of, stored_part
 from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
@@ -37,6 +38,7 @@ from optimizer.checkpoints.writing import (
 __all__ = [
     "CHECKPOINT_SUFFIXES",
     "Checkpoint",
+    "FileKind",
     "FileState",
     "HashCache",
     "Inspection",
@@ -54,6 +56,7 @@ __all__ = [
     "find_not_finite",
     "fingerprint",
     "inspect_checkpoint",
+    "kind_of",
     "known_models",
     "layout_names",
     "legacy_hash",

@@ -9,6 +9,7 @@ from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
 from optimizer.recipes.locations import (
     STATISTICS,
+    check_folders,
     checkpoints_below,
     checkpoints_in,
     find_models,
@@ -17,7 +18,10 @@ from optimizer.recipes.locations import (
     locate_given,
     locate_models,
     name_without_hash,
+    named_at,
+    not_found,
     seen_from,
+    with_whole_names,
 )
 from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
@@ -45,6 +49,7 @@ __all__ = [
     "Step",
     "block_coefficients",
     "check_channels",
+    "check_folders",
     "checkpoints_below",
     "checkpoints_in",
     "find_models",
@@ -57,7 +62,9 @@ __all__ = [
     "locate_models",
     "merge",
     "name_without_hash",
+    "named_at",
     "new_recipe",
+    "not_found",
     "plan_parts",
     "preset_line",
     "read_notation",
@@ -67,5 +74,6 @@ __all__ = [
     "recipe_from_metadata",
     "save_recipe",
     "seen_from",
+    "with_whole_names",
     "write_notation",
 ]

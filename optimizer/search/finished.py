@@ -15,6 +15,7 @@ from optimizer.recipes import (
     load_recipe,
     locate,
     locate_models,
+    not_found,
     save_recipe,
     seen_from,
 )
@@ -311,7 +312,8 @@ def _split(
         if own:
             found.append((name, own))
     if left:
-        raise RecipeError(f"{where}.blocks: {left[0]} cannot be measured by {'+'.join(names)!r}")
+        blocks = recipe.layout.describe_blocks(left)
+        raise RecipeError(f"{where}.blocks: {blocks} cannot be measured by {'+'.join(names)!r}")
     return tuple(found)
 
 
@@ -485,8 +487,8 @@ def _target(
         f"{path}: fitted.target.file",
     )
     if found is None:
-        looked = ", ".join(map(str, folders))
-        raise InputError(f"{path}: fitted.target.file: {file!r} not found; looked in {looked}; name it (--target)")
+        missing = not_found(file, folders[0], folders[1:])
+        raise InputError(f"{path}: fitted.target.file: {missing}; name it (--target)")
     return found, file
 
 
