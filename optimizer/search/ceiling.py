@@ -237,7 +237,8 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
     }
     measures = dict.fromkeys(name for stage in study.stages for name, _ in stage.measured)
     unbounded = [name for name in measures if not METRICS[name].reads_statistics]
-    note = "; ".join(f"these are no bounds for {name}, which is not a cosine of weights" for name in unbounded)
+    which = "which is not a cosine of weights" if len(unbounded) == 1 else "which are not cosines of weights"
+    note = f"these are no bounds for {' and '.join(unbounded)}, {which}" if unbounded else ""
     spaces = {step: (_space(study.recipe, measured, step, blocks), blocks) for step, blocks in outputs.items()}
     identified = identify(list(spaces.values()))
     found = []

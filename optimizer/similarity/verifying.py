@@ -75,10 +75,13 @@ def verify(
     standard = Expected(tuple(layout.attention))
     reported = {step.name: step.expect for step in recipe.steps}
     wanted = {name: expect or standard for name, expect in reported.items()}
+    unknown: dict[str, list[str]] = {}
+    for name, expect in wanted.items():
+        if expect.metric not in METRICS:
+            unknown.setdefault(expect.metric, []).append(f"steps.{name}.expect.metric")
     problems = [
-        f"steps.{name}.expect.metric: received {expect.metric!r}; there are {', '.join(METRICS)}"
-        for name, expect in wanted.items()
-        if expect.metric not in METRICS
+        f"{', '.join(places)}: received {metric!r}; there are {', '.join(METRICS)}"
+        for metric, places in unknown.items()
     ]
     needing = [
         name for name, expect in wanted.items() if expect.metric in METRICS and METRICS[expect.metric].needs_base

@@ -260,6 +260,7 @@ def test_wrong_alphas(tmp_path, alpha, parts):
         ("b: y,", "b: y, c: x,", ["steps.T2.c", "received 'x'", "weight_sum takes no third input"]),
         ("weight_sum", "weight_sun", ["steps.T2.mode", "received 'weight_sun'", "weight_sum, add_difference"]),
         ("name: T2", "name: T1", ["steps.T1", "defined twice"]),
+        ("b: x, c: base", "b: z, c: z", ["steps.T1.b, steps.T1.c: received 'z'; neither a model nor a step"]),
         ("a: T1", "a: bases", ["steps.T2.a", "received 'bases'", "did you mean 'base'"]),
         ("name: T2", "name: base", ["steps.base", "a model has this name too"]),
         ("a: base", "a: T2", ["cycle", "T1", "T2", "may not need itself"]),

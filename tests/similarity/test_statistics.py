@@ -117,3 +117,24 @@ def test_target_that_does_not_fit(tmp_path, write_sd1):
 
     assert all(text in str(shape.value) for text in ("narrow", repr(QUERY), "[4, 4]", "[8, 8]"))
     assert "bare.safetensors: holds no tensor of BASE" in str(nothing.value)
+
+
+def test_blocks_of_which_the_target_holds_nothing(tmp_path, write_sd1):
+    """Blocks that the target lacks are named in one line, as a list."""
+    write_sd1(tmp_path / "x.safetensors")
+    layers = [
+        f"model.diffusion_model.{name}" for name in ("input_blocks.1.0.", "input_blocks.2.0.", "output_blocks.0.")
+    ]
+    blocks = [f"model.diffusion_model.input_blocks.{n}.1." for n in (1, 2)]
+    write_sd1(tmp_path / "bare.safetensors", drop=[*layers, *blocks])
+
+    with (
+        open_comparison(LAYOUT, {"x": tmp_path / "x.safetensors"}, tmp_path / "bare.safetensors") as comparison,
+        pytest.raises(CheckpointError) as caught,
+    ):
+        measure_statistics(comparison, LAYOUT.blocks)
+
+    (problem,) = caught.value.problems
+    assert problem.endswith(
+        "holds no tensor of IN01-IN02,OUT00 that a source holds too, so IN01-IN02,OUT00 cannot be scored"
+    )

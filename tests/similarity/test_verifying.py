@@ -114,6 +114,12 @@ def test_expectations_by_other_metrics(tmp_path, write_sd1, sd1_tensors):
         measured("delta")
     with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: received 'beauty'; there are weights, delta"):
         measured("beauty")
+    again = text.replace("METRIC", "beauty").replace("name: T,", "name: U,").split("steps:")[1]
+    path.write_text(text.replace("METRIC", "beauty") + again, "utf-8")
+    with pytest.raises(
+        RecipeError, match=r"^steps\.T\.expect\.metric, steps\.U\.expect\.metric: received 'beauty'; .*$"
+    ):
+        verify(load_recipe(path), paths, tmp_path / "target.safetensors")
 
 
 def test_a_missing_source(sources, capsys, tmp_path):
