@@ -312,10 +312,9 @@ def _read_mapping(value: Mapping[str, Any], layout: Layout, where: str) -> Alpha
         here = f"{where}.{key}"
         try:
             blocks = attempt(partial(layout.parse_blocks, str(key)), here)
-            if twice := sorted(seen & set(blocks), key=layout.blocks.index):
-                raise RecipeError(
-                    f"{here}: {', '.join(twice)} given more than once; every block may stand in one key only"
-                )
+            if twice := seen & set(blocks):
+                doubled = layout.describe_blocks(twice)
+                raise RecipeError(f"{here}: {doubled} given more than once; every block may stand in one key only")
             seen |= set(blocks)
             if isinstance(inner, Mapping):
                 free.append(_read_free(inner, layout, here, blocks))

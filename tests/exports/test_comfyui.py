@@ -217,7 +217,7 @@ def test_files():
     ]
     (problem,) = same
     assert problem.startswith("models.x.file: received 'two/a.safetensors'; ComfyUI knows files by name, and 'base' is")
-    assert short[0].startswith("models.x.file: received 'x'; ComfyUI opens .safetensors and .ckpt files")
+    assert short[0].startswith("models.x.file: received 'x'; ComfyUI opens .safetensors, .sft and .ckpt files")
 
 
 def test_only_ancestors():

@@ -199,6 +199,7 @@ output: D
         ("{OUT12: 0.5}", ["steps.T.alpha.OUT12", "unknown block 'OUT12'", "OUT00-OUT11"]),
         ("{OUT05-OUT03: 0.5}", ["steps.T.alpha.OUT05-OUT03", "backwards", "OUT03-OUT05"]),
         ("{OUT03-OUT05: 0.5, OUT05: 0.1}", ["steps.T.alpha.OUT05", "OUT05 given more than once"]),
+        ("{OUT02-OUT05: 0.5, OUT03-OUT09: 0.1}", ["steps.T.alpha.OUT03-OUT09: OUT03-OUT05 given more than once"]),
         ("{M00: 0.5, MI00: 0.1}", ["steps.T.alpha.MI00", "M00 given more than once"]),
         ("{'OUT03,OUT03': 0.5}", ["OUT03 is listed twice"]),
         ("{OUT03: 0.5, OUT03-OUT04: {search: [0, 1]}}", ["OUT03 given more than once"]),
