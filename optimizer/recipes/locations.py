@@ -85,11 +85,16 @@ def locate_given(
 ) -> Path:
     """The checkpoint that a user names: a path, else what `locate` finds in `folders`.
 
-    Raises CheckpointError, one line, if there is none. A folder is given back as it is: opening it tells more.
+    A folder of that name does not stand in the way of a file in `folders`: a study's is called like its target. Where
+    there is no such file it is given back as it is: opening it tells more.
+
+    Raises CheckpointError, one line, if there is none.
     """
-    if is_there(given):
+    if is_there(given) and not is_folder(given):
         return given
     found = locate(str(given), Path(), folders, hashes=hashes, progress=progress)
+    if found is None and is_folder(given):
+        return given
     if found is None:
         hint = f"looked in {_looked(folders)}, too" if folders else "--models DIR names folders to look in"
         names = _names_below(folders)

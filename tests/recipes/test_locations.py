@@ -247,6 +247,9 @@ def test_what_exists_is_meant(tmp_path: Path, store: Path, monkeypatch: pytest.M
     assert locate_given(Path("two.ckpt"), [store]) == Path("two.ckpt")
     assert locate_given(Path("one"), [store]) == store / "a" / "one.safetensors"
     assert locate_given(store, [store]) == store
+    (tmp_path / "one").mkdir()
+    assert locate_given(Path("one"), [store]) == store / "a" / "one.safetensors"
+    assert locate_given(Path("one")) == Path("one")
     with pytest.raises(CheckpointError, match=r"lost: no such file; looked in .*store, too"):
         locate_given(Path("lost"), [store])
     with pytest.raises(CheckpointError, match=r"two.safetensors: no such file, but 'two.ckpt' is there; --models"):
