@@ -8,7 +8,7 @@ from typing import Any
 
 from optimizer.checkpoints import HashCache, atomic_path, fingerprint, open_checkpoint
 from optimizer.checkpoints.layout import Layout
-from optimizer.checkpoints.presence import is_folder, is_there
+from optimizer.checkpoints.presence import is_file, is_folder, is_there
 from optimizer.checkpoints.reading import unfit
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.printable import printable
@@ -314,7 +314,7 @@ def _file(folder: Path, model: _Opened, folders: Sequence[Path]) -> tuple[str, b
     there = named_at(text, folder)
     if there is not None and there.samefile(model.path):
         return text, False
-    if there is None and not is_there(model.given) and folders:
+    if there is None and not is_file(model.given):
         return text, True
     # Links on the way to the file stay in its path; `..` leads upwards from where the folder really is.
     return seen_from(folder.resolve(), model.path), False

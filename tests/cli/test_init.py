@@ -135,6 +135,8 @@ def test_names_and_hashes(here, capsys):
     assert study.sources["slanted"] == here / "my models" / "slanted.safetensors"
     assert "base: " not in said.splitlines()[0].partition(",")[0]
     assert '  blockfit fit closed --models "my models"' in said.splitlines()
+    assert run("init", *names, "--models", "my models", "-o", "again") == 0  # the folder called closed is no target
+    assert load_study(here / "again", [here / "my models"]).target_file == "closed"
 
 
 @pytest.mark.parametrize(
