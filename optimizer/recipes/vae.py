@@ -57,7 +57,7 @@ def _names(whole: Checkpoint, layout: Layout, prefix: str) -> dict[str, str]:
     parts = tuple(start + part for part in _PARTS)
     names = {prefix + name.removeprefix(start): name for name in whole.tensors if name.startswith(parts)}
     if not names:
-        what = "" if whole.kind is None else f"is {whole.kind}, and "
+        what = "" if whole.kind is None or whole.layout is not None else f"is {whole.kind}, and "
         raise CheckpointError(
             f"{path}: {what}holds no VAE; one has tensors "
             f"{', '.join(f'{part}*' for part in _PARTS)}, alone or under {prefix}*"
