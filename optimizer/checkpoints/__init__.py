@@ -14,6 +14,7 @@ from optimizer.checkpoints.fingerprints import (
 )
 from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
+from optimizer.checkpoints.kinds import FileKind, kind_of
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
 from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of, stored_part
 from optimizer.checkpoints.prediction import Prediction, read_prediction
@@ -39,6 +40,7 @@ from optimizer.checkpoints.zeros import is_zero, zeros_at_end
 __all__ = [
     "CHECKPOINT_SUFFIXES",
     "Checkpoint",
+    "FileKind",
     "FileState",
     "HashCache",
     "Inspection",
@@ -58,6 +60,7 @@ __all__ = [
     "fingerprint",
     "inspect_checkpoint",
     "is_zero",
+    "kind_of",
     "known_models",
     "layout_names",
     "legacy_hash",

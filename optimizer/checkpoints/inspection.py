@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from optimizer.checkpoints.fingerprints import HashCache, fingerprint, sha256, short_hash
-from optimizer.checkpoints.layout import Layout, layout_names
+from optimizer.checkpoints.kinds import FileKind
+from optimizer.checkpoints.layout import Layout
 from optimizer.checkpoints.prediction import read_prediction, usual_schedule
 from optimizer.checkpoints.provenance import Provenance, parsed, read_provenance
-from optimizer.checkpoints.reading import Checkpoint, TensorInfo, describe_contents, open_checkpoint
+from optimizer.checkpoints.reading import Checkpoint, TensorInfo, open_checkpoint, unfit
 from optimizer.checkpoints.zeros import zeros_at_end
 
 __all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
@@ -23,14 +24,16 @@ __all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
 class Inspection:
     """What is in one checkpoint file.
 
-    `blocks` has, for each block in layout order, the number of `tensors` and `parameters` that merge. `sha256` and
-    `short_hash` are None where the file was not read in full. `merge` is how it was merged, None if the metadata does
-    not tell. `unusual` are sentences for the user.
+    `kind` is what it is by its names and shapes, None if that is not known. `blocks` has, for each block in layout
+    order, the number of `tensors` and `parameters` that merge. `sha256` and `short_hash` are None where the file was
+    not read in full. `merge` is how it was merged, None if the metadata does not tell. `unusual` are sentences for the
+    user.
     """
 
     file: str
     size: int
     format: str
+    kind: FileKind | None
     layout: str | None
     dtypes: Mapping[str, int]
     blocks: Mapping[str, Mapping[str, int]]
@@ -45,7 +48,8 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON takes them."""
-        return asdict(self) | {"merge": self.merge and self.merge.as_dict(), "unusual": list(self.unusual)}
+        told = {"kind": self.kind and self.kind.as_dict(), "merge": self.merge and self.merge.as_dict()}
+        return asdict(self) | told | {"unusual": list(self.unusual)}
 
 
 def inspect_checkpoint(path: Path | str, *, cache: HashCache | None = None, full: bool = True) -> Inspection:
@@ -64,6 +68,7 @@ def inspect_checkpoint(path: Path | str, *, cache: HashCache | None = None, full
             file=str(path),
             size=path.stat().st_size,
             format=checkpoint.format,
+            kind=checkpoint.kind,
             layout=checkpoint.layout.name if checkpoint.layout else None,
             dtypes=dict(Counter(_dtype_name(info) for info in infos).most_common()),
             blocks=_blocks(checkpoint),
@@ -110,8 +115,8 @@ def _unusual_names(checkpoint: Checkpoint) -> list[str]:
     """What names, dtypes and shapes tell, and the few values of position_ids."""
     layout, tensors = checkpoint.layout, checkpoint.tensors
     if layout is None:
-        reason = describe_contents(tensors) or f"it is none of {', '.join(layout_names())}"
-        return [f"unknown layout: {reason}", *_unusual_dtypes(tensors, ())]
+        reason = unfit(checkpoint).removeprefix(f"is {checkpoint.kind}; ")
+        return [f"no known layout: {reason}", *_unusual_dtypes(tensors, ())]
     found: list[str] = []
     held = {layout.part_of(name) for name in tensors if layout.merges(name)}
     found += [f"no {part}: a merge takes it from another input" for part in layout.parts if part not in held]
@@ -121,7 +126,7 @@ def _unusual_names(checkpoint: Checkpoint) -> list[str]:
     first = tensors.get(layout.inpainting_tensor)
     if first is not None and len(first.shape) > 1 and first.shape[1] != layout.inpainting_channels:
         found.append(
-            f"{first.shape[1]} input channels: an inpainting model, "
+            f"{first.shape[1]} input channels: {_model_with_more_channels(checkpoint.kind)}, "
             f"of which the first {layout.inpainting_channels} channels merge"
         )
     renamed = [info for name, info in tensors.items() if info.stored_name != name]
@@ -138,6 +143,11 @@ def _unusual_names(checkpoint: Checkpoint) -> list[str]:
     if unknown:
         found.append(f"{_some(unknown)}: no part of {layout.title}")
     return found
+
+
+def _model_with_more_channels(kind: FileKind | None) -> str:
+    variant = "" if kind is None else kind.variant
+    return f"an {variant} model" if variant else "a model that reads more than an image"
 
 
 def _unusual_position_ids(checkpoint: Checkpoint, layout: Layout) -> list[str]:

@@ -118,14 +118,14 @@ class Layout:
         return self.merges(name) and not name.startswith(self.unscored)
 
     def missing(self, names: Collection[str]) -> str | None:
-        """Why tensors of these canonical names are no checkpoint of this layout; None if they are."""
+        """Return why tensors of these canonical names are no checkpoint of this layout; None if they are one."""
         for prefix in self.forbids:
             found = next((name for name in names if name.startswith(prefix)), None)
             if found is not None:
-                return f"it holds {found!r}, which {self.title} has not"
+                return f"holds {found!r}, which is no part of {self.title}"
         for name in self.requires:
             if name not in names:
-                return f"it lacks {name!r}, which {self.title} has"
+                return f"lacks {name!r}, which is part of {self.title}"
         return None
 
     def parse_blocks(self, text: str | Iterable[str]) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ Mapped pages belong to the operating system's file cache: any number of mapped c
 none of them grows the process.
 """
 
-import json
 import mmap
 import os
 import pickle
@@ -19,8 +18,7 @@ import threading
 import warnings
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -29,9 +27,13 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 
+from optimizer.checkpoints.header import SAFETENSORS_HEADER_LIMIT, read_header
 from optimizer.checkpoints.held import FileState, HeldFile
-from optimizer.checkpoints.layout import Layout, detect_layout
-from optimizer.checkpoints.presence import is_file, is_folder
+from optimizer.checkpoints.kinds import FileKind, kind_of, shown_name
+from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
+from optimizer.checkpoints.near_names import CHECKPOINT_SUFFIXES, missing_file
+from optimizer.checkpoints.other_files import kind_of_folder, kind_of_other_file
+from optimizer.checkpoints.presence import is_folder
 from optimizer.errors import CheckpointError
 
 __all__ = [
@@ -39,13 +41,10 @@ __all__ = [
     "Checkpoint",
     "TensorInfo",
     "check_unchanged",
-    "describe_contents",
-    "near_miss",
     "open_checkpoint",
     "raw_bytes",
+    "unfit",
 ]
-
-CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
@@ -69,38 +68,8 @@ SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
         "BOOL": torch.bool,
     }
 )
-SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer headers
-_MOST_TENSORS = 100_000  # of a file; SD 1.x has some 1,100, the largest models ten times that
+_DEEPEST = 4  # mappings in one another, to tell what a file without tensors at the top is
 _MOST_UNPACKED = 20  # times the size of a zip archive; weights hardly compress
-
-# What the first tensor name under one of these prefixes gives away, most telling first.
-_FAMILIES = (
-    ("conditioner.", "SDXL"),
-    ("model.diffusion_model.joint_blocks.", "SD 3"),
-    ("model.diffusion_model.double_blocks.", "FLUX"),
-    ("double_blocks.", "FLUX"),
-    ("model.diffusion_model.label_emb.", "SDXL or unCLIP"),
-    ("cond_stage_model.model.", "SD 2.x"),
-    ("lora_", "a LoRA"),
-    ("control_model.", "a ControlNet"),
-    ("down_blocks.", "a UNet in diffusers names"),
-    ("text_model.", "a text encoder alone"),
-    ("encoder.", "a VAE alone"),
-)
-
-# What a file that is no checkpoint may be instead, by its first bytes (in lower case, leading space dropped).
-_OTHER_FILES = (
-    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
-    (b"<!doctype", "a web page: download the file again"),
-    (b"<html", "a web page: download the file again"),
-    (b"<?xml", "a web page or a server's answer: download the file again"),
-    (b"{", "JSON text, such as a server's error message: download the file again"),
-    (b"gguf", "a GGUF file, which cannot be merged"),
-    (b"\x1f\x8b", "a gzip archive: unpack it first"),
-    (b"rar!", "a RAR archive: unpack it first"),
-    (b"7z\xbc\xaf", "a 7-Zip archive: unpack it first"),
-    (b"\0\0\0\0\0\0\0\0", "zeros only: an interrupted download"),
-)
 
 
 class _Inert:
@@ -205,11 +174,11 @@ class _Contents:
 class Checkpoint:
     """A checkpoint file whose tensors are read when asked for; made by `open_checkpoint`.
 
-    `tensors` maps canonical names to what is known without reading, in file order. `layout` is None if no known layout
-    fits; names are then as stored. `format` is `safetensors`, `torch zip` or `torch legacy`; `mapped` says that tensor
-    data stays in the file until it is used. `state` is what the file was like when it was opened. `passed_over` are the
-    stored names of tensors that the file holds once more under the layout's own names, with other values: these are
-    read, as every tool does.
+    `tensors` maps canonical names to what is known without reading, in file order. `kind` is what the file is by its
+    names and shapes, None if that is not known; `layout` is None if no known layout fits, and names are then as stored.
+    `format` is `safetensors`, `torch zip` or `torch legacy`; `mapped` says that tensor data stays in the file until it
+    is used. `state` is what the file was like when it was opened. `passed_over` are the stored names of tensors that
+    the file holds once more under the layout's own names, with other values: these are read, as every tool does.
 
     Several threads may call `tensor` at once. A tensor may share its memory with the mapped file, so it must not be
     changed in place; while one is in use, its file stays mapped even after `close`.
@@ -219,9 +188,10 @@ class Checkpoint:
                 print(name, checkpoint.tensor(name).float().norm())
     """
 
-    def __init__(self, path: Path, contents: _Contents, layout: Layout | None) -> None:
+    def __init__(self, path: Path, contents: _Contents, layout: Layout | None, kind: FileKind | None = None) -> None:
         self.path = path
         self.layout = layout
+        self.kind = kind
         self.format = contents.format
         self.mapped = contents.mapped
         self.metadata = MappingProxyType(dict(contents.metadata))
@@ -261,7 +231,7 @@ class Checkpoint:
         """
         layout = layout or self.layout
         tensors = tuple(_called(self.tensors[name], new, layout) for new, name in names.items())
-        return Checkpoint(self.path, replace(self._opened(), tensors=tensors), layout)
+        return Checkpoint(self.path, replace(self._opened(), tensors=tensors), layout, self.kind)
 
     def close(self) -> None:
         """Let go of the file. Tensors already read stay valid."""
@@ -330,19 +300,22 @@ def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
         contents = _contents(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    kind = _kind(path, contents)
     stored_names = [info.stored_name for info in contents.tensors]
     if layout is None:
-        layout = detect_layout(stored_names)
-    else:
-        reason = layout.missing({layout.canonical(name) for name in stored_names})
-        if reason is not None:
-            raise CheckpointError(
-                f"{path}: not {layout.title} (layout {layout.name}): {describe_contents(stored_names) or reason}"
-            )
+        layout = _layout_of(kind, stored_names)
+    elif _layout_of(kind, stored_names, layout) is None:
+        raise CheckpointError(f"{path}: {_unfit(kind, stored_names, (layout,))}")
     if layout is not None:
         named = tuple(_called(info, layout.canonical(info.stored_name), layout) for info in contents.tensors)
         contents = replace(contents, tensors=named)
-    return Checkpoint(path, contents, layout)
+    return Checkpoint(path, contents, layout, kind)
+
+
+def unfit(checkpoint: Checkpoint) -> str:
+    """Return what a checkpoint without a layout is instead, and what would be right, to be said after its name."""
+    known = tuple(load_layout(name) for name in layout_names())
+    return _unfit(checkpoint.kind, list(checkpoint.tensors), known)
 
 
 def check_unchanged(checkpoints: Iterable[Checkpoint]) -> None:
@@ -353,15 +326,6 @@ def check_unchanged(checkpoints: Iterable[Checkpoint]) -> None:
     found = {checkpoint.path: checkpoint.fate() for checkpoint in checkpoints}
     if problems := [f"{path}: {fate} while it was being read; run again" for path, fate in found.items() if fate]:
         raise CheckpointError(problems)
-
-
-def describe_contents(stored_names: Iterable[str]) -> str | None:
-    """What a file with these tensor names seems to be, such as 'it holds conditioner.* keys, as SDXL has', or None."""
-    names = list(stored_names)
-    for prefix, family in _FAMILIES:
-        if any(name.startswith(prefix) for name in names):
-            return f"it holds {prefix}* keys, as {family} has"
-    return None
 
 
 def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -376,12 +340,11 @@ def _called(info: TensorInfo, name: str, layout: Layout | None) -> TensorInfo:
 
 def _contents(path: Path) -> _Contents:
     if is_folder(path):
-        kind = "a folder in diffusers format" if (path / "model_index.json").is_file() else "a folder"
-        raise CheckpointError(f"{path}: {kind}; give a single checkpoint file")
+        raise CheckpointError(f"{path}: {_is_a(kind_of_folder(path))}")
     try:
         file = HeldFile(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file{near_miss(path)}") from None
+        raise CheckpointError(f"{path}: {missing_file(path)}") from None
     if file.state.size == 0:
         raise CheckpointError(f"{path}: the file is empty (0 bytes)")
     contents = _recognized(file)
@@ -409,72 +372,70 @@ def _recognized(held: HeldFile) -> _Contents:
         return _torch_contents(held, mapped=mapped, kind="torch zip")
     if re.match(rb"\x80[\x02-\x05]", head):
         return _torch_contents(held, mapped=False, kind="torch legacy")
-    start = head.lstrip().lower() if head.strip(b"\0") else bytes(8)
-    guess = next((f"; looks like {what}" for prefix, what in _OTHER_FILES if start.startswith(prefix)), "")
-    raise CheckpointError(f"{path}: not a checkpoint: it begins with {ascii(head[:24])[1:]}{guess}")
+    kind = kind_of_other_file(path, head)
+    if kind is None:
+        raise CheckpointError(f"{path}: not a checkpoint: it begins with {ascii(head[:24])[1:]}")
+    raise CheckpointError(f"{path}: {_is_a(kind)}")
 
 
-def near_miss(path: Path) -> str:
-    """What to say after "no such file": which checkpoints with this name and another extension are there; or ""."""
-    # A name such as "model1.1" has a suffix only by accident, so both readings are tried.
-    names = dict.fromkeys(base + suffix for base in (path.stem, path.name) for suffix in CHECKPOINT_SUFFIXES)
-    found = [name for name in names if name != path.name and is_file(path.parent / name)]
-    return f", but {' and '.join(map(repr, found))} is there" if found else ""
+def _is_a(kind: FileKind) -> str:
+    return f"is {kind}{f'; {kind.advice}' if kind.advice else ''}"
+
+
+def _kind(path: Path, contents: _Contents) -> FileKind | None:
+    shapes = {info.stored_name: info.shape for info in contents.tensors}
+    return kind_of(shapes, metadata=contents.metadata, file_name=path.name)
+
+
+def _layout_of(kind: FileKind | None, stored_names: Sequence[str], wanted: Layout | None = None) -> Layout | None:
+    """The layout of a file of this kind with these names, if it is `wanted` or, by default, any that is known."""
+    if kind is None:
+        known = detect_layout(stored_names) if wanted is None else wanted
+    else:
+        known = load_layout(kind.layout) if kind.layout in layout_names() else None
+    if known is None or (wanted is not None and known.name != wanted.name):
+        return None
+    return known if known.missing({known.canonical(name) for name in stored_names}) is None else None
+
+
+def _unfit(kind: FileKind | None, stored_names: Sequence[str], wanted: Sequence[Layout]) -> str:
+    """What a file is that has none of the layouts `wanted`, and what would be right."""
+    needed = " or ".join(f"{layout.title} (layout {layout.name})" for layout in wanted)
+    own = next((layout for layout in wanted if kind is not None and kind.layout == layout.name), None)
+    reasons = {layout.name: layout.missing({layout.canonical(name) for name in stored_names}) for layout in wanted}
+    if kind is None:
+        first = ", ".join(map(shown_name, stored_names[:2])) + (" ..." if len(stored_names) > 2 else "")
+        why = reasons[wanted[0].name] if len(wanted) == 1 else None
+        return f"is none of the kinds of file that blockfit knows (holds {first}); must be a checkpoint of {needed}" + (
+            f", but it {why}" if why else ""
+        )
+    why = reasons[own.name] if own is not None and kind.whole else None
+    return "; ".join(
+        part
+        for part in (f"is {kind}" + (f", but {why}" if why else ""), f"must be a checkpoint of {needed}", kind.advice)
+        if part
+    )
 
 
 def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
-    path, size = held.path, held.state.size
-    try:
-        with path.open("rb") as file:
-            file.seek(8)
-            text = file.read(length)
-        if len(text) < length:
-            raise CheckpointError(_truncated(path, 8 + length, size))
-        if text.count(b'"data_offsets"') > _MOST_TENSORS:
-            raise CheckpointError(f"{path}: more than {_MOST_TENSORS:,} tensors; no checkpoint has so many")
-        header: dict[str, Any] = json.loads(text, object_pairs_hook=_without_doubles)
-        metadata = header.pop("__metadata__", None) or {}
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-        if 8 + length + max(ends, default=0) > size:
-            raise CheckpointError(_truncated(path, 8 + length + max(ends), size))
-        opened = safe_open(path, framework="pt", device="cpu")
-    except CheckpointError:
-        raise
-    except RecursionError:
-        raise CheckpointError(f"{path}: broken safetensors header: nested without end") from None
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path}: broken safetensors header: {_first_line(error)}") from error
-    if len(header) > _MOST_TENSORS:
-        raise CheckpointError(f"{path}: {len(header):,} tensors; no checkpoint has more than {_MOST_TENSORS:,}")
-    unknown = next((name for name, entry in header.items() if entry["dtype"] not in SAFETENSORS_DTYPES), None)
+    path = held.path
+    header = read_header(path, length, held.state.size)
+    unknown = next((one for one in header.tensors if one.dtype not in SAFETENSORS_DTYPES), None)
     if unknown is not None:
-        raise CheckpointError(f"{path}: {unknown!r} has type {header[unknown]['dtype']}, which cannot be read")
-    if not header:
+        kind = kind_of({one.name: one.shape for one in header.tensors}, metadata=header.metadata)
+        what = f"is {kind}, and " if kind is not None else ""
+        raise CheckpointError(f"{path}: {what}{unknown.name!r} has type {unknown.dtype}, which cannot be read")
+    if not header.tensors:
         raise CheckpointError(f"{path}: holds no tensors")
+    try:
+        opened = safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: broken safetensors header: {_first_line(error)}") from error
     tensors = tuple(
-        TensorInfo(
-            name,
-            name,
-            SAFETENSORS_DTYPES[entry["dtype"]],
-            tuple(entry["shape"]),
-            offset=8 + length + entry["data_offsets"][0],
-        )
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+        TensorInfo(one.name, one.name, SAFETENSORS_DTYPES[one.dtype], one.shape, offset=one.begin)
+        for one in header.tensors
     )
-    return _Contents(held, "safetensors", True, metadata, tensors, opened.get_tensor)
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; two readers may take two different ones of entries with the same name, so there must be none."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"{twice[:100]!r} is given twice")
-    return found
-
-
-def _truncated(path: Path, expected: int, size: int) -> str:
-    return f"{path}: truncated: its header says {expected:,} bytes, the file has {size:,}; download or copy it again"
+    return _Contents(held, "safetensors", True, header.metadata, tensors, opened.get_tensor)
 
 
 def _zip_can_be_mapped(path: Path) -> bool:
@@ -520,7 +481,8 @@ def _torch_contents(held: HeldFile, *, mapped: bool, kind: str) -> _Contents:
         raise CheckpointError(f"{path}: not a checkpoint: it holds a {type(loaded).__name__}, not a mapping of tensors")
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and _is_tensor(value)}
     if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors")
+        inner = kind_of(dict(_inner_shapes(state)))
+        raise CheckpointError(f"{path}: {_is_a(inner) if inner is not None else 'holds no tensors'}")
     for name, value in tensors.items():
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"{path}: {name!r} is a sparse, quantized or empty-handed tensor; it cannot be read")
@@ -565,6 +527,19 @@ def _state_dict(loaded: object) -> Mapping[object, Any] | None:
         if isinstance(nested, Mapping) and (key == "state_dict" or not any(map(_is_tensor, loaded.values()))):
             return _state_dict(nested)
     return loaded
+
+
+def _inner_shapes(value: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The shapes of tensors in mappings and lists within others, by the keys that lead there, a dot between them."""
+    inner: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    elif isinstance(value, torch.Tensor):
+        yield name, tuple(value.shape)
+    for key, part in inner if depth < _DEEPEST else ():
+        yield from _inner_shapes(part, f"{name}.{key}" if name else str(key), depth + 1)
 
 
 def _is_tensor(value: object) -> bool:

@@ -19,8 +19,9 @@ from threading import Lock
 
 import torch
 
+from optimizer.checkpoints.header import SAFETENSORS_HEADER_LIMIT
 from optimizer.checkpoints.presence import is_folder
-from optimizer.checkpoints.reading import SAFETENSORS_DTYPES, SAFETENSORS_HEADER_LIMIT, raw_bytes
+from optimizer.checkpoints.reading import SAFETENSORS_DTYPES, raw_bytes
 from optimizer.errors import CheckpointError, InputError
 
 __all__ = [

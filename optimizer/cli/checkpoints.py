@@ -56,10 +56,12 @@ def inspect(
     models: Models = None,
     quiet: Quiet = False,
 ) -> None:
-    """What checkpoints hold: layout, blocks, dtypes, hashes, metadata, and what is unusual.
+    """What checkpoints hold: kind, layout, blocks, dtypes, hashes, metadata, and what is unusual.
 
-    With --json a list, one object a file: file, size, format, layout, dtypes, blocks, tensors, parameters, sha256,
-    short_hash, fingerprint, metadata, merge, unusual.
+    Other files of tensors are named, too: LoRAs, parts of a model, other model families and what goes beside them.
+
+    With --json a list, one object a file: file, size, format, kind (name, title, evidence; null if not known), layout,
+    dtypes, blocks, tensors, parameters, sha256, short_hash, fingerprint, metadata, merge, unusual.
     """
     from optimizer.checkpoints import inspect_checkpoint
     from optimizer.reports import inspection_table
@@ -131,8 +133,8 @@ def compare(
 ) -> None:
     """How similar checkpoints are to a target, per block.
 
-    With --base the share of what makes the target different from the base that each explains: 100% is the target, 0% the
-    base. Without it the article's table, cosines of attention outputs.
+    With --base the share of what makes the target different from the base that each explains: 100% is the target, 0%
+    the base. Without it the article's table, cosines of attention outputs.
 
     `encoder` scores BASE by what the text encoder says to prompts; --prompts names others than those that ship.
 

@@ -52,7 +52,7 @@ MAPPINGS = ("supermerger", "mecha", "model-mixer")
 DEVICES = ("auto", "cpu", "cuda")
 MODES = ("weight_sum", "add_difference")
 BLOCKS = ("BASE", *(f"IN{n:02}" for n in range(12)), "M00", *(f"OUT{n:02}" for n in range(12)))
-CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+CHECKPOINT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 
 _GROUPS = ("all", "input", "middle", "output")
 _RECIPE_SUFFIXES = (".yaml", ".yml")

@@ -116,20 +116,26 @@ def export(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a recipe in another tool's format; what the format cannot express is refused, with the reason.
 
+    Files that the recipe calls without their extension, or by their hash, get their whole names where they are found.
+
     With --json one object: output (the file), format, step (the recipe's output).
     """
     from optimizer.checkpoints import replace_text
     from optimizer.exports import EXPORTS, export_recipe
-    from optimizer.recipes import load_recipe
+    from optimizer.recipes import folders_of, load_recipe, with_whole_names
 
     loaded = load_recipe(recipe)
     if output.resolve() == recipe.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
+    with reading() as progress:
+        beside, *others = folders_of(loaded, recipe, model_folders(models))
+        loaded = with_whole_names(loaded, beside, others, hashes=hash_cache(), progress=progress)
     replace_text(output, attempt(lambda: export_recipe(loaded, to), "--to" if to not in EXPORTS else recipe))
     if as_json:
         print_json({"output": str(output), "format": to, "step": loaded.output})

@@ -98,11 +98,13 @@ def init(
 ) -> None:
     """Write recipe.yaml and study.yaml to begin with, from a target and the checkpoints it may have been made from.
 
-    Every source is added to the base by a step of its own, with a free alpha on every block; comments in both files
-    tell what to edit next. Nothing is overwritten.
+    Every source is added to the base by a step of its own, with a free alpha on every block that the target lets
+    score; comments in both files tell what to edit next. Paths and names stay as they are given, relative paths as seen
+    from the folder. Nothing is overwritten.
 
     With --json one object: folder, recipe, study, target, layout, base, models (file of each), steps, free_alphas,
-    tied, metric, mode, mapping, needs_folders (whether --models is needed from now on), notes.
+    tied, closed (blocks with alpha 0), metric, mode, mapping, needs_folders (whether --models is needed from now on),
+    notes.
     """
     from optimizer.search import first_study
 
@@ -202,9 +204,7 @@ def ceiling(
     study: StudyPath,
     metric: Annotated[
         str,
-        typer.Option(
-            "--metric", help="explained, delta, weights or all.", autocompletion=completing.ceiling_metrics
-        ),
+        typer.Option("--metric", help="explained, delta, weights or all.", autocompletion=completing.ceiling_metrics),
     ] = "all",
     device: Device = "auto",
     models: Models = None,
@@ -233,7 +233,7 @@ def ceiling(
         return
     console = make_console()
     for one in found:
-        for table in ceiling_tables(one):
+        for table in ceiling_tables(one, loaded.recipe.layout):
             console.print(table)
 
 

@@ -10,6 +10,7 @@ from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, sa
 from optimizer.recipes.inputs import warn_of_compared, warn_of_sources
 from optimizer.recipes.locations import (
     STATISTICS,
+    check_folders,
     checkpoints_below,
     checkpoints_in,
     find_models,
@@ -18,7 +19,10 @@ from optimizer.recipes.locations import (
     locate_given,
     locate_models,
     name_without_hash,
+    named_at,
+    not_found,
     seen_from,
+    with_whole_names,
 )
 from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
@@ -50,6 +54,7 @@ __all__ = [
     "ZeroTensors",
     "block_coefficients",
     "check_channels",
+    "check_folders",
     "checkpoints_below",
     "checkpoints_in",
     "find_models",
@@ -62,7 +67,9 @@ __all__ = [
     "locate_models",
     "merge",
     "name_without_hash",
+    "named_at",
     "new_recipe",
+    "not_found",
     "plan_parts",
     "preset_line",
     "read_notation",
@@ -74,5 +81,6 @@ __all__ = [
     "seen_from",
     "warn_of_compared",
     "warn_of_sources",
+    "with_whole_names",
     "write_notation",
 ]

@@ -22,6 +22,7 @@ __all__ = ["MOST_STEPS", "Alpha", "Expected", "Free", "Model", "Recipe", "Step"]
 MOST_STEPS = 2000  # of a recipe; people's have tens
 _MOST_MODELS = 5000
 _LONGEST_NAME = 500  # characters
+_MOST_PLACES = 12  # where a name that is not defined is said to stand
 _MOST_GUESSES = 20  # names that another is proposed for: each is compared with all
 
 
@@ -194,13 +195,16 @@ class Recipe:
         nearest = _Nearest(defined)
         problems += [f"steps.{name}: defined twice" for name, count in sorted(Counter(names).items()) if count > 1]
         problems += [f"steps.{name}: a model has this name too" for name in names if name in self.models]
+        undefined: dict[str, list[str]] = {}
         for step in self.steps:
             for place, name in (("a", step.a), ("b", step.b), ("c", step.c)):
                 if name is not None and name not in defined:
-                    problems.append(
-                        f"steps.{step.name}.{place}: received {name!r}; neither a model nor a step has this name"
-                        + nearest(name)
-                    )
+                    undefined.setdefault(name, []).append(f"steps.{step.name}.{place}")
+        problems += [
+            f"{', '.join(places[:_MOST_PLACES])}{' and more' if places[_MOST_PLACES:] else ''}: received {name!r}; "
+            f"neither a model nor a step has this name{nearest(name)}"
+            for name, places in undefined.items()
+        ]
         if not self.steps:
             problems.append("steps: empty; a recipe needs at least one step")
         elif self.output not in names:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.checkpoints.layout import Layout
-from optimizer.checkpoints.reading import describe_contents
 from optimizer.errors import CheckpointError
 
 __all__ = ["open_vae", "without_vae"]
@@ -53,8 +52,8 @@ def _names(whole: Checkpoint, layout: Layout, prefix: str) -> dict[str, str]:
     """The VAE's tensors in this file: {name in a checkpoint: name in this file}."""
     path = whole.path
     if any(name.startswith("model.diffusion_model.") for name in whole.tensors) and whole.layout != layout:
-        kind = describe_contents(whole.tensors) or "it is a checkpoint of another family"
-        raise CheckpointError(f"{path}: {kind}; give a VAE of {layout.title}, or a checkpoint of it")
+        kind = whole.kind or "a checkpoint of another family"
+        raise CheckpointError(f"{path}: is {kind}; give a VAE of {layout.title}, or a checkpoint of it")
     start = prefix if any(name.startswith(prefix) for name in whole.tensors) else ""
     parts = tuple(start + part for part in _PARTS)
     names: dict[str, str] = {}
@@ -64,9 +63,9 @@ def _names(whole: Checkpoint, layout: Layout, prefix: str) -> dict[str, str]:
         if canonical == own or canonical not in names:  # of two spellings in one file, every tool reads this one
             names[canonical] = name
     if not names:
-        held = describe_contents(whole.tensors)
+        what = "" if whole.kind is None or whole.layout is not None else f"is {whole.kind}, and "
         raise CheckpointError(
-            f"{path}: holds no VAE{f' ({held})' if held else ''}; one has tensors "
+            f"{path}: {what}holds no VAE; one has tensors "
             f"{', '.join(f'{part}*' for part in _PARTS)}, alone or under {prefix}*"
         )
     foreign = next((name for name in names.values() if _DIFFUSERS.match(name.removeprefix(prefix))), None)

@@ -18,6 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scanner import RoundTripScanner
 
+from optimizer.checkpoints.near_names import TEXT_SUFFIXES, missing_file
 from optimizer.checkpoints.presence import is_file, is_folder, is_there
 from optimizer.errors import InputError
 
@@ -81,7 +82,7 @@ def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
     if is_folder(path):
         raise error(f"{path}: is a folder; a YAML file was expected")
     if not is_there(path):
-        raise error(f"{path}: no such file")
+        raise error(f"{path}: {missing_file(path, TEXT_SUFFIXES)}")
     data = read_text(path, error)
     try:
         text = data.decode("utf-8-sig")

@@ -104,9 +104,9 @@ def block_table(
 ) -> Table:
     """Similarities {row: {block: value in [-1, 1]}} in percent, with a total for each row (default: its mean).
 
-    Blocks are columns if that fits `width` characters, else lines. A block that a row lacks shows "-", one that has None
-    "unchanged", as a target may have it from the base. `ascii_only` is
-    for consoles whose encoding has no box characters: borders become + - |, and other letters are escaped.
+    Blocks are columns if that fits `width` characters, else lines. A block that a row lacks shows "-"; one that has
+    None shows "unchanged", as a target may have it from the base. `ascii_only` is for consoles whose encoding has no
+    box characters: borders become + - |, and other letters are escaped.
     """
     blocks = list(dict.fromkeys(block for scores in rows.values() for block in scores))
     lines: list[list[str]] = []

@@ -45,8 +45,8 @@ from optimizer.similarity import (
 )
 
 __all__ = [
-    "BlockCeiling",
     "CEILING_METRICS",
+    "BlockCeiling",
     "Ceiling",
     "Coefficient",
     "Identified",
@@ -253,7 +253,8 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
     }
     measures = dict.fromkeys(name for stage in study.stages for name, _ in stage.measured)
     unbounded = [name for name in measures if not METRICS[name].reads_statistics]
-    note = "; ".join(f"these are no bounds for {name}, which does not compare weights" for name in unbounded)
+    which = "which does not compare weights" if len(unbounded) == 1 else "which do not compare weights"
+    note = f"these are no bounds for {' and '.join(unbounded)}, {which}" if unbounded else ""
     spaces = {step: (_space(study.recipe, measured, step, blocks), blocks) for step, blocks in outputs.items()}
     identified = identify(list(spaces.values()))
     found = []

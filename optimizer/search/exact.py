@@ -212,9 +212,7 @@ class _Component:
             reached = [self._approach(start) for start in self._starts(random)]
             values = [self.value(point) for point in reached]
             # The first start is the starting values: what it leads to is kept if nothing is better.
-            best = next(
-                point for point, value in zip(reached, values, strict=True) if value >= max(values) - _EQUAL
-            )
+            best = next(point for point, value in zip(reached, values, strict=True) if value >= max(values) - _EQUAL)
             # Where much is unexplained Gauss-Newton steps come close slowly.
             best = self._better(self._ascend(best), best)
         if len(self._blocks) > 1:

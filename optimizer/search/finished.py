@@ -15,6 +15,7 @@ from optimizer.recipes import (
     load_recipe,
     locate,
     locate_models,
+    not_found,
     save_recipe,
     seen_from,
 )
@@ -226,9 +227,7 @@ def simplify_fit(study: Study, recipe: Recipe, measured: Measured, output: Path)
     as `simplify` does, or if `output` cannot be written.
     """
     path, statistics = study.folder / "best.yaml", measured.statistics
-    searches = [
-        search for search in noted_searches(recipe) if all(_reads(name) for name, _ in search.measured)
-    ]
+    searches = [search for search in noted_searches(recipe) if all(_reads(name) for name, _ in search.measured)]
     judging = _judging(recipe, [(stage.steps[-1], stage.blocks) for stage in study.stages])
     numbers = [Number(one.step, one.alpha, one.blocks) for stage in study.stages for one in stage.parameters]
     simplified = simplify(
@@ -419,7 +418,8 @@ def _split(
         if own:
             found.append((name, own))
     if left:
-        raise RecipeError(f"{where}.blocks: {left[0]} cannot be measured by {'+'.join(names)!r}")
+        blocks = recipe.layout.describe_blocks(left)
+        raise RecipeError(f"{where}.blocks: {blocks} cannot be measured by {'+'.join(names)!r}")
     return tuple(found)
 
 
@@ -593,8 +593,8 @@ def _target(
         f"{path}: fitted.target.file",
     )
     if found is None:
-        looked = ", ".join(map(str, folders))
-        raise InputError(f"{path}: fitted.target.file: {file!r} not found; looked in {looked}; name it (--target)")
+        missing = not_found(file, folders[0], folders[1:])
+        raise InputError(f"{path}: fitted.target.file: {missing}; name it (--target)")
     return found, file
 
 

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optimizer.checkpoints import HashCache, atomic_path, fingerprint, open_checkpoint
 from optimizer.checkpoints.layout import Layout
-from optimizer.checkpoints.presence import is_folder, is_there
+from optimizer.checkpoints.presence import is_file, is_folder, is_there
+from optimizer.checkpoints.reading import unfit
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.printable import printable
 from optimizer.recipes import (
@@ -18,10 +18,11 @@ from optimizer.recipes import (
     Model,
     Recipe,
     Step,
+    check_folders,
     checkpoints_below,
     checkpoints_in,
-    locate,
     locate_given,
+    named_at,
     recipe_as_data,
     seen_from,
 )
@@ -46,6 +47,8 @@ _BASES = tuple(
         r"(^|[^a-z])base($|[^a-z])",
     )
 )
+_KINDS = ("input", "middle", "output")
+_LISTED = 3  # files that a note names
 # Where the first trial is the exact optimum, and elsewhere.
 _FEW_TRIALS, _MANY_TRIALS = 8, 60
 
@@ -55,7 +58,9 @@ class FirstStudy:
     """What was written: `recipe` and `study` in `folder`, over `models` ({name: file as the recipe has it}).
 
     `base` is the model that differences are taken from, `tied` whether the alphas of a step are one number for each
-    kind of block. `notes` are sentences on what was chosen and what was left out.
+    kind of block, `closed` the blocks whose alphas are 0, since nothing could tell what they were. `needs_folders` is
+    whether a file is named so that it is found in the folders alone. `notes` are sentences on what was chosen and what
+    was left out.
     """
 
     folder: Path
@@ -68,6 +73,7 @@ class FirstStudy:
     steps: int
     free_alphas: int
     tied: bool
+    closed: tuple[str, ...]
     metric: str
     mode: str
     mapping: str
@@ -77,7 +83,7 @@ class FirstStudy:
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON takes them."""
         paths = {name: str(getattr(self, name)) for name in ("folder", "recipe", "study", "target")}
-        return {**vars(self), **paths, "notes": list(self.notes)}
+        return {**vars(self), **paths, "closed": list(self.closed), "notes": list(self.notes)}
 
 
 def first_study(
@@ -98,15 +104,22 @@ def first_study(
     `target`, `sources` and `base` are files, or names or hashes of some in `folders`. A folder among `sources` stands
     for the checkpoints in it but the target; those of another family are left out. Without `base` the source that is
     called like one is taken, else the first. The recipe begins with the base, and adds every other source by a step of
-    `mode` (add_difference or weight_sum), each alpha free on every block; `metric` is what the study scores by, and
-    `mapping` tells where `time_embed` and the VAE count: supermerger, mecha or model-mixer.
+    `mode` (add_difference or weight_sum), each alpha free on every block that can be scored: BASE is closed if the
+    target has no text encoder. `metric` is what the study scores by, and `mapping` tells where `time_embed` and the VAE
+    count: supermerger, mecha or model-mixer.
+
+    In both files, checkpoints are called as they were given: an absolute path stays one, and a name or hash that was
+    found in `folders` stays that. A path relative to the current folder is written as seen from `folder`, unless it
+    leads to the same file from there.
 
     Only the files' headers are read, and some bytes of each tensor, which tell that two files hold the same.
 
     Raises InputError, nothing written, for files that are missing, broken, of another family than the target, or the
-    target itself, for too few or too many sources, and for a folder that has a recipe or a study already.
+    target itself, for too few or too many sources, for `folders` that are missing, for a metric that can score nothing
+    of the target, and for a folder that has a recipe or a study already.
     """
     _check_options(metric, mode)
+    check_folders(folders, "--models")
     reader = _Reader(folders, hashes, progress)
     goal = reader.open(target, "TARGET")
     if mapping not in goal.layout.mappings:
@@ -121,13 +134,13 @@ def first_study(
         raise InputError(["SOURCE: no checkpoint is left of what was named", *notes])
     origin = _base_among(found, None if base is None else reader.alike(base, goal, "--base"), notes)
     others = [source for source in found if source.digest != origin.digest]
-    closed = {source.path: _closed(source, origin, goal, mapping) for source in others}
-    unfit = {path: blocks for path, blocks in closed.items() if len(blocks) == len(goal.layout.blocks)}
+    misfits = {source.path: _misfits(source, origin, goal, mapping) for source in others}
+    useless = {path: blocks for path, blocks in misfits.items() if len(blocks) == len(goal.layout.blocks)}
     notes += [
         f"left out: {path}: no block of it can be merged: {next(iter(blocks.values()))}"
-        for path, blocks in unfit.items()
+        for path, blocks in useless.items()
     ]
-    others = [source for source in others if source.path not in unfit]
+    others = [source for source in others if source.path not in useless]
     left_out = tuple(note for note in notes if note.startswith("left out: "))
     if not others:
         raise InputError(
@@ -137,25 +150,33 @@ def first_study(
         raise InputError(
             f"SOURCE: {len(others)} checkpoints; a recipe to start with has at most {MOST_SEARCHED}; leave some out"
         )
-    tied = len(others) * len(goal.layout.blocks) > MOST_JOINT
+    opened = _open_blocks(goal, (origin, *others), mapping)
+    closed = tuple(block for block in goal.layout.blocks if block not in opened)
+    why_closed = _why_closed(goal, closed) if closed else ""
+    if not set(METRICS[metric].sees(goal.layout)) & set(opened):
+        seen = goal.layout.describe_blocks(METRICS[metric].sees(goal.layout))
+        raise InputError(f"--metric: received {metric!r}, which sees {seen} alone; {why_closed}")
+    if closed:
+        notes.append(why_closed)
+    tied = len(others) * len(opened) > MOST_JOINT
     if tied:
         notes.append(
-            f"{len(others)} sources on {len(goal.layout.blocks)} blocks are more numbers than are searched at once "
+            f"{len(others)} sources on {len(opened)} blocks are more numbers than are searched at once "
             f"({MOST_JOINT}): each step has one for each kind of block (`tie: true`)"
         )
     notes += [
         f"{source.path.name}: no alpha on {goal.layout.describe_blocks(blocks)}: {next(iter(blocks.values()))}"
         for source in others
-        if (blocks := closed[source.path])
+        if (blocks := misfits[source.path])
     ]
     names = _names(origin, others)
-    called = [_file(folder, model.path, folders) for model in (goal, origin, *others)]
+    called = [_file(folder, model, folders) for model in (goal, origin, *others)]
     target_file, *files = (file for file, _ in called)
     recipe = Recipe(
         name=_plain(goal.path.stem),
         layout=goal.layout,
         models={name: Model(file) for name, file in zip(names, files, strict=True)},
-        steps=tuple(_steps(names, mode, goal.layout, [closed[one.path] for one in others], tied=tied)),
+        steps=tuple(_steps(names, mode, goal.layout, opened, closed, [misfits[one.path] for one in others], tied=tied)),
         output=f"TEMP{len(others)}",
         mapping=mapping,
     )
@@ -170,24 +191,34 @@ def first_study(
         steps=len(others),
         free_alphas=sum(1 if hole.tie else len(hole.blocks) for step in recipe.steps for hole in step.alpha.free),
         tied=tied,
+        closed=closed,
         metric=metric,
         mode=mode,
         mapping=mapping,
         needs_folders=any(by_name for _, by_name in called),
         notes=tuple(notes),
     )
-    _write(written, recipe, target_file)
+    _write(written, recipe, target_file, why_closed)
     return written
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A checkpoint that was looked into: `digest` is the fingerprint of its tensors, `shapes` those that can merge."""
+    """A checkpoint that was looked into, as it was `given` and where it was found.
 
+    `digest` is the fingerprint of its tensors, `scored` the names of those that count in similarities.
+    """
+
+    given: Path
     path: Path
     layout: Layout
     digest: str
     shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """The names of the tensors that count in similarities."""
+        return frozenset(name for name in self.shapes if self.layout.scores(name))
 
 
 class _Reader:
@@ -204,11 +235,11 @@ class _Reader:
         path = attempt(lambda: locate_given(given, self._folders, hashes=hashes, progress=progress), place)
         with attempt(lambda: open_checkpoint(path), place) as checkpoint:
             if checkpoint.layout is None:
-                raise CheckpointError(f"{place}: {path}: of no known family (blockfit inspect FILE tells more)")
+                raise CheckpointError(f"{place}: {path}: {unfit(checkpoint)}")
             layout = checkpoint.layout
             infos = {name: one for name, one in checkpoint.tensors.items() if layout.merges(name)}
             shapes = {name: one.shape for name, one in infos.items() if one.dtype.is_floating_point}
-            return _Opened(path, layout, fingerprint(checkpoint, hashes), shapes)
+            return _Opened(given, path, layout, fingerprint(checkpoint, hashes), shapes)
 
     def alike(self, given: Path, goal: _Opened, place: str) -> _Opened:
         """The same of one that has to go with the target, and may not be it."""
@@ -225,6 +256,7 @@ class _Reader:
         """All sources, each once; of a folder what goes with the target, the rest in `notes`."""
         found: dict[str, _Opened] = {}
         problems: list[str] = []
+        left_out: dict[str, list[Path]] = {}
         for source in given:
             listed = checkpoints_in(source) if is_folder(source) else None
             below = None if listed is None else _below(source, [goal.path, *given])
@@ -241,14 +273,21 @@ class _Reader:
                     if listed is None:
                         problems += error.problems
                     elif path.resolve() != goal.path.resolve():
-                        notes += [f"left out: {problem.removeprefix('SOURCE: ')}" for problem in error.problems]
+                        for problem in error.problems:
+                            left_out.setdefault(problem.removeprefix(f"SOURCE: {path}: "), []).append(path)
                     continue
                 if opened.digest in found:
                     notes.append(f"left out: {path}: holds the same as {found[opened.digest].path}")
                 found.setdefault(opened.digest, opened)
         if problems:
             raise InputError(problems)
+        notes += [f"left out: {_some(paths)}: {reason}" for reason, paths in left_out.items()]
         return list(found.values())
+
+
+def _some(paths: Sequence[Path]) -> str:
+    more = [f"{len(paths) - _LISTED} more"] if len(paths) > _LISTED else []
+    return ", ".join([*map(str, paths[:_LISTED]), *more])
 
 
 def _below(folder: Path, named: Sequence[Path]) -> str | None:
@@ -281,18 +320,38 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
     return found[0]
 
 
-def _file(folder: Path, path: Path, folders: Sequence[Path]) -> tuple[str, bool]:
-    """How a file is called from `folder`, and whether it is by a name to be found in `folders`.
+def _file(folder: Path, model: _Opened, folders: Sequence[Path]) -> tuple[str, bool]:
+    """How the files in `folder` call a checkpoint, and whether it is to be found in `folders` by that.
 
-    That is how it is called on another drive, if the name finds it; all else is relative to `folder`.
+    As it was given, if that leads to it from there. A relative path is given from the current folder, and what leads
+    elsewhere from `folder`, or nowhere, is written as seen from it; as an absolute path, where that is another drive.
     """
-    file = seen_from(folder.resolve(), path.resolve())
-    if Path(file).is_absolute():
-        with suppress(CheckpointError):  # several of this name
-            named = locate(path.name, folder, folders)
-            if named is not None and named.resolve() == path.resolve():
-                return path.name, True
-    return file, False
+    text = model.given.as_posix()
+    if model.given.is_absolute():
+        return text, False
+    there = named_at(text, folder)
+    if there is not None and there.samefile(model.path):
+        return text, False
+    if there is None and not is_file(model.given):
+        return text, True
+    # Links on the way to the file stay in its path; `..` leads upwards from where the folder really is.
+    return seen_from(folder.resolve(), model.path), False
+
+
+def _open_blocks(goal: _Opened, sources: Sequence[_Opened], mapping: str) -> tuple[str, ...]:
+    """The blocks that a merge can be scored on: of which the target and a source hold tensors of the same names."""
+    common = goal.scored & frozenset().union(*(source.scored for source in sources))
+    held = {goal.layout.block_of(name, mapping) for name in common}
+    return tuple(block for block in goal.layout.blocks if block in held)
+
+
+def _why_closed(goal: _Opened, closed: Sequence[str]) -> str:
+    encoder = any(name.startswith(goal.layout.encoder) for name in goal.scored)
+    reason = (
+        "the target and the sources have no tensors of it in common" if encoder else "the target has no text encoder"
+    )
+    shown = goal.layout.describe_blocks(closed)
+    return f"{shown} is closed (alpha 0): {reason}, so nothing tells what was merged there"
 
 
 def _names(origin: _Opened, others: Iterable[_Opened]) -> list[str]:
@@ -312,7 +371,7 @@ def _plain(stem: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", stem)[:100].strip("-.") or "model"
 
 
-def _closed(source: _Opened, base: _Opened, goal: _Opened, mapping: str) -> dict[str, str]:
+def _misfits(source: _Opened, base: _Opened, goal: _Opened, mapping: str) -> dict[str, str]:
     """The blocks that `source` cannot be merged in, each with a tensor that it or the target has in another shape."""
     layout = goal.layout
     found: dict[str, str] = {}
@@ -329,27 +388,39 @@ def _closed(source: _Opened, base: _Opened, goal: _Opened, mapping: str) -> dict
 
 
 def _steps(
-    names: Sequence[str], mode: str, layout: Layout, closed: Sequence[Collection[str]], *, tied: bool
+    names: Sequence[str],
+    mode: str,
+    layout: Layout,
+    opened: Sequence[str],
+    closed: Sequence[str],
+    misfits: Sequence[Collection[str]],
+    *,
+    tied: bool,
 ) -> Iterator[Step]:
+    """A step for each model but the base, free on `opened` blocks but for its misfits."""
     base, *others = names
     before = base
-    for number, (name, without) in enumerate(zip(others, closed, strict=True), 1):
-        blocks = tuple(block for block in layout.blocks if block not in without)
-        alpha = Alpha(free=_kinds(layout, blocks) if tied else (Free(0, 1, blocks),) if blocks else ())
+    for number, (name, without) in enumerate(zip(others, misfits, strict=True), 1):
+        blocks = tuple(block for block in opened if block not in without)
+        alpha = Alpha(dict.fromkeys(closed, 0.0), _holes(layout, blocks, tied=tied))
         yield Step(f"TEMP{number}", mode, before, name, base if mode == "add_difference" else None, alpha)
         before = f"TEMP{number}"
 
 
-def _kinds(layout: Layout, among: Sequence[str]) -> tuple[Free, ...]:
-    """A number each for the text encoder, the input blocks, the middle and the output blocks, as far as `among`."""
-    kinds = [layout.parse_blocks(text) for text in ("input", "middle", "output")]
-    rest = tuple(block for block in layout.blocks if not any(block in kind for kind in kinds))
-    groups = (tuple(block for block in kind if block in among) for kind in (rest, *kinds))
-    return tuple(Free(0, 1, blocks, tie=len(blocks) > 1) for blocks in groups if blocks)
+def _holes(layout: Layout, blocks: tuple[str, ...], *, tied: bool) -> tuple[Free, ...]:
+    """An alpha for each of `blocks`; tied, one each for the text encoder, the input blocks, the middle, the outputs."""
+    if not tied:
+        return (Free(0, 1, blocks),) if blocks else ()
+    groups = [tuple(block for block in layout.parse_blocks(text) if block in blocks) for text in _KINDS]
+    rest = tuple(block for block in blocks if not any(block in group for group in groups))
+    return tuple(Free(0, 1, group, tie=len(group) > 1) for group in (rest, *groups) if group)
 
 
-def _write(first: FirstStudy, recipe: Recipe, target_file: str) -> None:
-    texts = {first.recipe: _recipe_text(first, recipe), first.study: _study_text(first, recipe.layout, target_file)}
+def _write(first: FirstStudy, recipe: Recipe, target_file: str, closed: str) -> None:
+    texts = {
+        first.recipe: _recipe_text(first, recipe, closed),
+        first.study: _study_text(first, recipe.layout, target_file),
+    }
     try:
         first.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -359,16 +430,18 @@ def _write(first: FirstStudy, recipe: Recipe, target_file: str) -> None:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _recipe_text(first: FirstStudy, recipe: Recipe) -> str:
+def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
+    """The text of recipe.yaml; `closed` tells which blocks are not free, and why, "" if all are."""
     data = recipe_as_data(recipe)
     sums = {
         "add_difference": "A step adds what makes a model different from the base, times its alpha",
         "weight_sum": "A step goes from what is there so far towards the next model, as far as its alpha says",
     }
+    every = "Every other block" if closed else "Every block"
     freedom = (
         ["One alpha for each kind of block (tie), as there are many models; for one a block: alpha: {search: [0, 1]}."]
         if first.tied
-        else ["Every block has an alpha of its own, between 0 and 1; for a single one: {search: [0, 1], tie: true}."]
+        else [f"{every} has an alpha of its own, between 0 and 1; for a single one: {{search: [0, 1], tie: true}}."]
     )
     return "".join(
         (
@@ -385,6 +458,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe) -> str:
             "\n",
             _comment(
                 f"The order is a guess. {sums[first.mode]}.",
+                *([f"{closed}."] if closed else []),
                 *freedom,
                 "What you know, write down: a number, 26 of them, or {OUT03-OUT11: {search: [0, 1]}, M00: 0.5}.",
             ),
@@ -408,9 +482,8 @@ def _study_text(first: FirstStudy, layout: Layout, target_file: str) -> str:
         stage["elsewhere"] = DEFAULT_METRIC
         said += [f"{first.metric} sees {layout.describe_blocks(seen)}; `elsewhere` scores the other blocks."]
     if first.metric == DEFAULT_METRIC:
-        said += [
-            f"To go by what the layers do, as the article did: metric: attention, elsewhere: {DEFAULT_METRIC}, trials: 60."
-        ]
+        other = f"metric: attention, elsewhere: {DEFAULT_METRIC}, trials: {_MANY_TRIALS}"
+        said += [f"To go by what the layers do, as the article did: {other}."]
     stage |= {"strategy": "joint", "trials": _FEW_TRIALS if exact else _MANY_TRIALS}
     return "".join(
         (

@@ -9,7 +9,11 @@ __all__ = ["noted_scores"]
 
 
 def noted_scores(
-    scores: Mapping[str, float], *, unchanged: Sequence[str] = (), pooled: float | None = None, order: Sequence[str] = ()
+    scores: Mapping[str, float],
+    *,
+    unchanged: Sequence[str] = (),
+    pooled: float | None = None,
+    order: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Similarities {block: value} as recipes hold them, with their total; `unchanged` blocks without a value.
 

@@ -140,8 +140,8 @@ class Simplified:
     """A simpler `recipe`, what each block explained `before` (what losses count from) and explains `after`.
 
     Both are {block: share, at most 1 and not clipped}, of the blocks that were judged and that the target has changed.
-    `totals` are similarities by name, (before, after) in [-1, 1]; `scored` says where they are measured now: a step that was dropped
-    gave its place to its input a. Where that is a model, nothing is left to score, and `scored` lacks it.
+    `totals` are similarities by name, (before, after) in [-1, 1]; `scored` says where they are measured now: a step that
+    was dropped gave its place to its input a. Where that is a model, nothing is left to score, and `scored` lacks it.
     `distinct` is how many different numbers the recipe's alphas have, before and after.
     """
 
@@ -211,8 +211,8 @@ def simplify(
 
     First all numbers go to the finest grid, so that what follows cannot spend what may be lost and leave them crooked;
     if that is possible. Then, the smallest loss first: sources are dropped, then steps, then single numbers set to 0,
-    whole alphas put on the coarsest grid that works, then single numbers, and last, where it changes nothing, made equal
-    to the next block's.
+    whole alphas put on the coarsest grid that works, then single numbers, and last, where it changes nothing, made
+    equal to the next block's.
 
     Raises RecipeError for a recipe with free alphas, and for a share or a tolerance below 0.
     """
@@ -221,9 +221,7 @@ def simplify(
             raise RecipeError(f"{name}: received {given_number:g}; must be a number from 0 up, such as 0.05")
     check_finished(recipe)
     blocks = {one.step: (*one.metric.blocks, *one.metric.unchanged) for one in judged}
-    given = tuple(
-        default_numbers(recipe, blocks) if numbers is None else _judged_numbers(recipe, numbers, blocks)
-    )
+    given = tuple(default_numbers(recipe, blocks) if numbers is None else _judged_numbers(recipe, numbers, blocks))
     judges = [_Judge.of(one, recipe, share, tolerance, groups, sources) for one in judged]
     before = {block: share for judge in judges for block, share in judge.shares(recipe).items()}
     before |= {block: share for one in judged for block, share in (one.reference or {}).items() if block in before}

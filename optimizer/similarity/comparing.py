@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Layout, layout_names, open_checkpoint
+from optimizer.checkpoints import Layout, open_checkpoint
+from optimizer.checkpoints.reading import unfit
 from optimizer.errors import CheckpointError, InputError
 from optimizer.recipes import warn_of_compared
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison
@@ -135,7 +136,8 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
     wanted = layout.parse_blocks(text)
     if unseen := [block for block in wanted if block not in visible]:
         raise InputError(
-            f"--blocks: {', '.join(unseen)} cannot be measured by {metric!r}; it sees {layout.describe_blocks(visible)}"
+            f"--blocks: {layout.describe_blocks(unseen)} cannot be measured by {metric!r}; it sees "
+            f"{layout.describe_blocks(visible)}"
         )
     return wanted
 
@@ -143,8 +145,7 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
 def _layout_of(path: Path) -> Layout:
     with open_checkpoint(path) as checkpoint:
         if checkpoint.layout is None:
-            known = ", ".join(layout_names())
-            raise CheckpointError(f"{path}: its layout is not known; blockfit knows {known}")
+            raise CheckpointError(f"{path}: {unfit(checkpoint)}")
         return checkpoint.layout
 
 

@@ -28,6 +28,8 @@ __all__ = ["Comparison", "open_comparison", "open_recipe_comparison"]
 
 Progress = Callable[[str, int, int], None]
 
+_MOST_PROBLEMS = 8  # tensors of other shapes that are named
+
 
 def _silent(what: str, done: int, total: int) -> None:
     pass
@@ -88,13 +90,15 @@ class Comparison:
         parts = [part for part in self.parts if part.scored and part.block in wanted]
         held = tuple(part for part in parts if part.held_by(self.target))
         problems = [problem for part in parts if (problem := self.misfit(part)) is not None]
-        problems += [
-            f"{self.target.path}: holds no tensor of {block} that a source holds too, so {block} cannot be scored"
-            for block in wanted
-            if not any(part.block == block for part in held)
-        ]
+        if len(problems) > _MOST_PROBLEMS:
+            problems[_MOST_PROBLEMS:] = [f"{self.target.path}: ... and {len(problems) - _MOST_PROBLEMS} more tensors"]
+        if missing := [block for block in wanted if not any(part.block == block for part in held)]:
+            blocks = self.layout.describe_blocks(missing)
+            problems.append(
+                f"{self.target.path}: holds no tensor of {blocks} that a source holds too, so {blocks} cannot be scored"
+            )
         if problems:
-            raise CheckpointError(problems[:8])
+            raise CheckpointError(problems)
         return held
 
     def misfit(self, part: Part) -> str | None:

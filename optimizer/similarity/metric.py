@@ -248,7 +248,8 @@ def build_metric(
     unseen = [block for block in blocks if block not in visible]
     if unseen:
         raise StudyError(
-            f"{unseen[0]} cannot be measured by {name!r}; it sees {comparison.layout.describe_blocks(visible)}"
+            f"{comparison.layout.describe_blocks(unseen)} cannot be measured by {name!r}; it sees "
+            f"{comparison.layout.describe_blocks(visible)}"
         )
     if kind.needs_base and comparison.base is None:
         raise StudyError(f"metric {name!r} needs a base, the model that differences are taken from")

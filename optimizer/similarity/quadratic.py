@@ -192,7 +192,7 @@ class ExplainedMetric(QuadraticMetric):
         self.difference = self.per_block(self._differences)
 
     def pooled(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """The share of all blocks together, their squares summed first: float64 [n], in [-1, 1]; NaN without a block."""
+        """The share of all blocks together, their squares summed first: float64 [n] in [-1, 1]; NaN without a block."""
         linear, quadratic = self.moments(coefficients)
         left = (quadratic - 2 * linear + self.target).clamp_min(0).sum(dim=-1)
         return self.clip(1 - left / self.difference.sum())

@@ -7,8 +7,8 @@ a candidate with the target, or with itself, follows from those of the vectors
 
 Finetunes agree with their base to 3-5 digits: products of the raw tensors would cancel away what is to be fitted.
 
-A tensor that is the reference's, rounded to a narrower dtype, counts as the reference's: what rounding has done to it is
-no difference that a merge could explain, and no direction that it could go.
+A tensor that is the reference's, rounded to a narrower dtype, counts as the reference's: what rounding has done to it
+is no difference that a merge could explain, and no direction that it could go.
 """
 
 import os

@@ -30,8 +30,8 @@ _MOST_KINDS = 100
 class Verified:
     """One step of a recipe, measured: similarities in [-1, 1] by block, and what was expected of them.
 
-    `not_measurable` are the blocks that the metric cannot see, or that the target has unchanged from the base so that it
-    sees nothing there; `expected` is None where nothing was reported.
+    `not_measurable` are the blocks that the metric cannot see, or that the target has unchanged from the base so that
+    it sees nothing there; `expected` is None where nothing was reported.
     """
 
     step: str
@@ -86,10 +86,13 @@ def verify(
     standard = Expected((), metric=DEFAULT_METRIC)
     reported = {step.name: step.expect for step in recipe.steps}
     wanted = {name: expect or standard for name, expect in reported.items()}
+    unknown: dict[str, list[str]] = {}
+    for name, expect in wanted.items():
+        if expect.metric not in METRICS:
+            unknown.setdefault(expect.metric, []).append(f"steps.{name}.expect.metric")
     problems = [
-        f"steps.{name}.expect.metric: received {expect.metric!r}; there are {', '.join(METRICS)}"
-        for name, expect in wanted.items()
-        if expect.metric not in METRICS
+        f"{', '.join(places)}: received {metric!r}; there are {', '.join(METRICS)}"
+        for metric, places in unknown.items()
     ]
     needing = [
         name for name, expect in wanted.items() if expect.metric in METRICS and METRICS[expect.metric].needs_base
@@ -122,9 +125,7 @@ def verify(
     return tuple(found[step.name] for step in recipe.steps)
 
 
-def _alike(
-    wanted: Mapping[str, Expected], layout: Layout
-) -> dict[tuple[str, int, tuple[str, ...]], list[str]]:
+def _alike(wanted: Mapping[str, Expected], layout: Layout) -> dict[tuple[str, int, tuple[str, ...]], list[str]]:
     """The steps that are measured alike, {(metric, seed, blocks): steps}."""
     found: dict[tuple[str, int, tuple[str, ...]], list[str]] = {}
     for name, expect in wanted.items():

@@ -142,13 +142,17 @@ def test_noise_schedule(tmp_path, write_sd1):
 
 
 def test_unknown_layout(tmp_path):
-    """A file of another family is described as far as its names tell, without blocks."""
-    save_file({"conditioner.x": torch.ones(2)}, tmp_path / "a.safetensors")
+    """A file of another kind is described as far as its names tell, without blocks."""
+    save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "a.safetensors")
 
     found = inspect_checkpoint(tmp_path / "a.safetensors")
 
-    assert (found.layout, found.blocks) == (None, {})
-    assert found.unusual == ("unknown layout: it holds conditioner.* keys, as SDXL has",)
+    assert (found.layout, found.blocks, found.kind.name) == (None, {}, "embedding")
+    (sentence,) = found.unusual
+    assert sentence == (
+        "no known layout: must be a checkpoint of Stable Diffusion 1.x (layout sd1); it is loaded beside a checkpoint "
+        "and is no part of it"
+    )
 
 
 def test_quick(tmp_path, write_sd1):

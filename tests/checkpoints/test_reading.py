@@ -192,28 +192,21 @@ class TestLayouts:
         assert repr(TEXT + "encoder.x.bias") in line
         assert repr(OLD_TEXT + "encoder.x.bias") in line
 
-    @pytest.mark.parametrize(
-        ("name", "said"),
-        [
-            ("conditioner.embedders.0.x", "it holds conditioner.* keys, as SDXL has"),
-            ("cond_stage_model.model.ln_final.weight", "it holds cond_stage_model.model.* keys, as SD 2.x has"),
-            ("lora_unet_down.weight", "it holds lora_* keys, as a LoRA has"),
-            ("whatever", "it lacks 'model.diffusion_model.input_blocks.0.0.weight'"),
-        ],
-    )
-    def test_other_layout(self, tmp_path, name, said):
-        """A file of another family is refused with the expected layout and what the file is instead."""
-        save_file({name: torch.ones(1)}, tmp_path / "a.safetensors")
+    def test_other_layout(self, tmp_path):
+        """A file without the tensors of the layout is refused, with the first that it lacks."""
+        save_file({"whatever": torch.ones(1)}, tmp_path / "a.safetensors")
 
         line = problem(tmp_path / "a.safetensors", load_layout("sd1"))
 
-        assert line.startswith(f"not Stable Diffusion 1.x (layout sd1): {said}")
+        assert line.endswith("but it lacks 'model.diffusion_model.input_blocks.0.0.weight', which is part of "
+                             "Stable Diffusion 1.x")  # fmt: skip
 
-    def test_sdxl_that_holds_all_of_sd1(self, tmp_path, write_sd1):
-        """Keys that another family alone has outweigh those that are there."""
-        write_sd1(tmp_path / "a.safetensors", overrides={"conditioner.embedders.1.x": torch.ones(1)})
+    def test_names_of_another_family(self, tmp_path, write_sd1):
+        """Names that another family alone has outweigh those that are there."""
+        label = "model.diffusion_model.label_emb.0.0.weight"
+        write_sd1(tmp_path / "a.safetensors", overrides={label: torch.ones(1, 2816)})
 
-        assert "as SDXL has" in problem(tmp_path / "a.safetensors", load_layout("sd1"))
+        assert "must be a checkpoint of Stable Diffusion 1.x" in problem(tmp_path / "a.safetensors", load_layout("sd1"))
         with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
             assert checkpoint.layout is None
 
@@ -225,45 +218,29 @@ class TestBrokenFiles:
         """A missing file is called that."""
         assert problem(tmp_path / "a.safetensors") == "no such file"
 
-    @pytest.mark.parametrize("asked", ["open1.1.ckpt", "open1.1"])
+    @pytest.mark.parametrize("asked", ["open1.1.ckpt", "open1.1", "Open1.1.safetensors"])
     def test_missing_with_sibling(self, tmp_path, asked):
-        """If the same name exists with another extension, it is mentioned; dots in names do no harm."""
+        """If the same name exists with another extension or case, it is mentioned; dots in names do no harm."""
         (tmp_path / "open1.1.safetensors").write_bytes(b"x")
 
         assert problem(tmp_path / asked) == "no such file, but 'open1.1.safetensors' is there"
 
-    def test_folder(self, tmp_path):
-        """A folder is called that, and a diffusers folder is recognised."""
-        assert problem(tmp_path) == "a folder; give a single checkpoint file"
-        (tmp_path / "model_index.json").write_text("{}")
-        assert "a folder in diffusers format" in problem(tmp_path)
+    def test_missing_with_near_names(self, tmp_path):
+        """Files with nearly that name are offered, three at most; a folder that is missing is called missing."""
+        for name in ("dreamshaper_8.safetensors", "DreamShaper 7.ckpt", "dreamshaper_6.pt", "dreamy.pt", "other.ckpt"):
+            (tmp_path / name).write_bytes(b"x")
+
+        assert problem(tmp_path / "dreamshper_8.safetensors") == (
+            "no such file; did you mean 'dreamshaper_8.safetensors', 'DreamShaper 7.ckpt' or 'dreamshaper_6.pt'?"
+        )
+        assert problem(tmp_path / "x.safetensors") == "no such file"
+        assert problem(tmp_path / "gone" / "x.ckpt") == f"no such file: there is no folder {tmp_path / 'gone'}"
 
     def test_empty(self, tmp_path):
         """An empty file is called that."""
         (tmp_path / "a.ckpt").touch()
 
         assert problem(tmp_path / "a.ckpt") == "the file is empty (0 bytes)"
-
-    @pytest.mark.parametrize(
-        ("content", "said"),
-        [
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-            (b"\n <!DOCTYPE html><html>", "web page"),
-            (b'{"error": "Unauthorized"}', "server's error message"),
-            (b"GGUF\x03\0\0\0", "GGUF"),
-            (bytes(4096), "interrupted download"),
-            (b"cos\nsystem\n(S'touch x'\ntR.", "cos\\nsystem"),
-            (b"a", "begins with 'a'"),
-        ],
-    )
-    def test_not_a_checkpoint(self, tmp_path, content, said):
-        """Something else saved as .safetensors is named by how it begins and what it looks like."""
-        (tmp_path / "a.safetensors").write_bytes(content)
-
-        line = problem(tmp_path / "a.safetensors")
-
-        assert line.startswith("not a checkpoint: it begins with ")
-        assert said in line
 
     @pytest.mark.parametrize("kept", [9, 100, -1])
     def test_truncated_safetensors(self, tmp_path, write_sd1, kept):
@@ -274,7 +251,9 @@ class TestBrokenFiles:
 
         line = problem(tmp_path / "a.safetensors")
 
-        assert re.search(rf"truncated: its header says [\d,]+ bytes, the file has {len(content):,};", line)
+        assert re.search(
+            rf"truncated: its header says [\d,]+ bytes, the file has {len(content):,}; [\d,]+ are missing", line
+        )
 
     @pytest.mark.parametrize("new", [True, False])
     @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])

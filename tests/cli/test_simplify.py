@@ -172,7 +172,11 @@ def test_another_target_and_other_inputs_are_told(best, run, folder):
         ("done.yaml", ("--tolerance", "nan"), ["--tolerance: received nan"]),
         ("done.yaml", (), ["done.yaml: fitted.target: missing", "--target"]),
         ("done.yaml", ("--target", "nowhere.safetensors"), ["nowhere.safetensors"]),
-        ("done.yaml", ("--target", "TARGET", "--metric", "beauty"), ["--metric: received 'beauty'; there are explained"]),
+        (
+            "done.yaml",
+            ("--target", "TARGET", "--metric", "beauty"),
+            ["--metric: received 'beauty'; there are explained"],
+        ),
         ("done.yaml", ("--target", "TARGET", "--base", "z"), ["--base: received 'z'; the recipe's models are x, y"]),
         ("done.yaml", ("--target", "TARGET", "--metric", "delta"), ["done.yaml: delta needs a base", "--base"]),
         ("done.yaml", ("--target", "TARGET", "-o", "SELF"), ["is the recipe itself; write to another file"]),

@@ -238,11 +238,15 @@ def test_diffusers_names(folder, vae, name, prefix):
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"lora_unet_x.alpha": torch.ones(1)}, ["holds no VAE", "lora_", "encoder.*", PREFIX]),
+        ({"lora_unet_x.lora_up.weight": torch.ones(1, 1)}, ["is a LoRA", "holds no VAE", "encoder.*", PREFIX]),
         ({"x": torch.ones(1)}, ["holds no VAE"]),
         (
-            {"conditioner.x": torch.ones(1), "model.diffusion_model.x": torch.ones(1), PREFIX + IN: torch.ones(1)},
-            ["SDXL", "Stable Diffusion 1.x"],
+            {
+                "model.diffusion_model.joint_blocks.0.context_block.x": torch.ones(1),
+                "text_encoders.clip_l.x": torch.ones(1),
+                PREFIX + IN: torch.ones(1),
+            },
+            ["is a Stable Diffusion 3 medium checkpoint", "give a VAE of Stable Diffusion 1.x"],
         ),
         ({"model.diffusion_model.x": torch.ones(1), PREFIX + IN: torch.ones(1)}, ["another family"]),
     ],

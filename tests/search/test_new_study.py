@@ -193,7 +193,10 @@ def test_a_model_that_is_missing(here: Path, recipe: Recipe) -> None:
     with pytest.raises(InputError) as raised:
         new_study(recipe, "target.safetensors", "mine", folders=["models"])
     assert raised.value.problems == (
-        "new_study: recipe: models.y.file: 'models/y.safetensors' not found; looked in ., mine, models",
+        (
+            "new_study: recipe: models.y.file: 'models/y.safetensors' not found; looked in ., mine (no such folder), "
+            "models"
+        ),
     )
 
 

@@ -117,7 +117,7 @@ def test_steps_that_do_not_lead_to_the_last(write_study, planted):
     """Further passes score the last step, so every step must lead to it."""
     text = FREE + FREE.splitlines(keepends=True)[0].replace("name: T1", "name: APART")
     load_study(write_study(text, stage(), planted))
-    with pytest.raises(StudyError, match="'T1' does not lead to 'APART', which further passes score"):
+    with pytest.raises(StudyError, match="'T1', 'T2', 'T3' do not lead to 'APART', which further passes score"):
         load_study(write_study(text, stage(passes=2), planted))
 
 

@@ -1,4 +1,4 @@
-"""What `init` writes finds planted merges again, coefficient by coefficient, and the rounded recipe is the planted one."""
+"""What `init` writes finds planted merges again, coefficient by coefficient; rounded, the recipe is the planted one."""
 
 import itertools
 import json
@@ -16,9 +16,7 @@ from optimizer.search.first_study import first_study
 
 BLOCKS = load_layout("sd1").blocks
 # By part, as people choose alphas: the text encoder, inputs, the middle, outputs.
-PARTS = {
-    block: 0.7 if block == "BASE" else 0.0 if block < "M" else 0.3 if block == "M00" else 0.5 for block in BLOCKS
-}
+PARTS = {block: 0.7 if block == "BASE" else 0.0 if block < "M" else 0.3 if block == "M00" else 0.5 for block in BLOCKS}
 MORE = {block: (0.1, 0.25, 0.4, 0.0)[place % 4] for place, block in enumerate(BLOCKS)}
 
 
@@ -65,9 +63,7 @@ def target(family):
         if not path.exists():
             steps, _ = PLANTED[case]
             merged = merge_by_steps(steps, tensors)[steps[-1]["name"]]
-            save_file(
-                {n: (v.to(dtype) if v.is_floating_point() else v).contiguous() for n, v in merged.items()}, path
-            )
+            save_file({n: (v.to(dtype) if v.is_floating_point() else v).contiguous() for n, v in merged.items()}, path)
         return path
 
     return write

@@ -32,7 +32,9 @@ def family(tmp_path_factory, write_sd1, sd1_tensors):
 
 def squared(one, other, block):
     """|one - other|^2 over the block's tensors that score, in float64."""
-    names = [name for name in merged_names(one) if block_of(name) == block and not name.startswith("first_stage_model.")]
+    names = [
+        name for name in merged_names(one) if block_of(name) == block and not name.startswith("first_stage_model.")
+    ]
     return sum(float((one[name].double() - other[name].double()).square().sum()) for name in names)
 
 
@@ -133,7 +135,7 @@ def test_tensors_that_the_base_lacks(family, tmp_path, write_sd1):
 
 
 def test_compare(family, tmp_path, capsys):
-    """With a base `compare` tells what is explained, null where the target is the base; without, the article's table."""
+    """With a base `compare` tells what is explained, null where nothing changed; without, the article's table."""
     folder, tensors = family
     mixed = {n: (tensors["base"][n] if n.startswith(MIDDLE) else v).clone() for n, v in tensors["target"].items()}
     save_file(mixed, tmp_path / "mixed.safetensors")
@@ -174,7 +176,10 @@ def test_rounding_is_no_change(family, tmp_path, sd1_tensors, write_sd1):
     mixed = {n: (tensors["base"][n] if n.startswith(MIDDLE) else v) for n, v in tensors["target"].items()}
     halved = {n: (v.half() if v.is_floating_point() else v).contiguous() for n, v in mixed.items()}
     source = {n: (tensors["base"][n] if n.startswith(MIDDLE) else v) for n, v in tensors["x"].items()}
-    for name, made in (("target", halved), ("x", {n: v.half() if v.is_floating_point() else v for n, v in source.items()})):
+    for name, made in (
+        ("target", halved),
+        ("x", {n: v.half() if v.is_floating_point() else v for n, v in source.items()}),
+    ):
         save_file({n: v.contiguous() for n, v in made.items()}, tmp_path / f"{name}.safetensors")
     near = {**halved, f"{MIDDLE}0.in_layers.0.bias": halved[f"{MIDDLE}0.in_layers.0.bias"] + 1e-2}
     save_file(near, tmp_path / "near.safetensors")

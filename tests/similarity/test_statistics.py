@@ -243,3 +243,24 @@ def test_a_file_that_changes_while_a_card_is_fed(kin, tmp_path, monkeypatch):
         changing.write_bytes(b"something else")
         with pytest.raises(CheckpointError, match=r"x\.safetensors: was changed while it was being read"):
             grams_on_card(comparison, parts, torch.device("cpu"), threads=2)
+
+
+def test_blocks_of_which_the_target_holds_nothing(tmp_path, write_sd1):
+    """Blocks that the target lacks are named in one line, as a list."""
+    write_sd1(tmp_path / "x.safetensors")
+    layers = [
+        f"model.diffusion_model.{name}" for name in ("input_blocks.1.0.", "input_blocks.2.0.", "output_blocks.0.")
+    ]
+    blocks = [f"model.diffusion_model.input_blocks.{n}.1." for n in (1, 2)]
+    write_sd1(tmp_path / "bare.safetensors", drop=[*layers, *blocks])
+
+    with (
+        open_comparison(LAYOUT, {"x": tmp_path / "x.safetensors"}, tmp_path / "bare.safetensors") as comparison,
+        pytest.raises(CheckpointError) as caught,
+    ):
+        measure_statistics(comparison, LAYOUT.blocks)
+
+    (problem,) = caught.value.problems
+    assert problem.endswith(
+        "holds no tensor of IN01-IN02,OUT00 that a source holds too, so IN01-IN02,OUT00 cannot be scored"
+    )

@@ -130,8 +130,14 @@ def test_expectations_by_other_metrics(tmp_path, write_sd1, sd1_tensors):
     assert measured("delta", base="a") == pytest.approx(float(cosine(merged - base, goal - base, dim=0)), abs=1e-9)
     with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: delta needs a base; name it \(--base\)"):
         measured("delta")
-    with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: received 'beauty'; there are explained, delta, weights"):
+    with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: received 'beauty'; there are explained, delta"):
         measured("beauty")
+    again = text.replace("METRIC", "beauty").replace("name: T,", "name: U,").split("steps:")[1]
+    path.write_text(text.replace("METRIC", "beauty") + again, "utf-8")
+    with pytest.raises(
+        RecipeError, match=r"^steps\.T\.expect\.metric, steps\.U\.expect\.metric: received 'beauty'; .*$"
+    ):
+        verify(load_recipe(path), paths, tmp_path / "target.safetensors")
 
 
 def test_a_missing_source(sources, capsys, tmp_path):

@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from optimizer.reports.tables import percent
 from optimizer.search import Ceiling, Found, NotedSpread, SearchResult, Stage
+from optimizer.search.space import described_alphas
 from optimizer.similarity import METRICS
 
 __all__ = ["Remark", "remarks"]
@@ -133,10 +134,12 @@ def _limits(found: Found, ceilings: Mapping[str, Ceiling]) -> Iterator[Remark]:
             f"The {identified.alphas} free alphas move the sources' coefficients in {identified.rank} directions only: "
             "many sets of alphas make the same merge. Compare coefficients, not alphas."
         )
+        layout = found.result.study.recipe.layout
         if identified.trade_off:
-            text += f" These trade off against each other: {_some(identified.trade_off)}."
+            text += f" These trade off against each other: {_some(described_alphas(identified.trade_off, layout))}."
         if identified.idle:
-            text += f" These have no effect on any block that is scored: {_some(identified.idle)}."
+            idle = _some(described_alphas(identified.idle, layout))
+            text += f" These have no effect on any block that is scored: {idle}."
         yield Remark("Not every alpha is determined", text)
     if "delta" in ceilings:
         yield from _scale(found, ceilings["delta"])

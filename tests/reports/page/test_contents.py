@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from optimizer.cli import main
 from optimizer.errors import InputError
-from optimizer.reports import write_report
+from optimizer.reports import ceiling_tables, write_report
 from optimizer.reports.page.remarks import remarks
 from optimizer.search import FitEvents, FitResult, Identified, fit, found_ceilings, found_result, load_study
 
@@ -163,14 +163,16 @@ def test_alphas_that_trade_off(folder: Path) -> None:
     """Where the coefficients do not determine every alpha, the rank and the alphas that trade off are told."""
     found = found_result(load_study(folder, with_files=False))
     ceiling = found_ceilings(folder)[0][-1]
-    loose = replace(ceiling, identified=Identified(3, 5, ("A.OUT03", "B.OUT03"), ("C.IN00",)))
+    loose = replace(ceiling, identified=Identified(3, 5, ("A.OUT03", "B.OUT03", "A.OUT04"), ("C.IN00",)))
 
     texts = {one.heading: one.text for one in remarks(found, {"delta": loose}, "blockfit fit study")}
 
     told = texts["Not every alpha is determined"]
     assert "The 5 free alphas move the sources' coefficients in 3 directions only" in told
-    assert "These trade off against each other: A.OUT03, B.OUT03." in told
+    assert "These trade off against each other: A.OUT03-OUT04, B.OUT03." in told
     assert "no effect on any block that is scored: C.IN00." in told
+    printed = "".join(str(part) for part in ceiling_tables(loose, found.result.study.recipe.layout))
+    assert "These trade off against each other: A.OUT03-OUT04, B.OUT03." in printed
 
 
 def test_reproducing(folder: Path, page: Page) -> None:
