@@ -15,6 +15,7 @@ from optimizer.checkpoints.fingerprints import (
 from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
+from optimizer.checkpoints.links import check_output, open_in_place, refuse_links, study_folder_of
 from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of, stored_part
 from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
 from optimizer.checkpoints.reading import (
@@ -47,6 +48,7 @@ __all__ = [
     "TensorInfo",
     "TensorSpec",
     "atomic_path",
+    "check_output",
     "check_unchanged",
     "check_writable",
     "default_cache_folder",
@@ -61,14 +63,17 @@ __all__ = [
     "load_tokenizer",
     "name_and_hash",
     "open_checkpoint",
+    "open_in_place",
     "parsed",
     "pipeline_folder",
     "pipeline_of",
     "read_provenance",
+    "refuse_links",
     "replace_text",
     "safetensors_writer",
     "sha256",
     "short_hash",
     "stored_part",
+    "study_folder_of",
     "write_safetensors",
 ]

@@ -206,10 +206,11 @@ def merge(
     """
     import torch
 
-    from optimizer.checkpoints import open_checkpoint
+    from optimizer.checkpoints import check_output, open_checkpoint
     from optimizer.recipes import folders_of, load_recipe, locate_models
     from optimizer.recipes import merge as merge_files
 
+    check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
     name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: --step").name
     files = {source: loaded.models[source].file for source in loaded.sources(name)}

@@ -64,12 +64,13 @@ def import_recipe(
 
     With --json one object: steps and models (their names), output (the step), warnings, not_understood (lines).
     """
-    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, open_checkpoint
+    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, check_output, open_checkpoint
     from optimizer.recipes import import_text, recipe_from_metadata, save_recipe
 
     not_understood: tuple[str, ...] = ()
     with reading() as progress:
         source = checkpoint_finder(models, progress)(source)
+    check_output(output, beside=source)
     if output.resolve() == source.resolve():
         raise InputError(f"{output}: is what the recipe is read from; write to another file")
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
@@ -123,10 +124,11 @@ def export(
 
     With --json one object: output (the file), format, step (the recipe's output).
     """
-    from optimizer.checkpoints import replace_text
+    from optimizer.checkpoints import check_output, replace_text
     from optimizer.exports import EXPORTS, export_recipe
     from optimizer.recipes import load_recipe
 
+    check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
     if output.resolve() == recipe.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")

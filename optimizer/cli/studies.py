@@ -256,12 +256,14 @@ def report(
     step and metric), ceilings (total by metric), searches (trials and best of each), sources (coefficient, license and
     standing of each), remarks (headings of what there is to know).
     """
+    from optimizer.checkpoints import check_output
     from optimizer.reports import check_report_name, report_figures, write_report
     from optimizer.search import found_ceilings, found_result, load_study, shown_storage
 
     loaded = load_study(study, with_files=False)
     written = loaded.folder / "report.html" if output is None else output
     check_report_name(written)
+    check_output(written)
     found = found_result(loaded, storage)
     with reading() as progress:
         ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())

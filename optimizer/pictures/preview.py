@@ -13,7 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from PIL import Image
 
-from optimizer.checkpoints import HashCache, atomic_path, load_layout, load_tokenizer, open_checkpoint, pipeline_of
+from optimizer.checkpoints import (
+    HashCache,
+    atomic_path,
+    check_output,
+    load_layout,
+    load_tokenizer,
+    open_checkpoint,
+    pipeline_of,
+)
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
 from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
 from optimizer.pictures.opening import PipelineFiles, open_pipeline, open_scheduler, pipeline_files, quietly
@@ -183,6 +191,8 @@ def preview(
     output = Path(output)
     if output.suffix.lower() != ".png":
         raise InputError(f"{output}: a sheet is written as .png; give the output this extension")
+    for recipe in filter(_is_recipe, map(Path, candidates)):
+        check_output(output, beside=recipe)
     with atomic_path(output) as temporary:
         try:
             temporary.touch()  # better known before the drawing than after it

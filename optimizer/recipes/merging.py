@@ -14,6 +14,7 @@ from optimizer.checkpoints import (
     Checkpoint,
     HashCache,
     TensorSpec,
+    check_output,
     check_unchanged,
     open_checkpoint,
     safetensors_writer,
@@ -125,6 +126,7 @@ def _files_of(recipe: Recipe, step: str, paths: Mapping[str, Path | str] | Path 
 
 
 def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -> None:
+    check_output(output)
     if output.suffix != ".safetensors":
         raise CheckpointError(f"{output}: a merge is written as .safetensors; give the output this extension")
     if not output.resolve().parent.is_dir():  # the writer says so too, but after the sources were hashed

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import HashCache, check_unchanged, sha256
+from optimizer.checkpoints import HashCache, check_output, check_unchanged, sha256
 from optimizer.errors import InputError, RecipeError, attempt
 from optimizer.recipes import (
     Recipe,
@@ -125,6 +125,7 @@ def simplify_file(
     meanwhile.
     """
     path, output, target = Path(path), Path(output), None if target is None else Path(target)
+    check_output(output, beside=path)
     if output.resolve() == path.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
     if not output.resolve().parent.is_dir():

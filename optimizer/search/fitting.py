@@ -27,6 +27,7 @@ from optimizer.search.searching import FitEvents, Search, TrialsFailed
 from optimizer.search.space import Parameter, Space, filled_alphas
 from optimizer.search.storage import PATIENCE, StorageAddress, StorageLost, open_storage, set_aside, storage_address
 from optimizer.search.study import Stage, Study
+from optimizer.search.study_files import check_storage_files, check_study_folder
 from optimizer.search.worker_processes import WorkerProcesses, leave_interrupts, still_wanted
 from optimizer.search.workers import workers_at
 from optimizer.similarity import (
@@ -101,6 +102,8 @@ def fit(
             f"{taken[0]}: is the study's recipe, which the result would replace; name the recipe otherwise"
         )
     address = storage_address(storage, study.folder)
+    check_study_folder(study.folder)
+    check_storage_files(address, study.folder)
     together = workers is not None or storage is not None
     with interruptible(), _quiet_optuna():
         one = _Fit(study, chosen_device(device), address, together, patience, events or FitEvents(), hashes)

@@ -14,6 +14,7 @@ from optimizer.checkpoints import Checkpoint, HashCache, fingerprint, open_check
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
 from optimizer.recipes import check_channels
 from optimizer.search.study import Stage, Study
+from optimizer.search.study_files import check_study_folder
 from optimizer.similarity import (
     METRICS,
     STATISTICS,
@@ -132,6 +133,7 @@ def open_study(
     Raises StudyError for files that are missing and cannot be done without, CheckpointError for files that do not fit
     or that are changed, replaced or deleted while they are measured; nothing of that is kept then.
     """
+    check_study_folder(study.folder)
     earlier = load_measured(study.folder / STATISTICS)
     if study.missing:
         found = None if earlier is None else _without_files(study, earlier, hashes)
