@@ -346,6 +346,39 @@ def test_a_log_elsewhere(study: Path, tmp_path: Path) -> None:
     assert json.loads(real.read_text(encoding="utf-8"))["text"] == "x"
 
 
+SECRETS = {
+    "passwords": "root:$6$SALT$SECRET:19000:0:99999:7:::\n" + "daemon:*:SECRET:::\n",
+    "key": "-----BEGIN OPENSSH PRIVATE KEY-----\nSECRETSECRETSECRET\n-----END OPENSSH PRIVATE KEY-----\n",
+    "credentials": "[default]\naws_secret_access_key = SECRET\n",
+    "yaml": "github.com:\n    oauth_token: SECRET\n    user: me\n",
+    "json": '{"auths": {"https://index.docker.io/v1/": {"auth": "SECRET"}}}',
+    "netrc": "machine example.com login me password SECRET\n",
+    "environment": "export TOKEN='SECRET'\n",
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("place", ["recipe.yaml", "study.yaml", "presets.txt", "prompts.txt", "base.safetensors"])
+def test_reading_gives_nothing_away(tmp_path: Path, models: Path, run: Run, place: str, name: str) -> None:
+    """A link that has a private file read: what is said of it, which people pass on, holds nothing of the file."""
+    (tmp_path / "private").write_text(SECRETS[name], encoding="utf-8")
+    folder = tmp_path / "given"
+    shutil.copytree(models, folder)
+    alpha = "X" if place == "presets.txt" else "{search: [0, 1], tie: true}"
+    recipe = ("presets: presets.txt\n" if place == "presets.txt" else "") + RECIPE
+    (folder / "recipe.yaml").write_text(recipe.replace("{search: [0, 1], tie: true}", alpha), encoding="utf-8")
+    stage = "metric: encoder, blocks: BASE, prompts: prompts.txt" if place == "prompts.txt" else "metric: delta"
+    (folder / "study.yaml").write_text(STUDY.replace("metric: delta", stage), encoding="utf-8")
+    (folder / place).unlink(missing_ok=True)
+    link(folder / place, tmp_path / "private")
+
+    code, out, err = run("fit", folder)
+
+    assert (code, out) == (2, [])
+    assert err
+    assert all("SECRET" not in line and "SALT" not in line for line in err)
+
+
 class TestFirstStudies:
     """Folders that are yet to be studies."""
 
