@@ -213,6 +213,7 @@ def merge(
     check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
     name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: --step").name
+    attempt(lambda: loaded.check_finished("merged", name), recipe)
     files = {source: loaded.models[source].file for source in loaded.sources(name)}
     dtypes = {_DType.fp16: torch.float16, _DType.bf16: torch.bfloat16, _DType.fp32: torch.float32}
     with reading() as progress:

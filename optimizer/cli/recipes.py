@@ -170,6 +170,7 @@ def verify(
     from optimizer.similarity import verify as verify_recipe
 
     loaded = load_recipe(recipe)
+    attempt(lambda: loaded.check_finished("measured", *(step.name for step in loaded.steps)), recipe)
     if base is not None and base not in loaded.models:
         raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(loaded.models)}")
     with reading() as progress:

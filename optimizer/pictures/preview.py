@@ -408,12 +408,7 @@ def _is_recipe(path: Path) -> bool:
 def _finished_recipe(path: Path, places: _Places) -> tuple[Recipe, dict[str, Path]]:
     """The recipe and the paths of the models that its output needs. Raises RecipeError if there are free alphas."""
     recipe = load_recipe(path)
-    free = [step.name for step in recipe.ancestors() if any(alpha.free for alpha in step.alphas.values())]
-    if free:
-        raise RecipeError(
-            f"{path}: steps.{', '.join(free)}: alphas are free; fit the recipe first (blockfit fit STUDY) and preview "
-            "the best.yaml that this writes"
-        )
+    attempt(lambda: recipe.check_finished("drawn"), path)
     beside, *others = folders_of(recipe, path, places.folders)
     files = {name: recipe.models[name].file for name in recipe.sources()}
     return recipe, locate_models(files, beside, others, named_in=path, hashes=places.hashes, progress=places.progress)

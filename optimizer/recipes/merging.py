@@ -54,10 +54,9 @@ def merge(
 
     `paths` are the sources' files, {name: path}, or the folder that the recipe's files are named from. Only those that
     the step needs are opened. Merged tensors are computed in float32 and rounded once to `dtype`; all other tensors are
-    copied from the first input that has them, and position ids are written as int64 0 .. n-1. Free alphas stand at
-    their starting values. `progress` is told the bytes written and their total,
-    tensor by tensor. `threads` tensors are merged at a time (default: as many as torch computes with, 8 at most); they
-    do not change the result.
+    copied from the first input that has them, and position ids are written as int64 0 .. n-1. `progress` is told the
+    bytes written and their total, tensor by tensor. `threads` tensors are merged at a time (default: as many as torch
+    computes with, 8 at most); they do not change the result.
 
     With `vae`, a checkpoint or a VAE alone in LDM names, all VAE tensors come from that file, rounded to `dtype`.
 
@@ -65,11 +64,13 @@ def merge(
     `embed_recipe`, nothing that tells of them. Hashes are taken from and kept in `hashes`; those that it lacks are
     computed, which reads the files once more and tells `hashing` the file's name, the bytes done and their total.
 
-    Raises CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
+    Raises RecipeError for alphas that are free: `recipe.started()` has them at their starting values. Raises
+    CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
     tensor that takes part, for values beyond the range of `dtype`, for a VAE that does not fit, for files that are
     changed, replaced or deleted meanwhile, and for an output that cannot be written.
     """
     name = recipe.step(step or recipe.output).name
+    recipe.check_finished("merged", name)
     sources = recipe.sources(name)
     files = _files_of(recipe, name, paths)
     output, vae = Path(output), None if vae is None else Path(vae)

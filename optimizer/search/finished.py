@@ -20,7 +20,7 @@ from optimizer.recipes import (
 )
 from optimizer.recipes.yaml_files import named_file, shown
 from optimizer.search.notes import noted_reading
-from optimizer.search.simplifying import Number, Scored, Simplified, check_finished, default_numbers, simplify
+from optimizer.search.simplifying import Number, Scored, Simplified, default_numbers, simplify
 from optimizer.search.space import parameters_of
 from optimizer.search.study import DEFAULT_SEED
 from optimizer.similarity import (
@@ -139,7 +139,7 @@ def simplify_file(
             "merge the first ones into a file (blockfit merge --step), and simplify the others with that as a source"
         )
     try:
-        check_finished(recipe)
+        recipe.check_finished("simplified", *(step.name for step in recipe.steps))
         searches = _asked(noted_searches(recipe), recipe, metric, seeds)
     except RecipeError as error:
         raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None

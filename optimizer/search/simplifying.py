@@ -27,7 +27,6 @@ __all__ = [
     "Scored",
     "SettledNumber",
     "Simplified",
-    "check_finished",
     "default_numbers",
     "simplify",
 ]
@@ -170,7 +169,7 @@ def simplify(
     """
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise RecipeError(f"tolerance: received {tolerance:g}; must be a number above 0, such as 1e-4")
-    check_finished(recipe)
+    recipe.check_finished("simplified", *(step.name for step in recipe.steps))
     given = tuple(default_numbers(recipe, scored) if numbers is None else _scored_numbers(recipe, numbers, scored))
     before = {one.name: _total(recipe, one, groups, sources) for one in scored}
     before |= {one.name: one.reference for one in scored if one.reference is not None}
@@ -232,20 +231,6 @@ def default_numbers(
             else:
                 found += [Number(step.name, name, (block,)) for block in recipe.layout.blocks if block in blocks]
     return tuple(found)
-
-
-def check_finished(recipe: Recipe) -> None:
-    """Raises RecipeError for a recipe with free alphas."""
-    free = [
-        f"steps.{step.name}.{name}: free on {recipe.layout.describe_blocks(hole.blocks)}; "
-        "fit the recipe first, and simplify the best.yaml that a fit writes"
-        for step in recipe.steps
-        for name, alpha in step.alphas.items()
-        for hole in alpha.free
-    ]
-    if free:
-        # One line will do: the remedy is the same for all.
-        raise RecipeError(free[0] if len(free) == 1 else f"{free[0]} ({len(free)} free alphas in all)")
 
 
 def _scored_numbers(recipe: Recipe, numbers: Iterable[Number], scored: Sequence[Scored]) -> Iterator[Number]:

@@ -66,12 +66,13 @@ def verify(
         verify(recipe, study.sources, "closed.safetensors")[-1].total
 
     Steps without expectations are measured by attention on all blocks that have it. `base` is the model that `delta`
-    takes differences from. Free alphas stand at their starting values. The files are read once; nothing is merged.
+    takes differences from. The files are read once; nothing is merged.
 
-    Raises RecipeError for an expectation by an unknown metric or more than 100 different ones, and CheckpointError for
-    files that do not fit.
+    Raises RecipeError for free alphas, an expectation by an unknown metric or more than 100 different ones, and
+    CheckpointError for files that do not fit.
     """
     target, layout = Path(target), recipe.layout
+    recipe.check_finished("measured", *(step.name for step in recipe.steps))
     standard = Expected(tuple(layout.attention))
     reported = {step.name: step.expect for step in recipe.steps}
     wanted = {name: expect or standard for name, expect in reported.items()}
