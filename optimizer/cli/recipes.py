@@ -14,6 +14,7 @@ from optimizer.cli.options import (
     Device,
     Json,
     Models,
+    NoVerify,
     Quiet,
     RecipePath,
     checkpoint_finder,
@@ -155,6 +156,7 @@ def verify(
         ),
     ],
     base: BaseName = None,
+    no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -165,7 +167,14 @@ def verify(
     With --json a list, one object a step: step, metric, seed, blocks ({"OUT03": {"measured", "expected"}}), total
     (measured, expected), not_measurable.
     """
-    from optimizer.recipes import find_models, folders_of, load_recipe, locate, locate_models
+    from optimizer.recipes import (
+        check_noted_hashes,
+        find_models,
+        folders_of,
+        load_recipe,
+        locate,
+        locate_models,
+    )
     from optimizer.reports import verified_table
     from optimizer.similarity import verify as verify_recipe
 
@@ -190,7 +199,11 @@ def verify(
         paths |= dict.fromkeys(same, target)
         missing = {name: file for name, file in files.items() if name not in paths}
         locate_models(missing, beside, others, named_in=recipe, hashes=hashes, progress=progress)
-        steps = verify_recipe(loaded, paths, target, base=base, device=chosen_device(device), progress=progress)
+        if not no_verify:
+            check_noted_hashes(loaded.models, paths, named_in=recipe, hashes=hashes, progress=progress)
+        steps = verify_recipe(
+            loaded, paths, target, base=base, check_hashes=False, device=chosen_device(device), progress=progress
+        )
     if as_json:
         print_json([step.as_dict() for step in steps])
         return
@@ -236,6 +249,7 @@ def simplify(
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="Of encoder, a line each; default: the file that the recipe notes.")
     ] = None,
+    no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -256,7 +270,8 @@ def simplify(
         goal = None if target is None else checkpoint_finder(models, progress)(target, "--target")
         found = simplify_file(
             recipe, written, tolerance=tolerance, target=goal, metric=metric, base=base, seeds=seeds,
-            prompts=prompts, folders=model_folders(models), device=chosen_device(device), hashes=hash_cache(),
+            prompts=prompts, folders=model_folders(models), check_hashes=not no_verify,
+            device=chosen_device(device), hashes=hash_cache(),
             progress=progress, warn=lambda text: say_problem(f"warning: {text}"),
         )  # fmt: skip
     if as_json:

@@ -14,6 +14,7 @@ from optimizer.cli.options import (
     Device,
     Json,
     Models,
+    NoVerify,
     Quiet,
     Storage,
     StudyPath,
@@ -146,6 +147,7 @@ def fit(
     log_file: Annotated[
         Path | None, typer.Option("--log-file", metavar="FILE", help="Append a line of JSON for every trial.")
     ] = None,
+    no_verify: NoVerify = False,
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -166,7 +168,7 @@ def fit(
     budgeted = loaded if trials is None else loaded.with_trials(trials)
     result = fit_and_report(
         budgeted, chosen_device(device), fresh=fresh, candidates=candidates, workers=workers, storage=storage,
-        log_file=log_file, as_json=as_json,
+        log_file=log_file, check_hashes=not no_verify, as_json=as_json,
     )  # fmt: skip
     if result.interrupted:
         say_problem("interrupted; the best so far is in best.yaml, and the same command continues")
@@ -202,6 +204,7 @@ def ceiling(
         str,
         typer.Option("--metric", help="weights, delta or both.", autocompletion=completing.ceiling_metrics),
     ] = "both",
+    no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -220,7 +223,10 @@ def ceiling(
 
     with reading() as progress:
         loaded = load_study(study, model_folders(models), hashes=hash_cache(), progress=progress)
-        found = study_ceilings(loaded, metric, device=chosen_device(device), progress=progress, hashes=hash_cache())
+        found = study_ceilings(
+            loaded, metric, check_hashes=not no_verify, device=chosen_device(device), progress=progress,
+            hashes=hash_cache(),
+        )  # fmt: skip
     if as_json:
         *others, main_metric = found
         more = {"other_metrics": [one.as_dict() for one in others]} if metric == "both" else {}
@@ -348,6 +354,7 @@ def fit_and_report(
     workers: int | None = None,
     storage: str | None = None,
     log_file: Path | None = None,
+    check_hashes: bool = True,
     as_json: bool = False,
 ) -> "FitResult":
     """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found, `as_json` if wanted.
@@ -370,8 +377,8 @@ def fit_and_report(
     check_writable(study.folder)
     with fit_logs(study.folder / "fit.log", log_file), fitting() as events:
         result = run(
-            study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage, events=events,
-            hashes=hash_cache(),
+            study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage,
+            check_hashes=check_hashes, events=events, hashes=hash_cache(),
         )  # fmt: skip
         log_end(result)
     # The search is done and best.yaml written: none of the rest may cost the others.

@@ -23,6 +23,7 @@ from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
 from optimizer.recipes.new import new_recipe
 from optimizer.recipes.notation import Imported, import_text, read_notation, write_notation
+from optimizer.recipes.noted_hashes import check_noted_hashes, fits_hash, other_hash
 from optimizer.recipes.presets import Preset, preset_line, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.tensors import Part, check_channels, finite, plan_parts
@@ -45,10 +46,12 @@ __all__ = [
     "Step",
     "block_coefficients",
     "check_channels",
+    "check_noted_hashes",
     "checkpoints_below",
     "checkpoints_in",
     "find_models",
     "finite",
+    "fits_hash",
     "folders_of",
     "import_text",
     "load_recipe",
@@ -58,6 +61,7 @@ __all__ = [
     "merge",
     "name_without_hash",
     "new_recipe",
+    "other_hash",
     "plan_parts",
     "preset_line",
     "read_notation",

@@ -24,6 +24,7 @@ from optimizer.recipes.coefficients import Algebra, Group
 from optimizer.recipes.combining import MergedTensor, WeightedSum, write_merged
 from optimizer.recipes.locations import locate_models
 from optimizer.recipes.metadata import merge_metadata
+from optimizer.recipes.noted_hashes import check_noted_hashes
 from optimizer.recipes.recipe import Recipe
 from optimizer.recipes.tensors import Part, check_channels, plan_parts
 from optimizer.recipes.vae import open_vae, without_vae
@@ -42,6 +43,8 @@ def merge(
     dtype: torch.dtype = torch.float16,
     vae: Path | str | None = None,
     embed_recipe: bool = True,
+    check_hashes: bool = True,
+    named_in: Path | str = "recipe",
     date: str | None = None,
     hashes: HashCache | None = None,
     hashing: Callable[[str, int, int], None] | None = None,
@@ -64,6 +67,9 @@ def merge(
     `embed_recipe`, nothing that tells of them. Hashes are taken from and kept in `hashes`; those that it lacks are
     computed, which reads the files once more and tells `hashing` the file's name, the bytes done and their total.
 
+    Where the recipe notes the sha256 of a source, the file must have it; without `check_hashes` any file will do, and
+    the metadata says that hashes were not verified. `named_in` is what messages call the recipe.
+
     Raises RecipeError for alphas that are free: `recipe.started()` has them at their starting values. Raises
     CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
     tensor that takes part, for values beyond the range of `dtype`, for a VAE that does not fit, for files that are
@@ -79,6 +85,11 @@ def merge(
         opened = {
             source: stack.enter_context(open_checkpoint(files[source], layout=recipe.layout)) for source in sources
         }
+        digests = None
+        if check_hashes:
+            digests = check_noted_hashes(
+                recipe.models, files, named_in=named_in, hashes=hashes, progress=hashing, telling="{}"
+            )
         baked = None
         if vae is not None:
             baked = stack.enter_context(open_vae(vae, recipe.layout, list(opened.values())))
@@ -88,7 +99,7 @@ def merge(
         plan = _Plan(recipe, name, opened, parts, dtype, baked)
         metadata = merge_metadata(
             recipe, name, opened, channels=plan.channels, vae=baked, date=date, embed_recipe=embed_recipe,
-            hashes=hashes, hashing=hashing,
+            digests=digests, hashes=hashes, hashing=hashing,
         )  # fmt: skip
         sizes = {spec.name: spec.nbytes for spec in plan.specs}
         total, written = sum(sizes.values()), 0

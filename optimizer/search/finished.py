@@ -11,10 +11,13 @@ from optimizer.checkpoints import HashCache, check_output, check_unchanged, sha2
 from optimizer.errors import InputError, RecipeError, attempt
 from optimizer.recipes import (
     Recipe,
+    check_noted_hashes,
+    fits_hash,
     folders_of,
     load_recipe,
     locate,
     locate_models,
+    other_hash,
     save_recipe,
     seen_from,
 )
@@ -105,6 +108,7 @@ def simplify_file(
     seeds: Sequence[int] | None = None,
     prompts: Path | None = None,
     folders: Sequence[Path] = (),
+    check_hashes: bool = True,
     device: torch.device | str | None = None,
     hashes: HashCache | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -118,7 +122,8 @@ def simplify_file(
     attention's random inputs), `prompts` (a file of those that encoder reads) and `base` (the model that delta takes
     differences from; default: the one called base) stand for what it does not note, or instead of it. A recipe that
     notes no search is scored by attention unless `metric` says otherwise, on all blocks that it moves and the metric
-    sees. `warn` is told what is odd.
+    sees. Files must have the sha256 that the recipe notes of them, unless `check_hashes` is off; the target too, if it
+    is the noted one. `warn` is told what is odd.
 
     Raises InputError, nothing written, for a recipe that is not finished or has more than 100 steps, a target that
     nobody names, prompts that are gone or are others than were noted, or files that are missing, do not fit, or change
@@ -155,10 +160,13 @@ def simplify_file(
     used = {name for step in recipe.steps for name in step.inputs.values()} | {base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
     sources = locate_models(files, beside, others, named_in=path, hashes=hashes, progress=progress)
+    if check_hashes:
+        check_noted_hashes(recipe.models, sources, named_in=path, hashes=hashes, progress=progress)
     noted_base = (recipe.fitted or {}).get("base")
     with open_recipe_comparison(recipe, sources, goal, base=base, device=device, progress=progress) as comparison:
         digest = sha256(goal, hashes, progress=_hashing(goal, progress))
-        same = digest == _noted_target(recipe).get("sha256") and (not relative or noted_base in (None, base))
+        noted = _is_noted_target(recipe, path, goal, digest, must=check_hashes and target is None)
+        same = noted and (not relative or noted_base in (None, base))
         if not searches:
             whole = _whole_recipe(recipe, comparison, metric or "attention", seeds, path)
             searches = (_with_prompts(whole, path, (beside, *others), output, given),)
@@ -494,6 +502,14 @@ def _target(
 def _noted_target(recipe: Recipe) -> Mapping[str, Any]:
     noted = (recipe.fitted or {}).get("target")
     return noted if isinstance(noted, Mapping) else {}
+
+
+def _is_noted_target(recipe: Recipe, path: Path, goal: Path, digest: str, *, must: bool) -> bool:
+    """Whether the target has the hash that the recipe notes; it `must`, if the recipe notes one."""
+    noted = _noted_target(recipe).get("sha256")
+    if must and isinstance(noted, str) and not fits_hash(digest, noted):
+        raise RecipeError(f"{path}: fitted.target.sha256: {other_hash(noted, goal, digest)}")
+    return digest == noted
 
 
 def _as_noted(

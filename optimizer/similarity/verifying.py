@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from optimizer.checkpoints import HashCache
 from optimizer.errors import RecipeError
-from optimizer.recipes import Expected, Recipe
+from optimizer.recipes import Expected, Recipe, check_noted_hashes
 from optimizer.similarity.comparison import Comparison, Progress, open_recipe_comparison
 from optimizer.similarity.metric import METRICS, Metric, build_metric, score_steps, total_similarity
 from optimizer.similarity.statistics import measure_statistics
@@ -58,6 +59,8 @@ def verify(
     target: Path | str,
     *,
     base: str | None = None,
+    check_hashes: bool = True,
+    hashes: HashCache | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Verified, ...]:
@@ -66,7 +69,8 @@ def verify(
         verify(recipe, study.sources, "closed.safetensors")[-1].total
 
     Steps without expectations are measured by attention on all blocks that have it. `base` is the model that `delta`
-    takes differences from. The files are read once; nothing is merged.
+    takes differences from. The files are read once; nothing is merged. With `check_hashes` they must have the sha256
+    that the recipe notes of them; `hashes` keeps those.
 
     Raises RecipeError for free alphas, an expectation by an unknown metric or more than 100 different ones, and
     CheckpointError for files that do not fit.
@@ -100,6 +104,8 @@ def verify(
             f"{_MOST_KINDS}; leave `expect` out of some steps"
         )
     sources = {name: paths[name] for name in recipe.models if name in paths}
+    if check_hashes:
+        check_noted_hashes(recipe.models, sources, hashes=hashes, progress=progress)
     with open_recipe_comparison(recipe, sources, target, base=base, device=device, progress=progress) as comparison:
         found: dict[str, Verified] = {}
         for (kind, seed, blocks), names in alike.items():
