@@ -194,7 +194,14 @@ def _storages_behind(file: mmap, storages: Mapping[str, Storage], keys: object, 
 
 def _mapped(path: Path, size: int) -> torch.Tensor:
     """The whole file: uint8 [bytes], mapped; what is written into it would not reach the file."""
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path}: the file's name is not valid UTF-8; rename it") from None
+    try:
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError as error:  # too large for the address space, or cut short meanwhile
+        raise CheckpointError(f"{path}: cannot be mapped into memory: {_first_line(error)}") from error
 
 
 def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> torch.Tensor:

@@ -236,6 +236,17 @@ class TestLayouts:
 class TestBrokenFiles:
     """What is said about a file that cannot be used."""
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+    @pytest.mark.parametrize("new", [True, False])
+    def test_name_that_is_no_text(self, tmp_path, new):
+        """A file whose name is no UTF-8, which libraries cannot open, is told to be renamed."""
+        path = tmp_path / os.fsdecode(b"a\xff.pt")
+        torch.save({"a": torch.ones(1)}, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+        (tmp_path / "a.pt").rename(path)
+
+        with pytest.raises(CheckpointError, match="the file's name is not valid UTF-8; rename it"):
+            open_checkpoint(path)
+
     def test_missing(self, tmp_path):
         """A missing file is called that."""
         assert problem(tmp_path / "a.safetensors") == "no such file"
