@@ -110,6 +110,11 @@ _STORAGES: Mapping[str, torch.dtype] = MappingProxyType(
             "Bool": torch.bool,
             "ComplexDouble": torch.complex128,
             "ComplexFloat": torch.complex64,
+            "QInt8": torch.qint8,
+            "QInt32": torch.qint32,
+            "QUInt8": torch.quint8,
+            "QUInt4x2": torch.quint4x2,
+            "QUInt2x4": torch.quint2x4,
         }.items()
     }
     | dict.fromkeys(("torch.UntypedStorage", "torch.storage.UntypedStorage"), torch.uint8)
@@ -119,11 +124,13 @@ _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
         str(dtype): dtype
         for dtype in (
             *_STORAGES.values(),
-            *(torch.uint16, torch.uint32, torch.uint64),
+            *(torch.uint16, torch.uint32, torch.uint64, torch.complex32),
             *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+            getattr(torch, "float8_e8m0fnu", torch.uint8),  # since torch 2.7
         )
     }
 )
+_QUANTIZED = frozenset({torch.qint8, torch.qint32, torch.quint8, torch.quint4x2, torch.quint2x4})
 _KINDS: Mapping[str, str] = MappingProxyType(
     {
         "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
@@ -410,7 +417,9 @@ def _sizes(values: object) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _viewed(storage: object, dtype: torch.dtype | None, offset: object, shape: object, strides: object) -> StoredTensor:
+def _viewed(
+    storage: object, dtype: torch.dtype | None, offset: object, shape: object, strides: object
+) -> StoredTensor | Unreadable:
     """The tensor that views a storage so. Raises PickleRefused if a part of it lies outside."""
     sizes, steps = _sizes(shape), _sizes(strides)
     if not isinstance(storage, Storage) or len(sizes) != len(steps):
@@ -419,6 +428,8 @@ def _viewed(storage: object, dtype: torch.dtype | None, offset: object, shape: o
     if prod(size for size in sizes if size) > _LARGEST:
         raise ValueError("its pickle describes a tensor that is too large for any memory")
     kind = storage.dtype if dtype is None else dtype
+    if kind in _QUANTIZED:
+        return Unreadable("a quantized tensor")
     last = start + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
     if prod(sizes) and (last + 1) * kind.itemsize > storage.nbytes:
         raise PickleRefused(
@@ -431,7 +442,7 @@ def _viewed(storage: object, dtype: torch.dtype | None, offset: object, shape: o
 def _rebuilt(
     storage: object, offset: object, shape: object, strides: object, _gradient: object = False, _hooks: object = None,
     metadata: object = None, /,
-) -> StoredTensor:  # fmt: skip
+) -> StoredTensor | Unreadable:  # fmt: skip
     """What `_rebuild_tensor` and `_rebuild_tensor_v2` make."""
     _check_metadata(metadata)
     return _viewed(storage, None, offset, shape, strides)
@@ -440,7 +451,7 @@ def _rebuilt(
 def _rebuilt_as(
     storage: object, offset: object, shape: object, strides: object, _gradient: object, _hooks: object, dtype: object,
     metadata: object = None, /,
-) -> StoredTensor:  # fmt: skip
+) -> StoredTensor | Unreadable:  # fmt: skip
     """What `_rebuild_tensor_v3` makes: a tensor of another type than its storage, which is one of bytes."""
     _check_metadata(metadata)
     if not isinstance(dtype, _Name) or dtype.full not in _DTYPES:

@@ -434,11 +434,44 @@ class TestBrokenFiles:
 
         assert said in problem(tmp_path / "a.pt")
 
-    def test_sparse_tensor(self, tmp_path):
+    @pytest.mark.parametrize("new", [True, False])
+    @pytest.mark.parametrize(
+        ("make", "said"),
+        [
+            (lambda: torch.eye(2).to_sparse(), "'odd' is a sparse tensor; it cannot be read"),
+            (lambda: torch.eye(2).to_sparse_csr(), "'odd' is a sparse tensor; it cannot be read"),
+            (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "'odd' is a quantized tensor"),
+            (lambda: torch.empty(2, device="meta"), "'odd' is a tensor on the meta device, which has no numbers"),
+            (lambda: torch.ones(2, dtype=torch.complex64).conj(), "a tensor that has to be computed when it is read"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore")
+    def test_tensors_without_plain_elements(self, tmp_path, make, said, new):
         """A tensor that has no plain elements is refused by name."""
-        torch.save({"ok": torch.ones(1), "odd": torch.eye(2).to_sparse()}, tmp_path / "a.pt")
+        odd = {"ok": torch.ones(1), "odd": make()}
+        torch.save(odd, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
 
-        assert "'odd'" in problem(tmp_path / "a.pt")
+        assert said in problem(tmp_path / "a.pt")
+
+    @pytest.mark.parametrize("new", [True, False])
+    @pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64", "complex64", "complex128", "int8", "int16"])
+    def test_other_types(self, tmp_path, dtype, new):
+        """Types that no weight has are read all the same."""
+        values = {"w": torch.tensor([1, 0, 100], dtype=getattr(torch, dtype))}
+        torch.save(values, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+
+        with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+            assert_same(values, checkpoint)
+
+    @pytest.mark.parametrize("new", [True, False])
+    def test_attributes(self, tmp_path, new):
+        """Attributes that training code gave to tensors and parameters are left out."""
+        tensor, parameter = torch.ones(2), torch.nn.Parameter(torch.zeros(2))
+        tensor.note, parameter.note = "x", {"a": 1}
+        torch.save({"t": tensor, "p": parameter}, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+
+        with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+            assert_same({"t": torch.ones(2), "p": torch.zeros(2)}, checkpoint)
 
 
 ENTRY = st.fixed_dictionaries(
