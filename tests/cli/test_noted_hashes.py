@@ -129,27 +129,6 @@ def test_another_file(folder: Path, write_sd1: Write, run: Run, command: str, di
     assert run(*arguments, "--no-verify")[0] == 0
 
 
-def test_preview(folder: Path, run: Run) -> None:
-    """A recipe of the demo, whose models draw, is drawn of the files that it notes alone."""
-    answer = Path(__file__).parents[2] / "studies" / "demo" / "answer"
-    text = (answer / "half.yaml").read_text(encoding="utf-8")
-    models = load_recipe(answer / "half.yaml").models
-    for model in models.values():
-        text = text.replace(model.file, (answer / model.file).resolve().as_posix())
-    first, file = next((name, (answer / model.file).resolve()) for name, model in models.items())
-    noted = text.replace(f"file: {file.as_posix()}", f'file: {file.as_posix()}, sha256: "{"0" * 64}"', 1)
-    assert noted != text
-    (folder / "half.yaml").write_text(noted, encoding="utf-8")
-    arguments = ("--target", answer.parent / "target.safetensors", "--prompt", "x", "--steps", 1, "--no-sources")
-
-    code, (line,) = run("preview", folder / "half.yaml", *arguments, "-o", folder / "sheet.png")
-
-    assert code == 2
-    assert f"half.yaml: models.{first}.sha256: 0000000000 is noted, but {file} has the hash {digest(file)[:10]}" in line
-    assert not (folder / "sheet.png").exists()
-    assert run("preview", folder / "half.yaml", *arguments, "--no-verify", "-o", folder / "sheet.png")[0] == 0
-
-
 class TestMergedFiles:
     """What the metadata says of hashes."""
 
@@ -231,7 +210,7 @@ class TestFitting:
         assert best.models["one"].sha256 == found
         assert run("merge", folder / "best.yaml", "-o", folder / "out.safetensors")[0] == 0
         assert run("fit", folder)[0] == 2
-        assert run("fit", folder, "--no-verify")[0] == 0
+        assert fit(load_study(folder), check_hashes=False).recipe.models["one"].sha256 == found
 
     def test_files_that_are_not_there(self, folder: Path, write_sd1: Write) -> None:
         """Statistics that stand in for files stand in for their hashes, too."""
