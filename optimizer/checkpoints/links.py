@@ -104,8 +104,10 @@ def _another_name(path: Path) -> dict[Path, str]:
         status = os.lstat(path)
     except (OSError, ValueError):
         return {}
+    if stat.S_ISDIR(status.st_mode):  # who opens it says so
+        return {}
     if not stat.S_ISREG(status.st_mode):
-        return {path: f"{path}: is no file; a study's files are written into its own folder only: remove it"}
+        return {path: f"{path}: is a pipe or a device; a study's files are written into its own folder only: remove it"}
     if status.st_nlink > 1:
         return {
             path: f"{path}: is a hard link, one of {status.st_nlink} names of one file; a study's files are written "

@@ -264,7 +264,7 @@ def test_pipes(study: Path, run: Run, name: str) -> None:
     path.parent.mkdir(exist_ok=True)
     os.mkfifo(path)
 
-    assert refused(run, study, "fit", study)[0].startswith(f"blockfit: {path}: is no file; ")
+    assert refused(run, study, "fit", study)[0].startswith(f"blockfit: {path}: is a pipe or a device; ")
 
 
 OUTPUTS = {
