@@ -57,7 +57,7 @@ test-mergekit: $(VENV)/.installed-test $(MERGEKIT)/.installed
 notebooks: $(VENV)/.installed-test
 	$(BIN)/python notebooks/execute.py
 
-# Reads what three fuzzers make of good files, for SECONDS each; an input that is neither read nor refused stops one and
+# Reads what four fuzzers make of good files, for SECONDS each; an input that is neither read nor refused stops one and
 # is left here as crash-..., timeout-... or oom-....
 SECONDS ?= 600
 fuzz: $(VENV)/.installed-test
@@ -65,6 +65,7 @@ fuzz: $(VENV)/.installed-test
 	$(BIN)/python tests/fuzzing/safetensors_header.py --seconds $(SECONDS)
 	$(BIN)/python tests/fuzzing/recipe_yaml.py --seconds $(SECONDS)
 	$(BIN)/python tests/fuzzing/notation.py --seconds $(SECONDS)
+	$(BIN)/python tests/fuzzing/torch_pickle.py --seconds $(SECONDS)
 
 # Writes full-size checkpoints (19 GB, and 9 GB more for a while) below FOLDER, measures for an hour or two, and leaves
 # them there.

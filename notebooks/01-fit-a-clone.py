@@ -14,6 +14,7 @@
 import pandas as pd
 
 from optimizer import (
+    alphas_frame,
     coefficients_frame,
     compare,
     copy_family,
@@ -95,8 +96,8 @@ study = new_study(recipe, target, folder="my-clone", trials=6)
 
 # %% [markdown]
 # Before any search: what is the best that *any* linear merge of these sources can do? That is the **ceiling**. If it is
-# low, no alpha will help: a source is missing. Its measure is the share **explained**: of what makes the target different
-# from the base, in squares, how much the merge accounts for. 0 % is the base itself, 100 % the target.
+# low, no alpha will help: a source is missing. Its measure is the share **explained**: of what makes the target
+# different from the base, in squares, how much the merge accounts for. 0 % is the base itself, 100 % the target.
 #
 # `best` is what your recipe's alphas can reach, `ceiling` what any merge can. Here they are nearly the same, so the
 # recipe has the right form, and both are below 100 %, so something of the target is not in these sources.
@@ -147,8 +148,8 @@ plots["alphas"]
 plots["similarity-per-block"]
 
 # %% [markdown]
-# People choose round numbers, and a fit ends with some: `best.simple.yaml` is the recipe with its alphas on the coarsest
-# grid on which no block loses more than a twentieth of what is unexplained of it.
+# People choose round numbers, and a fit ends with some: `best.simple.yaml` is the recipe with its alphas on the
+# coarsest grid on which no block loses more than a twentieth of what is unexplained of it.
 
 # %%
 print(f"{result.simple.distinct[0]} numbers became {result.simple.distinct[1]}")

@@ -85,9 +85,9 @@ print(f"best of all: {result_attention.similarity:.4%}")
 
 # %% [markdown]
 # Which of the two fits is right? Each is best by its own metric, and by a hair. For the demo the true alphas are known,
-# and they are much nearer to what `explained` found: look at `OUT09` to `OUT11`. A part of this target is in none of the
-# sources, and then the best `attention` lies elsewhere than the truth. So look at all metrics, and at pictures, before
-# you believe a number.
+# and they are much nearer to what `explained` found: look at `OUT09` to `OUT11`. A part of this target is in none of
+# the sources, and then the best `attention` lies elsewhere than the truth. So look at all metrics, and at pictures,
+# before you believe a number.
 
 # %%
 pd.DataFrame(
@@ -190,10 +190,10 @@ print(f"with amber {result_amber.similarity:.4%}")
 # %% [markdown]
 # ## Simpler numbers
 #
-# People choose round alphas, and every fit ends with some: `best.simple.yaml` has them on the coarsest grid (0.05, 0.01,
-# 0.005), and fewer steps and sources, as long as no block loses more than a twentieth of what is unexplained of it. Here
-# the fitted 0.649997 becomes 0.65, and all of them are what the target was made with. `simplify_file` does the same for
-# any finished recipe, and with another `share`.
+# People choose round alphas, and every fit ends with some: `best.simple.yaml` has them on the coarsest grid (0.05,
+# 0.01, 0.005), and fewer steps and sources, as long as no block loses more than a twentieth of what is unexplained of
+# it. Here the fitted 0.649997 becomes 0.65, and all of them are what the target was made with. `simplify_file` does the
+# same for any finished recipe, and with another `share`.
 
 # %%
 simple = simplify_file("with-amber/best.yaml", "with-amber/coarser.yaml", share=0.1)

@@ -4,8 +4,8 @@
 # A fit ends at 97 %. Is that good? Would more trials help, another recipe, another source? Every merge that these tools
 # make is one weighted sum of the sources in each block, so the best sum of all can be computed, without any search.
 # That is the **ceiling**: no recipe over these sources comes closer. This notebook reads it.
-# It begins with the study of [notebook 1](01-fit-a-clone.ipynb), fitted. One trial is enough for the share explained: the
-# first is its exact optimum.
+# It begins with the study of [notebook 1](01-fit-a-clone.ipynb), fitted. One trial is enough for the share explained:
+# the first is its exact optimum.
 
 # %%
 import pandas as pd
@@ -57,8 +57,8 @@ table.loc[["BASE", "IN05", "M00", "OUT03", "OUT06", "OUT09", "OUT11", "total"]].
 # %% [markdown]
 # ## What is missing
 #
-# Shares are of squares: 96.6 % explained means that 3.4 % of the target's squared difference from the base is in none of
-# the sources, which is 18 % of its *length*. Cosines hide it: the same merge has a `delta` of 98.3 %, and one of
+# Shares are of squares: 96.6 % explained means that 3.4 % of the target's squared difference from the base is in none
+# of the sources, which is 18 % of its *length*. Cosines hide it: the same merge has a `delta` of 98.3 %, and one of
 # `weights` of 99.97 %.
 
 # %%
@@ -167,9 +167,9 @@ for alpha in (0.0, 0.4, 0.8):
 table.round(2)
 
 # %% [markdown]
-# A fit by `delta` does not fade all the same: among alphas of equal similarity it takes those with the smallest distance
-# to the target. How long the merge came out tells `recipe_scale`, by what its difference would have to be multiplied to
-# come nearest to the target: near 1 is right.
+# A fit by `delta` does not fade all the same: among alphas of equal similarity it takes those with the smallest
+# distance to the target. How long the merge came out tells `recipe_scale`, by what its difference would have to be
+# multiplied to come nearest to the target: near 1 is right.
 
 # %%
 ceiling_frame(reach)[["recipe", "recipe_scale"]].drop("total").iloc[::5].round(3)
@@ -183,4 +183,5 @@ ceiling_frame(reach)[["recipe", "recipe_scale"]].drop("total").iloc[::5].round(3
 # - Believe coefficients as far as their errors and the unknown part allow, and alphas only where they do not trade off.
 # - Fit all steps at once, as `new_study` does unless told otherwise. One step after the other
 #   (`strategy="stepwise"`), the first soaks up what later ones should explain, even with nothing unknown.
-# - The figures are for `explained`, `delta` and `weights`; they are no bounds for `attention`, which compares no weights.
+# - The figures are for `explained`, `delta` and `weights`; they are no bounds for `attention`, which compares no
+#   weights.

@@ -16,6 +16,7 @@ from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
 from optimizer.checkpoints.kinds import FileKind, kind_of
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
+from optimizer.checkpoints.links import check_output, open_in_place, refuse_links, study_folder_of
 from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of, stored_part
 from optimizer.checkpoints.prediction import Prediction, read_prediction
 from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
@@ -52,6 +53,7 @@ __all__ = [
     "TensorInfo",
     "TensorSpec",
     "atomic_path",
+    "check_output",
     "check_unchanged",
     "check_writable",
     "default_cache_folder",
@@ -68,16 +70,19 @@ __all__ = [
     "load_tokenizer",
     "name_and_hash",
     "open_checkpoint",
+    "open_in_place",
     "parsed",
     "pipeline_folder",
     "pipeline_of",
     "read_prediction",
     "read_provenance",
+    "refuse_links",
     "replace_text",
     "safetensors_writer",
     "sha256",
     "short_hash",
     "stored_part",
+    "study_folder_of",
     "write_safetensors",
     "zeros_at_end",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from optimizer.errors import CheckpointError
 
-__all__ = ["MOST_TENSORS", "SAFETENSORS_HEADER_LIMIT", "SafetensorsHeader", "StoredTensor", "read_header"]
+__all__ = ["MOST_TENSORS", "SAFETENSORS_HEADER_LIMIT", "HeaderEntry", "SafetensorsHeader", "read_header"]
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer headers
 MOST_TENSORS = 100_000  # of a file; SD 1.x has some 1,100, the largest models ten times that
@@ -48,7 +48,7 @@ _MOST_AXES = 64  # torch's own limit
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class HeaderEntry:
     """A tensor as the header describes it: its data are the bytes `begin` .. `end` of the file."""
 
     name: str
@@ -63,7 +63,7 @@ class SafetensorsHeader:
     """What a header says: the metadata, and the tensors in the order of their data."""
 
     metadata: Mapping[str, str]
-    tensors: tuple[StoredTensor, ...]
+    tensors: tuple[HeaderEntry, ...]
 
 
 def read_header(path: Path, length: int, size: int) -> SafetensorsHeader:
@@ -133,7 +133,7 @@ def _metadata(given: Any) -> dict[str, str]:
     return given
 
 
-def _tensors(header: Mapping[str, Any], start: int) -> Iterator[StoredTensor]:
+def _tensors(header: Mapping[str, Any], start: int) -> Iterator[HeaderEntry]:
     """The tensors of a header, each checked by itself; `start` is where their data begin in the file."""
     for name, entry in header.items():
         shown = repr(name[:200])
@@ -154,7 +154,7 @@ def _tensors(header: Mapping[str, Any], start: int) -> Iterator[StoredTensor]:
                 f"{shown} of shape {_short(shape)} in {dtype} needs {_number(wanted)} bytes; its data_offsets give it "
                 f"{_number(end - begin)}"
             )
-        yield StoredTensor(name, dtype, tuple(shape), start + begin, start + end)
+        yield HeaderEntry(name, dtype, tuple(shape), start + begin, start + end)
 
 
 def _are_sizes(value: Any) -> bool:
@@ -162,7 +162,7 @@ def _are_sizes(value: Any) -> bool:
     return sizes and all(type(number) is int and 0 <= number < 2**63 for number in value)
 
 
-def _end_of_data(tensors: list[StoredTensor], start: int) -> int:
+def _end_of_data(tensors: list[HeaderEntry], start: int) -> int:
     """Where the last of the tensors, which are in the order of their data, ends; one follows on the other."""
     end, before = start, ""
     for one in tensors:

@@ -1,7 +1,6 @@
 """What a file or folder is that holds no tensors to be read: told by its first bytes, its name, or what lies in it."""
 
 import json
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +47,6 @@ _TEXTS = {
     ".csv": "a table",
 }
 _MOST_JSON = 64 << 20  # bytes; an index of a large model has one or two million
-_SHOWN = 24  # bytes of an unknown beginning
 
 
 def kind_of_other_file(path: Path, head: bytes) -> FileKind | None:
@@ -56,22 +54,22 @@ def kind_of_other_file(path: Path, head: bytes) -> FileKind | None:
 
     Reads more of the file where that tells more, never all of a large one.
     """
-    start = head.lstrip().lower()
-    beginning = f"begins with {_shown(head)}"
+    text = head.lstrip()
+    start = text.lower()
     if not head.strip(b"\0"):
-        return FileKind("zeros", "a file of zeros", beginning, advice=f"an interrupted download: {_AGAIN}")
+        return FileKind("zeros", "a file of zeros", _begins(head[:8]), advice=f"an interrupted download: {_AGAIN}")
     if head.startswith(b"GGUF"):
         return _gguf(path)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return FileKind("image", "a WebP image", beginning, advice=_NAME_CHECKPOINTS)
+        return FileKind("image", "a WebP image", _begins(head[:4]), advice=_NAME_CHECKPOINTS)
     if b"\0" in head and head.startswith((b"BM", b"MZ")):
         name, title = ("image", "a BMP image") if head.startswith(b"BM") else ("program", "a program for Windows")
-        return FileKind(name, title, beginning, advice=_NAME_CHECKPOINTS)
+        return FileKind(name, title, _begins(head[:2]), advice=_NAME_CHECKPOINTS)
     if start.startswith((b"{", b"[")) and (found := _json(path)) is not None:
         return found
     for prefix, name, title, advice in _BEGINNINGS:
         if start.startswith(prefix):
-            return FileKind(name, title, beginning, advice=advice)
+            return FileKind(name, title, _begins(text[: len(prefix)]), advice=advice)
     if _is_tar(path):
         return FileKind("archive", "a tar archive", "ustar in its header", advice=_UNPACK)
     suffix = path.suffix.lower()
@@ -169,5 +167,6 @@ def _is_tar(path: Path) -> bool:
         return False
 
 
-def _shown(head: bytes) -> str:
-    return re.sub(r"^b", "", ascii(head[:_SHOWN]))
+def _begins(content: bytes) -> str:
+    """What is told of a beginning: no more than makes it that of a format, as the rest may be nobody's business."""
+    return f"begins with {ascii(content)[1:]}"

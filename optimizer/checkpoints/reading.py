@@ -3,37 +3,32 @@
 Two kinds of files are understood, told apart by their content and not by their extension:
 
 * safetensors, mapped into memory;
-* what `torch.save` writes, read through torch's restricted unpickler: zip archives (torch 1.6 and later) mapped into
-  memory, older files read into memory, since they cannot be mapped.
+* what `torch.save` writes (`torch_files`): zip archives (torch 1.6 and later) and older files, both mapped into memory;
+  archives that another program compressed are unpacked.
 
 Mapped pages belong to the operating system's file cache: any number of mapped checkpoints may be open at once, and
 none of them grows the process.
 """
 
-import mmap
-import os
-import pickle
 import re
-import threading
-import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from optimizer.checkpoints.header import SAFETENSORS_HEADER_LIMIT, read_header
+from optimizer.checkpoints.header import MOST_TENSORS, SAFETENSORS_HEADER_LIMIT, read_header
 from optimizer.checkpoints.held import FileState, HeldFile
 from optimizer.checkpoints.kinds import FileKind, kind_of, shown_name
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
 from optimizer.checkpoints.near_names import CHECKPOINT_SUFFIXES, missing_file
 from optimizer.checkpoints.other_files import kind_of_folder, kind_of_other_file
+from optimizer.checkpoints.pickles import LEFT_OUT, StoredTensor, Unreadable
 from optimizer.checkpoints.presence import is_folder
+from optimizer.checkpoints.torch_files import TorchFile, read_torch_pickles, read_torch_zip
 from optimizer.errors import CheckpointError
 
 __all__ = [
@@ -69,79 +64,7 @@ SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     }
 )
 _DEEPEST = 4  # mappings in one another, to tell what a file without tensors at the top is
-_MOST_UNPACKED = 20  # times the size of a zip archive; weights hardly compress
-
-
-class _Inert:
-    """Takes the place of a class named in a pickle: accepts any arguments and any state, keeps and does nothing."""
-
-    def __new__(cls, *_arguments: object, **_named: object) -> Self:
-        return super().__new__(cls)
-
-    def __init__(self, *_arguments: object, **_named: object) -> None:
-        pass
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-
-def _inert_dictionary(*_arguments: object) -> dict[object, object]:
-    return {}
-
-
-# What training code left beside the weights in 2022-23, each name read as something inert; everything else is refused.
-_INERT_GLOBALS: list[Any] = [
-    *(
-        (_Inert, f"{package}.callbacks.{name}")
-        for package in ("pytorch_lightning", "lightning.pytorch")
-        for name in (
-            "early_stopping.EarlyStopping",
-            "finetuning.BaseFinetuning",
-            "lr_monitor.LearningRateMonitor",
-            "model_checkpoint.ModelCheckpoint",
-            "progress.TQDMProgressBar",
-            "progress.tqdm_progress.TQDMProgressBar",
-            "stochastic_weight_avg.StochasticWeightAveraging",
-            "timer.Timer",
-        )
-    ),
-    *((dict, f"{package}.utilities.parsing.AttributeDict") for package in ("pytorch_lightning", "lightning.pytorch")),
-    (dict, "lightning.fabric.utilities.data.AttributeDict"),
-    *(
-        (_Inert, f"numpy.{name}")
-        for name in (
-            "core.multiarray._reconstruct",
-            "core.multiarray.scalar",
-            "_core.multiarray._reconstruct",
-            "_core.multiarray.scalar",
-            "dtype",
-            "ndarray",
-        )
-    ),
-    *(
-        (_Inert, f"omegaconf.{name}")
-        for name in (
-            "base.ContainerMetadata",
-            "base.Metadata",
-            "dictconfig.DictConfig",
-            "listconfig.ListConfig",
-            "nodes.AnyNode",
-            "nodes.BooleanNode",
-            "nodes.FloatNode",
-            "nodes.IntegerNode",
-            "nodes.StringNode",
-        )
-    ),
-    *((_Inert, f"builtins.{name}") for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
-    *((_Inert, f"pathlib.{name}") for name in ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")),
-    (_Inert, "argparse.Namespace"),
-    (_Inert, "torch.torch_version.TorchVersion"),
-    (_Inert, "typing.Any"),
-    (_inert_dictionary, "collections.defaultdict"),
-]
-
-# torch keeps the list of allowed globals, and Python its warning filters, once per process.
-_unpickling = threading.Lock()
+_MOST_WRAPPERS = 8  # mappings around one another, the tensors in the innermost
 
 
 @dataclass(frozen=True)
@@ -287,7 +210,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
-    """Open the checkpoint at `path` without reading tensor data (files older than torch 1.6 excepted).
+    """Open the checkpoint at `path` without reading tensor data.
 
     With `layout` the file must have that layout; without, it is looked for, and may be unknown.
 
@@ -367,14 +290,13 @@ def _recognized(held: HeldFile) -> _Contents:
             f"{SAFETENSORS_HEADER_LIMIT:,} can be"
         )
     if head.startswith(b"PK"):
-        # torch takes whatever is named .safetensors for that: such a name has to be kept from it, and with it the map.
-        mapped = _zip_can_be_mapped(path) and path.suffix != ".safetensors"
-        return _torch_contents(held, mapped=mapped, kind="torch zip")
+        return _torch_contents(held, "torch zip", read_torch_zip)
     if re.match(rb"\x80[\x02-\x05]", head):
-        return _torch_contents(held, mapped=False, kind="torch legacy")
+        return _torch_contents(held, "torch legacy", read_torch_pickles)
     kind = kind_of_other_file(path, head)
     if kind is None:
-        raise CheckpointError(f"{path}: not a checkpoint: it begins with {ascii(head[:24])[1:]}")
+        # Formats differ in their first bytes; more of a file that a recipe leads to may be nobody else's business.
+        raise CheckpointError(f"{path}: not a checkpoint: it begins with {ascii(head[:8])[1:]}")
     raise CheckpointError(f"{path}: {_is_a(kind)}")
 
 
@@ -438,95 +360,48 @@ def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
     return _Contents(held, "safetensors", True, header.metadata, tensors, opened.get_tensor)
 
 
-def _zip_can_be_mapped(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path}: truncated or broken: its zip archive cannot be read ({error})") from error
-    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-        inside = ", ".join(entry.filename for entry in entries[:3]) or "nothing"
-        raise CheckpointError(f"{path}: not a checkpoint: a zip archive that holds {inside}; unpack it first")
-    packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
-    if unpacked > max(_MOST_UNPACKED * packed, 1 << 20):
-        raise CheckpointError(
-            f"{path}: refused: a zip archive of {packed:,} bytes that unpacks to {unpacked:,}; "
-            "weights cannot be packed so tightly; ask for a .safetensors file"
-        )
-    # torch maps the archive as it lies on disk; one that another program compressed has to be unpacked in memory.
-    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-
-
-def _names_bytearray(path: Path, *, zipped: bool) -> bool:
-    """Whether the pickle names the one type of torch's own list that takes any amount of memory without having it."""
-    name = b"bytearray"
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            return any(name in archive.read(entry) for entry in archive.namelist() if entry.endswith("/data.pkl"))
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(name) >= 0
-
-
-def _torch_contents(held: HeldFile, *, mapped: bool, kind: str) -> _Contents:
+def _torch_contents(held: HeldFile, kind: str, read: Callable[[Path, int], TorchFile]) -> _Contents:
     path = held.path
-    try:
-        vast = _names_bytearray(path, zipped=kind == "torch zip")
-    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
-    if vast:
-        raise CheckpointError(f"{path}: refused: its pickle makes a bytearray, of any size; weights have none")
-    loaded = _unpickled(path, mapped=mapped)
-    state = _state_dict(loaded)
+    file = read(path, held.state.size)
+    state = _state_dict(file.content)
     if state is None:
-        raise CheckpointError(f"{path}: not a checkpoint: it holds a {type(loaded).__name__}, not a mapping of tensors")
-    tensors = {name: value for name, value in state.items() if isinstance(name, str) and _is_tensor(value)}
+        raise CheckpointError(f"{path}: not a checkpoint: it holds a {_told(file.content)}, not a mapping of tensors")
+    for name, value in state.items():
+        if isinstance(value, Unreadable):
+            raise CheckpointError(f"{path}: {name!r} is {value.kind}; it cannot be read")
+    tensors = {name: value for name, value in state.items() if isinstance(value, StoredTensor)}
     if not tensors:
         inner = kind_of(dict(_inner_shapes(state)))
         raise CheckpointError(f"{path}: {_is_a(inner) if inner is not None else 'holds no tensors'}")
+    if len(tensors) > MOST_TENSORS:
+        raise CheckpointError(f"{path}: {len(tensors):,} tensors; no checkpoint has more than {MOST_TENSORS:,}")
     for name, value in tensors.items():
-        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise CheckpointError(f"{path}: {name!r} is a sparse, quantized or empty-handed tensor; it cannot be read")
         # A shape may repeat the elements stored, of which views of a few bytes that are terabytes large can be made.
-        if value.nbytes > max(value.untyped_storage().nbytes(), 1 << 20):
+        if value.nbytes > max(value.storage.nbytes, 1 << 20):
             shape = list(value.shape)
             raise CheckpointError(f"{path}: {name!r} has shape {shape}, but only a few of its elements are stored")
-    infos = tuple(TensorInfo(name, name, value.dtype, tuple(value.shape)) for name, value in tensors.items())
-    return _Contents(held, kind, mapped, {}, infos, lambda name: tensors[name].detach().contiguous())
+    infos = tuple(
+        TensorInfo(name, name, value.dtype, value.shape, file.offset(value)) for name, value in tensors.items()
+    )
+    return _Contents(held, kind, file.mapped, {}, infos, lambda name: file.tensor(tensors[name]))
 
 
-def _unpickled(path: Path, *, mapped: bool) -> object:
-    try:
-        with _unpickling, torch.serialization.safe_globals(_INERT_GLOBALS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if mapped:
-                return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted is not None:
-            reason = f"refused: its pickle wants to run `{wanted.group(1)}`, and that could be any program"
-        else:
-            detail = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-            reason = f"refused: its pickle cannot be read without trusting it ({_first_line(detail)})"
-        raise CheckpointError(f"{path}: {reason}; ask for a .safetensors file") from error
-    except Exception as error:  # a broken pickle can make an unpickler raise nearly anything
-        if "TorchScript" in str(error):
-            raise CheckpointError(f"{path}: refused: a TorchScript program; ask for a .safetensors file") from error
-        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
-
-
-def _state_dict(loaded: object) -> Mapping[object, Any] | None:
+def _state_dict(content: object) -> Mapping[str, object] | None:
     """The innermost mapping that training code wrapped around the tensors; None if there is no mapping at all."""
-    if not isinstance(loaded, Mapping):
+    if not isinstance(content, dict):
         return None
-    for key in ("state_dict", "model", "module"):
-        nested = loaded.get(key)
-        if isinstance(nested, Mapping) and (key == "state_dict" or not any(map(_is_tensor, loaded.values()))):
-            return _state_dict(nested)
-    return loaded
+    state: dict[str, object] = content
+    for _ in range(_MOST_WRAPPERS):
+        inner = (
+            nested
+            for key in ("state_dict", "model", "module")
+            if isinstance(nested := state.get(key), dict)
+            and (key == "state_dict" or not any(map(_is_tensor, state.values())))
+        )
+        if (nested := next(inner, None)) is None:
+            return state
+        state = nested
+    return None
 
 
 def _inner_shapes(value: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -536,14 +411,18 @@ def _inner_shapes(value: object, name: str = "", depth: int = 0) -> Iterator[tup
         inner = value.items()
     elif isinstance(value, list | tuple):
         inner = enumerate(value)
-    elif isinstance(value, torch.Tensor):
-        yield name, tuple(value.shape)
+    elif isinstance(value, StoredTensor):
+        yield name, value.shape
     for key, part in inner if depth < _DEEPEST else ():
         yield from _inner_shapes(part, f"{name}.{key}" if name else str(key), depth + 1)
 
 
 def _is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
+    return isinstance(value, StoredTensor | Unreadable)
+
+
+def _told(content: object) -> str:
+    return "Tensor" if _is_tensor(content) else type(content).__name__ if content is not LEFT_OUT else "Python object"
 
 
 def _first_line(error: object) -> str:

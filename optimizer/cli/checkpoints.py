@@ -15,6 +15,7 @@ from optimizer.cli.options import (
     Device,
     Json,
     Models,
+    NoVerify,
     Quiet,
     RecipePath,
     Target,
@@ -209,21 +210,27 @@ def merge(
     no_recipe: Annotated[
         bool, typer.Option("--no-recipe", help="Tell nothing of the recipe and its sources in the metadata.")
     ] = False,
+    no_verify: NoVerify = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Merge a recipe's checkpoints into one file, in float32, rounded once.
 
+    A file that has another sha256 than the recipe notes of it is refused; with --no-verify it is taken, and the merged
+    file's metadata says that hashes were not verified.
+
     With --json one object: output, step, dtype, tensors, bytes (of the file), sources (the file of each model), vae.
     """
     import torch
 
-    from optimizer.checkpoints import open_checkpoint
+    from optimizer.checkpoints import check_output, open_checkpoint
     from optimizer.recipes import folders_of, load_recipe, locate_models
     from optimizer.recipes import merge as merge_files
 
+    check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
     name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: --step").name
+    attempt(lambda: loaded.check_finished("merged", name), recipe)
     files = {source: loaded.models[source].file for source in loaded.sources(name)}
     dtypes = {_DType.fp16: torch.float16, _DType.bf16: torch.bfloat16, _DType.fp32: torch.float32}
     with reading() as progress:
@@ -232,6 +239,7 @@ def merge(
         paths = locate_models(files, beside, others, named_in=recipe, hashes=hash_cache(), progress=progress)
         merge_files(
             loaded, paths, output, step=name, dtype=dtypes[dtype], vae=vae_file, embed_recipe=not no_recipe,
+            check_hashes=not no_verify, named_in=recipe,
             date=datetime.now(UTC).isoformat(timespec="seconds"), hashes=hash_cache(),
             hashing=lambda file, done, total: progress(f"hashing {file}", done, total),
             progress=lambda done, total: progress("merging", done, total),

@@ -23,6 +23,7 @@ __all__ = [
     "Device",
     "Json",
     "Models",
+    "NoVerify",
     "Quiet",
     "RecipePath",
     "Storage",
@@ -83,6 +84,10 @@ StudyPath = Annotated[
 
 Target = Annotated[
     Path, typer.Option("--target", help="The checkpoint to come close to.", autocompletion=completing.checkpoints)
+]
+
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Take files that have other hashes than the recipe notes of them.")
 ]
 
 BaseName = Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")]

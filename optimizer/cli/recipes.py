@@ -14,6 +14,7 @@ from optimizer.cli.options import (
     Device,
     Json,
     Models,
+    NoVerify,
     Quiet,
     RecipePath,
     checkpoint_finder,
@@ -64,12 +65,13 @@ def import_recipe(
 
     With --json one object: steps and models (their names), output (the step), warnings, not_understood (lines).
     """
-    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, open_checkpoint
+    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, check_output, open_checkpoint
     from optimizer.recipes import import_text, recipe_from_metadata, save_recipe
 
     not_understood: tuple[str, ...] = ()
     with reading() as progress:
         source = checkpoint_finder(models, progress)(source)
+    check_output(output, beside=source)
     if output.resolve() == source.resolve():
         raise InputError(f"{output}: is what the recipe is read from; write to another file")
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
@@ -126,10 +128,11 @@ def export(
 
     With --json one object: output (the file), format, step (the recipe's output).
     """
-    from optimizer.checkpoints import replace_text
+    from optimizer.checkpoints import check_output, replace_text
     from optimizer.exports import EXPORTS, export_recipe
     from optimizer.recipes import folders_of, load_recipe, with_whole_names
 
+    check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
     if output.resolve() == recipe.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
@@ -159,6 +162,7 @@ def verify(
         ),
     ],
     base: BaseName = None,
+    no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -169,11 +173,19 @@ def verify(
     With --json a list, one object a step: step, metric, seed, blocks ({"OUT03": {"measured", "expected"}}), total
     (measured, expected), not_measurable.
     """
-    from optimizer.recipes import find_models, folders_of, load_recipe, locate, locate_models
+    from optimizer.recipes import (
+        check_noted_hashes,
+        find_models,
+        folders_of,
+        load_recipe,
+        locate,
+        locate_models,
+    )
     from optimizer.reports import verified_table
     from optimizer.similarity import verify as verify_recipe
 
     loaded = load_recipe(recipe)
+    attempt(lambda: loaded.check_finished("measured", *(step.name for step in loaded.steps)), recipe)
     if base is not None and base not in loaded.models:
         raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(loaded.models)}")
     with reading() as progress:
@@ -193,7 +205,11 @@ def verify(
         paths |= dict.fromkeys(same, target)
         missing = {name: file for name, file in files.items() if name not in paths}
         locate_models(missing, beside, others, named_in=recipe, hashes=hashes, progress=progress)
-        steps = verify_recipe(loaded, paths, target, base=base, device=chosen_device(device), progress=progress)
+        if not no_verify:
+            check_noted_hashes(loaded.models, paths, named_in=recipe, hashes=hashes, progress=progress)
+        steps = verify_recipe(
+            loaded, paths, target, base=base, check_hashes=False, device=chosen_device(device), progress=progress
+        )
     if as_json:
         print_json([step.as_dict() for step in steps])
         return
@@ -245,6 +261,7 @@ def simplify(
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="Of encoder, a line each; default: the file that the recipe notes.")
     ] = None,
+    no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -267,7 +284,8 @@ def simplify(
         goal = None if target is None else checkpoint_finder(models, progress)(target, "--target")
         found = simplify_file(
             recipe, written, share=share, tolerance=tolerance, target=goal, metric=metric, base=base, seeds=seeds,
-            prompts=prompts, folders=model_folders(models), device=chosen_device(device), hashes=hash_cache(),
+            prompts=prompts, folders=model_folders(models), check_hashes=not no_verify,
+            device=chosen_device(device), hashes=hash_cache(),
             progress=progress, warn=lambda text: say_problem(f"warning: {text}"),
         )  # fmt: skip
     if as_json:

@@ -14,6 +14,7 @@ from optimizer.cli.options import (
     Device,
     Json,
     Models,
+    NoVerify,
     Quiet,
     Storage,
     StudyPath,
@@ -150,6 +151,7 @@ def fit(
     log_file: Annotated[
         Path | None, typer.Option("--log-file", metavar="FILE", help="Append a line of JSON for every trial.")
     ] = None,
+    no_verify: NoVerify = False,
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -170,7 +172,7 @@ def fit(
     budgeted = loaded if trials is None else loaded.with_trials(trials)
     result = fit_and_report(
         budgeted, chosen_device(device), fresh=fresh, candidates=candidates, workers=workers, storage=storage,
-        log_file=log_file, as_json=as_json,
+        log_file=log_file, check_hashes=not no_verify, as_json=as_json,
     )  # fmt: skip
     if result.interrupted:
         say_problem("interrupted; the best so far is in best.yaml, and the same command continues")
@@ -206,6 +208,7 @@ def ceiling(
         str,
         typer.Option("--metric", help="explained, delta, weights or all.", autocompletion=completing.ceiling_metrics),
     ] = "all",
+    no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -225,7 +228,10 @@ def ceiling(
 
     with reading() as progress:
         loaded = load_study(study, model_folders(models), hashes=hash_cache(), progress=progress)
-        found = study_ceilings(loaded, metric, device=chosen_device(device), progress=progress, hashes=hash_cache())
+        found = study_ceilings(
+            loaded, metric, check_hashes=not no_verify, device=chosen_device(device), progress=progress,
+            hashes=hash_cache(),
+        )  # fmt: skip
     if as_json:
         main_metric, *others = sorted(found, key=lambda one: EXACT_METRICS.index(one.metric))
         more = {"other_metrics": [one.as_dict() for one in others]} if metric in ("all", "both") else {}
@@ -261,12 +267,14 @@ def report(
     step and metric), ceilings (total by metric), searches (trials and best of each), sources (coefficient, license and
     standing of each), remarks (headings of what there is to know).
     """
+    from optimizer.checkpoints import check_output
     from optimizer.reports import check_report_name, report_figures, write_report
     from optimizer.search import found_ceilings, found_result, load_study, shown_storage
 
     loaded = load_study(study, with_files=False)
     written = loaded.folder / "report.html" if output is None else output
     check_report_name(written)
+    check_output(written)
     found = found_result(loaded, storage)
     with reading() as progress:
         ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
@@ -351,6 +359,7 @@ def fit_and_report(
     workers: int | None = None,
     storage: str | None = None,
     log_file: Path | None = None,
+    check_hashes: bool = True,
     as_json: bool = False,
 ) -> "FitResult":
     """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found, `as_json` if wanted.
@@ -374,8 +383,8 @@ def fit_and_report(
     check_writable(study.folder)
     with fit_logs(study.folder / "fit.log", log_file), fitting() as events:
         result = run(
-            study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage, events=events,
-            hashes=hash_cache(),
+            study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage,
+            check_hashes=check_hashes, events=events, hashes=hash_cache(),
         )  # fmt: skip
         log_end(result)
     # The search is done and best.yaml written: none of the rest may cost the others.

@@ -53,15 +53,5 @@ def export_recipe(recipe: Recipe, format_name: str) -> str:
         raise RecipeError(
             f"layout: received {recipe.layout.name!r}; the {format_name} export knows {', '.join(export.layouts)}"
         )
-    free: dict[str, list[str]] = {}
-    for step in recipe.ancestors():
-        for name, alpha in step.alphas.items():
-            if holes := [block for hole in alpha.free for block in hole.blocks]:
-                free.setdefault(recipe.layout.describe_blocks(holes), []).append(f"steps.{step.name}.{name}")
-    if free:
-        raise RecipeError(
-            f"{', '.join(places)}: free on {blocks}, and only numbers can be exported; fit the recipe first, or put "
-            "numbers there"
-            for blocks, places in free.items()
-        )
+    recipe.check_finished("exported")
     return export.write(recipe)

@@ -28,6 +28,7 @@ from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
 from optimizer.recipes.new import new_recipe
 from optimizer.recipes.notation import Imported, import_text, read_notation, write_notation
+from optimizer.recipes.noted_hashes import check_noted_hashes, fits_hash, other_hash
 from optimizer.recipes.presets import Preset, preset_line, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.tensors import Contributing, Part, check_channels, finite, plan_parts
@@ -55,10 +56,12 @@ __all__ = [
     "block_coefficients",
     "check_channels",
     "check_folders",
+    "check_noted_hashes",
     "checkpoints_below",
     "checkpoints_in",
     "find_models",
     "finite",
+    "fits_hash",
     "folders_of",
     "import_text",
     "load_recipe",
@@ -70,6 +73,7 @@ __all__ = [
     "named_at",
     "new_recipe",
     "not_found",
+    "other_hash",
     "plan_parts",
     "preset_line",
     "read_notation",

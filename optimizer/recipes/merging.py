@@ -14,6 +14,7 @@ from optimizer.checkpoints import (
     Checkpoint,
     HashCache,
     TensorSpec,
+    check_output,
     check_unchanged,
     open_checkpoint,
     safetensors_writer,
@@ -24,6 +25,7 @@ from optimizer.recipes.combining import MergedTensor, WeightedSum, write_merged
 from optimizer.recipes.inputs import warn_of_merged
 from optimizer.recipes.locations import locate_models
 from optimizer.recipes.metadata import merge_metadata
+from optimizer.recipes.noted_hashes import check_noted_hashes
 from optimizer.recipes.recipe import Recipe
 from optimizer.recipes.tensors import Part, check_channels, plan_parts
 from optimizer.recipes.vae import open_vae, without_vae
@@ -43,6 +45,8 @@ def merge(
     dtype: torch.dtype = torch.float16,
     vae: Path | str | None = None,
     embed_recipe: bool = True,
+    check_hashes: bool = True,
+    named_in: Path | str = "recipe",
     date: str | None = None,
     hashes: HashCache | None = None,
     hashing: Callable[[str, int, int], None] | None = None,
@@ -57,9 +61,8 @@ def merge(
     the step needs are opened. Merged tensors are computed in float32 and rounded once to `dtype`. Of the rest, buffers
     of the model's parts are copied from a or, where that lacks them, b; what is no part of the model (prediction
     markers, noise schedules) from the model that the step begins with alone; EMA copies from none; and position ids are
-    written as int64 0 .. n-1. Free alphas stand at their starting values. `progress` is told the bytes written and
-    their total, tensor by tensor. `threads` tensors are merged at a time (default: as many as torch computes with, 8 at
-    most); they do not change the result.
+    written as int64 0 .. n-1. `progress` is told the bytes written and their total, tensor by tensor. `threads` tensors
+    are merged at a time (default: as many as torch computes with, 8 at most); they do not change the result.
 
     With `vae`, a checkpoint or a VAE alone in LDM names, all VAE tensors come from that file, rounded to `dtype`.
 
@@ -67,12 +70,17 @@ def merge(
     `embed_recipe`, nothing that tells of them. Hashes are taken from and kept in `hashes`; those that it lacks are
     computed, which reads the files once more and tells `hashing` the file's name, the bytes done and their total.
 
-    Raises CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
+    Where the recipe notes the sha256 of a source, the file must have it; without `check_hashes` any file will do, and
+    the metadata says that hashes were not verified. `named_in` is what messages call the recipe.
+
+    Raises RecipeError for alphas that are free: `recipe.started()` has them at their starting values. Raises
+    CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
     tensor that takes part, for values beyond the range of `dtype`, for a VAE that does not fit, for files that are
     changed, replaced or deleted meanwhile, and for an output that cannot be written. Gives a BlockfitWarning for what
     is odd about the sources though they can be merged: see `inputs.warn_of_merged` and `zeros.ZeroTensors`.
     """
     name = recipe.step(step or recipe.output).name
+    recipe.check_finished("merged", name)
     sources = recipe.sources(name)
     files = _files_of(recipe, name, paths)
     output, vae = Path(output), None if vae is None else Path(vae)
@@ -81,7 +89,12 @@ def merge(
         opened = {
             source: stack.enter_context(open_checkpoint(files[source], layout=recipe.layout)) for source in sources
         }
-        contributors = Contributors(recipe.started(), sources, [name])
+        contributors = Contributors(recipe, sources, [name])
+        digests = None
+        if check_hashes:
+            digests = check_noted_hashes(
+                recipe.models, files, named_in=named_in, hashes=hashes, progress=hashing, telling="{}"
+            )
         baked = None
         if vae is not None:
             baked = stack.enter_context(open_vae(vae, recipe.layout, list(opened.values())))
@@ -92,7 +105,7 @@ def merge(
         warn_of_merged(recipe, name, opened, contributors, baked=baked is not None)
         metadata = merge_metadata(
             recipe, name, opened, channels=plan.channels, vae=baked, date=date, embed_recipe=embed_recipe,
-            hashes=hashes, hashing=hashing,
+            digests=digests, hashes=hashes, hashing=hashing,
         )  # fmt: skip
         sizes = {spec.name: spec.nbytes for spec in plan.specs}
         total, written = sum(sizes.values()), 0
@@ -135,6 +148,7 @@ def _files_of(recipe: Recipe, step: str, paths: Mapping[str, Path | str] | Path 
 
 
 def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -> None:
+    check_output(output)
     if output.suffix != ".safetensors":
         raise CheckpointError(f"{output}: a merge is written as .safetensors; give the output this extension")
     if not output.resolve().parent.is_dir():  # the writer says so too, but after the sources were hashed

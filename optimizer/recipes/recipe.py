@@ -271,6 +271,23 @@ class Recipe:
             sorter.done(ordered[-1].name)
         return tuple(ordered)
 
+    def check_finished(self, done: str, *outputs: str) -> None:
+        """Raise RecipeError, one line, if alphas that `outputs` (default: the recipe's) need are free.
+
+        `done` is what only numbers can be: merged, exported.
+        """
+        free: dict[str, list[str]] = {}
+        for step in self.ancestors(*outputs):
+            for name, alpha in step.alphas.items():
+                if blocks := {block for hole in alpha.free for block in hole.blocks}:
+                    free.setdefault(self.layout.describe_blocks(blocks), []).append(f"steps.{step.name}.{name}")
+        if free:
+            listed = "; ".join(f"{', '.join(names)}: free on {blocks}" for blocks, names in free.items())
+            raise RecipeError(
+                f"{listed}, and only numbers can be {done}; fit the recipe first (blockfit fit STUDY) and take the "
+                "best.yaml that this writes, or put numbers there"
+            )
+
     def sources(self, output: str | None = None) -> tuple[str, ...]:
         """The models that `output` needs, in the order in which the recipe lists its models."""
         used = {name for step in self.ancestors(output or self.output) for name in step.inputs.values()}

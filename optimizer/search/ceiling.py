@@ -27,7 +27,7 @@ from scipy.optimize import lsq_linear, nnls
 
 from optimizer.checkpoints import HashCache
 from optimizer.errors import InputError
-from optimizer.recipes import Algebra, Group, Recipe
+from optimizer.recipes import Algebra, Group, Recipe, check_noted_hashes
 from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.notes import best_recipe
@@ -207,6 +207,7 @@ def study_ceilings(
     study: Study,
     metric: str = "all",
     *,
+    check_hashes: bool = True,
     device: torch.device | str | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     hashes: HashCache | None = None,
@@ -219,13 +220,16 @@ def study_ceilings(
     `delta` is left out of several if the study has no base.
 
     The best recipe is that in the study's folder, best.yaml. `device` may be a name: auto, cpu (default) or cuda.
-    Raises InputError for another metric, for `delta` without a base, for files that are missing or do not fit, and for
-    a best.yaml that does not belong to the study's recipe.
+    Raises InputError for another metric, for `delta` without a base, for files that are missing or do not fit, for a
+    best.yaml that does not belong to the study's recipe, and with `check_hashes` for files of which `hashes` knows
+    another sha256 than the recipe notes.
     """
     if metric not in CEILING_METRICS:
         raise InputError(f"--metric: received {metric!r}; must be one of {', '.join(CEILING_METRICS)}")
     if metric == "delta" and study.base is None:
         raise InputError("--metric: received 'delta'; it needs `base` in the study, which differences are taken from")
+    if check_hashes:
+        check_noted_hashes(study.recipe.models, study.sources, named_in=study.recipe_path, hashes=hashes, known=True)
     metrics = [name for name in CEILING_METRICS[metric] if study.base is not None or not METRICS[name].needs_base]
     fitted = best_recipe(study)
     blocks = {block for stage in study.stages for block in stage.blocks}

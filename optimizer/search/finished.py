@@ -1,21 +1,24 @@
 """Finished recipes on disk: what they note of the searches that found them, and simplifying one against its target."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from optimizer.checkpoints import HashCache, check_unchanged, sha256
+from optimizer.checkpoints import HashCache, check_output, check_unchanged, sha256
 from optimizer.errors import InputError, RecipeError, attempt
 from optimizer.recipes import (
     Recipe,
+    check_noted_hashes,
+    fits_hash,
     folders_of,
     load_recipe,
     locate,
     locate_models,
     not_found,
+    other_hash,
     save_recipe,
     seen_from,
 )
@@ -28,7 +31,6 @@ from optimizer.search.simplifying import (
     Number,
     Scored,
     Simplified,
-    check_finished,
     default_numbers,
     simplify,
 )
@@ -121,6 +123,7 @@ def simplify_file(
     seeds: Sequence[int] | None = None,
     prompts: Path | None = None,
     folders: Sequence[Path] = (),
+    check_hashes: bool = True,
     device: torch.device | str | None = None,
     hashes: HashCache | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -135,13 +138,15 @@ def simplify_file(
     random inputs), `prompts` (a file of those that encoder reads) and `base` (the model that differences are taken
     from; default: the one noted, the one called base, the first) stand for what it does not note, or instead of it. A
     recipe that notes no search is scored by `explained` unless `metric` says otherwise, on all blocks that it moves and
-    the metric sees. `warn` is told what is odd.
+    the metric sees. Files must have the sha256 that the recipe notes of them, unless `check_hashes` is off; the target
+    too, if it is the noted one. `warn` is told what is odd.
 
     Raises InputError, nothing written, for a recipe that is not finished or has more than 100 steps, a target that
     nobody names, prompts that are gone or are others than were noted, or files that are missing, do not fit, or change
     meanwhile.
     """
     path, output, target = Path(path), Path(output), None if target is None else Path(target)
+    check_output(output, beside=path)
     if output.resolve() == path.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
     if not output.resolve().parent.is_dir():
@@ -155,7 +160,7 @@ def simplify_file(
             "merge the first ones into a file (blockfit merge --step), and simplify the others with that as a source"
         )
     try:
-        check_finished(recipe)
+        recipe.check_finished("simplified", *(step.name for step in recipe.steps))
         searches = _asked(noted_searches(recipe), recipe, metric, seeds)
     except RecipeError as error:
         raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
@@ -171,10 +176,13 @@ def simplify_file(
     used = {name for step in recipe.steps for name in step.inputs.values()} | {base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
     sources = locate_models(files, beside, others, named_in=path, hashes=hashes, progress=progress)
+    if check_hashes:
+        check_noted_hashes(recipe.models, sources, named_in=path, hashes=hashes, progress=progress)
     noted_base = (recipe.fitted or {}).get("base")
     with open_recipe_comparison(recipe, sources, goal, base=base, device=device, progress=progress) as comparison:
         digest = sha256(goal, hashes, progress=_hashing(goal, progress))
-        same = digest == _noted_target(recipe).get("sha256") and noted_base in (None, base)
+        noted = _is_noted_target(recipe, path, goal, digest, must=check_hashes and target is None)
+        same = noted and noted_base in (None, base)
         if not searches:
             whole = _whole_recipe(recipe, comparison, metric or DEFAULT_METRIC, seeds, path)
             searches = (_with_prompts(whole, path, (beside, *others), output, given),)
@@ -196,15 +204,8 @@ def simplify_file(
         )
         # The hash that is noted has to be of what was scored.
         check_unchanged([comparison.target])
-    for search in searches:
-        if same and search.before is None and search.similarity is not None:
-            measured, _ = simplified.totals[search.name]
-            if abs(measured - search.similarity) > _ALIKE:
-                warn(
-                    f"{path}: fitted.searches.{search.name}: measured {measured:.9f}, but {search.similarity:.9f} is "
-                    "noted; were other random inputs (--seed), other prompts (--prompts), another base (--base) "
-                    "or other files used?"
-                )
+    for problem in _differences(searches, simplified) if same else ():
+        warn(f"{path}: {problem}")
     origin = (recipe.fitted or {}).get("recipe")
     fitted = {
         "recipe": seen_from(output.parent, path.parent / origin if isinstance(origin, str) else path),
@@ -218,6 +219,18 @@ def simplify_file(
     simplified = _with_notes(simplified, recipe, fitted, path, share, tolerance)
     save_recipe(simplified.recipe, output)
     return simplified
+
+
+def _differences(searches: Sequence[NotedSearch], simplified: Simplified) -> Iterator[str]:
+    """What to say of searches that were found to be of another similarity than the recipe notes."""
+    for search in searches:
+        measured, _ = simplified.totals[search.name]
+        noted = search.similarity if search.before is None else None
+        if noted is not None and abs(measured - noted) > _ALIKE:
+            yield (
+                f"fitted.searches.{search.name}: measured {measured:.9f}, but {noted:.9f} is noted; were other random "
+                "inputs (--seed), other prompts (--prompts), another base (--base) or other files used?"
+            )
 
 
 def simplify_fit(study: Study, recipe: Recipe, measured: Measured, output: Path) -> Simplified:
@@ -601,6 +614,14 @@ def _target(
 def _noted_target(recipe: Recipe) -> Mapping[str, Any]:
     noted = (recipe.fitted or {}).get("target")
     return noted if isinstance(noted, Mapping) else {}
+
+
+def _is_noted_target(recipe: Recipe, path: Path, goal: Path, digest: str, *, must: bool) -> bool:
+    """Whether the target has the hash that the recipe notes; it `must`, if the recipe notes one."""
+    noted = _noted_target(recipe).get("sha256")
+    if must and isinstance(noted, str) and not fits_hash(digest, noted):
+        raise RecipeError(f"{path}: fitted.target.sha256: {other_hash(noted, goal, digest)}")
+    return digest == noted
 
 
 def _as_noted(

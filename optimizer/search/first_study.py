@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import HashCache, atomic_path, fingerprint, open_checkpoint
+from optimizer.checkpoints import HashCache, atomic_path, fingerprint, open_checkpoint, refuse_links
 from optimizer.checkpoints.layout import Layout
 from optimizer.checkpoints.presence import is_file, is_folder, is_there
 from optimizer.checkpoints.reading import unfit
@@ -125,7 +125,9 @@ def first_study(
     if mapping not in goal.layout.mappings:
         raise InputError(f"--mapping: received {mapping!r}; there are {', '.join(goal.layout.mappings)}")
     folder = Path(_plain(goal.path.stem)) if folder is None else folder
-    taken = [path for path in (folder / "recipe.yaml", folder / "study.yaml") if is_there(path)]
+    to_write = (folder / "recipe.yaml", folder / "study.yaml")
+    refuse_links(folder, replaced=to_write)
+    taken = [path for path in to_write if is_there(path)]
     if taken:
         raise InputError(f"{path}: is there already; name another folder (-o)" for path in taken)
     notes: list[str] = []

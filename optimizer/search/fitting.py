@@ -17,7 +17,16 @@ import torch
 
 from optimizer.checkpoints import HashCache, open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
-from optimizer.recipes import Algebra, Alpha, Recipe, load_recipe, save_recipe
+from optimizer.recipes import (
+    Algebra,
+    Alpha,
+    Recipe,
+    check_noted_hashes,
+    fits_hash,
+    load_recipe,
+    other_hash,
+    save_recipe,
+)
 from optimizer.search.asking import SharedStorage
 from optimizer.search.binding import bound_to, check_bindings
 from optimizer.search.candidates import Choice, different
@@ -31,6 +40,7 @@ from optimizer.search.simplifying import Simplified
 from optimizer.search.space import Parameter, Space, filled_alphas
 from optimizer.search.storage import PATIENCE, StorageAddress, StorageLost, open_storage, set_aside, storage_address
 from optimizer.search.study import Stage, Study
+from optimizer.search.study_files import check_storage_files, check_study_folder
 from optimizer.search.worker_processes import WorkerProcesses, leave_interrupts, still_wanted
 from optimizer.search.workers import workers_at
 from optimizer.similarity import (
@@ -70,6 +80,7 @@ def fit(
     storage: str | None = None,
     workers: int | None = None,
     patience: float = PATIENCE,
+    check_hashes: bool = True,
     events: FitEvents | None = None,
     hashes: HashCache | None = None,
 ) -> FitResult:
@@ -91,12 +102,16 @@ def fit(
     `device` is the cpu unless given; names may be used: auto (a card, if there is one), cpu, cuda. `events` is told how
     the fit goes; `hashes`, a HashCache, keeps the checkpoints' sha256, which best.yaml notes, from call to call.
 
+    Where the recipe notes a sha256 itself, the file must have it, unless `check_hashes` is off. No file is read for
+    that: what `hashes` knows is looked at before any work, the rest when hashes are taken, after the search.
+
     A second call continues where the first one stopped. Ctrl-C, or SIGTERM, ends the search after the running trial, a
     second one at once; the best so far is written and returned with `interrupted` set. `fresh` sets earlier trials
     aside.
 
     Raises InputError for files that do not fit or a study started with other inputs; the best so far written,
-    TrialsFailed if trials keep failing, StorageLost if the storage stays away, CheckpointError for a file that changes.
+    TrialsFailed if trials keep failing, StorageLost if the storage stays away, CheckpointError for a file that changes
+    or has another hash than the recipe notes.
     """
     if candidates < 1:
         raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
@@ -109,10 +124,14 @@ def fit(
             f"{taken[0]}: is the study's recipe, which the result would replace; name the recipe otherwise"
         )
     address = storage_address(storage, study.folder)
+    check_study_folder(study.folder)
+    check_storage_files(address, study.folder)
+    if check_hashes:
+        check_noted_hashes(study.recipe.models, study.sources, named_in=study.recipe_path, hashes=hashes, known=True)
     together = workers is not None or storage is not None
     with interruptible(), _quiet_optuna():
         one = _Fit(study, chosen_device(device), address, together, patience, events or FitEvents(), hashes)
-        return one.run(fresh=fresh, candidates=candidates, workers=workers or 1)
+        return one.run(fresh=fresh, candidates=candidates, workers=workers or 1, check_hashes=check_hashes)
 
 
 @contextmanager
@@ -195,7 +214,7 @@ class _Fit:
                 if wanted():
                     self._search(stage, opened, shared)
 
-    def run(self, *, fresh: bool, candidates: int, workers: int) -> FitResult:
+    def run(self, *, fresh: bool, candidates: int, workers: int, check_hashes: bool) -> FitResult:
         """Search with `workers` processes, and keep what was found."""
         study, self._candidates = self._study, candidates
         self._check_reading()
@@ -236,6 +255,8 @@ class _Fit:
             _remove_own(study.folder / _SIMPLE)
         if stopped is not None and not isinstance(stopped, KeyboardInterrupt):
             raise stopped
+        if check_hashes:
+            self._check_hashes(hashed)
         return FitResult(
             study,
             recipe,
@@ -262,6 +283,19 @@ class _Fit:
             return opened.sha256(self._hashes, self._events.progress, known=known), None
         except KeyboardInterrupt as error:
             return opened.sha256(self._hashes, self._events.progress, known=True), error
+
+    def _check_hashes(self, hashed: Mapping[str, str]) -> None:
+        """Refuse sources with other hashes than the study's recipe notes; what was found of them is written by now."""
+        study = self._study
+        problems = []
+        for name, file in study.files.items():
+            noted, digest = study.recipe.models[name].sha256, hashed.get(name)
+            if noted is not None and digest is not None and not fits_hash(digest, noted):
+                other = other_hash(noted, study.sources.get(name, Path(file)), digest)
+                problems.append(f"{study.recipe_path}: models.{name}.sha256: {other}")
+        if problems:
+            best = study.folder / "best.yaml"
+            raise CheckpointError([*problems, f"{best}: is of the files that are there, and notes their hashes"])
 
     @contextmanager
     def _opened(self) -> Iterator[OpenStudy]:

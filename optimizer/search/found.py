@@ -24,6 +24,7 @@ from optimizer.search.results import FitResult, SearchResult, StepScores, standi
 from optimizer.search.space import Parameter, filled_alphas
 from optimizer.search.storage import StorageAddress, open_storage, storage_address
 from optimizer.search.study import Stage, Study, load_study
+from optimizer.search.study_files import check_storage_files
 from optimizer.search.workers import Worker, workers_at
 from optimizer.similarity import METRICS, STATISTICS
 
@@ -167,6 +168,7 @@ def search_trials(study: Study, storage: str | None = None) -> tuple[tuple[Searc
     Whichever generation of a search was opened last. Raises StudyError if the storage cannot be read.
     """
     address = storage_address(storage, study.folder)
+    check_storage_files(address, study.folder)
     found: dict[str, list[FrozenTrial]] = {}
     opened: dict[str, str] = {}
     living: tuple[Worker, ...] = ()
@@ -197,6 +199,7 @@ def open_trials(study: Study, storage: str | None = None) -> Iterator[tuple[Base
     cannot be read.
     """
     address = storage_address(storage, study.folder)
+    check_storage_files(address, study.folder)
     missing = StudyError(f"{address}: holds no trials of {study.name!r} yet; `blockfit fit` makes them")
     if address.path is not None and not address.path.exists():
         raise missing

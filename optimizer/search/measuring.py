@@ -14,6 +14,7 @@ from optimizer.checkpoints import Checkpoint, HashCache, fingerprint, open_check
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
 from optimizer.recipes import Contributors, check_channels, warn_of_sources
 from optimizer.search.study import Stage, Study
+from optimizer.search.study_files import check_study_folder
 from optimizer.similarity import (
     METRICS,
     STATISTICS,
@@ -134,6 +135,7 @@ def open_study(
     or that are changed, replaced or deleted while they are measured; nothing of that is kept then. Gives a
     BlockfitWarning for what is odd about the files.
     """
+    check_study_folder(study.folder)
     earlier = load_measured(study.folder / STATISTICS)
     if study.missing:
         found = None if earlier is None else _without_files(study, earlier, hashes)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from optimizer.checkpoints import HashCache, replace_text
+from optimizer.checkpoints import HashCache, refuse_links, replace_text
 from optimizer.errors import CheckpointError, InputError, StudyError, attempt
 from optimizer.recipes import Recipe, locate, recipe_as_data, seen_from
 from optimizer.recipes.yaml_files import dump_yaml, plain, shown, validate
@@ -189,6 +189,7 @@ def _named_from_folder(study: Study, looked: Sequence[Path], hashes: HashCache |
 
 def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     texts = {folder / name: _MARK + dump_yaml(data) for name, data in files.items()}
+    attempt(lambda: refuse_links(folder, replaced=texts), f"{_CALLED}: folder")
     if others := [path for path in texts if path.exists() and not _is_own(path)]:
         raise StudyError(
             f"{_CALLED}: folder: {path} is there, and new_study did not make it; load_study reads it, and another "

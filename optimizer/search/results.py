@@ -76,8 +76,9 @@ def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 
 def _distance(trial: FrozenTrial) -> float | None:
     distance = trial.user_attrs.get(DISTANCE)
-    known = isinstance(distance, int | float) and not isinstance(distance, bool) and math.isfinite(distance)
-    return float(distance) if known else None
+    if not isinstance(distance, int | float) or isinstance(distance, bool) or not math.isfinite(distance):
+        return None
+    return float(distance)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ __all__ = [
     "Scored",
     "SettledNumber",
     "Simplified",
-    "check_finished",
     "default_numbers",
     "simplify",
 ]
@@ -140,8 +139,9 @@ class Simplified:
     """A simpler `recipe`, what each block explained `before` (what losses count from) and explains `after`.
 
     Both are {block: share, at most 1 and not clipped}, of the blocks that were judged and that the target has changed.
-    `totals` are similarities by name, (before, after) in [-1, 1]; `scored` says where they are measured now: a step that
-    was dropped gave its place to its input a. Where that is a model, nothing is left to score, and `scored` lacks it.
+    `totals` are similarities by name, (before, after) in [-1, 1]; `scored` says where they are measured now: a step
+    that was dropped gave its place to its input a. Where that is a model, nothing is left to score, and `scored` lacks
+    it.
     `distinct` is how many different numbers the recipe's alphas have, before and after.
     """
 
@@ -219,7 +219,7 @@ def simplify(
     for name, given_number in (("share", share), ("tolerance", tolerance)):
         if not (math.isfinite(given_number) and given_number >= 0):
             raise RecipeError(f"{name}: received {given_number:g}; must be a number from 0 up, such as 0.05")
-    check_finished(recipe)
+    recipe.check_finished("simplified", *(step.name for step in recipe.steps))
     blocks = {one.step: (*one.metric.blocks, *one.metric.unchanged) for one in judged}
     given = tuple(default_numbers(recipe, blocks) if numbers is None else _judged_numbers(recipe, numbers, blocks))
     judges = [_Judge.of(one, recipe, share, tolerance, groups, sources) for one in judged]
@@ -297,20 +297,6 @@ def default_numbers(
             else:
                 found += [Number(step.name, name, (block,)) for block in recipe.layout.blocks if block in blocks]
     return tuple(found)
-
-
-def check_finished(recipe: Recipe) -> None:
-    """Raises RecipeError for a recipe with free alphas."""
-    free = [
-        f"steps.{step.name}.{name}: free on {recipe.layout.describe_blocks(hole.blocks)}; "
-        "fit the recipe first, and simplify the best.yaml that a fit writes"
-        for step in recipe.steps
-        for name, alpha in step.alphas.items()
-        for hole in alpha.free
-    ]
-    if free:
-        # One line will do: the remedy is the same for all.
-        raise RecipeError(free[0] if len(free) == 1 else f"{free[0]} ({len(free)} free alphas in all)")
 
 
 def _judged_numbers(

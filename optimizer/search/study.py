@@ -19,6 +19,7 @@ from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown,
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, described_alphas, parameters_of
 from optimizer.search.storage import DATABASE, StorageAddress
+from optimizer.search.study_files import check_study_folder
 from optimizer.similarity import DEFAULT_METRIC, METRICS, STATISTICS, read_prompts
 
 __all__ = [
@@ -223,9 +224,10 @@ def load_study(
 
     Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit. `hashes` and
     `progress` are for files that are named by their hash, as in `locate`.
-    Raises InputError with one line for each problem.
+    Raises InputError with one line for each problem, such as a link among what is written into the folder.
     """
     path = study_file(path)
+    check_study_folder(path.parent)
     entry = validate(StudyEntry, read_yaml(path, StudyError), path, StudyError)
     recipe_path = path.parent / entry.recipe.replace("\\", "/")
     if named_file(path.parent, entry.recipe) is None:

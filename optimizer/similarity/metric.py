@@ -19,7 +19,6 @@ from optimizer.similarity.quadratic import (
     DeltaMetric,
     ElementsMetric,
     ExplainedMetric,
-    QuadraticMetric,
     WeightsMetric,
 )
 from optimizer.similarity.statistics import Statistics
@@ -106,7 +105,7 @@ def _text_encoder(layout: Layout) -> tuple[str, ...]:
     return (layout.blocks[0],)
 
 
-def _from_statistics(kind: type[QuadraticMetric] | type[ElementsMetric]) -> Callable[..., Metric]:
+def _from_statistics(kind: Callable[[Statistics, Sequence[Group], tuple[str, ...]], Metric]) -> Callable[..., Metric]:
     def build(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
         assert statistics is not None
         return kind(statistics, comparison.groups, blocks)

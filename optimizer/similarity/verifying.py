@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Layout
+from optimizer.checkpoints import HashCache, Layout
 from optimizer.errors import RecipeError
-from optimizer.recipes import Expected, Recipe
+from optimizer.recipes import Expected, Recipe, check_noted_hashes
 from optimizer.similarity.comparison import Comparison, Progress, open_recipe_comparison
 from optimizer.similarity.metric import (
     DEFAULT_METRIC,
@@ -67,6 +67,8 @@ def verify(
     target: Path | str,
     *,
     base: str | None = None,
+    check_hashes: bool = True,
+    hashes: HashCache | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Verified, ...]:
@@ -76,12 +78,14 @@ def verify(
 
     Steps without expectations are measured by `explained` on all blocks that the target holds. `base` is the model that
     `explained` and `delta` take differences from; default: the one that the recipe notes, the one called base, for
-    `explained` the first. Free alphas stand at their starting values. The files are read once; nothing is merged.
+    `explained` the first. The files are read once; nothing is merged. With `check_hashes` they must have the sha256
+    that the recipe notes of them; `hashes` keeps those.
 
-    Raises RecipeError for an expectation by an unknown metric or more than 100 different ones, and CheckpointError for
-    files that do not fit.
+    Raises RecipeError for free alphas, an expectation by an unknown metric or more than 100 different ones, and
+    CheckpointError for files that do not fit.
     """
     target, layout = Path(target), recipe.layout
+    recipe.check_finished("measured", *(step.name for step in recipe.steps))
     base = recipe.noted_base if base is None else base
     standard = Expected((), metric=DEFAULT_METRIC)
     reported = {step.name: step.expect for step in recipe.steps}
@@ -107,6 +111,8 @@ def verify(
             f"{_MOST_KINDS}; leave `expect` out of some steps"
         )
     sources = {name: paths[name] for name in recipe.models if name in paths}
+    if check_hashes:
+        check_noted_hashes(recipe.models, sources, hashes=hashes, progress=progress)
     with open_recipe_comparison(recipe, sources, target, base=base, device=device, progress=progress) as comparison:
         found: dict[str, Verified] = {}
         held = {part.block for part in comparison.parts if part.scored and part.held_by(comparison.target)}

@@ -83,7 +83,22 @@ class TestFormats:
         torch.save(wrap(OrderedDict(tensors)), tmp_path / "a.ckpt", _use_new_zipfile_serialization=new)
         with open_checkpoint(tmp_path / "a.ckpt") as checkpoint:
             assert_same(tensors, checkpoint)
-            assert (kind, new) == (checkpoint.format, checkpoint.mapped)
+            assert (kind, True) == (checkpoint.format, checkpoint.mapped)
+
+    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+    @pytest.mark.parametrize("new", [True, False])
+    def test_protocols(self, tmp_path, protocol, new):
+        """Whatever protocol a file was pickled in, it reads the same."""
+        state = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict()
+        torch.save(
+            {"state_dict": state, "epoch": 2, "loss": 0.5, "lr": [0.1], "names": {"a", b"b"}},
+            tmp_path / "a.pt",
+            pickle_protocol=protocol,
+            _use_new_zipfile_serialization=new,
+        )
+
+        with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+            assert_same(state, checkpoint)
 
     def test_entries_that_are_no_tensors(self, tmp_path):
         """Counters, lists and settings beside the tensors are left out; parameters count as tensors."""
@@ -214,6 +229,17 @@ class TestLayouts:
 class TestBrokenFiles:
     """What is said about a file that cannot be used."""
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+    @pytest.mark.parametrize("new", [True, False])
+    def test_name_that_is_no_text(self, tmp_path, new):
+        """A file whose name is no UTF-8, which libraries cannot open, is told to be renamed."""
+        path = tmp_path / os.fsdecode(b"a\xff.pt")
+        torch.save({"a": torch.ones(1)}, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+        (tmp_path / "a.pt").rename(path)
+
+        with pytest.raises(CheckpointError, match="the file's name is not valid UTF-8; rename it"):
+            open_checkpoint(path)
+
     def test_missing(self, tmp_path):
         """A missing file is called that."""
         assert problem(tmp_path / "a.safetensors") == "no such file"
@@ -241,6 +267,15 @@ class TestBrokenFiles:
         (tmp_path / "a.ckpt").touch()
 
         assert problem(tmp_path / "a.ckpt") == "the file is empty (0 bytes)"
+
+    @pytest.mark.parametrize("content", [b"a", b"cos\nsystem\n(S'touch x'\ntR.", b"HISTORY=secret"])
+    def test_of_an_unknown_file_eight_bytes_are_told(self, tmp_path, content):
+        """A file of no known kind is told by its first bytes, and by no more: it may be anybody's."""
+        (tmp_path / "a.safetensors").write_bytes(content)
+
+        line = problem(tmp_path / "a.safetensors")
+
+        assert line == f"not a checkpoint: it begins with {ascii(content[:8])[1:]}"
 
     @pytest.mark.parametrize("kept", [9, 100, -1])
     def test_truncated_safetensors(self, tmp_path, write_sd1, kept):
@@ -359,7 +394,7 @@ class TestBrokenFiles:
             {"w": torch.ones(1), "x": Gadget(bytearray, 10**10)}, tmp_path / "a.pt", _use_new_zipfile_serialization=new
         )
 
-        assert "makes a bytearray" in problem(tmp_path / "a.pt")
+        assert "wants to run `bytearray`" in problem(tmp_path / "a.pt")
 
     def test_zip_bomb(self, tmp_path):
         """An archive that unpacks to a hundred times its size is refused without being unpacked."""
@@ -387,11 +422,44 @@ class TestBrokenFiles:
 
         assert said in problem(tmp_path / "a.pt")
 
-    def test_sparse_tensor(self, tmp_path):
+    @pytest.mark.parametrize("new", [True, False])
+    @pytest.mark.parametrize(
+        ("make", "said"),
+        [
+            (lambda: torch.eye(2).to_sparse(), "'odd' is a sparse tensor; it cannot be read"),
+            (lambda: torch.eye(2).to_sparse_csr(), "'odd' is a sparse tensor; it cannot be read"),
+            (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "'odd' is a quantized tensor"),
+            (lambda: torch.empty(2, device="meta"), "'odd' is a tensor on the meta device, which has no numbers"),
+            (lambda: torch.ones(2, dtype=torch.complex64).conj(), "a tensor that has to be computed when it is read"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore")
+    def test_tensors_without_plain_elements(self, tmp_path, make, said, new):
         """A tensor that has no plain elements is refused by name."""
-        torch.save({"ok": torch.ones(1), "odd": torch.eye(2).to_sparse()}, tmp_path / "a.pt")
+        odd = {"ok": torch.ones(1), "odd": make()}
+        torch.save(odd, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
 
-        assert "'odd'" in problem(tmp_path / "a.pt")
+        assert said in problem(tmp_path / "a.pt")
+
+    @pytest.mark.parametrize("new", [True, False])
+    @pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64", "complex64", "complex128", "int8", "int16"])
+    def test_other_types(self, tmp_path, dtype, new):
+        """Types that no weight has are read all the same."""
+        values = {"w": torch.tensor([1, 0, 100], dtype=getattr(torch, dtype))}
+        torch.save(values, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+
+        with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+            assert_same(values, checkpoint)
+
+    @pytest.mark.parametrize("new", [True, False])
+    def test_attributes(self, tmp_path, new):
+        """Attributes that training code gave to tensors and parameters are left out."""
+        tensor, parameter = torch.ones(2), torch.nn.Parameter(torch.zeros(2))
+        tensor.note, parameter.note = "x", {"a": 1}
+        torch.save({"t": tensor, "p": parameter}, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+
+        with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+            assert_same({"t": torch.ones(2), "p": torch.zeros(2)}, checkpoint)
 
 
 ENTRY = st.fixed_dictionaries(

@@ -147,7 +147,7 @@ def test_folders_of_the_environment(here, store, capsys, monkeypatch):
         (["inspect", "0123456789"], ["no file has this name or hash", "looked in"]),
         (["compare", "one", "--target", "gone"], ["--target: gone: no such file", "looked in"]),
         (["compare", "one", "--target", "one", "--base", "gone"], ["--base: gone"]),
-        (["merge", "recipe.yaml", "-o", "x.safetensors", "--vae", "gone"], ["--vae: gone"]),
+        (["merge", "done.yaml", "-o", "x.safetensors", "--vae", "gone"], ["--vae: gone"]),
         (["merge", "ambiguous.yaml", "-o", "x.safetensors"], ["ambiguous.yaml: models.one.file: 'same': 2 files"]),
         (["fit", "study.yaml"], ["study.yaml: target.file: ", "has the hash", "not 0123456789"]),
         (["inspect", "one", "--models", "nowhere"], ["--models: nowhere: no such folder"]),
@@ -158,6 +158,7 @@ def test_what_does_not_fit(here, store, capsys, monkeypatch, arguments, words):
     monkeypatch.setenv("BLOCKFIT_MODELS", str(store))
     recipe = hashed(RECIPE, store)
     (here / "recipe.yaml").write_text(recipe.replace("ALPHA", "{search: [0, 1], blocks: OUT03}"), encoding="utf-8")
+    (here / "done.yaml").write_text(recipe.replace("ALPHA", "0.5"), encoding="utf-8")
     (here / "ambiguous.yaml").write_text(
         RECIPE.replace("ALPHA", "0.5").replace('"one.safetensors [ONE]"', "same").replace('"[TWO]"', "base"),
         encoding="utf-8",

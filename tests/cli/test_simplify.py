@@ -165,7 +165,14 @@ def test_another_target_and_other_inputs_are_told(best, run, folder):
 @pytest.mark.parametrize(
     ("recipe", "options", "words"),
     [
-        ("recipe.yaml", (), ["recipe.yaml: steps.A.alpha: free on M00,OUT03-OUT06", "fit the recipe first"]),
+        (
+            "recipe.yaml",
+            (),
+            [
+                "recipe.yaml: steps.A.alpha, steps.N.alpha, steps.B.alpha: free on M00,OUT03-OUT06",
+                "fit the recipe first",
+            ],
+        ),
         ("done.yaml", ("--share", "inf"), ["--share: received inf; must be a number from 0 up"]),
         ("done.yaml", ("--share=-1",), ["--share: received -1; must be a number from 0 up"]),
         ("done.yaml", ("--tolerance=-1",), ["--tolerance: received -1; must be a number from 0 up"]),

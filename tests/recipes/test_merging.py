@@ -314,15 +314,23 @@ def test_torch_files(tmp_path, write_sd1, sd1_tensors):
         torch.testing.assert_close(found[name], (first[name] + second[name]) / 2, rtol=0, atol=1e-6)
 
 
-def test_free_alphas_stand_at_their_start(family):
-    """A hole merges at its starting value."""
+def test_free_alphas(family):
+    """A hole is refused, and the output left alone; the recipe started merges with it at its starting value."""
     folder, tensors = family
     text = as_yaml(one_step(0.5), ("base", "x"))
     text = text[: text.index("alpha:")] + "alpha: {search: [0, 1], blocks: OUT06, start: 0.25}}\n"
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     paths = {name: folder / f"{name}.safetensors" for name in ("base", "x")}
 
-    merge(load_recipe(folder / "recipe.yaml"), paths, folder / "out.safetensors", dtype=torch.float32)
+    recipe = load_recipe(folder / "recipe.yaml")
+    (folder / "out.safetensors").write_bytes(b"old")
+    with pytest.raises(RecipeError) as caught:
+        merge(recipe, paths, folder / "out.safetensors", dtype=torch.float32)
+    (line,) = caught.value.problems
+    assert line.startswith("steps.T1.alpha: free on OUT06, and only numbers can be merged; fit the recipe first")
+    assert (folder / "out.safetensors").read_bytes() == b"old"
+
+    merge(recipe.started(), paths, folder / "out.safetensors", dtype=torch.float32)
 
     found = load_file(folder / "out.safetensors")
     torch.testing.assert_close(found[QUERY], tensors["base"][QUERY] * 0.75 + tensors["x"][QUERY] * 0.25)
