@@ -226,8 +226,8 @@ _CONSTANTS: Mapping[str, object] = MappingProxyType(
 def follow_pickle(file: BytesIO | mmap) -> tuple[object, dict[str, Storage]]:
     """Return what the pickle at the file's position describes, and the storages that its tensors are views of, by key.
 
-    Mappings become dicts of what they hold under texts, other containers tuples, lists or `LEFT_OUT`; tensors become
-    `StoredTensor` or `Unreadable`. The file is left behind the pickle's last instruction.
+    Mappings become dicts of what they hold under texts and whole numbers, other containers tuples, lists or `LEFT_OUT`;
+    tensors become `StoredTensor` or `Unreadable`. The file is left behind the pickle's last instruction.
 
     Raises PickleRefused for a pickle that asks for more than tensors and settings, ValueError for a broken one.
     """
@@ -333,8 +333,9 @@ class _Machine:
         if len(values) % 2:
             raise ValueError("its pickle has a key without a value")
         if isinstance(target, dict):
-            # Only texts name tensors; other keys may be nested so deeply that they take for ever to hash.
-            target |= {key: value for key, value in zip(values[::2], values[1::2], strict=True) if type(key) is str}
+            # Other keys name no tensors, and may be nested so deeply that they take for ever to hash.
+            pairs = zip(values[::2], values[1::2], strict=True)
+            target |= {key: value for key, value in pairs if type(key) in (str, int)}
         elif target is not LEFT_OUT:
             raise ValueError("its pickle puts entries into what is no mapping")
 

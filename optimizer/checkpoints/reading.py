@@ -369,7 +369,9 @@ def _torch_contents(held: HeldFile, kind: str, read: Callable[[Path, int], Torch
     for name, value in state.items():
         if isinstance(value, Unreadable):
             raise CheckpointError(f"{path}: {name!r} is {value.kind}; it cannot be read")
-    tensors = {name: value for name, value in state.items() if isinstance(value, StoredTensor)}
+    tensors = {
+        name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, StoredTensor)
+    }
     if not tensors:
         inner = kind_of(dict(_inner_shapes(state)))
         raise CheckpointError(f"{path}: {_is_a(inner) if inner is not None else 'holds no tensors'}")
@@ -386,11 +388,11 @@ def _torch_contents(held: HeldFile, kind: str, read: Callable[[Path, int], Torch
     return _Contents(held, kind, file.mapped, {}, infos, lambda name: file.tensor(tensors[name]))
 
 
-def _state_dict(content: object) -> Mapping[str, object] | None:
+def _state_dict(content: object) -> Mapping[object, object] | None:
     """The innermost mapping that training code wrapped around the tensors; None if there is no mapping at all."""
     if not isinstance(content, dict):
         return None
-    state: dict[str, object] = content
+    state: dict[object, object] = content
     for _ in range(_MOST_WRAPPERS):
         inner = (
             nested

@@ -912,10 +912,10 @@ def test_what_diffusers_makes(model, options, name):
 
 @pytest.mark.parametrize("content", [b"cos\nsystem\n(S'x'\ntR.", b"BMW", b"hello"])
 def test_files_of_which_nothing_is_known(tmp_path, content):
-    """What is none of these is shown as it begins."""
+    """What is none of these is shown as it begins, and no more of it: it may be anybody's."""
     (tmp_path / "a.ckpt").write_bytes(content)
 
-    assert f"not a checkpoint: it begins with {ascii(content)[1:]}" == problem(tmp_path / "a.ckpt")
+    assert f"not a checkpoint: it begins with {ascii(content[:8])[1:]}" == problem(tmp_path / "a.ckpt")
 
 
 def test_folders(tmp_path):

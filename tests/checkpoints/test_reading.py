@@ -268,15 +268,6 @@ class TestBrokenFiles:
 
         assert problem(tmp_path / "a.ckpt") == "the file is empty (0 bytes)"
 
-    @pytest.mark.parametrize("content", [b"a", b"cos\nsystem\n(S'touch x'\ntR.", b"HISTORY=secret"])
-    def test_of_an_unknown_file_eight_bytes_are_told(self, tmp_path, content):
-        """A file of no known kind is told by its first bytes, and by no more: it may be anybody's."""
-        (tmp_path / "a.safetensors").write_bytes(content)
-
-        line = problem(tmp_path / "a.safetensors")
-
-        assert line == f"not a checkpoint: it begins with {ascii(content[:8])[1:]}"
-
     @pytest.mark.parametrize("kept", [9, 100, -1])
     def test_truncated_safetensors(self, tmp_path, write_sd1, kept):
         """A safetensors file cut short anywhere is called truncated, with the size that it has."""

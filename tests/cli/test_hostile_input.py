@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from step_by_step import ATTENTION, attention_by_definition
+from step_by_step import explained_by_definition
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.cli import main
@@ -172,7 +172,7 @@ def test_a_recipe_of_many_sources_is_verified(folder: Path, run: Run) -> None:
     # The share of `two`: one half, one quarter, five eighths, ... and two thirds or one third in the end.
     for place, share in ((0, 1 / 2), (1, 1 / 4), (2, 5 / 8), (197, 1 / 3), (198, 2 / 3)):
         merged = {name: (1 - share) * one[name].double() + share * two[name].double() for name in one}
-        expected = attention_by_definition(merged, target, tuple(ATTENTION), 114514)
+        expected = explained_by_definition(merged, target, one)
         measured = {block: entry["measured"] for block, entry in found[place]["blocks"].items()}
         assert measured == pytest.approx(expected, abs=2e-6)
 
@@ -188,9 +188,9 @@ def test_a_recipe_of_many_steps_is_verified(folder: Path, run: Run) -> None:
     assert time.perf_counter() - started < 30
     found = json.loads("".join(out))
     assert [entry["step"] for entry in found] == [f"S{n}" for n in range(1000)]
-    two, target = (load_file(folder / f"{file}.safetensors") for file in ("two", "target"))
+    one, two, target = (load_file(folder / f"{file}.safetensors") for file in ("one", "two", "target"))
     # Nothing is left of `one` when it was halved so often.
-    expected = attention_by_definition(two, target, tuple(ATTENTION), 114514)
+    expected = explained_by_definition(two, target, one)
     measured = {block: entry["measured"] for block, entry in found[-1]["blocks"].items()}
     assert measured == pytest.approx(expected, abs=2e-6)
 

@@ -63,8 +63,10 @@ def test_fit_and_merge(study):
     result = fit(load_study(folder))
 
     assert all(result.recipe.step("T1").alpha.at(f"OUT{n:02}") == pytest.approx(TRUE, abs=1e-4) for n in range(3, 12))
-    weights, delta = study_ceilings(load_study(folder))
-    assert weights.total["ceiling"] == pytest.approx(1, abs=1e-9)
+    explained, delta, weights = study_ceilings(load_study(folder))
+    for found in (explained, delta, weights):
+        assert found.total["ceiling"] == pytest.approx(1, abs=1e-9)
+    assert explained.sources["x"].coefficient == pytest.approx(TRUE, abs=1e-4)
     assert delta.sources["x"].coefficient == pytest.approx(TRUE, abs=1e-4)
     merge(result.recipe, folder, folder / "out.safetensors", dtype=torch.float32)
     found, target = load_file(folder / "out.safetensors"), load_file(folder / "target.safetensors")

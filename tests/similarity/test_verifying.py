@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from step_by_step import as_dicts, attention_by_definition, block_of, merge_by_steps, merged_names
+from step_by_step import as_dicts, attention_by_definition, explained_by_definition, merge_by_steps
 
 from optimizer.cli import main
 from optimizer.errors import CheckpointError, RecipeError
@@ -27,17 +27,6 @@ def sources(tmp_path_factory, write_sd1, sd1_tensors):
     for seed, (name, model) in enumerate(recipe.models.items()):
         write_sd1(folder / model.file, seed=seed, around=around, vae="NoVae" not in name)
     return folder, {name: load_file(folder / model.file) for name, model in recipe.models.items()}
-
-
-def explained_by_definition(merged, target, base):
-    """1 - |merged - target|^2 / |base - target|^2, at least -1, of each block."""
-    sums = {}
-    for name in merged_names(merged):
-        if not name.startswith("first_stage_model."):
-            left, whole = sums.setdefault(block_of(name), [[], []])
-            left.append((merged[name].double() - target[name].double()).square().sum())
-            whole.append((base[name].double() - target[name].double()).square().sum())
-    return {block: max(float(1 - sum(left) / sum(whole)), -1.0) for block, (left, whole) in sums.items()}
 
 
 def in_order(recipe):
