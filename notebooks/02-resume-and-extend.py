@@ -7,6 +7,7 @@
 
 # %%
 import textwrap
+import warnings
 
 import pandas as pd
 
@@ -28,6 +29,7 @@ from optimizer import (
 )
 
 copy_family("demo")
+warnings.filterwarnings("ignore", message=".*outline.safetensors: no VAE")  # it has none, as it should be
 target = "demo/target.safetensors"
 free = {"search": [0, 1], "blocks": "OUT03-OUT11"}
 recipe = new_recipe(
