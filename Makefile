@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow lint test-cuda test-mergekit notebooks fuzz full-size clean
+.PHONY: demo test test-slow lint test-cuda gpu gpu-wheels test-mergekit notebooks fuzz full-size clean
 
 demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
@@ -27,6 +27,28 @@ test-slow: $(VENV)/.installed-test
 test-cuda: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m cuda
 
+# Everything that needs a card, in eight minutes at most, with the figures in RESULTS: for a machine that has torch and
+# an NVIDIA card, and perhaps no network. WHEELS is a folder of wheels (make gpu-wheels) that are put into a folder of
+# their own first, not into an environment: one made on top of another would not see that one's torch. GPU has further
+# options, such as --part attention.
+WHEELS ?=
+GPU ?=
+GPU_SITE := .gpu-site
+RESULTS ?= studies/benchmarks/results/gpu.json
+gpu:
+	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --disable-pip-version-check \
+		--upgrade --target $(GPU_SITE) $(WHEELS)/*.whl)
+	PYTHONPATH="$${PYTHONPATH:+$$PYTHONPATH:}$(if $(WHEELS),$(CURDIR)/$(GPU_SITE))" \
+		$(PYTHON) studies/benchmarks/gpu.py --json $(RESULTS) $(GPU)
+
+# The wheels for that, of Linux on x86-64, into GPU_WHEELS. PRESENT is what the machine has besides torch: names, or a
+# file that `pip list --format=freeze` wrote there.
+GPU_WHEELS ?= .wheels
+PYTHON_VERSION ?= 3.12
+PRESENT ?=
+gpu-wheels: $(VENV)/.installed-test
+	$(BIN)/python studies/benchmarks/gpu_wheels.py $(GPU_WHEELS) --python-version $(PYTHON_VERSION) --present $(PRESENT)
+
 # Runs mergekit on exported recipes.
 test-mergekit: $(VENV)/.installed-test $(MERGEKIT)/.installed
 	$(BIN)/python -m pytest -m mergekit
@@ -35,7 +57,7 @@ test-mergekit: $(VENV)/.installed-test $(MERGEKIT)/.installed
 notebooks: $(VENV)/.installed-test
 	$(BIN)/python notebooks/execute.py
 
-# Reads what three fuzzers make of good files, for SECONDS each; an input that is neither read nor refused stops one and
+# Reads what four fuzzers make of good files, for SECONDS each; an input that is neither read nor refused stops one and
 # is left here as crash-..., timeout-... or oom-....
 SECONDS ?= 600
 fuzz: $(VENV)/.installed-test
@@ -43,6 +65,7 @@ fuzz: $(VENV)/.installed-test
 	$(BIN)/python tests/fuzzing/safetensors_header.py --seconds $(SECONDS)
 	$(BIN)/python tests/fuzzing/recipe_yaml.py --seconds $(SECONDS)
 	$(BIN)/python tests/fuzzing/notation.py --seconds $(SECONDS)
+	$(BIN)/python tests/fuzzing/torch_pickle.py --seconds $(SECONDS)
 
 # Writes full-size checkpoints (19 GB, and 9 GB more for a while) below FOLDER, measures for an hour or two, and leaves
 # them there.
@@ -86,4 +109,4 @@ $(MERGEKIT)/.installed: constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(MERGEKIT)
+	rm -rf $(VENV) $(MERGEKIT) $(GPU_SITE)

@@ -11,9 +11,12 @@
 # First the names that are used below, and the demo's files, copied into a folder `demo` beside this notebook.
 
 # %%
+import warnings
+
 import pandas as pd
 
 from optimizer import (
+    alphas_frame,
     coefficients_frame,
     compare,
     copy_family,
@@ -42,6 +45,9 @@ files = {name: f"demo/models/{name}.safetensors" for name in names}
 # `inspect_checkpoint` reads a file once and tells what is in it. All should have the same layout. Read what is
 # `unusual`: a file with NaN in it, without a text encoder or with odd position ids explains a bad fit better than any
 # alpha does.
+#
+# What is odd about an input is warned of wherever that matters. That `outline` has no VAE is as it should be, so the
+# last line has Python tell no more of it.
 
 # %%
 rows = {}
@@ -54,6 +60,7 @@ for name, file in {**files, "target": target}.items():
         "dtypes": ", ".join(one.dtypes),
         "unusual": " ".join(one.unusual),
     }
+warnings.filterwarnings("ignore", message=".*outline.safetensors: no VAE")
 pd.DataFrame(rows).T
 
 # %% [markdown]
@@ -91,17 +98,18 @@ recipe = new_recipe(
         {"name": "TEMP2", "mode": "add_difference", "a": "TEMP1", "b": "slanted", "c": "base", "alpha": free},
     ],
 )
-study = new_study(recipe, target, folder="my-clone", metric="delta", trials=6)
+study = new_study(recipe, target, folder="my-clone", trials=6)
 
 # %% [markdown]
 # Before any search: what is the best that *any* linear merge of these sources can do? That is the **ceiling**. If it is
-# low, no alpha will help: a source is missing.
+# low, no alpha will help: a source is missing. Its measure is the share **explained**: of what makes the target
+# different from the base, in squares, how much the merge accounts for. 0 % is the base itself, 100 % the target.
 #
 # `best` is what your recipe's alphas can reach, `ceiling` what any merge can. Here they are nearly the same, so the
 # recipe has the right form, and both are below 100 %, so something of the target is not in these sources.
 
 # %%
-(reach,) = study_ceilings(study, "delta")
+(reach,) = study_ceilings(study, "explained")
 for name in ("best", "ceiling"):
     print(f"{name}: {reach.total[name]:.2%}")
 
@@ -117,16 +125,16 @@ sources_frame(reach)[["coefficient", "error", "loss"]].round(4)
 # ## 4. Fit
 #
 # This fills the holes. Each trial proposes all 52 alphas at once and is scored from a handful of coefficients; nothing
-# is merged. For `delta` the exact optimum is computed and is the first trial, so six trials are plenty.
+# is merged. For the share explained the exact optimum is computed and is the first trial, so six trials are plenty.
 
 # %%
 result = fit(study)
-print(f"similarity to the target: {result.similarity:.2%}")
+print(f"explained: {result.similarity:.2%}")
 
 # %% [markdown]
-# The similarity of every step by every metric, before it (of its input A) and after it. Only `delta` was searched for;
-# the other is shown beside it because one metric alone can fool you. `weights` compares whole weights instead of
-# differences from the base: it is always near 100 %, which is why it says little.
+# Every step by every metric, before it (of its input A) and after it. Only `explained` was searched for; the others are
+# shown beside it. `delta` is the cosine of differences from above: it does not see how far a merge goes. `weights`
+# compares whole weights: it is always near 100 %, which is why it says little.
 
 # %%
 percent = 100 * similarity_frame(result)
@@ -144,6 +152,14 @@ plots["alphas"]
 
 # %%
 plots["similarity-per-block"]
+
+# %% [markdown]
+# People choose round numbers, and a fit ends with some: `best.simple.yaml` is the recipe with its alphas on the
+# coarsest grid on which no block loses more than a twentieth of what is unexplained of it.
+
+# %%
+print(f"{result.simple.distinct[0]} numbers became {result.simple.distinct[1]}")
+alphas_frame(result.simple.recipe).iloc[::5]
 
 # %% [markdown]
 # ## 5. Is it right?
@@ -179,14 +195,14 @@ half = new_recipe(files, steps=[{"name": "HALF", "mode": "weight_sum", "a": "bol
 merge(half, files, "half.safetensors")
 
 # %% [markdown]
-# The files compared with the target, by three metrics, as means over the blocks that each sees. `attention` is the
+# The files compared with the target, by four metrics, as means over the blocks that each sees. `attention` is the
 # similarity that the merging community reports; it sees only blocks with self-attention. It was not fitted here, and
-# still the clone is ahead by all three.
+# still the clone is ahead by all four.
 
 # %%
 table = pd.DataFrame()
 for name in ("clone", "half"):
-    for metric in ("delta", "attention", "weights"):
+    for metric in ("explained", "delta", "attention", "weights"):
         scores = compare(f"{name}.safetensors", target, metric=metric, base=files["base"])
         table.loc[name, metric] = 100 * total_similarity(scores)
 table.round(2)

@@ -7,6 +7,7 @@
 
 # %%
 import textwrap
+import warnings
 
 import pandas as pd
 
@@ -28,6 +29,7 @@ from optimizer import (
 )
 
 copy_family("demo")
+warnings.filterwarnings("ignore", message=".*outline.safetensors: no VAE")  # it has none, as it should be
 target = "demo/target.safetensors"
 free = {"search": [0, 1], "blocks": "OUT03-OUT11"}
 recipe = new_recipe(
@@ -42,7 +44,7 @@ recipe = new_recipe(
 # stop button of the notebook (the running trial is finished, and the best so far is written), a crash, or a power cut.
 
 # %%
-study = new_study(recipe, target, folder="outputs", metric="delta", trials=8)
+study = new_study(recipe, target, folder="outputs", trials=8)
 result = fit(study.with_trials(3))
 print(f"best of {len(result.searches[0].completed)} trials: {result.similarity:.3%}")
 
@@ -57,7 +59,7 @@ print(f"{search.completed} of {search.budget} trials done")
 # Tomorrow, or after a restart, `load_study` finds everything in the folder, and `fit` goes on where it stopped.
 #
 # Look at the trial numbers: none is repeated, none is lost. With the same seed the result is the same as without a
-# break. The first trials are exact optima (`origin`), so for `delta` nothing better follows: the rest confirms it.
+# break. The first trial is the exact optimum (`origin`), so nothing better follows: the rest confirms it.
 
 # %%
 result = fit(load_study("outputs"))
@@ -73,7 +75,7 @@ trials_table(result)[["trial", "origin", "similarity"]].round(6)
 # inputs. Under the same folder the trials of each metric are kept apart; `best.yaml` is that of the last fit, so a
 # folder of its own is tidier.
 #
-# `attention` has no exact optimum and several local maxima, so it gets more trials. The exact optimum of `delta` is
+# `attention` has no exact optimum and several local maxima, so it gets more trials. The exact optimum of `explained` is
 # always the first trial: look by how little the search gets above it.
 
 # %%
@@ -85,14 +87,14 @@ print(f"best of all: {result_attention.similarity:.4%}")
 
 # %% [markdown]
 # Which of the two fits is right? Each is best by its own metric, and by a hair. For the demo the true alphas are known,
-# and they are much nearer to what `delta` found: look at `OUT09` to `OUT11`. A part of this target is in none of the
-# sources, and then the best `attention` lies elsewhere than the truth. So look at all metrics, and at pictures, before
-# you believe a number.
+# and they are much nearer to what `explained` found: look at `OUT09` to `OUT11`. A part of this target is in none of
+# the sources, and then the best `attention` lies elsewhere than the truth. So look at all metrics, and at pictures,
+# before you believe a number.
 
 # %%
 pd.DataFrame(
     {
-        "by delta": alphas_frame(result.recipe)["TEMP1"],
+        "by explained": alphas_frame(result.recipe)["TEMP1"],
         "by attention": alphas_frame(result_attention.recipe)["TEMP1"],
         "true": alphas_frame(load_recipe("demo/answer/recipe.yaml"))["TEMP2"],
     }
@@ -131,7 +133,7 @@ pd.DataFrame(
 # calls `--fresh` is `fit(study, fresh=True)`.)
 
 # %%
-other = new_study(recipe, "demo/models/outline.safetensors", folder="outputs", metric="delta", trials=8)
+other = new_study(recipe, "demo/models/outline.safetensors", folder="outputs", trials=8)
 try:
     fit(other)
 except StudyError as problem:
@@ -141,7 +143,7 @@ except StudyError as problem:
 # `new_study` with the old target makes the folder what it was.
 
 # %%
-study = new_study(recipe, target, folder="outputs", metric="delta", trials=8)
+study = new_study(recipe, target, folder="outputs", trials=8)
 
 # %% [markdown]
 # ## Add a source
@@ -157,7 +159,7 @@ outline = new_recipe(
         {"name": "TEMP2", "mode": "add_difference", "a": "TEMP1", "b": "outline", "c": "base", "alpha": free},
     ],
 )
-with_outline = new_study(outline, target, folder="with-outline", metric="delta", trials=4)
+with_outline = new_study(outline, target, folder="with-outline", trials=4)
 result_outline = fit(with_outline)
 print(f"without outline {result.similarity:.3%}, with it {result_outline.similarity:.3%}")
 
@@ -168,7 +170,7 @@ print(f"without outline {result.similarity:.3%}, with it {result_outline.similar
 # in common with the part that is missing.
 
 # %%
-(reach,) = study_ceilings(with_outline, "delta")
+(reach,) = study_ceilings(with_outline, "explained")
 sources_frame(reach)[["coefficient", "error", "loss"]].round(4)
 
 # %% [markdown]
@@ -183,19 +185,21 @@ amber = new_recipe(
         {"name": "TEMP2", "mode": "add_difference", "a": "TEMP1", "b": "amber", "c": "base", "alpha": free},
     ],
 )
-with_amber = new_study(amber, target, folder="with-amber", metric="delta", trials=4)
+with_amber = new_study(amber, target, folder="with-amber", trials=4)
 result_amber = fit(with_amber)
 print(f"with amber {result_amber.similarity:.4%}")
 
 # %% [markdown]
 # ## Simpler numbers
 #
-# People choose round alphas. `simplify_file` puts them on the coarsest grid (0.05, 0.01, 0.005), and drops steps and
-# sources, as long as no similarity loses more than the tolerance. Here the fitted 0.649997 becomes 0.65, and all of
-# them are what the target was made with.
+# People choose round alphas, and every fit ends with some: `best.simple.yaml` has them on the coarsest grid (0.05,
+# 0.01, 0.005), and fewer steps and sources, as long as no block loses more than a twentieth of what is unexplained of
+# it. Here the fitted 0.649997 becomes 0.65, and all of them are what the target was made with. `simplify_file` does the
+# same for any finished recipe, and with another `share`.
 
 # %%
-simple = simplify_file("with-amber/best.yaml", "with-amber/best.simple.yaml", tolerance=1e-4)
+simple = simplify_file("with-amber/best.yaml", "with-amber/coarser.yaml", share=0.1)
+assert simple.recipe.steps[0].alpha == result_amber.simple.recipe.steps[0].alpha
 both = {"fitted": alphas_frame(result_amber.recipe), "simplified": alphas_frame(simple.recipe)}
 pd.concat(both, axis=1).loc["OUT03":].round(6)
 

@@ -1,15 +1,13 @@
 # %% [markdown]
 # # Read the ceiling
 #
-# A fit ends at 98 %. Is that good? Would more trials help, another recipe, another source? Every merge that these tools
+# A fit ends at 97 %. Is that good? Would more trials help, another recipe, another source? Every merge that these tools
 # make is one weighted sum of the sources in each block, so the best sum of all can be computed, without any search.
 # That is the **ceiling**: no recipe over these sources comes closer. This notebook reads it.
-# It begins with the study of [notebook 1](01-fit-a-clone.ipynb), fitted. One trial is enough for `delta`: the first is
-# its exact optimum.
+# It begins with the study of [notebook 1](01-fit-a-clone.ipynb), fitted. One trial is enough for the share explained:
+# the first is its exact optimum.
 
 # %%
-import math
-
 import pandas as pd
 
 from optimizer import (
@@ -34,7 +32,7 @@ free = {"search": [0, 1]}
 first = {"name": "TEMP1", "mode": "add_difference", "a": "bold", "b": "inverted", "c": "base", "alpha": free}
 second = {"name": "TEMP2", "mode": "add_difference", "a": "TEMP1", "b": "slanted", "c": "base", "alpha": free}
 recipe = new_recipe(files, steps=[first, second])
-study = new_study(recipe, target, folder="ceiling", metric="delta", trials=1)
+study = new_study(recipe, target, folder="ceiling", trials=1)
 result = fit(study)
 
 # %% [markdown]
@@ -52,19 +50,20 @@ result = fit(study)
 # `not_in_sources`, is in none of these files, and no trial will ever find it.
 
 # %%
-(reach,) = study_ceilings(study, "delta")
+(reach,) = study_ceilings(study, "explained")
 table = 100 * ceiling_frame(reach)[["recipe", "best", "ceiling_bounded", "ceiling", "not_in_sources"]]
 table.loc[["BASE", "IN05", "M00", "OUT03", "OUT06", "OUT09", "OUT11", "total"]].round(3)
 
 # %% [markdown]
-# ## 98 % may be the best, and is less than it sounds
+# ## What is missing
 #
-# A cosine is flat near its top. 98.3 % means that about 18 % of the *length* of the target's difference from the base
-# is not explained: the square root of 1 - 0.983². Do not read it as "2 % are missing".
+# Shares are of squares: 96.6 % explained means that 3.4 % of the target's squared difference from the base is in none
+# of the sources, which is 18 % of its *length*. Cosines hide it: the same merge has a `delta` of 98.3 %, and one of
+# `weights` of 99.97 %.
 
 # %%
 ceiling = reach.total["ceiling"]
-print(f"ceiling {ceiling:.2%}, length that is in no source: {math.sqrt(1 - ceiling**2):.0%}")
+print(f"ceiling {ceiling:.2%}, length that is in no source: {(1 - ceiling) ** 0.5:.0%}")
 
 # %% [markdown]
 # Where is it missing? A gap of the same size everywhere speaks for a finetune that is missing in the whole merge. A gap
@@ -111,9 +110,9 @@ known_alphas = load_recipe("demo/answer/recipe.yaml").step("TEMP2").alpha
 known = new_recipe(files, steps=[{**second, "a": "bold", "alpha": known_alphas}])
 merge(known, files, "known.safetensors")
 unknown_alphas = new_recipe(files, steps=[{**second, "a": "bold"}])
-found = fit(new_study(unknown_alphas, "known.safetensors", folder="control", metric="delta", trials=1))
+found = fit(new_study(unknown_alphas, "known.safetensors", folder="control", trials=1))
 error = coefficients_frame(found.recipe)["slanted"] - coefficients_frame(known)["slanted"]
-print(f"similarity {found.similarity:.5%}, largest error of slanted {error.abs().max():.5f}")
+print(f"explained {found.similarity:.5%}, largest error of slanted {error.abs().max():.5f}")
 
 # %% [markdown]
 # ## Alphas that trade off
@@ -130,8 +129,8 @@ twice = new_recipe(
         {**second, "name": "TWICE", "a": "ONCE", "alpha": outputs},
     ],
 )
-study_twice = new_study(twice, target, folder="twice", metric="delta", trials=1)
-(reach_twice,) = study_ceilings(study_twice, "delta")
+study_twice = new_study(twice, target, folder="twice", trials=1)
+(reach_twice,) = study_ceilings(study_twice, "explained")
 identified = reach_twice.identified
 print(f"{identified.alphas} alphas, {identified.rank} directions; trading off: {len(identified.trade_off)}")
 
@@ -151,26 +150,26 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# ## Blind to scale
+# ## Cosines are blind to scale
 #
 # `delta` is a cosine of differences: it sees their direction, not their length. A merge that goes half the way from the
-# base scores as well as one that goes all the way, though its pictures differ. Watch the first column stay, and the
-# others move.
+# base scores as well as one that goes all the way, though its pictures differ. Watch the second column stay, and the
+# others move. That is why `explained` is what a fit goes by unless it is told otherwise.
 
 # %%
 table = pd.DataFrame()
 for alpha in (0.0, 0.4, 0.8):
     faded = new_recipe(files, steps=[{"name": "FADE", "mode": "weight_sum", "a": "bold", "b": "base", "alpha": alpha}])
     merge(faded, files, "faded.safetensors")
-    for metric in ("delta", "weights", "attention"):
+    for metric in ("explained", "delta", "weights", "attention"):
         scores = compare("faded.safetensors", target, metric=metric, base=files["base"])
         table.loc[f"bold, {alpha:.0%} faded to base", metric] = 100 * total_similarity(scores)
 table.round(2)
 
 # %% [markdown]
-# That is why `scale` stands beside every `delta` figure: what the merged difference would have to be multiplied by to
-# come nearest to the target. Near 1 is right. Among alphas of equal similarity, the fit takes those with the smallest
-# distance to the target, so that fits do not fade. `weights` sees scale, though all its figures are near 100 %.
+# A fit by `delta` does not fade all the same: among alphas of equal similarity it takes those with the smallest
+# distance to the target. How long the merge came out tells `recipe_scale`, by what its difference would have to be
+# multiplied to come nearest to the target: near 1 is right.
 
 # %%
 ceiling_frame(reach)[["recipe", "recipe_scale"]].drop("total").iloc[::5].round(3)
@@ -184,4 +183,5 @@ ceiling_frame(reach)[["recipe", "recipe_scale"]].drop("total").iloc[::5].round(3
 # - Believe coefficients as far as their errors and the unknown part allow, and alphas only where they do not trade off.
 # - Fit all steps at once, as `new_study` does unless told otherwise. One step after the other
 #   (`strategy="stepwise"`), the first soaks up what later ones should explain, even with nothing unknown.
-# - The figures are for `weights` and `delta`; they are no bounds for `attention`, which is no cosine of weights.
+# - The figures are for `explained`, `delta` and `weights`; they are no bounds for `attention`, which compares no
+#   weights.

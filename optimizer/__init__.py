@@ -6,7 +6,7 @@
         {"base": "base.safetensors", "bra": "bra.safetensors"},
         steps=[dict(name="OUT", mode="add_difference", a="base", b="bra", c="base", alpha={"search": [0, 1]})],
     )
-    study = new_study(recipe, target="closed.safetensors", folder="my-study", metric="delta", trials=40)
+    study = new_study(recipe, target="closed.safetensors", folder="my-study", trials=40)
     result = fit(study)
     print(result.similarity, result.recipe.step("OUT").alpha)
 

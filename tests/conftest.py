@@ -141,6 +141,16 @@ def make_sd1(
 
 
 @pytest.fixture(scope="session")
+def sdxl_tensors() -> dict[str, torch.Tensor]:
+    """Tensors of SDXL's sizes that make a tiny checkpoint one of SDXL, for `overrides`."""
+    unet = "model.diffusion_model."
+    return {
+        unet + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(8, 2048),
+        unet + "label_emb.0.0.weight": torch.zeros(8, 2816),
+    }
+
+
+@pytest.fixture(scope="session")
 def postgresql() -> Iterator[Server]:
     """A PostgreSQL server that runs, with the tests' own data."""
     if programs() is None:

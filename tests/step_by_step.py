@@ -97,6 +97,19 @@ def merge_by_steps(
     return {step["name"]: known[step["name"]] for step in steps}
 
 
+def explained_by_definition(
+    merged: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    """1 - |merged - target|^2 / |base - target|^2, at least -1, of each block."""
+    sums: dict[str, list[list[torch.Tensor]]] = {}
+    for name in merged_names(merged):
+        if not name.startswith("first_stage_model."):
+            left, whole = sums.setdefault(block_of(name), [[], []])
+            left.append((merged[name].double() - target[name].double()).square().sum())
+            whole.append((base[name].double() - target[name].double()).square().sum())
+    return {block: max(float(1 - sum(left) / sum(whole)), -1.0) for block, (left, whole) in sums.items()}
+
+
 def attention_by_definition(
     candidate: Mapping[str, torch.Tensor],
     target: Mapping[str, torch.Tensor],

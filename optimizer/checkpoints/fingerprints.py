@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import stat
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.reading import Checkpoint, raw_bytes
 from optimizer.checkpoints.writing import replace_text
-from optimizer.errors import CheckpointError, InputError
+from optimizer.errors import BlockfitWarning, CheckpointError, InputError
 
 __all__ = ["HashCache", "default_cache_folder", "fingerprint", "legacy_hash", "sha256", "short_hash"]
 
@@ -23,8 +25,9 @@ _CACHE_VERSION = 1  # raise it whenever `fingerprint` changes
 class HashCache:
     """Hashes by a file's resolved path, size and modification time, kept in one small JSON file.
 
-    A cache file that is missing, broken or cannot be written is as good as an empty one. Processes that write at the
-    same time may lose each other's newest entries, never more.
+    A cache file that is missing, broken or cannot be written is as good as an empty one. So is one in a folder that
+    other users may write into, with a BlockfitWarning: hashes are believed. Processes that write at the same time may
+    lose each other's newest entries, never more.
     """
 
     def __init__(self, file: Path) -> None:
@@ -46,15 +49,19 @@ class HashCache:
     def store(self, path: Path, kind: str, value: str, state: dict[str, int]) -> None:
         """Remember a hash of the file at `path`, computed when its size and modification time were `state`."""
         with suppress(OSError, InputError):
+            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._is_own():
+                return
             entries, key = self._entries(), os.path.realpath(path)
             entry = entries.get(key, {})
             if any(entry.get(name) != now for name, now in state.items()):
                 entry = {}
             entries[key] = entry | state | {kind: value}
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             replace_text(self.file, json.dumps({"version": _CACHE_VERSION, "files": entries}, indent=1))
 
     def _entries(self) -> dict[str, dict[str, str | int]]:
+        if not self._is_own():
+            return {}
         try:
             data = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -63,6 +70,26 @@ class HashCache:
             return {}
         files = data.get("files")
         return {k: v for k, v in files.items() if isinstance(v, dict)} if isinstance(files, dict) else {}
+
+    def _is_own(self) -> bool:
+        """Whether no other user may write into the folder; one that is not there yet is made for this user alone."""
+        if sys.platform == "win32":  # users have folders of their own there
+            return True
+        try:
+            status = self.file.parent.stat()
+        except OSError:
+            return True
+        # The superuser may write everywhere, and works in the folders of others in containers.
+        trusted = os.geteuid() == 0 or status.st_uid in (0, os.geteuid())
+        if trusted and not status.st_mode & stat.S_IWOTH:
+            return True
+        warnings.warn(
+            f"{self.file.parent}: other users may write into this folder, so hashes are neither taken from it nor kept "
+            "there; name a folder of your own (BLOCKFIT_CACHE)",
+            BlockfitWarning,
+            stacklevel=2,
+        )
+        return False
 
 
 def fingerprint(checkpoint: Checkpoint, cache: HashCache | None = None) -> str:

@@ -1,9 +1,8 @@
 """What is in a checkpoint, and what a user should know about it before merging."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,12 @@ from typing import Any
 import torch
 
 from optimizer.checkpoints.fingerprints import HashCache, fingerprint, sha256, short_hash
-from optimizer.checkpoints.layout import Layout, layout_names
+from optimizer.checkpoints.kinds import FileKind
+from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints.prediction import read_prediction, usual_schedule
 from optimizer.checkpoints.provenance import Provenance, parsed, read_provenance
-from optimizer.checkpoints.reading import Checkpoint, TensorInfo, describe_contents, open_checkpoint
+from optimizer.checkpoints.reading import Checkpoint, TensorInfo, open_checkpoint, unfit
+from optimizer.checkpoints.zeros import zeros_at_end
 
 __all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
 
@@ -22,14 +24,16 @@ __all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
 class Inspection:
     """What is in one checkpoint file.
 
-    `blocks` has, for each block in layout order, the number of `tensors` and `parameters` that merge. `sha256` and
-    `short_hash` are None where the file was not read in full. `merge` is how it was merged, None if the metadata does
-    not tell. `unusual` are sentences for the user.
+    `kind` is what it is by its names and shapes, None if that is not known. `blocks` has, for each block in layout
+    order, the number of `tensors` and `parameters` that merge. `sha256` and `short_hash` are None where the file was
+    not read in full. `merge` is how it was merged, None if the metadata does not tell. `unusual` are sentences for the
+    user.
     """
 
     file: str
     size: int
     format: str
+    kind: FileKind | None
     layout: str | None
     dtypes: Mapping[str, int]
     blocks: Mapping[str, Mapping[str, int]]
@@ -44,7 +48,8 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON takes them."""
-        return asdict(self) | {"merge": self.merge and self.merge.as_dict(), "unusual": list(self.unusual)}
+        told = {"kind": self.kind and self.kind.as_dict(), "merge": self.merge and self.merge.as_dict()}
+        return asdict(self) | told | {"unusual": list(self.unusual)}
 
 
 def inspect_checkpoint(path: Path | str, *, cache: HashCache | None = None, full: bool = True) -> Inspection:
@@ -63,6 +68,7 @@ def inspect_checkpoint(path: Path | str, *, cache: HashCache | None = None, full
             file=str(path),
             size=path.stat().st_size,
             format=checkpoint.format,
+            kind=checkpoint.kind,
             layout=checkpoint.layout.name if checkpoint.layout else None,
             dtypes=dict(Counter(_dtype_name(info) for info in infos).most_common()),
             blocks=_blocks(checkpoint),
@@ -109,36 +115,39 @@ def _unusual_names(checkpoint: Checkpoint) -> list[str]:
     """What names, dtypes and shapes tell, and the few values of position_ids."""
     layout, tensors = checkpoint.layout, checkpoint.tensors
     if layout is None:
-        reason = describe_contents(tensors) or f"it is none of {', '.join(layout_names())}"
-        return [f"unknown layout: {reason}", *_unusual_dtypes(tensors, ())]
+        reason = unfit(checkpoint).removeprefix(f"is {checkpoint.kind}; ")
+        return [f"no known layout: {reason}", *_unusual_dtypes(tensors, ())]
     found: list[str] = []
-    text_encoder = tuple({replacement for _, replacement in layout.renames})
-    if text_encoder and not any(name.startswith(text_encoder) for name in tensors):
-        found.append("no text encoder: a merge takes it from another input")
-    if layout.unscored and not any(name.startswith(layout.unscored) for name in tensors):
-        found.append("no VAE: a merge takes it from another input")
-    copies = sum(name.startswith(layout.unmerged) for name in tensors)
+    held = {layout.part_of(name) for name in tensors if layout.merges(name)}
+    found += [f"no {part}: a merge takes it from another input" for part in layout.parts if part not in held]
+    copies = sum(name.startswith(layout.ema) for name in tensors)
     if copies:
-        found.append(f"an EMA copy of {copies} tensors: merges leave it alone")
+        found.append(f"an EMA copy of {copies} tensors: merges leave it out")
     first = tensors.get(layout.inpainting_tensor)
     if first is not None and len(first.shape) > 1 and first.shape[1] != layout.inpainting_channels:
         found.append(
-            f"{first.shape[1]} input channels: an inpainting model, "
+            f"{first.shape[1]} input channels: {_model_with_more_channels(checkpoint.kind)}, "
             f"of which the first {layout.inpainting_channels} channels merge"
         )
     renamed = [info for name, info in tensors.items() if info.stored_name != name]
     if renamed:
         found.append(
-            f"{len(renamed)} text encoder tensors under other names, such as {renamed[0].stored_name!r}: "
-            f"read as {renamed[0].name!r}"
+            f"{len(renamed)} tensors under other names, such as {renamed[0].stored_name!r}: read as {renamed[0].name!r}"
         )
+    if checkpoint.passed_over:
+        found.append(f"{_some(checkpoint.passed_over)}: once more under other names, with other values; not read")
+    found += _unusual_sampling(checkpoint, layout)
     found += _unusual_position_ids(checkpoint, layout)
-    found += _unusual_dtypes(tensors, (layout.position_ids, *layout.unmerged))
-    known = _known_names(layout)
-    unknown = [name for name in tensors if not known.match(name)]
+    found += _unusual_dtypes(tensors, (layout.position_ids, *layout.ema))
+    unknown = [name for name in tensors if not layout.expects(name)]
     if unknown:
         found.append(f"{_some(unknown)}: no part of {layout.title}")
     return found
+
+
+def _model_with_more_channels(kind: FileKind | None) -> str:
+    variant = "" if kind is None else kind.variant
+    return f"an {variant} model" if variant else "a model that reads more than an image"
 
 
 def _unusual_position_ids(checkpoint: Checkpoint, layout: Layout) -> list[str]:
@@ -157,6 +166,19 @@ def _unusual_position_ids(checkpoint: Checkpoint, layout: Layout) -> list[str]:
             f"they should be int64 0..{count - 1}; a merge writes them so"
         )
     ]
+
+
+def _unusual_sampling(checkpoint: Checkpoint, layout: Layout) -> list[str]:
+    """What markers, metadata and the noise schedule tell."""
+    prediction = read_prediction(checkpoint, layout)
+    found = []
+    if prediction.markers or prediction.kind != "epsilon":
+        found.append(f"{prediction.describe()}: a merge is sampled as its first input is")
+    usual = replace(prediction, schedule=usual_schedule(layout))
+    if prediction.schedule_difference(usual) is not None:
+        last = float(prediction.schedule[-1])
+        found.append(f"a noise schedule that {layout.title} has not: alphas_cumprod ends at {last:.4g}")
+    return found
 
 
 def _unusual_dtypes(tensors: Mapping[str, TensorInfo], expected: tuple[str, ...]) -> list[str]:
@@ -184,19 +206,15 @@ def _unusual_values(checkpoint: Checkpoint) -> list[str]:
     found = []
     if not_finite:
         found.append(f"NaN or infinite values in {_some(not_finite)}: the model is damaged")
-    if zero:
+    end = zeros_at_end(checkpoint)
+    if end:
+        found.append(
+            f"nothing but zeros in the last {len(end)} tensors of the file, from {end[-1]!r} on: its download was "
+            "probably broken off; download it again"
+        )
+    if zero := [name for name in zero if name not in end]:
         found.append(f"nothing but zeros in {_some(zero)}")
     return found
-
-
-def _known_names(layout: Layout) -> re.Pattern[str]:
-    patterns = [r"[^.]+$"]  # the noise schedule and the like lie at the top level, without a dot
-    patterns += map(re.escape, (*layout.unmerged, *layout.unscored, *(to for _, to in layout.renames)))
-    patterns += (re.escape(prefix) for rules in layout.mappings.values() for prefix in rules)
-    for prefix, block in layout.prefixes.items():
-        numbers = [n for n in range(len(layout.blocks)) if block.format(n=n) in layout.blocks]
-        patterns.append(re.escape(prefix).replace(r"\{n\}", f"({'|'.join(map(str, numbers))})"))
-    return re.compile("|".join(patterns))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -5,14 +5,27 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from optimizer.errors import RecipeError
 
-__all__ = ["Layout", "detect_layout", "layout_names", "load_layout"]
+__all__ = ["Layout", "Rename", "detect_layout", "layout_names", "load_layout"]
 
 _BLOCK_GROUPS = ("all", "input", "middle", "output")
+
+
+@dataclass(frozen=True)
+class Rename:
+    r"""Another beginning of tensor names, and what takes its place; groups of `pattern` are \1 and so on in `to`.
+
+    A tensor that a file holds under both names with different values is read under its own name if this one `yields`.
+    """
+
+    pattern: re.Pattern[str]
+    to: str
+    yields: bool = False
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,9 @@ class Layout:
     `blocks` are in the order in which recipes write their alphas; `attention` maps a block with self-attention to the
     prefix of its `to_q`, `to_k`, `to_v` weights, in the order in which similarities evaluate them. `encoder` is the
     prefix of the text encoder's tensors; `pipelines` are the pipeline configurations by the number of its tokens.
+    `parts` are what a checkpoint consists of, by title, each with a pattern for the beginnings of its tensors' names;
+    `markers`, `schedule` and `others` are the names of what tools leave beside them, `betas` the noise schedule of
+    checkpoints that hold none: steps, and the first and last beta.
     """
 
     name: str
@@ -30,9 +46,15 @@ class Layout:
     aliases: Mapping[str, str]
     requires: tuple[str, ...]
     forbids: tuple[str, ...]
-    renames: tuple[tuple[str, str], ...]
-    unmerged: tuple[str, ...]
+    renames: tuple[Rename, ...]
+    convolutions: re.Pattern[str]
+    parts: Mapping[str, re.Pattern[str]]
+    ema: tuple[str, ...]
     unscored: tuple[str, ...]
+    markers: tuple[str, ...]
+    schedule: tuple[str, ...]
+    betas: tuple[int, float, float]
+    others: tuple[str, ...]
     inpainting_tensor: str
     inpainting_channels: int
     position_ids: str
@@ -51,10 +73,31 @@ class Layout:
 
     def canonical(self, stored_name: str) -> str:
         """The one name that tensors stored under several spellings are known by."""
-        for prefix, replacement in self.renames:
-            if stored_name.startswith(prefix):
-                return replacement + stored_name[len(prefix) :]
-        return stored_name
+        rename, found = self._rename(stored_name)
+        return stored_name if rename is None or found is None else found.expand(rename.to) + stored_name[found.end() :]
+
+    def yields(self, stored_name: str) -> bool:
+        """Whether a tensor of this stored name gives way to another one that has its canonical name in the file."""
+        rename, _ = self._rename(stored_name)
+        return rename is not None and rename.yields
+
+    def shape_of(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the tensor with canonical `name`, stored in `shape`: that of a convolution where it is one."""
+        pixel = 2 <= len(shape) < 4 and all(size == 1 for size in shape[2:])
+        return (*shape[:2], 1, 1) if pixel and self.convolutions.fullmatch(name) else shape
+
+    def part_of(self, name: str) -> str | None:
+        """The title of the part that a tensor of this canonical name belongs to: UNet, text encoder, VAE; None if none.
+
+        A part's tensors merge; what belongs to none is no part of the model, whatever a tool left it there for.
+        """
+        return next((title for title, pattern in self.parts.items() if pattern.match(name)), None)
+
+    def expects(self, name: str) -> bool:
+        """Whether checkpoints of this layout may hold this canonical name: a part's, an EMA copy's, a tool's own."""
+        if name in (*self.markers, *self.schedule, *self.others) or name.startswith(self.ema):
+            return True
+        return self.part_of(name) is not None
 
     def block_of(self, name: str, mapping: str = "supermerger") -> str | None:
         """The block of the tensor with canonical `name`; the longest matching prefix decides, else the first block.
@@ -68,21 +111,21 @@ class Layout:
 
     def merges(self, name: str) -> bool:
         """Whether a floating-point tensor of this canonical name takes part in a merge."""
-        return name.rsplit(".", 1)[-1] in ("weight", "bias") and not name.startswith(self.unmerged)
+        return name.rsplit(".", 1)[-1] in ("weight", "bias") and self.part_of(name) is not None
 
     def scores(self, name: str) -> bool:
         """Whether a tensor of this canonical name counts in the similarity of its block."""
         return self.merges(name) and not name.startswith(self.unscored)
 
     def missing(self, names: Collection[str]) -> str | None:
-        """Why tensors of these canonical names are no checkpoint of this layout; None if they are."""
+        """Return why tensors of these canonical names are no checkpoint of this layout; None if they are one."""
         for prefix in self.forbids:
             found = next((name for name in names if name.startswith(prefix)), None)
             if found is not None:
-                return f"it holds {found!r}, which {self.title} has not"
+                return f"holds {found!r}, which is no part of {self.title}"
         for name in self.requires:
             if name not in names:
-                return f"it lacks {name!r}, which {self.title} has"
+                return f"lacks {name!r}, which is part of {self.title}"
         return None
 
     def parse_blocks(self, text: str | Iterable[str]) -> tuple[str, ...]:
@@ -119,6 +162,12 @@ class Layout:
             self.blocks[run[0]] if len(run) == 1 else f"{self.blocks[run[0]]}-{self.blocks[run[-1]]}" for run in runs
         )
 
+    def _rename(self, stored_name: str) -> tuple[Rename, re.Match[str]] | tuple[None, None]:
+        for rename in self.renames:
+            if found := rename.pattern.match(stored_name):
+                return rename, found
+        return None, None
+
     def _expand(self, part: str) -> tuple[str, ...]:
         if part.lower() in _BLOCK_GROUPS:
             return tuple(block for block in self.blocks if part.lower() in ("all", _kind(block)))
@@ -140,14 +189,7 @@ class Layout:
         if mapping not in self._tables:
             if mapping not in self.mappings:
                 raise RecipeError(f"unknown mapping {mapping!r}; {self.name} has {', '.join(self.mappings)}")
-            rules: dict[str, str | None] = {}
-            for pattern, block in self.prefixes.items():
-                if "{n}" in pattern:
-                    numbers = range(sum(_kind(name) == _kind(block.format(n=0)) for name in self.blocks))
-                    rules |= {pattern.format(n=n): block.format(n=n) for n in numbers}
-                else:
-                    rules[pattern] = block
-            rules |= self.mappings[mapping]
+            rules: dict[str, str | None] = {**_numbered(self.prefixes, self.blocks), **self.mappings[mapping]}
             self._tables[mapping] = tuple(sorted(rules.items(), key=lambda rule: -len(rule[0])))
         return self._tables[mapping]
 
@@ -172,9 +214,21 @@ def load_layout(name: str) -> Layout:
         aliases=data["aliases"],
         requires=tuple(data["requires"]),
         forbids=tuple(data["forbids"]),
-        renames=tuple((rule["prefix"], rule["to"]) for rule in data["renames"]),
-        unmerged=tuple(data["unmerged"]),
+        renames=tuple(
+            Rename(re.compile(rule["pattern"]), rule["to"], rule.get("yields", False)) for rule in data["renames"]
+        ),
+        convolutions=_any_of(data["convolutions"]),
+        parts={
+            "UNet": _beginning(_unet_prefixes(data)),
+            "text encoder": _beginning(data["text_encoder"]),
+            "VAE": _beginning(data["vae"]),
+        },
+        ema=tuple(data["ema"]),
         unscored=tuple(data["unscored"]),
+        markers=tuple(data["beside"]["markers"]),
+        schedule=tuple(data["beside"]["schedule"]),
+        betas=tuple(data["beside"]["betas"][name] for name in ("steps", "from", "to")),
+        others=tuple(data["beside"]["others"]),
         inpainting_tensor=data["inpainting"]["tensor"],
         inpainting_channels=data["inpainting"]["channels"],
         position_ids=data["position_ids"]["tensor"],
@@ -194,6 +248,31 @@ def detect_layout(stored_names: Iterable[str]) -> Layout | None:
         if candidate.missing({candidate.canonical(name) for name in names}) is None:
             return candidate
     return None
+
+
+def _numbered(prefixes: Mapping[str, str], blocks: Iterable[str]) -> dict[str, str]:
+    """The prefixes with their blocks, `{n}` in both replaced by every number that a block of this kind has."""
+    kinds = [_kind(block) for block in blocks]
+    found: dict[str, str] = {}
+    for pattern, block in prefixes.items():
+        numbers = range(kinds.count(_kind(block.format(n=0)))) if "{n}" in pattern else range(1)
+        found |= {pattern.format(n=n): block.format(n=n) for n in numbers}
+    return found
+
+
+def _unet_prefixes(data: Mapping[str, Any]) -> list[str]:
+    """What the UNet's names begin with: every prefix that some mapping has a block for, but for the VAE's."""
+    mapped = (prefix for rules in data["mappings"].values() for prefix in rules)
+    known = (*_numbered(data["prefixes"], data["blocks"]), *mapped)
+    return [prefix for prefix in known if not prefix.startswith(tuple(data["unscored"]))]
+
+
+def _beginning(prefixes: Iterable[str]) -> re.Pattern[str]:
+    return _any_of(re.escape(prefix) for prefix in sorted(prefixes))
+
+
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(patterns))
 
 
 def _kind(block: str) -> str:

@@ -17,6 +17,8 @@ from optimizer.checkpoints.reading import CHECKPOINT_SUFFIXES
 __all__ = ["Parent", "Provenance", "known_models", "name_and_hash", "parsed", "read_provenance"]
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
+# Beside a recipe that notes hashes of its sources, which were not compared with the files.
+HASHES, NOT_VERIFIED = "blockfit.hashes", "not verified"
 
 _TOOLS = {
     "blockfit": "blockfit",
@@ -88,7 +90,10 @@ def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
     if isinstance(recipe, Mapping) and isinstance(recipe.get("type"), str):
         known = known_models(metadata)
         found = _of_blockfit(recipe, known) if recipe["type"] == "blockfit" else _of_merger(recipe, known)
-        return Provenance(*found, tuple(field for field in (RECIPE, MODELS) if field in metadata))
+        if metadata.get(HASHES) == NOT_VERIFIED:
+            tool, method, models, per_block = found
+            found = tool, (*method, "hashes that its recipe noted were not verified"), models, per_block
+        return Provenance(*found, tuple(field for field in (RECIPE, MODELS, HASHES) if field in metadata))
     text = metadata.get("mecha_recipe")
     if isinstance(text, str) and text.lstrip().startswith("version "):
         return Provenance(*_of_mecha(text), ("mecha_recipe",))

@@ -3,35 +3,32 @@
 Two kinds of files are understood, told apart by their content and not by their extension:
 
 * safetensors, mapped into memory;
-* what `torch.save` writes, read through torch's restricted unpickler: zip archives (torch 1.6 and later) mapped into
-  memory, older files read into memory, since they cannot be mapped.
+* what `torch.save` writes (`torch_files`): zip archives (torch 1.6 and later) and older files, both mapped into memory;
+  archives that another program compressed are unpacked.
 
 Mapped pages belong to the operating system's file cache: any number of mapped checkpoints may be open at once, and
 none of them grows the process.
 """
 
-import json
-import mmap
-import os
-import pickle
 import re
-import threading
-import warnings
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from optimizer.checkpoints.header import MOST_TENSORS, SAFETENSORS_HEADER_LIMIT, read_header
 from optimizer.checkpoints.held import FileState, HeldFile
-from optimizer.checkpoints.layout import Layout, detect_layout
-from optimizer.checkpoints.presence import is_file, is_folder
+from optimizer.checkpoints.kinds import FileKind, kind_of, shown_name
+from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
+from optimizer.checkpoints.near_names import CHECKPOINT_SUFFIXES, missing_file
+from optimizer.checkpoints.other_files import kind_of_folder, kind_of_other_file
+from optimizer.checkpoints.pickles import LEFT_OUT, StoredTensor, Unreadable
+from optimizer.checkpoints.presence import is_folder
+from optimizer.checkpoints.torch_files import TorchFile, read_torch_pickles, read_torch_zip
 from optimizer.errors import CheckpointError
 
 __all__ = [
@@ -39,13 +36,10 @@ __all__ = [
     "Checkpoint",
     "TensorInfo",
     "check_unchanged",
-    "describe_contents",
-    "near_miss",
     "open_checkpoint",
     "raw_bytes",
+    "unfit",
 ]
-
-CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
@@ -69,110 +63,8 @@ SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
         "BOOL": torch.bool,
     }
 )
-SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer headers
-_MOST_TENSORS = 100_000  # of a file; SD 1.x has some 1,100, the largest models ten times that
-_MOST_UNPACKED = 20  # times the size of a zip archive; weights hardly compress
-
-# What the first tensor name under one of these prefixes gives away, most telling first.
-_FAMILIES = (
-    ("conditioner.", "SDXL"),
-    ("model.diffusion_model.joint_blocks.", "SD 3"),
-    ("model.diffusion_model.double_blocks.", "FLUX"),
-    ("double_blocks.", "FLUX"),
-    ("model.diffusion_model.label_emb.", "SDXL or unCLIP"),
-    ("cond_stage_model.model.", "SD 2.x"),
-    ("lora_", "a LoRA"),
-    ("control_model.", "a ControlNet"),
-    ("down_blocks.", "a UNet in diffusers names"),
-    ("text_model.", "a text encoder alone"),
-    ("encoder.", "a VAE alone"),
-)
-
-# What a file that is no checkpoint may be instead, by its first bytes (in lower case, leading space dropped).
-_OTHER_FILES = (
-    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
-    (b"<!doctype", "a web page: download the file again"),
-    (b"<html", "a web page: download the file again"),
-    (b"<?xml", "a web page or a server's answer: download the file again"),
-    (b"{", "JSON text, such as a server's error message: download the file again"),
-    (b"gguf", "a GGUF file, which cannot be merged"),
-    (b"\x1f\x8b", "a gzip archive: unpack it first"),
-    (b"rar!", "a RAR archive: unpack it first"),
-    (b"7z\xbc\xaf", "a 7-Zip archive: unpack it first"),
-    (b"\0\0\0\0\0\0\0\0", "zeros only: an interrupted download"),
-)
-
-
-class _Inert:
-    """Takes the place of a class named in a pickle: accepts any arguments and any state, keeps and does nothing."""
-
-    def __new__(cls, *_arguments: object, **_named: object) -> Self:
-        return super().__new__(cls)
-
-    def __init__(self, *_arguments: object, **_named: object) -> None:
-        pass
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-
-def _inert_dictionary(*_arguments: object) -> dict[object, object]:
-    return {}
-
-
-# What training code left beside the weights in 2022-23, each name read as something inert; everything else is refused.
-_INERT_GLOBALS: list[Any] = [
-    *(
-        (_Inert, f"{package}.callbacks.{name}")
-        for package in ("pytorch_lightning", "lightning.pytorch")
-        for name in (
-            "early_stopping.EarlyStopping",
-            "finetuning.BaseFinetuning",
-            "lr_monitor.LearningRateMonitor",
-            "model_checkpoint.ModelCheckpoint",
-            "progress.TQDMProgressBar",
-            "progress.tqdm_progress.TQDMProgressBar",
-            "stochastic_weight_avg.StochasticWeightAveraging",
-            "timer.Timer",
-        )
-    ),
-    *((dict, f"{package}.utilities.parsing.AttributeDict") for package in ("pytorch_lightning", "lightning.pytorch")),
-    (dict, "lightning.fabric.utilities.data.AttributeDict"),
-    *(
-        (_Inert, f"numpy.{name}")
-        for name in (
-            "core.multiarray._reconstruct",
-            "core.multiarray.scalar",
-            "_core.multiarray._reconstruct",
-            "_core.multiarray.scalar",
-            "dtype",
-            "ndarray",
-        )
-    ),
-    *(
-        (_Inert, f"omegaconf.{name}")
-        for name in (
-            "base.ContainerMetadata",
-            "base.Metadata",
-            "dictconfig.DictConfig",
-            "listconfig.ListConfig",
-            "nodes.AnyNode",
-            "nodes.BooleanNode",
-            "nodes.FloatNode",
-            "nodes.IntegerNode",
-            "nodes.StringNode",
-        )
-    ),
-    *((_Inert, f"builtins.{name}") for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
-    *((_Inert, f"pathlib.{name}") for name in ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")),
-    (_Inert, "argparse.Namespace"),
-    (_Inert, "torch.torch_version.TorchVersion"),
-    (_Inert, "typing.Any"),
-    (_inert_dictionary, "collections.defaultdict"),
-]
-
-# torch keeps the list of allowed globals, and Python its warning filters, once per process.
-_unpickling = threading.Lock()
+_DEEPEST = 4  # mappings in one another, to tell what a file without tensors at the top is
+_MOST_WRAPPERS = 8  # mappings around one another, the tensors in the innermost
 
 
 @dataclass(frozen=True)
@@ -205,9 +97,11 @@ class _Contents:
 class Checkpoint:
     """A checkpoint file whose tensors are read when asked for; made by `open_checkpoint`.
 
-    `tensors` maps canonical names to what is known without reading, in file order. `layout` is None if no known layout
-    fits; names are then as stored. `format` is `safetensors`, `torch zip` or `torch legacy`; `mapped` says that tensor
-    data stays in the file until it is used. `state` is what the file was like when it was opened.
+    `tensors` maps canonical names to what is known without reading, in file order. `kind` is what the file is by its
+    names and shapes, None if that is not known; `layout` is None if no known layout fits, and names are then as stored.
+    `format` is `safetensors`, `torch zip` or `torch legacy`; `mapped` says that tensor data stays in the file until it
+    is used. `state` is what the file was like when it was opened. `passed_over` are the stored names of tensors that
+    the file holds once more under the layout's own names, with other values: these are read, as every tool does.
 
     Several threads may call `tensor` at once. A tensor may share its memory with the mapped file, so it must not be
     changed in place; while one is in use, its file stays mapped even after `close`.
@@ -217,18 +111,22 @@ class Checkpoint:
                 print(name, checkpoint.tensor(name).float().norm())
     """
 
-    def __init__(self, path: Path, contents: _Contents, layout: Layout | None) -> None:
+    def __init__(self, path: Path, contents: _Contents, layout: Layout | None, kind: FileKind | None = None) -> None:
         self.path = path
         self.layout = layout
+        self.kind = kind
         self.format = contents.format
         self.mapped = contents.mapped
         self.metadata = MappingProxyType(dict(contents.metadata))
         self.state: FileState = contents.file.state
         self._contents: _Contents | None = contents
+        self.passed_over: tuple[str, ...] = ()
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._canonical(contents.tensors))
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor with canonical `name`: contiguous, on the CPU, dtype and shape as stored. Not kept.
+        """The tensor with canonical `name`: contiguous, on the CPU, of the dtype stored. Not kept.
+
+        Its shape is as stored, but for convolutions of one pixel that a tool has stored as matrices.
 
         Raises KeyError if there is none of this name, ValueError if the checkpoint was closed, CheckpointError if its
         file is mapped and was written to or cut short since it was opened.
@@ -248,13 +146,15 @@ class Checkpoint:
         """What became of the file since it was opened, "was replaced by another file" or the like; None if nothing."""
         return self._opened().file.fate()
 
-    def selected(self, names: Mapping[str, str]) -> "Checkpoint":
+    def selected(self, names: Mapping[str, str], layout: Layout | None = None) -> "Checkpoint":
         """Some tensors of the same file under other names, {new name: name here}; has to be closed itself.
 
+        The new names are those of `layout` (default: this checkpoint's).
         Raises KeyError if there is no tensor of a name, ValueError if the checkpoint was closed.
         """
-        tensors = tuple(replace(self.tensors[name], name=new) for new, name in names.items())
-        return Checkpoint(self.path, replace(self._opened(), tensors=tensors), self.layout)
+        layout = layout or self.layout
+        tensors = tuple(_called(self.tensors[name], new, layout) for new, name in names.items())
+        return Checkpoint(self.path, replace(self._opened(), tensors=tensors), layout, self.kind)
 
     def close(self) -> None:
         """Let go of the file. Tensors already read stay valid."""
@@ -284,26 +184,33 @@ class Checkpoint:
         if contents.mapped:
             # Not the whole way to safety: a file that is cut short between this and the use still ends the process.
             contents.file.check_intact()
-        return contents.read(info.stored_name)
+        return contents.read(info.stored_name).reshape(info.shape)
 
     def _canonical(self, stored: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
         for info in stored:
             first = tensors.setdefault(info.name, info)
-            if first is not info and not (
-                first.dtype == info.dtype
-                and first.shape == info.shape
-                and torch.equal(raw_bytes(self._stored(first)), raw_bytes(self._stored(info)))
-            ):
+            if first is info or self._equal(first, info):
+                continue
+            own, second = (first, info) if first.stored_name == first.name else (info, first)
+            yields = self.layout is not None and self.layout.yields(second.stored_name)
+            if own.stored_name != own.name or not yields:
                 raise CheckpointError(
                     f"{self.path}: {first.stored_name!r} and {info.stored_name!r} are two spellings of one tensor, "
                     "but their values differ; remove one of them"
                 )
+            tensors[own.name] = own
+            self.passed_over += (second.stored_name,)
         return tensors
+
+    def _equal(self, one: TensorInfo, other: TensorInfo) -> bool:
+        return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
+            raw_bytes(self._stored(one)), raw_bytes(self._stored(other))
+        )
 
 
 def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
-    """Open the checkpoint at `path` without reading tensor data (files older than torch 1.6 excepted).
+    """Open the checkpoint at `path` without reading tensor data.
 
     With `layout` the file must have that layout; without, it is looked for, and may be unknown.
 
@@ -316,19 +223,22 @@ def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
         contents = _contents(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    kind = _kind(path, contents)
     stored_names = [info.stored_name for info in contents.tensors]
     if layout is None:
-        layout = detect_layout(stored_names)
-    else:
-        reason = layout.missing({layout.canonical(name) for name in stored_names})
-        if reason is not None:
-            raise CheckpointError(
-                f"{path}: not {layout.title} (layout {layout.name}): {describe_contents(stored_names) or reason}"
-            )
+        layout = _layout_of(kind, stored_names)
+    elif _layout_of(kind, stored_names, layout) is None:
+        raise CheckpointError(f"{path}: {_unfit(kind, stored_names, (layout,))}")
     if layout is not None:
-        named = tuple(replace(info, name=layout.canonical(info.stored_name)) for info in contents.tensors)
+        named = tuple(_called(info, layout.canonical(info.stored_name), layout) for info in contents.tensors)
         contents = replace(contents, tensors=named)
-    return Checkpoint(path, contents, layout)
+    return Checkpoint(path, contents, layout, kind)
+
+
+def unfit(checkpoint: Checkpoint) -> str:
+    """Return what a checkpoint without a layout is instead, and what would be right, to be said after its name."""
+    known = tuple(load_layout(name) for name in layout_names())
+    return _unfit(checkpoint.kind, list(checkpoint.tensors), known)
 
 
 def check_unchanged(checkpoints: Iterable[Checkpoint]) -> None:
@@ -341,28 +251,23 @@ def check_unchanged(checkpoints: Iterable[Checkpoint]) -> None:
         raise CheckpointError(problems)
 
 
-def describe_contents(stored_names: Iterable[str]) -> str | None:
-    """What a file with these tensor names seems to be, such as 'it holds conditioner.* keys, as SDXL has', or None."""
-    names = list(stored_names)
-    for prefix, family in _FAMILIES:
-        if any(name.startswith(prefix) for name in names):
-            return f"it holds {prefix}* keys, as {family} has"
-    return None
-
-
 def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The data of `tensor` as stored in memory: uint8 [bytes], a view where `tensor` is contiguous on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
+def _called(info: TensorInfo, name: str, layout: Layout | None) -> TensorInfo:
+    """The same tensor under another name, in the shape that `layout` has for it."""
+    return replace(info, name=name, shape=info.shape if layout is None else layout.shape_of(name, info.shape))
+
+
 def _contents(path: Path) -> _Contents:
     if is_folder(path):
-        kind = "a folder in diffusers format" if (path / "model_index.json").is_file() else "a folder"
-        raise CheckpointError(f"{path}: {kind}; give a single checkpoint file")
+        raise CheckpointError(f"{path}: {_is_a(kind_of_folder(path))}")
     try:
         file = HeldFile(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file{near_miss(path)}") from None
+        raise CheckpointError(f"{path}: {missing_file(path)}") from None
     if file.state.size == 0:
         raise CheckpointError(f"{path}: the file is empty (0 bytes)")
     contents = _recognized(file)
@@ -385,171 +290,141 @@ def _recognized(held: HeldFile) -> _Contents:
             f"{SAFETENSORS_HEADER_LIMIT:,} can be"
         )
     if head.startswith(b"PK"):
-        # torch takes whatever is named .safetensors for that: such a name has to be kept from it, and with it the map.
-        mapped = _zip_can_be_mapped(path) and path.suffix != ".safetensors"
-        return _torch_contents(held, mapped=mapped, kind="torch zip")
+        return _torch_contents(held, "torch zip", read_torch_zip)
     if re.match(rb"\x80[\x02-\x05]", head):
-        return _torch_contents(held, mapped=False, kind="torch legacy")
-    start = head.lstrip().lower() if head.strip(b"\0") else bytes(8)
-    guess = next((f"; looks like {what}" for prefix, what in _OTHER_FILES if start.startswith(prefix)), "")
-    raise CheckpointError(f"{path}: not a checkpoint: it begins with {ascii(head[:24])[1:]}{guess}")
+        return _torch_contents(held, "torch legacy", read_torch_pickles)
+    kind = kind_of_other_file(path, head)
+    if kind is None:
+        # Formats differ in their first bytes; more of a file that a recipe leads to may be nobody else's business.
+        raise CheckpointError(f"{path}: not a checkpoint: it begins with {ascii(head[:8])[1:]}")
+    raise CheckpointError(f"{path}: {_is_a(kind)}")
 
 
-def near_miss(path: Path) -> str:
-    """What to say after "no such file": which checkpoints with this name and another extension are there; or ""."""
-    # A name such as "model1.1" has a suffix only by accident, so both readings are tried.
-    names = dict.fromkeys(base + suffix for base in (path.stem, path.name) for suffix in CHECKPOINT_SUFFIXES)
-    found = [name for name in names if name != path.name and is_file(path.parent / name)]
-    return f", but {' and '.join(map(repr, found))} is there" if found else ""
+def _is_a(kind: FileKind) -> str:
+    return f"is {kind}{f'; {kind.advice}' if kind.advice else ''}"
+
+
+def _kind(path: Path, contents: _Contents) -> FileKind | None:
+    shapes = {info.stored_name: info.shape for info in contents.tensors}
+    return kind_of(shapes, metadata=contents.metadata, file_name=path.name)
+
+
+def _layout_of(kind: FileKind | None, stored_names: Sequence[str], wanted: Layout | None = None) -> Layout | None:
+    """The layout of a file of this kind with these names, if it is `wanted` or, by default, any that is known."""
+    if kind is None:
+        known = detect_layout(stored_names) if wanted is None else wanted
+    else:
+        known = load_layout(kind.layout) if kind.layout in layout_names() else None
+    if known is None or (wanted is not None and known.name != wanted.name):
+        return None
+    return known if known.missing({known.canonical(name) for name in stored_names}) is None else None
+
+
+def _unfit(kind: FileKind | None, stored_names: Sequence[str], wanted: Sequence[Layout]) -> str:
+    """What a file is that has none of the layouts `wanted`, and what would be right."""
+    needed = " or ".join(f"{layout.title} (layout {layout.name})" for layout in wanted)
+    own = next((layout for layout in wanted if kind is not None and kind.layout == layout.name), None)
+    reasons = {layout.name: layout.missing({layout.canonical(name) for name in stored_names}) for layout in wanted}
+    if kind is None:
+        first = ", ".join(map(shown_name, stored_names[:2])) + (" ..." if len(stored_names) > 2 else "")
+        why = reasons[wanted[0].name] if len(wanted) == 1 else None
+        return f"is none of the kinds of file that blockfit knows (holds {first}); must be a checkpoint of {needed}" + (
+            f", but it {why}" if why else ""
+        )
+    why = reasons[own.name] if own is not None and kind.whole else None
+    return "; ".join(
+        part
+        for part in (f"is {kind}" + (f", but {why}" if why else ""), f"must be a checkpoint of {needed}", kind.advice)
+        if part
+    )
 
 
 def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
-    path, size = held.path, held.state.size
-    try:
-        with path.open("rb") as file:
-            file.seek(8)
-            text = file.read(length)
-        if len(text) < length:
-            raise CheckpointError(_truncated(path, 8 + length, size))
-        if text.count(b'"data_offsets"') > _MOST_TENSORS:
-            raise CheckpointError(f"{path}: more than {_MOST_TENSORS:,} tensors; no checkpoint has so many")
-        header: dict[str, Any] = json.loads(text, object_pairs_hook=_without_doubles)
-        metadata = header.pop("__metadata__", None) or {}
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-        if 8 + length + max(ends, default=0) > size:
-            raise CheckpointError(_truncated(path, 8 + length + max(ends), size))
-        opened = safe_open(path, framework="pt", device="cpu")
-    except CheckpointError:
-        raise
-    except RecursionError:
-        raise CheckpointError(f"{path}: broken safetensors header: nested without end") from None
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path}: broken safetensors header: {_first_line(error)}") from error
-    if len(header) > _MOST_TENSORS:
-        raise CheckpointError(f"{path}: {len(header):,} tensors; no checkpoint has more than {_MOST_TENSORS:,}")
-    unknown = next((name for name, entry in header.items() if entry["dtype"] not in SAFETENSORS_DTYPES), None)
-    if unknown is not None:
-        raise CheckpointError(f"{path}: {unknown!r} has type {header[unknown]['dtype']}, which cannot be read")
-    if not header:
-        raise CheckpointError(f"{path}: holds no tensors")
-    tensors = tuple(
-        TensorInfo(
-            name,
-            name,
-            SAFETENSORS_DTYPES[entry["dtype"]],
-            tuple(entry["shape"]),
-            offset=8 + length + entry["data_offsets"][0],
-        )
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
-    )
-    return _Contents(held, "safetensors", True, metadata, tensors, opened.get_tensor)
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; two readers may take two different ones of entries with the same name, so there must be none."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"{twice[:100]!r} is given twice")
-    return found
-
-
-def _truncated(path: Path, expected: int, size: int) -> str:
-    return f"{path}: truncated: its header says {expected:,} bytes, the file has {size:,}; download or copy it again"
-
-
-def _zip_can_be_mapped(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path}: truncated or broken: its zip archive cannot be read ({error})") from error
-    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-        inside = ", ".join(entry.filename for entry in entries[:3]) or "nothing"
-        raise CheckpointError(f"{path}: not a checkpoint: a zip archive that holds {inside}; unpack it first")
-    packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
-    if unpacked > max(_MOST_UNPACKED * packed, 1 << 20):
-        raise CheckpointError(
-            f"{path}: refused: a zip archive of {packed:,} bytes that unpacks to {unpacked:,}; "
-            "weights cannot be packed so tightly; ask for a .safetensors file"
-        )
-    # torch maps the archive as it lies on disk; one that another program compressed has to be unpacked in memory.
-    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-
-
-def _names_bytearray(path: Path, *, zipped: bool) -> bool:
-    """Whether the pickle names the one type of torch's own list that takes any amount of memory without having it."""
-    name = b"bytearray"
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            return any(name in archive.read(entry) for entry in archive.namelist() if entry.endswith("/data.pkl"))
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(name) >= 0
-
-
-def _torch_contents(held: HeldFile, *, mapped: bool, kind: str) -> _Contents:
     path = held.path
-    try:
-        vast = _names_bytearray(path, zipped=kind == "torch zip")
-    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
-    if vast:
-        raise CheckpointError(f"{path}: refused: its pickle makes a bytearray, of any size; weights have none")
-    loaded = _unpickled(path, mapped=mapped)
-    state = _state_dict(loaded)
-    if state is None:
-        raise CheckpointError(f"{path}: not a checkpoint: it holds a {type(loaded).__name__}, not a mapping of tensors")
-    tensors = {name: value for name, value in state.items() if isinstance(name, str) and _is_tensor(value)}
-    if not tensors:
+    header = read_header(path, length, held.state.size)
+    unknown = next((one for one in header.tensors if one.dtype not in SAFETENSORS_DTYPES), None)
+    if unknown is not None:
+        kind = kind_of({one.name: one.shape for one in header.tensors}, metadata=header.metadata)
+        what = f"is {kind}, and " if kind is not None else ""
+        raise CheckpointError(f"{path}: {what}{unknown.name!r} has type {unknown.dtype}, which cannot be read")
+    if not header.tensors:
         raise CheckpointError(f"{path}: holds no tensors")
+    try:
+        opened = safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: broken safetensors header: {_first_line(error)}") from error
+    tensors = tuple(
+        TensorInfo(one.name, one.name, SAFETENSORS_DTYPES[one.dtype], one.shape, offset=one.begin)
+        for one in header.tensors
+    )
+    return _Contents(held, "safetensors", True, header.metadata, tensors, opened.get_tensor)
+
+
+def _torch_contents(held: HeldFile, kind: str, read: Callable[[Path, int], TorchFile]) -> _Contents:
+    path = held.path
+    file = read(path, held.state.size)
+    state = _state_dict(file.content)
+    if state is None:
+        raise CheckpointError(f"{path}: not a checkpoint: it holds a {_told(file.content)}, not a mapping of tensors")
+    for name, value in state.items():
+        if isinstance(value, Unreadable):
+            raise CheckpointError(f"{path}: {name!r} is {value.kind}; it cannot be read")
+    tensors = {
+        name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, StoredTensor)
+    }
+    if not tensors:
+        inner = kind_of(dict(_inner_shapes(state)))
+        raise CheckpointError(f"{path}: {_is_a(inner) if inner is not None else 'holds no tensors'}")
+    if len(tensors) > MOST_TENSORS:
+        raise CheckpointError(f"{path}: {len(tensors):,} tensors; no checkpoint has more than {MOST_TENSORS:,}")
     for name, value in tensors.items():
-        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise CheckpointError(f"{path}: {name!r} is a sparse, quantized or empty-handed tensor; it cannot be read")
         # A shape may repeat the elements stored, of which views of a few bytes that are terabytes large can be made.
-        if value.nbytes > max(value.untyped_storage().nbytes(), 1 << 20):
+        if value.nbytes > max(value.storage.nbytes, 1 << 20):
             shape = list(value.shape)
             raise CheckpointError(f"{path}: {name!r} has shape {shape}, but only a few of its elements are stored")
-    infos = tuple(TensorInfo(name, name, value.dtype, tuple(value.shape)) for name, value in tensors.items())
-    return _Contents(held, kind, mapped, {}, infos, lambda name: tensors[name].detach().contiguous())
+    infos = tuple(
+        TensorInfo(name, name, value.dtype, value.shape, file.offset(value)) for name, value in tensors.items()
+    )
+    return _Contents(held, kind, file.mapped, {}, infos, lambda name: file.tensor(tensors[name]))
 
 
-def _unpickled(path: Path, *, mapped: bool) -> object:
-    try:
-        with _unpickling, torch.serialization.safe_globals(_INERT_GLOBALS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if mapped:
-                return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted is not None:
-            reason = f"refused: its pickle wants to run `{wanted.group(1)}`, and that could be any program"
-        else:
-            detail = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-            reason = f"refused: its pickle cannot be read without trusting it ({_first_line(detail)})"
-        raise CheckpointError(f"{path}: {reason}; ask for a .safetensors file") from error
-    except Exception as error:  # a broken pickle can make an unpickler raise nearly anything
-        if "TorchScript" in str(error):
-            raise CheckpointError(f"{path}: refused: a TorchScript program; ask for a .safetensors file") from error
-        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
-
-
-def _state_dict(loaded: object) -> Mapping[object, Any] | None:
+def _state_dict(content: object) -> Mapping[object, object] | None:
     """The innermost mapping that training code wrapped around the tensors; None if there is no mapping at all."""
-    if not isinstance(loaded, Mapping):
+    if not isinstance(content, dict):
         return None
-    for key in ("state_dict", "model", "module"):
-        nested = loaded.get(key)
-        if isinstance(nested, Mapping) and (key == "state_dict" or not any(map(_is_tensor, loaded.values()))):
-            return _state_dict(nested)
-    return loaded
+    state: dict[object, object] = content
+    for _ in range(_MOST_WRAPPERS):
+        inner = (
+            nested
+            for key in ("state_dict", "model", "module")
+            if isinstance(nested := state.get(key), dict)
+            and (key == "state_dict" or not any(map(_is_tensor, state.values())))
+        )
+        if (nested := next(inner, None)) is None:
+            return state
+        state = nested
+    return None
+
+
+def _inner_shapes(value: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The shapes of tensors in mappings and lists within others, by the keys that lead there, a dot between them."""
+    inner: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    elif isinstance(value, StoredTensor):
+        yield name, value.shape
+    for key, part in inner if depth < _DEEPEST else ():
+        yield from _inner_shapes(part, f"{name}.{key}" if name else str(key), depth + 1)
 
 
 def _is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
+    return isinstance(value, StoredTensor | Unreadable)
+
+
+def _told(content: object) -> str:
+    return "Tensor" if _is_tensor(content) else type(content).__name__ if content is not LEFT_OUT else "Python object"
 
 
 def _first_line(error: object) -> str:

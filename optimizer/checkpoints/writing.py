@@ -19,8 +19,10 @@ from threading import Lock
 
 import torch
 
+from optimizer.checkpoints.header import SAFETENSORS_HEADER_LIMIT
+from optimizer.checkpoints.links import check_output
 from optimizer.checkpoints.presence import is_folder
-from optimizer.checkpoints.reading import SAFETENSORS_DTYPES, SAFETENSORS_HEADER_LIMIT, raw_bytes
+from optimizer.checkpoints.reading import SAFETENSORS_DTYPES, raw_bytes
 from optimizer.checkpoints.temporaries import Temporary
 from optimizer.errors import CheckpointError, InputError
 
@@ -171,6 +173,8 @@ def _write_all(file: FileIO, content: bytes | memoryview) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path, with the suffix of `path`, to write to; it replaces `path` when the block succeeds.
 
+    A symbolic link stays, and what it leads to is replaced; in the folder of a study it is refused (`check_output`).
+
     Raises InputError if the folder is missing or not writable, the disk becomes full, or the old file cannot be
     replaced; other errors of the block pass through. In every case an existing file at `path` is untouched.
 
@@ -233,7 +237,12 @@ def _header(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]
 
 @contextmanager
 def _replacing(path: Path, *, suffix: str, error: type[InputError], needed: int | None) -> Iterator[Path]:
-    # A link is followed: its target is what gets replaced, in the folder (and on the disk) where it really lies.
+    # A link is followed, but for one in a study's folder: its target is what gets replaced, in the folder (and on the
+    # disk) where it really lies.
+    try:
+        check_output(path)
+    except InputError as refused:
+        raise error(refused.problems) from None
     target = Path(os.path.realpath(path))
     folder = target.parent
     if not is_folder(folder):

@@ -1,6 +1,7 @@
 """The application that commands register with, and what holds for all of them."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.completion import completion_init, get_completion_script, install  # type: ignore[attr-defined]
@@ -18,12 +19,14 @@ _DETECTED = "detected"  # what stands for a shell that was not named
 class State:
     """What was asked for that concerns all that is printed.
 
-    `quiet` leaves errors, warnings and JSON; `json` keeps stdout for one JSON value.
+    `quiet` leaves errors, warnings and JSON; `json` keeps stdout for one JSON value. `told_missing` are the folders of
+    BLOCKFIT_MODELS that were said to be missing.
     """
 
     debug = False
     quiet = False
     json = False
+    told_missing: ClassVar[set[Path]] = set()
 
 
 class _Group(TyperGroup):
@@ -177,3 +180,4 @@ def _options(
     State.debug = debug
     State.quiet = quiet
     State.json = False
+    State.told_missing.clear()

@@ -15,6 +15,7 @@ from optimizer.cli.options import (
     Device,
     Json,
     Models,
+    NoVerify,
     Quiet,
     RecipePath,
     Target,
@@ -56,10 +57,12 @@ def inspect(
     models: Models = None,
     quiet: Quiet = False,
 ) -> None:
-    """What checkpoints hold: layout, blocks, dtypes, hashes, metadata, and what is unusual.
+    """What checkpoints hold: kind, layout, blocks, dtypes, hashes, metadata, and what is unusual.
 
-    With --json a list, one object a file: file, size, format, layout, dtypes, blocks, tensors, parameters, sha256,
-    short_hash, fingerprint, metadata, merge, unusual.
+    Other files of tensors are named, too: LoRAs, parts of a model, other model families and what goes beside them.
+
+    With --json a list, one object a file: file, size, format, kind (name, title, evidence; null if not known), layout,
+    dtypes, blocks, tensors, parameters, sha256, short_hash, fingerprint, metadata, merge, unusual.
     """
     from optimizer.checkpoints import inspect_checkpoint
     from optimizer.reports import inspection_table
@@ -80,7 +83,7 @@ def inspect(
     epilog=examples(
         "compare merge.safetensors --target closed.safetensors",
         "compare A.ckpt B.ckpt --target T.ckpt --blocks output",
-        "compare A.ckpt --target T.ckpt --metric delta --base v1-5.ckpt",
+        "compare A.ckpt --target T.ckpt --base v1-5-pruned-emaonly.ckpt",
         "compare dreamshaper_8 --target a60cfaa90d --models D:/webui/models",
     ),
 )
@@ -94,14 +97,18 @@ def compare(
     target: Target,
     base: Annotated[
         Path | None,
-        typer.Option("--base", help="What delta takes differences from.", autocompletion=completing.checkpoints),
+        typer.Option(
+            "--base", help="What explained and delta take differences from.", autocompletion=completing.checkpoints
+        ),
     ] = None,
     metric: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--metric", help="attention, weights, delta, elements or encoder.", autocompletion=completing.metrics
+            "--metric",
+            help="explained (default with --base), attention (default without), delta, weights, elements or encoder.",
+            autocompletion=completing.metrics,
         ),
-    ] = "attention",
+    ] = None,
     blocks: Annotated[
         str,
         typer.Option(
@@ -125,15 +132,19 @@ def compare(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How similar checkpoints are to a target, per block: the article's table.
+    """How similar checkpoints are to a target, per block.
+
+    With --base the share of what makes the target different from the base that each explains: 100% is the target, 0%
+    the base. Without it the article's table, cosines of attention outputs.
 
     `encoder` scores BASE by what the text encoder says to prompts; --prompts names others than those that ship.
 
     With --json a list, one object a candidate: candidate (as it was named), file, metric, seed, blocks (similarity of
-    each), total (their mean).
+    each, null if the target has it unchanged from the base), total (their mean), pooled (of explained: all blocks'
+    squares summed first).
     """
     from optimizer.reports import block_table
-    from optimizer.similarity import METRICS, read_prompts, total_similarity
+    from optimizer.similarity import METRICS, read_prompts
     from optimizer.similarity import compare as compare_files
 
     texts = None if prompts is None else attempt(lambda: read_prompts(prompts), "--prompts")
@@ -148,9 +159,10 @@ def compare(
                 path, goal, metric=metric, blocks=blocks, base=origin, seed=seed,
                 prompts=texts, clip_skip=clip_skip, device=chosen_device(device), progress=progress,
             )  # fmt: skip
+    used = next(iter(found.values())).metric
     if as_json:
-        told: dict[str, object] = {"metric": metric, "seed": seed}
-        if METRICS[metric].needs_prompts:
+        told: dict[str, object] = {"metric": used, "seed": seed}
+        if METRICS[used].needs_prompts:
             told |= {
                 "prompts": None if prompts is None else str(prompts),
                 "clip_skip": 1 if clip_skip is None else clip_skip,
@@ -162,7 +174,8 @@ def compare(
                     "file": str(paths[name]),
                     **told,
                     "blocks": scores,
-                    "total": total_similarity(scores),
+                    "total": scores.total if len(scores) > len(scores.unchanged) else None,
+                    **({} if scores.pooled is None else {"pooled": scores.pooled}),
                 }
                 for name, scores in found.items()
             ]
@@ -171,7 +184,7 @@ def compare(
     called = Counter(Path(name).name for name in found)
     rows = {Path(name).name if called[Path(name).name] == 1 else name: scores for name, scores in found.items()}
     console = make_console()
-    console.print(block_table(f"{metric} similarity to {target.name}", rows, width=console.width))
+    console.print(block_table(f"{used} similarity to {target.name}", rows, width=console.width))
 
 
 @app.command(
@@ -197,21 +210,27 @@ def merge(
     no_recipe: Annotated[
         bool, typer.Option("--no-recipe", help="Tell nothing of the recipe and its sources in the metadata.")
     ] = False,
+    no_verify: NoVerify = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Merge a recipe's checkpoints into one file, in float32, rounded once.
 
+    A file that has another sha256 than the recipe notes of it is refused; with --no-verify it is taken, and the merged
+    file's metadata says that hashes were not verified.
+
     With --json one object: output, step, dtype, tensors, bytes (of the file), sources (the file of each model), vae.
     """
     import torch
 
-    from optimizer.checkpoints import open_checkpoint
+    from optimizer.checkpoints import check_output, open_checkpoint
     from optimizer.recipes import folders_of, load_recipe, locate_models
     from optimizer.recipes import merge as merge_files
 
+    check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
     name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: --step").name
+    attempt(lambda: loaded.check_finished("merged", name), recipe)
     files = {source: loaded.models[source].file for source in loaded.sources(name)}
     dtypes = {_DType.fp16: torch.float16, _DType.bf16: torch.bfloat16, _DType.fp32: torch.float32}
     with reading() as progress:
@@ -220,6 +239,7 @@ def merge(
         paths = locate_models(files, beside, others, named_in=recipe, hashes=hash_cache(), progress=progress)
         merge_files(
             loaded, paths, output, step=name, dtype=dtypes[dtype], vae=vae_file, embed_recipe=not no_recipe,
+            check_hashes=not no_verify, named_in=recipe,
             date=datetime.now(UTC).isoformat(timespec="seconds"), hashes=hash_cache(),
             hashing=lambda file, done, total: progress(f"hashing {file}", done, total),
             progress=lambda done, total: progress("merging", done, total),

@@ -46,13 +46,13 @@ __all__ = [
 COMPLETION_VARIABLE = "_BLOCKFIT_COMPLETE"
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
-METRICS = ("weights", "delta", "elements", "attention", "encoder")
+METRICS = ("explained", "delta", "weights", "elements", "attention", "encoder")
 FORMATS = ("supermerger", "model-mixer", "mecha", "comfyui", "mergekit")
 MAPPINGS = ("supermerger", "mecha", "model-mixer")
 DEVICES = ("auto", "cpu", "cuda")
 MODES = ("weight_sum", "add_difference")
 BLOCKS = ("BASE", *(f"IN{n:02}" for n in range(12)), "M00", *(f"OUT{n:02}" for n in range(12)))
-CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+CHECKPOINT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 
 _GROUPS = ("all", "input", "middle", "output")
 _RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -111,7 +111,7 @@ def _one_of(*names: str) -> Complete:
 
 
 metrics = _one_of(*METRICS)
-ceiling_metrics = _one_of("weights", "delta", "both")
+ceiling_metrics = _one_of("explained", "delta", "weights", "all")
 formats = _one_of(*FORMATS)
 mappings = _one_of(*MAPPINGS)
 devices = _one_of(*DEVICES)

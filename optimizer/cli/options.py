@@ -23,6 +23,7 @@ __all__ = [
     "Device",
     "Json",
     "Models",
+    "NoVerify",
     "Quiet",
     "RecipePath",
     "Storage",
@@ -85,6 +86,10 @@ Target = Annotated[
     Path, typer.Option("--target", help="The checkpoint to come close to.", autocompletion=completing.checkpoints)
 ]
 
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Take files that have other hashes than the recipe notes of them.")
+]
+
 BaseName = Annotated[str | None, typer.Option("--base", help="The model that delta takes differences from.")]
 
 RecipePath = Annotated[
@@ -93,13 +98,25 @@ RecipePath = Annotated[
 
 
 def model_folders(models: list[Path] | None) -> list[Path]:
-    """The checkpoint folders of --models, then of BLOCKFIT_MODELS, which may list several."""
-    from optimizer.checkpoints.presence import is_folder
+    """The checkpoint folders of --models, then of BLOCKFIT_MODELS, which may list several.
+
+    Raises InputError for a folder of --models that is missing. One of BLOCKFIT_MODELS, which commands are given whether
+    they need it or not, is left out with a warning.
+    """
+    from optimizer.recipes import check_folders
 
     found = list(models or [])
-    if missing := [folder for folder in found if not is_folder(folder)]:
-        raise InputError(f"--models: {folder} is not a folder" for folder in missing)
-    return found + folders_of_environment()
+    check_folders(found, "--models")
+    for folder in folders_of_environment():
+        try:
+            check_folders([folder], "BLOCKFIT_MODELS")
+        except InputError as error:
+            if folder not in State.told_missing:
+                State.told_missing.add(folder)
+                say_problem(f"warning: {error}")
+            continue
+        found.append(folder)
+    return found
 
 
 def checkpoint_finder(

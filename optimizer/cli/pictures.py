@@ -13,6 +13,7 @@ from optimizer.cli.options import (
     Device,
     Json,
     Models,
+    NoVerify,
     Quiet,
     Target,
     chosen_device,
@@ -82,6 +83,7 @@ def preview(
         ),
     ] = None,
     no_sources: Annotated[bool, typer.Option("--no-sources", help="Leave out the sources of recipes.")] = False,
+    no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -109,7 +111,8 @@ def preview(
         found = draw_preview(
             target, candidates, output, prompts=prompts, seeds=seeds or [0], steps=steps, guidance=guidance,
             negative=negative, encoder_from=encoder_from, vae_from=vae_from, with_sources=not no_sources,
-            folders=model_folders(models), hashes=hash_cache(), device=chosen_device(device), progress=progress,
+            folders=model_folders(models), check_hashes=not no_verify, hashes=hash_cache(),
+            device=chosen_device(device), progress=progress,
             warn=lambda text: say_problem(f"warning: {text}"),
         )  # fmt: skip
     if as_json:

@@ -14,6 +14,7 @@ from optimizer.cli.options import (
     Device,
     Json,
     Models,
+    NoVerify,
     Quiet,
     RecipePath,
     checkpoint_finder,
@@ -64,12 +65,13 @@ def import_recipe(
 
     With --json one object: steps and models (their names), output (the step), warnings, not_understood (lines).
     """
-    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, open_checkpoint
+    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, check_output, open_checkpoint
     from optimizer.recipes import import_text, recipe_from_metadata, save_recipe
 
     not_understood: tuple[str, ...] = ()
     with reading() as progress:
         source = checkpoint_finder(models, progress)(source)
+    check_output(output, beside=source)
     if output.resolve() == source.resolve():
         raise InputError(f"{output}: is what the recipe is read from; write to another file")
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
@@ -116,20 +118,27 @@ def export(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a recipe in another tool's format; what the format cannot express is refused, with the reason.
 
+    Files that the recipe calls without their extension, or by their hash, get their whole names where they are found.
+
     With --json one object: output (the file), format, step (the recipe's output).
     """
-    from optimizer.checkpoints import replace_text
+    from optimizer.checkpoints import check_output, replace_text
     from optimizer.exports import EXPORTS, export_recipe
-    from optimizer.recipes import load_recipe
+    from optimizer.recipes import folders_of, load_recipe, with_whole_names
 
+    check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
     if output.resolve() == recipe.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
+    with reading() as progress:
+        beside, *others = folders_of(loaded, recipe, model_folders(models))
+        loaded = with_whole_names(loaded, beside, others, hashes=hash_cache(), progress=progress)
     replace_text(output, attempt(lambda: export_recipe(loaded, to), "--to" if to not in EXPORTS else recipe))
     if as_json:
         print_json({"output": str(output), "format": to, "step": loaded.output})
@@ -153,6 +162,7 @@ def verify(
         ),
     ],
     base: BaseName = None,
+    no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -163,11 +173,19 @@ def verify(
     With --json a list, one object a step: step, metric, seed, blocks ({"OUT03": {"measured", "expected"}}), total
     (measured, expected), not_measurable.
     """
-    from optimizer.recipes import find_models, folders_of, load_recipe, locate, locate_models
+    from optimizer.recipes import (
+        check_noted_hashes,
+        find_models,
+        folders_of,
+        load_recipe,
+        locate,
+        locate_models,
+    )
     from optimizer.reports import verified_table
     from optimizer.similarity import verify as verify_recipe
 
     loaded = load_recipe(recipe)
+    attempt(lambda: loaded.check_finished("measured", *(step.name for step in loaded.steps)), recipe)
     if base is not None and base not in loaded.models:
         raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(loaded.models)}")
     with reading() as progress:
@@ -187,7 +205,11 @@ def verify(
         paths |= dict.fromkeys(same, target)
         missing = {name: file for name, file in files.items() if name not in paths}
         locate_models(missing, beside, others, named_in=recipe, hashes=hashes, progress=progress)
-        steps = verify_recipe(loaded, paths, target, base=base, device=chosen_device(device), progress=progress)
+        if not no_verify:
+            check_noted_hashes(loaded.models, paths, named_in=recipe, hashes=hashes, progress=progress)
+        steps = verify_recipe(
+            loaded, paths, target, base=base, check_hashes=False, device=chosen_device(device), progress=progress
+        )
     if as_json:
         print_json([step.as_dict() for step in steps])
         return
@@ -198,8 +220,8 @@ def verify(
     short_help="Make a finished recipe simpler.",
     epilog=examples(
         "simplify mine/best.yaml",
-        "simplify mine/best.yaml --tolerance 1e-3 -o simple.yaml",
-        "simplify recipe.yaml --target T.ckpt --metric delta --base base",
+        "simplify mine/best.yaml --share 0.1 -o simple.yaml",
+        "simplify recipe.yaml --target T.ckpt --base base",
     ),
 )
 def simplify(
@@ -211,7 +233,13 @@ def simplify(
             autocompletion=completing.recipes,
         ),
     ],
-    tolerance: Annotated[float, typer.Option("--tolerance", help="The similarity that may be lost in all.")] = 1e-4,
+    share: Annotated[
+        float,
+        typer.Option("--share", help="What a block may lose: this share of what the recipe leaves unexplained of it."),
+    ] = 0.05,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="What a block may lose besides, of its explained share.")
+    ] = 1e-9,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The recipe to write; default: NAME.simple.yaml beside it.")
     ] = None,
@@ -233,31 +261,36 @@ def simplify(
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="Of encoder, a line each; default: the file that the recipe notes.")
     ] = None,
+    no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a finished recipe simpler: coarser alphas, fewer steps and sources, for nearly the same similarity.
+    """Make a finished recipe simpler: coarser alphas, fewer steps and sources, and as good in every block.
 
-    With --json one object: recipe, output, tolerance, searches (similarity before and after of each),
-    distinct_numbers, grids, dropped (sources, steps), changed (each number, before and after).
+    With --json one object: recipe, output, share, tolerance, explained (before and after, of each block), searches
+    (similarity before and after of each), distinct_numbers, grids, dropped (sources, steps), changed (each number,
+    before and after).
     """
     from optimizer.reports import simplified_table
     from optimizer.search import simple_path, simplify_file
 
-    if not (math.isfinite(tolerance) and tolerance > 0):
-        raise InputError(f"--tolerance: received {tolerance:g}; must be a number above 0, such as 1e-4")
+    for option, number in (("--share", share), ("--tolerance", tolerance)):
+        if not (math.isfinite(number) and number >= 0):
+            raise InputError(f"{option}: received {number:g}; must be a number from 0 up")
     written = output if output is not None else simple_path(recipe)
     with reading() as progress:
         goal = None if target is None else checkpoint_finder(models, progress)(target, "--target")
         found = simplify_file(
-            recipe, written, tolerance=tolerance, target=goal, metric=metric, base=base, seeds=seeds,
-            prompts=prompts, folders=model_folders(models), device=chosen_device(device), hashes=hash_cache(),
+            recipe, written, share=share, tolerance=tolerance, target=goal, metric=metric, base=base, seeds=seeds,
+            prompts=prompts, folders=model_folders(models), check_hashes=not no_verify,
+            device=chosen_device(device), hashes=hash_cache(),
             progress=progress, warn=lambda text: say_problem(f"warning: {text}"),
         )  # fmt: skip
     if as_json:
-        print_json({"recipe": str(recipe), "output": str(written), "tolerance": tolerance, **found.as_dict()})
+        told = {"recipe": str(recipe), "output": str(written), "share": share, "tolerance": tolerance}
+        print_json({**told, **found.as_dict()})
         return
     console = make_console()
     console.print(simplified_table(found))

@@ -14,6 +14,7 @@ from optimizer.cli.options import (
     Device,
     Json,
     Models,
+    NoVerify,
     Quiet,
     Storage,
     StudyPath,
@@ -75,9 +76,11 @@ def init(
     metric: Annotated[
         str,
         typer.Option(
-            "--metric", help="delta, attention, weights, elements or encoder.", autocompletion=completing.metrics
+            "--metric",
+            help="explained, delta, weights, elements, attention or encoder.",
+            autocompletion=completing.metrics,
         ),
-    ] = "delta",
+    ] = "explained",
     mode: Annotated[
         str,
         typer.Option("--mode", help="Of the steps: add_difference or weight_sum.", autocompletion=completing.modes),
@@ -96,11 +99,13 @@ def init(
 ) -> None:
     """Write recipe.yaml and study.yaml to begin with, from a target and the checkpoints it may have been made from.
 
-    Every source is added to the base by a step of its own, with a free alpha on every block; comments in both files
-    tell what to edit next. Nothing is overwritten.
+    Every source is added to the base by a step of its own, with a free alpha on every block that the target lets
+    score; comments in both files tell what to edit next. Paths and names stay as they are given, relative paths as seen
+    from the folder. Nothing is overwritten.
 
     With --json one object: folder, recipe, study, target, layout, base, models (file of each), steps, free_alphas,
-    tied, metric, mode, mapping, needs_folders (whether --models is needed from now on), notes.
+    tied, closed (blocks with alpha 0), metric, mode, mapping, needs_folders (whether --models is needed from now on),
+    notes.
     """
     from optimizer.search import first_study
 
@@ -149,6 +154,7 @@ def fit(
     log_file: Annotated[
         Path | None, typer.Option("--log-file", metavar="FILE", help="Append a line of JSON for every trial.")
     ] = None,
+    no_verify: NoVerify = False,
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -169,7 +175,7 @@ def fit(
     budgeted = loaded if trials is None else loaded.with_trials(trials)
     result = fit_and_report(
         budgeted, chosen_device(device), fresh=fresh, candidates=candidates, workers=workers, storage=storage,
-        log_file=log_file, as_json=as_json,
+        log_file=log_file, check_hashes=not no_verify, as_json=as_json,
     )  # fmt: skip
     if result.interrupted:
         say_problem("interrupted; the best so far is in best.yaml, and the same command continues")
@@ -206,8 +212,9 @@ def ceiling(
     study: StudyPath,
     metric: Annotated[
         str,
-        typer.Option("--metric", help="weights, delta or both.", autocompletion=completing.ceiling_metrics),
-    ] = "both",
+        typer.Option("--metric", help="explained, delta, weights or all.", autocompletion=completing.ceiling_metrics),
+    ] = "all",
+    no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
@@ -219,22 +226,26 @@ def ceiling(
 
     With --json one object: metric, blocks (each with recipe, best, ceiling, ceiling_bounded, not_in_sources ...),
     total, sources (coefficient, error, loss ...), rank, alphas, trade_off, idle, note; other_metrics, if
-    --metric is both.
+    --metric is all. A block that the target has unchanged from the base is null.
     """
     from optimizer.reports import ceiling_tables
     from optimizer.search import load_study, study_ceilings
+    from optimizer.similarity import EXACT_METRICS
 
     with reading() as progress:
         loaded = load_study(study, model_folders(models), hashes=hash_cache(), progress=progress)
-        found = study_ceilings(loaded, metric, device=chosen_device(device), progress=progress, hashes=hash_cache())
+        found = study_ceilings(
+            loaded, metric, check_hashes=not no_verify, device=chosen_device(device), progress=progress,
+            hashes=hash_cache(),
+        )  # fmt: skip
     if as_json:
-        *others, main_metric = found
-        more = {"other_metrics": [one.as_dict() for one in others]} if metric == "both" else {}
+        main_metric, *others = sorted(found, key=lambda one: EXACT_METRICS.index(one.metric))
+        more = {"other_metrics": [one.as_dict() for one in others]} if metric in ("all", "both") else {}
         print_json({**main_metric.as_dict(), **more})
         return
     console = make_console()
     for one in found:
-        for table in ceiling_tables(one):
+        for table in ceiling_tables(one, loaded.recipe.layout):
             console.print(table)
 
 
@@ -262,12 +273,14 @@ def report(
     step and metric), ceilings (total by metric), searches (trials and best of each), sources (coefficient, license and
     standing of each), remarks (headings of what there is to know).
     """
+    from optimizer.checkpoints import check_output
     from optimizer.reports import check_report_name, report_figures, write_report
     from optimizer.search import found_ceilings, found_result, load_study, shown_storage
 
     loaded = load_study(study, with_files=False)
     written = loaded.folder / "report.html" if output is None else output
     check_report_name(written)
+    check_output(written)
     found = found_result(loaded, storage)
     for note in found.notes:
         say_problem(f"warning: {note}")
@@ -355,6 +368,7 @@ def fit_and_report(
     workers: int | None = None,
     storage: str | None = None,
     log_file: Path | None = None,
+    check_hashes: bool = True,
     as_json: bool = False,
 ) -> "FitResult":
     """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found, `as_json` if wanted.
@@ -367,6 +381,7 @@ def fit_and_report(
         candidates_table,
         fit_logs,
         log_end,
+        simple_recipe,
         spread_table,
         steps_table,
         write_plots,
@@ -377,8 +392,8 @@ def fit_and_report(
     check_writable(study.folder)
     with fit_logs(study.folder / "fit.log", log_file), fitting() as events:
         result = run(
-            study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage, events=events,
-            hashes=hash_cache(),
+            study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage,
+            check_hashes=check_hashes, events=events, hashes=hash_cache(),
         )  # fmt: skip
         log_end(result)
     # The search is done and best.yaml written: none of the rest may cost the others.
@@ -398,7 +413,15 @@ def fit_and_report(
         console.print(candidates_table(result))
     if len(result.candidates) < candidates - 1:
         console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
-    for what, name in (("best recipe", "best.yaml"), ("every trial", "trials.csv"), ("plots", "plots")):
+    if result.simple is not None:
+        there.append("best.simple.yaml")
+        console.print(simple_recipe(result.simple))
+    for what, name in (
+        ("best recipe", "best.yaml"),
+        ("simple recipe", "best.simple.yaml"),
+        ("every trial", "trials.csv"),
+        ("plots", "plots"),
+    ):
         if name in there:
             say(f"{what}: {study.folder / name}")
     if as_json:

@@ -11,7 +11,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
-from optimizer.checkpoints import atomic_path, temporary_folder
+from optimizer.checkpoints import atomic_path, refuse_links, temporary_folder
 from optimizer.errors import InputError
 from optimizer.pictures import contact_sheet, generate
 from optimizer.recipes import Recipe, block_coefficients, load_recipe, locate_models, merge
@@ -32,6 +32,8 @@ _FILES = (
     "study.yaml",
     "target.safetensors",
 )
+# What is written beside them, and beside what each fit writes into its own folder.
+_WRITTEN = ("assembled.safetensors", "digits.png", "fit.safetensors", "half.safetensors")
 _SEED = 7
 
 
@@ -157,6 +159,9 @@ def _any(coefficients: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]
 def copy_family(folder: Path | str) -> None:
     """Copy the family's checkpoints and studies to `folder`; what is there stays. Raises InputError if it cannot."""
     folder, family = Path(folder), family_folder()
+    # What is there is read, and may be a link.
+    missing = [folder / name for name in _FILES if not (folder / name).exists()]
+    refuse_links(folder, replaced=[*missing, *(folder / name for name in _WRITTEN)])
     if folder.resolve() == family.resolve():
         return
     try:

@@ -31,7 +31,7 @@ from optimizer.recipes import Recipe, Step
 
 __all__ = ["write_comfyui"]
 
-_SUFFIXES = (".safetensors", ".ckpt")
+_SUFFIXES = (".safetensors", ".sft", ".ckpt")
 _Ratios = dict[str, float]
 
 
@@ -158,24 +158,34 @@ def _rounded(difference: float) -> float:
 
 
 def _ratio_problems(recipe: Recipe) -> list[str]:
-    problems: dict[str, None] = {}
+    """A line for each alpha with numbers outside 0 .. 1, and for each triple sum that leaves less than nothing of a."""
+    outside: dict[str, dict[str, float]] = {}
     for step in recipe.ancestors():
         for prefix in PREFIXES[:-1]:
             block = recipe.layout.block_of(prefix, recipe.mapping)
+            if block is None:
+                continue
             numbers = {name: alpha_at(recipe, alpha, prefix) for name, alpha in step.alphas.items()}
-            outside = {name: number for name, number in numbers.items() if not 0 <= number <= 1}
-            for name, number in outside.items():
-                problems[
-                    f"steps.{step.name}.{name}.{block}: received {number:g}; ComfyUI merges with ratios from 0 to 1 "
-                    "only; export to mecha or mergekit"
-                ] = None
-            if step.mode == "triple_sum" and not outside and _rounded(1 - sum(numbers.values())) < 0:
-                problems[
-                    f"steps.{step.name}.{block}: received alpha {numbers['alpha']:g} and beta {numbers['beta']:g}, "
-                    f"which leaves a {1 - sum(numbers.values()):g}; ComfyUI merges with ratios from 0 to 1 only; "
-                    "export to mecha or mergekit"
-                ] = None
-    return list(problems)
+            beyond = {name: number for name, number in numbers.items() if not 0 <= number <= 1}
+            for name, number in beyond.items():
+                outside.setdefault(f"steps.{step.name}.{name}", {})[block] = number
+            left = _rounded(1 - sum(numbers.values()))
+            if step.mode == "triple_sum" and not beyond and left < 0:
+                place = f"steps.{step.name}: alpha and beta leave less than nothing of a"
+                outside.setdefault(place, {})[block] = left
+    return [
+        f"{place}: received {_by_number(recipe, numbers)}; ComfyUI merges with ratios from 0 to 1 only; export to "
+        "mecha or mergekit"
+        for place, numbers in outside.items()
+    ]
+
+
+def _by_number(recipe: Recipe, numbers: Mapping[str, float]) -> str:
+    """Numbers by block, those blocks together that have the same."""
+    return ", ".join(
+        f"{number:g} on {recipe.layout.describe_blocks(block for block, own in numbers.items() if own == number)}"
+        for number in dict.fromkeys(numbers.values())
+    )
 
 
 def _vae_source(recipe: Recipe) -> tuple[str, list[str]]:

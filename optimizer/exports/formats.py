@@ -53,13 +53,5 @@ def export_recipe(recipe: Recipe, format_name: str) -> str:
         raise RecipeError(
             f"layout: received {recipe.layout.name!r}; the {format_name} export knows {', '.join(export.layouts)}"
         )
-    free = [
-        f"steps.{step.name}.{name}: free on {recipe.layout.describe_blocks(hole.blocks)}, and only numbers can be "
-        "exported; fit the recipe first, or put numbers there"
-        for step in recipe.ancestors()
-        for name, alpha in step.alphas.items()
-        for hole in alpha.free
-    ]
-    if free:
-        raise RecipeError(free)
+    recipe.check_finished("exported")
     return export.write(recipe)

@@ -5,12 +5,12 @@
 
 sd-mecha opens relative file names from the folder where it runs. It takes time_embed's alpha from BASE; for another
 mapping the file gives those tensors, and the VAE, alphas of their own, so every mapping is exact. Tensors that an input
-lacks are carried over or passed through as here. EMA copies and the noise schedule are not merged but taken from the
-first of a step's a and b that has them, as here.
+lacks are carried over or passed through as here.
 
-Where sd-mecha differs: position ids come out as floating-point numbers (0 .. 76, exact if the sources agree);
-tensors outside its list for SD 1.x are left out; the 9-channel input of inpainting models does not fit it; a source's
-tensor that holds NaN or Inf counts as missing.
+Where sd-mecha differs: EMA copies and the noise schedule are not merged, but those of the first of a step's a and b
+that has them are in the result; position ids come out as floating-point numbers (0 .. 76, exact if the sources agree);
+tensors outside its list for SD 1.x are left out; tensors of other shapes, such as the 9-channel input of inpainting
+models, do not fit it; a source's tensor that holds NaN or Inf counts as missing.
 """
 
 import json

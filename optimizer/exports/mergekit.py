@@ -2,7 +2,8 @@
 
 Merges are linear, so a recipe of any number of steps is one weighted sum of its sources in each block, and that is what
 the file holds: `linear`, not normalized, with the coefficients as weights. Weights may be negative. Tensors that do not
-merge (EMA copies, position ids, the noise schedule) come from the source that the first step starts from, in float32.
+merge (position ids, the noise schedule, EMA copies, which `blockfit merge` leaves out) come from the source that the
+recipe begins with, in float32.
 Relative file names are opened from the folder where mergekit runs.
 
 mergekit needs every tensor in every file, under the same name: a source without a VAE, or with its text encoder under
@@ -33,7 +34,7 @@ def write_mergekit(recipe: Recipe) -> str:
         for source, coefficient in coefficients.items():
             by_prefix = weights.setdefault(file_text(recipe.models[source].file), dict.fromkeys(PREFIXES, 0.0))
             by_prefix[prefix] += coefficient
-    origin = file_text(recipe.models[_origin(recipe)].file)
+    origin = file_text(recipe.models[recipe.first_model()].file)
     lines = [
         (
             f"# {json.dumps(recipe.name, ensure_ascii=False)}, step {json.dumps(recipe.output, ensure_ascii=False)}, "
@@ -52,14 +53,6 @@ def write_mergekit(recipe: Recipe) -> str:
         lines += [f'        - {{filter: "{prefix}", value: {_number(value)}}}' for prefix, value in rows.items()]
         lines.append(f"        - {{value: {_number(copied)}}}")
     return "\n".join([*lines, "parameters: {normalize: false}", "dtype: float32", ""])
-
-
-def _origin(recipe: Recipe) -> str:
-    """The source that is the first input of the output's first input, and so on."""
-    name = recipe.output
-    while name not in recipe.models:
-        name = recipe.step(name).a
-    return name
 
 
 def _number(value: float) -> str:

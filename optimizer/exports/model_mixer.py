@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from optimizer.errors import RecipeError
-from optimizer.exports.placement import file_text, mapping_problems
+from optimizer.exports.placement import file_text, listed, mapping_problems
 from optimizer.recipes import Recipe, Step
 
 __all__ = ["write_model_mixer"]
@@ -69,28 +69,34 @@ def _chain(recipe: Recipe) -> tuple[Step, ...]:
 
 
 def _chain_problems(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
-    problems: list[str] = []
     elsewhere = "or export to comfyui or mecha"
     bases = [(step.name, step.c) for step in steps if step.mode == "add_difference" and step.c in recipe.models]
+    modes, nested, subtracted = (dict[str, list[str]]() for _ in range(3))
     for step in steps:
         where = f"steps.{step.name}"
         if step.mode not in _MODES:
-            problems.append(
-                f"{where}.mode: received {step.mode}; model-mixer merges one model a step ({', '.join(_MODES)}); "
-                f"write it as two steps, {elsewhere}"
-            )
+            modes.setdefault(step.mode, []).append(f"{where}.mode")
         for place, name in step.inputs.items():
             if place != "a" and name not in recipe.models:
-                problems.append(
-                    f"{where}.{place}: received the step {name!r}; model-mixer takes only files beside its one chain "
-                    f"of steps; make a file of {name!r} first (blockfit merge --step), {elsewhere}"
-                )
-        if bases and (step.name, step.c) in bases and step.c != bases[0][1]:
-            problems.append(
-                f"{where}.c: received {step.c!r}; model-mixer subtracts one base model in every step, and "
-                f"steps.{bases[0][0]} has {bases[0][1]!r}; make a file of the steps before it first "
-                f"(blockfit merge --step), {elsewhere}"
-            )
+                nested.setdefault(name, []).append(f"{where}.{place}")
+        if step.c is not None and (step.name, step.c) in bases and step.c != bases[0][1]:
+            subtracted.setdefault(step.c, []).append(f"{where}.c")
+    problems = [
+        f"{listed(places)}: received {mode}; model-mixer merges one model a step ({', '.join(_MODES)}); write it as "
+        f"two steps, {elsewhere}"
+        for mode, places in modes.items()
+    ]
+    problems += [
+        f"{listed(places)}: received the step {name!r}; model-mixer takes only files beside its one chain of steps; "
+        f"make a file of {name!r} first (blockfit merge --step), {elsewhere}"
+        for name, places in nested.items()
+    ]
+    problems += [
+        f"{listed(places)}: received {name!r}; model-mixer subtracts one base model in every step, and "
+        f"steps.{bases[0][0]} has {bases[0][1]!r}; make a file of the steps before it first (blockfit merge --step), "
+        f"{elsewhere}"
+        for name, places in subtracted.items()
+    ]
     if len(steps) > _MOST_STEPS:
         problems.append(
             f"steps: {recipe.output} is a chain of {len(steps)}; model-mixer merges at most {_MOST_STEPS} models into "

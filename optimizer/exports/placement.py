@@ -103,10 +103,15 @@ def file_text(file: str) -> str:
 
 
 def file_problems(recipe: Recipe, suffixes: Sequence[str], tool: str) -> list[str]:
-    """A line for each source whose file name does not end in one of `suffixes`, by which `tool` knows what it opens."""
-    return [
-        f"models.{name}.file: received {recipe.models[name].file!r}; {tool} opens {' and '.join(suffixes)} files and "
-        "needs the whole name; convert the file (blockfit merge writes .safetensors) or complete its name in the recipe"
-        for name in recipe.sources()
-        if PurePosixPath(file_text(recipe.models[name].file)).suffix not in suffixes
-    ]
+    """A line on the sources whose file names do not end in one of `suffixes`, by which `tool` knows what it opens."""
+    files = {name: recipe.models[name].file for name in recipe.sources()}
+    wrong = [name for name, file in files.items() if PurePosixPath(file_text(file)).suffix not in suffixes]
+    if not wrong:
+        return []
+    opened = ", ".join(suffixes[:-1]) + (" and " if suffixes[1:] else "") + suffixes[-1]
+    places, received = listed([f"models.{name}.file" for name in wrong]), listed([repr(files[name]) for name in wrong])
+    way = (
+        "convert the file (blockfit merge writes .safetensors), complete its name in the recipe, or name the folder "
+        "where it is found (--models)"
+    )
+    return [f"{places}: received {received}; {tool} opens {opened} files and needs the whole name; {way}"]

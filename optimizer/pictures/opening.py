@@ -138,8 +138,8 @@ def _opened(
         channels = whole.tensors[_LAYOUT.inpainting_tensor].shape[1:2]
         if channels != (_LAYOUT.inpainting_channels,):
             raise CheckpointError(
-                f"{checkpoint}: an inpainting model or the like, with {channels[0] if channels else 0} input channels; "
-                f"only models with {_LAYOUT.inpainting_channels} draw from a prompt alone"
+                f"{checkpoint}: is {whole.kind}; only models with {_LAYOUT.inpainting_channels} input channels draw "
+                "from a prompt alone"
             )
         encoder = whole
         if encoder_from is not None and encoder_from != checkpoint:

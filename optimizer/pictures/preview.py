@@ -15,6 +15,7 @@ from PIL import Image
 from optimizer.checkpoints import (
     HashCache,
     atomic_path,
+    check_output,
     load_layout,
     load_tokenizer,
     open_checkpoint,
@@ -25,7 +26,15 @@ from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
 from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
 from optimizer.pictures.opening import PipelineFiles, open_pipeline, open_scheduler, pipeline_files, quietly
 from optimizer.pictures.sheets import contact_sheet
-from optimizer.recipes import Recipe, folders_of, load_recipe, locate_given, locate_models, merge
+from optimizer.recipes import (
+    Recipe,
+    check_noted_hashes,
+    folders_of,
+    load_recipe,
+    locate_given,
+    locate_models,
+    merge,
+)
 from optimizer.recipes.vae import open_vae
 
 __all__ = ["Preview", "PreviewColumn", "preview"]
@@ -162,6 +171,7 @@ def preview(
     vae_from: Path | str | None = None,
     with_sources: bool = True,
     folders: Sequence[Path] = (),
+    check_hashes: bool = True,
     hashes: HashCache | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
@@ -174,7 +184,8 @@ def preview(
     Candidates are checkpoints, or recipes (.yaml) without free alphas, each merged in float16 into a temporary file
     beside `output` that takes as much disk as a checkpoint and is removed once it is drawn; with `with_sources`, the
     models of these recipes follow, each once. Files are looked for where they say, then in `folders`, as a recipe's
-    models are, those named by their hash with the help of `hashes`. Checkpoints are opened one after another.
+    models are, those named by their hash with the help of `hashes`; with `check_hashes` those of recipes must have the
+    sha256 that these note. Checkpoints are opened one after another.
 
     A file without VAE is drawn with that of `vae_from`, by default the target's. With `encoder_from`, all columns are
     drawn with that checkpoint's text encoder: what is left to see is the difference of the UNets. `prompts`, `seeds`,
@@ -190,6 +201,8 @@ def preview(
     output = Path(output)
     if output.suffix.lower() != ".png":
         raise InputError(f"{output}: a sheet is written as .png; give the output this extension")
+    for recipe in filter(_is_recipe, map(Path, candidates)):
+        check_output(output, beside=recipe)
     with atomic_path(output) as temporary:
         try:
             temporary.touch()  # better known before the drawing than after it
@@ -201,7 +214,7 @@ def preview(
             None if encoder_from is None else Path(encoder_from),
             None if vae_from is None else Path(vae_from),
             with_sources,
-            _Places(folders, hashes, progress),
+            _Places(folders, hashes, progress, check_hashes),
         )
         attempt(lambda: check_steps(open_scheduler(plan.configuration), steps), "--steps")
         with quietly():
@@ -264,7 +277,8 @@ class _Entry:
         with temporary_folder(scratch) as folder:
             merged = folder / "merged.safetensors"
             attempt(
-                lambda: merge(recipe, self.models, merged, embed_recipe=False, progress=told),
+                # Hashes were compared before anything was drawn.
+                lambda: merge(recipe, self.models, merged, embed_recipe=False, check_hashes=False, progress=told),
                 f"{self.path}: merging it into a temporary file",
             )
             yield merged
@@ -383,15 +397,16 @@ def _plan(
 
 
 class _Places(NamedTuple):
-    """Where files are looked for, and what is known of their hashes."""
+    """Where files are looked for, what is known of their hashes, and whether those of recipes' models must fit."""
 
     folders: Sequence[Path]
     hashes: HashCache | None
     progress: Progress | None
+    check_hashes: bool
 
 
 def _located(given: Path, option: str, places: _Places) -> Path:
-    folders, hashes, progress = places
+    folders, hashes, progress, _ = places
     found = attempt(lambda: locate_given(given, folders, hashes=hashes, progress=progress), option, joint="")
     if found.is_dir():
         raise InputError(f"{option}{given}: is a folder; name a file in it, such as its best.yaml")
@@ -405,15 +420,14 @@ def _is_recipe(path: Path) -> bool:
 def _finished_recipe(path: Path, places: _Places) -> tuple[Recipe, dict[str, Path]]:
     """The recipe and the paths of the models that its output needs. Raises RecipeError if there are free alphas."""
     recipe = load_recipe(path)
-    free = [step.name for step in recipe.ancestors() if any(alpha.free for alpha in step.alphas.values())]
-    if free:
-        raise RecipeError(
-            f"{path}: steps.{', '.join(free)}: alphas are free; fit the recipe first (blockfit fit STUDY) and preview "
-            "the best.yaml that this writes"
-        )
+    attempt(lambda: recipe.check_finished("drawn"), path)
     beside, *others = folders_of(recipe, path, places.folders)
     files = {name: recipe.models[name].file for name in recipe.sources()}
-    return recipe, locate_models(files, beside, others, named_in=path, hashes=places.hashes, progress=places.progress)
+    hashes, progress = places.hashes, places.progress
+    models = locate_models(files, beside, others, named_in=path, hashes=hashes, progress=progress)
+    if places.check_hashes:
+        check_noted_hashes(recipe.models, models, named_in=path, hashes=hashes, progress=progress)
+    return recipe, models
 
 
 def _check(path: Path, target: Path, configuration: Path, vae: Path, encoder: Path | None) -> None:

@@ -12,6 +12,7 @@ A step's result for a group that an input lacks (presence rules):
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -20,23 +21,30 @@ from optimizer.recipes.modes import MODES
 from optimizer.recipes.recipe import Recipe, Step
 from optimizer.recipes.tensors import Part
 
-__all__ = ["Algebra", "Group", "block_coefficients"]
+__all__ = ["Algebra", "Contributors", "Group", "block_coefficients"]
 
 
 @dataclass(frozen=True)
 class Group:
     """Tensors that share their coefficients: those of one block that the same sources hold (positions, ascending).
 
-    `block` is None for tensors that no alpha moves: theirs count as 0 in every step.
+    `block` is None for tensors that no alpha moves: theirs count as 0 in every step. `other_shapes` are sources that
+    hold them too, but in a shape that does not fit, and whose coefficient is 0 whatever the alphas are.
     """
 
     block: str | None
     holders: tuple[int, ...]
+    other_shapes: tuple[int, ...] = ()
+
+    @staticmethod
+    def of_part(part: Part) -> "Group":
+        """The group of one part."""
+        return Group(part.block, part.holders, part.other_shapes)
 
     @staticmethod
     def of(parts: Iterable[Part]) -> tuple["Group", ...]:
         """The groups of these parts, each once, in the order of first appearance."""
-        return tuple(dict.fromkeys(Group(part.block, part.holders) for part in parts))
+        return tuple(dict.fromkeys(map(Group.of_part, parts)))
 
 
 class Algebra:
@@ -71,7 +79,7 @@ class Algebra:
         self._column = torch.tensor([columns[group.block] for group in self.groups], dtype=torch.long)
         held = torch.zeros(len(self.groups), len(self.sources), dtype=torch.bool)
         for row, group in enumerate(self.groups):
-            held[row, list(group.holders)] = True
+            held[row, [*group.holders, *group.other_shapes]] = True
         self._held = held
         self._position = {name: position for position, name in enumerate(self.sources)}
         self._presence = self._propagate()
@@ -197,6 +205,45 @@ class Algebra:
                     )
             presence[step.name] = presence[step.a] | presence[step.b]
         return presence
+
+
+class Contributors:
+    """Which sources can count in what steps of a recipe make of a tensor, whatever values the free alphas take.
+
+    `sources` are the model names in the order of the holders' positions, `outputs` the steps, one at least.
+    """
+
+    def __init__(self, recipe: Recipe, sources: Sequence[str], outputs: Sequence[str]) -> None:
+        self._recipe = recipe
+        self._sources = tuple(sources)
+        self._outputs = tuple(outputs)
+        self._found: dict[Group, frozenset[int]] = {}
+
+    @cached_property
+    def first(self) -> frozenset[int]:
+        """The sources that the outputs begin with."""
+        return frozenset(self._sources.index(self._recipe.first_model(output)) for output in self._outputs)
+
+    def of(self, block: str | None, holders: Sequence[int]) -> frozenset[int]:
+        """The sources whose coefficient may differ from 0 in tensors of `block` that `holders` hold."""
+        group = Group(block, tuple(holders))
+        if group not in self._found:
+            algebra = Algebra(self._recipe, [group], self._sources, self._outputs[0], self._outputs[1:])
+            # A coefficient is a polynomial in the free alphas: if it is not 0 everywhere, then nearly everywhere.
+            counts = [found[:, 0] != 0 for _, found in algebra.each(self._drawn(algebra))]
+            self._found[group] = frozenset(torch.stack(counts).any(dim=0).any(dim=0).nonzero()[:, 0].tolist())
+        return self._found[group]
+
+    def _drawn(self, algebra: Algebra) -> torch.Tensor:
+        """The recipe's alphas, float64 [n, alphas, blocks]: free ones at their starting values, and at random."""
+        alphas = algebra.starting_alphas().repeat(3, 1, 1)
+        random = torch.Generator().manual_seed(0)
+        columns = {block: column for column, block in enumerate(algebra.blocks)}
+        for row, (step, name) in enumerate(algebra.alphas):
+            for hole in self._recipe.step(step).alphas[name].free:
+                at = torch.rand(2, len(hole.blocks), generator=random, dtype=torch.float64)
+                alphas[1:, row, [columns[block] for block in hole.blocks]] = hole.low + at * (hole.high - hole.low)
+        return alphas
 
 
 def block_coefficients(recipe: Recipe, step: str | None = None) -> dict[str, dict[str, float]]:

@@ -18,10 +18,11 @@ from typing import NoReturn
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, SafetensorsWriter
+from optimizer.checkpoints import Checkpoint, SafetensorsWriter, is_zero
 from optimizer.errors import CheckpointError
 from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.tensors import Part, finite
+from optimizer.recipes.zeros import ZeroTensors
 
 __all__ = ["CHUNK", "MergedTensor", "WeightedSum", "write_merged"]
 
@@ -69,24 +70,27 @@ def write_merged(
     *,
     threads: int,
     progress: Callable[[MergedTensor], None],
+    zeros: ZeroTensors | None = None,
 ) -> None:
     """Compute `tensors` from `sources` in float32, round them once to `dtype`, and write them to `file`.
 
     `threads` tensors are worked on at a time, which does not change any bit of them. `progress` is called in the
-    caller's thread after each tensor. All threads have ended when this returns or raises.
+    caller's thread after each tensor. `zeros` notes which of what is read holds nothing but zeros. All threads have
+    ended when this returns or raises.
 
     Raises CheckpointError for a source that cannot be read on, for NaN or Inf in what takes part, and for values beyond
     the range of `dtype`: for the first tensor of which that is true. What `progress` raises passes through, as
     KeyboardInterrupt does.
     """
     threads = max(1, min(threads, len(tensors)))
+    zeros = zeros or ZeroTensors()
     queue = _Queue(tensors)
     reports: SimpleQueue[MergedTensor | _Report] = SimpleQueue()
     of_caller = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="merging") as pool, closing(queue):
             for _ in range(threads):
-                pool.submit(_work, queue, reports, file, sources, dtype)
+                pool.submit(_work, queue, reports, file, sources, dtype, zeros)
             running = threads
             while running:
                 report = reports.get()
@@ -158,6 +162,7 @@ def _work(
     file: SafetensorsWriter,
     sources: Sequence[Checkpoint],
     dtype: torch.dtype,
+    zeros: ZeroTensors,
 ) -> None:
     index = 0
     try:
@@ -166,7 +171,7 @@ def _work(
         torch.get_num_threads()
         torch.set_num_threads(1)
         reports.put(_Report.STARTED)
-        with _Adder(sources, dtype) as adder:
+        with _Adder(sources, dtype, zeros) as adder:
             for index, tensor in queue:
                 for start, chunk in adder.chunks(tensor):
                     if not queue.wants(index):
@@ -182,10 +187,13 @@ def _work(
 class _Adder:
     """Adds up sums chunk by chunk, in files and buffers of its own: for one thread."""
 
-    def __init__(self, sources: Sequence[Checkpoint], dtype: torch.dtype) -> None:
+    def __init__(self, sources: Sequence[Checkpoint], dtype: torch.dtype, zeros: ZeroTensors) -> None:
         buffer = torch.empty(CHUNK * _LARGEST_ITEM, dtype=torch.uint8)
         self._readers = [ElementReader(source, buffer) for source in sources]
         self._dtype = dtype
+        self._zeros = zeros
+        # The sources of which nothing but zeros has been read of the tensor that is worked on.
+        self._still_zero: set[int] = set()
         self._total = torch.empty(CHUNK, dtype=torch.float32)
         self._rounded = self._total if dtype == torch.float32 else torch.empty(CHUNK, dtype=dtype)
 
@@ -215,29 +223,42 @@ class _Adder:
 
     def _chunks(self, what: WeightedSum) -> Iterator[tuple[int, torch.Tensor]]:
         size = math.prod(what.part.shape)
+        self._still_zero = set(what.weights)
         for start in range(0, size, CHUNK):
             chunk = self._chunk(what, start, min(start + CHUNK, size))
             low, high = torch.aminmax(chunk)  # NaN if there is one; ten times as fast as isfinite
             if not (math.isfinite(low) and math.isfinite(high)):
                 self._refuse(what)
             yield start, chunk
+        # The channels that only an inpainting model has begin as zeros.
+        if size and (what.part.channels is None or what.part.channels[0] == 0):
+            for position in what.weights:
+                checkpoint = self._readers[position].checkpoint
+                self._zeros.note(what.part.name, checkpoint, zero=position in self._still_zero)
 
     def _chunk(self, what: WeightedSum, start: int, stop: int) -> torch.Tensor:
         total, rounded = self._total[: stop - start], self._rounded[: stop - start]
         if list(what.weights.values()) == [1.0]:
             (position,) = what.weights
-            values = self._readers[position].read(what.part, start, stop)
+            values = self._read(what.part, position, start, stop)
             if values.dtype == self._dtype:
                 return values
             total.copy_(values)
         else:
             total.zero_()
             for position, weight in what.weights.items():
-                values = self._readers[position].read(what.part, start, stop)
+                values = self._read(what.part, position, start, stop)
                 if values.dtype not in _ADDED_AS_FLOAT32:
                     values = values.to(torch.float32)
                 total.add_(values, alpha=weight)
         return total if self._dtype == torch.float32 else rounded.copy_(total)
+
+    def _read(self, part: Part, position: int, start: int, stop: int) -> torch.Tensor:
+        values = self._readers[position].read(part, start, stop)
+        # Hardly ever more than a few elements of a tensor's first chunk are looked at.
+        if position in self._still_zero and not is_zero(values):
+            self._still_zero.discard(position)
+        return values
 
     def _refuse(self, what: WeightedSum) -> NoReturn:
         total = torch.zeros(what.part.shape, dtype=torch.float32)

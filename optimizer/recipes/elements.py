@@ -20,7 +20,6 @@ class ElementReader:
     def __init__(self, checkpoint: Checkpoint, buffer: torch.Tensor) -> None:
         self.checkpoint = checkpoint
         self._buffer = buffer
-        self._bytes = buffer.numpy().data
         self._file: FileIO | None = None
         self._part: Part | None = None
         self._elements = buffer[:0]
@@ -40,14 +39,25 @@ class ElementReader:
             if self._part is not part:
                 self._part, self._elements = part, part.read(self.checkpoint).reshape(-1)
             return self._elements[start:stop]
-        size = (stop - start) * info.dtype.itemsize
+        found = self._buffer[: (stop - start) * info.dtype.itemsize].view(info.dtype)
+        self._fill(info.offset + start * info.dtype.itemsize, found)
+        return found
+
+    def read_into(self, part: Part, start: int, stop: int, out: torch.Tensor) -> None:
+        """Write the same elements to `out`, [stop - start] of the dtype stored, on the host; the buffer is not used."""
+        info = self.checkpoint.tensors[part.name]
+        if info.offset is None or part.channels is not None:
+            out.copy_(self.read(part, start, stop))
+        else:
+            self._fill(info.offset + start * info.dtype.itemsize, out)
+
+    def _fill(self, offset: int, out: torch.Tensor) -> None:
         try:
-            self._fill(info.offset + start * info.dtype.itemsize, size)
+            self._read_bytes(offset, out.view(torch.uint8).numpy().data)
         except OSError as error:
             raise CheckpointError(f"{self.checkpoint.path}: cannot be read: {error.strerror or error}") from error
-        return self._buffer[:size].view(info.dtype)
 
-    def _fill(self, offset: int, size: int) -> None:
+    def _read_bytes(self, offset: int, out: memoryview) -> None:
         # A file handle of its own and `seek`, because `preadv` is not there on every system.
         if self._file is None:
             self._file = FileIO(self.checkpoint.path)
@@ -55,8 +65,8 @@ class ElementReader:
                 raise self._changed()
         self._file.seek(offset)
         done = 0
-        while done < size:
-            count = self._file.readinto(self._bytes[done:size])
+        while done < len(out):
+            count = self._file.readinto(out[done:])
             if not count:
                 raise self._changed()
             done += count

@@ -12,6 +12,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 
 from optimizer.checkpoints import replace_text
 from optimizer.checkpoints.layout import Layout, load_layout
+from optimizer.checkpoints.near_names import TEXT_SUFFIXES, missing_file
 from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
@@ -278,7 +279,8 @@ def _presets_in(folder: Path, file: str | None, given: Path | str) -> Mapping[st
         return {}
     presets = named_file(folder, file)
     if presets is None:
-        raise RecipeError(f"{given}: presets: {folder / file} cannot be read: no such file")
+        missing = missing_file(folder / file, TEXT_SUFFIXES)
+        raise RecipeError(f"{given}: presets: {folder / file} cannot be read: {missing}")
     try:
         return read_presets(read_text(presets, RecipeError).decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -333,10 +335,9 @@ def _read_mapping(value: Mapping[str, Any], layout: Layout, where: str) -> Alpha
         here = f"{where}.{key}"
         try:
             blocks = attempt(partial(layout.parse_blocks, str(key)), here)
-            if twice := sorted(seen & set(blocks), key=layout.blocks.index):
-                raise RecipeError(
-                    f"{here}: {', '.join(twice)} given more than once; every block may stand in one key only"
-                )
+            if twice := seen & set(blocks):
+                doubled = layout.describe_blocks(twice)
+                raise RecipeError(f"{here}: {doubled} given more than once; every block may stand in one key only")
             seen |= set(blocks)
             if isinstance(inner, Mapping):
                 free.append(_read_free(inner, layout, here, blocks))

@@ -4,16 +4,20 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from optimizer.checkpoints import CHECKPOINT_SUFFIXES, HashCache, legacy_hash, sha256, short_hash
-from optimizer.checkpoints.presence import is_file, is_there
-from optimizer.checkpoints.reading import near_miss
-from optimizer.errors import BlockfitWarning, CheckpointError
+from optimizer.checkpoints.near_names import TEXT_SUFFIXES, did_you_mean, missing_file, missing_folder
+from optimizer.checkpoints.presence import is_file, is_folder, is_there
+from optimizer.errors import BlockfitWarning, CheckpointError, InputError
 from optimizer.recipes.recipe import Recipe
 
 __all__ = [
     "STATISTICS",
+    "check_folders",
     "checkpoints_below",
     "checkpoints_in",
     "find_models",
@@ -22,7 +26,10 @@ __all__ = [
     "locate_given",
     "locate_models",
     "name_without_hash",
+    "named_at",
+    "not_found",
     "seen_from",
+    "with_whole_names",
 ]
 
 Progress = Callable[[str, int, int], None]
@@ -35,6 +42,7 @@ STATISTICS = "statistics.safetensors"
 _WITH_HASH = re.compile(r"(.*?)\s*\[([0-9a-fA-F]{8,64})\]")
 _HASH = re.compile(r"[0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{64}")
 _LEGACY, _SHORT, _WHOLE = 8, 10, 64
+_SAMPLE = 1 << 16  # bytes
 
 
 def locate(
@@ -53,14 +61,17 @@ def locate(
     after the other until one fits, those skipped that cannot be read. `progress` is told what is read, the bytes done
     and their total. The WebUI's old hash of 8 digits counts where one file alone has it, with a warning.
 
-    None if it is nowhere. Raises CheckpointError, one line, where several files fit, and for a file of that name which
-    has another hash.
+    Several files of that name are one if they are the same, byte for byte, which their sizes, some of their bytes and
+    at last their hashes tell.
+
+    None if it is nowhere. Raises CheckpointError, one line, where several different files fit, and for a file of that
+    name which has another hash.
     """
     found = _named(file, beside, folders)
     if not found and (reference := _name_and_hash(file)) is not None:
         name, digits = reference
         return _with_hash(name, digits, beside, folders, hashes, progress)
-    if len(found) > 1:
+    if len(found) > 1 and len(found := _different(found, hashes, progress)) > 1:
         listed = ", ".join(map(str, found))
         raise CheckpointError(
             f"{file!r}: {len(found)} files have this name: {listed}; name the folder too, or the hash "
@@ -74,18 +85,40 @@ def locate_given(
 ) -> Path:
     """The checkpoint that a user names: a path, else what `locate` finds in `folders`.
 
-    Raises CheckpointError, one line, if there is none. A folder is given back as it is: opening it tells more.
+    A folder of that name does not stand in the way of a file in `folders`: a study's is called like its target. Where
+    there is no such file it is given back as it is: opening it tells more.
+
+    Raises CheckpointError, one line, if there is none.
     """
-    if is_there(given):
+    if is_there(given) and not is_folder(given):
         return given
     found = locate(str(given), Path(), folders, hashes=hashes, progress=progress)
+    if found is None and is_folder(given):
+        return given
     if found is None:
-        looked = ", ".join(map(str, folders))
-        hint = f"looked in {looked}, too" if looked else "--models DIR names folders to look in"
-        by_hash = _name_and_hash(str(given)) is not None
-        nothing = "no file has this name or hash" if by_hash else f"no such file{near_miss(given)}"
+        hint = f"looked in {_looked(folders)}, too" if folders else "--models DIR names folders to look in"
+        names = _names_below(folders)
+        if _name_and_hash(str(given)) is not None:
+            nothing = f"no file has this name or hash{did_you_mean(_named_without_hash(str(given)), names)}"
+        else:
+            text = given.suffix.lower() in TEXT_SUFFIXES
+            nothing = missing_file(given, TEXT_SUFFIXES) if text else missing_file(given, further=names)
         raise CheckpointError(f"{given}: {nothing}; {hint}")
     return found
+
+
+def not_found(file: str, beside: Path, folders: Sequence[Path] = ()) -> str:
+    """Return what to say of a `file` that `locate` finds nowhere: names that are near, and where was looked."""
+    wanted = Path(_slashed(file))
+    beside_it = [path.name for path in checkpoints_in((beside / wanted).parent)]
+    near = did_you_mean(_named_without_hash(file), (*beside_it, *_names_below(folders)))
+    return f"{file!r} not found{near}; looked in {_looked((beside, *folders))}"
+
+
+def check_folders(folders: Iterable[Path], given: str) -> None:
+    """Raise InputError, a line each that begins with `given`, for those that are no folders."""
+    if missing := [folder for folder in dict.fromkeys(folders) if not is_folder(folder)]:
+        raise InputError(f"{given}: {folder}: {missing_folder(folder)}" for folder in missing)
 
 
 def find_models(
@@ -98,7 +131,6 @@ def find_models(
     progress: Progress | None = None,
 ) -> tuple[dict[str, Path], list[str]]:
     """The paths of those of `files` ({name: file}) that `locate` finds, and a line for each of the others."""
-    looked = ", ".join(str(folder) for folder in (beside, *folders))
     found: dict[str, Path] = {}
     problems = list[str]()
     for name, file in files.items():
@@ -110,7 +142,7 @@ def find_models(
             continue
         if path is None:
             more = "" if folders else "; --models DIR names more folders"
-            problems.append(f"{where}: {file!r} not found; looked in {looked}{more}")
+            problems.append(f"{where}: {not_found(file, beside, folders)}{more}")
         else:
             found[name] = path
     return found, problems
@@ -149,6 +181,60 @@ def name_without_hash(file: str) -> str:
     """What a recipe calls a file, without the hash that the WebUI writes after the name; "" for a hash alone."""
     match = _WITH_HASH.fullmatch(file.strip())
     return file if match is None else match[1]
+
+
+def named_at(file: str, folder: Path) -> Path | None:
+    """Return the file that `file` means in `folder` itself, the extension optional; None if there is none."""
+    wanted = Path(_slashed(file))
+    return None if wanted.name in ("", "..") else next(iter(_at(folder / wanted)), None)
+
+
+def _looked(folders: Iterable[Path]) -> str:
+    return ", ".join(str(folder) + ("" if is_folder(folder) else " (no such folder)") for folder in folders)
+
+
+def _named_without_hash(file: str) -> str:
+    """The name in `file`, "" where it is a hash alone."""
+    return "" if _HASH.fullmatch(file.strip()) else name_without_hash(file)
+
+
+def _names_below(folders: Iterable[Path]) -> Iterator[str]:
+    return (path.name for folder in folders for path in checkpoints_below(folder))
+
+
+def _different(paths: Sequence[Path], hashes: HashCache | None, progress: Progress | None) -> list[Path]:
+    """Those of `paths` that are not the same file as an earlier one: what is different is seen as cheaply as may be.
+
+    Sizes are compared, then some bytes, and only where these are the same the hashes of all of it.
+    """
+    alike: dict[object, list[Path]] = {}
+    for path in paths:
+        try:
+            alike.setdefault(_sample(path), []).append(path)
+        except OSError:
+            alike[path] = [path]
+    different: list[Path] = []
+    for same in alike.values():
+        first: dict[str, Path] = {}
+        for path in same if len(same) > 1 else ():
+            tell = None if progress is None else partial(progress, f"comparing the files called {path.name}")
+            try:
+                first.setdefault(sha256(path, hashes, progress=tell), path)
+            except CheckpointError:
+                first[str(path)] = path
+        different += first.values() if len(same) > 1 else same
+    return [path for path in paths if path in different]
+
+
+def _sample(path: Path) -> tuple[int, bytes]:
+    """The size of a file and some bytes from its begin, its middle and its end."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        read = b""
+        for place in (0, size // 2, max(size - _SAMPLE, 0)):
+            file.seek(place)
+            read += file.read(_SAMPLE)
+    return size, read
 
 
 def _named(file: str, beside: Path, folders: Sequence[Path]) -> list[Path]:
@@ -228,7 +314,7 @@ def _with_hash(
         [*checkpoints_in(beside), *(path for folder in folders for path in checkpoints_below(folder))]
     )
     if len(digits) == _LEGACY:
-        return _with_legacy_hash(digits, candidates, named)
+        return _with_legacy_hash(digits, candidates, named, hashes, progress)
     # Renamed files, too, are known by what was read of them before, so that most searches read nothing.
     known = {path: hashes.look_up(path, "sha256") if hashes is not None else None for path in candidates}
     for path, digest in known.items():
@@ -264,7 +350,13 @@ def _with_hash(
     return None
 
 
-def _with_legacy_hash(digits: str, candidates: Sequence[Path], named: Sequence[Path]) -> Path | None:
+def _with_legacy_hash(
+    digits: str,
+    candidates: Sequence[Path],
+    named: Sequence[Path],
+    hashes: HashCache | None,
+    progress: Progress | None,
+) -> Path | None:
     having: dict[Path, str] = {}
     unreadable: list[str] = []
     for path in candidates:
@@ -272,7 +364,7 @@ def _with_legacy_hash(digits: str, candidates: Sequence[Path], named: Sequence[P
             having[path] = legacy_hash(path)
         except CheckpointError as error:
             unreadable += error.problems
-    fitting = [path for path, found in having.items() if found == digits]
+    fitting = _different([path for path, found in having.items() if found == digits], hashes, progress)
     if len(fitting) == 1:
         warnings.warn(
             f"{digits} is the WebUI's old hash, which different checkpoints may share; taken to be {fitting[0]}",
@@ -328,6 +420,29 @@ def folders_of(recipe: Recipe, path: Path, folders: Sequence[Path] = ()) -> tupl
     origin = (recipe.fitted or {}).get("recipe")
     beside = () if not isinstance(origin, str) else ((path.parent / origin).parent,)
     return (path.parent, *beside, *folders)
+
+
+def with_whole_names(
+    recipe: Recipe,
+    beside: Path,
+    folders: Sequence[Path] = (),
+    *,
+    hashes: HashCache | None = None,
+    progress: Progress | None = None,
+) -> Recipe:
+    """Return the recipe with the extension of each file that is called without, or by its hash, and can be found.
+
+    For other tools, which need the whole name.
+    """
+    models = dict(recipe.models)
+    for name, model in recipe.models.items():
+        called = PurePosixPath(_slashed(name_without_hash(model.file)))
+        if called.suffix.lower() not in CHECKPOINT_SUFFIXES:
+            with suppress(CheckpointError):  # several of this name, or one with another hash
+                found = locate(model.file, beside, folders, hashes=hashes, progress=progress)
+                if found is not None:
+                    models[name] = replace(model, file=str(called.parent / found.name))
+    return replace(recipe, models=models)
 
 
 def seen_from(folder: Path, path: Path) -> str:

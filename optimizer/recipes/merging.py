@@ -14,18 +14,22 @@ from optimizer.checkpoints import (
     Checkpoint,
     HashCache,
     TensorSpec,
+    check_output,
     check_unchanged,
     open_checkpoint,
     safetensors_writer,
 )
 from optimizer.errors import CheckpointError
-from optimizer.recipes.coefficients import Algebra, Group
+from optimizer.recipes.coefficients import Algebra, Contributors, Group
 from optimizer.recipes.combining import MergedTensor, WeightedSum, write_merged
+from optimizer.recipes.inputs import warn_of_merged
 from optimizer.recipes.locations import locate_models
 from optimizer.recipes.metadata import merge_metadata
+from optimizer.recipes.noted_hashes import check_noted_hashes
 from optimizer.recipes.recipe import Recipe
 from optimizer.recipes.tensors import Part, check_channels, plan_parts
 from optimizer.recipes.vae import open_vae, without_vae
+from optimizer.recipes.zeros import ZeroTensors
 
 __all__ = ["merge"]
 
@@ -41,6 +45,8 @@ def merge(
     dtype: torch.dtype = torch.float16,
     vae: Path | str | None = None,
     embed_recipe: bool = True,
+    check_hashes: bool = True,
+    named_in: Path | str = "recipe",
     date: str | None = None,
     hashes: HashCache | None = None,
     hashing: Callable[[str, int, int], None] | None = None,
@@ -52,11 +58,11 @@ def merge(
         merge(result.recipe, study.sources, "clone.safetensors")
 
     `paths` are the sources' files, {name: path}, or the folder that the recipe's files are named from. Only those that
-    the step needs are opened. Merged tensors are computed in float32 and rounded once to `dtype`; all other tensors are
-    copied from the first input that has them, and position ids are written as int64 0 .. n-1. Free alphas stand at
-    their starting values. `progress` is told the bytes written and their total,
-    tensor by tensor. `threads` tensors are merged at a time (default: as many as torch computes with, 8 at most); they
-    do not change the result.
+    the step needs are opened. Merged tensors are computed in float32 and rounded once to `dtype`. Of the rest, buffers
+    of the model's parts are copied from a or, where that lacks them, b; what is no part of the model (prediction
+    markers, noise schedules) from the model that the step begins with alone; EMA copies from none; and position ids are
+    written as int64 0 .. n-1. `progress` is told the bytes written and their total, tensor by tensor. `threads` tensors
+    are merged at a time (default: as many as torch computes with, 8 at most); they do not change the result.
 
     With `vae`, a checkpoint or a VAE alone in LDM names, all VAE tensors come from that file, rounded to `dtype`.
 
@@ -64,11 +70,17 @@ def merge(
     `embed_recipe`, nothing that tells of them. Hashes are taken from and kept in `hashes`; those that it lacks are
     computed, which reads the files once more and tells `hashing` the file's name, the bytes done and their total.
 
-    Raises CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
+    Where the recipe notes the sha256 of a source, the file must have it; without `check_hashes` any file will do, and
+    the metadata says that hashes were not verified. `named_in` is what messages call the recipe.
+
+    Raises RecipeError for alphas that are free: `recipe.started()` has them at their starting values. Raises
+    CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
     tensor that takes part, for values beyond the range of `dtype`, for a VAE that does not fit, for files that are
-    changed, replaced or deleted meanwhile, and for an output that cannot be written.
+    changed, replaced or deleted meanwhile, and for an output that cannot be written. Gives a BlockfitWarning for what
+    is odd about the sources though they can be merged: see `inputs.warn_of_merged` and `zeros.ZeroTensors`.
     """
     name = recipe.step(step or recipe.output).name
+    recipe.check_finished("merged", name)
     sources = recipe.sources(name)
     files = _files_of(recipe, name, paths)
     output, vae = Path(output), None if vae is None else Path(vae)
@@ -77,16 +89,23 @@ def merge(
         opened = {
             source: stack.enter_context(open_checkpoint(files[source], layout=recipe.layout)) for source in sources
         }
+        contributors = Contributors(recipe, sources, [name])
+        digests = None
+        if check_hashes:
+            digests = check_noted_hashes(
+                recipe.models, files, named_in=named_in, hashes=hashes, progress=hashing, telling="{}"
+            )
         baked = None
         if vae is not None:
             baked = stack.enter_context(open_vae(vae, recipe.layout, list(opened.values())))
             opened = {source: stack.enter_context(without_vae(opened[source])) for source in sources}
-        parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()))
+        parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()), contributors)
         check_channels(recipe, name, parts, {source: opened[source].path for source in opened})
         plan = _Plan(recipe, name, opened, parts, dtype, baked)
+        warn_of_merged(recipe, name, opened, contributors, baked=baked is not None)
         metadata = merge_metadata(
             recipe, name, opened, channels=plan.channels, vae=baked, date=date, embed_recipe=embed_recipe,
-            hashes=hashes, hashing=hashing,
+            digests=digests, hashes=hashes, hashing=hashing,
         )  # fmt: skip
         sizes = {spec.name: spec.nbytes for spec in plan.specs}
         total, written = sum(sizes.values()), 0
@@ -98,6 +117,7 @@ def merge(
                 progress(written, total)
 
         used = [*opened.values(), *([] if baked is None else [baked])]
+        zeros = ZeroTensors()
         with safetensors_writer(output, plan.specs, metadata) as file:
             for other, tensor in plan.others():
                 file.write(other, tensor)
@@ -109,9 +129,12 @@ def merge(
                 dtype,
                 threads=threads or min(torch.get_num_threads(), _MOST_THREADS),
                 progress=lambda merged: count(merged.name),
+                zeros=zeros,
             )
+            zeros.compare_with(used)
             # Before the output takes its place: it, or the hashes in its metadata, may be of other files.
             check_unchanged(used)
+        zeros.warn()
 
 
 def _files_of(recipe: Recipe, step: str, paths: Mapping[str, Path | str] | Path | str) -> dict[str, Path]:
@@ -125,6 +148,7 @@ def _files_of(recipe: Recipe, step: str, paths: Mapping[str, Path | str] | Path 
 
 
 def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -> None:
+    check_output(output)
     if output.suffix != ".safetensors":
         raise CheckpointError(f"{output}: a merge is written as .safetensors; give the output this extension")
     if not output.resolve().parent.is_dir():  # the writer says so too, but after the sources were hashed
@@ -161,7 +185,7 @@ class _Plan:
         coefficients = algebra.coefficients(algebra.starting_alphas())[0]
         sums: dict[str, list[WeightedSum]] = {}
         for part in parts:
-            row = groups.index(Group(part.block, part.holders))
+            row = groups.index(Group.of_part(part))
             if algebra.present[row]:
                 weights = {position: float(c) for position, c in enumerate(coefficients[row]) if c != 0}
                 sums.setdefault(part.name, []).append(WeightedSum(part, weights))
@@ -187,20 +211,25 @@ class _Plan:
     def _copies(self, recipe: Recipe, output: str, sources: list[str]) -> dict[str, Checkpoint]:
         """The tensors that do not merge, each with the checkpoint it is copied from."""
         known = dict(zip(sources, self._opened, strict=True))
-        copies: dict[str, dict[str, Checkpoint]] = {}
-        for source, checkpoint in known.items():
-            copies[source] = {
-                name: checkpoint
-                for name, info in checkpoint.tensors.items()
-                if not (self._layout.merges(name) and info.dtype.is_floating_point)
-            }
+        buffers: dict[str, dict[str, Checkpoint]] = {
+            source: {name: one for name in one.tensors if self._is_buffer(name, one)} for source, one in known.items()
+        }
         for step in recipe.ancestors(output):
-            combined: dict[str, Checkpoint] = {}
-            for name in step.inputs.values():
-                combined = {**copies[name], **combined}
-            copies[step.name] = combined
+            # As with tensors that merge: what only c holds is not in the result.
+            buffers[step.name] = {**buffers[step.b], **buffers[step.a]}
+        first = known[recipe.first_model(output)]
+        beside = {
+            name: first
+            for name in first.tensors
+            if self._layout.part_of(name) is None and not name.startswith(self._layout.ema)
+        }
         merged = {tensor.name for tensor in self.merged}
-        return {name: source for name, source in copies[output].items() if name not in merged}
+        return {name: source for name, source in {**beside, **buffers[output]}.items() if name not in merged}
+
+    def _is_buffer(self, name: str, checkpoint: Checkpoint) -> bool:
+        """Whether a tensor belongs to a part of the model, but does not merge."""
+        merges = self._layout.merges(name) and checkpoint.tensors[name].dtype.is_floating_point
+        return self._layout.part_of(name) is not None and not merges
 
     def _specify(self) -> Iterable[TensorSpec]:
         for tensor in self.merged:

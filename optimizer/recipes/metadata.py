@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from optimizer.checkpoints import Checkpoint, HashCache, known_models, legacy_hash, parsed, sha256
+from optimizer.checkpoints import Checkpoint, HashCache, known_models, legacy_hash, parsed, read_prediction, sha256
+from optimizer.checkpoints.provenance import HASHES, NOT_VERIFIED
 from optimizer.recipes.files import recipe_as_data
 from optimizer.recipes.recipe import Recipe
 
@@ -29,18 +31,21 @@ def merge_metadata(
     vae: Checkpoint | None = None,
     date: str | None = None,
     embed_recipe: bool = True,
+    digests: Mapping[str, str] | None = None,
     hashes: HashCache | None = None,
     hashing: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, str]:
     """The metadata of the file that holds the step `output`, merged from `sources` (by model name).
 
     `channels` are those of the output's input convolution. Without `embed_recipe` there is nothing that tells of the
-    recipe or the sources, and no file is hashed. Hashes that `hashes` lacks are computed, `hashing` told the file's
-    name, the bytes done and their total. Raises CheckpointError for a source that cannot be read.
+    recipe or the sources, and no file is hashed. `digests` are the sha256 of sources that were found to be those that
+    the recipe notes, None if that was not looked at; then the metadata says so. Hashes that `hashes` lacks are
+    computed, `hashing` told the file's name, the bytes done and their total. Raises CheckpointError for a source that
+    cannot be read.
 
     There is no modelspec.hash_sha256: it is of all tensor data, which would have to be written before the header that
-    stands in front of it, or hashed in a second pass. There is no modelspec.prediction_type either: checkpoints do not
-    say whether they predict noise or velocity.
+    stands in front of it, or hashed in a second pass. modelspec.prediction_type is what the model that `output` begins
+    with says of itself, by its markers or its metadata; most say nothing, and so does the merge.
     """
     architecture, resolution = _ARCHITECTURES.get(recipe.layout.name, (None, None))
     metadata = {"format": "pt"}
@@ -48,6 +53,11 @@ def merge_metadata(
         inpainting = "-inpainting" if channels == _INPAINTING_CHANNELS else ""
         metadata["modelspec.sai_model_spec"] = "1.0.0"
         metadata["modelspec.architecture"] = architecture + inpainting
+        prediction = read_prediction(sources[recipe.first_model(output)], recipe.layout)
+        if prediction.says_kind:
+            metadata["modelspec.prediction_type"] = prediction.kind
+    if digests is None and any(recipe.models[name].sha256 for name in sources):
+        metadata[HASHES] = NOT_VERIFIED
     if not embed_recipe:
         return metadata
 
@@ -56,11 +66,17 @@ def merge_metadata(
         told = None if hashing is None else lambda done, total: hashing(name, done, total)
         return sha256(checkpoint.path, hashes, progress=told)
 
-    noted: dict[str, Any] = {"type": TYPE, "output": output, "recipe": recipe_as_data(recipe)}
+    found = {name: (digests or {}).get(name) or digest(source) for name, source in sources.items()}
+    # What was noted before may be of another file, or the first digits only.
+    models = {
+        name: replace(model, sha256=found[name]) if name in found and model.sha256 else model
+        for name, model in recipe.models.items()
+    }
+    noted: dict[str, Any] = {"type": TYPE, "output": output, "recipe": recipe_as_data(replace(recipe, models=models))}
     if vae is not None:
         noted["vae"] = {"name": vae.path.name, "sha256": digest(vae)}
     metadata["sd_merge_recipe"] = _as_json(noted)
-    metadata["sd_merge_models"] = _as_json(_models({digest(source): source for source in sources.values()}))
+    metadata["sd_merge_models"] = _as_json(_models({found[name]: source for name, source in sources.items()}))
     if architecture is not None and resolution is not None:
         metadata["modelspec.implementation"] = _IMPLEMENTATION
         metadata["modelspec.resolution"] = resolution

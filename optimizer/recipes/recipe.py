@@ -22,6 +22,7 @@ __all__ = ["MOST_STEPS", "Alpha", "Expected", "Free", "Model", "Recipe", "Step"]
 MOST_STEPS = 2000  # of a recipe; people's have tens
 _MOST_MODELS = 5000
 _LONGEST_NAME = 500  # characters
+_MOST_PLACES = 12  # where a name that is not defined is said to stand
 _MOST_GUESSES = 20  # names that another is proposed for: each is compared with all
 
 
@@ -194,13 +195,16 @@ class Recipe:
         nearest = _Nearest(defined)
         problems += [f"steps.{name}: defined twice" for name, count in sorted(Counter(names).items()) if count > 1]
         problems += [f"steps.{name}: a model has this name too" for name in names if name in self.models]
+        undefined: dict[str, list[str]] = {}
         for step in self.steps:
             for place, name in (("a", step.a), ("b", step.b), ("c", step.c)):
                 if name is not None and name not in defined:
-                    problems.append(
-                        f"steps.{step.name}.{place}: received {name!r}; neither a model nor a step has this name"
-                        + nearest(name)
-                    )
+                    undefined.setdefault(name, []).append(f"steps.{step.name}.{place}")
+        problems += [
+            f"{', '.join(places[:_MOST_PLACES])}{' and more' if places[_MOST_PLACES:] else ''}: received {name!r}; "
+            f"neither a model nor a step has this name{nearest(name)}"
+            for name, places in undefined.items()
+        ]
         if not self.steps:
             problems.append("steps: empty; a recipe needs at least one step")
         elif self.output not in names:
@@ -267,10 +271,42 @@ class Recipe:
             sorter.done(ordered[-1].name)
         return tuple(ordered)
 
+    def check_finished(self, done: str, *outputs: str) -> None:
+        """Raise RecipeError, one line, if alphas that `outputs` (default: the recipe's) need are free.
+
+        `done` is what only numbers can be: merged, exported.
+        """
+        free: dict[str, list[str]] = {}
+        for step in self.ancestors(*outputs):
+            for name, alpha in step.alphas.items():
+                if blocks := {block for hole in alpha.free for block in hole.blocks}:
+                    free.setdefault(self.layout.describe_blocks(blocks), []).append(f"steps.{step.name}.{name}")
+        if free:
+            listed = "; ".join(f"{', '.join(names)}: free on {blocks}" for blocks, names in free.items())
+            raise RecipeError(
+                f"{listed}, and only numbers can be {done}; fit the recipe first (blockfit fit STUDY) and take the "
+                "best.yaml that this writes, or put numbers there"
+            )
+
     def sources(self, output: str | None = None) -> tuple[str, ...]:
         """The models that `output` needs, in the order in which the recipe lists its models."""
         used = {name for step in self.ancestors(output or self.output) for name in step.inputs.values()}
         return tuple(name for name in self.models if name in used)
+
+    def first_model(self, output: str | None = None) -> str:
+        """The model that `output` begins with: its first input or, if that is a step, what that begins with."""
+        name = output or self.output
+        while name not in self.models:
+            name = self.step(name).a
+        return name
+
+    @property
+    def noted_base(self) -> str | None:
+        """The model that differences are taken from, as far as the recipe tells: the one a fit noted, or that is called
+        base; None if there is none.
+        """
+        candidates = ((self.fitted or {}).get("base"), "base")
+        return next((name for name in candidates if isinstance(name, str) and name in self.models), None)
 
     @property
     def formulas(self) -> dict[str, tuple[str, dict[str, str]]]:

@@ -1,8 +1,9 @@
 """Which tensors of a set of sources merge, in which block, and which sources hold them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -11,7 +12,22 @@ from optimizer.checkpoints.layout import Layout
 from optimizer.errors import CheckpointError
 from optimizer.recipes.recipe import Recipe
 
-__all__ = ["Part", "check_channels", "finite", "plan_parts"]
+__all__ = ["Contributing", "Part", "check_channels", "finite", "plan_parts"]
+
+_MOST_PROBLEMS = 8
+
+
+class Contributing(Protocol):
+    """Which sources, by their positions, can count in what a recipe makes; see `coefficients.Contributors`."""
+
+    @property
+    def first(self) -> Collection[int]:
+        """The sources that results begin with."""
+        ...
+
+    def of(self, block: str | None, holders: Sequence[int]) -> Collection[int]:
+        """Those whose coefficient may differ from 0 in tensors of `block` that `holders` hold."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,7 +36,8 @@ class Part:
 
     Only the input convolution of inpainting models is split: channels 0-3, which every model has, and 4-8. `holders`
     are the positions of the sources that hold the part; `block` is where its alphas come from, None where the recipe's
-    mapping moves it by none. `scored` is whether it counts in similarities.
+    mapping moves it by none. `scored` is whether it counts in similarities. `other_shapes` are the positions of sources
+    that hold the tensor in another shape, and whose coefficient for it is 0 whatever the free alphas are.
     """
 
     name: str
@@ -29,6 +46,7 @@ class Part:
     holders: tuple[int, ...]
     scored: bool
     channels: tuple[int, int] | None = None
+    other_shapes: tuple[int, ...] = ()
 
     def read(self, checkpoint: Checkpoint) -> torch.Tensor:
         """This part of `checkpoint` as stored, of shape `shape`."""
@@ -45,11 +63,14 @@ class Part:
         return len(info.shape) > 1 and info.shape[1] >= self.channels[1]
 
 
-def plan_parts(layout: Layout, mapping: str, sources: Sequence[Checkpoint]) -> tuple[Part, ...]:
+def plan_parts(
+    layout: Layout, mapping: str, sources: Sequence[Checkpoint], contributing: Contributing | None = None
+) -> tuple[Part, ...]:
     """The parts that a merge of `sources` computes, in the order in which the sources store them.
 
-    Raises CheckpointError with a line for each tensor whose shapes differ, naming both files and the tensor; the input
-    convolution of an inpainting model, which has more channels, excepted.
+    Of tensors whose shapes differ, those sources count that are `contributing` (default: all): their shape is the
+    part's. Raises CheckpointError with a line for each tensor of which they have several, naming both files, the tensor
+    and its block; the input convolution of an inpainting model, which has more channels, excepted.
     """
     shapes: dict[str, dict[int, tuple[int, ...]]] = {}
     for position, source in enumerate(sources):
@@ -60,23 +81,51 @@ def plan_parts(layout: Layout, mapping: str, sources: Sequence[Checkpoint]) -> t
     problems: list[str] = []
     for name, held in shapes.items():
         block, scored = layout.block_of(name, mapping), layout.scores(name)
-        first, shape = next(iter(held.items()))
-        other = next((position for position in held if held[position] != shape), None)
+        if len(set(held.values())) == 1:
+            parts.append(Part(name, block, next(iter(held.values())), tuple(held), scored))
+            continue
+        counting = _counting(held, block, contributing, with_first=name == layout.inpainting_tensor)
+        first, shape = next(iter(counting.items()))
+        other = next((position for position in counting if counting[position] != shape), None)
         if other is None:
-            parts.append(Part(name, block, shape, tuple(held), scored))
-        elif name == layout.inpainting_tensor and _differ_in_channels(held.values(), layout.inpainting_channels):
-            few, many = min(s[1] for s in held.values()), max(s[1] for s in held.values())
-            wide = tuple(position for position in held if held[position][1] == many)
-            parts.append(Part(name, block, (shape[0], few, *shape[2:]), tuple(held), scored, (0, few)))
+            holders, others = _by_shape(held, {shape})
+            parts.append(Part(name, block, shape, holders, scored, other_shapes=others))
+        elif name == layout.inpainting_tensor and _differ_in_channels(counting.values(), layout.inpainting_channels):
+            few, many = min(s[1] for s in counting.values()), max(s[1] for s in counting.values())
+            holders, others = _by_shape(held, set(counting.values()))
+            wide = tuple(position for position in counting if counting[position][1] == many)
+            narrow = Part(name, block, (shape[0], few, *shape[2:]), holders, scored, (0, few), others)
+            parts.append(narrow)
             parts.append(Part(name, block, (shape[0], many - few, *shape[2:]), wide, scored, (few, many)))
         else:
             problems.append(
-                f"{sources[other].path}: tensor {name!r} has shape {list(held[other])}, "
-                f"but {list(shape)} in {sources[first].path}; only checkpoints of equal shapes merge"
+                f"{sources[other].path}: tensor {name!r} of {block or 'no block'} has shape {list(held[other])}, but "
+                f"{list(shape)} in {sources[first].path}; only equal shapes merge"
+                + (f", and with alphas of 0 on {block} it would take no part" if block and contributing else "")
             )
     if problems:
-        raise CheckpointError(problems[:8] + ([f"... and {len(problems) - 8} more tensors"] if problems[8:] else []))
+        more = len(problems) - _MOST_PROBLEMS
+        raise CheckpointError(problems[:_MOST_PROBLEMS] + ([f"... and {more} more tensors"] if more > 0 else []))
     return tuple(parts)
+
+
+def _counting(
+    held: Mapping[int, tuple[int, ...]], block: str | None, contributing: Contributing | None, *, with_first: bool
+) -> dict[int, tuple[int, ...]]:
+    """The shapes of the sources that count, one at least; `with_first`: those that results begin with do."""
+    if contributing is None:
+        return dict(held)
+    positions = {*contributing.of(block, tuple(held)), *(contributing.first if with_first else ())}
+    counting = {position: shape for position, shape in held.items() if position in positions}
+    return counting or dict([next(iter(held.items()))])
+
+
+def _by_shape(
+    held: Mapping[int, tuple[int, ...]], shapes: Collection[tuple[int, ...]]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The positions of the sources that hold a tensor in one of these shapes, and of the others."""
+    fitting = tuple(position for position, shape in held.items() if shape in shapes)
+    return fitting, tuple(position for position in held if position not in fitting)
 
 
 def finite(part: Part, checkpoint: Checkpoint, purpose: str) -> torch.Tensor:

@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from optimizer.checkpoints import Checkpoint, TensorInfo, open_checkpoint
+from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.checkpoints.layout import Layout
-from optimizer.checkpoints.reading import describe_contents
 from optimizer.errors import CheckpointError
 
 __all__ = ["open_vae", "without_vae"]
@@ -29,16 +28,17 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[Checkpoint]) -> Check
     with open_checkpoint(path) as whole:
         names = _names(whole, layout, prefix)
         found = {name: whole.tensors[stored] for name, stored in names.items()}
+        shapes = {name: layout.shape_of(name, info.shape) for name, info in found.items()}
         problems = [
             f"{path}: tensor {names[name]!r} is {str(info.dtype).removeprefix('torch.')}; must be floating-point"
             for name, info in found.items()
             if not info.dtype.is_floating_point
         ]
-        problems += _differences(path, prefix, found, names, sources)
+        problems += _differences(path, prefix, shapes, names, sources)
         if problems:
             more = len(problems) - _MOST_PROBLEMS
             raise CheckpointError(problems[:_MOST_PROBLEMS] + ([f"{path}: ... and {more} more"] if more > 0 else []))
-        return whole.selected(names)
+        return whole.selected(names, layout)
 
 
 def without_vae(checkpoint: Checkpoint) -> Checkpoint:
@@ -52,15 +52,20 @@ def _names(whole: Checkpoint, layout: Layout, prefix: str) -> dict[str, str]:
     """The VAE's tensors in this file: {name in a checkpoint: name in this file}."""
     path = whole.path
     if any(name.startswith("model.diffusion_model.") for name in whole.tensors) and whole.layout != layout:
-        kind = describe_contents(whole.tensors) or "it is a checkpoint of another family"
-        raise CheckpointError(f"{path}: {kind}; give a VAE of {layout.title}, or a checkpoint of it")
+        kind = whole.kind or "a checkpoint of another family"
+        raise CheckpointError(f"{path}: is {kind}; give a VAE of {layout.title}, or a checkpoint of it")
     start = prefix if any(name.startswith(prefix) for name in whole.tensors) else ""
     parts = tuple(start + part for part in _PARTS)
-    names = {prefix + name.removeprefix(start): name for name in whole.tensors if name.startswith(parts)}
+    names: dict[str, str] = {}
+    for name in (name for name in whole.tensors if name.startswith(parts)):
+        own = prefix + name.removeprefix(start)
+        canonical = layout.canonical(own)
+        if canonical == own or canonical not in names:  # of two spellings in one file, every tool reads this one
+            names[canonical] = name
     if not names:
-        held = describe_contents(whole.tensors)
+        what = "" if whole.kind is None or whole.layout is not None else f"is {whole.kind}, and "
         raise CheckpointError(
-            f"{path}: holds no VAE{f' ({held})' if held else ''}; one has tensors "
+            f"{path}: {what}holds no VAE; one has tensors "
             f"{', '.join(f'{part}*' for part in _PARTS)}, alone or under {prefix}*"
         )
     foreign = next((name for name in names.values() if _DIFFUSERS.match(name.removeprefix(prefix))), None)
@@ -73,8 +78,13 @@ def _names(whole: Checkpoint, layout: Layout, prefix: str) -> dict[str, str]:
 
 
 def _differences(
-    path: Path, prefix: str, found: Mapping[str, TensorInfo], names: Mapping[str, str], sources: Sequence[Checkpoint]
+    path: Path,
+    prefix: str,
+    found: Mapping[str, tuple[int, ...]],
+    names: Mapping[str, str],
+    sources: Sequence[Checkpoint],
 ) -> list[str]:
+    """What the VAE's tensors, by name with their shapes, have to be to go with the VAEs of `sources`."""
     wanted: dict[str, tuple[tuple[int, ...], Path]] = {}
     for source in sources:
         for name, info in source.tensors.items():
@@ -88,15 +98,13 @@ def _differences(
         for name, (shape, origin) in wanted.items()
         if name not in found
     ]
-    for name, info in found.items():
+    for name, held in found.items():
         if name not in wanted:
             origin = next(iter(wanted.values()))[1]
             problems.append(
                 f"{path}: tensor {names[name]!r} is one too many; the VAE of {origin} has none of this name"
             )
-        elif info.shape != wanted[name][0]:
+        elif held != wanted[name][0]:
             shape, origin = wanted[name]
-            problems.append(
-                f"{path}: tensor {names[name]!r} has shape {list(info.shape)}, but {list(shape)} in {origin}"
-            )
+            problems.append(f"{path}: tensor {names[name]!r} has shape {list(held)}, but {list(shape)} in {origin}")
     return problems

@@ -18,6 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scanner import RoundTripScanner
 
+from optimizer.checkpoints.near_names import TEXT_SUFFIXES, missing_file
 from optimizer.checkpoints.presence import is_file, is_folder, is_there
 from optimizer.errors import InputError
 
@@ -43,6 +44,7 @@ class UserFile(BaseModel):
 
 # Texts that need no quotes wherever they stand, unless they could be read as a number or the like.
 _PLAIN = re.compile(r"[\w./~][\w./~+()-]*(?: [\w./~+()-]+)*")
+_WORD = re.compile(r"[\w. -]{1,80}")
 _UserFile = TypeVar("_UserFile", bound=UserFile)
 
 _MOST_BYTES = 1 << 20  # of a file; recipes have some thousands
@@ -81,7 +83,7 @@ def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
     if is_folder(path):
         raise error(f"{path}: is a folder; a YAML file was expected")
     if not is_there(path):
-        raise error(f"{path}: no such file")
+        raise error(f"{path}: {missing_file(path, TEXT_SUFFIXES)}")
     data = read_text(path, error)
     try:
         text = data.decode("utf-8-sig")
@@ -235,9 +237,12 @@ def _in_words(given: Path | str, data: Any, kind: type[UserFile], item: Any) -> 
     location = [part for part in item["loc"] if not (isinstance(part, str) and part.startswith(("function-", "lax-")))]
     field = ".".join(_name(data, location[: depth + 1]) for depth in range(len(location)))
     line = line_of(data, location)
-    where = f"{given}:{f' line {line}:' if line else ''} {field}"
+    place = f"{given}:{f' line {line}:' if line else ''}"
+    where = f"{place} {field}"
     if item["type"] == "extra_forbidden":
-        return f"{where}: unknown field; there are {', '.join(_siblings(kind, location))}"
+        # What is no word may be a line of a file that was never meant to be read here, such as one of passwords.
+        named = f"{where}:" if _WORD.fullmatch(str(location[-1])) else place
+        return f"{named} unknown field; there are {', '.join(_siblings(kind, location))}"
     if item["type"] == "missing":
         return f"{where}: missing"
     if item["type"] == "model_type":

@@ -11,6 +11,7 @@ from optimizer.reports.live import LiveFit
 from optimizer.reports.logs import LogFile, fit_logs, log_end, log_opened, log_trial, log_warning
 from optimizer.reports.page import License, Standing, check_report_name, license_of, report_figures, write_report
 from optimizer.reports.plots import figures, write_plots
+from optimizer.reports.simple import simple_recipe
 from optimizer.reports.tables import (
     block_table,
     candidates_table,
@@ -47,6 +48,7 @@ __all__ = [
     "preview_table",
     "report_figures",
     "similarity_frame",
+    "simple_recipe",
     "simplified_table",
     "sources_frame",
     "spread_table",

@@ -1,20 +1,24 @@
 """What a study can reach, for the terminal."""
 
+from collections.abc import Iterable
+
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from optimizer.checkpoints.layout import Layout
 from optimizer.printable import printable
 from optimizer.reports.tables import percent
 from optimizer.search import Ceiling
+from optimizer.search.space import described_alphas
 
 __all__ = ["ceiling_tables"]
 
 
-def ceiling_tables(found: Ceiling) -> tuple[RenderableType, ...]:
+def ceiling_tables(found: Ceiling, layout: Layout) -> tuple[RenderableType, ...]:
     """Similarities by block, the sources' shares, and what the figures mean, to be printed one below the other."""
-    return _blocks(found), _sources(found), Text("\n".join(map(printable, _remarks(found))) + "\n")
+    return _blocks(found), _sources(found), Text("\n".join(map(printable, _remarks(found, layout))) + "\n")
 
 
 def _blocks(found: Ceiling) -> Table:
@@ -49,7 +53,7 @@ def _sources(found: Ceiling) -> Table:
     return table
 
 
-def _remarks(found: Ceiling) -> list[str]:
+def _remarks(found: Ceiling, layout: Layout) -> list[str]:
     identified = found.identified
     remarks = ["Left is what no linear merge of these sources reaches: it is not in them."]
     if found.metric == "delta":
@@ -57,12 +61,21 @@ def _remarks(found: Ceiling) -> list[str]:
     remarks.append("Weighed, a tensor counts by how well the sources explain it: nearer to what was merged.")
     remarks.append(f"The {identified.alphas} free alphas move the coefficients in {identified.rank} directions.")
     if identified.trade_off:
-        remarks.append(f"These trade off against each other: {', '.join(identified.trade_off)}.")
+        remarks.append(f"These trade off against each other: {_listed(identified.trade_off, layout)}.")
     if identified.idle:
-        remarks.append(f"These have no effect on any block that is scored: {', '.join(identified.idle)}.")
+        remarks.append(f"These have no effect on any block that is scored: {_listed(identified.idle, layout)}.")
+    if found.unchanged:
+        blocks = layout.describe_blocks(found.unchanged)
+        remarks.append(
+            f"Unchanged, as the target has them from the base, so that there is nothing to explain: {blocks}."
+        )
     if found.note:
         remarks.append(f"Note: {found.note}.")
     return remarks
+
+
+def _listed(names: Iterable[str], layout: Layout) -> str:
+    return ", ".join(described_alphas(names, layout))
 
 
 def _percent(value: float | None) -> str:

@@ -63,8 +63,8 @@ def similarity_frame(result: FitResult) -> pd.DataFrame:
 def ceiling_frame(found: Ceiling) -> pd.DataFrame:
     """What a study can reach, a row for each scored block and one for the total.
 
-        weights, delta = study_ceilings(study)
-        ceiling_frame(delta)[["recipe", "ceiling"]]
+        explained, *cosines = study_ceilings(study)
+        ceiling_frame(explained)[["recipe", "ceiling"]]
 
     The columns are those of `BlockCeiling` and `not_in_sources`, similarities in [-1, 1] and scales; None (NaN) where
     there is no best recipe yet. Scales have no total.
@@ -79,8 +79,8 @@ def ceiling_frame(found: Ceiling) -> pd.DataFrame:
 def sources_frame(found: Ceiling) -> pd.DataFrame:
     """How much of each source is in the target, a row for each: coefficient and weighed one, with their errors.
 
-        weights, delta = study_ceilings(study)
-        sources_frame(delta).sort_values("loss")
+        explained, *cosines = study_ceilings(study)
+        sources_frame(explained).sort_values("loss")
 
     `loss` is what the ceiling loses without the source. See `SourceShare`.
     """

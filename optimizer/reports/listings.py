@@ -22,6 +22,7 @@ def inspection_table(inspection: Inspection) -> Group:
     facts = Table.grid(padding=(0, 2))
     rows = {
         "file": str(inspection.file),
+        "kind": "not known" if inspection.kind is None else str(inspection.kind),
         "layout": inspection.layout or "not known",
         "format": inspection.format,
         "size": f"{inspection.size / 1e6:,.1f} MB",

@@ -11,7 +11,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from optimizer.errors import BlockfitWarning, InputError
+from optimizer.checkpoints import check_output, open_in_place, study_folder_of
+from optimizer.errors import BlockfitWarning, InputError, attempt
 from optimizer.printable import printable
 from optimizer.search import FitResult, SearchProgress
 
@@ -26,15 +27,17 @@ def fit_logs(plain: Path, structured: Path | None = None) -> Iterator[None]:
     """Append what `log_...` is told to these files: a line of text each, and a JSON object a line.
 
     The objects have "time" (ISO 8601, UTC), "event" (opened, trial, warning, end) and what there is to say of it: see
-    the functions. Raises InputError if `structured`, which the user has asked for, cannot be opened.
+    the functions. Raises InputError if `structured`, which the user has asked for, cannot be opened, or is a link in
+    the folder of a study.
     """
-    handlers = [LogFile(plain, _OneLine("%(asctime)s %(message)s"))]
+    handlers = [LogFile(plain, _OneLine("%(asctime)s %(message)s"), own=True)]
     if structured is not None:
+        attempt(lambda: check_output(structured, opened=True), "--log-file")
         try:
             structured.open("a", encoding="utf-8").close()
         except OSError as error:
             raise InputError(f"--log-file: {structured}: cannot be written ({error.strerror})") from error
-        handlers.append(LogFile(structured, _JsonLines()))
+        handlers.append(LogFile(structured, _JsonLines(), own=study_folder_of(structured) is not None))
     try:
         _LOGGER.setLevel(logging.INFO)
         _LOGGER.propagate = False
@@ -101,11 +104,13 @@ class LogFile(logging.Handler):
     """Appends records to a file, UTF-8. If that cannot be written, a BlockfitWarning says so, once.
 
     A log is no reason to stop what it tells of; the handlers of Python raise where a file cannot be opened, and print
-    tracebacks where a disk is full.
+    tracebacks where a disk is full. `own`: the file lies in a study's folder, and is not written into if it leads
+    elsewhere.
     """
 
-    def __init__(self, path: Path, formatter: logging.Formatter) -> None:
+    def __init__(self, path: Path, formatter: logging.Formatter, *, own: bool = False) -> None:
         super().__init__()
+        self._opener = open_in_place if own else None
         self.setFormatter(formatter)
         self._path = path
         self._told = False
@@ -115,7 +120,7 @@ class LogFile(logging.Handler):
         line = self.format(record)
         try:
             # Opened for each line, so that what cannot be written shows here and not when the program ends.
-            with self._path.open("a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", opener=self._opener) as file:
                 file.write(line + "\n")
         except OSError as error:
             if not self._told:

@@ -22,7 +22,7 @@ from optimizer.reports.alphas import AlphaRow, alpha_rows, block_score, is_exact
 from optimizer.reports.lettering import file_name_part, label, set_fonts
 from optimizer.reports.tables import percent
 from optimizer.search import FitResult, Parameter, SearchResult, Stage, StepScores
-from optimizer.similarity import total_similarity
+from optimizer.similarity import EXACT_METRICS, total_similarity
 
 __all__ = ["figures", "write_plots"]
 
@@ -114,7 +114,7 @@ def _drawn(result: FitResult) -> Iterator[tuple[str, Figure]]:
     # Of several passes over a step only the last: the earlier ones scored it under other alphas of the rest.
     latest = {search.searched: search for search in searches}
     for search in latest.values():
-        pages = _pages(search.parameters) if search.completed else []
+        pages = _pages(search.open) if search.completed else []
         for number, page in enumerate(pages, start=1):
             stem = f"similarity-against-alpha-{file_name_part(search.searched)}"
             yield stem, _draw_against_alpha(search, page, f", {number} of {len(pages)}" if len(pages) > 1 else "")
@@ -286,7 +286,7 @@ def _draw_against_alpha(search: SearchResult, parameters: Sequence[Parameter], p
     size = (6.4, 4.2) if count == 1 else (3.3, 2.4) if count <= 9 else (2.35, 1.95)
     figure, panels = _grid(count, columns, size)
     one_step = len({parameter.step for parameter in search.parameters}) == 1
-    found = next(((name, search.exact[name]) for name in ("delta", "weights") if name in search.exact), None)
+    found = next(((name, search.exact[name]) for name in EXACT_METRICS if name in search.exact), None)
     seen: dict[str, Line2D] = {}
     for axes, parameter in zip(panels, parameters, strict=True):
         points = [

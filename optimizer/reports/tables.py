@@ -90,9 +90,13 @@ def percent(similarity: float) -> str:
     return f"{100 * similarity:.4f}%" if math.isfinite(similarity) else _MISSING
 
 
+def _block_cell(similarity: float | None) -> str:
+    return "unchanged" if similarity is None else percent(similarity)
+
+
 def block_table(
     title: str,
-    rows: Mapping[str, Mapping[str, float]],
+    rows: Mapping[str, Mapping[str, float | None]],
     totals: Mapping[str, float] | None = None,
     *,
     width: int = 80,
@@ -100,14 +104,16 @@ def block_table(
 ) -> Table:
     """Similarities {row: {block: value in [-1, 1]}} in percent, with a total for each row (default: its mean).
 
-    Blocks are columns if that fits `width` characters, else lines. A block that a row lacks shows "-". `ascii_only` is
-    for consoles whose encoding has no box characters: borders become + - |, and other letters are escaped.
+    Blocks are columns if that fits `width` characters, else lines. A block that a row lacks shows "-"; one that has
+    None shows "unchanged", as a target may have it from the base. `ascii_only` is for consoles whose encoding has no
+    box characters: borders become + - |, and other letters are escaped.
     """
     blocks = list(dict.fromkeys(block for scores in rows.values() for block in scores))
     lines: list[list[str]] = []
     for name, scores in rows.items():
         total = (totals or {}).get(name, total_similarity(scores))
-        lines.append([name, *(percent(scores.get(block, math.nan)) for block in blocks), percent(total)])
+        cells_of_row = (_block_cell(scores.get(block, math.nan)) for block in blocks)
+        lines.append([name, *cells_of_row, percent(total)])
     cells = [["", *blocks, "total"], *lines]
     blocks_as_lines = 1 + sum(max(map(len, column)) + _PADDING for column in zip(*cells, strict=True)) > width
     if blocks_as_lines:
@@ -203,7 +209,8 @@ def verified_table(steps: Sequence[Verified], *, ascii_only: bool = False) -> Ta
 def simplified_table(simplified: Simplified, *, ascii_only: bool = False) -> Table:
     """What became of a recipe: similarities, numbers by the grid they lie on, steps and sources, before and after."""
     table = _table("Simplified", ["", "before", "after", "difference"], ascii_only=ascii_only)
-    totals = [(f"similarity, {name}", old, simplified.after[name]) for name, old in simplified.before.items()]
+    totals = [("explained", *simplified.explained)] if simplified.before else []
+    totals += [(f"similarity, {name}", old, new) for name, (old, new) in simplified.totals.items()]
     sections = [[[name, percent(old), percent(new), f"{100 * (new - old):+.4f}"] for name, old, new in totals]]
     kinds = {"0": "alphas at 0", "finer": "alphas on no grid"}
     counts = [

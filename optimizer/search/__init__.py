@@ -34,7 +34,18 @@ from optimizer.search.new import StageFields, StageOptions, new_study
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
 from optimizer.search.samplers import SAMPLERS, make_sampler
 from optimizer.search.searching import FitEvents, SearchProgress, TrialsFailed
-from optimizer.search.simplifying import Changes, Number, Scored, SettledNumber, Simplified, default_numbers, simplify
+from optimizer.search.simplifying import (
+    SHARE,
+    TOLERANCE,
+    Changes,
+    Judged,
+    Number,
+    Scored,
+    SettledNumber,
+    Simplified,
+    default_numbers,
+    simplify,
+)
 from optimizer.search.space import Parameter, Space, parameters_of
 from optimizer.search.status import SearchStatus, StudyStatus, study_status
 from optimizer.search.storage import DATABASE, StorageLost
@@ -44,6 +55,8 @@ __all__ = [
     "DATABASE",
     "FIRST_MODES",
     "SAMPLERS",
+    "SHARE",
+    "TOLERANCE",
     "BlockCeiling",
     "BlockwiseSampler",
     "Candidate",
@@ -56,6 +69,7 @@ __all__ = [
     "FitResult",
     "Found",
     "Identified",
+    "Judged",
     "NotedSearch",
     "NotedSpread",
     "Number",

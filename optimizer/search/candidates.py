@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from optuna.trial import FrozenTrial
 
-from optimizer.search.results import SearchResult
+from optimizer.search.results import SearchResult, ranked
 from optimizer.search.space import Space
 
 __all__ = ["APART", "Choice", "different"]
@@ -51,7 +51,7 @@ def different(search: SearchResult, space: Space, count: int, base: str | None =
     kept = [_coefficients(search, space, best)]
     found: list[Choice] = []
     without = None if base is None else [row for row, name in enumerate(space.algebra.sources) if name != base]
-    for trial in sorted(search.completed, key=lambda trial: (-trial.values[0], trial.number)):
+    for trial in ranked(search.completed):
         if len(found) == count:
             break
         own = _coefficients(search, space, trial)

@@ -10,7 +10,8 @@ With coefficients that sum to 1, p the base (where a group lacks it, the first s
 
 runs over a linear space as s and y do, so the cosine's maximum is the length of the target's projection onto it (least
 squares), and with 0 <= c_k <= 1 the length of its projection onto the cone 0 <= y_k <= s. `delta` compares differences
-from the base: p and s drop out, and as small coefficients are as good as large ones, c_k <= 1 does too.
+from the base: p and s drop out, and as small coefficients are as good as large ones, c_k <= 1 does too. `explained` has
+s = 1, since it sees length: plain least squares in each group, within a box where 0 <= c_k <= 1.
 """
 
 import math
@@ -22,17 +23,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear, nnls
 
 from optimizer.checkpoints import HashCache
 from optimizer.errors import InputError
-from optimizer.recipes import Algebra, Group, Recipe
+from optimizer.recipes import Algebra, Group, Recipe, check_noted_hashes
 from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.notes import best_recipe
 from optimizer.search.space import Parameter, Space, parameters_of
 from optimizer.search.study import Study
 from optimizer.similarity import (
+    EXACT_METRICS,
     METRICS,
     Measured,
     QuadraticMetric,
@@ -43,6 +45,7 @@ from optimizer.similarity import (
 )
 
 __all__ = [
+    "CEILING_METRICS",
     "BlockCeiling",
     "Ceiling",
     "Coefficient",
@@ -58,7 +61,13 @@ __all__ = [
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 
-CEILING_METRICS = ("weights", "delta")
+CEILING_METRICS: dict[str, tuple[str, ...]] = {
+    "all": EXACT_METRICS,
+    **{name: (name,) for name in EXACT_METRICS},
+    "both": ("weights", "delta"),
+}
+"""The metrics that ceilings are computed for, by what a user calls them."""
+
 # Eigenvalues and singular values below this share of the largest count as 0.
 _RANK = 1e-11
 # The length, in units of the target's, below which a projection counts as zero.
@@ -146,13 +155,17 @@ class Identified:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """All of it by one metric; `note` says what the figures do not hold for, empty if there is nothing to say."""
+    """All of it by one metric; `note` says what the figures do not hold for, empty if there is nothing to say.
+
+    `unchanged` are the blocks that the target has from the base, so that the metric has nothing to score there.
+    """
 
     metric: str
     blocks: Mapping[str, BlockCeiling]
     sources: Mapping[str, SourceShare]
     identified: Identified
     note: str
+    unchanged: tuple[str, ...] = ()
 
     @property
     def total(self) -> dict[str, float | None]:
@@ -160,7 +173,7 @@ class Ceiling:
         totals: dict[str, float | None] = {}
         for name in ("recipe", "best", "ceiling", "ceiling_bounded"):
             values = {block: getattr(found, name) for block, found in self.blocks.items()}
-            totals[name] = None if None in values.values() else total_similarity(values)
+            totals[name] = None if None in values.values() or not values else total_similarity(values)
         return totals
 
     def as_dict(self) -> dict[str, Any]:
@@ -178,7 +191,8 @@ class Ceiling:
                     "best_scale": found.best_scale,
                 }
                 for block, found in self.blocks.items()
-            },
+            }
+            | dict.fromkeys(self.unchanged),
             "total": self.total,
             "sources": {name: share.as_dict() for name, share in self.sources.items()},
             "rank": self.identified.rank,
@@ -191,26 +205,32 @@ class Ceiling:
 
 def study_ceilings(
     study: Study,
-    metric: str = "both",
+    metric: str = "all",
     *,
+    check_hashes: bool = True,
     device: torch.device | str | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     hashes: HashCache | None = None,
 ) -> tuple[Ceiling, ...]:
-    """What `study` can reach by `metric`: `weights`, `delta` or `both`; by weights alone if it has no base.
+    """What `study` can reach by `metric`: `explained`, `delta`, `weights`, `all` of them, or `both` of the cosines.
 
-        weights, delta = study_ceilings(study)
-        print(delta.total["ceiling"])      # what no linear merge of the sources exceeds, in [-1, 1]
+        explained, *cosines = study_ceilings(study)
+        print(explained.total["ceiling"])      # what no linear merge of the sources exceeds, in [-1, 1]
+
+    `delta` is left out of several if the study has no base.
 
     The best recipe is that in the study's folder, best.yaml. `device` may be a name: auto, cpu (default) or cuda.
-    Raises InputError for another metric, for `delta` without a base, for files that are missing or do not fit, and for
-    a best.yaml that does not belong to the study's recipe.
+    Raises InputError for another metric, for `delta` without a base, for files that are missing or do not fit, for a
+    best.yaml that does not belong to the study's recipe, and with `check_hashes` for files of which `hashes` knows
+    another sha256 than the recipe notes.
     """
-    if metric not in (*CEILING_METRICS, "both"):
-        raise InputError(f"--metric: received {metric!r}; there are {', '.join(CEILING_METRICS)}, both")
+    if metric not in CEILING_METRICS:
+        raise InputError(f"--metric: received {metric!r}; must be one of {', '.join(CEILING_METRICS)}")
     if metric == "delta" and study.base is None:
         raise InputError("--metric: received 'delta'; it needs `base` in the study, which differences are taken from")
-    metrics = (metric,) if metric != "both" else CEILING_METRICS if study.base is not None else ("weights",)
+    if check_hashes:
+        check_noted_hashes(study.recipe.models, study.sources, named_in=study.recipe_path, hashes=hashes, known=True)
+    metrics = [name for name in CEILING_METRICS[metric] if study.base is not None or not METRICS[name].needs_base]
     fitted = best_recipe(study)
     blocks = {block for stage in study.stages for block in stage.blocks}
     with open_study(
@@ -219,16 +239,16 @@ def study_ceilings(
         return ceilings(opened, fitted, metrics)
 
 
-def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = CEILING_METRICS) -> tuple[Ceiling, ...]:
+def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = EXACT_METRICS) -> tuple[Ceiling, ...]:
     """What the study can reach by each of `metrics`, on all blocks that its stages score.
 
     A block is scored on the result of the last step of its stage, of the last such stage if there are several.
     `fitted` is the study's best recipe, with the same steps.
 
-    Raises InputError for another metric than weights and delta, or for delta without a base.
+    Raises InputError for a metric whose optimum is not exact, or for delta without a base.
     """
-    if unknown := [name for name in metrics if name not in CEILING_METRICS]:
-        raise InputError(f"--metric: received {unknown[0]!r}; there are weights, delta, both")
+    if unknown := [name for name in metrics if name not in EXACT_METRICS]:
+        raise InputError(f"--metric: received {unknown[0]!r}; must be one of {', '.join(EXACT_METRICS)}")
     study, measured = opened.study, opened.measured
     step_of = {block: stage.steps[-1] for stage in study.stages for block in stage.blocks}
     outputs = {
@@ -237,19 +257,23 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
     }
     measures = dict.fromkeys(name for stage in study.stages for name, _ in stage.measured)
     unbounded = [name for name in measures if not METRICS[name].reads_statistics]
-    note = "; ".join(f"these are no bounds for {name}, which is not a cosine of weights" for name in unbounded)
+    which = "which does not compare weights" if len(unbounded) == 1 else "which do not compare weights"
+    note = f"these are no bounds for {' and '.join(unbounded)}, {which}" if unbounded else ""
     spaces = {step: (_space(study.recipe, measured, step, blocks), blocks) for step, blocks in outputs.items()}
     identified = identify(list(spaces.values()))
     found = []
     for name in metrics:
         blocks: dict[str, BlockCeiling] = {}
+        unchanged: list[str] = []
         for step, (space, scored) in spaces.items():
             metric = build_metric(name, measured, scored, measured.statistics)
             assert isinstance(metric, QuadraticMetric)
             blocks |= _block_ceilings(space, metric, measured, fitted, step, name, study.seed)
+            unchanged += metric.unchanged
         ordered = {block: blocks[block] for block in measured.layout.blocks if block in blocks}
         shares = source_shares(measured, name, tuple(ordered))
-        found.append(Ceiling(name, ordered, shares, identified, note))
+        kept = tuple(block for block in measured.layout.blocks if block in unchanged)
+        found.append(Ceiling(name, ordered, shares, identified, note, kept))
     return tuple(found)
 
 
@@ -436,9 +460,67 @@ def _total_ceiling(measured: Measured, metric: str, blocks: Sequence[str], witho
 
 def _block_ceiling(measured: Measured, metric: str, block: str, *, bounded: bool, without: int | None = None) -> float:
     """The largest similarity of any merge; `without` leaves out the source at that position."""
+    if metric == "explained":
+        return _largest_share(measured, block, bounded=bounded, without=without)
     linear = _Linear.of_block(measured.statistics, measured.groups, block, without, whole=metric == "weights")
     corner = partial(linear.corner, with_base=measured.base is not None) if bounded else None
     return largest_cosine(linear.products, linear.with_target, linear.target, corner)
+
+
+def _largest_share(measured: Measured, block: str, *, bounded: bool, without: int | None) -> float:
+    """The largest share that any merge explains of a block's difference from the base, in [-1, 1]."""
+    statistics, groups = measured.statistics, measured.groups
+    gram, group = statistics.gram.numpy(), statistics.group.numpy()
+    in_block = np.array([each == block for each in statistics.blocks])
+    left = difference = 0.0
+    for row in np.unique(group[in_block]):
+        chosen = in_block & (group == row)
+        of_group = gram[chosen].sum(axis=0)
+        referenced = bool(statistics.referenced.numpy()[chosen].all())
+        holders = groups[row].holders
+        # The target's and all sources' differences from the base, or from the first source that holds the group.
+        unit = np.eye(len(of_group))
+        origin = np.zeros(len(of_group)) if referenced else unit[:, 1 + holders[0]]
+        aim = unit[:, -1] - origin
+        difference += max(float(aim @ of_group @ aim), 0.0)
+        moving = [unit[:, 1 + position] - origin for position in holders if position != without]
+        moving = [each for each in moving if each @ of_group @ each > 0]
+        if not moving:
+            left += max(float(aim @ of_group @ aim), 0.0)
+            continue
+        columns = np.stack(moving, axis=1)
+        left += _unexplained(columns.T @ of_group @ columns, columns.T @ of_group @ aim, float(aim @ of_group @ aim),
+                             within=(not bounded, referenced))  # fmt: skip
+    return float(np.clip(1 - left / difference, -1.0, 1.0)) if difference > 0 else math.nan
+
+
+def _unexplained(products: Matrix, with_target: Vector, target: float, within: tuple[bool, bool]) -> float:
+    """The smallest |X y - t|^2 over y; `within` says whether y is free, and if not, whether each y is in 0..1 alone.
+
+    Else they are in 0..1 together with what they leave of 1, the origin's share. `products` is X'X [n, n],
+    `with_target` X't [n], `target` t't.
+    """
+    free, box = within
+    size = np.sqrt(np.diag(products))
+    values, axes = np.linalg.eigh(products / np.outer(size, size))
+    spanned = values > _RANK * values[-1]
+    roots, axes = np.sqrt(values[spanned]), axes[:, spanned]
+    # In these coordinates the columns are X itself, and the target is its projection onto them.
+    columns, projected = roots[:, None] * axes.T * size, axes.T @ (with_target / size) / roots
+    beyond = max(target - float(projected @ projected), 0.0)
+    if free:
+        return beyond
+    if box:
+        found = lsq_linear(columns, projected, bounds=(0.0, 1.0), method="bvls", tol=1e-15, max_iter=1000).x
+        rest = columns @ found - projected
+        return beyond + float(rest @ rest)
+    # The point of a simplex nearest to zero: u >= 0 that makes |D u|^2 + (sum u - 1)^2 smallest, scaled to the sum 1.
+    # In units of the target, so that neither term drowns in the other's rounding.
+    length = max(float(np.linalg.norm(projected)), 1e-150)
+    corners = np.concatenate([np.zeros((len(projected), 1)), columns], axis=1) - projected[:, None]
+    shares, _ = nnls(np.concatenate([corners / length, np.ones((1, corners.shape[1]))]), np.eye(len(projected) + 1)[-1])
+    rest = corners @ (shares / shares.sum())
+    return beyond + float(rest @ rest)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from optimizer.search.results import DISTANCE
 from optimizer.similarity import total_similarity
 
 __all__ = ["ERROR", "LOST", "ORIGIN", "SCORES", "WORKER", "CheckedTrials", "LeftOut", "told_of"]
 
-# User attributes of trials: similarities by block; |merged - target|; how the point was found; why it failed; that its
-# worker died; which worker claimed it.
-SCORES, DISTANCE, ORIGIN, ERROR, LOST, WORKER = "block_scores", "distance", "origin", "error", "lost", "worker"
+# User attributes of trials: similarities by block; how the point was found; why it failed; that its worker died; which
+# worker claimed it.
+SCORES, ORIGIN, ERROR, LOST, WORKER = "block_scores", "origin", "error", "lost", "worker"
 _TEXTS = (ORIGIN, ERROR, WORKER)
 _LONGEST_TEXT = 100_000
 _LARGEST = 1e300

@@ -1,32 +1,49 @@
 """Finished recipes on disk: what they note of the searches that found them, and simplifying one against its target."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from optimizer.checkpoints import HashCache, check_unchanged, sha256
+from optimizer.checkpoints import HashCache, check_output, check_unchanged, sha256
 from optimizer.errors import InputError, RecipeError, attempt
 from optimizer.recipes import (
     Recipe,
+    check_noted_hashes,
+    fits_hash,
     folders_of,
     load_recipe,
     locate,
     locate_models,
+    not_found,
+    other_hash,
     save_recipe,
     seen_from,
 )
 from optimizer.recipes.yaml_files import named_file, shown
 from optimizer.search.notes import noted_reading
-from optimizer.search.simplifying import Number, Scored, Simplified, check_finished, default_numbers, simplify
+from optimizer.search.simplifying import (
+    SHARE,
+    TOLERANCE,
+    Judged,
+    Number,
+    Scored,
+    Simplified,
+    default_numbers,
+    simplify,
+)
 from optimizer.search.space import parameters_of
-from optimizer.search.study import DEFAULT_SEED
+from optimizer.search.study import DEFAULT_SEED, Study
 from optimizer.similarity import (
+    DEFAULT_METRIC,
     METRICS,
     Combined,
     Comparison,
+    ExplainedMetric,
+    Measured,
+    Statistics,
     build_metric,
     measure_statistics,
     open_recipe_comparison,
@@ -34,7 +51,7 @@ from optimizer.similarity import (
     read_prompts,
 )
 
-__all__ = ["NotedSearch", "noted_searches", "simple_path", "simplify_file"]
+__all__ = ["NotedSearch", "noted_searches", "simple_path", "simplify_file", "simplify_fit"]
 
 # Steps of a recipe that is simplified: the work grows with their number's cube. People's have tens.
 _MOST_STEPS = 100
@@ -98,33 +115,38 @@ def simplify_file(
     path: Path | str,
     output: Path | str,
     *,
-    tolerance: float,
+    share: float = SHARE,
+    tolerance: float = TOLERANCE,
     target: Path | str | None = None,
     metric: str | None = None,
     base: str | None = None,
     seeds: Sequence[int] | None = None,
     prompts: Path | None = None,
     folders: Sequence[Path] = (),
+    check_hashes: bool = True,
     device: torch.device | str | None = None,
     hashes: HashCache | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Simplified:
-    """Write the recipe in `path` to `output`, simpler, its similarities at most `tolerance` (above 0) below its own.
+    """Write the recipe in `path` to `output`, simpler, and as good in every block but for what `simplify` may lose.
 
-        simplify_file("my-study/best.yaml", "my-study/best.simple.yaml", tolerance=1e-4)
+        simplify_file("my-study/best.yaml", "my-study/best.simple.yaml")
 
-    What is scored, and how, is what the recipe notes of the searches that found it. `target`, `metric`, `seeds` (of
-    attention's random inputs), `prompts` (a file of those that encoder reads) and `base` (the model that delta takes
-    differences from; default: the one called base) stand for what it does not note, or instead of it. A recipe that
-    notes no search is scored by attention unless `metric` says otherwise, on all blocks that it moves and the metric
-    sees. `warn` is told what is odd.
+    A block may lose `share` of what the recipe leaves unexplained of it, and `tolerance`. What is judged, and what else
+    is told of, is what the recipe notes of the searches that found it. `target`, `metric`, `seeds` (of attention's
+    random inputs), `prompts` (a file of those that encoder reads) and `base` (the model that differences are taken
+    from; default: the one noted, the one called base, the first) stand for what it does not note, or instead of it. A
+    recipe that notes no search is scored by `explained` unless `metric` says otherwise, on all blocks that it moves and
+    the metric sees. Files must have the sha256 that the recipe notes of them, unless `check_hashes` is off; the target
+    too, if it is the noted one. `warn` is told what is odd.
 
     Raises InputError, nothing written, for a recipe that is not finished or has more than 100 steps, a target that
     nobody names, prompts that are gone or are others than were noted, or files that are missing, do not fit, or change
     meanwhile.
     """
     path, output, target = Path(path), Path(output), None if target is None else Path(target)
+    check_output(output, beside=path)
     if output.resolve() == path.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
     if not output.resolve().parent.is_dir():
@@ -138,7 +160,7 @@ def simplify_file(
             "merge the first ones into a file (blockfit merge --step), and simplify the others with that as a source"
         )
     try:
-        check_finished(recipe)
+        recipe.check_finished("simplified", *(step.name for step in recipe.steps))
         searches = _asked(noted_searches(recipe), recipe, metric, seeds)
     except RecipeError as error:
         raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
@@ -154,47 +176,145 @@ def simplify_file(
     used = {name for step in recipe.steps for name in step.inputs.values()} | {base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
     sources = locate_models(files, beside, others, named_in=path, hashes=hashes, progress=progress)
+    if check_hashes:
+        check_noted_hashes(recipe.models, sources, named_in=path, hashes=hashes, progress=progress)
     noted_base = (recipe.fitted or {}).get("base")
     with open_recipe_comparison(recipe, sources, goal, base=base, device=device, progress=progress) as comparison:
         digest = sha256(goal, hashes, progress=_hashing(goal, progress))
-        same = digest == _noted_target(recipe).get("sha256") and (not relative or noted_base in (None, base))
+        noted = _is_noted_target(recipe, path, goal, digest, must=check_hashes and target is None)
+        same = noted and noted_base in (None, base)
         if not searches:
-            whole = _whole_recipe(recipe, comparison, metric or "attention", seeds, path)
+            whole = _whole_recipe(recipe, comparison, metric or DEFAULT_METRIC, seeds, path)
             searches = (_with_prompts(whole, path, (beside, *others), output, given),)
-        scored = _scored(searches, comparison, as_noted=same)
+        judging = _judging(recipe, [(search.step, search.blocks) for search in searches])
+        read = {block for search in searches for name, own in search.measured for block in own if _reads(name)}
+        read |= {block for blocks in judging.values() for block in blocks}
+        statistics = measure_statistics(comparison, [block for block in comparison.layout.blocks if block in read])
         simplified = simplify(
-            recipe, scored, tolerance, groups=comparison.groups, sources=tuple(comparison.sources),
-            numbers=_searched_numbers(recipe, path, scored),
-            # Without its base, nobody could measure the similarities again.
-            keep=(base,) if base is not None and relative else (),
-        )  # fmt: skip
+            recipe,
+            _judged(judging, comparison, statistics, _noted_shares(recipe) if same else {}),
+            groups=comparison.groups,
+            sources=tuple(comparison.sources),
+            share=share,
+            tolerance=tolerance,
+            scored=_scored(searches, comparison, statistics, as_noted=same),
+            numbers=_searched_numbers(recipe, path, judging),
+            # Without its base, nobody could measure the same again.
+            keep=() if base is None else (base,),
+        )
         # The hash that is noted has to be of what was scored.
         check_unchanged([comparison.target])
-    for search in searches:
-        if same and search.before is None and search.similarity is not None:
-            measured = simplified.before[search.name]
-            if abs(measured - search.similarity) > _ALIKE:
-                warn(
-                    f"{path}: fitted.searches.{search.name}: measured {measured:.9f}, but {search.similarity:.9f} is "
-                    "noted; were other random inputs (--seed), other prompts (--prompts), another base (--base) "
-                    "or other files used?"
-                )
+    for problem in _differences(searches, simplified) if same else ():
+        warn(f"{path}: {problem}")
     origin = (recipe.fitted or {}).get("recipe")
     fitted = {
-        # What other random inputs gave was of the recipe as it was.
-        **{key: value for key, value in (recipe.fitted or {"by": "blockfit"}).items() if key != "other_random_inputs"},
         "recipe": seen_from(output.parent, path.parent / origin if isinstance(origin, str) else path),
         "target": {
             "file": file if _same_folder(path, output) else seen_from(output.parent, goal),
             "sha256": digest,
         },
-        **({"base": base} if relative else {}),
+        **({} if base is None else {"base": base}),
         "searches": _as_noted(searches, simplified, (recipe.fitted or {}).get("searches") or ()),
-        "simplified": {"from": _first_of(recipe) or path.name, "tolerance": tolerance},
     }
-    simplified = replace(simplified, recipe=replace(simplified.recipe, fitted=fitted))
+    simplified = _with_notes(simplified, recipe, fitted, path, share, tolerance)
     save_recipe(simplified.recipe, output)
     return simplified
+
+
+def _differences(searches: Sequence[NotedSearch], simplified: Simplified) -> Iterator[str]:
+    """What to say of searches that were found to be of another similarity than the recipe notes."""
+    for search in searches:
+        measured, _ = simplified.totals[search.name]
+        noted = search.similarity if search.before is None else None
+        if noted is not None and abs(measured - noted) > _ALIKE:
+            yield (
+                f"fitted.searches.{search.name}: measured {measured:.9f}, but {noted:.9f} is noted; were other random "
+                "inputs (--seed), other prompts (--prompts), another base (--base) or other files used?"
+            )
+
+
+def simplify_fit(study: Study, recipe: Recipe, measured: Measured, output: Path) -> Simplified:
+    """Write the recipe that a fit of `study` found to `output`, simpler, by what was `measured` of the checkpoints.
+
+    Similarities that cannot be told from that alone, by attention and encoder, are not noted in it. Raises InputError
+    as `simplify` does, or if `output` cannot be written.
+    """
+    path, statistics = study.folder / "best.yaml", measured.statistics
+    searches = [search for search in noted_searches(recipe) if all(_reads(name) for name, _ in search.measured)]
+    judging = _judging(recipe, [(stage.steps[-1], stage.blocks) for stage in study.stages])
+    numbers = [Number(one.step, one.alpha, one.blocks) for stage in study.stages for one in stage.parameters]
+    simplified = simplify(
+        recipe,
+        _judged(judging, measured, statistics, {}),
+        groups=measured.groups,
+        sources=tuple(measured.sources),
+        scored=_scored(searches, measured, statistics, as_noted=False),
+        numbers=dict.fromkeys(numbers),
+        keep=() if study.base is None else (study.base,),
+    )
+    noted = (recipe.fitted or {}).get("searches") or ()
+    simplified = _with_notes(simplified, recipe, {"searches": _as_noted(searches, simplified, noted)}, path, SHARE,
+                             TOLERANCE)  # fmt: skip
+    save_recipe(simplified.recipe, output)
+    return simplified
+
+
+def _judging(recipe: Recipe, covered: Sequence[tuple[str, Sequence[str]]]) -> dict[str, tuple[str, ...]]:
+    """The blocks that each step's result is judged on, {step: blocks}, of results and the blocks that they cover.
+
+    A block is judged on the last result only: what comes before it is no result by itself.
+    """
+    leading = {step: {inner.name for inner in recipe.ancestors(step)} - {step} for step, _ in covered}
+    found: dict[str, dict[str, None]] = {}
+    for step, blocks in covered:
+        last = [block for block in blocks if not any(step in leading[other] and block in own for other, own in covered)]
+        if last:
+            found.setdefault(step, {}).update(dict.fromkeys(last))
+    return {step: tuple(blocks) for step, blocks in found.items()}
+
+
+def _judged(
+    judging: Mapping[str, tuple[str, ...]],
+    comparison: Comparison | Measured,
+    statistics: Statistics,
+    reference: Mapping[str, float],
+) -> list[Judged]:
+    found = []
+    for step, blocks in judging.items():
+        metric = build_metric(DEFAULT_METRIC, comparison, blocks, statistics)
+        assert isinstance(metric, ExplainedMetric)
+        found.append(Judged(step, metric, reference))
+    return found
+
+
+def _noted_shares(recipe: Recipe) -> dict[str, float]:
+    """What each block explained before the recipe was simplified, as far as it notes that."""
+    noted = (recipe.fitted or {}).get("simplified")
+    shares = noted.get("explained") if isinstance(noted, Mapping) else None
+    return {
+        block: float(share)
+        for block, share in (shares.items() if isinstance(shares, Mapping) else ())
+        if isinstance(share, int | float) and not isinstance(share, bool) and share <= 1
+    }
+
+
+def _with_notes(
+    simplified: Simplified, recipe: Recipe, fitted: Mapping[str, Any], path: Path, share: float, tolerance: float
+) -> Simplified:
+    """The result with what its recipe notes of the fit, and of having been simplified from `recipe` in `path`."""
+    noted = {
+        # What other random inputs gave was of the recipe as it was.
+        **{key: value for key, value in (recipe.fitted or {"by": "blockfit"}).items() if key != "other_random_inputs"},
+        **fitted,
+        "simplified": {
+            "from": _first_of(recipe) or path.name,
+            "share": share,
+            "tolerance": tolerance,
+            # Not rounded: what is simplified again must not lose more in all.
+            "explained": dict(simplified.before),
+        },
+    }
+    return replace(simplified, recipe=replace(simplified.recipe, fitted=noted))
 
 
 def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> NotedSearch:
@@ -311,7 +431,8 @@ def _split(
         if own:
             found.append((name, own))
     if left:
-        raise RecipeError(f"{where}.blocks: {left[0]} cannot be measured by {'+'.join(names)!r}")
+        blocks = recipe.layout.describe_blocks(left)
+        raise RecipeError(f"{where}.blocks: {blocks} cannot be measured by {'+'.join(names)!r}")
     return tuple(found)
 
 
@@ -404,16 +525,17 @@ def _whole_recipe(
     return NotedSearch(recipe.output, recipe.output, ((metric, blocks),), tuple(seeds or (DEFAULT_SEED,)))
 
 
-def _scored(searches: Sequence[NotedSearch], comparison: Comparison, *, as_noted: bool) -> tuple[Scored, ...]:
-    read = {block for search in searches for name, own in search.measured for block in own if _reads(name)}
-    blocks = tuple(block for block in comparison.layout.blocks if block in read)
-    statistics = measure_statistics(comparison, blocks) if blocks else None
+def _scored(
+    searches: Sequence[NotedSearch], comparison: Comparison | Measured, statistics: Statistics, *, as_noted: bool
+) -> tuple[Scored, ...]:
     built: dict[object, Combined] = {}
     found = []
     for search in searches:
         key = (search.measured, search.seeds, search.prompts, search.clip_skip)
         if key not in built:
-            given = replace(comparison, seeds=search.seeds, prompts=search.prompts, clip_skip=search.clip_skip)
+            given = comparison
+            if isinstance(comparison, Comparison):
+                given = replace(comparison, seeds=search.seeds, prompts=search.prompts, clip_skip=search.clip_skip)
             built[key] = Combined([build_metric(name, given, own, statistics) for name, own in search.measured])
         reference = search.before if as_noted else None
         found.append(Scored(search.name, search.step, search.metric, built[key], reference))
@@ -436,7 +558,7 @@ def _needs_base(searches: Iterable[NotedSearch]) -> bool:
     return any(METRICS[name].needs_base for search in searches for name, _ in search.measured)
 
 
-def _searched_numbers(recipe: Recipe, path: Path, scored: Sequence[Scored]) -> tuple[Number, ...]:
+def _searched_numbers(recipe: Recipe, path: Path, judging: Mapping[str, Sequence[str]]) -> tuple[Number, ...]:
     """The numbers that were searched, as the recipe that was fitted tells if it is there; else what can be guessed."""
     searched = [step.name for step in recipe.steps if step.similarity is not None]
     steps = searched or [step.name for step in recipe.steps]
@@ -450,15 +572,14 @@ def _searched_numbers(recipe: Recipe, path: Path, scored: Sequence[Scored]) -> t
         told = [Number(one.step, one.alpha, one.blocks) for one in parameters_of(fitted_from, alike)]
         if told:
             steps = [step for step in steps if step not in alike]
-    return (*told, *default_numbers(recipe, scored, steps))
+    return (*told, *default_numbers(recipe, judging, steps))
 
 
 def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str | None:
     """The model that differences are taken from: the one asked for, the one noted, the one called base; or none."""
     if base is not None and base not in recipe.models:
         raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
-    candidates = (base, (recipe.fitted or {}).get("base"), "base")
-    found = next((name for name in candidates if isinstance(name, str) and name in recipe.models), None)
+    found = recipe.noted_base if base is None else base
     if found is None and needed:
         raise InputError(
             f"{path}: delta needs a base, the model that differences are taken from; name one of its models (--base)"
@@ -485,14 +606,22 @@ def _target(
         f"{path}: fitted.target.file",
     )
     if found is None:
-        looked = ", ".join(map(str, folders))
-        raise InputError(f"{path}: fitted.target.file: {file!r} not found; looked in {looked}; name it (--target)")
+        missing = not_found(file, folders[0], folders[1:])
+        raise InputError(f"{path}: fitted.target.file: {missing}; name it (--target)")
     return found, file
 
 
 def _noted_target(recipe: Recipe) -> Mapping[str, Any]:
     noted = (recipe.fitted or {}).get("target")
     return noted if isinstance(noted, Mapping) else {}
+
+
+def _is_noted_target(recipe: Recipe, path: Path, goal: Path, digest: str, *, must: bool) -> bool:
+    """Whether the target has the hash that the recipe notes; it `must`, if the recipe notes one."""
+    noted = _noted_target(recipe).get("sha256")
+    if must and isinstance(noted, str) and not fits_hash(digest, noted):
+        raise RecipeError(f"{path}: fitted.target.sha256: {other_hash(noted, goal, digest)}")
+    return digest == noted
 
 
 def _as_noted(
@@ -512,9 +641,8 @@ def _as_noted(
             "blocks": ",".join(search.blocks),
             **inputs,
             "step": steps[search.name],
-            "similarity": round(simplified.after[search.name], 9),
-            # Not rounded: what is simplified again must not lose more than the tolerance in all.
-            "before": simplified.before[search.name],
+            "similarity": round(simplified.totals[search.name][1], 9),
+            "before": simplified.totals[search.name][0],
         }
         # What an earlier metric was given says nothing of this one.
         stale = {"seeds", "prompts", "clip_skip"} - inputs.keys()

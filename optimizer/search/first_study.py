@@ -1,15 +1,22 @@
 """A first recipe and study out of a target and the checkpoints that it may have been made from."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import HashCache, fingerprint, open_checkpoint, undo_unfinished, write_new_files
+from optimizer.checkpoints import (
+    HashCache,
+    fingerprint,
+    open_checkpoint,
+    refuse_links,
+    undo_unfinished,
+    write_new_files,
+)
 from optimizer.checkpoints.layout import Layout
-from optimizer.checkpoints.presence import is_folder, is_there
+from optimizer.checkpoints.presence import is_file, is_folder, is_there
+from optimizer.checkpoints.reading import unfit
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.printable import printable
 from optimizer.recipes import (
@@ -18,16 +25,17 @@ from optimizer.recipes import (
     Model,
     Recipe,
     Step,
+    check_folders,
     checkpoints_below,
     checkpoints_in,
-    locate,
     locate_given,
+    named_at,
     recipe_as_data,
     seen_from,
 )
 from optimizer.recipes.yaml_files import dump_yaml
 from optimizer.search.study import MOST_JOINT, MOST_SEARCHED
-from optimizer.similarity import METRICS
+from optimizer.similarity import DEFAULT_METRIC, METRICS
 
 __all__ = ["FIRST_MODES", "FirstStudy", "first_study"]
 
@@ -46,6 +54,8 @@ _BASES = tuple(
         r"(^|[^a-z])base($|[^a-z])",
     )
 )
+_KINDS = ("input", "middle", "output")
+_LISTED = 3  # files that a note names
 # Where the first trial is the exact optimum, and elsewhere.
 _FEW_TRIALS, _MANY_TRIALS = 8, 60
 
@@ -55,7 +65,9 @@ class FirstStudy:
     """What was written: `recipe` and `study` in `folder`, over `models` ({name: file as the recipe has it}).
 
     `base` is the model that differences are taken from, `tied` whether the alphas of a step are one number for each
-    kind of block. `notes` are sentences on what was chosen and what was left out.
+    kind of block, `closed` the blocks whose alphas are 0, since nothing could tell what they were. `needs_folders` is
+    whether a file is named so that it is found in the folders alone. `notes` are sentences on what was chosen and what
+    was left out.
     """
 
     folder: Path
@@ -68,6 +80,7 @@ class FirstStudy:
     steps: int
     free_alphas: int
     tied: bool
+    closed: tuple[str, ...]
     metric: str
     mode: str
     mapping: str
@@ -77,7 +90,7 @@ class FirstStudy:
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON takes them."""
         paths = {name: str(getattr(self, name)) for name in ("folder", "recipe", "study", "target")}
-        return {**vars(self), **paths, "notes": list(self.notes)}
+        return {**vars(self), **paths, "closed": list(self.closed), "notes": list(self.notes)}
 
 
 def first_study(
@@ -86,7 +99,7 @@ def first_study(
     folder: Path | None = None,
     *,
     base: Path | None = None,
-    metric: str = "delta",
+    metric: str = DEFAULT_METRIC,
     mode: str = "add_difference",
     mapping: str = "supermerger",
     folders: Sequence[Path] = (),
@@ -98,31 +111,47 @@ def first_study(
     `target`, `sources` and `base` are files, or names or hashes of some in `folders`. A folder among `sources` stands
     for the checkpoints in it but the target; those of another family are left out. Without `base` the source that is
     called like one is taken, else the first. The recipe begins with the base, and adds every other source by a step of
-    `mode` (add_difference or weight_sum), each alpha free on every block; `metric` is what the study scores by, and
-    `mapping` tells where `time_embed` and the VAE count: supermerger, mecha or model-mixer.
+    `mode` (add_difference or weight_sum), each alpha free on every block that can be scored: BASE is closed if the
+    target has no text encoder. `metric` is what the study scores by, and `mapping` tells where `time_embed` and the VAE
+    count: supermerger, mecha or model-mixer.
+
+    In both files, checkpoints are called as they were given: an absolute path stays one, and a name or hash that was
+    found in `folders` stays that. A path relative to the current folder is written as seen from `folder`, unless it
+    leads to the same file from there.
 
     Only the files' headers are read, and some bytes of each tensor, which tell that two files hold the same.
 
     Raises InputError, nothing written, for files that are missing, broken, of another family than the target, or the
-    target itself, for too few or too many sources, and for a folder that has a recipe or a study already.
+    target itself, for too few or too many sources, for `folders` that are missing, for a metric that can score nothing
+    of the target, and for a folder that has a recipe or a study already.
     """
     _check_options(metric, mode)
+    check_folders(folders, "--models")
     reader = _Reader(folders, hashes, progress)
     goal = reader.open(target, "TARGET")
     if mapping not in goal.layout.mappings:
         raise InputError(f"--mapping: received {mapping!r}; there are {', '.join(goal.layout.mappings)}")
     folder = Path(_plain(goal.path.stem)) if folder is None else folder
+    to_write = (folder / "recipe.yaml", folder / "study.yaml")
+    refuse_links(folder, replaced=to_write)
     undo_unfinished(folder)
-    taken = [path for path in (folder / "recipe.yaml", folder / "study.yaml") if is_there(path)]
+    taken = [path for path in to_write if is_there(path)]
     if taken:
         raise InputError(f"{path}: is there already; name another folder (-o)" for path in taken)
     notes: list[str] = []
     found = reader.sources(sources, goal, notes)
-    left_out = tuple(notes)
     if not found:
-        raise InputError(["SOURCE: no checkpoint is left of what was named", *left_out])
+        raise InputError(["SOURCE: no checkpoint is left of what was named", *notes])
     origin = _base_among(found, None if base is None else reader.alike(base, goal, "--base"), notes)
     others = [source for source in found if source.digest != origin.digest]
+    misfits = {source.path: _misfits(source, origin, goal, mapping) for source in others}
+    useless = {path: blocks for path, blocks in misfits.items() if len(blocks) == len(goal.layout.blocks)}
+    notes += [
+        f"left out: {path}: no block of it can be merged: {next(iter(blocks.values()))}"
+        for path, blocks in useless.items()
+    ]
+    others = [source for source in others if source.path not in useless]
+    left_out = tuple(note for note in notes if note.startswith("left out: "))
     if not others:
         raise InputError(
             [f"SOURCE: nothing but the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
@@ -131,20 +160,33 @@ def first_study(
         raise InputError(
             f"SOURCE: {len(others)} checkpoints; a recipe to start with has at most {MOST_SEARCHED}; leave some out"
         )
-    tied = len(others) * len(goal.layout.blocks) > MOST_JOINT
+    opened = _open_blocks(goal, (origin, *others), mapping)
+    closed = tuple(block for block in goal.layout.blocks if block not in opened)
+    why_closed = _why_closed(goal, closed) if closed else ""
+    if not set(METRICS[metric].sees(goal.layout)) & set(opened):
+        seen = goal.layout.describe_blocks(METRICS[metric].sees(goal.layout))
+        raise InputError(f"--metric: received {metric!r}, which sees {seen} alone; {why_closed}")
+    if closed:
+        notes.append(why_closed)
+    tied = len(others) * len(opened) > MOST_JOINT
     if tied:
         notes.append(
-            f"{len(others)} sources on {len(goal.layout.blocks)} blocks are more numbers than are searched at once "
+            f"{len(others)} sources on {len(opened)} blocks are more numbers than are searched at once "
             f"({MOST_JOINT}): each step has one for each kind of block (`tie: true`)"
         )
+    notes += [
+        f"{source.path.name}: no alpha on {goal.layout.describe_blocks(blocks)}: {next(iter(blocks.values()))}"
+        for source in others
+        if (blocks := misfits[source.path])
+    ]
     names = _names(origin, others)
-    called = [_file(folder, model.path, folders) for model in (goal, origin, *others)]
+    called = [_file(folder, model, folders) for model in (goal, origin, *others)]
     target_file, *files = (file for file, _ in called)
     recipe = Recipe(
         name=_plain(goal.path.stem),
         layout=goal.layout,
         models={name: Model(file) for name, file in zip(names, files, strict=True)},
-        steps=tuple(_steps(names, mode, goal.layout, tied=tied)),
+        steps=tuple(_steps(names, mode, goal.layout, opened, closed, [misfits[one.path] for one in others], tied=tied)),
         output=f"TEMP{len(others)}",
         mapping=mapping,
     )
@@ -159,23 +201,34 @@ def first_study(
         steps=len(others),
         free_alphas=sum(1 if hole.tie else len(hole.blocks) for step in recipe.steps for hole in step.alpha.free),
         tied=tied,
+        closed=closed,
         metric=metric,
         mode=mode,
         mapping=mapping,
         needs_folders=any(by_name for _, by_name in called),
         notes=tuple(notes),
     )
-    _write(written, recipe, target_file)
+    _write(written, recipe, target_file, why_closed)
     return written
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A checkpoint that was looked into: `digest` is the fingerprint of its tensors."""
+    """A checkpoint that was looked into, as it was `given` and where it was found.
 
+    `digest` is the fingerprint of its tensors, `scored` the names of those that count in similarities.
+    """
+
+    given: Path
     path: Path
     layout: Layout
     digest: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """The names of the tensors that count in similarities."""
+        return frozenset(name for name in self.shapes if self.layout.scores(name))
 
 
 class _Reader:
@@ -192,8 +245,11 @@ class _Reader:
         path = attempt(lambda: locate_given(given, self._folders, hashes=hashes, progress=progress), place)
         with attempt(lambda: open_checkpoint(path), place) as checkpoint:
             if checkpoint.layout is None:
-                raise CheckpointError(f"{place}: {path}: of no known family (blockfit inspect FILE tells more)")
-            return _Opened(path, checkpoint.layout, fingerprint(checkpoint, hashes))
+                raise CheckpointError(f"{place}: {path}: {unfit(checkpoint)}")
+            layout = checkpoint.layout
+            infos = {name: one for name, one in checkpoint.tensors.items() if layout.merges(name)}
+            shapes = {name: one.shape for name, one in infos.items() if one.dtype.is_floating_point}
+            return _Opened(given, path, layout, fingerprint(checkpoint, hashes), shapes)
 
     def alike(self, given: Path, goal: _Opened, place: str) -> _Opened:
         """The same of one that has to go with the target, and may not be it."""
@@ -210,6 +266,7 @@ class _Reader:
         """All sources, each once; of a folder what goes with the target, the rest in `notes`."""
         found: dict[str, _Opened] = {}
         problems: list[str] = []
+        left_out: dict[str, list[Path]] = {}
         for source in given:
             listed = checkpoints_in(source) if is_folder(source) else None
             below = None if listed is None else _below(source, [goal.path, *given])
@@ -226,14 +283,21 @@ class _Reader:
                     if listed is None:
                         problems += error.problems
                     elif path.resolve() != goal.path.resolve():
-                        notes += [f"left out: {problem.removeprefix('SOURCE: ')}" for problem in error.problems]
+                        for problem in error.problems:
+                            left_out.setdefault(problem.removeprefix(f"SOURCE: {path}: "), []).append(path)
                     continue
                 if opened.digest in found:
                     notes.append(f"left out: {path}: holds the same as {found[opened.digest].path}")
                 found.setdefault(opened.digest, opened)
         if problems:
             raise InputError(problems)
+        notes += [f"left out: {_some(paths)}: {reason}" for reason, paths in left_out.items()]
         return list(found.values())
+
+
+def _some(paths: Sequence[Path]) -> str:
+    more = [f"{len(paths) - _LISTED} more"] if len(paths) > _LISTED else []
+    return ", ".join([*map(str, paths[:_LISTED]), *more])
 
 
 def _below(folder: Path, named: Sequence[Path]) -> str | None:
@@ -266,18 +330,38 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
     return found[0]
 
 
-def _file(folder: Path, path: Path, folders: Sequence[Path]) -> tuple[str, bool]:
-    """How a file is called from `folder`, and whether it is by a name to be found in `folders`.
+def _file(folder: Path, model: _Opened, folders: Sequence[Path]) -> tuple[str, bool]:
+    """How the files in `folder` call a checkpoint, and whether it is to be found in `folders` by that.
 
-    That is how it is called on another drive, if the name finds it; all else is relative to `folder`.
+    As it was given, if that leads to it from there. A relative path is given from the current folder, and what leads
+    elsewhere from `folder`, or nowhere, is written as seen from it; as an absolute path, where that is another drive.
     """
-    file = seen_from(folder.resolve(), path.resolve())
-    if Path(file).is_absolute():
-        with suppress(CheckpointError):  # several of this name
-            named = locate(path.name, folder, folders)
-            if named is not None and named.resolve() == path.resolve():
-                return path.name, True
-    return file, False
+    text = model.given.as_posix()
+    if model.given.is_absolute():
+        return text, False
+    there = named_at(text, folder)
+    if there is not None and there.samefile(model.path):
+        return text, False
+    if there is None and not is_file(model.given):
+        return text, True
+    # Links on the way to the file stay in its path; `..` leads upwards from where the folder really is.
+    return seen_from(folder.resolve(), model.path), False
+
+
+def _open_blocks(goal: _Opened, sources: Sequence[_Opened], mapping: str) -> tuple[str, ...]:
+    """The blocks that a merge can be scored on: of which the target and a source hold tensors of the same names."""
+    common = goal.scored & frozenset().union(*(source.scored for source in sources))
+    held = {goal.layout.block_of(name, mapping) for name in common}
+    return tuple(block for block in goal.layout.blocks if block in held)
+
+
+def _why_closed(goal: _Opened, closed: Sequence[str]) -> str:
+    encoder = any(name.startswith(goal.layout.encoder) for name in goal.scored)
+    reason = (
+        "the target and the sources have no tensors of it in common" if encoder else "the target has no text encoder"
+    )
+    shown = goal.layout.describe_blocks(closed)
+    return f"{shown} is closed (alpha 0): {reason}, so nothing tells what was merged there"
 
 
 def _names(origin: _Opened, others: Iterable[_Opened]) -> list[str]:
@@ -297,37 +381,71 @@ def _plain(stem: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", stem)[:100].strip("-.") or "model"
 
 
-def _steps(names: Sequence[str], mode: str, layout: Layout, *, tied: bool) -> Iterator[Step]:
+def _misfits(source: _Opened, base: _Opened, goal: _Opened, mapping: str) -> dict[str, str]:
+    """The blocks that `source` cannot be merged in, each with a tensor that it or the target has in another shape."""
+    layout = goal.layout
+    found: dict[str, str] = {}
+    for name, shape in base.shapes.items():
+        for other in (source, goal) if layout.scores(name) else (source,):
+            block = layout.block_of(name, mapping)
+            held = other.shapes.get(name, shape)
+            # A base that is an inpainting model merges the channels that all models have.
+            wider = name == layout.inpainting_tensor and shape[1:2] > held[1:2]
+            if held != shape and not wider and block is not None:
+                told = f"tensor {name!r} of {other.path.name} has shape {list(held)}, but {list(shape)} in the base"
+                found.setdefault(block, told)
+    return found
+
+
+def _steps(
+    names: Sequence[str],
+    mode: str,
+    layout: Layout,
+    opened: Sequence[str],
+    closed: Sequence[str],
+    misfits: Sequence[Collection[str]],
+    *,
+    tied: bool,
+) -> Iterator[Step]:
+    """A step for each model but the base, free on `opened` blocks but for its misfits."""
     base, *others = names
     before = base
-    for number, name in enumerate(others, 1):
-        alpha = Alpha(free=_kinds(layout)) if tied else Alpha(free=(Free(0, 1, layout.blocks),))
+    for number, (name, without) in enumerate(zip(others, misfits, strict=True), 1):
+        blocks = tuple(block for block in opened if block not in without)
+        alpha = Alpha(dict.fromkeys(closed, 0.0), _holes(layout, blocks, tied=tied))
         yield Step(f"TEMP{number}", mode, before, name, base if mode == "add_difference" else None, alpha)
         before = f"TEMP{number}"
 
 
-def _kinds(layout: Layout) -> tuple[Free, ...]:
-    """A number each for the text encoder, the input blocks, the middle and the output blocks."""
-    groups = [layout.parse_blocks(text) for text in ("input", "middle", "output")]
-    rest = tuple(block for block in layout.blocks if not any(block in group for group in groups))
-    return tuple(Free(0, 1, blocks, tie=len(blocks) > 1) for blocks in (rest, *groups) if blocks)
+def _holes(layout: Layout, blocks: tuple[str, ...], *, tied: bool) -> tuple[Free, ...]:
+    """An alpha for each of `blocks`; tied, one each for the text encoder, the input blocks, the middle, the outputs."""
+    if not tied:
+        return (Free(0, 1, blocks),) if blocks else ()
+    groups = [tuple(block for block in layout.parse_blocks(text) if block in blocks) for text in _KINDS]
+    rest = tuple(block for block in blocks if not any(block in group for group in groups))
+    return tuple(Free(0, 1, group, tie=len(group) > 1) for group in (rest, *groups) if group)
 
 
-def _write(first: FirstStudy, recipe: Recipe, target_file: str) -> None:
-    study = _study_text(first, recipe.layout, target_file)
-    write_new_files(first.folder, {first.recipe.name: _recipe_text(first, recipe), first.study.name: study})
+def _write(first: FirstStudy, recipe: Recipe, target_file: str, closed: str) -> None:
+    texts = {
+        first.recipe.name: _recipe_text(first, recipe, closed),
+        first.study.name: _study_text(first, recipe.layout, target_file),
+    }
+    write_new_files(first.folder, texts)
 
 
-def _recipe_text(first: FirstStudy, recipe: Recipe) -> str:
+def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
+    """The text of recipe.yaml; `closed` tells which blocks are not free, and why, "" if all are."""
     data = recipe_as_data(recipe)
     sums = {
         "add_difference": "A step adds what makes a model different from the base, times its alpha",
         "weight_sum": "A step goes from what is there so far towards the next model, as far as its alpha says",
     }
+    every = "Every other block" if closed else "Every block"
     freedom = (
         ["One alpha for each kind of block (tie), as there are many models; for one a block: alpha: {search: [0, 1]}."]
         if first.tied
-        else ["Every block has an alpha of its own, between 0 and 1; for a single one: {search: [0, 1], tie: true}."]
+        else [f"{every} has an alpha of its own, between 0 and 1; for a single one: {{search: [0, 1], tie: true}}."]
     )
     return "".join(
         (
@@ -344,6 +462,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe) -> str:
             "\n",
             _comment(
                 f"The order is a guess. {sums[first.mode]}.",
+                *([f"{closed}."] if closed else []),
                 *freedom,
                 "What you know, write down: a number, 26 of them, or {OUT03-OUT11: {search: [0, 1]}, M00: 0.5}.",
             ),
@@ -355,7 +474,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe) -> str:
 
 def _study_text(first: FirstStudy, layout: Layout, target_file: str) -> str:
     seen = METRICS[first.metric].sees(layout)
-    exact = first.metric in ("delta", "weights")
+    exact = METRICS[first.metric].exact
     stage: dict[str, Any] = {"name": "all", "metric": first.metric}
     said = [
         "All alphas at once (joint), the way that finds recipes again. By hand, and in the article, it is one step",
@@ -364,17 +483,18 @@ def _study_text(first: FirstStudy, layout: Layout, target_file: str) -> str:
     if exact:
         said += ["The first trial is the exact optimum of this metric; more of them make sure."]
     if set(seen) != set(layout.blocks):
-        stage["elsewhere"] = "delta"
+        stage["elsewhere"] = DEFAULT_METRIC
         said += [f"{first.metric} sees {layout.describe_blocks(seen)}; `elsewhere` scores the other blocks."]
-    if first.metric == "delta":
-        said += ["To go by what the layers do, as the article did: metric: attention, elsewhere: delta, trials: 60."]
+    if first.metric == DEFAULT_METRIC:
+        other = f"metric: attention, elsewhere: {DEFAULT_METRIC}, trials: {_MANY_TRIALS}"
+        said += [f"To go by what the layers do, as the article did: {other}."]
     stage |= {"strategy": "joint", "trials": _FEW_TRIALS if exact else _MANY_TRIALS}
     return "".join(
         (
             _comment("What recipe.yaml is fitted to, and how: blockfit fit FOLDER"),
             dump_yaml({"recipe": first.recipe.name, "target": {"file": target_file}}),
             "\n",
-            _comment("The model that the others were trained from; delta is about the differences from it."),
+            _comment("The model that the others were trained from: what counts is what differs from it."),
             dump_yaml({"base": first.base}),
             "\n",
             _comment(*said),

@@ -4,35 +4,51 @@ import math
 import multiprocessing
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from ctypes import c_bool
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 import torch
 
 from optimizer.checkpoints import HashCache, open_checkpoint
-from optimizer.errors import CheckpointError, InputError, StudyError
-from optimizer.recipes import Algebra, Alpha, Recipe, save_recipe
+from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
+from optimizer.recipes import (
+    Algebra,
+    Alpha,
+    Recipe,
+    check_noted_hashes,
+    fits_hash,
+    load_recipe,
+    other_hash,
+    save_recipe,
+)
 from optimizer.search.asking import SharedStorage
 from optimizer.search.binding import bound_to, check_bindings, check_place
 from optimizer.search.candidates import Choice, different
+from optimizer.search.finished import simple_path, simplify_fit
 from optimizer.search.interrupting import AtOnce, interruptible
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.notes import best_recipe, finished_recipe
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores, standing
 from optimizer.search.searching import FitEvents, Search, TrialsFailed
+from optimizer.search.simplifying import Simplified
 from optimizer.search.space import Parameter, Space, filled_alphas
 from optimizer.search.storage import PATIENCE, StorageAddress, StorageLost, open_storage, set_aside, storage_address
 from optimizer.search.study import Stage, Study
+from optimizer.search.study_files import check_storage_files, check_study_folder
 from optimizer.search.worker_processes import WorkerProcesses, leave_interrupts, still_wanted
 from optimizer.search.workers import workers_at
 from optimizer.similarity import (
+    EXACT_METRICS,
     METRICS,
     Combined,
     Comparison,
+    ExplainedMetric,
     Measured,
     Metric,
     QuadraticMetric,
@@ -48,8 +64,7 @@ __all__ = ["fit"]
 
 _Metrics = Mapping[str, Metric]
 
-# The metrics whose exact optimum opens every study.
-_EXACT = ("delta", "weights")
+_SIMPLE = simple_path(Path("best.yaml")).name
 # On how many random inputs that were not fitted on the result is scored.
 _OTHER_SEEDS = 4
 # What ends a fit before its time; the best so far is kept first.
@@ -65,6 +80,7 @@ def fit(
     storage: str | None = None,
     workers: int | None = None,
     patience: float = PATIENCE,
+    check_hashes: bool = True,
     events: FitEvents | None = None,
     hashes: HashCache | None = None,
 ) -> FitResult:
@@ -72,6 +88,8 @@ def fit(
 
         result = fit(new_study(recipe, target="closed.safetensors", folder="my-study", trials=40))
         print(result.similarity, result.recipe.step("OUT").alpha)
+
+    Beside it goes `best.simple.yaml`, the same with numbers as people choose them, where that loses next to nothing.
 
     With `candidates` above 1 the next best recipes that differ are written beside it, candidate-2.yaml and so on. Those
     of an earlier fit are removed in any case.
@@ -84,27 +102,36 @@ def fit(
     `device` is the cpu unless given; names may be used: auto (a card, if there is one), cpu, cuda. `events` is told how
     the fit goes; `hashes`, a HashCache, keeps the checkpoints' sha256, which best.yaml notes, from call to call.
 
+    Where the recipe notes a sha256 itself, the file must have it, unless `check_hashes` is off. No file is read for
+    that: what `hashes` knows is looked at before any work, the rest when hashes are taken, after the search.
+
     A second call continues where the first one stopped. Ctrl-C, or SIGTERM, ends the search after the running trial, a
     second one at once; the best so far is written and returned with `interrupted` set. `fresh` sets earlier trials
     aside.
 
     Raises InputError for files that do not fit or a study started with other inputs; the best so far written,
-    TrialsFailed if trials keep failing, StorageLost if the storage stays away, CheckpointError for a file that changes.
+    TrialsFailed if trials keep failing, StorageLost if the storage stays away, CheckpointError for a file that changes
+    or has another hash than the recipe notes.
     """
     if candidates < 1:
         raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
     if workers is not None and workers < 1:
         raise StudyError(f"--workers: received {workers}; must be at least 1, which is this process alone")
-    written = [study.folder / name for name in ("best.yaml", *map(_candidate_name, range(2, candidates + 1)))]
+    names = ("best.yaml", _SIMPLE, *map(_candidate_name, range(2, candidates + 1)))
+    written = [study.folder / name for name in names]
     if taken := [path for path in written if path.resolve() == study.recipe_path.resolve()]:
         raise StudyError(
             f"{taken[0]}: is the study's recipe, which the result would replace; name the recipe otherwise"
         )
     address = storage_address(storage, study.folder)
+    check_study_folder(study.folder)
+    check_storage_files(address, study.folder)
+    if check_hashes:
+        check_noted_hashes(study.recipe.models, study.sources, named_in=study.recipe_path, hashes=hashes, known=True)
     together = workers is not None or storage is not None
     with interruptible(), _quiet_optuna():
         one = _Fit(study, chosen_device(device), address, together, patience, events or FitEvents(), hashes)
-        return one.run(fresh=fresh, candidates=candidates, workers=workers or 1)
+        return one.run(fresh=fresh, candidates=candidates, workers=workers or 1, check_hashes=check_hashes)
 
 
 @contextmanager
@@ -132,6 +159,7 @@ def _work(
     torch.set_num_threads(threads)
     # What there is to say, the first process says of itself.
     fit = _Fit(study, device, address, True, patience, FitEvents(), hashes)
+    warnings.simplefilter("ignore", BlockfitWarning)
     try:
         with interruptible(), _quiet_optuna():
             fit.work(lambda: still_wanted(stop))
@@ -186,7 +214,7 @@ class _Fit:
                 if wanted():
                     self._search(stage, opened, shared)
 
-    def run(self, *, fresh: bool, candidates: int, workers: int) -> FitResult:
+    def run(self, *, fresh: bool, candidates: int, workers: int, check_hashes: bool) -> FitResult:
         """Search with `workers` processes, and keep what was found."""
         study, self._candidates = self._study, candidates
         self._check_reading()
@@ -223,8 +251,14 @@ class _Fit:
         recipe = finished_recipe(study, self._recipe, self._scores, found, self._spread, hashed, complete=complete)
         save_recipe(recipe, study.folder / "best.yaml")
         others = () if stopped is not None else self._write_candidates(hashed)
+        simple = self._simplified(recipe, opened.measured) if stopped is None else None
+        if simple is None:
+            # That of an earlier fit would be another recipe's.
+            _remove_own(study.folder / _SIMPLE)
         if stopped is not None and not isinstance(stopped, KeyboardInterrupt):
             raise stopped
+        if check_hashes:
+            self._check_hashes(hashed)
         return FitResult(
             study,
             recipe,
@@ -233,7 +267,17 @@ class _Fit:
             interrupted=stopped is not None,
             spread=tuple(self._spread),
             candidates=others,
+            simple=simple,
         )
+
+    def _simplified(self, recipe: Recipe, measured: Measured) -> Simplified | None:
+        """Write the simpler recipe; None, with a warning, if there is none to be had."""
+        try:
+            return simplify_fit(self._study, recipe, measured, self._study.folder / _SIMPLE)
+        except RecipeError as error:
+            # The fit is done; this is good to have beside it, and no more.
+            self._events.warned(f"{_SIMPLE}: not written: {'; '.join(error.problems)}")
+            return None
 
     def _hashed(self, opened: OpenStudy, *, known: bool) -> tuple[dict[str, str], KeyboardInterrupt | None]:
         """The checkpoints' hashes, only `known` ones after an interruption: nobody who has pressed Ctrl-C waits."""
@@ -241,6 +285,19 @@ class _Fit:
             return opened.sha256(self._hashes, self._events.progress, known=known), None
         except KeyboardInterrupt as error:
             return opened.sha256(self._hashes, self._events.progress, known=True), error
+
+    def _check_hashes(self, hashed: Mapping[str, str]) -> None:
+        """Refuse sources with other hashes than the study's recipe notes; what was found of them is written by now."""
+        study = self._study
+        problems = []
+        for name, file in study.files.items():
+            noted, digest = study.recipe.models[name].sha256, hashed.get(name)
+            if noted is not None and digest is not None and not fits_hash(digest, noted):
+                other = other_hash(noted, study.sources.get(name, Path(file)), digest)
+                problems.append(f"{study.recipe_path}: models.{name}.sha256: {other}")
+        if problems:
+            best = study.folder / "best.yaml"
+            raise CheckpointError([*problems, f"{best}: is of the files that are there, and notes their hashes"])
 
     @contextmanager
     def _opened(self) -> Iterator[OpenStudy]:
@@ -320,8 +377,13 @@ class _Fit:
                 comparison, seeds=stage.seeds, tf32=stage.tf32, prompts=stage.prompts, clip_skip=stage.clip_skip
             )
         metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
-        exact = _exact_metrics(comparison, stage.blocks, statistics)
-        metrics: dict[str, Metric] = {stage.metric: metric, **exact}
+        quadratic = _quadratic_metrics(comparison, stage.blocks, statistics)
+        explained = quadratic["explained"]
+        assert isinstance(explained, ExplainedMetric)
+        metrics: dict[str, Metric] = {stage.metric: metric, **quadratic}
+        # What is nearest to the target opens every search, and so does the best by the stage's own measure.
+        own = {"explained", *(name for name, _ in stage.measured)}
+        exact = {name: one for name, one in quadratic.items() if name in own}
         bindings = self._bindings(opened)
         space: Space | None = None
         try:
@@ -331,7 +393,7 @@ class _Fit:
                 for name, step, searched in searches:
                     parameters = searched if number == 1 else _started_at(searched, self._recipe)
                     space = Space(Algebra(self._recipe, comparison.groups, tuple(comparison.sources), step), parameters)
-                    search = Search(self._study, stage, name, step, space, metric, exact, number=number)
+                    search = Search(self._study, stage, name, step, space, metric, exact, explained, number=number)
                     self._run_search(search, shared, bindings[name])
                 # A second pass over the one step that there is would be the same search once more.
                 done = len(searches) == 1 and searches[0][1] == stage.steps[-1]
@@ -459,16 +521,24 @@ class _Fit:
             return None
 
 
-def _exact_metrics(
+def _quadratic_metrics(
     comparison: Comparison | Measured, blocks: Sequence[str], statistics: Statistics
 ) -> dict[str, QuadraticMetric]:
+    """The metrics whose optimum is found exactly, over all of `blocks`; all of them are told of each step."""
     metrics = {}
-    for name in _EXACT:
+    for name in EXACT_METRICS:
         if not METRICS[name].needs_base or comparison.base is not None:
             metric = build_metric(name, comparison, blocks, statistics)
             assert isinstance(metric, QuadraticMetric)
             metrics[name] = metric
     return metrics
+
+
+def _remove_own(path: Path) -> None:
+    """Remove a simpler recipe of an earlier fit, unless it is something else by now."""
+    with suppress(InputError, OSError):
+        if "simplified" in (load_recipe(path).fitted or {}):
+            path.unlink()
 
 
 def _candidate_name(number: int) -> str:
@@ -484,8 +554,19 @@ def _step_scores(
         step = recipe.step(name)
         for label, metric in metrics.items():
             before, after = (_score(recipe, output, comparison, metric) for output in (step.a, step.name))
-            found.append(StepScores(stage.name, name, label, before, after))
+            pooled = _pooled(recipe, name, comparison, metric)
+            found.append(StepScores(stage.name, name, label, before, after, metric.unchanged, pooled))
     return found
+
+
+def _pooled(recipe: Recipe, step: str, comparison: Comparison | Measured, metric: Metric) -> float | None:
+    """The share explained of all blocks together, of the metric `explained` alone."""
+    if isinstance(metric, Combined) and len(metric.metrics) == 1:
+        metric = metric.metrics[0]
+    if not isinstance(metric, ExplainedMetric) or not metric.blocks:
+        return None
+    algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), step)
+    return float(metric.pooled(algebra.coefficients(algebra.starting_alphas()))[0])
 
 
 def _score(recipe: Recipe, step: str, comparison: Comparison | Measured, metric: Metric) -> dict[str, float]:

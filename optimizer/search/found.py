@@ -27,6 +27,7 @@ from optimizer.search.results import FitResult, SearchResult, StepScores, standi
 from optimizer.search.space import Parameter, filled_alphas
 from optimizer.search.storage import StorageAddress, is_begun, open_storage, persist, storage_address
 from optimizer.search.study import Stage, Study, load_study
+from optimizer.search.study_files import check_storage_files
 from optimizer.search.workers import Worker, Workers, workers_at
 from optimizer.similarity import METRICS, STATISTICS
 
@@ -185,6 +186,7 @@ def search_trials(study: Study, storage: str | None = None) -> tuple[tuple[Searc
     is away.
     """
     address = storage_address(storage, study.folder)
+    check_storage_files(address, study.folder)
     found: dict[str, list[FrozenTrial]] = {}
     active: dict[str, ActiveStudy] = {}
     living: tuple[Worker, ...] = ()
@@ -254,6 +256,7 @@ def open_trials(study: Study, storage: str | None = None) -> Iterator[OpenTrials
     Raises StudyError if there are no trials yet, or the storage cannot be read, StorageLost if it is away.
     """
     address = storage_address(storage, study.folder)
+    check_storage_files(address, study.folder)
     missing = StudyError(f"{address}: holds no trials of {study.name!r} yet; `blockfit fit` makes them")
     if not is_begun(address):
         raise missing
@@ -312,12 +315,17 @@ def _scores(study: Study, recipe: Recipe) -> Iterator[StepScores]:
             noted = step.similarity or {}
             for metric in sorted(noted, key=lambda metric: (metric != stage.metric, list(noted).index(metric))):
                 after = _noted(recipe, name, metric, stage.blocks)
+                entry = _mapping(noted[metric])
+                blocks = _mapping(entry.get("blocks"))
+                unchanged = tuple(block for block in stage.blocks if block in blocks and blocks[block] is None)
                 # Of a metric that another stage fits this step by there may be nothing on these blocks.
-                if len(after) == len(stage.blocks):
+                if len(after) + len(unchanged) == len(stage.blocks):
                     before = _noted(recipe, name, metric, stage.blocks, within="before")
                     if not before and step.a not in recipe.models:
                         before = _noted(recipe, step.a, metric, stage.blocks)
-                    yield StepScores(stage.name, name, metric, before if len(before) == len(after) else {}, after)
+                    before = before if len(before) == len(after) else {}
+                    pooled = _number(entry.get("pooled"))
+                    yield StepScores(stage.name, name, metric, before, after, unchanged, pooled)
 
 
 def _noted(

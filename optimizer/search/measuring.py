@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ import torch
 
 from optimizer.checkpoints import Checkpoint, HashCache, fingerprint, open_checkpoint, sha256
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
-from optimizer.recipes import check_channels
+from optimizer.recipes import Contributors, check_channels, warn_of_sources
 from optimizer.search.study import Stage, Study
+from optimizer.search.study_files import check_study_folder
 from optimizer.similarity import (
     METRICS,
     STATISTICS,
@@ -25,6 +26,7 @@ from optimizer.similarity import (
     read_measured,
     save_measured,
     shipped_prompts,
+    warn_of_zeros,
 )
 
 __all__ = ["OpenStudy", "open_study"]
@@ -130,8 +132,10 @@ def open_study(
     computed from them.
 
     Raises StudyError for files that are missing and cannot be done without, CheckpointError for files that do not fit
-    or that are changed, replaced or deleted while they are measured; nothing of that is kept then.
+    or that are changed, replaced or deleted while they are measured; nothing of that is kept then. Gives a
+    BlockfitWarning for what is odd about the files.
     """
+    check_study_folder(study.folder)
     earlier, broken = _earlier(study)
     if study.missing:
         found = None if earlier is None else _without_files(study, earlier, hashes)
@@ -145,16 +149,19 @@ def open_study(
         return
     for problem in broken:
         warnings.warn(f"{problem}; the checkpoints are measured anew", BlockfitWarning, stacklevel=2)
+    contributing = _contributors(study, tuple(study.sources))
     with open_comparison(
         study.recipe.layout,
         study.sources,
         study.target,
         base=study.sources[study.base] if study.base is not None else None,
         mapping=study.recipe.mapping,
+        contributing=contributing,
         device=device,
         progress=progress,
     ) as comparison:
         _check_steps(study, comparison)
+        warn_of_sources(study.recipe, comparison.sources, comparison.target, contributing)
         sources = {
             name: FileMark(study.files[name], fingerprint(checkpoint, hashes))
             for name, checkpoint in comparison.sources.items()
@@ -166,6 +173,7 @@ def open_study(
                 comparison, blocks, base=study.base, mapping=study.recipe.mapping, sources=sources, target=target
             )
             _keep(study, measured)
+        warn_of_zeros(measured.scored, measured.gram, comparison)
         yield OpenStudy(study, measured, earlier, comparison)
 
 
@@ -189,6 +197,11 @@ def _covers(measured: Measured, comparison: Comparison, blocks: Collection[str])
 
 def _reads_tensors(study: Study) -> bool:
     return any(not METRICS[name].reads_statistics for stage in study.stages for name, _ in stage.measured)
+
+
+def _contributors(study: Study, sources: Sequence[str]) -> Contributors:
+    """Which of `sources`, by their positions, can count in what the stages score."""
+    return Contributors(study.recipe, sources, list(dict.fromkeys(step for one in study.stages for step in one.steps)))
 
 
 def _check_steps(study: Study, known: Comparison | Measured) -> None:
@@ -224,4 +237,13 @@ def _serving(study: Study, earlier: Measured, sources: Mapping[str, FileMark], t
         name in earlier.sources and earlier.sources[name].fingerprint == mark.fingerprint
         for name, mark in sources.items()
     )
-    return earlier.of_sources(tuple(sources)) if alike and same else None
+    found = earlier.of_sources(tuple(sources)) if alike and same else None
+    if found is None:
+        return None
+    # What was left out then for its shape may count now, by other alphas.
+    contributing = _contributors(study, tuple(sources))
+    left_out = [part for part in found.parts if part.other_shapes]
+    counts = any(
+        set(part.other_shapes) & contributing.of(part.block, (*part.holders, *part.other_shapes)) for part in left_out
+    )
+    return None if counts else found

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from optimizer.checkpoints import HashCache, replace_text
+from optimizer.checkpoints import HashCache, refuse_links, replace_text
 from optimizer.errors import CheckpointError, InputError, StudyError, attempt
 from optimizer.recipes import Recipe, locate, recipe_as_data, seen_from
 from optimizer.recipes.yaml_files import dump_yaml, plain, shown, validate
 from optimizer.search.study import Study, StudyEntry, study_of, with_found_files
-from optimizer.similarity import METRICS
+from optimizer.similarity import DEFAULT_METRIC, METRICS
 
 __all__ = ["StageFields", "StageOptions", "new_study"]
 
@@ -59,7 +59,7 @@ def new_study(
 ) -> Study:
     """A study in `folder` that fits the free alphas of `recipe` to the checkpoint `target`.
 
-        study = new_study(recipe, target="closed.safetensors", folder="my-study", metric="delta", trials=40)
+        study = new_study(recipe, target="closed.safetensors", folder="my-study", trials=40)
         result = fit(study)
 
     The folder is made, and study.yaml and recipe.yaml are written into it, so that what was made here and what lies
@@ -75,8 +75,8 @@ def new_study(
 
     All other arguments are those of a stage, as in study.yaml:
 
-    - `metric`: weights, delta (default), attention, elements or encoder; `elsewhere`: the metric for moved blocks that
-      it cannot see
+    - `metric`: explained (default), delta, weights, elements, attention or encoder; `elsewhere`: the metric for moved
+      blocks that it cannot see
     - `steps`: names, default all with free alphas; `blocks`: those that are scored, "OUT03-OUT11", default all that
       the free alphas move and the metric sees
     - `trials`: completed trials of each Optuna study, default 60; `sampler`: blockwise (default), tpe, cmaes, gp or
@@ -94,7 +94,7 @@ def new_study(
     folder = Path(folder)
     if stages is not None and stage:
         raise StudyError(f"{_CALLED}: stages: received beside {', '.join(stage)}; give each stage its own")
-    metric = stage.get("metric", "delta")
+    metric = stage.get("metric", DEFAULT_METRIC)
     own = metric if isinstance(metric, str) and metric in METRICS else "fit"
     given = [{"name": own, **_stage_as_data(stage, folder)}] if stages is None else _stages_as_data(stages, folder)
     data = {
@@ -189,6 +189,7 @@ def _named_from_folder(study: Study, looked: Sequence[Path], hashes: HashCache |
 
 def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     texts = {folder / name: _MARK + dump_yaml(data) for name, data in files.items()}
+    attempt(lambda: refuse_links(folder, replaced=texts), f"{_CALLED}: folder")
     if others := [path for path in texts if path.exists() and not _is_own(path)]:
         raise StudyError(
             f"{_CALLED}: folder: {path} is there, and new_study did not make it; load_study reads it, and another "

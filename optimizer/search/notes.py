@@ -9,11 +9,12 @@ from optuna.trial import FrozenTrial
 from optimizer import __version__
 from optimizer.errors import StudyError
 from optimizer.recipes import Recipe, load_recipe, seen_from
+from optimizer.search.noted import noted_scores
 from optimizer.search.results import SearchResult, SeedSpread, StepScores
 from optimizer.search.study import Study
-from optimizer.similarity import prompts_sha256, total_similarity
+from optimizer.similarity import prompts_sha256
 
-__all__ = ["best_recipe", "finished_recipe", "noted_reading", "noted_scores"]
+__all__ = ["best_recipe", "finished_recipe", "noted_reading"]
 
 
 def finished_recipe(
@@ -35,14 +36,28 @@ def finished_recipe(
     models = {name: replace(model, sha256=hashed.get(name, model.sha256)) for name, model in recipe.models.items()}
     before: dict[tuple[str, str], dict[str, float]] = {}
     after: dict[tuple[str, str], dict[str, float]] = {}
+    unchanged: dict[tuple[str, str], dict[str, None]] = {}
+    pooled: dict[tuple[str, str], float | None] = {}
     for scores in scored:
-        before.setdefault((scores.step, scores.metric), {}).update(scores.before)
-        after.setdefault((scores.step, scores.metric), {}).update(scores.after)
+        key = scores.step, scores.metric
+        # Of several stages' blocks together nobody knows the pooled share.
+        pooled[key] = scores.pooled if key not in after else None
+        before.setdefault(key, {}).update(scores.before)
+        after.setdefault(key, {}).update(scores.after)
+        unchanged.setdefault(key, {}).update(dict.fromkeys(scores.unchanged))
     similarity: dict[str, dict[str, dict[str, Any]]] = {}
     for (step, metric), own in after.items():
         earlier = before[step, metric]
         noted = after.get((recipe.step(step).a, metric), {}).items() >= earlier.items()
-        entry = {**noted_scores(own), **({} if noted or not earlier else {"before": noted_scores(earlier)})}
+        entry = {
+            **noted_scores(
+                own,
+                unchanged=tuple(unchanged[step, metric]),
+                pooled=pooled[step, metric],
+                order=recipe.layout.blocks,
+            ),
+            **({} if noted or not earlier else {"before": noted_scores(earlier)}),
+        }
         similarity.setdefault(step, {})[metric] = entry
     steps = tuple(replace(step, similarity=similarity.get(step.name)) for step in recipe.steps)
     fitted = {
@@ -65,12 +80,6 @@ def best_recipe(study: Study) -> Recipe | None:
     if recipe is not None and recipe.formulas != study.recipe.formulas:
         raise StudyError(f"{path}: its steps are not those of {study.recipe_path}; fit anew, or move it away")
     return recipe
-
-
-def noted_scores(scores: Mapping[str, float]) -> dict[str, Any]:
-    """Similarities {block: value} as recipes hold them, with their total."""
-    rounded = {block: round(value, 9) for block, value in scores.items()}
-    return {"total": round(total_similarity(scores), 9), "blocks": rounded}
 
 
 def noted_reading(file: str | None, prompts: Sequence[str] | None, clip_skip: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a fit found, as plain records."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,29 @@ from optuna.trial import FrozenTrial, TrialState
 from optimizer.errors import StudyError
 from optimizer.recipes import Recipe
 from optimizer.search.exact import ExactOptimum
+from optimizer.search.simplifying import Simplified
 from optimizer.search.space import Parameter
 from optimizer.search.study import Stage, Study
 from optimizer.similarity import total_similarity
 
-__all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "StepScores", "best_of", "completed", "standing"]
+__all__ = [
+    "DISTANCE",
+    "Candidate",
+    "FitResult",
+    "SearchResult",
+    "SeedSpread",
+    "StepScores",
+    "best_of",
+    "completed",
+    "ranked",
+    "standing",
+]
+
+DISTANCE = "distance"
+"""The user attribute of a trial that holds |merged - target|, in units of |base - target|."""
+
+# Similarities, and distances, that differ by no more than this are equal: rounding must not choose between recipes.
+_EQUAL = 1e-9
 
 
 def completed(trials: Iterable[FrozenTrial]) -> tuple[FrozenTrial, ...]:
@@ -22,8 +41,44 @@ def completed(trials: Iterable[FrozenTrial]) -> tuple[FrozenTrial, ...]:
 
 
 def best_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
-    """The completed trial with the highest similarity, the earliest of equals; None if there is none."""
-    return max(trials, key=lambda trial: (trial.values[0], -trial.number), default=None)
+    """Return the best of completed trials; None if there is none.
+
+    Of trials whose similarities are within 1e-9 of the highest, that of the smallest |merged - target|, and of those
+    that are equal in this, too, the first. A similarity may not see how far a merge goes, or differ by rounding alone.
+    """
+    listed = list(trials)
+    highest = max((trial.values[0] for trial in listed), default=-math.inf)
+    near = [trial for trial in listed if trial.values[0] >= highest - _EQUAL]
+    distances = [_distance(trial) for trial in near]
+    # Trials of versions that did not measure it are told apart by their numbers.
+    if None not in distances:
+        least = min((distance for distance in distances if distance is not None), default=0.0)
+        near = [
+            trial
+            for trial, distance in zip(near, distances, strict=True)
+            if distance is not None and distance <= least + _EQUAL
+        ]
+    return min(near, key=lambda trial: trial.number, default=None)
+
+
+def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Return completed trials, the best first, in the order that `best_of` has for each alone."""
+    left, found = sorted(trials, key=lambda trial: (-trial.values[0], trial.number)), []
+    while left:
+        # Only the first ones can be as good as the first.
+        near = next((place for place, one in enumerate(left) if one.values[0] < left[0].values[0] - _EQUAL), len(left))
+        best = best_of(left[:near])
+        assert best is not None
+        left.remove(best)
+        found.append(best)
+    return found
+
+
+def _distance(trial: FrozenTrial) -> float | None:
+    distance = trial.user_attrs.get(DISTANCE)
+    if not isinstance(distance, int | float) or isinstance(distance, bool) or not math.isfinite(distance):
+        return None
+    return float(distance)
 
 
 @dataclass(frozen=True)
@@ -48,13 +103,24 @@ class SearchResult:
         return self.name.removesuffix(f"/pass {self.number}")
 
     @property
+    def budget(self) -> int:
+        """How many completed trials there are to be: one, where all alphas have but one value to take."""
+        return self.stage.trials if self.open or not self.trials else min(self.stage.trials, 1)
+
+    @property
+    def open(self) -> tuple[Parameter, ...]:
+        """The parameters that have more than one value to take; those of blocks that are kept unchanged have one."""
+        ranges = self.trials[0].distributions if self.trials else {}
+        return tuple(one for one in self.parameters if one.name not in ranges or not ranges[one.name].single())
+
+    @property
     def completed(self) -> tuple[FrozenTrial, ...]:
         """The trials that have a value."""
         return completed(self.trials)
 
     @property
     def best(self) -> FrozenTrial | None:
-        """The completed trial with the highest similarity, the earliest of equals; None if there is none."""
+        """The best completed trial, as `best_of` ranks them; None if there is none."""
         return best_of(self.completed)
 
 
@@ -69,7 +135,9 @@ def standing(results: Sequence[SearchResult]) -> tuple[SearchResult, ...]:
 class StepScores:
     """A step's similarities {block: value} under the final alphas, `before` of its input a, `after` of its result.
 
-    `before` is empty where it was read from a recipe that does not note it.
+    `before` is empty where it was read from a recipe that does not note it. `unchanged` are the blocks that the metric
+    does not score because the target has them from the base. `pooled` is the share explained of all blocks together,
+    of the metric `explained` alone.
     """
 
     stage: str
@@ -77,6 +145,8 @@ class StepScores:
     metric: str
     before: Mapping[str, float]
     after: Mapping[str, float]
+    unchanged: tuple[str, ...] = ()
+    pooled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +192,8 @@ class FitResult:
     """What a fit found: `recipe` with the holes filled, the searches, and the similarities of every step.
 
     `spread` tells of metrics with random inputs how the result does on others; `candidates` are the next best recipes
-    that differ, if they were asked for.
+    that differ, if they were asked for. `simple` is the recipe with numbers as people choose them, as best.simple.yaml
+    has it; None of a fit that was interrupted.
     """
 
     study: Study
@@ -132,6 +203,7 @@ class FitResult:
     interrupted: bool = False
     spread: tuple[SeedSpread, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    simple: Simplified | None = None
 
     @property
     def similarities(self) -> dict[str, float]:
@@ -176,6 +248,8 @@ class FitResult:
                     "metric": scores.metric,
                     "before": _total(scores.before),
                     "after": _total(scores.after),
+                    "blocks": {**scores.after, **dict.fromkeys(scores.unchanged)},
+                    **({} if scores.pooled is None else {"pooled": scores.pooled}),
                 }
                 for scores in self.scores
             ],
@@ -190,6 +264,7 @@ class FitResult:
                 }
                 for one in self.spread
             ],
+            "simple": None if self.simple is None else self.simple.as_dict(),
             "candidates": [
                 {
                     "number": one.number,

@@ -3,25 +3,25 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 import torch
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
 from optimizer.search.asking import SharedStorage, Trials
 from optimizer.search.binding import distributions_of, found_upstream, open_search
 from optimizer.search.budgets import Budgets
-from optimizer.search.exact import exact_optimum
+from optimizer.search.exact import exact_optimum, keeping_point
 from optimizer.search.interrupting import whole_trial
 from optimizer.search.pace import seconds_left, seconds_per_trial
-from optimizer.search.results import SearchResult, best_of, completed
+from optimizer.search.results import DISTANCE, SearchResult, best_of, completed
 from optimizer.search.samplers import make_sampler, trial_seed
 from optimizer.search.space import Space
 from optimizer.search.study import Stage, Study
-from optimizer.similarity import Metric, QuadraticMetric, total_similarity
+from optimizer.similarity import ExplainedMetric, Metric, QuadraticMetric, total_similarity
 
 __all__ = ["FitEvents", "Search", "SearchProgress", "TrialsFailed"]
 
@@ -81,10 +81,15 @@ class Search:
         space: Space,
         metric: Metric,
         exact: Mapping[str, QuadraticMetric],
+        explained: ExplainedMetric,
         *,
         number: int = 1,
     ) -> None:
-        """Of pass `number`; in further passes the first trial is where the space starts, so that nothing is lost."""
+        """Of pass `number`; in further passes the first trial is where the space starts, so that nothing is lost.
+
+        The exact optima of `exact` come first. `explained`, over all blocks of the stage, tells how far candidates are
+        from the target. Alphas that only move blocks which the target has unchanged are not searched: they keep those.
+        """
         self._number = number
         self._study = study
         self._seed = study.seed
@@ -103,11 +108,21 @@ class Search:
         self._metric = metric
         if all(len(names) < 2 for names in space.parameters_by_block(metric.blocks).values()):
             metric.prepare(space.coefficients(space.diagonal))
-        self._exact = {label: exact_optimum(space, quadratic, seed=study.seed) for label, quadratic in exact.items()}
+        self._explained = explained
+        kept = keeping_point(space, explained, metric.unchanged)
+        optima = {label: exact_optimum(space, quadratic, seed=study.seed) for label, quadratic in exact.items()}
+        self._exact = {label: replace(one, point={**one.point, **kept}) for label, one in optima.items()}
         names = [parameter.name for parameter in space.parameters]
-        self._first = [("incumbent", dict(zip(names, space.start, strict=True)))] if number > 1 else []
+        start = {**dict(zip(names, space.start, strict=True)), **kept}
+        self._first = [("incumbent", start)] if number > 1 else []
         self._first += [(f"exact {label}", optimum.point) for label, optimum in self._exact.items()]
-        self._distributions: dict[str, BaseDistribution] = {**distributions_of(space.parameters)}
+        self._distributions: dict[str, BaseDistribution] = {
+            **distributions_of(space.parameters),
+            **{name: FloatDistribution(value, value) for name, value in kept.items()},
+        }
+        # Where nothing is left to search, one trial says it all.
+        self._most = None if set(names) - set(kept) else 1
+        self._budget = stage.trials if self._most is None else min(stage.trials, self._most)
         self._trials: Trials | None = None
 
     @property
@@ -139,12 +154,12 @@ class Search:
         """
         upstream = found_upstream(self._space.algebra, self._space.parameters, self._metric.blocks)
         label = prefix + self._name
-        budgets = Budgets.of(self._study, shared.workers)
+        budgets = Budgets.of(self._study, shared.workers, self._most)
         stored = shared.in_turn(
             lambda: open_search(shared.storage, label, binding, upstream, shared.address, self._facts, budgets)
         )
         trials = self._trials = Trials(stored, shared, self._distributions, self._metric.blocks)
-        budget, failures = self._stage.trials, 0
+        budget, failures = self._budget, 0
         events.opened(self._progress(trials, shared))
         yield self.result
         told = {trial._trial_id for trial in trials.finished}
@@ -172,7 +187,7 @@ class Search:
     def _progress(self, trials: Trials, shared: SharedStorage) -> SearchProgress:
         done = completed(trials.finished)
         best = best_of(done)
-        budget = shared.budget(self._stage, trials.study_id)
+        budget = self._budget if self._most is not None else shared.budget(self._stage, trials.study_id)
         return SearchProgress(
             self._name,
             self._step,
@@ -206,15 +221,21 @@ class Search:
     def _scored(self, trial: FrozenTrial) -> tuple[dict[str, Any], float | None]:
         """User attributes for a trial, with the value that it is told; None if it failed."""
         try:
-            scores = self._scores(trial.params)
+            coefficients = self._coefficients(trial.params)
+            scores = self._scores(coefficients)
+            distance = float(self._explained.distance(coefficients)[0])
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}, None
+        # Where the target has all blocks unchanged there is nothing to be told apart by.
+        total = total_similarity(scores) if scores else 1.0
         # A number by itself, for dashboards cannot plot a mapping.
-        return {"block_scores": scores, "lowest": min(scores.values())}, total_similarity(scores)
+        return {"block_scores": scores, "lowest": min(scores.values(), default=total), DISTANCE: distance}, total
 
-    def _scores(self, point: Mapping[str, float]) -> dict[str, float]:
+    def _coefficients(self, point: Mapping[str, float]) -> torch.Tensor:
         values = [point[parameter.name] for parameter in self._space.parameters]
-        coefficients = self._space.coefficients(torch.tensor([values], dtype=torch.float64))
+        return self._space.coefficients(torch.tensor([values], dtype=torch.float64))
+
+    def _scores(self, coefficients: torch.Tensor) -> dict[str, float]:
         scores = self._metric.score(coefficients)[0].tolist()
         if not all(map(math.isfinite, scores)):
             broken = [

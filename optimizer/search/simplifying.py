@@ -1,7 +1,12 @@
-"""Simplifying a finished recipe: fewer sources, steps and distinct numbers for the same similarity, within a tolerance.
+"""Simplifying a finished recipe: fewer sources, steps and distinct numbers that explain as much of the target.
 
-Nothing is merged, and little is scored: a block's similarity depends on that block's alphas alone, so what a change
-costs is the sum of what it costs in each block, and a block's *column* (its alphas, one for each step) is scored once.
+Every block is judged by itself, by the share of the target's difference from the base that it explains: a cosine would
+let alphas grow or shrink as they like, and a mean lets one block pay for the others. A block may lose a small share of
+what the recipe leaves unexplained in it, so that what is exact stays exact, and no number goes farther than those that
+people choose by hand are apart.
+
+Nothing is merged, and little is scored: a block's share depends on that block's alphas alone, so a block's *column*
+(its alphas, one for each step) is scored once.
 
 A change is made only if it makes the recipe simpler in this order: fewer alphas that are not 0, then numbers on coarser
 grids, then longer runs of equal numbers. So it ends; and it ends where nothing simpler is left to try, which is why
@@ -17,24 +22,32 @@ import torch
 
 from optimizer.errors import RecipeError
 from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step
-from optimizer.search.notes import noted_scores
-from optimizer.similarity import Metric, score_step, total_similarity
+from optimizer.search.noted import noted_scores
+from optimizer.similarity import ExplainedMetric, Metric, score_step, total_similarity
 
 __all__ = [
     "GRIDS",
+    "SHARE",
+    "TOLERANCE",
     "Changes",
+    "Judged",
     "Number",
     "Scored",
     "SettledNumber",
     "Simplified",
-    "check_finished",
     "default_numbers",
     "simplify",
 ]
 
 # What people publish, from the coarsest grid to the finest.
 GRIDS = (0.05, 0.01, 0.005)
-# Similarities that differ by less are equal: sums of products in float64 are as exact.
+SHARE = 0.05
+"""The share of what a recipe leaves unexplained in a block that simplifying may add to it, unless asked otherwise."""
+TOLERANCE = 1e-9
+"""What a block may lose besides, in units of |base - target|^2: shares that differ by no more are equal."""
+# How far a number may go in one change that costs something: the spacing of the coarsest grid.
+_FARTHEST = 0.05 + 1e-12
+# Shares that differ by less are equal: sums of products in float64 are as exact.
 _EQUAL = 1e-12
 # Columns scored in one call.
 _BATCH = 64
@@ -63,11 +76,23 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A similarity to be kept: that of the result of `step`, the mean of what `metric` says of its blocks.
+class Judged:
+    """What is to be kept: how near the result of `step` is to the target in each block that `metric` asks for.
 
-    `label` is what recipes call the metric. Losses count from `reference`, in [-1, 1]; if None, from the similarity of
-    the recipe as it is given.
+    Losses count from `reference`, {block: share, at most 1}; of blocks that are not in it, from the recipe as given.
+    """
+
+    step: str
+    metric: ExplainedMetric
+    reference: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A similarity to be told of: that of the result of `step`, the mean of what `metric` says of its blocks.
+
+    `label` is what recipes call the metric. The similarity before counts from `reference`, in [-1, 1]; if None, it is
+    that of the recipe as given.
     """
 
     name: str
@@ -111,10 +136,12 @@ class Changes:
 
 @dataclass(frozen=True)
 class Simplified:
-    """A simpler `recipe`; the similarities by name, in [-1, 1], `before` (what losses count from) and `after`.
+    """A simpler `recipe`, what each block explained `before` (what losses count from) and explains `after`.
 
-    `scored` says where they are measured now: a step that was dropped gave its place to its input a. Where that is a
-    model, nothing is left to score, and `scored` lacks it.
+    Both are {block: share, at most 1 and not clipped}, of the blocks that were judged and that the target has changed.
+    `totals` are similarities by name, (before, after) in [-1, 1]; `scored` says where they are measured now: a step
+    that was dropped gave its place to its input a. Where that is a model, nothing is left to score, and `scored` lacks
+    it.
     `distinct` is how many different numbers the recipe's alphas have, before and after.
     """
 
@@ -122,13 +149,29 @@ class Simplified:
     scored: tuple[Scored, ...]
     before: Mapping[str, float]
     after: Mapping[str, float]
+    totals: Mapping[str, tuple[float, float]]
     changes: Changes
     distinct: tuple[int, int]
 
+    @property
+    def explained(self) -> tuple[float, float]:
+        """The mean share explained over the blocks, before and after; NaN if there are none."""
+        return total_similarity(self.before), total_similarity(self.after)
+
+    @property
+    def lost(self) -> float:
+        """The most that a block has lost; 0 if none has."""
+        return max((self.before[block] - self.after[block] for block in self.before), default=0.0)
+
     def as_dict(self) -> dict[str, object]:
         """What changed, as JSON takes it."""
+        total_before, total_after = (None if math.isnan(total) else total for total in self.explained)
         return {
-            "searches": {name: {"before": self.before[name], "after": self.after[name]} for name in self.before},
+            "explained": {
+                "before": {"total": total_before, "blocks": dict(self.before)},
+                "after": {"total": total_after, "blocks": dict(self.after)},
+            },
+            "searches": {name: {"before": old, "after": new} for name, (old, new) in self.totals.items()},
             "distinct_numbers": dict(zip(("before", "after"), self.distinct, strict=True)),
             "grids": {grid: {"before": old, "after": new} for grid, (old, new) in self.changes.grids().items()},
             "dropped": {"sources": list(self.changes.sources), "steps": list(self.changes.steps)},
@@ -147,43 +190,63 @@ class Simplified:
 
 def simplify(
     recipe: Recipe,
-    scored: Sequence[Scored],
-    tolerance: float,
+    judged: Sequence[Judged],
     *,
     groups: Sequence[Group],
     sources: Sequence[str],
+    share: float = SHARE,
+    tolerance: float = TOLERANCE,
+    scored: Sequence[Scored] = (),
     numbers: Iterable[Number] | None = None,
     keep: Collection[str] = (),
 ) -> Simplified:
-    """A simpler recipe whose similarities are each at most `tolerance` (above 0) below those of `recipe`.
+    """Return a simpler recipe that explains in each block nearly what `recipe` does.
 
-    `groups` and `sources` are those that the metrics' coefficients are about; all that the recipe uses must be among
-    them. `numbers` may change, no others (default: `default_numbers`); those on blocks that nothing scores never do.
-    `keep` are models that stay listed even if no step needs them.
+    A block that explains e may come down to e - share * (1 - e) - tolerance, with `share` and `tolerance` from 0 up; a
+    block that the target has unchanged stays as it is, but for `tolerance`. A number that matters moves by no more than
+    0.05 at a time. `groups` and `sources` are those that the metrics' coefficients are about; all that the recipe uses
+    must be among them. `scored` are similarities to be told beside. `numbers` may change, no others (default:
+    `default_numbers`); those on blocks that nothing judges never do. `keep` are models that stay listed even if no step
+    needs them.
 
-    First all numbers go to the finest grid, so that what follows cannot spend the tolerance and leave them crooked; if
-    that is possible. Then, the smallest loss first: sources are dropped, then steps, then single numbers set to 0,
-    whole alphas put on the coarsest grid that works, then single numbers, and last, where it costs nothing, made equal
-    to the next block's.
+    First all numbers go to the finest grid, so that what follows cannot spend what may be lost and leave them crooked;
+    if that is possible. Then, the smallest loss first: sources are dropped, then steps, then single numbers set to 0,
+    whole alphas put on the coarsest grid that works, then single numbers, and last, where it changes nothing, made
+    equal to the next block's.
 
-    Raises RecipeError for a recipe with free alphas, and for a tolerance that is not above 0.
+    Raises RecipeError for a recipe with free alphas, and for a share or a tolerance below 0.
     """
-    if not (math.isfinite(tolerance) and tolerance > 0):
-        raise RecipeError(f"tolerance: received {tolerance:g}; must be a number above 0, such as 1e-4")
-    check_finished(recipe)
-    given = tuple(default_numbers(recipe, scored) if numbers is None else _scored_numbers(recipe, numbers, scored))
-    before = {one.name: _total(recipe, one, groups, sources) for one in scored}
-    before |= {one.name: one.reference for one in scored if one.reference is not None}
+    for name, given_number in (("share", share), ("tolerance", tolerance)):
+        if not (math.isfinite(given_number) and given_number >= 0):
+            raise RecipeError(f"{name}: received {given_number:g}; must be a number from 0 up, such as 0.05")
+    recipe.check_finished("simplified", *(step.name for step in recipe.steps))
+    blocks = {one.step: (*one.metric.blocks, *one.metric.unchanged) for one in judged}
+    given = tuple(default_numbers(recipe, blocks) if numbers is None else _judged_numbers(recipe, numbers, blocks))
+    judges = [_Judge.of(one, recipe, share, tolerance, groups, sources) for one in judged]
+    before = {block: share for judge in judges for block, share in judge.shares(recipe).items()}
+    before |= {block: share for one in judged for block, share in (one.reference or {}).items() if block in before}
+    totals = {one.name: _total(recipe, one, groups, sources) for one in scored}
+    totals |= {one.name: one.reference for one in scored if one.reference is not None}
     after: dict[str, float] = {}
-    current, left = recipe, tuple(replace(one, reference=before[one.name]) for one in scored)
+    final: dict[str, float] = {}
+    current, left = recipe, tuple(scored)
     names: dict[Number, Number] = {number: number for number in given}
     while True:
-        found = _Search(current, left, tuple(names.values()), tolerance, groups, sources).run()
-        tidied = _tidied(found, groups, sources, roots=[one.step for one in left], keep=keep)
+        found = _Search(current, judges, tuple(names.values())).run()
+        roots = [*(one.step for one in left), *(judge.step for judge in judges)]
+        tidied = _tidied(found, groups, sources, roots=roots, keep=keep)
+        moved = [replace(judge, step=tidied.places[judge.step]) for judge in judges]
         left = tuple(replace(one, step=tidied.places[one.step]) for one in left)
-        # Nothing can change any more what a model scores by itself.
+        # Nothing can change any more what a model is by itself.
         after |= {one.name: _total(found, one, groups, sources) for one in left if one.step in found.models}
+        final |= {
+            block: share
+            for judge, now in zip(judges, moved, strict=True)
+            if now.step in found.models
+            for block, share in judge.shares(found).items()
+        }
         left = tuple(one for one in left if one.name not in after)
+        judges = [judge for judge in moved if judge.step not in found.models]
         names = {
             number: Number(*tidied.pairs[now.step, now.alpha], now.blocks)
             for number, now in names.items()
@@ -193,6 +256,7 @@ def simplify(
             break
         current = tidied.recipe
     after |= {one.name: _total(current, one, groups, sources) for one in left}
+    final |= {block: share for judge in judges for block, share in judge.shares(current).items()}
     settled = tuple(
         SettledNumber(number, _value(recipe, number), _value(current, names[number]) if number in names else 0.0)
         for number in given
@@ -202,7 +266,8 @@ def simplify(
         recipe=_with_similarities(current, left, groups, sources),
         scored=left,
         before=before,
-        after={one.name: after[one.name] for one in scored},
+        after={block: final[block] for block in before},
+        totals={name: (old, after[name]) for name, old in totals.items()},
         changes=Changes(
             numbers=settled,
             steps=tuple(step.name for step in recipe.steps if step.name not in kept_steps),
@@ -213,19 +278,19 @@ def simplify(
 
 
 def default_numbers(
-    recipe: Recipe, scored: Sequence[Scored], steps: Collection[str] | None = None
+    recipe: Recipe, judged: Mapping[str, Collection[str]], steps: Collection[str] | None = None
 ) -> tuple[Number, ...]:
-    """The numbers of a recipe that does not tell which of its alphas were searched.
+    """The numbers of a recipe that does not tell which of its alphas were searched; `judged` is {step: blocks}.
 
-    An alpha that is the same on all blocks is one number; of others each block's is one, where it is scored. `steps`
-    are those to take them from (default: all that lead to a step that is scored).
+    An alpha that is the same on all blocks is one number; of others each block's is one, where it is judged. `steps`
+    are those to take them from (default: all that lead to a step that is judged).
     """
     found: list[Number] = []
-    scored_blocks = _blocks_scored(recipe, scored)
+    judged_blocks = _blocks_judged(recipe, judged)
     for step in recipe.steps:
         if steps is not None and step.name not in steps:
             continue
-        blocks = scored_blocks[step.name]
+        blocks = judged_blocks[step.name]
         for name, alpha in step.alphas.items():
             if blocks and len({alpha.at(block) for block in recipe.layout.blocks}) == 1:
                 found.append(Number(step.name, name, recipe.layout.blocks))
@@ -234,34 +299,22 @@ def default_numbers(
     return tuple(found)
 
 
-def check_finished(recipe: Recipe) -> None:
-    """Raises RecipeError for a recipe with free alphas."""
-    free = [
-        f"steps.{step.name}.{name}: free on {recipe.layout.describe_blocks(hole.blocks)}; "
-        "fit the recipe first, and simplify the best.yaml that a fit writes"
-        for step in recipe.steps
-        for name, alpha in step.alphas.items()
-        for hole in alpha.free
-    ]
-    if free:
-        # One line will do: the remedy is the same for all.
-        raise RecipeError(free[0] if len(free) == 1 else f"{free[0]} ({len(free)} free alphas in all)")
-
-
-def _scored_numbers(recipe: Recipe, numbers: Iterable[Number], scored: Sequence[Scored]) -> Iterator[Number]:
-    """Those of `numbers` that some similarity depends on: whatever is changed elsewhere is changed blindly."""
-    scored_blocks = _blocks_scored(recipe, scored)
+def _judged_numbers(
+    recipe: Recipe, numbers: Iterable[Number], judged: Mapping[str, Collection[str]]
+) -> Iterator[Number]:
+    """Those of `numbers` that some block is judged by: whatever is changed elsewhere is changed blindly."""
+    judged_blocks = _blocks_judged(recipe, judged)
     for number in numbers:
-        if set(number.blocks) & scored_blocks[number.step]:
+        if set(number.blocks) & judged_blocks[number.step]:
             yield number
 
 
-def _blocks_scored(recipe: Recipe, scored: Sequence[Scored]) -> dict[str, set[str]]:
-    """For each step, the blocks on which a similarity depends on it."""
+def _blocks_judged(recipe: Recipe, judged: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+    """For each step, the blocks that are judged by what depends on it."""
     found: dict[str, set[str]] = {step.name: set() for step in recipe.steps}
-    for one in scored:
-        for name in _ancestors(recipe, one.step):
-            found[name].update(one.metric.blocks)
+    for step, blocks in judged.items():
+        for name in _ancestors(recipe, step):
+            found[name].update(blocks)
     return found
 
 
@@ -295,26 +348,87 @@ def _with_similarities(
     steps = []
     for step in recipe.steps:
         noted: dict[str, dict[str, float]] = {}
+        unchanged: dict[str, dict[str, None]] = {}
         for one in scored:
             if one.step == step.name or one.label in (step.similarity or {}):
                 noted.setdefault(one.label, {}).update(score_step(one.metric, recipe, step.name, groups, sources))
-        similarity = {label: noted_scores(scores) for label, scores in noted.items()}
+                unchanged.setdefault(one.label, {}).update(dict.fromkeys(one.metric.unchanged))
+        similarity = {
+            label: noted_scores(scores, unchanged=tuple(unchanged[label]), order=recipe.layout.blocks)
+            for label, scores in noted.items()
+        }
         steps.append(replace(step, similarity=similarity or None))
     return replace(recipe, steps=tuple(steps))
 
 
-class _BlockScores:
-    """What a block adds to each of the totals, by its column of alphas; every column is scored once."""
+@dataclass(frozen=True)
+class _Judge:
+    """How near the result of `step` may come to be to the target, block by block.
 
-    def __init__(
-        self, recipe: Recipe, scored: Sequence[Scored], groups: Sequence[Group], sources: Sequence[str]
-    ) -> None:
+    `metrics` score the blocks that the target has changed, by what is explained, and the others, by what is kept; of
+    the latter 1 is all. `floors` are the lowest scores, {block: number}.
+    """
+
+    step: str
+    metrics: tuple[ExplainedMetric, ...]
+    floors: Mapping[str, float]
+    groups: Sequence[Group]
+    sources: Sequence[str]
+
+    @staticmethod
+    def of(
+        judged: Judged,
+        recipe: Recipe,
+        share: float,
+        tolerance: float,
+        groups: Sequence[Group],
+        sources: Sequence[str],
+    ) -> "_Judge":
+        """What may be lost of `judged`, counted from its reference or from what `recipe` explains."""
+        metric = judged.metric
+        judge = _Judge(judged.step, (metric, metric.keeping(metric.unchanged)), {}, groups, sources)
+        now = judge._scores(recipe)
+        explained = {block: (judged.reference or {}).get(block, now[block]) for block in metric.blocks}
+        floors = {block: one - share * (1 - one) - tolerance for block, one in explained.items()}
+        return replace(judge, floors=floors | {block: now[block] - tolerance for block in metric.unchanged})
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """All blocks that are judged."""
+        return tuple(block for metric in self.metrics for block in metric.blocks)
+
+    def shares(self, recipe: Recipe) -> dict[str, float]:
+        """What the result explains, {block: share}, of the blocks that the target has changed."""
+        scores = self._scores(recipe)
+        return {block: scores[block] for block in self.metrics[0].blocks}
+
+    def score(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Scores, float64 [n, blocks], of coefficients float64 [n, groups, sources].
+
+        They are not clipped: of two hopeless merges one is nearer.
+        """
+        return torch.cat([metric.value(*metric.moments(coefficients)) for metric in self.metrics], dim=1)
+
+    def algebra(self, recipe: Recipe) -> Algebra:
+        """The coefficients of the result."""
+        return Algebra(recipe, self.groups, self.sources, self.step)
+
+    def _scores(self, recipe: Recipe) -> dict[str, float]:
+        algebra = self.algebra(recipe)
+        scores = self.score(algebra.coefficients(algebra.starting_alphas()))[0].tolist()
+        return dict(zip(self.blocks, scores, strict=True))
+
+
+class _BlockScores:
+    """What each judge makes of a block, by the block's column of alphas; every column is scored once."""
+
+    def __init__(self, recipe: Recipe, judges: Sequence[_Judge]) -> None:
         self.pairs: tuple[Pair, ...] = tuple((step.name, name) for step in recipe.steps for name in step.alphas)
         self._blocks = recipe.layout.blocks
-        self._scored = scored
-        self._algebras = [Algebra(recipe, groups, sources, one.step) for one in scored]
+        self._judges = judges
+        self._algebras = [judge.algebra(recipe) for judge in judges]
         self._rows = [[self.pairs.index(pair) for pair in algebra.alphas] for algebra in self._algebras]
-        self._known: dict[tuple[str, Column], Column] = {}
+        self._known: dict[tuple[str, Column], dict[int, float]] = {}
 
     def learn(self, columns: Iterable[tuple[str, Column]]) -> None:
         """Score what is not known of `columns`, (block, column) each; one candidate serves all blocks at once."""
@@ -327,8 +441,8 @@ class _BlockScores:
             batches = {block: queue[start : start + _BATCH] for block, queue in waiting.items()}
             self._score({block: batch for block, batch in batches.items() if batch})
 
-    def of(self, block: str, column: Column) -> Column:
-        """What the block adds to each total; it must have been learned."""
+    def of(self, block: str, column: Column) -> Mapping[int, float]:
+        """The block's scores {judge: score}, of the judges that see it; the column must have been learned."""
         return self._known[block, column]
 
     def _score(self, waiting: Mapping[str, Sequence[Column]]) -> None:
@@ -339,14 +453,15 @@ class _BlockScores:
             # A block with fewer columns waiting repeats its last one, which is as good as any.
             filled = [*queue, *([queue[-1]] * (count - len(queue)))]
             alphas[:, :, place] = torch.tensor(filled, dtype=torch.float64)
-        shares = []
-        for one, algebra, rows in zip(self._scored, self._algebras, self._rows, strict=True):
-            scores = (one.metric.score(algebra.coefficients(alphas[:, rows])) / len(one.metric.blocks)).tolist()
-            shares.append({block: [row[place] for row in scores] for place, block in enumerate(one.metric.blocks)})
+        found: list[dict[str, list[float]]] = []
+        for judge, algebra, rows in zip(self._judges, self._algebras, self._rows, strict=True):
+            scores = judge.score(algebra.coefficients(alphas[:, rows])).tolist()
+            found.append({block: [row[place] for row in scores] for place, block in enumerate(judge.blocks)})
         for block, queue in waiting.items():
             for position, column in enumerate(queue):
-                known = tuple(share[block][position] if block in share else 0.0 for share in shares)
-                self._known[block, column] = known
+                self._known[block, column] = {
+                    judge: of_blocks[block][position] for judge, of_blocks in enumerate(found) if block in of_blocks
+                }
 
 
 # The search.
@@ -362,31 +477,24 @@ class _Move:
 class _Search:
     """The alphas of one recipe, made simpler one accepted move after another; its steps stay as they are."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        scored: Sequence[Scored],
-        numbers: Sequence[Number],
-        tolerance: float,
-        groups: Sequence[Group],
-        sources: Sequence[str],
-    ) -> None:
+    def __init__(self, recipe: Recipe, judges: Sequence[_Judge], numbers: Sequence[Number]) -> None:
         self._recipe = recipe
+        self._judges = judges
         self._numbers = numbers
-        self._roots = {recipe.output, *_leaves(recipe), *(one.step for one in scored)}
+        self._roots = {recipe.output, *_leaves(recipe), *(judge.step for judge in judges)}
         self._uses: dict[str, list[tuple[Step, str]]] = {}
         for step in recipe.steps:
             for place, name in step.inputs.items():
                 self._uses.setdefault(name, []).append((step, place))
-        self._scores = _BlockScores(recipe, scored, groups, sources)
+        self._scores = _BlockScores(recipe, judges)
         self._row = {pair: row for row, pair in enumerate(self._scores.pairs)}
         steps = {step.name: step for step in recipe.steps}
         self._columns: dict[str, Column] = {
             block: tuple(getattr(steps[step], alpha).at(block) for step, alpha in self._scores.pairs)
             for block in recipe.layout.blocks
         }
+        self._first = dict(self._columns)
         self._scores.learn(self._columns.items())
-        self._floors = [(one.reference if one.reference is not None else -1.0) - tolerance for one in scored]
 
     def run(self) -> Recipe:
         """The same recipe with simpler numbers."""
@@ -400,59 +508,65 @@ class _Search:
                 self._one_by_one(lambda grid=grid: self._alpha_moves(grid))  # type: ignore[misc]
             for grid in GRIDS:
                 self._many(lambda grid=grid: self._number_moves(grid))  # type: ignore[misc]
-            self._one_by_one(self._equal_moves, free_of_charge=True)
+            self._one_by_one(self._equal_moves, without_effect=True)
             if self._columns == start:
                 return self._filled()
 
     # Accepting moves.
 
-    def _one_by_one(self, moves: Callable[[], Iterable[_Move]], *, free_of_charge: bool = False) -> None:
+    def _one_by_one(self, moves: Callable[[], Iterable[_Move]], *, without_effect: bool = False) -> None:
         """Make the move that loses least, as long as there is one that fits."""
-        while ranked := self._ranked(moves(), free_of_charge):
+        while ranked := self._ranked(moves(), without_effect):
             self._columns |= ranked[0].columns
 
     def _many(self, moves: Callable[[], Iterable[_Move]]) -> None:
         """Make moves that fit, those that lose least first; of moves in one block one at a time."""
-        while ranked := self._ranked(moves(), free_of_charge=False):
+        while ranked := self._ranked(moves(), without_effect=False):
             touched: set[str] = set()
-            totals = self._totals()
             for move in ranked:
-                # What an earlier move has changed must be scored anew; what it has spent is gone.
-                if not touched & set(move.columns) and self._fits(self._losses(move), totals):
+                # What an earlier move has changed must be scored anew; blocks do not depend on each other.
+                if not touched & set(move.columns):
                     self._columns |= move.columns
                     touched |= set(move.columns)
-                    totals = self._totals()
 
-    def _ranked(self, moves: Iterable[_Move], free_of_charge: bool) -> list[_Move]:
+    def _ranked(self, moves: Iterable[_Move], without_effect: bool) -> list[_Move]:
         """The moves that fit, the smallest loss first; among equals in the order given."""
         listed = list(moves)
         self._scores.learn(item for move in listed for item in move.columns.items())
-        losses = [(self._losses(move), move) for move in listed]
-        totals = self._totals()
+        losses = [self._loss(move) for move in listed]
         fitting = [
-            (max(lost, default=0.0), place, move)
-            for place, (lost, move) in enumerate(losses)
-            if self._fits(lost, totals) and not (free_of_charge and max(lost, default=0.0) > _EQUAL)
+            (loss, place, move)
+            for place, (loss, move) in enumerate(zip(losses, listed, strict=True))
+            if loss is not None and not (without_effect and self._matters(move))
         ]
         return [move for _, _, move in sorted(fitting, key=lambda entry: entry[:2])]
 
-    def _losses(self, move: _Move) -> list[float]:
-        """What the move takes from each total; negative where it adds."""
-        pairs = [
-            (self._scores.of(block, self._columns[block]), self._scores.of(block, column))
+    def _matters(self, move: _Move) -> bool:
+        """Whether the move changes what is judged by more than rounding, for better or worse."""
+        return any(
+            abs(score - self._scores.of(block, self._columns[block])[judge]) > _EQUAL
             for block, column in move.columns.items()
-        ]
-        return [math.fsum(old[one] - new[one] for old, new in pairs) for one in range(len(self._floors))]
-
-    def _totals(self) -> list[float]:
-        """Each total as the columns are."""
-        added = [self._scores.of(block, column) for block, column in self._columns.items()]
-        return [math.fsum(share[one] for share in added) for one in range(len(self._floors))]
-
-    def _fits(self, losses: Sequence[float], totals: Sequence[float]) -> bool:
-        return all(
-            loss <= 0 or total - loss >= floor for loss, total, floor in zip(losses, totals, self._floors, strict=True)
+            for judge, score in self._scores.of(block, column).items()
         )
+
+    def _loss(self, move: _Move) -> float | None:
+        """The largest share of what a block may lose that the move takes, 0 if none loses; None if it does not fit."""
+        most = 0.0
+        for block, column in move.columns.items():
+            if not self._matters(_Move({block: column})):
+                continue
+            old, new = (self._scores.of(block, one) for one in (self._columns[block], column))
+            lost = {judge: old[judge] - score for judge, score in new.items()}
+            # Nor may a number drift to where a block is explained better: that is for fits.
+            farthest = max(abs(one - other) for one, other in zip(column, self._columns[block], strict=True))
+            if farthest > _FARTHEST:
+                return None
+            for judge, each in lost.items():
+                floor = self._judges[judge].floors[block]
+                if each > _EQUAL and new[judge] < floor:
+                    return None
+                most = max(most, each / max(1 - floor, 1e-300) if each > _EQUAL else 0.0)
+        return most
 
     # Moves.
 
@@ -461,7 +575,7 @@ class _Search:
         finest = len(GRIDS) - 1
         crooked = [number for number in self._numbers if _fineness(self._at(number)) > finest]
         if crooked:
-            yield self._move({number: _neighbours(self._at(number), GRIDS[finest])[0] for number in crooked})
+            yield self._move({number: self._rounded(number, GRIDS[finest]) for number in crooked})
 
     def _source_moves(self) -> Iterator[_Move]:
         """For each source: all alphas to 0 by which it takes part, if it can be left out so."""
@@ -485,21 +599,16 @@ class _Search:
         """For each step's alpha: all its numbers to the grid."""
         for pair in dict.fromkeys((number.step, number.alpha) for number in self._numbers):
             own = [number for number in self._numbers if (number.step, number.alpha) == pair]
-            options = {number: self._onto(grid, number) for number in own if self._off(grid, number)}
-            self._scores.learn(
-                item for moves in options.values() for move in moves.values() for item in move.columns.items()
-            )
-            if options:
-                # Blocks do not depend on each other, so each takes the neighbour that suits it best.
-                yield self._move({number: self._better(moves) for number, moves in options.items()})
+            if options := {number: self._rounded(number, grid) for number in own if self._off(grid, number)}:
+                yield self._move(options)
 
     def _number_moves(self, grid: float) -> Iterator[_Move]:
         for number in self._numbers:
             if self._off(grid, number):
-                yield from self._onto(grid, number).values()
+                yield self._move({number: self._rounded(number, grid)})
 
     def _equal_moves(self) -> Iterator[_Move]:
-        """For each block's number: that of the next block or of the one before, where there are fewer changes then."""
+        """For each block's number: that of the next block or the one before, where that leaves fewer changes."""
         blocks = self._recipe.layout.blocks
         for number in self._numbers:
             row, own = self._row[number.step, number.alpha], self._at(number)
@@ -545,15 +654,14 @@ class _Search:
     def _at(self, number: Number) -> float:
         return self._columns[number.blocks[0]][self._row[number.step, number.alpha]]
 
+    def _rounded(self, number: Number, grid: float) -> float:
+        """The grid's value nearest to what the number was at first: not to what a finer grid has made of it."""
+        first = self._first[number.blocks[0]][self._row[number.step, number.alpha]]
+        # One on the other side is farther than half a step, and rarely better.
+        return _on(grid, round(first / grid))
+
     def _off(self, grid: float, number: Number) -> bool:
         return _fineness(self._at(number)) > GRIDS.index(grid)
-
-    def _onto(self, grid: float, number: Number) -> dict[float, _Move]:
-        """The grid's values next to a number, the nearest first, each with the move to it."""
-        return {value: self._move({number: value}) for value in _neighbours(self._at(number), grid)}
-
-    def _better(self, moves: Mapping[float, _Move]) -> float:
-        return min(moves, key=lambda value: max(self._losses(moves[value]), default=0.0))
 
     def _filled(self) -> Recipe:
         changed = {
@@ -570,12 +678,6 @@ class _Search:
 def _fineness(value: float) -> int:
     """0 for a value on the coarsest grid, 1 for the next; `len(GRIDS)` for one that is on none."""
     return next((place for place, grid in enumerate(GRIDS) if value == _on(grid, round(value / grid))), len(GRIDS))
-
-
-def _neighbours(value: float, grid: float) -> tuple[float, ...]:
-    """The grid's values on either side of `value`, the nearest first."""
-    below = math.floor(value / grid)
-    return tuple(sorted((_on(grid, below), _on(grid, below + 1)), key=lambda point: abs(point - value)))
 
 
 def _on(grid: float, steps: int) -> float:

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 import torch
 
+from optimizer.checkpoints.layout import Layout
 from optimizer.recipes import Algebra, Free, Recipe
 
-__all__ = ["Parameter", "Space", "connected", "filled_alphas", "parameters_of"]
+__all__ = ["Parameter", "Space", "connected", "described_alphas", "filled_alphas", "parameters_of"]
 
 Item = TypeVar("Item")
 Touched = TypeVar("Touched", bound=Hashable)
@@ -45,6 +46,19 @@ def parameters_of(recipe: Recipe, steps: Iterable[str]) -> tuple[Parameter, ...]
                 else:
                     found += [Parameter(f"{prefix}.{block}", name, alpha_name, (block,), hole) for block in hole.blocks]
     return tuple(found)
+
+
+def described_alphas(names: Iterable[str], layout: Layout) -> tuple[str, ...]:
+    """Return names of parameters, those that differ in the block alone as one: T1.OUT03, T1.OUT04 as T1.OUT03-OUT04.
+
+    They stand in the order of the first of each.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        alpha, _, block = name.rpartition(".")
+        key, blocks = (f"{alpha}.", [block]) if alpha and block in layout.blocks else (name, [])
+        found.setdefault(key, []).extend(blocks)
+    return tuple(alpha + layout.describe_blocks(blocks) for alpha, blocks in found.items())
 
 
 class Space:

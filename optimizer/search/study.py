@@ -10,15 +10,17 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from optimizer.checkpoints import HashCache
 from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints.near_names import TEXT_SUFFIXES, missing_file
 from optimizer.checkpoints.presence import is_folder
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.printable import unprintable
-from optimizer.recipes import Recipe, find_models, load_recipe, locate
+from optimizer.recipes import Recipe, find_models, load_recipe, locate, not_found
 from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown, validate
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
-from optimizer.search.space import Parameter, parameters_of
+from optimizer.search.space import Parameter, described_alphas, parameters_of
 from optimizer.search.storage import DATABASE, StorageAddress
-from optimizer.similarity import METRICS, STATISTICS, read_prompts
+from optimizer.search.study_files import check_study_folder
+from optimizer.similarity import DEFAULT_METRIC, METRICS, STATISTICS, read_prompts
 
 __all__ = [
     "DEFAULT_SEED",
@@ -61,7 +63,7 @@ class StageEntry(UserFile):
     name: StrictStr
     steps: list[StrictStr] | None = None
     blocks: str | list[str] | None = None
-    metric: str = "delta"
+    metric: str = DEFAULT_METRIC
     elsewhere: str | None = None
     strategy: str = "joint"
     passes: StrictInt = 1
@@ -223,13 +225,14 @@ def load_study(
 
     Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit. `hashes` and
     `progress` are for files that are named by their hash, as in `locate`.
-    Raises InputError with one line for each problem.
+    Raises InputError with one line for each problem, such as a link among what is written into the folder.
     """
     path = study_file(path)
+    check_study_folder(path.parent)
     entry = validate(StudyEntry, read_yaml(path, StudyError), path, StudyError)
     recipe_path = path.parent / entry.recipe.replace("\\", "/")
     if named_file(path.parent, entry.recipe) is None:
-        raise StudyError(f"{path}: recipe: {recipe_path}: no such file")
+        raise StudyError(f"{path}: recipe: {recipe_path}: {missing_file(recipe_path, TEXT_SUFFIXES)}")
     recipe = load_recipe(recipe_path)
     study = attempt(lambda: study_of(entry, recipe, path.parent, path.resolve().parent.name), path)
     study = replace(study, path=path)
@@ -315,8 +318,7 @@ def with_found_files(
     try:
         target = locate(study.target_file, of_target, folders, hashes=hashes, progress=progress)
         if target is None:
-            looked = ", ".join(str(folder) for folder in (of_target, *folders))
-            problems.append(f"{target_given}: {study.target_file!r} not found; looked in {looked}")
+            problems.append(f"{target_given}: {not_found(study.target_file, of_target, folders)}")
     except InputError as error:
         problems += [f"{target_given}: {problem}" for problem in error.problems]
     if problems and not (study.folder / STATISTICS).exists():
@@ -369,7 +371,7 @@ def _read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Pat
     if reading and entry.prompts is not None:
         try:
             if (named := named_file(folder, entry.prompts)) is None:
-                raise InputError(f"{folder / entry.prompts}: no such file")
+                raise InputError(f"{folder / entry.prompts}: {missing_file(folder / entry.prompts, TEXT_SUFFIXES)}")
             prompts = read_prompts(named)
         except InputError as error:
             problems += [f"prompts: {problem}" for problem in error.problems]
@@ -417,17 +419,19 @@ def _stage_steps(entry: StageEntry, recipe: Recipe, problems: list[str]) -> tupl
         problems.append("steps: the recipe has no free alpha; write `alpha: {search: [0, 1]}` in a step")
     elif entry.steps is not None and not entry.steps:
         problems.append(f"steps: received []; the steps with free alphas are {', '.join(free)}")
-    for name in entry.steps or ():
-        if name not in order:
-            problems.append(f"steps: received {name!r}; the recipe's steps are {', '.join(order)}")
-        elif free and name not in free:
-            problems.append(f"steps: {name!r} has no free alpha; write `alpha: {{search: [0, 1]}}` there")
+    named = dict.fromkeys(entry.steps or ())
+    if unknown := [repr(name) for name in named if name not in order]:
+        problems.append(f"steps: received {', '.join(unknown)}; the recipe's steps are {', '.join(order)}")
+    if fixed := [repr(name) for name in named if free and name in order and name not in free]:
+        has = "has" if len(fixed) == 1 else "have"
+        problems.append(f"steps: {', '.join(fixed)} {has} no free alpha; write `alpha: {{search: [0, 1]}}` there")
     chosen = tuple(name for name in free if entry.steps is None or name in entry.steps)
     if (entry.strategy == "joint" or entry.passes > 1) and chosen:
         what = "a joint stage scores" if entry.strategy == "joint" else "further passes score"
         leading = {step.name for step in recipe.ancestors(chosen[-1])}
-        apart = [name for name in chosen if name not in leading]
-        problems += [f"steps: {name!r} does not lead to {chosen[-1]!r}, which {what}" for name in apart]
+        if apart := [repr(name) for name in chosen if name not in leading]:
+            does = "does" if len(apart) == 1 else "do"
+            problems.append(f"steps: {', '.join(apart)} {does} not lead to {chosen[-1]!r}, which {what}")
     return chosen
 
 
@@ -446,7 +450,7 @@ def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> t
     """Which metric scores which blocks. `elsewhere` takes the moved blocks that the stage's metric cannot see."""
     seen = METRICS[entry.metric].sees(layout)
     moved = {block for parameter in free for block in parameter.blocks}
-    own = {parameter.blocks[0]: parameter.name for parameter in free if not parameter.free.tie}
+    own = {parameter.blocks[0] for parameter in free if not parameter.free.tie}
     beyond = () if entry.elsewhere is None else METRICS[entry.elsewhere].sees(layout)
     problems = []
     try:
@@ -454,21 +458,22 @@ def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> t
     except InputError as error:
         raise StudyError(f"blocks: {problem}" for problem in error.problems) from None
     if entry.blocks is not None:
-        problems += [
-            f"blocks: {block} cannot be measured by {entry.metric!r}, which sees {layout.describe_blocks(seen)}; "
-            "leave it out or name a metric that sees it as `elsewhere`"
-            for block in layout.blocks
-            if block in listed and block not in seen and block not in beyond
-        ]
+        if unseen := [block for block in listed if block not in seen and block not in beyond]:
+            problems.append(
+                f"blocks: {layout.describe_blocks(unseen)} cannot be measured by {entry.metric!r}, which sees "
+                f"{layout.describe_blocks(seen)}; leave out what it does not see, or name a metric that sees it as "
+                "`elsewhere`"
+            )
         listed |= {block for block in own if block not in seen}
-    problems += [
-        f"metric: nothing sees {block}, which {own[block]} would be searched on: {entry.metric!r} sees "
-        f"{layout.describe_blocks(seen)}" + ("" if entry.elsewhere else "; name another metric for it as `elsewhere`")
-        for block in layout.blocks
-        if block in own and block not in seen and block not in beyond
-    ]
+    if blind := [block for block in own if block not in seen and block not in beyond]:
+        searched = described_alphas((one.name for one in free if not one.free.tie and one.blocks[0] in blind), layout)
+        problems.append(
+            f"metric: nothing sees {layout.describe_blocks(blind)}, where {', '.join(searched)} would be searched: "
+            f"{entry.metric!r} sees {layout.describe_blocks(seen)}"
+            + ("" if entry.elsewhere else "; name another metric for the rest as `elsewhere`")
+        )
     if problems:
-        raise StudyError(dict.fromkeys(problems))
+        raise StudyError(problems)
     first = tuple(block for block in seen if block in listed)
     second = tuple(block for block in beyond if block in listed and block not in first)
     if not first and not second:
@@ -482,8 +487,9 @@ def _unsearched(recipe: Recipe, stages: Sequence[Stage]) -> list[str]:
     searched = {parameter.name for stage in stages for parameter in stage.parameters}
     wanted = dict.fromkeys(step for stage in stages for step in stage.steps)
     missed = [parameter for parameter in parameters_of(recipe, wanted) if parameter.name not in searched]
-    return [
-        f"{parameter.name}: no stage scores {recipe.layout.describe_blocks(parameter.blocks)}; "
-        "add it to a stage's `blocks`, or give the alpha a number"
-        for parameter in missed
-    ]
+    if not missed:
+        return []
+    blocks = recipe.layout.describe_blocks({block for parameter in missed for block in parameter.blocks})
+    names = described_alphas((parameter.name for parameter in missed), recipe.layout)
+    way = "add what is missing to a stage's `blocks`, or give the alphas numbers"
+    return [f"{', '.join(names)}: no stage scores {blocks}; {way}"]

@@ -4,7 +4,7 @@ May import torch, `optimizer.checkpoints` and `optimizer.recipes`; never Optuna 
 """
 
 from optimizer.similarity.attention import AttentionMetric
-from optimizer.similarity.comparing import compare, select_blocks
+from optimizer.similarity.comparing import Compared, compare, select_blocks
 from optimizer.similarity.comparison import Comparison, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import chosen_device, select_device, unused_card
 from optimizer.similarity.encoder import (
@@ -24,6 +24,8 @@ from optimizer.similarity.measured import (
     save_measured,
 )
 from optimizer.similarity.metric import (
+    DEFAULT_METRIC,
+    EXACT_METRICS,
     METRICS,
     Combined,
     Metric,
@@ -33,19 +35,29 @@ from optimizer.similarity.metric import (
     score_steps,
     total_similarity,
 )
-from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, QuadraticMetric, WeightsMetric
-from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics
+from optimizer.similarity.quadratic import (
+    DeltaMetric,
+    ElementsMetric,
+    ExplainedMetric,
+    QuadraticMetric,
+    WeightsMetric,
+)
+from optimizer.similarity.statistics import Statistics, gram_matrix, measure_statistics, warn_of_zeros
 from optimizer.similarity.verifying import Verified, verify
 
 __all__ = [
+    "DEFAULT_METRIC",
+    "EXACT_METRICS",
     "METRICS",
     "STATISTICS",
     "AttentionMetric",
     "Combined",
+    "Compared",
     "Comparison",
     "DeltaMetric",
     "ElementsMetric",
     "EncoderMetric",
+    "ExplainedMetric",
     "FileMark",
     "Measured",
     "Metric",
@@ -76,4 +88,5 @@ __all__ = [
     "total_similarity",
     "unused_card",
     "verify",
+    "warn_of_zeros",
 ]

@@ -10,10 +10,12 @@ the same block has another X when other blocks are selected before it, as in the
 
 Projections are linear in the weights, so each source is projected once, and a candidate's queries and keys are combined
 from those. Its logits Q K' then come from as few numbers as can be (`logits`), and its cosines from those without a
-further turn through the main memory (`rows`). Two things are left out because they cancel: sum_j V[j, k] is
-(sum_j X[j]) W_v', and the softmax's denominator scales a whole row, which a cosine does not see.
+further turn through the main memory (`rows`); a card does the same for all blocks of one width at a time (`batched`).
+Two things are left out because they cancel: sum_j V[j, k] is (sum_j X[j]) W_v', and the softmax's denominator scales a
+whole row, which a cosine does not see.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,23 +23,25 @@ import torch
 
 from optimizer.checkpoints import Checkpoint
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Part, finite
+from optimizer.recipes import Part
+from optimizer.similarity.batched import BatchedAttention, Family, Member
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
+from optimizer.similarity.loading import Loader, staging
 from optimizer.similarity.logits import LOG2_E, Lined, Products, Stack, Terms, Whole
-from optimizer.similarity.memory import in_batches, where_it_fits
-from optimizer.similarity.rows import Candidates, Workers, compute_whole, outputs
+from optimizer.similarity.memory import where_it_fits
+from optimizer.similarity.rows import Candidates, Workers, outputs
 
 __all__ = ["AttentionMetric", "attention_by_seed"]
 
-# Share of a card's free memory that one batch of candidates may take.
-_MEMORY_SHARE = 0.5
 # Bytes that the lines' matrices and the terms of the logits may take in all; blocks beyond are scored by one product
 # for each candidate.
 _KEPT_LIMIT = 2 << 30
 # Logits that a processor computes in one product: those of one candidate, or of several where blocks are so narrow that
 # calls would take longer than products.
 _TOGETHER = 1 << 17
+# What the user is told of the progress.
+_PROJECTING, _OTHER_INPUTS = "projecting the attention", "scoring other random inputs"
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,6 @@ class _Block:
             found = torch.empty(len(positions), self.width, device=device)
             yield positions, Candidates(logits, values[positions.to(device)], self.target, found)
 
-    def similarities(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Those of coefficients [n, groups, sources], float64 [n], computed at once."""
-        count = len(coefficients)
-        scores = torch.empty(count, dtype=torch.float64)
-        for positions, candidates in self.candidates(coefficients, count):
-            compute_whole(candidates, count)
-            scores[positions] = candidates.similarities
-        return scores
-
 
 class AttentionMetric:
     """Mean over the rows of cosine(A_candidate[i], A_target[i]), and over `comparison.seeds`.
@@ -80,38 +75,33 @@ class AttentionMetric:
     `blocks` are scored in the layout's order of evaluation, which the random inputs depend on.
     """
 
-    def __init__(self, comparison: Comparison, blocks: tuple[str, ...]) -> None:
+    unchanged: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        blocks: tuple[str, ...],
+        *,
+        batched: bool | None = None,
+        keep_terms: bool = True,
+    ) -> None:
+        """`batched` computes the way that is fast on a card, by default on a card alone; scores differ by rounding.
+
+        Without `keep_terms` that way computes a product for each candidate that is on no line, as where there is no
+        memory for the terms. Raises CheckpointError for a block that lacks a tensor, or a tensor with NaN or Inf.
+        """
         self.blocks = blocks
-        self._device = comparison.device
         self._tf32 = comparison.tf32
-        self._workers = Workers() if self._device.type == "cpu" else None
         parts = {part.name: part for part in comparison.scored_parts(blocks)}
-        weights = {block: _self_attention(comparison, parts, block) for block in blocks}
-        lines = len(comparison.seeds) * sum(Lined.bytes(query.shape[1]) for query, _, _ in weights.values())
-        with_lines = lines <= _KEPT_LIMIT
-        spare = _KEPT_LIMIT - (lines if with_lines else 0)
-        self._projected: list[list[_Block]] = []
+        weights = [_self_attention(comparison, parts, block) for block in blocks]
+        self._scorer: BatchedAttention | _OnProcessor
         with float32_products(tf32=self._tf32):
-            for number, seed in enumerate(comparison.seeds):
-                generator = torch.Generator().manual_seed(seed)
-                projected = []
-                for position, block in enumerate(blocks):
-                    width = weights[block][0].shape[1]
-                    inputs = torch.randn(width, width, generator=generator)
-                    query, key, value = _project(comparison, weights[block], inputs)
-                    # A card multiplies faster than it would add terms up. Queries and keys have the same coefficients
-                    # if the same sources hold them.
-                    by_terms = self._device.type == "cpu" and query.holders == key.holders
-                    by_terms = by_terms and Terms.pay(query) and Terms.bytes(query) <= spare
-                    spare -= Terms.bytes(query) if by_terms else 0
-                    source = Terms(query, key) if by_terms else Products(query, key)
-                    matrices = torch.zeros(3, width * width, device=self._device) if with_lines else None
-                    target = _outputs(_weights(comparison, weights[block], comparison.target), inputs)
-                    projected.append(_Block(Lined(source, matrices), value, target))
-                    done = number * len(blocks) + position + 1
-                    comparison.progress("projecting the attention", done, len(blocks) * len(comparison.seeds))
-                self._projected.append(projected)
+            if comparison.device.type == "cpu" and not batched:
+                self._scorer = _OnProcessor(comparison, weights)
+            else:
+                self._scorer = _batched(comparison, weights, keep_terms=keep_terms)
         comparison.check_intact()
+        comparison.zeros.warn()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Make the matrices of the lines, one for each block, that these [n, groups, sources] lie on, three at least.
@@ -119,9 +109,7 @@ class AttentionMetric:
         Candidates on them are then scored two to three times as fast; until the next call.
         """
         with float32_products(tf32=self._tf32):
-            for projected in self._projected:
-                for block in projected:
-                    block.logits.prepare(coefficients)
+            self._scorer.prepare(coefficients)
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources].
@@ -129,20 +117,50 @@ class AttentionMetric:
         Several candidates in one call take less time each than one at a time. What a candidate scores depends on what
         was prepared and on the others in the call in float32's rounding alone, and on earlier calls not at all.
         """
-        scores = torch.zeros(len(coefficients), len(self.blocks), dtype=torch.float64)
         with float32_products(tf32=self._tf32):
-            if self._workers is not None:
-                self._score_on_processor(self._workers, coefficients, scores)
-            elif len(coefficients):
-                self._score_on_card(coefficients, scores)
-        return scores / len(self._projected)
+            return self._scorer.score(coefficients)
 
-    def _score_on_processor(self, workers: Workers, coefficients: torch.Tensor, scores: torch.Tensor) -> None:
-        """Add the similarities under each seed to `scores`."""
+
+class _OnProcessor:
+    """Scores on the processor, block by block; `weights` are each block's to_q, to_k, to_v."""
+
+    def __init__(self, comparison: Comparison, weights: Sequence[tuple[Part, Part, Part]]) -> None:
+        self._workers = Workers()
+        widths = [query.shape[1] for query, _, _ in weights]
+        lines = len(comparison.seeds) * sum(map(Lined.bytes, widths))
+        with_lines = lines <= _KEPT_LIMIT
+        spare = _KEPT_LIMIT - (lines if with_lines else 0)
+        self._projected: list[list[_Block]] = []
+        for number, seed in enumerate(comparison.seeds):
+            generator = torch.Generator().manual_seed(seed)
+            projected = []
+            for position, (width, of_block) in enumerate(zip(widths, weights, strict=True)):
+                inputs = torch.randn(width, width, generator=generator)
+                query, key, value = _project(comparison, of_block, inputs)
+                # Queries and keys have the same coefficients if the same sources hold them.
+                by_terms = query.holders == key.holders and Terms.pay(query) and Terms.bytes(query) <= spare
+                spare -= Terms.bytes(query) if by_terms else 0
+                source = Terms(query, key) if by_terms else Products(query, key)
+                matrices = torch.zeros(3, width * width) if with_lines else None
+                target = _outputs(_weights(comparison, of_block, comparison.target), inputs)
+                projected.append(_Block(Lined(source, matrices), value, target))
+                done = number * len(weights) + position + 1
+                comparison.progress(_PROJECTING, done, len(weights) * len(comparison.seeds))
+            self._projected.append(projected)
+
+    def prepare(self, coefficients: torch.Tensor) -> None:
+        """As the metric does."""
+        for projected in self._projected:
+            for block in projected:
+                block.logits.prepare(coefficients)
+
+    def score(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """As the metric does."""
+        scores = torch.zeros(len(coefficients), len(self._projected[0]), dtype=torch.float64)
         waiting: list[tuple[int, torch.Tensor, Candidates]] = []
 
         def compute() -> None:
-            workers.compute([candidates for _, _, candidates in waiting])
+            self._workers.compute([candidates for _, _, candidates in waiting])
             for column, positions, candidates in waiting:
                 scores[positions, column] += candidates.similarities
             waiting.clear()
@@ -155,17 +173,40 @@ class AttentionMetric:
                     if isinstance(candidates.logits, Whole):
                         compute()
         compute()
+        return scores / len(self._projected)
 
-    def _score_on_card(self, coefficients: torch.Tensor, scores: torch.Tensor) -> None:
-        """Add the similarities under each seed to `scores`, of as many candidates at a time as the card holds."""
-        for projected in self._projected:
-            for column, block in enumerate(projected):
-                scores[:, column] += in_batches(block.similarities, coefficients, self._batch(block.width))
 
-    def _batch(self, width: int) -> int:
-        """How many candidates' whole logits a card probably holds."""
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return max(1, int(free * _MEMORY_SHARE) // (6 * 4 * width * width))
+def _batched(
+    comparison: Comparison, weights: Sequence[tuple[Part, Part, Part]], *, keep_terms: bool
+) -> BatchedAttention:
+    """The same for a card: projections stay there, and tensors are moved as they are stored."""
+    device, seeds, sources = comparison.device, comparison.seeds, list(comparison.sources.values())
+    alike: dict[object, list[Member]] = defaultdict(list)
+    for column, (query, key, value) in enumerate(weights):
+        rows = comparison.group_of(query), comparison.group_of(key), comparison.group_of(value)
+        member = Member(column, query.shape[1], rows, (query.holders, key.holders, value.holders))
+        alike[member.width, member.holders].append(member)
+    families = [Family(members, len(seeds), device) for members in alike.values()]
+    places = {column: (family, place) for family in families for place, column in enumerate(family.columns)}
+    loader = Loader(device, comparison.zeros)
+    # Drawn as on the processor: each seed's inputs one after another, in the order of evaluation.
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for column, of_block in enumerate(weights):
+        family, place = places[column]
+        width = family.width
+        inputs = _drawn(generators, width, device)
+        loaded = [loader.load(part, [sources[position] for position in part.holders]) for part in of_block]
+        of_target = [loader.load(part, [comparison.target])[0] for part in of_block]
+        for number in range(len(seeds)):
+            unit = number * len(family.members) + place
+            for each, stack in zip(loaded, (family.queries, family.keys), strict=False):
+                repeated = inputs[number].expand(len(each), width, width)
+                torch.bmm(repeated, each.transpose(1, 2), out=stack[unit].view(-1, width, width))
+            torch.matmul(loaded[2], inputs[number].sum(dim=0), out=family.values[unit])
+            family.targets[unit] = _outputs((of_target[0], of_target[1], of_target[2]), inputs[number])
+        comparison.progress(_PROJECTING, (column + 1) * len(seeds), len(weights) * len(seeds))
+    loader.check()
+    return BatchedAttention(families, len(sources), device, keep_terms=keep_terms)
 
 
 def attention_by_seed(
@@ -179,7 +220,8 @@ def attention_by_seed(
     """
 
     def on(device: torch.device) -> torch.Tensor:
-        return _by_seed(replace(comparison, device=device), blocks, coefficients, seeds)
+        scored = _by_seed if device.type == "cpu" else _by_seed_on_card
+        return scored(replace(comparison, device=device), blocks, coefficients, seeds)
 
     return where_it_fits(on, comparison.device, "the attention metric")
 
@@ -200,9 +242,51 @@ def _by_seed(
                 inputs = torch.randn(width, width, generator=generator).to(comparison.device)
                 cosines = (_outputs(merged, inputs) * _outputs(target, inputs)).sum(dim=-1)
                 scores[row, column] = float(cosines.to(torch.float64).mean().clamp(-1, 1))
-            comparison.progress("scoring other random inputs", column + 1, len(blocks))
+            comparison.progress(_OTHER_INPUTS, column + 1, len(blocks))
     comparison.check_intact()
     return scores
+
+
+def _by_seed_on_card(
+    comparison: Comparison, blocks: tuple[str, ...], coefficients: torch.Tensor, seeds: Sequence[int]
+) -> torch.Tensor:
+    """The same on a card: tensors are moved as they are stored, and the host waits for all scores together."""
+    parts = {part.name: part for part in comparison.scored_parts(blocks)}
+    device, sources = comparison.device, list(comparison.sources.values())
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    loader = Loader(device, comparison.zeros)
+    found: list[torch.Tensor] = []
+
+    def merged(part: Part) -> torch.Tensor:
+        row = coefficients[comparison.group_of(part)].tolist()
+        held = {position: row[position] for position in part.holders if row[position]}
+        total = torch.zeros(part.shape, device=device)
+        for position, number in held.items():
+            total.add_(loader.load(part, [sources[position]])[0], alpha=number)
+        return total
+
+    with float32_products(tf32=comparison.tf32):
+        for column, block in enumerate(blocks):
+            weights = _self_attention(comparison, parts, block)
+            width = weights[0].shape[1]
+            inputs = _drawn(generators, width, device)
+            query, key, value = (loader.load(part, [comparison.target])[0] for part in weights)
+            others = merged(weights[0]), merged(weights[1]), merged(weights[2])
+            for each in inputs:
+                cosines = (_outputs(others, each) * _outputs((query, key, value), each)).sum(dim=-1)
+                found.append(cosines.mean(dtype=torch.float64))
+            comparison.progress(_OTHER_INPUTS, column + 1, len(blocks))
+    loader.check()
+    comparison.check_intact()
+    return torch.stack(found).cpu().clamp(-1, 1).view(len(blocks), len(seeds)).T.contiguous()
+
+
+def _drawn(generators: Sequence[torch.Generator], width: int, device: torch.device) -> torch.Tensor:
+    """Random inputs, float32 [generators, width, width] on the device, each drawn by a generator of the processor."""
+    drawn = staging((len(generators), width, width), torch.float32, device)
+    for generator, out in zip(generators, drawn, strict=True):
+        torch.randn(width, width, generator=generator, out=out)
+    return drawn.to(device, non_blocking=True)
 
 
 def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) -> tuple[Part, Part, Part]:
@@ -226,7 +310,7 @@ def _project(
     for which, part in zip("qkv", weights, strict=True):
         stack = torch.empty(len(part.holders), *((width,) if which == "v" else (width, width)), device=device)
         for place, position in enumerate(part.holders):
-            weight = finite(part, sources[position], "comparison").to(device)
+            weight = comparison.read(part, sources[position]).to(device)
             stack[place] = weight @ total if which == "v" else inputs @ weight.T
         stacks.append(Stack(comparison.group_of(part), part.holders, stack))
     query, key, value = stacks
@@ -240,7 +324,7 @@ def _weights(
     sources = list(comparison.sources.values())
 
     def read(part: Part, checkpoint: Checkpoint) -> torch.Tensor:
-        return finite(part, checkpoint, "comparison").to(comparison.device)
+        return comparison.read(part, checkpoint).to(comparison.device)
 
     def merged(part: Part, coefficients: torch.Tensor) -> torch.Tensor:
         row = coefficients[comparison.group_of(part)].tolist()

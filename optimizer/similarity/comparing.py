@@ -1,28 +1,60 @@
 """Comparing whole checkpoints with a target, as the article's tables do."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Layout, layout_names, open_checkpoint
+from optimizer.checkpoints import Layout, open_checkpoint
+from optimizer.checkpoints.reading import unfit
 from optimizer.errors import CheckpointError, InputError
+from optimizer.recipes import warn_of_compared
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison
 from optimizer.similarity.encoder import check_encoder
-from optimizer.similarity.metric import METRICS, build_metric
+from optimizer.similarity.metric import DEFAULT_METRIC, METRICS, build_metric, total_similarity
+from optimizer.similarity.quadratic import ExplainedMetric
 from optimizer.similarity.statistics import measure_statistics
 
-__all__ = ["compare", "select_blocks"]
+__all__ = ["Compared", "compare", "select_blocks"]
 
 # Blocks by a name for them together: what the metric does not see, or the files do not hold, does not count.
 _NAMED = ("all", "input", "middle", "output")
+
+
+# By default, and where nobody names a base: the article's own measure.
+_WITHOUT_BASE = "attention"
+
+
+class Compared(dict[str, float | None]):
+    """Similarities of a checkpoint, {block: value in [-1, 1]}, in the order of evaluation; None where it is unchanged.
+
+    A block is unchanged if the target took it over from the base, so that `metric` has nothing to compare; it does not
+    count in `total`, the mean over the others, which is NaN if there are none. `pooled` is the share explained of all
+    blocks together, in [-1, 1], for the metric `explained` alone.
+    """
+
+    def __init__(self, scores: Mapping[str, float | None], metric: str, pooled: float | None = None) -> None:
+        super().__init__(scores)
+        self.metric = metric
+        self.pooled = pooled
+
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """The blocks that the target took over from the base."""
+        return tuple(block for block, value in self.items() if value is None)
+
+    @property
+    def total(self) -> float:
+        """The mean over the blocks that are scored."""
+        return total_similarity(self)
 
 
 def compare(
     candidate: Path | str,
     target: Path | str,
     *,
-    metric: str = "attention",
+    metric: str | None = None,
     blocks: str = "all",
     base: Path | str | None = None,
     seed: int = 114514,
@@ -30,21 +62,26 @@ def compare(
     clip_skip: int | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
-) -> dict[str, float]:
+) -> Compared:
     """Similarities {block: value in [-1, 1]} of one checkpoint to `target`, in the order of evaluation.
 
         compare("clone.safetensors", "closed.safetensors", blocks="output")    # {"OUT03": 0.974805, ...}
 
-    `blocks` is `all`, `input`, `middle`, `output` (of what the metric sees and both files hold) or a block list. `base`
-    is the checkpoint that delta takes differences from. `seed` is that of attention's random inputs; `prompts` and
-    `clip_skip` (default: 1) are for the encoder metric alone. `device` may be a name: auto, cpu (default) or cuda.
+    `metric` is explained by default, or attention if no `base` is given, the checkpoint that explained and delta take
+    differences from. `blocks` is `all`, `input`, `middle`, `output` (of what the metric sees and both files hold) or a
+    block list. `seed` is that of attention's random inputs; `prompts` and `clip_skip` (default: 1) are for the encoder
+    metric alone. `device` may be a name: auto, cpu (default) or cuda.
 
-    Raises InputError for files, blocks or metrics that do not fit.
+    Raises InputError for files, blocks or metrics that do not fit; gives a BlockfitWarning for what is odd about the
+    files.
     """
     candidate, target = Path(candidate), Path(target)
+    if metric is None:
+        metric = _WITHOUT_BASE if base is None else DEFAULT_METRIC
     layout = _layout_of(target)
     chosen = select_blocks(layout, metric, blocks)
-    if METRICS[metric].needs_base and base is None:
+    # Without one the candidate itself would stand for it, and explain nothing of its difference from itself.
+    if (METRICS[metric].needs_base or metric == "explained") and base is None:
         raise InputError(f"--base: missing; metric {metric!r} is about differences from a base model")
     reads = METRICS[metric].needs_prompts
     unread = {} if reads else {"--prompts": prompts, "--clip-skip": clip_skip}
@@ -71,8 +108,13 @@ def compare(
             chosen = tuple(block for block in chosen if _held(comparison, block)) or chosen
         statistics = measure_statistics(comparison, chosen) if METRICS[metric].reads_statistics else None
         scorer = build_metric(metric, comparison, chosen, statistics)
+        among = (opened.target, *opened.sources.values(), *(() if opened.base is None else (opened.base,)))
+        warn_of_compared(layout, among)
         coefficients = torch.ones(1, len(comparison.groups), 1, dtype=torch.float64)
-        return dict(zip(scorer.blocks, scorer.score(coefficients)[0].tolist(), strict=True))
+        scores = dict(zip(scorer.blocks, scorer.score(coefficients)[0].tolist(), strict=True))
+        pooled = float(scorer.pooled(coefficients)[0]) if isinstance(scorer, ExplainedMetric) and scores else None
+        order = chosen if scorer.unchanged else scorer.blocks
+        return Compared({block: scores.get(block) for block in order}, metric, pooled)
 
 
 def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
@@ -94,7 +136,8 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
     wanted = layout.parse_blocks(text)
     if unseen := [block for block in wanted if block not in visible]:
         raise InputError(
-            f"--blocks: {', '.join(unseen)} cannot be measured by {metric!r}; it sees {layout.describe_blocks(visible)}"
+            f"--blocks: {layout.describe_blocks(unseen)} cannot be measured by {metric!r}; it sees "
+            f"{layout.describe_blocks(visible)}"
         )
     return wanted
 
@@ -102,8 +145,7 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
 def _layout_of(path: Path) -> Layout:
     with open_checkpoint(path) as checkpoint:
         if checkpoint.layout is None:
-            known = ", ".join(layout_names())
-            raise CheckpointError(f"{path}: its layout is not known; blockfit knows {known}")
+            raise CheckpointError(f"{path}: {unfit(checkpoint)}")
         return checkpoint.layout
 
 

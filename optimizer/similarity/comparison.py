@@ -2,20 +2,33 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, open_checkpoint
+from optimizer.checkpoints import Checkpoint, is_zero, open_checkpoint
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Group, Part, Recipe, check_channels, plan_parts
+from optimizer.recipes import (
+    Contributing,
+    Contributors,
+    Group,
+    Part,
+    Recipe,
+    ZeroTensors,
+    check_channels,
+    finite,
+    plan_parts,
+    warn_of_sources,
+)
 from optimizer.similarity.device import chosen_device
 
 __all__ = ["Comparison", "open_comparison", "open_recipe_comparison"]
 
 Progress = Callable[[str, int, int], None]
+
+_MOST_PROBLEMS = 8  # tensors of other shapes that are named
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -30,7 +43,7 @@ class Comparison:
     serves as the numerical reference, but nothing may be scored by `delta`. `seeds` are those of the random inputs of
     the attention metric; `tf32` lets a card compute that in lower precision. `prompts` are what the encoder metric
     reads, by default those that come with the pipeline, behind the `clip_skip`-th last layer. `device` is where the
-    metrics compute.
+    metrics compute. `zeros` knows which of what was read holds nothing but zeros.
     `progress(what, done, total)` is called now and then.
     """
 
@@ -46,6 +59,7 @@ class Comparison:
     tf32: bool = False
     prompts: tuple[str, ...] | None = None
     clip_skip: int = 1
+    zeros: ZeroTensors = field(default_factory=ZeroTensors, compare=False, repr=False)
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -69,29 +83,45 @@ class Comparison:
     def scored_parts(self, blocks: Iterable[str]) -> tuple[Part, ...]:
         """The parts of these blocks that count in a similarity and that the target holds too.
 
-        Raises CheckpointError if the target holds nothing of one of the blocks, or a tensor in another shape.
+        Raises CheckpointError, naming the block, if the target holds nothing of it, or the target or the base a tensor
+        of it in another shape.
         """
         wanted = tuple(blocks)
         parts = [part for part in self.parts if part.scored and part.block in wanted]
-        problems = [
-            f"{self.target.path}: tensor {part.name!r} has shape {list(self.target.tensors[part.name].shape)}, but "
-            f"{list(part.shape)} in {list(self.sources.values())[part.holders[0]].path}"
-            for part in parts
-            if part.name in self.target.tensors and part.channels is None and not part.held_by(self.target)
-        ]
         held = tuple(part for part in parts if part.held_by(self.target))
-        problems += [
-            f"{self.target.path}: holds no tensor of {block} that a source holds too, so {block} cannot be scored"
-            for block in wanted
-            if not any(part.block == block for part in held)
-        ]
+        problems = [problem for part in parts if (problem := self.misfit(part)) is not None]
+        if len(problems) > _MOST_PROBLEMS:
+            problems[_MOST_PROBLEMS:] = [f"{self.target.path}: ... and {len(problems) - _MOST_PROBLEMS} more tensors"]
+        if missing := [block for block in wanted if not any(part.block == block for part in held)]:
+            blocks = self.layout.describe_blocks(missing)
+            problems.append(
+                f"{self.target.path}: holds no tensor of {blocks} that a source holds too, so {blocks} cannot be scored"
+            )
         if problems:
-            raise CheckpointError(problems[:8])
+            raise CheckpointError(problems)
         return held
+
+    def misfit(self, part: Part) -> str | None:
+        """Why a part cannot be compared: the target or the base holds it in another shape than the sources."""
+        for checkpoint in (self.target, *(() if self.base is None else (self.base,))):
+            info = checkpoint.tensors.get(part.name)
+            if info is not None and part.channels is None and not part.held_by(checkpoint):
+                among = list(self.sources.values())
+                return (
+                    f"{checkpoint.path}: tensor {part.name!r} has shape {list(info.shape)}, but {list(part.shape)} in "
+                    f"{among[part.holders[0]].path}, so {part.block} cannot be scored; choose blocks without it"
+                )
+        return None
+
+    def read(self, part: Part, checkpoint: Checkpoint) -> torch.Tensor:
+        """A part in float32. Raises CheckpointError, naming both, if it holds NaN or Inf."""
+        values = finite(part, checkpoint, "comparison")
+        self.zeros.note(part.name, checkpoint, zero=is_zero(values))
+        return values
 
     def group_of(self, part: Part) -> int:
         """The row of `part` in coefficients."""
-        return self.groups.index(Group(part.block, part.holders))
+        return self.groups.index(Group.of_part(part))
 
 
 @contextmanager
@@ -102,13 +132,15 @@ def open_comparison(
     *,
     base: Path | None = None,
     mapping: str = "supermerger",
+    contributing: Contributing | None = None,
     device: torch.device | str | None = None,
     seeds: Iterable[int] = (114514,),
     progress: Progress | None = None,
 ) -> Iterator[Comparison]:
     """Open the checkpoints and plan which tensors are compared; they are closed when the context ends.
 
-    `base` may be one of the sources or another file; `device` may be a name: auto, cpu (default) or cuda.
+    `base` may be one of the sources or another file; `device` may be a name: auto, cpu (default) or cuda. Tensors that
+    differ in shape are no obstacle if those of the sources that are `contributing` (default: all) are alike.
     Raises CheckpointError for files that do not fit each other.
     """
     with ExitStack() as stack:
@@ -119,7 +151,7 @@ def open_comparison(
             base_opened = next((opened[name] for name, path in sources.items() if path == base), None)
             if base_opened is None:
                 base_opened = stack.enter_context(open_checkpoint(base, layout=layout))
-        parts = plan_parts(layout, mapping, list(opened.values()))
+        parts = plan_parts(layout, mapping, list(opened.values()), contributing)
         yield Comparison(
             layout=layout,
             sources=opened,
@@ -146,15 +178,19 @@ def open_recipe_comparison(
     """The comparison of a recipe's `sources` by name, `base` one of them, with `target`, for scores of all its steps.
 
     Raises CheckpointError for files that do not fit each other, RecipeError for a step that they cannot be used in.
+    Gives a BlockfitWarning for what is odd about them.
     """
+    contributing = Contributors(recipe, tuple(sources), [step.name for step in recipe.steps])
     with open_comparison(
         recipe.layout,
         sources,
         target,
         base=None if base is None else sources[base],
         mapping=recipe.mapping,
+        contributing=contributing,
         device=device,
         progress=progress,
     ) as comparison:
         check_channels(recipe, (step.name for step in recipe.steps), comparison.parts, comparison.paths)
+        warn_of_sources(recipe, comparison.sources, comparison.target, contributing)
         yield comparison

@@ -33,13 +33,18 @@ def chosen_device(device: torch.device | str | None) -> torch.device:
 
 @contextmanager
 def float32_products(*, tf32: bool) -> Iterator[None]:
-    """A card's float32 products as float32, or as tf32 if that is wanted, whatever the process has set."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    """Compute a card's float32 products in float32, or in tf32 if that is wanted, whatever the process has set."""
+    matmul = torch.backends.cuda.matmul
+    # torch 2.9 renamed the setting: from then on the old name may warn, and cannot be read once the new one was set.
+    new = hasattr(matmul, "fp32_precision")
+    name = "fp32_precision" if new else "allow_tf32"
+    value = ("tf32" if tf32 else "ieee") if new else tf32
+    before = getattr(matmul, name)
+    setattr(matmul, name, value)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        setattr(matmul, name, before)
 
 
 def unused_card() -> str | None:

@@ -23,10 +23,11 @@ import torch
 from optimizer.checkpoints import Checkpoint, Layout, load_tokenizer, pipeline_of, stored_part
 from optimizer.errors import CheckpointError, InputError
 from optimizer.printable import unprintable
-from optimizer.recipes import Part, finite
+from optimizer.recipes import Part
 from optimizer.recipes.yaml_files import read_text
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
+from optimizer.similarity.loading import Loader
 from optimizer.similarity.logits import Line, find_line
 
 __all__ = ["EncoderMetric", "check_encoder", "prompts_sha256", "read_prompts", "shipped_prompts"]
@@ -35,6 +36,10 @@ __all__ = ["EncoderMetric", "check_encoder", "prompts_sha256", "read_prompts", "
 _BATCH_COST = 24
 # Tokens of a batch, padding included, whatever the memory: beyond some thousand more are no faster.
 _BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
+# What a card keeps as it is stored; all else becomes float32.
+_HALF = (torch.float16, torch.bfloat16)
+# What the user is told of the progress.
+_READING = "reading the text encoders"
 # More prompts than this say nothing more about an encoder.
 _MOST_PROMPTS, _LONGEST_FILE = 10_000, 1 << 22
 
@@ -94,6 +99,8 @@ class EncoderMetric:
     `blocks` is the one block that the text encoder belongs to.
     """
 
+    unchanged: tuple[str, ...] = ()
+
     def __init__(self, comparison: Comparison, blocks: tuple[str, ...]) -> None:
         """Raises CheckpointError for a text encoder that is unknown or lacks something, InputError for `clip_skip`."""
         self.blocks = blocks
@@ -111,26 +118,24 @@ class EncoderMetric:
         self._batches = tuple(_batches(tokens, device))
         self._positions = torch.arange(self._model.config.max_position_embeddings, device=device)[None]
         scored = {part.name: part for part in comparison.scored_parts(blocks)}
-        self._weights: dict[str, _Weight] = {}
         names = [name for name, _ in self._model.named_parameters()]
         embedding = layout.token_embedding.removeprefix(layout.encoder)
-        target: dict[str, torch.Tensor] = {}
-        for done, name in enumerate(names):
+        parts: dict[str, Part] = {}
+        for name in names:
             stored = layout.encoder + name
-            part = scored.get(stored)
-            if part is None:
+            if stored not in scored:
                 lacking = [file for file in files if stored not in file.tensors] or [comparison.target]
                 raise CheckpointError(
                     f"{file.path}: tensor {stored!r} is missing, or not of floating point" for file in lacking
                 )
-            rows = used if name == embedding else None
-            self._weights[name] = _Weight.read(comparison, part, rows)
-            target[name] = _taken(finite(part, comparison.target, "comparison"), rows).to(device)
-            comparison.progress("reading the text encoders", done + 1, len(names))
-        self._lined: dict[str, _Lined] = {}
+            parts[name] = scored[stored]
+        read = _read if device.type == "cpu" else _read_to_card
+        self._weights, target = read(comparison, parts, {embedding: used})
+        self._lined: dict[_Weights, _Lined] = {}
         with float32_products(tf32=False):
             self._target = [_normalized(states) for states in self._states(target)]
         comparison.check_intact()
+        comparison.zeros.warn()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Add the sources up once for the line that these [n, groups, sources] lie on, three at least.
@@ -139,32 +144,34 @@ class EncoderMetric:
         two text encoders.
         """
         self._lined = {}
-        for name, weight in self._weights.items():
-            points = weight.points(coefficients)
-            line = find_line(points)
+        for weights in self._weights:
+            line = find_line(weights.points(coefficients))
             if line is not None:
-                self._lined[name] = _Lined(line, weight.combined(line.start), weight.combined(line.direction))
+                self._lined[weights] = _Lined(line, weights.combined(line.start), weights.combined(line.direction))
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities, float64 [n, 1], of coefficients float64 [n, groups, sources]."""
+        # A card is waited for once, behind the last candidate.
         scores = [self._score(candidate) for candidate in coefficients]
+        found = torch.stack(scores).cpu() if scores else torch.empty(0, dtype=torch.float64)
         # Sources are read anew for candidates that are not on a line.
         self._comparison.check_intact()
-        return torch.tensor(scores, dtype=torch.float64).reshape(len(scores), 1)
+        return found.reshape(len(scores), 1)
 
-    def _score(self, coefficients: torch.Tensor) -> float:
-        merged = {}
-        for name, weight in self._weights.items():
-            point = weight.points(coefficients[None])
-            lined = self._lined.get(name)
+    def _score(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """The similarity of coefficients [groups, sources], float64 []."""
+        merged: dict[str, torch.Tensor] = {}
+        for weights in self._weights:
+            point = weights.points(coefficients[None])
+            lined = self._lined.get(weights)
             on_line = lined is not None and bool(lined.line.holds(point)[0])
-            merged[name] = lined.at(point) if lined is not None and on_line else weight.combined(point[0])
-        total = 0.0
+            merged |= weights.named(lined.at(point) if lined is not None and on_line else weights.combined(point[0]))
+        total = torch.zeros((), dtype=torch.float64, device=self._positions.device)
         with float32_products(tf32=False):
             for batch, states, target in zip(self._batches, self._states(merged), self._target, strict=True):
                 cosines = (_normalized(states) * target).sum(dim=-1, dtype=torch.float64).clamp(-1, 1)
                 means = (cosines * batch.real).sum(dim=1) / batch.real.sum(dim=1)
-                total += float(means.sum())
+                total += means.sum()
         return total / sum(len(batch.tokens) for batch in self._batches)
 
     @torch.no_grad()
@@ -183,47 +190,110 @@ class _Batch:
     real: torch.Tensor
 
 
-@dataclass(frozen=True)
-class _Weight:
-    """One parameter of the encoder as the sources store it; `row` is its group in coefficients."""
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """The parameters of the encoder that the same sources hold, hence with the same coefficients; `row` has these.
+
+    `shapes` are theirs by name, `stored` [holders] what the sources store: on the processor mapped tensors, one for
+    each parameter; on a card all parameters in one tensor, so that merging them takes an operation for each source.
+    """
 
     row: int
     holders: tuple[int, ...]
-    stored: tuple[torch.Tensor, ...]
-
-    @classmethod
-    def read(cls, comparison: Comparison, part: Part, rows: torch.Tensor | None) -> "_Weight":
-        """Of these sources, only `rows` of it if it is the table of tokens; on the processor mapped, not copied."""
-        sources = [list(comparison.sources.values())[position] for position in part.holders]
-        for source in sources:
-            finite(part, source, "comparison")
-        stored = tuple(_taken(part.read(source), rows).to(comparison.device) for source in sources)
-        return cls(comparison.group_of(part), part.holders, stored)
+    shapes: Mapping[str, torch.Size]
+    stored: tuple[tuple[torch.Tensor, ...], ...]
 
     def points(self, coefficients: torch.Tensor) -> torch.Tensor:
         """The holders' coefficients, float64 [n, holders], of all coefficients [n, groups, sources]."""
         return coefficients[:, self.row, list(self.holders)]
 
-    def combined(self, point: torch.Tensor) -> torch.Tensor:
-        """The sum of the sources, each times its coefficient in `point` [holders], float32."""
-        total = torch.zeros(self.stored[0].shape, device=self.stored[0].device)
-        for number, tensor in zip(point.tolist(), self.stored, strict=True):
-            if number:
+    def combined(self, point: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The sums of the sources, each times its coefficient in `point` [holders], float32, as they are `stored`."""
+        totals = tuple(torch.zeros(tensor.shape, device=tensor.device) for tensor in self.stored[0])
+        for number, tensors in zip(point.tolist(), self.stored, strict=True):
+            for total, tensor in zip(totals, tensors, strict=True) if number else ():
                 total.add_(tensor, alpha=number)
-        return total
+        return totals
+
+    def named(self, tensors: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+        """Each parameter by name, of such sums."""
+        if len(tensors) < len(self.shapes):
+            tensors = torch.split(tensors[0], [shape.numel() for shape in self.shapes.values()])
+        return {name: tensor.view(shape) for (name, shape), tensor in zip(self.shapes.items(), tensors, strict=True)}
 
 
 @dataclass(frozen=True)
 class _Lined:
-    """One parameter along a line of coefficients: start + a * direction, float32 both."""
+    """Parameters along a line of coefficients: start + a * direction, float32 both, as `_Weights.combined` has them."""
 
     line: Line
-    start: torch.Tensor
-    direction: torch.Tensor
+    start: tuple[torch.Tensor, ...]
+    direction: tuple[torch.Tensor, ...]
 
-    def at(self, point: torch.Tensor) -> torch.Tensor:
-        """The parameter at a `point` [1, holders] of the line."""
-        return torch.add(self.start, self.direction, alpha=float(self.line.positions(point)[0]))
+    def at(self, point: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The parameters at a `point` [1, holders] of the line."""
+        place = float(self.line.positions(point)[0])
+        return tuple(
+            torch.add(start, direction, alpha=place)
+            for start, direction in zip(self.start, self.direction, strict=True)
+        )
+
+
+def _read(
+    comparison: Comparison, parts: Mapping[str, Part], rows: Mapping[str, torch.Tensor]
+) -> tuple[tuple[_Weights, ...], dict[str, torch.Tensor]]:
+    """The parameters as the sources store them, mapped, and the target's in float32; of some only `rows`, int64.
+
+    Raises CheckpointError, naming file and tensor, for NaN or Inf.
+    """
+    sources = list(comparison.sources.values())
+    target: dict[str, torch.Tensor] = {}
+    for done, (name, part) in enumerate(parts.items()):
+        for position in part.holders:
+            comparison.read(part, sources[position])
+        target[name] = _taken(comparison.read(part, comparison.target), rows.get(name))
+        comparison.progress(_READING, done + 1, len(parts))
+    weights = []
+    for (row, holders), alike in _alike(comparison, parts).items():
+        stored = tuple(
+            tuple(_taken(part.read(sources[position]), rows.get(name)) for name, part in alike.items())
+            for position in holders
+        )
+        weights.append(_Weights(row, holders, {name: target[name].shape for name in alike}, stored))
+    return tuple(weights), target
+
+
+def _read_to_card(
+    comparison: Comparison, parts: Mapping[str, Part], rows: Mapping[str, torch.Tensor]
+) -> tuple[tuple[_Weights, ...], dict[str, torch.Tensor]]:
+    """The same on a card, where each source's parameters become one tensor."""
+    sources, device = list(comparison.sources.values()), comparison.device
+    loader, done = Loader(device, comparison.zeros), 0
+    chosen = {name: used.to(device) for name, used in rows.items()}
+    target: dict[str, torch.Tensor] = {}
+    weights = []
+    for (row, holders), alike in _alike(comparison, parts).items():
+        stored: list[list[torch.Tensor]] = [[] for _ in holders]
+        for name, part in alike.items():
+            target[name] = _taken(loader.load(part, [comparison.target])[0], chosen.get(name))
+            for tensors, position in zip(stored, holders, strict=True):
+                dtype = sources[position].tensors[part.name].dtype
+                loaded = _taken(loader.load(part, [sources[position]])[0], chosen.get(name)).flatten()
+                tensors.append(loaded.to(dtype) if dtype in _HALF else loaded)
+            done += 1
+            comparison.progress(_READING, done, len(parts))
+        shapes = {name: target[name].shape for name in alike}
+        weights.append(_Weights(row, holders, shapes, tuple((torch.cat(tensors),) for tensors in stored)))
+    loader.check()
+    return tuple(weights), target
+
+
+def _alike(comparison: Comparison, parts: Mapping[str, Part]) -> dict[tuple[int, tuple[int, ...]], dict[str, Part]]:
+    """The parts by their row in coefficients and the sources that hold them."""
+    found: dict[tuple[int, tuple[int, ...]], dict[str, Part]] = {}
+    for name, part in parts.items():
+        found.setdefault((comparison.group_of(part), part.holders), {})[name] = part
+    return found
 
 
 def _model_and_tokens(
@@ -267,7 +337,7 @@ def _configuration(pipeline: Path, clip_skips: Mapping[str, int]) -> Any:
 def _batches(tokens: Sequence[Sequence[int]], device: torch.device) -> Iterator[_Batch]:
     """The prompts in batches of like length, so that padding and the number of batches cost least in all."""
     ordered = sorted(tokens, key=len)
-    most = _BATCH_TOKENS[device.type]
+    most = _BATCH_TOKENS["cpu" if device.type == "cpu" else "cuda"]
     # By how many of the prompts are in batches: what that costs at least, and where the last batch begins.
     best: list[tuple[int, int]] = [(0, 0)]
     for end in range(1, len(ordered) + 1):

@@ -26,6 +26,7 @@ import torch
 
 __all__ = [
     "LOG2_E",
+    "ON_LINE",
     "Line",
     "Lined",
     "LogitSource",
@@ -42,7 +43,7 @@ LOG2_E = 1 / math.log(2)
 
 # How far a point of coefficients may be from a line that it is said to be on. It moves no logit by more than 2e-9 of
 # what a source's own are, a fraction of float32's rounding.
-_ON_LINE = 1e-9
+ON_LINE = 1e-9
 # Points nearer to each other than this are no direction.
 _APART = 1e-6
 # Up to so many terms are added up sooner than the calls for a product are made, however narrow the block is.
@@ -143,7 +144,7 @@ class Line:
     def holds(self, points: torch.Tensor) -> torch.Tensor:
         """Which points lie on the line: bool [n] of [n, k]."""
         nearest = self.start + self.positions(points)[:, None] * self.direction
-        return _distances(points, nearest) <= _ON_LINE
+        return _distances(points, nearest) <= ON_LINE
 
 
 def find_line(points: torch.Tensor) -> Line | None:

@@ -26,7 +26,7 @@ __all__ = ["STATISTICS", "FileMark", "Measured", "load_measured", "measure_famil
 
 _KEY = "blockfit.statistics"
 _TARGET = "\0the target"  # a name that no source can have
-_VERSION = 1  # raise it whenever the content, or what it is measured on, changes
+_VERSION = 2  # raise it whenever the content, or what it is measured on, changes
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,18 @@ class Measured:
         return Statistics(
             names=tuple(part.name for part in self.scored),
             blocks=tuple(part.block for part in self.scored if part.block is not None),
-            group=torch.tensor([row[Group(part.block, part.holders)] for part in self.scored], dtype=torch.long),
+            group=torch.tensor([row[Group.of_part(part)] for part in self.scored], dtype=torch.long),
             referenced=self.referenced,
             gram=self.gram,
         )
 
     def of_sources(self, names: Sequence[str]) -> "Measured | None":
         """The same of some of the sources, in this order; None if they lack the reference or do not split alike."""
-        # Whether an input convolution is split into parts depends on which sources there are.
+        # Whether an input convolution is split into parts, or which shape counts, depends on which sources there are.
         if tuple(names) == tuple(self.sources):
             return self
-        if self.base not in names or not set(names) <= set(self.sources) or any(part.channels for part in self.parts):
+        differ = any(part.channels or part.other_shapes for part in self.parts)
+        if self.base not in names or not set(names) <= set(self.sources) or differ:
             return None
         old = [list(self.sources).index(name) for name in names]
         chosen = [row for row, part in enumerate(self.scored) if set(part.holders) & set(old)]
@@ -132,13 +133,8 @@ def measure_family(
     """
     comparison.scored_parts(blocks)  # refuses what does not fit before anything is read
     parts = [part for part in comparison.parts if part.scored and part.block is not None]
-    held = [part for part in parts if part.held_by(comparison.target)]
-    left_out = {
-        part.block
-        for part in parts
-        if part.name in comparison.target.tensors and part.channels is None and not part.held_by(comparison.target)
-    }
-    held = [part for part in held if part.block not in left_out]
+    left_out = {part.block for part in parts if comparison.misfit(part) is not None}
+    held = [part for part in parts if part.held_by(comparison.target) and part.block not in left_out]
     grams = measure_grams(comparison, held)
     for part, gram in zip(held, grams, strict=True):
         if not bool(torch.isfinite(gram).all()):
@@ -163,7 +159,8 @@ def save_measured(measured: Measured, path: Path) -> None:
         "sources": {name: asdict(mark) for name, mark in measured.sources.items()},
         "target": asdict(measured.target),
         "parts": [
-            [part.name, part.block, part.shape, part.holders, part.scored, part.channels] for part in measured.parts
+            [part.name, part.block, part.shape, part.holders, part.scored, part.channels, part.other_shapes]
+            for part in measured.parts
         ],
         "scored": [measured.parts.index(part) for part in measured.scored],
     }

@@ -38,9 +38,9 @@ def read_texts(marks: Any) -> Iterator[tuple[str, str, str, str | None]]:
 
 
 def read_parts(parts: Any, layout: Layout, mapping: str, sources: int) -> tuple[Part, ...]:
-    """Return the parts that lists [name, block, shape, holders, scored, channels] describe, of so many sources.
+    """Return the parts that lists [name, block, shape, holders, scored, channels, other shapes] describe.
 
-    Raises CheckpointError for what is not of this form, or not as the layout has it.
+    There are `sources` sources. Raises CheckpointError for what is not of this form, or not as the layout has it.
     """
     if not isinstance(parts, list) or not 0 < len(parts) <= _MOST_PARTS:
         raise CheckpointError("its tensors are no list")
@@ -54,11 +54,13 @@ def read_parts(parts: Any, layout: Layout, mapping: str, sources: int) -> tuple[
                 list(holders),
                 bool(scored),
                 list() | None as channels,
+                list(others),
             ]:
-                whole = [*shape, *holders, *(channels or [])]
+                whole = [*shape, *holders, *(channels or []), *others]
                 right = all(type(number) is int and 0 <= number < 1 << 50 for number in whole)
                 right = right and (channels is None or (len(channels) == 2 and channels[0] < channels[1]))
                 right = right and sorted(set(holders)) == holders != [] and holders[-1] < sources
+                right = right and sorted({*others} - {*holders}) == others and (not others or others[-1] < sources)
             case _:
                 right = False
         if not right:
@@ -67,9 +69,8 @@ def read_parts(parts: Any, layout: Layout, mapping: str, sources: int) -> tuple[
             raise CheckpointError(
                 f"the tensor {name[:200]!r} is not in the block that the layout {layout.name} has it in"
             )
-        found.append(
-            Part(name, block, tuple(shape), tuple(holders), scored, None if channels is None else tuple(channels))
-        )
+        span = None if channels is None else tuple(channels)
+        found.append(Part(name, block, tuple(shape), tuple(holders), scored, span, tuple(others)))
     if len({(part.name, part.channels) for part in found}) < len(found):
         raise CheckpointError("one of its tensors is there twice")
     return tuple(found)

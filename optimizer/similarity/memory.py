@@ -1,5 +1,6 @@
 """What to do when a card's memory does not suffice: fewer candidates at a time, then the processor."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -11,7 +12,7 @@ from optimizer.errors import BlockfitWarning
 if TYPE_CHECKING:
     from optimizer.similarity.metric import Metric
 
-__all__ = ["MovableMetric", "in_batches", "out_of_memory", "where_it_fits"]
+__all__ = ["MovableMetric", "free_memory", "in_batches", "out_of_memory", "where_it_fits"]
 
 _Computed = TypeVar("_Computed")
 
@@ -23,6 +24,17 @@ _OTHER_WORDS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether this error says that a card's memory does not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OTHER_WORDS)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes torch can still have on a card: free ones, and those that it keeps without using them.
+
+    Of a processor more than anything takes: its memory is the system's to give.
+    """
+    if device.type == "cpu":
+        return sys.maxsize
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def in_batches(compute: Callable[[torch.Tensor], torch.Tensor], candidates: torch.Tensor, size: int) -> torch.Tensor:
@@ -48,7 +60,7 @@ def in_batches(compute: Callable[[torch.Tensor], torch.Tensor], candidates: torc
             # Only here is the error gone, and with it what its traceback kept of the failed attempt.
             _free_what_is_cached()
             size = len(batch) // 2
-    return torch.cat(results)
+    return results[0] if len(results) == 1 else torch.cat(results)
 
 
 def where_it_fits(compute: Callable[[torch.device], _Computed], device: torch.device, what: str) -> _Computed:
@@ -91,6 +103,11 @@ class MovableMetric:
     def blocks(self) -> tuple[str, ...]:
         """The blocks that are scored."""
         return self._metric.blocks
+
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """The blocks that are not scored because the target took them over unchanged."""
+        return self._metric.unchanged
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """As the metric does."""

@@ -15,10 +15,17 @@ from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.encoder import EncoderMetric
 from optimizer.similarity.measured import Measured
 from optimizer.similarity.memory import MovableMetric
-from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, WeightsMetric
+from optimizer.similarity.quadratic import (
+    DeltaMetric,
+    ElementsMetric,
+    ExplainedMetric,
+    WeightsMetric,
+)
 from optimizer.similarity.statistics import Statistics
 
 __all__ = [
+    "DEFAULT_METRIC",
+    "EXACT_METRICS",
     "METRICS",
     "Combined",
     "Metric",
@@ -41,6 +48,11 @@ class Metric(Protocol):
         """The blocks that are scored."""
         ...
 
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """The blocks that are not scored because the target took them over unchanged from the base."""
+        ...
+
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Candidates to come lie, block by block, on the lines that these [n, groups, sources] lie on.
 
@@ -60,7 +72,8 @@ class MetricKind:
     `reads_statistics` says that it is computed from Gram matrices, which several metrics share; `needs_base` that it is
     defined only relative to a base. One that draws random inputs has `by_seed`, which scores one candidate,
     coefficients [groups, sources], under several seeds: float64 [seeds, blocks]. One that is `scale_free` does not see
-    how far from the base a candidate is, only in which direction. `needs_prompts` says that it reads prompts.
+    how far from the base a candidate is, only in which direction. One that is `exact` is a `QuadraticMetric`, whose
+    best alphas are found without a trial. `needs_prompts` says that it reads prompts.
     """
 
     name: str
@@ -70,6 +83,7 @@ class MetricKind:
     reads_statistics: bool = True
     needs_base: bool = False
     scale_free: bool = False
+    exact: bool = False
     needs_prompts: bool = False
     by_seed: Callable[[Comparison, tuple[str, ...], torch.Tensor, Sequence[int]], torch.Tensor] | None = None
 
@@ -91,7 +105,7 @@ def _text_encoder(layout: Layout) -> tuple[str, ...]:
     return (layout.blocks[0],)
 
 
-def _from_statistics(kind: type[WeightsMetric] | type[DeltaMetric] | type[ElementsMetric]) -> Callable[..., Metric]:
+def _from_statistics(kind: Callable[[Statistics, Sequence[Group], tuple[str, ...]], Metric]) -> Callable[..., Metric]:
     def build(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
         assert statistics is not None
         return kind(statistics, comparison.groups, blocks)
@@ -112,7 +126,13 @@ def _from_tensors(kind: type[AttentionMetric] | type[EncoderMetric], what: str) 
 METRICS: dict[str, MetricKind] = {
     kind.name: kind
     for kind in (
-        MetricKind("weights", "cosine of the weights", _everything, _from_statistics(WeightsMetric)),
+        MetricKind(
+            "explained",
+            "share of the target's squared difference from the base that the merge explains",
+            _everything,
+            _from_statistics(ExplainedMetric),
+            exact=True,
+        ),
         MetricKind(
             "delta",
             "cosine of the differences from the base",
@@ -120,7 +140,9 @@ METRICS: dict[str, MetricKind] = {
             _from_statistics(DeltaMetric),
             needs_base=True,
             scale_free=True,
+            exact=True,
         ),
+        MetricKind("weights", "cosine of the weights", _everything, _from_statistics(WeightsMetric), exact=True),
         MetricKind("elements", "mean cosine per tensor", _everything, _from_statistics(ElementsMetric)),
         MetricKind(
             "attention",
@@ -141,6 +163,12 @@ METRICS: dict[str, MetricKind] = {
     )
 }
 
+DEFAULT_METRIC = "explained"
+"""The metric of a study that names none."""
+
+EXACT_METRICS = tuple(name for name, kind in METRICS.items() if kind.exact)
+"""The metrics whose best alphas are found without a trial, the one that says most first."""
+
 
 @dataclass(frozen=True)
 class Combined:
@@ -152,6 +180,11 @@ class Combined:
     def blocks(self) -> tuple[str, ...]:
         """The blocks of all metrics."""
         return tuple(block for metric in self.metrics for block in metric.blocks)
+
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """The unchanged blocks of all metrics."""
+        return tuple(block for metric in self.metrics for block in metric.unchanged)
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Prepare all metrics."""
@@ -189,9 +222,13 @@ def score_steps(
     return {step: found[step] for step in steps}
 
 
-def total_similarity(scores: Mapping[str, float]) -> float:
-    """The plain mean over the blocks, as the article's tables have it; NaN if there is none."""
-    return math.fsum(scores.values()) / len(scores) if scores else math.nan
+def total_similarity(scores: Mapping[str, float | None]) -> float:
+    """Return the plain mean over the blocks, as the article's tables have it; NaN if there is none.
+
+    Unchanged blocks, which have None, do not count.
+    """
+    values = [value for value in scores.values() if value is not None]
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def build_metric(
@@ -210,7 +247,8 @@ def build_metric(
     unseen = [block for block in blocks if block not in visible]
     if unseen:
         raise StudyError(
-            f"{unseen[0]} cannot be measured by {name!r}; it sees {comparison.layout.describe_blocks(visible)}"
+            f"{comparison.layout.describe_blocks(unseen)} cannot be measured by {name!r}; it sees "
+            f"{comparison.layout.describe_blocks(visible)}"
         )
     if kind.needs_base and comparison.base is None:
         raise StudyError(f"metric {name!r} needs a base, the model that differences are taken from")

@@ -1,29 +1,39 @@
 """The metrics in weight space, computed from Gram matrices.
 
-weights   per block: cosine of the merged and the target's tensors, all flattened into one vector
-delta     the same of their differences from the base; 0 where either difference is 0
-elements  per tensor: cosine of the flattened tensors; a block's value is the plain mean over its tensors
+explained  per block: 1 - |merged - target|^2 / |base - target|^2, clipped below at -1
+weights    per block: cosine of the merged and the target's tensors, all flattened into one vector
+delta      the same of their differences from the base
+elements   per tensor: cosine of the flattened tensors; a block's value is the plain mean over its tensors
+
+A block that the target took over unchanged from the base has no difference to explain, and none to point along: it is
+`unchanged` for `explained` and `delta`, which do not score it.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
+from typing import Self
 
 import torch
 
 from optimizer.recipes import Group
 from optimizer.similarity.statistics import Statistics
 
-__all__ = ["DeltaMetric", "ElementsMetric", "QuadraticMetric", "WeightsMetric"]
+__all__ = ["DeltaMetric", "ElementsMetric", "ExplainedMetric", "QuadraticMetric", "WeightsMetric"]
+
+# Differences of two squared lengths below this share of either are rounding.
+_ROUNDING = 1e-13
 
 
 class QuadraticMetric:
-    """A cosine per block of two vectors that are linear in the coefficients.
+    """A value per block that follows from two moments of a vector which is linear in the coefficients.
 
-    With M the products of the sources with each other, l those with the target and t the target's with itself,
+    With M the products of the sources with each other and l those with the target,
 
-        similarity = sum_g l_g . c_g / sqrt(t * sum_g c_g' M_g c_g)        g: the groups of the block
+        linear = sum_g l_g . c_g        quadratic = sum_g c_g' M_g c_g        g: the groups of the block
 
-    `products` float64 [groups, K, K], `with_target` float64 [groups, K], `target` float64 [blocks],
-    `block_of_group` long [groups], -1 for a group that no scored block has.
+    and `target` the target's product with itself. `products` float64 [groups, K, K], `with_target` float64 [groups, K],
+    `target` float64 [blocks], `block_of_group` long [groups], -1 for a group that no scored block has. `unchanged` are
+    the blocks that were asked for and are not scored.
     """
 
     def __init__(
@@ -31,16 +41,16 @@ class QuadraticMetric:
     ) -> None:
         """`gram` float64 [parts, K + 1, K + 1]: sources, then target, as this metric sees them."""
         self.blocks = blocks
+        self.unchanged: tuple[str, ...] = ()
         sources = gram.shape[-1] - 1
         chosen = torch.tensor([block in blocks for block in statistics.blocks], dtype=torch.bool)
         summed = torch.zeros(len(groups), sources + 1, sources + 1, dtype=torch.float64)
         summed.index_add_(0, statistics.group[chosen], gram[chosen])
         self.products = summed[:, :sources, :sources].contiguous()
         self.with_target = summed[:, :sources, sources].contiguous()
-        self.block_of_group = torch.tensor(
-            [blocks.index(group.block) if group.block in blocks else -1 for group in groups], dtype=torch.long
-        )
-        self.target = self.per_block(summed[:, sources, sources])
+        self._group_blocks = tuple(group.block for group in groups)
+        self._targets = summed[:, sources, sources]
+        self._sum_blocks()
 
     def per_block(self, values: torch.Tensor) -> torch.Tensor:
         """Sums over the groups of each block: [..., groups] to [..., blocks]."""
@@ -55,36 +65,154 @@ class QuadraticMetric:
         return self.per_block(with_target), self.per_block(with_itself)
 
     def prepare(self, coefficients: torch.Tensor) -> None:
-        """Nothing: a candidate costs a few hundred multiplications as it is."""
+        """Do nothing: a candidate costs a few hundred multiplications as it is."""
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]; 0 for a zero vector."""
-        with_target, with_itself = self.moments(coefficients)
-        return _cosine(with_target, with_itself, self.target)
+        """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
+        return self.clip(self.value(*self.moments(coefficients)))
+
+    def clip(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `values` within the range of the metric."""
+        return values.clamp(-1, 1)
+
+    def value(self, linear: torch.Tensor, quadratic: torch.Tensor) -> torch.Tensor:
+        """Similarities of moments, all float64 [..., blocks], not clipped."""
+        return _cosine(linear, quadratic, self.target)
+
+    def slopes(self, linear: torch.Tensor, quadratic: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Derivatives of `value` by each of the moments, all float64 [..., blocks]."""
+        norms = torch.sqrt(quadratic.clamp_min(0) * self.target)
+        by_linear = torch.where(norms > 0, 1 / norms.clamp_min(1e-300), torch.zeros_like(norms))
+        # cos = l / sqrt(q t), so d cos / dq = -cos / (2 q).
+        return by_linear, -linear * by_linear / (2 * quadratic.clamp_min(1e-300))
 
     def scale(self, coefficients: torch.Tensor) -> torch.Tensor:
         """The factor on the candidate's vector that brings it nearest to the target's, float64 [n, blocks]."""
         with_target, with_itself = self.moments(coefficients)
         return torch.where(with_itself > 0, with_target / with_itself.clamp_min(1e-300), torch.zeros_like(with_target))
 
+    @property
+    def unit(self) -> torch.Tensor:
+        """What |merged - target|^2 is divided by to compare it between blocks, float64 [blocks]."""
+        return self.target
+
+    def of_blocks(self, blocks: Collection[str]) -> Self:
+        """Return the same metric over those of its blocks that are among `blocks`."""
+        part = copy.copy(self)
+        part.blocks, part.unchanged = tuple(block for block in self.blocks if block in blocks), ()
+        part._sum_blocks()
+        return part
+
+    def _sum_blocks(self) -> None:
+        """Take note of which blocks are scored."""
+        self.block_of_group = torch.tensor(
+            [self.blocks.index(block) if block in self.blocks else -1 for block in self._group_blocks], dtype=torch.long
+        )
+        self.target = self.per_block(self._targets)
+
+    def _leave_out(self, sizes: torch.Tensor) -> None:
+        """Score the blocks no more whose size, float64 [blocks], is not above 0."""
+        unchanged = [block for block, size in zip(self.blocks, sizes.tolist(), strict=True) if size <= 0]
+        self.unchanged = tuple(unchanged)
+        self.blocks = tuple(block for block in self.blocks if block not in unchanged)
+        self._sum_blocks()
+
 
 class WeightsMetric(QuadraticMetric):
-    """Cosine per block of the whole weights."""
+    """Cosine per block of the whole weights; 0 for a zero vector."""
 
     def __init__(self, statistics: Statistics, groups: Sequence[Group], blocks: tuple[str, ...]) -> None:
         super().__init__(_whole(statistics), statistics, groups, blocks)
 
 
 class DeltaMetric(QuadraticMetric):
-    """Cosine per block of the differences from the base; tensors that the base lacks do not count."""
+    """Cosine per block of the differences from the base; 0 for a merge that is the base.
+
+    Tensors that the base lacks do not count.
+    """
 
     def __init__(self, statistics: Statistics, groups: Sequence[Group], blocks: tuple[str, ...]) -> None:
         differences = statistics.gram[:, 1:, 1:] * statistics.referenced[:, None, None]
         super().__init__(differences, statistics, groups, blocks)
+        self._leave_out(self.target)
+
+
+class ExplainedMetric(QuadraticMetric):
+    """Share per block of the target's squared difference from the base that a merge explains.
+
+        1 - |merged - target|^2 / |base - target|^2        1: the target, 0: the base, clipped below at -1
+
+    Unlike a cosine it sees how far a merge goes. Where the base lacks a tensor, the first source that holds it stands
+    for the base. `difference` float64 [blocks] has |base - target|^2.
+    """
+
+    def __init__(self, statistics: Statistics, groups: Sequence[Group], blocks: tuple[str, ...]) -> None:
+        gram = statistics.gram[:, 1:, 1:]
+        self._differences = torch.zeros(len(groups), dtype=torch.float64)
+        super().__init__(gram, statistics, groups, blocks)
+        self._differences = self._targets.clone()
+        referenced = torch.ones(len(groups), dtype=torch.bool)
+        referenced[statistics.group] = statistics.referenced
+        for row in (~referenced).nonzero()[:, 0].tolist():
+            # Nothing was subtracted there, so this is a difference of large numbers: what rounding leaves is none.
+            first = groups[row].holders[0]
+            apart = self.products[row, first, first] - 2 * self.with_target[row, first] + self._targets[row]
+            self._differences[row] = apart if apart > _ROUNDING * self._targets[row] else 0.0
+        self._asked, self._asked_for = self.block_of_group >= 0, self.blocks
+        self._leave_out(self.per_block(self._differences))
+
+    @property
+    def unit(self) -> torch.Tensor:
+        """|base - target|^2, float64 [blocks]."""
+        return self.difference
+
+    def value(self, linear: torch.Tensor, quadratic: torch.Tensor) -> torch.Tensor:
+        """Shares of moments, at most 1, all float64 [..., blocks], not clipped."""
+        return 1 - (quadratic - 2 * linear + self.target).clamp_min(0) / self.difference
+
+    def slopes(self, linear: torch.Tensor, quadratic: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Derivatives of `value` by each of the moments, all float64 [..., blocks]."""
+        inverse = (1 / self.difference).expand(linear.shape)
+        return 2 * inverse, -inverse
+
+    def keeping(self, blocks: Collection[str]) -> Self:
+        """Return the measure of how near a merge is to the target in `blocks`, unchanged ones too: 1 where it is there.
+
+        It falls to 0 as far away as the source is from the base that differs most.
+        """
+        kept = copy.copy(self)
+        kept.blocks, kept.unchanged = tuple(block for block in self._asked_for if block in blocks), ()
+        lengths = torch.diagonal(self.products, dim1=-2, dim2=-1).amax(dim=-1)
+        kept._differences = torch.where(lengths > 0, lengths, 1.0)
+        kept._sum_blocks()
+        return kept
+
+    def _sum_blocks(self) -> None:
+        super()._sum_blocks()
+        self.difference = self.per_block(self._differences)
+
+    def pooled(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """The share of all blocks together, their squares summed first: float64 [n] in [-1, 1]; NaN without a block."""
+        linear, quadratic = self.moments(coefficients)
+        left = (quadratic - 2 * linear + self.target).clamp_min(0).sum(dim=-1)
+        return self.clip(1 - left / self.difference.sum())
+
+    def distance(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """|merged - target| over all blocks that were asked for, unchanged ones too: float64 [n], the base's being 1.
+
+        Where nothing was changed, in units of the weights.
+        """
+        linear = torch.einsum("ngk,gk->ng", coefficients, self.with_target)
+        quadratic = torch.einsum("ngk,gkl,ngl->ng", coefficients, self.products, coefficients)
+        left = (quadratic - 2 * linear + self._targets)[:, self._asked].sum(dim=-1).clamp_min(0)
+        whole = float(self._differences[self._asked].sum())
+        return (left / whole if whole > 0 else left).sqrt()
 
 
 class ElementsMetric:
     """Mean cosine over the tensors of a block (SuperMerger's "Block" analysis, mean); 1 for two zero tensors."""
+
+    unchanged: tuple[str, ...] = ()
 
     def __init__(self, statistics: Statistics, groups: Sequence[Group], blocks: tuple[str, ...]) -> None:
         self.blocks = blocks
@@ -96,7 +224,7 @@ class ElementsMetric:
         )
 
     def prepare(self, coefficients: torch.Tensor) -> None:
-        """Nothing: a candidate costs a few thousand multiplications as it is."""
+        """Do nothing: a candidate costs a few thousand multiplications as it is."""
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""

@@ -2,7 +2,7 @@
 
 What has to be done to a logit is little, so on a processor it is as fast as numbers move. Rows are therefore taken in
 tiles that stay in a core's own cache from the logits to the cosine, and what they are made of is read once for all
-candidates. On a card one tile is as much as its memory holds.
+candidates. (`batched` is what a card is fast at.)
 
 Logits come in units of log 2, because exp2 takes less than half the time of exp; and where exp underflows, which takes
 it ten times as long as else, exp2 is nearly as fast as anywhere.
@@ -16,9 +16,9 @@ from threading import Barrier
 
 import torch
 
-from optimizer.similarity.logits import Logits, Whole
+from optimizer.similarity.logits import Logits
 
-__all__ = ["Candidates", "Workers", "compute_whole", "cosines", "outputs"]
+__all__ = ["Candidates", "Workers", "cosines", "outputs"]
 
 # Numbers in a tile: 512 KiB, half of the second-level cache of common cores; the matrices that it is made of stream by.
 _TILE = 1 << 17
@@ -104,15 +104,6 @@ class Workers:
             return
         for done in [self._pool.submit(_compute, strips) for _ in range(self._count)]:
             done.result()
-
-
-def compute_whole(candidates: Candidates, batch: int) -> None:
-    """Compute the cosines of `batch` candidates at a time, all rows at once, on the device that they are on."""
-    count, width = candidates.cosines.shape
-    together = min(count, batch)
-    numbers = 0 if isinstance(candidates.logits, Whole) else together * width * width
-    buffer = torch.empty(numbers, device=candidates.cosines.device)
-    _Strip(candidates, slice(0, width), together).compute(buffer)
 
 
 def _begin(started: Barrier) -> None:

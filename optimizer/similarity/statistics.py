@@ -6,6 +6,9 @@ a candidate with the target, or with itself, follows from those of the vectors
     [reference, source_1 - reference, ..., source_K - reference, target - reference]
 
 Finetunes agree with their base to 3-5 digits: products of the raw tensors would cancel away what is to be fitted.
+
+A tensor that is the reference's, rounded to a narrower dtype, counts as the reference's: what rounding has done to it
+is no difference that a merge could explain, and no direction that it could go.
 """
 
 import os
@@ -18,13 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimizer.checkpoints import Checkpoint, check_unchanged
+from optimizer.checkpoints import Checkpoint, check_unchanged, is_zero
 from optimizer.errors import CheckpointError
 from optimizer.recipes import ElementReader, Part, finite
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.memory import where_it_fits
+from optimizer.similarity.statistics_on_card import grams_on_card
 
-__all__ = ["Statistics", "gram_matrix", "measure_statistics"]
+__all__ = ["Statistics", "gram_matrix", "measure_statistics", "warn_of_zeros"]
 
 Matrix = NDArray[np.float64]
 
@@ -38,6 +42,10 @@ _PIECES = 64
 # Elements of each file that are read at a time, and what a thread takes on next.
 _SEGMENT = 1 << 17
 _LARGEST_ITEM = 8  # bytes: float64
+# A tensor may be the reference's, rounded, if its squared distance from it is below this many squared roundings.
+_ROUNDED = 64
+# Squared lengths below this share of the longest may be what rounding leaves of 0.
+_NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -61,13 +69,14 @@ def measure_statistics(comparison: Comparison, blocks: Sequence[str], *, threads
 
     `threads` (default: one for each core) work at a time, which does not change any bit of the result. Raises
     CheckpointError naming file and tensor where a tensor holds NaN or Inf, and naming files that were changed, replaced
-    or deleted since they were opened.
+    or deleted since they were opened. Gives a BlockfitWarning for files whose tensors are zeros where others' are not.
     """
     parts = comparison.scored_parts(blocks)
     grams = measure_grams(comparison, parts, threads=threads)
     for part, gram in zip(parts, grams, strict=True):
         if not bool(torch.isfinite(gram).all()):
             refuse_not_finite(part, comparison)
+    warn_of_zeros(parts, grams, comparison)
     return Statistics(
         names=tuple(part.name for part in parts),
         blocks=tuple(part.block for part in parts if part.block is not None),
@@ -83,8 +92,47 @@ def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int
     It is not finite where a tensor holds NaN or Inf. Raises CheckpointError if a file was changed, replaced or deleted
     since it was opened.
 
-    `threads` as for `measure_statistics`; all have ended when this returns or raises.
+    `threads` as for `measure_statistics`; all have ended when this returns or raises. Where a card's memory does not
+    suffice the pass begins anew on the processor, with exactly its results.
     """
+
+    def on(device: torch.device) -> torch.Tensor:
+        if device.type == "cpu":
+            return _grams_on_processor(comparison, parts, threads)
+        return grams_on_card(comparison, parts, device, threads=threads)
+
+    grams = where_it_fits(on, comparison.device, "the inner products of the checkpoints")
+    for part, gram in zip(parts, grams, strict=True):
+        _level_rounding(comparison, part, gram)
+    check_unchanged([*comparison.sources.values(), comparison.target, comparison.reference])
+    return grams
+
+
+def _level_rounding(comparison: Comparison, part: Part, gram: torch.Tensor) -> None:
+    """Set the differences to 0, in `gram`, of checkpoints whose tensor is the reference's but for its rounding."""
+    reference = comparison.reference
+    if not part.held_by(reference):
+        return
+    precision = torch.finfo(reference.tensors[part.name].dtype).eps
+    for row, checkpoint in enumerate([*comparison.sources.values(), comparison.target], start=1):
+        if not part.held_by(checkpoint):
+            continue
+        dtype = checkpoint.tensors[part.name].dtype
+        rounding = torch.finfo(dtype).eps
+        near = 0 < float(gram[row, row]) <= _ROUNDED * rounding**2 * float(gram[0, 0])
+        if rounding > precision and near and torch.equal(part.read(reference).to(dtype), part.read(checkpoint)):
+            gram[row], gram[:, row] = 0, 0
+
+
+def refuse_not_finite(part: Part, comparison: Comparison) -> None:
+    """Raise CheckpointError, naming the first file that holds NaN or Inf in `part`."""
+    for checkpoint in [*comparison.sources.values(), comparison.target, comparison.reference]:
+        if part.held_by(checkpoint):
+            finite(part, checkpoint, "comparison")
+    raise CheckpointError(f"tensor {part.name!r}: its inner products are not finite")
+
+
+def _grams_on_processor(comparison: Comparison, parts: Sequence[Part], threads: int | None) -> torch.Tensor:
     segments = [segment for row, part in enumerate(parts) for segment in _segments(row, part)]
     count = len(comparison.sources) + 2
     grams = torch.zeros(len(parts), count, count, dtype=torch.float64)
@@ -120,28 +168,38 @@ def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int
         torch.set_num_threads(of_caller)
         for work in opened:
             work.close()
-    check_unchanged([*comparison.sources.values(), comparison.target, comparison.reference])
     return grams
 
 
-def refuse_not_finite(part: Part, comparison: Comparison) -> None:
-    """Raise CheckpointError, naming the first file that holds NaN or Inf in `part`."""
-    for checkpoint in [*comparison.sources.values(), comparison.target, comparison.reference]:
-        if part.held_by(checkpoint):
-            finite(part, checkpoint, "comparison")
-    raise CheckpointError(f"tensor {part.name!r}: its inner products are not finite")
+def warn_of_zeros(parts: Sequence[Part], grams: torch.Tensor, comparison: Comparison) -> None:
+    """Give a BlockfitWarning for each file that holds nothing but zeros in some of `parts` where another does not.
+
+    `grams` are their Gram matrices: the squared length of a tensor is that of the reference plus its difference. Only
+    tensors that are next to nothing beside the others are read once more.
+    """
+    rows = [*comparison.sources.values(), comparison.target]
+    own = torch.diagonal(grams[:, 1:, 1:], dim1=-2, dim2=-1)
+    reference = grams[:, :1, 0]
+    lengths = torch.cat([reference, reference + 2 * grams[:, 0, 1:] + own], dim=1)
+    for part, row in zip(parts, lengths.tolist(), strict=True):
+        held = [(rows[position], row[1 + position]) for position in (*part.holders, len(rows) - 1)]
+        if part.held_by(comparison.reference):
+            held.append((comparison.reference, row[0]))
+        longest = max(length for _, length in held)
+        for checkpoint, length in held if longest > 0 else ():
+            zero = length <= _NOTHING * longest and is_zero(part.read(checkpoint))
+            comparison.zeros.note(part.name, checkpoint, zero=zero)
+    comparison.zeros.warn()
 
 
-def gram_matrix(
-    tensors: Sequence[torch.Tensor | None], reference: torch.Tensor | None, device: torch.device | None = None
-) -> torch.Tensor:
+def gram_matrix(tensors: Sequence[torch.Tensor | None], reference: torch.Tensor | None) -> torch.Tensor:
     """Inner products of the reference and of each tensor's difference from it, float64 [1 + tensors, 1 + tensors].
 
     All tensors are [n], of any floating dtype; None stands for one that is missing, or equal: its products are 0.
     Without a reference the tensors themselves are multiplied. Differences, products and sums are float64.
     """
     length = next(len(tensor) for tensor in (reference, *tensors) if tensor is not None)
-    stage = _Stage(length, torch.float64, device or torch.device("cpu"))
+    stage = _Stage(length, torch.float64)
     stage.add(0, reference)
     for row, tensor in enumerate(tensors, start=1):
         if tensor is not None:
@@ -173,7 +231,7 @@ class _Pass:
         self._rows = [*comparison.sources.values(), comparison.target]
         buffer = torch.empty(_SEGMENT * _LARGEST_ITEM, dtype=torch.uint8)
         self._readers = {each: ElementReader(each, buffer) for each in (self._reference, *self._rows)}
-        self._stages = {dtype: _Stage(_SEGMENT, dtype, comparison.device) for dtype in (torch.float32, torch.float64)}
+        self._stages = {dtype: _Stage(_SEGMENT, dtype) for dtype in (torch.float32, torch.float64)}
 
     def gram(self, segment: _Segment) -> torch.Tensor:
         """The Gram matrix of one segment, float64 [K + 2, K + 2]."""
@@ -210,11 +268,10 @@ class _Stage:
     float64 twice as fast as in one.
     """
 
-    def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, length: int, dtype: torch.dtype) -> None:
         self._places: list[int] = []
         self._length = length
         self._capacity = -(-length // PIECE) * PIECE
-        self._device = device
         self._rows = torch.empty(0, self._capacity, dtype=dtype)
         self._double = torch.empty(0, dtype=torch.float64)
 
@@ -240,13 +297,7 @@ class _Stage:
     def gram(self, size: int) -> torch.Tensor:
         """The products of what was added, at its places in float64 [size, size]; zeros elsewhere."""
         end = -(-self._length // PIECE) * PIECE
-        rows = self._rows[: len(self._places), :end]
-
-        def multiplied(device: torch.device) -> torch.Tensor:
-            self._device = device
-            return self._multiplied(rows) if device.type == "cpu" else _multiplied_on(device, rows)
-
-        products = where_it_fits(multiplied, self._device, "the inner products of the checkpoints")
+        products = self._multiplied(self._rows[: len(self._places), :end])
         gram = torch.zeros(size, size, dtype=torch.float64)
         places = torch.tensor(self._places)
         gram[places[:, None], places] = products
@@ -274,10 +325,3 @@ def _add_products(gram: Matrix, pieces: Matrix) -> None:
     gram[:, 1:] += products
     gram[1:, 0] += products[0]
     gram[0, 0] += np.matmul(pieces[:, :1], pieces[:, :1].transpose(0, 2, 1)).sum()
-
-
-def _multiplied_on(device: torch.device, rows: torch.Tensor) -> torch.Tensor:
-    """The same on a card."""
-    pieces = rows.to(device).to(torch.float64)
-    pieces[1:] -= pieces[0].clone()
-    return (pieces @ pieces.T).cpu()

@@ -20,17 +20,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import torch
 from measuring import AnonymousMemory, report, warm_up
+from timed_fit import Clock
 from torch import Tensor
 
 from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.recipes import Algebra, Alpha, Free, Recipe, load_recipe, merge, save_recipe
-from optimizer.search import FitEvents, FitResult, SearchProgress, Space, fit, load_study, parameters_of
+from optimizer.search import FitResult, Space, fit, load_study, parameters_of
 from optimizer.similarity import Comparison, Metric, build_metric, measure_statistics, open_comparison
 
 BLOCKS = "OUT03-OUT11"
@@ -48,46 +49,6 @@ CANDIDATE = {"FIRST": 0.25, "SECOND": 0.35, "THIRD": 0.15}
 Weights = tuple[Tensor, Tensor, Tensor]
 
 
-@dataclass
-class Clock:
-    """When each phase of a fit last told of its progress, and when each trial was done."""
-
-    last: dict[str, float]
-    opened: float
-    trials: list[float]
-
-    def events(self) -> FitEvents:
-        """Callbacks that note the time."""
-
-        def progress(what: str, done: int, total: int) -> None:
-            self.last.setdefault(f"first {what}", time.perf_counter())
-            self.last[what] = time.perf_counter()
-
-        def opened(progress: SearchProgress) -> None:
-            self.opened = time.perf_counter()
-
-        def finished(progress: SearchProgress, trial: object) -> None:
-            self.trials.append(time.perf_counter())
-
-        return FitEvents(progress=progress, opened=opened, finished=finished)
-
-    def phases(self, start: float, end: float) -> dict[str, float]:
-        """Seconds by phase."""
-        marks = [
-            ("opening, fingerprints", self.last["first hashing the checkpoints"]),
-            ("sha256 of all files", self.last["hashing the checkpoints"]),
-            ("reading statistics", self.last["reading the checkpoints"]),
-            ("projecting", self.last["projecting the attention"]),
-            ("exact optima", self.opened),
-            ("trials", self.trials[-1]),
-            ("final scores, writing", end),
-        ]
-        seconds, before = {}, start
-        for name, mark in marks:
-            seconds[name], before = mark - before, mark
-        return seconds
-
-
 # --- The fit ----------------------------------------------------------------------------------------------------------
 
 
@@ -103,16 +64,15 @@ def run_fit(folder: Path, planted: Recipe, trials: int) -> tuple[FitResult, dict
     text = STUDY.format(blocks=BLOCKS, trials=trials, seed=SEED)
     (study_folder / "study.yaml").write_text(text, encoding="utf-8")
     study = load_study(study_folder, [folder])
-    clock = Clock({}, 0.0, [])
     with AnonymousMemory() as memory:
-        start = time.perf_counter()
+        clock = Clock()
         result = fit(study, fresh=True, events=clock.events())
-        end = time.perf_counter()
+        phases = clock.phases()
     between = [later - earlier for earlier, later in zip(clock.trials, clock.trials[1:], strict=False)]
     figures: dict[str, object] = {
         "trials": trials,
-        "fit: seconds": end - start,
-        "fit: seconds by phase": clock.phases(start, end),
+        "fit: seconds": sum(phases.values()),
+        "fit: seconds by phase": phases,
         "fit: seconds of the first trial": clock.trials[0] - clock.opened,
         "fit: median seconds of a trial, Optuna included": statistics.median(between or [float("nan")]),
         "fit: peak of anonymous memory, bytes": memory.peak,

@@ -10,6 +10,8 @@ so nothing is downloaded. Written, in float16:
     base.safetensors           random numbers of realistic sizes
     one.safetensors ...        finetunes: 3 % away from the base, in directions that they share in part
     target.safetensors         what the recipe `planted.yaml` makes of them, plus the unknown part if one is asked for
+
+With --device cuda a card draws the numbers, other ones than the processor's, and several files are written at a time.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,6 +34,7 @@ from optimizer.checkpoints.layout import load_layout
 from optimizer.errors import InputError
 from optimizer.recipes import Recipe, load_recipe, merge, save_recipe
 from optimizer.recipes.recipe import Alpha, Model, Step
+from optimizer.similarity import select_device
 
 FINETUNES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SMALL = 16  # what the widths of a small family are divided by
@@ -192,14 +196,19 @@ def _autoencoder(divisor: int) -> Shapes:
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
-def _noise(shape: tuple[int, ...], *key: object) -> Tensor:
-    """Standard normal numbers that depend on `key` alone, so that every file can be written by itself."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(repr(key).encode())))
+_PROCESSOR = torch.device("cpu")
+_FILES_AT_ONCE = 4  # by a card: more write no faster
 
 
-def _first(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+def _noise(shape: tuple[int, ...], *key: object, device: torch.device = _PROCESSOR) -> Tensor:
+    """Standard normal numbers that depend on `key` and the kind of device, so that files can be written one by one."""
+    generator = torch.Generator(device).manual_seed(zlib.crc32(repr(key).encode()))
+    return torch.randn(shape, generator=generator, device=device)
+
+
+def _first(name: str, shape: tuple[int, ...], seed: int, device: torch.device = _PROCESSOR) -> Tensor:
     """A tensor of the base: matrices of about 1 / sqrt(inputs), norms around 1, small biases."""
-    noise = _noise(shape, seed, "base", name)
+    noise = _noise(shape, seed, "base", name, device=device)
     if len(shape) == 1:
         return noise.mul_(0.1).add_(1) if name.endswith(".weight") else noise.mul_(0.05)
     if "embedding" in name:
@@ -223,7 +232,7 @@ def _write(path: Path, shapes: Shapes, make: Callable[[str], Tensor]) -> None:
     def tensors() -> Iterator[tuple[str, Tensor]]:
         yield POSITION_IDS, torch.arange(77).reshape(1, 77)
         for name in shapes:
-            yield name, make(name).to(torch.float16)
+            yield name, make(name).to(torch.float16).cpu()
 
     print(f"writing {path}", flush=True)
     write_safetensors(path, specs, tensors(), {"format": "pt"})
@@ -262,11 +271,14 @@ def make_family(
     correlation: float = 0.0,
     seed: int = 0,
     small: bool = False,
+    device: torch.device = _PROCESSOR,
+    recipe: Recipe | None = None,
 ) -> None:
     """Write the family into `folder`: the base, `sources` - 1 finetunes, the target and `planted.yaml`.
 
     `unknown` is the size of what is in the target and in no source, relative to the target's distance from the base;
-    its `correlation` is that with the direction of the finetune `like` (`write_target`).
+    its `correlation` is that with the direction of the finetune `like` (`write_target`). `recipe`, over models of the
+    family, is what the target is made by; default: `planted_recipe()`. `device` draws the numbers.
     Raises InputError if the disk is too small, the folder included.
     """
     shapes = stable_diffusion_shapes(SMALL if small else 1)
@@ -277,18 +289,21 @@ def make_family(
     if (free := shutil.disk_usage(folder).free) < needed:
         raise InputError(f"{folder}: the disk is too small: {needed:,} bytes are needed, {free:,} are free")
     base = folder / "base.safetensors"
-    _write(base, shapes, lambda name: _first(name, shapes[name], seed))
+    _write(base, shapes, lambda name: _first(name, shapes[name], seed, device))
     with open_checkpoint(base) as opened:
-        for finetune in FINETUNES[: sources - 1]:
 
-            def tuned(name: str, finetune: str = finetune) -> Tensor:
-                start = opened.tensor(name).to(torch.float32)
-                away = _noise(shapes[name], seed, "shared", name).mul_(SHARED)
-                away.add_(_noise(shapes[name], seed, finetune, name), alpha=math.sqrt(1 - SHARED**2))
+        def write_finetune(finetune: str) -> None:
+            def tuned(name: str) -> Tensor:
+                start = opened.tensor(name).to(device).to(torch.float32)
+                away = _noise(shapes[name], seed, "shared", name, device=device).mul_(SHARED)
+                away.add_(_noise(shapes[name], seed, finetune, name, device=device), alpha=math.sqrt(1 - SHARED**2))
                 return away.mul_(DISTANCE * _size(start)).add_(start)
 
             _write(folder / f"{finetune}.safetensors", shapes, tuned)
-    save_recipe(planted_recipe(), folder / "planted.yaml")
+
+        with ThreadPoolExecutor(1 if device.type == "cpu" else _FILES_AT_ONCE) as pool:
+            list(pool.map(write_finetune, FINETUNES[: sources - 1]))
+    save_recipe(recipe or planted_recipe(), folder / "planted.yaml")
     recipe = load_recipe(folder / "planted.yaml")
     names = dict.fromkeys([*recipe.models, *([] if like is None else [like])])
     paths = {name: folder / f"{name}.safetensors" for name in names}
@@ -356,6 +371,7 @@ def main() -> int:
     parser.add_argument("--correlation", type=float, default=0.2, help="how much it does (default 0.2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help=f"widths divided by {SMALL}")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="what draws the numbers (default cpu)")
     given = parser.parse_args()
     if given.target_correlated not in {None, *FINETUNES[: given.sources - 1]}:
         parser.error(f"--target-correlated: {given.target_correlated} is not among {given.sources} sources")
@@ -370,6 +386,7 @@ def main() -> int:
             correlation=given.correlation,
             seed=given.seed,
             small=given.small,
+            device=select_device(given.device),
         )
     except InputError as error:
         print(*error.problems, sep="\n", file=sys.stderr)

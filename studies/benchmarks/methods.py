@@ -36,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,14 @@ import matplotlib as mpl
 import optuna
 import scipy
 import torch
+from article import Errors, article_recipe, coefficients, differences, largest
 from full_size import BLOCKS
 from make_checkpoints import FINETUNES, write_target
 from measuring import disk_reads_of_children, warm_up
 from other_methods import BlockFit, Moment, fit_blocks, improvements, search_by_merging
 
 from optimizer.errors import InputError
-from optimizer.recipes import Algebra, Group, Model, Recipe, load_recipe, save_recipe
+from optimizer.recipes import Recipe, load_recipe, save_recipe
 from optimizer.search import parameters_of
 from optimizer.search.space import filled_alphas
 from optimizer.search.storage import storage_address
@@ -61,8 +62,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parents[2]
-OUTPUT = "FINAL_OUTPUTS"
-BASE = "v1-5-pruned-emaonly"  # the article's; all other models are finetunes in the order of appearance
 LEVELS = ("0", "0.1", "0.3", "0.1:0.05", "0.1:0.2", "0.3:0.05", "0.3:0.2")
 THERE = 1e-6  # how far below blockfit's final similarity counts as there
 GAPS = (1e-2, 1e-3, 1e-4, 1e-5, THERE)
@@ -75,8 +74,6 @@ base: base
 stages:
   - {{name: outputs, blocks: {blocks}, metric: {metric}, strategy: joint, trials: {trials}}}
 """
-
-Errors = dict[str, dict[str, float]]
 
 
 # --- The task ---------------------------------------------------------------------------------------------------------
@@ -100,44 +97,6 @@ class Level:
     def __str__(self) -> str:
         share = f"{100 * self.unknown:g} %"
         return f"{share}, correlated {self.correlation:g}" if self.correlation else share
-
-
-def article_recipe(path: Path) -> Recipe:
-    """The article's output steps from a recipe of all its steps, its models called base, one, two and so on."""
-    whole = load_recipe(path)
-    used = whole.sources(OUTPUT)
-    names = {BASE: "base"} | dict(zip((name for name in used if name != BASE), FINETUNES, strict=False))
-    steps = tuple(
-        replace(
-            step,
-            **{place: names.get(name, name) for place, name in step.inputs.items()},
-            expect=None,
-        )
-        for step in whole.ancestors(OUTPUT)
-    )
-    models = {name: Model(f"{name}.safetensors") for name in ("base", *FINETUNES) if name in names.values()}
-    return Recipe(path.stem, whole.layout, models, steps, OUTPUT, whole.mapping)
-
-
-def coefficients(recipe: Recipe, blocks: Sequence[str]) -> Errors:
-    """What each source contributes, {block: {source: coefficient}}, where all sources hold all tensors."""
-    sources = tuple(recipe.models)
-    algebra = Algebra(recipe, [Group(block, tuple(range(len(sources)))) for block in blocks], sources)
-    rows = algebra.coefficients(algebra.starting_alphas())[0].tolist()
-    return {block: dict(zip(sources, row, strict=True)) for block, row in zip(blocks, rows, strict=True)}
-
-
-def differences(found: Mapping[str, Mapping[str, float]], planted: Errors) -> Errors:
-    """How far the found coefficients are from the planted ones, for the blocks that are there."""
-    return {
-        block: {source: abs(value - planted[block][source]) for source, value in row.items()}
-        for block, row in found.items()
-    }
-
-
-def largest(errors: Errors) -> float:
-    """The largest error of all blocks and sources."""
-    return max(error for row in errors.values() for error in row.values())
 
 
 # --- This project -----------------------------------------------------------------------------------------------------

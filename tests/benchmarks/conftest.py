@@ -20,7 +20,7 @@ def run() -> Run:
     def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(ROOT / "studies" / "benchmarks" / name), *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=850)
 
     return script
 

@@ -1,9 +1,12 @@
 """Fingerprints, file hashes and their cache."""
+# Programs that the tests themselves wrote are what is started here.
 
 import hashlib
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from optimizer.checkpoints import (
     sha256,
     short_hash,
 )
-from optimizer.errors import CheckpointError
+from optimizer.errors import BlockfitWarning, CheckpointError
 
 
 def fingerprint_of(path, cache=None):
@@ -148,6 +151,63 @@ class TestHashCache:
         cache = HashCache(tmp_path / "a" / "hashes.json")  # a file stands where the folder would be
 
         assert hashlib.sha256(b"x").hexdigest() == sha256(tmp_path / "a", cache)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
+    def test_folder_that_all_may_write_into(self, tmp_path):
+        """A cache that any user of the machine may have written is not believed, nor written through a link there."""
+        (tmp_path / "a").write_bytes(b"x")
+        folder = tmp_path / "shared"
+        folder.mkdir()
+        cache = HashCache(folder / "hashes.json")
+        cache.store(tmp_path / "a", "sha256", "0" * 64, {"size": 1, "mtime_ns": (tmp_path / "a").stat().st_mtime_ns})
+        assert cache.look_up(tmp_path / "a", "sha256") == "0" * 64
+        cache.file.rename(tmp_path / "victim")
+        before = (tmp_path / "victim").read_bytes()
+        cache.file.symlink_to(tmp_path / "victim")
+        folder.chmod(0o1777)
+
+        with pytest.warns(BlockfitWarning, match="shared: other users may write into this folder"):
+            assert sha256(tmp_path / "a", cache) == hashlib.sha256(b"x").hexdigest()
+
+        assert (tmp_path / "victim").read_bytes() == before
+
+    @pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="gives a folder to another user")
+    def test_folder_of_another_user(self):
+        """Nor is one in another user's folder."""
+        program = """
+import os, sys, warnings
+from pathlib import Path
+from optimizer.checkpoints import HashCache
+os.setuid(65534)
+warnings.simplefilter("ignore")
+state = {"size": 1, "mtime_ns": Path(sys.argv[1], "a").stat().st_mtime_ns}
+print(HashCache(Path(sys.argv[1], "hashes.json")).look_up(Path(sys.argv[1], "a"), "sha256"))
+"""
+        with tempfile.TemporaryDirectory() as name:  # other users cannot enter pytest's own folders
+            folder = Path(name)
+            (folder / "a").write_bytes(b"x")
+            state = {"size": 1, "mtime_ns": (folder / "a").stat().st_mtime_ns}
+            HashCache(folder / "hashes.json").store(folder / "a", "sha256", "0" * 64, state)
+            found = []
+            for owner in (65534, 12345, 0):
+                os.chown(folder, owner, owner)
+                folder.chmod(0o755)
+                run = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True, check=True)
+                found.append(run.stdout.strip())
+
+        assert found == ["0" * 64, "None", "0" * 64]
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
+    def test_new_folder(self, tmp_path):
+        """A folder that is made for the cache is this user's alone, wherever it lies."""
+        (tmp_path / "a").write_bytes(b"x")
+        tmp_path.chmod(0o777)
+        cache = HashCache(tmp_path / "cache" / "hashes.json")
+
+        sha256(tmp_path / "a", cache)
+
+        assert cache.file.parent.stat().st_mode & 0o777 == 0o700
+        assert cache.look_up(tmp_path / "a", "sha256") == hashlib.sha256(b"x").hexdigest()
 
 
 class TestDefaultCacheFolder:

@@ -1,8 +1,10 @@
 """Checkpoints whose files are deleted, replaced, written to or cut short while they are open."""
 
+import io
 import os
 import shutil
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -12,7 +14,6 @@ from optimizer.checkpoints import HashCache, check_unchanged, fingerprint, open_
 from optimizer.errors import CheckpointError
 
 FORMATS = ["safetensors", "zip", "legacy"]
-MAPPED = FORMATS[:2]
 VALUES = torch.arange(100_000, dtype=torch.float32)
 AN_HOUR = 3_600_000_000_000
 
@@ -25,7 +26,11 @@ def write(path, kind, values=VALUES):
     if kind == "safetensors":
         save_file({"m": values}, path)
     else:
-        torch.save({"m": values}, path, _use_new_zipfile_serialization=kind == "zip")
+        torch.save({"m": values}, path, _use_new_zipfile_serialization=kind != "legacy")
+    if kind == "packed":
+        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as old, zipfile.ZipFile(path, "w", 8) as new:
+            for entry in old.infolist():
+                new.writestr(entry.filename, old.read(entry))
     age(path)
     return path
 
@@ -89,7 +94,7 @@ def test_what_became_of_a_file(tmp_path, kind, change):
 
 
 @pytest.mark.parametrize("change", [overwrite, cut])
-@pytest.mark.parametrize("kind", MAPPED)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_mapped_file_that_is_written_to(tmp_path, kind, change):
     """No tensor of it is read any more: it would have other numbers, or reading it would end the process."""
     path = write(tmp_path / "a", kind)
@@ -125,8 +130,8 @@ def test_file_that_goes(tmp_path, kind, change):
 
 @pytest.mark.parametrize("change", [overwrite, cut])
 def test_file_that_was_read_as_a_whole(tmp_path, change):
-    """An old file is in memory: what is done to it later changes nothing."""
-    path = write(tmp_path / "a", "legacy")
+    """An archive that another program compressed is in memory: what is done to it later changes nothing."""
+    path = write(tmp_path / "a", "packed")
     with open_checkpoint(path) as checkpoint:
         change(path)
 

@@ -118,33 +118,41 @@ def test_ema(tmp_path, write_sd1, sd1_tensors):
     """An EMA copy is counted, its integer counter is no surprise."""
     copies = sum(name.startswith("model_ema.") for name in sd1_tensors(ema=True))
 
-    assert [f"an EMA copy of {copies} tensors: merges leave it alone"] == unusual(tmp_path, write_sd1, ema=True)
+    assert [f"an EMA copy of {copies} tensors: merges leave it out"] == unusual(tmp_path, write_sd1, ema=True)
 
 
 def test_old_spelling(tmp_path, write_sd1, sd1_tensors):
-    """Text encoder names in the old spelling are told with an example."""
+    """Names in an old spelling are told with an example."""
     count = sum(name.startswith(TEXT) for name in sd1_tensors())
 
     (sentence,) = unusual(tmp_path, write_sd1, rename={TEXT: "cond_stage_model.transformer."})
 
-    assert sentence.startswith(
-        f"{count} text encoder tensors under other names, such as 'cond_stage_model.transformer."
-    )
+    assert sentence.startswith(f"{count} tensors under other names, such as 'cond_stage_model.transformer.")
 
 
 def test_noise_schedule(tmp_path, write_sd1):
-    """LDM's noise schedule at the top level belongs to the layout."""
-    assert unusual(tmp_path, write_sd1, overrides={"betas": torch.ones(3), "alphas_cumprod": torch.ones(3)}) == []
+    """LDM's noise schedule at the top level belongs to the layout, in half precision too; another one is told."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    usual = {"betas": betas.half(), "alphas_cumprod": (1 - betas).cumprod(0).bfloat16(), "logvar": torch.zeros(1000)}
+    assert unusual(tmp_path, write_sd1, overrides=usual) == []
+
+    assert unusual(tmp_path, write_sd1, overrides={"betas": torch.full((1000,), 0.5)}) == [
+        "a noise schedule that Stable Diffusion 1.x has not: alphas_cumprod ends at 9.333e-302"
+    ]
 
 
 def test_unknown_layout(tmp_path):
-    """A file of another family is described as far as its names tell, without blocks."""
-    save_file({"conditioner.x": torch.ones(2)}, tmp_path / "a.safetensors")
+    """A file of another kind is described as far as its names tell, without blocks."""
+    save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "a.safetensors")
 
     found = inspect_checkpoint(tmp_path / "a.safetensors")
 
-    assert (found.layout, found.blocks) == (None, {})
-    assert found.unusual == ("unknown layout: it holds conditioner.* keys, as SDXL has",)
+    assert (found.layout, found.blocks, found.kind.name) == (None, {}, "embedding")
+    (sentence,) = found.unusual
+    assert sentence == (
+        "no known layout: must be a checkpoint of Stable Diffusion 1.x (layout sd1); it is loaded beside a checkpoint "
+        "and is no part of it"
+    )
 
 
 def test_quick(tmp_path, write_sd1):

@@ -146,11 +146,11 @@ def test_not_a_checkpoint(folder: Path, run: Run, content: bytes) -> None:
     refused(run("fit", folder), "two.safetensors")
 
 
-def test_wrong_layout(folder: Path, run: Run, write_sd1: Write) -> None:
+def test_wrong_layout(folder: Path, run: Run, write_sd1: Write, sdxl_tensors: dict[str, torch.Tensor]) -> None:
     """An SDXL file where SD 1.x is expected is called what it is."""
-    write_sd1(folder / "two.safetensors", rename={"cond_stage_model.": "conditioner.embedders.0."})
+    write_sd1(folder / "two.safetensors", overrides=sdxl_tensors)
 
-    refused(run("fit", folder), "two.safetensors", "SDXL", "sd1")
+    refused(run("fit", folder), "two.safetensors: is an SDXL checkpoint", "(layout sd1)")
 
 
 def test_shapes_that_differ(folder: Path, run: Run, write_sd1: Write) -> None:

@@ -72,7 +72,8 @@ def test_names_are_those_of_the_registries():
     assert layout.blocks == completing.BLOCKS
     assert set(completing.MODES) == set(FIRST_MODES)
     assert set(completing.CHECKPOINT_SUFFIXES) == set(reading.CHECKPOINT_SUFFIXES)
-    assert {"weights", "delta"} == set(ceiling.CEILING_METRICS)
+    # "both" is what "all" was called when there were two.
+    assert {"explained", "delta", "weights", "all", "both"} == set(ceiling.CEILING_METRICS)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_names_are_those_of_the_registries():
         (["fit", "--de"], ["--device"]),
         (["fit", "x", "--device", "c"], ["cpu", "cuda"]),
         (["compare", "--metric", ""], list(METRICS)),
-        (["ceiling", "x", "--metric", ""], ["weights", "delta", "both"]),
+        (["ceiling", "x", "--metric", ""], ["explained", "delta", "weights", "all"]),
         (["simplify", "x", "--metric", "at"], ["attention"]),
         (["init", "x", "--mode", "w"], ["weight_sum"]),
         (["merge", "x", "--dtype", "b"], ["bf16"]),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from step_by_step import ATTENTION, attention_by_definition
+from step_by_step import explained_by_definition
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.cli import main
@@ -172,7 +172,7 @@ def test_a_recipe_of_many_sources_is_verified(folder: Path, run: Run) -> None:
     # The share of `two`: one half, one quarter, five eighths, ... and two thirds or one third in the end.
     for place, share in ((0, 1 / 2), (1, 1 / 4), (2, 5 / 8), (197, 1 / 3), (198, 2 / 3)):
         merged = {name: (1 - share) * one[name].double() + share * two[name].double() for name in one}
-        expected = attention_by_definition(merged, target, tuple(ATTENTION), 114514)
+        expected = explained_by_definition(merged, target, one)
         measured = {block: entry["measured"] for block, entry in found[place]["blocks"].items()}
         assert measured == pytest.approx(expected, abs=2e-6)
 
@@ -188,9 +188,9 @@ def test_a_recipe_of_many_steps_is_verified(folder: Path, run: Run) -> None:
     assert time.perf_counter() - started < 30
     found = json.loads("".join(out))
     assert [entry["step"] for entry in found] == [f"S{n}" for n in range(1000)]
-    two, target = (load_file(folder / f"{file}.safetensors") for file in ("two", "target"))
+    one, two, target = (load_file(folder / f"{file}.safetensors") for file in ("one", "two", "target"))
     # Nothing is left of `one` when it was halved so often.
-    expected = attention_by_definition(two, target, tuple(ATTENTION), 114514)
+    expected = explained_by_definition(two, target, one)
     measured = {block: entry["measured"] for block, entry in found[-1]["blocks"].items()}
     assert measured == pytest.approx(expected, abs=2e-6)
 
@@ -396,7 +396,7 @@ def test_names_make_no_files(folder: Path, run: Run, monkeypatch: pytest.MonkeyP
     made = {path.relative_to(folder.parent).as_posix() for path in files_in(folder.parent).keys() - before.keys()}
     (plot,) = (path for path in made if "similarity-against-alpha" in path)
     assert re.fullmatch(r"models/plots/similarity-against-alpha-[\w.-]{1,40}\.png", plot)
-    own = {"study.db", "best.yaml", "trials.csv", "fit.log", "statistics.safetensors"}
+    own = {"study.db", "best.yaml", "best.simple.yaml", "trials.csv", "fit.log", "statistics.safetensors"}
     plots = {"best-so-far.png", "similarity-per-block.png", "alphas.png"}
     assert {path for path in made if not path.startswith("cache/")} - {plot} <= (
         {f"models/{file}" for file in own} | {f"models/plots/{file}" for file in plots}

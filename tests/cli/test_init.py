@@ -1,17 +1,20 @@
 """The command `init`: a first recipe and study that a fit can run as they stand."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from headers import write_header
 from safetensors.torch import load_file
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 from optimizer.cli import main
+from optimizer.errors import BlockfitWarning
 from optimizer.recipes import load_recipe
-from optimizer.search import load_study, parameters_of
+from optimizer.search import fit, load_study, parameters_of
 
 FAMILY = Path(__file__).parents[2] / "studies" / "demo"
 MIDDLE = "model.diffusion_model.middle_block."
@@ -30,6 +33,11 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def short(name):
+    """The hash that people quote, of one of the family's files."""
+    return hashlib.sha256((FAMILY / "models" / f"{name}.safetensors").read_bytes()).hexdigest()[:10]
+
+
 def run(*arguments):
     """The exit code of the command."""
     with pytest.raises(SystemExit) as left:
@@ -38,15 +46,15 @@ def run(*arguments):
 
 
 def reachable(target, base, sources, part):
-    """The largest cosine, over all tensors of this part, of any sum of differences from the base, none below 0."""
+    """The largest share, over all tensors of this part, that sums of differences from the base, 0..1 each, explain."""
     names = [name for name in base if name.startswith(part)]
 
     def difference(tensors):
         return np.concatenate([(tensors[name].double() - base[name].double()).flatten().numpy() for name in names])
 
     columns, goal = np.stack([difference(one) for one in sources], axis=1), difference(target)
-    merged = columns @ nnls(columns, goal)[0]
-    return merged @ goal / np.linalg.norm(merged) / np.linalg.norm(goal)
+    merged = columns @ lsq_linear(columns, goal, bounds=(0, 1), method="bvls").x
+    return 1 - ((merged - goal) ** 2).sum() / (goal**2).sum()
 
 
 def test_from_checkpoints_to_a_fit(here, capsys):
@@ -59,14 +67,14 @@ def test_from_checkpoints_to_a_fit(here, capsys):
 
     assert run("fit", "mine", "--trials", "2", "--json") == 0
     (search,) = json.loads(capsys.readouterr().out)["searches"]
-    assert run("ceiling", "mine", "--metric", "delta", "--json") == 0
+    assert run("ceiling", "mine", "--json") == 0
     ceiling = json.loads(capsys.readouterr().out)
     assert search["best"] == pytest.approx(ceiling["total"]["ceiling_bounded"], abs=1e-7)
     assert (ceiling["rank"], ceiling["trade_off"]) == (52, [])
     base, bold, slanted, target = (
         load_file(here / "my models" / f"{name}.safetensors") for name in ("base", "bold", "slanted", "closed")
     )
-    best = load_recipe(here / "mine" / "best.yaml").step("TEMP2").similarity["delta"]["blocks"]["M00"]
+    best = load_recipe(here / "mine" / "best.yaml").step("TEMP2").similarity["explained"]["blocks"]["M00"]
     assert best == pytest.approx(reachable(target, base, [bold, slanted], MIDDLE), abs=1e-6)
 
 
@@ -85,7 +93,7 @@ def test_what_is_written(here, capsys):
     assert {model.license for model in recipe.models.values()} == {"unknown"}
     assert len(parameters_of(recipe, ["TEMP1", "TEMP2"])) == found["free_alphas"] == 52
     study = load_study(here / "mine")
-    assert (study.base, study.stages[0].metric, study.stages[0].strategy) == ("base", "delta", "joint")
+    assert (study.base, study.stages[0].metric, study.stages[0].strategy) == ("base", "explained", "joint")
     for name in ("recipe.yaml", "study.yaml"):
         text = (here / "mine" / name).read_text(encoding="utf-8")
         assert text.count("\n# ") >= 3
@@ -96,9 +104,9 @@ def test_what_is_written(here, capsys):
 @pytest.mark.parametrize(
     ("options", "mode", "c", "metric"),
     [
-        (["--mode", "weight_sum"], "weight_sum", None, "delta"),
-        (["--metric", "attention"], "add_difference", "base", "attention+delta"),
-        (["--metric", "encoder"], "add_difference", "base", "encoder+delta"),
+        (["--mode", "weight_sum"], "weight_sum", None, "explained"),
+        (["--metric", "attention"], "add_difference", "base", "attention+explained"),
+        (["--metric", "encoder"], "add_difference", "base", "encoder+explained"),
     ],
 )
 def test_options(here, options, mode, c, metric):
@@ -112,12 +120,115 @@ def test_options(here, options, mode, c, metric):
 
 
 def test_names_and_hashes(here, capsys):
-    """Target, sources and base may be names in a folder; the default folder is called like the target."""
-    names = ("closed", "bold", "slanted", "--base", "base")
+    """Target, sources and base may be names in a folder, and stay so; the default folder is called like the target."""
+    digest = short("slanted")
+    names = ("closed", f"bold.safetensors [{short('bold')}]", digest, "--base", "base")
     assert run("init", *names, "--models", "my models") == 0
 
-    assert load_study(here / "closed").sources["base"] == here.joinpath("closed", "..", "my models", "base.safetensors")
-    assert "base: " not in capsys.readouterr().out.splitlines()[0].partition(",")[0]
+    said = capsys.readouterr().out
+    study = load_study(here / "closed", [here / "my models"])
+    assert study.target_file == "closed"
+    assert {name: model.file for name, model in study.recipe.models.items()} == {
+        "base": "base",
+        "bold": f"bold.safetensors [{short('bold')}]",
+        "slanted": digest,
+    }
+    assert study.sources["slanted"] == here / "my models" / "slanted.safetensors"
+    assert "base: " not in said.splitlines()[0].partition(",")[0]
+    assert '  blockfit fit closed --models "my models"' in said.splitlines()
+    assert run("init", *names, "--models", "my models", "-o", "again") == 0  # the folder called closed is no target
+    assert load_study(here / "again", [here / "my models"]).target_file == "closed"
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "written"),
+    [
+        ("{here}/my models/bold.safetensors", "mine", "{here}/my models/bold.safetensors"),
+        ("my models/bold.safetensors", "mine", "../my models/bold.safetensors"),
+        ("my models/bold.safetensors", "deep/er/mine", "../../../my models/bold.safetensors"),
+        ("my models/bold.safetensors", ".", "my models/bold.safetensors"),
+        ("my models/../my models/bold.safetensors", ".", "my models/../my models/bold.safetensors"),
+        ("{here}/my models", "mine", "{here}/my models/bold.safetensors"),
+        ("my models", "mine", "../my models/bold.safetensors"),
+    ],
+)
+def test_paths_are_kept_as_given(here, capsys, monkeypatch, source, output, written):
+    """A path stays as given, a relative one if it leads there from the recipe, too; it is found from anywhere."""
+    source, written = (text.format(here=here.as_posix()) for text in (source, written))
+    target = here / "my models" / "closed.safetensors"
+
+    assert run("init", target, "my models/base.safetensors", source, "-o", output, "--json") == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert (found["models"]["bold"], found["needs_folders"]) == (written, False)
+    monkeypatch.chdir(here.parent)
+    study = load_study(here / output)
+    assert study.target_file == target.as_posix()
+    assert study.sources["bold"].samefile(here / "my models" / "bold.safetensors")
+
+
+def test_a_name_that_means_another_file_beside_the_recipe(here, capsys):
+    """A name that means another file in the recipe's folder is written as the path to the one that was meant."""
+    (here / "mine").mkdir()
+    shutil.copyfile(here / "my models" / "slanted.safetensors", here / "mine" / "bold.safetensors")
+
+    assert run("init", "closed", "base", "bold", "-o", "mine", "--models", "my models", "--json") == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["models"] == {"base": "base", "bold": "../my models/bold.safetensors"}
+
+
+def test_a_target_without_text_encoder(here, write_sd1, sd1_tensors, capsys):
+    """Of a target that is a UNet alone BASE stays closed, as console and recipe say, and the study can be fitted."""
+    around = sd1_tensors(seed=0)
+    for seed, name in enumerate(("base", "x", "y")):
+        write_sd1(here / f"{name}.safetensors", seed=seed, around=around)
+    write_sd1(here / "unet.safetensors", seed=5, around=around, text_encoder=False, vae=False)
+    files = ("unet.safetensors", "base.safetensors", "x.safetensors", "y.safetensors")
+    why = "BASE is closed (alpha 0): the target has no text encoder, so nothing tells what was merged there"
+
+    assert run("init", *files, "-o", "mine") == 0
+
+    assert why in capsys.readouterr().out.splitlines()
+    text = (here / "mine" / "recipe.yaml").read_text(encoding="utf-8")
+    assert f"# {why}.\n# Every other block has an alpha" in text
+    recipe = load_recipe(here / "mine" / "recipe.yaml")
+    assert {hole.blocks for step in recipe.steps for hole in step.alpha.free} == {recipe.layout.blocks[1:]}
+    with pytest.warns(BlockfitWarning, match="BASE is not compared"), pytest.warns(BlockfitWarning, match="no VAE"):
+        assert fit(load_study("mine").with_trials(1)).recipe.step("TEMP2").alpha.at("BASE") == 0
+    assert run("init", *files, "-o", "other", "--metric", "encoder") == 2
+    assert capsys.readouterr().err == f"blockfit: --metric: received 'encoder', which sees BASE alone; {why}\n"
+    assert run("init", *files, "-o", "mecha", "--mapping", "mecha", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["closed"] == []  # there time_embed belongs to BASE
+
+
+@pytest.mark.parametrize("without", ["vae", "sources"])
+def test_other_parts_that_are_missing(here, write_sd1, sd1_tensors, capsys, without):
+    """A target without VAE closes nothing; sources without text encoder close BASE, where nothing is to be compared."""
+    around = sd1_tensors(seed=0)
+    for seed, name in enumerate(("base", "x")):
+        write_sd1(here / f"{name}.safetensors", seed=seed, around=around, text_encoder=without != "sources")
+    write_sd1(here / "target.safetensors", seed=5, around=around, vae=without != "vae")
+
+    assert run("init", "target.safetensors", "base.safetensors", "x.safetensors", "-o", "mine", "--json") == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["closed"] == ([] if without == "vae" else ["BASE"])
+    assert found["free_alphas"] == (26 if without == "vae" else 25)
+    assert ("tensors of it in common" in " ".join(found["notes"])) == (without == "sources")
+
+
+def test_files_of_one_kind_are_left_out_in_one_line(here, capsys):
+    """Of a folder with many files of another family one note lists the first, says how many more, and what they are."""
+    for number in range(5):
+        write_header(here / "my models" / f"xl{number}.safetensors", {"emb_params": (number + 1, 768)})
+
+    assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", "--json") == 0
+
+    notes = [note for note in json.loads(capsys.readouterr().out)["notes"] if note.startswith("left out: ")]
+    files = ", ".join(str(Path("my models", f"xl{number}.safetensors")) for number in range(3))
+    (note,) = notes
+    assert note.startswith(f"left out: {files}, 2 more: is a textual-inversion embedding for Stable Diffusion 1.x (vec")
 
 
 @pytest.mark.parametrize(
@@ -160,12 +271,12 @@ def test_too_many_for_one_search(tmp_path, write_sd1, monkeypatch, capsys):
     assert len(load_study(tmp_path / "new").stages[0].parameters) == 96
 
 
-def test_what_is_left_out_of_a_folder(here, write_sd1, capsys):
+def test_what_is_left_out_of_a_folder(here, write_sd1, sdxl_tensors, capsys):
     """Of a folder, what holds the same as another, the target's copies and other families are left out, and said."""
     models = here / "my models"
     shutil.copyfile(models / "bold.safetensors", models / "copy.safetensors")
     shutil.copyfile(models / "closed.safetensors", models / "zzz.safetensors")
-    write_sd1(models / "xl.safetensors", rename={"cond_stage_model.": "conditioner.embedders.0."})
+    write_sd1(models / "xl.safetensors", overrides=sdxl_tensors)
     (models / "broken.ckpt").write_bytes(b"")
 
     assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", "--json") == 0
@@ -200,27 +311,28 @@ def test_what_is_below_a_folder(here, capsys):
 
 
 def test_nothing_is_left_of_a_folder(here, capsys):
-    """Where nothing of a folder can be used, each file has a line that says why."""
+    """Where nothing of a folder can be used, the files are named with what is wrong, those alike in one line."""
     (here / "bad").mkdir()
     for name in ("a", "b"):
         (here / "bad" / f"{name}.safetensors").write_bytes(b"")
 
     assert run("init", "my models/closed.safetensors", "bad") == 2
 
-    first, *others = capsys.readouterr().err.splitlines()
+    first, other = capsys.readouterr().err.splitlines()
     assert "no checkpoint is left" in first
-    assert [Path(line.split(": ")[2]).name for line in others] == ["a.safetensors", "b.safetensors"]
-    assert all(line.endswith("the file is empty (0 bytes)") for line in others)
+    files = ", ".join(str(Path("bad", f"{name}.safetensors")) for name in "ab")
+    assert other == f"blockfit: left out: {files}: the file is empty (0 bytes)"
 
 
 @pytest.mark.parametrize("tool", ["model-mixer", "comfyui"])
 def test_a_mapping_for_other_tools(here, tool):
-    """With a tool's mapping the fitted recipe can be exported to that tool."""
+    """With a tool's mapping the fitted recipe can be exported to that tool, its files by the whole names it needs."""
     names = ("closed", "base", "bold", "--models", "my models")
     assert run("init", *names, "-o", "mine", "--mapping", "model-mixer" if tool == "model-mixer" else "mecha") == 0
     assert run("fit", "mine", "--trials", "1", "--models", "my models") == 0
 
-    assert run("export", "mine/best.yaml", "--to", tool, "-o", "exported.txt") == 0
+    assert run("export", "mine/best.yaml", "--to", tool, "-o", "exported.txt", "--models", "my models") == 0
+    assert ("bold.safetensors" if tool == "comfyui" else "bold") in (here / "exported.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -231,11 +343,11 @@ def test_a_mapping_for_other_tools(here, tool):
         (["closed", "gone", "bold"], ["SOURCE: gone: no such file", "looked in"]),
         (["gone", "base", "bold"], ["TARGET: gone"]),
         (["closed", "bold", "slanted", "--base", "gone"], ["--base: gone"]),
-        (["closed", "bold", "xl"], ["xl.safetensors"]),
+        (["closed", "bold", "xl"], ["xl.safetensors: is an SDXL checkpoint (4 input channels"]),
         (["closed", "empty"], ["empty: no checkpoint in this folder"]),
         (["closed", "base", "bold", "-o", "taken"], ["taken", "is there already", "-o"]),
         (["closed", "base", "bold", "-o", "file"], ["file: cannot be made"]),
-        (["closed", "base", "bold", "--metric", "x"], ["--metric: received 'x'; there are weights"]),
+        (["closed", "base", "bold", "--metric", "x"], ["--metric: received 'x'; there are explained"]),
         (["closed", "base", "bold", "--mapping", "x"], ["--mapping: received 'x'; there are supermerger"]),
         (["closed", "x" * 300], ["SOURCE: ", "no such file"]),
         (["x" * 300, "base", "bold"], ["TARGET: ", "no such file"]),
@@ -243,9 +355,9 @@ def test_a_mapping_for_other_tools(here, tool):
         (["closed", "base", "bold", "--mode", "x"], ["--mode: received 'x'; there are add_difference"]),
     ],
 )
-def test_refused(here, write_sd1, capsys, arguments, words):
+def test_refused(here, write_sd1, sdxl_tensors, capsys, arguments, words):
     """What cannot be begun with is one line with exit code 2, and nothing is written."""
-    write_sd1(here / "xl.safetensors", rename={"cond_stage_model.": "conditioner.embedders.0."})
+    write_sd1(here / "xl.safetensors", overrides=sdxl_tensors)
     (here / "empty").mkdir()
     (here / "above" / "in").mkdir(parents=True)
     shutil.copyfile(here / "my models" / "bold.safetensors", here / "above" / "in" / "bold.safetensors")

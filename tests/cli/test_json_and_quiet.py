@@ -162,7 +162,7 @@ def test_figures_of_a_fit(prepared, capsys, monkeypatch):
     values = {int(row.split(",")[names.index("trial")]): row.split(",")[names.index("similarity")] for row in rows[1:]}
     assert search["best"] == max(map(float, values.values())) == float(values[search["trial"]])
     totals = {(entry["step"], entry["metric"]): entry for entry in found["steps"]}
-    assert set(totals) == {("A", "delta"), ("A", "weights")}
+    assert set(totals) == {("A", "explained"), ("A", "delta"), ("A", "weights")}
     assert totals["A", "delta"]["after"] == pytest.approx(search["best"], abs=1e-9)
     assert totals["A", "delta"]["before"] < totals["A", "delta"]["after"]
     assert found["unwritten"] == []

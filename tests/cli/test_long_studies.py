@@ -97,7 +97,12 @@ def test_log_file(folder, tmp_path):
     ]
     assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
     trial = lines[1]
-    assert (trial["search"], trial["trial"], trial["state"], trial["origin"]) == ("first", 0, "COMPLETE", "exact delta")
+    assert (trial["search"], trial["trial"], trial["state"], trial["origin"]) == (
+        "first",
+        0,
+        "COMPLETE",
+        "exact explained",
+    )
     assert trial["similarity"] == trial["best"] == pytest.approx(sum(trial["block_scores"].values()) / 3)
     assert (trial["done"], trial["budget"], trial["workers"]) == (1, 4, 1)
     assert set(trial["params"]) == {f"TEMP1.{block}" for block in trial["block_scores"]}

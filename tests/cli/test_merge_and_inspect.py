@@ -122,3 +122,50 @@ def test_recipe_comes_back_from_the_file(folder: Path) -> None:
     tensors, again = load_file(first), load_file(second)
     assert tensors.keys() == again.keys()
     assert all(torch.equal(tensors[name], again[name]) for name in tensors)
+
+
+OPEN = """
+models: {one: {file: one}, two: {file: two.ckpt}}
+steps:
+  - {name: T1, mode: weight_sum, a: one, b: two, alpha: 0.5}
+  - {name: T2, mode: weight_sum, a: T1, b: two, alpha: {OUT03: {search: [0, 1]}, OUT07-OUT09: {search: [0, 1]}}}
+  - {name: T3, mode: sum_twice, a: T2, b: one, c: two, alpha: 0.1, beta: {search: [0, 1], blocks: M00, tie: true}}
+"""
+
+
+@pytest.mark.parametrize("command", ["merge", "export", "simplify", "verify"])
+def test_free_alphas_are_refused(folder: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """A recipe with free alphas is refused in one line that names steps and blocks; an existing output stays."""
+    (folder / "open.yaml").write_text(OPEN, encoding="utf-8")
+    output = folder / "out.safetensors"
+    output.write_bytes(b"old")
+    before = sorted(folder.rglob("*"))
+    options: dict[str, tuple[object, ...]] = {
+        "export": ("--to", "supermerger"),
+        "verify": ("--target", folder / "one.safetensors"),
+    }
+    written = () if command == "verify" else ("-o", output)
+
+    assert run(command, folder / "open.yaml", *options.get(command, ()), *written) == 2
+
+    done = {"merge": "merged", "export": "exported", "simplify": "simplified", "verify": "measured"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"blockfit: {folder / 'open.yaml'}: steps.T2.alpha: free on OUT03,OUT07-OUT09; steps.T3.beta: free on M00, and "
+        f"only numbers can be {done[command]}; fit the recipe first (blockfit fit STUDY) and take the best.yaml that "
+        "this writes, or put numbers there"
+    )
+    assert output.read_bytes() == b"old"
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_finished_step_of_an_open_recipe(folder: Path) -> None:
+    """A step that needs no free alpha is merged, whatever the others hold."""
+    (folder / "open.yaml").write_text(OPEN, encoding="utf-8")
+    output = folder / "out.safetensors"
+
+    assert run("merge", folder / "open.yaml", "--step", "T1", "--dtype", "fp32", "-o", output) == 0
+
+    name = "model.diffusion_model.out.2.weight"
+    one, two = load_file(folder / "one.safetensors"), torch.load(folder / "two.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(load_file(output)[name], (one[name] + two[name]) / 2)

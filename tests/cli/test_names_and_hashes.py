@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -106,18 +107,50 @@ def test_a_recipe_and_a_study_with_hashes(here, store, capsys):
     assert best.fitted["target"]["file"] == f"closed [{short(store / 'theirs' / 'closed.safetensors')}]"
 
 
+def test_folders_of_the_environment(here, store, capsys, monkeypatch):
+    """A folder of BLOCKFIT_MODELS that is missing is called that, once; the others serve, in quotation marks or not."""
+    gone, file = here / "unplugged", store / "base.safetensors"
+    monkeypatch.setenv("BLOCKFIT_MODELS", os.pathsep.join((str(gone), f'"{store}"', str(file))))
+    (here / "recipe.yaml").write_text(RECIPE.replace("ALPHA", "0.5").replace('"one.safetensors [ONE]"', "one")
+                                      .replace('"[TWO]"', "two"), encoding="utf-8")  # fmt: skip
+
+    assert run("merge", "recipe.yaml", "-o", "merged.safetensors", "--vae", "closed") == 0
+
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        f"blockfit: warning: BLOCKFIT_MODELS: {gone}: no such folder",
+        f"blockfit: warning: BLOCKFIT_MODELS: {file}: is a file; name the folder that it lies in",
+    ]
+    assert run("compare", "one", "--target", "closed", "--json", "--blocks", "M00") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)
+    assert said.err.count("no such folder") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["inspect", "closd"], ["closd: no such file; did you mean 'closed.safetensors'?; looked in"]),
+        (
+            ["compare", "one", "--target", "Closed_"],
+            ["--target: Closed_: no such file; did you mean 'closed.safetensors'?"],
+        ),
+        (["inspect", "clsed [0123456789]"], ["no file has this name or hash; did you mean 'closed.safetensors'?"]),
+        (
+            ["merge", "near.yaml", "-o", "x.safetensors"],
+            ["near.yaml: models.one.file: 'onee' not found; did you mean 'one."],
+        ),
+        (["merge", "recip.yaml", "-o", "x.safetensors"], ["recip.yaml: no such file; did you mean 'recipe.yaml'?"]),
+        (["fit", "study.yml"], ["study.yml: no such file, but 'study.yaml' is there"]),
         (["inspect", "same"], ["2 files have this name", "mine", "theirs"]),
         (["inspect", "one [0123456789]"], ["one.safetensors: has the hash", "not 0123456789"]),
         (["inspect", "0123456789"], ["no file has this name or hash", "looked in"]),
         (["compare", "one", "--target", "gone"], ["--target: gone: no such file", "looked in"]),
         (["compare", "one", "--target", "one", "--base", "gone"], ["--base: gone"]),
-        (["merge", "recipe.yaml", "-o", "x.safetensors", "--vae", "gone"], ["--vae: gone"]),
+        (["merge", "done.yaml", "-o", "x.safetensors", "--vae", "gone"], ["--vae: gone"]),
         (["merge", "ambiguous.yaml", "-o", "x.safetensors"], ["ambiguous.yaml: models.one.file: 'same': 2 files"]),
         (["fit", "study.yaml"], ["study.yaml: target.file: ", "has the hash", "not 0123456789"]),
-        (["inspect", "one", "--models", "nowhere"], ["--models: nowhere is not a folder"]),
+        (["inspect", "one", "--models", "nowhere"], ["--models: nowhere: no such folder"]),
     ],
 )
 def test_what_does_not_fit(here, store, capsys, monkeypatch, arguments, words):
@@ -125,10 +158,13 @@ def test_what_does_not_fit(here, store, capsys, monkeypatch, arguments, words):
     monkeypatch.setenv("BLOCKFIT_MODELS", str(store))
     recipe = hashed(RECIPE, store)
     (here / "recipe.yaml").write_text(recipe.replace("ALPHA", "{search: [0, 1], blocks: OUT03}"), encoding="utf-8")
+    (here / "done.yaml").write_text(recipe.replace("ALPHA", "0.5"), encoding="utf-8")
     (here / "ambiguous.yaml").write_text(
         RECIPE.replace("ALPHA", "0.5").replace('"one.safetensors [ONE]"', "same").replace('"[TWO]"', "base"),
         encoding="utf-8",
     )
+    near = RECIPE.replace("ALPHA", "0.5").replace('"one.safetensors [ONE]"', "onee").replace('"[TWO]"', "two")
+    (here / "near.yaml").write_text(near, encoding="utf-8")
     (here / "study.yaml").write_text(STUDY.replace("[TARGET]", "[0123456789]"), encoding="utf-8")
 
     assert run(*arguments) == 2

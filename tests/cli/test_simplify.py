@@ -165,20 +165,32 @@ def test_another_target_and_other_inputs_are_told(best, run, folder):
 @pytest.mark.parametrize(
     ("recipe", "options", "words"),
     [
-        ("recipe.yaml", (), ["recipe.yaml: steps.A.alpha: free on M00,OUT03-OUT06", "fit the recipe first"]),
-        ("done.yaml", ("--tolerance", "0"), ["--tolerance: received 0; must be a number above 0"]),
-        ("done.yaml", ("--tolerance=-1",), ["--tolerance: received -1; must be a number above 0"]),
+        (
+            "recipe.yaml",
+            (),
+            [
+                "recipe.yaml: steps.A.alpha, steps.N.alpha, steps.B.alpha: free on M00,OUT03-OUT06",
+                "fit the recipe first",
+            ],
+        ),
+        ("done.yaml", ("--share", "inf"), ["--share: received inf; must be a number from 0 up"]),
+        ("done.yaml", ("--share=-1",), ["--share: received -1; must be a number from 0 up"]),
+        ("done.yaml", ("--tolerance=-1",), ["--tolerance: received -1; must be a number from 0 up"]),
         ("done.yaml", ("--tolerance", "nan"), ["--tolerance: received nan"]),
         ("done.yaml", (), ["done.yaml: fitted.target: missing", "--target"]),
         ("done.yaml", ("--target", "nowhere.safetensors"), ["nowhere.safetensors"]),
-        ("done.yaml", ("--target", "TARGET", "--metric", "beauty"), ["--metric: received 'beauty'; there are weights"]),
+        (
+            "done.yaml",
+            ("--target", "TARGET", "--metric", "beauty"),
+            ["--metric: received 'beauty'; there are explained"],
+        ),
         ("done.yaml", ("--target", "TARGET", "--base", "z"), ["--base: received 'z'; the recipe's models are x, y"]),
         ("done.yaml", ("--target", "TARGET", "--metric", "delta"), ["done.yaml: delta needs a base", "--base"]),
         ("done.yaml", ("--target", "TARGET", "-o", "SELF"), ["is the recipe itself; write to another file"]),
         ("done.yaml", ("--target", "TARGET", "-o", "nowhere/out.yaml"), ["the folder", "does not exist"]),
         ("gone.yaml", ("--target", "TARGET"), ["models.z.file: 'z' not found"]),
         ("noted.yaml", (), ["fitted.target.file: 'lost' not found", "--target"]),
-        ("odd.yaml", (), ["odd.yaml: fitted.searches[0].metric: received 'beauty'; there are weights"]),
+        ("odd.yaml", (), ["odd.yaml: fitted.searches[0].metric: received 'beauty'; there are explained"]),
         ("unseen.yaml", (), ["fitted.searches[0].blocks: OUT00 cannot be measured by 'attention'"]),
     ],
 )

@@ -26,6 +26,7 @@ def merged(recipe, path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*outline.safetensors. no VAE")
 def test_same_as_sd_mecha(tmp_path):
     """All four modes in one recipe, other alphas in every block, make the tensors that sd-mecha makes, to 1e-6."""
     recipe = make_recipe(*EVERY_MODE_CHAINED, mapping="mecha", files=FILES)
@@ -37,6 +38,7 @@ def test_same_as_sd_mecha(tmp_path):
     assert_equal_tensors(merged(recipe, tmp_path / "out.safetensors"), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*outline.safetensors. no VAE")
 def test_same_as_supermergers_rules(tmp_path):
     """Under SuperMerger's mapping they are what its rules give, step after step in float32, to 1e-6."""
     recipe = make_recipe(*EVERY_MODE_CHAINED, mapping="supermerger", files=FILES)

@@ -40,6 +40,17 @@ def test_free_alphas(name):
     assert export_recipe(make_recipe(SIMPLE, replace(free, name="other"), output="T1"), name)
 
 
+def test_free_alphas_of_several_steps():
+    """Steps whose alphas are free on the same blocks are refused in one line."""
+    holes = (Free(0, 1, ("OUT05",)), Free(0, 1, ("OUT03", "OUT04"), tie=True))
+    free = Alpha({block: 0.0 for block in BLOCKS if block not in ("OUT03", "OUT04", "OUT05")}, holes)
+    second = replace(SIMPLE, name="T2", a="T1", alpha=free)
+
+    (problem,) = refused(make_recipe(replace(SIMPLE, alpha=free), second, output="T2"), "mecha")
+
+    assert problem.startswith("steps.T1.alpha, steps.T2.alpha: free on OUT03-OUT05, and only numbers can be exported;")
+
+
 @pytest.mark.parametrize("name", EXPORTS)
 def test_same_text_every_time(name):
     """The same recipe gives the same text, byte by byte."""

@@ -113,6 +113,8 @@ def test_refused_files():
     (problem,) = refused(make_recipe(EVERY_MODE["weight_sum"], files={"x": "x.ckpt"}), "mergekit")
 
     assert problem.startswith("models.x.file: received 'x.ckpt'; mergekit-pytorch opens .safetensors files")
+    (problem,) = refused(make_recipe(EVERY_MODE["weight_sum"], files={"x": "x.ckpt", "base": "b"}), "mergekit")
+    assert problem.startswith("models.base.file, models.x.file: received 'b', 'x.ckpt'; mergekit-pytorch opens")
 
 
 @pytest.mark.mergekit

@@ -1,6 +1,7 @@
 """The export to sd-webui-model-mixer: the metadata that it loads, and chains that it has not."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from exporting import EVERY_MODE, FALLING, RISING, make_recipe, make_step, refused
@@ -67,6 +68,16 @@ def test_other_modes(mode):
     (problem,) = problems
     assert problem.startswith(f"steps.T1.mode: received {mode}; model-mixer merges one model a step")
     assert problem.endswith("write it as two steps, or export to comfyui or mecha")
+
+
+def test_steps_with_the_same_problem():
+    """Steps of one mode that model-mixer has not are refused in one line."""
+    first = EVERY_MODE["sum_twice"]
+    steps = (first, replace(first, name="T2", a="T1"), replace(first, name="T3", a="T2"))
+
+    (problem,) = refused(make_recipe(*steps, mapping="model-mixer", output="T3"), "model-mixer")
+
+    assert problem.startswith("steps.T1.mode, steps.T2.mode, steps.T3.mode: received sum_twice; model-mixer merges one")
 
 
 def test_too_many_steps():

@@ -1,4 +1,4 @@
-"""What the three fuzzers share: coverage-guided mutation of good inputs by atheris, one input a file on disk.
+"""What the four fuzzers share: coverage-guided mutation of good inputs by atheris, one input a file on disk.
 
 The property is the same for all: a reader returns, or raises InputError whose lines are single and printable, within
 seconds and a bounded memory. Anything else is a finding: atheris writes the input to a file named crash-, timeout- or

@@ -1,5 +1,6 @@
 """Contact sheets of target, candidates and sources: what they show, against pictures that diffusers draws itself."""
 
+import hashlib
 import json
 import runpy
 import socket
@@ -18,6 +19,7 @@ from optimizer.checkpoints import load_tokenizer, pipeline_folder
 from optimizer.cli import main
 from optimizer.errors import InputError
 from optimizer.pictures import Preview, preview
+from optimizer.recipes import load_recipe
 
 DEMO = Path(__file__).parents[2] / "studies" / "demo"
 TARGET, MODELS, HALF = DEMO / "target.safetensors", DEMO / "models", DEMO / "answer" / "half.yaml"
@@ -310,13 +312,36 @@ def test_table_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert words in shown
 
 
+def test_hashes_that_a_recipe_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recipe is drawn of the files that it notes alone; others are refused by both hashes, or taken on request."""
+    text = HALF.read_text(encoding="utf-8")
+    models = load_recipe(HALF).models
+    for model in models.values():
+        text = text.replace(model.file, (HALF.parent / model.file).resolve().as_posix())
+    name, file = next((name, (HALF.parent / model.file).resolve()) for name, model in models.items())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    noted = text.replace(f"file: {file.as_posix()}", f'file: {file.as_posix()}, sha256: "{"0" * 64}"', 1)
+    assert noted != text
+    (tmp_path / "half.yaml").write_text(noted, encoding="utf-8")
+    arguments = ("--target", TARGET, "--prompt", "x", "--steps", 1, "--no-sources", "-o", tmp_path / "sheet.png")
+
+    assert run("preview", tmp_path / "half.yaml", *arguments) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"half.yaml: models.{name}.sha256: 0000000000 is noted, but {file} has the hash {digest[:10]}: " in line
+    assert not (tmp_path / "sheet.png").exists()
+    assert run("preview", tmp_path / "half.yaml", *arguments, "--no-verify") == 0
+    assert (tmp_path / "sheet.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("{tmp}/none.safetensors",), ["none.safetensors: no such file"]),
         (("{tmp}/none.yaml",), ["none.yaml: no such file"]),
         ((str(DEMO),), ["demo: is a folder", "best.yaml"]),
-        ((str(DEMO / "recipe.yaml"),), ["recipe.yaml: steps.TEMP1, TEMP2: alphas are free", "blockfit fit"]),
+        ((str(DEMO / "recipe.yaml"),), ["recipe.yaml: steps.TEMP1.alpha, steps.TEMP2.alpha: free on BASE,IN00-IN11,"]),
+        ((str(DEMO / "recipe.yaml"),), ["and only numbers can be drawn; fit the recipe first (blockfit fit STUDY)"]),
         (("{tmp}/cut.safetensors",), ["cut.safetensors: truncated"]),
         (("{tmp}/inpainting.safetensors",), ["inpainting.safetensors", "9 input channels"]),
         (("{tmp}/tokens.safetensors",), ["tokens.safetensors", "30 tokens"]),

@@ -122,6 +122,19 @@ def test_rows_sum_to_one(steps):
 
 
 @settings(max_examples=25, deadline=None)
+@given(steps=recipes())
+def test_sources_of_other_shapes(steps):
+    """A source that holds a tensor in another shape counts as one that holds it: nothing passes through for it."""
+    shapes = [Group(group.block, group.holders[1:], group.holders[:1]) for group in GROUPS]
+    algebra = Algebra(recipe_of(steps, MODELS), shapes, MODELS)
+
+    found = algebra.coefficients(algebra.starting_alphas())
+
+    assert torch.equal(found, compile_all(steps).coefficients(algebra.starting_alphas()))
+    assert torch.equal(algebra.present, compile_all(steps).present)
+
+
+@settings(max_examples=25, deadline=None)
 @given(steps=recipes(), seed=st.integers(0, 1000))
 def test_derivatives(steps, seed):
     """`jacobian`, autograd and finite differences agree, each alpha taken where the group's own block has it."""

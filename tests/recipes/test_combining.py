@@ -20,8 +20,8 @@ from optimizer.checkpoints.layout import load_layout
 from optimizer.errors import CheckpointError
 from optimizer.recipes import Recipe, merge
 from optimizer.recipes.combining import CHUNK
+from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.recipe import Alpha, Model, Step
-from optimizer.recipes.tensors import Part
 
 LAYOUT = load_layout("sd1")
 UNET = "model.diffusion_model."
@@ -164,21 +164,21 @@ def start(program, *arguments):
 
 def test_threads_share_no_work_of_torch(tmp_path, write_family, monkeypatch):
     """Each of the threads has torch compute in that thread alone, from its first tensor to its last."""
-    write_family(suffix=".ckpt")
-    seen, read = {}, Part.read
+    write_family()
+    seen, read = {}, ElementReader.read
 
-    def watched(part, checkpoint):
+    def watched(reader, part, start, stop):
         if threading.current_thread() is not threading.main_thread():
             time.sleep(0.02)  # the caller's thread has had its number set back by then
             torch.zeros(1).add_(1)
             seen.setdefault(threading.get_ident(), []).append(torch.get_num_threads())
-        return read(part, checkpoint)
+        return read(reader, part, start, stop)
 
-    monkeypatch.setattr(Part, "read", watched)
+    monkeypatch.setattr(ElementReader, "read", watched)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        run(tmp_path, suffix=".ckpt", threads=2)
+        run(tmp_path, threads=2)
     finally:
         torch.set_num_threads(before)
 

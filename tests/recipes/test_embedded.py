@@ -127,8 +127,12 @@ steps:
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
     paths = {name: tmp_path / f"{name}.safetensors" for name in "abc"}
 
-    for step, expected, count in ((None, recipe, 0), ("ONE", replace(recipe, output="ONE"), 1)):
-        merge(recipe, paths, tmp_path / "out.safetensors", step=step)
+    filled = recipe.started()
+    for source, step, expected, count in (
+        (filled, None, filled, 0),
+        (recipe, "ONE", replace(recipe, output="ONE"), 1),
+    ):
+        merge(source, paths, tmp_path / "out.safetensors", step=step)
         with open_checkpoint(tmp_path / "out.safetensors") as checkpoint:
             found, warnings = recipe_from_metadata(checkpoint.metadata, tmp_path / "out.safetensors")
         assert found == expected
@@ -314,6 +318,7 @@ def test_read_recipe_merges_as_the_tool_did(tmp_path, write_sd1, sd1_tensors):
         {name: tmp_path / f"{name}.safetensors" for name in "ABC"},
         tmp_path / "out.safetensors",
         dtype=torch.float32,
+        check_hashes=False,  # they are made up
     )
 
     found = load_file(tmp_path / "out.safetensors")

@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 from optimizer.checkpoints import HashCache
-from optimizer.errors import BlockfitWarning, CheckpointError
-from optimizer.recipes import find_models, locate, locate_given, name_without_hash
+from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
+from optimizer.recipes import (
+    check_folders,
+    find_models,
+    load_recipe,
+    locate,
+    locate_given,
+    locate_models,
+    name_without_hash,
+)
+from optimizer.search import load_study
 
 
 def write(path: Path, content: bytes) -> str:
@@ -70,6 +79,40 @@ def test_several_of_one_name(tmp_path: Path, store: Path) -> None:
     assert locate("b/two", tmp_path, [store]) == store / "b" / "two.ckpt"
     assert locate(f"two [{OTHER[:10]}]", tmp_path, [store]) == store / "b" / "two.ckpt"
     assert locate("two", tmp_path, [store / "b", store]) == store / "b" / "two.ckpt"
+
+
+def test_equal_copies_are_one(tmp_path: Path, store: Path, hashes: HashCache) -> None:
+    """Files of one name and the same content are one; what differs, in size or in one byte, is still told apart."""
+    content = bytes(range(256)) * 2048
+    for folder in "abc":
+        write(store / folder / "same.safetensors", content)
+    changed = content[:200_000] + b"?" + content[200_001:]
+
+    assert locate("same", tmp_path, [store], hashes=hashes) == store / "a" / "same.safetensors"
+    assert hashes.look_up(store / "b" / "same.safetensors", "sha256") == hashlib.sha256(content).hexdigest()
+    write(store / "b" / "same.safetensors", changed)
+    write(store / "d" / "same.safetensors", content + b"longer")
+    told: list[str] = []
+    with pytest.raises(CheckpointError) as caught:
+        locate("same", tmp_path, [store], hashes=hashes, progress=lambda what, *_: told.append(what))
+    listed = ", ".join(str(store / folder / "same.safetensors") for folder in "abd")
+    assert f"'same': 3 files have this name: {listed}; name the folder" in caught.value.problems[0]
+    assert set(told) == {"comparing the files called same.safetensors"}
+
+
+def test_only_files_that_may_be_equal_are_hashed(tmp_path: Path, store: Path, hashes: HashCache) -> None:
+    """Files of one name that differ in size, or at their begin, middle or end, are told apart without being read."""
+    content = bytes(1 << 20)
+    for number, (folder, place) in enumerate((("a", 0), ("b", 1 << 19), ("c", (1 << 20) - 1))):
+        changed = bytearray(content)
+        changed[place] = number + 1
+        write(store / folder / "large.ckpt", bytes(changed))
+    write(store / "d" / "large.ckpt", content[:-1])
+
+    with pytest.raises(CheckpointError, match="'large': 4 files have this name"):
+        locate("large", tmp_path, [store], hashes=hashes)
+
+    assert not hashes.file.exists()
 
 
 def test_another_hash(tmp_path: Path, store: Path) -> None:
@@ -142,6 +185,9 @@ def test_old_hashes(tmp_path: Path, store: Path) -> None:
     write(store / "b" / "later.ckpt", content + b"of another")
     with pytest.raises(CheckpointError, match=r"2 files have this old hash: .*old.ckpt.*later.ckpt"):
         locate(f"[{old}]", tmp_path, [store])
+    write(store / "b" / "later.ckpt", content)
+    with pytest.warns(BlockfitWarning, match=old):
+        assert locate(f"[{old}]", tmp_path, [store]) == store / "a" / "old.ckpt"
     with pytest.raises(CheckpointError, match=f"has the old hash [0-9a-f]{{8}}, not {old}"):
         locate(f"one [{old}]", tmp_path, [store])
 
@@ -201,12 +247,91 @@ def test_what_exists_is_meant(tmp_path: Path, store: Path, monkeypatch: pytest.M
     assert locate_given(Path("two.ckpt"), [store]) == Path("two.ckpt")
     assert locate_given(Path("one"), [store]) == store / "a" / "one.safetensors"
     assert locate_given(store, [store]) == store
-    with pytest.raises(CheckpointError, match=r"gone: no such file; looked in .*store, too"):
-        locate_given(Path("gone"), [store])
+    (tmp_path / "one").mkdir()
+    assert locate_given(Path("one"), [store]) == store / "a" / "one.safetensors"
+    assert locate_given(Path("one")) == Path("one")
+    with pytest.raises(CheckpointError, match=r"lost: no such file; looked in .*store, too"):
+        locate_given(Path("lost"), [store])
     with pytest.raises(CheckpointError, match=r"two.safetensors: no such file, but 'two.ckpt' is there; --models"):
         locate_given(Path("two.safetensors"))
     with pytest.raises(CheckpointError, match="0123456789: no file has this name or hash"):
         locate_given(Path("0123456789"), [store])
+
+
+@pytest.mark.parametrize(
+    ("asked", "offered"),
+    [
+        ("dreamshaper8", "'DreamShaper_8_pruned.safetensors' or 'dreamshaper_7.ckpt'"),
+        ("Dreamshaper-7.safetensors", "'dreamshaper_7.ckpt' or 'DreamShaper_8_pruned.safetensors'"),
+        ("sub/dreamshapr_7", "'dreamshaper_7.ckpt' or 'DreamShaper_8_pruned.safetensors'"),
+        ("dreamshapr_7 [0123456789]", "'dreamshaper_7.ckpt' or 'DreamShaper_8_pruned.safetensors'"),
+        ("epicRealism", "'epicrealism_newEra.sft'"),
+        ("nothing like it", None),
+        ("0123456789", None),
+    ],
+)
+def test_near_names(tmp_path: Path, asked: str, offered: str | None) -> None:
+    """For a file that is nowhere, at most three names are offered that are nearly it, from all folders searched."""
+    models = tmp_path / "models"
+    for name in (
+        "DreamShaper_8_pruned.safetensors",
+        "sub/dreamshaper_7.ckpt",
+        "deep/er/epicrealism_newEra.sft",
+        "x.txt",
+    ):
+        write(models / name, name.encode())
+    said = "" if offered is None else f"; did you mean {offered}?"
+
+    with pytest.raises(CheckpointError) as caught:
+        locate_given(Path(asked), [models])
+    _, (problem,) = find_models({"a": asked}, tmp_path / "recipes", [models], named_in="r.yaml")
+
+    assert f"{said}; looked in {models}, too" in caught.value.problems[0]
+    assert "did you mean" not in caught.value.problems[0].replace(said, "")
+    assert problem == (
+        f"r.yaml: models.a.file: {asked!r} not found{said}; looked in {tmp_path / 'recipes'} (no such folder), {models}"
+    )
+
+
+def test_near_names_of_a_text(tmp_path: Path) -> None:
+    """For a recipe or another text the texts beside it are offered, and folders with a study; never checkpoints."""
+    write(tmp_path / "recipe.yaml", b"")
+    write(tmp_path / "recipe.safetensors", b"")
+    write(tmp_path / "my-study" / "study.yaml", b"")
+
+    with pytest.raises(CheckpointError, match=r"recip.yaml: no such file; did you mean 'recipe.yaml'\?"):
+        locate_given(tmp_path / "recip.yaml")
+    with pytest.raises(RecipeError, match=r"recipe.yml: no such file, but 'recipe.yaml' is there"):
+        load_recipe(tmp_path / "recipe.yml")
+    with pytest.raises(StudyError, match=r"my_stdy: no such file; did you mean 'my-study'\?"):
+        load_study(tmp_path / "my_stdy")
+    with pytest.raises(StudyError, match=r"study.yaml: no such file: there is no folder"):
+        load_study(tmp_path / "none" / "study.yaml")
+
+
+def test_near_names_are_found_quickly(tmp_path: Path) -> None:
+    """Folders with hundreds of checkpoints are gone through once for each missing name, without reading a file."""
+    for number in range(500):
+        write(tmp_path / "models" / f"{number % 20}" / f"some_model_with_a_long_name-{number:03}.safetensors", b"x")
+
+    with pytest.raises(CheckpointError) as caught:
+        locate_models({str(n): f"some_modl_with_a_long_name-{n}" for n in (100, 250)}, tmp_path, [tmp_path / "models"])
+
+    assert [problem.count("did you mean") for problem in caught.value.problems] == [1, 1]
+    assert "'some_model_with_a_long_name-250.safetensors'" in caught.value.problems[1]
+
+
+def test_folders_that_are_missing(tmp_path: Path, store: Path) -> None:
+    """A folder that is missing is called missing, with what is near it; a file that is given for one is called that."""
+    check_folders([store, store / "a"], "--models")
+
+    with pytest.raises(InputError) as caught:
+        check_folders([tmp_path / "stroe", store / "a" / "two.ckpt", tmp_path / "stroe"], "--models")
+
+    assert caught.value.problems == (
+        f"--models: {tmp_path / 'stroe'}: no such folder; did you mean 'store'?",
+        f"--models: {store / 'a' / 'two.ckpt'}: is a file; name the folder that it lies in",
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")

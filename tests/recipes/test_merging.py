@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from step_by_step import BLOCKS, merge_by_steps, merged_names
 
-from optimizer.errors import CheckpointError, RecipeError
+from optimizer.errors import BlockfitWarning, CheckpointError, RecipeError
 from optimizer.recipes import load_recipe, merge
 
 TEXT = "cond_stage_model.transformer.text_model."
@@ -15,7 +15,7 @@ IDS = TEXT + "embeddings.position_ids"
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 QUERY = "model.diffusion_model.output_blocks.6.1.transformer_blocks.0.attn1.to_q.weight"
 VAE = "first_stage_model.decoder.conv_out.weight"
-BETAS = "betas"
+UNET = "model.diffusion_model."
 
 ALPHAS = {block: round(0.1 + 0.07 * n, 3) for n, block in enumerate(BLOCKS)}
 STEPS = [
@@ -151,48 +151,42 @@ def test_source_without_vae(tmp_path, write_sd1, sd1_tensors, lacks):
         for n, name in enumerate(("base", "x", "y"), start=3)
     }
 
-    found = run(tmp_path, one_step(0.3, "add_difference", c="y"), dtype=torch.float32)
+    whose = "x" if lacks == "a" else "base"
+    with pytest.warns(BlockfitWarning) as told:
+        found = run(tmp_path, one_step(0.3, "add_difference", c="y"), dtype=torch.float32)
 
-    assert torch.equal(found[VAE], tensors["x" if lacks == "a" else "base"][VAE])
+    assert torch.equal(found[VAE], tensors[whose][VAE])
+    (line,) = (str(one.message) for one in told)
+    assert line == f"{tmp_path / place[lacks]}.safetensors: no VAE; the merge has that of {whose}.safetensors"
 
 
 def test_tensor_that_only_c_holds(family, write_sd1, sd1_tensors):
-    """A tensor that only C holds is not in the result; one that only B holds is carried over."""
+    """A tensor of the UNet that only C holds is not in the result; one that only B holds is carried over."""
     folder, tensors = family
     extra = torch.randn(3, 3)
-    write_sd1(folder / "y.safetensors", seed=2, overrides={"only_c.weight": extra})
-    write_sd1(folder / "x.safetensors", seed=1, overrides={"only_b.weight": extra})
+    only = {letter: f"{UNET}output_blocks.0.only_{letter}.weight" for letter in "bc"}
+    write_sd1(folder / "y.safetensors", seed=2, overrides={only["c"]: extra})
+    write_sd1(folder / "x.safetensors", seed=1, overrides={only["b"]: extra})
 
     found = run(folder, one_step(0.3, "add_difference", c="y"), dtype=torch.float32)
 
-    assert set(found) == {*tensors["base"], "only_b.weight"}
-    assert torch.equal(found["only_b.weight"], extra)
+    assert set(found) == {*tensors["base"], only["b"]}
+    assert torch.equal(found[only["b"]], extra)
 
 
-def test_tensors_that_do_not_merge(family, write_sd1, sd1_tensors):
-    """Integer buffers, EMA copies and other names are copied from the first input that has them, in their own type."""
-    folder, _ = family
-    write_sd1(folder / "base.safetensors", seed=0, overrides={BETAS: torch.arange(5.0, dtype=torch.float64)})
-    x = write_sd1(
-        folder / "x.safetensors",
-        seed=1,
-        ema=True,
-        overrides={
-            BETAS: torch.arange(5.0) + 1,
-            "counter.weight": torch.tensor([7, 8]),
-            "log_one": torch.tensor([2.5]),
-        },
-    )
+def test_buffers_of_the_model(family, write_sd1):
+    """What does not merge within the model's parts is A's or, where that lacks it, B's, in its own type; never C's."""
+    folder, tensors = family
+    both, second, third = (f"{UNET}out.{name}" for name in ("both", "second.weight", "third"))
+    write_sd1(folder / "base.safetensors", seed=0, overrides={both: torch.arange(3.0, dtype=torch.float64)})
+    write_sd1(folder / "x.safetensors", seed=1, overrides={both: torch.zeros(9), second: torch.tensor([7, 8])})
+    write_sd1(folder / "y.safetensors", seed=2, overrides={both: torch.ones(9), third: torch.tensor([2.5])})
 
-    found = run(folder, one_step(0.5))
+    found = run(folder, one_step(0.5, "add_difference", c="y"))
 
-    assert found[BETAS].dtype == torch.float64
-    assert found[BETAS].tolist() == [0, 1, 2, 3, 4]
-    assert found["counter.weight"].tolist() == [7, 8]
-    assert found["log_one"].tolist() == [2.5]
-    copies = [name for name in x if name.startswith("model_ema.")]
-    assert len(copies) > 100
-    assert all(found[name].dtype == x[name].dtype and torch.equal(found[name], x[name]) for name in copies)
+    assert set(found) == {*tensors["base"], both, second}
+    assert (found[both].dtype, found[both].tolist()) == (torch.float64, [0, 1, 2])
+    assert found[second].tolist() == [7, 8]
 
 
 @pytest.mark.parametrize(
@@ -320,15 +314,23 @@ def test_torch_files(tmp_path, write_sd1, sd1_tensors):
         torch.testing.assert_close(found[name], (first[name] + second[name]) / 2, rtol=0, atol=1e-6)
 
 
-def test_free_alphas_stand_at_their_start(family):
-    """A hole merges at its starting value."""
+def test_free_alphas(family):
+    """A hole is refused, and the output left alone; the recipe started merges with it at its starting value."""
     folder, tensors = family
     text = as_yaml(one_step(0.5), ("base", "x"))
     text = text[: text.index("alpha:")] + "alpha: {search: [0, 1], blocks: OUT06, start: 0.25}}\n"
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     paths = {name: folder / f"{name}.safetensors" for name in ("base", "x")}
 
-    merge(load_recipe(folder / "recipe.yaml"), paths, folder / "out.safetensors", dtype=torch.float32)
+    recipe = load_recipe(folder / "recipe.yaml")
+    (folder / "out.safetensors").write_bytes(b"old")
+    with pytest.raises(RecipeError) as caught:
+        merge(recipe, paths, folder / "out.safetensors", dtype=torch.float32)
+    (line,) = caught.value.problems
+    assert line.startswith("steps.T1.alpha: free on OUT06, and only numbers can be merged; fit the recipe first")
+    assert (folder / "out.safetensors").read_bytes() == b"old"
+
+    merge(recipe.started(), paths, folder / "out.safetensors", dtype=torch.float32)
 
     found = load_file(folder / "out.safetensors")
     torch.testing.assert_close(found[QUERY], tensors["base"][QUERY] * 0.75 + tensors["x"][QUERY] * 0.25)

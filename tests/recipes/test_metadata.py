@@ -31,7 +31,9 @@ GRANDPARENTS = {"ab" * 32: {"name": "old", "legacy_hash": "01234567", "sd_merge_
 def folder(tmp_path, write_sd1):
     """The three sources, the first of which was itself merged by the WebUI."""
     metadata = {"sd_merge_recipe": json.dumps(PARENT), "sd_merge_models": json.dumps(GRANDPARENTS)}
-    big = {"filler.weight": torch.arange(400_000.0) % 997}  # beyond the MiB at which old hashes begin
+    big = {
+        "model.diffusion_model.out.filler.weight": torch.arange(400_000.0) % 997
+    }  # beyond the MiB at which old hashes begin
     write_sd1(tmp_path / "One.safetensors", seed=1, metadata=metadata, overrides=big)
     write_sd1(tmp_path / "two.ckpt", seed=2)
     write_sd1(tmp_path / "three.safetensors", seed=3)

@@ -40,6 +40,11 @@ def family(tmp_path, write_sd1, sd1_tensors):
     return tmp_path, tensors
 
 
+# What the merge has for parts that a source lacks is told; test_inputs.py looks at that.
+TELLS = pytest.mark.filterwarnings("ignore::optimizer.errors.BlockfitWarning")
+
+
+@TELLS
 @pytest.mark.parametrize("mapping", BLOCK_OF)
 @pytest.mark.parametrize(("mode", "then"), list(itertools.product(MODES, MODES)))
 def test_every_mode_and_mapping(family, mode, then, mapping):
@@ -59,11 +64,10 @@ def test_every_mode_and_mapping(family, mode, then, mapping):
     expected = merge_by_steps(steps, tensors, torch.float32, BLOCK_OF[mapping])["T2"]
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6 * float(value.abs().max()))
-    assert {name for name in found if not name.startswith("model_ema.")} - set(expected) == {
-        "cond_stage_model.transformer.text_model.embeddings.position_ids"
-    }
+    assert set(found) - set(expected) == {"cond_stage_model.transformer.text_model.embeddings.position_ids"}
 
 
+@TELLS
 def test_mappings_differ_where_they_should(family):
     """time_embed follows IN00, BASE or OUT11, and the VAE BASE, BASE or nothing; all else is the same everywhere."""
     folder, tensors = family

@@ -90,6 +90,42 @@ def test_whole_vae_is_the_files(folder, vae, file, write, dtype):
         assert torch.equal(value, expected)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_attention_under_other_names(folder, vae, write_sd1, alone):
+    """A VAE whose attention has diffusers' names, as matrices, is baked in under LDM's, in its shapes."""
+    weight, bias = torch.randn(8, 8, 1, 1), torch.randn(8)
+    place = "decoder.mid.attn_1."
+    for seed, name in enumerate(("one", "two")):
+        extra = {PREFIX + key: torch.ones_like(value) for key, value in vae.items()}
+        extra |= {f"{PREFIX}{place}proj_out.weight": weight + 1, f"{PREFIX}{place}proj_out.bias": bias + 1}
+        write_sd1(folder / f"{name}.safetensors", seed=seed, overrides=extra)
+    other = {**vae, f"{place}to_out.0.weight": weight[..., 0, 0], f"{place}to_out.0.bias": bias}
+    if alone:
+        write_alone(folder / "v.safetensors", other)
+    else:
+        write_sd1(folder / "v.safetensors", overrides={PREFIX + key: value for key, value in other.items()})
+
+    found = baked(folder, "v.safetensors", dtype=torch.float32)
+
+    assert torch.equal(found[f"{PREFIX}{place}proj_out.weight"], weight)
+    assert torch.equal(found[f"{PREFIX}{place}proj_out.bias"], bias)
+    assert not [name for name in found if "attn_1.to_out" in name]
+
+
+def test_attention_under_two_names(folder, vae, write_sd1):
+    """Of both spellings in one VAE LDM's is baked in, as every tool reads it."""
+    for name in ("one", "two"):
+        write_sd1(folder / f"{name}.safetensors", vae=False)
+    weight = torch.randn(8, 8, 1, 1)
+    both = {"encoder.mid.attn_1.to_q.weight": torch.ones(8, 8), "encoder.mid.attn_1.q.weight": weight}
+    write_alone(folder / "v.safetensors", {**vae, **both})
+
+    found = baked(folder, "v.safetensors", dtype=torch.float32)
+
+    assert torch.equal(found[f"{PREFIX}encoder.mid.attn_1.q.weight"], weight)
+    assert len([name for name in found if "attn_1" in name]) == 1
+
+
 def test_checkpoint_gives_its_vae(folder, vae, write_sd1):
     """A whole checkpoint gives its VAE and nothing else."""
     extra = {PREFIX + name: value for name, value in vae.items()}
@@ -202,11 +238,15 @@ def test_diffusers_names(folder, vae, name, prefix):
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"lora_unet_x.alpha": torch.ones(1)}, ["holds no VAE", "lora_", "encoder.*", PREFIX]),
+        ({"lora_unet_x.lora_up.weight": torch.ones(1, 1)}, ["is a LoRA", "holds no VAE", "encoder.*", PREFIX]),
         ({"x": torch.ones(1)}, ["holds no VAE"]),
         (
-            {"conditioner.x": torch.ones(1), "model.diffusion_model.x": torch.ones(1), PREFIX + IN: torch.ones(1)},
-            ["SDXL", "Stable Diffusion 1.x"],
+            {
+                "model.diffusion_model.joint_blocks.0.context_block.x": torch.ones(1),
+                "text_encoders.clip_l.x": torch.ones(1),
+                PREFIX + IN: torch.ones(1),
+            },
+            ["is a Stable Diffusion 3 medium checkpoint", "give a VAE of Stable Diffusion 1.x"],
         ),
         ({"model.diffusion_model.x": torch.ones(1), PREFIX + IN: torch.ones(1)}, ["another family"]),
     ],

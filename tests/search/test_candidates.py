@@ -88,7 +88,7 @@ def test_candidates_note_what_they_score(folder, metric):
     with open_study(result.study, blocks=BLOCKS, device=torch.device("cpu"), progress=lambda *_: None) as opened:
         comparison = replace(opened.comparison, seeds=(1, 2))
         for name in ("T1", "T2"):
-            assert set(recipe.step(name).similarity) == {metric, "delta", "weights"}
+            assert set(recipe.step(name).similarity) == {metric, "explained", "delta", "weights"}
             for label, noted in recipe.step(name).similarity.items():
                 scorer = build_metric(label, comparison, BLOCKS, opened.measured.statistics)
                 algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), name)

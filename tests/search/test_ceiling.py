@@ -288,20 +288,23 @@ def test_drawn_families(tmp_path_factory, write_sd1, sd1_tensors, seed, lost, sa
 
 
 def test_target_equal_to_the_base(write_study, pool, tmp_path):
-    """Where target and base are the same, a difference of zero scores 0, whatever the recipe; weights score 1."""
+    """Where target and base are the same, there is no difference to score: blocks are unchanged; weights score 1."""
     target = tmp_path / "same.safetensors"
     target.write_bytes(pool.paths["base"].read_bytes())
     study = load_study(write_study(STEPS, STAGE, target))
 
-    weights, delta = study_ceilings(study)
+    explained, delta, weights = study_ceilings(study)
 
-    assert all((one.best, one.ceiling, one.ceiling_bounded) == (0, 0, 0) for one in delta.blocks.values())
+    for found in (explained, delta):
+        assert (dict(found.blocks), found.unchanged) == ({}, BLOCKS)
+        assert found.as_dict()["blocks"] == dict.fromkeys(BLOCKS)
+        assert set(found.total.values()) == {None}
+        assert found.sources["x"].coefficient == 0
     assert weights.total["ceiling_bounded"] == pytest.approx(1, abs=1e-12)
-    assert delta.sources["x"].coefficient == 0
 
 
 def test_study_without_a_base(write_study, far_target, pool):
-    """Without a base there is a ceiling by weights alone; bounded, it is the best of all convex combinations."""
+    """Without a base the first source is it, and there is none by delta; bounded, it is the best convex combination."""
     steps = (
         "  - {name: T1, mode: weight_sum, a: x, b: y, alpha: {search: [0, 1], blocks: OUT03}}\n"
         "  - {name: T2, mode: weight_sum, a: T1, b: z, alpha: {search: [0, 1], blocks: OUT03}}\n"
@@ -312,7 +315,7 @@ def test_study_without_a_base(write_study, far_target, pool):
     recipe.write_text("".join(line for line in text.splitlines(keepends=True) if "base:" not in line), encoding="utf-8")
     study = load_study(folder)
 
-    (found,) = study_ceilings(study)
+    explained, found = study_ceilings(study)
 
     sources = np.stack([flat(pool.tensors[name], "OUT03") for name in "xyz"])
     shares = np.linspace(0, 1, 101)
@@ -323,6 +326,10 @@ def test_study_without_a_base(write_study, far_target, pool):
     assert found.metric == "weights"
     assert values.max() - 1e-12 <= found.total["ceiling_bounded"] <= values.max() + 1e-5
     assert set(found.sources) == {"y", "z"}
+    left = ((grid - target) ** 2).sum(axis=1) / ((sources[0] - target) ** 2).sum()
+    assert explained.metric == "explained"
+    # The first source's coefficient is free, so the convex combinations are among what is allowed.
+    assert explained.total["ceiling_bounded"] >= 1 - left.min() - 1e-12
     with pytest.raises(InputError, match="needs `base`"):
         study_ceilings(study, "delta")
 
@@ -343,8 +350,10 @@ def test_command(far_study, capsys, monkeypatch, tmp_path):
     assert set(data["blocks"]["OUT03"]) >= {"recipe", "best", "ceiling", "ceiling_bounded"}
     assert data["total"]["recipe"] is None
     both = json.loads(run("--json")[1])
-    assert {key: value for key, value in both.items() if key != "other_metrics"} == data
-    assert [one["metric"] for one in both["other_metrics"]] == ["weights"]
+    assert both["metric"] == "explained"
+    assert [one["metric"] for one in both["other_metrics"]] == ["delta", "weights"]
+    assert both["other_metrics"][0] == data
+    assert json.loads(run("--json", "--metric", "both")[1])["metric"] == "delta"
     assert "ceiling loses without" in run()[1]
     assert run("--metric", "attention")[0] == 2
 
@@ -352,22 +361,23 @@ def test_command(far_study, capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("stages", "named"),
     [
-        ("  - {name: s}\n", []),
-        ("  - {name: s, metric: attention, blocks: OUT03}\n", ["attention"]),
-        ("  - {name: s, metric: attention, elsewhere: encoder, blocks: 'BASE,OUT03'}\n", ["attention", "encoder"]),
+        ("  - {name: s}\n", ""),
+        ("  - {name: s, metric: attention, blocks: OUT03}\n", "attention, which does not compare weights"),
+        (
+            "  - {name: s, metric: attention, elsewhere: encoder, blocks: 'BASE,OUT03'}\n",
+            "attention and encoder, which do not compare weights",
+        ),
     ],
 )
 def test_what_they_do_not_bound(write_study, far_target, stages, named):
-    """Metrics of the study that are no cosines of weights are named: what they reach is not bounded."""
+    """Metrics of the study that do not compare weights are named: what they reach is not bounded."""
     steps = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: {search: [0, 1], blocks: 'BASE,OUT03'}}\n"
     if "encoder" not in named:
         steps = steps.replace("'BASE,OUT03'", "OUT03")
 
     (found,) = study_ceilings(load_study(write_study(steps, stages, far_target[0])), "delta")
 
-    assert found.note == "; ".join(
-        f"these are no bounds for {name}, which is not a cosine of weights" for name in named
-    )
+    assert found.note == (named and f"these are no bounds for {named}")
 
 
 def test_metrics_that_have_no_ceiling(far_study):

@@ -67,7 +67,7 @@ def test_base_is_searched_like_any_block(folder, sampler):
     step = load_recipe(made / "best.yaml").step("T")
     assert step.alpha.at("BASE") == pytest.approx(0.3, abs=1e-3)
     assert step.similarity["encoder"]["blocks"] == {"BASE": pytest.approx(1, abs=1e-6)}
-    assert {trial.user_attrs["origin"] for trial in search.completed} >= {"exact delta", sampler}
+    assert {trial.user_attrs["origin"] for trial in search.completed} >= {"exact explained", sampler}
 
 
 def test_beside_another_metric(folder):
@@ -91,7 +91,7 @@ def test_own_prompts(folder):
     assert (noted["prompts"], noted["clip_skip"]) == ({"file": "mine.txt", "sha256": digest}, 2)
     (made / "mine.txt").write_bytes(b"\xef\xbb\xbfseven\r\n\r\na bold three")  # the same, saved on Windows
     simplified = simplify_file(made / "best.yaml", made / "simple.yaml", tolerance=1e-6)
-    assert simplified.before["s"] == pytest.approx(noted["similarity"], abs=1e-7)
+    assert simplified.totals["s"][0] == pytest.approx(noted["similarity"], abs=1e-7)
     assert load_recipe(made / "simple.yaml").fitted["searches"][0]["prompts"] == noted["prompts"]
     (made / "mine.txt").write_text("seven\na slanted three\n", encoding="utf-8")
     with pytest.raises(StudyError, match=rf"scored with another prompts: .*{digest[:20]}.* then, .* now"):
@@ -163,7 +163,7 @@ def test_prompts_are_found_from_another_folder(best):
 
     assert load_recipe(output).fitted["searches"][0]["prompts"]["file"] == "../texts/mine.txt"
     assert output.with_name("again.yaml").read_text("utf-8") == output.read_text("utf-8")
-    assert again.before["s"] == load_recipe(output).fitted["searches"][0]["before"]
+    assert again.totals["s"][0] == load_recipe(output).fitted["searches"][0]["before"]
 
 
 def test_prompts_that_are_gone_or_others(best):
@@ -182,7 +182,7 @@ def test_prompts_that_are_gone_or_others(best):
 
     found = simplify_file(best, output, tolerance=1e-3, prompts=best.parent / "kept.txt", warn=warnings.append)
 
-    assert found.before["s"] == pytest.approx(noted["similarity"], abs=1e-7)
+    assert found.totals["s"][0] == pytest.approx(noted["similarity"], abs=1e-7)
     assert not warnings
     assert load_recipe(output).fitted["searches"][0]["prompts"] == {**noted["prompts"], "file": "kept.txt"}
 
@@ -197,7 +197,7 @@ def test_recipes_that_hold_the_prompts(best):
 
     found = simplify_file(best, best.with_name("simple.yaml"), tolerance=1e-3)
 
-    assert found.before["s"] == pytest.approx(search["similarity"], abs=1e-7)
+    assert found.totals["s"][0] == pytest.approx(search["similarity"], abs=1e-7)
     assert load_recipe(best.with_name("simple.yaml")).fitted["searches"][0]["prompts"] == ["seven", "a bold three"]
 
 

@@ -22,7 +22,7 @@ from optimizer.search.asking import SharedStorage
 from optimizer.search.searching import Search
 from optimizer.search.storage import open_storage, storage_address
 from optimizer.search.workers import workers_at
-from optimizer.similarity import build_metric, open_comparison
+from optimizer.similarity import build_metric, measure_statistics, open_comparison
 
 BLOCKS = "OUT03,OUT06,M00"
 LISTED = ("M00", "OUT03", "OUT06")
@@ -117,8 +117,9 @@ def test_blockwise_step(study):
     with open_comparison(made.recipe.layout, sources, made.target, base=sources["base"]) as comparison:
         algebra = Algebra(made.recipe, comparison.groups, tuple(sources), "T1")
         metric = build_metric("attention", comparison, LISTED)
+        explained = build_metric("explained", comparison, LISTED, measure_statistics(comparison, LISTED))
     space = Space(algebra, parameters_of(made.recipe, ["T1"]))
-    trials, _, _ = run_search(made, Search(made, stage, "s", "T1", space, metric, {}))
+    trials, _, _ = run_search(made, Search(made, stage, "s", "T1", space, metric, {}, explained))
     grid = torch.linspace(0, 1, 201, dtype=torch.float64)[:, None].expand(-1, len(space.parameters))
 
     best = metric.score(space.coefficients(grid)).amax(dim=0)
@@ -137,12 +138,13 @@ def test_seed(study):
     assert first[2:] != second[2:]
 
 
-@pytest.mark.parametrize("metric", ["attention", "delta", "weights", "elements"])
+@pytest.mark.parametrize("metric", ["explained", "attention", "delta", "weights", "elements"])
 def test_trials(study, metric):
     """The exact optima come first; every trial keeps its block scores, and its value is their plain mean."""
-    trials = fit(study(JOINT.format(metric, 4, "tpe"))).searches[0].trials
+    trials = fit(study(JOINT.format(metric, 5, "tpe"))).searches[0].trials
 
-    assert [trial.user_attrs["origin"] for trial in trials] == ["exact delta", "exact weights", "tpe", "tpe"]
+    exact = ["exact explained", *([f"exact {metric}"] if metric in ("delta", "weights") else [])]
+    assert [trial.user_attrs["origin"] for trial in trials] == [*exact, *["tpe"] * (5 - len(exact))]
     for trial in trials:
         scores = trial.user_attrs["block_scores"]
         assert set(scores) == set(LISTED)
@@ -303,6 +305,7 @@ class _Broken:
     """A metric that fails for real, on every trial but those in `works`."""
 
     blocks = LISTED
+    unchanged = ()
 
     def __init__(self, works=(), result=None):
         self.calls = 0
@@ -325,8 +328,9 @@ def search_with(made, metric):
     sources = made.sources
     with open_comparison(made.recipe.layout, sources, made.target, base=sources["base"]) as comparison:
         algebra = Algebra(made.recipe, comparison.groups, tuple(sources), "T2")
+        explained = build_metric("explained", comparison, LISTED, measure_statistics(comparison, LISTED))
     space = Space(algebra, parameters_of(made.recipe, ["T1", "T2"]))
-    return Search(made, stage, "s", "T2", space, metric, {})
+    return Search(made, stage, "s", "T2", space, metric, {}, explained)
 
 
 def run_search(made, search):

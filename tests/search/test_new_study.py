@@ -106,7 +106,7 @@ def test_five_lines_fit_and_are_resumed(here: Path, recipe: Recipe) -> None:
     assert result.recipe.step("A").alpha.at("M00") == pytest.approx(0.3, abs=1e-4)
     assert result.recipe.step("B").alpha.at("OUT03") == pytest.approx(0.2, abs=1e-4)
     assert result.similarity == pytest.approx(1, abs=1e-6)
-    assert result.similarities == {"delta": result.similarity}
+    assert result.similarities == {"explained": result.similarity}
     assert load_recipe("mine/best.yaml").step("A") == result.recipe.step("A")
     assert study_status(load_study("mine", with_files=False)).searches[0].completed == 4
 
@@ -154,7 +154,7 @@ def test_extended_from_what_was_found(here: Path, recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"metric": "cosine"}, "metric: received 'cosine'; there are weights, delta"),
+        ({"metric": "cosine"}, "metric: received 'cosine'; there are explained, delta"),
         ({"trials": "many"}, "trials: received 'many'"),
         ({"trials": 0}, "trials: received 0; must be at least 1"),
         ({"trails": 3}, "trails: unknown field; there are name, steps, blocks, metric"),
@@ -193,7 +193,10 @@ def test_a_model_that_is_missing(here: Path, recipe: Recipe) -> None:
     with pytest.raises(InputError) as raised:
         new_study(recipe, "target.safetensors", "mine", folders=["models"])
     assert raised.value.problems == (
-        "new_study: recipe: models.y.file: 'models/y.safetensors' not found; looked in ., mine, models",
+        (
+            "new_study: recipe: models.y.file: 'models/y.safetensors' not found; looked in ., mine (no such folder), "
+            "models"
+        ),
     )
 
 

@@ -12,13 +12,13 @@ from step_by_step import ATTENTION, attention_by_definition, block_of, merge_by_
 from optimizer.checkpoints.layout import load_layout
 from optimizer.errors import RecipeError
 from optimizer.recipes import Alpha, Free, Model, Recipe, Step
-from optimizer.search import Number, Scored, simplify
+from optimizer.search import Judged, Number, Scored, simplify
 from optimizer.search.simplifying import GRIDS
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
 
 LAYOUT = load_layout("sd1")
 BLOCKS = ("M00", "OUT03", "OUT04", "OUT05", "OUT06")
-METRICS = ("weights", "delta", "elements", "attention")
+METRICS = ("explained", "weights", "delta", "elements", "attention")
 SEED = 7
 
 
@@ -58,10 +58,23 @@ def by_definition(metric, merged, target, base, blocks):
             cosines = [torch.nn.functional.cosine_similarity(one, two, dim=0) for one, two, _ in pairs]
             per_block.append(float(torch.stack(cosines).mean()))
             continue
+        if metric == "explained":
+            per_block.append(explained_by_definition(merged, target, base, [block])[block])
+            continue
         zero = 0 if metric == "weights" else 1
         one, two = (torch.cat([pair[place] - zero * pair[2] for pair in pairs]) for place in (0, 1))
         per_block.append(float(torch.nn.functional.cosine_similarity(one, two, dim=0)))
     return sum(per_block) / len(per_block)
+
+
+def explained_by_definition(merged, target, base, blocks=BLOCKS):
+    """1 - |merged - target|^2 / |base - target|^2 per block, in float64 over all its tensors but the VAE's."""
+    found = {}
+    for block in blocks:
+        names = [n for n in merged_names(merged) if block_of(n) == block and not n.startswith("first_stage_model.")]
+        one, two, zero = (torch.cat([t[n].double().flatten() for n in names]) for t in (merged, target, base))
+        found[block] = float(1 - (one - two).square().sum() / (zero - two).square().sum())
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -101,13 +114,31 @@ def similarity(pool, planted):
     return measure
 
 
+@pytest.fixture(scope="session")
+def explained(pool, planted):
+    """What each block of a recipe's result explains, on merged tensors."""
+
+    def measure(recipe, name=None):
+        name = name or recipe.output
+        merged = (
+            pool.tensors[name]
+            if name in recipe.models
+            else merge_by_steps(as_dicts(recipe, [name]), pool.tensors)[name]
+        )
+        return explained_by_definition(merged, planted.tensors, pool.tensors["base"])
+
+    return measure
+
+
 @pytest.fixture
 def simpler(comparison):
-    """Simplifies a recipe scored on its output, or on the steps named."""
+    """Simplifies a recipe judged on its output, or on the steps named; `metric` is told of beside it."""
 
-    def run(recipe, metric="delta", tolerance=1e-4, steps=None, **options):
-        scored = [Scored(name, name, metric, comparison.metrics[metric]) for name in steps or [recipe.output]]
-        return simplify(recipe, scored, tolerance, **comparison.about, **options)
+    def run(recipe, metric="delta", steps=None, reference=None, **options):
+        named = steps or [recipe.output]
+        judged = [Judged(name, comparison.metrics["explained"], reference) for name in named]
+        scored = [Scored(name, name, metric, comparison.metrics[metric]) for name in named]
+        return simplify(recipe, judged, scored=scored, **comparison.about, **options)
 
     return run
 
@@ -124,21 +155,57 @@ def numbers(recipe, name):
     return tuple(recipe.step(name).alpha.at(block) for block in BLOCKS)
 
 
-# Not by attention: that of models this small hardly depends on some alphas, which then rightly become 0.
-@pytest.mark.parametrize("metric", ["weights", "delta", "elements"])
-def test_planted_numbers_come_back(simpler, similarity, metric):
+def test_planted_numbers_come_back(simpler, explained):
     """Alphas that are a little off the planted ones come back to their grid, at no real loss."""
     recipe = recipe_of(
         step("T1", "base", "x", noisy([0.6] * 5)), step("T2", "T1", "y", noisy(ALPHAS, seed=1), mode="weight_sum")
     )
 
-    found = simpler(recipe, metric, tolerance=1e-7 if metric == "weights" else 1e-5)
+    found = simpler(recipe)
 
     assert numbers(found.recipe, "T1") == (0.6,) * 5
     assert numbers(found.recipe, "T2") == ALPHAS
     assert found.changes.grids()["finer"] == (10, 0)
     assert found.distinct == (11, 5)
-    assert similarity(found.recipe, metric) >= similarity(recipe, metric) - 1e-5 - 1e-6
+    before, after = explained(recipe), explained(found.recipe)
+    assert all(after[block] >= before[block] - 0.05 * (1 - before[block]) - 1e-8 for block in BLOCKS)
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.3])
+def test_no_number_is_given_up(simpler, pool, unknown):
+    """However much of the target is unknown, alphas of 0.1 and more neither vanish nor become others by a grid step."""
+    steps = pool.two_steps(dict.fromkeys(BLOCKS, 0.2), dict(zip(BLOCKS, ALPHAS, strict=True)))
+    path, _ = pool.plant(f"simplify_unknown_{unknown}", steps, noise=unknown * 0.2)
+    recipe = recipe_of(
+        step("T1", "base", "x", noisy([0.2] * 5)), step("T2", "T1", "y", noisy(ALPHAS, seed=1), mode="weight_sum")
+    )
+    paths = {name: pool.paths[name] for name in ("base", "x", "y")}
+    with open_comparison(LAYOUT, paths, path, base=paths["base"]) as opened:
+        metric = build_metric("explained", opened, BLOCKS, measure_statistics(opened, BLOCKS))
+        found = simplify(
+            replace(recipe, models={name: recipe.models[name] for name in paths}),
+            [Judged("T2", metric)],
+            groups=opened.groups,
+            sources=tuple(paths),
+            share=0.5,
+        )
+
+    assert numbers(found.recipe, "T1") == (0.2,) * 5
+    assert numbers(found.recipe, "T2") == ALPHAS
+
+
+def test_length_counts(pool):
+    """Alphas that would only stretch the merged difference stay: a cosine would not see them change."""
+    alphas = dict.fromkeys(BLOCKS, 0.2871)
+    steps = [{"name": "T1", "mode": "weight_sum", "a": "base", "b": "x", "c": None, "alpha": alphas}]
+    path, _ = pool.plant("simplify_length", steps)
+    recipe = recipe_of(step("T1", "base", "x", alphas, mode="weight_sum"), models=("base", "x"))
+    paths = {name: pool.paths[name] for name in ("base", "x")}
+    with open_comparison(LAYOUT, paths, path, base=paths["base"]) as opened:
+        metric = build_metric("explained", opened, BLOCKS, measure_statistics(opened, BLOCKS))
+        found = simplify(recipe, [Judged("T1", metric)], groups=opened.groups, sources=("base", "x"), share=0.5)
+
+    assert numbers(found.recipe, "T1") == (0.2871,) * 5
 
 
 def test_a_step_without_effect_and_its_source_vanish(simpler, similarity, pool):
@@ -159,44 +226,48 @@ def test_a_step_without_effect_and_its_source_vanish(simpler, similarity, pool):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_loss_on_merged_tensors(simpler, similarity, metric):
-    """What is said of before and after holds on merged tensors, and the loss is within the tolerance and spent."""
+def test_loss_on_merged_tensors(simpler, similarity, explained, metric):
+    """What is said of before and after holds on merged tensors, and no block loses more than it may."""
     recipe = recipe_of(
         step("T1", "base", "x", noisy([0.5] * 5, 0.1)),
         step("T2", "T1", "z", noisy([0.02] * 5, 0.01, 2)),
         step("T3", "T2", "y", noisy(ALPHAS, 0.05, 1), mode="weight_sum"),
     )
-    tolerance = 1e-3 if metric != "delta" else 1e-2
 
-    found = simpler(recipe, metric, tolerance)
+    found = simpler(recipe, metric, share=0.3, tolerance=1e-3)
 
-    before, after = similarity(recipe, metric), similarity(found.recipe, metric)
-    assert before == pytest.approx(found.before["T3"], abs=2e-6)
-    assert after == pytest.approx(found.after["T3"], abs=2e-6)
-    assert found.after["T3"] >= found.before["T3"] - tolerance - 1e-9
+    before, after = explained(recipe), explained(found.recipe)
+    assert dict(found.before) == pytest.approx(before, abs=2e-6)
+    assert dict(found.after) == pytest.approx(after, abs=2e-6)
+    assert found.explained == pytest.approx((sum(before.values()) / 5, sum(after.values()) / 5), abs=2e-6)
+    assert found.lost == pytest.approx(max(before[block] - after[block] for block in BLOCKS), abs=2e-6)
+    for block in BLOCKS:
+        assert after[block] >= before[block] - 0.3 * (1 - before[block]) - 1e-3 - 1e-6
+    told = similarity(recipe, metric), similarity(found.recipe, metric)
+    assert found.totals["T3"] == pytest.approx(told, abs=2e-6)
     assert found.changes.grids()["finer"] == (15, 0)
-    assert found.distinct[1] < found.distinct[0] / 2
+    assert found.distinct[1] < found.distinct[0]
+    assert sum(found.changes.grids()[grid][1] for grid in ("0", "0.05")) >= 12
 
 
-def test_again_changes_nothing(simpler, comparison):
+def test_again_changes_nothing(simpler):
     """A simplified recipe simplified again, losses counted from the original, is the same."""
     recipe = recipe_of(
         step("T1", "base", "x", noisy([0.5] * 5, 0.1)),
         step("T2", "T1", "z", noisy([0.02] * 5, 0.01, 2)),
         step("T3", "T2", "y", noisy(ALPHAS, 0.05, 1), mode="weight_sum"),
     )
-    metric = comparison.metrics["delta"]
-    first = simpler(recipe, tolerance=3e-3)
-    scored = [Scored("T3", first.recipe.output, "delta", metric, reference=first.before["T3"])]
+    first = simpler(recipe, share=0.2)
 
-    second = simplify(first.recipe, scored, 3e-3, **comparison.about)
+    second = simpler(first.recipe, share=0.2, reference=first.before)
 
     assert second.recipe == first.recipe
+    assert (second.before, second.after) == (first.before, first.after)
     assert (second.changes.changed, second.changes.steps, second.changes.sources) == ((), (), ())
 
 
-def test_hardly_any_tolerance(simpler, similarity):
-    """With next to no tolerance only what costs nothing is changed: unused steps go, alphas that matter stay."""
+def test_nothing_may_be_lost(simpler, similarity):
+    """Without anything to lose only what costs nothing is changed: unused steps go, alphas that matter stay."""
     alphas = {block: 0.2871 + 0.01 * place for place, block in enumerate(BLOCKS)}
     recipe = recipe_of(
         step("T1", "base", "x", alphas),
@@ -204,23 +275,46 @@ def test_hardly_any_tolerance(simpler, similarity):
         step("T2", "NONE", "y", alphas, mode="weight_sum"),
     )
 
-    found = simpler(recipe, tolerance=1e-13)
+    found = simpler(recipe, share=0.0, tolerance=0.0)
 
     assert [one.name for one in found.recipe.steps] == ["T1", "T2"]
-    assert found.after["T2"] >= found.before["T2"] - 1e-12
-    assert similarity(found.recipe, "delta") >= similarity(recipe, "delta") - 1e-12
+    assert similarity(found.recipe, "explained") >= similarity(recipe, "explained") - 1e-12
 
 
-def test_no_scored_step_gets_worse(simpler, similarity):
-    """Where every step was scored, none loses more than the tolerance, even if the output would not."""
+def test_no_judged_step_gets_worse(simpler, explained):
+    """Where every step is judged, none loses more than it may, even if the output would not."""
     recipe = recipe_of(
         step("T1", "base", "x", noisy([0.5] * 5, 0.1)), step("T2", "T1", "y", noisy(ALPHAS, 0.05, 1), mode="weight_sum")
     )
 
-    found = simpler(recipe, tolerance=1e-3, steps=["T1", "T2"])
+    found = simpler(recipe, share=0.02, steps=["T1", "T2"])
 
     for name in ("T1", "T2"):
-        assert similarity(found.recipe, "delta", name) >= similarity(recipe, "delta", name) - 1e-3 - 1e-9
+        before, after = explained(recipe, name), explained(found.recipe, name)
+        assert all(after[block] >= before[block] - 0.02 * (1 - before[block]) - 1e-8 for block in BLOCKS)
+
+
+def test_unchanged_blocks_stay(pool, tmp_path, write_sd1):
+    """Where the target is the base, alphas that keep it so stay, and those that do not matter become 0."""
+    middle = "model.diffusion_model.middle_block."
+    tensors = {n: v for n, v in pool.tensors["x"].items() if not n.startswith(middle)}
+    kept = {n: v for n, v in pool.tensors["base"].items() if n.startswith(middle)}
+    write_sd1(tmp_path / "t.safetensors", overrides={**tensors, **kept})
+    recipe = recipe_of(step("T1", "base", "x", {"M00": 0.0, "OUT03": 0.99999}), models=("base", "x"))
+    worse = recipe_of(step("T1", "base", "x", {"M00": 0.04, "OUT03": 0.99999}), models=("base", "x"))
+    paths = {name: pool.paths[name] for name in ("base", "x")}
+    with open_comparison(LAYOUT, paths, tmp_path / "t.safetensors", base=paths["base"]) as opened:
+        metric = build_metric("explained", opened, ("M00", "OUT03"), measure_statistics(opened, BLOCKS))
+        one, other = (
+            simplify(given, [Judged("T1", metric)], groups=opened.groups, sources=("base", "x"), share=0.5)
+            for given in (recipe, worse)
+        )
+
+    assert (metric.blocks, metric.unchanged) == (("OUT03",), ("M00",))
+    assert one.recipe.step("T1").alpha.at("M00") == 0.0
+    assert one.recipe.step("T1").alpha.at("OUT03") == 1.0
+    assert other.recipe.step("T1").alpha.at("M00") == 0.0
+    assert set(one.before) == {"OUT03"}
 
 
 def test_numbers_that_nothing_scores_stay(simpler):
@@ -228,7 +322,7 @@ def test_numbers_that_nothing_scores_stay(simpler):
     alphas = {"IN01": 0.123, **dict.fromkeys(BLOCKS, 1e-6)}
     recipe = recipe_of(step("T1", "base", "x", 0.60003), step("T2", "T1", "z", alphas))
 
-    found = simpler(recipe, tolerance=1e-3)
+    found = simpler(recipe)
 
     assert found.recipe.step("T2").alpha.at("IN01") == 0.123
     assert numbers(found.recipe, "T2") == (0.0,) * 5
@@ -239,7 +333,7 @@ def test_tied_numbers_stay_tied(simpler):
     """A number of several blocks moves as one, and numbers that are not listed do not move."""
     recipe = recipe_of(step("T1", "base", "x", noisy([0.6] * 5)), step("T2", "T1", "y", dict.fromkeys(BLOCKS, 0.2777)))
 
-    found = simpler(recipe, tolerance=1e-2, numbers=[Number("T2", "alpha", BLOCKS)])
+    found = simpler(recipe, share=0.5, tolerance=1e-2, numbers=[Number("T2", "alpha", BLOCKS)])
 
     assert found.recipe.step("T1") == replace(recipe.step("T1"), similarity=found.recipe.step("T1").similarity)
     (value,) = set(numbers(found.recipe, "T2"))
@@ -254,7 +348,7 @@ def test_half_of_a_step_of_two_alphas(simpler, similarity, mode, alpha, beta, le
     beta_values = Alpha(dict.fromkeys(LAYOUT.blocks, beta))
     recipe = recipe_of(step("T", "base", "x", alpha, mode=mode, c="y", beta=beta_values), models=("base", "x", "y"))
 
-    found = simpler(recipe, tolerance=1e-5)
+    found = simpler(recipe)
 
     (only,) = found.recipe.steps
     assert (only.mode, only.a, only.b, only.c) == ("weight_sum", "base", left, None)
@@ -270,10 +364,8 @@ def test_a_source_that_carries_tensors_stays(comparison, pool, planted, tmp_path
     steps = (step("T", "bare", "x", 0.0, mode="weight_sum"), step("U", "T", "bare", 0.5, mode="weight_sum"))
     recipe = recipe_of(*steps, models=("bare", "x"))
     with open_comparison(LAYOUT, {"bare": bare, "x": pool.paths["x"]}, planted.path) as opened:
-        metric = build_metric("weights", opened, BLOCKS, measure_statistics(opened, BLOCKS))
-        found = simplify(
-            recipe, [Scored("U", "U", "weights", metric)], 1e-9, groups=opened.groups, sources=("bare", "x")
-        )
+        metric = build_metric("explained", opened, BLOCKS, measure_statistics(opened, BLOCKS))
+        found = simplify(recipe, [Judged("U", metric)], groups=opened.groups, sources=("bare", "x"))
 
     assert "T" in {one.name for one in found.recipe.steps}
     assert set(found.recipe.models) == {"bare", "x"}
@@ -294,11 +386,12 @@ def test_the_output_takes_the_place_of_an_idle_last_step(simpler):
 def test_what_cannot_be_simplified(simpler):
     """Free alphas and tolerances that are none are refused, naming the step, or what was received."""
     free = recipe_of(Step("T", "add_difference", "base", "x", "base", Alpha({}, (Free(0, 1, ("OUT03", "OUT04")),))))
-    with pytest.raises(RecipeError, match=r"steps\.T\.alpha: free on OUT03-OUT04; fit the recipe first"):
+    with pytest.raises(RecipeError, match=r"steps\.T\.alpha: free on OUT03-OUT04, and only numbers can be simplified"):
         simpler(free)
-    for tolerance in (0.0, -1e-4, float("nan"), float("inf")):
-        with pytest.raises(RecipeError, match=r"tolerance: received .*; must be a number above 0"):
-            simpler(recipe_of(step("T", "base", "x", 0.5)), tolerance=tolerance)
+    for received in (-1e-4, float("nan"), float("inf")):
+        for name in ("share", "tolerance"):
+            with pytest.raises(RecipeError, match=rf"{name}: received .*; must be a number from 0 up"):
+                simpler(recipe_of(step("T", "base", "x", 0.5)), **{name: received})
 
 
 alpha = st.one_of(st.sampled_from([0.0, 0.05, 0.3, 1.0, 1e-5]), st.floats(-0.5, 1.5, allow_subnormal=False))
@@ -320,17 +413,23 @@ def recipes(draw):
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(recipe=recipes(), metric=st.sampled_from(METRICS), tolerance=st.sampled_from([1e-9, 1e-5, 1e-3, 0.1]))
-def test_never_loses_more(simpler, similarity, comparison, recipe, metric, tolerance):
-    """Whatever the recipe, its result loses no more than the tolerance, nothing grows, and once is enough."""
-    before = similarity(recipe, metric)
+@given(
+    recipe=recipes(),
+    share=st.sampled_from([0.0, 0.01, 0.05, 0.5]),
+    tolerance=st.sampled_from([0.0, 1e-9, 1e-3]),
+)
+def test_never_loses_more(simpler, explained, recipe, share, tolerance):
+    """Whatever the recipe, no block of its result loses more than it may, nothing grows, and once is enough."""
+    before = explained(recipe)
 
-    found = simpler(recipe, metric, tolerance)
+    found = simpler(recipe, share=share, tolerance=tolerance)
 
-    assert found.after[recipe.output] >= found.before[recipe.output] - tolerance - 1e-7
-    assert similarity(found.recipe, metric) >= before - tolerance - 3e-6
+    after = explained(found.recipe)
+    for block in BLOCKS:
+        allowed = before[block] - share * (1 - before[block]) - tolerance
+        # Of float32 tensors as merged, so the last digits differ where a merge is far away.
+        assert after[block] >= allowed - 1e-6 * max(1, abs(allowed))
     assert len(found.recipe.steps) <= len(recipe.steps)
     assert set(found.recipe.models) <= set(recipe.models)
-    reference = found.before[recipe.output]
-    scored = [Scored("again", found.recipe.output, metric, comparison.metrics[metric], reference)]
-    assert simplify(found.recipe, scored, tolerance, **comparison.about).recipe == found.recipe
+    again = simpler(found.recipe, share=share, tolerance=tolerance, reference=found.before)
+    assert again.recipe == found.recipe

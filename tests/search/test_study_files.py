@@ -5,8 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_by_step import BLOCKS
 
+from optimizer.checkpoints import load_layout
 from optimizer.errors import InputError, StudyError
 from optimizer.search import load_study, study_file
+from optimizer.search.space import described_alphas
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: OUT03-OUT05}}
@@ -36,7 +38,7 @@ def test_defaults(write_study, target):
     assert (study.base, study.seed, study.target) == ("base", 0, target)
     assert set(study.sources) == {"base", "x", "y"}
     assert stage.steps == ("T1", "T2")
-    assert stage.measured == (("delta", BLOCKS),)
+    assert stage.measured == (("explained", BLOCKS),)
     assert (stage.strategy, stage.sampler, stage.seeds) == ("joint", "blockwise", (114514,))
     assert [p.name for p in stage.parameters] == ["T1.OUT03", "T1.OUT04", "T1.OUT05", "T2.alpha"]
     assert stage.parameters[3].blocks == BLOCKS
@@ -102,13 +104,14 @@ APART = """\
     ("steps", "stages", "fields", "parts"),
     [
         (STEPS, "  - {name: s, steps: [T9]}\n", {}, ["stages.s.steps", "received 'T9'", "T1, T2"]),
+        (STEPS, "  - {name: s, steps: [T9, T8, T9]}\n", {}, ["stages.s.steps", "received 'T9', 'T8'; the recipe's"]),
         (
             STEPS.replace("{search: [0, 1], tie: true}", "0.5"),
             "  - {name: s, steps: [T2]}\n",
             {},
             ["stages.s.steps", "'T2' has no free alpha"],
         ),
-        (STEPS, "  - {name: s, metric: cosine}\n", {}, ["stages.s.metric", "received 'cosine'", "weights, delta"]),
+        (STEPS, "  - {name: s, metric: cosine}\n", {}, ["stages.s.metric", "received 'cosine'", "explained, delta"]),
         (
             STEPS,
             "  - {name: s, metric: attention, elsewhere: far}\n",
@@ -160,17 +163,32 @@ def test_mistakes(write_study, target, steps, stages, fields, parts):
 
 
 def test_block_that_nothing_sees(write_study, target):
-    """A per-block alpha on blocks that neither metric sees is an error for each; with `elsewhere` it is none."""
+    """Per-block alphas on blocks that neither metric sees are one error for all; with `elsewhere` they are none."""
     folder = write_study(FREE_BASE, "  - {name: s, metric: attention}\n", target)
     with pytest.raises(StudyError) as caught:
         load_study(folder)
-    assert [
-        f"nothing sees {block}, which T1.{block} would" in p
-        for block, p in zip(("OUT00", "OUT01", "OUT02"), caught.value.problems, strict=True)
-    ] == [True] * 3
+    (problem,) = caught.value.problems
+    assert "nothing sees OUT00-OUT02, where T1.OUT00-OUT02 would be searched: 'attention' sees IN01-IN02," in problem
+    folder = write_study(FREE_BASE, "  - {name: s, metric: attention, blocks: OUT00-OUT05}\n", target)
+    with pytest.raises(StudyError) as caught:
+        load_study(folder)
+    assert ["OUT00-OUT02" in problem for problem in caught.value.problems] == [True, True]
 
     folder = write_study(FREE_BASE, "  - {name: s, metric: attention, elsewhere: weights}\n", target)
     assert {"OUT00", "OUT01", "OUT02"} <= set(load_study(folder).stages[0].measured[1][1])
+
+
+def test_described_alphas():
+    """Alphas that differ in the block alone are told as one with a list of blocks; others as they are called."""
+    names = ["T1.OUT03", "T1.OUT04", "T2.alpha", "T1.beta.IN00", "T1.OUT08", "a.b.IN01", "T3.alpha.OUT03-OUT04"]
+
+    assert described_alphas(names, load_layout("sd1")) == (
+        "T1.OUT03-OUT04,OUT08",
+        "T2.alpha",
+        "T1.beta.IN00",
+        "a.b.IN01",
+        "T3.alpha.OUT03-OUT04",
+    )
 
 
 def test_alpha_that_no_stage_scores(write_study, target):
@@ -178,6 +196,10 @@ def test_alpha_that_no_stage_scores(write_study, target):
     folder = write_study(STEPS, "  - {name: s, blocks: OUT03-OUT04}\n", target)
     with pytest.raises(StudyError, match=r"T1\.OUT05: no stage scores OUT05"):
         load_study(folder)
+    with pytest.raises(StudyError) as caught:
+        load_study(write_study(STEPS, "  - {name: s, blocks: OUT03}\n", target))
+    (problem,) = caught.value.problems
+    assert problem.split("study.yaml: ")[1].startswith("T1.OUT04-OUT05: no stage scores OUT04-OUT05; add")
     both = "  - {name: s, blocks: OUT03-OUT04}\n  - {name: t, blocks: OUT05}\n"
     assert len(load_study(write_study(STEPS, both, target)).stages) == 2
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from watching import META, Watching
 
 from optimizer.checkpoints import load_layout, pipeline_folder
 from optimizer.errors import CheckpointError, InputError
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step, merge
-from optimizer.similarity import build_metric, compare, open_comparison, read_prompts
+from optimizer.similarity import EncoderMetric, build_metric, compare, encoder, open_comparison, read_prompts
 
 DEMO = Path(__file__).parents[2] / "studies" / "demo"
 LAYOUT = load_layout("sd1")
@@ -250,6 +251,45 @@ def test_prompts_that_are_none(tmp_path, content, said):
 
     assert said in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "p.txt"))
+
+
+def test_a_card_s_way(recipe, monkeypatch):
+    """With each source's parameters in one tensor, on a line and off it, the score is the same."""
+    others = [Recipe("r", LAYOUT, recipe.models, recipe.steps[:1], "T1")]
+    whole = replace(recipe.steps[1], alpha=Alpha({"BASE": 1.0}))
+    lines = [None, [*others, replace(recipe, steps=(recipe.steps[0], whole))]]
+    wanted = [scored(recipe, PROMPTS, along=along) for along in lines]
+    monkeypatch.setattr(encoder, "_read", encoder._read_to_card)
+
+    assert [scored(recipe, PROMPTS, along=along) for along in lines] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_a_card_s_way_refuses_what_is_not_finite(tmp_path, monkeypatch):
+    """Though it is looked for at the end, the file and the tensor are named."""
+    tensors = load_file(MODELS["base"])
+    tensors[f"{PREFIX}final_layer_norm.bias"][3] = float("inf")
+    save_file(tensors, tmp_path / "broken.safetensors")
+    monkeypatch.setattr(encoder, "_read", encoder._read_to_card)
+
+    with pytest.raises(
+        CheckpointError, match=r"broken\.safetensors: tensor '.*final_layer_norm\.bias' holds NaN or Inf"
+    ):
+        compare(tmp_path / "broken.safetensors", DEMO / "target.safetensors", metric="encoder")
+
+
+def test_a_card_is_asked_little():
+    """Merging takes an operation for each source, and the scores of several candidates come back in one copy."""
+    with open_comparison(LAYOUT, MODELS, DEMO / "target.safetensors") as comparison:
+        with Watching() as card:
+            metric = EncoderMetric(replace(comparison, device=META), ("BASE",))
+        assert card.to_host == 1
+        rows = torch.full((2, len(comparison.groups), len(MODELS)), 0.25, dtype=torch.float64)
+        with Watching() as card:
+            metric.score(rows)
+
+    assert (card.to_card, card.to_host) == (0, 1)
+    assert card.operations["zeros"] == 0
+    assert 2 * len(MODELS) <= card.operations["add_"] <= 2 * (len(MODELS) + len(metric._batches))
 
 
 @pytest.mark.cuda

@@ -1,7 +1,8 @@
 """A card whose memory does not suffice: fewer candidates at a time, then the processor, and the same scores.
 
-What decides is tested on the processor, with functions that raise what a card's memory raises; what really happens on a
-card is tested where there is one, with nearly all of its memory taken.
+What decides is tested on the processor, with functions that raise what a card's memory raises (and how a card's way of
+scoring does with little memory, in test_batched); what really happens on a card is tested where there is one, with
+nearly all of its memory taken.
 """
 
 import warnings
@@ -200,30 +201,6 @@ class TestMovableMetric:
                 metric = prepared()
 
             assert torch.equal(metric.score(given), undisturbed.score(given))
-
-
-@pytest.mark.parametrize("limit", [1, 2, 5, 100])
-@pytest.mark.parametrize("line", [True, False])
-def test_a_card_s_way_of_scoring(kin, monkeypatch, line, limit):
-    """What is done on a card, done on the processor: the same scores to 1e-6, however few candidates fit."""
-    whole = attention.compute_whole
-
-    def limited_whole(work, batch):
-        if len(work.values) > limit:
-            raise FULL
-        whole(work, batch)
-
-    with opened(kin) as comparison:
-        given = candidates(len(comparison.groups), 11, line=line)
-        metric = build_metric("attention", comparison, BLOCKS)
-        metric.prepare(given[:3])
-        wanted = metric.score(given)
-        monkeypatch.setattr(attention, "compute_whole", limited_whole)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * 2 * 24 * 16**2, 0))
-        metric._workers = None
-
-        torch.testing.assert_close(metric.score(given), wanted, rtol=0, atol=1e-6)
-        assert metric.score(given[:0]).shape == (0, len(BLOCKS))
 
 
 # --- On a card --------------------------------------------------------------------------------------------------------

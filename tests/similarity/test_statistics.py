@@ -1,11 +1,16 @@
 """Gram matrices of differences from a reference, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from watching import META, Watching
 
 from optimizer.checkpoints import load_layout
-from optimizer.errors import CheckpointError
-from optimizer.similarity import gram_matrix, measure_statistics, open_comparison
+from optimizer.errors import BlockfitWarning, CheckpointError
+from optimizer.similarity import gram_matrix, measure_statistics, open_comparison, statistics, statistics_on_card
+from optimizer.similarity.statistics import measure_grams
+from optimizer.similarity.statistics_on_card import grams_on_card
 
 LAYOUT = load_layout("sd1")
 QUERY = "model.diffusion_model.output_blocks.6.1.transformer_blocks.0.attn1.to_q.weight"
@@ -117,3 +122,145 @@ def test_target_that_does_not_fit(tmp_path, write_sd1):
 
     assert all(text in str(shape.value) for text in ("narrow", repr(QUERY), "[4, 4]", "[8, 8]"))
     assert "bare.safetensors: holds no tensor of BASE" in str(nothing.value)
+
+
+# --- A card's way -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, write_sd1, sd1_tensors):
+    """Files of every dtype, one of them a .ckpt that lacks a tensor, with a tensor that is longer than a segment."""
+    folder, base = tmp_path_factory.mktemp("mixed"), sd1_tensors(seed=0)
+    options = {
+        "base": {"distance": 0.0},
+        "x": {"seed": 1, "dtype": torch.float16},
+        "y": {"seed": 2, "dtype": torch.bfloat16, "drop": [QUERY]},
+        "z": {"seed": 3, "dtype": torch.float64},
+        "target": {"seed": 4, "dtype": torch.float16},
+    }
+    paths = {name: folder / f"{name}.{'ckpt' if name == 'y' else 'safetensors'}" for name in options}
+    for number, (name, option) in enumerate(options.items()):
+        long = torch.randn(9000, generator=torch.Generator().manual_seed(number)).to(option.get("dtype"))
+        write_sd1(paths[name], around=base, **option, overrides={BIAS: long})
+    return paths
+
+
+@pytest.mark.parametrize("base", ["base", None])
+@pytest.mark.parametrize(("segment", "piece"), [(1 << 20, 4096), (4096, 64), (4096, 4096)])
+def test_a_card_s_way_gives_the_processor_s_matrices(mixed, monkeypatch, base, segment, piece):
+    """To 1e-12 of each product's size, whatever the files store, with a reference or not; threads change no bit."""
+    monkeypatch.setattr(statistics_on_card, "_SEGMENT", segment)
+    monkeypatch.setattr(statistics_on_card, "_PIECE", piece)
+    sources = {name: mixed[name] for name in ("base", "x", "y", "z")}
+    told = []
+    with open_comparison(LAYOUT, sources, mixed["target"], base=mixed.get(base)) as opened:
+        comparison = replace(opened, progress=lambda what, done, total: told.append((what, done, total)))
+        parts = comparison.scored_parts(LAYOUT.blocks)
+        exact = measure_grams(opened, parts)
+        found = grams_on_card(comparison, parts, torch.device("cpu"), threads=1)
+        again = grams_on_card(opened, parts, torch.device("cpu"), threads=3)
+
+    size = exact.diagonal(dim1=1, dim2=2).sqrt()
+    assert float(((found - exact).abs() / (size[:, :, None] * size[:, None]).clamp_min(1e-300)).max()) < 1e-12
+    assert torch.equal(found == 0, exact == 0)
+    assert torch.equal(found, again)
+    assert told[-1] == ("reading the checkpoints", told[-1][2], sum(torch.Size(part.shape).numel() for part in parts))
+    assert told[-1][1] == told[-1][2]
+
+
+def test_a_card_is_sent_each_segment_once(mixed):
+    """A segment of all files is one copy, whatever is stored, in a few operations; all matrices come back in one."""
+    sources = {name: mixed[name] for name in ("base", "x", "y", "z")}
+    with open_comparison(LAYOUT, sources, mixed["target"]) as comparison, pytest.MonkeyPatch.context() as patch:
+        # In this thread, where what is done can be watched.
+        patch.setattr(statistics_on_card, "ThreadPoolExecutor", InThisThread)
+        parts = comparison.scored_parts(["OUT02", "OUT06"])
+        with Watching() as card:
+            grams_on_card(comparison, parts, META)
+
+    assert card.to_card == len(parts)
+    assert card.to_host == 1
+    # A zero for the padding, four dtypes made float64, the differences, the products and their sum.
+    assert sum(card.operations.values()) <= len(parts) * (1 + 4 + 1 + 2)
+
+
+class InThisThread:
+    """Stands for a pool of threads: does in this thread what it is given."""
+
+    def __init__(self, count, name):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def map(self, function, values):
+        """Apply the function to each value."""
+        return map(function, values)
+
+    def shutdown(self, *, cancel_futures):
+        """Nothing runs on."""
+
+
+def test_a_full_card_leaves_the_pass_to_the_processor(kin, monkeypatch):
+    """When its memory does not suffice the result is bit for bit the processor's, and one line says so."""
+    sources = {name: kin.paths[name] for name in ("base", "x", "y")}
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(statistics, "grams_on_card", full)
+    with open_comparison(LAYOUT, sources, kin.paths["target"]) as comparison:
+        wanted = measure_statistics(comparison, ["OUT02"])
+        with pytest.warns(BlockfitWarning, match="inner products of the checkpoints: it is computed on the processor"):
+            found = measure_statistics(replace(comparison, device=torch.device("cuda")), ["OUT02"])
+
+    assert torch.equal(found.gram, wanted.gram)
+
+
+def test_a_card_without_room_for_a_buffer(kin, monkeypatch):
+    """The error that comes out of the threads is still the card's own, which is what moves the pass."""
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 MiB.")
+
+    def fails(*_):
+        raise full
+
+    monkeypatch.setattr(statistics_on_card._Buffer, "of", fails)
+    with open_comparison(LAYOUT, {"x": kin.paths["x"]}, kin.paths["target"]) as comparison:
+        parts = comparison.scored_parts(["OUT02"])
+        with pytest.raises(torch.OutOfMemoryError):
+            grams_on_card(comparison, parts, torch.device("cpu"), threads=2)
+
+
+def test_a_file_that_changes_while_a_card_is_fed(kin, tmp_path, monkeypatch):
+    """It is refused by name, as on the processor, and no thread is left."""
+    changing = tmp_path / "x.safetensors"
+    changing.write_bytes(kin.paths["x"].read_bytes())
+    with open_comparison(LAYOUT, {"x": changing}, kin.paths["target"]) as comparison:
+        parts = comparison.scored_parts(["OUT02"])
+        changing.write_bytes(b"something else")
+        with pytest.raises(CheckpointError, match=r"x\.safetensors: was changed while it was being read"):
+            grams_on_card(comparison, parts, torch.device("cpu"), threads=2)
+
+
+def test_blocks_of_which_the_target_holds_nothing(tmp_path, write_sd1):
+    """Blocks that the target lacks are named in one line, as a list."""
+    write_sd1(tmp_path / "x.safetensors")
+    layers = [
+        f"model.diffusion_model.{name}" for name in ("input_blocks.1.0.", "input_blocks.2.0.", "output_blocks.0.")
+    ]
+    blocks = [f"model.diffusion_model.input_blocks.{n}.1." for n in (1, 2)]
+    write_sd1(tmp_path / "bare.safetensors", drop=[*layers, *blocks])
+
+    with (
+        open_comparison(LAYOUT, {"x": tmp_path / "x.safetensors"}, tmp_path / "bare.safetensors") as comparison,
+        pytest.raises(CheckpointError) as caught,
+    ):
+        measure_statistics(comparison, LAYOUT.blocks)
+
+    (problem,) = caught.value.problems
+    assert problem.endswith(
+        "holds no tensor of IN01-IN02,OUT00 that a source holds too, so IN01-IN02,OUT00 cannot be scored"
+    )

@@ -27,7 +27,7 @@ from optimizer.reports.page.drawings import (
 from optimizer.reports.page.licenses import License, license_of
 from optimizer.reports.page.remarks import Remark, remarks
 from optimizer.search import BlockCeiling, Ceiling, Found, SearchResult, SourceShare, Stage, StepScores
-from optimizer.similarity import total_similarity
+from optimizer.similarity import EXACT_METRICS, total_similarity
 
 __all__ = ["Page", "contents"]
 
@@ -192,13 +192,13 @@ class Page:
 
     @property
     def main_ceiling(self) -> Ceiling | None:
-        """That by delta if there is one: it tells more than that by weights."""
-        return self.ceilings.get("delta") or self.ceilings.get("weights")
+        """That of the metric that tells most."""
+        return next((self.ceilings[name] for name in EXACT_METRICS if name in self.ceilings), None)
 
     @property
     def ceiling_rows(self) -> Mapping[str, Mapping[str, BlockCeiling]]:
         """By metric, the one that tells more first."""
-        return {name: self.ceilings[name].blocks for name in ("delta", "weights") if name in self.ceilings}
+        return {name: self.ceilings[name].blocks for name in EXACT_METRICS if name in self.ceilings}
 
 
 def contents(
@@ -354,7 +354,7 @@ def _curves(searches: Sequence[SearchResult]) -> tuple[Curves, ...]:
     left = _MOST_PANELS
     found = []
     for search in latest.values():
-        drawn, trials, best = search.parameters[:left], shown_trials(search), search.best
+        drawn, trials, best = search.open[:left], shown_trials(search), search.best
         assert best is not None  # there are completed trials
         steps = {
             step: tuple(
@@ -364,14 +364,14 @@ def _curves(searches: Sequence[SearchResult]) -> tuple[Curves, ...]:
             )
             for step in dict.fromkeys(one.step for one in drawn)
         }
-        found.append(Curves(search, steps, len(search.parameters) - len(drawn)))
+        found.append(Curves(search, steps, len(search.open) - len(drawn)))
         left -= len(drawn)
     return tuple(found)
 
 
 def _sources(found: Found, ceilings: Mapping[str, Ceiling]) -> tuple[Source, ...]:
     study, recipe = found.result.study, found.result.recipe
-    shares = (ceilings.get("delta") or ceilings.get("weights")) if ceilings else None
+    shares = next((ceilings[name] for name in EXACT_METRICS if name in ceilings), None)
     # As ceilings are: a block is scored on the last step of its stage, of the last such stage if there are several.
     step_of = {block: stage.steps[-1] for stage in study.stages for block in stage.blocks}
     by_step = {step: block_coefficients(recipe, step) for step in dict.fromkeys(step_of.values())}

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from optimizer.checkpoints import Layout
 from optimizer.reports.alphas import AlphaRow, block_score, is_exact
 from optimizer.search import Parameter, SearchResult
+from optimizer.similarity import EXACT_METRICS
 
 __all__ = [
     "MOST_POINTS",
@@ -166,11 +167,12 @@ def dumbbells(
 ) -> Drawing:
     """Similarities block by block: a ring before, a dot after, a bar at the ceiling where there is one.
 
-    `measured` are metrics with their blocks; of several each has its name above its own.
+    `measured` are metrics with their blocks; of several each has its name above its own. Blocks that are not in `after`
+    are those that the target has unchanged.
     """
     left, right, line, top = 46.0, 250.0, 17.0, 8.0
     numbers = [100 * value for values in (before, after, ceiling) for value in values.values()]
-    low, high, ticks = _axis(numbers)
+    low, high, ticks = _axis(numbers) if numbers else (0.0, 100.0, [0.0, 50.0, 100.0])
     rows = [(block, "") for _, blocks in measured for block in blocks]
     if len(measured) > 1:
         rows = [row for name, blocks in measured for row in (("", name), *((block, "") for block in blocks))]
@@ -189,8 +191,11 @@ def dumbbells(
         if name:
             drawing.words("small", 4, y + 4, f"by {name}")
             continue
-        value = after[block]
         drawing.words("tick", left - 8, y + 3.5, block, "end")
+        if block not in after:
+            drawing.words("tick", 318, y + 3.5, "unchanged", "end")
+            continue
+        value = after[block]
         falls = block in before and value < before[block] - _SAME
         if block in before:
             drawing.line("change worse" if falls else "change", place(before[block]), y, place(value), y)
@@ -293,7 +298,8 @@ def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[F
     for tick in ticks:
         drawing.line("grid", left, up(tick), right, up(tick))
         drawing.words("tick", left - 4, up(tick) + 3.5, f"{tick:.10g}", "end")
-    for alpha in dict.fromkeys(alpha for alpha, _, trial in points if is_exact(trial) and _is_main(trial)):
+    main = _main_optimum(trials)
+    for alpha in [alpha for alpha, _, trial in points if trial is main]:
         drawing.line("optimum", across(alpha), top, across(alpha), bottom)
     drawing.points("trial", ((across(alpha), up(value)) for alpha, value, _ in points))
     if chosen is not None:
@@ -302,9 +308,10 @@ def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[F
     return drawing
 
 
-def _is_main(trial: FrozenTrial) -> bool:
-    """Whether the exact optimum is that of delta; another's beside it would say less, and confuse."""
-    return str(trial.user_attrs.get("origin")) == "exact delta"
+def _main_optimum(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The trial at the exact optimum of the metric that tells most; another's beside it would confuse."""
+    origins = {str(trial.user_attrs.get("origin")): trial for trial in reversed(trials)}
+    return next((origins[origin] for name in EXACT_METRICS if (origin := f"exact {name}") in origins), None)
 
 
 def _in_words(row: AlphaRow, layout: Layout) -> str:

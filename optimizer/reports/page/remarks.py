@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from optimizer.reports.tables import percent
 from optimizer.search import Ceiling, Found, NotedSpread, SearchResult, Stage
+from optimizer.search.space import described_alphas
 from optimizer.similarity import METRICS
 
 __all__ = ["Remark", "remarks"]
@@ -73,7 +74,7 @@ def _unfinished(found: Found, command: str) -> Iterator[Remark]:
             "Some stored trials cannot be what a fit wrote, and do not count; blockfit status names them.",
             True,
         )
-    short = [search for search in result.searches if len(search.completed) < search.stage.trials]
+    short = [search for search in result.searches if len(search.completed) < search.budget]
     if short and not found.living:
         told = ", ".join(_counted(search) for search in short[:_LISTED])
         yield Remark("Trials are left", f"More were asked for than were run: {told}.", result.interrupted)
@@ -84,7 +85,7 @@ def _unfinished(found: Found, command: str) -> Iterator[Remark]:
 
 
 def _counted(search: SearchResult) -> str:
-    return f"{search.name} {len(search.completed)} of {search.stage.trials}"
+    return f"{search.name} {len(search.completed)} of {search.budget}"
 
 
 def _methods(found: Found) -> Iterator[Remark]:
@@ -111,7 +112,7 @@ def _methods(found: Found) -> Iterator[Remark]:
             "The attention metric is bumpy",
             f"In {_names(bumpy)}, similarity was measured on random inputs (seeds {seeds}). Where part of the target "
             "is unknown, the best alpha of a single block by this metric can be far from the true one, and it "
-            f"has several maxima. Look at delta beside it. {spread}".rstrip(),
+            f"has several maxima. Look at explained beside it. {spread}".rstrip(),
         )
     if any(METRICS[name].needs_prompts for stage in stages for name, _ in stage.measured):
         yield Remark(
@@ -139,19 +140,21 @@ def _limits(found: Found, ceilings: Mapping[str, Ceiling]) -> Iterator[Remark]:
             f"The {identified.alphas} free alphas move the sources' coefficients in {identified.rank} directions only: "
             "many sets of alphas make the same merge. Compare coefficients, not alphas."
         )
+        layout = found.result.study.recipe.layout
         if identified.trade_off:
-            text += f" These trade off against each other: {_some(identified.trade_off)}."
+            text += f" These trade off against each other: {_some(described_alphas(identified.trade_off, layout))}."
         if identified.idle:
-            text += f" These have no effect on any block that is scored: {_some(identified.idle)}."
+            idle = _some(described_alphas(identified.idle, layout))
+            text += f" These have no effect on any block that is scored: {idle}."
         yield Remark("Not every alpha is determined", text)
-    delta = ceilings.get("delta")
-    if delta is not None:
-        yield from _scale(found, delta)
-        yield from _unknown(delta)
+    if "delta" in ceilings:
+        yield from _scale(found, ceilings["delta"])
+    if "explained" in ceilings:
+        yield from _unknown(ceilings["explained"])
     if any_ceiling.note:
         yield Remark(
-            "Ceilings are of weights and delta",
-            f"The ceilings are what linear merges reach by those two metrics: {any_ceiling.note}.",
+            "Ceilings are of weights",
+            f"The ceilings are what linear merges reach by {', '.join(ceilings)}: {any_ceiling.note}.",
         )
 
 
@@ -178,9 +181,9 @@ def _scale(found: Found, delta: Ceiling) -> Iterator[Remark]:
         )
 
 
-def _unknown(delta: Ceiling) -> Iterator[Remark]:
+def _unknown(explained: Ceiling) -> Iterator[Remark]:
     # What is perpendicular to all sources, as a share of the difference's length.
-    left = [math.sqrt(max(1 - one.ceiling**2, 0.0)) for one in delta.blocks.values() if one.ceiling > 0]
+    left = [math.sqrt(max(1 - one.ceiling, 0.0)) for one in explained.blocks.values()]
     if left and max(left) > _UNKNOWN:
         yield Remark(
             "Part of the target is in no source",

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from optimizer.cli import main
 from optimizer.errors import InputError
-from optimizer.reports import write_report
+from optimizer.reports import ceiling_tables, write_report
 from optimizer.reports.page.remarks import remarks
 from optimizer.search import FitEvents, FitResult, Identified, fit, found_ceilings, found_result, load_study
 
@@ -114,12 +114,12 @@ def test_similarity_before_and_after(folder: Path, page: Page) -> None:
 
     heading, _, *rows = page.tables["first in one $ each, block by block"]
 
-    assert heading == ["block", "attention", "delta", "weights"]
+    assert heading == ["block", "attention", "explained", "delta", "weights"]
     row = next(row for row in rows if row[0] == "OUT03")
-    assert row[5] == percent(cosine)
-    for column, metric in ((2, "attention"), (4, "delta"), (6, "weights")):
+    assert row[7] == percent(cosine)
+    for column, metric in ((2, "attention"), (4, "explained"), (6, "delta"), (8, "weights")):
         assert row[column] == percent(noted[metric]["blocks"]["OUT03"])
-    assert row[3] == "0.0000%"
+    assert row[3] == row[5] == "0.0000%"
 
 
 def test_metrics_side_by_side(folder: Path, page: Page) -> None:
@@ -127,11 +127,11 @@ def test_metrics_side_by_side(folder: Path, page: Page) -> None:
     steps = yaml_in(folder / "best.yaml")["steps"]
     _, *rows = page.tables["Totals by every metric"]
     # A row has its stage and step only where they are new.
-    assert [row[-4] for row in rows[:6]] == ["attention", "delta", "weights"] * 2
-    assert [row[-2] for row in rows[:6]] == [
+    assert [row[-4] for row in rows[:8]] == ["attention", "explained", "delta", "weights"] * 2
+    assert [row[-2] for row in rows[:8]] == [
         percent(np.mean(list(step["similarity"][metric]["blocks"].values())))
         for step in steps
-        for metric in ("attention", "delta", "weights")
+        for metric in ("attention", "explained", "delta", "weights")
     ]
 
 
@@ -164,14 +164,16 @@ def test_alphas_that_trade_off(folder: Path) -> None:
     """Where the coefficients do not determine every alpha, the rank and the alphas that trade off are told."""
     found = found_result(load_study(folder, with_files=False))
     ceiling = found_ceilings(folder)[0][-1]
-    loose = replace(ceiling, identified=Identified(3, 5, ("A.OUT03", "B.OUT03"), ("C.IN00",)))
+    loose = replace(ceiling, identified=Identified(3, 5, ("A.OUT03", "B.OUT03", "A.OUT04"), ("C.IN00",)))
 
     texts = {one.heading: one.text for one in remarks(found, {"delta": loose}, "blockfit fit study")}
 
     told = texts["Not every alpha is determined"]
     assert "The 5 free alphas move the sources' coefficients in 3 directions only" in told
-    assert "These trade off against each other: A.OUT03, B.OUT03." in told
+    assert "These trade off against each other: A.OUT03-OUT04, B.OUT03." in told
     assert "no effect on any block that is scored: C.IN00." in told
+    printed = "".join(str(part) for part in ceiling_tables(loose, found.result.study.recipe.layout))
+    assert "These trade off against each other: A.OUT03-OUT04, B.OUT03." in printed
 
 
 def test_reproducing(folder: Path, page: Page) -> None:

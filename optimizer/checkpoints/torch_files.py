@@ -1,0 +1,226 @@
+"""The two containers that `torch.save` has written: zip archives (torch 1.6 and later), and one pickle after another.
+
+What their pickles describe is followed, never run (`pickles`). Where each storage lies is worked out here, and that it
+lies there whole; its numbers are mapped into memory as they are, or unpacked if another program compressed the archive.
+"""
+
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from lzma import LZMAError
+from math import prod
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from optimizer.checkpoints.pickles import PickleRefused, Storage, StoredTensor, follow_pickle
+from optimizer.errors import CheckpointError
+
+__all__ = ["TorchFile", "read_torch_pickles", "read_torch_zip"]
+
+_MOST_UNPACKED = 20  # times the size of a zip archive; weights hardly compress
+_ENCRYPTED = 1  # a bit of a zip entry's flags
+_LOCAL_HEADER = 30  # bytes of a zip entry's own header, before its name
+_BYTE_ORDERS = (b"little", b"big")
+# What the older files begin with: this number, then this version, each a pickle of its own.
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """What a file of `torch.save` holds: `content` as its pickle describes it, and the numbers of its tensors.
+
+    `mapped` says that numbers stay in the file until they are used. `data` are the bytes of each storage by its key,
+    uint8 [bytes]; `starts` where they begin in the file, empty if they are not there as they are.
+    """
+
+    content: object
+    mapped: bool
+    data: Mapping[str, torch.Tensor]
+    starts: Mapping[str, int]
+    big_endian: bool = False
+
+    def tensor(self, stored: StoredTensor) -> torch.Tensor:
+        """The numbers of a tensor that the content describes: contiguous, perhaps in memory shared with the file."""
+        if not prod(stored.shape):
+            return torch.empty(stored.shape, dtype=stored.dtype)
+        data = self.data[stored.storage.key][: stored.storage.nbytes]
+        if self.big_endian:
+            data = data.reshape(-1, _component(stored.dtype)).flip(1).reshape(-1)
+        elif data.storage_offset() % stored.dtype.itemsize:
+            data = data.clone()  # numbers are computed with where they can be addressed
+        numbers = data.view(stored.dtype)
+        return numbers.as_strided(stored.shape, stored.strides, numbers.storage_offset() + stored.offset).contiguous()
+
+    def offset(self, stored: StoredTensor) -> int | None:
+        """Where in the file the elements of a tensor begin, if they lie there in one piece and little endian."""
+        start = self.starts.get(stored.storage.key)
+        if start is None or self.big_endian or not stored.is_contiguous:
+            return None
+        return start + stored.offset * stored.dtype.itemsize
+
+
+def read_torch_zip(path: Path, size: int) -> TorchFile:
+    """Read the archive at `path`, of `size` bytes. Raises CheckpointError for one that is broken or refused."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_archive(path, size, archive)
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, LZMAError, struct.error, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: truncated or broken: its zip archive cannot be read ({_first_line(error)}); download it again"
+        ) from error
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
+    except PickleRefused as refused:
+        raise _refused(path, refused) from None
+
+
+def read_torch_pickles(path: Path, size: int) -> TorchFile:
+    """Read the older file at `path`, of `size` bytes. Raises CheckpointError for one that is broken or refused."""
+    try:
+        # Mapped, because a broken length makes a file's `read` ask for as much memory.
+        with path.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as file:
+            magic, _ = follow_pickle(file)
+            if magic != _MAGIC:
+                raise CheckpointError(f"{path}: not a checkpoint: a pickle, but none that torch.save wrote")
+            version, _ = follow_pickle(file)
+            if version != _VERSION:
+                raise CheckpointError(f"{path}: not a checkpoint: a torch file of the unknown version {version!r:.40}")
+            follow_pickle(file)  # the machine that it was written on
+            content, storages = follow_pickle(file)
+            keys, _ = follow_pickle(file)
+            starts = _storages_behind(file, storages, keys, size)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
+    except PickleRefused as refused:
+        raise _refused(path, refused) from None
+    whole = _mapped(path, size)
+    data = {key: whole[start : start + storages[key].nbytes] for key, start in starts.items()}
+    return TorchFile(content, True, data, starts)
+
+
+def _read_archive(path: Path, size: int, archive: zipfile.ZipFile) -> TorchFile:
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    pickles = [name for name in entries if name.endswith("/data.pkl")]
+    if not pickles:
+        inside = ", ".join(list(entries)[:3]) or "nothing"
+        raise CheckpointError(f"{path}: not a checkpoint: a zip archive that holds {inside}; unpack it first")
+    _check_entries(path, size, archive.infolist(), pickles)
+    folder = pickles[0].removesuffix("data.pkl")
+    if f"{folder}constants.pkl" in entries:
+        raise CheckpointError(f"{path}: refused: a TorchScript program; ask for a .safetensors file")
+    order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in entries else b"little"
+    if order not in _BYTE_ORDERS:
+        raise ValueError(f"its byte order is {order[:20]!r}, neither little nor big")
+    content, storages = follow_pickle(BytesIO(archive.read(pickles[0])))
+    held: dict[str, zipfile.ZipInfo] = {}
+    for key, storage in storages.items():
+        entry = entries.get(f"{folder}data/{key}")
+        if entry is None:
+            raise ValueError(f"the numbers of storage {key[:40]!r} are not in it")
+        if storage.nbytes > entry.file_size:
+            raise ValueError(
+                f"storage {key[:40]!r} is announced with {storage.nbytes:,} bytes, but has {entry.file_size:,}"
+            )
+        held[key] = entry
+    # One that another program compressed has to be unpacked in memory.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+        unpacked = {key: _unpacked(archive, entry) for key, entry in held.items()}
+        return TorchFile(content, False, unpacked, {}, big_endian=order == b"big")
+    with path.open("rb") as file:
+        starts = {key: _start(file, entry, size) for key, entry in held.items()}
+    whole = _mapped(path, size)
+    data = {key: whole[start : start + storages[key].nbytes] for key, start in starts.items()}
+    return TorchFile(content, True, data, starts, big_endian=order == b"big")
+
+
+def _check_entries(path: Path, size: int, entries: list[zipfile.ZipInfo], pickles: list[str]) -> None:
+    """Refuse an archive that unpacks to much more than it is, or that two programs may read in two ways."""
+    packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
+    if unpacked > max(_MOST_UNPACKED * packed, 1 << 20):
+        raise CheckpointError(
+            f"{path}: refused: a zip archive of {packed:,} bytes that unpacks to {unpacked:,}; "
+            "weights cannot be packed so tightly; ask for a .safetensors file"
+        )
+    if packed > size:
+        raise ValueError("the entries of its zip archive overlap")
+    twice = [name for name, count in Counter(entry.filename for entry in entries).items() if count > 1]
+    if twice or len(pickles) > 1:
+        raise ValueError(f"its zip archive holds {(twice or pickles)[0][:80]!r} twice")
+    if any(entry.flag_bits & _ENCRYPTED for entry in entries):
+        raise ValueError("its zip archive is encrypted")
+
+
+def _start(file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> int:
+    """Where the bytes of a stored entry begin in the file, behind its own header, whose length may be its own too."""
+    file.seek(entry.header_offset)
+    header = file.read(_LOCAL_HEADER)
+    if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
+        raise zipfile.BadZipFile(f"{entry.filename[:80]!r} is not where its table of contents says")
+    name, extra = struct.unpack_from("<HH", header, 26)
+    start = int(entry.header_offset + _LOCAL_HEADER + name + extra)
+    if start + entry.file_size > size:
+        raise zipfile.BadZipFile(f"{entry.filename[:80]!r} goes on behind its end")
+    return start
+
+
+def _storages_behind(file: mmap, storages: Mapping[str, Storage], keys: object, size: int) -> dict[str, int]:
+    """Where each storage begins in an older file, in which they follow the last pickle, each behind its length."""
+    named = [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+    if sorted(named) != sorted(storages):
+        raise ValueError("the storages behind its pickle are not those that this announces")
+    starts: dict[str, int] = {}
+    for key in named:
+        length = file.read(8)
+        starts[key] = file.tell()
+        count, nbytes = int.from_bytes(length, "little"), storages[key].nbytes
+        if len(length) < 8 or starts[key] + nbytes > size:
+            raise ValueError(f"it ends within storage {key[:40]!r}")
+        if count != (announced := storages[key].count):
+            raise ValueError(f"storage {key[:40]!r} is announced with {announced:,} numbers, but has {count:,}")
+        file.seek(starts[key] + nbytes)
+    return starts
+
+
+def _mapped(path: Path, size: int) -> torch.Tensor:
+    """The whole file: uint8 [bytes], mapped; what is written into it would not reach the file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path}: the file's name is not valid UTF-8; rename it") from None
+    try:
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError as error:  # too large for the address space, or cut short meanwhile
+        raise CheckpointError(f"{path}: cannot be mapped into memory: {_first_line(error)}") from error
+
+
+def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> torch.Tensor:
+    """The whole entry: uint8 [bytes]."""
+    data = archive.read(entry)
+    if len(data) != entry.file_size:
+        raise zipfile.BadZipFile(f"{entry.filename[:80]!r} unpacks to {len(data):,} bytes, not {entry.file_size:,}")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def _component(dtype: torch.dtype) -> int:
+    """The bytes of one real number of this type."""
+    return dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
+
+
+def _refused(path: Path, refused: PickleRefused) -> CheckpointError:
+    return CheckpointError(f"{path}: refused: its pickle {refused}; ask for a .safetensors file")
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

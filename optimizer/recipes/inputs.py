@@ -1,0 +1,156 @@
+"""What users have to know of checkpoints that are put together, before they trust what comes out.
+
+Nothing here stops the work: parts that an input lacks, tensors that are no part of the model, models that are sampled
+in different ways. Each is one BlockfitWarning. No tensor data is read but for noise schedules and markers.
+"""
+
+import math
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from optimizer.checkpoints import Checkpoint, Layout, Prediction, read_prediction
+from optimizer.errors import BlockfitWarning
+from optimizer.recipes.recipe import Recipe
+from optimizer.recipes.tensors import Contributing
+
+__all__ = ["warn_of_compared", "warn_of_merged", "warn_of_sources"]
+
+_VAE = "VAE"
+_DRAWN_FROM = ("text encoder", _VAE)  # what a checkpoint may lack and still be one
+_MOST_LISTED = 3
+
+
+def warn_of_merged(
+    recipe: Recipe, output: str, sources: Mapping[str, Checkpoint], contributing: Contributing, *, baked: bool
+) -> None:
+    """Warn of what is odd about the `sources`, by name, that the step `output` is merged from, and what follows.
+
+    `baked` says that the VAE is another file's.
+    """
+    first = sources[recipe.first_model(output)]
+    files = _each(sources.values())
+    if copies := [one for one in files if any(name.startswith(recipe.layout.ema) for name in one.tensors)]:
+        holds = "hold EMA copies" if len(copies) > 1 else "holds an EMA copy"
+        _warn(f"{_files(copies)}: {holds} of the model ({', '.join(f'{p}*' for p in recipe.layout.ema)}); left out")
+    for one in files:
+        _warn_of_strangers(one, recipe.layout, "copied unmerged" if one.path == first.path else "left out")
+    for part in _DRAWN_FROM:
+        if not (part == _VAE and baked):
+            _warn_of_lacking(part, recipe, sources, contributing, "the merge")
+    _warn_of_sampling(recipe.layout, first, files, f"the merge is sampled as {first.path.name} is")
+
+
+def warn_of_sources(
+    recipe: Recipe, sources: Mapping[str, Checkpoint], target: Checkpoint, contributing: Contributing
+) -> None:
+    """Warn of what is odd about the `sources`, by name, whose merges by `recipe` are compared with `target`."""
+    for one in _each((*sources.values(), target)):
+        _warn_of_strangers(one, recipe.layout, "left out")
+    for part in _DRAWN_FROM:
+        _warn_of_lacking(part, recipe, sources, contributing, "what the recipe makes")
+    _warn_of_uncompared(target, recipe.layout)
+    _warn_of_sampling(recipe.layout, target, _each(sources.values()), "no merge turns the one into the other")
+
+
+def warn_of_compared(layout: Layout, files: Sequence[Checkpoint]) -> None:
+    """Warn of what is odd about checkpoints that are compared as they are, the target first."""
+    target, *others = _each(files)
+    for one in (target, *others):
+        _warn_of_strangers(one, layout, "left out")
+        _warn_of_uncompared(one, layout)
+    _warn_of_sampling(layout, target, others, "similarities do not show that")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, BlockfitWarning, stacklevel=3)
+
+
+def _warn_of_strangers(checkpoint: Checkpoint, layout: Layout, fate: str) -> None:
+    if unknown := [name for name in checkpoint.tensors if not layout.expects(name)]:
+        tensors, are = ("tensors", "are") if len(unknown) > 1 else ("tensor", "is")
+        _warn(
+            f"{checkpoint.path}: {len(unknown)} {tensors} {are} no part of {layout.title} and {are} {fate}: "
+            f"{_some(unknown)}"
+        )
+    if passed_over := checkpoint.passed_over:
+        _warn(
+            f"{checkpoint.path}: holds tensors under two names with different values; read under those of "
+            f"{layout.title}, as by other tools, and not as {_some(passed_over)}"
+        )
+
+
+def _warn_of_lacking(
+    part: str, recipe: Recipe, sources: Mapping[str, Checkpoint], contributing: Contributing, result: str
+) -> None:
+    """Warn of sources without a part, and tell whose part the result has."""
+    layout, names = recipe.layout, list(sources)
+    holding = {position: _first_of(part, one, layout) for position, one in enumerate(sources.values())}
+    lacking = [one for position, one in enumerate(sources.values()) if holding[position] is None]
+    if not lacking:
+        return
+    holders = [position for position, name in holding.items() if name is not None]
+    counting: Collection[int] = ()
+    if holders:
+        block = layout.block_of(holding[holders[0]] or "", recipe.mapping)
+        counting = sorted(contributing.of(block, holders))
+    giving = [one.path.name for one in _each(sources[names[position]] for position in counting)]
+    whose = "none" if not giving else f"that of {giving[0]}" if len(giving) == 1 else f"one made of {_listed(giving)}"
+    _warn(f"{_files(_each(lacking))}: no {part}{_hidden(part, lacking, layout)}; {result} has {whose}")
+
+
+def _warn_of_uncompared(checkpoint: Checkpoint, layout: Layout) -> None:
+    for part in _DRAWN_FROM:
+        if _first_of(part, checkpoint, layout) is None:
+            what = "which similarities leave out anyway" if part == _VAE else f"so {layout.blocks[0]} is not compared"
+            _warn(f"{checkpoint.path}: no {part}{_hidden(part, [checkpoint], layout)}, {what}")
+
+
+def _warn_of_sampling(layout: Layout, first: Checkpoint, others: Iterable[Checkpoint], follows: str) -> None:
+    """Warn of files that are to be sampled otherwise than the first."""
+    expected = read_prediction(first, layout)
+    for one in others:
+        found = read_prediction(one, layout)
+        if not found.agrees(expected):
+            _warn(f"{one.path}: {found.describe()}, but {first.path} {expected.describe()}; {follows}")
+        if (difference := found.schedule_difference(expected)) is not None:
+            by = "in their lengths" if math.isinf(difference) else f"by up to {difference:.2g} in alphas_cumprod"
+            _warn(
+                f"{one.path}: its noise schedule ({_origin(found, layout)}) differs from that of {first.path} "
+                f"({_origin(expected, layout)}) {by}; {follows}"
+            )
+
+
+def _origin(prediction: Prediction, layout: Layout) -> str:
+    return "in the file" if prediction.stored else f"that of {layout.title}, as it holds none"
+
+
+def _first_of(part: str, checkpoint: Checkpoint, layout: Layout) -> str | None:
+    """The name of a tensor that belongs to this part, None if there is none."""
+    return next((name for name in checkpoint.tensors if layout.part_of(name) == part and layout.merges(name)), None)
+
+
+def _hidden(part: str, checkpoints: Iterable[Checkpoint], layout: Layout) -> str:
+    """What to say of a text encoder that may be there under a name that is not known; nothing of other parts."""
+    end = layout.token_embedding.removeprefix(layout.encoder)
+    for one in checkpoints if part != _VAE else ():
+        if name := next((name for name in one.tensors if name.endswith(end) and not layout.expects(name)), None):
+            return f" under a name that is known ({name!r} may be of one)"
+    return ""
+
+
+def _each(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints, each file once: a recipe may know one by two names."""
+    return list({one.path: one for one in checkpoints}.values())
+
+
+def _files(checkpoints: Iterable[Checkpoint]) -> str:
+    return _listed([str(one.path) for one in checkpoints])
+
+
+def _some(names: Iterable[str]) -> str:
+    return _listed([repr(name) for name in names])
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = len(texts) - _MOST_LISTED
+    return ", ".join(texts[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,116 @@
+"""What checkpoints say of how they are to be sampled."""
+
+import math
+
+import pytest
+import torch
+
+from optimizer.checkpoints import inspect_checkpoint, load_layout, open_checkpoint, read_prediction
+
+LAYOUT = load_layout("sd1")
+EMPTY = torch.tensor([])
+
+
+def usual():
+    """Stable Diffusion's alphas_cumprod, from its definition: 1000 betas whose square roots rise evenly."""
+    share, found = 1.0, []
+    for step in range(1000):
+        root = math.sqrt(0.00085) + step / 999 * (math.sqrt(0.012) - math.sqrt(0.00085))
+        share *= 1 - root * root
+        found.append(share)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@pytest.fixture
+def read(tmp_path, write_sd1):
+    """Reads what a checkpoint with these tensors and this metadata says."""
+
+    def make(metadata=None, **tensors):
+        named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+        write_sd1(tmp_path / "a.safetensors", overrides=named, metadata=metadata)
+        with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
+            return read_prediction(checkpoint, LAYOUT)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "kind", "told"),
+    [
+        (None, {}, "epsilon", "predicts noise"),
+        (None, {"v_pred": EMPTY}, "v", "predicts velocity (v_pred)"),
+        (None, {"v_pred": EMPTY, "ztsnr": EMPTY}, "v", "predicts velocity (v_pred) up to zero terminal SNR (ztsnr)"),
+        (None, {"ztsnr": EMPTY}, "epsilon", "predicts noise up to zero terminal SNR (ztsnr)"),
+        (
+            None,
+            {"edm_vpred__sigma_max": torch.tensor(120.0), "edm_vpred__sigma_min": torch.tensor(0.002)},
+            "v",
+            "predicts velocity as an EDM (edm_vpred.sigma_max 120, edm_vpred.sigma_min 0.002)",
+        ),
+        ({"modelspec.prediction_type": "v"}, {}, "v", "predicts velocity (modelspec.prediction_type: v)"),
+        ({"modelspec.predict_key": "epsilon"}, {}, "epsilon", "predicts noise (modelspec.predict_key: epsilon)"),
+        ({"modelspec.predict_key": "\x1b[31mv"}, {}, "epsilon", "predicts noise"),
+    ],
+)
+def test_what_is_predicted(read, metadata, tensors, kind, told):
+    """Markers and known metadata say what a model predicts; without any, and by anything else, it is noise."""
+    found = read(metadata, **tensors)
+
+    assert (found.kind, found.describe()) == (kind, told)
+    assert found.says_kind == (kind == "v" or "epsilon" in told)
+
+
+def test_what_differs(read):
+    """Two files agree if they say the same, however they say it, or if one says nothing and the other noise."""
+    nothing, noise = read(), read({"modelspec.prediction_type": "epsilon"})
+    velocity, said = read(v_pred=EMPTY), read({"modelspec.prediction_type": "v"})
+    zero, edm, other = (
+        read(v_pred=EMPTY, ztsnr=EMPTY),
+        *(read(edm_vpred__sigma_max=torch.tensor(n)) for n in (80.0, 120)),
+    )
+
+    assert nothing.agrees(noise)
+    assert velocity.agrees(said)
+    assert not any(one.agrees(nothing) for one in (velocity, said, zero, edm))
+    assert not velocity.agrees(zero)
+    assert not edm.agrees(other)
+
+
+def test_schedules(read):
+    """A file without a schedule has Stable Diffusion's; half precision is no difference, another schedule is."""
+    none = read()
+    torch.testing.assert_close(none.schedule, usual(), rtol=1e-12, atol=1e-12)
+    assert not none.stored
+
+    betas = 1 - usual() / torch.cat([torch.ones(1), usual()[:-1]])
+    for same in (read(betas=betas.half()), read(alphas_cumprod=usual().bfloat16()), read(betas=betas.bfloat16())):
+        assert same.stored
+        assert same.schedule_difference(none) is None
+    # Zero terminal SNR (S. Lin et al., Common diffusion noise schedules and sample steps are flawed, 2023).
+    roots = usual().sqrt()
+    flawless = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+    zero = read(betas=betas, alphas_cumprod=flawless)
+    assert zero.schedule_difference(none) == pytest.approx(float((flawless - usual()).abs().max()))
+    assert read(betas=betas[:10]).schedule_difference(none) == math.inf
+
+
+@pytest.mark.parametrize(
+    "broken", [torch.ones(3, 3), torch.arange(5), torch.full((1000,), math.nan), torch.ones(0), torch.tensor(1.0)]
+)
+def test_schedules_that_cannot_be_used(read, broken):
+    """What is no list of finite numbers is no schedule."""
+    found = read(alphas_cumprod=broken)
+
+    assert not found.stored
+    assert found.schedule_difference(read()) is None
+
+
+def test_inspection_tells(tmp_path, write_sd1):
+    """An inspection says what is predicted if that is not noise, and what a merge makes of it."""
+    write_sd1(tmp_path / "a.safetensors", overrides={"v_pred": EMPTY, "ztsnr": EMPTY})
+
+    (told,) = inspect_checkpoint(tmp_path / "a.safetensors").unusual
+
+    assert told == (
+        "predicts velocity (v_pred) up to zero terminal SNR (ztsnr): a merge is sampled as its first input is"
+    )

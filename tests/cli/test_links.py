@@ -1,0 +1,533 @@
+"""A stranger's folder full of links: nothing is written, appended to, locked or deleted where they lead."""
+
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from optimizer import new_study
+from optimizer.checkpoints import check_output, refuse_links, replace_text
+from optimizer.cli import main
+from optimizer.errors import BlockfitWarning, InputError
+from optimizer.recipes import load_recipe
+from optimizer.reports import fit_logs, write_trials
+from optimizer.reports.logs import log_warning
+from optimizer.search import fit, load_study
+
+Write = Callable[..., dict[str, torch.Tensor]]
+Run = Callable[..., tuple[int, list[str], list[str]]]
+
+RECIPE = """models:
+  base: {file: base.safetensors}
+  one: {file: one.safetensors}
+steps:
+  - {name: OUT, mode: add_difference, a: base, b: one, c: base, alpha: {search: [0, 1], tie: true}}
+"""
+STUDY = """recipe: recipe.yaml
+target: {file: target.safetensors}
+stages: [{name: all, metric: delta, trials: 2, sampler: random}]
+"""
+PRECIOUS = b"# what a shell does first\nexport PATH=/usr/bin\n"
+RULE = "a study's files are written into its own folder only: replace it by a file"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, write_sd1: Write) -> Path:
+    """A base, a finetune and their merge."""
+    folder = tmp_path_factory.mktemp("models")
+    base = write_sd1(folder / "base.safetensors")
+    one = write_sd1(folder / "one.safetensors", seed=1, around=base, distance=0.03)
+    halves = {name: base[name] + (one[name] - base[name]) * 0.5 for name in base if base[name].is_floating_point()}
+    write_sd1(folder / "target.safetensors", overrides=halves)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+    """A study that was fitted, its models and its recipe links, as people keep them."""
+    folder = tmp_path_factory.mktemp("fitted") / "study"
+    elsewhere = tmp_path_factory.mktemp("recipes") / "clone.yaml"
+    elsewhere.write_text(RECIPE, encoding="utf-8")
+    folder.mkdir()
+    for path in models.iterdir():
+        link(folder / path.name, path)
+    link(folder / "recipe.yaml", elsewhere)
+    (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
+    with fit_logs(folder / "fit.log"):
+        fit(load_study(folder))
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that."""
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(fitted, tmp_path / "study", symlinks=True))
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Path]:
+    """A file elsewhere that must stay as it is, to the byte and to the nanosecond, and alone in its folder."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    path = folder / ".profile"
+    path.write_bytes(PRECIOUS)
+    os.utime(path, ns=(10**18, 10**18))
+    yield path
+    assert path.read_bytes() == PRECIOUS
+    assert path.stat().st_mtime_ns == 10**18
+    assert list(folder.iterdir()) == [path]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command; gives its exit code and the lines on stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, list[str], list[str]]:
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        written = capsys.readouterr()
+        return int(left.value.code or 0), written.out.splitlines(), written.err.splitlines()
+
+    return run
+
+
+def link(path: Path, target: Path) -> Path:
+    """Make a symbolic link, where users may."""
+    try:
+        path.symlink_to(target, target_is_directory=target.is_dir())
+    except (OSError, NotImplementedError):
+        pytest.skip("symbolic links cannot be made here")
+    return path
+
+
+def state_of(folder: Path) -> dict[Path, object]:
+    """What is in a folder: where links lead, and when files were written."""
+    return {
+        path: os.readlink(path) if path.is_symlink() else path.stat().st_mtime_ns  # noqa: PTH115
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def refused(run: Run, folder: Path, *arguments: object) -> list[str]:
+    """The lines with which the command refuses, nothing written into the folder."""
+    before = state_of(folder)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, [])
+    assert state_of(folder) == before
+    assert err
+    return err
+
+
+# Everything that blockfit writes into a study's folder by a name of its own.
+REPLACED = (
+    *("best.yaml", "best.simple.yaml", "candidate-2.yaml", "candidate-17.yaml", "trials.csv", "report.html"),
+    *("statistics.safetensors", "plots/alphas.png", "plots/mine.png", "study.old.db", "study.old-2.db"),
+)
+OPENED = (
+    *("study.db", "study.db-journal", "study.db-wal", "study.db-shm", "fit.log"),
+    *("study.db.workers/turn.lock", "study.db.workers/worker.host.1.0a1b2c3d.lock"),
+)
+FOLDERS = ("plots", "artifacts", "study.db.workers")
+COMMANDS = {
+    "fit": lambda study: ("fit", study),
+    "fit by its file": lambda study: ("fit", study / "study.yaml", "--fresh", "--candidates", 3),
+    "two workers": lambda study: ("fit", study, "--workers", 2),
+    "status": lambda study: ("status", study),
+    "ceiling": lambda study: ("ceiling", study),
+    "report": lambda study: ("report", study),
+    "report elsewhere": lambda study: ("report", study, "-o", study.parent / "page.html"),
+    "dashboard": lambda study: ("dashboard", study, "--port", 0),
+}
+
+
+def put(study: Path, name: str, victim: Path, make: Callable[[Path, Path], object] = link) -> Path:
+    """Put a link that leads to the victim, or to its folder, in the place of what has this name."""
+    path = study / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    make(path, victim.parent if name in FOLDERS else victim)
+    return path
+
+
+@pytest.mark.parametrize("name", [*REPLACED, *OPENED, *FOLDERS])
+def test_links_in_a_study(study: Path, victim: Path, run: Run, name: str) -> None:
+    """A name that any command writes is no link; the line says which is one, where to, and what would be right."""
+    path = put(study, name, victim)
+
+    (line,) = refused(run, study, "fit", study)
+
+    target = victim.parent if name in FOLDERS else victim
+    rule = RULE.replace("a file", "a folder") if name in FOLDERS else RULE
+    assert line == f"blockfit: {path}: is a symbolic link to {target}; {rule}"
+
+
+@pytest.mark.parametrize("names", [(*REPLACED, *OPENED), FOLDERS], ids=["files", "folders"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command(study: Path, victim: Path, run: Run, command: str, names: tuple[str, ...]) -> None:
+    """Every command on a study refuses every such link, all of them at once, a line each."""
+    paths = [put(study, name, victim) for name in names]
+
+    lines = refused(run, study, *COMMANDS[command](study))
+
+    assert sorted(line.split(": ")[1] for line in lines) == sorted(map(str, paths))
+
+
+@pytest.mark.parametrize("name", [*REPLACED, *OPENED, *FOLDERS])
+def test_links_to_nothing(study: Path, tmp_path: Path, run: Run, name: str) -> None:
+    """So it is where nothing is there yet: writing would make it."""
+    path = put(study, name, tmp_path / "home" / "new", link)
+
+    (line,) = refused(run, study, "fit", study)
+
+    assert line.startswith(f"blockfit: {path}: is a symbolic link to {tmp_path / 'home'}")
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_link_within_the_folder(study: Path, run: Run) -> None:
+    """A link that leads to another file of the same folder is refused as well: that would be replaced."""
+    (study / "best.yaml").unlink()
+    link(study / "best.yaml", Path("study.yaml"))
+
+    (line,) = refused(run, study, "fit", study)
+
+    assert "best.yaml: is a symbolic link to study.yaml; " in line
+
+
+def test_a_folder_that_is_a_link(study: Path, tmp_path: Path, run: Run) -> None:
+    """A study's folder may be a link itself, and what is read in it too: fits, simplifies and reports go on."""
+    mine = link(tmp_path / "mine", study)
+    assert (study / "recipe.yaml").is_symlink()
+    assert (study / "base.safetensors").is_symlink()
+
+    assert run("fit", mine, "--trials", 3)[0] == 0
+    assert run("status", mine)[0] == 0
+    assert run("simplify", mine / "best.yaml", "--tolerance", "0.1")[0] == 0
+    assert run("report", mine)[0] == 0
+    assert run("merge", mine / "best.yaml", "-o", mine / "clone.safetensors")[0] == 0
+
+    written = {path.name for path in study.iterdir() if not path.is_symlink()}
+    assert {"best.yaml", "best.simple.yaml", "clone.safetensors", "report.html", "trials.csv", "plots"} <= written
+
+
+class TestHardLinks:
+    """Files with a second name elsewhere."""
+
+    @staticmethod
+    def make(path: Path, target: Path) -> None:
+        """Give a file another name."""
+        try:
+            os.link(target, path)
+        except OSError:
+            pytest.skip("hard links cannot be made here")
+
+    @pytest.mark.parametrize("name", OPENED)
+    @pytest.mark.parametrize("command", ["fit", "status", "report"])
+    def test_opened(self, study: Path, victim: Path, run: Run, command: str, name: str) -> None:
+        """What is written into as it stands would change under its other name: refused."""
+        path = put(study, name, victim, self.make)
+
+        (line,) = refused(run, study, *COMMANDS[command](study))
+
+        assert line == f"blockfit: {path}: is a hard link, one of 2 names of one file; {RULE[:-6]}a copy"
+
+    def test_replaced(self, study: Path, victim: Path, run: Run) -> None:
+        """What is replaced as a whole leaves the other name alone: a fit may go on."""
+        for name in ("best.yaml", "trials.csv", "statistics.safetensors", "report.html"):
+            put(study, name, victim, self.make)
+        write_trials(fit(load_study(study), fresh=True), study / "trials.csv")
+        assert run("report", study)[0] == 0
+
+        assert load_recipe(study / "best.yaml").fitted
+        assert victim.stat().st_nlink == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", ["fit.log", "study.db", "study.db-journal", "study.db.workers/turn.lock"])
+def test_pipes(study: Path, run: Run, name: str) -> None:
+    """A pipe in the place of a file, which nobody would ever read from, is refused and not waited for."""
+    path = study / name
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+
+    assert refused(run, study, "fit", study)[0].startswith(f"blockfit: {path}: is a pipe or a device; ")
+
+
+OUTPUTS = {
+    "merge": lambda study, output: ("merge", study / "best.yaml", "-o", f"{output}.safetensors"),
+    "export": lambda study, output: ("export", study / "best.yaml", "--to", "supermerger", "-o", f"{output}.txt"),
+    "import": lambda study, output: ("import", study / "article.txt", "-o", f"{output}.yaml"),
+    "simplify": lambda study, output: ("simplify", study / "best.yaml", "-o", f"{output}.yaml"),
+    "preview": lambda study, output: (
+        *("preview", study / "best.yaml", "--target", study / "target.safetensors", "--prompt", "x"),
+        *("-o", f"{output}.png"),
+    ),
+    "report": lambda study, output: ("report", study, "-o", f"{output}.html"),
+    "log": lambda study, output: ("fit", study, "--log-file", f"{output}.jsonl"),
+    "sqlite": lambda study, output: ("fit", study, "--storage", f"sqlite:///{output}.db"),
+    "journal": lambda study, output: ("fit", study, "--storage", f"journal:{output}.journal"),
+    "status": lambda study, output: ("status", study, "--storage", f"journal:{output}.journal"),
+}
+
+
+@pytest.mark.parametrize("place", ["", "mine/"])
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_outputs_in_a_study(study: Path, victim: Path, run: Run, command: str, place: str) -> None:
+    """An output that the user names within a study's folder goes through no link either, nor through a folder's."""
+    (study / "article.txt").write_text("A x 0.5 + B x 0.5 = C", encoding="utf-8")
+    arguments = OUTPUTS[command](study, study / f"{place}out")
+    path = study / f"{place}out{Path(str(arguments[-1])).suffix}"
+    if place:
+        link(study / "mine", victim.parent)
+        path = study / "mine"
+    else:
+        link(path, victim)
+
+    lines = refused(run, study, *arguments)
+
+    assert len(lines) == 1
+    assert f"{path}: is a symbolic link to " in lines[0]
+
+
+@pytest.mark.parametrize("command", ["merge", "export", "import", "simplify", "preview"])
+def test_outputs_beside_a_recipe(study: Path, victim: Path, tmp_path: Path, run: Run, command: str) -> None:
+    """So in a folder where there is no study, but the recipe that somebody gave away."""
+    (study / "article.txt").write_text("A x 0.5 + B x 0.5 = C", encoding="utf-8")
+    given = tmp_path / "given"
+    given.mkdir()
+    for name in ("best.yaml", "article.txt"):
+        shutil.copy(study / name, given / name)
+    for path in study.glob("*.safetensors"):
+        if path.name != "statistics.safetensors":
+            shutil.copy(path, given / path.name)
+    arguments = OUTPUTS[command](given, given / "out")
+    path = link(Path(str(arguments[-1])), victim)
+
+    assert f"{path}: is a symbolic link to {victim}; " in refused(run, given, *arguments)[0]
+    if command == "simplify":
+        link(given / "best.simple.yaml", victim)
+        assert "best.simple.yaml: is a symbolic link" in refused(run, given, "simplify", given / "best.yaml")[0]
+
+
+@pytest.mark.parametrize("command", ["merge", "export", "report"])
+def test_outputs_elsewhere(study: Path, tmp_path: Path, run: Run, command: str) -> None:
+    """Outside of studies links are the user's own: they stay, and what they lead to is replaced."""
+    suffix = Path(str(OUTPUTS[command](study, "out")[-1])).suffix
+    real = tmp_path / f"real{suffix}"
+    real.write_bytes(b"old")
+    mine = link(tmp_path / f"out{suffix}", real)
+
+    assert run(*OUTPUTS[command](study, tmp_path / "out"))[0] == 0
+
+    assert mine.is_symlink()
+    assert len(real.read_bytes()) > 10
+
+
+def test_a_log_elsewhere(study: Path, tmp_path: Path) -> None:
+    """A log that the user links to is appended to, outside of studies."""
+    real = tmp_path / "real.jsonl"
+    with fit_logs(study / "fit.log", link(tmp_path / "log.jsonl", real)):
+        log_warning("x")
+
+    assert json.loads(real.read_text(encoding="utf-8"))["text"] == "x"
+
+
+SECRETS = {
+    "passwords": "root:$6$SALT$SECRET:19000:0:99999:7:::\n" + "daemon:*:SECRET:::\n",
+    "key": "-----BEGIN OPENSSH PRIVATE KEY-----\nSECRETSECRETSECRET\n-----END OPENSSH PRIVATE KEY-----\n",
+    "credentials": "[default]\naws_secret_access_key = SECRET\n",
+    "yaml": "github.com:\n    oauth_token: SECRET\n    user: me\n",
+    "json": '{"auths": {"https://index.docker.io/v1/": {"auth": "SECRET"}}}',
+    "netrc": "machine example.com login me password SECRET\n",
+    "environment": "export TOKEN='SECRET'\n",
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("place", ["recipe.yaml", "study.yaml", "presets.txt", "prompts.txt", "base.safetensors"])
+def test_reading_gives_nothing_away(tmp_path: Path, models: Path, run: Run, place: str, name: str) -> None:
+    """A link that has a private file read: what is said of it, which people pass on, holds nothing of the file."""
+    (tmp_path / "private").write_text(SECRETS[name], encoding="utf-8")
+    folder = tmp_path / "given"
+    shutil.copytree(models, folder)
+    alpha = "X" if place == "presets.txt" else "{search: [0, 1], tie: true}"
+    recipe = ("presets: presets.txt\n" if place == "presets.txt" else "") + RECIPE
+    (folder / "recipe.yaml").write_text(recipe.replace("{search: [0, 1], tie: true}", alpha), encoding="utf-8")
+    stage = "metric: encoder, blocks: BASE, prompts: prompts.txt" if place == "prompts.txt" else "metric: delta"
+    (folder / "study.yaml").write_text(STUDY.replace("metric: delta", stage), encoding="utf-8")
+    (folder / place).unlink(missing_ok=True)
+    link(folder / place, tmp_path / "private")
+
+    code, out, err = run("fit", folder)
+
+    assert (code, out) == (2, [])
+    assert err
+    assert all("SECRET" not in line and "SALT" not in line for line in err)
+
+
+class TestFirstStudies:
+    """Folders that are yet to be studies."""
+
+    @pytest.mark.parametrize("name", ["recipe.yaml", "study.yaml"])
+    @pytest.mark.parametrize("dangling", [True, False])
+    def test_init(self, models: Path, victim: Path, tmp_path: Path, run: Run, name: str, dangling: bool) -> None:
+        """`init` writes through no link, whether there is anything behind it or not."""
+        folder = tmp_path / "mine"
+        folder.mkdir()
+        link(folder / name, victim.parent / "new" if dangling else victim)
+
+        lines = refused(run, folder, "init", models / "target.safetensors", models, "-o", folder)
+
+        assert f"{folder / name}: is a symbolic link to " in lines[0]
+
+    @pytest.mark.parametrize("name", ["recipe.yaml", "study.yaml"])
+    def test_new_study(self, models: Path, victim: Path, tmp_path: Path, name: str) -> None:
+        """Nor does `new_study`."""
+        folder = tmp_path / "mine"
+        folder.mkdir()
+        link(folder / name, victim.parent / "new")
+        (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+
+        with pytest.raises(InputError, match=r"new_study: folder: .*: is a symbolic link to "):
+            new_study(load_recipe(tmp_path / "recipe.yaml"), models / "target.safetensors", folder, folders=[models])
+
+        assert [path.name for path in folder.iterdir()] == [name]
+
+    @pytest.mark.parametrize("name", ["target.safetensors", "models", "attention/study.yaml", "digits.png", "answer"])
+    def test_demo(self, victim: Path, tmp_path: Path, run: Run, name: str) -> None:
+        """Nor does the demo copy its family through one."""
+        folder = tmp_path / "demo"
+        (folder / "attention").mkdir(parents=True)
+        link(folder / name, victim.parent / "new")
+
+        assert f"{folder / name}: is a symbolic link to " in refused(run, folder, "demo", folder)[0]
+
+
+class TestWhileAFitRuns:
+    """Links that come after the folder was looked at."""
+
+    def test_log(self, study: Path, victim: Path) -> None:
+        """A line is not appended to what a log has become; the work goes on, and says so."""
+        with fit_logs(study / "fit.log"):
+            log_warning("before")
+            put(study, "fit.log", victim)
+            with pytest.warns(BlockfitWarning, match=r"fit\.log: cannot be written"):
+                log_warning("after")
+
+    @pytest.mark.parametrize("name", ["best.yaml", "plots/alphas.png"])
+    def test_results(self, study: Path, victim: Path, name: str) -> None:
+        """A file is not replaced through a link, whoever asks for it."""
+        path = put(study, name, victim)
+
+        with pytest.raises(InputError, match="is a symbolic link to"):
+            replace_text(path, "x")
+
+        assert path.is_symlink()
+
+
+def make_hot_journal(database: Path, super_journal: Path) -> Path:
+    """A journal beside a database that SQLite rolls back when it opens that, and that names another journal.
+
+    As https://sqlite.org/fileformat2.html#the_rollback_journal has it; the name stands at the end as os_unix.c and
+    pager.c write it. SQLite deletes the journal that is named when no database needs it any more.
+    """
+    magic = bytes.fromhex("d9d505f920a163d7")
+    content = database.read_bytes()
+    (size,) = struct.unpack(">H", content[16:18])
+    page, nonce = content[:size], 7
+    header = (magic + struct.pack(">5I", 1, nonce, len(content) // size, 512, size)).ljust(512, b"\0")
+    checksum = (nonce + sum(page[place] for place in range(size - 200, 0, -200))) & 0xFFFFFFFF
+    record = struct.pack(">I", 1) + page + struct.pack(">I", checksum)
+    name = os.fsencode(super_journal)
+    body = header + record
+    body = body.ljust(-(-len(body) // 512) * 512, b"\0")
+    end = struct.pack(">I", 0x40000000 // size + 1) + name + struct.pack(">2I", len(name), sum(name)) + magic
+    journal = database.with_name(f"{database.name}-journal")
+    journal.write_bytes(body + end)
+    return journal
+
+
+@pytest.mark.parametrize("command", ["fit", "two workers", "status", "report", "dashboard"])
+def test_a_journal_that_deletes(study: Path, victim: Path, run: Run, command: str) -> None:
+    """A journal of SQLite that has another file deleted when the database is opened is refused."""
+    make_hot_journal(study / "study.db", victim)
+
+    (line,) = refused(run, study, *COMMANDS[command](study))
+
+    assert "study.db-journal: leads to another file, which opening the database would delete" in line
+
+
+def test_what_sqlite_does_with_such_a_journal(study: Path, tmp_path: Path) -> None:
+    """The test before would fail without the refusal: SQLite itself deletes what the journal names."""
+    other = tmp_path / "other"
+    other.write_bytes(PRECIOUS)
+    journal = make_hot_journal(study / "study.db", other)
+    with closing(sqlite3.connect(study / "study.db")) as database:
+        database.execute("select count(*) from trials").fetchall()
+
+    assert not other.exists()
+    assert not journal.exists()
+
+
+def test_a_journal_of_a_crash(study: Path, run: Run) -> None:
+    """A journal that a killed process left, which names no other, is rolled back as ever."""
+    journal = make_hot_journal(study / "study.db", study)
+    content = journal.read_bytes()
+    journal.write_bytes(content[: content.rindex(os.fsencode(study)) - 4])
+
+    assert run("status", study)[0] == 0
+    assert not journal.exists()
+
+
+class TestPieces:
+    """The functions that decide."""
+
+    def test_nothing_is_there(self, tmp_path: Path) -> None:
+        """What is not there yet may be written."""
+        refuse_links(tmp_path, replaced=[tmp_path / "a" / "b"], opened=[tmp_path / "c"], folders=[tmp_path / "d"])
+
+    def test_the_nearest_study_counts(self, tmp_path: Path) -> None:
+        """A study in a folder that is a link, within the folder of another study, is one of its own."""
+        for name in ("work", "disk"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "study.yaml").touch()
+        link(tmp_path / "work" / "mine", tmp_path / "disk")
+        (tmp_path / "pictures").mkdir()
+        link(tmp_path / "work" / "drawn", tmp_path / "pictures")
+
+        check_output(tmp_path / "work" / "mine" / "clone.safetensors")
+        with pytest.raises(InputError, match=r"drawn: is a symbolic link to .*: replace it by a folder"):
+            check_output(tmp_path / "work" / "drawn" / "sheet.png")
+
+    @pytest.mark.skipif(sys.platform != "win32", reason="junctions are Windows'")
+    def test_junctions(self, tmp_path: Path) -> None:
+        """A junction, which needs no rights to be made, is a link as any other."""
+        import _winapi
+
+        (tmp_path / "elsewhere").mkdir()
+        _winapi.CreateJunction(str(tmp_path / "elsewhere"), str(tmp_path / "plots"))
+
+        with pytest.raises(InputError, match="plots: is a symbolic link to"):
+            refuse_links(tmp_path, folders=[tmp_path / "plots"])
+
+    def test_modes(self, study: Path) -> None:
+        """A log that is new has the rights that any new file has."""
+        with fit_logs(study / "fit.log"):
+            log_warning("x")
+        (study / "other").touch()
+
+        assert stat.S_IMODE((study / "fit.log").stat().st_mode) == stat.S_IMODE((study / "other").stat().st_mode)

@@ -1,0 +1,323 @@
+"""Hashes that a recipe notes of its files are compared with the files, by every command that computes with them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from optimizer.checkpoints import CHECKPOINT_SUFFIXES, HashCache, read_provenance
+from optimizer.cli import main
+from optimizer.errors import CheckpointError
+from optimizer.recipes import check_noted_hashes, load_recipe, merge
+from optimizer.recipes.recipe import Model
+from optimizer.search import fit, load_study
+from optimizer.similarity import verify
+
+Write = Callable[..., dict[str, torch.Tensor]]
+Run = Callable[..., tuple[int, list[str]]]
+
+RECIPE = """models:
+  base: {file: base, sha256: "BASE"}
+  one: {file: one.safetensors, sha256: "ONE"}
+  other: {file: other}
+steps: [{name: OUT, mode: add_difference, a: base, b: one, c: base, alpha: ALPHA}]
+"""
+STUDY = """recipe: recipe.yaml
+target: {file: target}
+stages: [{name: all, metric: delta, trials: 2, sampler: random}]
+"""
+NAME = "model.diffusion_model.out.2.weight"
+FREE = "{search: [0, 1], tie: true}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_sd1: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study, its recipe with the hashes of its files, and a finished recipe of the same files."""
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "study"
+    folder.mkdir()
+    base = write_sd1(folder / "base.safetensors")
+    for seed, name in enumerate(("one", "other", "target"), start=1):
+        write_sd1(folder / f"{name}.safetensors", seed=seed, around=base, distance=0.03)
+    note(folder)
+    (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
+    return folder
+
+
+def note(folder: Path, one: str | None = None, digits: int = 64) -> None:
+    """Write both recipes, with the hashes of the files as they are, or another one for `one`."""
+    hashes = {"BASE": digest(folder / "base.safetensors"), "ONE": one or digest(folder / "one.safetensors")}
+    for name, alpha in (("recipe", FREE), ("done", "0.5")):
+        text = RECIPE.replace("ALPHA", alpha)
+        for place, value in hashes.items():
+            text = text.replace(f'"{place}"', f'"{value[:digits]}"')
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def change(folder: Path, write_sd1: Write, seed: int = 9) -> tuple[str, str]:
+    """Put another version in the place of one file; gives the hash before and that of now."""
+    path = folder / "one.safetensors"
+    before = digest(path)
+    write_sd1(path, seed=seed, around=load_file(folder / "base.safetensors"), distance=0.03)
+    return before, digest(path)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command; gives its exit code and the lines on stderr."""
+
+    def run(*arguments: object) -> tuple[int, list[str]]:
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        return int(left.value.code or 0), capsys.readouterr().err.splitlines()
+
+    return run
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a merged file says of itself."""
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+COMMANDS = {
+    "merge": lambda folder: ("merge", folder / "done.yaml", "-o", folder / "out.safetensors"),
+    "merge without a recipe": lambda folder: (
+        *("merge", folder / "done.yaml", "--no-recipe", "-o"),
+        folder / "out.safetensors",
+    ),
+    "verify": lambda folder: ("verify", folder / "done.yaml", "--target", folder / "target.safetensors"),
+    "simplify": lambda folder: (
+        *("simplify", folder / "done.yaml", "--target", folder / "target.safetensors", "--metric", "weights"),
+        *("-o", folder / "simple.yaml"),
+    ),
+}
+
+
+@pytest.mark.parametrize("digits", [64, 10])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_another_file(folder: Path, write_sd1: Write, run: Run, command: str, digits: int) -> None:
+    """A file of the same name and other content is refused by both hashes, whole or short ones noted, nothing written.
+
+    The right file passes, and --no-verify takes the other one.
+    """
+    arguments = COMMANDS[command](folder)
+    note(folder, digits=digits)
+    assert run(*arguments)[0] == 0
+    noted, found = change(folder, write_sd1)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    code, (line,) = run(*arguments)
+
+    assert code == 2
+    assert line == (
+        f"blockfit: {folder / 'done.yaml'}: models.one.sha256: {noted[:10]} is noted, but {folder / 'one.safetensors'} "
+        f"has the hash {found[:10]}: it is another file than the one that was used; put that one there, correct or "
+        "leave out `sha256`, or go on all the same (--no-verify)"
+    )
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert run(*arguments, "--no-verify")[0] == 0
+
+
+class TestMergedFiles:
+    """What the metadata says of hashes."""
+
+    def test_verified(self, folder: Path, run: Run) -> None:
+        """A merge of the noted files notes their whole hashes, and nothing else is said."""
+        note(folder, digits=10)
+        assert run("merge", folder / "done.yaml", "-o", folder / "out.safetensors")[0] == 0
+
+        found = metadata(folder / "out.safetensors")
+        assert "blockfit.hashes" not in found
+        models = json.loads(found["sd_merge_recipe"])["recipe"]["models"]
+        assert models["one"]["sha256"] == digest(folder / "one.safetensors")
+        assert "sha256" not in models["other"]
+
+    @pytest.mark.parametrize("options", [(), ("--no-recipe",)])
+    def test_not_verified(self, folder: Path, write_sd1: Write, run: Run, options: tuple[str, ...]) -> None:
+        """One of other files, on request, says that hashes were not verified, and notes those of the files it is of."""
+        noted, found = change(folder, write_sd1)
+        output = folder / "out.safetensors"
+        assert run("merge", folder / "done.yaml", "--no-verify", *options, "-o", output)[0] == 0
+
+        told = metadata(output)
+        assert told["blockfit.hashes"] == "not verified"
+        assert not any(noted in text for text in told.values())
+        if not options:
+            assert found in json.loads(told["sd_merge_models"])
+            assert json.loads(told["sd_merge_recipe"])["recipe"]["models"]["one"]["sha256"] == found
+            provenance = read_provenance(told)
+            assert provenance is not None
+            assert provenance.method[-1] == "hashes that its recipe noted were not verified"
+
+    def test_nothing_to_verify(self, folder: Path, run: Run) -> None:
+        """Where nothing is noted, nothing is said."""
+        text = (folder / "done.yaml").read_text(encoding="utf-8")
+        for name in ("base", "one"):
+            text = text.replace(f', sha256: "{digest(folder / f"{name}.safetensors")}"', "")
+        assert "sha256" not in text
+        (folder / "plain.yaml").write_text(text, encoding="utf-8")
+        assert run("merge", folder / "plain.yaml", "--no-verify", "-o", folder / "out.safetensors")[0] == 0
+
+        assert "blockfit.hashes" not in metadata(folder / "out.safetensors")
+
+
+class TestFitting:
+    """A study whose recipe notes hashes, as one that goes on from a best.yaml."""
+
+    def test_the_noted_files(self, folder: Path) -> None:
+        """A fit of them notes the same hashes."""
+        note(folder, digits=10)
+        result = fit(load_study(folder), hashes=HashCache(folder / "hashes.json"))
+
+        assert result.recipe.models["one"].sha256 == digest(folder / "one.safetensors")
+
+    def test_known_before(self, folder: Path, write_sd1: Write, run: Run) -> None:
+        """What is known of the files' hashes is looked at before any work; nothing is written."""
+        _, found = change(folder, write_sd1)
+        assert run("inspect", folder / "one.safetensors")[0] == 0  # the cache knows it now
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+
+        for command in ("fit", "ceiling"):
+            code, lines = run(command, folder)
+            assert (code, len(lines)) == (2, 1)
+            assert "recipe.yaml: models.one.sha256: " in lines[0]
+            assert f"has the hash {found[:10]}" in lines[0]
+            left = {path: path.read_bytes() for path in folder.iterdir() if path.name != "fit.log"}
+            assert left == before
+        assert run("ceiling", folder, "--no-verify")[0] == 0
+
+    def test_known_afterwards(self, folder: Path, write_sd1: Write, run: Run) -> None:
+        """No file is read beforehand: what only the hash tells is told after the search, and best.yaml is right."""
+        _, found = change(folder, write_sd1)
+
+        code, lines = run("fit", folder)
+
+        assert code == 2
+        assert "models.one.sha256: " in lines[0]
+        assert lines[1].endswith("best.yaml: is of the files that are there, and notes their hashes")
+        best = load_recipe(folder / "best.yaml")
+        assert best.models["one"].sha256 == found
+        assert run("merge", folder / "best.yaml", "-o", folder / "out.safetensors")[0] == 0
+        assert run("fit", folder)[0] == 2
+        assert fit(load_study(folder), check_hashes=False).recipe.models["one"].sha256 == found
+
+    def test_files_that_are_not_there(self, folder: Path, write_sd1: Write) -> None:
+        """Statistics that stand in for files stand in for their hashes, too."""
+        result = fit(load_study(folder))
+        assert result.recipe.models["one"].sha256 == digest(folder / "one.safetensors")
+        for path in folder.glob("*.safetensors"):
+            if path.name != "statistics.safetensors":
+                path.unlink()
+
+        fit(load_study(folder).with_trials(3))
+        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        (folder / "recipe.yaml").write_text(text.replace(str(result.recipe.models["one"].sha256), "0" * 64), "utf-8")
+        with pytest.raises(
+            CheckpointError, match=r"models\.one\.sha256: 0000000000 is noted, but one\.safetensors has"
+        ):
+            fit(load_study(folder).with_trials(4))
+
+
+def test_the_noted_target(folder: Path, write_sd1: Write, run: Run) -> None:
+    """A recipe that notes the hash of its target is simplified against that file; another one has to be named."""
+    fit(load_study(folder))
+    before = (folder / "best.simple.yaml").read_bytes()
+    write_sd1(folder / "target.safetensors", seed=20)
+
+    code, (line,) = run("simplify", folder / "best.yaml")
+
+    assert code == 2
+    assert "best.yaml: fitted.target.sha256: " in line
+    assert f"target.safetensors has the hash {digest(folder / 'target.safetensors')[:10]}" in line
+    assert (folder / "best.simple.yaml").read_bytes() == before
+    assert run("simplify", folder / "best.yaml", "--target", folder / "target.safetensors")[0] == 0
+    assert run("simplify", folder / "best.yaml", "--no-verify")[0] == 0
+
+
+class TestFromPython:
+    """The functions."""
+
+    def test_merge(self, folder: Path, write_sd1: Write) -> None:
+        """`merge` checks by itself, reads each file once for it, and leaves the output alone."""
+        recipe = load_recipe(folder / "done.yaml")
+        told: list[str] = []
+        output = folder / "out.safetensors"
+        merge(recipe, folder, output, hashing=lambda file, done, total: told.append(file))
+        assert sorted(set(told)) == ["base.safetensors", "one.safetensors"]
+        content = output.read_bytes()
+        change(folder, write_sd1)
+
+        with pytest.raises(CheckpointError, match=r"recipe: models\.one\.sha256: "):
+            merge(recipe, folder, output)
+
+        assert output.read_bytes() == content
+        merge(recipe, folder, output, check_hashes=False, dtype=torch.float32)
+        base, one = (load_file(folder / f"{name}.safetensors")[NAME] for name in ("base", "one"))
+        torch.testing.assert_close(load_file(output)[NAME], (base + one) / 2)
+
+    def test_verify(self, folder: Path, write_sd1: Write) -> None:
+        """So does `verify`."""
+        paths = {name: folder / f"{name}.safetensors" for name in ("base", "one", "other")}
+        change(folder, write_sd1)
+
+        with pytest.raises(CheckpointError, match=r"recipe: models\.one\.sha256: "):
+            verify(load_recipe(folder / "done.yaml"), paths, folder / "target.safetensors")
+
+    @pytest.mark.parametrize("noted", ["", "abc", "0" * 63, "0" * 65, "g" * 64, "12345678", f"{'0' * 64} ", "sha256:0"])
+    def test_what_is_no_hash(self, tmp_path: Path, noted: str) -> None:
+        """What is no hash is told, and not taken for one that fits or does not."""
+        save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+
+        with pytest.raises(CheckpointError, match=r"r: models\.a\.sha256: received .*must be the 64 digits"):
+            check_noted_hashes({"a": Model("a", sha256=noted)}, {"a": tmp_path / "a.safetensors"}, named_in="r")
+
+    @pytest.mark.parametrize("suffix", CHECKPOINT_SUFFIXES)
+    @pytest.mark.parametrize("spell", [str, str.upper])
+    def test_spellings(self, tmp_path: Path, suffix: str, spell: Callable[[str], str]) -> None:
+        """A hash may be written in letters of either size, of a file of any kind."""
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(b"content")
+        models = {"a": Model("a", sha256=spell(digest(path)))}
+
+        assert check_noted_hashes(models, {"a": path}) == {"a": digest(path)}
+
+    def test_all_at_once(self, tmp_path: Path) -> None:
+        """Every file that is another one, or cannot be read, has a line; hashes that begin alike are written out."""
+        for name in "abc":
+            (tmp_path / name).write_bytes(name.encode())
+        alike = f"{digest(tmp_path / 'b')[:10]}{'0' * 54}"
+        noted = {"a": "0" * 64, "b": alike, "c": digest(tmp_path / "c"), "d": "0" * 64}
+
+        with pytest.raises(CheckpointError) as caught:
+            check_noted_hashes(
+                {name: Model(name, sha256=text) for name, text in noted.items()}, {n: tmp_path / n for n in noted}
+            )
+
+        first, second, third = caught.value.problems
+        assert first.startswith(f"recipe: models.a.sha256: 0000000000 is noted, but {tmp_path / 'a'} has the hash ")
+        assert f"{alike} is noted, but {tmp_path / 'b'} has the hash {digest(tmp_path / 'b')}: " in second
+        assert third.startswith(f"recipe: models.d.sha256: {tmp_path / 'd'}: cannot be read: ")
+
+    def test_a_cache_is_used(self, tmp_path: Path) -> None:
+        """A file whose hash is known is not read."""
+        path, cache = tmp_path / "a", HashCache(tmp_path / "cache" / "hashes.json")
+        path.write_bytes(b"content")
+        models = {"a": Model("a", sha256=digest(path))}
+        assert check_noted_hashes(models, {"a": path}, hashes=cache, known=True) == {}
+        told: list[str] = []
+        for _ in range(2):
+            check_noted_hashes(models, {"a": path}, hashes=cache, progress=lambda what, done, total: told.append(what))
+
+        assert told == ["hashing a"]
+        assert check_noted_hashes(models, {"a": path}, hashes=cache, known=True) == {"a": digest(path)}

@@ -1,0 +1,69 @@
+"""Which trial is the best: the highest similarity to 1e-9, then the smallest |merged - target|, then the number."""
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import create_trial
+
+from optimizer.search import fit, load_study
+from optimizer.search.results import DISTANCE, best_of, ranked
+
+STEPS = "  - {name: T, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: 'M00,OUT03'}}\n"
+
+
+def trials(rows):
+    """Completed trials of (value, distance); None for a distance that was not measured."""
+    study = optuna.create_study(direction="maximize")
+    for value, distance in rows:
+        attributes = {} if distance is None else {DISTANCE: distance}
+        study.add_trial(create_trial(value=value, user_attrs=attributes))
+    return study.get_trials()
+
+
+@pytest.mark.parametrize(
+    ("rows", "best"),
+    [
+        ([(0.5, 1.0), (0.6, 2.0), (0.4, 0.1)], 1),
+        ([(0.5, 0.3), (0.5 + 4e-16, 0.4)], 0),
+        ([(0.5, 0.3), (0.5 + 9e-10, 0.2)], 1),
+        ([(0.5, 0.3), (0.5 - 9e-10, 0.2)], 1),
+        ([(0.5, 0.2), (0.5 + 2e-9, 0.4)], 1),
+        ([(0.5, 0.3), (0.5, 0.3 - 1e-12)], 0),
+        ([(0.5, 0.3), (0.5, 0.3)], 0),
+        ([(0.5, None), (0.5 + 1e-12, 0.1)], 0),
+        ([(0.5, None), (0.5 + 1e-12, None), (0.7, None)], 2),
+        ([(0.5, float("nan")), (0.5, 0.1)], 0),
+        ([], None),
+    ],
+)
+def test_best(rows, best):
+    """Rounding never chooses, distance does among equals, and what was not measured is told apart by number."""
+    found = best_of(trials(rows))
+    assert (None if found is None else found.number) == best
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.5, 0.5 + 1e-12, 0.9]), st.sampled_from([0.1, 0.2])), max_size=8))
+def test_ranked(rows):
+    """The order begins with the best, and what follows it is the order of the others."""
+    made = trials(rows)
+    found = ranked(made)
+    assert sorted(trial.number for trial in found) == list(range(len(rows)))
+    left = list(made)
+    for trial in found:
+        assert trial.number == best_of(left).number
+        left = [other for other in left if other.number != trial.number]
+
+
+@pytest.mark.parametrize("metric", ["delta", "explained", "weights", "elements", "attention"])
+@pytest.mark.parametrize("sampler", ["random", "blockwise"])
+def test_exact_optimum_stays(write_study, pool, metric, sampler):
+    """The trial at the exact optimum of a planted step is not replaced, whatever the metric makes of other lengths."""
+    steps = [{"name": "T", "mode": "add_difference", "a": "base", "b": "x", "c": "base",
+              "alpha": {"M00": 0.3, "OUT03": 0.7}}]  # fmt: skip
+    path, _ = pool.plant("ranked_target", steps)
+    stage = f"  - {{name: s, metric: {metric}, trials: 12, sampler: {sampler}, seeds: [1]}}\n"
+    (search,) = fit(load_study(write_study(STEPS, stage, path))).searches
+    assert search.best.number == 0
+    assert search.best.params == pytest.approx({"T.M00": 0.3, "T.OUT03": 0.7}, abs=1e-5)
+    assert search.best.user_attrs[DISTANCE] == min(trial.user_attrs[DISTANCE] for trial in search.completed)
