@@ -17,6 +17,7 @@ from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspec
 from optimizer.checkpoints.kinds import FileKind, kind_of
 from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
 from optimizer.checkpoints.links import check_output, open_in_place, refuse_links, study_folder_of
+from optimizer.checkpoints.new_files import undo_unfinished, write_new_files
 from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of, stored_part
 from optimizer.checkpoints.prediction import Prediction, read_prediction
 from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
@@ -27,6 +28,7 @@ from optimizer.checkpoints.reading import (
     check_unchanged,
     open_checkpoint,
 )
+from optimizer.checkpoints.temporaries import host_name, temporary_folder
 from optimizer.checkpoints.writing import (
     SafetensorsWriter,
     TensorSpec,
@@ -60,6 +62,7 @@ __all__ = [
     "detect_layout",
     "find_not_finite",
     "fingerprint",
+    "host_name",
     "inspect_checkpoint",
     "is_zero",
     "kind_of",
@@ -83,6 +86,9 @@ __all__ = [
     "short_hash",
     "stored_part",
     "study_folder_of",
+    "temporary_folder",
+    "undo_unfinished",
+    "write_new_files",
     "write_safetensors",
     "zeros_at_end",
 ]

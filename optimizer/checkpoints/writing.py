@@ -2,12 +2,12 @@
 
 Everything goes to a hidden temporary file in the target's own folder, reaches the disk, and then takes the target's
 place in one step. Whatever fails before that step leaves an existing target as it was, and no temporary file behind.
+What a kill leaves behind, the next writing to that folder removes.
 """
 
 import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +23,7 @@ from optimizer.checkpoints.header import SAFETENSORS_HEADER_LIMIT
 from optimizer.checkpoints.links import check_output
 from optimizer.checkpoints.presence import is_folder
 from optimizer.checkpoints.reading import SAFETENSORS_DTYPES, raw_bytes
+from optimizer.checkpoints.temporaries import Temporary
 from optimizer.errors import CheckpointError, InputError
 
 __all__ = [
@@ -188,15 +189,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def check_writable(folder: Path) -> None:
     """Raise InputError if no file can be made in `folder`, so that it is known before there is anything to write."""
     # Trying is the only way to know that holds for every kind of disk, share and access list.
-    probe = Path(folder) / _hidden_name("")
+    probe = Temporary(Path(folder), "")
     try:
-        probe.touch(exist_ok=False)
+        probe.path.touch(exist_ok=False)
     except OSError as error:
         raise InputError(
             f"{folder}: the folder cannot be written to ({error.strerror}); copy what is in it to one that can be"
         ) from error
-    with suppress(OSError):
-        probe.unlink()
+    finally:
+        probe.close()
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -254,7 +255,8 @@ def _replacing(path: Path, *, suffix: str, error: type[InputError], needed: int 
         raise error(f"{path}: cannot be written: {problem.strerror}") from None
     if needed is not None and shutil.disk_usage(folder).free < needed:
         raise error(_disk_full(path, folder, needed) + intact)
-    temporary = folder / _hidden_name(suffix)
+    claimed = Temporary(folder, suffix)
+    temporary = claimed.path
     try:
         yield temporary
         with temporary.open("r+b") as file:
@@ -277,12 +279,7 @@ def _replacing(path: Path, *, suffix: str, error: type[InputError], needed: int 
             raise error(f"{path}: the folder {folder} cannot be written to ({failure.strerror})") from failure
         raise
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _hidden_name(suffix: str) -> str:
-    return f".blockfit-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+        claimed.close()
 
 
 def _disk_full(path: Path, folder: Path, needed: int | None) -> str:

@@ -67,8 +67,8 @@ Storage = Annotated[
     typer.Option(
         "--storage",
         metavar="URL",
-        help="Where the trials are: postgresql://USER@HOST/DATABASE, journal:FILE or sqlite:///FILE; "
-        "default: study.db in the study's folder.",
+        help="Where the trials are: postgresql://USER@HOST/DATABASE, journal:FILE or sqlite:///FILE (a URL: %20 is a "
+        "space, %3F a ?); default: study.db in the study's folder.",
         autocompletion=completing.storages,
     ),
 ]

@@ -140,7 +140,10 @@ def fit(
     study: StudyPath,
     trials: Annotated[int | None, typer.Option("--trials", help="Completed trials of each Optuna study.")] = None,
     device: Device = "auto",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Set earlier trials aside and start anew.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Set earlier trials aside (study.old.db, study.old-2.db ...) and start anew."),
+    ] = False,
     candidates: Annotated[
         int, typer.Option("--candidates", metavar="K", help="Write the K best recipes that differ.")
     ] = 1,
@@ -186,12 +189,15 @@ def fit(
 def status(study: StudyPath, storage: Storage = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """What a study has done so far, what is left, and who is at it; needs no checkpoints.
 
-    With --json one object: searches (each with search, completed, budget, best ...), workers, seconds_left, ends.
+    With --json one object: searches (each with search, completed, budget, best ...), workers, seconds_left, ends, notes
+    (on trials that do not count).
     """
     from optimizer.reports import status_table
     from optimizer.search import load_study, study_status
 
     found = study_status(load_study(study, with_files=False), storage)
+    for note in found.notes:
+        say_problem(f"warning: {note}")
     if as_json:
         print_json(found.as_dict())
         return
@@ -276,6 +282,8 @@ def report(
     check_report_name(written)
     check_output(written)
     found = found_result(loaded, storage)
+    for note in found.notes:
+        say_problem(f"warning: {note}")
     with reading() as progress:
         ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
     page = write_report(
@@ -301,7 +309,8 @@ def dashboard(
 ) -> None:
     """Look at a study's trials in a browser, while it is fitted or afterwards: Optuna's dashboard with our plots.
 
-    Listens on this machine alone. Ctrl-C ends it. Needs no checkpoints.
+    For reading only: nothing is changed or deleted by it. Listens on this machine alone. Ctrl-C ends it. Needs no
+    checkpoints.
 
     With --json one object, printed as soon as it listens: address.
     """
@@ -318,7 +327,7 @@ def dashboard(
         say(f"{address} (Ctrl-C ends it)")
 
     with suppress(KeyboardInterrupt):
-        serve_dashboard(loaded, storage, port=port, ready=ready)
+        serve_dashboard(loaded, storage, port=port, ready=ready, said=lambda text: say_problem(f"warning: {text}"))
 
 
 @app.command(

@@ -11,7 +11,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
-from optimizer.checkpoints import atomic_path, refuse_links
+from optimizer.checkpoints import atomic_path, refuse_links, temporary_folder
 from optimizer.errors import InputError
 from optimizer.pictures import contact_sheet, generate
 from optimizer.recipes import Recipe, block_coefficients, load_recipe, locate_models, merge
@@ -170,10 +170,14 @@ def copy_family(folder: Path | str) -> None:
             if copy.exists():
                 continue
             copy.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, copy)
-            else:
-                shutil.copyfile(source, copy)
+            # What is there is whole, whenever a command before this one was killed.
+            with temporary_folder(copy.parent) as scratch:
+                whole = scratch / copy.name
+                if source.is_dir():
+                    shutil.copytree(source, whole)
+                else:
+                    shutil.copyfile(source, whole)
+                whole.rename(copy)
     except OSError as error:
         raise InputError(f"{folder}: the demo cannot be copied here: {error.strerror or error}") from error
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from optimizer.checkpoints import (
     load_tokenizer,
     open_checkpoint,
     pipeline_of,
+    temporary_folder,
 )
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
 from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
@@ -274,8 +274,8 @@ class _Entry:
             yield self.path
             return
         told = None if progress is None else partial(progress, f"merging {self.name}")
-        with TemporaryDirectory(prefix=".blockfit-", dir=scratch) as folder:
-            merged = Path(folder) / "merged.safetensors"
+        with temporary_folder(scratch) as folder:
+            merged = folder / "merged.safetensors"
             attempt(
                 # Hashes were compared before anything was drawn.
                 lambda: merge(recipe, self.models, merged, embed_recipe=False, check_hashes=False, progress=told),

@@ -1,7 +1,7 @@
 """Recipes as YAML files: read with every problem named, written so that they read back as the same recipe."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,9 +104,10 @@ def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: 
     entry = validate(_RecipeFile, data, given, RecipeError)
     layout = attempt(lambda: load_layout(entry.layout), f"{given}: layout")
     presets = _presets_in(folder, entry.presets, given)
-    problems: list[str] = []
+    problems: list[str] = [*_unusable(entry.fitted, f"{given}: fitted")]
     steps: list[Step] = []
     for position, item in enumerate(entry.steps):
+        problems += _unusable(item.similarity, f"{given}: steps.{item.name}.similarity")
 
         def read(field: str, value: Any, base: float | None, *, item: Any = item, position: int = position) -> Alpha:
             line = line_of(data, ("steps", position, field))
@@ -137,6 +138,28 @@ def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: 
         ),
         given,
     )
+
+
+def _unusable(noted: Any, where: str) -> Iterator[str]:
+    """Yield a line on what is noted and is no plain value: a merge keeps its recipe as JSON, and so do others."""
+    stack = [(noted, where)]
+    while stack:
+        value, place = stack.pop()
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    yield f"{place}: received the key {shown(key)}; what is noted here is called by texts"
+                    return
+                stack.append((inner, f"{place}.{key}"))
+        elif isinstance(value, list):
+            stack += [(inner, f"{place}[{number}]") for number, inner in enumerate(value)]
+        elif value is not None and not isinstance(value, str | int) and not _is_finite(value):
+            yield f"{place}: received {shown(value)}; must be a text, a finite number, true, false, a list or a mapping"
+            return
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def save_recipe(recipe: Recipe, path: Path | str) -> None:

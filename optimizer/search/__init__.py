@@ -20,7 +20,15 @@ from optimizer.search.exact import ExactOptimum, exact_optimum
 from optimizer.search.finished import NotedSearch, noted_searches, simple_path, simplify_file
 from optimizer.search.first_study import FIRST_MODES, FirstStudy, first_study
 from optimizer.search.fitting import fit
-from optimizer.search.found import Found, NotedSpread, found_ceilings, found_result, open_trials, shown_storage
+from optimizer.search.found import (
+    Found,
+    NotedSpread,
+    OpenTrials,
+    found_ceilings,
+    found_result,
+    open_trials,
+    shown_storage,
+)
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.new import StageFields, StageOptions, new_study
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
@@ -66,6 +74,7 @@ __all__ = [
     "NotedSpread",
     "Number",
     "OpenStudy",
+    "OpenTrials",
     "Parameter",
     "Scored",
     "SearchProgress",

@@ -7,26 +7,29 @@ is shared out exactly; one whose worker died is marked as lost and put forward a
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from optimizer.errors import InputError, StudyError
+from optimizer.search.budgets import budget_of
+from optimizer.search.checked_storage import BrokenStorage
+from optimizer.search.checked_trials import ERROR, LOST, ORIGIN, WORKER, CheckedTrials, LeftOut, told_of
 from optimizer.search.results import completed
 from optimizer.search.sampler_state import check_sampler_state
-from optimizer.search.storage import PATIENCE, FileWatch, StorageAddress, persist
-from optimizer.search.workers import Workers
+from optimizer.search.storage import PATIENCE, FileWatch, StorageAddress, StorageLost, persist
+from optimizer.search.study import Stage
+from optimizer.search.workers import Worker, Workers
 
-__all__ = ["Claim", "SharedStorage", "Trials", "is_lost", "trials_of_search"]
+__all__ = ["Claim", "SharedStorage", "Trials", "is_lost"]
 
-# User attributes of trials: set on one whose worker died; the name of the worker that claimed it.
-_LOST = "lost"
-_WORKER = "worker"
 # So many workers may die of a point before it counts as one that cannot be scored.
 _LOSSES = 3
 # Seconds for which it does not matter that a worker has come or gone.
@@ -51,9 +54,13 @@ class SharedStorage:
         self.address = address
         self.workers = workers
         self._patience = patience
-        self._said = said
+        self.said = said
         self._watch = FileWatch(address)
-        self._count, self._counted = 1, -math.inf
+        self._proved = False
+        self._living: tuple[Worker, ...] = ()
+        self._counted = -math.inf
+        self._noted: Mapping[str, Any] = {}
+        self._noted_of, self._noted_at = -1, -math.inf
 
     @property
     def own(self) -> str | None:
@@ -64,17 +71,46 @@ class SharedStorage:
     @property
     def count(self) -> int:
         """How many workers there are, as of the last seconds."""
+        return max(len(self._lately_living()), 1)
+
+    def budget(self, stage: Stage, study_id: int) -> int:
+        """Return up to how many completed trials of an Optuna study the workers run, as of the last seconds.
+
+        Of several workers with different budgets the one with the largest runs the last trials.
+        """
+        if self.own is None:
+            return stage.trials
+        if study_id != self._noted_of or time.monotonic() > self._noted_at + _COUNTING:
+            with suppress(Exception):
+                self._noted = self.storage.get_study_user_attrs(study_id)
+            self._noted_of, self._noted_at = study_id, time.monotonic()
+        return max(stage.trials, budget_of(stage, [self._noted], [one.name for one in self._lately_living()]))
+
+    def _lately_living(self) -> tuple[Worker, ...]:
         if self.own is not None and time.monotonic() > self._counted + _COUNTING:
             # Good to know, and no more: what is wrong with the storage shows elsewhere.
             with suppress(Exception):
-                self._count = len(self.workers.living())
+                self._living = self.workers.living()
             self._counted = time.monotonic()
-        return self._count
+        return self._living
 
     def do(self, action: Callable[[], _Given]) -> _Given:
-        """What `action` gives, which may be done twice. Raises StorageLost if the storage stays away or is gone."""
+        """Return what `action` gives, which may be done twice.
+
+        Raises StorageLost if the storage stays away or is gone; BrokenStorage, in its place, if it holds what cannot be
+        read, as long as nothing was stored in it: what a user gave is at fault then.
+        """
         self._watch.check()
-        return persist(action, self.address, patience=self._patience, said=self._said)
+        try:
+            return persist(action, self.address, patience=self._patience, said=self.said)
+        except BrokenStorage as error:
+            if not self._proved:
+                raise
+            raise StorageLost(f"{error}; it was sound when this fit began") from error
+
+    def prove(self) -> None:
+        """Take note that the storage has taken a trial: from now on it is no bad input."""
+        self._proved = True
 
     def in_turn(self, action: Callable[[], _Given]) -> _Given:
         """The same, while no other worker does so."""
@@ -98,21 +134,32 @@ class Trials:
     """The trials of the Optuna study `stored`, as far as this process knows them; makes out at once which are lost.
 
     Samplers see them, but for lost ones, in a study in memory, numbered without gaps: after a loss they propose what
-    they would have proposed without it. Raises StorageLost, as all its methods do, if the storage stays away.
+    they would have proposed without it. Raises StorageLost, as all its methods do, if the storage stays away, and
+    BrokenStorage if it holds what cannot be read.
     """
 
-    def __init__(self, stored: optuna.Study, shared: SharedStorage, parameters: Collection[str]) -> None:
-        """Of a search of these `parameters`, by name."""
+    def __init__(
+        self,
+        stored: optuna.Study,
+        shared: SharedStorage,
+        distributions: Mapping[str, BaseDistribution],
+        blocks: Collection[str],
+    ) -> None:
+        """Of a search of parameters {name: range} that scores `blocks`; what else there is, is left out and said."""
         self._shared = shared
-        self._parameters = frozenset(parameters)
+        self._counting = CheckedTrials(distributions, blocks)
+        self._told: set[LeftOut] = set()
+        self._name = stored.study_name
         self._storage = shared.storage
-        self._study = stored._study_id
+        self.study_id = stored._study_id
         self._memory = _study_in_memory(())
         # The trials that the study in memory holds, in its order.
         self._known: list[FrozenTrial] = []
         self._lost: list[FrozenTrial] = []
-        # Trials that somebody else may have written, and that samplers may unpickle what they find in.
+        # Of trials that others wrote, samplers may unpickle what they find in them: those that were looked at.
         self._checked: set[int] = set()
+        # The trials that this process has scored.
+        self._own: set[int] = set()
         self.refresh()
 
     @property
@@ -139,6 +186,8 @@ class Trials:
             trial_id = self._known[claim.trial.number]._trial_id
             self._shared.do(lambda: self._tell(trial_id, attributes, state, values))
             self._shared.do(self._take_note)
+            # What is scored here counts here: otherwise there would be no end.
+            assert any(trial._trial_id == trial_id for trial in (*self._known, *self._lost)), self._counting.left_out
         else:
             inner, inner_id = claim.memory._storage, claim.trial._trial_id
             for key, content in attributes.items():
@@ -147,6 +196,8 @@ class Trials:
             done, before = inner.get_trial(inner_id), len(self._known) + len(self._lost)
             attempts = iter((False,))
             self._known.append(self._shared.do(lambda: self._add(done, before, again=next(attempts, True))))
+            self._own.add(self._known[-1]._trial_id)
+        self._shared.prove()
 
     def _refresh(self) -> None:
         found = self._read()
@@ -157,14 +208,14 @@ class Trials:
     def _take_note(self, found: Sequence[FrozenTrial] | None = None) -> None:
         """Bring the study in memory to what is stored."""
         found = self._read() if found is None else found
-        unchecked = [trial for trial in found if trial.number not in self._checked]
+        unchecked = [trial for trial in found if trial._trial_id not in self._checked]
         check_sampler_state(unchecked, str(self._shared.address))
-        self._checked |= {trial.number for trial in unchecked}
+        self._checked |= {trial._trial_id for trial in unchecked}
         known = [trial for trial in found if not is_lost(trial)]
         self._lost = [trial for trial in found if is_lost(trial)]
         inner, inner_trials = self._memory._storage, self._memory.get_trials(deepcopy=False)
-        before = [trial.number for trial in self._known]
-        if len(inner_trials) != len(before) or [trial.number for trial in known[: len(before)]] != before:
+        before = [trial._trial_id for trial in self._known]
+        if len(inner_trials) != len(before) or [trial._trial_id for trial in known[: len(before)]] != before:
             # Some were lost, or one that was proposed never came to be stored.
             self._memory = _study_in_memory(known)
         else:
@@ -177,7 +228,12 @@ class Trials:
         self._known = known
 
     def _read(self) -> list[FrozenTrial]:
-        return trials_of_search(self._storage.get_all_trials(self._study, deepcopy=False), self._parameters)
+        found = self._counting.of(self._storage.get_all_trials(self.study_id, deepcopy=False))
+        new = [one for one in self._counting.left_out if one not in self._told]
+        for line in told_of(new, self._shared.address, self._name):
+            self._shared.said(line)
+        self._told.update(new)
+        return found
 
     def _mark_lost(self, trials: Sequence[FrozenTrial]) -> bool:
         """Fail the trials that nobody is at any more; whether there were any."""
@@ -185,18 +241,18 @@ class Trials:
         unfinished = [
             trial
             for trial in trials
-            if not trial.state.is_finished() and (own is None or trial.user_attrs.get(_WORKER) != own)
+            if not trial.state.is_finished() and (own is None or trial.user_attrs.get(WORKER) != own)
         ]
         if not unfinished:
             return False
         living = set() if own is None else {worker.name for worker in self._shared.workers.living()}
-        dead = [trial for trial in unfinished if trial.user_attrs.get(_WORKER) not in living]
+        dead = [trial for trial in unfinished if trial.user_attrs.get(WORKER) not in living]
         for trial in dead:
             losses = 1 + sum(other.params == trial.params for other in trials if is_lost(other))
             if losses < _LOSSES:
-                self._give_up(trial, _LOST, True)
+                self._give_up(trial, LOST, True)
             else:
-                self._give_up(trial, "error", f"its worker ended while it was scored, {losses} times")
+                self._give_up(trial, ERROR, f"its worker ended while it was scored, {losses} times")
         return bool(dead)
 
     def _give_up(self, trial: FrozenTrial, key: str, reason: object) -> None:
@@ -212,34 +268,49 @@ class Trials:
         running = [trial for trial in self._known if not trial.state.is_finished()]
         left = budget - len(completed(self._known)) - len(running)
         for trial in running:
-            if own is not None and trial.user_attrs.get(_WORKER) == own:
+            if own is not None and trial.user_attrs.get(WORKER) == own:
                 # Claimed by an attempt that did not come to know of it.
                 if left >= 0:
                     return Claim(self._memory, self._memory.get_trials(deepcopy=False)[self._known.index(trial)])
                 # Its turn ended before it should, as with a connection, and another worker came in between.
-                self._give_up(trial, _LOST, True)
+                self._give_up(trial, LOST, True)
                 return None
         if left <= 0:
             return None
         tried = [trial.params for trial in self._known]
         lost = next((trial for trial in self._lost if trial.params and trial.params not in tried), None)
-        trial = propose(self._memory) if lost is None else _put_forward(self._memory, lost)
+        trial = self._proposed(propose) if lost is None else _put_forward(self._memory, lost)
         if own is not None:
             template = create_trial(
                 state=TrialState.RUNNING,
                 params=trial.params,
                 distributions=trial.distributions,
-                user_attrs={**trial.user_attrs, _WORKER: own},
+                user_attrs={**trial.user_attrs, WORKER: own},
                 system_attrs=trial.system_attrs,
             )
-            self._known.append(self._storage.get_trial(self._storage.create_new_trial(self._study, template)))
+            self._known.append(self._storage.get_trial(self._storage.create_new_trial(self.study_id, template)))
+            self._own.add(self._known[-1]._trial_id)
         return Claim(self._memory, trial)
+
+    def _proposed(self, propose: Callable[[optuna.Study], FrozenTrial]) -> FrozenTrial:
+        try:
+            return propose(self._memory)
+        except InputError:
+            raise
+        except Exception as error:
+            if all(trial._trial_id in self._own for trial in self._known):
+                raise
+            # A sampler's state may be one by its form, and hold numbers that nothing can be made of.
+            raise StudyError(
+                f"{self._shared.address}: {self._name!r}: no trial can be proposed from those that are stored "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
     def _add(self, done: FrozenTrial, before: int, *, again: bool) -> FrozenTrial:
         for found in self._read()[before:] if again else ():
             if (found.params, found.values, found.user_attrs) == (done.params, done.values, done.user_attrs):
                 return found
-        return self._storage.get_trial(self._storage.create_new_trial(self._study, done))
+        return self._storage.get_trial(self._storage.create_new_trial(self.study_id, done))
 
     def _tell(
         self, trial_id: int, attributes: Mapping[str, Any], state: TrialState, values: Sequence[float] | None
@@ -255,20 +326,7 @@ class Trials:
 
 def is_lost(trial: FrozenTrial) -> bool:
     """Whether a trial's worker died before it was scored; one that was scored while it was given up is not lost."""
-    return trial.state == TrialState.FAIL and bool(trial.user_attrs.get(_LOST))
-
-
-def trials_of_search(found: Iterable[FrozenTrial], parameters: Collection[str]) -> list[FrozenTrial]:
-    """Those of the trials in an Optuna study that a search of these parameters made.
-
-    Others can add to it what they like, by Optuna's dashboard for example: enqueued points, values without scores.
-    """
-    names = set(parameters)
-    return [
-        trial
-        for trial in found
-        if set(trial.params) == names and (trial.state != TrialState.COMPLETE or "block_scores" in trial.user_attrs)
-    ]
+    return trial.state == TrialState.FAIL and bool(trial.user_attrs.get(LOST))
 
 
 def _study_in_memory(trials: Sequence[FrozenTrial]) -> optuna.Study:
@@ -281,7 +339,7 @@ def _study_in_memory(trials: Sequence[FrozenTrial]) -> optuna.Study:
 
 def _put_forward(memory: optuna.Study, lost: FrozenTrial) -> FrozenTrial:
     """A new trial in memory that is as the lost one was when it was claimed, state of the sampler included."""
-    kept = {key: value for key, value in lost.user_attrs.items() if key == "origin"}
+    kept = {key: value for key, value in lost.user_attrs.items() if key == ORIGIN}
     template = create_trial(
         state=TrialState.RUNNING,
         params=lost.params,

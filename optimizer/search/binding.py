@@ -1,22 +1,36 @@
 """What the trials of a search were scored with: an Optuna study is bound to it, and never takes others."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 
 from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, Recipe, recipe_as_data
+from optimizer.search.budgets import Budgets
+from optimizer.search.sampler_state import check_sampler_state
 from optimizer.search.space import Parameter
-from optimizer.search.storage import StorageAddress
+from optimizer.search.storage import StorageAddress, addresses_before, open_storage
 from optimizer.search.study import Stage, Study
 from optimizer.similarity import prompts_sha256
 
-__all__ = ["active_studies", "bound_to", "check_bindings", "distributions_of", "found_upstream", "open_search"]
+__all__ = [
+    "ActiveStudy",
+    "active_studies",
+    "bound_to",
+    "check_bindings",
+    "check_place",
+    "distributions_of",
+    "found_upstream",
+    "open_search",
+]
 
 _BINDING = "blockfit:bound_to"
 _UPSTREAM = "blockfit:upstream"
@@ -113,17 +127,46 @@ def check_bindings(
 ) -> None:
     """Raise StudyError, a line for each difference, if trials of a search are bound to anything else.
 
-    `bindings` are {name of a search: what it would be bound to now}.
+    `bindings` are {name of a search: what it would be bound to now}. Trials that cannot be read or used are refused
+    here, too, while nothing is written yet.
     """
     problems: dict[str, None] = {}
     for label in optuna.get_all_study_names(storage):
         name = label.removeprefix(prefix).partition("@")[0]
         if label.startswith(prefix) and name in bindings:
-            before = storage.get_study_user_attrs(storage.get_study_id_from_name(label)).get(_BINDING)
+            study_id = storage.get_study_id_from_name(label)
+            before = storage.get_study_user_attrs(study_id).get(_BINDING)
             if before is not None:
                 problems |= dict.fromkeys(_changes(before, bindings[name], label, address))
+                _check_kind(storage, study_id, label, address)
+                check_sampler_state(storage.get_all_trials(study_id, deepcopy=False), str(address))
     if problems:
         raise StudyError(problems)
+
+
+def check_place(address: StorageAddress, bindings: Mapping[str, Mapping[str, Any]], prefix: str) -> None:
+    """Raise StudyError if trials that are bound to the same lie where an earlier version of blockfit put them.
+
+    Arguments as for `check_bindings`. Nothing is there to look for once there is a storage at `address`.
+    """
+    if address.path is None or address.path.exists():
+        return
+    for earlier in addresses_before(address):
+        with suppress(StudyError), open_storage(earlier, read_only=True) as storage:
+            for label in optuna.get_all_study_names(storage):
+                name = label.removeprefix(prefix).partition("@")[0]
+                before = storage.get_study_user_attrs(storage.get_study_id_from_name(label)).get(_BINDING)
+                if label.startswith(prefix) and before is not None and before == _as_stored(bindings.get(name)):
+                    break
+            else:
+                continue
+            break
+    else:
+        return
+    raise StudyError(
+        f"{address}: is not there, but {earlier} holds trials of this study: an earlier version of blockfit took that "
+        f"for the same path; copy it to {address} to go on with them, or start anew (`--fresh`)"
+    )
 
 
 def open_search(
@@ -133,14 +176,15 @@ def open_search(
     upstream: Mapping[str, Any],
     address: StorageAddress,
     facts: Mapping[str, str],
+    budgets: Budgets | None = None,
 ) -> optuna.Study:
     """The Optuna study `name` that is bound to exactly these inputs, created if there is none.
 
-    `facts` become user attributes of a new one, for people who look at it by other tools.
+    `facts` become user attributes of a new one, for people who look at it by other tools; `budgets` is noted in any.
 
     If the alphas of other searches, `upstream`, differ from those of the studies so far, a new generation is opened,
     named `name@2`, `name@3`, ...: trials scored under different alphas never mix. No two processes may do this at once.
-    Raises StudyError, naming what changed, if `bound_to` differs.
+    Raises StudyError, naming what changed, if `bound_to` differs, and for a study that blockfit cannot have made.
     """
     existing = set(optuna.get_all_study_names(storage))
     generation, wanted = 1, json.dumps(upstream, sort_keys=True)
@@ -150,8 +194,10 @@ def open_search(
             study = optuna.create_study(study_name=label, storage=storage, direction="maximize")
         else:
             study = optuna.load_study(study_name=label, storage=storage, sampler=optuna.samplers.RandomSampler())
+            _check_kind(storage, study._study_id, label, address)
         before = study.user_attrs
         if _BINDING not in before:
+            _check_unbound(storage, study._study_id, label, address)
             # New, or made by a process that was killed before it came to this; trials come later.
             for key, fact in facts.items():
                 study.set_user_attr(key, fact)
@@ -160,35 +206,97 @@ def open_search(
         elif changes := _changes(before[_BINDING], bound_to, label, address):
             raise StudyError(changes)
         elif before.get(_UPSTREAM) != wanted:
+            if not _is_upstream(before.get(_UPSTREAM)):
+                raise StudyError(
+                    f"{address}: the trials of {label!r} do not say under which other alphas they were scored; "
+                    f"{_ways(address)}"
+                )
             generation += 1
             continue
         # Which generation is searched last, for who asks how a study stands.
         study.set_user_attr(_OPENED, datetime.now(UTC).isoformat())
+        if budgets is not None:
+            budgets.note(study)
         return study
 
 
-def active_studies(storage: BaseStorage, prefix: str) -> dict[str, tuple[str, str]]:
-    """The study of each search that was opened last: {search: (Optuna's name for it, when: ISO 8601, UTC)}."""
-    found: dict[str, tuple[str, str]] = {}
+@dataclass(frozen=True)
+class ActiveStudy:
+    """The Optuna study of a search: what Optuna calls it, when it was opened (ISO 8601, UTC), its user attributes."""
+
+    label: str
+    opened: str
+    attributes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, label: str, attributes: Mapping[str, Any]) -> "ActiveStudy":
+        """Return the study with these user attributes."""
+        return cls(label, str(attributes.get(_OPENED, "")), attributes)
+
+
+def active_studies(
+    storage: BaseStorage, address: StorageAddress, prefix: str, names: Collection[str]
+) -> dict[str, ActiveStudy]:
+    """Return the study of each of the searches `names` that was opened last, {search: study}; others are passed over.
+
+    Raises StudyError for one that blockfit cannot have made.
+    """
+    found: dict[str, ActiveStudy] = {}
     for label in optuna.get_all_study_names(storage):
-        if not label.startswith(prefix):
+        name = label.removeprefix(prefix).partition("@")[0]
+        if not label.startswith(prefix) or name not in names:
             continue
-        attributes = storage.get_study_user_attrs(storage.get_study_id_from_name(label))
-        name, opened = label.removeprefix(prefix).partition("@")[0], str(attributes.get(_OPENED, ""))
-        if _BINDING in attributes and (name not in found or found[name][1] <= opened):
-            found[name] = (label, opened)
+        study_id = storage.get_study_id_from_name(label)
+        one = ActiveStudy.of(label, storage.get_study_user_attrs(study_id))
+        if _BINDING not in one.attributes:
+            _check_unbound(storage, study_id, label, address)
+        else:
+            _check_kind(storage, study_id, label, address)
+            if name not in found or found[name].opened <= one.opened:
+                found[name] = one
     return found
 
 
+def _check_kind(storage: BaseStorage, study_id: int, label: str, address: StorageAddress) -> None:
+    """Raise StudyError unless a study searches for the largest of one number, as all of blockfit's do."""
+    directions = storage.get_study_directions(study_id)
+    if list(directions) != [StudyDirection.MAXIMIZE]:
+        shown = ", ".join(one.name.lower() for one in directions[:3]) or "none"
+        raise StudyError(
+            f"{address}: the Optuna study {label!r} has the directions {shown}, blockfit's maximize one similarity; "
+            f"another program made it; {_ways(address)}"
+        )
+
+
+def _check_unbound(storage: BaseStorage, study_id: int, label: str, address: StorageAddress) -> None:
+    """Raise StudyError if a study that is bound to nothing has trials."""
+    if storage.get_n_trials(study_id):
+        raise StudyError(f"{address}: the trials of {label!r} do not say what they were scored with; {_ways(address)}")
+
+
+def _is_upstream(noted: Any) -> bool:
+    try:
+        return isinstance(noted, str) and isinstance(json.loads(noted), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _as_stored(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _ways(address: StorageAddress) -> str:
+    """Return what to do where trials cannot be gone on with."""
+    if address.path is not None:
+        return "`--fresh` starts anew, another folder keeps both"
+    return "another `name` in the study's YAML file, or another folder, keeps both; `optuna delete-study` starts anew"
+
+
 def _changes(before: Any, bound_to: Mapping[str, Any], label: str, address: StorageAddress) -> list[str]:
-    now = json.loads(json.dumps(bound_to))
+    now = _as_stored(bound_to)
     if not isinstance(before, dict):
         before = {}
-    ways = (
-        "`--fresh` starts anew, another folder keeps both"
-        if address.path is not None
-        else "another `name` in the study's YAML file, or another folder, keeps both; `optuna delete-study` starts anew"
-    )
+    ways = _ways(address)
     return [
         f"{address}: the trials of {label!r} were scored with another {what}: "
         f"{_short(before.get(what), now.get(what))} then, {_short(now.get(what), before.get(what))} now; {ways}"

@@ -564,8 +564,8 @@ def _searched_numbers(recipe: Recipe, path: Path, judging: Mapping[str, Sequence
     steps = searched or [step.name for step in recipe.steps]
     origin = (recipe.fitted or {}).get("recipe")
     told: list[Number] = []
-    if isinstance(origin, str) and (path.parent / origin).is_file():
-        fitted_from = load_recipe(path.parent / origin)
+    if isinstance(origin, str) and (file := named_file(path.parent, origin)) is not None:
+        fitted_from = load_recipe(file)
         modes = {step.name: step.mode for step in fitted_from.steps}
         # Steps that have changed since then are judged by what they are now.
         alike = [step.name for step in recipe.steps if modes.get(step.name) == step.mode]

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import HashCache, atomic_path, fingerprint, open_checkpoint, refuse_links
+from optimizer.checkpoints import (
+    HashCache,
+    fingerprint,
+    open_checkpoint,
+    refuse_links,
+    undo_unfinished,
+    write_new_files,
+)
 from optimizer.checkpoints.layout import Layout
 from optimizer.checkpoints.presence import is_file, is_folder, is_there
 from optimizer.checkpoints.reading import unfit
@@ -127,6 +134,7 @@ def first_study(
     folder = Path(_plain(goal.path.stem)) if folder is None else folder
     to_write = (folder / "recipe.yaml", folder / "study.yaml")
     refuse_links(folder, replaced=to_write)
+    undo_unfinished(folder)
     taken = [path for path in to_write if is_there(path)]
     if taken:
         raise InputError(f"{path}: is there already; name another folder (-o)" for path in taken)
@@ -420,16 +428,10 @@ def _holes(layout: Layout, blocks: tuple[str, ...], *, tied: bool) -> tuple[Free
 
 def _write(first: FirstStudy, recipe: Recipe, target_file: str, closed: str) -> None:
     texts = {
-        first.recipe: _recipe_text(first, recipe, closed),
-        first.study: _study_text(first, recipe.layout, target_file),
+        first.recipe.name: _recipe_text(first, recipe, closed),
+        first.study.name: _study_text(first, recipe.layout, target_file),
     }
-    try:
-        first.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{first.folder}: cannot be made: {error.strerror or error}") from error
-    for path, text in texts.items():
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_new_files(first.folder, texts)
 
 
 def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:

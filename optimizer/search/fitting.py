@@ -28,7 +28,7 @@ from optimizer.recipes import (
     save_recipe,
 )
 from optimizer.search.asking import SharedStorage
-from optimizer.search.binding import bound_to, check_bindings
+from optimizer.search.binding import bound_to, check_bindings, check_place
 from optimizer.search.candidates import Choice, different
 from optimizer.search.finished import simple_path, simplify_fit
 from optimizer.search.interrupting import AtOnce, interruptible
@@ -222,9 +222,11 @@ class _Fit:
         earlier = None if fresh else self._earlier()
         with self._opened() as opened:
             try:
+                # Of all searches, not of each when its turn comes: hours may lie between.
+                bindings, prefix = self._bindings(opened), study.prefix(self._address)
+                if not fresh:
+                    check_place(self._address, bindings, prefix)
                 with self._joined(fresh=fresh) as shared:
-                    # Of all searches, not of each when its turn comes: hours may lie between.
-                    bindings, prefix = self._bindings(opened), study.prefix(self._address)
                     shared.do(lambda: check_bindings(shared.storage, self._address, bindings, prefix))
                     with self._further(workers - 1):
                         for stage in study.stages:

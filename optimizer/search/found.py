@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,24 @@ from optimizer.checkpoints import HashCache
 from optimizer.errors import InputError, StudyError
 from optimizer.printable import quoted
 from optimizer.recipes import Recipe
-from optimizer.search.asking import is_lost, trials_of_search
-from optimizer.search.binding import active_studies
+from optimizer.search.asking import is_lost
+from optimizer.search.binding import ActiveStudy, active_studies, distributions_of
+from optimizer.search.budgets import budget_of, most_of
 from optimizer.search.ceiling import Ceiling, study_ceilings
+from optimizer.search.checked_trials import CheckedTrials, told_of
 from optimizer.search.notes import best_recipe
 from optimizer.search.results import FitResult, SearchResult, StepScores, standing
 from optimizer.search.space import Parameter, filled_alphas
-from optimizer.search.storage import StorageAddress, open_storage, storage_address
+from optimizer.search.storage import StorageAddress, is_begun, open_storage, persist, storage_address
 from optimizer.search.study import Stage, Study, load_study
 from optimizer.search.study_files import check_storage_files
-from optimizer.search.workers import Worker, workers_at
+from optimizer.search.workers import Worker, Workers, workers_at
 from optimizer.similarity import METRICS, STATISTICS
 
 __all__ = [
     "Found",
     "NotedSpread",
+    "OpenTrials",
     "SearchTrials",
     "found_ceilings",
     "found_result",
@@ -39,10 +43,17 @@ __all__ = [
     "shown_storage",
 ]
 
+# Seconds that a storage may be away while it is looked at.
+_READING = 5.0
+
 
 @dataclass(frozen=True)
 class SearchTrials:
-    """One search of a study and all its trials, running and lost ones too; `step` is scored in pass `number`."""
+    """One search of a study and all its trials, running and lost ones too; `step` is scored in pass `number`.
+
+    The budget of `stage` is that of the fits that are under way, or of the last one. `notes` are lines on trials that
+    do not count.
+    """
 
     name: str
     stage: Stage
@@ -50,6 +61,7 @@ class SearchTrials:
     parameters: tuple[Parameter, ...]
     number: int
     trials: tuple[FrozenTrial, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,8 @@ class Found:
 
     The recipe of `result` is that of best.yaml, or, with `written` false, what the best trials so far amount to, its
     similarities not known. `moved_on` names the searches that have found better alphas than best.yaml holds.
-    `living` are the workers that are at it. Spreads and candidates are not part of `result`.
+    `living` are the workers that are at it. Spreads and candidates are not part of `result`. `notes` are lines on
+    trials that do not count.
     """
 
     result: FitResult
@@ -81,6 +94,7 @@ class Found:
     moved_on: tuple[str, ...]
     living: tuple[Worker, ...]
     spread: tuple[NotedSpread, ...]
+    notes: tuple[str, ...] = ()
 
 
 def found_result(study: Study, storage: str | None = None) -> Found:
@@ -93,6 +107,8 @@ def found_result(study: Study, storage: str | None = None) -> Found:
     """
     recipe = best_recipe(study)
     searched, living = search_trials(study, storage)
+    stages = {one.stage.name: one.stage for one in searched}
+    study = replace(study, stages=tuple(stages[stage.name] for stage in study.stages))
     results = tuple(
         SearchResult(
             one.name,
@@ -126,7 +142,8 @@ def found_result(study: Study, storage: str | None = None) -> Found:
     complete = recipe is not None and (recipe.fitted or {}).get("complete") is True
     result = FitResult(study, shown, results, scores, interrupted=not complete)
     spread = () if recipe is None else tuple(_spread(study, recipe, scores))
-    return Found(result, recipe is not None, moved_on, living, spread)
+    notes = tuple(note for one in searched for note in one.notes)
+    return Found(result, recipe is not None, moved_on, living, spread, notes)
 
 
 def found_ceilings(
@@ -165,54 +182,108 @@ def shown_storage(study: Study, storage: str | None) -> str | None:
 def search_trials(study: Study, storage: str | None = None) -> tuple[tuple[SearchTrials, ...], tuple[Worker, ...]]:
     """Every search that `study` will run, or has run, with its trials, and the workers that are at it now.
 
-    Whichever generation of a search was opened last. Raises StudyError if the storage cannot be read.
+    Whichever generation of a search was opened last. Raises StudyError if the storage cannot be read, StorageLost if it
+    is away.
     """
     address = storage_address(storage, study.folder)
     check_storage_files(address, study.folder)
     found: dict[str, list[FrozenTrial]] = {}
-    opened: dict[str, str] = {}
+    active: dict[str, ActiveStudy] = {}
     living: tuple[Worker, ...] = ()
-    if address.path is None or address.path.exists():
-        prefix = study.prefix(address)
-        with _opened(address, study.name) as (trials, living):
-            for name, (label, when) in active_studies(trials, prefix).items():
-                found[name] = trials.get_all_trials(trials.get_study_id_from_name(label), deepcopy=False)
-                opened[name] = when
+    if is_begun(address):
+        with _opened(address, study.name) as (trials, _, living):
+            active = persist(lambda: _active(study, trials, address), address, patience=_READING)
+            for name, one in active.items():
+                found[name] = persist(partial(_all_trials, trials, one.label), address, patience=_READING)
+    noted = [one.attributes for one in sorted(active.values(), key=lambda one: one.opened)]
+    names = [worker.name for worker in living]
     searches: list[SearchTrials] = []
-    for stage in study.stages:
-        begun = max((opened[name] for name, _, _ in stage.searches() if name in opened), default="")
-        for number in range(1, stage.passes + 1):
-            for name, step, parameters in stage.searches(number):
-                # Whether there is a further pass is known when the one before is done; and an earlier fit may have
-                # had more of them.
-                if number == 1 or opened.get(name, "") > begun:
-                    own = trials_of_search(found.get(name, []), [parameter.name for parameter in parameters])
-                    searches.append(SearchTrials(name, stage, step, parameters, number, tuple(own)))
+    for stage, number, name, step, parameters in _searches(study):
+        begun = max((active[first].opened for first, _, _ in stage.searches() if first in active), default="")
+        # Whether there is a further pass is known when the one before is done; and an earlier fit may have had more.
+        if number == 1 or (name in active and active[name].opened > begun):
+            checked = CheckedTrials(distributions_of(parameters), stage.blocks, some=True)
+            own = tuple(checked.of(found.get(name, [])))
+            notes = told_of(checked.left_out, address, name)
+            most = most_of(active[name].attributes) if name in active else None
+            budgeted = replace(stage, trials=budget_of(stage, noted, names, most))
+            searches.append(SearchTrials(name, budgeted, step, parameters, number, own, notes))
     return tuple(searches), living
 
 
-@contextmanager
-def open_trials(study: Study, storage: str | None = None) -> Iterator[tuple[BaseStorage, dict[str, str]]]:
-    """Give a study's storage, open, and what Optuna calls each of its searches, {search: name}.
+def _active(study: Study, trials: BaseStorage, address: StorageAddress) -> dict[str, ActiveStudy]:
+    names = {name for _, _, name, _, _ in _searches(study)}
+    return active_studies(trials, address, study.prefix(address), names)
 
-    Whichever generation of a search was opened last. Raises StudyError if there are no trials yet, or the storage
-    cannot be read.
+
+def _all_trials(trials: BaseStorage, label: str) -> list[FrozenTrial]:
+    return trials.get_all_trials(trials.get_study_id_from_name(label), deepcopy=False)
+
+
+@dataclass(frozen=True)
+class OpenTrials:
+    """A study's storage, open for reading, and what Optuna calls each of its searches, {search: label}.
+
+    `checks` has for each search what tells which of its trials count.
+    """
+
+    study: Study
+    address: StorageAddress
+    storage: BaseStorage
+    labels: Mapping[str, str]
+    checks: Mapping[str, CheckedTrials]
+    workers: Workers
+
+    def budgets(self, attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+        """Return the budget of each search by its label, see `budget_of`; `attributes` are user attributes by label."""
+        labels = set(self.labels.values())
+        noted = [ActiveStudy.of(label, found) for label, found in attributes.items() if label in labels]
+        noted.sort(key=lambda one: one.opened)
+        living = [worker.name for worker in self.workers.living()]
+        return {
+            self.labels[name]: budget_of(
+                stage, [one.attributes for one in noted], living, most_of(attributes.get(self.labels[name], {}))
+            )
+            for stage, _, name, _, _ in _searches(self.study)
+            if name in self.labels
+        }
+
+
+@contextmanager
+def open_trials(study: Study, storage: str | None = None) -> Iterator[OpenTrials]:
+    """Give a study's trials, open for reading: whichever generation of each search was opened last.
+
+    Raises StudyError if there are no trials yet, or the storage cannot be read, StorageLost if it is away.
     """
     address = storage_address(storage, study.folder)
     check_storage_files(address, study.folder)
     missing = StudyError(f"{address}: holds no trials of {study.name!r} yet; `blockfit fit` makes them")
-    if address.path is not None and not address.path.exists():
+    if not is_begun(address):
         raise missing
-    with _opened(address, study.name) as (trials, _):
-        labels = {name: label for name, (label, _) in active_studies(trials, study.prefix(address)).items()}
+    with _opened(address, study.name) as (trials, workers, _):
+        active = persist(lambda: _active(study, trials, address), address, patience=_READING)
+        labels = {name: one.label for name, one in active.items()}
         if not labels:
             raise missing
-        yield trials, labels
+        checks = {
+            name: CheckedTrials(distributions_of(parameters), stage.blocks, some=True)
+            for stage, _, name, _, parameters in _searches(study)
+            if name in labels
+        }
+        yield OpenTrials(study, address, trials, labels, checks, workers)
+
+
+def _searches(study: Study) -> Iterator[tuple[Stage, int, str, str, tuple[Parameter, ...]]]:
+    """Yield (stage, number of the pass, search, step, parameters) of all that `study` may search, in order."""
+    for stage in study.stages:
+        for number in range(1, stage.passes + 1):
+            for name, step, parameters in stage.searches(number):
+                yield stage, number, name, step, parameters
 
 
 @contextmanager
-def _opened(address: StorageAddress, scope: str) -> Iterator[tuple[BaseStorage, tuple[Worker, ...]]]:
-    """The storage, opened while no worker does so, and who is alive."""
+def _opened(address: StorageAddress, scope: str) -> Iterator[tuple[BaseStorage, Workers, tuple[Worker, ...]]]:
+    """The storage, opened for reading while no worker does so, and who is alive."""
     workers = workers_at(address, scope)
     living: tuple[Worker, ...] = ()
     with ExitStack() as stack:
@@ -222,8 +293,8 @@ def _opened(address: StorageAddress, scope: str) -> Iterator[tuple[BaseStorage, 
             with suppress(OSError, Timeout):
                 turn.enter_context(workers.turn())
                 living = workers.living()
-            storage = stack.enter_context(open_storage(address))
-        yield storage, living
+            storage = stack.enter_context(open_storage(address, patience=_READING, read_only=True))
+        yield storage, workers, living
 
 
 def _moved_on(recipe: Recipe, found_by: Mapping[tuple[str, str, str], tuple[float, str]]) -> tuple[str, ...]:

@@ -21,9 +21,9 @@ from optimizer.similarity import (
     Comparison,
     FileMark,
     Measured,
-    load_measured,
     measure_family,
     open_comparison,
+    read_measured,
     save_measured,
     shipped_prompts,
     warn_of_zeros,
@@ -136,17 +136,19 @@ def open_study(
     BlockfitWarning for what is odd about the files.
     """
     check_study_folder(study.folder)
-    earlier = load_measured(study.folder / STATISTICS)
+    earlier, broken = _earlier(study)
     if study.missing:
         found = None if earlier is None else _without_files(study, earlier, hashes)
         if earlier is None or found is None or (tensors and _reads_tensors(study)):
-            raise StudyError(study.missing)
+            raise StudyError([*study.missing, *broken])
         if unmeasured := [block for block in blocks if block not in found.blocks]:
             names = study.recipe.layout.describe_blocks(unmeasured)
             raise StudyError([*study.missing, f"{study.folder / STATISTICS}: {names} could not be measured"])
         _check_steps(study, found)
         yield OpenStudy(study, found, earlier, None)
         return
+    for problem in broken:
+        warnings.warn(f"{problem}; the checkpoints are measured anew", BlockfitWarning, stacklevel=2)
     contributing = _contributors(study, tuple(study.sources))
     with open_comparison(
         study.recipe.layout,
@@ -173,6 +175,14 @@ def open_study(
             _keep(study, measured)
         warn_of_zeros(measured.scored, measured.gram, comparison)
         yield OpenStudy(study, measured, earlier, comparison)
+
+
+def _earlier(study: Study) -> tuple[Measured | None, tuple[str, ...]]:
+    """Return what an earlier run measured, and why what is there cannot be used."""
+    try:
+        return read_measured(study.folder / STATISTICS), ()
+    except CheckpointError as error:
+        return None, error.problems
 
 
 def _keep(study: Study, measured: Measured) -> None:

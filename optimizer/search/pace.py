@@ -11,11 +11,13 @@ __all__ = ["seconds_left", "seconds_per_trial"]
 _LATEST = 20
 # A gap between two trials of more than so many times the middle one was a pause between two runs.
 _PAUSE = 10
+# Seconds, a hundred years: more is what clocks that were wrong, or a stranger, have written down.
+_LONGEST = 100 * 366 * 86400.0
 
 
 def seconds_per_trial(done: Sequence[FrozenTrial]) -> float | None:
     """What a completed trial has taken on average, from its start to its end; None if there are none."""
-    spent = [trial.duration.total_seconds() for trial in done if trial.duration is not None]
+    spent = [max(trial.duration.total_seconds(), 0.0) for trial in done if trial.duration is not None]
     return sum(spent) / len(spent) if spent else None
 
 
@@ -33,4 +35,5 @@ def seconds_left(done: Sequence[FrozenTrial], budget: int) -> float | None:
     else:
         longest = _PAUSE * gaps[len(gaps) // 2]
         each = sum(min(gap, longest) for gap in gaps) / len(gaps)
-    return None if each is None else each * (budget - len(done))
+    left = None if each is None else each * (budget - len(done))
+    return None if left is None or left > _LONGEST else left

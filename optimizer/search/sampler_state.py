@@ -24,6 +24,7 @@ __all__ = ["check_sampler_state"]
 # An optimizer of 2,500 parameters takes some 27 MB as it is stored, twice as much while it holds eigenvectors.
 _MOST_BYTES = 128 << 20
 _MOST_INSTRUCTIONS = 100_000  # real states have less than a thousand
+_MOST_DRAWS = 100_000  # of a point until one is within bounds; real ones are ten for each parameter
 _DEEPEST = 8  # levels of lists and mappings in an optimizer, and of optimizers in one another
 _ATTRIBUTE = re.compile(r"_\w+|margin|m_z_lim_(?:low|up)")
 _KEY = re.compile(r"(?P<prefix>.*:optimizer).*", re.DOTALL)
@@ -130,6 +131,9 @@ class _Optimizer:
     def __setstate__(self, state: object) -> None:
         if type(state) is not dict or not all(type(name) is str and _ATTRIBUTE.fullmatch(name) for name in state):
             raise _Refused("gives an optimizer something else than its numbers")
+        draws = state.get("_n_max_resampling", 0)
+        if type(draws) is not int or draws > _MOST_DRAWS:
+            raise _Refused("makes an optimizer draw points without end")
         _check_values(state)
 
 

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from optimizer.search.asking import SharedStorage, Trials
 from optimizer.search.binding import distributions_of, found_upstream, open_search
+from optimizer.search.budgets import Budgets
 from optimizer.search.exact import exact_optimum, keeping_point
 from optimizer.search.interrupting import whole_trial
 from optimizer.search.pace import seconds_left, seconds_per_trial
@@ -90,6 +91,7 @@ class Search:
         from the target. Alphas that only move blocks which the target has unchanged are not searched: they keep those.
         """
         self._number = number
+        self._study = study
         self._seed = study.seed
         self._stage = stage
         describe = study.recipe.layout.describe_blocks
@@ -119,7 +121,8 @@ class Search:
             **{name: FloatDistribution(value, value) for name, value in kept.items()},
         }
         # Where nothing is left to search, one trial says it all.
-        self._budget = stage.trials if set(names) - set(kept) else min(stage.trials, 1)
+        self._most = None if set(names) - set(kept) else 1
+        self._budget = stage.trials if self._most is None else min(stage.trials, self._most)
         self._trials: Trials | None = None
 
     @property
@@ -151,14 +154,15 @@ class Search:
         """
         upstream = found_upstream(self._space.algebra, self._space.parameters, self._metric.blocks)
         label = prefix + self._name
+        budgets = Budgets.of(self._study, shared.workers, self._most)
         stored = shared.in_turn(
-            lambda: open_search(shared.storage, label, binding, upstream, shared.address, self._facts)
+            lambda: open_search(shared.storage, label, binding, upstream, shared.address, self._facts, budgets)
         )
-        trials = self._trials = Trials(stored, shared, self._distributions)
+        trials = self._trials = Trials(stored, shared, self._distributions, self._metric.blocks)
         budget, failures = self._budget, 0
         events.opened(self._progress(trials, shared))
         yield self.result
-        told = {trial.number for trial in trials.finished}
+        told = {trial._trial_id for trial in trials.finished}
         while wanted():
             with whole_trial():
                 claim = trials.claim(budget, self._propose)
@@ -167,8 +171,8 @@ class Search:
                     trials.finish(claim, attributes, value)
                     failures = failures + 1 if value is None else 0
                 for trial in trials.finished:
-                    if trial.number not in told:
-                        told.add(trial.number)
+                    if trial._trial_id not in told:
+                        told.add(trial._trial_id)
                         events.finished(self._progress(trials, shared), trial)
                 yield self.result
             if failures >= _FAILURES:
@@ -183,16 +187,17 @@ class Search:
     def _progress(self, trials: Trials, shared: SharedStorage) -> SearchProgress:
         done = completed(trials.finished)
         best = best_of(done)
+        budget = self._budget if self._most is not None else shared.budget(self._stage, trials.study_id)
         return SearchProgress(
             self._name,
             self._step,
             self._stage.metric,
             len(done),
-            self._budget,
+            budget,
             None if best is None else best.values[0],
             {} if best is None else best.user_attrs["block_scores"],
             seconds_per_trial(done),
-            seconds_left(done, self._budget),
+            seconds_left(done, budget),
             shared.count,
         )
 

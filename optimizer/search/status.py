@@ -20,7 +20,8 @@ __all__ = ["SearchStatus", "StudyStatus", "study_status"]
 class SearchStatus:
     """One search: its trials by outcome, its budget of completed ones, the best similarity, seconds per trial.
 
-    `lost` are those whose workers died; they do not count. `seconds_per_trial` is what one takes, `seconds_left` what
+    `budget` is that of the fits that are under way, or of the last one; see `budgets.budget_of`. `lost` are those whose
+    workers died; they do not count. `seconds_per_trial` is what one takes, `seconds_left` what
     the rest of them will take at the pace of late, several workers taken together; None where nothing can be said.
     """
 
@@ -47,13 +48,14 @@ class StudyStatus:
     """The searches of a study in the order in which they run, and the workers that are at them now.
 
     `seconds_left` is what all the searches will take, None if nobody is at them or nothing can be said; `ends` is when
-    that will be, in local time.
+    that will be, in local time. `notes` are lines on trials that do not count.
     """
 
     searches: tuple[SearchStatus, ...]
     workers: tuple[Worker, ...]
     seconds_left: float | None
     ends: datetime | None
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""
@@ -62,6 +64,7 @@ class StudyStatus:
             "workers": [asdict(worker) for worker in self.workers],
             "seconds_left": self.seconds_left,
             "ends": None if self.ends is None else self.ends.astimezone().isoformat(timespec="seconds"),
+            "notes": list(self.notes),
         }
 
 
@@ -79,7 +82,8 @@ def study_status(study: Study, storage: str | None = None) -> StudyStatus:
     known = [seconds for seconds in left if seconds is not None]
     seconds = sum(known) if living and len(known) == len(left) else None
     ends = None if seconds is None else datetime.now() + timedelta(seconds=seconds)
-    return StudyStatus(tuple(searches), living, seconds, ends)
+    notes = tuple(note for one in searched for note in one.notes)
+    return StudyStatus(tuple(searches), living, seconds, ends, notes)
 
 
 def _status(search: SearchTrials) -> SearchStatus:

@@ -5,23 +5,31 @@ as long as the caller's patience lasts.
 """
 
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote
 
 import optuna
-from filelock import FileLock, Timeout
-from optuna.exceptions import StorageInternalError
+from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError
 
 from optimizer.errors import StudyError
+from optimizer.printable import quoted
+from optimizer.search.checked_storage import CheckedStorage
+from optimizer.search.database_errors import AWAY, is_away, reason_of, sqlite_code_of
+from optimizer.search.sqlite_files import connect_to, finish_writing, holds_tables
 
 __all__ = [
     "DATABASE",
@@ -29,10 +37,13 @@ __all__ = [
     "FileWatch",
     "StorageAddress",
     "StorageLost",
+    "addresses_before",
+    "is_begun",
     "open_storage",
     "persist",
     "set_aside",
     "storage_address",
+    "without_psycopg",
 ]
 
 DATABASE = "study.db"
@@ -44,11 +55,14 @@ _LONGEST_DELAY = 5.0
 _SQLITE_TIMEOUT = 2.0
 # Seconds that a journal's lock is waited for at a time: a line is written in far less.
 _JOURNAL_TIMEOUT = 10.0
-# What SQLite calls a file that it can read but that is no storage of trials.
-_NO_STORAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # Parts of an address that are nobody's business.
 _SECRETS = frozenset({"password", "sslpassword"})
 _FORMS = "sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE"
+_SQLITE_URL = re.compile(r"sqlite(?:\+pysqlite)?:///(?P<file>[^?]*)(?P<options>\?.*)?", re.DOTALL)
+# What SQLite keeps beside a file under its name: what was not finished writing, or waits to be taken in.
+_COMPANIONS = ("-journal", "-wal", "-shm")
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_POSTGRESQL = {"connect_timeout": 10}
 _Given = TypeVar("_Given")
 _Said = Callable[[str], None]
 
@@ -75,7 +89,7 @@ class StorageAddress:
         """As `--storage` takes it and others may read it: without passwords, of an absolute path only the name."""
         if self.path is not None:
             file = self.path.name if self.path.is_absolute() else self.path.as_posix()
-            return f"{'journal:' if self.kind == 'journal' else 'sqlite:///'}{file}"
+            return f"journal:{file}" if self.kind == "journal" else _sqlite_url(file)
         url = make_url(self.url).difference_update_query(_SECRETS)
         # Without the driver, which is ours; a password that is not told is asked for elsewhere.
         return URL.create(
@@ -84,9 +98,10 @@ class StorageAddress:
 
 
 def storage_address(given: str | None, folder: Path) -> StorageAddress:
-    """What `--storage` names; None is the SQLite file in a study's folder.
+    """Return the storage that `--storage` names; None is the SQLite file in a study's folder.
 
-    Raises StudyError for what is neither sqlite:///FILE, journal:FILE nor postgresql://USER@HOST/DATABASE.
+    In sqlite:///FILE a `%20` is a space and a `%3F` a question mark, as in all URLs; in journal:FILE the name stands as
+    it is. Raises StudyError for what is neither sqlite:///FILE, journal:FILE nor postgresql://USER@HOST/DATABASE.
     """
     if given is None:
         return _sqlite(folder / DATABASE)
@@ -95,6 +110,8 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
         if not name:
             raise StudyError(f"--storage: received {given!r}; a file's name must follow, as in journal:study.journal")
         return StorageAddress("journal", given, Path(name), name)
+    if (parts := _SQLITE_URL.fullmatch(given)) is not None:
+        return _sqlite(_sqlite_file(given, parts["file"], parts["options"]))
     try:
         url = make_url(given)
     except (ArgumentError, ValueError):
@@ -105,9 +122,7 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
     hidden = {key: "***" for key in url.query if key in _SECRETS}
     shown = url.update_query_dict(hidden).render_as_string(hide_password=True)
     if kind == "sqlite":
-        if not url.database or url.database == ":memory:":
-            raise StudyError(f"--storage: received {shown!r}; a file's name must follow, as in sqlite:///study.db")
-        return _sqlite(Path(url.database))
+        raise StudyError(f"--storage: received {shown!r}; a file's name must follow, as in sqlite:///study.db")
     if kind not in ("postgresql", "postgres"):
         raise StudyError(f"--storage: received {shown!r}; there are {_FORMS}")
     with_driver = url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
@@ -115,60 +130,153 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
 
 
 def _sqlite(path: Path) -> StorageAddress:
-    return StorageAddress("sqlite", f"sqlite:///{path.as_posix()}", path, str(path))
+    return StorageAddress("sqlite", _sqlite_url(path.as_posix()), path, str(path))
 
 
-def set_aside(address: StorageAddress) -> None:
-    """Rename the file of a storage, if there is one, to NAME.old.SUFFIX, in place of an earlier one.
+def _sqlite_file(given: str, file: str, options: str | None) -> Path:
+    """Return the file that the URL `given` names. Raises StudyError if it names none, or asks for more than a file."""
+    if not file or file == ":memory:":
+        raise StudyError(f"--storage: received {given!r}; a file's name must follow, as in sqlite:///study.db")
+    if options is not None:
+        raise StudyError(
+            f"--storage: received {given!r}; a '?' begins options, and there are none; in a file's name it is written "
+            f"%3F: {_sqlite_url(unquote(file) + options)}"
+        )
+    path = Path(unquote(file))
+    if str(path) != str(Path(file)) and Path(file).exists() and not path.exists():
+        raise StudyError(
+            f"--storage: received {given!r}, which names the file {str(path)!r}, and that is not there; {file!r} is, "
+            f"and is named by {_sqlite_url(file)}"
+        )
+    return path
 
-    Raises StudyError if it cannot be, or if the storage is a database that others may be using.
+
+def _sqlite_url(file: str) -> str:
+    """Return the URL of a SQLite file: what means something else in a URL is escaped."""
+    return "sqlite:///" + file.replace("%", "%25").replace("?", "%3F")
+
+
+def addresses_before(address: StorageAddress) -> tuple[StorageAddress, ...]:
+    """Return the other SQLite files that an earlier version of blockfit opened at `address`, as far as they are there.
+
+    It wrote a path into a URL as it is, where `?` ends a path and `%20` is a space. Files that SQLite would change on
+    being opened, as something waits beside them, are left out.
+    """
+    if address.kind != "sqlite" or address.path is None:
+        return ()
+    cut = address.path.as_posix().partition("?")[0]
+    paths = [Path(text) for text in dict.fromkeys((unquote(cut), cut)) if "\0" not in text]
+    return tuple(
+        _sqlite(path)
+        for path in paths
+        if path != address.path
+        and path.is_file()
+        and not any(path.with_name(path.name + ending).exists() for ending in _COMPANIONS)
+    )
+
+
+def set_aside(address: StorageAddress) -> Path | None:
+    """Rename the file of a storage to NAME.old.SUFFIX, or NAME.old-2.SUFFIX and so on, whichever is not there yet.
+
+    Returns its new path, None if there was no file. Raises StudyError if it cannot be renamed, or if the storage is a
+    database that others may be using.
     """
     if address.path is None:
         raise StudyError(
             f"--fresh: {address} is a database that others may be using; give the study another `name` in its YAML file"
         )
-    if address.path.exists():
-        aside = address.path.with_name(f"{address.path.stem}.old{address.path.suffix}")
-        # What a process that was killed had not yet written, SQLite keeps beside the file and under its name.
-        journal, journal_aside = (path.with_name(f"{path.name}-journal") for path in (address.path, aside))
-        try:
-            journal_aside.unlink(missing_ok=True)
-            address.path.replace(aside)
-            if journal.exists():
-                journal.replace(journal_aside)
-        except OSError as error:
-            raise StudyError(f"{address}: cannot be renamed to {aside.name}: {error.strerror}") from error
+    if not address.path.exists():
+        return None
+    if address.kind == "sqlite":
+        finish_writing(address.path, timeout=_SQLITE_TIMEOUT)
+    aside = next(path for path in _names_aside(address.path) if not _is_taken(path))
+    try:
+        # What is left of them goes first: beside a new file of this name they would spoil it.
+        for ending in _COMPANIONS if address.kind == "sqlite" else ():
+            companion = address.path.with_name(address.path.name + ending)
+            if companion.exists():
+                companion.replace(aside.with_name(aside.name + ending))
+        address.path.replace(aside)
+    except OSError as error:
+        raise StudyError(f"{address}: cannot be renamed to {aside.name}: {error.strerror}") from error
+    return aside
+
+
+def _names_aside(path: Path) -> Iterator[Path]:
+    yield path.with_name(f"{path.stem}.old{path.suffix}")
+    for number in count(2):
+        yield path.with_name(f"{path.stem}.old-{number}{path.suffix}")
+
+
+def _is_taken(path: Path) -> bool:
+    return any(os.path.lexists(path.with_name(path.name + ending)) for ending in ("", *_COMPANIONS))
+
+
+def is_begun(address: StorageAddress) -> bool:
+    """Return whether there is a storage at an address that may hold trials; False before a first fit has made it.
+
+    Raises StudyError for a SQLite file that is no database of trials, or a database that cannot be reached.
+    """
+    try:
+        if address.path is None:
+            engine = create_engine(address.url, connect_args=_POSTGRESQL)
+            try:
+                return inspect(engine).has_table("trials")
+            finally:
+                engine.dispose()
+        if address.kind == "sqlite" and address.path.exists():
+            return holds_tables(address.path, timeout=_SQLITE_TIMEOUT)
+        return address.path.exists()
+    except StudyError:
+        raise
+    except ImportError as error:
+        raise without_psycopg(address) from error
+    except Exception as error:
+        if sqlite_code_of(error) in _LOCKED:
+            return True  # what opens it waits for that
+        raise _unopened(address, error) from error
+
+
+def without_psycopg(address: StorageAddress) -> StudyError:
+    """Return the error for a PostgreSQL database where what reaches it is not installed."""
+    return StudyError(f"--storage: {address} needs psycopg, which is not installed; pip install 'psycopg[binary]'")
 
 
 @contextmanager
 def open_storage(
-    address: StorageAddress, *, patience: float = 0.0, said: _Said = lambda text: None
-) -> Iterator[BaseStorage]:
+    address: StorageAddress,
+    *,
+    patience: float = 0.0,
+    said: _Said = lambda text: None,
+    read_only: bool = False,
+) -> Iterator[CheckedStorage]:
     """Give the storage at an address, created if there is none; several processes must not do this at once.
 
     `said` is told of what was repaired, and of a file that another program has locked, which is waited for `patience`
-    seconds. Raises StudyError, in one line, for what is no storage of trials, cannot be reached, stays locked, or was
-    written by an Optuna that this one does not go with.
+    seconds. With `read_only` it must be there, see `is_begun`, and refuses every change.
+
+    Raises StudyError, in one line, for what is no storage of trials, cannot be reached, stays locked, or was written by
+    an Optuna that this one does not go with.
     """
-    storage = _opened(address, patience, said)
+    storage = _opened(address, patience, said, read_only)
     try:
-        yield storage
+        yield CheckedStorage(storage, address.shown, fresh=address.path is not None, read_only=read_only)
     finally:
         # Windows cannot replace or delete a file that is open.
-        with suppress(*_AWAY):
+        with suppress(*AWAY):
             storage.remove_session()
         engine = getattr(getattr(storage, "_backend", storage), "engine", None)
         if engine is not None:
             engine.dispose()
 
 
-def _opened(address: StorageAddress, patience: float, said: _Said) -> BaseStorage:
+def _opened(address: StorageAddress, patience: float, said: _Said, read_only: bool) -> BaseStorage:
     gives_up: float | None = None
     while True:
         try:
-            return _created(address, said)
+            return _created(address, said, read_only)
         except StudyError as error:
-            if _sqlite_code(error.__cause__) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if sqlite_code_of(error.__cause__) not in _LOCKED:
                 raise
             if gives_up is None:
                 gives_up = time.monotonic() + patience
@@ -179,25 +287,38 @@ def _opened(address: StorageAddress, patience: float, said: _Said) -> BaseStorag
             time.sleep(_FIRST_DELAY)
 
 
-def _created(address: StorageAddress, said: _Said) -> BaseStorage:
+def _created(address: StorageAddress, said: _Said, read_only: bool) -> BaseStorage:
     try:
         if address.kind == "journal":
             lock = _JournalLock(Path(address.shown), said)
-            with lock.held():
+            # Who only reads passes over a last line that is not finished.
+            with nullcontext() if read_only else lock.held():
                 backend = JournalFileBackend(address.shown, lock_obj=lock)
             return JournalStorage(backend)
-        options: dict[str, object] = (
-            {"connect_args": {"timeout": _SQLITE_TIMEOUT}}
-            if address.kind == "sqlite"
-            else {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-        )
-        return optuna.storages.get_storage(RDBStorage(address.url, engine_kwargs=options))
+        if address.path is not None:
+            if address.path.exists():
+                holds_tables(address.path, timeout=_SQLITE_TIMEOUT)
+            # The URL names the kind of database alone: it could not hold every path.
+            url = "sqlite:///study.db"
+            options: dict[str, object] = {
+                "creator": partial(connect_to, address.path, timeout=_SQLITE_TIMEOUT, read_only=read_only)
+            }
+        else:
+            # Optuna fills in what stands in braces.
+            url = address.url.replace("{", "{{").replace("}", "}}")
+            options = {"pool_pre_ping": True, "connect_args": _POSTGRESQL}
+        return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=options, skip_table_creation=read_only))
+    except StudyError:
+        raise
     except RuntimeError as error:
         # Optuna tells by words alone which way round the versions differ.
         if "storage upgrade" in str(error):
+            url = (
+                address.url if address.path is not None else make_url(address.url).render_as_string(hide_password=True)
+            )
             raise StudyError(
                 f"{address}: written by an older Optuna than {optuna.__version__}; make a copy, then upgrade it: "
-                f"optuna storage upgrade --storage {make_url(address.url).render_as_string(hide_password=True)}"
+                f"optuna storage upgrade --storage {quoted(url)}"
             ) from error
         if "no longer compatible" in str(error):
             raise StudyError(
@@ -210,29 +331,8 @@ def _created(address: StorageAddress, said: _Said) -> BaseStorage:
 
 def _unopened(address: StorageAddress, error: Exception) -> StudyError:
     # What cannot be read for now may be a good storage.
-    code = _sqlite_code(error)
-    for_now = isinstance(error, OSError | Timeout) or (code is not None and code not in _NO_STORAGE)
-    again = "" if address.path is None or for_now else "; `--fresh` starts anew"
-    return StudyError(f"{address}: cannot be opened as a database of trials: {_reason(error)}{again}")
-
-
-def _sqlite_code(error: BaseException | None) -> int | None:
-    """The kind of an error that SQLite raised, one of its primary result codes; None for any other error."""
-    found = None if error is None else _origin(error)
-    code = found.sqlite_errorcode if isinstance(found, sqlite3.Error) and hasattr(found, "sqlite_errorcode") else None
-    return None if code is None else code & 0xFF
-
-
-def _away() -> tuple[type[Exception], ...]:
-    """What is raised where a storage does not answer for now."""
-    try:
-        import psycopg  # noqa: PLC0415  only where PostgreSQL is used
-    except ImportError:
-        return (DBAPIError, StorageInternalError, OSError, Timeout)
-    return (DBAPIError, StorageInternalError, OSError, Timeout, psycopg.OperationalError)
-
-
-_AWAY = _away()
+    again = "" if address.path is None or is_away(error) else "; `--fresh` starts anew"
+    return StudyError(f"{address}: cannot be opened as a database of trials: {reason_of(error)}{again}")
 
 
 def persist(
@@ -251,36 +351,21 @@ def persist(
     while True:
         try:
             return action()
-        except _AWAY as error:
+        except AWAY as error:
+            if not is_away(error):
+                raise
             now = time.monotonic()
             if gives_up is None:
                 gives_up = now + patience
                 if patience > 0:
-                    said(f"{address}: {_reason(error)}; trying again for {patience:g} s")
+                    said(f"{address}: {reason_of(error)}; trying again for {patience:g} s")
             if now >= gives_up:
                 raise StorageLost(
-                    f"{address}: not to be used for {now - begun:.0f} s: {_reason(error)}; "
+                    f"{address}: not to be used for {now - begun:.0f} s: {reason_of(error)}; "
                     "what was stored is safe, and the same command continues"
                 ) from error
             time.sleep(min(delay, max(gives_up - now, 0.0)))
             delay = min(2 * delay, _LONGEST_DELAY)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what went wrong, as the database itself says it."""
-    origin = _origin(error)
-    lines = str(origin).strip().splitlines()
-    return lines[0] if lines else type(origin).__name__
-
-
-def _origin(error: BaseException) -> BaseException:
-    """The database's own error in what SQLAlchemy and Optuna make of it."""
-    while isinstance(error, DBAPIError | StorageInternalError):
-        inner = error.orig if isinstance(error, DBAPIError) else error.__cause__
-        if inner is None:
-            break
-        error = inner
-    return error
 
 
 class FileWatch:

@@ -156,7 +156,7 @@ class Study:
     `name` tells its trials from those of other studies in a database; by default it is the folder's. `files` are the
     sources that the stages need, as the recipe names them; `sources` those that were found. `missing`
     tells, a line each, what was not found: the statistics that an earlier run left in `folder` may stand in for it.
-    `path` is the study's own file.
+    `path` is the study's own file; `asked_trials` the budget that was asked for instead of the stages' own.
     """
 
     folder: Path
@@ -172,6 +172,7 @@ class Study:
     missing: tuple[str, ...] = ()
     name: str = ""
     path: Path | None = None
+    asked_trials: int | None = None
 
     def prefix(self, address: StorageAddress) -> str:
         """What the names of its Optuna studies begin with: its own name where those of other studies may lie too."""
@@ -201,7 +202,7 @@ class Study:
         """The same study with this budget of completed trials for each of its Optuna studies."""
         if trials < 1:
             raise StudyError(f"--trials: received {trials}; must be at least 1")
-        return replace(self, stages=tuple(replace(stage, trials=trials) for stage in self.stages))
+        return replace(self, stages=tuple(replace(stage, trials=trials) for stage in self.stages), asked_trials=trials)
 
 
 def study_file(path: Path | str) -> Path:

@@ -8,7 +8,6 @@ waiting, and however a process ends, killed or cut off, its lock ends with it.
 import os
 import re
 import secrets
-import socket
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from sqlalchemy.engine import make_url
 
+from optimizer.checkpoints import host_name
 from optimizer.errors import StudyError
-from optimizer.search.storage import StorageAddress
+from optimizer.search.storage import StorageAddress, without_psycopg
 
 if TYPE_CHECKING:
     import psycopg
@@ -81,8 +81,7 @@ class Workers(ABC):
                     else "`--workers 1` joins in, or wait until it has finished"
                 )
                 raise StudyError(f"{self.where}: another fit is under way there ({which}); {way}")
-            host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:40] or "unknown"
-            self.own = Worker(f"{1 + secrets.randbelow(0xFFFFFFFF):08x}", host, os.getpid(), alone)
+            self.own = Worker(f"{1 + secrets.randbelow(0xFFFFFFFF):08x}", host_name(), os.getpid(), alone)
             self._hold(self.own)
 
     @property
@@ -230,16 +229,16 @@ class _PostgresWorkers(Workers):
         try:
             import psycopg  # noqa: PLC0415  only where PostgreSQL is used
         except ImportError as error:
-            raise StudyError(
-                f"--storage: {self._address} needs psycopg, which is not installed; pip install 'psycopg[binary]'"
-            ) from error
+            raise without_psycopg(self._address) from error
         if self._connection is not None and (self._connection.broken or self._connection.closed):
             self._connection = None
         if self._connection is None:
-            url = make_url(self._address.url).set(drivername="postgresql").render_as_string(hide_password=False)
-            options = f"{_KEEPALIVE} -c lock_timeout={int(_TURN * 1000)}"
+            url = make_url(self._address.url)
+            # As for the trials themselves: a name is handed over as it is, whatever characters it has.
+            _, given = url.get_dialect()().create_connect_args(url)
+            options = {"connect_timeout": 10, "options": f"{_KEEPALIVE} -c lock_timeout={int(_TURN * 1000)}"}
             try:
-                self._connection = psycopg.connect(url, autocommit=True, connect_timeout=10, options=options)
+                self._connection = psycopg.connect(autocommit=True, **{**given, **options})
             except psycopg.Error as error:
                 if self.own is not None:
                     raise  # it was there before, and may come again

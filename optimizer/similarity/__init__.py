@@ -14,7 +14,15 @@ from optimizer.similarity.encoder import (
     read_prompts,
     shipped_prompts,
 )
-from optimizer.similarity.measured import STATISTICS, FileMark, Measured, load_measured, measure_family, save_measured
+from optimizer.similarity.measured import (
+    STATISTICS,
+    FileMark,
+    Measured,
+    load_measured,
+    measure_family,
+    read_measured,
+    save_measured,
+)
 from optimizer.similarity.metric import (
     DEFAULT_METRIC,
     EXACT_METRICS,
@@ -69,6 +77,7 @@ __all__ = [
     "open_comparison",
     "open_recipe_comparison",
     "prompts_sha256",
+    "read_measured",
     "read_prompts",
     "save_measured",
     "score_step",

@@ -15,14 +15,17 @@ import torch
 
 from optimizer.checkpoints import TensorSpec, load_layout, open_checkpoint, write_safetensors
 from optimizer.checkpoints.layout import Layout
-from optimizer.errors import InputError
+from optimizer.checkpoints.presence import is_there
+from optimizer.errors import CheckpointError, InputError
 from optimizer.recipes import STATISTICS, Group, Part
 from optimizer.similarity.comparison import Comparison
+from optimizer.similarity.measured_checks import check_grams, read_parts, read_texts
 from optimizer.similarity.statistics import Statistics, measure_grams, refuse_not_finite
 
-__all__ = ["STATISTICS", "FileMark", "Measured", "load_measured", "measure_family", "save_measured"]
+__all__ = ["STATISTICS", "FileMark", "Measured", "load_measured", "measure_family", "read_measured", "save_measured"]
 
 _KEY = "blockfit.statistics"
+_TARGET = "\0the target"  # a name that no source can have
 _VERSION = 2  # raise it whenever the content, or what it is measured on, changes
 
 
@@ -167,46 +170,55 @@ def save_measured(measured: Measured, path: Path) -> None:
 
 
 def load_measured(path: Path) -> Measured | None:
-    """What `save_measured` wrote to `path`; None if that is not there, is broken, or another version wrote it."""
+    """Return what `save_measured` wrote to `path`; None if it is missing, of another version or cannot be trusted."""
+    try:
+        return read_measured(path)
+    except CheckpointError:
+        return None
+
+
+def read_measured(path: Path) -> Measured | None:
+    """Return what `save_measured` wrote to `path`; None if that is not there, or another version wrote it.
+
+    Raises CheckpointError if it is broken, or holds what cannot have been measured.
+    """
+    if not is_there(path):
+        return None
     try:
         with open_checkpoint(path) as file:
             data = json.loads(file.metadata[_KEY])
-            if data["version"] != _VERSION:
+            if isinstance(data, dict) and data.get("version") != _VERSION:
                 return None
             # Copies: what stays mapped could not be replaced on every system.
-            found = _read(data, file.tensor("gram").clone(), file.tensor("referenced").clone())
-    except (InputError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return None
-    size = len(found.sources) + 2
-    fits = found.gram.shape == (len(found.scored), size, size) and found.referenced.shape == (len(found.scored),)
-    right = (found.gram.dtype, found.referenced.dtype) == (torch.float64, torch.bool)
-    return found if fits and right and bool(torch.isfinite(found.gram).all()) else None
+            return _read(data, file.tensor("gram").clone(), file.tensor("referenced").clone())
+    except CheckpointError as error:
+        reason = error.problems[0].removeprefix(f"{path}: ")
+    except (InputError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        reason = f"it lacks what blockfit notes in it ({type(error).__name__}: {error})"
+    raise CheckpointError(f"{path}: cannot be used: {reason}")
 
 
 def _read(data: Mapping[str, Any], gram: torch.Tensor, referenced: torch.Tensor) -> Measured:
-    parts = tuple(
-        Part(
-            name=name,
-            block=block,
-            shape=tuple(shape),
-            holders=tuple(holders),
-            scored=scored,
-            channels=None if channels is None else tuple(channels),
-            other_shapes=tuple(other_shapes),
-        )
-        for name, block, shape, holders, scored, channels, other_shapes in data["parts"]
-    )
-    return Measured(
-        layout=load_layout(data["layout"]),
-        mapping=data["mapping"],
-        base=data["base"],
-        sources={name: FileMark(**mark) for name, mark in data["sources"].items()},
-        target=FileMark(**data["target"]),
-        parts=parts,
-        scored=tuple(parts[row] for row in data["scored"]),
-        referenced=referenced,
-        gram=gram,
-    )
+    layout, mapping, base = load_layout(data["layout"]), data["mapping"], data["base"]
+    if mapping not in layout.mappings:
+        raise CheckpointError("its mapping is none that the layout has")
+    marks = {
+        name: FileMark(file, fingerprint, sha256)
+        for name, file, fingerprint, sha256 in read_texts({**data["sources"], _TARGET: data["target"]})
+    }
+    target = marks.pop(_TARGET)
+    names = list(marks)
+    if not names or (base is not None and base not in names):
+        raise CheckpointError("its base is none of its sources")
+    parts = read_parts(data["parts"], layout, mapping, len(names))
+    rows = data["scored"]
+    if not all(type(row) is int and 0 <= row < len(parts) for row in rows) or len(set(rows)) < len(rows):
+        raise CheckpointError("it does not say which of its tensors were measured")
+    scored = tuple(parts[row] for row in rows)
+    if any(part.block is None or not part.scored for part in scored):
+        raise CheckpointError("it holds inner products of a tensor that is in no block")
+    check_grams(gram, referenced, scored, len(names), 0 if base is None else names.index(base))
+    return Measured(layout, mapping, base, marks, target, parts, scored, referenced, gram)
 
 
 def _held_by(parts: Iterable[Part], positions: Sequence[int]) -> tuple[Part, ...]:

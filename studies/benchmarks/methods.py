@@ -52,8 +52,9 @@ from other_methods import BlockFit, Moment, fit_blocks, improvements, search_by_
 
 from optimizer.errors import InputError
 from optimizer.recipes import Recipe, load_recipe, save_recipe
-from optimizer.search import DATABASE, parameters_of
+from optimizer.search import parameters_of
 from optimizer.search.space import filled_alphas
+from optimizer.search.storage import storage_address
 from optimizer.similarity import total_similarity
 
 mpl.use("Agg")
@@ -141,7 +142,7 @@ def fit_apart(study: Path, models: Path, recipe: Recipe, target: Path, metric: s
     seconds = time.time() - start
     if done.returncode:
         raise InputError(f"the fit by {metric} failed: {done.stderr.strip()[-2000:]}")
-    storage = optuna.storages.RDBStorage(f"sqlite:///{(study / DATABASE).as_posix()}")
+    storage = optuna.storages.RDBStorage(storage_address(None, study).url)
     trials_done = optuna.load_study(study_name="outputs", storage=storage).trials
     storage.remove_session()
     storage.engine.dispose()

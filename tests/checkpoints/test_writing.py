@@ -179,7 +179,8 @@ class TestFailures:
 
         def produce():
             yield "m", torch.ones(2)
-            assert len(list(tmp_path.iterdir())) == 2  # the temporary file lies in the same folder
+            # The temporary file lies in the same folder, and the lock of it.
+            assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".lock", ".tmp"]
             raise failure
 
         with pytest.raises(type(failure)) as caught:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from databases import sqlite_url
 from optuna.trial import TrialState, create_trial
 
 from optimizer.search import fit, load_study
@@ -64,7 +65,7 @@ def test_status(folder):
     told = json.loads(run("status", made, "--json").stdout)
 
     first, both = told["searches"]
-    trials = optuna.load_study(study_name="first", storage=f"sqlite:///{made / 'study.db'}").trials
+    trials = optuna.load_study(study_name="first", storage=sqlite_url(made / "study.db")).trials
     spent = [(trial.datetime_complete - trial.datetime_start).total_seconds() for trial in trials]
     assert (first["search"], first["step"], first["completed"], first["failed"], first["budget"]) == (
         "first", "TEMP1", 3, 0, 4,
@@ -126,7 +127,7 @@ def test_database_from_a_stranger(folder, tmp_path):
     fit(load_study(made).with_trials(2))
     harm = tmp_path / "harm"
     state = pickle.dumps(_Gadget(harm)).hex()
-    study = optuna.load_study(study_name="first", storage=f"sqlite:///{made / 'study.db'}")
+    study = optuna.load_study(study_name="first", storage=sqlite_url(made / "study.db"))
     last = study.trials[-1]
     study.add_trial(
         create_trial(

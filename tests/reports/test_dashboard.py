@@ -1,6 +1,9 @@
 """Optuna's dashboard on a finished fit: the real command, its pages over HTTP and in a real browser."""
 
+import hashlib
+import http.client
 import json
+import re
 import shutil
 import signal
 import socket
@@ -14,9 +17,16 @@ from contextlib import closing, contextmanager
 
 import optuna
 import pytest
+from databases import sqlite_url
+from optuna.exceptions import StorageInternalError
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState, create_trial
+from optuna_dashboard import wsgi
 
+from optimizer.errors import StudyError
 from optimizer.reports import write_plots
-from optimizer.reports.dashboard import _OwnPagesOnly
+from optimizer.reports.dashboard import _OwnPagesOnly, _PlotStore, _ShownStorage
+from optimizer.search import load_study, open_trials
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +76,8 @@ def test_studies_and_trials(address, study):
     """Every search is there by its name, with all its trials, and what was searched stands in its user attributes."""
     found = told(address)
 
-    stored = {name: optuna.load_study(study_name=name, storage=f"sqlite:///{study / 'study.db'}") for name in found}
+    url = sqlite_url(study / "study.db")
+    stored = {name: optuna.load_study(study_name=name, storage=url) for name in found}
     assert len(found) == 3
     assert {name: len(one["trials"]) for name, one in found.items()} == {
         name: len(one.trials) for name, one in stored.items()
@@ -75,6 +86,7 @@ def test_studies_and_trials(address, study):
     assert attributes["metric"] == "delta on OUT03-OUT05"
     assert attributes["strategy"] == "joint"
     assert attributes["target"] == "target"
+    assert attributes["budget"] == "4"
     assert found["together"]["objective_names"] == ["similarity"]
 
 
@@ -99,6 +111,137 @@ def test_plots_are_artifacts(address, study):
         for artifact in found[one["study_name"]]["artifacts"]:
             body = get(f"{address}/artifacts/{one['study_id']}/{artifact['artifact_id']}")
             assert body == (study / "plots" / artifact["filename"]).read_bytes()
+
+
+def contents(folder):
+    """Every file below a folder with its bytes' hash; those that say who is at work are left out."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".workers" not in str(path)
+    }
+
+
+def ask(address, method, path, body=None, **headers):
+    """Status and body of a request by any method, sent as it is."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    with closing(connection):
+        data = None if body is None else json.dumps(body).encode()
+        connection.request(method, path, body=data, headers={"Content-Type": "application/json"} | headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(), dict(answer.getheaders())
+
+
+# What makes each of the dashboard's requests do something, as its own pages send it.
+BODIES = {
+    "/api/studies": {"study_name": "new", "directions": ["maximize"]},
+    "rename": {"study_name": "renamed"},
+    "note": {"body": "a note", "version": 1},
+    "tell": {"state": "Complete", "values": [1.0]},
+    "user-attrs": {"user_attrs": {"a": 1}},
+    "artifacts": {"file": "data:text/plain;base64,aGk=", "filename": "a.txt"},
+    "preference": {"mode": "ChooseWorst", "candidates": [0, 1], "clicked": 0},
+    "preference_feedback_component": {"output_type": "note"},
+}
+
+
+def requests_that_write(study_id, trial_id, artifact_id):
+    """(method, path, body) of every request but GET that the installed dashboard knows, made out by its own routes."""
+    values = {"study_id": study_id, "trial_id": trial_id, "artifact_id": artifact_id, "history_id": "1"}
+    for route in wsgi(InMemoryStorage(), artifact_store=object()).routes:
+        if route.method != "GET":
+            path = re.sub(r"<(\w+)(:[^>]*)?>", lambda found: str(values[found[1]]), route.rule)
+            named = [key for key in BODIES if key in route.rule]
+            yield route.method, path, BODIES[max(named, key=len)] if named else {}
+
+
+def test_nothing_can_be_changed(address, study):
+    """Every request of the dashboard that would delete, rename, add, note, tell or upload is refused."""
+    before = contents(study)
+    artifacts = told(address)["together"]["artifacts"]
+    asked = list(requests_that_write(3, 14, artifacts[0]["artifact_id"]))
+
+    for method, path, body in asked:
+        status, answer, headers = ask(address, method, path, body)
+        assert (method, path, status) == (method, path, 405)
+        assert headers["Allow"] == "GET, HEAD"
+        assert b"changes, adds and deletes nothing" in answer
+    assert {method for method, _, _ in asked} == {"POST", "PUT", "DELETE"}
+    assert len(asked) >= 19
+    assert contents(study) == before
+    assert len(told(address)["together"]["trials"]) == 4
+
+
+@pytest.mark.parametrize(
+    "method", ["delete", "DeLeTe", "Post", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROXY", "GET2", "get"]
+)
+def test_other_verbs(address, study, method):
+    """A verb in odd case, or one that nobody knows, does nothing either."""
+    before = contents(study)
+
+    assert ask(address, method, "/api/studies/1", {})[0] in (400, 405)
+
+    assert contents(study) == before
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        ("?_method=DELETE", {}),
+        ("?method=delete", {}),
+        ("", {"X-HTTP-Method-Override": "DELETE"}),
+        ("", {"X-HTTP-Method": "DELETE"}),
+        ("", {"X-Method-Override": "DELETE"}),
+    ],
+)
+def test_verbs_in_disguise(address, study, query, headers):
+    """A request that says that it is meant to be another one is taken for what it is."""
+    before = contents(study)
+
+    assert ask(address, "GET", f"/api/studies/1{query}", **headers)[0] == 200
+    assert ask(address, "POST", f"/api/studies/1{query}", {}, **headers)[0] == 405
+
+    assert contents(study) == before
+
+
+def test_heads(address):
+    """HEAD is answered as GET is, without a body."""
+    status, body, _ = ask(address, "HEAD", "/api/studies")
+
+    assert (status, body) == (200, b"")
+
+
+def test_the_storage_refuses_too(study):
+    """Behind the requests the storage itself takes no change, by any of its methods."""
+    with open_trials(load_study(study, with_files=False)) as trials:
+        shown = _ShownStorage(trials, _PlotStore(study))
+        trial = create_trial(value=1.0)
+        changes = [
+            lambda storage: storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "new"),
+            lambda storage: storage.delete_study(1),
+            lambda storage: storage.set_study_user_attr(1, "a", 1),
+            lambda storage: storage.set_study_system_attr(1, "a", 1),
+            lambda storage: storage.create_new_trial(1, trial),
+            lambda storage: storage.set_trial_param(1, "x", 0.5, optuna.distributions.FloatDistribution(0, 1)),
+            lambda storage: storage.set_trial_state_values(1, TrialState.COMPLETE, [1.0]),
+            lambda storage: storage.set_trial_intermediate_value(1, 0, 1.0),
+            lambda storage: storage.set_trial_user_attr(1, "a", 1),
+            lambda storage: storage.set_trial_system_attr(1, "a", 1),
+        ]
+        for change in changes:
+            for storage in (shown, trials.storage):
+                with pytest.raises(StudyError, match="opened for reading; nothing in it can be changed"):
+                    change(storage)
+        # SQLite refuses as well, whoever asks.
+        for change in changes[:4]:
+            with pytest.raises(StorageInternalError) as caught:
+                change(trials.storage._inner)
+            assert "attempt to write a readonly database" in str(caught.value.__cause__)
+        assert len(shown.get_all_trials(3)) == 4
+        with pytest.raises(PermissionError):
+            _PlotStore(study).write("a", None)
+        with pytest.raises(PermissionError):
+            _PlotStore(study).remove("a")
 
 
 @pytest.mark.parametrize(
@@ -211,22 +354,49 @@ def test_without_trials(study, tmp_path):
 
 
 def test_in_a_browser(address, browser):
-    """A browser shows the searches, then the trials and the plots of one, without errors, from this machine alone."""
+    """A browser shows the searches, then the trials and the plots of one, without errors, from this machine alone.
+
+    Nowhere is there a button that would change something.
+    """
     page = browser.new_page()
     problems, hosts = [], set()
+
+    def buttons():
+        found = (
+            page.locator("button")
+            .filter(visible=True)
+            .evaluate_all(
+                "all => all.map(one => [one.getAttribute('aria-label'), one.innerText, "
+                "...Array.from(one.querySelectorAll('[data-testid]'), icon => icon.dataset.testid)].join(' '))"
+            )
+        )
+        return [text for text in found if re.search(r"(?i)delete|rename|create|add|edit|save|upload|skip", text)]
+
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
     try:
         page.goto(f"{address}/dashboard")
+        page.get_by_text("together").first.wait_for()
+        assert page.get_by_text("Reload").is_visible()
+        assert buttons() == []
         page.get_by_text("together").first.click()
         page.get_by_text("Study User Attributes").wait_for()
+        assert buttons() == []
         page.get_by_text("similarity-against-alpha-together.png").wait_for()
         picture = page.locator("img").first
         picture.scroll_into_view_if_needed()
         assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
+        assert page.get_by_text("Upload a New File").is_hidden()
+        study = page.url.split("?")[0]
+        for part in ("analytics", "graph", "note", "selection"):
+            page.goto(f"{study}/{part}")
+            page.wait_for_load_state("networkidle")
+            assert buttons() == []
+        page.goto(study)
         page.goto(page.url.split("?")[0] + "/trials")
         page.get_by_text("4 Trials").wait_for()
         page.get_by_text("block_scores").wait_for()
+        assert buttons() == []
     finally:
         page.close()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from databases import sqlite_url
 from optuna.storages import RDBStorage
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,7 @@ from optimizer.search import DATABASE, FitResult
 @pytest.fixture
 def stored_trials(finished_fit: FitResult) -> Iterator[list[tuple[str, optuna.trial.FrozenTrial]]]:
     """(search, trial) as they lie in study.db, in the order in which the searches ran."""
-    storage = RDBStorage(f"sqlite:///{(finished_fit.study.folder / DATABASE).as_posix()}")
+    storage = RDBStorage(sqlite_url(finished_fit.study.folder / DATABASE))
     names = [search.name for search in finished_fit.searches]
     yield [
         (name, trial) for name in names for trial in optuna.load_study(study_name=name, storage=storage).get_trials()

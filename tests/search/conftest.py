@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from step_by_step import merge_by_steps
 
+from optimizer.search import fit, load_study
+
 MODELS = "base", "x", "y", "z"
 
 
@@ -63,3 +65,24 @@ def write_study(pool, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def finished_study(pool, tmp_path_factory):
+    """The folder of a fitted study: two searches, s/A and s/B, on OUT03 and OUT06, with four trials each."""
+    folder = tmp_path_factory.mktemp("finished") / "study"
+    folder.mkdir()
+    alphas = {"OUT03": 0.3, "OUT06": 0.6}
+    target = pool.plant("finished", pool.two_steps(alphas, alphas), noise=0.05)[0]
+    models = "".join(f"  {name}: {{file: '{file}'}}\n" for name, file in pool.paths.items())
+    free = 'alpha: {search: [0, 1], blocks: "OUT03,OUT06"}'
+    steps = (
+        f"  - {{name: A, mode: add_difference, a: base, b: x, c: base, {free}}}\n"
+        f"  - {{name: B, mode: weight_sum, a: A, b: y, {free}}}\n"
+    )
+    stage = "{name: s, metric: delta, strategy: stepwise, trials: 4, sampler: blockwise}"
+    (folder / "recipe.yaml").write_text(f"models:\n{models}steps:\n{steps}", encoding="utf-8")
+    study = f"recipe: recipe.yaml\ntarget: {{file: '{target}'}}\nstages: [{stage}]\n"
+    (folder / "study.yaml").write_text(study, encoding="utf-8")
+    fit(load_study(folder))
+    return folder

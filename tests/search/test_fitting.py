@@ -10,6 +10,7 @@ import textwrap
 import optuna
 import pytest
 import torch
+from databases import sqlite_url
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 from step_by_step import block_of, merged_names
@@ -59,7 +60,7 @@ def essence(trials):
 def stored(folder, name="s"):
     """The trials in the database."""
     found = optuna.load_study(
-        study_name=name, storage=f"sqlite:///{folder / 'study.db'}", sampler=optuna.samplers.RandomSampler()
+        study_name=name, storage=sqlite_url(folder / "study.db"), sampler=optuna.samplers.RandomSampler()
     )
     trials = found.get_trials()
     found._storage.remove_session()
@@ -69,7 +70,7 @@ def stored(folder, name="s"):
 
 def names(folder):
     """The names of all studies in the database."""
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    storage = optuna.storages.RDBStorage(sqlite_url(folder / "study.db"))
     found = sorted(optuna.get_all_study_names(storage))
     storage.remove_session()
     storage.engine.dispose()
@@ -218,7 +219,7 @@ def test_stepwise(study):
 
 def optuna_attrs(folder, name):
     """The user attributes of a study that hold JSON."""
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    storage = optuna.storages.RDBStorage(sqlite_url(folder / "study.db"))
     found = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler()).user_attrs
     storage.remove_session()
     storage.engine.dispose()

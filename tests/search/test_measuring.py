@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -199,7 +200,7 @@ def test_mapping_and_base_are_part_of_the_key(own, passes):
 
 @pytest.mark.parametrize("broken", ["empty", "text", "cut", "foreign", "nan", "shape", "version"])
 def test_broken_statistics(own, passes, broken):
-    """A file that is no such file, or not whole, is ignored and written anew."""
+    """A file that is no such file, or not whole, is passed over, which is said, and written anew."""
     folder = own()
     path = folder / STATISTICS
     before = study_ceilings(load_study(folder))
@@ -217,7 +218,10 @@ def test_broken_statistics(own, passes, broken):
         assert path.read_bytes() != content
     assert load_measured(path) is None
 
-    assert study_ceilings(load_study(folder)) == before
+    # One of another version is nobody's fault.
+    told = nullcontext() if broken == "version" else pytest.warns(BlockfitWarning, match="cannot be used: .* anew$")
+    with told:
+        assert study_ceilings(load_study(folder)) == before
     assert len(passes) == 2
     assert load_measured(path) is not None
 

@@ -15,6 +15,7 @@ import cmaes
 import numpy as np
 import optuna
 import pytest
+from databases import sqlite_url
 from optuna.distributions import FloatDistribution
 from optuna.samplers import CmaEsSampler
 from optuna.trial import create_trial
@@ -64,7 +65,7 @@ def test_real_states_in_a_database(tmp_path, kind, dimensions):
         step = 0.125 if "with_margin" in kind else None
         return sum(trial.suggest_float(f"x{n}", 0, 1, step=step if n else None) for n in range(dimensions))
 
-    url = f"sqlite:///{tmp_path / 'study.db'}"
+    url = sqlite_url(tmp_path / "study.db")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optuna.create_study(study_name="s", storage=url, sampler=sampler()).optimize(objective, n_trials=10)
@@ -303,3 +304,11 @@ def test_lists_of_lists():
     inner, outer = b"]\x94" + b"(" + b"N" * 40_000 + b"e", b"](" + b"h\x00" * 10_000 + b"e"
 
     assert "nested without end" in refusal(trial_of(data + b"(" + inner + outer + b"tsb.", piece=2045))
+
+
+def test_draws_without_end():
+    """A state that would have an optimizer draw points for years is refused."""
+    optimizer = cmaes.CMA(np.zeros(3), 0.5, bounds=np.array([[-1.0, 1.0]] * 3))
+    optimizer._n_max_resampling = 10**15
+
+    assert "draw points without end" in refusal(trial_of(pickle.dumps(optimizer)))

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -15,7 +16,7 @@ import pytest
 
 from optimizer.errors import StudyError
 from optimizer.recipes import load_recipe
-from optimizer.search import FitEvents, StorageLost, fit, load_study
+from optimizer.search import FitEvents, StorageLost, fit, load_study, study_status
 from optimizer.search.storage import FileWatch, open_storage, persist, set_aside, storage_address
 
 ALPHAS = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: {search: [0, 1], blocks: 'OUT03,OUT06'}}\n"
@@ -292,6 +293,39 @@ class TestAway:
         assert said == [f"{path}: locked by another program; trying again for 60 s"]
         assert len(result.searches[0].completed) == 4
 
+    def test_locked_while_it_is_looked_at(self, study, monkeypatch):
+        """`status` waits for a database that another program has locked, and says after a while who is in the way."""
+        made = study(4)
+        fit(made)
+        blocker = sqlite3.connect(made.folder / "study.db", check_same_thread=False)
+        blocker.execute("begin exclusive")
+        releasing = threading.Timer(1, blocker.rollback)
+        releasing.start()
+
+        assert [search.completed for search in study_status(made).searches] == [4]
+
+        releasing.join()
+        monkeypatch.setattr("optimizer.search.storage._SQLITE_TIMEOUT", 0.1)
+        monkeypatch.setattr("optimizer.search.found._READING", 0.1)
+        blocker.execute("begin exclusive")
+        with pytest.raises(StudyError, match=r"study\.db: another program has locked it; close that program"):
+            study_status(made)
+        blocker.close()
+
+    def test_broken_meanwhile(self, study):
+        """A database that takes no more trials in the midst of a fit ends it with the best so far, not as bad input."""
+        made = study(8)
+
+        def finished(progress, trial):
+            if progress.done == 4:
+                with closing(sqlite3.connect(made.folder / "study.db", isolation_level=None)) as database:
+                    database.execute("drop table trial_values")
+
+        with pytest.raises(StorageLost, match=r"study\.db: takes no trials: no such table: trial_values.* began$"):
+            fit(made, events=FitEvents(finished=finished))
+
+        assert load_recipe(made.folder / "best.yaml").fitted["complete"] is False
+
     @pytest.mark.skipif(os.name == "nt", reason="Windows keeps open files")
     @pytest.mark.parametrize("what", ["deleted", "replaced"])
     def test_gone(self, study, what):
@@ -350,14 +384,58 @@ class TestAway:
 class TestSetAside:
     """`--fresh`."""
 
-    def test_journal(self, tmp_path):
-        """A journal is renamed, in place of an earlier one."""
-        for text in ("one", "two"):
-            (tmp_path / "a.journal").write_text(text, encoding="utf-8")
-            set_aside(storage_address(f"journal:{tmp_path / 'a.journal'}", tmp_path))
+    @pytest.mark.parametrize(("url", "suffix"), [("journal:{}", ".journal"), ("sqlite:///{}", ".db")])
+    def test_numbered(self, tmp_path, url, suffix):
+        """A file is renamed to a name that is not taken, however often, and no earlier one is replaced."""
+        file = tmp_path / f"a{suffix}"
+        for number in range(1, 5):
+            file.write_text(f"trials {number}", encoding="utf-8")
+            set_aside(storage_address(url.format(file.as_posix()), tmp_path))
 
-        assert [path.name for path in tmp_path.iterdir()] == ["a.old.journal"]
-        assert (tmp_path / "a.old.journal").read_text(encoding="utf-8") == "two"
+        found = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+        assert found == {
+            f"a.old{suffix}": "trials 1",
+            f"a.old-2{suffix}": "trials 2",
+            f"a.old-3{suffix}": "trials 3",
+            f"a.old-4{suffix}": "trials 4",
+        }
+
+    def test_nothing_to_set_aside(self, tmp_path):
+        """Where there is no file yet, nothing is made."""
+        assert set_aside(storage_address(None, tmp_path)) is None
+        assert list(tmp_path.iterdir()) == []
+
+    def test_fresh_twice(self, study):
+        """`--fresh` after `--fresh` keeps the trials of both fits before it."""
+        made = study(3)
+        for trials in (3, 2, 1):
+            fit(made.with_trials(trials), fresh=True)
+
+        kept = {}
+        for name in ("study.old.db", "study.old-2.db", "study.db"):
+            with closing(sqlite3.connect(made.folder / name)) as database:
+                (kept[name],) = database.execute("select count(*) from trials").fetchone()
+        assert kept == {"study.old.db": 3, "study.old-2.db": 2, "study.db": 1}
+
+    def test_waiting_pages(self, tmp_path):
+        """What a database in another journal mode had yet to take in goes along, and does not spoil the next one."""
+        code = """
+            import os, sqlite3, sys
+            database = sqlite3.connect(sys.argv[1], isolation_level=None)
+            database.execute("pragma journal_mode = wal")
+            database.execute("create table one (a)")
+            database.execute("insert into one values ('kept')")
+            os._exit(0)
+        """
+        file = tmp_path / "study.db"
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code), file], check=True)
+        assert (tmp_path / "study.db-wal").stat().st_size > 0
+
+        aside = set_aside(storage_address(None, tmp_path))
+
+        with closing(sqlite3.connect(aside)) as database:
+            assert database.execute("select a from one").fetchall() == [("kept",)]
+        assert not list(tmp_path.glob("study.db*"))
 
     def test_unfinished_transaction(self, study):
         """What SQLite had yet to undo goes along: it is undone in the old file, and not in the new one."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import optuna
 import psycopg
 import pytest
+from databases import sqlite_url
 from optuna.trial import TrialState
 
 from optimizer.errors import StudyError
@@ -71,7 +72,7 @@ def endless(folder):
 def storage(request, tmp_path):
     """The address of an empty storage of each kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{(tmp_path / 'trials.db').as_posix()}"
+        return sqlite_url(tmp_path / "trials.db")
     if request.param == "journal":
         return f"journal:{tmp_path / 'trials.journal'}"
     return request.getfixturevalue("postgresql").database()
@@ -491,11 +492,12 @@ class TestDatabaseServer:
             one.join(alone=False)
             other.join(alone=False)
             stored = optuna.create_study(storage=storage, direction="maximize")
-            first = Trials(stored, SharedStorage(storage, address, one), ["x"])
-            second = Trials(stored, SharedStorage(same, address, other), ["x"])
+            space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+            first = Trials(stored, SharedStorage(storage, address, one), space, ["OUT03"])
+            second = Trials(stored, SharedStorage(same, address, other), space, ["OUT03"])
 
             def propose(memory):
-                memory.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+                memory.ask(space)
                 return memory.get_trials(deepcopy=False)[-1]
 
             def propose_and_be_cut_off(memory):

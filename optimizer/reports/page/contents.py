@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from optimizer import __version__
 from optimizer.checkpoints import Layout
-from optimizer.printable import quoted
+from optimizer.printable import printable, quoted
 from optimizer.recipes import Model, Recipe, block_coefficients, preset_line, write_notation
 from optimizer.recipes.formulas import formula_of
 from optimizer.reports.alphas import AlphaRow, alpha_rows
@@ -38,6 +38,7 @@ _MOST_SEARCHES = 60  # of which the history is drawn
 _MOST_PANELS = 312  # similarity against alpha: twelve steps of 26 blocks
 _MOST_NOTATION = 300_000  # characters
 _MOST_NAMED = 12  # sources that a sentence lists
+_LONGEST_NOTE = 200  # characters of a text that the recipe notes
 _MOST_PASSED = 5  # passes of a stage whose history is drawn
 
 
@@ -256,10 +257,15 @@ def contents(
         curves=_curves(result.searches),
         sources=sources,
         target=study.target_file,
-        target_sha256=digest if isinstance(digest, str) else None,
+        target_sha256=_text(digest),
         commands=_commands(named, folder, storage, recipe),
-        fitted_version=noted.get("version") if isinstance(noted.get("version"), str) else None,
+        fitted_version=_text(noted.get("version")),
     )
+
+
+def _text(noted: object) -> str | None:
+    """Return a text that a recipe notes, as a page may show it; None for anything else."""
+    return printable(noted)[:_LONGEST_NOTE] if isinstance(noted, str) else None
 
 
 def _reached(

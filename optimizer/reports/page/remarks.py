@@ -68,10 +68,16 @@ def _unfinished(found: Found, command: str) -> Iterator[Remark]:
             "What is shown comes from best.yaml.",
             True,
         )
+    if found.notes:
+        yield Remark(
+            "Trials are left out",
+            "Some stored trials cannot be what a fit wrote, and do not count; blockfit status names them.",
+            True,
+        )
     short = [search for search in result.searches if len(search.completed) < search.budget]
     if short and not found.living:
         told = ", ".join(_counted(search) for search in short[:_LISTED])
-        yield Remark("Trials are left", f"study.yaml asks for more than were run: {told}.", result.interrupted)
+        yield Remark("Trials are left", f"More were asked for than were run: {told}.", result.interrupted)
     failed = sum(trial.state == TrialState.FAIL for search in result.searches for trial in search.trials)
     if failed:
         many = "1 trial" if failed == 1 else f"{failed} trials"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from databases import sqlite_url
 from pages import Page
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
@@ -290,7 +291,7 @@ def test_interrupted(copy: Path) -> None:
 def test_trials_ahead_of_the_recipe(copy: Path) -> None:
     """Better trials than best.yaml knows of are told, and the recipe stays what `merge` would take."""
     alphas = Page.of(copy / "report.html").tables["Alphas by step and block"]
-    study = optuna.load_study(study_name="together", storage=f"sqlite:///{copy / 'study.db'}")
+    study = optuna.load_study(study_name="together", storage=sqlite_url(copy / "study.db"))
     better = study.trials[0]
     params = dict.fromkeys(better.params, 0.123)
     study.add_trial(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+from databases import sqlite_url
 from pages import Page
 
 from optimizer.cli import main
@@ -47,7 +48,7 @@ def write_study(folder: Path, steps: list[str], *, model: str = "x", license_: s
         encoding="utf-8",
     )
     uniform = optuna.distributions.FloatDistribution(0, 1)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / 'study.db').as_posix()}")
+    storage = optuna.storages.RDBStorage(sqlite_url(folder / "study.db"))
     for step in steps:
         study = optuna.create_study(study_name=f"s/{step}", storage=storage, direction="maximize")
         study.set_user_attr("blockfit:bound_to", {})

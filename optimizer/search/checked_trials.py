@@ -1,0 +1,211 @@
+"""Which of the trials in an Optuna study are those of a search, and can be trusted to be what they say.
+
+Others can add to a study what they like, by Optuna's dashboard for example, and a study.db may be a stranger's. What
+passes here has the search's parameters within their ranges, and, if it is completed, one similarity that is the mean of
+those of the search's blocks. The rest is left out, and can be told.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from optimizer.search.results import DISTANCE
+from optimizer.similarity import total_similarity
+
+__all__ = ["ERROR", "LOST", "ORIGIN", "SCORES", "WORKER", "CheckedTrials", "LeftOut", "told_of"]
+
+# User attributes of trials: similarities by block; how the point was found; why it failed; that its worker died; which
+# worker claimed it.
+SCORES, ORIGIN, ERROR, LOST, WORKER = "block_scores", "origin", "error", "lost", "worker"
+_TEXTS = (ORIGIN, ERROR, WORKER)
+_LONGEST_TEXT = 100_000
+_LARGEST = 1e300
+# What similarities may be beyond [-1, 1], and off their blocks' mean, as numbers are rounded.
+_ROUNDING = 1e-6
+# How many trials a message names.
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A trial that does not count, by its number, and why."""
+
+    number: int
+    reason: str
+
+
+class CheckedTrials:
+    """Looks at the trials of a search: parameters {name: range}, scored on `blocks`.
+
+    With `some` they may be scored on some of `blocks` only, all of them on the same: a block that the target took over
+    unchanged has no similarity, and only the checkpoints tell which these are. The blocks of most of the trials count.
+
+    Each finished trial is looked at once. `left_out` are those that do not count; points that were put in line and
+    never tried are neither here nor there.
+    """
+
+    def __init__(
+        self, distributions: Mapping[str, BaseDistribution], blocks: Collection[str], *, some: bool = False
+    ) -> None:
+        self._distributions = dict(distributions)
+        self._blocks: frozenset[str] | None = None if some else frozenset(blocks)
+        self._possible = frozenset(blocks)
+        self._finished: dict[int, FrozenTrial | None] = {}
+        self._left_out: dict[int, LeftOut] = {}
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The trials that do not count, by number."""
+        return tuple(sorted(self._left_out.values(), key=lambda one: one.number))
+
+    def of(self, found: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+        """Return those of an Optuna study's trials that count, in the order in which they were made.
+
+        They hold no attributes but those that can be made use of.
+        """
+        found = sorted(found, key=lambda trial: trial._trial_id)
+        if self._blocks is None:
+            self._blocks = self._usual_blocks(found)
+        counting = []
+        for trial in found:
+            if trial._trial_id not in self._finished:
+                checked = self._checked(trial)
+                if not trial.state.is_finished():
+                    if checked is not None:
+                        counting.append(checked)
+                    continue
+                self._finished[trial._trial_id] = checked
+            if (known := self._finished[trial._trial_id]) is not None:
+                counting.append(known)
+        return counting
+
+    def _usual_blocks(self, found: Sequence[FrozenTrial]) -> frozenset[str] | None:
+        """Return the blocks that most of the completed trials are scored on; None if there are none."""
+        scored = (trial.user_attrs.get(SCORES) for trial in found if trial.state == TrialState.COMPLETE)
+        usual = Counter(frozenset(scores) for scores in scored if isinstance(scores, Mapping))
+        return next((blocks for blocks, _ in usual.most_common() if blocks <= self._possible), None)
+
+    def _checked(self, trial: FrozenTrial) -> FrozenTrial | None:
+        self._left_out.pop(trial._trial_id, None)
+        if trial.state == TrialState.WAITING or (not trial.params and not trial.state.is_finished()):
+            return None
+        try:
+            reason = next(self._faults(trial), None)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # A journal's values may be of any type.
+            reason = f"it is no trial ({type(error).__name__}: {error})"
+        if reason is not None:
+            self._left_out[trial._trial_id] = LeftOut(trial.number, reason)
+            return None
+        return FrozenTrial(
+            number=trial.number,
+            state=trial.state,
+            value=None,
+            values=trial.values,
+            datetime_start=trial.datetime_start,
+            datetime_complete=trial.datetime_complete,
+            params={name: trial.params[name] for name in self._distributions},
+            distributions={name: trial.distributions[name] for name in self._distributions},
+            user_attrs=_known(trial.user_attrs),
+            system_attrs=_of_samplers(trial.system_attrs),
+            intermediate_values={},
+            trial_id=trial._trial_id,
+        )
+
+    def _faults(self, trial: FrozenTrial) -> Iterator[str]:
+        """Yield what is wrong with a trial."""
+        if set(trial.params) != set(self._distributions):
+            yield "its parameters are not those of this search"
+            return
+        for name, distribution in self._distributions.items():
+            own = trial.distributions.get(name)
+            if own is None or not (own == distribution or _is_fixed_within(own, distribution)):
+                yield f"{name} has another range here than in this search"
+            elif not _is_number(trial.params[name]) or not own._contains(float(trial.params[name])):
+                yield f"{name} is not a number in its range"
+        if trial.state == TrialState.PRUNED:
+            yield "it was pruned; blockfit prunes none"
+        if not isinstance(trial.datetime_start, datetime):
+            yield "it has no start"
+        if isinstance(trial.datetime_complete, datetime) != trial.state.is_finished():
+            yield "it has no end" if trial.state.is_finished() else "it has an end, but is not finished"
+        if trial.state == TrialState.COMPLETE:
+            yield from self._wrong_scores(trial)
+        elif trial.values is not None:
+            yield "it has a value, but is not completed"
+
+    def _wrong_scores(self, trial: FrozenTrial) -> Iterator[str]:
+        values, scores = trial.values, trial.user_attrs.get(SCORES)
+        if not isinstance(values, list | tuple) or len(values) != 1 or not _is_similarity(values[0]):
+            yield "its value is not one similarity in [-1, 1]"
+        elif not isinstance(scores, Mapping) or frozenset(scores) != self._blocks:
+            yield "its similarities are not those of this search's blocks"
+        elif not all(map(_is_similarity, scores.values())):
+            yield "a block's similarity is not a number in [-1, 1]"
+        # Where no block is scored, nothing is missing to the target.
+        elif abs((total_similarity(scores) if scores else 1.0) - values[0]) > _ROUNDING:
+            yield "its value is not the mean of its blocks' similarities"
+
+
+def told_of(left_out: Sequence[LeftOut], where: object, search: str) -> tuple[str, ...]:
+    """Return what to say of trials that do not count, a line for each reason; `where` is the storage."""
+    by_reason: dict[str, list[int]] = {}
+    for one in left_out:
+        by_reason.setdefault(one.reason, []).append(one.number)
+    lines = []
+    for reason, numbers in by_reason.items():
+        more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+        which = f"{'trial' if len(numbers) == 1 else 'trials'} {', '.join(map(str, numbers[:_NAMED]))}{more}"
+        lines.append(f"{where}: {search!r}: left out: {which}: {reason}")
+    return tuple(lines)
+
+
+def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return user attributes without those that are not what they should be."""
+    kept = {}
+    for key, value in attributes.items():
+        right = True
+        if key in _TEXTS:
+            right = isinstance(value, str) and len(value) <= _LONGEST_TEXT
+        elif key == LOST:
+            right = value is True
+        elif key == SCORES:
+            right = isinstance(value, Mapping)
+        elif key == DISTANCE:
+            right = _is_number(value) and value >= 0
+        if right:
+            kept[key] = value
+    return kept
+
+
+def _of_samplers(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the system attributes that a sampler reads again: those of CMA-ES; its state is checked elsewhere."""
+    return {
+        key: value
+        for key, value in attributes.items()
+        if key.startswith("cma:") and (key != "cma:generation" or (type(value) is int and value >= 0))
+    }
+
+
+def _is_fixed_within(own: BaseDistribution, distribution: BaseDistribution) -> bool:
+    """Return whether a range is a single number within another one: of an alpha that nothing depends on."""
+    return (
+        type(own) is FloatDistribution
+        and isinstance(distribution, FloatDistribution)
+        and own.low == own.high
+        and distribution.low <= own.low <= distribution.high
+    )
+
+
+def _is_number(value: object) -> bool:
+    # Whole numbers may have thousands of digits, and comparing them is all that can be done.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
+def _is_similarity(value: object) -> bool:
+    return _is_number(value) and abs(value) <= 1 + _ROUNDING  # type: ignore[arg-type]

@@ -1,0 +1,127 @@
+"""Whether what a file of statistics holds can have been measured: such a file may be a stranger's."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from optimizer.checkpoints.layout import Layout
+from optimizer.errors import CheckpointError
+from optimizer.recipes import Part
+
+__all__ = ["check_grams", "read_parts", "read_texts"]
+
+_MOST_SOURCES, _MOST_PARTS = 1000, 100_000
+_HASH = re.compile(r"[0-9a-f]{64}")
+# Inner products of float32 tensors are 0 or within these, and products of three of them are finite float64 numbers.
+_SMALLEST, _LARGEST = 1e-95, 1e95
+# Of inner products that are to be equal, and of the least eigenvalue of normed ones, as sums are rounded.
+_ROUNDING = 1e-8
+# Elements of matrices that are looked at together.
+_BATCH = 1 << 22
+
+
+def read_texts(marks: Any) -> Iterator[tuple[str, str, str, str | None]]:
+    """Yield (name, file, fingerprint, sha256) of marks {name: {file, fingerprint, sha256}}.
+
+    Raises CheckpointError for what is not of this form.
+    """
+    if not isinstance(marks, dict) or not 0 < len(marks) <= _MOST_SOURCES:
+        raise CheckpointError("its sources are no mapping of names")
+    for name, mark in marks.items():
+        fields = dict(mark) if isinstance(mark, dict) else {}
+        file, fingerprint, sha256 = (fields.pop(field, None) for field in ("file", "fingerprint", "sha256"))
+        if fields or not isinstance(file, str) or not _is_hash(fingerprint) or not (sha256 is None or _is_hash(sha256)):
+            raise CheckpointError(f"of {name!r} it does not say the file, its fingerprint and its hash")
+        yield name, file, fingerprint, sha256
+
+
+def read_parts(parts: Any, layout: Layout, mapping: str, sources: int) -> tuple[Part, ...]:
+    """Return the parts that lists [name, block, shape, holders, scored, channels, other shapes] describe.
+
+    There are `sources` sources. Raises CheckpointError for what is not of this form, or not as the layout has it.
+    """
+    if not isinstance(parts, list) or not 0 < len(parts) <= _MOST_PARTS:
+        raise CheckpointError("its tensors are no list")
+    found: list[Part] = []
+    for entry in parts:
+        match entry:
+            case [
+                str(name),
+                str() | None as block,
+                list(shape),
+                list(holders),
+                bool(scored),
+                list() | None as channels,
+                list(others),
+            ]:
+                whole = [*shape, *holders, *(channels or []), *others]
+                right = all(type(number) is int and 0 <= number < 1 << 50 for number in whole)
+                right = right and (channels is None or (len(channels) == 2 and channels[0] < channels[1]))
+                right = right and sorted(set(holders)) == holders != [] and holders[-1] < sources
+                right = right and sorted({*others} - {*holders}) == others and (not others or others[-1] < sources)
+            case _:
+                right = False
+        if not right:
+            raise CheckpointError("one of its tensors is not described as they are")
+        if not layout.merges(name) or (block, scored) != (layout.block_of(name, mapping), layout.scores(name)):
+            raise CheckpointError(
+                f"the tensor {name[:200]!r} is not in the block that the layout {layout.name} has it in"
+            )
+        span = None if channels is None else tuple(channels)
+        found.append(Part(name, block, tuple(shape), tuple(holders), scored, span, tuple(others)))
+    if len({(part.name, part.channels) for part in found}) < len(found):
+        raise CheckpointError("one of its tensors is there twice")
+    return tuple(found)
+
+
+def check_grams(
+    gram: torch.Tensor, referenced: torch.Tensor, scored: Sequence[Part], sources: int, reference: int
+) -> None:
+    """Raise CheckpointError unless `gram` [scored, K + 2, K + 2] can be inner products of the differences of K sources.
+
+    `referenced` [scored] has to be whether the source at the position `reference` holds the part.
+    """
+    if (gram.dtype, referenced.dtype) != (torch.float64, torch.bool):
+        raise CheckpointError("its numbers are of another type")
+    if gram.shape != (len(scored), sources + 2, sources + 2) or referenced.shape != (len(scored),):
+        raise CheckpointError("it has not a matrix for each of its tensors, and a row for each of its sources")
+    if referenced.tolist() != [reference in part.holders for part in scored]:
+        raise CheckpointError("it does not say which tensors the base holds")
+    held = torch.zeros(len(scored), sources, dtype=torch.bool)
+    for row, part in enumerate(scored):
+        # The reference is no different from itself.
+        held[row, [holder for holder in part.holders if holder != reference]] = True
+    batch = max(_BATCH // (sources + 2) ** 2, 1)
+    for start in range(0, len(scored), batch):
+        _check(gram[start : start + batch], held[start : start + batch])
+
+
+def _check(gram: torch.Tensor, held: torch.Tensor) -> None:
+    lengths = gram.diagonal(dim1=1, dim2=2)
+    if not bool(torch.isfinite(gram).all()):
+        raise CheckpointError("one of its inner products is not a finite number")
+    if not bool(((lengths == 0) | ((lengths >= _SMALLEST) & (lengths <= _LARGEST))).all()):
+        raise CheckpointError("one of its squared lengths is negative, or that of no tensor")
+    if bool((gram[:, 1:-1] != 0).any(dim=2)[~held].any()):
+        raise CheckpointError("it has inner products with a source that has no such tensor, or is the base")
+    # Normed, all are within [-1, 1], and where a length is 0 so is all else.
+    scale = lengths.sqrt()
+    normed = gram / scale[:, :, None] / scale[:, None, :]
+    zero = scale == 0
+    normed[zero[:, :, None] | zero[:, None, :]] = 0
+    if (
+        bool((gram != 0)[zero[:, :, None] | zero[:, None, :]].any())
+        or float((normed - normed.mT).abs().max()) > _ROUNDING
+    ):
+        raise CheckpointError("its inner products contradict each other: they depend on the order")
+    identity = torch.eye(gram.shape[1], dtype=torch.float64)
+    normed = torch.where(identity.bool() & zero[:, :, None], identity, (normed + normed.mT) / 2)
+    _, failed = torch.linalg.cholesky_ex(normed + _ROUNDING * identity)
+    if bool(failed.any()):
+        raise CheckpointError("its inner products contradict each other: no tensors have them")
+
+
+def _is_hash(text: Any) -> bool:
+    return isinstance(text, str) and _HASH.fullmatch(text) is not None

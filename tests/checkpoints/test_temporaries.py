@@ -1,0 +1,157 @@
+"""Temporary files: what a command that was killed has left is cleared, and nothing else is."""
+
+import pytest
+from kills import Killing
+
+from optimizer.checkpoints import atomic_path, check_writable, host_name, replace_text, temporary_folder
+from optimizer.checkpoints.temporaries import Temporary, clear_abandoned
+
+PROCESS = f".blockfit-{host_name()}-4711-0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def killing():
+    """A process that kills others while they write."""
+    process = Killing(
+        """
+        from pathlib import Path
+        from optimizer.checkpoints import replace_text, temporary_folder
+        def write(folder):
+            replace_text(Path(folder) / "a.txt", "wanted")
+        def write_another(folder):
+            replace_text(Path(folder) / "b.txt", "b")
+        def merge(folder):
+            with temporary_folder(Path(folder)) as scratch:
+                (scratch / "inner").mkdir()
+                (scratch / "inner" / "merged.safetensors").write_bytes(b"much")
+        """
+    )
+    yield process
+    process.close()
+
+
+def names_in(folder):
+    """What is in a folder, hidden things too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_killed(killing, tmp_path):
+    """What killed processes have left goes when something is written to the folder; a living one's stays."""
+    template = tmp_path / "empty"
+    template.mkdir()
+    halves = 0
+    for folder in killing.everywhere("merge", template, tmp_path):
+        halves += any((path / "inner" / "merged.safetensors").exists() for path in folder.iterdir())
+        with atomic_path(folder / "plot.png") as living:
+            living.write_bytes(b"half")
+            names = [living.name, f"{living.stem}.lock"]
+
+            replace_text(folder / "a.txt", "while it lives")
+
+            assert names_in(folder) == sorted([*names, "a.txt"])
+        assert names_in(folder) == ["a.txt", "plot.png"]
+
+    assert halves
+
+
+@pytest.mark.parametrize(
+    "clear",
+    [
+        check_writable,
+        lambda folder: temporary_folder(folder).__enter__(),
+        clear_abandoned,
+    ],
+)
+def test_what_clears(tmp_path, clear):
+    """Whatever asks for a temporary path clears what was abandoned."""
+    for suffix in (".lock", ".png", ""):
+        (tmp_path / f"{PROCESS}{suffix}").touch()
+
+    clear(tmp_path)
+
+    assert not list(tmp_path.glob(f"{PROCESS}*"))
+
+
+def test_of_others(tmp_path):
+    """Files of other machines, without a lock, and of other names are not ours to remove."""
+    kept = [
+        ".blockfit-another-host-4711-0123456789abcdef.lock",
+        ".blockfit-another-host-4711-0123456789abcdef.png",
+        f".blockfit-{host_name()}-4711-fedcba9876543210.png",
+        ".blockfit-4711-01234567.tmp",
+        f"{PROCESS[1:]}.lock",
+        f"{PROCESS}0.lock",
+        ".blockfit-notes.txt",
+    ]
+    for name in kept:
+        (tmp_path / name).write_text("kept" if not name.endswith(".lock") else "", encoding="utf-8")
+
+    replace_text(tmp_path / "a.txt", "a")
+
+    assert names_in(tmp_path) == sorted([*kept, "a.txt"])
+
+
+def test_locks_that_are_none(tmp_path):
+    """A link, a file that holds something and one that has another name are not taken for a lock of ours."""
+    (tmp_path / "precious").write_text("", encoding="utf-8")
+    (tmp_path / f"{PROCESS}.lock").symlink_to(tmp_path / "precious")
+    other = PROCESS.replace("4711", "4712")
+    (tmp_path / f"{other}.lock").write_text("something", encoding="utf-8")
+    third = PROCESS.replace("4711", "4713")
+    (tmp_path / f"{third}.lock").hardlink_to(tmp_path / "precious")
+    before = names_in(tmp_path)
+
+    replace_text(tmp_path / "a.txt", "a")
+
+    assert names_in(tmp_path) == sorted([*before, "a.txt"])
+
+
+def test_links_are_not_followed(tmp_path):
+    """Where something abandoned is a link, the link goes, and what it leads to stays."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").touch()
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / f"{PROCESS}.lock").touch()
+    (folder / PROCESS).symlink_to(outside)
+    (folder / f"{PROCESS}.png").symlink_to(outside / "precious")
+
+    clear_abandoned(folder)
+
+    assert names_in(folder) == []
+    assert names_in(outside) == ["precious"]
+
+
+def test_two_at_once(tmp_path):
+    """Each of two that write to the same folder, even in one process, has its own and removes its own."""
+    with atomic_path(tmp_path / "a") as one, atomic_path(tmp_path / "b") as other:
+        one.write_text("a", encoding="utf-8")
+        other.write_text("b", encoding="utf-8")
+
+    assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in names_in(tmp_path)} == {"a": "a", "b": "b"}
+
+
+def test_missing_folder(tmp_path):
+    """Of a folder that is not there a path is given, and the folder is not made."""
+    temporary = Temporary(tmp_path / "gone", ".tmp")
+
+    temporary.close()
+
+    assert temporary.path.parent == tmp_path / "gone"
+    assert names_in(tmp_path) == []
+
+
+def test_killed_anywhere(killing, tmp_path):
+    """Wherever a writer is killed, the file is as before or as wanted, and the next one leaves nothing behind."""
+    template = tmp_path / "template"
+    template.mkdir()
+    (template / "a.txt").write_text("before", encoding="utf-8")
+    found = set()
+
+    for folder in killing.everywhere("write", template, tmp_path):
+        found.add((folder / "a.txt").read_text(encoding="utf-8"))
+        assert killing.run("write_another", folder) == ("done", None)
+        assert names_in(folder) == ["a.txt", "b.txt"]
+
+    assert found == {"before", "wanted"}

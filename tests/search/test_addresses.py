@@ -1,0 +1,197 @@
+"""Where trials lie: in the file that was named, whatever characters its path has, and never in another one."""
+
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import psycopg
+import pytest
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import make_url
+
+from optimizer.cli import main
+from optimizer.errors import StudyError
+from optimizer.search import fit, load_study, study_status
+from optimizer.search.storage import is_begun, open_storage, storage_address
+from optimizer.search.workers import workers_at
+
+# What means something in a URL, in a template of Optuna's, in SQLite's own addresses, or in a shell.
+FOLDERS = [
+    "what?", "mode=memory?", "a%20b", "a%2Fb", "a%3Fb", "100%", "a#b", "a{b}", "{SCHEMA_VERSION}", "a}b{", "a&b;c",
+    "a+b", "a b", "a'b", 'a"b', "a\\b", "@a", "a@b:c", "ä漢", "$HOME", "~", ":memory:", "file:a?mode=ro", "[a]", "-a",
+]  # fmt: skip
+FOLDERS = [name for name in FOLDERS if os.name != "nt" or not set(name) & set('?":\\*<>|')]
+
+
+def make_study(address, name="one"):
+    """A storage with one Optuna study at an address."""
+    with open_storage(address) as storage:
+        optuna.create_study(study_name=name, storage=storage)
+
+
+def files_in(folder):
+    """All files below a folder, as seen from it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folder(tmp_path, name):
+    """The trials of a study's folder are in the folder, and nothing is made beside it."""
+    folder = tmp_path / name
+    folder.mkdir()
+    address = storage_address(None, folder)
+    assert not is_begun(address)
+
+    make_study(address)
+
+    assert is_begun(address)
+    assert files_in(tmp_path) == [f"{name}/study.db"]
+    with closing(sqlite3.connect(folder / "study.db")) as database:
+        assert database.execute("select study_name from studies").fetchall() == [("one",)]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_told_and_given(tmp_path, monkeypatch, name):
+    """What others are told to give to --storage names the same file for us, and for Optuna's own commands."""
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    told = storage_address(None, Path(name)).option
+
+    assert told.startswith("sqlite:///")
+    assert storage_address(told, tmp_path).path == Path(name) / "study.db"
+    assert Path(make_url(told).database) == Path(name) / "study.db"
+    journal = storage_address(f"journal:{name}/study.log", tmp_path)
+    assert storage_address(journal.option, tmp_path).path == Path(name) / "study.log"
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("sqlite:///a%20b.db", "a b.db"),
+        ("sqlite:///a b.db", "a b.db"),
+        ("sqlite:///what%3F.db", "what?.db"),
+        ("sqlite:///100%25.db", "100%.db"),
+        ("sqlite:///a%2520b.db", "a%20b.db"),
+        ("sqlite:///a#b{c}.db", "a#b{c}.db"),
+        ("sqlite+pysqlite:///a.db", "a.db"),
+        ("sqlite:////srv/a.db", "/srv/a.db"),
+        ("sqlite:///C:/studies/a.db", "C:/studies/a.db"),
+        (r"sqlite:///C:\studies\a.db", r"C:\studies\a.db"),
+        ("sqlite://///server/share/a.db", "//server/share/a.db"),
+        (r"sqlite:///\\server\share\a.db", r"\\server\share\a.db"),
+        ("journal:a%20b?.log", "a%20b?.log"),
+        (r"journal:\\server\share\a.log", r"\\server\share\a.log"),
+    ],
+)
+def test_what_is_given(tmp_path, given, path):
+    """In a URL %20 is a space, %3F a question mark and %25 a percent sign; a journal's name stands as it is."""
+    assert storage_address(given, tmp_path).path == Path(path)
+
+
+def test_options_in_a_url(tmp_path):
+    """A question mark begins options, of which there are none: the message writes the URL of the file that has one."""
+    with pytest.raises(StudyError, match=r"a '\?' begins options.*: sqlite:///a b%3Fmode=ro\.db$"):
+        storage_address("sqlite:///a%20b?mode=ro.db", tmp_path)
+
+
+def test_name_that_is_meant_as_it_stands(tmp_path, monkeypatch):
+    """A file that is there under the very name that was typed, while the one that it names is not, is told of."""
+    monkeypatch.chdir(tmp_path)
+    Path("a%20b.db").touch()
+
+    with pytest.raises(StudyError, match=r"names the file 'a b\.db'.* is named by sqlite:///a%2520b\.db$"):
+        storage_address("sqlite:///a%20b.db", tmp_path)
+
+    Path("a b.db").touch()
+    assert storage_address("sqlite:///a%20b.db", tmp_path).path == Path("a b.db")
+
+
+def test_database_of_a_server(postgresql):
+    """A PostgreSQL database with braces, a percent sign and a question mark in its name is the one that is opened."""
+    name = "tri{al}s 100% ?"
+    plain = make_url(postgresql.database())
+    with psycopg.connect(plain.render_as_string(hide_password=False), autocommit=True) as connection:
+        connection.execute(f'create database "{name}"')
+    address = storage_address(plain.set(database=name).render_as_string(hide_password=False), Path())
+
+    assert not is_begun(address)
+    make_study(address)
+
+    assert is_begun(address)
+    workers = workers_at(address, "one")
+    workers.join(alone=False)
+    assert len(workers.living()) == 1
+    workers.close()
+    server = {"user": plain.username, "password": plain.password, "host": plain.host, "port": plain.port}
+    with psycopg.connect(**server, dbname=name) as connection:
+        assert connection.execute("select study_name from studies").fetchall() == [("one",)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no folder of Windows has a question mark")
+def test_commands(finished_study, tmp_path, capsys):
+    """Two studies in folders that differ behind a question mark do not meet, by the commands as users have them."""
+    folders = [tmp_path / "which?" / name for name in ("one#1", "other%202")]
+    for folder in folders:
+        shutil.copytree(finished_study, folder, ignore=shutil.ignore_patterns("study.db", "best.yaml"))
+    for folder, trials in zip(folders, (2, 3), strict=True):
+        fit(load_study(folder).with_trials(trials))
+
+    for folder, trials in zip(folders, (2, 3), strict=True):
+        with pytest.raises(SystemExit) as left:
+            main(["status", str(folder)])
+        assert left.value.code == 0
+        assert f"{2 * trials} of {2 * trials} trials" in capsys.readouterr().out
+        assert (folder / "study.db").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["which?"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no folder of Windows has a question mark")
+class TestEarlierVersion:
+    """Trials that an earlier version has put beside the folder, whose path it took for a URL."""
+
+    @pytest.fixture
+    def folder(self, finished_study, tmp_path):
+        """A study's folder; its trials are where Optuna put them that was given the path in a URL."""
+        folder = tmp_path / "which?" / "study"
+        shutil.copytree(finished_study, folder)
+        storage = RDBStorage(f"sqlite:///{(folder / 'study.db').as_posix()}", skip_compatibility_check=True)
+        storage.engine.dispose()
+        assert (tmp_path / "which").is_file()
+        (folder / "study.db").replace(tmp_path / "which")
+        return folder
+
+    def test_told(self, folder, tmp_path):
+        """A fit does not begin anew in silence: it says where they are; a copy is gone on with."""
+        with pytest.raises(StudyError) as caught:
+            fit(load_study(folder))
+
+        (line,) = caught.value.problems
+        assert line.startswith(f"{folder / 'study.db'}: is not there, but {tmp_path / 'which'} holds trials of this")
+        assert f"copy it to {folder / 'study.db'}" in line
+        assert not (folder / "study.db").exists()
+        shutil.copy(tmp_path / "which", folder / "study.db")
+        assert [len(search.completed) for search in fit(load_study(folder)).searches] == [4, 4]
+
+    def test_fresh(self, folder, tmp_path):
+        """`--fresh` begins anew, and leaves them where they are."""
+        before = (tmp_path / "which").read_bytes()
+
+        fit(load_study(folder).with_trials(1), fresh=True)
+
+        assert (tmp_path / "which").read_bytes() == before
+        assert [one.completed for one in study_status(load_study(folder, with_files=False)).searches] == [1, 1]
+
+    def test_of_another_study(self, folder, tmp_path):
+        """Trials of another study at that place, or no trials at all, are no reason to stop."""
+        text = (folder / "study.yaml").read_text(encoding="utf-8")
+        (folder / "study.yaml").write_text(text.replace("delta", "weights"), encoding="utf-8")
+
+        fit(load_study(folder).with_trials(1))
+
+        (folder / "study.db").unlink()
+        (tmp_path / "which").write_text("no database", encoding="utf-8")
+        fit(load_study(folder).with_trials(1))
+        assert (tmp_path / "which").read_text(encoding="utf-8") == "no database"

@@ -1,0 +1,324 @@
+"""Databases of trials from strangers: whatever is wrong with one is told in a line, and nothing in it is destroyed."""
+
+import json
+import pickle
+import re
+import shutil
+import sqlite3
+import time
+from contextlib import closing
+from io import BytesIO
+
+import psycopg
+import pytest
+from damaged_studies import DAMAGES, JOURNAL_DAMAGES, LEFT_OUT, NOTHING, REFUSED
+from optuna_dashboard import wsgi
+
+from optimizer.cli import main
+from optimizer.errors import InputError
+from optimizer.reports import write_trials
+from optimizer.reports.dashboard import _PlotStore, _ReadingOnly, _ShownStorage
+from optimizer.search import FitEvents, fit, load_study, open_trials, study_status
+
+# One of each kind; the others are slow, if only by their number.
+ALWAYS = {
+    "status": (
+        "state unknown", "state pruned", "completed without values", "failed with values",
+        "running with values", "value made better",
+        "block scores not finite", "block scores huge", "block scores deep",
+        "no parameters", "parameter out of range", "range wider",
+        "numbers doubled", "id huge", "time no time", "times far apart", "origin no text",
+        "user attribute no JSON", "two objectives", "bound to nothing", "budgets huge",
+        "without trial_values", "trials a view", "a trigger", "a table without a key",
+        "tables of another program", "version unknown", "cut at 50 %", "empty", "page overwritten",
+        "a change that waits to be taken in",
+    ),
+    "report": ("completed without values", "origin that acts on terminals"),
+    "fit": ("failed with values", "numbers doubled", "bound to a number", "a rule that refuses", "empty"),
+    "dashboard": ("running with values", "study attribute of an artifact", "names of values", "a trigger", "empty"),
+    "journal": (
+        "state unknown", "state pruned", "value a text", "attributes a list", "name a number", "operation missing",
+        "a line that is deep", "a torn last line",
+    ),
+}  # fmt: skip
+
+
+def kinds(command, damages=DAMAGES):
+    """The kinds of damage that a command is run on; most of them are slow."""
+    assert set(ALWAYS[command]) <= {damage.name for damage in damages}
+    return [
+        pytest.param(damage, id=damage.name, marks=() if damage.name in ALWAYS[command] else pytest.mark.slow)
+        for damage in damages
+    ]
+
+
+def refusal(call):
+    """What a call gave, and the lines that it was refused by."""
+    try:
+        return call(), ()
+    except InputError as error:
+        return None, error.problems
+
+
+def tells(words, problems):
+    """Whether one of these lines has the words."""
+    return any(re.search(words, problem) for problem in problems)
+
+
+@pytest.fixture
+def damaged(finished_study, tmp_path):
+    """A copy of the study's folder with damage done to its database."""
+
+    def make(damage):
+        folder = tmp_path / "study"
+        shutil.copytree(finished_study, folder)
+        damage.do(folder / "study.db")
+        return folder
+
+    return make
+
+
+def command(capsys, *arguments):
+    """Exit code, what is on stdout, lines on stderr of a command."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert "internal" not in err
+    return left.value.code, out, err.splitlines()
+
+
+def rows_of(path):
+    """All rows of the tables of trials, as far as the file can be read; those of states are their own affair."""
+    found = set()
+    with closing(sqlite3.connect(path)) as database:
+        for table in ("trials", "trial_params", "trial_values", "trial_user_attributes"):
+            try:
+                rows = database.execute(f"select * from {table}").fetchall()  # noqa: S608
+            except sqlite3.Error:
+                continue
+            found |= {(table, *(column for column in row if column not in ("RUNNING", "FAIL"))) for row in rows}
+    return found
+
+
+def check_told(damage, code, lines):
+    """What is said of damage is what there is to say."""
+    if damage.becomes == REFUSED:
+        assert code == 2, lines
+        assert any(re.search(damage.words, line) for line in lines), lines
+    else:
+        assert code == 0, lines
+        said = [line for line in lines if "left out" in line]
+        assert bool(said) == (damage.becomes == LEFT_OUT), lines
+        assert all("trial" in line for line in said)
+        assert damage.becomes == NOTHING or any(damage.words in line for line in said), said
+    assert all(line.startswith("blockfit: ") and line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("damage", kinds("status"))
+def test_status(damaged, capsys, damage):
+    """`status` says what it makes of the trials, or refuses them, and leaves the file as it was."""
+    folder = damaged(damage)
+    before = (folder / "study.db").read_bytes()
+
+    code, out, lines = command(capsys, "status", folder, "--json")
+
+    check_told(damage, code, lines)
+    assert code == 2 or len(json.loads(out)["searches"]) == 2
+    if damage.name not in ("a change that waits to be taken in", "rubbish that waits to be undone"):
+        assert (folder / "study.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", kinds("report"))
+def test_report(damaged, capsys, damage):
+    """`report` draws up what can be trusted."""
+    folder = damaged(damage)
+
+    code, out, lines = command(capsys, "report", folder, "--json")
+
+    check_told(damage, code, lines)
+    if code == 0:
+        told = json.loads(out)
+        assert told["study"] == "study"
+        assert ("Trials are left out" in told["remarks"]) == (damage.becomes == LEFT_OUT)
+    assert (folder / "report.html").exists() == (code == 0)
+
+
+# What is told of these shows only when a fit goes on with them.
+FIT = {
+    "bound to a number": "were scored with another",
+    "bound to something deep": "were scored with another",
+    "under no alphas": "do not say under which other alphas",
+    "state of a sampler": "no state of CMA-ES",
+    "a rule that refuses": "takes no trials",
+    "a column more that must be filled": "takes no trials: NOT NULL",
+    "range logarithmic": "takes no trials",
+    "range of whole numbers": "takes no trials",
+    "range of choices": "takes no trials",
+}
+
+
+@pytest.mark.parametrize("damage", kinds("fit"))
+def test_fit(damaged, damage):
+    """`fit` goes on with what can be trusted up to its budget, or refuses; what was there stays there."""
+    folder = damaged(damage)
+    path = folder / "study.db"
+    before = rows_of(path) if damage.becomes != REFUSED else path.read_bytes()
+    best = (folder / "best.yaml").read_bytes()
+    said = []
+
+    result, problems = refusal(
+        lambda: fit(load_study(folder).with_trials(5), events=FitEvents(warned=said.append), patience=1)
+    )
+
+    if problems:
+        assert damage.becomes == REFUSED or damage.name in FIT, problems
+        assert tells(FIT.get(damage.name, damage.words), problems), problems
+        assert (folder / "best.yaml").read_bytes() == best
+        assert damage.becomes != REFUSED or path.read_bytes() == before
+        return
+    assert damage.becomes != REFUSED, said
+    assert damage.name not in FIT, said
+    assert [len(search.completed) for search in result.searches] == [5, 5]
+    assert any("left out" in text for text in said) == (damage.becomes == LEFT_OUT), said
+    assert rows_of(path) >= before
+    write_trials(result, folder / "trials.csv")
+    again = fit(load_study(folder).with_trials(5))
+    assert [search.best.params for search in again.searches] == [search.best.params for search in result.searches]
+
+
+@pytest.mark.parametrize("damage", kinds("dashboard"))
+def test_dashboard(damaged, damage):
+    """`dashboard` shows what can be trusted, or does not start."""
+    folder = damaged(damage)
+
+    def show():
+        with open_trials(load_study(folder, with_files=False)) as trials:
+            shown = _ShownStorage(trials, _PlotStore(folder))
+            application = _ReadingOnly(wsgi(shown, artifact_store=_PlotStore(folder)))
+            (listed,) = asked(application, "/api/studies").values()
+            return {one["study_name"]: asked(application, f"/api/studies/{one['study_id']}") for one in listed}
+
+    found, problems = refusal(show)
+
+    if problems:
+        assert tells(damage.words if damage.becomes == REFUSED else "holds no trials", problems), problems
+        return
+    assert damage.becomes != REFUSED
+    for name in {"s/A", "s/B"} & set(found):
+        assert all(trial["state"] == "Complete" for trial in found[name]["trials"])
+
+
+@pytest.mark.parametrize(
+    "lost", [pytest.param("_mean"), *(pytest.param(lost, marks=pytest.mark.slow) for lost in ("_C", "_n_dim"))]
+)
+def test_sampler_state_without_a_part(finished_study, tmp_path, lost):
+    """A state of CMA-ES that is one by its form, but lacks a part, ends in a line, and the trials stay as they are."""
+    folder = shutil.copytree(finished_study, tmp_path / "study", ignore=shutil.ignore_patterns("study.db"))
+    text = (folder / "study.yaml").read_text(encoding="utf-8").replace("sampler: blockwise", "sampler: cmaes")
+    (folder / "study.yaml").write_text(text, encoding="utf-8")
+    fit(load_study(folder).with_trials(10))
+    path = folder / "study.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        rows = database.execute("select * from trial_system_attributes where key like 'cma:optimizer:%'").fetchall()
+        state = "".join(json.loads(value) for _, trial, _, value in rows if trial == rows[0][1])
+        optimizer = pickle.loads(bytes.fromhex(state))  # noqa: S301  of this very test
+        delattr(optimizer, lost)
+        changed = json.dumps(pickle.dumps(optimizer).hex())
+        database.execute("delete from trial_system_attributes where key like 'cma:optimizer:%'")
+        database.execute(
+            "insert into trial_system_attributes values (999, ?, 'cma:optimizer:0', ?)", (rows[0][1], changed)
+        )
+        before = database.execute("select count(*) from trials").fetchone()
+
+    with pytest.raises(InputError, match=r"'s/[AB]': no trial can be proposed from those that are stored \("):
+        fit(load_study(folder).with_trials(12))
+
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("select count(*) from trials").fetchone() == before
+
+
+@pytest.fixture(scope="module")
+def journal(finished_study, tmp_path_factory):
+    """A folder with the same study, whose trials are in a journal."""
+    folder = tmp_path_factory.mktemp("journal") / "study"
+    shutil.copytree(finished_study, folder, ignore=shutil.ignore_patterns("study.db*", "best.yaml"))
+    fit(load_study(folder), storage=f"journal:{folder / 'trials.log'}")
+    return folder
+
+
+@pytest.mark.parametrize("damage", kinds("journal", JOURNAL_DAMAGES))
+def test_journal(journal, tmp_path, capsys, damage):
+    """`status` says what is wrong in a journal and leaves it as it was; `fit` does, too, and only adds to it."""
+    folder = shutil.copytree(journal, tmp_path / "study")
+    path = folder / "trials.log"
+    damage.do(path)
+    before, said = path.read_bytes(), []
+
+    code, _, lines = command(capsys, "status", folder, "--storage", f"journal:{path}", "--json")
+
+    check_told(damage, code, lines)
+    assert path.read_bytes() == before
+    study = load_study(folder).with_trials(5)
+    result, problems = refusal(lambda: fit(study, storage=f"journal:{path}", events=FitEvents(warned=said.append)))
+    if problems:
+        assert damage.becomes == REFUSED
+        assert tells(damage.words, problems), problems
+        assert path.read_bytes() == before
+        return
+    assert damage.becomes != REFUSED
+    assert [len(search.completed) for search in result.searches] == [5, 5]
+    whole = before[: before.rfind(b"\n") + 1]
+    assert path.read_bytes().startswith(whole)
+    assert any("left out" in text for text in said) == (damage.becomes == LEFT_OUT), said
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("update trials set number = 3 where trial_id = 1", "are not numbered from 0 to 1"),
+                ("update study_directions set direction = 'MINIMIZE'", "another program made it"),
+                ("drop table trial_values cascade", "cannot be read"),
+            )
+        ),
+        (
+            "update trial_params set distribution_json = 'nonsense' where trial_id = 1",
+            "trial 0 of 'study:s/A' cannot be",
+        ),
+        ("delete from trial_values where trial_id = 1", "left out: trial 0: its value is not one similarity"),
+    ],
+)
+def test_database_of_a_server(finished_study, tmp_path, postgresql, statement, words):
+    """What is wrong in a PostgreSQL database is told as in a file, and is nothing to wait for."""
+    url, folder = postgresql.database(), shutil.copytree(finished_study, tmp_path / "study")
+    fit(load_study(folder).with_trials(2), storage=url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)
+    begun, said = time.monotonic(), []
+
+    status, problems = refusal(lambda: study_status(load_study(folder, with_files=False), url))
+    said += problems or status.notes
+    study = load_study(folder).with_trials(3)
+    _, problems = refusal(lambda: fit(study, storage=url, events=FitEvents(warned=said.append)))
+    said += problems
+
+    assert time.monotonic() - begun < 30
+    assert said
+    assert all(words in line for line in said)
+    assert "se/cret" not in str(said)
+    assert "--fresh" not in str(said)
+
+
+def asked(application, path):
+    """What an address of the dashboard gives."""
+    statuses = []
+    environ = {
+        "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": "", "SERVER_NAME": "x", "SERVER_PORT": "80",
+        "wsgi.input": BytesIO(), "wsgi.errors": BytesIO(), "wsgi.url_scheme": "http",
+    }  # fmt: skip
+    body = b"".join(application(environ, lambda status, headers: statuses.append(status)))
+    assert statuses == ["200 OK"], body
+    return json.loads(body)
