@@ -33,6 +33,8 @@ _PARENTS = re.compile(r"(primary|secondary|tertiary)_model_hash|model_[a-z]|base
 _LONGEST = 100  # characters of one name or formula that are shown; names of merged models are whole recipes
 _MOST = 32  # models or steps that are listed
 _DEEPEST = 100  # levels of nesting that are read; recipes have about 10
+_MOST_ENCODINGS = 3  # of JSON in JSON; tools that pass metadata on encode it once more
+_JSON = re.compile(r'\s*(?:[{\[]|"\s*(?:\\[nrt"]|\s)*[{\[\\])')
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,22 @@ class Provenance:
 
 
 def parsed(text: object) -> Any:
-    """The object or list that `text` is JSON of; else `text` itself.
+    """The object or list that `text` is JSON of, perhaps as a JSON text within a JSON text; else `text` itself.
 
     Only objects and lists: a hash such as "123e4567" must not become a number. What JSON cannot hold (NaN), what is
     too large for a float and what is nested beyond reason stay text.
     """
-    if not isinstance(text, str) or text.lstrip()[:1] not in ("{", "["):
-        return text
-    try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
-    except (ValueError, RecursionError):
-        return text
-    return value if _depth_is_sane(value) else text
+    value: Any = text
+    for _ in range(_MOST_ENCODINGS):
+        if not isinstance(value, str) or not _JSON.match(value):
+            return text
+        try:
+            value = json.loads(value, parse_constant=_refuse, parse_float=_finite)
+        except (ValueError, RecursionError):
+            return text
+        if isinstance(value, dict | list):
+            return value if _depth_is_sane(value) else text
+    return text
 
 
 def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
@@ -110,11 +116,13 @@ def known_models(metadata: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     models = parsed(metadata.get(MODELS))
     if not isinstance(models, Mapping):
         return {}
-    return {key: entry for key, entry in islice(models.items(), 1000) if isinstance(entry, Mapping)}
+    entries = ((key, parsed(entry)) for key, entry in islice(models.items(), 1000))
+    return {key: entry for key, entry in entries if isinstance(entry, Mapping)}
 
 
 def name_and_hash(reference: object, known: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, str | None]:
-    """What a recipe calls a model (a sha256, a name, or `A.safetensors [0123456789]`), as name and (part of a) sha256.
+    """What a recipe calls a model (a sha256 or its first ten digits, a name, or `A.safetensors [0123456789]`), as name
+    and (part of a) sha256.
 
     `known` are the entries of `sd_merge_models`, which give a hash its name and a name its hash. Both are None for
     what is not text.
@@ -123,8 +131,8 @@ def name_and_hash(reference: object, known: Mapping[str, Mapping[str, Any]]) -> 
         return None, None
     name: str | None
     name, digits = _split(reference)
-    if re.fullmatch(r"[0-9a-fA-F]{64}", reference.strip()):
-        name, digits = None, reference.strip().lower()
+    if re.fullmatch(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{10}|\[[0-9a-fA-F]{10}\]", reference.strip()):
+        name, digits = None, reference.strip().strip("[]").lower()
     names = {key: _split(entry["name"])[0] for key, entry in known.items() if isinstance(entry.get("name"), str)}
     if digits is not None:
         found = [key for key in known if key.lower().startswith(digits)]

@@ -56,6 +56,7 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 
 _GROUPS = ("all", "input", "middle", "output")
 _RECIPE_SUFFIXES = (".yaml", ".yml")
+_TEXT_SUFFIXES = (".txt", ".md", ".mecha", ".json", ".csv", *_RECIPE_SUFFIXES)
 _STORAGES = (
     "journal:",
     "journal:trials.log",
@@ -165,7 +166,7 @@ def candidates(ctx: typer.Context, typed: str) -> Iterator[str]:
 @_completes
 def texts_and_checkpoints(ctx: typer.Context, typed: str) -> Iterator[str]:
     """Texts, and merged checkpoints."""
-    yield from _files(typed, lambda name: name.lower().endswith((".txt", ".md", ".mecha")) or _is_checkpoint(name))
+    yield from _files(typed, lambda name: name.lower().endswith(_TEXT_SUFFIXES) or _is_checkpoint(name))
     yield from _names_in_folders(ctx, typed)
 
 

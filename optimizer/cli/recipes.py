@@ -31,11 +31,12 @@ from optimizer.errors import InputError, attempt
 
 @app.command(
     "import",
-    short_help="Read a recipe from a text or a merged file.",
+    short_help="Read a recipe from a text, another tool's file or a merged file.",
     epilog=examples(
         "import article.txt -o recipe.yaml",
         "import formulas.txt -o recipe.yaml --presets mbwpresets.txt",
-        "import merged.safetensors -o recipe.yaml",
+        "import workflow.json -o recipe.yaml",
+        "import merged.safetensors -o recipe.yaml --with-parents",
     ),
 )
 def import_recipe(
@@ -43,7 +44,7 @@ def import_recipe(
         Path,
         typer.Argument(
             metavar="TEXT|MERGED",
-            help="A text with formulas, or a merged checkpoint.",
+            help="A text with formulas or tables, another tool's file, or a merged checkpoint.",
             autocompletion=completing.texts_and_checkpoints,
         ),
     ],
@@ -57,18 +58,28 @@ def import_recipe(
         ),
     ] = None,
     presets: Annotated[Path | None, typer.Option("--presets", help="A file of presets that the text names.")] = None,
+    with_parents: Annotated[
+        bool,
+        typer.Option(
+            "--with-parents", help="Put in the steps of models that were merged themselves, if metadata tells them."
+        ),
+    ] = False,
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Read a recipe from a text in SuperMerger's notation, prose and all, or from a merged file's metadata.
+    """Read a recipe from a text, another tool's file, or a merged file's metadata.
+
+    Texts may hold formulas in SuperMerger's notation and others, prose and all, tables of steps, SuperMerger's console
+    and history, and model-mixer's line. Read too: metadata as JSON, sd-mecha's texts, mergekit's YAML and ComfyUI's
+    workflows. A line that looks like a step and is not understood gives a warning, and an error where the recipe would
+    end a step too early without it.
 
     With --json one object: steps and models (their names), output (the step), warnings, not_understood (lines).
     """
-    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, check_output, open_checkpoint
-    from optimizer.recipes import import_text, recipe_from_metadata, save_recipe
+    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, check_output
+    from optimizer.recipes import import_merged, import_text, save_recipe
 
-    not_understood: tuple[str, ...] = ()
     with reading() as progress:
         source = checkpoint_finder(models, progress)(source)
     check_output(output, beside=source)
@@ -78,17 +89,16 @@ def import_recipe(
         for option, value in (("--mapping", mapping), ("--presets", presets)):
             if value is not None:
                 raise InputError(f"{option}: received {value}; {source} is a merged file, which tells that itself")
-        with open_checkpoint(source) as checkpoint:
-            recipe, warnings = recipe_from_metadata(checkpoint.metadata, source)
+        imported = import_merged(source, with_parents=with_parents)
     else:
-        imported = import_text(source, mapping=mapping, presets=presets)
-        recipe, warnings, not_understood = imported.recipe, imported.warnings, imported.not_understood
+        imported = import_text(source, mapping=mapping, presets=presets, with_parents=with_parents)
+    recipe = imported.recipe
     save_recipe(recipe, output)
-    for text in (*warnings, *not_understood):
+    for text in (*imported.warnings, *imported.not_understood):
         say_problem(f"warning: {source}: {text}")
     if as_json:
         named = {"steps": [step.name for step in recipe.steps], "models": list(recipe.models), "output": recipe.output}
-        print_json({**named, "warnings": list(warnings), "not_understood": list(not_understood)})
+        print_json({**named, "warnings": list(imported.warnings), "not_understood": list(imported.not_understood)})
         return
     counted = f"{len(recipe.steps)} steps, {len(recipe.models)} models, output {recipe.output}"
     say(f"{counted} -> {output}")

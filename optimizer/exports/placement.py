@@ -1,12 +1,10 @@
-"""Where the tensors of Stable Diffusion 1.x stand by the start of their names, and what the recipe does to them there.
-
-Tools agree about the 25 blocks of the UNet; they differ in time_embed and in the VAE (the layout's mappings).
-"""
+"""What a recipe does to the tensors of Stable Diffusion 1.x by the start of their names."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step, name_without_hash
+from optimizer.recipes.prefixes import PREFIXES, TEXT_ENCODER, TIME_EMBED, UNET, VAE
 
 __all__ = [
     "PREFIXES",
@@ -21,22 +19,6 @@ __all__ = [
     "listed",
     "mapping_problems",
 ]
-
-UNET = "model.diffusion_model."
-TIME_EMBED = UNET + "time_embed."
-TEXT_ENCODER = "cond_stage_model."
-VAE = "first_stage_model."
-
-# Every tensor that merges starts with exactly one of these.
-PREFIXES = (
-    TIME_EMBED,
-    *(f"{UNET}input_blocks.{n}." for n in range(12)),
-    UNET + "middle_block.",
-    *(f"{UNET}output_blocks.{n}." for n in range(12)),
-    UNET + "out.",
-    TEXT_ENCODER,
-    VAE,
-)
 
 # Alphas that a search found differ by less where they are meant to be the same; no merged tensor tells them apart.
 _EQUAL = 1e-9

@@ -7,6 +7,7 @@ from optimizer.recipes.coefficients import Algebra, Contributors, Group, block_c
 from optimizer.recipes.elements import ElementReader
 from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
+from optimizer.recipes.importing import import_merged, import_text
 from optimizer.recipes.inputs import warn_of_compared, warn_of_sources
 from optimizer.recipes.locations import (
     STATISTICS,
@@ -27,7 +28,7 @@ from optimizer.recipes.locations import (
 from optimizer.recipes.merging import merge
 from optimizer.recipes.modes import MODES, Mode
 from optimizer.recipes.new import new_recipe
-from optimizer.recipes.notation import Imported, import_text, read_notation, write_notation
+from optimizer.recipes.notation import Imported, read_notation, write_notation
 from optimizer.recipes.noted_hashes import check_noted_hashes, fits_hash, other_hash
 from optimizer.recipes.presets import Preset, preset_line, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
@@ -63,6 +64,7 @@ __all__ = [
     "finite",
     "fits_hash",
     "folders_of",
+    "import_merged",
     "import_text",
     "load_recipe",
     "locate",

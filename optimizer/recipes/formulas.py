@@ -7,104 +7,64 @@ follows from the factors alone (`interpret`), so spelling, order and nesting do 
     1, and a difference of two models              add difference
     factors add up to 1, three models              triple sum
     two models, the first a weight sum itself      sum twice
+
+Signs of multiplication may be missing where nothing else can be meant: `0.7(A) + 0.3(B)`, `A 70% + B 30%`.
 """
 
-import json
 import math
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from optimizer.recipes.recipe import Alpha, Step
+from optimizer.recipes.tokens import KnownNames, NotUnderstood, Token, quoted, tokens_of, value_of
 
 __all__ = [
-    "QUOTED",
     "Factor",
-    "KnownNames",
-    "NotUnderstood",
     "Part",
+    "Reading",
     "Sum",
     "formula_of",
     "interpret",
-    "normalized",
+    "names_in",
     "parse_formula",
-    "parse_name",
-    "percentage",
-    "quoted",
-    "unquoted",
-    "value_of",
+    "read_formula",
+    "renamed",
 ]
 
-_RESERVED = ("alpha", "beta", "x")
 _MOST_TERMS = 400  # products of terms that are multiplied out
 _MOST_DIFFERENCES = 50  # in one formula: each is a step of its own, inside the next
-_SYMBOLS = str.maketrans(
-    dict.fromkeys("×✕✖⨉⨯∗⋅·", " x ")  # noqa: RUF001
-    | dict.fromkeys("−–—‒﹣", "-")  # noqa: RUF001
-    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", "")  # of no width: pasted along, and not seen
-    | {"、": ",", "α": "alpha", "β": "beta"}  # noqa: RUF001
-)
-# A text in quotation marks, escapes as JSON has them.
-QUOTED = r'"(?:[^"\\]|\\.)*"'
-# Possessive: no digit follows a number, and trying that again for each digit of a long one takes ages.
-_NUMBER = r"(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?"
-_WORD = r"\w(?:[\w.]*\w)?(?:-+(?:\w(?:[\w.]*\w)?))*"
-_TOKENS = re.compile(
-    rf"\s*(?:(?P<quoted>{QUOTED})|(?P<percent>{_NUMBER})\s*%|(?P<number>\.\d+(?![\w.]))|(?P<word>{_WORD})|(?P<operator>[-+*()]))"
-)
-_BARE = re.compile(_WORD)
-# Markdown's code and bold text, and the hash that WebUIs write behind a name.
-_MARKS = re.compile(r"`|(?<![*\w)\]\"])\*\*(?=\S)|(?<=\S)\*\*(?![*\w(\[\"])|\s*\[[0-9a-fA-F]{8,64}\]")
-_GLUED = re.compile(rf"(?P<name>.*?)x(?P<factor>{_NUMBER}|alpha|beta|)", re.IGNORECASE)
+_DEEPEST = 50  # levels of parentheses
+_MOST_WORDS = 6  # of a name with spaces that stands without quotation marks
+# In the midst of words without quotation marks they tell that this is a sentence and no name.
+_SENTENCE = frozenset((
+    "and", "or", "with", "the", "of", "from", "into", "then", "using", "plus", "minus", "times", "to", "by", "for",
+    "only", "is", "are", "was", "which", "than", "not",
+))  # fmt: skip
 
-# 1-alpha, 1-0.1, 1-alpha-beta, alpha: no names, though every letter could stand in one.
-_FACTOR = rf"(?:alpha|beta|{_NUMBER})"
-_REST = re.compile(rf"(?:1-+{_FACTOR}|alpha|beta)(?:-+{_FACTOR})?", re.IGNORECASE)
-
-
-class NotUnderstood(ValueError):
-    """Part of a text that is no formula; the message shows that part and says why."""
-
-
-class KnownNames:
-    """Names that are known from elsewhere in a text; those with spaces can then be told in a formula."""
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self._names = frozenset(names)
-        self._spaced: dict[str, list[str]] = {}
-        for name in sorted(self._names, key=len, reverse=True):
-            if " " in name:
-                self._spaced.setdefault(name.split()[0], []).append(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def spaced_at(self, text: str, start: int) -> str | None:
-        """The longest name with spaces in it that stands at this place of `text`."""
-        if not self._spaced or not (first := _BARE.match(text, start)):
-            return None
-        return next(
-            (
-                name
-                for name in self._spaced.get(first[0], ())
-                if text.startswith(name, start) and not re.match(r"[\w.]*\w", text[start + len(name) :])
-            ),
-            None,
-        )
+# Powers of alpha and beta: () for a number alone, (("alpha", 1),) for alpha.
+_Powers = tuple[tuple[str, int], ...]
+_ALONE: _Powers = ()
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A polynomial in alpha and beta: `terms` maps their powers to numbers, {(0, 0): 1, (1, 0): -1} for 1 - alpha."""
+    """A polynomial in symbols such as alpha and beta: `terms` maps their powers to numbers.
 
-    terms: Mapping[tuple[int, int], float]
+    1 - alpha is {(): 1, (("alpha", 1),): -1}.
+    """
+
+    terms: Mapping[_Powers, float]
 
     @staticmethod
     def of(number: float) -> "Factor":
         """A factor that is this number."""
-        return Factor({(0, 0): number})
+        return Factor({_ALONE: number})
+
+    @staticmethod
+    def named(symbol: str) -> "Factor":
+        """A factor that is this symbol."""
+        return Factor({((symbol, 1),): 1.0})
 
     def __add__(self, other: "Factor") -> "Factor":
         powers = dict.fromkeys([*self.terms, *other.terms])
@@ -116,34 +76,48 @@ class Factor:
     def __mul__(self, other: "Factor") -> "Factor":
         if len(self.terms) * len(other.terms) > _MOST_TERMS:
             raise NotUnderstood("alpha and beta to high powers; a mode has them multiplied with each other at most")
-        result: dict[tuple[int, int], float] = {}
-        for (a, b), number in self.terms.items():
-            for (c, d), factor in other.terms.items():
-                result[a + c, b + d] = result.get((a + c, b + d), 0.0) + number * factor
+        result: dict[_Powers, float] = {}
+        for mine, number in self.terms.items():
+            for theirs, factor in other.terms.items():
+                powers = dict(mine)
+                for symbol, power in theirs:
+                    powers[symbol] = powers.get(symbol, 0) + power
+                key = tuple(sorted(powers.items()))
+                result[key] = result.get(key, 0.0) + number * factor
         return Factor(result)
 
-    def __call__(self, alpha: float, beta: float) -> float:
-        """The factor's value."""
-        return math.fsum(number * alpha**a * beta**b for (a, b), number in self.terms.items())
+    def __call__(self, values: Mapping[str, float]) -> float:
+        """The factor's value where its symbols have these values."""
+        return math.fsum(
+            number * math.prod(values[symbol] ** power for symbol, power in powers)
+            for powers, number in self.terms.items()
+        )
 
     def equals(self, number: float) -> bool:
-        """Whether this is `number` whatever alpha and beta are, to a millionth."""
+        """Whether this is `number` whatever the symbols are, to a millionth."""
         return all(
-            abs(value - (number if power == (0, 0) else 0.0)) < 1e-6
-            for power, value in (self + Factor.of(0.0)).terms.items()
+            abs(value - (number if powers == _ALONE else 0.0)) < 1e-6
+            for powers, value in (self + Factor.of(0.0)).terms.items()
         )
 
     @property
+    def number(self) -> float:
+        """What is left of the factor where all symbols are 0."""
+        return self.terms.get(_ALONE, 0.0)
+
+    @property
     def symbols(self) -> frozenset[str]:
-        """Which of alpha and beta it depends on."""
-        used = [power for power, number in self.terms.items() if number]
-        return frozenset(name for axis, name in enumerate(("alpha", "beta")) if any(power[axis] for power in used))
+        """The symbols that it depends on."""
+        return frozenset(symbol for powers, number in self.terms.items() if number for symbol, _ in powers)
 
     @property
     def symbol(self) -> str | None:
-        """`alpha` or `beta` if it is just that, else None."""
-        used = {power: number for power, number in self.terms.items() if number}
-        return {(1, 0): "alpha", (0, 1): "beta"}.get(next(iter(used))) if list(used.values()) == [1.0] else None
+        """The symbol that it is, if it is just that, else None."""
+        used = [(powers, number) for powers, number in self.terms.items() if number]
+        match used:
+            case [(((symbol, 1),), 1.0)]:
+                return symbol
+        return None
 
 
 @dataclass(frozen=True)
@@ -166,47 +140,16 @@ class Part:
     beta: Factor | None = None
 
 
-def normalized(text: str) -> str:
-    """`text` with full-width signs, odd spaces, multiplication signs and dashes as ASCII has them.
+@dataclass(frozen=True)
+class Reading:
+    """What was read of a formula: the step, what had to be interpreted, and the short hashes behind its models' names.
 
-    Quoted names stay as they are, but for the quotation marks around them: typographic, Japanese and single ones become
-    double ones. Marks of bold text and code, and short hashes behind names, are left out.
+    `notes` are clauses such as "0.3C is read as 0.3 x C".
     """
-    pieces = re.split(rf"({QUOTED})", re.sub("[“”„‟「」『』]", '"', text))
-    pieces[::2] = [re.sub(r"(?<![\w\\])['‘]([^'‘’\"]+)['’](?!\w)", r'"\1"', piece) for piece in pieces[::2]]  # noqa: RUF001
-    pieces = re.split(rf"({QUOTED})", "".join(pieces))
-    return "".join(
-        piece
-        if piece.startswith('"') and place % 2
-        else _MARKS.sub("", unicodedata.normalize("NFKC", piece.translate(_SYMBOLS)).translate(_SYMBOLS))
-        for place, piece in enumerate(pieces)
-    )
 
-
-def quoted(name: str) -> str:
-    """`name` as formulas hold it: in quotation marks wherever something else could be read into it."""
-    plain = (
-        _BARE.fullmatch(name) is not None
-        and normalized(name) == name
-        and name.lower() not in _RESERVED
-        and not re.fullmatch(_NUMBER, name)
-        and not _REST.fullmatch(name)
-        and not _GLUED.fullmatch(name)
-    )
-    return name if plain else json.dumps(name, ensure_ascii=False)
-
-
-def parse_name(text: str) -> str | None:
-    """The name that this side of an equation is: quoted, or up to four words; None if it is none."""
-    text = text.strip()
-    if re.fullmatch(QUOTED, text):
-        return unquoted(text)
-    words = text.split()
-    if not 0 < len(words) <= 4 or not all(_BARE.fullmatch(word) for word in words):
-        return None
-    if any(word.lower() in _RESERVED for word in words) or re.fullmatch(_NUMBER, text):
-        return None
-    return " ".join(words)
+    part: Part
+    notes: tuple[str, ...] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_formula(text: str, known: KnownNames | None = None) -> Sum:
@@ -215,6 +158,27 @@ def parse_formula(text: str, known: KnownNames | None = None) -> Sum:
     Raises NotUnderstood with the part of the text that is no formula.
     """
     return _Parser(text, known or KnownNames()).formula()
+
+
+def read_formula(text: str, known: KnownNames | None = None) -> Reading:
+    """The step, or nested steps, that the normalized `text` stands for.
+
+    Two readings beyond the factors as they are written: `A + B` without any number is half of each, and `A + B @0.3` is
+    what the WebUI calls a weighted sum at 0.3, A x 0.7 + B x 0.3. Raises NotUnderstood with the part that is no
+    formula, or why it is none of the modes.
+    """
+    parser = _Parser(text, known or KnownNames())
+    formula = parser.formula()
+    half = parser.half_and_half(formula) or parser.at_a_weight(formula)
+    try:
+        part = interpret(half or formula)
+    except NotUnderstood:
+        if not parser.cut:
+            raise
+        # `0.7(my-model) + 0.3(B)`: what was taken for a difference was a name.
+        parser = _Parser(text, known or KnownNames(), cutting=False)
+        part = interpret(parser.formula())
+    return Reading(part, tuple(dict.fromkeys(parser.notes)), parser.hashes)
 
 
 def interpret(formula: Sum) -> Part:
@@ -234,11 +198,31 @@ def interpret(formula: Sum) -> Part:
     raise NotUnderstood(_why_not(terms))
 
 
+def names_in(part: Part | None) -> list[str]:
+    """Return the names of the models and steps that a part takes, those of the parts inside it included."""
+    if part is None:
+        return []
+    return [
+        name
+        for operand in part.inputs.values()
+        for name in ([operand] if isinstance(operand, str) else names_in(operand))
+    ]
+
+
+def renamed(part: Part, names: Mapping[str, str]) -> Part:
+    """Return the part with other names for what it takes, {old: new}."""
+    inputs = {
+        place: names.get(operand, operand) if isinstance(operand, str) else renamed(operand, names)
+        for place, operand in part.inputs.items()
+    }
+    return replace(part, inputs=inputs)
+
+
 def _why_not(terms: _Terms) -> str:
     total = sum((factor for factor, _ in terms), Factor.of(0.0))
     if total.equals(1):
         return f"{len(terms)} models in one sum; write steps of two or three"
-    what = "something with alpha" if total.symbols else f"{total.terms.get((0, 0), 0.0):.6g}"
+    what = "something with alpha" if total.symbols else f"{total.number:.6g}"
     unclear = next((name for _, name in terms if isinstance(name, str) and re.search(r"-|x[\d.]", name)), None)
     hint = "" if unclear is None else f"; if {unclear!r} is not one name, write spaces around its - and x"
     return f"the factors add up to {what}; those of a weight sum add up to 1, a difference's to 0{hint}"
@@ -266,11 +250,6 @@ def formula_of(step: Step, blocks: Iterable[str]) -> tuple[str, dict[str, bool]]
         return first, apart
     second, apart["beta"] = _weighted(f"({first})", c, numbers["beta"], "beta")
     return second, apart
-
-
-def value_of(number: float) -> str:
-    """A number as the notation writes it: the shortest text that reads back as the same number."""
-    return repr(float(number))
 
 
 def _weighted(a: str, b: str, number: float | None, symbol: str) -> tuple[str, bool]:
@@ -350,38 +329,31 @@ def _upright(first: "str | Sum", second: "str | Sum", factor: Factor) -> tuple[t
 
 def _remains(factor: Factor) -> bool:
     """Whether this is 1 less something: what is left of A."""
-    return abs(factor.terms.get((0, 0), 0.0) - 1) < 1e-6
+    return abs(factor.number - 1) < 1e-6
 
 
 def _operand(operand: "str | Sum") -> "str | Part":
     return operand if isinstance(operand, str) else interpret(operand)
 
 
-def percentage(text: str) -> float:
-    """The number that `text`, a percentage without its sign, is a hundredth of: exactly where it can be."""
-    try:
-        return float(Decimal(text) / 100)
-    except ArithmeticError:  # more powers of ten than Decimal has
-        return float(text) / 100
-
-
-def unquoted(text: str) -> str:
-    """What stands between the quotation marks of `text`; taken as it is where it has signs that are no escapes."""
-    try:
-        return str(json.loads(text, strict=False))
-    except ValueError:
-        return text[1:-1]
-
-
 class _Parser:
-    """Recursive descent over sum, product, factor; every failure shows the text from where it was met."""
+    """Recursive descent over sum, product, factor; every failure shows the text from where it was met.
 
-    def __init__(self, text: str, known: KnownNames) -> None:
+    `notes` are what had to be interpreted, `hashes` the short hashes behind names, `cut` whether `(B-C)` was taken for
+    a difference; with `cutting` off it is a name.
+    """
+
+    def __init__(self, text: str, known: KnownNames, *, cutting: bool = True) -> None:
         self._text = text
         self._known = known
-        self._tokens = list(self._split())
+        self._cutting = cutting
+        self._tokens = list(tokens_of(text, known))
         self._position = 0
         self._depth = 0
+        self._spaced: list[str] = []
+        self.notes = [token.note for token in self._tokens if token.note is not None]
+        self.hashes: dict[str, str] = {}
+        self.cut = False
 
     def formula(self) -> Sum:
         result = self._sum()
@@ -391,76 +363,62 @@ class _Parser:
             raise NotUnderstood(f"{self._text.strip()!r}: no model is named in it")
         return result
 
-    def _split(self) -> Iterator[tuple[str, str, int]]:
-        position, text = 0, self._text.rstrip()
-        while position < len(text):
-            start = position + len(text[position:]) - len(text[position:].lstrip())
-            name = self._known.spaced_at(text, start)
-            if name is not None:
-                yield "name", name, start
-                position = start + len(name)
-                continue
-            found = _TOKENS.match(text, position)
-            if found is None:
-                raise NotUnderstood(repr(text[position:].strip()))
-            kind, value = str(found.lastgroup), found[str(found.lastgroup)]
-            yield from self._refined(kind, value, start)
-            position = found.end()
+    def half_and_half(self, formula: Sum) -> Sum | None:
+        """`A + B` as half of each, if it is no more than that."""
+        names = [operand for factor, operand in formula.terms if isinstance(operand, str) and factor.equals(1)]
+        if len(names) != 2 or len(formula.terms) != 2 or self._has("number", "symbol", "@"):
+            return None
+        if any(re.search(r"x[\d.]", name) for name in names):
+            return None
+        if self._spaced:
+            raise NotUnderstood(
+                f"{self._spaced[0]!r}; a name with spaces needs quotation marks where there are no numbers"
+            )
+        self.notes.append(f"{names[0]} + {names[1]} without numbers is read as half of each")
+        return Sum(tuple((Factor.of(0.5), name) for name in names))
 
-    def _refined(self, kind: str, value: str, start: int) -> Iterator[tuple[str, str, int]]:
-        if kind == "quoted":
-            yield "name", unquoted(value), start
-        elif kind == "operator":
-            yield value, value, start
-        elif kind == "percent":
-            yield "number", str(percentage(value)), start
-        elif re.fullmatch(_NUMBER, value):
-            yield "number", value, start
-        elif value.lower() == "x":
-            yield "*", value, start
-        elif _REST.fullmatch(value):
-            for place, part in enumerate(re.split("-+", value)):
-                if place:
-                    yield "-", "-", start
-                yield ("symbol" if part[0].isalpha() else "number"), part.lower(), start
-        elif value not in self._known and (found := _GLUED.fullmatch(value)):
-            yield from self._unglued(value, found, start)
-        else:
-            yield "name", value, start
+    def at_a_weight(self, formula: Sum) -> Sum | None:
+        """`A + B @0.3` as a weighted sum at 0.3, if it is that."""
+        if len(formula.terms) != 2 or sum(token.kind == "@" for token in self._tokens) != 1:
+            return None
+        (one, first), (weight, second) = formula.terms
+        if not (one.equals(1) and isinstance(first, str) and isinstance(second, str)) or weight.symbols:
+            return None
+        rest = Factor.of(1 - weight.number)
+        self.notes.append(
+            f"@{weight.number:g} is read as the weight of a weighted sum: {first} x {rest.number:.12g} + "
+            f"{second} x {weight.number:g}"
+        )
+        return Sum(((rest, first), (weight, second)))
 
-    def _unglued(self, value: str, found: re.Match[str], start: int) -> Iterator[tuple[str, str, int]]:
-        """`Ax0.5`, `x0.5` and `0.5x` without their spaces, where the rest is a name known from elsewhere."""
-        name, factor = found["name"], found["factor"]
-        number = re.fullmatch(_NUMBER, name) is not None
-        if name and not number and name not in self._known:
-            yield "name", value, start
-            return
-        if name:
-            yield ("number" if number else "name"), name, start
-        yield "*", "x", start
-        if factor:
-            yield ("symbol" if factor[0].isalpha() else "number"), factor.lower(), start
+    def _has(self, *kinds: str) -> bool:
+        return any(token.kind in kinds for token in self._tokens)
 
-    def _kind(self) -> str | None:
-        return self._tokens[self._position][0] if self._position < len(self._tokens) else None
+    def _token(self, ahead: int = 0) -> Token | None:
+        place = self._position + ahead
+        return self._tokens[place] if place < len(self._tokens) else None
 
-    def _take(self) -> str:
+    def _kind(self, ahead: int = 0) -> str | None:
+        token = self._token(ahead)
+        return None if token is None else token.kind
+
+    def _take(self) -> Token:
         self._position += 1
-        return self._tokens[self._position - 1][1]
+        return self._tokens[self._position - 1]
 
-    def _failure(self) -> NotUnderstood:
-        if self._position >= len(self._tokens):
+    def _failure(self, hint: str = "") -> NotUnderstood:
+        token = self._token()
+        if token is None:
             return NotUnderstood(f"{self._text.strip()!r} breaks off")
-        kind, _, start = self._tokens[self._position]
-        after_name = kind == "name" and self._position > 0 and self._tokens[self._position - 1][0] == "name"
-        hint = "; a name with spaces needs quotation marks" if after_name else ""
-        return NotUnderstood(f"{self._text[start:].strip()!r}{hint}")
+        after_name = token.kind == "name" and self._position > 0 and self._tokens[self._position - 1].kind == "name"
+        hint = hint or ("; a name with spaces needs quotation marks" if after_name else "")
+        return NotUnderstood(f"{self._text[token.start :].strip()!r}{hint}")
 
     def _sum(self) -> "Factor | Sum":
         negative = self._sign()
         parts = [self._signed(self._product(), negative=negative)]
         while self._kind() in ("+", "-"):
-            negative = self._take() == "-"
+            negative = self._take().kind == "-"
             parts.append(self._signed(self._product(), negative=negative))
         scalars = [part for part in parts if isinstance(part, Factor)]
         if len(scalars) == len(parts):
@@ -471,7 +429,7 @@ class _Parser:
 
     def _sign(self) -> bool:
         if self._kind() in ("+", "-"):
-            return self._take() == "-"
+            return self._take().kind == "-"
         return False
 
     @staticmethod
@@ -492,15 +450,27 @@ class _Parser:
                 operand = part
             else:
                 raise NotUnderstood(f"{self._text.strip()!r} multiplies models with each other")
-            if self._kind() != "*":
+            if self._kind() in ("*", "@"):
+                self._take()
+            elif not self._goes_on(part):
                 break
-            self._take()
         return scale if operand is None else Sum(((scale, operand),))
+
+    def _goes_on(self, part: "Factor | str | Sum") -> bool:
+        """Whether the next token is multiplied with this one though there is no sign between them."""
+        token, before = self._token(), self._tokens[self._position - 1]
+        if token is None:
+            return False
+        if not isinstance(part, Factor):
+            return token.kind == "(" or (token.kind == "number" and token.weight)
+        if before.kind != "number":  # (1-alpha) A, alpha A
+            return False
+        return token.kind == "(" or (token.kind in ("name", "symbol") and (before.weight or before.text == "1.0"))
 
     def _factor(self) -> "Factor | str | Sum":
         signed, negative = False, False
         while self._kind() in ("+", "-"):
-            signed, negative = True, negative != (self._take() == "-")
+            signed, negative = True, negative != (self._take().kind == "-")
         part = self._unsigned()
         if not signed:
             return part
@@ -509,22 +479,46 @@ class _Parser:
         return -part if negative else part
 
     def _unsigned(self) -> "Factor | str | Sum":
-        kind = self._kind()
-        if kind == "number":
-            return Factor.of(float(self._take()))
-        if kind == "symbol":
-            return Factor({(1, 0) if self._take() == "alpha" else (0, 1): 1.0})
-        if kind == "name":
-            return self._take()
-        if kind == "(":
-            return self._parenthesis()
+        match self._kind():
+            case "number":
+                return Factor.of(self._take().value)
+            case "symbol":
+                return Factor.named(self._take().text)
+            case "name":
+                return self._name()
+            case "(":
+                return self._parenthesis()
         raise self._failure()
+
+    def _name(self) -> str:
+        """A name; words without quotation marks that follow each other are one, numbers between them included."""
+        words = [self._take()]
+        while words[0].bare and len(words) < _MOST_WORDS and (token := self._token()) is not None:
+            if words[-1].hash is not None or not (token.bare or (token.kind == "number" and self._in_name(token))):
+                break
+            if token.text.lower() in _SENTENCE or words[-1].text.lower() in _SENTENCE:
+                raise self._failure()
+            words.append(self._take())
+        name = " ".join(word.text for word in words)
+        if len(words) > 1:
+            if self._kind() == "name" or any(word.text in self._known for word in words):
+                raise self._failure("; a name with spaces needs quotation marks")
+            if name not in self._known:
+                self._spaced.append(name)
+                self.notes.append(f"{name!r} is taken for one name")
+        if words[-1].hash is not None:
+            self.hashes.setdefault(name, words[-1].hash)
+        return name
+
+    def _in_name(self, number: Token) -> bool:
+        """Whether a number behind a word belongs to the name, as in `Stable Diffusion 1.5 x 0.3`, and is no factor."""
+        return not number.weight or self._kind(1) in ("*", "@", "name")
 
     def _parenthesis(self) -> "Factor | str | Sum":
         self._take()
         self._depth += 1
-        if self._depth > 50:
-            raise NotUnderstood("parentheses nested more than 50 deep")
+        if self._depth > _DEEPEST:
+            raise NotUnderstood(f"parentheses nested more than {_DEEPEST} deep")
         inner = self._sum()
         if self._kind() != ")":
             raise self._failure()
@@ -537,11 +531,12 @@ class _Parser:
 
     def _apart(self, name: str) -> "str | Sum":
         """`(B-C)` without spaces: a difference where both sides are known, or where there is only one place to cut."""
-        if name in self._known or "-" not in name:
+        if not self._cutting or name in self._known or "-" not in name:
             return name
         cuts = [(name[: found.start()], name[found.end() :]) for found in re.finditer("-", name)]
         fitting = [cut for cut in cuts if all(side in self._known for side in cut)]
         if len(fitting) == 1 or len(cuts) == 1:
             first, second = (fitting or cuts)[0]
+            self.cut = True
             return Sum(((Factor.of(1.0), first), (Factor.of(-1.0), second)))
         return name

@@ -1,89 +1,82 @@
-"""SuperMerger's notation: recipes as people write them into articles and model cards, read and written.
+"""SuperMerger's notation: recipes as people write them into articles and model cards, read line by line, prose and all.
 
-A text is read line by line, prose and all. What counts are formulas with a name on either side, `A x 0.9 + B x 0.1 =
-TEMP1` or `TEMP1 = ...`, the lines `alpha = (26 numbers)` that belong to them, presets, and reported similarities.
+What counts are steps, in whatever words (see `statements`), in tables and on SuperMerger's console; the numbers that
+belong to them, presets, and reported similarities. Nothing that looks like a step is passed over: a line is read, or
+named with the reason why it is not.
 """
 
-import codecs
-import difflib
-import itertools
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from optimizer.checkpoints import CHECKPOINT_SUFFIXES
 from optimizer.checkpoints.layout import Layout, load_layout
-from optimizer.errors import RecipeError, attempt
-from optimizer.recipes.files import alpha_as_data, read_alpha
-from optimizer.recipes.formulas import (
+from optimizer.errors import RecipeError
+from optimizer.recipes.built_in_presets import built_in_presets
+from optimizer.recipes.console import (
+    ReadStep,
+    console_block,
+    console_step,
+    history_step,
+    is_history_row,
+    named_file,
+)
+from optimizer.recipes.formula_texts import is_formula, with_alpha
+from optimizer.recipes.formulas import Part, names_in, read_formula, renamed
+from optimizer.recipes.lines import LONGEST_LINE, MOST_LINES, is_key, joined_lines
+from optimizer.recipes.methods import find_method
+from optimizer.recipes.model_mixer import mixer_line
+from optimizer.recipes.notation_writing import ending_of, file_of, write_notation
+from optimizer.recipes.presets import Preset, parse_preset, preset_alpha
+from optimizer.recipes.recipe import MOST_STEPS, Model, Recipe, Step
+from optimizer.recipes.reported import ReportedSimilarities
+from optimizer.recipes.statement_names import StatementNames
+from optimizer.recipes.statement_steps import StepBuilder
+from optimizer.recipes.statements import (
+    SIGN,
+    Assigned,
+    Read,
+    Refused,
+    Said,
+    SameAs,
+    Statement,
+    label_of,
+    read_statement,
+    sides_of,
+    symbols_in,
+)
+from optimizer.recipes.tables import Table, cells_of, is_row, is_rule, row_by_position, step_of_row, table_at
+from optimizer.recipes.tokens import (
+    CIRCLED,
     QUOTED,
-    Factor,
     KnownNames,
     NotUnderstood,
-    Part,
-    formula_of,
-    interpret,
+    masked,
     normalized,
-    parse_formula,
     parse_name,
-    percentage,
-    quoted,
     unquoted,
-    value_of,
+    without_markup,
 )
-from optimizer.recipes.presets import Preset, numbered_alpha, parse_preset, preset_alpha, read_presets
-from optimizer.recipes.recipe import MOST_STEPS, Alpha, Expected, Model, Recipe, Step
-from optimizer.recipes.yaml_files import read_text, shown, yaml_of
+from optimizer.recipes.unread import looks_like_step, mentions, reason
 
-__all__ = ["Imported", "import_text", "read_notation", "write_notation"]
+__all__ = ["Imported", "read_notation", "write_notation"]
 
-# Possessive: no digit follows a number, and trying that again for each digit of a long one takes ages.
-_NUMBER = r"-?(?:\d++\.?\d*+|\.\d++)(?:e[-+]?\d++)?"
-_NUMBERS = rf"{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*,?"
-_LIST = rf"(?:\(\s*{_NUMBERS}\s*\)|\[\s*{_NUMBERS}\s*\])"
-_ALPHA = r"(?P<{0}>base[ _]?(?:alpha|beta)|alpha|beta)"
-# `alpha = ...` on a line of its own or after a comma; `B x alpha = NAME` is the end of a formula.
-_ASSIGNED = re.compile(
-    rf"""(?:^|[,;])\s*{_ALPHA.format("name")}\s*=\s*
-         (?P<value>{_LIST}|\{{.*\}}|{_NUMBERS}(?![\w.])|{_NUMBER}\s*(?:,\s*$|(?=\s*(?:[,;]|$)))|[^\s,;=][^;=]*$|[^\s,;=]+)
-         |(?<![\w.-]){_ALPHA.format("symbol")}\s*(?:=\s*)?(?P<list>{_LIST})""",
-    re.IGNORECASE | re.VERBOSE,
-)
-# Another way to write the sign between a formula and its name.
-_ARROW = re.compile(r"\s*(?:->|=>|:=|→|⇒|➡|➔)\s*")
-_BULLET = re.compile(r"^\s*(?:>\s*)*(?:(?:[•◦▪●○■□‣·*+-]|\d{1,3}[.)])\s+)?")
-_LABEL = re.compile(r"^[A-Za-z][\w ]{0,30}:\s+(?=.*=)")
+_BULLET = re.compile(r"^\s*(?:>\s*)*(?:(?:[•◦▪●○■□‣·*+-]|\d{1,3}[.)]|\(\d{1,3}\)|\[\d{1,3}\]|[A-Za-z]\))\s+)?")
+_LABEL = re.compile(rf"^[^\W\d_][\w ]{{0,30}}:\s+(?=.*(?:{SIGN.pattern}))")
 _DECLARED = re.compile(
     rf"(recipe|layout|mapping|output|model) ?(?P<name>{QUOTED}|[^\":]*?)\s*:\s*(?P<value>{QUOTED})(?P<more>.*)"
 )
 _MORE = re.compile(rf",\s*(license|sha256)\s+({QUOTED})")
-_SIMILARITY = re.compile(
-    r"(?:cosine )?similarity of (?P<blocks>[\w, -]+?)(?: between .+?)?"
-    r"(?: \((?P<metric>\w+), seed (?P<seed>\d{1,18})\))?"
-    rf"\s*:\s*(?P<total>{_NUMBER})?\s*%?",
-    re.IGNORECASE,
-)
-_OF_STEP = re.compile(r"block.level .*?similarity of (?:the )?(?P<step>.+?)\s*:?", re.IGNORECASE)
-_TOTAL = re.compile(rf"total\s*:\s*(?P<total>{_NUMBER})\s*%", re.IGNORECASE)
-_PERCENT = re.compile(rf"({_NUMBER})\s*%")
-_MOST_LINES = 12  # that one formula or list of numbers may be spread over
-_LONGEST_LINE = 2000  # characters of a formula that may run on
-_LONGEST_PROSE = 300  # characters of a line that may report a similarity
-_LONGEST = 10_000  # characters of any line that is looked at; 26 free alphas take some 1500
-_MOST_BYTES = 1 << 20  # of a text; the article has some 40,000
+_OPERATION = re.compile(r"[+*@×]|(?<!\w)[xX](?!\w)|\s-\s|\d\s*%")  # noqa: RUF001
+_CALL = re.compile(r"\w\s*\([^(),]*,[^()]*\)")
 _MOST_LINES_OF_A_TEXT = 20_000
-_MOST_COMPARED = 200  # names that are looked at for one that is nearly the same
+_MOST_LISTED = 6  # names in one warning
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was read from a text: the recipe, what had to be guessed, and lines with a formula that made no sense."""
+    """What was read: the recipe, what had to be interpreted or guessed, and lines that look like steps and are none."""
 
     recipe: Recipe
     warnings: tuple[str, ...] = ()
@@ -98,179 +91,71 @@ def read_notation(
     mapping: str | None = None,
     presets: Mapping[str, Preset] | None = None,
 ) -> Imported:
-    """The recipe in a text of formulas and prose. `presets` are alphas that it may name.
+    """Return the recipe in a text of formulas, tables and prose. `presets` are alphas that it may name.
 
-    `mapping` is the recipe's, whatever the text says; by default what the text declares, else supermerger.
+    `mapping` is the recipe's, whatever the text says; by default what the text declares, else supermerger (for a line
+    of model-mixer's: model-mixer).
 
     Names that no formula defines are the sources: the file is the name, with .safetensors. Steps may come in any order.
     Of several steps that no other uses, the output is the one that needs the most steps.
 
     Raises RecipeError, each problem with its line, for numbers of a wrong count, a step that lacks its alpha, a line
-    that is not understood but defines a name that others use, a name defined in two ways, and a text without steps.
+    that is not understood but defines a name that others use or goes on from what would be the output, a name defined
+    in two ways, and a text without steps.
     """
     reader = _Reader(layout or load_layout("sd1"), dict(presets or {}))
     reader.read(text)
     return reader.imported(name, mapping)
 
 
-def import_text(path: Path | str, *, mapping: str | None = None, presets: Path | str | None = None) -> Imported:
-    """`read_notation` of the file at `path`, with the presets in another file.
-
-        import_text("article.txt").recipe
-
-    Raises RecipeError, naming the file.
-    """
-    path = Path(path)
-    text = _read(path)
-    known = None if presets is None else read_presets(_read(Path(presets)))
-    return attempt(lambda: read_notation(text, name=path.stem, mapping=mapping, presets=known), path)
-
-
-def _read(path: Path) -> str:
-    data = read_text(path, RecipeError, most=_MOST_BYTES)
-    try:
-        # What Windows' editor writes begins with a mark that tells the encoding; without one it is UTF-8.
-        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return data.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8 and try again"
-        ) from None
-
-
-def write_notation(recipe: Recipe) -> str:
-    """The recipe as text that `read_notation` reads as the same recipe, results of a fit (`similarity`) left out.
-
-    Formulas as in the article: one line a step, its 26 numbers below it where one does not hold for all blocks.
-    """
-    lines = _declarations(recipe)
-    for step in recipe.steps:
-        formula, apart = formula_of(step, recipe.layout.blocks)
-        lines.append(f"{formula} = {quoted(step.name)}")
-        lines += [
-            f"    {name} = {_alpha_text(alpha, recipe.layout)}" for name, alpha in step.alphas.items() if apart[name]
-        ]
-        if step.expect is not None:
-            lines += _expected_lines(step.expect, recipe.layout)
-    return "\n".join(lines) + "\n"
-
-
-# --- Writing ----------------------------------------------------------------------------------------------------------
-
-
-def _declarations(recipe: Recipe) -> list[str]:
-    """What formulas do not say, where it is not what `read_notation` would assume."""
-    lines = [f"recipe: {_json(recipe.name)}"]
-    if recipe.layout.name != "sd1":
-        lines.append(f"layout: {_json(recipe.layout.name)}")
-    # The same numbers make another checkpoint under another mapping, so it always stands there.
-    lines.append(f"mapping: {_json(recipe.mapping)}")
-    known = [step.name for step in recipe.steps]
-    met = [name for step in recipe.steps for name in step.inputs.values() if name not in known]
-    assumed = {name: Model(_file_of(name)) for name in met}
-    # Declared models are never taken for a step or a model of nearly the same name.
-    steps, plain = _ByLikeness(known), {_squeezed(name) for name in recipe.models}
-    clear = len(plain) == len(recipe.models) <= _MOST_COMPARED and not any(
-        _near(name, step) for name in recipe.models for step in steps.like(name)
-    )
-    undeclared = clear and list(assumed.items()) == list(recipe.models.items())
-    for name, model in () if undeclared else recipe.models.items():
-        more = "" if model.license == "unknown" else f", license {_json(model.license)}"
-        more += f", sha256 {_json(model.sha256)}" if model.sha256 is not None else ""
-        lines.append(f"model {quoted(name)}: {_json(model.file)}{more}")
-    if recipe.output != _ending(recipe.steps)[0]:
-        lines.append(f"output: {_json(recipe.output)}")
-    return lines
-
-
-def _alpha_text(alpha: Alpha, layout: Layout) -> str:
-    if alpha.free:
-        return _json(alpha_as_data(alpha, layout))
-    values = [alpha.at(block) for block in layout.blocks]
-    return value_of(values[0]) if len(set(values)) == 1 else f"({','.join(map(value_of, values))})"
-
-
-def _expected_lines(expect: Expected, layout: Layout) -> list[str]:
-    standard = (expect.metric, expect.seed) == (Expected.metric, Expected.seed)
-    how = "" if standard else f" ({expect.metric}, seed {expect.seed})"
-    total = "" if expect.total is None else f" {_percent(expect.total)}"
-    lines = [f"    Cosine similarity of {layout.describe_blocks(expect.blocks)}{how}:{total}"]
-    if expect.similarities:
-        lines.append("    | " + " | ".join(expect.similarities) + " |")
-        lines.append("    | " + " | ".join(_percent(value) for value in expect.similarities.values()) + " |")
-    return lines
-
-
-def _percent(value: float) -> str:
-    percents = Decimal(repr(value)) * 100
-    return f"{percents.normalize():f}%" if not 0 < abs(percents) < 1e-9 else f"{percents:e}%"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _file_of(name: str) -> str:
-    return name if name.lower().endswith(CHECKPOINT_SUFFIXES) else f"{name}.safetensors"
-
-
-def _ending(steps: Iterable[Step]) -> tuple[str, tuple[str, ...]]:
-    """The step that needs the most others, the last of several; and all steps that none uses."""
-    inputs = {step.name: tuple(step.inputs.values()) for step in steps}
-    used = {name for needed in inputs.values() for name in needed}
-    endings = tuple(name for name in inputs if name not in used) or tuple(inputs)
-
-    def needs(name: str) -> int:
-        found, queue = set[str](), [name]
-        while queue:
-            current = queue.pop()
-            if current not in found and current in inputs:
-                found.add(current)
-                queue += inputs[current]
-        return len(found)
-
-    return max(reversed(endings), key=needs), endings
-
-
-# --- Reading ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Statement:
-    """A formula with its name; `symbols` are those of alpha and beta that stand in it.
-
-    `given` are their values as written, with the lines they stand on.
-    """
+@dataclass(frozen=True)
+class _Rejected:
+    """A line that looks like a step, why it is none, and the names that it may define."""
 
     line: int
     text: str
-    name: str
-    formula: str
-    symbols: tuple[str, ...]
-    given: dict[str, tuple[int, str]] = field(default_factory=dict)
-    part: Part | None = None
-    expect: Expected | None = None
-    label: str | None = None
-    indent: int = 0
+    why: str
+    names: tuple[str, ...] = ()
+    remark: bool = False
+
+    def __str__(self) -> str:
+        return reason(self.line, self.text, self.why)
+
+    def goes_on_from(self, output: str) -> bool:
+        """Whether the line would make something of a step and other models, and is no remark on it."""
+        if self.text.startswith("#") or not mentions(self.text, output):
+            return False
+        if is_row(self.text):
+            return bool(self.names) and not self.remark
+        text = normalized(self.text)
+        signed, multiplied = SIGN.search(text) is not None, _OPERATION.search(text) is not None
+        if not self.remark and (signed or (multiplied and self.names)) and (multiplied or _CALL.search(text)):
+            return True
+        sides = list(sides_of(text))
+        taking = [re.search(r"\d", side.replace(output, "")) is not None and mentions(side, output) for side in sides]
+        return len(sides) == 2 and sum(taking) == 1 and parse_name(sides[taking.index(False)]) is not None
 
 
 class _Reader:
     def __init__(self, layout: Layout, presets: dict[str, Preset]) -> None:
         self._layout = layout
         self._presets = presets
-        self._statements: list[_Statement] = []
+        self._statements: list[Statement] = []
         self._models: dict[str, Model] = {}
+        self._files: dict[str, str] = {}  # of models that stand in the text with a hash or an extension
         self._declared: dict[str, str] = {}
-        self._rejected: list[tuple[int, str, str]] = []  # line, text, why
-        self._candidates: dict[int, tuple[str, ...]] = {}  # the names that a rejected line may define
+        self._rejected: list[_Rejected] = []
         self._problems: list[str] = []
-        self._warnings: list[str] = []
-        self._of_step: str | None = None
-        self._header: tuple[str, ...] = ()
-        self._labels: dict[str, tuple[str, ...]] = {}
+        self._notes: list[tuple[int, str]] = []
+        self._reported = ReportedSimilarities(layout, self._statements, self._reject)
         self._indent = 0
-        self._last: dict[str, _Statement] = {}  # the last formula with alpha, with beta
+        self._last: dict[str, Statement] = {}  # the last formula with alpha, with beta
         self._orphans: list[tuple[int, str]] = []  # lines with numbers above every formula, and whose
+        self._passed: list[tuple[int, str]] = []  # lines of which nothing was read
+        self._labelled: dict[str, tuple[int, str]] = {}  # presets `name: numbers`, which may be something else
+        self._mixer_lines: list[int] = []
+        self._same: list[tuple[int, str, SameAs]] = []
+        self._preset_names = ChainMap[str, object](self._presets, dict(built_in_presets()))  # type: ignore[arg-type]
 
     def read(self, text: str) -> None:
         lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -278,80 +163,244 @@ class _Reader:
             raise RecipeError(f"{len(lines):,} lines; at most {_MOST_LINES_OF_A_TEXT:,} are read: leave out the prose")
         number = 0
         while number < len(lines):
-            if len(lines[number]) > _LONGEST:
-                if "=" in lines[number]:
-                    self._reject(number + 1, lines[number], f"a line of {len(lines[number]):,} characters")
-                number += 1
-                continue
-            line, more = _joined(lines, number)
-            self._line(number + 1, lines[number], line)
-            number += 1 + more
+            number += self._too_long(lines, number) or self._block(lines, number) or self._single(lines, number)
         self._parse()
 
     def imported(self, name: str, mapping: str | None) -> Imported:
-        steps = self._steps() if not self._problems else []
-        rejected = [self._reason(*line) for line in self._rejected]
+        builder = StepBuilder(self._layout, self._presets, self._reported.labels)
+        steps = [] if self._problems else builder.steps(self._statements)
+        self._notes += builder.notes
+        self._problems += builder.problems
+        for label, (line, text) in self._labelled.items():
+            if label not in builder.used:
+                self._rejected.append(_Rejected(line, text, "numbers that no alpha takes by this name", remark=True))
+        self._rejected.sort(key=lambda rejected: rejected.line)
         if not self._statements and not self._problems:
             self._problems = ["no formula was found; a step is a line such as A x 0.9 + B x 0.1 = TEMP1"]
+        output = "" if self._problems else self._output(steps)
+        self._problems += [] if self._problems else self._going_on(output)
         if self._problems:
             # Why a formula lacks its numbers may be told by the line that holds them.
             told = "\n".join(self._problems)
-            raise RecipeError([*(reason for reason in rejected if reason not in told), *self._problems])
+            raise RecipeError([*(text for text in map(str, self._rejected) if text not in told), *self._problems])
         defined = {step.name for step in steps}
         used = dict.fromkeys(n for step in steps for n in step.inputs.values() if n not in defined)
-        models = {**self._models, **{n: Model(_file_of(n)) for n in used if n not in self._models}}
-        output, endings = _ending(steps)
-        if "output" in self._declared:
-            output = self._declared["output"]
-        elif len(endings) > 1:
-            listed = ", ".join(repr(ending) for ending in endings)
-            self._warnings.append(f"the text ends in {listed}; {output!r}, which needs the most steps, is the output")
+        models = {
+            **self._models,
+            **{n: Model(self._files.get(n) or file_of(n)) for n in used if n not in self._models},
+        }
         recipe = Recipe(
             name=self._declared.get("recipe", name),
             layout=self._layout,
             models=models,
             steps=tuple(steps),
             output=output,
-            mapping=mapping or self._declared.get("mapping", "supermerger"),
+            mapping=mapping or self._declared.get("mapping") or self._mixer_mapping(steps),
         )
-        return Imported(recipe, tuple(self._warnings), tuple(rejected))
+        notes = [
+            f"line {line}: {text}" if line else text
+            for line, text in sorted(self._notes, key=lambda note: note[0] or math.inf)
+        ]
+        return Imported(recipe, tuple(dict.fromkeys(notes)), tuple(map(str, self._rejected)))
 
-    # What a line is
+    def _output(self, steps: Sequence[Step]) -> str:
+        if "output" in self._declared:
+            return self._declared["output"]
+        output, endings = ending_of(steps)
+        if len(endings) > 1:
+            listed = ", ".join(map(repr, endings[:_MOST_LISTED]))
+            more = f" and {len(endings) - _MOST_LISTED} more" if len(endings) > _MOST_LISTED else ""
+            self._notes.append(
+                (0, f"the text ends in {listed}{more}; {output!r}, which needs the most steps, is the output")
+            )
+        return output
 
-    def _line(self, number: int, raw: str, line: str) -> None:
-        self._indent = len(raw) - len(raw.lstrip())
-        plain = normalized(line).strip()
-        if self._declaration(raw.strip()) or self._similarity(number, plain):
+    def _going_on(self, output: str) -> list[str]:
+        """A problem for each line that would make another step of the output, and is not understood."""
+        defined = {statement.name for statement in self._statements}
+        return [
+            f"{line}; it goes on from {output!r}, and the recipe would end a step too early: write it otherwise, or "
+            "take the line out"
+            for line in self._rejected
+            if line.goes_on_from(output) and not (line.names and defined.issuperset(line.names))
+        ]
+
+    def _mixer_mapping(self, steps: Sequence[Step]) -> str:
+        """The mapping of a text: model-mixer's where the numbers are its own."""
+        if not self._mixer_lines:
+            return "supermerger"
+        line = self._mixer_lines[0]
+        if len(self._mixer_lines) < len(self._statements):
+            self._notes.append(
+                (line, "model-mixer's numbers stand beside others; the mapping is supermerger, see --mapping")
+            )
+            return "supermerger"
+        if all(len(set(alpha.values.values())) == 1 for step in steps for alpha in step.alphas.values()):
+            return "supermerger"  # without block weights it merges everything, the VAE too
+        self._notes.append((line, "the mapping is model-mixer, whose line this is"))
+        return "model-mixer"
+
+    # --- What lines are ---
+
+    def _too_long(self, lines: Sequence[str], number: int) -> int:
+        line = lines[number]
+        if len(line) <= LONGEST_LINE:
+            return 0
+        if "=" in line or any(sign.isdigit() for sign in line):
+            self._reject(number + 1, line, f"a line of {len(line):,} characters")
+        return 1
+
+    def _block(self, lines: Sequence[str], number: int) -> int:
+        """Read a table of steps or SuperMerger's console; return how many lines it takes, 0 if there is none."""
+        line = lines[number]
+        if is_history_row(line):
+            return self._history(lines, number)
+        block = console_block(lines, number)
+        if block is not None:
+            settings, count = block
+            self._add_read(number + 1, line, lambda where: console_step(settings, self._layout, where))
+            return count
+        table = table_at(lines, number)
+        return 0 if table is None else self._table(lines, number, table)
+
+    def _history(self, lines: Sequence[str], number: int) -> int:
+        """A row of SuperMerger's history; values in quotation marks may run on over lines."""
+        row, count = lines[number], 1
+        while row.count('"') % 2 and count < MOST_LINES and number + count < len(lines):
+            row, count = f"{row}\n{lines[number + count]}", count + 1
+        self._add_read(number + 1, lines[number], lambda where: history_step(row, self._layout, where))
+        return count
+
+    def _table(self, lines: Sequence[str], number: int, table: Table) -> int:
+        end = number + table.head
+        while end < len(lines) and "|" in lines[end] and len(lines[end]) <= LONGEST_LINE:
+            if not is_rule(lines[end]):
+                self._row(end + 1, lines[end], step_of_row(lines[end], table), number)
+            end += 1
+        return end - number
+
+    def _row(self, line: int, text: str, read: ReadStep | Refused | None, table: int | None = None) -> bool:
+        if isinstance(read, Refused):
+            self._reject(line, text.strip(), read.why, read.names)
+        elif read is not None:
+            self._add_step(line, text.strip(), read, table)
+        return read is not None
+
+    def _add_read(self, line: int, text: str, read: Callable[[str], ReadStep | None]) -> None:
+        try:
+            step = read("")
+        except RecipeError as error:
+            self._reject(line, text.strip(), error.problems[0])
             return
+        if step is not None:
+            self._add_step(line, text.strip(), step)
+
+    def _add_step(self, line: int, text: str, read: ReadStep, table: int | None = None) -> None:
+        given = {name: (line, value) for name, value in read.given.items()}
+        self._files = {**read.files, **self._files}
+        self._notes += [(line, note) for note in read.notes]
+        self._append(Statement(line, text, read.name, given=given, part=read.part, table=table))
+
+    def _single(self, lines: Sequence[str], number: int) -> int:
+        line, more = joined_lines(lines, number)
+        if not self._line(number + 1, lines[number], line) and line.strip():
+            self._passed.append((number + 1, without_markup(line).strip()))
+        return 1 + more
+
+    def _line(self, number: int, raw: str, line: str) -> bool:
+        """Read a line; return whether it was of any use."""
+        self._indent = len(raw) - len(raw.lstrip())
+        line = without_markup(line)
+        plain = normalized(line).strip()
+        if self._declaration(raw.strip()) or self._reported.read(number, _BULLET.sub("", plain), self._indent):
+            return True
         preset = self._preset(raw, number)
         if preset is not None:
             known = self._presets.setdefault(preset.name, preset)
+            if "\t" not in raw:
+                self._labelled[preset.name] = (number, raw.strip())
             if known.numbers != preset.numbers:
                 self._reject(number, raw.strip(), f"preset {preset.name!r} is another on line {known.line}")
-            return
+            return True
+        if is_row(plain) or "\t" in raw.strip():
+            if self._row(number, raw, row_by_position(raw)):
+                return True
+            if is_row(plain):
+                cells = [self._formula(number, normalized(cell), cell=True) for cell in cells_of(raw)]
+                return any(cells) or is_rule(raw)
         # A comment may follow a formula; a quoted name may hold the sign.
-        text = _LABEL.sub("", _BULLET.sub("", normalized(re.sub(r'\s(?:#|//)[^"]*$', "", line)))).strip()
-        if text.startswith("|"):
-            for cell in text.strip("|").split("|"):
-                self._formula(number, cell.strip())
-        elif text.startswith("#"):
-            if "=" in _masked(text) and any(_is_formula(side) for side in text.lstrip("# ").split("=")):
-                self._reject(number, text, "a comment or heading; take the # away to have it read")
-        else:
-            self._formula(number, text)
+        text = _BULLET.sub("", normalized(re.sub(r'\s(?:#|//)[^"]*$', "", line))).strip()
+        if text.startswith("#"):
+            return self._heading(number, text)
+        return self._formula(number, text)
 
-    def _formula(self, number: int, text: str) -> None:
-        """A formula with a name, or an alpha, if the text is one; prose is passed over."""
-        text = re.sub(r"^((?:base[ _]?)?(?:alpha|beta))\s*:\s*", r"\1 = ", text, flags=re.IGNORECASE)
-        if "=" in _masked(re.sub("=>|:=", "", text)):
-            if not re.match(r"\S*://", text):
-                self._statement(number, text)
-            return
-        sides = _ARROW.split(text) if _ARROW.search(_masked(text)) else re.split(r":\s", text, maxsplit=1)
-        if len(sides) == 2 and sum(map(_is_formula, sides)) == 1 and any(map(parse_name, sides)):
-            self._statement(number, " = ".join(sides))
-        elif _is_formula(text):
-            self._reject(number, text, "a formula without a name; write = NAME behind it")
+    def _heading(self, number: int, text: str) -> bool:
+        if "=" not in masked(text) or not any(is_formula(side) for side in text.lstrip("# ").split("=")):
+            return False
+        self._reject(number, text, "a comment or heading; take the # away to have it read")
+        return True
+
+    def _formula(self, number: int, text: str, *, cell: bool = False) -> bool:
+        """Read a step or numbers; return whether the text is either, or looks like it."""
+        mixed = mixer_line(text)
+        if mixed is not None:
+            self._mixer_lines += [number] if isinstance(mixed, Said) else []
+            return self._take(number, text, mixed)
+        # A number in a circle before a formula counts the line, or is its first model.
+        text = re.sub(f"^([{CIRCLED}])(?=\\w)", r"\1 ", text)
+        alias, rest = label_of(text)
+        said = self._read(rest if alias is not None and not re.match(f"[{CIRCLED}]", alias) else text)
+        if alias is not None and re.match(f"[{CIRCLED}]", alias):
+            if self._makes_sense(said):
+                alias = None
+            else:
+                said = self._read(rest)
+        if cell and isinstance(said, Refused):
+            return False
+        return self._take(number, text, said, alias)
+
+    def _read(self, text: str) -> Read:
+        label = _LABEL.match(text)
+        if label is None:
+            return read_statement(text, self._preset_names)
+        # "MIX: Weighted sum (A, B, M=0.3)" begins with its name; "Add diff: alpha = ..." with a word that says nothing.
+        method = find_method(masked(text))
+        whole = None if method is None or method.number is None else read_statement(text, self._preset_names)
+        return whole if isinstance(whole, Said) else read_statement(text[label.end() :], self._preset_names)
+
+    @staticmethod
+    def _makes_sense(said: Read) -> bool:
+        """Whether a line can be left as it is: with a label before it its formula would be none."""
+        if isinstance(said, Said):
+            counted = re.match(f"[{CIRCLED}] ", said.name or "")
+            return is_formula(said.formula) and counted is None
+        return isinstance(said, Assigned)
+
+    def _take(self, number: int, text: str, said: Read, alias: str | None = None) -> bool:
+        match said:
+            case Refused(why, names):
+                self._reject(number, text, why, names)
+            case Assigned():
+                self._assign(number, text, said)
+            case SameAs():
+                self._same.append((number, text, said))
+            case Said(name, formula, given, tentative, notes):
+                self._notes += [(number, note) for note in notes]
+                values = {field: (number, value) for field, value in given.items()}
+                symbols = symbols_in(formula)
+                if name is None and alias is not None:
+                    name, alias = alias, None
+                self._append(Statement(number, text, name, formula, symbols, values, alias=alias, tentative=tentative))
+        return said is not None
+
+    def _append(self, statement: Statement) -> None:
+        if len(self._statements) == MOST_STEPS:
+            raise RecipeError(
+                f"line {statement.line}: more than {MOST_STEPS:,} steps; a recipe has at most {MOST_STEPS:,}"
+            )
+        statement.indent = self._indent
+        self._statements.append(statement)
+        self._last |= dict.fromkeys(statement.symbols, statement)
 
     def _declaration(self, line: str) -> bool:
         found = _DECLARED.fullmatch(line)
@@ -366,12 +415,12 @@ class _Reader:
         elif not found["name"]:
             self._declared[kind] = value
             if kind == "layout":
-                self._layout = load_layout(value)
+                self._layout = self._reported.layout = load_layout(value)
         return True
 
     def _preset(self, raw: str, number: int) -> Preset | None:
         preset = parse_preset(raw, number) if re.search(r"[\t:]", raw) and "=" not in raw else None
-        if preset is None or len(preset.numbers) < len(self._layout.blocks) // 2:
+        if preset is None or len(preset.numbers) < len(self._layout.blocks) // 2 or is_key(preset.name):
             return None
         try:
             preset_alpha(preset, self._layout, 0.0 if len(preset.numbers) == len(self._layout.blocks) - 1 else None)
@@ -379,444 +428,147 @@ class _Reader:
             self._reject(number, raw.strip(), error.problems[0])
         return preset
 
-    def _similarity(self, number: int, line: str) -> bool:
-        line = _BULLET.sub("", line)
-        if line.startswith("|") or self._header:
-            return self._table(number, line)
-        if len(line) > _LONGEST_PROSE:
-            return False
-        if found := _OF_STEP.fullmatch(line):
-            self._of_step = parse_name(found["step"])
-            return True
-        step = self._described()
-        found = _SIMILARITY.fullmatch(line)
-        if found is None or step is None:
-            return False
-        label = found["blocks"].strip()
-        try:
-            blocks = self._blocks(label)
-        except RecipeError:
-            return False
-        total = percentage(found["total"]) if found["total"] else None
-        if total is not None and not -1 <= total <= 1:
-            self._reject(number, line, f"{found['total']} % is no similarity")
-            return True
-        step.label = label
-        step.expect = Expected(
-            blocks,
-            total=total,
-            metric=found["metric"] or Expected.metric,
-            seed=int(found["seed"]) if found["seed"] else Expected.seed,
-        )
-        return True
-
-    def _blocks(self, label: str) -> tuple[str, ...]:
-        """The blocks that `output_blocks` and the like stand for: those with attention, the middle among the inputs."""
-        kind = label.lower().removesuffix("_blocks")
-        if kind in ("input", "output"):
-            wanted = {"input": "input,middle", "output": "output"}[kind]
-            return tuple(block for block in self._layout.parse_blocks(wanted) if block in self._layout.attention)
-        return self._layout.parse_blocks(label)
-
-    def _table(self, number: int, line: str) -> bool:
-        """Two rows of a table, blocks and percentages, and a line with their total."""
-        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
-        step = self._table_step()
-        if (total := _TOTAL.fullmatch(line)) and step is not None and step.expect is not None:
-            step.expect = replace(step.expect, total=percentage(total["total"]))
-            self._header, self._of_step = (), None
-            return True
-        percents = [_PERCENT.fullmatch(cell) for cell in cells]
-        if cells and self._header and len(cells) == len(self._header) and all(percents) and step is not None:
-            values = dict(zip(self._header, (percentage(found[1]) for found in percents if found), strict=True))
-            if not all(-1 <= value <= 1 for value in values.values()):
-                self._reject(number, line, "a similarity above 100 %")
-                return True
-            ordered = {block: values[block] for block in self._layout.blocks if block in values}
-            expect = step.expect or Expected(())
-            step.expect = replace(expect, blocks=tuple(ordered), similarities=ordered)
-            if step.label is not None:
-                self._labels[step.label] = tuple(ordered)
-            return True
-        try:
-            named = [self._layout.parse_blocks(cell) for cell in cells]
-            self._header = tuple(block for (block,) in named)
-        except (RecipeError, ValueError):
-            self._header = ()
-        return bool(cells) and bool(self._header)
-
-    def _table_step(self) -> _Statement | None:
-        named = next((step for step in reversed(self._statements) if step.name == self._of_step), None)
-        return named or self._described()
-
-    def _described(self) -> _Statement | None:
-        """The formula that this line says something of: the last one indented less, else the last."""
-        above = (step for step in reversed(self._statements) if step.indent < self._indent)
-        return next(above, self._statements[-1] if self._statements else None)
-
-    def _statement(self, number: int, text: str) -> None:
-        masked = _masked(text)
-        given: dict[str, tuple[int, str]] = {}
-        rest, end = "", 0
-        for found in _ASSIGNED.finditer(masked):
-            name, kind = (found["name"], "value") if found["name"] else (found["symbol"], "list")
-            given[name.lower().replace(" ", "_")] = (number, text[slice(*found.span(kind))])
-            # The symbol itself belongs to the formula where its numbers just follow it: `x alpha (1.0, ...)`.
-            rest, end = rest + text[end : found.start()] + (f" {name} " if kind == "list" else ""), found.end()
-        rest = re.sub(r"\s*[.;,]+$", "", rest + text[end:]).strip()
-        if not rest or (given and set(rest.lower().split()) <= {"alpha", "beta"}):
-            self._assign(number, text, given)
-            return
-        marks = [place for place, sign in enumerate(_masked(rest)) if sign == "="]
-        ends = [-1, *marks, len(rest)]
-        sides = [rest[before + 1 : after] for before, after in itertools.pairwise(ends)]
-        names = [parse_name(side) for side in sides]
-        self._candidates[number] = tuple(name for name in names if name)
-        if len(sides) != 2 or not any(names):
-            self._reject(
-                number, text, "a step is a formula, `=` and a name" if len(sides) == 2 else "more than one `=`"
-            )
-            return
-        if all(names):
-            self._reject(number, text, "a second name for a model; there is nothing to merge")
-            return
-        place = 0 if names[0] else 1
-        if given and not re.search("alpha|beta", _masked(sides[1 - place]), re.IGNORECASE):
-            self._reject(number, text, "numbers for an alpha that the formula does not have")
-            return
-        formula = sides[1 - place]
-        symbols = tuple(symbol for symbol in ("alpha", "beta") if symbol in _masked(formula).lower())
-        if len(self._statements) == MOST_STEPS:
-            raise RecipeError(f"line {number}: more than {MOST_STEPS:,} steps; a recipe has at most {MOST_STEPS:,}")
-        statement = _Statement(number, text, names[place] or "", formula, symbols, given, indent=self._indent)
-        self._statements.append(statement)
-        self._last |= dict.fromkeys(symbols, statement)
-
-    def _assign(self, number: int, text: str, given: Mapping[str, tuple[int, str]]) -> None:
+    def _assign(self, number: int, text: str, assigned: Assigned) -> None:
         """Numbers on a line of their own belong to the last formula with that symbol in it."""
-        for name, value in given.items():
-            symbol = "beta" if name.endswith("beta") else "alpha"
-            field_name = f"base_{symbol}" if name.startswith("base") else symbol
-            step = self._last.get(symbol)
+        for name, value in assigned.values.items():
+            symbol = name.removeprefix("base_")
+            step = self._without_numbers(symbol, name) or self._last.get(symbol)
             if step is None:
                 self._orphans.append((number, symbol))
                 self._reject(number, text, f"no formula above has {symbol} in it")
-            elif field_name in step.given:
-                earlier = step.given[field_name][0]
-                self._reject(number, text, f"{step.name!r} has its {field_name} from line {earlier} already")
+            elif name in step.given:
+                earlier = step.given[name][0]
+                self._reject(number, text, f"{step.name!r} has its {name} from line {earlier} already")
             else:
-                step.given[field_name] = value
+                step.given[name] = (number, value)
+                if assigned.alone:
+                    self._notes.append((number, f"numbers by themselves are read as {symbol} of line {step.line}"))
 
-    def _reject(self, number: int, text: str, why: str) -> None:
-        self._rejected.append((number, text, why))
+    def _without_numbers(self, symbol: str, name: str) -> Statement | None:
+        """The formula right above, if it is two or three models without a number, and the numbers are another's if not
+        its own: it then has the alpha that they are."""
+        above, last = self._statements[-1] if self._statements else None, self._last.get(symbol)
+        if (
+            above is None
+            or above.part is not None
+            or symbol != "alpha"
+            or (last is not None and name not in last.given)
+        ):
+            return None
+        whole = with_alpha(above.formula)
+        if whole is None:
+            return None
+        self._notes.append((above.line, f"{above.formula} with the numbers below is read as {whole}"))
+        above.formula, above.symbols, above.tentative = whole, symbols_in(whole), False
+        self._last["alpha"] = above
+        return above
 
-    @staticmethod
-    def _reason(number: int, text: str, why: str) -> str:
-        shown = text if len(text) <= 100 else text[:97] + "..."
-        return f"line {number}: not understood: {why}, in {shown!r}" if why not in shown else f"line {number}: {why}"
+    def _reject(self, number: int, text: str, why: str, names: tuple[str, ...] = ()) -> None:
+        self._rejected.append(_Rejected(number, text, why, names))
 
-    # What the formulas say
+    # --- What they say ---
 
     def _parse(self) -> None:
-        known = KnownNames(statement.name for statement in self._statements)
-        understood: list[_Statement] = []
-        for statement in self._statements:
-            try:
-                statement.part = interpret(parse_formula(statement.formula, known))
-                understood.append(statement)
-            except NotUnderstood as error:
-                self._reject(statement.line, statement.text, str(error))
-                self._candidates[statement.line] = (statement.name,)
+        accepted = self._accepted(self._readings())
+        names = StatementNames(accepted, self._models, self._same, self._reject)
+        self._statements[:] = names.settle()
+        self._notes += names.notes
         for line, symbol in self._orphans:
-            later = next((one for one in understood if one.line > line and symbol in one.symbols), None)
+            later = next((one for one in self._statements if one.line > line and symbol in one.symbols), None)
             if later is not None:
                 self._problems.append(
                     f"line {line}: {symbol} stands above the formula of line {later.line}; "
                     "write it below the formula that it belongs to"
                 )
-        self._statements = self._distinct(understood)
-        self._rejected.sort()
-        self._resolve()
+        self._problems += names.problems
+        self._name_the_unread()
+        self._rejected.sort(key=lambda rejected: rejected.line)
         defined = {statement.name for statement in self._statements}
-        needed = {name: s.line for s in reversed(self._statements) for name in _names(s.part) if name not in defined}
-        for line, text, why in self._rejected:
-            for name in self._candidates.get(line, ()):
+        needed = {name: s.line for s in reversed(self._statements) for name in names_in(s.part) if name not in defined}
+        for rejected in self._rejected:
+            for name in rejected.names:
                 if name in needed:
-                    reason = self._reason(line, text, why)
-                    self._problems.append(f"{reason}; line {needed[name]} needs {name!r}, which it defines")
+                    self._problems.append(f"{rejected}; line {needed[name]} needs {name!r}, which it defines")
 
-    def _distinct(self, statements: Sequence[_Statement]) -> list[_Statement]:
-        first: dict[str, _Statement] = {}
-        for statement in statements:
-            known = first.setdefault(statement.name, statement)
-            if known is not statement and (known.part, known.given) != (statement.part, statement.given):
-                self._problems.append(
-                    f"line {statement.line}: {statement.name!r} is defined otherwise on line {known.line}; "
-                    "a step has one name"
-                )
-        return list(first.values())
-
-    def _resolve(self) -> None:
-        """Near-miss names: a step that nobody uses, where a later formula uses almost its name."""
-        places = {statement.name: place for place, statement in enumerate(self._statements)}
-        first: dict[str, int] = {}
-        beside: dict[str, set[str]] = {}
-        for place, statement in enumerate(self._statements):
-            names = _names(statement.part)
-            for name in names:
-                first.setdefault(name, place)
-                beside.setdefault(name, set()).update(names)
-        renamed: dict[str, str] = {}
-        spare = _ByLikeness(name for name in places if name not in first)
-        sources = _ByLikeness([])
-        for name in [name for name in first if name not in places and name not in self._models]:
-            # Used before the step was there, or in making it: then it is a model of its own.
-            near = next(
-                (
-                    step
-                    for step in itertools.islice(spare.like(name), _MOST_COMPARED)
-                    if places[step] < first[name] and _near(name, step)
-                ),
-                None,
-            )
-            if near is not None:
-                spare.discard(near)
-                renamed[name] = near
-                line = self._statements[first[name]].line
-                self._warnings.append(f"line {line}: {name!r} is taken for the step {near!r}, which no formula uses")
-                continue
-            # Two models of one formula are two models.
-            twin = next((other for other in sources.same(name) if other not in beside[name]), None)
-            if twin is None:
-                sources.add(name)
-            else:
-                renamed[name] = twin
-                line = self._statements[first[name]].line
-                self._warnings.append(f"line {line}: {name!r} is taken for the model {twin!r}")
+    def _readings(self) -> list[tuple[Statement, tuple[str, ...]]]:
+        """The statements that make sense, each with the notes on its formula; the others are named."""
+        known = KnownNames(
+            name
+            for statement in self._statements
+            for name in (statement.name, statement.alias, *names_in(statement.part))
+            if name is not None
+        )
+        readings: list[tuple[Statement, tuple[str, ...]]] = []
         for statement in self._statements:
             if statement.part is not None:
-                statement.part = _renamed(statement.part, renamed)
-
-    def _steps(self) -> list[Step]:
-        steps: list[Step] = []
-        taken = {statement.name for statement in self._statements} | {
-            name for statement in self._statements for name in _names(statement.part)
-        }
-        for statement in self._statements:
-            try:
-                symbols = [name for name in ("alpha", "beta") if name in statement.given]
-                alphas: dict[str, Alpha] = {name: self._given(statement, name) for name in symbols}
-                assert statement.part is not None
-                steps += self._built(statement, statement.name, statement.part, alphas, taken)
-            except RecipeError as error:
-                self._problems += error.problems
-        return steps
-
-    def _given(self, statement: _Statement, symbol: str) -> Alpha:
-        line, text = statement.given[symbol]
-        where = f"line {line}: {statement.name}.{symbol}"
-        base_line, base_text = statement.given.get(f"base_{symbol}", (line, ""))
-        try:
-            base = _value(base_text) if base_text else None
-        except ValueError:
-            raise RecipeError(
-                f"line {base_line}: base_{symbol}: received {shown(base_text)}; must be a number"
-            ) from None
-        inner = re.sub(r"^[(\[]\s*|\s*[)\]]$", "", text.strip())
-        try:
-            numbers = [_value(item) for item in inner.removesuffix(",").split(",")]
-        except ValueError:
-            return self._other_alpha(text.strip(), base, where)
-        if not all(math.isfinite(number) for number in (*numbers, base or 0.0)):
-            raise RecipeError(f"{where}: received {shown(text.strip())}; must be finite numbers")
-        if len(numbers) == 1 and not inner.endswith(","):
-            rest = dict.fromkeys(self._layout.blocks, numbers[0])
-            return Alpha(rest if base is None else rest | {self._layout.blocks[0]: base})
-        return attempt(lambda: numbered_alpha(self._layout, numbers, base, base_name=f"base_{symbol}"), where)
-
-    def _other_alpha(self, text: str, base: float | None, where: str) -> Alpha:
-        if re.fullmatch(r"[A-Za-z][^{}]*:\s*[-\d.]+\s*", text):
-            text = f"{{{text}}}"
-        if text.startswith("{"):
-            try:
-                value = yaml_of(text)
-            except Exception:  # a broken text fails in many ways, not all of them ruamel's own
-                raise RecipeError(f"{where}: received {shown(text)}; not readable as a mapping of blocks") from None
-            return read_alpha(value, self._layout, where, base)
-        name = parse_name(text) or text
-        if name in self._presets:
-            return attempt(lambda: preset_alpha(self._presets[name], self._layout, base), where)
-        known = f"; presets are {', '.join(self._presets)}" if self._presets else ""
-        raise RecipeError(
-            f"{where}: received {shown(text)}; must be {len(self._layout.blocks)} numbers in parentheses, one number, "
-            f"or the name of a preset{known}"
-        )
-
-    def _built(
-        self, statement: _Statement, name: str, part: Part, alphas: Mapping[str, Alpha], taken: set[str]
-    ) -> list[Step]:
-        """The steps of a formula, those in its parentheses first."""
-        steps: list[Step] = []
-        inputs: dict[str, str] = {}
-        for place, operand in part.inputs.items():
-            if isinstance(operand, str):
-                inputs[place] = operand
+                readings.append((statement, ()))
                 continue
-            number = next(n for n in itertools.count(1) if f"{statement.name}_{n}" not in taken)
-            inner = f"{statement.name}_{number}"
-            taken.add(inner)
-            steps += self._built(statement, inner, operand, alphas, taken)
-            inputs[place] = inner
-        alpha = self._alpha(statement, part.alpha, alphas)
-        beta = None if part.beta is None else self._alpha(statement, part.beta, alphas)
-        expect = statement.expect if name == statement.name else None
-        if expect is not None and statement.label in self._labels and not expect.similarities:
-            expect = replace(expect, blocks=self._labels[statement.label])
-        return [*steps, Step(name, part.mode, inputs["a"], inputs["b"], inputs.get("c"), alpha, beta, expect)]
-
-    def _alpha(self, statement: _Statement, factor: Factor, alphas: Mapping[str, Alpha]) -> Alpha:
-        if missing := [symbol for symbol in sorted(factor.symbols) if symbol not in alphas]:
-            raise RecipeError(
-                f"line {statement.line}: {statement.name}.{missing[0]}: never given; "
-                f"write {missing[0]} = ({len(self._layout.blocks)} numbers) below the formula"
-            )
-        if factor.symbol is not None:
-            return alphas[factor.symbol]
-        if any(alphas[symbol].free for symbol in factor.symbols):
-            raise RecipeError(f"line {statement.line}: {statement.name}: a free alpha must stand alone as a factor")
-
-        def value(block: str) -> float:
             try:
-                number = factor(*(alphas[s].at(block) if s in factor.symbols else 0.0 for s in ("alpha", "beta")))
-            except (OverflowError, ValueError):  # as powers and sums of enormous numbers end
-                number = math.inf
-            if not math.isfinite(number):
-                raise RecipeError(f"line {statement.line}: {statement.name}: the factor of {block} is not finite")
-            return number
+                reading = read_formula(statement.formula, known)
+            except NotUnderstood as error:
+                self._refuse(statement, str(error))
+                continue
+            statement.part, hashes = reading.part, dict(reading.hashes)
+            if statement.line in self._mixer_lines:
+                statement.part, hashes = self._by_title(reading.part, hashes), {}
+            self._files = {**{name: f"{file_of(name)} [{digits}]" for name, digits in hashes.items()}, **self._files}
+            readings.append((statement, reading.notes))
+        return readings
 
-        return Alpha({block: value(block) for block in self._layout.blocks})
+    def _by_title(self, part: Part, hashes: Mapping[str, str]) -> Part:
+        """The part with models named without extension and hash, which model-mixer writes; files keep both."""
+        titles = {name: f"{name} [{hashes[name]}]" if name in hashes else name for name in names_in(part)}
+        found = {name: named_file(title) for name, title in titles.items()}
+        self._files |= {name: file for name, file in found.values() if file is not None}
+        return renamed(part, {name: short for name, (short, _) in found.items()})
 
+    def _refuse(self, statement: Statement, why: str) -> None:
+        if statement.tentative:
+            self._passed.append((statement.line, statement.text))
+        elif statement.name is None:
+            self._reject(statement.line, statement.text, "a formula without a name; write = NAME behind it")
+        else:
+            self._reject(statement.line, statement.text, why, (statement.name,))
 
-def _joined(lines: Sequence[str], start: int) -> tuple[str, int]:
-    """The line at `start`, and how many more belong to it because a formula or a list of numbers runs on over them."""
-    line, more = lines[start], 0
-    while more < _MOST_LINES and start + more + 1 < len(lines):
-        following = lines[start + more + 1]
-        if not following.strip() or not _runs_on(line, following):
-            break
-        line, more = f"{line.rstrip()} {following.strip()}", more + 1
-    return line, more
+    def _accepted(self, readings: Sequence[tuple[Statement, tuple[str, ...]]]) -> list[Statement]:
+        """The statements without those that only look like one.
 
+        A formula without a name, or without a number, is a step if it has to do with one that is sure.
+        """
+        sure = [statement for statement, _ in readings if _is_sure(statement)]
+        known = {name for one in sure for name in (one.name, one.alias, *names_in(one.part)) if name is not None}
+        doubtful = [statement for statement, _ in readings if not _is_sure(statement)]
+        while joining := [one for one in doubtful if not sure or known.intersection((one.name, *names_in(one.part)))]:
+            known.update(name for one in joining for name in (one.name, *names_in(one.part)) if name is not None)
+            joined = set(map(id, joining))
+            doubtful = [one for one in doubtful if id(one) not in joined]
+        left_out = set(map(id, doubtful))
+        accepted: list[Statement] = []
+        for statement, notes in readings:
+            if id(statement) in left_out and statement.tentative:
+                self._passed.append((statement.line, statement.text))
+            elif id(statement) in left_out:
+                self._reject(statement.line, statement.text, "a formula without a name; write = NAME behind it")
+            elif statement.name is None and any(symbol not in statement.given for symbol in statement.symbols):
+                self._reject(statement.line, statement.text, "a formula without a name and without its numbers")
+            else:
+                accepted.append(statement)
+                self._notes += [(statement.line, note) for note in notes]
+        return accepted
 
-def _runs_on(line: str, following: str) -> bool:
-    """Whether the next line belongs to the formula or the numbers of this one."""
-    if len(line) > _LONGEST_LINE or (line.isascii() and not re.search("[=x*(+]", line)):
-        return False
-    text, after = _masked(normalized(line).strip()), normalized(following).strip()
-    has_sign = "=" in text
-    if re.search(r"(?:[+*=]|\s[-x])$", text) and (has_sign or re.search(r"\sx\s|[*(]", text)):
-        return True
-    opened = sum(text.count(sign) for sign in "([{") - sum(text.count(sign) for sign in ")]}")
-    if has_sign and opened > 0 and re.match(r"[-+*\d.(\[]|x\s", after):
-        return True
-    if re.search(r"(?:alpha|beta)\s*[=:][-\d.,\se]*,$", text, re.IGNORECASE) and re.match(r"-?\.?\d", after):
-        return True
-    # A formula that stands behind its name may go on with a sign; `- ` may also begin the next point of a list.
-    last = text.rsplit("=", 1)[-1]
-    return (
-        has_sign
-        and re.match(r"[-+*]\s*\S|x\s", after) is not None
-        and "=" not in _masked(after)
-        and parse_name(last) is None
-        and _is_formula(last)
-        and _is_formula(f"A {after}")
-    )
-
-
-def _is_formula(text: str) -> bool:
-    """Whether normalized `text` is models with factors, or differences, and not a name or prose."""
-    if len(text) > _LONGEST_LINE or not re.search(r"[*(%]|\bx|\dx", text, re.IGNORECASE):
-        return False
-    try:
-        terms = parse_formula(text).terms
-    except NotUnderstood:
-        return False
-    return any(not isinstance(operand, str) or not factor.equals(1) for factor, operand in terms)
-
-
-def _value(text: str) -> float:
-    """A number, or a percentage. Raises ValueError for other texts."""
-    text = text.strip()
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-
-
-def _masked(text: str) -> str:
-    """`text` with everything in quotation marks blotted out, letter by letter."""
-    return re.sub(QUOTED, lambda found: '"' + "_" * (len(found[0]) - 2) + '"', text)
+    def _name_the_unread(self) -> None:
+        """Name the lines that were passed over, though they look like a step."""
+        defined = [statement.name for statement in self._statements if statement.name is not None]
+        steps = KnownNames([*defined, *(name for rejected in self._rejected for name in rejected.names)])
+        names = {name for statement in self._statements for name in names_in(statement.part)}
+        for line, text in self._passed:
+            why = looks_like_step(text, steps, names)
+            if text in self._preset_names:
+                why = "the name of a preset, without the alpha that takes it"
+            if why is not None:
+                self._rejected.append(_Rejected(line, text, why, remark=True))
 
 
-def _names(part: Part | None) -> list[str]:
-    if part is None:
-        return []
-    return [
-        name
-        for operand in part.inputs.values()
-        for name in ([operand] if isinstance(operand, str) else _names(operand))
-    ]
-
-
-def _renamed(part: Part, names: Mapping[str, str]) -> Part:
-    inputs = {
-        place: names.get(operand, operand) if isinstance(operand, str) else _renamed(operand, names)
-        for place, operand in part.inputs.items()
-    }
-    return replace(part, inputs=inputs)
-
-
-class _ByLikeness:
-    """Names by how they begin and how long they are, so that few have to be compared with another."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names: dict[tuple[str, int], dict[str, None]] = {}
-        for name in names:
-            self.add(name)
-
-    def add(self, name: str) -> None:
-        self._names.setdefault(self._key(name), {})[name] = None
-
-    def discard(self, name: str) -> None:
-        self._names[self._key(name)].pop(name, None)
-
-    def like(self, name: str) -> Iterator[str]:
-        """Names that begin alike and are about as long."""
-        start, length = self._key(name)
-        for off in (0, 1, -1, 2, -2):
-            yield from self._names.get((start, length + off), ())
-
-    def same(self, name: str) -> Iterator[str]:
-        """Names of the same letters and numbers."""
-        squeezed = _squeezed(name)
-        return (other for other in self._names.get(self._key(name), ()) if squeezed and _squeezed(other) == squeezed)
-
-    @staticmethod
-    def _key(name: str) -> tuple[str, int]:
-        squeezed = _squeezed(name)
-        return squeezed[:4], len(squeezed)
-
-
-@lru_cache(maxsize=10_000)
-def _squeezed(name: str) -> str:
-    """The letters and numbers of a name: v1.1 is not v11, but Any_V3 is any-v3."""
-    return re.sub(r"[\W_]+", "", re.sub(r"(?<=\d)[\W_]+(?=\d)", "ˑ", name)).casefold()
-
-
-def _near(used: str, defined: str) -> bool:
-    """Whether one is likely meant by the other: a few letters missing at the end, or a slip of the pen."""
-    one, other = _squeezed(used), _squeezed(defined)
-    if one == other != "":
-        return True
-    shorter, longer = sorted((one, other), key=len)
-    if longer.startswith(shorter) and len(shorter) >= 4 and len(longer) - len(shorter) <= 2:
-        return True
-    same_numbers = re.findall(r"\d+", one) == re.findall(r"\d+", other)
-    return same_numbers and difflib.SequenceMatcher(None, one, other).ratio() >= 0.9
+def _is_sure(statement: Statement) -> bool:
+    """Whether a statement is a step whatever else stands in the text."""
+    return statement.name is not None and not statement.tentative

@@ -7,12 +7,22 @@ from dataclasses import dataclass
 
 from optimizer.checkpoints.layout import Layout
 from optimizer.errors import RecipeError, attempt
+from optimizer.recipes.built_in_presets import built_in_presets
 from optimizer.recipes.recipe import Alpha
 
-__all__ = ["Preset", "numbered_alpha", "parse_preset", "preset_alpha", "preset_line", "read_presets"]
+__all__ = [
+    "Preset",
+    "built_in_alpha",
+    "numbered_alpha",
+    "numbers_of",
+    "parse_preset",
+    "preset_alpha",
+    "preset_line",
+    "read_presets",
+]
 
 # The name ends at the first tab or colon; model-mixer also takes the first comma.
-_LINE = re.compile(r"(?P<name>[^\t:,]+?)\s*[\t:,]\s*(?P<numbers>.*)")
+_END_OF_NAME = re.compile(r"[\t:,]")
 _ITEM = re.compile(r"[\w.+-]*")
 
 
@@ -40,13 +50,13 @@ def read_presets(text: str) -> dict[str, Preset]:
 
 def parse_preset(text: str, line: int = 1) -> Preset | None:
     """The preset that this line holds, or None if it holds none."""
-    matched = _LINE.fullmatch(text.strip())
-    if matched is None:
+    name, *rest = _END_OF_NAME.split(text.strip(), maxsplit=1)
+    if not name.strip() or not rest:
         return None
-    numbers = tuple(item.strip() for item in matched["numbers"].rstrip(",").split(","))
+    numbers = tuple(item.strip() for item in rest[0].rstrip(",").split(","))
     if len(numbers) < 2 or not all(_ITEM.fullmatch(item) for item in numbers):
         return None
-    return Preset(matched["name"].strip(), numbers, line)
+    return Preset(name.strip(), numbers, line)
 
 
 def preset_alpha(preset: Preset, layout: Layout, base: float | None = None) -> Alpha:
@@ -66,6 +76,43 @@ def preset_alpha(preset: Preset, layout: Layout, base: float | None = None) -> A
         if not math.isfinite(values[-1]):
             raise RecipeError(f"preset {preset.name!r}, line {preset.line}: value {position} is {text}; must be finite")
     return attempt(lambda: numbered_alpha(layout, values, base), f"preset {preset.name!r}, line {preset.line}")
+
+
+def built_in_alpha(name: str, layout: Layout, base: float | None = None) -> Alpha | None:
+    """Return the alpha that SuperMerger's own preset of this name is, `base` BASE's; None if there is none.
+
+    Raises RecipeError for a layout that has not 26 blocks.
+    """
+    known = built_in_presets()
+    numbers = known.get(name) or known.get(name.upper())
+    if numbers is None:
+        return None
+    first = numbers[0] if base is None else base
+    return attempt(lambda: numbered_alpha(layout, [first, *numbers[1:]]), f"preset {name!r}")
+
+
+def numbers_of(text: str, layout: Layout) -> tuple[list[float], str | None]:
+    """Return the numbers of a list in a text, and what had to be interpreted.
+
+    They stand between commas, semicolons or spaces. Decimal commas are read where they can be nothing else: where as
+    many numbers as the layout has blocks (or one less) come of it. SuperMerger's names of merges have BASE's number
+    twice. Raises ValueError for anything but numbers.
+    """
+    fitting = (len(layout.blocks), len(layout.blocks) - 1)
+    text = re.sub(r"(?<=\d)\s+%", "%", text)
+    spaced = re.split(r"\s*;\s*|,\s+|\s+", text.strip(" ,;"))
+    by_comma = re.split(r"\s*[,;]\s*|\s+", text.strip(" ,;"))
+    decimal = all(re.fullmatch(r"-?\d+(?:[.,]\d+)?", item) for item in spaced) and any("," in item for item in spaced)
+    if decimal and (len(spaced) in fitting or len(by_comma) == 2) and len(by_comma) not in fitting:
+        return [float(item.replace(",", ".")) for item in spaced], "commas are read as decimal points"
+    numbers = [_number_or_percentage(item) for item in by_comma]
+    if len(numbers) == fitting[0] + 1 and round(numbers[1], 3) == numbers[0]:
+        return numbers[1:], f"{layout.blocks[0]}'s number stands there twice, as SuperMerger writes it"
+    return numbers, None
+
+
+def _number_or_percentage(text: str) -> float:
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
 
 
 def numbered_alpha(

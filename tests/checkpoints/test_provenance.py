@@ -224,6 +224,26 @@ def test_text_that_stays_text(text):
     assert parsed(text) == text
 
 
+@pytest.mark.parametrize("encodings", [1, 2, 3])
+def test_metadata_that_was_encoded_twice(encodings):
+    """Tools that pass metadata on encode it once more: a JSON text within a JSON text is what it holds."""
+    recipe, models = json.dumps(SUPERMERGER), {key: json.dumps(entry) for key, entry in MODELS.items()}
+    models = json.dumps(models)
+    for _ in range(encodings - 1):
+        recipe, models = json.dumps(recipe), json.dumps(models)
+
+    found = read_provenance({"sd_merge_recipe": recipe, "sd_merge_models": models})
+
+    assert parsed(recipe) == SUPERMERGER
+    assert [str(model) for model in found.models] == ["A [a1a1a1a1a1]", "dir/B.ckpt [b2b2b2b2b2]"]
+
+
+@pytest.mark.parametrize("text", ['"text"', '"12"', '"\\"{\\""', '"[1"', json.dumps("{" * 5000), '"" {'])
+def test_texts_within_texts_that_stay(text):
+    """A JSON text that holds no object or list stays the text it is."""
+    assert parsed(text) == text
+
+
 def test_control_characters_are_not_shown():
     """Escape sequences, line breaks and text direction marks of a name do not reach a terminal; long ones are cut."""
     found = told({"type": "x\x1b[2J\n\u202e", "mode": "m" * 10**6, "model_a": "\x07bell"})
@@ -244,6 +264,9 @@ def test_control_characters_are_not_shown():
         ("B", ("B", None)),
         ("dir/B", ("dir/B", B)),
         ("d" * 64, (None, "d" * 64)),
+        ("a1a1a1a1a1", ("A", A)),
+        ("[C3C3C3C3C3]", ("C", C)),
+        ("d" * 10, (None, "d" * 10)),
         ("[a1a1a1a1]", ("[a1a1a1a1]", None)),
         ("", (None, None)),
         (None, (None, None)),

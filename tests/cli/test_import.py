@@ -1,10 +1,12 @@
 """The command `import`: texts and merged files in, a recipe file out, and what is said of what was not understood."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from optimizer.cli import main
 from optimizer.recipes import load_recipe
@@ -52,6 +54,15 @@ def test_json(tmp_path, capsys):
         ),
         ("A x 0.5 + B x 0.4 = T\nT x 0.5 + B x 0.5 = U", ["line 1: not understood: the factors add up to 0.9"]),
         ("T x 0.5 + B x 0.5 = U\nU x 0.5 + B x 0.5 = T", ["steps: cycle"]),
+        (
+            "A x 0.5 + B x 0.5 = T\nMIX = T x 0.7 + C x 0.2",
+            ["in 'MIX = T x 0.7 + C x 0.2'; it goes on from 'T', and the recipe would end a step too early: write"],
+        ),
+        (
+            "A x 0.5 + B x 0.5 = T\n| Method | A | B | C | Name |\n| Train Difference @ 1.0 | T | C | D | MIX |",
+            ["line 3: not understood: the method 'Train Difference @ 1.0' is none of weighted sum and add difference"],
+        ),
+        ("| A | B | 0.3 |", ["line 1: not understood: a row of a table that is no table of steps", "no formula"]),
     ],
 )
 def test_problems(tmp_path, capsys, text, parts):
@@ -147,6 +158,96 @@ def test_without_extension(tmp_path, write_sd1, monkeypatch):
 
     assert run("import", "c", "-o", "again.yaml") == 0
     assert load_recipe(tmp_path / "again.yaml").step("T").alpha.at("M00") == 0.5
+
+
+def test_what_is_not_understood_is_a_warning(tmp_path, capsys):
+    """Lines that look like steps and are not needed are named with number and text; the recipe is written."""
+    source, output = tmp_path / "text.txt", tmp_path / "recipe.yaml"
+    source.write_text("A x 0.5 + B x 0.5 = T\nT 0.7 C 0.3\nM = A x 0.5 + B x 0.3\nProse on T.\n", encoding="utf-8")
+
+    assert run("import", source, "-o", output) == 0
+
+    told = capsys.readouterr()
+    assert told.out == f"1 steps, 2 models, output T -> {output}\n"
+    second, third = told.err.splitlines()
+    assert (
+        second == f"blockfit: warning: {source}: line 2: not understood: no step, though it names 'T', in 'T 0.7 C 0.3'"
+    )
+    assert third.startswith(f"blockfit: warning: {source}: line 3: not understood: the factors add up to 0.8")
+
+
+def test_other_tools_files(tmp_path, capsys):
+    """A file of another tool's becomes a recipe; one that none of the readers takes is told by its kind, in a line."""
+    output = tmp_path / "recipe.yaml"
+    metadata = {"type": "webui", "interp_method": "No interpolation", "primary_model_hash": "a1" * 32}
+    texts = {
+        "w.json": json.dumps(metadata),
+        "m.mecha": 'version 0.1.0\nmodel "a.safetensors"\nmodel "b.safetensors"\nmerge "weighted_sum" &0 &1 0.3\n',
+        "k.yml": "merge_method: linear\nmodels:\n  - {model: a.safetensors, parameters: {weight: 1}}\n"
+        "  - {model: b.safetensors, parameters: {weight: 3}}\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert run("import", tmp_path / name, "-o", output, "--json") == 0
+        assert len(json.loads(capsys.readouterr().out)["steps"]) == 1
+        output.unlink()
+
+    (tmp_path / "p.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "c.json").write_text(json.dumps({"1": {"class_type": "KSampler", "inputs": {}}}), encoding="utf-8")
+    for name, kind in (("p.png", "is a PNG image"), ("c.json", "a ComfyUI workflow: merges nothing")):
+        assert run("import", tmp_path / name, "-o", output) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"blockfit: {tmp_path / name}: {kind}")
+    assert not output.exists()
+
+
+def test_parents(tmp_path, write_sd1, sd1_tensors, capsys):
+    """A merge of a merge is, with --with-parents, all of its steps, and they make the same tensors."""
+    around = sd1_tensors()
+    for seed, name in enumerate("abc"):
+        write_sd1(tmp_path / f"{name}.safetensors", seed=seed, around=around)
+    made = {}
+    for name, text in (("one", "a x 0.5 + b x 0.5 = T"), ("two", "one + (c - a) x 0.3 = U")):
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+        assert run("import", tmp_path / f"{name}.txt", "-o", tmp_path / f"{name}.yaml") == 0
+        assert run("merge", tmp_path / f"{name}.yaml", "-o", tmp_path / f"{name}.safetensors", "--dtype", "fp32") == 0
+        made[name] = load_file(tmp_path / f"{name}.safetensors")
+    capsys.readouterr()
+    output = tmp_path / "again.yaml"
+
+    assert run("import", tmp_path / "two.safetensors", "-o", output) == 0
+    assert "'one': merged too; import with --with-parents" in capsys.readouterr().err
+    assert [step.name for step in load_recipe(output).steps] == ["U"]
+
+    assert run("import", tmp_path / "two.safetensors", "-o", output, "--with-parents") == 0
+    recipe = load_recipe(output)
+    assert ([step.name for step in recipe.steps], list(recipe.models)) == (["one", "U"], ["c", "a", "b"])
+    (tmp_path / "one.safetensors").unlink()
+    assert run("merge", output, "-o", tmp_path / "again.safetensors", "--dtype", "fp32") == 0
+    again = load_file(tmp_path / "again.safetensors")
+    for name, value in made["two"].items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=1e-5)
+
+
+def test_recipes_that_know_hashes_alone(tmp_path, write_sd1, capsys):
+    """Of metadata that have hashes and no names a recipe is made whose files are found under any name, and merged."""
+    digests = {}
+    for seed, name in enumerate(("renamed", "other name")):
+        write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
+        digests[name] = hashlib.sha256((tmp_path / f"{name}.safetensors").read_bytes()).hexdigest()
+    first, second = digests.values()
+    noted = {"type": "webui", "interp_method": "Weighted sum", "multiplier": 0.25,
+             "primary_model_hash": first, "secondary_model_hash": second}  # fmt: skip
+    (tmp_path / "m.json").write_text(json.dumps({"sd_merge_recipe": json.dumps(noted)}), encoding="utf-8")
+
+    assert run("import", tmp_path / "m.json", "-o", tmp_path / "recipe.yaml") == 0
+    assert [model.file for model in load_recipe(tmp_path / "recipe.yaml").models.values()] == [first[:10], second[:10]]
+    assert capsys.readouterr().err.count("found by its hash") == 2
+
+    assert run("merge", tmp_path / "recipe.yaml", "-o", tmp_path / "out.safetensors", "--dtype", "fp32") == 0
+    name = "model.diffusion_model.out.2.weight"
+    a, b, merged = (load_file(tmp_path / f"{file}.safetensors")[name].double() for file in (*digests, "out"))
+    torch.testing.assert_close(merged, a * 0.75 + b * 0.25, rtol=0, atol=1e-6)
 
 
 def test_what_is_read_is_not_overwritten(tmp_path, capsys):

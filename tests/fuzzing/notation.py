@@ -1,5 +1,6 @@
-"""Fuzz SuperMerger's notation: `import_text` of a file, and what it gives printed and read again."""
+"""Fuzz the import: `import_text` of notation and of other tools' files, and what it gives printed and read again."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,18 +22,34 @@ TEXTS = [
     f"PRESET\t{NUMBERS}\nA x (1-alpha) + B x alpha = T\nalpha = PRESET",
     "A x 0.5 + B x 0.5 -> T\nCosine similarity of OUT03 (delta, seed 3): 97%\n| OUT03 |\n| 97.1% |\nTotal: 97%",
     "A + ((B x 0.5 + C x 0.5) - (D + (E - F) x 0.2)) x 0.3 = T\n* **bold** `code` [deadbeef]",
-]
+    "0.7(A) + 0.3(B v2 [6ce0161689])\nA + B = C\nC + D @0,3 → E\n① E 60% + F 40%\n② = ① x 1/3 + 0.5G + C x 1/6",
+    "MIX = A x (1-alpha) + B x alpha\nweights: GRAD_V\nbase_alpha: 0.2\n(Weighted Sum @ 0.3) MIX + C = LAST",
+    f"7,2023.04.05 12.34.56,A x 0.7 + B x 0.3,\"{NUMBERS}\",,6ce0161689,0123456789,,0.3,0.25,Weight sum,True,MIX,[],[]",
+    "  model A  \t: A\n  model B  \t: B\n  alpha,beta\t: (0.3, 0.25)\n  MBW \t\t: False\n  Include \t: (['VAE'], '')",
+    json.dumps({"sd_merge_recipe": json.dumps({"type": "webui", "interp_method": "No interpolation",
+                "primary_model_hash": "A"})}),
+    'version 0.1.0\nmodel "a.safetensors"\nmodel "b.safetensors"\nmerge "weighted_sum" &0 &1 0.3',
+    "merge_method: linear\nmodels:\n- {model: a.ckpt, parameters: {weight: [{filter: output_blocks.3., value: 3}, 1]}}",
+    json.dumps({"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a"}},
+                "2": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "b"}},
+                "3": {"class_type": "ModelMergeSimple",
+                      "inputs": {"model1": ["1", 0], "model2": ["2", 0], "ratio": 0.5}}}),
+]  # fmt: skip
 WORDS = [
     *("alpha", "beta", "base_alpha", "x", "×", " + ", " - ", " = ", "->", "(1-alpha)", "100%", "1e999", "1e-999", "%"),  # noqa: RUF001
     *("recipe: ", "model ", "output: ", "layout: ", "license", "similarity of ", "Total: ", "| IN00 |", "block-level"),
     *("IN00", "OUT03-OUT11", "M00", "{search: [0, 1]}", "(", ")", "[", "]", "{", "}", '"', "\\", "#", "//", "&a", "*a"),
+    *(" is ", " @0.3", "0,3", "1/3", "0.3B", "①", "②", "→", "←", "=>", "<-", ":=", "(Weighted Sum 0.3)", "Step 1: "),
+    *("| Add Difference @ 1.0 | ", "N/A", "weights: ", "GRAD_V", "\tOUT07\t", "model A  : ", "Adjust : ", "_Temp1"),
+    *("Model recipe: ", "alpha_1", "dare_weights(", '{"type": "webui", ', "merge_method: ", "version 0.1.0\n", "&0"),
     *("“", "”", "「", "—", "\u03b1", "\u200b", "\t", "\r", "\n- ", "> ", "1. ", "•"),
 ]
 
 
 def seeds() -> Iterator[bytes]:
-    """Texts in each of the ways that are understood, and the article's."""
+    """Texts in each of the ways that are understood, the case files, and the article's."""
     yield from (text.encode() for text in TEXTS)
+    yield from (path.read_bytes() for path in sorted((ROOT / "tests" / "recipes" / "cases").iterdir()))
     yield "﻿".encode("utf-16") + TEXTS[0].encode("utf-16-le")
     lines = (ROOT / "tests" / "recipes" / "article.txt").read_text(encoding="utf-8").splitlines()
     yield from ("\n".join(lines[start : start + 30]).encode() for start in range(0, len(lines), 30))

@@ -1,5 +1,6 @@
 """Recipes in the metadata of merged files, read back: ours exactly, other tools' as far as a recipe can say them."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import RecipeError
-from optimizer.recipes import load_recipe, merge
+from optimizer.recipes import block_coefficients, find_models, load_recipe, merge
 from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.recipe import Model, Recipe
 
@@ -218,6 +219,56 @@ def test_supermerger_excluded_blocks(mode, kept):
     assert numbers(step.alpha) == [number if kept(block) else 0 for block, number in zip(BLOCKS, NUMBERS, strict=True)]
 
 
+def test_supermerger_print():
+    """Among the blocks that are left out, "print" only tells on the console what is left out."""
+    printed, _ = read(SUPERMERGER, Off=..., Exclude=["IN10", "print"])
+    only, _ = read(SUPERMERGER, Off=..., Exclude=["print"])
+
+    assert numbers(printed.steps[0].alpha) == [0 if n == BLOCKS.index("IN10") else NUMBERS[n] for n in range(26)]
+    assert numbers(only.steps[0].alpha) == NUMBERS
+
+
+@pytest.mark.parametrize(
+    ("excluded", "kind", "kept", "said"),
+    [
+        (["VAE"], "Exclude", BLOCKS, True),
+        (["VAE", "BASE"], "Exclude", BLOCKS[1:], False),
+        (["VAE", "BASE", "OUT03"], "Include", ["BASE", "OUT03"], False),
+        (["Adjust", "IN00", "OUT11"], "Exclude", [b for b in BLOCKS if b not in ("IN00", "OUT11")], False),
+        (["Adjust", "IN00", "OUT11"], "Include", ["IN00", "OUT11"], False),
+    ],
+)
+def test_supermerger_vae_and_adjust(excluded, kind, kept, said):
+    """The VAE and "Adjust" are parts of blocks: with their blocks they are said; a VAE that stays A's needs --vae."""
+    recipe, warnings = read(SUPERMERGER, Off=..., base_alpha=0.4, weights_alpha_orig="GRAD_V", **{kind: excluded})
+
+    given = dict(zip(BLOCKS, [0.4, *NUMBERS[1:]], strict=True))
+    assert numbers(recipe.steps[0].alpha) == [given[block] if block in kept else 0 for block in BLOCKS]
+    assert len(warnings) == said
+    assert all("the VAE was left out and is model A's: merge with --vae" in warning for warning in warnings)
+
+
+def test_supermerger_adjust_of_nothing():
+    """What "Adjust" would leave out is nothing where its blocks' alphas are 0 already."""
+    recipe, _ = read(
+        SUPERMERGER,
+        Off=...,
+        Exclude=["Adjust"],
+        weights_alpha=[0, *NUMBERS[2:25], 0],
+        weights_alpha_orig=f"{NUMBERS[0]},0,{','.join(map(str, NUMBERS[2:25]))},0",
+    )
+
+    assert numbers(recipe.steps[0].alpha) == [NUMBERS[0], 0, *NUMBERS[2:25], 0]
+
+
+def test_metadata_encoded_twice():
+    """Recipe and models that a tool encoded once more, whole or entry by entry, are the same recipe."""
+    recipe, models = json.dumps(SUPERMERGER), {key: json.dumps(entry) for key, entry in MODELS.items()}
+    metadata = {"sd_merge_recipe": json.dumps(recipe), "sd_merge_models": json.dumps(json.dumps(models))}
+
+    assert recipe_from_metadata(metadata, Path("merged.safetensors")) == read(SUPERMERGER)
+
+
 def test_model_mixer():
     """Model Mixer's chain becomes steps TEMP1, TEMP2 with its own mapping; known hashes are completed."""
     recipe, warnings = read(MIXER)
@@ -231,7 +282,7 @@ def test_model_mixer():
         "A": Model("A.safetensors", sha256=A),
         "B": Model("B.safetensors", sha256=B),
         "C": Model("C.safetensors", sha256=C),
-        "sd15": Model("sd15.safetensors"),
+        "sd15": Model("sd15.safetensors [0123456789]"),
     }
 
 
@@ -285,13 +336,36 @@ def test_webui_does_more():
     assert "model_ema" in warnings[1]
 
 
-def test_unnamed_model():
-    """A hash without a name becomes a file of that hash, and is said."""
-    recipe, warnings = read(WEBUI, models={A: MODELS[A], C: MODELS[C]})
+def test_no_interpolation():
+    """The WebUI's "No interpolation" is one model, whatever else stands in its fields: a merge that changes nothing."""
+    recipe, warnings = read(WEBUI, interp_method="No interpolation", multiplier="", secondary_model_hash=None)
 
-    assert recipe.models["b2b2b2b2b2"] == Model("b2b2b2b2b2.safetensors", sha256=B)
+    assert (list(recipe.models), recipe.output, len(recipe.steps)) == (["A"], "merged", 1)
+    assert block_coefficients(recipe) == {"A": dict.fromkeys(BLOCKS, 1.0)}
+    assert warnings == (
+        "interp_method: no interpolation: the file is 'A' alone, written as a weight sum of it with itself",
+    )
+
+
+@pytest.mark.parametrize("reference", [B, B[:10], f"[{B[:10]}]"])
+def test_unnamed_model(reference):
+    """A hash without a name is the file, without an extension, as it finds a checkpoint under any name; and is said."""
+    recipe, warnings = read(WEBUI, models={A: MODELS[A], C: MODELS[C]}, secondary_model_hash=reference)
+
+    assert recipe.models["b2b2b2b2b2"] == Model("b2b2b2b2b2", sha256=B if reference == B else None)
     assert len(warnings) == 1
-    assert all(word in warnings[0] for word in ("secondary_model_hash", B))
+    assert all(word in warnings[0] for word in ("secondary_model_hash", reference.strip("[]"), "found by its hash"))
+
+
+def test_models_known_by_hash_alone(tmp_path, write_sd1):
+    """A recipe of which only hashes are known finds its checkpoints under any name."""
+    write_sd1(tmp_path / "renamed.safetensors", seed=1)
+    digits = hashlib.sha256((tmp_path / "renamed.safetensors").read_bytes()).hexdigest()
+
+    recipe, _ = read(WEBUI, models={}, secondary_model_hash=digits)
+
+    files = {digits[:10]: recipe.models[digits[:10]].file}
+    assert find_models(files, tmp_path) == ({digits[:10]: tmp_path / "renamed.safetensors"}, [])
 
 
 def test_names_that_meet():
@@ -361,7 +435,15 @@ def test_read_recipe_merges_as_the_tool_did(tmp_path, write_sd1, sd1_tensors):
         (MIXER, {"use_mbws": [True, False], "alpha": [0.5, None]}, ["alpha", "numbers"]),
         (MIXER, {"base_model": None}, ["base_model", "None"]),
         (MIXER, {"model_c": ...}, ["model_c", "missing"]),
-        (WEBUI, {"interp_method": "No interpolation"}, ["interp_method", "'No interpolation'", "Weighted sum"]),
+        (WEBUI, {"interp_method": "Magic"}, ["interp_method", "'Magic'", "Weighted sum", "No interpolation"]),
+        (SUPERMERGER, {"Exclude": ["Adjust"]}, ["Exclude", "'Adjust'", "IN00 and OUT11", "parts of blocks"]),
+        (SUPERMERGER, {"Exclude": ["Adjust", "IN00"]}, ["Exclude", "'Adjust'", "parts of blocks"]),
+        (SUPERMERGER, {"Include": ["Adjust"]}, ["Include", "'Adjust'", "parts of blocks"]),
+        (
+            SUPERMERGER,
+            {"Include": ["VAE", "OUT03"], "weights_alpha_orig": "GRAD_V", "base_alpha": 0.4},
+            ["Include", "'VAE' without BASE"],
+        ),
         (WEBUI, {"multiplier": True}, ["multiplier", "True", "number"]),
         (WEBUI, {"type": "merge-models-chattiori"}, ["type", "merge-models-chattiori", "sd-webui-supermerger"]),
         (WEBUI, {"type": ...}, ["type", "missing"]),

@@ -243,7 +243,8 @@ def test_alphas_that_are_none(value, part):
         ("Cosine similarity of output_blocks: 250%", "250 % is no similarity"),
         (f"MINE\t{NUMBERS}\nMINE\t{NUMBERS.replace('0.17', '0.18')}", "preset 'MINE' is another on line 3"),
         ("A x 0.7 + (B - C) x 0.3 = U", "there must be one model with the factor 1"),
-        ("Anything V3 x 0.5 + B x 0.5 = U", "a name with spaces needs quotation marks"),
+        ("Mix of V3 x 0.5 + B x 0.5 = U", "a name with spaces needs quotation marks"),
+        ("best one + B = U", "a name with spaces needs quotation marks where there are no numbers"),
         ("Ax0.5+Bx0.5 = U", "if 'Ax0.5' is not one name, write spaces"),
     ],
 )

@@ -1,0 +1,162 @@
+"""Steps as people spell them, with what each means; numbers and coefficients that no code under test made."""
+
+from hypothesis import strategies as st
+from step_by_step import BLOCKS
+
+RISING = [0.5, *(n / 20 for n in range(21)), 0.0, 0.0, 0.1, 0.2]  # the 26 numbers of the case files, BASE first
+RISING_TEXT = (
+    "0.5,0.0,0.05,0.1,0.15,0.2,0.25,0.3,0.35,0.4,0.45,0.5,0.55,0.6,0.65,0.7,0.75,0.8,0.85,0.9,0.95,1.0,0.0,0.0,0.1,0.2"
+)
+
+
+def by_block(numbers):
+    """Numbers by block, BASE first."""
+    return dict(zip(BLOCKS, numbers, strict=True))
+
+
+def everywhere(number):
+    """One number for all blocks."""
+    return dict.fromkeys(BLOCKS, number)
+
+
+def combined(*terms):
+    """The sum of (factor by block, {source: {block: coefficient}}), as coefficients by source and block."""
+    sources = dict.fromkeys(name for _, row in terms for name in row)
+    return {
+        name: {
+            block: sum(factor[block] * row.get(name, everywhere(0.0))[block] for factor, row in terms)
+            for block in BLOCKS
+        }
+        for name in sources
+    }
+
+
+def alone(name):
+    """A source by itself."""
+    return {name: everywhere(1.0)}
+
+
+def weight_sum(a, b, alpha):
+    """A x (1 - alpha) + B x alpha."""
+    return combined(({block: 1 - n for block, n in alpha.items()}, a), (alpha, b))
+
+
+def add_difference(a, b, c, alpha):
+    """A + (B - C) x alpha."""
+    return combined((everywhere(1.0), a), (alpha, b), ({block: -n for block, n in alpha.items()}, c))
+
+
+def assert_coefficients(found, expected):
+    """The same coefficients, a source that is missing counting 0, to rounding."""
+    for source in {**found, **expected}:
+        mine, theirs = (rows.get(source, everywhere(0.0)) for rows in (found, expected))
+        off = max(abs(mine[block] - theirs[block]) for block in BLOCKS)
+        assert off < 1e-9, f"{source} is off by {off}"
+
+
+# --- One step in many spellings: {a} and {b} (and {c}) are models, {n} a number below 1, {r} what is left of 1 --------
+
+WEIGHT_SUMS = (
+    "{name} = {a} x {r} + {b} x {n}",
+    "{a} x {r} + {b} x {n} = {name}",
+    "{name}={a}*{r}+{b}*{n}",
+    "{r}*{a} + {n}*{b} = {name}",
+    "{name} <- {a} x {r} + {b} x {n}",
+    "{name} ← {a} × {r} + {b} × {n}",  # noqa: RUF001
+    "{a} x {r} + {b} x {n} -> {name}",
+    "{a} x {r} + {b} x {n} ⇒ {name}",
+    "{a} x {r} + {b} x {n} => {name}",
+    "{name} := {a} x {r} + {b} x {n}",
+    "{name}: {a} x {r} + {b} x {n}",
+    "{name}:{a} x {r} + {b} x {n}",
+    "{name}：{a} × {r} ＋ {b} × {n}",  # noqa: RUF001
+    "手順：{a} × {r} ＋ {b} × {n} ＝ {name}",  # noqa: RUF001
+    "{name} is {a} x {r} + {b} x {n}",
+    "{name}: {a} ({r}) + {b} ({n})",
+    "{name} = {r}({a}) + {n}({b})",
+    "{name} = {a} @{r} + {b} @{n}",
+    "{name} = {a} {r%} + {b} {n%}",
+    "{r%} {a} + {n%} {b} = {name}",
+    "{name} = {r%} of {a} + {n%} of {b}",
+    "{a} + {b} @{n} = {name}",
+    "{name} = {r}{a} + {n}{b}",
+    "{name} = {a} x {r,} + {b} x {n,}",
+    "{name} = {a} x{r,} + {b} x{n,}",
+    "{name} = {a} x (1-alpha) + {b} x alpha, alpha = {n}",
+    "{name} = {a} x (1-alpha) + {b} x alpha\nalpha: {n}",
+    "{name} = {a} x (1-alpha) + {b} x alpha ({n})",
+    "{name} = {a} x (1 - M) + {b} x M, M = {n}",
+    "{name} = {a} * (1 - M) + {b} * M\nmultiplier: {n%}",
+    "{name} ≈ {a} ({r}), {b} ({n})",
+    "{name}: {r%} {a} & {n%} {b}",
+    "{r%} {a} and {n%} {b} → {name}",
+    "[7] {name} = {a} x {r} + {b} x {n} (the best!)",
+    "b) {a} + {b} = {name}\nweights: {n}{numbers}",
+    "{a} + {b} = {name}\nalpha = {n}",
+    "{a} + {b} = {name} (alpha = {n})",
+    "(Weighted Sum {n}) {a} + {b} = {name}",
+    "{name} = weighted_sum({a}, {b}, {n})",
+    "{name}: Weighted Sum ({a}, {b}, M={n})",
+    "Weighted sum: {a} + {b}, {n%} → {name}",
+    "{a} + {b} -> (Weighted sum @ {n}) = {name}",
+    "| Weighted Sum @ {n} | {a} | {b} | {name} |",
+    "| 1 | Weighted Sum @ {n} | {a} | {b} | N/A | {name} |",
+    "Weighted Sum @ {n%}\t{a}\t{b}\t{name}",
+    "- **{name}** = `{a}` x {r} + `{b}` x {n}",
+    "③ {name} = {a} x {r} + {b} x {n}",
+    "Step 3: {name} = {a} x {r} + {b} x {n}",
+)
+ADD_DIFFERENCES = (
+    "{name} = {a} + ({b} - {c}) x {n}",
+    "{a} + ({b} - {c}) x {n} = {name}",
+    "{a} + {n}({b} - {c}) = {name}",
+    "{a} + ({b} - {c}) {n%} → {name}",
+    "{a} + ({b} - {c}) x {n,} → {name}",
+    "{name} = {a} + {n}{b} - {n}{c}",
+    "{name} = {a} + {b} x {n} - {c} x {n}",
+    "{name} <= {a} + ({b}-{c})*{n}",
+    "{name} is {a} + ({b} - {c}) @{n}",
+    "{a} + ({b} - {c}) = {name}\nalpha: {n}",
+    "{a} + ({b} - {c}) * M → {name}, M = {n}",
+    "{name} = add_difference({a}, {b}, {c}, alpha={n})",
+    "(Add Difference {n}) {a} + {b} + {c} = {name}",
+    "| Add Difference @ {n} | {a} | {b} | {c} | {name} |",
+    "{name} = {a} + ({b} - {c}) x alpha\nalpha = {n}",
+)
+
+
+def spelled(template, name, models, number):
+    """The text of a step."""
+    rest = round(1 - number, 2)
+    values = {"name": name, **models, "n": f"{number:.2f}", "r": f"{rest:.2f}"}
+    values |= {"n%": f"{number:.0%}", "r%": f"{rest:.0%}", "n,": f"{number:.2f}", "r,": f"{rest:.2f}"}
+    values |= {key: values[key].replace(".", ",") for key in ("n,", "r,")}
+    values["numbers"] = f",{values['n']}" * 25  # behind the first
+    text = template
+    for key, value in values.items():
+        text = text.replace(f"{{{key}}}", value)
+    return text
+
+
+@st.composite
+def texts(draw, most=5):
+    """A text of steps T1, T2 ... in drawn spellings, each on the one before; its step lines; the last step's name and
+    coefficients."""
+    lines, starts = [], []
+    rows = {"A": alone("A")}
+    previous = "A"
+    for position in range(1, draw(st.integers(1, most)) + 1):
+        name = f"T{position}"
+        number = draw(st.integers(1, 99)) / 100
+        others = [f"B{position}", f"C{position}"]
+        rows |= {other: alone(other) for other in others}
+        if draw(st.booleans()):
+            template = draw(st.sampled_from(WEIGHT_SUMS))
+            rows[name] = weight_sum(rows[previous], rows[others[0]], everywhere(number))
+        else:
+            template = draw(st.sampled_from(ADD_DIFFERENCES))
+            rows[name] = add_difference(rows[previous], rows[others[0]], rows[others[1]], everywhere(number))
+        starts.append(len(lines) + 1)
+        lines += spelled(template, name, {"a": previous, "b": others[0], "c": others[1]}, number).split("\n")
+        previous = name
+    return "\n".join(lines), starts, previous, rows[previous]

@@ -1,0 +1,203 @@
+"""Recipes of merged files whose models were merged themselves: on request all steps, from the first sources on."""
+
+import json
+from pathlib import Path
+
+import pytest
+from spellings import add_difference, alone, assert_coefficients, by_block, everywhere, weight_sum
+
+from optimizer.recipes import block_coefficients
+from optimizer.recipes.embedded import recipe_from_metadata
+
+HASHES = {name: digits * 32 for name, digits in zip("ABCDEF", ("a1", "b2", "c3", "d4", "e5", "f6"), strict=True)}
+RISING = [round(0.03 * n, 2) for n in range(26)]
+
+
+def webui(primary, secondary, multiplier, tertiary=None):
+    """What the WebUI notes of a merge."""
+    return {
+        "type": "webui",
+        "primary_model_hash": HASHES[primary],
+        "secondary_model_hash": HASHES[secondary],
+        "tertiary_model_hash": None if tertiary is None else HASHES[tertiary],
+        "interp_method": "Weighted sum" if tertiary is None else "Add difference",
+        "multiplier": multiplier,
+    }
+
+
+def supermerger(a, b, numbers):
+    """What SuperMerger notes of a merge."""
+    return {
+        "type": "sd-webui-supermerger",
+        "weights_alpha": numbers[1:],
+        "weights_alpha_orig": ",".join(map(str, numbers)),
+        "model_a": HASHES[a],
+        "model_b": HASHES[b],
+        "model_c": HASHES[a],
+        "base_alpha": numbers[0],
+        "base_beta": 0.25,
+        "mode": "Weight sum",
+        "mbw": True,
+        "calcmode": "normal",
+    }
+
+
+def read(recipe, parents, *, with_parents=True, encode=lambda data: data):
+    """What is read of a recipe beside the six models, of which `parents` have recipes of their own."""
+    models = {digits: {"name": name, "sd_merge_recipe": None} for name, digits in HASHES.items()}
+    for name, data in parents.items():
+        models[HASHES[name]]["sd_merge_recipe"] = encode(data)
+    metadata = {"sd_merge_recipe": json.dumps(recipe), "sd_merge_models": json.dumps(models)}
+    return recipe_from_metadata(metadata, Path("merged.safetensors"), with_parents=with_parents)
+
+
+@pytest.mark.parametrize("encode", [lambda data: data, json.dumps, lambda data: json.dumps(json.dumps(data))])
+def test_parents_become_steps(encode):
+    """A model with a recipe of its own becomes its steps, named after it; the coefficients are those of its formula."""
+    recipe, warnings = read(webui("A", "B", 0.3), {"B": webui("C", "D", 0.25)}, encode=encode)
+
+    assert [(step.name, *step.inputs.values()) for step in recipe.steps] == [("B", "C", "D"), ("merged", "A", "B")]
+    expected = weight_sum(alone("A"), weight_sum(alone("C"), alone("D"), everywhere(0.25)), everywhere(0.3))
+    assert_coefficients(block_coefficients(recipe), expected)
+    assert {name: model.sha256 for name, model in recipe.models.items()} == {name: HASHES[name] for name in "ACD"}
+    assert warnings == ()
+
+
+def test_without_asking_parents_stay_models():
+    """Without the option the recipe is the last merge, and a note tells of the others."""
+    recipe, warnings = read(webui("A", "B", 0.3), {"B": webui("C", "D", 0.25)}, with_parents=False)
+
+    assert [step.name for step in recipe.steps] == ["merged"]
+    assert warnings == ("'B': merged too; import with --with-parents for the steps that made them",)
+
+
+def test_parents_of_parents_are_shared():
+    """Grandparents are put in too, one model that made several of them once."""
+    parents = {
+        "A": webui("C", "D", 0.5),
+        "B": supermerger("D", "E", RISING),
+        "D": webui("E", "F", 0.2, "C"),
+    }
+    recipe, warnings = read(webui("A", "B", 0.3), parents)
+
+    d = add_difference(alone("E"), alone("F"), alone("C"), everywhere(0.2))
+    a = weight_sum(alone("C"), d, everywhere(0.5))
+    b = weight_sum(d, alone("E"), by_block(RISING))
+    assert_coefficients(block_coefficients(recipe), weight_sum(a, b, everywhere(0.3)))
+    assert sorted(step.name for step in recipe.steps) == ["A", "B", "D", "merged"]
+    assert (set(recipe.models), warnings) == ({"C", "E", "F"}, ())
+
+
+def test_steps_of_a_parent_get_names_of_their_own():
+    """The steps of a parent that has several are named after it, whatever they were called."""
+    steps = [
+        {"name": "T", "mode": "weight_sum", "a": "x", "b": "y", "alpha": 0.5},
+        {"name": "A", "mode": "weight_sum", "a": "T", "b": "y", "alpha": 0.25},
+    ]
+    ours = {
+        "type": "blockfit",
+        "output": "A",
+        "recipe": {"models": {"x": {"file": "C"}, "y": {"file": "D"}}, "steps": steps, "output": "A"},
+    }
+    recipe, _ = read(webui("A", "B", 0.3), {"B": ours})
+
+    inner = weight_sum(weight_sum(alone("x"), alone("y"), everywhere(0.5)), alone("y"), everywhere(0.25))
+    assert [step.name for step in recipe.steps] == ["B_T", "B", "merged"]
+    assert_coefficients(block_coefficients(recipe), weight_sum(alone("A"), inner, everywhere(0.3)))
+
+
+@pytest.mark.parametrize(
+    ("parent", "words"),
+    [
+        (
+            {"type": "sd-webui-supermerger", "mode": "Magic"},
+            ["B: stays a model", "sd_merge_recipe of b2b2b2b2b2", "Magic"],
+        ),
+        ({"type": "other-tool"}, ["B: stays a model", "other-tool"]),
+        (
+            {
+                "type": "sd-webui-model-mixer",
+                "mode": ["Sum"],
+                "weights_alpha": [RISING],
+                "use_mbws": [True],
+                "uses": [True],
+                "model_a": "C",
+                "model_b": "D",
+            },
+            ["B: stays a model", "mapping: received 'model-mixer'", "'supermerger'", "time_embed"],
+        ),
+    ],
+)  # fmt: skip
+def test_parents_that_cannot_be_said(parent, words):
+    """A parent whose recipe cannot be said, or counts blocks in another way, stays a model, with the reason."""
+    recipe, warnings = read(webui("A", "B", 0.3), {"B": parent})
+
+    assert (list(recipe.models), len(recipe.steps)) == (["A", "B"], 1)
+    (warning,) = warnings
+    assert all(word in warning for word in words), warning
+
+
+def test_a_parent_of_another_mapping_whose_numbers_fit():
+    """A parent that counts blocks in another way is put in if its numbers are the same under both."""
+    parent = {
+        "type": "sd-webui-model-mixer",
+        "mode": ["Sum"],
+        "weights_alpha": [[0.0] * 26],
+        "use_mbws": [True],
+        "uses": [True],
+        "model_a": "C",
+        "model_b": "D",
+    }
+    recipe, warnings = read(webui("A", "B", 0.3), {"B": parent})
+
+    assert ([step.name for step in recipe.steps], warnings) == (["B", "merged"], ())
+
+
+def test_parents_of_model_mixers_merges():
+    """Model-mixer's parents are put in where they count blocks as it does; it names files with short hashes."""
+
+    def mixer(a, b, numbers):
+        return {
+            "type": "sd-webui-model-mixer",
+            "mode": ["Sum"],
+            "weights_alpha": [numbers],
+            "use_mbws": [True],
+            "uses": [True],
+            "model_a": f"{a}.safetensors [{HASHES[a][:10]}]",
+            "model_b": f"{b}.safetensors [{HASHES[b][:10]}]",
+        }
+
+    falling = RISING[::-1]
+    recipe, warnings = read(mixer("A", "B", RISING), {"B": mixer("C", "D", falling)})
+
+    expected = weight_sum(alone("A"), weight_sum(alone("C"), alone("D"), by_block(falling)), by_block(RISING))
+    assert_coefficients(block_coefficients(recipe), expected)
+    assert (recipe.mapping, warnings) == ("model-mixer", ())
+
+
+def test_a_parent_that_is_one_model():
+    """A parent that was saved anew without interpolation is that one model."""
+    parent = webui("C", "D", 0.5) | {"interp_method": "No interpolation"}
+    recipe, (warning,) = read(webui("A", "B", 0.3), {"B": parent})
+
+    assert_coefficients(block_coefficients(recipe), weight_sum(alone("A"), alone("C"), everywhere(0.3)))
+    assert warning.startswith("B: interp_method: no interpolation: the file is 'C' alone")
+
+
+def test_a_parent_of_itself():
+    """Of metadata in which a model made itself the formula is taken once; what it names inside stays a model."""
+    recipe, _ = read(webui("A", "B", 0.3), {"B": webui("B", "C", 0.5)})
+
+    inner = weight_sum(alone("B-2"), alone("C"), everywhere(0.5))
+    assert recipe.models["B-2"].sha256 == HASHES["B"]
+    assert_coefficients(block_coefficients(recipe), weight_sum(alone("A"), inner, everywhere(0.3)))
+
+
+def test_parents_of_each_other():
+    """Of metadata in which two models made each other the first is put in; the second stays a model, and is named."""
+    recipe, (warning,) = read(webui("A", "B", 0.3), {"B": webui("C", "D", 0.5), "C": webui("B", "D", 0.25)})
+
+    inner = weight_sum(alone("C"), alone("D"), everywhere(0.5))
+    assert_coefficients(block_coefficients(recipe), weight_sum(alone("A"), inner, everywhere(0.3)))
+    assert warning.startswith("C: stays a model")
+    assert "cycle" in warning
