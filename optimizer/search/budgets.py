@@ -1,7 +1,8 @@
 """How many completed trials a study's searches are to have: what study.yaml says, or what a running fit was told.
 
 Every fit notes its budgets, by stage, in the Optuna studies that it opens. So whoever looks at them, and other workers,
-know what is aimed at: the largest budget of the workers that live, else that of the fit that ran last.
+know what is aimed at: the largest budget of the workers that live. Where none lives it is what study.yaml says, as the
+next fit goes on to that, or more, if the last fit was asked for more.
 """
 
 from collections.abc import Iterable, Mapping
@@ -47,11 +48,11 @@ class Budgets:
 
 
 def budget_of(stage: Stage, noted: Iterable[Mapping[str, Any]], living: Iterable[str], most: int | None = None) -> int:
-    """Return the budget of each Optuna study of a stage: the largest of the living workers' or that of the last fit.
+    """Return the budget of each Optuna study of a stage: the largest of the living workers', or what is still to do.
 
     `noted` are the user attributes of the Optuna studies that fits opened, the latest last; `living` the names of the
-    workers; `most` what the search can use at all, see `most_of`. What study.yaml says counts where a fit was told
-    nothing else.
+    workers; `most` what the search can use at all, see `most_of`. Where no worker lives, the larger of what study.yaml
+    says and what the last fit was asked for counts.
     """
     attributes, names = list(noted), set(living)
     told = [
@@ -61,7 +62,7 @@ def budget_of(stage: Stage, noted: Iterable[Mapping[str, Any]], living: Iterable
         if name in names and stage.name in budgets
     ]
     last = _numbers(_mapping(attributes[-1].get(_NOTED)).get("last")) if attributes else {}
-    budget = max(told) if told else last.get(stage.name, stage.trials)
+    budget = max(told) if told else max(last.get(stage.name, 0), stage.trials)
     return budget if most is None else min(budget, most)
 
 

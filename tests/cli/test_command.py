@@ -71,7 +71,7 @@ def test_fit_writes_its_results_and_continues(folder: Path, capsys: pytest.Captu
 
     assert run("status", folder, "--json") == 0
     (status,) = json.loads(capsys.readouterr().out)["searches"]
-    assert (status["search"], status["completed"], status["budget"]) == ("outputs/A", 8, 6)
+    assert (status["search"], status["completed"], status["budget"]) == ("outputs/A", 8, 8)
     assert status["best"] == max(float(row["similarity"]) for row in rows)
     assert run("merge", folder / "best.yaml", "-o", folder / "fit.safetensors", "--dtype", "fp32") == 0
     assert len(load_file(folder / "fit.safetensors")) == len(load_file(folder / "one.safetensors"))

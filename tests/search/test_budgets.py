@@ -45,10 +45,12 @@ def test_running_fit(folder):
 
 
 def test_after_the_fit(folder):
-    """After it, the last fit's budget counts; that of study.yaml again as soon as a fit was asked for nothing else."""
+    """After it, a larger budget than study.yaml's still counts, until a fit was asked for nothing else."""
     assert budgets(folder) == [4, 4]
     fit(load_study(folder).with_trials(2))
-    assert budgets(folder) == [2, 2]
+    assert budgets(folder) == [4, 4]
+    fit(load_study(folder).with_trials(5))
+    assert budgets(folder) == [5, 5]
 
     fit(load_study(folder))
 
@@ -89,7 +91,7 @@ def test_older_database(folder):
     "storage", ["sqlite:///{}/trials.db", pytest.param("postgresql", marks=pytest.mark.slow), "journal:{}/trials.log"]
 )
 def test_several_workers(folder, storage, request):
-    """Of workers with different budgets the largest of those that live counts, then what was last asked for."""
+    """Of workers with different budgets the largest of those that live counts, then what a plain fit would run."""
     url = request.getfixturevalue("postgresql").database() if storage == "postgresql" else storage.format(folder)
     address, study = storage_address(url, folder), load_study(folder)
     fit(study.with_trials(1), storage=url)
