@@ -136,8 +136,8 @@ def counting(trials):
 @pytest.mark.parametrize(
     ("sampler", "options", "moments"),
     [
-        ("tpe", {}, 8),
-        ("cmaes", {"workers": 1}, 6),
+        ("tpe", {}, 4),
+        ("cmaes", {"workers": 1}, 4),
         pytest.param("tpe", {}, 20, marks=pytest.mark.slow),
         pytest.param("blockwise", {"workers": 1}, 10, marks=pytest.mark.slow),
         pytest.param("cmaes", {"workers": 1}, 10, marks=pytest.mark.slow),
