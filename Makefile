@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
 
 # A process for each core, and a thread for each process: threads that wait for each other cost a third of the time.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow and not cuda and not full_size and not mergekit"
 

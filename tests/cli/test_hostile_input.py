@@ -100,7 +100,7 @@ HUGE = {
     "a bomb as an alpha": MODELS + step("S", alpha=INNER_BOMB),
     "a bomb among what is not read": MODELS + step("S") + "fitted:\n" + "".join(f"  {x}\n" for x in BOMB.splitlines()),
     "a list in a list in a list": "fitted: {x: " + "[" * 3000 + "]" * 3000 + "}\n" + MODELS + step("S"),
-    "a text of 100 MB": f"name: {'x' * 100_000_000}\n" + MODELS + step("S"),
+    "a text of 3 MB": f"name: {'x' * 3_000_000}\n" + MODELS + step("S"),
     "a million blocks": MODELS + step("S", alpha='{? "' + ",".join(["IN00"] * 200_000) + '" : 0.5}'),
     "a block's name of a million letters": MODELS + step("S", alpha='{? "' + "Q" * 1_000_000 + '" : 0.5}'),
     "100,000 blocks that are none": MODELS + step("S", alpha="{" + ", ".join(f"Q{n}: 1" for n in range(100_000)) + "}"),
@@ -250,7 +250,7 @@ TEXTS = {
     "a bomb of aliases": f"A x (1-alpha) + B x alpha = T\nalpha = {INNER_BOMB}",
     "two million empty lines": "\n" * 2_000_000,
     "a million lines": "A\n" * 520_000,
-    "a text of 100 MB": "x" * 100_000_000,
+    "a text of 3 MB": "x" * 3_000_000,
 }
 
 

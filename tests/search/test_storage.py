@@ -232,8 +232,9 @@ class TestVersions:
 class TestAway:
     """Storages that are locked, gone or replaced in the middle of a run."""
 
-    def test_locked_for_a_while(self, study):
+    def test_locked_for_a_while(self, study, monkeypatch):
         """A database that another program has locked is waited for, which is said; nothing is lost or doubled."""
+        monkeypatch.setattr("optimizer.search.storage._SQLITE_TIMEOUT", 0.2)
         made = study(12)
         said, blocker, releasing = [], [], []
 
@@ -241,12 +242,14 @@ class TestAway:
             if progress.done == 4 and not blocker:
                 blocker.append(sqlite3.connect(made.folder / "study.db", check_same_thread=False))
                 blocker[0].execute("begin exclusive")
+                # Optuna itself tries three times more, with up to two seconds between.
                 releasing.append(threading.Timer(8, blocker[0].rollback))
                 releasing[0].start()
 
         result = fit(made, events=FitEvents(finished=finished, warned=said.append))
 
         assert [trial.number for trial in result.searches[0].trials] == list(range(12))
+        assert said
         assert all("database is locked" in text and "trying again for" in text for text in said)
         with insides(made.folder) as database:
             assert database.execute("select count(*) from trials").fetchone() == (12,)
@@ -272,8 +275,9 @@ class TestAway:
         assert load_recipe(made.folder / "best.yaml").fitted["complete"] is False
         assert [trial.number for trial in fit(made).searches[0].trials] == list(range(8))
 
-    def test_locked_at_the_start(self, study):
+    def test_locked_at_the_start(self, study, monkeypatch):
         """A database that is locked when a fit begins is waited for, and is nothing to start anew for."""
+        monkeypatch.setattr("optimizer.search.storage._SQLITE_TIMEOUT", 0.2)
         made = study(4)
         fit(made.with_trials(2))
         said = []
@@ -282,7 +286,7 @@ class TestAway:
 
         with pytest.raises(StudyError) as caught:
             fit(made, patience=0.5)
-        releasing = threading.Timer(4, blocker.rollback)
+        releasing = threading.Timer(1.5, blocker.rollback)
         releasing.start()
         result = fit(made, events=FitEvents(warned=said.append))
         releasing.join()

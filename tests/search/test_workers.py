@@ -35,6 +35,10 @@ STEPS = """\
 """
 STAGES = "  - {{name: s, metric: {metric}, strategy: stepwise, trials: {budget}, sampler: {sampler}}}\n"
 STORAGES = ["sqlite", "journal", "postgresql"]
+# Workers at a journal hold the same locks as those at a SQLite file.
+BY_LOCKS = pytest.mark.parametrize(
+    "storage", ["sqlite", "postgresql", pytest.param("journal", marks=pytest.mark.slow)], indirect=True
+)
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +130,7 @@ class TestPresence:
         other.close()
         other.close()
 
+    @BY_LOCKS
     def test_killed(self, storage, tmp_path):
         """A worker whose process is killed is gone at once."""
         code = f"""
@@ -167,6 +172,7 @@ class TestPresence:
         one.close()
         other.close()
 
+    @BY_LOCKS
     def test_turns(self, storage, tmp_path):
         """Only one worker has its turn at a time; who has it may take it again."""
         code = f"""
@@ -359,7 +365,10 @@ def test_fresh_beside_others(folder):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGINT, None), pytest.param(signal.SIGTERM, None, marks=pytest.mark.slow), (signal.SIGTERM, 2)],
+)
 def test_interrupted(folder, number, workers):
     """Ctrl-C or SIGTERM finishes the trials that run, exports the best so far, and leaves nothing running."""
     made = folder(budget=5000, sampler="random")
