@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     )
     from optimizer.similarity import compare, total_similarity, verify
 
-__version__ = "0.1.0"
+from optimizer.version import __version__  # noqa: F401  as `optimizer.__version__`
 
 __all__ = [
     "Alpha",

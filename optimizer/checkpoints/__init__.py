@@ -1,8 +1,4 @@
-"""Files in, files out: lazy reading of checkpoints, their fingerprints, streaming atomic writing, layouts.
-
-Pipeline configurations and tokenizers, too. May import torch, safetensors, transformers (lazily) and
-`optimizer.errors`; nothing else of blockfit.
-"""
+"""Tensors in and out: lazy reading of checkpoints, what kind a file is, streaming atomic writing."""
 
 from optimizer.checkpoints.fingerprints import (
     HashCache,
@@ -13,21 +9,31 @@ from optimizer.checkpoints.fingerprints import (
     short_hash,
 )
 from optimizer.checkpoints.held import FileState
-from optimizer.checkpoints.inspection import Inspection, find_not_finite, inspect_checkpoint
-from optimizer.checkpoints.kinds import FileKind, kind_of
-from optimizer.checkpoints.layout import Layout, detect_layout, layout_names, load_layout
+from optimizer.checkpoints.inspection import Inspection, inspect_checkpoint
+from optimizer.checkpoints.layout import Layout, load_layout
 from optimizer.checkpoints.links import check_output, open_in_place, refuse_links, study_folder_of
+from optimizer.checkpoints.near_names import (
+    CHECKPOINT_SUFFIXES,
+    TEXT_SUFFIXES,
+    did_you_mean,
+    missing_file,
+    missing_folder,
+)
 from optimizer.checkpoints.new_files import undo_unfinished, write_new_files
+from optimizer.checkpoints.other_files import kind_of_folder, kind_of_other_file
 from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of, stored_part
 from optimizer.checkpoints.prediction import Prediction, read_prediction
-from optimizer.checkpoints.provenance import Parent, Provenance, known_models, name_and_hash, parsed, read_provenance
-from optimizer.checkpoints.reading import (
-    CHECKPOINT_SUFFIXES,
-    Checkpoint,
-    TensorInfo,
-    check_unchanged,
-    open_checkpoint,
+from optimizer.checkpoints.presence import is_file, is_folder, is_there
+from optimizer.checkpoints.provenance import (
+    HASHES,
+    NOT_VERIFIED,
+    Provenance,
+    known_models,
+    name_and_hash,
+    parsed,
+    read_provenance,
 )
+from optimizer.checkpoints.reading import Checkpoint, check_unchanged, open_checkpoint, unfit
 from optimizer.checkpoints.temporaries import host_name, temporary_folder
 from optimizer.checkpoints.writing import (
     SafetensorsWriter,
@@ -42,35 +48,39 @@ from optimizer.checkpoints.zeros import is_zero, zeros_at_end
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
+    "HASHES",
+    "NOT_VERIFIED",
+    "TEXT_SUFFIXES",
     "Checkpoint",
-    "FileKind",
     "FileState",
     "HashCache",
     "Inspection",
     "Layout",
-    "Parent",
     "Prediction",
     "Provenance",
     "SafetensorsWriter",
-    "TensorInfo",
     "TensorSpec",
     "atomic_path",
     "check_output",
     "check_unchanged",
     "check_writable",
     "default_cache_folder",
-    "detect_layout",
-    "find_not_finite",
+    "did_you_mean",
     "fingerprint",
     "host_name",
     "inspect_checkpoint",
+    "is_file",
+    "is_folder",
+    "is_there",
     "is_zero",
-    "kind_of",
+    "kind_of_folder",
+    "kind_of_other_file",
     "known_models",
-    "layout_names",
     "legacy_hash",
     "load_layout",
     "load_tokenizer",
+    "missing_file",
+    "missing_folder",
     "name_and_hash",
     "open_checkpoint",
     "open_in_place",
@@ -88,6 +98,7 @@ __all__ = [
     "study_folder_of",
     "temporary_folder",
     "undo_unfinished",
+    "unfit",
     "write_new_files",
     "write_safetensors",
     "zeros_at_end",

@@ -7,9 +7,9 @@ import typer
 from typer.completion import completion_init, get_completion_script, install  # type: ignore[attr-defined]
 from typer.core import TyperGroup
 
-from optimizer import __version__
 from optimizer.cli.completing import COMPLETION_VARIABLE, SHELLS, shells
 from optimizer.errors import InputError
+from optimizer.version import __version__
 
 __all__ = ["Quiet", "State", "app", "examples"]
 

@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 from optimizer.cli import completing
-from optimizer.cli.application import app, examples
+from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.options import (
     LARGEST_SEED,
     Device,
     Json,
     Models,
     NoVerify,
-    Quiet,
     Target,
     chosen_device,
     hash_cache,

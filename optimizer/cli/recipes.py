@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from optimizer.cli import completing
-from optimizer.cli.application import app, examples
+from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.options import (
     LARGEST_SEED,
     BaseName,
@@ -15,7 +15,6 @@ from optimizer.cli.options import (
     Json,
     Models,
     NoVerify,
-    Quiet,
     RecipePath,
     checkpoint_finder,
     chosen_device,

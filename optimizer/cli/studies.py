@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optimizer.cli import completing
-from optimizer.cli.application import app, examples
+from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.options import (
     Device,
     Json,
     Models,
     NoVerify,
-    Quiet,
     Storage,
     StudyPath,
     chosen_device,
@@ -314,7 +313,7 @@ def dashboard(
 
     With --json one object, printed as soon as it listens: address.
     """
-    from optimizer.reports.dashboard import serve_dashboard
+    from optimizer.reports import serve_dashboard
     from optimizer.search import load_study
 
     loaded = load_study(study, with_files=False)

@@ -3,6 +3,6 @@
 May import `optimizer.recipes` and `optimizer.checkpoints`; never similarity, search or reports. Opens no checkpoint.
 """
 
-from optimizer.exports.formats import EXPORTS, Export, export_recipe
+from optimizer.exports.formats import EXPORTS, export_recipe
 
-__all__ = ["EXPORTS", "Export", "export_recipe"]
+__all__ = ["EXPORTS", "export_recipe"]

@@ -16,18 +16,8 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from optimizer.errors import RecipeError
-from optimizer.exports.placement import (
-    PREFIXES,
-    TEXT_ENCODER,
-    UNET,
-    VAE,
-    alpha_at,
-    coefficients_by_prefix,
-    file_problems,
-    file_text,
-    listed,
-)
-from optimizer.recipes import Recipe, Step
+from optimizer.exports.placement import alpha_at, coefficients_by_prefix, file_problems, file_text, listed
+from optimizer.recipes import PREFIXES, TEXT_ENCODER, UNET, VAE, Recipe, Step
 
 __all__ = ["write_comfyui"]
 

@@ -16,8 +16,8 @@ mergekit takes a weight of exactly 0 for a missing one and fails; 1e-300 stands 
 import json
 
 from optimizer.errors import RecipeError
-from optimizer.exports.placement import PREFIXES, coefficients_by_prefix, file_problems, file_text
-from optimizer.recipes import Recipe
+from optimizer.exports.placement import coefficients_by_prefix, file_problems, file_text
+from optimizer.recipes import PREFIXES, Recipe
 
 __all__ = ["write_mergekit"]
 

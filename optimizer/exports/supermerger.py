@@ -7,9 +7,7 @@ BASE, so a recipe of another mapping is refused where that makes a difference.
 
 from optimizer.errors import RecipeError
 from optimizer.exports.placement import mapping_problems
-from optimizer.recipes import Recipe
-from optimizer.recipes.notation import write_notation
-from optimizer.recipes.presets import preset_line
+from optimizer.recipes import Recipe, preset_line, write_notation
 
 __all__ = ["write_supermerger"]
 

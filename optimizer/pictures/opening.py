@@ -26,7 +26,7 @@ from optimizer.checkpoints import (
     stored_part,
 )
 from optimizer.errors import CheckpointError
-from optimizer.recipes.vae import open_vae
+from optimizer.recipes import open_vae
 
 __all__ = ["CONFIGURATION", "PipelineFiles", "open_pipeline", "open_scheduler", "pipeline_files", "quietly"]
 

@@ -34,8 +34,8 @@ from optimizer.recipes import (
     locate_given,
     locate_models,
     merge,
+    open_vae,
 )
-from optimizer.recipes.vae import open_vae
 
 __all__ = ["Preview", "PreviewColumn", "preview"]
 

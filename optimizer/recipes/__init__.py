@@ -1,12 +1,12 @@
-"""What is merged with what: recipes, their YAML files, coefficients (pure algebra), and merging files.
+"""What is merged with what: recipes, their YAML files, coefficients (pure algebra), the space of free alphas.
 
-May import torch, pydantic, ruamel.yaml and `optimizer.checkpoints`; never similarity, search or Optuna.
-"""
+Opens no checkpoint and looks for none."""
 
 from optimizer.recipes.coefficients import Algebra, Contributors, Group, block_coefficients
+from optimizer.recipes.combining import CHUNK
 from optimizer.recipes.elements import ElementReader
-from optimizer.recipes.embedded import recipe_from_metadata
-from optimizer.recipes.files import load_recipe, read_recipe, recipe_as_data, save_recipe
+from optimizer.recipes.files import load_recipe, recipe_as_data, save_recipe
+from optimizer.recipes.formulas import formula_of
 from optimizer.recipes.importing import import_merged, import_text
 from optimizer.recipes.inputs import warn_of_compared, warn_of_sources
 from optimizer.recipes.locations import (
@@ -26,18 +26,28 @@ from optimizer.recipes.locations import (
     with_whole_names,
 )
 from optimizer.recipes.merging import merge
-from optimizer.recipes.modes import MODES, Mode
+from optimizer.recipes.modes import MODES
 from optimizer.recipes.new import new_recipe
-from optimizer.recipes.notation import Imported, read_notation, write_notation
+from optimizer.recipes.notation import read_notation
+from optimizer.recipes.notation_writing import write_notation
 from optimizer.recipes.noted_hashes import check_noted_hashes, fits_hash, other_hash
-from optimizer.recipes.presets import Preset, preset_line, read_presets
+from optimizer.recipes.prefixes import PREFIXES, TEXT_ENCODER, TIME_EMBED, UNET, VAE
+from optimizer.recipes.presets import preset_line
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.tensors import Contributing, Part, check_channels, finite, plan_parts
+from optimizer.recipes.vae import open_vae
+from optimizer.recipes.yaml_files import UserFile, dump_yaml, named_file, plain, read_text, read_yaml, shown, validate
 from optimizer.recipes.zeros import ZeroTensors
 
 __all__ = [
+    "CHUNK",
     "MODES",
+    "PREFIXES",
     "STATISTICS",
+    "TEXT_ENCODER",
+    "TIME_EMBED",
+    "UNET",
+    "VAE",
     "Algebra",
     "Alpha",
     "Contributing",
@@ -46,13 +56,11 @@ __all__ = [
     "Expected",
     "Free",
     "Group",
-    "Imported",
-    "Mode",
     "Model",
     "Part",
-    "Preset",
     "Recipe",
     "Step",
+    "UserFile",
     "ZeroTensors",
     "block_coefficients",
     "check_channels",
@@ -60,10 +68,12 @@ __all__ = [
     "check_noted_hashes",
     "checkpoints_below",
     "checkpoints_in",
+    "dump_yaml",
     "find_models",
     "finite",
     "fits_hash",
     "folders_of",
+    "formula_of",
     "import_merged",
     "import_text",
     "load_recipe",
@@ -73,18 +83,22 @@ __all__ = [
     "merge",
     "name_without_hash",
     "named_at",
+    "named_file",
     "new_recipe",
     "not_found",
+    "open_vae",
     "other_hash",
+    "plain",
     "plan_parts",
     "preset_line",
     "read_notation",
-    "read_presets",
-    "read_recipe",
+    "read_text",
+    "read_yaml",
     "recipe_as_data",
-    "recipe_from_metadata",
     "save_recipe",
     "seen_from",
+    "shown",
+    "validate",
     "warn_of_compared",
     "warn_of_sources",
     "with_whole_names",

@@ -12,8 +12,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import CHECKPOINT_SUFFIXES, known_models, load_layout, name_and_hash, parsed, short_hash
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import (
+    CHECKPOINT_SUFFIXES,
+    Layout,
+    known_models,
+    load_layout,
+    name_and_hash,
+    parsed,
+    short_hash,
+)
 from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.fields import Fields, is_empty, leaves, number_in, numbers_in, received
 from optimizer.recipes.files import read_recipe

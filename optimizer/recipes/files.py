@@ -10,9 +10,7 @@ from pydantic import StrictStr, StringConstraints
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarbool import ScalarBoolean
 
-from optimizer.checkpoints import replace_text
-from optimizer.checkpoints.layout import Layout, load_layout
-from optimizer.checkpoints.near_names import TEXT_SUFFIXES, missing_file
+from optimizer.checkpoints import TEXT_SUFFIXES, Layout, load_layout, missing_file, replace_text
 from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step

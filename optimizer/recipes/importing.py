@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import open_checkpoint, parsed
-from optimizer.checkpoints.other_files import kind_of_folder, kind_of_other_file
-from optimizer.checkpoints.presence import is_folder
+from optimizer.checkpoints import is_folder, kind_of_folder, kind_of_other_file, open_checkpoint, parsed
 from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.comfyui_workflow import is_workflow, read_workflow
 from optimizer.recipes.embedded import recipe_from_metadata

@@ -9,9 +9,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from optimizer.checkpoints import CHECKPOINT_SUFFIXES, HashCache, legacy_hash, sha256, short_hash
-from optimizer.checkpoints.near_names import TEXT_SUFFIXES, did_you_mean, missing_file, missing_folder
-from optimizer.checkpoints.presence import is_file, is_folder, is_there
+from optimizer.checkpoints import (
+    CHECKPOINT_SUFFIXES,
+    TEXT_SUFFIXES,
+    HashCache,
+    did_you_mean,
+    is_file,
+    is_folder,
+    is_there,
+    legacy_hash,
+    missing_file,
+    missing_folder,
+    sha256,
+    short_hash,
+)
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError
 from optimizer.recipes.recipe import Recipe
 

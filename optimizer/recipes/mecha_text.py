@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from optimizer.checkpoints import load_layout
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import Layout, load_layout
 from optimizer.errors import RecipeError
 from optimizer.recipes.fields import json_text, number_in, received
 from optimizer.recipes.modes import MODES

@@ -5,8 +5,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from optimizer.checkpoints import Checkpoint, HashCache, known_models, legacy_hash, parsed, read_prediction, sha256
-from optimizer.checkpoints.provenance import HASHES, NOT_VERIFIED
+from optimizer.checkpoints import (
+    HASHES,
+    NOT_VERIFIED,
+    Checkpoint,
+    HashCache,
+    known_models,
+    legacy_hash,
+    parsed,
+    read_prediction,
+    sha256,
+)
 from optimizer.recipes.files import recipe_as_data
 from optimizer.recipes.recipe import Recipe
 

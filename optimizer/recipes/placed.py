@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from optimizer.checkpoints import CHECKPOINT_SUFFIXES
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import CHECKPOINT_SUFFIXES, Layout
 from optimizer.errors import RecipeError
 from optimizer.recipes.coefficients import Algebra, Group
 from optimizer.recipes.prefixes import OUT, TIME_EMBED, VAE, prefix_of

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError
 from optimizer.recipes.recipe import Expected
 from optimizer.recipes.statements import Statement

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError, attempt
 from optimizer.recipes.files import read_alpha
 from optimizer.recipes.formulas import Factor, Part, names_in

@@ -6,7 +6,7 @@ commit 0b1c491, scripts/mergers/mergers.py: `smerge`, `excluder`.
 
 from typing import NamedTuple
 
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import Layout
 from optimizer.errors import attempt
 from optimizer.recipes.fields import Fields, leaves, numbers_in, received
 from optimizer.recipes.modes import MODES

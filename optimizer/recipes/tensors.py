@@ -7,8 +7,7 @@ from typing import Protocol
 
 import torch
 
-from optimizer.checkpoints import Checkpoint
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import Checkpoint, Layout
 from optimizer.errors import CheckpointError
 from optimizer.recipes.recipe import Recipe
 

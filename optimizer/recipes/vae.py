@@ -4,8 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from optimizer.checkpoints import Checkpoint, open_checkpoint
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import Checkpoint, Layout, open_checkpoint
 from optimizer.errors import CheckpointError
 
 __all__ = ["open_vae", "without_vae"]

@@ -18,8 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scanner import RoundTripScanner
 
-from optimizer.checkpoints.near_names import TEXT_SUFFIXES, missing_file
-from optimizer.checkpoints.presence import is_file, is_folder, is_there
+from optimizer.checkpoints import TEXT_SUFFIXES, is_file, is_folder, is_there, missing_file
 from optimizer.errors import InputError
 
 __all__ = [

@@ -1,21 +1,17 @@
-"""What a fit found, for people: tables (pandas, rich), plots (matplotlib, without a display) and the
-report page (jinja2).
-
-May import `optimizer.search` and what lies below it, pandas, matplotlib, jinja2 and rich; never `optimizer.cli`.
-"""
+"""What a fit found, for people: tables (pandas, rich), plots (matplotlib, without a display) and the report page."""
 
 from optimizer.reports.ceilings import ceiling_tables
+from optimizer.reports.dashboard import serve_dashboard
 from optimizer.reports.frames import alphas_frame, ceiling_frame, coefficients_frame, similarity_frame, sources_frame
 from optimizer.reports.listings import inspection_table, preview_table, status_table
 from optimizer.reports.live import LiveFit
-from optimizer.reports.logs import LogFile, fit_logs, log_end, log_opened, log_trial, log_warning
-from optimizer.reports.page import License, Standing, check_report_name, license_of, report_figures, write_report
+from optimizer.reports.logs import fit_logs, log_end, log_opened, log_trial, log_warning
+from optimizer.reports.page import check_report_name, report_figures, write_report
 from optimizer.reports.plots import figures, write_plots
 from optimizer.reports.simple import simple_recipe
 from optimizer.reports.tables import (
     block_table,
     candidates_table,
-    percent,
     simplified_table,
     spread_table,
     steps_table,
@@ -25,10 +21,7 @@ from optimizer.reports.tables import (
 )
 
 __all__ = [
-    "License",
     "LiveFit",
-    "LogFile",
-    "Standing",
     "alphas_frame",
     "block_table",
     "candidates_table",
@@ -39,14 +32,13 @@ __all__ = [
     "figures",
     "fit_logs",
     "inspection_table",
-    "license_of",
     "log_end",
     "log_opened",
     "log_trial",
     "log_warning",
-    "percent",
     "preview_table",
     "report_figures",
+    "serve_dashboard",
     "similarity_frame",
     "simple_recipe",
     "simplified_table",

@@ -7,11 +7,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import Layout
 from optimizer.printable import printable
 from optimizer.reports.tables import percent
-from optimizer.search import Ceiling
-from optimizer.search.space import described_alphas
+from optimizer.search import Ceiling, described_alphas
 
 __all__ = ["ceiling_tables"]
 

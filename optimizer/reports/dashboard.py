@@ -20,10 +20,7 @@ from optuna_dashboard import wsgi
 
 from optimizer.errors import InputError
 from optimizer.reports.lettering import file_name_part
-from optimizer.search import OpenTrials, Study, open_trials
-from optimizer.search.checked_storage import CheckedStorage
-from optimizer.search.checked_trials import CheckedTrials, told_of
-from optimizer.search.results import best_of, completed
+from optimizer.search import CheckedStorage, CheckedTrials, OpenTrials, Study, best_of, completed, open_trials, told_of
 
 __all__ = ["serve_dashboard"]
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from optimizer.printable import printable
-from optimizer.recipes import Alpha, Recipe
-from optimizer.recipes.formulas import formula_of
+from optimizer.recipes import Alpha, Recipe, formula_of
 from optimizer.reports.tables import percent
 from optimizer.search import Simplified
 

@@ -37,7 +37,7 @@ from scipy.special import erfcx, log_ndtr
 
 from optimizer.search.space import connected
 from optimizer.search.surrogates import AdditiveModel, LineModels, fit_additive, fit_lines
-from optimizer.search.threads import one_thread
+from optimizer.threads import one_thread
 
 __all__ = ["BlockwiseSampler"]
 

@@ -25,8 +25,8 @@ from scipy.optimize import lsq_linear, minimize
 
 from optimizer.recipes import Algebra
 from optimizer.search.space import Parameter, Space, connected
-from optimizer.search.threads import one_thread
 from optimizer.similarity import ExplainedMetric, QuadraticMetric
+from optimizer.threads import one_thread
 
 __all__ = ["ExactOptimum", "exact_optimum", "keeping_point"]
 

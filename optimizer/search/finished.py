@@ -17,12 +17,13 @@ from optimizer.recipes import (
     load_recipe,
     locate,
     locate_models,
+    named_file,
     not_found,
     other_hash,
     save_recipe,
     seen_from,
+    shown,
 )
-from optimizer.recipes.yaml_files import named_file, shown
 from optimizer.search.notes import noted_reading
 from optimizer.search.simplifying import (
     SHARE,

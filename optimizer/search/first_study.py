@@ -8,15 +8,17 @@ from typing import Any
 
 from optimizer.checkpoints import (
     HashCache,
+    Layout,
     fingerprint,
+    is_file,
+    is_folder,
+    is_there,
     open_checkpoint,
     refuse_links,
     undo_unfinished,
+    unfit,
     write_new_files,
 )
-from optimizer.checkpoints.layout import Layout
-from optimizer.checkpoints.presence import is_file, is_folder, is_there
-from optimizer.checkpoints.reading import unfit
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.printable import printable
 from optimizer.recipes import (
@@ -28,12 +30,12 @@ from optimizer.recipes import (
     check_folders,
     checkpoints_below,
     checkpoints_in,
+    dump_yaml,
     locate_given,
     named_at,
     recipe_as_data,
     seen_from,
 )
-from optimizer.recipes.yaml_files import dump_yaml
 from optimizer.search.study import MOST_JOINT, MOST_SEARCHED
 from optimizer.similarity import DEFAULT_METRIC, METRICS
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from optimizer.checkpoints import HashCache
 from optimizer.errors import InputError, StudyError
 from optimizer.printable import quoted
-from optimizer.recipes import Recipe
+from optimizer.recipes import STATISTICS, Recipe
 from optimizer.search.asking import is_lost
 from optimizer.search.binding import ActiveStudy, active_studies, distributions_of
 from optimizer.search.budgets import budget_of, most_of
@@ -29,7 +29,7 @@ from optimizer.search.storage import StorageAddress, is_begun, open_storage, per
 from optimizer.search.study import Stage, Study, load_study
 from optimizer.search.study_files import check_storage_files
 from optimizer.search.workers import Worker, Workers, workers_at
-from optimizer.similarity import METRICS, STATISTICS
+from optimizer.similarity import METRICS
 
 __all__ = [
     "Found",

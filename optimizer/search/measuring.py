@@ -12,12 +12,11 @@ import torch
 
 from optimizer.checkpoints import Checkpoint, HashCache, fingerprint, open_checkpoint, sha256
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
-from optimizer.recipes import Contributors, check_channels, warn_of_sources
+from optimizer.recipes import STATISTICS, Contributors, check_channels, warn_of_sources
 from optimizer.search.study import Stage, Study
 from optimizer.search.study_files import check_study_folder
 from optimizer.similarity import (
     METRICS,
-    STATISTICS,
     Comparison,
     FileMark,
     Measured,

@@ -7,8 +7,7 @@ from typing import Any, TypedDict, Unpack
 
 from optimizer.checkpoints import HashCache, refuse_links, replace_text
 from optimizer.errors import CheckpointError, InputError, StudyError, attempt
-from optimizer.recipes import Recipe, locate, recipe_as_data, seen_from
-from optimizer.recipes.yaml_files import dump_yaml, plain, shown, validate
+from optimizer.recipes import Recipe, dump_yaml, locate, plain, recipe_as_data, seen_from, shown, validate
 from optimizer.search.study import Study, StudyEntry, study_of, with_found_files
 from optimizer.similarity import DEFAULT_METRIC, METRICS
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from optimizer import __version__
 from optimizer.errors import StudyError
 from optimizer.recipes import Recipe, load_recipe, seen_from
 from optimizer.search.noted import noted_scores
 from optimizer.search.results import SearchResult, SeedSpread, StepScores
 from optimizer.search.study import Study
 from optimizer.similarity import prompts_sha256
+from optimizer.version import __version__
 
 __all__ = ["best_recipe", "finished_recipe", "noted_reading"]
 

@@ -8,19 +8,27 @@ from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from optimizer.checkpoints import HashCache
-from optimizer.checkpoints.layout import Layout
-from optimizer.checkpoints.near_names import TEXT_SUFFIXES, missing_file
-from optimizer.checkpoints.presence import is_folder
+from optimizer.checkpoints import TEXT_SUFFIXES, HashCache, Layout, is_folder, missing_file
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.printable import unprintable
-from optimizer.recipes import Recipe, find_models, load_recipe, locate, not_found
-from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown, validate
+from optimizer.recipes import (
+    STATISTICS,
+    Recipe,
+    UserFile,
+    find_models,
+    load_recipe,
+    locate,
+    named_file,
+    not_found,
+    read_yaml,
+    shown,
+    validate,
+)
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, described_alphas, parameters_of
 from optimizer.search.storage import DATABASE, StorageAddress
 from optimizer.search.study_files import check_study_folder
-from optimizer.similarity import DEFAULT_METRIC, METRICS, STATISTICS, read_prompts
+from optimizer.similarity import DEFAULT_METRIC, METRICS, read_prompts
 
 __all__ = [
     "DEFAULT_SEED",

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from optimizer.checkpoints import refuse_links, study_folder_of
 from optimizer.errors import InputError, StudyError
+from optimizer.recipes import STATISTICS
 from optimizer.search.storage import DATABASE, StorageAddress
-from optimizer.similarity import STATISTICS
 
 __all__ = ["check_storage_files", "check_study_folder"]
 

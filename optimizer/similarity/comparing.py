@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Layout, open_checkpoint
-from optimizer.checkpoints.reading import unfit
+from optimizer.checkpoints import Layout, open_checkpoint, unfit
 from optimizer.errors import CheckpointError, InputError
 from optimizer.recipes import warn_of_compared
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison

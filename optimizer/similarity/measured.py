@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import TensorSpec, load_layout, open_checkpoint, write_safetensors
-from optimizer.checkpoints.layout import Layout
-from optimizer.checkpoints.presence import is_there
+from optimizer.checkpoints import Layout, TensorSpec, is_there, load_layout, open_checkpoint, write_safetensors
 from optimizer.errors import CheckpointError, InputError
 from optimizer.recipes import STATISTICS, Group, Part
 from optimizer.similarity.comparison import Comparison

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import Layout
 from optimizer.errors import CheckpointError
 from optimizer.recipes import Part
 

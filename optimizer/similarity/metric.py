@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from optimizer.checkpoints.layout import Layout
+from optimizer.checkpoints import Layout
 from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, Group, Recipe
 from optimizer.similarity.attention import AttentionMetric, attention_by_seed

@@ -35,19 +35,19 @@ from optimizer.recipes import ElementReader, load_recipe, merge, save_recipe
 from optimizer.recipes import Part as StoredPart
 from optimizer.similarity import (
     METRICS,
+    AttentionMetric,
     Comparison,
     Metric,
+    MovableMetric,
     build_metric,
+    float32_products,
+    grams_on_card,
+    measure_grams,
     measure_statistics,
     open_comparison,
     select_device,
     unused_card,
 )
-from optimizer.similarity.attention import AttentionMetric
-from optimizer.similarity.device import float32_products
-from optimizer.similarity.memory import MovableMetric
-from optimizer.similarity.statistics import measure_grams
-from optimizer.similarity.statistics_on_card import grams_on_card
 
 SOURCES = 8
 BLOCKS = "OUT03-OUT11"

@@ -29,11 +29,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from optimizer.checkpoints import TensorSpec, open_checkpoint, write_safetensors
-from optimizer.checkpoints.layout import load_layout
+from optimizer.checkpoints import TensorSpec, load_layout, open_checkpoint, write_safetensors
 from optimizer.errors import InputError
-from optimizer.recipes import Recipe, load_recipe, merge, save_recipe
-from optimizer.recipes.recipe import Alpha, Model, Step
+from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, merge, save_recipe
 from optimizer.similarity import select_device
 
 FINETUNES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

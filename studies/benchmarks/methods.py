@@ -52,9 +52,7 @@ from other_methods import BlockFit, Moment, fit_blocks, improvements, search_by_
 
 from optimizer.errors import InputError
 from optimizer.recipes import Recipe, load_recipe, save_recipe
-from optimizer.search import parameters_of
-from optimizer.search.space import filled_alphas
-from optimizer.search.storage import storage_address
+from optimizer.search import filled_alphas, parameters_of, storage_address
 from optimizer.similarity import total_similarity
 
 mpl.use("Agg")

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.recipes import Algebra, Recipe
-from optimizer.search import Parameter, Space, make_sampler
-from optimizer.search.space import filled_alphas
+from optimizer.search import Parameter, Space, filled_alphas, make_sampler
 from optimizer.similarity import build_metric, open_comparison
 
 BOUNDS = (-0.5, 1.5)  # of Nelder-Mead's coefficients

@@ -29,8 +29,7 @@ import torch
 from measuring import report, warm_up
 
 from optimizer.checkpoints import Checkpoint, load_layout
-from optimizer.recipes import ElementReader, Part
-from optimizer.recipes.combining import CHUNK
+from optimizer.recipes import CHUNK, ElementReader, Part
 from optimizer.similarity import Comparison, measure_statistics, open_comparison
 
 NAMES = ("base", "one", "two", "three", "four", "five", "six", "seven")

@@ -94,7 +94,7 @@ def run(study: Path, models: Path, device: str) -> Mapping[str, Any]:
     clock = Clock()
     from optimizer import cli  # noqa: F401, PLC0415 - what the command imports
     from optimizer.search import fit, load_study  # noqa: PLC0415
-    from optimizer.similarity.attention import AttentionMetric  # noqa: PLC0415
+    from optimizer.similarity import AttentionMetric  # noqa: PLC0415
 
     scored: list[float] = []
     AttentionMetric.score = timed(AttentionMetric.score, scored)  # type: ignore[method-assign]

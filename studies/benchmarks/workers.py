@@ -31,7 +31,7 @@ from typing import Any
 from measuring import report
 from optuna.trial import FrozenTrial, TrialState
 
-from optimizer.search.storage import StorageAddress, open_storage, storage_address
+from optimizer.search import StorageAddress, open_storage, storage_address
 
 DEMO = Path(__file__).parents[1] / "demo"
 STUDY = """\

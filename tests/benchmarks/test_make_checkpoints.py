@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from optimizer.checkpoints import open_checkpoint
-from optimizer.checkpoints.layout import load_layout
+from optimizer.checkpoints import load_layout, open_checkpoint
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., Any]

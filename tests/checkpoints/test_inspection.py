@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from optimizer.checkpoints import HashCache, find_not_finite, inspect_checkpoint, open_checkpoint, sha256
+from optimizer.checkpoints import HashCache, inspect_checkpoint, open_checkpoint, sha256
+from optimizer.checkpoints.inspection import find_not_finite
 from optimizer.errors import CheckpointError
 
 TEXT = "cond_stage_model.transformer.text_model."

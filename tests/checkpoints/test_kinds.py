@@ -10,7 +10,8 @@ import sd_mecha
 import torch
 from headers import write_header
 
-from optimizer.checkpoints import inspect_checkpoint, kind_of, load_layout, open_checkpoint
+from optimizer.checkpoints import inspect_checkpoint, load_layout, open_checkpoint
+from optimizer.checkpoints.kinds import kind_of
 from optimizer.cli import main
 from optimizer.errors import CheckpointError
 
@@ -940,8 +941,7 @@ def test_folders(tmp_path):
 
 def test_sft_is_safetensors(tmp_path, write_sd1):
     """A .sft file is safetensors by another extension: opened as that, found by name, listed in folders."""
-    from optimizer.recipes import locate
-    from optimizer.recipes.locations import checkpoints_in
+    from optimizer.recipes import checkpoints_in, locate
 
     write_sd1(tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").rename(tmp_path / "flux.sft")

@@ -19,8 +19,7 @@ from optimizer.checkpoints import check_output, refuse_links, replace_text
 from optimizer.cli import main
 from optimizer.errors import BlockfitWarning, InputError
 from optimizer.recipes import load_recipe
-from optimizer.reports import fit_logs, write_trials
-from optimizer.reports.logs import log_warning
+from optimizer.reports import fit_logs, log_warning, write_trials
 from optimizer.search import fit, load_study
 
 Write = Callable[..., dict[str, torch.Tensor]]

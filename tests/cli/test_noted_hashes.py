@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from optimizer.checkpoints import CHECKPOINT_SUFFIXES, HashCache, read_provenance
 from optimizer.cli import main
 from optimizer.errors import CheckpointError
-from optimizer.recipes import check_noted_hashes, load_recipe, merge
-from optimizer.recipes.recipe import Model
+from optimizer.recipes import Model, check_noted_hashes, load_recipe, merge
 from optimizer.search import fit, load_study
 from optimizer.similarity import verify
 

@@ -7,7 +7,8 @@ from statistics import fmean
 import pytest
 from ruamel.yaml import YAML
 
-from optimizer.demo import Demo, family_folder
+from optimizer.demo import family_folder
+from optimizer.demo.running import Demo
 from optimizer.recipes import load_recipe
 
 

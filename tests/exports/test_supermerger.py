@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from step_by_step import BLOCKS
 
 from optimizer.exports import export_recipe
-from optimizer.recipes.notation import read_notation
+from optimizer.recipes import Expected, read_notation
 from optimizer.recipes.presets import preset_alpha, read_presets
-from optimizer.recipes.recipe import Expected
 
 
 def test_lines():

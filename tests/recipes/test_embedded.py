@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import RecipeError
-from optimizer.recipes import block_coefficients, find_models, load_recipe, merge
+from optimizer.recipes import Model, Recipe, block_coefficients, find_models, load_recipe, merge
 from optimizer.recipes.embedded import recipe_from_metadata
-from optimizer.recipes.recipe import Model, Recipe
 
 A, B, C = ("a1" * 32, "b2" * 32, "c3" * 32)
 BLOCKS = [

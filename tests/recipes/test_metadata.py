@@ -9,7 +9,8 @@ from safetensors import safe_open
 
 from optimizer.checkpoints import HashCache
 from optimizer.errors import CheckpointError
-from optimizer.recipes import load_recipe, merge, read_recipe
+from optimizer.recipes import load_recipe, merge
+from optimizer.recipes.files import read_recipe
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 RECIPE = """

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_by_step import BLOCKS
 
-from optimizer.checkpoints.layout import load_layout
+from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
-from optimizer.recipes import MODES, Alpha, Expected, Free, Model, Recipe, Step
-from optimizer.recipes.notation import read_notation, write_notation
+from optimizer.recipes import MODES, Alpha, Expected, Free, Model, Recipe, Step, read_notation, write_notation
 from optimizer.recipes.presets import read_presets
 
 LAYOUT = load_layout("sd1")

@@ -11,8 +11,7 @@ from step_by_step import BLOCKS
 
 from optimizer.checkpoints import inspect_checkpoint, is_zero, open_checkpoint, zeros_at_end
 from optimizer.errors import BlockfitWarning
-from optimizer.recipes import merge
-from optimizer.recipes.combining import CHUNK
+from optimizer.recipes import CHUNK, merge
 
 UNET = "model.diffusion_model."
 OUT = f"{UNET}out.2.weight"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from optimizer.errors import BlockfitWarning
-from optimizer.reports import LogFile
+from optimizer.reports.logs import LogFile
 
 
 def test_full_disk(small_disk: Path, fill: Callable[[Path, int], Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,10 @@ import torch
 
 from optimizer.checkpoints import replace_text
 from optimizer.errors import InputError
-from optimizer.recipes import merge, save_recipe
+from optimizer.recipes import STATISTICS, merge, save_recipe
 from optimizer.reports import write_plots, write_trials
 from optimizer.search import FitResult
-from optimizer.similarity import STATISTICS, load_measured, save_measured
+from optimizer.similarity import load_measured, save_measured
 
 Write = Callable[[FitResult, Path], object]
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from optimizer.errors import InputError
-from optimizer.reports import block_table, percent, steps_table, trials_table, write_trials
+from optimizer.reports import block_table, steps_table, trials_table, write_trials
+from optimizer.reports.tables import percent
 from optimizer.search import DATABASE, FitResult
 
 

@@ -14,8 +14,8 @@ from sqlalchemy.engine import make_url
 
 from optimizer.cli import main
 from optimizer.errors import StudyError
-from optimizer.search import fit, load_study, study_status
-from optimizer.search.storage import is_begun, open_storage, storage_address
+from optimizer.search import fit, load_study, open_storage, storage_address, study_status
+from optimizer.search.storage import is_begun
 from optimizer.search.workers import workers_at
 
 # What means something in a URL, in a template of Optuna's, in SQLite's own addresses, or in a shell.

@@ -8,10 +8,9 @@ from dataclasses import replace
 import pytest
 
 from optimizer.reports import write_report
-from optimizer.search import FitEvents, fit, found_result, load_study, study_status
+from optimizer.search import FitEvents, fit, found_result, load_study, open_storage, storage_address, study_status
 from optimizer.search.binding import open_search
 from optimizer.search.budgets import Budgets, budget_of
-from optimizer.search.storage import open_storage, storage_address
 from optimizer.search.workers import workers_at
 
 

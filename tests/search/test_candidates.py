@@ -11,7 +11,8 @@ from optimizer.checkpoints import open_checkpoint
 from optimizer.cli import main
 from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, load_recipe, merge
-from optimizer.search import fit, load_study, open_study, simplify_file
+from optimizer.search import fit, load_study, simplify_file
+from optimizer.search.measuring import open_study
 from optimizer.similarity import build_metric
 
 BLOCKS = ("OUT03", "OUT06")

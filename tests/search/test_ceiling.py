@@ -15,7 +15,8 @@ from step_by_step import block_of, merged_names
 
 from optimizer.cli import main
 from optimizer.errors import InputError
-from optimizer.search import fit, largest_cosine, load_study, study_ceilings
+from optimizer.search import fit, load_study, study_ceilings
+from optimizer.search.ceiling import largest_cosine
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06"}}

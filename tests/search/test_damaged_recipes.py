@@ -14,7 +14,8 @@ from optimizer.errors import InputError, RecipeError
 from optimizer.recipes import load_recipe, merge
 from optimizer.reports.page.contents import contents
 from optimizer.reports.page.writing import report_page
-from optimizer.search import found_result, load_study, noted_searches, simplify_file, study_ceilings
+from optimizer.search import found_result, load_study, simplify_file, study_ceilings
+from optimizer.search.finished import noted_searches
 
 DEEP = "x"
 for _ in range(30):

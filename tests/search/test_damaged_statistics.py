@@ -9,8 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from optimizer.errors import BlockfitWarning, StudyError
+from optimizer.recipes import STATISTICS
 from optimizer.search import fit, load_study, study_ceilings
-from optimizer.similarity import STATISTICS, load_measured
+from optimizer.similarity import load_measured
 
 KEY = "blockfit.statistics"
 HASH = "0" * 64

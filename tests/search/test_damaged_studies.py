@@ -21,8 +21,7 @@ from optimizer.cli import main
 from optimizer.errors import InputError
 from optimizer.reports import write_trials
 from optimizer.reports.dashboard import _PlotStore, _ReadingOnly, _ShownStorage
-from optimizer.search import FitEvents, fit, load_study, open_trials, study_status
-from optimizer.search.checked_trials import CheckedTrials
+from optimizer.search import CheckedTrials, FitEvents, fit, load_study, open_trials, study_status
 
 # One of each kind; the others are slow, if only by their number.
 ALWAYS = {

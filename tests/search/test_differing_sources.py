@@ -10,9 +10,9 @@ from step_by_step import merge_by_steps
 
 from optimizer.cli import main
 from optimizer.errors import BlockfitWarning, CheckpointError, StudyError
-from optimizer.recipes import load_recipe, merge
+from optimizer.recipes import STATISTICS, load_recipe, merge
 from optimizer.search import fit, load_study, study_ceilings
-from optimizer.similarity import STATISTICS, compare, load_measured, verify
+from optimizer.similarity import compare, load_measured, verify
 
 TEXT = "cond_stage_model.transformer.text_model."
 POSITIONS = f"{TEXT}embeddings.position_embedding.weight"

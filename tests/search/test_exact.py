@@ -7,7 +7,8 @@ from step_by_step import block_of, merge_by_steps, merged_names
 
 from optimizer.checkpoints import load_layout
 from optimizer.recipes import Algebra, load_recipe
-from optimizer.search import Space, exact_optimum, parameters_of
+from optimizer.search import Space, parameters_of
+from optimizer.search.exact import exact_optimum
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
 
 LAYOUT = load_layout("sd1")

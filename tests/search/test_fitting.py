@@ -17,10 +17,9 @@ from step_by_step import block_of, merged_names
 
 from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, load_recipe, merge
-from optimizer.search import FitEvents, Space, TrialsFailed, fit, load_study, parameters_of
+from optimizer.search import FitEvents, Space, fit, load_study, open_storage, parameters_of, storage_address
 from optimizer.search.asking import SharedStorage
-from optimizer.search.searching import Search
-from optimizer.search.storage import open_storage, storage_address
+from optimizer.search.searching import Search, TrialsFailed
 from optimizer.search.workers import workers_at
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
 

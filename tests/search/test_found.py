@@ -9,7 +9,8 @@ import pytest
 from optimizer.checkpoints import HashCache
 from optimizer.errors import StudyError
 from optimizer.recipes import load_recipe, save_recipe
-from optimizer.search import fit, found_ceilings, found_result, load_study, noted_searches
+from optimizer.search import fit, found_ceilings, found_result, load_study
+from optimizer.search.finished import noted_searches
 
 STEPS = """\
   - {name: A, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: OUT03}}

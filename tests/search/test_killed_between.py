@@ -9,8 +9,8 @@ from kills import Killing
 
 from optimizer.checkpoints import undo_unfinished, write_new_files
 from optimizer.checkpoints.temporaries import clear_abandoned
-from optimizer.search import load_study
-from optimizer.search.storage import set_aside, storage_address
+from optimizer.search import load_study, storage_address
+from optimizer.search.storage import set_aside
 
 CODE = """
     from pathlib import Path
@@ -18,7 +18,8 @@ CODE = """
     from optimizer.demo import running
     from optimizer.recipes import load_recipe
     from optimizer.search import first_study, new_study
-    from optimizer.search.storage import set_aside, storage_address
+    from optimizer.search import storage_address
+    from optimizer.search.storage import set_aside
     POOL = Path({pool!r})
 
     def init(folder):

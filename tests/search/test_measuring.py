@@ -11,16 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from optimizer.checkpoints import HashCache, sha256
 from optimizer.errors import BlockfitWarning, CheckpointError, StudyError
-from optimizer.recipes import load_recipe
-from optimizer.search import fit, load_study, open_study, study_ceilings
-from optimizer.similarity import (
-    STATISTICS,
-    build_metric,
-    load_measured,
-    measure_statistics,
-    open_comparison,
-    save_measured,
-)
+from optimizer.recipes import STATISTICS, load_recipe
+from optimizer.search import fit, load_study, study_ceilings
+from optimizer.search.measuring import open_study
+from optimizer.similarity import build_metric, load_measured, measure_statistics, open_comparison, save_measured
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06"}}

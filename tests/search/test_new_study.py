@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from optimizer.errors import InputError, StudyError
 from optimizer.recipes import Recipe, load_recipe, merge, new_recipe
-from optimizer.search import FitResult, StageFields, Study, fit, load_study, new_study, study_status
+from optimizer.search import FitResult, Study, fit, load_study, new_study, study_status
+from optimizer.search.new import StageFields
 from optimizer.search.study import StageEntry
 from optimizer.similarity import compare
 

@@ -4,8 +4,8 @@ import pytest
 
 from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, load_recipe
-from optimizer.search import FitEvents, exact_optimum, fit, load_study, parameters_of, simplify_file, study_status
-from optimizer.search.space import Space
+from optimizer.search import FitEvents, Space, fit, load_study, parameters_of, simplify_file, study_status
+from optimizer.search.exact import exact_optimum
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
 
 BLOCKS = ("OUT03", "OUT06")

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import create_trial
 
-from optimizer.search import fit, load_study
-from optimizer.search.results import DISTANCE, best_of, ranked
+from optimizer.search import best_of, fit, load_study
+from optimizer.search.results import DISTANCE, ranked
 
 STEPS = "  - {name: T, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: 'M00,OUT03'}}\n"
 

@@ -17,8 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from optimizer.errors import StudyError
-from optimizer.search import fit, load_study, study_status
-from optimizer.search.storage import open_storage, storage_address
+from optimizer.search import fit, load_study, open_storage, storage_address, study_status
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06,M00"}}

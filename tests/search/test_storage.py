@@ -16,8 +16,8 @@ import pytest
 
 from optimizer.errors import StudyError
 from optimizer.recipes import load_recipe
-from optimizer.search import FitEvents, StorageLost, fit, load_study, study_status
-from optimizer.search.storage import FileWatch, open_storage, persist, set_aside, storage_address
+from optimizer.search import FitEvents, fit, load_study, open_storage, storage_address, study_status
+from optimizer.search.storage import FileWatch, StorageLost, persist, set_aside
 
 ALPHAS = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: {search: [0, 1], blocks: 'OUT03,OUT06'}}\n"
 STAGE = "  - {{name: s, metric: delta, trials: {}, sampler: random}}\n"

@@ -7,8 +7,8 @@ from step_by_step import BLOCKS
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import InputError, StudyError
-from optimizer.search import load_study, study_file
-from optimizer.search.space import described_alphas
+from optimizer.search import described_alphas, load_study
+from optimizer.search.study import study_file
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: OUT03-OUT05}}

@@ -23,9 +23,9 @@ from optuna.trial import TrialState
 
 from optimizer.errors import StudyError
 from optimizer.recipes import load_recipe
-from optimizer.search import FitEvents, StorageLost, fit, load_study, study_status
+from optimizer.search import FitEvents, fit, load_study, open_storage, storage_address, study_status
 from optimizer.search.asking import SharedStorage, Trials
-from optimizer.search.storage import open_storage, storage_address
+from optimizer.search.storage import StorageLost
 from optimizer.search.worker_processes import WorkerProcesses
 from optimizer.search.workers import workers_at
 
@@ -136,7 +136,7 @@ class TestPresence:
         code = f"""
             import time
             from pathlib import Path
-            from optimizer.search.storage import storage_address
+            from optimizer.search import storage_address
             from optimizer.search.workers import workers_at
             workers = workers_at(storage_address({storage!r}, Path()), "a")
             workers.join(alone=False)
@@ -178,7 +178,7 @@ class TestPresence:
         code = f"""
             import sys
             from pathlib import Path
-            from optimizer.search.storage import storage_address
+            from optimizer.search import storage_address
             from optimizer.search.workers import workers_at
             workers = workers_at(storage_address({storage!r}, Path()), "a")
             counter = Path({str(tmp_path / "counter")!r})

@@ -13,8 +13,7 @@ from watching import META, Watching
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import CheckpointError
-from optimizer.similarity import attention, batched, open_comparison
-from optimizer.similarity.attention import AttentionMetric
+from optimizer.similarity import AttentionMetric, attention, batched, open_comparison
 
 LAYOUT = load_layout("sd1")
 SOURCES = ("base", "x", "y")

@@ -15,7 +15,8 @@ from watching import META, Watching
 from optimizer.checkpoints import load_layout, pipeline_folder
 from optimizer.errors import CheckpointError, InputError
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step, merge
-from optimizer.similarity import EncoderMetric, build_metric, compare, encoder, open_comparison, read_prompts
+from optimizer.similarity import build_metric, compare, encoder, open_comparison, read_prompts
+from optimizer.similarity.encoder import EncoderMetric
 
 DEMO = Path(__file__).parents[2] / "studies" / "demo"
 LAYOUT = load_layout("sd1")

@@ -13,8 +13,8 @@ import torch
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import BlockfitWarning
-from optimizer.similarity import attention, build_metric, measure_statistics, open_comparison
-from optimizer.similarity.memory import MovableMetric, in_batches, where_it_fits
+from optimizer.similarity import MovableMetric, attention, build_metric, measure_statistics, open_comparison
+from optimizer.similarity.memory import in_batches, where_it_fits
 
 LAYOUT = load_layout("sd1")
 SOURCES = "base", "x", "y"

@@ -8,9 +8,15 @@ from watching import META, Watching
 
 from optimizer.checkpoints import load_layout
 from optimizer.errors import BlockfitWarning, CheckpointError
-from optimizer.similarity import gram_matrix, measure_statistics, open_comparison, statistics, statistics_on_card
-from optimizer.similarity.statistics import measure_grams
-from optimizer.similarity.statistics_on_card import grams_on_card
+from optimizer.similarity import (
+    grams_on_card,
+    measure_grams,
+    measure_statistics,
+    open_comparison,
+    statistics,
+    statistics_on_card,
+)
+from optimizer.similarity.statistics import gram_matrix
 
 LAYOUT = load_layout("sd1")
 QUERY = "model.diffusion_model.output_blocks.6.1.transformer_blocks.0.attn1.to_q.weight"

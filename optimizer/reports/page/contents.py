@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
 
-from optimizer import __version__
 from optimizer.checkpoints import Layout
 from optimizer.printable import printable, quoted
-from optimizer.recipes import Model, Recipe, block_coefficients, preset_line, write_notation
-from optimizer.recipes.formulas import formula_of
+from optimizer.recipes import Model, Recipe, block_coefficients, formula_of, preset_line, write_notation
 from optimizer.reports.alphas import AlphaRow, alpha_rows
 from optimizer.reports.page.drawings import (
     MOST_POINTS,
@@ -28,6 +26,7 @@ from optimizer.reports.page.licenses import License, license_of
 from optimizer.reports.page.remarks import Remark, remarks
 from optimizer.search import BlockCeiling, Ceiling, Found, SearchResult, SourceShare, Stage, StepScores
 from optimizer.similarity import EXACT_METRICS, total_similarity
+from optimizer.version import __version__
 
 __all__ = ["Page", "contents"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optimizer.reports import Standing, license_of
+from optimizer.reports.page.licenses import Standing, license_of
 
 
 @pytest.mark.parametrize("stated", ["MIT", "mit", "Apache-2.0", "BSD-3-Clause", "CC0-1.0"])
