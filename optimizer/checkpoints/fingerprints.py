@@ -12,8 +12,8 @@ from pathlib import Path
 
 from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.reading import Checkpoint, raw_bytes
-from optimizer.checkpoints.writing import replace_text
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError
+from optimizer.files import replace_text
 
 __all__ = ["HashCache", "default_cache_folder", "fingerprint", "legacy_hash", "sha256", "short_hash"]
 

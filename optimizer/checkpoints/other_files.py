@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from optimizer.checkpoints.kinds import FileKind
-from optimizer.checkpoints.near_names import CHECKPOINT_SUFFIXES
-from optimizer.checkpoints.presence import is_file
+from optimizer.files import CHECKPOINT_SUFFIXES, is_file
 
 __all__ = ["kind_of_folder", "kind_of_other_file"]
 

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any
 
 from optimizer.checkpoints.fingerprints import short_hash
-from optimizer.checkpoints.near_names import CHECKPOINT_SUFFIXES
+from optimizer.files import CHECKPOINT_SUFFIXES
 
 __all__ = ["Parent", "Provenance", "known_models", "name_and_hash", "parsed", "read_provenance"]
 

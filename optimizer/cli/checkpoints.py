@@ -222,7 +222,8 @@ def merge(
     """
     import torch
 
-    from optimizer.checkpoints import check_output, open_checkpoint
+    from optimizer.checkpoints import open_checkpoint
+    from optimizer.files import check_output
     from optimizer.recipes import folders_of, load_recipe, locate_models
     from optimizer.recipes import merge as merge_files
 

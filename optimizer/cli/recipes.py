@@ -76,7 +76,7 @@ def import_recipe(
 
     With --json one object: steps and models (their names), output (the step), warnings, not_understood (lines).
     """
-    from optimizer.checkpoints import CHECKPOINT_SUFFIXES, check_output
+    from optimizer.files import CHECKPOINT_SUFFIXES, check_output
     from optimizer.recipes import import_merged, import_text, save_recipe
 
     with reading() as progress:
@@ -137,8 +137,8 @@ def export(
 
     With --json one object: output (the file), format, step (the recipe's output).
     """
-    from optimizer.checkpoints import check_output, replace_text
     from optimizer.exports import EXPORTS, export_recipe
+    from optimizer.files import check_output, replace_text
     from optimizer.recipes import folders_of, load_recipe, with_whole_names
 
     check_output(output, beside=recipe)

@@ -272,7 +272,7 @@ def report(
     step and metric), ceilings (total by metric), searches (trials and best of each), sources (coefficient, license and
     standing of each), remarks (headings of what there is to know).
     """
-    from optimizer.checkpoints import check_output
+    from optimizer.files import check_output
     from optimizer.reports import check_report_name, report_figures, write_report
     from optimizer.search import found_ceilings, found_result, load_study, shown_storage
 
@@ -375,7 +375,7 @@ def fit_and_report(
     Raises InputError, before anything is read, if the study's folder cannot be written to. What cannot be written of a
     finished fit but best.yaml ends the command with exit code 1, when all the rest is written and printed.
     """
-    from optimizer.checkpoints import check_writable
+    from optimizer.files import check_writable
     from optimizer.reports import (
         candidates_table,
         fit_logs,

@@ -11,8 +11,8 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
-from optimizer.checkpoints import atomic_path, refuse_links, temporary_folder
 from optimizer.errors import InputError
+from optimizer.files import atomic_path, refuse_links, temporary_folder
 from optimizer.pictures import contact_sheet, generate
 from optimizer.recipes import Recipe, block_coefficients, load_recipe, locate_models, merge
 from optimizer.search import FitResult, Study, load_study, parameters_of

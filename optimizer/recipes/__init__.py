@@ -36,7 +36,6 @@ from optimizer.recipes.presets import preset_line
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.tensors import Contributing, Part, check_channels, finite, plan_parts
 from optimizer.recipes.vae import open_vae
-from optimizer.recipes.yaml_files import UserFile, dump_yaml, named_file, plain, read_text, read_yaml, shown, validate
 from optimizer.recipes.zeros import ZeroTensors
 
 __all__ = [
@@ -60,7 +59,6 @@ __all__ = [
     "Part",
     "Recipe",
     "Step",
-    "UserFile",
     "ZeroTensors",
     "block_coefficients",
     "check_channels",
@@ -68,7 +66,6 @@ __all__ = [
     "check_noted_hashes",
     "checkpoints_below",
     "checkpoints_in",
-    "dump_yaml",
     "find_models",
     "finite",
     "fits_hash",
@@ -83,22 +80,16 @@ __all__ = [
     "merge",
     "name_without_hash",
     "named_at",
-    "named_file",
     "new_recipe",
     "not_found",
     "open_vae",
     "other_hash",
-    "plain",
     "plan_parts",
     "preset_line",
     "read_notation",
-    "read_text",
-    "read_yaml",
     "recipe_as_data",
     "save_recipe",
     "seen_from",
-    "shown",
-    "validate",
     "warn_of_compared",
     "warn_of_sources",
     "with_whole_names",

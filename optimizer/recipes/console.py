@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from optimizer.checkpoints import CHECKPOINT_SUFFIXES, Layout
+from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError
+from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.recipes.fields import Fields, is_empty
 from optimizer.recipes.formula_texts import LONGEST_FORMULA
 from optimizer.recipes.formulas import Factor, Part

@@ -12,16 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import (
-    CHECKPOINT_SUFFIXES,
-    Layout,
-    known_models,
-    load_layout,
-    name_and_hash,
-    parsed,
-    short_hash,
-)
+from optimizer.checkpoints import Layout, known_models, load_layout, name_and_hash, parsed, short_hash
 from optimizer.errors import RecipeError, attempt
+from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.recipes.fields import Fields, is_empty, leaves, number_in, numbers_in, received
 from optimizer.recipes.files import read_recipe
 from optimizer.recipes.metadata import TYPE

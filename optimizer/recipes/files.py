@@ -10,11 +10,23 @@ from pydantic import StrictStr, StringConstraints
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarbool import ScalarBoolean
 
-from optimizer.checkpoints import TEXT_SUFFIXES, Layout, load_layout, missing_file, replace_text
+from optimizer.checkpoints import Layout, load_layout
 from optimizer.errors import RecipeError, attempt
+from optimizer.files import (
+    TEXT_SUFFIXES,
+    UserFile,
+    dump_yaml,
+    line_of,
+    missing_file,
+    named_file,
+    read_text,
+    read_yaml,
+    replace_text,
+    shown,
+    validate,
+)
 from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
-from optimizer.recipes.yaml_files import UserFile, dump_yaml, line_of, named_file, read_text, read_yaml, shown, validate
 
 __all__ = [
     "alpha_as_data",

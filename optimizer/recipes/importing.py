@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import is_folder, kind_of_folder, kind_of_other_file, open_checkpoint, parsed
+from optimizer.checkpoints import kind_of_folder, kind_of_other_file, open_checkpoint, parsed
 from optimizer.errors import RecipeError, attempt
+from optimizer.files import is_folder, read_text
 from optimizer.recipes.comfyui_workflow import is_workflow, read_workflow
 from optimizer.recipes.embedded import recipe_from_metadata
 from optimizer.recipes.mecha_text import is_mecha, read_mecha
@@ -16,7 +17,6 @@ from optimizer.recipes.mergekit_configuration import is_mergekit, read_mergekit
 from optimizer.recipes.notation import Imported, read_notation
 from optimizer.recipes.presets import read_presets
 from optimizer.recipes.recipe import Recipe
-from optimizer.recipes.yaml_files import read_text
 
 __all__ = ["import_merged", "import_text"]
 

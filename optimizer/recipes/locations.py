@@ -9,21 +9,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from optimizer.checkpoints import (
+from optimizer.checkpoints import HashCache, legacy_hash, sha256, short_hash
+from optimizer.errors import BlockfitWarning, CheckpointError, InputError
+from optimizer.files import (
     CHECKPOINT_SUFFIXES,
     TEXT_SUFFIXES,
-    HashCache,
     did_you_mean,
     is_file,
     is_folder,
     is_there,
-    legacy_hash,
     missing_file,
     missing_folder,
-    sha256,
-    short_hash,
 )
-from optimizer.errors import BlockfitWarning, CheckpointError, InputError
 from optimizer.recipes.recipe import Recipe
 
 __all__ = [

@@ -14,12 +14,12 @@ from optimizer.checkpoints import (
     Checkpoint,
     HashCache,
     TensorSpec,
-    check_output,
     check_unchanged,
     open_checkpoint,
     safetensors_writer,
 )
 from optimizer.errors import CheckpointError
+from optimizer.files import check_output
 from optimizer.recipes.coefficients import Algebra, Contributors, Group
 from optimizer.recipes.combining import MergedTensor, WeightedSum, write_merged
 from optimizer.recipes.inputs import warn_of_merged

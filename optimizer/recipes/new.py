@@ -6,9 +6,9 @@ from typing import Any
 
 from optimizer.checkpoints import Layout, load_layout
 from optimizer.errors import attempt
+from optimizer.files import plain
 from optimizer.recipes.files import alpha_as_data, recipe_of, step_as_data
 from optimizer.recipes.recipe import Alpha, Model, Recipe, Step
-from optimizer.recipes.yaml_files import plain
 
 __all__ = ["new_recipe"]
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from optimizer.checkpoints import CHECKPOINT_SUFFIXES, Layout
+from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError
+from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.recipes.coefficients import Algebra, Group
 from optimizer.recipes.prefixes import OUT, TIME_EMBED, VAE, prefix_of
 from optimizer.recipes.recipe import Alpha, Model, Recipe, Step

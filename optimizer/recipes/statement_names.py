@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from optimizer.checkpoints import CHECKPOINT_SUFFIXES
+from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.recipes.formulas import names_in, renamed
 from optimizer.recipes.likeness import NamesByLikeness, is_near
 from optimizer.recipes.notation_writing import MOST_COMPARED

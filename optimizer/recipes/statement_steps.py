@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError, attempt
+from optimizer.files import shown, yaml_of
 from optimizer.recipes.files import read_alpha
 from optimizer.recipes.formulas import Factor, Part, names_in
 from optimizer.recipes.presets import Preset, built_in_alpha, numbered_alpha, numbers_of, preset_alpha
 from optimizer.recipes.recipe import Alpha, Step
 from optimizer.recipes.statements import Statement
 from optimizer.recipes.tokens import parse_name
-from optimizer.recipes.yaml_files import shown, yaml_of
 
 __all__ = ["StepBuilder"]
 

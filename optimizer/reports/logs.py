@@ -11,8 +11,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from optimizer.checkpoints import check_output, open_in_place, study_folder_of
 from optimizer.errors import BlockfitWarning, InputError, attempt
+from optimizer.files import check_output, open_in_place, study_folder_of
 from optimizer.printable import printable
 from optimizer.search import FitResult, SearchProgress
 

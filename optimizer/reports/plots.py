@@ -16,8 +16,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from optuna.trial import FrozenTrial
 
-from optimizer.checkpoints import atomic_path
 from optimizer.errors import InputError
+from optimizer.files import atomic_path
 from optimizer.reports.alphas import AlphaRow, alpha_rows, block_score, is_exact
 from optimizer.reports.lettering import file_name_part, label, set_fonts
 from optimizer.reports.tables import percent

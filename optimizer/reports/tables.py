@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from optimizer.checkpoints import replace_text
+from optimizer.files import replace_text
 from optimizer.printable import printable
 from optimizer.recipes import Expected
 from optimizer.search import FitResult, SearchResult, Simplified, StepScores

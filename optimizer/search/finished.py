@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import HashCache, check_output, check_unchanged, sha256
+from optimizer.checkpoints import HashCache, check_unchanged, sha256
 from optimizer.errors import InputError, RecipeError, attempt
+from optimizer.files import check_output, named_file, shown
 from optimizer.recipes import (
     Recipe,
     check_noted_hashes,
@@ -17,12 +18,10 @@ from optimizer.recipes import (
     load_recipe,
     locate,
     locate_models,
-    named_file,
     not_found,
     other_hash,
     save_recipe,
     seen_from,
-    shown,
 )
 from optimizer.search.notes import noted_reading
 from optimizer.search.simplifying import (

@@ -6,20 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import (
-    HashCache,
-    Layout,
-    fingerprint,
-    is_file,
-    is_folder,
-    is_there,
-    open_checkpoint,
-    refuse_links,
-    undo_unfinished,
-    unfit,
-    write_new_files,
-)
+from optimizer.checkpoints import HashCache, Layout, fingerprint, open_checkpoint, unfit
 from optimizer.errors import CheckpointError, InputError, attempt
+from optimizer.files import dump_yaml, is_file, is_folder, is_there, refuse_links, undo_unfinished, write_new_files
 from optimizer.printable import printable
 from optimizer.recipes import (
     Alpha,
@@ -30,7 +19,6 @@ from optimizer.recipes import (
     check_folders,
     checkpoints_below,
     checkpoints_in,
-    dump_yaml,
     locate_given,
     named_at,
     recipe_as_data,

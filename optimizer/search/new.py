@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from optimizer.checkpoints import HashCache, refuse_links, replace_text
+from optimizer.checkpoints import HashCache
 from optimizer.errors import CheckpointError, InputError, StudyError, attempt
-from optimizer.recipes import Recipe, dump_yaml, locate, plain, recipe_as_data, seen_from, shown, validate
+from optimizer.files import dump_yaml, plain, refuse_links, replace_text, shown, validate
+from optimizer.recipes import Recipe, locate, recipe_as_data, seen_from
 from optimizer.search.study import Study, StudyEntry, study_of, with_found_files
 from optimizer.similarity import DEFAULT_METRIC, METRICS
 

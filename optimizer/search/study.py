@@ -8,22 +8,11 @@ from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from optimizer.checkpoints import TEXT_SUFFIXES, HashCache, Layout, is_folder, missing_file
+from optimizer.checkpoints import HashCache, Layout
 from optimizer.errors import InputError, StudyError, attempt
+from optimizer.files import TEXT_SUFFIXES, UserFile, is_folder, missing_file, named_file, read_yaml, shown, validate
 from optimizer.printable import unprintable
-from optimizer.recipes import (
-    STATISTICS,
-    Recipe,
-    UserFile,
-    find_models,
-    load_recipe,
-    locate,
-    named_file,
-    not_found,
-    read_yaml,
-    shown,
-    validate,
-)
+from optimizer.recipes import STATISTICS, Recipe, find_models, load_recipe, locate, not_found
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, described_alphas, parameters_of
 from optimizer.search.storage import DATABASE, StorageAddress

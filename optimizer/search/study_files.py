@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from optimizer.checkpoints import refuse_links, study_folder_of
 from optimizer.errors import InputError, StudyError
+from optimizer.files import refuse_links, study_folder_of
 from optimizer.recipes import STATISTICS
 from optimizer.search.storage import DATABASE, StorageAddress
 

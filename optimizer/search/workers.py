@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from sqlalchemy.engine import make_url
 
-from optimizer.checkpoints import host_name
 from optimizer.errors import StudyError
+from optimizer.files import host_name
 from optimizer.search.storage import StorageAddress, without_psycopg
 
 if TYPE_CHECKING:

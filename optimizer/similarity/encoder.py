@@ -22,8 +22,9 @@ import torch
 
 from optimizer.checkpoints import Checkpoint, Layout, load_tokenizer, pipeline_of, stored_part
 from optimizer.errors import CheckpointError, InputError
+from optimizer.files import read_text
 from optimizer.printable import unprintable
-from optimizer.recipes import Part, read_text
+from optimizer.recipes import Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
 from optimizer.similarity.loading import Loader

@@ -3,8 +3,15 @@
 import pytest
 from kills import Killing
 
-from optimizer.checkpoints import atomic_path, check_writable, host_name, replace_text, temporary_folder
-from optimizer.checkpoints.temporaries import Temporary, clear_abandoned
+from optimizer.files import (
+    Temporary,
+    atomic_path,
+    check_writable,
+    clear_abandoned,
+    host_name,
+    replace_text,
+    temporary_folder,
+)
 
 PROCESS = f".blockfit-{host_name()}-4711-0123456789abcdef"
 
@@ -15,7 +22,7 @@ def killing():
     process = Killing(
         """
         from pathlib import Path
-        from optimizer.checkpoints import replace_text, temporary_folder
+        from optimizer.files import replace_text, temporary_folder
         def write(folder):
             replace_text(Path(folder) / "a.txt", "wanted")
         def write_another(folder):

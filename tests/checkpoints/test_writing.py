@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from optimizer.checkpoints import TensorSpec, atomic_path, check_writable, replace_text, write_safetensors
+from optimizer.checkpoints import TensorSpec, write_safetensors
 from optimizer.errors import CheckpointError, InputError
+from optimizer.files import atomic_path, check_writable, replace_text
 
 DTYPES = (
     torch.float64,
@@ -210,7 +211,7 @@ class TestFailures:
         program = """
 import os, sys
 from pathlib import Path
-from optimizer.checkpoints import replace_text
+from optimizer.files import replace_text
 from optimizer.errors import InputError
 folder = Path(sys.argv[1])
 folder.chmod(0o555)

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from optimizer import new_study
-from optimizer.checkpoints import check_output, refuse_links, replace_text
 from optimizer.cli import main
 from optimizer.errors import BlockfitWarning, InputError
+from optimizer.files import check_output, refuse_links, replace_text
 from optimizer.recipes import load_recipe
 from optimizer.reports import fit_logs, log_warning, write_trials
 from optimizer.search import fit, load_study

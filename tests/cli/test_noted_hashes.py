@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from optimizer.checkpoints import CHECKPOINT_SUFFIXES, HashCache, read_provenance
+from optimizer.checkpoints import HashCache, read_provenance
 from optimizer.cli import main
 from optimizer.errors import CheckpointError
+from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.recipes import Model, check_noted_hashes, load_recipe, merge
 from optimizer.search import fit, load_study
 from optimizer.similarity import verify

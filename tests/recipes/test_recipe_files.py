@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from step_by_step import BLOCKS
 
 from optimizer.errors import InputError, RecipeError
-from optimizer.recipes import Alpha, Free, load_recipe, locate, locate_models, read_yaml, recipe_as_data, save_recipe
+from optimizer.files import read_yaml
+from optimizer.recipes import Alpha, Free, load_recipe, locate, locate_models, recipe_as_data, save_recipe
 
 GOOD = """\
 models:

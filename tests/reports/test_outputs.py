@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimizer.checkpoints import replace_text
 from optimizer.errors import InputError
+from optimizer.files import replace_text
 from optimizer.recipes import STATISTICS, merge, save_recipe
 from optimizer.reports import write_plots, write_trials
 from optimizer.search import FitResult

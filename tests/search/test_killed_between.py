@@ -7,14 +7,13 @@ from contextlib import closing
 import pytest
 from kills import Killing
 
-from optimizer.checkpoints import undo_unfinished, write_new_files
-from optimizer.checkpoints.temporaries import clear_abandoned
+from optimizer.files import clear_abandoned, undo_unfinished, write_new_files
 from optimizer.search import load_study, storage_address
 from optimizer.search.storage import set_aside
 
 CODE = """
     from pathlib import Path
-    from optimizer.checkpoints import write_new_files
+    from optimizer.files import write_new_files
     from optimizer.demo import running
     from optimizer.recipes import load_recipe
     from optimizer.search import first_study, new_study

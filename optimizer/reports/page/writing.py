@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from optimizer.checkpoints import replace_text
 from optimizer.errors import InputError
+from optimizer.files import replace_text
 from optimizer.reports.page.contents import Page, contents
 from optimizer.reports.tables import percent
 from optimizer.search import Ceiling, Found

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from optimizer.checkpoints.presence import is_file, is_folder, is_there
+from optimizer.files.presence import is_file, is_folder, is_there
 
 __all__ = ["CHECKPOINT_SUFFIXES", "TEXT_SUFFIXES", "did_you_mean", "missing_file", "missing_folder", "near_names"]
 

@@ -18,8 +18,9 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scanner import RoundTripScanner
 
-from optimizer.checkpoints import TEXT_SUFFIXES, is_file, is_folder, is_there, missing_file
 from optimizer.errors import InputError
+from optimizer.files.near_names import TEXT_SUFFIXES, missing_file
+from optimizer.files.presence import is_file, is_folder, is_there
 
 __all__ = [
     "UserFile",

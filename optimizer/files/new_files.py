@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from optimizer.checkpoints.temporaries import ABANDONED, Temporary, abandoned, remove
-from optimizer.checkpoints.writing import replace_text
 from optimizer.errors import InputError
+from optimizer.files.atomic import replace_text
+from optimizer.files.temporaries import ABANDONED, Temporary, abandoned, remove
 
 __all__ = ["undo_unfinished", "write_new_files"]
 

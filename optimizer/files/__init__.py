@@ -1,0 +1,57 @@
+"""Text and bytes on a disk: YAML with line numbers, files that are written completely or not at all, links.
+
+Knows nothing of checkpoints."""
+
+from optimizer.files.atomic import atomic_path, check_writable, replace_text, replacing
+from optimizer.files.links import check_output, open_in_place, refuse_links, study_folder_of
+from optimizer.files.near_names import CHECKPOINT_SUFFIXES, TEXT_SUFFIXES, did_you_mean, missing_file, missing_folder
+from optimizer.files.new_files import undo_unfinished, write_new_files
+from optimizer.files.presence import is_file, is_folder, is_there
+from optimizer.files.temporaries import Temporary, clear_abandoned, host_name, temporary_folder
+from optimizer.files.yaml import (
+    UserFile,
+    dump_yaml,
+    line_of,
+    named_file,
+    plain,
+    read_text,
+    read_yaml,
+    shown,
+    validate,
+    yaml_of,
+)
+
+__all__ = [
+    "CHECKPOINT_SUFFIXES",
+    "TEXT_SUFFIXES",
+    "Temporary",
+    "UserFile",
+    "atomic_path",
+    "check_output",
+    "check_writable",
+    "clear_abandoned",
+    "did_you_mean",
+    "dump_yaml",
+    "host_name",
+    "is_file",
+    "is_folder",
+    "is_there",
+    "line_of",
+    "missing_file",
+    "missing_folder",
+    "named_file",
+    "open_in_place",
+    "plain",
+    "read_text",
+    "read_yaml",
+    "refuse_links",
+    "replace_text",
+    "replacing",
+    "shown",
+    "study_folder_of",
+    "temporary_folder",
+    "undo_unfinished",
+    "validate",
+    "write_new_files",
+    "yaml_of",
+]
