@@ -1,5 +1,6 @@
 """Tensors in and out: lazy reading of checkpoints, what kind a file is, streaming atomic writing."""
 
+from optimizer.checkpoints.configuration import pipeline_of
 from optimizer.checkpoints.fingerprints import (
     HashCache,
     default_cache_folder,
@@ -10,9 +11,7 @@ from optimizer.checkpoints.fingerprints import (
 )
 from optimizer.checkpoints.held import FileState
 from optimizer.checkpoints.inspection import Inspection, inspect_checkpoint
-from optimizer.checkpoints.layout import Layout, load_layout
 from optimizer.checkpoints.other_files import kind_of_folder, kind_of_other_file
-from optimizer.checkpoints.pipeline import load_tokenizer, pipeline_folder, pipeline_of, stored_part
 from optimizer.checkpoints.prediction import Prediction, read_prediction
 from optimizer.checkpoints.provenance import (
     HASHES,
@@ -34,7 +33,6 @@ __all__ = [
     "FileState",
     "HashCache",
     "Inspection",
-    "Layout",
     "Prediction",
     "Provenance",
     "SafetensorsWriter",
@@ -48,19 +46,15 @@ __all__ = [
     "kind_of_other_file",
     "known_models",
     "legacy_hash",
-    "load_layout",
-    "load_tokenizer",
     "name_and_hash",
     "open_checkpoint",
     "parsed",
-    "pipeline_folder",
     "pipeline_of",
     "read_prediction",
     "read_provenance",
     "safetensors_writer",
     "sha256",
     "short_hash",
-    "stored_part",
     "unfit",
     "write_safetensors",
     "zeros_at_end",

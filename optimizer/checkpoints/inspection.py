@@ -11,11 +11,11 @@ import torch
 
 from optimizer.checkpoints.fingerprints import HashCache, fingerprint, sha256, short_hash
 from optimizer.checkpoints.kinds import FileKind
-from optimizer.checkpoints.layout import Layout
 from optimizer.checkpoints.prediction import read_prediction, usual_schedule
 from optimizer.checkpoints.provenance import Provenance, parsed, read_provenance
 from optimizer.checkpoints.reading import Checkpoint, TensorInfo, open_checkpoint, unfit
 from optimizer.checkpoints.zeros import zeros_at_end
+from optimizer.families import Layout
 
 __all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
 

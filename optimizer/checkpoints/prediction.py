@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from optimizer.checkpoints.layout import Layout
 from optimizer.checkpoints.reading import Checkpoint
+from optimizer.families import Layout
 
 __all__ = ["Prediction", "read_prediction", "usual_schedule"]
 

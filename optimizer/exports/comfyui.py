@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from optimizer.errors import RecipeError
 from optimizer.exports.placement import alpha_at, coefficients_by_prefix, file_problems, file_text, listed
-from optimizer.recipes import PREFIXES, TEXT_ENCODER, UNET, VAE, Recipe, Step
+from optimizer.families import PREFIXES, TEXT_ENCODER, UNET, VAE
+from optimizer.recipes import Recipe, Step
 
 __all__ = ["write_comfyui"]
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 from optimizer.errors import RecipeError
 from optimizer.exports.placement import alpha_at, file_problems, file_text
-from optimizer.recipes import MODES, TIME_EMBED, VAE, Alpha, Recipe, Step
+from optimizer.families import TIME_EMBED, VAE
+from optimizer.recipes import MODES, Alpha, Recipe, Step
 
 __all__ = ["write_mecha"]
 

@@ -17,7 +17,8 @@ import json
 
 from optimizer.errors import RecipeError
 from optimizer.exports.placement import coefficients_by_prefix, file_problems, file_text
-from optimizer.recipes import PREFIXES, Recipe
+from optimizer.families import PREFIXES
+from optimizer.recipes import Recipe
 
 __all__ = ["write_mergekit"]
 

@@ -3,19 +3,8 @@
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from optimizer.recipes import (
-    PREFIXES,
-    TEXT_ENCODER,
-    TIME_EMBED,
-    UNET,
-    VAE,
-    Algebra,
-    Alpha,
-    Group,
-    Recipe,
-    Step,
-    name_without_hash,
-)
+from optimizer.families import PREFIXES, TEXT_ENCODER, TIME_EMBED, UNET, VAE
+from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step, name_without_hash
 
 __all__ = [
     "PREFIXES",

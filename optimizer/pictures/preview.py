@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from PIL import Image
 
-from optimizer.checkpoints import HashCache, load_layout, load_tokenizer, open_checkpoint, pipeline_of
+from optimizer.checkpoints import HashCache, open_checkpoint, pipeline_of
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
+from optimizer.families import load_layout, load_tokenizer
 from optimizer.files import atomic_path, check_output, temporary_folder
 from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
 from optimizer.pictures.opening import PipelineFiles, open_pipeline, open_scheduler, pipeline_files, quietly

@@ -31,7 +31,6 @@ from optimizer.recipes.new import new_recipe
 from optimizer.recipes.notation import read_notation
 from optimizer.recipes.notation_writing import write_notation
 from optimizer.recipes.noted_hashes import check_noted_hashes, fits_hash, other_hash
-from optimizer.recipes.prefixes import PREFIXES, TEXT_ENCODER, TIME_EMBED, UNET, VAE
 from optimizer.recipes.presets import preset_line
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.tensors import Contributing, Part, check_channels, finite, plan_parts
@@ -41,12 +40,7 @@ from optimizer.recipes.zeros import ZeroTensors
 __all__ = [
     "CHUNK",
     "MODES",
-    "PREFIXES",
     "STATISTICS",
-    "TEXT_ENCODER",
-    "TIME_EMBED",
-    "UNET",
-    "VAE",
     "Algebra",
     "Alpha",
     "Contributing",

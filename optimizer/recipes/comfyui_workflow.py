@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
+from optimizer.families import PREFIXES, TEXT_ENCODER, UNET, load_layout
 from optimizer.recipes.fields import number_in, received
 from optimizer.recipes.placed import PlacedStep, SourceNames, recipe_of_rows, recipe_of_steps
-from optimizer.recipes.prefixes import PREFIXES, TEXT_ENCODER, UNET
 from optimizer.recipes.recipe import MOST_STEPS, Recipe
 
 __all__ = ["is_workflow", "read_workflow"]

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError
+from optimizer.families import Layout
 from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.recipes.fields import Fields, is_empty
 from optimizer.recipes.formula_texts import LONGEST_FORMULA

@@ -12,8 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import Layout, known_models, load_layout, name_and_hash, parsed, short_hash
+from optimizer.checkpoints import known_models, name_and_hash, parsed, short_hash
 from optimizer.errors import RecipeError, attempt
+from optimizer.families import Layout, load_layout
 from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.recipes.fields import Fields, is_empty, leaves, number_in, numbers_in, received
 from optimizer.recipes.files import read_recipe

@@ -10,8 +10,8 @@ from pydantic import StrictStr, StringConstraints
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarbool import ScalarBoolean
 
-from optimizer.checkpoints import Layout, load_layout
 from optimizer.errors import RecipeError, attempt
+from optimizer.families import Layout, load_layout
 from optimizer.files import (
     TEXT_SUFFIXES,
     UserFile,

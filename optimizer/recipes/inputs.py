@@ -8,8 +8,9 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from optimizer.checkpoints import Checkpoint, Layout, Prediction, read_prediction
+from optimizer.checkpoints import Checkpoint, Prediction, read_prediction
 from optimizer.errors import BlockfitWarning
+from optimizer.families import Layout
 from optimizer.recipes.recipe import Recipe
 from optimizer.recipes.tensors import Contributing
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from optimizer.checkpoints import Layout, load_layout
 from optimizer.errors import RecipeError
+from optimizer.families import PREFIXES, TIME_EMBED, VAE, Layout, load_layout
 from optimizer.recipes.fields import json_text, number_in, received
 from optimizer.recipes.modes import MODES
 from optimizer.recipes.placed import PlacedStep, SourceNames, recipe_of_steps
-from optimizer.recipes.prefixes import PREFIXES, TIME_EMBED, VAE
 from optimizer.recipes.recipe import MOST_STEPS, Recipe
 
 __all__ = ["is_mecha", "read_mecha"]

@@ -9,12 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
+from optimizer.families import PREFIXES, TEXT_ENCODER, TIME_EMBED, UNET, VAE, load_layout
 from optimizer.files import CHECKPOINT_SUFFIXES, yaml_of
 from optimizer.recipes.fields import Fields, json_text, number_in, received
 from optimizer.recipes.placed import SourceNames, recipe_of_rows
-from optimizer.recipes.prefixes import PREFIXES, TEXT_ENCODER, TIME_EMBED, UNET, VAE
 from optimizer.recipes.recipe import Recipe
 
 __all__ = ["is_mergekit", "read_mergekit"]

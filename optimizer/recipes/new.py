@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import Layout, load_layout
 from optimizer.errors import attempt
+from optimizer.families import Layout, load_layout
 from optimizer.files import plain
 from optimizer.recipes.files import alpha_as_data, recipe_of, step_as_data
 from optimizer.recipes.recipe import Alpha, Model, Recipe, Step

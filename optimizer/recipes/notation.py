@@ -11,8 +11,8 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from optimizer.checkpoints import Layout, load_layout
 from optimizer.errors import RecipeError
+from optimizer.families import Layout, load_layout
 from optimizer.recipes.built_in_presets import built_in_presets
 from optimizer.recipes.console import (
     ReadStep,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
-from optimizer.checkpoints import Layout
+from optimizer.families import Layout
 from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.recipes.files import alpha_as_data
 from optimizer.recipes.formulas import formula_of

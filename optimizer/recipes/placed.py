@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError
+from optimizer.families import OUT, TIME_EMBED, VAE, Layout, prefix_of
 from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.recipes.coefficients import Algebra, Group
-from optimizer.recipes.prefixes import OUT, TIME_EMBED, VAE, prefix_of
 from optimizer.recipes.recipe import Alpha, Model, Recipe, Step
 
 __all__ = ["ByPrefix", "PlacedStep", "SourceNames", "recipe_of_rows", "recipe_of_steps"]

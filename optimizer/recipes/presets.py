@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError, attempt
+from optimizer.families import Layout
 from optimizer.recipes.built_in_presets import built_in_presets
 from optimizer.recipes.recipe import Alpha
 

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError
+from optimizer.families import Layout
 from optimizer.printable import unprintable
 from optimizer.recipes.modes import MODES
 

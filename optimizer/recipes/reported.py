@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError
+from optimizer.families import Layout
 from optimizer.recipes.recipe import Expected
 from optimizer.recipes.statements import Statement
 from optimizer.recipes.tokens import NUMBER, parse_name, percentage

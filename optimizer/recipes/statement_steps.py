@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from optimizer.checkpoints import Layout
 from optimizer.errors import RecipeError, attempt
+from optimizer.families import Layout
 from optimizer.files import shown, yaml_of
 from optimizer.recipes.files import read_alpha
 from optimizer.recipes.formulas import Factor, Part, names_in

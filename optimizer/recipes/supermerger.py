@@ -6,8 +6,8 @@ commit 0b1c491, scripts/mergers/mergers.py: `smerge`, `excluder`.
 
 from typing import NamedTuple
 
-from optimizer.checkpoints import Layout
 from optimizer.errors import attempt
+from optimizer.families import Layout
 from optimizer.recipes.fields import Fields, leaves, numbers_in, received
 from optimizer.recipes.modes import MODES
 from optimizer.recipes.presets import numbered_alpha

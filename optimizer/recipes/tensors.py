@@ -7,8 +7,9 @@ from typing import Protocol
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, Layout
+from optimizer.checkpoints import Checkpoint
 from optimizer.errors import CheckpointError
+from optimizer.families import Layout
 from optimizer.recipes.recipe import Recipe
 
 __all__ = ["Contributing", "Part", "check_channels", "finite", "plan_parts"]

@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from optimizer.checkpoints import Checkpoint, Layout, open_checkpoint
+from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.errors import CheckpointError
+from optimizer.families import Layout
 
 __all__ = ["open_vae", "without_vae"]
 

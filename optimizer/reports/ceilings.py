@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from optimizer.checkpoints import Layout
+from optimizer.families import Layout
 from optimizer.printable import printable
 from optimizer.reports.tables import percent
 from optimizer.search import Ceiling, described_alphas

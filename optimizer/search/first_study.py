@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import HashCache, Layout, fingerprint, open_checkpoint, unfit
+from optimizer.checkpoints import HashCache, fingerprint, open_checkpoint, unfit
 from optimizer.errors import CheckpointError, InputError, attempt
+from optimizer.families import Layout
 from optimizer.files import dump_yaml, is_file, is_folder, is_there, refuse_links, undo_unfinished, write_new_files
 from optimizer.printable import printable
 from optimizer.recipes import (

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from optimizer.checkpoints import Layout
+from optimizer.families import Layout
 from optimizer.recipes import Algebra, Free, Recipe
 
 __all__ = ["Parameter", "Space", "connected", "described_alphas", "filled_alphas", "parameters_of"]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from optimizer.checkpoints import HashCache, Layout
+from optimizer.checkpoints import HashCache
 from optimizer.errors import InputError, StudyError, attempt
+from optimizer.families import Layout
 from optimizer.files import TEXT_SUFFIXES, UserFile, is_folder, missing_file, named_file, read_yaml, shown, validate
 from optimizer.printable import unprintable
 from optimizer.recipes import STATISTICS, Recipe, find_models, load_recipe, locate, not_found

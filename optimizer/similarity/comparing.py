@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Layout, open_checkpoint, unfit
+from optimizer.checkpoints import open_checkpoint, unfit
 from optimizer.errors import CheckpointError, InputError
+from optimizer.families import Layout
 from optimizer.recipes import warn_of_compared
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison
 from optimizer.similarity.encoder import check_encoder

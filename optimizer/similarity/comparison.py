@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, Layout, is_zero, open_checkpoint
+from optimizer.checkpoints import Checkpoint, is_zero, open_checkpoint
 from optimizer.errors import CheckpointError
+from optimizer.families import Layout
 from optimizer.recipes import (
     Contributing,
     Contributors,

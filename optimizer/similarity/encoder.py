@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, Layout, load_tokenizer, pipeline_of, stored_part
+from optimizer.checkpoints import Checkpoint, pipeline_of
 from optimizer.errors import CheckpointError, InputError
+from optimizer.families import Layout, load_tokenizer, stored_part
 from optimizer.files import read_text
 from optimizer.printable import unprintable
 from optimizer.recipes import Part

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import Layout, TensorSpec, load_layout, open_checkpoint, write_safetensors
+from optimizer.checkpoints import TensorSpec, open_checkpoint, write_safetensors
 from optimizer.errors import CheckpointError, InputError
+from optimizer.families import Layout, load_layout
 from optimizer.files import is_there
 from optimizer.recipes import STATISTICS, Group, Part
 from optimizer.similarity.comparison import Comparison

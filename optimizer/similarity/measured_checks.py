@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import Layout
 from optimizer.errors import CheckpointError
+from optimizer.families import Layout
 from optimizer.recipes import Part
 
 __all__ = ["check_grams", "read_parts", "read_texts"]

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import torch
 
-from optimizer.checkpoints import Layout
 from optimizer.errors import StudyError
+from optimizer.families import Layout
 from optimizer.recipes import Algebra, Group, Recipe
 from optimizer.similarity.attention import AttentionMetric, attention_by_seed
 from optimizer.similarity.comparison import Comparison

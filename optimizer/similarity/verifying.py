@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import HashCache, Layout
+from optimizer.checkpoints import HashCache
 from optimizer.errors import RecipeError
+from optimizer.families import Layout
 from optimizer.recipes import Expected, Recipe, check_noted_hashes
 from optimizer.similarity.comparison import Comparison, Progress, open_recipe_comparison
 from optimizer.similarity.metric import (

@@ -30,9 +30,10 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, Layout, load_layout, open_checkpoint
+from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.errors import InputError
 from optimizer.exports import export_recipe
+from optimizer.families import Layout, load_layout
 from optimizer.recipes import Alpha, Model, Recipe, Step, merge
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))

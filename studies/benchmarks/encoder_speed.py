@@ -32,7 +32,8 @@ from full_size import opened_family
 from measuring import AnonymousMemory, report
 from torch import Tensor
 
-from optimizer.checkpoints import load_tokenizer, pipeline_of, stored_part
+from optimizer.checkpoints import pipeline_of
+from optimizer.families import load_tokenizer, stored_part
 from optimizer.recipes import load_recipe
 from optimizer.similarity import build_metric, read_prompts
 

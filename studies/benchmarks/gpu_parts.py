@@ -29,8 +29,8 @@ from gpu import ROOT, Context, Figures
 from make_checkpoints import make_family
 from torch import Tensor
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import BlockfitWarning, InputError
+from optimizer.families import load_layout
 from optimizer.recipes import ElementReader, load_recipe, merge, save_recipe
 from optimizer.recipes import Part as StoredPart
 from optimizer.similarity import (

@@ -29,8 +29,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from optimizer.checkpoints import TensorSpec, load_layout, open_checkpoint, write_safetensors
+from optimizer.checkpoints import TensorSpec, open_checkpoint, write_safetensors
 from optimizer.errors import InputError
+from optimizer.families import load_layout
 from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, merge, save_recipe
 from optimizer.similarity import select_device
 

@@ -29,7 +29,7 @@ import torch
 from measuring import report
 from scipy.stats import rankdata
 
-from optimizer.checkpoints import load_layout
+from optimizer.families import load_layout
 from optimizer.pictures import draw, latent_distance, open_pipeline, pixel_distance
 from optimizer.recipes import Alpha, Model, Recipe, Step, merge
 from optimizer.similarity import METRICS, compare, total_similarity

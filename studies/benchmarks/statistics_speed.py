@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from measuring import report, warm_up
 
-from optimizer.checkpoints import Checkpoint, load_layout
+from optimizer.checkpoints import Checkpoint
+from optimizer.families import load_layout
 from optimizer.recipes import CHUNK, ElementReader, Part
 from optimizer.similarity import Comparison, measure_statistics, open_comparison
 

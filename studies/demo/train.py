@@ -11,7 +11,7 @@ is then frozen; text encoder and UNet learn plain digits together (the base), an
 The pictures are the UCI digits that scikit-learn bundles (8 x 8), enlarged and restyled by real image operations.
 
 Written, in float16: models/base.safetensors, models/STYLE.safetensors, and answer/STYLE.safetensors for the style that
-the demo keeps hidden. The shapes come from optimizer/checkpoints/pipelines/digits.
+the demo keeps hidden. The shapes come from optimizer/families/pipelines/digits.
 """
 
 from __future__ import annotations

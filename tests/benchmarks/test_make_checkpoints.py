@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from optimizer.checkpoints import load_layout, open_checkpoint
+from optimizer.checkpoints import open_checkpoint
+from optimizer.families import load_layout
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., Any]

@@ -10,10 +10,11 @@ import sd_mecha
 import torch
 from headers import write_header
 
-from optimizer.checkpoints import inspect_checkpoint, load_layout, open_checkpoint
+from optimizer.checkpoints import inspect_checkpoint, open_checkpoint
 from optimizer.checkpoints.kinds import kind_of
 from optimizer.cli import main
 from optimizer.errors import CheckpointError
+from optimizer.families import load_layout
 
 UNET = "model.diffusion_model."
 NEEDED = "must be a checkpoint of Stable Diffusion 1.x (layout sd1)"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from optimizer.checkpoints import load_layout, load_tokenizer, pipeline_folder
+from optimizer.families import load_layout, load_tokenizer, pipeline_folder
 
 
 @pytest.fixture(scope="module")

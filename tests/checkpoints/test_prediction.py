@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from optimizer.checkpoints import inspect_checkpoint, load_layout, open_checkpoint, read_prediction
+from optimizer.checkpoints import inspect_checkpoint, open_checkpoint, read_prediction
+from optimizer.families import load_layout
 
 LAYOUT = load_layout("sd1")
 EMPTY = torch.tensor([])

@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from optimizer.checkpoints import load_layout, open_checkpoint
+from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import CheckpointError
+from optimizer.families import load_layout
 
 TEXT = "cond_stage_model.transformer.text_model."
 OLD_TEXT = "cond_stage_model.transformer."

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from optimizer.checkpoints import fingerprint, inspect_checkpoint, load_layout, open_checkpoint
+from optimizer.checkpoints import fingerprint, inspect_checkpoint, open_checkpoint
 from optimizer.errors import CheckpointError
+from optimizer.families import load_layout
 
 LAYOUT = load_layout("sd1")
 TEXT = "cond_stage_model.transformer.text_model."

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.checkpoints import load_layout, reading
+from optimizer.checkpoints import reading
 from optimizer.cli import completing, main
 from optimizer.exports import EXPORTS
+from optimizer.families import load_layout
 from optimizer.search import FIRST_MODES, ceiling
 from optimizer.similarity import METRICS
 

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
-from optimizer.checkpoints import pipeline_folder
 from optimizer.errors import CheckpointError, InputError
+from optimizer.families import pipeline_folder
 from optimizer.pictures import generate
 from optimizer.pictures.drawing import check_steps
 from optimizer.pictures.opening import open_scheduler

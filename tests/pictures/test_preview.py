@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from optimizer.checkpoints import load_tokenizer, pipeline_folder
 from optimizer.cli import main
 from optimizer.errors import InputError
+from optimizer.families import load_tokenizer, pipeline_folder
 from optimizer.pictures import Preview, preview
 from optimizer.recipes import load_recipe
 

@@ -2,7 +2,7 @@
 
 from step_by_step import BLOCKS
 
-from optimizer.checkpoints import load_layout
+from optimizer.families import load_layout
 from optimizer.recipes import Alpha, Model, Recipe, Step
 
 

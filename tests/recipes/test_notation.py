@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_by_step import BLOCKS
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
+from optimizer.families import load_layout
 from optimizer.recipes import MODES, Alpha, Expected, Free, Model, Recipe, Step, read_notation, write_notation
 from optimizer.recipes.presets import read_presets
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from optimizer.checkpoints import load_layout, pipeline_folder
 from optimizer.cli import main
 from optimizer.errors import InputError, RecipeError, StudyError
+from optimizer.families import load_layout, pipeline_folder
 from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, merge, save_recipe
 from optimizer.search import fit, load_study, simplify_file
 
@@ -113,7 +113,7 @@ def test_prompts_that_ship_are_bound_too(folder, monkeypatch):
 
     changed = shutil.copytree(pipeline_folder("digits"), made / "pipelines" / "digits")
     (changed / "prompts.txt").write_text("seven\n", encoding="utf-8")
-    monkeypatch.setattr("optimizer.checkpoints.pipeline.pipeline_folder", lambda name: changed)
+    monkeypatch.setattr("optimizer.families.pipelines.pipeline_folder", lambda name: changed)
 
     with pytest.raises(StudyError, match="scored with another prompts: "):
         fit(load_study(made).with_trials(3))

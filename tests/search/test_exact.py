@@ -5,7 +5,7 @@ import pytest
 import torch
 from step_by_step import block_of, merge_by_steps, merged_names
 
-from optimizer.checkpoints import load_layout
+from optimizer.families import load_layout
 from optimizer.recipes import Algebra, load_recipe
 from optimizer.search import Space, parameters_of
 from optimizer.search.exact import exact_optimum

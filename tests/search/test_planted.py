@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from step_by_step import merge_by_steps
 
-from optimizer.checkpoints import load_layout
 from optimizer.cli import main
+from optimizer.families import load_layout
 from optimizer.recipes import block_coefficients, load_recipe
 from optimizer.search import first_study, fit, load_study
 

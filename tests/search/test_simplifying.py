@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from step_by_step import ATTENTION, attention_by_definition, block_of, merge_by_steps, merged_names
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import RecipeError
+from optimizer.families import load_layout
 from optimizer.recipes import Alpha, Free, Model, Recipe, Step
 from optimizer.search.simplifying import GRIDS, Judged, Number, Scored, simplify
 from optimizer.similarity import build_metric, measure_statistics, open_comparison

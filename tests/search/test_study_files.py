@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_by_step import BLOCKS
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import InputError, StudyError
+from optimizer.families import load_layout
 from optimizer.search import described_alphas, load_study
 from optimizer.search.study import study_file
 

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 from step_by_step import ATTENTION, BLOCKS, attention_by_definition
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import CheckpointError
+from optimizer.families import load_layout
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step, merge
 from optimizer.similarity import attention, build_metric, open_comparison, rows
 

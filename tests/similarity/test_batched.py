@@ -11,8 +11,8 @@ import pytest
 import torch
 from watching import META, Watching
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import CheckpointError
+from optimizer.families import load_layout
 from optimizer.similarity import AttentionMetric, attention, batched, open_comparison
 
 LAYOUT = load_layout("sd1")

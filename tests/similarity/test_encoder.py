@@ -12,8 +12,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from watching import META, Watching
 
-from optimizer.checkpoints import load_layout, pipeline_folder
 from optimizer.errors import CheckpointError, InputError
+from optimizer.families import load_layout, pipeline_folder
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step, merge
 from optimizer.similarity import build_metric, compare, encoder, open_comparison, read_prompts
 from optimizer.similarity.encoder import EncoderMetric

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 from step_by_step import block_of, merged_names
 
-from optimizer.checkpoints import load_layout
 from optimizer.cli import main
 from optimizer.errors import InputError
+from optimizer.families import load_layout
 from optimizer.similarity import build_metric, compare, measure_statistics, open_comparison
 
 LAYOUT = load_layout("sd1")

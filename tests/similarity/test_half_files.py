@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import BlockfitWarning
+from optimizer.families import load_layout
 from optimizer.similarity import compare, measure_statistics, open_comparison
 
 LAYOUT = load_layout("sd1")

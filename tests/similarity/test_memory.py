@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import BlockfitWarning
+from optimizer.families import load_layout
 from optimizer.similarity import MovableMetric, attention, build_metric, measure_statistics, open_comparison
 from optimizer.similarity.memory import in_batches, where_it_fits
 

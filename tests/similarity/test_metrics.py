@@ -4,8 +4,8 @@ import pytest
 import torch
 from step_by_step import BLOCKS, block_of, merge_by_steps, merged_names
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import CheckpointError, StudyError
+from optimizer.families import load_layout
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step
 from optimizer.similarity import METRICS, Combined, build_metric, measure_statistics, open_comparison
 

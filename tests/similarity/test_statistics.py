@@ -6,8 +6,8 @@ import pytest
 import torch
 from watching import META, Watching
 
-from optimizer.checkpoints import load_layout
 from optimizer.errors import BlockfitWarning, CheckpointError
+from optimizer.families import load_layout
 from optimizer.similarity import (
     grams_on_card,
     measure_grams,

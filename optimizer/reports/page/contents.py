@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
 
-from optimizer.checkpoints import Layout
+from optimizer.families import Layout
 from optimizer.printable import printable, quoted
 from optimizer.recipes import Model, Recipe, block_coefficients, formula_of, preset_line, write_notation
 from optimizer.reports.alphas import AlphaRow, alpha_rows

@@ -11,7 +11,7 @@ from typing import TypeVar
 from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial
 
-from optimizer.checkpoints import Layout
+from optimizer.families import Layout
 from optimizer.reports.alphas import AlphaRow, block_score, is_exact
 from optimizer.search import Parameter, SearchResult
 from optimizer.similarity import EXACT_METRICS

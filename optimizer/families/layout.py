@@ -196,7 +196,7 @@ class Layout:
 
 def layout_names() -> tuple[str, ...]:
     """The names of the layouts that come with blockfit, sorted."""
-    folder = resources.files("optimizer.checkpoints") / "layouts"
+    folder = resources.files("optimizer.families") / "layouts"
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
@@ -205,7 +205,7 @@ def load_layout(name: str) -> Layout:
     """The layout of this name. Raises RecipeError if there is none."""
     if name not in layout_names():
         raise RecipeError(f"unknown layout {name!r}; there are {', '.join(layout_names())}")
-    text = (resources.files("optimizer.checkpoints") / "layouts" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (resources.files("optimizer.families") / "layouts" / f"{name}.yaml").read_text(encoding="utf-8")
     data = YAML(typ="safe").load(text)
     return Layout(
         name=data["name"],

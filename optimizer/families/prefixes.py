@@ -3,7 +3,7 @@
 Tools agree about the 25 blocks of the UNet; they differ in time_embed and in the VAE (the layout's mappings).
 """
 
-from optimizer.checkpoints import Layout
+from optimizer.families.layout import Layout
 
 __all__ = ["OUT", "PREFIXES", "TEXT_ENCODER", "TIME_EMBED", "UNET", "VAE", "prefix_of"]
 

@@ -6,11 +6,9 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints.layout import Layout
-from optimizer.checkpoints.reading import Checkpoint
-from optimizer.errors import CheckpointError, InputError
+from optimizer.errors import InputError
 
-__all__ = ["load_tokenizer", "pipeline_folder", "pipeline_of", "stored_part"]
+__all__ = ["load_tokenizer", "pipeline_folder", "stored_part"]
 
 # The distribution that CLIP's vocabulary comes with, and the file of it, 49,152 - 256 - 2 pairs a line below a title.
 _VOCABULARY = ("openai-clip", "clip/bpe_simple_vocab_16e6.txt.gz")
@@ -19,24 +17,7 @@ _PAIRS = 49152 - 256 - 2
 
 def pipeline_folder(name: str) -> Path:
     """The folder of a pipeline configuration of diffusers' without weights, as `Layout.pipelines` names it."""
-    return Path(str(resources.files("optimizer.checkpoints") / "pipelines" / name))
-
-
-def pipeline_of(checkpoint: Checkpoint, layout: Layout) -> Path:
-    """The folder of the pipeline configuration that a checkpoint of this layout goes with.
-
-    Its text encoder's vocabulary tells. Raises CheckpointError if it has no text encoder, or one of unknown size.
-    """
-    known = ", ".join(f"{tokens:,} ({name})" for tokens, name in layout.pipelines.items())
-    embedding = checkpoint.tensors.get(layout.token_embedding)
-    if embedding is None:
-        raise CheckpointError(f"{checkpoint.path}: has no text encoder: tensor {layout.token_embedding!r} is missing")
-    if embedding.shape[0] not in layout.pipelines:
-        raise CheckpointError(
-            f"{checkpoint.path}: the text encoder has {embedding.shape[0]:,} tokens; {layout.name} knows "
-            f"tokenizers of {known}"
-        )
-    return pipeline_folder(layout.pipelines[embedding.shape[0]])
+    return Path(str(resources.files("optimizer.families") / "pipelines" / name))
 
 
 def load_tokenizer(pipeline: Path) -> Any:
