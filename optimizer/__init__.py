@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # For editors and type checkers; at run time `_HOMES` says the same.
-    from optimizer.checkpoints import HashCache, Inspection, default_cache_folder, inspect_checkpoint
     from optimizer.demo import copy_family
     from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
-    from optimizer.exports import export_recipe
+    from optimizer.interchange import export_recipe, import_text
+    from optimizer.library import HashCache, Inspection, default_cache_folder, inspect_checkpoint
+    from optimizer.merging import merge
     from optimizer.pictures import Preview, preview
     from optimizer.recipes import (
         Alpha,
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
         Recipe,
         Step,
         block_coefficients,
-        import_text,
         load_recipe,
-        merge,
         new_recipe,
         save_recipe,
     )
@@ -130,14 +129,14 @@ __all__ = [
 
 # Which part each name comes from.
 _HOMES = {
-    "checkpoints": ("HashCache", "Inspection", "default_cache_folder", "inspect_checkpoint"),
     "demo": ("copy_family",),
     "errors": ("BlockfitWarning", "CheckpointError", "InputError", "RecipeError", "StudyError"),
-    "exports": ("export_recipe",),
+    "interchange": ("export_recipe", "import_text"),
+    "library": ("HashCache", "Inspection", "default_cache_folder", "inspect_checkpoint"),
+    "merging": ("merge",),
     "pictures": ("Preview", "preview"),
     "recipes": (
-        "Alpha", "Free", "Model", "Recipe", "Step", "block_coefficients", "import_text", "load_recipe", "merge",
-        "new_recipe", "save_recipe",
+        "Alpha", "Free", "Model", "Recipe", "Step", "block_coefficients", "load_recipe", "new_recipe", "save_recipe",
     ),
     "reports": (
         "alphas_frame", "ceiling_frame", "coefficients_frame", "figures", "similarity_frame", "sources_frame",

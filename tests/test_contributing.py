@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from optimizer.exports import EXPORTS, export_recipe
-from optimizer.exports.formats import Export
+from optimizer.interchange import EXPORTS, Export, export_recipe
 from optimizer.recipes import load_recipe
 from optimizer.similarity import METRICS, MetricKind, compare
 from optimizer.similarity.metric import _everything, _from_statistics

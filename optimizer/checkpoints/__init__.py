@@ -1,61 +1,41 @@
 """Tensors in and out: lazy reading of checkpoints, what kind a file is, streaming atomic writing."""
 
 from optimizer.checkpoints.configuration import pipeline_of
-from optimizer.checkpoints.fingerprints import (
-    HashCache,
-    default_cache_folder,
-    fingerprint,
-    legacy_hash,
-    sha256,
-    short_hash,
-)
-from optimizer.checkpoints.held import FileState
-from optimizer.checkpoints.inspection import Inspection, inspect_checkpoint
-from optimizer.checkpoints.other_files import kind_of_folder, kind_of_other_file
-from optimizer.checkpoints.prediction import Prediction, read_prediction
-from optimizer.checkpoints.provenance import (
-    HASHES,
-    NOT_VERIFIED,
-    Provenance,
-    known_models,
-    name_and_hash,
-    parsed,
-    read_provenance,
-)
-from optimizer.checkpoints.reading import Checkpoint, check_unchanged, open_checkpoint, unfit
+from optimizer.checkpoints.element_reader import ElementReader
+from optimizer.checkpoints.kinds import FileKind
+from optimizer.checkpoints.open_file import FileState
+from optimizer.checkpoints.other_files import STATISTICS, kind_of_folder, kind_of_other_file
+from optimizer.checkpoints.prediction import Prediction, read_prediction, usual_schedule
+from optimizer.checkpoints.reading import Checkpoint, TensorInfo, check_unchanged, open_checkpoint, raw_bytes, unfit
+from optimizer.checkpoints.vae import open_vae, without_vae
 from optimizer.checkpoints.writing import SafetensorsWriter, TensorSpec, safetensors_writer, write_safetensors
+from optimizer.checkpoints.zero_tensors import ZeroTensors
 from optimizer.checkpoints.zeros import is_zero, zeros_at_end
 
 __all__ = [
-    "HASHES",
-    "NOT_VERIFIED",
+    "STATISTICS",
     "Checkpoint",
+    "ElementReader",
+    "FileKind",
     "FileState",
-    "HashCache",
-    "Inspection",
     "Prediction",
-    "Provenance",
     "SafetensorsWriter",
+    "TensorInfo",
     "TensorSpec",
+    "ZeroTensors",
     "check_unchanged",
-    "default_cache_folder",
-    "fingerprint",
-    "inspect_checkpoint",
     "is_zero",
     "kind_of_folder",
     "kind_of_other_file",
-    "known_models",
-    "legacy_hash",
-    "name_and_hash",
     "open_checkpoint",
-    "parsed",
+    "open_vae",
     "pipeline_of",
+    "raw_bytes",
     "read_prediction",
-    "read_provenance",
     "safetensors_writer",
-    "sha256",
-    "short_hash",
     "unfit",
+    "usual_schedule",
+    "without_vae",
     "write_safetensors",
     "zeros_at_end",
 ]

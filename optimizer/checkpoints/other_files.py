@@ -8,7 +8,10 @@ from pathlib import Path
 from optimizer.checkpoints.kinds import FileKind
 from optimizer.files import CHECKPOINT_SUFFIXES, is_file
 
-__all__ = ["kind_of_folder", "kind_of_other_file"]
+__all__ = ["STATISTICS", "kind_of_folder", "kind_of_other_file"]
+
+# What a fit leaves in a study's folder: a file of tensors by its name, but no checkpoint.
+STATISTICS = "statistics.safetensors"
 
 _AGAIN = "download the file again"
 _UNPACK = "unpack it first"

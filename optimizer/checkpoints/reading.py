@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from optimizer.checkpoints.header import MOST_TENSORS, SAFETENSORS_HEADER_LIMIT, read_header
-from optimizer.checkpoints.held import FileState, HeldFile
 from optimizer.checkpoints.kinds import FileKind, kind_of, shown_name
+from optimizer.checkpoints.open_file import FileState, HeldFile
 from optimizer.checkpoints.other_files import kind_of_folder, kind_of_other_file
 from optimizer.checkpoints.pickles import LEFT_OUT, StoredTensor, Unreadable
 from optimizer.checkpoints.torch_files import TorchFile, read_torch_pickles, read_torch_zip

@@ -63,7 +63,7 @@ def inspect(
     With --json a list, one object a file: file, size, format, kind (name, title, evidence; null if not known), layout,
     dtypes, blocks, tensors, parameters, sha256, short_hash, fingerprint, metadata, merge, unusual.
     """
-    from optimizer.checkpoints import inspect_checkpoint
+    from optimizer.library import inspect_checkpoint
     from optimizer.reports import inspection_table
 
     with reading() as progress:
@@ -224,8 +224,9 @@ def merge(
 
     from optimizer.checkpoints import open_checkpoint
     from optimizer.files import check_output
-    from optimizer.recipes import folders_of, load_recipe, locate_models
-    from optimizer.recipes import merge as merge_files
+    from optimizer.library import locate_models
+    from optimizer.merging import merge as merge_files
+    from optimizer.recipes import folders_of, load_recipe
 
     check_output(output, beside=recipe)
     loaded = load_recipe(recipe)

@@ -15,7 +15,7 @@ from optimizer.errors import InputError, attempt
 if TYPE_CHECKING:
     import torch
 
-    from optimizer.checkpoints import HashCache
+    from optimizer.library import HashCache
 
 __all__ = [
     "LARGEST_SEED",
@@ -103,7 +103,7 @@ def model_folders(models: list[Path] | None) -> list[Path]:
     Raises InputError for a folder of --models that is missing. One of BLOCKFIT_MODELS, which commands are given whether
     they need it or not, is left out with a warning.
     """
-    from optimizer.recipes import check_folders
+    from optimizer.library import check_folders
 
     found = list(models or [])
     check_folders(found, "--models")
@@ -126,7 +126,7 @@ def checkpoint_finder(
 
     Its second argument is the option that the name was given to, for messages.
     """
-    from optimizer.recipes import locate_given
+    from optimizer.library import locate_given
 
     folders, hashes = model_folders(models), hash_cache()
 
@@ -142,7 +142,7 @@ def checkpoint_finder(
 
 def hash_cache() -> "HashCache":
     """The hashes of checkpoints that are known, in the user's cache folder."""
-    from optimizer.checkpoints import HashCache, default_cache_folder
+    from optimizer.library import HashCache, default_cache_folder
 
     return HashCache(default_cache_folder() / "hashes.json")
 

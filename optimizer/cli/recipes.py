@@ -77,7 +77,8 @@ def import_recipe(
     With --json one object: steps and models (their names), output (the step), warnings, not_understood (lines).
     """
     from optimizer.files import CHECKPOINT_SUFFIXES, check_output
-    from optimizer.recipes import import_merged, import_text, save_recipe
+    from optimizer.interchange import import_merged, import_text
+    from optimizer.recipes import save_recipe
 
     with reading() as progress:
         source = checkpoint_finder(models, progress)(source)
@@ -137,9 +138,9 @@ def export(
 
     With --json one object: output (the file), format, step (the recipe's output).
     """
-    from optimizer.exports import EXPORTS, export_recipe
     from optimizer.files import check_output, replace_text
-    from optimizer.recipes import folders_of, load_recipe, with_whole_names
+    from optimizer.interchange import EXPORTS, export_recipe, with_whole_names
+    from optimizer.recipes import folders_of, load_recipe
 
     check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
@@ -182,14 +183,9 @@ def verify(
     With --json a list, one object a step: step, metric, seed, blocks ({"OUT03": {"measured", "expected"}}), total
     (measured, expected), not_measurable.
     """
-    from optimizer.recipes import (
-        check_noted_hashes,
-        find_models,
-        folders_of,
-        load_recipe,
-        locate,
-        locate_models,
-    )
+    from optimizer.library import find_models, locate, locate_models
+    from optimizer.merging import check_noted_hashes
+    from optimizer.recipes import folders_of, load_recipe
     from optimizer.reports import verified_table
     from optimizer.similarity import verify as verify_recipe
 

@@ -13,9 +13,11 @@ from rich.table import Table
 
 from optimizer.errors import InputError
 from optimizer.files import atomic_path, refuse_links, temporary_folder
+from optimizer.library import locate_models
+from optimizer.merging import merge
 from optimizer.pictures import contact_sheet, generate
-from optimizer.recipes import Recipe, block_coefficients, load_recipe, locate_models, merge
-from optimizer.search import FitResult, Study, load_study, parameters_of
+from optimizer.recipes import Recipe, block_coefficients, load_recipe, parameters_of
+from optimizer.search import FitResult, Study, load_study
 
 __all__ = ["Demo", "copy_family", "family_folder", "run_demo"]
 

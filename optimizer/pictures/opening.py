@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from optimizer.checkpoints import Checkpoint, open_checkpoint, pipeline_of
+from optimizer.checkpoints import Checkpoint, open_checkpoint, open_vae, pipeline_of
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout, load_tokenizer, pipeline_folder, stored_part
-from optimizer.recipes import open_vae
 
 __all__ = ["CONFIGURATION", "PipelineFiles", "open_pipeline", "open_scheduler", "pipeline_files", "quietly"]
 

@@ -12,23 +12,16 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from PIL import Image
 
-from optimizer.checkpoints import HashCache, open_checkpoint, pipeline_of
+from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
 from optimizer.families import load_layout, load_tokenizer
 from optimizer.files import atomic_path, check_output, temporary_folder
+from optimizer.library import HashCache, locate_given, locate_models
+from optimizer.merging import check_noted_hashes, merge
 from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
 from optimizer.pictures.opening import PipelineFiles, open_pipeline, open_scheduler, pipeline_files, quietly
 from optimizer.pictures.sheets import contact_sheet
-from optimizer.recipes import (
-    Recipe,
-    check_noted_hashes,
-    folders_of,
-    load_recipe,
-    locate_given,
-    locate_models,
-    merge,
-    open_vae,
-)
+from optimizer.recipes import Recipe, folders_of, load_recipe
 
 __all__ = ["Preview", "PreviewColumn", "preview"]
 

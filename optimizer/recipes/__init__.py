@@ -2,90 +2,78 @@
 
 Opens no checkpoint and looks for none."""
 
+from optimizer.recipes.built_in_presets import built_in_presets
 from optimizer.recipes.coefficients import Algebra, Contributors, Group, block_coefficients
-from optimizer.recipes.combining import CHUNK
-from optimizer.recipes.elements import ElementReader
-from optimizer.recipes.files import load_recipe, recipe_as_data, save_recipe
-from optimizer.recipes.formulas import formula_of
-from optimizer.recipes.importing import import_merged, import_text
-from optimizer.recipes.inputs import warn_of_compared, warn_of_sources
-from optimizer.recipes.locations import (
-    STATISTICS,
-    check_folders,
-    checkpoints_below,
-    checkpoints_in,
-    find_models,
-    folders_of,
-    locate,
-    locate_given,
-    locate_models,
-    name_without_hash,
-    named_at,
-    not_found,
-    seen_from,
-    with_whole_names,
+from optimizer.recipes.files import (
+    RECIPE_TYPE,
+    alpha_as_data,
+    load_recipe,
+    read_alpha,
+    read_recipe,
+    recipe_as_data,
+    save_recipe,
 )
-from optimizer.recipes.merging import merge
+from optimizer.recipes.fitted import folders_of
+from optimizer.recipes.inputs import warn_of_compared, warn_of_merged, warn_of_sources
 from optimizer.recipes.modes import MODES
 from optimizer.recipes.new import new_recipe
-from optimizer.recipes.notation import read_notation
-from optimizer.recipes.notation_writing import write_notation
-from optimizer.recipes.noted_hashes import check_noted_hashes, fits_hash, other_hash
-from optimizer.recipes.presets import preset_line
-from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
+from optimizer.recipes.presets import (
+    Preset,
+    built_in_alpha,
+    numbered_alpha,
+    numbers_of,
+    parse_preset,
+    preset_alpha,
+    preset_line,
+    read_presets,
+)
+from optimizer.recipes.recipe import MOST_STEPS, Alpha, Expected, Free, Model, Recipe, Step
+from optimizer.recipes.space import Parameter, Space, connected, described_alphas, filled_alphas, parameters_of
 from optimizer.recipes.tensors import Contributing, Part, check_channels, finite, plan_parts
-from optimizer.recipes.vae import open_vae
-from optimizer.recipes.zeros import ZeroTensors
 
 __all__ = [
-    "CHUNK",
     "MODES",
-    "STATISTICS",
+    "MOST_STEPS",
+    "RECIPE_TYPE",
     "Algebra",
     "Alpha",
     "Contributing",
     "Contributors",
-    "ElementReader",
     "Expected",
     "Free",
     "Group",
     "Model",
+    "Parameter",
     "Part",
+    "Preset",
     "Recipe",
+    "Space",
     "Step",
-    "ZeroTensors",
+    "alpha_as_data",
     "block_coefficients",
+    "built_in_alpha",
+    "built_in_presets",
     "check_channels",
-    "check_folders",
-    "check_noted_hashes",
-    "checkpoints_below",
-    "checkpoints_in",
-    "find_models",
+    "connected",
+    "described_alphas",
+    "filled_alphas",
     "finite",
-    "fits_hash",
     "folders_of",
-    "formula_of",
-    "import_merged",
-    "import_text",
     "load_recipe",
-    "locate",
-    "locate_given",
-    "locate_models",
-    "merge",
-    "name_without_hash",
-    "named_at",
     "new_recipe",
-    "not_found",
-    "open_vae",
-    "other_hash",
+    "numbered_alpha",
+    "numbers_of",
+    "parameters_of",
+    "parse_preset",
     "plan_parts",
+    "preset_alpha",
     "preset_line",
-    "read_notation",
+    "read_alpha",
+    "read_presets",
+    "read_recipe",
     "recipe_as_data",
     "save_recipe",
-    "seen_from",
     "warn_of_compared",
+    "warn_of_merged",
     "warn_of_sources",
-    "with_whole_names",
-    "write_notation",
 ]

@@ -29,6 +29,7 @@ from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 
 __all__ = [
+    "RECIPE_TYPE",
     "alpha_as_data",
     "load_recipe",
     "read_alpha",
@@ -38,6 +39,8 @@ __all__ = [
     "save_recipe",
     "step_as_data",
 ]
+
+RECIPE_TYPE = "blockfit"  # what tells our sd_merge_recipe from those of other tools
 
 _Name = Annotated[StrictStr, StringConstraints(min_length=1)]
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial
 
-from optimizer.search import FitResult, Parameter
+from optimizer.recipes import Parameter
+from optimizer.search import FitResult
 
 __all__ = ["AlphaRow", "alpha_rows", "block_score", "is_exact"]
 

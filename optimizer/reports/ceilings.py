@@ -9,8 +9,9 @@ from rich.text import Text
 
 from optimizer.families import Layout
 from optimizer.printable import printable
+from optimizer.recipes import described_alphas
 from optimizer.reports.tables import percent
-from optimizer.search import Ceiling, described_alphas
+from optimizer.search import Ceiling
 
 __all__ = ["ceiling_tables"]
 

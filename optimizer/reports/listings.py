@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from optimizer.checkpoints import Inspection, Provenance
+from optimizer.library import Inspection, Provenance
 from optimizer.pictures import Preview
 from optimizer.printable import printable
 from optimizer.reports.tables import percent

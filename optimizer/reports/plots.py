@@ -18,10 +18,11 @@ from optuna.trial import FrozenTrial
 
 from optimizer.errors import InputError
 from optimizer.files import atomic_path
+from optimizer.recipes import Parameter
 from optimizer.reports.alphas import AlphaRow, alpha_rows, block_score, is_exact
 from optimizer.reports.lettering import file_name_part, label, set_fonts
 from optimizer.reports.tables import percent
-from optimizer.search import FitResult, Parameter, SearchResult, Stage, StepScores
+from optimizer.search import FitResult, SearchResult, Stage, StepScores
 from optimizer.similarity import EXACT_METRICS, total_similarity
 
 __all__ = ["figures", "write_plots"]

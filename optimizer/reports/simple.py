@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
+from optimizer.interchange import formula_of
 from optimizer.printable import printable
-from optimizer.recipes import Alpha, Recipe, formula_of
+from optimizer.recipes import Alpha, Recipe
 from optimizer.reports.tables import percent
 from optimizer.search import Simplified
 

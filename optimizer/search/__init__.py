@@ -21,7 +21,6 @@ from optimizer.search.results import FitResult, SearchResult, StepScores, best_o
 from optimizer.search.samplers import SAMPLERS, make_sampler
 from optimizer.search.searching import FitEvents, SearchProgress
 from optimizer.search.simplifying import Simplified
-from optimizer.search.space import Parameter, Space, described_alphas, filled_alphas, parameters_of
 from optimizer.search.status import StudyStatus, study_status
 from optimizer.search.storage import DATABASE, StorageAddress, open_storage, storage_address
 from optimizer.search.study import Stage, Study, load_study
@@ -41,12 +40,10 @@ __all__ = [
     "Identified",
     "NotedSpread",
     "OpenTrials",
-    "Parameter",
     "SearchProgress",
     "SearchResult",
     "Simplified",
     "SourceShare",
-    "Space",
     "Stage",
     "StepScores",
     "StorageAddress",
@@ -54,8 +51,6 @@ __all__ = [
     "StudyStatus",
     "best_of",
     "completed",
-    "described_alphas",
-    "filled_alphas",
     "first_study",
     "fit",
     "found_ceilings",
@@ -65,7 +60,6 @@ __all__ = [
     "new_study",
     "open_storage",
     "open_trials",
-    "parameters_of",
     "shown_storage",
     "simple_path",
     "simplify_file",

@@ -13,10 +13,9 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from optimizer.errors import StudyError
-from optimizer.recipes import Algebra, Recipe, recipe_as_data
+from optimizer.recipes import Algebra, Parameter, Recipe, recipe_as_data
 from optimizer.search.budgets import Budgets
 from optimizer.search.sampler_state import check_sampler_state
-from optimizer.search.space import Parameter
 from optimizer.search.storage import StorageAddress, addresses_before, open_storage
 from optimizer.search.study import Stage, Study
 from optimizer.similarity import prompts_sha256

@@ -35,7 +35,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.optimize import minimize
 from scipy.special import erfcx, log_ndtr
 
-from optimizer.search.space import connected
+from optimizer.recipes import connected
 from optimizer.search.surrogates import AdditiveModel, LineModels, fit_additive, fit_lines
 from optimizer.threads import one_thread
 

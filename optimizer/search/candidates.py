@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from optuna.trial import FrozenTrial
 
+from optimizer.recipes import Space
 from optimizer.search.results import SearchResult, ranked
-from optimizer.search.space import Space
 
 __all__ = ["APART", "Choice", "different"]
 

@@ -25,13 +25,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear, nnls
 
-from optimizer.checkpoints import HashCache
 from optimizer.errors import InputError
-from optimizer.recipes import Algebra, Group, Recipe, check_noted_hashes
+from optimizer.library import HashCache
+from optimizer.merging import check_noted_hashes
+from optimizer.recipes import Algebra, Group, Parameter, Recipe, Space, parameters_of
 from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.notes import best_recipe
-from optimizer.search.space import Parameter, Space, parameters_of
 from optimizer.search.study import Study
 from optimizer.similarity import (
     EXACT_METRICS,

@@ -23,8 +23,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear, minimize
 
-from optimizer.recipes import Algebra
-from optimizer.search.space import Parameter, Space, connected
+from optimizer.recipes import Algebra, Parameter, Space, connected
 from optimizer.similarity import ExplainedMetric, QuadraticMetric
 from optimizer.threads import one_thread
 

@@ -7,22 +7,12 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import HashCache, check_unchanged, sha256
+from optimizer.checkpoints import check_unchanged
 from optimizer.errors import InputError, RecipeError, attempt
 from optimizer.files import check_output, named_file, shown
-from optimizer.recipes import (
-    Recipe,
-    check_noted_hashes,
-    fits_hash,
-    folders_of,
-    load_recipe,
-    locate,
-    locate_models,
-    not_found,
-    other_hash,
-    save_recipe,
-    seen_from,
-)
+from optimizer.library import HashCache, locate, locate_models, not_found, seen_from, sha256
+from optimizer.merging import check_noted_hashes, fits_hash, other_hash
+from optimizer.recipes import Recipe, folders_of, load_recipe, parameters_of, save_recipe
 from optimizer.search.notes import noted_reading
 from optimizer.search.simplifying import (
     SHARE,
@@ -34,7 +24,6 @@ from optimizer.search.simplifying import (
     default_numbers,
     simplify,
 )
-from optimizer.search.space import parameters_of
 from optimizer.search.study import DEFAULT_SEED, Study
 from optimizer.similarity import (
     DEFAULT_METRIC,

@@ -6,25 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimizer.checkpoints import HashCache, fingerprint, open_checkpoint, unfit
+from optimizer.checkpoints import open_checkpoint, unfit
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout
 from optimizer.files import dump_yaml, is_file, is_folder, is_there, refuse_links, undo_unfinished, write_new_files
-from optimizer.printable import printable
-from optimizer.recipes import (
-    Alpha,
-    Free,
-    Model,
-    Recipe,
-    Step,
+from optimizer.library import (
+    HashCache,
     check_folders,
     checkpoints_below,
     checkpoints_in,
+    fingerprint,
     locate_given,
     named_at,
-    recipe_as_data,
     seen_from,
 )
+from optimizer.printable import printable
+from optimizer.recipes import Alpha, Free, Model, Recipe, Step, recipe_as_data
 from optimizer.search.study import MOST_JOINT, MOST_SEARCHED
 from optimizer.similarity import DEFAULT_METRIC, METRICS
 

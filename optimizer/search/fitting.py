@@ -15,18 +15,11 @@ from typing import Any, NamedTuple
 import optuna
 import torch
 
-from optimizer.checkpoints import HashCache, open_checkpoint
+from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
-from optimizer.recipes import (
-    Algebra,
-    Alpha,
-    Recipe,
-    check_noted_hashes,
-    fits_hash,
-    load_recipe,
-    other_hash,
-    save_recipe,
-)
+from optimizer.library import HashCache
+from optimizer.merging import check_noted_hashes, fits_hash, other_hash
+from optimizer.recipes import Algebra, Alpha, Parameter, Recipe, Space, filled_alphas, load_recipe, save_recipe
 from optimizer.search.asking import SharedStorage
 from optimizer.search.binding import bound_to, check_bindings, check_place
 from optimizer.search.candidates import Choice, different
@@ -37,7 +30,6 @@ from optimizer.search.notes import best_recipe, finished_recipe
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores, standing
 from optimizer.search.searching import FitEvents, Search, TrialsFailed
 from optimizer.search.simplifying import Simplified
-from optimizer.search.space import Parameter, Space, filled_alphas
 from optimizer.search.storage import PATIENCE, StorageAddress, StorageLost, open_storage, set_aside, storage_address
 from optimizer.search.study import Stage, Study
 from optimizer.search.study_files import check_storage_files, check_study_folder

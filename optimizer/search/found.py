@@ -13,10 +13,11 @@ from filelock import Timeout
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from optimizer.checkpoints import HashCache
+from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError
+from optimizer.library import HashCache
 from optimizer.printable import quoted
-from optimizer.recipes import STATISTICS, Recipe
+from optimizer.recipes import Parameter, Recipe, filled_alphas
 from optimizer.search.asking import is_lost
 from optimizer.search.binding import ActiveStudy, active_studies, distributions_of
 from optimizer.search.budgets import budget_of, most_of
@@ -24,7 +25,6 @@ from optimizer.search.ceiling import Ceiling, study_ceilings
 from optimizer.search.checked_trials import CheckedTrials, told_of
 from optimizer.search.notes import best_recipe
 from optimizer.search.results import FitResult, SearchResult, StepScores, standing
-from optimizer.search.space import Parameter, filled_alphas
 from optimizer.search.storage import StorageAddress, is_begun, open_storage, persist, storage_address
 from optimizer.search.study import Stage, Study, load_study
 from optimizer.search.study_files import check_storage_files

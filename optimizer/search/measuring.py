@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, HashCache, fingerprint, open_checkpoint, sha256
+from optimizer.checkpoints import STATISTICS, Checkpoint, open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
-from optimizer.recipes import STATISTICS, Contributors, check_channels, warn_of_sources
+from optimizer.library import HashCache, fingerprint, sha256
+from optimizer.recipes import Contributors, check_channels, warn_of_sources
 from optimizer.search.study import Stage, Study
 from optimizer.search.study_files import check_study_folder
 from optimizer.similarity import (

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from optimizer.checkpoints import HashCache
 from optimizer.errors import CheckpointError, InputError, StudyError, attempt
 from optimizer.files import dump_yaml, plain, refuse_links, replace_text, shown, validate
-from optimizer.recipes import Recipe, locate, recipe_as_data, seen_from
+from optimizer.library import HashCache, locate, seen_from
+from optimizer.recipes import Recipe, recipe_as_data
 from optimizer.search.study import Study, StudyEntry, study_of, with_found_files
 from optimizer.similarity import DEFAULT_METRIC, METRICS
 

@@ -7,7 +7,8 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from optimizer.errors import StudyError
-from optimizer.recipes import Recipe, load_recipe, seen_from
+from optimizer.library import seen_from
+from optimizer.recipes import Recipe, load_recipe
 from optimizer.search.noted import noted_scores
 from optimizer.search.results import SearchResult, SeedSpread, StepScores
 from optimizer.search.study import Study

@@ -8,10 +8,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from optimizer.errors import StudyError
-from optimizer.recipes import Recipe
+from optimizer.recipes import Parameter, Recipe
 from optimizer.search.exact import ExactOptimum
 from optimizer.search.simplifying import Simplified
-from optimizer.search.space import Parameter
 from optimizer.search.study import Stage, Study
 from optimizer.similarity import total_similarity
 

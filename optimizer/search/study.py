@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from optimizer.checkpoints import HashCache
+from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.families import Layout
 from optimizer.files import TEXT_SUFFIXES, UserFile, is_folder, missing_file, named_file, read_yaml, shown, validate
+from optimizer.library import HashCache, find_models, locate, not_found
 from optimizer.printable import unprintable
-from optimizer.recipes import STATISTICS, Recipe, find_models, load_recipe, locate, not_found
+from optimizer.recipes import Parameter, Recipe, described_alphas, load_recipe, parameters_of
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
-from optimizer.search.space import Parameter, described_alphas, parameters_of
 from optimizer.search.storage import DATABASE, StorageAddress
 from optimizer.search.study_files import check_study_folder
 from optimizer.similarity import DEFAULT_METRIC, METRICS, read_prompts

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError
 from optimizer.files import refuse_links, study_folder_of
-from optimizer.recipes import STATISTICS
 from optimizer.search.storage import DATABASE, StorageAddress
 
 __all__ = ["check_storage_files", "check_study_folder"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, is_zero, open_checkpoint
+from optimizer.checkpoints import Checkpoint, ZeroTensors, is_zero, open_checkpoint
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout
 from optimizer.recipes import (
@@ -16,7 +16,6 @@ from optimizer.recipes import (
     Group,
     Part,
     Recipe,
-    ZeroTensors,
     check_channels,
     finite,
     plan_parts,

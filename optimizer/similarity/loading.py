@@ -11,8 +11,8 @@ from contextlib import suppress
 
 import torch
 
-from optimizer.checkpoints import Checkpoint
-from optimizer.recipes import Part, ZeroTensors, finite
+from optimizer.checkpoints import Checkpoint, ZeroTensors
+from optimizer.recipes import Part, finite
 
 __all__ = ["Loader", "staging"]
 

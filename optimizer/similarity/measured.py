@@ -17,12 +17,12 @@ from optimizer.checkpoints import TensorSpec, open_checkpoint, write_safetensors
 from optimizer.errors import CheckpointError, InputError
 from optimizer.families import Layout, load_layout
 from optimizer.files import is_there
-from optimizer.recipes import STATISTICS, Group, Part
+from optimizer.recipes import Group, Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.measured_checks import check_grams, read_parts, read_texts
 from optimizer.similarity.statistics import Statistics, measure_grams, refuse_not_finite
 
-__all__ = ["STATISTICS", "FileMark", "Measured", "load_measured", "measure_family", "read_measured", "save_measured"]
+__all__ = ["FileMark", "Measured", "load_measured", "measure_family", "read_measured", "save_measured"]
 
 _KEY = "blockfit.statistics"
 _TARGET = "\0the target"  # a name that no source can have

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimizer.checkpoints import Checkpoint, check_unchanged, is_zero
+from optimizer.checkpoints import Checkpoint, ElementReader, check_unchanged, is_zero
 from optimizer.errors import CheckpointError
-from optimizer.recipes import ElementReader, Part, finite
+from optimizer.recipes import Part, finite
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.memory import where_it_fits
 from optimizer.similarity.statistics_on_card import grams_on_card

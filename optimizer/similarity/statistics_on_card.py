@@ -21,8 +21,8 @@ from itertools import cycle
 
 import torch
 
-from optimizer.checkpoints import Checkpoint
-from optimizer.recipes import ElementReader, Part
+from optimizer.checkpoints import Checkpoint, ElementReader
+from optimizer.recipes import Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.loading import staging
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import HashCache
 from optimizer.errors import RecipeError
 from optimizer.families import Layout
-from optimizer.recipes import Expected, Recipe, check_noted_hashes
+from optimizer.library import HashCache
+from optimizer.merging import check_noted_hashes
+from optimizer.recipes import Expected, Recipe
 from optimizer.similarity.comparison import Comparison, Progress, open_recipe_comparison
 from optimizer.similarity.metric import (
     DEFAULT_METRIC,

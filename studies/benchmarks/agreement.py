@@ -32,9 +32,10 @@ import torch
 
 from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.errors import InputError
-from optimizer.exports import export_recipe
 from optimizer.families import Layout, load_layout
-from optimizer.recipes import Alpha, Model, Recipe, Step, merge
+from optimizer.interchange import export_recipe
+from optimizer.merging import merge
+from optimizer.recipes import Alpha, Model, Recipe, Step
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from step_by_step import as_dicts, merge_by_steps  # the formulas that the tests hold merges to

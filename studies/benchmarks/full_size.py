@@ -30,8 +30,9 @@ from timed_fit import Clock
 from torch import Tensor
 
 from optimizer.checkpoints import Checkpoint, open_checkpoint
-from optimizer.recipes import Algebra, Alpha, Free, Recipe, load_recipe, merge, save_recipe
-from optimizer.search import FitResult, Space, fit, load_study, parameters_of
+from optimizer.merging import merge
+from optimizer.recipes import Algebra, Alpha, Free, Recipe, Space, load_recipe, parameters_of, save_recipe
+from optimizer.search import FitResult, fit, load_study
 from optimizer.similarity import Comparison, Metric, build_metric, measure_statistics, open_comparison
 
 BLOCKS = "OUT03-OUT11"

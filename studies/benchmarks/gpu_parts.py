@@ -29,10 +29,12 @@ from gpu import ROOT, Context, Figures
 from make_checkpoints import make_family
 from torch import Tensor
 
+from optimizer.checkpoints import ElementReader
 from optimizer.errors import BlockfitWarning, InputError
 from optimizer.families import load_layout
-from optimizer.recipes import ElementReader, load_recipe, merge, save_recipe
+from optimizer.merging import merge
 from optimizer.recipes import Part as StoredPart
+from optimizer.recipes import load_recipe, save_recipe
 from optimizer.similarity import (
     METRICS,
     AttentionMetric,

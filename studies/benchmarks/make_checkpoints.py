@@ -32,7 +32,8 @@ from torch import Tensor
 from optimizer.checkpoints import TensorSpec, open_checkpoint, write_safetensors
 from optimizer.errors import InputError
 from optimizer.families import load_layout
-from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, merge, save_recipe
+from optimizer.merging import merge
+from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, save_recipe
 from optimizer.similarity import select_device
 
 FINETUNES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

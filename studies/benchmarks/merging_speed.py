@@ -36,7 +36,8 @@ from measuring import AnonymousMemory, report, warm_up
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import InputError
-from optimizer.recipes import Recipe, load_recipe, merge
+from optimizer.merging import merge
+from optimizer.recipes import Recipe, load_recipe
 
 # Of the article: one is OpenBra, two Evt V4, three diamondcoalmix, four epicrealism newAge, five sxd, six OpenBra 1.1,
 # seven dreamshaper 6.

@@ -51,8 +51,8 @@ from measuring import disk_reads_of_children, warm_up
 from other_methods import BlockFit, Moment, fit_blocks, improvements, search_by_merging
 
 from optimizer.errors import InputError
-from optimizer.recipes import Recipe, load_recipe, save_recipe
-from optimizer.search import filled_alphas, parameters_of, storage_address
+from optimizer.recipes import Recipe, filled_alphas, load_recipe, parameters_of, save_recipe
+from optimizer.search import storage_address
 from optimizer.similarity import total_similarity
 
 mpl.use("Agg")

@@ -26,8 +26,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from optimizer.checkpoints import open_checkpoint
-from optimizer.recipes import Algebra, Recipe
-from optimizer.search import Parameter, Space, filled_alphas, make_sampler
+from optimizer.recipes import Algebra, Parameter, Recipe, Space, filled_alphas
+from optimizer.search import make_sampler
 from optimizer.similarity import build_metric, open_comparison
 
 BOUNDS = (-0.5, 1.5)  # of Nelder-Mead's coefficients

@@ -30,8 +30,9 @@ from measuring import report
 from scipy.stats import rankdata
 
 from optimizer.families import load_layout
+from optimizer.merging import merge
 from optimizer.pictures import draw, latent_distance, open_pipeline, pixel_distance
-from optimizer.recipes import Alpha, Model, Recipe, Step, merge
+from optimizer.recipes import Alpha, Model, Recipe, Step
 from optimizer.similarity import METRICS, compare, total_similarity
 
 DEMO = Path(__file__).parents[1] / "demo"

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
 from optimizer.errors import InputError
-from optimizer.recipes import Algebra, Alpha, Free, load_recipe
-from optimizer.search import SAMPLERS, Space, make_sampler, parameters_of
+from optimizer.recipes import Algebra, Alpha, Free, Space, load_recipe, parameters_of
+from optimizer.search import SAMPLERS, make_sampler
 from optimizer.similarity import build_metric, open_comparison
 
 mpl.use("Agg")

@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from measuring import report, warm_up
 
-from optimizer.checkpoints import Checkpoint
+from optimizer.checkpoints import Checkpoint, ElementReader
 from optimizer.families import load_layout
-from optimizer.recipes import CHUNK, ElementReader, Part
+from optimizer.merging import CHUNK
+from optimizer.recipes import Part
 from optimizer.similarity import Comparison, measure_statistics, open_comparison
 
 NAMES = ("base", "one", "two", "three", "four", "five", "six", "seven")

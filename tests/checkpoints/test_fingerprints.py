@@ -13,16 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from optimizer.checkpoints import (
-    HashCache,
-    default_cache_folder,
-    fingerprint,
-    legacy_hash,
-    open_checkpoint,
-    sha256,
-    short_hash,
-)
+from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError
+from optimizer.library import HashCache, default_cache_folder, fingerprint, legacy_hash, sha256, short_hash
 
 
 def fingerprint_of(path, cache=None):
@@ -177,7 +170,7 @@ class TestHashCache:
         program = """
 import os, sys, warnings
 from pathlib import Path
-from optimizer.checkpoints import HashCache
+from optimizer.library import HashCache
 os.setuid(65534)
 warnings.simplefilter("ignore")
 state = {"size": 1, "mtime_ns": Path(sys.argv[1], "a").stat().st_mtime_ns}

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from optimizer.checkpoints import HashCache, check_unchanged, fingerprint, open_checkpoint, sha256
+from optimizer.checkpoints import check_unchanged, open_checkpoint
 from optimizer.errors import CheckpointError
+from optimizer.library import HashCache, fingerprint, sha256
 
 FORMATS = ["safetensors", "zip", "legacy"]
 VALUES = torch.arange(100_000, dtype=torch.float32)

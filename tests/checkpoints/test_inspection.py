@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from optimizer.checkpoints import HashCache, inspect_checkpoint, open_checkpoint, sha256
-from optimizer.checkpoints.inspection import find_not_finite
+from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import CheckpointError
+from optimizer.library import HashCache, find_not_finite, inspect_checkpoint, sha256
 
 TEXT = "cond_stage_model.transformer.text_model."
 IDS = TEXT + "embeddings.position_ids"

@@ -10,11 +10,12 @@ import sd_mecha
 import torch
 from headers import write_header
 
-from optimizer.checkpoints import inspect_checkpoint, open_checkpoint
+from optimizer.checkpoints import open_checkpoint
 from optimizer.checkpoints.kinds import kind_of
 from optimizer.cli import main
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
+from optimizer.library import inspect_checkpoint
 
 UNET = "model.diffusion_model."
 NEEDED = "must be a checkpoint of Stable Diffusion 1.x (layout sd1)"
@@ -942,7 +943,7 @@ def test_folders(tmp_path):
 
 def test_sft_is_safetensors(tmp_path, write_sd1):
     """A .sft file is safetensors by another extension: opened as that, found by name, listed in folders."""
-    from optimizer.recipes import checkpoints_in, locate
+    from optimizer.library import checkpoints_in, locate
 
     write_sd1(tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").rename(tmp_path / "flux.sft")

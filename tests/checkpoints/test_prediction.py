@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from optimizer.checkpoints import inspect_checkpoint, open_checkpoint, read_prediction
+from optimizer.checkpoints import open_checkpoint, read_prediction
 from optimizer.families import load_layout
+from optimizer.library import inspect_checkpoint
 
 LAYOUT = load_layout("sd1")
 EMPTY = torch.tensor([])

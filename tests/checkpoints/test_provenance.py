@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.checkpoints import inspect_checkpoint, name_and_hash, parsed, read_provenance
-from optimizer.checkpoints.provenance import Parent
+from optimizer.library import Parent, inspect_checkpoint, name_and_hash, parsed, read_provenance
 
 A, B, C = ("a1" * 32, "b2" * 32, "c3" * 32)
 MODELS = {sha: {"name": name, "legacy_hash": "12345678"} for sha, name in ((A, "A"), (B, "dir/B.ckpt"), (C, "C"))}

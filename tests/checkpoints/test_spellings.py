@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from optimizer.checkpoints import fingerprint, inspect_checkpoint, open_checkpoint
+from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
+from optimizer.library import fingerprint, inspect_checkpoint
 
 LAYOUT = load_layout("sd1")
 TEXT = "cond_stage_model.transformer.text_model."

@@ -11,8 +11,8 @@ import pytest
 
 from optimizer.checkpoints import reading
 from optimizer.cli import completing, main
-from optimizer.exports import EXPORTS
 from optimizer.families import load_layout
+from optimizer.interchange import EXPORTS
 from optimizer.search import FIRST_MODES, ceiling
 from optimizer.similarity import METRICS
 

@@ -13,8 +13,8 @@ from scipy.optimize import lsq_linear
 
 from optimizer.cli import main
 from optimizer.errors import BlockfitWarning
-from optimizer.recipes import load_recipe
-from optimizer.search import fit, load_study, parameters_of
+from optimizer.recipes import load_recipe, parameters_of
+from optimizer.search import fit, load_study
 
 FAMILY = Path(__file__).parents[2] / "studies" / "demo"
 MIDDLE = "model.diffusion_model.middle_block."

@@ -10,11 +10,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from optimizer.checkpoints import HashCache, read_provenance
 from optimizer.cli import main
 from optimizer.errors import CheckpointError
 from optimizer.files import CHECKPOINT_SUFFIXES
-from optimizer.recipes import Model, check_noted_hashes, load_recipe, merge
+from optimizer.library import HashCache, read_provenance
+from optimizer.merging import check_noted_hashes, merge
+from optimizer.recipes import Model, load_recipe
 from optimizer.search import fit, load_study
 from optimizer.similarity import verify
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from optimizer.checkpoints import inspect_checkpoint
 from optimizer.demo import family_folder
-from optimizer.recipes import load_recipe, locate_models, merge
+from optimizer.library import inspect_checkpoint, locate_models
+from optimizer.merging import merge
+from optimizer.recipes import load_recipe
 from optimizer.search import fit, load_study
 
 FAMILY = family_folder()

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from optimizer.recipes import load_recipe, merge
+from optimizer.merging import merge
+from optimizer.recipes import load_recipe
 from optimizer.similarity import compare
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from step_by_step import BLOCK_OF, BLOCKS, as_dicts, merge_by_steps
 
 from optimizer.errors import RecipeError
-from optimizer.exports import export_recipe
 from optimizer.families import load_layout
+from optimizer.interchange import export_recipe
 from optimizer.recipes import Alpha, Model, Recipe, Step
 
 SOURCES = ("base", "x", "y")

@@ -21,7 +21,7 @@ from exporting import (
 from hypothesis import assume, given, settings
 
 from optimizer.errors import RecipeError
-from optimizer.exports import export_recipe
+from optimizer.interchange import export_recipe
 
 UNET = "model.diffusion_model."
 TEXT = "cond_stage_model."

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from step_by_step import as_dicts, merge_by_steps
 
 from optimizer.demo import family_folder
-from optimizer.exports import export_recipe
-from optimizer.recipes import merge
+from optimizer.interchange import export_recipe
+from optimizer.merging import merge
 
 IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 # "outline" has no VAE.

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from optimizer.cli import app
 from optimizer.errors import InputError, RecipeError
-from optimizer.exports import EXPORTS, export_recipe
 from optimizer.families import load_layout
+from optimizer.interchange import EXPORTS, export_recipe
 from optimizer.recipes import Alpha, Free, load_recipe, save_recipe
 
 SIMPLE = make_step("T1", "weight_sum", "base", "x", alpha={"OUT05": 0.5, "OUT06": 0.25})

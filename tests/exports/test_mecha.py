@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from step_by_step import BLOCKS
 
-from optimizer.exports import export_recipe
-from optimizer.recipes import merge
+from optimizer.interchange import export_recipe
+from optimizer.merging import merge
 
 IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 EMA = "model_ema.diffusion_modelout2bias"

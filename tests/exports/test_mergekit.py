@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from step_by_step import merged_names
 
-from optimizer.exports import export_recipe
+from optimizer.interchange import export_recipe
 
 COMMAND = Path(__file__).parents[2] / ".venv-mergekit" / "bin" / "mergekit-pytorch"
 IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"

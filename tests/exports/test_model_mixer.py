@@ -7,7 +7,7 @@ import pytest
 from exporting import EVERY_MODE, FALLING, RISING, make_recipe, make_step, refused
 from step_by_step import BLOCKS
 
-from optimizer.exports import export_recipe
+from optimizer.interchange import export_recipe
 
 CHAIN = (
     make_step("T1", "weight_sum", "base", "x", alpha=RISING),

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from step_by_step import BLOCK_OF
 
 from optimizer.errors import RecipeError
-from optimizer.exports import EXPORTS, export_recipe
-from optimizer.recipes import import_text, recipe_as_data
-from optimizer.recipes.embedded import recipe_from_metadata
+from optimizer.interchange import EXPORTS, export_recipe, import_text, recipe_from_metadata
+from optimizer.recipes import recipe_as_data
 
 UNET = "model.diffusion_model."
 SUFFIXES = {"supermerger": "txt", "model-mixer": "json", "mecha": "mecha", "comfyui": "json", "mergekit": "yml"}

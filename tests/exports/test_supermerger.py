@@ -7,9 +7,8 @@ from exporting import EVERY_MODE_CHAINED, NESTED, RISING, make_recipe, make_step
 from hypothesis import given, settings
 from step_by_step import BLOCKS
 
-from optimizer.exports import export_recipe
-from optimizer.recipes import Expected, read_notation
-from optimizer.recipes.presets import preset_alpha, read_presets
+from optimizer.interchange import export_recipe, read_notation
+from optimizer.recipes import Expected, preset_alpha, read_presets
 
 
 def test_lines():

@@ -8,7 +8,7 @@ import atheris
 from fuzzing import fuzz
 
 with atheris.instrument_imports(include=["optimizer.recipes"]):
-    from optimizer.recipes import import_text, read_notation, write_notation
+    from optimizer.interchange import import_text, read_notation, write_notation
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = ",".join(["0.5"] * 26)

@@ -6,7 +6,7 @@ from pathlib import Path
 import atheris
 from fuzzing import fuzz
 
-with atheris.instrument_imports(include=["optimizer.recipes", "optimizer.search.study", "optimizer.search.space"]):
+with atheris.instrument_imports(include=["optimizer.recipes", "optimizer.search.study", "optimizer.recipes.space"]):
     from optimizer.recipes import load_recipe, save_recipe
     from optimizer.search import load_study
 

@@ -9,7 +9,8 @@ import atheris
 from fuzzing import fuzz
 
 with atheris.instrument_imports(include=["optimizer.checkpoints", "json"]):
-    from optimizer.checkpoints import open_checkpoint, read_provenance
+    from optimizer.checkpoints import open_checkpoint
+    from optimizer.library import read_provenance
 
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8, "BOOL": 1}
 WORDS = [

@@ -16,7 +16,8 @@ from spellings import (
 )
 from step_by_step import BLOCKS
 
-from optimizer.recipes import block_coefficients, import_text, read_notation
+from optimizer.interchange import import_text, read_notation
+from optimizer.recipes import block_coefficients
 
 CASES = Path(__file__).with_name("cases")
 BETA = [0.25, *RISING[1:]]  # of the case files: alpha's numbers with another BASE

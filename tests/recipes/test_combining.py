@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from step_by_step import merge_by_steps
 
-from optimizer.checkpoints import SafetensorsWriter, TensorSpec, open_checkpoint, safetensors_writer
+from optimizer.checkpoints import ElementReader, SafetensorsWriter, TensorSpec, open_checkpoint, safetensors_writer
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
-from optimizer.recipes import CHUNK, Alpha, ElementReader, Model, Recipe, Step, merge
+from optimizer.merging import CHUNK, merge
+from optimizer.recipes import Alpha, Model, Recipe, Step
 
 LAYOUT = load_layout("sd1")
 UNET = "model.diffusion_model."

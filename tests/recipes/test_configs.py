@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.recipes import import_text, load_recipe
+from optimizer.interchange import import_text
+from optimizer.recipes import load_recipe
 from optimizer.search import load_study
 from optimizer.similarity import METRICS
 

@@ -17,7 +17,8 @@ from spellings import (
 from step_by_step import BLOCKS
 
 from optimizer.errors import RecipeError
-from optimizer.recipes import block_coefficients, read_notation
+from optimizer.interchange import read_notation
+from optimizer.recipes import block_coefficients
 
 A, B, C = map(alone, ("photoA", "comicB", "toonC"))
 TEXT25 = RISING_TEXT.split(",", 1)[1]  # without BASE

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from step_by_step import BLOCKS
 
 from optimizer.errors import BlockfitWarning, CheckpointError
-from optimizer.recipes import Alpha, Contributors, Free, merge
+from optimizer.merging import merge
+from optimizer.recipes import Alpha, Contributors, Free
 
 TEXT = "cond_stage_model.transformer.text_model."
 POSITIONS = f"{TEXT}embeddings.position_embedding.weight"

@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import RecipeError
-from optimizer.recipes import Model, Recipe, block_coefficients, find_models, load_recipe, merge
-from optimizer.recipes.embedded import recipe_from_metadata
+from optimizer.interchange import recipe_from_metadata
+from optimizer.library import find_models
+from optimizer.merging import merge
+from optimizer.recipes import Model, Recipe, block_coefficients, load_recipe
 
 A, B, C = ("a1" * 32, "b2" * 32, "c3" * 32)
 BLOCKS = [

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from step_by_step import BLOCKS
 
 from optimizer.errors import BlockfitWarning
-from optimizer.recipes import merge
+from optimizer.merging import merge
 
 TEXT = "cond_stage_model.transformer.text_model."
 VAE = "first_stage_model."

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.checkpoints import HashCache
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
-from optimizer.recipes import (
+from optimizer.library import (
+    HashCache,
     check_folders,
     find_models,
-    load_recipe,
     locate,
     locate_given,
     locate_models,
     name_without_hash,
 )
+from optimizer.recipes import load_recipe
 from optimizer.search import load_study
 
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from step_by_step import BLOCKS, merge_by_steps, merged_names
 
 from optimizer.errors import BlockfitWarning, CheckpointError, RecipeError
-from optimizer.recipes import load_recipe, merge
+from optimizer.merging import merge
+from optimizer.recipes import load_recipe
 
 TEXT = "cond_stage_model.transformer.text_model."
 IDS = TEXT + "embeddings.position_ids"

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from optimizer.checkpoints import HashCache
 from optimizer.errors import CheckpointError
-from optimizer.recipes import load_recipe, merge
-from optimizer.recipes.files import read_recipe
+from optimizer.library import HashCache
+from optimizer.merging import merge
+from optimizer.recipes import load_recipe, read_recipe
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 RECIPE = """

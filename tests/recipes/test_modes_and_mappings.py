@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from step_by_step import BLOCK_OF, BLOCKS, merge_by_steps
 
 from optimizer.errors import RecipeError
-from optimizer.recipes import load_recipe, merge, recipe_as_data, save_recipe
+from optimizer.merging import merge
+from optimizer.recipes import load_recipe, recipe_as_data, save_recipe
 
 # Every block has numbers of its own, some outside 0..1, so that a tensor in a wrong block cannot go unnoticed.
 ALPHAS = {block: round(-0.3 + 0.067 * n, 3) for n, block in enumerate(BLOCKS)}

@@ -12,8 +12,8 @@ from step_by_step import BLOCKS
 
 from optimizer.errors import RecipeError
 from optimizer.families import load_layout
-from optimizer.recipes import MODES, Alpha, Expected, Free, Model, Recipe, Step, read_notation, write_notation
-from optimizer.recipes.presets import read_presets
+from optimizer.interchange import read_notation, write_notation
+from optimizer.recipes import MODES, Alpha, Expected, Free, Model, Recipe, Step, read_presets
 
 LAYOUT = load_layout("sd1")
 NUMBERS = ",".join(f"{n / 100:.2f}" for n in range(26))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from spellings import add_difference, alone, assert_coefficients, by_block, everywhere, weight_sum
 
+from optimizer.interchange import recipe_from_metadata
 from optimizer.recipes import block_coefficients
-from optimizer.recipes.embedded import recipe_from_metadata
 
 HASHES = {name: digits * 32 for name, digits in zip("ABCDEF", ("a1", "b2", "c3", "d4", "e5", "f6"), strict=True)}
 RISING = [round(0.03 * n, 2) for n in range(26)]

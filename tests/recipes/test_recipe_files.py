@@ -11,7 +11,8 @@ from step_by_step import BLOCKS
 
 from optimizer.errors import InputError, RecipeError
 from optimizer.files import read_yaml
-from optimizer.recipes import Alpha, Free, load_recipe, locate, locate_models, recipe_as_data, save_recipe
+from optimizer.library import locate, locate_models
+from optimizer.recipes import Alpha, Free, load_recipe, recipe_as_data, save_recipe
 
 GOOD = """\
 models:

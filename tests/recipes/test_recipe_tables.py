@@ -15,7 +15,8 @@ from spellings import (
 )
 
 from optimizer.errors import RecipeError
-from optimizer.recipes import block_coefficients, read_notation
+from optimizer.interchange import read_notation
+from optimizer.recipes import block_coefficients
 
 A, B, C, D = map(alone, "ABCD")
 SUM = weight_sum(A, B, everywhere(0.3))

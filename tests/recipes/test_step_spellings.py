@@ -20,7 +20,8 @@ from spellings import (
 from step_by_step import BLOCKS
 
 from optimizer.errors import RecipeError
-from optimizer.recipes import block_coefficients, read_notation
+from optimizer.interchange import read_notation
+from optimizer.recipes import block_coefficients
 
 FIRST = "A x 0.5 + B x 0.5 = T1\n"
 T1 = weight_sum(alone("A"), alone("B"), everywhere(0.5))

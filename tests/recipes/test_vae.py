@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from optimizer.errors import CheckpointError
-from optimizer.recipes import load_recipe, merge
+from optimizer.merging import merge
+from optimizer.recipes import load_recipe
 
 PREFIX = "first_stage_model."
 IN, OUT = "encoder.conv_in.weight", "decoder.conv_out.weight"

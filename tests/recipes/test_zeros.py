@@ -9,9 +9,10 @@ from building import recipe_of
 from safetensors.torch import load_file, save_file
 from step_by_step import BLOCKS
 
-from optimizer.checkpoints import inspect_checkpoint, is_zero, open_checkpoint, zeros_at_end
+from optimizer.checkpoints import is_zero, open_checkpoint, zeros_at_end
 from optimizer.errors import BlockfitWarning
-from optimizer.recipes import CHUNK, merge
+from optimizer.library import inspect_checkpoint
+from optimizer.merging import CHUNK, merge
 
 UNET = "model.diffusion_model."
 OUT = f"{UNET}out.2.weight"

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from optimizer.checkpoints import inspect_checkpoint
+from optimizer.library import inspect_checkpoint
 from optimizer.reports import inspection_table
 
 RECIPE = {"type": "sd-webui-supermerger", "mode": "Add difference", "mbw": True, "model_a": "A", "model_b": "B\x1b[2J"}

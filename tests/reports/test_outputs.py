@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError
 from optimizer.files import replace_text
-from optimizer.recipes import STATISTICS, merge, save_recipe
+from optimizer.merging import merge
+from optimizer.recipes import save_recipe
 from optimizer.reports import write_plots, write_trials
 from optimizer.search import FitResult
 from optimizer.similarity import load_measured, save_measured

@@ -10,7 +10,8 @@ from step_by_step import attention_by_definition
 from optimizer.checkpoints import open_checkpoint
 from optimizer.cli import main
 from optimizer.errors import StudyError
-from optimizer.recipes import Algebra, load_recipe, merge
+from optimizer.merging import merge
+from optimizer.recipes import Algebra, load_recipe
 from optimizer.search import fit, load_study, simplify_file
 from optimizer.search.measuring import open_study
 from optimizer.similarity import build_metric

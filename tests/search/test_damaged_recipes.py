@@ -11,7 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from optimizer.errors import InputError, RecipeError
-from optimizer.recipes import load_recipe, merge
+from optimizer.merging import merge
+from optimizer.recipes import load_recipe
 from optimizer.reports.page.contents import contents
 from optimizer.reports.page.writing import report_page
 from optimizer.search import found_result, load_study, simplify_file, study_ceilings

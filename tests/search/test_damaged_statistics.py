@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from optimizer.checkpoints import STATISTICS
 from optimizer.errors import BlockfitWarning, StudyError
-from optimizer.recipes import STATISTICS
 from optimizer.search import fit, load_study, study_ceilings
 from optimizer.similarity import load_measured
 

@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from step_by_step import merge_by_steps
 
+from optimizer.checkpoints import STATISTICS
 from optimizer.cli import main
 from optimizer.errors import BlockfitWarning, CheckpointError, StudyError
-from optimizer.recipes import STATISTICS, load_recipe, merge
+from optimizer.merging import merge
+from optimizer.recipes import load_recipe
 from optimizer.search import fit, load_study, study_ceilings
 from optimizer.similarity import compare, load_measured, verify
 

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from optimizer.cli import main
 from optimizer.errors import InputError, RecipeError, StudyError
 from optimizer.families import load_layout, pipeline_folder
-from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, merge, save_recipe
+from optimizer.merging import merge
+from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, save_recipe
 from optimizer.search import fit, load_study, simplify_file
 
 DEMO = Path(__file__).parents[2] / "studies" / "demo"

@@ -6,8 +6,7 @@ import torch
 from step_by_step import block_of, merge_by_steps, merged_names
 
 from optimizer.families import load_layout
-from optimizer.recipes import Algebra, load_recipe
-from optimizer.search import Space, parameters_of
+from optimizer.recipes import Algebra, Space, load_recipe, parameters_of
 from optimizer.search.exact import exact_optimum
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
 

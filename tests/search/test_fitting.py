@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from step_by_step import block_of, merged_names
 
 from optimizer.errors import StudyError
-from optimizer.recipes import Algebra, load_recipe, merge
-from optimizer.search import FitEvents, Space, fit, load_study, open_storage, parameters_of, storage_address
+from optimizer.merging import merge
+from optimizer.recipes import Algebra, Space, load_recipe, parameters_of
+from optimizer.search import FitEvents, fit, load_study, open_storage, storage_address
 from optimizer.search.asking import SharedStorage
 from optimizer.search.searching import Search, TrialsFailed
 from optimizer.search.workers import workers_at

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.checkpoints import HashCache
 from optimizer.errors import StudyError
+from optimizer.library import HashCache
 from optimizer.recipes import load_recipe, save_recipe
 from optimizer.search import fit, found_ceilings, found_result, load_study
 from optimizer.search.finished import noted_searches

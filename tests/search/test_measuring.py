@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from optimizer.checkpoints import HashCache, sha256
+from optimizer.checkpoints import STATISTICS
 from optimizer.errors import BlockfitWarning, CheckpointError, StudyError
-from optimizer.recipes import STATISTICS, load_recipe
+from optimizer.library import HashCache, sha256
+from optimizer.recipes import load_recipe
 from optimizer.search import fit, load_study, study_ceilings
 from optimizer.search.measuring import open_study
 from optimizer.similarity import build_metric, load_measured, measure_statistics, open_comparison, save_measured

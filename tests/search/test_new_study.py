@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from optimizer.errors import InputError, StudyError
-from optimizer.recipes import Recipe, load_recipe, merge, new_recipe
+from optimizer.merging import merge
+from optimizer.recipes import Recipe, load_recipe, new_recipe
 from optimizer.search import FitResult, Study, fit, load_study, new_study, study_status
 from optimizer.search.new import StageFields
 from optimizer.search.study import StageEntry

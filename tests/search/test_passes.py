@@ -3,8 +3,8 @@
 import pytest
 
 from optimizer.errors import StudyError
-from optimizer.recipes import Algebra, load_recipe
-from optimizer.search import FitEvents, Space, fit, load_study, parameters_of, simplify_file, study_status
+from optimizer.recipes import Algebra, Space, load_recipe, parameters_of
+from optimizer.search import FitEvents, fit, load_study, simplify_file, study_status
 from optimizer.search.exact import exact_optimum
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
 

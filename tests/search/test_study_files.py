@@ -7,7 +7,8 @@ from step_by_step import BLOCKS
 
 from optimizer.errors import InputError, StudyError
 from optimizer.families import load_layout
-from optimizer.search import described_alphas, load_study
+from optimizer.recipes import described_alphas
+from optimizer.search import load_study
 from optimizer.search.study import study_file
 
 STEPS = """\

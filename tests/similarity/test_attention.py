@@ -7,7 +7,8 @@ from step_by_step import ATTENTION, BLOCKS, attention_by_definition
 
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
-from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step, merge
+from optimizer.merging import merge
+from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step
 from optimizer.similarity import attention, build_metric, open_comparison, rows
 
 LAYOUT = load_layout("sd1")

@@ -14,7 +14,8 @@ from watching import META, Watching
 
 from optimizer.errors import CheckpointError, InputError
 from optimizer.families import load_layout, pipeline_folder
-from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step, merge
+from optimizer.merging import merge
+from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step
 from optimizer.similarity import build_metric, compare, encoder, open_comparison, read_prompts
 from optimizer.similarity.encoder import EncoderMetric
 

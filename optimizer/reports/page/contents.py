@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import PurePath
 
 from optimizer.families import Layout
+from optimizer.interchange import formula_of, write_notation
 from optimizer.printable import printable, quoted
-from optimizer.recipes import Model, Recipe, block_coefficients, formula_of, preset_line, write_notation
+from optimizer.recipes import Model, Recipe, block_coefficients, preset_line
 from optimizer.reports.alphas import AlphaRow, alpha_rows
 from optimizer.reports.page.drawings import (
     MOST_POINTS,

@@ -12,8 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial
 
 from optimizer.families import Layout
+from optimizer.recipes import Parameter
 from optimizer.reports.alphas import AlphaRow, block_score, is_exact
-from optimizer.search import Parameter, SearchResult
+from optimizer.search import SearchResult
 from optimizer.similarity import EXACT_METRICS
 
 __all__ = [

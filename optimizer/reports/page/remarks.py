@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from optuna.trial import TrialState
 
+from optimizer.recipes import described_alphas
 from optimizer.reports.tables import percent
-from optimizer.search import Ceiling, Found, NotedSpread, SearchResult, Stage, described_alphas
+from optimizer.search import Ceiling, Found, NotedSpread, SearchResult, Stage
 from optimizer.similarity import METRICS
 
 __all__ = ["Remark", "remarks"]

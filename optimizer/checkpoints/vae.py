@@ -1,0 +1,110 @@
+"""Baking in a VAE: one file's, for the whole output, whatever the sources hold."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from optimizer.checkpoints.reading import Checkpoint, open_checkpoint
+from optimizer.errors import CheckpointError
+from optimizer.families import Layout
+
+__all__ = ["open_vae", "without_vae"]
+
+# What a VAE consists of in LDM names; its training leaves more in the file (loss.*, model_ema.*).
+_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_ENDS = ("encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight")
+_DIFFUSERS = re.compile(r"(encoder|decoder)\.(down_blocks|up_blocks|mid_block)\.")
+_MOST_PROBLEMS = 8
+
+
+def open_vae(path: Path, layout: Layout, sources: Sequence[Checkpoint]) -> Checkpoint:
+    """The VAE in the file `path`, under the names that a checkpoint of `layout` has for it, and nothing else.
+
+    The file is a whole checkpoint of this layout, or a VAE alone in LDM names. Its tensors must be those, in name and
+    shape, that the VAEs of `sources` have, as far as any of them has one. Raises CheckpointError with a line for each
+    tensor that is missing, one too many, or of another shape, and for a file that holds no such VAE at all.
+    """
+    (prefix,) = layout.unscored
+    with open_checkpoint(path) as whole:
+        names = _names(whole, layout, prefix)
+        found = {name: whole.tensors[stored] for name, stored in names.items()}
+        shapes = {name: layout.shape_of(name, info.shape) for name, info in found.items()}
+        problems = [
+            f"{path}: tensor {names[name]!r} is {str(info.dtype).removeprefix('torch.')}; must be floating-point"
+            for name, info in found.items()
+            if not info.dtype.is_floating_point
+        ]
+        problems += _differences(path, prefix, shapes, names, sources)
+        if problems:
+            more = len(problems) - _MOST_PROBLEMS
+            raise CheckpointError(problems[:_MOST_PROBLEMS] + ([f"{path}: ... and {more} more"] if more > 0 else []))
+        return whole.selected(names, layout)
+
+
+def without_vae(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint as if it had no VAE; has to be closed itself."""
+    assert checkpoint.layout is not None
+    unscored = checkpoint.layout.unscored
+    return checkpoint.selected({name: name for name in checkpoint.tensors if not name.startswith(unscored)})
+
+
+def _names(whole: Checkpoint, layout: Layout, prefix: str) -> dict[str, str]:
+    """The VAE's tensors in this file: {name in a checkpoint: name in this file}."""
+    path = whole.path
+    if any(name.startswith("model.diffusion_model.") for name in whole.tensors) and whole.layout != layout:
+        kind = whole.kind or "a checkpoint of another family"
+        raise CheckpointError(f"{path}: is {kind}; give a VAE of {layout.title}, or a checkpoint of it")
+    start = prefix if any(name.startswith(prefix) for name in whole.tensors) else ""
+    parts = tuple(start + part for part in _PARTS)
+    names: dict[str, str] = {}
+    for name in (name for name in whole.tensors if name.startswith(parts)):
+        own = prefix + name.removeprefix(start)
+        canonical = layout.canonical(own)
+        if canonical == own or canonical not in names:  # of two spellings in one file, every tool reads this one
+            names[canonical] = name
+    if not names:
+        what = "" if whole.kind is None or whole.layout is not None else f"is {whole.kind}, and "
+        raise CheckpointError(
+            f"{path}: {what}holds no VAE; one has tensors "
+            f"{', '.join(f'{part}*' for part in _PARTS)}, alone or under {prefix}*"
+        )
+    foreign = next((name for name in names.values() if _DIFFUSERS.match(name.removeprefix(prefix))), None)
+    if foreign is not None:
+        raise CheckpointError(
+            f"{path}: tensor {foreign!r}: a VAE in diffusers names; give it in LDM names (encoder.down.0.*), "
+            "as the WebUI's .vae.pt and .vae.safetensors files have them"
+        )
+    return names
+
+
+def _differences(
+    path: Path,
+    prefix: str,
+    found: Mapping[str, tuple[int, ...]],
+    names: Mapping[str, str],
+    sources: Sequence[Checkpoint],
+) -> list[str]:
+    """What the VAE's tensors, by name with their shapes, have to be to go with the VAEs of `sources`."""
+    wanted: dict[str, tuple[tuple[int, ...], Path]] = {}
+    for source in sources:
+        for name, info in source.tensors.items():
+            if name.startswith(prefix) and name.removeprefix(prefix).startswith(_PARTS):
+                wanted.setdefault(name, (info.shape, source.path))
+    if not wanted:
+        missing = [end for end in _ENDS if prefix + end not in found]
+        return [f"{path}: tensor {end!r} is missing; the VAE is not complete" for end in missing]
+    problems = [
+        f"{path}: tensor {name.removeprefix(prefix)!r} is missing; {origin} has it, of shape {list(shape)}"
+        for name, (shape, origin) in wanted.items()
+        if name not in found
+    ]
+    for name, held in found.items():
+        if name not in wanted:
+            origin = next(iter(wanted.values()))[1]
+            problems.append(
+                f"{path}: tensor {names[name]!r} is one too many; the VAE of {origin} has none of this name"
+            )
+        elif held != wanted[name][0]:
+            shape, origin = wanted[name]
+            problems.append(f"{path}: tensor {names[name]!r} has shape {list(held)}, but {list(shape)} in {origin}")
+    return problems

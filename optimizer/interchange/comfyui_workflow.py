@@ -1,0 +1,431 @@
+"""ComfyUI's workflows that merge checkpoints, read as recipes: what our export writes, and the like by hand.
+
+Both forms are read, that of the API ({number: node}) and that of the browser ({"nodes": [...], "links": [...]}). A
+ratio of 1 keeps the first model, so alpha = 1 - ratio. The UNet and the text encoder are merged by nodes of their own:
+where both are merged in the same way, each pair of nodes is a step, else all of it becomes one sum. After ComfyUI 0.19,
+comfy_extras/nodes_model_merging.py and nodes_model_merging_model_specific.py.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+from optimizer.errors import RecipeError
+from optimizer.families import PREFIXES, TEXT_ENCODER, UNET, load_layout
+from optimizer.interchange.notation import number_in, received
+from optimizer.interchange.placed import PlacedStep, SourceNames, recipe_of_rows, recipe_of_steps
+from optimizer.recipes import MOST_STEPS, Recipe
+
+__all__ = ["is_workflow", "read_workflow"]
+
+_UNET_PREFIXES = tuple(prefix for prefix in PREFIXES if prefix.startswith(UNET))
+_SD1 = (
+    "time_embed.", "label_emb.", *(f"input_blocks.{n}." for n in range(12)), *(f"middle_block.{n}." for n in range(3)),
+    *(f"output_blocks.{n}." for n in range(12)), "out.",
+)  # fmt: skip
+# The values that the browser saves without their names, in their order.
+_WIDGETS = {
+    "CheckpointLoaderSimple": ("ckpt_name",),
+    "CheckpointLoader": ("config_name", "ckpt_name"),
+    "ModelMergeSimple": ("ratio",),
+    "ModelMergeBlocks": ("input", "middle", "out"),
+    "ModelMergeSD1": _SD1,
+    "ModelMergeSD2": _SD1,
+    "ModelMergeSubtract": ("multiplier",),
+    "CLIPMergeSimple": ("ratio",),
+    "CLIPMergeSubtract": ("multiplier",),
+    "CheckpointSave": ("filename_prefix",),
+}
+_LOADERS = ("CheckpointLoaderSimple", "CheckpointLoader")
+_MERGES = ("ModelMergeSimple", "ModelMergeBlocks", "ModelMergeSD1", "ModelMergeSD2")
+_SWITCHED_OFF = (2, 4)  # muted, bypassed
+_DEEPEST = 300  # merges of merges of ...
+_TOO_DEEP = f"more than {_DEEPEST} merges of merges, or one that takes its own result"
+
+_Link = tuple[str, int]
+_Row = dict[str, float]
+
+
+class _NotAlike(Exception):
+    """The text encoder is not merged in the way in which the UNet is."""
+
+
+@dataclass(frozen=True)
+class _Node:
+    number: str
+    kind: str
+    inputs: Mapping[str, Any]
+    title: str
+    off: bool = False
+
+
+def is_workflow(data: object) -> bool:
+    """Return whether data are a workflow of ComfyUI's, in either form."""
+    if not isinstance(data, Mapping):
+        return False
+    if isinstance(data.get("nodes"), list) and isinstance(data.get("links"), list):
+        return True
+    return bool(data) and all(
+        isinstance(node, Mapping) and isinstance(node.get("class_type"), str) for node in data.values()
+    )
+
+
+def read_workflow(data: Mapping[str, Any], name: str) -> tuple[Recipe, list[str]]:
+    """Return the recipe of a workflow, and what to know about it, in sentences.
+
+    Raises RecipeError, naming the node, for workflows that merge nothing, save several merges, or merge by other nodes.
+    """
+    nodes = _nodes_of_browser(data) if "nodes" in data else _nodes_of_api(data)
+    return _Reader(nodes).recipe(name)
+
+
+def _nodes_of_api(data: Mapping[str, Any]) -> dict[str, _Node]:
+    nodes: dict[str, _Node] = {}
+    for number, node in data.items():
+        inputs, about = node.get("inputs"), node.get("_meta")
+        title = about.get("title") if isinstance(about, Mapping) else None
+        nodes[str(number)] = _Node(
+            str(number),
+            node["class_type"],
+            inputs if isinstance(inputs, Mapping) else {},
+            title if isinstance(title, str) else "",
+        )
+    return nodes
+
+
+def _nodes_of_browser(data: Mapping[str, Any]) -> dict[str, _Node]:
+    links: dict[str, list[Any]] = {}
+    for link in data["links"]:
+        if isinstance(link, list) and len(link) >= 5:
+            links[str(link[0])] = [str(link[1]), link[2]]
+        elif isinstance(link, Mapping):
+            links[str(link.get("id"))] = [str(link.get("origin_id")), link.get("origin_slot")]
+    nodes: dict[str, _Node] = {}
+    for node in data["nodes"]:
+        if not isinstance(node, Mapping) or not isinstance(node.get("type"), str):
+            continue
+        values, linked = node.get("widgets_values"), node.get("inputs")
+        inputs: dict[str, Any] = {}
+        if isinstance(values, list):
+            inputs |= zip(_WIDGETS.get(node["type"], ()), values, strict=False)
+        elif isinstance(values, Mapping):
+            inputs |= values
+        for entry in linked if isinstance(linked, list) else ():
+            link = entry.get("link") if isinstance(entry, Mapping) else None
+            if link is not None and str(link) in links:
+                inputs[str(entry.get("name"))] = links[str(link)]
+        number = str(node.get("id"))
+        title = node.get("title")
+        nodes[number] = _Node(
+            number,
+            node["type"],
+            inputs,
+            title if isinstance(title, str) else "",
+            off=node.get("mode") in _SWITCHED_OFF,
+        )
+    return nodes
+
+
+@dataclass
+class _Reader:
+    nodes: Mapping[str, _Node]
+    sources: SourceNames = field(default_factory=SourceNames)
+    steps: list[PlacedStep] = field(default_factory=list)
+    made: dict[tuple[_Link, _Link], str] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    unlike: set[tuple[_Link, _Link]] = field(default_factory=set)
+    rows: dict[_Link, dict[str, _Row]] = field(default_factory=dict)
+    clip_rows: dict[_Link, _Row] = field(default_factory=dict)
+
+    def recipe(self, name: str) -> tuple[Recipe, list[str]]:
+        model, clip, vae, notes = self._saved()
+        layout = load_layout("sd1")
+        # All sources first, so that no step takes the name of one.
+        by_prefix = self._model_row(model, 0) | {TEXT_ENCODER: self._clip_row(clip, 0)}
+        origin = None if vae is None else self._source(self._node(vae, "vae"))
+        prefer = next(
+            (found[1] for node in self.nodes.values() if (found := re.search(r"\(mapping ([\w-]+)\)", node.title))),
+            None,
+        )
+        self.taken = set(self.sources.models)
+        try:
+            output = self._step(model, clip, 0)
+        except _NotAlike:
+            notes.append("UNet and text encoder are merged in different ways; all of it is written as one sum")
+            output = ""
+        if output in self.sources.models or not output:
+            made = recipe_of_rows(name, layout, self.sources.models, by_prefix, prefer=prefer, vae=origin)
+        else:
+            used = {source for step in self.steps for source in step.inputs.values()}
+            models = {source: entry for source, entry in self.sources.models.items() if source in used}
+            steps = sorted(self.steps, key=lambda step: step.name == output)
+            known = origin if origin in models else None
+            made = recipe_of_steps(name, layout, models, steps, prefer=prefer, vae=known)
+            if origin is not None and known is None:
+                notes.append(f"the VAE is that of {origin!r}: merge with --vae {self.sources.models[origin].file}")
+        recipe, more = made
+        return recipe, [*notes, *more]
+
+    def _saved(self) -> tuple[_Link, _Link, _Link | None, list[str]]:
+        """What the workflow makes: its UNet, text encoder and VAE."""
+        saving = [node for node in self.nodes.values() if node.kind == "CheckpointSave" and not node.off]
+        if len(saving) > 1:
+            raise RecipeError(
+                f"nodes {', '.join(node.number for node in saving)} save a checkpoint each; leave one of them"
+            )
+        if saving:
+            node = saving[0]
+            return self._link(node, "model"), self._link(node, "clip"), self._link(node, "vae"), []
+        merges = [node for node in self.nodes.values() if node.kind.startswith(("ModelMerge", "CLIPMerge"))]
+        used = {(str(value[0]), value[1]) for node in merges for value in node.inputs.values() if _is_link(value)}
+        ends = {
+            start: [
+                (n.number, 0) for n in self.nodes.values() if n.kind.startswith(start) and (n.number, 0) not in used
+            ]
+            for start in ("ModelMerge", "CLIPMerge")
+        }
+        if len(ends["ModelMerge"]) != 1 or len(ends["CLIPMerge"]) > 1:
+            kinds = ", ".join(dict.fromkeys(node.kind for node in self.nodes.values())) or "none"
+            raise RecipeError(
+                f"merges nothing, or more than one model, and saves none (CheckpointSave); its nodes are {kinds[:300]}"
+            )
+        model = ends["ModelMerge"][0]
+        clip = ends["CLIPMerge"][0] if ends["CLIPMerge"] else self._natural_clip(model, 0)
+        return model, clip, None, [f"the workflow saves no checkpoint; the recipe is what node {model[0]} makes"]
+
+    def _node(self, link: _Link, what: str) -> _Node:
+        node = self.nodes.get(link[0])
+        for _ in self.nodes:
+            if node is None or node.kind != "Reroute":
+                break
+            links = [value for value in node.inputs.values() if _is_link(value)]
+            node = self.nodes.get(str(links[0][0])) if links else None
+        if node is None:
+            raise RecipeError(f"{what}: a link to node {link[0]}, which is not there")
+        if node.off:
+            raise RecipeError(f"node {node.number} ({node.kind}) is switched off")
+        return node
+
+    def _link(self, node: _Node, name: str) -> _Link:
+        value = node.inputs.get(name)
+        if not _is_link(value):
+            raise RecipeError(f"node {node.number} ({node.kind}): {name}: received {received(value)}; must be linked")
+        return str(value[0]), int(value[1])
+
+    def _number(self, node: _Node, name: str) -> float:
+        value = node.inputs.get(name)
+        number = None if isinstance(value, str) else number_in(value)
+        if number is None:
+            raise RecipeError(f"node {node.number} ({node.kind}): {name}: received {received(value)}; must be a number")
+        return number
+
+    def _source(self, node: _Node) -> str:
+        if node.kind not in _LOADERS:
+            raise RecipeError(
+                f"node {node.number} ({node.kind}): is no merge of checkpoints; recipes are made of "
+                "CheckpointLoaderSimple, "
+                "ModelMergeSimple, ModelMergeBlocks, ModelMergeSD1, ModelMergeAdd, ModelMergeSubtract and CLIPMerge..."
+            )
+        file = node.inputs.get("ckpt_name")
+        if not isinstance(file, str) or not file:
+            raise RecipeError(f"node {node.number} ({node.kind}): ckpt_name: received {received(file)}; must be a file")
+        return self.sources.name(file.replace("\\", "/"))
+
+    def _alphas(self, node: _Node) -> dict[str, float]:
+        """The alphas of a merge of two UNets, by prefix."""
+        if node.kind == "ModelMergeSimple":
+            return dict.fromkeys(_UNET_PREFIXES, 1 - self._number(node, "ratio"))
+        if node.kind == "ModelMergeBlocks":
+            parts = {"input_blocks": "input", "middle_block": "middle", "output_blocks": "out", "out": "out"}
+            # The longest matching name counts, and what has none, time_embed, takes the first value.
+            wanted = {prefix: parts.get(prefix[len(UNET) :].split(".")[0], "input") for prefix in _UNET_PREFIXES}
+            return {prefix: 1 - self._number(node, part) for prefix, part in wanted.items()}
+        middle = {self._number(node, f"middle_block.{n}.") for n in range(3)}
+        if len(middle) > 1:
+            raise RecipeError(
+                f"node {node.number} ({node.kind}): middle_block.0., .1. and .2. differ; a recipe has one alpha for M00"
+            )
+        names = {prefix: prefix[len(UNET) :].replace("middle_block.", "middle_block.0.") for prefix in _UNET_PREFIXES}
+        return {prefix: 1 - self._number(node, name) for prefix, name in names.items()}
+
+    def _natural_clip(self, model: _Link, depth: int) -> _Link:
+        """The text encoder of the checkpoint that a UNet begins with."""
+        node = self._node(model, "model1")
+        if depth > _DEEPEST:
+            raise RecipeError(_TOO_DEEP)
+        return (node.number, 1) if node.kind in _LOADERS else self._natural_clip(self._link(node, "model1"), depth + 1)
+
+    # --- All of it as one sum ---
+
+    def _model_row(self, link: _Link, depth: int) -> dict[str, _Row]:
+        """What each source contributes to a UNet, by prefix."""
+        if link not in self.rows:
+            node = self._node(link, "model")
+            if depth > _DEEPEST:
+                raise RecipeError(_TOO_DEEP)
+            if node.kind in _MERGES:
+                first, second = (self._model_row(self._link(node, f"model{n}"), depth + 1) for n in (1, 2))
+                alphas = self._alphas(node)
+                row = {p: _plus(first[p], second[p], 1 - alphas[p], alphas[p]) for p in _UNET_PREFIXES}
+            elif node.kind in ("ModelMergeAdd", "ModelMergeSubtract"):
+                first, second = (self._model_row(self._link(node, f"model{n}"), depth + 1) for n in (1, 2))
+                scale = 1.0 if node.kind == "ModelMergeAdd" else -1.0
+                # The difference is multiplied as a whole: (model1 - model2) x multiplier.
+                whole = 1.0 if node.kind == "ModelMergeAdd" else self._number(node, "multiplier")
+                row = {p: _plus(first[p], second[p], whole, whole * scale) for p in _UNET_PREFIXES}
+            else:
+                row = {prefix: {self._source(node): 1.0} for prefix in _UNET_PREFIXES}
+            self.rows[link] = row
+        return self.rows[link]
+
+    def _clip_row(self, link: _Link, depth: int) -> _Row:
+        """What each source contributes to a text encoder."""
+        node = self._node(link, "clip")
+        if depth > _DEEPEST:
+            raise RecipeError(_TOO_DEEP)
+        if link in self.clip_rows:
+            return self.clip_rows[link]
+        if node.kind in ("CLIPMergeSimple", "CLIPMergeAdd", "CLIPMergeSubtract"):
+            first, second = (self._clip_row(self._link(node, f"clip{n}"), depth + 1) for n in (1, 2))
+            if node.kind == "CLIPMergeSimple":
+                ratio = self._number(node, "ratio")
+                row = _plus(first, second, ratio, 1 - ratio)
+            elif node.kind == "CLIPMergeAdd":
+                row = _plus(first, second, 1.0, 1.0)
+            else:
+                whole = self._number(node, "multiplier")
+                row = _plus(first, second, whole, -whole)
+        else:
+            row = {self._source(node): 1.0}
+        self.clip_rows[link] = row
+        return row
+
+    # --- Step by step ---
+
+    def _step(self, model: _Link, clip: _Link, depth: int) -> str:
+        """The name of what a UNet and a text encoder are together. Raises _NotAlike where they are no pair."""
+        key = (model, clip)
+        if key in self.unlike:
+            raise _NotAlike
+        if key not in self.made:
+            try:
+                self.made[key] = self._new_step(model, clip, depth)
+            except _NotAlike:
+                self.unlike.add(key)
+                raise
+        return self.made[key]
+
+    def _new_step(self, model: _Link, clip: _Link, depth: int) -> str:
+        node, other = self._node(model, "model"), self._node(clip, "clip")
+        if depth > _DEEPEST:
+            raise RecipeError(_TOO_DEEP)
+        if node.kind in _LOADERS:
+            if other.kind not in _LOADERS or self._source(node) != self._source(other):
+                raise _NotAlike
+            return self._source(node)
+        difference = self._difference(node, "model")
+        if difference is not None:
+            return self._difference_step(node, other, difference, clip, depth)
+        if node.kind not in _MERGES:
+            raise _NotAlike
+        first, second = self._link(node, "model1"), self._link(node, "model2")
+        alphas = self._alphas(node)
+        inner = self._difference(self._node(second, "model2"), "model")
+        if inner is not None and inner[0] == first and inner[3] == 1.0:
+            # A + (B - C) alpha is the merge of A with A + (B - C).
+            return self._blocks_difference_step(node, other, alphas, inner, clip, depth)
+        if other.kind == "CLIPMergeSimple":
+            a = self._step(first, self._link(other, "clip1"), depth + 1)
+            b = self._step(second, self._link(other, "clip2"), depth + 1)
+            base = 1 - self._number(other, "ratio")
+        else:
+            a, b, base = self._beside(first, second, clip, depth)
+        return self._add(node, "weight_sum", {"a": a, "b": b}, alphas | {TEXT_ENCODER: base})
+
+    def _beside(self, first: _Link, second: _Link, clip: _Link, depth: int) -> tuple[str, str, float]:
+        """Two UNets that are merged while the text encoder stays that of one of them."""
+        try:
+            a = self._step(first, clip, depth + 1)
+            return a, self._step(second, self._natural_clip(second, 0), depth + 1), 0.0
+        except _NotAlike:
+            b = self._step(second, clip, depth + 1)
+            return self._step(first, self._natural_clip(first, 0), depth + 1), b, 1.0
+
+    def _difference(self, node: _Node, what: str) -> tuple[_Link, _Link, _Link, float] | None:
+        """A, B, C and the multiplier of A + (B - C) x multiplier, if a node is that."""
+        add, subtract = {
+            "model": ("ModelMergeAdd", "ModelMergeSubtract"),
+            "clip": ("CLIPMergeAdd", "CLIPMergeSubtract"),
+        }[what]
+        if node.kind != add:
+            return None
+        second = self._node(self._link(node, f"{what}2"), f"{what}2")
+        if second.kind != subtract:
+            return None
+        b, c = (self._link(second, f"{what}{n}") for n in (1, 2))
+        return self._link(node, f"{what}1"), b, c, self._number(second, "multiplier")
+
+    def _difference_step(
+        self, node: _Node, other: _Node, difference: tuple[_Link, _Link, _Link, float], clip: _Link, depth: int
+    ) -> str:
+        inputs, base = self._inputs_of_difference(difference, self._difference(other, "clip"), clip, depth)
+        alphas = dict.fromkeys(_UNET_PREFIXES, difference[3])
+        return self._add(node, "add_difference", inputs, alphas | {TEXT_ENCODER: base})
+
+    def _blocks_difference_step(
+        self,
+        node: _Node,
+        other: _Node,
+        alphas: Mapping[str, float],
+        difference: tuple[_Link, _Link, _Link, float],
+        clip: _Link,
+        depth: int,
+    ) -> str:
+        inner = None
+        if other.kind == "CLIPMergeSimple":
+            inner = self._difference(self._node(self._link(other, "clip2"), "clip2"), "clip")
+            if inner is None or inner[0] != self._link(other, "clip1") or inner[3] != 1.0:
+                raise _NotAlike
+            inner = (*inner[:3], 1 - self._number(other, "ratio"))
+        inputs, base = self._inputs_of_difference(difference, inner, clip, depth)
+        return self._add(node, "add_difference", inputs, {**alphas, TEXT_ENCODER: base})
+
+    def _inputs_of_difference(
+        self,
+        model: tuple[_Link, _Link, _Link, float],
+        clip: tuple[_Link, _Link, _Link, float] | None,
+        whole: _Link,
+        depth: int,
+    ) -> tuple[dict[str, str], float]:
+        """The inputs of an add difference, and its alpha for the text encoder, which may pass through."""
+        clips = (whole, *(self._natural_clip(link, 0) for link in model[1:3])) if clip is None else clip[:3]
+        names = [self._step(link, text, depth + 1) for link, text in zip(model[:3], clips, strict=True)]
+        return dict(zip("abc", names, strict=True)), 0.0 if clip is None else clip[3]
+
+    def _add(self, node: _Node, mode: str, inputs: Mapping[str, str], alphas: Mapping[str, float]) -> str:
+        if len(self.steps) == MOST_STEPS:
+            raise RecipeError(f"more than {MOST_STEPS:,} steps; a recipe has at most {MOST_STEPS:,}")
+        name = node.title if node.title and node.title not in (node.kind, *self.taken) else f"TEMP{len(self.steps) + 1}"
+        number = 1
+        while name in self.taken:
+            number += 1
+            name = f"TEMP{len(self.steps) + 1}-{number}"
+        self.taken.add(name)
+        self.steps.append(PlacedStep(name, mode, inputs, {"alpha": dict(alphas)}))
+        return name
+
+
+def _plus(first: _Row, second: _Row, one: float, other: float) -> _Row:
+    """First x one + second x other."""
+    return {name: one * first.get(name, 0.0) + other * second.get(name, 0.0) for name in {**first, **second}}
+
+
+def _is_link(value: object) -> TypeGuard[list[Any]]:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str | int)
+        and isinstance(value[1], int)
+        and not isinstance(value[1], bool)
+    )

@@ -1,0 +1,219 @@
+"""Export to ComfyUI: a workflow in the format of its API (`POST /prompt`, or Load in the browser), core nodes only.
+
+In ComfyUI a ratio of 1 keeps the first model, so ratio = 1 - alpha with a as the first. Each step is merged twice, the
+UNet block by block and the text encoder by BASE; A + (B - C) alpha is the merge of A with A + (B - C). time_embed has a
+ratio of its own, so all mappings are exact. No core node merges VAEs: the output takes one source's, and a recipe whose
+VAE is a mix is refused. Files are known by name, from ComfyUI's own folder of checkpoints.
+
+Nodes that merge take tensors that an input lacks from the other; ComfyUI merges in the precision it loads models in.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from optimizer.errors import RecipeError
+from optimizer.families import PREFIXES, TEXT_ENCODER, UNET, VAE
+from optimizer.interchange.exports.placement import alpha_at, coefficients_by_prefix, file_problems, file_text, listed
+from optimizer.recipes import Recipe, Step
+
+__all__ = ["write_comfyui"]
+
+_SUFFIXES = (".safetensors", ".sft", ".ckpt")
+_Ratios = dict[str, float]
+
+
+class _Output(NamedTuple):
+    """One output of a node, as another node's input names it."""
+
+    node: str
+    slot: int
+
+
+@dataclass
+class _Loaded:
+    """What a name of the recipe stands for: the outputs that give its UNet and its text encoder."""
+
+    model: _Output
+    clip: _Output
+
+
+@dataclass
+class _Workflow:
+    """The nodes so far, by number."""
+
+    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, kind: str, title: str, **inputs: Any) -> _Output:
+        """The first output of a new node."""
+        number = str(len(self.nodes) + 1)
+        self.nodes[number] = {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}
+        return _Output(number, 0)
+
+
+def write_comfyui(recipe: Recipe) -> str:
+    """The workflow as JSON.
+
+    Raises RecipeError for ratios outside 0 .. 1 (alphas outside 0 .. 1; in a triple sum alpha + beta above 1), for a
+    VAE that is a mix of sources, and for files that ComfyUI would not tell apart or not list.
+    """
+    vae, vae_problems = _vae_source(recipe)
+    if problems := [*_name_problems(recipe), *_ratio_problems(recipe), *vae_problems]:
+        raise RecipeError(problems)
+    workflow = _Workflow()
+    known: dict[str, _Loaded] = {}
+    for name in recipe.sources():
+        model = workflow.add("CheckpointLoaderSimple", name, ckpt_name=_listed_name(recipe, name))
+        known[name] = _Loaded(model, _Output(model.node, 1))
+    for step in recipe.ancestors():
+        known[step.name] = _add_step(workflow, recipe, step, known)
+    workflow.add(
+        "CheckpointSave",
+        f"{recipe.output} (mapping {recipe.mapping})",
+        model=known[recipe.output].model,
+        clip=known[recipe.output].clip,
+        vae=_Output(known[vae].model.node, 2),
+        filename_prefix="checkpoints/" + (re.sub(r"[^\w.-]+", "_", recipe.output).strip("._") or "merged"),
+    )
+    return json.dumps(workflow.nodes, ensure_ascii=False, indent=1) + "\n"
+
+
+def _add_step(workflow: _Workflow, recipe: Recipe, step: Step, known: Mapping[str, _Loaded]) -> _Loaded:
+    first, second = known[step.a], known[step.b]
+    if step.mode == "add_difference":
+        assert step.c is not None
+        subtracted = known[step.c]
+        second = _Loaded(
+            workflow.add(
+                "ModelMergeAdd",
+                f"{step.name}: a + (b - c)",
+                model1=first.model,
+                model2=workflow.add(
+                    "ModelMergeSubtract",
+                    f"{step.name}: b - c",
+                    model1=second.model,
+                    model2=subtracted.model,
+                    multiplier=1.0,
+                ),
+            ),
+            workflow.add(
+                "CLIPMergeAdd",
+                f"{step.name}: a + (b - c)",
+                clip1=first.clip,
+                clip2=workflow.add(
+                    "CLIPMergeSubtract", f"{step.name}: b - c", clip1=second.clip, clip2=subtracted.clip, multiplier=1.0
+                ),
+            ),
+        )
+    ratios = _ratios(recipe, step)
+    if len(ratios) == 1:
+        return _add_merge(workflow, step.name, first, second, ratios[0])
+    assert step.c is not None
+    both = _add_merge(workflow, f"{step.name}: a, b", first, second, ratios[0])
+    return _add_merge(workflow, step.name, both, known[step.c], ratios[1])
+
+
+def _add_merge(workflow: _Workflow, title: str, first: _Loaded, second: _Loaded, ratios: _Ratios) -> _Loaded:
+    inputs = {prefix.removeprefix(UNET): ratio for prefix, ratio in ratios.items() if prefix.startswith(UNET)}
+    middle = inputs.pop("middle_block.")
+    # Nothing of an SD 1.x model starts with label_emb., but the node wants a number.
+    inputs |= {"label_emb.": inputs["time_embed."]} | {f"middle_block.{n}.": middle for n in range(3)}
+    return _Loaded(
+        workflow.add("ModelMergeSD1", title, model1=first.model, model2=second.model, **inputs),
+        workflow.add("CLIPMergeSimple", title, clip1=first.clip, clip2=second.clip, ratio=ratios[TEXT_ENCODER]),
+    )
+
+
+def _ratios(recipe: Recipe, step: Step) -> list[_Ratios]:
+    """The ratios of the merges that make this step, by prefix: one merge, or a with b and then with c."""
+    rows: list[_Ratios] = []
+    for prefix in PREFIXES:
+        alpha = alpha_at(recipe, step.alpha, prefix)
+        beta = 0.0 if step.beta is None else alpha_at(recipe, step.beta, prefix)
+        if step.mode == "triple_sum":
+            # A (1-alpha-beta) + B alpha, brought to a sum of 1; where only C is left, B's share does not matter.
+            first = 1.0 if beta == 1 else _rounded(1 - alpha - beta) / (1 - beta)
+        else:
+            first = 1 - alpha
+        rows.append({"first": first, "second": 1 - beta})
+    merges = ("first",) if step.beta is None else ("first", "second")
+    return [{prefix: row[merge] for prefix, row in zip(PREFIXES, rows, strict=True)} for merge in merges]
+
+
+def _rounded(difference: float) -> float:
+    # 1 - 0.7 - 0.3 is -5.6e-17 in floating point.
+    return 0.0 if abs(difference) < 1e-12 else difference
+
+
+def _ratio_problems(recipe: Recipe) -> list[str]:
+    """A line for each alpha with numbers outside 0 .. 1, and for each triple sum that leaves less than nothing of a."""
+    outside: dict[str, dict[str, float]] = {}
+    for step in recipe.ancestors():
+        for prefix in PREFIXES[:-1]:
+            block = recipe.layout.block_of(prefix, recipe.mapping)
+            if block is None:
+                continue
+            numbers = {name: alpha_at(recipe, alpha, prefix) for name, alpha in step.alphas.items()}
+            beyond = {name: number for name, number in numbers.items() if not 0 <= number <= 1}
+            for name, number in beyond.items():
+                outside.setdefault(f"steps.{step.name}.{name}", {})[block] = number
+            left = _rounded(1 - sum(numbers.values()))
+            if step.mode == "triple_sum" and not beyond and left < 0:
+                place = f"steps.{step.name}: alpha and beta leave less than nothing of a"
+                outside.setdefault(place, {})[block] = left
+    return [
+        f"{place}: received {_by_number(recipe, numbers)}; ComfyUI merges with ratios from 0 to 1 only; export to "
+        "mecha or mergekit"
+        for place, numbers in outside.items()
+    ]
+
+
+def _by_number(recipe: Recipe, numbers: Mapping[str, float]) -> str:
+    """Numbers by block, those blocks together that have the same."""
+    return ", ".join(
+        f"{number:g} on {recipe.layout.describe_blocks(block for block, own in numbers.items() if own == number)}"
+        for number in dict.fromkeys(numbers.values())
+    )
+
+
+def _vae_source(recipe: Recipe) -> tuple[str, list[str]]:
+    """The source whose VAE counts most in the output, and what is wrong if others count too."""
+    coefficients = coefficients_by_prefix(recipe, (VAE,))[VAE]
+    mixed = {name: value for name, value in coefficients.items() if value != 0}
+    most = max(mixed, key=lambda name: mixed[name])
+    if mixed == {most: 1.0}:
+        return most, []
+    shown = " + ".join(f"{value:.4g} x {name}" for name, value in mixed.items())
+    block = recipe.layout.block_of(VAE, recipe.mapping)
+    places = [
+        f"steps.{step.name}.{name}.{block} ({alpha_at(recipe, alpha, VAE):g})"
+        for step in recipe.ancestors()
+        for name, alpha in step.alphas.items()
+        if alpha_at(recipe, alpha, VAE) != 0
+    ]
+    problem = (
+        f"{listed(places)}: the VAE of {recipe.output} becomes {shown}, and no node of ComfyUI merges VAEs; "
+        f"set {block} to 0 or 1, use mapping: model-mixer, which leaves the VAE alone, or export to mecha"
+    )
+    return most, [problem]
+
+
+def _listed_name(recipe: Recipe, model: str) -> str:
+    return PurePosixPath(file_text(recipe.models[model].file)).name
+
+
+def _name_problems(recipe: Recipe) -> list[str]:
+    problems = file_problems(recipe, _SUFFIXES, "ComfyUI")
+    owners: dict[str, str] = {}
+    for name in recipe.sources():
+        listed = _listed_name(recipe, name)
+        other = owners.setdefault(listed, name)
+        if file_text(recipe.models[other].file) != file_text(recipe.models[name].file):
+            problems.append(
+                f"models.{name}.file: received {recipe.models[name].file!r}; ComfyUI knows files by name, and "
+                f"{other!r} is {recipe.models[other].file!r}; rename one of them"
+            )
+    return problems

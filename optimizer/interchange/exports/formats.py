@@ -1,0 +1,57 @@
+"""The formats that recipes are exported to; a new one is a file with its `write`, and a line in `EXPORTS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from optimizer.errors import RecipeError
+from optimizer.interchange.exports.comfyui import write_comfyui
+from optimizer.interchange.exports.mecha import write_mecha
+from optimizer.interchange.exports.mergekit import write_mergekit
+from optimizer.interchange.exports.model_mixer import write_model_mixer
+from optimizer.interchange.exports.supermerger import write_supermerger
+from optimizer.recipes import Recipe
+
+__all__ = ["EXPORTS", "Export", "export_recipe"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """One format: `write` gives a file's whole text for a recipe without free alphas, or raises RecipeError.
+
+    `layouts` are the model families that the format, as written here, fits.
+    """
+
+    name: str
+    write: Callable[[Recipe], str]
+    layouts: tuple[str, ...] = ("sd1",)
+
+
+EXPORTS: dict[str, Export] = {
+    export.name: export
+    for export in (
+        Export("supermerger", write_supermerger),
+        Export("model-mixer", write_model_mixer),
+        Export("mecha", write_mecha),
+        Export("comfyui", write_comfyui),
+        Export("mergekit", write_mergekit),
+    )
+}
+
+
+def export_recipe(recipe: Recipe, format_name: str) -> str:
+    """The text of the file that makes the recipe's output in another tool.
+
+        Path("workflow.json").write_text(export_recipe(result.recipe, "comfyui"), encoding="utf-8")
+
+    Only what the output needs is exported, each step after its inputs. Raises RecipeError, a line for each problem,
+    for an unknown format, free alphas, and whatever the format cannot express.
+    """
+    if format_name not in EXPORTS:
+        raise RecipeError(f"unknown format {format_name!r}; there are {', '.join(EXPORTS)}")
+    export = EXPORTS[format_name]
+    if recipe.layout.name not in export.layouts:
+        raise RecipeError(
+            f"layout: received {recipe.layout.name!r}; the {format_name} export knows {', '.join(export.layouts)}"
+        )
+    recipe.check_finished("exported")
+    return export.write(recipe)

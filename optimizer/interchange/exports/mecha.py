@@ -1,0 +1,159 @@
+"""Export to sd-mecha: a `.mecha` text, version 0.1.0, that keeps the recipe's steps.
+
+    recipe = sd_mecha.deserialize(Path("recipe.mecha").read_text())
+    sd_mecha.merge(recipe, output_dtype=torch.float16, output="merged.safetensors")
+
+sd-mecha opens relative file names from the folder where it runs. It takes time_embed's alpha from BASE; for another
+mapping the file gives those tensors, and the VAE, alphas of their own, so every mapping is exact. Tensors that an input
+lacks are carried over or passed through as here.
+
+Where sd-mecha differs: EMA copies and the noise schedule are not merged, but those of the first of a step's a and b
+that has them are in the result; position ids come out as floating-point numbers (0 .. 76, exact if the sources agree);
+tensors outside its list for SD 1.x are left out; tensors of other shapes, such as the 9-channel input of inpainting
+models, do not fit it; a source's tensor that holds NaN or Inf counts as missing.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+from optimizer.errors import RecipeError
+from optimizer.families import TIME_EMBED, VAE
+from optimizer.interchange.exports.placement import alpha_at, file_problems, file_text
+from optimizer.recipes import MODES, Alpha, Recipe, Step
+
+__all__ = ["write_mecha"]
+
+_CONVERTED_BY = "mecha"
+_TIME_EMBED_TENSORS = tuple(f"{TIME_EMBED}{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias"))
+# Parts of an SD 1.x file that sd-mecha would merge by BASE; recipes copy them.
+_COPIED = ("ema", "scheduler")
+
+
+def write_mecha(recipe: Recipe) -> str:
+    """The `.mecha` text. Raises RecipeError for file names that sd-mecha cannot read; all modes and mappings pass."""
+    problems = file_problems(recipe, (".safetensors",), "sd-mecha")
+    for name in recipe.sources():
+        file = recipe.models[name].file
+        if "=" in file:
+            problems.append(
+                f"models.{name}.file: received {file!r}; a .mecha text cannot hold '=' in a file name; rename the file"
+            )
+    if problems:
+        raise RecipeError(problems)
+    written = _Instructions([f"# {json.dumps(recipe.name, ensure_ascii=False)}, mapping {recipe.mapping}"])
+    known: dict[str, str] = {}
+    for name in recipe.sources():
+        known[name] = _write_model(written, recipe, name, "weight")
+    for step in recipe.ancestors():
+        inputs = " ".join(f"{place}={name}" for place, name in step.inputs.items())
+        written.lines.append("# " + " ".join(f"{step.name}: {MODES[step.mode].formula} {inputs}".split()))
+        known[step.name] = _write_step(written, recipe, step, known)
+    # No line end after the last line: sd-mecha takes an empty line for an instruction.
+    return "\n".join(["version 0.1.0", *written.lines])
+
+
+@dataclass
+class _Instructions:
+    """The lines so far; instructions, unlike comments, are numbered, and later ones refer to their numbers."""
+
+    lines: list[str] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def add(self, instruction: str) -> str:
+        """The reference to this instruction, which is written if it is new."""
+        if instruction not in self.numbers:
+            self.numbers[instruction] = len(self.numbers)
+            self.lines.append(instruction)
+        return f"&{self.numbers[instruction]}"
+
+    def merge(self, method: str, *arguments: str) -> str:
+        """The reference to the result of one of sd-mecha's methods."""
+        return self.add(f'merge "{method}" {" ".join(arguments)}')
+
+
+def _write_model(written: _Instructions, recipe: Recipe, name: str, space: str) -> str:
+    path = file_text(recipe.models[name].file).replace('"', '\\"')
+    return written.add(f'model "{path}" model_config="sd1-ldm" merge_space="{space}"')
+
+
+def _write_presence(written: _Instructions, recipe: Recipe, name: str) -> str:
+    """The reference to something that holds a value for just the tensors that `name` holds: their devices.
+
+    sd-mecha keeps weights and the parameters of merges apart, so files are named once more, as parameters.
+    """
+    if name in recipe.models:
+        return written.merge("get_device", _write_model(written, recipe, name, "param"))
+    step = recipe.step(name)
+    first, second = (_write_presence(written, recipe, source) for source in (step.a, step.b))
+    return written.merge("fallback", first, second)
+
+
+def _write_step(written: _Instructions, recipe: Recipe, step: Step, known: dict[str, str]) -> str:
+    """The reference to the step's result.
+
+    Whatever the step takes is referred to as seldom as possible, its a only once: sd-mecha walks a recipe as a tree,
+    so that a chain of steps which each name the one before twice would take 2 ** steps as long.
+    """
+    place = {name: known[source] for name, source in step.inputs.items()}
+    others = tuple(source for name, source in step.inputs.items() if name != "a")
+    difference = written.merge("subtract", place["b"], place["c"]) if "c" in place else ""
+
+    def alpha(numbers: Alpha) -> str:
+        # 0 where b or c lacks the tensor: a then passes through.
+        result = _write_alpha(written, recipe, numbers)
+        for source in others:
+            result = written.merge("cast", result, _write_presence(written, recipe, source))
+        return written.merge("fallback", result, "0.0")
+
+    def whole(reference: str) -> str:
+        return written.merge("fallback", reference, "0.0")
+
+    result = place["a"]
+    match step.mode:
+        case "weight_sum":
+            result = written.merge("weighted_sum", result, whole(place["b"]), alpha(step.alpha))
+        case "add_difference":
+            result = written.merge("add_difference", result, whole(difference), alpha(step.alpha))
+        case "triple_sum":
+            # A (1-alpha-beta) + B alpha + C beta = A (1-(alpha+beta)) + C (alpha+beta) + (B-C) alpha
+            assert step.beta is not None
+            both = Alpha({block: step.alpha.at(block) + step.beta.at(block) for block in recipe.layout.blocks})
+            result = written.merge("weighted_sum", result, whole(place["c"]), alpha(both))
+            result = written.merge("add_difference", result, whole(difference), alpha(step.alpha))
+        case "sum_twice":
+            assert step.beta is not None
+            result = written.merge("weighted_sum", result, whole(place["b"]), alpha(step.alpha))
+            result = written.merge("weighted_sum", result, whole(place["c"]), alpha(step.beta))
+        case _:
+            raise RecipeError(f"steps.{step.name}.mode: received {step.mode}; the mecha export does not know it")
+    return written.merge("fallback", result, place["b"])
+
+
+def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha) -> str:
+    """The reference to alphas by tensor name: the 26 numbers, and those that sd-mecha's mapping would give wrongly."""
+    # Every block must be listed: sd-mecha leaves out the tensors of the others without a word.
+    numbers = " ".join(f"{block}={alpha.at(block)!r}" for block in recipe.layout.blocks)
+    values = written.add(f"dict {numbers}")
+    blocks = written.add(f'literal {values} model_config="sd1-supermerger_blocks" merge_space="param"')
+    result = written.merge("convert_sd1_blocks_to_ldm", blocks)
+
+    time_embed = alpha_at(recipe, alpha, TIME_EMBED)
+    if time_embed != _converted(recipe, alpha, TIME_EMBED):
+        values = written.add("dict " + " ".join(f"{name}={time_embed!r}" for name in _TIME_EMBED_TENSORS))
+        own = written.add(f'literal {values} model_config="sd1-ldm" merge_space="param"')
+        result = written.merge("fallback", own, result)
+
+    parts = dict.fromkeys(_COPIED, 0.0)
+    vae = alpha_at(recipe, alpha, VAE)
+    if vae != _converted(recipe, alpha, VAE):
+        parts["vae"] = vae
+    for value in dict.fromkeys(parts.values()):
+        for part in (part for part, own_value in parts.items() if own_value == value):
+            result = written.merge("omit_component", result, f'"{part}"')
+        result = written.merge("fallback", result, repr(value))
+    return result
+
+
+def _converted(recipe: Recipe, alpha: Alpha, prefix: str) -> float:
+    block = recipe.layout.block_of(prefix, _CONVERTED_BY)
+    return 0.0 if block is None else alpha.at(block)

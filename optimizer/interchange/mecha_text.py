@@ -1,0 +1,361 @@
+"""sd-mecha's recipes, `.mecha` texts of version 0.1.0, read as recipes: what our export writes, and the like by hand.
+
+A text is a list of instructions that refer to earlier ones by number (&3). Of sd-mecha's methods those are read that
+make weighted sums and differences, and those that make their alphas: weighted_sum, add_difference, subtract, fallback,
+cast, get_device, omit_component of an alpha, and the conversions of alphas by block. Read from sd-mecha 1.1.8,
+serialization.py and extensions/builtin.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from optimizer.errors import RecipeError
+from optimizer.families import PREFIXES, TIME_EMBED, VAE, Layout, load_layout
+from optimizer.interchange.notation import json_text, number_in, received
+from optimizer.interchange.placed import PlacedStep, SourceNames, recipe_of_steps
+from optimizer.recipes import MODES, MOST_STEPS, Recipe
+
+__all__ = ["is_mecha", "read_mecha"]
+
+_VERSION = re.compile(r"\s*version (\S+)\s*")
+_MAPPING = re.compile(r"# (?P<name>\"(?:[^\"\\]|\\.)*\"), mapping (?P<mapping>[\w-]+)")
+_TOKEN = re.compile(r'(?P<key>[\w.-]+=)?(?:"(?P<text>(?:[^"\\]|\\.)*)"|(?P<word>[^\s"]+))')
+_CONSTANTS = {"null": None, "true": True, "false": False}
+_BLOCKS, _KEYS, _ONE = "sd1-supermerger_blocks", "sd1-ldm", "singleton-mecha"
+_CONVERTERS = {"convert_sd1_blocks_to_ldm": _BLOCKS, "convert_singleton": _ONE}
+_MOST_LINES = 200_000
+# What sd-mecha leaves out of the weights is, as here, no part of a merge; the VAE has a prefix of its own.
+_COMPONENTS = {"vae": VAE, "ema": None, "scheduler": None}
+
+
+def is_mecha(text: str) -> bool:
+    """Return whether a text begins as sd-mecha's recipes do."""
+    return _VERSION.fullmatch(text.split("\n", 1)[0][:80]) is not None
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A checkpoint, or the result of a step, by its name in the recipe."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Difference:
+    first: _Model
+    second: _Model
+
+
+@dataclass(frozen=True)
+class _Alpha:
+    """Numbers by prefix; those that are missing would be left out of the merge."""
+
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Literal:
+    """Numbers by block, by tensor, or one for all (`config` tells), before they are converted."""
+
+    config: str
+    numbers: Mapping[str, Any]
+
+
+class _Presence:
+    """Which tensors a model holds: alphas are cast to it, so that what b lacks passes through."""
+
+
+def read_mecha(text: str, name: str) -> tuple[Recipe, list[str]]:
+    """Return the recipe in a `.mecha` text, and what to know about it, in sentences.
+
+    Raises RecipeError, naming the line, for another version, a text that is broken, and every method that is no
+    weighted sum or difference.
+    """
+    reader = _Reader(load_layout("sd1"))
+    lines = text.replace("\r\n", "\n").split("\n")
+    version = _VERSION.fullmatch(lines[0][:80])
+    if version is None or version[1] != "0.1.0":
+        raise RecipeError(
+            f"line 1: received {received(lines[0][:80])}; blockfit reads version 0.1.0 of sd-mecha's recipes"
+        )
+    if len(lines) > _MOST_LINES:
+        raise RecipeError(f"{len(lines):,} lines; at most {_MOST_LINES:,} are read")
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            reader.line(line.strip())
+        except RecipeError as error:
+            raise RecipeError(f"line {number}: {error.problems[0]}") from None
+    return reader.recipe(name)
+
+
+@dataclass
+class _Reader:
+    layout: Layout
+    results: list[Any] = field(default_factory=list)
+    sources: SourceNames = field(default_factory=SourceNames)
+    steps: dict[str, PlacedStep] = field(default_factory=dict)
+    title: str | None = None  # what the comments say of the step that is being written
+    mapping: str | None = None
+    called: str | None = None
+    commented: dict[str, list[str]] = field(default_factory=dict)
+
+    def line(self, line: str) -> None:
+        if not line:
+            return
+        if line.startswith("#"):
+            self._comment(line)
+            return
+        arguments, named = [], {}
+        if left := _TOKEN.sub("", line).strip():
+            raise RecipeError(f"received {received(left)}; a quotation mark is missing")
+        command, *tokens = _TOKEN.finditer(line)
+        for token in tokens:
+            value = self._value(token)
+            if token["key"]:
+                named[token["key"][:-1]] = value
+            else:
+                arguments.append(value)
+        read = {"model": self._model, "dict": self._dict, "literal": self._literal, "merge": self._merge}.get(
+            command[0]
+        )
+        if read is None:
+            raise RecipeError(f"received {received(command[0])}; an instruction is model, dict, literal or merge")
+        self.results.append(read(arguments, named))
+
+    def _comment(self, line: str) -> None:
+        """Our export names the steps and the mapping in comments; nothing else depends on them."""
+        if found := _MAPPING.fullmatch(line):
+            self.mapping = found["mapping"]
+            self.called = json_text(found["name"])
+        for mode in MODES.values():
+            start, sign, _ = line.removeprefix("# ").partition(f": {mode.formula} a=")
+            if sign:
+                self.title = start
+
+    def _value(self, token: re.Match[str]) -> Any:
+        if token["text"] is not None:
+            return re.sub(r"\\(.)", r"\1", token["text"])
+        word = token["word"]
+        if word in _CONSTANTS:
+            return _CONSTANTS[word]
+        if word.startswith("&"):
+            number = int(word[1:]) if word[1:].isdecimal() else -1
+            if not 0 <= number < len(self.results):
+                raise RecipeError(f"received {received(word)}; there are {len(self.results)} instructions above")
+            return self.results[number]
+        try:
+            return float(word)
+        except ValueError:
+            raise RecipeError(
+                f"received {received(word)}; must be a number, a text or a reference such as &0"
+            ) from None
+
+    def _model(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        if not arguments or not isinstance(arguments[0], str):
+            raise RecipeError("a model without its file")
+        config = named.get("model_config")
+        if config is not None and config != _KEYS:
+            raise RecipeError(f"model_config: received {received(config)}; blockfit reads {_KEYS}")
+        space = named.get("merge_space", "weight")
+        if space == "param":
+            return _Presence()
+        if space not in ("weight", None):
+            raise RecipeError(f"merge_space: received {received(space)}; must be weight")
+        return _Model(self.sources.name(arguments[0]))
+
+    def _dict(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(named)
+
+    def _literal(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        value, config = (arguments[0] if arguments else None), named.get("model_config")
+        if not isinstance(value, dict):
+            return value
+        if config not in (_BLOCKS, _KEYS, _ONE):
+            raise RecipeError(
+                f"model_config: received {received(config)}; blockfit reads {_BLOCKS}, {_KEYS} and {_ONE}"
+            )
+        literal = _Literal(str(config), value)
+        return self._by_tensor(literal) if config == _KEYS else literal
+
+    def _by_tensor(self, literal: _Literal) -> _Alpha:
+        """Numbers for tensors one by one: those of time_embed, which has a number of its own in no other way."""
+        names = {f"{TIME_EMBED}{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+        values = set(literal.numbers.values())
+        if set(literal.numbers) != names or len(values) != 1:
+            raise RecipeError("numbers for single tensors; a recipe has one for each block")
+        return _Alpha({TIME_EMBED: _number(values.pop())})
+
+    def _merge(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        method, *rest = arguments or [None]
+        if isinstance(method, str) and method in _CONVERTERS:
+            return self._converted(rest[0] if rest else None, _CONVERTERS[method])
+        read = _METHODS.get(method) if isinstance(method, str) else None
+        if read is None:
+            raise RecipeError(
+                f"the method {received(method)} makes no weighted sum or difference, which recipes are made of"
+            )
+        return read(self, rest, named)
+
+    def _converted(self, literal: Any, config: str) -> _Alpha:
+        if not isinstance(literal, _Literal) or literal.config != config:
+            raise RecipeError(f"a conversion of something else than numbers for {config}")
+        if config == _ONE:
+            return _alpha(next(iter(literal.numbers.values()), None))
+        unknown = [block for block in literal.numbers if block not in self.layout.blocks]
+        if unknown:
+            raise RecipeError(f"received the block {received(unknown[0])}; {self.layout.name} has none of this name")
+        blocks = {prefix: self.layout.block_of(prefix, "mecha") for prefix in PREFIXES}
+        numbers = {block: _number(value) for block, value in literal.numbers.items()}
+        return _Alpha({prefix: numbers[block] for prefix, block in blocks.items() if block in numbers})
+
+    def step(self, mode: str, inputs: Mapping[str, Any], alpha: Any) -> _Model:
+        """Add a step; return what stands for its result."""
+        for place, model in inputs.items():
+            if not isinstance(model, _Model):
+                raise RecipeError(f"input {place} of {mode} is no model")
+        numbers = _alpha(alpha).numbers
+        if missing := [prefix for prefix in PREFIXES if prefix not in numbers]:
+            raise RecipeError(f"no alpha for {missing[0]}*; sd-mecha leaves such tensors out of its output")
+        if len(self.steps) == MOST_STEPS:
+            raise RecipeError(f"more than {MOST_STEPS:,} steps; a recipe has at most {MOST_STEPS:,}")
+        key = f"\0{len(self.steps)}"
+        if self.title is not None:
+            self.commented.setdefault(self.title, []).append(key)
+        self.steps[key] = PlacedStep(
+            key, mode, {place: model.name for place, model in inputs.items()}, {"alpha": numbers}
+        )
+        return _Model(key)
+
+    def takes(self, made: str, wanted: str) -> bool:
+        """Return whether a step takes a model, itself or through others."""
+        seen, waiting = {made}, deque([made])
+        while waiting:
+            key = waiting.popleft()
+            if key == wanted:
+                return True
+            inputs = self.steps[key].inputs.values() if key in self.steps else ()
+            new = [name for name in inputs if name not in seen]
+            seen.update(new)
+            waiting += new
+        return False
+
+    def recipe(self, name: str) -> tuple[Recipe, list[str]]:
+        result = self.results[-1] if self.results else None
+        if not isinstance(result, _Model) or result.name not in self.steps:
+            raise RecipeError("the last instruction makes no merge of models")
+        needed: set[str] = set()
+        queue = [result.name]
+        while queue:
+            key = queue.pop()
+            if key in self.steps and key not in needed:
+                needed.add(key)
+                queue += self.steps[key].inputs.values()
+        order = [key for key in self.steps if key in needed]
+        order.sort(key=lambda key: key == result.name)
+        names = self._names(order)
+        steps = [
+            PlacedStep(
+                names[key],
+                self.steps[key].mode,
+                {place: names.get(model, model) for place, model in self.steps[key].inputs.items()},
+                self.steps[key].alphas,
+            )
+            for key in order
+        ]
+        used = {model for step in steps for model in step.inputs.values()}
+        models = {model: entry for model, entry in self.sources.models.items() if model in used}
+        return recipe_of_steps(self.called or name, self.layout, models, steps, prefer=self.mapping or "mecha")
+
+    def _names(self, order: Sequence[str]) -> dict[str, str]:
+        """The steps' names: of those of one comment the last has its name; others are TEMP1, TEMP2, ..."""
+        taken, wanted = set(self.sources.models), set(order)
+        named: dict[str, str] = {}
+        for title, keys in self.commented.items():
+            *inner, last = [key for key in keys if key in wanted] or [""]
+            named |= {key: f"{title}_{number}" for number, key in enumerate(inner, 1)} | ({last: title} if last else {})
+        names: dict[str, str] = {}
+        for position, key in enumerate(order, 1):
+            name = named.get(key, f"TEMP{position}")
+            names[key] = next(free for n in count(1) if (free := name if n == 1 else f"{name}-{n}") not in taken)
+            taken.add(names[key])
+        return names
+
+
+def _number(value: Any) -> float:
+    number = None if isinstance(value, str) else number_in(value)
+    if number is None:
+        raise RecipeError(f"received {received(value)}; must be a number")
+    return number
+
+
+def _alpha(value: Any) -> _Alpha:
+    """An alpha by prefix; a number is that of all."""
+    return value if isinstance(value, _Alpha) else _Alpha(dict.fromkeys(PREFIXES, _number(value)))
+
+
+def _argument(arguments: Sequence[Any], named: Mapping[str, Any], position: int, name: str, default: Any = None) -> Any:
+    return arguments[position] if position < len(arguments) else named.get(name, default)
+
+
+def _weighted_sum(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> _Model:
+    a, b = (_argument(arguments, named, place, "ab"[place]) for place in (0, 1))
+    return reader.step("weight_sum", {"a": a, "b": b}, _argument(arguments, named, 2, "alpha", 0.5))
+
+
+def _add_difference(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> _Model:
+    difference = _argument(arguments, named, 1, "b")
+    if not isinstance(difference, _Difference):
+        raise RecipeError("add_difference of something else than a difference (subtract)")
+    inputs = {"a": _argument(arguments, named, 0, "a"), "b": difference.first, "c": difference.second}
+    return reader.step("add_difference", inputs, _argument(arguments, named, 2, "alpha", 1.0))
+
+
+def _subtract(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> _Difference:
+    first, second = (_argument(arguments, named, place, "ab"[place]) for place in (0, 1))
+    if not isinstance(first, _Model) or not isinstance(second, _Model):
+        raise RecipeError("subtract of something else than two models")
+    return _Difference(first, second)
+
+
+def _fallback(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """Numbers where the first has none; of models the first: tensors that it lacks are carried over in recipes too."""
+    first, other = (_argument(arguments, named, place, ("a", "default")[place]) for place in (0, 1))
+    if isinstance(first, _Alpha):
+        return _Alpha({**_alpha(other).numbers, **first.numbers})
+    if isinstance(first, _Model) and isinstance(other, _Model):
+        if not reader.takes(first.name, other.name):
+            raise RecipeError("a fallback to a model that the step does not merge")
+        return first
+    if isinstance(first, _Model | _Difference | _Presence):
+        return first
+    raise RecipeError("a fallback for something else than models and alphas")
+
+
+def _cast(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    return _argument(arguments, named, 0, "a")
+
+
+def _get_device(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> _Presence:
+    return _Presence()
+
+
+def _omit_component(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> _Alpha:
+    alpha, component = (_argument(arguments, named, place, ("a", "component")[place]) for place in (0, 1))
+    if not isinstance(alpha, _Alpha) or component not in _COMPONENTS:
+        raise RecipeError(f"omit_component of {received(component)}; a recipe merges whole models")
+    return _Alpha({prefix: number for prefix, number in alpha.numbers.items() if prefix != _COMPONENTS[component]})
+
+
+_METHODS: dict[str, Callable[[_Reader, Sequence[Any], Mapping[str, Any]], Any]] = {
+    "weighted_sum": _weighted_sum,
+    "add_difference": _add_difference,
+    "subtract": _subtract,
+    "fallback": _fallback,
+    "cast": _cast,
+    "get_device": _get_device,
+    "omit_component": _omit_component,
+}

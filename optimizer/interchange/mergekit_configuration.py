@@ -1,0 +1,176 @@
+"""mergekit's configurations for single files (mergekit-pytorch), read as recipes: our export's, and the like by hand.
+
+A weighted sum (`linear`, `task_arithmetic`) with a weight for each model, or a list of weights with parts of tensor
+names, of which the first that fits counts. These filters have to tell blocks apart, and no parts of them. After
+mergekit 0.1, mergekit/scripts/merge_raw_pytorch.py.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from optimizer.errors import RecipeError
+from optimizer.families import PREFIXES, TEXT_ENCODER, TIME_EMBED, UNET, VAE, load_layout
+from optimizer.files import CHECKPOINT_SUFFIXES, yaml_of
+from optimizer.interchange.notation import Fields, json_text, number_in, received
+from optimizer.interchange.placed import SourceNames, recipe_of_rows
+from optimizer.recipes import Recipe
+
+__all__ = ["is_mergekit", "read_mergekit"]
+
+_METHOD = re.compile(r"^merge_method\s*:", re.MULTILINE)
+_TITLE = re.compile(
+    r"#\s*(?P<name>\"(?:[^\"\\]|\\.)*\"), step (?P<step>\"(?:[^\"\\]|\\.)*\"), mapping (?P<mapping>[\w-]+)"
+)
+_ZERO = 1e-200  # our export writes 1e-300 for a weight of 0, which mergekit takes for a missing one
+# Names that stand for all under a prefix: a filter that is in some of them and not in others splits a block.
+_INSIDE = {
+    "block": (
+        "0.in_layers.0.weight", "0.in_layers.2.bias", "0.emb_layers.1.weight", "0.out_layers.3.weight",
+        "0.skip_connection.weight", "0.op.weight", "2.conv.weight", "1.norm.weight", "1.proj_in.weight",
+        "1.transformer_blocks.0.attn1.to_q.weight", "1.transformer_blocks.0.attn2.to_out.0.bias",
+        "1.transformer_blocks.0.ff.net.0.proj.weight", "1.transformer_blocks.0.norm3.bias", "1.proj_out.bias",
+    ),
+    TIME_EMBED: ("0.weight", "2.bias"),
+    UNET + "out.": ("0.weight", "2.bias"),
+    TEXT_ENCODER: (
+        "transformer.text_model.embeddings.token_embedding.weight",
+        "transformer.text_model.embeddings.position_embedding.weight",
+        "transformer.text_model.encoder.layers.0.self_attn.q_proj.weight",
+        "transformer.text_model.encoder.layers.11.mlp.fc2.bias",
+        "transformer.text_model.encoder.layers.5.layer_norm1.weight",
+        "transformer.text_model.final_layer_norm.bias",
+    ),
+    VAE: (
+        "encoder.conv_in.weight", "encoder.mid.attn_1.q.weight", "decoder.up.3.block.0.conv1.bias", "quant_conv.weight",
+    ),
+}  # fmt: skip
+_WHAT = "blockfit reads linear and task_arithmetic"
+
+
+def is_mergekit(text: str) -> bool:
+    """Return whether a text is a configuration of mergekit's."""
+    return _METHOD.search(text) is not None
+
+
+def read_mergekit(text: str, name: str) -> tuple[Recipe, list[str]]:
+    """Return the recipe of a configuration, and what to know about it, in sentences.
+
+    Raises RecipeError, naming the field, for other methods, weights that a recipe cannot say, and broken YAML.
+    """
+    try:
+        data = yaml_of(text)
+    except Exception as error:  # a broken text fails in many ways, not all of them ruamel's own
+        raise RecipeError(
+            f"not readable as YAML: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from None
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"received {received(data)}; a configuration of mergekit is a mapping")
+    title = _TITLE.search(text)
+    fields = Fields(data, "")
+    method = fields.text("merge_method")
+    if method not in ("linear", "task_arithmetic"):
+        raise fields.wrong("merge_method", f"{_WHAT}; the others are no weighted sums by block")
+    for other in ("slices", "modules", "tokenizer_source", "tokenizer"):
+        if data.get(other):
+            raise RecipeError(f"{other}: merges layers of language models; a recipe merges checkpoints of images")
+    weights, sources = _weights(fields)
+    base = _base(data, sources) if method == "task_arithmetic" else None
+    rows = {prefix: _row(fields, prefix, weights, base) for prefix in PREFIXES}
+    return recipe_of_rows(
+        name if title is None else json_text(title["name"]),
+        load_layout("sd1"),
+        sources.models,
+        rows,
+        output="merged" if title is None else json_text(title["step"]),
+        origin=base or _origin(weights),
+        prefer=None if title is None else title["mapping"],
+    )
+
+
+def _weights(fields: Fields) -> tuple[dict[str, Any], SourceNames]:
+    """The weight of each model, as it is written."""
+    everywhere = fields.data.get("parameters") or {}
+    everyone = everywhere.get("weight") if isinstance(everywhere, Mapping) else None
+    sources = SourceNames()
+    weights: dict[str, Any] = {}
+    for position, entry in enumerate(fields.entries("models"), 1):
+        where = f"models, entry {position}"
+        if not isinstance(entry, Mapping):
+            raise RecipeError(f"{where}: received {received(entry)}; must be a mapping with model and parameters")
+        parameters = entry.get("parameters") or {}
+        own = parameters.get("weight") if isinstance(parameters, Mapping) else None
+        name = sources.name(_file(entry.get("model"), where))
+        if name in weights:
+            raise RecipeError(f"{where}: {name!r} stands there twice")
+        weights[name] = everyone if own is None else own
+    return weights, sources
+
+
+def _file(model: Any, where: str) -> str:
+    path = model.get("path") if isinstance(model, Mapping) and isinstance(model.get("path"), str) else model
+    if not isinstance(path, str) or not path.lower().endswith(CHECKPOINT_SUFFIXES):
+        raise RecipeError(
+            f"{where}: received {received(path)}; blockfit reads configurations for single checkpoints "
+            "(mergekit-pytorch), whose models are .safetensors files"
+        )
+    return path
+
+
+def _base(data: Mapping[str, Any], sources: SourceNames) -> str:
+    return sources.name(_file(data.get("base_model"), "base_model"))
+
+
+def _row(fields: Fields, prefix: str, weights: Mapping[str, Any], base: str | None) -> dict[str, float]:
+    """The coefficients of the tensors under a prefix, by model."""
+    row = {name: _weight_at(weight, prefix, name) for name, weight in weights.items() if name != base}
+    everywhere = fields.data.get("parameters") or {}
+    parameters = everywhere if isinstance(everywhere, Mapping) else {}
+    if base is not None and parameters.get("lambda", 1.0) != 1.0:
+        raise RecipeError(f"parameters.lambda: received {received(parameters['lambda'])}; must be 1")
+    total = sum(row.values())
+    if parameters.get("normalize", base is None) is True:
+        if abs(total) < _ZERO:
+            raise RecipeError(f"the weights of {prefix}* sum to 0, and cannot be normalized")
+        row = {name: weight / total for name, weight in row.items()}
+        total = 1.0
+    return row if base is None else {base: 1 - total, **row}
+
+
+def _weight_at(weight: Any, prefix: str, name: str) -> float:
+    """The weight of the tensors under a prefix: of a list, that of the first filter that is in their names."""
+    for entry in weight if isinstance(weight, list) else [weight]:
+        value, part = (entry.get("value"), entry.get("filter")) if isinstance(entry, Mapping) else (entry, None)
+        if part is not None and not _is_in(str(part), prefix, name):
+            continue
+        number = None if isinstance(value, str) else number_in(value)
+        if number is None:
+            raise RecipeError(
+                f"models.{name}.weight: received {received(value)}; must be a number, or filters with one each"
+            )
+        return 0.0 if abs(number) < _ZERO else number
+    raise RecipeError(f"models.{name}.weight: none for {prefix}*; the last entry of the list needs no filter")
+
+
+def _is_in(part: str, prefix: str, name: str) -> bool:
+    """Whether a filter is in the names of all tensors under a prefix, or of none. Raises RecipeError for some."""
+    found = {part in prefix + inner for inner in _INSIDE.get(prefix, _INSIDE["block"])}
+    if len(found) > 1:
+        raise RecipeError(
+            f"models.{name}.weight: the filter {received(part)} takes some tensors of {prefix}* and not others; "
+            "a recipe has one number for each block"
+        )
+    return found.pop()
+
+
+def _origin(weights: Mapping[str, Any]) -> str | None:
+    """The model that tensors without a filter come from, if it is one alone."""
+    defaults = {
+        name: next(
+            (entry.get("value") for entry in weight if isinstance(entry, Mapping) and "filter" not in entry), None
+        )
+        for name, weight in weights.items()
+        if isinstance(weight, list)
+    }
+    alone = [name for name, value in defaults.items() if value == 1]
+    return alone[0] if len(alone) == 1 else None

@@ -1,0 +1,22 @@
+"""Recipes as people and consoles write them in texts, line by line; and as other tools note them, field by field."""
+
+from optimizer.interchange.notation.fields import Fields, is_empty, json_text, leaves, number_in, numbers_in, received
+from optimizer.interchange.notation.formulas import formula_of
+from optimizer.interchange.notation.notation import Imported, read_notation
+from optimizer.interchange.notation.supermerger import read_supermerge
+from optimizer.interchange.notation.writing import write_notation
+
+__all__ = [
+    "Fields",
+    "Imported",
+    "formula_of",
+    "is_empty",
+    "json_text",
+    "leaves",
+    "number_in",
+    "numbers_in",
+    "read_notation",
+    "read_supermerge",
+    "received",
+    "write_notation",
+]

@@ -1,0 +1,78 @@
+"""Texts that are formulas: told from names and prose, and written out in full where people abbreviate them."""
+
+import re
+
+from optimizer.interchange.notation.formulas import parse_formula
+from optimizer.interchange.notation.tokens import NUMBER, QUOTED, NotUnderstood, masked
+
+__all__ = ["LONGEST_FORMULA", "as_sum", "is_formula", "is_half", "with_alpha", "with_symbol", "without_remark"]
+
+LONGEST_FORMULA = 2000  # characters of a formula that may run on
+_NAME = rf"(?:{QUOTED}|[\w.-]+)"
+_HALF = re.compile(rf"\s*({_NAME})\s*\+\s*({_NAME})\s*")
+_DIFFERENCE = re.compile(rf"\s*({_NAME})\s*\+\s*(?:\(\s*({_NAME})\s*-\s*({_NAME})\s*\)|({_NAME})\s+-\s+({_NAME}))\s*")
+_BETWEEN = re.compile(r",\s+|;\s*|\s+&\s+|\s+and\s+", re.IGNORECASE)
+# The WebUI's merger calls its number M, and multiplier.
+_M = r"(?<![\w.-])(?:M|[Mm]ultiplier)"
+_M_IS = re.compile(rf"{_M}\s*[=:]\s*(?=-?{NUMBER}\s*%?\s*(?:$|[,;)]))")
+_M_IN_FORMULA = re.compile(rf"{_M}(?![\w.-])(?!\s*[=:])")
+_REMARK = re.compile(
+    r"(?<=\S)\s*\((?![^()]*(?:[+*@=\d]|\b(?:base|in|out|m|mid|middle|input|output|blocks?|only|encoder|unet)\b))[^()]*\)$",
+    re.IGNORECASE,
+)
+
+
+def is_formula(text: str) -> bool:
+    """Return whether normalized `text` is models with factors, or differences, and not a name or prose."""
+    if len(text) > LONGEST_FORMULA or not re.search(r"[*(%@\d]|\bx", text, re.IGNORECASE):
+        return False
+    try:
+        terms = parse_formula(text).terms
+    except NotUnderstood:
+        return False
+    return any(not (isinstance(operand, str) and (factor.equals(1) or factor.equals(-1))) for factor, operand in terms)
+
+
+def is_half(text: str) -> bool:
+    """Return whether `text` is two names with a plus between them."""
+    return len(text) <= LONGEST_FORMULA and _HALF.fullmatch(text) is not None
+
+
+def with_alpha(text: str) -> str | None:
+    """Return `A + B` as a weighted sum, and `A + (B - C)` as a difference, whose numbers stand elsewhere; else None."""
+    if len(text) > LONGEST_FORMULA:
+        return None
+    if (half := _HALF.fullmatch(text)) is not None:
+        return f"{half[1]} x (1-alpha) + {half[2]} x alpha"
+    if (found := _DIFFERENCE.fullmatch(text)) is not None:
+        return f"{found[1]} + ({found[2] or found[4]} - {found[3] or found[5]}) x alpha"
+    return None
+
+
+def as_sum(text: str) -> str | None:
+    """Return `70% A, 30% B` with plus signs between its models; None for anything but models with weights."""
+    if len(text) > LONGEST_FORMULA or not _BETWEEN.search(text):
+        return None
+    parts = _BETWEEN.split(text)
+    return " + ".join(parts) if len(parts) > 1 and all(map(_is_weighed, parts)) else None
+
+
+def _is_weighed(text: str) -> bool:
+    return not re.search(r"[+(]\s*\w+\s*[-+]|\s[-+]\s", masked(text)) and is_formula(text)
+
+
+def with_symbol(text: str) -> str:
+    """Return a line with alpha for the M of the WebUI's merger, where it can be nothing else."""
+    hidden = masked(text)
+    given = _M_IS.search(hidden) is not None
+    if not given and not re.search(rf"\(\s*1\s*-\s*{_M}\s*\)", hidden):
+        return text
+    pieces = re.split(rf"({QUOTED})", text)
+    pieces[::2] = [_M_IN_FORMULA.sub("alpha", _M_IS.sub("alpha = ", piece)) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def without_remark(text: str) -> tuple[str, str] | None:
+    """Return a text without the words in parentheses at its end, and those; None if they say something of blocks."""
+    remark = _REMARK.search(text)
+    return None if remark is None else (text[: remark.start()], remark[0].strip())

@@ -1,0 +1,542 @@
+"""One formula of SuperMerger's notation, such as `A x (1-alpha) + B x alpha` or `A + (B - C) x 0.08`.
+
+A formula is a sum of models, each with a factor that is a polynomial in alpha and beta. Which of the four modes it is
+follows from the factors alone (`interpret`), so spelling, order and nesting do not matter:
+
+    factors add up to 1, two models                weight sum
+    1, and a difference of two models              add difference
+    factors add up to 1, three models              triple sum
+    two models, the first a weight sum itself      sum twice
+
+Signs of multiplication may be missing where nothing else can be meant: `0.7(A) + 0.3(B)`, `A 70% + B 30%`.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from optimizer.interchange.notation.tokens import KnownNames, NotUnderstood, Token, quoted, tokens_of, value_of
+from optimizer.recipes import Alpha, Step
+
+__all__ = [
+    "Factor",
+    "Part",
+    "Reading",
+    "Sum",
+    "formula_of",
+    "interpret",
+    "names_in",
+    "parse_formula",
+    "read_formula",
+    "renamed",
+]
+
+_MOST_TERMS = 400  # products of terms that are multiplied out
+_MOST_DIFFERENCES = 50  # in one formula: each is a step of its own, inside the next
+_DEEPEST = 50  # levels of parentheses
+_MOST_WORDS = 6  # of a name with spaces that stands without quotation marks
+# In the midst of words without quotation marks they tell that this is a sentence and no name.
+_SENTENCE = frozenset((
+    "and", "or", "with", "the", "of", "from", "into", "then", "using", "plus", "minus", "times", "to", "by", "for",
+    "only", "is", "are", "was", "which", "than", "not",
+))  # fmt: skip
+
+# Powers of alpha and beta: () for a number alone, (("alpha", 1),) for alpha.
+_Powers = tuple[tuple[str, int], ...]
+_ALONE: _Powers = ()
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A polynomial in symbols such as alpha and beta: `terms` maps their powers to numbers.
+
+    1 - alpha is {(): 1, (("alpha", 1),): -1}.
+    """
+
+    terms: Mapping[_Powers, float]
+
+    @staticmethod
+    def of(number: float) -> "Factor":
+        """A factor that is this number."""
+        return Factor({_ALONE: number})
+
+    @staticmethod
+    def named(symbol: str) -> "Factor":
+        """A factor that is this symbol."""
+        return Factor({((symbol, 1),): 1.0})
+
+    def __add__(self, other: "Factor") -> "Factor":
+        powers = dict.fromkeys([*self.terms, *other.terms])
+        return Factor({power: self.terms.get(power, 0.0) + other.terms.get(power, 0.0) for power in powers})
+
+    def __neg__(self) -> "Factor":
+        return Factor({power: -number for power, number in self.terms.items()})
+
+    def __mul__(self, other: "Factor") -> "Factor":
+        if len(self.terms) * len(other.terms) > _MOST_TERMS:
+            raise NotUnderstood("alpha and beta to high powers; a mode has them multiplied with each other at most")
+        result: dict[_Powers, float] = {}
+        for mine, number in self.terms.items():
+            for theirs, factor in other.terms.items():
+                powers = dict(mine)
+                for symbol, power in theirs:
+                    powers[symbol] = powers.get(symbol, 0) + power
+                key = tuple(sorted(powers.items()))
+                result[key] = result.get(key, 0.0) + number * factor
+        return Factor(result)
+
+    def __call__(self, values: Mapping[str, float]) -> float:
+        """The factor's value where its symbols have these values."""
+        return math.fsum(
+            number * math.prod(values[symbol] ** power for symbol, power in powers)
+            for powers, number in self.terms.items()
+        )
+
+    def equals(self, number: float) -> bool:
+        """Whether this is `number` whatever the symbols are, to a millionth."""
+        return all(
+            abs(value - (number if powers == _ALONE else 0.0)) < 1e-6
+            for powers, value in (self + Factor.of(0.0)).terms.items()
+        )
+
+    @property
+    def number(self) -> float:
+        """What is left of the factor where all symbols are 0."""
+        return self.terms.get(_ALONE, 0.0)
+
+    @property
+    def symbols(self) -> frozenset[str]:
+        """The symbols that it depends on."""
+        return frozenset(symbol for powers, number in self.terms.items() if number for symbol, _ in powers)
+
+    @property
+    def symbol(self) -> str | None:
+        """The symbol that it is, if it is just that, else None."""
+        used = [(powers, number) for powers, number in self.terms.items() if number]
+        match used:
+            case [(((symbol, 1),), 1.0)]:
+                return symbol
+        return None
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Models, or sums of models in parentheses, each with its factor."""
+
+    terms: "_Terms"
+
+
+_Terms = tuple[tuple[Factor, "str | Sum"], ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One step that a formula stands for: its mode, its inputs by place (names, or parts of their own), its factors."""
+
+    mode: str
+    inputs: Mapping[str, "str | Part"]
+    alpha: Factor
+    beta: Factor | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of a formula: the step, what had to be interpreted, and the short hashes behind its models' names.
+
+    `notes` are clauses such as "0.3C is read as 0.3 x C".
+    """
+
+    part: Part
+    notes: tuple[str, ...] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_formula(text: str, known: KnownNames | None = None) -> Sum:
+    """The sum that the normalized `text` is; `known` names help where spaces or operators are missing.
+
+    Raises NotUnderstood with the part of the text that is no formula.
+    """
+    return _Parser(text, known or KnownNames()).formula()
+
+
+def read_formula(text: str, known: KnownNames | None = None) -> Reading:
+    """The step, or nested steps, that the normalized `text` stands for.
+
+    Two readings beyond the factors as they are written: `A + B` without any number is half of each, and `A + B @0.3` is
+    what the WebUI calls a weighted sum at 0.3, A x 0.7 + B x 0.3. Raises NotUnderstood with the part that is no
+    formula, or why it is none of the modes.
+    """
+    parser = _Parser(text, known or KnownNames())
+    formula = parser.formula()
+    half = parser.half_and_half(formula) or parser.at_a_weight(formula)
+    try:
+        part = interpret(half or formula)
+    except NotUnderstood:
+        if not parser.cut:
+            raise
+        # `0.7(my-model) + 0.3(B)`: what was taken for a difference was a name.
+        parser = _Parser(text, known or KnownNames(), cutting=False)
+        part = interpret(parser.formula())
+    return Reading(part, tuple(dict.fromkeys(parser.notes)), parser.hashes)
+
+
+def interpret(formula: Sum) -> Part:
+    """The step, or nested steps, that a formula stands for. Raises NotUnderstood if it is none of the modes."""
+    terms = formula.terms
+    while len(terms) == 1 and isinstance(terms[0][1], Sum):
+        outer = terms[0][0]
+        terms = tuple((outer * factor, operand) for factor, operand in terms[0][1].terms)
+    found = _add_difference(terms)
+    if found is None and len(terms) > 1 and any(_difference([term]) for term in terms):
+        raise NotUnderstood("beside differences, as (B - C) x alpha, there must be one model with the factor 1")
+    found = found or _weight_sum(terms) or _triple_sum(terms)
+    if found is not None:
+        return found
+    if len(terms) == 1:
+        raise NotUnderstood("a single model: there is nothing to merge")
+    raise NotUnderstood(_why_not(terms))
+
+
+def names_in(part: Part | None) -> list[str]:
+    """Return the names of the models and steps that a part takes, those of the parts inside it included."""
+    if part is None:
+        return []
+    return [
+        name
+        for operand in part.inputs.values()
+        for name in ([operand] if isinstance(operand, str) else names_in(operand))
+    ]
+
+
+def renamed(part: Part, names: Mapping[str, str]) -> Part:
+    """Return the part with other names for what it takes, {old: new}."""
+    inputs = {
+        place: names.get(operand, operand) if isinstance(operand, str) else renamed(operand, names)
+        for place, operand in part.inputs.items()
+    }
+    return replace(part, inputs=inputs)
+
+
+def _why_not(terms: _Terms) -> str:
+    total = sum((factor for factor, _ in terms), Factor.of(0.0))
+    if total.equals(1):
+        return f"{len(terms)} models in one sum; write steps of two or three"
+    what = "something with alpha" if total.symbols else f"{total.number:.6g}"
+    unclear = next((name for _, name in terms if isinstance(name, str) and re.search(r"-|x[\d.]", name)), None)
+    hint = "" if unclear is None else f"; if {unclear!r} is not one name, write spaces around its - and x"
+    return f"the factors add up to {what}; those of a weight sum add up to 1, a difference's to 0{hint}"
+
+
+def formula_of(step: Step, blocks: Iterable[str]) -> tuple[str, dict[str, bool]]:
+    """The right-hand side of `step` in the notation, and which of its alphas it leaves to a line of their own.
+
+    Numbers stand in the formula where one number holds for all `blocks`; otherwise alpha and beta do.
+    """
+    every = tuple(blocks)
+    a, b, c = (quoted(name) if name is not None else "" for name in (step.a, step.b, step.c))
+    numbers = {name: _single(alpha, every) for name, alpha in step.alphas.items()}
+    apart = {name: number is None for name, number in numbers.items()}
+    if step.mode == "add_difference":
+        return f"{a} + ({b} - {c}) x {_text(numbers['alpha'], 'alpha')}", apart
+    inside = [numbers[name] for name in step.alphas]
+    if step.mode == "triple_sum":
+        rest = None if any(number is None for number in inside) else 1 - sum(number or 0.0 for number in inside)
+        if rest is None or min(rest, *(number or 0.0 for number in inside)) < 0:
+            return f"{a} x (1-alpha-beta) + {b} x alpha + {c} x beta", dict.fromkeys(apart, True)
+        return f"{a} x {rest:.12g} + {b} x {_text(inside[0])} + {c} x {_text(inside[1])}", apart
+    first, apart["alpha"] = _weighted(a, b, numbers["alpha"], "alpha")
+    if step.mode == "weight_sum":
+        return first, apart
+    second, apart["beta"] = _weighted(f"({first})", c, numbers["beta"], "beta")
+    return second, apart
+
+
+def _weighted(a: str, b: str, number: float | None, symbol: str) -> tuple[str, bool]:
+    if number is None or not 0 <= number <= 1:
+        return f"{a} x (1-{symbol}) + {b} x {symbol}", True
+    return f"{a} x {1 - number:.12g} + {b} x {_text(number)}", False
+
+
+def _single(alpha: Alpha, blocks: Iterable[str]) -> float | None:
+    """The one number that an alpha is in all blocks, or None."""
+    distinct = {alpha.at(block) for block in blocks}
+    return None if alpha.free or len(distinct) > 1 else float(distinct.pop())
+
+
+def _text(number: float | None, symbol: str = "") -> str:
+    return symbol if number is None else value_of(number).removesuffix(".0")
+
+
+def _weight_sum(terms: _Terms) -> Part | None:
+    if len(terms) != 2 or not (terms[0][0] + terms[1][0]).equals(1):
+        return None
+    # With alpha in it, A is the one whose factor is 1 - alpha; with numbers, the one that comes first.
+    ordered = terms if not terms[0][0].symbols or _remains(terms[0][0]) else terms[::-1]
+    (_, first), (factor, second) = ordered
+    # Only where the inner sum is A: elsewhere the steps' rules for tensors that a model lacks would be others.
+    inner = _weight_sum(first.terms) if isinstance(first, Sum) and isinstance(second, str) else None
+    if inner is not None and inner.mode == "weight_sum":
+        return Part("sum_twice", {**inner.inputs, "c": _operand(second)}, inner.alpha, factor)
+    return Part("weight_sum", {"a": _operand(first), "b": _operand(second)}, factor)
+
+
+def _triple_sum(terms: _Terms) -> Part | None:
+    if len(terms) != 3 or not sum((factor for factor, _ in terms), Factor.of(0.0)).equals(1):
+        return None
+    rest = next((place for place, (factor, _) in enumerate(terms) if factor.symbols and _remains(factor)), 0)
+    a, b, c = terms[rest], *(term for place, term in enumerate(terms) if place != rest)
+    return Part("triple_sum", dict(zip("abc", map(_operand, (a[1], b[1], c[1])), strict=True)), b[0], c[0])
+
+
+def _add_difference(terms: _Terms) -> Part | None:
+    """A + (B - C) x alpha, and further differences added to that."""
+    for place in (place for place, (factor, _) in enumerate(terms) if factor.equals(1)):
+        others = [term for number, term in enumerate(terms) if number != place]
+        whole = _difference(others)
+        found = [whole] if whole is not None else [_difference([term]) for term in others]
+        differences = [difference for difference in found if difference is not None]
+        if not found or len(differences) < len(found) or (len(others) > 1 and differences[0][1].equals(0)):
+            continue
+        if len(differences) > _MOST_DIFFERENCES:
+            raise NotUnderstood(f"{len(differences)} differences in one formula; write steps of one")
+        result = _operand(terms[place][1])
+        for (first, second), factor in differences:
+            result = Part("add_difference", {"a": result, "b": _operand(first), "c": _operand(second)}, factor)
+        assert isinstance(result, Part)
+        return result
+    return None
+
+
+def _difference(
+    terms: list[tuple[Factor, "str | Sum"]],
+) -> tuple[tuple["str | Sum", "str | Sum"], Factor] | None:
+    """What is subtracted from what, and the factor of the difference."""
+    if len(terms) == 1 and isinstance(terms[0][1], Sum):
+        inner = terms[0][1].terms
+        if len(inner) == 2 and {1, -1} == {next((n for n in (1, -1) if f.equals(n)), 0) for f, _ in inner}:
+            first, second = (operand for factor, operand in sorted(inner, key=lambda term: term[0].equals(-1)))
+            return _upright(first, second, terms[0][0])
+    if len(terms) == 2 and (terms[0][0] + terms[1][0]).equals(0):
+        return _upright(terms[0][1], terms[1][1], terms[0][0])
+    return None
+
+
+def _upright(first: "str | Sum", second: "str | Sum", factor: Factor) -> tuple[tuple["str | Sum", "str | Sum"], Factor]:
+    """The same difference with `- alpha` turned into `+ alpha`."""
+    return ((second, first), -factor) if (-factor).symbol else ((first, second), factor)
+
+
+def _remains(factor: Factor) -> bool:
+    """Whether this is 1 less something: what is left of A."""
+    return abs(factor.number - 1) < 1e-6
+
+
+def _operand(operand: "str | Sum") -> "str | Part":
+    return operand if isinstance(operand, str) else interpret(operand)
+
+
+class _Parser:
+    """Recursive descent over sum, product, factor; every failure shows the text from where it was met.
+
+    `notes` are what had to be interpreted, `hashes` the short hashes behind names, `cut` whether `(B-C)` was taken for
+    a difference; with `cutting` off it is a name.
+    """
+
+    def __init__(self, text: str, known: KnownNames, *, cutting: bool = True) -> None:
+        self._text = text
+        self._known = known
+        self._cutting = cutting
+        self._tokens = list(tokens_of(text, known))
+        self._position = 0
+        self._depth = 0
+        self._spaced: list[str] = []
+        self.notes = [token.note for token in self._tokens if token.note is not None]
+        self.hashes: dict[str, str] = {}
+        self.cut = False
+
+    def formula(self) -> Sum:
+        result = self._sum()
+        if self._kind() is not None:
+            raise self._failure()
+        if isinstance(result, Factor):
+            raise NotUnderstood(f"{self._text.strip()!r}: no model is named in it")
+        return result
+
+    def half_and_half(self, formula: Sum) -> Sum | None:
+        """`A + B` as half of each, if it is no more than that."""
+        names = [operand for factor, operand in formula.terms if isinstance(operand, str) and factor.equals(1)]
+        if len(names) != 2 or len(formula.terms) != 2 or self._has("number", "symbol", "@"):
+            return None
+        if any(re.search(r"x[\d.]", name) for name in names):
+            return None
+        if self._spaced:
+            raise NotUnderstood(
+                f"{self._spaced[0]!r}; a name with spaces needs quotation marks where there are no numbers"
+            )
+        self.notes.append(f"{names[0]} + {names[1]} without numbers is read as half of each")
+        return Sum(tuple((Factor.of(0.5), name) for name in names))
+
+    def at_a_weight(self, formula: Sum) -> Sum | None:
+        """`A + B @0.3` as a weighted sum at 0.3, if it is that."""
+        if len(formula.terms) != 2 or sum(token.kind == "@" for token in self._tokens) != 1:
+            return None
+        (one, first), (weight, second) = formula.terms
+        if not (one.equals(1) and isinstance(first, str) and isinstance(second, str)) or weight.symbols:
+            return None
+        rest = Factor.of(1 - weight.number)
+        self.notes.append(
+            f"@{weight.number:g} is read as the weight of a weighted sum: {first} x {rest.number:.12g} + "
+            f"{second} x {weight.number:g}"
+        )
+        return Sum(((rest, first), (weight, second)))
+
+    def _has(self, *kinds: str) -> bool:
+        return any(token.kind in kinds for token in self._tokens)
+
+    def _token(self, ahead: int = 0) -> Token | None:
+        place = self._position + ahead
+        return self._tokens[place] if place < len(self._tokens) else None
+
+    def _kind(self, ahead: int = 0) -> str | None:
+        token = self._token(ahead)
+        return None if token is None else token.kind
+
+    def _take(self) -> Token:
+        self._position += 1
+        return self._tokens[self._position - 1]
+
+    def _failure(self, hint: str = "") -> NotUnderstood:
+        token = self._token()
+        if token is None:
+            return NotUnderstood(f"{self._text.strip()!r} breaks off")
+        after_name = token.kind == "name" and self._position > 0 and self._tokens[self._position - 1].kind == "name"
+        hint = hint or ("; a name with spaces needs quotation marks" if after_name else "")
+        return NotUnderstood(f"{self._text[token.start :].strip()!r}{hint}")
+
+    def _sum(self) -> "Factor | Sum":
+        negative = self._sign()
+        parts = [self._signed(self._product(), negative=negative)]
+        while self._kind() in ("+", "-"):
+            negative = self._take().kind == "-"
+            parts.append(self._signed(self._product(), negative=negative))
+        scalars = [part for part in parts if isinstance(part, Factor)]
+        if len(scalars) == len(parts):
+            return sum(scalars, Factor.of(0.0))
+        if scalars:
+            raise NotUnderstood(f"{self._text.strip()!r} adds a number to a model")
+        return Sum(tuple(term for part in parts if isinstance(part, Sum) for term in part.terms))
+
+    def _sign(self) -> bool:
+        if self._kind() in ("+", "-"):
+            return self._take().kind == "-"
+        return False
+
+    @staticmethod
+    def _signed(part: "Factor | Sum", *, negative: bool) -> "Factor | Sum":
+        """A product as a sum of one term, with its sign."""
+        if isinstance(part, Factor):
+            return -part if negative else part
+        return Sum(tuple((-factor if negative else factor, operand) for factor, operand in part.terms))
+
+    def _product(self) -> "Factor | Sum":
+        """A factor, or a sum of the one model (or parenthesis) that the product holds."""
+        scale, operand = Factor.of(1.0), None
+        while True:
+            part = self._factor()
+            if isinstance(part, Factor):
+                scale *= part
+            elif operand is None:
+                operand = part
+            else:
+                raise NotUnderstood(f"{self._text.strip()!r} multiplies models with each other")
+            if self._kind() in ("*", "@"):
+                self._take()
+            elif not self._goes_on(part):
+                break
+        return scale if operand is None else Sum(((scale, operand),))
+
+    def _goes_on(self, part: "Factor | str | Sum") -> bool:
+        """Whether the next token is multiplied with this one though there is no sign between them."""
+        token, before = self._token(), self._tokens[self._position - 1]
+        if token is None:
+            return False
+        if not isinstance(part, Factor):
+            return token.kind == "(" or (token.kind == "number" and token.weight)
+        if before.kind != "number":  # (1-alpha) A, alpha A
+            return False
+        return token.kind == "(" or (token.kind in ("name", "symbol") and (before.weight or before.text == "1.0"))
+
+    def _factor(self) -> "Factor | str | Sum":
+        signed, negative = False, False
+        while self._kind() in ("+", "-"):
+            signed, negative = True, negative != (self._take().kind == "-")
+        part = self._unsigned()
+        if not signed:
+            return part
+        if not isinstance(part, Factor):
+            raise self._failure()
+        return -part if negative else part
+
+    def _unsigned(self) -> "Factor | str | Sum":
+        match self._kind():
+            case "number":
+                return Factor.of(self._take().value)
+            case "symbol":
+                return Factor.named(self._take().text)
+            case "name":
+                return self._name()
+            case "(":
+                return self._parenthesis()
+        raise self._failure()
+
+    def _name(self) -> str:
+        """A name; words without quotation marks that follow each other are one, numbers between them included."""
+        words = [self._take()]
+        while words[0].bare and len(words) < _MOST_WORDS and (token := self._token()) is not None:
+            if words[-1].hash is not None or not (token.bare or (token.kind == "number" and self._in_name(token))):
+                break
+            if token.text.lower() in _SENTENCE or words[-1].text.lower() in _SENTENCE:
+                raise self._failure()
+            words.append(self._take())
+        name = " ".join(word.text for word in words)
+        if len(words) > 1:
+            if self._kind() == "name" or any(word.text in self._known for word in words):
+                raise self._failure("; a name with spaces needs quotation marks")
+            if name not in self._known:
+                self._spaced.append(name)
+                self.notes.append(f"{name!r} is taken for one name")
+        if words[-1].hash is not None:
+            self.hashes.setdefault(name, words[-1].hash)
+        return name
+
+    def _in_name(self, number: Token) -> bool:
+        """Whether a number behind a word belongs to the name, as in `Stable Diffusion 1.5 x 0.3`, and is no factor."""
+        return not number.weight or self._kind(1) in ("*", "@", "name")
+
+    def _parenthesis(self) -> "Factor | str | Sum":
+        self._take()
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise NotUnderstood(f"parentheses nested more than {_DEEPEST} deep")
+        inner = self._sum()
+        if self._kind() != ")":
+            raise self._failure()
+        self._take()
+        self._depth -= 1
+        if isinstance(inner, Sum) and len(inner.terms) == 1 and inner.terms[0][0].equals(1):
+            operand = inner.terms[0][1]
+            return self._apart(operand) if isinstance(operand, str) else operand
+        return inner
+
+    def _apart(self, name: str) -> "str | Sum":
+        """`(B-C)` without spaces: a difference where both sides are known, or where there is only one place to cut."""
+        if not self._cutting or name in self._known or "-" not in name:
+            return name
+        cuts = [(name[: found.start()], name[found.end() :]) for found in re.finditer("-", name)]
+        fitting = [cut for cut in cuts if all(side in self._known for side in cut)]
+        if len(fitting) == 1 or len(cuts) == 1:
+            first, second = (fitting or cuts)[0]
+            self.cut = True
+            return Sum(((Factor.of(1.0), first), (Factor.of(-1.0), second)))
+        return name

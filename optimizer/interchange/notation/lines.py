@@ -1,0 +1,90 @@
+"""Lines of a text that belong together: a formula, or a list of numbers, that runs on over several."""
+
+import re
+from collections.abc import Sequence
+
+from optimizer.interchange.notation.formula_texts import is_formula
+from optimizer.interchange.notation.methods import find_method
+from optimizer.interchange.notation.statements import SIGN
+from optimizer.interchange.notation.tokens import masked, normalized, parse_name
+
+__all__ = ["LONGEST_LINE", "MOST_LINES", "is_key", "joined_lines"]
+
+MOST_LINES = 12  # that one formula or list of numbers may be spread over
+LONGEST_LINE = 10_000  # characters of any line that is looked at; 26 free alphas take some 1500
+_IS = re.compile(r":\s|\s(?:is|equals|becomes|gives|makes)\s", re.IGNORECASE)  # instead of a sign
+_LONGEST_JOINED = 2000  # characters of a line that may run on
+
+
+def joined_lines(lines: Sequence[str], start: int) -> tuple[str, int]:
+    """Return the line at `start` with those that a formula or a list of numbers in it runs on over, and their count."""
+    line, more = lines[start], 0
+    while more < MOST_LINES and start + more + 1 < len(lines):
+        following = lines[start + more + 1]
+        if not following.strip() or len(following) > LONGEST_LINE or not _runs_on(line, following):
+            break
+        line, more = f"{line.rstrip()} {following.strip()}", more + 1
+    return line, more
+
+
+def _runs_on(line: str, following: str) -> bool:
+    """Whether the next line belongs to the formula or the numbers of this one."""
+    if len(line) > _LONGEST_JOINED or (line.isascii() and not re.search("[=:x*(+]", line)):
+        return False
+    text, after = masked(normalized(line).strip()), normalized(following).strip()
+    signs = list(SIGN.finditer(text))
+    has_sign = bool(signs)
+    words = _IS.search(text)
+    is_named = has_sign or (words is not None and parse_name(text[: words.start()]) is not None)
+    if _is_another_step(masked(after), has_sign=is_named):
+        return False
+    if re.search(r"(?:[+*=]|\s[-x])$", text) and (has_sign or re.search(r"\sx\s|[*(]", text)):
+        return True
+    opened = sum(text.count(sign) for sign in "([{") - sum(text.count(sign) for sign in ")]}")
+    if has_sign and opened > 0 and re.match(r"[-+*\d.(\[]|x\s", after):
+        return True
+    if re.search(r"(?:alpha|beta|weights?)\s*[=:][-\d.,\se]*,$", text, re.IGNORECASE) and re.match(r"-?\.?\d", after):
+        return True
+    if is_key(text.rstrip(" :=")) and text[-1:] in ":=" and re.match(r"[(\[]?\s*-?\.?\d", after):
+        return True
+    # A formula that stands behind its name may go on with a sign; `- ` may also begin the next point of a list.
+    last = text[signs[-1].end() :] if signs else text
+    return (
+        has_sign
+        and re.match(r"[-+*]\s*\S|x\s", after) is not None
+        and SIGN.search(masked(after)) is None
+        and parse_name(last) is None
+        and is_formula(last)
+        and is_formula(f"A {after}")
+    )
+
+
+def _is_another_step(after: str, *, has_sign: bool) -> bool:
+    """Whether a line is a step by itself, or a row of a table, whatever the one before it ends in."""
+    if after.startswith("|"):
+        return True
+    method = find_method(after) if has_sign else None
+    if method is not None and method.number is not None:
+        return True
+    sign = SIGN.search(after)
+    words = sign or _IS.search(after)
+    if words is None:
+        return False
+    left = after[: words.start()]
+    if is_key(left) or re.search(r"\b(?:alpha|beta)\s*$", left, re.IGNORECASE):
+        return False
+    return (has_sign and sign is not None) or (
+        parse_name(left) is not None and (has_sign or is_formula(after[words.end() :]))
+    )
+
+
+def is_key(text: str) -> bool:
+    """Return whether a word is one of those that numbers are given by, such as weights and base_alpha."""
+    return (
+        re.fullmatch(
+            r"(?:(?:mbw|block|base)[ _-]?)?(?:weights?|alpha|beta|mbw)(?:[ _-](?:alpha|beta|base))?",
+            text.strip(),
+            re.IGNORECASE,
+        )
+        is not None
+    )

@@ -1,0 +1,120 @@
+"""Similarities to a target that a text reports of its steps, in a line or in a table of blocks."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from optimizer.errors import RecipeError
+from optimizer.families import Layout
+from optimizer.interchange.notation.statements import Statement
+from optimizer.interchange.notation.tokens import NUMBER, parse_name, percentage
+from optimizer.recipes import Expected
+
+__all__ = ["ReportedSimilarities"]
+
+_SIGNED = rf"-?{NUMBER}"
+_SIMILARITY = re.compile(
+    r"(?:cosine )?similarity of (?P<blocks>[\w, -]+?)(?: between .+?)?"
+    r"(?: \((?P<metric>\w+), seed (?P<seed>\d{1,18})\))?"
+    rf"\s*:\s*(?P<total>{_SIGNED})?\s*%?",
+    re.IGNORECASE,
+)
+_OF_STEP = re.compile(r"block.level .*?similarity of (?:the )?(?P<step>.+?)\s*:?", re.IGNORECASE)
+_TOTAL = re.compile(rf"total(?: [\w ]+)?\s*:\s*(?P<total>{_SIGNED})\s*%", re.IGNORECASE)
+_PERCENT = re.compile(rf"({_SIGNED})\s*(%?)")
+_LONGEST_PROSE = 300  # characters of a line that may report a similarity
+
+Refuse = Callable[[int, str, str], None]
+
+
+class ReportedSimilarities:
+    """Lines that report similarities, read one after the other; each belongs to a statement above it.
+
+    `statements` are those read so far, `refuse` takes a line's number, its text and why it is none.
+    """
+
+    def __init__(self, layout: Layout, statements: Sequence[Statement], refuse: Refuse) -> None:
+        self.layout = layout
+        self._statements = statements
+        self._refuse = refuse
+        self._of_step: str | None = None
+        self._header: tuple[str, ...] = ()
+        self.labels: dict[str, tuple[str, ...]] = {}  # the blocks that a label such as output_blocks stands for
+
+    def read(self, number: int, line: str, indent: int) -> bool:
+        """Return whether the line reports a similarity, and note it if it does."""
+        if not line:  # may stand between a table and its total
+            return False
+        if line.startswith("|") or self._header:
+            return self._table(number, line, indent)
+        if len(line) > _LONGEST_PROSE:
+            return False
+        if found := _OF_STEP.fullmatch(line):
+            self._of_step = parse_name(found["step"])
+            return True
+        step = self._described(indent)
+        found = _SIMILARITY.fullmatch(line)
+        if found is None or step is None:
+            return False
+        label = found["blocks"].strip()
+        try:
+            blocks = self._blocks(label)
+        except RecipeError:
+            return False
+        total = percentage(found["total"]) if found["total"] else None
+        if total is not None and not -1 <= total <= 1:
+            self._refuse(number, line, f"{found['total']} % is no similarity")
+            return True
+        step.reported = label
+        step.expect = Expected(
+            blocks,
+            total=total,
+            metric=found["metric"] or Expected.metric,
+            seed=int(found["seed"]) if found["seed"] else Expected.seed,
+        )
+        return True
+
+    def _blocks(self, label: str) -> tuple[str, ...]:
+        """The blocks that `output_blocks` and the like stand for: those with attention, the middle among the inputs."""
+        kind = label.lower().removesuffix("_blocks")
+        if kind in ("input", "output"):
+            wanted = {"input": "input,middle", "output": "output"}[kind]
+            return tuple(block for block in self.layout.parse_blocks(wanted) if block in self.layout.attention)
+        return self.layout.parse_blocks(label)
+
+    def _table(self, number: int, line: str, indent: int) -> bool:
+        """Two rows of a table, blocks and percentages, and a line with their total."""
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        step = self._table_step(indent)
+        if (total := _TOTAL.fullmatch(line)) and step is not None and step.expect is not None:
+            step.expect = replace(step.expect, total=percentage(total["total"]))
+            self._header, self._of_step = (), None
+            return True
+        percents = [_PERCENT.fullmatch(cell) for cell in cells]
+        told = [found for found in percents if found and (found[2] or float(found[1]) > 1)]
+        if cells and self._header and len(cells) == len(self._header) == len(told) and step is not None:
+            values = dict(zip(self._header, (percentage(found[1]) for found in told), strict=True))
+            if not all(-1 <= value <= 1 for value in values.values()):
+                self._refuse(number, line, "a similarity above 100 %")
+                return True
+            ordered = {block: values[block] for block in self.layout.blocks if block in values}
+            expect = step.expect or Expected(())
+            step.expect = replace(expect, blocks=tuple(ordered), similarities=ordered)
+            if step.reported is not None:
+                self.labels[step.reported] = tuple(ordered)
+            return True
+        try:
+            named = [self.layout.parse_blocks(cell) for cell in cells]
+            self._header = tuple(block for (block,) in named)
+        except (RecipeError, ValueError):
+            self._header = ()
+        return bool(cells) and bool(self._header)
+
+    def _table_step(self, indent: int) -> Statement | None:
+        named = next((step for step in reversed(self._statements) if step.name == self._of_step), None)
+        return named or self._described(indent)
+
+    def _described(self, indent: int) -> Statement | None:
+        """The formula that this line says something of: the last one indented less, else the last."""
+        above = (step for step in reversed(self._statements) if step.indent < indent)
+        return next(above, self._statements[-1] if self._statements else None)

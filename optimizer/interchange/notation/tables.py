@@ -1,0 +1,185 @@
+"""Tables of steps, as model cards have them: a row a step, with its method, its models and the name of the result.
+
+    | Step | Interpolation Method | Primary Model | Secondary Model | Tertiary Model | Merge Name |
+    | --- | --- | --- | --- | --- | --- |
+    | 1 | Add Difference @ 1.0 | AnythingV3.0 | F222 | sd1.5_pruned | part1 |
+
+Columns are known by their heads, in any order; a row without a head by its method, which then comes first. Merges by
+blocks have a column of 25 or 26 numbers, and one of base alphas.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from optimizer.interchange.notation.console import ReadStep, named_file
+from optimizer.interchange.notation.formula_texts import LONGEST_FORMULA
+from optimizer.interchange.notation.formulas import Factor, Part
+from optimizer.interchange.notation.methods import Method, find_method, is_another_method
+from optimizer.interchange.notation.statements import NUMBER_LIST, Refused
+from optimizer.interchange.notation.tokens import NUMBER, normalized
+
+__all__ = ["Table", "cells_of", "is_row", "is_rule", "row_by_position", "table_at"]
+
+# What columns are called, letters and numbers alone.
+_HEADS = {
+    "name": "mergename modelname name result output newmodel newname savedas saveas customname merged mergedmodel",
+    "method": "interpolationmethod interpolation method mixinfo mode mergemode mergemethod mergetype type calculation",
+    "a": "a modela primarymodel primary primarymodela checkpointa firstmodel モデルa",
+    "b": "b modelb secondarymodel secondary secondarymodelb checkpointb secondmodel モデルb",
+    "c": "c modelc tertiarymodel tertiary tertiarymodelc checkpointc thirdmodel モデルc",
+    "alpha": "alpha weight weights weightsalpha ratio mergeratio multiplier m mbw mbwalpha blockweight blockweights",
+    "beta": "beta weightsbeta mbwbeta",
+    "base_alpha": "basealpha alphabase base",
+    "base_beta": "basebeta betabase",
+}
+_ROLES = {head: role for role, heads in _HEADS.items() for head in heads.split()}
+_NOTHING = frozenset(("", "n/a", "na", "none", "null", "nil", "-", "--", "—", "–", "x", "/"))  # noqa: RUF001
+# What a column of methods may say that is too common a word elsewhere.
+_MODES = {"sum": "weight_sum", "weighted": "weight_sum", "difference": "add_difference", "add": "add_difference"}
+_LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
+
+
+class Table(NamedTuple):
+    """A table of steps: what each column is, and how many lines its head takes."""
+
+    roles: tuple[str | None, ...]
+    head: int
+
+
+def cells_of(line: str) -> list[str]:
+    """Return the cells of a row, without the spaces around them; of a line with tabs, what stands between those."""
+    line = line.strip()
+    if "|" not in line and line.count("\t") > 1:
+        return [cell.strip() for cell in line.split("\t")]
+    cells = re.split(r"(?<!\\)\|", line)
+    inner = cells[1 if line.startswith("|") else 0 : -1 if line.endswith("|") and len(cells) > 1 else None]
+    return [cell.strip().replace("\\|", "|") for cell in inner]
+
+
+def is_row(line: str) -> bool:
+    """Return whether a line begins as a row of a table does."""
+    return line.lstrip().startswith("|")
+
+
+def is_rule(line: str) -> bool:
+    """Return whether a line is what sets a table's head apart from its rows."""
+    return "|" in line and "--" in line and not line.strip("|:- \t")
+
+
+def table_at(lines: Sequence[str], start: int) -> Table | None:
+    """Return the table of steps whose head stands at `start`; None if it is another or none."""
+    line = lines[start]
+    if "|" not in line or len(line) > LONGEST_FORMULA or is_rule(line):
+        return None
+    roles = tuple(_role(cell) for cell in cells_of(line))
+    if not {"a", "b"} <= set(roles) or not {"name", "method", "alpha"} & set(roles):
+        return None
+    ruled = start + 1 < len(lines) and is_rule(lines[start + 1])
+    return Table(roles, 2 if ruled else 1)
+
+
+def _role(head: str) -> str | None:
+    return _ROLES.get(re.sub(r"[\W_]+", "", normalized(head)).lower())
+
+
+def step_of_row(line: str, table: Table) -> ReadStep | Refused | None:
+    """Return the step of a row; why it is none; None for a row without anything in it."""
+    cells = cells_of(line)
+    if not any(cells):
+        return None
+    named: dict[str, str] = {}
+    for role, cell in zip(table.roles, cells, strict=False):
+        if role is not None:
+            named.setdefault(role, cell)
+    if len(cells) > len(table.roles) and any(cells[len(table.roles) :]):
+        return Refused(f"{len(cells)} cells under {len(table.roles)} heads", _result(named))
+    return _step(named)
+
+
+def row_by_position(line: str) -> ReadStep | Refused | None:
+    """Return the step of a row without a head, if it begins with a method: then come A, B, perhaps C, and the name."""
+    cells = cells_of(line)
+    if cells and re.fullmatch(r"\D{0,6}\d{1,3}[.)]?", cells[0]) and find_method(normalized(cells[0])) is None:
+        cells = cells[1:]
+    elif cells:
+        cells = [re.sub(r"^\(?\d{1,3}[.)]\s+", "", cells[0]), *cells[1:]]
+    if len(cells) < 3 or (method := find_method(normalized(cells[0]))) is None or method.number is None:
+        return None
+    if method.start > 0 or method.mode not in ("weight_sum", "add_difference"):
+        return None
+    names = cells[1:]
+    roles = ("a", "b", "c", "name") if len(names) > 3 or method.mode == "add_difference" else ("a", "b", "name")
+    if len(names) > len(roles):
+        return Refused(f"{len(cells)} cells; a row is a method, two or three models and a name")
+    return _step({"method": cells[0], **dict(zip(roles, names, strict=False))})
+
+
+def _result(cells: Mapping[str, str]) -> tuple[str, ...]:
+    name = _model(cells.get("name", ""))
+    return () if name is None else (name[0],)
+
+
+def _model(cell: str) -> tuple[str, str | None] | None:
+    """The name that a cell holds, without marks and links, and its file where that says more; None for n/a."""
+    text = _LINK.sub(r"\1", cell)
+    text = re.sub(r"`|\*\*|~~|==|<br ?/?>|\[\s*\]|\\(?=[_*~])", "", text).strip()
+    text = re.sub(r'^["“](.*)["”]$', r"\1", text)
+    return None if text.lower() in _NOTHING else named_file(" ".join(text.split()))
+
+
+def _step(cells: Mapping[str, str]) -> ReadStep | Refused:
+    method = find_method(normalized(cells.get("method", "")))
+    if method is None and (mode := _MODES.get(cells.get("method", "").lower())) is not None:
+        method = Method(mode, None, 0, 0)
+    if method is not None and is_another_method(cells["method"]):
+        method = None
+    if method is None and cells.get("method", "") and _model(cells["method"]):
+        return Refused(
+            f"the method {cells['method'][:40]!r} is none of weighted sum and add difference", _result(cells)
+        )
+    if method is not None and method.mode == "none":
+        return Refused("no interpolation: a single model; there is nothing to merge", _result(cells))
+    models = {place: found for place in "abc" if (found := _model(cells.get(place, ""))) is not None}
+    mode = method.mode if method is not None else ("add_difference" if "c" in models else "weight_sum")
+    wanted = "ab" if mode == "weight_sum" else "abc"
+    missing = [place for place in wanted if place not in models]
+    if missing:
+        return Refused(
+            f"model {missing[0].upper()} is missing; {mode.replace('_', ' ')} takes {len(wanted)}", _result(cells)
+        )
+    numbers = _numbers(cells, method, mode)
+    if isinstance(numbers, str):
+        return Refused(numbers, _result(cells))
+    factors, given, notes = numbers
+    if "c" in models and mode == "weight_sum":
+        notes.append(f"{models['c'][0]!r} is no part of a weighted sum")
+    name = _model(cells.get("name", ""))
+    part = Part(mode, {place: models[place][0] for place in wanted}, *factors)
+    files = {called: file for place in wanted for called, file in [models[place]] if file is not None}
+    return ReadStep(None if name is None else name[0], part, given, tuple(notes), files)
+
+
+def _numbers(
+    cells: Mapping[str, str], method: Method | None, mode: str
+) -> tuple[list[Factor], dict[str, str], list[str]] | str:
+    """The factors of a row, the texts of its numbers by field, and notes; or why there are none."""
+    notes = [] if method is None or method.note is None else [method.note]
+    factors: list[Factor] = []
+    given: dict[str, str] = {}
+    for symbol in ("alpha", "beta") if mode in ("triple_sum", "sum_twice") else ("alpha",):
+        text = normalized(cells.get(symbol, "")).strip()
+        by_method = method.number if method is not None and symbol == "alpha" else None
+        if _model(text) is None:
+            if by_method is None:
+                return f"no number for {symbol}"
+            factors.append(Factor.of(by_method))
+            continue
+        factors.append(Factor.named(symbol))
+        given[symbol] = f"({text})" if NUMBER_LIST.search(text) and text[:1] not in "([" else text
+        if by_method not in (None, 1.0):
+            notes.append(f"the numbers of its column count, not the {by_method:g} of its method")
+        base = normalized(cells.get(f"base_{symbol}", "")).strip()
+        if re.fullmatch(rf"-?{NUMBER}\s*%?", base):
+            given[f"base_{symbol}"] = base
+    return factors, given, notes

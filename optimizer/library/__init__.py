@@ -1,0 +1,71 @@
+"""Many checkpoints: found by name and hash, inspected, and where they come from.
+
+Knows nothing of recipes."""
+
+from optimizer.library.fingerprints import (
+    HashCache,
+    default_cache_folder,
+    fingerprint,
+    legacy_hash,
+    sha256,
+    short_hash,
+)
+from optimizer.library.inspection import Inspection, find_not_finite, inspect_checkpoint
+from optimizer.library.locations import (
+    Progress,
+    check_folders,
+    checkpoints_below,
+    checkpoints_in,
+    find_models,
+    locate,
+    locate_given,
+    locate_models,
+    name_without_hash,
+    named_at,
+    not_found,
+    seen_from,
+    slashed,
+)
+from optimizer.library.provenance import (
+    HASHES,
+    NOT_VERIFIED,
+    Parent,
+    Provenance,
+    known_models,
+    name_and_hash,
+    parsed,
+    read_provenance,
+)
+
+__all__ = [
+    "HASHES",
+    "NOT_VERIFIED",
+    "HashCache",
+    "Inspection",
+    "Parent",
+    "Progress",
+    "Provenance",
+    "check_folders",
+    "checkpoints_below",
+    "checkpoints_in",
+    "default_cache_folder",
+    "find_models",
+    "find_not_finite",
+    "fingerprint",
+    "inspect_checkpoint",
+    "known_models",
+    "legacy_hash",
+    "locate",
+    "locate_given",
+    "locate_models",
+    "name_and_hash",
+    "name_without_hash",
+    "named_at",
+    "not_found",
+    "parsed",
+    "read_provenance",
+    "seen_from",
+    "sha256",
+    "short_hash",
+    "slashed",
+]

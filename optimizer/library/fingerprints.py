@@ -1,0 +1,179 @@
+"""Identities of checkpoints: of their tensors (`fingerprint`) and of their files (`sha256`), with a cache for both."""
+
+import hashlib
+import json
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from optimizer.checkpoints import Checkpoint, FileState, raw_bytes
+from optimizer.errors import BlockfitWarning, CheckpointError, InputError
+from optimizer.files import replace_text
+
+__all__ = ["HashCache", "default_cache_folder", "fingerprint", "legacy_hash", "sha256", "short_hash"]
+
+_EDGE = 2048  # bytes that a fingerprint takes from either end of a tensor
+_BUFFER = 4 << 20  # bytes that are hashed at a time
+_CACHE_VERSION = 1  # raise it whenever `fingerprint` changes
+
+
+class HashCache:
+    """Hashes by a file's resolved path, size and modification time, kept in one small JSON file.
+
+    A cache file that is missing, broken or cannot be written is as good as an empty one. So is one in a folder that
+    other users may write into, with a BlockfitWarning: hashes are believed. Processes that write at the same time may
+    lose each other's newest entries, never more.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = Path(file)
+
+    def look_up(self, path: Path, kind: str, state: dict[str, int] | None = None) -> str | None:
+        """The hash of this kind (`sha256`, `fingerprint`) of the file at `path`, or None.
+
+        Of the file as it was when its size and modification time were `state`; default: as it is now.
+        """
+        with suppress(OSError):
+            entry = self._entries().get(os.path.realpath(path), {})
+            value = entry.get(kind)
+            wanted = _state(FileState.of(path)) if state is None else state
+            if all(entry.get(key) == given for key, given in wanted.items()) and isinstance(value, str):
+                return value
+        return None
+
+    def store(self, path: Path, kind: str, value: str, state: dict[str, int]) -> None:
+        """Remember a hash of the file at `path`, computed when its size and modification time were `state`."""
+        with suppress(OSError, InputError):
+            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._is_own():
+                return
+            entries, key = self._entries(), os.path.realpath(path)
+            entry = entries.get(key, {})
+            if any(entry.get(name) != now for name, now in state.items()):
+                entry = {}
+            entries[key] = entry | state | {kind: value}
+            replace_text(self.file, json.dumps({"version": _CACHE_VERSION, "files": entries}, indent=1))
+
+    def _entries(self) -> dict[str, dict[str, str | int]]:
+        if not self._is_own():
+            return {}
+        try:
+            data = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        if not isinstance(data, dict) or data.get("version") != _CACHE_VERSION:
+            return {}
+        files = data.get("files")
+        return {k: v for k, v in files.items() if isinstance(v, dict)} if isinstance(files, dict) else {}
+
+    def _is_own(self) -> bool:
+        """Whether no other user may write into the folder; one that is not there yet is made for this user alone."""
+        if sys.platform == "win32":  # users have folders of their own there
+            return True
+        try:
+            status = self.file.parent.stat()
+        except OSError:
+            return True
+        # The superuser may write everywhere, and works in the folders of others in containers.
+        trusted = os.geteuid() == 0 or status.st_uid in (0, os.geteuid())
+        if trusted and not status.st_mode & stat.S_IWOTH:
+            return True
+        warnings.warn(
+            f"{self.file.parent}: other users may write into this folder, so hashes are neither taken from it nor kept "
+            "there; name a folder of your own (BLOCKFIT_CACHE)",
+            BlockfitWarning,
+            stacklevel=2,
+        )
+        return False
+
+
+def fingerprint(checkpoint: Checkpoint, cache: HashCache | None = None) -> str:
+    """The identity of a checkpoint's tensors, whatever file they are stored in: 64 hexadecimal digits.
+
+    sha256 over, for each canonical name in sorted order: name, dtype, shape, and the first and last 2048 bytes of the
+    data. Training and merging change every tensor throughout, so this tells models apart after reading some megabytes
+    instead of gigabytes. It is no protection against somebody who changes the middle of a tensor on purpose.
+
+    It is that of the file that was opened, whatever lies at its path by now. Raises CheckpointError if that file was
+    written to since.
+    """
+    state = _state(checkpoint.state)
+    known = cache.look_up(checkpoint.path, "fingerprint", state) if cache else None
+    if known is not None:
+        return known
+    digest = hashlib.sha256()
+    for name in sorted(checkpoint.tensors):
+        info = checkpoint.tensors[name]
+        digest.update(json.dumps([name, str(info.dtype).removeprefix("torch."), info.shape]).encode())
+        data = raw_bytes(checkpoint.tensor(name))
+        for edge in (data[:_EDGE], data[-_EDGE:]):
+            digest.update(edge.numpy().data)
+    checkpoint.check_intact()
+    if cache:
+        cache.store(checkpoint.path, "fingerprint", digest.hexdigest(), state)
+    return digest.hexdigest()
+
+
+def sha256(path: Path, cache: HashCache | None = None, *, progress: Callable[[int, int], None] | None = None) -> str:
+    """The sha256 of the file at `path`: 64 hexadecimal digits. Raises CheckpointError if it cannot be read.
+
+    `progress` is told the bytes hashed and their total; never, if the cache knows the hash.
+    """
+    known = cache.look_up(path, "sha256") if cache else None
+    if known is not None:
+        return known
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER))
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            before = FileState.of(file.fileno())
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                if progress is not None:
+                    progress(file.tell(), before.size)
+            unchanged = FileState.of(file.fileno()) == before
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if cache and unchanged:
+        cache.store(path, "sha256", digest.hexdigest(), _state(before))
+    return digest.hexdigest()
+
+
+def short_hash(sha256: str) -> str:
+    """The hash that people quote (AutoV2): the first 10 digits of the file's sha256."""
+    return sha256[:10]
+
+
+def legacy_hash(path: Path) -> str:
+    """The WebUI's old hash: 8 digits, of the 64 KiB after the first MiB; other files may have the same.
+
+    Raises CheckpointError if the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(0x100000)
+            return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def default_cache_folder() -> Path:
+    """Where hashes are kept: BLOCKFIT_CACHE if set, else `blockfit` in the folder that the system has for caches."""
+    chosen = os.environ.get("BLOCKFIT_CACHE")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "blockfit"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "blockfit"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "blockfit"
+
+
+def _state(state: FileState) -> dict[str, int]:
+    # Not the inode: a file that was moved to another disk is the same.
+    return {"size": state.size, "mtime_ns": state.mtime_ns}

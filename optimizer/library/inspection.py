@@ -1,0 +1,231 @@
+"""What is in a checkpoint, and what a user should know about it before merging."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimizer.checkpoints import (
+    Checkpoint,
+    FileKind,
+    TensorInfo,
+    open_checkpoint,
+    read_prediction,
+    unfit,
+    usual_schedule,
+    zeros_at_end,
+)
+from optimizer.families import Layout
+from optimizer.library.fingerprints import HashCache, fingerprint, sha256, short_hash
+from optimizer.library.provenance import Provenance, parsed, read_provenance
+
+__all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in one checkpoint file.
+
+    `kind` is what it is by its names and shapes, None if that is not known. `blocks` has, for each block in layout
+    order, the number of `tensors` and `parameters` that merge. `sha256` and `short_hash` are None where the file was
+    not read in full. `merge` is how it was merged, None if the metadata does not tell. `unusual` are sentences for the
+    user.
+    """
+
+    file: str
+    size: int
+    format: str
+    kind: FileKind | None
+    layout: str | None
+    dtypes: Mapping[str, int]
+    blocks: Mapping[str, Mapping[str, int]]
+    tensors: int
+    parameters: int
+    sha256: str | None
+    short_hash: str | None
+    fingerprint: str
+    metadata: Mapping[str, Any]
+    merge: Provenance | None
+    unusual: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as JSON takes them."""
+        told = {"kind": self.kind and self.kind.as_dict(), "merge": self.merge and self.merge.as_dict()}
+        return asdict(self) | told | {"unusual": list(self.unusual)}
+
+
+def inspect_checkpoint(path: Path | str, *, cache: HashCache | None = None, full: bool = True) -> Inspection:
+    """Look at the checkpoint at `path`, tensor by tensor.
+
+        inspect_checkpoint("closed.safetensors").unusual
+
+    Without `full` only a few megabytes are read: the sha256 is given only if `cache` knows it, and NaN, infinite and
+    all-zero tensors are not looked for. Raises CheckpointError if the file cannot be used.
+    """
+    path = Path(path)
+    with open_checkpoint(path) as checkpoint:
+        infos = checkpoint.tensors.values()
+        hash_of_file = sha256(path, cache) if full else cache.look_up(path, "sha256") if cache else None
+        return Inspection(
+            file=str(path),
+            size=path.stat().st_size,
+            format=checkpoint.format,
+            kind=checkpoint.kind,
+            layout=checkpoint.layout.name if checkpoint.layout else None,
+            dtypes=dict(Counter(_dtype_name(info) for info in infos).most_common()),
+            blocks=_blocks(checkpoint),
+            tensors=len(infos),
+            parameters=sum(prod(info.shape) for info in infos),
+            sha256=hash_of_file,
+            short_hash=short_hash(hash_of_file) if hash_of_file else None,
+            fingerprint=fingerprint(checkpoint, cache),
+            metadata={key: parsed(value) for key, value in checkpoint.metadata.items()},
+            merge=read_provenance(checkpoint.metadata),
+            unusual=(*_unusual_names(checkpoint), *(_unusual_values(checkpoint) if full else ())),
+        )
+
+
+def find_not_finite(checkpoint: Checkpoint, names: Iterable[str]) -> str | None:
+    """The first of the tensors with these canonical names that holds a NaN or an infinity; None if there is none."""
+    return next((name for name in names if not all(map(isfinite, _extremes(checkpoint.tensor(name))))), None)
+
+
+def _extremes(tensor: torch.Tensor) -> tuple[float, float]:
+    """The smallest and the largest element, both NaN if any element is; (1, 1) for integers and empty tensors."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return 1.0, 1.0
+    if tensor.dtype.itemsize == 1:  # torch has no comparisons for float8
+        tensor = tensor.float()
+    low, high = torch.aminmax(tensor)
+    return float(low), float(high)
+
+
+def _blocks(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    layout = checkpoint.layout
+    if layout is None:
+        return {}
+    blocks = {block: {"tensors": 0, "parameters": 0} for block in layout.blocks}
+    for name, info in checkpoint.tensors.items():
+        if info.dtype.is_floating_point and layout.merges(name):
+            block = blocks[layout.block_of(name) or layout.blocks[0]]
+            block["tensors"] += 1
+            block["parameters"] += prod(info.shape)
+    return blocks
+
+
+def _unusual_names(checkpoint: Checkpoint) -> list[str]:
+    """What names, dtypes and shapes tell, and the few values of position_ids."""
+    layout, tensors = checkpoint.layout, checkpoint.tensors
+    if layout is None:
+        reason = unfit(checkpoint).removeprefix(f"is {checkpoint.kind}; ")
+        return [f"no known layout: {reason}", *_unusual_dtypes(tensors, ())]
+    found: list[str] = []
+    held = {layout.part_of(name) for name in tensors if layout.merges(name)}
+    found += [f"no {part}: a merge takes it from another input" for part in layout.parts if part not in held]
+    copies = sum(name.startswith(layout.ema) for name in tensors)
+    if copies:
+        found.append(f"an EMA copy of {copies} tensors: merges leave it out")
+    first = tensors.get(layout.inpainting_tensor)
+    if first is not None and len(first.shape) > 1 and first.shape[1] != layout.inpainting_channels:
+        found.append(
+            f"{first.shape[1]} input channels: {_model_with_more_channels(checkpoint.kind)}, "
+            f"of which the first {layout.inpainting_channels} channels merge"
+        )
+    renamed = [info for name, info in tensors.items() if info.stored_name != name]
+    if renamed:
+        found.append(
+            f"{len(renamed)} tensors under other names, such as {renamed[0].stored_name!r}: read as {renamed[0].name!r}"
+        )
+    if checkpoint.passed_over:
+        found.append(f"{_some(checkpoint.passed_over)}: once more under other names, with other values; not read")
+    found += _unusual_sampling(checkpoint, layout)
+    found += _unusual_position_ids(checkpoint, layout)
+    found += _unusual_dtypes(tensors, (layout.position_ids, *layout.ema))
+    unknown = [name for name in tensors if not layout.expects(name)]
+    if unknown:
+        found.append(f"{_some(unknown)}: no part of {layout.title}")
+    return found
+
+
+def _model_with_more_channels(kind: FileKind | None) -> str:
+    variant = "" if kind is None else kind.variant
+    return f"an {variant} model" if variant else "a model that reads more than an image"
+
+
+def _unusual_position_ids(checkpoint: Checkpoint, layout: Layout) -> list[str]:
+    info = checkpoint.tensors.get(layout.position_ids)
+    if info is None:
+        return []
+    embedding = checkpoint.tensors.get(layout.position_embedding)
+    count = embedding.shape[0] if embedding else prod(info.shape)
+    values = checkpoint.tensor(layout.position_ids).reshape(-1).double()
+    if info.dtype == torch.int64 and torch.equal(values, torch.arange(count, dtype=torch.float64)):
+        return []
+    wrong = sum(value != place for place, value in enumerate(values.tolist()))
+    return [
+        (
+            f"position_ids are {len(values)} values of {_dtype_name(info)}, {wrong} of them wrong: "
+            f"they should be int64 0..{count - 1}; a merge writes them so"
+        )
+    ]
+
+
+def _unusual_sampling(checkpoint: Checkpoint, layout: Layout) -> list[str]:
+    """What markers, metadata and the noise schedule tell."""
+    prediction = read_prediction(checkpoint, layout)
+    found = []
+    if prediction.markers or prediction.kind != "epsilon":
+        found.append(f"{prediction.describe()}: a merge is sampled as its first input is")
+    usual = replace(prediction, schedule=usual_schedule(layout))
+    if prediction.schedule_difference(usual) is not None:
+        last = float(prediction.schedule[-1])
+        found.append(f"a noise schedule that {layout.title} has not: alphas_cumprod ends at {last:.4g}")
+    return found
+
+
+def _unusual_dtypes(tensors: Mapping[str, TensorInfo], expected: tuple[str, ...]) -> list[str]:
+    found = []
+    integers = [
+        name for name, info in tensors.items() if not info.dtype.is_floating_point and not name.startswith(expected)
+    ]
+    if integers:
+        found.append(f"{_some(integers)}: not floating-point; copied, never merged")
+    tiny = [info for info in tensors.values() if info.dtype.is_floating_point and info.dtype.itemsize == 1]
+    if tiny:
+        found.append(f"{len(tiny)} tensors in {_dtype_name(tiny[0])}: too coarse to merge or to compare well")
+    return found
+
+
+def _unusual_values(checkpoint: Checkpoint) -> list[str]:
+    """What only reading every tensor tells; one pass, one tensor at a time."""
+    not_finite, zero = [], []
+    for name in checkpoint.tensors:
+        low, high = _extremes(checkpoint.tensor(name))
+        if not (isfinite(low) and isfinite(high)):
+            not_finite.append(name)
+        elif low == high == 0.0 and name.endswith(".weight"):  # a bias may well be zero
+            zero.append(name)
+    found = []
+    if not_finite:
+        found.append(f"NaN or infinite values in {_some(not_finite)}: the model is damaged")
+    end = zeros_at_end(checkpoint)
+    if end:
+        found.append(
+            f"nothing but zeros in the last {len(end)} tensors of the file, from {end[-1]!r} on: its download was "
+            "probably broken off; download it again"
+        )
+    if zero := [name for name in zero if name not in end]:
+        found.append(f"nothing but zeros in {_some(zero)}")
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return repr(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _dtype_name(info: TensorInfo) -> str:
+    return str(info.dtype).removeprefix("torch.")

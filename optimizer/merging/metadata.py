@@ -1,0 +1,130 @@
+"""What a merged file says about itself: the fields that other tools and model sites read from a safetensors header."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from optimizer.checkpoints import Checkpoint, read_prediction
+from optimizer.library import HASHES, NOT_VERIFIED, HashCache, known_models, legacy_hash, parsed, sha256
+from optimizer.recipes import RECIPE_TYPE, Recipe, recipe_as_data
+
+__all__ = ["merge_metadata"]
+
+
+# The ids of the Stability model spec, https://github.com/Stability-AI/ModelSpec, for the layouts that have one.
+_ARCHITECTURES = {"sd1": ("stable-diffusion-v1", "512x512")}
+_INPAINTING_CHANNELS = 9
+_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
+_UNKNOWN = "unknown"
+_MOST_INHERITED = 1 << 20  # characters of one field of a source that are carried on; real ones have thousands
+
+
+def merge_metadata(
+    recipe: Recipe,
+    output: str,
+    sources: Mapping[str, Checkpoint],
+    *,
+    channels: int,
+    vae: Checkpoint | None = None,
+    date: str | None = None,
+    embed_recipe: bool = True,
+    digests: Mapping[str, str] | None = None,
+    hashes: HashCache | None = None,
+    hashing: Callable[[str, int, int], None] | None = None,
+) -> dict[str, str]:
+    """The metadata of the file that holds the step `output`, merged from `sources` (by model name).
+
+    `channels` are those of the output's input convolution. Without `embed_recipe` there is nothing that tells of the
+    recipe or the sources, and no file is hashed. `digests` are the sha256 of sources that were found to be those that
+    the recipe notes, None if that was not looked at; then the metadata says so. Hashes that `hashes` lacks are
+    computed, `hashing` told the file's name, the bytes done and their total. Raises CheckpointError for a source that
+    cannot be read.
+
+    There is no modelspec.hash_sha256: it is of all tensor data, which would have to be written before the header that
+    stands in front of it, or hashed in a second pass. modelspec.prediction_type is what the model that `output` begins
+    with says of itself, by its markers or its metadata; most say nothing, and so does the merge.
+    """
+    architecture, resolution = _ARCHITECTURES.get(recipe.layout.name, (None, None))
+    metadata = {"format": "pt"}
+    if architecture is not None:
+        inpainting = "-inpainting" if channels == _INPAINTING_CHANNELS else ""
+        metadata["modelspec.sai_model_spec"] = "1.0.0"
+        metadata["modelspec.architecture"] = architecture + inpainting
+        prediction = read_prediction(sources[recipe.first_model(output)], recipe.layout)
+        if prediction.says_kind:
+            metadata["modelspec.prediction_type"] = prediction.kind
+    if digests is None and any(recipe.models[name].sha256 for name in sources):
+        metadata[HASHES] = NOT_VERIFIED
+    if not embed_recipe:
+        return metadata
+
+    def digest(checkpoint: Checkpoint) -> str:
+        name = checkpoint.path.name
+        told = None if hashing is None else lambda done, total: hashing(name, done, total)
+        return sha256(checkpoint.path, hashes, progress=told)
+
+    found = {name: (digests or {}).get(name) or digest(source) for name, source in sources.items()}
+    # What was noted before may be of another file, or the first digits only.
+    models = {
+        name: replace(model, sha256=found[name]) if name in found and model.sha256 else model
+        for name, model in recipe.models.items()
+    }
+    noted: dict[str, Any] = {
+        "type": RECIPE_TYPE,
+        "output": output,
+        "recipe": recipe_as_data(replace(recipe, models=models)),
+    }
+    if vae is not None:
+        noted["vae"] = {"name": vae.path.name, "sha256": digest(vae)}
+    metadata["sd_merge_recipe"] = _as_json(noted)
+    metadata["sd_merge_models"] = _as_json(_models({found[name]: source for name, source in sources.items()}))
+    if architecture is not None and resolution is not None:
+        metadata["modelspec.implementation"] = _IMPLEMENTATION
+        metadata["modelspec.resolution"] = resolution
+        metadata["modelspec.title"] = recipe.name
+        metadata["modelspec.merged_from"] = ", ".join(dict.fromkeys(source.path.stem for source in sources.values()))
+        metadata["modelspec.license"] = _license(
+            {name: recipe.models[name].license for name in sources} | ({} if vae is None else {vae.path.name: _UNKNOWN})
+        )
+        if date is not None:
+            metadata["modelspec.date"] = date
+    return metadata
+
+
+def _models(sources: Mapping[str, Checkpoint]) -> dict[str, Any]:
+    """The entries of sd_merge_models: the sources first, then what they say that they were merged from themselves."""
+    told = {
+        digest: {name: text for name, text in source.metadata.items() if len(text) <= _MOST_INHERITED}
+        for digest, source in sources.items()
+    }
+    models: dict[str, Any] = {
+        digest: {
+            "name": source.path.name,
+            "legacy_hash": legacy_hash(source.path),
+            "sd_merge_recipe": _object(told[digest].get("sd_merge_recipe")),
+        }
+        for digest, source in sources.items()
+    }
+    for metadata in told.values():
+        models |= {digest: entry for digest, entry in known_models(metadata).items() if digest not in models}
+    return models
+
+
+def _object(text: str | None) -> Mapping[str, Any] | None:
+    value = parsed(text)
+    return value if isinstance(value, Mapping) else None
+
+
+def _license(licenses: Mapping[str, str]) -> str:
+    """One licence for the merge if there is one; nobody but the user can say what follows from several."""
+    distinct = set(licenses.values())
+    if distinct == {_UNKNOWN}:
+        return f"{_UNKNOWN}: the licences of the merged models are not stated"
+    if len(distinct) == 1:
+        return distinct.pop()
+    return "differs between the merged models: " + ", ".join(f"{name}: {text}" for name, text in licenses.items())
+
+
+def _as_json(data: object) -> str:
+    return json.dumps(data, ensure_ascii=False)
