@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from optimizer.interchange import EXPORTS, Export, export_recipe
 from optimizer.recipes import load_recipe
 from optimizer.similarity import METRICS, MetricKind, compare
-from optimizer.similarity.metric import _everything, _from_statistics
+from optimizer.similarity.registry import _everything, _from_statistics
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

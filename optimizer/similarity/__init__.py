@@ -16,18 +16,9 @@ from optimizer.similarity.measured import (
     save_measured,
 )
 from optimizer.similarity.memory import MovableMetric
-from optimizer.similarity.metric import (
-    DEFAULT_METRIC,
-    EXACT_METRICS,
-    METRICS,
-    Combined,
-    Metric,
-    MetricKind,
-    build_metric,
-    score_step,
-    total_similarity,
-)
+from optimizer.similarity.metric import Combined, Metric, score_step, total_similarity
 from optimizer.similarity.quadratic import ExplainedMetric, QuadraticMetric
+from optimizer.similarity.registry import DEFAULT_METRIC, EXACT_METRICS, METRICS, MetricKind, build_metric
 from optimizer.similarity.statistics import Statistics, measure_grams, measure_statistics, warn_of_zeros
 from optimizer.similarity.statistics_on_card import grams_on_card
 from optimizer.similarity.verifying import Verified, verify

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimizer.similarity.logits import ON_LINE, find_line
+from optimizer.similarity.lines import ON_LINE, find_line
 from optimizer.similarity.memory import free_memory, in_batches, out_of_memory
 
 __all__ = ["BatchedAttention", "Family", "Member"]

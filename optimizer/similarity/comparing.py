@@ -12,8 +12,9 @@ from optimizer.families import Layout
 from optimizer.recipes import warn_of_compared
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison
 from optimizer.similarity.encoder import check_encoder
-from optimizer.similarity.metric import DEFAULT_METRIC, METRICS, build_metric, total_similarity
+from optimizer.similarity.metric import total_similarity
 from optimizer.similarity.quadratic import ExplainedMetric
+from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric
 from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["Compared", "compare", "select_blocks"]

@@ -28,8 +28,8 @@ from optimizer.printable import unprintable
 from optimizer.recipes import Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
+from optimizer.similarity.lines import Line, find_line
 from optimizer.similarity.loading import Loader
-from optimizer.similarity.logits import Line, find_line
 
 __all__ = ["EncoderMetric", "check_encoder", "prompts_sha256", "read_prompts", "shipped_prompts"]
 

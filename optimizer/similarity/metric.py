@@ -1,40 +1,15 @@
-"""What every metric offers, and the registry of them: a new metric is one file and one line in `METRICS`."""
+"""What every metric offers, and what is made of several: combined metrics, totals, similarities of steps."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from optimizer.errors import StudyError
-from optimizer.families import Layout
 from optimizer.recipes import Algebra, Group, Recipe
-from optimizer.similarity.attention import AttentionMetric, attention_by_seed
-from optimizer.similarity.comparison import Comparison
-from optimizer.similarity.encoder import EncoderMetric
-from optimizer.similarity.measured import Measured
-from optimizer.similarity.memory import MovableMetric
-from optimizer.similarity.quadratic import (
-    DeltaMetric,
-    ElementsMetric,
-    ExplainedMetric,
-    WeightsMetric,
-)
-from optimizer.similarity.statistics import Statistics
 
-__all__ = [
-    "DEFAULT_METRIC",
-    "EXACT_METRICS",
-    "METRICS",
-    "Combined",
-    "Metric",
-    "MetricKind",
-    "build_metric",
-    "score_step",
-    "score_steps",
-    "total_similarity",
-]
+__all__ = ["Combined", "Metric", "score_step", "score_steps", "total_similarity"]
 
 
 class Metric(Protocol):
@@ -63,111 +38,6 @@ class Metric(Protocol):
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Similarities in [-1, 1], float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
         ...
-
-
-@dataclass(frozen=True)
-class MetricKind:
-    """A metric by name: which blocks of a layout it can see, and how it is made.
-
-    `reads_statistics` says that it is computed from Gram matrices, which several metrics share; `needs_base` that it is
-    defined only relative to a base. One that draws random inputs has `by_seed`, which scores one candidate,
-    coefficients [groups, sources], under several seeds: float64 [seeds, blocks]. One that is `scale_free` does not see
-    how far from the base a candidate is, only in which direction. One that is `exact` is a `QuadraticMetric`, whose
-    best alphas are found without a trial. `needs_prompts` says that it reads prompts.
-    """
-
-    name: str
-    title: str
-    sees: Callable[[Layout], tuple[str, ...]]
-    build: Callable[[Comparison | Measured, Statistics | None, tuple[str, ...]], Metric]
-    reads_statistics: bool = True
-    needs_base: bool = False
-    scale_free: bool = False
-    exact: bool = False
-    needs_prompts: bool = False
-    by_seed: Callable[[Comparison, tuple[str, ...], torch.Tensor, Sequence[int]], torch.Tensor] | None = None
-
-    @property
-    def needs_seed(self) -> bool:
-        """Whether it draws random inputs."""
-        return self.by_seed is not None
-
-
-def _everything(layout: Layout) -> tuple[str, ...]:
-    return layout.blocks
-
-
-def _with_attention(layout: Layout) -> tuple[str, ...]:
-    return tuple(layout.attention)
-
-
-def _text_encoder(layout: Layout) -> tuple[str, ...]:
-    return (layout.blocks[0],)
-
-
-def _from_statistics(kind: Callable[[Statistics, Sequence[Group], tuple[str, ...]], Metric]) -> Callable[..., Metric]:
-    def build(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
-        assert statistics is not None
-        return kind(statistics, comparison.groups, blocks)
-
-    return build
-
-
-def _from_tensors(kind: type[AttentionMetric] | type[EncoderMetric], what: str) -> Callable[..., Metric]:
-    def build(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
-        assert isinstance(comparison, Comparison), f"{what} is computed from the tensors themselves"
-        if comparison.device.type == "cpu":
-            return kind(comparison, blocks)
-        return MovableMetric(lambda device: kind(replace(comparison, device=device), blocks), comparison.device, what)
-
-    return build
-
-
-METRICS: dict[str, MetricKind] = {
-    kind.name: kind
-    for kind in (
-        MetricKind(
-            "explained",
-            "share of the target's squared difference from the base that the merge explains",
-            _everything,
-            _from_statistics(ExplainedMetric),
-            exact=True,
-        ),
-        MetricKind(
-            "delta",
-            "cosine of the differences from the base",
-            _everything,
-            _from_statistics(DeltaMetric),
-            needs_base=True,
-            scale_free=True,
-            exact=True,
-        ),
-        MetricKind("weights", "cosine of the weights", _everything, _from_statistics(WeightsMetric), exact=True),
-        MetricKind("elements", "mean cosine per tensor", _everything, _from_statistics(ElementsMetric)),
-        MetricKind(
-            "attention",
-            "cosine of self-attention outputs on random inputs",
-            _with_attention,
-            _from_tensors(AttentionMetric, "the attention metric"),
-            reads_statistics=False,
-            by_seed=attention_by_seed,
-        ),
-        MetricKind(
-            "encoder",
-            "cosine of the text encoder's hidden states over prompts",
-            _text_encoder,
-            _from_tensors(EncoderMetric, "the encoder metric"),
-            reads_statistics=False,
-            needs_prompts=True,
-        ),
-    )
-}
-
-DEFAULT_METRIC = "explained"
-"""The metric of a study that names none."""
-
-EXACT_METRICS = tuple(name for name, kind in METRICS.items() if kind.exact)
-"""The metrics whose best alphas are found without a trial, the one that says most first."""
 
 
 @dataclass(frozen=True)
@@ -229,27 +99,3 @@ def total_similarity(scores: Mapping[str, float | None]) -> float:
     """
     values = [value for value in scores.values() if value is not None]
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def build_metric(
-    name: str, comparison: Comparison | Measured, blocks: Sequence[str], statistics: Statistics | None = None
-) -> Metric:
-    """The metric of this name over `blocks`, in layout order or, for attention, in the order it evaluates them.
-
-    `statistics` must cover the blocks where the metric reads them; such metrics need no files and take what was
-    `Measured` too. Raises StudyError for a name that is unknown, a
-    block that the metric cannot see, or a missing base.
-    """
-    if name not in METRICS:
-        raise StudyError(f"metric: received {name!r}; there are {', '.join(METRICS)}")
-    kind = METRICS[name]
-    visible = kind.sees(comparison.layout)
-    unseen = [block for block in blocks if block not in visible]
-    if unseen:
-        raise StudyError(
-            f"{comparison.layout.describe_blocks(unseen)} cannot be measured by {name!r}; it sees "
-            f"{comparison.layout.describe_blocks(visible)}"
-        )
-    if kind.needs_base and comparison.base is None:
-        raise StudyError(f"metric {name!r} needs a base, the model that differences are taken from")
-    return kind.build(comparison, statistics, tuple(block for block in visible if block in blocks))

@@ -12,14 +12,8 @@ from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes
 from optimizer.recipes import Expected, Recipe
 from optimizer.similarity.comparison import Comparison, Progress, open_recipe_comparison
-from optimizer.similarity.metric import (
-    DEFAULT_METRIC,
-    METRICS,
-    Metric,
-    build_metric,
-    score_steps,
-    total_similarity,
-)
+from optimizer.similarity.metric import Metric, score_steps, total_similarity
+from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric
 from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["Verified", "verify"]

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from optimizer.similarity.logits import LOG2_E, Line, Lined, Products, Stack, Sum, Terms, Whole, find_line
+from optimizer.similarity.lines import Line, find_line
+from optimizer.similarity.logits import LOG2_E, Lined, Products, Stack, Sum, Terms, Whole
 
 WIDTH, HOLDERS = 6, (0, 2, 3)
 START = torch.tensor([0.7, 0.4, -0.1], dtype=torch.float64)
