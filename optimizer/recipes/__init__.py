@@ -28,7 +28,7 @@ from optimizer.recipes.presets import (
     read_presets,
 )
 from optimizer.recipes.recipe import MOST_STEPS, Alpha, Expected, Free, Model, Recipe, Step
-from optimizer.recipes.space import Parameter, Space, connected, described_alphas, filled_alphas, parameters_of
+from optimizer.recipes.space import Parameter, Space, described_alphas, filled_alphas, parameters_of
 from optimizer.recipes.tensors import Contributing, Part, check_channels, finite, plan_parts
 
 __all__ = [
@@ -54,7 +54,6 @@ __all__ = [
     "built_in_alpha",
     "built_in_presets",
     "check_channels",
-    "connected",
     "described_alphas",
     "filled_alphas",
     "finite",

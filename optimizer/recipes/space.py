@@ -1,8 +1,7 @@
 """The space that a recipe's free alphas span: named parameters, and how a point in it becomes alphas."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
@@ -10,10 +9,7 @@ from optimizer.families import Layout
 from optimizer.recipes.coefficients import Algebra
 from optimizer.recipes.recipe import Free, Recipe
 
-__all__ = ["Parameter", "Space", "connected", "described_alphas", "filled_alphas", "parameters_of"]
-
-Item = TypeVar("Item")
-Touched = TypeVar("Touched", bound=Hashable)
+__all__ = ["Parameter", "Space", "described_alphas", "filled_alphas", "parameters_of"]
 
 
 @dataclass(frozen=True)
@@ -119,21 +115,6 @@ class Space:
         by_block = torch.zeros(len(self.parameters), *self._fixed.shape, dtype=torch.float64)
         by_block[self._parameter, self._row, self._column] = 1
         return self.algebra.by_group(by_block)
-
-
-def connected(items: Iterable[tuple[Item, Iterable[Touched]]]) -> list[tuple[list[Item], set[Touched]]]:
-    """Items (item, what it touches) that touch the same, directly or by way of others, with all that they touch.
-
-    In the order in which each component got its last item, the items in theirs.
-    """
-    found: list[tuple[list[Item], set[Touched]]] = []
-    for item, touching in items:
-        joined, touched = [item], set(touching)
-        for other in [entry for entry in found if entry[1] & touched]:
-            found.remove(other)
-            joined, touched = other[0] + joined, touched | other[1]
-        found.append((joined, touched))
-    return found
 
 
 def filled_alphas(

@@ -1,6 +1,5 @@
 """The fit: searching the free alphas of each stage, choosing, writing; and what a fit has found."""
 
-from optimizer.search.blockwise import BlockwiseSampler
 from optimizer.search.ceiling import BlockCeiling, Ceiling, Identified, SourceShare, study_ceilings
 from optimizer.search.checked_storage import CheckedStorage
 from optimizer.search.checked_trials import CheckedTrials, told_of
@@ -18,7 +17,6 @@ from optimizer.search.found import (
 )
 from optimizer.search.new import new_study
 from optimizer.search.results import FitResult, SearchResult, StepScores, best_of, completed
-from optimizer.search.samplers import SAMPLERS, make_sampler
 from optimizer.search.searching import FitEvents, SearchProgress
 from optimizer.search.simplifying import Simplified
 from optimizer.search.status import StudyStatus, study_status
@@ -28,9 +26,7 @@ from optimizer.search.study import Stage, Study, load_study
 __all__ = [
     "DATABASE",
     "FIRST_MODES",
-    "SAMPLERS",
     "BlockCeiling",
-    "BlockwiseSampler",
     "Ceiling",
     "CheckedStorage",
     "CheckedTrials",
@@ -56,7 +52,6 @@ __all__ = [
     "found_ceilings",
     "found_result",
     "load_study",
-    "make_sampler",
     "new_study",
     "open_storage",
     "open_trials",

@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear, minimize
 
-from optimizer.recipes import Algebra, Parameter, Space, connected
+from optimizer.recipes import Algebra, Parameter, Space
+from optimizer.samplers import connected
 from optimizer.similarity import ExplainedMetric, QuadraticMetric
 from optimizer.threads import one_thread
 

@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
 from optimizer.recipes import Space
+from optimizer.samplers import make_sampler, trial_seed
 from optimizer.search.asking import SharedStorage, Trials
 from optimizer.search.binding import distributions_of, found_upstream, open_search
 from optimizer.search.budgets import Budgets
@@ -19,7 +20,6 @@ from optimizer.search.exact import exact_optimum, keeping_point
 from optimizer.search.interrupting import whole_trial
 from optimizer.search.pace import seconds_left, seconds_per_trial
 from optimizer.search.results import DISTANCE, SearchResult, best_of, completed
-from optimizer.search.samplers import make_sampler, trial_seed
 from optimizer.search.study import Stage, Study
 from optimizer.similarity import ExplainedMetric, Metric, QuadraticMetric, total_similarity
 

@@ -15,7 +15,7 @@ from optimizer.files import TEXT_SUFFIXES, UserFile, is_folder, missing_file, na
 from optimizer.library import HashCache, find_models, locate, not_found
 from optimizer.printable import unprintable
 from optimizer.recipes import Parameter, Recipe, described_alphas, load_recipe, parameters_of
-from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
+from optimizer.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.storage import DATABASE, StorageAddress
 from optimizer.search.study_files import check_study_folder
 from optimizer.similarity import DEFAULT_METRIC, METRICS, read_prompts

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.recipes import Algebra, Parameter, Recipe, Space, filled_alphas
-from optimizer.search import make_sampler
+from optimizer.samplers import make_sampler
 from optimizer.similarity import build_metric, open_comparison
 
 BOUNDS = (-0.5, 1.5)  # of Nelder-Mead's coefficients

@@ -37,7 +37,7 @@ from optuna.distributions import FloatDistribution
 
 from optimizer.errors import InputError
 from optimizer.recipes import Algebra, Alpha, Free, Space, load_recipe, parameters_of
-from optimizer.search import SAMPLERS, make_sampler
+from optimizer.samplers import SAMPLERS, make_sampler
 from optimizer.similarity import build_metric, open_comparison
 
 mpl.use("Agg")

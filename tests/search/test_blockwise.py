@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from optimizer.search import BlockwiseSampler
+from optimizer.samplers import BlockwiseSampler
 
 UNIT = FloatDistribution(0, 1)
 

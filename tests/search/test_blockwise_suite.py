@@ -3,7 +3,7 @@
 import pytest
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
 
-from optimizer.search import BlockwiseSampler
+from optimizer.samplers import BlockwiseSampler
 
 
 class TestBlockwiseSampler(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):

@@ -4,8 +4,9 @@ import mpmath
 import numpy as np
 import pytest
 
-from optimizer.search.blockwise import _log_improvement
-from optimizer.search.surrogates import _Likelihood, fit_additive, fit_lines
+from optimizer.samplers import fit_additive, fit_lines
+from optimizer.samplers.blockwise import _log_improvement
+from optimizer.samplers.surrogates import _Likelihood
 
 
 def wave(points):

@@ -35,8 +35,8 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.optimize import minimize
 from scipy.special import erfcx, log_ndtr
 
-from optimizer.recipes import connected
-from optimizer.search.surrogates import AdditiveModel, LineModels, fit_additive, fit_lines
+from optimizer.samplers.components import connected
+from optimizer.samplers.surrogates import AdditiveModel, LineModels, fit_additive, fit_lines
 from optimizer.threads import one_thread
 
 __all__ = ["BlockwiseSampler"]

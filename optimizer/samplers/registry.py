@@ -13,7 +13,7 @@ import numpy as np
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 
-from optimizer.search.blockwise import BlockwiseSampler
+from optimizer.samplers.blockwise import BlockwiseSampler
 
 __all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "make_sampler", "trial_seed"]
 
