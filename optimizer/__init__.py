@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # For editors and type checkers; at run time `_HOMES` says the same.
+    from optimizer.analysis import Ceiling, Simplified, found_ceilings, simplify_file, study_ceilings, verify
     from optimizer.demo import copy_family
     from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
     from optimizer.interchange import export_recipe, import_text
@@ -51,24 +52,9 @@ if TYPE_CHECKING:
         write_report,
         write_trials,
     )
-    from optimizer.search import (
-        Ceiling,
-        FitEvents,
-        FitResult,
-        Simplified,
-        Stage,
-        Study,
-        StudyStatus,
-        fit,
-        found_ceilings,
-        found_result,
-        load_study,
-        new_study,
-        simplify_file,
-        study_ceilings,
-        study_status,
-    )
-    from optimizer.similarity import compare, total_similarity, verify
+    from optimizer.search import FitEvents, FitResult, StudyStatus, fit, found_result, study_status
+    from optimizer.similarity import compare, total_similarity
+    from optimizer.studies import Stage, Study, load_study, new_study
 
 from optimizer.version import __version__  # noqa: F401  as `optimizer.__version__`
 
@@ -129,6 +115,7 @@ __all__ = [
 
 # Which part each name comes from.
 _HOMES = {
+    "analysis": ("Ceiling", "Simplified", "found_ceilings", "simplify_file", "study_ceilings", "verify"),
     "demo": ("copy_family",),
     "errors": ("BlockfitWarning", "CheckpointError", "InputError", "RecipeError", "StudyError"),
     "interchange": ("export_recipe", "import_text"),
@@ -142,11 +129,9 @@ _HOMES = {
         "alphas_frame", "ceiling_frame", "coefficients_frame", "figures", "similarity_frame", "sources_frame",
         "trials_table", "write_plots", "write_report", "write_trials",
     ),
-    "search": (
-        "Ceiling", "FitEvents", "FitResult", "Simplified", "Stage", "Study", "StudyStatus", "fit", "found_ceilings",
-        "found_result", "load_study", "new_study", "simplify_file", "study_ceilings", "study_status",
-    ),
-    "similarity": ("compare", "total_similarity", "verify"),
+    "search": ("FitEvents", "FitResult", "StudyStatus", "fit", "found_result", "study_status"),
+    "similarity": ("compare", "total_similarity"),
+    "studies": ("Stage", "Study", "load_study", "new_study"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

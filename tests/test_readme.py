@@ -7,7 +7,7 @@ import pytest
 from typer.main import get_command
 
 from optimizer.cli import app
-from optimizer.search import load_study
+from optimizer.studies import load_study
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -183,11 +183,11 @@ def verify(
     With --json a list, one object a step: step, metric, seed, blocks ({"OUT03": {"measured", "expected"}}), total
     (measured, expected), not_measurable.
     """
+    from optimizer.analysis import verify as verify_recipe
     from optimizer.library import find_models, locate, locate_models
     from optimizer.merging import check_noted_hashes
     from optimizer.recipes import folders_of, load_recipe
     from optimizer.reports import verified_table
-    from optimizer.similarity import verify as verify_recipe
 
     loaded = load_recipe(recipe)
     attempt(lambda: loaded.check_finished("measured", *(step.name for step in loaded.steps)), recipe)
@@ -278,8 +278,8 @@ def simplify(
     (similarity before and after of each), distinct_numbers, grids, dropped (sources, steps), changed (each number,
     before and after).
     """
+    from optimizer.analysis import simple_path, simplify_file
     from optimizer.reports import simplified_table
-    from optimizer.search import simple_path, simplify_file
 
     for option, number in (("--share", share), ("--tolerance", tolerance)):
         if not (math.isfinite(number) and number >= 0):

@@ -31,7 +31,8 @@ from optimizer.printable import quoted
 if TYPE_CHECKING:
     import torch
 
-    from optimizer.search import FitResult, Study
+    from optimizer.search import FitResult
+    from optimizer.studies import Study
 
 
 @app.command(
@@ -106,7 +107,7 @@ def init(
     tied, closed (blocks with alpha 0), metric, mode, mapping, needs_folders (whether --models is needed from now on),
     notes.
     """
-    from optimizer.search import first_study
+    from optimizer.studies import first_study
 
     folders = model_folders(models)
     with reading() as progress:
@@ -167,7 +168,7 @@ def fit(
     (each with best, trial, completed, trials ...), steps (similarity before and after, by metric), other_random_inputs,
     candidates, written (files), unwritten (what could not be).
     """
-    from optimizer.search import load_study
+    from optimizer.studies import load_study
 
     with reading() as progress:
         loaded = load_study(study, model_folders(models), hashes=hash_cache(), progress=progress)
@@ -192,7 +193,8 @@ def status(study: StudyPath, storage: Storage = None, as_json: Json = False, qui
     (on trials that do not count).
     """
     from optimizer.reports import status_table
-    from optimizer.search import load_study, study_status
+    from optimizer.search import study_status
+    from optimizer.studies import load_study
 
     found = study_status(load_study(study, with_files=False), storage)
     for note in found.notes:
@@ -227,9 +229,10 @@ def ceiling(
     total, sources (coefficient, error, loss ...), rank, alphas, trade_off, idle, note; other_metrics, if
     --metric is all. A block that the target has unchanged from the base is null.
     """
+    from optimizer.analysis import study_ceilings
     from optimizer.reports import ceiling_tables
-    from optimizer.search import load_study, study_ceilings
     from optimizer.similarity import EXACT_METRICS
+    from optimizer.studies import load_study
 
     with reading() as progress:
         loaded = load_study(study, model_folders(models), hashes=hash_cache(), progress=progress)
@@ -272,9 +275,11 @@ def report(
     step and metric), ceilings (total by metric), searches (trials and best of each), sources (coefficient, license and
     standing of each), remarks (headings of what there is to know).
     """
+    from optimizer.analysis import found_ceilings
     from optimizer.files import check_output
     from optimizer.reports import check_report_name, report_figures, write_report
-    from optimizer.search import found_ceilings, found_result, load_study, shown_storage
+    from optimizer.search import found_result, shown_storage
+    from optimizer.studies import load_study
 
     loaded = load_study(study, with_files=False)
     written = loaded.folder / "report.html" if output is None else output
@@ -314,7 +319,7 @@ def dashboard(
     With --json one object, printed as soon as it listens: address.
     """
     from optimizer.reports import serve_dashboard
-    from optimizer.search import load_study
+    from optimizer.studies import load_study
 
     loaded = load_study(study, with_files=False)
 

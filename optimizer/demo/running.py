@@ -17,7 +17,8 @@ from optimizer.library import locate_models
 from optimizer.merging import merge
 from optimizer.pictures import contact_sheet, generate
 from optimizer.recipes import Recipe, block_coefficients, load_recipe, parameters_of
-from optimizer.search import FitResult, Study, load_study
+from optimizer.search import FitResult
+from optimizer.studies import Study, load_study
 
 __all__ = ["Demo", "copy_family", "family_folder", "run_demo"]
 

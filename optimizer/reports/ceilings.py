@@ -7,11 +7,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from optimizer.analysis import Ceiling
 from optimizer.families import Layout
 from optimizer.printable import printable
 from optimizer.recipes import described_alphas
 from optimizer.reports.tables import percent
-from optimizer.search import Ceiling
 
 __all__ = ["ceiling_tables"]
 

@@ -20,7 +20,8 @@ from optuna_dashboard import wsgi
 
 from optimizer.errors import InputError
 from optimizer.reports.lettering import file_name_part
-from optimizer.search import CheckedStorage, CheckedTrials, OpenTrials, Study, best_of, completed, open_trials, told_of
+from optimizer.search import CheckedStorage, CheckedTrials, OpenTrials, best_of, completed, open_trials, told_of
+from optimizer.studies import Study
 
 __all__ = ["serve_dashboard"]
 

@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from optimizer.analysis import Ceiling
 from optimizer.recipes import Recipe, block_coefficients
-from optimizer.search import Ceiling, FitResult
+from optimizer.search import FitResult
 from optimizer.similarity import total_similarity
 
 __all__ = ["alphas_frame", "ceiling_frame", "coefficients_frame", "similarity_frame", "sources_frame"]

@@ -22,8 +22,9 @@ from optimizer.recipes import Parameter
 from optimizer.reports.alphas import AlphaRow, alpha_rows, block_score, is_exact
 from optimizer.reports.lettering import file_name_part, label, set_fonts
 from optimizer.reports.tables import percent
-from optimizer.search import FitResult, SearchResult, Stage, StepScores
+from optimizer.search import FitResult, SearchResult
 from optimizer.similarity import EXACT_METRICS, total_similarity
+from optimizer.studies import Stage, StepScores
 
 __all__ = ["figures", "write_plots"]
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
+from optimizer.analysis import Simplified
 from optimizer.interchange import formula_of
 from optimizer.printable import printable
 from optimizer.recipes import Alpha, Recipe
 from optimizer.reports.tables import percent
-from optimizer.search import Simplified
 
 __all__ = ["simple_recipe"]
 

@@ -10,11 +10,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from optimizer.analysis import Simplified, Verified
 from optimizer.files import replace_text
 from optimizer.printable import printable
 from optimizer.recipes import Expected
-from optimizer.search import FitResult, SearchResult, Simplified, StepScores
-from optimizer.similarity import Verified, total_similarity
+from optimizer.search import FitResult, SearchResult
+from optimizer.similarity import total_similarity
+from optimizer.studies import StepScores
 
 __all__ = [
     "block_table",

@@ -5,7 +5,7 @@ import multiprocessing
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from ctypes import c_bool
 from dataclasses import replace
@@ -15,46 +15,62 @@ from typing import Any, NamedTuple
 import optuna
 import torch
 
+from optimizer.analysis import Simplified, simple_path, simplify_fit
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
 from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes, fits_hash, other_hash
-from optimizer.recipes import Algebra, Alpha, Parameter, Recipe, Space, filled_alphas, load_recipe, save_recipe
-from optimizer.search.asking import SharedStorage
-from optimizer.search.binding import bound_to, check_bindings, check_place
-from optimizer.search.candidates import Choice, different
-from optimizer.search.finished import simple_path, simplify_fit
-from optimizer.search.interrupting import AtOnce, interruptible
-from optimizer.search.measuring import OpenStudy, open_study
-from optimizer.search.notes import best_recipe, finished_recipe
-from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores, standing
+from optimizer.recipes import Algebra, Recipe, Space, filled_alphas, load_recipe, save_recipe
+from optimizer.search.best_recipe import finished_recipe
+from optimizer.search.candidates import Choice, candidate_name, different
+from optimizer.search.plan import quadratic_metrics, started_at, still_free
+from optimizer.search.results import (
+    Candidate,
+    FitResult,
+    Metrics,
+    SearchResult,
+    SeedSpread,
+    score,
+    standing,
+    step_scores,
+)
 from optimizer.search.searching import FitEvents, Search, TrialsFailed
-from optimizer.search.simplifying import Simplified
-from optimizer.search.storage import PATIENCE, StorageAddress, StorageLost, open_storage, set_aside, storage_address
-from optimizer.search.study import Stage, Study
-from optimizer.search.study_files import check_storage_files, check_study_folder
-from optimizer.search.worker_processes import WorkerProcesses, leave_interrupts, still_wanted
-from optimizer.search.workers import workers_at
+from optimizer.search.trials import (
+    PATIENCE,
+    AtOnce,
+    SharedStorage,
+    StorageAddress,
+    StorageLost,
+    WorkerProcesses,
+    bound_to,
+    check_bindings,
+    check_place,
+    check_storage_files,
+    interruptible,
+    leave_interrupts,
+    name_prefix,
+    open_storage,
+    set_aside,
+    still_wanted,
+    storage_address,
+    workers_at,
+)
 from optimizer.similarity import (
-    EXACT_METRICS,
     METRICS,
     Combined,
     Comparison,
     ExplainedMetric,
     Measured,
     Metric,
-    QuadraticMetric,
-    Statistics,
     build_metric,
     check_encoder,
     chosen_device,
-    score_step,
     total_similarity,
 )
+from optimizer.studies import OpenStudy, Stage, StepScores, Study, best_recipe, check_study_folder, open_study
 
 __all__ = ["fit"]
 
-_Metrics = Mapping[str, Metric]
 
 _SIMPLE = simple_path(Path("best.yaml")).name
 # On how many random inputs that were not fitted on the result is scored.
@@ -109,7 +125,7 @@ def fit(
         raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
     if workers is not None and workers < 1:
         raise StudyError(f"--workers: received {workers}; must be at least 1, which is this process alone")
-    names = ("best.yaml", _SIMPLE, *map(_candidate_name, range(2, candidates + 1)))
+    names = ("best.yaml", _SIMPLE, *map(candidate_name, range(2, candidates + 1)))
     written = [study.folder / name for name in names]
     if taken := [path for path in written if path.resolve() == study.recipe_path.resolve()]:
         raise StudyError(
@@ -166,7 +182,7 @@ class _Searched(NamedTuple):
 
     space: Space
     comparison: Comparison | Measured
-    metrics: _Metrics
+    metrics: Metrics
 
 
 class _Fit:
@@ -195,7 +211,7 @@ class _Fit:
         self._scores: list[StepScores] = []
         self._spread: list[SeedSpread] = []
         # Stages that a later one moves too, to be scored under the final alphas.
-        self._disturbed: list[tuple[Stage, Comparison | Measured, _Metrics]] = []
+        self._disturbed: list[tuple[Stage, Comparison | Measured, Metrics]] = []
         self._choices: list[tuple[Choice, list[StepScores]]] = []
 
     def work(self, wanted: Callable[[], bool]) -> None:
@@ -215,7 +231,7 @@ class _Fit:
         with self._opened() as opened:
             try:
                 # Of all searches, not of each when its turn comes: hours may lie between.
-                bindings, prefix = self._bindings(opened), study.prefix(self._address)
+                bindings, prefix = self._bindings(opened), name_prefix(study, self._address)
                 if not fresh:
                     check_place(self._address, bindings, prefix)
                 with self._joined(fresh=fresh) as shared:
@@ -234,7 +250,7 @@ class _Fit:
             stopped = stopped or interrupted
         if stopped is not None and earlier is not None:
             # What was not reached this time stays as it was found before.
-            self._recipe = self._recipe.with_alphas(_still_free(self._recipe, earlier))
+            self._recipe = self._recipe.with_alphas(still_free(self._recipe, earlier))
         self._recipe = self._recipe.started()
         order = [stage.name for stage in study.stages]
         self._scores.sort(key=lambda scores: order.index(scores.stage))
@@ -369,7 +385,7 @@ class _Fit:
                 comparison, seeds=stage.seeds, tf32=stage.tf32, prompts=stage.prompts, clip_skip=stage.clip_skip
             )
         metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
-        quadratic = _quadratic_metrics(comparison, stage.blocks, statistics)
+        quadratic = quadratic_metrics(comparison, stage.blocks, statistics)
         explained = quadratic["explained"]
         assert isinstance(explained, ExplainedMetric)
         metrics: dict[str, Metric] = {stage.metric: metric, **quadratic}
@@ -383,7 +399,7 @@ class _Fit:
             for number in range(1, stage.passes + 1):
                 searches = stage.searches(number)
                 for name, step, searched in searches:
-                    parameters = searched if number == 1 else _started_at(searched, self._recipe)
+                    parameters = searched if number == 1 else started_at(searched, self._recipe)
                     space = Space(Algebra(self._recipe, comparison.groups, tuple(comparison.sources), step), parameters)
                     search = Search(self._study, stage, name, step, space, metric, exact, explained, number=number)
                     self._run_search(search, shared, bindings[name])
@@ -394,7 +410,7 @@ class _Fit:
                     break
                 before = reached
         except _STOPPED:
-            self._scores += _step_scores(self._recipe, stage, comparison, metrics)
+            self._scores += step_scores(self._recipe, stage, comparison, metrics)
             raise
         assert space is not None
         return _Searched(space, comparison, metrics)
@@ -402,7 +418,7 @@ class _Fit:
     def _run_search(self, search: Search, shared: SharedStorage, binding: Mapping[str, Any]) -> None:
         try:
             for result in search.run(
-                shared, binding, self._events, prefix=self._study.prefix(self._address), wanted=self._wanted
+                shared, binding, self._events, prefix=name_prefix(self._study, self._address), wanted=self._wanted
             ):
                 self._keep(result)
                 for ended in () if self._processes is None else self._processes.ended():
@@ -428,12 +444,12 @@ class _Fit:
         # Of a stepwise stage only what ran last was scored with all other alphas as they are in the end.
         self._choose(stage, space, comparison, metrics)
 
-    def _score(self, stage: Stage, comparison: Comparison | Measured, metrics: _Metrics) -> None:
-        self._scores += _step_scores(self._recipe, stage, comparison, metrics)
+    def _score(self, stage: Stage, comparison: Comparison | Measured, metrics: Metrics) -> None:
+        self._scores += step_scores(self._recipe, stage, comparison, metrics)
         self._score_other_seeds(stage, comparison)
 
     def _total(self, stage: Stage, comparison: Comparison | Measured, metric: Metric) -> float:
-        return total_similarity(_score(self._recipe, stage.steps[-1], comparison, metric))
+        return total_similarity(score(self._recipe, stage.steps[-1], comparison, metric))
 
     def _keep(self, result: SearchResult) -> None:
         self._results = [kept for kept in self._results if kept.name != result.name] + [result]
@@ -465,7 +481,7 @@ class _Fit:
             fitted = total_similarity({block: after[block] for block in blocks})
             self._spread.append(SeedSpread(stage.name, step, name, fitted, seeds, scores))
 
-    def _choose(self, stage: Stage, space: Space, comparison: Comparison | Measured, metrics: _Metrics) -> None:
+    def _choose(self, stage: Stage, space: Space, comparison: Comparison | Measured, metrics: Metrics) -> None:
         """Take note of the next best trials of what the stage searched last, and of what its steps score with them."""
         disturbed = (other for other in self._study.stages if other != stage and self._study.disturbs(stage, other))
         # What another stage has found, or is yet to find, would not hold for these.
@@ -474,7 +490,7 @@ class _Fit:
         base = self._study.base if all(METRICS[name].scale_free for name, _ in stage.measured) else None
         for choice in different(self._results[-1], space, self._candidates - 1, base):
             filled = self._recipe.with_alphas(filled_alphas(choice.search.parameters, choice.trial.params))
-            self._choices.append((choice, _step_scores(filled, stage, comparison, metrics)))
+            self._choices.append((choice, step_scores(filled, stage, comparison, metrics)))
 
     def _write_candidates(self, hashed: Mapping[str, str]) -> tuple[Candidate, ...]:
         """Write the next best recipes beside the best one, and remove what an earlier fit left of its own."""
@@ -489,7 +505,7 @@ class _Fit:
             spread = [one for one in self._spread if one.stage != search.stage.name]
             finished = finished_recipe(self._study, recipe, [*others, *scores], bests, spread, hashed, complete=True)
             finished = replace(finished, fitted={**(finished.fitted or {}), "candidate": number})
-            save_recipe(finished, folder / _candidate_name(number))
+            save_recipe(finished, folder / candidate_name(number))
             found.append(
                 Candidate(
                     number, finished, search.name, choice.trial.number, choice.similarity, choice.loss, choice.apart
@@ -513,75 +529,8 @@ class _Fit:
             return None
 
 
-def _quadratic_metrics(
-    comparison: Comparison | Measured, blocks: Sequence[str], statistics: Statistics
-) -> dict[str, QuadraticMetric]:
-    """The metrics whose optimum is found exactly, over all of `blocks`; all of them are told of each step."""
-    metrics = {}
-    for name in EXACT_METRICS:
-        if not METRICS[name].needs_base or comparison.base is not None:
-            metric = build_metric(name, comparison, blocks, statistics)
-            assert isinstance(metric, QuadraticMetric)
-            metrics[name] = metric
-    return metrics
-
-
 def _remove_own(path: Path) -> None:
     """Remove a simpler recipe of an earlier fit, unless it is something else by now."""
     with suppress(InputError, OSError):
         if "simplified" in (load_recipe(path).fitted or {}):
             path.unlink()
-
-
-def _candidate_name(number: int) -> str:
-    return f"candidate-{number}.yaml"
-
-
-def _step_scores(
-    recipe: Recipe, stage: Stage, comparison: Comparison | Measured, metrics: _Metrics
-) -> list[StepScores]:
-    """What each step of the stage scores under the alphas of `recipe`, and what its input a does."""
-    found = []
-    for name in stage.steps:
-        step = recipe.step(name)
-        for label, metric in metrics.items():
-            before, after = (_score(recipe, output, comparison, metric) for output in (step.a, step.name))
-            pooled = _pooled(recipe, name, comparison, metric)
-            found.append(StepScores(stage.name, name, label, before, after, metric.unchanged, pooled))
-    return found
-
-
-def _pooled(recipe: Recipe, step: str, comparison: Comparison | Measured, metric: Metric) -> float | None:
-    """The share explained of all blocks together, of the metric `explained` alone."""
-    if isinstance(metric, Combined) and len(metric.metrics) == 1:
-        metric = metric.metrics[0]
-    if not isinstance(metric, ExplainedMetric) or not metric.blocks:
-        return None
-    algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), step)
-    return float(metric.pooled(algebra.coefficients(algebra.starting_alphas()))[0])
-
-
-def _score(recipe: Recipe, step: str, comparison: Comparison | Measured, metric: Metric) -> dict[str, float]:
-    return score_step(metric, recipe, step, comparison.groups, tuple(comparison.sources))
-
-
-def _still_free(recipe: Recipe, earlier: Recipe) -> dict[tuple[str, str], dict[str, float]]:
-    """The numbers that `earlier` has for the holes of `recipe`, as far as they are allowed there."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for step in recipe.steps:
-        for name, alpha in step.alphas.items():
-            before: Alpha = getattr(earlier.step(step.name), name)
-            for hole in alpha.free:
-                numbers = {block: before.at(block) for block in hole.blocks}
-                if all(hole.low <= number <= hole.high for number in numbers.values()):
-                    found.setdefault((step.name, name), {}).update(numbers)
-    return found
-
-
-def _started_at(parameters: Sequence[Parameter], recipe: Recipe) -> tuple[Parameter, ...]:
-    """The same parameters, starting at the numbers that `recipe` has for them."""
-    found = []
-    for parameter in parameters:
-        now = getattr(recipe.step(parameter.step), parameter.alpha).at(parameter.blocks[0])
-        found.append(replace(parameter, free=replace(parameter.free, start=now)))
-    return tuple(found)

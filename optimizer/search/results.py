@@ -1,83 +1,21 @@
 """What a fit found, as plain records."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
+from optimizer.analysis import ExactOptimum, Simplified
 from optimizer.errors import StudyError
-from optimizer.recipes import Parameter, Recipe
-from optimizer.search.exact import ExactOptimum
-from optimizer.search.simplifying import Simplified
-from optimizer.search.study import Stage, Study
-from optimizer.similarity import total_similarity
+from optimizer.recipes import Algebra, Parameter, Recipe
+from optimizer.search.trials import best_of, completed
+from optimizer.similarity import Combined, Comparison, ExplainedMetric, Measured, Metric, score_step, total_similarity
+from optimizer.studies import Stage, StepScores, Study
 
-__all__ = [
-    "DISTANCE",
-    "Candidate",
-    "FitResult",
-    "SearchResult",
-    "SeedSpread",
-    "StepScores",
-    "best_of",
-    "completed",
-    "ranked",
-    "standing",
-]
+__all__ = ["Candidate", "FitResult", "Metrics", "SearchResult", "SeedSpread", "score", "standing", "step_scores"]
 
-DISTANCE = "distance"
-"""The user attribute of a trial that holds |merged - target|, in units of |base - target|."""
-
-# Similarities, and distances, that differ by no more than this are equal: rounding must not choose between recipes.
-_EQUAL = 1e-9
-
-
-def completed(trials: Iterable[FrozenTrial]) -> tuple[FrozenTrial, ...]:
-    """Those of `trials` that have a value."""
-    return tuple(trial for trial in trials if trial.state == TrialState.COMPLETE)
-
-
-def best_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
-    """Return the best of completed trials; None if there is none.
-
-    Of trials whose similarities are within 1e-9 of the highest, that of the smallest |merged - target|, and of those
-    that are equal in this, too, the first. A similarity may not see how far a merge goes, or differ by rounding alone.
-    """
-    listed = list(trials)
-    highest = max((trial.values[0] for trial in listed), default=-math.inf)
-    near = [trial for trial in listed if trial.values[0] >= highest - _EQUAL]
-    distances = [_distance(trial) for trial in near]
-    # Trials of versions that did not measure it are told apart by their numbers.
-    if None not in distances:
-        least = min((distance for distance in distances if distance is not None), default=0.0)
-        near = [
-            trial
-            for trial, distance in zip(near, distances, strict=True)
-            if distance is not None and distance <= least + _EQUAL
-        ]
-    return min(near, key=lambda trial: trial.number, default=None)
-
-
-def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Return completed trials, the best first, in the order that `best_of` has for each alone."""
-    left, found = sorted(trials, key=lambda trial: (-trial.values[0], trial.number)), []
-    while left:
-        # Only the first ones can be as good as the first.
-        near = next((place for place, one in enumerate(left) if one.values[0] < left[0].values[0] - _EQUAL), len(left))
-        best = best_of(left[:near])
-        assert best is not None
-        left.remove(best)
-        found.append(best)
-    return found
-
-
-def _distance(trial: FrozenTrial) -> float | None:
-    distance = trial.user_attrs.get(DISTANCE)
-    if not isinstance(distance, int | float) or isinstance(distance, bool) or not math.isfinite(distance):
-        return None
-    return float(distance)
+Metrics = Mapping[str, Metric]
 
 
 @dataclass(frozen=True)
@@ -128,24 +66,6 @@ def standing(results: Sequence[SearchResult]) -> tuple[SearchResult, ...]:
     repeated = {one.stage.name for one in results if one.number > 1}
     last = {one.stage.name: one.name for one in results}
     return tuple(one for one in results if one.stage.name not in repeated or one.name == last[one.stage.name])
-
-
-@dataclass(frozen=True)
-class StepScores:
-    """A step's similarities {block: value} under the final alphas, `before` of its input a, `after` of its result.
-
-    `before` is empty where it was read from a recipe that does not note it. `unchanged` are the blocks that the metric
-    does not score because the target has them from the base. `pooled` is the share explained of all blocks together,
-    of the metric `explained` alone.
-    """
-
-    stage: str
-    step: str
-    metric: str
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-    unchanged: tuple[str, ...] = ()
-    pooled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -295,3 +215,30 @@ def _search_as_dict(search: SearchResult) -> dict[str, Any]:
 
 def _total(scores: Mapping[str, float]) -> float | None:
     return total_similarity(scores) if scores else None
+
+
+def step_scores(recipe: Recipe, stage: Stage, comparison: Comparison | Measured, metrics: Metrics) -> list[StepScores]:
+    """What each step of the stage scores under the alphas of `recipe`, and what its input a does."""
+    found = []
+    for name in stage.steps:
+        step = recipe.step(name)
+        for label, metric in metrics.items():
+            before, after = (score(recipe, output, comparison, metric) for output in (step.a, step.name))
+            pooled = _pooled(recipe, name, comparison, metric)
+            found.append(StepScores(stage.name, name, label, before, after, metric.unchanged, pooled))
+    return found
+
+
+def _pooled(recipe: Recipe, step: str, comparison: Comparison | Measured, metric: Metric) -> float | None:
+    """The share explained of all blocks together, of the metric `explained` alone."""
+    if isinstance(metric, Combined) and len(metric.metrics) == 1:
+        metric = metric.metrics[0]
+    if not isinstance(metric, ExplainedMetric) or not metric.blocks:
+        return None
+    algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), step)
+    return float(metric.pooled(algebra.coefficients(algebra.starting_alphas()))[0])
+
+
+def score(recipe: Recipe, step: str, comparison: Comparison | Measured, metric: Metric) -> dict[str, float]:
+    """Return what a step, or a model, of `recipe` scores by `metric`, {block: similarity}."""
+    return score_step(metric, recipe, step, comparison.groups, tuple(comparison.sources))

@@ -11,17 +11,26 @@ import torch
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
+from optimizer.analysis import exact_optimum, keeping_point
 from optimizer.recipes import Space
 from optimizer.samplers import make_sampler, trial_seed
-from optimizer.search.asking import SharedStorage, Trials
-from optimizer.search.binding import distributions_of, found_upstream, open_search
-from optimizer.search.budgets import Budgets
-from optimizer.search.exact import exact_optimum, keeping_point
-from optimizer.search.interrupting import whole_trial
-from optimizer.search.pace import seconds_left, seconds_per_trial
-from optimizer.search.results import DISTANCE, SearchResult, best_of, completed
-from optimizer.search.study import Stage, Study
+from optimizer.search.results import SearchResult
+from optimizer.search.trials import (
+    DISTANCE,
+    Budgets,
+    SharedStorage,
+    Trials,
+    best_of,
+    completed,
+    distributions_of,
+    found_upstream,
+    open_search,
+    seconds_left,
+    seconds_per_trial,
+    whole_trial,
+)
 from optimizer.similarity import ExplainedMetric, Metric, QuadraticMetric, total_similarity
+from optimizer.studies import Stage, Study
 
 __all__ = ["FitEvents", "Search", "SearchProgress", "TrialsFailed"]
 

@@ -6,12 +6,17 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from optimizer.search.asking import is_lost
-from optimizer.search.found import SearchTrials, search_trials
-from optimizer.search.pace import seconds_left, seconds_per_trial
-from optimizer.search.results import best_of, completed
-from optimizer.search.study import Study
-from optimizer.search.workers import Worker
+from optimizer.search.trials import (
+    SearchTrials,
+    Worker,
+    best_of,
+    completed,
+    is_lost,
+    search_trials,
+    seconds_left,
+    seconds_per_trial,
+)
+from optimizer.studies import Study
 
 __all__ = ["SearchStatus", "StudyStatus", "study_status"]
 

@@ -4,7 +4,7 @@ The registry names them. Knows nothing of Optuna."""
 
 from optimizer.similarity.attention import AttentionMetric
 from optimizer.similarity.comparing import compare
-from optimizer.similarity.comparison import Comparison, open_comparison, open_recipe_comparison
+from optimizer.similarity.comparison import Comparison, Progress, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import chosen_device, float32_products, select_device, unused_card
 from optimizer.similarity.encoder import check_encoder, prompts_sha256, read_prompts, shipped_prompts
 from optimizer.similarity.measured import (
@@ -16,12 +16,11 @@ from optimizer.similarity.measured import (
     save_measured,
 )
 from optimizer.similarity.memory import MovableMetric
-from optimizer.similarity.metric import Combined, Metric, score_step, total_similarity
+from optimizer.similarity.metric import Combined, Metric, score_step, score_steps, total_similarity
 from optimizer.similarity.quadratic import ExplainedMetric, QuadraticMetric
 from optimizer.similarity.registry import DEFAULT_METRIC, EXACT_METRICS, METRICS, MetricKind, build_metric
 from optimizer.similarity.statistics import Statistics, measure_grams, measure_statistics, warn_of_zeros
 from optimizer.similarity.statistics_on_card import grams_on_card
-from optimizer.similarity.verifying import Verified, verify
 
 __all__ = [
     "DEFAULT_METRIC",
@@ -36,9 +35,9 @@ __all__ = [
     "Metric",
     "MetricKind",
     "MovableMetric",
+    "Progress",
     "QuadraticMetric",
     "Statistics",
-    "Verified",
     "build_metric",
     "check_encoder",
     "chosen_device",
@@ -56,10 +55,10 @@ __all__ = [
     "read_prompts",
     "save_measured",
     "score_step",
+    "score_steps",
     "select_device",
     "shipped_prompts",
     "total_similarity",
     "unused_card",
-    "verify",
     "warn_of_zeros",
 ]

@@ -32,8 +32,9 @@ from torch import Tensor
 from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, Alpha, Free, Recipe, Space, load_recipe, parameters_of, save_recipe
-from optimizer.search import FitResult, fit, load_study
+from optimizer.search import FitResult, fit
 from optimizer.similarity import Comparison, Metric, build_metric, measure_statistics, open_comparison
+from optimizer.studies import load_study
 
 BLOCKS = "OUT03-OUT11"
 SEED = 114514

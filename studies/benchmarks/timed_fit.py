@@ -93,8 +93,9 @@ def run(study: Path, models: Path, device: str) -> Mapping[str, Any]:
     """Fit the study and return its figures; the imports are those that the command needs."""
     clock = Clock()
     from optimizer import cli  # noqa: F401, PLC0415 - what the command imports
-    from optimizer.search import fit, load_study  # noqa: PLC0415
+    from optimizer.search import fit  # noqa: PLC0415
     from optimizer.similarity import AttentionMetric  # noqa: PLC0415
+    from optimizer.studies import load_study  # noqa: PLC0415
 
     scored: list[float] = []
     AttentionMetric.score = timed(AttentionMetric.score, scored)  # type: ignore[method-assign]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from optimizer.analysis import ceiling
 from optimizer.checkpoints import reading
 from optimizer.cli import completing, main
 from optimizer.families import load_layout
 from optimizer.interchange import EXPORTS
-from optimizer.search import FIRST_MODES, ceiling
 from optimizer.similarity import METRICS
+from optimizer.studies import FIRST_MODES
 
 ROOT = Path(__file__).parents[2]
 BASH = shutil.which("bash")

@@ -19,7 +19,7 @@ from step_by_step import explained_by_definition
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.cli import main
-from optimizer.search import load_study
+from optimizer.studies import load_study
 
 Write = Callable[..., dict[str, torch.Tensor]]
 Run = Callable[..., tuple[int, list[str], list[str]]]

@@ -14,7 +14,8 @@ from scipy.optimize import lsq_linear
 from optimizer.cli import main
 from optimizer.errors import BlockfitWarning
 from optimizer.recipes import load_recipe, parameters_of
-from optimizer.search import fit, load_study
+from optimizer.search import fit
+from optimizer.studies import load_study
 
 FAMILY = Path(__file__).parents[2] / "studies" / "demo"
 MIDDLE = "model.diffusion_model.middle_block."

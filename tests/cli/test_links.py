@@ -20,7 +20,8 @@ from optimizer.errors import BlockfitWarning, InputError
 from optimizer.files import check_output, refuse_links, replace_text
 from optimizer.recipes import load_recipe
 from optimizer.reports import fit_logs, log_warning, write_trials
-from optimizer.search import fit, load_study
+from optimizer.search import fit
+from optimizer.studies import load_study
 
 Write = Callable[..., dict[str, torch.Tensor]]
 Run = Callable[..., tuple[int, list[str], list[str]]]

@@ -16,7 +16,8 @@ import pytest
 from databases import sqlite_url
 from optuna.trial import TrialState, create_trial
 
-from optimizer.search import fit, load_study
+from optimizer.search import fit
+from optimizer.studies import load_study
 
 DEMO = Path(__file__).parents[2] / "studies" / "demo"
 STUDY = """\

@@ -10,14 +10,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from optimizer.analysis import verify
 from optimizer.cli import main
 from optimizer.errors import CheckpointError
 from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.library import HashCache, read_provenance
 from optimizer.merging import check_noted_hashes, merge
 from optimizer.recipes import Model, load_recipe
-from optimizer.search import fit, load_study
-from optimizer.similarity import verify
+from optimizer.search import fit
+from optimizer.studies import load_study
 
 Write = Callable[..., dict[str, torch.Tensor]]
 Run = Callable[..., tuple[int, list[str]]]

@@ -12,7 +12,8 @@ from optimizer.demo import family_folder
 from optimizer.library import inspect_checkpoint, locate_models
 from optimizer.merging import merge
 from optimizer.recipes import load_recipe
-from optimizer.search import fit, load_study
+from optimizer.search import fit
+from optimizer.studies import load_study
 
 FAMILY = family_folder()
 FINETUNES = ("bold", "inverted", "outline", "slanted", "small")

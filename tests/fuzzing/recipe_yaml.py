@@ -6,9 +6,9 @@ from pathlib import Path
 import atheris
 from fuzzing import fuzz
 
-with atheris.instrument_imports(include=["optimizer.recipes", "optimizer.search.study", "optimizer.recipes.space"]):
+with atheris.instrument_imports(include=["optimizer.recipes", "optimizer.studies.study", "optimizer.recipes.space"]):
     from optimizer.recipes import load_recipe, save_recipe
-    from optimizer.search import load_study
+    from optimizer.studies import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """models: {a: {file: a}, b: {file: b, license: mit, sha256: "00"}, c: {file: c}}

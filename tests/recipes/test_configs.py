@@ -7,8 +7,8 @@ import pytest
 
 from optimizer.interchange import import_text
 from optimizer.recipes import load_recipe
-from optimizer.search import load_study
 from optimizer.similarity import METRICS
+from optimizer.studies import load_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

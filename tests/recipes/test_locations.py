@@ -19,7 +19,7 @@ from optimizer.library import (
     name_without_hash,
 )
 from optimizer.recipes import load_recipe
-from optimizer.search import load_study
+from optimizer.studies import load_study
 
 
 def write(path: Path, content: bytes) -> str:

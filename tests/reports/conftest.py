@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from optimizer.search import FitResult, fit, load_study
+from optimizer.search import FitResult, fit
+from optimizer.studies import load_study
 
 AWKWARD = "out $x_1$/<é漢>%"
 _RECIPE = f"""

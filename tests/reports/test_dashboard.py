@@ -26,7 +26,8 @@ from optuna_dashboard import wsgi
 from optimizer.errors import StudyError
 from optimizer.reports import write_plots
 from optimizer.reports.dashboard import _OwnPagesOnly, _PlotStore, _ShownStorage
-from optimizer.search import load_study, open_trials
+from optimizer.search import open_trials
+from optimizer.studies import load_study
 
 
 @pytest.fixture(scope="module")

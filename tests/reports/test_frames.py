@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from step_by_step import BLOCKS, merge_by_steps
 
+from optimizer.analysis import study_ceilings
 from optimizer.recipes import new_recipe
 from optimizer.reports import (
     alphas_frame,
@@ -14,7 +15,7 @@ from optimizer.reports import (
     similarity_frame,
     sources_frame,
 )
-from optimizer.search import FitResult, study_ceilings
+from optimizer.search import FitResult
 
 STEPS = [
     {"name": "A", "mode": "add_difference", "a": "x", "b": "y", "c": "base", "alpha": {"OUT03": 0.25, "M00": 1}},

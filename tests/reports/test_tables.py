@@ -17,7 +17,8 @@ from rich.table import Table
 from optimizer.errors import InputError
 from optimizer.reports import block_table, steps_table, trials_table, write_trials
 from optimizer.reports.tables import percent
-from optimizer.search import DATABASE, FitResult
+from optimizer.search import FitResult
+from optimizer.studies import DATABASE
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from step_by_step import merge_by_steps
 
-from optimizer.search import fit, load_study
+from optimizer.search import fit
+from optimizer.studies import load_study
 
 MODELS = "base", "x", "y", "z"
 

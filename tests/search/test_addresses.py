@@ -14,9 +14,10 @@ from sqlalchemy.engine import make_url
 
 from optimizer.cli import main
 from optimizer.errors import StudyError
-from optimizer.search import fit, load_study, open_storage, storage_address, study_status
-from optimizer.search.storage import is_begun
-from optimizer.search.workers import workers_at
+from optimizer.search import fit, open_storage, storage_address, study_status
+from optimizer.search.trials.storage import is_begun
+from optimizer.search.trials.workers import workers_at
+from optimizer.studies import load_study
 
 # What means something in a URL, in a template of Optuna's, in SQLite's own addresses, or in a shell.
 FOLDERS = [

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from optimizer.reports import write_report
-from optimizer.search import FitEvents, fit, found_result, load_study, open_storage, storage_address, study_status
-from optimizer.search.binding import open_search
-from optimizer.search.budgets import Budgets, budget_of
-from optimizer.search.workers import workers_at
+from optimizer.search import FitEvents, fit, found_result, open_storage, storage_address, study_status
+from optimizer.search.trials.budgets import Budgets, budget_of
+from optimizer.search.trials.identity import name_prefix, open_search
+from optimizer.search.trials.workers import workers_at
+from optimizer.studies import load_study
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_several_workers(folder, storage, request):
     fit(study.with_trials(1), storage=url)
     crowd = {}
     with open_storage(address) as opened:
-        label = f"{study.prefix(address)}s/A"
+        label = f"{name_prefix(study, address)}s/A"
         stored = opened.get_study_id_from_name(label)
         for trials in (60, 200, 30):
             crowd[trials] = workers_at(address, study.name)

@@ -7,14 +7,15 @@ import pytest
 import torch
 from step_by_step import attention_by_definition
 
+from optimizer.analysis import simplify_file
 from optimizer.checkpoints import open_checkpoint
 from optimizer.cli import main
 from optimizer.errors import StudyError
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, load_recipe
-from optimizer.search import fit, load_study, simplify_file
-from optimizer.search.measuring import open_study
+from optimizer.search import fit
 from optimizer.similarity import build_metric
+from optimizer.studies import load_study, open_study
 
 BLOCKS = ("OUT03", "OUT06")
 STEPS = """\

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from scipy.optimize import lsq_linear
 from step_by_step import block_of, merged_names
 
+from optimizer.analysis import largest_cosine, study_ceilings
 from optimizer.cli import main
 from optimizer.errors import InputError
-from optimizer.search import fit, load_study, study_ceilings
-from optimizer.search.ceiling import largest_cosine
+from optimizer.search import fit
+from optimizer.studies import load_study
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06"}}

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from optimizer.analysis import simplify_file, study_ceilings
 from optimizer.errors import InputError, RecipeError
 from optimizer.merging import merge
 from optimizer.recipes import load_recipe
 from optimizer.reports.page.contents import contents
 from optimizer.reports.page.writing import report_page
-from optimizer.search import found_result, load_study, simplify_file, study_ceilings
-from optimizer.search.finished import noted_searches
+from optimizer.search import found_result
+from optimizer.studies import load_study, noted_searches
 
 DEEP = "x"
 for _ in range(30):

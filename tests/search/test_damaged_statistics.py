@@ -8,10 +8,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from optimizer.analysis import study_ceilings
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import BlockfitWarning, StudyError
-from optimizer.search import fit, load_study, study_ceilings
+from optimizer.search import fit
 from optimizer.similarity import load_measured
+from optimizer.studies import load_study
 
 KEY = "blockfit.statistics"
 HASH = "0" * 64

@@ -21,7 +21,8 @@ from optimizer.cli import main
 from optimizer.errors import InputError
 from optimizer.reports import write_trials
 from optimizer.reports.dashboard import _PlotStore, _ReadingOnly, _ShownStorage
-from optimizer.search import CheckedTrials, FitEvents, fit, load_study, open_trials, study_status
+from optimizer.search import CheckedTrials, FitEvents, fit, open_trials, study_status
+from optimizer.studies import load_study
 
 # One of each kind; the others are slow, if only by their number.
 ALWAYS = {

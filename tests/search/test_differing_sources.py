@@ -8,13 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from step_by_step import merge_by_steps
 
+from optimizer.analysis import study_ceilings, verify
 from optimizer.checkpoints import STATISTICS
 from optimizer.cli import main
 from optimizer.errors import BlockfitWarning, CheckpointError, StudyError
 from optimizer.merging import merge
 from optimizer.recipes import load_recipe
-from optimizer.search import fit, load_study, study_ceilings
-from optimizer.similarity import compare, load_measured, verify
+from optimizer.search import fit
+from optimizer.similarity import compare, load_measured
+from optimizer.studies import load_study
 
 TEXT = "cond_stage_model.transformer.text_model."
 POSITIONS = f"{TEXT}embeddings.position_embedding.weight"

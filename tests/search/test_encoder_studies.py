@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from optimizer.analysis import simplify_file
 from optimizer.cli import main
 from optimizer.errors import InputError, RecipeError, StudyError
 from optimizer.families import load_layout, pipeline_folder
 from optimizer.merging import merge
 from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, save_recipe
-from optimizer.search import fit, load_study, simplify_file
+from optimizer.search import fit
+from optimizer.studies import load_study
 
 DEMO = Path(__file__).parents[2] / "studies" / "demo"
 MODELS = {name: DEMO / "models" / f"{name}.safetensors" for name in ("base", "bold", "slanted")}

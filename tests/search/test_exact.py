@@ -5,9 +5,9 @@ import pytest
 import torch
 from step_by_step import block_of, merge_by_steps, merged_names
 
+from optimizer.analysis import exact_optimum
 from optimizer.families import load_layout
 from optimizer.recipes import Algebra, Space, load_recipe, parameters_of
-from optimizer.search.exact import exact_optimum
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
 
 LAYOUT = load_layout("sd1")

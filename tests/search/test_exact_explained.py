@@ -8,7 +8,8 @@ from scipy.optimize import lsq_linear, minimize
 from test_exact import flat, solve
 
 from optimizer.recipes import load_recipe
-from optimizer.search import fit, load_study
+from optimizer.search import fit
+from optimizer.studies import load_study
 
 MIDDLE = "model.diffusion_model.middle_block."
 ADDED = "".join(

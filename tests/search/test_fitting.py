@@ -18,11 +18,12 @@ from step_by_step import block_of, merged_names
 from optimizer.errors import StudyError
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, Space, load_recipe, parameters_of
-from optimizer.search import FitEvents, fit, load_study, open_storage, storage_address
-from optimizer.search.asking import SharedStorage
+from optimizer.search import FitEvents, fit, open_storage, storage_address
 from optimizer.search.searching import Search, TrialsFailed
-from optimizer.search.workers import workers_at
+from optimizer.search.trials.claims import SharedStorage
+from optimizer.search.trials.workers import workers_at
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
+from optimizer.studies import load_study
 
 BLOCKS = "OUT03,OUT06,M00"
 LISTED = ("M00", "OUT03", "OUT06")
@@ -396,7 +397,8 @@ def test_interrupt_signal(study):
     """SIGINT in the middle of a run leaves best.yaml, a database that continues, and no temporary file."""
     made = study(JOINT.format("attention", 100000, "random"))
     code = f"""
-        from optimizer.search import FitEvents, fit, load_study
+        from optimizer.search import FitEvents, fit
+        from optimizer.studies import load_study
         from pathlib import Path
         def told(progress, trial):
             if progress.done == 8:

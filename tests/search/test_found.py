@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from optimizer.analysis import found_ceilings
 from optimizer.errors import StudyError
 from optimizer.library import HashCache
 from optimizer.recipes import load_recipe, save_recipe
-from optimizer.search import fit, found_ceilings, found_result, load_study
-from optimizer.search.finished import noted_searches
+from optimizer.search import fit, found_result
+from optimizer.studies import load_study, noted_searches
 
 STEPS = """\
   - {name: A, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: OUT03}}

@@ -8,17 +8,18 @@ import pytest
 from kills import Killing
 
 from optimizer.files import clear_abandoned, undo_unfinished, write_new_files
-from optimizer.search import load_study, storage_address
-from optimizer.search.storage import set_aside
+from optimizer.search import storage_address
+from optimizer.search.trials.storage import set_aside
+from optimizer.studies import load_study
 
 CODE = """
     from pathlib import Path
     from optimizer.files import write_new_files
     from optimizer.demo import running
     from optimizer.recipes import load_recipe
-    from optimizer.search import first_study, new_study
+    from optimizer.studies import first_study, new_study
     from optimizer.search import storage_address
-    from optimizer.search.storage import set_aside
+    from optimizer.search.trials.storage import set_aside
     POOL = Path({pool!r})
 
     def init(folder):

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from optimizer.analysis import study_ceilings
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import BlockfitWarning, CheckpointError, StudyError
 from optimizer.library import HashCache, sha256
 from optimizer.recipes import load_recipe
-from optimizer.search import fit, load_study, study_ceilings
-from optimizer.search.measuring import open_study
+from optimizer.search import fit
 from optimizer.similarity import build_metric, load_measured, measure_statistics, open_comparison, save_measured
+from optimizer.studies import load_study, open_study
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06"}}
@@ -47,11 +48,11 @@ def own(pool, tmp_path):
 @pytest.fixture
 def passes(monkeypatch):
     """Counts the passes over checkpoints."""
-    from optimizer.search import measuring
+    from optimizer.studies import opening
 
     counted = []
-    real = measuring.measure_family
-    monkeypatch.setattr(measuring, "measure_family", lambda *args, **named: counted.append(1) or real(*args, **named))
+    real = opening.measure_family
+    monkeypatch.setattr(opening, "measure_family", lambda *args, **named: counted.append(1) or real(*args, **named))
     return counted
 
 
@@ -239,12 +240,12 @@ def test_values_that_are_not_finite_elsewhere(own):
 
 def test_a_folder_that_cannot_be_written(own, monkeypatch):
     """Statistics that cannot be kept are no reason to fail."""
-    from optimizer.search import measuring
+    from optimizer.studies import opening
 
     def refuse(measured, path):
         raise CheckpointError(f"{path}: the folder cannot be written to")
 
-    monkeypatch.setattr(measuring, "save_measured", refuse)
+    monkeypatch.setattr(opening, "save_measured", refuse)
     study = load_study(own())
     with open_study(study, blocks=["OUT03"], device=torch.device("cpu"), progress=lambda *_: None) as opened:
         assert opened.files is not None

@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from optimizer.errors import InputError, StudyError
 from optimizer.merging import merge
 from optimizer.recipes import Recipe, load_recipe, new_recipe
-from optimizer.search import FitResult, Study, fit, load_study, new_study, study_status
-from optimizer.search.new import StageFields
-from optimizer.search.study import StageEntry
+from optimizer.search import FitResult, fit, study_status
 from optimizer.similarity import compare
+from optimizer.studies import StageEntry, StageFields, Study, load_study, new_study
 
 FREE = {"search": [0, 1], "blocks": "M00,OUT03"}
 STEPS = [

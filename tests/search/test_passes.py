@@ -2,11 +2,12 @@
 
 import pytest
 
+from optimizer.analysis import exact_optimum, simplify_file
 from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, Space, load_recipe, parameters_of
-from optimizer.search import FitEvents, fit, load_study, simplify_file, study_status
-from optimizer.search.exact import exact_optimum
+from optimizer.search import FitEvents, fit, study_status
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
+from optimizer.studies import load_study
 
 BLOCKS = ("OUT03", "OUT06")
 PLANTED = {"T1": 0.1, "T2": 0.35, "T3": 0.2}

@@ -11,7 +11,8 @@ from step_by_step import merge_by_steps
 from optimizer.cli import main
 from optimizer.families import load_layout
 from optimizer.recipes import block_coefficients, load_recipe
-from optimizer.search import first_study, fit, load_study
+from optimizer.search import fit
+from optimizer.studies import first_study, load_study
 
 BLOCKS = load_layout("sd1").blocks
 # By part, as people choose alphas: the text encoder, inputs, the middle, outputs.

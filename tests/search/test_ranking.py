@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import create_trial
 
-from optimizer.search import best_of, fit, load_study
-from optimizer.search.results import DISTANCE, ranked
+from optimizer.search import best_of, fit
+from optimizer.search.trials.best import DISTANCE, ranked
+from optimizer.studies import load_study
 
 STEPS = "  - {name: T, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: 'M00,OUT03'}}\n"
 

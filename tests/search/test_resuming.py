@@ -17,7 +17,8 @@ import pytest
 from optuna.trial import TrialState
 
 from optimizer.errors import StudyError
-from optimizer.search import fit, load_study, open_storage, storage_address, study_status
+from optimizer.search import fit, open_storage, storage_address, study_status
+from optimizer.studies import load_study
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06,M00"}}
@@ -55,7 +56,8 @@ class Forking:
         import json, os, sys, traceback
         from pathlib import Path
         import optuna, torch
-        from optimizer.search import fit, load_study
+        from optimizer.search import fit
+        from optimizer.studies import load_study
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         torch.set_num_threads(1)
         fit(load_study(Path(sys.argv[1])))

@@ -21,7 +21,7 @@ from optuna.samplers import CmaEsSampler
 from optuna.trial import create_trial
 
 from optimizer.errors import StudyError
-from optimizer.search.sampler_state import check_sampler_state
+from optimizer.search.trials.sampler_state import check_sampler_state
 
 
 def trial_with(attributes):
@@ -293,7 +293,7 @@ def test_every_trial_is_named():
 
 def test_too_large(monkeypatch):
     """More bytes than a state can have are refused before they are put together."""
-    monkeypatch.setattr("optimizer.search.sampler_state._MOST_BYTES", 1000)
+    monkeypatch.setattr("optimizer.search.trials.sampler_state._MOST_BYTES", 1000)
 
     assert "more than 1,000 bytes" in refusal(trial_of(pickle.dumps(cmaes.CMA(np.zeros(30), 0.5))))
 

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from step_by_step import ATTENTION, attention_by_definition, block_of, merge_by_steps, merged_names
 
+from optimizer.analysis import GRIDS, Judged, Number, Scored, simplify
 from optimizer.errors import RecipeError
 from optimizer.families import load_layout
 from optimizer.recipes import Alpha, Free, Model, Recipe, Step
-from optimizer.search.simplifying import GRIDS, Judged, Number, Scored, simplify
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
 
 LAYOUT = load_layout("sd1")

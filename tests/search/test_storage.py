@@ -16,8 +16,9 @@ import pytest
 
 from optimizer.errors import StudyError
 from optimizer.recipes import load_recipe
-from optimizer.search import FitEvents, fit, load_study, open_storage, storage_address, study_status
-from optimizer.search.storage import FileWatch, StorageLost, persist, set_aside
+from optimizer.search import FitEvents, fit, open_storage, storage_address, study_status
+from optimizer.search.trials.storage import FileWatch, StorageLost, persist, set_aside
+from optimizer.studies import load_study
 
 ALPHAS = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: {search: [0, 1], blocks: 'OUT03,OUT06'}}\n"
 STAGE = "  - {{name: s, metric: delta, trials: {}, sampler: random}}\n"
@@ -155,7 +156,7 @@ class TestJournal:
         code = f"""
             import os
             from pathlib import Path
-            from optimizer.search.storage import _JournalLock
+            from optimizer.search.trials.storage import _JournalLock
             lock = _JournalLock(Path({str(file)!r}), print)
             lock.acquire()
             os._exit(9)
@@ -234,7 +235,7 @@ class TestAway:
 
     def test_locked_for_a_while(self, study, monkeypatch):
         """A database that another program has locked is waited for, which is said; nothing is lost or doubled."""
-        monkeypatch.setattr("optimizer.search.storage._SQLITE_TIMEOUT", 0.2)
+        monkeypatch.setattr("optimizer.search.trials.storage._SQLITE_TIMEOUT", 0.2)
         made = study(12)
         said, blocker, releasing = [], [], []
 
@@ -259,7 +260,7 @@ class TestAway:
     def test_locked_for_good(self, study, monkeypatch):
         """After the patience a clear error says what to do; the best so far is written, and the rest follows later."""
         # SQLite's own patience, of which Optuna takes several in a row.
-        monkeypatch.setattr("optimizer.search.storage._SQLITE_TIMEOUT", 0.2)
+        monkeypatch.setattr("optimizer.search.trials.storage._SQLITE_TIMEOUT", 0.2)
         made = study(8)
         blocker = []
 
@@ -277,7 +278,7 @@ class TestAway:
 
     def test_locked_at_the_start(self, study, monkeypatch):
         """A database that is locked when a fit begins is waited for, and is nothing to start anew for."""
-        monkeypatch.setattr("optimizer.search.storage._SQLITE_TIMEOUT", 0.2)
+        monkeypatch.setattr("optimizer.search.trials.storage._SQLITE_TIMEOUT", 0.2)
         made = study(4)
         fit(made.with_trials(2))
         said = []
@@ -309,8 +310,8 @@ class TestAway:
         assert [search.completed for search in study_status(made).searches] == [4]
 
         releasing.join()
-        monkeypatch.setattr("optimizer.search.storage._SQLITE_TIMEOUT", 0.1)
-        monkeypatch.setattr("optimizer.search.found._READING", 0.1)
+        monkeypatch.setattr("optimizer.search.trials.storage._SQLITE_TIMEOUT", 0.1)
+        monkeypatch.setattr("optimizer.search.trials.reading._READING", 0.1)
         blocker.execute("begin exclusive")
         with pytest.raises(StudyError, match=r"study\.db: another program has locked it; close that program"):
             study_status(made)

@@ -23,11 +23,12 @@ from optuna.trial import TrialState
 
 from optimizer.errors import StudyError
 from optimizer.recipes import load_recipe
-from optimizer.search import FitEvents, fit, load_study, open_storage, storage_address, study_status
-from optimizer.search.asking import SharedStorage, Trials
-from optimizer.search.storage import StorageLost
-from optimizer.search.worker_processes import WorkerProcesses
-from optimizer.search.workers import workers_at
+from optimizer.search import FitEvents, fit, open_storage, storage_address, study_status
+from optimizer.search.trials.claims import SharedStorage, Trials
+from optimizer.search.trials.storage import StorageLost
+from optimizer.search.trials.worker_processes import WorkerProcesses
+from optimizer.search.trials.workers import workers_at
+from optimizer.studies import load_study
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: "OUT03,OUT06,M00"}}
@@ -137,7 +138,7 @@ class TestPresence:
             import time
             from pathlib import Path
             from optimizer.search import storage_address
-            from optimizer.search.workers import workers_at
+            from optimizer.search.trials.workers import workers_at
             workers = workers_at(storage_address({storage!r}, Path()), "a")
             workers.join(alone=False)
             with workers.turn():
@@ -179,7 +180,7 @@ class TestPresence:
             import sys
             from pathlib import Path
             from optimizer.search import storage_address
-            from optimizer.search.workers import workers_at
+            from optimizer.search.trials.workers import workers_at
             workers = workers_at(storage_address({storage!r}, Path()), "a")
             counter = Path({str(tmp_path / "counter")!r})
             for _ in range(25):
@@ -392,7 +393,8 @@ def test_interrupted_twice(folder):
     code = f"""
         import os, signal, time
         from pathlib import Path
-        from optimizer.search import FitEvents, fit, load_study
+        from optimizer.search import FitEvents, fit
+        from optimizer.studies import load_study
         from optimizer.search.searching import Search
         scores = Search._scores
         def slowly(self, point):
@@ -530,7 +532,7 @@ class TestDatabaseServer:
 
     def test_lock_not_to_be_had_again(self, tmp_path, postgresql, monkeypatch):
         """A worker that cannot take its lock again after its connection was lost does not go on without it."""
-        monkeypatch.setattr("optimizer.search.workers._TURN", 1.0)
+        monkeypatch.setattr("optimizer.search.trials.workers._TURN", 1.0)
         url = postgresql.database()
         address = storage_address(url, tmp_path)
         worker = workers_at(address, "s")

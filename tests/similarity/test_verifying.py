@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from step_by_step import as_dicts, attention_by_definition, explained_by_definition, merge_by_steps
 
+from optimizer.analysis import verify
 from optimizer.cli import main
 from optimizer.errors import CheckpointError, RecipeError
 from optimizer.recipes import load_recipe
-from optimizer.similarity import verify
 
 CONFIG = Path(__file__).parents[2] / "configs" / "blessingmix-v1.yaml"
 INPUTS = ("IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "M00")

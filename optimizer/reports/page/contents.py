@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
 
+from optimizer.analysis import BlockCeiling, Ceiling, SourceShare
 from optimizer.families import Layout
 from optimizer.interchange import formula_of, write_notation
 from optimizer.printable import printable, quoted
@@ -25,8 +26,9 @@ from optimizer.reports.page.drawings import (
 )
 from optimizer.reports.page.licenses import License, license_of
 from optimizer.reports.page.remarks import Remark, remarks
-from optimizer.search import BlockCeiling, Ceiling, Found, SearchResult, SourceShare, Stage, StepScores
+from optimizer.search import Found, SearchResult
 from optimizer.similarity import EXACT_METRICS, total_similarity
+from optimizer.studies import Stage, StepScores
 from optimizer.version import __version__
 
 __all__ = ["Page", "contents"]

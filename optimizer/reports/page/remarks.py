@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from optuna.trial import TrialState
 
+from optimizer.analysis import Ceiling
 from optimizer.recipes import described_alphas
 from optimizer.reports.tables import percent
-from optimizer.search import Ceiling, Found, NotedSpread, SearchResult, Stage
+from optimizer.search import Found, SearchResult
 from optimizer.similarity import METRICS
+from optimizer.studies import NotedSpread, Stage
 
 __all__ = ["Remark", "remarks"]
 

@@ -10,11 +10,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from optimizer.analysis import Ceiling
 from optimizer.errors import InputError
 from optimizer.files import replace_text
 from optimizer.reports.page.contents import Page, contents
 from optimizer.reports.tables import percent
-from optimizer.search import Ceiling, Found
+from optimizer.search import Found
 from optimizer.similarity import total_similarity
 
 __all__ = ["check_report_name", "report_figures", "report_page", "write_report"]

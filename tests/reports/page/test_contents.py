@@ -16,11 +16,13 @@ from pages import Page
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
+from optimizer.analysis import Identified, found_ceilings
 from optimizer.cli import main
 from optimizer.errors import InputError
 from optimizer.reports import ceiling_tables, write_report
 from optimizer.reports.page.remarks import remarks
-from optimizer.search import FitEvents, FitResult, Identified, fit, found_ceilings, found_result, load_study
+from optimizer.search import FitEvents, FitResult, fit, found_result
+from optimizer.studies import load_study
 
 
 def run(*arguments: object) -> int:

@@ -1,20 +1,13 @@
-"""Finished recipes on disk: what they note of the searches that found them, and simplifying one against its target."""
+"""Finished recipes on disk, simplified against their target."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from optimizer.checkpoints import check_unchanged
-from optimizer.errors import InputError, RecipeError, attempt
-from optimizer.files import check_output, named_file, shown
-from optimizer.library import HashCache, locate, locate_models, not_found, seen_from, sha256
-from optimizer.merging import check_noted_hashes, fits_hash, other_hash
-from optimizer.recipes import Recipe, folders_of, load_recipe, parameters_of, save_recipe
-from optimizer.search.notes import noted_reading
-from optimizer.search.simplifying import (
+from optimizer.analysis.simplifying import (
     SHARE,
     TOLERANCE,
     Judged,
@@ -24,7 +17,12 @@ from optimizer.search.simplifying import (
     default_numbers,
     simplify,
 )
-from optimizer.search.study import DEFAULT_SEED, Study
+from optimizer.checkpoints import check_unchanged
+from optimizer.errors import InputError, RecipeError, attempt
+from optimizer.files import check_output, named_file
+from optimizer.library import HashCache, locate, locate_models, not_found, seen_from, sha256
+from optimizer.merging import check_noted_hashes, fits_hash, other_hash
+from optimizer.recipes import Recipe, folders_of, load_recipe, parameters_of, save_recipe
 from optimizer.similarity import (
     DEFAULT_METRIC,
     METRICS,
@@ -39,60 +37,12 @@ from optimizer.similarity import (
     prompts_sha256,
     read_prompts,
 )
+from optimizer.studies import ALIKE, DEFAULT_SEED, NotedSearch, Study, needs_prompts, noted_reading, noted_searches
 
-__all__ = ["NotedSearch", "noted_searches", "simple_path", "simplify_file", "simplify_fit"]
+__all__ = ["simple_path", "simplify_file", "simplify_fit"]
 
 # Steps of a recipe that is simplified: the work grows with their number's cube. People's have tens.
 _MOST_STEPS = 100
-# Noted and measured similarities that differ by more are of different things; devices differ by less.
-_ALIKE = 1e-5
-
-
-@dataclass(frozen=True)
-class NotedSearch:
-    """A search noted in a recipe's `fitted`: the result of `step` was scored on `measured` = ((metric, blocks), ...).
-
-    `similarity` is what it reached; `before`, once the recipe was simplified, what it reached before. `clip_skip` is
-    the layer that the encoder metric read, `prompts_file` the file that its prompts are in, seen from the recipe, and
-    `prompts_sha256` which prompts these were; None for those that ship. `prompts` are the prompts themselves, where
-    they are known.
-    """
-
-    name: str
-    step: str
-    measured: tuple[tuple[str, tuple[str, ...]], ...]
-    seeds: tuple[int, ...]
-    similarity: float | None = None
-    before: float | None = None
-    prompts: tuple[str, ...] | None = None
-    clip_skip: int = 1
-    prompts_file: str | None = None
-    prompts_sha256: str | None = None
-
-    @property
-    def metric(self) -> str:
-        """What recipes call the metric: its name, or both joined by +."""
-        return "+".join(name for name, _ in self.measured)
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """All scored blocks."""
-        return tuple(block for _, blocks in self.measured for block in blocks)
-
-    @property
-    def reads(self) -> bool:
-        """Whether prompts matter."""
-        return any(METRICS[name].needs_prompts for name, _ in self.measured)
-
-
-def noted_searches(recipe: Recipe) -> tuple[NotedSearch, ...]:
-    """The searches in `recipe.fitted`; none if it tells of none. Raises RecipeError for what cannot be understood."""
-    noted = (recipe.fitted or {}).get("searches")
-    if noted is None:
-        return ()
-    if not isinstance(noted, list) or not all(isinstance(entry, Mapping) for entry in noted):
-        raise RecipeError("fitted.searches: must be a list of mappings, as a fit writes it")
-    return tuple(_noted_search(recipe, entry, position) for position, entry in enumerate(noted))
 
 
 def simple_path(recipe: Path) -> Path:
@@ -154,7 +104,7 @@ def simplify_file(
     except RecipeError as error:
         raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
     beside, *others = folders_of(recipe, path, folders)
-    reading = any(search.reads for search in searches) if searches else metric is not None and _needs_prompts(metric)
+    reading = any(search.reads for search in searches) if searches else metric is not None and needs_prompts(metric)
     if prompts is not None and not reading:
         raise InputError("--prompts: only the metric `encoder` reads prompts; leave it out, or write --metric encoder")
     given = None if prompts is None else (prompts, attempt(lambda: read_prompts(prompts), "--prompts"))
@@ -215,7 +165,7 @@ def _differences(searches: Sequence[NotedSearch], simplified: Simplified) -> Ite
     for search in searches:
         measured, _ = simplified.totals[search.name]
         noted = search.similarity if search.before is None else None
-        if noted is not None and abs(measured - noted) > _ALIKE:
+        if noted is not None and abs(measured - noted) > ALIKE:
             yield (
                 f"fitted.searches.{search.name}: measured {measured:.9f}, but {noted:.9f} is noted; were other random "
                 "inputs (--seed), other prompts (--prompts), another base (--base) or other files used?"
@@ -306,68 +256,6 @@ def _with_notes(
     return replace(simplified, recipe=replace(simplified.recipe, fitted=noted))
 
 
-def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> NotedSearch:
-    where = f"fitted.searches[{position}]"
-
-    def text(field: str) -> str:
-        value = entry.get(field)
-        if not isinstance(value, str):
-            raise RecipeError(f"{where}.{field}: received {value!r}; must be text, as a fit writes it")
-        return value
-
-    def similarity(field: str) -> float | None:
-        value = entry.get(field)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
-            raise RecipeError(f"{where}.{field}: received {value!r}; must be a number in [-1, 1]")
-        return float(value)
-
-    names = text("metric").split("+")
-    if unknown := [name for name in names if name not in METRICS]:
-        raise RecipeError(f"{where}.metric: received {unknown[0]!r}; there are {', '.join(METRICS)}")
-    try:
-        blocks = recipe.layout.parse_blocks(text("blocks"))
-    except InputError as error:
-        raise RecipeError(f"{where}.blocks: {problem}" for problem in error.problems) from None
-    seeds = entry.get("seeds", [DEFAULT_SEED])
-    # ruamel has a class of its own for some whole numbers, 0 among them.
-    whole = isinstance(seeds, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in seeds)
-    if not whole or not seeds or not all(0 <= seed < 2**63 for seed in seeds):
-        raise RecipeError(f"{where}.seeds: received {seeds!r}; must be one or more whole numbers from 0 up")
-    reading = _noted_reading(entry, where) if any(map(_needs_prompts, names)) else {}
-    reached = similarity("similarity")
-    name = text("name")
-    return NotedSearch(
-        name=name,
-        step=_noted_step(recipe, entry, name, "+".join(names), blocks, reached, where),
-        measured=_split(recipe, names, blocks, where),
-        seeds=tuple(seeds),
-        similarity=reached,
-        before=similarity("before"),
-        **reading,
-    )
-
-
-def _noted_reading(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields of a `NotedSearch` that are about what the encoder metric read."""
-    clip_skip = entry.get("clip_skip", 1)
-    if type(clip_skip) is not int or clip_skip < 1:
-        raise RecipeError(f"{where}.clip_skip: received {shown(clip_skip)}; must be a whole number from 1 up")
-    prompts = entry.get("prompts")
-    if prompts is None:
-        return {"clip_skip": clip_skip}
-    # Recipes have held the prompts themselves.
-    if isinstance(prompts, list) and prompts and all(isinstance(prompt, str) for prompt in prompts):
-        return {"clip_skip": clip_skip, "prompts": tuple(prompts), "prompts_sha256": prompts_sha256(prompts)}
-    named = [prompts.get(field) for field in ("file", "sha256")] if isinstance(prompts, Mapping) else [None]
-    if not all(isinstance(text, str) for text in named):
-        raise RecipeError(
-            f"{where}.prompts: received {shown(prompts)}; must be a file and its sha256, as a fit writes it"
-        )
-    return {"clip_skip": clip_skip, "prompts_file": named[0], "prompts_sha256": named[1]}
-
-
 def _with_prompts(
     search: NotedSearch,
     path: Path,
@@ -406,66 +294,6 @@ def _with_prompts(
         )
     named = search.prompts_file if _same_folder(path, output) else seen_from(output.parent, found)
     return replace(search, prompts=prompts, prompts_file=named)
-
-
-def _split(
-    recipe: Recipe, names: Sequence[str], blocks: Sequence[str], where: str
-) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Which metric scores which blocks: each those that it sees and no earlier one does."""
-    found: list[tuple[str, tuple[str, ...]]] = []
-    left = list(blocks)
-    for name in names:
-        own = tuple(block for block in METRICS[name].sees(recipe.layout) if block in left)
-        left = [block for block in left if block not in own]
-        if own:
-            found.append((name, own))
-    if left:
-        blocks = recipe.layout.describe_blocks(left)
-        raise RecipeError(f"{where}.blocks: {blocks} cannot be measured by {'+'.join(names)!r}")
-    return tuple(found)
-
-
-def _noted_step(
-    recipe: Recipe,
-    entry: Mapping[str, Any],
-    name: str,
-    label: str,
-    blocks: Sequence[str],
-    reached: float | None,
-    where: str,
-) -> str:
-    """The step whose result a search scored.
-
-    Stepwise searches are named STAGE/STEP. A joint one scored the last step of its stage: of the steps that note
-    similarities by its metric on its blocks, the one that notes what the search reached, else the last.
-    """
-    names = [step.name for step in recipe.steps]
-    given = entry.get("step")
-    if given is not None:
-        if given not in names:
-            raise RecipeError(f"{where}.step: received {given!r}; the recipe's steps are {', '.join(names)}")
-        return str(given)
-    if entry.get("strategy") == "stepwise":
-        fitting = [step for step in names if name.endswith(f"/{step}")]
-        if fitting:
-            return max(fitting, key=len)
-        raise RecipeError(f"{where}.name: received {name!r}; no step of the recipe has this name")
-    ordered = dict.fromkeys(inner.name for step in names for inner in recipe.ancestors(step))
-    noting = [step for step in ordered if set(blocks) <= set(_noted_scores(recipe, step, label))]
-    equal = [
-        step
-        for step in noting
-        if reached is not None
-        and abs(sum(_noted_scores(recipe, step, label)[block] for block in blocks) / len(blocks) - reached) < _ALIKE
-    ]
-    return [recipe.output, *noting, *equal[-1:]][-1]
-
-
-def _noted_scores(recipe: Recipe, step: str, label: str) -> Mapping[str, Any]:
-    noted = (recipe.step(step).similarity or {}).get(label)
-    blocks = noted.get("blocks") if isinstance(noted, Mapping) else None
-    numbers = blocks if isinstance(blocks, Mapping) else {}
-    return {block: value for block, value in numbers.items() if isinstance(value, int | float)}
 
 
 def _asked(
@@ -537,10 +365,6 @@ def _reads(metric: str) -> bool:
 
 def _draws(search: NotedSearch) -> bool:
     return any(METRICS[name].needs_seed for name, _ in search.measured)
-
-
-def _needs_prompts(metric: str) -> bool:
-    return METRICS[metric].needs_prompts
 
 
 def _needs_base(searches: Iterable[NotedSearch]) -> bool:

@@ -22,8 +22,8 @@ from optimizer.library import (
 )
 from optimizer.printable import printable
 from optimizer.recipes import Alpha, Free, Model, Recipe, Step, recipe_as_data
-from optimizer.search.study import MOST_JOINT, MOST_SEARCHED
 from optimizer.similarity import DEFAULT_METRIC, METRICS
+from optimizer.studies.stage import MOST_JOINT, MOST_SEARCHED
 
 __all__ = ["FIRST_MODES", "FirstStudy", "first_study"]
 

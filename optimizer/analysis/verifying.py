@@ -11,10 +11,18 @@ from optimizer.families import Layout
 from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes
 from optimizer.recipes import Expected, Recipe
-from optimizer.similarity.comparison import Comparison, Progress, open_recipe_comparison
-from optimizer.similarity.metric import Metric, score_steps, total_similarity
-from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric
-from optimizer.similarity.statistics import measure_statistics
+from optimizer.similarity import (
+    DEFAULT_METRIC,
+    METRICS,
+    Comparison,
+    Metric,
+    Progress,
+    build_metric,
+    measure_statistics,
+    open_recipe_comparison,
+    score_steps,
+    total_similarity,
+)
 
 __all__ = ["Verified", "verify"]
 

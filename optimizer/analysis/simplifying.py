@@ -22,8 +22,8 @@ import torch
 
 from optimizer.errors import RecipeError
 from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step
-from optimizer.search.noted import noted_scores
 from optimizer.similarity import ExplainedMetric, Metric, score_step, total_similarity
+from optimizer.studies import noted_scores
 
 __all__ = [
     "GRIDS",

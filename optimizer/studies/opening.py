@@ -14,8 +14,6 @@ from optimizer.checkpoints import STATISTICS, Checkpoint, open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
 from optimizer.library import HashCache, fingerprint, sha256
 from optimizer.recipes import Contributors, check_channels, warn_of_sources
-from optimizer.search.study import Stage, Study
-from optimizer.search.study_files import check_study_folder
 from optimizer.similarity import (
     METRICS,
     Comparison,
@@ -28,6 +26,9 @@ from optimizer.similarity import (
     shipped_prompts,
     warn_of_zeros,
 )
+from optimizer.studies.folder import check_study_folder
+from optimizer.studies.stage import Stage
+from optimizer.studies.study import Study
 
 __all__ = ["OpenStudy", "open_study"]
 

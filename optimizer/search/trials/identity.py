@@ -14,11 +14,11 @@ from optuna.study import StudyDirection
 
 from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, Parameter, Recipe, recipe_as_data
-from optimizer.search.budgets import Budgets
-from optimizer.search.sampler_state import check_sampler_state
-from optimizer.search.storage import StorageAddress, addresses_before, open_storage
-from optimizer.search.study import Stage, Study
+from optimizer.search.trials.budgets import Budgets
+from optimizer.search.trials.sampler_state import check_sampler_state
+from optimizer.search.trials.storage import StorageAddress, addresses_before, open_storage
 from optimizer.similarity import prompts_sha256
+from optimizer.studies import DATABASE, Stage, Study
 
 __all__ = [
     "ActiveStudy",
@@ -217,6 +217,12 @@ def open_search(
         if budgets is not None:
             budgets.note(study)
         return study
+
+
+def name_prefix(study: Study, address: StorageAddress) -> str:
+    """What the names of a study's Optuna studies begin with: its own name where those of others may lie too."""
+    own = (study.folder / DATABASE).resolve()
+    return "" if address.path is not None and address.path.resolve() == own else f"{study.name}:"
 
 
 @dataclass(frozen=True)

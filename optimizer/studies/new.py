@@ -9,8 +9,8 @@ from optimizer.errors import CheckpointError, InputError, StudyError, attempt
 from optimizer.files import dump_yaml, plain, refuse_links, replace_text, shown, validate
 from optimizer.library import HashCache, locate, seen_from
 from optimizer.recipes import Recipe, recipe_as_data
-from optimizer.search.study import Study, StudyEntry, study_of, with_found_files
 from optimizer.similarity import DEFAULT_METRIC, METRICS
+from optimizer.studies.study import Study, StudyEntry, study_of, with_found_files
 
 __all__ = ["StageFields", "StageOptions", "new_study"]
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select
 
 from optimizer.errors import StudyError
-from optimizer.search.database_errors import AWAY, is_away, reason_of
+from optimizer.search.trials.database_errors import AWAY, is_away, reason_of
 
 __all__ = ["BrokenStorage", "CheckedStorage"]
 

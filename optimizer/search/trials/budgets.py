@@ -11,8 +11,8 @@ from typing import Any
 
 import optuna
 
-from optimizer.search.study import Stage, Study
-from optimizer.search.workers import Workers
+from optimizer.search.trials.workers import Workers
+from optimizer.studies import Stage, Study
 
 __all__ = ["Budgets", "budget_of", "most_of"]
 

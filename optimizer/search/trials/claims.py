@@ -19,14 +19,14 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optimizer.errors import InputError, StudyError
-from optimizer.search.budgets import budget_of
-from optimizer.search.checked_storage import BrokenStorage
-from optimizer.search.checked_trials import ERROR, LOST, ORIGIN, WORKER, CheckedTrials, LeftOut, told_of
-from optimizer.search.results import completed
-from optimizer.search.sampler_state import check_sampler_state
-from optimizer.search.storage import PATIENCE, FileWatch, StorageAddress, StorageLost, persist
-from optimizer.search.study import Stage
-from optimizer.search.workers import Worker, Workers
+from optimizer.search.trials.best import completed
+from optimizer.search.trials.budgets import budget_of
+from optimizer.search.trials.checked_storage import BrokenStorage
+from optimizer.search.trials.checked_trials import ERROR, LOST, ORIGIN, WORKER, CheckedTrials, LeftOut, told_of
+from optimizer.search.trials.sampler_state import check_sampler_state
+from optimizer.search.trials.storage import PATIENCE, FileWatch, StorageAddress, StorageLost, persist
+from optimizer.search.trials.workers import Worker, Workers
+from optimizer.studies import Stage
 
 __all__ = ["Claim", "SharedStorage", "Trials", "is_lost"]
 

@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 
 from optimizer.errors import StudyError
 from optimizer.files import host_name
-from optimizer.search.storage import StorageAddress, without_psycopg
+from optimizer.search.trials.storage import StorageAddress, without_psycopg
 
 if TYPE_CHECKING:
     import psycopg

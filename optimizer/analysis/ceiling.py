@@ -16,8 +16,10 @@ s = 1, since it sees length: plain least squares in each group, within a box whe
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,24 +27,31 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear, nnls
 
-from optimizer.errors import InputError
+from optimizer.analysis.exact import exact_optimum
+from optimizer.analysis.linear import (
+    RANK,
+    Linear,
+    Matrix,
+    Vector,
+    largest_cosine,
+    least_squares_with_errors,
+    tensor_weights,
+)
+from optimizer.checkpoints import STATISTICS
+from optimizer.errors import InputError, StudyError
 from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes
-from optimizer.recipes import Algebra, Group, Parameter, Recipe, Space, parameters_of
-from optimizer.search.exact import exact_optimum
-from optimizer.search.measuring import OpenStudy, open_study
-from optimizer.search.notes import best_recipe
-from optimizer.search.study import Study
+from optimizer.recipes import Algebra, Parameter, Recipe, Space, parameters_of
 from optimizer.similarity import (
     EXACT_METRICS,
     METRICS,
     Measured,
     QuadraticMetric,
-    Statistics,
     build_metric,
     chosen_device,
     total_similarity,
 )
+from optimizer.studies import OpenStudy, Study, best_recipe, load_study, open_study
 
 __all__ = [
     "CEILING_METRICS",
@@ -52,14 +61,12 @@ __all__ = [
     "Identified",
     "SourceShare",
     "ceilings",
+    "found_ceilings",
     "identify",
-    "largest_cosine",
     "source_shares",
     "study_ceilings",
 ]
 
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
 
 CEILING_METRICS: dict[str, tuple[str, ...]] = {
     "all": EXACT_METRICS,
@@ -68,16 +75,6 @@ CEILING_METRICS: dict[str, tuple[str, ...]] = {
 }
 """The metrics that ceilings are computed for, by what a user calls them."""
 
-# Eigenvalues and singular values below this share of the largest count as 0.
-_RANK = 1e-11
-# The length, in units of the target's, below which a projection counts as zero.
-_NOTHING = 1e-7
-# A corner of a cone is added if the rest of the target has more than this cosine with it, and so many at most.
-_NEARER = 1e-13
-_CORNERS = 1000
-# How often tensors are weighed anew, and the least share of a tensor that counts as unexplained.
-_TURNS = 4
-_EXPLAINED = 1e-9
 # What a bound may be too low by, as sums are rounded.
 _ROUNDING = 1e-12
 
@@ -299,7 +296,7 @@ def identify(spaces: Sequence[tuple[Space, Sequence[str]]]) -> Identified:
     moves = np.concatenate(rows)
     still = [not column.any() for column in moves.T]
     _, sizes, directions = np.linalg.svd(moves)
-    rank = int((sizes > _RANK * max(float(sizes.max(initial=0.0)), 1e-300)).sum())
+    rank = int((sizes > RANK * max(float(sizes.max(initial=0.0)), 1e-300)).sum())
     loose = np.abs(directions[rank:]).max(axis=0, initial=0.0) > 1e-9
     return Identified(
         rank,
@@ -328,9 +325,9 @@ def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dic
 
     def solved(rows: NDArray[np.bool_]) -> list[Coefficient]:
         chosen = rows & counted
-        plain = _least_squares_with_errors(gram[chosen], asked)
-        weights = _weights(gram[chosen], sizes[chosen], asked)
-        weighed = _least_squares_with_errors(gram[chosen] * weights[:, None, None], asked)
+        plain = least_squares_with_errors(gram[chosen], asked)
+        weights = tensor_weights(gram[chosen], sizes[chosen], asked)
+        weighed = least_squares_with_errors(gram[chosen] * weights[:, None, None], asked)
         return [Coefficient(*one, *other) for one, other in zip(plain, weighed, strict=True)]
 
     per_block = {block: solved(of_block == block) for block in blocks}
@@ -344,52 +341,6 @@ def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dic
         )
         for position, row in enumerate(asked)
     }
-
-
-def largest_cosine(
-    products: Matrix, with_target: Vector, target: float, corner: Callable[[Vector], Vector] | None = None
-) -> float:
-    """The largest cosine of X x with a target over all x, or over the cone that `corner` tells the corners of.
-
-    `products` is X'X [n, n], `with_target` X't [n], `target` t't. `corner(direction)` [n] is the one farthest in that
-    direction of finitely many x whose non-negative sums are the cone.
-    0 if nothing but x = 0 comes near the target, as the similarity of a zero vector is.
-
-    The projection onto the cone is found by adding the corner that the rest of the target points to most, and solving
-    again over all that were added (P. Wolfe, Finding the nearest point in a polytope, 1976). It needs no independent
-    columns, and it ends when no corner would bring it nearer.
-    """
-    size = np.sqrt(np.diag(products).clip(min=0.0))
-    there = size > 1e-150
-    if target <= 0 or not there.any():
-        return 0.0
-    # With columns of length 1: a base is ten thousand times as long as a difference from it.
-    size = size[there]
-    scaled = products[np.ix_(there, there)] / np.outer(size, size)
-    pulled = with_target[there] / (size * math.sqrt(target))
-    lengths, axes = np.linalg.eigh(scaled)
-    spanned = lengths > _RANK * lengths[-1]
-    roots, axes = np.sqrt(lengths[spanned]), axes[:, spanned]
-    # In these coordinates the columns are X itself, and the target is its projection onto them.
-    columns, projected = roots[:, None] * axes.T, axes.T @ pulled / roots
-    if corner is None:
-        return float(np.clip(np.linalg.norm(projected), 0.0, 1.0))
-    nearest = np.zeros_like(projected)
-    corners: list[Vector] = []
-    for _ in range(_CORNERS):
-        direction = np.zeros(len(there))
-        direction[there] = size * (columns.T @ (projected - nearest))
-        found = columns @ (corner(direction)[there] * size)
-        length = float(np.linalg.norm(found))
-        if length <= _NOTHING or (projected - nearest) @ found <= _NEARER * length:
-            break
-        corners.append(found / length)
-        matrix = np.stack(corners, axis=1)
-        shares, _ = nnls(matrix, projected)
-        nearest = matrix @ shares
-    # A projection shorter than this is what rounding leaves of none at all where sources are equal.
-    reached = float(np.linalg.norm(nearest))
-    return float(np.clip(projected @ nearest / reached, 0.0, 1.0)) if reached > _NOTHING else 0.0
 
 
 def _space(recipe: Recipe, measured: Measured, step: str, blocks: Sequence[str]) -> Space:
@@ -462,7 +413,7 @@ def _block_ceiling(measured: Measured, metric: str, block: str, *, bounded: bool
     """The largest similarity of any merge; `without` leaves out the source at that position."""
     if metric == "explained":
         return _largest_share(measured, block, bounded=bounded, without=without)
-    linear = _Linear.of_block(measured.statistics, measured.groups, block, without, whole=metric == "weights")
+    linear = Linear.of_block(measured.statistics, measured.groups, block, without, whole=metric == "weights")
     corner = partial(linear.corner, with_base=measured.base is not None) if bounded else None
     return largest_cosine(linear.products, linear.with_target, linear.target, corner)
 
@@ -503,7 +454,7 @@ def _unexplained(products: Matrix, with_target: Vector, target: float, within: t
     free, box = within
     size = np.sqrt(np.diag(products))
     values, axes = np.linalg.eigh(products / np.outer(size, size))
-    spanned = values > _RANK * values[-1]
+    spanned = values > RANK * values[-1]
     roots, axes = np.sqrt(values[spanned]), axes[:, spanned]
     # In these coordinates the columns are X itself, and the target is its projection onto them.
     columns, projected = roots[:, None] * axes.T * size, axes.T @ (with_target / size) / roots
@@ -523,121 +474,26 @@ def _unexplained(products: Matrix, with_target: Vector, target: float, within: t
     return beyond + float(rest @ rest)
 
 
-@dataclass(frozen=True)
-class _Linear:
-    """A block's merges as X x, with x = (s, y of the first group, y of the second, ...), or x = (y, ...) for `delta`.
+def found_ceilings(
+    path: Path | str,
+    folders: Sequence[Path | str] = (),
+    *,
+    device: torch.device | str | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    hashes: HashCache | None = None,
+) -> tuple[tuple[Ceiling, ...], tuple[str, ...]]:
+    """What the study in `path` can reach, and, where that cannot be said, why not, a line for each reason.
 
-    `products` X'X, `with_target` X't, `target` t't. `free` has, for each group that counts, the positions in x of its
-    y, and whether its pivot is the reference.
+        ceilings, problems = found_ceilings("my-study")
+
+    By the statistics that a fit has left in its folder; without them by its checkpoints, looked for in `folders` too.
     """
-
-    products: Matrix
-    with_target: Vector
-    target: float
-    scaled: bool
-    free: tuple[tuple[tuple[int, ...], bool], ...]
-
-    @staticmethod
-    def of_block(
-        statistics: Statistics, groups: Sequence[Group], block: str, without: int | None, *, whole: bool
-    ) -> "_Linear":
-        """The merges of `block`; of its whole weights, or of their differences from the reference."""
-        gram, group = statistics.gram.numpy(), statistics.group.numpy()
-        in_block = np.array([each == block for each in statistics.blocks])
-        summed: list[Matrix] = []
-        maps: list[Matrix] = []
-        free: list[tuple[tuple[int, ...], bool]] = []
-        width = int(whole)
-        for row in np.unique(group[in_block]):
-            chosen = in_block & (group == row)
-            # All tensors of a group are held by the same sources, so by the reference all of them or none.
-            referenced = bool(statistics.referenced.numpy()[chosen].all())
-            if not whole and not referenced:
-                continue
-            holders = [1 + position for position in groups[row].holders if position != without]
-            of_group = gram[chosen].sum(axis=0)
-            pivot, moving = _directions(of_group, holders, referenced)
-            free.append((tuple(range(width, width + moving.shape[1])), referenced))
-            width += moving.shape[1]
-            summed.append(of_group)
-            maps.append(np.concatenate([pivot, moving], axis=1) if whole else moving)
-        products, with_target, target = np.zeros((width, width)), np.zeros(width), 0.0
-        aim = np.zeros(gram.shape[-1])
-        aim[0], aim[-1] = float(whole), 1.0
-        for of_group, expand, (places, _) in zip(summed, maps, free, strict=True):
-            own = np.array([*([0] if whole else []), *places], dtype=int)
-            products[np.ix_(own, own)] += expand.T @ of_group @ expand
-            with_target[own] += expand.T @ of_group @ aim
-            target += float(aim @ of_group @ aim)
-        return _Linear(products, with_target, target, whole, tuple(free))
-
-    def corner(self, direction: Vector, *, with_base: bool) -> Vector:
-        """Of the corners of 0 <= y_k <= s, for all sources but the base in every group, the farthest in `direction`.
-
-        They have s = 1; of differences, where there is no s and no length counts, they are the unit vectors.
-        """
-        found = np.zeros(len(direction))
-        if not self.scaled:
-            found[direction.argmax()] = 1.0
-            return found
-        found[0] = 1.0
-        for places, referenced in self.free:
-            own = np.array(places, dtype=int)
-            if with_base and referenced:
-                found[own[direction[own] > 0]] = 1.0
-            elif len(own) and direction[own].max() > 0:
-                # Where the pivot is bounded too, it has what the others leave of s, so none of them exceeds s.
-                found[own[direction[own].argmax()]] = 1.0
-        return found
-
-
-def _directions(gram: Matrix, holders: Sequence[int], referenced: bool) -> tuple[Matrix, Matrix]:
-    """What s and the y_k of a group multiply, [K + 2, 1] and [K + 2, n], in terms of the Gram matrix's rows.
-
-    Where the reference holds the group, it is the pivot; its own difference, if it is a source, is zero and left out.
-    """
-    unit = np.eye(len(gram))
-    if referenced:
-        return unit[:, :1], unit[:, [holder for holder in holders if gram[holder, holder] > 0]]
-    pivot = unit[:, holders[:1]].sum(axis=1, keepdims=True)
-    return pivot, unit[:, holders[1:]] - pivot
-
-
-def _least_squares(summed: Matrix, asked: Sequence[int]) -> Vector:
-    """Coefficients [..., asked] from Gram matrices [..., K + 1, K + 1]."""
-    products = summed[..., asked, :][..., :, asked]
-    pulled = summed[..., asked, -1]
-    # With columns of length 1, or 0: a source close to the base counts as much as one far from it.
-    size = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1).clip(min=0.0))
-    inverse = np.divide(1.0, size, out=np.zeros_like(size), where=size > 1e-150)
-    scaled = products * inverse[..., :, None] * inverse[..., None, :]
-    found = np.linalg.pinv(scaled, rcond=_RANK, hermitian=True) @ (pulled * inverse)[..., None]
-    return np.asarray(found[..., 0] * inverse)
-
-
-def _least_squares_with_errors(gram: Matrix, asked: Sequence[int]) -> list[tuple[float, float | None]]:
-    """(coefficient, jackknife error) of the `asked` sources, from Gram matrices [tensors, K + 1, K + 1]."""
-    total = gram.sum(axis=0)
-    found = _least_squares(total, asked).tolist()
-    count = len(gram)
-    if count < 2:
-        return [(value, None) for value in found]
-    left_out = _least_squares(total - gram, asked)
-    spread = ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0)
-    return list(zip(found, np.sqrt((count - 1) / count * spread).tolist(), strict=True))
-
-
-def _weights(gram: Matrix, sizes: Vector, asked: Sequence[int]) -> Vector:
-    """What each tensor counts: its size over what the sources leave unexplained of it, found by turns."""
-    weights = np.ones(len(gram))
-    target = gram[:, -1, -1]
-    for _ in range(_TURNS):
-        found = _least_squares((gram * weights[:, None, None]).sum(axis=0), asked)
-        full = np.zeros(gram.shape[-1])
-        full[list(asked)], full[-1] = -found, 1.0
-        left = np.einsum("k,tkl,l->t", full, gram, full)
-        # Rounding leaves something of all that is explained; a tensor that nobody has changed tells nothing.
-        left = np.maximum(left, _EXPLAINED * target)
-        weights = np.divide(sizes, left, out=np.zeros_like(left), where=left > 0)
-        weights /= max(float(weights.max(initial=0.0)), 1e-300)
-    return weights
+    try:
+        study = load_study(path, with_files=False)
+        if (study.folder / STATISTICS).exists():
+            with suppress(StudyError):
+                return study_ceilings(study.without_files(), device=device, progress=progress), ()
+        study = load_study(path, folders, hashes=hashes, progress=progress)
+        return study_ceilings(study, device=device, progress=progress, hashes=hashes), ()
+    except InputError as error:
+        return (), error.problems

@@ -27,12 +27,12 @@ from sqlalchemy.exc import ArgumentError
 
 from optimizer.errors import StudyError
 from optimizer.printable import quoted
-from optimizer.search.checked_storage import CheckedStorage
-from optimizer.search.database_errors import AWAY, is_away, reason_of, sqlite_code_of
-from optimizer.search.sqlite_files import connect_to, finish_writing, holds_tables
+from optimizer.search.trials.checked_storage import CheckedStorage
+from optimizer.search.trials.database_errors import AWAY, is_away, reason_of, sqlite_code_of
+from optimizer.search.trials.sqlite_files import connect_to, finish_writing, holds_tables
+from optimizer.studies import DATABASE
 
 __all__ = [
-    "DATABASE",
     "PATIENCE",
     "FileWatch",
     "StorageAddress",
@@ -46,7 +46,6 @@ __all__ = [
     "without_psycopg",
 ]
 
-DATABASE = "study.db"
 # Seconds that a storage may be away before a fit gives up.
 PATIENCE = 60.0
 _FIRST_DELAY = 0.1

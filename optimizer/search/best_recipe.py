@@ -6,16 +6,13 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from optimizer.errors import StudyError
 from optimizer.library import seen_from
-from optimizer.recipes import Recipe, load_recipe
-from optimizer.search.noted import noted_scores
-from optimizer.search.results import SearchResult, SeedSpread, StepScores
-from optimizer.search.study import Study
-from optimizer.similarity import prompts_sha256
+from optimizer.recipes import Recipe
+from optimizer.search.results import SearchResult, SeedSpread
+from optimizer.studies import StepScores, Study, noted_reading, noted_scores
 from optimizer.version import __version__
 
-__all__ = ["best_recipe", "finished_recipe", "noted_reading"]
+__all__ = ["finished_recipe"]
 
 
 def finished_recipe(
@@ -72,26 +69,6 @@ def finished_recipe(
         **({} if not spread else {"other_random_inputs": [_noted_spread(one) for one in spread]}),
     }
     return replace(recipe, models=models, steps=steps, fitted=fitted)
-
-
-def best_recipe(study: Study) -> Recipe | None:
-    """The recipe in the study's best.yaml; None if there is none. Raises InputError if it is of another recipe."""
-    path = study.folder / "best.yaml"
-    recipe = load_recipe(path) if path.is_file() else None
-    if recipe is not None and recipe.formulas != study.recipe.formulas:
-        raise StudyError(f"{path}: its steps are not those of {study.recipe_path}; fit anew, or move it away")
-    return recipe
-
-
-def noted_reading(file: str | None, prompts: Sequence[str] | None, clip_skip: int) -> dict[str, Any]:
-    """What the encoder metric reads, as recipes hold it: nothing where it is what the metric reads by default.
-
-    Of prompts the `file` and its hash: they may be many, and a recipe goes into every merge of it, for all to read.
-    """
-    return {
-        **({} if prompts is None else {"prompts": {"file": file, "sha256": prompts_sha256(prompts)}}),
-        **({} if clip_skip == 1 else {"clip_skip": clip_skip}),
-    }
 
 
 def _noted_spread(spread: SeedSpread) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from optimizer.search.results import DISTANCE
+from optimizer.search.trials.best import DISTANCE
 from optimizer.similarity import total_similarity
 
 __all__ = ["ERROR", "LOST", "ORIGIN", "SCORES", "WORKER", "CheckedTrials", "LeftOut", "told_of"]

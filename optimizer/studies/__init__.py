@@ -1,0 +1,50 @@
+"""Studies: their YAML file, stages and folder, what recipes note of them, and opening one with its checkpoints."""
+
+from optimizer.studies.first_study import FIRST_MODES, first_study
+from optimizer.studies.folder import DATABASE, check_study_folder, storage_files
+from optimizer.studies.new import StageFields, new_study
+from optimizer.studies.noted import (
+    ALIKE,
+    NotedSearch,
+    NotedSpread,
+    StepScores,
+    best_recipe,
+    needs_prompts,
+    noted_reading,
+    noted_scores,
+    noted_searches,
+    noted_spreads,
+    noted_step_scores,
+)
+from optimizer.studies.opening import OpenStudy, open_study
+from optimizer.studies.stage import DEFAULT_SEED, Stage, StageEntry
+from optimizer.studies.study import Study, load_study, study_file
+
+__all__ = [
+    "ALIKE",
+    "DATABASE",
+    "DEFAULT_SEED",
+    "FIRST_MODES",
+    "NotedSearch",
+    "NotedSpread",
+    "OpenStudy",
+    "Stage",
+    "StageEntry",
+    "StageFields",
+    "StepScores",
+    "Study",
+    "best_recipe",
+    "check_study_folder",
+    "first_study",
+    "load_study",
+    "needs_prompts",
+    "new_study",
+    "noted_reading",
+    "noted_scores",
+    "noted_searches",
+    "noted_spreads",
+    "noted_step_scores",
+    "open_study",
+    "storage_files",
+    "study_file",
+]

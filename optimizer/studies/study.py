@@ -1,0 +1,215 @@
+"""Studies as YAML files, their checkpoints found."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import StrictInt, StrictStr
+
+from optimizer.checkpoints import STATISTICS
+from optimizer.errors import InputError, StudyError, attempt
+from optimizer.files import TEXT_SUFFIXES, UserFile, is_folder, missing_file, named_file, read_yaml, shown, validate
+from optimizer.library import HashCache, find_models, locate, not_found
+from optimizer.printable import unprintable
+from optimizer.recipes import Recipe, load_recipe
+from optimizer.studies.folder import check_study_folder
+from optimizer.studies.stage import MOST_STAGES, Stage, StageEntry, read_stage, unsearched
+
+__all__ = ["Study", "StudyEntry", "load_study", "study_file", "study_of", "with_found_files"]
+
+_NAME = re.compile(r"[\w.-]{1,80}")
+_GENERATION = re.compile(r"@\d+$")
+
+
+class _TargetEntry(UserFile):
+    file: StrictStr
+
+
+class StudyEntry(UserFile):
+    """A study's YAML file."""
+
+    name: StrictStr | None = None
+    recipe: StrictStr
+    target: _TargetEntry
+    base: str | None = None
+    seed: StrictInt = 0
+    stages: list[StageEntry]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A recipe with holes, the target it is fitted to, and the stages of the search. `folder` takes the results.
+
+    `name` tells its trials from those of other studies in a database; by default it is the folder's. `files` are the
+    sources that the stages need, as the recipe names them; `sources` those that were found. `missing`
+    tells, a line each, what was not found: the statistics that an earlier run left in `folder` may stand in for it.
+    `path` is the study's own file; `asked_trials` the budget that was asked for instead of the stages' own.
+    """
+
+    folder: Path
+    recipe: Recipe
+    recipe_path: Path
+    sources: dict[str, Path]
+    target: Path
+    target_file: str
+    base: str | None
+    seed: int
+    stages: tuple[Stage, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    name: str = ""
+    path: Path | None = None
+    asked_trials: int | None = None
+
+    def disturbs(self, stage: Stage, other: Stage) -> bool:
+        """Whether `stage` moves what `other` scores."""
+        leading = {step.name for step in self.recipe.ancestors(other.steps[-1])}
+        moved = {block for one in stage.parameters if one.step in leading for block in one.blocks}
+        return bool(moved & set(other.blocks))
+
+    @property
+    def needed_files(self) -> dict[str, str]:
+        """The sources that the stages need, and the base, as the recipe names their files: {source: file}."""
+        recipe = self.recipe
+        used = {name for stage in self.stages for step in stage.steps for name in recipe.sources(step)} | {self.base}
+        return {name: model.file for name, model in recipe.models.items() if name in used}
+
+    def without_files(self) -> "Study":
+        """The same study as if none of its checkpoints were there: what was measured of them stands in."""
+        kept = self.folder / STATISTICS
+        missing = f"{kept}: was not measured of the checkpoints that this study names; fit it again"
+        return replace(self, sources={}, target=Path(), files=self.needed_files, missing=(missing,))
+
+    def with_trials(self, trials: int) -> "Study":
+        """The same study with this budget of completed trials for each of its Optuna studies."""
+        if trials < 1:
+            raise StudyError(f"--trials: received {trials}; must be at least 1")
+        return replace(self, stages=tuple(replace(stage, trials=trials) for stage in self.stages), asked_trials=trials)
+
+
+def study_file(path: Path | str) -> Path:
+    """The YAML file of the study that a user names by the file or by its folder."""
+    path = Path(path)
+    return path / "study.yaml" if is_folder(path) else path
+
+
+def load_study(
+    path: Path | str,
+    folders: Sequence[Path | str] = (),
+    *,
+    with_files: bool = True,
+    hashes: HashCache | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Study:
+    """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
+
+        result = fit(load_study("my-study", ["D:/webui/models/Stable-diffusion"]))
+
+    Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit. `hashes` and
+    `progress` are for files that are named by their hash, as in `locate`.
+    Raises InputError with one line for each problem, such as a link among what is written into the folder.
+    """
+    path = study_file(path)
+    check_study_folder(path.parent)
+    entry = validate(StudyEntry, read_yaml(path, StudyError), path, StudyError)
+    recipe_path = path.parent / entry.recipe.replace("\\", "/")
+    if named_file(path.parent, entry.recipe) is None:
+        raise StudyError(f"{path}: recipe: {recipe_path}: {missing_file(recipe_path, TEXT_SUFFIXES)}")
+    recipe = load_recipe(recipe_path)
+    study = attempt(lambda: study_of(entry, recipe, path.parent, path.resolve().parent.name), path)
+    study = replace(study, path=path)
+    if not with_files:
+        return study
+    looked = [Path(folder) for folder in folders]
+    return with_found_files(
+        study, looked, recipe_given=recipe_path, target_given=f"{path}: target.file", hashes=hashes, progress=progress
+    )
+
+
+def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Study:
+    """The study in `folder` whose YAML file says `entry`, its checkpoints not looked for; `name` is the default name.
+
+    Raises StudyError with one line for each problem.
+    """
+    problems: list[str] = []
+    stages: list[Stage] = []
+    base = entry.base if entry.base is not None else ("base" if "base" in recipe.models else None)
+    if base is not None and base not in recipe.models:
+        problems.append(f"base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
+    if not 0 <= entry.seed < 2**63:
+        problems.append(f"seed: received {shown(entry.seed)}; must be a whole number from 0 up, below 2^63")
+    if not 0 < len(entry.stages) <= MOST_STAGES:
+        received = len(entry.stages) or "empty"
+        raise StudyError(f"stages: {received}; a study has at least one stage, at most {MOST_STAGES}")
+    names = [stage.name for stage in entry.stages]
+    problems += [f"stages.{name}: defined twice" for name in sorted({name for name in names if names.count(name) > 1})]
+    problems += [
+        f"stages.{name}: the name holds a '/', which stands between a stage's name and a step's; leave it out"
+        for name in dict.fromkeys(names)
+        if "/" in name
+    ]
+    if entry.name is not None and not _NAME.fullmatch(entry.name):
+        problems.append(f"name: received {entry.name!r}; letters, digits, '.', '_' and '-' may be used, 80 at most")
+    problems += [
+        f"stages.{name}: the name ends like that of a later generation of trials; leave out the '@' and the number"
+        for name in dict.fromkeys(names)
+        if _GENERATION.search(name)
+    ]
+    problems += [
+        f"stages.{name[:80]}: the name holds the character {letter!r}; write it on one line, without"
+        for name in dict.fromkeys(names)
+        if (letter := unprintable(name)) is not None
+    ]
+    for stage in entry.stages:
+        try:
+            stages.append(read_stage(stage, recipe, base, folder))
+        except InputError as error:
+            problems += [f"stages.{stage.name}.{problem}" for problem in error.problems]
+    if not problems:
+        problems += unsearched(recipe, stages)
+    if problems:
+        raise StudyError(problems)
+    return Study(
+        folder, recipe, folder / entry.recipe.replace("\\", "/"), {}, folder / entry.target.file, entry.target.file,
+        base, entry.seed, tuple(stages), name=entry.name if entry.name is not None else name,
+    )  # fmt: skip
+
+
+def with_found_files(
+    study: Study,
+    folders: Sequence[Path],
+    *,
+    recipe_given: Path | str,
+    target_given: str,
+    beside: Path | None = None,
+    hashes: HashCache | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Study:
+    """The same study with its checkpoints found, the target's not among the sources'.
+
+    They are looked for in `beside`, by default beside the recipe and the study that name them, then in `folders`.
+    `recipe_given` and `target_given` are where they were named, for messages. `hashes` and `progress` are for files
+    that are named by their hash, as in `locate`.
+
+    Raises InputError with one line for each problem.
+    """
+    files = study.needed_files
+    of_recipe, of_target = beside or study.recipe_path.parent, beside or study.folder
+    sources, problems = find_models(files, of_recipe, folders, named_in=recipe_given, hashes=hashes, progress=progress)
+    target = None
+    try:
+        target = locate(study.target_file, of_target, folders, hashes=hashes, progress=progress)
+        if target is None:
+            problems.append(f"{target_given}: {not_found(study.target_file, of_target, folders)}")
+    except InputError as error:
+        problems += [f"{target_given}: {problem}" for problem in error.problems]
+    if problems and not (study.folder / STATISTICS).exists():
+        raise StudyError(problems)
+    for name, source in sources.items():
+        if target is not None and source.resolve() == target.resolve():
+            raise StudyError(
+                f"{target_given}: {study.target_file!r} is the recipe's source {name!r} too; "
+                "the target may not be among the sources"
+            )
+    return replace(study, sources=sources, target=target or study.target, files=files, missing=tuple(problems))
