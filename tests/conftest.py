@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from browser import chromium, opened_browser
+from planted import finished_study, pool, write_study  # noqa: F401 - fixtures
 from postgresql import Server, programs
 from safetensors.torch import save_file
 

@@ -1,6 +1,8 @@
-"""Imports point one way, as the design says; what a part may not know, it does not import."""
+"""Folders are rooms: imports between them point one way, no room is a hall, and each shows what others use of it."""
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,101 +12,251 @@ import pytest
 import optimizer
 
 PACKAGE = Path(optimizer.__file__).parent
-LAYERS = ("checkpoints", "recipes", "pictures", "similarity", "search", "reports", "exports", "demo", "cli")
+ROOT = PACKAGE.parent
+# What every room may import.
+GROUND = frozenset({"errors", "fonts", "printable", "threads", "version"})
+# A room imports those of the lines above its own: none of its own line, and none below.
+ORDER = (
+    {"files"},
+    {"families"},
+    {"checkpoints"},
+    {"library", "recipes"},
+    {"merging", "interchange", "similarity"},
+    {"pictures"},
+    {"samplers"},
+    {"studies"},
+    {"analysis"},
+    {"search"},
+    {"reports"},
+    {"demo"},
+    {"cli"},
+)
+ROOMS = tuple(sorted(set().union(*ORDER)))
+# What the order alone would allow.
+NEVER = {
+    "samplers": frozenset(ROOMS) - {"samplers"},
+    "similarity": frozenset({"library"}),
+    "studies": frozenset({"merging", "interchange", "pictures"}),
+}
+ABOVE_LIBRARIES = {"pandas", "matplotlib", "typer", "rich"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted({path.parent for path in MODULES} - {PACKAGE})
 
 
-def imported(path):
-    """The full names of the modules that a module imports, wherever in it."""
-    found = set()
-    package = ("optimizer", *path.relative_to(PACKAGE).with_suffix("").parts)[:-1]
+def name_of(path):
+    """The dotted name of a module by its path."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_in(path):
+    """Every import of a module, wherever in it: (module, name), the name None for `import module`."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            start = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(part for part in (start, node.module) if part)
-            found |= {module} | ({f"optimizer.{a.name}" for a in node.names} if module == "optimizer" else set())
+            assert not node.level, f"{path}: imports relatively"
+            found += [(node.module, alias.name) for alias in node.names]
     return found
 
 
-def layer(name):
-    """The layer that a module's full name lies in; None for what all may use."""
-    parts = name.split(".")
-    return parts[1] if parts[0] == "optimizer" and len(parts) > 1 and parts[1] in LAYERS else None
+IMPORTS = {name_of(path): imports_in(path) for path in MODULES}
 
 
-def in_layer(name):
-    """The modules of one layer."""
-    return [path for path in MODULES if path.relative_to(PACKAGE).with_suffix("").parts[0] == name]
+def in_room(name):
+    """The modules of one room, those of its folders too."""
+    return [module for module in IMPORTS if f"{module}.".startswith(f"optimizer.{name}.")]
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_one_way(name):
-    """A module imports nothing of a layer above its own."""
-    above = LAYERS[LAYERS.index(name) + 1 :]
-    for path in in_layer(name):
-        wrong = {other for other in imported(path) if layer(other) in above}
-        assert not wrong, f"{path} imports {wrong}"
+def rooms_of(module):
+    """The rooms, and modules of the ground, that a module imports from."""
+    names = [
+        name if source == "optimizer" else source.split(".")[1] for source, name in IMPORTS[module] if is_ours(source)
+    ]
+    return {name for name in names if name is not None}
 
 
-def test_the_layers_are_there():
-    """The check looks at modules: every layer up to search has some, and sees their imports."""
-    for name in LAYERS[:5]:
-        assert len(in_layer(name)) > 3
-    assert {layer(other) for path in in_layer("search") for other in imported(path)} >= {"recipes", "similarity"}
+def is_ours(source):
+    """Whether a module is blockfit's own."""
+    return source.split(".")[0] == "optimizer"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_one_way(room):
+    """A room imports from those above it in the order, and from the ground."""
+    (line,) = (number for number, names in enumerate(ORDER) if room in names)
+    allowed = ({room} | GROUND).union(*ORDER[:line]) - NEVER.get(room, set())
+    for module in in_room(room):
+        assert rooms_of(module) <= allowed, f"{module} imports {rooms_of(module) - allowed}"
+
+
+def test_every_folder_has_its_place_in_the_order():
+    """The check looks at every folder and module of the package, and sees their imports."""
+    assert {path.name for path in FOLDERS if path.parent == PACKAGE} == set(ROOMS)
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"} == GROUND
+    assert {"recipes", "similarity", "studies"} <= {name for module in in_room("search") for name in rooms_of(module)}
+
+
+def test_the_ground_imports_nothing_but_itself():
+    """What all may use uses no room."""
+    for name in GROUND:
+        assert rooms_of(f"optimizer.{name}") <= GROUND
+
+
+def test_trials_know_nothing_of_the_fit():
+    """What lies in a folder below a room's own files does not import these; the page of a report, which does, does not
+    go through the room's front.
+    """
+    for module in in_room("search.trials"):
+        own = {source for source, _ in IMPORTS[module] if source.startswith("optimizer.search")}
+        assert all(source.startswith("optimizer.search.trials") for source in own), module
+    for inner in ("notation", "exports"):
+        for module in in_room(f"interchange.{inner}"):
+            own = {source for source, _ in IMPORTS[module] if source.startswith("optimizer.interchange")}
+            assert all(
+                source.startswith(("optimizer.interchange.notation", f"optimizer.interchange.{inner}"))
+                for source in own
+            )
+
+
+def defined_in(source, name):
+    """The module that a name is defined in, which other modules may pass on."""
+    if f"{source}.{name}" in IMPORTS and (source, name) not in PASSED_ON:
+        return f"{source}.{name}"
+    while (source, name) in PASSED_ON:
+        source, name = PASSED_ON[source, name]
+    return source
+
+
+PASSED_ON = {
+    (module, name): (source, name)
+    for module in IMPORTS
+    if (PACKAGE.parent.joinpath(*module.split(".")) / "__init__.py").is_file() and module != "optimizer"
+    for source, name in IMPORTS[module]
+    if is_ours(source) and name is not None
+}
+
+
+def test_no_circle_of_files():
+    """No file imports itself by way of others, whatever it is called where it is imported from."""
+    graph = {
+        module: {defined_in(source, name) for source, name in found if is_ours(source) and name is not None} - {module}
+        for module, found in IMPORTS.items()
+        if module != "optimizer" and not is_front(module)
+    }
+    assert graph["optimizer.similarity.memory"] >= {"optimizer.errors", "optimizer.similarity.metric"}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def is_front(module):
+    """Whether a module is the `__init__` of a room."""
+    return ROOT.joinpath(*module.split("."), "__init__.py").is_file()
+
+
+def test_no_folder_holds_more_than_a_sixth():
+    """Of the lines of all modules, no folder's own files hold more than a sixth."""
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    whole = sum(lines.values())
+    for folder in FOLDERS:
+        share = sum(count for path, count in lines.items() if path.parent == folder) / whole
+        assert share <= 1 / 6, f"{folder}: {share:.1%}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: name_of(path / "__init__.py"))
+def test_a_front_says_what_lives_there(folder):
+    """Each `__init__` has a docstring of three lines at most, the command's excepted; it names what it imports."""
+    front = folder / "__init__.py"
+    tree = ast.parse(front.read_text(encoding="utf-8"))
+    document = ast.get_docstring(tree)
+    assert document
+    if folder.name != "cli":
+        assert len(document.splitlines()) <= 3
+        passed_on = [name for _, name in IMPORTS[name_of(front)]]
+        assert named_in(front) == sorted(passed_on, key=lambda name: (kind(name), name))
+
+
+def named_in(front):
+    """What an `__init__` has in `__all__`."""
+    tree = ast.parse(front.read_text(encoding="utf-8"))
+    lists = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    return [name for found in lists for name in ast.literal_eval(found)]
+
+
+def kind(name):
+    """Constants come first, then classes, then functions, as ruff sorts them."""
+    return 0 if name.isupper() else 1 if name[0].isupper() else 2
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: name_of(path / "__init__.py"))
+def test_a_front_shows_no_more_than_others_use(folder):
+    """Each name that a room shows is imported from it outside: by rooms, beside the package, or by tests of rooms."""
+    room = name_of(folder / "__init__.py")
+    used = {
+        name
+        for module, found in IMPORTS.items()
+        if not f"{module}.".startswith(f"{room}.")
+        for source, name in found
+        if source == room
+    }
+    top = folder.relative_to(PACKAGE).parts[0]
+    for beside in ("tests", "studies", "notebooks"):
+        for path in (ROOT / beside).rglob("*.py"):
+            if path.parts[len(ROOT.parts) : len(ROOT.parts) + 2] != ("tests", top):
+                used |= {name for source, name in imports_in(path) if source == room}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for names in re.findall(rf"^from {re.escape(room)} import (.+)$", readme, re.MULTILINE):
+        used |= set(names.split(", "))
+    shown = set(named_in(folder / "__init__.py"))
+    assert shown <= used, f"nothing outside imports {sorted(shown - used)}"
 
 
 @pytest.mark.parametrize(
-    ("name", "libraries"),
+    ("room", "libraries"),
     [
-        ("checkpoints", {"optuna", "pydantic", "scipy", "pandas", "matplotlib", "typer", "rich"}),
-        ("recipes", {"optuna", "safetensors", "scipy", "pandas", "matplotlib", "typer", "rich"}),
-        ("similarity", {"optuna", "safetensors", "scipy", "pandas", "matplotlib", "typer", "rich"}),
+        ("files", {"torch", "safetensors", "optuna", "scipy", *ABOVE_LIBRARIES}),
+        ("families", {"torch", "safetensors", "optuna", "pydantic", "scipy", *ABOVE_LIBRARIES}),
+        ("checkpoints", {"optuna", "pydantic", "scipy", *ABOVE_LIBRARIES}),
+        ("library", {"optuna", "pydantic", "scipy", *ABOVE_LIBRARIES}),
+        ("recipes", {"optuna", "safetensors", "scipy", *ABOVE_LIBRARIES}),
+        ("merging", {"optuna", "safetensors", "scipy", *ABOVE_LIBRARIES}),
+        ("interchange", {"torch", "safetensors", "optuna", "scipy", "sd_mecha", "mergekit", *ABOVE_LIBRARIES}),
+        ("similarity", {"optuna", "safetensors", "scipy", *ABOVE_LIBRARIES}),
         ("pictures", {"optuna", "safetensors", "scipy", "pandas", "typer", "rich"}),
-        ("search", {"safetensors", "pandas", "matplotlib", "typer", "rich"}),
-        (
-            "exports",
-            {"torch", "safetensors", "optuna", "pandas", "matplotlib", "typer", "rich", "sd_mecha", "mergekit"},
-        ),
+        ("samplers", {"torch", "safetensors", "pydantic", *ABOVE_LIBRARIES}),
+        ("studies", {"optuna", "safetensors", *ABOVE_LIBRARIES}),
+        ("analysis", {"optuna", "safetensors", *ABOVE_LIBRARIES}),
+        ("search", {"safetensors", *ABOVE_LIBRARIES}),
     ],
 )
-def test_libraries(name, libraries):
-    """A layer does not import the libraries that belong to others."""
-    for path in in_layer(name):
-        wrong = {other for other in imported(path) if other.split(".")[0] in libraries}
-        assert not wrong, f"{path} imports {wrong}"
+def test_libraries(room, libraries):
+    """A room does not import the libraries that belong to others."""
+    for module in in_room(room):
+        wrong = {source for source, _ in IMPORTS[module] if source.split(".")[0] in libraries}
+        assert not wrong, f"{module} imports {wrong}"
 
 
-def test_exports_know_recipes_only():
-    """What a format says follows from the recipe alone: exports use nothing that measures, searches or reports."""
-    for path in in_layer("exports"):
-        assert {layer(other) for other in imported(path)} <= {None, "checkpoints", "recipes", "exports"}, path
-
-
-def test_nothing_of_blockfit_below_checkpoints():
-    """Checkpoints use nothing of blockfit but themselves and the errors."""
-    for path in in_layer("checkpoints"):
-        mine = {other for other in imported(path) if other.startswith("optimizer.")}
-        assert all(other.startswith(("optimizer.checkpoints", "optimizer.errors")) for other in mine), path
+def test_exports_open_no_checkpoint():
+    """What a format says follows from the recipe alone, and from what its files are called."""
+    for module in in_room("interchange.exports"):
+        assert rooms_of(module) <= {"errors", "families", "library", "recipes", "interchange"}, module
+        assert {name for source, name in IMPORTS[module] if source == "optimizer.library"} <= {"name_without_hash"}
 
 
 def test_nothing_comes_in_by_the_front_door():
-    """The package's own names, which come from all layers, are for its users: inside, only the version is used."""
-    public = {f"optimizer.{name}" for name in optimizer.__all__}
-    for path in MODULES:
-        if path != PACKAGE / "__init__.py":
-            wrong = imported(path) & public
-            assert not wrong, f"{path} imports {wrong}"
+    """The package's own names, which come from all rooms, are for its users: nothing inside imports them."""
+    for module, found in IMPORTS.items():
+        wrong = {name for source, name in found if source == "optimizer" and name not in GROUND | set(ROOMS)}
+        assert not wrong, f"{module} imports {wrong}"
 
 
 def test_importing_the_package_is_quick():
-    """`import optimizer` loads no heavy library, nor any layer; nor does asking what names there are."""
+    """`import optimizer` loads no heavy library, nor any room; nor does asking what names there are."""
     code = "import sys, optimizer; dir(optimizer); print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     names = set(loaded.stdout.split())
     heavy = {"torch", "optuna", "numpy", "scipy", "pandas", "matplotlib", "PIL", "diffusers", "transformers"}
     assert not (heavy | {"pydantic", "ruamel", "safetensors", "typer", "rich"}) & {name.split(".")[0] for name in names}
-    assert {name for name in names if name.split(".")[0] == "optimizer"} == {"optimizer"}
+    assert {name for name in names if name.split(".")[0] == "optimizer"} == {"optimizer", "optimizer.version"}

@@ -7,7 +7,7 @@ from optimizer.files.links import check_output, open_in_place, refuse_links, stu
 from optimizer.files.near_names import CHECKPOINT_SUFFIXES, TEXT_SUFFIXES, did_you_mean, missing_file, missing_folder
 from optimizer.files.new_files import undo_unfinished, write_new_files
 from optimizer.files.presence import is_file, is_folder, is_there
-from optimizer.files.temporaries import Temporary, clear_abandoned, host_name, temporary_folder
+from optimizer.files.temporaries import clear_abandoned, host_name, temporary_folder
 from optimizer.files.yaml import (
     UserFile,
     dump_yaml,
@@ -24,7 +24,6 @@ from optimizer.files.yaml import (
 __all__ = [
     "CHECKPOINT_SUFFIXES",
     "TEXT_SUFFIXES",
-    "Temporary",
     "UserFile",
     "atomic_path",
     "check_output",

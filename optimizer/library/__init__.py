@@ -10,7 +10,7 @@ from optimizer.library.fingerprints import (
     sha256,
     short_hash,
 )
-from optimizer.library.inspection import Inspection, find_not_finite, inspect_checkpoint
+from optimizer.library.inspection import Inspection, inspect_checkpoint
 from optimizer.library.locations import (
     Progress,
     check_folders,
@@ -29,7 +29,6 @@ from optimizer.library.locations import (
 from optimizer.library.provenance import (
     HASHES,
     NOT_VERIFIED,
-    Parent,
     Provenance,
     known_models,
     name_and_hash,
@@ -42,7 +41,6 @@ __all__ = [
     "NOT_VERIFIED",
     "HashCache",
     "Inspection",
-    "Parent",
     "Progress",
     "Provenance",
     "check_folders",
@@ -50,7 +48,6 @@ __all__ = [
     "checkpoints_in",
     "default_cache_folder",
     "find_models",
-    "find_not_finite",
     "fingerprint",
     "inspect_checkpoint",
     "known_models",

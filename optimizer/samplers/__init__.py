@@ -5,15 +5,5 @@ Knows nothing of checkpoints and recipes."""
 from optimizer.samplers.blockwise import BlockwiseSampler
 from optimizer.samplers.components import connected
 from optimizer.samplers.registry import DEFAULT_SAMPLER, SAMPLERS, make_sampler, trial_seed
-from optimizer.samplers.surrogates import fit_additive, fit_lines
 
-__all__ = [
-    "DEFAULT_SAMPLER",
-    "SAMPLERS",
-    "BlockwiseSampler",
-    "connected",
-    "fit_additive",
-    "fit_lines",
-    "make_sampler",
-    "trial_seed",
-]
+__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "BlockwiseSampler", "connected", "make_sampler", "trial_seed"]

@@ -2,7 +2,7 @@
 
 from optimizer.studies.first_study import FIRST_MODES, first_study
 from optimizer.studies.folder import DATABASE, check_study_folder, storage_files
-from optimizer.studies.new import StageFields, new_study
+from optimizer.studies.new import new_study
 from optimizer.studies.noted import (
     ALIKE,
     NotedSearch,
@@ -17,8 +17,8 @@ from optimizer.studies.noted import (
     noted_step_scores,
 )
 from optimizer.studies.opening import OpenStudy, open_study
-from optimizer.studies.stage import DEFAULT_SEED, Stage, StageEntry
-from optimizer.studies.study import Study, load_study, study_file
+from optimizer.studies.stage import DEFAULT_SEED, Stage
+from optimizer.studies.study import Study, load_study
 
 __all__ = [
     "ALIKE",
@@ -29,8 +29,6 @@ __all__ = [
     "NotedSpread",
     "OpenStudy",
     "Stage",
-    "StageEntry",
-    "StageFields",
     "StepScores",
     "Study",
     "best_recipe",
@@ -46,5 +44,4 @@ __all__ = [
     "noted_step_scores",
     "open_study",
     "storage_files",
-    "study_file",
 ]

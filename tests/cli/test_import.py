@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from optimizer.cli import main
 from optimizer.recipes import load_recipe
 
-ARTICLE = Path(__file__).parents[1] / "recipes" / "article.txt"
+ARTICLE = Path(__file__).parents[1] / "interchange" / "article.txt"
 NUMBERS = ",".join(["0.25"] * 26)
 
 

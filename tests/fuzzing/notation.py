@@ -7,7 +7,7 @@ from pathlib import Path
 import atheris
 from fuzzing import fuzz
 
-with atheris.instrument_imports(include=["optimizer.recipes"]):
+with atheris.instrument_imports(include=["optimizer.interchange"]):
     from optimizer.interchange import import_text, read_notation, write_notation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +49,9 @@ WORDS = [
 def seeds() -> Iterator[bytes]:
     """Texts in each of the ways that are understood, the case files, and the article's."""
     yield from (text.encode() for text in TEXTS)
-    yield from (path.read_bytes() for path in sorted((ROOT / "tests" / "recipes" / "cases").iterdir()))
+    yield from (path.read_bytes() for path in sorted((ROOT / "tests" / "interchange" / "cases").iterdir()))
     yield "﻿".encode("utf-16") + TEXTS[0].encode("utf-16-le")
-    lines = (ROOT / "tests" / "recipes" / "article.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "tests" / "interchange" / "article.txt").read_text(encoding="utf-8").splitlines()
     yield from ("\n".join(lines[start : start + 30]).encode() for start in range(0, len(lines), 30))
 
 

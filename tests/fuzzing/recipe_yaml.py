@@ -6,7 +6,7 @@ from pathlib import Path
 import atheris
 from fuzzing import fuzz
 
-with atheris.instrument_imports(include=["optimizer.recipes", "optimizer.studies.study", "optimizer.recipes.space"]):
+with atheris.instrument_imports(include=["optimizer.files", "optimizer.recipes", "optimizer.studies"]):
     from optimizer.recipes import load_recipe, save_recipe
     from optimizer.studies import load_study
 

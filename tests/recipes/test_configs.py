@@ -11,6 +11,7 @@ from optimizer.similarity import METRICS
 from optimizer.studies import load_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+ARTICLE = Path(__file__).parents[1] / "interchange" / "article.txt"
 
 
 @pytest.mark.parametrize(("name", "free"), [("recipe.yaml", 0), ("search.yaml", 2)])
@@ -51,14 +52,14 @@ def test_study_names_every_choice(tmp_path: Path) -> None:
 
 def test_the_articles_recipe() -> None:
     """configs/blessingmix-v1.yaml is what the article's text says: 18 steps, ten sources and the target."""
-    article = import_text(Path(__file__).with_name("article.txt"))
+    article = import_text(ARTICLE)
     recipe = load_recipe(CONFIGS / "blessingmix-v1.yaml")
 
     assert len(recipe.steps) == 18
     read = article.recipe
     assert {step.name: step for step in recipe.steps} == {step.name: step for step in read.steps}
     assert (recipe.models, recipe.output, recipe.mapping) == (read.models, read.output, read.mapping)
-    lines = Path(__file__).with_name("article.txt").read_text(encoding="utf-8").splitlines()
+    lines = ARTICLE.read_text(encoding="utf-8").splitlines()
     template, in_words = (
         next(number for number, line in enumerate(lines, 1) if part in line)
         for part in ("BASE_FIXED_MODEL =", "BlessingMix V1 = BlessingMixV0 + ")

@@ -23,7 +23,7 @@ from step_by_step import merged_names
 
 from optimizer.interchange import export_recipe
 
-COMMAND = Path(__file__).parents[2] / ".venv-mergekit" / "bin" / "mergekit-pytorch"
+COMMAND = Path(__file__).parents[3] / ".venv-mergekit" / "bin" / "mergekit-pytorch"
 IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 
 

@@ -3,15 +3,8 @@
 import pytest
 from kills import Killing
 
-from optimizer.files import (
-    Temporary,
-    atomic_path,
-    check_writable,
-    clear_abandoned,
-    host_name,
-    replace_text,
-    temporary_folder,
-)
+from optimizer.files import atomic_path, check_writable, clear_abandoned, host_name, replace_text, temporary_folder
+from optimizer.files.temporaries import Temporary
 
 PROCESS = f".blockfit-{host_name()}-4711-0123456789abcdef"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from spellings import add_difference, alone, assert_coefficients, by_block, everywhere, weight_sum
 
-from optimizer.interchange import recipe_from_metadata
+from optimizer.interchange.embedded import recipe_from_metadata
 from optimizer.recipes import block_coefficients
 
 HASHES = {name: digits * 32 for name, digits in zip("ABCDEF", ("a1", "b2", "c3", "d4", "e5", "f6"), strict=True)}

@@ -4,9 +4,8 @@ import mpmath
 import numpy as np
 import pytest
 
-from optimizer.samplers import fit_additive, fit_lines
 from optimizer.samplers.blockwise import _log_improvement
-from optimizer.samplers.surrogates import _Likelihood
+from optimizer.samplers.surrogates import _Likelihood, fit_additive, fit_lines
 
 
 def wave(points):

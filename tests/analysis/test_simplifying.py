@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from step_by_step import ATTENTION, attention_by_definition, block_of, merge_by_steps, merged_names
 
-from optimizer.analysis import GRIDS, Judged, Number, Scored, simplify
+from optimizer.analysis.simplifying import GRIDS, Judged, Number, Scored, simplify
 from optimizer.errors import RecipeError
 from optimizer.families import load_layout
 from optimizer.recipes import Alpha, Free, Model, Recipe, Step

@@ -8,7 +8,8 @@ from step_by_step import BLOCKS
 from optimizer.errors import InputError, StudyError
 from optimizer.families import load_layout
 from optimizer.recipes import described_alphas
-from optimizer.studies import load_study, study_file
+from optimizer.studies import load_study
+from optimizer.studies.study import study_file
 
 STEPS = """\
   - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: OUT03-OUT05}}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import RecipeError
-from optimizer.interchange import recipe_from_metadata
+from optimizer.interchange.embedded import recipe_from_metadata
 from optimizer.library import find_models
 from optimizer.merging import merge
 from optimizer.recipes import Model, Recipe, block_coefficients, load_recipe

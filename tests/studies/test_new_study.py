@@ -15,7 +15,9 @@ from optimizer.merging import merge
 from optimizer.recipes import Recipe, load_recipe, new_recipe
 from optimizer.search import FitResult, fit, study_status
 from optimizer.similarity import compare
-from optimizer.studies import StageEntry, StageFields, Study, load_study, new_study
+from optimizer.studies import Study, load_study, new_study
+from optimizer.studies.new import StageFields
+from optimizer.studies.stage import StageEntry
 
 FREE = {"search": [0, 1], "blocks": "M00,OUT03"}
 STEPS = [

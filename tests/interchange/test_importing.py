@@ -13,7 +13,10 @@ from spellings import RISING, alone, assert_coefficients, by_block, everywhere, 
 from step_by_step import BLOCKS
 
 from optimizer.errors import RecipeError
-from optimizer.interchange import import_merged, import_text, is_workflow, read_mecha, read_mergekit, read_workflow
+from optimizer.interchange import import_merged, import_text
+from optimizer.interchange.comfyui_workflow import is_workflow, read_workflow
+from optimizer.interchange.mecha_text import read_mecha
+from optimizer.interchange.mergekit_configuration import read_mergekit
 from optimizer.recipes import block_coefficients
 
 A, B = "a1" * 32, "b2" * 32

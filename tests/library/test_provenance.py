@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.library import Parent, inspect_checkpoint, name_and_hash, parsed, read_provenance
+from optimizer.library import inspect_checkpoint, name_and_hash, parsed, read_provenance
+from optimizer.library.provenance import Parent
 
 A, B, C = ("a1" * 32, "b2" * 32, "c3" * 32)
 MODELS = {sha: {"name": name, "legacy_hash": "12345678"} for sha, name in ((A, "A"), (B, "dir/B.ckpt"), (C, "C"))}

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from step_by_step import BLOCK_OF
 
 from optimizer.errors import RecipeError
-from optimizer.interchange import EXPORTS, export_recipe, import_text, recipe_from_metadata
+from optimizer.interchange import EXPORTS, export_recipe, import_text
+from optimizer.interchange.embedded import recipe_from_metadata
 from optimizer.recipes import recipe_as_data
 
 UNET = "model.diffusion_model."

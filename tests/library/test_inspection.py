@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import CheckpointError
-from optimizer.library import HashCache, find_not_finite, inspect_checkpoint, sha256
+from optimizer.library import HashCache, inspect_checkpoint, sha256
+from optimizer.library.inspection import find_not_finite
 
 TEXT = "cond_stage_model.transformer.text_model."
 IDS = TEXT + "embeddings.position_ids"

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from scipy.optimize import lsq_linear
 from step_by_step import block_of, merged_names
 
-from optimizer.analysis import largest_cosine, study_ceilings
+from optimizer.analysis import study_ceilings
+from optimizer.analysis.linear import largest_cosine
 from optimizer.cli import main
 from optimizer.errors import InputError
 from optimizer.search import fit

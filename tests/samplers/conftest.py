@@ -1,0 +1,3 @@
+"""Optuna is quiet here."""
+
+from planted import quiet_optuna  # noqa: F401
