@@ -13,7 +13,8 @@
 All names of `__all__` can be imported from here. Each is loaded, with the libraries that it needs, when it is first
 asked for: `import optimizer` alone takes no time. What they are, `help` tells: `help(optimizer.new_study)`.
 
-Imports point one way: checkpoints <- recipes <- pictures <- similarity <- search <- reports, exports <- demo <- cli.
+Imports point one way, see CONTRIBUTING.md: files, families, checkpoints, library and recipes, merging, interchange and
+similarity, pictures, samplers, studies, analysis, search, reports, demo, cli.
 """
 
 import importlib

@@ -14,9 +14,9 @@ from optimizer.reports import write_report
 from optimizer.search import fit, found_result, study_status
 from optimizer.studies import load_study
 
-# What blockfit at commit 2f17fe0 left in the folder: its YAML files, study.db as `Connection.iterdump` writes it, and what
-# `blockfit simplify` made of best.yaml. The checkpoints have to be the very same, byte for byte: trials that were scored
-# with others would not count.
+# What blockfit at commit 2f17fe0 left in the folder: its YAML files, study.db as `Connection.iterdump` writes it, and
+# what `blockfit simplify` made of best.yaml. The checkpoints have to be the very same, byte for byte: trials that were
+# scored with others would not count.
 BEFORE = Path(__file__).with_name("before")
 SEARCHES = {"by steps/A": 3, "by steps/B": 3, "together": 3}
 
