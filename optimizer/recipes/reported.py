@@ -8,7 +8,8 @@ from optimizer.checkpoints.layout import Layout
 from optimizer.errors import RecipeError
 from optimizer.recipes.recipe import Expected
 from optimizer.recipes.statements import Statement
-from optimizer.recipes.tokens import NUMBER, parse_name, percentage
+from optimizer.recipes.tokens import parse_name
+from optimizer.recipes.written_numbers import NUMBER, percentage
 
 __all__ = ["ReportedSimilarities"]
 
