@@ -7,6 +7,7 @@ A file may also be a stranger's. No tag is ever acted upon, and what would take 
 
 import io
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scanner import RoundTripScanner
 
@@ -118,7 +119,10 @@ def yaml_of(text: str) -> Any:
         raise ValueError(_TOO_MUCH)
     reader = YAML(typ="rt")
     reader.Scanner = _Scanner
-    tree = reader.load(text)
+    with warnings.catch_warnings():
+        # YAML lets a later anchor take the place of an earlier one of its name.
+        warnings.simplefilter("ignore", ReusedAnchorWarning)
+        tree = reader.load(text)
     _check(tree)
     return tree
 

@@ -30,11 +30,15 @@ from optimizer.recipes.presets import (
 from optimizer.recipes.recipe import MOST_STEPS, Alpha, Expected, Free, Model, Recipe, Step
 from optimizer.recipes.space import Parameter, Space, described_alphas, filled_alphas, parameters_of
 from optimizer.recipes.tensors import Contributing, Part, check_channels, finite, plan_parts
+from optimizer.recipes.written_numbers import NUMBER, RATIO, WEIGHT, number_in, percentage
 
 __all__ = [
     "MODES",
     "MOST_STEPS",
+    "NUMBER",
+    "RATIO",
     "RECIPE_TYPE",
+    "WEIGHT",
     "Algebra",
     "Alpha",
     "Contributing",
@@ -60,10 +64,12 @@ __all__ = [
     "folders_of",
     "load_recipe",
     "new_recipe",
+    "number_in",
     "numbered_alpha",
     "numbers_of",
     "parameters_of",
     "parse_preset",
+    "percentage",
     "plan_parts",
     "preset_alpha",
     "preset_line",

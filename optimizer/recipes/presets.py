@@ -9,6 +9,7 @@ from optimizer.errors import RecipeError, attempt
 from optimizer.families import Layout
 from optimizer.recipes.built_in_presets import built_in_presets
 from optimizer.recipes.recipe import Alpha
+from optimizer.recipes.written_numbers import number_in
 
 __all__ = [
     "Preset",
@@ -98,6 +99,12 @@ def numbers_of(text: str, layout: Layout) -> tuple[list[float], str | None]:
     many numbers as the layout has blocks (or one less) come of it. SuperMerger's names of merges have BASE's number
     twice. Raises ValueError for anything but numbers.
     """
+    try:
+        number, note = number_in(text, ratio=True)
+        return [number], note
+    except ValueError:
+        if re.search("[/:]", text) and not re.search(r"[,;]|\d\s+\d", text):
+            raise
     fitting = (len(layout.blocks), len(layout.blocks) - 1)
     text = re.sub(r"(?<=\d)\s+%", "%", text)
     spaced = re.split(r"\s*;\s*|,\s+|\s+", text.strip(" ,;"))
@@ -105,14 +112,10 @@ def numbers_of(text: str, layout: Layout) -> tuple[list[float], str | None]:
     decimal = all(re.fullmatch(r"-?\d+(?:[.,]\d+)?", item) for item in spaced) and any("," in item for item in spaced)
     if decimal and (len(spaced) in fitting or len(by_comma) == 2) and len(by_comma) not in fitting:
         return [float(item.replace(",", ".")) for item in spaced], "commas are read as decimal points"
-    numbers = [_number_or_percentage(item) for item in by_comma]
+    numbers = [number_in(item).value for item in by_comma]
     if len(numbers) == fitting[0] + 1 and round(numbers[1], 3) == numbers[0]:
         return numbers[1:], f"{layout.blocks[0]}'s number stands there twice, as SuperMerger writes it"
     return numbers, None
-
-
-def _number_or_percentage(text: str) -> float:
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
 
 
 def numbered_alpha(

@@ -105,6 +105,82 @@ WEIGHT_SUMS = (
     "- **{name}** = `{a}` x {r} + `{b}` x {n}",
     "③ {name} = {a} x {r} + {b} x {n}",
     "Step 3: {name} = {a} x {r} + {b} x {n}",
+    "{a} + {b} ({n}) = {name}",
+    "{a} + {b} {n%} = {name}",
+    "{a} + {b} = {name} ({n})",
+    "{a} + {b} = {name} (ratio {n})",
+    "{a} + {b}, {n} = {name}",
+    "{name} = {a} + {b} (WS {n})",
+    "{name} = ({a} x {r}) + ({b} x {n})",
+    "{name} = {a}:{r} + {b}:{n}",
+    "{name} = {a} {r%} / {b} {n%}",
+    "{a} + {b} = {name}\nratio: {n}",
+    "{a} + {b} = {name}\nMultiplier (M): {n}",
+    "{a} + {b} = {name}\nM {n}",
+    "{a} + {b} = {name}\n({n})",
+    "{a} + {b} = {name}\n{n%}",
+    "{a} + {b} = {name}\n{r:}",
+    "{name} = {a} + {b}\nBASE: {n}\nIN: {n}\nM: {n}\nOUT: {n}",
+    "{name} = {a} x (1-alpha) + {b} x alpha\nalpha:\nIN00-IN11: {n}\nMID {n}\nOUT: {twelve}\nBASE: {n}",
+    "{name}:\n- {a} {r%}\n- {b}: {n}",
+    (
+        "Primary model (A): {a}\nSecondary model (B): {b}\nMultiplier (M): {n}\n"
+        "Interpolation Method: Weighted sum\nCustom Name: {name}"
+    ),
+    "モデルA：{a}\nモデルB：{b}\n比率：{n}\n→ {name}",  # noqa: RUF001
+    "| Weighted Sum @ {n,} | {a} | {b} | {name} |",
+    "| Weighted Sum @ {n/} | {a} | {b} | {name} |",
+    "{name} = {a} x {r/} + {b} x {n/}",
+    "| A | B | Ratio | Name |\n|-|-|-|-|\n| {a} | {b} | {r:} | {name} |",
+    "| Step | Recipe | Result |\n|---|---|---|\n| 1 | {a} x {r} + {b} x {n} | {name} |",
+)
+# Numbers of any size; {-n} is what is subtracted.
+ANY_WEIGHT_SUMS = (
+    "{name} = {a} x {r} + {b} x {n}",
+    "{name} = {a} * ({r}) + {b} * ({n})",
+    "{name} = {a} x {r%} + {b} x {n%}",
+    "{name} = {a} x {r,} + {b} x {n,}",
+    "{name} = {a} x {r/} + {b} x {n/}",
+    "{name} = {a} x (1-alpha) + {b} x alpha\nalpha = {n}",
+    "| Weighted Sum @ {n} | {a} | {b} | {name} |",
+    "| Weighted Sum {n,} | {a} | {b} | {name} |",
+    "Weighted sum @ {n%}: {a} + {b} = {name}",
+    "| A | B | M | Name |\n| --- | --- | --- | --- |\n| {a} | {b} | {n/} | {name} |",
+    "A: {a}\nB: {b}\nM: {n,}\nResult: {name}",
+)
+ANY_ADD_DIFFERENCES = (
+    "{name} = {a} + ({b} - {c}) x {n}",
+    "{name} = {a} + [{b} - {c}] x {n}",
+    "{name} = {a} + ({b} - {c}) * {n,}",
+    "{name} = {a} + ({b} - {c}) x {n/}",
+    "Add difference {n}: {a} + {b} + {c} = {name}",
+    "| Add Difference @ {n/} | {a} | {b} | {c} | {name} |",
+    "| Add Difference @ {n,} | {a} | {b} | {c} | {name} |",
+    "{name} = {a} + ({b} - {c})\nalpha: {n}",
+)
+# Where the number is above 1.
+LARGE_DIFFERENCES = (
+    "{name} = {a} + {n}{b} - {n}{c}",
+    "{name} = {a} + {n} {b} - {n} {c}",
+    "{name}={a}+{b}*{n}-{c}*{n}",
+    "{name} = {a} + {n}({b}) - {n}({c})",
+)
+# Lines below a step that say more of it, or make another one: all are to be named.
+SURPLUS = (
+    "base alpha 0.1",
+    "calcmode: cosineA",
+    "Exclude: BASE",
+    "(only OUT blocks; IN 0)",
+    "OUT blocks only",
+    "Elemental: OUT03:attn:0.2",
+    "IN: 0.1, M: 0.2, OUT: 0.3",
+    "Weight: 0.55",
+    "0.55",
+    "then merged with Z at 30%",
+    "and finally add 0.3 of Z",
+    "Y 0.7 Z 0.3",
+    "train difference",
+    "YとZを0.3でマージ",
 )
 ADD_DIFFERENCES = (
     "{name} = {a} + ({b} - {c}) x {n}",
@@ -131,6 +207,9 @@ def spelled(template, name, models, number):
     values = {"name": name, **models, "n": f"{number:.2f}", "r": f"{rest:.2f}"}
     values |= {"n%": f"{number:.0%}", "r%": f"{rest:.0%}", "n,": f"{number:.2f}", "r,": f"{rest:.2f}"}
     values |= {key: values[key].replace(".", ",") for key in ("n,", "r,")}
+    values |= {"n/": f"{round(number * 100)}/100", "r/": f"{round(rest * 100)}/100"}
+    values["r:"] = f"{round(rest * 100)}:{round(number * 100)}"
+    values["twelve"] = ",".join([values["n"]] * 12)
     values["numbers"] = f",{values['n']}" * 25  # behind the first
     text = template
     for key, value in values.items():
@@ -145,18 +224,24 @@ def texts(draw, most=5):
     lines, starts = [], []
     rows = {"A": alone("A")}
     previous = "A"
+    words = draw(st.sampled_from([("B", "C"), ("photoB", "F222_"), ("Anything_v", "sd1.5e"), ("B_", "real_pruned")]))
     for position in range(1, draw(st.integers(1, most)) + 1):
         name = f"T{position}"
-        number = draw(st.integers(1, 99)) / 100
-        others = [f"B{position}", f"C{position}"]
+        number = (
+            draw(st.one_of(st.integers(1, 99), st.integers(1, 99), st.integers(-150, 250).filter(bool))) / 100
+        )  # 0/100 is the shares of two models
+        usual = 0 < number < 1
+        others = [f"{word}{position}" for word in words]
         rows |= {other: alone(other) for other in others}
         if draw(st.booleans()):
-            template = draw(st.sampled_from(WEIGHT_SUMS))
+            template = draw(st.sampled_from(WEIGHT_SUMS if usual else ANY_WEIGHT_SUMS))
             rows[name] = weight_sum(rows[previous], rows[others[0]], everywhere(number))
         else:
-            template = draw(st.sampled_from(ADD_DIFFERENCES))
+            large = LARGE_DIFFERENCES if number > 1 else ()
+            template = draw(st.sampled_from(ADD_DIFFERENCES if usual else ANY_ADD_DIFFERENCES + large))
             rows[name] = add_difference(rows[previous], rows[others[0]], rows[others[1]], everywhere(number))
         starts.append(len(lines) + 1)
         lines += spelled(template, name, {"a": previous, "b": others[0], "c": others[1]}, number).split("\n")
+        lines += [""] if lines[-1].startswith("|") else []  # the end of a table
         previous = name
     return "\n".join(lines), starts, previous, rows[previous]

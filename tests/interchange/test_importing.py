@@ -319,6 +319,18 @@ def test_any_workflow_from_the_browser(position, field, value, more, links):
         return
 
 
+def test_an_anchor_twice(recwarn):
+    """Of two anchors of one name in mergekit's YAML the later one counts, without a warning of the YAML library."""
+    models = (
+        "- {model: a.safetensors, parameters: {weight: &w 1.0}}\n- {model: b.safetensors, parameters: {weight: &w 3.0}}"
+    )
+
+    recipe, _ = read_mergekit(f"merge_method: linear\nmodels:\n{models}", "x")
+
+    assert_coefficients(block_coefficients(recipe), weight_sum(alone("a"), alone("b"), everywhere(0.75)))
+    assert not recwarn.list
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     field=st.sampled_from(["merge_method", "models", "parameters", "base_model", "slices", "dtype"]),

@@ -217,7 +217,6 @@ def test_a_preset_of_the_text_comes_before_supermergers_own():
         "T1を0.7、Cを0.3でマージ",
         "MIX = T1 & C x 0.3",
         "MIX = T1(70%) C(30%)",
-        "T1 + C 0.3 = MIX",
         "MIX = T1 + 0.3C",
         "GRAD_V",
         "MIX = T1 x (1-a) + C x a, a = 0.3",

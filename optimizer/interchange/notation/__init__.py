@@ -2,7 +2,8 @@
 
 from optimizer.interchange.notation.fields import Fields, is_empty, json_text, leaves, number_in, numbers_in, received
 from optimizer.interchange.notation.formulas import formula_of
-from optimizer.interchange.notation.notation import Imported, read_notation
+from optimizer.interchange.notation.notation import read_notation
+from optimizer.interchange.notation.settling import Imported
 from optimizer.interchange.notation.supermerger import read_supermerge
 from optimizer.interchange.notation.writing import write_notation
 

@@ -68,7 +68,9 @@ def console_block(lines: Sequence[str], start: int) -> tuple[dict[str, str], int
             break
         settings[name] = found["value"]
         count += 1
-    return (settings, count) if "model B" in settings else None
+    if "model B" not in settings or not {"alpha,beta", "weights_alpha", "mode", "MBW"} & settings.keys():
+        return None
+    return settings, count
 
 
 def console_step(settings: Mapping[str, str], layout: Layout, where: str) -> ReadStep:

@@ -3,21 +3,43 @@
 import re
 
 from optimizer.interchange.notation.formulas import parse_formula
-from optimizer.interchange.notation.tokens import NUMBER, QUOTED, NotUnderstood, masked
+from optimizer.interchange.notation.tokens import QUOTED, NotUnderstood, masked, outside_quotes
+from optimizer.interchange.notation.wording import says_more
+from optimizer.recipes import NUMBER, RATIO, WEIGHT, number_in
 
-__all__ = ["LONGEST_FORMULA", "as_sum", "is_formula", "is_half", "with_alpha", "with_symbol", "without_remark"]
+__all__ = [
+    "LONGEST_FORMULA",
+    "as_sum",
+    "is_formula",
+    "is_half",
+    "number_behind",
+    "with_alpha",
+    "with_factors",
+    "with_symbol",
+    "without_remark",
+]
 
 LONGEST_FORMULA = 2000  # characters of a formula that may run on
 _NAME = rf"(?:{QUOTED}|[\w.-]+)"
 _HALF = re.compile(rf"\s*({_NAME})\s*\+\s*({_NAME})\s*")
 _DIFFERENCE = re.compile(rf"\s*({_NAME})\s*\+\s*(?:\(\s*({_NAME})\s*-\s*({_NAME})\s*\)|({_NAME})\s+-\s+({_NAME}))\s*")
-_BETWEEN = re.compile(r",\s+|;\s*|\s+&\s+|\s+and\s+", re.IGNORECASE)
+_BETWEEN = re.compile(r",\s+|;\s*|\s+/\s+|\s+&\s+|\s+and\s+", re.IGNORECASE)
 # The WebUI's merger calls its number M, and multiplier.
 _M = r"(?<![\w.-])(?:M|[Mm]ultiplier)"
 _M_IS = re.compile(rf"{_M}\s*[=:]\s*(?=-?{NUMBER}\s*%?\s*(?:$|[,;)]))")
 _M_IN_FORMULA = re.compile(rf"{_M}(?![\w.-])(?!\s*[=:])")
 _REMARK = re.compile(
     r"(?<=\S)\s*\((?![^()]*(?:[+*@=\d]|\b(?:base|in|out|m|mid|middle|input|output|blocks?|only|encoder|unet)\b))[^()]*\)$",
+    re.IGNORECASE,
+)
+
+
+_COLON_FACTOR = re.compile(rf"(?<=[\w)\"]):(?=\s?{WEIGHT}\s*(?:$|[-+)=,←→⇐⇒]|<))")
+# A number behind two models, or behind their sum's name: (0.3), at 0.3, ratio 0.3, 30%.
+_NUMBER_BEHIND = re.compile(
+    r"(?:\s*(?P<opened>[(,;])\s*|\s+)"
+    r"(?P<key>(?:at|with|weight(?:ed sum)?|ws|(?:merge |mix )?ratio|alpha|multiplier|m)\b\s*[:=@]?\s*)?"
+    rf"(?P<number>{RATIO}|(?<!-){WEIGHT})\s*(?P<closed>\))?$",
     re.IGNORECASE,
 )
 
@@ -61,18 +83,46 @@ def _is_weighed(text: str) -> bool:
     return not re.search(r"[+(]\s*\w+\s*[-+]|\s[-+]\s", masked(text)) and is_formula(text)
 
 
+def with_factors(text: str) -> str:
+    """Return `A:0.7 + B:0.3` with signs of multiplication for its colons; any other text as it is."""
+    hidden = masked(text)
+    places = [found.start() for found in _COLON_FACTOR.finditer(hidden)]
+    if len(places) < 2 or "+" not in hidden or hidden.count(":") != len(places):
+        return text
+    for place in reversed(places):
+        text = f"{text[:place]} x {text[place + 1 :]}"
+    return text
+
+
 def with_symbol(text: str) -> str:
     """Return a line with alpha for the M of the WebUI's merger, where it can be nothing else."""
     hidden = masked(text)
     given = _M_IS.search(hidden) is not None
     if not given and not re.search(rf"\(\s*1\s*-\s*{_M}\s*\)", hidden):
         return text
-    pieces = re.split(rf"({QUOTED})", text)
-    pieces[::2] = [_M_IN_FORMULA.sub("alpha", _M_IS.sub("alpha = ", piece)) for piece in pieces[::2]]
-    return "".join(pieces)
+    return outside_quotes(lambda piece: _M_IN_FORMULA.sub("alpha", _M_IS.sub("alpha = ", piece)), text)
+
+
+def number_behind(text: str) -> tuple[str, str] | None:
+    """Return what stands before a number at the end of a text, `A + B (0.3)` or `MIX, ratio 0.3`, and that number.
+
+    None where it is none of 0..1, or may be part of a name: 1.5 and 1.0 behind a space are.
+    """
+    found = _NUMBER_BEHIND.search(masked(text))
+    if found is None:
+        return None
+    number = text[found.start("number") : found.end("number")]
+    try:
+        value = number_in(number, ratio=True).value
+    except ValueError:
+        return None
+    bare = not found["opened"] and not found["key"]
+    if not 0 <= value <= 1 or (bare and not 0 < value < 1) or bool(found["opened"] == "(") != bool(found["closed"]):
+        return None
+    return text[: found.start()], number
 
 
 def without_remark(text: str) -> tuple[str, str] | None:
     """Return a text without the words in parentheses at its end, and those; None if they say something of blocks."""
     remark = _REMARK.search(text)
-    return None if remark is None else (text[: remark.start()], remark[0].strip())
+    return None if remark is None or says_more(remark[0]) else (text[: remark.start()], remark[0].strip())

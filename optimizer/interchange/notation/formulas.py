@@ -16,7 +16,16 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from optimizer.interchange.notation.tokens import KnownNames, NotUnderstood, Token, quoted, tokens_of, value_of
+from optimizer.interchange.notation.tokens import (
+    GLUED_NUMBER,
+    KnownNames,
+    NotUnderstood,
+    Token,
+    quoted,
+    tokens_of,
+    value_of,
+)
+from optimizer.interchange.notation.wording import is_sentence_word
 from optimizer.recipes import Alpha, Step
 
 __all__ = [
@@ -36,12 +45,6 @@ _MOST_TERMS = 400  # products of terms that are multiplied out
 _MOST_DIFFERENCES = 50  # in one formula: each is a step of its own, inside the next
 _DEEPEST = 50  # levels of parentheses
 _MOST_WORDS = 6  # of a name with spaces that stands without quotation marks
-# In the midst of words without quotation marks they tell that this is a sentence and no name.
-_SENTENCE = frozenset((
-    "and", "or", "with", "the", "of", "from", "into", "then", "using", "plus", "minus", "times", "to", "by", "for",
-    "only", "is", "are", "was", "which", "than", "not",
-))  # fmt: skip
-
 # Powers of alpha and beta: () for a number alone, (("alpha", 1),) for alpha.
 _Powers = tuple[tuple[str, int], ...]
 _ALONE: _Powers = ()
@@ -144,12 +147,13 @@ class Part:
 class Reading:
     """What was read of a formula: the step, what had to be interpreted, and the short hashes behind its models' names.
 
-    `notes` are clauses such as "0.3C is read as 0.3 x C".
+    `half` is whether it is half of each for want of a number, `notes` are clauses such as "0.3C is read as 0.3 x C".
     """
 
     part: Part
     notes: tuple[str, ...] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
+    half: bool = False
 
 
 def parse_formula(text: str, known: KnownNames | None = None) -> Sum:
@@ -169,16 +173,18 @@ def read_formula(text: str, known: KnownNames | None = None) -> Reading:
     """
     parser = _Parser(text, known or KnownNames())
     formula = parser.formula()
-    half = parser.half_and_half(formula) or parser.at_a_weight(formula)
+    parser.look_at_glued_numbers()
+    half = parser.half_and_half(formula)
+    whole = half or parser.at_a_weight(formula)
     try:
-        part = interpret(half or formula)
+        part = interpret(whole or formula)
     except NotUnderstood:
         if not parser.cut:
             raise
         # `0.7(my-model) + 0.3(B)`: what was taken for a difference was a name.
         parser = _Parser(text, known or KnownNames(), cutting=False)
         part = interpret(parser.formula())
-    return Reading(part, tuple(dict.fromkeys(parser.notes)), parser.hashes)
+    return Reading(part, tuple(dict.fromkeys(parser.notes)), parser.hashes, half is not None)
 
 
 def interpret(formula: Sum) -> Part:
@@ -189,8 +195,12 @@ def interpret(formula: Sum) -> Part:
         terms = tuple((outer * factor, operand) for factor, operand in terms[0][1].terms)
     found = _add_difference(terms)
     if found is None and len(terms) > 1 and any(_difference([term]) for term in terms):
-        raise NotUnderstood("beside differences, as (B - C) x alpha, there must be one model with the factor 1")
-    found = found or _weight_sum(terms) or _triple_sum(terms)
+        found = _several(terms)
+        if found is None:
+            raise NotUnderstood(
+                "beside differences, as (B - C) x alpha, there must be one model with the factor 1, or a sum"
+            )
+    found = found or _weight_sum(terms) or _triple_sum(terms) or _several(terms)
     if found is not None:
         return found
     if len(terms) == 1:
@@ -223,8 +233,11 @@ def _why_not(terms: _Terms) -> str:
     if total.equals(1):
         return f"{len(terms)} models in one sum; write steps of two or three"
     what = "something with alpha" if total.symbols else f"{total.number:.6g}"
-    unclear = next((name for _, name in terms if isinstance(name, str) and re.search(r"-|x[\d.]", name)), None)
+    unclear = next((name for _, name in terms if isinstance(name, str) and re.search(r"-|x\d*\.\d", name)), None)
     hint = "" if unclear is None else f"; if {unclear!r} is not one name, write spaces around its - and x"
+    match terms:
+        case ((one, str(first)), (other, str(second))) if one.equals(1) and not other.symbols and 0 < other.number < 1:
+            hint = f"; a weighted sum is {first} x {1 - other.number:.12g} + {second} x {other.number:.12g}"
     return f"the factors add up to {what}; those of a weight sum add up to 1, a difference's to 0{hint}"
 
 
@@ -327,6 +340,37 @@ def _upright(first: "str | Sum", second: "str | Sum", factor: Factor) -> tuple[t
     return ((second, first), -factor) if (-factor).symbol else ((first, second), factor)
 
 
+def _several(terms: _Terms) -> Part | None:
+    """Four models or more, or a sum and differences, whose factors add up to 1: one step for each beyond the first.
+
+    The sum of f_i M_i is the same as M_1 plus the sum of f_i (M_i - M_1).
+    """
+    differences = [term for term in terms if _difference([term])]
+    rest = tuple(term for term in terms if not _difference([term]))
+    if not rest or len(terms) < 3 or not sum((factor for factor, _ in rest), Factor.of(0.0)).equals(1):
+        return None
+    if len(terms) > _MOST_DIFFERENCES:
+        raise NotUnderstood(f"{len(terms)} models in one formula; write steps of two or three")
+    result: str | Part
+    if differences:
+        result = interpret(Sum(rest)) if len(rest) > 1 else _operand(rest[0][1])
+        for difference in filter(None, (_difference([term]) for term in differences)):
+            (plus, minus), factor = difference
+            result = Part("add_difference", {"a": result, "b": _operand(plus), "c": _operand(minus)}, factor)
+        return result if isinstance(result, Part) else None
+    negative = [term for term in rest if term[0].number < 0 and not term[0].symbols]
+    place = next((n for n, (factor, _) in enumerate(rest) if factor.equals(1)), 0)
+    start = rest[place]
+    # A + B x 0.5 + D x 0.3 - C x 0.8: what is subtracted is C.
+    less = negative[0] if start[0].equals(1) and len(negative) == 1 else start
+    result = _operand(start[1])
+    for term in rest:
+        if term is not start and term is not less:
+            inputs = {"a": result, "b": _operand(term[1]), "c": _operand(less[1])}
+            result = Part("add_difference", inputs, term[0])
+    return result if isinstance(result, Part) else None
+
+
 def _remains(factor: Factor) -> bool:
     """Whether this is 1 less something: what is left of A."""
     return abs(factor.number - 1) < 1e-6
@@ -368,14 +412,45 @@ class _Parser:
         names = [operand for factor, operand in formula.terms if isinstance(operand, str) and factor.equals(1)]
         if len(names) != 2 or len(formula.terms) != 2 or self._has("number", "symbol", "@"):
             return None
-        if any(re.search(r"x[\d.]", name) for name in names):
+        if any(re.search(r"x\d*\.\d", name) for name in names):
             return None
+        self._look_at_dashes(names)
         if self._spaced:
             raise NotUnderstood(
                 f"{self._spaced[0]!r}; a name with spaces needs quotation marks where there are no numbers"
             )
         self.notes.append(f"{names[0]} + {names[1]} without numbers is read as half of each")
         return Sum(tuple((Factor.of(0.5), name) for name in names))
+
+    def look_at_glued_numbers(self) -> None:
+        """Raise NotUnderstood for names that begin or end as factors do, `2B` and `Bx0.3`, with none beside them."""
+        depth, doubtful = 0, []
+        for place, token in enumerate(self._tokens):
+            depth += {"(": 1, ")": -1}.get(token.kind, 0)
+            beside = [self._tokens[p].kind for p in (place - 1, place + 1) if 0 <= p < len(self._tokens)]
+            if (
+                token.bare
+                and GLUED_NUMBER.search(token.text)
+                and not {"*", "@", "number", "symbol"}.intersection(beside)
+            ):
+                doubtful.append((depth, token.text))
+        if len(doubtful) > 1 or any(not depth for depth, _ in doubtful):
+            name = doubtful[0][1]
+            raise NotUnderstood(
+                f"{name!r} was taken for a name; if {name!r} is not one name, write spaces around its number and a "
+                "sign between the two, and if it is one, quotation marks around it"
+            )
+
+    def _look_at_dashes(self, names: Iterable[str]) -> None:
+        """Raise NotUnderstood for `A+B-C`, and for `A + T1-C` where T1 is known: names or a difference."""
+        squeezed = not re.search(r"\s\+|\+\s", self._text)
+        for name in (name for name in names if "-" in name and name not in self._known):
+            sides = [side for found in re.finditer("-", name) for side in (name[: found.start()], name[found.end() :])]
+            quoted_name = any(token.text == name and not token.bare for token in self._tokens)
+            if not quoted_name and (squeezed or any(side in self._known for side in sides)):
+                raise NotUnderstood(
+                    f"{name!r} is one name or a difference; write spaces around its -, or quotation marks"
+                )
 
     def at_a_weight(self, formula: Sum) -> Sum | None:
         """`A + B @0.3` as a weighted sum at 0.3, if it is that."""
@@ -454,6 +529,8 @@ class _Parser:
                 self._take()
             elif not self._goes_on(part):
                 break
+        if isinstance(operand, Sum) and len(operand.terms) == 1:  # (A x 0.7)
+            scale, operand = scale * operand.terms[0][0], operand.terms[0][1]
         return scale if operand is None else Sum(((scale, operand),))
 
     def _goes_on(self, part: "Factor | str | Sum") -> bool:
@@ -462,10 +539,11 @@ class _Parser:
         if token is None:
             return False
         if not isinstance(part, Factor):
-            return token.kind == "(" or (token.kind == "number" and token.weight)
+            whole = before.kind == ")" and token.text == "1.0"
+            return token.kind == "(" or (token.kind == "number" and (token.weight or whole))
         if before.kind != "number":  # (1-alpha) A, alpha A
             return False
-        return token.kind == "(" or (token.kind in ("name", "symbol") and (before.weight or before.text == "1.0"))
+        return token.kind == "(" or (token.kind in ("name", "symbol") and (before.weight or "." in before.text))
 
     def _factor(self) -> "Factor | str | Sum":
         signed, negative = False, False
@@ -496,7 +574,7 @@ class _Parser:
         while words[0].bare and len(words) < _MOST_WORDS and (token := self._token()) is not None:
             if words[-1].hash is not None or not (token.bare or (token.kind == "number" and self._in_name(token))):
                 break
-            if token.text.lower() in _SENTENCE or words[-1].text.lower() in _SENTENCE:
+            if is_sentence_word(token.text) or is_sentence_word(words[-1].text):
                 raise self._failure()
             words.append(self._take())
         name = " ".join(word.text for word in words)
@@ -535,8 +613,12 @@ class _Parser:
             return name
         cuts = [(name[: found.start()], name[found.end() :]) for found in re.finditer("-", name)]
         fitting = [cut for cut in cuts if all(side in self._known for side in cut)]
+        if not fitting and re.fullmatch(r"v?\d[\w.]*", cuts[-1][1], re.IGNORECASE):
+            return name  # anything-v3
         if len(fitting) == 1 or len(cuts) == 1:
             first, second = (fitting or cuts)[0]
             self.cut = True
+            if not fitting and re.search(r"\s\+|\+\s", self._text):
+                self.notes.append(f"({name}) is read as a difference; a name needs quotation marks")
             return Sum(((Factor.of(1.0), first), (Factor.of(-1.0), second)))
         return name

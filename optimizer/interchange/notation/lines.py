@@ -7,12 +7,13 @@ from optimizer.interchange.notation.formula_texts import is_formula
 from optimizer.interchange.notation.methods import find_method
 from optimizer.interchange.notation.statements import SIGN
 from optimizer.interchange.notation.tokens import masked, normalized, parse_name
+from optimizer.interchange.notation.wording import IS, is_key
 
-__all__ = ["LONGEST_LINE", "MOST_LINES", "is_key", "joined_lines"]
+__all__ = ["LONGEST_LINE", "MOST_LINES", "joined_lines"]
 
 MOST_LINES = 12  # that one formula or list of numbers may be spread over
 LONGEST_LINE = 10_000  # characters of any line that is looked at; 26 free alphas take some 1500
-_IS = re.compile(r":\s|\s(?:is|equals|becomes|gives|makes)\s", re.IGNORECASE)  # instead of a sign
+_IS = re.compile(rf":\s|{IS.pattern}", re.IGNORECASE)
 _LONGEST_JOINED = 2000  # characters of a line that may run on
 
 
@@ -75,16 +76,4 @@ def _is_another_step(after: str, *, has_sign: bool) -> bool:
         return False
     return (has_sign and sign is not None) or (
         parse_name(left) is not None and (has_sign or is_formula(after[words.end() :]))
-    )
-
-
-def is_key(text: str) -> bool:
-    """Return whether a word is one of those that numbers are given by, such as weights and base_alpha."""
-    return (
-        re.fullmatch(
-            r"(?:(?:mbw|block|base)[ _-]?)?(?:weights?|alpha|beta|mbw)(?:[ _-](?:alpha|beta|base))?",
-            text.strip(),
-            re.IGNORECASE,
-        )
-        is not None
     )

@@ -4,7 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
-from optimizer.interchange.notation.tokens import NUMBER, percentage
+from optimizer.interchange.notation.wording import makes_it_another
+from optimizer.recipes import WEIGHT, number_in
 
 __all__ = ["Method", "find_method", "is_another_method"]
 
@@ -13,6 +14,7 @@ class Method(NamedTuple):
     """A way of merging as the WebUI's merger names it, with its number if one stands there.
 
     The text from `start` to `end` says it; between the places `models` are its models, as in weighted_sum(A, B, 0.3).
+    `unclear` is a number behind it that is none that can be read, such as 0.3~0.5.
     """
 
     mode: str
@@ -21,12 +23,13 @@ class Method(NamedTuple):
     end: int
     note: str | None = None
     models: tuple[int, int] | None = None
+    unclear: str | None = None
 
 
 _METHODS = {
     # "Train difference" and the like are other methods.
-    "weight_sum": r"weight(?:ed)?[ _-]?sum|add[ _-]sum|(?<![^\W\d_][ _-])sum(?=\s*@)",
-    "add_difference": r"add[ _-]?diff(?:erence)?|(?<![^\W\d_][ _-])difference(?=\s*@)",
+    "weight_sum": r"weight(?:ed)?[ _-]?sum|add[ _-]sum|(?<![^\W\d_][ _-])sum(?=\s*@)|WS(?=\W+[\d.])",
+    "add_difference": r"add[ _-]?diff(?:erence)?|(?<![^\W\d_][ _-])difference(?=\s*@)|AD(?=\W+[\d.])",
     "sigmoid": r"sigmoid",
     "inverse_sigmoid": r"inv(?:erse)?[ _-]?sigmoid",
     "triple_sum": r"triple[ _-]?sum",
@@ -36,25 +39,22 @@ _METHODS = {
 _METHOD = re.compile(
     r"(?<![\w])(?:"
     + "|".join(f"(?P<{mode}>{words})" for mode, words in sorted(_METHODS.items(), key=lambda item: -len(item[1])))
-    + r")(?![\w])(?:\s*(?:@|=|:|,|at\b|\(|-)?\s*(?:m(?:ultiplier)?\s*[=:]\s*)?"
-    + rf"(?P<number>{NUMBER})\s*(?P<percent>%)?(?![\w.]))?",
+    # A dash sets the number apart where a space is on both its sides, and is its sign otherwise.
+    + r")(?![\w])(?:\s*(?:@|=|:|,|at\b|\(|-(?=\s))?\s*(?:m(?:ultiplier)?\s*[=:]\s*)?"
+    + rf"(?:(?P<number>{WEIGHT})|(?P<unclear>-?\.?\d[\w.,~/:%-]*(?:\s?[~/:-]\s?[\d.]+)*)))?",
     re.IGNORECASE,
 )
 _LIST = re.compile(
-    rf"\s*[:(]?\s*(?P<models>[^():=<>]*),\s*(?:(?:m|alpha|multiplier|ratio|weight)\s*[:=]?\s*)?@?"
-    rf"(?P<number>{NUMBER})\s*(?P<percent>%)?\s*\)?(?![\w.])",
+    rf"\s*[:(]?\s*(?P<models>[^():=<>]*?),\s*(?:(?:m|alpha|multiplier|ratio|weight)\s*[:=]?\s*)?@?"
+    rf"(?P<number>{WEIGHT})\s*\)?(?![\w.])",
     re.IGNORECASE,
 )
 _LONGEST_LIST = 500  # characters of models and number
-# Words beside a method that make it another one, none of which is a weighted sum.
-_OTHERWISE = re.compile(
-    r"train|smooth|cosine|tensor|rebasin|self|dare|ties|elemental|geometric|slerp|distribution", re.IGNORECASE
-)
 
 
 def is_another_method(text: str) -> bool:
     """Return whether words beside a method's name, as in "train difference", make it one that is no weighted sum."""
-    return _OTHERWISE.search(text) is not None
+    return makes_it_another(text) is not None
 
 
 def find_method(text: str) -> Method | None:
@@ -63,18 +63,21 @@ def find_method(text: str) -> Method | None:
     if found is None:
         return None
     mode = next(name for name in _METHODS if found[name])
-    number = None
-    if found["number"]:
-        number = percentage(found["number"]) if found["percent"] else float(found["number"])
-    if number is None:
-        return _with_models(text, Method(mode, None, found.start(), found.end()))
+    start, end = found.span()
+    if found["unclear"] or found["number"] is None:
+        method = Method(mode, None, start, end, unclear=found["unclear"])
+        return method if method.unclear else _with_models(text, method)
+    try:
+        number, note = number_in(found["number"])
+    except ValueError as error:
+        return Method(mode, None, start, end, unclear=str(error))
     if "sigmoid" not in mode or not 0 <= number <= 1:
-        return Method(mode, number, found.start(), found.end())
+        return Method(mode, number, start, end, note)
     # What the WebUI did with its slider before November 2022, https://github.com/AUTOMATIC1111/stable-diffusion-webui
     # /issues/2658: smoothstep, and its inverse.
     weight = _sigmoid(number) if mode == "sigmoid" else _inverse_sigmoid(number)
     note = f"the WebUI's old {mode.replace('_', ' ')} at {number:g} is a weighted sum at {weight:.6g}"
-    return Method("weight_sum", weight, found.start(), found.end(), note)
+    return Method("weight_sum", weight, start, end, note)
 
 
 def _with_models(text: str, method: Method) -> Method:
@@ -82,8 +85,8 @@ def _with_models(text: str, method: Method) -> Method:
     found = _LIST.match(text[: method.end + _LONGEST_LIST], method.end)
     if found is None:
         return method
-    number = percentage(found["number"]) if found["percent"] else float(found["number"])
-    return method._replace(number=number, end=found.end(), models=found.span("models"))
+    number, note = number_in(found["number"])
+    return method._replace(number=number, note=note, end=found.end(), models=found.span("models"))
 
 
 def _sigmoid(number: float) -> float:

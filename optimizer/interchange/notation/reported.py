@@ -7,8 +7,8 @@ from dataclasses import replace
 from optimizer.errors import RecipeError
 from optimizer.families import Layout
 from optimizer.interchange.notation.statements import Statement
-from optimizer.interchange.notation.tokens import NUMBER, parse_name, percentage
-from optimizer.recipes import Expected
+from optimizer.interchange.notation.tokens import parse_name
+from optimizer.recipes import NUMBER, Expected, percentage
 
 __all__ = ["ReportedSimilarities"]
 

@@ -44,6 +44,7 @@ class StatementNames:
         self._name_the_unnamed()
         self._refer(self._other_names())
         self._rename_in_tables()
+        self._rename_what_is_made_anew()
         self.statements = self._distinct()
         self._resolve()
         return self.statements
@@ -122,6 +123,33 @@ class StatementNames:
                     (statement.line, f"another {old!r} than that of line {known.line}; called {statement.name!r}")
                 )
 
+    def _rename_what_is_made_anew(self) -> None:
+        """Give `MIX = MIX x 0.7 + C x 0.3`, where a line above makes MIX, a number; below, the name means the last."""
+        defined: dict[str | None, Statement] = {}
+        latest: dict[str, str] = {}
+        ahead: set[str] = set()
+        taken = {name for statement in self.statements for name in (statement.name, *names_in(statement.part))}
+        for statement in sorted(self.statements, key=lambda statement: statement.line):
+            old = statement.name
+            again = old is not None and old in defined and old in names_in(statement.part) and old not in ahead
+            # Whose result a line above the first of them means cannot be told.
+            ahead.update(name for name in names_in(statement.part) if name not in defined)
+            if statement.part is not None:
+                statement.part = renamed(statement.part, latest)
+            if again and old is not None:
+                free = (f"{old}-{n}" for n in itertools.count(2))
+                statement.name = latest[old] = next(name for name in free if name not in taken)
+                taken.add(statement.name)
+                self.notes.append(
+                    (
+                        statement.line,
+                        f"made of the {old!r} of line {defined[old].line}; called {statement.name!r} from here on",
+                    )
+                )
+            defined.setdefault(old, statement)
+            if old is not None:
+                defined[old] = statement
+
     def _distinct(self) -> list[Statement]:
         """The statements, each name once."""
         first: dict[str | None, Statement] = {}
@@ -149,6 +177,11 @@ class StatementNames:
                 beside.setdefault(name, set()).update(names)
         meant: dict[str, str] = {}
         spare = NamesByLikeness(name for name in places if name not in first)
+        # `T1 fp16 pruned` is called T1 later.
+        longer: dict[str, list[str]] = {}
+        for name in places:
+            if name not in first and " " in name:
+                longer.setdefault(name.split()[0], []).append(name)
         sources = NamesByLikeness()
         kept: set[str] = set()
         for name in [name for name in first if name not in places and name not in self._declared]:
@@ -161,7 +194,9 @@ class StatementNames:
                 meant[name] = file
                 self.notes.append((self.statements[first[name]].line, f"{name!r} is taken for the step {file!r}"))
                 continue
-            near = next(
+            candidates = [step for step in longer.get(name, ()) if places[step] < first[name]]
+            near = candidates[0] if len(candidates) == 1 else None
+            near = near or next(
                 (
                     step
                     for step in itertools.islice(spare.like(name), MOST_COMPARED)

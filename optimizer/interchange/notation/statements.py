@@ -18,7 +18,9 @@ from optimizer.interchange.notation.formula_texts import (
     as_sum,
     is_formula,
     is_half,
+    number_behind,
     with_alpha,
+    with_factors,
     with_symbol,
     without_remark,
 )
@@ -26,15 +28,16 @@ from optimizer.interchange.notation.formulas import Part
 from optimizer.interchange.notation.methods import Method, find_method, is_another_method
 from optimizer.interchange.notation.tokens import (
     CIRCLED,
-    NUMBER,
     QUOTED,
     masked,
+    outside_quotes,
     parse_name,
     quoted,
     value_of,
     without_hash,
 )
-from optimizer.recipes import Expected
+from optimizer.interchange.notation.wording import IS, KEY, KEY_WORDS, field_of
+from optimizer.recipes import NUMBER, RATIO, WEIGHT, Expected, number_in
 
 __all__ = [
     "NUMBER_LIST",
@@ -45,7 +48,9 @@ __all__ = [
     "Said",
     "SameAs",
     "Statement",
+    "is_share",
     "label_of",
+    "number_line",
     "read_statement",
     "sides_of",
     "symbols_in",
@@ -59,23 +64,18 @@ NUMBER_LIST = re.compile(
        | (?<![\w.]){_SIGNED}(?:\s+{_SIGNED}){{{_FEWEST_SPACED - 1},}}(?![\w.%])""",
     re.VERBOSE,
 )
-_DECIMAL_COMMA = re.compile(r"\d{1,2},\d+")
+_DECIMAL_COMMA = re.compile(r"-?\d{1,2},\d+")
 # SuperMerger's names of merges once held a list in the list: (0.5,[0.1,...]).
 _INNER_LIST = re.compile(rf"([(\[]\s*{_SIGNED}\s*,\s*)\[([^()\[\]]*)\](?=\s*[)\]])")
 _OPEN, _CLOSE = "\x02", "\x03"  # around the number of a list that was taken out
 _PLACE = re.compile(rf"{_OPEN}(\d+){_CLOSE}")
-_SYMBOL = re.compile(r"(?<![a-wyz_])(?:alpha|beta)(?:_\d{1,2})?(?![^\W_])", re.IGNORECASE)
-_KEY = re.compile(
-    r"""(?<![\w.-])(?:
-      (?P<base>base[ _-]?(?:alpha|beta)|(?:alpha|beta)[ _-]base)
-    | (?P<weights>(?:(?:mbw|block)[ _-]?)?weights?(?:[ _-]?(?:alpha|beta))?|(?:alpha|beta)[ _-]weights?
-        |mbw(?:[ _-](?:alpha|beta))?)
-    | (?P<symbol>alpha|beta)
-    )\s*(?P<sign>[=:])\s*""",
-    re.IGNORECASE | re.VERBOSE,
-)
+_SYMBOL = re.compile(r"(?<![a-wyz_])(?:alpha|beta)(?:_?\d{1,2})?(?![^\W_])", re.IGNORECASE)
 _ALONE = re.compile(rf"{_SIGNED}\s*(?:,\s*$|(?=\s*(?:[,;)]|$)))")
 _COMMA_ALONE = re.compile(r"-?\d{1,2},\d+(?=\s*(?:[;)]|$))")
+_WEIGHT_ALONE = re.compile(rf"(?:{WEIGHT}|{RATIO})(?=\s*(?:[,;)]|$))")
+_NUMBER_LINE = re.compile(
+    rf"(?:(?P<key>{KEY_WORDS}|m)\s?[:=@]?\s?)?[(\[]?\s?(?P<number>{WEIGHT}|{RATIO})\s?[)\]]?\s?\.?", re.IGNORECASE
+)
 _TEXT = re.compile(r"[^\s,;=][^;=]*$|[^\s,;=]+")
 _IN_PARENTHESES = re.compile(
     rf"(?<![\w.-])(?P<symbol>alpha|beta)\s*=?\s*\(\s*(?P<value>{_SIGNED}\s*%?)\s*\)", re.IGNORECASE
@@ -83,7 +83,6 @@ _IN_PARENTHESES = re.compile(
 # Signs between a formula and its name; <- and the like point at the name, but either side may be the name anyway.
 _ARROW = re.compile(r"<[-=]{1,2}(?!>)|<?[-=]{1,2}>|:=|[←⇐⬅⟵→⇒➡➔➜➝⟶⟹≈≒≡]")
 SIGN = re.compile(rf"{_ARROW.pattern}|=")
-_IS = re.compile(r"\s(?:is|equals|becomes|gives|makes)\s", re.IGNORECASE)
 # Labels whose line can be referred to by them.
 _NUMBERED = re.compile(
     rf"(?P<circled>[{CIRCLED}])\s*[.:,)]?\s*(?=\S)|(?P<step>(?:step|stage|merge|part)\s*#?\d{{1,3}})\s*[.:)]\s*(?=\S)",
@@ -149,6 +148,7 @@ class Statement:
     alias: str | None = None
     tentative: bool = False
     table: int | None = None  # the line of the table's head
+    half: bool = False  # for want of a number
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -194,14 +194,16 @@ def _assignments(text: str, lists: Sequence[str], presets: Container[str]) -> tu
     given: dict[str, str] = {}
     pieces: list[str] = []
     end = 0
-    for key in _KEY.finditer(hidden):
+    for key in KEY.finditer(hidden):
         if key.start() < end or (before := hidden[: key.start()].rstrip()[-1:]) not in ("", ",", ";", "(", _CLOSE):
             continue
         value = _value_at(hidden, key, presets, at_start=not before)
         if value is None:
             continue
         stop, place = value
-        given[_field(key)] = lists[int(place)] if place is not None else text[key.end() : stop].strip()
+        given[field_of(key[0].rstrip(" =:"))] = (
+            lists[int(place)] if place is not None else _restored(text[key.end() : stop].strip(), lists)
+        )
         # The sign before it goes with it.
         kept = text[end : key.start()].rstrip()
         pieces.append(kept.removesuffix(",").removesuffix(";"))
@@ -209,11 +211,11 @@ def _assignments(text: str, lists: Sequence[str], presets: Container[str]) -> tu
     rest = "".join([*pieces, text[end:]])
     for found in _IN_PARENTHESES.finditer(masked(rest)):
         given.setdefault(found["symbol"].lower(), found["value"])
-    rest = _IN_PARENTHESES.sub(lambda found: f" {found['symbol']} ", rest)
-    preset = re.search(r"(?<=\S)\s*\(\s*([^()]+?)\s*\)\s*$", rest)
-    if preset is not None and preset[1] in presets and "alpha" not in given:
-        rest, given["alpha"] = rest[: preset.start()], preset[1]
-    return re.sub(r"\(\s*[,;]?\s*\)", " ", rest), given
+    rest = outside_quotes(lambda piece: _IN_PARENTHESES.sub(r" \g<symbol> ", piece), rest)
+    before, opened, inner = rest.rstrip().removesuffix(")").rpartition("(")
+    if opened and before.strip() and rest.rstrip().endswith(")") and "alpha" not in given and inner.strip() in presets:
+        rest, given["alpha"] = before.rstrip(), inner.strip()
+    return outside_quotes(lambda piece: re.sub(r"\(\s*[,;]?\s*\)", " ", piece), rest), given
 
 
 def _value_at(
@@ -224,6 +226,9 @@ def _value_at(
     if found is not None:
         return found.end(), found[1]
     if key["weights"]:  # "Weight: 3.97 GB" is about something else
+        found = _WEIGHT_ALONE.match(text, key.end())
+        if found is not None:
+            return found.end(), None
         return (len(text), None) if text[key.end() :].strip() in presets else None
     if text[key.end() : key.end() + 1] == "{" and "}" in text[key.end() :]:
         return text.rindex("}") + 1, None
@@ -235,9 +240,9 @@ def _value_at(
     return None if found is None else (found.end(), None)
 
 
-def _field(key: re.Match[str]) -> str:
-    symbol = "beta" if "beta" in key[0].lower() else "alpha"
-    return f"base_{symbol}" if key["base"] else symbol
+def _restored(text: str, lists: Sequence[str]) -> str:
+    """A text with its lists of numbers where they stood."""
+    return _PLACE.sub(lambda found: lists[int(found[1])], text)
 
 
 def _left_over(
@@ -277,12 +282,14 @@ def read_statement(text: str, presets: Container[str] = ()) -> Read:
     by_method = _said_by_method(text, presets)
     if by_method is not None:
         return by_method
-    simple, lists = _lists_out(with_symbol(text))
+    simple, lists = _lists_out(with_factors(with_symbol(text)))
     rest, given = _assignments(simple, lists, presets)
     bare = re.sub(rf"(?<![\s_,;])[\s_,;]*{_PLACE.pattern}", " ", rest)
     symbols = symbols_in(bare)
     if _PLACE.search(rest):
         more = _left_over(rest, lists, symbols, given)
+        if more is None and not symbols and not given and len(lists) == 1 and _is_whole_with_alpha(bare):
+            more = {"alpha": lists[0]}
         if more is None:
             return _numbers_alone(bare, given, lists) or _refused_numbers(bare)
         given |= more
@@ -291,6 +298,28 @@ def read_statement(text: str, presets: Container[str] = ()) -> Read:
         return Assigned(given) if given else None
     said = _formula_with_name(rest, given)
     return Refused("numbers beside something that is no formula") if said is None and given else said
+
+
+def number_line(text: str) -> Assigned | None:
+    """Return the number that is all of a line but for a word that tells whose it is: `M 0.3`, `(30%)`, `70:30`."""
+    found = _NUMBER_LINE.fullmatch(text)
+    if found is None:
+        return None
+    key = found["key"]
+    return Assigned({field_of(key) if key else "alpha": found["number"]}, alone=not key)
+
+
+def is_share(values: Mapping[str, str]) -> bool:
+    """Return whether the texts are numbers of 0..1, which stand for themselves where no word tells whose they are."""
+    try:
+        return all(0 <= number_in(value, ratio=True).value <= 1 for value in values.values())
+    except ValueError:
+        return False
+
+
+def _is_whole_with_alpha(text: str) -> bool:
+    """Whether a side of a text is two or three models without a number, which take the numbers behind it."""
+    return any(with_alpha(side.strip(" ,;")) is not None for side in sides_of(text))
 
 
 def _numbers_alone(bare: str, given: Mapping[str, str], lists: Sequence[str]) -> Assigned | None:
@@ -327,12 +356,16 @@ def _formula_with_name(rest: str, given: Mapping[str, str]) -> Said | SameAs | R
         return _without_sign(rest, given)
     notes: list[str] = []
     if len(sides) == 2:
+        sides, given = _with_numbers_behind(sides, given)
         sides = _without_remarks(sides, notes)
     names = [parse_name(side) for side in sides]
     known = tuple(name for name in names if name)
     if len(sides) != 2 or not known:
         sign = "`=`" if strict else "arrow"
         why = f"a step is a formula, {sign if strict else 'an arrow'} and a name"
+        sign_of_times = next((side for side in sides if side.strip(" .").lower() in ("x", "alpha", "beta")), None)
+        if sign_of_times is not None:
+            why = f"{sign_of_times!r} is read as a sign of a formula; a name of that kind needs quotation marks"
         refused = Refused(why if len(sides) == 2 else f"more than one {sign}", known or _first_words(sides))
         return refused if strict or any(map(is_formula, sides)) else None
     if all(names):
@@ -340,6 +373,21 @@ def _formula_with_name(rest: str, given: Mapping[str, str]) -> Said | SameAs | R
     place = 0 if names[0] else 1
     said = _said(names[place], sides[1 - place], given, sure=strict)
     return said._replace(notes=(*notes, *said.notes)) if isinstance(said, Said) else said
+
+
+def _with_numbers_behind(sides: Sequence[str], given: Mapping[str, str]) -> tuple[list[str], Mapping[str, str]]:
+    """The sides of `A + B (0.3) = MIX` or `A + B = MIX (0.3)` without the number, and that number as the alpha."""
+    for place, side in enumerate(sides):
+        found = number_behind(side) if not given else None
+        if found is None:
+            continue
+        text, number = found
+        other = sides[1 - place]
+        if (is_half(text) and parse_name(other)) or (parse_name(text) and with_alpha(other) is not None):
+            both = list(sides)
+            both[place] = text
+            return both, {"alpha": number}
+    return list(sides), given
 
 
 def _without_remarks(sides: Sequence[str], notes: list[str]) -> list[str]:
@@ -379,7 +427,10 @@ def _said(name: str | None, formula: str, given: Mapping[str, str], *, sure: boo
 
 def _without_sign(text: str, given: Mapping[str, str]) -> Said | Refused | None:
     """`NAME: formula`, `NAME is formula`, or a formula alone."""
-    for sides in (re.split(r":\s*", text, maxsplit=1), _IS.split(text, maxsplit=1)):
+    found = number_behind(text) if not given else None
+    if found is not None and is_half(found[0]):
+        return _said(None, found[0], {"alpha": found[1]}, sure=False)
+    for sides in (re.split(r":\s*", text, maxsplit=1), IS.split(text, maxsplit=1)):
         if len(sides) == 2:
             names = [parse_name(side) for side in sides]
             formulas = [_is_sum(side) for side in sides]
@@ -396,7 +447,12 @@ def _is_sum(text: str) -> bool:
 def _said_by_method(text: str, presets: Container[str]) -> Said | Refused | None:
     """`(Weighted Sum 0.3) A + B = MIX`, with the method anywhere in it, in parentheses or not."""
     method = find_method(masked(text))
-    if method is None or method.number is None:
+    if method is None:
+        return None
+    if method.unclear:
+        names = tuple(name for side in sides_of(text) if (name := parse_name(side.strip(" :,;-"))))
+        return Refused(f"{method.unclear!r} behind the method is not one number", names)
+    if method.number is None:
         return None
     start, end = method.start, method.end
     if text[:start].rstrip().endswith("(") and text[end:].lstrip().startswith(")"):
@@ -418,6 +474,9 @@ def _said_by_method(text: str, presets: Container[str]) -> Said | Refused | None
         name, formula = parse_name(sides[place]), _formula_of_method(method, sides[1 - place])
         if name and formula is not None:
             return Said(name, formula, {}, notes=() if method.note is None else (method.note,))
+    if method.models is not None:
+        names = tuple(filter(None, map(parse_name, sides)))
+        return Refused("a method with a number, but not the models that it takes and a name", names) if names else None
     # A formula that has its numbers itself needs no method beside it.
     said = read_statement(rest.strip(" :,;-"), presets) if len(sides) == 2 else None
     if not isinstance(said, Said) or not is_formula(said.formula):
@@ -440,5 +499,5 @@ def _formula_of_method(method: Method, text: str) -> str | None:
         return None
     number = value_of(method.number)
     if method.mode == "weight_sum":
-        return f"{terms[0]} x (1-{number}) + {terms[1]} x {number}"
+        return f"{terms[0]} x (1 - ({number})) + {terms[1]} x {number}"
     return f"{terms[0]} + ({terms[1]} - {terms[2]}) x {number}"

@@ -16,22 +16,37 @@ from optimizer.interchange.notation.console import ReadStep, named_file
 from optimizer.interchange.notation.formula_texts import LONGEST_FORMULA
 from optimizer.interchange.notation.formulas import Factor, Part
 from optimizer.interchange.notation.methods import Method, find_method, is_another_method
-from optimizer.interchange.notation.statements import NUMBER_LIST, Refused
-from optimizer.interchange.notation.tokens import NUMBER, normalized
+from optimizer.interchange.notation.statements import NUMBER_LIST, SIGN, Refused
+from optimizer.interchange.notation.tokens import masked, normalized, quoted
+from optimizer.interchange.notation.wording import says_more
+from optimizer.recipes import WEIGHT
 
-__all__ = ["Table", "cells_of", "is_row", "is_rule", "row_by_position", "table_at"]
+__all__ = [
+    "Table",
+    "cells_of",
+    "is_row",
+    "is_rule",
+    "role_of",
+    "row_by_position",
+    "step_of_cells",
+    "step_of_row",
+    "table_at",
+]
 
 # What columns are called, letters and numbers alone.
 _HEADS = {
-    "name": "mergename modelname name result output newmodel newname savedas saveas customname merged mergedmodel",
+    "name": "mergename modelname name result output newmodel newname savedas saveas customname merged mergedmodel "
+    "customnameoptional outputname 名前 結果",
     "method": "interpolationmethod interpolation method mixinfo mode mergemode mergemethod mergetype type calculation",
     "a": "a modela primarymodel primary primarymodela checkpointa firstmodel モデルa",
     "b": "b modelb secondarymodel secondary secondarymodelb checkpointb secondmodel モデルb",
     "c": "c modelc tertiarymodel tertiary tertiarymodelc checkpointc thirdmodel モデルc",
-    "alpha": "alpha weight weights weightsalpha ratio mergeratio multiplier m mbw mbwalpha blockweight blockweights",
+    "alpha": "alpha weight weights weightsalpha ratio mergeratio multiplier multiplierm m 比率 割合 "
+    "mbw mbwalpha blockweight blockweights",
     "beta": "beta weightsbeta mbwbeta",
     "base_alpha": "basealpha alphabase base",
     "base_beta": "basebeta betabase",
+    "formula": "recipe formula merge merging expression",
 }
 _ROLES = {head: role for role, heads in _HEADS.items() for head in heads.split()}
 _NOTHING = frozenset(("", "n/a", "na", "none", "null", "nil", "-", "--", "—", "–", "x", "/"))  # noqa: RUF001
@@ -41,10 +56,11 @@ _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
 
 
 class Table(NamedTuple):
-    """A table of steps: what each column is, and how many lines its head takes."""
+    """A table of steps: what each column is, how many lines its head takes, and what stands in it."""
 
     roles: tuple[str | None, ...]
     head: int
+    heads: tuple[str, ...] = ()
 
 
 def cells_of(line: str) -> list[str]:
@@ -64,7 +80,7 @@ def is_row(line: str) -> bool:
 
 def is_rule(line: str) -> bool:
     """Return whether a line is what sets a table's head apart from its rows."""
-    return "|" in line and "--" in line and not line.strip("|:- \t")
+    return "|" in line and "-" in line and not line.strip("|:- \t")
 
 
 def table_at(lines: Sequence[str], start: int) -> Table | None:
@@ -72,19 +88,23 @@ def table_at(lines: Sequence[str], start: int) -> Table | None:
     line = lines[start]
     if "|" not in line or len(line) > LONGEST_FORMULA or is_rule(line):
         return None
-    roles = tuple(_role(cell) for cell in cells_of(line))
-    if not {"a", "b"} <= set(roles) or not {"name", "method", "alpha"} & set(roles):
+    heads = tuple(cells_of(line))
+    roles = tuple(role_of(cell) for cell in heads)
+    if "formula" in roles and "name" in roles and not {"a", "b"} & set(roles):
+        pass
+    elif not {"a", "b"} <= set(roles) or not {"name", "method", "alpha"} & set(roles):
         return None
     ruled = start + 1 < len(lines) and is_rule(lines[start + 1])
-    return Table(roles, 2 if ruled else 1)
+    return Table(roles, 2 if ruled else 1, heads)
 
 
-def _role(head: str) -> str | None:
+def role_of(head: str) -> str | None:
+    """Return what a column or setting of this name is: name, method, a, b, c, alpha, beta, base_alpha, ..."""
     return _ROLES.get(re.sub(r"[\W_]+", "", normalized(head)).lower())
 
 
-def step_of_row(line: str, table: Table) -> ReadStep | Refused | None:
-    """Return the step of a row; why it is none; None for a row without anything in it."""
+def step_of_row(line: str, table: Table) -> ReadStep | Refused | str | None:
+    """Return the step of a row; the line that it is as a formula; why it is none; None for a row with nothing in it."""
     cells = cells_of(line)
     if not any(cells):
         return None
@@ -93,8 +113,25 @@ def step_of_row(line: str, table: Table) -> ReadStep | Refused | None:
         if role is not None:
             named.setdefault(role, cell)
     if len(cells) > len(table.roles) and any(cells[len(table.roles) :]):
+        by_position = row_by_position(line)
+        if isinstance(by_position, ReadStep):  # of another table, whose head is missing
+            return by_position
         return Refused(f"{len(cells)} cells under {len(table.roles)} heads", _result(named))
-    return _step(named)
+    named_already = {role for role in table.roles if role is not None}
+    for head, role, cell in zip(table.heads, table.roles, cells, strict=False):
+        if role is None and _model(cell) is not None and (why := says_more(normalized(f"{head}: {cell}"))):
+            return Refused(why, _result(named))
+    if "a" not in named_already:
+        return _formula_of_row(named)
+    return step_of_cells(named)
+
+
+def _formula_of_row(named: Mapping[str, str]) -> str | None:
+    """The line that a row with a formula in a column is, with its name."""
+    formula, name = named.get("formula", ""), _model(named.get("name", ""))
+    if not formula or name is None or SIGN.search(masked(normalized(formula))):
+        return formula or None
+    return f"{quoted(name[0])} = {formula}"
 
 
 def row_by_position(line: str) -> ReadStep | Refused | None:
@@ -112,7 +149,7 @@ def row_by_position(line: str) -> ReadStep | Refused | None:
     roles = ("a", "b", "c", "name") if len(names) > 3 or method.mode == "add_difference" else ("a", "b", "name")
     if len(names) > len(roles):
         return Refused(f"{len(cells)} cells; a row is a method, two or three models and a name")
-    return _step({"method": cells[0], **dict(zip(roles, names, strict=False))})
+    return step_of_cells({"method": cells[0], **dict(zip(roles, names, strict=False))})
 
 
 def _result(cells: Mapping[str, str]) -> tuple[str, ...]:
@@ -125,21 +162,29 @@ def _model(cell: str) -> tuple[str, str | None] | None:
     text = _LINK.sub(r"\1", cell)
     text = re.sub(r"`|\*\*|~~|==|<br ?/?>|\[\s*\]|\\(?=[_*~])", "", text).strip()
     text = re.sub(r'^["“](.*)["”]$', r"\1", text)
-    return None if text.lower() in _NOTHING else named_file(" ".join(text.split()))
+    return None if text != "X" and text.lower() in _NOTHING else named_file(" ".join(text.split()))
 
 
-def _step(cells: Mapping[str, str]) -> ReadStep | Refused:
+def step_of_cells(cells: Mapping[str, str]) -> ReadStep | Refused:
+    """Return the step that texts by role, as columns have them, make; or why they make none."""
     method = find_method(normalized(cells.get("method", "")))
     if method is None and (mode := _MODES.get(cells.get("method", "").lower())) is not None:
         method = Method(mode, None, 0, 0)
     if method is not None and is_another_method(cells["method"]):
         method = None
+    if method is not None and (why := _says_more(method, normalized(cells["method"]))):
+        return Refused(why, _result(cells))
     if method is None and cells.get("method", "") and _model(cells["method"]):
         return Refused(
             f"the method {cells['method'][:40]!r} is none of weighted sum and add difference", _result(cells)
         )
     if method is not None and method.mode == "none":
         return Refused("no interpolation: a single model; there is nothing to merge", _result(cells))
+    remarks = [
+        text for place in ("a", "b", "c", "name") for text in re.findall(r"[(\[][^()\[\]]*[)\]]", cells.get(place, ""))
+    ]
+    if (why := next(filter(None, map(says_more, remarks)), None)) is not None:
+        return Refused(why, _result(cells))
     models = {place: found for place in "abc" if (found := _model(cells.get(place, ""))) is not None}
     mode = method.mode if method is not None else ("add_difference" if "c" in models else "weight_sum")
     wanted = "ab" if mode == "weight_sum" else "abc"
@@ -158,6 +203,16 @@ def _step(cells: Mapping[str, str]) -> ReadStep | Refused:
     part = Part(mode, {place: models[place][0] for place in wanted}, *factors)
     files = {called: file for place in wanted for called, file in [models[place]] if file is not None}
     return ReadStep(None if name is None else name[0], part, given, tuple(notes), files)
+
+
+def _says_more(method: Method, cell: str) -> str | None:
+    """Why a cell says more than its method and one number; None if it does not."""
+    if method.unclear:
+        return f"{method.unclear!r} behind the method is not one number"
+    rest = cell[: method.start] + " " + cell[method.end :]
+    if why := says_more(rest):
+        return why
+    return f"{rest.strip()!r} beside the method is not understood" if method.end and re.search(r"\d", rest) else None
 
 
 def _numbers(
@@ -180,6 +235,8 @@ def _numbers(
         if by_method not in (None, 1.0):
             notes.append(f"the numbers of its column count, not the {by_method:g} of its method")
         base = normalized(cells.get(f"base_{symbol}", "")).strip()
-        if re.fullmatch(rf"-?{NUMBER}\s*%?", base):
+        if re.fullmatch(WEIGHT, base):
             given[f"base_{symbol}"] = base
+        elif _model(base) is not None:
+            return f"{base!r} is no number for BASE"
     return factors, given, notes

@@ -8,22 +8,25 @@ A text is brought to plain signs first (`normalized`), quoted names excepted, an
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import lru_cache
+
+from optimizer.interchange.notation.wording import is_sentence_word, makes_it_another, names_blocks
+from optimizer.recipes import NUMBER, number_in, percentage
 
 __all__ = [
     "CIRCLED",
-    "NUMBER",
+    "GLUED_NUMBER",
     "QUOTED",
     "KnownNames",
     "NotUnderstood",
     "Token",
+    "closed",
     "masked",
     "normalized",
+    "outside_quotes",
     "parse_name",
-    "percentage",
     "quoted",
     "tokens_of",
     "unquoted",
@@ -41,14 +44,14 @@ _SYMBOLS = str.maketrans(
 )
 # A text in quotation marks, escapes as JSON has them.
 QUOTED = r'"(?:[^"\\]|\\.)*"'
-# Possessive: no digit follows a number, and trying that again for each digit of a long one takes ages.
-NUMBER = r"(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?"
 # Numbers in circles count lines and name their results; NFKC would make plain digits of them.
 CIRCLED = "①-⑳㉑-㉟㊱-㊿❶-❿➀-➉➊-➓⓫-⓴⓵-⓾"
+_QUOTED = re.compile(QUOTED)
+_UNCLOSED = "″"
 _FRACTIONS = re.compile("[¼-¾⅐-⅞]")
 _WORD = r"\w(?:[\w.]*\w)?(?:-+(?:\w(?:[\w.]*\w)?))*"
 _HASH = r"\s*\[\s*([0-9a-fA-F]{8,64})\s*\]"
-_SYMBOL = r"(?:(?:alpha|beta)(?:_\d{1,2})?)"
+_SYMBOL = r"(?:(?:alpha|beta)(?:_?\d{1,2})?)"
 _TOKEN = re.compile(
     rf"""\s*(?:
       (?P<quoted>{QUOTED})
@@ -57,13 +60,14 @@ _TOKEN = re.compile(
     | /\s*(?P<divided>{NUMBER})(?![\w.])
     | (?P<comma>\d{{1,2}},\d+)(?![\w.,])
     | (?P<number>{NUMBER})(?![\w.]|-+\w)
-    | (?P<glued>0?\.\d+|1\.0+)(?=[^\W\d])
+    | (?P<glued>0?\.\d+|1\.0+|\d+\.\d+(?=[^\W\d][\w.-]*+\s*(?:[-+)]|$)))(?=[^\W\d])
     | (?P<times>[xX])(?=\d{{1,2}},\d+(?![\w.,]))
     | (?P<word>{_WORD})
-    | (?P<operator>[-+*@()])
+    | (?P<operator>[-+*@()\[\]])
     )""",
     re.VERBOSE,
 )
+_MULTIPLIED = re.compile(rf"\s*(?P<number>{NUMBER})(?=-+[^\W\d])")
 _BARE = re.compile(_WORD)
 _SPACE, _UNSPACED, _GOES_ON = re.compile(r"\s*"), re.compile(r"\S+"), re.compile(r"[\w.]*\w")
 _HASH_BEHIND = re.compile(_HASH)
@@ -78,10 +82,12 @@ _MARKUP = re.compile(
     rf"""(?P<quoted>{QUOTED})
     | </?(?:img|a|br|p|b|i|em|strong|code|pre|span|div|details|summary|h[1-6]|li|[uo]l|t[drh]|table|font|center|hr)
       (?:\s[^<>]*|/)?>
-    | !?\[(?P<text>[^\[\]]*)\]\(\s*[^()\s]*\s*\)
+    | !?\[(?P<text>[^\[\]]*)\]\(\s*+[^()\s]*+\s*+\)
     | \bhttps?://[^\s|<>"]+ | (?<!\S)--[a-z][\w-]*=\S+""",
     re.IGNORECASE | re.VERBOSE,
 )
+# Words that begin or end as a number with a model does: 2B, Bx0.3; but 3D and 7th are said of models.
+GLUED_NUMBER = re.compile(r"^\d{1,2}(?!(?:st|nd|rd|th|[dD])(?![a-z]))[A-Za-z]|x(?:\d*\.\d+|\d+%)$")
 _GLUED = re.compile(rf"(?P<name>.*?)x(?P<factor>{NUMBER}|{_SYMBOL}|)", re.IGNORECASE)
 
 # 1-alpha, 1-0.1, 1-alpha-beta, alpha: no names, though every letter could stand in one.
@@ -100,7 +106,7 @@ class KnownNames:
         self._names = frozenset(names)
         self._spaced: dict[str, list[str]] = {}
         for name in sorted(self._names, key=len, reverse=True):
-            if " " in name:
+            if " " in name.strip():
                 self._spaced.setdefault(name.split()[0], []).append(name)
 
     def __contains__(self, name: object) -> bool:
@@ -146,9 +152,9 @@ def normalized(text: str) -> str:
     Quoted names stay as they are, but for the quotation marks around them: typographic, Japanese and single ones become
     double ones. Marks of bold text and code are left out.
     """
-    pieces = re.split(rf"({QUOTED})", re.sub("[“”„‟「」『』]", '"', text))
+    pieces = re.split(rf"({QUOTED})", closed(re.sub("[“”„‟「」『』]", '"', text)))
     pieces[::2] = [re.sub(r"(?<![\w\\])['‘]([^'‘’\"]+)['’](?!\w)", r'"\1"', piece) for piece in pieces[::2]]
-    pieces = re.split(rf"({QUOTED})", "".join(pieces))
+    pieces = re.split(rf"({QUOTED})", closed("".join(pieces)))
     return "".join(
         piece if piece.startswith('"') and place % 2 else _MARKS.sub("", _compatible(piece))
         for place, piece in enumerate(pieces)
@@ -159,6 +165,7 @@ def without_markup(text: str) -> str:
     """`text` without tags, addresses and the targets of links, but for those in quoted names."""
     if not any(sign in text for sign in ("<", "](", "://", "--")):
         return text
+    text = closed(text)
     return _MARKUP.sub(lambda found: found["quoted"] or found["text"] or " ", text)
 
 
@@ -166,12 +173,34 @@ def _compatible(text: str) -> str:
     text = _FRACTIONS.sub(r" \g<0> ", text)  # ½ becomes 1/2, and 1½ no 11/2
     pieces = re.split(f"([{CIRCLED}])", text.translate(_SYMBOLS))
     pieces[::2] = [unicodedata.normalize("NFKC", piece).translate(_SYMBOLS) for piece in pieces[::2]]
-    return "".join(pieces)
+    # Of many spaces one is enough, and patterns take long over them.
+    return re.sub(r"\s+", " ", "".join(pieces))
 
 
 def masked(text: str) -> str:
     """`text` with everything in quotation marks blotted out, letter by letter."""
-    return re.sub(QUOTED, lambda found: '"' + "_" * (len(found[0]) - 2) + '"', text)
+    return re.sub(QUOTED, lambda found: '"' + "_" * (len(found[0]) - 2) + '"', closed(text))
+
+
+def closed(text: str) -> str:
+    """`text` with a sign that is none of a formula for each quotation mark that is never closed.
+
+    Looking for the end of each of many of them takes ages; behind the first one none is closed.
+    """
+    position = text.find('"')
+    while position >= 0:
+        found = _QUOTED.match(text, position)
+        if found is None:
+            return text[:position] + text[position:].replace('"', _UNCLOSED)
+        position = text.find('"', found.end())
+    return text
+
+
+def outside_quotes(change: Callable[[str], str], text: str) -> str:
+    """`text` with a change made to what stands outside quotation marks."""
+    pieces = re.split(rf"({QUOTED})", closed(text))
+    pieces[::2] = map(change, pieces[::2])
+    return "".join(pieces)
 
 
 def quoted(name: str) -> str:
@@ -181,6 +210,7 @@ def quoted(name: str) -> str:
         and normalized(name) == name
         and not re.search(f"[{CIRCLED}]", name)
         and not _GLUED.fullmatch(name)
+        and not GLUED_NUMBER.search(name)
         and [(token.kind, token.text) for token in tokens_of(name, KnownNames())] == [("name", name)]
     )
     return name if plain else json.dumps(name, ensure_ascii=False)
@@ -189,12 +219,17 @@ def quoted(name: str) -> str:
 def parse_name(text: str) -> str | None:
     """The name that this side of an equation is: quoted, or up to four words; None if it is none."""
     text = without_hash(text)[0].strip()
-    if re.fullmatch(QUOTED, text):
-        return unquoted(text)
+    if _QUOTED.fullmatch(text):
+        name = unquoted(text)
+        return name if name.strip() else None
     words = text.split()
     if not 0 < len(words) <= 4 or not all(_BARE.fullmatch(word) for word in words):
         return None
     if any(word.lower() in _RESERVED for word in words) or re.fullmatch(NUMBER, text):
+        return None
+    if len(words) > 1 and (
+        any(map(is_sentence_word, words)) or makes_it_another(text, surely=True) or names_blocks(text)
+    ):
         return None
     return " ".join(words)
 
@@ -203,14 +238,6 @@ def without_hash(text: str) -> tuple[str, str | None]:
     """A name without the hash in brackets that WebUIs write behind it, and that hash."""
     found = re.search(rf"(?<=\S){_HASH}\s*$", text)
     return (text, None) if found is None else (text[: found.start()], found[1].lower())
-
-
-def percentage(text: str) -> float:
-    """The number that `text`, a percentage without its sign, is a hundredth of: exactly where it can be."""
-    try:
-        return float(Decimal(text) / 100)
-    except ArithmeticError:  # more powers of ten than Decimal has
-        return float(text) / 100
 
 
 def unquoted(text: str) -> str:
@@ -232,6 +259,7 @@ def tokens_of(text: str, known: KnownNames) -> Iterator[Token]:
     Raises NotUnderstood at the first sign that no formula has.
     """
     position, text = 0, text.rstrip()
+    before = ""
     while position < len(text):
         start = _end(_SPACE, text, position)
         name = known.spaced_at(text, start)
@@ -240,12 +268,23 @@ def tokens_of(text: str, known: KnownNames) -> Iterator[Token]:
             digits, position = _hash_at(text, position)
             yield Token("name", name, start, hash=digits)
             continue
-        found = _TOKEN.match(text, position)
+        # Behind a sign of multiplication a number is one, whatever dash follows: B*0.3-C*0.3.
+        found = _MULTIPLIED.match(text, position) if before in ("*", "@") else None
+        found = found or _TOKEN.match(text, position)
         if found is None:
             raise NotUnderstood(repr(text[position:].strip()))
         position = found.end()
         kind, value = str(found.lastgroup), found[str(found.lastgroup)]
-        if kind == "quoted":
+        after_name, before = before == "name", value
+        if kind in ("word", "quoted"):
+            before = "*" if value in ("x", "X") else "name"
+        if kind == "operator" and value in "[]":
+            if value == "[" and after_name:
+                raise NotUnderstood(f"{text[start:].strip()!r}; a name with brackets needs quotation marks")
+            yield Token("(" if value == "[" else ")", value, start)
+        elif kind == "quoted":
+            if not unquoted(value).strip():
+                raise NotUnderstood(f"{value}: a name without a letter")
             digits, position = _hash_at(text, position)
             yield Token("name", unquoted(value), start, hash=digits)
         elif kind == "word":
@@ -256,7 +295,7 @@ def tokens_of(text: str, known: KnownNames) -> Iterator[Token]:
             yield from words
         elif kind == "divided":
             yield Token("*", "/", start)
-            yield Token("number", f"1/{value}", start, _ratio(1.0, value), weight=True)
+            yield Token("number", f"1/{value}", start, _fraction(f"1/{value}"), weight=True)
         else:
             yield _sign(kind, value, start, text)
 
@@ -275,10 +314,11 @@ def _with_hash(token: Token, digits: str | None) -> Token:
     return Token(token.kind, token.text, token.start, bare=token.bare, hash=digits, note=token.note)
 
 
-def _ratio(above: float, below: str) -> float:
-    if not float(below):
-        raise NotUnderstood(f"{below!r}: a division by 0")
-    return above / float(below)
+def _fraction(text: str) -> float:
+    try:
+        return number_in(text).value
+    except ValueError as error:
+        raise NotUnderstood(str(error)) from None
 
 
 def _sign(kind: str, value: str, start: int, text: str) -> Token:
@@ -291,11 +331,10 @@ def _sign(kind: str, value: str, start: int, text: str) -> Token:
         case "percent":
             return Token("number", value, start, percentage(value), weight=True)
         case "fraction":
-            above, below = value.split("/")
-            return Token("number", value, start, _ratio(float(above), below), weight=True)
+            return Token("number", value, start, _fraction(value), weight=True)
         case "comma":
-            number = value.replace(",", ".")
-            return Token("number", value, start, float(number), weight=True, note=f"{value} is read as {number}")
+            number, note = number_in(value)
+            return Token("number", value, start, number, weight=True, note=note)
         case "glued":
             rest = re.match(r"[\w.-]*", text[start + len(value) :][:80])
             name = "" if rest is None else rest[0]

@@ -8,13 +8,16 @@ table with any of these.
 import itertools
 import re
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 from optimizer.interchange.notation.methods import find_method
-from optimizer.interchange.notation.statements import SIGN
-from optimizer.interchange.notation.tables import cells_of, is_row, is_rule
-from optimizer.interchange.notation.tokens import NUMBER, KnownNames, masked, normalized
+from optimizer.interchange.notation.statements import SIGN, number_line, sides_of
+from optimizer.interchange.notation.tables import cells_of, is_row, is_rule, role_of
+from optimizer.interchange.notation.tokens import KnownNames, masked, normalized, parse_name
+from optimizer.interchange.notation.wording import IS, MERGES, SAYS_A_VERB, makes_it_another, names_blocks
+from optimizer.recipes import NUMBER
 
-__all__ = ["looks_like_step", "mentions", "reason"]
+__all__ = ["Known", "goes_on", "holds_weight", "looks_like_step", "mentions", "reason", "says_more_of_step"]
 
 _LONGEST = 2000  # characters of a line that are looked at
 _MANY = 20  # numbers that are an alpha, or part of one
@@ -24,7 +27,19 @@ _NUMBERS = re.compile(rf"(?<![\w.])-?{NUMBER}(?![\w.])")
 _WEIGHT = re.compile(rf"(?<![\w.])(?:0?\.\d+|1\.0+|0,\d+|{NUMBER}\s*%|\d+/\d+)(?![\w.,]*\w)", re.ASCII)
 _SIGN = re.compile(r"[=+*@←→⇐⇒]|<-|->|=>|(?<!\w)[xX](?!\w)")
 _SUM = re.compile(r"\s\+\s|[*×]|\d\s*[xX]\s|\s[xX]\s*\d")  # noqa: RUF001
-_IS = re.compile(r"\S(?::|\s(?:is|equals|becomes|gives|makes))\s", re.IGNORECASE)
+_IS = re.compile(rf"\S:\s|\S{IS.pattern}", re.IGNORECASE)
+_ARROW = re.compile(r"[←→⇐⇒➡]|<-|->|=>")
+_MIXES = re.compile(r"\b(?:merg|mix|blend|combin)(?:e|es|ed|ing)?\b|マージ|混ぜ|合成", re.IGNORECASE)
+_SHARES = re.compile(r"(?<![\w.:])\d{1,2}\s?:\s?\d{1,2}(?![\w.:]*\w)", re.ASCII)
+_OPERATION = re.compile(r"[+*@×]|(?<!\w)[xX](?!\w)|\s-\s|\d\s*%")  # noqa: RUF001
+_CALL = re.compile(r"\w\s*\([^(),]*,[^()]*\)")
+_ADDED = re.compile(r"\s*[\w.()\" -]{1,80}\+[\w.()\" -]{1,80}")  # T1 + C
+_GOES_ON = re.compile(r"(?:and |& )?(?:then|finally|next|lastly|last|after that)\b", re.IGNORECASE)
+_REFERENCE = r"(?:\(\d{1,2}\)|\[\d{1,2}\]|#\d{1,2})"
+_BY_NUMBER = re.compile(rf"(?:^|[\s=]){_REFERENCE}\s?(?:[x*+@]|0?\.\d)|[+=]\s?{_REFERENCE}")  # (1) x 0.7
+_EMPTY = re.compile(r":\s?(?:normal|none|no|off|false|\[\])?$", re.IGNORECASE)
+_LONGEST_REMARK = 200
+_MOST_WORDS = 8  # of a remark that is no sentence
 _PLUS = re.compile(r"[\w)]\s[+]\s")
 _PICTURE = re.compile(r"steps: \d+, sampler: ", re.IGNORECASE)  # how a picture was drawn, model and all
 _WORD = re.compile(r"\w[\w.-]*")
@@ -42,8 +57,17 @@ def reason(line: int, text: str, why: str) -> str:
     return f"line {line}: not understood: {why}, in {shown!r}" if why not in shown else f"line {line}: {why}"
 
 
-def looks_like_step(text: str, steps: KnownNames, names: Collection[str]) -> str | None:
-    """Return why a line looks like a step; None for prose. `names` are those of models and steps that others take."""
+class Known(NamedTuple):
+    """Names that a text knows: of steps, of models that no step makes, and of all that steps take."""
+
+    steps: KnownNames
+    sources: KnownNames
+    names: Collection[str]
+
+
+def looks_like_step(text: str, known: Known) -> str | None:
+    """Return why a line looks like a step; None for prose."""
+    steps, names = known.steps, known.names
     plain = re.sub(r"^[\s#>*•-]+", "", normalized(text[:_LONGEST]))
     if is_rule(plain) or _PICTURE.match(plain):
         return None
@@ -58,7 +82,7 @@ def looks_like_step(text: str, steps: KnownNames, names: Collection[str]) -> str
         if len(filled) > 1 and (weighed or step or (method and method.number is not None)):
             return "a row of a table that is no table of steps"
         return None
-    if method is not None and method.number is not None:
+    if method is not None and (method.number is not None or method.unclear is not None):
         return "a method of merging with a number, but no line that says what it takes and makes"
     if step is not None and (weighed or _SIGN.search(hidden)):
         return f"no step, though it names {step!r}"
@@ -67,7 +91,90 @@ def looks_like_step(text: str, steps: KnownNames, names: Collection[str]) -> str
         (SIGN.search(hidden) and _SUM.search(hidden)) or (word is not None and _PLUS.search(hidden, word.end()))
     ):
         return "neither a formula and a name, nor the numbers of one"
-    return "two models with numbers, but no formula" if _are_weights(hidden, names) else None
+    if _are_weights(hidden, names):
+        return "two models with numbers, but no formula"
+    if MERGES.search(hidden) and (weighed or _SHARES.search(hidden)):
+        return "tells of a merge with a number, but not what it makes"
+    if number_line(plain) is not None and not plain.isdigit():
+        return "a number that no formula takes"
+    return _makes_source(plain, hidden, known.sources, weighed=weighed)
+
+
+def _makes_source(plain: str, hidden: str, sources: KnownNames, *, weighed: bool) -> str | None:
+    """Why a line may make a model that other steps take as it is; None if it does not look like that."""
+    source = next(_known_in(plain, sources), None)
+    if source is None:
+        return None
+    key, colon, value = plain.partition(":")
+    named = bool(colon) and role_of(key) == "name" and value.strip(' "') == source
+    headed = plain.rstrip(" *_") in (f"{source}:", f"{source} =")
+    if weighed or named or headed or _ARROW.search(hidden) or _MIXES.search(hidden) or _SHARES.search(hidden):
+        return f"{source!r} is taken as a model, and this line may say how it is made"
+    return None
+
+
+def says_more_of_step(text: str, *, has_blocks: bool) -> str | None:
+    """Return why a remark below a step makes it another one; None if it does not.
+
+    Remarks on blocks are none below a step that `has_blocks`, numbers by block. In sentences only words for
+    blocks count.
+    """
+    plain = re.sub(r"^[\s#>*•-]+", "", normalized(text[:_LONGEST]))
+    if len(plain) > _LONGEST_REMARK or _EMPTY.search(plain):
+        return None
+    sentence = SAYS_A_VERB.search(plain) is not None or len(plain.split()) > _MOST_WORDS
+    if (word := makes_it_another(plain, surely=True)) is not None and not sentence:
+        return f"{word!r} makes a merge no weighted sum or difference"
+    if has_blocks or (words := names_blocks(plain)) is None or re.match("block.?merge", words, re.IGNORECASE):
+        return None
+    # "Only BASE was used" tells of what became of the step.
+    if sentence and ("only" not in words.lower() or re.search(r"\bused\b", plain)):
+        return None
+    return f"{words!r} is about some blocks alone, and the step above has one number for all"
+
+
+def holds_weight(text: str, names: Collection[str] = ()) -> bool:
+    """Return whether a line holds a number as weights are written, and reports no similarity.
+
+    Beside one of `names` any number is a weight.
+    """
+    plain = normalized(text[:_LONGEST])
+    hidden = masked(plain)
+    beside = [name for name in names if mentions(plain, name)]
+    for name in beside:
+        plain = plain.replace(name, " ")
+    if beside and re.search(r"(?<![\w.])\d", plain):
+        return True
+    return (_WEIGHT.search(hidden) or _SHARES.search(hidden)) is not None and not re.search(
+        "similar", hidden, re.IGNORECASE
+    )
+
+
+def goes_on(text: str, output: str, *, remark: bool, defines: bool, below: bool) -> bool:
+    """Return whether a line of normalized text that is not understood would make something of the step `output`.
+
+    `remark` is whether it was passed over, `defines` whether it names what it makes, `below` whether no step
+    stands below it.
+    """
+    hidden = masked(text)
+    if (below and re.match(r"[+*]\s*[\w(\"]|(?:=|->|→)\s*\w", text)) or (
+        below and _GOES_ON.match(text) and (holds_weight(text) or SIGN.search(hidden))
+    ):
+        return True
+    if below and _BY_NUMBER.search(hidden) and _OPERATION.search(hidden):
+        return True
+    if not mentions(text, output):
+        return False
+    signed, multiplied = SIGN.search(text) is not None, _OPERATION.search(text) is not None
+    if not remark and (signed or (multiplied and defines)) and (multiplied or _CALL.search(text)):
+        return True
+    if multiplied and _PLUS.search(hidden) and holds_weight(text):
+        return True
+    if _ADDED.fullmatch(hidden) or (MERGES.search(hidden) and (holds_weight(text) or signed)):
+        return True
+    sides = list(sides_of(text))
+    taking = [re.search(r"\d", side.replace(output, "")) is not None and mentions(side, output) for side in sides]
+    return len(sides) == 2 and sum(taking) == 1 and parse_name(sides[taking.index(False)]) is not None
 
 
 def _known_in(text: str, names: KnownNames) -> Iterator[str]:

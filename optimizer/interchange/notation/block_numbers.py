@@ -1,0 +1,123 @@
+"""Numbers by block that stand below a formula: `BASE: 0.2`, `IN: 12 numbers`, `M00 0.3`, `OUT03-OUT05: 0.5`."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from optimizer.errors import RecipeError
+from optimizer.families import Layout
+from optimizer.interchange.notation.tokens import normalized, value_of
+from optimizer.interchange.notation.wording import without_bullet
+from optimizer.recipes import NUMBER, number_in
+
+__all__ = ["BlockNumbers", "block_numbers_at"]
+
+_LONGEST = 1000  # characters of one line
+_REFERENCE = (
+    r"base|(?:in|out)(?:put)?s?(?:[ _-]?blocks?)?|m(?:id(?:dle)?)?(?:[ _-]?blocks?)?"
+    r"|(?:in|out|mid|mi|m)[ _]?\d{1,2}(?:\s?[-~]\s?(?:in|out|mid|mi|m)?[ _]?\d{1,2})?"
+)
+_VALUE = rf"-?{NUMBER}(?:\s?%)?(?![\w.])"
+_ENTRY = re.compile(
+    rf"(?P<reference>{_REFERENCE})(?:\s?[:=]\s?|\s)[(\[]?\s?(?P<values>{_VALUE}(?:[,;]?\s?(?={_VALUE}){_VALUE})*+)\s?[)\]]?"
+    r"\s?[,;/|]?\s?",
+    re.IGNORECASE,
+)
+_KEY = re.compile(r"(?P<symbol>alpha|beta|weights?|mbw|block weights?)\s?[:=]\s?[{(\[]?", re.IGNORECASE)
+_SURE = re.compile(r"(?:in|out|mi|m)[ _]?\d|base", re.IGNORECASE)
+
+
+class BlockNumbers(NamedTuple):
+    """Numbers by block: texts by field (alpha or beta), how many lines they take, and why they are none, if so."""
+
+    given: dict[str, str]
+    lines: int
+    why: str | None = None
+
+
+def block_numbers_at(lines: Sequence[str], start: int, layout: Layout) -> BlockNumbers | None:
+    """Return the numbers by block in the lines from `start` on; None if there are none.
+
+    One number for a kind of blocks is that of each; BASE's number may be missing, and stand elsewhere.
+    """
+    entries: list[tuple[str, list[str]]] = []
+    symbol, count, keyed = "alpha", 0, False
+    for line in lines[start:]:
+        text = without_bullet(normalized(line[: _LONGEST + 1])).strip(" {}")
+        if len(text) > _LONGEST:
+            break
+        key = _KEY.match(text) if not count else None
+        if key is not None:
+            symbol = "beta" if key["symbol"].lower() == "beta" else "alpha"
+            text = text[key.end() :].strip()
+            keyed = bool(text)
+        found = list(_entries(text)) if text else []
+        if not found and not (key is not None and not text):
+            break
+        entries += found
+        count += 1
+    if not entries:
+        return None
+    references = [reference for reference, _ in entries]
+    if len(entries) < 2 and not _SURE.match(references[0]) and not references[0].isupper():
+        return None
+    if references in (["M"], ["m"]):
+        return None  # the WebUI's multiplier
+    if [reference.lower() for reference in references] == ["base"] and len(entries[0][1]) == 1:
+        if not 0 <= number_in(entries[0][1][0]).value <= 1:
+            return None  # of a base model, 1.5 say
+        return BlockNumbers({f"base_{symbol}": entries[0][1][0]}, count)
+    if len(entries) == 1 and len(entries[0][1]) >= len(layout.blocks) - 1:
+        return None  # a preset of that name
+    try:
+        numbers = _by_block(entries, layout)
+    except ValueError as error:
+        return BlockNumbers({}, count, str(error))
+    except RecipeError as error:
+        return BlockNumbers({}, count, error.problems[0])
+    first = layout.blocks[0]
+    missing = [block for block in layout.blocks if block not in numbers and block != first]
+    if missing and keyed and count == 1:
+        return None  # alpha = {OUT03: 0.5}, which is 0 elsewhere
+    if missing:
+        return BlockNumbers({}, count, f"no number for {layout.describe_blocks(missing)}")
+    rest = ",".join(value_of(numbers[block]) for block in layout.blocks if block != first)
+    return BlockNumbers({symbol: f"({value_of(numbers[first])},{rest})" if first in numbers else f"({rest})"}, count)
+
+
+def _entries(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Blocks and their numbers in a line that holds nothing else; none otherwise."""
+    found: list[tuple[str, list[str]]] = []
+    position = 0
+    while position < len(text):
+        entry = _ENTRY.match(text, position)
+        if entry is None:
+            return
+        found.append((entry["reference"], re.findall(_VALUE, entry["values"])))
+        position = entry.end()
+    yield from found
+
+
+def _by_block(entries: Sequence[tuple[str, list[str]]], layout: Layout) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for reference, texts in entries:
+        blocks = _blocks(reference, layout)
+        if len(texts) not in (1, len(blocks)):
+            raise ValueError(f"{reference} has {len(blocks)} blocks in {layout.name}, received {len(texts)} numbers")
+        values = [number_in(text).value for text in texts]
+        if twice := [block for block in blocks if block in numbers]:
+            raise ValueError(f"{twice[0]} has two numbers")
+        numbers |= dict(zip(blocks, values if len(values) > 1 else values * len(blocks), strict=True))
+    return numbers
+
+
+def _blocks(reference: str, layout: Layout) -> tuple[str, ...]:
+    """The blocks that a word stands for. Raises RecipeError for one that the layout does not have."""
+    word = re.sub(r"[ _-]?blocks?$", "", reference.lower())
+    if word == "base":
+        return layout.blocks[:1]
+    kind = {"i": "input", "o": "output", "m": "middle"}[word[0]]
+    if not re.search(r"\d", word):
+        return layout.parse_blocks(kind)
+    prefix = {"input": "IN", "output": "OUT", "middle": "M"}[kind]
+    return layout.parse_blocks("-".join(f"{prefix}{int(number):02}" for number in re.findall(r"\d+", word)))

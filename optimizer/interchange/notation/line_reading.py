@@ -1,0 +1,392 @@
+"""Classification of a text's lines: which are steps, numbers, tables, settings, reports, declarations, or prose.
+
+Each line is looked at by itself, or with those that belong to it; what they mean together is settled afterwards
+(`settling`).
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from optimizer.errors import RecipeError
+from optimizer.families import Layout, load_layout
+from optimizer.interchange.notation.block_numbers import block_numbers_at
+from optimizer.interchange.notation.console import ReadStep, console_block, console_step, history_step, is_history_row
+from optimizer.interchange.notation.formula_texts import is_formula, with_alpha
+from optimizer.interchange.notation.lines import LONGEST_LINE, MOST_LINES, joined_lines
+from optimizer.interchange.notation.lines_read import LinesRead
+from optimizer.interchange.notation.methods import find_method
+from optimizer.interchange.notation.model_mixer import mixer_line
+from optimizer.interchange.notation.remarks import said_in_comment, without_comment
+from optimizer.interchange.notation.reported import ReportedSimilarities
+from optimizer.interchange.notation.settings import settings_at, weights_at
+from optimizer.interchange.notation.statements import (
+    SIGN,
+    Assigned,
+    Read,
+    Refused,
+    Said,
+    SameAs,
+    Statement,
+    is_share,
+    label_of,
+    number_line,
+    read_statement,
+    sides_of,
+    symbols_in,
+)
+from optimizer.interchange.notation.tables import (
+    Table,
+    cells_of,
+    is_row,
+    is_rule,
+    row_by_position,
+    step_of_row,
+    table_at,
+)
+from optimizer.interchange.notation.tokens import (
+    CIRCLED,
+    QUOTED,
+    masked,
+    normalized,
+    parse_name,
+    unquoted,
+    without_markup,
+)
+from optimizer.interchange.notation.wording import is_key, says_more, without_bullet
+from optimizer.recipes import MOST_STEPS, Model, Preset, parse_preset, preset_alpha
+
+__all__ = ["LineReader"]
+
+_LABEL = re.compile(rf"^[^\W\d_][\w ]{{0,30}}:\s+(?=.*(?:{SIGN.pattern}))")
+_DECLARED = re.compile(
+    rf"(recipe|layout|mapping|output|model) ?(?P<name>{QUOTED}|[^\":]*+)\s*:\s*(?P<value>{QUOTED})(?P<more>.*)"
+)
+_MORE = re.compile(rf",\s*(license|sha256)\s+({QUOTED})")
+_MOST_LINES_OF_A_TEXT = 20_000
+_NEAR = 3  # lines below a formula in which its number is looked for
+
+
+class LineReader:
+    """Lines of one text, read one after the other. `presets` are alphas that it may name."""
+
+    def __init__(self, layout: Layout, presets: Mapping[str, Preset]) -> None:
+        self._found = LinesRead(layout, dict(presets))
+        self._reported = ReportedSimilarities(layout, self._found.statements, self._found.reject)
+        self._indent = 0
+        self._last: dict[str, Statement] = {}  # the last formula with alpha, with beta
+
+    def read(self, text: str) -> LinesRead:
+        """Return what the lines of a text say. Raises RecipeError for one of too many lines or steps."""
+        lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        if len(lines) > _MOST_LINES_OF_A_TEXT:
+            raise RecipeError(f"{len(lines):,} lines; at most {_MOST_LINES_OF_A_TEXT:,} are read: leave out the prose")
+        number = 0
+        while number < len(lines):
+            number += self._too_long(lines, number) or self._block(lines, number) or self._single(lines, number)
+        self._found.labels = self._reported.labels
+        return self._found
+
+    def _too_long(self, lines: Sequence[str], number: int) -> int:
+        line = lines[number]
+        if len(line) <= LONGEST_LINE:
+            return 0
+        if "=" in line or any(sign.isdigit() for sign in line):
+            self._found.reject(number + 1, line, f"a line of {len(line):,} characters")
+        return 1
+
+    def _block(self, lines: Sequence[str], number: int) -> int:
+        """Read a table of steps or SuperMerger's console; return how many lines it takes, 0 if there is none."""
+        line = lines[number]
+        if is_history_row(line):
+            return self._history(lines, number)
+        block = console_block(lines, number)
+        if block is not None:
+            settings, count = block
+            self._add_read(number + 1, line, lambda where: console_step(settings, self._found.layout, where))
+            return count
+        table = table_at(lines, number)
+        if table is not None:
+            return self._table(lines, number, table)
+        return self._weights(lines, number) or self._settings(lines, number) or self._block_numbers(lines, number)
+
+    def _weights(self, lines: Sequence[str], number: int) -> int:
+        found = weights_at(lines, number)
+        if found is None:
+            return 0
+        self._take(number + 1, lines[number].strip(), found[0])
+        return found[1]
+
+    def _settings(self, lines: Sequence[str], number: int) -> int:
+        found = settings_at(lines, number)
+        if found is None:
+            return 0
+        self._row(number + 1 + found.at, lines[number + found.at], found.read)
+        return found.lines
+
+    def _block_numbers(self, lines: Sequence[str], number: int) -> int:
+        """Read numbers by block, which belong to the formula above."""
+        found = block_numbers_at(lines, number, self._found.layout)
+        if found is None:
+            return 0
+        line, text = number + 1, lines[number].strip()
+        if found.why is not None:
+            self._found.reject(line, text, found.why)
+            self._found.unread_numbers.append(line)
+        else:
+            rejected = len(self._found.rejected)
+            self._assign(line, text, Assigned(found.given))
+            self._found.unread_numbers += [line] if len(self._found.rejected) > rejected else []
+        return found.lines
+
+    def _history(self, lines: Sequence[str], number: int) -> int:
+        """A row of SuperMerger's history; values in quotation marks may run on over lines."""
+        row, count = lines[number], 1
+        while row.count('"') % 2 and count < MOST_LINES and number + count < len(lines):
+            row, count = f"{row}\n{lines[number + count]}", count + 1
+        self._add_read(number + 1, lines[number], lambda where: history_step(row, self._found.layout, where))
+        return count
+
+    def _table(self, lines: Sequence[str], number: int, table: Table) -> int:
+        end = number + table.head
+        while end < len(lines) and "|" in lines[end] and len(lines[end]) <= LONGEST_LINE:
+            if not is_rule(lines[end]):
+                read = step_of_row(lines[end], table)
+                if isinstance(read, str):
+                    if not self._formula(end + 1, normalized(read)):
+                        self._found.reject(end + 1, lines[end].strip(), "a row whose formula is none")
+                else:
+                    self._row(end + 1, lines[end], read, number)
+            end += 1
+        return end - number
+
+    def _row(self, line: int, text: str, read: ReadStep | Refused | None, table: int | None = None) -> bool:
+        if isinstance(read, Refused):
+            self._found.reject(line, text.strip(), read.why, read.names)
+        elif read is not None:
+            self._add_step(line, text.strip(), read, table)
+        return read is not None
+
+    def _add_read(self, line: int, text: str, read: Callable[[str], ReadStep | None]) -> None:
+        try:
+            step = read("")
+        except RecipeError as error:
+            self._found.reject(line, text.strip(), error.problems[0])
+            return
+        if step is not None:
+            self._add_step(line, text.strip(), step)
+
+    def _add_step(self, line: int, text: str, read: ReadStep, table: int | None = None) -> None:
+        given = {name: (line, value) for name, value in read.given.items()}
+        self._found.files = {**read.files, **self._found.files}
+        self._found.notes += [(line, note) for note in read.notes]
+        self._append(Statement(line, text, read.name, given=given, part=read.part, table=table))
+
+    def _single(self, lines: Sequence[str], number: int) -> int:
+        line, more = joined_lines(lines, number)
+        if not self._line(number + 1, lines[number], line) and line.strip():
+            text = without_markup(line).strip()
+            # `NAME: https://...` is no heading.
+            self._found.passed.append((number + 1, text if line.strip().endswith(":") else text.rstrip(":")))
+        return 1 + more
+
+    def _line(self, number: int, raw: str, line: str) -> bool:
+        """Read a line; return whether it was of any use."""
+        self._indent = len(raw) - len(raw.lstrip())
+        line = without_markup(line)
+        plain = normalized(line).strip()
+        if self._declaration(raw.strip()) or self._reported.read(number, without_bullet(plain), self._indent):
+            return True
+        preset = self._preset(raw, number)
+        if preset is not None:
+            known = self._found.presets.setdefault(preset.name, preset)
+            if "\t" not in raw:
+                self._found.labelled[preset.name] = (number, raw.strip())
+            if known.numbers != preset.numbers:
+                self._found.reject(number, raw.strip(), f"preset {preset.name!r} is another on line {known.line}")
+            return True
+        if is_row(plain) or "\t" in raw.strip():
+            if self._row(number, raw, row_by_position(raw)):
+                return True
+            if is_row(plain):
+                cells = [self._formula(number, normalized(cell), cell=True) for cell in cells_of(raw)]
+                return any(cells) or is_rule(raw)
+        text, comment = without_comment(without_bullet(normalized(line)).strip())
+        numbers = number_line(text)
+        if numbers is not None and (not numbers.alone or (self._lacks_numbers(number) and is_share(numbers.values))):
+            if (why := said_in_comment(comment, has_numbers=True)) is not None:
+                self._found.reject(number, f"{text} # {comment}", why)
+            else:
+                self._assign(number, text, numbers)
+            return True
+        if text.startswith("#"):
+            return self._heading(number, text)
+        parts = re.split(r"\s?;\s", text) if ";" in masked(text) else [text]
+        if len(parts) > 1 and all(SIGN.search(part) and any(map(is_formula, sides_of(part))) for part in parts):
+            read = [self._formula(number, part, comment=comment) for part in parts]  # each of them
+            return all(read)
+        return self._formula(number, text, comment=comment, bullet="+ " if re.match(r"[\s>]*\+\s", line) else "")
+
+    def _lacks_numbers(self, number: int) -> bool:
+        """Whether the formula right above a line has no numbers yet."""
+        above = self._found.statements[-1] if self._found.statements else None
+        if above is None or above.given or above.part is not None or number - above.line > _NEAR:
+            return False
+        return bool(above.symbols) or with_alpha(above.formula) is not None
+
+    def _heading(self, number: int, text: str) -> bool:
+        if "=" not in masked(text) or not any(is_formula(side) for side in text.lstrip("# ").split("=")):
+            return False
+        self._found.reject(number, text, "a comment or heading; take the # away to have it read")
+        return True
+
+    def _formula(self, number: int, text: str, *, cell: bool = False, comment: str = "", bullet: str = "") -> bool:
+        """Read a step or numbers; return whether the text is either, or looks like it.
+
+        A `comment` behind it must not say anything of the merge; a `bullet` before it may be a sign.
+        """
+        mixed = mixer_line(text)
+        if mixed is not None:
+            self._found.mixer_lines += [number] if isinstance(mixed, Said) else []
+            return self._take(number, text, mixed)
+        # A number in a circle before a formula counts the line, or is its first model.
+        text = re.sub(f"^([{CIRCLED}])(?=\\w)", r"\1 ", text)
+        alias, rest = label_of(text)
+        said = self._read(rest if alias is not None and not re.match(f"[{CIRCLED}]", alias) else text)
+        if alias is not None and re.match(f"[{CIRCLED}]", alias):
+            if self._makes_sense(said):
+                alias = None
+            else:
+                said = self._read(rest)
+        if cell and isinstance(said, Refused):
+            return False
+        why = said_in_comment(comment, has_numbers=not isinstance(said, Said) or is_formula(said.formula))
+        if why is not None and said is not None:
+            names = said.names if isinstance(said, Refused) else ()
+            said = Refused(why, (said.name,) if isinstance(said, Said) and said.name else names)
+        elif said is not None and re.search(r"\d", comment):
+            self._found.notes.append((number, f"the comment {comment!r} is left out"))
+        return self._take(number, f"{bullet}{text} # {comment}" if comment else f"{bullet}{text}", said, alias)
+
+    def _read(self, text: str) -> Read:
+        label = _LABEL.match(text)
+        if label is None:
+            return read_statement(text, self._found.preset_names)
+        # "MIX: Weighted sum (A, B, M=0.3)" begins with its name; "Add diff: alpha = ..." with a word that says nothing.
+        method = find_method(masked(text))
+        told = method is not None and (method.number is not None or method.unclear is not None)
+        whole = read_statement(text, self._found.preset_names) if told else None
+        if isinstance(whole, Said | Refused):
+            return whole
+        said = read_statement(text[label.end() :], self._found.preset_names)
+        why = says_more(label[0])
+        if why is not None and said is not None:
+            names = said.names if isinstance(said, Refused) else ()
+            return Refused(why, (said.name,) if isinstance(said, Said) and said.name else names)
+        named = find_method(label[0])
+        if named is not None and isinstance(said, Said) and (whole_sum := with_alpha(said.formula)) is not None:
+            # A method's number stands somewhere; no number is no half.
+            return said._replace(formula=whole_sum, tentative=False) if named.mode == "weight_sum" else said
+        return said
+
+    @staticmethod
+    def _makes_sense(said: Read) -> bool:
+        """Whether a line can be left as it is: with a label before it its formula would be none."""
+        if isinstance(said, Said):
+            counted = re.match(f"[{CIRCLED}] ", said.name or "")
+            return is_formula(said.formula) and counted is None
+        return isinstance(said, Assigned)
+
+    def _take(self, number: int, text: str, said: Read, alias: str | None = None) -> bool:
+        match said:
+            case Refused(why, names):
+                self._found.reject(number, text, why, names)
+            case Assigned():
+                self._assign(number, text, said)
+            case SameAs():
+                self._found.same.append((number, text, said))
+            case Said(name, formula, given, tentative, notes):
+                self._found.notes += [(number, note) for note in notes]
+                values = {field: (number, value) for field, value in given.items()}
+                symbols = symbols_in(formula)
+                if name is None and alias is not None:
+                    name, alias = alias, None
+                self._append(Statement(number, text, name, formula, symbols, values, alias=alias, tentative=tentative))
+        return said is not None
+
+    def _append(self, statement: Statement) -> None:
+        if len(self._found.statements) == MOST_STEPS:
+            raise RecipeError(
+                f"line {statement.line}: more than {MOST_STEPS:,} steps; a recipe has at most {MOST_STEPS:,}"
+            )
+        statement.indent = self._indent
+        self._found.statements.append(statement)
+        self._last |= dict.fromkeys(statement.symbols, statement)
+
+    def _declaration(self, line: str) -> bool:
+        found = _DECLARED.fullmatch(line)
+        if found is None:
+            return False
+        kind, value = found[1], unquoted(found["value"])
+        if kind == "model":
+            name = parse_name(found["name"])
+            more = {key: unquoted(text) for key, text in _MORE.findall(found["more"])}
+            if name is not None:
+                self._found.models[name] = Model(value, more.get("license", "unknown"), more.get("sha256"))
+        elif not found["name"].strip():
+            self._found.declared[kind] = value
+            if kind == "layout":
+                self._found.layout = self._reported.layout = load_layout(value)
+        return True
+
+    def _preset(self, raw: str, number: int) -> Preset | None:
+        preset = parse_preset(raw, number) if re.search(r"[\t:]", raw) and "=" not in raw else None
+        if preset is None or len(preset.numbers) < len(self._found.layout.blocks) // 2 or is_key(preset.name):
+            return None
+        try:
+            preset_alpha(
+                preset, self._found.layout, 0.0 if len(preset.numbers) == len(self._found.layout.blocks) - 1 else None
+            )
+        except RecipeError as error:
+            self._found.reject(number, raw.strip(), error.problems[0])
+        return preset
+
+    def _assign(self, number: int, text: str, assigned: Assigned) -> None:
+        """Numbers on a line of their own belong to the last formula with that symbol in it."""
+        for name, value in assigned.values.items():
+            symbol = name.removeprefix("base_")
+            step = self._without_numbers(symbol, name) or self._last.get(symbol)
+            if step is None:
+                self._found.orphans.append((number, symbol))
+                self._found.reject(number, text, f"no formula above has {symbol} in it")
+            elif name.startswith("base_") and symbol in step.given and step is not self._found.statements[-1]:
+                self._found.reject(
+                    number, text, f"{step.name!r} of line {step.line} has its numbers; another formula follows it"
+                )
+            elif name in step.given:
+                earlier = step.given[name][0]
+                self._found.reject(number, text, f"{step.name!r} has its {name} from line {earlier} already")
+            else:
+                step.given[name] = (number, value)
+                if assigned.alone:
+                    self._found.notes.append(
+                        (number, f"numbers by themselves are read as {symbol} of line {step.line}")
+                    )
+
+    def _without_numbers(self, symbol: str, name: str) -> Statement | None:
+        """The formula right above, if it is two or three models without a number, and the numbers are another's if not
+        its own: it then has the alpha that they are."""
+        above, last = self._found.statements[-1] if self._found.statements else None, self._last.get(symbol)
+        if (
+            above is None
+            or above.part is not None
+            or symbol != "alpha"
+            or (last is not None and symbol not in last.given)
+        ):
+            return None
+        whole = with_alpha(above.formula)
+        if whole is None:
+            return None
+        self._found.notes.append((above.line, f"{above.formula} with the numbers below is read as {whole}"))
+        above.formula, above.symbols, above.tentative = whole, symbols_in(whole), False
+        self._last["alpha"] = above
+        return above

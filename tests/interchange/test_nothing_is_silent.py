@@ -1,0 +1,515 @@
+"""What stands beside, behind and below a step is read with it, named, or refused: it is never passed over."""
+
+import re
+import time
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from spellings import (
+    ANY_ADD_DIFFERENCES,
+    ANY_WEIGHT_SUMS,
+    LARGE_DIFFERENCES,
+    RISING,
+    RISING_TEXT,
+    SURPLUS,
+    add_difference,
+    alone,
+    assert_coefficients,
+    by_block,
+    combined,
+    everywhere,
+    spelled,
+    texts,
+    weight_sum,
+)
+from step_by_step import BLOCKS
+
+from optimizer.errors import RecipeError
+from optimizer.interchange import read_notation
+from optimizer.recipes import block_coefficients
+
+A, B, C, D = map(alone, "ABCD")
+TWELVE = ",".join(f"{n / 20:g}" for n in range(12))
+BY_KIND = [0.2, *(n / 20 for n in range(12)), 0.8, *(n / 20 for n in range(12))]
+KINDS = [0.2, *[0.5] * 12, 0.1, *[0.3] * 12]
+T1 = "T1 = A x 0.5 + B x 0.5\n"
+SIMPLE = "MIX = A x 0.7 + B x 0.3"
+
+
+def read(text):
+    """What is read of a text, which must leave nothing not understood."""
+    imported = read_notation(text)
+    assert imported.not_understood == ()
+    return imported
+
+
+def refused(text):
+    """The lines with which a text is refused."""
+    with pytest.raises(RecipeError) as caught:
+        read_notation(text)
+    assert all(sign.isprintable() for problem in caught.value.problems for sign in problem)
+    return caught.value.problems
+
+
+def told(text):
+    """All that is said about a text."""
+    try:
+        imported = read_notation(text)
+    except RecipeError as error:
+        return error.problems
+    return (*imported.warnings, *imported.not_understood)
+
+
+@pytest.mark.parametrize("template", ANY_WEIGHT_SUMS)
+@pytest.mark.parametrize("number", [1.2, -0.5])
+def test_weight_sums_beyond_1(template, number):
+    """Every spelling keeps the sign and the size of its number."""
+    imported = read(spelled(template, "MIX", {"a": "A", "b": "B"}, number))
+
+    assert_coefficients(block_coefficients(imported.recipe), weight_sum(A, B, everywhere(number)))
+
+
+@pytest.mark.parametrize(
+    ("template", "number"),
+    [
+        *((template, 1.2) for template in ANY_ADD_DIFFERENCES + LARGE_DIFFERENCES),
+        *((t, -0.5) for t in ANY_ADD_DIFFERENCES),
+    ],
+)
+def test_add_differences_beyond_1(template, number):
+    """A factor above 1 or below 0 is none of a name, glued to it or not."""
+    imported = read(spelled(template, "MIX", {"a": "A", "b": "B", "c": "C"}, number))
+
+    assert_coefficients(block_coefficients(imported.recipe), add_difference(A, B, C, everywhere(number)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(drawn=texts(most=3), data=st.data())
+def test_a_surplus_line_is_read_or_named(drawn, data):
+    """One more line that says something of a merge is read, told with its number, or nothing is written."""
+    text, starts, output, expected = drawn
+    lines = text.split("\n")
+    place = data.draw(st.sampled_from([*(start - 1 for start in starts[1:]), len(lines)]))
+    lines.insert(place, data.draw(st.sampled_from(SURPLUS)))
+    # A remark on blocks is right below a step that has numbers by block.
+    assume("only" not in lines[place] or not re.search(r"IN\b|IN00|\d,[\d-]", text))
+
+    try:
+        imported = read_notation("\n".join(lines))
+    except RecipeError:
+        return
+    if not any(f"line {place + 1}:" in line for line in (*imported.warnings, *imported.not_understood)):
+        assert "base alpha" in lines[place]  # BASE's number, and of no other block
+        found = block_coefficients(imported.recipe, output)
+        assert any(found[name]["BASE"] != expected[name]["BASE"] for name in found)
+        assert all(found[name]["OUT03"] == pytest.approx(expected[name]["OUT03"]) for name in found)
+
+
+# --- Numbers by block below a formula ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("below", "expected"),
+    [
+        (f"BASE: 0.2\nIN: {TWELVE}\nM: 0.8\nOUT: {TWELVE}", BY_KIND),
+        (f"BASE: 0.2\nIN: {TWELVE}\nM00: 0.8\nOUT: {TWELVE}", BY_KIND),
+        (f"- IN: [{TWELVE}]\n- MID: 0.8\n- OUT: [{TWELVE}]\n- BASE: 20%", BY_KIND),
+        (f"base_alpha: 0.2\nIN: {TWELVE}\nM00: 0.8\nOUT: {TWELVE}", BY_KIND),
+        (f"alpha:\nBASE: 0.2\nIN: {TWELVE}\nM00: 0.8\nOUT: {TWELVE}", BY_KIND),
+        ("BASE 0.2\nIN 0.5\nMID 0.1\nOUT 0.3", KINDS),
+        ("BASE: 0.2, IN: 0.5, M00: 0.1, OUT: 0.3", KINDS),
+        ("alpha = BASE: 0.2, IN: 0.5, MID: 0.1, OUT: 0.3", KINDS),
+        ("\n".join(f"{block}: {number}" for block, number in zip(BLOCKS, RISING, strict=True)), RISING),
+        ("alpha = 0.3\nBASE: 0.1", [0.1, *[0.3] * 25]),
+    ],
+)
+@pytest.mark.parametrize("formula", ["MIX = A + B", "MIX = A x (1-alpha) + B x alpha"])
+def test_numbers_by_block(formula, below, expected):
+    """Lines of blocks and their numbers are the alpha of the formula above them, M the middle block among others."""
+    imported = read(f"{formula}\n{below}")
+
+    assert_coefficients(block_coefficients(imported.recipe), weight_sum(A, B, by_block(expected)))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"MIX = A + B\nIN: {TWELVE}\nM: 0.8\nOUT: {TWELVE}", "received 25 numbers; must be 26, BASE first"),
+        ("MIX = A + B\nIN: 0.1\nOUT: 0.3\nBASE: 0.2", "no number for M00"),
+        ("MIX = A + B\nIN: 0.1,0.2\nM: 0.3\nOUT: 0.3", "IN has 12 blocks in sd1, received 2 numbers"),
+        ("MIX = A + B\nIN: 0.1\nIN00: 0.2\nM: 0.3\nOUT: 0.3", "IN00 has two numbers"),
+        (f"{SIMPLE}\nIN: {TWELVE}\nM00: 0.8\nOUT: {TWELVE}", "the formula above has its numbers"),
+        (f"{SIMPLE}\nIN00: 0.5", "the formula above has its numbers"),
+        ("| Weighted Sum @ 0.3 | A | B | MIX |\nIN: 0.1\nM00: 0.8\nOUT: 0.3", "the formula above has its numbers"),
+    ],
+)
+def test_numbers_by_block_that_cannot_be_taken(text, words):
+    """Numbers by block that are too few, doubled, or beside others, are no recipe."""
+    assert any(words in problem for problem in refused(text))
+
+
+# --- Numbers beside and below two models ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MIX = A + B\n0.3",
+        "MIX = A + B\n(0.3)",
+        "MIX = A + B\n30%",
+        "MIX = A + B\nratio: 0.3",
+        "MIX = A + B\nM 0.3",
+        "MIX = A + B\nMultiplier (M): 0.3",
+        "MIX = A + B\nWeight: 0.3",
+        "MIX = A + B\nalpha 0.3",
+        "MIX = A + B\n70:30",
+        "MIX = A + B\n0.7 / 0.3",
+        "MIX = A + B\nA 0.7, B 0.3",
+        "A + B = MIX 0.3",
+        "A + B = MIX at 0.3",
+        "A + B = MIX weight 0.3",
+        "Weighted sum: A + B = MIX\n0.3",
+        "A + B 3/10 = MIX",
+        "A + B 7:3 = MIX",
+        "MIX = A + B\nweights: 0,3",
+    ],
+)
+def test_numbers_for_two_models(text):
+    """A number beside or below two models is the second one's weight, wherever it stands."""
+    assert_coefficients(block_coefficients(read(text).recipe), weight_sum(A, B, everywhere(0.3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("MIX = A + B\nsome number 0.3 here", "line 2: not understood: a number"),
+        ("MIX = A + B\n\nMerged at 0.3.", "line 3: not understood: a number"),
+        ("MIX = A + B\nA 70%\nB 30%", "line 2: not understood: a number"),
+        ("MIX = A + B\nA: 70, B: 30", "line 2: not understood: a number"),
+        ("MIX = A + B\n7/3", "line 2: not understood: a number"),
+        ("A + B = MIX using preset GRAD_V", "a step is a formula"),
+        ("Weighted sum: A + B = MIX", "MIX.alpha: never given"),
+        ("A + B = MIX # 0.3", "the comment '0.3' may be it"),
+        ("A + B = MIX (1.5)", "a step is a formula"),
+        ("MIX=A+B-C", "'B-C' is one name or a difference"),
+        (f"{T1}T2 = A x 0.2 + B x 0.8\nMIX = T1 + T2-C", "'T2-C' is one name or a difference"),
+        ("A + 2B - 2C = MIX", "'2B' was taken for a name"),
+        ("A + 10B - 10C = MIX", "'10B' was taken for a name"),
+        ("A + Bx0.3 - Cx0.3 = MIX", "'Bx0.3' was taken for a name"),
+        (f"{T1}T1 + (Cx0.3 - Dx0.3) = MIX", "'Cx0.3' was taken for a name"),
+        ("A + (1.2B - 1.2C) = MIX", "the factors add up to 2"),
+        ("A + (anything-v3) * 0.5 = MIX", "the factors add up to 1.5"),
+        ("MIX = A + B x 0.3", "a weighted sum is A x 0.7 + B x 0.3"),
+        ("A x 0.3 + B x 0.7 = X", "'X' is read as a sign"),
+        ("F = MIX x 0.5 + D x 0.5\nMIX = A x 0.5 + B x 0.5\nMIX = MIX x 0.7 + C x 0.3", "'MIX' is defined otherwise"),
+        ("2A - B = MIX", "'2A' was taken for a name"),
+    ],
+)
+def test_sums_that_may_mean_two_things(text, words):
+    """What is half of each only for want of a number, or a name only for want of a space, is refused, and told why."""
+    assert any(words in problem for problem in refused(text))
+
+
+def test_a_name_that_is_cut_is_noted():
+    """A name in parentheses with one dash is a difference, and that is told."""
+    imported = read("A + (Realistic-Vision) x 0.3 = MIX")
+
+    expected = add_difference(A, alone("Realistic"), alone("Vision"), everywhere(0.3))
+    assert_coefficients(block_coefficients(imported.recipe), expected)
+    assert imported.warnings == ("line 1: (Realistic-Vision) is read as a difference; a name needs quotation marks",)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("| Weighted Sum @ 0.3~0.5 | A | B | MIX |", "line 1: "),
+        ("| Weighted Sum (0.3, OUT only) | A | B | MIX |", "'OUT only' beside it"),
+        ("| Weighted Sum @ 0.3 (and 0.2) | A | B | MIX |", "beside the method is not understood"),
+        (
+            "| Method | A | B | Name |\n|-|-|-|-|\n| Weighted Sum @ 0.3~0.5 | A | B | MIX |",
+            "'0.3~0.5' behind the method",
+        ),
+        ("| A | B | Ratio | Name |\n|-|-|-|-|\n| A | B | 7/3 | MIX |", "MIX.alpha: received '7/3'"),
+        ("Weighted sum 0.3/0.5/0.2: A + B = MIX", "line 1: "),
+    ],
+)
+def test_numbers_that_are_not_one(text, words):
+    """A number that goes on as something else is never cut short."""
+    assert any(words in problem for problem in refused(text))
+
+
+# --- Words that make it another merge ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train difference",
+        "cosineA",
+        "DARE",
+        "Smooth Add",
+        "OUT blocks only",
+        "UNet only",
+        "MBW GRAD_V",
+        "except BASE",
+        "without CLIP",
+        "text encoder of A",
+        "only IN",
+        "TIES",
+    ],
+)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{words}: MIX = A x 0.7 + B x 0.3",
+        "MIX = A x 0.7 + B x 0.3 ({words})",
+        "A x 0.7 + B x 0.3 = MIX ({words})",
+        "A x 0.7 + B x 0.3 = MIX {words}",
+        "A x 0.7 + B x 0.3 = MIX using {words}",
+        "MIX = A x 0.7 + B x 0.3 # {words}",
+        "MIX = A x 0.7 + B x 0.3  // {words}",
+        "| A | B | M | How | Name |\n|-|-|-|-|-|\n| A | B | 0.3 | {words} | MIX |",
+        "| Weighted Sum @ 0.3 ({words}) | A | B | MIX |",
+        "| Weighted Sum @ 0.3 | A | B ({words}) | MIX |",
+        "A: A\nB: B\nM: 0.3\nCalc mode: {words}\nResult: MIX",
+    ],
+)
+def test_words_that_make_it_another_merge(text, words):
+    """Beside a formula, in whatever place, they refuse the step: its numbers would not be what was merged."""
+    assert any("line" in problem for problem in refused(text.replace("{words}", words)))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f"{SIMPLE}\ncalcmode: cosineA", 2),
+        (f"{SIMPLE}\nExclude: BASE", 2),
+        (f"{SIMPLE}\nElemental: OUT03:attn:0.2", 2),
+        (f"{SIMPLE}\n(only OUT blocks; IN 0)", 2),
+        (f"{SIMPLE}\nOnly the OUT blocks were merged.", 2),
+        (f"{SIMPLE}\nbase alpha 0.1", 2),
+        (f"{SIMPLE}\nexcept BASE", 2),
+        (f"{SIMPLE}\nwithout text encoder", 2),
+        (f"{SIMPLE}\nAdjust: 1,0,0", 2),
+        (f"{SIMPLE}\nLoRA: detail:0.5", 2),
+        (f"{SIMPLE}\nWeight: 0.5", 2),
+        (f"Train difference\n{SIMPLE}", 1),
+        (f"### cosineA\n{SIMPLE}", 1),
+        ("A x (1-alpha) + B x alpha = T1\nalpha = 0.3\nT1 x 0.5 + D x 0.5 = T2\nbase_alpha = 0.1", 4),
+    ],
+)
+def test_lines_that_say_more_of_a_step(text, line):
+    """Lines above and below a formula that would change it are named."""
+    assert any(f"line {line}: not understood" in named for named in read_notation(text).not_understood)
+
+
+def test_a_base_alpha_is_of_the_formula_above_it():
+    """BASE's number never goes to a formula further up that has its own."""
+    problems = refused("A x (1-alpha) + B x alpha = T1\nalpha = 0.3\nC + D = T2\nbase_alpha = 0.1")
+
+    assert problems == ("line 3: T2.alpha: never given; write alpha = (26 numbers) below the formula",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{SIMPLE}\ncalcmode: normal",
+        f"{SIMPLE}\nExclude:",
+        f"{SIMPLE} # the best",
+        f"{SIMPLE}  // by hand",
+        "A x 0.7 + B x 0.3 = Smooth Mix",
+        f"{SIMPLE}\nAdjust: 0",
+        f"{SIMPLE}\n## Recommended settings\nSmooth skin",
+        f"MIX = A x (1-alpha) + B x alpha ({RISING_TEXT})\nOUT06~OUT11 only",
+        f"{SIMPLE}\nTrained by the author of A over many months, self made, smooth faces.",
+    ],
+)
+def test_remarks_stay_silent(text):
+    """Settings that change nothing, comments without numbers, and prose are not told."""
+    assert told(text) == ()
+
+
+def test_a_number_in_a_comment_is_noted():
+    """A comment with a number behind a whole formula is left out, and told."""
+    assert read(f"{SIMPLE} # 97.5% similar").warnings == ("line 1: the comment '97.5% similar' is left out",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "T1 = A x 0.5 + B x 0.5 // T2 = T1 x 0.7 + C x 0.3",
+        f"{SIMPLE} # then + C x 0.2",
+        "MIX = A x (1-alpha) + B x alpha\nalpha: 0.3 # OUT only; IN 0",
+    ],
+)
+def test_comments_that_may_be_steps(text):
+    """A step, or blocks, in a comment are never cut off."""
+    assert any("comment" in problem or "beside it" in problem for problem in refused(text))
+
+
+# --- Steps that would vanish ------------------------------------------------------------------------------------------
+
+XY = weight_sum(alone("X"), alone("Y"), everywhere(0.3))
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("Primary model (A): X\nSecondary model (B): Y\nMultiplier (M): 0.3\nCustom Name: MIX", XY),
+        ("A: X\nB: Y\nM: 0.3\nResult: MIX", XY),
+        ("MIX:\n- X 70%\n- Y 30%", XY),
+        ("MIX:\n  X: 0.7\n  Y: 0.3", XY),
+        ("モデルA：X\nモデルB：Y\n比率：0.3\n→ MIX", XY),  # noqa: RUF001
+        ("name: MIX\nmode: weighted_sum\na: X\nb: Y\nalpha: 0.3", XY),
+        ("Model A: X\nModel B: Y\nModel C: C\nM: 0,3\nMethod: Add difference\nSave as float16: yes\nName: MIX",
+         add_difference(alone("X"), alone("Y"), C, everywhere(0.3))),
+        ('"X" x 0.7 + Y x 0.3 = MIX fp16 pruned', XY),
+        ("| Step | Recipe | Result |\n|---|---|---|\n| 1 | \"X\" x 0.7 + Y x 0.3 | MIX |", XY),
+        ("M1 = Y x 0.5 + Y2 x 0.5; MIX = \"X\" x 0.7 + Y x 0.3", XY),
+    ],
+)  # fmt: skip
+def test_steps_told_in_several_lines(text, first):
+    """The settings of a merger, and models below a heading, are the step that a later formula takes."""
+    imported = read(f"{text}\nF = MIX x 0.5 + D x 0.5")
+
+    assert_coefficients(block_coefficients(imported.recipe, "F"), weight_sum(first, D, everywhere(0.5)))
+
+
+def test_a_number_above_settings():
+    """A number between a formula and the settings of another merge is the formula's."""
+    imported = read("T + (B - C) = M\nalpha: 0.1\nModel A: M\nModel B: D\nMultiplier (M): 0.3\nCustom name: MIX")
+
+    first = add_difference(alone("T"), B, C, everywhere(0.1))
+    assert_coefficients(block_coefficients(imported.recipe), weight_sum(first, D, everywhere(0.3)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "AとBを0.3でマージしてMIX。",
+        "AとBを7:3で混ぜる → MIX",
+        "→ MIX",
+        "MIX:",
+        "Custom name: MIX",
+        "A and B were merged into MIX",
+        "MIX 0.3",
+    ],
+)
+def test_lines_that_may_make_a_source(line):
+    """A name that later formulas take as a model, in a line that may say how it is made, is named."""
+    named = read_notation(f"{line}\nF = MIX x 0.5 + C x 0.5").not_understood
+
+    assert [text.split(":")[0] for text in named] == ["line 1"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "T1 + C",
+        "T1 x 0.7\n+ C x 0.3\n= T2",
+        "+ (C - D) x 0.3 = T2",
+        "Merge T1 with C half and half = T2",
+        "Finally T1 and C were merged with weighted sum 0.3.",
+        "then merged with C at 30%",
+        "and finally add 0.3 of C",
+        "2. (1) x 0.7 + C x 0.3",
+        "MIX: T1 x 0.99 + B x 0.01 x C",
+    ],
+)
+def test_lines_that_go_on_from_the_output(line):
+    """A line that would make another step of the last one is an error if it is not understood."""
+    assert any("it goes on from 'T1'" in problem for problem in refused(T1 + line))
+
+
+def test_a_table_with_a_column_of_formulas():
+    """Each row is a formula and its name, in the order of the table."""
+    imported = read(
+        "| Step | Recipe | Result |\n|---|---|---|\n| 1 | A x 0.5 + B x 0.5 | T1 |\n| 2 | T1 x 0.7 + C x 0.3 | T2 |"
+    )
+
+    expected = weight_sum(weight_sum(A, B, everywhere(0.5)), C, everywhere(0.3))
+    assert [step.name for step in imported.recipe.steps] == ["T1", "T2"]
+    assert_coefficients(block_coefficients(imported.recipe), expected)
+
+
+# --- Spellings that are read ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("MIX: 40% A, 30% B, 20% C, 10% D", {"A": 0.4, "B": 0.3, "C": 0.2, "D": 0.1}),
+        ("MIX = A*0.25 + B*0.25 + C*0.25 + D*0.25", {"A": 0.25, "B": 0.25, "C": 0.25, "D": 0.25}),
+        ("MIX = A*0.5 + B*0.5 + (C - D)*0.3", {"A": 0.5, "B": 0.5, "C": 0.3, "D": -0.3}),
+        ("MIX = A + 0.5*B + 0.3*D - 0.8*C", {"A": 1.0, "B": 0.5, "C": -0.8, "D": 0.3}),
+        ("MIX = A + 0.5*B - 0.1*C - 0.4*D", {"A": 1.0, "B": 0.5, "C": -0.1, "D": -0.4}),
+        ("MIX = 1.3A - 0.3B", {"A": 1.3, "B": -0.3}),
+        ("MIX = 1.5 A - 0.5 B", {"A": 1.5, "B": -0.5}),
+        ("MIX = A + (B-C) 1.0", {"A": 1.0, "B": 1.0, "C": -1.0}),
+        ("mix1+mix2=MIX", {"mix1": 0.5, "mix2": 0.5}),
+        ("T = A x (1-alpha1) + B x alpha1\nMIX = T x (1-alpha2) + C x alpha2\nalpha1 = 0.3\nalpha2 = 0.4",
+         {"A": 0.42, "B": 0.18, "C": 0.4}),
+        ("MIX = A x 0.5 + B x 0.5\nMIX = MIX x 0.7 + C x 0.3\nMIX = MIX x 0.5 + D x 0.5",
+         {"A": 0.175, "B": 0.175, "C": 0.15, "D": 0.5}),
+        ("#1 A x 0.5 + B x 0.5 = MIX", {"A": 0.5, "B": 0.5}),
+        ("✅ A x 0.5 + B x 0.5 = MIX", {"A": 0.5, "B": 0.5}),
+    ],
+)  # fmt: skip
+def test_sums_of_any_kind(text, expected):
+    """Sums of as many models as there are, whose factors add up to 1, are several steps of two or three."""
+    found = block_coefficients(read(text).recipe)
+
+    assert_coefficients(found, combined(*((everywhere(number), alone(name)) for name, number in expected.items())))
+
+
+@pytest.mark.parametrize("label", ["T1: ", "T1 alpha: ", "alpha of T1: "])
+def test_numbers_called_by_the_name_of_their_step(label):
+    """26 numbers below all formulas, called by a step's name, are its alpha."""
+    imported = read(f"T1 = A x (1-alpha) + B x alpha\nT2 = T1 x 0.5 + C x 0.5\n{label}{RISING_TEXT}")
+
+    assert_coefficients(block_coefficients(imported.recipe, "T1"), weight_sum(A, B, by_block(RISING)))
+
+
+def test_numbers_behind_two_models():
+    """26 numbers in parentheses behind two models and their name are the second one's weights."""
+    imported = read(f"A + B = MIX ({RISING_TEXT})")
+
+    assert_coefficients(block_coefficients(imported.recipe), weight_sum(A, B, by_block(RISING)))
+
+
+# --- Crashes and hangs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ['" " = A x 0.5 + B x 0.5', '"" x 0.5 + B x 0.5 = MIX', '" " x 0.5 + B x 0.5 = MIX'])
+def test_names_without_a_letter(text):
+    """A name of nothing but spaces is none."""
+    assert refused(text)
+
+
+def test_brackets_in_a_name_stay():
+    """What stands in quotation marks is never changed."""
+    assert set(read('"a ()" x 0.5 + "alpha(0.3)" x 0.5 = MIX').recipe.models) == {"a ()", "alpha(0.3)"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{SIMPLE} ({' ' * 9000}y",
+        '"a\\' * 3300,
+        "MIX = " + '"a\\' * 3000,
+        SIMPLE + " # " * 3000 + '"',
+        f"weighted sum{' ' * 9000}z",
+        f"[a]({' ' * 9000}",
+        "A + B = MIX " + "at " * 3000,
+        "IN 0.5 " * 1400,
+        "MIX:\n" + "\n".join("- " + "a " * 140 + "0.5" for _ in range(20)),
+        "A x 0.5 + (" + "B-" * 4000 + "C) = T",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_no_line_takes_long(text):
+    """Lines of signs without end are read or refused at once."""
+    started = time.process_time()
+    told(text)
+    assert time.process_time() - started < 2
