@@ -6,7 +6,7 @@ parameters at once. Of the past only the trials are needed:
 
     parameters   fall into components, which share no block; each component is proposed by itself
     few trials   the point farthest from what was tried, so that the first models see the whole range
-    then         every block has a model (`search.surrogates`); the component's point has the largest expected
+    then         every block has a model (`samplers.surrogates`); the component's point has the largest expected
                  improvement of the blocks' sum over its best so far
     converged    once no improvement to speak of is expected anywhere, the point that the models know least about: a
                  similarity has several maxima, and a narrow one may lie between the points
