@@ -17,7 +17,7 @@ from optimizer.recipes.mecha_text import is_mecha, read_mecha
 from optimizer.recipes.mergekit_configuration import is_mergekit, read_mergekit
 from optimizer.recipes.notation import Imported, read_notation
 from optimizer.recipes.presets import read_presets
-from optimizer.recipes.recipe import Recipe
+from optimizer.recipes.recipe import LARGEST_USUAL, Recipe, beyond_usual
 from optimizer.recipes.yaml_files import read_text
 
 __all__ = ["import_merged", "import_text"]
@@ -63,7 +63,7 @@ def import_text(
             if value is not None:
                 raise RecipeError(f"{path}: {option}: received {value}; the file tells that itself, or needs none")
         recipe, warnings = other()
-        return Imported(recipe, tuple(warnings))
+        return Imported(recipe, (*warnings, *_beyond_usual(recipe)))
     if with_parents:
         raise RecipeError(f"{path}: with_parents: a text of formulas holds no recipes of its models; merged files do")
     known = None if presets is None else read_presets(_read(Path(presets)))
@@ -84,7 +84,17 @@ def import_merged(path: Path | str, *, with_parents: bool = False) -> Imported:
     if not told and kind is not None and not kind.whole:
         raise RecipeError(f"{path}: is {kind}; it holds no recipe")
     recipe, warnings = _of_metadata(metadata, path, with_parents=with_parents)
-    return Imported(recipe, tuple(warnings))
+    return Imported(recipe, (*warnings, *_beyond_usual(recipe)))
+
+
+def _beyond_usual(recipe: Recipe) -> list[str]:
+    """What to say of alphas that a tool used and that are hardly meant; a text that a person wrote is refused."""
+    return [
+        f"{step.name}.{name}: the weight {found[1]:g} ({found[0]}) is beyond {LARGEST_USUAL:g}; is it per cent?"
+        for step in recipe.steps
+        for name, alpha in step.alphas.items()
+        if (found := beyond_usual(alpha)) is not None
+    ]
 
 
 def _other_tool(
