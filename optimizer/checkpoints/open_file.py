@@ -8,7 +8,7 @@ written to, its mapped tensors change, and if it is cut short, reading them ends
 import os
 import sys
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from optimizer.errors import CheckpointError
@@ -18,18 +18,25 @@ __all__ = ["FileState", "HeldFile"]
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells a file from another one, and from itself after it was written to."""
+    """What tells a file from another one, and from itself after it was written to.
+
+    `ctime_ns` is when its contents, name or rights changed last, which no program can set back; it is not compared.
+    """
 
     size: int
     mtime_ns: int
     inode: int
+    ctime_ns: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, file: Path | int) -> "FileState":
         """The state of the file at a path or behind a descriptor. Raises OSError if there is none."""
         status = os.stat(file)  # noqa: PTH116 - takes descriptors too
-        # Windows lets nobody take the place of an open file, and gives inodes that depend on how they are asked for.
-        return cls(status.st_size, status.st_mtime_ns, 0 if sys.platform == "win32" else status.st_ino)
+        # Windows lets nobody take the place of an open file, and gives inodes that depend on how they are asked for;
+        # what it calls by this name is when the file was created.
+        if sys.platform == "win32":
+            return cls(status.st_size, status.st_mtime_ns, 0)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 class HeldFile:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optimizer.search import FitEvents, SearchProgress
 
 __all__ = [
+    "counted",
     "fitting",
     "make_console",
     "message",
@@ -36,6 +37,11 @@ __all__ = [
 ]
 
 # ruff: noqa: PLC0415
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 step", "2 steps"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def say_problem(text: str) -> None:

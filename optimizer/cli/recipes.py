@@ -21,7 +21,7 @@ from optimizer.cli.options import (
     hash_cache,
     model_folders,
 )
-from optimizer.cli.printing import make_console, print_json, reading, say, say_problem
+from optimizer.cli.printing import counted, make_console, print_json, reading, say, say_problem
 from optimizer.errors import InputError, attempt
 
 # torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
@@ -100,8 +100,8 @@ def import_recipe(
         named = {"steps": [step.name for step in recipe.steps], "models": list(recipe.models), "output": recipe.output}
         print_json({**named, "warnings": list(imported.warnings), "not_understood": list(imported.not_understood)})
         return
-    counted = f"{len(recipe.steps)} steps, {len(recipe.models)} models, output {recipe.output}"
-    say(f"{counted} -> {output}")
+    steps, sources = counted(len(recipe.steps), "step"), counted(len(recipe.models), "model")
+    say(f"{steps}, {sources}, output {recipe.output} -> {output}")
 
 
 @app.command(

@@ -21,7 +21,7 @@ from optimizer.cli.options import (
     hash_cache,
     model_folders,
 )
-from optimizer.cli.printing import fitting, make_console, message, print_json, reading, say, say_problem
+from optimizer.cli.printing import counted, fitting, make_console, message, print_json, reading, say, say_problem
 from optimizer.errors import InputError
 from optimizer.printable import quoted
 
@@ -120,7 +120,8 @@ def init(
         return
     for note in found.notes:
         say(note)
-    say(f"{found.steps} steps, {found.free_alphas} free alphas, base {found.models[found.base]} -> {found.folder}")
+    steps, free = counted(found.steps, "step"), counted(found.free_alphas, "free alpha")
+    say(f"{steps}, {free}, base {found.models[found.base]} -> {found.folder}")
     more = "".join(f" --models {quoted(folder)}" for folder in (models or []) if found.needs_folders)
     say(f"next: edit {found.recipe}, then")
     for command in ("ceiling", "fit"):

@@ -16,7 +16,7 @@ from optimizer.interchange.mecha_text import is_mecha, read_mecha
 from optimizer.interchange.mergekit_configuration import is_mergekit, read_mergekit
 from optimizer.interchange.notation import Imported, read_notation
 from optimizer.library import parsed
-from optimizer.recipes import Recipe, read_presets
+from optimizer.recipes import LARGEST_USUAL, Recipe, beyond_usual, read_presets
 
 __all__ = ["import_merged", "import_text"]
 
@@ -61,7 +61,7 @@ def import_text(
             if value is not None:
                 raise RecipeError(f"{path}: {option}: received {value}; the file tells that itself, or needs none")
         recipe, warnings = other()
-        return Imported(recipe, tuple(warnings))
+        return Imported(recipe, (*warnings, *_beyond_usual(recipe)))
     if with_parents:
         raise RecipeError(f"{path}: with_parents: a text of formulas holds no recipes of its models; merged files do")
     known = None if presets is None else read_presets(_read(Path(presets)))
@@ -82,7 +82,17 @@ def import_merged(path: Path | str, *, with_parents: bool = False) -> Imported:
     if not told and kind is not None and not kind.whole:
         raise RecipeError(f"{path}: is {kind}; it holds no recipe")
     recipe, warnings = _of_metadata(metadata, path, with_parents=with_parents)
-    return Imported(recipe, tuple(warnings))
+    return Imported(recipe, (*warnings, *_beyond_usual(recipe)))
+
+
+def _beyond_usual(recipe: Recipe) -> list[str]:
+    """What to say of alphas that a tool used and that are hardly meant; a text that a person wrote is refused."""
+    return [
+        f"{step.name}.{name}: the weight {found[1]:g} ({found[0]}) is beyond {LARGEST_USUAL:g}; is it per cent?"
+        for step in recipe.steps
+        for name, alpha in step.alphas.items()
+        if (found := beyond_usual(alpha)) is not None
+    ]
 
 
 def _other_tool(

@@ -22,7 +22,7 @@ _CACHE_VERSION = 1  # raise it whenever `fingerprint` changes
 
 
 class HashCache:
-    """Hashes by a file's resolved path, size and modification time, kept in one small JSON file.
+    """Hashes by a file's resolved path, size and times of change, kept in one small JSON file.
 
     A cache file that is missing, broken or cannot be written is as good as an empty one. So is one in a folder that
     other users may write into, with a BlockfitWarning: hashes are believed. Processes that write at the same time may
@@ -35,7 +35,7 @@ class HashCache:
     def look_up(self, path: Path, kind: str, state: dict[str, int] | None = None) -> str | None:
         """The hash of this kind (`sha256`, `fingerprint`) of the file at `path`, or None.
 
-        Of the file as it was when its size and modification time were `state`; default: as it is now.
+        Of the file as it was when its size and times of change were `state`; default: as it is now.
         """
         with suppress(OSError):
             entry = self._entries().get(os.path.realpath(path), {})
@@ -46,7 +46,7 @@ class HashCache:
         return None
 
     def store(self, path: Path, kind: str, value: str, state: dict[str, int]) -> None:
-        """Remember a hash of the file at `path`, computed when its size and modification time were `state`."""
+        """Remember a hash of the file at `path`, computed when its size and times of change were `state`."""
         with suppress(OSError, InputError):
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._is_own():
@@ -175,5 +175,6 @@ def default_cache_folder() -> Path:
 
 
 def _state(state: FileState) -> dict[str, int]:
-    # Not the inode: a file that was moved to another disk is the same.
-    return {"size": state.size, "mtime_ns": state.mtime_ns}
+    # Not the inode: some network drives give others every time. A file that was put in another's place, with its time
+    # (cp -p, rsync), has that size and modification time, but not when it was last changed.
+    return {"size": state.size, "mtime_ns": state.mtime_ns, "ctime_ns": state.ctime_ns}

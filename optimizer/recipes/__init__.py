@@ -27,12 +27,23 @@ from optimizer.recipes.presets import (
     preset_line,
     read_presets,
 )
-from optimizer.recipes.recipe import MOST_STEPS, Alpha, Expected, Free, Model, Recipe, Step
+from optimizer.recipes.recipe import (
+    LARGEST_USUAL,
+    MOST_STEPS,
+    Alpha,
+    Expected,
+    Free,
+    Model,
+    Recipe,
+    Step,
+    beyond_usual,
+)
 from optimizer.recipes.space import Parameter, Space, described_alphas, filled_alphas, parameters_of
 from optimizer.recipes.tensors import Contributing, Part, check_channels, finite, plan_parts
 from optimizer.recipes.written_numbers import NUMBER, RATIO, WEIGHT, number_in, percentage
 
 __all__ = [
+    "LARGEST_USUAL",
     "MODES",
     "MOST_STEPS",
     "NUMBER",
@@ -54,6 +65,7 @@ __all__ = [
     "Space",
     "Step",
     "alpha_as_data",
+    "beyond_usual",
     "block_coefficients",
     "built_in_alpha",
     "built_in_presets",

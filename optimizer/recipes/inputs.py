@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from optimizer.checkpoints import Checkpoint, Prediction, read_prediction
 from optimizer.errors import BlockfitWarning
 from optimizer.families import Layout
-from optimizer.recipes.recipe import Recipe
+from optimizer.recipes.recipe import LARGEST_USUAL, Recipe, beyond_usual
 from optimizer.recipes.tensors import Contributing
 
 __all__ = ["warn_of_compared", "warn_of_merged", "warn_of_sources"]
@@ -30,6 +30,13 @@ def warn_of_merged(
     """
     first = sources[recipe.first_model(output)]
     files = _each(sources.values())
+    for step in recipe.ancestors(output):
+        for name, alpha in step.alphas.items():
+            if (found := beyond_usual(alpha)) is not None:
+                _warn(
+                    f"steps.{step.name}.{name}: {found[1]:g} ({found[0]}) is far outside what merges use, "
+                    f"{-LARGEST_USUAL:g} to {LARGEST_USUAL:g}; is it per cent?"
+                )
     if copies := [one for one in files if any(name.startswith(recipe.layout.ema) for name in one.tensors)]:
         holds = "hold EMA copies" if len(copies) > 1 else "holds an EMA copy"
         _warn(f"{_files(copies)}: {holds} of the model ({', '.join(f'{p}*' for p in recipe.layout.ema)}); left out")

@@ -17,8 +17,11 @@ from optimizer.families import Layout
 from optimizer.printable import unprintable
 from optimizer.recipes.modes import MODES
 
-__all__ = ["MOST_STEPS", "Alpha", "Expected", "Free", "Model", "Recipe", "Step"]
+__all__ = ["LARGEST_USUAL", "MOST_STEPS", "Alpha", "Expected", "Free", "Model", "Recipe", "Step", "beyond_usual"]
 
+# Beyond it, on either side of 0, a weight is hardly meant: 30 is per cent without its sign. People extrapolate by 1.5,
+# and add differences two or three times.
+LARGEST_USUAL = 3.0
 MOST_STEPS = 2000  # of a recipe; people's have tens
 _MOST_MODELS = 5000
 _LONGEST_NAME = 500  # characters
@@ -105,6 +108,11 @@ class Alpha:
             replace(hole, blocks=tuple(block for block in hole.blocks if block not in values)) for hole in self.free
         )
         return Alpha({**self.values, **values}, tuple(hole for hole in left if hole.blocks))
+
+
+def beyond_usual(alpha: Alpha) -> tuple[str, float] | None:
+    """Return the first block whose fixed number is beyond `LARGEST_USUAL`, and that number; None if there is none."""
+    return next(((block, number) for block, number in alpha.values.items() if abs(number) > LARGEST_USUAL), None)
 
 
 @dataclass(frozen=True)

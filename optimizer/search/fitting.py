@@ -327,7 +327,9 @@ class _Fit:
                         if others := [worker for worker in workers.living() if worker != workers.own]:
                             who = ", ".join(map(str, others))
                             raise StudyError(f"--fresh: {self._address}: others are at these trials ({who}); stop them")
-                        set_aside(self._address)
+                        aside = set_aside(self._address)
+                        if aside is not None:
+                            said(f"{self._address}: renamed to {aside.name}")
                     storage = stack.enter_context(open_storage(self._address, patience=self._patience, said=said))
                 yield SharedStorage(storage, self._address, workers, patience=self._patience, said=said)
         finally:

@@ -17,6 +17,7 @@ from optimizer.samplers import make_sampler, trial_seed
 from optimizer.search.results import SearchResult
 from optimizer.search.trials import (
     DISTANCE,
+    SCORES,
     Budgets,
     SharedStorage,
     Trials,
@@ -38,6 +39,8 @@ __all__ = ["FitEvents", "Search", "SearchProgress", "TrialsFailed"]
 _FAILURES = 10
 # Seconds between looks at what other workers have done, when nothing is left to claim.
 _LOOK = 0.1
+# What similarities of a block may differ by from one machine to another: products are rounded, on cards with tf32 more.
+_MEASURED, _TF32 = 1e-4, 1e-2
 
 
 class TrialsFailed(RuntimeError):
@@ -169,6 +172,7 @@ class Search:
         )
         trials = self._trials = Trials(stored, shared, self._distributions, self._metric.blocks)
         budget, failures = self._budget, 0
+        self._leave_out_better_than_measured(trials)
         events.opened(self._progress(trials, shared))
         yield self.result
         told = {trial._trial_id for trial in trials.finished}
@@ -192,6 +196,18 @@ class Search:
                 if len(completed(trials.finished)) >= budget:
                     return
                 time.sleep(_LOOK)
+
+    def _leave_out_better_than_measured(self, trials: Trials) -> None:
+        """Leave out best trials whose points do not score what was stored of them: a stranger may have written it."""
+        tolerance = _TF32 if self._stage.tf32 else _MEASURED
+        while (best := best_of(completed(trials.finished))) is not None:
+            attributes, value = self._scored(best)
+            if value is None:
+                return  # it cannot be scored here, as where the memory does not suffice; told when a trial is
+            stored = best.user_attrs[SCORES]
+            if all(abs(score - stored[block]) <= tolerance for block, score in attributes[SCORES].items()):
+                return
+            trials.leave_out(best)
 
     def _progress(self, trials: Trials, shared: SharedStorage) -> SearchProgress:
         done = completed(trials.finished)

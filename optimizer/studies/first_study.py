@@ -429,6 +429,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
         "add_difference": "A step adds what makes a model different from the base, times its alpha",
         "weight_sum": "A step goes from what is there so far towards the next model, as far as its alpha says",
     }
+    added = "1 model" if first.steps == 1 else f"{first.steps} models"
     every = "Every other block" if closed else "Every block"
     freedom = (
         ["One alpha for each kind of block (tie), as there are many models; for one a block: alpha: {search: [0, 1]}."]
@@ -437,9 +438,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
     )
     return "".join(
         (
-            _comment(
-                f"A first guess at how {first.target.name[:200]} was made: {first.steps} models on top of a base."
-            ),
+            _comment(f"A first guess at how {first.target.name[:200]} was made: {added} on top of a base."),
             dump_yaml({name: data[name] for name in ("name", "layout", "mapping")}),
             "\n",
             _comment(

@@ -168,7 +168,7 @@ def test_what_is_not_understood_is_a_warning(tmp_path, capsys):
     assert run("import", source, "-o", output) == 0
 
     told = capsys.readouterr()
-    assert told.out == f"1 steps, 2 models, output T -> {output}\n"
+    assert told.out == f"1 step, 2 models, output T -> {output}\n"
     second, third = told.err.splitlines()
     assert (
         second == f"blockfit: warning: {source}: line 2: not understood: no step, though it names 'T', in 'T 0.7 C 0.3'"
@@ -191,6 +191,13 @@ def test_other_tools_files(tmp_path, capsys):
         assert run("import", tmp_path / name, "-o", output, "--json") == 0
         assert len(json.loads(capsys.readouterr().out)["steps"]) == 1
         output.unlink()
+
+    per_cent = metadata | {"interp_method": "Weighted sum", "multiplier": 30, "secondary_model_hash": "b2" * 32}
+    (tmp_path / "w.json").write_text(json.dumps(per_cent), encoding="utf-8")
+    assert run("import", tmp_path / "w.json", "-o", output, "--json") == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert warnings[-1] == "merged.alpha: the weight 30 (BASE) is beyond 3; is it per cent?"
+    output.unlink()
 
     (tmp_path / "p.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "c.json").write_text(json.dumps({"1": {"class_type": "KSampler", "inputs": {}}}), encoding="utf-8")

@@ -239,6 +239,217 @@ def test_numbers_that_are_not_one(text, words):
     assert any(words in problem for problem in refused(text))
 
 
+# --- Per cent ---------------------------------------------------------------------------------------------------------
+
+HEAD = "| Model A | Model B | {} | Result |\n|-|-|-|-|\n| A | B | {} | MIX |"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        (HEAD.format("Weight (%)", "30"), 0.3),
+        (HEAD.format("Weight %", "30%"), 0.3),
+        (HEAD.format("Ratio in percent", "12,5"), 0.125),
+        (HEAD.format("M (per cent)", "70:30"), 0.3),
+        (HEAD.format("Weight (%)", "0"), 0.0),
+        (HEAD.format("MBW (%)", ",".join(["30"] * 26)), 0.3),
+        ("A: A\nB: B\nMultiplier (%): 30\nResult: MIX", 0.3),
+        ("MIX = A + B\nWeight (%): 30", 0.3),
+        ("MIX = A + B\nratio %: 30", 0.3),
+    ],
+)
+def test_per_cent_in_a_head(text, number):
+    """The sign in a column's head, or in a key, is that of each number below or behind it."""
+    assert_coefficients(block_coefficients(read(text).recipe), weight_sum(A, B, everywhere(number)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEAD.format("Weight", "30"),
+        "(Weighted Sum 30) A + B = MIX",
+        "A x (1-alpha) + B x alpha = MIX\nalpha = 30",
+        "A x (1-alpha) + B x alpha = MIX, alpha = 30",
+        "A + B = MIX\nM: 30",
+        "A + B @30 = MIX",
+        "A + B @30",
+        "| Weighted Sum @ 30 | A | B | MIX |",
+        "A: A\nB: B\nM: 30\nResult: MIX",
+        "MIX = A + B\nIN: 0.3\nM00: 30\nOUT: 0.3\nBASE: 0.1",
+        "Add difference 30: A + B + C = MIX",
+        "MIX = A + (B - C) x 30",
+    ],
+)
+def test_per_cent_without_its_sign(text):
+    """A weight beyond what merges use is asked back, wherever it stands."""
+    assert any("as a weight? write 0.3 or 30 %" in problem for problem in refused(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (HEAD.format("Weight (%)", "0.3"), "0.3 as per cent? write 0.3 % or 30 %"),
+        ("A: A\nB: B\nMultiplier (%): 0.3\nResult: MIX", "0.3 as per cent? write 0.3 % or 30 %"),
+        ("MIX = A + B\nWeight (%): 0.3", "0.3 as per cent? write 0.3 % or 30 %"),
+        ("MIX = A + B\n30", "line 1 has none, and would be half of each"),
+        ("| A (%) | B (%) | Weight | Result |\n|-|-|-|-|\n| 70 | 30 | 1 | MIX |", "no formula was found"),
+    ],
+)
+def test_numbers_that_may_be_per_cent(text, words):
+    """A number that is per cent or is not, by what stands around it, is asked back."""
+    assert any(words in problem for problem in refused(text))
+
+
+@pytest.mark.parametrize("number", [-3.0, 2.5, 3.0])
+def test_weights_that_merges_use(number):
+    """Up to three times a difference is added."""
+    imported = read(f"MIX = A + (B - C) x alpha\nalpha = {number}")
+
+    assert_coefficients(block_coefficients(imported.recipe), add_difference(A, B, C, everywhere(number)))
+
+
+def test_what_a_tool_used_is_read_and_told():
+    """Our own notation, and SuperMerger's console, hold the numbers that were used, whatever they are."""
+    ours = read('recipe: "r"\nA x (1-alpha) + B x alpha = MIX\nalpha = 30')
+    console = read("  model A  : A\n  model B  : B\n  alpha,beta : (30, 0)\n  mode : Weight sum\n  MBW : False")
+
+    for imported, line in ((ours, "line 3: MIX.alpha"), (console, "line 1: merged.alpha")):
+        assert_coefficients(block_coefficients(imported.recipe), weight_sum(A, B, everywhere(30.0)))
+        assert f"{line}: the weight 30 is beyond 3; is it per cent?" in imported.warnings
+
+
+# --- An arrow and a name on a line of their own -----------------------------------------------------------------------
+
+CHAIN = weight_sum(weight_sum(A, B, everywhere(0.3)), C, everywhere(0.5))
+
+
+@pytest.mark.parametrize("arrow", ["→ ", "-> ", "=> ", "⇒ ", "↓ ", "↓\n", "= ", "⬇️ ", "  - → ", "\n--> "])
+def test_names_on_lines_of_their_own(arrow):
+    """They are those of the formulas above them, the last one's as well."""
+    imported = read(f"A x 0.7 + B x 0.3\n{arrow}T1\nT1 x 0.5 + C x 0.5\n{arrow}MIX")
+
+    assert [step.name for step in imported.recipe.steps] == ["T1", "MIX"]
+    assert imported.warnings == ()
+    assert_coefficients(block_coefficients(imported.recipe), CHAIN)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A x 0.7 + B x 0.3 = T1\nT1 x 0.5 + C x 0.5\n→ MIX",
+        "A x 0.7 + B x 0.3 →\nT1\nT1 x 0.5 + C x 0.5 →\nMIX",
+        "1. A x 0.7 + B x 0.3\n   → `T1`\n2. T1 x 0.5 + C x 0.5\n   → **MIX**",
+        "① A x 0.7 + B x 0.3\n→ T1\n② ① x 0.5 + C x 0.5\n→ MIX",
+        "Step 1: A x 0.7 + B x 0.3\n→ T1\nStep 2: T1 x 0.5 + C x 0.5\n→ MIX",
+        "(Weighted Sum 0.3) A + B\n→ T1\n(Weighted Sum 0.5) T1 + C\n→ MIX",
+        "A x (1-alpha) + B x alpha\nalpha = 0.3\n→ T1\nT1 x (1-alpha) + C x alpha\n→ MIX\nalpha = 0.5",
+    ],
+)
+def test_names_below_steps_of_any_kind(text):
+    """Numbers, labels, methods and bullets do not stand between a formula and the name below it."""
+    imported = read(text)
+
+    assert [step.name for step in imported.recipe.steps] == ["T1", "MIX"]
+    assert_coefficients(block_coefficients(imported.recipe), CHAIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("→ T1\nA x 0.7 + B x 0.3\n→ MIX\nT1 x 0.5 + C x 0.5", "an arrow and a name above the formula as well"),
+        ("A x 0.7 + B x 0.3\n→ T1 → T2", "line 2: not understood: more than one arrow"),
+        ("A x 0.7 + B x 0.3\n> T1\nT1 x 0.5 + C x 0.5", "the name of the formula above? write = T1 behind it"),
+        ("A x 0.7 + B x 0.3\nT1\nT1 x 0.5 + C x 0.5", "the name of the formula above? write = T1 behind it"),
+    ],
+)
+def test_names_that_cannot_be_told(text, words):
+    """A name on a line of its own that may be another formula's, or that no sign stands before, is asked back."""
+    assert any(words in problem for problem in refused(text))
+
+
+def test_a_second_name_behind_an_arrow():
+    """A formula that has its name keeps it, and the other one is told."""
+    assert read(f"{SIMPLE}\n→ T2").warnings == ("line 2: 'T2' is left out: the formula above is called 'MIX'",)
+
+
+# --- Names that may be differences ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "T1 = A x 0.5 + B x 0.5\nT2 = A x 0.2 + C x 0.8\nMIX = 0.7*A + 0.3*(T1-T2)",
+        "T1 = A x 0.5 + B x 0.5\nMIX = 0.7*T1 + 0.3*(A-B)",
+        "T1 = A x 0.5 + B x 0.5\nMIX = T1 x 0.7 + A-B x 0.3",
+    ],
+)
+def test_differences_are_no_names(text):
+    """Where both sides of a dash are names of the text, the two together are none."""
+    assert any("is one name or a difference" in problem for problem in refused(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "warnings"),
+    [
+        ("MIX = 0.7*A + 0.3*(B-C)", ("line 1: 'B-C' is taken for one name",)),
+        ('MIX = 0.7*A + 0.3*("B-C")', ()),
+        ("MIX = 0.7*A + 0.3*(anything-v3)", ()),
+        ('model B: "b"\nmodel C: "c"\nmodel B-C: "d"\nMIX = A x 0.7 + B-C x 0.3', ()),
+    ],
+)
+def test_names_with_a_dash(text, warnings):
+    """A name that could only be one is read, and told where it looks like a difference."""
+    imported = read(text)
+
+    assert imported.warnings == warnings
+    assert imported.recipe.steps[0].b in ("B-C", "anything-v3")
+
+
+# --- Numbers twice, and behind the name -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A x (1-alpha) + B x alpha = MIX\nalpha = 0.3\nalpha = 0.4",
+        "A x (1-alpha) + B x alpha = MIX, alpha = 0.3\nalpha = 0.4",
+        "A x (1-alpha) + B x alpha = MIX, alpha = 0.3, alpha = 0.4",
+    ],
+)
+def test_two_numbers_for_one_step(text):
+    """Which of two different numbers was meant cannot be told."""
+    assert any("has its alpha" in problem or "two numbers for alpha" in problem for problem in refused(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A x (1-alpha) + B x alpha = MIX  alpha = 30%",
+        "A + B = MIX  alpha = 0.3",
+        "MIX = A x (1-alpha) + B x alpha  alpha: 0,3",
+        "A x (1-alpha) + B x alpha → MIX weight = 0.3",
+        f"A x (1-alpha) + B x alpha = MIX alpha = ({','.join(['0.3'] * 26)})",
+        "A x (1-alpha) + B x alpha = MIX\nalpha = 0.3\nalpha = 0.3",
+    ],
+)
+def test_numbers_behind_the_name(text):
+    """A number on the line of its step needs no comma before it."""
+    assert_coefficients(block_coefficients(read(text).recipe), weight_sum(A, B, everywhere(0.3)))
+
+
+def test_the_output_of_several_endings():
+    """Of steps that need as many others the last is the output; what nothing uses is named."""
+    tie = read("A x 0.7 + B x 0.3 = T1\nC x 0.7 + B x 0.3 = T2").warnings
+    longest = read(f"{T1}T2 = T1 x 0.5 + C x 0.5\nT3 = C x 0.5 + D x 0.5").warnings
+    some = read(f"{T1}T2 = T1 x 0.5 + C x 0.5\nT3 = T1 x 0.5 + D x 0.5\nT4 = C x 0.5 + D x 0.5").warnings
+
+    assert "; 'T3', the last of them that need the most steps, is the output, and nothing uses 'T2', 'T4'" in some[0]
+    assert tie == ("the text ends in 'T1', 'T2'; 'T2', the last of them, is the output, and nothing uses 'T1'",)
+    assert longest == (
+        "the text ends in 'T2', 'T3'; 'T2', which needs the most steps, is the output, and nothing uses 'T3'",
+    )
+
+
 # --- Words that make it another merge ---------------------------------------------------------------------------------
 
 

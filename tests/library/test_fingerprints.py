@@ -81,6 +81,13 @@ class TestSha256:
             sha256(tmp_path / "missing.ckpt")
 
 
+def as_it_is(path):
+    """What a cache knows a file by."""
+    status = path.stat()
+    changed = 0 if sys.platform == "win32" else status.st_ctime_ns
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": changed}
+
+
 class TestHashCache:
     """Hashes that are remembered."""
 
@@ -100,7 +107,7 @@ class TestHashCache:
         path = tmp_path / "a.safetensors"
         write_sd1(path)
         cache = HashCache(tmp_path / "hashes.json")
-        cache.store(path, "sha256", "remembered", {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns})
+        cache.store(path, "sha256", "remembered", as_it_is(path))
 
         assert sha256(path, cache) == "remembered"
 
@@ -115,6 +122,26 @@ class TestHashCache:
 
         assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256(path, cache)
         assert sha256(path, cache) == HashCache(cache.file).look_up(path, "sha256")
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no time of the last change")
+    @pytest.mark.parametrize("by", ["written into", "put in its place"])
+    def test_another_of_the_same_size_and_time(self, tmp_path, by):
+        """A file with the size and modification time of the one that was hashed, as `cp -p` makes it, is hashed."""
+        path, cache = tmp_path / "a", HashCache(tmp_path / "hashes.json")
+        path.write_bytes(b"old")
+        sha256(path, cache)
+        before = path.stat()
+        if by == "written into":
+            path.write_bytes(b"new")
+        else:
+            (tmp_path / "b").write_bytes(b"new")
+            (tmp_path / "b").replace(path)
+        os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+        while path.stat().st_ctime_ns == before.st_ctime_ns:  # a system's clock of files ticks every few milliseconds
+            path.chmod(0o644)
+        assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+        assert sha256(path, cache) == hashlib.sha256(b"new").hexdigest()
 
     @pytest.mark.parametrize(
         "content",
@@ -152,7 +179,7 @@ class TestHashCache:
         folder = tmp_path / "shared"
         folder.mkdir()
         cache = HashCache(folder / "hashes.json")
-        cache.store(tmp_path / "a", "sha256", "0" * 64, {"size": 1, "mtime_ns": (tmp_path / "a").stat().st_mtime_ns})
+        cache.store(tmp_path / "a", "sha256", "0" * 64, as_it_is(tmp_path / "a"))
         assert cache.look_up(tmp_path / "a", "sha256") == "0" * 64
         cache.file.rename(tmp_path / "victim")
         before = (tmp_path / "victim").read_bytes()
@@ -173,14 +200,12 @@ from pathlib import Path
 from optimizer.library import HashCache
 os.setuid(65534)
 warnings.simplefilter("ignore")
-state = {"size": 1, "mtime_ns": Path(sys.argv[1], "a").stat().st_mtime_ns}
 print(HashCache(Path(sys.argv[1], "hashes.json")).look_up(Path(sys.argv[1], "a"), "sha256"))
 """
         with tempfile.TemporaryDirectory() as name:  # other users cannot enter pytest's own folders
             folder = Path(name)
             (folder / "a").write_bytes(b"x")
-            state = {"size": 1, "mtime_ns": (folder / "a").stat().st_mtime_ns}
-            HashCache(folder / "hashes.json").store(folder / "a", "sha256", "0" * 64, state)
+            HashCache(folder / "hashes.json").store(folder / "a", "sha256", "0" * 64, as_it_is(folder / "a"))
             found = []
             for owner in (65534, 12345, 0):
                 os.chown(folder, owner, owner)

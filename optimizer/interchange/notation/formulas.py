@@ -148,12 +148,14 @@ class Reading:
     """What was read of a formula: the step, what had to be interpreted, and the short hashes behind its models' names.
 
     `half` is whether it is half of each for want of a number, `notes` are clauses such as "0.3C is read as 0.3 x C".
+    `dashed` are names with a dash in them, not known and without quotation marks, that may be differences.
     """
 
     part: Part
     notes: tuple[str, ...] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
     half: bool = False
+    dashed: frozenset[str] = frozenset()
 
 
 def parse_formula(text: str, known: KnownNames | None = None) -> Sum:
@@ -182,9 +184,12 @@ def read_formula(text: str, known: KnownNames | None = None) -> Reading:
         if not parser.cut:
             raise
         # `0.7(my-model) + 0.3(B)`: what was taken for a difference was a name.
+        names = parser.cut
         parser = _Parser(text, known or KnownNames(), cutting=False)
         part = interpret(parser.formula())
-    return Reading(part, tuple(dict.fromkeys(parser.notes)), parser.hashes, half is not None)
+        parser.notes += [f"{name!r} is taken for one name" for name in names]
+    dashed = parser.bare_with_dash().intersection(names_in(part))
+    return Reading(part, tuple(dict.fromkeys(parser.notes)), parser.hashes, half is not None, dashed)
 
 
 def interpret(formula: Sum) -> Part:
@@ -383,8 +388,8 @@ def _operand(operand: "str | Sum") -> "str | Part":
 class _Parser:
     """Recursive descent over sum, product, factor; every failure shows the text from where it was met.
 
-    `notes` are what had to be interpreted, `hashes` the short hashes behind names, `cut` whether `(B-C)` was taken for
-    a difference; with `cutting` off it is a name.
+    `notes` are what had to be interpreted, `hashes` the short hashes behind names, `cut` the names, as `(B-C)`, that
+    were taken for differences; with `cutting` off they are names.
     """
 
     def __init__(self, text: str, known: KnownNames, *, cutting: bool = True) -> None:
@@ -397,7 +402,7 @@ class _Parser:
         self._spaced: list[str] = []
         self.notes = [token.note for token in self._tokens if token.note is not None]
         self.hashes: dict[str, str] = {}
-        self.cut = False
+        self.cut: list[str] = []
 
     def formula(self) -> Sum:
         result = self._sum()
@@ -451,6 +456,12 @@ class _Parser:
                 raise NotUnderstood(
                     f"{name!r} is one name or a difference; write spaces around its -, or quotation marks"
                 )
+
+    def bare_with_dash(self) -> frozenset[str]:
+        """The names with a dash in them that are neither known nor in quotation marks."""
+        return frozenset(
+            token.text for token in self._tokens if token.kind == "name" and token.bare and "-" in token.text
+        )
 
     def at_a_weight(self, formula: Sum) -> Sum | None:
         """`A + B @0.3` as a weighted sum at 0.3, if it is that."""
@@ -611,13 +622,15 @@ class _Parser:
         """`(B-C)` without spaces: a difference where both sides are known, or where there is only one place to cut."""
         if not self._cutting or name in self._known or "-" not in name:
             return name
+        if any(token.text == name and not token.bare for token in self._tokens):  # in quotation marks
+            return name
         cuts = [(name[: found.start()], name[found.end() :]) for found in re.finditer("-", name)]
         fitting = [cut for cut in cuts if all(side in self._known for side in cut)]
         if not fitting and re.fullmatch(r"v?\d[\w.]*", cuts[-1][1], re.IGNORECASE):
             return name  # anything-v3
         if len(fitting) == 1 or len(cuts) == 1:
             first, second = (fitting or cuts)[0]
-            self.cut = True
+            self.cut.append(name)
             if not fitting and re.search(r"\s\+|\+\s", self._text):
                 self.notes.append(f"({name}) is read as a difference; a name needs quotation marks")
             return Sum(((Factor.of(1.0), first), (Factor.of(-1.0), second)))

@@ -20,6 +20,7 @@ from optimizer.interchange.notation.remarks import said_in_comment, without_comm
 from optimizer.interchange.notation.reported import ReportedSimilarities
 from optimizer.interchange.notation.settings import settings_at, weights_at
 from optimizer.interchange.notation.statements import (
+    POINTING,
     SIGN,
     Assigned,
     Read,
@@ -39,6 +40,7 @@ from optimizer.interchange.notation.tables import (
     cells_of,
     is_row,
     is_rule,
+    percent_of,
     row_by_position,
     step_of_row,
     table_at,
@@ -52,7 +54,7 @@ from optimizer.interchange.notation.tokens import (
     unquoted,
     without_markup,
 )
-from optimizer.interchange.notation.wording import is_key, says_more, without_bullet
+from optimizer.interchange.notation.wording import KEY_WORDS, is_key, says_more, without_bullet
 from optimizer.recipes import MOST_STEPS, Model, Preset, parse_preset, preset_alpha
 
 __all__ = ["LineReader"]
@@ -62,8 +64,18 @@ _DECLARED = re.compile(
     rf"(recipe|layout|mapping|output|model) ?(?P<name>{QUOTED}|[^\":]*+)\s*:\s*(?P<value>{QUOTED})(?P<more>.*)"
 )
 _MORE = re.compile(rf",\s*(license|sha256)\s+({QUOTED})")
+# `Weight (%): 30`, where the key says what the number is.
+_KEY_IN_PERCENT = re.compile(
+    rf"(?P<key>{KEY_WORDS}|m)\s?[(\[]?\s?(?:in )?%\s?[)\]]?\s?(?P<sign>[:=]\s?)?(?P<numbers>[-(\[\d.].*)", re.IGNORECASE
+)
 _MOST_LINES_OF_A_TEXT = 20_000
 _NEAR = 3  # lines below a formula in which its number is looked for
+
+
+def _with_percent(text: str) -> str:
+    """`weight: 30%` for `weight (%): 30`; any other line as it is. Raises ValueError for a number that may be none."""
+    found = _KEY_IN_PERCENT.fullmatch(text)
+    return text if found is None else f"{found['key']}{found['sign'] or ': '}{percent_of(found['numbers'])}"
 
 
 class LineReader:
@@ -73,6 +85,7 @@ class LineReader:
         self._found = LinesRead(layout, dict(presets))
         self._reported = ReportedSimilarities(layout, self._found.statements, self._found.reject)
         self._indent = 0
+        self._ahead: int | None = None  # the last line that is an arrow and a name, with no formula above it
         self._last: dict[str, Statement] = {}  # the last formula with alpha, with beta
 
     def read(self, text: str) -> LinesRead:
@@ -173,13 +186,15 @@ class LineReader:
             self._found.reject(line, text.strip(), error.problems[0])
             return
         if step is not None:
-            self._add_step(line, text.strip(), step)
+            self._add_step(line, text.strip(), step, by_tool=True)
 
-    def _add_step(self, line: int, text: str, read: ReadStep, table: int | None = None) -> None:
+    def _add_step(
+        self, line: int, text: str, read: ReadStep, table: int | None = None, *, by_tool: bool = False
+    ) -> None:
         given = {name: (line, value) for name, value in read.given.items()}
         self._found.files = {**read.files, **self._found.files}
         self._found.notes += [(line, note) for note in read.notes]
-        self._append(Statement(line, text, read.name, given=given, part=read.part, table=table))
+        self._append(Statement(line, text, read.name, given=given, part=read.part, table=table, by_tool=by_tool))
 
     def _single(self, lines: Sequence[str], number: int) -> int:
         line, more = joined_lines(lines, number)
@@ -211,6 +226,12 @@ class LineReader:
                 cells = [self._formula(number, normalized(cell), cell=True) for cell in cells_of(raw)]
                 return any(cells) or is_rule(raw)
         text, comment = without_comment(without_bullet(normalized(line)).strip())
+        try:
+            text = _with_percent(text)
+        except ValueError as error:
+            self._found.reject(number, text, str(error))
+            self._found.unread_numbers.append(number)
+            return True
         numbers = number_line(text)
         if numbers is not None and (not numbers.alone or (self._lacks_numbers(number) and is_share(numbers.values))):
             if (why := said_in_comment(comment, has_numbers=True)) is not None:
@@ -220,6 +241,9 @@ class LineReader:
             return True
         if text.startswith("#"):
             return self._heading(number, text)
+        pointed = POINTING.match(text) or POINTING.match(plain)
+        if pointed is not None and self._points_at_name(number, pointed):
+            return True
         parts = re.split(r"\s?;\s", text) if ";" in masked(text) else [text]
         if len(parts) > 1 and all(SIGN.search(part) and any(map(is_formula, sides_of(part))) for part in parts):
             read = [self._formula(number, part, comment=comment) for part in parts]  # each of them
@@ -232,6 +256,40 @@ class LineReader:
         if above is None or above.given or above.part is not None or number - above.line > _NEAR:
             return False
         return bool(above.symbols) or with_alpha(above.formula) is not None
+
+    def _points_at_name(self, number: int, pointed: re.Match[str]) -> bool:
+        """Take a line that is an arrow and a name as the end of the formula above it, if that has no name yet."""
+        above = self._found.statements[-1] if self._found.statements else None
+        behind = pointed.string[pointed.end() :].rstrip(" .:")
+        if above is None or above.part is not None or number - above.line > _NEAR:
+            self._ahead = number if parse_name(behind) is not None else None
+            return False
+        label = above.name if above.name is not None and label_of(f"{above.name}: x")[0] == above.name else None
+        said = self._read(f"{above.formula} -> {behind}")
+        if above.name is not None and label is None:
+            if pointed[0].strip() == "=":  # of what stands between the two, and is not understood
+                return False
+            if isinstance(said, Said) and above.name != said.name:
+                self._found.notes.append(
+                    (number, f"{said.name!r} is left out: the formula above is called {above.name!r}")
+                )
+            return isinstance(said, Said)
+        if isinstance(said, Said) and (said.name is None or any(name in above.given for name in said.given)):
+            said = Refused("numbers beside others")
+        elif isinstance(said, Said) and self._ahead == above.line - 1:
+            said = Refused("an arrow and a name above the formula as well; write = NAME behind it")
+        if not isinstance(said, Said):
+            if isinstance(said, Refused) and not above.tentative:
+                self._found.reject(number, pointed.string, said.why, said.names)
+                self._found.unread_names.append(number)
+            return isinstance(said, Refused) and not above.tentative
+        above.name, above.alias = said.name, label or above.alias
+        if not above.given:
+            above.formula, above.symbols, above.tentative = said.formula, symbols_in(said.formula), said.tentative
+        above.given |= {name: (number, value) for name, value in said.given.items()}
+        self._found.notes += [(number, note) for note in said.notes]
+        self._last |= dict.fromkeys(above.symbols, above)
+        return True
 
     def _heading(self, number: int, text: str) -> bool:
         if "=" not in masked(text) or not any(is_formula(side) for side in text.lstrip("# ").split("=")):
@@ -310,7 +368,9 @@ class LineReader:
                 symbols = symbols_in(formula)
                 if name is None and alias is not None:
                     name, alias = alias, None
-                self._append(Statement(number, text, name, formula, symbols, values, alias=alias, tentative=tentative))
+                statement = Statement(number, text, name, formula, symbols, values, alias=alias, tentative=tentative)
+                statement.by_tool = number in self._found.mixer_lines
+                self._append(statement)
         return said is not None
 
     def _append(self, statement: Statement) -> None:
@@ -363,8 +423,11 @@ class LineReader:
                     number, text, f"{step.name!r} of line {step.line} has its numbers; another formula follows it"
                 )
             elif name in step.given:
-                earlier = step.given[name][0]
-                self._found.reject(number, text, f"{step.name!r} has its {name} from line {earlier} already")
+                earlier, other = step.given[name]
+                if other != value:
+                    why = f"{step.name!r} has its {name} from line {earlier} already"
+                    self._found.reject(number, text, why)
+                    self._found.unread_numbers.append(number)
             else:
                 step.given[name] = (number, value)
                 if assigned.alone:

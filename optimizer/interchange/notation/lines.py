@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from optimizer.interchange.notation.formula_texts import is_formula
 from optimizer.interchange.notation.methods import find_method
-from optimizer.interchange.notation.statements import SIGN
+from optimizer.interchange.notation.statements import POINTING, SIGN
 from optimizer.interchange.notation.tokens import masked, normalized, parse_name
 from optimizer.interchange.notation.wording import IS, is_key
 
@@ -30,9 +30,11 @@ def joined_lines(lines: Sequence[str], start: int) -> tuple[str, int]:
 
 def _runs_on(line: str, following: str) -> bool:
     """Whether the next line belongs to the formula or the numbers of this one."""
-    if len(line) > _LONGEST_JOINED or (line.isascii() and not re.search("[=:x*(+]", line)):
+    if len(line) > _LONGEST_JOINED or (line.isascii() and not re.search("[=:x*(+>]", line)):
         return False
     text, after = masked(normalized(line).strip()), normalized(following).strip()
+    if POINTING.fullmatch(text):  # an arrow, and what it points at below it
+        return parse_name(after) is not None
     signs = list(SIGN.finditer(text))
     has_sign = bool(signs)
     words = _IS.search(text)
@@ -41,6 +43,18 @@ def _runs_on(line: str, following: str) -> bool:
         return False
     if re.search(r"(?:[+*=]|\s[-x])$", text) and (has_sign or re.search(r"\sx\s|[*(]", text)):
         return True
+    if (
+        has_sign
+        and signs[-1].end() == len(text)
+        and parse_name(after) is not None
+        and is_formula(text[: signs[-1].start()])
+    ):
+        return True
+    pointed = None if has_sign or "|" in text or "\t" in line else POINTING.match(after)
+    if pointed is not None and parse_name(after[pointed.end() :]) is not None:
+        method = find_method(text)  # (Weighted Sum 0.3) A + B, and its name below
+        if method is not None and method.number is not None:
+            return True
     opened = sum(text.count(sign) for sign in "([{") - sum(text.count(sign) for sign in ")]}")
     if has_sign and opened > 0 and re.match(r"[-+*\d.(\[]|x\s", after):
         return True

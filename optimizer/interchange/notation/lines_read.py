@@ -45,12 +45,13 @@ class Rejected:
 class LinesRead:
     """What was read of a text, line by line; lines count from 1.
 
-    `statements` are its steps as they stand there, `same` lines with two names and a sign between them, `declared` and
-    `models` what it declares, `files` those of models that stand there with a hash or an extension. `rejected` lines
-    look like steps and are none, of `passed` ones nothing was read. `orphans` are lines with numbers above every
-    formula, and whose; `unread_numbers` lines with numbers by block that no formula takes; `labelled` presets
-    `name: numbers`, which may be something else; `mixer_lines` those of model-mixer's. `notes` are (line, what had to
-    be interpreted), `labels` the blocks that words for them stand for.
+    `statements` are its steps as they stand there, `same` lines with two names and a sign between them, `declared`
+    and `models` what it declares, `files` those of models that stand there with a hash or an extension. `rejected`
+    lines look like steps and are none, of `passed` ones nothing was read. `orphans` are lines with numbers above
+    every formula, and whose; `unread_numbers` lines with numbers that no formula takes, `unread_names` those with
+    an arrow that name none; `labelled` presets `name: numbers`, which may be something else; `mixer_lines` those of
+    model-mixer's. `notes` are (line, what had to be interpreted), `labels` the blocks that words for them stand
+    for.
     """
 
     layout: Layout
@@ -64,6 +65,7 @@ class LinesRead:
     passed: list[tuple[int, str]] = field(default_factory=list)
     orphans: list[tuple[int, str]] = field(default_factory=list)
     unread_numbers: list[int] = field(default_factory=list)
+    unread_names: list[int] = field(default_factory=list)
     labelled: dict[str, tuple[int, str]] = field(default_factory=dict)
     mixer_lines: list[int] = field(default_factory=list)
     notes: list[tuple[int, str]] = field(default_factory=list)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from optimizer.interchange.notation.console import ReadStep
 from optimizer.interchange.notation.formula_texts import is_formula
 from optimizer.interchange.notation.statements import Refused, Said
-from optimizer.interchange.notation.tables import role_of, step_of_cells
+from optimizer.interchange.notation.tables import in_percent, percent_of, role_of, step_of_cells
 from optimizer.interchange.notation.tokens import masked, normalized, parse_name, quoted
 from optimizer.interchange.notation.wording import says_more, without_bullet
 from optimizer.recipes import WEIGHT, number_in
@@ -55,6 +55,7 @@ def settings_at(lines: Sequence[str], start: int) -> Settings | None:
     """
     cells: dict[str, str] = {}
     others: list[tuple[int, str]] = []
+    unclear: tuple[int, str] | None = None
     count = 0
     for line in lines[start : start + _MOST]:
         text = without_bullet(normalized(line[: _LONGEST + 1])).strip()
@@ -79,11 +80,20 @@ def settings_at(lines: Sequence[str], start: int) -> Settings | None:
             others.append((count, text))
         else:
             cells[role] = found["value"] or ""
+            if role.endswith(("alpha", "beta")) and in_percent(found["key"]) and cells[role]:
+                try:
+                    cells[role] = percent_of(cells[role])
+                except ValueError as error:
+                    unclear = unclear or (count, str(error))
         count += 1
     if not {"a", "b"} <= cells.keys() or not {"method", "alpha", "name"} & cells.keys():
         return None
     if _is_number(cells["a"]) or _is_number(cells["b"]):
         return None
+    if unclear is not None:
+        place, why_not = unclear
+        name = parse_name(cells.get("name", ""))
+        return Settings(Refused(why_not, () if name is None else (name,)), count, place)
     for place, text in others:
         why = says_more(text)
         if why is not None and not _UNCHANGED.search(text):

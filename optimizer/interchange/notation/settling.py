@@ -2,7 +2,8 @@
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from optimizer.errors import RecipeError
@@ -11,7 +12,7 @@ from optimizer.interchange.notation.formulas import Part, names_in, read_formula
 from optimizer.interchange.notation.lines_read import LinesRead, Rejected
 from optimizer.interchange.notation.statement_names import StatementNames
 from optimizer.interchange.notation.statement_steps import StepBuilder
-from optimizer.interchange.notation.statements import Statement
+from optimizer.interchange.notation.statements import Statement, number_line
 from optimizer.interchange.notation.tokens import KnownNames, NotUnderstood
 from optimizer.interchange.notation.unread import Known, holds_weight, looks_like_step, reason, says_more_of_step
 from optimizer.interchange.notation.writing import ending_of, file_of
@@ -38,11 +39,14 @@ class Settling:
     def __init__(self, found: LinesRead) -> None:
         self._found = found
         self._problems: list[str] = []
+        self._unnamed: set[str | None] = set()  # names that were made up
 
     def imported(self, name: str, mapping: str | None) -> Imported:
         """Return the recipe, `name` and `mapping` what the text does not say itself. Raises RecipeError."""
         self._parse()
-        builder = StepBuilder(self._found.layout, self._found.presets, self._found.labels)
+        # Our own notation, which begins so, holds the numbers of a recipe as they were.
+        written = "recipe" in self._found.declared
+        builder = StepBuilder(self._found.layout, self._found.presets, self._found.labels, tells_beyond_usual=written)
         if not self._problems:
             self._give_by_name()
         steps = [] if self._problems else builder.steps(self._found.statements)
@@ -96,12 +100,16 @@ class Settling:
     def _output(self, steps: Sequence[Step]) -> str:
         if "output" in self._found.declared:
             return self._found.declared["output"]
-        output, endings = ending_of(steps)
+        output, endings, alike = ending_of(steps)
         if len(endings) > 1:
             listed = ", ".join(map(repr, endings[:_MOST_LISTED]))
             more = f" and {len(endings) - _MOST_LISTED} more" if len(endings) > _MOST_LISTED else ""
+            unused = [name for name in endings if name != output]
+            others = ", ".join(map(repr, unused[:_MOST_LISTED])) + (" and others" if len(unused) > _MOST_LISTED else "")
+            why = "which needs the most steps" if len(alike) == 1 else "the last of them"
+            why += " that need the most steps" if 1 < len(alike) < len(endings) else ""
             self._found.notes.append(
-                (0, f"the text ends in {listed}{more}; {output!r}, which needs the most steps, is the output")
+                (0, f"the text ends in {listed}{more}; {output!r}, {why}, is the output, and nothing uses {others}")
             )
         return output
 
@@ -116,11 +124,14 @@ class Settling:
             and self._found.statements
             and self._found.statements[0].line < line.line
         ]
+        unread += [str(line) for line in self._found.rejected if line.line in self._found.unread_names]
         return unread + [
             f"{line}; it goes on from {output!r}, and the recipe would end a step too early: write it otherwise, or "
             "take the line out"
             for line in self._found.rejected
-            if line.goes_on_from(output, last) and not (line.names and defined.issuperset(line.names))
+            if line.line not in self._found.unread_names
+            and line.goes_on_from(output, last)
+            and not (line.names and defined.issuperset(line.names))
         ]
 
     def _mixer_mapping(self, steps: Sequence[Step]) -> str:
@@ -140,9 +151,11 @@ class Settling:
 
     def _parse(self) -> None:
         accepted = self._accepted(self._readings())
+        unnamed = [statement for statement in accepted if statement.name is None]
         names = StatementNames(accepted, self._found.models, self._found.same, self._found.reject)
         self._found.statements[:] = names.settle()
         self._found.notes += names.notes
+        self._unnamed = {statement.name for statement in unnamed}
         for line, symbol in self._found.orphans:
             later = next((one for one in self._found.statements if one.line > line and symbol in one.symbols), None)
             if later is not None:
@@ -171,6 +184,7 @@ class Settling:
             if name is not None
         )
         readings: list[tuple[Statement, tuple[str, ...]]] = []
+        dashed: dict[int, frozenset[str]] = {}
         for statement in self._found.statements:
             if statement.part is not None:
                 readings.append((statement, ()))
@@ -181,6 +195,7 @@ class Settling:
                 self._refuse(statement, str(error))
                 continue
             statement.part, hashes, statement.half = reading.part, dict(reading.hashes), reading.half
+            dashed[id(statement)] = reading.dashed
             if statement.line in self._found.mixer_lines:
                 statement.part, hashes = self._by_title(reading.part, hashes), {}
             self._found.files = {
@@ -188,7 +203,29 @@ class Settling:
                 **self._found.files,
             }
             readings.append((statement, reading.notes))
-        return readings
+        return self._without_differences(readings, dashed)
+
+    def _without_differences(
+        self, readings: Sequence[tuple[Statement, tuple[str, ...]]], dashed: Mapping[int, Collection[str]]
+    ) -> list[tuple[Statement, tuple[str, ...]]]:
+        """The readings without those of a name, T1-T2, that may be the difference of two names of the text."""
+        models = {name for statement, _ in readings for name in (statement.name, *names_in(statement.part))}
+        kept: list[tuple[Statement, tuple[str, ...]]] = []
+        for statement, notes in readings:
+            unclear = next(
+                (
+                    name
+                    for name in dashed.get(id(statement), ())
+                    if name not in self._found.models and _is_cut(name, models)
+                ),
+                None,
+            )
+            if unclear is None:
+                kept.append((statement, notes))
+            else:
+                why = f"{unclear!r} is one name or a difference; write spaces around its -, or quotation marks"
+                self._refuse(statement, why)
+        return kept
 
     def _by_title(self, part: Part, hashes: Mapping[str, str]) -> Part:
         """The part with models named without extension and hash, which model-mixer writes; files keep both."""
@@ -266,13 +303,28 @@ class Settling:
                 why = says_more_of_step(text, has_blocks=any(value.count(",") > 1 for _, value in last.given.values()))
             if text in self._found.preset_names:
                 why = "the name of a preset, without the alpha that takes it"
-            if last is not None and last.half and line - last.line <= _NEAR and holds_weight(text, names_in(last.part)):
+            near = last is not None and last.half and line - last.line <= _NEAR
+            if near and last is not None and (number_line(text) or holds_weight(text, names_in(last.part))):
                 self._problems.append(
                     f"{reason(line, text, 'a number')}; line {last.line} has none, and would be half of each: write it "
                     "there"
                 )
+            elif (
+                last is not None
+                and line - last.line == 1
+                and last.name in self._unnamed
+                and text.strip(" >:*") in names
+            ):
+                self._problems.append(
+                    reason(line, text, f"the name of the formula above? write = {text.strip(' >:*')} behind it")
+                )
             elif why is not None:
                 self._found.rejected.append(Rejected(line, text, why, remark=True))
+
+
+def _is_cut(name: str, names: Container[str | None]) -> bool:
+    """Whether both sides of a dash in a name are names themselves."""
+    return any(name[: dash.start()] in names and name[dash.end() :] in names for dash in re.finditer("-", name))
 
 
 def _is_sure(statement: Statement) -> bool:

@@ -12,7 +12,18 @@ from optimizer.files import shown, yaml_of
 from optimizer.interchange.notation.formulas import Factor, Part, names_in
 from optimizer.interchange.notation.statements import Statement
 from optimizer.interchange.notation.tokens import parse_name
-from optimizer.recipes import Alpha, Preset, Step, built_in_alpha, numbered_alpha, numbers_of, preset_alpha, read_alpha
+from optimizer.recipes import (
+    LARGEST_USUAL,
+    Alpha,
+    Preset,
+    Step,
+    beyond_usual,
+    built_in_alpha,
+    numbered_alpha,
+    numbers_of,
+    preset_alpha,
+    read_alpha,
+)
 
 __all__ = ["StepBuilder"]
 
@@ -20,14 +31,23 @@ __all__ = ["StepBuilder"]
 class StepBuilder:
     """Steps of statements: `presets` are alphas that these may name, `labels` the blocks that words stand for.
 
+    With `tells_beyond_usual`, numbers that no person would write are noted and no problem: a tool wrote the text.
     `used` are the presets that were named, `notes` (line, what had to be interpreted), `problems` what makes a step
     impossible.
     """
 
-    def __init__(self, layout: Layout, presets: Mapping[str, Preset], labels: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        presets: Mapping[str, Preset],
+        labels: Mapping[str, tuple[str, ...]],
+        *,
+        tells_beyond_usual: bool = False,
+    ) -> None:
         self._layout = layout
         self._presets = presets
         self._labels = labels
+        self._tells_beyond_usual = tells_beyond_usual
         self.used: set[str] = set()  # presets
         self.notes: list[tuple[int, str]] = []
         self.problems: list[str] = []
@@ -120,11 +140,33 @@ class StepBuilder:
             inputs[place] = inner
         alpha = self._alpha(statement, part.alpha, alphas)
         beta = None if part.beta is None else self._alpha(statement, part.beta, alphas)
+        self._look_at_size(statement, part.alpha, alpha)
+        if part.beta is not None and beta is not None:
+            self._look_at_size(statement, part.beta, beta)
         expect = statement.expect if name == statement.name else None
         labelled = self._labels.get(statement.reported or "")
         if expect is not None and labelled is not None and not expect.similarities:
             expect = replace(expect, blocks=labelled)
         return [*steps, Step(name, part.mode, inputs["a"], inputs["b"], inputs.get("c"), alpha, beta, expect)]
+
+    def _look_at_size(self, statement: Statement, factor: Factor, alpha: Alpha) -> None:
+        """Raise RecipeError for numbers beyond what merges use, as per cent without the sign are; note a tool's."""
+        found = beyond_usual(alpha)
+        if found is None:
+            return
+        block, number = found
+        line = statement.line if factor.symbol is None else statement.given[factor.symbol][0]
+        whose = f"{statement.name}.{factor.symbol}" if factor.symbol is not None else str(statement.name)
+        where = "" if len(set(alpha.values.values())) == 1 else f" of {block}"
+        if self._tells_beyond_usual or statement.by_tool:
+            self.notes.append(
+                (line, f"{whose}: the weight {number:g}{where} is beyond {LARGEST_USUAL:g}; is it per cent?")
+            )
+            return
+        raise RecipeError(
+            f"line {line}: {whose}: {number:g}{where} as a weight? write {number / 100:g} or {number:g} %; "
+            f"weights are from {-LARGEST_USUAL:g} to {LARGEST_USUAL:g}"
+        )
 
     def _alpha(self, statement: Statement, factor: Factor, alphas: Mapping[str, Alpha]) -> Alpha:
         if missing := [symbol for symbol in sorted(factor.symbols) if symbol not in alphas]:

@@ -41,6 +41,7 @@ from optimizer.recipes import NUMBER, RATIO, WEIGHT, Expected, number_in
 
 __all__ = [
     "NUMBER_LIST",
+    "POINTING",
     "SIGN",
     "Assigned",
     "Read",
@@ -83,11 +84,17 @@ _IN_PARENTHESES = re.compile(
 # Signs between a formula and its name; <- and the like point at the name, but either side may be the name anyway.
 _ARROW = re.compile(r"<[-=]{1,2}(?!>)|<?[-=]{1,2}>|:=|[←⇐⬅⟵→⇒➡➔➜➝⟶⟹≈≒≡]")
 SIGN = re.compile(rf"{_ARROW.pattern}|=")
+# Those that begin a line by which the formula above gets its name.
+POINTING = re.compile(rf"(?:{_ARROW.pattern}|=|[↓⇓⇩⬇↳⤷⤵]\ufe0f?)\s*")
 # Labels whose line can be referred to by them.
 _NUMBERED = re.compile(
     rf"(?P<circled>[{CIRCLED}])\s*[.:,)]?\s*(?=\S)|(?P<step>(?:step|stage|merge|part)\s*#?\d{{1,3}})\s*[.:)]\s*(?=\S)",
     re.IGNORECASE,
 )
+
+
+class _TwoNumbersError(ValueError):
+    """A line that gives one field two numbers."""
 
 
 class Refused(NamedTuple):
@@ -149,6 +156,7 @@ class Statement:
     tentative: bool = False
     table: int | None = None  # the line of the table's head
     half: bool = False  # for want of a number
+    by_tool: bool = False  # its numbers are those that a tool used and wrote down
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -195,15 +203,17 @@ def _assignments(text: str, lists: Sequence[str], presets: Container[str]) -> tu
     pieces: list[str] = []
     end = 0
     for key in KEY.finditer(hidden):
-        if key.start() < end or (before := hidden[: key.start()].rstrip()[-1:]) not in ("", ",", ";", "(", _CLOSE):
+        before = hidden[: key.start()].rstrip()[-1:]
+        step = "".join([*pieces, hidden[end : key.start()]]).rstrip()
+        if key.start() < end or (before not in ("", ",", ";", "(", _CLOSE) and not _is_set_apart(step)):
             continue
-        value = _value_at(hidden, key, presets, at_start=not before)
-        if value is None:
+        found_value = _value_at(hidden, key, presets, at_start=not before)
+        if found_value is None:
             continue
-        stop, place = value
-        given[field_of(key[0].rstrip(" =:"))] = (
-            lists[int(place)] if place is not None else _restored(text[key.end() : stop].strip(), lists)
-        )
+        stop, place = found_value
+        value = lists[int(place)] if place is not None else _restored(text[key.end() : stop].strip(), lists)
+        if given.setdefault(name := field_of(key[0].rstrip(" =:")), value) != value:
+            raise _TwoNumbersError(name)
         # The sign before it goes with it.
         kept = text[end : key.start()].rstrip()
         pieces.append(kept.removesuffix(",").removesuffix(";"))
@@ -216,6 +226,15 @@ def _assignments(text: str, lists: Sequence[str], presets: Container[str]) -> tu
     if opened and before.strip() and rest.rstrip().endswith(")") and "alpha" not in given and inner.strip() in presets:
         rest, given["alpha"] = before.rstrip(), inner.strip()
     return outside_quotes(lambda piece: re.sub(r"\(\s*[,;]?\s*\)", " ", piece), rest), given
+
+
+def _is_set_apart(before: str) -> bool:
+    """Whether a key may follow without a comma: `... = MIX alpha = 30%`, but not `... + B x alpha = 0.3`."""
+    return (
+        SIGN.search(before) is not None
+        and re.search(r"[\w)\"]$", before) is not None
+        and not re.search(r"(?:^|\s)[xX]$|\dx$", before)
+    )
 
 
 def _value_at(
@@ -283,7 +302,10 @@ def read_statement(text: str, presets: Container[str] = ()) -> Read:
     if by_method is not None:
         return by_method
     simple, lists = _lists_out(with_factors(with_symbol(text)))
-    rest, given = _assignments(simple, lists, presets)
+    try:
+        rest, given = _assignments(simple, lists, presets)
+    except _TwoNumbersError as error:
+        return Refused(f"two numbers for {error}", tuple(filter(None, map(parse_name, sides_of(simple)))))
     bare = re.sub(rf"(?<![\s_,;])[\s_,;]*{_PLACE.pattern}", " ", rest)
     symbols = symbols_in(bare)
     if _PLACE.search(rest):

@@ -19,13 +19,15 @@ from optimizer.interchange.notation.methods import Method, find_method, is_anoth
 from optimizer.interchange.notation.statements import NUMBER_LIST, SIGN, Refused
 from optimizer.interchange.notation.tokens import masked, normalized, quoted
 from optimizer.interchange.notation.wording import says_more
-from optimizer.recipes import WEIGHT
+from optimizer.recipes import NUMBER, WEIGHT
 
 __all__ = [
     "Table",
     "cells_of",
+    "in_percent",
     "is_row",
     "is_rule",
+    "percent_of",
     "role_of",
     "row_by_position",
     "step_of_cells",
@@ -48,10 +50,12 @@ _HEADS = {
     "base_beta": "basebeta betabase",
     "formula": "recipe formula merge merging expression",
 }
+_NUMBERS = frozenset(("alpha", "beta", "base_alpha", "base_beta"))
 _ROLES = {head: role for role, heads in _HEADS.items() for head in heads.split()}
 _NOTHING = frozenset(("", "n/a", "na", "none", "null", "nil", "-", "--", "—", "–", "x", "/"))  # noqa: RUF001
 # What a column of methods may say that is too common a word elsewhere.
 _MODES = {"sum": "weight_sum", "weighted": "weight_sum", "difference": "add_difference", "add": "add_difference"}
+_PERCENT = re.compile(r"\b(?:in\s+)?(?:%|per\s?cent\b)|%", re.IGNORECASE)
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
 
 
@@ -89,7 +93,8 @@ def table_at(lines: Sequence[str], start: int) -> Table | None:
     if "|" not in line or len(line) > LONGEST_FORMULA or is_rule(line):
         return None
     heads = tuple(cells_of(line))
-    roles = tuple(role_of(cell) for cell in heads)
+    # A column of per cent holds no models: `A (%)` is the share of A.
+    roles = tuple(role if (role := role_of(cell)) in _NUMBERS or not in_percent(cell) else None for cell in heads)
     if "formula" in roles and "name" in roles and not {"a", "b"} & set(roles):
         pass
     elif not {"a", "b"} <= set(roles) or not {"name", "method", "alpha"} & set(roles):
@@ -100,7 +105,28 @@ def table_at(lines: Sequence[str], start: int) -> Table | None:
 
 def role_of(head: str) -> str | None:
     """Return what a column or setting of this name is: name, method, a, b, c, alpha, beta, base_alpha, ..."""
-    return _ROLES.get(re.sub(r"[\W_]+", "", normalized(head)).lower())
+    return _ROLES.get(re.sub(r"[\W_]+", "", _PERCENT.sub(" ", normalized(head))).lower())
+
+
+def in_percent(head: str) -> bool:
+    """Return whether the head of a column, or a setting's name, says that its numbers are per cent."""
+    return _PERCENT.search(normalized(head)) is not None
+
+
+def percent_of(cell: str) -> str:
+    """Return the numbers of a column that is headed by a per cent sign, each with that sign.
+
+    Raises ValueError for one that may be no per cent in spite of the head, as 0.3.
+    """
+    numbers = re.compile(rf"(?<![\w.])-?{NUMBER}(?![\w.])(?!\s?[%:/])")
+    text = re.sub(r"^(-?\d{1,2}),(\d+)(?=\s*%?$)", r"\1.\2", normalized(cell).strip())
+
+    def with_sign(found: re.Match[str]) -> str:
+        if 0 < abs(float(found[0])) < 1:
+            raise ValueError(f"{found[0]} as per cent? write {found[0]} % or {float(found[0]) * 100:g} %")
+        return f"{found[0]}%"
+
+    return text if re.search(r"[:/]", text) else numbers.sub(with_sign, text)
 
 
 def step_of_row(line: str, table: Table) -> ReadStep | Refused | str | None:
@@ -121,6 +147,13 @@ def step_of_row(line: str, table: Table) -> ReadStep | Refused | str | None:
     for head, role, cell in zip(table.heads, table.roles, cells, strict=False):
         if role is None and _model(cell) is not None and (why := says_more(normalized(f"{head}: {cell}"))):
             return Refused(why, _result(named))
+    heads = {role: head for head, role in reversed(tuple(zip(table.heads, table.roles, strict=True)))}
+    for role in _NUMBERS.intersection(named):
+        if in_percent(heads[role]) and _model(named[role]) is not None:
+            try:
+                named[role] = percent_of(named[role])
+            except ValueError as error:
+                return Refused(str(error), _result(named))
     if "a" not in named_already:
         return _formula_of_row(named)
     return step_of_cells(named)

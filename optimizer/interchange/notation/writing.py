@@ -91,8 +91,8 @@ def file_of(name: str) -> str:
     return name if name.lower().endswith(CHECKPOINT_SUFFIXES) else f"{name}.safetensors"
 
 
-def ending_of(steps: Iterable[Step]) -> tuple[str, tuple[str, ...]]:
-    """The step that needs the most others, the last of several; and all steps that none uses."""
+def ending_of(steps: Iterable[Step]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """The step that needs the most others, the last of several; all steps that none uses; those that need as many."""
     inputs = {step.name: tuple(step.inputs.values()) for step in steps}
     used = {name for needed in inputs.values() for name in needed}
     endings = tuple(name for name in inputs if name not in used) or tuple(inputs)
@@ -106,4 +106,7 @@ def ending_of(steps: Iterable[Step]) -> tuple[str, tuple[str, ...]]:
                 queue += inputs[current]
         return len(found)
 
-    return max(reversed(endings), key=needs), endings
+    counts = {name: needs(name) for name in endings}
+    most = max(counts.values())
+    alike = tuple(name for name, count in counts.items() if count == most)
+    return alike[-1], endings, alike

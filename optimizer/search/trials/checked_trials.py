@@ -17,11 +17,13 @@ from optuna.trial import FrozenTrial, TrialState
 from optimizer.search.trials.best import DISTANCE
 from optimizer.similarity import total_similarity
 
-__all__ = ["ERROR", "LOST", "ORIGIN", "SCORES", "WORKER", "CheckedTrials", "LeftOut", "told_of"]
+__all__ = ["ERROR", "LOST", "NOT_MEASURED", "ORIGIN", "SCORES", "WORKER", "CheckedTrials", "LeftOut", "told_of"]
 
 # User attributes of trials: similarities by block; how the point was found; why it failed; that its worker died; which
 # worker claimed it.
 SCORES, ORIGIN, ERROR, LOST, WORKER = "block_scores", "origin", "error", "lost", "worker"
+# User attribute of Optuna studies: the numbers of trials whose points were scored again and are not as good as stored.
+NOT_MEASURED = "blockfit:not_as_measured"
 _TEXTS = (ORIGIN, ERROR, WORKER)
 _LONGEST_TEXT = 100_000
 _LARGEST = 1e300
@@ -45,16 +47,24 @@ class CheckedTrials:
     With `some` they may be scored on some of `blocks` only, all of them on the same: a block that the target took over
     unchanged has no similarity, and only the checkpoints tell which these are. The blocks of most of the trials count.
 
-    Each finished trial is looked at once. `left_out` are those that do not count; points that were put in line and
+    `attributes` are the user attributes of the Optuna study, which may name trials that do not count. Each finished
+    trial is looked at once. `left_out` are those that do not count; points that were put in line and
     never tried are neither here nor there.
     """
 
     def __init__(
-        self, distributions: Mapping[str, BaseDistribution], blocks: Collection[str], *, some: bool = False
+        self,
+        distributions: Mapping[str, BaseDistribution],
+        blocks: Collection[str],
+        attributes: Mapping[str, Any],
+        *,
+        some: bool = False,
     ) -> None:
         self._distributions = dict(distributions)
         self._blocks: frozenset[str] | None = None if some else frozenset(blocks)
         self._possible = frozenset(blocks)
+        noted = attributes.get(NOT_MEASURED)
+        self._not_measured = {number for number in noted if type(number) is int} if isinstance(noted, list) else set()
         self._finished: dict[int, FrozenTrial | None] = {}
         self._left_out: dict[int, LeftOut] = {}
 
@@ -62,6 +72,12 @@ class CheckedTrials:
     def left_out(self) -> tuple[LeftOut, ...]:
         """The trials that do not count, by number."""
         return tuple(sorted(self._left_out.values(), key=lambda one: one.number))
+
+    def leave_out(self, trial: FrozenTrial) -> list[int]:
+        """Leave out a trial whose point was scored again; return the numbers of all such, for `NOT_MEASURED`."""
+        self._not_measured.add(trial.number)
+        self._finished.pop(trial._trial_id, None)
+        return sorted(self._not_measured)
 
     def of(self, found: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """Return those of an Optuna study's trials that count, in the order in which they were made.
@@ -139,6 +155,8 @@ class CheckedTrials:
         if not isinstance(trial.datetime_complete, datetime):
             yield "it has no end"
         if trial.state == TrialState.COMPLETE:
+            if trial.number in self._not_measured:
+                yield "its point was scored again, and is not as similar as it says"
             yield from self._wrong_scores(trial)
         elif trial.values is not None:
             yield "it has a value, but is not completed"

@@ -22,7 +22,16 @@ from optimizer.errors import InputError, StudyError
 from optimizer.search.trials.best import completed
 from optimizer.search.trials.budgets import budget_of
 from optimizer.search.trials.checked_storage import BrokenStorage
-from optimizer.search.trials.checked_trials import ERROR, LOST, ORIGIN, WORKER, CheckedTrials, LeftOut, told_of
+from optimizer.search.trials.checked_trials import (
+    ERROR,
+    LOST,
+    NOT_MEASURED,
+    ORIGIN,
+    WORKER,
+    CheckedTrials,
+    LeftOut,
+    told_of,
+)
 from optimizer.search.trials.sampler_state import check_sampler_state
 from optimizer.search.trials.storage import PATIENCE, FileWatch, StorageAddress, StorageLost, persist
 from optimizer.search.trials.workers import Worker, Workers
@@ -147,7 +156,7 @@ class Trials:
     ) -> None:
         """Of a search of parameters {name: range} that scores `blocks`; what else there is, is left out and said."""
         self._shared = shared
-        self._counting = CheckedTrials(distributions, blocks)
+        self._counting = CheckedTrials(distributions, blocks, shared.do(lambda: stored.user_attrs))
         self._told: set[LeftOut] = set()
         self._name = stored.study_name
         self._storage = shared.storage
@@ -170,6 +179,15 @@ class Trials:
     def refresh(self) -> None:
         """Look what others have done, and which of them have died."""
         self._shared.in_turn(self._refresh)
+
+    def leave_out(self, trial: FrozenTrial) -> None:
+        """Leave out a trial of others whose point was scored again and is not as good as it says, now and later."""
+
+        def note() -> None:
+            self._storage.set_study_user_attr(self.study_id, NOT_MEASURED, self._counting.leave_out(trial))
+            self._take_note()
+
+        self._shared.in_turn(note)
 
     def claim(self, budget: int, propose: Callable[[optuna.Study], FrozenTrial]) -> Claim | None:
         """A trial for this process to score; None if `budget` are completed or others are at all that is left.

@@ -66,10 +66,11 @@ def search_trials(study: Study, storage: str | None = None) -> tuple[tuple[Searc
         begun = max((active[first].opened for first, _, _ in stage.searches() if first in active), default="")
         # Whether there is a further pass is known when the one before is done; and an earlier fit may have had more.
         if number == 1 or (name in active and active[name].opened > begun):
-            checked = CheckedTrials(distributions_of(parameters), stage.blocks, some=True)
+            attributes = active[name].attributes if name in active else {}
+            checked = CheckedTrials(distributions_of(parameters), stage.blocks, attributes, some=True)
             own = tuple(checked.of(found.get(name, [])))
             notes = told_of(checked.left_out, address, name)
-            most = most_of(active[name].attributes) if name in active else None
+            most = most_of(attributes)
             budgeted = replace(stage, trials=budget_of(stage, noted, names, most))
             searches.append(SearchTrials(name, budgeted, step, parameters, number, own, notes))
     return tuple(searches), living
@@ -130,7 +131,7 @@ def open_trials(study: Study, storage: str | None = None) -> Iterator[OpenTrials
         if not labels:
             raise missing
         checks = {
-            name: CheckedTrials(distributions_of(parameters), stage.blocks, some=True)
+            name: CheckedTrials(distributions_of(parameters), stage.blocks, active[name].attributes, some=True)
             for stage, _, name, _, parameters in _searches(study)
             if name in labels
         }

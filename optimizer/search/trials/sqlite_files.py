@@ -7,19 +7,21 @@ import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from alembic.script import ScriptDirectory
 from optuna.storages._rdb import models
 
 from optimizer.errors import StudyError
 
-__all__ = ["connect_to", "finish_writing", "holds_tables"]
+__all__ = ["connect_to", "finish_writing", "holds_tables", "is_database"]
 
 _TABLES = {
     name: tuple(column.name for column in table.columns) for name, table in models.BaseModel.metadata.tables.items()
 }
 _AGAIN = "; `--fresh` starts anew"
 _VERSION = "alembic_version"
+_BEGINS = b"SQLite format 3\0"
 
 
 def connect_to(path: Path, *, timeout: float, read_only: bool = False) -> sqlite3.Connection:
@@ -45,6 +47,10 @@ def holds_tables(path: Path, *, timeout: float) -> bool:
     """
     with closing(connect_to(path, timeout=timeout, read_only=True)) as connection:
         entries = connection.execute("select type, name, sql from sqlite_master").fetchall()
+        tables = _tables(entries)
+        if tables and not tables & {*_TABLES, _VERSION}:
+            listed = ", ".join(sorted(tables)[:5])[:200]
+            raise StudyError(f"{path}: holds the tables of another program ({listed}); name another file")
         for kind, name, sql in entries:
             if kind not in ("table", "index"):
                 raise StudyError(
@@ -56,12 +62,8 @@ def holds_tables(path: Path, *, timeout: float) -> bool:
                     f"{path}: its table {str(name)[:80]!r} is computed, not stored; a database of trials has none "
                     f"such, so nothing of it was used{_AGAIN}"
                 )
-        tables = {str(name) for kind, name, _ in entries if kind == "table" and not str(name).startswith("sqlite_")}
         if not tables:
             return False
-        if not tables & {*_TABLES, _VERSION}:
-            listed = ", ".join(sorted(tables)[:5])[:200]
-            raise StudyError(f"{path}: holds the tables of another program ({listed}); name another file")
         missing = sorted({*_TABLES, _VERSION} - tables)
         if (missing or any(_check_columns(connection, tables))) and _is_of_another_version(connection, tables):
             return True  # Optuna tells which
@@ -75,6 +77,27 @@ def holds_tables(path: Path, *, timeout: float) -> bool:
                 raise StudyError(f"{path}: does not say which version of Optuna wrote it{_AGAIN}")
             return False
     return True
+
+
+def is_database(path: Path) -> bool:
+    """Return whether the file at `path` is empty, or a SQLite file that holds no tables of another program.
+
+    One that is broken is taken for one of trials. Raises OSError if it cannot be read.
+    """
+    with path.open("rb") as file:
+        begins = file.read(len(_BEGINS))
+    if not begins or not _BEGINS.startswith(begins):
+        return not begins
+    try:
+        with closing(connect_to(path, timeout=0, read_only=True)) as connection:
+            tables = _tables(connection.execute("select type, name, sql from sqlite_master").fetchall())
+    except sqlite3.Error:
+        return True
+    return not tables or bool(tables & {*_TABLES, _VERSION})
+
+
+def _tables(entries: Iterable[tuple[Any, Any, Any]]) -> set[str]:
+    return {str(name) for kind, name, _ in entries if kind == "table" and not str(name).startswith("sqlite_")}
 
 
 def finish_writing(path: Path, *, timeout: float) -> None:

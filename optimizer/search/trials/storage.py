@@ -29,7 +29,7 @@ from optimizer.errors import StudyError
 from optimizer.printable import quoted
 from optimizer.search.trials.checked_storage import CheckedStorage
 from optimizer.search.trials.database_errors import AWAY, is_away, reason_of, sqlite_code_of
-from optimizer.search.trials.sqlite_files import connect_to, finish_writing, holds_tables
+from optimizer.search.trials.sqlite_files import connect_to, finish_writing, holds_tables, is_database
 from optimizer.studies import DATABASE
 
 __all__ = [
@@ -48,6 +48,8 @@ __all__ = [
 
 # Seconds that a storage may be away before a fit gives up.
 PATIENCE = 60.0
+# How the lines of a journal begin.
+_JOURNAL_BEGINS = b'{"op_code":'
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
 # Seconds that SQLite itself waits for another process to finish writing.
@@ -72,12 +74,16 @@ class StorageLost(RuntimeError):
 
 @dataclass(frozen=True)
 class StorageAddress:
-    """Where trials are kept. `path` is the file of a `sqlite` or `journal` storage, None for `postgresql`."""
+    """Where trials are kept. `path` is the file of a `sqlite` or `journal` storage, None for `postgresql`.
+
+    `own` is whether it is the file in a study's folder that is called as blockfit calls it.
+    """
 
     kind: str
     url: str
     path: Path | None
     shown: str
+    own: bool = False
 
     def __str__(self) -> str:
         """For messages: without the password."""
@@ -103,7 +109,7 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
     it is. Raises StudyError for what is neither sqlite:///FILE, journal:FILE nor postgresql://USER@HOST/DATABASE.
     """
     if given is None:
-        return _sqlite(folder / DATABASE)
+        return _sqlite(folder / DATABASE, own=True)
     if given.startswith("journal:"):
         name = given.removeprefix("journal:").removeprefix("//")
         if not name:
@@ -128,8 +134,8 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
     return StorageAddress("postgresql", with_driver, None, shown)
 
 
-def _sqlite(path: Path) -> StorageAddress:
-    return StorageAddress("sqlite", _sqlite_url(path.as_posix()), path, str(path))
+def _sqlite(path: Path, *, own: bool = False) -> StorageAddress:
+    return StorageAddress("sqlite", _sqlite_url(path.as_posix()), path, str(path), own)
 
 
 def _sqlite_file(given: str, file: str, options: str | None) -> Path:
@@ -141,6 +147,8 @@ def _sqlite_file(given: str, file: str, options: str | None) -> Path:
             f"--storage: received {given!r}; a '?' begins options, and there are none; in a file's name it is written "
             f"%3F: {_sqlite_url(unquote(file) + options)}"
         )
+    if "\0" in unquote(file):
+        raise StudyError(f"--storage: received {given!r}; %00 can be in no file's name")
     path = Path(unquote(file))
     if str(path) != str(Path(file)) and Path(file).exists() and not path.exists():
         raise StudyError(
@@ -177,8 +185,8 @@ def addresses_before(address: StorageAddress) -> tuple[StorageAddress, ...]:
 def set_aside(address: StorageAddress) -> Path | None:
     """Rename the file of a storage to NAME.old.SUFFIX, or NAME.old-2.SUFFIX and so on, whichever is not there yet.
 
-    Returns its new path, None if there was no file. Raises StudyError if it cannot be renamed, or if the storage is a
-    database that others may be using.
+    Returns its new path, None if there was no file. Raises StudyError if it cannot be renamed, if it is no storage of
+    trials and not called `study.db` in a study's folder, or if the storage is a database that others may be using.
     """
     if address.path is None:
         raise StudyError(
@@ -186,6 +194,8 @@ def set_aside(address: StorageAddress) -> Path | None:
         )
     if not address.path.exists():
         return None
+    if (problem := _unlike_trials(address)) is not None:
+        raise StudyError(f"--fresh: {address}: {problem}, and stays what it is; name another file")
     if address.kind == "sqlite":
         finish_writing(address.path, timeout=_SQLITE_TIMEOUT)
     aside = next(path for path in _names_aside(address.path) if not _is_taken(path))
@@ -199,6 +209,21 @@ def set_aside(address: StorageAddress) -> Path | None:
     except OSError as error:
         raise StudyError(f"{address}: cannot be renamed to {aside.name}: {error.strerror}") from error
     return aside
+
+
+def _unlike_trials(address: StorageAddress) -> str | None:
+    """Return why the file at an address is none that trials were kept in, so that it must not be renamed.
+
+    None if it may be one, broken or not; what has the name that blockfit gives its own is taken for one.
+    """
+    assert address.path is not None
+    if not address.path.is_file():
+        return "is no file"
+    if address.own:
+        return None
+    if address.kind == "journal":
+        return None if is_journal(address.path) else "is no journal of trials"
+    return None if is_database(address.path) else "is no database of trials"
 
 
 def _names_aside(path: Path) -> Iterator[Path]:
@@ -289,6 +314,9 @@ def _opened(address: StorageAddress, patience: float, said: _Said, read_only: bo
 def _created(address: StorageAddress, said: _Said, read_only: bool) -> BaseStorage:
     try:
         if address.kind == "journal":
+            # Before its lock is made: that and what is done under it are changes.
+            if Path(address.shown).exists() and (problem := _unlike_trials(address)) is not None:
+                raise StudyError(f"{address}: {problem}; name another file")
             lock = _JournalLock(Path(address.shown), said)
             # Who only reads passes over a last line that is not finished.
             with nullcontext() if read_only else lock.held():
@@ -331,6 +359,8 @@ def _created(address: StorageAddress, said: _Said, read_only: bool) -> BaseStora
 def _unopened(address: StorageAddress, error: Exception) -> StudyError:
     # What cannot be read for now may be a good storage.
     again = "" if address.path is None or is_away(error) else "; `--fresh` starts anew"
+    if again and address.path is not None and address.path.exists() and _unlike_trials(address) is not None:
+        again = "; name another file"
     return StudyError(f"{address}: cannot be opened as a database of trials: {reason_of(error)}{again}")
 
 
@@ -395,6 +425,16 @@ class FileWatch:
         except FileNotFoundError:
             return None
         return status.st_dev, status.st_ino
+
+
+def is_journal(path: Path) -> bool:
+    """Return whether the file at `path` is empty or begins as the journals do that Optuna writes, broken off or not.
+
+    Raises OSError if it cannot be read.
+    """
+    with path.open("rb") as file:
+        begins = file.read(len(_JOURNAL_BEGINS))
+    return _JOURNAL_BEGINS.startswith(begins)
 
 
 class _JournalLock(JournalFileOpenLock):

@@ -19,6 +19,7 @@ from optuna_dashboard import wsgi
 
 from optimizer.cli import main
 from optimizer.errors import InputError
+from optimizer.recipes import load_recipe
 from optimizer.reports import write_trials
 from optimizer.reports.dashboard import _PlotStore, _ReadingOnly, _ShownStorage
 from optimizer.search import CheckedTrials, FitEvents, fit, open_trials, study_status
@@ -214,13 +215,46 @@ def test_dashboard(damaged, damage):
         assert {trial["state"] for trial in found[name]["trials"]} <= {"Complete", *running}
 
 
+def test_better_than_it_is(finished_study, tmp_path, capsys):
+    """A trial that says more than its point scores does not win: it is left out, said, and stays left out."""
+    folder = shutil.copytree(finished_study, tmp_path / "study")
+    before = load_recipe(folder / "best.yaml")
+    with closing(sqlite3.connect(folder / "study.db", isolation_level=None)) as database:
+        labels = dict(database.execute("select study_name, study_id from studies"))
+        for study_id in labels.values():
+            (last,) = database.execute("select max(trial_id) from trials where study_id = ?", [study_id]).fetchone()
+            (scores,) = database.execute(
+                "select value_json from trial_user_attributes where trial_id = ? and key = 'block_scores'", [last]
+            ).fetchone()
+            perfect = json.dumps(dict.fromkeys(json.loads(scores), 1.0))
+            database.execute("update trial_values set value = 1 where trial_id = ?", [last])
+            for key, text in (("block_scores", perfect), ("distance", "0.0")):
+                database.execute(
+                    "update trial_user_attributes set value_json = ? where trial_id = ? and key = ?", [text, last, key]
+                )
+    said = []
+
+    result = fit(load_study(folder), events=FitEvents(warned=said.append))
+
+    assert all(trial.number != 3 for search in result.searches for trial in search.trials)
+    assert len(said) == len(labels)
+    reason = "left out: trial 3: its point was scored again, and is not as similar as it says"
+    assert all(line.endswith(reason) for line in said)
+    assert [len(search.completed) for search in result.searches] == [4] * len(labels)
+    assert [step.alpha for step in load_recipe(folder / "best.yaml").steps] == [step.alpha for step in before.steps]
+    code, out, lines = command(capsys, "status", folder, "--json")
+    assert code == 0
+    assert all(search["best"] < 1 for search in json.loads(out)["searches"])
+    assert sum("left out: trial 3" in line for line in lines) == len(labels)
+
+
 def test_finished_while_it_is_read():
     """A database is read in steps: a trial whose value is there before its new state is running until then."""
     range_ = FloatDistribution(0, 1)
     torn = FrozenTrial(
         0, TrialState.RUNNING, 0.5, datetime.now(), datetime.now(), {"x": 0.3}, {"x": range_}, {}, {}, {}, 1
     )
-    checked = CheckedTrials({"x": range_}, ["OUT03"])
+    checked = CheckedTrials({"x": range_}, ["OUT03"], {})
 
     (counting,) = checked.of([torn])
 

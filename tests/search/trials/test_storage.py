@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import optuna
@@ -170,19 +170,25 @@ class TestJournal:
 
         assert time.monotonic() - begun < 5
 
-    def test_no_journal(self, tmp_path):
-        """A file of something else is refused, and stays as it is."""
+    @pytest.mark.parametrize(
+        "content", [b"something\nelse\n", b"a note\nwhose end has no line feed", b"one line", b"{", b'{"op": 1}\n{']
+    )
+    def test_no_journal(self, tmp_path, content):
+        """A file of something else is refused, stays as it is to the last byte, and nothing is put beside it."""
         file = tmp_path / "trials.journal"
-        file.write_bytes(b"something\nelse\n")
+        file.write_bytes(content)
+        begun = content == b"{"  # what Optuna was writing when it was killed begins so, too
 
-        with (
-            pytest.raises(StudyError, match="cannot be opened as a database of trials") as caught,
-            open_storage(storage_address(f"journal:{file}", tmp_path)),
-        ):
-            pass
-
-        assert len(caught.value.problems) == 1
-        assert file.read_bytes() == b"something\nelse\n"
+        for options in ({}, {"read_only": True}):
+            with (
+                nullcontext() if begun else pytest.raises(StudyError, match="is no journal of trials") as caught,
+                open_storage(storage_address(f"journal:{file}", tmp_path), **options),
+            ):
+                pass
+            if not begun:
+                assert len(caught.value.problems) == 1
+                assert file.read_bytes() == content
+                assert list(tmp_path.iterdir()) == [file]
 
 
 class TestVersions:
@@ -389,21 +395,56 @@ class TestAway:
 class TestSetAside:
     """`--fresh`."""
 
-    @pytest.mark.parametrize(("url", "suffix"), [("journal:{}", ".journal"), ("sqlite:///{}", ".db")])
-    def test_numbered(self, tmp_path, url, suffix):
+    @pytest.mark.parametrize(
+        ("url", "suffix", "begins"),
+        [("journal:{}", ".journal", '{"op_code":0}'), ("sqlite:///{}", ".db", "SQLite format 3\0")],
+    )
+    def test_numbered(self, tmp_path, url, suffix, begins):
         """A file is renamed to a name that is not taken, however often, and no earlier one is replaced."""
         file = tmp_path / f"a{suffix}"
         for number in range(1, 5):
-            file.write_text(f"trials {number}", encoding="utf-8")
+            file.write_text(f"{begins} and the trials {number}", encoding="utf-8")
             set_aside(storage_address(url.format(file.as_posix()), tmp_path))
 
-        found = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+        found = {path.name: path.read_text(encoding="utf-8")[-1] for path in tmp_path.iterdir()}
         assert found == {
-            f"a.old{suffix}": "trials 1",
-            f"a.old-2{suffix}": "trials 2",
-            f"a.old-3{suffix}": "trials 3",
-            f"a.old-4{suffix}": "trials 4",
+            f"a.old{suffix}": "1",
+            f"a.old-2{suffix}": "2",
+            f"a.old-3{suffix}": "3",
+            f"a.old-4{suffix}": "4",
         }
+
+    @pytest.mark.parametrize("url", ["journal:{}", "sqlite:///{}"])
+    @pytest.mark.parametrize("what", ["folder", "checkpoint", "other"])
+    def test_no_trials(self, study, tmp_path, url, what):
+        """What was never a storage of trials is not renamed, the command that fails on it does not advise that."""
+        made, path = study(2), tmp_path / "mine"
+        if what == "folder":
+            path.mkdir()
+        elif what == "checkpoint":
+            path.write_bytes(b"\x10\0\0\0\0\0\0\0{}              ")
+        else:
+            with closing(sqlite3.connect(path)) as database:
+                database.execute("create table bookmarks (a)")
+                database.execute("create trigger one after insert on bookmarks begin select 1; end")
+        before = None if what == "folder" else path.read_bytes()
+
+        with pytest.raises(StudyError, match=r"--fresh: .*mine: is no .*name another file$"):
+            fit(made, storage=url.format(path.as_posix()), fresh=True)
+        with pytest.raises(StudyError) as caught:
+            fit(made, storage=url.format(path.as_posix()))
+
+        assert [line for line in caught.value.problems if "--fresh" in line or "name another file" not in line] == []
+        assert path.is_dir() if before is None else path.read_bytes() == before
+        assert not list(tmp_path.glob("mine.old*"))
+
+    def test_told(self, study):
+        """What was renamed, and to what, is said."""
+        made, said = study(2), []
+        fit(made)
+        fit(made, fresh=True, events=FitEvents(warned=said.append))
+
+        assert said == [f"{made.folder / 'study.db'}: renamed to study.old.db"]
 
     def test_nothing_to_set_aside(self, tmp_path):
         """Where there is no file yet, nothing is made."""
