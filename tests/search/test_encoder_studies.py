@@ -116,7 +116,7 @@ def test_prompts_that_ship_are_bound_too(folder, monkeypatch):
 
     changed = shutil.copytree(pipeline_folder("digits"), made / "pipelines" / "digits")
     (changed / "prompts.txt").write_text("seven\n", encoding="utf-8")
-    monkeypatch.setattr("optimizer.families.pipelines.pipeline_folder", lambda name: changed)
+    monkeypatch.setattr("optimizer.checkpoints.configuration.pipeline_folder", lambda name: changed)
 
     with pytest.raises(StudyError, match="scored with another prompts: "):
         fit(load_study(made).with_trials(3))
