@@ -172,7 +172,7 @@ def _unusual_sampling(checkpoint: Checkpoint, layout: Layout) -> list[str]:
     """What markers, metadata and the noise schedule tell."""
     prediction = read_prediction(checkpoint, layout)
     found = []
-    if prediction.markers or prediction.kind != "epsilon":
+    if prediction.markers or prediction.zero or any(kind != "epsilon" for _, _, kind in prediction.told):
         found.append(f"{prediction.describe()}: a merge is sampled as its first input is")
     usual = replace(prediction, schedule=usual_schedule(layout))
     if prediction.schedule_difference(usual) is not None:
