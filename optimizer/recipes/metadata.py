@@ -45,7 +45,8 @@ def merge_metadata(
 
     There is no modelspec.hash_sha256: it is of all tensor data, which would have to be written before the header that
     stands in front of it, or hashed in a second pass. modelspec.prediction_type is what the model that `output` begins
-    with says of itself, by its markers or its metadata; most say nothing, and so does the merge. So it is with zero terminal SNR.
+    with says of itself, by its markers or its metadata; most say nothing, and so does the merge. So it is with zero
+    terminal SNR.
     """
     architecture, resolution = _ARCHITECTURES.get(recipe.layout.name, (None, None))
     metadata = {"format": "pt"}

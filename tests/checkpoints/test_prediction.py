@@ -94,7 +94,12 @@ def test_what_is_predicted(read, metadata, tensors, kind, told):
 
 @pytest.mark.parametrize(
     "metadata",
-    [{"modelspec.prediction_type": " "}, {"prediction_type": "None"}, {"ss_zero_terminal_snr": "False"}, {"v_predictor": "1"}],
+    [
+        {"modelspec.prediction_type": " "},
+        {"prediction_type": "None"},
+        {"ss_zero_terminal_snr": "False"},
+        {"v_predictor": "1"},
+    ],
 )
 def test_what_says_nothing(read, metadata):
     """An empty field, None, and a field that tells of something else say nothing of what is predicted."""

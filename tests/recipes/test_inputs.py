@@ -180,7 +180,9 @@ def test_metadata_in_any_spelling_warns(tmp_path, write, metadata, said):
 
     _, told = run(tmp_path, step("T1", "weight_sum", "a", "b"))
 
-    assert told == [f"b.safetensors: {said}, but a.safetensors predicts noise; the merge is sampled as a.safetensors is"]
+    assert told == [
+        f"b.safetensors: {said}, but a.safetensors predicts noise; the merge is sampled as a.safetensors is"
+    ]
 
 
 @pytest.mark.parametrize(("option", "part"), [("text_encoder", "text encoder"), ("vae", "VAE")])
