@@ -14,7 +14,6 @@ import torch
 
 from optimizer.checkpoints.layout import Layout
 from optimizer.checkpoints.reading import Checkpoint
-from optimizer.printable import printable
 
 __all__ = ["Prediction", "read_prediction", "usual_schedule"]
 
@@ -69,7 +68,7 @@ class Prediction:
         """What the file says, such as "predicts velocity (v_pred) up to zero terminal SNR (ztsnr)"."""
         by = ["v_pred"] if "v_pred" in self.markers else []
         by += [f"{field}: {_shown(text)}" for field, text, _ in self.told]
-        noun = _NOUNS.get(self.kind, f"{_shown(self.kind)!r}, which blockfit does not know")
+        noun = _NOUNS.get(self.kind, f"'{_shown(self.kind)}', which blockfit does not know")
         text = f"predicts {noun}" + (f" ({', '.join(by)})" if by else "")
         zero = ["ztsnr"] if "ztsnr" in self.markers else []
         zero += [] if self.zero is None else [f"{self.zero[0]}: {_shown(self.zero[1])}"]
@@ -141,8 +140,9 @@ def _spelt(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    text = printable(text.strip())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    """A stranger's text for a message, escaped as Python does it, the rest of an endless one cut off."""
+    text = text.strip()
+    return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")[1:-1]
 
 
 def _number(checkpoint: Checkpoint, name: str) -> float | None:

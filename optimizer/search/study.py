@@ -252,8 +252,8 @@ def _no_study(folder: Path, missing: Path) -> str:
     holds = f"holds {'a checkpoint' if found == 1 else f'{found} checkpoints'} and " if found else ""
     said = missing_file(missing, TEXT_SUFFIXES)
     return (
-        f"is no study: it {holds}lacks {missing.name} ({said}); `blockfit init TARGET SOURCE... -o FOLDER` makes a study, "
-        "which is a folder of its own"
+        f"is no study: it {holds}lacks {missing.name} ({said}); `blockfit init TARGET SOURCE... -o FOLDER` makes a "
+        "study, which is a folder of its own"
     )
 
 
