@@ -31,6 +31,7 @@ from optimizer.search.found import (
 )
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.new import StageFields, StageOptions, new_study
+from optimizer.search.ranges import NarrowRange
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores
 from optimizer.search.samplers import SAMPLERS, make_sampler
 from optimizer.search.searching import FitEvents, SearchProgress, TrialsFailed
@@ -70,6 +71,7 @@ __all__ = [
     "Found",
     "Identified",
     "Judged",
+    "NarrowRange",
     "NotedSearch",
     "NotedSpread",
     "Number",

@@ -31,9 +31,11 @@ from optimizer.recipes import Algebra, Group, Recipe, check_noted_hashes
 from optimizer.search.exact import exact_optimum
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.notes import best_recipe
+from optimizer.search.ranges import NarrowRange, narrow_ranges
 from optimizer.search.space import Parameter, Space, parameters_of
 from optimizer.search.study import Study
 from optimizer.similarity import (
+    DEFAULT_METRIC,
     EXACT_METRICS,
     METRICS,
     Measured,
@@ -158,6 +160,7 @@ class Ceiling:
     """All of it by one metric; `note` says what the figures do not hold for, empty if there is nothing to say.
 
     `unchanged` are the blocks that the target has from the base, so that the metric has nothing to score there.
+    `narrow` are the ranges of free alphas outside of which the best ones lie, told with `explained` alone.
     """
 
     metric: str
@@ -166,6 +169,7 @@ class Ceiling:
     identified: Identified
     note: str
     unchanged: tuple[str, ...] = ()
+    narrow: tuple[NarrowRange, ...] = ()
 
     @property
     def total(self) -> dict[str, float | None]:
@@ -199,6 +203,7 @@ class Ceiling:
             "alphas": self.identified.alphas,
             "trade_off": list(self.identified.trade_off),
             "idle": list(self.identified.idle),
+            "narrow_ranges": [one.as_dict() for one in self.narrow],
             "note": self.note,
         }
 
@@ -273,7 +278,9 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
         ordered = {block: blocks[block] for block in measured.layout.blocks if block in blocks}
         shares = source_shares(measured, name, tuple(ordered))
         kept = tuple(block for block in measured.layout.blocks if block in unchanged)
-        found.append(Ceiling(name, ordered, shares, identified, note, kept))
+        explained = name == DEFAULT_METRIC
+        narrow = narrow_ranges(study.recipe, study.stages, measured, seed=study.seed) if explained else ()
+        found.append(Ceiling(name, ordered, shares, identified, note, kept, narrow))
     return tuple(found)
 
 

@@ -34,6 +34,7 @@ from optimizer.search.finished import simple_path, simplify_fit
 from optimizer.search.interrupting import AtOnce, interruptible
 from optimizer.search.measuring import OpenStudy, open_study
 from optimizer.search.notes import best_recipe, finished_recipe
+from optimizer.search.ranges import narrow_ranges
 from optimizer.search.results import Candidate, FitResult, SearchResult, SeedSpread, StepScores, standing
 from optimizer.search.searching import FitEvents, Search, TrialsFailed
 from optimizer.search.simplifying import Simplified
@@ -252,6 +253,7 @@ class _Fit:
         save_recipe(recipe, study.folder / "best.yaml")
         others = () if stopped is not None else self._write_candidates(hashed)
         simple = self._simplified(recipe, opened.measured) if stopped is None else None
+        narrow = narrow_ranges(study.recipe, study.stages, opened.measured, seed=study.seed) if complete else ()
         if simple is None:
             # That of an earlier fit would be another recipe's.
             _remove_own(study.folder / _SIMPLE)
@@ -268,6 +270,7 @@ class _Fit:
             spread=tuple(self._spread),
             candidates=others,
             simple=simple,
+            narrow=narrow,
         )
 
     def _simplified(self, recipe: Recipe, measured: Measured) -> Simplified | None:

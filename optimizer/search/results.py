@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optimizer.errors import StudyError
 from optimizer.recipes import Recipe
 from optimizer.search.exact import ExactOptimum
+from optimizer.search.ranges import NarrowRange
 from optimizer.search.simplifying import Simplified
 from optimizer.search.space import Parameter
 from optimizer.search.study import Stage, Study
@@ -193,7 +194,7 @@ class FitResult:
 
     `spread` tells of metrics with random inputs how the result does on others; `candidates` are the next best recipes
     that differ, if they were asked for. `simple` is the recipe with numbers as people choose them, as best.simple.yaml
-    has it; None of a fit that was interrupted.
+    has it; None of a fit that was interrupted. `narrow` are the ranges outside of which the best alphas lie.
     """
 
     study: Study
@@ -204,6 +205,7 @@ class FitResult:
     spread: tuple[SeedSpread, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     simple: Simplified | None = None
+    narrow: tuple[NarrowRange, ...] = ()
 
     @property
     def similarities(self) -> dict[str, float]:
@@ -265,6 +267,7 @@ class FitResult:
                 for one in self.spread
             ],
             "simple": None if self.simple is None else self.simple.as_dict(),
+            "narrow_ranges": [one.as_dict() for one in self.narrow],
             "candidates": [
                 {
                     "number": one.number,

@@ -11,10 +11,10 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from optimizer.checkpoints import HashCache
 from optimizer.checkpoints.layout import Layout
 from optimizer.checkpoints.near_names import TEXT_SUFFIXES, missing_file
-from optimizer.checkpoints.presence import is_folder
+from optimizer.checkpoints.presence import is_folder, is_there
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.printable import unprintable
-from optimizer.recipes import Recipe, find_models, load_recipe, locate, not_found
+from optimizer.recipes import Recipe, checkpoints_in, find_models, load_recipe, locate, not_found
 from optimizer.recipes.yaml_files import UserFile, named_file, read_yaml, shown, validate
 from optimizer.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from optimizer.search.space import Parameter, described_alphas, parameters_of
@@ -227,8 +227,10 @@ def load_study(
     `progress` are for files that are named by their hash, as in `locate`.
     Raises InputError with one line for each problem, such as a link among what is written into the folder.
     """
-    path = study_file(path)
+    given, path = Path(path), study_file(path)
     check_study_folder(path.parent)
+    if path != given and not is_there(path):
+        raise StudyError(f"{given}: {_no_study(given, path)}")
     entry = validate(StudyEntry, read_yaml(path, StudyError), path, StudyError)
     recipe_path = path.parent / entry.recipe.replace("\\", "/")
     if named_file(path.parent, entry.recipe) is None:
@@ -241,6 +243,17 @@ def load_study(
     looked = [Path(folder) for folder in folders]
     return with_found_files(
         study, looked, recipe_given=recipe_path, target_given=f"{path}: target.file", hashes=hashes, progress=progress
+    )
+
+
+def _no_study(folder: Path, missing: Path) -> str:
+    """What a folder is in which no study is, and what makes one."""
+    found = len(checkpoints_in(folder))
+    holds = f"holds {'a checkpoint' if found == 1 else f'{found} checkpoints'} and " if found else ""
+    said = missing_file(missing, TEXT_SUFFIXES)
+    return (
+        f"is no study: it {holds}lacks {missing.name} ({said}); `blockfit init TARGET SOURCE... -o FOLDER` makes a "
+        "study, which is a folder of its own"
     )
 
 
