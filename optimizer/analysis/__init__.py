@@ -2,6 +2,7 @@
 
 from optimizer.analysis.ceiling import BlockCeiling, Ceiling, Identified, SourceShare, found_ceilings, study_ceilings
 from optimizer.analysis.exact import ExactOptimum, exact_optimum, keeping_point
+from optimizer.analysis.ranges import NarrowRange, narrow_ranges
 from optimizer.analysis.simplified_files import simple_path, simplify_file, simplify_fit
 from optimizer.analysis.simplifying import Simplified
 from optimizer.analysis.verifying import Verified, verify
@@ -11,12 +12,14 @@ __all__ = [
     "Ceiling",
     "ExactOptimum",
     "Identified",
+    "NarrowRange",
     "Simplified",
     "SourceShare",
     "Verified",
     "exact_optimum",
     "found_ceilings",
     "keeping_point",
+    "narrow_ranges",
     "simple_path",
     "simplify_file",
     "simplify_fit",

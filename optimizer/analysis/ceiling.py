@@ -37,12 +37,14 @@ from optimizer.analysis.linear import (
     least_squares_with_errors,
     tensor_weights,
 )
+from optimizer.analysis.ranges import NarrowRange, narrow_ranges
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError
 from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes
 from optimizer.recipes import Algebra, Parameter, Recipe, Space, parameters_of
 from optimizer.similarity import (
+    DEFAULT_METRIC,
     EXACT_METRICS,
     METRICS,
     Measured,
@@ -155,6 +157,7 @@ class Ceiling:
     """All of it by one metric; `note` says what the figures do not hold for, empty if there is nothing to say.
 
     `unchanged` are the blocks that the target has from the base, so that the metric has nothing to score there.
+    `narrow` are the ranges of free alphas outside of which the best ones lie, told with `explained` alone.
     """
 
     metric: str
@@ -163,6 +166,7 @@ class Ceiling:
     identified: Identified
     note: str
     unchanged: tuple[str, ...] = ()
+    narrow: tuple[NarrowRange, ...] = ()
 
     @property
     def total(self) -> dict[str, float | None]:
@@ -196,6 +200,7 @@ class Ceiling:
             "alphas": self.identified.alphas,
             "trade_off": list(self.identified.trade_off),
             "idle": list(self.identified.idle),
+            "narrow_ranges": [one.as_dict() for one in self.narrow],
             "note": self.note,
         }
 
@@ -270,7 +275,9 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
         ordered = {block: blocks[block] for block in measured.layout.blocks if block in blocks}
         shares = source_shares(measured, name, tuple(ordered))
         kept = tuple(block for block in measured.layout.blocks if block in unchanged)
-        found.append(Ceiling(name, ordered, shares, identified, note, kept))
+        explained = name == DEFAULT_METRIC
+        narrow = narrow_ranges(study.recipe, study.stages, measured, seed=study.seed) if explained else ()
+        found.append(Ceiling(name, ordered, shares, identified, note, kept, narrow))
     return tuple(found)
 
 

@@ -138,7 +138,8 @@ class Changes:
 class Simplified:
     """A simpler `recipe`, what each block explained `before` (what losses count from) and explains `after`.
 
-    Both are {block: share, at most 1 and not clipped}, of the blocks that were judged and that the target has changed.
+    Both are {block: share, at most 1 and not clipped}, of the blocks that were judged and that the target has changed:
+    of two hopeless merges one is nearer. What is told of them is clipped to [-1, 1], as `explained` is everywhere.
     `totals` are similarities by name, (before, after) in [-1, 1]; `scored` says where they are measured now: a step
     that was dropped gave its place to its input a. Where that is a model, nothing is left to score, and `scored` lacks
     it.
@@ -155,21 +156,22 @@ class Simplified:
 
     @property
     def explained(self) -> tuple[float, float]:
-        """The mean share explained over the blocks, before and after; NaN if there are none."""
-        return total_similarity(self.before), total_similarity(self.after)
+        """The mean share explained over the blocks, in [-1, 1], before and after; NaN if there are none."""
+        return total_similarity(_clipped(self.before)), total_similarity(_clipped(self.after))
 
     @property
     def lost(self) -> float:
-        """The most that a block has lost; 0 if none has."""
-        return max((self.before[block] - self.after[block] for block in self.before), default=0.0)
+        """The most that a block has lost of its share in [-1, 1]; 0 if none has."""
+        before, after = _clipped(self.before), _clipped(self.after)
+        return max((before[block] - after[block] for block in before), default=0.0)
 
     def as_dict(self) -> dict[str, object]:
         """What changed, as JSON takes it."""
         total_before, total_after = (None if math.isnan(total) else total for total in self.explained)
         return {
             "explained": {
-                "before": {"total": total_before, "blocks": dict(self.before)},
-                "after": {"total": total_after, "blocks": dict(self.after)},
+                "before": {"total": total_before, "blocks": _clipped(self.before)},
+                "after": {"total": total_after, "blocks": _clipped(self.after)},
             },
             "searches": {name: {"before": old, "after": new} for name, (old, new) in self.totals.items()},
             "distinct_numbers": dict(zip(("before", "after"), self.distinct, strict=True)),
@@ -275,6 +277,10 @@ def simplify(
         ),
         distinct=(_distinct(recipe), _distinct(current)),
     )
+
+
+def _clipped(shares: Mapping[str, float]) -> dict[str, float]:
+    return {block: max(share, -1.0) for block, share in shares.items()}
 
 
 def default_numbers(

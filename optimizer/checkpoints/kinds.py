@@ -17,6 +17,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.[^.]+$")
 _DIFFUSERS = "diffusers:"
 _DEEPEST_FOLDER = 12  # dots in a name, of which the table's have eight; names of strangers may have any number
+_WHOLE = "give the single file with all of the model, as WebUIs and ComfyUI load it"
 _LONGEST_NAME = 120  # characters of a tensor's name that are shown
 
 
@@ -27,7 +28,8 @@ class FileKind:
     `name` is for programs, `title` is with its article ("an SDXL checkpoint"), `evidence` what in the file tells so.
     `variant` is what makes it different from the plain model, "inpainting"; "" if nothing does. `layout` is the name of
     the layout that such a file has if its tensors are called as that layout calls them, whether or not blockfit has
-    that layout yet; None for what can be no checkpoint. `whole` is whether it is a checkpoint, and no part of a model.
+    that layout yet; None for what can be no checkpoint. `whole` is whether it is a checkpoint, and no part of a model;
+    `misnamed` whether it is one whose network has other names than checkpoints have.
     `advice` is what would be right, "" if nothing more is to say.
     """
 
@@ -37,6 +39,7 @@ class FileKind:
     variant: str = ""
     layout: str | None = None
     whole: bool = False
+    misnamed: bool = False
     advice: str = ""
 
     def __str__(self) -> str:
@@ -174,14 +177,22 @@ def _named_network(
     called = f"{rule['title']} {variant}".strip()
     encoder, vae = (any(p in header.folders for p in _table()[part]) for part in ("encoders", "vaes"))
     diffusers = header.in_diffusers_names(group) or header.in_diffusers_names(rule)
+    own = _table()["prefixes"][0]
+    misnamed = (encoder or vae) and group["part"] == "UNet" and not rule.get("plain") and header.prefix != own
+    advice = _WHOLE if diffusers else ""
     if rule.get("plain"):
         title = f"{article} {called}"
     elif encoder or vae:
         title = f"{article} {called} checkpoint" + ("" if encoder else " without text encoder")
+        if misnamed and diffusers:
+            title += " in diffusers names"
+        elif misnamed:
+            title += f" with the names of its UNet {f'behind {header.prefix!r}' if header.prefix else 'bare'}"
+            advice = f"put {own!r} {'there' if header.prefix else 'before them'}, as WebUIs and ComfyUI look for it"
     elif diffusers:
         title = f"the {group['part']} of {article} {called} model alone, in diffusers names"
     elif not header.prefix and group["part"] == "UNet":
-        title = f"the {group['part']} of {article} {called} model alone, without the prefix {_table()['prefixes'][0]!r}"
+        title = f"the {group['part']} of {article} {called} model alone, without the prefix {own!r}"
     else:
         title = f"the {group['part']} of {article} {called} model alone"
     alone = encoder or vae or rule.get("plain")
@@ -199,7 +210,8 @@ def _named_network(
         variant=variant,
         layout=rule.get("layout"),
         whole=encoder or vae,
-        advice="give the single file with all of the model, as WebUIs and ComfyUI load it" if diffusers else "",
+        misnamed=misnamed,
+        advice=advice,
     )
 
 

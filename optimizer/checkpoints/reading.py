@@ -331,11 +331,13 @@ def _unfit(kind: FileKind | None, stored_names: Sequence[str], wanted: Sequence[
             f", but it {why}" if why else ""
         )
     why = reasons[own.name] if own is not None and kind.whole else None
-    return "; ".join(
-        part
-        for part in (f"is {kind}" + (f", but {why}" if why else ""), f"must be a checkpoint of {needed}", kind.advice)
-        if part
-    )
+    if own is not None and why is not None:
+        if kind.misnamed:
+            return f"is {kind}; {kind.advice}"
+        # It is of the right family by its UNet.
+        needed = f"whole and of no other family (layout {own.name})"
+        return "; ".join(part for part in (f"is {kind}, but {why}; must be {needed}", kind.advice) if part)
+    return "; ".join(part for part in (f"is {kind}", f"must be a checkpoint of {needed}", kind.advice) if part)
 
 
 def _safetensors_contents(held: HeldFile, length: int) -> _Contents:

@@ -167,7 +167,7 @@ def fit(
 
     With --json one object, after Ctrl-C too if anything was found: study, folder, recipe, target, interrupted, searches
     (each with best, trial, completed, trials ...), steps (similarity before and after, by metric), other_random_inputs,
-    candidates, written (files), unwritten (what could not be).
+    candidates, narrow_ranges (outside of which the best alphas lie), written (files), unwritten (what could not be).
     """
     from optimizer.studies import load_study
 
@@ -227,7 +227,7 @@ def ceiling(
     Also of a study that was never fitted. Needs no checkpoints once their statistics are in the study's folder.
 
     With --json one object: metric, blocks (each with recipe, best, ceiling, ceiling_bounded, not_in_sources ...),
-    total, sources (coefficient, error, loss ...), rank, alphas, trade_off, idle, note; other_metrics, if
+    total, sources (coefficient, error, loss ...), rank, alphas, trade_off, idle, narrow_ranges, note; other_metrics, if
     --metric is all. A block that the target has unchanged from the base is null.
     """
     from optimizer.analysis import study_ceilings
@@ -421,6 +421,8 @@ def fit_and_report(
     if result.simple is not None:
         there.append("best.simple.yaml")
         console.print(simple_recipe(result.simple))
+    for one in result.narrow:
+        say(f"range too narrow: {one.describe(study.recipe.layout)}")
     for what, name in (
         ("best recipe", "best.yaml"),
         ("simple recipe", "best.simple.yaml"),

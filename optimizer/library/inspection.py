@@ -153,7 +153,11 @@ def _unusual_names(checkpoint: Checkpoint) -> list[str]:
 
 def _model_with_more_channels(kind: FileKind | None) -> str:
     variant = "" if kind is None else kind.variant
-    return f"an {variant} model" if variant else "a model that reads more than an image"
+    return f"{_article(variant)} {variant} model" if variant else "a model that reads more than an image"
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def _unusual_position_ids(checkpoint: Checkpoint, layout: Layout) -> list[str]:
@@ -178,7 +182,7 @@ def _unusual_sampling(checkpoint: Checkpoint, layout: Layout) -> list[str]:
     """What markers, metadata and the noise schedule tell."""
     prediction = read_prediction(checkpoint, layout)
     found = []
-    if prediction.markers or prediction.kind != "epsilon":
+    if prediction.markers or prediction.zero or any(kind != "epsilon" for _, _, kind in prediction.told):
         found.append(f"{prediction.describe()}: a merge is sampled as its first input is")
     usual = replace(prediction, schedule=usual_schedule(layout))
     if prediction.schedule_difference(usual) is not None:

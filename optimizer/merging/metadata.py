@@ -43,7 +43,8 @@ def merge_metadata(
 
     There is no modelspec.hash_sha256: it is of all tensor data, which would have to be written before the header that
     stands in front of it, or hashed in a second pass. modelspec.prediction_type is what the model that `output` begins
-    with says of itself, by its markers or its metadata; most say nothing, and so does the merge.
+    with says of itself, by its markers or its metadata; most say nothing, and so does the merge. So it is with zero
+    terminal SNR.
     """
     architecture, resolution = _ARCHITECTURES.get(recipe.layout.name, (None, None))
     metadata = {"format": "pt"}
@@ -54,6 +55,9 @@ def merge_metadata(
         prediction = read_prediction(sources[recipe.first_model(output)], recipe.layout)
         if prediction.says_kind:
             metadata["modelspec.prediction_type"] = prediction.kind
+        if prediction.zero is not None:
+            field, text = prediction.zero
+            metadata[field] = text
     if digests is None and any(recipe.models[name].sha256 for name in sources):
         metadata[HASHES] = NOT_VERIFIED
     if not embed_recipe:

@@ -15,6 +15,8 @@ from optimizer.recipes.recipe import Recipe
 __all__ = ["Contributing", "Part", "check_channels", "finite", "plan_parts"]
 
 _MOST_PROBLEMS = 8
+# Which models have how many input channels.
+_MADE_FOR = {5: "depth", 8: "instruct-pix2pix", 9: "inpainting"}
 
 
 class Contributing(Protocol):
@@ -162,10 +164,11 @@ def check_channels(
             elif beside := next((name for name in step.inputs.values() if name in wide), None):
                 wide[step.name] = wide[beside]
                 narrow = next((name for name in _leaves(recipe, step.a) if name in sources), step.a)
+                made_for = _MADE_FOR.get(part.channels[1])
                 problems.append(
-                    f"{sources[wide[beside]]}: tensor {part.name!r} has {part.channels[1]} input channels, but "
-                    f"{part.channels[0]} in {sources[narrow]}; "
-                    f"steps.{step.name} takes an inpainting model only as a"
+                    f"{sources[wide[beside]]}: tensor {part.name!r} has {part.channels[1]} input channels"
+                    f"{f', as {made_for} models have' if made_for else ''}, but {part.channels[0]} in "
+                    f"{sources[narrow]}; steps.{step.name} takes a model with more channels only as a"
                 )
     if problems:
         raise CheckpointError(problems)

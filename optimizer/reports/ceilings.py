@@ -69,6 +69,7 @@ def _remarks(found: Ceiling, layout: Layout) -> list[str]:
         remarks.append(
             f"Unchanged, as the target has them from the base, so that there is nothing to explain: {blocks}."
         )
+    remarks += [f"Ranges too narrow: {one.describe(layout)}." for one in found.narrow]
     if found.note:
         remarks.append(f"Note: {found.note}.")
     return remarks

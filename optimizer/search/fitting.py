@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import optuna
 import torch
 
-from optimizer.analysis import Simplified, simple_path, simplify_fit
+from optimizer.analysis import Simplified, narrow_ranges, simple_path, simplify_fit
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
 from optimizer.library import HashCache
@@ -260,6 +260,7 @@ class _Fit:
         save_recipe(recipe, study.folder / "best.yaml")
         others = () if stopped is not None else self._write_candidates(hashed)
         simple = self._simplified(recipe, opened.measured) if stopped is None else None
+        narrow = narrow_ranges(study.recipe, study.stages, opened.measured, seed=study.seed) if complete else ()
         if simple is None:
             # That of an earlier fit would be another recipe's.
             _remove_own(study.folder / _SIMPLE)
@@ -276,6 +277,7 @@ class _Fit:
             spread=tuple(self._spread),
             candidates=others,
             simple=simple,
+            narrow=narrow,
         )
 
     def _simplified(self, recipe: Recipe, measured: Measured) -> Simplified | None:

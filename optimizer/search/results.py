@@ -6,7 +6,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from optimizer.analysis import ExactOptimum, Simplified
+from optimizer.analysis import ExactOptimum, NarrowRange, Simplified
 from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, Parameter, Recipe
 from optimizer.search.trials import best_of, completed
@@ -112,7 +112,7 @@ class FitResult:
 
     `spread` tells of metrics with random inputs how the result does on others; `candidates` are the next best recipes
     that differ, if they were asked for. `simple` is the recipe with numbers as people choose them, as best.simple.yaml
-    has it; None of a fit that was interrupted.
+    has it; None of a fit that was interrupted. `narrow` are the ranges outside of which the best alphas lie.
     """
 
     study: Study
@@ -123,6 +123,7 @@ class FitResult:
     spread: tuple[SeedSpread, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     simple: Simplified | None = None
+    narrow: tuple[NarrowRange, ...] = ()
 
     @property
     def similarities(self) -> dict[str, float]:
@@ -184,6 +185,7 @@ class FitResult:
                 for one in self.spread
             ],
             "simple": None if self.simple is None else self.simple.as_dict(),
+            "narrow_ranges": [one.as_dict() for one in self.narrow],
             "candidates": [
                 {
                     "number": one.number,

@@ -46,6 +46,8 @@ _KINDS = ("input", "middle", "output")
 _LISTED = 3  # files that a note names
 # Where the first trial is the exact optimum, and elsewhere.
 _FEW_TRIALS, _MANY_TRIALS = 8, 60
+# What an alpha may be. A model that a step of the target's subtracts is one that has a negative share in it.
+_RANGES = {"add_difference": (-1, 1), "weight_sum": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -400,18 +402,18 @@ def _steps(
     before = base
     for number, (name, without) in enumerate(zip(others, misfits, strict=True), 1):
         blocks = tuple(block for block in opened if block not in without)
-        alpha = Alpha(dict.fromkeys(closed, 0.0), _holes(layout, blocks, tied=tied))
+        alpha = Alpha(dict.fromkeys(closed, 0.0), _holes(layout, blocks, _RANGES[mode], tied=tied))
         yield Step(f"TEMP{number}", mode, before, name, base if mode == "add_difference" else None, alpha)
         before = f"TEMP{number}"
 
 
-def _holes(layout: Layout, blocks: tuple[str, ...], *, tied: bool) -> tuple[Free, ...]:
+def _holes(layout: Layout, blocks: tuple[str, ...], bounds: tuple[int, int], *, tied: bool) -> tuple[Free, ...]:
     """An alpha for each of `blocks`; tied, one each for the text encoder, the input blocks, the middle, the outputs."""
     if not tied:
-        return (Free(0, 1, blocks),) if blocks else ()
+        return (Free(*bounds, blocks),) if blocks else ()
     groups = [tuple(block for block in layout.parse_blocks(text) if block in blocks) for text in _KINDS]
     rest = tuple(block for block in blocks if not any(block in group for group in groups))
-    return tuple(Free(0, 1, group, tie=len(group) > 1) for group in (rest, *groups) if group)
+    return tuple(Free(*bounds, group, tie=len(group) > 1) for group in (rest, *groups) if group)
 
 
 def _write(first: FirstStudy, recipe: Recipe, target_file: str, closed: str) -> None:
@@ -431,11 +433,18 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
     }
     added = "1 model" if first.steps == 1 else f"{first.steps} models"
     every = "Every other block" if closed else "Every block"
-    freedom = (
-        ["One alpha for each kind of block (tie), as there are many models; for one a block: alpha: {search: [0, 1]}."]
+    low, high = _RANGES[first.mode]
+    bounds = f"[{low}, {high}]"
+    one_each = (
+        f"One alpha for each kind of block (tie), as there are many models; for one a block: {{search: {bounds}}}."
         if first.tied
-        else [f"{every} has an alpha of its own, between 0 and 1; for a single one: {{search: [0, 1], tie: true}}."]
+        else f"{every} has an alpha of its own, in {low}..{high}; for a single one: {{search: {bounds}, tie: true}}."
     )
+    freedom = [one_each]
+    if low < 0:
+        freedom.append(
+            "Below 0 a model is taken away, as C is in A + (B - C) x alpha; if nothing was, write search: [0, 1]."
+        )
     return "".join(
         (
             _comment(f"A first guess at how {first.target.name[:200]} was made: {added} on top of a base."),
@@ -451,7 +460,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
                 f"The order is a guess. {sums[first.mode]}.",
                 *([f"{closed}."] if closed else []),
                 *freedom,
-                "What you know, write down: a number, 26 of them, or {OUT03-OUT11: {search: [0, 1]}, M00: 0.5}.",
+                f"What you know, write down: a number, 26 of them, or {{OUT03-OUT11: {{search: {bounds}}}, M00: 0.5}}.",
             ),
             dump_yaml({"steps": data["steps"]}),
             dump_yaml({"output": data["output"]}),

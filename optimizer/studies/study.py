@@ -9,8 +9,18 @@ from pydantic import StrictInt, StrictStr
 
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError, attempt
-from optimizer.files import TEXT_SUFFIXES, UserFile, is_folder, missing_file, named_file, read_yaml, shown, validate
-from optimizer.library import HashCache, find_models, locate, not_found
+from optimizer.files import (
+    TEXT_SUFFIXES,
+    UserFile,
+    is_folder,
+    is_there,
+    missing_file,
+    named_file,
+    read_yaml,
+    shown,
+    validate,
+)
+from optimizer.library import HashCache, checkpoints_in, find_models, locate, not_found
 from optimizer.printable import unprintable
 from optimizer.recipes import Recipe, load_recipe
 from optimizer.studies.folder import check_study_folder
@@ -110,8 +120,10 @@ def load_study(
     `progress` are for files that are named by their hash, as in `locate`.
     Raises InputError with one line for each problem, such as a link among what is written into the folder.
     """
-    path = study_file(path)
+    given, path = Path(path), study_file(path)
     check_study_folder(path.parent)
+    if path != given and not is_there(path):
+        raise StudyError(f"{given}: {_no_study(given, path)}")
     entry = validate(StudyEntry, read_yaml(path, StudyError), path, StudyError)
     recipe_path = path.parent / entry.recipe.replace("\\", "/")
     if named_file(path.parent, entry.recipe) is None:
@@ -124,6 +136,17 @@ def load_study(
     looked = [Path(folder) for folder in folders]
     return with_found_files(
         study, looked, recipe_given=recipe_path, target_given=f"{path}: target.file", hashes=hashes, progress=progress
+    )
+
+
+def _no_study(folder: Path, missing: Path) -> str:
+    """What a folder is in which no study is, and what makes one."""
+    found = len(checkpoints_in(folder))
+    holds = f"holds {'a checkpoint' if found == 1 else f'{found} checkpoints'} and " if found else ""
+    said = missing_file(missing, TEXT_SUFFIXES)
+    return (
+        f"is no study: it {holds}lacks {missing.name} ({said}); `blockfit init TARGET SOURCE... -o FOLDER` makes a "
+        "study, which is a folder of its own"
     )
 
 

@@ -13,6 +13,7 @@ from optimizer.analysis.simplifying import GRIDS, Judged, Number, Scored, simpli
 from optimizer.errors import RecipeError
 from optimizer.families import load_layout
 from optimizer.recipes import Alpha, Free, Model, Recipe, Step
+from optimizer.reports import simple_recipe
 from optimizer.similarity import build_metric, measure_statistics, open_comparison
 
 LAYOUT = load_layout("sd1")
@@ -432,3 +433,30 @@ def test_never_loses_more(simpler, explained, recipe, share, tolerance):
     assert set(found.recipe.models) <= set(recipe.models)
     again = simpler(found.recipe, share=share, tolerance=tolerance, reference=found.before)
     assert again.recipe == found.recipe
+
+
+def test_what_is_told_is_clipped(simpler, explained):
+    """Blocks far below 0 count as -1 in the total and have nothing more to lose, as everywhere else."""
+    recipe = recipe_of(
+        step("T1", "base", "y", {"M00": 9.4871, "OUT03": 8.1234, "OUT04": 0.1999, "OUT05": 0.1, "OUT06": 0})
+    )
+
+    found = simpler(recipe, share=0.3)
+
+    before, after = explained(recipe), explained(found.recipe)
+    assert before["M00"] < -1.5
+    assert before["M00"] - after["M00"] > 0.001
+    clipped = [{block: max(value, -1.0) for block, value in values.items()} for values in (before, after)]
+    assert found.explained == pytest.approx([sum(values.values()) / 5 for values in clipped], abs=2e-6)
+    assert found.lost == pytest.approx(max(clipped[0][block] - clipped[1][block] for block in BLOCKS), abs=2e-6)
+    told = found.as_dict()["explained"]
+    assert [told[when]["blocks"] for when in ("before", "after")] == [
+        pytest.approx(values, abs=2e-6) for values in clipped
+    ]
+    assert (
+        simple_recipe(found)
+        .plain.splitlines()[0]
+        .endswith(
+            "no less than before" if found.lost <= 0 else f"{100 * found.lost:.4f}% less in the block that loses most"
+        )
+    )

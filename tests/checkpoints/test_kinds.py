@@ -664,6 +664,8 @@ def test_ordinary_checkpoints(tmp_path):
             UNET, unet(768, 8)
         )
         | CLIP_L,
+        "a Stable Diffusion 1.x depth checkpoint (5 input channels, text of width 768)": under(UNET, unet(768, 5))
+        | CLIP_L,
         "a Stable Diffusion 1.x checkpoint (7 input channels, text of width 768)": under(UNET, unet(768, 7)) | CLIP_L,
     }
     for number, (expected, shapes) in enumerate(cases.items()):
@@ -675,7 +677,12 @@ def test_ordinary_checkpoints(tmp_path):
 
 @pytest.mark.parametrize(
     ("channels", "said"),
-    [(9, "an inpainting model"), (8, "an instruct-pix2pix model"), (7, "a model that reads more than an image")],
+    [
+        (9, "an inpainting model"),
+        (8, "an instruct-pix2pix model"),
+        (5, "a depth model"),
+        (7, "a model that reads more than an image"),
+    ],
 )
 def test_input_channels(tmp_path, channels, said):
     """An inspection tells what a checkpoint with more input channels is."""
@@ -981,7 +988,42 @@ def test_incomplete_and_mixed_checkpoints(tmp_path):
 
     assert problem(tmp_path / "mixed.safetensors") == (
         "is a Stable Diffusion 1.x checkpoint (4 input channels, text of width 768), but holds "
-        f"'cond_stage_model.model.ln_final.weight', which is no part of Stable Diffusion 1.x; {NEEDED}"
+        "'cond_stage_model.model.ln_final.weight', which is no part of Stable Diffusion 1.x; must be whole and of no "
+        "other family (layout sd1)"
+    )
+    cut = under(UNET, unet(768)) | CLIP_L
+    del cut[f"{UNET}input_blocks.11.0.in_layers.0.weight"]
+    cut[f"{UNET}down_blocks.3.resnets.1.norm1.weight"] = (1280,)
+    write_header(tmp_path / "cut.safetensors", cut)
+    assert problem(tmp_path / "cut.safetensors") == (
+        "is a Stable Diffusion 1.x checkpoint (4 input channels, text of width 768), but lacks "
+        f"'{UNET}input_blocks.11.0.in_layers.0.weight', which is part of Stable Diffusion 1.x; must be whole and of no "
+        "other family (layout sd1)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shapes", "how", "advice"),
+    [
+        (
+            unet(768),
+            "with the names of its UNet bare",
+            f"put '{UNET}' before them, as WebUIs and ComfyUI look for it",
+        ),
+        (
+            under("diffusion_model.", unet(768)),
+            "with the names of its UNet behind 'diffusion_model.'",
+            f"put '{UNET}' there, as WebUIs and ComfyUI look for it",
+        ),
+        (under("unet.", diffusers_unet(768)), "in diffusers names", SINGLE_FILE),
+    ],
+)
+def test_networks_under_other_names(tmp_path, shapes, how, advice):
+    """A UNet under other names beside a text encoder of LDM's is a checkpoint, and told where its names go wrong."""
+    write_header(tmp_path / "a.safetensors", shapes | CLIP_L)
+
+    assert problem(tmp_path / "a.safetensors") == (
+        f"is a Stable Diffusion 1.x checkpoint {how} (4 input channels, text of width 768); {advice}"
     )
 
 

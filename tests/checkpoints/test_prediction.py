@@ -51,15 +51,74 @@ def read(tmp_path, write_sd1):
         ),
         ({"modelspec.prediction_type": "v"}, {}, "v", "predicts velocity (modelspec.prediction_type: v)"),
         ({"modelspec.predict_key": "epsilon"}, {}, "epsilon", "predicts noise (modelspec.predict_key: epsilon)"),
-        ({"modelspec.predict_key": "\x1b[31mv"}, {}, "epsilon", "predicts noise"),
+        (
+            {"modelspec.prediction_type": "V-prediction"},
+            {},
+            "v",
+            "predicts velocity (modelspec.prediction_type: V-prediction)",
+        ),
+        (
+            {"modelspec.prediction_type": "v_prediction "},
+            {},
+            "v",
+            "predicts velocity (modelspec.prediction_type: v_prediction)",
+        ),
+        ({"prediction_type": "v prediction"}, {}, "v", "predicts velocity (prediction_type: v prediction)"),
+        ({"ss_v_parameterization": "True"}, {}, "v", "predicts velocity (ss_v_parameterization: True)"),
+        ({"ss_v_parameterization": "False"}, {}, "epsilon", "predicts noise (ss_v_parameterization: False)"),
+        (
+            {"ss_v_parameterization": "true", "ss_zero_terminal_snr": "True"},
+            {},
+            "v",
+            "predicts velocity (ss_v_parameterization: true) up to zero terminal SNR (ss_zero_terminal_snr: True)",
+        ),
+        (
+            {"modelspec.prediction_type": "Flow"},
+            {},
+            "Flow",
+            "predicts 'Flow', which blockfit does not know (modelspec.prediction_type: Flow)",
+        ),
+        (
+            {"prediction_type": "epsilon", "ss_v_parameterization": "maybe"},
+            {},
+            "epsilon",
+            "predicts noise (prediction_type: epsilon, ss_v_parameterization: maybe)",
+        ),
     ],
 )
 def test_what_is_predicted(read, metadata, tensors, kind, told):
-    """Markers and known metadata say what a model predicts; without any, and by anything else, it is noise."""
+    """Markers and metadata in every spelling say what a model predicts; what is not known is told as it is."""
     found = read(metadata, **tensors)
 
     assert (found.kind, found.describe()) == (kind, told)
-    assert found.says_kind == (kind == "v" or "epsilon" in told)
+    assert found.says_kind == (bool(metadata) or kind == "v")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"modelspec.prediction_type": " "},
+        {"prediction_type": "None"},
+        {"ss_zero_terminal_snr": "False"},
+        {"v_predictor": "1"},
+    ],
+)
+def test_what_says_nothing(read, metadata):
+    """An empty field, None, and a field that tells of something else say nothing of what is predicted."""
+    found = read(metadata)
+
+    assert not found.says_kind
+    assert found.describe() == "predicts noise"
+    assert found.agrees(read())
+
+
+def test_an_endless_value_is_cut_and_escaped(read):
+    """A value of a stranger's is shown on one line, without what a terminal acts upon, and not all of it."""
+    told = read({"modelspec.predict_key": "\x1b[31mv" + "x" * 5000}).describe()
+
+    assert told.isprintable()
+    assert "\\x1b[31mv" in told
+    assert len(told) < 300
 
 
 def test_what_differs(read):
@@ -76,6 +135,13 @@ def test_what_differs(read):
     assert not any(one.agrees(nothing) for one in (velocity, said, zero, edm))
     assert not velocity.agrees(zero)
     assert not edm.agrees(other)
+    # However they spell it: kohya's fields as the markers, and a file that contradicts itself as neither.
+    by_kohya = read({"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"})
+    torn = read({"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "True"})
+    assert by_kohya.agrees(zero)
+    assert not by_kohya.agrees(velocity)
+    assert not any(torn.agrees(one) for one in (nothing, noise, velocity))
+    assert not read({"modelspec.prediction_type": "flow"}).agrees(nothing)
 
 
 def test_schedules(read):

@@ -223,3 +223,22 @@ def with_alphas(recipe, alphas):
     from dataclasses import replace
 
     return replace(recipe, steps=tuple(replace(one, alpha=alphas.get(one.name, one.alpha)) for one in recipe.steps))
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(9, "inpainting"), (8, "instruct-pix2pix"), (5, "depth"), (7, None)])
+def test_models_with_more_channels_as_b(tmp_path, write_sd1, channels, kind):
+    """A model with more input channels is refused as B by what it is, where IN00's alpha is not 0."""
+    write_sd1(tmp_path / "a.safetensors", seed=0)
+    write_sd1(tmp_path / "b.safetensors", seed=1, overrides={FIRST: torch.zeros(8, channels, 3, 3)})
+    made = {"name": "T", "mode": "weight_sum", "a": "a", "b": "b", "c": None, "alpha": {"IN00": 0.5}}
+
+    with pytest.raises(CheckpointError) as caught:
+        merge(recipe_of([made], "ab"), {name: tmp_path / f"{name}.safetensors" for name in "ab"},
+              tmp_path / "out.safetensors")  # fmt: skip
+
+    (problem,) = caught.value.problems
+    as_what = f", as {kind} models have" if kind else ""
+    assert problem == (
+        f"{tmp_path / 'b.safetensors'}: tensor {FIRST!r} has {channels} input channels{as_what}, but 4 in "
+        f"{tmp_path / 'a.safetensors'}; steps.T takes a model with more channels only as a"
+    )

@@ -142,6 +142,8 @@ def test_schedules_that_differ(tmp_path, write):
         ({}, MARKERS, "v"),
         ({"modelspec.predict_key": "v"}, {}, "v"),
         ({"modelspec.prediction_type": "epsilon"}, {}, "epsilon"),
+        ({"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, {}, "v"),
+        ({"modelspec.prediction_type": "flow"}, {}, "flow"),
     ],
 )
 def test_metadata_says_what_is_predicted(tmp_path, write, metadata, overrides, expected):
@@ -153,7 +155,34 @@ def test_metadata_says_what_is_predicted(tmp_path, write, metadata, overrides, e
 
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         assert file.metadata().get("modelspec.prediction_type") == expected
+        assert file.metadata().get("ss_zero_terminal_snr") == metadata.get("ss_zero_terminal_snr")
     assert told == []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"modelspec.prediction_type": "V-prediction"}, "predicts velocity (modelspec.prediction_type: V-prediction)"),
+        ({"modelspec.prediction_type": "v_prediction "}, "predicts velocity (modelspec.prediction_type: v_prediction)"),
+        ({"prediction_type": "v_prediction"}, "predicts velocity (prediction_type: v_prediction)"),
+        ({"ss_v_parameterization": "True"}, "predicts velocity (ss_v_parameterization: True)"),
+        ({"ss_zero_terminal_snr": "True"}, "predicts noise up to zero terminal SNR (ss_zero_terminal_snr: True)"),
+        (
+            {"modelspec.prediction_type": "flow"},
+            "predicts 'flow', which blockfit does not know (modelspec.prediction_type: flow)",
+        ),
+    ],
+)
+def test_metadata_in_any_spelling_warns(tmp_path, write, metadata, said):
+    """A source whose metadata say that it is sampled otherwise is told, however they spell it."""
+    write("a")
+    write("b", metadata=metadata)
+
+    _, told = run(tmp_path, step("T1", "weight_sum", "a", "b"))
+
+    assert told == [
+        f"b.safetensors: {said}, but a.safetensors predicts noise; the merge is sampled as a.safetensors is"
+    ]
 
 
 @pytest.mark.parametrize(("option", "part"), [("text_encoder", "text encoder"), ("vae", "VAE")])

@@ -26,6 +26,11 @@ def step(name, a, b, alpha, c=None):
             "alpha": alpha}  # fmt: skip
 
 
+# A model that is taken away and is not the base, by itself and with a sum on top.
+AWAY = [step("T", "A", "B", PARTS, "C")]
+DECOYS = ("D", "E", "F", "G")
+MODELS = ("base", "A", "B", "C", *DECOYS)
+
 # The steps, and the sources as `init` is given them: the base first, or the first model where there is none.
 PLANTED = {
     "sum": ([step("T", "A", "B", PARTS)], ("A", "B")),
@@ -38,17 +43,23 @@ PLANTED = {
         [step("T", "A", "B", PARTS, "base"), step("U", "T", "C", MORE, "base")],
         ("base", "A", "B", "C"),
     ),
+    "taken away": (AWAY, ("base", "A", "B", "C")),
+    "taken away, no base": (AWAY, ("A", "B", "C")),
+    "taken away, sum": ([*AWAY, step("U", "T", "base", MORE)], ("base", "A", "B", "C")),
+    "taken away, decoys": (AWAY, ("base", "A", "B", "C", *DECOYS)),
+    "taken away, decoys, no base": (AWAY, ("A", "B", "C", *DECOYS)),
+    "difference, decoys": ([step("T", "A", "B", PARTS, "base")], ("base", "A", "B", "C", *DECOYS)),
 }
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory, write_sd1, sd1_tensors):
-    """The folder of a base and three finetunes, and their tensors, all float32."""
+    """The folder of a base, three finetunes and four that no target is made from, and their tensors, all float32."""
     folder = tmp_path_factory.mktemp("planted")
     around = sd1_tensors(seed=0)
     tensors = {
         name: write_sd1(folder / f"{name}.safetensors", seed=seed, around=around, distance=0.2 if seed else 0.0)
-        for seed, name in enumerate(("base", "A", "B", "C"))
+        for seed, name in enumerate(MODELS)
     }
     return folder, tensors
 
@@ -71,7 +82,7 @@ def target(family):
 
 def shares(steps):
     """What each model contributes to the last step, {block: {model: coefficient}}, by the formulas themselves."""
-    found = {block: {name: {name: 1.0} for name in ("base", "A", "B", "C")} for block in BLOCKS}
+    found = {block: {name: {name: 1.0} for name in MODELS} for block in BLOCKS}
     for one, block in itertools.product(steps, BLOCKS):
         alpha, known = one["alpha"][block], found[block]
         factors = (
@@ -106,7 +117,8 @@ def largest_error(folder, case, path, into, *, trials, seed=0, mode="add_differe
 
 @pytest.mark.parametrize(("case", "mode"), [
     ("sum", "weight_sum"), ("sum from the base", "add_difference"), ("two sums", "weight_sum"),
-    ("difference, sum", "add_difference"),
+    ("difference, sum", "add_difference"), ("taken away", "add_difference"), ("taken away, no base", "add_difference"),
+    ("taken away, decoys", "add_difference"),
 ])  # fmt: skip
 def test_found_again(family, target, tmp_path, case, mode):
     """A planted merge is found to 0.002 by what `init` writes, and the rounded recipe has the planted numbers."""
@@ -118,6 +130,10 @@ def test_found_again(family, target, tmp_path, case, mode):
         numbers = [[one.alpha.at(block) for block in BLOCKS] for one in rounded.steps]
         assert numbers == [[alphas[block] for block in BLOCKS] for alphas in (PARTS, MORE)[: len(numbers)]]
     assert result.simple.lost < 1e-6
+    assert set(rounded.models) - {"base"} <= {
+        name for one in PLANTED[case][0] for name in (one["a"], one["b"], one["c"])
+    }
+    assert result.narrow == ()
 
 
 @pytest.mark.slow
@@ -127,7 +143,8 @@ def test_found_again(family, target, tmp_path, case, mode):
 @pytest.mark.parametrize("case", PLANTED)
 def test_found_again_whatever_the_seed(family, target, tmp_path, case, trials, dtype):
     """Every planted step and chain is found to 0.002 at every number of trials and in eight seeds, from fp16 too."""
-    modes = ("add_difference",) if "base" in PLANTED[case][1] and case != "sum from the base" else None
+    away = case.startswith("taken away")
+    modes = ("add_difference",) if away or ("base" in PLANTED[case][1] and case != "sum from the base") else None
     for seed, mode in itertools.product(range(8), modes or ("add_difference", "weight_sum")):
         into = tmp_path / f"{seed}-{mode}"
         error, _ = largest_error(family[0], case, target(case, dtype), into, trials=trials, seed=seed, mode=mode)

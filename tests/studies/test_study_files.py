@@ -1,5 +1,7 @@
 """Study files: defaults, what each stage searches and scores, and every mistake by name."""
 
+import shutil
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -296,3 +298,23 @@ def test_any_study(tmp_path_factory, own, inner):
         assert all(line.isprintable() for line in error.problems)  # noqa: PT017
         return
     assert study.stages
+
+
+def test_folders_that_are_no_study(pool, tmp_path):
+    """A folder without study.yaml is said to be no study, what it holds instead, and what makes one."""
+    made = "`blockfit init TARGET SOURCE... -o FOLDER` makes a study, which is a folder of its own"
+    two, one, other = (tmp_path / name for name in ("two", "one", "other"))
+    for folder in (two, one, other):
+        folder.mkdir()
+    for path in (two / "x.safetensors", two / "y.ckpt", one / "x.safetensors"):
+        shutil.copy(pool.paths["x"], path)
+    (other / "study.yml").write_text("", encoding="utf-8")
+
+    for folder, said in (
+        (two, "it holds 2 checkpoints and lacks study.yaml (no such file)"),
+        (one, "it holds a checkpoint and lacks study.yaml (no such file)"),
+        (other, "it lacks study.yaml (no such file, but 'study.yml' is there)"),
+    ):
+        with pytest.raises(StudyError) as caught:
+            load_study(folder)
+        assert caught.value.problems == (f"{folder}: is no study: {said}; {made}",)

@@ -152,6 +152,7 @@ def _limits(found: Found, ceilings: Mapping[str, Ceiling]) -> Iterator[Remark]:
     if "delta" in ceilings:
         yield from _scale(found, ceilings["delta"])
     if "explained" in ceilings:
+        yield from _narrow(found, ceilings["explained"])
         yield from _unknown(ceilings["explained"])
     if any_ceiling.note:
         yield Remark(
@@ -180,6 +181,20 @@ def _scale(found: Found, delta: Ceiling) -> Iterator[Remark]:
             "By delta only the direction of the merged difference from the base counts, not its length. To come "
             f"nearest to the target it would have to be {min(scales.values()):.3f} to {max(scales.values()):.3f} "
             "times as long, depending on the block (column scale under Ceiling).",
+        )
+
+
+def _narrow(found: Found, explained: Ceiling) -> Iterator[Remark]:
+    if explained.narrow:
+        layout = found.result.study.recipe.layout
+        told = "; ".join(one.describe(layout) for one in explained.narrow[:_LISTED])
+        rest = len(explained.narrow) - _LISTED
+        yield Remark(
+            "Ranges are too narrow",
+            f"The best alphas by explained lie outside the ranges that were searched. {told}"
+            f"{f'; and {rest} more' if rest > 0 else ''}. A model below 0 is taken away, as C is in "
+            "A + (B - C) x alpha. To let the search go there, edit the recipe and fit again.",
+            True,
         )
 
 
