@@ -22,6 +22,8 @@ _BLOCK_WIDTH = 6 + _BAR + 11
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 # Columns that windows narrower than so many letters do without.
 _DROPPED = ((96, ()), (76, ("metric",)), (60, ("metric", "step")), (0, ("metric", "step", "s/trial", "until")))
+# Letters of a time of the day, in the column that tells when a search ends: of another day there are more.
+_TIME = 5
 # Lines around the rows of the table, and around the bars below it.
 _AROUND_ROWS, _AROUND_BARS = 5, 2
 
@@ -73,7 +75,9 @@ def _table(rows: list[SearchProgress], running: SearchProgress, width: int, *, a
         "until": [_until(one) for one in rows],
         "workers": [str(one.workers) for one in rows],
     }
-    dropped = next(names for least, names in _DROPPED if width >= least)
+    # A day beside the time takes room that the trials need more.
+    room = width - max(max(map(len, cells["until"])) - _TIME, 0)
+    dropped = next(names for least, names in _DROPPED if room >= least)
     if max(one.workers for one in rows) == 1:
         dropped = (*dropped, "workers")
     shown = [heading for heading in cells if heading not in dropped]

@@ -232,7 +232,8 @@ def test_inpainting_model_elsewhere(family, write_sd1, place):
         run(folder, one_step(0.25, "add_difference", c="y"))
 
     (problem,) = caught.value.problems
-    assert f"{folder / wide}.safetensors: tensor {FIRST!r} has 9 input channels, but 4 in" in problem
+    told = f"{folder / wide}.safetensors: tensor {FIRST!r} has 9 input channels, as inpainting models have, but 4 in"
+    assert told in problem
     assert f"{folder / 'base.safetensors'}" in problem
     assert "steps.T1" in problem
     assert not (folder / "out.safetensors").exists()

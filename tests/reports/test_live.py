@@ -35,7 +35,7 @@ def drawn():
 
 def test_figures(drawn):
     """Step, trials of the budget, best similarity and time of every search are in its row."""
-    lines = drawn(progress("inputs/FIRST", 60, best=0.9), progress())
+    lines = drawn(progress("inputs/FIRST", 60, best=0.9), progress(), width=120)
 
     rows = [line.replace("│", " ").split() for line in lines if "attention" in line]
     assert rows[0] == ["inputs/FIRST", "FIRST", "attention", "60/60", "90.0000%", "0.047", "done"]
@@ -64,11 +64,12 @@ def test_a_bar_for_each_block(drawn):
 
 @pytest.mark.parametrize(("width", "height"), [(30, 12), (40, 24), (60, 10), (80, 24), (120, 50), (12, 3)])
 @pytest.mark.parametrize("encoding", ["utf-8", "cp932"])
-def test_fits_the_window(drawn, width, height, encoding):
+@pytest.mark.parametrize("left", [60.0, 100_000.0])  # until today, most of the time, and until another day
+def test_fits_the_window(drawn, width, height, encoding, left):
     """Twelve searches with long names are no more lines than the window has, and no line is longer."""
     long = "outputs/a step with a name that is far too long for any window, however wide it may be"
     lines = drawn(
-        *(progress(f"outputs/STEP{n}", 60) for n in range(11)), progress(long), width=width, height=height,
+        *(progress(f"outputs/STEP{n}", 60) for n in range(11)), progress(long, left=left), width=width, height=height,
         encoding=encoding,
     )  # fmt: skip
 
