@@ -167,7 +167,7 @@ LARGE_DIFFERENCES = (
 )
 # Lines below a step that say more of it, or make another one: all are to be named.
 SURPLUS = (
-    "base alpha 0.1",
+    "base alpha 0.137",  # a number that no text draws
     "calcmode: cosineA",
     "Exclude: BASE",
     "(only OUT blocks; IN 0)",

@@ -84,7 +84,7 @@ def test_add_differences_beyond_1(template, number):
     assert_coefficients(block_coefficients(imported.recipe), add_difference(A, B, C, everywhere(number)))
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None)
 @given(drawn=texts(most=3), data=st.data())
 def test_a_surplus_line_is_read_or_named(drawn, data):
     """One more line that says something of a merge is read, told with its number, or nothing is written."""
@@ -724,3 +724,38 @@ def test_no_line_takes_long(text):
     started = time.process_time()
     told(text)
     assert time.process_time() - started < 2
+
+
+# --- What drawn texts have found --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [" x B x 2", " + + Z x 0.5", " (((", " & more x 0.3"])
+def test_a_heading_that_says_more(more):
+    """Models and weights below a heading that is damaged are told with its line, whether the text has other steps."""
+    why = "not understood: models and their weights stand below 'T1', and "
+    assert any(line.startswith(f"line 1: {why}") for line in refused(f"T1:{more}\n- A 70%\n- B 30%"))
+    assert any(line.startswith(f"line 2: {why}") for line in told(f"{SIMPLE}\nT1:{more}\n- C 70%\n- D 30%"))
+
+
+@pytest.mark.parametrize(
+    "second", ["T2:T1 x 0.7 + C x 0.3", "T2:\n- T1 70%\n- C 30%", "Model A: T1\nModel B: C\nM: 0.3"]
+)
+def test_a_line_broken_off_at_a_sign(second):
+    """A step that is broken off at its sign does not take the next one in."""
+    (broken,) = [line for line in told(f"{SIMPLE}\nT1 = A x 0.5 + B x 0.5 x\n{second}") if "line 2: not" in line]
+
+    assert second.split("\n")[0] not in broken
+
+
+def test_a_setting_below_numbers_by_block():
+    """`Exclude: BASE` is told below numbers by block, too."""
+    text = "T1 = A + B\nBASE: 0.1\nIN: 0.1\nM: 0.1\nOUT: 0.1\nExclude: BASE"
+
+    assert any("line 6:" in line for line in told(text))
+
+
+def test_numbers_below_glued_factors():
+    """A formula with factors glued to its names takes no numbers from below."""
+    (problem,) = refused("MIX = 0.7A + 0.3B\nIN: 0.1, M: 0.2, OUT: 0.3")
+
+    assert problem.startswith("line 2: not understood: no formula above has alpha in it")

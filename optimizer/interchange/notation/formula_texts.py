@@ -57,18 +57,22 @@ def is_formula(text: str) -> bool:
 
 def is_half(text: str) -> bool:
     """Return whether `text` is two names with a plus between them."""
-    return len(text) <= LONGEST_FORMULA and _HALF.fullmatch(text) is not None
+    return _two_names(text) is not None
 
 
 def with_alpha(text: str) -> str | None:
     """Return `A + B` as a weighted sum, and `A + (B - C)` as a difference, whose numbers stand elsewhere; else None."""
-    if len(text) > LONGEST_FORMULA:
-        return None
-    if (half := _HALF.fullmatch(text)) is not None:
+    if (half := _two_names(text)) is not None:
         return f"{half[1]} x (1-alpha) + {half[2]} x alpha"
-    if (found := _DIFFERENCE.fullmatch(text)) is not None:
+    if len(text) <= LONGEST_FORMULA and (found := _DIFFERENCE.fullmatch(text)) is not None:
         return f"{found[1]} + ({found[2] or found[4]} - {found[3] or found[5]}) x alpha"
     return None
+
+
+def _two_names(text: str) -> re.Match[str] | None:
+    """Match two names with a plus between them: `0.7A` is a factor and a name, and none."""
+    found = _HALF.fullmatch(text) if len(text) <= LONGEST_FORMULA else None
+    return None if found is None or is_formula(text) else found
 
 
 def as_sum(text: str) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from optimizer.interchange.notation.formula_texts import is_formula
 from optimizer.interchange.notation.methods import find_method
 from optimizer.interchange.notation.statements import POINTING, SIGN
+from optimizer.interchange.notation.tables import role_of
 from optimizer.interchange.notation.tokens import masked, normalized, parse_name
 from optimizer.interchange.notation.wording import IS, is_key
 
@@ -13,7 +14,7 @@ __all__ = ["LONGEST_LINE", "MOST_LINES", "joined_lines"]
 
 MOST_LINES = 12  # that one formula or list of numbers may be spread over
 LONGEST_LINE = 10_000  # characters of any line that is looked at; 26 free alphas take some 1500
-_IS = re.compile(rf":\s|{IS.pattern}", re.IGNORECASE)
+_IS = re.compile(rf":(?!\.?\d)|{IS.pattern}", re.IGNORECASE)  # with a number behind it a colon is a weight's
 _LONGEST_JOINED = 2000  # characters of a line that may run on
 
 
@@ -89,5 +90,5 @@ def _is_another_step(after: str, *, has_sign: bool) -> bool:
     if is_key(left) or re.search(r"\b(?:alpha|beta)\s*$", left, re.IGNORECASE):
         return False
     return (has_sign and sign is not None) or (
-        parse_name(left) is not None and (has_sign or is_formula(after[words.end() :]))
+        (parse_name(left) is not None or role_of(left) is not None) and (has_sign or is_formula(after[words.end() :]))
     )

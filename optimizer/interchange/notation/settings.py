@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from optimizer.interchange.notation.console import ReadStep
-from optimizer.interchange.notation.formula_texts import is_formula
+from optimizer.interchange.notation.formula_texts import is_formula, with_alpha
 from optimizer.interchange.notation.statements import Refused, Said
 from optimizer.interchange.notation.tables import in_percent, percent_of, role_of, step_of_cells
 from optimizer.interchange.notation.tokens import masked, normalized, parse_name, quoted
-from optimizer.interchange.notation.wording import says_more, without_bullet
+from optimizer.interchange.notation.wording import is_key, says_more, without_bullet
 from optimizer.recipes import WEIGHT, number_in
 
 __all__ = ["Settings", "settings_at", "weights_at"]
@@ -31,7 +31,7 @@ _OTHERS = re.compile(
 )
 _UNCHANGED = re.compile(r":\s?(?:normal|none|no|off|false)?$", re.IGNORECASE)
 _RESULT = re.compile(r"(?:->|=>|→|⇒|=)\s?(?P<name>.+)")
-_HEADING = re.compile(r"(?P<name>[^:=]+?)\s?[:=]")
+_HEADING = re.compile(r"(?P<name>[^:=]+?)\s?[:=](?P<rest>.*)")
 _WEIGHED = re.compile(
     rf"(?P<name>[^:@()]+?)\s?(?:[:@(]\s?|\s[x*-]\s|\s)(?P<behind>{WEIGHT})\s?\)?|(?P<before>{WEIGHT})\s?(?:[x*:-]\s|\s)(?P<named>.+)"
 )
@@ -111,11 +111,17 @@ def _name(text: str) -> str | None:
     return text if text in ("X", "Alpha", "Beta") else parse_name(text)
 
 
-def weights_at(lines: Sequence[str], start: int) -> tuple[Said, int] | None:
-    """Return the sum of the models below a heading, `MIX:`, whose weights add up to 1, and how many lines it takes."""
+def weights_at(lines: Sequence[str], start: int) -> tuple[Said | Refused, int] | None:
+    """Return the sum of the models below a heading, `MIX:`, whose weights add up to 1, and how many lines it takes.
+
+    It is refused if the heading says more than a name.
+    """
     heading = _HEADING.fullmatch(without_bullet(normalized(lines[start][: _LONGEST + 1])).strip(" #*"))
     name = None if heading is None else parse_name(heading["name"])
-    if name is None:
+    if heading is None or name is None or is_key(name):
+        return None
+    rest = heading["rest"].strip()
+    if is_formula(rest) or with_alpha(rest) is not None:
         return None
     terms: list[tuple[str, str, float]] = []
     for line in lines[start + 1 : start + 1 + _MOST]:
@@ -134,5 +140,7 @@ def weights_at(lines: Sequence[str], start: int) -> tuple[Said, int] | None:
             break
     if len(terms) < 2 or abs(sum(weight for _, _, weight in terms) - 1) > 1e-6:
         return None
+    if rest:
+        return Refused(f"models and their weights stand below {name!r}, and {rest!r} belongs to none", (name,)), 1
     formula = " + ".join(f"{quoted(model)} x {number}" for model, number, _ in terms)
     return Said(name, formula, {}, notes=(f"the models below {name!r} are read as {formula}",)), 1 + len(terms)

@@ -38,6 +38,7 @@ _GOES_ON = re.compile(r"(?:and |& )?(?:then|finally|next|lastly|last|after that)
 _REFERENCE = r"(?:\(\d{1,2}\)|\[\d{1,2}\]|#\d{1,2})"
 _BY_NUMBER = re.compile(rf"(?:^|[\s=]){_REFERENCE}\s?(?:[x*+@]|0?\.\d)|[+=]\s?{_REFERENCE}")  # (1) x 0.7
 _EMPTY = re.compile(r":\s?(?:normal|none|no|off|false|\[\])?$", re.IGNORECASE)
+_SETTING = re.compile("exclude|include", re.IGNORECASE)  # blocks that a merger leaves as they are, whatever the numbers
 _LONGEST_REMARK = 200
 _MOST_WORDS = 8  # of a remark that is no sentence
 _PLUS = re.compile(r"[\w)]\s[+]\s")
@@ -116,8 +117,8 @@ def _makes_source(plain: str, hidden: str, sources: KnownNames, *, weighed: bool
 def says_more_of_step(text: str, *, has_blocks: bool) -> str | None:
     """Return why a remark below a step makes it another one; None if it does not.
 
-    Remarks on blocks are none below a step that `has_blocks`, numbers by block. In sentences only words for
-    blocks count.
+    Remarks on blocks are none below a step that `has_blocks`, numbers by block; settings of a merger are. In sentences
+    only words for blocks count.
     """
     plain = re.sub(r"^[\s#>*•-]+", "", normalized(text[:_LONGEST]))
     if len(plain) > _LONGEST_REMARK or _EMPTY.search(plain):
@@ -125,7 +126,10 @@ def says_more_of_step(text: str, *, has_blocks: bool) -> str | None:
     sentence = SAYS_A_VERB.search(plain) is not None or len(plain.split()) > _MOST_WORDS
     if (word := makes_it_another(plain, surely=True)) is not None and not sentence:
         return f"{word!r} makes a merge no weighted sum or difference"
-    if has_blocks or (words := names_blocks(plain)) is None or re.match("block.?merge", words, re.IGNORECASE):
+    words = names_blocks(plain)
+    if words is None or re.match("block.?merge", words, re.IGNORECASE):
+        return None
+    if has_blocks and _SETTING.match(words) is None:
         return None
     # "Only BASE was used" tells of what became of the step.
     if sentence and ("only" not in words.lower() or re.search(r"\bused\b", plain)):
