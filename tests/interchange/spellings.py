@@ -3,10 +3,19 @@
 from hypothesis import strategies as st
 from step_by_step import BLOCKS
 
+from optimizer.interchange import read_notation
+
 RISING = [0.5, *(n / 20 for n in range(21)), 0.0, 0.0, 0.1, 0.2]  # the 26 numbers of the case files, BASE first
 RISING_TEXT = (
     "0.5,0.0,0.05,0.1,0.15,0.2,0.25,0.3,0.35,0.4,0.45,0.5,0.55,0.6,0.65,0.7,0.75,0.8,0.85,0.9,0.95,1.0,0.0,0.0,0.1,0.2"
 )
+
+
+def read(text):
+    """What is read of a text, which must leave nothing not understood."""
+    imported = read_notation(text)
+    assert imported.not_understood == ()
+    return imported
 
 
 def by_block(numbers):

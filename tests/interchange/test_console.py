@@ -12,6 +12,7 @@ from spellings import (
     by_block,
     combined,
     everywhere,
+    read,
     weight_sum,
 )
 from step_by_step import BLOCKS
@@ -53,13 +54,6 @@ def console(**changes):
     """What SuperMerger prints, some of it changed; None leaves a line out."""
     values = {key: changes.get(key.strip(), value) for key, value in CONSOLE.items()}
     return "merging...\n" + "\n".join(f"  {key}: {value}" for key, value in values.items() if value is not None)
-
-
-def read(text):
-    """What is read of a text, which must leave nothing not understood."""
-    imported = read_notation(text)
-    assert imported.not_understood == ()
-    return imported
 
 
 def problem(text):

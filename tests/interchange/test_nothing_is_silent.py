@@ -19,6 +19,7 @@ from spellings import (
     by_block,
     combined,
     everywhere,
+    read,
     spelled,
     texts,
     weight_sum,
@@ -35,13 +36,6 @@ BY_KIND = [0.2, *(n / 20 for n in range(12)), 0.8, *(n / 20 for n in range(12))]
 KINDS = [0.2, *[0.5] * 12, 0.1, *[0.3] * 12]
 T1 = "T1 = A x 0.5 + B x 0.5\n"
 SIMPLE = "MIX = A x 0.7 + B x 0.3"
-
-
-def read(text):
-    """What is read of a text, which must leave nothing not understood."""
-    imported = read_notation(text)
-    assert imported.not_understood == ()
-    return imported
 
 
 def refused(text):
