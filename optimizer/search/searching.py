@@ -17,6 +17,8 @@ from optimizer.samplers import make_sampler, trial_seed
 from optimizer.search.results import SearchResult
 from optimizer.search.trials import (
     DISTANCE,
+    ERROR,
+    ORIGIN,
     SCORES,
     Budgets,
     SharedStorage,
@@ -190,7 +192,7 @@ class Search:
                 yield self.result
             if failures >= _FAILURES:
                 raise TrialsFailed(
-                    f"{self._name}: {failures} trials failed in a row, the last with: {attributes['error']}"
+                    f"{self._name}: {failures} trials failed in a row, the last with: {attributes[ERROR]}"
                 )
             if claim is None:
                 if len(completed(trials.finished)) >= budget:
@@ -220,7 +222,7 @@ class Search:
             len(done),
             budget,
             None if best is None else best.values[0],
-            {} if best is None else best.user_attrs["block_scores"],
+            {} if best is None else best.user_attrs[SCORES],
             seconds_per_trial(done),
             seconds_left(done, budget),
             shared.count,
@@ -240,7 +242,7 @@ class Search:
             origin, point = known
             memory.enqueue_trial(point)
         trial = memory.ask(self._distributions)
-        trial.set_user_attr("origin", origin)
+        trial.set_user_attr(ORIGIN, origin)
         return memory.get_trials(deepcopy=False)[trial.number]
 
     def _scored(self, trial: FrozenTrial) -> tuple[dict[str, Any], float | None]:
@@ -250,11 +252,11 @@ class Search:
             scores = self._scores(coefficients)
             distance = float(self._explained.distance(coefficients)[0])
         except Exception as error:
-            return {"error": f"{type(error).__name__}: {error}"}, None
+            return {ERROR: f"{type(error).__name__}: {error}"}, None
         # Where the target has all blocks unchanged there is nothing to be told apart by.
         total = total_similarity(scores) if scores else 1.0
         # A number by itself, for dashboards cannot plot a mapping.
-        return {"block_scores": scores, "lowest": min(scores.values(), default=total), DISTANCE: distance}, total
+        return {SCORES: scores, "lowest": min(scores.values(), default=total), DISTANCE: distance}, total
 
     def _coefficients(self, point: Mapping[str, float]) -> torch.Tensor:
         values = [point[parameter.name] for parameter in self._space.parameters]

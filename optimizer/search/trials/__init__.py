@@ -3,7 +3,7 @@
 from optimizer.search.trials.best import DISTANCE, best_of, completed, ranked
 from optimizer.search.trials.budgets import Budgets
 from optimizer.search.trials.checked_storage import CheckedStorage
-from optimizer.search.trials.checked_trials import SCORES, CheckedTrials, told_of
+from optimizer.search.trials.checked_trials import ERROR, ORIGIN, SCORES, CheckedTrials, told_of
 from optimizer.search.trials.claims import SharedStorage, Trials, is_lost
 from optimizer.search.trials.eta import seconds_left, seconds_per_trial
 from optimizer.search.trials.identity import (
@@ -31,6 +31,8 @@ from optimizer.search.trials.workers import Worker, workers_at
 
 __all__ = [
     "DISTANCE",
+    "ERROR",
+    "ORIGIN",
     "PATIENCE",
     "SCORES",
     "AtOnce",

@@ -30,8 +30,7 @@ _READING = 5.0
 class SearchTrials:
     """One search of a study and all its trials, running and lost ones too; `step` is scored in pass `number`.
 
-    The budget of `stage` is that of the fits that are under way, or of the last one. `notes` are lines on trials that
-    do not count.
+    The budget of `stage` is what is aimed at, see `budget_of`. `notes` are lines on trials that do not count.
     """
 
     name: str

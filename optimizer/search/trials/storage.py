@@ -194,7 +194,11 @@ def set_aside(address: StorageAddress) -> Path | None:
         )
     if not address.path.exists():
         return None
-    if (problem := _unlike_trials(address)) is not None:
+    try:
+        problem = _unlike_trials(address)
+    except OSError as error:
+        raise StudyError(f"--fresh: {address}: cannot be read: {error.strerror}") from error
+    if problem is not None:
         raise StudyError(f"--fresh: {address}: {problem}, and stays what it is; name another file")
     if address.kind == "sqlite":
         finish_writing(address.path, timeout=_SQLITE_TIMEOUT)
@@ -222,7 +226,7 @@ def _unlike_trials(address: StorageAddress) -> str | None:
     if address.own:
         return None
     if address.kind == "journal":
-        return None if is_journal(address.path) else "is no journal of trials"
+        return None if _is_journal(address.path) else "is no journal of trials"
     return None if is_database(address.path) else "is no database of trials"
 
 
@@ -427,7 +431,7 @@ class FileWatch:
         return status.st_dev, status.st_ino
 
 
-def is_journal(path: Path) -> bool:
+def _is_journal(path: Path) -> bool:
     """Return whether the file at `path` is empty or begins as the journals do that Optuna writes, broken off or not.
 
     Raises OSError if it cannot be read.
