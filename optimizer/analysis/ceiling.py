@@ -37,16 +37,17 @@ from optimizer.analysis.linear import (
     least_squares_with_errors,
     tensor_weights,
 )
-from optimizer.analysis.ranges import NarrowRange, narrow_ranges
+from optimizer.analysis.ranges import NarrowRange, narrow_ranges_of
+from optimizer.analysis.scored_spaces import scored_spaces
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError
 from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes
-from optimizer.recipes import Algebra, Parameter, Recipe, Space, parameters_of
+from optimizer.recipes import Algebra, Recipe, Space
 from optimizer.similarity import (
-    DEFAULT_METRIC,
     EXACT_METRICS,
     METRICS,
+    ExplainedMetric,
     Measured,
     QuadraticMetric,
     build_metric,
@@ -252,32 +253,28 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
     if unknown := [name for name in metrics if name not in EXACT_METRICS]:
         raise InputError(f"--metric: received {unknown[0]!r}; must be one of {', '.join(EXACT_METRICS)}")
     study, measured = opened.study, opened.measured
-    step_of = {block: stage.steps[-1] for stage in study.stages for block in stage.blocks}
-    outputs = {
-        step: tuple(block for block in measured.layout.blocks if step_of.get(block) == step)
-        for step in dict.fromkeys(step_of.values())
-    }
     measures = dict.fromkeys(name for stage in study.stages for name, _ in stage.measured)
     unbounded = [name for name in measures if not METRICS[name].reads_statistics]
     which = "which does not compare weights" if len(unbounded) == 1 else "which do not compare weights"
     note = f"these are no bounds for {' and '.join(unbounded)}, {which}" if unbounded else ""
-    spaces = {step: (_space(study.recipe, measured, step, blocks), blocks) for step, blocks in outputs.items()}
+    spaces = scored_spaces(study.recipe, study.stages, measured)
     identified = identify(list(spaces.values()))
     found = []
     for name in metrics:
         blocks: dict[str, BlockCeiling] = {}
         unchanged: list[str] = []
+        narrow: list[NarrowRange] = []
         for step, (space, scored) in spaces.items():
             metric = build_metric(name, measured, scored, measured.statistics)
             assert isinstance(metric, QuadraticMetric)
             blocks |= _block_ceilings(space, metric, measured, fitted, step, name, study.seed)
             unchanged += metric.unchanged
+            if isinstance(metric, ExplainedMetric):
+                narrow += narrow_ranges_of(space, metric, seed=study.seed)
         ordered = {block: blocks[block] for block in measured.layout.blocks if block in blocks}
         shares = source_shares(measured, name, tuple(ordered))
         kept = tuple(block for block in measured.layout.blocks if block in unchanged)
-        explained = name == DEFAULT_METRIC
-        narrow = narrow_ranges(study.recipe, study.stages, measured, seed=study.seed) if explained else ()
-        found.append(Ceiling(name, ordered, shares, identified, note, kept, narrow))
+        found.append(Ceiling(name, ordered, shares, identified, note, kept, tuple(narrow)))
     return tuple(found)
 
 
@@ -348,13 +345,6 @@ def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dic
         )
         for position, row in enumerate(asked)
     }
-
-
-def _space(recipe: Recipe, measured: Measured, step: str, blocks: Sequence[str]) -> Space:
-    """All free alphas, up to `step`, that move one of `blocks`."""
-    algebra = Algebra(recipe, measured.groups, tuple(measured.sources), step)
-    free: tuple[Parameter, ...] = parameters_of(recipe, [inner.name for inner in recipe.ancestors(step)])
-    return Space(algebra, [one for one in free if set(one.blocks) & set(blocks)])
 
 
 def _block_ceilings(

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from optimizer.analysis.exact import exact_optimum
+from optimizer.analysis.scored_spaces import scored_spaces
 from optimizer.families import Layout
-from optimizer.recipes import Algebra, Parameter, Recipe, Space, parameters_of
+from optimizer.recipes import Parameter, Recipe, Space
 from optimizer.samplers import connected
 from optimizer.similarity import DEFAULT_METRIC, ExplainedMetric, Measured, build_metric
 from optimizer.studies import Stage
@@ -91,25 +92,20 @@ class NarrowRange:
 def narrow_ranges(recipe: Recipe, stages: Sequence[Stage], measured: Measured, *, seed: int) -> tuple[NarrowRange, ...]:
     """Return the ranges in `recipe`, which has free alphas, that keep more of the target from being explained.
 
-    As in a ceiling, a block is scored on the result of the last step of the last stage that scores it, all free alphas
-    that lead to it at once. Only what gains more than rounding and noise would is told: a tenth of a percent, and a
-    twentieth of what is left unexplained.
+    As in a ceiling, blocks are scored on the steps that `scored_spaces` tells. Only what gains more than rounding and
+    noise would is told: a tenth of a percent, and a twentieth of what is left unexplained.
     """
-    step_of = {block: stage.steps[-1] for stage in stages for block in stage.blocks}
     found: list[NarrowRange] = []
-    for step in dict.fromkeys(step_of.values()):
-        blocks = tuple(block for block in measured.blocks if step_of.get(block) == step)
+    for space, blocks in scored_spaces(recipe, stages, measured).values():
         metric = build_metric(DEFAULT_METRIC, measured, blocks, measured.statistics)
         assert isinstance(metric, ExplainedMetric)
-        free = parameters_of(recipe, [inner.name for inner in recipe.ancestors(step)])
-        algebra = Algebra(recipe, measured.groups, tuple(measured.sources), step)
-        space = Space(algebra, [one for one in free if set(one.blocks) & set(metric.blocks)])
         found += narrow_ranges_of(space, metric, seed=seed)
     return tuple(found)
 
 
 def narrow_ranges_of(space: Space, metric: ExplainedMetric, *, seed: int = 0) -> tuple[NarrowRange, ...]:
     """The same of the ranges in `space`, its blocks scored by `metric`."""
+    space = Space(space.algebra, [one for one in space.parameters if set(one.blocks) & set(metric.blocks)])
     searched = Space(space.algebra, [_anywhere(one, one.free.low, one.free.high) for one in space.parameters])
     best = exact_optimum(searched, metric, seed=seed).point
     # Where the optimum is within all ranges, opening them changes nothing.
