@@ -17,13 +17,17 @@ _LONGEST = 4000  # characters of a problem; more than that is what a broken file
 class InputError(ValueError):
     """What the user gave cannot be used; `problems` holds one complete line for each reason.
 
-    Control characters that came with what was received are escaped, and the middle of endless lines is cut out.
+    `field` names the argument that all of them are about, as Python spells it (`clip_skip`); None if they are about a
+    file. Its name stands before each problem, and other arguments stand in backticks in the text, so that a command can
+    show them as its options and a page can show the error beside its field. Control characters that came with what was
+    received are escaped, and the middle of endless lines is cut out.
     """
 
-    def __init__(self, problems: str | Iterable[str]) -> None:
+    def __init__(self, problems: str | Iterable[str], *, field: str | None = None) -> None:
         given = (problems,) if isinstance(problems, str) else problems
+        self.field = field
         self.problems: tuple[str, ...] = tuple(map(_one_line, given))
-        super().__init__("\n".join(self.problems))
+        super().__init__("\n".join(self.problems if field is None else (f"{field}: {one}" for one in self.problems)))
 
 
 class CheckpointError(InputError):

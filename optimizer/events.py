@@ -1,0 +1,44 @@
+"""What long work reports while it runs: one protocol for terminals, web pages and logs."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["LOGGED", "CallbackEvents", "Events", "Progress"]
+
+Progress = Callable[[str, int, int], None]
+_logger = logging.getLogger("blockfit")
+# Silent unless the program that uses blockfit asks for its log: https://docs.python.org/3/howto/logging.html
+_logger.addHandler(logging.NullHandler())
+
+
+class Events(Protocol):
+    """Receiver of the progress and the warnings of long work."""
+
+    def progress(self, what: str, done: int, total: int, /) -> None:
+        """Report that `done` of `total` units, mostly bytes, of `what` are finished."""
+        ...
+
+    def warn(self, text: str, /) -> None:
+        """Report in one complete line what the user should know though the work goes on."""
+        ...
+
+
+def _log_progress(what: str, done: int, total: int) -> None:
+    _logger.debug("%s: %d of %d", what, done, total)
+
+
+def _log_warning(text: str) -> None:
+    _logger.warning("%s", text)
+
+
+@dataclass(frozen=True)
+class CallbackEvents:
+    """Events that go to callbacks; those without a callback go to Python's log under the name `blockfit`."""
+
+    progress: Progress = _log_progress
+    warn: Callable[[str], None] = _log_warning
+
+
+LOGGED: Events = CallbackEvents()
