@@ -82,7 +82,7 @@ trials_table(result)[["trial", "origin", "similarity"]].round(6)
 by_attention = new_study(recipe, target, folder="outputs-attention", metric="attention", trials=16)
 result_attention = fit(by_attention)
 first = result_attention.searches[0].trials[0]
-print(f"{first.user_attrs['origin']}: {first.value:.4%}")
+print(f"{first.origin}: {first.similarity:.4%}")
 print(f"best of all: {result_attention.similarity:.4%}")
 
 # %% [markdown]
@@ -122,7 +122,7 @@ print("others:   ", ", ".join(f"{similarity:.3%}" for similarity in spread.total
 # %%
 result_attention = fit(by_attention, candidates=3)
 pd.DataFrame(
-    [{"candidate": one.number, "loss": one.loss, "differs by": one.apart} for one in result_attention.candidates]
+    [{"candidate": one.number, "loss": one.loss, "differs by": one.distance} for one in result_attention.candidates]
 ).round(6)
 
 # %% [markdown]

@@ -6,10 +6,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
@@ -17,17 +16,13 @@ from optimizer.cli.application import State
 from optimizer.errors import BlockfitWarning
 from optimizer.printable import printable
 
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
-    from optimizer.search import FitEvents, SearchProgress
-
 __all__ = [
+    "bar_updates",
     "counted",
-    "fitting",
     "make_console",
     "message",
     "print_json",
+    "progress_bars",
     "reading",
     "say",
     "say_problem",
@@ -35,8 +30,6 @@ __all__ = [
     "use_utf8",
     "warnings_as_lines",
 ]
-
-# ruff: noqa: PLC0415
 
 
 def counted(number: int, noun: str) -> str:
@@ -100,42 +93,12 @@ def warnings_as_lines() -> Iterator[None]:
 def reading() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr for work that reads or writes files; nothing where stderr is no terminal."""
     console = make_console(stderr=True)
-    with _bars(console) as bars:
-        yield _updates(bars)
+    with progress_bars(console) as bars:
+        yield bar_updates(bars)
 
 
-@contextmanager
-def fitting() -> Iterator["FitEvents"]:
-    """A table on stderr of what a fit is doing, where that is a terminal, and a log line for every trial."""
-    from optimizer.reports import LiveFit, log_opened, log_trial, log_warning
-    from optimizer.search import FitEvents
-
-    console = make_console(stderr=True)
-    bars, table = _bars(console), LiveFit()
-
-    def opened(progress: "SearchProgress") -> None:
-        log_opened(progress)
-        table.show(progress)
-
-    def finished(progress: "SearchProgress", trial: "FrozenTrial") -> None:
-        log_trial(progress, trial)
-        table.show(progress)
-
-    def warned(text: str) -> None:
-        log_warning(text)
-        console.print(f"blockfit: warning: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
-
-    events = FitEvents(_updates(bars), opened, finished, warned)
-    if not shows_progress(console):
-        yield events
-        return
-    # Drawn by the clock, not after every trial: those may take a millisecond.
-    with Live(Group(bars, table), console=console, transient=True, refresh_per_second=8):
-        yield events
-
-
-def _updates(bars: Progress) -> Callable[[str, int, int], None]:
-    """Takes what is done of each thing by its name: a bar comes when it is first told of, and goes when it is full."""
+def bar_updates(bars: Progress) -> Callable[[str, int, int], None]:
+    """Return a callback that shows progress by bars: one comes with its first call, and goes when it is full."""
     tasks: dict[str, TaskID] = {}
 
     def update(what: str, done: int, total: int) -> None:
@@ -151,7 +114,8 @@ def shows_progress(console: Console) -> bool:
     return console.is_terminal and not State.quiet
 
 
-def _bars(console: Console) -> Progress:
+def progress_bars(console: Console) -> Progress:
+    """Return bars that are drawn on a console, if that shows progress."""
     columns = (
         # Where a window is narrow, it gives way.
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),

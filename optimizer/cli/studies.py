@@ -1,6 +1,7 @@
 """Commands on studies: fitting, and what was found."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
+from optimizer.cli.fit_events import TerminalEvents
 from optimizer.cli.options import (
     Device,
     Json,
@@ -21,7 +23,7 @@ from optimizer.cli.options import (
     hash_cache,
     model_folders,
 )
-from optimizer.cli.printing import counted, fitting, make_console, message, print_json, reading, say, say_problem
+from optimizer.cli.printing import counted, make_console, message, print_json, reading, say, say_problem
 from optimizer.errors import InputError
 from optimizer.printable import quoted
 
@@ -332,7 +334,7 @@ def dashboard(
         say(f"{address} (Ctrl-C ends it)")
 
     with suppress(KeyboardInterrupt):
-        serve_dashboard(loaded, storage, port=port, ready=ready, said=lambda text: say_problem(f"warning: {text}"))
+        serve_dashboard(loaded, storage, port=port, ready=ready, warn=lambda text: say_problem(f"warning: {text}"))
 
 
 @app.command(
@@ -378,38 +380,59 @@ def fit_and_report(
 ) -> "FitResult":
     """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found, `as_json` if wanted.
 
-    Raises InputError, before anything is read, if the study's folder cannot be written to. What cannot be written of a
-    finished fit but best.yaml ends the command with exit code 1, when all the rest is written and printed.
+    Raises InputError, before anything is read, if the study's folder cannot be written to. Files of a finished fit that
+    cannot be written, best.yaml excepted, end the command with exit code 1, when all others are written and the rest
+    is printed.
     """
     from optimizer.files import check_writable
-    from optimizer.reports import (
-        candidates_table,
-        fit_logs,
-        log_end,
-        simple_recipe,
-        spread_table,
-        steps_table,
-        write_plots,
-        write_trials,
-    )  # fmt: skip
+    from optimizer.reports import open_fit_log
     from optimizer.search import fit as run
 
     check_writable(study.folder)
-    with fit_logs(study.folder / "fit.log", log_file), fitting() as events:
-        result = run(
-            study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage,
-            check_hashes=check_hashes, events=events, hashes=hash_cache(),
-        )  # fmt: skip
-        log_end(result)
+    with open_fit_log(study.folder / "fit.log", log_file) as log:
+        events = TerminalEvents(log)
+        with events.shown():
+            result = run(
+                study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage,
+                check_hashes=check_hashes, events=events, hashes=hash_cache(),
+            )  # fmt: skip
+        log.ended(result)
+    written, unwritten = _write_reports(result)
+    _print_result(result, candidates, written)
+    if as_json:
+        print_json({**result.as_dict(), "written": list(map(str, written)), "unwritten": unwritten})
+    for problem in unwritten:
+        say_problem(problem)
+    if unwritten and not result.interrupted:
+        say_problem(f"the search is done and in {study.folder / 'best.yaml'}; the same command writes what is missing")
+        raise typer.Exit(1)
+    return result
+
+
+def _write_reports(result: "FitResult") -> tuple[list[Path], list[str]]:
+    """Write trials.csv and the plots; return all files of a fit that are written now, and what could not be."""
+    from optimizer.reports import write_plots, write_trials
+
+    folder = result.study.folder
+    written = [folder / "best.yaml", *(folder / f"candidate-{one.number}.yaml" for one in result.candidates)]
+    unwritten = list[str]()
     # The search is done and best.yaml written: none of the rest may cost the others.
-    there, unwritten = ["best.yaml"], list[str]()
     with message("drawing the plots"):
         for write, name in ((write_trials, "trials.csv"), (write_plots, "plots")):
             try:
-                write(result, study.folder / name)
-                there.append(name)
+                write(result, folder / name)
+                written.append(folder / name)
             except InputError as error:
                 unwritten += error.problems
+    if result.simple is not None:
+        written.append(folder / "best.simple.yaml")
+    return written, unwritten
+
+
+def _print_result(result: "FitResult", candidates: int, written: Sequence[Path]) -> None:
+    """Print the tables of a fit and its files; `candidates` is the number of recipes that was asked for."""
+    from optimizer.reports import candidates_table, simple_recipe, spread_table, steps_table
+
     console = make_console()
     console.print(steps_table(result))
     if result.spread:
@@ -419,25 +442,14 @@ def fit_and_report(
     if len(result.candidates) < candidates - 1:
         console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
     if result.simple is not None:
-        there.append("best.simple.yaml")
         console.print(simple_recipe(result.simple))
     for one in result.narrow:
-        say(f"range too narrow: {one.describe(study.recipe.layout)}")
+        say(f"range too narrow: {one.describe(result.study.recipe.layout)}")
     for what, name in (
         ("best recipe", "best.yaml"),
         ("simple recipe", "best.simple.yaml"),
         ("every trial", "trials.csv"),
         ("plots", "plots"),
     ):
-        if name in there:
-            say(f"{what}: {study.folder / name}")
-    if as_json:
-        names = [there[0], *(f"candidate-{one.number}.yaml" for one in result.candidates), *there[1:]]
-        written = [str(study.folder / name) for name in names]
-        print_json({**result.as_dict(), "written": written, "unwritten": unwritten})
-    for problem in unwritten:
-        say_problem(problem)
-    if unwritten and not result.interrupted:
-        say_problem(f"the search is done and in {study.folder / 'best.yaml'}; the same command writes what is missing")
-        raise typer.Exit(1)
-    return result
+        if (path := result.study.folder / name) in written:
+            say(f"{what}: {path}")

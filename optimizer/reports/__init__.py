@@ -5,7 +5,7 @@ from optimizer.reports.dashboard import serve_dashboard
 from optimizer.reports.frames import alphas_frame, ceiling_frame, coefficients_frame, similarity_frame, sources_frame
 from optimizer.reports.listings import inspection_table, preview_table, status_table
 from optimizer.reports.live import LiveFit
-from optimizer.reports.logs import fit_logs, log_end, log_opened, log_trial, log_warning
+from optimizer.reports.logs import FitLog, open_fit_log
 from optimizer.reports.page import check_report_name, report_figures, write_report
 from optimizer.reports.plots import figures, write_plots
 from optimizer.reports.simple import simple_recipe
@@ -21,6 +21,7 @@ from optimizer.reports.tables import (
 )
 
 __all__ = [
+    "FitLog",
     "LiveFit",
     "alphas_frame",
     "block_table",
@@ -30,12 +31,8 @@ __all__ = [
     "check_report_name",
     "coefficients_frame",
     "figures",
-    "fit_logs",
     "inspection_table",
-    "log_end",
-    "log_opened",
-    "log_trial",
-    "log_warning",
+    "open_fit_log",
     "preview_table",
     "report_figures",
     "serve_dashboard",

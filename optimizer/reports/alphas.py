@@ -1,13 +1,10 @@
 """Alphas by step and block, and what trials say of them: what plots and the report page show alike."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from optuna.trial import FrozenTrial
-
 from optimizer.recipes import Parameter
-from optimizer.search import FitResult
+from optimizer.search import FitResult, Trial
 
 __all__ = ["AlphaRow", "alpha_rows", "block_score", "is_exact"]
 
@@ -47,14 +44,12 @@ def alpha_rows(result: FitResult) -> tuple[AlphaRow, ...]:
     return tuple(rows)
 
 
-def block_score(trial: FrozenTrial, parameter: Parameter) -> float | None:
-    """The mean similarity of the parameter's blocks in this trial, None if none of them was scored."""
-    scores = trial.user_attrs.get("block_scores")
-    found = [scores.get(block) for block in parameter.blocks] if isinstance(scores, Mapping) else []
-    own = [score for score in found if isinstance(score, int | float)]
-    return math.fsum(own) / len(own) if own else None
+def block_score(trial: Trial, parameter: Parameter) -> float | None:
+    """Return the mean similarity of the parameter's blocks in this trial; None if none of them was scored."""
+    scores = [trial.block_scores[block] for block in parameter.blocks if block in trial.block_scores]
+    return math.fsum(scores) / len(scores) if scores else None
 
 
-def is_exact(trial: FrozenTrial) -> bool:
-    """Whether a trial is at the exact optimum of a metric."""
-    return str(trial.user_attrs.get("origin", "")).startswith("exact")
+def is_exact(trial: Trial) -> bool:
+    """Return whether a trial is at the exact optimum of a metric."""
+    return trial.origin.startswith("exact")

@@ -14,13 +14,21 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import wsgi
 
 from optimizer.errors import InputError
+from optimizer.events import LOGGED
 from optimizer.reports.lettering import file_name_part
-from optimizer.search import CheckedStorage, CheckedTrials, OpenTrials, best_of, completed, open_trials, told_of
+from optimizer.search import (
+    CheckedStorage,
+    CheckedTrials,
+    FrozenStudy,
+    OpenTrials,
+    describe_left_out,
+    id_of_study,
+    open_trials,
+)
 from optimizer.studies import Study
 
 __all__ = ["serve_dashboard"]
@@ -53,14 +61,14 @@ def serve_dashboard(
     *,
     port: int = 8080,
     ready: Callable[[str], None] = lambda address: None,
-    said: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = LOGGED.warn,
 ) -> None:
     """Serve Optuna's dashboard on the study's trials until KeyboardInterrupt; `ready` is told its address.
 
     It listens on this machine's loopback alone, at `port` (0: any that is free), refuses requests that other sites have
     pages in the same browser make, and serves reading only: nothing is changed, added or deleted by it. Plots that a
-    fit has drawn are shown with their searches. A fit may go on meanwhile. `said` is told of trials that do not count
-    and are not shown.
+    fit has drawn are shown with their searches. A fit may go on meanwhile. `warn` is called for trials that do not
+    count and are not shown.
 
     Raises StudyError if there are no trials or they cannot be read, InputError if the port is taken.
     """
@@ -70,7 +78,7 @@ def serve_dashboard(
         plots = _PlotStore(study.folder)
         shown = _ShownStorage(trials, plots)
         for line in shown.left_out():
-            said(line)
+            warn(line)
         application = _OwnPagesOnly(_ReadingOnly(wsgi(shown, artifact_store=plots)))
         try:
             server = make_server(HOST, port, application, server_class=_Server, handler_class=_Quiet)
@@ -130,14 +138,14 @@ class _ShownStorage(CheckedStorage):
     def left_out(self) -> Iterable[str]:
         """Return lines on the trials that do not count."""
         for study_id, check in self._checks.items():
-            yield from told_of(check.left_out, self._trials.address, self._searches[study_id])
+            yield from describe_left_out(check.left_out, self._trials.address, self._searches[study_id])
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """Return all Optuna studies with their attributes."""
         found = super().get_all_studies()
         budgets = self._trials.budgets({study.study_name: study.user_attrs for study in found})
         for study in found:
-            study.system_attrs = self._added(study._study_id, study.system_attrs)
+            study.system_attrs = self._added(id_of_study(study), study.system_attrs)
             if study.study_name in budgets:
                 study.user_attrs = {**study.user_attrs, "budget": budgets[study.study_name]}
         return found
@@ -161,7 +169,7 @@ class _ShownStorage(CheckedStorage):
         """Return the best of a study's trials that count. Raises ValueError if none is completed."""
         if study_id not in self._checks:
             return super().get_best_trial(study_id)
-        best = best_of(completed(self.get_all_trials(study_id)))
+        best = self._checks[study_id].best(self.get_all_trials(study_id))
         if best is None:
             raise ValueError("No trials are completed yet.")
         return best

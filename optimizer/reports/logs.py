@@ -3,108 +3,111 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
 from optimizer.errors import BlockfitWarning, InputError, attempt
 from optimizer.files import check_output, open_in_place, study_folder_of
 from optimizer.printable import printable
-from optimizer.search import FitResult, SearchProgress
+from optimizer.search import FitResult, SearchProgress, Trial
 
-__all__ = ["LogFile", "fit_logs", "log_end", "log_opened", "log_trial", "log_warning"]
+__all__ = ["FitLog", "LogFile", "open_fit_log"]
 
-_LOGGER = logging.getLogger("blockfit.fit")
 _FIELDS = "fields"
 
 
-@contextmanager
-def fit_logs(plain: Path, structured: Path | None = None) -> Iterator[None]:
-    """Append what `log_...` is told to these files: a line of text each, and a JSON object a line.
+class FitLog:
+    """Writes what a fit reports to log files, a record each; `opened`, `finished` and `warn` are events of a fit."""
 
-    The objects have "time" (ISO 8601, UTC), "event" (opened, trial, warning, end) and what there is to say of it: see
-    the functions. Raises InputError if `structured`, which the user has asked for, cannot be opened, or is a link in
+    def __init__(self, files: Sequence[logging.Handler]) -> None:
+        self._files = tuple(files)
+
+    def opened(self, progress: SearchProgress) -> None:
+        """Note that a search begins or goes on: `search`, `done`, `budget`, `best`."""
+        fields = {"search": progress.search, "done": progress.done, "budget": progress.budget, "best": progress.best}
+        self._write("opened", f"{progress.search}: {progress.done} of {progress.budget} trials done", fields)
+
+    def finished(self, progress: SearchProgress, trial: Trial) -> None:
+        """Note a trial: `search`, `trial`, `state`, `origin`, `similarity` or `error`, `seconds`, `params`.
+
+        Also its `block_scores`, and how the search stands then: `best`, `done`, `budget`, `seconds_left`, `workers`.
+        """
+        failed = trial.similarity is None
+        value = trial.error or "failed" if failed else f"{trial.similarity:.8f}"
+        best = "-" if progress.best is None else f"{progress.best:.8f}"
+        fields = {
+            "search": progress.search,
+            "trial": trial.number,
+            "state": str(trial.state),
+            "origin": trial.origin,
+            **({"error": trial.error} if failed else {"similarity": trial.similarity}),
+            "seconds": trial.seconds,
+            "params": dict(trial.alphas),
+            "block_scores": None if failed else dict(trial.block_scores),
+            "best": progress.best,
+            "done": progress.done,
+            "budget": progress.budget,
+            "seconds_left": progress.seconds_left,
+            "workers": progress.workers,
+        }
+        text = f"{progress.search}: trial {trial.number} ({trial.origin}) {trial.state} {value}, best {best}"
+        self._write("trial", text, fields)
+
+    def warn(self, text: str) -> None:
+        """Note a warning: `text`."""
+        self._write("warning", text, {"text": text}, logging.WARNING)
+
+    def ended(self, result: FitResult) -> None:
+        """Note the end of the fit: `interrupted`, and of every search `best` and `trials`, the completed ones."""
+        searches = {
+            search.name: {
+                "best": None if search.best is None else search.best.similarity,
+                "trials": len(search.completed),
+            }
+            for search in result.searches
+        }
+        text = "interrupted" if result.interrupted else "done"
+        self._write("end", text, {"interrupted": result.interrupted, "searches": searches})
+
+    def _write(self, event: str, text: str, fields: Mapping[str, Any], level: int = logging.INFO) -> None:
+        record = logging.makeLogRecord(
+            {"name": "blockfit.fit", "msg": text, "levelno": level, _FIELDS: {"event": event, **fields}}
+        )
+        for file in self._files:
+            file.handle(record)
+
+
+@contextmanager
+def open_fit_log(plain: Path, structured: Path | None = None) -> Iterator[FitLog]:
+    """Give a log that appends to these files: a line of text each, and a JSON object a line.
+
+    The objects have "time" (ISO 8601, UTC), "event" (opened, trial, warning, end) and the fields that the methods of
+    `FitLog` name. Raises InputError if `structured`, which the user has asked for, cannot be opened, or is a link in
     the folder of a study.
     """
-    handlers = [LogFile(plain, _OneLine("%(asctime)s %(message)s"), own=True)]
+    files = [LogFile(plain, _OneLine("%(asctime)s %(message)s"), own=True)]
     if structured is not None:
         attempt(lambda: check_output(structured, opened=True), "--log-file")
         try:
             structured.open("a", encoding="utf-8").close()
         except OSError as error:
             raise InputError(f"--log-file: {structured}: cannot be written ({error.strerror})") from error
-        handlers.append(LogFile(structured, _JsonLines(), own=study_folder_of(structured) is not None))
+        files.append(LogFile(structured, _JsonLines(), own=study_folder_of(structured) is not None))
     try:
-        _LOGGER.setLevel(logging.INFO)
-        _LOGGER.propagate = False
-        for handler in handlers:
-            _LOGGER.addHandler(handler)
-        yield
+        yield FitLog(files)
     finally:
-        for handler in handlers:
-            _LOGGER.removeHandler(handler)
-            handler.close()
-
-
-def log_opened(progress: SearchProgress) -> None:
-    """A search begins or goes on: `search`, `done`, `budget`, `best`."""
-    fields = {"search": progress.search, "done": progress.done, "budget": progress.budget, "best": progress.best}
-    text = f"{progress.search}: {progress.done} of {progress.budget} trials done"
-    _LOGGER.info(text, extra={_FIELDS: {"event": "opened", **fields}})
-
-
-def log_trial(progress: SearchProgress, trial: FrozenTrial) -> None:
-    """A trial has ended: `search`, `trial`, `state`, `origin`, `similarity` or `error`, `seconds`, `params`.
-
-    Also its `block_scores`, and how the search stands then: `best`, `done`, `budget`, `seconds_left`, `workers`.
-    """
-    similarity = trial.values[0] if trial.values else None
-    error, origin = trial.user_attrs.get("error"), trial.user_attrs.get("origin", "")
-    value = error or "failed" if similarity is None else f"{similarity:.8f}"
-    best = "-" if progress.best is None else f"{progress.best:.8f}"
-    fields = {
-        "search": progress.search,
-        "trial": trial.number,
-        "state": trial.state.name,
-        "origin": origin,
-        **({"error": error} if similarity is None else {"similarity": similarity}),
-        "seconds": None if trial.duration is None else trial.duration.total_seconds(),
-        "params": trial.params,
-        "block_scores": trial.user_attrs.get("block_scores"),
-        "best": progress.best,
-        "done": progress.done,
-        "budget": progress.budget,
-        "seconds_left": progress.seconds_left,
-        "workers": progress.workers,
-    }
-    text = f"{progress.search}: trial {trial.number} ({origin}) {trial.state.name} {value}, best {best}"
-    _LOGGER.info(text, extra={_FIELDS: {"event": "trial", **fields}})
-
-
-def log_end(result: FitResult) -> None:
-    """The fit has ended: `interrupted`, and of every search `best` and `trials`, the completed ones."""
-    searches = {
-        one.name: {"best": None if one.best is None else one.best.values[0], "trials": len(one.completed)}
-        for one in result.searches
-    }
-    text = "interrupted" if result.interrupted else "done"
-    _LOGGER.info(text, extra={_FIELDS: {"event": "end", "interrupted": result.interrupted, "searches": searches}})
-
-
-def log_warning(text: str) -> None:
-    """What the user was warned of: `text`."""
-    _LOGGER.warning(text, extra={_FIELDS: {"event": "warning", "text": text}})
+        for file in files:
+            file.close()
 
 
 class LogFile(logging.Handler):
     """Appends records to a file, UTF-8. If that cannot be written, a BlockfitWarning says so, once.
 
-    A log is no reason to stop what it tells of; the handlers of Python raise where a file cannot be opened, and print
-    tracebacks where a disk is full. `own`: the file lies in a study's folder, and is not written into if it leads
+    A log is no reason to stop the work that it reports; the handlers of Python raise where a file cannot be opened, and
+    print tracebacks where a disk is full. `own`: the file lies in a study's folder, and is not written into if it leads
     elsewhere.
     """
 
@@ -113,7 +116,7 @@ class LogFile(logging.Handler):
         self._opener = open_in_place if own else None
         self.setFormatter(formatter)
         self._path = path
-        self._told = False
+        self._warned = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append a line."""
@@ -123,8 +126,8 @@ class LogFile(logging.Handler):
             with open(self._path, "a", encoding="utf-8", opener=self._opener) as file:
                 file.write(line + "\n")
         except OSError as error:
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 text = f"{self._path}: cannot be written ({error.strerror}); the work goes on without it"
                 warnings.warn(text, BlockfitWarning, stacklevel=2)
 
@@ -138,6 +141,6 @@ class _OneLine(logging.Formatter):
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = getattr(record, _FIELDS, {"event": "warning", "text": record.getMessage()})
+        fields: dict[str, Any] = getattr(record, _FIELDS)
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         return json.dumps({"time": time, **fields}, ensure_ascii=False)

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
-from optuna.trial import FrozenTrial
 
 from optimizer.errors import InputError
 from optimizer.files import atomic_path
@@ -22,7 +21,7 @@ from optimizer.recipes import Parameter
 from optimizer.reports.alphas import AlphaRow, alpha_rows, block_score, is_exact
 from optimizer.reports.lettering import file_name_part, label, set_fonts
 from optimizer.reports.tables import percent
-from optimizer.search import FitResult, SearchResult
+from optimizer.search import FitResult, SearchResult, Trial
 from optimizer.similarity import EXACT_METRICS, total_similarity
 from optimizer.studies import Stage, StepScores
 
@@ -130,7 +129,7 @@ def _draw_best_so_far(searches: Sequence[SearchResult]) -> Figure:
     for axes, search in zip(panels, searches, strict=True):
         seen |= _draw_trials(axes, search)
         best = search.best
-        found = "no completed trial" if best is None else f"{percent(best.values[0])} in trial {best.number}"
+        found = "no completed trial" if best is None else f"{percent(best.total)} in trial {best.number}"
         axes.set_title(f"{label(search.name)}\n{search.stage.metric}: {found}", fontsize=9)
     figure.suptitle("Best similarity so far", fontsize=12)
     _name_axes(figure, panels, columns, "trial", "similarity (%)")
@@ -139,9 +138,9 @@ def _draw_best_so_far(searches: Sequence[SearchResult]) -> Figure:
 
 
 def _draw_trials(axes: Axes, search: SearchResult) -> dict[str, Line2D]:
-    def mark(name: str, trials: Sequence[FrozenTrial], **style: object) -> None:
+    def mark(name: str, trials: Sequence[Trial], **style: object) -> None:
         if trials:
-            values = [100 * trial.values[0] for trial in trials]
+            values = [100 * trial.total for trial in trials]
             (lines[name],) = axes.plot([trial.number for trial in trials], values, label=name, **style)  # type: ignore[arg-type]
 
     lines: dict[str, Line2D] = {}
@@ -149,10 +148,10 @@ def _draw_trials(axes: Axes, search: SearchResult) -> dict[str, Line2D]:
     mark("trial", [trial for trial in search.completed if not is_exact(trial)], ls="", marker=".", ms=5, c=_GREY)
     mark("trial at an exact optimum", exact, ls="", marker="D", ms=5, c=_GREEN, zorder=4)
     if search.completed:
-        best = 100 * np.maximum.accumulate([trial.values[0] for trial in search.completed])
+        best = 100 * np.maximum.accumulate([trial.total for trial in search.completed])
         # The line goes on to the last trial, whether that one completed or not.
         numbers = [*(trial.number for trial in search.completed), search.trials[-1].number]
-        values = [100 * trial.values[0] for trial in search.completed]
+        values = [100 * trial.total for trial in search.completed]
         (lines["best so far"],) = axes.step(numbers, [*best, best[-1]], where="post", c=_BLUE, lw=1.6, zorder=3)
         # A few trials far below would press the line flat against the top.
         low, high = min(best[0], float(np.median(values))), best[-1]
@@ -163,7 +162,7 @@ def _draw_trials(axes: Axes, search: SearchResult) -> dict[str, Line2D]:
             (lines["trial below the panel"],) = axes.plot(
                 below, [0.03] * len(below), ls="", marker="v", ms=3.5, c=_GREY, transform=axes.get_xaxis_transform()
             )
-    failed = [trial.number for trial in search.trials if not trial.values]
+    failed = [trial.number for trial in search.trials if trial.similarity is None]
     if failed:
         # They have no similarity: the lower edge of the panel is theirs.
         (lines["failed trial"],) = axes.plot(
@@ -292,7 +291,7 @@ def _draw_against_alpha(search: SearchResult, parameters: Sequence[Parameter], p
     seen: dict[str, Line2D] = {}
     for axes, parameter in zip(panels, parameters, strict=True):
         points = [
-            (trial.params[parameter.name], 100 * score, trial)
+            (trial.alphas[parameter.name], 100 * score, trial)
             for trial in search.completed
             if (score := block_score(trial, parameter)) is not None
         ]

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from optuna.trial import FrozenTrial
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -54,12 +53,12 @@ def trials_table(result: FitResult) -> pd.DataFrame:
             search.stage.name,
             search.step,
             trial.number,
-            trial.state.name,
-            _similarity(trial),
-            trial.user_attrs.get("origin", ""),
-            math.nan if trial.duration is None else trial.duration.total_seconds(),
-            *(trial.params.get(name, math.nan) for name in parameters),
-            *(trial.user_attrs.get("block_scores", {}).get(block, math.nan) for block in blocks),
+            str(trial.state),
+            trial.total,
+            trial.origin,
+            math.nan if trial.seconds is None else trial.seconds,
+            *(trial.alphas.get(name, math.nan) for name in parameters),
+            *(trial.block_scores.get(block, math.nan) for block in blocks),
         ]
         for search in result.searches
         for trial in search.trials
@@ -175,7 +174,7 @@ def candidates_table(result: FitResult, *, ascii_only: bool = False) -> Table:
     found = {search.name: search.best for search in result.searches}
     for name in dict.fromkeys(one.search for one in result.candidates):
         if (best := found[name]) is not None:
-            cells = ["best.yaml", name, str(best.number), percent(_similarity(best)), _MISSING, _MISSING]
+            cells = ["best.yaml", name, str(best.number), percent(best.total), _MISSING, _MISSING]
             table.add_row(*(_text(cell, ascii_only) for cell in cells))
     for one in result.candidates:
         cells = [
@@ -184,7 +183,7 @@ def candidates_table(result: FitResult, *, ascii_only: bool = False) -> Table:
             str(one.trial),
             percent(one.similarity),
             f"{100 * one.loss:.4f}",
-            f"{one.apart:.2f}",
+            f"{one.distance:.2f}",
         ]
         table.add_row(*(_text(cell, ascii_only) for cell in cells))
     return table
@@ -249,10 +248,6 @@ def _beside(measured: float | None, reported: float | None) -> list[str]:
     shown.append(_MISSING if reported is None else percent(reported))
     both = measured is not None and reported is not None
     return [*shown, f"{100 * (measured - reported):+.4f}" if both else _MISSING]  # type: ignore[operator]
-
-
-def _similarity(trial: FrozenTrial) -> float:
-    return math.nan if trial.value is None else trial.value
 
 
 def _search_of(result: FitResult, scores: StepScores) -> SearchResult | None:

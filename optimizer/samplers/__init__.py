@@ -2,8 +2,8 @@
 
 Knows nothing of checkpoints and recipes."""
 
-from optimizer.samplers.blockwise import BlockwiseSampler
+from optimizer.samplers.blockwise import BLOCK_SCORES, BlockwiseSampler
 from optimizer.samplers.components import connected
 from optimizer.samplers.registry import DEFAULT_SAMPLER, SAMPLERS, make_sampler, trial_seed
 
-__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "BlockwiseSampler", "connected", "make_sampler", "trial_seed"]
+__all__ = ["BLOCK_SCORES", "DEFAULT_SAMPLER", "SAMPLERS", "BlockwiseSampler", "connected", "make_sampler", "trial_seed"]

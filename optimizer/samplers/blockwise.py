@@ -39,7 +39,10 @@ from optimizer.samplers.components import connected
 from optimizer.samplers.surrogates import AdditiveModel, LineModels, fit_additive, fit_lines
 from optimizer.threads import one_thread
 
-__all__ = ["BlockwiseSampler"]
+__all__ = ["BLOCK_SCORES", "BlockwiseSampler"]
+
+BLOCK_SCORES = "block_scores"
+"""The user attribute of a trial that holds its scores, {block: score}."""
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -263,7 +266,7 @@ class _History:
 
 
 def _block_scores(trial: FrozenTrial, blocks: Sequence[str]) -> list[float]:
-    scores = trial.user_attrs.get("block_scores")
+    scores = trial.user_attrs.get(BLOCK_SCORES)
     if not isinstance(scores, Mapping):
         return [math.nan] * len(blocks)
     found = [scores.get(block) for block in blocks]

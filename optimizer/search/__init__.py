@@ -1,21 +1,23 @@
 """The fit: searching the free alphas of each stage, choosing, writing; and what a fit has found."""
 
+from optimizer.search.events import FitEvents, SearchProgress
 from optimizer.search.fitting import fit
 from optimizer.search.outcome import Found, found_result, shown_storage
 from optimizer.search.results import FitResult, SearchResult
-from optimizer.search.searching import FitEvents, SearchProgress
 from optimizer.search.status import StudyStatus, study_status
 from optimizer.search.trials import (
     CheckedStorage,
     CheckedTrials,
+    FrozenStudy,
     OpenTrials,
     StorageAddress,
-    best_of,
-    completed,
+    Trial,
+    TrialState,
+    describe_left_out,
+    id_of_study,
     open_storage,
     open_trials,
     storage_address,
-    told_of,
 )
 
 __all__ = [
@@ -24,19 +26,21 @@ __all__ = [
     "FitEvents",
     "FitResult",
     "Found",
+    "FrozenStudy",
     "OpenTrials",
     "SearchProgress",
     "SearchResult",
     "StorageAddress",
     "StudyStatus",
-    "best_of",
-    "completed",
+    "Trial",
+    "TrialState",
+    "describe_left_out",
     "fit",
     "found_result",
+    "id_of_study",
     "open_storage",
     "open_trials",
     "shown_storage",
     "storage_address",
     "study_status",
-    "told_of",
 ]

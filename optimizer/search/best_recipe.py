@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
 from optimizer.library import seen_from
 from optimizer.recipes import Recipe
 from optimizer.search.results import SearchResult, SeedSpread
+from optimizer.search.trials import Trial
 from optimizer.studies import StepScores, Study, noted_reading, noted_scores
 from optimizer.version import __version__
 
@@ -19,7 +18,7 @@ def finished_recipe(
     study: Study,
     recipe: Recipe,
     scored: Iterable[StepScores],
-    searches: Iterable[tuple[SearchResult, FrozenTrial | None]],
+    searches: Iterable[tuple[SearchResult, Trial | None]],
     spread: Sequence[SeedSpread],
     hashed: Mapping[str, str],
     *,
@@ -81,7 +80,7 @@ def _noted_spread(spread: SeedSpread) -> dict[str, Any]:
     }
 
 
-def _noted_search(result: SearchResult, best: FrozenTrial | None) -> dict[str, Any]:
+def _noted_search(result: SearchResult, best: Trial | None) -> dict[str, Any]:
     stage = result.stage
     return {
         "name": result.name,
@@ -92,5 +91,11 @@ def _noted_search(result: SearchResult, best: FrozenTrial | None) -> dict[str, A
         **({"seeds": list(stage.seeds)} if stage.draws else {}),
         **(noted_reading(stage.prompts_file, stage.prompts, stage.clip_skip) if stage.reads else {}),
         "trials": len(result.completed),
-        **({} if best is None else {"best_trial": best.number, "similarity": round(best.values[0], 9)}),
+        **_noted_best(best),
     }
+
+
+def _noted_best(best: Trial | None) -> dict[str, Any]:
+    if best is None or best.similarity is None:
+        return {}
+    return {"best_trial": best.number, "similarity": round(best.similarity, 9)}

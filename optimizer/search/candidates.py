@@ -1,80 +1,93 @@
 """The next best recipes that differ from the best one, among the trials of finished searches.
 
-A recipe differs if in some scored block a source has another share in the merge: alphas may differ and mean the same.
+Two recipes differ if some scored block mixes the sources differently. Different alphas can describe the same mix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from optuna.trial import FrozenTrial
 
-from optimizer.recipes import Space
+from optimizer.recipes import Space, filled_alphas
 from optimizer.search.results import SearchResult
-from optimizer.search.trials import ranked
+from optimizer.search.trials import Trial, ranked
 
-__all__ = ["APART", "Choice", "candidate_name", "different"]
+__all__ = ["DIFFERENT", "Choice", "candidate_name", "next_best"]
 
-# By how much some source's coefficient differs, in some scored block, between recipes that count as different. It is
-# the spacing of the alphas that people choose by hand.
-APART = 0.05
+DIFFERENT = 0.05
+"""The least difference of a source's coefficient in some scored block between recipes that count as different.
+
+It is the spacing of the alphas that people choose by hand.
+"""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A completed trial of a search and how far its coefficients are `apart` from the best one's."""
+    """A completed trial of a search, and the largest difference of its coefficients from those of the best trial."""
 
     search: SearchResult
-    trial: FrozenTrial
-    apart: float
+    trial: Trial
+    distance: float
 
     @property
     def similarity(self) -> float:
-        """Its total."""
-        return float(self.trial.values[0])
+        """The trial's total, in [-1, 1]."""
+        assert self.trial.similarity is not None
+        return self.trial.similarity
 
     @property
     def loss(self) -> float:
-        """What it is below the best."""
+        """The similarity lost against the best trial (>= 0)."""
         assert self.search.best is not None
-        return float(self.search.best.values[0]) - self.similarity
+        assert self.search.best.similarity is not None
+        return self.search.best.similarity - self.similarity
+
+    @property
+    def alphas(self) -> dict[tuple[str, str], dict[str, float]]:
+        """The trial's numbers as a recipe takes them, {(step, alpha): {block: number}}."""
+        return filled_alphas(self.search.parameters, self.trial.alphas)
 
 
-def different(search: SearchResult, space: Space, count: int, base: str | None = None) -> tuple[Choice, ...]:
-    """At most `count` trials of a search, the best first, each `APART` or more from the best and from those before it.
+def next_best(search: SearchResult, space: Space, count: int, base: str | None = None) -> tuple[Choice, ...]:
+    """Return the next best trials of a search that differ from the best trial and from each other.
 
-    With `base` the common scale of the other sources' coefficients in a block does not count, as a cosine of
-    differences from the base does not see it.
+    Args:
+        search: The search.
+        space: What its points mean for the coefficients.
+        count: The most trials to return.
+        base: A source whose share does not count: a cosine of differences from the base does not see the common scale
+            of the other sources' coefficients in a block.
+
     """
     best = search.best
     if best is None:
         return ()
-    kept = [_coefficients(search, space, best)]
+    kept = [_coefficients(search, space, best.alphas)]
     found: list[Choice] = []
     without = None if base is None else [row for row, name in enumerate(space.algebra.sources) if name != base]
     for trial in ranked(search.completed):
         if len(found) == count:
             break
-        own = _coefficients(search, space, trial)
-        if min(_distance(other, own, without) for other in kept) >= APART:
-            found.append(Choice(search, trial, _distance(kept[0], own, without)))
-            kept.append(own)
+        coefficients = _coefficients(search, space, trial.alphas)
+        if min(_distance(earlier, coefficients, without) for earlier in kept) >= DIFFERENT:
+            found.append(Choice(search, trial, _distance(kept[0], coefficients, without)))
+            kept.append(coefficients)
     return tuple(found)
 
 
-def _coefficients(search: SearchResult, space: Space, trial: FrozenTrial) -> torch.Tensor:
-    """The trial's coefficients, float64 [groups of scored blocks, sources]."""
-    point = [trial.params[parameter.name] for parameter in search.parameters]
+def _coefficients(search: SearchResult, space: Space, alphas: Mapping[str, float]) -> torch.Tensor:
+    """Return the coefficients of a point, float64 [groups of scored blocks, sources]."""
+    point = [alphas[parameter.name] for parameter in search.parameters]
     scored = [row for row, group in enumerate(space.algebra.groups) if group.block in search.stage.blocks]
     return space.coefficients(torch.tensor([point], dtype=torch.float64))[0, scored]
 
 
-def _distance(one: torch.Tensor, other: torch.Tensor, without_base: Sequence[int] | None) -> float:
+def _distance(first: torch.Tensor, second: torch.Tensor, without_base: Sequence[int] | None) -> float:
     if without_base is not None:
-        one, other = one[:, without_base], other[:, without_base]
-        scale = (one * other).sum(dim=1, keepdim=True) / (other * other).sum(dim=1, keepdim=True).clamp_min(1e-300)
-        other = other * scale.clamp_min(0)
-    return float((one - other).abs().max())
+        first, second = first[:, without_base], second[:, without_base]
+        products, squares = (first * second).sum(dim=1, keepdim=True), (second * second).sum(dim=1, keepdim=True)
+        second = second * (products / squares.clamp_min(1e-300)).clamp_min(0)
+    return float((first - second).abs().max())
 
 
 def candidate_name(number: int) -> str:

@@ -7,13 +7,8 @@ from dataclasses import dataclass, replace
 from optimizer.errors import StudyError
 from optimizer.printable import quoted
 from optimizer.recipes import Recipe, filled_alphas
-from optimizer.search.results import FitResult, SearchResult, standing
-from optimizer.search.trials import (
-    Worker,
-    is_lost,
-    search_trials,
-    storage_address,
-)
+from optimizer.search.results import FitResult, SearchResult, deciding_searches
+from optimizer.search.trials import TrialState, Worker, search_trials, storage_address
 from optimizer.studies import (
     NotedSpread,
     Study,
@@ -61,7 +56,7 @@ def found_result(study: Study, storage: str | None = None) -> Found:
             one.stage,
             one.step,
             one.parameters,
-            tuple(trial for trial in one.trials if trial.state.is_finished() and not is_lost(trial)),
+            tuple(trial for trial in one.trials if trial.is_finished and trial.state != TrialState.LOST),
             {},
             one.number,
         )
@@ -72,9 +67,9 @@ def found_result(study: Study, storage: str | None = None) -> Found:
         raise StudyError(f"{study.folder}: not fitted yet; fit it first: blockfit fit {quoted(study.folder)}")
     by_trials = study.recipe
     found_by: dict[tuple[str, str, str], tuple[float, str]] = {}
-    for search in standing(results):
+    for search in deciding_searches(results):
         if search.best is not None:
-            filled = filled_alphas(search.parameters, search.best.params)
+            filled = filled_alphas(search.parameters, search.best.alphas)
             by_trials = by_trials.with_alphas(filled)
             # A later stage may have searched the same alphas again.
             found_by |= {

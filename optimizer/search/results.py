@@ -1,68 +1,64 @@
-"""What a fit found, as plain records."""
+"""The records of what a fit found."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
 from optimizer.analysis import ExactOptimum, NarrowRange, Simplified
 from optimizer.errors import StudyError
-from optimizer.recipes import Algebra, Parameter, Recipe
-from optimizer.search.trials import best_of, completed
-from optimizer.similarity import Combined, Comparison, ExplainedMetric, Measured, Metric, score_step, total_similarity
+from optimizer.recipes import Parameter, Recipe
+from optimizer.search.trials import Trial, best_of, completed
+from optimizer.similarity import total_similarity
 from optimizer.studies import Stage, StepScores, Study
 
-__all__ = ["Candidate", "FitResult", "Metrics", "SearchResult", "SeedSpread", "score", "standing", "step_scores"]
-
-Metrics = Mapping[str, Metric]
+__all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "deciding_searches"]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """One Optuna study: what it searched, its trials in order, and the best of them.
+    """One Optuna study: the alphas it searched and its trials in order.
 
-    `exact` are the exact optima by metric, as a basis for comparison; `step` is the step that was scored, in the
-    `number`-th pass over the stage's steps.
+    `exact` are the exact optima by metric, for comparison; `step` is the step that was scored, in pass `number` over
+    the stage's steps.
     """
 
     name: str
     stage: Stage
     step: str
     parameters: tuple[Parameter, ...]
-    trials: tuple[FrozenTrial, ...]
+    trials: tuple[Trial, ...]
     exact: Mapping[str, ExactOptimum]
     number: int = 1
 
     @property
     def searched(self) -> str:
-        """What all passes of the search are called: its name without the number of the pass."""
+        """The name that all passes of the search share: its own without the number of the pass."""
         return self.name.removesuffix(f"/pass {self.number}")
 
     @property
     def budget(self) -> int:
-        """How many completed trials there are to be: one, where all alphas have but one value to take."""
+        """The number of completed trials that is aimed at: one where all alphas have but one value to take."""
         return self.stage.trials if self.open or not self.trials else min(self.stage.trials, 1)
 
     @property
     def open(self) -> tuple[Parameter, ...]:
         """The parameters that have more than one value to take; those of blocks that are kept unchanged have one."""
-        ranges = self.trials[0].distributions if self.trials else {}
-        return tuple(one for one in self.parameters if one.name not in ranges or not ranges[one.name].single())
+        fixed = self.trials[0].fixed if self.trials else frozenset()
+        return tuple(parameter for parameter in self.parameters if parameter.name not in fixed)
 
     @property
-    def completed(self) -> tuple[FrozenTrial, ...]:
-        """The trials that have a value."""
+    def completed(self) -> tuple[Trial, ...]:
+        """The trials that have a similarity."""
         return completed(self.trials)
 
     @property
-    def best(self) -> FrozenTrial | None:
+    def best(self) -> Trial | None:
         """The best completed trial, as `best_of` ranks them; None if there is none."""
         return best_of(self.completed)
 
 
-def standing(results: Sequence[SearchResult]) -> tuple[SearchResult, ...]:
-    """The searches whose best trials are what the recipe is: of a stage with passes only what ran last."""
+def deciding_searches(results: Sequence[SearchResult]) -> tuple[SearchResult, ...]:
+    """Return the searches that determine the recipe; in a stage with several passes that is the last search run."""
     repeated = {one.stage.name for one in results if one.number > 1}
     last = {one.stage.name: one.name for one in results}
     return tuple(one for one in results if one.stage.name not in repeated or one.name == last[one.stage.name])
@@ -93,8 +89,8 @@ class SeedSpread:
 class Candidate:
     """One of the next best recipes: the best one but for `search`, whose alphas are those of trial `trial`.
 
-    `loss` is what its `similarity` is below that search's best; `apart` the largest difference of a coefficient from
-    the best recipe's.
+    `loss` is the similarity lost against that search's best trial (>= 0); `distance` the largest difference of a
+    coefficient from the best recipe's.
     """
 
     number: int
@@ -103,16 +99,16 @@ class Candidate:
     trial: int
     similarity: float
     loss: float
-    apart: float
+    distance: float
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit found: `recipe` with the holes filled, the searches, and the similarities of every step.
+    """The result of a fit: `recipe` with its free alphas filled, the searches, and the similarities of every step.
 
-    `spread` tells of metrics with random inputs how the result does on others; `candidates` are the next best recipes
-    that differ, if they were asked for. `simple` is the recipe with numbers as people choose them, as best.simple.yaml
-    has it; None of a fit that was interrupted. `narrow` are the ranges outside of which the best alphas lie.
+    `spread` holds the scores on random inputs that were not fitted on, for metrics that draw any; `candidates` are the
+    next best recipes that differ, if asked for. `simple` is the recipe with numbers as people choose them, as in
+    best.simple.yaml; None after an interruption. `narrow` are the ranges outside of which the best alphas lie.
     """
 
     study: Study
@@ -127,9 +123,9 @@ class FitResult:
 
     @property
     def similarities(self) -> dict[str, float]:
-        """What each stage reached, {stage: the total of its last step by its own metric, in [-1, 1]}.
+        """The total of each stage's last step by its own metric, {stage: similarity in [-1, 1]}.
 
-        Under the final alphas. Of an interrupted fit only the stages that were come to.
+        Under the final alphas. After an interruption only the stages that were reached.
         """
         return {
             stage.name: total_similarity(scores.after)
@@ -140,7 +136,7 @@ class FitResult:
 
     @property
     def similarity(self) -> float:
-        """What the last stage reached: the total of its last step by its own metric, in [-1, 1].
+        """The total of the last stage's last step by its own metric, in [-1, 1].
 
             result = fit(study)
             print(f"{result.similarity:.4%}")
@@ -193,7 +189,7 @@ class FitResult:
                     "trial": one.trial,
                     "similarity": one.similarity,
                     "loss": one.loss,
-                    "apart": one.apart,
+                    "apart": one.distance,
                 }
                 for one in self.candidates
             ],
@@ -208,7 +204,7 @@ def _search_as_dict(search: SearchResult) -> dict[str, Any]:
         "step": search.step,
         "metric": search.stage.metric,
         "alphas": len(search.parameters),
-        "best": None if best is None else best.values[0],
+        "best": None if best is None else best.similarity,
         "trial": None if best is None else best.number,
         "completed": len(search.completed),
         "trials": len(search.trials),
@@ -217,30 +213,3 @@ def _search_as_dict(search: SearchResult) -> dict[str, Any]:
 
 def _total(scores: Mapping[str, float]) -> float | None:
     return total_similarity(scores) if scores else None
-
-
-def step_scores(recipe: Recipe, stage: Stage, comparison: Comparison | Measured, metrics: Metrics) -> list[StepScores]:
-    """What each step of the stage scores under the alphas of `recipe`, and what its input a does."""
-    found = []
-    for name in stage.steps:
-        step = recipe.step(name)
-        for label, metric in metrics.items():
-            before, after = (score(recipe, output, comparison, metric) for output in (step.a, step.name))
-            pooled = _pooled(recipe, name, comparison, metric)
-            found.append(StepScores(stage.name, name, label, before, after, metric.unchanged, pooled))
-    return found
-
-
-def _pooled(recipe: Recipe, step: str, comparison: Comparison | Measured, metric: Metric) -> float | None:
-    """The share explained of all blocks together, of the metric `explained` alone."""
-    if isinstance(metric, Combined) and len(metric.metrics) == 1:
-        metric = metric.metrics[0]
-    if not isinstance(metric, ExplainedMetric) or not metric.blocks:
-        return None
-    algebra = Algebra(recipe, comparison.groups, tuple(comparison.sources), step)
-    return float(metric.pooled(algebra.coefficients(algebra.starting_alphas()))[0])
-
-
-def score(recipe: Recipe, step: str, comparison: Comparison | Measured, metric: Metric) -> dict[str, float]:
-    """Return what a step, or a model, of `recipe` scores by `metric`, {block: similarity}."""
-    return score_step(metric, recipe, step, comparison.groups, tuple(comparison.sources))

@@ -4,14 +4,12 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from optuna.trial import TrialState
-
 from optimizer.search.trials import (
     SearchTrials,
+    TrialState,
     Worker,
     best_of,
     completed,
-    is_lost,
     search_trials,
     seconds_left,
     seconds_per_trial,
@@ -95,17 +93,16 @@ def _status(search: SearchTrials) -> SearchStatus:
     trials, stage = search.trials, search.stage
     done = completed(trials)
     best = best_of(done)
-    lost = sum(map(is_lost, trials))
     return SearchStatus(
         search=search.name,
         step=search.step,
         metric=stage.metric,
         completed=len(done),
-        running=sum(not trial.state.is_finished() for trial in trials),
-        failed=sum(trial.state == TrialState.FAIL for trial in trials) - lost,
-        lost=lost,
+        running=sum(not trial.is_finished for trial in trials),
+        failed=sum(trial.state == TrialState.FAILED for trial in trials),
+        lost=sum(trial.state == TrialState.LOST for trial in trials),
         budget=stage.trials,
-        best=None if best is None else best.values[0],
+        best=None if best is None else best.similarity,
         best_trial=None if best is None else best.number,
         seconds_per_trial=seconds_per_trial(done),
         seconds_left=seconds_left(done, stage.trials),

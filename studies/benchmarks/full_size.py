@@ -92,15 +92,15 @@ def compare_coefficients(result: FitResult, planted: Recipe, comparison: Compari
     search = result.searches[-1]
     space = Space(algebra, search.parameters)
     assert search.best is not None
-    points = {"best trial": search.best.params, **{f"exact {name}": one.point for name, one in search.exact.items()}}
+    points = {"best trial": search.best.alphas, **{f"exact {name}": one.point for name, one in search.exact.items()}}
     worst = {}
     for name, point in points.items():
         values = torch.tensor([[point[one.name] for one in search.parameters]], dtype=torch.float64)
         worst[name] = float((space.coefficients(values)[0] - truth)[rows].abs().max())
     return {
         "worst difference from the planted coefficients": worst,
-        "best trial": f"{search.best.number}, {search.best.user_attrs['origin']}",
-        "best similarity": search.best.values[0],
+        "best trial": f"{search.best.number}, {search.best.origin}",
+        "best similarity": search.best.similarity,
     }
 
 

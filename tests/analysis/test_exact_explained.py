@@ -147,9 +147,9 @@ def test_unchanged_block_keeps_its_alphas(write_study, half_kept, metric, sample
 
     (search,) = fit(study).searches
 
-    assert {(trial.params["A.M00"], trial.params["B.M00"]) for trial in search.trials} == {(0.0, 0.0)}
-    assert len({trial.params["A.OUT03"] for trial in search.trials}) > 5
-    assert {tuple(trial.user_attrs["block_scores"]) for trial in search.trials} == {("OUT03",)}
+    assert {(trial.alphas["A.M00"], trial.alphas["B.M00"]) for trial in search.trials} == {(0.0, 0.0)}
+    assert len({trial.alphas["A.OUT03"] for trial in search.trials}) > 5
+    assert {tuple(trial.block_scores) for trial in search.trials} == {("OUT03",)}
     noted = load_recipe(study.folder / "best.yaml").step("B").similarity[metric]["blocks"]
     assert noted["M00"] is None
     assert noted["OUT03"] == pytest.approx(1, abs=1e-6)
@@ -163,6 +163,6 @@ def test_nothing_to_search(write_study, half_kept):
     result = fit(study)
 
     (trial,) = result.searches[0].trials
-    assert trial.params == {"A.M00": 1.0}
+    assert trial.alphas == {"A.M00": 1.0}
     assert (result.searches[0].budget, result.recipe.step("A").alpha.at("M00")) == (1, 1.0)
     assert result.as_dict()["steps"][0]["after"] is None

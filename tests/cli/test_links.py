@@ -19,7 +19,7 @@ from optimizer.cli import main
 from optimizer.errors import BlockfitWarning, InputError
 from optimizer.files import check_output, refuse_links, replace_text
 from optimizer.recipes import load_recipe
-from optimizer.reports import fit_logs, log_warning, write_trials
+from optimizer.reports import open_fit_log, write_trials
 from optimizer.search import fit
 from optimizer.studies import load_study
 
@@ -62,7 +62,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
         link(folder / path.name, path)
     link(folder / "recipe.yaml", elsewhere)
     (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
-    with fit_logs(folder / "fit.log"):
+    with open_fit_log(folder / "fit.log"):
         fit(load_study(folder))
     return folder
 
@@ -341,8 +341,8 @@ def test_outputs_elsewhere(study: Path, tmp_path: Path, run: Run, command: str) 
 def test_a_log_elsewhere(study: Path, tmp_path: Path) -> None:
     """A log that the user links to is appended to, outside of studies."""
     real = tmp_path / "real.jsonl"
-    with fit_logs(study / "fit.log", link(tmp_path / "log.jsonl", real)):
-        log_warning("x")
+    with open_fit_log(study / "fit.log", link(tmp_path / "log.jsonl", real)) as log:
+        log.warn("x")
 
     assert json.loads(real.read_text(encoding="utf-8"))["text"] == "x"
 
@@ -423,11 +423,11 @@ class TestWhileAFitRuns:
 
     def test_log(self, study: Path, victim: Path) -> None:
         """A line is not appended to what a log has become; the work goes on, and says so."""
-        with fit_logs(study / "fit.log"):
-            log_warning("before")
+        with open_fit_log(study / "fit.log") as log:
+            log.warn("before")
             put(study, "fit.log", victim)
             with pytest.warns(BlockfitWarning, match=r"fit\.log: cannot be written"):
-                log_warning("after")
+                log.warn("after")
 
     @pytest.mark.parametrize("name", ["best.yaml", "plots/alphas.png"])
     def test_results(self, study: Path, victim: Path, name: str) -> None:
@@ -527,8 +527,8 @@ class TestPieces:
 
     def test_modes(self, study: Path) -> None:
         """A log that is new has the rights that any new file has."""
-        with fit_logs(study / "fit.log"):
-            log_warning("x")
+        with open_fit_log(study / "fit.log") as log:
+            log.warn("x")
         (study / "other").touch()
 
         assert stat.S_IMODE((study / "fit.log").stat().st_mode) == stat.S_IMODE((study / "other").stat().st_mode)

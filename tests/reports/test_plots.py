@@ -6,13 +6,12 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import optuna
 import pytest
 from PIL import Image
 
 from optimizer.errors import InputError
 from optimizer.reports import write_plots
-from optimizer.search import FitResult
+from optimizer.search import FitResult, Trial, TrialState
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +74,7 @@ def test_searches_that_look_alike_get_files_of_their_own(finished_fit: FitResult
 def test_failed_trials_are_marked(finished_fit: FitResult, tmp_path: Path) -> None:
     """A search of which every trial failed is still drawn, by its failures alone."""
     search = finished_fit.searches[0]
-    failed = optuna.trial.create_trial(
-        state=optuna.trial.TrialState.FAIL,
-        params=search.trials[0].params,
-        distributions=search.trials[0].distributions,
-        user_attrs={"error": "ArithmeticError: no number"},
-    )
+    failed = Trial(4, TrialState.FAILED, search.trials[0].alphas, error="ArithmeticError: no number")
     broken = replace(finished_fit, searches=(replace(search, trials=(failed,)),), scores=())
     written = write_plots(broken, tmp_path)
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from optimizer.errors import InputError
 from optimizer.reports import block_table, steps_table, trials_table, write_trials
 from optimizer.reports.tables import percent
-from optimizer.search import FitResult
+from optimizer.search import FitResult, Trial, TrialState
 from optimizer.studies import DATABASE
 
 
@@ -77,17 +77,12 @@ def test_columns_come_in_the_documented_order(finished_fit: FitResult) -> None:
 def test_failed_trial_has_a_row_without_a_similarity(finished_fit: FitResult) -> None:
     """A failed trial keeps its row, its alphas and its state; the similarities are empty."""
     search = finished_fit.searches[-1]
-    failed = optuna.trial.create_trial(
-        state=optuna.trial.TrialState.FAIL,
-        params=search.trials[0].params,
-        distributions=search.trials[0].distributions,
-        user_attrs={"error": "ArithmeticError: no number"},
-    )
+    failed = Trial(4, TrialState.FAILED, search.trials[0].alphas, error="ArithmeticError: no number")
     table = trials_table(replace(finished_fit, searches=(replace(search, trials=(*search.trials, failed)),)))
 
     last = table.iloc[-1]
     assert (len(table), last["state"]) == (5, "FAIL")
-    assert last["first.OUT03"] == search.trials[0].params["first.OUT03"]
+    assert last["first.OUT03"] == search.trials[0].alphas["first.OUT03"]
     assert last[["similarity", "similarity.OUT03"]].isna().all()
 
 

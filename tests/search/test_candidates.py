@@ -57,21 +57,21 @@ def test_candidates_differ(folder):
     (search,) = result.searches
     for one, recipe in zip(result.candidates, recipes[1:], strict=True):
         trial = search.trials[one.trial]
-        assert one.similarity == trial.values[0]
+        assert one.similarity == trial.similarity
         assert recipe.step("T2").similarity["attention"]["total"] == pytest.approx(one.similarity, abs=1e-9)
         assert recipe.step("T1").similarity["attention"] != recipes[0].step("T1").similarity["attention"]
         assert "other_random_inputs" not in recipe.fitted
         assert recipe.fitted["searches"][0]["best_trial"] == one.trial
-        assert recipe.step("T1").alpha.at("OUT03") == trial.params["T1.OUT03"]
+        assert recipe.step("T1").alpha.at("OUT03") == trial.alphas["T1.OUT03"]
     for number, recipe in enumerate(recipes):
         for other in recipes[:number]:
             apart = max(np.abs(coefficients(recipe, block) - coefficients(other, block)).max() for block in BLOCKS)
             assert apart >= 0.05
-    better = [trial for trial in search.completed if result.candidates[0].similarity < trial.values[0]]
+    better = [trial for trial in search.completed if result.candidates[0].similarity < trial.similarity]
     best = recipes[0]
     for trial in better:
         for block in BLOCKS:
-            first, second = (trial.params[f"{name}.{block}"] for name in ("T1", "T2"))
+            first, second = (trial.alphas[f"{name}.{block}"] for name in ("T1", "T2"))
             assert np.abs(np.array([first * (1 - second), second]) - coefficients(best, block)).max() < 0.05
 
 
@@ -182,7 +182,7 @@ def test_other_random_inputs(folder, mixed, pool, tmp_path):
     for seed, scores in zip(spread.seeds, spread.scores, strict=True):
         wanted = attention_by_definition(tensors, mixed[1], BLOCKS, seed)
         assert scores == pytest.approx(wanted, abs=2e-6)
-    assert spread.fitted == pytest.approx(result.searches[0].best.values[0], abs=1e-9)
+    assert spread.fitted == pytest.approx(result.searches[0].best.similarity, abs=1e-9)
     noted = load_recipe(folder / "best.yaml").fitted["other_random_inputs"]
     assert noted == [
         {
@@ -211,7 +211,9 @@ def test_tf32_is_part_of_the_study(folder):
     with pytest.raises(StudyError, match="tf32"):
         fit(load_study(folder))
     fast = fit(load_study(folder), fresh=True)
-    assert [trial.values for trial in fast.searches[0].trials] == [trial.values for trial in exact.searches[0].trials]
+    assert [trial.similarity for trial in fast.searches[0].trials] == [
+        trial.similarity for trial in exact.searches[0].trials
+    ]
 
 
 def test_a_tied_alpha_in_two_stages(write_study, mixed):

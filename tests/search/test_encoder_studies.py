@@ -70,7 +70,7 @@ def test_base_is_searched_like_any_block(folder, sampler):
     step = load_recipe(made / "best.yaml").step("T")
     assert step.alpha.at("BASE") == pytest.approx(0.3, abs=1e-3)
     assert step.similarity["encoder"]["blocks"] == {"BASE": pytest.approx(1, abs=1e-6)}
-    assert {trial.user_attrs["origin"] for trial in search.completed} >= {"exact explained", sampler}
+    assert {trial.origin for trial in search.completed} >= {"exact explained", sampler}
 
 
 def test_beside_another_metric(folder):

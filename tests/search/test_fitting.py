@@ -10,6 +10,7 @@ import textwrap
 import optuna
 import pytest
 import torch
+from comparing_trials import essence
 from databases import sqlite_url
 from optuna.trial import TrialState
 from safetensors.torch import load_file
@@ -19,6 +20,8 @@ from optimizer.errors import StudyError
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, Space, load_recipe, parameters_of
 from optimizer.search import FitEvents, fit, open_storage, storage_address
+from optimizer.search.plan import PlannedSearch
+from optimizer.search.scoring import StageScoring
 from optimizer.search.searching import Search, TrialsFailed
 from optimizer.search.trials.claims import SharedStorage
 from optimizer.search.trials.workers import workers_at
@@ -51,11 +54,6 @@ def study(write_study, target):
         return load_study(write_study(steps, stages, target, folder, **fields))
 
     return make
-
-
-def essence(trials):
-    """What must be the same in two runs: state, parameters, value, origin, block scores."""
-    return [(t.state, t.params, t.values, t.user_attrs["origin"], t.user_attrs.get("block_scores")) for t in trials]
 
 
 def stored(folder, name="s"):
@@ -106,7 +104,7 @@ def test_continuing_is_as_not_having_stopped(study, sampler, early, budget):
 
     assert len(straight) == budget
     assert essence(resumed) == essence(straight)
-    points = [tuple(trial.params.values()) for trial in straight]
+    points = [tuple(trial.alphas.values()) for trial in straight]
     assert len(set(points)) == budget
 
 
@@ -120,13 +118,15 @@ def test_blockwise_step(study):
         metric = build_metric("attention", comparison, LISTED)
         explained = build_metric("explained", comparison, LISTED, measure_statistics(comparison, LISTED))
     space = Space(algebra, parameters_of(made.recipe, ["T1"]))
-    trials, _, _ = run_search(made, Search(made, stage, "s", "T1", space, metric, {}, explained))
+    planned = PlannedSearch("s", stage, "T1", space.parameters, 1, {})
+    scoring = StageScoring(stage, comparison, metric, explained, {})
+    trials, _, _ = run_search(made, Search(made, planned, made.recipe, scoring))
     grid = torch.linspace(0, 1, 201, dtype=torch.float64)[:, None].expand(-1, len(space.parameters))
 
     best = metric.score(space.coefficients(grid)).amax(dim=0)
 
     assert len(trials) == 20
-    assert max(trial.value for trial in trials) > float(best.mean()) - 1e-6
+    assert max(trial.similarity for trial in trials) > float(best.mean()) - 1e-6
 
 
 def test_seed(study):
@@ -134,7 +134,7 @@ def test_seed(study):
     runs = [
         fit(study(JOINT.format("attention", 5, "random"), folder=f"f{seed}", seed=seed)).searches[0] for seed in (0, 1)
     ]
-    first, second = ([trial.params for trial in run.trials] for run in runs)
+    first, second = ([trial.alphas for trial in run.trials] for run in runs)
     assert first[0] == pytest.approx(second[0], abs=1e-6)
     assert first[2:] != second[2:]
 
@@ -145,13 +145,14 @@ def test_trials(study, metric):
     trials = fit(study(JOINT.format(metric, 5, "tpe"))).searches[0].trials
 
     exact = ["exact explained", *([f"exact {metric}"] if metric in ("delta", "weights") else [])]
-    assert [trial.user_attrs["origin"] for trial in trials] == [*exact, *["tpe"] * (5 - len(exact))]
+    assert [trial.origin for trial in trials] == [*exact, *["tpe"] * (5 - len(exact))]
     for trial in trials:
-        scores = trial.user_attrs["block_scores"]
+        scores = trial.block_scores
         assert set(scores) == set(LISTED)
-        assert trial.value == pytest.approx(sum(scores.values()) / 3, abs=1e-15)
-        assert set(trial.params) == {f"{step}.{block}" for step in ("T1", "T2") for block in LISTED}
-        assert all(0 <= value <= 1 for value in trial.params.values())
+        assert trial.lowest == min(scores.values())
+        assert trial.similarity == pytest.approx(sum(scores.values()) / 3, abs=1e-15)
+        assert set(trial.alphas) == {f"{step}.{block}" for step in ("T1", "T2") for block in LISTED}
+        assert all(0 <= value <= 1 for value in trial.alphas.values())
 
 
 def test_scores_are_the_metric(study, pool, target, tmp_path):
@@ -159,13 +160,13 @@ def test_scores_are_the_metric(study, pool, target, tmp_path):
     result = fit(study(JOINT.format("delta", 5, "random")))
     trial = result.searches[0].trials[-1]
     filled = load_recipe(result.study.folder / "recipe.yaml").with_alphas(
-        {(step, "alpha"): {block: trial.params[f"{step}.{block}"] for block in LISTED} for step in ("T1", "T2")}
+        {(step, "alpha"): {block: trial.alphas[f"{step}.{block}"] for block in LISTED} for step in ("T1", "T2")}
     )
 
     merge(filled, pool.paths, tmp_path / "merged.safetensors", dtype=torch.float32)
 
     found = deltas(load_file(tmp_path / "merged.safetensors"), load_file(target), pool.tensors["base"])
-    assert trial.user_attrs["block_scores"] == pytest.approx(found, abs=1e-6)
+    assert trial.block_scores == pytest.approx(found, abs=1e-6)
 
 
 def deltas(merged, target, base):
@@ -185,17 +186,15 @@ def test_best_recipe(study, pool, target, tmp_path):
 
     assert recipe == result.recipe
     assert not any(step.alpha.free for step in recipe.steps)
-    best = max(result.searches[0].trials, key=lambda trial: trial.value)
-    assert {f"{s}.{b}": recipe.step(s).alpha.at(b) for s in ("T1", "T2") for b in LISTED} == best.params
+    best = max(result.searches[0].trials, key=lambda trial: trial.similarity)
+    assert {f"{s}.{b}": recipe.step(s).alpha.at(b) for s in ("T1", "T2") for b in LISTED} == best.alphas
     assert recipe.step("T1").alpha.at("OUT07") == 0
     merge(recipe, pool.paths, tmp_path / "merged.safetensors", dtype=torch.float32)
     noted = recipe.step("T2").similarity["delta"]
     found = deltas(load_file(tmp_path / "merged.safetensors"), load_file(target), pool.tensors["base"])
     assert dict(noted["blocks"]) == pytest.approx(found, abs=1e-6)
     assert noted["total"] == pytest.approx(sum(found.values()) / 3, abs=1e-6)
-    assert dict(recipe.step("T2").similarity["attention"]["blocks"]) == pytest.approx(
-        best.user_attrs["block_scores"], abs=1e-8
-    )
+    assert dict(recipe.step("T2").similarity["attention"]["blocks"]) == pytest.approx(best.block_scores, abs=1e-8)
     for name in ("base", "x", "y"):
         assert recipe.models[name].sha256 == hashlib.sha256(pool.paths[name].read_bytes()).hexdigest()
     assert recipe.models["z"].sha256 is None
@@ -211,11 +210,11 @@ def test_stepwise(study):
     first, second = fit(made).searches
 
     assert (first.name, first.step, second.name, second.step) == ("s/T1", "T1", "s/T2", "T2")
-    assert set(first.trials[0].params) == {f"T1.{block}" for block in LISTED}
-    assert set(second.trials[0].params) == {f"T2.{block}" for block in LISTED}
+    assert set(first.trials[0].alphas) == {f"T1.{block}" for block in LISTED}
+    assert set(second.trials[0].alphas) == {f"T2.{block}" for block in LISTED}
     upstream = next(s for s in optuna_attrs(made.folder, "s/T2"))
     for block in LISTED:
-        assert f'"{block}": {first.best.params[f"T1.{block}"]!r}' in upstream
+        assert f'"{block}": {first.best.alphas[f"T1.{block}"]!r}' in upstream
 
 
 def optuna_attrs(folder, name):
@@ -297,7 +296,7 @@ def test_grid(study):
     """With a step, every trial lies on the grid, exact optima included, also where the range is no multiple of it."""
     steps = STEPS.replace("search: [0, 1]", "search: [0, 1], step: 0.3")
     trials = fit(study(JOINT.format("delta", 5, "random"), steps)).searches[0].trials
-    values = {round(value, 9) for trial in trials for value in trial.params.values()}
+    values = {round(value, 9) for trial in trials for value in trial.alphas.values()}
     assert len(trials) == 5
     assert values <= {0.0, 0.3, 0.6, 0.9}
 
@@ -328,10 +327,9 @@ def search_with(made, metric):
     (stage,) = made.stages
     sources = made.sources
     with open_comparison(made.recipe.layout, sources, made.target, base=sources["base"]) as comparison:
-        algebra = Algebra(made.recipe, comparison.groups, tuple(sources), "T2")
         explained = build_metric("explained", comparison, LISTED, measure_statistics(comparison, LISTED))
-    space = Space(algebra, parameters_of(made.recipe, ["T1", "T2"]))
-    return Search(made, stage, "s", "T2", space, metric, {}, explained)
+    planned = PlannedSearch("s", stage, "T2", tuple(parameters_of(made.recipe, ["T1", "T2"])), 1, {})
+    return Search(made, planned, made.recipe, StageScoring(stage, comparison, metric, explained, {}))
 
 
 def run_search(made, search):
@@ -340,7 +338,7 @@ def run_search(made, search):
     failure = None
     with open_storage(address) as storage:
         try:
-            for result in search.run(SharedStorage(storage, address, workers_at(address, "s")), {}, FitEvents()):
+            for result in search.run(SharedStorage(storage, address, workers_at(address, "s")), FitEvents()):
                 last = result.trials
         except TrialsFailed as error:
             failure = error
@@ -432,7 +430,7 @@ def test_two_stages(study):
 
     assert names(result.study.folder) == ["one", "two"]
     one, two = result.searches
-    assert set(one.trials[0].params) == {"T2.OUT03", "T2.OUT06"}
-    assert len(two.trials[0].params) == 6
+    assert set(one.trials[0].alphas) == {"T2.OUT03", "T2.OUT06"}
+    assert len(two.trials[0].alphas) == 6
     for block in LISTED:
-        assert result.recipe.step("T2").alpha.at(block) == two.best.params[f"T2.{block}"]
+        assert result.recipe.step("T2").alpha.at(block) == two.best.alphas[f"T2.{block}"]

@@ -37,7 +37,7 @@ def test_what_a_fit_gave_is_found_again(fitted):
     assert found.result.recipe.steps == load_recipe(fitted.study.folder / "best.yaml").steps
     for mine, theirs in zip(found.result.searches, fitted.searches, strict=True):
         assert (mine.name, mine.step, mine.parameters) == (theirs.name, theirs.step, theirs.parameters)
-        assert [(trial.params, trial.values) for trial in mine.trials] == [(t.params, t.values) for t in theirs.trials]
+        assert mine.trials == theirs.trials
     for mine, theirs in zip(found.result.scores, fitted.scores, strict=True):
         assert (mine.stage, mine.step, mine.metric) == (theirs.stage, theirs.step, theirs.metric)
         assert mine.before == pytest.approx(theirs.before, abs=1e-9)

@@ -67,10 +67,10 @@ def test_passes_reach_the_joint_optimum(write_study, planted, text):
     assert total(greedy) < best - 1e-5
     assert best - 1e-6 < total(found) <= best + 1e-9
     later = [search for search in found.searches if "/pass " in search.name]
-    values = [search.best.values[0] for search in later]
+    values = [search.best.similarity for search in later]
     assert values == sorted(values)
     assert all(search.step == "T3" for search in later)
-    assert all(search.trials[0].user_attrs["origin"] == "incumbent" for search in later)
+    assert all(search.trials[0].origin == "incumbent" for search in later)
     last = max(int(search.name.rpartition(" ")[2]) for search in later)
     assert 2 < last < 40
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
+from comparing_trials import essence
 from optuna.trial import TrialState
 
 from optimizer.errors import StudyError
@@ -122,11 +123,6 @@ def trials_in(folder, storage=None):
             name: opened.get_all_trials(opened.get_study_id_from_name(name))
             for name in optuna.get_all_study_names(opened)
         }
-
-
-def essence(trials):
-    """What must be the same in two runs."""
-    return [(t.state, t.params, t.values, t.user_attrs["origin"], t.user_attrs.get("block_scores")) for t in trials]
 
 
 def counting(trials):

@@ -105,7 +105,7 @@ def test_five_lines_fit_and_are_resumed(here: Path, recipe: Recipe) -> None:
 
     before, after = (found.searches[0].trials for found in (first, result))
     assert len(before) == 2 < len(after) == 4
-    assert [trial.params for trial in after[:2]] == [trial.params for trial in before]
+    assert after[:2] == before
     assert result.recipe.step("A").alpha.at("M00") == pytest.approx(0.3, abs=1e-4)
     assert result.recipe.step("B").alpha.at("OUT03") == pytest.approx(0.2, abs=1e-4)
     assert result.similarity == pytest.approx(1, abs=1e-6)

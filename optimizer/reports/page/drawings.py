@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from matplotlib.ticker import MaxNLocator
-from optuna.trial import FrozenTrial
 
 from optimizer.families import Layout
 from optimizer.recipes import Parameter
 from optimizer.reports.alphas import AlphaRow, block_score, is_exact
-from optimizer.search import SearchResult
+from optimizer.search import SearchResult, Trial
 from optimizer.similarity import EXACT_METRICS
 
 __all__ = [
@@ -212,10 +211,10 @@ def best_so_far(search: SearchResult) -> Drawing:
     """A search's trials and the best of them so far."""
     right, top, bottom = 312.0, 8.0, 150.0
     best = search.best
-    found = "no completed trial" if best is None else f"best {100 * best.values[0]:.4f}% in trial {best.number}"
+    found = "no completed trial" if best is None else f"best {100 * best.total:.4f}% in trial {best.number}"
     drawing = Drawing(320, 182, f"similarity against trial in {search.name}: {len(search.trials)} trials, {found}")
-    scored = [trial for trial in search.completed if math.isfinite(trial.values[0])]
-    done = [(trial.number, 100 * trial.values[0], trial) for trial in scored]
+    scored = [trial for trial in search.completed if math.isfinite(trial.total)]
+    done = [(trial.number, 100 * trial.total, trial) for trial in scored]
     last = max([1, *(trial.number for trial in search.trials)])
     values = [value for _, value, _ in done]
     tops = _running_best(values)
@@ -254,12 +253,12 @@ def best_so_far(search: SearchResult) -> Drawing:
             if is_exact(trial) and value >= low:
                 drawing.add("path", "exact", d=_diamond(across(number), up(value)))
     drawing.line("axis", left, bottom, right, bottom)
-    if failed := [across(trial.number) for trial in search.trials if not trial.values]:
+    if failed := [across(trial.number) for trial in search.trials if trial.similarity is None]:
         drawing.add("path", "failed", d="".join(_cross(x, bottom - 4) for x in _thinned(failed)))
     return drawing
 
 
-def shown_trials(search: SearchResult) -> tuple[FrozenTrial, ...]:
+def shown_trials(search: SearchResult) -> tuple[Trial, ...]:
     """The completed trials that panels show: every n-th of many, the best and those at exact optima in any case."""
     done, best = search.completed, search.best
     step = math.ceil(len(done) / MOST_POINTS) or 1
@@ -270,12 +269,12 @@ def shown_trials(search: SearchResult) -> tuple[FrozenTrial, ...]:
     )
 
 
-def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[FrozenTrial], best: int) -> Drawing:
+def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[Trial], best: int) -> Drawing:
     """A parameter's blocks' similarity against its value in these trials, exact optima, and trial number `best`."""
     right, top, bottom = 154.0, 6.0, 88.0
     low, high = parameter.free.low, parameter.free.high
     points = [
-        (trial.params[parameter.name], 100 * score, trial)
+        (trial.alphas[parameter.name], 100 * score, trial)
         for trial in trials
         if (score := block_score(trial, parameter)) is not None and math.isfinite(score)
     ]
@@ -309,9 +308,9 @@ def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[F
     return drawing
 
 
-def _main_optimum(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+def _main_optimum(trials: Sequence[Trial]) -> Trial | None:
     """The trial at the exact optimum of the metric that tells most; another's beside it would confuse."""
-    origins = {str(trial.user_attrs.get("origin")): trial for trial in reversed(trials)}
+    origins = {trial.origin: trial for trial in reversed(trials)}
     return next((origins[origin] for name in EXACT_METRICS if (origin := f"exact {name}") in origins), None)
 
 

@@ -4,12 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from optuna.trial import TrialState
-
 from optimizer.analysis import Ceiling
 from optimizer.recipes import described_alphas
 from optimizer.reports.tables import percent
-from optimizer.search import Found, SearchResult
+from optimizer.search import Found, SearchResult, TrialState
 from optimizer.similarity import METRICS
 from optimizer.studies import NotedSpread, Stage
 
@@ -80,7 +78,7 @@ def _unfinished(found: Found, command: str) -> Iterator[Remark]:
     if short and not found.living:
         told = ", ".join(_counted(search) for search in short[:_LISTED])
         yield Remark("Trials are left", f"More were asked for than were run: {told}.", result.interrupted)
-    failed = sum(trial.state == TrialState.FAIL for search in result.searches for trial in search.trials)
+    failed = sum(trial.state == TrialState.FAILED for search in result.searches for trial in search.trials)
     if failed:
         many = "1 trial" if failed == 1 else f"{failed} trials"
         yield Remark("Failed trials", f"{many} could not be scored; fit.log tells why.", True)

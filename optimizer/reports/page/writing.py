@@ -105,7 +105,7 @@ def report_figures(page: Page) -> dict[str, Any]:
         "searches": {
             search.name: {
                 "trials": len(search.completed),
-                "best": None if search.best is None else search.best.values[0],
+                "best": None if search.best is None else search.best.similarity,
             }
             for search in page.found.result.searches
         },

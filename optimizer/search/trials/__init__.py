@@ -1,10 +1,10 @@
 """Trials in a storage that several workers share: where they are, whose they are, which count and which is best."""
 
-from optimizer.search.trials.best import DISTANCE, best_of, completed, ranked
+from optimizer.search.trials.best import best_of, completed, ranked
 from optimizer.search.trials.budgets import Budgets
 from optimizer.search.trials.checked_storage import CheckedStorage
-from optimizer.search.trials.checked_trials import ERROR, ORIGIN, SCORES, CheckedTrials, told_of
-from optimizer.search.trials.claims import SharedStorage, Trials, is_lost
+from optimizer.search.trials.checked_trials import CheckedTrials, describe_left_out
+from optimizer.search.trials.claims import Claim, SharedStorage, Trials
 from optimizer.search.trials.eta import seconds_left, seconds_per_trial
 from optimizer.search.trials.identity import (
     bound_to,
@@ -16,6 +16,9 @@ from optimizer.search.trials.identity import (
     open_search,
 )
 from optimizer.search.trials.interrupts import AtOnce, interruptible, whole_trial
+from optimizer.search.trials.optuna_log import quiet_optuna
+from optimizer.search.trials.optuna_privates import FrozenStudy, id_of_study
+from optimizer.search.trials.proposals import Proposer
 from optimizer.search.trials.reading import OpenTrials, SearchTrials, open_trials, search_trials
 from optimizer.search.trials.storage import (
     PATIENCE,
@@ -26,24 +29,27 @@ from optimizer.search.trials.storage import (
     storage_address,
 )
 from optimizer.search.trials.storage_files import check_storage_files
+from optimizer.search.trials.trial import Scores, Trial, TrialState
 from optimizer.search.trials.worker_processes import WorkerProcesses, leave_interrupts, still_wanted
 from optimizer.search.trials.workers import Worker, workers_at
 
 __all__ = [
-    "DISTANCE",
-    "ERROR",
-    "ORIGIN",
     "PATIENCE",
-    "SCORES",
     "AtOnce",
     "Budgets",
     "CheckedStorage",
     "CheckedTrials",
+    "Claim",
+    "FrozenStudy",
     "OpenTrials",
+    "Proposer",
+    "Scores",
     "SearchTrials",
     "SharedStorage",
     "StorageAddress",
     "StorageLost",
+    "Trial",
+    "TrialState",
     "Trials",
     "Worker",
     "WorkerProcesses",
@@ -53,15 +59,17 @@ __all__ = [
     "check_place",
     "check_storage_files",
     "completed",
+    "describe_left_out",
     "distributions_of",
     "found_upstream",
+    "id_of_study",
     "interruptible",
-    "is_lost",
     "leave_interrupts",
     "name_prefix",
     "open_search",
     "open_storage",
     "open_trials",
+    "quiet_optuna",
     "ranked",
     "search_trials",
     "seconds_left",
@@ -69,7 +77,6 @@ __all__ = [
     "set_aside",
     "still_wanted",
     "storage_address",
-    "told_of",
     "whole_trial",
     "workers_at",
 ]

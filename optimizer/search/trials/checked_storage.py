@@ -7,15 +7,13 @@ from typing import Any, TypeVar
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.storages._cached_storage import _CachedStorage
-from optuna.storages._rdb import models
 from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select
 
 from optimizer.errors import StudyError
 from optimizer.search.trials.database_errors import AWAY, is_away, reason_of
+from optimizer.search.trials.optuna_privates import CachedStorage, FrozenStudy, TrialModel, engine_of
 
 __all__ = ["BrokenStorage", "CheckedStorage"]
 
@@ -182,14 +180,14 @@ class CheckedStorage(BaseStorage):
 
     def _find_broken(self, study_id: int) -> None:
         """Raise BrokenStorage for the first trial of a study that cannot be read by itself, if that can be told."""
-        for number, trial_id in sorted(self._numbers(study_id)) if isinstance(self._inner, _CachedStorage) else ():
+        for number, trial_id in sorted(self._numbers(study_id)) if isinstance(self._inner, CachedStorage) else ():
             self._read(self._inner.get_trial, f"trial {number} of {self._called(study_id)}", trial_id, missing=False)
 
     def _numbers(self, study_id: int) -> list[tuple[Any, Any]]:
         """Return (number, id) of a study's trials, whatever these are."""
-        assert isinstance(self._inner, _CachedStorage)
-        trials = models.TrialModel
-        with self._inner._backend.engine.connect() as connection:
+        assert isinstance(self._inner, CachedStorage)
+        trials = TrialModel
+        with engine_of(self._inner).connect() as connection:
             asked = select(trials.number, trials.trial_id).where(trials.study_id == study_id)
             return [(number, trial_id) for number, trial_id in connection.execute(asked)]
 
@@ -198,7 +196,7 @@ class CheckedStorage(BaseStorage):
 
         Of two with the same number it would show one.
         """
-        if not isinstance(self._inner, _CachedStorage):
+        if not isinstance(self._inner, CachedStorage):
             return
         rows = self._numbers(study_id)
         for _, trial_id in rows:

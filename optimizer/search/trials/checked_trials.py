@@ -2,7 +2,7 @@
 
 Others can add to a study what they like, by Optuna's dashboard for example, and a study.db may be a stranger's. What
 passes here has the search's parameters within their ranges, and, if it is completed, one similarity that is the mean of
-those of the search's blocks. The rest is left out, and can be told.
+those of the search's blocks. The rest is left out, and can be described.
 """
 
 from collections import Counter
@@ -14,16 +14,22 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from optimizer.search.trials.best import DISTANCE
+from optimizer.search.trials.attributes import (
+    BLOCK_SCORES,
+    DISTANCE,
+    ERROR,
+    LOST,
+    NOT_MEASURED,
+    ORIGIN,
+    WORKER,
+    trial_of,
+)
+from optimizer.search.trials.best import best_of, completed
+from optimizer.search.trials.optuna_privates import contains, id_of_trial
 from optimizer.similarity import total_similarity
 
-__all__ = ["ERROR", "LOST", "NOT_MEASURED", "ORIGIN", "SCORES", "WORKER", "CheckedTrials", "LeftOut", "told_of"]
+__all__ = ["CheckedTrials", "LeftOut", "describe_left_out"]
 
-# User attributes of trials: similarities by block; how the point was found; why it failed; that its worker died; which
-# worker claimed it.
-SCORES, ORIGIN, ERROR, LOST, WORKER = "block_scores", "origin", "error", "lost", "worker"
-# User attribute of Optuna studies: the numbers of trials whose points were scored again and are not as good as stored.
-NOT_MEASURED = "blockfit:not_as_measured"
 _TEXTS = (ORIGIN, ERROR, WORKER)
 _LONGEST_TEXT = 100_000
 _LARGEST = 1e300
@@ -48,8 +54,8 @@ class CheckedTrials:
     unchanged has no similarity, and only the checkpoints tell which these are. The blocks of most of the trials count.
 
     `attributes` are the user attributes of the Optuna study, which may name trials that do not count. Each finished
-    trial is looked at once. `left_out` are those that do not count; points that were put in line and
-    never tried are neither here nor there.
+    trial is looked at once. `left_out` are those that do not count; points that were enqueued and never tried are
+    neither counted nor left out.
     """
 
     def __init__(
@@ -76,38 +82,45 @@ class CheckedTrials:
     def leave_out(self, trial: FrozenTrial) -> list[int]:
         """Leave out a trial whose point was scored again; return the numbers of all such, for `NOT_MEASURED`."""
         self._not_measured.add(trial.number)
-        self._finished.pop(trial._trial_id, None)
+        self._finished.pop(id_of_trial(trial), None)
         return sorted(self._not_measured)
+
+    def best(self, found: Iterable[FrozenTrial]) -> FrozenTrial | None:
+        """Return the best of the trials that `of` returned, as `best_of` ranks them; None if none is completed."""
+        by_number = {trial.number: trial for trial in found}
+        best = best_of(completed(map(trial_of, by_number.values())))
+        return None if best is None else by_number[best.number]
 
     def of(self, found: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """Return those of an Optuna study's trials that count, in the order in which they were made.
 
         They hold no attributes but those that can be made use of.
         """
-        found = sorted(found, key=lambda trial: trial._trial_id)
+        found = sorted(found, key=id_of_trial)
         if self._blocks is None:
             self._blocks = self._usual_blocks(found)
         counting = []
         for trial in found:
-            if trial._trial_id not in self._finished:
+            trial_id = id_of_trial(trial)
+            if trial_id not in self._finished:
                 checked = self._checked(trial)
                 if not trial.state.is_finished():
                     if checked is not None:
                         counting.append(checked)
                     continue
-                self._finished[trial._trial_id] = checked
-            if (known := self._finished[trial._trial_id]) is not None:
+                self._finished[trial_id] = checked
+            if (known := self._finished[trial_id]) is not None:
                 counting.append(known)
         return counting
 
     def _usual_blocks(self, found: Sequence[FrozenTrial]) -> frozenset[str] | None:
         """Return the blocks that most of the completed trials are scored on; None if there are none."""
-        scored = (trial.user_attrs.get(SCORES) for trial in found if trial.state == TrialState.COMPLETE)
+        scored = (trial.user_attrs.get(BLOCK_SCORES) for trial in found if trial.state == TrialState.COMPLETE)
         usual = Counter(frozenset(scores) for scores in scored if isinstance(scores, Mapping))
         return next((blocks for blocks, _ in usual.most_common() if blocks <= self._possible), None)
 
     def _checked(self, trial: FrozenTrial) -> FrozenTrial | None:
-        self._left_out.pop(trial._trial_id, None)
+        self._left_out.pop(id_of_trial(trial), None)
         if trial.state == TrialState.WAITING or (not trial.params and not trial.state.is_finished()):
             return None
         try:
@@ -116,7 +129,7 @@ class CheckedTrials:
             # A journal's values may be of any type.
             reason = f"it is no trial ({type(error).__name__}: {error})"
         if reason is not None:
-            self._left_out[trial._trial_id] = LeftOut(trial.number, reason)
+            self._left_out[id_of_trial(trial)] = LeftOut(trial.number, reason)
             return None
         return FrozenTrial(
             number=trial.number,
@@ -130,7 +143,7 @@ class CheckedTrials:
             user_attrs=_known(trial.user_attrs),
             system_attrs=_of_samplers(trial.system_attrs),
             intermediate_values={},
-            trial_id=trial._trial_id,
+            trial_id=id_of_trial(trial),
         )
 
     def _faults(self, trial: FrozenTrial) -> Iterator[str]:
@@ -142,7 +155,7 @@ class CheckedTrials:
             own = trial.distributions.get(name)
             if own is None or not (own == distribution or _is_fixed_within(own, distribution)):
                 yield f"{name} has another range here than in this search"
-            elif not _is_number(trial.params[name]) or not own._contains(float(trial.params[name])):
+            elif not _is_number(trial.params[name]) or not contains(own, float(trial.params[name])):
                 yield f"{name} is not a number in its range"
         if trial.state == TrialState.PRUNED:
             yield "it was pruned; blockfit prunes none"
@@ -162,7 +175,7 @@ class CheckedTrials:
             yield "it has a value, but is not completed"
 
     def _wrong_scores(self, trial: FrozenTrial) -> Iterator[str]:
-        values, scores = trial.values, trial.user_attrs.get(SCORES)
+        values, scores = trial.values, trial.user_attrs.get(BLOCK_SCORES)
         if not isinstance(values, list | tuple) or len(values) != 1 or not _is_similarity(values[0]):
             yield "its value is not one similarity in [-1, 1]"
         elif not isinstance(scores, Mapping) or frozenset(scores) != self._blocks:
@@ -174,8 +187,8 @@ class CheckedTrials:
             yield "its value is not the mean of its blocks' similarities"
 
 
-def told_of(left_out: Sequence[LeftOut], where: object, search: str) -> tuple[str, ...]:
-    """Return what to say of trials that do not count, a line for each reason; `where` is the storage."""
+def describe_left_out(left_out: Sequence[LeftOut], where: object, search: str) -> tuple[str, ...]:
+    """Describe trials that do not count, a line for each reason; `where` is the storage."""
     by_reason: dict[str, list[int]] = {}
     for one in left_out:
         by_reason.setdefault(one.reason, []).append(one.number)
@@ -196,7 +209,7 @@ def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:
             right = isinstance(value, str) and len(value) <= _LONGEST_TEXT
         elif key == LOST:
             right = value is True
-        elif key == SCORES:
+        elif key == BLOCK_SCORES:
             right = isinstance(value, Mapping)
         elif key == DISTANCE:
             right = _is_number(value) and value >= 0

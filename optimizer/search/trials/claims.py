@@ -1,8 +1,9 @@
-"""The trials of one search: how this process comes to a new one, and how what it scored is kept.
+"""The trials of one search: how this process claims the next one, and how its scores are stored.
 
-Working alone a trial is proposed in memory and written once, finished: killed in its midst it never was, and the next
-run proposes the same again. With others it is written as it is claimed, so that they propose elsewhere and the budget
-is shared out exactly; one whose worker died is marked as lost and put forward again as it was.
+A single worker proposes trials in memory and stores each one only when it has finished. If the process is killed, the
+trial was never stored and the next run proposes the same point. Several workers store a trial as they claim it, so that
+the others propose elsewhere and share the budget exactly; a trial whose worker died is marked as lost, and its point
+is claimed again.
 """
 
 import math
@@ -16,28 +17,33 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as OptunaState
 
 from optimizer.errors import InputError, StudyError
-from optimizer.search.trials.best import completed
-from optimizer.search.trials.budgets import budget_of
-from optimizer.search.trials.checked_storage import BrokenStorage
-from optimizer.search.trials.checked_trials import (
+from optimizer.events import LOGGED
+from optimizer.search.trials.attributes import (
     ERROR,
     LOST,
     NOT_MEASURED,
     ORIGIN,
     WORKER,
-    CheckedTrials,
-    LeftOut,
-    told_of,
+    attributes_of,
+    is_lost,
+    trial_of,
 )
+from optimizer.search.trials.budgets import budget_of
+from optimizer.search.trials.checked_storage import BrokenStorage
+from optimizer.search.trials.checked_trials import CheckedTrials, LeftOut, describe_left_out
+from optimizer.search.trials.database_errors import AWAY
+from optimizer.search.trials.optuna_privates import id_of_study, id_of_trial, storage_of
 from optimizer.search.trials.sampler_state import check_sampler_state
 from optimizer.search.trials.storage import PATIENCE, FileWatch, StorageAddress, StorageLost, persist
+from optimizer.search.trials.trial import Scores, Trial
 from optimizer.search.trials.workers import Worker, Workers
 from optimizer.studies import Stage
 
-__all__ = ["Claim", "SharedStorage", "Trials", "is_lost"]
+__all__ = ["Claim", "SharedStorage", "Trials"]
 
 # So many workers may die of a point before it counts as one that cannot be scored.
 _LOSSES = 3
@@ -57,13 +63,13 @@ class SharedStorage:
         workers: Workers,
         *,
         patience: float = PATIENCE,
-        said: Callable[[str], None] = lambda text: None,
+        warn: Callable[[str], None] = LOGGED.warn,
     ) -> None:
         self.storage = storage
         self.address = address
         self.workers = workers
         self._patience = patience
-        self.said = said
+        self.warn = warn
         self._watch = FileWatch(address)
         self._proved = False
         self._living: tuple[Worker, ...] = ()
@@ -90,7 +96,8 @@ class SharedStorage:
         if self.own is None:
             return stage.trials
         if study_id != self._noted_of or time.monotonic() > self._noted_at + _COUNTING:
-            with suppress(Exception):
+            # Good to know, and no more: what is wrong with the storage shows elsewhere.
+            with suppress(*AWAY, StudyError):
                 self._noted = self.storage.get_study_user_attrs(study_id)
             self._noted_of, self._noted_at = study_id, time.monotonic()
         return max(stage.trials, budget_of(stage, [self._noted], [one.name for one in self._lately_living()]))
@@ -98,7 +105,7 @@ class SharedStorage:
     def _lately_living(self) -> tuple[Worker, ...]:
         if self.own is not None and time.monotonic() > self._counted + _COUNTING:
             # Good to know, and no more: what is wrong with the storage shows elsewhere.
-            with suppress(Exception):
+            with suppress(*AWAY, StudyError):
                 self._living = self.workers.living()
             self._counted = time.monotonic()
         return self._living
@@ -111,7 +118,7 @@ class SharedStorage:
         """
         self._watch.check()
         try:
-            return persist(action, self.address, patience=self._patience, said=self.said)
+            return persist(action, self.address, patience=self._patience, warn=self.warn)
         except BrokenStorage as error:
             if not self._proved:
                 raise
@@ -121,14 +128,14 @@ class SharedStorage:
         """Take note that the storage has taken a trial: from now on it is no bad input."""
         self._proved = True
 
-    def in_turn(self, action: Callable[[], _Given]) -> _Given:
-        """The same, while no other worker does so."""
+    def locked(self, action: Callable[[], _Given]) -> _Given:
+        """Do the same while no other worker does."""
 
-        def when_it_is_our_turn() -> _Given:
+        def with_lock() -> _Given:
             with nullcontext() if self.own is None else self.workers.turn():
                 return action()
 
-        return self.do(when_it_is_our_turn)
+        return self.do(with_lock)
 
 
 @dataclass(frozen=True)
@@ -138,12 +145,17 @@ class Claim:
     memory: optuna.Study
     trial: FrozenTrial
 
+    @property
+    def alphas(self) -> Mapping[str, float]:
+        """The point to be scored, {name of a parameter: value}."""
+        return self.trial.params
+
 
 class Trials:
-    """The trials of the Optuna study `stored`, as far as this process knows them; makes out at once which are lost.
+    """The trials of the Optuna study `stored` as this process knows them; lost ones are marked at once.
 
-    Samplers see them, but for lost ones, in a study in memory, numbered without gaps: after a loss they propose what
-    they would have proposed without it. Raises StorageLost, as all its methods do, if the storage stays away, and
+    Samplers see an in-memory copy without lost trials, renumbered without gaps, so a lost trial does not change later
+    proposals. Raises StorageLost, as all its methods do, if the storage stays away, and
     BrokenStorage if it holds what cannot be read.
     """
 
@@ -154,13 +166,13 @@ class Trials:
         distributions: Mapping[str, BaseDistribution],
         blocks: Collection[str],
     ) -> None:
-        """Of a search of parameters {name: range} that scores `blocks`; what else there is, is left out and said."""
+        """Of a search of parameters {name: range} that scores `blocks`; other trials are left out, with a warning."""
         self._shared = shared
         self._counting = CheckedTrials(distributions, blocks, shared.do(lambda: stored.user_attrs))
-        self._told: set[LeftOut] = set()
+        self._described: set[LeftOut] = set()
         self._name = stored.study_name
         self._storage = shared.storage
-        self.study_id = stored._study_id
+        self.study_id = id_of_study(stored)
         self._memory = _study_in_memory(())
         # The trials that the study in memory holds, in its order.
         self._known: list[FrozenTrial] = []
@@ -169,88 +181,104 @@ class Trials:
         self._checked: set[int] = set()
         # The trials that this process has scored.
         self._own: set[int] = set()
+        # Of finished trials, by their ids: they do not change any more.
+        self._records: dict[int, Trial] = {}
         self.refresh()
 
     @property
-    def finished(self) -> tuple[FrozenTrial, ...]:
-        """The trials that were scored, or failed to be, by number; lost ones are not among them."""
-        return tuple(trial for trial in self._known if trial.state.is_finished())
+    def finished(self) -> tuple[Trial, ...]:
+        """The complete and the failed trials, by number; lost ones are not among them."""
+        return tuple(self._record(trial) for trial in self._known if trial.state.is_finished())
+
+    def _record(self, trial: FrozenTrial) -> Trial:
+        trial_id = id_of_trial(trial)
+        if trial_id not in self._records:
+            self._records[trial_id] = trial_of(trial)
+        return self._records[trial_id]
 
     def refresh(self) -> None:
-        """Look what others have done, and which of them have died."""
-        self._shared.in_turn(self._refresh)
+        """Take in the trials that others have finished, and mark those whose workers have died as lost."""
+        self._shared.locked(self._refresh)
 
-    def leave_out(self, trial: FrozenTrial) -> None:
-        """Leave out a trial of others whose point was scored again and is not as good as it says, now and later."""
+    def leave_out(self, trial: Trial) -> None:
+        """Leave out a stored trial whose point was scored again and is not as good as it says, now and later."""
+        stored = next(one for one in self._known if one.number == trial.number)
 
         def note() -> None:
-            self._storage.set_study_user_attr(self.study_id, NOT_MEASURED, self._counting.leave_out(trial))
-            self._take_note()
+            self._storage.set_study_user_attr(self.study_id, NOT_MEASURED, self._counting.leave_out(stored))
+            self._record_others()
 
-        self._shared.in_turn(note)
+        self._shared.locked(note)
 
     def claim(self, budget: int, propose: Callable[[optuna.Study], FrozenTrial]) -> Claim | None:
-        """A trial for this process to score; None if `budget` are completed or others are at all that is left.
+        """Return a trial for this process to score; None if `budget` are complete or others score all that is left.
 
-        `propose` makes the next trial in a study in memory and gives it, running.
+        `propose` makes the next trial in an Optuna study in memory and returns it, running.
         """
-        return self._shared.in_turn(lambda: self._claim(budget, propose))
+        return self._shared.locked(lambda: self._claim(budget, propose))
 
-    def finish(self, claim: Claim, attributes: Mapping[str, Any], value: float | None) -> None:
-        """Keep what came of a claimed trial: its value, or None if it failed, and more of its user attributes."""
-        state = TrialState.FAIL if value is None else TrialState.COMPLETE
-        values = None if value is None else [value]
+    def finish(self, claim: Claim, scores: Scores) -> None:
+        """Store a claimed trial as complete, with its scores."""
+        self._finish(claim, attributes_of(scores), OptunaState.COMPLETE, [scores.similarity])
+
+    def fail(self, claim: Claim, error: str) -> None:
+        """Store a claimed trial as failed, with the reason."""
+        self._finish(claim, {ERROR: error}, OptunaState.FAIL, None)
+
+    def _finish(
+        self, claim: Claim, attributes: Mapping[str, Any], state: OptunaState, values: Sequence[float] | None
+    ) -> None:
         if self._shared.own is not None:
-            trial_id = self._known[claim.trial.number]._trial_id
+            trial_id = id_of_trial(self._known[claim.trial.number])
             self._shared.do(lambda: self._tell(trial_id, attributes, state, values))
-            self._shared.do(self._take_note)
+            self._shared.do(self._record_others)
             # What is scored here counts here: otherwise there would be no end.
-            assert any(trial._trial_id == trial_id for trial in (*self._known, *self._lost)), self._counting.left_out
+            assert any(id_of_trial(trial) == trial_id for trial in (*self._known, *self._lost)), self._counting.left_out
         else:
-            inner, inner_id = claim.memory._storage, claim.trial._trial_id
+            inner, inner_id = storage_of(claim.memory), id_of_trial(claim.trial)
             for key, content in attributes.items():
                 inner.set_trial_user_attr(inner_id, key, content)
             inner.set_trial_state_values(inner_id, state, values)
             done, before = inner.get_trial(inner_id), len(self._known) + len(self._lost)
             attempts = iter((False,))
             self._known.append(self._shared.do(lambda: self._add(done, before, again=next(attempts, True))))
-            self._own.add(self._known[-1]._trial_id)
+            self._own.add(id_of_trial(self._known[-1]))
         self._shared.prove()
 
     def _refresh(self) -> None:
         found = self._read()
         if self._mark_lost(found):
             found = self._read()
-        self._take_note(found)
+        self._record_others(found)
 
-    def _take_note(self, found: Sequence[FrozenTrial] | None = None) -> None:
+    def _record_others(self, found: Sequence[FrozenTrial] | None = None) -> None:
         """Bring the study in memory to what is stored."""
         found = self._read() if found is None else found
-        unchecked = [trial for trial in found if trial._trial_id not in self._checked]
+        unchecked = [trial for trial in found if id_of_trial(trial) not in self._checked]
         check_sampler_state(unchecked, str(self._shared.address))
-        self._checked |= {trial._trial_id for trial in unchecked}
+        self._checked |= set(map(id_of_trial, unchecked))
         known = [trial for trial in found if not is_lost(trial)]
         self._lost = [trial for trial in found if is_lost(trial)]
-        inner, inner_trials = self._memory._storage, self._memory.get_trials(deepcopy=False)
-        before = [trial._trial_id for trial in self._known]
-        if len(inner_trials) != len(before) or [trial._trial_id for trial in known[: len(before)]] != before:
+        inner, inner_trials = storage_of(self._memory), self._memory.get_trials(deepcopy=False)
+        before = list(map(id_of_trial, self._known))
+        if len(inner_trials) != len(before) or list(map(id_of_trial, known[: len(before)])) != before:
             # Some were lost, or one that was proposed never came to be stored.
             self._memory = _study_in_memory(known)
         else:
             for one, other in zip(inner_trials, known, strict=False):
                 if not one.state.is_finished() and other.state.is_finished():
                     for key, content in other.user_attrs.items():
-                        inner.set_trial_user_attr(one._trial_id, key, content)
-                    inner.set_trial_state_values(one._trial_id, other.state, other.values)
+                        inner.set_trial_user_attr(id_of_trial(one), key, content)
+                    inner.set_trial_state_values(id_of_trial(one), other.state, other.values)
             self._memory.add_trials(known[len(before) :])
         self._known = known
 
     def _read(self) -> list[FrozenTrial]:
         found = self._counting.of(self._storage.get_all_trials(self.study_id, deepcopy=False))
-        new = [one for one in self._counting.left_out if one not in self._told]
-        for line in told_of(new, self._shared.address, self._name):
-            self._shared.said(line)
-        self._told.update(new)
+        new = [one for one in self._counting.left_out if one not in self._described]
+        for line in describe_left_out(new, self._shared.address, self._name):
+            self._shared.warn(line)
+        self._described.update(new)
         return found
 
     def _mark_lost(self, trials: Sequence[FrozenTrial]) -> bool:
@@ -276,15 +304,16 @@ class Trials:
     def _give_up(self, trial: FrozenTrial, key: str, reason: object) -> None:
         # A worker that has finished its trial and left since that was read is not dead.
         with suppress(UpdateFinishedTrialError):
-            self._storage.set_trial_user_attr(trial._trial_id, key, reason)
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            self._storage.set_trial_user_attr(id_of_trial(trial), key, reason)
+            self._storage.set_trial_state_values(id_of_trial(trial), OptunaState.FAIL)
 
     def _claim(self, budget: int, propose: Callable[[optuna.Study], FrozenTrial]) -> Claim | None:
         own = self._shared.own
         if own is not None:
             self._refresh()
         running = [trial for trial in self._known if not trial.state.is_finished()]
-        left = budget - len(completed(self._known)) - len(running)
+        complete = sum(trial.state == OptunaState.COMPLETE for trial in self._known)
+        left = budget - complete - len(running)
         for trial in running:
             if own is not None and trial.user_attrs.get(WORKER) == own:
                 # Claimed by an attempt that did not come to know of it.
@@ -300,14 +329,14 @@ class Trials:
         trial = self._proposed(propose) if lost is None else _put_forward(self._memory, lost)
         if own is not None:
             template = create_trial(
-                state=TrialState.RUNNING,
+                state=OptunaState.RUNNING,
                 params=trial.params,
                 distributions=trial.distributions,
                 user_attrs={**trial.user_attrs, WORKER: own},
                 system_attrs=trial.system_attrs,
             )
             self._known.append(self._storage.get_trial(self._storage.create_new_trial(self.study_id, template)))
-            self._own.add(self._known[-1]._trial_id)
+            self._own.add(id_of_trial(self._known[-1]))
         return Claim(self._memory, trial)
 
     def _proposed(self, propose: Callable[[optuna.Study], FrozenTrial]) -> FrozenTrial:
@@ -316,7 +345,7 @@ class Trials:
         except InputError:
             raise
         except Exception as error:
-            if all(trial._trial_id in self._own for trial in self._known):
+            if all(id_of_trial(trial) in self._own for trial in self._known):
                 raise
             # A sampler's state may be one by its form, and hold numbers that nothing can be made of.
             raise StudyError(
@@ -331,7 +360,7 @@ class Trials:
         return self._storage.get_trial(self._storage.create_new_trial(self.study_id, done))
 
     def _tell(
-        self, trial_id: int, attributes: Mapping[str, Any], state: TrialState, values: Sequence[float] | None
+        self, trial_id: int, attributes: Mapping[str, Any], state: OptunaState, values: Sequence[float] | None
     ) -> None:
         try:
             for key, content in attributes.items():
@@ -342,13 +371,8 @@ class Trials:
             return
 
 
-def is_lost(trial: FrozenTrial) -> bool:
-    """Whether a trial's worker died before it was scored; one that was scored while it was given up is not lost."""
-    return trial.state == TrialState.FAIL and bool(trial.user_attrs.get(LOST))
-
-
 def _study_in_memory(trials: Sequence[FrozenTrial]) -> optuna.Study:
-    # Whoever proposes brings a sampler of its own.
+    # A proposer sets its own sampler.
     sampler = optuna.samplers.RandomSampler(seed=0)
     study = optuna.create_study(storage=InMemoryStorage(), direction="maximize", sampler=sampler)
     study.add_trials(trials)
@@ -359,7 +383,7 @@ def _put_forward(memory: optuna.Study, lost: FrozenTrial) -> FrozenTrial:
     """A new trial in memory that is as the lost one was when it was claimed, state of the sampler included."""
     kept = {key: value for key, value in lost.user_attrs.items() if key == ORIGIN}
     template = create_trial(
-        state=TrialState.RUNNING,
+        state=OptunaState.RUNNING,
         params=lost.params,
         distributions=lost.distributions,
         user_attrs=kept,

@@ -1,9 +1,9 @@
-"""How long trials take, and how long those that are left will."""
+"""The time that trials take, and an estimate for those that are left."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-from optuna.trial import FrozenTrial
+from optimizer.search.trials.trial import Trial
 
 __all__ = ["seconds_left", "seconds_per_trial"]
 
@@ -15,20 +15,20 @@ _PAUSE = 10
 _LONGEST = 100 * 366 * 86400.0
 
 
-def seconds_per_trial(done: Sequence[FrozenTrial]) -> float | None:
-    """What a completed trial has taken on average, from its start to its end; None if there are none."""
-    spent = [max(trial.duration.total_seconds(), 0.0) for trial in done if trial.duration is not None]
+def seconds_per_trial(done: Sequence[Trial]) -> float | None:
+    """Return the mean time of completed trials in seconds, from start to end; None if there are none."""
+    spent = [max(trial.seconds, 0.0) for trial in done if trial.seconds is not None]
     return sum(spent) / len(spent) if spent else None
 
 
-def seconds_left(done: Sequence[FrozenTrial], budget: int) -> float | None:
-    """What the rest of a budget takes at the pace at which the latest trials were completed, by whatever workers.
+def seconds_left(done: Sequence[Trial], budget: int) -> float | None:
+    """Estimate the seconds left for a budget from the rate of the latest completed trials, all workers together.
 
-    None if too few of `done`, the completed trials, are there to say.
+    None if there are too few of `done`, the completed trials.
     """
     if len(done) >= budget:
         return 0.0
-    ends = sorted(trial.datetime_complete for trial in done if trial.datetime_complete is not None)[-_LATEST:]
+    ends = sorted(trial.finished for trial in done if trial.finished is not None)[-_LATEST:]
     gaps = sorted((later - earlier).total_seconds() for earlier, later in pairwise(ends))
     if not gaps:
         each = seconds_per_trial(done)

@@ -1,4 +1,4 @@
-"""What the trials of a search were scored with: an Optuna study is bound to it, and never takes others."""
+"""The identity of an Optuna study: everything a trial's score depends on. Trials are reused only if it matches."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optimizer.errors import StudyError
 from optimizer.recipes import Algebra, Parameter, Recipe, recipe_as_data
 from optimizer.search.trials.budgets import Budgets
+from optimizer.search.trials.optuna_privates import id_of_study
 from optimizer.search.trials.sampler_state import check_sampler_state
 from optimizer.search.trials.storage import StorageAddress, addresses_before, open_storage
 from optimizer.similarity import prompts_sha256
@@ -96,15 +97,17 @@ def _moved(parameters: Sequence[Parameter], name: str) -> Iterator[str]:
             yield ",".join(parameter.blocks)
 
 
-def distributions_of(parameters: Iterable[Parameter]) -> dict[str, FloatDistribution]:
-    """The range of each parameter by name, as Optuna has it."""
+def distributions_of(
+    parameters: Iterable[Parameter], fixed: Mapping[str, float] | None = None
+) -> dict[str, FloatDistribution]:
+    """Return the range of each parameter by name, as Optuna has it; those in `fixed` have one value to take."""
     found = {}
     for parameter in parameters:
         free = parameter.free
         # The last point of a grid need not reach the upper bound.
         last = free.high if free.step is None else free.on_grid(free.high)
         found[parameter.name] = FloatDistribution(free.low, last, step=free.step)
-    return found
+    return {**found, **{name: FloatDistribution(value, value) for name, value in (fixed or {}).items()}}
 
 
 def found_upstream(algebra: Algebra, parameters: Sequence[Parameter], blocks: Iterable[str]) -> dict[str, Any]:
@@ -193,10 +196,10 @@ def open_search(
             study = optuna.create_study(study_name=label, storage=storage, direction="maximize")
         else:
             study = optuna.load_study(study_name=label, storage=storage, sampler=optuna.samplers.RandomSampler())
-            _check_kind(storage, study._study_id, label, address)
+            _check_kind(storage, id_of_study(study), label, address)
         before = study.user_attrs
         if _BINDING not in before:
-            _check_unbound(storage, study._study_id, label, address)
+            _check_unbound(storage, id_of_study(study), label, address)
             # New, or made by a process that was killed before it came to this; trials come later.
             for key, fact in facts.items():
                 study.set_user_attr(key, fact)

@@ -12,11 +12,13 @@ from optuna.trial import FrozenTrial
 
 from optimizer.errors import StudyError
 from optimizer.recipes import Parameter
+from optimizer.search.trials.attributes import trial_of
 from optimizer.search.trials.budgets import budget_of, most_of
-from optimizer.search.trials.checked_trials import CheckedTrials, told_of
+from optimizer.search.trials.checked_trials import CheckedTrials, describe_left_out
 from optimizer.search.trials.identity import ActiveStudy, active_studies, distributions_of, name_prefix
 from optimizer.search.trials.storage import StorageAddress, is_begun, open_storage, persist, storage_address
 from optimizer.search.trials.storage_files import check_storage_files
+from optimizer.search.trials.trial import Trial
 from optimizer.search.trials.workers import Worker, Workers, workers_at
 from optimizer.studies import Stage, Study
 
@@ -38,7 +40,7 @@ class SearchTrials:
     step: str
     parameters: tuple[Parameter, ...]
     number: int
-    trials: tuple[FrozenTrial, ...]
+    trials: tuple[Trial, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -67,8 +69,8 @@ def search_trials(study: Study, storage: str | None = None) -> tuple[tuple[Searc
         if number == 1 or (name in active and active[name].opened > begun):
             attributes = active[name].attributes if name in active else {}
             checked = CheckedTrials(distributions_of(parameters), stage.blocks, attributes, some=True)
-            own = tuple(checked.of(found.get(name, [])))
-            notes = told_of(checked.left_out, address, name)
+            own = tuple(map(trial_of, checked.of(found.get(name, []))))
+            notes = describe_left_out(checked.left_out, address, name)
             most = most_of(attributes)
             budgeted = replace(stage, trials=budget_of(stage, noted, names, most))
             searches.append(SearchTrials(name, budgeted, step, parameters, number, own, notes))

@@ -26,9 +26,11 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from optimizer.errors import StudyError
+from optimizer.events import LOGGED
 from optimizer.printable import quoted
 from optimizer.search.trials.checked_storage import CheckedStorage
 from optimizer.search.trials.database_errors import AWAY, is_away, reason_of, sqlite_code_of
+from optimizer.search.trials.optuna_privates import engine_of
 from optimizer.search.trials.sqlite_files import connect_to, finish_writing, holds_tables, is_database
 from optimizer.studies import DATABASE
 
@@ -65,7 +67,7 @@ _COMPANIONS = ("-journal", "-wal", "-shm")
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _POSTGRESQL = {"connect_timeout": 10}
 _Given = TypeVar("_Given")
-_Said = Callable[[str], None]
+_Warn = Callable[[str], None]
 
 
 class StorageLost(RuntimeError):
@@ -275,53 +277,52 @@ def open_storage(
     address: StorageAddress,
     *,
     patience: float = 0.0,
-    said: _Said = lambda text: None,
+    warn: _Warn = LOGGED.warn,
     read_only: bool = False,
 ) -> Iterator[CheckedStorage]:
     """Give the storage at an address, created if there is none; several processes must not do this at once.
 
-    `said` is told of what was repaired, and of a file that another program has locked, which is waited for `patience`
-    seconds. With `read_only` it must be there, see `is_begun`, and refuses every change.
+    `warn` is called for what was repaired, and for a file that another program has locked, which is waited for
+    `patience` seconds. With `read_only` it must be there, see `is_begun`, and refuses every change.
 
     Raises StudyError, in one line, for what is no storage of trials, cannot be reached, stays locked, or was written by
     an Optuna that this one does not go with.
     """
-    storage = _opened(address, patience, said, read_only)
+    storage = _opened(address, patience, warn, read_only)
     try:
         yield CheckedStorage(storage, address.shown, fresh=address.path is not None, read_only=read_only)
     finally:
         # Windows cannot replace or delete a file that is open.
         with suppress(*AWAY):
             storage.remove_session()
-        engine = getattr(getattr(storage, "_backend", storage), "engine", None)
-        if engine is not None:
+        if (engine := engine_of(storage)) is not None:
             engine.dispose()
 
 
-def _opened(address: StorageAddress, patience: float, said: _Said, read_only: bool) -> BaseStorage:
+def _opened(address: StorageAddress, patience: float, warn: _Warn, read_only: bool) -> BaseStorage:
     gives_up: float | None = None
     while True:
         try:
-            return _created(address, said, read_only)
+            return _created(address, warn, read_only)
         except StudyError as error:
             if sqlite_code_of(error.__cause__) not in _LOCKED:
                 raise
             if gives_up is None:
                 gives_up = time.monotonic() + patience
                 if patience > 0:
-                    said(f"{address}: locked by another program; trying again for {patience:g} s")
+                    warn(f"{address}: locked by another program; trying again for {patience:g} s")
             if time.monotonic() >= gives_up:
                 raise StudyError(f"{address}: another program has locked it; close that program") from error
             time.sleep(_FIRST_DELAY)
 
 
-def _created(address: StorageAddress, said: _Said, read_only: bool) -> BaseStorage:
+def _created(address: StorageAddress, warn: _Warn, read_only: bool) -> BaseStorage:
     try:
         if address.kind == "journal":
             # Before its lock is made: that and what is done under it are changes.
             if Path(address.shown).exists() and (problem := _unlike_trials(address)) is not None:
                 raise StudyError(f"{address}: {problem}; name another file")
-            lock = _JournalLock(Path(address.shown), said)
+            lock = _JournalLock(Path(address.shown), warn)
             # Who only reads passes over a last line that is not finished.
             with nullcontext() if read_only else lock.held():
                 backend = JournalFileBackend(address.shown, lock_obj=lock)
@@ -373,12 +374,11 @@ def persist(
     address: StorageAddress,
     *,
     patience: float = PATIENCE,
-    said: _Said = lambda text: None,
+    warn: _Warn = LOGGED.warn,
 ) -> _Given:
-    """What `action` gives, which is tried again for `patience` seconds while the storage is away.
+    """Return what `action` gives, which is tried again for `patience` seconds while the storage is away.
 
-    It must be such that doing it twice is doing it once. `said` is told once that the storage is away. Raises
-    StorageLost in the end.
+    `action` must be idempotent. `warn` is called once if the storage is away. Raises StorageLost in the end.
     """
     begun, delay, gives_up = time.monotonic(), _FIRST_DELAY, None
     while True:
@@ -391,7 +391,7 @@ def persist(
             if gives_up is None:
                 gives_up = now + patience
                 if patience > 0:
-                    said(f"{address}: {reason_of(error)}; trying again for {patience:g} s")
+                    warn(f"{address}: {reason_of(error)}; trying again for {patience:g} s")
             if now >= gives_up:
                 raise StorageLost(
                     f"{address}: not to be used for {now - begun:.0f} s: {reason_of(error)}; "
@@ -444,10 +444,10 @@ def _is_journal(path: Path) -> bool:
 class _JournalLock(JournalFileOpenLock):
     """A journal's lock that ends with its process, and cuts off what a writer that died has left unfinished."""
 
-    def __init__(self, path: Path, said: _Said) -> None:
+    def __init__(self, path: Path, warn: _Warn) -> None:
         super().__init__(str(path))
         self._path = path
-        self._said = said
+        self._warn = warn
         self._lock = FileLock(f"{path}.lock", timeout=_JOURNAL_TIMEOUT, poll_interval=0.002)
 
     def acquire(self) -> bool:
@@ -491,6 +491,6 @@ class _JournalLock(JournalFileOpenLock):
                     break
                 end = start
             file.truncate(end)
-        self._said(
+        self._warn(
             f"{self._path}: its last line was not finished, as after a crash or on a full disk; {size - end} bytes cut"
         )

@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 
 from optimizer.errors import StudyError
 from optimizer.files import host_name
+from optimizer.search.trials.database_errors import AWAY
 from optimizer.search.trials.storage import StorageAddress, without_psycopg
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ class _PostgresWorkers(Workers):
         try:
             yield
         except BaseException:
-            with suppress(Exception):  # what went wrong first is what matters
+            with suppress(*AWAY):  # what went wrong first is what matters
                 self._end_turn()
             raise
         self._end_turn()
@@ -257,7 +258,7 @@ class _PostgresWorkers(Workers):
     def close(self) -> None:
         self.own = None
         if self._connection is not None:
-            with suppress(Exception):  # it may be lost already
+            with suppress(*AWAY):  # it may be lost already
                 # The server notices some time later that a connection was closed.
                 self._connection.execute("select pg_advisory_unlock_all()")
             self._connection.close()

@@ -432,5 +432,5 @@ def test_passes_and_generations(write_sd1: Callable[..., dict], tmp_path: Path) 
     for search in result.searches:
         (caption,) = [found for found in page.captions if found.startswith(f"{search.name}, by ")]
         assert caption.endswith(f"{len(search.completed)} of 6 trials")
-        assert percent(max(trial.value for trial in search.completed)) in caption
+        assert percent(max(trial.similarity for trial in search.completed)) in caption
     assert "Further passes climb" in page.texts["know"]

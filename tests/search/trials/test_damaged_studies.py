@@ -173,7 +173,7 @@ def test_fit(damaged, damage):
     said = []
 
     result, problems = refusal(
-        lambda: fit(load_study(folder).with_trials(5), events=FitEvents(warned=said.append), patience=1)
+        lambda: fit(load_study(folder).with_trials(5), events=FitEvents(warn=said.append), patience=1)
     )
 
     if problems:
@@ -189,7 +189,7 @@ def test_fit(damaged, damage):
     assert rows_of(path) >= before
     write_trials(result, folder / "trials.csv")
     again = fit(load_study(folder).with_trials(5))
-    assert [search.best.params for search in again.searches] == [search.best.params for search in result.searches]
+    assert [search.best.alphas for search in again.searches] == [search.best.alphas for search in result.searches]
 
 
 @pytest.mark.parametrize("damage", kinds("dashboard"))
@@ -234,7 +234,7 @@ def test_better_than_it_is(finished_study, tmp_path, capsys):
                 )
     said = []
 
-    result = fit(load_study(folder), events=FitEvents(warned=said.append))
+    result = fit(load_study(folder), events=FitEvents(warn=said.append))
 
     assert all(trial.number != 3 for search in result.searches for trial in search.trials)
     assert len(said) == len(labels)
@@ -317,7 +317,7 @@ def test_journal(journal, tmp_path, capsys, damage):
     check_told(damage, code, lines)
     assert path.read_bytes() == before
     study = load_study(folder).with_trials(5)
-    result, problems = refusal(lambda: fit(study, storage=f"journal:{path}", events=FitEvents(warned=said.append)))
+    result, problems = refusal(lambda: fit(study, storage=f"journal:{path}", events=FitEvents(warn=said.append)))
     if problems:
         assert damage.becomes == REFUSED
         assert tells(damage.words, problems), problems
@@ -359,7 +359,7 @@ def test_database_of_a_server(finished_study, tmp_path, postgresql, statement, w
     status, problems = refusal(lambda: study_status(load_study(folder, with_files=False), url))
     said += problems or status.notes
     study = load_study(folder).with_trials(3)
-    _, problems = refusal(lambda: fit(study, storage=url, events=FitEvents(warned=said.append)))
+    _, problems = refusal(lambda: fit(study, storage=url, events=FitEvents(warn=said.append)))
     said += problems
 
     assert time.monotonic() - begun < 30

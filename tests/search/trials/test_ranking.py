@@ -1,13 +1,11 @@
 """Which trial is the best: the highest similarity to 1e-9, then the smallest |merged - target|, then the number."""
 
-import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.trial import create_trial
 
-from optimizer.search import best_of, fit
-from optimizer.search.trials.best import DISTANCE, ranked
+from optimizer.search import Trial, TrialState, fit
+from optimizer.search.trials.best import best_of, ranked
 from optimizer.studies import load_study
 
 STEPS = "  - {name: T, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: 'M00,OUT03'}}\n"
@@ -15,11 +13,10 @@ STEPS = "  - {name: T, mode: add_difference, a: base, b: x, c: base, alpha: {sea
 
 def trials(rows):
     """Completed trials of (value, distance); None for a distance that was not measured."""
-    study = optuna.create_study(direction="maximize")
-    for value, distance in rows:
-        attributes = {} if distance is None else {DISTANCE: distance}
-        study.add_trial(create_trial(value=value, user_attrs=attributes))
-    return study.get_trials()
+    return [
+        Trial(number, TrialState.COMPLETE, {}, similarity=value, distance=distance)
+        for number, (value, distance) in enumerate(rows)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -66,5 +63,5 @@ def test_exact_optimum_stays(write_study, pool, metric, sampler):
     stage = f"  - {{name: s, metric: {metric}, trials: 12, sampler: {sampler}, seeds: [1]}}\n"
     (search,) = fit(load_study(write_study(STEPS, stage, path))).searches
     assert search.best.number == 0
-    assert search.best.params == pytest.approx({"T.M00": 0.3, "T.OUT03": 0.7}, abs=1e-5)
-    assert search.best.user_attrs[DISTANCE] == min(trial.user_attrs[DISTANCE] for trial in search.completed)
+    assert search.best.alphas == pytest.approx({"T.M00": 0.3, "T.OUT03": 0.7}, abs=1e-5)
+    assert search.best.distance == min(trial.distance for trial in search.completed)

@@ -115,7 +115,7 @@ class TestJournal:
         lines = whole.splitlines(keepends=True)
         file.write_bytes(whole[: -len(lines[-1]) // 2])
         said = []
-        result = fit(made, storage=f"journal:{file}", events=FitEvents(warned=said.append))
+        result = fit(made, storage=f"journal:{file}", events=FitEvents(warn=said.append))
 
         torn = len(file.read_bytes()) and [text for text in said if "its last line was not finished" in text]
         assert len(torn) == 1
@@ -134,7 +134,7 @@ class TestJournal:
         file.write_bytes(whole + rest)
         said = []
 
-        with open_storage(address, said=said.append) as storage:
+        with open_storage(address, warn=said.append) as storage:
             assert optuna.get_all_study_names(storage) == ["one"]
 
         assert file.read_bytes() == whole
@@ -253,7 +253,7 @@ class TestAway:
                 releasing.append(threading.Timer(8, blocker[0].rollback))
                 releasing[0].start()
 
-        result = fit(made, events=FitEvents(finished=finished, warned=said.append))
+        result = fit(made, events=FitEvents(finished=finished, warn=said.append))
 
         assert [trial.number for trial in result.searches[0].trials] == list(range(12))
         assert said
@@ -295,7 +295,7 @@ class TestAway:
             fit(made, patience=0.5)
         releasing = threading.Timer(1.5, blocker.rollback)
         releasing.start()
-        result = fit(made, events=FitEvents(warned=said.append))
+        result = fit(made, events=FitEvents(warn=said.append))
         releasing.join()
         blocker.close()
 
@@ -372,7 +372,7 @@ class TestAway:
         def broken():
             raise ValueError("no storage's fault")
 
-        assert persist(works_the_third_time, address, said=said.append) == "done"
+        assert persist(works_the_third_time, address, warn=said.append) == "done"
         assert said == [f"{tmp_path / 'study.db'}: the network is down; trying again for 60 s"]
         assert calls[2] - calls[1] > calls[1] - calls[0] > 0.05
         with pytest.raises(ValueError, match="no storage's fault"):
@@ -442,7 +442,7 @@ class TestSetAside:
         """What was renamed, and to what, is said."""
         made, said = study(2), []
         fit(made)
-        fit(made, fresh=True, events=FitEvents(warned=said.append))
+        fit(made, fresh=True, events=FitEvents(warn=said.append))
 
         assert said == [f"{made.folder / 'study.db'}: renamed to study.old.db"]
 

@@ -213,7 +213,7 @@ class TestBudget:
             trials = found[search.name]
             assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 15
             assert len({tuple(trial.params.values()) for trial in trials}) == 15
-            assert search.best.value == max(trial.value for trial in trials)
+            assert search.best.similarity == max(trial.value for trial in trials)
         assert len(seen) == 30
         names = {trial.user_attrs["worker"] for trials in found.values() for trial in trials}
         assert 1 <= len(names) <= 3
@@ -396,14 +396,14 @@ def test_interrupted_twice(folder):
         from optimizer.search import FitEvents, fit
         from optimizer.studies import load_study
         from optimizer.search.searching import Search
-        scores = Search._scores
+        scores = Search._scores_at
         def slowly(self, point):
             found = scores(self, point)
             if len(self.result.trials) == 3:
                 print("amid", flush=True)
                 time.sleep(100)
             return found
-        Search._scores = slowly
+        Search._scores_at = slowly
         result = fit(load_study(Path({str(made)!r})))
         print(result.interrupted, len(result.searches[0].completed))
     """
@@ -466,7 +466,7 @@ class TestDatabaseServer:
                 postgresql.stop()
                 postgresql.start()
 
-        result = fit(load_study(made), storage=storage, events=FitEvents(finished=finished, warned=said.append))
+        result = fit(load_study(made), storage=storage, events=FitEvents(finished=finished, warn=said.append))
 
         assert [len(search.completed) for search in result.searches] == [20, 20]
         for trials in trials_in(storage, made).values():
@@ -613,7 +613,7 @@ def test_proposals_differ(folder):
     result = fit(load_study(made), workers=3)
 
     for search in result.searches:
-        points = [tuple(trial.params.values()) for trial in search.completed]
+        points = [tuple(trial.alphas.values()) for trial in search.completed]
         assert len(set(points)) == 40
 
 

@@ -1,0 +1,82 @@
+"""What `blockfit fit` shows while it runs."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+
+from optimizer.cli.application import State
+from optimizer.cli.printing import bar_updates, make_console, progress_bars, shows_progress
+from optimizer.printable import printable
+
+if TYPE_CHECKING:
+    from optimizer.reports import FitLog
+    from optimizer.search import SearchProgress, Trial
+
+__all__ = ["TerminalEvents"]
+
+# ruff: noqa: PLC0415  pandas and torch are imported by the command that needs them
+
+
+class TerminalEvents:
+    """The events of a fit: warnings and, on a terminal, a table on stderr; everything goes to `log` as well."""
+
+    def __init__(self, log: "FitLog") -> None:
+        from optimizer.reports import LiveFit
+
+        self._log = log
+        self._console = make_console(stderr=True)
+        self._bars, self._table = progress_bars(self._console), LiveFit()
+        self._update = bar_updates(self._bars)
+
+    def progress(self, what: str, done: int, total: int, /) -> None:
+        """Show how much of `what` is done by a bar."""
+        self._update(what, done, total)
+
+    def opened(self, progress: "SearchProgress", /) -> None:
+        """Show a search that begins or goes on."""
+        self._log.opened(progress)
+        self._table.show(progress)
+
+    def finished(self, progress: "SearchProgress", trial: "Trial", /) -> None:
+        """Show the state of a search after a trial."""
+        self._log.finished(progress, trial)
+        self._table.show(progress)
+
+    def warn(self, text: str, /) -> None:
+        """Print a warning as a line of the command's."""
+        self._log.warn(text)
+        _print_line(self._console, f"blockfit: warning: {text}")
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Draw the table meanwhile, and under --debug the tracebacks of trials that fail."""
+        with ExitStack() as stack:
+            if State.debug:
+                logger, handler = logging.getLogger("blockfit"), _Tracebacks(self._console)
+                logger.addHandler(handler)
+                stack.callback(logger.removeHandler, handler)
+            if shows_progress(self._console):
+                # Drawn by the clock, not after every trial: those may take a millisecond.
+                group = Group(self._bars, self._table)
+                stack.enter_context(Live(group, console=self._console, transient=True, refresh_per_second=8))
+            yield
+
+
+class _Tracebacks(logging.Handler):
+    """Prints errors that the work goes on after."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.ERROR)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in self.format(record).splitlines():
+            _print_line(self._console, line)
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
