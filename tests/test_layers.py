@@ -120,6 +120,32 @@ def test_trials_know_nothing_of_the_fit():
             )
 
 
+@pytest.mark.parametrize("room", ["search", "reports", "cli", "demo", "analysis"])
+def test_optuna_stays_behind_its_border(room):
+    """Above `search.trials` trials are records of our own; only the dashboard, which is Optuna's, reads them as stored.
+
+    What Optuna does not make public is named in one file.
+    """
+    border, privates = "optimizer.search.trials", "optimizer.search.trials.optuna_privates"
+    for module in in_room(room):
+        if not f"{module}.".startswith(f"{border}.") and module != "optimizer.reports.dashboard":
+            assert not {source for source, _ in IMPORTS[module] if source.split(".")[0] == "optuna"}, module
+        text = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        if module != privates and text.is_file():
+            named = {node.attr for node in ast.walk(ast.parse(text.read_text("utf-8"))) if is_private(node)}
+            assert not named, f"{module} reads {named}"
+            hidden = {source for source, _ in IMPORTS[module] if source.startswith("optuna.") and "._" in source}
+            assert not hidden, f"{module} imports {hidden}"
+
+
+def is_private(node):
+    """Whether a node of a module's tree reads something private of a study, a trial or a storage of Optuna's."""
+    if not isinstance(node, ast.Attribute):
+        return False
+    own = isinstance(node.value, ast.Name) and node.value.id == "self"
+    return node.attr in ("_study_id", "_trial_id", "_backend") or (node.attr == "_storage" and not own)
+
+
 def defined_in(source, name):
     """The module that a name is defined in, which other modules may pass on."""
     if f"{source}.{name}" in IMPORTS and (source, name) not in PASSED_ON:

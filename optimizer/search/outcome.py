@@ -1,4 +1,4 @@
-"""What a study has found, read from where its trials are and from best.yaml; no checkpoint is needed."""
+"""The results of a study, read from the storage of its trials and from best.yaml; no checkpoint is needed."""
 
 import math
 from collections.abc import Mapping

@@ -149,7 +149,7 @@ class FitResult:
         return reached[-1]
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures, as JSON takes them; similarities are totals, None where there is none."""
+        """Return the figures for JSON; similarities are totals, None where there is none."""
         return {
             "study": self.study.name,
             "folder": str(self.study.folder),

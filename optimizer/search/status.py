@@ -1,4 +1,4 @@
-"""What a study has done so far, read from where its trials are; no checkpoint is needed."""
+"""The progress of a study, read from the storage of its trials; no checkpoint is needed."""
 
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -23,9 +23,9 @@ __all__ = ["SearchStatus", "StudyStatus", "study_status"]
 class SearchStatus:
     """One search: its trials by outcome, its budget of completed ones, the best similarity, seconds per trial.
 
-    `budget` is that of the fits that are under way, or of the last one; see `budgets.budget_of`. `lost` are those whose
-    workers died; they do not count. `seconds_per_trial` is what one takes, `seconds_left` what
-    the rest of them will take at the pace of late, several workers taken together; None where nothing can be said.
+    `budget` is that of the fits that are under way, or of the last one; see `budgets.budget_of`. `lost` are trials
+    whose workers died; they do not count. `seconds_per_trial` is the mean of completed trials, `seconds_left` an
+    estimate at the current rate of all workers; None if unknown.
     """
 
     search: str
@@ -42,7 +42,7 @@ class SearchStatus:
     seconds_left: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, for JSON."""
+        """Return the fields by name, for JSON."""
         return asdict(self)
 
 
@@ -50,8 +50,8 @@ class SearchStatus:
 class StudyStatus:
     """The searches of a study in the order in which they run, and the workers that are at them now.
 
-    `seconds_left` is what all the searches will take, None if nobody is at them or nothing can be said; `ends` is when
-    that will be, in local time. `notes` are lines on trials that do not count.
+    `seconds_left` estimates the time for all searches, None if no worker runs or it is unknown; `ends` is the end that
+    follows from it, in local time. `notes` are lines on trials that do not count.
     """
 
     searches: tuple[SearchStatus, ...]
@@ -61,7 +61,7 @@ class StudyStatus:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, for JSON."""
+        """Return the fields by name, for JSON."""
         return {
             "searches": [search.as_dict() for search in self.searches],
             "workers": [asdict(worker) for worker in self.workers],
@@ -72,7 +72,7 @@ class StudyStatus:
 
 
 def study_status(study: Study, storage: str | None = None) -> StudyStatus:
-    """The state of every search that the study will run, whichever of its generations was searched last.
+    """Return the state of every search that the study will run, in the generation that was searched last.
 
         for search in study_status(load_study("my-study", with_files=False)).searches:
             print(search.search, search.completed, search.budget)

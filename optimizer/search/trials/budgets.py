@@ -1,8 +1,8 @@
-"""How many completed trials a study's searches are to have: what study.yaml says, or what a running fit was told.
+"""The number of completed trials that a study's searches aim at.
 
-Every fit notes its budgets, by stage, in the Optuna studies that it opens. So whoever looks at them, and other workers,
-know what is aimed at: the largest budget of the workers that live. Where none lives it is what study.yaml says, as the
-next fit goes on to that, or more, if the last fit was asked for more.
+Every fit notes its budgets, by stage, in the Optuna studies that it opens, for other workers and for commands that look
+at them. The largest budget of the living workers counts. Where none lives it is that of study.yaml, which the next fit
+runs, or a larger one that the last fit was asked for.
 """
 
 from collections.abc import Iterable, Mapping
@@ -55,14 +55,14 @@ def budget_of(stage: Stage, noted: Iterable[Mapping[str, Any]], living: Iterable
     says and what the last fit was asked for counts.
     """
     attributes, names = list(noted), set(living)
-    told = [
+    living_budgets = [
         budgets[stage.name]
         for one in attributes
         for name, budgets in _workers(one).items()
         if name in names and stage.name in budgets
     ]
     last = _numbers(_mapping(attributes[-1].get(_NOTED)).get("last")) if attributes else {}
-    budget = max(told) if told else max(last.get(stage.name, 0), stage.trials)
+    budget = max(living_budgets) if living_budgets else max(last.get(stage.name, 0), stage.trials)
     return budget if most is None else min(budget, most)
 
 

@@ -1,4 +1,4 @@
-"""A storage of trials that may be a stranger's: what cannot be read in it is told in a line, whatever it is."""
+"""A storage of trials that may be a stranger's: each fault in it is one line, whatever it is."""
 
 import copy
 from collections.abc import Callable, Container, Sequence
@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from optimizer.errors import StudyError
 from optimizer.search.trials.database_errors import AWAY, is_away, reason_of
-from optimizer.search.trials.optuna_privates import CachedStorage, FrozenStudy, TrialModel, engine_of
+from optimizer.search.trials.optuna_privates import CachedStorage, FrozenStudy, engine_of, models
 
 __all__ = ["BrokenStorage", "CheckedStorage"]
 
@@ -172,21 +172,21 @@ class CheckedStorage(BaseStorage):
     def _called(self, study_id: int) -> str:
         try:
             return repr(self._inner.get_study_name_from_id(study_id))
-        except Exception:  # of two things that are wrong the other one is told
+        except Exception:  # whatever it is, the error that the name is for is the one to report
             return f"the Optuna study with the id {study_id}"
 
     def _attributes(self, study_id: int) -> str:
         return f"the attributes of {self._called(study_id)}"
 
     def _find_broken(self, study_id: int) -> None:
-        """Raise BrokenStorage for the first trial of a study that cannot be read by itself, if that can be told."""
+        """Raise BrokenStorage for the first trial of a study that cannot be read by itself, if there is one."""
         for number, trial_id in sorted(self._numbers(study_id)) if isinstance(self._inner, CachedStorage) else ():
             self._read(self._inner.get_trial, f"trial {number} of {self._called(study_id)}", trial_id, missing=False)
 
     def _numbers(self, study_id: int) -> list[tuple[Any, Any]]:
         """Return (number, id) of a study's trials, whatever these are."""
         assert isinstance(self._inner, CachedStorage)
-        trials = TrialModel
+        trials = models.TrialModel
         with engine_of(self._inner).connect() as connection:
             asked = select(trials.number, trials.trial_id).where(trials.study_id == study_id)
             return [(number, trial_id) for number, trial_id in connection.execute(asked)]

@@ -367,7 +367,7 @@ class Trials:
                 self._storage.set_trial_user_attr(trial_id, key, content)
             self._storage.set_trial_state_values(trial_id, state, values)
         except UpdateFinishedTrialError:
-            # An attempt before has told it; or others took this process to be dead and have begun it again.
+            # An earlier attempt has stored it; or others took this process to be dead and have begun it again.
             return
 
 

@@ -12,7 +12,7 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBRE
 
 
 class AtOnce(KeyboardInterrupt):
-    """The second interruption of a trial: nothing is to be waited for any more."""
+    """The second interruption of a trial: the search ends without waiting for anything."""
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def whole_trial() -> Iterator[None]:
-    """Let an interruption wait until a trial is scored, stored and told; a second one does not wait."""
+    """Let an interruption wait until a trial is scored, stored and reported; a second one does not wait."""
     # Python handles signals in the main thread only, and a handler of the caller's own is the caller's business.
     main = threading.current_thread() is threading.main_thread()
     ours = [number for number in _SIGNALS if main and signal.getsignal(number) is signal.default_int_handler]

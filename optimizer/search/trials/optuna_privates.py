@@ -6,18 +6,18 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.storages._cached_storage import _CachedStorage as CachedStorage
-from optuna.storages._rdb.models import TrialModel
+from optuna.storages._rdb import models
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 
 __all__ = [
     "CachedStorage",
     "FrozenStudy",
-    "TrialModel",
     "contains",
     "engine_of",
     "id_of_study",
     "id_of_trial",
+    "models",
     "storage_of",
 ]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from alembic.script import ScriptDirectory
-from optuna.storages._rdb import models
 
 from optimizer.errors import StudyError
+from optimizer.search.trials.optuna_privates import models
 
 __all__ = ["connect_to", "finish_writing", "holds_tables", "is_database"]
 

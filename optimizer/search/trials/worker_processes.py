@@ -34,7 +34,7 @@ class WorkerProcesses:
             process.start()
 
     def ended(self) -> list[str]:
-        """What there is to say of processes that have failed since the last call."""
+        """Return a line for each process that has failed since the last call."""
         failed = [process for process in self._processes if process.exitcode not in (None, 0)]
         self._processes = [process for process in self._processes if process not in failed]
         return [f"{process.name} ended with exit code {process.exitcode}; the others go on" for process in failed]
@@ -55,7 +55,7 @@ class WorkerProcesses:
 
 
 def still_wanted(stop: c_bool) -> bool:
-    """Whether a process that was started by `WorkerProcesses` is to go on."""
+    """Return whether a process that `WorkerProcesses` started should go on."""
     parent = multiprocessing.parent_process()
     return not stop.value and (parent is None or parent.is_alive())
 

@@ -1,8 +1,8 @@
 """Which workers search a study at the moment: processes that take turns at proposing trials, on one machine or many.
 
 A worker holds a lock for as long as it lives, of the operating system beside a file of trials, of the server in a
-PostgreSQL database. Whoever wants to know whether it lives tries the lock: that needs no clocks that agree and no
-waiting, and however a process ends, killed or cut off, its lock ends with it.
+PostgreSQL database. To test whether a worker is alive, try to take its lock. This needs no synchronised clocks, and the
+lock is released however the process ends.
 """
 
 import os
@@ -51,7 +51,7 @@ class Worker:
 
 
 class Workers(ABC):
-    """Those who work with the trials of a storage; this process is one of them between `join` and `close`."""
+    """The workers of a storage of trials; this process is one of them between `join` and `close`."""
 
     own: Worker | None = None
 
@@ -96,7 +96,7 @@ class Workers(ABC):
 
 
 def workers_at(address: StorageAddress, scope: str) -> Workers:
-    """Those who work with the trials at this address, in a database with those of the study called `scope`."""
+    """Return the workers registered at this address; in a shared database, only those of the study `scope`."""
     return _PostgresWorkers(address, scope) if address.path is None else _FileWorkers(address.path)
 
 
