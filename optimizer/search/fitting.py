@@ -106,7 +106,7 @@ def fit(
 
 
 def _fit(context: FitContext, *, fresh: bool, check_hashes: bool) -> FitResult:
-    """Plan, run, choose, write."""
+    """Plan, run, choose, write: the table of contents of a fit."""
     study, warn = context.study, context.events.warn
     _check_prompts(study)
     earlier = None if fresh else _earlier_best(study)

@@ -112,7 +112,9 @@ def _searched(
     except (KeyboardInterrupt, Exception) as stopped:
         if isinstance(stopped, InputError) and not isinstance(stopped, CheckpointError):
             raise
-        yield _with_last_scores(scoring, found.filled())
+        found = found.filled()
+        yield found  # scoring may be interrupted, too
+        yield _with_last_scores(scoring, found)
         raise
 
 
