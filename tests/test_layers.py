@@ -238,6 +238,40 @@ def test_libraries(room, libraries):
         assert not wrong, f"{module} imports {wrong}"
 
 
+# What reads files, which checkpoints.reading alone puts behind the protocol.
+CONCRETE = {"Checkpoint", "FileReader", "HeldFile", "SelectedTensors", "StoredTensorInfo", "TorchFile"}
+# What of checkpoints works with any source.
+FOR_ANY_SOURCE = {"configuration", "naming", "prediction", "recognition", "source", "zero_tensors", "zeros"}
+
+
+def test_sources_are_known_by_their_protocol():
+    """Nothing outside their room, and nothing in it that works with any source, imports a class that reads files."""
+    defined = {
+        node.name
+        for module in in_room("checkpoints")
+        for node in ast.walk(ast.parse(file_of(module).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert defined > CONCRETE
+    for module, found in IMPORTS.items():
+        name = module.removeprefix("optimizer.checkpoints.")
+        if name == module or name in FOR_ANY_SOURCE:
+            wrong = {name for source, name in found if name in CONCRETE or source.split(".")[0] == "safetensors"}
+            assert not wrong, f"{module} imports {wrong}"
+    for room in ("similarity", "merging", "recipes", "pictures", "library"):
+        for module in in_room(room):
+            past = {source for source, _ in IMPORTS[module] if source.startswith("optimizer.checkpoints.")}
+            assert not past, f"{module} imports {past} past the room's front"
+            assert ("io", "FileIO") not in IMPORTS[module]
+            assert not {"mmap"} & {source for source, _ in IMPORTS[module]}
+
+
+def file_of(module):
+    """The file of a module."""
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 def test_exports_open_no_checkpoint():
     """What a format says follows from the recipe alone, and from what its files are called."""
     for module in in_room("interchange.exports"):

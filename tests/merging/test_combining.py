@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from step_by_step import merge_by_steps
 
-from optimizer.checkpoints import ElementReader, SafetensorsWriter, TensorSpec, open_checkpoint, safetensors_writer
+from optimizer.checkpoints import SafetensorsWriter, TensorSpec, open_checkpoint, safetensors_writer
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
 from optimizer.merging import CHUNK, merge
-from optimizer.recipes import Alpha, Model, Recipe, Step
+from optimizer.recipes import Alpha, Model, PartReader, Recipe, Step
 
 LAYOUT = load_layout("sd1")
 UNET = "model.diffusion_model."
@@ -163,7 +163,7 @@ def start(program, *arguments):
 def test_threads_share_no_work_of_torch(tmp_path, write_family, monkeypatch):
     """Each of the threads has torch compute in that thread alone, from its first tensor to its last."""
     write_family()
-    seen, read = {}, ElementReader.read
+    seen, read = {}, PartReader.read
 
     def watched(reader, part, start, stop):
         if threading.current_thread() is not threading.main_thread():
@@ -172,7 +172,7 @@ def test_threads_share_no_work_of_torch(tmp_path, write_family, monkeypatch):
             seen.setdefault(threading.get_ident(), []).append(torch.get_num_threads())
         return read(reader, part, start, stop)
 
-    monkeypatch.setattr(ElementReader, "read", watched)
+    monkeypatch.setattr(PartReader, "read", watched)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
