@@ -2,16 +2,8 @@
 
 Statistics, merging, metrics and inspection know of a checkpoint what `TensorSource` says, and nothing else. A new kind
 of checkpoint (a file at an address, a folder of shards, a base with a LoRA added to it) is therefore one class. The
-shortest one derives from `BaseSource` and gives a label, the tensors' names, shapes and dtypes, and `read`:
-
-    class Scaled(BaseSource):
-        def __init__(self, source: TensorSource, factor: float) -> None:
-            self.label = f"{source.label} x {factor:g}"
-            self.tensors = source.tensors
-            self._source, self._factor = source, factor
-
-        def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-            return self._source.read(name, start, stop) * self._factor
+shortest one derives from `BaseSource` and gives a label, the tensors' names, shapes and dtypes, and `read`;
+CONTRIBUTING.md has an example.
 """
 
 from abc import ABC, abstractmethod

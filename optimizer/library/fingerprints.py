@@ -111,9 +111,12 @@ def fingerprint(source: TensorSource, cache: HashCache | None = None) -> str:
     for name in sorted(source.tensors):
         info = source.tensors[name]
         digest.update(json.dumps([name, str(info.dtype).removeprefix("torch."), info.shape]).encode())
-        edge = min(info.count, _EDGE // info.dtype.itemsize)
-        for start in (0, info.count - edge):
-            digest.update(raw_bytes(source.read(name, start, start + edge)).numpy().data)
+        edge = _EDGE // info.dtype.itemsize
+        # A small tensor is read once.
+        whole = source.tensor(name).reshape(-1) if info.count <= 2 * edge else None
+        for start, stop in ((0, min(edge, info.count)), (max(0, info.count - edge), info.count)):
+            elements = source.read(name, start, stop) if whole is None else whole[start:stop]
+            digest.update(raw_bytes(elements).numpy().data)
     source.check_intact()
     if cache and file:
         cache.store(file, "fingerprint", digest.hexdigest(), state)
