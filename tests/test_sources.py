@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from optimizer.checkpoints import BaseSource, TensorInfo, open_checkpoint
+from optimizer.checkpoints import BaseSource, TensorInfo, WholeTensorReader, open_checkpoint
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
 from optimizer.library import HashCache, fingerprint, inspect_checkpoint
@@ -65,6 +65,10 @@ class WithLora(BaseSource):
         tensor = self._base.tensor(name)
         changed = tensor.float() + self._scale * (up @ down).reshape(tensor.shape)
         return changed.to(tensor.dtype).reshape(-1)[start:stop]
+
+    def reader(self, _buffer):
+        """Keep what was computed last."""
+        return WholeTensorReader(self.tensor)
 
 
 def lora(tensors):

@@ -6,7 +6,14 @@ from optimizer.checkpoints.open_file import FileState
 from optimizer.checkpoints.other_files import STATISTICS, kind_of_folder, kind_of_other_file
 from optimizer.checkpoints.prediction import Prediction, read_prediction, usual_schedule
 from optimizer.checkpoints.reading import as_source, open_checkpoint, raw_bytes, unfit
-from optimizer.checkpoints.source import BaseSource, ElementReader, TensorInfo, TensorSource, check_unchanged
+from optimizer.checkpoints.source import (
+    BaseSource,
+    ElementReader,
+    TensorInfo,
+    TensorSource,
+    WholeTensorReader,
+    check_unchanged,
+)
 from optimizer.checkpoints.vae import open_vae, without_vae
 from optimizer.checkpoints.writing import SafetensorsWriter, TensorSpec, safetensors_writer, write_safetensors
 from optimizer.checkpoints.zero_tensors import ZeroTensors
@@ -23,6 +30,7 @@ __all__ = [
     "TensorInfo",
     "TensorSource",
     "TensorSpec",
+    "WholeTensorReader",
     "ZeroTensors",
     "as_source",
     "check_unchanged",

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from optimizer.checkpoints.open_file import FileState
-from optimizer.checkpoints.source import TensorInfo
+from optimizer.checkpoints.source import TensorInfo, WholeTensorReader
 from optimizer.errors import CheckpointError
 
 __all__ = ["FileReader", "StoredTensorInfo"]
@@ -41,13 +41,13 @@ class FileReader:
         buffer: torch.Tensor,
     ) -> None:
         self._path, self._state = path, state
-        self._tensors, self._whole = tensors, whole
+        self._tensors, self._scattered = tensors, WholeTensorReader(whole)
         self._buffer = buffer
         self._file: FileIO | None = None
-        self._kept: tuple[str, torch.Tensor] | None = None
 
     def close(self) -> None:
         """Close the file."""
+        self._scattered.close()
         if self._file is not None:
             self._file.close()
 
@@ -55,7 +55,7 @@ class FileReader:
         """Return the elements `start` to `stop`, as `ElementReader.read` says."""
         info = self._tensors[name]
         if info.offset is None:
-            return self._elements(name)[start:stop]
+            return self._scattered.read(name, start, stop)
         found = self._buffer[: (stop - start) * info.dtype.itemsize].view(info.dtype)
         self._fill(info.offset + start * info.dtype.itemsize, found)
         return found
@@ -64,14 +64,9 @@ class FileReader:
         """Write the elements `start` to `stop` to `out`, as `ElementReader.read_into` says."""
         info = self._tensors[name]
         if info.offset is None:
-            out.copy_(self._elements(name)[start:stop])
+            self._scattered.read_into(name, start, stop, out)
         else:
             self._fill(info.offset + start * info.dtype.itemsize, out)
-
-    def _elements(self, name: str) -> torch.Tensor:
-        if self._kept is None or self._kept[0] != name:
-            self._kept = name, self._whole(name).reshape(-1)
-        return self._kept[1]
 
     def _fill(self, offset: int, out: torch.Tensor) -> None:
         try:

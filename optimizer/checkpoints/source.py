@@ -7,7 +7,7 @@ CONTRIBUTING.md has an example.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -22,7 +22,7 @@ from optimizer.checkpoints.recognition import kind_and_layout
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout
 
-__all__ = ["BaseSource", "ElementReader", "TensorInfo", "TensorSource", "check_unchanged"]
+__all__ = ["BaseSource", "ElementReader", "TensorInfo", "TensorSource", "WholeTensorReader", "check_unchanged"]
 
 _NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
@@ -277,6 +277,32 @@ def check_unchanged(sources: Iterable[TensorSource]) -> None:
     found = {source.label: source.fate() for source in sources}
     if problems := [f"{label}: {fate} while it was being read; run again" for label, fate in found.items() if fate]:
         raise CheckpointError(problems)
+
+
+class WholeTensorReader:
+    """The `ElementReader` of a source that computes or unpacks whole tensors: it keeps the last one.
+
+    `whole` gives a tensor by name, such as `TensorSource.tensor`.
+    """
+
+    def __init__(self, whole: Callable[[str], torch.Tensor]) -> None:
+        self._whole = whole
+        self._kept: tuple[str, torch.Tensor] | None = None
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return the elements `start` to `stop`, as `ElementReader.read` says."""
+        if self._kept is None or self._kept[0] != name:
+            self._kept = None  # one tensor at a time
+            self._kept = name, self._whole(name).reshape(-1)
+        return self._kept[1][start:stop]
+
+    def read_into(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        """Write the elements `start` to `stop` to `out`, as `ElementReader.read_into` says."""
+        out.copy_(self.read(name, start, stop))
+
+    def close(self) -> None:
+        """Release the last tensor."""
+        self._kept = None
 
 
 class _PlainReader:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from optimizer.checkpoints import BaseSource, TensorInfo, as_source, check_unchanged, open_checkpoint
+from optimizer.checkpoints import BaseSource, TensorInfo, WholeTensorReader, as_source, check_unchanged, open_checkpoint
 from optimizer.checkpoints.selection import SelectedTensors
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
@@ -64,6 +64,21 @@ def test_a_reader_by_default():
 
     assert out.tolist() == [7, 8, 9, 10, 11]
     assert source.asked == [("a", 2, 4), ("a", 7, 12)]
+
+
+def test_a_reader_that_keeps_a_tensor():
+    """It asks for each tensor once while that is read from front to back, and keeps none after it is closed."""
+    source = Numbers("numbers", {"a": (3, 4), "b": (5,)})
+    reader, out = WholeTensorReader(source.tensor), torch.empty(5)
+
+    assert [reader.read("a", start, start + 4).tolist() for start in (0, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    reader.read_into("a", 7, 12, out)
+    assert out.tolist() == [7, 8, 9, 10, 11]
+    assert reader.read("b", 4, 5).tolist() == [4]
+    assert source.asked == [("a", 0, 12), ("b", 0, 5)]
+    reader.close()
+    reader.read("b", 0, 1)
+    assert len(source.asked) == 3
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
