@@ -171,6 +171,22 @@ def browser() -> "Iterator[Browser]":
         yield running
 
 
+@pytest.fixture
+def blockfit(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command with these arguments in this process; give its exit code and what it wrote, as of a process."""
+    from optimizer.cli import main
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        written = capsys.readouterr()
+        code = int(left.value.code or 0)
+        return subprocess.CompletedProcess(arguments, code, written.out, written.err)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def sd1_tensors() -> Callable[..., dict[str, torch.Tensor]]:
     """The function `make_sd1_tensors`."""
