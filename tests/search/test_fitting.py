@@ -93,7 +93,11 @@ def test_budget_and_running_again(study):
 
 @pytest.mark.parametrize(
     ("sampler", "early", "budget"),
-    [("blockwise", 7, 12), ("random", 3, 5), ("tpe", 11, 14), ("cmaes", 5, 8), ("gp", 11, 12)],
+    [
+        ("blockwise", 7, 12),
+        ("tpe", 11, 14),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("random", 3, 5), ("cmaes", 5, 8), ("gp", 11, 12))),
+    ],
 )
 def test_continuing_is_as_not_having_stopped(study, sampler, early, budget):
     """A larger budget continues with the trials that an uninterrupted run makes, whatever the sampler."""

@@ -168,31 +168,40 @@ class TestPresence:
 
     @BY_LOCKS
     def test_turns(self, storage, tmp_path):
-        """Only one worker has its turn at a time; who has it may take it again."""
+        """Only one worker has its turn at a time, in whatever process; who has it may take it again."""
+        counter, count = tmp_path / "counter", 100
         code = f"""
-            import sys
             from pathlib import Path
             from optimizer.search import storage_address
             from optimizer.search.trials.workers import workers_at
             workers = workers_at(storage_address({storage!r}, Path()), "a")
-            counter = Path({str(tmp_path / "counter")!r})
-            for _ in range(25):
+            counter = Path({str(counter)!r})
+            print("here", flush=True)
+            for _ in range({count}):
                 with workers.turn(), workers.turn():
                     counter.write_text(str(int(counter.read_text()) + 1))
             workers.close()
         """
-        (tmp_path / "counter").write_text("0", encoding="utf-8")
-        processes = [fitting(tmp_path, code=[sys.executable, "-c", textwrap.dedent(code)]) for _ in range(3)]
+        counter.write_text("0", encoding="utf-8")
+        process = fitting(tmp_path, code=[sys.executable, "-c", textwrap.dedent(code)])
+        workers = workers_at(storage_address(storage, tmp_path), "a")
+        assert process.stdout.readline() == "here\n"
+        for _ in range(count):
+            with workers.turn(), workers.turn():
+                counter.write_text(str(int(counter.read_text(encoding="utf-8")) + 1), encoding="utf-8")
+        workers.close()
 
-        assert [process.communicate(timeout=PATIENCE) for process in processes] == [("", "")] * 3
-        assert (tmp_path / "counter").read_text(encoding="utf-8") == "75"
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+        assert counter.read_text(encoding="utf-8") == str(2 * count)
 
 
 class TestBudget:
     """Workers that search together."""
 
-    def test_three_processes(self, folder, storage):
-        """Three processes meet every budget exactly, no point is tried twice, and the result is the best of all."""
+    def test_processes_together(self, folder, storage):
+        """Processes meet every budget exactly, no point is tried twice, and the result is the best of all."""
+        # Three by the locks of a SQLite file; two elsewhere.
+        workers = 3 if storage.startswith("sqlite") else 2
         made = folder(budget=15)
         seen = []
 
@@ -201,7 +210,7 @@ class TestBudget:
             # The first process goes on when another has done a trial: none of them does all the work alone.
             wait_for(lambda: len(done_by(storage, made)) > 1)
 
-        result = fit(load_study(made), workers=3, storage=storage, events=FitEvents(finished=finished))
+        result = fit(load_study(made), workers=workers, storage=storage, events=FitEvents(finished=finished))
 
         found = trials_in(storage, made)
         assert set(found) == {"s/T1", "s/T2"}
@@ -213,7 +222,7 @@ class TestBudget:
         # Of a search that the others finished meanwhile the first process has nothing to tell.
         assert sum("T1.OUT03" in trial.params for trial in seen) == 15
         names = {trial.user_attrs["worker"] for trials in found.values() for trial in trials}
-        assert 2 <= len(names) <= 3
+        assert 2 <= len(names) <= workers
 
     @pytest.mark.parametrize("storage", ["journal", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
     def test_second_machine(self, endless, storage, tmp_path, pool, target):
