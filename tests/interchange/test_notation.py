@@ -6,7 +6,7 @@ import string
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from step_by_step import BLOCKS
 
@@ -515,8 +515,33 @@ def test_alphas_of_some_blocks_are_0_elsewhere():
     assert {block: read.alpha.at(block) for block in BLOCKS} == dict.fromkeys(BLOCKS, 0.0) | {"OUT03": 0.5}
 
 
+SIGNS = st.text(st.sampled_from('AB xX=+-*()0.5,:|%"\n\talphbet{}[]#•'), max_size=60)
+WORDS = [
+    "A",
+    "B",
+    "T",
+    " ",
+    " x ",
+    " + ",
+    " - ",
+    " = ",
+    "(",
+    ")",
+    "1",
+    "0.5",
+    "alpha",
+    "(1-alpha)",
+    ",",
+    "\n",
+    "%",
+    "#",
+]
+
+
 @settings(max_examples=300, deadline=None)
-@given(text=st.text(st.sampled_from('AB xX=+-*()0.5,:|%"\n\talphbet{}[]#•'), max_size=60))
+@given(text=SIGNS | st.lists(st.sampled_from(WORDS), max_size=20).map("".join))
+@example(text="A x 0.5 + B x 0.5 = T")
+@example(text="A x (1-alpha) + B x alpha = T\nalpha = 0.5")
 def test_any_text_is_read_or_refused(text):
     """Any text at all gives a recipe or an error for the user."""
     try:

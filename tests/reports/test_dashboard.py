@@ -353,6 +353,7 @@ def test_in_a_browser(address, browser):
     Nowhere is there a button that would change something.
     """
     page = browser.new_page()
+    page.set_default_timeout(1000 * PATIENCE)
     problems, hosts = [], set()
 
     def buttons():

@@ -14,6 +14,7 @@ from databases import sqlite_url
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 from step_by_step import block_of, merged_names
+from waiting import PATIENCE
 
 from optimizer.errors import StudyError
 from optimizer.merging import merge
@@ -413,7 +414,7 @@ def test_interrupt_signal(study):
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "running\n"
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 0
     assert "interrupted True" in output
