@@ -255,7 +255,7 @@ def test_bounds_against_grids(seed, count, alike):
         assert of_delta == pytest.approx(1, abs=1e-9)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(1, 10_000),
     lost=st.sampled_from(["", "x", "y", "target"]),

@@ -56,7 +56,9 @@ def test_every_mode(family, tmp_path):
     assert_equal_tensors(found, written)
 
 
-@pytest.mark.parametrize("mapping", ["supermerger", "mecha", "model-mixer"])
+@pytest.mark.parametrize(
+    "mapping", ["supermerger", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mecha", "model-mixer"))]
+)
 def test_mappings(family, mapping):
     """time_embed and the VAE merge by the recipe's mapping."""
     folder, tensors = family
