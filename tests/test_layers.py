@@ -1,6 +1,7 @@
 """Folders are rooms: imports between them point one way, no room is a hall, and each shows what others use of it."""
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -49,6 +50,7 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
 def imports_in(path):
     """Every import of a module, wherever in it: (module, name), the name None for `import module`."""
     found = []
