@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+
 from generating.figures import FILTERS, gpu, load_results, measured_on
 
 __all__ = ["environment", "notebook_pictures"]
 
 ROOT = Path(__file__).resolve().parents[2]
-_WIDTH = 96  # characters of a help page
+_WIDTH = 88  # characters of a help page
 
 
 def environment() -> jinja2.Environment:
@@ -46,8 +47,9 @@ def environment() -> jinja2.Environment:
 
 def commands() -> str:
     """Return a section for each command with its help page."""
-    from optimizer.cli import app  # noqa: PLC0415
     from typer.main import get_command  # noqa: PLC0415
+
+    from optimizer.cli import app  # noqa: PLC0415
 
     whole = get_command(app)
     parts = [_help("blockfit", whole)]
@@ -144,7 +146,9 @@ def layouts() -> str:
     for name in layout_names():
         blocks = load_layout(name).blocks
         listed = ", ".join(f"`{block}`" for block in blocks)
-        parts.append(f"## {name}\n\n{len(blocks)} blocks, in the order in which a list of numbers gives them: {listed}.\n")
+        parts.append(
+            f"## {name}\n\n{len(blocks)} blocks, in the order in which a list of numbers gives them: {listed}.\n"
+        )
     return "\n".join(parts)
 
 
@@ -165,7 +169,7 @@ def metrics() -> str:
 # --- Python -----------------------------------------------------------------------------------------------------------
 
 _KINDS = (
-    ("Functions", lambda value: inspect.isfunction(value)),
+    ("Functions", inspect.isfunction),
     ("Errors and warnings", lambda value: inspect.isclass(value) and issubclass(value, Exception)),
     ("Classes", inspect.isclass),
 )

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def load_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 
 
 def measured_on(result: Mapping[str, Any]) -> str:
-    """Return the commands of a result as a block, and a line of date, machine and versions."""
+    """Return the commands of a result as a block, and a line with its date, machine and versions."""
     machine, versions = result["machine"], result["versions"]
     memory = machine["memory, bytes"]
     parts = [
@@ -40,8 +41,8 @@ def measured_on(result: Mapping[str, Any]) -> str:
         None if not versions["commit"] else f"commit {versions['commit'][:10]}",
     ]
     note = f" ({machine['note']})" if machine["note"] else ""
-    commands = "\n".join(f"    {command}" for command in result["commands"])
-    return f"{commands}\n\n*Measured: {', '.join(part for part in parts if part)}{note}.*"
+    commands = "\n".join(result["commands"])
+    return f"```text\n{commands}\n```\n\n*Measured: {', '.join(part for part in parts if part)}{note}.*"
 
 
 def gpu() -> str:
@@ -93,9 +94,10 @@ def _percent(value: float, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f} %"
 
 
-def _between(values: Sequence[float], show: Callable[[float], str] = _plain) -> str:
-    """Return "19 to 25", or one number where both are the same."""
-    least, most = values
+def _between(values: float | Sequence[float], digits: int = 0) -> str:
+    """Return "19 to 25" for the least and the most of something, or one number where there is no more."""
+    least, most = (values, values) if isinstance(values, int | float) else values
+    show = _plain if all(float(each) == round(each, 2) for each in (least, most)) else partial(_fixed, digits=digits)
     return show(least) if least == most else f"{show(least)} to {show(most)}"
 
 

@@ -14,6 +14,7 @@ What is not known is null.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -26,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "command_line", "commit", "machine", "record", "result_file", "versions"]
+__all__ = ["RESULTS", "add_json_option", "command_line", "commit", "machine", "record", "result_file", "versions"]
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -35,6 +36,15 @@ RESULTS = HERE / "results"
 def result_file(name: str) -> Path:
     """Return the file in which the figures of a benchmark are kept."""
     return RESULTS / f"{name}.json"
+
+
+def add_json_option(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add --json FILE, by default the file in which the figures of the benchmark `name` are kept."""
+    file = result_file(name)
+    shown = file.relative_to(HERE.parents[1]).as_posix()
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", default=file, help=f"write the figures there (default: {shown})"
+    )
 
 
 def record(name: str, figures: Mapping[str, Any], file: Path | None, *, peers: Sequence[str] = ()) -> None:
