@@ -111,18 +111,22 @@ def _default(value: Any) -> str:
     return "" if value is None else f"`{json.dumps(value)}`".replace("|", "\\|")
 
 
+_OR = " \\| "  # between what a field may be; a table takes a bare bar for the next cell
+
+
 def _type(entry: Mapping[str, Any]) -> str:
     if "$ref" in entry:
         name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", entry["$ref"].rsplit("/", 1)[-1].strip("_"))
         return name.removesuffix(" Entry").lower()
     if "enum" in entry:
-        return " \\| ".join(f"`{value}`" for value in entry["enum"])
+        return _OR.join(f"`{value}`" for value in entry["enum"])
     if "const" in entry:
         return f"`{entry['const']}`"
-    for several in ("anyOf", "oneOf"):
-        if several in entry:
-            kinds = [_type(each) for each in entry[several] if each.get("type") != "null"]
-            return " \\| ".join(dict.fromkeys(kinds))
+    if alternatives := entry.get("anyOf") or entry.get("oneOf"):
+        kinds = [kind for each in alternatives if each.get("type") != "null" for kind in _type(each).split(_OR)]
+        return _OR.join(dict.fromkeys(kinds))
+    if "search" in entry.get("properties", {}):
+        return "[free](#alphas)"
     kind = entry.get("type", "any")
     if kind == "array":
         return f"list of {_type(entry['items'])}" if entry.get("items") else "list"

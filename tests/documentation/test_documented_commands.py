@@ -33,7 +33,7 @@ models:
   base: {file: v1-5-pruned-emaonly}
   x: {file: dreamshaper_8}
 steps:
-  - {name: A, mode: weight_sum, a: base, b: x, alpha: 0.3}
+  - {name: A, mode: weight_sum, a: base, b: x, alpha: {OUT03-OUT11: 0.3}}
 """
 
 
@@ -73,7 +73,7 @@ def scene(tmp_path_factory, pool, vae_tensors):
         run("init", "BracingEvoMix_v1", *sources, "-o", "mine", "--models", "models")
         # Two blocks and four trials are enough to run every command.
         for file, long, short in (
-            ("study.yaml", r"trials: \d+", "trials: 4"),
+            ("study.yaml", r"trials: \d+", "trials: 4, sampler: random"),
             ("recipe.yaml", r"search: (\[[^\]]*\])", r"search: \1, blocks: OUT03-OUT04"),
         ):
             text, count = re.subn(long, short, (folder / "mine" / file).read_text(encoding="utf-8"))
