@@ -73,7 +73,7 @@ def scene(tmp_path_factory, pool, vae_tensors):
         run("init", "BracingEvoMix_v1", *sources, "-o", "mine", "--models", "models")
         # Two blocks and four trials are enough to run every command.
         for file, long, short in (
-            ("study.yaml", r"trials: \d+", "trials: 4, sampler: random"),
+            ("study.yaml", r"(?m)^( +)trials: \d+$", r"\1trials: 4\n\1sampler: random"),
             ("recipe.yaml", r"search: (\[[^\]]*\])", r"search: \1, blocks: OUT03-OUT04"),
         ):
             text, count = re.subn(long, short, (folder / "mine" / file).read_text(encoding="utf-8"))
@@ -124,7 +124,15 @@ def test_the_command_is_parsed(line):
         pass
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if reason_not_to_run(line) is None])
+def run_lines():
+    """Yield the commands that are run; of `fit` with options, which have quick tests of their own, in the slow tests."""
+    for line in COMMANDS:
+        if reason_not_to_run(line) is None:
+            slow = line.startswith("blockfit fit mine -")
+            yield pytest.param(line, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("line", run_lines())
 def test_the_command_runs(line, scene, tmp_path, monkeypatch):
     """Typed where the page says, with checkpoints of the names that it uses, it succeeds."""
     folder = tmp_path / "scene"
