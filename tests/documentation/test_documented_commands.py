@@ -125,7 +125,7 @@ def test_the_command_is_parsed(line):
 
 
 def run_lines():
-    """Yield the commands that are run; of `fit` with options, which have quick tests of their own, in the slow tests."""
+    """Yield the commands that are run; `fit` with options, which has quick tests of its own, as a slow test."""
     for line in COMMANDS:
         if reason_not_to_run(line) is None:
             slow = line.startswith("blockfit fit mine -")
