@@ -132,7 +132,7 @@ def run_lines():
             yield pytest.param(line, marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("line", run_lines())
+@pytest.mark.parametrize("line", list(run_lines()))
 def test_the_command_runs(line, scene, tmp_path, monkeypatch):
     """Typed where the page says, with checkpoints of the names that it uses, it succeeds."""
     folder = tmp_path / "scene"
