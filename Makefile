@@ -90,7 +90,7 @@ lint: $(VENV)/.installed-lint
 $(VENV)/.installed: $(DEPENDENCIES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
-	$(INSTALL) --editable .
+	$(INSTALL) --editable ".[all]"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

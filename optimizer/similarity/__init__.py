@@ -18,7 +18,14 @@ from optimizer.similarity.measured import (
 from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.metric import Combined, Metric, score_step, score_steps, total_similarity
 from optimizer.similarity.quadratic import ExplainedMetric, QuadraticMetric
-from optimizer.similarity.registry import DEFAULT_METRIC, EXACT_METRICS, METRICS, MetricKind, build_metric
+from optimizer.similarity.registry import (
+    DEFAULT_METRIC,
+    EXACT_METRICS,
+    METRICS,
+    MetricKind,
+    build_metric,
+    check_installed,
+)
 from optimizer.similarity.statistics import Statistics, measure_grams, measure_statistics, warn_of_zeros
 from optimizer.similarity.statistics_on_card import grams_on_card
 
@@ -40,6 +47,7 @@ __all__ = [
     "Statistics",
     "build_metric",
     "check_encoder",
+    "check_installed",
     "chosen_device",
     "compare",
     "float32_products",

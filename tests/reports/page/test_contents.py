@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 from optimizer.analysis import Identified, found_ceilings
 from optimizer.cli import main
 from optimizer.errors import InputError
-from optimizer.reports import ceiling_tables, write_report
+from optimizer.reports import ceiling_tables
+from optimizer.reports.page import write_report
 from optimizer.reports.page.remarks import remarks
 from optimizer.search import FitEvents, FitResult, fit, found_result
 from optimizer.studies import load_study
