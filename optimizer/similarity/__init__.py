@@ -10,7 +10,6 @@ from optimizer.similarity.encoder import check_encoder, prompts_sha256, read_pro
 from optimizer.similarity.measured import (
     FileMark,
     Measured,
-    load_measured,
     measure_family,
     read_measured,
     save_measured,
@@ -52,7 +51,6 @@ __all__ = [
     "compare",
     "float32_products",
     "grams_on_card",
-    "load_measured",
     "measure_family",
     "measure_grams",
     "measure_statistics",

@@ -22,7 +22,7 @@ from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.measured_checks import check_grams, read_parts, read_texts
 from optimizer.similarity.statistics import Statistics, measure_grams, refuse_not_finite
 
-__all__ = ["FileMark", "Measured", "load_measured", "measure_family", "read_measured", "save_measured"]
+__all__ = ["FileMark", "Measured", "measure_family", "read_measured", "save_measured"]
 
 _KEY = "blockfit.statistics"
 _TARGET = "\0the target"  # a name that no source can have
@@ -167,14 +167,6 @@ def save_measured(measured: Measured, path: Path) -> None:
     tensors = {"gram": measured.gram.contiguous(), "referenced": measured.referenced}
     specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
     write_safetensors(path, specs, tensors.items(), {_KEY: json.dumps(described)})
-
-
-def load_measured(path: Path) -> Measured | None:
-    """Return what `save_measured` wrote to `path`; None if it is missing, of another version or cannot be trusted."""
-    try:
-        return read_measured(path)
-    except CheckpointError:
-        return None
 
 
 def read_measured(path: Path) -> Measured | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from measured_files import load_measured
 
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError
@@ -15,7 +16,7 @@ from optimizer.recipes import save_recipe
 from optimizer.reports.plots import write_plots
 from optimizer.reports.trials import write_trials
 from optimizer.search import FitResult
-from optimizer.similarity import load_measured, save_measured
+from optimizer.similarity import save_measured
 
 Write = Callable[[FitResult, Path], object]
 
