@@ -10,6 +10,7 @@ Mapped pages belong to the operating system's file cache: any number of mapped c
 none of them grows the process.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from optimizer.checkpoints.pickles import LEFT_OUT, StoredTensor, Unreadable
 from optimizer.checkpoints.torch_files import TorchFile, read_torch_pickles, read_torch_zip
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout, detect_layout, layout_names, load_layout
-from optimizer.files import CHECKPOINT_SUFFIXES, is_folder, missing_file
+from optimizer.files import CHECKPOINT_SUFFIXES, missing_file
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
@@ -261,7 +262,7 @@ def _called(info: TensorInfo, name: str, layout: Layout | None) -> TensorInfo:
 
 
 def _contents(path: Path) -> _Contents:
-    if is_folder(path):
+    if os.path.isdir(path):
         raise CheckpointError(f"{path}: {_is_a(kind_of_folder(path))}")
     try:
         file = HeldFile(path)

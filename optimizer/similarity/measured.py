@@ -5,6 +5,7 @@ they are of (fingerprints, hashes), which tensors those hold, and the layout and
 """
 
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -16,7 +17,6 @@ import torch
 from optimizer.checkpoints import TensorSpec, open_checkpoint, write_safetensors
 from optimizer.errors import CheckpointError, InputError
 from optimizer.families import Layout, load_layout
-from optimizer.files import is_there
 from optimizer.recipes import Group, Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.measured_checks import check_grams, read_parts, read_texts
@@ -174,7 +174,7 @@ def read_measured(path: Path) -> Measured | None:
 
     Raises CheckpointError if it is broken, or holds what cannot have been measured.
     """
-    if not is_there(path):
+    if not os.path.exists(path):
         return None
     try:
         with open_checkpoint(path) as file:
