@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from optimizer.demo import copy_family
 
+pytestmark = pytest.mark.timeout(1200)  # starts several programs, which takes long on a busy machine
 ROOT = Path(__file__).parents[1]
 # Runs commands one after another in one process; tells of each its exit code, what it printed, and what was loaded.
 DRIVER = """
