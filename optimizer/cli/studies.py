@@ -25,6 +25,7 @@ from optimizer.cli.options import (
 )
 from optimizer.cli.printing import counted, make_console, message, print_json, reading, say, say_problem
 from optimizer.errors import InputError
+from optimizer.extras import require
 from optimizer.printable import quoted
 
 # torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
@@ -280,7 +281,7 @@ def report(
     """
     from optimizer.analysis import found_ceilings
     from optimizer.files import check_output
-    from optimizer.reports import check_report_name, report_figures, write_report
+    from optimizer.reports.page import check_report_name, report_figures, write_report
     from optimizer.search import found_result, shown_storage
     from optimizer.studies import load_study
 
@@ -321,7 +322,8 @@ def dashboard(
 
     With --json one object, printed as soon as it listens: address.
     """
-    from optimizer.reports import serve_dashboard
+    require("dashboard", "dashboard")
+    from optimizer.reports.dashboard import serve_dashboard
     from optimizer.studies import load_study
 
     loaded = load_study(study, with_files=False)
@@ -411,13 +413,14 @@ def fit_and_report(
 
 def _write_reports(result: "FitResult") -> tuple[list[Path], list[str]]:
     """Write trials.csv and the plots; return all files of a fit that are written now, and what could not be."""
-    from optimizer.reports import write_plots, write_trials
-
     folder = result.study.folder
     written = [folder / "best.yaml", *(folder / f"candidate-{one.number}.yaml" for one in result.candidates)]
     unwritten = list[str]()
     # The search is done and best.yaml written: none of the rest may cost the others.
     with message("drawing the plots"):
+        from optimizer.reports.plots import write_plots
+        from optimizer.reports.trials import write_trials
+
         for write, name in ((write_trials, "trials.csv"), (write_plots, "plots")):
             try:
                 write(result, folder / name)

@@ -19,7 +19,7 @@ from optuna_dashboard import wsgi
 
 from optimizer.errors import InputError
 from optimizer.events import LOGGED
-from optimizer.reports.lettering import file_name_part
+from optimizer.reports.file_names import file_name_part
 from optimizer.search import (
     CheckedStorage,
     CheckedTrials,

@@ -20,7 +20,7 @@ from optimizer.search.results import FitResult
 from optimizer.search.running import plan_for, run_searches
 from optimizer.search.trials import PATIENCE, check_storage_files, interruptible, quiet_optuna, storage_address
 from optimizer.search.writing import check_written, remove_simple, write_best, write_candidates, write_simple
-from optimizer.similarity import check_encoder, chosen_device
+from optimizer.similarity import check_encoder, check_installed, chosen_device
 from optimizer.studies import OpenStudy, Study, best_recipe, check_study_folder
 
 __all__ = ["fit"]
@@ -85,6 +85,7 @@ def fit(
     if workers is not None and workers < 1:
         raise StudyError(f"--workers: received {workers}; must be at least 1, which is this process alone")
     check_written(study, candidates)
+    check_installed(name for stage in study.stages for name, _ in stage.measured)
     address = storage_address(storage, study.folder)
     check_study_folder(study.folder)
     check_storage_files(address, study.folder)
