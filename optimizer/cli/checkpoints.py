@@ -146,12 +146,12 @@ def compare(
     from optimizer.similarity import METRICS, read_prompts
     from optimizer.similarity import compare as compare_files
 
-    texts = None if prompts is None else attempt(lambda: read_prompts(prompts), "--prompts")
+    texts = None if prompts is None else attempt(lambda: read_prompts(prompts), field="prompts")
     found = {}
     with reading() as progress:
         find = checkpoint_finder(models, progress)
-        goal = find(target, "--target")
-        origin = None if base is None else find(base, "--base")
+        goal = find(target, "target")
+        origin = None if base is None else find(base, "base")
         paths = {str(candidate): find(candidate) for candidate in candidates}
         for name, path in paths.items():
             found[name] = compare_files(
@@ -230,12 +230,12 @@ def merge(
 
     check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
-    name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: --step").name
+    name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: `step`").name
     attempt(lambda: loaded.check_finished("merged", name), recipe)
     files = {source: loaded.models[source].file for source in loaded.sources(name)}
     dtypes = {_DType.fp16: torch.float16, _DType.bf16: torch.bfloat16, _DType.fp32: torch.float32}
     with reading() as progress:
-        vae_file = None if vae is None else checkpoint_finder(models, progress)(vae, "--vae")
+        vae_file = None if vae is None else checkpoint_finder(models, progress)(vae, "vae")
         beside, *others = folders_of(loaded, recipe, model_folders(models))
         paths = locate_models(files, beside, others, named_in=recipe, hashes=hash_cache(), progress=progress)
         merge_files(

@@ -9,7 +9,7 @@ import typer
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, State
 from optimizer.cli.environment import folders_of_environment
-from optimizer.cli.printing import say_problem
+from optimizer.cli.printing import say_warning
 from optimizer.errors import InputError, attempt
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ def model_folders(models: list[Path] | None) -> list[Path]:
     from optimizer.library import check_folders
 
     found = list(models or [])
-    check_folders(found, "--models")
+    check_folders(found)
     for folder in folders_of_environment():
         try:
-            check_folders([folder], "BLOCKFIT_MODELS")
+            check_folders([folder])
         except InputError as error:
             if folder not in State.told_missing:
                 State.told_missing.add(folder)
-                say_problem(f"warning: {error}")
+                say_warning(f"BLOCKFIT_MODELS: {error.problems[0]}")
             continue
         found.append(folder)
     return found
@@ -124,18 +124,14 @@ def checkpoint_finder(
 ) -> Callable[..., Path]:
     """A function that finds a checkpoint which the command line names: a path, or a name or hash in the folders.
 
-    Its second argument is the option that the name was given to, for messages.
+    Its second argument names the option that the name was given to, as Python spells it.
     """
     from optimizer.library import locate_given
 
     folders, hashes = model_folders(models), hash_cache()
 
-    def find(given: Path, option: str = "") -> Path:
-        return attempt(
-            lambda: locate_given(given, folders, hashes=hashes, progress=progress),
-            option and f"{option}: ",
-            joint="",
-        )
+    def find(given: Path, field: str | None = None) -> Path:
+        return attempt(lambda: locate_given(given, folders, hashes=hashes, progress=progress), field=field)
 
     return find
 
@@ -153,5 +149,5 @@ def chosen_device(name: str) -> "torch.device":
 
     device = select_device(name)
     if name == "auto" and (advice := unused_card()):
-        say_problem(f"warning: {advice}")
+        say_warning(advice)
     return device

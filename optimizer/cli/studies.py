@@ -10,6 +10,7 @@ import typer
 
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
+from optimizer.cli.flags import in_options, problems_in_options
 from optimizer.cli.options import (
     Device,
     Json,
@@ -21,7 +22,17 @@ from optimizer.cli.options import (
     hash_cache,
     model_folders,
 )
-from optimizer.cli.printing import counted, fitting, make_console, message, print_json, reading, say, say_problem
+from optimizer.cli.printing import (
+    counted,
+    fitting,
+    make_console,
+    message,
+    print_json,
+    reading,
+    say,
+    say_problem,
+    say_warning,
+)
 from optimizer.errors import InputError
 from optimizer.printable import quoted
 
@@ -115,10 +126,11 @@ def init(
             target, sources, output, base=base, metric=metric, mode=mode, mapping=mapping, folders=folders,
             hashes=hash_cache(), progress=progress,
         )  # fmt: skip
+    notes = list(map(in_options, found.notes))
     if as_json:
-        print_json(found.as_dict())
+        print_json({**found.as_dict(), "notes": notes})
         return
-    for note in found.notes:
+    for note in notes:
         say(note)
     steps, free = counted(found.steps, "step"), counted(found.free_alphas, "free alpha")
     say(f"{steps}, {free}, base {found.models[found.base]} -> {found.folder}")
@@ -198,10 +210,11 @@ def status(study: StudyPath, storage: Storage = None, as_json: Json = False, qui
     from optimizer.studies import load_study
 
     found = study_status(load_study(study, with_files=False), storage)
-    for note in found.notes:
+    notes = list(map(in_options, found.notes))
+    for note in notes:
         say_problem(f"warning: {note}")
     if as_json:
-        print_json(found.as_dict())
+        print_json({**found.as_dict(), "notes": notes})
         return
     make_console().print(status_table(found))
 
@@ -288,11 +301,11 @@ def report(
     check_output(written)
     found = found_result(loaded, storage)
     for note in found.notes:
-        say_problem(f"warning: {note}")
+        say_warning(note)
     with reading() as progress:
         ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
     page = write_report(
-        found, ceilings, problems, written, named=_told_name(study),
+        found, ceilings, tuple(map(in_options, problems)), written, named=_told_name(study),
         storage=shown_storage(loaded, storage), date=datetime.now().strftime("%Y-%m-%d"),
     )  # fmt: skip
     if as_json:
@@ -332,7 +345,7 @@ def dashboard(
         say(f"{address} (Ctrl-C ends it)")
 
     with suppress(KeyboardInterrupt):
-        serve_dashboard(loaded, storage, port=port, ready=ready, said=lambda text: say_problem(f"warning: {text}"))
+        serve_dashboard(loaded, storage, port=port, ready=ready, said=say_warning)
 
 
 @app.command(
@@ -409,7 +422,7 @@ def fit_and_report(
                 write(result, study.folder / name)
                 there.append(name)
             except InputError as error:
-                unwritten += error.problems
+                unwritten += problems_in_options(error)
     console = make_console()
     console.print(steps_table(result))
     if result.spread:

@@ -204,7 +204,7 @@ def layout_names() -> tuple[str, ...]:
 def load_layout(name: str) -> Layout:
     """The layout of this name. Raises RecipeError if there is none."""
     if name not in layout_names():
-        raise RecipeError(f"unknown layout {name!r}; there are {', '.join(layout_names())}")
+        raise RecipeError(f"unknown layout {name!r}; must be one of {', '.join(layout_names())}")
     text = (resources.files("optimizer.families") / "layouts" / f"{name}.yaml").read_text(encoding="utf-8")
     data = YAML(typ="safe").load(text)
     return Layout(

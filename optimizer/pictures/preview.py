@@ -202,7 +202,7 @@ def preview(
             with_sources,
             _Places(folders, hashes, progress, check_hashes),
         )
-        attempt(lambda: check_steps(open_scheduler(plan.configuration), steps), "--steps")
+        attempt(lambda: check_steps(open_scheduler(plan.configuration), steps), field="steps")
         with quietly():
             tokenizer = load_tokenizer(plan.configuration)
         settings = _Settings(
@@ -305,7 +305,7 @@ def _drawn(
     )  # fmt: skip
     if not all(one.latents.isfinite().all() for one in drawn):
         raise CheckpointError(
-            f"{files.unet}: draws NaN or Inf: its numbers grow too large, as float16's may on a card (--device cpu "
+            f"{files.unet}: draws NaN or Inf: its numbers grow too large, as float16's may on a card (`device='cpu'` "
             "draws in float32)"
         )
     return tuple(drawn)
@@ -334,19 +334,20 @@ def _plan(
         try:
             yield
         except InputError as error:
-            problems.extend(problem + end for problem in error.problems)
+            place = "" if error.field is None else f"`{error.field}`: "
+            problems.extend(f"{place}{problem}{end}" for problem in error.problems)
 
     encoder = vae = None
     with collecting():
-        encoder = None if encoder_from is None else _located(encoder_from, "--encoder-from: ", places)
+        encoder = None if encoder_from is None else _located(encoder_from, places, "encoder_from")
     with collecting():
-        vae = None if vae_from is None else _located(vae_from, "--vae-from: ", places)
+        vae = None if vae_from is None else _located(vae_from, places, "vae_from")
         if vae is not None:
             open_vae(vae, _LAYOUT, ()).close()
     with collecting():
         if _is_recipe(target):
-            raise RecipeError(f"--target: {target} is a recipe; merge it first (blockfit merge {target} -o FILE)")
-        target = _located(target, "--target: ", places)
+            raise RecipeError(f"{target} is a recipe; merge it first (`merge(RECIPE, output=FILE)`)", field="target")
+        target = _located(target, places, "target")
     if problems:
         raise InputError(problems)
     configuration = pipeline_files(target, vae_from=vae, encoder_from=encoder).configuration
@@ -355,7 +356,7 @@ def _plan(
     entries, sources = list[_Entry](), dict[Path, tuple[str, Path]]()
     for name, given in zip(_short_names([target, *candidates])[1:], candidates, strict=True):
         with collecting():
-            path = _located(given, "", places)
+            path = _located(given, places)
             if any(path.resolve() == entry.path.resolve() for entry in entries):
                 continue
             if not _is_recipe(path):
@@ -372,7 +373,7 @@ def _plan(
     wanted = [source for resolved, source in sources.items() if resolved not in shown] if with_sources else []
     names = [name for name, _ in wanted]
     for name, path in wanted:
-        with collecting(" (--no-sources leaves sources out)"):
+        with collecting(" (`with_sources=False` leaves sources out)"):
             _check(path, target, configuration, vae, encoder)
             entries.append(_Entry(name if names.count(name) == 1 else f"{name} ({path.name})", "source", path))
     if problems:
@@ -391,11 +392,11 @@ class _Places(NamedTuple):
     check_hashes: bool
 
 
-def _located(given: Path, option: str, places: _Places) -> Path:
+def _located(given: Path, places: _Places, field: str | None = None) -> Path:
     folders, hashes, progress, _ = places
-    found = attempt(lambda: locate_given(given, folders, hashes=hashes, progress=progress), option, joint="")
+    found = attempt(lambda: locate_given(given, folders, hashes=hashes, progress=progress), field=field)
     if found.is_dir():
-        raise InputError(f"{option}{given}: is a folder; name a file in it, such as its best.yaml")
+        raise InputError(f"{given}: is a folder; name a file in it, such as its best.yaml", field=field)
     return found
 
 

@@ -135,7 +135,7 @@ def build_metric(
     block that the metric cannot see, or a missing base.
     """
     if name not in METRICS:
-        raise StudyError(f"metric: received {name!r}; there are {', '.join(METRICS)}")
+        raise StudyError(f"metric: received {name!r}; must be one of {', '.join(METRICS)}")
     kind = METRICS[name]
     visible = kind.sees(comparison.layout)
     unseen = [block for block in blocks if block not in visible]

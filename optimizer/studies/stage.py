@@ -134,7 +134,7 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
         ("sampler", entry.sampler, SAMPLERS),
     ):
         if value is not None and value not in known:
-            problems.append(f"{name}: received {value!r}; there are {', '.join(known)}")
+            problems.append(f"{name}: received {value!r}; must be one of {', '.join(known)}")
         elif value in METRICS and METRICS[value].needs_base and base is None:
             problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
     if not 1 <= entry.passes <= _MOST_PASSES:

@@ -183,7 +183,7 @@ def test_unknown_shells(capsys):
         with pytest.raises(SystemExit) as left:
             main([option, "tcsh"])
         assert left.value.code == 2
-        assert "received 'tcsh'; there are bash, zsh, fish" in capsys.readouterr().err
+        assert "received 'tcsh'; must be one of bash, zsh, fish" in capsys.readouterr().err
 
 
 @pytest.fixture

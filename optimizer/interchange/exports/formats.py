@@ -47,7 +47,7 @@ def export_recipe(recipe: Recipe, format_name: str) -> str:
     for an unknown format, free alphas, and whatever the format cannot express.
     """
     if format_name not in EXPORTS:
-        raise RecipeError(f"unknown format {format_name!r}; there are {', '.join(EXPORTS)}")
+        raise RecipeError(f"received {format_name!r}; must be one of {', '.join(EXPORTS)}", field="format_name")
     export = EXPORTS[format_name]
     if recipe.layout.name not in export.layouts:
         raise RecipeError(
