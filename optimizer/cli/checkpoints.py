@@ -2,12 +2,12 @@
 
 from collections import Counter
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from optimizer.choices import DTypeName
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.options import (
@@ -28,12 +28,6 @@ from optimizer.errors import attempt
 
 # torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
 # ruff: noqa: PLC0415
-
-
-class _DType(StrEnum):
-    fp16 = "fp16"
-    bf16 = "bf16"
-    fp32 = "fp32"
 
 
 @app.command(
@@ -198,7 +192,7 @@ def merge(
     recipe: RecipePath,
     output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
     step: Annotated[str | None, typer.Option("--step", help="The step to make; default: the recipe's output.")] = None,
-    dtype: Annotated[_DType, typer.Option("--dtype", help="What merged tensors are rounded to.")] = _DType.fp16,
+    dtype: Annotated[DTypeName, typer.Option("--dtype", help="What merged tensors are rounded to.")] = "fp16",
     models: Models = None,
     vae: Annotated[
         Path | None,
@@ -233,7 +227,7 @@ def merge(
     name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: `step`").name
     attempt(lambda: loaded.check_finished("merged", name), recipe)
     files = {source: loaded.models[source].file for source in loaded.sources(name)}
-    dtypes = {_DType.fp16: torch.float16, _DType.bf16: torch.bfloat16, _DType.fp32: torch.float32}
+    dtypes: dict[DTypeName, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     with reading() as progress:
         vae_file = None if vae is None else checkpoint_finder(models, progress)(vae, "vae")
         beside, *others = folders_of(loaded, recipe, model_folders(models))
@@ -251,7 +245,7 @@ def merge(
                 {
                     "output": str(output),
                     "step": name,
-                    "dtype": dtype.value,
+                    "dtype": dtype,
                     "tensors": len(written.tensors),
                     "bytes": written.state.size,
                     "sources": {source: str(path) for source, path in paths.items()},

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optimizer.choices import DeviceName, listed
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, State
 from optimizer.cli.environment import folders_of_environment
@@ -60,7 +61,7 @@ Json = Annotated[
     typer.Option("--json", callback=_keep_stdout_for_json, help="Print one JSON value on stdout, nothing else."),
 ]
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", autocompletion=completing.devices)]
+Device = Annotated[str, typer.Option("--device", help=f"{listed(DeviceName)}.", autocompletion=completing.devices)]
 
 Storage = Annotated[
     str | None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from optimizer.choices import FormatName, listed
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.flags import in_options
@@ -125,9 +126,7 @@ def export(
     ],
     to: Annotated[
         str,
-        typer.Option(
-            "--to", help="supermerger, model-mixer, mecha, comfyui or mergekit.", autocompletion=completing.formats
-        ),
+        typer.Option("--to", help=f"{listed(FormatName)}.", autocompletion=completing.formats),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     models: Models = None,

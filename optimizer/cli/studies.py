@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optimizer.choices import CeilingMetric, FirstMode, MetricName, listed
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.flags import in_options, problems_in_options
@@ -88,13 +89,13 @@ def init(
         str,
         typer.Option(
             "--metric",
-            help="explained, delta, weights, elements, attention or encoder.",
+            help=f"{listed(MetricName)}.",
             autocompletion=completing.metrics,
         ),
     ] = "explained",
     mode: Annotated[
         str,
-        typer.Option("--mode", help="Of the steps: add_difference or weight_sum.", autocompletion=completing.modes),
+        typer.Option("--mode", help=f"Of the steps: {listed(FirstMode)}.", autocompletion=completing.modes),
     ] = "add_difference",
     mapping: Annotated[
         str,
@@ -227,7 +228,7 @@ def ceiling(
     study: StudyPath,
     metric: Annotated[
         str,
-        typer.Option("--metric", help="explained, delta, weights or all.", autocompletion=completing.ceiling_metrics),
+        typer.Option("--metric", help=f"{listed(CeilingMetric)}.", autocompletion=completing.ceiling_metrics),
     ] = "all",
     no_verify: NoVerify = False,
     device: Device = "auto",

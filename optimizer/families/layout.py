@@ -9,11 +9,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from optimizer.choices import BlockGroup, words_of
 from optimizer.errors import RecipeError
 
 __all__ = ["Layout", "Rename", "detect_layout", "layout_names", "load_layout"]
 
-_BLOCK_GROUPS = ("all", "input", "middle", "output")
+_BLOCK_GROUPS = words_of(BlockGroup)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from optimizer.choices import MetricName
 from optimizer.errors import StudyError
 from optimizer.families import Layout
 from optimizer.recipes import Group
@@ -31,7 +32,7 @@ class MetricKind:
     best alphas are found without a trial. `needs_prompts` says that it reads prompts.
     """
 
-    name: str
+    name: MetricName
     title: str
     sees: Callable[[Layout], tuple[str, ...]]
     build: Callable[[Comparison | Measured, Statistics | None, tuple[str, ...]], Metric]
@@ -118,7 +119,7 @@ METRICS: dict[str, MetricKind] = {
     )
 }
 
-DEFAULT_METRIC = "explained"
+DEFAULT_METRIC: MetricName = "explained"
 """The metric of a study that names none."""
 
 EXACT_METRICS = tuple(name for name, kind in METRICS.items() if kind.exact)

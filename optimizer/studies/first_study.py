@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.checkpoints import open_checkpoint, unfit
+from optimizer.choices import FirstMode, words_of
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout
 from optimizer.files import dump_yaml, is_file, is_folder, is_there, refuse_links, undo_unfinished, write_new_files
@@ -25,11 +26,11 @@ from optimizer.recipes import Alpha, Free, Model, Recipe, Step, recipe_as_data
 from optimizer.similarity import DEFAULT_METRIC, METRICS
 from optimizer.studies.stage import MOST_JOINT, MOST_SEARCHED
 
-__all__ = ["FIRST_MODES", "FirstStudy", "first_study"]
+__all__ = ["FirstStudy", "first_study"]
 
 Progress = Callable[[str, int, int], None]
 
-FIRST_MODES = ("add_difference", "weight_sum")
+_FIRST_MODES = words_of(FirstMode)
 
 # What bases of Stable Diffusion 1.x are called, the likeliest first.
 _BASES = tuple(
@@ -306,8 +307,8 @@ def _below(folder: Path, named: Sequence[Path]) -> str | None:
 def _check_options(metric: str, mode: str) -> None:
     if metric not in METRICS:
         raise InputError(f"received {metric!r}; must be one of {', '.join(METRICS)}", field="metric")
-    if mode not in FIRST_MODES:
-        raise InputError(f"received {mode!r}; must be one of {', '.join(FIRST_MODES)}", field="mode")
+    if mode not in _FIRST_MODES:
+        raise InputError(f"received {mode!r}; must be one of {', '.join(_FIRST_MODES)}", field="mode")
 
 
 def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str]) -> _Opened:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from optimizer.choices import StrategyName, words_of
 from optimizer.errors import InputError, StudyError
 from optimizer.families import Layout
 from optimizer.files import TEXT_SUFFIXES, UserFile, missing_file, named_file, shown
@@ -30,7 +31,7 @@ DEFAULT_SEED = 114514
 _DEFAULT_TRIALS = 60
 # A further pass of a stepwise stage that gains less is the last.
 _DEFAULT_TOLERANCE = 1e-6
-_STRATEGIES = ("stepwise", "joint")
+_STRATEGIES = words_of(StrategyName)
 # The layers of CLIP's text encoder.
 _MOST_SKIPPED = 12
 # What a study may ask for; more would take years, and some of it is gone through before a trial is run.

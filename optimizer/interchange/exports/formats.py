@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from optimizer.choices import FormatName
 from optimizer.errors import RecipeError
 from optimizer.interchange.exports.comfyui import write_comfyui
 from optimizer.interchange.exports.mecha import write_mecha
@@ -21,7 +22,7 @@ class Export:
     `layouts` are the model families that the format, as written here, fits.
     """
 
-    name: str
+    name: FormatName
     write: Callable[[Recipe], str]
     layouts: tuple[str, ...] = ("sd1",)
 

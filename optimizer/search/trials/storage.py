@@ -25,6 +25,7 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from optimizer.choices import StorageKind
 from optimizer.errors import StudyError
 from optimizer.printable import quoted
 from optimizer.search.trials.checked_storage import CheckedStorage
@@ -79,7 +80,7 @@ class StorageAddress:
     `own` is whether it is the file in a study's folder that is called as blockfit calls it.
     """
 
-    kind: str
+    kind: StorageKind
     url: str
     path: Path | None
     shown: str
