@@ -18,9 +18,13 @@ from optimizer.library import HashCache as HashCache
 from optimizer.library import Inspection as Inspection
 from optimizer.library import default_cache_folder as default_cache_folder
 from optimizer.library import inspect_checkpoint as inspect_checkpoint
+from optimizer.merging import MergeOptions as MergeOptions
 from optimizer.merging import merge as merge
+from optimizer.merging import write_merge as write_merge
 from optimizer.pictures import Preview as Preview
+from optimizer.pictures import PreviewRequest as PreviewRequest
 from optimizer.pictures import preview as preview
+from optimizer.pictures import write_preview as write_preview
 from optimizer.recipes import Alpha as Alpha
 from optimizer.recipes import Free as Free
 from optimizer.recipes import Model as Model

@@ -219,7 +219,7 @@ def merge(
     from optimizer.checkpoints import open_checkpoint
     from optimizer.files import check_output
     from optimizer.library import locate_models
-    from optimizer.merging import merge as merge_files
+    from optimizer.merging import MergeOptions, write_merge
     from optimizer.recipes import folders_of, load_recipe
 
     check_output(output, beside=recipe)
@@ -232,10 +232,12 @@ def merge(
         vae_file = None if vae is None else checkpoint_finder(models, progress)(vae, "vae")
         beside, *others = folders_of(loaded, recipe, model_folders(models))
         paths = locate_models(files, beside, others, named_in=recipe, hashes=hash_cache(), progress=progress)
-        merge_files(
-            loaded, paths, output, step=name, dtype=dtypes[dtype], vae=vae_file, embed_recipe=not no_recipe,
-            check_hashes=not no_verify, named_in=recipe,
-            date=datetime.now(UTC).isoformat(timespec="seconds"), hashes=hash_cache(),
+        options = MergeOptions(
+            dtypes[dtype], vae_file, embed_recipe=not no_recipe, check_hashes=not no_verify, named_in=recipe,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        )  # fmt: skip
+        write_merge(
+            loaded, paths, output, options, step=name, hashes=hash_cache(),
             hashing=lambda file, done, total: progress(f"hashing {file}", done, total),
             progress=lambda done, total: progress("merging", done, total),
         )  # fmt: skip

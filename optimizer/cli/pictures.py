@@ -101,18 +101,19 @@ def preview(
     With --json one object: output, target, pipeline, steps, guidance, negative, encoder_from, columns (for each name,
     file, role, latent and pixel distances, their means and of each picture).
     """
-    from optimizer.pictures import preview as draw_preview
+    from optimizer.pictures import PreviewRequest, write_preview
     from optimizer.reports import preview_table
 
     if guidance is not None and not (math.isfinite(guidance) and guidance >= 1):
         raise InputError(f"received {guidance:g}; must be at least 1, which is none, such as 7", field="guidance")
     with reading() as progress:
-        found = draw_preview(
-            target, candidates, output, prompts=prompts, seeds=seeds or [0], steps=steps, guidance=guidance,
-            negative=negative, encoder_from=encoder_from, vae_from=vae_from, with_sources=not no_sources,
-            folders=model_folders(models), check_hashes=not no_verify, hashes=hash_cache(),
-            device=chosen_device(device), progress=progress,
-            warn=say_warning,
+        request = PreviewRequest(
+            target, tuple(candidates), tuple(prompts), tuple(seeds or [0]), steps, guidance, negative, encoder_from,
+            vae_from, with_sources=not no_sources, check_hashes=not no_verify,
+        )  # fmt: skip
+        found = write_preview(
+            request, output, folders=model_folders(models), hashes=hash_cache(), device=chosen_device(device),
+            progress=progress, warn=say_warning,
         )  # fmt: skip
     if as_json:
         print_json({"output": str(output), **found.as_dict()})
