@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from optimizer.checkpoints import (
-    Checkpoint,
+    TensorSource,
     TensorSpec,
     ZeroTensors,
+    as_source,
     check_unchanged,
-    open_checkpoint,
     open_vae,
     safetensors_writer,
     without_vae,
@@ -62,7 +62,7 @@ class MergeOptions:
 
 def merge(
     recipe: Recipe,
-    paths: Mapping[str, Path | str] | Path | str,
+    paths: Mapping[str, Path | str | TensorSource] | Path | str,
     output: Path | str,
     *,
     step: str | None = None,
@@ -91,7 +91,7 @@ def merge(
 
 def write_merge(
     recipe: Recipe,
-    paths: Mapping[str, Path | str] | Path | str,
+    paths: Mapping[str, Path | str | TensorSource] | Path | str,
     output: Path | str,
     options: MergeOptions,
     *,
@@ -103,10 +103,10 @@ def write_merge(
     """Write the result of `step` (default: the recipe's output) to the .safetensors file `output`.
 
     `paths` are the sources' files, {name: path}, or the folder that the recipe's files are named from. Only those that
-    the step needs are opened. Merged tensors are computed in float32 and rounded once. Of the rest, buffers of the
-    model's parts are copied from a or, where that lacks them, b; what is no part of the model (prediction markers,
-    noise schedules) from the model that the step begins with alone; EMA copies from none; and position ids are written
-    as int64 0 .. n-1.
+    the step needs are opened. An open source may stand for its file, and stays open. Merged tensors are computed in
+    float32 and rounded once. Of the rest, buffers of the model's parts are copied from a or, where that lacks them, b;
+    what is no part of the model (prediction markers, noise schedules) from the model that the step begins with alone;
+    EMA copies from none; and position ids are written as int64 0 .. n-1.
 
     Hashes are taken from and kept in `hashes`; those that it lacks are computed, which reads the files once more and
     tells `hashing` the file's name, the bytes done and their total. `progress` is told the bytes written and their
@@ -120,10 +120,13 @@ def write_merge(
     """
     name = recipe.step(step or recipe.output).name
     recipe.check_finished("merged", name)
-    files, output = _files_of(recipe, name, paths), Path(output)
+    sources = recipe.sources(name)
+    given = _given_for(recipe, name, paths)
+    files = {source: path for source in sources if (path := _file_of(given[source])) is not None}
+    output = Path(output)
     _check_output(output, files, options.vae)
     with ExitStack() as stack:
-        opened = _open_sources(stack, recipe, name, files)
+        opened = {source: stack.enter_context(as_source(given[source], layout=recipe.layout)) for source in sources}
         digests = None
         if options.check_hashes:
             digests = check_noted_hashes(
@@ -139,16 +142,9 @@ def write_merge(
         _write(plan, used, output, metadata, options, progress)
 
 
-def _open_sources(stack: ExitStack, recipe: Recipe, step: str, files: Mapping[str, Path]) -> dict[str, Checkpoint]:
-    return {
-        source: stack.enter_context(open_checkpoint(files[source], layout=recipe.layout))
-        for source in recipe.sources(step)
-    }
-
-
 def _with_vae(
-    stack: ExitStack, recipe: Recipe, opened: dict[str, Checkpoint], file: Path | None
-) -> tuple[dict[str, Checkpoint], Checkpoint | None]:
+    stack: ExitStack, recipe: Recipe, opened: dict[str, TensorSource], file: Path | None
+) -> tuple[dict[str, TensorSource], TensorSource | None]:
     """Return the sources without their VAEs, and the VAE that takes their place; as they are if there is none."""
     if file is None:
         return opened, None
@@ -157,12 +153,12 @@ def _with_vae(
 
 
 def _planned(
-    recipe: Recipe, step: str, opened: Mapping[str, Checkpoint], vae: Checkpoint | None, dtype: torch.dtype
+    recipe: Recipe, step: str, opened: Mapping[str, TensorSource], vae: TensorSource | None, dtype: torch.dtype
 ) -> "_Plan":
     """Return what the output will hold. Raises CheckpointError for sources that do not fit each other."""
     contributors = Contributors(recipe, list(opened), [step])
     parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()), contributors)
-    check_channels(recipe, step, parts, {source: one.path for source, one in opened.items()})
+    check_channels(recipe, step, parts, {source: one.label for source, one in opened.items()})
     plan = _Plan(recipe, step, opened, parts, dtype, vae)
     warn_of_merged(recipe, step, opened, contributors, baked=vae is not None)
     return plan
@@ -170,7 +166,7 @@ def _planned(
 
 def _write(
     plan: "_Plan",
-    used: Sequence[Checkpoint],
+    used: Sequence[TensorSource],
     output: Path,
     metadata: Mapping[str, str],
     options: MergeOptions,
@@ -205,14 +201,20 @@ def _write(
     zeros.warn()
 
 
-def _files_of(recipe: Recipe, step: str, paths: Mapping[str, Path | str] | Path | str) -> dict[str, Path]:
-    """The file of each source that the step needs."""
+def _given_for(
+    recipe: Recipe, step: str, paths: Mapping[str, Path | str | TensorSource] | Path | str
+) -> Mapping[str, Path | str | TensorSource]:
+    """Return the file, or the open source, of each source that the step needs."""
     sources = recipe.sources(step)
     if not isinstance(paths, Mapping):
         return locate_models({source: recipe.models[source].file for source in sources}, Path(paths))
     if missing := [source for source in sources if source not in paths]:
         raise CheckpointError(f"paths: {', '.join(missing)}: missing; step {step!r} is merged from it")
-    return {source: Path(paths[source]) for source in sources}
+    return {source: paths[source] for source in sources}
+
+
+def _file_of(given: Path | str | TensorSource) -> Path | None:
+    return Path(given) if isinstance(given, Path | str) else given.path
 
 
 def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -> None:
@@ -240,10 +242,10 @@ class _Plan:
         self,
         recipe: Recipe,
         output: str,
-        opened: Mapping[str, Checkpoint],
+        opened: Mapping[str, TensorSource],
         parts: Iterable[Part],
         dtype: torch.dtype,
-        vae: Checkpoint | None,
+        vae: TensorSource | None,
     ) -> None:
         self._layout = recipe.layout
         self._opened = list(opened.values())
@@ -276,10 +278,10 @@ class _Plan:
             elif spec.name in self._copied:
                 yield spec.name, self._copied[spec.name].tensor(spec.name)
 
-    def _copies(self, recipe: Recipe, output: str, sources: list[str]) -> dict[str, Checkpoint]:
+    def _copies(self, recipe: Recipe, output: str, sources: list[str]) -> dict[str, TensorSource]:
         """The tensors that do not merge, each with the checkpoint it is copied from."""
         known = dict(zip(sources, self._opened, strict=True))
-        buffers: dict[str, dict[str, Checkpoint]] = {
+        buffers: dict[str, dict[str, TensorSource]] = {
             source: {name: one for name in one.tensors if self._is_buffer(name, one)} for source, one in known.items()
         }
         for step in recipe.ancestors(output):
@@ -294,7 +296,7 @@ class _Plan:
         merged = {tensor.name for tensor in self.merged}
         return {name: source for name, source in {**beside, **buffers[output]}.items() if name not in merged}
 
-    def _is_buffer(self, name: str, checkpoint: Checkpoint) -> bool:
+    def _is_buffer(self, name: str, checkpoint: TensorSource) -> bool:
         """Whether a tensor belongs to a part of the model, but does not merge."""
         merges = self._layout.merges(name) and checkpoint.tensors[name].dtype.is_floating_point
         return self._layout.part_of(name) is not None and not merges
