@@ -94,7 +94,7 @@ docs: $(VENV)/.installed-docs
 $(VENV)/.installed: $(DEPENDENCIES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
-	$(INSTALL) --editable .
+	$(INSTALL) --editable ".[all]"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -15,7 +15,7 @@ import optimizer
 PACKAGE = Path(optimizer.__file__).parent
 ROOT = PACKAGE.parent
 # What every room may import.
-GROUND = frozenset({"errors", "events", "fonts", "printable", "threads", "version"})
+GROUND = frozenset({"errors", "events", "extras", "fonts", "printable", "threads", "version"})
 # A room imports those of the lines above its own: none of its own line, and none below.
 ORDER = (
     {"files"},
