@@ -92,12 +92,12 @@ def simplify_file(
     if not output.resolve().parent.is_dir():
         raise InputError(f"{output}: the folder {output.resolve().parent} does not exist; create it first")
     if metric is not None and metric not in METRICS:
-        raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
+        raise InputError(f"received {metric!r}; must be one of {', '.join(METRICS)}", field="metric")
     recipe = load_recipe(path)
     if len(recipe.steps) > _MOST_STEPS:
         raise RecipeError(
             f"{path}: steps: received {len(recipe.steps):,}; a recipe of at most {_MOST_STEPS} can be simplified; "
-            "merge the first ones into a file (blockfit merge --step), and simplify the others with that as a source"
+            "merge the first ones into a file (`merge(step=...)`), and simplify the others with that as a source"
         )
     try:
         recipe.check_finished("simplified", *(step.name for step in recipe.steps))
@@ -107,8 +107,10 @@ def simplify_file(
     beside, *others = folders_of(recipe, path, folders)
     reading = any(search.reads for search in searches) if searches else metric is not None and needs_prompts(metric)
     if prompts is not None and not reading:
-        raise InputError("--prompts: only the metric `encoder` reads prompts; leave it out, or write --metric encoder")
-    given = None if prompts is None else (prompts, attempt(lambda: read_prompts(prompts), "--prompts"))
+        raise InputError(
+            "only the metric `encoder` reads prompts; leave it out, or write `metric='encoder'`", field="prompts"
+        )
+    given = None if prompts is None else (prompts, attempt(lambda: read_prompts(prompts), field="prompts"))
     searches = tuple(_with_prompts(search, path, (beside, *others), output, given) for search in searches)
     relative = _needs_base(searches) or (metric is not None and METRICS[metric].needs_base)
     base = _base(recipe, base, path, needed=relative)
@@ -169,7 +171,7 @@ def _differences(searches: Sequence[NotedSearch], simplified: Simplified) -> Ite
         if noted is not None and abs(measured - noted) > ALIKE:
             yield (
                 f"fitted.searches.{search.name}: measured {measured:.9f}, but {noted:.9f} is noted; were other random "
-                "inputs (--seed), other prompts (--prompts), another base (--base) or other files used?"
+                "inputs (`seeds`), other prompts (`prompts`), another base (`base`) or other files used?"
             )
 
 
@@ -286,12 +288,12 @@ def _with_prompts(
     found = next((one for folder in folders if (one := named_file(folder, search.prompts_file)) is not None), None)
     if found is None:
         looked = ", ".join(map(str, folders))
-        raise RecipeError(f"{where}.file: {search.prompts_file!r} not found; looked in {looked}; name it (--prompts)")
+        raise RecipeError(f"{where}.file: {search.prompts_file!r} not found; looked in {looked}; name it (`prompts`)")
     prompts = attempt(lambda: read_prompts(found), where)
     if (digest := prompts_sha256(prompts)) != search.prompts_sha256:
         raise RecipeError(
             f"{where}: {found} holds other prompts now (sha256 {digest[:10]}) than were read then "
-            f"({search.prompts_sha256!s:.10}); put those back, or name others (--prompts)"
+            f"({search.prompts_sha256!s:.10}); put those back, or name others (`prompts`)"
         )
     named = search.prompts_file if _same_folder(path, output) else seen_from(output.parent, found)
     return replace(search, prompts=prompts, prompts_file=named)
@@ -344,7 +346,7 @@ def _whole_recipe(
     held = {part.block for part in comparison.parts if part.scored and part.held_by(comparison.target)}
     blocks = tuple(block for block in visible if block in held and any(alpha.at(block) for alpha in alphas))
     if not blocks:
-        raise RecipeError(f"{path}: no alpha moves a block that {metric!r} sees; --metric names another one")
+        raise RecipeError(f"{path}: no alpha moves a block that {metric!r} sees; `metric` names another one")
     return NotedSearch(recipe.output, recipe.output, ((metric, blocks),), tuple(seeds or (DEFAULT_SEED,)))
 
 
@@ -397,11 +399,11 @@ def _searched_numbers(recipe: Recipe, path: Path, judging: Mapping[str, Sequence
 def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str | None:
     """The model that differences are taken from: the one asked for, the one noted, the one called base; or none."""
     if base is not None and base not in recipe.models:
-        raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
+        raise InputError(f"received {base!r}; the recipe's models are {', '.join(recipe.models)}", field="base")
     found = recipe.noted_base if base is None else base
     if found is None and needed:
         raise InputError(
-            f"{path}: delta needs a base, the model that differences are taken from; name one of its models (--base)"
+            f"{path}: delta needs a base, the model that differences are taken from; name one of its models (`base`)"
         )
     return found
 
@@ -419,14 +421,14 @@ def _target(
         return target, seen_from(path.parent, target)
     file = _noted_target(recipe).get("file")
     if not isinstance(file, str):
-        raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (--target)")
+        raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (`target`)")
     found = attempt(
         lambda: locate(file, folders[0], folders[1:], hashes=hashes, progress=progress),
         f"{path}: fitted.target.file",
     )
     if found is None:
         missing = not_found(file, folders[0], folders[1:])
-        raise InputError(f"{path}: fitted.target.file: {missing}; name it (--target)")
+        raise InputError(f"{path}: fitted.target.file: {missing}; name it (`target`)")
     return found, file
 
 

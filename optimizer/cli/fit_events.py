@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from optimizer.cli.application import State
+from optimizer.cli.flags import in_options
 from optimizer.cli.printing import bar_updates, make_console, progress_bars, shows_progress
 from optimizer.printable import printable
 
@@ -48,6 +49,7 @@ class TerminalEvents:
 
     def warn(self, text: str, /) -> None:
         """Print a warning as a line of the command's."""
+        text = in_options(text)
         self._log.warn(text)
         _print_line(self._console, f"blockfit: warning: {text}")
 

@@ -87,7 +87,7 @@ def joined_storage(context: FitContext, *, fresh: bool = False) -> Iterator[Shar
                 if fresh:
                     if others := [worker for worker in workers.living() if worker != workers.own]:
                         who = ", ".join(map(str, others))
-                        raise StudyError(f"--fresh: {address}: others are at these trials ({who}); stop them")
+                        raise StudyError(f"{address}: others are at these trials ({who}); stop them", field="fresh")
                     aside = set_aside(address)
                     if aside is not None:
                         events.warn(f"{address}: renamed to {aside.name}")

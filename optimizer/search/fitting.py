@@ -81,9 +81,11 @@ def fit(
 
     """
     if candidates < 1:
-        raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
+        raise StudyError(
+            f"received {candidates}; must be at least 1, which is the best recipe alone", field="candidates"
+        )
     if workers is not None and workers < 1:
-        raise StudyError(f"--workers: received {workers}; must be at least 1, which is this process alone")
+        raise StudyError(f"received {workers}; must be at least 1, which is this process alone", field="workers")
     check_written(study, candidates)
     check_installed(name for stage in study.stages for name, _ in stage.measured)
     address = storage_address(storage, study.folder)

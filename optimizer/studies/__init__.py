@@ -1,6 +1,6 @@
 """Studies: their YAML file, stages and folder, what recipes note of them, and opening one with its checkpoints."""
 
-from optimizer.studies.first_study import FIRST_MODES, first_study
+from optimizer.studies.first_study import first_study
 from optimizer.studies.folder import DATABASE, check_study_folder, storage_files
 from optimizer.studies.new import new_study
 from optimizer.studies.noted import (
@@ -24,7 +24,6 @@ __all__ = [
     "ALIKE",
     "DATABASE",
     "DEFAULT_SEED",
-    "FIRST_MODES",
     "NotedSearch",
     "NotedSpread",
     "OpenStudy",

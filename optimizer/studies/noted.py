@@ -156,7 +156,7 @@ def _noted_search(recipe: Recipe, entry: Mapping[str, Any], position: int) -> No
 
     names = text("metric").split("+")
     if unknown := [name for name in names if name not in METRICS]:
-        raise RecipeError(f"{where}.metric: received {unknown[0]!r}; there are {', '.join(METRICS)}")
+        raise RecipeError(f"{where}.metric: received {unknown[0]!r}; must be one of {', '.join(METRICS)}")
     try:
         blocks = recipe.layout.parse_blocks(text("blocks"))
     except InputError as error:

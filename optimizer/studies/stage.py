@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from optimizer.choices import StrategyName, words_of
 from optimizer.errors import InputError, StudyError
 from optimizer.families import Layout
 from optimizer.files import TEXT_SUFFIXES, UserFile, missing_file, named_file, shown
@@ -30,7 +31,7 @@ DEFAULT_SEED = 114514
 _DEFAULT_TRIALS = 60
 # A further pass of a stepwise stage that gains less is the last.
 _DEFAULT_TOLERANCE = 1e-6
-_STRATEGIES = ("stepwise", "joint")
+_STRATEGIES = words_of(StrategyName)
 # The layers of CLIP's text encoder.
 _MOST_SKIPPED = 12
 # What a study may ask for; more would take years, and some of it is gone through before a trial is run.
@@ -134,7 +135,7 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
         ("sampler", entry.sampler, SAMPLERS),
     ):
         if value is not None and value not in known:
-            problems.append(f"{name}: received {value!r}; there are {', '.join(known)}")
+            problems.append(f"{name}: received {value!r}; must be one of {', '.join(known)}")
         elif value in METRICS and METRICS[value].needs_base and base is None:
             problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
     if not 1 <= entry.passes <= _MOST_PASSES:
