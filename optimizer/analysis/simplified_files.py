@@ -22,7 +22,17 @@ from optimizer.errors import InputError, RecipeError, attempt
 from optimizer.files import check_output, named_file
 from optimizer.library import HashCache, locate, locate_models, not_found, seen_from, sha256
 from optimizer.merging import check_noted_hashes, fits_hash, other_hash
-from optimizer.recipes import Recipe, folders_of, load_recipe, parameters_of, save_recipe
+from optimizer.recipes import (
+    Fitted,
+    FittedSearch,
+    FittedTarget,
+    Recipe,
+    Simplification,
+    folders_of,
+    load_recipe,
+    parameters_of,
+    save_recipe,
+)
 from optimizer.similarity import (
     DEFAULT_METRIC,
     METRICS,
@@ -117,7 +127,7 @@ def simplify_file(
     sources = locate_models(files, beside, others, named_in=path, hashes=hashes, progress=progress)
     if check_hashes:
         check_noted_hashes(recipe.models, sources, named_in=path, hashes=hashes, progress=progress)
-    noted_base = (recipe.fitted or {}).get("base")
+    noted_base = recipe.noted.base
     with open_recipe_comparison(recipe, sources, goal, base=base, device=device, progress=progress) as comparison:
         digest = sha256(goal, hashes, progress=_hashing(goal, progress))
         noted = _is_noted_target(recipe, path, goal, digest, must=check_hashes and target is None)
@@ -131,7 +141,7 @@ def simplify_file(
         statistics = measure_statistics(comparison, [block for block in comparison.layout.blocks if block in read])
         simplified = simplify(
             recipe,
-            _judged(judging, comparison, statistics, _noted_shares(recipe) if same else {}),
+            _judged(judging, comparison, statistics, _explained_before(recipe) if same else {}),
             groups=comparison.groups,
             sources=tuple(comparison.sources),
             share=share,
@@ -145,16 +155,13 @@ def simplify_file(
         check_unchanged([comparison.target])
     for problem in _differences(searches, simplified) if same else ():
         warn(f"{path}: {problem}")
-    origin = (recipe.fitted or {}).get("recipe")
-    fitted = {
-        "recipe": seen_from(output.parent, path.parent / origin if isinstance(origin, str) else path),
-        "target": {
-            "file": file if _same_folder(path, output) else seen_from(output.parent, goal),
-            "sha256": digest,
-        },
+    origin = recipe.noted.recipe
+    fitted = _notes_of(recipe).noting(
+        recipe=seen_from(output.parent, path if origin is None else path.parent / origin),
+        target=FittedTarget(file=file if _same_folder(path, output) else seen_from(output.parent, goal), sha256=digest),
         **({} if base is None else {"base": base}),
-        "searches": _as_noted(searches, simplified, (recipe.fitted or {}).get("searches") or ()),
-    }
+        searches=_as_noted(searches, simplified, recipe),
+    )
     simplified = _with_notes(simplified, recipe, fitted, path, share, tolerance)
     save_recipe(simplified.recipe, output)
     return simplified
@@ -191,9 +198,8 @@ def simplify_fit(study: Study, recipe: Recipe, measured: Measured, output: Path)
         numbers=dict.fromkeys(numbers),
         keep=() if study.base is None else (study.base,),
     )
-    noted = (recipe.fitted or {}).get("searches") or ()
-    simplified = _with_notes(simplified, recipe, {"searches": _as_noted(searches, simplified, noted)}, path, SHARE,
-                             TOLERANCE)  # fmt: skip
+    fitted = _notes_of(recipe).noting(searches=_as_noted(searches, simplified, recipe))
+    simplified = _with_notes(simplified, recipe, fitted, path, SHARE, TOLERANCE)
     save_recipe(simplified.recipe, output)
     return simplified
 
@@ -226,34 +232,33 @@ def _judged(
     return found
 
 
-def _noted_shares(recipe: Recipe) -> dict[str, float]:
-    """What each block explained before the recipe was simplified, as far as it notes that."""
-    noted = (recipe.fitted or {}).get("simplified")
-    shares = noted.get("explained") if isinstance(noted, Mapping) else None
-    return {
-        block: float(share)
-        for block, share in (shares.items() if isinstance(shares, Mapping) else ())
-        if isinstance(share, int | float) and not isinstance(share, bool) and share <= 1
-    }
+def _explained_before(recipe: Recipe) -> Mapping[str, float]:
+    """Return what each block explained before the recipe was simplified, as far as it notes that."""
+    noted = recipe.noted.simplified
+    return {} if noted is None else noted.explained or {}
+
+
+def _notes_of(recipe: Recipe) -> Fitted:
+    """Return what a recipe notes and what still holds of a simpler one.
+
+    The similarities on other random inputs are those of the recipe as it was.
+    """
+    return (Fitted(by="blockfit") if recipe.fitted is None else recipe.fitted).noting(other_random_inputs=None)
 
 
 def _with_notes(
-    simplified: Simplified, recipe: Recipe, fitted: Mapping[str, Any], path: Path, share: float, tolerance: float
+    simplified: Simplified, recipe: Recipe, fitted: Fitted, path: Path, share: float, tolerance: float
 ) -> Simplified:
-    """The result with what its recipe notes of the fit, and of having been simplified from `recipe` in `path`."""
-    noted = {
-        # What other random inputs gave was of the recipe as it was.
-        **{key: value for key, value in (recipe.fitted or {"by": "blockfit"}).items() if key != "other_random_inputs"},
-        **fitted,
-        "simplified": {
-            "from": _first_of(recipe) or path.name,
-            "share": share,
-            "tolerance": tolerance,
-            # Not rounded: what is simplified again must not lose more in all.
-            "explained": dict(simplified.before),
-        },
-    }
-    return replace(simplified, recipe=replace(simplified.recipe, fitted=noted))
+    """Return the result with a recipe that notes `fitted`, and that it was simplified from `recipe` in `path`."""
+    earlier = recipe.noted.simplified
+    noted = Simplification(
+        origin=(None if earlier is None else earlier.origin) or path.name,
+        share=share,
+        tolerance=tolerance,
+        # Not rounded: what is simplified again must not lose more in all.
+        explained=dict(simplified.before),
+    )
+    return replace(simplified, recipe=replace(simplified.recipe, fitted=fitted.noting(simplified=noted)))
 
 
 def _with_prompts(
@@ -375,9 +380,9 @@ def _searched_numbers(recipe: Recipe, path: Path, judging: Mapping[str, Sequence
     """The numbers that were searched, as the recipe that was fitted tells if it is there; else what can be guessed."""
     searched = [step.name for step in recipe.steps if step.similarity is not None]
     steps = searched or [step.name for step in recipe.steps]
-    origin = (recipe.fitted or {}).get("recipe")
+    origin = recipe.noted.recipe
     told: list[Number] = []
-    if isinstance(origin, str) and (file := named_file(path.parent, origin)) is not None:
+    if origin is not None and (file := named_file(path.parent, origin)) is not None:
         fitted_from = load_recipe(file)
         modes = {step.name: step.mode for step in fitted_from.steps}
         # Steps that have changed since then are judged by what they are now.
@@ -411,8 +416,8 @@ def _target(
     """The target's path, and how the recipe is to note it."""
     if target is not None:
         return target, seen_from(path.parent, target)
-    file = _noted_target(recipe).get("file")
-    if not isinstance(file, str):
+    file = None if recipe.noted.target is None else recipe.noted.target.file
+    if file is None:
         raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (--target)")
     found = attempt(
         lambda: locate(file, folders[0], folders[1:], hashes=hashes, progress=progress),
@@ -424,59 +429,42 @@ def _target(
     return found, file
 
 
-def _noted_target(recipe: Recipe) -> Mapping[str, Any]:
-    noted = (recipe.fitted or {}).get("target")
-    return noted if isinstance(noted, Mapping) else {}
-
-
 def _is_noted_target(recipe: Recipe, path: Path, goal: Path, digest: str, *, must: bool) -> bool:
     """Whether the target has the hash that the recipe notes; it `must`, if the recipe notes one."""
-    noted = _noted_target(recipe).get("sha256")
-    if must and isinstance(noted, str) and not fits_hash(digest, noted):
+    noted = None if recipe.noted.target is None else recipe.noted.target.sha256
+    if must and noted is not None and not fits_hash(digest, noted):
         raise RecipeError(f"{path}: fitted.target.sha256: {other_hash(noted, goal, digest)}")
     return digest == noted
 
 
-def _as_noted(
-    searches: Sequence[NotedSearch], simplified: Simplified, noted: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The searches as the simpler recipe notes them; those are left out whose step has become a source."""
-    earlier = {entry["name"]: entry for entry in noted}
+def _as_noted(searches: Sequence[NotedSearch], simplified: Simplified, recipe: Recipe) -> tuple[FittedSearch, ...]:
+    """Return the searches as the simpler recipe notes them; those are left out whose step has become a source."""
+    earlier = {entry.name: entry for entry in recipe.noted.searches or ()}
     steps = {one.name: one.step for one in simplified.scored}
-    found = []
-    for search in searches:
-        if search.name not in steps:
-            continue
-        inputs = _noted_inputs(search)
-        entry = {
-            **earlier.get(search.name, {"name": search.name}),
-            "metric": search.metric,
-            "blocks": ",".join(search.blocks),
-            **inputs,
-            "step": steps[search.name],
-            "similarity": round(simplified.totals[search.name][1], 9),
-            "before": simplified.totals[search.name][0],
-        }
-        # What an earlier metric was given says nothing of this one.
-        stale = {"seeds", "prompts", "clip_skip"} - inputs.keys()
-        found.append({key: value for key, value in entry.items() if key not in stale})
-    return found
+    return tuple(
+        earlier.get(search.name, FittedSearch(name=search.name)).noting(
+            metric=search.metric,
+            blocks=",".join(search.blocks),
+            **_noted_inputs(search),
+            step=steps[search.name],
+            similarity=round(simplified.totals[search.name][1], 9),
+            before=simplified.totals[search.name][0],
+        )
+        for search in searches
+        if search.name in steps
+    )
 
 
 def _noted_inputs(search: NotedSearch) -> dict[str, Any]:
-    """What its metrics draw and read, as recipes hold it."""
-    inputs: dict[str, Any] = {"seeds": list(search.seeds)} if _draws(search) else {}
+    """Return what its metrics draw and read, as recipes hold it; None for what an earlier metric was given."""
+    inputs: dict[str, Any] = {"seeds": None, "prompts": None, "clip_skip": None}
+    if _draws(search):
+        inputs["seeds"] = search.seeds
     if search.reads:
         inputs |= noted_reading(search.prompts_file, search.prompts, search.clip_skip)
         if search.prompts is not None and search.prompts_file is None:
-            inputs["prompts"] = list(search.prompts)  # as they were noted: nothing tells what file they are from
+            inputs["prompts"] = search.prompts  # as they were noted: nothing tells what file they are from
     return inputs
-
-
-def _first_of(recipe: Recipe) -> str | None:
-    noted = (recipe.fitted or {}).get("simplified")
-    first = noted.get("from") if isinstance(noted, Mapping) else None
-    return first if isinstance(first, str) else None
 
 
 def _hashing(path: Path, progress: Callable[[str, int, int], None] | None) -> Callable[[int, int], None] | None:

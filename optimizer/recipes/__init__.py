@@ -7,13 +7,22 @@ from optimizer.recipes.coefficients import Algebra, Contributors, Group, block_c
 from optimizer.recipes.files import (
     RECIPE_TYPE,
     alpha_as_data,
+    folders_of,
     load_recipe,
     read_alpha,
     read_recipe,
     recipe_as_data,
     save_recipe,
 )
-from optimizer.recipes.fitted import folders_of
+from optimizer.recipes.fitted import (
+    Fitted,
+    FittedPrompts,
+    FittedScores,
+    FittedSearch,
+    FittedSpread,
+    FittedTarget,
+    Simplification,
+)
 from optimizer.recipes.inputs import warn_of_compared, warn_of_merged, warn_of_sources
 from optimizer.recipes.modes import MODES
 from optimizer.recipes.new import new_recipe
@@ -55,6 +64,12 @@ __all__ = [
     "Contributing",
     "Contributors",
     "Expected",
+    "Fitted",
+    "FittedPrompts",
+    "FittedScores",
+    "FittedSearch",
+    "FittedSpread",
+    "FittedTarget",
     "Free",
     "Group",
     "Model",
@@ -62,6 +77,7 @@ __all__ = [
     "Part",
     "Preset",
     "Recipe",
+    "Simplification",
     "Space",
     "Step",
     "alpha_as_data",

@@ -1,7 +1,7 @@
 """Recipes as YAML files: read with every problem named, written so that they read back as the same recipe."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,12 +25,14 @@ from optimizer.files import (
     shown,
     validate,
 )
+from optimizer.recipes.fitted import Fitted
 from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 
 __all__ = [
     "RECIPE_TYPE",
     "alpha_as_data",
+    "folders_of",
     "load_recipe",
     "read_alpha",
     "read_recipe",
@@ -147,7 +149,7 @@ def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: 
             steps=tuple(steps),
             output=entry.output or steps[-1].name,
             mapping=entry.mapping,
-            fitted=entry.fitted,
+            fitted=None if entry.fitted is None else Fitted.from_data(entry.fitted),
         ),
         given,
     )
@@ -185,6 +187,13 @@ def save_recipe(recipe: Recipe, path: Path | str) -> None:
     replace_text(Path(path), dump_yaml(recipe_as_data(recipe)))
 
 
+def folders_of(recipe: Recipe, path: Path, folders: Sequence[Path] = ()) -> tuple[Path, ...]:
+    """Return where the files of the recipe in `path` may be: beside it, beside the recipe it was fitted from, `folders`."""
+    origin = recipe.noted.recipe
+    beside = () if origin is None else ((path.parent / origin).parent,)
+    return (path.parent, *beside, *folders)
+
+
 def recipe_as_data(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain dicts, lists, strings and numbers, as its YAML file holds it."""
     data: dict[str, Any] = {"name": recipe.name, "layout": recipe.layout.name, "mapping": recipe.mapping}
@@ -197,7 +206,7 @@ def recipe_as_data(recipe: Recipe) -> dict[str, Any]:
     data["steps"] = [step_as_data(step, recipe.layout) for step in recipe.steps]
     data["output"] = recipe.output
     if recipe.fitted is not None:
-        data["fitted"] = recipe.fitted
+        data["fitted"] = recipe.fitted.to_data()
     return data
 
 

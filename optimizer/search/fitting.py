@@ -508,7 +508,7 @@ class _Fit:
             bests = [(one, choice.trial if one.name == search.name else one.best) for one in standing(self._results)]
             spread = [one for one in self._spread if one.stage != search.stage.name]
             finished = finished_recipe(self._study, recipe, [*others, *scores], bests, spread, hashed, complete=True)
-            finished = replace(finished, fitted={**(finished.fitted or {}), "candidate": number})
+            finished = replace(finished, fitted=finished.noted.noting(candidate=number))
             save_recipe(finished, folder / candidate_name(number))
             found.append(
                 Candidate(
@@ -536,5 +536,5 @@ class _Fit:
 def _remove_own(path: Path) -> None:
     """Remove a simpler recipe of an earlier fit, unless it is something else by now."""
     with suppress(InputError, OSError):
-        if "simplified" in (load_recipe(path).fitted or {}):
+        if load_recipe(path).noted.simplified is not None:
             path.unlink()

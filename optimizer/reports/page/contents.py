@@ -219,9 +219,7 @@ def contents(
     result = found.result
     study, recipe, layout = result.study, result.recipe, result.recipe.layout
     by_metric = {one.metric: one for one in ceilings}
-    noted = recipe.fitted or {}
-    target = noted.get("target")
-    digest = target.get("sha256") if isinstance(target, Mapping) else None
+    target = recipe.noted.target
     rows = alpha_rows(result)
     searched = [row for row in rows if row.found]
     sources = _sources(found, by_metric)
@@ -259,15 +257,15 @@ def contents(
         curves=_curves(result.searches),
         sources=sources,
         target=study.target_file,
-        target_sha256=_text(digest),
+        target_sha256=_text(None if target is None else target.sha256),
         commands=_commands(named, folder, storage, recipe),
-        fitted_version=_text(noted.get("version")),
+        fitted_version=_text(recipe.noted.version),
     )
 
 
-def _text(noted: object) -> str | None:
-    """Return a text that a recipe notes, as a page may show it; None for anything else."""
-    return printable(noted)[:_LONGEST_NOTE] if isinstance(noted, str) else None
+def _text(noted: str | None) -> str | None:
+    """Return a text that a recipe notes, as a page may show it."""
+    return None if noted is None else printable(noted)[:_LONGEST_NOTE]
 
 
 def _reached(
