@@ -185,7 +185,7 @@ def simplify_fit(study: Study, recipe: Recipe, measured: Measured, output: Path)
     Similarities that cannot be told from that alone, by attention and encoder, are not noted in it. Raises InputError
     as `simplify` does, or if `output` cannot be written.
     """
-    path, statistics = study.folder / "best.yaml", measured.statistics
+    path, statistics = study.outputs.best, measured.statistics
     searches = [search for search in noted_searches(recipe) if all(_reads(name) for name, _ in search.measured)]
     judging = _judging(recipe, [(stage.steps[-1], stage.blocks) for stage in study.stages])
     numbers = [Number(one.step, one.alpha, one.blocks) for stage in study.stages for one in stage.parameters]

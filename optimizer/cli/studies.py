@@ -283,7 +283,7 @@ def report(
     from optimizer.studies import load_study
 
     loaded = load_study(study, with_files=False)
-    written = loaded.folder / "report.html" if output is None else output
+    written = loaded.outputs.report if output is None else output
     check_report_name(written)
     check_output(written)
     found = found_result(loaded, storage)
@@ -394,20 +394,21 @@ def fit_and_report(
     )  # fmt: skip
     from optimizer.search import fit as run
 
-    check_writable(study.folder)
-    with fit_logs(study.folder / "fit.log", log_file), fitting() as events:
+    outputs = study.outputs
+    check_writable(outputs.path)
+    with fit_logs(outputs.log, log_file), fitting() as events:
         result = run(
             study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage,
             check_hashes=check_hashes, events=events, hashes=hash_cache(),
         )  # fmt: skip
         log_end(result)
     # The search is done and best.yaml written: none of the rest may cost the others.
-    there, unwritten = ["best.yaml"], list[str]()
+    there, unwritten = [outputs.best], list[str]()
     with message("drawing the plots"):
-        for write, name in ((write_trials, "trials.csv"), (write_plots, "plots")):
+        for write, path in ((write_trials, outputs.trials_table), (write_plots, outputs.plots)):
             try:
-                write(result, study.folder / name)
-                there.append(name)
+                write(result, path)
+                there.append(path)
             except InputError as error:
                 unwritten += error.problems
     console = make_console()
@@ -419,25 +420,25 @@ def fit_and_report(
     if len(result.candidates) < candidates - 1:
         console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
     if result.simple is not None:
-        there.append("best.simple.yaml")
+        there.append(outputs.simple)
         console.print(simple_recipe(result.simple))
     for one in result.narrow:
         say(f"range too narrow: {one.describe(study.recipe.layout)}")
-    for what, name in (
-        ("best recipe", "best.yaml"),
-        ("simple recipe", "best.simple.yaml"),
-        ("every trial", "trials.csv"),
-        ("plots", "plots"),
+    for what, path in (
+        ("best recipe", outputs.best),
+        ("simple recipe", outputs.simple),
+        ("every trial", outputs.trials_table),
+        ("plots", outputs.plots),
     ):
-        if name in there:
-            say(f"{what}: {study.folder / name}")
+        if path in there:
+            say(f"{what}: {path}")
     if as_json:
-        names = [there[0], *(f"candidate-{one.number}.yaml" for one in result.candidates), *there[1:]]
-        written = [str(study.folder / name) for name in names]
+        candidates_there = (outputs.candidate(one.number) for one in result.candidates)
+        written = [str(path) for path in (there[0], *candidates_there, *there[1:])]
         print_json({**result.as_dict(), "written": written, "unwritten": unwritten})
     for problem in unwritten:
         say_problem(problem)
     if unwritten and not result.interrupted:
-        say_problem(f"the search is done and in {study.folder / 'best.yaml'}; the same command writes what is missing")
+        say_problem(f"the search is done and in {outputs.best}; the same command writes what is missing")
         raise typer.Exit(1)
     return result

@@ -188,7 +188,7 @@ def save_recipe(recipe: Recipe, path: Path | str) -> None:
 
 
 def folders_of(recipe: Recipe, path: Path, folders: Sequence[Path] = ()) -> tuple[Path, ...]:
-    """Return where the files of the recipe in `path` may be: beside it, beside the recipe it was fitted from, `folders`."""
+    """Return where the files of the recipe in `path` may be: beside it, beside the fitted recipe, in `folders`."""
     origin = recipe.noted.recipe
     beside = () if origin is None else ((path.parent / origin).parent,)
     return (path.parent, *beside, *folders)

@@ -89,9 +89,9 @@ def _as_data(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _noted(read: Callable[[Any], Any], *, key: str | None = None) -> Any:
-    """Return a field whose value `read` takes from the file; it raises ValueError, saying what would be right."""
-    return field(default=None, metadata={"read": read, **({} if key is None else {"key": key})})
+def _by(read: Callable[[Any], Any], *, key: str | None = None) -> dict[str, Any]:
+    """Return a field's metadata: `read` takes its value from the file or raises ValueError, saying what is right."""
+    return {"read": read, **({} if key is None else {"key": key})}
 
 
 def _text(value: Any) -> str:
@@ -177,8 +177,8 @@ def _record(kind: type[_Notes]) -> Callable[[Any], _Notes]:
 class FittedTarget(_Notes):
     """The target of a fit: its `file` as the study names it, and its `sha256` if that was known."""
 
-    file: str | None = _noted(_text)
-    sha256: str | None = _noted(_text)
+    file: str | None = field(default=None, metadata=_by(_text))
+    sha256: str | None = field(default=None, metadata=_by(_text))
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,8 +188,8 @@ class FittedPrompts(_Notes):
     Not the prompts themselves: they may be many, and a recipe goes into every merge of it, for all to read.
     """
 
-    file: str | None = _noted(_text)
-    sha256: str | None = _noted(_text)
+    file: str | None = field(default=None, metadata=_by(_text))
+    sha256: str | None = field(default=None, metadata=_by(_text))
 
 
 def _prompts(value: Any) -> FittedPrompts | tuple[str, ...]:
@@ -212,29 +212,29 @@ class FittedSearch(_Notes):
     reached, in [-1, 1]; `before`, in a recipe that was simplified, is what the recipe reached before.
     """
 
-    name: str | None = _noted(_text)
-    step: str | None = _noted(_text)
-    metric: str | None = _noted(_text)
-    strategy: str | None = _noted(_text)
-    blocks: str | None = _noted(_text)
-    seeds: tuple[int, ...] | None = _noted(_seeds)
-    prompts: FittedPrompts | tuple[str, ...] | None = _noted(_prompts)
-    clip_skip: int | None = _noted(_clip_skip)
-    trials: int | None = _noted(_whole)
-    best_trial: int | None = _noted(_whole)
-    similarity: float | None = _noted(_similarity)
-    before: float | None = _noted(_similarity)
+    name: str | None = field(default=None, metadata=_by(_text))
+    step: str | None = field(default=None, metadata=_by(_text))
+    metric: str | None = field(default=None, metadata=_by(_text))
+    strategy: str | None = field(default=None, metadata=_by(_text))
+    blocks: str | None = field(default=None, metadata=_by(_text))
+    seeds: tuple[int, ...] | None = field(default=None, metadata=_by(_seeds))
+    prompts: FittedPrompts | tuple[str, ...] | None = field(default=None, metadata=_by(_prompts))
+    clip_skip: int | None = field(default=None, metadata=_by(_clip_skip))
+    trials: int | None = field(default=None, metadata=_by(_whole))
+    best_trial: int | None = field(default=None, metadata=_by(_whole))
+    similarity: float | None = field(default=None, metadata=_by(_similarity))
+    before: float | None = field(default=None, metadata=_by(_similarity))
 
 
 @dataclass(frozen=True, eq=False)
 class FittedSpread(_Notes):
     """The total similarities by `metric` of a stage's last step on random inputs that were not fitted on, by seed."""
 
-    stage: str | None = _noted(_text)
-    step: str | None = _noted(_text)
-    metric: str | None = _noted(_text)
-    seeds: tuple[int, ...] | None = _noted(_seeds)
-    totals: tuple[float, ...] | None = _noted(_totals)
+    stage: str | None = field(default=None, metadata=_by(_text))
+    step: str | None = field(default=None, metadata=_by(_text))
+    metric: str | None = field(default=None, metadata=_by(_text))
+    seeds: tuple[int, ...] | None = field(default=None, metadata=_by(_seeds))
+    totals: tuple[float, ...] | None = field(default=None, metadata=_by(_totals))
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,10 +245,14 @@ class Simplification(_Notes):
     and `explained` what each block explained before, {block: share of the target's squared difference}.
     """
 
-    origin: str | None = _noted(_text, key="from")
-    share: float | None = _noted(_number)
-    tolerance: float | None = _noted(_number)
-    explained: Mapping[str, float] | None = _noted(_shares)
+    origin: str | None = field(default=None, metadata=_by(_text, key="from"))
+    share: float | None = field(default=None, metadata=_by(_number))
+    tolerance: float | None = field(default=None, metadata=_by(_number))
+    explained: Mapping[str, float] | None = field(default=None, metadata=_by(_shares))
+
+
+def _before(value: Any) -> _Notes:
+    return _record(FittedScores)(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,10 +262,10 @@ class FittedScores(_Notes):
     `pooled` is the share explained of all blocks together, and `before` holds the similarities of the step's input a.
     """
 
-    total: float | None = _noted(_similarity)
-    pooled: float | None = _noted(_similarity)
-    blocks: Mapping[str, float | None] | None = _noted(_scores)
-    before: "FittedScores | None" = _noted(lambda value: _record(FittedScores)(value))
+    total: float | None = field(default=None, metadata=_by(_similarity))
+    pooled: float | None = field(default=None, metadata=_by(_similarity))
+    blocks: Mapping[str, float | None] | None = field(default=None, metadata=_by(_scores))
+    before: "FittedScores | None" = field(default=None, metadata=_by(_before))
 
     @property
     def unchanged(self) -> tuple[str, ...]:
@@ -295,13 +299,13 @@ class Fitted(_Notes):
     rank of a recipe that is not the best one, from 2 up.
     """
 
-    by: str | None = _noted(_text)
-    version: str | None = _noted(_text)
-    recipe: str | None = _noted(_text)
-    target: FittedTarget | None = _noted(_record(FittedTarget))
-    base: str | None = _noted(_text)
-    complete: bool | None = _noted(_flag)
-    searches: tuple[FittedSearch, ...] | None = _noted(_searches)
-    other_random_inputs: tuple[FittedSpread, ...] | None = _noted(_spreads)
-    candidate: int | None = _noted(_whole)
-    simplified: Simplification | None = _noted(_record(Simplification))
+    by: str | None = field(default=None, metadata=_by(_text))
+    version: str | None = field(default=None, metadata=_by(_text))
+    recipe: str | None = field(default=None, metadata=_by(_text))
+    target: FittedTarget | None = field(default=None, metadata=_by(_record(FittedTarget)))
+    base: str | None = field(default=None, metadata=_by(_text))
+    complete: bool | None = field(default=None, metadata=_by(_flag))
+    searches: tuple[FittedSearch, ...] | None = field(default=None, metadata=_by(_searches))
+    other_random_inputs: tuple[FittedSpread, ...] | None = field(default=None, metadata=_by(_spreads))
+    candidate: int | None = field(default=None, metadata=_by(_whole))
+    simplified: Simplification | None = field(default=None, metadata=_by(_record(Simplification)))

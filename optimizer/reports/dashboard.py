@@ -21,7 +21,7 @@ from optuna_dashboard import wsgi
 from optimizer.errors import InputError
 from optimizer.reports.lettering import file_name_part
 from optimizer.search import CheckedStorage, CheckedTrials, OpenTrials, best_of, completed, open_trials, told_of
-from optimizer.studies import Study
+from optimizer.studies import Study, StudyFolder
 
 __all__ = ["serve_dashboard"]
 
@@ -90,8 +90,9 @@ class _PlotStore(FileSystemArtifactStore):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "artifacts")
-        self.plots = {str(uuid5(NAMESPACE_URL, path.name)): path for path in sorted((folder / "plots").glob("*.png"))}
+        outputs = StudyFolder(folder)
+        super().__init__(outputs.artifacts)
+        self.plots = {str(uuid5(NAMESPACE_URL, path.name)): path for path in sorted(outputs.plots.glob("*.png"))}
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         if artifact_id not in self.plots:

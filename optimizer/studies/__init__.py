@@ -1,7 +1,7 @@
 """Studies: their YAML file, stages and folder, what recipes note of them, and opening one with its checkpoints."""
 
 from optimizer.studies.first_study import FIRST_MODES, first_study
-from optimizer.studies.folder import DATABASE, check_study_folder, storage_files
+from optimizer.studies.folder import DATABASE, StudyFolder, check_study_folder, storage_files
 from optimizer.studies.new import new_study
 from optimizer.studies.noted import (
     ALIKE,
@@ -31,6 +31,7 @@ __all__ = [
     "Stage",
     "StepScores",
     "Study",
+    "StudyFolder",
     "best_recipe",
     "check_study_folder",
     "first_study",

@@ -71,7 +71,7 @@ class StepScores:
 
 def best_recipe(study: Study) -> Recipe | None:
     """The recipe in the study's best.yaml; None if there is none. Raises InputError if it is of another recipe."""
-    path = study.folder / "best.yaml"
+    path = study.outputs.best
     recipe = load_recipe(path) if path.is_file() else None
     if recipe is not None and recipe.formulas != study.recipe.formulas:
         raise StudyError(f"{path}: its steps are not those of {study.recipe_path}; fit anew, or move it away")

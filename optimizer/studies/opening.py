@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import STATISTICS, Checkpoint, open_checkpoint
+from optimizer.checkpoints import Checkpoint, open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
 from optimizer.library import HashCache, fingerprint, sha256
 from optimizer.recipes import Contributors, check_channels, warn_of_sources
@@ -144,7 +144,7 @@ def open_study(
             raise StudyError([*study.missing, *broken])
         if unmeasured := [block for block in blocks if block not in found.blocks]:
             names = study.recipe.layout.describe_blocks(unmeasured)
-            raise StudyError([*study.missing, f"{study.folder / STATISTICS}: {names} could not be measured"])
+            raise StudyError([*study.missing, f"{study.outputs.statistics}: {names} could not be measured"])
         _check_steps(study, found)
         yield OpenStudy(study, found, earlier, None)
         return
@@ -181,7 +181,7 @@ def open_study(
 def _earlier(study: Study) -> tuple[Measured | None, tuple[str, ...]]:
     """Return what an earlier run measured, and why what is there cannot be used."""
     try:
-        return read_measured(study.folder / STATISTICS), ()
+        return read_measured(study.outputs.statistics), ()
     except CheckpointError as error:
         return None, error.problems
 
@@ -189,7 +189,7 @@ def _earlier(study: Study) -> tuple[Measured | None, tuple[str, ...]]:
 def _keep(study: Study, measured: Measured) -> None:
     # A folder that cannot be written to costs the next run the pass over the files, no more.
     with suppress(InputError):
-        save_measured(measured, study.folder / STATISTICS)
+        save_measured(measured, study.outputs.statistics)
 
 
 def _covers(measured: Measured, comparison: Comparison, blocks: Collection[str]) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pydantic import StrictInt, StrictStr
 
-from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.files import (
     TEXT_SUFFIXES,
@@ -23,7 +22,7 @@ from optimizer.files import (
 from optimizer.library import HashCache, checkpoints_in, find_models, locate, not_found
 from optimizer.printable import unprintable
 from optimizer.recipes import Recipe, load_recipe
-from optimizer.studies.folder import check_study_folder
+from optimizer.studies.folder import StudyFolder, check_study_folder
 from optimizer.studies.stage import MOST_STAGES, Stage, StageEntry, read_stage, unsearched
 
 __all__ = ["Study", "StudyEntry", "load_study", "study_file", "study_of", "with_found_files"]
@@ -72,6 +71,11 @@ class Study:
     path: Path | None = None
     asked_trials: int | None = None
 
+    @property
+    def outputs(self) -> StudyFolder:
+        """The paths of what blockfit writes into the study's folder."""
+        return StudyFolder(self.folder)
+
     def disturbs(self, stage: Stage, other: Stage) -> bool:
         """Whether `stage` moves what `other` scores."""
         leading = {step.name for step in self.recipe.ancestors(other.steps[-1])}
@@ -87,7 +91,7 @@ class Study:
 
     def without_files(self) -> "Study":
         """The same study as if none of its checkpoints were there: what was measured of them stands in."""
-        kept = self.folder / STATISTICS
+        kept = self.outputs.statistics
         missing = f"{kept}: was not measured of the checkpoints that this study names; fit it again"
         return replace(self, sources={}, target=Path(), files=self.needed_files, missing=(missing,))
 
@@ -227,7 +231,7 @@ def with_found_files(
             problems.append(f"{target_given}: {not_found(study.target_file, of_target, folders)}")
     except InputError as error:
         problems += [f"{target_given}: {problem}" for problem in error.problems]
-    if problems and not (study.folder / STATISTICS).exists():
+    if problems and not study.outputs.statistics.exists():
         raise StudyError(problems)
     for name, source in sources.items():
         if target is not None and source.resolve() == target.resolve():

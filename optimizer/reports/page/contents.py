@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from optimizer.analysis import BlockCeiling, Ceiling, SourceShare
 from optimizer.families import Layout
@@ -28,7 +28,7 @@ from optimizer.reports.page.licenses import License, license_of
 from optimizer.reports.page.remarks import Remark, remarks
 from optimizer.search import Found, SearchResult
 from optimizer.similarity import EXACT_METRICS, total_similarity
-from optimizer.studies import Stage, StepScores
+from optimizer.studies import Stage, StepScores, StudyFolder
 from optimizer.version import __version__
 
 __all__ = ["Page", "contents"]
@@ -418,7 +418,7 @@ def _on_trials(command: str, named: str, storage: str | None) -> str:
 
 
 def _commands(named: str, folder: PurePath, storage: str | None, recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    best = quoted((folder / "best.yaml").as_posix())
+    best = quoted(StudyFolder(Path(folder)).best.as_posix())
     commands = [
         ("fit, or go on where it stopped", _on_trials("fit", named, storage)),
         ("merge the recipe into a checkpoint", f"blockfit merge {best} -o {_file_name(recipe.name)}.safetensors"),

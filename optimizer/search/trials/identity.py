@@ -18,7 +18,7 @@ from optimizer.search.trials.budgets import Budgets
 from optimizer.search.trials.sampler_state import check_sampler_state
 from optimizer.search.trials.storage import StorageAddress, addresses_before, open_storage
 from optimizer.similarity import prompts_sha256
-from optimizer.studies import DATABASE, Stage, Study
+from optimizer.studies import Stage, Study
 
 __all__ = [
     "ActiveStudy",
@@ -221,7 +221,7 @@ def open_search(
 
 def name_prefix(study: Study, address: StorageAddress) -> str:
     """What the names of a study's Optuna studies begin with: its own name where those of others may lie too."""
-    own = (study.folder / DATABASE).resolve()
+    own = study.outputs.database.resolve()
     return "" if address.path is not None and address.path.resolve() == own else f"{study.name}:"
 
 
