@@ -7,6 +7,7 @@ from optimizer.files.links import DATABASE, check_output, open_in_place, refuse_
 from optimizer.files.near_names import CHECKPOINT_SUFFIXES, TEXT_SUFFIXES, did_you_mean, missing_file, missing_folder
 from optimizer.files.new_files import undo_unfinished, write_new_files
 from optimizer.files.presence import is_file, is_folder, is_there
+from optimizer.files.schemas import schema_of, schema_text
 from optimizer.files.temporaries import clear_abandoned, host_name, temporary_folder
 from optimizer.files.yaml import (
     UserFile,
@@ -47,6 +48,8 @@ __all__ = [
     "refuse_links",
     "replace_text",
     "replacing",
+    "schema_of",
+    "schema_text",
     "shown",
     "study_folder_of",
     "temporary_folder",

@@ -12,6 +12,7 @@ from optimizer.recipes.files import (
     read_alpha,
     read_recipe,
     recipe_as_data,
+    recipe_schema,
     save_recipe,
 )
 from optimizer.recipes.fitted import (
@@ -105,6 +106,7 @@ __all__ = [
     "read_presets",
     "read_recipe",
     "recipe_as_data",
+    "recipe_schema",
     "save_recipe",
     "warn_of_compared",
     "warn_of_merged",

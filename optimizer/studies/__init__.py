@@ -18,7 +18,7 @@ from optimizer.studies.noted import (
 )
 from optimizer.studies.opening import OpenStudy, open_study
 from optimizer.studies.stage import DEFAULT_SEED, Stage
-from optimizer.studies.study import Study, load_study
+from optimizer.studies.study import Study, load_study, study_schema
 
 __all__ = [
     "ALIKE",
@@ -45,4 +45,5 @@ __all__ = [
     "noted_step_scores",
     "open_study",
     "storage_files",
+    "study_schema",
 ]

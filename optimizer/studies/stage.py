@@ -41,22 +41,55 @@ MOST_JOINT = 600
 
 
 class StageEntry(UserFile):
-    """A stage as a study's YAML file has it."""
+    """A stage: which free alphas are searched, by which similarity, and how."""
 
-    name: StrictStr
-    steps: list[StrictStr] | None = None
-    blocks: str | list[str] | None = None
-    metric: str = DEFAULT_METRIC
-    elsewhere: str | None = None
-    strategy: str = "joint"
-    passes: StrictInt = 1
-    tolerance: float = _DEFAULT_TOLERANCE
-    trials: StrictInt = _DEFAULT_TRIALS
-    sampler: str = DEFAULT_SAMPLER
-    seeds: list[StrictInt] = Field(default_factory=lambda: [DEFAULT_SEED])
-    tf32: StrictBool = False
-    prompts: StrictStr | None = None
-    clip_skip: StrictInt = 1
+    name: StrictStr = Field(description="The name.", examples=["outputs"])
+    steps: list[StrictStr] | None = Field(
+        None, description="The steps whose free alphas are searched. Default: all that have some.", examples=[["TEMP1"]]
+    )
+    blocks: str | list[str] | None = Field(
+        None,
+        description="The blocks that are scored. Default: all that the free alphas move and the metric sees.",
+        examples=["OUT03-OUT11"],
+    )
+    metric: str = Field(
+        DEFAULT_METRIC,
+        description="; ".join(f"{kind.name}: {kind.title}" for kind in METRICS.values()),
+        json_schema_extra={"enum": list(METRICS)},
+    )
+    elsewhere: str | None = Field(
+        None,
+        description="The metric of the moved blocks that `metric` does not see.",
+        json_schema_extra={"enum": [*METRICS, None]},
+    )
+    strategy: str = Field(
+        "joint",
+        description="joint: all free alphas at once; stepwise: each step on its own result, one after another.",
+        json_schema_extra={"enum": list(_STRATEGIES)},
+    )
+    passes: StrictInt = Field(1, description="How often a stepwise stage goes over its steps, at most.")
+    tolerance: float = Field(
+        _DEFAULT_TOLERANCE,
+        description="The gain in total similarity below which a pass of a stepwise stage is the last.",
+    )
+    trials: StrictInt = Field(_DEFAULT_TRIALS, description="The number of completed trials of each Optuna study.")
+    sampler: str = Field(
+        DEFAULT_SAMPLER, description="The sampler of the trials.", json_schema_extra={"enum": list(SAMPLERS)}
+    )
+    seeds: list[StrictInt] = Field(
+        default_factory=lambda: [DEFAULT_SEED],
+        description=f"The seeds of attention's random inputs. Default: [{DEFAULT_SEED}].",
+        examples=[[DEFAULT_SEED, 1]],
+    )
+    tf32: StrictBool = Field(
+        False, description="Whether a GPU computes attention faster, with similarities exact to about 1e-3."
+    )
+    prompts: StrictStr | None = Field(
+        None, description="A file of prompts, one a line, that the encoder metric reads.", examples=["prompts.txt"]
+    )
+    clip_skip: StrictInt = Field(
+        1, description="The layer of the text encoder that the encoder metric reads: 1 is the last, 2 the one before."
+    )
 
 
 @dataclass(frozen=True)

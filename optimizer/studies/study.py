@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from pydantic import StrictInt, StrictStr
+from pydantic import Field, StrictInt, StrictStr
 
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.files import (
@@ -16,6 +17,7 @@ from optimizer.files import (
     missing_file,
     named_file,
     read_yaml,
+    schema_of,
     shown,
     validate,
 )
@@ -25,25 +27,41 @@ from optimizer.recipes import Recipe, load_recipe
 from optimizer.studies.folder import StudyFolder, check_study_folder
 from optimizer.studies.stage import MOST_STAGES, Stage, StageEntry, read_stage, unsearched
 
-__all__ = ["Study", "StudyEntry", "load_study", "study_file", "study_of", "with_found_files"]
+__all__ = ["Study", "StudyEntry", "load_study", "study_file", "study_of", "study_schema", "with_found_files"]
 
 _NAME = re.compile(r"[\w.-]{1,80}")
 _GENERATION = re.compile(r"@\d+$")
 
 
-class _TargetEntry(UserFile):
-    file: StrictStr
+class TargetEntry(UserFile):
+    """The checkpoint that the recipe is fitted to."""
+
+    file: StrictStr = Field(
+        description="The file, beside the study or in the folders of models; its hash will do, too.",
+        examples=["target.safetensors"],
+    )
 
 
 class StudyEntry(UserFile):
-    """A study's YAML file."""
+    """A study: a recipe with free alphas, the target that it is fitted to, and the stages of the search."""
 
-    name: StrictStr | None = None
-    recipe: StrictStr
-    target: _TargetEntry
-    base: str | None = None
-    seed: StrictInt = 0
-    stages: list[StageEntry]
+    name: StrictStr | None = Field(
+        None,
+        description="The name, which tells its trials from other studies' in a database. Default: the folder's.",
+    )
+    recipe: StrictStr = Field(description="The recipe's file, as seen from the study.", examples=["recipe.yaml"])
+    target: TargetEntry
+    base: str | None = Field(
+        None,
+        description="The model of the recipe that differences are taken from. Default: the one called base.",
+    )
+    seed: StrictInt = Field(0, description="The seed of the samplers, from 0 up.")
+    stages: list[StageEntry] = Field(description="The searches, one after another.")
+
+
+def study_schema() -> dict[str, Any]:
+    """Return the JSON schema of study.yaml."""
+    return schema_of(StudyEntry, "blockfit study")
 
 
 @dataclass(frozen=True)
