@@ -7,6 +7,7 @@ import pytest
 from typer.main import get_command
 
 from optimizer.cli import app
+from optimizer.similarity import EncoderOptions
 from optimizer.studies import load_study
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,8 @@ def test_commented_fields_are_right_where_they_belong(tmp_path):
 
     stage = load_study(tmp_path, with_files=False).stages[0]
 
-    assert (stage.prompts, stage.clip_skip, stage.metric) == (("a cat",), 1, "encoder")
+    read = stage.options.of(EncoderOptions)
+    assert (read.texts, read.clip_skip, stage.metric) == (("a cat",), 1, "encoder")
 
 
 def test_python_of_the_reference_is_python():

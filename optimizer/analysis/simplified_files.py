@@ -36,10 +36,14 @@ from optimizer.recipes import (
 from optimizer.similarity import (
     DEFAULT_METRIC,
     METRICS,
+    OPTIONS,
+    AttentionOptions,
     Combined,
     Comparison,
+    EncoderOptions,
     ExplainedMetric,
     Measured,
+    Options,
     Statistics,
     build_metric,
     measure_statistics,
@@ -47,7 +51,7 @@ from optimizer.similarity import (
     prompts_sha256,
     read_prompts,
 )
-from optimizer.studies import ALIKE, DEFAULT_SEED, NotedSearch, Study, needs_prompts, noted_reading, noted_searches
+from optimizer.studies import ALIKE, NotedSearch, Study, needs_prompts, noted_searches
 
 __all__ = ["simple_path", "simplify_file", "simplify_fit"]
 
@@ -274,31 +278,29 @@ def _with_prompts(
     """
     if not search.reads:
         return search
+    noted = search.options.of(EncoderOptions)
     if given is not None:
         file, prompts = given
-        digest = prompts_sha256(prompts)
-        return replace(
-            search,
-            prompts=prompts,
-            prompts_file=seen_from(output.parent, file),
-            prompts_sha256=digest,
-            before=search.before if digest == search.prompts_sha256 else None,
-        )
-    if search.prompts_file is None:
+        other = EncoderOptions(prompts=seen_from(output.parent, file), clip_skip=noted.clip_skip).with_texts(prompts)
+        before = search.before if other.sha256 == noted.sha256 else None
+        return replace(search, options=search.options.having(other), before=before)
+    if noted.prompts is None:
         return search
+    file_name = noted.prompts
     where = f"{path}: fitted.searches.{search.name}.prompts"
-    found = next((one for folder in folders if (one := named_file(folder, search.prompts_file)) is not None), None)
+    found = next((one for folder in folders if (one := named_file(folder, file_name)) is not None), None)
     if found is None:
         looked = ", ".join(map(str, folders))
-        raise RecipeError(f"{where}.file: {search.prompts_file!r} not found; looked in {looked}; name it (--prompts)")
+        raise RecipeError(f"{where}.file: {file_name!r} not found; looked in {looked}; name it (--prompts)")
     prompts = attempt(lambda: read_prompts(found), where)
-    if (digest := prompts_sha256(prompts)) != search.prompts_sha256:
+    if (digest := prompts_sha256(prompts)) != noted.sha256:
         raise RecipeError(
             f"{where}: {found} holds other prompts now (sha256 {digest[:10]}) than were read then "
-            f"({search.prompts_sha256!s:.10}); put those back, or name others (--prompts)"
+            f"({noted.sha256!s:.10}); put those back, or name others (--prompts)"
         )
-    named = search.prompts_file if _same_folder(path, output) else seen_from(output.parent, found)
-    return replace(search, prompts=prompts, prompts_file=named)
+    named = file_name if _same_folder(path, output) else seen_from(output.parent, found)
+    options = EncoderOptions(prompts=named, clip_skip=noted.clip_skip).with_texts(prompts)
+    return replace(search, options=search.options.having(options))
 
 
 def _asked(
@@ -327,8 +329,12 @@ def _asked(
     if seeds is not None:
         searches = [
             search
-            if search.seeds == tuple(seeds)
-            else replace(search, seeds=tuple(seeds), before=None if _draws(search) else search.before)
+            if search.options.of(AttentionOptions).seeds == list(seeds)
+            else replace(
+                search,
+                options=search.options.having(AttentionOptions(seeds=list(seeds))),
+                before=None if _draws(search) else search.before,
+            )
             for search in searches
         ]
     return tuple(searches)
@@ -344,7 +350,11 @@ def _whole_recipe(
     blocks = tuple(block for block in visible if block in held and any(alpha.at(block) for alpha in alphas))
     if not blocks:
         raise RecipeError(f"{path}: no alpha moves a block that {metric!r} sees; --metric names another one")
-    return NotedSearch(recipe.output, recipe.output, ((metric, blocks),), tuple(seeds or (DEFAULT_SEED,)))
+    return NotedSearch(recipe.output, recipe.output, ((metric, blocks),), _drawing(seeds))
+
+
+def _drawing(seeds: Sequence[int] | None) -> Options:
+    return Options((AttentionOptions(seeds=list(seeds)),)) if seeds else Options()
 
 
 def _scored(
@@ -353,11 +363,11 @@ def _scored(
     built: dict[object, Combined] = {}
     found = []
     for search in searches:
-        key = (search.measured, search.seeds, search.prompts, search.clip_skip)
+        key = (search.measured, search.options)
         if key not in built:
             given = comparison
             if isinstance(comparison, Comparison):
-                given = replace(comparison, seeds=search.seeds, prompts=search.prompts, clip_skip=search.clip_skip)
+                given = replace(comparison, options=search.options)
             built[key] = Combined([build_metric(name, given, own, statistics) for name, own in search.measured])
         reference = search.before if as_noted else None
         found.append(Scored(search.name, search.step, search.metric, built[key], reference))
@@ -457,13 +467,10 @@ def _as_noted(searches: Sequence[NotedSearch], simplified: Simplified, recipe: R
 
 def _noted_inputs(search: NotedSearch) -> dict[str, Any]:
     """Return what its metrics draw and read, as recipes hold it; None for what an earlier metric was given."""
-    inputs: dict[str, Any] = {"seeds": None, "prompts": None, "clip_skip": None}
-    if _draws(search):
-        inputs["seeds"] = search.seeds
-    if search.reads:
-        inputs |= noted_reading(search.prompts_file, search.prompts, search.clip_skip)
-        if search.prompts is not None and search.prompts_file is None:
-            inputs["prompts"] = search.prompts  # as they were noted: nothing tells what file they are from
+    inputs: dict[str, Any] = dict.fromkeys(name for kind in OPTIONS for name in kind.model_fields)
+    used = {METRICS[name].options for name, _ in search.measured}
+    for kind in OPTIONS:
+        inputs |= search.options.of(kind).noted() if kind in used else {}
     return inputs
 
 

@@ -58,10 +58,15 @@ class _Notes:
         return data
 
     def noting(self, **changes: Any) -> Self:
-        """Return the notes with other values; None removes a key, whatever it holds. New keys follow as given here."""
+        """Return the notes with other values; None removes a key, whatever it holds. New keys follow as given here.
+
+        A name that is no field's is a key of its own: options of metrics that are not known here.
+        """
         keys = {name: key for name, key, _ in _keys(type(self))}
-        data = self.to_data() | {keys[name]: _as_data(value) for name, value in changes.items() if value is not None}
-        removed = {keys[name] for name, value in changes.items() if value is None}
+        data = self.to_data() | {
+            keys.get(name, name): _as_data(value) for name, value in changes.items() if value is not None
+        }
+        removed = {keys.get(name, name) for name, value in changes.items() if value is None}
         return self.from_data({key: value for key, value in data.items() if key not in removed})
 
     def __eq__(self, other: object) -> bool:

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 from optimizer.library import seen_from
 from optimizer.recipes import Fitted, FittedSearch, FittedSpread, FittedTarget, Recipe
 from optimizer.search.results import SearchResult, SeedSpread
-from optimizer.studies import StepScores, Study, noted_reading, noted_scores
+from optimizer.studies import StepScores, Study, noted_scores
 from optimizer.version import __version__
 
 __all__ = ["finished_recipe"]
@@ -83,14 +83,15 @@ def _noted_spread(spread: SeedSpread) -> FittedSpread:
 
 def _noted_search(result: SearchResult, best: FrozenTrial | None) -> FittedSearch:
     stage = result.stage
+    options = {key: value for one, used in stage.used_options if used for key, value in one.noted().items()}
     return FittedSearch(
         name=result.name,
         step=result.step,
         metric=stage.metric,
         strategy=stage.strategy,
         blocks=",".join(stage.blocks),
-        seeds=stage.seeds if stage.draws else None,
-        **(noted_reading(stage.prompts_file, stage.prompts, stage.clip_skip) if stage.reads else {}),
+    ).noting(
+        **options,
         trials=len(result.completed),
         best_trial=None if best is None else best.number,
         similarity=None if best is None else round(best.values[0], 9),

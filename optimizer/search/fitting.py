@@ -56,8 +56,10 @@ from optimizer.search.trials import (
 )
 from optimizer.similarity import (
     METRICS,
+    AttentionOptions,
     Combined,
     Comparison,
+    EncoderOptions,
     ExplainedMetric,
     Measured,
     Metric,
@@ -356,7 +358,7 @@ class _Fit:
     def _bindings(self, opened: OpenStudy) -> dict[str, Mapping[str, Any]]:
         """What each search is bound to."""
         return {
-            name: bound_to(self._study, stage, step, parameters, opened.fingerprints, opened.prompts(stage))
+            name: bound_to(self._study, stage, step, parameters, opened.fingerprints, opened.options(stage))
             for stage in self._study.stages
             for number in range(1, stage.passes + 1)
             for name, step, parameters in stage.searches(number)
@@ -366,7 +368,7 @@ class _Fit:
         """Refuse prompts that could not be read of this target: the stage that would may come after hours of others."""
         study = self._study
         clip_skips = {
-            f"{study.path or study.folder}: stages.{stage.name}.clip_skip": stage.clip_skip
+            f"{study.path or study.folder}: stages.{stage.name}.clip_skip": stage.options.of(EncoderOptions).clip_skip
             for stage in study.stages
             if stage.reads
         }
@@ -383,9 +385,7 @@ class _Fit:
         """Run the searches of a stage, and fill the recipe with what they find."""
         comparison, statistics = opened.comparison, opened.measured.statistics
         if isinstance(comparison, Comparison):
-            comparison = replace(
-                comparison, seeds=stage.seeds, tf32=stage.tf32, prompts=stage.prompts, clip_skip=stage.clip_skip
-            )
+            comparison = replace(comparison, options=stage.options)
         metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
         quadratic = quadratic_metrics(comparison, stage.blocks, statistics)
         explained = quadratic["explained"]
@@ -463,7 +463,8 @@ class _Fit:
         self._recipe = self._recipe.with_alphas(filled_alphas(self._results[-1].parameters, best.params))
 
     def _score_other_seeds(self, stage: Stage, comparison: Comparison | Measured) -> None:
-        seeds = tuple(seed for seed in range(len(stage.seeds) + _OTHER_SEEDS) if seed not in stage.seeds)[:_OTHER_SEEDS]
+        own = stage.options.of(AttentionOptions).seeds
+        seeds = tuple(seed for seed in range(len(own) + _OTHER_SEEDS) if seed not in own)[:_OTHER_SEEDS]
         for name, blocks in stage.measured:
             if (by_seed := METRICS[name].by_seed) is None:
                 continue

@@ -2,11 +2,11 @@
 
 The registry names them. Knows nothing of Optuna."""
 
-from optimizer.similarity.attention import AttentionMetric
+from optimizer.similarity.attention import DEFAULT_SEED, AttentionMetric, AttentionOptions
 from optimizer.similarity.comparing import compare
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import chosen_device, float32_products, select_device, unused_card
-from optimizer.similarity.encoder import check_encoder, prompts_sha256, read_prompts, shipped_prompts
+from optimizer.similarity.encoder import EncoderOptions, check_encoder, prompts_sha256, read_prompts, shipped_prompts
 from optimizer.similarity.measured import (
     FileMark,
     Measured,
@@ -17,24 +17,31 @@ from optimizer.similarity.measured import (
 )
 from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.metric import Combined, Metric, score_step, score_steps, total_similarity
+from optimizer.similarity.options import MetricOptions, Options
 from optimizer.similarity.quadratic import ExplainedMetric, QuadraticMetric
-from optimizer.similarity.registry import DEFAULT_METRIC, EXACT_METRICS, METRICS, MetricKind, build_metric
+from optimizer.similarity.registry import DEFAULT_METRIC, EXACT_METRICS, METRICS, OPTIONS, MetricKind, build_metric
 from optimizer.similarity.statistics import Statistics, measure_grams, measure_statistics, warn_of_zeros
 from optimizer.similarity.statistics_on_card import grams_on_card
 
 __all__ = [
     "DEFAULT_METRIC",
+    "DEFAULT_SEED",
     "EXACT_METRICS",
     "METRICS",
+    "OPTIONS",
     "AttentionMetric",
+    "AttentionOptions",
     "Combined",
     "Comparison",
+    "EncoderOptions",
     "ExplainedMetric",
     "FileMark",
     "Measured",
     "Metric",
     "MetricKind",
+    "MetricOptions",
     "MovableMetric",
+    "Options",
     "Progress",
     "QuadraticMetric",
     "Statistics",

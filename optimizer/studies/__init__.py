@@ -10,20 +10,18 @@ from optimizer.studies.noted import (
     StepScores,
     best_recipe,
     needs_prompts,
-    noted_reading,
     noted_scores,
     noted_searches,
     noted_spreads,
     noted_step_scores,
 )
 from optimizer.studies.opening import OpenStudy, open_study
-from optimizer.studies.stage import DEFAULT_SEED, Stage
+from optimizer.studies.stage import Stage
 from optimizer.studies.study import Study, load_study, study_schema
 
 __all__ = [
     "ALIKE",
     "DATABASE",
-    "DEFAULT_SEED",
     "FIRST_MODES",
     "NotedSearch",
     "NotedSpread",
@@ -38,7 +36,6 @@ __all__ = [
     "load_study",
     "needs_prompts",
     "new_study",
-    "noted_reading",
     "noted_scores",
     "noted_searches",
     "noted_spreads",

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optimizer.errors import RecipeError, StudyError, attempt
-from optimizer.recipes import FittedPrompts, FittedScores, FittedSearch, Recipe, Step, load_recipe
-from optimizer.similarity import METRICS, prompts_sha256, total_similarity
-from optimizer.studies.stage import DEFAULT_SEED
+from optimizer.recipes import FittedScores, FittedSearch, Recipe, Step, load_recipe
+from optimizer.similarity import METRICS, OPTIONS, Options, total_similarity
 from optimizer.studies.study import Study
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "StepScores",
     "best_recipe",
     "needs_prompts",
-    "noted_reading",
     "noted_scores",
     "noted_searches",
     "noted_spreads",
@@ -78,37 +76,20 @@ def best_recipe(study: Study) -> Recipe | None:
     return recipe
 
 
-def noted_reading(file: str | None, prompts: Sequence[str] | None, clip_skip: int) -> dict[str, Any]:
-    """What the encoder metric reads, as recipes hold it: nothing where it is what the metric reads by default.
-
-    Of prompts the `file` and its hash: they may be many, and a recipe goes into every merge of it, for all to read.
-    """
-    return {
-        **({} if prompts is None else {"prompts": FittedPrompts(file=file, sha256=prompts_sha256(prompts))}),
-        **({} if clip_skip == 1 else {"clip_skip": clip_skip}),
-    }
-
-
 @dataclass(frozen=True)
 class NotedSearch:
     """A search noted in a recipe's `fitted`: the result of `step` was scored on `measured` = ((metric, blocks), ...).
 
-    `similarity` is what it reached; `before`, once the recipe was simplified, what it reached before. `clip_skip` is
-    the layer that the encoder metric read, `prompts_file` the file that its prompts are in, seen from the recipe, and
-    `prompts_sha256` which prompts these were; None for those that ship. `prompts` are the prompts themselves, where
-    they are known.
+    `similarity` is what it reached; `before`, once the recipe was simplified, what it reached before. `options` are
+    those of its metrics, files seen from the recipe.
     """
 
     name: str
     step: str
     measured: tuple[tuple[str, tuple[str, ...]], ...]
-    seeds: tuple[int, ...]
+    options: Options = field(default_factory=Options)
     similarity: float | None = None
     before: float | None = None
-    prompts: tuple[str, ...] | None = None
-    clip_skip: int = 1
-    prompts_file: str | None = None
-    prompts_sha256: str | None = None
 
     @property
     def metric(self) -> str:
@@ -148,25 +129,15 @@ def _noted_search(recipe: Recipe, entry: FittedSearch, position: int) -> NotedSe
         raise RecipeError(wrong)
     name, text = entry.name or "", entry.blocks or ""
     blocks = attempt(lambda: recipe.layout.parse_blocks(text), f"{where}.blocks")
+    kinds = [kind for kind in OPTIONS if any(METRICS[one].options is kind for one in names)]
     return NotedSearch(
         name=name,
         step=_noted_step(recipe, entry, "+".join(names), blocks, where),
         measured=_split(recipe, names, blocks, where),
-        seeds=entry.seeds or (DEFAULT_SEED,),
+        options=Options(tuple(kind.of_noted(entry) for kind in kinds)),
         similarity=entry.similarity,
         before=entry.before,
-        **(_read_by_encoder(entry) if reads else {}),
     )
-
-
-def _read_by_encoder(entry: FittedSearch) -> dict[str, Any]:
-    """Return the fields of a `NotedSearch` that say what the encoder metric read."""
-    found: dict[str, Any] = {"clip_skip": entry.clip_skip or 1}
-    if isinstance(entry.prompts, FittedPrompts):
-        return {**found, "prompts_file": entry.prompts.file, "prompts_sha256": entry.prompts.sha256}
-    if entry.prompts is not None:
-        return {**found, "prompts": entry.prompts, "prompts_sha256": prompts_sha256(entry.prompts)}
-    return found
 
 
 def _split(

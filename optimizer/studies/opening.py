@@ -19,11 +19,11 @@ from optimizer.similarity import (
     Comparison,
     FileMark,
     Measured,
+    Options,
     measure_family,
     open_comparison,
     read_measured,
     save_measured,
-    shipped_prompts,
     warn_of_zeros,
 )
 from optimizer.studies.folder import check_study_folder
@@ -56,14 +56,15 @@ class OpenStudy:
         marks = {**self.measured.sources, "the target": self.measured.target}
         return {name: mark.fingerprint for name, mark in marks.items()}
 
-    def prompts(self, stage: Stage) -> tuple[str, ...]:
-        """What a stage reads: its own prompts, or those that come with the target's text encoder; none if it does not.
+    def options(self, stage: Stage) -> Options:
+        """Return the options of a stage's metrics with defaults that depend on the target filled in.
 
         Raises CheckpointError for a text encoder that is unknown.
         """
-        if not stage.reads or self.files is None:
-            return ()
-        return stage.prompts or shipped_prompts(self.files.target, self.study.recipe.layout)
+        if self.files is None:
+            return stage.options
+        target, layout = self.files.target, self.study.recipe.layout
+        return Options(tuple(one.resolved(target, layout) if used else one for one, used in stage.used_options))
 
     def sha256(
         self, hashes: HashCache | None, progress: Callable[[str, int, int], None], *, known: bool = False

@@ -38,9 +38,11 @@ from optimizer.recipes import load_recipe, save_recipe
 from optimizer.similarity import (
     METRICS,
     AttentionMetric,
+    AttentionOptions,
     Comparison,
     Metric,
     MovableMetric,
+    Options,
     build_metric,
     float32_products,
     grams_on_card,
@@ -105,7 +107,7 @@ def opened(context: Context, device: str | torch.device | None = None) -> Iterat
         context.family / "target.safetensors",
         base=paths["base"],
         device=context.device if device is None else device,
-        seeds=(SEED,),
+        options=Options((AttentionOptions(seeds=[SEED]),)),
     ) as comparison:
         yield comparison
 

@@ -14,7 +14,7 @@ from optimizer.errors import StudyError
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, load_recipe
 from optimizer.search import fit
-from optimizer.similarity import build_metric
+from optimizer.similarity import AttentionOptions, Options, build_metric
 from optimizer.studies import load_study, open_study
 
 BLOCKS = ("OUT03", "OUT06")
@@ -89,7 +89,7 @@ def test_candidates_note_what_they_score(folder, metric):
 
     assert warnings == []
     with open_study(result.study, blocks=BLOCKS, device=torch.device("cpu"), progress=lambda *_: None) as opened:
-        comparison = replace(opened.comparison, seeds=(1, 2))
+        comparison = replace(opened.comparison, options=Options((AttentionOptions(seeds=[1, 2]),)))
         for name in ("T1", "T2"):
             assert set(recipe.step(name).similarity) == {metric, "explained", "delta", "weights"}
             for label, noted in recipe.step(name).similarity.items():
@@ -225,7 +225,7 @@ def test_a_tied_alpha_in_two_stages(write_study, mixed):
 
     assert result.candidates == ()
     with open_study(result.study, blocks=BLOCKS, device=torch.device("cpu"), progress=lambda *_: None) as opened:
-        comparison = replace(opened.comparison, seeds=(1,))
+        comparison = replace(opened.comparison, options=Options((AttentionOptions(seeds=[1]),)))
         for block in BLOCKS:
             metric = build_metric("attention", comparison, (block,))
             algebra = Algebra(result.recipe, comparison.groups, tuple(comparison.sources), "T2")

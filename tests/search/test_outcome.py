@@ -12,6 +12,7 @@ from optimizer.errors import StudyError
 from optimizer.library import HashCache
 from optimizer.recipes import Fitted, load_recipe, save_recipe
 from optimizer.search import fit, found_result
+from optimizer.similarity import AttentionOptions
 from optimizer.studies import load_study, noted_searches
 
 STEPS = """\
@@ -52,7 +53,7 @@ def test_what_a_fit_gave_is_found_again(fitted):
 def test_seed_0_is_a_whole_number(fitted):
     """Random inputs of seed 0, which YAML's reader has a class of its own for, are read as any others."""
     noted = noted_searches(load_recipe(fitted.study.folder / "best.yaml"))
-    assert [search.seeds for search in noted] == [(0,), (0,)]
+    assert [search.options.of(AttentionOptions).seeds for search in noted] == [[0], [0]]
 
 
 def test_nonsense_in_what_is_noted_is_passed_over(fitted):

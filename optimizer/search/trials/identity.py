@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from optimizer.recipes import Algebra, Parameter, Recipe, recipe_as_data
 from optimizer.search.trials.budgets import Budgets
 from optimizer.search.trials.sampler_state import check_sampler_state
 from optimizer.search.trials.storage import StorageAddress, addresses_before, open_storage
-from optimizer.similarity import prompts_sha256
+from optimizer.similarity import Options
 from optimizer.studies import Stage, Study
 
 __all__ = [
@@ -42,14 +42,14 @@ def bound_to(
     step: str,
     parameters: Sequence[Parameter],
     files: Mapping[str, str],
-    prompts: Sequence[str] = (),
+    options: Options | None = None,
 ) -> dict[str, Any]:
     """All that decides what a point of this search scores, but for the alphas of other steps.
 
     `files` are the fingerprints of the sources by name and of the target, as `OpenStudy.fingerprints` has them,
-    `prompts` those that the stage reads, its own or those that ship.
+    `options` the stage's with all defaults filled in, as `OpenStudy.options` has them.
     """
-    recipe = study.recipe
+    recipe, resolved = study.recipe, stage if options is None else replace(stage, options=options)
     leading = {one.name for one in recipe.ancestors(step)}
     searched = {one.step for one in parameters}
     scored = [block for block in recipe.layout.blocks if block in stage.blocks]
@@ -69,9 +69,7 @@ def bound_to(
         },
         "metric": [[name, list(blocks)] for name, blocks in stage.measured],
         "strategy": stage.strategy,
-        **({"seeds": list(stage.seeds)} if stage.draws else {}),
-        **({"tf32": True} if stage.tf32 else {}),
-        **({"prompts": prompts_sha256(prompts), "clip_skip": stage.clip_skip} if stage.reads else {}),
+        **{key: value for one, used in resolved.used_options for key, value in one.bound(used=used).items()},
         "layout": recipe.layout.name,
         "mapping": recipe.mapping,
         "base": study.base,
