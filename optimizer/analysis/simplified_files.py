@@ -1,7 +1,7 @@
 """Finished recipes on disk, simplified against their target."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from optimizer.analysis.simplifying import (
 from optimizer.checkpoints import check_unchanged
 from optimizer.errors import InputError, RecipeError, attempt
 from optimizer.files import check_output, named_file
-from optimizer.library import HashCache, locate, locate_models, not_found, seen_from, sha256
+from optimizer.library import HashCache, Library, Progress, seen_from
 from optimizer.merging import check_noted_hashes, fits_hash, other_hash
 from optimizer.recipes import (
     Fitted,
@@ -79,7 +79,7 @@ def simplify_file(
     check_hashes: bool = True,
     device: torch.device | str | None = None,
     hashes: HashCache | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Simplified:
     """Write the recipe in `path` to `output`, simpler, and as good in every block but for what `simplify` may lose.
@@ -98,47 +98,127 @@ def simplify_file(
     nobody names, prompts that are gone or are others than were noted, or files that are missing, do not fit, or change
     meanwhile.
     """
-    path, output, target = Path(path), Path(output), None if target is None else Path(target)
+    request = _Request(
+        path=Path(path), output=Path(output), share=share, tolerance=tolerance, check_hashes=check_hashes,
+        target=None if target is None else Path(target), metric=metric, base=base, prompts=prompts,
+        seeds=None if seeds is None else tuple(seeds),
+    )  # fmt: skip
+    recipe = _checked_recipe(request)
+    inputs = _resolved(request, recipe, Library.of(folders, hashes, progress))
+    measured = _measured(request, inputs, device)
+    for problem in _differences(measured.searches, measured.simplified) if measured.as_noted else ():
+        warn(f"{request.path}: {problem}")
+    simplified = _noted_result(request, inputs, measured)
+    save_recipe(simplified.recipe, request.output)
+    return simplified
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `simplify_file` was asked for, its arguments by name."""
+
+    path: Path
+    output: Path
+    share: float
+    tolerance: float
+    check_hashes: bool
+    target: Path | None
+    metric: str | None
+    base: str | None
+    prompts: Path | None
+    seeds: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a request is about: the recipe, the searches that it notes, and the files, all of them found.
+
+    `beside` are the folders that a file which the recipe names may be in, `target_file` how the recipe is to note the
+    target, and `prompts` the file of the prompts that were given with what it holds. `library` has the files' hashes.
+    """
+
+    recipe: Recipe
+    searches: tuple[NotedSearch, ...]
+    base: str | None
+    target: Path
+    target_file: str
+    sources: Mapping[str, Path]
+    beside: tuple[Path, ...]
+    prompts: tuple[Path, tuple[str, ...]] | None
+    library: Library
+
+
+@dataclass(frozen=True)
+class _Simplified:
+    """The simpler recipe, the searches that it was scored by, and the SHA-256 of the target.
+
+    `as_noted` says whether the target and the base are those that the recipe notes.
+    """
+
+    simplified: Simplified
+    searches: tuple[NotedSearch, ...]
+    digest: str
+    as_noted: bool
+
+
+def _checked_recipe(request: _Request) -> Recipe:
+    """Return the recipe of a request that can be carried out. Raises InputError for another."""
+    path, output = request.path, request.output
     check_output(output, beside=path)
     if output.resolve() == path.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
     if not output.resolve().parent.is_dir():
         raise InputError(f"{output}: the folder {output.resolve().parent} does not exist; create it first")
-    if metric is not None and metric not in METRICS:
-        raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
+    if request.metric is not None and request.metric not in METRICS:
+        raise InputError(f"--metric: received {request.metric!r}; there are {', '.join(METRICS)}")
     recipe = load_recipe(path)
     if len(recipe.steps) > _MOST_STEPS:
         raise RecipeError(
             f"{path}: steps: received {len(recipe.steps):,}; a recipe of at most {_MOST_STEPS} can be simplified; "
             "merge the first ones into a file (blockfit merge --step), and simplify the others with that as a source"
         )
-    try:
-        recipe.check_finished("simplified", *(step.name for step in recipe.steps))
-        searches = _asked(noted_searches(recipe), recipe, metric, seeds)
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
-    beside, *others = folders_of(recipe, path, folders)
+    attempt(lambda: recipe.check_finished("simplified", *(step.name for step in recipe.steps)), path)
+    return recipe
+
+
+def _resolved(request: _Request, recipe: Recipe, library: Library) -> _Inputs:
+    """Return what the recipe notes and the files that it names. Raises InputError for what is not to be had."""
+    path, metric = request.path, request.metric
+    searches = attempt(lambda: _asked(noted_searches(recipe), recipe, metric, request.seeds), path)
+    beside = folders_of(recipe, path, library.folders)
+    library = library.within(beside[1:])
     reading = any(search.reads for search in searches) if searches else metric is not None and needs_prompts(metric)
-    if prompts is not None and not reading:
+    file = request.prompts
+    if file is not None and not reading:
         raise InputError("--prompts: only the metric `encoder` reads prompts; leave it out, or write --metric encoder")
-    given = None if prompts is None else (prompts, attempt(lambda: read_prompts(prompts), "--prompts"))
-    searches = tuple(_with_prompts(search, path, (beside, *others), output, given) for search in searches)
+    prompts = None if file is None else (file, attempt(lambda: read_prompts(file), "--prompts"))
+    searches = tuple(_with_prompts(search, path, beside, request.output, prompts) for search in searches)
     relative = _needs_base(searches) or (metric is not None and METRICS[metric].needs_base)
-    base = _base(recipe, base, path, needed=relative)
-    goal, file = _target(recipe, path, target, (beside, *others), hashes, progress)
+    base = _base(recipe, request.base, path, needed=relative)
+    target, target_file = _target(recipe, path, request.target, beside[0], library)
     used = {name for step in recipe.steps for name in step.inputs.values()} | {base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
-    sources = locate_models(files, beside, others, named_in=path, hashes=hashes, progress=progress)
-    if check_hashes:
+    sources = library.all_models(files, beside[0], named_in=path)
+    if request.check_hashes:
+        hashes, progress = library.hash_cache, library.events.progress
         check_noted_hashes(recipe.models, sources, named_in=path, hashes=hashes, progress=progress)
-    noted_base = recipe.noted.base
-    with open_recipe_comparison(recipe, sources, goal, base=base, device=device, progress=progress) as comparison:
-        digest = sha256(goal, hashes, progress=_hashing(goal, progress))
-        noted = _is_noted_target(recipe, path, goal, digest, must=check_hashes and target is None)
-        same = noted and noted_base in (None, base)
+    return _Inputs(recipe, searches, base, target, target_file, sources, beside, prompts, library)
+
+
+def _measured(request: _Request, inputs: _Inputs, device: torch.device | str | None) -> _Simplified:
+    """Open the files, score the recipe, and simplify it. Raises CheckpointError for files that do not fit or change."""
+    recipe, base, library = inputs.recipe, inputs.base, inputs.library
+    with open_recipe_comparison(
+        recipe, inputs.sources, inputs.target, base=base, device=device, progress=library.events.progress
+    ) as comparison:
+        digest = library.sha256(inputs.target)
+        must = request.check_hashes and request.target is None
+        noted = _is_noted_target(recipe, request.path, inputs.target, digest, must=must)
+        same = noted and recipe.noted.base in (None, base)
+        searches = inputs.searches
         if not searches:
-            whole = _whole_recipe(recipe, comparison, metric or DEFAULT_METRIC, seeds, path)
-            searches = (_with_prompts(whole, path, (beside, *others), output, given),)
+            whole = _whole_recipe(recipe, comparison, request.metric or DEFAULT_METRIC, request.seeds, request.path)
+            searches = (_with_prompts(whole, request.path, inputs.beside, request.output, inputs.prompts),)
         judging = _judging(recipe, [(search.step, search.blocks) for search in searches])
         read = {block for search in searches for name, own in search.measured for block in own if _reads(name)}
         read |= {block for blocks in judging.values() for block in blocks}
@@ -148,27 +228,30 @@ def simplify_file(
             _judged(judging, comparison, statistics, _explained_before(recipe) if same else {}),
             groups=comparison.groups,
             sources=tuple(comparison.sources),
-            share=share,
-            tolerance=tolerance,
+            share=request.share,
+            tolerance=request.tolerance,
             scored=_scored(searches, comparison, statistics, as_noted=same),
-            numbers=_searched_numbers(recipe, path, judging),
+            numbers=_searched_numbers(recipe, request.path, judging),
             # Without its base, nobody could measure the same again.
             keep=() if base is None else (base,),
         )
         # The hash that is noted has to be of what was scored.
         check_unchanged([comparison.target])
-    for problem in _differences(searches, simplified) if same else ():
-        warn(f"{path}: {problem}")
+    return _Simplified(simplified, searches, digest, same)
+
+
+def _noted_result(request: _Request, inputs: _Inputs, measured: _Simplified) -> Simplified:
+    """Return the result with a recipe that notes what it was scored with, files as seen from where it goes."""
+    path, output, recipe = request.path, request.output, inputs.recipe
     origin = recipe.noted.recipe
+    file = inputs.target_file if _same_folder(path, output) else seen_from(output.parent, inputs.target)
     fitted = _notes_of(recipe).noting(
         recipe=seen_from(output.parent, path if origin is None else path.parent / origin),
-        target=FittedTarget(file=file if _same_folder(path, output) else seen_from(output.parent, goal), sha256=digest),
-        **({} if base is None else {"base": base}),
-        searches=_as_noted(searches, simplified, recipe),
+        target=FittedTarget(file=file, sha256=measured.digest),
+        **({} if inputs.base is None else {"base": inputs.base}),
+        searches=_as_noted(measured.searches, measured.simplified, recipe),
     )
-    simplified = _with_notes(simplified, recipe, fitted, path, share, tolerance)
-    save_recipe(simplified.recipe, output)
-    return simplified
+    return _with_notes(measured.simplified, recipe, fitted, path, request.share, request.tolerance)
 
 
 def _differences(searches: Sequence[NotedSearch], simplified: Simplified) -> Iterator[str]:
@@ -419,9 +502,8 @@ def _target(
     recipe: Recipe,
     path: Path,
     target: Path | None,
-    folders: Sequence[Path],
-    hashes: HashCache | None,
-    progress: Callable[[str, int, int], None] | None,
+    beside: Path,
+    library: Library,
 ) -> tuple[Path, str]:
     """The target's path, and how the recipe is to note it."""
     if target is not None:
@@ -430,11 +512,11 @@ def _target(
     if file is None:
         raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (--target)")
     found = attempt(
-        lambda: locate(file, folders[0], folders[1:], hashes=hashes, progress=progress),
+        lambda: library.find(file, beside),
         f"{path}: fitted.target.file",
     )
     if found is None:
-        missing = not_found(file, folders[0], folders[1:])
+        missing = library.not_found(file, beside)
         raise InputError(f"{path}: fitted.target.file: {missing}; name it (--target)")
     return found, file
 
@@ -472,10 +554,6 @@ def _noted_inputs(search: NotedSearch) -> dict[str, Any]:
     for kind in OPTIONS:
         inputs |= search.options.of(kind).noted() if kind in used else {}
     return inputs
-
-
-def _hashing(path: Path, progress: Callable[[str, int, int], None] | None) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(f"hashing {path.name}", done, total)
 
 
 def _same_folder(path: Path, output: Path) -> bool:

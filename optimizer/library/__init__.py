@@ -11,6 +11,7 @@ from optimizer.library.fingerprints import (
     short_hash,
 )
 from optimizer.library.inspection import Inspection, inspect_checkpoint
+from optimizer.library.library import Library
 from optimizer.library.locations import (
     Progress,
     check_folders,
@@ -41,6 +42,7 @@ __all__ = [
     "NOT_VERIFIED",
     "HashCache",
     "Inspection",
+    "Library",
     "Progress",
     "Provenance",
     "check_folders",

@@ -73,6 +73,31 @@ class _StageFields(UserFile):
         DEFAULT_SAMPLER, description="The sampler of the trials.", json_schema_extra={"enum": list(SAMPLERS)}
     )
 
+    def problems(self, base: str | None) -> list[str]:
+        """Return a line for each field that cannot be used, whatever the recipe; `base` is the study's."""
+        problems: list[str] = []
+        for name, value, known in (
+            ("metric", self.metric, METRICS),
+            ("elsewhere", self.elsewhere, METRICS),
+            ("strategy", self.strategy, _STRATEGIES),
+            ("sampler", self.sampler, SAMPLERS),
+        ):
+            if value is not None and value not in known:
+                problems.append(f"{name}: received {value!r}; there are {', '.join(known)}")
+            elif value in METRICS and METRICS[value].needs_base and base is None:
+                problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
+        if not 1 <= self.passes <= _MOST_PASSES:
+            problems.append(f"passes: received {shown(self.passes)}; must be at least 1, at most {_MOST_PASSES}")
+        elif self.passes > 1 and self.strategy == "joint":
+            problems.append(
+                "passes: a joint stage searches all alphas at once; leave it out, or write strategy: stepwise"
+            )
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            problems.append(f"tolerance: received {self.tolerance:g}; must be a number from 0 up, such as 1e-6")
+        if not 1 <= self.trials <= _MOST_TRIALS:
+            problems.append(f"trials: received {shown(self.trials)}; must be at least 1, at most {_MOST_TRIALS:,}")
+        return problems
+
 
 if TYPE_CHECKING:
     StageEntry = _StageFields
@@ -157,25 +182,7 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
 
     Raises StudyError with one line for each problem.
     """
-    problems = []
-    for name, value, known in (
-        ("metric", entry.metric, METRICS),
-        ("elsewhere", entry.elsewhere, METRICS),
-        ("strategy", entry.strategy, _STRATEGIES),
-        ("sampler", entry.sampler, SAMPLERS),
-    ):
-        if value is not None and value not in known:
-            problems.append(f"{name}: received {value!r}; there are {', '.join(known)}")
-        elif value in METRICS and METRICS[value].needs_base and base is None:
-            problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
-    if not 1 <= entry.passes <= _MOST_PASSES:
-        problems.append(f"passes: received {shown(entry.passes)}; must be at least 1, at most {_MOST_PASSES}")
-    elif entry.passes > 1 and entry.strategy == "joint":
-        problems.append("passes: a joint stage searches all alphas at once; leave it out, or write strategy: stepwise")
-    if not (math.isfinite(entry.tolerance) and entry.tolerance >= 0):
-        problems.append(f"tolerance: received {entry.tolerance:g}; must be a number from 0 up, such as 1e-6")
-    if not 1 <= entry.trials <= _MOST_TRIALS:
-        problems.append(f"trials: received {shown(entry.trials)}; must be at least 1, at most {_MOST_TRIALS:,}")
+    problems = entry.problems(base)
     options = _metric_options(entry, folder, problems)
     steps = _stage_steps(entry, recipe, problems)
     if problems:

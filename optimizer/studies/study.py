@@ -1,7 +1,7 @@
 """Studies as YAML files, their checkpoints found."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from optimizer.files import (
     shown,
     validate,
 )
-from optimizer.library import HashCache, checkpoints_in, find_models, locate, not_found
+from optimizer.library import HashCache, Library, Progress, checkpoints_in
 from optimizer.printable import unprintable
 from optimizer.recipes import Recipe, load_recipe
 from optimizer.studies.folder import StudyFolder, check_study_folder
@@ -132,7 +132,7 @@ def load_study(
     *,
     with_files: bool = True,
     hashes: HashCache | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Study:
     """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
 
@@ -155,10 +155,8 @@ def load_study(
     study = replace(study, path=path)
     if not with_files:
         return study
-    looked = [Path(folder) for folder in folders]
-    return with_found_files(
-        study, looked, recipe_given=recipe_path, target_given=f"{path}: target.file", hashes=hashes, progress=progress
-    )
+    library = Library.of(folders, hashes, progress)
+    return with_found_files(study, library, recipe_given=recipe_path, target_given=f"{path}: target.file")
 
 
 def _no_study(folder: Path, missing: Path) -> str:
@@ -222,31 +220,23 @@ def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Stud
 
 
 def with_found_files(
-    study: Study,
-    folders: Sequence[Path],
-    *,
-    recipe_given: Path | str,
-    target_given: str,
-    beside: Path | None = None,
-    hashes: HashCache | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    study: Study, library: Library, *, recipe_given: Path | str, target_given: str, beside: Path | None = None
 ) -> Study:
     """The same study with its checkpoints found, the target's not among the sources'.
 
-    They are looked for in `beside`, by default beside the recipe and the study that name them, then in `folders`.
-    `recipe_given` and `target_given` are where they were named, for messages. `hashes` and `progress` are for files
-    that are named by their hash, as in `locate`.
+    They are looked for in `beside`, by default beside the recipe and the study that name them, then in `library`.
+    `recipe_given` and `target_given` are where they were named, for messages.
 
     Raises InputError with one line for each problem.
     """
     files = study.needed_files
     of_recipe, of_target = beside or study.recipe_path.parent, beside or study.folder
-    sources, problems = find_models(files, of_recipe, folders, named_in=recipe_given, hashes=hashes, progress=progress)
+    sources, problems = library.find_models(files, of_recipe, named_in=recipe_given)
     target = None
     try:
-        target = locate(study.target_file, of_target, folders, hashes=hashes, progress=progress)
+        target = library.find(study.target_file, of_target)
         if target is None:
-            problems.append(f"{target_given}: {not_found(study.target_file, of_target, folders)}")
+            problems.append(f"{target_given}: {library.not_found(study.target_file, of_target)}")
     except InputError as error:
         problems += [f"{target_given}: {problem}" for problem in error.problems]
     if problems and not study.outputs.statistics.exists():
