@@ -23,7 +23,6 @@ from optimizer.library.locations import (
     locate_models,
     name_without_hash,
     named_at,
-    not_found,
     seen_from,
     slashed,
 )
@@ -60,7 +59,6 @@ __all__ = [
     "name_and_hash",
     "name_without_hash",
     "named_at",
-    "not_found",
     "parsed",
     "read_provenance",
     "seen_from",

@@ -2,11 +2,11 @@
 
 The registry names them. Knows nothing of Optuna."""
 
-from optimizer.similarity.attention import DEFAULT_SEED, AttentionMetric, AttentionOptions
+from optimizer.similarity.attention import AttentionMetric, AttentionOptions
 from optimizer.similarity.comparing import compare
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import chosen_device, float32_products, select_device, unused_card
-from optimizer.similarity.encoder import EncoderOptions, check_encoder, prompts_sha256, read_prompts, shipped_prompts
+from optimizer.similarity.encoder import EncoderOptions, check_encoder, prompts_sha256, read_prompts
 from optimizer.similarity.measured import (
     FileMark,
     Measured,
@@ -25,7 +25,6 @@ from optimizer.similarity.statistics_on_card import grams_on_card
 
 __all__ = [
     "DEFAULT_METRIC",
-    "DEFAULT_SEED",
     "EXACT_METRICS",
     "METRICS",
     "OPTIONS",
@@ -64,7 +63,6 @@ __all__ = [
     "score_step",
     "score_steps",
     "select_device",
-    "shipped_prompts",
     "total_similarity",
     "unused_card",
     "warn_of_zeros",
