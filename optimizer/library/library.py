@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from optimizer.checkpoints import Checkpoint
+from optimizer.checkpoints import TensorSource
 from optimizer.events import LOGGED, CallbackEvents, Events, Progress
 from optimizer.library.fingerprints import HashCache, fingerprint, sha256
 from optimizer.library.locations import find_models, locate, locate_given, locate_models, not_found
@@ -74,6 +74,6 @@ class Library:
 
         return sha256(path, self.hash_cache, progress=tell)
 
-    def fingerprint(self, checkpoint: Checkpoint) -> str:
+    def fingerprint(self, checkpoint: TensorSource) -> str:
         """Return the identity of an open checkpoint's tensors, 64 hexadecimal digits."""
         return fingerprint(checkpoint, self.hash_cache)

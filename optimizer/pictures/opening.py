@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from optimizer.checkpoints import Checkpoint, open_checkpoint, open_vae, pipeline_of
+from optimizer.checkpoints import TensorSource, open_checkpoint, open_vae, pipeline_of
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout, load_tokenizer, pipeline_folder, stored_part
 
@@ -47,7 +47,7 @@ def pipeline_files(
     Raises CheckpointError as `open_pipeline` does for all that shows without reading weights.
     """
     with _opened(checkpoint, vae_from, encoder_from) as (configuration, parts):
-        return PipelineFiles(configuration, **{part: source.path for part, source in parts.items()})
+        return PipelineFiles(configuration, **{part: Path(source.label) for part, source in parts.items()})
 
 
 def open_pipeline(
@@ -123,7 +123,7 @@ def quietly() -> Iterator[None]:
 @contextlib.contextmanager
 def _opened(
     checkpoint: Path, vae_from: Path | None, encoder_from: Path | None
-) -> Iterator[tuple[Path, dict[str, Checkpoint]]]:
+) -> Iterator[tuple[Path, dict[str, TensorSource]]]:
     """The folder of the pipeline configuration, and for each part the opened file that it comes from."""
     with ExitStack() as stack:
         whole = stack.enter_context(open_checkpoint(checkpoint, layout=_LAYOUT))
@@ -173,7 +173,7 @@ class _NotRandom(TorchFunctionMode):
         return function(*arguments, **named)
 
 
-def _load(model_class: Any, part: str, file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
+def _load(model_class: Any, part: str, file: TensorSource, folder: Path, dtype: torch.dtype) -> Any:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     try:
@@ -187,7 +187,7 @@ def _load(model_class: Any, part: str, file: Checkpoint, folder: Path, dtype: to
     return _checked(model, part, file)
 
 
-def _load_encoder(file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
+def _load_encoder(file: TensorSource, folder: Path, dtype: torch.dtype) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     model = CLIPTextModel(CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True))
@@ -201,31 +201,31 @@ def _load_encoder(file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
     return _checked(model.to(dtype).eval(), "text_encoder", file)
 
 
-def _checked(model: Any, part: str, file: Checkpoint) -> Any:
+def _checked(model: Any, part: str, file: TensorSource) -> Any:
     # The loaders leave tensors that they do not find as they were.
     found, needed = _count(file, part), len(model.state_dict())
     if found < needed:
-        raise CheckpointError(f"{file.path}: has {found} {_PREFIXES[part]}* tensors, but the {part} needs {needed}")
+        raise CheckpointError(f"{file.label}: has {found} {_PREFIXES[part]}* tensors, but the {part} needs {needed}")
     for name, tensor in model.state_dict().items():
         # NaN is the smallest and the largest of all numbers here; looking at each takes several times as long.
         if tensor.is_floating_point() and not torch.stack(tensor.aminmax()).isfinite().all():
             raise CheckpointError(
-                f"{file.path}: the {part}'s {name} is missing, or holds NaN, Inf or numbers too large for "
+                f"{file.label}: the {part}'s {name} is missing, or holds NaN, Inf or numbers too large for "
                 f"{str(tensor.dtype).removeprefix('torch.')}; blockfit inspect tells more"
             )
     return model
 
 
-def _unfit(file: Checkpoint, folder: Path, error: Exception) -> CheckpointError:
+def _unfit(file: TensorSource, folder: Path, error: Exception) -> CheckpointError:
     reason = " ".join(str(error).split())
-    return CheckpointError(f"{file.path}: does not fit the pipeline configuration {folder.name!r}: {reason}")
+    return CheckpointError(f"{file.label}: does not fit the pipeline configuration {folder.name!r}: {reason}")
 
 
-def _tensors(file: Checkpoint, part: str) -> dict[str, torch.Tensor]:
+def _tensors(file: TensorSource, part: str) -> dict[str, torch.Tensor]:
     return {name: file.tensor(name) for name in file.tensors if _belongs(name, part)}
 
 
-def _count(file: Checkpoint, part: str) -> int:
+def _count(file: TensorSource, part: str) -> int:
     return sum(_belongs(name, part) for name in file.tensors)
 
 

@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 from pydantic import Field, StrictBool, StrictInt
 
-from optimizer.checkpoints import Checkpoint
+from optimizer.checkpoints import TensorSource
 from optimizer.errors import CheckpointError
 from optimizer.files import shown
 from optimizer.recipes import FittedSearch, Part
@@ -346,7 +346,7 @@ def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) 
     names = [f"{prefix}.to_{which}.weight" for which in "qkv"]
     missing = next((name for name in names if name not in parts), None)
     if missing is not None:
-        raise CheckpointError(f"{comparison.target.path}: tensor {missing!r} is missing here or in every source")
+        raise CheckpointError(f"{comparison.target.label}: tensor {missing!r} is missing here or in every source")
     query, key, value = (parts[name] for name in names)
     return query, key, value
 
@@ -370,12 +370,12 @@ def _project(
 
 
 def _weights(
-    comparison: Comparison, weights: tuple[Part, Part, Part], of: Checkpoint | torch.Tensor
+    comparison: Comparison, weights: tuple[Part, Part, Part], of: TensorSource | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """W_q, W_k, W_v, float32 [d, d] each, of a checkpoint or of the merge with coefficients [groups, sources]."""
     sources = list(comparison.sources.values())
 
-    def read(part: Part, checkpoint: Checkpoint) -> torch.Tensor:
+    def read(part: Part, checkpoint: TensorSource) -> torch.Tensor:
         return comparison.read(part, checkpoint).to(comparison.device)
 
     def merged(part: Part, coefficients: torch.Tensor) -> torch.Tensor:
@@ -387,7 +387,7 @@ def _weights(
                 total.add_(read(part, source), alpha=number)
         return total
 
-    query, key, value = (read(part, of) if isinstance(of, Checkpoint) else merged(part, of) for part in weights)
+    query, key, value = (merged(part, of) if isinstance(of, torch.Tensor) else read(part, of) for part in weights)
     return query, key, value
 
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 import torch
 from pydantic import Field, PrivateAttr, StrictInt, StrictStr
 
-from optimizer.checkpoints import Checkpoint, pipeline_of
+from optimizer.checkpoints import TensorSource, pipeline_of
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout, load_tokenizer, stored_part
 from optimizer.files import TEXT_SUFFIXES, missing_file, named_file, read_text, shown
@@ -83,12 +83,12 @@ def prompts_sha256(prompts: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode("utf-8")).hexdigest()
 
 
-def shipped_prompts(target: Checkpoint, layout: Layout) -> tuple[str, ...]:
+def shipped_prompts(target: TensorSource, layout: Layout) -> tuple[str, ...]:
     """What is read of this target unless the user has prompts. Raises CheckpointError for an unknown text encoder."""
     return read_prompts(pipeline_of(target, layout) / "prompts.txt")
 
 
-def check_encoder(target: Checkpoint, layout: Layout, clip_skips: Mapping[str, int]) -> None:
+def check_encoder(target: TensorSource, layout: Layout, clip_skips: Mapping[str, int]) -> None:
     """Raise InputError unless the target's text encoder can be read, behind each of the `clip_skips`.
 
     These are numbers by what the user calls them. No weights are read.
@@ -153,7 +153,7 @@ class EncoderOptions(MetricOptions):
             raise InputError(f"prompts: {folder / file}: {missing_file(folder / file, TEXT_SUFFIXES)}")
         return self.with_texts(attempt(lambda: read_prompts(named), "prompts"))
 
-    def resolved(self, target: Checkpoint, layout: Layout) -> Self:
+    def resolved(self, target: TensorSource, layout: Layout) -> Self:
         """Return the options with prompts, those that come with the target's text encoder if there are no others."""
         return self if self.texts else self.with_texts(shipped_prompts(target, layout))
 
@@ -205,7 +205,7 @@ class EncoderMetric:
         files = (comparison.target, *comparison.sources.values())
         if not any(layout.token_embedding in source.tensors for source in comparison.sources.values()):
             raise CheckpointError(
-                f"{source.path}: has no text encoder: tensor {layout.token_embedding!r} is missing"
+                f"{source.label}: has no text encoder: tensor {layout.token_embedding!r} is missing"
                 for source in comparison.sources.values()
             )
         self._model, tokens, used = _model_and_tokens(pipeline, options.texts or (), options.clip_skip)
@@ -220,7 +220,7 @@ class EncoderMetric:
             if stored not in scored:
                 lacking = [file for file in files if stored not in file.tensors] or [comparison.target]
                 raise CheckpointError(
-                    f"{file.path}: tensor {stored!r} is missing, or not of floating point" for file in lacking
+                    f"{file.label}: tensor {stored!r} is missing, or not of floating point" for file in lacking
                 )
             parts[name] = scored[stored]
         read = _read if device.type == "cpu" else _read_to_card

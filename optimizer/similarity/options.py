@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from optimizer.checkpoints import Checkpoint
+from optimizer.checkpoints import TensorSource
 from optimizer.families import Layout
 from optimizer.files import UserFile
 from optimizer.recipes import FittedSearch
@@ -34,7 +34,7 @@ class MetricOptions(UserFile):
         """
         return self
 
-    def resolved(self, target: Checkpoint, layout: Layout) -> Self:
+    def resolved(self, target: TensorSource, layout: Layout) -> Self:
         """Return the options with defaults that depend on the target filled in. Raises CheckpointError."""
         return self
 
