@@ -18,12 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from optimizer.checkpoints import TensorSource, open_checkpoint, open_vae, pipeline_of
 from optimizer.errors import CheckpointError
-from optimizer.families import load_layout, load_tokenizer, pipeline_folder, stored_part
+from optimizer.families import load_layout, load_tokenizer, stored_part
 
-__all__ = ["CONFIGURATION", "PipelineFiles", "open_pipeline", "open_scheduler", "pipeline_files", "quietly"]
-
-CONFIGURATION = pipeline_folder("digits")
-"""The diffusers pipeline configuration, without weights, of the checkpoints in studies/demo."""
+__all__ = ["PipelineFiles", "open_pipeline", "open_scheduler", "pipeline_files", "quietly"]
 
 _LAYOUT = load_layout("sd1")
 _PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": _LAYOUT.encoder}

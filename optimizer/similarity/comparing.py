@@ -16,7 +16,7 @@ from optimizer.similarity.encoder import EncoderOptions, check_encoder
 from optimizer.similarity.metric import total_similarity
 from optimizer.similarity.options import Options
 from optimizer.similarity.quadratic import ExplainedMetric
-from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric
+from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric, check_installed
 from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["Compared", "compare", "select_blocks"]
@@ -77,11 +77,13 @@ def compare(
     block list. `seed` is that of attention's random inputs; `prompts` and `clip_skip` (default: 1) are for the encoder
     metric alone. `device` may be a name: auto, cpu (default) or cuda.
 
-    Raises InputError for files, blocks or metrics that do not fit; gives a BlockfitWarning for what is odd about the
+    Raises InputError for files, blocks or metrics that do not fit, and for a metric whose libraries are not installed;
+    gives a BlockfitWarning for what is odd about the
     files.
     """
     if metric is None:
         metric = _WITHOUT_BASE if base is None else DEFAULT_METRIC
+    check_installed([metric])
     layout = _layout_of(target)
     chosen = select_blocks(layout, metric, blocks)
     # Without one the candidate itself would stand for it, and explain nothing of its difference from itself.
