@@ -171,12 +171,12 @@ def _checked_recipe(request: _Request) -> Recipe:
     if not output.resolve().parent.is_dir():
         raise InputError(f"{output}: the folder {output.resolve().parent} does not exist; create it first")
     if request.metric is not None and request.metric not in METRICS:
-        raise InputError(f"--metric: received {request.metric!r}; there are {', '.join(METRICS)}")
+        raise InputError(f"received {request.metric!r}; must be one of {', '.join(METRICS)}", field="metric")
     recipe = load_recipe(path)
     if len(recipe.steps) > _MOST_STEPS:
         raise RecipeError(
             f"{path}: steps: received {len(recipe.steps):,}; a recipe of at most {_MOST_STEPS} can be simplified; "
-            "merge the first ones into a file (blockfit merge --step), and simplify the others with that as a source"
+            "merge the first ones into a file (`merge(step=...)`), and simplify the others with that as a source"
         )
     attempt(lambda: recipe.check_finished("simplified", *(step.name for step in recipe.steps)), path)
     return recipe
@@ -191,8 +191,10 @@ def _resolved(request: _Request, recipe: Recipe, library: Library) -> _Inputs:
     reading = any(search.reads for search in searches) if searches else metric is not None and needs_prompts(metric)
     file = request.prompts
     if file is not None and not reading:
-        raise InputError("--prompts: only the metric `encoder` reads prompts; leave it out, or write --metric encoder")
-    prompts = None if file is None else (file, attempt(lambda: read_prompts(file), "--prompts"))
+        raise InputError(
+            "only the metric `encoder` reads prompts; leave it out, or write `metric='encoder'`", field="prompts"
+        )
+    prompts = None if file is None else (file, attempt(lambda: read_prompts(file), field="prompts"))
     searches = tuple(_with_prompts(search, path, beside, request.output, prompts) for search in searches)
     relative = _needs_base(searches) or (metric is not None and METRICS[metric].needs_base)
     base = _base(recipe, request.base, path, needed=relative)
@@ -263,7 +265,7 @@ def _differences(searches: Sequence[NotedSearch], simplified: Simplified) -> Ite
         if noted is not None and abs(measured - noted) > ALIKE:
             yield (
                 f"fitted.searches.{search.name}: measured {measured:.9f}, but {noted:.9f} is noted; were other random "
-                "inputs (--seed), other prompts (--prompts), another base (--base) or other files used?"
+                "inputs (`seeds`), other prompts (`prompts`), another base (`base`) or other files used?"
             )
 
 
@@ -375,12 +377,12 @@ def _with_prompts(
     found = next((one for folder in folders if (one := named_file(folder, file_name)) is not None), None)
     if found is None:
         looked = ", ".join(map(str, folders))
-        raise RecipeError(f"{where}.file: {file_name!r} not found; looked in {looked}; name it (--prompts)")
+        raise RecipeError(f"{where}.file: {file_name!r} not found; looked in {looked}; name it (`prompts`)")
     prompts = attempt(lambda: read_prompts(found), where)
     if (digest := prompts_sha256(prompts)) != noted.sha256:
         raise RecipeError(
             f"{where}: {found} holds other prompts now (sha256 {digest[:10]}) than were read then "
-            f"({noted.sha256!s:.10}); put those back, or name others (--prompts)"
+            f"({noted.sha256!s:.10}); put those back, or name others (`prompts`)"
         )
     named = file_name if _same_folder(path, output) else seen_from(output.parent, found)
     options = EncoderOptions(prompts=named, clip_skip=noted.clip_skip).with_texts(prompts)
@@ -438,7 +440,7 @@ def _whole_recipe(
     held = {part.block for part in comparison.parts if part.scored and part.held_by(comparison.target)}
     blocks = tuple(block for block in visible if block in held and any(alpha.at(block) for alpha in alphas))
     if not blocks:
-        raise RecipeError(f"{path}: no alpha moves a block that {metric!r} sees; --metric names another one")
+        raise RecipeError(f"{path}: no alpha moves a block that {metric!r} sees; `metric` names another one")
     return NotedSearch(recipe.output, recipe.output, ((metric, blocks),), _drawing(seeds))
 
 
@@ -495,11 +497,11 @@ def _searched_numbers(recipe: Recipe, path: Path, judging: Mapping[str, Sequence
 def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str | None:
     """The model that differences are taken from: the one asked for, the one noted, the one called base; or none."""
     if base is not None and base not in recipe.models:
-        raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
+        raise InputError(f"received {base!r}; the recipe's models are {', '.join(recipe.models)}", field="base")
     found = recipe.noted_base if base is None else base
     if found is None and needed:
         raise InputError(
-            f"{path}: delta needs a base, the model that differences are taken from; name one of its models (--base)"
+            f"{path}: delta needs a base, the model that differences are taken from; name one of its models (`base`)"
         )
     return found
 
@@ -516,14 +518,14 @@ def _target(
         return target, seen_from(path.parent, target)
     file = None if recipe.noted.target is None else recipe.noted.target.file
     if file is None:
-        raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (--target)")
+        raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (`target`)")
     found = attempt(
         lambda: library.find(file, beside),
         f"{path}: fitted.target.file",
     )
     if found is None:
         missing = library.not_found(file, beside)
-        raise InputError(f"{path}: fitted.target.file: {missing}; name it (--target)")
+        raise InputError(f"{path}: fitted.target.file: {missing}; name it (`target`)")
     return found, file
 
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optimizer.choices import CeilingMetric, FirstMode, MetricName, listed
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
+from optimizer.cli.flags import in_options, problems_in_options
 from optimizer.cli.options import (
     Device,
     Json,
@@ -21,7 +23,17 @@ from optimizer.cli.options import (
     hash_cache,
     model_folders,
 )
-from optimizer.cli.printing import counted, fitting, make_console, message, print_json, reading, say, say_problem
+from optimizer.cli.printing import (
+    counted,
+    fitting,
+    make_console,
+    message,
+    print_json,
+    reading,
+    say,
+    say_problem,
+    say_warning,
+)
 from optimizer.errors import InputError
 from optimizer.extras import require
 from optimizer.printable import quoted
@@ -78,13 +90,13 @@ def init(
         str,
         typer.Option(
             "--metric",
-            help="explained, delta, weights, elements, attention or encoder.",
+            help=f"{listed(MetricName)}.",
             autocompletion=completing.metrics,
         ),
     ] = "explained",
     mode: Annotated[
         str,
-        typer.Option("--mode", help="Of the steps: add_difference or weight_sum.", autocompletion=completing.modes),
+        typer.Option("--mode", help=f"Of the steps: {listed(FirstMode)}.", autocompletion=completing.modes),
     ] = "add_difference",
     mapping: Annotated[
         str,
@@ -116,10 +128,11 @@ def init(
             target, sources, output, base=base, metric=metric, mode=mode, mapping=mapping, folders=folders,
             hashes=hash_cache(), progress=progress,
         )  # fmt: skip
+    notes = list(map(in_options, found.notes))
     if as_json:
-        print_json(found.as_dict())
+        print_json({**found.as_dict(), "notes": notes})
         return
-    for note in found.notes:
+    for note in notes:
         say(note)
     steps, free = counted(found.steps, "step"), counted(found.free_alphas, "free alpha")
     say(f"{steps}, {free}, base {found.models[found.base]} -> {found.folder}")
@@ -199,10 +212,11 @@ def status(study: StudyPath, storage: Storage = None, as_json: Json = False, qui
     from optimizer.studies import load_study
 
     found = study_status(load_study(study, with_files=False), storage)
-    for note in found.notes:
+    notes = list(map(in_options, found.notes))
+    for note in notes:
         say_problem(f"warning: {note}")
     if as_json:
-        print_json(found.as_dict())
+        print_json({**found.as_dict(), "notes": notes})
         return
     make_console().print(status_table(found))
 
@@ -215,7 +229,7 @@ def ceiling(
     study: StudyPath,
     metric: Annotated[
         str,
-        typer.Option("--metric", help="explained, delta, weights or all.", autocompletion=completing.ceiling_metrics),
+        typer.Option("--metric", help=f"{listed(CeilingMetric)}.", autocompletion=completing.ceiling_metrics),
     ] = "all",
     no_verify: NoVerify = False,
     device: Device = "auto",
@@ -289,11 +303,11 @@ def report(
     check_output(written)
     found = found_result(loaded, storage)
     for note in found.notes:
-        say_problem(f"warning: {note}")
+        say_warning(note)
     with reading() as progress:
         ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
     page = write_report(
-        found, ceilings, problems, written, named=_told_name(study),
+        found, ceilings, tuple(map(in_options, problems)), written, named=_told_name(study),
         storage=shown_storage(loaded, storage), date=datetime.now().strftime("%Y-%m-%d"),
     )  # fmt: skip
     if as_json:
@@ -334,7 +348,7 @@ def dashboard(
         say(f"{address} (Ctrl-C ends it)")
 
     with suppress(KeyboardInterrupt):
-        serve_dashboard(loaded, storage, port=port, ready=ready, said=lambda text: say_problem(f"warning: {text}"))
+        serve_dashboard(loaded, storage, port=port, ready=ready, said=say_warning)
 
 
 @app.command(
@@ -413,7 +427,7 @@ def fit_and_report(
                 write(result, path)
                 there.append(path)
             except InputError as error:
-                unwritten += error.problems
+                unwritten += problems_in_options(error)
     console = make_console()
     console.print(steps_table(result))
     if result.spread:

@@ -9,11 +9,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from optimizer.choices import BlockGroup, words_of
 from optimizer.errors import RecipeError
 
 __all__ = ["Layout", "Rename", "detect_layout", "layout_names", "load_layout"]
 
-_BLOCK_GROUPS = ("all", "input", "middle", "output")
+_BLOCK_GROUPS = words_of(BlockGroup)
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def layout_names() -> tuple[str, ...]:
 def load_layout(name: str) -> Layout:
     """The layout of this name. Raises RecipeError if there is none."""
     if name not in layout_names():
-        raise RecipeError(f"unknown layout {name!r}; there are {', '.join(layout_names())}")
+        raise RecipeError(f"unknown layout {name!r}; must be one of {', '.join(layout_names())}")
     text = (resources.files("optimizer.families") / "layouts" / f"{name}.yaml").read_text(encoding="utf-8")
     data = YAML(typ="safe").load(text)
     return Layout(

@@ -135,7 +135,7 @@ def _opened(
             encoder = stack.enter_context(open_checkpoint(encoder_from, layout=_LAYOUT))
         if encoder_from is None and _LAYOUT.token_embedding not in whole.tensors:
             raise CheckpointError(
-                f"{checkpoint}: has no text encoder ({_LAYOUT.encoder}*); --encoder-from FILE takes another file's"
+                f"{checkpoint}: has no text encoder ({_LAYOUT.encoder}*); `encoder_from=FILE` takes another file's"
             )
         folder = pipeline_of(encoder, _LAYOUT)
         if _LAYOUT.token_embedding in whole.tensors and (other := pipeline_of(whole, _LAYOUT)) != folder:
@@ -147,7 +147,7 @@ def _opened(
         if not _count(whole, "vae"):
             if vae_from is None:
                 raise CheckpointError(
-                    f"{checkpoint}: has no VAE ({_PREFIXES['vae']}*); --vae-from FILE takes another file's"
+                    f"{checkpoint}: has no VAE ({_PREFIXES['vae']}*); `vae_from=FILE` takes another file's"
                 )
             vae = stack.enter_context(open_vae(vae_from, _LAYOUT, ()))
         yield folder, {"unet": whole, "vae": vae, "text_encoder": encoder}

@@ -401,7 +401,7 @@ def read_alpha(
     if isinstance(value, str) and presets:
         if value not in presets:
             raise RecipeError(
-                f"{where}: received {shown(value)}; no preset has this name; there are {', '.join(presets)}"
+                f"{where}: received {shown(value)}; no preset has this name; must be one of {', '.join(presets)}"
             )
         return attempt(lambda: preset_alpha(presets[value], layout, base), where)
     if base is not None:

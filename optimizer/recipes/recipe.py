@@ -159,7 +159,7 @@ class Step:
     def problems(self) -> list[str]:
         """What is wrong with this step on its own, one line each."""
         if self.mode not in MODES:
-            return [f"steps.{self.name}.mode: received {self.mode!r}; there are {', '.join(MODES)}"]
+            return [f"steps.{self.name}.mode: received {self.mode!r}; must be one of {', '.join(MODES)}"]
         wanted = MODES[self.mode].inputs
         found = []
         if "c" in wanted and self.c is None:

@@ -76,7 +76,8 @@ def serve_dashboard(
             server = make_server(HOST, port, application, server_class=_Server, handler_class=_Quiet)
         except OSError as error:
             raise InputError(
-                f"--port: {port} cannot be listened on: {error.strerror}; name another, or 0 for any that is free"
+                f"{port} cannot be listened on: {error.strerror}; name another, or 0 for any that is free",
+                field="port",
             ) from error
         with server:
             ready(f"http://{HOST}:{server.server_port}/dashboard")

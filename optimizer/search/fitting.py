@@ -123,9 +123,11 @@ def fit(
     or has another hash than the recipe notes.
     """
     if candidates < 1:
-        raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
+        raise StudyError(
+            f"received {candidates}; must be at least 1, which is the best recipe alone", field="candidates"
+        )
     if workers is not None and workers < 1:
-        raise StudyError(f"--workers: received {workers}; must be at least 1, which is this process alone")
+        raise StudyError(f"received {workers}; must be at least 1, which is this process alone", field="workers")
     outputs = study.outputs
     written = (outputs.best, outputs.simple, *map(outputs.candidate, range(2, candidates + 1)))
     if taken := [path for path in written if path.resolve() == study.recipe_path.resolve()]:
@@ -330,7 +332,9 @@ class _Fit:
                     if fresh:
                         if others := [worker for worker in workers.living() if worker != workers.own]:
                             who = ", ".join(map(str, others))
-                            raise StudyError(f"--fresh: {self._address}: others are at these trials ({who}); stop them")
+                            raise StudyError(
+                                f"{self._address}: others are at these trials ({who}); stop them", field="fresh"
+                            )
                         aside = set_aside(self._address)
                         if aside is not None:
                             said(f"{self._address}: renamed to {aside.name}")

@@ -93,7 +93,7 @@ def found_result(study: Study, storage: str | None = None) -> Found:
 
 
 def shown_storage(study: Study, storage: str | None) -> str | None:
-    """What others may be told to give to `--storage`; None if the trials are in the study's folder.
+    """What others may be told to give as `storage`; None if the trials are in the study's folder.
 
     Without passwords, and of a file that lies elsewhere on this machine only its name.
     """

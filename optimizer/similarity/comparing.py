@@ -1,6 +1,6 @@
 """Comparing whole checkpoints with a target, as the article's tables do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,15 +88,11 @@ def compare(
     chosen = select_blocks(layout, metric, blocks)
     # Without one the candidate itself would stand for it, and explain nothing of its difference from itself.
     if (METRICS[metric].needs_base or metric == "explained") and base is None:
-        raise InputError(f"--base: missing; metric {metric!r} is about differences from a base model")
+        raise InputError(f"missing; metric {metric!r} is about differences from a base model", field="base")
     reads = METRICS[metric].needs_prompts
-    unread = {} if reads else {"--prompts": prompts, "--clip-skip": clip_skip}
-    if problems := [
-        f"{name}: only the metric `encoder` reads prompts; leave it out, or write --metric encoder"
-        for name, given in unread.items()
-        if given is not None
-    ]:
-        raise InputError(problems)
+    given = {"prompts": prompts, "clip_skip": clip_skip}
+    if unread := [name for name, value in given.items() if value is not None and not reads]:
+        raise _only_for_encoder(unread)
     with open_comparison(
         layout,
         {"candidate": candidate},
@@ -109,7 +105,7 @@ def compare(
         read = EncoderOptions(clip_skip=1 if clip_skip is None else clip_skip).with_texts(prompts)
         comparison = replace(opened, options=opened.options.having(read))
         if reads:
-            check_encoder(comparison.target, layout, {"--clip-skip": read.clip_skip})
+            check_encoder(comparison.target, layout, {"": read.clip_skip})
         if blocks in _NAMED:
             # If there is none, it is for the metric to say which file lacks what.
             chosen = tuple(block for block in chosen if _held(comparison, block)) or chosen
@@ -131,22 +127,31 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
     Raises InputError for an unknown metric, an unknown block, or blocks that the metric cannot see.
     """
     if metric not in METRICS:
-        raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
+        raise InputError(f"received {metric!r}; must be one of {', '.join(METRICS)}", field="metric")
     visible = METRICS[metric].sees(layout)
     if text in _NAMED:
         wanted = layout.parse_blocks("input,middle" if (text, metric) == ("input", "attention") else text)
         if seen := tuple(block for block in wanted if block in visible):
             return seen
         raise InputError(
-            f"--blocks: {text} holds nothing that {metric!r} sees; it sees {layout.describe_blocks(visible)}"
+            f"{text} holds nothing that {metric!r} sees; it sees {layout.describe_blocks(visible)}",
+            field="blocks",
         )
     wanted = layout.parse_blocks(text)
     if unseen := [block for block in wanted if block not in visible]:
         raise InputError(
-            f"--blocks: {layout.describe_blocks(unseen)} cannot be measured by {metric!r}; it sees "
-            f"{layout.describe_blocks(visible)}"
+            f"{layout.describe_blocks(unseen)} cannot be measured by {metric!r}; it sees "
+            f"{layout.describe_blocks(visible)}",
+            field="blocks",
         )
     return wanted
+
+
+def _only_for_encoder(fields: Sequence[str]) -> InputError:
+    reason = "only the metric `encoder` reads prompts; leave it out, or write `metric='encoder'`"
+    if len(fields) == 1:
+        return InputError(reason, field=fields[0])
+    return InputError(f"`{field}`: {reason}" for field in fields)
 
 
 def _layout_of(given: Path | str | TensorSource) -> Layout:

@@ -91,7 +91,8 @@ def shipped_prompts(target: TensorSource, layout: Layout) -> tuple[str, ...]:
 def check_encoder(target: TensorSource, layout: Layout, clip_skips: Mapping[str, int]) -> None:
     """Raise InputError unless the target's text encoder can be read, behind each of the `clip_skips`.
 
-    These are numbers by what the user calls them. No weights are read.
+    These are numbers by the place where each was asked for; the place of the argument `clip_skip` is empty. No weights
+    are read.
     """
     pipeline = pipeline_of(target, layout)
     _configuration(pipeline, clip_skips)
@@ -399,7 +400,7 @@ def _model_and_tokens(
     """
     from transformers import CLIPTextModel  # noqa: PLC0415  takes seconds
 
-    config = _configuration(pipeline, {"clip_skip": clip_skip})
+    config = _configuration(pipeline, {"": clip_skip})
     tokenizer = load_tokenizer(pipeline)
     found = tokenizer(list(prompts), truncation=True, max_length=config.max_position_embeddings)["input_ids"]
     used = sorted({token for prompt in found for token in prompt})
@@ -418,13 +419,15 @@ def _configuration(pipeline: Path, clip_skips: Mapping[str, int]) -> Any:
     from transformers import CLIPTextConfig  # noqa: PLC0415  takes seconds
 
     config = CLIPTextConfig.from_pretrained(pipeline / "text_encoder", local_files_only=True)
-    problems = [
-        f"{name}: received {number}; must be from 1, the last layer, to {config.num_hidden_layers}"
-        for name, number in clip_skips.items()
+    problems = {
+        place: f"received {number}; must be from 1, the last layer, to {config.num_hidden_layers}"
+        for place, number in clip_skips.items()
         if not 1 <= number <= config.num_hidden_layers
-    ]
+    }
+    if "" in problems:
+        raise InputError(problems[""], field="clip_skip")
     if problems:
-        raise InputError(problems)
+        raise InputError(f"{place}: {problem}" for place, problem in problems.items())
     return config
 
 

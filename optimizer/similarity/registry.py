@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from optimizer.choices import MetricName
 from optimizer.errors import StudyError
 from optimizer.extras import require
 from optimizer.families import Layout
@@ -35,7 +36,7 @@ class MetricKind:
     the libraries it is computed with.
     """
 
-    name: str
+    name: MetricName
     title: str
     sees: Callable[[Layout], tuple[str, ...]]
     build: Callable[[Comparison | Measured, Statistics | None, tuple[str, ...]], Metric]
@@ -130,7 +131,7 @@ METRICS: dict[str, MetricKind] = {
 OPTIONS = tuple(kind.options for kind in METRICS.values() if kind.options is not None)
 """The models of the metrics' options."""
 
-DEFAULT_METRIC = "explained"
+DEFAULT_METRIC: MetricName = "explained"
 """The metric of a study that names none."""
 
 EXACT_METRICS = tuple(name for name, kind in METRICS.items() if kind.exact)
@@ -157,7 +158,7 @@ def build_metric(
     block that the metric cannot see, or a missing base.
     """
     if name not in METRICS:
-        raise StudyError(f"metric: received {name!r}; there are {', '.join(METRICS)}")
+        raise StudyError(f"metric: received {name!r}; must be one of {', '.join(METRICS)}")
     kind = METRICS[name]
     visible = kind.sees(comparison.layout)
     unseen = [block for block in blocks if block not in visible]

@@ -1,6 +1,6 @@
 """Studies: their YAML file, stages and folder, what recipes note of them, and opening one with its checkpoints."""
 
-from optimizer.studies.first_study import FIRST_MODES, first_study
+from optimizer.studies.first_study import first_study
 from optimizer.studies.folder import DATABASE, StudyFolder, check_study_folder, storage_files
 from optimizer.studies.new import new_study
 from optimizer.studies.noted import (
@@ -22,7 +22,6 @@ from optimizer.studies.study import Study, load_study, study_schema
 __all__ = [
     "ALIKE",
     "DATABASE",
-    "FIRST_MODES",
     "NotedSearch",
     "NotedSpread",
     "OpenStudy",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.checkpoints import open_checkpoint, unfit
+from optimizer.choices import FirstMode, words_of
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout
 from optimizer.files import dump_yaml, refuse_links, undo_unfinished, write_new_files
@@ -26,9 +27,9 @@ from optimizer.recipes import Alpha, Free, Model, Recipe, Step, recipe_as_data
 from optimizer.similarity import DEFAULT_METRIC, METRICS
 from optimizer.studies.stage import MOST_JOINT, MOST_SEARCHED
 
-__all__ = ["FIRST_MODES", "FirstStudy", "first_study"]
+__all__ = ["FirstStudy", "first_study"]
 
-FIRST_MODES = ("add_difference", "weight_sum")
+_FIRST_MODES = words_of(FirstMode)
 
 # What bases of Stable Diffusion 1.x are called, the likeliest first.
 _BASES = tuple(
@@ -115,11 +116,11 @@ def first_study(
     of the target, and for a folder that has a recipe or a study already.
     """
     _check_options(metric, mode)
-    check_folders(folders, "--models")
+    check_folders(folders)
     reader = _Reader(Library.of(folders, hashes, progress))
-    goal = reader.open(target, "TARGET")
+    goal = reader.open(target, "target")
     if mapping not in goal.layout.mappings:
-        raise InputError(f"--mapping: received {mapping!r}; there are {', '.join(goal.layout.mappings)}")
+        raise InputError(f"received {mapping!r}; must be one of {', '.join(goal.layout.mappings)}", field="mapping")
     folder = Path(_plain(goal.path.stem)) if folder is None else folder
     _check_place(folder)
     notes: list[str] = []
@@ -209,26 +210,28 @@ class _Reader:
     def __init__(self, library: Library) -> None:
         self._library = library
 
-    def open(self, given: Path, place: str) -> _Opened:
+    def open(self, given: Path, field: str) -> _Opened:
         """What a user names; raises CheckpointError for what is missing, broken or of no family that is known."""
-        path = attempt(lambda: self._library.find_given(given), place)
-        with attempt(lambda: open_checkpoint(path), place) as checkpoint:
+        path = attempt(lambda: self._library.find_given(given), field=field)
+        with attempt(lambda: open_checkpoint(path), field=field) as checkpoint:
             if checkpoint.layout is None:
-                raise CheckpointError(f"{place}: {path}: {unfit(checkpoint)}")
+                raise CheckpointError(f"{path}: {unfit(checkpoint)}", field=field)
             layout = checkpoint.layout
             infos = {name: one for name, one in checkpoint.tensors.items() if layout.merges(name)}
             shapes = {name: one.shape for name, one in infos.items() if one.dtype.is_floating_point}
             return _Opened(given, path, layout, self._library.fingerprint(checkpoint), shapes)
 
-    def alike(self, given: Path, goal: _Opened, place: str) -> _Opened:
+    def alike(self, given: Path, goal: _Opened, field: str) -> _Opened:
         """The same of one that has to go with the target, and may not be it."""
-        found = self.open(given, place)
+        found = self.open(given, field)
         if found.layout.name != goal.layout.name:
             raise CheckpointError(
-                f"{place}: {found.path}: is {found.layout.title}, but the target {goal.path} is {goal.layout.title}"
+                f"{found.path}: is {found.layout.title}, but the target {goal.path} is {goal.layout.title}", field=field
             )
         if found.digest == goal.digest:
-            raise CheckpointError(f"{place}: {found.path}: is the target itself; the sources are what it was made from")
+            raise CheckpointError(
+                f"{found.path}: is the target itself; the sources are what it was made from", field=field
+            )
         return found
 
     def sources(self, given: Sequence[Path], goal: _Opened, notes: list[str]) -> list[_Opened]:
@@ -240,26 +243,26 @@ class _Reader:
             listed = checkpoints_in(source) if os.path.isdir(source) else None
             below = None if listed is None else _below(source, [goal.path, *given])
             if listed == []:
-                problems.append(f"SOURCE: {source}: no checkpoint in this folder{f'; {below}' if below else ''}")
+                problems.append(f"{source}: no checkpoint in this folder{f'; {below}' if below else ''}")
             elif below:
                 notes.append(f"left out: {source}: {below}")
             for number, path in enumerate([source] if listed is None else listed):
                 if listed is not None:
                     self._library.events.progress(f"looking into {source.name}", number + 1, len(listed))
                 try:
-                    opened = self.alike(path, goal, "SOURCE")
+                    opened = self.alike(path, goal, "sources")
                 except InputError as error:
                     if listed is None:
                         problems += error.problems
                     elif path.resolve() != goal.path.resolve():
                         for problem in error.problems:
-                            left_out.setdefault(problem.removeprefix(f"SOURCE: {path}: "), []).append(path)
+                            left_out.setdefault(problem.removeprefix(f"{path}: "), []).append(path)
                     continue
                 if opened.digest in found:
                     notes.append(f"left out: {path}: holds the same as {found[opened.digest].path}")
                 found.setdefault(opened.digest, opened)
         if problems:
-            raise InputError(problems)
+            raise InputError(problems, field="sources")
         notes += [f"left out: {_some(paths)}: {reason}" for reason, paths in left_out.items()]
         return list(found.values())
 
@@ -281,9 +284,9 @@ def _below(folder: Path, named: Sequence[Path]) -> str | None:
 
 def _check_options(metric: str, mode: str) -> None:
     if metric not in METRICS:
-        raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
-    if mode not in FIRST_MODES:
-        raise InputError(f"--mode: received {mode!r}; there are {', '.join(FIRST_MODES)}")
+        raise InputError(f"received {metric!r}; must be one of {', '.join(METRICS)}", field="metric")
+    if mode not in _FIRST_MODES:
+        raise InputError(f"received {mode!r}; must be one of {', '.join(_FIRST_MODES)}", field="mode")
 
 
 def _check_place(folder: Path) -> None:
@@ -292,7 +295,7 @@ def _check_place(folder: Path) -> None:
     refuse_links(folder, replaced=to_write)
     undo_unfinished(folder)
     if taken := [path for path in to_write if os.path.exists(path)]:
-        raise InputError(f"{path}: is there already; name another folder (-o)" for path in taken)
+        raise InputError(f"{path}: is there already; name another folder (`folder`)" for path in taken)
 
 
 def _parents(
@@ -301,8 +304,8 @@ def _parents(
     """Return the base and the other checkpoints that can be merged; `notes` tell of those that are left out."""
     found = reader.sources(sources, goal, notes)
     if not found:
-        raise InputError(["SOURCE: no checkpoint is left of what was named", *notes])
-    origin = _base_among(found, None if base is None else reader.alike(base, goal, "--base"), notes)
+        raise InputError(["`sources`: no checkpoint is left of what was named", *notes])
+    origin = _base_among(found, None if base is None else reader.alike(base, goal, "base"), notes)
     others = [source for source in found if source.digest != origin.digest]
     misfits = {source.path: _misfits(source, origin, goal, mapping) for source in others}
     useless = {path: blocks for path, blocks in misfits.items() if len(blocks) == len(goal.layout.blocks)}
@@ -314,11 +317,12 @@ def _parents(
     left_out = tuple(note for note in notes if note.startswith("left out: "))
     if not others:
         raise InputError(
-            [f"SOURCE: nothing but the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
+            [f"`sources`: nothing but the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
         )
     if len(others) > MOST_SEARCHED:
         raise InputError(
-            f"SOURCE: {len(others)} checkpoints; a recipe to start with has at most {MOST_SEARCHED}; leave some out"
+            f"{len(others)} checkpoints; a recipe to start with has at most {MOST_SEARCHED}; leave some out",
+            field="sources",
         )
     return _Parents(origin, tuple(others), misfits)
 
@@ -331,7 +335,7 @@ def _freedom(goal: _Opened, parents: _Parents, mapping: str, metric: str, notes:
     why_closed = _why_closed(goal, closed) if closed else ""
     if not set(METRICS[metric].sees(layout)) & set(opened):
         seen = layout.describe_blocks(METRICS[metric].sees(layout))
-        raise InputError(f"--metric: received {metric!r}, which sees {seen} alone; {why_closed}")
+        raise InputError(f"received {metric!r}, which sees {seen} alone; {why_closed}", field="metric")
     if closed:
         notes.append(why_closed)
     tied = len(others) * len(opened) > MOST_JOINT
@@ -355,9 +359,9 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
     for pattern in _BASES:
         for source in found:
             if pattern.search(source.path.stem):
-                notes.append(f"base: {source.path.name}, by its name; --base names another")
+                notes.append(f"base: {source.path.name}, by its name; `base` names another")
                 return source
-    notes.append(f"base: {found[0].path.name}, the first, for no name looks like a base model's; --base names another")
+    notes.append(f"base: {found[0].path.name}, the first, for no name looks like a base model's; `base` names another")
     return found[0]
 
 

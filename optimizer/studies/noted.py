@@ -122,7 +122,7 @@ def _noted_search(recipe: Recipe, entry: FittedSearch, position: int) -> NotedSe
     names = (entry.metric or "").split("+")
     unknown = [name for name in names if name not in METRICS]
     if unknown and "metric" not in problems:
-        problems["metric"] = f"received {unknown[0]!r}; there are {', '.join(METRICS)}"
+        problems["metric"] = f"received {unknown[0]!r}; must be one of {', '.join(METRICS)}"
     reads = not unknown and any(map(needs_prompts, names))
     used = ("metric", "blocks", "seeds", *(("clip_skip", "prompts") if reads else ()), "similarity", "before", "name")
     if wrong := [f"{where}.{key}: {problems[key]}" for key in used if key in problems]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, StrictInt, StrictStr, create_model
 
+from optimizer.choices import StrategyName, words_of
 from optimizer.errors import InputError, StudyError
 from optimizer.families import Layout
 from optimizer.files import UserFile, shown
@@ -28,7 +29,7 @@ __all__ = [
 _DEFAULT_TRIALS = 60
 # A further pass of a stepwise stage that gains less is the last.
 _DEFAULT_TOLERANCE = 1e-6
-_STRATEGIES = ("stepwise", "joint")
+_STRATEGIES = words_of(StrategyName)
 # What a study may ask for; more would take years, and some of it is gone through before a trial is run.
 MOST_STAGES, _MOST_PASSES, _MOST_TRIALS = 100, 1000, 10_000_000
 MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
@@ -83,7 +84,7 @@ class _StageFields(UserFile):
             ("sampler", self.sampler, SAMPLERS),
         ):
             if value is not None and value not in known:
-                problems.append(f"{name}: received {value!r}; there are {', '.join(known)}")
+                problems.append(f"{name}: received {value!r}; must be one of {', '.join(known)}")
             elif value in METRICS and METRICS[value].needs_base and base is None:
                 problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
         if not 1 <= self.passes <= _MOST_PASSES:

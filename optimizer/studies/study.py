@@ -106,7 +106,7 @@ class Study:
     def with_trials(self, trials: int) -> "Study":
         """The same study with this budget of completed trials for each of its Optuna studies."""
         if trials < 1:
-            raise StudyError(f"--trials: received {trials}; must be at least 1")
+            raise StudyError(f"received {trials}; must be at least 1", field="trials")
         return replace(self, stages=tuple(replace(stage, trials=trials) for stage in self.stages), asked_trials=trials)
 
 
@@ -155,7 +155,7 @@ def _no_study(folder: Path, missing: Path) -> str:
     holds = f"holds {'a checkpoint' if found == 1 else f'{found} checkpoints'} and " if found else ""
     said = missing_file(missing, TEXT_SUFFIXES)
     return (
-        f"is no study: it {holds}lacks {missing.name} ({said}); `blockfit init TARGET SOURCE... -o FOLDER` makes a "
+        f"is no study: it {holds}lacks {missing.name} ({said}); `first_study(TARGET, SOURCE, folder=FOLDER)` makes a "
         "study, which is a folder of its own"
     )
 

@@ -182,7 +182,7 @@ def test_another_target_and_other_inputs_are_told(best, run, folder):
         (
             "done.yaml",
             ("--target", "TARGET", "--metric", "beauty"),
-            ["--metric: received 'beauty'; there are explained"],
+            ["--metric: received 'beauty'; must be one of explained"],
         ),
         ("done.yaml", ("--target", "TARGET", "--base", "z"), ["--base: received 'z'; the recipe's models are x, y"]),
         ("done.yaml", ("--target", "TARGET", "--metric", "delta"), ["done.yaml: delta needs a base", "--base"]),
@@ -190,7 +190,7 @@ def test_another_target_and_other_inputs_are_told(best, run, folder):
         ("done.yaml", ("--target", "TARGET", "-o", "nowhere/out.yaml"), ["the folder", "does not exist"]),
         ("gone.yaml", ("--target", "TARGET"), ["models.z.file: 'z' not found"]),
         ("noted.yaml", (), ["fitted.target.file: 'lost' not found", "--target"]),
-        ("odd.yaml", (), ["odd.yaml: fitted.searches[0].metric: received 'beauty'; there are explained"]),
+        ("odd.yaml", (), ["odd.yaml: fitted.searches[0].metric: received 'beauty'; must be one of explained"]),
         ("unseen.yaml", (), ["fitted.searches[0].blocks: OUT00 cannot be measured by 'attention'"]),
     ],
 )

@@ -135,7 +135,7 @@ def write(folder, text):
         ("mode: sum_twice, alpha: 0.1, beta: 0.1", "steps.T.c: missing; sum_twice is (A x (1-alpha) + B x alpha)"),
         (
             "mode: sum_thrice, alpha: 0.1",
-            "received 'sum_thrice'; there are weight_sum, add_difference, triple_sum, sum_twice",
+            "received 'sum_thrice'; must be one of weight_sum, add_difference, triple_sum, sum_twice",
         ),
         ("mode: weight_sum, alpha: [0.1, 0.2]", "received 2 numbers; sd1 has 26 blocks"),
         (

@@ -153,7 +153,7 @@ def test_the_recipe_is_not_replaced(folder, name):
     with pytest.raises(StudyError, match=f"{name}: is the study's recipe"):
         fit(load_study(folder), candidates=2)
     assert (folder / name).read_text(encoding="utf-8") == text
-    with pytest.raises(StudyError, match="--candidates: received 0; must be at least 1"):
+    with pytest.raises(StudyError, match=r"^candidates: received 0; must be at least 1"):
         fit(load_study(folder), candidates=0)
 
 

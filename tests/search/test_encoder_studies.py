@@ -179,7 +179,7 @@ def test_prompts_that_are_gone_or_others(best):
     with pytest.raises(RecipeError, match=r"best\.yaml: fitted\.searches\.s\.prompts: .*mine\.txt holds other prompts"):
         simplify_file(best, output, tolerance=1e-3)
     prompts.unlink()
-    with pytest.raises(RecipeError, match=r"prompts\.file: 'texts/mine\.txt' not found; .*--prompts"):
+    with pytest.raises(RecipeError, match=r"prompts\.file: 'texts/mine\.txt' not found; .*`prompts`"):
         simplify_file(best, output, tolerance=1e-3)
     assert not output.exists()
     (best.parent / "kept.txt").write_text("seven\na bold three\n", encoding="utf-8")
@@ -212,7 +212,7 @@ def test_recipes_that_hold_the_prompts(best):
 def test_prompts_that_nothing_reads(folder, best):
     """What only the encoder metric reads is not noted of a search by another, and no option of simplifying one."""
     output = best.with_name("simple.yaml")
-    with pytest.raises(InputError, match="--prompts: only the metric `encoder` reads prompts"):
+    with pytest.raises(InputError, match="prompts: only the metric `encoder` reads prompts"):
         simplify_file(best, output, tolerance=1e-3, metric="delta", prompts=best.parent / "texts" / "mine.txt")
     shutil.rmtree(best.parent / "texts")
 

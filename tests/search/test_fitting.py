@@ -291,7 +291,7 @@ def test_changed_inputs(study, pool, write_study, change, what):
         fit(other)
 
     assert any(f"scored with another {what}:" in problem for problem in caught.value.problems)
-    assert all("--fresh" in problem for problem in caught.value.problems)
+    assert all("`fresh=True`" in problem for problem in caught.value.problems)
     assert essence(stored(made.folder)) == before
     if change in ("space", "target"):
         assert len(fit(other, fresh=True).searches[0].trials) == 2

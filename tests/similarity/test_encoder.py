@@ -203,7 +203,7 @@ def test_candidate_that_lacks_a_tensor(tmp_path):
 @pytest.mark.parametrize("blocks", ["output", "input", "middle"])
 def test_blocks_that_it_does_not_see(blocks):
     """Blocks of which the metric sees none are refused, with what it sees."""
-    with pytest.raises(InputError, match=f"^--blocks: {blocks} holds nothing that 'encoder' sees; it sees BASE$"):
+    with pytest.raises(InputError, match=f"^blocks: {blocks} holds nothing that 'encoder' sees; it sees BASE$"):
         compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", blocks=blocks)
 
 
@@ -221,7 +221,7 @@ def test_not_finite(tmp_path):
 
 def test_layer_that_is_not_there():
     """The demo's encoder has two layers: a third from the last is refused."""
-    with pytest.raises(InputError, match=r"--clip-skip: received 3; must be from 1, the last layer, to 2"):
+    with pytest.raises(InputError, match=r"^clip_skip: received 3; must be from 1, the last layer, to 2"):
         compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", clip_skip=3)
 
 

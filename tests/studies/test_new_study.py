@@ -161,10 +161,10 @@ def test_extended_from_what_was_found(here: Path, recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"metric": "cosine"}, "metric: received 'cosine'; there are explained, delta"),
+        ({"metric": "cosine"}, "metric: received 'cosine'; must be one of explained, delta"),
         ({"trials": "many"}, "trials: received 'many'"),
         ({"trials": 0}, "trials: received 0; must be at least 1"),
-        ({"trails": 3}, "trails: unknown field; there are name, steps, blocks, metric"),
+        ({"trails": 3}, "trails: unknown field; must be one of name, steps, blocks, metric"),
         ({"blocks": "OUT33"}, "blocks: unknown block 'OUT33'"),
         ({"steps": ["Z"]}, "steps: received 'Z'; the recipe's steps are A, B"),
         ({"base": "nobody"}, "base: received 'nobody'; the recipe's models are base, x, y"),
@@ -241,5 +241,5 @@ def test_a_device_by_name(here: Path, recipe: Recipe) -> None:
     study = new_study(recipe, "target.safetensors", "mine", trials=1)
 
     assert isinstance(fit(study, device="cpu"), FitResult)
-    with pytest.raises(InputError, match="received 'gpu'; there are auto, cpu, cuda"):
+    with pytest.raises(InputError, match="received 'gpu'; must be one of auto, cpu, cuda"):
         fit(study, device="gpu")

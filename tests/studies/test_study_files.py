@@ -93,7 +93,7 @@ def test_with_trials(write_study, target):
     """Another budget replaces that of every stage; less than one trial is refused."""
     study = load_study(write_study(STEPS, "  - {name: s}\n", target))
     assert [stage.trials for stage in study.with_trials(7).stages] == [7]
-    with pytest.raises(StudyError, match="--trials: received 0; must be at least 1"):
+    with pytest.raises(StudyError, match=r"^trials: received 0; must be at least 1"):
         study.with_trials(0)
 
 
@@ -303,7 +303,7 @@ def test_any_study(tmp_path_factory, own, inner):
 
 def test_folders_that_are_no_study(pool, tmp_path):
     """A folder without study.yaml is said to be no study, what it holds instead, and what makes one."""
-    made = "`blockfit init TARGET SOURCE... -o FOLDER` makes a study, which is a folder of its own"
+    made = "`first_study(TARGET, SOURCE, folder=FOLDER)` makes a study, which is a folder of its own"
     two, one, other = (tmp_path / name for name in ("two", "one", "other"))
     for folder in (two, one, other):
         folder.mkdir()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from optimizer.choices import FormatName
 from optimizer.errors import RecipeError
 from optimizer.interchange.exports.comfyui import write_comfyui
 from optimizer.interchange.exports.mecha import write_mecha
@@ -21,7 +22,7 @@ class Export:
     `layouts` are the model families that the format, as written here, fits.
     """
 
-    name: str
+    name: FormatName
     write: Callable[[Recipe], str]
     layouts: tuple[str, ...] = ("sd1",)
 
@@ -47,7 +48,7 @@ def export_recipe(recipe: Recipe, format_name: str) -> str:
     for an unknown format, free alphas, and whatever the format cannot express.
     """
     if format_name not in EXPORTS:
-        raise RecipeError(f"unknown format {format_name!r}; there are {', '.join(EXPORTS)}")
+        raise RecipeError(f"received {format_name!r}; must be one of {', '.join(EXPORTS)}", field="format_name")
     export = EXPORTS[format_name]
     if recipe.layout.name not in export.layouts:
         raise RecipeError(

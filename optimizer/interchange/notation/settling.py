@@ -141,7 +141,7 @@ class Settling:
         line = self._found.mixer_lines[0]
         if len(self._found.mixer_lines) < len(self._found.statements):
             self._found.notes.append(
-                (line, "model-mixer's numbers stand beside others; the mapping is supermerger, see --mapping")
+                (line, "model-mixer's numbers stand beside others; the mapping is supermerger, see `mapping`")
             )
             return "supermerger"
         if all(len(set(alpha.values.values())) == 1 for step in steps for alpha in step.alphas.values()):

@@ -220,7 +220,7 @@ def contents(
 ) -> Page:
     """The page of a study that the user named `named`, its folder or file; `problems` tell why there are no ceilings.
 
-    `storage` is what others may be told to give to --storage, None for the study's folder. `date` is today's.
+    `storage` is what others may be told to give as `storage`, None for the study's folder. `date` is today's.
     """
     result = found.result
     study, recipe, layout = result.study, result.recipe, result.recipe.layout

@@ -66,7 +66,7 @@ def _unfinished(found: Found, command: str) -> Iterator[Remark]:
     if not result.searches:
         yield Remark(
             "No trials",
-            "There are none where this report looked for them; if they are in another storage, name it with --storage. "
+            "There are none where this report looked for them; if they are in another storage, name that one. "
             "What is shown comes from best.yaml.",
             True,
         )

@@ -162,7 +162,7 @@ def check_place(address: StorageAddress, bindings: Mapping[str, Mapping[str, Any
         return
     raise StudyError(
         f"{address}: is not there, but {earlier} holds trials of this study: an earlier version of blockfit took that "
-        f"for the same path; copy it to {address} to go on with them, or start anew (`--fresh`)"
+        f"for the same path; copy it to {address} to go on with them, or start anew (`fresh=True`)"
     )
 
 
@@ -291,7 +291,7 @@ def _as_stored(value: Any) -> Any:
 def _ways(address: StorageAddress) -> str:
     """Return what to do where trials cannot be gone on with."""
     if address.path is not None:
-        return "`--fresh` starts anew, another folder keeps both"
+        return "`fresh=True` starts anew, another folder keeps both"
     return "another `name` in the study's YAML file, or another folder, keeps both; `optuna delete-study` starts anew"
 
 
