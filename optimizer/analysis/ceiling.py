@@ -39,7 +39,6 @@ from optimizer.analysis.linear import (
 )
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges_of
 from optimizer.analysis.scored_spaces import scored_spaces
-from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError
 from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes
@@ -485,7 +484,7 @@ def found_ceilings(
     """
     try:
         study = load_study(path, with_files=False)
-        if (study.folder / STATISTICS).exists():
+        if study.outputs.statistics.exists():
             with suppress(StudyError):
                 return study_ceilings(study.without_files(), device=device, progress=progress), ()
         study = load_study(path, folders, hashes=hashes, progress=progress)

@@ -14,8 +14,10 @@ from optimizer.recipes import Expected, Recipe
 from optimizer.similarity import (
     DEFAULT_METRIC,
     METRICS,
+    AttentionOptions,
     Comparison,
     Metric,
+    Options,
     Progress,
     build_metric,
     check_installed,
@@ -148,6 +150,6 @@ def _alike(wanted: Mapping[str, Expected], layout: Layout) -> dict[tuple[str, in
 
 
 def _metric(comparison: Comparison, expect: Expected, blocks: tuple[str, ...]) -> Metric:
-    comparison = replace(comparison, seeds=(expect.seed,))
+    comparison = replace(comparison, options=Options((AttentionOptions(seeds=[expect.seed]),)))
     statistics = measure_statistics(comparison, blocks) if METRICS[expect.metric].reads_statistics else None
     return build_metric(expect.metric, comparison, blocks, statistics)

@@ -299,7 +299,7 @@ def report(
     from optimizer.studies import load_study
 
     loaded = load_study(study, with_files=False)
-    written = loaded.folder / "report.html" if output is None else output
+    written = loaded.outputs.report if output is None else output
     check_report_name(written)
     check_output(written)
     found = found_result(loaded, storage)
@@ -403,8 +403,9 @@ def fit_and_report(
     from optimizer.reports import open_fit_log
     from optimizer.search import fit as run
 
-    check_writable(study.folder)
-    with open_fit_log(study.folder / "fit.log", log_file) as log:
+    outputs = study.outputs
+    check_writable(outputs.path)
+    with open_fit_log(outputs.log, log_file) as log:
         events = TerminalEvents(log)
         with events.shown():
             result = run(
@@ -419,29 +420,29 @@ def fit_and_report(
     for problem in unwritten:
         say_problem(problem)
     if unwritten and not result.interrupted:
-        say_problem(f"the search is done and in {study.folder / 'best.yaml'}; the same command writes what is missing")
+        say_problem(f"the search is done and in {outputs.best}; the same command writes what is missing")
         raise typer.Exit(1)
     return result
 
 
 def _write_reports(result: "FitResult") -> tuple[list[Path], list[str]]:
     """Write trials.csv and the plots; return all files of a fit that are written now, and what could not be."""
-    folder = result.study.folder
-    written = [folder / "best.yaml", *(folder / f"candidate-{one.number}.yaml" for one in result.candidates)]
+    outputs = result.study.outputs
+    written = [outputs.best, *(outputs.candidate(one.number) for one in result.candidates)]
     unwritten = list[str]()
     # The search is done and best.yaml written: none of the rest may cost the others.
     with message("drawing the plots"):
         from optimizer.reports.plots import write_plots
         from optimizer.reports.trials import write_trials
 
-        for write, name in ((write_trials, "trials.csv"), (write_plots, "plots")):
+        for write, path in ((write_trials, outputs.trials_table), (write_plots, outputs.plots)):
             try:
-                write(result, folder / name)
-                written.append(folder / name)
+                write(result, path)
+                written.append(path)
             except InputError as error:
                 unwritten += problems_in_options(error)
     if result.simple is not None:
-        written.append(folder / "best.simple.yaml")
+        written.append(outputs.simple)
     return written, unwritten
 
 
@@ -461,11 +462,12 @@ def _print_result(result: "FitResult", candidates: int, written: Sequence[Path])
         console.print(simple_recipe(result.simple))
     for one in result.narrow:
         say(f"range too narrow: {one.describe(result.study.recipe.layout)}")
-    for what, name in (
-        ("best recipe", "best.yaml"),
-        ("simple recipe", "best.simple.yaml"),
-        ("every trial", "trials.csv"),
-        ("plots", "plots"),
+    outputs = result.study.outputs
+    for what, path in (
+        ("best recipe", outputs.best),
+        ("simple recipe", outputs.simple),
+        ("every trial", outputs.trials_table),
+        ("plots", outputs.plots),
     ):
-        if (path := result.study.folder / name) in written:
+        if path in written:
             say(f"{what}: {path}")

@@ -29,7 +29,7 @@ from optimizer.search import (
     id_of_study,
     open_trials,
 )
-from optimizer.studies import Study
+from optimizer.studies import Study, StudyFolder
 
 __all__ = ["serve_dashboard"]
 
@@ -99,8 +99,9 @@ class _PlotStore(FileSystemArtifactStore):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "artifacts")
-        self.plots = {str(uuid5(NAMESPACE_URL, path.name)): path for path in sorted((folder / "plots").glob("*.png"))}
+        outputs = StudyFolder(folder)
+        super().__init__(outputs.artifacts)
+        self.plots = {str(uuid5(NAMESPACE_URL, path.name)): path for path in sorted(outputs.plots.glob("*.png"))}
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         if artifact_id not in self.plots:

@@ -12,7 +12,7 @@ from optimizer.recipes import Space, filled_alphas
 from optimizer.search.results import SearchResult
 from optimizer.search.trials import Trial, ranked
 
-__all__ = ["DIFFERENT", "Choice", "candidate_name", "next_best"]
+__all__ = ["DIFFERENT", "Choice", "next_best"]
 
 DIFFERENT = 0.05
 """The least difference of a source's coefficient in some scored block between recipes that count as different.
@@ -88,8 +88,3 @@ def _distance(first: torch.Tensor, second: torch.Tensor, without_base: Sequence[
         products, squares = (first * second).sum(dim=1, keepdim=True), (second * second).sum(dim=1, keepdim=True)
         second = second * (products / squares.clamp_min(1e-300)).clamp_min(0)
     return float((first - second).abs().max())
-
-
-def candidate_name(number: int) -> str:
-    """Return the name of a candidate's recipe, numbered from 1, in the study's folder."""
-    return f"candidate-{number}.yaml"

@@ -83,7 +83,7 @@ def _candidate(
     spread = [one for one in best.spread if one.stage != search.stage.name]
     recipe = best.best.with_alphas(choice.alphas)
     finished = finished_recipe(plan.study, recipe, [*others, *scores], searches, spread, hashed, complete=True)
-    finished = replace(finished, fitted={**(finished.fitted or {}), "candidate": number})
+    finished = replace(finished, fitted=finished.noted.noting(candidate=number))
     return Candidate(
         number, finished, search.name, choice.trial.number, choice.similarity, choice.loss, choice.distance
     )

@@ -20,7 +20,7 @@ from optimizer.search.results import FitResult
 from optimizer.search.running import plan_for, run_searches
 from optimizer.search.trials import PATIENCE, check_storage_files, interruptible, quiet_optuna, storage_address
 from optimizer.search.writing import check_written, remove_simple, write_best, write_candidates, write_simple
-from optimizer.similarity import check_encoder, check_installed, chosen_device
+from optimizer.similarity import EncoderOptions, check_encoder, check_installed, chosen_device
 from optimizer.studies import OpenStudy, Study, best_recipe, check_study_folder
 
 __all__ = ["fit"]
@@ -187,14 +187,14 @@ def _check_hashes(study: Study, hashed: Mapping[str, str]) -> None:
             other = other_hash(noted, study.sources.get(name, Path(file)), digest)
             problems.append(f"{study.recipe_path}: models.{name}.sha256: {other}")
     if problems:
-        best = study.folder / "best.yaml"
+        best = study.outputs.best
         raise CheckpointError([*problems, f"{best}: is of the files that are there, and notes their hashes"])
 
 
 def _check_prompts(study: Study) -> None:
     """Refuse prompts that the target cannot read: the stage that needs them may come after hours of others."""
     clip_skips = {
-        f"{study.path or study.folder}: stages.{stage.name}.clip_skip": stage.clip_skip
+        f"{study.path or study.folder}: stages.{stage.name}.clip_skip": stage.options.of(EncoderOptions).clip_skip
         for stage in study.stages
         if stage.reads
     }

@@ -80,7 +80,7 @@ def found_result(study: Study, storage: str | None = None) -> Found:
     moved_on = () if recipe is None else _moved_on(recipe, found_by)
     shown = by_trials.started() if recipe is None else recipe
     scores = () if recipe is None else tuple(noted_step_scores(study, recipe))
-    complete = recipe is not None and (recipe.fitted or {}).get("complete") is True
+    complete = recipe is not None and recipe.noted.complete is True
     result = FitResult(study, shown, results, scores, interrupted=not complete)
     spread = () if recipe is None else tuple(noted_spreads(study, recipe, scores))
     notes = tuple(note for one in searched for note in one.notes)

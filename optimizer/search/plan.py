@@ -9,7 +9,7 @@ from typing import Any
 
 from optimizer.recipes import Alpha, Parameter, Recipe
 from optimizer.search.trials import bound_to
-from optimizer.similarity import METRICS
+from optimizer.similarity import METRICS, Options
 from optimizer.studies import Stage, Study
 
 __all__ = ["Plan", "PlannedSearch", "plan_searches", "started_at", "still_free"]
@@ -89,7 +89,7 @@ class Plan:
 def plan_searches(
     study: Study,
     fingerprints: Mapping[str, str],
-    prompts: Mapping[str, Sequence[str]],
+    options: Mapping[str, Options],
     earlier: Recipe | None = None,
 ) -> Plan:
     """Return what a fit of `study` searches.
@@ -97,7 +97,8 @@ def plan_searches(
     Args:
         study: The study.
         fingerprints: Of the sources by name and of the target, as `OpenStudy.fingerprints` has them.
-        prompts: What each stage reads, {stage: prompts}; a stage that reads none may be left out.
+        options: The options of each stage's metrics with all defaults filled in, {stage: options}, as
+            `OpenStudy.options` has them; by default the stage's own.
         earlier: The recipe that an earlier fit wrote.
 
     """
@@ -108,7 +109,7 @@ def plan_searches(
             step,
             parameters,
             number,
-            bound_to(study, stage, step, parameters, fingerprints, prompts.get(stage.name, ())),
+            bound_to(study, stage, step, parameters, fingerprints, options.get(stage.name)),
         )
         for stage in study.stages
         for number in range(1, stage.passes + 1)

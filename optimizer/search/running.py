@@ -44,8 +44,8 @@ def plan_for(opened: OpenStudy, earlier: Recipe | None = None) -> Plan:
     Raises CheckpointError for a text encoder whose prompts are unknown.
     """
     study = opened.study
-    prompts = {stage.name: opened.prompts(stage) for stage in study.stages}
-    return plan_searches(study, opened.fingerprints, prompts, earlier)
+    options = {stage.name: opened.options(stage) for stage in study.stages}
+    return plan_searches(study, opened.fingerprints, options, earlier)
 
 
 def run_searches(context: FitContext, plan: Plan, opened: OpenStudy, *, fresh: bool = False) -> Generator[Findings]:

@@ -8,6 +8,7 @@ from optimizer.search.results import SeedSpread
 from optimizer.similarity import (
     EXACT_METRICS,
     METRICS,
+    AttentionOptions,
     Combined,
     Comparison,
     ExplainedMetric,
@@ -54,9 +55,7 @@ class StageScoring:
         """
         comparison, statistics = opened.comparison, opened.measured.statistics
         if isinstance(comparison, Comparison):
-            comparison = replace(
-                comparison, seeds=stage.seeds, tf32=stage.tf32, prompts=stage.prompts, clip_skip=stage.clip_skip
-            )
+            comparison = replace(comparison, options=stage.options)
         metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
         quadratic = _quadratic_metrics(comparison, stage.blocks, statistics)
         explained = quadratic["explained"]
@@ -98,7 +97,8 @@ class StageScoring:
         `scores` are the stage's own under the same alphas. Raises CheckpointError if the files cannot be read any more.
         """
         stage, step = self.stage, self.stage.steps[-1]
-        seeds = tuple(seed for seed in range(len(stage.seeds) + _OTHER_SEEDS) if seed not in stage.seeds)[:_OTHER_SEEDS]
+        used = stage.options.of(AttentionOptions).seeds
+        seeds = tuple(seed for seed in range(len(used) + _OTHER_SEEDS) if seed not in used)[:_OTHER_SEEDS]
         for name, blocks in stage.measured:
             if (by_seed := METRICS[name].by_seed) is None:
                 continue

@@ -32,7 +32,7 @@ from optimizer.search.trials import (
     seconds_per_trial,
     whole_trial,
 )
-from optimizer.similarity import total_similarity
+from optimizer.similarity import AttentionOptions, total_similarity
 from optimizer.studies import Study
 
 __all__ = ["Search", "TrialsFailed"]
@@ -183,7 +183,7 @@ class Search:
 
     def _leave_out_better_than_measured(self, trials: Trials) -> None:
         """Leave out best trials whose points do not score what was stored of them: a stranger may have written it."""
-        tolerance = _TF32 if self._stage.tf32 else _MEASURED
+        tolerance = _TF32 if self.planned.stage.options.of(AttentionOptions).tf32 else _MEASURED
         while (best := best_of(completed(trials.finished))) is not None:
             try:
                 scores = self._scores_at(best.alphas)

@@ -10,9 +10,11 @@ from optimizer.checkpoints import TensorSource, as_source, unfit
 from optimizer.errors import CheckpointError, InputError
 from optimizer.families import Layout
 from optimizer.recipes import warn_of_compared
+from optimizer.similarity.attention import AttentionOptions
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison
-from optimizer.similarity.encoder import check_encoder
+from optimizer.similarity.encoder import EncoderOptions, check_encoder
 from optimizer.similarity.metric import total_similarity
+from optimizer.similarity.options import Options
 from optimizer.similarity.quadratic import ExplainedMetric
 from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric, check_installed
 from optimizer.similarity.statistics import measure_statistics
@@ -97,12 +99,13 @@ def compare(
         target,
         base=base,
         device=device,
-        seeds=(seed,),
+        options=Options((AttentionOptions(seeds=[seed]),)),
         progress=progress,
     ) as opened:
-        comparison = replace(opened, prompts=prompts, clip_skip=1 if clip_skip is None else clip_skip)
+        read = EncoderOptions(clip_skip=1 if clip_skip is None else clip_skip).with_texts(prompts)
+        comparison = replace(opened, options=opened.options.having(read))
         if reads:
-            check_encoder(comparison.target, layout, {"": comparison.clip_skip})
+            check_encoder(comparison.target, layout, {"": read.clip_skip})
         if blocks in _NAMED:
             # If there is none, it is for the metric to say which file lacks what.
             chosen = tuple(block for block in chosen if _held(comparison, block)) or chosen

@@ -10,16 +10,17 @@ from optimizer.errors import StudyError
 from optimizer.extras import require
 from optimizer.families import Layout
 from optimizer.recipes import Group
-from optimizer.similarity.attention import AttentionMetric, attention_by_seed
+from optimizer.similarity.attention import AttentionMetric, AttentionOptions, attention_by_seed
 from optimizer.similarity.comparison import Comparison
-from optimizer.similarity.encoder import EncoderMetric
+from optimizer.similarity.encoder import EncoderMetric, EncoderOptions
 from optimizer.similarity.measured import Measured
 from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.metric import Metric
+from optimizer.similarity.options import MetricOptions
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, ExplainedMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics
 
-__all__ = ["DEFAULT_METRIC", "EXACT_METRICS", "METRICS", "MetricKind", "build_metric", "check_installed"]
+__all__ = ["DEFAULT_METRIC", "EXACT_METRICS", "METRICS", "OPTIONS", "MetricKind", "build_metric", "check_installed"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class MetricKind:
     defined only relative to a base. One that draws random inputs has `by_seed`, which scores one candidate,
     coefficients [groups, sources], under several seeds: float64 [seeds, blocks]. One that is `scale_free` does not see
     how far from the base a candidate is, only in which direction. One that is `exact` is a `QuadraticMetric`, whose
-    best alphas are found without a trial. `needs_prompts` says that it reads prompts. `extra` names the extra of the
-    installation that brings the libraries it is computed with.
+    best alphas are found without a trial. `needs_prompts` says that it reads prompts. `options` is the model of its
+    options, fields of a stage in study.yaml, if it has some. `extra` names the extra of the installation that brings
+    the libraries it is computed with.
     """
 
     name: MetricName
@@ -43,6 +45,7 @@ class MetricKind:
     scale_free: bool = False
     exact: bool = False
     needs_prompts: bool = False
+    options: type[MetricOptions] | None = None
     extra: str | None = None
     by_seed: Callable[[Comparison, tuple[str, ...], torch.Tensor, Sequence[int]], torch.Tensor] | None = None
 
@@ -109,6 +112,7 @@ METRICS: dict[str, MetricKind] = {
             _with_attention,
             _from_tensors(AttentionMetric, "the attention metric"),
             reads_statistics=False,
+            options=AttentionOptions,
             by_seed=attention_by_seed,
         ),
         MetricKind(
@@ -117,11 +121,15 @@ METRICS: dict[str, MetricKind] = {
             _text_encoder,
             _from_tensors(EncoderMetric, "the encoder metric"),
             reads_statistics=False,
+            options=EncoderOptions,
             needs_prompts=True,
             extra="encoder",
         ),
     )
 }
+
+OPTIONS = tuple(kind.options for kind in METRICS.values() if kind.options is not None)
+"""The models of the metrics' options."""
 
 DEFAULT_METRIC: MetricName = "explained"
 """The metric of a study that names none."""

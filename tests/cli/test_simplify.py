@@ -145,7 +145,7 @@ def test_a_recipe_that_notes_nothing(folder, run, metric):
 
     assert (code, problems) == (0, [])
     found = load_recipe(folder / "hand.simple.yaml")
-    assert found.fitted["searches"][0]["metric"] == metric
+    assert found.fitted.searches[0].metric == metric
     assert run("simplify", folder / "hand.simple.yaml", "--tolerance", "1e-4", "--json")[0] == 0
     if metric != "attention":
         assert {found.step("A").alpha.at(block) for block in found.layout.blocks} == {0.6}

@@ -16,7 +16,7 @@ from optimizer.errors import CheckpointError, InputError
 from optimizer.families import load_layout, pipeline_folder
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step
-from optimizer.similarity import build_metric, compare, encoder, open_comparison, read_prompts
+from optimizer.similarity import EncoderOptions, Options, build_metric, compare, encoder, open_comparison, read_prompts
 from optimizer.similarity.encoder import EncoderMetric
 
 DEMO = Path(__file__).parents[2] / "studies" / "demo"
@@ -73,7 +73,7 @@ def by_definition(candidate, target, prompts, clip_skip):
 def scored(recipe, prompts, clip_skip=1, *, along=None):
     """What the code under test says of the recipe's result; prepared for the line through other alphas, or not."""
     with open_comparison(LAYOUT, MODELS, DEMO / "target.safetensors") as opened:
-        comparison = replace(opened, prompts=prompts, clip_skip=clip_skip)
+        comparison = replace(opened, options=Options((EncoderOptions(clip_skip=clip_skip).with_texts(prompts),)))
         metric = build_metric("encoder", comparison, ("BASE",))
         algebra = Algebra(recipe, comparison.groups, tuple(MODELS))
         rows = algebra.coefficients(algebra.starting_alphas())

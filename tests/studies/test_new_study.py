@@ -14,7 +14,7 @@ from optimizer.errors import InputError, StudyError
 from optimizer.merging import merge
 from optimizer.recipes import Recipe, load_recipe, new_recipe
 from optimizer.search import FitResult, fit, study_status
-from optimizer.similarity import compare
+from optimizer.similarity import AttentionOptions, compare
 from optimizer.studies import Study, load_study, new_study
 from optimizer.studies.new import StageFields
 from optimizer.studies.stage import StageEntry
@@ -61,7 +61,11 @@ def test_its_folder_holds_the_same_study(here: Path, recipe: Recipe) -> None:
     assert resolved(loaded) == resolved(study)
     assert study.recipe.models["x"].file == "../../../models/x.safetensors"
     assert study.target_file == "../../../target.safetensors"
-    assert (study.stages[0].name, study.stages[0].trials, study.stages[0].seeds) == ("attention", 7, (1, 2))
+    assert (study.stages[0].name, study.stages[0].trials, study.stages[0].options.of(AttentionOptions).seeds) == (
+        "attention",
+        7,
+        [1, 2],
+    )
     assert not any(here.as_posix() in path.read_text("utf-8") for path in (here / "deep/er/mine").iterdir())
 
 

@@ -10,6 +10,7 @@ from step_by_step import BLOCKS
 from optimizer.errors import InputError, StudyError
 from optimizer.families import load_layout
 from optimizer.recipes import described_alphas
+from optimizer.similarity import AttentionOptions
 from optimizer.studies import load_study
 from optimizer.studies.study import study_file
 
@@ -42,7 +43,7 @@ def test_defaults(write_study, target):
     assert set(study.sources) == {"base", "x", "y"}
     assert stage.steps == ("T1", "T2")
     assert stage.measured == (("explained", BLOCKS),)
-    assert (stage.strategy, stage.sampler, stage.seeds) == ("joint", "blockwise", (114514,))
+    assert (stage.strategy, stage.sampler, stage.options.of(AttentionOptions).seeds) == ("joint", "blockwise", [114514])
     assert [p.name for p in stage.parameters] == ["T1.OUT03", "T1.OUT04", "T1.OUT05", "T2.alpha"]
     assert stage.parameters[3].blocks == BLOCKS
 

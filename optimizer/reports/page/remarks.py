@@ -8,7 +8,7 @@ from optimizer.analysis import Ceiling
 from optimizer.recipes import described_alphas
 from optimizer.reports.tables import percent
 from optimizer.search import Found, SearchResult, TrialState
-from optimizer.similarity import METRICS
+from optimizer.similarity import METRICS, AttentionOptions
 from optimizer.studies import NotedSpread, Stage
 
 __all__ = ["Remark", "remarks"]
@@ -106,7 +106,10 @@ def _methods(found: Found) -> Iterator[Remark]:
         )
     bumpy = [stage for stage in stages if stage.draws]
     if bumpy:
-        seeds = ", ".join(str(seed) for seed in dict.fromkeys(seed for stage in bumpy for seed in stage.seeds))
+        seeds = ", ".join(
+            str(seed)
+            for seed in dict.fromkeys(seed for stage in bumpy for seed in stage.options.of(AttentionOptions).seeds)
+        )
         spread = " ".join(map(_spread_in_words, found.spread))
         yield Remark(
             "The attention metric is bumpy",

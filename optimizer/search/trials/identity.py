@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,8 +18,8 @@ from optimizer.search.trials.budgets import Budgets
 from optimizer.search.trials.optuna_privates import id_of_study
 from optimizer.search.trials.sampler_state import check_sampler_state
 from optimizer.search.trials.storage import StorageAddress, addresses_before, open_storage
-from optimizer.similarity import prompts_sha256
-from optimizer.studies import DATABASE, Stage, Study
+from optimizer.similarity import Options
+from optimizer.studies import Stage, Study
 
 __all__ = [
     "ActiveStudy",
@@ -43,14 +43,14 @@ def bound_to(
     step: str,
     parameters: Sequence[Parameter],
     files: Mapping[str, str],
-    prompts: Sequence[str] = (),
+    options: Options | None = None,
 ) -> dict[str, Any]:
     """All that decides what a point of this search scores, but for the alphas of other steps.
 
     `files` are the fingerprints of the sources by name and of the target, as `OpenStudy.fingerprints` has them,
-    `prompts` those that the stage reads, its own or those that ship.
+    `options` the stage's with all defaults filled in, as `OpenStudy.options` has them.
     """
-    recipe = study.recipe
+    recipe, resolved = study.recipe, stage if options is None else replace(stage, options=options)
     leading = {one.name for one in recipe.ancestors(step)}
     searched = {one.step for one in parameters}
     scored = [block for block in recipe.layout.blocks if block in stage.blocks]
@@ -70,9 +70,7 @@ def bound_to(
         },
         "metric": [[name, list(blocks)] for name, blocks in stage.measured],
         "strategy": stage.strategy,
-        **({"seeds": list(stage.seeds)} if stage.draws else {}),
-        **({"tf32": True} if stage.tf32 else {}),
-        **({"prompts": prompts_sha256(prompts), "clip_skip": stage.clip_skip} if stage.reads else {}),
+        **{key: value for one, used in resolved.used_options for key, value in one.bound(used=used).items()},
         "layout": recipe.layout.name,
         "mapping": recipe.mapping,
         "base": study.base,
@@ -224,7 +222,7 @@ def open_search(
 
 def name_prefix(study: Study, address: StorageAddress) -> str:
     """What the names of a study's Optuna studies begin with: its own name where those of others may lie too."""
-    own = (study.folder / DATABASE).resolve()
+    own = study.outputs.database.resolve()
     return "" if address.path is not None and address.path.resolve() == own else f"{study.name}:"
 
 

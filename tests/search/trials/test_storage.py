@@ -280,7 +280,7 @@ class TestAway:
             fit(made, patience=1, events=FitEvents(finished=finished))
         blocker[0].close()
 
-        assert load_recipe(made.folder / "best.yaml").fitted["complete"] is False
+        assert load_recipe(made.folder / "best.yaml").fitted.complete is False
         assert [trial.number for trial in fit(made).searches[0].trials] == list(range(8))
 
     def test_locked_at_the_start(self, study, monkeypatch):
@@ -338,7 +338,7 @@ class TestAway:
         with pytest.raises(StorageLost, match=r"study\.db: takes no trials: no such table: trial_values.* began$"):
             fit(made, events=FitEvents(finished=finished))
 
-        assert load_recipe(made.folder / "best.yaml").fitted["complete"] is False
+        assert load_recipe(made.folder / "best.yaml").fitted.complete is False
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows keeps open files")
     @pytest.mark.parametrize("what", ["deleted", "replaced"])

@@ -458,7 +458,7 @@ def test_interrupted_while_hashing(folder):
     result = fit(load_study(made), events=FitEvents(progress=progress))
 
     assert result.interrupted
-    assert load_recipe(made / "best.yaml").fitted["complete"] is True
+    assert load_recipe(made / "best.yaml").fitted.complete is True
 
 
 class TestDatabaseServer:
