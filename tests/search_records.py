@@ -35,7 +35,7 @@ def stage(
     parameters = tuple(
         parameter for parameter in parameters_of(of or recipe(), steps) if set(parameter.blocks) <= set(blocks)
     )
-    return Stage(name, steps, ((metric, blocks),), strategy, 5, "random", (1,), parameters, **fields)
+    return Stage(name, steps, ((metric, blocks),), strategy, 5, "random", parameters, **fields)
 
 
 def study(*stages: Stage, of: Recipe | None = None) -> Study:

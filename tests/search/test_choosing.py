@@ -50,13 +50,13 @@ def test_the_best_recipe():
 
     assert (alphas(best, "T1"), alphas(best, "T2")) == ([0.3, 0.4], [0.6, 0.7])
     assert not any(step.alpha.free for step in best.steps)
-    assert [(one["name"], one["best_trial"], one["similarity"]) for one in best.fitted["searches"]] == [
+    assert [(one.name, one.best_trial, one.similarity) for one in best.fitted.searches] == [
         ("s/T1", 1, 0.7),
         ("s/T2", 0, 0.9),
     ]
-    assert best.fitted["complete"] is True
+    assert best.fitted.complete is True
     assert best.models["x"].sha256 == "f" * 64
-    assert best.fitted["target"]["sha256"] == "e" * 64
+    assert best.fitted.target.sha256 == "e" * 64
     assert best.step("T2").similarity["delta"]["total"] == 0.9
 
 
@@ -75,7 +75,7 @@ def test_an_interruption_keeps_what_was_found_before():
     assert alphas(halves[0].best, "T2") == [0.15, 0.25]
     start = recipe().started()
     assert alphas(halves[1].best, "T2") == alphas(start, "T2")
-    assert [half.best.fitted["complete"] for half in halves] == [False, False]
+    assert [half.best.fitted.complete for half in halves] == [False, False]
     assert [half.candidates for half in halves] == [(), ()]
 
 
@@ -99,9 +99,9 @@ def test_candidates(count):
         assert alphas(candidate.recipe, "T1") == alphas(chosen.best, "T1")
         assert alphas(candidate.recipe, "T2") == list(searched.trials[candidate.trial].alphas.values())
         assert candidate.loss == pytest.approx(0.9 - candidate.similarity)
-        assert candidate.recipe.fitted["candidate"] == candidate.number
+        assert candidate.recipe.fitted.candidate == candidate.number
         assert candidate.recipe.step("T2").similarity["delta"]["total"] == candidate.similarity
-    assert "candidate" not in chosen.best.fitted
+    assert chosen.best.fitted.candidate is None
 
 
 def test_scores_stand_in_the_study_s_order():

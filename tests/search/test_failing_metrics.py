@@ -78,7 +78,7 @@ def test_a_bug_ends_the_fit(folder, newcomer, bug, caplog):
     assert stored(folder) == [("COMPLETE", None)] * 3 + [("FAIL", f"{type(bug).__name__}: {bug}")]
     assert [trial.state for trial in seen] == [TrialState.COMPLETE] * 3 + [TrialState.FAILED]
     recipe = load_recipe(folder / "best.yaml")
-    assert recipe.fitted["complete"] is False
+    assert recipe.fitted.complete is False
     best = max(seen[:3], key=lambda trial: trial.similarity)
     assert [recipe.step("T").alpha.at(block) for block in ("M00", "OUT03")] == list(best.alphas.values())
     assert caplog.records[0].name == "blockfit.search"

@@ -4,6 +4,7 @@ import pytest
 from search_records import BLOCKS, recipe, stage, study
 
 from optimizer.search.plan import plan_searches
+from optimizer.similarity import EncoderOptions, Options
 
 FILES = {"base": "b", "x": "1", "y": "2", "the target": "t"}
 
@@ -50,7 +51,8 @@ def test_prompts_are_bound_where_they_are_read():
     """The prompts of a stage that reads them decide its scores; those of another stage do not."""
     reading = stage("reads", blocks=("BASE",), metric="encoder", strategy="joint")
     both = study(stage(), reading)
-    one, other = (plan_searches(both, FILES, {"reads": [text], "s": [text]}).bindings for text in ("a cat", "a dog"))
+    texts = [Options((EncoderOptions().with_texts((text,)),)) for text in ("a cat", "a dog")]
+    one, other = (plan_searches(both, FILES, {"reads": options, "s": options}).bindings for options in texts)
 
     assert one["reads"] != other["reads"]
     assert one["s/T1"] == other["s/T1"]
