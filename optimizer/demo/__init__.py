@@ -1,6 +1,7 @@
 """The demo: a trained family of small checkpoints, fitted end to end and compared with the truth.
 
-The family itself lies in studies/demo, and in the wheel beside this file."""
+The family itself lies in studies/demo, and in the wheel beside this file.
+"""
 
 from optimizer.demo.running import copy_family, family_folder, run_demo
 

@@ -1,6 +1,7 @@
 """What a model family is: layouts of its tensors, prefixes of their names, pipeline configurations, tokenizers.
 
-Opens no checkpoint."""
+Opens no checkpoint.
+"""
 
 from optimizer.families.layout import Layout, detect_layout, layout_names, load_layout
 from optimizer.families.pipelines import load_tokenizer, pipeline_folder, stored_part

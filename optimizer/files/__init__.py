@@ -1,6 +1,7 @@
 """Text and bytes on a disk: YAML with line numbers, files that are written completely or not at all, links.
 
-Knows nothing of checkpoints."""
+Knows nothing of checkpoints.
+"""
 
 from optimizer.files.atomic import atomic_path, check_writable, replace_text, replacing
 from optimizer.files.links import DATABASE, check_output, open_in_place, refuse_links, study_folder_of

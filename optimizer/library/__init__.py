@@ -1,6 +1,7 @@
 """Many checkpoints: found by name and hash, inspected, and where they come from.
 
-Knows nothing of recipes."""
+Knows nothing of recipes.
+"""
 
 from optimizer.library.fingerprints import (
     HashCache,

@@ -1,6 +1,7 @@
 """What a checkpoint draws: opening it as a pipeline, sampling from it, labelled sheets, previews of merges.
 
-diffusers and transformers are loaded when they are needed."""
+diffusers and transformers are loaded when they are needed.
+"""
 
 from optimizer.pictures.drawing import draw, generate, latent_distance, pixel_distance
 from optimizer.pictures.opening import open_pipeline

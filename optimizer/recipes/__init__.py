@@ -1,6 +1,7 @@
 """What is merged with what: recipes, their YAML files, coefficients (pure algebra), the space of free alphas.
 
-Opens no checkpoint and looks for none."""
+Opens no checkpoint and looks for none.
+"""
 
 from optimizer.recipes.built_in_presets import built_in_presets
 from optimizer.recipes.coefficients import Algebra, Contributors, Group, block_coefficients

@@ -1,5 +1,6 @@
 """What a fit found, for people. This front shows what a terminal prints; the modules frames, trials, plots and page,
-which load pandas or matplotlib, and dashboard, which needs an extra, are imported by their names."""
+which load pandas or matplotlib, and dashboard, which needs an extra, are imported by their names.
+"""
 
 from optimizer.reports.ceilings import ceiling_tables
 from optimizer.reports.listings import inspection_table, preview_table, status_table

@@ -1,6 +1,7 @@
 """Optuna samplers: blockwise, its surrogates, and the registry of those that a study can name.
 
-Knows nothing of checkpoints and recipes."""
+Knows nothing of checkpoints and recipes.
+"""
 
 from optimizer.samplers.blockwise import BLOCK_SCORES, BlockwiseSampler
 from optimizer.samplers.components import connected

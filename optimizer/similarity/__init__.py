@@ -1,6 +1,7 @@
 """How close a candidate is to the target: one metric a file behind one protocol, scored from coefficients.
 
-The registry names them. Knows nothing of Optuna."""
+The registry names them. Knows nothing of Optuna.
+"""
 
 from optimizer.similarity.attention import AttentionMetric, AttentionOptions
 from optimizer.similarity.comparing import compare

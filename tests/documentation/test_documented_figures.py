@@ -21,8 +21,6 @@ def generating(monkeypatch):
     """The modules that fill in the pages."""
     monkeypatch.syspath_prepend(DOCS)
     import generating.content
-    import generating.figures
-    import generating.readme
 
     return generating
 

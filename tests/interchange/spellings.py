@@ -229,7 +229,8 @@ def spelled(template, name, models, number):
 @st.composite
 def texts(draw, most=5):
     """A text of steps T1, T2 ... in drawn spellings, each on the one before; its step lines; the last step's name and
-    coefficients."""
+    coefficients.
+    """
     lines, starts = [], []
     rows = {"A": alone("A")}
     previous = "A"

@@ -1,6 +1,7 @@
 """A finished recipe in the formats of other tools: one file a tool, and the registry that names them.
 
-Opens no checkpoint."""
+Opens no checkpoint.
+"""
 
 from optimizer.interchange.exports.formats import EXPORTS, Export, export_recipe
 

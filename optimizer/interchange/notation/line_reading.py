@@ -437,7 +437,8 @@ class LineReader:
 
     def _without_numbers(self, symbol: str, name: str) -> Statement | None:
         """The formula right above, if it is two or three models without a number, and the numbers are another's if not
-        its own: it then has the alpha that they are."""
+        its own: it then has the alpha that they are.
+        """
         above, last = self._found.statements[-1] if self._found.statements else None, self._last.get(symbol)
         if (
             above is None
