@@ -21,6 +21,8 @@ def generating(monkeypatch):
     """The modules that fill in the pages."""
     monkeypatch.syspath_prepend(DOCS)
     import generating.content
+    import generating.figures  # noqa: F401  a module of the package that is returned
+    import generating.readme  # noqa: F401
 
     return generating
 

@@ -172,7 +172,7 @@ _STANDING_IN: Mapping[tuple[str, str], Callable[..., object]] = MappingProxyType
 )
 
 
-class _StandIns(pickle.Unpickler):
+class _StandIns(pickle.Unpickler):  # noqa: S301  its `find_class` imports nothing
     """An unpickler that knows the stand-ins only."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Callable[..., object]:

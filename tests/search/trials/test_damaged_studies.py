@@ -279,7 +279,7 @@ def test_sampler_state_without_a_part(finished_study, tmp_path, lost):
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         rows = database.execute("select * from trial_system_attributes where key like 'cma:optimizer:%'").fetchall()
         state = "".join(json.loads(value) for _, trial, _, value in rows if trial == rows[0][1])
-        optimizer = pickle.loads(bytes.fromhex(state))  # noqa: S301  of this very test
+        optimizer = pickle.loads(bytes.fromhex(state))
         delattr(optimizer, lost)
         changed = json.dumps(pickle.dumps(optimizer).hex())
         database.execute("delete from trial_system_attributes where key like 'cma:optimizer:%'")
