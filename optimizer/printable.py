@@ -12,7 +12,7 @@ __all__ = ["printable", "quoted", "unprintable"]
 
 
 def unprintable(text: str) -> str | None:
-    """Return the first unprintable character of `text`, such as ESC, a line break or a lone surrogate; None if it has none."""
+    """Return the first unprintable character of `text`, such as ESC, a line break or a lone surrogate, if any."""
     if text.isprintable():
         return None
     return next((letter for letter in text if not _is_shown(letter)), None)
