@@ -351,7 +351,7 @@ def _improve_lines(history: _History, components: Sequence[_Component], *, gathe
     sums = np.where(complete, together @ np.where(known, values, 0.0), -np.inf)
     best = sums.max(axis=1)
     # Chosen per component, so that the models of all its blocks are conditioned on the same points.
-    kept = _telling_points(tried[:, :completed], sums)
+    kept = _informative_points(tried[:, :completed], sums)
     rows = kept[owner]
     points = np.take_along_axis(np.nan_to_num(tried[:, :completed]), kept, axis=1)[owner]
     models = fit_lines(
@@ -380,26 +380,26 @@ def _improve_lines(history: _History, components: Sequence[_Component], *, gathe
     means, deviations = sums_at(positions)
     untried = free(positions)
     heights = np.where(untried, height_of(means, deviations), -np.inf)
-    each = np.arange(len(axes))
-    unsure = positions[each, np.where(untried, deviations, -np.inf).argmax(axis=1)]
-    found, height = positions[each, heights.argmax(axis=1)], heights.max(axis=1)
+    lines = np.arange(len(axes))
+    unsure = positions[lines, np.where(untried, deviations, -np.inf).argmax(axis=1)]
+    proposal, height = positions[lines, heights.argmax(axis=1)], heights.max(axis=1)
     reach = 1.0 / (_SCAN - 1)
     for _ in range(_ZOOMS):
-        positions = on_grid((found[:, None] + np.linspace(-reach, reach, _ZOOM)).clip(0.0, 1.0))
+        positions = on_grid((proposal[:, None] + np.linspace(-reach, reach, _ZOOM)).clip(0.0, 1.0))
         heights = np.where(free(positions), height_of(*sums_at(positions)), -np.inf)
         better = heights.max(axis=1) > height
-        found = np.where(better, positions[each, heights.argmax(axis=1)], found)
+        proposal = np.where(better, positions[lines, heights.argmax(axis=1)], proposal)
         height = np.where(better, heights.max(axis=1), height)
         reach *= 2.0 / (_ZOOM - 1)
-    incumbent = tried[each, sums.argmax(axis=1)]
+    incumbent = tried[lines, sums.argmax(axis=1)]
     if gather:
-        return np.asarray(np.where(height > best + _CONVERGED * spread, found, incumbent))
-    found = np.where(height < np.log(_CONVERGED * spread), unsure, found)
+        return np.asarray(np.where(height > best + _CONVERGED * spread, proposal, incumbent))
+    proposal = np.where(height < np.log(_CONVERGED * spread), unsure, proposal)
     # If all points of a grid were tried, the best one is repeated.
-    return np.asarray(np.where(np.isfinite(height), found, incumbent))
+    return np.asarray(np.where(np.isfinite(height), proposal, incumbent))
 
 
-def _telling_points(tried: Array, sums: Array) -> NDArray[np.intp]:
+def _informative_points(tried: Array, sums: Array) -> NDArray[np.intp]:
     """Return indices [components, kept] of the most informative points: nearest to the best, then most distant.
 
     More than about thirty points add little information on a smooth function of one number, and points very close to
@@ -478,14 +478,14 @@ def _propose_jointly(history: _History, component: _Component, random: np.random
     columns = list(component.parameters)
     axes = tuple(history.axes[column] for column in columns)
     points = history.points[:, columns]
-    whole = np.asarray(np.isfinite(points).all(axis=1))
-    tried = np.unique(points[whole], axis=0)
+    complete = np.asarray(np.isfinite(points).all(axis=1))
+    tried = np.unique(points[complete], axis=0)
     completed = len(history.values)
     values = np.array([_scores(history, block) for block in component.blocks])
-    known = np.isfinite(values) & whole[:completed]
+    known = np.isfinite(values) & complete[:completed]
     if len(tried) < _opening(axes) or known.sum(axis=1).min() < 2:
         return _farthest(tried, axes, random)
-    pending = points[completed:][whole[completed:]]
+    pending = points[completed:][complete[completed:]]
     parts: list[tuple[AdditiveModel, Mask | None]] = []
     for row, block in enumerate(component.blocks):
         terms = history.depends[block, columns][None]
@@ -498,25 +498,25 @@ def _propose_by_value(
     history: _History, components: Sequence[_Component], random: np.random.Generator, *, gather: bool
 ) -> Array:
     """Return the next point from a model of the value as a sum of unknown functions of the blocks' parameters."""
-    whole = np.asarray(np.isfinite(history.points).all(axis=1))
-    tried = history.points[whole]
+    complete = np.asarray(np.isfinite(history.points).all(axis=1))
+    tried = history.points[complete]
     completed = len(history.values)
-    used = whole[:completed]
+    used = complete[:completed]
     if len(np.unique(tried, axis=0)) < _opening(history.axes) or used.sum() < 2:
         return _farthest(tried, history.axes, random)
     model = fit_additive(history.points[:completed][used], history.values[used], history.depends)
-    pending = history.points[completed:][whole[completed:]]
+    pending = history.points[completed:][complete[completed:]]
     if len(pending):
         model = model.believing(pending)
-    found = np.empty(tried.shape[1])
+    point = np.empty(tried.shape[1])
     for component in components:
         terms = np.zeros(len(history.depends), dtype=bool)
         terms[list(component.blocks)] = True
         columns = list(component.parameters)
         belief = _Belief(((model, terms),), component.parameters)
         axes = tuple(history.axes[column] for column in columns)
-        found[columns] = _improve(belief, np.unique(tried[:, columns], axis=0), axes, random, gather=gather)
-    return found
+        point[columns] = _improve(belief, np.unique(tried[:, columns], axis=0), axes, random, gather=gather)
+    return point
 
 
 def _improve(

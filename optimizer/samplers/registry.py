@@ -54,7 +54,7 @@ SAMPLERS: Mapping[str, Callable[[int, _Blocks, bool], BaseSampler]] = dict(_SAMP
 
 
 def make_sampler(name: str, seed: int, blocks: _Blocks = None, *, others: bool = False) -> BaseSampler:
-    """Return a new sampler of this name.
+    """Return a new sampler of this name; an unknown name raises KeyError.
 
     Args:
         name: A key of `SAMPLERS`.

@@ -41,8 +41,8 @@ _ITERATIONS = 40
 _FITTED_POINTS = 80
 # Hyperparameters of several numbers are fitted at every point up to this many, later whenever the points have grown by
 # a tenth.
-_ALWAYS = 8
-_SELDOMER = 1.1
+_ALWAYS_REFITTED = 8
+_REFIT_GROWTH = 1.1
 # Bounds of the logarithms of length scales, of weights, and of the weight of the unexplained rest.
 _LOG_LENGTHS = (float(np.log(0.05)), float(np.log(30.0)))
 _LOG_WEIGHTS = (-7.0, 7.0)
@@ -240,7 +240,7 @@ def _condition(cross: Array, factored: _Factored) -> tuple[Array, Array]:
     """Return means and variances [..., m] from the kernel [..., m, n] between new points and data."""
     whitened = cross @ np.swapaxes(factored.inverse_root, -1, -2)
     means = factored.mean[..., None] + (whitened @ factored.residual[..., None])[..., 0]
-    # The kernel's diagonal is 1. The second term is the uncertainty of the constant mean (Rasmussen and Williams, 2.42).
+    # The kernel's diagonal is 1. The second term is the uncertainty of the constant mean (equation 2.42).
     constant = 1.0 - (whitened @ factored.ones[..., None])[..., 0]
     norm = (factored.ones**2).sum(axis=-1).clip(min=1e-300)[..., None]
     shares = (1.0 - (whitened**2).sum(axis=-1)).clip(min=0.0) + constant**2 / norm
@@ -269,7 +269,7 @@ class AdditiveModel:
     _factored: _Factored
 
     def predict(self, points: Array, terms: Mask | None = None) -> tuple[Array, Array]:
-        """Return means and standard deviations, both [m], at points [m, dimensions]; with `terms` of their sum alone."""
+        """Return means and standard deviations, both [m], at points [m, dimensions]; with `terms` of their sum only."""
         mean, variance, _, _ = self._predict(points, terms, slopes=False)
         return mean, np.sqrt(variance)
 
@@ -333,21 +333,21 @@ def fit_additive(points: Array, values: Array, terms: Mask) -> AdditiveModel:
         The model, conditioned on all points.
     """
     standard, offsets, units = _standardised(values[None], np.ones((1, len(values)), dtype=bool))
-    learned = _learned(len(points))
+    learned = _learned_count(len(points))
     fitted = _fitted_points(points[:learned], values[:learned])
-    precisions, weights, rest, smooth = _most_likely(_Exactly(points[fitted], values[fitted], terms))
+    precisions, weights, rest, smooth = _most_likely(_ExactKey(points[fitted], values[fitted], terms))
     return _additive(points, standard[0], precisions, weights, rest, smooth, float(offsets[0]), float(units[0]))
 
 
-def _learned(count: int) -> int:
+def _learned_count(count: int) -> int:
     """Return how many of the first `count` points hyperparameters are fitted to: one more point changes them little."""
-    learned = _ALWAYS
-    while (following := max(learned + 1, math.floor(_SELDOMER * learned))) <= count:
+    learned = _ALWAYS_REFITTED
+    while (following := max(learned + 1, math.floor(_REFIT_GROWTH * learned))) <= count:
         learned = following
     return min(learned, count)
 
 
-class _Exactly:
+class _ExactKey:
     """Arrays that compare equal if every bit of them is equal, as the key of a cache."""
 
     def __init__(self, *arrays: NDArray[Any]) -> None:
@@ -358,12 +358,12 @@ class _Exactly:
         return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Exactly) and self._key == other._key
+        return isinstance(other, _ExactKey) and self._key == other._key
 
 
 # The cache only saves time; its size covers all components of a search.
 @lru_cache(maxsize=512)
-def _most_likely(data: _Exactly) -> tuple[Array, Array, float, bool]:
+def _most_likely(data: _ExactKey) -> tuple[Array, Array, float, bool]:
     """Return the most likely precisions, weights and rest, and whether the smooth kernel is the more likely one."""
     points, values, terms = data.arrays
     standard, *_ = _standardised(values[None], np.ones((1, len(values)), dtype=bool))
