@@ -1,6 +1,6 @@
 """Tensors in and out: lazy reading of checkpoints, what kind a file is, streaming atomic writing."""
 
-from optimizer.checkpoints.configuration import pipeline_of
+from optimizer.checkpoints.configuration import pipeline_of, read_encoder_of
 from optimizer.checkpoints.element_reader import ElementReader
 from optimizer.checkpoints.kinds import FileKind
 from optimizer.checkpoints.open_file import FileState
@@ -31,6 +31,7 @@ __all__ = [
     "open_vae",
     "pipeline_of",
     "raw_bytes",
+    "read_encoder_of",
     "read_prediction",
     "safetensors_writer",
     "unfit",

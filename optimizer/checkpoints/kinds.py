@@ -276,6 +276,6 @@ def _listed(value: int | Sequence[int]) -> Sequence[int]:
 
 @cache
 def _table() -> Mapping[str, Any]:
-    text = (resources.files("optimizer.checkpoints") / "kinds.yaml").read_text(encoding="utf-8")
+    text = (resources.files("optimizer.families") / "kinds.yaml").read_text(encoding="utf-8")
     table: Mapping[str, Any] = YAML(typ="safe").load(text)
     return table

@@ -6,13 +6,10 @@ from pathlib import Path
 
 from optimizer.checkpoints.reading import Checkpoint, open_checkpoint
 from optimizer.errors import CheckpointError
-from optimizer.families import Layout
+from optimizer.families import Layout, ModelPart
 
 __all__ = ["open_vae", "without_vae"]
 
-# What a VAE consists of in LDM names; its training leaves more in the file (loss.*, model_ema.*).
-_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-_ENDS = ("encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight")
 _DIFFUSERS = re.compile(r"(encoder|decoder)\.(down_blocks|up_blocks|mid_block)\.")
 _MOST_PROBLEMS = 8
 
@@ -24,9 +21,11 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[Checkpoint]) -> Check
     shape, that the VAEs of `sources` have, as far as any of them has one. Raises CheckpointError with a line for each
     tensor that is missing, one too many, or of another shape, and for a file that holds no such VAE at all.
     """
-    (prefix,) = layout.unscored
+    vae = layout.vae
+    if vae is None:
+        raise CheckpointError(f"{path}: checkpoints of {layout.title} have no VAE, so none can be baked in")
     with open_checkpoint(path) as whole:
-        names = _names(whole, layout, prefix)
+        names = _names(whole, layout, vae)
         found = {name: whole.tensors[stored] for name, stored in names.items()}
         shapes = {name: layout.shape_of(name, info.shape) for name, info in found.items()}
         problems = [
@@ -34,7 +33,7 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[Checkpoint]) -> Check
             for name, info in found.items()
             if not info.dtype.is_floating_point
         ]
-        problems += _differences(path, prefix, shapes, names, sources)
+        problems += _differences(path, vae, shapes, names, sources)
         if problems:
             more = len(problems) - _MOST_PROBLEMS
             raise CheckpointError(problems[:_MOST_PROBLEMS] + ([f"{path}: ... and {more} more"] if more > 0 else []))
@@ -44,18 +43,20 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[Checkpoint]) -> Check
 def without_vae(checkpoint: Checkpoint) -> Checkpoint:
     """The same checkpoint as if it had no VAE; has to be closed itself."""
     assert checkpoint.layout is not None
-    unscored = checkpoint.layout.unscored
-    return checkpoint.selected({name: name for name in checkpoint.tensors if not name.startswith(unscored)})
+    vae = checkpoint.layout.vae
+    prefixes = () if vae is None else (vae.prefix,)
+    return checkpoint.selected({name: name for name in checkpoint.tensors if not name.startswith(prefixes)})
 
 
-def _names(whole: Checkpoint, layout: Layout, prefix: str) -> dict[str, str]:
+def _names(whole: Checkpoint, layout: Layout, vae: ModelPart) -> dict[str, str]:
     """The VAE's tensors in this file: {name in a checkpoint: name in this file}."""
-    path = whole.path
-    if any(name.startswith("model.diffusion_model.") for name in whole.tensors) and whole.layout != layout:
+    path, prefix = whole.path, vae.prefix
+    beginning = layout.network.prefix or layout.requires[0]
+    if any(name.startswith(beginning) for name in whole.tensors) and whole.layout != layout:
         kind = whole.kind or "a checkpoint of another family"
         raise CheckpointError(f"{path}: is {kind}; give a VAE of {layout.title}, or a checkpoint of it")
     start = prefix if any(name.startswith(prefix) for name in whole.tensors) else ""
-    parts = tuple(start + part for part in _PARTS)
+    parts = tuple(start + section for section in vae.sections)
     names: dict[str, str] = {}
     for name in (name for name in whole.tensors if name.startswith(parts)):
         own = prefix + name.removeprefix(start)
@@ -66,7 +67,7 @@ def _names(whole: Checkpoint, layout: Layout, prefix: str) -> dict[str, str]:
         what = "" if whole.kind is None or whole.layout is not None else f"is {whole.kind}, and "
         raise CheckpointError(
             f"{path}: {what}holds no VAE; one has tensors "
-            f"{', '.join(f'{part}*' for part in _PARTS)}, alone or under {prefix}*"
+            f"{', '.join(f'{section}*' for section in vae.sections)}, alone or under {prefix}*"
         )
     foreign = next((name for name in names.values() if _DIFFUSERS.match(name.removeprefix(prefix))), None)
     if foreign is not None:
@@ -79,19 +80,20 @@ def _names(whole: Checkpoint, layout: Layout, prefix: str) -> dict[str, str]:
 
 def _differences(
     path: Path,
-    prefix: str,
+    vae: ModelPart,
     found: Mapping[str, tuple[int, ...]],
     names: Mapping[str, str],
     sources: Sequence[Checkpoint],
 ) -> list[str]:
     """What the VAE's tensors, by name with their shapes, have to be to go with the VAEs of `sources`."""
+    prefix = vae.prefix
     wanted: dict[str, tuple[tuple[int, ...], Path]] = {}
     for source in sources:
         for name, info in source.tensors.items():
-            if name.startswith(prefix) and name.removeprefix(prefix).startswith(_PARTS):
+            if name.startswith(prefix) and name.removeprefix(prefix).startswith(vae.sections):
                 wanted.setdefault(name, (info.shape, source.path))
     if not wanted:
-        missing = [end for end in _ENDS if prefix + end not in found]
+        missing = [end for end in vae.needs if prefix + end not in found]
         return [f"{path}: tensor {end!r} is missing; the VAE is not complete" for end in missing]
     problems = [
         f"{path}: tensor {name.removeprefix(prefix)!r} is missing; {origin} has it, of shape {list(shape)}"

@@ -17,7 +17,6 @@ import typer
 from optimizer.cli.environment import folders_of_environment
 
 __all__ = [
-    "BLOCKS",
     "CHECKPOINT_SUFFIXES",
     "COMPLETION_VARIABLE",
     "DEVICES",
@@ -51,7 +50,6 @@ FORMATS = ("supermerger", "model-mixer", "mecha", "comfyui", "mergekit")
 MAPPINGS = ("supermerger", "mecha", "model-mixer")
 DEVICES = ("auto", "cpu", "cuda")
 MODES = ("weight_sum", "add_difference")
-BLOCKS = ("BASE", *(f"IN{n:02}" for n in range(12)), "M00", *(f"OUT{n:02}" for n in range(12)))
 CHECKPOINT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 
 _GROUPS = ("all", "input", "middle", "output")
@@ -124,15 +122,18 @@ storages = _one_of(*_STORAGES)
 @_completes
 def block_lists(_: typer.Context, typed: str) -> Iterator[str]:
     """Block lists such as OUT03-OUT11,M00: what the last part of one may become."""
+    from optimizer.families import default_layout  # noqa: PLC0415  most completions do without
+
+    blocks = default_layout().blocks
     *before, last = typed.split(",")
     start = "".join(f"{part}," for part in before)
     first, dash, end = last.upper().partition("-")
-    if dash and first in BLOCKS:
-        for block in BLOCKS[BLOCKS.index(first) + 1 :]:
+    if dash and first in blocks:
+        for block in blocks[blocks.index(first) + 1 :]:
             if block.startswith(end):
                 yield f"{start}{first}-{block}"
         return
-    names = (*(() if before else _GROUPS), *BLOCKS)
+    names = (*(() if before else _GROUPS), *blocks)
     listed = {part.upper() for part in before}
     yield from (start + name for name in names if name.upper().startswith(first) and name.upper() not in listed)
 

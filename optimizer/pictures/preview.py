@@ -12,21 +12,27 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from PIL import Image
 
-from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of
+from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of, read_encoder_of
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
-from optimizer.families import load_layout, load_tokenizer
+from optimizer.families import load_tokenizer
 from optimizer.files import atomic_path, check_output, temporary_folder
 from optimizer.library import HashCache, locate_given, locate_models
 from optimizer.merging import check_noted_hashes, merge
 from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
-from optimizer.pictures.opening import PipelineFiles, open_pipeline, open_scheduler, pipeline_files, quietly
+from optimizer.pictures.opening import (
+    PipelineFiles,
+    drawn_layout,
+    open_pipeline,
+    open_scheduler,
+    pipeline_files,
+    quietly,
+)
 from optimizer.pictures.sheets import contact_sheet
 from optimizer.recipes import Recipe, folders_of, load_recipe
 
 __all__ = ["Preview", "PreviewColumn", "preview"]
 
 _SMALLEST = 128  # pixels, how wide pictures are at least shown
-_LAYOUT = load_layout("sd1")
 
 Progress = Callable[[str, int, int], None]
 _Built = TypeVar("_Built")
@@ -175,7 +181,7 @@ def preview(
 
     A file without VAE is drawn with that of `vae_from`, by default the target's. With `encoder_from`, all columns are
     drawn with that checkpoint's text encoder: what is left to see is the difference of the UNets. `prompts`, `seeds`,
-    `steps`, `guidance` (default: the pipeline's own, 7 for Stable Diffusion 1.x) and `negative` are as in `draw`; the
+    `steps`, `guidance` (default: the pipeline's own) and `negative` are as in `draw`; the
     same prompt or seed counts once. `progress` is told what is done, the steps done and their total; `warn` gets a
     line for each prompt that is longer than the text encoder takes.
 
@@ -341,12 +347,12 @@ def _plan(
         encoder = None if encoder_from is None else _located(encoder_from, "--encoder-from: ", places)
     with collecting():
         vae = None if vae_from is None else _located(vae_from, "--vae-from: ", places)
-        if vae is not None:
-            open_vae(vae, _LAYOUT, ()).close()
     with collecting():
         if _is_recipe(target):
             raise RecipeError(f"--target: {target} is a recipe; merge it first (blockfit merge {target} -o FILE)")
         target = _located(target, "--target: ", places)
+        if vae is not None:
+            open_vae(vae, drawn_layout(target), ()).close()
     if problems:
         raise InputError(problems)
     configuration = pipeline_files(target, vae_from=vae, encoder_from=encoder).configuration
@@ -428,11 +434,10 @@ def _check(path: Path, target: Path, configuration: Path, vae: Path, encoder: Pa
 
 def _check_family(path: Path, target: Path, configuration: Path) -> None:
     """Raise CheckpointError unless a model to be merged goes with the target's pipeline, or has no text encoder."""
-    with open_checkpoint(path, layout=_LAYOUT) as checkpoint:
-        if (
-            _LAYOUT.token_embedding in checkpoint.tensors
-            and (found := pipeline_of(checkpoint, _LAYOUT)) != configuration
-        ):
+    layout = drawn_layout(target)
+    with open_checkpoint(path, layout=layout) as checkpoint:
+        tokens = read_encoder_of(layout).tokens
+        if tokens in checkpoint.tensors and (found := pipeline_of(checkpoint, layout)) != configuration:
             raise CheckpointError(
                 f"{path}: goes with the pipeline {found.name}, but {target} with {configuration.name}; all of a sheet "
                 "must go with the same"

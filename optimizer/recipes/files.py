@@ -11,7 +11,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from optimizer.errors import RecipeError, attempt
-from optimizer.families import Layout, load_layout
+from optimizer.families import DEFAULT_LAYOUT, Layout, load_layout
 from optimizer.files import (
     TEXT_SUFFIXES,
     UserFile,
@@ -82,8 +82,8 @@ class _StepEntry(UserFile):
 
 class _RecipeFile(UserFile):
     name: str | None = None
-    layout: str = "sd1"
-    mapping: str = "supermerger"
+    layout: str = DEFAULT_LAYOUT
+    mapping: str = ""
     presets: _Name | None = None
     models: dict[str, _ModelEntry]
     steps: list[_StepEntry]
@@ -277,7 +277,8 @@ def _read_expected(entry: _ExpectEntry, layout: Layout, where: str) -> Expected:
         blocks = attempt(lambda: layout.parse_blocks(entry.blocks), f"{where}.blocks")
     else:
         raise RecipeError(
-            f"{where}.blocks: received {shown(entry.blocks)}; must be blocks, as OUT03-OUT11, or {{OUT03: 0.97}}"
+            f"{where}.blocks: received {shown(entry.blocks)}; must be blocks, as {layout.example}, or "
+            f"{{{layout.blocks[-1]}: 0.97}}"
         )
     if not 0 <= entry.seed < 2**63:
         raise RecipeError(f"{where}.seed: received {shown(entry.seed)}; must be a whole number from 0 to 2^63 - 1")
@@ -384,7 +385,7 @@ def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tup
         texts = named if isinstance(named, list) else [named]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise RecipeError(
-                f"{where}.blocks: received {shown(named)}; must be blocks or ranges, such as OUT03-OUT11,M00"
+                f"{where}.blocks: received {shown(named)}; must be blocks or ranges, such as {layout.example}"
             )
         blocks = attempt(lambda: layout.parse_blocks(named), f"{where}.blocks")
     low, high = (_number(bound, f"{where}.search") for bound in entry.search)

@@ -291,7 +291,7 @@ def _drawn(generators: Sequence[torch.Generator], width: int, device: torch.devi
 
 def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) -> tuple[Part, Part, Part]:
     prefix = comparison.layout.attention[block]
-    names = [f"{prefix}.to_{which}.weight" for which in "qkv"]
+    names = [f"{prefix}.{projection}" for projection in comparison.layout.projections]
     missing = next((name for name in names if name not in parts), None)
     if missing is not None:
         raise CheckpointError(f"{comparison.target.path}: tensor {missing!r} is missing here or in every source")

@@ -130,7 +130,7 @@ def open_comparison(
     target: Path,
     *,
     base: Path | None = None,
-    mapping: str = "supermerger",
+    mapping: str | None = None,
     contributing: Contributing | None = None,
     device: torch.device | str | None = None,
     seeds: Iterable[int] = (114514,),
@@ -138,9 +138,9 @@ def open_comparison(
 ) -> Iterator[Comparison]:
     """Open the checkpoints and plan which tensors are compared; they are closed when the context ends.
 
-    `base` may be one of the sources or another file; `device` may be a name: auto, cpu (default) or cuda. Tensors that
-    differ in shape are no obstacle if those of the sources that are `contributing` (default: all) are alike.
-    Raises CheckpointError for files that do not fit each other.
+    `base` may be one of the sources or another file, `mapping` is by default the layout's first; `device` may be a
+    name: auto, cpu (default) or cuda. Tensors that differ in shape are no obstacle if those of the sources that are
+    `contributing` (default: all) are alike. Raises CheckpointError for files that do not fit each other.
     """
     with ExitStack() as stack:
         opened = {name: stack.enter_context(open_checkpoint(path, layout=layout)) for name, path in sources.items()}
@@ -150,7 +150,7 @@ def open_comparison(
             base_opened = next((opened[name] for name, path in sources.items() if path == base), None)
             if base_opened is None:
                 base_opened = stack.enter_context(open_checkpoint(base, layout=layout))
-        parts = plan_parts(layout, mapping, list(opened.values()), contributing)
+        parts = plan_parts(layout, mapping or layout.default_mapping, list(opened.values()), contributing)
         yield Comparison(
             layout=layout,
             sources=opened,

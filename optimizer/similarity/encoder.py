@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, pipeline_of
+from optimizer.checkpoints import Checkpoint, pipeline_of, read_encoder_of
 from optimizer.errors import CheckpointError, InputError
 from optimizer.families import Layout, load_tokenizer, stored_part
 from optimizer.files import read_text
@@ -110,9 +110,10 @@ class EncoderMetric:
         pipeline = pipeline_of(comparison.target, layout)
         prompts = comparison.prompts or shipped_prompts(comparison.target, layout)
         files = (comparison.target, *comparison.sources.values())
-        if not any(layout.token_embedding in source.tensors for source in comparison.sources.values()):
+        encoder = read_encoder_of(layout)
+        if not any(encoder.tokens in source.tensors for source in comparison.sources.values()):
             raise CheckpointError(
-                f"{source.path}: has no text encoder: tensor {layout.token_embedding!r} is missing"
+                f"{source.path}: has no {encoder.title}: tensor {encoder.tokens!r} is missing"
                 for source in comparison.sources.values()
             )
         self._model, tokens, used = _model_and_tokens(pipeline, prompts, comparison.clip_skip)
@@ -120,10 +121,9 @@ class EncoderMetric:
         self._positions = torch.arange(self._model.config.max_position_embeddings, device=device)[None]
         scored = {part.name: part for part in comparison.scored_parts(blocks)}
         names = [name for name, _ in self._model.named_parameters()]
-        embedding = layout.token_embedding.removeprefix(layout.encoder)
         parts: dict[str, Part] = {}
         for name in names:
-            stored = layout.encoder + name
+            stored = encoder.model + name
             if stored not in scored:
                 lacking = [file for file in files if stored not in file.tensors] or [comparison.target]
                 raise CheckpointError(
@@ -131,7 +131,7 @@ class EncoderMetric:
                 )
             parts[name] = scored[stored]
         read = _read if device.type == "cpu" else _read_to_card
-        self._weights, target = read(comparison, parts, {embedding: used})
+        self._weights, target = read(comparison, parts, {encoder.tokens_behind(): used})
         self._lined: dict[_Weights, _Lined] = {}
         with float32_products(tf32=False):
             self._target = [_normalized(states) for states in self._states(target)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from optimizer.errors import StudyError
+from optimizer.errors import InputError, StudyError, attempt
 from optimizer.families import Layout
 from optimizer.recipes import Group
 from optimizer.similarity.attention import AttentionMetric, attention_by_seed
@@ -28,7 +28,8 @@ class MetricKind:
     defined only relative to a base. One that draws random inputs has `by_seed`, which scores one candidate,
     coefficients [groups, sources], under several seeds: float64 [seeds, blocks]. One that is `scale_free` does not see
     how far from the base a candidate is, only in which direction. One that is `exact` is a `QuadraticMetric`, whose
-    best alphas are found without a trial. `needs_prompts` says that it reads prompts.
+    best alphas are found without a trial. `needs_prompts` says that it reads prompts. `absent` is why a layout may
+    offer it for no block.
     """
 
     name: str
@@ -41,6 +42,12 @@ class MetricKind:
     exact: bool = False
     needs_prompts: bool = False
     by_seed: Callable[[Comparison, tuple[str, ...], torch.Tensor, Sequence[int]], torch.Tensor] | None = None
+    absent: str = ""
+
+    def check_offered(self, layout: Layout) -> None:
+        """Raise InputError with the reason if a layout offers this metric for none of its blocks."""
+        if not self.sees(layout):
+            raise InputError(f"{self.name!r} is not offered for {layout.title}: {self.absent}")
 
     @property
     def needs_seed(self) -> bool:
@@ -57,7 +64,7 @@ def _with_attention(layout: Layout) -> tuple[str, ...]:
 
 
 def _text_encoder(layout: Layout) -> tuple[str, ...]:
-    return (layout.blocks[0],)
+    return () if layout.read_encoder is None else (layout.read_encoder.block,)
 
 
 def _from_statistics(kind: Callable[[Statistics, Sequence[Group], tuple[str, ...]], Metric]) -> Callable[..., Metric]:
@@ -106,6 +113,7 @@ METRICS: dict[str, MetricKind] = {
             _from_tensors(AttentionMetric, "the attention metric"),
             reads_statistics=False,
             by_seed=attention_by_seed,
+            absent="its layout does not say where its self-attention is",
         ),
         MetricKind(
             "encoder",
@@ -114,6 +122,7 @@ METRICS: dict[str, MetricKind] = {
             _from_tensors(EncoderMetric, "the encoder metric"),
             reads_statistics=False,
             needs_prompts=True,
+            absent="its layout has no text encoder that blockfit can compute",
         ),
     )
 }
@@ -137,6 +146,7 @@ def build_metric(
     if name not in METRICS:
         raise StudyError(f"metric: received {name!r}; there are {', '.join(METRICS)}")
     kind = METRICS[name]
+    attempt(lambda: kind.check_offered(comparison.layout), "metric")
     visible = kind.sees(comparison.layout)
     unseen = [block for block in blocks if block not in visible]
     if unseen:

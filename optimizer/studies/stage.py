@@ -31,8 +31,6 @@ _DEFAULT_TRIALS = 60
 # A further pass of a stepwise stage that gains less is the last.
 _DEFAULT_TOLERANCE = 1e-6
 _STRATEGIES = ("stepwise", "joint")
-# The layers of CLIP's text encoder.
-_MOST_SKIPPED = 12
 # What a study may ask for; more would take years, and some of it is gone through before a trial is run.
 MOST_STAGES, _MOST_PASSES, _MOST_TRIALS = 100, 1000, 10_000_000
 MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
@@ -157,9 +155,11 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
         for name in ("prompts", "clip_skip")
         if not reading and name in entry.model_fields_set
     ]
-    if not 1 <= entry.clip_skip <= _MOST_SKIPPED:
+    encoder = recipe.layout.read_encoder
+    layers = 1 if encoder is None or encoder.layers is None else encoder.layers
+    if not 1 <= entry.clip_skip <= layers:
         received = shown(entry.clip_skip)
-        problems.append(f"clip_skip: received {received}; must be 1, the last layer, or 2 to {_MOST_SKIPPED}")
+        problems.append(f"clip_skip: received {received}; must be 1, the last layer, or 2 to {layers}")
     prompts: tuple[str, ...] | None = None
     if reading and entry.prompts is not None:
         try:
@@ -241,6 +241,12 @@ def _evaluation_order(recipe: Recipe) -> tuple[str, ...]:
 
 def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Which metric scores which blocks. `elsewhere` takes the moved blocks that the stage's metric cannot see."""
+    for field, name in (("metric", entry.metric), ("elsewhere", entry.elsewhere)):
+        if name is not None:
+            try:
+                METRICS[name].check_offered(layout)
+            except InputError as error:
+                raise StudyError(f"{field}: {problem}" for problem in error.problems) from None
     seen = METRICS[entry.metric].sees(layout)
     moved = {block for parameter in free for block in parameter.blocks}
     own = {parameter.blocks[0] for parameter in free if not parameter.free.tie}

@@ -71,7 +71,6 @@ def test_names_are_those_of_the_registries():
     assert set(completing.METRICS) == set(METRICS)
     assert set(completing.FORMATS) == set(EXPORTS)
     assert set(completing.MAPPINGS) == set(layout.mappings)
-    assert layout.blocks == completing.BLOCKS
     assert set(completing.MODES) == set(FIRST_MODES)
     assert set(completing.CHECKPOINT_SUFFIXES) == set(reading.CHECKPOINT_SUFFIXES)
     # "both" is what "all" was called when there were two.

@@ -271,5 +271,5 @@ def _numbers(
         if re.fullmatch(WEIGHT, base):
             given[f"base_{symbol}"] = base
         elif _model(base) is not None:
-            return f"{base!r} is no number for BASE"
+            return f"{base!r} is no base alpha"
     return factors, given, notes
