@@ -308,8 +308,8 @@ def read_alpha(
 ) -> Alpha:
     """An alpha in any of its written forms: a number, one per block, a mapping of blocks, a preset's name, or free.
 
-    `base` is the number of the first block where 25 are given for the others. Raises RecipeError; `where`, which ends
-    in `alpha` or `beta`, stands before each problem.
+    `base` is the number of the first block where numbers are given for the others alone. Raises RecipeError; `where`,
+    which ends in `alpha` or `beta`, stands before each problem.
     """
     count = len(layout.blocks)
     name = f"base_{where.rsplit('.', 1)[-1]}"

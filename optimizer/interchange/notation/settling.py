@@ -87,7 +87,7 @@ class Settling:
         return Imported(recipe, tuple(dict.fromkeys(notes)), tuple(map(str, self._found.rejected)))
 
     def _give_by_name(self) -> None:
-        """Give steps without numbers those that are called after them, `T1: 26 numbers` or `T1 alpha: 26 numbers`."""
+        """Give steps without numbers those that are called after them, `T1: numbers` or `T1 alpha: numbers`."""
         for statement in self._found.statements:
             for symbol in statement.symbols:
                 labels = [f"{statement.name} {symbol}", f"{symbol} of {statement.name}", f"{symbol} {statement.name}"]
