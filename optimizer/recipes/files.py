@@ -83,7 +83,7 @@ class _StepEntry(UserFile):
 class _RecipeFile(UserFile):
     name: str | None = None
     layout: str = DEFAULT_LAYOUT
-    mapping: str = ""
+    mapping: _Name | None = None
     presets: _Name | None = None
     models: dict[str, _ModelEntry]
     steps: list[_StepEntry]
@@ -146,7 +146,7 @@ def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: 
             models={name: Model(model.file, model.license, model.sha256) for name, model in entry.models.items()},
             steps=tuple(steps),
             output=entry.output or steps[-1].name,
-            mapping=entry.mapping,
+            mapping=entry.mapping or layout.default_mapping,
             fitted=entry.fitted,
         ),
         given,
