@@ -1,6 +1,6 @@
 """Tensors in and out: lazy reading of checkpoints, what kind a file is, streaming atomic writing."""
 
-from optimizer.checkpoints.configuration import pipeline_of, read_encoder_of
+from optimizer.checkpoints.configuration import pipeline_of, readable_encoder_of
 from optimizer.checkpoints.element_reader import ElementReader
 from optimizer.checkpoints.kinds import FileKind
 from optimizer.checkpoints.open_file import FileState
@@ -31,8 +31,8 @@ __all__ = [
     "open_vae",
     "pipeline_of",
     "raw_bytes",
-    "read_encoder_of",
     "read_prediction",
+    "readable_encoder_of",
     "safetensors_writer",
     "unfit",
     "usual_schedule",

@@ -6,14 +6,14 @@ from optimizer.checkpoints.reading import Checkpoint
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout, TextEncoder, pipeline_folder
 
-__all__ = ["pipeline_of", "read_encoder_of"]
+__all__ = ["pipeline_of", "readable_encoder_of"]
 
 
-def read_encoder_of(layout: Layout) -> TextEncoder:
+def readable_encoder_of(layout: Layout) -> TextEncoder:
     """Return the text encoder that blockfit can compute. Raises CheckpointError if the layout has none."""
-    if layout.read_encoder is None:
+    if layout.readable_encoder is None:
         raise CheckpointError(f"{layout.title}: blockfit has no pipeline configuration for it (layout {layout.name})")
-    return layout.read_encoder
+    return layout.readable_encoder
 
 
 def pipeline_of(checkpoint: Checkpoint, layout: Layout) -> Path:
@@ -22,7 +22,7 @@ def pipeline_of(checkpoint: Checkpoint, layout: Layout) -> Path:
     The vocabulary of its text encoder decides. Raises CheckpointError if it has no text encoder, or one with an unknown
     number of tokens, and for a layout without pipeline configurations.
     """
-    encoder = read_encoder_of(layout)
+    encoder = readable_encoder_of(layout)
     pipelines, tokens = encoder.pipelines or {}, encoder.tokens or ""
     known = ", ".join(f"{count:,} ({pipeline.name})" for count, pipeline in pipelines.items())
     embedding = checkpoint.tensors.get(tokens)

@@ -1,4 +1,4 @@
-"""What a file holds, told by the names and shapes in its header: kinds are package data, in kinds.yaml."""
+"""What a file holds, told by the names and shapes in its header: kinds are data, in families/kinds.yaml."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

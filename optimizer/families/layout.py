@@ -86,7 +86,7 @@ class Layout:
         return next((part for part in self.parts if part.role == "vae"), None)
 
     @property
-    def read_encoder(self) -> TextEncoder | None:
+    def readable_encoder(self) -> TextEncoder | None:
         """The text encoder that the encoder metric reads, and whose vocabulary tells the pipeline; None if none is."""
         return next((encoder for encoder in self.text_encoders if encoder.readable), None)
 
@@ -148,17 +148,17 @@ class Layout:
             return None
         return next((block for prefix, block in table if name.startswith(prefix)), None)
 
-    def home(self, block: str) -> str:
+    def place_of(self, block: str) -> str:
         """Return the place whose tensors belong to a block whatever the mapping."""
         fixed = (p for p in self.places if all(self.block_of(p, mapping) == block for mapping in self.mappings))
         return next(fixed, next(place for place, own in self.places.items() if own == block))
 
-    def homeless(self) -> tuple[str, ...]:
+    def places_beside_blocks(self) -> tuple[str, ...]:
         """Return the places of the network that are no block's home, such as `time_embed` beside the blocks."""
-        homes = {self.home(block) for block in self.blocks}
-        return tuple(place for place in self.places if place not in homes and self.is_networks(place))
+        homes = {self.place_of(block) for block in self.blocks}
+        return tuple(place for place in self.places if place not in homes and self.in_network(place))
 
-    def is_networks(self, place: str) -> bool:
+    def in_network(self, place: str) -> bool:
         """Whether a place, or a tensor, is the network's by its name's beginning."""
         return part_at(self.parts, place) is self.network
 

@@ -374,7 +374,7 @@ def _mistakes_of_places(entry: _LayoutFile, layout: Layout) -> Iterator[str]:
     if entry.attention is not None:
         for block in layout.attention:
             yield from (f"attention.blocks.{block}: {problem}" for problem in _unknown(block, blocks))
-    if layout.inpainting is not None and not layout.is_networks(layout.inpainting.tensor):
+    if layout.inpainting is not None and not layout.in_network(layout.inpainting.tensor):
         yield f"inpainting.tensor: received {shown(layout.inpainting.tensor)}; must be a tensor of the network"
     yield from _mistakes_of_tools(layout)
 

@@ -16,7 +16,7 @@ _PAIRS = 49152 - 256 - 2
 
 
 def pipeline_folder(name: str) -> Path:
-    """The folder of a pipeline configuration of diffusers' without weights, as `Layout.pipelines` names it."""
+    """The folder of a pipeline configuration of diffusers' without weights, as `TextEncoder.pipelines` names it."""
     return Path(str(resources.files("optimizer.families") / "pipelines" / name))
 
 
@@ -47,7 +47,7 @@ def load_tokenizer(pipeline: Path) -> Any:
 
 
 def stored_part(encoder: Any) -> Any:
-    """The part of a CLIPTextModel whose parameters are called as in checkpoints, behind `Layout.encoder`."""
+    """The part of a CLIPTextModel whose parameters are called as in checkpoints, behind `TextEncoder.model`."""
     return getattr(encoder, "text_model", encoder)  # a part of its own until transformers 5.6
 
 

@@ -91,7 +91,7 @@ def _family_of(nodes: Iterable[_Node]) -> tuple[Layout, ComfyUINodes]:
 def _inputs(layout: Layout, nodes: ComfyUINodes) -> dict[str, tuple[str, ...]]:
     """The inputs of a family's node for each place of the network, in the node's order."""
     behind = len(layout.network.prefix)
-    return {place: nodes.inputs.get(place, (place[behind:],)) for place in layout.places if layout.is_networks(place)}
+    return {place: nodes.inputs.get(place, (place[behind:],)) for place in layout.places if layout.in_network(place)}
 
 
 def _widgets(kind: str) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def recipe_of_steps(
         other_vae = vae is not None and _vae_of(recipe) != {vae: 1.0}
         found.append((len(wrong) + other_vae, recipe, wrong))
     _, recipe, wrong = min(found, key=lambda candidate: candidate[0])
-    serious = [one for one in wrong if one.prefix not in layout.homeless()]
+    serious = [one for one in wrong if one.prefix not in layout.places_beside_blocks()]
     if serious:
         raise RecipeError(
             f"{one.step}: {one.prefix}* has {one.here:g}, and {one.block or 'what no block moves'} {one.there:g}; "
@@ -154,7 +154,7 @@ def _mismatches(steps: Sequence[PlacedStep], layout: Layout, mapping: str) -> li
         for numbers in step.alphas.values():
             for prefix in numbers:
                 block = layout.block_of(prefix, mapping)
-                there = 0.0 if block is None else numbers[layout.home(block)]
+                there = 0.0 if block is None else numbers[layout.place_of(block)]
                 if abs(numbers[prefix] - there) > _EQUAL:
                     found.append(_Mismatch(step.name, prefix, block, numbers[prefix], there))
     return found
@@ -166,7 +166,7 @@ def _recipe(
     made: list[Step] = []
     for step in steps:
         alphas = {
-            symbol: Alpha({block: numbers[layout.home(block)] for block in layout.blocks})
+            symbol: Alpha({block: numbers[layout.place_of(block)] for block in layout.blocks})
             for symbol, numbers in step.alphas.items()
         }
         a, b, c = (step.inputs.get(place, "") for place in "abc")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from optimizer.checkpoints import Checkpoint, open_checkpoint, open_vae, pipeline_of, read_encoder_of, unfit
+from optimizer.checkpoints import Checkpoint, open_checkpoint, open_vae, pipeline_of, readable_encoder_of, unfit
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout, ModelPart, load_tokenizer, pipeline_folder, stored_part
 
@@ -86,7 +86,7 @@ def open_pipeline(
             def dtype(part: ModelPart | None) -> torch.dtype:
                 return torch.float16 if gpu and part is not None and part.float16 else torch.float32
 
-            encoder = read_encoder_of(layout)
+            encoder = readable_encoder_of(layout)
             parts = {
                 "text_encoder": _load_encoder(files["text_encoder"], folder, dtype(encoder)),
                 "unet": _load(UNet2DConditionModel, "unet", files["unet"], folder, dtype(layout.network)),
@@ -144,7 +144,7 @@ def _layout_of(checkpoint: Checkpoint) -> Layout:
     layout = checkpoint.layout
     if layout is None:
         raise CheckpointError(f"{checkpoint.path}: {unfit(checkpoint)}")
-    if layout.read_encoder is None or layout.vae is None:
+    if layout.readable_encoder is None or layout.vae is None:
         raise CheckpointError(
             f"{checkpoint.path}: is {layout.title}; blockfit draws no pictures with it, as its layout names no pipeline"
         )
@@ -159,7 +159,7 @@ def _opened(
     with ExitStack() as stack:
         whole = stack.enter_context(open_checkpoint(checkpoint))
         layout = _layout_of(whole)
-        inpainting, read = layout.inpainting, read_encoder_of(layout)
+        inpainting, read = layout.inpainting, readable_encoder_of(layout)
         if inpainting and whole.tensors[inpainting.tensor].shape[1:2] != (inpainting.channels,):
             raise CheckpointError(
                 f"{checkpoint}: is {whole.kind}; only models with {inpainting.channels} input channels draw "
@@ -272,7 +272,7 @@ def _prefix(file: Checkpoint, part: str) -> str:
     """The beginning of the names of a part's weights; `part` is diffusers' name of it."""
     layout = _layout_of(file)
     if part == "text_encoder":
-        return read_encoder_of(layout).model
+        return readable_encoder_of(layout).model
     named = layout.network if part == "unet" else layout.vae
     assert named is not None
     return named.prefix

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from PIL import Image
 
-from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of, read_encoder_of
+from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of, readable_encoder_of
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
 from optimizer.families import load_tokenizer
 from optimizer.files import atomic_path, check_output, temporary_folder
@@ -436,7 +436,7 @@ def _check_family(path: Path, target: Path, configuration: Path) -> None:
     """Raise CheckpointError unless a model to be merged goes with the target's pipeline, or has no text encoder."""
     layout = drawn_layout(target)
     with open_checkpoint(path, layout=layout) as checkpoint:
-        tokens = read_encoder_of(layout).tokens
+        tokens = readable_encoder_of(layout).tokens
         if tokens in checkpoint.tensors and (found := pipeline_of(checkpoint, layout)) != configuration:
             raise CheckpointError(
                 f"{path}: goes with the pipeline {found.name}, but {target} with {configuration.name}; all of a sheet "

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, pipeline_of, read_encoder_of
+from optimizer.checkpoints import Checkpoint, pipeline_of, readable_encoder_of
 from optimizer.errors import CheckpointError, InputError
 from optimizer.families import Layout, load_tokenizer, stored_part
 from optimizer.files import read_text
@@ -110,7 +110,7 @@ class EncoderMetric:
         pipeline = pipeline_of(comparison.target, layout)
         prompts = comparison.prompts or shipped_prompts(comparison.target, layout)
         files = (comparison.target, *comparison.sources.values())
-        encoder = read_encoder_of(layout)
+        encoder = readable_encoder_of(layout)
         if not any(encoder.tokens in source.tensors for source in comparison.sources.values()):
             raise CheckpointError(
                 f"{source.path}: has no {encoder.title}: tensor {encoder.tokens!r} is missing"

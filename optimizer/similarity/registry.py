@@ -64,7 +64,7 @@ def _with_attention(layout: Layout) -> tuple[str, ...]:
 
 
 def _text_encoder(layout: Layout) -> tuple[str, ...]:
-    return () if layout.read_encoder is None else (layout.read_encoder.block,)
+    return () if layout.readable_encoder is None else (layout.readable_encoder.block,)
 
 
 def _from_statistics(kind: Callable[[Statistics, Sequence[Group], tuple[str, ...]], Metric]) -> Callable[..., Metric]:

@@ -155,7 +155,7 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
         for name in ("prompts", "clip_skip")
         if not reading and name in entry.model_fields_set
     ]
-    encoder = recipe.layout.read_encoder
+    encoder = recipe.layout.readable_encoder
     layers = 1 if encoder is None or encoder.layers is None else encoder.layers
     if not 1 <= entry.clip_skip <= layers:
         received = shown(entry.clip_skip)

@@ -77,7 +77,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         config = CLIPTextConfig.from_pretrained(pipeline / "text_encoder", local_files_only=True)
         model = stored_part(CLIPTextModel(config)).eval()
         weights = {
-            name: comparison.reference.tensor(planted.layout.read_encoder.model + name).float()
+            name: comparison.reference.tensor(planted.layout.readable_encoder.model + name).float()
             for name in model.state_dict()
         }
         model.load_state_dict(weights)
@@ -108,7 +108,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         said = forward()
         model.load_state_dict(
             {
-                name: comparison.target.tensor(planted.layout.read_encoder.model + name).float()
+                name: comparison.target.tensor(planted.layout.readable_encoder.model + name).float()
                 for name in model.state_dict()
             }
         )

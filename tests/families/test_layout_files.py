@@ -139,5 +139,5 @@ def test_places_of_stable_diffusion():
     homes |= {f"IN{n:02}": f"{unet}input_blocks.{n}." for n in range(12)}
     homes |= {f"OUT{n:02}": f"{unet}output_blocks.{n}." for n in range(12)}
 
-    assert {block: layout.home(block) for block in layout.blocks} == homes
-    assert layout.homeless() == (f"{unet}time_embed.", f"{unet}out.")
+    assert {block: layout.place_of(block) for block in layout.blocks} == homes
+    assert layout.places_beside_blocks() == (f"{unet}time_embed.", f"{unet}out.")

@@ -130,7 +130,7 @@ def _add_merge(
     own: _Ratios = {}
     others: _Ratios = {}
     for place, ratio in ratios.items():
-        if layout.is_networks(place):
+        if layout.in_network(place):
             usual = place.removeprefix(layout.network.prefix)
             for name in nodes.inputs.get(place, (usual,)):
                 (own if name == usual else others)[name] = ratio
