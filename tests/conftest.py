@@ -1,5 +1,6 @@
 """Fixtures that every part of the tests shares: tiny checkpoints with the topology of Stable Diffusion 1.x."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from browser import chromium, opened_browser
+from hypothesis import settings
 from planted import finished_study, pool, write_study  # noqa: F401 - fixtures
 from postgresql import Server, programs
 from safetensors.torch import save_file
@@ -22,6 +24,28 @@ if TYPE_CHECKING:
 # What a shell starts in the background ignores Ctrl-C, and so would the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Nothing may depend on how busy a machine is. "nightly" draws ten times as many examples for every property, those that
+# give a number of their own included.
+settings.register_profile("ci", deadline=None)
+settings.register_profile("nightly", deadline=None, max_examples=10 * settings().max_examples)
+_PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(_PROFILE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Draw ten times as many examples in the profile "nightly"."""
+    if _PROFILE != "nightly":
+        return
+    seen = set()
+    for item in items:
+        test = getattr(getattr(item, "obj", None), "__func__", getattr(item, "obj", None))
+        given = getattr(test, "_hypothesis_internal_use_settings", None)
+        if given is not None and given is not settings.default and test not in seen:
+            seen.add(test)
+            more = settings(given, max_examples=10 * given.max_examples)
+            test._hypothesis_internal_use_settings = more  # type: ignore[union-attr]
+
 
 _ATTENTION_BLOCKS = (
     *(f"input_blocks.{n}" for n in (1, 2, 4, 5, 7, 8)),
@@ -169,6 +193,22 @@ def browser() -> "Iterator[Browser]":
         pytest.skip("no Chromium is installed (Debian: chromium)")
     with opened_browser() as running:
         yield running
+
+
+@pytest.fixture
+def blockfit(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command with these arguments in this process; give its exit code and what it wrote, as of a process."""
+    from optimizer.cli import main
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        written = capsys.readouterr()
+        code = int(left.value.code or 0)
+        return subprocess.CompletedProcess(arguments, code, written.out, written.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

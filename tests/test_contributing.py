@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from optimizer.checkpoints import open_checkpoint
 from optimizer.interchange import EXPORTS, Export, export_recipe
 from optimizer.recipes import load_recipe
 from optimizer.similarity import METRICS, MetricKind, compare
@@ -60,6 +61,27 @@ def test_metric(registered):
 
     assert names
     expected = 1 - distance(candidate, target) / distance(target, base)
+    assert found == pytest.approx({"OUT03": float(expected)}, abs=1e-9)
+
+
+def test_kind_of_checkpoint(examples):
+    """The checkpoint of the example is compared as a file with the means of both files' tensors would be."""
+    files = {name: DEMO / f"models/{name}.safetensors" for name in ("base", "slanted", "bold")}
+    base, slanted, bold = (load_file(path) for path in files.values())
+    target = load_file(DEMO / "target.safetensors")
+    with open_checkpoint(files["slanted"]) as one, open_checkpoint(files["bold"]) as other:
+        mean = examples["Mean"](one, other)
+        found = compare(mean, DEMO / "target.safetensors", metric="delta", blocks="OUT03", base=files["base"])
+
+    names = [
+        name
+        for name in target
+        if name.startswith("model.diffusion_model.output_blocks.3.") and name.endswith(("weight", "bias"))
+    ]
+    towards = torch.cat([(target[name].double() - base[name].double()).flatten() for name in names])
+    halves = [((slanted[name].float() + bold[name].float()) / 2).half().double() for name in names]
+    moved = torch.cat([(half - base[name].double()).flatten() for half, name in zip(halves, names, strict=True)])
+    expected = torch.nn.functional.cosine_similarity(moved, towards, dim=0)
     assert found == pytest.approx({"OUT03": float(expected)}, abs=1e-9)
 
 

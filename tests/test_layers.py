@@ -1,6 +1,7 @@
 """Folders are rooms: imports between them point one way, no room is a hall, and each shows what others use of it."""
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -49,6 +50,7 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
 def imports_in(path):
     """Every import of a module, wherever in it: (module, name), the name None for `import module`."""
     found = []
@@ -236,6 +238,40 @@ def test_libraries(room, libraries):
     for module in in_room(room):
         wrong = {source for source, _ in IMPORTS[module] if source.split(".")[0] in libraries}
         assert not wrong, f"{module} imports {wrong}"
+
+
+# What reads files, which checkpoints.reading alone puts behind the protocol.
+CONCRETE = {"Checkpoint", "FileReader", "HeldFile", "SelectedTensors", "StoredTensorInfo", "TorchFile"}
+# What of checkpoints works with any source.
+FOR_ANY_SOURCE = {"configuration", "naming", "prediction", "recognition", "source", "zero_tensors", "zeros"}
+
+
+def test_sources_are_known_by_their_protocol():
+    """Nothing outside their room, and nothing in it that works with any source, imports a class that reads files."""
+    defined = {
+        node.name
+        for module in in_room("checkpoints")
+        for node in ast.walk(ast.parse(file_of(module).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert defined > CONCRETE
+    for module, found in IMPORTS.items():
+        name = module.removeprefix("optimizer.checkpoints.")
+        if name == module or name in FOR_ANY_SOURCE:
+            wrong = {name for source, name in found if name in CONCRETE or source.split(".")[0] == "safetensors"}
+            assert not wrong, f"{module} imports {wrong}"
+    for room in ("similarity", "merging", "recipes", "pictures", "library"):
+        for module in in_room(room):
+            past = {source for source, _ in IMPORTS[module] if source.startswith("optimizer.checkpoints.")}
+            assert not past, f"{module} imports {past} past the room's front"
+            assert ("io", "FileIO") not in IMPORTS[module]
+            assert not {"mmap"} & {source for source, _ in IMPORTS[module]}
+
+
+def file_of(module):
+    """The file of a module."""
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def test_exports_open_no_checkpoint():

@@ -1,12 +1,19 @@
-"""Tensors in and out: lazy reading of checkpoints, what kind a file is, streaming atomic writing."""
+"""Tensors in and out, behind one protocol, `TensorSource`: lazy reading, kinds of files, streaming atomic writing."""
 
 from optimizer.checkpoints.configuration import pipeline_of, readable_encoder_of
-from optimizer.checkpoints.element_reader import ElementReader
 from optimizer.checkpoints.kinds import FileKind
 from optimizer.checkpoints.open_file import FileState
 from optimizer.checkpoints.other_files import STATISTICS, kind_of_folder, kind_of_other_file
 from optimizer.checkpoints.prediction import Prediction, read_prediction, usual_schedule
-from optimizer.checkpoints.reading import Checkpoint, TensorInfo, check_unchanged, open_checkpoint, raw_bytes, unfit
+from optimizer.checkpoints.reading import as_source, open_checkpoint, raw_bytes, unfit
+from optimizer.checkpoints.source import (
+    BaseSource,
+    ElementReader,
+    TensorInfo,
+    TensorSource,
+    WholeTensorReader,
+    check_unchanged,
+)
 from optimizer.checkpoints.vae import open_vae, without_vae
 from optimizer.checkpoints.writing import SafetensorsWriter, TensorSpec, safetensors_writer, write_safetensors
 from optimizer.checkpoints.zero_tensors import ZeroTensors
@@ -14,15 +21,18 @@ from optimizer.checkpoints.zeros import is_zero, zeros_at_end
 
 __all__ = [
     "STATISTICS",
-    "Checkpoint",
+    "BaseSource",
     "ElementReader",
     "FileKind",
     "FileState",
     "Prediction",
     "SafetensorsWriter",
     "TensorInfo",
+    "TensorSource",
     "TensorSpec",
+    "WholeTensorReader",
     "ZeroTensors",
+    "as_source",
     "check_unchanged",
     "is_zero",
     "kind_of_folder",

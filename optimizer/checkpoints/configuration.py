@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from optimizer.checkpoints.reading import Checkpoint
+from optimizer.checkpoints.source import TensorSource
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout, TextEncoder, pipeline_folder
 
@@ -16,7 +16,7 @@ def readable_encoder_of(layout: Layout) -> TextEncoder:
     return layout.readable_encoder
 
 
-def pipeline_of(checkpoint: Checkpoint, layout: Layout) -> Path:
+def pipeline_of(source: TensorSource, layout: Layout) -> Path:
     """Return the folder of the pipeline configuration that a checkpoint of this layout goes with.
 
     The vocabulary of its text encoder decides. Raises CheckpointError if it has no text encoder, or one with an unknown
@@ -25,12 +25,12 @@ def pipeline_of(checkpoint: Checkpoint, layout: Layout) -> Path:
     encoder = readable_encoder_of(layout)
     pipelines, tokens = encoder.pipelines or {}, encoder.tokens or ""
     known = ", ".join(f"{count:,} ({pipeline.name})" for count, pipeline in pipelines.items())
-    embedding = checkpoint.tensors.get(tokens)
+    embedding = source.tensors.get(tokens)
     if embedding is None:
-        raise CheckpointError(f"{checkpoint.path}: has no {encoder.title}: tensor {tokens!r} is missing")
+        raise CheckpointError(f"{source.label}: has no {encoder.title}: tensor {tokens!r} is missing")
     if embedding.shape[0] not in pipelines:
         raise CheckpointError(
-            f"{checkpoint.path}: the text encoder has {embedding.shape[0]:,} tokens; {layout.name} knows "
+            f"{source.label}: the text encoder has {embedding.shape[0]:,} tokens; {layout.name} knows "
             f"tokenizers of {known}"
         )
     return pipeline_folder(pipelines[embedding.shape[0]].name)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optimizer.checkpoints.reading import Checkpoint
+from optimizer.checkpoints.source import TensorSource
 from optimizer.families import Layout
 
 __all__ = ["Prediction", "read_prediction", "usual_schedule"]
@@ -112,7 +112,7 @@ class Prediction:
         return zero, sorted((name, number) for name, number in self.markers.items() if name not in ("v_pred", "ztsnr"))
 
 
-def read_prediction(checkpoint: Checkpoint, layout: Layout) -> Prediction:
+def read_prediction(checkpoint: TensorSource, layout: Layout) -> Prediction:
     """What `checkpoint` says of its sampling; its schedule is the layout's if the file holds none that can be used."""
     markers = {name: _number(checkpoint, name) for name in layout.markers if name in checkpoint.tensors}
     told = tuple(_told(checkpoint.metadata))
@@ -155,12 +155,12 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")[1:-1]
 
 
-def _number(checkpoint: Checkpoint, name: str) -> float | None:
+def _number(checkpoint: TensorSource, name: str) -> float | None:
     tensor = checkpoint.tensor(name)
     return float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else None
 
 
-def _stored_schedule(checkpoint: Checkpoint) -> torch.Tensor | None:
+def _stored_schedule(checkpoint: TensorSource) -> torch.Tensor | None:
     for name in ("alphas_cumprod", "betas"):
         info = checkpoint.tensors.get(name)
         if info is None or len(info.shape) != 1 or not 0 < info.shape[0] <= _MOST_STEPS:

@@ -11,34 +11,30 @@ none of them grows the process.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Self
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from optimizer.checkpoints.file_reader import FileReader, StoredTensorInfo
 from optimizer.checkpoints.header import MOST_TENSORS, SAFETENSORS_HEADER_LIMIT, read_header
-from optimizer.checkpoints.kinds import FileKind, kind_of, shown_name
+from optimizer.checkpoints.kinds import FileKind, kind_of
+from optimizer.checkpoints.naming import named_tensors
 from optimizer.checkpoints.open_file import FileState, HeldFile
 from optimizer.checkpoints.other_files import kind_of_folder, kind_of_other_file
 from optimizer.checkpoints.pickles import LEFT_OUT, StoredTensor, Unreadable
+from optimizer.checkpoints.recognition import describe_misfit, kind_and_layout, layout_of
+from optimizer.checkpoints.source import BaseSource, TensorSource
 from optimizer.checkpoints.torch_files import TorchFile, read_torch_pickles, read_torch_zip
 from optimizer.errors import CheckpointError
-from optimizer.families import Layout, detect_layout, layout_names, load_layout
+from optimizer.families import Layout, layout_names, load_layout
 from optimizer.files import CHECKPOINT_SUFFIXES, is_folder, missing_file
 
-__all__ = [
-    "CHECKPOINT_SUFFIXES",
-    "Checkpoint",
-    "TensorInfo",
-    "check_unchanged",
-    "open_checkpoint",
-    "raw_bytes",
-    "unfit",
-]
+__all__ = ["CHECKPOINT_SUFFIXES", "Checkpoint", "as_source", "open_checkpoint", "raw_bytes", "unfit"]
 
 SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
@@ -67,21 +63,6 @@ _MOST_WRAPPERS = 8  # mappings around one another, the tensors in the innermost
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """What a checkpoint says about one tensor without reading it.
-
-    `offset` is where in the file its data begin, in bytes, if they lie there in one piece, row after row and little
-    endian; None where that is not known.
-    """
-
-    name: str
-    stored_name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int | None = None
-
-
-@dataclass(frozen=True)
 class _Contents:
     """What one kind of file holds: tensors by their stored names, in file order, and a way to read one."""
 
@@ -89,48 +70,57 @@ class _Contents:
     format: str
     mapped: bool
     metadata: Mapping[str, str]
-    tensors: tuple[TensorInfo, ...]
+    tensors: tuple[StoredTensorInfo, ...]
     read: Callable[[str], torch.Tensor]
 
 
-class Checkpoint:
-    """A checkpoint file whose tensors are read when asked for; made by `open_checkpoint`.
+class Checkpoint(BaseSource):
+    """The tensors of one checkpoint file, read when asked for; made by `open_checkpoint`.
 
-    `tensors` maps canonical names to what is known without reading, in file order. `kind` is what the file is by its
-    names and shapes, None if that is not known; `layout` is None if no known layout fits, and names are then as stored.
-    `format` is `safetensors`, `torch zip` or `torch legacy`; `mapped` says that tensor data stays in the file until it
-    is used. `state` is what the file was like when it was opened. `passed_over` are the stored names of tensors that
-    the file holds once more under the layout's own names, with other values: these are read, as every tool does.
-
-    Several threads may call `tensor` at once. A tensor may share its memory with the mapped file, so it must not be
-    changed in place; while one is in use, its file stays mapped even after `close`.
+    `format` is `safetensors`, `torch zip` or `torch legacy`. `mapped` says that tensors share memory with the file,
+    which then stays mapped while one of them is in use, even after `close`.
 
         with open_checkpoint(Path("model.safetensors")) as checkpoint:
             for name in checkpoint.tensors:
                 print(name, checkpoint.tensor(name).float().norm())
     """
 
+    path: Path
+    state: FileState
+    tensors: Mapping[str, StoredTensorInfo]
+
     def __init__(self, path: Path, contents: _Contents, layout: Layout | None, kind: FileKind | None = None) -> None:
         self.path = path
+        self.label, self.name = str(path), path.name
         self.layout = layout
         self.kind = kind
         self.format = contents.format
         self.mapped = contents.mapped
         self.metadata = MappingProxyType(dict(contents.metadata))
-        self.state: FileState = contents.file.state
+        self.state = contents.file.state
+        self.size = contents.file.state.size
         self._contents: _Contents | None = contents
-        self.passed_over: tuple[str, ...] = ()
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._canonical(contents.tensors))
+        tensors, self.passed_over = named_tensors(self.label, contents.tensors, layout, self._equal)
+        self.tensors = MappingProxyType(tensors)
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return the elements `start` to `stop`, as `TensorSource.read` says; of a mapped file without a copy."""
+        return self.tensor(name).reshape(-1)[start:stop]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor with canonical `name`: contiguous, on the CPU, of the dtype stored. Not kept.
+        """Return the tensor with canonical `name`: contiguous, on the CPU, of the dtype stored; it is not kept.
 
         Its shape is as stored, but for convolutions of one pixel that a tool has stored as matrices.
 
-        Raises KeyError if there is none of this name, ValueError if the checkpoint was closed, CheckpointError if its
-        file is mapped and was written to or cut short since it was opened.
+        Raises KeyError for an unknown name, ValueError if the checkpoint was closed, CheckpointError if its file is
+        mapped and was written to or cut short since it was opened.
         """
         return self._stored(self.tensors[name])
+
+    def reader(self, buffer: torch.Tensor) -> FileReader:
+        """Return a reader for one thread, which reads the file into `buffer` instead of mapping it."""
+        self._opened()
+        return FileReader(self.path, self.state, self.tensors, self.tensor, buffer)
 
     def check_intact(self) -> None:
         """Raise CheckpointError if tensors read so far may be wrong: the mapped file was written to or cut short.
@@ -142,34 +132,12 @@ class Checkpoint:
             contents.file.check_intact()
 
     def fate(self) -> str | None:
-        """What became of the file since it was opened, "was replaced by another file" or the like; None if nothing."""
+        """Return how the file changed since it was opened, "was replaced by another file" or the like, or None."""
         return self._opened().file.fate()
-
-    def selected(self, names: Mapping[str, str], layout: Layout | None = None) -> "Checkpoint":
-        """Some tensors of the same file under other names, {new name: name here}; has to be closed itself.
-
-        The new names are those of `layout` (default: this checkpoint's).
-        Raises KeyError if there is no tensor of a name, ValueError if the checkpoint was closed.
-        """
-        layout = layout or self.layout
-        tensors = tuple(_called(self.tensors[name], new, layout) for new, name in names.items())
-        return Checkpoint(self.path, replace(self._opened(), tensors=tensors), layout, self.kind)
 
     def close(self) -> None:
         """Let go of the file. Tensors already read stay valid."""
         self._contents = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        layout = self.layout.name if self.layout else "unknown layout"
-        return f"<Checkpoint {self.path}: {layout}, {len(self.tensors)} tensors, {self.format}>"
 
     def _opened(self) -> _Contents:
         # Taken once: another thread may close the checkpoint between a test and the use.
@@ -178,38 +146,21 @@ class Checkpoint:
             raise ValueError(f"{self.path}: the checkpoint was closed")
         return contents
 
-    def _stored(self, info: TensorInfo) -> torch.Tensor:
+    def _stored(self, info: StoredTensorInfo) -> torch.Tensor:
         contents = self._opened()
         if contents.mapped:
             # Not the whole way to safety: a file that is cut short between this and the use still ends the process.
             contents.file.check_intact()
         return contents.read(info.stored_name).reshape(info.shape)
 
-    def _canonical(self, stored: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
-        tensors: dict[str, TensorInfo] = {}
-        for info in stored:
-            first = tensors.setdefault(info.name, info)
-            if first is info or self._equal(first, info):
-                continue
-            own, second = (first, info) if first.stored_name == first.name else (info, first)
-            yields = self.layout is not None and self.layout.yields(second.stored_name)
-            if own.stored_name != own.name or not yields:
-                raise CheckpointError(
-                    f"{self.path}: {first.stored_name!r} and {info.stored_name!r} are two spellings of one tensor, "
-                    "but their values differ; remove one of them"
-                )
-            tensors[own.name] = own
-            self.passed_over += (second.stored_name,)
-        return tensors
-
-    def _equal(self, one: TensorInfo, other: TensorInfo) -> bool:
+    def _equal(self, one: StoredTensorInfo, other: StoredTensorInfo) -> bool:
         return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
             raw_bytes(self._stored(one)), raw_bytes(self._stored(other))
         )
 
 
-def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
-    """Open the checkpoint at `path` without reading tensor data.
+def open_checkpoint(path: Path | str, *, layout: Layout | None = None) -> TensorSource:
+    """Open the checkpoint at `path` without reading tensor data: the one place where a path becomes a source.
 
     With `layout` the file must have that layout; without, it is looked for, and may be unknown.
 
@@ -222,42 +173,39 @@ def open_checkpoint(path: Path, *, layout: Layout | None = None) -> Checkpoint:
         contents = _contents(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    kind = _kind(path, contents)
-    stored_names = [info.stored_name for info in contents.tensors]
+    shapes = {info.stored_name: info.shape for info in contents.tensors}
+    kind, found = kind_and_layout(shapes, contents.metadata, file_name=path.name)
     if layout is None:
-        layout = _layout_of(kind, stored_names)
-    elif _layout_of(kind, stored_names, layout) is None:
-        raise CheckpointError(f"{path}: {_unfit(kind, stored_names, (layout,))}")
-    if layout is not None:
-        named = tuple(_called(info, layout.canonical(info.stored_name), layout) for info in contents.tensors)
-        contents = replace(contents, tensors=named)
+        layout = found
+    elif layout_of(kind, list(shapes), layout) is None:
+        raise CheckpointError(f"{path}: {describe_misfit(kind, list(shapes), (layout,))}")
     return Checkpoint(path, contents, layout, kind)
 
 
-def unfit(checkpoint: Checkpoint) -> str:
-    """Return what a checkpoint without a layout is instead, and what would be right, to be said after its name."""
-    known = tuple(load_layout(name) for name in layout_names())
-    return _unfit(checkpoint.kind, list(checkpoint.tensors), known)
+@contextmanager
+def as_source(given: Path | str | TensorSource, *, layout: Layout | None = None) -> Iterator[TensorSource]:
+    """Give the source that `given` is, left open at the end, or that lies at this path, closed at the end.
 
-
-def check_unchanged(checkpoints: Iterable[Checkpoint]) -> None:
-    """Raise CheckpointError, a line for each of them, if files are no longer there as they were when they were opened.
-
-    For what was read in one pass, by whatever way, and is worth nothing if a file changed in between.
+    With `layout` it must have that layout. Raises CheckpointError as `open_checkpoint` does.
     """
-    found = {checkpoint.path: checkpoint.fate() for checkpoint in checkpoints}
-    if problems := [f"{path}: {fate} while it was being read; run again" for path, fate in found.items() if fate]:
-        raise CheckpointError(problems)
+    if isinstance(given, Path | str):
+        with open_checkpoint(Path(given), layout=layout) as opened:
+            yield opened
+        return
+    if layout is not None and (given.layout is None or given.layout.name != layout.name):
+        raise CheckpointError(f"{given.label}: {describe_misfit(given.kind, list(given.tensors), (layout,))}")
+    yield given
+
+
+def unfit(source: TensorSource) -> str:
+    """Return the predicate for a source without a layout: its kind, and what would be right."""
+    known = tuple(load_layout(name) for name in layout_names())
+    return describe_misfit(source.kind, list(source.tensors), known)
 
 
 def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The data of `tensor` as stored in memory: uint8 [bytes], a view where `tensor` is contiguous on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _called(info: TensorInfo, name: str, layout: Layout | None) -> TensorInfo:
-    """The same tensor under another name, in the shape that `layout` has for it."""
-    return replace(info, name=name, shape=info.shape if layout is None else layout.shape_of(name, info.shape))
 
 
 def _contents(path: Path) -> _Contents:
@@ -303,43 +251,6 @@ def _is_a(kind: FileKind) -> str:
     return f"is {kind}{f'; {kind.advice}' if kind.advice else ''}"
 
 
-def _kind(path: Path, contents: _Contents) -> FileKind | None:
-    shapes = {info.stored_name: info.shape for info in contents.tensors}
-    return kind_of(shapes, metadata=contents.metadata, file_name=path.name)
-
-
-def _layout_of(kind: FileKind | None, stored_names: Sequence[str], wanted: Layout | None = None) -> Layout | None:
-    """The layout of a file of this kind with these names, if it is `wanted` or, by default, any that is known."""
-    if kind is None:
-        known = detect_layout(stored_names) if wanted is None else wanted
-    else:
-        known = load_layout(kind.layout) if kind.layout in layout_names() else None
-    if known is None or (wanted is not None and known.name != wanted.name):
-        return None
-    return known if known.missing({known.canonical(name) for name in stored_names}) is None else None
-
-
-def _unfit(kind: FileKind | None, stored_names: Sequence[str], wanted: Sequence[Layout]) -> str:
-    """What a file is that has none of the layouts `wanted`, and what would be right."""
-    needed = " or ".join(f"{layout.title} (layout {layout.name})" for layout in wanted)
-    own = next((layout for layout in wanted if kind is not None and kind.layout == layout.name), None)
-    reasons = {layout.name: layout.missing({layout.canonical(name) for name in stored_names}) for layout in wanted}
-    if kind is None:
-        first = ", ".join(map(shown_name, stored_names[:2])) + (" ..." if len(stored_names) > 2 else "")
-        why = reasons[wanted[0].name] if len(wanted) == 1 else None
-        return f"is none of the kinds of file that blockfit knows (holds {first}); must be a checkpoint of {needed}" + (
-            f", but it {why}" if why else ""
-        )
-    why = reasons[own.name] if own is not None and kind.whole else None
-    if own is not None and why is not None:
-        if kind.misnamed:
-            return f"is {kind}; {kind.advice}"
-        # It is of the right family by its UNet.
-        needed = f"whole and of no other family (layout {own.name})"
-        return "; ".join(part for part in (f"is {kind}, but {why}; must be {needed}", kind.advice) if part)
-    return "; ".join(part for part in (f"is {kind}", f"must be a checkpoint of {needed}", kind.advice) if part)
-
-
 def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
     path = held.path
     header = read_header(path, length, held.state.size)
@@ -355,8 +266,7 @@ def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: broken safetensors header: {_first_line(error)}") from error
     tensors = tuple(
-        TensorInfo(one.name, one.name, SAFETENSORS_DTYPES[one.dtype], one.shape, offset=one.begin)
-        for one in header.tensors
+        StoredTensorInfo(one.name, SAFETENSORS_DTYPES[one.dtype], one.shape, offset=one.begin) for one in header.tensors
     )
     return _Contents(held, "safetensors", True, header.metadata, tensors, opened.get_tensor)
 
@@ -384,7 +294,7 @@ def _torch_contents(held: HeldFile, kind: str, read: Callable[[Path, int], Torch
             shape = list(value.shape)
             raise CheckpointError(f"{path}: {name!r} has shape {shape}, but only a few of its elements are stored")
     infos = tuple(
-        TensorInfo(name, name, value.dtype, value.shape, file.offset(value)) for name, value in tensors.items()
+        StoredTensorInfo(name, value.dtype, value.shape, offset=file.offset(value)) for name, value in tensors.items()
     )
     return _Contents(held, kind, file.mapped, {}, infos, lambda name: file.tensor(tensors[name]))
 

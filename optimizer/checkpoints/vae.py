@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from optimizer.checkpoints.reading import Checkpoint, open_checkpoint
+from optimizer.checkpoints.reading import open_checkpoint
+from optimizer.checkpoints.selection import SelectedTensors
+from optimizer.checkpoints.source import TensorSource
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout, ModelPart
 
@@ -14,7 +17,7 @@ _DIFFUSERS = re.compile(r"(encoder|decoder)\.(down_blocks|up_blocks|mid_block)\.
 _MOST_PROBLEMS = 8
 
 
-def open_vae(path: Path, layout: Layout, sources: Sequence[Checkpoint]) -> Checkpoint:
+def open_vae(path: Path, layout: Layout, sources: Sequence[TensorSource]) -> TensorSource:
     """The VAE in the file `path`, under the names that a checkpoint of `layout` has for it, and nothing else.
 
     The file is a whole checkpoint of this layout, or a VAE alone in LDM names. Its tensors must be those, in name and
@@ -24,7 +27,8 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[Checkpoint]) -> Check
     vae = layout.vae
     if vae is None:
         raise CheckpointError(f"{path}: checkpoints of {layout.title} have no VAE, so none can be baked in")
-    with open_checkpoint(path) as whole:
+    with ExitStack() as stack:
+        whole = stack.enter_context(open_checkpoint(path))
         names = _names(whole, layout, vae)
         found = {name: whole.tensors[stored] for name, stored in names.items()}
         shapes = {name: layout.shape_of(name, info.shape) for name, info in found.items()}
@@ -37,20 +41,21 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[Checkpoint]) -> Check
         if problems:
             more = len(problems) - _MOST_PROBLEMS
             raise CheckpointError(problems[:_MOST_PROBLEMS] + ([f"{path}: ... and {more} more"] if more > 0 else []))
-        return whole.selected(names, layout)
+        stack.pop_all()
+        return SelectedTensors(whole, names, layout, owning=True)
 
 
-def without_vae(checkpoint: Checkpoint) -> Checkpoint:
-    """The same checkpoint as if it had no VAE; has to be closed itself."""
-    assert checkpoint.layout is not None
-    vae = checkpoint.layout.vae
+def without_vae(source: TensorSource) -> TensorSource:
+    """Return the tensors of a source that has a layout, but for its VAE's; closing them does not close the source."""
+    assert source.layout is not None
+    vae = source.layout.vae
     prefixes = () if vae is None else (vae.prefix,)
-    return checkpoint.selected({name: name for name in checkpoint.tensors if not name.startswith(prefixes)})
+    return SelectedTensors(source, {name: name for name in source.tensors if not name.startswith(prefixes)})
 
 
-def _names(whole: Checkpoint, layout: Layout, vae: ModelPart) -> dict[str, str]:
+def _names(whole: TensorSource, layout: Layout, vae: ModelPart) -> dict[str, str]:
     """The VAE's tensors in this file: {name in a checkpoint: name in this file}."""
-    path, prefix = whole.path, vae.prefix
+    path, prefix = whole.label, vae.prefix
     beginning = layout.network.prefix or layout.requires[0]
     if any(name.startswith(beginning) for name in whole.tensors) and whole.layout != layout:
         kind = whole.kind or "a checkpoint of another family"
@@ -83,15 +88,15 @@ def _differences(
     vae: ModelPart,
     found: Mapping[str, tuple[int, ...]],
     names: Mapping[str, str],
-    sources: Sequence[Checkpoint],
+    sources: Sequence[TensorSource],
 ) -> list[str]:
     """What the VAE's tensors, by name with their shapes, have to be to go with the VAEs of `sources`."""
     prefix = vae.prefix
-    wanted: dict[str, tuple[tuple[int, ...], Path]] = {}
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {}
     for source in sources:
         for name, info in source.tensors.items():
             if name.startswith(prefix) and name.removeprefix(prefix).startswith(vae.sections):
-                wanted.setdefault(name, (info.shape, source.path))
+                wanted.setdefault(name, (info.shape, source.label))
     if not wanted:
         missing = [end for end in vae.needs if prefix + end not in found]
         return [f"{path}: tensor {end!r} is missing; the VAE is not complete" for end in missing]

@@ -7,7 +7,7 @@ by whom it is zero and by whom not, and told for each file once.
 import warnings
 from collections.abc import Iterable, Iterator
 
-from optimizer.checkpoints.reading import Checkpoint
+from optimizer.checkpoints.source import TensorSource
 from optimizer.checkpoints.zeros import is_zero, zeros_at_end
 from optimizer.errors import BlockfitWarning
 
@@ -18,47 +18,47 @@ class ZeroTensors:
     """What is known of which inputs hold zeros, by tensor name; several threads may note at once."""
 
     def __init__(self) -> None:
-        self._zero: dict[str, dict[Checkpoint, bool]] = {}
-        self._told: set[tuple[Checkpoint, str]] = set()
+        self._zero: dict[str, dict[TensorSource, bool]] = {}
+        self._told: set[tuple[TensorSource, str]] = set()
 
-    def note(self, name: str, checkpoint: Checkpoint, *, zero: bool) -> None:
-        """Note whether the tensor `name` of `checkpoint` holds nothing but zeros."""
-        self._zero.setdefault(name, {})[checkpoint] = zero
+    def note(self, name: str, source: TensorSource, *, zero: bool) -> None:
+        """Note whether the tensor `name` of `source` holds nothing but zeros."""
+        self._zero.setdefault(name, {})[source] = zero
 
-    def compare_with(self, inputs: Iterable[Checkpoint]) -> None:
+    def compare_with(self, inputs: Iterable[TensorSource]) -> None:
         """Look into `inputs` for the tensors that are zero wherever they were read; it reads no others."""
         among = list(inputs)
         for name, known in self._zero.items():
-            for checkpoint in among if all(known.values()) else ():
-                if name in checkpoint.tensors and checkpoint not in known:
-                    known[checkpoint] = is_zero(checkpoint.tensor(name))
-                    if not known[checkpoint]:
+            for source in among if all(known.values()) else ():
+                if name in source.tensors and source not in known:
+                    known[source] = is_zero(source.tensor(name))
+                    if not known[source]:
                         break
 
     def warn(self) -> None:
         """Give a BlockfitWarning for each file with tensors of zeros that another holds numbers in, each once."""
-        found: dict[Checkpoint, list[str]] = {}
-        for name, checkpoint in self._alone():
-            if (checkpoint, name) not in self._told:
-                self._told.add((checkpoint, name))
-                found.setdefault(checkpoint, []).append(name)
-        for checkpoint, names in found.items():
+        found: dict[TensorSource, list[str]] = {}
+        for name, source in self._alone():
+            if (source, name) not in self._told:
+                self._told.add((source, name))
+                found.setdefault(source, []).append(name)
+        for source, names in found.items():
             several = f"{len(names)} tensors hold" if len(names) > 1 else "a tensor holds"
-            end = set(names) & set(zeros_at_end(checkpoint))
+            end = set(names) & set(zeros_at_end(source))
             cause = (
                 "they reach to the end of the file, so its download was probably broken off"
                 if end
                 else "the file is probably damaged"
             )
             warnings.warn(
-                f"{checkpoint.path}: {several} nothing but zeros where other inputs hold numbers, {names[0]!r} first; "
+                f"{source.label}: {several} nothing but zeros where other inputs hold numbers, {names[0]!r} first; "
                 f"{cause}: download it again",
                 BlockfitWarning,
                 stacklevel=2,
             )
 
-    def _alone(self) -> Iterator[tuple[str, Checkpoint]]:
+    def _alone(self) -> Iterator[tuple[str, TensorSource]]:
         """The tensors with the inputs that hold zeros where others do not."""
         for name, known in self._zero.items():
             if not all(known.values()):
-                yield from ((name, checkpoint) for checkpoint, zero in known.items() if zero)
+                yield from ((name, source) for source, zero in known.items() if zero)

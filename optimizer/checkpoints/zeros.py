@@ -2,7 +2,7 @@
 
 import torch
 
-from optimizer.checkpoints.reading import Checkpoint
+from optimizer.checkpoints.source import TensorSource
 
 __all__ = ["is_zero", "zeros_at_end"]
 
@@ -19,17 +19,18 @@ def is_zero(tensor: torch.Tensor) -> bool:
     return not bool(flat[:_FIRST].any()) and not bool(flat.any())
 
 
-def zeros_at_end(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The tensors, from the last in the file backwards, that hold nothing but zeros, if there is a matrix among them.
+def zeros_at_end(source: TensorSource) -> tuple[str, ...]:
+    """Return the tensors, from the last in the file backwards, that hold nothing but zeros, if one of them is a matrix.
 
-    Floating-point ones that belong to a part of the layout. One tensor more than these is read.
+    Floating-point ones that belong to a part of the layout. One tensor more than these is read. A source that is in no
+    file has no end.
     """
     found: list[str] = []
-    for name in reversed(tuple(checkpoint.tensors)):
-        info = checkpoint.tensors[name]
-        if not info.dtype.is_floating_point or (checkpoint.layout is not None and not checkpoint.layout.merges(name)):
+    for name in reversed(tuple(source.tensors)) if source.path is not None else ():
+        info = source.tensors[name]
+        if not info.dtype.is_floating_point or (source.layout is not None and not source.layout.merges(name)):
             continue
-        if not is_zero(checkpoint.tensor(name)):
+        if not is_zero(source.tensor(name)):
             break
         found.append(name)
-    return tuple(found) if any(len(checkpoint.tensors[name].shape) > 1 for name in found) else ()
+    return tuple(found) if any(len(source.tensors[name].shape) > 1 for name in found) else ()

@@ -253,7 +253,7 @@ def merge(
                     "step": name,
                     "dtype": dtype.value,
                     "tensors": len(written.tensors),
-                    "bytes": written.state.size,
+                    "bytes": written.size,
                     "sources": {source: str(path) for source, path in paths.items()},
                     "vae": None if vae_file is None else str(vae_file),
                 }

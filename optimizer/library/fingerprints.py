@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from optimizer.checkpoints import Checkpoint, FileState, raw_bytes
+from optimizer.checkpoints import FileState, TensorSource, raw_bytes
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError
 from optimizer.files import replace_text
 
@@ -91,30 +91,35 @@ class HashCache:
         return False
 
 
-def fingerprint(checkpoint: Checkpoint, cache: HashCache | None = None) -> str:
-    """The identity of a checkpoint's tensors, whatever file they are stored in: 64 hexadecimal digits.
+def fingerprint(source: TensorSource, cache: HashCache | None = None) -> str:
+    """Return the identity of a source's tensors, whatever they are stored in: 64 hexadecimal digits.
 
     sha256 over, for each canonical name in sorted order: name, dtype, shape, and the first and last 2048 bytes of the
     data. Training and merging change every tensor throughout, so this tells models apart after reading some megabytes
     instead of gigabytes. It is no protection against somebody who changes the middle of a tensor on purpose.
 
-    It is that of the file that was opened, whatever lies at its path by now. Raises CheckpointError if that file was
-    written to since.
+    It is that of the source as it was opened, whatever lies at its path by now; `cache` keeps those of files. Raises
+    CheckpointError if the source was written to since.
     """
-    state = _state(checkpoint.state)
-    known = cache.look_up(checkpoint.path, "fingerprint", state) if cache else None
+    # Tensors that depend on more than one file have another state.
+    file = source.path if isinstance(source.state, FileState) else None
+    state = _state(source.state) if isinstance(source.state, FileState) else {}
+    known = cache.look_up(file, "fingerprint", state) if cache and file else None
     if known is not None:
         return known
     digest = hashlib.sha256()
-    for name in sorted(checkpoint.tensors):
-        info = checkpoint.tensors[name]
+    for name in sorted(source.tensors):
+        info = source.tensors[name]
         digest.update(json.dumps([name, str(info.dtype).removeprefix("torch."), info.shape]).encode())
-        data = raw_bytes(checkpoint.tensor(name))
-        for edge in (data[:_EDGE], data[-_EDGE:]):
-            digest.update(edge.numpy().data)
-    checkpoint.check_intact()
-    if cache:
-        cache.store(checkpoint.path, "fingerprint", digest.hexdigest(), state)
+        edge = _EDGE // info.dtype.itemsize
+        # A small tensor is read once.
+        whole = source.tensor(name).reshape(-1) if info.count <= 2 * edge else None
+        for start, stop in ((0, min(edge, info.count)), (max(0, info.count - edge), info.count)):
+            elements = source.read(name, start, stop) if whole is None else whole[start:stop]
+            digest.update(raw_bytes(elements).numpy().data)
+    source.check_intact()
+    if cache and file:
+        cache.store(file, "fingerprint", digest.hexdigest(), state)
     return digest.hexdigest()
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from optimizer.checkpoints import (
-    Checkpoint,
     FileKind,
     TensorInfo,
-    open_checkpoint,
+    TensorSource,
+    as_source,
     read_prediction,
     unfit,
     usual_schedule,
@@ -28,12 +28,12 @@ __all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in one checkpoint file.
+    """What is in one checkpoint.
 
     `kind` is what it is by its names and shapes, None if that is not known. `blocks` has, for each block in layout
-    order, the number of `tensors` and `parameters` that merge. `sha256` and `short_hash` are None where the file was
-    not read in full. `merge` is how it was merged, None if the metadata does not tell. `unusual` are sentences for the
-    user.
+    order, the number of `tensors` and `parameters` that merge. `sha256` and `short_hash` are None where there is no
+    single file, or it was not read in full. `merge` is how it was merged, None if the metadata does not tell. `unusual`
+    are sentences for the user.
     """
 
     file: str
@@ -58,28 +58,29 @@ class Inspection:
         return asdict(self) | told | {"unusual": list(self.unusual)}
 
 
-def inspect_checkpoint(path: Path | str, *, cache: HashCache | None = None, full: bool = True) -> Inspection:
-    """Look at the checkpoint at `path`, tensor by tensor.
+def inspect_checkpoint(
+    given: Path | str | TensorSource, *, cache: HashCache | None = None, full: bool = True
+) -> Inspection:
+    """Look at a checkpoint, given by its path or as an open source, tensor by tensor.
 
         inspect_checkpoint("closed.safetensors").unusual
 
     Without `full` only a few megabytes are read: the sha256 is given only if `cache` knows it, and NaN, infinite and
     all-zero tensors are not looked for. Raises CheckpointError if the file cannot be used.
     """
-    path = Path(path)
-    with open_checkpoint(path) as checkpoint:
+    with as_source(given) as checkpoint:
         infos = checkpoint.tensors.values()
-        hash_of_file = sha256(path, cache) if full else cache.look_up(path, "sha256") if cache else None
+        hash_of_file = None if checkpoint.path is None else _sha256(checkpoint.path, cache, full=full)
         return Inspection(
-            file=str(path),
-            size=path.stat().st_size,
+            file=checkpoint.label,
+            size=checkpoint.size,
             format=checkpoint.format,
             kind=checkpoint.kind,
             layout=checkpoint.layout.name if checkpoint.layout else None,
             dtypes=dict(Counter(_dtype_name(info) for info in infos).most_common()),
             blocks=_blocks(checkpoint),
             tensors=len(infos),
-            parameters=sum(prod(info.shape) for info in infos),
+            parameters=sum(info.count for info in infos),
             sha256=hash_of_file,
             short_hash=short_hash(hash_of_file) if hash_of_file else None,
             fingerprint=fingerprint(checkpoint, cache),
@@ -89,7 +90,13 @@ def inspect_checkpoint(path: Path | str, *, cache: HashCache | None = None, full
         )
 
 
-def find_not_finite(checkpoint: Checkpoint, names: Iterable[str]) -> str | None:
+def _sha256(path: Path, cache: HashCache | None, *, full: bool) -> str | None:
+    if full:
+        return sha256(path, cache)
+    return cache.look_up(path, "sha256") if cache else None
+
+
+def find_not_finite(checkpoint: TensorSource, names: Iterable[str]) -> str | None:
     """The first of the tensors with these canonical names that holds a NaN or an infinity; None if there is none."""
     return next((name for name in names if not all(map(isfinite, _extremes(checkpoint.tensor(name))))), None)
 
@@ -104,7 +111,7 @@ def _extremes(tensor: torch.Tensor) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _blocks(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+def _blocks(checkpoint: TensorSource) -> dict[str, dict[str, int]]:
     layout = checkpoint.layout
     if layout is None:
         return {}
@@ -113,11 +120,11 @@ def _blocks(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
         place = layout.block_of(name)
         if place is not None and info.dtype.is_floating_point and layout.merges(name):
             blocks[place]["tensors"] += 1
-            blocks[place]["parameters"] += prod(info.shape)
+            blocks[place]["parameters"] += info.count
     return blocks
 
 
-def _unusual_names(checkpoint: Checkpoint) -> list[str]:
+def _unusual_names(checkpoint: TensorSource) -> list[str]:
     """What names, dtypes and shapes tell, and the few values of position_ids."""
     layout, tensors = checkpoint.layout, checkpoint.tensors
     if layout is None:
@@ -148,7 +155,7 @@ def _unusual_names(checkpoint: Checkpoint) -> list[str]:
     return found
 
 
-def _unusual_channels(checkpoint: Checkpoint, layout: Layout) -> list[str]:
+def _unusual_channels(checkpoint: TensorSource, layout: Layout) -> list[str]:
     """What is unusual about the number of input channels."""
     if layout.inpainting is None or layout.inpainting.tensor not in checkpoint.tensors:
         return []
@@ -168,7 +175,7 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _unusual_position_ids(checkpoint: Checkpoint, name: str, embedding_name: str) -> list[str]:
+def _unusual_position_ids(checkpoint: TensorSource, name: str, embedding_name: str) -> list[str]:
     info = checkpoint.tensors.get(name)
     if info is None:
         return []
@@ -186,7 +193,7 @@ def _unusual_position_ids(checkpoint: Checkpoint, name: str, embedding_name: str
     ]
 
 
-def _unusual_sampling(checkpoint: Checkpoint, layout: Layout) -> list[str]:
+def _unusual_sampling(checkpoint: TensorSource, layout: Layout) -> list[str]:
     """What markers, metadata and the noise schedule tell."""
     prediction = read_prediction(checkpoint, layout)
     found = []
@@ -212,7 +219,7 @@ def _unusual_dtypes(tensors: Mapping[str, TensorInfo], expected: tuple[str, ...]
     return found
 
 
-def _unusual_values(checkpoint: Checkpoint) -> list[str]:
+def _unusual_values(checkpoint: TensorSource) -> list[str]:
     """What only reading every tensor tells; one pass, one tensor at a time."""
     not_finite, zero = [], []
     for name in checkpoint.tensors:

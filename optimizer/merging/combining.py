@@ -18,9 +18,9 @@ from typing import NoReturn
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, ElementReader, SafetensorsWriter, ZeroTensors, is_zero
+from optimizer.checkpoints import SafetensorsWriter, TensorSource, ZeroTensors, is_zero
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Part, finite
+from optimizer.recipes import Part, PartReader, finite
 
 __all__ = ["CHUNK", "MergedTensor", "WeightedSum", "write_merged"]
 
@@ -63,7 +63,7 @@ class MergedTensor:
 def write_merged(
     file: SafetensorsWriter,
     tensors: Sequence[MergedTensor],
-    sources: Sequence[Checkpoint],
+    sources: Sequence[TensorSource],
     dtype: torch.dtype,
     *,
     threads: int,
@@ -158,7 +158,7 @@ def _work(
     queue: _Queue,
     reports: "SimpleQueue[MergedTensor | _Report]",
     file: SafetensorsWriter,
-    sources: Sequence[Checkpoint],
+    sources: Sequence[TensorSource],
     dtype: torch.dtype,
     zeros: ZeroTensors,
 ) -> None:
@@ -185,9 +185,9 @@ def _work(
 class _Adder:
     """Adds up sums chunk by chunk, in files and buffers of its own: for one thread."""
 
-    def __init__(self, sources: Sequence[Checkpoint], dtype: torch.dtype, zeros: ZeroTensors) -> None:
+    def __init__(self, sources: Sequence[TensorSource], dtype: torch.dtype, zeros: ZeroTensors) -> None:
         buffer = torch.empty(CHUNK * _LARGEST_ITEM, dtype=torch.uint8)
-        self._readers = [ElementReader(source, buffer) for source in sources]
+        self._readers = [PartReader(source, buffer) for source in sources]
         self._dtype = dtype
         self._zeros = zeros
         # The sources of which nothing but zeros has been read of the tensor that is worked on.
@@ -231,7 +231,7 @@ class _Adder:
         # The channels that only an inpainting model has begin as zeros.
         if size and (what.part.channels is None or what.part.channels[0] == 0):
             for position in what.weights:
-                checkpoint = self._readers[position].checkpoint
+                checkpoint = self._readers[position].source
                 self._zeros.note(what.part.name, checkpoint, zero=position in self._still_zero)
 
     def _chunk(self, what: WeightedSum, start: int, stop: int) -> torch.Tensor:
@@ -261,7 +261,7 @@ class _Adder:
     def _refuse(self, what: WeightedSum) -> NoReturn:
         total = torch.zeros(what.part.shape, dtype=torch.float32)
         for position, weight in what.weights.items():
-            total.add_(finite(what.part, self._readers[position].checkpoint, "merge"), alpha=weight)
+            total.add_(finite(what.part, self._readers[position].source, "merge"), alpha=weight)
         name = str(self._dtype).removeprefix("torch.")
         raise CheckpointError(
             f"tensor {what.part.name!r}: the merge reaches {total.abs().max():.6g}, but {name} ends at "

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from optimizer.checkpoints import (
-    Checkpoint,
+    TensorSource,
     TensorSpec,
     ZeroTensors,
+    as_source,
     check_unchanged,
-    open_checkpoint,
     open_vae,
     safetensors_writer,
     without_vae,
@@ -35,7 +35,7 @@ _MOST_THREADS = 8  # by default: with more, the disk and the memory set the pace
 
 def merge(
     recipe: Recipe,
-    paths: Mapping[str, Path | str] | Path | str,
+    paths: Mapping[str, Path | str | TensorSource] | Path | str,
     output: Path | str,
     *,
     step: str | None = None,
@@ -55,11 +55,12 @@ def merge(
         merge(result.recipe, study.sources, "clone.safetensors")
 
     `paths` are the sources' files, {name: path}, or the folder that the recipe's files are named from. Only those that
-    the step needs are opened. Merged tensors are computed in float32 and rounded once to `dtype`. Of the rest, buffers
-    of the model's parts are copied from a or, where that lacks them, b; what is no part of the model (prediction
-    markers, noise schedules) from the model that the step begins with alone; EMA copies from none; and position ids are
-    written as int64 0 .. n-1. `progress` is told the bytes written and their total, tensor by tensor. `threads` tensors
-    are merged at a time (default: as many as torch computes with, 8 at most); they do not change the result.
+    the step needs are opened. An open source may stand for its file, and stays open. Merged tensors are computed in
+    float32 and rounded once to `dtype`. Of the rest, buffers of the model's parts are copied from a or, where that
+    lacks them, b; what is no part of the model (prediction markers, noise schedules) from the model that the step
+    begins with alone; EMA copies from none; and position ids are written as int64 0 .. n-1. `progress` is told the
+    bytes written and their total, tensor by tensor. `threads` tensors are merged at a time (default: as many as torch
+    computes with, 8 at most); they do not change the result.
 
     With `vae`, a checkpoint or a VAE alone in LDM names, all VAE tensors come from that file, rounded to `dtype`.
 
@@ -79,13 +80,12 @@ def merge(
     name = recipe.step(step or recipe.output).name
     recipe.check_finished("merged", name)
     sources = recipe.sources(name)
-    files = _files_of(recipe, name, paths)
+    given = _given_for(recipe, name, paths)
+    files = {source: path for source in sources if (path := _file_of(given[source])) is not None}
     output, vae = Path(output), None if vae is None else Path(vae)
     _check_output(output, files, vae)
     with ExitStack() as stack:
-        opened = {
-            source: stack.enter_context(open_checkpoint(files[source], layout=recipe.layout)) for source in sources
-        }
+        opened = {source: stack.enter_context(as_source(given[source], layout=recipe.layout)) for source in sources}
         contributors = Contributors(recipe, sources, [name])
         digests = None
         if check_hashes:
@@ -97,7 +97,7 @@ def merge(
             baked = stack.enter_context(open_vae(vae, recipe.layout, list(opened.values())))
             opened = {source: stack.enter_context(without_vae(opened[source])) for source in sources}
         parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()), contributors)
-        check_channels(recipe, name, parts, {source: opened[source].path for source in opened})
+        check_channels(recipe, name, parts, {source: opened[source].label for source in opened})
         plan = _Plan(recipe, name, opened, parts, dtype, baked)
         warn_of_merged(recipe, name, opened, contributors, baked=baked is not None)
         metadata = merge_metadata(
@@ -134,14 +134,20 @@ def merge(
         zeros.warn()
 
 
-def _files_of(recipe: Recipe, step: str, paths: Mapping[str, Path | str] | Path | str) -> dict[str, Path]:
-    """The file of each source that the step needs."""
+def _given_for(
+    recipe: Recipe, step: str, paths: Mapping[str, Path | str | TensorSource] | Path | str
+) -> Mapping[str, Path | str | TensorSource]:
+    """Return the file, or the open source, of each source that the step needs."""
     sources = recipe.sources(step)
     if not isinstance(paths, Mapping):
         return locate_models({source: recipe.models[source].file for source in sources}, Path(paths))
     if missing := [source for source in sources if source not in paths]:
         raise CheckpointError(f"paths: {', '.join(missing)}: missing; step {step!r} is merged from it")
-    return {source: Path(paths[source]) for source in sources}
+    return {source: paths[source] for source in sources}
+
+
+def _file_of(given: Path | str | TensorSource) -> Path | None:
+    return Path(given) if isinstance(given, Path | str) else given.path
 
 
 def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -> None:
@@ -169,10 +175,10 @@ class _Plan:
         self,
         recipe: Recipe,
         output: str,
-        opened: Mapping[str, Checkpoint],
+        opened: Mapping[str, TensorSource],
         parts: Iterable[Part],
         dtype: torch.dtype,
-        vae: Checkpoint | None,
+        vae: TensorSource | None,
     ) -> None:
         self._layout = recipe.layout
         self._opened = list(opened.values())
@@ -206,10 +212,10 @@ class _Plan:
             elif spec.name in self._copied:
                 yield spec.name, self._copied[spec.name].tensor(spec.name)
 
-    def _copies(self, recipe: Recipe, output: str, sources: list[str]) -> dict[str, Checkpoint]:
+    def _copies(self, recipe: Recipe, output: str, sources: list[str]) -> dict[str, TensorSource]:
         """The tensors that do not merge, each with the checkpoint it is copied from."""
         known = dict(zip(sources, self._opened, strict=True))
-        buffers: dict[str, dict[str, Checkpoint]] = {
+        buffers: dict[str, dict[str, TensorSource]] = {
             source: {name: one for name in one.tensors if self._is_buffer(name, one)} for source, one in known.items()
         }
         for step in recipe.ancestors(output):
@@ -224,7 +230,7 @@ class _Plan:
         merged = {tensor.name for tensor in self.merged}
         return {name: source for name, source in {**beside, **buffers[output]}.items() if name not in merged}
 
-    def _is_buffer(self, name: str, checkpoint: Checkpoint) -> bool:
+    def _is_buffer(self, name: str, checkpoint: TensorSource) -> bool:
         """Whether a tensor belongs to a part of the model, but does not merge."""
         merges = self._layout.merges(name) and checkpoint.tensors[name].dtype.is_floating_point
         return self._layout.part_of(name) is not None and not merges

@@ -1,11 +1,11 @@
 """What a merged file says about itself: the fields that other tools and model sites read from a safetensors header."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from optimizer.checkpoints import Checkpoint, read_prediction
+from optimizer.checkpoints import TensorSource, read_prediction
 from optimizer.library import HASHES, NOT_VERIFIED, HashCache, known_models, legacy_hash, parsed, sha256
 from optimizer.recipes import RECIPE_TYPE, Recipe, recipe_as_data
 
@@ -18,10 +18,10 @@ _MOST_INHERITED = 1 << 20  # characters of one field of a source that are carrie
 def merge_metadata(
     recipe: Recipe,
     output: str,
-    sources: Mapping[str, Checkpoint],
+    sources: Mapping[str, TensorSource],
     *,
     channels: int,
-    vae: Checkpoint | None = None,
+    vae: TensorSource | None = None,
     date: str | None = None,
     embed_recipe: bool = True,
     digests: Mapping[str, str] | None = None,
@@ -53,15 +53,14 @@ def merge_metadata(
         if prediction.zero is not None:
             field, text = prediction.zero
             metadata[field] = text
-    if digests is None and any(recipe.models[name].sha256 for name in sources):
+    if any(recipe.models[name].sha256 and name not in (digests or {}) for name in sources):
         metadata[HASHES] = NOT_VERIFIED
     if not embed_recipe:
         return metadata
 
-    def digest(checkpoint: Checkpoint) -> str:
-        name = checkpoint.path.name
-        told = None if hashing is None else lambda done, total: hashing(name, done, total)
-        return sha256(checkpoint.path, hashes, progress=told)
+    def digest(source: TensorSource) -> str | None:
+        told = None if hashing is None else lambda done, total: hashing(source.name, done, total)
+        return None if source.path is None else sha256(source.path, hashes, progress=told)
 
     found = {name: (digests or {}).get(name) or digest(source) for name, source in sources.items()}
     # What was noted before may be of another file, or the first digits only.
@@ -75,37 +74,44 @@ def merge_metadata(
         "recipe": recipe_as_data(replace(recipe, models=models)),
     }
     if vae is not None:
-        noted["vae"] = {"name": vae.path.name, "sha256": digest(vae)}
+        noted["vae"] = {"name": vae.name, "sha256": digest(vae)}
     metadata["sd_merge_recipe"] = _as_json(noted)
-    metadata["sd_merge_models"] = _as_json(_models({found[name]: source for name, source in sources.items()}))
+    metadata["sd_merge_models"] = _as_json(_models([(found[name], source) for name, source in sources.items()]))
     if spec is not None:
         metadata["modelspec.implementation"] = spec.implementation
         metadata["modelspec.resolution"] = spec.resolution
         metadata["modelspec.title"] = recipe.name
-        metadata["modelspec.merged_from"] = ", ".join(dict.fromkeys(source.path.stem for source in sources.values()))
+        metadata["modelspec.merged_from"] = ", ".join(dict.fromkeys(map(_title, sources.values())))
         metadata["modelspec.license"] = _license(
-            {name: recipe.models[name].license for name in sources} | ({} if vae is None else {vae.path.name: _UNKNOWN})
+            {name: recipe.models[name].license for name in sources} | ({} if vae is None else {vae.name: _UNKNOWN})
         )
         if date is not None:
             metadata["modelspec.date"] = date
     return metadata
 
 
-def _models(sources: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    """The entries of sd_merge_models: the sources first, then what they say that they were merged from themselves."""
-    told = {
-        digest: {name: text for name, text in source.metadata.items() if len(text) <= _MOST_INHERITED}
-        for digest, source in sources.items()
-    }
+def _title(source: TensorSource) -> str:
+    return source.name if source.path is None else source.path.stem
+
+
+def _models(sources: Sequence[tuple[str | None, TensorSource]]) -> dict[str, Any]:
+    """Return the entries of sd_merge_models: the sources, by sha256, then the models that these were merged from.
+
+    A source without a file has no sha256, hence no entry of its own.
+    """
+    told = [
+        {name: text for name, text in source.metadata.items() if len(text) <= _MOST_INHERITED} for _, source in sources
+    ]
     models: dict[str, Any] = {
         digest: {
-            "name": source.path.name,
+            "name": source.name,
             "legacy_hash": legacy_hash(source.path),
-            "sd_merge_recipe": _object(told[digest].get("sd_merge_recipe")),
+            "sd_merge_recipe": _object(metadata.get("sd_merge_recipe")),
         }
-        for digest, source in sources.items()
+        for (digest, source), metadata in zip(sources, told, strict=True)
+        if digest is not None and source.path is not None
     }
-    for metadata in told.values():
+    for metadata in told:
         models |= {digest: entry for digest, entry in known_models(metadata).items() if digest not in models}
     return models
 

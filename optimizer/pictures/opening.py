@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from optimizer.checkpoints import Checkpoint, open_checkpoint, open_vae, pipeline_of, readable_encoder_of, unfit
+from optimizer.checkpoints import TensorSource, open_checkpoint, open_vae, pipeline_of, readable_encoder_of, unfit
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout, ModelPart, load_tokenizer, pipeline_folder, stored_part
 
@@ -52,7 +52,7 @@ def pipeline_files(
     Raises CheckpointError as `open_pipeline` does for all that shows without reading weights.
     """
     with _opened(checkpoint, vae_from, encoder_from) as (configuration, parts):
-        return PipelineFiles(configuration, **{part: source.path for part, source in parts.items()})
+        return PipelineFiles(configuration, **{part: Path(source.label) for part, source in parts.items()})
 
 
 def open_pipeline(
@@ -140,13 +140,13 @@ def drawn_layout(checkpoint: Path) -> Layout:
         return _layout_of(opened)
 
 
-def _layout_of(checkpoint: Checkpoint) -> Layout:
+def _layout_of(checkpoint: TensorSource) -> Layout:
     layout = checkpoint.layout
     if layout is None:
-        raise CheckpointError(f"{checkpoint.path}: {unfit(checkpoint)}")
+        raise CheckpointError(f"{checkpoint.label}: {unfit(checkpoint)}")
     if layout.readable_encoder is None or layout.vae is None:
         raise CheckpointError(
-            f"{checkpoint.path}: is {layout.title}; blockfit draws no pictures with it, as its layout names no pipeline"
+            f"{checkpoint.label}: is {layout.title}; blockfit draws no pictures with it, as its layout has no pipeline"
         )
     return layout
 
@@ -154,7 +154,7 @@ def _layout_of(checkpoint: Checkpoint) -> Layout:
 @contextlib.contextmanager
 def _opened(
     checkpoint: Path, vae_from: Path | None, encoder_from: Path | None
-) -> Iterator[tuple[Path, dict[str, Checkpoint]]]:
+) -> Iterator[tuple[Path, dict[str, TensorSource]]]:
     """The folder of the pipeline configuration, and for each part the opened file that it comes from."""
     with ExitStack() as stack:
         whole = stack.enter_context(open_checkpoint(checkpoint))
@@ -205,7 +205,7 @@ class _NotRandom(TorchFunctionMode):
         return function(*arguments, **named)
 
 
-def _load(model_class: Any, part: str, file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
+def _load(model_class: Any, part: str, file: TensorSource, folder: Path, dtype: torch.dtype) -> Any:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     try:
@@ -219,7 +219,7 @@ def _load(model_class: Any, part: str, file: Checkpoint, folder: Path, dtype: to
     return _checked(model, part, file)
 
 
-def _load_encoder(file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
+def _load_encoder(file: TensorSource, folder: Path, dtype: torch.dtype) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     model = CLIPTextModel(CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True))
@@ -233,42 +233,42 @@ def _load_encoder(file: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
     return _checked(model.to(dtype).eval(), "text_encoder", file)
 
 
-def _checked(model: Any, part: str, file: Checkpoint) -> Any:
+def _checked(model: Any, part: str, file: TensorSource) -> Any:
     # The loaders leave tensors that they do not find as they were.
     found, needed = _count(file, part), len(model.state_dict())
     if found < needed:
         beginning = _prefix(file, part)
-        raise CheckpointError(f"{file.path}: has {found} {beginning}* tensors, but the {part} needs {needed}")
+        raise CheckpointError(f"{file.label}: has {found} {beginning}* tensors, but the {part} needs {needed}")
     for name, tensor in model.state_dict().items():
         # NaN is the smallest and the largest of all numbers here; looking at each takes several times as long.
         if tensor.is_floating_point() and not torch.stack(tensor.aminmax()).isfinite().all():
             raise CheckpointError(
-                f"{file.path}: the {part}'s {name} is missing, or holds NaN, Inf or numbers too large for "
+                f"{file.label}: the {part}'s {name} is missing, or holds NaN, Inf or numbers too large for "
                 f"{str(tensor.dtype).removeprefix('torch.')}; blockfit inspect tells more"
             )
     return model
 
 
-def _unfit(file: Checkpoint, folder: Path, error: Exception) -> CheckpointError:
+def _unfit(file: TensorSource, folder: Path, error: Exception) -> CheckpointError:
     reason = " ".join(str(error).split())
-    return CheckpointError(f"{file.path}: does not fit the pipeline configuration {folder.name!r}: {reason}")
+    return CheckpointError(f"{file.label}: does not fit the pipeline configuration {folder.name!r}: {reason}")
 
 
-def _tensors(file: Checkpoint, part: str) -> dict[str, torch.Tensor]:
+def _tensors(file: TensorSource, part: str) -> dict[str, torch.Tensor]:
     return {name: file.tensor(name) for name in _weights(file, part)}
 
 
-def _count(file: Checkpoint, part: str) -> int:
+def _count(file: TensorSource, part: str) -> int:
     return len(_weights(file, part))
 
 
-def _weights(file: Checkpoint, part: str) -> list[str]:
+def _weights(file: TensorSource, part: str) -> list[str]:
     """The names of a part's weights in a file; position ids are none."""
     layout, prefix = _layout_of(file), _prefix(file, part)
     return [name for name in file.tensors if name.startswith(prefix) and name not in layout.position_ids]
 
 
-def _prefix(file: Checkpoint, part: str) -> str:
+def _prefix(file: TensorSource, part: str) -> str:
     """The beginning of the names of a part's weights; `part` is diffusers' name of it."""
     layout = _layout_of(file)
     if part == "text_encoder":

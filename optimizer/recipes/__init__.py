@@ -16,6 +16,7 @@ from optimizer.recipes.fitted import folders_of
 from optimizer.recipes.inputs import warn_of_compared, warn_of_merged, warn_of_sources
 from optimizer.recipes.modes import MODES
 from optimizer.recipes.new import new_recipe
+from optimizer.recipes.part_reader import PartReader
 from optimizer.recipes.presets import (
     Preset,
     built_in_alpha,
@@ -59,6 +60,7 @@ __all__ = [
     "Model",
     "Parameter",
     "Part",
+    "PartReader",
     "Preset",
     "Recipe",
     "Space",

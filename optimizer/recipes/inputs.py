@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from optimizer.checkpoints import Checkpoint, Prediction, read_prediction
+from optimizer.checkpoints import Prediction, TensorSource, read_prediction
 from optimizer.errors import BlockfitWarning
 from optimizer.families import Layout, ModelPart, TextEncoder
 from optimizer.recipes.recipe import LARGEST_USUAL, Recipe, beyond_usual
@@ -20,7 +20,7 @@ _MOST_LISTED = 3
 
 
 def warn_of_merged(
-    recipe: Recipe, output: str, sources: Mapping[str, Checkpoint], contributing: Contributing, *, baked: bool
+    recipe: Recipe, output: str, sources: Mapping[str, TensorSource], contributing: Contributing, *, baked: bool
 ) -> None:
     """Warn of what is odd about the `sources`, by name, that the step `output` is merged from, and what follows.
 
@@ -39,15 +39,15 @@ def warn_of_merged(
         holds = "hold EMA copies" if len(copies) > 1 else "holds an EMA copy"
         _warn(f"{_files(copies)}: {holds} of the model ({', '.join(f'{p}*' for p in recipe.layout.ema)}); left out")
     for one in files:
-        _warn_of_strangers(one, recipe.layout, "copied unmerged" if one.path == first.path else "left out")
+        _warn_of_strangers(one, recipe.layout, "copied unmerged" if one.label == first.label else "left out")
     for part in _drawn_from(recipe.layout):
         if not (part.role == "vae" and baked):
             _warn_of_lacking(part, recipe, sources, contributing, "the merge")
-    _warn_of_sampling(recipe.layout, first, files, f"the merge is sampled as {first.path.name} is")
+    _warn_of_sampling(recipe.layout, first, files, f"the merge is sampled as {first.name} is")
 
 
 def warn_of_sources(
-    recipe: Recipe, sources: Mapping[str, Checkpoint], target: Checkpoint, contributing: Contributing
+    recipe: Recipe, sources: Mapping[str, TensorSource], target: TensorSource, contributing: Contributing
 ) -> None:
     """Warn of what is odd about the `sources`, by name, whose merges by `recipe` are compared with `target`."""
     for one in _each((*sources.values(), target)):
@@ -58,7 +58,7 @@ def warn_of_sources(
     _warn_of_sampling(recipe.layout, target, _each(sources.values()), "no merge turns the one into the other")
 
 
-def warn_of_compared(layout: Layout, files: Sequence[Checkpoint]) -> None:
+def warn_of_compared(layout: Layout, files: Sequence[TensorSource]) -> None:
     """Warn of what is odd about checkpoints that are compared as they are, the target first."""
     target, *others = _each(files)
     for one in (target, *others):
@@ -76,22 +76,22 @@ def _warn(text: str) -> None:
     warnings.warn(text, BlockfitWarning, stacklevel=3)
 
 
-def _warn_of_strangers(checkpoint: Checkpoint, layout: Layout, fate: str) -> None:
+def _warn_of_strangers(checkpoint: TensorSource, layout: Layout, fate: str) -> None:
     if unknown := [name for name in checkpoint.tensors if not layout.expects(name)]:
         tensors, are = ("tensors", "are") if len(unknown) > 1 else ("tensor", "is")
         _warn(
-            f"{checkpoint.path}: {len(unknown)} {tensors} {are} no part of {layout.title} and {are} {fate}: "
+            f"{checkpoint.label}: {len(unknown)} {tensors} {are} no part of {layout.title} and {are} {fate}: "
             f"{_some(unknown)}"
         )
     if passed_over := checkpoint.passed_over:
         _warn(
-            f"{checkpoint.path}: holds tensors under two names with different values; read under those of "
+            f"{checkpoint.label}: holds tensors under two names with different values; read under those of "
             f"{layout.title}, as by other tools, and not as {_some(passed_over)}"
         )
 
 
 def _warn_of_lacking(
-    part: ModelPart, recipe: Recipe, sources: Mapping[str, Checkpoint], contributing: Contributing, result: str
+    part: ModelPart, recipe: Recipe, sources: Mapping[str, TensorSource], contributing: Contributing, result: str
 ) -> None:
     """Warn of sources without a part, and tell whose part the result has."""
     layout, names = recipe.layout, list(sources)
@@ -104,32 +104,32 @@ def _warn_of_lacking(
     if holders:
         block = layout.block_of(holding[holders[0]] or "", recipe.mapping)
         counting = sorted(contributing.of(block, holders))
-    giving = [one.path.name for one in _each(sources[names[position]] for position in counting)]
+    giving = [one.name for one in _each(sources[names[position]] for position in counting)]
     whose = "none" if not giving else f"that of {giving[0]}" if len(giving) == 1 else f"one made of {_listed(giving)}"
     _warn(f"{_files(_each(lacking))}: no {part.title}{_hidden(part, lacking, layout)}; {result} has {whose}")
 
 
-def _warn_of_uncompared(checkpoint: Checkpoint, layout: Layout) -> None:
+def _warn_of_uncompared(checkpoint: TensorSource, layout: Layout) -> None:
     for part in _drawn_from(layout):
         if _first_of(part, checkpoint, layout) is None:
             block = part.block if isinstance(part, TextEncoder) else None
             others = [one for one in layout.text_encoders if one.block == block]
             what = f"so {block} is not compared" if len(others) == 1 else f"so {block} is compared without it"
             what = what if part.scores else "which similarities leave out anyway"
-            _warn(f"{checkpoint.path}: no {part.title}{_hidden(part, [checkpoint], layout)}, {what}")
+            _warn(f"{checkpoint.label}: no {part.title}{_hidden(part, [checkpoint], layout)}, {what}")
 
 
-def _warn_of_sampling(layout: Layout, first: Checkpoint, others: Iterable[Checkpoint], follows: str) -> None:
+def _warn_of_sampling(layout: Layout, first: TensorSource, others: Iterable[TensorSource], follows: str) -> None:
     """Warn of files that are to be sampled otherwise than the first."""
     expected = read_prediction(first, layout)
     for one in others:
         found = read_prediction(one, layout)
         if not found.agrees(expected):
-            _warn(f"{one.path}: {found.describe()}, but {first.path} {expected.describe()}; {follows}")
+            _warn(f"{one.label}: {found.describe()}, but {first.label} {expected.describe()}; {follows}")
         if (difference := found.schedule_difference(expected)) is not None:
             by = "in their lengths" if math.isinf(difference) else f"by up to {difference:.2g} in alphas_cumprod"
             _warn(
-                f"{one.path}: its noise schedule ({_origin(found, layout)}) differs from that of {first.path} "
+                f"{one.label}: its noise schedule ({_origin(found, layout)}) differs from that of {first.label} "
                 f"({_origin(expected, layout)}) {by}; {follows}"
             )
 
@@ -138,12 +138,12 @@ def _origin(prediction: Prediction, layout: Layout) -> str:
     return "in the file" if prediction.stored else f"that of {layout.title}, as it holds none"
 
 
-def _first_of(part: ModelPart, checkpoint: Checkpoint, layout: Layout) -> str | None:
+def _first_of(part: ModelPart, checkpoint: TensorSource, layout: Layout) -> str | None:
     """The name of a tensor that belongs to this part, None if there is none."""
     return next((name for name in checkpoint.tensors if part.holds(name) and layout.merges(name)), None)
 
 
-def _hidden(part: ModelPart, checkpoints: Iterable[Checkpoint], layout: Layout) -> str:
+def _hidden(part: ModelPart, checkpoints: Iterable[TensorSource], layout: Layout) -> str:
     """What to say of a text encoder that may be there under a name that is not known; nothing of other parts."""
     end = part.tokens_behind() if isinstance(part, TextEncoder) and part.tokens is not None else None
     if end is None:
@@ -154,13 +154,13 @@ def _hidden(part: ModelPart, checkpoints: Iterable[Checkpoint], layout: Layout) 
     return ""
 
 
-def _each(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+def _each(checkpoints: Iterable[TensorSource]) -> list[TensorSource]:
     """The checkpoints, each file once: a recipe may know one by two names."""
-    return list({one.path: one for one in checkpoints}.values())
+    return list({one.label: one for one in checkpoints}.values())
 
 
-def _files(checkpoints: Iterable[Checkpoint]) -> str:
-    return _listed([str(one.path) for one in checkpoints])
+def _files(checkpoints: Iterable[TensorSource]) -> str:
+    return _listed([one.label for one in checkpoints])
 
 
 def _some(names: Iterable[str]) -> str:

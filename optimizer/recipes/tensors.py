@@ -2,12 +2,11 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from optimizer.checkpoints import Checkpoint
+from optimizer.checkpoints import TensorSource
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout
 from optimizer.recipes.recipe import Recipe
@@ -48,12 +47,12 @@ class Part:
     channels: tuple[int, int] | None = None
     other_shapes: tuple[int, ...] = ()
 
-    def read(self, checkpoint: Checkpoint) -> torch.Tensor:
+    def read(self, checkpoint: TensorSource) -> torch.Tensor:
         """This part of `checkpoint` as stored, of shape `shape`."""
         tensor = checkpoint.tensor(self.name)
         return tensor if self.channels is None else tensor[:, self.channels[0] : self.channels[1]]
 
-    def held_by(self, checkpoint: Checkpoint) -> bool:
+    def held_by(self, checkpoint: TensorSource) -> bool:
         """Whether `checkpoint`, a source or not, holds this part as floating-point numbers of the right shape."""
         info = checkpoint.tensors.get(self.name)
         if info is None or not info.dtype.is_floating_point:
@@ -64,7 +63,7 @@ class Part:
 
 
 def plan_parts(
-    layout: Layout, mapping: str, sources: Sequence[Checkpoint], contributing: Contributing | None = None
+    layout: Layout, mapping: str, sources: Sequence[TensorSource], contributing: Contributing | None = None
 ) -> tuple[Part, ...]:
     """The parts that a merge of `sources` computes, in the order in which the sources store them.
 
@@ -101,8 +100,8 @@ def plan_parts(
             parts.append(Part(name, block, (shape[0], many - few, *shape[2:]), wide, scored, (few, many)))
         else:
             problems.append(
-                f"{sources[other].path}: tensor {name!r} of {block or 'no block'} has shape {list(held[other])}, but "
-                f"{list(shape)} in {sources[first].path}; only equal shapes merge"
+                f"{sources[other].label}: tensor {name!r} of {block or 'no block'} has shape {list(held[other])}, but "
+                f"{list(shape)} in {sources[first].label}; only equal shapes merge"
                 + (f", and with alphas of 0 on {block} it would take no part" if block and contributing else "")
             )
     if problems:
@@ -130,7 +129,7 @@ def _by_shape(
     return fitting, tuple(position for position in held if position not in fitting)
 
 
-def finite(part: Part, checkpoint: Checkpoint, purpose: str) -> torch.Tensor:
+def finite(part: Part, checkpoint: TensorSource, purpose: str) -> torch.Tensor:
     """This part of `checkpoint` in float32. Raises CheckpointError, naming both, if it holds NaN or Inf.
 
     `purpose` is what the part is needed for: "merge", "comparison".
@@ -138,19 +137,19 @@ def finite(part: Part, checkpoint: Checkpoint, purpose: str) -> torch.Tensor:
     tensor = part.read(checkpoint).to(torch.float32)
     if not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(
-            f"{checkpoint.path}: tensor {part.name!r} holds NaN or Inf and takes part in the {purpose}; "
+            f"{checkpoint.label}: tensor {part.name!r} holds NaN or Inf and takes part in the {purpose}; "
             "use a copy of the model without them"
         )
     return tensor
 
 
 def check_channels(
-    recipe: Recipe, outputs: str | Iterable[str], parts: Sequence[Part], sources: Mapping[str, Path]
+    recipe: Recipe, outputs: str | Iterable[str], parts: Sequence[Part], sources: Mapping[str, str]
 ) -> None:
     """Refuse a step in which a checkpoint with more input channels than A is added to A, among those `outputs` need.
 
-    `sources` are their files, in the order that the parts' holders count. Raises CheckpointError, a line for each such
-    step.
+    `sources` are their labels by name, in the order that the parts' holders count. Raises CheckpointError, a line for
+    each such step.
     """
     problems: list[str] = []
     names, inpainting = list(sources), recipe.layout.inpainting

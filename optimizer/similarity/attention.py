@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from optimizer.checkpoints import Checkpoint
+from optimizer.checkpoints import TensorSource
 from optimizer.errors import CheckpointError
 from optimizer.recipes import Part
 from optimizer.similarity.batched import BatchedAttention, Family, Member
@@ -294,7 +294,7 @@ def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) 
     names = [f"{prefix}.{projection}" for projection in comparison.layout.projections]
     missing = next((name for name in names if name not in parts), None)
     if missing is not None:
-        raise CheckpointError(f"{comparison.target.path}: tensor {missing!r} is missing here or in every source")
+        raise CheckpointError(f"{comparison.target.label}: tensor {missing!r} is missing here or in every source")
     query, key, value = (parts[name] for name in names)
     return query, key, value
 
@@ -318,12 +318,12 @@ def _project(
 
 
 def _weights(
-    comparison: Comparison, weights: tuple[Part, Part, Part], of: Checkpoint | torch.Tensor
+    comparison: Comparison, weights: tuple[Part, Part, Part], of: TensorSource | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """W_q, W_k, W_v, float32 [d, d] each, of a checkpoint or of the merge with coefficients [groups, sources]."""
     sources = list(comparison.sources.values())
 
-    def read(part: Part, checkpoint: Checkpoint) -> torch.Tensor:
+    def read(part: Part, checkpoint: TensorSource) -> torch.Tensor:
         return comparison.read(part, checkpoint).to(comparison.device)
 
     def merged(part: Part, coefficients: torch.Tensor) -> torch.Tensor:
@@ -335,7 +335,7 @@ def _weights(
                 total.add_(read(part, source), alpha=number)
         return total
 
-    query, key, value = (read(part, of) if isinstance(of, Checkpoint) else merged(part, of) for part in weights)
+    query, key, value = (merged(part, of) if isinstance(of, torch.Tensor) else read(part, of) for part in weights)
     return query, key, value
 
 

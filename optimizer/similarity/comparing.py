@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import open_checkpoint, unfit
+from optimizer.checkpoints import TensorSource, as_source, unfit
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout
 from optimizer.recipes import warn_of_compared
@@ -48,21 +48,23 @@ class Compared(dict[str, float | None]):
 
 
 def compare(
-    candidate: Path | str,
-    target: Path | str,
+    candidate: Path | str | TensorSource,
+    target: Path | str | TensorSource,
     *,
     metric: str | None = None,
     blocks: str = "all",
-    base: Path | str | None = None,
+    base: Path | str | TensorSource | None = None,
     seed: int = 114514,
     prompts: tuple[str, ...] | None = None,
     clip_skip: int | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Compared:
-    """Similarities {block: value in [-1, 1]} of one checkpoint to `target`, in the order of evaluation.
+    """Return similarities {block: value in [-1, 1]} of one checkpoint to `target`, in the order of evaluation.
 
         compare("clone.safetensors", "closed.safetensors", blocks="output")    # {"OUT03": 0.974805, ...}
+
+    An open source may stand for the file of a checkpoint, and stays open.
 
     `metric` is explained by default, or attention if no `base` is given, the checkpoint that explained and delta take
     differences from. `blocks` is `all`, `input`, `middle`, `output` (of what the metric sees and both files hold) or a
@@ -72,7 +74,6 @@ def compare(
     Raises InputError for files, blocks or metrics that do not fit; gives a BlockfitWarning for what is odd about the
     files.
     """
-    candidate, target = Path(candidate), Path(target)
     layout = _layout_of(target)
     if metric is None:
         metric = _WITHOUT_BASE if base is None else DEFAULT_METRIC
@@ -94,7 +95,7 @@ def compare(
         layout,
         {"candidate": candidate},
         target,
-        base=None if base is None else Path(base),
+        base=base,
         device=device,
         seeds=(seed,),
         progress=progress,
@@ -145,11 +146,11 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
     return wanted
 
 
-def _layout_of(path: Path) -> Layout:
-    with open_checkpoint(path) as checkpoint:
-        if checkpoint.layout is None:
-            raise CheckpointError(f"{path}: {unfit(checkpoint)}")
-        return checkpoint.layout
+def _layout_of(given: Path | str | TensorSource) -> Layout:
+    with as_source(given) as source:
+        if source.layout is None:
+            raise CheckpointError(f"{source.label}: {unfit(source)}")
+        return source.layout
 
 
 def _held(comparison: Comparison, block: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, ZeroTensors, is_zero, open_checkpoint
+from optimizer.checkpoints import TensorSource, ZeroTensors, as_source, is_zero
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout
 from optimizer.recipes import (
@@ -47,9 +47,9 @@ class Comparison:
     """
 
     layout: Layout
-    sources: Mapping[str, Checkpoint]
-    target: Checkpoint
-    base: Checkpoint | None
+    sources: Mapping[str, TensorSource]
+    target: TensorSource
+    base: TensorSource | None
     parts: tuple[Part, ...]
     groups: tuple[Group, ...]
     device: torch.device
@@ -61,12 +61,12 @@ class Comparison:
     zeros: ZeroTensors = field(default_factory=ZeroTensors, compare=False, repr=False)
 
     @property
-    def paths(self) -> dict[str, Path]:
-        """The files of the sources."""
-        return {name: checkpoint.path for name, checkpoint in self.sources.items()}
+    def labels(self) -> dict[str, str]:
+        """The names of the sources in messages."""
+        return {name: source.label for name, source in self.sources.items()}
 
     @property
-    def reference(self) -> Checkpoint:
+    def reference(self) -> TensorSource:
         """The checkpoint that differences are taken from for the sake of accuracy."""
         return self.base if self.base is not None else next(iter(self.sources.values()))
 
@@ -90,11 +90,12 @@ class Comparison:
         held = tuple(part for part in parts if part.held_by(self.target))
         problems = [problem for part in parts if (problem := self.misfit(part)) is not None]
         if len(problems) > _MOST_PROBLEMS:
-            problems[_MOST_PROBLEMS:] = [f"{self.target.path}: ... and {len(problems) - _MOST_PROBLEMS} more tensors"]
+            problems[_MOST_PROBLEMS:] = [f"{self.target.label}: ... and {len(problems) - _MOST_PROBLEMS} more tensors"]
         if missing := [block for block in wanted if not any(part.block == block for part in held)]:
             blocks = self.layout.describe_blocks(missing)
             problems.append(
-                f"{self.target.path}: holds no tensor of {blocks} that a source holds too, so {blocks} cannot be scored"
+                f"{self.target.label}: holds no tensor of {blocks} that a source holds too, so {blocks} cannot be "
+                "scored"
             )
         if problems:
             raise CheckpointError(problems)
@@ -107,12 +108,12 @@ class Comparison:
             if info is not None and part.channels is None and not part.held_by(checkpoint):
                 among = list(self.sources.values())
                 return (
-                    f"{checkpoint.path}: tensor {part.name!r} has shape {list(info.shape)}, but {list(part.shape)} in "
-                    f"{among[part.holders[0]].path}, so {part.block} cannot be scored; choose blocks without it"
+                    f"{checkpoint.label}: tensor {part.name!r} has shape {list(info.shape)}, but {list(part.shape)} in "
+                    f"{among[part.holders[0]].label}, so {part.block} cannot be scored; choose blocks without it"
                 )
         return None
 
-    def read(self, part: Part, checkpoint: Checkpoint) -> torch.Tensor:
+    def read(self, part: Part, checkpoint: TensorSource) -> torch.Tensor:
         """A part in float32. Raises CheckpointError, naming both, if it holds NaN or Inf."""
         values = finite(part, checkpoint, "comparison")
         self.zeros.note(part.name, checkpoint, zero=is_zero(values))
@@ -126,10 +127,10 @@ class Comparison:
 @contextmanager
 def open_comparison(
     layout: Layout,
-    sources: Mapping[str, Path],
-    target: Path,
+    sources: Mapping[str, Path | str | TensorSource],
+    target: Path | str | TensorSource,
     *,
-    base: Path | None = None,
+    base: Path | str | TensorSource | None = None,
     mapping: str | None = None,
     contributing: Contributing | None = None,
     device: torch.device | str | None = None,
@@ -138,18 +139,20 @@ def open_comparison(
 ) -> Iterator[Comparison]:
     """Open the checkpoints and plan which tensors are compared; they are closed when the context ends.
 
-    `base` may be one of the sources or another file, `mapping` is by default the layout's first; `device` may be a
-    name: auto, cpu (default) or cuda. Tensors that differ in shape are no obstacle if those of the sources that are
-    `contributing` (default: all) are alike. Raises CheckpointError for files that do not fit each other.
+    An open source may stand for its file, and stays open. `base` may be one of the sources or another file, `mapping`
+    is by default the layout's first; `device` may be a name: auto, cpu (default) or cuda. Tensors that differ in shape
+    are no obstacle if those of the sources that are `contributing` (default: all) are alike. Raises CheckpointError for
+    files that do not fit each other.
     """
+    sources = {name: _normal(given) for name, given in sources.items()}
     with ExitStack() as stack:
-        opened = {name: stack.enter_context(open_checkpoint(path, layout=layout)) for name, path in sources.items()}
-        target_opened = stack.enter_context(open_checkpoint(target, layout=layout))
+        opened = {name: stack.enter_context(as_source(given, layout=layout)) for name, given in sources.items()}
+        target_opened = stack.enter_context(as_source(target, layout=layout))
         base_opened = None
         if base is not None:
-            base_opened = next((opened[name] for name, path in sources.items() if path == base), None)
+            base_opened = next((opened[name] for name, given in sources.items() if given == _normal(base)), None)
             if base_opened is None:
-                base_opened = stack.enter_context(open_checkpoint(base, layout=layout))
+                base_opened = stack.enter_context(as_source(base, layout=layout))
         parts = plan_parts(layout, mapping or layout.default_mapping, list(opened.values()), contributing)
         yield Comparison(
             layout=layout,
@@ -164,11 +167,15 @@ def open_comparison(
         )
 
 
+def _normal(given: Path | str | TensorSource) -> Path | TensorSource:
+    return Path(given) if isinstance(given, str) else given
+
+
 @contextmanager
 def open_recipe_comparison(
     recipe: Recipe,
-    sources: Mapping[str, Path],
-    target: Path,
+    sources: Mapping[str, Path | str | TensorSource],
+    target: Path | str | TensorSource,
     *,
     base: str | None = None,
     device: torch.device | str | None = None,
@@ -190,6 +197,6 @@ def open_recipe_comparison(
         device=device,
         progress=progress,
     ) as comparison:
-        check_channels(recipe, (step.name for step in recipe.steps), comparison.parts, comparison.paths)
+        check_channels(recipe, (step.name for step in recipe.steps), comparison.parts, comparison.labels)
         warn_of_sources(recipe, comparison.sources, comparison.target, contributing)
         yield comparison

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, pipeline_of, readable_encoder_of
+from optimizer.checkpoints import TensorSource, pipeline_of, readable_encoder_of
 from optimizer.errors import CheckpointError, InputError
 from optimizer.families import Layout, load_tokenizer, stored_part
 from optimizer.files import read_text
@@ -79,12 +79,12 @@ def prompts_sha256(prompts: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode("utf-8")).hexdigest()
 
 
-def shipped_prompts(target: Checkpoint, layout: Layout) -> tuple[str, ...]:
+def shipped_prompts(target: TensorSource, layout: Layout) -> tuple[str, ...]:
     """What is read of this target unless the user has prompts. Raises CheckpointError for an unknown text encoder."""
     return read_prompts(pipeline_of(target, layout) / "prompts.txt")
 
 
-def check_encoder(target: Checkpoint, layout: Layout, clip_skips: Mapping[str, int]) -> None:
+def check_encoder(target: TensorSource, layout: Layout, clip_skips: Mapping[str, int]) -> None:
     """Raise InputError unless the target's text encoder can be read, behind each of the `clip_skips`.
 
     These are numbers by what the user calls them. No weights are read.
@@ -113,7 +113,7 @@ class EncoderMetric:
         encoder = readable_encoder_of(layout)
         if not any(encoder.tokens in source.tensors for source in comparison.sources.values()):
             raise CheckpointError(
-                f"{source.path}: has no {encoder.title}: tensor {encoder.tokens!r} is missing"
+                f"{source.label}: has no {encoder.title}: tensor {encoder.tokens!r} is missing"
                 for source in comparison.sources.values()
             )
         self._model, tokens, used = _model_and_tokens(pipeline, prompts, comparison.clip_skip)
@@ -127,7 +127,7 @@ class EncoderMetric:
             if stored not in scored:
                 lacking = [file for file in files if stored not in file.tensors] or [comparison.target]
                 raise CheckpointError(
-                    f"{file.path}: tensor {stored!r} is missing, or not of floating point" for file in lacking
+                    f"{file.label}: tensor {stored!r} is missing, or not of floating point" for file in lacking
                 )
             parts[name] = scored[stored]
         read = _read if device.type == "cpu" else _read_to_card

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, ZeroTensors
+from optimizer.checkpoints import TensorSource, ZeroTensors
 from optimizer.recipes import Part, finite
 
 __all__ = ["Loader", "staging"]
@@ -37,11 +37,11 @@ class Loader:
 
     def __init__(self, device: torch.device, zeros: ZeroTensors) -> None:
         self._device, self._zeros = device, zeros
-        self._loaded: list[tuple[Part, Checkpoint]] = []
+        self._loaded: list[tuple[Part, TensorSource]] = []
         self._finite: list[torch.Tensor] = []
         self._zero: list[torch.Tensor] = []
 
-    def load(self, part: Part, checkpoints: Sequence[Checkpoint]) -> torch.Tensor:
+    def load(self, part: Part, checkpoints: Sequence[TensorSource]) -> torch.Tensor:
         """Return `part` of each checkpoint, float32 [checkpoints, *part.shape]: one copy if all store one dtype."""
         stored = [part.read(checkpoint) for checkpoint in checkpoints]
         dtypes = {tensor.dtype for tensor in stored}

@@ -75,9 +75,9 @@ class Measured:
         return self.base if self.base is not None else next(iter(self.sources))
 
     @property
-    def paths(self) -> dict[str, Path]:
-        """The files of the sources as recipes name them, for messages."""
-        return {name: Path(mark.file) for name, mark in self.sources.items()}
+    def labels(self) -> dict[str, str]:
+        """The names of the sources in messages: their files, as recipes name them."""
+        return {name: str(Path(mark.file)) for name, mark in self.sources.items()}
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimizer.checkpoints import Checkpoint, ElementReader, check_unchanged, is_zero
+from optimizer.checkpoints import TensorSource, check_unchanged, is_zero
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Part, finite
+from optimizer.recipes import Part, PartReader, finite
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.memory import where_it_fits
 from optimizer.similarity.statistics_on_card import grams_on_card
@@ -230,7 +230,7 @@ class _Pass:
         self._reference = comparison.reference
         self._rows = [*comparison.sources.values(), comparison.target]
         buffer = torch.empty(_SEGMENT * _LARGEST_ITEM, dtype=torch.uint8)
-        self._readers = {each: ElementReader(each, buffer) for each in (self._reference, *self._rows)}
+        self._readers = {each: PartReader(each, buffer) for each in (self._reference, *self._rows)}
         self._stages = {dtype: _Stage(_SEGMENT, dtype) for dtype in (torch.float32, torch.float64)}
 
     def gram(self, segment: _Segment) -> torch.Tensor:
@@ -257,7 +257,7 @@ class _Pass:
         for reader in self._readers.values():
             reader.close()
 
-    def _read(self, checkpoint: Checkpoint, segment: _Segment) -> torch.Tensor:
+    def _read(self, checkpoint: TensorSource, segment: _Segment) -> torch.Tensor:
         return self._readers[checkpoint].read(segment.part, segment.start, segment.stop)
 
 

@@ -21,8 +21,8 @@ from itertools import cycle
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, ElementReader
-from optimizer.recipes import Part
+from optimizer.checkpoints import TensorSource
+from optimizer.recipes import Part, PartReader
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.loading import staging
 
@@ -116,7 +116,7 @@ class _Plan:
 
     def __init__(self, comparison: Comparison, parts: Sequence[Part]) -> None:
         self.reference = comparison.reference
-        self.rows: list[Checkpoint] = [self.reference, *comparison.sources.values(), comparison.target]
+        self.rows: list[TensorSource] = [self.reference, *comparison.sources.values(), comparison.target]
         widest = max((self._bytes(part) for part in parts), default=1)
         pieces = max(1, _SEGMENT_BYTES // (widest * _PIECE))
         self.length = min(_SEGMENT, pieces * _PIECE)
@@ -159,7 +159,7 @@ class _Pass:
         self._plan, self._device = plan, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         nothing = torch.empty(0, dtype=torch.uint8)
-        self._readers = {each: ElementReader(each, nothing) for each in plan.rows}
+        self._readers = {each: PartReader(each, nothing) for each in plan.rows}
         buffers = [_Buffer.of(plan.capacity, device) for _ in range(_BUFFERS)]
         self._turn = cycle(buffers)
         length = -(-plan.length // _PIECE) * _PIECE

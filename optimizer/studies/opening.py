@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import STATISTICS, Checkpoint, open_checkpoint
+from optimizer.checkpoints import STATISTICS, TensorSource, open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
 from optimizer.library import HashCache, fingerprint, sha256
 from optimizer.recipes import Contributors, check_channels, warn_of_sources
@@ -80,8 +80,8 @@ class OpenStudy:
         files = {**self.files.sources, "": self.files.target}
         found: dict[str, str] = {}
 
-        def hashed(checkpoint: Checkpoint) -> str | None:
-            if checkpoint.fate() is not None:
+        def hashed(checkpoint: TensorSource) -> str | None:
+            if checkpoint.path is None or checkpoint.fate() is not None:
                 return None
             if known:
                 return None if hashes is None else hashes.look_up(checkpoint.path, "sha256")
@@ -105,8 +105,8 @@ class OpenStudy:
             if (fate := checkpoint.fate()) is not None:
                 found.pop(name, None)
                 warnings.warn(
-                    f"{checkpoint.path}: {fate} during the fit: what was found is about the file as it was before, and "
-                    "best.yaml notes no hash of it",
+                    f"{checkpoint.label}: {fate} during the fit: what was found is about the file as it was before, "
+                    "and best.yaml notes no hash of it",
                     BlockfitWarning,
                     stacklevel=2,
                 )
@@ -208,7 +208,7 @@ def _contributors(study: Study, sources: Sequence[str]) -> Contributors:
 def _check_steps(study: Study, known: Comparison | Measured) -> None:
     for stage in study.stages:
         for step in stage.steps:
-            check_channels(study.recipe, step, known.parts, known.paths)
+            check_channels(study.recipe, step, known.parts, known.labels)
 
 
 def _without_files(study: Study, earlier: Measured, hashes: HashCache | None) -> Measured | None:

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import Checkpoint, open_checkpoint
+from optimizer.checkpoints import TensorSource, open_checkpoint
 from optimizer.errors import InputError
 from optimizer.families import Layout, load_layout
 from optimizer.interchange import export_recipe
@@ -69,7 +69,7 @@ def recipes() -> Iterator[tuple[str, Recipe]]:
     yield "all", Recipe("all", LAYOUT, models, (steps[0], *chain), "T4")
 
 
-def worst_by_block(found: Checkpoint, expected: Iterator[tuple[str, torch.Tensor]], mapping: str) -> dict[str, float]:
+def worst_by_block(found: TensorSource, expected: Iterator[tuple[str, torch.Tensor]], mapping: str) -> dict[str, float]:
     """The largest relative difference in each block; raises ValueError if the tensors are not the same ones."""
     worst = dict.fromkeys(LAYOUT.blocks, 0.0)
     missing = {name for name in found.tensors if name not in LAYOUT.position_ids}

@@ -29,7 +29,7 @@ from measuring import AnonymousMemory, report, warm_up
 from timed_fit import Clock
 from torch import Tensor
 
-from optimizer.checkpoints import Checkpoint, open_checkpoint
+from optimizer.checkpoints import TensorSource, open_checkpoint
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, Alpha, Free, Recipe, Space, load_recipe, parameters_of, save_recipe
 from optimizer.search import FitResult, fit
@@ -107,7 +107,7 @@ def compare_coefficients(result: FitResult, planted: Recipe, comparison: Compari
 # --- The naive way ----------------------------------------------------------------------------------------------------
 
 
-def attention_weights(checkpoint: Checkpoint, blocks: Sequence[str]) -> list[Weights]:
+def attention_weights(checkpoint: TensorSource, blocks: Sequence[str]) -> list[Weights]:
     """to_q, to_k, to_v of each block's self-attention in float32."""
     assert checkpoint.layout is not None
     prefixes = [checkpoint.layout.attention[block] for block in blocks]

@@ -29,12 +29,11 @@ from gpu import ROOT, Context, Figures
 from make_checkpoints import make_family
 from torch import Tensor
 
-from optimizer.checkpoints import ElementReader
 from optimizer.errors import BlockfitWarning, InputError
 from optimizer.families import load_layout
 from optimizer.merging import merge
 from optimizer.recipes import Part as StoredPart
-from optimizer.recipes import load_recipe, save_recipe
+from optimizer.recipes import PartReader, load_recipe, save_recipe
 from optimizer.similarity import (
     METRICS,
     AttentionMetric,
@@ -487,7 +486,7 @@ def _read(comparison: Comparison, parts: Sequence[StoredPart], threads: int) -> 
 
     def of_thread(number: int) -> None:
         buffer = torch.empty(8 * length, dtype=torch.uint8)
-        readers = [ElementReader(file, buffer) for file in files]
+        readers = [PartReader(file, buffer) for file in files]
         for part in parts[number::threads]:
             size = math.prod(part.shape)
             for start in range(0, size, length):

@@ -28,24 +28,24 @@ from typing import Any
 import torch
 from measuring import report, warm_up
 
-from optimizer.checkpoints import Checkpoint, ElementReader
+from optimizer.checkpoints import TensorSource
 from optimizer.families import load_layout
 from optimizer.merging import CHUNK
-from optimizer.recipes import Part
+from optimizer.recipes import Part, PartReader
 from optimizer.similarity import Comparison, measure_statistics, open_comparison
 
 NAMES = ("base", "one", "two", "three", "four", "five", "six", "seven")
 GOAL = 0.5
 
 
-def read_buffered(checkpoints: Sequence[Checkpoint], parts: Sequence[Part]) -> None:
+def read_buffered(checkpoints: Sequence[TensorSource], parts: Sequence[Part]) -> None:
     """Read all `parts` of all `checkpoints` in chunks and convert them to float32, with a thread for each core."""
 
     def work(own: Sequence[Part]) -> None:
         torch.get_num_threads()  # torch takes over the process's number when it meets a thread
         torch.set_num_threads(1)
         buffer = torch.empty(CHUNK * 8, dtype=torch.uint8)
-        readers = [ElementReader(checkpoint, buffer) for checkpoint in checkpoints]
+        readers = [PartReader(checkpoint, buffer) for checkpoint in checkpoints]
         converted = torch.empty(CHUNK, dtype=torch.float32)
         for part in own:
             size = torch.Size(part.shape).numel()
@@ -63,7 +63,7 @@ def read_buffered(checkpoints: Sequence[Checkpoint], parts: Sequence[Part]) -> N
             done.result()
 
 
-def read_mapped(checkpoints: Sequence[Checkpoint], parts: Sequence[Part]) -> None:
+def read_mapped(checkpoints: Sequence[TensorSource], parts: Sequence[Part]) -> None:
     """Convert all `parts` of all `checkpoints` to float32."""
     for part in parts:
         for checkpoint in checkpoints:
@@ -106,7 +106,7 @@ def measure(folder: Path, repeats: int, blocks: str) -> dict[str, Any]:
 
 
 def contenders(
-    comparison: Comparison, checkpoints: Sequence[Checkpoint], parts: Sequence[Part], blocks: Sequence[str]
+    comparison: Comparison, checkpoints: Sequence[TensorSource], parts: Sequence[Part], blocks: Sequence[str]
 ) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
     return {

@@ -255,12 +255,14 @@ def test_bounds_against_grids(seed, count, alike):
         assert of_delta == pytest.approx(1, abs=1e-9)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(1, 10_000),
     lost=st.sampled_from(["", "x", "y", "target"]),
     same=st.sampled_from(["", "base", "x", "target"]),
 )
+# The one case whose ceiling is known is not left to chance.
+@example(seed=1, lost="", same="target")
 def test_drawn_families(tmp_path_factory, write_sd1, sd1_tensors, seed, lost, same):
     """Recipe <= best <= ceiling and bounded <= ceiling, for families that lack tensors or hold equal models."""
     folder = tmp_path_factory.mktemp("drawn")

@@ -133,8 +133,17 @@ def half_kept(pool, tmp_path):
     return tmp_path / "half.safetensors"
 
 
-@pytest.mark.parametrize("sampler", ["random", "blockwise", "tpe", "cmaes", "gp"])
-@pytest.mark.parametrize("metric", ["explained", "delta"])
+QUICK = {("explained", "blockwise"), ("delta", "tpe")}
+
+
+@pytest.mark.parametrize(
+    ("metric", "sampler"),
+    [
+        pytest.param(metric, sampler, marks=() if (metric, sampler) in QUICK else pytest.mark.slow)
+        for metric in ("explained", "delta")
+        for sampler in ("random", "blockwise", "tpe", "cmaes", "gp")
+    ],
+)
 def test_unchanged_block_keeps_its_alphas(write_study, half_kept, metric, sampler):
     """The alphas of an unchanged block are not searched but keep it, in every trial; the block is null everywhere."""
     steps = (

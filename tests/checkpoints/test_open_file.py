@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from optimizer.checkpoints import check_unchanged, open_checkpoint
+from optimizer.checkpoints.selection import SelectedTensors
 from optimizer.errors import CheckpointError
 from optimizer.library import HashCache, fingerprint, sha256
 
@@ -99,7 +100,7 @@ def test_what_became_of_a_file(tmp_path, kind, change):
 def test_mapped_file_that_is_written_to(tmp_path, kind, change):
     """No tensor of it is read any more: it would have other numbers, or reading it would end the process."""
     path = write(tmp_path / "a", kind)
-    with open_checkpoint(path) as checkpoint, checkpoint.selected({"new": "m"}) as some:
+    with open_checkpoint(path) as checkpoint, SelectedTensors(checkpoint, {"new": "m"}) as some:
         change(path)
 
         for read in (lambda: checkpoint.tensor("m"), lambda: some.tensor("new"), checkpoint.check_intact):
@@ -159,7 +160,7 @@ def test_files_are_let_go(tmp_path, kind):
     broken.write_bytes(path.read_bytes()[:1000])
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
     for _ in range(3):
-        with open_checkpoint(path) as checkpoint, checkpoint.selected({"new": "m"}):
+        with open_checkpoint(path) as checkpoint, SelectedTensors(checkpoint, {"new": "m"}):
             pass
         with pytest.raises(CheckpointError):
             open_checkpoint(broken)

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -143,23 +142,20 @@ def test_spaces(files, ask, monkeypatch):
 
 
 def test_nothing_slow_is_imported():
-    """A shell is answered without torch, numpy or Optuna, in well under a second."""
+    """A shell is answered without torch, numpy or Optuna, whose import alone takes seconds."""
     line = {"_BLOCKFIT_COMPLETE": "complete_bash", "COMP_WORDS": "blockfit\ncompare\n--metric\n", "COMP_CWORD": "3"}
     code = (
         "import sys, atexit\n"
         "atexit.register(lambda: print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr))\n"
         "from optimizer.cli import main\nmain([])"
     )
-    before = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **line}, cwd=ROOT, capture_output=True, encoding="utf-8", check=True,
     )  # fmt: skip
-    seconds = time.monotonic() - before
 
     assert done.stdout.split() == list(METRICS)
     assert not {"torch", "numpy", "optuna", "ruamel", "matplotlib", "pandas"} & set(done.stderr.split())
-    assert seconds < 5  # 0.3 where nothing else runs
 
 
 @pytest.mark.parametrize("shell", completing.SHELLS)

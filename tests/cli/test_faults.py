@@ -5,12 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from waiting import PATIENCE, wait_for
 
 from optimizer.recipes import load_recipe
 
@@ -26,6 +26,8 @@ stages: [{name: outputs, metric: attention, strategy: stepwise, trials: 4}]
 """
 TEXTS = {"recipe.yaml": RECIPE, "study.yaml": STUDY}
 PLOTS = {"alphas.png", "best-so-far.png", "similarity-against-alpha-outputs-A.png", "similarity-per-block.png"}
+
+Blockfit = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -51,18 +53,19 @@ def study(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, models: Path) -> dict[str, str]:
-    """What the command is started with."""
-    return {**os.environ, "BLOCKFIT_CACHE": str(tmp_path / "cache"), "BLOCKFIT_MODELS": str(models)}
+def environment(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What the command finds in its environment, here and in processes."""
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BLOCKFIT_MODELS", str(models))
+    return dict(os.environ)
 
 
 @pytest.fixture
-def fit(environment: dict[str, str]) -> Callable[[Path], tuple[int, list[str]]]:
-    """Fits a study by the real command; gives the exit code and the lines on stderr."""
+def fit(environment: dict[str, str], blockfit: Blockfit) -> Callable[[Path], tuple[int, list[str]]]:
+    """Fits a study by the command; gives the exit code and the lines on stderr."""
 
     def fit(folder: Path) -> tuple[int, list[str]]:
-        command = [sys.executable, "-m", "optimizer", "fit", str(folder)]
-        done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8", env=environment)
+        done = blockfit("fit", folder)
         return done.returncode, done.stderr.splitlines()
 
     return fit
@@ -140,7 +143,9 @@ def test_trials_that_are_open_in_a_spreadsheet(fit: Fit, study: Path, hold: Call
     assert load_recipe(study / "best.yaml").fitted is not None
 
 
-def test_best_recipe_that_is_open_elsewhere(fit: Fit, study: Path, hold: Callable[[Path], None]) -> None:
+def test_best_recipe_that_is_open_elsewhere(
+    fit: Fit, study: Path, hold: Callable[[Path], None], blockfit: Blockfit
+) -> None:
     """A best.yaml that cannot be replaced is named and left; the trials are kept."""
     (study / "best.yaml").write_text("old", encoding="utf-8")
     hold(study / "best.yaml")
@@ -151,10 +156,7 @@ def test_best_recipe_that_is_open_elsewhere(fit: Fit, study: Path, hold: Callabl
     assert len(lines) == 1
     assert f"{study / 'best.yaml'}: cannot be replaced" in lines[0]
     assert (study / "best.yaml").read_text(encoding="utf-8") == "old"
-    shown = subprocess.run(
-        [sys.executable, "-m", "optimizer", "status", str(study), "--json"], capture_output=True, check=True
-    )
-    assert b'"completed": 4' in shown.stdout
+    assert '"completed": 4' in blockfit("status", study, "--json").stdout
 
 
 def test_log_that_cannot_be_written(fit: Fit, study: Path) -> None:
@@ -171,11 +173,11 @@ def test_log_that_cannot_be_written(fit: Fit, study: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody replace an open file, and has no SIGINT")
-def test_checkpoints_that_go_during_the_search(study: Path, models: Path, environment: dict[str, str]) -> None:
+def test_checkpoints_that_go_during_the_search(
+    study: Path, models: Path, environment: dict[str, str], blockfit: Blockfit
+) -> None:
     """Checkpoints that are replaced or deleted are told by name, and no hash is noted of them; the trials are kept."""
-    assert (
-        subprocess.run([sys.executable, "-m", "optimizer", "inspect", *models.iterdir()], env=environment, check=False)
-    ).returncode == 0  # so that all hashes are known
+    assert blockfit("inspect", *models.iterdir()).returncode == 0  # so that all hashes are known
     write(study, trials=100000)
     process = subprocess.Popen(
         [sys.executable, "-m", "optimizer", "fit", str(study)],
@@ -183,16 +185,14 @@ def test_checkpoints_that_go_during_the_search(study: Path, models: Path, enviro
         stderr=subprocess.PIPE,
         env=environment,
     )
-    log, deadline = study / "fit.log", time.monotonic() + 120
+    log = study / "fit.log"
     try:
-        while time.monotonic() < deadline and not (log.exists() and "COMPLETE" in log.read_text(encoding="utf-8")):
-            time.sleep(0.1)
+        wait_for(lambda: log.exists() and "COMPLETE" in log.read_text(encoding="utf-8"))
         shutil.copyfile(models / "one.safetensors", models / "copy.safetensors")
         (models / "copy.safetensors").replace(models / "target.safetensors")
         (models / "two.safetensors").unlink()
-        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, problems = process.communicate(timeout=120)
+        _, problems = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
 

@@ -78,10 +78,10 @@ def files_in(folder: Path) -> dict[Path, int]:
 
 
 def refused(run: Run, folder: Path, *arguments: object, seconds: float = 10) -> str:
-    """The one line with which the command refuses, in time, nothing written."""
-    before, started = files_in(folder), time.perf_counter()
+    """The one line with which the command refuses, within seconds of processor time, nothing written."""
+    before, started = files_in(folder), time.process_time()
     code, out, err = run(*arguments)
-    assert time.perf_counter() - started < seconds
+    assert time.process_time() - started < seconds
     assert (code, out, len(err)) == (2, [], 1)
     assert files_in(folder) == before
     return err[0]
@@ -142,12 +142,12 @@ def test_five_hundred_sources(folder: Path, run: Run) -> None:
     models = "".join(f"  m{n}: {{file: {('one', 'two')[n % 2]}.safetensors}}\n" for n in range(500))
     steps = "".join(step(f"S{n}", f"S{n - 1}" if n > 1 else "m0", f"m{n}", "0.5") for n in range(1, 500))
     save.write_text(f"models:\n{models}steps:\n{steps}", encoding="utf-8")
-    started = time.perf_counter()
+    started = time.process_time()
 
     code, _, _ = run("merge", save, "-o", folder / "out.safetensors", "--dtype", "fp32")
 
     assert code == 0
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
     name = "model.diffusion_model.out.2.weight"
     one, two, made = (open_checkpoint(folder / f"{file}.safetensors").tensor(name) for file in ("one", "two", "out"))
     # The last source has one half, the one before a quarter, and so on; m499 is `two`.
@@ -160,12 +160,12 @@ def test_a_recipe_of_many_sources_is_verified(folder: Path, run: Run) -> None:
     models = "".join(f"  m{n}: {{file: {('one', 'two')[n % 2]}.safetensors}}\n" for n in range(200))
     steps = "".join(step(f"S{n}", f"S{n - 1}" if n > 1 else "m0", f"m{n}") for n in range(1, 200))
     (folder / "recipe.yaml").write_text(f"models:\n{models}steps:\n{steps}", encoding="utf-8")
-    started = time.perf_counter()
+    started = time.process_time()
 
     code, out, _ = run("verify", folder / "recipe.yaml", "--target", folder / "target.safetensors", "--json")
 
     assert code == 0
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30
     found = json.loads("".join(out))
     assert [entry["step"] for entry in found] == [f"S{n}" for n in range(1, 200)]
     one, two, target = (load_file(folder / f"{file}.safetensors") for file in ("one", "two", "target"))
@@ -180,12 +180,12 @@ def test_a_recipe_of_many_sources_is_verified(folder: Path, run: Run) -> None:
 def test_a_recipe_of_many_steps_is_verified(folder: Path, run: Run) -> None:
     """Each of a thousand steps is measured, in a time that grows with their number and not with its square."""
     (folder / "recipe.yaml").write_text(chain(1000, "two"), encoding="utf-8")
-    started = time.perf_counter()
+    started = time.process_time()
 
     code, out, _ = run("verify", folder / "recipe.yaml", "--target", folder / "target.safetensors", "--json")
 
     assert code == 0
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30
     found = json.loads("".join(out))
     assert [entry["step"] for entry in found] == [f"S{n}" for n in range(1000)]
     one, two, target = (load_file(folder / f"{file}.safetensors") for file in ("one", "two", "target"))
@@ -258,11 +258,11 @@ TEXTS = {
 def test_huge_texts(folder: Path, run: Run, name: str) -> None:
     """A text that would take hours or all memory is refused in seconds."""
     (folder / "text.txt").write_text(TEXTS[name], encoding="utf-8")
-    before, started = files_in(folder), time.perf_counter()
+    before, started = files_in(folder), time.process_time()
 
     code, out, err = run("import", folder / "text.txt", "-o", folder / "recipe.yaml")
 
-    assert time.perf_counter() - started < 15
+    assert time.process_time() - started < 15
     assert (code, out) == (2, [])
     assert err
     assert all("text.txt" in line and len(line) < 5000 for line in err)
@@ -342,6 +342,7 @@ def test_signs_that_act_on_a_terminal(folder: Path, run: Run, sign: str, place: 
     code, out, err = run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors")
 
     assert (code, out) == (2, [])
+    assert err
     assert all(line.startswith("blockfit: ") and "recipe.yaml" in line for line in err)
 
 
@@ -357,6 +358,7 @@ def test_signs_in_a_study_a_text_and_a_merged_file(folder: Path, run: Run, write
     (folder / "text.txt").write_text(f'"a{escaped}b" x 0.5 + B x 0.5 = T\nB x 0.5 = {sign.strip()}c', encoding="utf-8")
     code, _, err = run("import", folder / "text.txt", "-o", folder / "new.yaml")
     assert code == 2
+    assert err
     assert all(line.startswith("blockfit: ") for line in err)
 
     metadata = {f"x{sign}y": f"a{sign}b", "sd_merge_recipe": json.dumps({"type": f"webui{sign}"})}
@@ -377,28 +379,37 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_names_make_no_files(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def quoted(text: str) -> str:
+    """A text as YAML has it in double quotes."""
+    return f'"{text}"'.replace("\\", "\\\\")
+
+
+def test_names_make_no_files(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of steps and stages, whatever they look like, put no file anywhere but among the fit's own."""
     elsewhere = folder.parent / "working"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    stage = name.replace("/", "_")
-    quoted, quoted_stage = (f'"{text}"'.replace("\\", "\\\\") for text in (name, stage))
-    free = step(quoted, alpha="{search: [0, 1], tie: true}")
+    free = "".join(step(quoted(name), alpha="{search: [0, 1], tie: true}") for name in NAMES)
     (folder / "recipe.yaml").write_text(MODELS + free, encoding="utf-8")
-    (folder / "study.yaml").write_text(STUDY.replace("STAGE", quoted_stage), encoding="utf-8")
+    # Each stage is called as its step, but for "/", which a stage's name cannot hold.
+    stages = "".join(
+        f"  - {{name: {quoted(name.replace('/', '_'))}, metric: weights, trials: 2, steps: [{quoted(name)}]}}\n"
+        for name in NAMES
+    )
+    (folder / "study.yaml").write_text(STUDY[: STUDY.index("[{")].rstrip() + "\n" + stages, encoding="utf-8")
     before, escaped = files_in(folder.parent), Path(tempfile.gettempdir()) / "blockfit-escaped"
 
     code, out, _ = run("fit", folder)
 
     assert code == 0
     made = {path.relative_to(folder.parent).as_posix() for path in files_in(folder.parent).keys() - before.keys()}
-    (plot,) = (path for path in made if "similarity-against-alpha" in path)
-    assert re.fullmatch(r"models/plots/similarity-against-alpha-[\w.-]{1,40}\.png", plot)
+    drawn = {path for path in made if "similarity-against-alpha" in path}
+    assert len(drawn) == len(NAMES)
+    for plot in drawn:
+        assert re.fullmatch(r"models/plots/similarity-against-alpha-[\w.-]{1,40}\.png", plot)
     own = {"study.db", "best.yaml", "best.simple.yaml", "trials.csv", "fit.log", "statistics.safetensors"}
     plots = {"best-so-far.png", "similarity-per-block.png", "alphas.png"}
-    assert {path for path in made if not path.startswith("cache/")} - {plot} <= (
+    assert {path for path in made if not path.startswith("cache/")} - drawn <= (
         {f"models/{file}" for file in own} | {f"models/plots/{file}" for file in plots}
     )
     assert not list(elsewhere.iterdir())
@@ -407,7 +418,8 @@ def test_names_make_no_files(folder: Path, run: Run, monkeypatch: pytest.MonkeyP
 
     rows = list(csv.reader((folder / "trials.csv").read_text(encoding="utf-8").splitlines()))
     assert not any(cell.startswith(("=", "+", "-", "@")) and not is_number(cell) for row in rows for cell in row)
-    assert any(f"{name}.alpha" in cell for cell in rows[0])
+    for name in NAMES:
+        assert any(f"{name}.alpha" in cell for cell in rows[0])
 
 
 def is_number(text: str) -> bool:

@@ -325,7 +325,7 @@ def test_nothing_is_left_of_a_folder(here, capsys):
     assert other == f"blockfit: left out: {files}: the file is empty (0 bytes)"
 
 
-@pytest.mark.parametrize("tool", ["model-mixer", "comfyui"])
+@pytest.mark.parametrize("tool", ["model-mixer", pytest.param("comfyui", marks=pytest.mark.slow)])
 def test_a_mapping_for_other_tools(here, tool):
     """With a tool's mapping the fitted recipe can be exported to that tool, its files by the whole names it needs."""
     names = ("closed", "base", "bold", "--models", "my models")

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from waiting import PATIENCE, wait_for
 
 from optimizer.cli import main
 
@@ -41,15 +41,6 @@ def prepared(tmp_path_factory, write_sd1, sd1_tensors):
     (folder / "formulas.txt").write_text("one x 0.5 + two x 0.5 = T\n", encoding="utf-8")
     yield folder
     del os.environ["BLOCKFIT_CACHE"]
-
-
-def blockfit(folder, *arguments):
-    """The command in a process of its own, in this folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "optimizer", *map(str, arguments)],
-        cwd=folder, capture_output=True, encoding="utf-8", check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
 
 
 def run(folder, monkeypatch, *arguments):
@@ -191,7 +182,7 @@ def test_exports_leave_hashes_out(prepared, arguments, capsys, monkeypatch):
     assert "0123456789" not in exported
 
 
-def test_exit_codes(prepared, tmp_path):
+def test_exit_codes(prepared, tmp_path, blockfit):
     """0 done; 1 what is not the input's fault, here a table that cannot be written; 2 bad input; JSON at 0 and 1."""
     study = tmp_path / "study"
     (study / "trials.csv").mkdir(parents=True)
@@ -200,9 +191,12 @@ def test_exit_codes(prepared, tmp_path):
         encoding="utf-8",
     )
 
-    done = blockfit(prepared, "status", ".", "--json")
-    failed = blockfit(prepared, "fit", study, "--models", prepared, "--json")
-    refused = blockfit(prepared, "status", "nowhere", "--json")
+    done = blockfit("status", prepared, "--json")
+    failed = blockfit("fit", study, "--models", prepared, "--json")
+    refused = subprocess.run(
+        [sys.executable, "-m", "optimizer", "status", "nowhere", "--json"],
+        capture_output=True, encoding="utf-8", check=False,
+    )  # fmt: skip
 
     assert (done.returncode, failed.returncode, refused.returncode) == (0, 1, 2)
     assert json.loads(done.stdout)["searches"]
@@ -224,12 +218,11 @@ def test_interrupted_with_json(prepared, tmp_path):
         [sys.executable, "-m", "optimizer", "fit", str(tmp_path), "--models", str(prepared), "--json", "-q"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
     )  # fmt: skip
-    log, deadline = tmp_path / "fit.log", time.monotonic() + 120
-    while time.monotonic() < deadline and not (log.exists() and log.read_text(encoding="utf-8").count("COMPLETE") > 2):
-        time.sleep(0.1)
+    log = tmp_path / "fit.log"
+    wait_for(lambda: log.exists() and log.read_text(encoding="utf-8").count("COMPLETE") > 2)
     process.send_signal(signal.SIGINT)
     try:
-        told, problems = process.communicate(timeout=120)
+        told, problems = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
 

@@ -1,12 +1,14 @@
 """What a user sees of a long study: status, the log for programs, the progress bar."""
 
 import json
+import os
 import pickle
 import re
 import shutil
 import sqlite3
 import subprocess
 import sys
+import textwrap
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +17,13 @@ import optuna
 import pytest
 from databases import sqlite_url
 from optuna.trial import TrialState, create_trial
+from waiting import PATIENCE
 
 from optimizer.search import fit
 from optimizer.studies import load_study
 
-DEMO = Path(__file__).parents[2] / "studies" / "demo"
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "studies" / "demo"
 STUDY = """\
 recipe: recipe.yaml
 target: {{file: target.safetensors}}
@@ -46,13 +50,7 @@ def folder(tmp_path):
     return write
 
 
-def run(*arguments):
-    """The command, as a user runs it."""
-    command = [sys.executable, "-m", "optimizer", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=200, check=False)
-
-
-def test_status(folder):
+def test_status(folder, blockfit):
     """`status` tells what ran, what is left, the best of each search, the time of a trial and who is at it."""
     made = folder()
     loaded = load_study(made)
@@ -63,7 +61,7 @@ def test_status(folder):
         database.execute(f"update trials set state = 'FAIL' {last}")  # noqa: S608
         database.commit()
 
-    told = json.loads(run("status", made, "--json").stdout)
+    told = json.loads(blockfit("status", made, "--json").stdout)
 
     first, both = told["searches"]
     trials = optuna.load_study(study_name="first", storage=sqlite_url(made / "study.db")).trials
@@ -77,18 +75,18 @@ def test_status(folder):
     assert first["seconds_left"] == pytest.approx((ends[2] - ends[0]).total_seconds() / 2, rel=0.9)
     assert (both["completed"], both["failed"], both["lost"], both["running"]) == (2, 1, 0, 0)
     assert (told["workers"], told["seconds_left"], told["ends"]) == ([], None, None)
-    shown = run("status", made).stdout
+    shown = blockfit("status", made).stdout
     assert re.search(r"first\s+│ delta\s+│\s+3/4", shown)
     assert "in all: 5 of 9 trials" in shown
     assert "workers: none; `blockfit fit` continues" in shown
 
 
-def test_log_file(folder, tmp_path):
+def test_log_file(folder, tmp_path, blockfit):
     """Every line of --log-file is JSON with a time; trials come with all that is known of them, also when resumed."""
     made, log = folder(), tmp_path / "fit.jsonl"
-    done = run("fit", made, "--log-file", log)
+    done = blockfit("fit", made, "--log-file", log)
     assert done.returncode == 0, done.stderr
-    run("fit", made, "--log-file", log, "--trials", 6)
+    blockfit("fit", made, "--log-file", log, "--trials", 6)
 
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
@@ -108,7 +106,7 @@ def test_log_file(folder, tmp_path):
     assert (trial["done"], trial["budget"], trial["workers"]) == (1, 4, 1)
     assert set(trial["params"]) == {f"TEMP1.{block}" for block in trial["block_scores"]}
     assert lines[-1]["searches"]["first"]["trials"] == 6
-    refused = run("fit", made, "--log-file", tmp_path / "nowhere" / "fit.jsonl")
+    refused = blockfit("fit", made, "--log-file", tmp_path / "nowhere" / "fit.jsonl")
     assert refused.returncode == 2
     assert "--log-file: " in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
@@ -122,7 +120,7 @@ class _Gadget:
         return open, (str(self.path), "w")
 
 
-def test_database_from_a_stranger(folder, tmp_path):
+def test_database_from_a_stranger(folder, tmp_path, blockfit):
     """A study.db whose CMA-ES state would run code when it is unpickled is refused in a line, and runs nothing."""
     made = folder("cmaes")
     fit(load_study(made).with_trials(2))
@@ -141,7 +139,7 @@ def test_database_from_a_stranger(folder, tmp_path):
         )
     )
 
-    done = run("fit", made, "--trials", 6)
+    done = blockfit("fit", made, "--trials", 6)
 
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -150,18 +148,30 @@ def test_database_from_a_stranger(folder, tmp_path):
     assert not harm.exists()
 
 
-def test_live_table(folder):
+def test_live_table(folder, tmp_path):
     """On a terminal a table shows trials done, the best and seconds per trial, and gives way where that is narrow."""
     if shutil.which("script") is None:
         pytest.skip("needs util-linux's script for a terminal")
     made = folder()
-    for columns in (60, 140):
-        command = f"COLUMNS={columns} {sys.executable} -m optimizer fit {made} --fresh"
-        done = subprocess.run(
-            ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, encoding="utf-8", timeout=200,
-            check=True,
-        )  # fmt: skip
-        lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout))
+    code = """
+        import contextlib, os, sys
+        from optimizer.cli import main
+        for columns in ("60", "140"):
+            os.environ["COLUMNS"] = columns
+            print("columns", columns)
+            with contextlib.suppress(SystemExit):
+                main(["fit", sys.argv[1], "--fresh"])
+    """
+    (tmp_path / "twice.py").write_text(textwrap.dedent(code), encoding="utf-8")
+    command = f"{sys.executable} {tmp_path / 'twice.py'} {made}"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE,
+        check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout).split("columns ")[1:]
+    assert [text.split()[0] for text in shown] == ["60", "140"]
+    for columns, text in zip((60, 140), shown, strict=True):
+        lines = re.split(r"[\r\n]+", text)
         rows = [line for line in lines if re.match(r"│ both +│", line)]
         assert rows
         assert all(len(line) <= columns for line in rows), rows

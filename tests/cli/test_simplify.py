@@ -113,7 +113,7 @@ def test_json_and_verify_agree(best, run, tmp_path):
     assert told["distinct_numbers"]["after"] == 3
 
 
-@pytest.mark.parametrize("metric", ["delta", "attention"])
+@pytest.mark.parametrize("metric", ["attention", pytest.param("delta", marks=pytest.mark.slow)])
 def test_again_changes_nothing(folder, run, metric):
     """The result of simplifying, simplified again, is the same file: losses count from the fit in both."""
     (folder / "study.yaml").write_text(STUDY.replace("METRIC", f"{metric}, strategy: stepwise"), encoding="utf-8")

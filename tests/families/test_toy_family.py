@@ -331,7 +331,7 @@ def test_preview(family, tmp_path, capsys):
 
     sheet = ["-o", str(tmp_path / "sheet.png"), "--prompt", "a toy"]
     assert refused(capsys, "preview", fine, "--target", target, *sheet) == [
-        f"blockfit: {target}: is Toy Transformer; blockfit draws no pictures with it, as its layout names no pipeline"
+        f"blockfit: {target}: is Toy Transformer; blockfit draws no pictures with it, as its layout has no pipeline"
     ]
 
 

@@ -6,7 +6,7 @@ import string
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from step_by_step import BLOCKS
 
@@ -286,13 +286,13 @@ def test_long_texts_are_read_in_time():
     """Two thousand steps of models of their own, names with spaces among them, and long prose take seconds at most."""
     steps = [f'"model a{n}" x (1-alpha) + modelb_{n} x alpha = "step {n}"\nalpha = 0.{n:04}' for n in range(2000)]
     prose = "similarity of a " + "between a " * 10000
-    started = time.perf_counter()
+    started = time.process_time()
 
     recipe = read_notation("\n".join([prose, *steps])).recipe
 
     assert len(recipe.steps) == 2000
     assert len(recipe.models) == 4000
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_deeper_nesting_becomes_steps_of_its_own():
@@ -515,8 +515,33 @@ def test_alphas_of_some_blocks_are_0_elsewhere():
     assert {block: read.alpha.at(block) for block in BLOCKS} == dict.fromkeys(BLOCKS, 0.0) | {"OUT03": 0.5}
 
 
+SIGNS = st.text(st.sampled_from('AB xX=+-*()0.5,:|%"\n\talphbet{}[]#•'), max_size=60)
+WORDS = [
+    "A",
+    "B",
+    "T",
+    " ",
+    " x ",
+    " + ",
+    " - ",
+    " = ",
+    "(",
+    ")",
+    "1",
+    "0.5",
+    "alpha",
+    "(1-alpha)",
+    ",",
+    "\n",
+    "%",
+    "#",
+]
+
+
 @settings(max_examples=300, deadline=None)
-@given(text=st.text(st.sampled_from('AB xX=+-*()0.5,:|%"\n\talphbet{}[]#•'), max_size=60))
+@given(text=SIGNS | st.lists(st.sampled_from(WORDS), max_size=20).map("".join))
+@example(text="A x 0.5 + B x 0.5 = T")
+@example(text="A x (1-alpha) + B x alpha = T\nalpha = 0.5")
 def test_any_text_is_read_or_refused(text):
     """Any text at all gives a recipe or an error for the user."""
     try:
@@ -544,23 +569,23 @@ def test_any_text_is_read_or_refused(text):
 )
 def test_numbers_and_formulas_beyond_reason(text):
     """Numbers that no float holds and formulas without end are read or refused, at once, and never fail otherwise."""
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         read_notation(text)
     except RecipeError as error:
         assert all("\n" not in problem for problem in error.problems)  # noqa: PT017
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_names_that_are_nearly_the_same_by_the_thousand():
     """Thousands of steps and models of nearly the same names are compared in seconds."""
     steps = [f"A x 0.5 + B x 0.5 = abcdxxxxxxxx{n:04}yyyy" for n in range(900)]
     users = [f"A x 0.5 + abcdxxxxxxxx{n:04}zzzz x 0.5 = U{n}" for n in range(900)]
-    started = time.perf_counter()
+    started = time.process_time()
 
     read_notation("\n".join([*steps, *users]))
 
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_a_seed_that_no_generator_takes():

@@ -198,22 +198,25 @@ class TestHashCache:
 import os, sys, warnings
 from pathlib import Path
 from optimizer.library import HashCache
-os.setuid(65534)
 warnings.simplefilter("ignore")
-print(HashCache(Path(sys.argv[1], "hashes.json")).look_up(Path(sys.argv[1], "a"), "sha256"))
+folder = Path(sys.argv[1])
+for owner in (65534, 12345, 0):
+    os.chown(folder, owner, owner)
+    folder.chmod(0o755)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        print(HashCache(folder / "hashes.json").look_up(folder / "a", "sha256"), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
 """
         with tempfile.TemporaryDirectory() as name:  # other users cannot enter pytest's own folders
             folder = Path(name)
             (folder / "a").write_bytes(b"x")
             HashCache(folder / "hashes.json").store(folder / "a", "sha256", "0" * 64, as_it_is(folder / "a"))
-            found = []
-            for owner in (65534, 12345, 0):
-                os.chown(folder, owner, owner)
-                folder.chmod(0o755)
-                run = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True, check=True)
-                found.append(run.stdout.strip())
+            run = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True, check=True)
 
-        assert found == ["0" * 64, "None", "0" * 64]
+        assert run.stdout.split() == ["0" * 64, "None", "0" * 64]
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
     def test_new_folder(self, tmp_path):

@@ -27,7 +27,13 @@ def printed(notebook: dict[str, Any]) -> str:
     return "\n".join("".join(text) for text in texts)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+# The shortest stands for all; the others need a kernel and twenty seconds each.
+QUICK = "02-resume-and-extend"
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in NAMES]
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """A notebook by name, and what it is after running now."""
     folder = tmp_path_factory.mktemp("notebook")

@@ -22,6 +22,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard import wsgi
+from waiting import PATIENCE
 
 from optimizer.errors import StudyError
 from optimizer.reports import write_plots
@@ -50,7 +51,7 @@ def running(*arguments):
         yield process.stdout.readline(), process
     finally:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def address(study):
 
 def get(url, **headers):
     request = urllib.request.Request(url, headers=headers)  # noqa: S310  the test's own server
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
         return answer.read()
 
 
@@ -125,7 +126,7 @@ def contents(folder):
 
 def ask(address, method, path, body=None, **headers):
     """Status and body of a request by any method, sent as it is."""
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=PATIENCE)
     with closing(connection):
         data = None if body is None else json.dumps(body).encode()
         connection.request(method, path, body=data, headers={"Content-Type": "application/json"} | headers)
@@ -281,8 +282,9 @@ def test_port_of_http():
     assert status("8080", "localhost") == "403 Forbidden"
 
 
-def test_json(study):
-    """--json prints one object with the address once it listens there."""
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
+def test_json_until_an_interrupt(study):
+    """--json prints one object with the address once it listens there; Ctrl-C ends it as it is meant to, silently."""
     with running(study, "--port", "0", "--json") as (line, process):
         text = line
         while "}" not in text:
@@ -290,6 +292,10 @@ def test_json(study):
         (address,) = json.loads(text).values()
         assert list(json.loads(text)) == ["address"]
         assert b"<html" in get(address)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, out, err) == (0, "", "")
 
 
 def test_nothing_is_printed_of_broken_requests(study, tmp_path):
@@ -311,42 +317,29 @@ def test_nothing_is_printed_of_broken_requests(study, tmp_path):
                 get(f"{address}/{path}")
         assert b"<html" in get(f"{address}/dashboard")
         process.kill()
-        assert process.communicate(timeout=30)[1] == ""
+        assert process.communicate(timeout=PATIENCE)[1] == ""
 
 
-def test_started_twice(study):
+def test_started_twice(address, study, blockfit):
     """A second one on the same port is told so, in one line; on another it offers the same plots once."""
+    port = address.rsplit(":", 1)[1]
+    second = blockfit("dashboard", study, "--port", port)
+
+    assert (second.returncode, second.stdout) == (2, "")
+    assert second.stderr.startswith(f"blockfit: --port: {port} cannot be listened on")
+    assert len(second.stderr.splitlines()) == 1
     with running(study, "--port", "0") as (line, _):
-        address = line.split()[0].removesuffix("/dashboard")
-        port = address.rsplit(":", 1)[1]
-        second = subprocess.run(
-            [sys.executable, "-m", "optimizer", "dashboard", study, "--port", port],
-            capture_output=True, text=True, encoding="utf-8", timeout=100, check=False,
-        )  # fmt: skip
-        assert (second.returncode, second.stdout) == (2, "")
-        assert second.stderr.startswith(f"blockfit: --port: {port} cannot be listened on")
-        assert len(second.stderr.splitlines()) == 1
-        assert [len(one["artifacts"]) for one in told(address).values()] == [4, 4, 4]
+        elsewhere = line.split()[0].removesuffix("/dashboard")
+        assert elsewhere != address
+        for one in (address, elsewhere):
+            assert [len(found["artifacts"]) for found in told(one).values()] == [4, 4, 4]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
-def test_interrupt_ends_it(study):
-    """Ctrl-C ends it as it is meant to, without an error."""
-    with running(study, "--port", "0") as (_, process):
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-
-    assert (process.returncode, out, err) == (0, "", "")
-
-
-def test_without_trials(study, tmp_path):
+def test_without_trials(study, tmp_path, blockfit):
     """A study that was never fitted has nothing to show, and no database is made."""
     for name in ("study.yaml", "recipe.yaml"):
         shutil.copy(study / name, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "optimizer", "dashboard", tmp_path, "--port", "0"],
-        capture_output=True, text=True, encoding="utf-8", timeout=100, check=False,
-    )  # fmt: skip
+    done = blockfit("dashboard", tmp_path, "--port", "0")
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "holds no trials of" in done.stderr
@@ -360,6 +353,7 @@ def test_in_a_browser(address, browser):
     Nowhere is there a button that would change something.
     """
     page = browser.new_page()
+    page.set_default_timeout(1000 * PATIENCE)
     problems, hosts = [], set()
 
     def buttons():

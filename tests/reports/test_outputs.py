@@ -63,7 +63,7 @@ def test_full_disk(finished_fit: FitResult, small_disk: Path, fill: Callable[[Pa
     assert old.stat().st_size > 500
 
 
-@pytest.mark.parametrize("left", [0, 20_000])
+@pytest.mark.parametrize("left", [pytest.param(0, marks=pytest.mark.slow), 20_000])
 def test_plots_on_a_full_disk(
     finished_fit: FitResult, small_disk: Path, fill: Callable[[Path, int], Path], left: int
 ) -> None:

@@ -46,7 +46,7 @@ def test_every_plot_is_written(plots: list[Path]) -> None:
 
 
 def test_plots_show_something_at_the_expected_size(plots: list[Path]) -> None:
-    """The PNG files are at 150 dots per inch, as large as their panels ask for, and not blank."""
+    """The PNG files are at 150 dots per inch, large enough for what stands in them, and not blank."""
     sizes = {}
     for path in plots:
         with Image.open(path) as image:
@@ -54,8 +54,14 @@ def test_plots_show_something_at_the_expected_size(plots: list[Path]) -> None:
             assert image.format == "PNG"
             assert [round(dots) for dots in image.info["dpi"]] == [150, 150]
         assert colours(path) > 50
-    assert sizes["best-so-far.png"] == (round((2 * 4.2 + 0.4) * 150), round((2 * 2.9 + 1.2) * 150))
-    assert sizes["alphas.png"] == (round((26 * 0.44 + 3.0) * 150), round((2 * 0.36 + 1.6) * 150))
+    # Three panels in two rows of two, each of at least three inches by two; 26 columns of at least a third of an inch,
+    # in which a number of four digits can be read, and two rows. No side is beyond what a page shows.
+    width, height = sizes["best-so-far.png"]
+    assert 2 * 3 * 150 <= width <= 12 * 150
+    assert 2 * 2 * 150 <= height <= 9 * 150
+    width, height = sizes["alphas.png"]
+    assert 26 * 50 <= width <= 26 * 150
+    assert 2 * 50 <= height <= 5 * 150
 
 
 def test_searches_that_look_alike_get_files_of_their_own(finished_fit: FitResult, tmp_path: Path) -> None:

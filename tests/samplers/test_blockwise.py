@@ -329,7 +329,7 @@ def test_several_objectives():
 
 
 def test_proposals_are_quick():
-    """With 100 trials of 26 blocks a proposal takes no longer than 50 ms of one processor, the best of five."""
+    """With 100 trials of 26 blocks a proposal takes no longer than one of Optuna's TPE, the best of five of each."""
     functions = {f"x{n}": lambda p: 0.0 for n in range(26)}
     random = np.random.default_rng(0)
     study = optuna.create_study(direction="maximize", sampler=BlockwiseSampler(seed=0))
@@ -346,9 +346,14 @@ def test_proposals_are_quick():
         )
     running = study.ask()
     frozen = study.get_trials(deepcopy=False)[running.number]
-    taken = []
+    known = optuna.samplers.TPESampler(seed=0)
+    own, others = [], []
     for _ in range(5):
         start = time.process_time()
         study.sampler.sample_relative(study, frozen, dict.fromkeys(functions, UNIT))
-        taken.append(time.process_time() - start)
-    assert min(taken) < 0.05
+        own.append(time.process_time() - start)
+        start = time.process_time()
+        for name in functions:
+            known.sample_independent(study, frozen, name, UNIT)
+        others.append(time.process_time() - start)
+    assert min(own) < min(others)

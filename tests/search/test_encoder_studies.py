@@ -58,7 +58,9 @@ def folder(tmp_path, target):
     return write
 
 
-@pytest.mark.parametrize("sampler", ["blockwise", "tpe", "random"])
+@pytest.mark.parametrize(
+    "sampler", ["blockwise", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tpe", "random"))]
+)
 def test_base_is_searched_like_any_block(folder, sampler):
     """The planted alpha of BASE is found, its similarity 1, by whichever sampler, and the recipe notes it."""
     made = folder(f"metric: encoder, sampler: {sampler}")

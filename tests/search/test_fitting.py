@@ -14,6 +14,7 @@ from databases import sqlite_url
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 from step_by_step import block_of, merged_names
+from waiting import PATIENCE
 
 from optimizer.errors import StudyError
 from optimizer.merging import merge
@@ -93,7 +94,11 @@ def test_budget_and_running_again(study):
 
 @pytest.mark.parametrize(
     ("sampler", "early", "budget"),
-    [("blockwise", 7, 12), ("random", 3, 5), ("tpe", 11, 14), ("cmaes", 5, 8), ("gp", 11, 12)],
+    [
+        ("blockwise", 7, 12),
+        ("tpe", 11, 14),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("random", 3, 5), ("cmaes", 5, 8), ("gp", 11, 12))),
+    ],
 )
 def test_continuing_is_as_not_having_stopped(study, sampler, early, budget):
     """A larger budget continues with the trials that an uninterrupted run makes, whatever the sampler."""
@@ -409,7 +414,7 @@ def test_interrupt_signal(study):
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "running\n"
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 0
     assert "interrupted True" in output

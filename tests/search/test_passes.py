@@ -55,7 +55,7 @@ def total(result):
     return result.recipe.step("T3").similarity["delta"]["total"]
 
 
-@pytest.mark.parametrize("text", [FREE, TIED])
+@pytest.mark.parametrize("text", [FREE, pytest.param(TIED, marks=pytest.mark.slow)])
 def test_passes_reach_the_joint_optimum(write_study, planted, text):
     """The greedy start is below it; passes climb, never down, and end within what the tolerance allows."""
     greedy = fit(load_study(write_study(text, stage(), planted, "greedy")))

@@ -116,8 +116,12 @@ def largest_error(folder, case, path, into, *, trials, seed=0, mode="add_differe
 
 
 @pytest.mark.parametrize(("case", "mode"), [
-    ("sum", "weight_sum"), ("sum from the base", "add_difference"), ("two sums", "weight_sum"),
-    ("difference, sum", "add_difference"), ("taken away", "add_difference"), ("taken away, no base", "add_difference"),
+    ("sum", "weight_sum"),
+    pytest.param("sum from the base", "add_difference", marks=pytest.mark.slow),
+    pytest.param("two sums", "weight_sum", marks=pytest.mark.slow),
+    ("difference, sum", "add_difference"),
+    pytest.param("taken away", "add_difference", marks=pytest.mark.slow),
+    pytest.param("taken away, no base", "add_difference", marks=pytest.mark.slow),
     ("taken away, decoys", "add_difference"),
 ])  # fmt: skip
 def test_found_again(family, target, tmp_path, case, mode):

@@ -26,7 +26,9 @@ from optimizer.interchange import export_recipe
 UNET = "model.diffusion_model."
 TEXT = "cond_stage_model."
 
-# What ComfyUI's nodes take and give: (type) for a link, (low, high) for a number, str for a text.
+# What ComfyUI's nodes take and give: (type) for a link, (low, high) for a number, str for a text. Compared with the
+# INPUT_TYPES, RETURN_TYPES and merge functions of ComfyUI's comfy_extras/nodes_model_merging.py at commit 3d3d14d28470
+# and nodes_model_merging_model_specific.py at 0c745430df88; `carry_out` computes what those functions compute.
 RATIO = (0.0, 1.0)
 MULTIPLIER = (-10.0, 10.0)
 BLOCK_INPUTS = (

@@ -56,7 +56,9 @@ def test_every_mode(family, tmp_path):
     assert_equal_tensors(found, written)
 
 
-@pytest.mark.parametrize("mapping", ["supermerger", "mecha", "model-mixer"])
+@pytest.mark.parametrize(
+    "mapping", ["supermerger", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mecha", "model-mixer"))]
+)
 def test_mappings(family, mapping):
     """time_embed and the VAE merge by the recipe's mapping."""
     folder, tensors = family
@@ -86,7 +88,10 @@ def test_long_chain():
     assert sum(1 for _ in graph.accept(sd_mecha.recipe_nodes.IterVisitor())) < 50 * len(steps)
 
 
-@pytest.mark.parametrize("mode", EVERY_MODE)
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(mode, marks=pytest.mark.slow if mode in ("weight_sum", "triple_sum") else ()) for mode in EVERY_MODE],
+)
 def test_tensors_that_a_source_lacks(tmp_path, write_sd1, sd1_tensors, mode):
     """They are carried over, passed through or absent as in our merges, also where an alpha is 0 or 1."""
     common = sd1_tensors()

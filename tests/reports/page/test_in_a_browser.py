@@ -9,6 +9,7 @@ import optuna
 import pytest
 from databases import sqlite_url
 from pages import Page
+from waiting import PATIENCE
 
 from optimizer.cli import main
 from optimizer.search import FitResult
@@ -96,6 +97,7 @@ def tab(browser: "Browser", seen: list[str]) -> "Iterator[Any]":
         if script:
             context.add_init_script(script)
         page = context.new_page()
+        page.set_default_timeout(1000 * PATIENCE)
         page.on("console", lambda message: seen.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: seen.append(f"error: {error}"))
         page.on("dialog", lambda dialog: seen.append(f"dialog: {dialog.message}"))

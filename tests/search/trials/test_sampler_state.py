@@ -51,8 +51,15 @@ def refusal(trial):
 KINDS = [{}, {"with_margin": True}, {"use_separable_cma": True}, {"lr_adapt": True}]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dimensions", [2, 20])
+@pytest.mark.parametrize(
+    ("dimensions", "kind"),
+    [
+        *((2, kind) for kind in KINDS),
+        (20, KINDS[0]),
+        *(pytest.param(20, kind, marks=pytest.mark.slow) for kind in KINDS[1:]),
+    ],
+    ids=str,
+)
 def test_real_states_in_a_database(tmp_path, kind, dimensions):
     """What CmaEsSampler leaves in a database passes, whichever optimizer it is, and the study goes on after that."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from waiting import PATIENCE
 
 from optimizer.errors import StudyError
 from optimizer.recipes import load_recipe
@@ -117,11 +118,10 @@ class TestJournal:
         said = []
         result = fit(made, storage=f"journal:{file}", events=FitEvents(warned=said.append))
 
-        torn = len(file.read_bytes()) and [text for text in said if "its last line was not finished" in text]
-        assert len(torn) == 1
-        assert f"{file}: " in torn[0]
+        (torn,) = [text for text in said if "its last line was not finished" in text]
+        assert f"{file}: " in torn
         assert len(result.searches[0].completed) == 4
-        assert all(json.loads(line) for line in file.read_bytes().splitlines())
+        assert len([json.loads(line) for line in file.read_bytes().splitlines()]) >= len(lines)
 
     @pytest.mark.parametrize("rest", [b'{"op_code": 4', b"\x00" * 70000, b"x"])
     def test_what_is_cut(self, tmp_path, rest):
@@ -150,8 +150,8 @@ class TestJournal:
         with open_storage(storage_address(f"journal:{file}", tmp_path)) as storage:
             assert optuna.get_all_study_names(storage) == []
 
-    def test_lock_of_a_dead_process(self, tmp_path):
-        """A process that dies while it holds the journal's lock holds nobody up."""
+    def test_lock_of_a_dead_process(self, tmp_path, monkeypatch):
+        """A process that dies while it holds the journal's lock holds nobody up: nothing is waited for."""
         file = tmp_path / "trials.journal"
         code = f"""
             import os
@@ -161,14 +161,15 @@ class TestJournal:
             lock.acquire()
             os._exit(9)
         """
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=60)
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=PATIENCE)
         assert done.returncode == 9
-        begun = time.monotonic()
+        waits = []
+        monkeypatch.setattr(time, "sleep", waits.append)
 
         with open_storage(storage_address(f"journal:{file}", tmp_path)) as storage:
             optuna.create_study(study_name="one", storage=storage)
 
-        assert time.monotonic() - begun < 5
+        assert waits == []
 
     @pytest.mark.parametrize(
         "content", [b"something\nelse\n", b"a note\nwhose end has no line feed", b"one line", b"{", b'{"op": 1}\n{']
@@ -208,7 +209,7 @@ class TestVersions:
         url = f"sqlite:///{(made.folder / 'study.db').as_posix()}"
         assert line.endswith(f"make a copy, then upgrade it: optuna storage upgrade --storage {url}")
         command = [Path(sys.executable).with_name("optuna"), "storage", "upgrade", "--storage", url]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert len(fit(made.with_trials(6)).searches[0].completed) == 6
 
@@ -243,24 +244,24 @@ class TestAway:
         """A database that another program has locked is waited for, which is said; nothing is lost or doubled."""
         monkeypatch.setattr("optimizer.search.trials.storage._SQLITE_TIMEOUT", 0.2)
         made = study(12)
-        said, blocker, releasing = [], [], []
+        said, blocker = [], []
 
         def finished(progress, trial):
             if progress.done == 4 and not blocker:
                 blocker.append(sqlite3.connect(made.folder / "study.db", check_same_thread=False))
                 blocker[0].execute("begin exclusive")
-                # Optuna itself tries three times more, with up to two seconds between.
-                releasing.append(threading.Timer(8, blocker[0].rollback))
-                releasing[0].start()
 
-        result = fit(made, events=FitEvents(finished=finished, warned=said.append))
+        def warned(text):
+            said.append(text)
+            blocker[0].rollback()
+
+        result = fit(made, events=FitEvents(finished=finished, warned=warned))
 
         assert [trial.number for trial in result.searches[0].trials] == list(range(12))
         assert said
         assert all("database is locked" in text and "trying again for" in text for text in said)
         with insides(made.folder) as database:
             assert database.execute("select count(*) from trials").fetchone() == (12,)
-        releasing[0].join()
         blocker[0].close()
 
     def test_locked_for_good(self, study, monkeypatch):
@@ -293,10 +294,12 @@ class TestAway:
 
         with pytest.raises(StudyError) as caught:
             fit(made, patience=0.5)
-        releasing = threading.Timer(1.5, blocker.rollback)
-        releasing.start()
-        result = fit(made, events=FitEvents(warned=said.append))
-        releasing.join()
+
+        def warned(text):
+            said.append(text)
+            blocker.rollback()
+
+        result = fit(made, events=FitEvents(warned=warned))
         blocker.close()
 
         path = made.folder / "study.db"
@@ -310,7 +313,7 @@ class TestAway:
         fit(made)
         blocker = sqlite3.connect(made.folder / "study.db", check_same_thread=False)
         blocker.execute("begin exclusive")
-        releasing = threading.Timer(1, blocker.rollback)
+        releasing = threading.Timer(0.3, blocker.rollback)
         releasing.start()
 
         assert [search.completed for search in study_status(made).searches] == [4]
@@ -358,13 +361,14 @@ class TestAway:
         assert (made.folder / "best.yaml").exists()
         assert len(fit(made).searches[0].completed) == 8
 
-    def test_patience(self, tmp_path):
-        """What fails for a time is tried again until it works, and told of once; other errors pass at once."""
-        calls, said = [], []
+    def test_patience(self, tmp_path, monkeypatch):
+        """What fails for a time is tried again, less and less often, and told of once; other errors pass at once."""
+        calls, said, waits = [], [], []
+        monkeypatch.setattr(time, "sleep", waits.append)
         address = storage_address(None, tmp_path)
 
         def works_the_third_time():
-            calls.append(time.monotonic())
+            calls.append(None)
             if len(calls) < 3:
                 raise OSError("the network is down")
             return "done"
@@ -374,7 +378,8 @@ class TestAway:
 
         assert persist(works_the_third_time, address, said=said.append) == "done"
         assert said == [f"{tmp_path / 'study.db'}: the network is down; trying again for 60 s"]
-        assert calls[2] - calls[1] > calls[1] - calls[0] > 0.05
+        assert len(waits) == 2
+        assert waits[1] > waits[0] > 0.05
         with pytest.raises(ValueError, match="no storage's fault"):
             persist(broken, address)
 

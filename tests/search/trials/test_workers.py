@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +19,7 @@ import psycopg
 import pytest
 from databases import sqlite_url
 from optuna.trial import TrialState
+from waiting import PATIENCE, wait_for
 
 from optimizer.errors import StudyError
 from optimizer.recipes import load_recipe
@@ -101,14 +101,6 @@ def fitting(folder, *options, code=None):
     )
 
 
-def wait_for(holds, seconds=120):
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 class TestPresence:
     """Who works at a storage."""
 
@@ -143,7 +135,7 @@ class TestPresence:
             workers.join(alone=False)
             with workers.turn():
                 print("here", flush=True)
-                time.sleep(100)
+                time.sleep(10_000)
         """
         process = fitting(tmp_path, code=[sys.executable, "-c", textwrap.dedent(code)])
         assert process.stdout.readline() == "here\n"
@@ -151,10 +143,11 @@ class TestPresence:
 
         process.kill()
         process.communicate()
-        begun = time.monotonic()
 
-        wait_for(lambda: workers.living() == (), 10)
-        assert time.monotonic() - begun < 10
+        # The system lets go of a dead process's locks at once, a server of its connection when it notices.
+        if storage.startswith("postgresql") or os.name == "nt":
+            wait_for(lambda: workers.living() == ())
+        assert workers.living() == ()
         workers.close()
 
     def test_alone(self, storage, tmp_path):
@@ -175,37 +168,49 @@ class TestPresence:
 
     @BY_LOCKS
     def test_turns(self, storage, tmp_path):
-        """Only one worker has its turn at a time; who has it may take it again."""
+        """Only one worker has its turn at a time, in whatever process; who has it may take it again."""
+        counter, count = tmp_path / "counter", 100
         code = f"""
-            import sys
             from pathlib import Path
             from optimizer.search import storage_address
             from optimizer.search.trials.workers import workers_at
             workers = workers_at(storage_address({storage!r}, Path()), "a")
-            counter = Path({str(tmp_path / "counter")!r})
-            for _ in range(25):
+            counter = Path({str(counter)!r})
+            print("here", flush=True)
+            for _ in range({count}):
                 with workers.turn(), workers.turn():
                     counter.write_text(str(int(counter.read_text()) + 1))
             workers.close()
         """
-        (tmp_path / "counter").write_text("0", encoding="utf-8")
-        processes = [fitting(tmp_path, code=[sys.executable, "-c", textwrap.dedent(code)]) for _ in range(3)]
+        counter.write_text("0", encoding="utf-8")
+        process = fitting(tmp_path, code=[sys.executable, "-c", textwrap.dedent(code)])
+        workers = workers_at(storage_address(storage, tmp_path), "a")
+        assert process.stdout.readline() == "here\n"
+        for _ in range(count):
+            with workers.turn(), workers.turn():
+                counter.write_text(str(int(counter.read_text(encoding="utf-8")) + 1), encoding="utf-8")
+        workers.close()
 
-        assert [process.communicate(timeout=120) for process in processes] == [("", "")] * 3
-        assert (tmp_path / "counter").read_text(encoding="utf-8") == "75"
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+        assert counter.read_text(encoding="utf-8") == str(2 * count)
 
 
 class TestBudget:
     """Workers that search together."""
 
-    def test_three_processes(self, folder, storage):
-        """Three processes meet every budget exactly, no point is tried twice, and the result is the best of all."""
+    def test_processes_together(self, folder, storage):
+        """Processes meet every budget exactly, no point is tried twice, and the result is the best of all."""
+        # Three by the locks of a SQLite file; two elsewhere.
+        workers = 3 if storage.startswith("sqlite") else 2
         made = folder(budget=15)
         seen = []
 
-        result = fit(
-            load_study(made), workers=3, storage=storage, events=FitEvents(finished=lambda p, t: seen.append(t))
-        )
+        def finished(progress, trial):
+            seen.append(trial)
+            # The first process goes on when another has done a trial: none of them does all the work alone.
+            wait_for(lambda: len(done_by(storage, made)) > 1)
+
+        result = fit(load_study(made), workers=workers, storage=storage, events=FitEvents(finished=finished))
 
         found = trials_in(storage, made)
         assert set(found) == {"s/T1", "s/T2"}
@@ -214,9 +219,10 @@ class TestBudget:
             assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 15
             assert len({tuple(trial.params.values()) for trial in trials}) == 15
             assert search.best.value == max(trial.value for trial in trials)
-        assert len(seen) == 30
+        # Of a search that the others finished meanwhile the first process has nothing to tell.
+        assert sum("T1.OUT03" in trial.params for trial in seen) == 15
         names = {trial.user_attrs["worker"] for trials in found.values() for trial in trials}
-        assert 1 <= len(names) <= 3
+        assert 2 <= len(names) <= workers
 
     @pytest.mark.parametrize("storage", ["journal", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
     def test_second_machine(self, endless, storage, tmp_path, pool, target):
@@ -280,7 +286,7 @@ class TestBudget:
         for other in living_processes(made, storage) - {process.pid}:
             time.sleep(draw.uniform(0.0, 0.5))
             os.kill(other, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
-            wait_for(lambda other=other: other not in living_processes(made, storage), 20)
+            wait_for(lambda other=other: other not in living_processes(made, storage))
         enough = len(trials_in(storage, made)["s"]) + 5
         wait_for(lambda: len(trials_in(storage, made)["s"]) > enough)
         (said,) = interrupt([process])
@@ -305,7 +311,7 @@ class TestBudget:
         process.kill()
         process.communicate()
 
-        wait_for(lambda: not living_processes(made, storage) & others, 30)
+        wait_for(lambda: not living_processes(made, storage) & others)
         done = sum(trial.state == TrialState.COMPLETE for trial in trials_in(storage, made)["s"])
         fit(load_study(made).with_trials(done + 2), workers=1, storage=storage)
 
@@ -316,7 +322,7 @@ class TestBudget:
 
 def done_by(storage, folder):
     """How many trials each worker has completed."""
-    trials = trials_in(storage, folder).get("s", [])
+    trials = [trial for search in trials_in(storage, folder).values() for trial in search]
     return Counter(trial.user_attrs.get("worker") for trial in trials if trial.state == TrialState.COMPLETE)
 
 
@@ -324,7 +330,7 @@ def interrupt(processes):
     """Interrupt commands as Ctrl-C does, and wait until they have ended; what they said."""
     for process in processes:
         process.send_signal(signal.SIGINT)
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    said = [process.communicate(timeout=PATIENCE)[1] for process in processes]
     assert [process.returncode for process in processes] == [130] * len(processes), said
     return said
 
@@ -341,7 +347,7 @@ def test_two_fits_in_one_folder(folder):
     wait_for(lambda: len(living_processes(made, None)) == 1)
 
     second = fitting(made)
-    _, said = second.communicate(timeout=120)
+    _, said = second.communicate(timeout=PATIENCE)
     with pytest.raises(StudyError) as caught:
         fit(load_study(made), workers=2)
     interrupt([first])
@@ -377,7 +383,7 @@ def test_interrupted(folder, number, workers):
     wait_for(lambda: (made / "study.db").exists() and len(living_processes(made, None)) == (workers or 1))
     wait_for(lambda: any(search.completed > 5 for search in study_status(load_study(made, with_files=False)).searches))
     process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 130
     assert said.endswith("interrupted; the best so far is in best.yaml, and the same command continues\n")
@@ -400,8 +406,10 @@ def test_interrupted_twice(folder):
         def slowly(self, point):
             found = scores(self, point)
             if len(self.result.trials) == 3:
+                handle = signal.getsignal(signal.SIGINT)
+                signal.signal(signal.SIGINT, lambda *given: (handle(*given), print("noted", flush=True)))
                 print("amid", flush=True)
-                time.sleep(100)
+                time.sleep(10_000)
             return found
         Search._scores = slowly
         result = fit(load_study(Path({str(made)!r})))
@@ -410,10 +418,10 @@ def test_interrupted_twice(folder):
     process = fitting(made, code=[sys.executable, "-c", textwrap.dedent(code)])
     assert process.stdout.readline() == "amid\n"
     process.send_signal(signal.SIGINT)
-    time.sleep(1)
+    assert process.stdout.readline() == "noted\n"
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=30)
+    out, said = process.communicate(timeout=PATIENCE)
 
     assert out == "True 3\n", said
     assert len(trials_in(None, made)["s/T1"]) == 3
@@ -421,18 +429,18 @@ def test_interrupted_twice(folder):
 
 def sleep_on(stop):
     """What a worker process does that is in the midst of a long trial."""
-    time.sleep(100)
+    time.sleep(10_000)
 
 
-def test_stopped_at_once():
+def test_stopped_at_once(monkeypatch):
     """Further processes that are in the midst of a trial end at once where that is asked for."""
+    # Whoever waited for the trial would wait for longer than a test may take.
+    monkeypatch.setattr("optimizer.search.trials.worker_processes._GRACE", 10_000.0)
     processes = WorkerProcesses(1, sleep_on)
-    begun = time.monotonic()
 
     processes.stop(at_once=True)
     processes.stop()
 
-    assert time.monotonic() - begun < 20
     assert multiprocessing.active_children() == []
 
 
@@ -468,6 +476,8 @@ class TestDatabaseServer:
 
         result = fit(load_study(made), storage=storage, events=FitEvents(finished=finished, warned=said.append))
 
+        assert said
+        assert all("trying again for" in text for text in said)
         assert [len(search.completed) for search in result.searches] == [20, 20]
         for trials in trials_in(storage, made).values():
             assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 20
@@ -557,7 +567,7 @@ class TestDatabaseServer:
         """A server that cannot be reached is said in a line without the password, exit code 2."""
         made = folder()
         process = fitting(made, "--storage", "postgresql://me:secret@127.0.0.1:1/none")
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=PATIENCE)
 
         assert process.returncode == 2
         assert len(said.splitlines()) == 1
@@ -590,20 +600,26 @@ class TestDatabaseServer:
             fit(load_study(other), storage=storage, fresh=True)
 
 
-def test_locked_database_between_workers(folder):
+def test_locked_database_between_workers(folder, monkeypatch):
     """Workers that share a SQLite file wait for each other's writes, and for a third program's."""
+    monkeypatch.setattr("optimizer.search.trials.storage._SQLITE_TIMEOUT", 0.2)
     made = folder(budget=30, sampler="random")
-    blocked = []
+    blocked, said = [], []
 
     def finished(progress, trial):
         if progress.done == 10 and not blocked:
             blocked.append(sqlite3.connect(made / "study.db", check_same_thread=False))
             blocked[0].execute("begin exclusive")
-            threading.Timer(4, blocked[0].rollback).start()
 
-    result = fit(load_study(made), workers=2, events=FitEvents(finished=finished))
+    def warned(text):
+        said.append(text)
+        blocked[0].rollback()
+
+    result = fit(load_study(made), workers=2, events=FitEvents(finished=finished, warned=warned))
     blocked[0].close()
 
+    assert said
+    assert all("database is locked" in text for text in said)
     assert [len(search.completed) for search in result.searches] == [30, 30]
 
 

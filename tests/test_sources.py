@@ -1,0 +1,300 @@
+"""Sources that no file holds go everywhere a checkpoint goes, and give what the same tensors in a file give."""
+
+import hashlib
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from math import nan
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from optimizer.checkpoints import BaseSource, TensorInfo, WholeTensorReader, open_checkpoint
+from optimizer.errors import CheckpointError
+from optimizer.families import load_layout
+from optimizer.library import HashCache, fingerprint, inspect_checkpoint
+from optimizer.merging import merge
+from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step
+from optimizer.similarity import (
+    METRICS,
+    build_metric,
+    compare,
+    grams_on_card,
+    measure_grams,
+    measure_statistics,
+    open_comparison,
+)
+
+DEMO = Path(__file__).parents[1] / "studies" / "demo"
+LAYOUT = load_layout("sd1")
+FIRST = LAYOUT.inpainting.tensor
+QUERY = "model.diffusion_model.output_blocks.3.1.transformer_blocks.0.attn1.to_q.weight"
+ALPHAS = dict(zip(LAYOUT.blocks, torch.linspace(-0.2, 0.9, len(LAYOUT.blocks)).tolist(), strict=True))
+
+
+class InMemory(BaseSource):
+    """Tensors that are in memory."""
+
+    def __init__(self, label, tensors):
+        self.label = label
+        self._flat = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
+        self.tensors = {name: TensorInfo(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+    def read(self, name, start, stop):
+        """Give some elements."""
+        return self._flat[name][start:stop]
+
+
+class WithLora(BaseSource):
+    """base + scale * up @ down, computed when it is read: `matrices` has (up, down) by the name of the tensor."""
+
+    def __init__(self, base, matrices, scale):
+        self.label = f"{base.label} with a LoRA"
+        self.tensors, self.layout, self.metadata = base.tensors, base.layout, base.metadata
+        self._base, self._matrices, self._scale = base, matrices, scale
+
+    def read(self, name, start, stop):
+        """Compute the whole tensor, and give some elements of it."""
+        if name not in self._matrices:
+            return self._base.read(name, start, stop)
+        up, down = self._matrices[name]
+        tensor = self._base.tensor(name)
+        changed = tensor.float() + self._scale * (up @ down).reshape(tensor.shape)
+        return changed.to(tensor.dtype).reshape(-1)[start:stop]
+
+    def reader(self, _buffer):
+        """Keep what was computed last."""
+        return WholeTensorReader(self.tensor)
+
+
+def lora(tensors):
+    """Matrices of rank 2 for every tensor with two dimensions or more in the UNet and the text encoder."""
+    generator = torch.Generator().manual_seed(7)
+    found = {}
+    for name, tensor in tensors.items():
+        if tensor.dim() > 1 and tensor.is_floating_point() and not name.startswith("first_stage_model."):
+            rows = tensor.shape[0]
+            up = torch.randn(rows, 2, generator=generator)
+            found[name] = up, torch.randn(2, tensor.numel() // rows, generator=generator)
+    return found
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """The same four models as files and as sources: base a file both times, bold, style (a LoRA) and the target."""
+    folder = tmp_path_factory.mktemp("family")
+    paths = {"base": DEMO / "models" / "base.safetensors", "bold": DEMO / "models" / "bold.safetensors"}
+    base = load_file(paths["base"])
+    matrices = lora(base)
+    paths |= {"style": folder / "style.safetensors", "target": DEMO / "target.safetensors"}
+    style = {
+        name: (tensor.float() + 0.02 * (up @ down).reshape(tensor.shape)).to(tensor.dtype)
+        for name, tensor in base.items()
+        for up, down in [matrices.get(name, (None, None))]
+        if up is not None
+    }
+    save_file({**base, **style}, paths["style"], metadata_of(paths["base"]))
+    with open_checkpoint(paths["base"]) as opened:
+        given = {
+            "base": opened,
+            "bold": InMemory("bold in memory", load_file(paths["bold"])),
+            "style": WithLora(opened, matrices, 0.02),
+            "target": InMemory("target in memory", load_file(paths["target"])),
+        }
+        yield SimpleNamespace(paths=paths, given=given)
+
+
+def metadata_of(path):
+    """The metadata of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def opened(models, **options):
+    """The comparison of base, bold and style with the target."""
+    sources = {name: models[name] for name in ("base", "bold", "style")}
+    return open_comparison(LAYOUT, sources, models["target"], base=models["base"], **options)
+
+
+def recipe():
+    """Bold and style added to the base, other shares in every block."""
+    first = Step("T1", "add_difference", "base", "bold", "base", Alpha(ALPHAS))
+    others = {block: 0.4 - alpha for block, alpha in ALPHAS.items()}
+    second = Step("T2", "weight_sum", "T1", "style", None, Alpha(others))
+    models = {name: Model(f"{name}.safetensors") for name in ("base", "bold", "style")}
+    return Recipe("r", LAYOUT, models, (first, second), "T2")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_statistics(family, threads):
+    """Gram matrices are equal to the last bit, on a processor and by a GPU's way."""
+    found = []
+    for models in (family.paths, family.given):
+        with opened(models) as comparison:
+            parts = comparison.scored_parts(LAYOUT.blocks)
+            found.append(measure_statistics(comparison, LAYOUT.blocks, threads=threads))
+            found[-1] = found[-1].names, found[-1].gram, grams_on_card(comparison, parts, torch.device("cpu"))
+
+    (names, gram, by_card), (names_given, gram_given, by_card_given) = found
+    assert names == names_given
+    assert torch.equal(gram, gram_given)
+    assert torch.equal(by_card, by_card_given)
+    assert float(gram[:, 1:, 1:].diagonal(dim1=1, dim2=2).sum()) > 0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics(family, name):
+    """Every metric gives the same similarities."""
+    scores = []
+    for models in (family.paths, family.given):
+        with opened(models) as plain:
+            comparison = replace(plain, prompts=("seven", "a bold three"))
+            blocks = METRICS[name].sees(LAYOUT)
+            statistics = measure_statistics(comparison, blocks) if METRICS[name].reads_statistics else None
+            algebra = Algebra(recipe(), comparison.groups, ("base", "bold", "style"))
+            scorer = build_metric(name, comparison, blocks, statistics)
+            scores.append(scorer.score(algebra.coefficients(algebra.starting_alphas())))
+
+    assert scores[0].numel() == len(blocks)
+    assert torch.equal(*scores)
+
+
+def test_every_metric_is_tried():
+    """Those that read statistics, and those that read tensors."""
+    assert set(METRICS) == {"explained", "delta", "weights", "elements", "attention", "encoder"}
+    assert {name for name, kind in METRICS.items() if not kind.reads_statistics} == {"attention", "encoder"}
+
+
+@pytest.mark.parametrize("metric", ["explained", "attention"])
+def test_compare(family, metric):
+    """`compare` takes sources in place of paths, some of them or all, and leaves them open."""
+    paths, given = family.paths, family.given
+    expected = compare(paths["style"], paths["target"], base=paths["base"], metric=metric)
+
+    assert compare(given["style"], given["target"], base=given["base"], metric=metric) == expected
+    assert compare(given["style"], paths["target"], base=str(paths["base"]), metric=metric) == expected
+    assert given["base"].tensor(FIRST).shape == (16, 4, 3, 3)
+
+
+@pytest.mark.parametrize("vae", [None, DEMO / "models" / "inverted.safetensors"], ids=["", "with a VAE"])
+def test_merging(family, tmp_path, vae):
+    """The merged files are equal, byte for byte; sources that were given stay open."""
+    for name, models in (("files", family.paths), ("given", family.given)):
+        merge(recipe(), models, tmp_path / f"{name}.safetensors", vae=vae, embed_recipe=False, threads=3)
+
+    assert (tmp_path / "files.safetensors").read_bytes() == (tmp_path / "given.safetensors").read_bytes()
+    assert all(source.tensor(QUERY).shape == (40, 40) for source in family.given.values())
+
+
+def test_what_a_merge_notes(family, tmp_path):
+    """A source without a file is noted by its name, has no hash, and no entry among the models, which are by hash."""
+    noting = replace(recipe(), models={**recipe().models, "bold": Model("bold.safetensors", sha256="ab" * 32)})
+    merge(noting, family.given, tmp_path / "out.safetensors")
+
+    noted = metadata_of(tmp_path / "out.safetensors")
+    assert noted["modelspec.merged_from"] == f"base, bold in memory, {family.paths['base']} with a LoRA"
+    digest = hashlib.sha256(family.paths["base"].read_bytes()).hexdigest()
+    assert list(json.loads(noted["sd_merge_models"])) == [digest]
+    assert "sha256" not in json.loads(noted["sd_merge_recipe"])["recipe"]["models"]["bold"]
+    assert noted["blockfit.hashes"] == "not verified"
+
+
+@pytest.mark.parametrize("name", ["base", "bold", "style", "target"])
+def test_inspection(family, tmp_path, name):
+    """An inspection tells the same, but for what only a file has: its name, size, format, hash and header."""
+    of_file, of_source = (inspect_checkpoint(models[name]).as_dict() for models in (family.paths, family.given))
+
+    if name != "base":
+        assert of_source["file"] == family.given[name].label
+        assert (of_source["sha256"], of_source["short_hash"], of_source["format"]) == (None, None, "computed")
+        assert of_source["size"] == sum(tensor.nbytes for tensor in load_file(family.paths[name]).values())
+        for field in ("file", "size", "format", "sha256", "short_hash", "metadata", "merge"):
+            of_file.pop(field), of_source.pop(field)
+    assert of_source == of_file
+    assert of_source["blocks"]["OUT03"]["tensors"] > 0
+
+
+def test_fingerprints(family, tmp_path):
+    """A source has the fingerprint of the file that holds its tensors, and none is kept for a file that it is not."""
+    cache = HashCache(tmp_path / "cache.json")
+    for name, source in family.given.items():
+        assert fingerprint(source, cache) == fingerprint(source) == fingerprint_of(family.paths[name])
+
+    assert set(json.loads(cache.file.read_text(encoding="utf-8"))["files"]) == {str(family.paths["base"].resolve())}
+
+
+def fingerprint_of(path):
+    """The fingerprint of a file."""
+    with open_checkpoint(path) as checkpoint:
+        return fingerprint(checkpoint)
+
+
+def test_channels_of_an_input_convolution(tmp_path, write_sd1, sd1_tensors):
+    """A model with more input channels, in memory, is compared and merged as its file is."""
+    base = sd1_tensors(seed=0)
+    for number, channels in enumerate((4, 9)):
+        more = {FIRST: torch.randn(8, channels, 3, 3, generator=torch.Generator().manual_seed(number))}
+        write_sd1(tmp_path / f"{channels}.safetensors", around=base, seed=number, overrides=more)
+    paths = {name: tmp_path / f"{channels}.safetensors" for name, channels in (("wide", 9), ("narrow", 4))}
+    given = {name: InMemory(name, load_file(path)) for name, path in paths.items()}
+    models = {name: Model(name) for name in paths}
+    steps = (Step("T1", "weight_sum", "wide", "narrow", None, Alpha(dict.fromkeys(LAYOUT.blocks, 0.25))),)
+    grams = []
+    for name, sources in (("files", paths), ("given", given)):
+        target = InMemory("target", load_file(paths["wide"]))
+        with open_comparison(LAYOUT, sources, target) as comparison:
+            parts = [part for part in comparison.parts if part.name == FIRST]
+            grams += [measure_grams(comparison, parts), grams_on_card(comparison, parts, torch.device("cpu"))]
+        merge(Recipe("r", LAYOUT, models, steps, "T1"), sources, tmp_path / f"{name}.safetensors", embed_recipe=False)
+
+    assert [part.channels for part in parts] == [(0, 4), (4, 9)]
+    assert torch.equal(grams[0], grams[2])
+    assert torch.equal(grams[1], grams[3])
+    assert (tmp_path / "files.safetensors").read_bytes() == (tmp_path / "given.safetensors").read_bytes()
+
+
+class Changing(InMemory):
+    """Tensors of which something becomes known while they are read."""
+
+    became = None
+
+    def fate(self):
+        """What became of them."""
+        return self.became
+
+
+def test_a_source_that_changes(family, tmp_path):
+    """What was read of a source that then changed is neither measured nor merged; messages have its label."""
+    models = {**family.given, "bold": Changing("https://host/bold", load_file(family.paths["bold"]))}
+    models["bold"].became = "was replaced"
+    (tmp_path / "out.safetensors").write_bytes(b"before")
+
+    with opened(models) as comparison, pytest.raises(CheckpointError) as measured:
+        measure_statistics(comparison, ["OUT03"])
+    with pytest.raises(CheckpointError) as merged:
+        merge(recipe(), models, tmp_path / "out.safetensors")
+
+    expected = "https://host/bold: was replaced while it was being read; run again"
+    assert measured.value.problems == merged.value.problems == (expected,)
+    assert (tmp_path / "out.safetensors").read_bytes() == b"before"
+
+
+def test_sources_that_do_not_fit(family, tmp_path):
+    """NaN, tensors of another shape and another family are refused by the source's label and the tensor's name."""
+    tensors = load_file(family.paths["bold"])
+
+    def refused(overrides):
+        models = {**family.given, "bold": InMemory("odd", {**tensors, **overrides})}
+        with pytest.raises(CheckpointError) as caught:
+            merge(recipe(), models, tmp_path / "out.safetensors")
+        assert list(tmp_path.iterdir()) == []
+        return caught.value.problems[0]
+
+    assert refused({QUERY: torch.full((40, 40), nan)}).startswith(f"odd: tensor {QUERY!r} holds NaN or Inf")
+    assert refused({QUERY: torch.zeros(4, 4)}).startswith(f"odd: tensor {QUERY!r} of OUT03 has shape [4, 4]")
+    with ExitStack() as stack, pytest.raises(CheckpointError, match=r"^other: is none of the kinds of file"):
+        stack.enter_context(opened({**family.given, "bold": InMemory("other", {"a": torch.zeros(3)})}))
