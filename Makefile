@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow lint test-cuda gpu gpu-wheels test-mergekit notebooks fuzz full-size clean
+.PHONY: demo test test-slow lint docs test-cuda gpu gpu-wheels test-mergekit notebooks fuzz full-size clean
 
 demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
@@ -86,11 +86,15 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Builds the documentation into site/, without a network; `python -m http.server --directory site` shows it.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 # torch goes first and pinned: a plain `torch` would pull in gigabytes of CUDA where none is wanted.
 $(VENV)/.installed: $(DEPENDENCIES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
-	$(INSTALL) --editable .
+	$(INSTALL) --editable ".[all]"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
@@ -101,6 +105,10 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 	$(INSTALL) --editable ".[lint]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --editable ".[docs]"
+	touch $@
+
 # mergekit fails to import under the pydantic that blockfit is tested with.
 $(MERGEKIT)/.installed: constraints.txt
 	test -x $(MERGEKIT)/bin/python || $(PYTHON) -m venv $(MERGEKIT)
@@ -109,4 +117,4 @@ $(MERGEKIT)/.installed: constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(MERGEKIT) $(GPU_SITE)
+	rm -rf $(VENV) $(MERGEKIT) $(GPU_SITE) site

@@ -41,18 +41,16 @@ if TYPE_CHECKING:
         new_recipe,
         save_recipe,
     )
-    from optimizer.reports import (
+    from optimizer.reports.frames import (
         alphas_frame,
         ceiling_frame,
         coefficients_frame,
-        figures,
         similarity_frame,
         sources_frame,
-        trials_table,
-        write_plots,
-        write_report,
-        write_trials,
     )
+    from optimizer.reports.page import write_report
+    from optimizer.reports.plots import figures, write_plots
+    from optimizer.reports.trials import trials_table, write_trials
     from optimizer.search import FitEvents, FitResult, StudyStatus, fit, found_result, study_status
     from optimizer.similarity import compare, total_similarity
     from optimizer.studies import Stage, Study, load_study, new_study
@@ -126,10 +124,12 @@ _HOMES = {
     "recipes": (
         "Alpha", "Free", "Model", "Recipe", "Step", "block_coefficients", "load_recipe", "new_recipe", "save_recipe",
     ),
-    "reports": (
-        "alphas_frame", "ceiling_frame", "coefficients_frame", "figures", "similarity_frame", "sources_frame",
-        "trials_table", "write_plots", "write_report", "write_trials",
+    "reports.frames": (
+        "alphas_frame", "ceiling_frame", "coefficients_frame", "similarity_frame", "sources_frame",
     ),
+    "reports.page": ("write_report",),
+    "reports.plots": ("figures", "write_plots"),
+    "reports.trials": ("trials_table", "write_trials"),
     "search": ("FitEvents", "FitResult", "StudyStatus", "fit", "found_result", "study_status"),
     "similarity": ("compare", "total_similarity"),
     "studies": ("Stage", "Study", "load_study", "new_study"),

@@ -15,7 +15,7 @@ import optimizer
 PACKAGE = Path(optimizer.__file__).parent
 ROOT = PACKAGE.parent
 # What every room may import.
-GROUND = frozenset({"errors", "events", "fonts", "printable", "threads", "version"})
+GROUND = frozenset({"errors", "events", "extras", "fonts", "printable", "threads", "version"})
 # A room imports those of the lines above its own: none of its own line, and none below.
 ORDER = (
     {"files"},
@@ -208,9 +208,10 @@ def test_a_front_shows_no_more_than_others_use(folder):
         for path in (ROOT / beside).rglob("*.py"):
             if path.parts[len(ROOT.parts) : len(ROOT.parts) + 2] != ("tests", top):
                 used |= {name for source, name in imports_in(path) if source == room}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for names in re.findall(rf"^from {re.escape(room)} import (.+)$", readme, re.MULTILINE):
-        used |= set(names.split(", "))
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for names in re.findall(rf"^from {re.escape(room)} import (.+)$", text, re.MULTILINE):
+            used |= set(names.split(", "))
     shown = set(named_in(folder / "__init__.py"))
     assert shown <= used, f"nothing outside imports {sorted(shown - used)}"
 

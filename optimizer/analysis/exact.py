@@ -51,39 +51,25 @@ _STEPS = 20
 
 @dataclass(frozen=True)
 class ExactOptimum:
-    """The best point {parameter: value}, its mean similarity, and what identifies it.
-
-    `rank` is how many independent directions of the alphas the similarity determines, of `len(point)`; `flat` names the
-    parameters that trade off against each other there.
-    """
+    """The best point {parameter: value}, and the mean similarity of its blocks."""
 
     point: dict[str, float]
     value: float
-    rank: int
-    flat: tuple[str, ...]
 
 
 def exact_optimum(space: Space, metric: QuadraticMetric, *, seed: int = 0) -> ExactOptimum:
     """The point of `space` with the highest mean of `metric` over its blocks, within the bounds and on their grids."""
     point: dict[str, float] = {}
-    rank = 0
-    flat: list[str] = []
     for parameters, blocks in _components(space.parameters, metric.blocks):
         component = _Component(space.algebra, parameters, metric, blocks)
         with one_thread():
-            best, directions = component.solve(np.random.default_rng(seed))
-        rank += len(parameters) - directions.shape[1]
-        flat += [
-            parameter.name
-            for parameter, row in zip(parameters, directions, strict=True)
-            if float(np.abs(row).max(initial=0.0)) > 1e-3
-        ]
+            best = component.solve(np.random.default_rng(seed))
         point |= {parameter.name: value for parameter, value in zip(parameters, component.on_grid(best), strict=True)}
     ordered = {
         parameter.name: point.get(parameter.name, parameter.free.starting_value) for parameter in space.parameters
     }
     scores = metric.score(space.coefficients(torch.tensor([list(ordered.values())], dtype=torch.float64)))
-    return ExactOptimum(ordered, float(scores.mean()), rank, tuple(flat))
+    return ExactOptimum(ordered, float(scores.mean()))
 
 
 def keeping_point(space: Space, metric: ExplainedMetric, unchanged: Collection[str]) -> dict[str, float]:
@@ -131,10 +117,10 @@ class _Component:
         self._high = np.array([parameter.free.high for parameter in parameters])
         self._start = np.array(self._space.start)
 
-    def solve(self, random: np.random.Generator) -> tuple[Vector, Vector]:
-        """The best point, and an orthonormal basis [parameters, flat directions] of what is undetermined there."""
+    def solve(self, random: np.random.Generator) -> Vector:
+        """Return the best point [parameters]; of several that are equal the one that `_settle` chooses."""
         if not self._blocks:
-            return self._start, np.eye(len(self._start))
+            return self._start
         if isinstance(self._metric, ExplainedMetric):
             best = self._least_squares(random)
         elif len(self._start) == 1:
@@ -348,7 +334,7 @@ class _Component:
         result = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)  # type: ignore[call-overload]
         return np.clip(np.asarray(result.x, dtype=np.float64), self._low, self._high)
 
-    def _settle(self, best: Vector) -> tuple[Vector, Vector]:
+    def _settle(self, best: Vector) -> Vector:
         """Move along flat directions to the smallest |merged - target|, then towards the starting values."""
         directions = self._flat_directions(best)
         for _ in range(50):
@@ -362,7 +348,7 @@ class _Component:
             if not self._prefers(moved, best):
                 break
             best, directions = moved, self._flat_directions(moved)
-        return best, directions
+        return best
 
     def _prefers(self, moved: Vector, best: Vector) -> bool:
         if self.value(moved) < self.value(best) - _EQUAL:

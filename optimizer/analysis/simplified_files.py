@@ -32,6 +32,7 @@ from optimizer.similarity import (
     Measured,
     Statistics,
     build_metric,
+    check_installed,
     measure_statistics,
     open_recipe_comparison,
     prompts_sha256,
@@ -299,7 +300,12 @@ def _with_prompts(
 def _asked(
     searches: Sequence[NotedSearch], recipe: Recipe, metric: str | None, seeds: Sequence[int] | None
 ) -> tuple[NotedSearch, ...]:
-    """The noted searches, scored by another metric or other random inputs if the user wants that."""
+    """The noted searches, scored by another metric or other random inputs if the user wants that.
+
+    Raises InputError for metrics whose libraries are not installed.
+    """
+    noted = [name for search in searches for name, _ in search.measured]
+    check_installed(noted if metric is None else [metric])
     if metric is not None:
         visible = METRICS[metric].sees(recipe.layout)
         for search in searches:

@@ -18,6 +18,7 @@ from optimizer.similarity import (
     Metric,
     Progress,
     build_metric,
+    check_installed,
     measure_statistics,
     open_recipe_comparison,
     score_steps,
@@ -114,6 +115,7 @@ def verify(
             f"steps: {kinds:,} different metrics, seeds and block lists to measure by; there can be at most "
             f"{_MOST_KINDS}; leave `expect` out of some steps"
         )
+    check_installed(expect.metric for expect in wanted.values())
     sources = {name: paths[name] for name in recipe.models if name in paths}
     if check_hashes:
         check_noted_hashes(recipe.models, sources, hashes=hashes, progress=progress)

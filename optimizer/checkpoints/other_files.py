@@ -1,12 +1,13 @@
 """What a file or folder is that holds no tensors to be read: told by its first bytes, its name, or what lies in it."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 from optimizer.checkpoints.kinds import FileKind
-from optimizer.files import CHECKPOINT_SUFFIXES, is_file
+from optimizer.files import CHECKPOINT_SUFFIXES
 
 __all__ = ["STATISTICS", "kind_of_folder", "kind_of_other_file"]
 
@@ -91,7 +92,7 @@ def kind_of_folder(path: Path) -> FileKind:
         title = "a folder with a part of a diffusers model"
         return FileKind("component-folder", title, _class_of(config), advice=_WHOLE)
     try:
-        names = sorted(entry.name for entry in path.iterdir() if is_file(entry))
+        names = sorted(entry.name for entry in path.iterdir() if os.path.isfile(entry))
     except OSError:
         names = []
     indexes = [name for name in names if name.endswith(".index.json")]

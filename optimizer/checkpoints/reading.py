@@ -10,6 +10,7 @@ Mapped pages belong to the operating system's file cache: any number of mapped c
 none of them grows the process.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from optimizer.checkpoints.source import BaseSource, TensorSource
 from optimizer.checkpoints.torch_files import TorchFile, read_torch_pickles, read_torch_zip
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout, layout_names, load_layout
-from optimizer.files import CHECKPOINT_SUFFIXES, is_folder, missing_file
+from optimizer.files import CHECKPOINT_SUFFIXES, missing_file
 
 __all__ = ["CHECKPOINT_SUFFIXES", "Checkpoint", "as_source", "open_checkpoint", "raw_bytes", "unfit"]
 
@@ -209,7 +210,7 @@ def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _contents(path: Path) -> _Contents:
-    if is_folder(path):
+    if os.path.isdir(path):
         raise CheckpointError(f"{path}: {_is_a(kind_of_folder(path))}")
     try:
         file = HeldFile(path)

@@ -143,9 +143,10 @@ def compare(
     squares summed first).
     """
     from optimizer.reports import block_table
-    from optimizer.similarity import METRICS, read_prompts
+    from optimizer.similarity import METRICS, check_installed, read_prompts
     from optimizer.similarity import compare as compare_files
 
+    check_installed([] if metric is None else [metric])
     texts = None if prompts is None else attempt(lambda: read_prompts(prompts), "--prompts")
     found = {}
     with reading() as progress:

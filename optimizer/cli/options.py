@@ -11,6 +11,7 @@ from optimizer.cli.application import Quiet, State
 from optimizer.cli.environment import folders_of_environment
 from optimizer.cli.printing import say_problem
 from optimizer.errors import InputError, attempt
+from optimizer.extras import require
 
 if TYPE_CHECKING:
     import torch
@@ -62,11 +63,20 @@ Json = Annotated[
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", autocompletion=completing.devices)]
 
+
+def _reachable(storage: str | None) -> str | None:
+    # Before a study is read: its files may be large.
+    if storage is not None and storage.startswith("postgres"):
+        require("postgresql", "--storage: a PostgreSQL database")
+    return storage
+
+
 Storage = Annotated[
     str | None,
     typer.Option(
         "--storage",
         metavar="URL",
+        callback=_reachable,
         help="Where the trials are: postgresql://USER@HOST/DATABASE, journal:FILE or sqlite:///FILE (a URL: %20 is a "
         "space, %3F a ?); default: study.db in the study's folder.",
         autocompletion=completing.storages,

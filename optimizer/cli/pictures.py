@@ -21,6 +21,7 @@ from optimizer.cli.options import (
 )
 from optimizer.cli.printing import make_console, print_json, reading, say, say_problem
 from optimizer.errors import InputError
+from optimizer.extras import require
 
 # torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
 # ruff: noqa: PLC0415
@@ -101,6 +102,7 @@ def preview(
     With --json one object: output, target, pipeline, steps, guidance, negative, encoder_from, columns (for each name,
     file, role, latent and pixel distances, their means and of each picture).
     """
+    require("pictures", "preview")
     from optimizer.pictures import preview as draw_preview
     from optimizer.reports import preview_table
 

@@ -280,7 +280,9 @@ def simplify(
     """
     from optimizer.analysis import simple_path, simplify_file
     from optimizer.reports import simplified_table
+    from optimizer.similarity import check_installed
 
+    check_installed([] if metric is None else [metric])
     for option, number in (("--share", share), ("--tolerance", tolerance)):
         if not (math.isfinite(number) and number >= 0):
             raise InputError(f"{option}: received {number:g}; must be a number from 0 up")

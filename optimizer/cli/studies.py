@@ -23,6 +23,7 @@ from optimizer.cli.options import (
 )
 from optimizer.cli.printing import counted, fitting, make_console, message, print_json, reading, say, say_problem
 from optimizer.errors import InputError
+from optimizer.extras import require
 from optimizer.printable import quoted
 
 # torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
@@ -278,7 +279,7 @@ def report(
     """
     from optimizer.analysis import found_ceilings
     from optimizer.files import check_output
-    from optimizer.reports import check_report_name, report_figures, write_report
+    from optimizer.reports.page import check_report_name, report_figures, write_report
     from optimizer.search import found_result, shown_storage
     from optimizer.studies import load_study
 
@@ -319,7 +320,8 @@ def dashboard(
 
     With --json one object, printed as soon as it listens: address.
     """
-    from optimizer.reports import serve_dashboard
+    require("dashboard", "dashboard")
+    from optimizer.reports.dashboard import serve_dashboard
     from optimizer.studies import load_study
 
     loaded = load_study(study, with_files=False)
@@ -389,8 +391,6 @@ def fit_and_report(
         simple_recipe,
         spread_table,
         steps_table,
-        write_plots,
-        write_trials,
     )  # fmt: skip
     from optimizer.search import fit as run
 
@@ -404,6 +404,9 @@ def fit_and_report(
     # The search is done and best.yaml written: none of the rest may cost the others.
     there, unwritten = ["best.yaml"], list[str]()
     with message("drawing the plots"):
+        from optimizer.reports.plots import write_plots
+        from optimizer.reports.trials import write_trials
+
         for write, name in ((write_trials, "trials.csv"), (write_plots, "plots")):
             try:
                 write(result, study.folder / name)

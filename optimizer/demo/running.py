@@ -1,6 +1,7 @@
 """Fit the demo family by four studies, show what they found beside the truth, and draw what the models draw."""
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,19 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
-from optimizer.errors import InputError
+from optimizer.errors import BlockfitWarning, InputError
+from optimizer.extras import has_extra, missing_extra
 from optimizer.files import atomic_path, refuse_links, temporary_folder
 from optimizer.library import locate_models
 from optimizer.merging import merge
-from optimizer.pictures import contact_sheet, generate
 from optimizer.recipes import Recipe, block_coefficients, load_recipe, parameters_of
 from optimizer.search import FitResult
 from optimizer.studies import Study, load_study
 
 __all__ = ["Demo", "copy_family", "family_folder", "run_demo"]
 
-# The studies by what the tables call them; each is a folder below the demo's, "" the demo's own.
+# The studies by what the tables call them; each is a folder below the demo's, "" the demo's own. The article's reads
+# text encoders, which needs an extra of the installation.
 STUDIES = {"delta": "", "attention": "attention", "stepwise": "stepwise", "article": "article"}
 _FILES = (
     "answer",
@@ -51,14 +53,17 @@ def family_folder() -> Path:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found: the fits by the name of their study, the recipes with the true one first, the pictures."""
+    """What the demo found: the fits by the name of their study, the recipes with the true one first, the pictures.
+
+    `pictures` is the file of the contact sheet, None if the libraries that draw it are not installed.
+    """
 
     fits: Mapping[str, FitResult]
     recipes: Mapping[str, Recipe]
-    pictures: Path
+    pictures: Path | None
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON takes it; of each recipe's sources the mean coefficient and its mean error."""
+        """Return the same for JSON: of each recipe's sources the mean coefficient and its mean error."""
         means = mean_coefficients(self.recipes)
         return {
             "fits": {name: result.as_dict() for name, result in self.fits.items()},
@@ -66,19 +71,28 @@ class Demo:
                 name: {source: {"mean": found[name][0], "error": found[name][1]} for source, found in means.items()}
                 for name in self.recipes
             },
-            "pictures": str(self.pictures),
+            "pictures": None if self.pictures is None else str(self.pictures),
         }
 
 
 def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Console) -> Demo:
     """Copy the family to `folder` unless it is there, fit it, and write digits.png beside the results.
 
-    `fit` runs a study and writes its results; the command line passes one with progress bars. Raises InputError if the
-    folder cannot be written.
+    `fit` runs a study and writes its results; the command line passes one with progress bars. Where the libraries of
+    the extra `pictures` are not installed, a BlockfitWarning names what is left out: the pictures and, without the
+    extra `encoder`, the article's study.
+
+    Raises InputError if the folder cannot be written.
     """
     copy_family(folder)
+    with_article, with_pictures = has_extra("encoder"), has_extra("pictures")
+    if not with_pictures:
+        left_out = "drawing digits" if with_article else "drawing digits and fitting the article's text encoder"
+        warnings.warn(f"{missing_extra('pictures', left_out)}; the rest is fitted", BlockfitWarning, stacklevel=2)
     fits: dict[str, FitResult] = {}
     for name, below in STUDIES.items():
+        if name == "article" and not with_article:
+            continue
         console.rule(f"{name}: {_PURPOSE[name]}")
         fits[name] = fit(load_study(folder / below))
     recipes = {"true": load_recipe(folder / "answer" / "recipe.yaml")}
@@ -89,9 +103,12 @@ def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Consol
     console.print(Columns(alpha_tables(holes, alike)))
     console.print(coefficient_table(recipes))
     console.print(_REMARK, markup=False)
-    sheet = _draw(folder, recipes["delta"], recipes["article"])
-    what = "target, fit, the article's assembly and an unfitted 50/50 merge"
-    console.print(f"digits of {what}: {sheet}", markup=False, soft_wrap=True)
+    _merge(folder, recipes)
+    sheet = None
+    if with_pictures:
+        sheet = _draw(folder)
+        what = "target, fit, the article's assembly and an unfitted 50/50 merge"
+        console.print(f"digits of {what}: {sheet}", markup=False, soft_wrap=True)
     return Demo(fits, recipes, sheet)
 
 
@@ -189,16 +206,23 @@ def _steps(recipe: Recipe) -> list[tuple[str, str, dict[str, str]]]:
     return [(step.name, step.mode, step.inputs) for step in recipe.steps]
 
 
-def _draw(folder: Path, fitted: Recipe, assembled: Recipe) -> Path:
-    """Merge both fits and a 50/50 merge of the same sources, and draw the ten digits with each from the same noise."""
-    half = load_recipe(folder / "answer" / "half.yaml")
-    for recipe, beside, file in (
-        (fitted, folder, "fit"),
-        (assembled, folder / "article", "assembled"),
-        (half, folder / "answer", "half"),
-    ):
+def _merge(folder: Path, recipes: Mapping[str, Recipe]) -> None:
+    """Merge the fitted recipe, the article's if it was fitted, and a 50/50 merge of the same sources."""
+    merges = [
+        (recipes["delta"], folder, "fit"),
+        (load_recipe(folder / "answer" / "half.yaml"), folder / "answer", "half"),
+    ]
+    if "article" in recipes:
+        merges.append((recipes["article"], folder / "article", "assembled"))
+    for recipe, beside, file in merges:
         paths = locate_models({name: model.file for name, model in recipe.models.items()}, beside)
         merge(recipe, paths, folder / f"{file}.safetensors")
+
+
+def _draw(folder: Path) -> Path:
+    """Draw the ten digits with the target and each merge, from the same noise."""
+    from optimizer.pictures import contact_sheet, generate  # noqa: PLC0415  needs an extra
+
     digits = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     prompts = [f"a digit {digit}" for digit in digits]
     rows = {

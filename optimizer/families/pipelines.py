@@ -2,41 +2,31 @@
 
 import gzip
 from collections.abc import Iterator
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from optimizer.errors import InputError
-
 __all__ = ["load_tokenizer", "pipeline_folder", "stored_part"]
 
-# The distribution that CLIP's vocabulary comes with, and the file of it, 49,152 - 256 - 2 pairs a line below a title.
-_VOCABULARY = ("openai-clip", "clip/bpe_simple_vocab_16e6.txt.gz")
-_PAIRS = 49152 - 256 - 2
+# The pairs that CLIP's tokenizer merges, the first one first, a line each below a title. The file goes on with pairs
+# that CLIP does not use: it has 49,408 tokens, of which 512 are bytes and 2 the ends of a text.
+_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+_PAIRS = 49408 - 512 - 2
 
 
 def pipeline_folder(name: str) -> Path:
-    """The folder of a pipeline configuration of diffusers' without weights, as `TextEncoder.pipelines` names it."""
+    """Return the folder of a diffusers pipeline configuration without weights, as `TextEncoder.pipelines` names it."""
     return Path(str(resources.files("optimizer.families") / "pipelines" / name))
 
 
 def load_tokenizer(pipeline: Path) -> Any:
-    """The transformers tokenizer of a pipeline configuration: its own if it has one, else CLIP's.
-
-    Raises InputError if the package that CLIP's vocabulary comes with is not installed.
-    """
+    """Return the transformers tokenizer of a pipeline configuration: its own if it has one, else CLIP's."""
     from transformers import CLIPTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415  takes seconds
 
     if (pipeline / "tokenizer").is_dir():
         return PreTrainedTokenizerFast.from_pretrained(pipeline / "tokenizer", local_files_only=True)
-    name, file = _VOCABULARY
-    try:
-        path = Path(str(metadata.distribution(name).locate_file(file)))
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    except (metadata.PackageNotFoundError, OSError) as error:
-        raise InputError(
-            f"CLIP's vocabulary comes with the package {name}, which is not installed; pip install {name}"
-        ) from error
+    packed = (resources.files("optimizer.families") / "vocabularies" / _VOCABULARY).read_bytes()
+    lines = gzip.decompress(packed).decode("utf-8").split("\n")
     pairs = [tuple(line.split()) for line in lines[1 : _PAIRS + 1]]
     letters = list(_letters())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, pairs)]
@@ -47,12 +37,12 @@ def load_tokenizer(pipeline: Path) -> Any:
 
 
 def stored_part(encoder: Any) -> Any:
-    """The part of a CLIPTextModel whose parameters are called as in checkpoints, behind `TextEncoder.model`."""
+    """Return the part of a CLIPTextModel that names its parameters as checkpoints do, behind `TextEncoder.model`."""
     return getattr(encoder, "text_model", encoder)  # a part of its own until transformers 5.6
 
 
 def _letters() -> Iterator[str]:
-    """A printable letter for each byte, in the order of CLIP's vocabulary: those that are printable come first."""
+    """Yield a printable letter for each byte, in the order of CLIP's vocabulary: printable bytes come first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     yield from map(chr, printable)
     yield from (chr(256 + number) for number in range(256 - len(printable)))

@@ -6,7 +6,6 @@ from optimizer.files.atomic import atomic_path, check_writable, replace_text, re
 from optimizer.files.links import check_output, open_in_place, refuse_links, study_folder_of
 from optimizer.files.near_names import CHECKPOINT_SUFFIXES, TEXT_SUFFIXES, did_you_mean, missing_file, missing_folder
 from optimizer.files.new_files import undo_unfinished, write_new_files
-from optimizer.files.presence import is_file, is_folder, is_there
 from optimizer.files.temporaries import clear_abandoned, host_name, temporary_folder
 from optimizer.files.yaml import (
     UserFile,
@@ -32,9 +31,6 @@ __all__ = [
     "did_you_mean",
     "dump_yaml",
     "host_name",
-    "is_file",
-    "is_folder",
-    "is_there",
     "line_of",
     "missing_file",
     "missing_folder",

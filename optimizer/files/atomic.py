@@ -14,7 +14,6 @@ from pathlib import Path
 
 from optimizer.errors import InputError
 from optimizer.files.links import check_output
-from optimizer.files.presence import is_folder
 from optimizer.files.temporaries import Temporary
 
 __all__ = ["atomic_path", "check_writable", "replace_text", "replacing"]
@@ -75,9 +74,9 @@ def replacing(path: Path, *, suffix: str, error: type[InputError], needed: int |
         raise error(refused.problems) from None
     target = Path(os.path.realpath(path))
     folder = target.parent
-    if not is_folder(folder):
+    if not os.path.isdir(folder):
         raise error(f"{path}: the folder {folder} does not exist; create it first")
-    if is_folder(target):
+    if os.path.isdir(target):
         raise error(f"{path}: a folder of this name exists; give a file name")
     try:
         intact = "; the old file is intact" if target.exists() else ""

@@ -1,11 +1,10 @@
 """Names that are nearly the one asked for, to be offered where nothing has that name."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-
-from optimizer.files.presence import is_file, is_folder, is_there
 
 __all__ = ["CHECKPOINT_SUFFIXES", "TEXT_SUFFIXES", "did_you_mean", "missing_file", "missing_folder", "near_names"]
 
@@ -61,21 +60,21 @@ def missing_file(path: Path, suffixes: tuple[str, ...] = CHECKPOINT_SUFFIXES, *,
     """
     present = _entries(path.parent, suffixes)
     if not path.suffix:
-        present += [name for name in _listed(path.parent) if name not in present and is_folder(path.parent / name)]
+        present += [name for name in _listed(path.parent) if name not in present and os.path.isdir(path.parent / name)]
     # A name such as "model1.1" has a suffix only by accident, so both readings are tried.
     same = [name for name in present if {name.casefold(), Path(name).stem.casefold()} & _readings(path)]
     if same:
         return f"no such file, but {' and '.join(map(repr, same[:_MOST]))} is there"
-    if str(path.parent) != "." and not is_there(path.parent):
+    if str(path.parent) != "." and not os.path.exists(path.parent):
         return f"no such file: there is no folder {path.parent}{did_you_mean(path.name, further)}"
     return f"no such file{did_you_mean(path.name, (*present, *further))}"
 
 
 def missing_folder(path: Path) -> str:
     """Return why `path` is no folder: there is none, and which is near, or it is something else."""
-    if is_there(path):
-        return "is a file; name the folder that it lies in" if is_file(path) else "is no folder"
-    siblings = [name for name in _listed(path.parent) if is_folder(path.parent / name)]
+    if os.path.exists(path):
+        return "is a file; name the folder that it lies in" if os.path.isfile(path) else "is no folder"
+    siblings = [name for name in _listed(path.parent) if os.path.isdir(path.parent / name)]
     return f"no such folder{did_you_mean(path.name, siblings)}"
 
 
@@ -86,8 +85,8 @@ def _readings(path: Path) -> set[str]:
 def _entries(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """The files in a folder with one of these suffixes; where these are a study's, the folders of studies, too."""
     found = _listed(folder)
-    studies = [name for name in found if ".yaml" in suffixes and is_file(folder / name / "study.yaml")]
-    return [name for name in found if name.lower().endswith(suffixes) and is_file(folder / name)] + studies
+    studies = [name for name in found if ".yaml" in suffixes and os.path.isfile(folder / name / "study.yaml")]
+    return [name for name in found if name.lower().endswith(suffixes) and os.path.isfile(folder / name)] + studies
 
 
 def _listed(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ A file may also be a stranger's. No tag is ever acted upon, and what would take 
 """
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,6 @@ from ruamel.yaml.scanner import RoundTripScanner
 
 from optimizer.errors import InputError
 from optimizer.files.near_names import TEXT_SUFFIXES, missing_file
-from optimizer.files.presence import is_file, is_folder, is_there
 
 __all__ = [
     "UserFile",
@@ -72,7 +72,7 @@ def named_file(folder: Path, name: str) -> Path | None:
     Devices, pipes and the like count as none: what a stranger's file names must not be waited for.
     """
     path = folder / name.replace("\\", "/")
-    return path if is_file(path) else None
+    return path if os.path.isfile(path) else None
 
 
 def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
@@ -81,9 +81,9 @@ def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
     Refused too: more than a megabyte, 100,000 values (aliases counted as often as they stand for something), values
     nested more than 40 deep or in themselves, and tags.
     """
-    if is_folder(path):
+    if os.path.isdir(path):
         raise error(f"{path}: is a folder; a YAML file was expected")
-    if not is_there(path):
+    if not os.path.exists(path):
         raise error(f"{path}: {missing_file(path, TEXT_SUFFIXES)}")
     data = read_text(path, error)
     try:

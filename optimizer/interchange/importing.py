@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from optimizer.checkpoints import kind_of_folder, kind_of_other_file, open_checkpoint
 from optimizer.errors import RecipeError, attempt
-from optimizer.files import is_folder, read_text
+from optimizer.files import read_text
 from optimizer.interchange.comfyui_workflow import is_workflow, read_workflow
 from optimizer.interchange.embedded import recipe_from_metadata
 from optimizer.interchange.mecha_text import is_mecha, read_mecha
@@ -183,7 +184,7 @@ def _kind_of_json(data: Any) -> str:
 
 def _kind_of_bytes(path: Path) -> str | None:
     """What a file is that is no text, by how it begins; None if it may be one, or cannot be read."""
-    if is_folder(path):
+    if os.path.isdir(path):
         return str(kind_of_folder(path))
     try:
         with path.open("rb") as file:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from optimizer.checkpoints import FileState, TensorSource, raw_bytes
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError
 from optimizer.files import replace_text
@@ -166,17 +168,11 @@ def legacy_hash(path: Path) -> str:
 
 
 def default_cache_folder() -> Path:
-    """Where hashes are kept: BLOCKFIT_CACHE if set, else `blockfit` in the folder that the system has for caches."""
+    """Return the folder that keeps hashes: BLOCKFIT_CACHE if set, else `blockfit` in the system's folder for caches."""
     chosen = os.environ.get("BLOCKFIT_CACHE")
     if chosen:
         return Path(chosen)
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "blockfit"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "blockfit"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "blockfit"
+    return user_cache_path("blockfit", appauthor=False, opinion=False)
 
 
 def _state(state: FileState) -> dict[str, int]:

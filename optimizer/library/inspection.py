@@ -1,7 +1,7 @@
 """What is in a checkpoint, and what a user should know about it before merging."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
@@ -23,7 +23,7 @@ from optimizer.families import Layout
 from optimizer.library.fingerprints import HashCache, fingerprint, sha256, short_hash
 from optimizer.library.provenance import Provenance, parsed, read_provenance
 
-__all__ = ["Inspection", "find_not_finite", "inspect_checkpoint"]
+__all__ = ["Inspection", "inspect_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,6 @@ def _sha256(path: Path, cache: HashCache | None, *, full: bool) -> str | None:
     if full:
         return sha256(path, cache)
     return cache.look_up(path, "sha256") if cache else None
-
-
-def find_not_finite(checkpoint: TensorSource, names: Iterable[str]) -> str | None:
-    """The first of the tensors with these canonical names that holds a NaN or an infinity; None if there is none."""
-    return next((name for name in names if not all(map(isfinite, _extremes(checkpoint.tensor(name))))), None)
 
 
 def _extremes(tensor: torch.Tensor) -> tuple[float, float]:

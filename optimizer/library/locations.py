@@ -9,16 +9,7 @@ from pathlib import Path
 
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError
-from optimizer.files import (
-    CHECKPOINT_SUFFIXES,
-    TEXT_SUFFIXES,
-    did_you_mean,
-    is_file,
-    is_folder,
-    is_there,
-    missing_file,
-    missing_folder,
-)
+from optimizer.files import CHECKPOINT_SUFFIXES, TEXT_SUFFIXES, did_you_mean, missing_file, missing_folder
 from optimizer.library.fingerprints import HashCache, legacy_hash, sha256, short_hash
 
 __all__ = [
@@ -92,10 +83,10 @@ def locate_given(
 
     Raises CheckpointError, one line, if there is none.
     """
-    if is_there(given) and not is_folder(given):
+    if os.path.exists(given) and not os.path.isdir(given):
         return given
     found = locate(str(given), Path(), folders, hashes=hashes, progress=progress)
-    if found is None and is_folder(given):
+    if found is None and os.path.isdir(given):
         return given
     if found is None:
         hint = f"looked in {_looked(folders)}, too" if folders else "--models DIR names folders to look in"
@@ -119,7 +110,7 @@ def not_found(file: str, beside: Path, folders: Sequence[Path] = ()) -> str:
 
 def check_folders(folders: Iterable[Path], given: str) -> None:
     """Raise InputError, a line each that begins with `given`, for those that are no folders."""
-    if missing := [folder for folder in dict.fromkeys(folders) if not is_folder(folder)]:
+    if missing := [folder for folder in dict.fromkeys(folders) if not os.path.isdir(folder)]:
         raise InputError(f"{given}: {folder}: {missing_folder(folder)}" for folder in missing)
 
 
@@ -192,7 +183,7 @@ def named_at(file: str, folder: Path) -> Path | None:
 
 
 def _looked(folders: Iterable[Path]) -> str:
-    return ", ".join(str(folder) + ("" if is_folder(folder) else " (no such folder)") for folder in folders)
+    return ", ".join(str(folder) + ("" if os.path.isdir(folder) else " (no such folder)") for folder in folders)
 
 
 def _named_without_hash(file: str) -> str:
@@ -254,7 +245,7 @@ def _named(file: str, beside: Path, folders: Sequence[Path]) -> list[Path]:
 
 
 def _at(path: Path) -> list[Path]:
-    return [spelling for spelling in _spellings(path) if is_file(spelling)]
+    return [spelling for spelling in _spellings(path) if os.path.isfile(spelling)]
 
 
 def _below(folder: Path, name: str) -> list[Path]:
@@ -402,7 +393,7 @@ def slashed(file: str) -> str:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.suffix.lower() in CHECKPOINT_SUFFIXES and path.name != STATISTICS and is_file(path)
+    return path.suffix.lower() in CHECKPOINT_SUFFIXES and path.name != STATISTICS and os.path.isfile(path)
 
 
 def _size(path: Path) -> int:

@@ -3,12 +3,11 @@
 diffusers and transformers are loaded when they are needed."""
 
 from optimizer.pictures.drawing import draw, generate, latent_distance, pixel_distance
-from optimizer.pictures.opening import CONFIGURATION, open_pipeline
+from optimizer.pictures.opening import open_pipeline
 from optimizer.pictures.preview import Preview, preview
 from optimizer.pictures.sheets import contact_sheet
 
 __all__ = [
-    "CONFIGURATION",
     "Preview",
     "contact_sheet",
     "draw",

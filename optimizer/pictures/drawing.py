@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from optimizer.errors import InputError, attempt
+from optimizer.extras import require
 from optimizer.families import layout_names, load_layout
 from optimizer.pictures.opening import open_pipeline, pipeline_files, quietly
 
@@ -146,6 +147,7 @@ def generate(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, received {steps}")
+    require("pictures", "drawing")
     checkpoint = Path(checkpoint)
     if guidance is None:
         guidance = default_guidance(pipeline_files(checkpoint, vae_from=vae_from).configuration)

@@ -18,20 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from optimizer.checkpoints import TensorSource, open_checkpoint, open_vae, pipeline_of, readable_encoder_of, unfit
 from optimizer.errors import CheckpointError
-from optimizer.families import Layout, ModelPart, load_tokenizer, pipeline_folder, stored_part
+from optimizer.families import Layout, ModelPart, load_tokenizer, stored_part
 
-__all__ = [
-    "CONFIGURATION",
-    "PipelineFiles",
-    "drawn_layout",
-    "open_pipeline",
-    "open_scheduler",
-    "pipeline_files",
-    "quietly",
-]
-
-CONFIGURATION = pipeline_folder("digits")
-"""The diffusers pipeline configuration, without weights, of the checkpoints in studies/demo."""
+__all__ = ["PipelineFiles", "drawn_layout", "open_pipeline", "open_scheduler", "pipeline_files", "quietly"]
 
 
 @dataclass(frozen=True)

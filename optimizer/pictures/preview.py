@@ -14,6 +14,7 @@ from PIL import Image
 
 from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of, readable_encoder_of
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
+from optimizer.extras import require
 from optimizer.families import load_tokenizer
 from optimizer.files import atomic_path, check_output, temporary_folder
 from optimizer.library import HashCache, locate_given, locate_models
@@ -185,11 +186,13 @@ def preview(
     same prompt or seed counts once. `progress` is told what is done, the steps done and their total; `warn` gets a
     line for each prompt that is longer than the text encoder takes.
 
-    Raises InputError, with one line for each problem that shows before anything is drawn, for files that are missing,
+    Raises InputError if the libraries that draw pictures are not installed, before anything is read, and with one line
+    for each problem that shows before anything is drawn, for files that are missing,
     broken, cannot be drawn or go with different pipelines, for recipes with free alphas, for steps that `check_steps`
     refuses, for an output that cannot be written, and for pictures that are not finite numbers. In every case an
     existing `output` stays as it was.
     """
+    require("pictures", "a preview")
     output = Path(output)
     if output.suffix.lower() != ".png":
         raise InputError(f"{output}: a sheet is written as .png; give the output this extension")

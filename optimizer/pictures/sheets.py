@@ -3,13 +3,12 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
-import matplotlib
-from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.ft2font import FT2Font
+from PIL import Image
 
-from optimizer.fonts import USUAL_FONT, families_with, letters_of, missing_letters
+from optimizer.fonts import font_families, known_letters
 from optimizer.printable import printable
 
 __all__ = ["contact_sheet"]
@@ -17,6 +16,8 @@ __all__ = ["contact_sheet"]
 _FONT_SIZE, _GAP = 16, 8  # in pixels: the height of the smallest letters, and the space around a sheet's parts
 _WORD = 128  # pixels, the most that a long word may widen a column to
 _LABEL = 240  # pixels, the most that labels at the left take, unless pictures are much wider
+_UNITS = 64  # of a pixel, in which FreeType measures
+_ASCENT = 0.93  # of the size: how far a line's baseline is below its top, as DejaVu Sans has it
 _MOST_LINES = 24  # of one paragraph of a label
 
 
@@ -91,19 +92,16 @@ def contact_sheet(
 
 
 class _Lettering:
-    """Text in one size, `line` pixels a line, in the font that comes with matplotlib.
-
-    A sheet so looks the same on every machine; letters that this font lacks come from the machine's own fonts.
-    """
+    """Text in one size, `line` pixels a line, in the fonts that plots have too: a sheet looks the same everywhere."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._fonts: dict[str, ImageFont.FreeTypeFont] = {}
         self.line = size * 5 // 4
 
     def length(self, text: str) -> float:
-        """How many pixels wide a line of text is."""
-        return sum(font.getlength(part) for font, part in self._parts(text))
+        """Return how many pixels wide a line of text is."""
+        width, _ = self._set(text).get_width_height()
+        return width / _UNITS
 
     def wrapped(self, text: str, width: float) -> list[str]:
         """Text in lines of at most `width` pixels, broken where it has line breaks, between words or inside long ones.
@@ -114,13 +112,14 @@ class _Lettering:
 
     def draw(self, sheet: Image.Image, lines: Sequence[str], x: float, y: float, *, align: float = 0) -> None:
         """Write lines from `y` down; `align` is which part of a line is left of `x`: 0 nothing, 0.5 half, 1 all."""
-        draw = ImageDraw.Draw(sheet)
-        baseline = y + self._font(USUAL_FONT).getmetrics()[0]
+        baseline = y + round(self._size * _ASCENT)
         for line in lines:
-            start = x - align * self.length(line)
-            for font, part in self._parts(line):
-                draw.text((round(start), baseline), part, fill="black", font=font, anchor="ls")
-                start += font.getlength(part)
+            font = self._set(line)
+            width, _ = font.get_width_height()
+            font.draw_glyphs_to_bitmap()
+            letters = Image.fromarray(font.get_image())
+            bottom = round(baseline + font.get_descent() / _UNITS)
+            sheet.paste("black", (round(x - align * width / _UNITS), bottom - letters.height), letters)
             baseline += self.line
 
     def _paragraph(self, text: str, width: float) -> list[str]:
@@ -145,25 +144,9 @@ class _Lettering:
                 piece += letters
         yield piece
 
-    def _parts(self, text: str) -> Iterator[tuple[ImageFont.FreeTypeFont, str]]:
-        """Text in parts of one font each."""
-        families, unknown = families_with(missing_letters(text))
-        family, part = USUAL_FONT, ""
-        for given in text:
-            letter = "\ufffd" if given in unknown else given
-            usual = letter.isspace() or letter in letters_of(USUAL_FONT)
-            of_letter = USUAL_FONT if usual else next(one for one in families if letter in letters_of(one))
-            if of_letter != family and part:
-                yield self._font(family), part
-                part = ""
-            family = of_letter
-            part += letter
-        if part:
-            yield self._font(family), part
-
-    def _font(self, family: str) -> ImageFont.FreeTypeFont:
-        if family not in self._fonts:
-            bundled = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-            file = bundled if family == USUAL_FONT else Path(font_manager.findfont(family))
-            self._fonts[family] = ImageFont.truetype(file, self._size, layout_engine=ImageFont.Layout.BASIC)
-        return self._fonts[family]
+    def _set(self, text: str) -> FT2Font:
+        """Return fonts that have laid out a line of text; letters that the first lacks come from the others."""
+        font = get_font([findfont(family) for family in font_families(text)])
+        font.set_size(self._size, 72)  # points, of which 72 are an inch: pixels
+        font.set_text(known_letters(text))
+        return font

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import wsgi
 
 from optimizer.errors import InputError
-from optimizer.reports.lettering import file_name_part
+from optimizer.reports.file_names import file_name_part
 from optimizer.search import CheckedStorage, CheckedTrials, OpenTrials, best_of, completed, open_trials, told_of
 from optimizer.studies import Study
 

@@ -3,16 +3,19 @@
 from collections.abc import Iterator
 from datetime import datetime
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from optimizer.library import Inspection, Provenance
-from optimizer.pictures import Preview
 from optimizer.printable import printable
 from optimizer.reports.tables import percent
 from optimizer.search import StudyStatus
+
+if TYPE_CHECKING:
+    from optimizer.pictures import Preview
 
 __all__ = ["inspection_table", "preview_table", "status_table"]
 
@@ -75,7 +78,7 @@ def status_table(found: StudyStatus) -> Group:
     return Group(table, *(Text(line) for line in _whole(found)))
 
 
-def preview_table(found: Preview) -> Group:
+def preview_table(found: "Preview") -> Group:
     """One row for each column of a contact sheet but the target's: its mean distances to the target."""
     pictures = len(found.target.drawn)
     counted = "1 picture" if pictures == 1 else f"mean of {pictures} pictures"

@@ -20,7 +20,8 @@ from optimizer.errors import InputError
 from optimizer.files import atomic_path
 from optimizer.recipes import Parameter
 from optimizer.reports.alphas import AlphaRow, alpha_rows, block_score, is_exact
-from optimizer.reports.lettering import file_name_part, label, set_fonts
+from optimizer.reports.file_names import file_name_part
+from optimizer.reports.lettering import label, set_fonts
 from optimizer.reports.tables import percent
 from optimizer.search import FitResult, SearchResult
 from optimizer.similarity import EXACT_METRICS, total_similarity

@@ -1,7 +1,11 @@
-"""Connected components: what hangs together because it touches the same."""
+"""Connected components: items that hang together because they touch the same."""
 
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 __all__ = ["Item", "Touched", "connected"]
 
@@ -10,15 +14,21 @@ Touched = TypeVar("Touched", bound=Hashable)
 
 
 def connected(items: Iterable[tuple[Item, Iterable[Touched]]]) -> list[tuple[list[Item], set[Touched]]]:
-    """Items (item, what it touches) that touch the same, directly or by way of others, with all that they touch.
+    """Return groups of the items (item, what it touches) that touch the same, directly or by way of others.
 
-    In the order in which each component got its last item, the items in theirs.
+    Each group comes with all that its items touch. Groups are in the order of their last items, the items of a group in
+    the order in which they are given.
     """
-    found: list[tuple[list[Item], set[Touched]]] = []
-    for item, touching in items:
-        joined, touched = [item], set(touching)
-        for other in [entry for entry in found if entry[1] & touched]:
-            found.remove(other)
-            joined, touched = other[0] + joined, touched | other[1]
-        found.append((joined, touched))
-    return found
+    given = [(item, set(touching)) for item, touching in items]
+    edges = [(row, each) for row, (_, touching) in enumerate(given) for each in touching]
+    columns = {each: len(given) + place for place, each in enumerate(dict.fromkeys(each for _, each in edges))}
+    nodes = len(given) + len(columns)
+    ends = [row for row, _ in edges], [columns[each] for _, each in edges]
+    graph = coo_array((np.ones(len(edges)), ends), shape=(nodes, nodes))
+    _, labels = connected_components(graph, directed=False)
+    found: dict[int, tuple[list[Item], set[Touched]]] = {}
+    for (item, touching), label in zip(given, labels.tolist()[: len(given)], strict=True):
+        # Taken out and put back: the order is that of the last items.
+        joined, touched = found.pop(label, ([], set()))
+        found[label] = [*joined, item], touched | touching
+    return list(found.values())

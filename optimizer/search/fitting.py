@@ -64,6 +64,7 @@ from optimizer.similarity import (
     Metric,
     build_metric,
     check_encoder,
+    check_installed,
     chosen_device,
     total_similarity,
 )
@@ -131,6 +132,7 @@ def fit(
         raise StudyError(
             f"{taken[0]}: is the study's recipe, which the result would replace; name the recipe otherwise"
         )
+    check_installed(name for stage in study.stages for name, _ in stage.measured)
     address = storage_address(storage, study.folder)
     check_study_folder(study.folder)
     check_storage_files(address, study.folder)

@@ -10,7 +10,6 @@ from optimizer.similarity.encoder import check_encoder, prompts_sha256, read_pro
 from optimizer.similarity.measured import (
     FileMark,
     Measured,
-    load_measured,
     measure_family,
     read_measured,
     save_measured,
@@ -18,7 +17,14 @@ from optimizer.similarity.measured import (
 from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.metric import Combined, Metric, score_step, score_steps, total_similarity
 from optimizer.similarity.quadratic import ExplainedMetric, QuadraticMetric
-from optimizer.similarity.registry import DEFAULT_METRIC, EXACT_METRICS, METRICS, MetricKind, build_metric
+from optimizer.similarity.registry import (
+    DEFAULT_METRIC,
+    EXACT_METRICS,
+    METRICS,
+    MetricKind,
+    build_metric,
+    check_installed,
+)
 from optimizer.similarity.statistics import Statistics, measure_grams, measure_statistics, warn_of_zeros
 from optimizer.similarity.statistics_on_card import grams_on_card
 
@@ -40,11 +46,11 @@ __all__ = [
     "Statistics",
     "build_metric",
     "check_encoder",
+    "check_installed",
     "chosen_device",
     "compare",
     "float32_products",
     "grams_on_card",
-    "load_measured",
     "measure_family",
     "measure_grams",
     "measure_statistics",

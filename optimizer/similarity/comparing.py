@@ -14,7 +14,7 @@ from optimizer.similarity.comparison import Comparison, Progress, open_compariso
 from optimizer.similarity.encoder import check_encoder
 from optimizer.similarity.metric import total_similarity
 from optimizer.similarity.quadratic import ExplainedMetric
-from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric
+from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric, check_installed
 from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["Compared", "compare", "select_blocks"]
@@ -71,12 +71,16 @@ def compare(
     block list. `seed` is that of attention's random inputs; `prompts` and `clip_skip` (default: 1) are for the encoder
     metric alone. `device` may be a name: auto, cpu (default) or cuda.
 
-    Raises InputError for files, blocks or metrics that do not fit; gives a BlockfitWarning for what is odd about the
+    Raises InputError for files, blocks or metrics that do not fit, and for a metric whose libraries are not installed;
+    gives a BlockfitWarning for what is odd about the
     files.
     """
-    layout = _layout_of(target)
+    unnamed = metric is None
     if metric is None:
         metric = _WITHOUT_BASE if base is None else DEFAULT_METRIC
+    check_installed([metric])
+    layout = _layout_of(target)
+    if unnamed:
         why = f"--base: missing; without one {metric} is measured,"
         attempt(lambda: METRICS[metric].check_offered(layout), why, " but ")
     chosen = select_blocks(layout, metric, blocks)

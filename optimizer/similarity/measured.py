@@ -5,6 +5,7 @@ they are of (fingerprints, hashes), which tensors those hold, and the layout and
 """
 
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -16,13 +17,12 @@ import torch
 from optimizer.checkpoints import TensorSpec, open_checkpoint, write_safetensors
 from optimizer.errors import CheckpointError, InputError
 from optimizer.families import Layout, load_layout
-from optimizer.files import is_there
 from optimizer.recipes import Group, Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.measured_checks import check_grams, read_parts, read_texts
 from optimizer.similarity.statistics import Statistics, measure_grams, refuse_not_finite
 
-__all__ = ["FileMark", "Measured", "load_measured", "measure_family", "read_measured", "save_measured"]
+__all__ = ["FileMark", "Measured", "measure_family", "read_measured", "save_measured"]
 
 _KEY = "blockfit.statistics"
 _TARGET = "\0the target"  # a name that no source can have
@@ -169,20 +169,12 @@ def save_measured(measured: Measured, path: Path) -> None:
     write_safetensors(path, specs, tensors.items(), {_KEY: json.dumps(described)})
 
 
-def load_measured(path: Path) -> Measured | None:
-    """Return what `save_measured` wrote to `path`; None if it is missing, of another version or cannot be trusted."""
-    try:
-        return read_measured(path)
-    except CheckpointError:
-        return None
-
-
 def read_measured(path: Path) -> Measured | None:
     """Return what `save_measured` wrote to `path`; None if that is not there, or another version wrote it.
 
     Raises CheckpointError if it is broken, or holds what cannot have been measured.
     """
-    if not is_there(path):
+    if not os.path.exists(path):
         return None
     try:
         with open_checkpoint(path) as file:

@@ -1,11 +1,12 @@
 """The metrics by name: a new metric is one file and one line in `METRICS`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from optimizer.errors import InputError, StudyError, attempt
+from optimizer.extras import require
 from optimizer.families import Layout
 from optimizer.recipes import Group
 from optimizer.similarity.attention import AttentionMetric, attention_by_seed
@@ -17,7 +18,7 @@ from optimizer.similarity.metric import Metric
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, ExplainedMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics
 
-__all__ = ["DEFAULT_METRIC", "EXACT_METRICS", "METRICS", "MetricKind", "build_metric"]
+__all__ = ["DEFAULT_METRIC", "EXACT_METRICS", "METRICS", "MetricKind", "build_metric", "check_installed"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class MetricKind:
     defined only relative to a base. One that draws random inputs has `by_seed`, which scores one candidate,
     coefficients [groups, sources], under several seeds: float64 [seeds, blocks]. One that is `scale_free` does not see
     how far from the base a candidate is, only in which direction. One that is `exact` is a `QuadraticMetric`, whose
-    best alphas are found without a trial. `needs_prompts` says that it reads prompts. `absent` is why a layout may
-    offer it for no block.
+    best alphas are found without a trial. `needs_prompts` says that it reads prompts. `extra` names the extra of the
+    installation that brings the libraries it is computed with. `absent` is why a layout may offer it for no block.
     """
 
     name: str
@@ -41,6 +42,7 @@ class MetricKind:
     scale_free: bool = False
     exact: bool = False
     needs_prompts: bool = False
+    extra: str | None = None
     by_seed: Callable[[Comparison, tuple[str, ...], torch.Tensor, Sequence[int]], torch.Tensor] | None = None
     absent: str = ""
 
@@ -123,6 +125,7 @@ METRICS: dict[str, MetricKind] = {
             reads_statistics=False,
             needs_prompts=True,
             absent="its layout has no text encoder that blockfit can compute",
+            extra="encoder",
         ),
     )
 }
@@ -132,6 +135,16 @@ DEFAULT_METRIC = "explained"
 
 EXACT_METRICS = tuple(name for name, kind in METRICS.items() if kind.exact)
 """The metrics whose best alphas are found without a trial, the one that says most first."""
+
+
+def check_installed(metrics: Iterable[str]) -> None:
+    """Raise InputError unless the libraries that these metrics are computed with are installed.
+
+    Names of no metric are left to whatever looks them up. Call this before any file is read.
+    """
+    for kind in dict.fromkeys(METRICS[name] for name in metrics if name in METRICS):
+        if kind.extra is not None:
+            require(kind.extra, f"the metric `{kind.name}`")
 
 
 def build_metric(

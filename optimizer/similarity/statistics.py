@@ -28,7 +28,7 @@ from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.memory import where_it_fits
 from optimizer.similarity.statistics_on_card import grams_on_card
 
-__all__ = ["Statistics", "gram_matrix", "measure_statistics", "warn_of_zeros"]
+__all__ = ["Statistics", "measure_statistics", "warn_of_zeros"]
 
 Matrix = NDArray[np.float64]
 
@@ -190,21 +190,6 @@ def warn_of_zeros(parts: Sequence[Part], grams: torch.Tensor, comparison: Compar
             zero = length <= _NOTHING * longest and is_zero(part.read(checkpoint))
             comparison.zeros.note(part.name, checkpoint, zero=zero)
     comparison.zeros.warn()
-
-
-def gram_matrix(tensors: Sequence[torch.Tensor | None], reference: torch.Tensor | None) -> torch.Tensor:
-    """Inner products of the reference and of each tensor's difference from it, float64 [1 + tensors, 1 + tensors].
-
-    All tensors are [n], of any floating dtype; None stands for one that is missing, or equal: its products are 0.
-    Without a reference the tensors themselves are multiplied. Differences, products and sums are float64.
-    """
-    length = next(len(tensor) for tensor in (reference, *tensors) if tensor is not None)
-    stage = _Stage(length, torch.float64)
-    stage.add(0, reference)
-    for row, tensor in enumerate(tensors, start=1):
-        if tensor is not None:
-            stage.add(row, tensor)
-    return stage.gram(1 + len(tensors))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A first recipe and study out of a target and the checkpoints that it may have been made from."""
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 from optimizer.checkpoints import open_checkpoint, unfit
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout
-from optimizer.files import dump_yaml, is_file, is_folder, is_there, refuse_links, undo_unfinished, write_new_files
+from optimizer.files import dump_yaml, refuse_links, undo_unfinished, write_new_files
 from optimizer.library import (
     HashCache,
     check_folders,
@@ -116,7 +117,7 @@ def first_study(
     to_write = (folder / "recipe.yaml", folder / "study.yaml")
     refuse_links(folder, replaced=to_write)
     undo_unfinished(folder)
-    taken = [path for path in to_write if is_there(path)]
+    taken = [path for path in to_write if os.path.exists(path)]
     if taken:
         raise InputError(f"{path}: is there already; name another folder (-o)" for path in taken)
     notes: list[str] = []
@@ -250,7 +251,7 @@ class _Reader:
         problems: list[str] = []
         left_out: dict[str, list[Path]] = {}
         for source in given:
-            listed = checkpoints_in(source) if is_folder(source) else None
+            listed = checkpoints_in(source) if os.path.isdir(source) else None
             below = None if listed is None else _below(source, [goal.path, *given])
             if listed == []:
                 problems.append(f"SOURCE: {source}: no checkpoint in this folder{f'; {below}' if below else ''}")
@@ -324,7 +325,7 @@ def _file(folder: Path, model: _Opened, folders: Sequence[Path]) -> tuple[str, b
     there = named_at(text, folder)
     if there is not None and there.samefile(model.path):
         return text, False
-    if there is None and not is_file(model.given):
+    if there is None and not os.path.isfile(model.given):
         return text, True
     # Links on the way to the file stay in its path; `..` leads upwards from where the folder really is.
     return seen_from(folder.resolve(), model.path), False

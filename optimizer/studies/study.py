@@ -1,5 +1,6 @@
 """Studies as YAML files, their checkpoints found."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,17 +10,7 @@ from pydantic import StrictInt, StrictStr
 
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError, attempt
-from optimizer.files import (
-    TEXT_SUFFIXES,
-    UserFile,
-    is_folder,
-    is_there,
-    missing_file,
-    named_file,
-    read_yaml,
-    shown,
-    validate,
-)
+from optimizer.files import TEXT_SUFFIXES, UserFile, missing_file, named_file, read_yaml, shown, validate
 from optimizer.library import HashCache, checkpoints_in, find_models, locate, not_found
 from optimizer.printable import unprintable
 from optimizer.recipes import Recipe, load_recipe
@@ -101,7 +92,7 @@ class Study:
 def study_file(path: Path | str) -> Path:
     """The YAML file of the study that a user names by the file or by its folder."""
     path = Path(path)
-    return path / "study.yaml" if is_folder(path) else path
+    return path / "study.yaml" if os.path.isdir(path) else path
 
 
 def load_study(
@@ -122,7 +113,7 @@ def load_study(
     """
     given, path = Path(path), study_file(path)
     check_study_folder(path.parent)
-    if path != given and not is_there(path):
+    if path != given and not os.path.exists(path):
         raise StudyError(f"{given}: {_no_study(given, path)}")
     entry = validate(StudyEntry, read_yaml(path, StudyError), path, StudyError)
     recipe_path = path.parent / entry.recipe.replace("\\", "/")

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import add_json_option, record
 
 from optimizer.checkpoints import TensorSource, open_checkpoint
 from optimizer.errors import InputError
@@ -175,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="made by make_checkpoints.py, with at least two finetunes")
     parser.add_argument("--modes", nargs="+", help="which of the recipes; default: each mode, and all in one")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    add_json_option(parser, "agreement")
     options = parser.parse_args(arguments)
     figures: dict[str, Any] = {"tolerance": TOLERANCE}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="agreement-") as work:
@@ -189,13 +190,14 @@ def main(arguments: list[str] | None = None) -> int:
         spread_of_noise = one_step_in_diffusers(recipe, options.folder, Path(work))
         figures["unet"] = spread_of_noise
         print(f"diffusers opens the merge; its UNet predicts noise of standard deviation {spread_of_noise:.3f}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    largest = {
+        name: {mapping: max(blocks.values()) for mapping, blocks in found.items()}
+        for name, found in figures.items()
+        if isinstance(found, dict)
+    }
+    record("agreement", {**figures, "largest difference": largest}, options.json, peers=("sd-mecha", "diffusers"))
     # Every figure of every mode and mapping counts.
-    compared = [
-        value for found in figures.values() if isinstance(found, dict) for by in found.values() for value in by.values()
-    ]
-    return int(max(compared) > TOLERANCE)
+    return int(max(value for found in largest.values() for value in found.values()) > TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ from typing import Any
 import torch
 from full_size import BLOCKS, attention_weights, naive, opened_family, random_inputs
 from measuring import report
+from recording import add_json_option
 from torch import Tensor
 
 from optimizer.recipes import load_recipe
@@ -95,11 +95,10 @@ def measure(folder: Path, repeats: int, together: int) -> dict[str, Any]:
         from_company = (metric.score(candidate) - metric.score(candidate.repeat(together, 1, 1))).abs().max()
     median = {name: statistics.median(values) for name, values in turns.items()}
     return {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads",
-        "date": time.strftime("%Y-%m-%d %H:%M"),
         "load before and after": [load, os.getloadavg()[0]],
         "sources": sources,
+        "repeats": repeats,
+        "blocks": len(metric.blocks),
         "candidates in a call, together": together,
         "logits of a candidate": sum(each.numel() for each in inputs),
         "seconds, once": first,
@@ -128,7 +127,7 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     lines += [f"{name}: {value:.2f} s." for name, value in figures["seconds, once"].items()]
     lines += [f"{name}: {value:.1e}." for name, value in figures.items() if name.startswith("largest")]
     before, after = figures["load before and after"]
-    lines += [f"{figures['machine']}; load {before:.1f} before, {after:.1f} after."]
+    lines += [f"Load {before:.1f} before, {after:.1f} after."]
     return "\n".join(lines)
 
 
@@ -138,9 +137,11 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py")
     parser.add_argument("--repeats", type=int, default=9, help="turns (default 9)")
     parser.add_argument("--together", type=int, default=16, help="candidates in a call (default 16)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_option(parser, "attention_speed")
     given = parser.parse_args()
-    return report(lambda: measure(given.folder, given.repeats, given.together), as_markdown, given.json)
+    return report(
+        "attention_speed", lambda: measure(given.folder, given.repeats, given.together), as_markdown, given.json
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import time
@@ -30,6 +29,7 @@ from typing import Any
 import torch
 from full_size import opened_family
 from measuring import AnonymousMemory, report
+from recording import add_json_option
 from torch import Tensor
 
 from optimizer.checkpoints import pipeline_of
@@ -117,18 +117,18 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         difference = abs(float(metric.score(start[None])[0, 0]) - plain)
     median = {name: statistics.median(values) for name, values in turns.items()}
     return {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads",
-        "date": time.strftime("%Y-%m-%d %H:%M"),
         "load before and after": [load, os.getloadavg()[0]],
         "sources": sources,
+        "repeats": repeats,
         "prompts": len(prompts),
         "tokens": sum(lengths),
+        "tokens of a padded prompt": limit,
         "parameters": sum(weight.numel() for weight in weights.values()),
         "anonymous memory, GB": peak / 1e9,
         "seconds, once": once,
         "seconds": turns,
         "median seconds": median,
+        "least seconds": {name: min(values) for name, values in turns.items()},
         "padded / this": {name: median["padded"] / value for name, value in median.items()},
         "largest difference of a score from the padded pass": difference,
     }
@@ -153,7 +153,7 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     lines += [f"Anonymous memory at its peak: {figures['anonymous memory, GB']:.2f} GB (goal {MEMORY_GOAL:g})."]
     lines += [f"{name}: {value:.1e}." for name, value in figures.items() if name.startswith("largest")]
     before, after = figures["load before and after"]
-    lines += [f"{figures['machine']}; load {before:.1f} before, {after:.1f} after."]
+    lines += [f"Load {before:.1f} before, {after:.1f} after."]
     return "\n".join(lines)
 
 
@@ -162,9 +162,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure how fast the encoder metric scores candidates.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_option(parser, "encoder_speed")
     given = parser.parse_args()
-    return report(lambda: measure(given.folder, given.repeats), as_markdown, given.json)
+    return report(
+        "encoder_speed", lambda: measure(given.folder, given.repeats), as_markdown, given.json, peers=("transformers",)
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ are read once before anything is timed, so that they are in the page cache as fa
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 import optuna
 import torch
 from measuring import AnonymousMemory, report, warm_up
+from recording import add_json_option
 from timed_fit import Clock
 from torch import Tensor
 
@@ -265,10 +264,12 @@ def measure(folder: Path, trials: int, repeats: int) -> dict[str, object]:
     planted = load_recipe(folder / "planted.yaml")
     paths = [*(folder / model.file for model in planted.models.values()), folder / "target.safetensors"]
     figures: dict[str, object] = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads",
-        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "files": len(paths),
         "bytes of the files": sum(path.stat().st_size for path in paths),
+        "bytes of a file": max(path.stat().st_size for path in paths),
+        "bytes hashed": sum(path.stat().st_size for path in paths),
+        "steps": len(planted.steps),
+        "free alphas of a step": len(planted.layout.parse_blocks(BLOCKS)),
         "first pass over the files: seconds": warm_up(paths),
         "first pass once more, from the page cache: seconds": warm_up(paths),
     }
@@ -308,10 +309,16 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py")
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=7, help="of what is timed side by side (default 7)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_option(parser, "full_size")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return report(lambda: measure(given.folder, given.trials, given.repeats), as_markdown, given.json)
+    return report(
+        "full_size",
+        lambda: measure(given.folder, given.trials, given.repeats),
+        as_markdown,
+        given.json,
+        peers=("optuna",),
+    )
 
 
 if __name__ == "__main__":

@@ -336,6 +336,7 @@ def run(given: argparse.Namespace) -> Figures:
     """Run the parts and return all figures, which are written to --json as they come."""
     # Here, and not above: for --table nothing else is needed.
     from gpu_report import goals  # noqa: PLC0415
+    from recording import command_line, commit  # noqa: PLC0415
 
     begun = time.monotonic()
     runner = Runner(given.time, given.extra)
@@ -356,6 +357,8 @@ def run(given: argparse.Namespace) -> Figures:
         context = Context(machine.figures.pop("device"), given.small, context.family, context.work)
         figures: Figures = {
             "format": 1,
+            "commands": [command_line()],
+            "commit": commit(),
             "machine": machine.figures,
             "device": context.device,
             "small": given.small,

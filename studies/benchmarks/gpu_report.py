@@ -1,4 +1,4 @@
-"""What `gpu.py` says of its figures: which goals were reached, and a table for people and for README.md."""
+"""What `gpu.py` says of its figures: which goals were reached, and a table for people and for the documentation."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BEGIN", "END", "NOT_RUN", "as_markdown", "goals", "section"]
+__all__ = ["NOT_RUN", "as_markdown", "goals", "section"]
 
 Figures = Mapping[str, Any]
 
-# README.md has between these what `section` makes of the stored figures.
-BEGIN, END = "<!-- figures of a card: begin (made by gpu.py) -->", "<!-- figures of a card: end -->"
 NOT_RUN = """\
-Not run yet: no machine with an NVIDIA card has run `make gpu` so far. What an H100 should reach, and why, is worked
+Not run yet: no machine with an NVIDIA GPU has run `make gpu` so far. What an H100 should reach, and why, is worked
 out in studies/benchmarks/gpu.py; the figures of the first run will stand here."""
 
 
@@ -57,7 +55,7 @@ def goals(figures: Figures) -> list[dict[str, Any]]:
 
 
 def section(path: Path) -> str:
-    """Return what README.md says of cards: the table of the figures at `path`, or that there are none."""
+    """Return what the documentation says of GPUs: the table of the figures at `path`, or that there are none."""
     return as_markdown(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else NOT_RUN
 
 

@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the names, fetch nothing")
     given = parser.parse_args()
     python = given.python_version
-    wanted = needed(["blockfit", *TESTS], python)
+    wanted = needed(["blockfit[all]", *TESTS], python)
     del wanted["blockfit"]
     for name, version in present(given.present):
         if name in wanted and (version is None or wanted[name].contains(version, prereleases=True)):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from recording import record
 
 from optimizer.errors import InputError
 
@@ -60,11 +61,17 @@ def disk_reads_of_children() -> float:
 
 
 def report(
-    measure: Callable[[], Mapping[str, Any]], describe: Callable[[Mapping[str, Any]], str], file: Path | None
+    name: str,
+    measure: Callable[[], Mapping[str, Any]],
+    describe: Callable[[Mapping[str, Any]], str],
+    file: Path | None,
+    *,
+    peers: Sequence[str] = (),
 ) -> int:
-    """Measure, print the figures as `describe` puts them, write them to `file` if there is one; the exit code.
+    """Measure, print the figures as `describe` words them, and record them in `file`; return the exit code.
 
-    2 if the family cannot be used, which is said on stderr.
+    `peers` are the distributions whose versions are recorded. The code is 2, with a line on stderr, if the family
+    cannot be used.
     """
     try:
         figures = measure()
@@ -72,6 +79,5 @@ def report(
         print(error, file=sys.stderr)
         return 2
     print(describe(figures))
-    if file:
-        file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    record(name, figures, file, peers=peers)
     return 0

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from typing import Any
 
 import torch
 from measuring import AnonymousMemory, report, warm_up
+from recording import add_json_option
 
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import InputError
@@ -187,14 +187,32 @@ def measure(folder: Path, repeats: int, contenders: Sequence[str]) -> dict[str, 
             output.unlink(missing_ok=True)
     median = {name: statistics.median(run["seconds"] for run in of_name) for name, of_name in runs.items()}
     return {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}",
-        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "sources": len(sources),
+        "steps": len(parse_recipe().steps),
         "bytes of the sources": sum(path.stat().st_size for path in sources),
+        "bytes from the disk": max(middle(of_name, "bytes read from the disk") for of_name in runs.values()),
+        "summary": {name: summary(of_name) for name, of_name in runs.items()},
         "runs": runs,
         "merge / copy": median["merge"] / median["copy"],
         "sd-mecha / merge": median["sd-mecha"] / median["merge"] if "sd-mecha" in median else None,
         PEAK: max(run["peak anonymous memory"] for run in runs["merge"]),
         DIFFERENCE: difference,
+    }
+
+
+def middle(runs: Sequence[Mapping[str, float]], key: str) -> float:
+    """Return the median of a figure over the runs."""
+    return statistics.median(run[key] for run in runs)
+
+
+def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return what a table shows of one contender's runs."""
+    return {
+        "median seconds": middle(runs, "seconds"),
+        "seconds": [run["seconds"] for run in runs],
+        "bytes read": middle(runs, "bytes read"),
+        "bytes written": middle(runs, "bytes written"),
+        "peak anonymous memory": max(run["peak anonymous memory"] for run in runs),
     }
 
 
@@ -222,23 +240,19 @@ def compare(path: Path, other: Path) -> float:
 def as_text(figures: Mapping[str, Any]) -> str:
     """The figures as a table, the ratios with their goals, and what to know about them."""
     lines = [
-        f"{figures['machine']}; {figures['date']}",
         f"sources: {figures['bytes of the sources']:,} bytes, read in full before each run",
         "",
         "| | median s | all, s | processor s | read | of it from the disk | written | peak anonymous memory (before) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, of_name in figures["runs"].items():
-
-        def middle(key: str, of_name: Sequence[Mapping[str, float]] = of_name) -> float:
-            return statistics.median(run[key] for run in of_name)
-
         every = " ".join(f"{run['seconds']:.2f}" for run in of_name)
         moved = ("bytes read", "bytes read from the disk", "bytes written")
-        read, disk, written = (f"{middle(what) / 1e9:.2f} GB" for what in moved)
-        before, peak = middle("anonymous memory before"), max(run["peak anonymous memory"] for run in of_name)
+        read, disk, written = (f"{middle(of_name, what) / 1e9:.2f} GB" for what in moved)
+        before, peak = middle(of_name, "anonymous memory before"), max(run["peak anonymous memory"] for run in of_name)
+        processor = middle(of_name, "seconds of processor time")
         lines.append(
-            f"| {name} | {middle('seconds'):.2f} | {every} | {middle('seconds of processor time'):.2f} | {read} | "
+            f"| {name} | {middle(of_name, 'seconds'):.2f} | {every} | {processor:.2f} | {read} | "
             f"{disk} | {written} | {peak / 1e9:.2f} GB ({before / 1e9:.2f}) |"
         )
     lines += [
@@ -259,7 +273,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure a merge against a plain copy and against sd-mecha.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py --sources 8")
     parser.add_argument("--repeats", type=int, default=3, help="of each of the three (default 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_option(parser, "merging_speed")
     parser.add_argument("--without-sd-mecha", action="store_true", help="merge and copy alone, in seconds")
     parser.add_argument("--run", nargs=2, metavar=("NAME", "OUTPUT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -267,9 +281,11 @@ def main() -> int:
         print(json.dumps(run_one(given.run[0], given.folder, Path(given.run[1]))))
         return 0
     return report(
+        "merging_speed",
         lambda: measure(given.folder, given.repeats, CONTENDERS[:2] if given.without_sd_mecha else CONTENDERS),
         as_text,
         given.json,
+        peers=() if given.without_sd_mecha else ("sd-mecha",),
     )
 
 

@@ -26,9 +26,7 @@ correlated by 0.2 with the direction of one source. All files are read before ea
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -42,13 +40,12 @@ from typing import Any
 
 import matplotlib as mpl
 import optuna
-import scipy
-import torch
 from article import Errors, article_recipe, coefficients, differences, largest
 from full_size import BLOCKS
 from make_checkpoints import FINETUNES, write_target
 from measuring import disk_reads_of_children, warm_up
 from other_methods import BlockFit, Moment, fit_blocks, improvements, search_by_merging
+from recording import add_json_option, record
 
 from optimizer.errors import InputError
 from optimizer.recipes import Recipe, filled_alphas, load_recipe, parameters_of, save_recipe
@@ -164,11 +161,8 @@ def fit_apart(study: Path, models: Path, recipe: Recipe, target: Path, metric: s
 
 def figures_of_tpe(recipe: Recipe, paths: Mapping[str, Path], target: Path, goal: float, given: Any) -> dict[str, Any]:
     """The search by TPE and merging, until `goal` or as far as it gets."""
-    holes = article_recipe(ROOT / "studies" / "blessingmix" / "recipe.yaml")
+    holes, parameters = free_alphas(recipe)
     blocks = recipe.layout.parse_blocks(BLOCKS)
-    parameters = [
-        one for one in parameters_of(holes, [step.name for step in holes.steps]) if set(one.blocks) & set(blocks)
-    ]
     search = search_by_merging(
         holes,
         parameters,
@@ -235,6 +229,15 @@ def figures_of_nelder_mead(
         "similarity": total_similarity({fit.block: fit.course[-1].similarity for fit in fits}),
         "there": None if None in everywhere else sum(everywhere),
         "blocks there": [block for block, at in there.items() if at is not None],
+        "number of blocks": len(blocks),
+        "number of blocks there": sum(at is not None for at in there.values()),
+        "milliseconds of an evaluation by width": {
+            str(width): [
+                pick(1000 * fit.seconds / fit.evaluations for fit in measured if fit.width == width)
+                for pick in (min, max)
+            ]
+            for width in dict.fromkeys(fit.width for fit in measured)
+        },
         "course": [asdict(moment) for moment in one_after_another(fits)],
         "errors": differences({fit.block: fit.coefficients for fit in measured}, planted),
         "blocks": [asdict(fit) for fit in fits],
@@ -269,11 +272,14 @@ def measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     known = [level for level in given.levels if not level.correlation]
     most = max(known, key=lambda level: level.unknown, default=None)
     figures: dict[str, Any] = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads; optuna {optuna.__version__}, scipy {scipy.__version__}",
-        "date": time.strftime("%Y-%m-%d %H:%M"),
         "load before": os.getloadavg()[0],
         "blocks": BLOCKS,
+        "sources": len(paths),
+        "steps": len(recipe.steps),
+        "alphas": len(free_alphas(recipe)[1]),
+        "trials": given.trials,
+        "goal of an error by delta": GOAL_ERROR,
+        "goal, times longer: Nelder-Mead": GOAL_NELDER_MEAD,
         "correlated with": given.like,
         "bytes of the sources": sum(path.stat().st_size for path in paths.values()),
         "levels": [],
@@ -314,8 +320,29 @@ def measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
         target.unlink()
         figures["load after"] = os.getloadavg()[0]
         if given.json:  # An hour's work should not be lost with its last level.
-            given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+            figures["times longer"] = times_longer(figures)
+            record("methods", figures, given.json, peers=("optuna", "scipy"))
     return figures
+
+
+def free_alphas(recipe: Recipe) -> tuple[Recipe, list[Any]]:
+    """Return the article's recipe with its alphas free, and those of them that move the scored blocks."""
+    holes = article_recipe(ROOT / "studies" / "blessingmix" / "recipe.yaml")
+    blocks = set(recipe.layout.parse_blocks(BLOCKS))
+    free = parameters_of(holes, [step.name for step in holes.steps])
+    return holes, [each for each in free if set(each.blocks) & blocks]
+
+
+def times_longer(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return how many times longer the other methods took, or at least took, than blockfit's search and process."""
+    level = figures["levels"][0]
+    fit = level["fits"]["attention"]
+    found = {}
+    for name in ("TPE", "Nelder-Mead"):
+        if name in level:
+            seconds = level[name]["there"] or level[name]["seconds"]
+            found[name] = {"search": int(seconds / fit["there"]), "whole process": int(seconds / fit["seconds"])}
+    return found
 
 
 def tell(text: str) -> None:
@@ -345,7 +372,7 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     )
     whole = f"{fit['there']:.1f} (whole process {fit['seconds']:.1f})"
     lines = [
-        f"{figures['machine']}; {loads}; {figures['date']}. Target with {level['level']} unknown.",
+        f"{loads}. Target with {level['level']} unknown.",
         "",
         f"| {' | '.join(columns)} |",
         "|---|---|---|---|---|---|",
@@ -513,7 +540,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of TPE and the unknown parts")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for targets and studies (default: inside FOLDER)")
     parser.add_argument("--keep", action="store_true", help="leave the last study there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, level by level")
+    add_json_option(parser, "methods")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there")
     given = parser.parse_args()
     if min(given.trials, given.repeats, given.trials_b) < 1:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import report
+from recording import add_json_option
 from scipy.stats import rankdata
 
 from optimizer.families import load_layout
@@ -211,7 +212,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="of the sampler (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the merges (default 0)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_option(parser, "pictures_and_similarity")
     given = parser.parse_args()
 
     def measured() -> dict[str, Any]:
@@ -220,7 +221,7 @@ def main() -> int:
             plot(figures, given.plot)
         return figures
 
-    return report(measured, as_markdown, given.json)
+    return report("pictures_and_similarity", measured, as_markdown, given.json, peers=("diffusers", "transformers"))
 
 
 if __name__ == "__main__":

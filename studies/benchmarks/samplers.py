@@ -17,8 +17,6 @@ trial's mean, and of the worst block, each block taken at its best trial. No exa
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
@@ -27,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -34,6 +33,7 @@ import optuna
 import torch
 from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
+from recording import add_json_option, record
 
 from optimizer.errors import InputError
 from optimizer.recipes import Algebra, Alpha, Free, Space, load_recipe, parameters_of
@@ -178,6 +178,40 @@ def median(runs: Sequence[Run], what: str, number: int) -> float:
     return max(statistics.median(getattr(run, what)[number - 1] for run in runs), 0.0)
 
 
+def figures_of(runs: Sequence[Run], trials: int, seeds: int) -> dict[str, Any]:
+    """Return the runs, and the medians over the seeds that the documentation shows."""
+    own = grouped(runs)
+    samplers = list(dict.fromkeys(sampler for _, sampler in own))
+    milliseconds = {
+        sampler: [
+            statistics.median(run.seconds for run in of_task) / trials * 1e3
+            for (_, name), of_task in own.items()
+            if name == sampler
+        ]
+        for sampler in samplers
+    }
+    return {
+        "threads": torch.get_num_threads(),
+        "trials": trials,
+        "seeds": seeds,
+        "blocks": len(BLOCKS),
+        "points of the reference": GRID,
+        "floor": FLOOR,
+        "median regret": [
+            {
+                "task": task,
+                "trials": mark,
+                "regret": {sampler: median(own[task, sampler], "regret", mark) for sampler in samplers},
+            }
+            for task in dict.fromkeys(run.task for run in runs)
+            for mark in (9, 40)
+            if mark <= trials
+        ],
+        "milliseconds of a proposal": {name: [min(each), max(each)] for name, each in milliseconds.items()},
+        "runs": [asdict(run) for run in runs],
+    }
+
+
 def print_table(runs: Sequence[Run], trials: int) -> None:
     """A line for each task and sampler."""
     marks = [mark for mark in (9, 20, 40, 60, 100, 200) if mark < trials] + [trials]
@@ -226,7 +260,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samplers", nargs="+", choices=sorted(SAMPLERS), default=sorted(SAMPLERS))
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    add_json_option(parser, "samplers")
     parser.add_argument("--plot", type=Path, default=Path("samplers.png"), help="write the plot here")
     arguments = parser.parse_args()
     if min(arguments.trials, arguments.seeds) < 1:
@@ -243,13 +277,9 @@ def main() -> None:
     print_table(runs, arguments.trials)
     draw(runs, arguments.trials, arguments.plot)
     if arguments.json is not None:
-        figures = {
-            "machine": platform.platform(),
-            "threads": torch.get_num_threads(),
-            "trials": arguments.trials,
-            "runs": [asdict(run) for run in runs],
-        }
-        arguments.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        record(
+            "samplers", figures_of(runs, arguments.trials, arguments.seeds), arguments.json, peers=("optuna", "cmaes")
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 from measuring import report, warm_up
+from recording import add_json_option
 
 from optimizer.checkpoints import TensorSource
 from optimizer.families import load_layout
@@ -94,10 +94,14 @@ def measure(folder: Path, repeats: int, blocks: str) -> dict[str, Any]:
                 print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     median = {name: statistics.median(each) for name, each in seconds.items()}
     return {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}",
-        "date": time.strftime("%Y-%m-%d %H:%M"),
         "load of the machine": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "sources": len(NAMES),
         "numbers read": numbers,
+        "goal": GOAL,
+        "median seconds": median,
+        "least seconds": {name: min(each) for name, each in seconds.items()},
+        "most seconds": {name: max(each) for name, each in seconds.items()},
+        "median processor seconds": {name: statistics.median(each) for name, each in processor.items()},
         "seconds": seconds,
         "seconds of processor time": processor,
         "share of the rate of buffered": median["buffered"] / median["statistics"],
@@ -119,7 +123,7 @@ def contenders(
 def as_text(figures: Mapping[str, Any]) -> str:
     """The figures as a table, and the ratios with their goal."""
     lines = [
-        f"{figures['machine']}; {figures['date']}; load {figures['load of the machine']}",
+        f"load {figures['load of the machine']}",
         f"{figures['numbers read']:,} numbers read by each pass",
         "",
         "| | median s | all, s | processor s | millions a second |",
@@ -142,9 +146,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py --sources 8")
     parser.add_argument("--repeats", type=int, default=5, help="of each (default 5)")
     parser.add_argument("--blocks", default="input,middle,output", help="default: the UNet")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_option(parser, "statistics_speed")
     given = parser.parse_args()
-    return report(lambda: measure(given.folder, given.repeats, given.blocks), as_text, given.json)
+    return report("statistics_speed", lambda: measure(given.folder, given.repeats, given.blocks), as_text, given.json)
 
 
 if __name__ == "__main__":

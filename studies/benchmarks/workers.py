@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -30,9 +29,11 @@ from typing import Any
 
 from measuring import report
 from optuna.trial import FrozenTrial, TrialState
+from recording import add_json_option
 
 from optimizer.search import StorageAddress, open_storage, storage_address
 
+ALPHAS = 18  # two steps of nine blocks
 DEMO = Path(__file__).parents[1] / "demo"
 STUDY = """\
 name: {name}
@@ -65,9 +66,9 @@ def measure(
                     print(f"turn {turn}: {sampler} {kind} {label}: {rate:.1f}/s", file=sys.stderr, flush=True)
                     rates.setdefault((sampler, kind, label), []).append(rate)
     return {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "load before": load,
         "seconds": seconds,
+        "alphas": ALPHAS,
         "rates": [
             {"sampler": sampler, "storage": kind, "workers": label, "trials per second": found}
             for (sampler, kind, label), found in rates.items()
@@ -138,7 +139,7 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
         row = by_row.setdefault((entry["sampler"], entry["storage"]), {})
         row[entry["workers"]] = f"{statistics.median(entry['trials per second']):.1f}"
     columns = list(dict.fromkeys(column for row in by_row.values() for column in row))
-    lines = [f"trials/s ({figures['machine']}; load before: {figures['load before']})", ""]
+    lines = [f"trials/s (load before: {figures['load before']})", ""]
     lines.append("| sampler | storage | " + " | ".join(columns) + " |")
     lines.append("|---|---|" + "---|" * len(columns))
     for (sampler, kind), row in by_row.items():
@@ -154,12 +155,14 @@ def main() -> int:
     parser.add_argument("--samplers", nargs="+", default=["random", "blockwise"])
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_option(parser, "workers")
     given = parser.parse_args()
     return report(
+        "workers",
         lambda: measure(given.postgresql, given.workers, given.samplers, given.seconds, given.repeats),
         as_markdown,
         given.json,
+        peers=("optuna",),
     )
 
 

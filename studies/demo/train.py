@@ -36,9 +36,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from optimizer.pictures import CONFIGURATION, open_pipeline
+from optimizer.families import pipeline_folder
+from optimizer.pictures import open_pipeline
 
 HERE = Path(__file__).parent
+CONFIGURATION = pipeline_folder("digits")  # of diffusers' pipeline, without weights
 SIZE = 32  # pixels, both sides of a picture
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PHRASES = ("a digit {}", "the digit {}", "a picture of the digit {}", "a handwritten {}", "the number {}", "{}")

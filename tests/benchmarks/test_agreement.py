@@ -11,7 +11,7 @@ def test_small_family_agrees(run, family, tmp_path):
     done = run("agreement.py", family, "--modes", "weight_sum", "--json", tmp_path / "figures.json")
 
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
     assert figures["tolerance"] == 1e-6
     assert set(figures["weight_sum"]) == {"mecha", "supermerger"}
     for blocks in figures["weight_sum"].values():

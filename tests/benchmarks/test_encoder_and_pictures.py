@@ -27,7 +27,7 @@ def test_the_encoder_benchmark_runs_through(run, tmp_path):
     done = run("encoder_speed.py", tmp_path, "--repeats", 2, "--json", tmp_path / "figures.json")
 
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
     assert {len(turns) for turns in figures["seconds"].values()} == {2}
     assert figures["largest difference of a score from the padded pass"] < 1e-6
     assert all(f"| {name} |" in done.stdout for name in figures["seconds"])
@@ -51,8 +51,8 @@ def test_pictures_are_compared_with_similarities(run, tmp_path):
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    assert set(figures["similarity"]) == {"weights", "delta", "elements", "attention", "encoder"}
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
+    assert set(figures["similarity"]) == {"explained", "weights", "delta", "elements", "attention", "encoder"}
     for kind, by_metric in figures["rank correlation"]["all"].items():
         for metric, found in by_metric.items():
             nearness = [-distance for distance in figures["distance"][kind]]

@@ -117,7 +117,7 @@ def test_the_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> N
     done = run("full_size.py", family, "--trials", 3, "--repeats", 1, "--json", report)
     assert done.returncode == 0, done.stderr
     assert "| naive / trial |" in done.stdout
-    figures = json.loads(report.read_text(encoding="utf-8"))
+    figures = json.loads(report.read_text(encoding="utf-8"))["figures"]
     worst = figures["worst difference from merged tensors"]
     assert worst["attention"] < 1e-6
     assert worst["weights"] < 1e-9
@@ -131,7 +131,7 @@ def test_the_attention_benchmark_runs_through(run: Run, family: Path, tmp_path: 
     done = run("attention_speed.py", family, "--repeats", 2, "--together", 4, "--json", report)
     assert done.returncode == 0, done.stderr
     assert "| line, together |" in done.stdout
-    figures = json.loads(report.read_text(encoding="utf-8"))
+    figures = json.loads(report.read_text(encoding="utf-8"))["figures"]
     assert {len(turns) for turns in figures["seconds"].values()} == {2}
     assert figures["largest difference of a score alone and together"] < 1e-6
     assert figures["largest difference of a block's score from naive"] < 5e-6
@@ -144,7 +144,7 @@ def test_the_merging_benchmark_runs_through(run: Run, family: Path, tmp_path: Pa
     done = run("merging_speed.py", family, "--repeats", 1, "--json", report)
     assert done.returncode == 0, done.stderr
     assert "| sd-mecha |" in done.stdout
-    figures = json.loads(report.read_text(encoding="utf-8"))
+    figures = json.loads(report.read_text(encoding="utf-8"))["figures"]
     assert {name: len(runs) for name, runs in figures["runs"].items()} == {"copy": 1, "merge": 1, "sd-mecha": 1}
     # Both round once to float16, whose neighbours are 2**-10 apart.
     difference = figures["largest difference between the merged files, relative to the tensor's largest value"]

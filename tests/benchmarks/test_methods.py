@@ -101,7 +101,7 @@ def test_methods_are_compared(run: Run, methods: ModuleType, family: Path, tmp_p
         "--time-c", 0.001, "--evaluations-c", 60, "--json", report, "--plot", plot,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    figures = json.loads(report.read_text(encoding="utf-8"))
+    figures = json.loads(report.read_text(encoding="utf-8"))["figures"]
     (exact,) = figures["levels"]
 
     assert exact["fits"]["delta"]["error"] <= 0.002

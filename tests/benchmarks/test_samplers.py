@@ -11,7 +11,7 @@ def test_samplers_are_compared(run, family, tmp_path):
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    runs = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["runs"]
+    runs = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]["runs"]
     last = {(one["task"], one["sampler"]): one["regret"][-1] for one in runs}
     assert {task for task, _ in last} == {"smooth", "bumpy", "attention, FIRST"}
     for task in ("smooth", "attention, FIRST"):

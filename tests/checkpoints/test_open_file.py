@@ -152,7 +152,7 @@ def test_file_that_comes_back(tmp_path):
         assert checkpoint.fate() is None
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")  # noqa: PTH112
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_files_are_let_go(tmp_path, kind):
     """A closed checkpoint holds no file open, nor does one that could not be opened."""

@@ -19,7 +19,8 @@ from optimizer.cli import main
 from optimizer.errors import BlockfitWarning, InputError
 from optimizer.files import check_output, refuse_links, replace_text
 from optimizer.recipes import load_recipe
-from optimizer.reports import fit_logs, log_warning, write_trials
+from optimizer.reports import fit_logs, log_warning
+from optimizer.reports.trials import write_trials
 from optimizer.search import fit
 from optimizer.studies import load_study
 

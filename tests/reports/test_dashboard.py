@@ -25,8 +25,8 @@ from optuna_dashboard import wsgi
 from waiting import PATIENCE
 
 from optimizer.errors import StudyError
-from optimizer.reports import write_plots
 from optimizer.reports.dashboard import _OwnPagesOnly, _PlotStore, _ShownStorage
+from optimizer.reports.plots import write_plots
 from optimizer.search import open_trials
 from optimizer.studies import load_study
 

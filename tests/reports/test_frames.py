@@ -7,14 +7,8 @@ from step_by_step import BLOCKS, merge_by_steps
 
 from optimizer.analysis import study_ceilings
 from optimizer.recipes import new_recipe
-from optimizer.reports import (
-    alphas_frame,
-    ceiling_frame,
-    coefficients_frame,
-    figures,
-    similarity_frame,
-    sources_frame,
-)
+from optimizer.reports.frames import alphas_frame, ceiling_frame, coefficients_frame, similarity_frame, sources_frame
+from optimizer.reports.plots import figures
 from optimizer.search import FitResult
 
 STEPS = [

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from measured_files import load_measured
 
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError
 from optimizer.files import replace_text
 from optimizer.merging import merge
 from optimizer.recipes import save_recipe
-from optimizer.reports import write_plots, write_trials
+from optimizer.reports.plots import write_plots
+from optimizer.reports.trials import write_trials
 from optimizer.search import FitResult
-from optimizer.similarity import load_measured, save_measured
+from optimizer.similarity import save_measured
 
 Write = Callable[[FitResult, Path], object]
 

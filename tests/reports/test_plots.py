@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from optimizer.errors import InputError
-from optimizer.reports import write_plots
+from optimizer.reports.plots import write_plots
 from optimizer.search import FitResult
 
 

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from optimizer.errors import InputError
-from optimizer.reports import block_table, steps_table, trials_table, write_trials
+from optimizer.reports import block_table, steps_table
 from optimizer.reports.tables import percent
+from optimizer.reports.trials import trials_table, write_trials
 from optimizer.search import FitResult
 from optimizer.studies import DATABASE
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from optimizer.analysis import found_ceilings, simplify_file
 from optimizer.recipes import load_recipe
-from optimizer.reports import write_report
+from optimizer.reports.page import write_report
 from optimizer.search import fit, found_result, study_status
 from optimizer.studies import load_study
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from measured_files import load_measured
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -12,7 +13,6 @@ from optimizer.analysis import study_ceilings
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import BlockfitWarning, StudyError
 from optimizer.search import fit
-from optimizer.similarity import load_measured
 from optimizer.studies import load_study
 
 KEY = "blockfit.statistics"

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from measured_files import load_measured
 from safetensors.torch import load_file, save_file
 from step_by_step import merge_by_steps
 
@@ -15,7 +16,7 @@ from optimizer.errors import BlockfitWarning, CheckpointError, StudyError
 from optimizer.merging import merge
 from optimizer.recipes import load_recipe
 from optimizer.search import fit
-from optimizer.similarity import compare, load_measured
+from optimizer.similarity import compare
 from optimizer.studies import load_study
 
 TEXT = "cond_stage_model.transformer.text_model."

@@ -16,11 +16,22 @@ from optimizer.similarity import (
     statistics,
     statistics_on_card,
 )
-from optimizer.similarity.statistics import gram_matrix
+from optimizer.similarity.statistics import _Stage
 
 LAYOUT = load_layout("sd1")
 QUERY = "model.diffusion_model.output_blocks.6.1.transformer_blocks.0.attn1.to_q.weight"
 BIAS = "model.diffusion_model.output_blocks.2.1.conv.bias"
+
+
+def gram_matrix(tensors, reference):
+    """The products of a reference and of tensors' differences from it, by the stage that statistics go through."""
+    length = next(len(tensor) for tensor in (reference, *tensors) if tensor is not None)
+    stage = _Stage(length, torch.float64)
+    stage.add(0, reference)
+    for row, tensor in enumerate(tensors, start=1):
+        if tensor is not None:
+            stage.add(row, tensor)
+    return stage.gram(1 + len(tensors))
 
 
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 511, 512, 131071, 131072, 131073, 262400])

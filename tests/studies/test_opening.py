@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from measured_files import load_measured
 from safetensors.torch import load_file, save_file
 
 from optimizer.analysis import study_ceilings
@@ -15,7 +16,7 @@ from optimizer.errors import BlockfitWarning, CheckpointError, StudyError
 from optimizer.library import HashCache, sha256
 from optimizer.recipes import load_recipe
 from optimizer.search import fit
-from optimizer.similarity import build_metric, load_measured, measure_statistics, open_comparison, save_measured
+from optimizer.similarity import build_metric, measure_statistics, open_comparison, save_measured
 from optimizer.studies import load_study, open_study
 
 STEPS = """\

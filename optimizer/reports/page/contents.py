@@ -24,7 +24,6 @@ from optimizer.reports.page.drawings import (
     short_number,
     shown_trials,
 )
-from optimizer.reports.page.licenses import License, license_of
 from optimizer.reports.page.remarks import Remark, remarks
 from optimizer.search import Found, SearchResult
 from optimizer.similarity import EXACT_METRICS, total_similarity
@@ -33,6 +32,8 @@ from optimizer.version import __version__
 
 __all__ = ["Page", "contents"]
 
+# What people write where they know no licence.
+_NOT_STATED = frozenset({"unknown", "none", "n/a", "na", "unlicensed", "no license", "no licence"})
 # What a page holds of recipes and studies of any size; what is beyond is counted on the page.
 _MOST_STEPS = 40  # of which numbers, maps and similarities are shown
 _MOST_ROWS = 200  # of the table of all alphas
@@ -115,16 +116,21 @@ class Source:
 
     name: str
     model: Model
-    license: License
     used: bool
     coefficient: float | None
     share: SourceShare | None
     by_block: Mapping[str, float]
 
     @property
+    def standing(self) -> str:
+        """What the recipe says of the licence: "unknown" if it states none, else "check it"."""
+        stated = self.model.license.strip().lower()
+        return "unknown" if stated in _NOT_STATED or not any(map(str.isalnum, stated)) else "check it"
+
+    @property
     def alarming(self) -> bool:
-        """Whether it is in the result, and its licence unknown or a ban on commercial use."""
-        return self.used and self.license.alarming
+        """Whether the source is in the result and its licence unknown."""
+        return self.used and self.standing == "unknown"
 
 
 @dataclass(frozen=True)
@@ -389,7 +395,7 @@ def _sources(found: Found, ceilings: Mapping[str, Ceiling]) -> tuple[Source, ...
         }
         mean = math.fsum(by_block.values()) / len(by_block)
         share = None if shares is None else shares.sources.get(name)
-        sources.append(Source(name, model, license_of(model.license), name in used, mean, share, by_block))
+        sources.append(Source(name, model, name in used, mean, share, by_block))
     return tuple(sources)
 
 
@@ -399,9 +405,9 @@ def _licences(sources: Sequence[Source]) -> Iterator[Remark]:
             f" and {len(names) - _MOST_NAMED} more" if names[_MOST_NAMED:] else ""
         )
         yield Remark(
-            "Licences are unknown or forbid commercial use",
-            f"Those of {shown}. Files and licences, below, tells which is which; look before you share or sell "
-            "anything made with this recipe.",
+            "Licences are unknown",
+            f"Those of {shown}. Look before you share or sell anything made with this recipe; what the recipe states "
+            "of the others stands below, in Files and licences.",
             True,
         )
 

@@ -112,8 +112,8 @@ def report_figures(page: Page) -> dict[str, Any]:
         "sources": {
             source.name: {
                 "coefficient": source.coefficient,
-                "license": source.license.stated,
-                "standing": str(source.license.standing),
+                "license": source.model.license,
+                "standing": source.standing,
             }
             for source in page.sources
         },

@@ -26,6 +26,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from optimizer.errors import StudyError
+from optimizer.extras import missing_extra, require
 from optimizer.printable import quoted
 from optimizer.search.trials.checked_storage import CheckedStorage
 from optimizer.search.trials.database_errors import AWAY, is_away, reason_of, sqlite_code_of
@@ -106,7 +107,8 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
     """Return the storage that `--storage` names; None is the SQLite file in a study's folder.
 
     In sqlite:///FILE a `%20` is a space and a `%3F` a question mark, as in all URLs; in journal:FILE the name stands as
-    it is. Raises StudyError for what is neither sqlite:///FILE, journal:FILE nor postgresql://USER@HOST/DATABASE.
+    it is. Raises StudyError for what is neither sqlite:///FILE, journal:FILE nor postgresql://USER@HOST/DATABASE, and
+    InputError for a PostgreSQL database unless psycopg is installed.
     """
     if given is None:
         return _sqlite(folder / DATABASE, own=True)
@@ -130,6 +132,7 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
         raise StudyError(f"--storage: received {shown!r}; a file's name must follow, as in sqlite:///study.db")
     if kind not in ("postgresql", "postgres"):
         raise StudyError(f"--storage: received {shown!r}; there are {_FORMS}")
+    require("postgresql", "--storage: a PostgreSQL database")
     with_driver = url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     return StorageAddress("postgresql", with_driver, None, shown)
 
@@ -258,16 +261,16 @@ def is_begun(address: StorageAddress) -> bool:
     except StudyError:
         raise
     except ImportError as error:
-        raise without_psycopg(address) from error
+        raise without_psycopg() from error
     except Exception as error:
         if sqlite_code_of(error) in _LOCKED:
             return True  # what opens it waits for that
         raise _unopened(address, error) from error
 
 
-def without_psycopg(address: StorageAddress) -> StudyError:
-    """Return the error for a PostgreSQL database where what reaches it is not installed."""
-    return StudyError(f"--storage: {address} needs psycopg, which is not installed; pip install 'psycopg[binary]'")
+def without_psycopg() -> StudyError:
+    """Return the error for a PostgreSQL database where psycopg lacks the library that it is built upon."""
+    return StudyError(missing_extra("postgresql", "--storage: a PostgreSQL database"))
 
 
 @contextmanager

@@ -229,7 +229,7 @@ class _PostgresWorkers(Workers):
         try:
             import psycopg  # noqa: PLC0415  only where PostgreSQL is used
         except ImportError as error:
-            raise without_psycopg(self._address) from error
+            raise without_psycopg() from error
         if self._connection is not None and (self._connection.broken or self._connection.closed):
             self._connection = None
         if self._connection is None:

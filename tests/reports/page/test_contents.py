@@ -19,7 +19,10 @@ from safetensors.numpy import load_file
 from optimizer.analysis import Identified, found_ceilings
 from optimizer.cli import main
 from optimizer.errors import InputError
-from optimizer.reports import ceiling_tables, write_report
+from optimizer.recipes import Model
+from optimizer.reports import ceiling_tables
+from optimizer.reports.page import write_report
+from optimizer.reports.page.contents import Source
 from optimizer.reports.page.remarks import remarks
 from optimizer.search import FitEvents, FitResult, fit, found_result
 from optimizer.studies import load_study
@@ -434,3 +437,20 @@ def test_passes_and_generations(write_sd1: Callable[..., dict], tmp_path: Path) 
         assert caption.endswith(f"{len(search.completed)} of 6 trials")
         assert percent(max(trial.value for trial in search.completed)) in caption
     assert "Further passes climb" in page.texts["know"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "standing"),
+    [
+        *((text, "unknown") for text in ("", "unknown", "Unknown", "none", "?", "  ", "-", "N/A", "unlicensed")),
+        *((text, "check it") for text in ("MIT", "cc-by-nc-4.0", "creativeml-openrail-m", "my own; ask me")),
+    ],
+)
+def test_licences_are_shown_as_they_are(stated: str, standing: str) -> None:
+    """A licence is unknown where nothing is stated; nothing is concluded from what is."""
+    source = Source("x", Model("x", license=stated), True, None, None, {})
+    unused = Source("x", Model("x", license=stated), False, None, None, {})
+
+    assert source.standing == standing
+    assert source.alarming == (standing == "unknown")
+    assert not unused.alarming

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from optimizer.reports import write_report
+from optimizer.reports.page import write_report
 from optimizer.search import FitEvents, fit, found_result, open_storage, storage_address, study_status
 from optimizer.search.trials.budgets import Budgets, budget_of
 from optimizer.search.trials.identity import name_prefix, open_search

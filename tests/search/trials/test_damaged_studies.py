@@ -20,8 +20,8 @@ from optuna_dashboard import wsgi
 from optimizer.cli import main
 from optimizer.errors import InputError
 from optimizer.recipes import load_recipe
-from optimizer.reports import write_trials
 from optimizer.reports.dashboard import _PlotStore, _ReadingOnly, _ShownStorage
+from optimizer.reports.trials import write_trials
 from optimizer.search import CheckedTrials, FitEvents, fit, open_trials, study_status
 from optimizer.studies import load_study
 

@@ -1,0 +1,111 @@
+"""The figures of README.md and docs/ are those that the benchmarks wrote: none is typed."""
+
+import json
+import re
+import sys
+
+import pytest
+from pages import DOCS, ROOT, read
+
+BENCHMARKS = ROOT / "studies" / "benchmarks"
+RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+FIGURES = sorted((DOCS / "figures").glob("*.md"))
+# Names that hold digits, and words of statistics: no figures of ours.
+NAMES = re.compile(
+    r"\b(OUT03-OUT11|Stable Diffusion 1\.5|fp16|[Ff]loat(16|32|64)|95 %|1e-6|near 0|coefficient 0|1 is|1 -)"
+)
+
+
+@pytest.fixture
+def generating(monkeypatch):
+    """The modules that fill in the pages."""
+    monkeypatch.syspath_prepend(DOCS)
+    import generating.content
+    import generating.figures
+    import generating.readme
+
+    return generating
+
+
+@pytest.mark.parametrize("page", FIGURES, ids=lambda page: page.stem)
+def test_no_figure_is_typed(page):
+    """Beside names and what comes from a result, a page on figures has no digit."""
+    text = re.sub(r"\A---.*?^---", "", read(page), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", text, flags=re.DOTALL)
+    text = re.sub(r"\]\([^)]*\)|`[^`]*`|<!--.*?-->", "", text, flags=re.DOTALL)
+
+    assert re.findall(r".*\d.*", NAMES.sub("", text)) == []
+
+
+# The page on GPUs shows what gpu_report.py makes of a file of its own, which tests/benchmarks/test_gpu.py looks at.
+@pytest.mark.parametrize("page", [page for page in FIGURES if page.stem != "gpu"], ids=lambda page: page.stem)
+def test_every_figure_comes_from_a_result(page, generating):
+    """Each number that a filled-in table shows changes with the results: with other results the page shows others."""
+    source = read(page)
+    environment = generating.content.environment()
+    shown = environment.from_string(source).render()
+    environment.globals["results"] = {
+        name: {**each, "figures": changed(each["figures"])} for name, each in environment.globals["results"].items()
+    }
+    other = environment.from_string(source).render()
+
+    for before, after in zip(rows(shown), rows(other), strict=True):
+        for one, two in zip(before, after, strict=True):
+            if re.fullmatch(r"[\d.,e<% +-]*\d[\d.,e% -]*", one.strip(" *")):
+                assert one != two, f"{one} does not come from a result"
+
+
+def rows(text):
+    """Return the cells of the rows of all tables, without what names a row."""
+    return [line.split("|")[2:-1] for line in text.splitlines() if line.startswith("| ")]
+
+
+def changed(value):
+    """Return figures with every number seven times as large; names, and what is not known, stay."""
+    if isinstance(value, dict):
+        return {key: changed(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [changed(each) for each in value]
+    return 7 * value + 3 if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def test_the_readme_has_the_table_of_the_results(generating):
+    """README.md's table of results is what its script makes of them; `python docs/generating/readme.py` renews it."""
+    text = read(ROOT / "README.md")
+
+    assert generating.readme.with_table(text) == text
+    assert "17.5 times faster" in generating.readme.table()
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_says_where_it_comes_from(path):
+    """Each has the command, the date, the machine and the versions; what is not known is null."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if path.stem == "gpu":
+        assert result["machine"]
+        return
+
+    assert set(result) == {"benchmark", "commands", "date", "machine", "versions", "figures"}
+    assert result["benchmark"] == path.stem
+    assert result["commands"]
+    assert result["date"] is None or re.fullmatch(r"\d{4}-\d\d-\d\d", result["date"])
+    assert {"processor", "cores", "memory, bytes", "system", "note"} <= set(result["machine"])
+    assert {"python", "torch", "blockfit", "commit"} <= set(result["versions"])
+
+
+def test_recording(tmp_path, monkeypatch):
+    """A benchmark's figures are written with the command, today's date, and versions that can be imported."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import torch
+    from recording import record
+
+    monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / "workers.py"), "--seconds", "8 or so"])
+    record("workers", {"rate": 1.5}, tmp_path / "new" / "workers.json", peers=("optuna", "not-installed"))
+
+    (written,) = (tmp_path / "new").iterdir()
+    result = json.loads(written.read_text(encoding="utf-8"))
+    assert result["commands"] == ["python studies/benchmarks/workers.py --seconds '8 or so'"]
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["versions"]["not-installed"] is None
+    assert result["machine"]["cores"] >= 1
+    assert result["figures"] == {"rate": 1.5}
