@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow lint docs test-cuda gpu gpu-wheels test-mergekit notebooks fuzz full-size clean
+.PHONY: demo schemas test test-slow lint docs test-cuda gpu gpu-wheels test-mergekit notebooks fuzz full-size clean
 
 demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
@@ -52,6 +52,13 @@ gpu-wheels: $(VENV)/.installed-test
 # Runs mergekit on exported recipes.
 test-mergekit: $(VENV)/.installed-test $(MERGEKIT)/.installed
 	$(BIN)/python -m pytest -m mergekit
+
+# Writes the JSON schemas of recipe.yaml and study.yaml, which come with the package, from the models that read these.
+schemas: $(VENV)/.installed
+	$(BIN)/python -c "from pathlib import Path; from optimizer.files import schema_text; \
+	from optimizer.recipes import recipe_schema; from optimizer.studies import study_schema; \
+	[Path('optimizer', name).write_text(schema_text(schema()), encoding='utf-8', newline='\n') for name, schema in \
+	(('recipes/recipe.schema.json', recipe_schema), ('studies/study.schema.json', study_schema))]"
 
 # Runs the notebooks and keeps what they show in notebooks/*.ipynb, made from the .py files beside them.
 notebooks: $(VENV)/.installed-test

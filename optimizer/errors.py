@@ -18,9 +18,10 @@ class InputError(ValueError):
     """What the user gave cannot be used; `problems` holds one complete line for each reason.
 
     `field` names the argument that all of them are about, as Python spells it (`clip_skip`); None if they are about a
-    file. Its name stands before each problem, and other arguments stand in backticks in the text, so that a command can
-    show them as its options and a page can show the error beside its field. Control characters that came with what was
-    received are escaped, and the middle of endless lines is cut out.
+    file. Its name stands before each problem in `str(error)`, not in `problems`. Other arguments stand in the text in
+    backticks and as Python has them: `base`, `fresh=True`, `folders=[DIR]`, `merge(step=...)`. So a command can show
+    all of them as its options, and a page can show the error beside its field. Control characters that came with what
+    was received are escaped, and the middle of endless lines is cut out.
     """
 
     def __init__(self, problems: str | Iterable[str], *, field: str | None = None) -> None:
@@ -49,12 +50,18 @@ class BlockfitWarning(RuntimeWarning):
     """
 
 
-def attempt(build: Callable[[], _Built], where: object, joint: str = ": ") -> _Built:
-    """What `build` gives; where it was asked for stands before each problem of an InputError that it raises."""
+def attempt(build: Callable[[], _Built], where: object = "", joint: str = ": ", *, field: str | None = None) -> _Built:
+    """Return what `build` gives, and say of an InputError that it raises what it is about.
+
+    `where`, if it is given, and `joint` are put before each of the problems. `field` names the argument that they are
+    about; without it the error keeps its own.
+    """
     try:
         return build()
     except InputError as error:
-        raise type(error)(f"{where}{joint}{problem}" for problem in error.problems) from None
+        place = f"{where}{joint}" if where else ""
+        problems = [f"{place}{problem}" for problem in error.problems]
+        raise type(error)(problems, field=field or error.field) from None
 
 
 def _one_line(problem: str) -> str:

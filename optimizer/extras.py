@@ -22,13 +22,14 @@ def has_extra(extra: str) -> bool:
     return not _missing(extra)
 
 
-def require(extra: str, purpose: str) -> None:
+def require(extra: str, purpose: str, *, field: str | None = None) -> None:
     """Raise InputError unless the libraries of an extra are installed; imports none of them.
 
-    `purpose` begins the error's only line: "the metric 'encoder'". Call this before any work.
+    `purpose` begins the error's only line: "a PostgreSQL database"; `field` is the argument that asks for it. Call this
+    before any work.
     """
     if not has_extra(extra):
-        raise InputError(missing_extra(extra, purpose))
+        raise InputError(missing_extra(extra, purpose), field=field)
 
 
 def missing_extra(extra: str, purpose: str) -> str:

@@ -11,18 +11,25 @@ import pytest
 
 import optimizer
 
-TREE = ast.parse(Path(optimizer.__file__).read_text(encoding="utf-8"))
+STUB = Path(optimizer.__file__).with_suffix(".pyi")
+USER = """
+from optimizer import Alpha, Recipe, fit, load_recipe, merge, new_recipe, new_study
+
+recipe: Recipe = new_recipe({"a": "a.safetensors"}, steps=[])
+alpha: Alpha = recipe.step("T").alpha
+result = fit(new_study(recipe, target="t.safetensors", folder="mine"))
+reveal_type(result.similarity)
+merge(load_recipe("best.yaml"), ".", "out.safetensors")
+"""
 
 
 def for_editors() -> dict[str, str]:
     """Each name that type checkers see, and the module that they take it from."""
-    (checked,) = (node for node in TREE.body if isinstance(node, ast.If))
-    return {
-        alias.name: node.module
-        for node in checked.body
-        if isinstance(node, ast.ImportFrom) and node.module
-        for alias in node.names
-    }
+    tree = ast.parse(STUB.read_text(encoding="utf-8"))
+    found = [(alias, node.module) for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    # Without its "as", a name in a stub is not offered.
+    assert all(alias.asname == alias.name for alias, _ in found)
+    return {alias.name: module or "" for alias, module in found if alias.name != "__version__"}
 
 
 def test_editors_see_what_there_is() -> None:
@@ -30,6 +37,27 @@ def test_editors_see_what_there_is() -> None:
     assert set(for_editors()) == set(optimizer.__all__)
     assert sorted(optimizer.__all__) == optimizer.__all__
     assert set(optimizer.__all__) <= set(dir(optimizer))
+    starred: dict[str, object] = {}
+    exec("from optimizer import *", starred)  # noqa: S102  the very statement
+    assert set(optimizer.__all__) <= set(starred)
+
+
+def test_type_checkers_know_the_names(tmp_path: Path) -> None:
+    """A user's script is checked with our types, and what is wrong in it is found."""
+    pytest.importorskip("mypy")
+    script = tmp_path / "script.py"
+    script.write_text(USER + "fit(0)\nfrom optimizer import fitt\n", encoding="utf-8")
+    cache = STUB.parent.parent / ".mypy_cache"
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", cache, "--no-error-summary", script],
+        cwd=STUB.parent.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    told = [line.partition(": ")[2] for line in done.stdout.splitlines() if script.name in line]
+    assert told == [
+        'note: Revealed type is "float"',
+        'error: Argument 1 to "fit" has incompatible type "int"; expected "Study"  [arg-type]',
+        'error: Module "optimizer" has no attribute "fitt"; maybe "fit"?  [attr-defined]',
+    ]
 
 
 @pytest.mark.parametrize("name", optimizer.__all__)

@@ -73,13 +73,8 @@ def _help(name: str, command: Any) -> str:
 def schema(kind: str) -> dict[str, Any]:
     """Return the JSON schema of recipe.yaml or study.yaml."""
     module = importlib.import_module({"recipe": "optimizer.recipes", "study": "optimizer.studies"}[kind])
-    if hasattr(module, f"{kind}_schema"):
-        found: dict[str, Any] = getattr(module, f"{kind}_schema")()
-        return found
-    from optimizer.recipes.files import _RecipeFile  # noqa: PLC0415
-    from optimizer.studies.study import StudyEntry  # noqa: PLC0415
-
-    return (_RecipeFile if kind == "recipe" else StudyEntry).model_json_schema()
+    found: dict[str, Any] = getattr(module, f"{kind}_schema")()
+    return found
 
 
 def fields(kind: str) -> str:

@@ -39,7 +39,6 @@ from optimizer.analysis.linear import (
 )
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges_of
 from optimizer.analysis.scored_spaces import scored_spaces
-from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError
 from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes
@@ -228,9 +227,11 @@ def study_ceilings(
     another sha256 than the recipe notes.
     """
     if metric not in CEILING_METRICS:
-        raise InputError(f"--metric: received {metric!r}; must be one of {', '.join(CEILING_METRICS)}")
+        raise InputError(f"received {metric!r}; must be one of {', '.join(CEILING_METRICS)}", field="metric")
     if metric == "delta" and study.base is None:
-        raise InputError("--metric: received 'delta'; it needs `base` in the study, which differences are taken from")
+        raise InputError(
+            "received 'delta'; it needs `base` in the study, which differences are taken from", field="metric"
+        )
     if check_hashes:
         check_noted_hashes(study.recipe.models, study.sources, named_in=study.recipe_path, hashes=hashes, known=True)
     metrics = [name for name in CEILING_METRICS[metric] if study.base is not None or not METRICS[name].needs_base]
@@ -483,7 +484,7 @@ def found_ceilings(
     """
     try:
         study = load_study(path, with_files=False)
-        if (study.folder / STATISTICS).exists():
+        if study.outputs.statistics.exists():
             with suppress(StudyError):
                 return study_ceilings(study.without_files(), device=device, progress=progress), ()
         study = load_study(path, folders, hashes=hashes, progress=progress)

@@ -1,7 +1,7 @@
 """Finished recipes on disk, simplified against their target."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,30 @@ from optimizer.analysis.simplifying import (
 from optimizer.checkpoints import check_unchanged
 from optimizer.errors import InputError, RecipeError, attempt
 from optimizer.files import check_output, named_file
-from optimizer.library import HashCache, locate, locate_models, not_found, seen_from, sha256
+from optimizer.library import HashCache, Library, Progress, seen_from
 from optimizer.merging import check_noted_hashes, fits_hash, other_hash
-from optimizer.recipes import Recipe, folders_of, load_recipe, parameters_of, save_recipe
+from optimizer.recipes import (
+    Fitted,
+    FittedSearch,
+    FittedTarget,
+    Recipe,
+    Simplification,
+    folders_of,
+    load_recipe,
+    parameters_of,
+    save_recipe,
+)
 from optimizer.similarity import (
     DEFAULT_METRIC,
     METRICS,
+    OPTIONS,
+    AttentionOptions,
     Combined,
     Comparison,
+    EncoderOptions,
     ExplainedMetric,
     Measured,
+    Options,
     Statistics,
     build_metric,
     check_installed,
@@ -38,7 +52,7 @@ from optimizer.similarity import (
     prompts_sha256,
     read_prompts,
 )
-from optimizer.studies import ALIKE, DEFAULT_SEED, NotedSearch, Study, needs_prompts, noted_reading, noted_searches
+from optimizer.studies import ALIKE, NotedSearch, Study, needs_prompts, noted_searches
 
 __all__ = ["simple_path", "simplify_file", "simplify_fit"]
 
@@ -66,7 +80,7 @@ def simplify_file(
     check_hashes: bool = True,
     device: torch.device | str | None = None,
     hashes: HashCache | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Simplified:
     """Write the recipe in `path` to `output`, simpler, and as good in every block but for what `simplify` may lose.
@@ -85,80 +99,162 @@ def simplify_file(
     nobody names, prompts that are gone or are others than were noted, or files that are missing, do not fit, or change
     meanwhile.
     """
-    path, output, target = Path(path), Path(output), None if target is None else Path(target)
+    request = _Request(
+        path=Path(path), output=Path(output), share=share, tolerance=tolerance, check_hashes=check_hashes,
+        target=None if target is None else Path(target), metric=metric, base=base, prompts=prompts,
+        seeds=None if seeds is None else tuple(seeds),
+    )  # fmt: skip
+    recipe = _checked_recipe(request)
+    inputs = _resolved(request, recipe, Library.of(folders, hashes, progress))
+    measured = _measured(request, inputs, device)
+    for problem in _differences(measured.searches, measured.simplified) if measured.as_noted else ():
+        warn(f"{request.path}: {problem}")
+    simplified = _noted_result(request, inputs, measured)
+    save_recipe(simplified.recipe, request.output)
+    return simplified
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `simplify_file` was asked for, its arguments by name."""
+
+    path: Path
+    output: Path
+    share: float
+    tolerance: float
+    check_hashes: bool
+    target: Path | None
+    metric: str | None
+    base: str | None
+    prompts: Path | None
+    seeds: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a request is about: the recipe, the searches that it notes, and the files, all of them found.
+
+    `beside` are the folders that a file which the recipe names may be in, `target_file` how the recipe is to note the
+    target, and `prompts` the file of the prompts that were given with what it holds. `library` has the files' hashes.
+    """
+
+    recipe: Recipe
+    searches: tuple[NotedSearch, ...]
+    base: str | None
+    target: Path
+    target_file: str
+    sources: Mapping[str, Path]
+    beside: tuple[Path, ...]
+    prompts: tuple[Path, tuple[str, ...]] | None
+    library: Library
+
+
+@dataclass(frozen=True)
+class _Simplified:
+    """The simpler recipe, the searches that it was scored by, and the SHA-256 of the target.
+
+    `as_noted` says whether the target and the base are those that the recipe notes.
+    """
+
+    simplified: Simplified
+    searches: tuple[NotedSearch, ...]
+    digest: str
+    as_noted: bool
+
+
+def _checked_recipe(request: _Request) -> Recipe:
+    """Return the recipe of a request that can be carried out. Raises InputError for another."""
+    path, output = request.path, request.output
     check_output(output, beside=path)
     if output.resolve() == path.resolve():
         raise InputError(f"{output}: is the recipe itself; write to another file")
     if not output.resolve().parent.is_dir():
         raise InputError(f"{output}: the folder {output.resolve().parent} does not exist; create it first")
-    if metric is not None and metric not in METRICS:
-        raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
+    if request.metric is not None and request.metric not in METRICS:
+        raise InputError(f"received {request.metric!r}; must be one of {', '.join(METRICS)}", field="metric")
     recipe = load_recipe(path)
     if len(recipe.steps) > _MOST_STEPS:
         raise RecipeError(
             f"{path}: steps: received {len(recipe.steps):,}; a recipe of at most {_MOST_STEPS} can be simplified; "
-            "merge the first ones into a file (blockfit merge --step), and simplify the others with that as a source"
+            "merge the first ones into a file (`merge(step=...)`), and simplify the others with that as a source"
         )
-    try:
-        recipe.check_finished("simplified", *(step.name for step in recipe.steps))
-        searches = _asked(noted_searches(recipe), recipe, metric, seeds)
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {problem}" for problem in error.problems) from None
-    beside, *others = folders_of(recipe, path, folders)
+    attempt(lambda: recipe.check_finished("simplified", *(step.name for step in recipe.steps)), path)
+    return recipe
+
+
+def _resolved(request: _Request, recipe: Recipe, library: Library) -> _Inputs:
+    """Return what the recipe notes and the files that it names. Raises InputError for what is not to be had."""
+    path, metric = request.path, request.metric
+    searches = attempt(lambda: _asked(noted_searches(recipe), recipe, metric, request.seeds), path)
+    beside = folders_of(recipe, path, library.folders)
+    library = library.within(beside[1:])
     reading = any(search.reads for search in searches) if searches else metric is not None and needs_prompts(metric)
-    if prompts is not None and not reading:
-        raise InputError("--prompts: only the metric `encoder` reads prompts; leave it out, or write --metric encoder")
-    given = None if prompts is None else (prompts, attempt(lambda: read_prompts(prompts), "--prompts"))
-    searches = tuple(_with_prompts(search, path, (beside, *others), output, given) for search in searches)
+    file = request.prompts
+    if file is not None and not reading:
+        raise InputError(
+            "only the metric `encoder` reads prompts; leave it out, or write `metric='encoder'`", field="prompts"
+        )
+    prompts = None if file is None else (file, attempt(lambda: read_prompts(file), field="prompts"))
+    searches = tuple(_with_prompts(search, path, beside, request.output, prompts) for search in searches)
     relative = _needs_base(searches) or (metric is not None and METRICS[metric].needs_base)
-    base = _base(recipe, base, path, needed=relative)
-    goal, file = _target(recipe, path, target, (beside, *others), hashes, progress)
+    base = _base(recipe, request.base, path, needed=relative)
+    target, target_file = _target(recipe, path, request.target, beside[0], library)
     used = {name for step in recipe.steps for name in step.inputs.values()} | {base}
     files = {name: model.file for name, model in recipe.models.items() if name in used}
-    sources = locate_models(files, beside, others, named_in=path, hashes=hashes, progress=progress)
-    if check_hashes:
+    sources = library.all_models(files, beside[0], named_in=path)
+    if request.check_hashes:
+        hashes, progress = library.hash_cache, library.events.progress
         check_noted_hashes(recipe.models, sources, named_in=path, hashes=hashes, progress=progress)
-    noted_base = (recipe.fitted or {}).get("base")
-    with open_recipe_comparison(recipe, sources, goal, base=base, device=device, progress=progress) as comparison:
-        digest = sha256(goal, hashes, progress=_hashing(goal, progress))
-        noted = _is_noted_target(recipe, path, goal, digest, must=check_hashes and target is None)
-        same = noted and noted_base in (None, base)
+    return _Inputs(recipe, searches, base, target, target_file, sources, beside, prompts, library)
+
+
+def _measured(request: _Request, inputs: _Inputs, device: torch.device | str | None) -> _Simplified:
+    """Open the files, score the recipe, and simplify it. Raises CheckpointError for files that do not fit or change."""
+    recipe, base, library = inputs.recipe, inputs.base, inputs.library
+    with open_recipe_comparison(
+        recipe, inputs.sources, inputs.target, base=base, device=device, progress=library.events.progress
+    ) as comparison:
+        digest = library.sha256(inputs.target)
+        must = request.check_hashes and request.target is None
+        noted = _is_noted_target(recipe, request.path, inputs.target, digest, must=must)
+        same = noted and recipe.noted.base in (None, base)
+        searches = inputs.searches
         if not searches:
-            whole = _whole_recipe(recipe, comparison, metric or DEFAULT_METRIC, seeds, path)
-            searches = (_with_prompts(whole, path, (beside, *others), output, given),)
+            whole = _whole_recipe(recipe, comparison, request.metric or DEFAULT_METRIC, request.seeds, request.path)
+            searches = (_with_prompts(whole, request.path, inputs.beside, request.output, inputs.prompts),)
         judging = _judging(recipe, [(search.step, search.blocks) for search in searches])
         read = {block for search in searches for name, own in search.measured for block in own if _reads(name)}
         read |= {block for blocks in judging.values() for block in blocks}
         statistics = measure_statistics(comparison, [block for block in comparison.layout.blocks if block in read])
         simplified = simplify(
             recipe,
-            _judged(judging, comparison, statistics, _noted_shares(recipe) if same else {}),
+            _judged(judging, comparison, statistics, _explained_before(recipe) if same else {}),
             groups=comparison.groups,
             sources=tuple(comparison.sources),
-            share=share,
-            tolerance=tolerance,
+            share=request.share,
+            tolerance=request.tolerance,
             scored=_scored(searches, comparison, statistics, as_noted=same),
-            numbers=_searched_numbers(recipe, path, judging),
+            numbers=_searched_numbers(recipe, request.path, judging),
             # Without its base, nobody could measure the same again.
             keep=() if base is None else (base,),
         )
         # The hash that is noted has to be of what was scored.
         check_unchanged([comparison.target])
-    for problem in _differences(searches, simplified) if same else ():
-        warn(f"{path}: {problem}")
-    origin = (recipe.fitted or {}).get("recipe")
-    fitted = {
-        "recipe": seen_from(output.parent, path.parent / origin if isinstance(origin, str) else path),
-        "target": {
-            "file": file if _same_folder(path, output) else seen_from(output.parent, goal),
-            "sha256": digest,
-        },
-        **({} if base is None else {"base": base}),
-        "searches": _as_noted(searches, simplified, (recipe.fitted or {}).get("searches") or ()),
-    }
-    simplified = _with_notes(simplified, recipe, fitted, path, share, tolerance)
-    save_recipe(simplified.recipe, output)
-    return simplified
+    return _Simplified(simplified, searches, digest, same)
+
+
+def _noted_result(request: _Request, inputs: _Inputs, measured: _Simplified) -> Simplified:
+    """Return the result with a recipe that notes what it was scored with, files as seen from where it goes."""
+    path, output, recipe = request.path, request.output, inputs.recipe
+    origin = recipe.noted.recipe
+    file = inputs.target_file if _same_folder(path, output) else seen_from(output.parent, inputs.target)
+    fitted = _notes_of(recipe).noting(
+        recipe=seen_from(output.parent, path if origin is None else path.parent / origin),
+        target=FittedTarget(file=file, sha256=measured.digest),
+        **({} if inputs.base is None else {"base": inputs.base}),
+        searches=_as_noted(measured.searches, measured.simplified, recipe),
+    )
+    return _with_notes(measured.simplified, recipe, fitted, path, request.share, request.tolerance)
 
 
 def _differences(searches: Sequence[NotedSearch], simplified: Simplified) -> Iterator[str]:
@@ -169,7 +265,7 @@ def _differences(searches: Sequence[NotedSearch], simplified: Simplified) -> Ite
         if noted is not None and abs(measured - noted) > ALIKE:
             yield (
                 f"fitted.searches.{search.name}: measured {measured:.9f}, but {noted:.9f} is noted; were other random "
-                "inputs (--seed), other prompts (--prompts), another base (--base) or other files used?"
+                "inputs (`seeds`), other prompts (`prompts`), another base (`base`) or other files used?"
             )
 
 
@@ -179,7 +275,7 @@ def simplify_fit(study: Study, recipe: Recipe, measured: Measured, output: Path)
     Similarities that cannot be told from that alone, by attention and encoder, are not noted in it. Raises InputError
     as `simplify` does, or if `output` cannot be written.
     """
-    path, statistics = study.folder / "best.yaml", measured.statistics
+    path, statistics = study.outputs.best, measured.statistics
     searches = [search for search in noted_searches(recipe) if all(_reads(name) for name, _ in search.measured)]
     judging = _judging(recipe, [(stage.steps[-1], stage.blocks) for stage in study.stages])
     numbers = [Number(one.step, one.alpha, one.blocks) for stage in study.stages for one in stage.parameters]
@@ -192,9 +288,8 @@ def simplify_fit(study: Study, recipe: Recipe, measured: Measured, output: Path)
         numbers=dict.fromkeys(numbers),
         keep=() if study.base is None else (study.base,),
     )
-    noted = (recipe.fitted or {}).get("searches") or ()
-    simplified = _with_notes(simplified, recipe, {"searches": _as_noted(searches, simplified, noted)}, path, SHARE,
-                             TOLERANCE)  # fmt: skip
+    fitted = _notes_of(recipe).noting(searches=_as_noted(searches, simplified, recipe))
+    simplified = _with_notes(simplified, recipe, fitted, path, SHARE, TOLERANCE)
     save_recipe(simplified.recipe, output)
     return simplified
 
@@ -227,34 +322,33 @@ def _judged(
     return found
 
 
-def _noted_shares(recipe: Recipe) -> dict[str, float]:
-    """What each block explained before the recipe was simplified, as far as it notes that."""
-    noted = (recipe.fitted or {}).get("simplified")
-    shares = noted.get("explained") if isinstance(noted, Mapping) else None
-    return {
-        block: float(share)
-        for block, share in (shares.items() if isinstance(shares, Mapping) else ())
-        if isinstance(share, int | float) and not isinstance(share, bool) and share <= 1
-    }
+def _explained_before(recipe: Recipe) -> Mapping[str, float]:
+    """Return what each block explained before the recipe was simplified, as far as it notes that."""
+    noted = recipe.noted.simplified
+    return {} if noted is None else noted.explained or {}
+
+
+def _notes_of(recipe: Recipe) -> Fitted:
+    """Return what a recipe notes and what still holds of a simpler one.
+
+    The similarities on other random inputs are those of the recipe as it was.
+    """
+    return (Fitted(by="blockfit") if recipe.fitted is None else recipe.fitted).noting(other_random_inputs=None)
 
 
 def _with_notes(
-    simplified: Simplified, recipe: Recipe, fitted: Mapping[str, Any], path: Path, share: float, tolerance: float
+    simplified: Simplified, recipe: Recipe, fitted: Fitted, path: Path, share: float, tolerance: float
 ) -> Simplified:
-    """The result with what its recipe notes of the fit, and of having been simplified from `recipe` in `path`."""
-    noted = {
-        # What other random inputs gave was of the recipe as it was.
-        **{key: value for key, value in (recipe.fitted or {"by": "blockfit"}).items() if key != "other_random_inputs"},
-        **fitted,
-        "simplified": {
-            "from": _first_of(recipe) or path.name,
-            "share": share,
-            "tolerance": tolerance,
-            # Not rounded: what is simplified again must not lose more in all.
-            "explained": dict(simplified.before),
-        },
-    }
-    return replace(simplified, recipe=replace(simplified.recipe, fitted=noted))
+    """Return the result with a recipe that notes `fitted`, and that it was simplified from `recipe` in `path`."""
+    earlier = recipe.noted.simplified
+    noted = Simplification(
+        origin=(None if earlier is None else earlier.origin) or path.name,
+        share=share,
+        tolerance=tolerance,
+        # Not rounded: what is simplified again must not lose more in all.
+        explained=dict(simplified.before),
+    )
+    return replace(simplified, recipe=replace(simplified.recipe, fitted=fitted.noting(simplified=noted)))
 
 
 def _with_prompts(
@@ -270,31 +364,29 @@ def _with_prompts(
     """
     if not search.reads:
         return search
+    noted = search.options.of(EncoderOptions)
     if given is not None:
         file, prompts = given
-        digest = prompts_sha256(prompts)
-        return replace(
-            search,
-            prompts=prompts,
-            prompts_file=seen_from(output.parent, file),
-            prompts_sha256=digest,
-            before=search.before if digest == search.prompts_sha256 else None,
-        )
-    if search.prompts_file is None:
+        other = EncoderOptions(prompts=seen_from(output.parent, file), clip_skip=noted.clip_skip).with_texts(prompts)
+        before = search.before if other.sha256 == noted.sha256 else None
+        return replace(search, options=search.options.having(other), before=before)
+    if noted.prompts is None:
         return search
+    file_name = noted.prompts
     where = f"{path}: fitted.searches.{search.name}.prompts"
-    found = next((one for folder in folders if (one := named_file(folder, search.prompts_file)) is not None), None)
+    found = next((one for folder in folders if (one := named_file(folder, file_name)) is not None), None)
     if found is None:
         looked = ", ".join(map(str, folders))
-        raise RecipeError(f"{where}.file: {search.prompts_file!r} not found; looked in {looked}; name it (--prompts)")
+        raise RecipeError(f"{where}.file: {file_name!r} not found; looked in {looked}; name it (`prompts`)")
     prompts = attempt(lambda: read_prompts(found), where)
-    if (digest := prompts_sha256(prompts)) != search.prompts_sha256:
+    if (digest := prompts_sha256(prompts)) != noted.sha256:
         raise RecipeError(
             f"{where}: {found} holds other prompts now (sha256 {digest[:10]}) than were read then "
-            f"({search.prompts_sha256!s:.10}); put those back, or name others (--prompts)"
+            f"({noted.sha256!s:.10}); put those back, or name others (`prompts`)"
         )
-    named = search.prompts_file if _same_folder(path, output) else seen_from(output.parent, found)
-    return replace(search, prompts=prompts, prompts_file=named)
+    named = file_name if _same_folder(path, output) else seen_from(output.parent, found)
+    options = EncoderOptions(prompts=named, clip_skip=noted.clip_skip).with_texts(prompts)
+    return replace(search, options=search.options.having(options))
 
 
 def _asked(
@@ -328,8 +420,12 @@ def _asked(
     if seeds is not None:
         searches = [
             search
-            if search.seeds == tuple(seeds)
-            else replace(search, seeds=tuple(seeds), before=None if _draws(search) else search.before)
+            if search.options.of(AttentionOptions).seeds == list(seeds)
+            else replace(
+                search,
+                options=search.options.having(AttentionOptions(seeds=list(seeds))),
+                before=None if _draws(search) else search.before,
+            )
             for search in searches
         ]
     return tuple(searches)
@@ -344,8 +440,12 @@ def _whole_recipe(
     held = {part.block for part in comparison.parts if part.scored and part.held_by(comparison.target)}
     blocks = tuple(block for block in visible if block in held and any(alpha.at(block) for alpha in alphas))
     if not blocks:
-        raise RecipeError(f"{path}: no alpha moves a block that {metric!r} sees; --metric names another one")
-    return NotedSearch(recipe.output, recipe.output, ((metric, blocks),), tuple(seeds or (DEFAULT_SEED,)))
+        raise RecipeError(f"{path}: no alpha moves a block that {metric!r} sees; `metric` names another one")
+    return NotedSearch(recipe.output, recipe.output, ((metric, blocks),), _drawing(seeds))
+
+
+def _drawing(seeds: Sequence[int] | None) -> Options:
+    return Options((AttentionOptions(seeds=list(seeds)),)) if seeds else Options()
 
 
 def _scored(
@@ -354,11 +454,11 @@ def _scored(
     built: dict[object, Combined] = {}
     found = []
     for search in searches:
-        key = (search.measured, search.seeds, search.prompts, search.clip_skip)
+        key = (search.measured, search.options)
         if key not in built:
             given = comparison
             if isinstance(comparison, Comparison):
-                given = replace(comparison, seeds=search.seeds, prompts=search.prompts, clip_skip=search.clip_skip)
+                given = replace(comparison, options=search.options)
             built[key] = Combined([build_metric(name, given, own, statistics) for name, own in search.measured])
         reference = search.before if as_noted else None
         found.append(Scored(search.name, search.step, search.metric, built[key], reference))
@@ -381,9 +481,9 @@ def _searched_numbers(recipe: Recipe, path: Path, judging: Mapping[str, Sequence
     """The numbers that were searched, as the recipe that was fitted tells if it is there; else what can be guessed."""
     searched = [step.name for step in recipe.steps if step.similarity is not None]
     steps = searched or [step.name for step in recipe.steps]
-    origin = (recipe.fitted or {}).get("recipe")
+    origin = recipe.noted.recipe
     told: list[Number] = []
-    if isinstance(origin, str) and (file := named_file(path.parent, origin)) is not None:
+    if origin is not None and (file := named_file(path.parent, origin)) is not None:
         fitted_from = load_recipe(file)
         modes = {step.name: step.mode for step in fitted_from.steps}
         # Steps that have changed since then are judged by what they are now.
@@ -397,11 +497,11 @@ def _searched_numbers(recipe: Recipe, path: Path, judging: Mapping[str, Sequence
 def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str | None:
     """The model that differences are taken from: the one asked for, the one noted, the one called base; or none."""
     if base is not None and base not in recipe.models:
-        raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
+        raise InputError(f"received {base!r}; the recipe's models are {', '.join(recipe.models)}", field="base")
     found = recipe.noted_base if base is None else base
     if found is None and needed:
         raise InputError(
-            f"{path}: delta needs a base, the model that differences are taken from; name one of its models (--base)"
+            f"{path}: delta needs a base, the model that differences are taken from; name one of its models (`base`)"
         )
     return found
 
@@ -410,83 +510,58 @@ def _target(
     recipe: Recipe,
     path: Path,
     target: Path | None,
-    folders: Sequence[Path],
-    hashes: HashCache | None,
-    progress: Callable[[str, int, int], None] | None,
+    beside: Path,
+    library: Library,
 ) -> tuple[Path, str]:
     """The target's path, and how the recipe is to note it."""
     if target is not None:
         return target, seen_from(path.parent, target)
-    file = _noted_target(recipe).get("file")
-    if not isinstance(file, str):
-        raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (--target)")
+    file = None if recipe.noted.target is None else recipe.noted.target.file
+    if file is None:
+        raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (`target`)")
     found = attempt(
-        lambda: locate(file, folders[0], folders[1:], hashes=hashes, progress=progress),
+        lambda: library.find(file, beside),
         f"{path}: fitted.target.file",
     )
     if found is None:
-        missing = not_found(file, folders[0], folders[1:])
-        raise InputError(f"{path}: fitted.target.file: {missing}; name it (--target)")
+        missing = library.not_found(file, beside)
+        raise InputError(f"{path}: fitted.target.file: {missing}; name it (`target`)")
     return found, file
-
-
-def _noted_target(recipe: Recipe) -> Mapping[str, Any]:
-    noted = (recipe.fitted or {}).get("target")
-    return noted if isinstance(noted, Mapping) else {}
 
 
 def _is_noted_target(recipe: Recipe, path: Path, goal: Path, digest: str, *, must: bool) -> bool:
     """Whether the target has the hash that the recipe notes; it `must`, if the recipe notes one."""
-    noted = _noted_target(recipe).get("sha256")
-    if must and isinstance(noted, str) and not fits_hash(digest, noted):
+    noted = None if recipe.noted.target is None else recipe.noted.target.sha256
+    if must and noted is not None and not fits_hash(digest, noted):
         raise RecipeError(f"{path}: fitted.target.sha256: {other_hash(noted, goal, digest)}")
     return digest == noted
 
 
-def _as_noted(
-    searches: Sequence[NotedSearch], simplified: Simplified, noted: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The searches as the simpler recipe notes them; those are left out whose step has become a source."""
-    earlier = {entry["name"]: entry for entry in noted}
+def _as_noted(searches: Sequence[NotedSearch], simplified: Simplified, recipe: Recipe) -> tuple[FittedSearch, ...]:
+    """Return the searches as the simpler recipe notes them; those are left out whose step has become a source."""
+    earlier = {entry.name: entry for entry in recipe.noted.searches or ()}
     steps = {one.name: one.step for one in simplified.scored}
-    found = []
-    for search in searches:
-        if search.name not in steps:
-            continue
-        inputs = _noted_inputs(search)
-        entry = {
-            **earlier.get(search.name, {"name": search.name}),
-            "metric": search.metric,
-            "blocks": ",".join(search.blocks),
-            **inputs,
-            "step": steps[search.name],
-            "similarity": round(simplified.totals[search.name][1], 9),
-            "before": simplified.totals[search.name][0],
-        }
-        # What an earlier metric was given says nothing of this one.
-        stale = {"seeds", "prompts", "clip_skip"} - inputs.keys()
-        found.append({key: value for key, value in entry.items() if key not in stale})
-    return found
+    return tuple(
+        earlier.get(search.name, FittedSearch(name=search.name)).noting(
+            metric=search.metric,
+            blocks=",".join(search.blocks),
+            **_noted_inputs(search),
+            step=steps[search.name],
+            similarity=round(simplified.totals[search.name][1], 9),
+            before=simplified.totals[search.name][0],
+        )
+        for search in searches
+        if search.name in steps
+    )
 
 
 def _noted_inputs(search: NotedSearch) -> dict[str, Any]:
-    """What its metrics draw and read, as recipes hold it."""
-    inputs: dict[str, Any] = {"seeds": list(search.seeds)} if _draws(search) else {}
-    if search.reads:
-        inputs |= noted_reading(search.prompts_file, search.prompts, search.clip_skip)
-        if search.prompts is not None and search.prompts_file is None:
-            inputs["prompts"] = list(search.prompts)  # as they were noted: nothing tells what file they are from
+    """Return what its metrics draw and read, as recipes hold it; None for what an earlier metric was given."""
+    inputs: dict[str, Any] = dict.fromkeys(name for kind in OPTIONS for name in kind.model_fields)
+    used = {METRICS[name].options for name, _ in search.measured}
+    for kind in OPTIONS:
+        inputs |= search.options.of(kind).noted() if kind in used else {}
     return inputs
-
-
-def _first_of(recipe: Recipe) -> str | None:
-    noted = (recipe.fitted or {}).get("simplified")
-    first = noted.get("from") if isinstance(noted, Mapping) else None
-    return first if isinstance(first, str) else None
-
-
-def _hashing(path: Path, progress: Callable[[str, int, int], None] | None) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(f"hashing {path.name}", done, total)
 
 
 def _same_folder(path: Path, output: Path) -> bool:

@@ -14,8 +14,10 @@ from optimizer.recipes import Expected, Recipe
 from optimizer.similarity import (
     DEFAULT_METRIC,
     METRICS,
+    AttentionOptions,
     Comparison,
     Metric,
+    Options,
     Progress,
     build_metric,
     check_installed,
@@ -100,14 +102,14 @@ def verify(
         if expect.metric not in METRICS:
             unknown.setdefault(expect.metric, []).append(f"steps.{name}.expect.metric")
     problems = [
-        f"{', '.join(places)}: received {metric!r}; there are {', '.join(METRICS)}"
+        f"{', '.join(places)}: received {metric!r}; must be one of {', '.join(METRICS)}"
         for metric, places in unknown.items()
     ]
     needing = [
         name for name, expect in wanted.items() if expect.metric in METRICS and METRICS[expect.metric].needs_base
     ]
     if needing and base is None:
-        problems.append(f"steps.{needing[0]}.expect.metric: {wanted[needing[0]].metric} needs a base; name it (--base)")
+        problems.append(f"steps.{needing[0]}.expect.metric: {wanted[needing[0]].metric} needs a base; name it (`base`)")
     if problems:
         raise RecipeError(problems)
     if (kinds := len(set(_alike(wanted, layout)))) > _MOST_KINDS:
@@ -148,6 +150,6 @@ def _alike(wanted: Mapping[str, Expected], layout: Layout) -> dict[tuple[str, in
 
 
 def _metric(comparison: Comparison, expect: Expected, blocks: tuple[str, ...]) -> Metric:
-    comparison = replace(comparison, seeds=(expect.seed,))
+    comparison = replace(comparison, options=Options((AttentionOptions(seeds=[expect.seed]),)))
     statistics = measure_statistics(comparison, blocks) if METRICS[expect.metric].reads_statistics else None
     return build_metric(expect.metric, comparison, blocks, statistics)

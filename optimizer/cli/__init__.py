@@ -17,6 +17,7 @@ import typer
 from optimizer.cli import checkpoints, pictures, recipes, studies  # noqa: F401
 from optimizer.cli.application import State, app
 from optimizer.cli.completing import COMPLETION_VARIABLE
+from optimizer.cli.flags import problems_in_options
 from optimizer.cli.printing import say_problem, use_utf8, warnings_as_lines
 from optimizer.errors import InputError
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         with warnings_as_lines():
             code = app(args=given, prog_name="blockfit", standalone_mode=False)
     except InputError as error:
-        _leave(2, error.problems)
+        _leave(2, problems_in_options(error))
     except (KeyboardInterrupt, typer.Abort):
         _leave(130, ["interrupted"])
     except BrokenPipeError:

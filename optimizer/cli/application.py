@@ -19,9 +19,11 @@ _DETECTED = "detected"  # what stands for a shell that was not named
 class State:
     """What was asked for that concerns all that is printed.
 
-    `quiet` leaves errors, warnings and JSON; `json` keeps stdout for one JSON value. `told_missing` are the folders of
-    BLOCKFIT_MODELS that were said to be missing.
+    `command` is the name of the command that was run. `quiet` leaves errors, warnings and JSON; `json` keeps stdout for
+    one JSON value. `told_missing` are the folders of BLOCKFIT_MODELS that were said to be missing.
     """
+
+    command: str | None = None
 
     debug = False
     quiet = False
@@ -95,7 +97,7 @@ def _version(ctx: typer.Context, value: bool) -> None:
 def _shell(option: str, value: str) -> str | None:
     """The shell that was named, or None for the one that blockfit runs in. Raises InputError for others."""
     if value != _DETECTED and value not in SHELLS:
-        raise InputError(f"{option}: received {value!r}; there are {', '.join(SHELLS)}")
+        raise InputError(f"{option}: received {value!r}; must be one of {', '.join(SHELLS)}")
     return None if value == _DETECTED else value
 
 
@@ -149,6 +151,7 @@ Quiet = Annotated[
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     quiet: Quiet = False,
     version: Annotated[
@@ -177,6 +180,7 @@ def _options(
     ] = None,
 ) -> None:
     """Fit the recipe of a closed model merge, block by block."""
+    State.command = ctx.invoked_subcommand
     State.debug = debug
     State.quiet = quiet
     State.json = False

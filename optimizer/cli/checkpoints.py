@@ -2,12 +2,12 @@
 
 from collections import Counter
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from optimizer.choices import DTypeName
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.options import (
@@ -28,12 +28,6 @@ from optimizer.errors import attempt
 
 # torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
 # ruff: noqa: PLC0415
-
-
-class _DType(StrEnum):
-    fp16 = "fp16"
-    bf16 = "bf16"
-    fp32 = "fp32"
 
 
 @app.command(
@@ -147,12 +141,12 @@ def compare(
     from optimizer.similarity import compare as compare_files
 
     check_installed([] if metric is None else [metric])
-    texts = None if prompts is None else attempt(lambda: read_prompts(prompts), "--prompts")
+    texts = None if prompts is None else attempt(lambda: read_prompts(prompts), field="prompts")
     found = {}
     with reading() as progress:
         find = checkpoint_finder(models, progress)
-        goal = find(target, "--target")
-        origin = None if base is None else find(base, "--base")
+        goal = find(target, "target")
+        origin = None if base is None else find(base, "base")
         paths = {str(candidate): find(candidate) for candidate in candidates}
         for name, path in paths.items():
             found[name] = compare_files(
@@ -199,7 +193,7 @@ def merge(
     recipe: RecipePath,
     output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
     step: Annotated[str | None, typer.Option("--step", help="The step to make; default: the recipe's output.")] = None,
-    dtype: Annotated[_DType, typer.Option("--dtype", help="What merged tensors are rounded to.")] = _DType.fp16,
+    dtype: Annotated[DTypeName, typer.Option("--dtype", help="What merged tensors are rounded to.")] = "fp16",
     models: Models = None,
     vae: Annotated[
         Path | None,
@@ -226,23 +220,25 @@ def merge(
     from optimizer.checkpoints import open_checkpoint
     from optimizer.files import check_output
     from optimizer.library import locate_models
-    from optimizer.merging import merge as merge_files
+    from optimizer.merging import MergeOptions, write_merge
     from optimizer.recipes import folders_of, load_recipe
 
     check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
-    name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: --step").name
+    name = attempt(lambda: loaded.step(step or loaded.output), f"{recipe}: `step`").name
     attempt(lambda: loaded.check_finished("merged", name), recipe)
     files = {source: loaded.models[source].file for source in loaded.sources(name)}
-    dtypes = {_DType.fp16: torch.float16, _DType.bf16: torch.bfloat16, _DType.fp32: torch.float32}
+    dtypes: dict[DTypeName, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     with reading() as progress:
-        vae_file = None if vae is None else checkpoint_finder(models, progress)(vae, "--vae")
+        vae_file = None if vae is None else checkpoint_finder(models, progress)(vae, "vae")
         beside, *others = folders_of(loaded, recipe, model_folders(models))
         paths = locate_models(files, beside, others, named_in=recipe, hashes=hash_cache(), progress=progress)
-        merge_files(
-            loaded, paths, output, step=name, dtype=dtypes[dtype], vae=vae_file, embed_recipe=not no_recipe,
-            check_hashes=not no_verify, named_in=recipe,
-            date=datetime.now(UTC).isoformat(timespec="seconds"), hashes=hash_cache(),
+        options = MergeOptions(
+            dtypes[dtype], vae_file, embed_recipe=not no_recipe, check_hashes=not no_verify, named_in=recipe,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        )  # fmt: skip
+        write_merge(
+            loaded, paths, output, options, step=name, hashes=hash_cache(),
             hashing=lambda file, done, total: progress(f"hashing {file}", done, total),
             progress=lambda done, total: progress("merging", done, total),
         )  # fmt: skip
@@ -252,7 +248,7 @@ def merge(
                 {
                     "output": str(output),
                     "step": name,
-                    "dtype": dtype.value,
+                    "dtype": dtype,
                     "tensors": len(written.tensors),
                     "bytes": written.size,
                     "sources": {source: str(path) for source, path in paths.items()},

@@ -1,7 +1,7 @@
 """What Tab completes: the values that options take, and the files that arguments name.
 
-A shell asks while somebody waits, so nothing heavy is imported: the names below are those of registries in parts that
-import torch, and a test compares them. Whatever goes wrong here completes nothing, and prints nothing.
+A shell asks while somebody waits, so nothing heavy is imported: words come from `choices`, blocks and mappings from the
+layouts, which are read when they are asked for. Whatever goes wrong here completes nothing, and prints nothing.
 """
 
 import os
@@ -10,20 +10,26 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from optimizer.choices import (
+    CeilingMetric,
+    DeviceName,
+    FirstMode,
+    FormatName,
+    MetricName,
+    ShellName,
+    words_of,
+)
 from optimizer.cli.environment import folders_of_environment
 
+if TYPE_CHECKING:
+    from optimizer.families import Layout
+
 __all__ = [
-    "CHECKPOINT_SUFFIXES",
     "COMPLETION_VARIABLE",
-    "DEVICES",
-    "FORMATS",
-    "MAPPINGS",
-    "METRICS",
-    "MODES",
     "SHELLS",
     "block_lists",
     "candidates",
@@ -41,18 +47,12 @@ __all__ = [
     "texts_and_checkpoints",
 ]
 
+# ruff: noqa: PLC0415
+
 # What a shell sets to ask; its value tells which shell.
 COMPLETION_VARIABLE = "_BLOCKFIT_COMPLETE"
-SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+SHELLS = words_of(ShellName)
 
-METRICS = ("explained", "delta", "weights", "elements", "attention", "encoder")
-FORMATS = ("supermerger", "model-mixer", "mecha", "comfyui", "mergekit")
-MAPPINGS = ("supermerger", "mecha", "model-mixer")
-DEVICES = ("auto", "cpu", "cuda")
-MODES = ("weight_sum", "add_difference")
-CHECKPOINT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
-
-_GROUPS = ("all", "input", "middle", "output")
 _RECIPE_SUFFIXES = (".yaml", ".yml")
 _TEXT_SUFFIXES = (".txt", ".md", ".mecha", ".json", ".csv", *_RECIPE_SUFFIXES)
 _STORAGES = (
@@ -109,33 +109,42 @@ def _one_of(*names: str) -> Complete:
     return _completes(lambda _, typed: (name for name in names if name.startswith(typed)))
 
 
-metrics = _one_of(*METRICS)
-ceiling_metrics = _one_of("explained", "delta", "weights", "all")
-formats = _one_of(*FORMATS)
-mappings = _one_of(*MAPPINGS)
-devices = _one_of(*DEVICES)
-modes = _one_of(*MODES)
+metrics = _one_of(*words_of(MetricName))
+ceiling_metrics = _one_of(*words_of(CeilingMetric))
+formats = _one_of(*words_of(FormatName))
+devices = _one_of(*words_of(DeviceName))
+modes = _one_of(*words_of(FirstMode))
 shells = _one_of(*SHELLS)
 storages = _one_of(*_STORAGES)
 
 
 @_completes
+def mappings(_: typer.Context, typed: str) -> Iterator[str]:
+    """Mappings of any layout."""
+    return (name for layout in _layouts() for name in layout.mappings if name.startswith(typed))
+
+
+@_completes
 def block_lists(_: typer.Context, typed: str) -> Iterator[str]:
     """Block lists such as OUT03-OUT11,M00: what the last part of one may become."""
-    from optimizer.families import default_layout  # noqa: PLC0415  most completions do without
-
-    blocks = default_layout().blocks
     *before, last = typed.split(",")
     start = "".join(f"{part}," for part in before)
     first, dash, end = last.upper().partition("-")
-    if dash and first in blocks:
-        for block in blocks[blocks.index(first) + 1 :]:
-            if block.startswith(end):
-                yield f"{start}{first}-{block}"
-        return
-    names = (*(() if before else _GROUPS), *blocks)
-    listed = {part.upper() for part in before}
-    yield from (start + name for name in names if name.upper().startswith(first) and name.upper() not in listed)
+    for layout in _layouts():
+        blocks = layout.blocks
+        if dash and first in blocks:
+            later = blocks[blocks.index(first) + 1 :]
+            yield from (f"{start}{first}-{block}" for block in later if block.startswith(end))
+            continue
+        names = (*(() if before else ("all", *layout.groups)), *blocks)
+        listed = {part.upper() for part in before}
+        yield from (start + name for name in names if name.upper().startswith(first) and name.upper() not in listed)
+
+
+def _layouts() -> "Iterator[Layout]":
+    from optimizer.families import layout_names, load_layout
+
+    return map(load_layout, layout_names())
 
 
 @_completes
@@ -227,6 +236,8 @@ def _names_in_folders(ctx: typer.Context, typed: str) -> Iterator[str]:
 
 
 def _is_checkpoint(name: str) -> bool:
+    from optimizer.files import CHECKPOINT_SUFFIXES
+
     return name.lower().endswith(CHECKPOINT_SUFFIXES)
 
 

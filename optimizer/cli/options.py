@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optimizer.choices import DeviceName, listed
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, State
 from optimizer.cli.environment import folders_of_environment
-from optimizer.cli.printing import say_problem
+from optimizer.cli.printing import say_warning
 from optimizer.errors import InputError, attempt
 from optimizer.extras import require
 
@@ -61,13 +62,13 @@ Json = Annotated[
     typer.Option("--json", callback=_keep_stdout_for_json, help="Print one JSON value on stdout, nothing else."),
 ]
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", autocompletion=completing.devices)]
+Device = Annotated[str, typer.Option("--device", help=f"{listed(DeviceName)}.", autocompletion=completing.devices)]
 
 
 def _reachable(storage: str | None) -> str | None:
     # Before a study is read: its files may be large.
     if storage is not None and storage.startswith("postgres"):
-        require("postgresql", "--storage: a PostgreSQL database")
+        require("postgresql", "a PostgreSQL database", field="storage")
     return storage
 
 
@@ -116,14 +117,14 @@ def model_folders(models: list[Path] | None) -> list[Path]:
     from optimizer.library import check_folders
 
     found = list(models or [])
-    check_folders(found, "--models")
+    check_folders(found)
     for folder in folders_of_environment():
         try:
-            check_folders([folder], "BLOCKFIT_MODELS")
+            check_folders([folder])
         except InputError as error:
             if folder not in State.told_missing:
                 State.told_missing.add(folder)
-                say_problem(f"warning: {error}")
+                say_warning(f"BLOCKFIT_MODELS: {error.problems[0]}")
             continue
         found.append(folder)
     return found
@@ -134,18 +135,14 @@ def checkpoint_finder(
 ) -> Callable[..., Path]:
     """A function that finds a checkpoint which the command line names: a path, or a name or hash in the folders.
 
-    Its second argument is the option that the name was given to, for messages.
+    Its second argument names the option that the name was given to, as Python spells it.
     """
     from optimizer.library import locate_given
 
     folders, hashes = model_folders(models), hash_cache()
 
-    def find(given: Path, option: str = "") -> Path:
-        return attempt(
-            lambda: locate_given(given, folders, hashes=hashes, progress=progress),
-            option and f"{option}: ",
-            joint="",
-        )
+    def find(given: Path, field: str | None = None) -> Path:
+        return attempt(lambda: locate_given(given, folders, hashes=hashes, progress=progress), field=field)
 
     return find
 
@@ -163,5 +160,5 @@ def chosen_device(name: str) -> "torch.device":
 
     device = select_device(name)
     if name == "auto" and (advice := unused_card()):
-        say_problem(f"warning: {advice}")
+        say_warning(advice)
     return device

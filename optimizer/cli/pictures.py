@@ -19,7 +19,7 @@ from optimizer.cli.options import (
     hash_cache,
     model_folders,
 )
-from optimizer.cli.printing import make_console, print_json, reading, say, say_problem
+from optimizer.cli.printing import make_console, print_json, reading, say, say_warning
 from optimizer.errors import InputError
 from optimizer.extras import require
 
@@ -103,18 +103,19 @@ def preview(
     file, role, latent and pixel distances, their means and of each picture).
     """
     require("pictures", "preview")
-    from optimizer.pictures import preview as draw_preview
+    from optimizer.pictures import PreviewRequest, write_preview
     from optimizer.reports import preview_table
 
     if guidance is not None and not (math.isfinite(guidance) and guidance >= 1):
-        raise InputError(f"--guidance: received {guidance:g}; must be at least 1, which is none, such as 7")
+        raise InputError(f"received {guidance:g}; must be at least 1, which is none, such as 7", field="guidance")
     with reading() as progress:
-        found = draw_preview(
-            target, candidates, output, prompts=prompts, seeds=seeds or [0], steps=steps, guidance=guidance,
-            negative=negative, encoder_from=encoder_from, vae_from=vae_from, with_sources=not no_sources,
-            folders=model_folders(models), check_hashes=not no_verify, hashes=hash_cache(),
-            device=chosen_device(device), progress=progress,
-            warn=lambda text: say_problem(f"warning: {text}"),
+        request = PreviewRequest(
+            target, tuple(candidates), tuple(prompts), tuple(seeds or [0]), steps, guidance, negative, encoder_from,
+            vae_from, with_sources=not no_sources, check_hashes=not no_verify,
+        )  # fmt: skip
+        found = write_preview(
+            request, output, folders=model_folders(models), hashes=hash_cache(), device=chosen_device(device),
+            progress=progress, warn=say_warning,
         )  # fmt: skip
     if as_json:
         print_json({"output": str(output), **found.as_dict()})

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 
 from optimizer.cli.application import State
+from optimizer.cli.flags import in_options
 from optimizer.errors import BlockfitWarning
 from optimizer.printable import printable
 
@@ -31,6 +32,7 @@ __all__ = [
     "reading",
     "say",
     "say_problem",
+    "say_warning",
     "shows_progress",
     "use_utf8",
     "warnings_as_lines",
@@ -47,6 +49,11 @@ def counted(number: int, noun: str) -> str:
 def say_problem(text: str) -> None:
     """One line on stderr, after the command's name."""
     sys.stderr.write(f"blockfit: {printable(text)}\n")
+
+
+def say_warning(text: object) -> None:
+    """One line on stderr of what the user should know, arguments in it told as the command's options."""
+    say_problem(f"warning: {in_options(str(text))}")
 
 
 def say(text: str) -> None:
@@ -88,7 +95,7 @@ def warnings_as_lines() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **named: Any) -> None:
             if issubclass(category, BlockfitWarning):
-                say_problem(f"warning: {message}")
+                say_warning(message)
             else:
                 otherwise(message, category, *where, **named)
 
@@ -122,6 +129,7 @@ def fitting() -> Iterator["FitEvents"]:
         table.show(progress)
 
     def warned(text: str) -> None:
+        text = in_options(text)
         log_warning(text)
         console.print(f"blockfit: warning: {printable(text)}", markup=False, highlight=False, soft_wrap=True)
 

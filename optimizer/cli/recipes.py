@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from optimizer.choices import FormatName, listed
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
+from optimizer.cli.flags import in_options
 from optimizer.cli.options import (
     LARGEST_SEED,
     BaseName,
@@ -21,7 +23,7 @@ from optimizer.cli.options import (
     hash_cache,
     model_folders,
 )
-from optimizer.cli.printing import counted, make_console, print_json, reading, say, say_problem
+from optimizer.cli.printing import counted, make_console, print_json, reading, say, say_problem, say_warning
 from optimizer.errors import InputError, attempt
 
 # torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
@@ -86,19 +88,20 @@ def import_recipe(
     if output.resolve() == source.resolve():
         raise InputError(f"{output}: is what the recipe is read from; write to another file")
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
-        for option, value in (("--mapping", mapping), ("--presets", presets)):
+        for field, value in (("mapping", mapping), ("presets", presets)):
             if value is not None:
-                raise InputError(f"{option}: received {value}; {source} is a merged file, which tells that itself")
+                raise InputError(f"received {value}; {source} is a merged file, which tells that itself", field=field)
         imported = import_merged(source, with_parents=with_parents)
     else:
         imported = import_text(source, mapping=mapping, presets=presets, with_parents=with_parents)
     recipe = imported.recipe
     save_recipe(recipe, output)
-    for text in (*imported.warnings, *imported.not_understood):
+    notes = list(map(in_options, imported.warnings))
+    for text in (*notes, *imported.not_understood):
         say_problem(f"warning: {source}: {text}")
     if as_json:
         named = {"steps": [step.name for step in recipe.steps], "models": list(recipe.models), "output": recipe.output}
-        print_json({**named, "warnings": list(imported.warnings), "not_understood": list(imported.not_understood)})
+        print_json({**named, "warnings": notes, "not_understood": list(imported.not_understood)})
         return
     steps, sources = counted(len(recipe.steps), "step"), counted(len(recipe.models), "model")
     say(f"{steps}, {sources}, output {recipe.output} -> {output}")
@@ -123,9 +126,7 @@ def export(
     ],
     to: Annotated[
         str,
-        typer.Option(
-            "--to", help="supermerger, model-mixer, mecha, comfyui or mergekit.", autocompletion=completing.formats
-        ),
+        typer.Option("--to", help=f"{listed(FormatName)}.", autocompletion=completing.formats),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     models: Models = None,
@@ -149,7 +150,7 @@ def export(
     with reading() as progress:
         beside, *others = folders_of(loaded, recipe, model_folders(models))
         loaded = with_whole_names(loaded, beside, others, hashes=hash_cache(), progress=progress)
-    replace_text(output, attempt(lambda: export_recipe(loaded, to), "--to" if to not in EXPORTS else recipe))
+    replace_text(output, attempt(lambda: export_recipe(loaded, to), recipe if to in EXPORTS else ""))
     if as_json:
         print_json({"output": str(output), "format": to, "step": loaded.output})
         return
@@ -192,10 +193,10 @@ def verify(
     loaded = load_recipe(recipe)
     attempt(lambda: loaded.check_finished("measured", *(step.name for step in loaded.steps)), recipe)
     if base is not None and base not in loaded.models:
-        raise InputError(f"--base: received {base!r}; the recipe's models are {', '.join(loaded.models)}")
+        raise InputError(f"received {base!r}; the recipe's models are {', '.join(loaded.models)}", field="base")
     with reading() as progress:
         hashes = hash_cache()
-        target = checkpoint_finder(models, progress)(target, "--target")
+        target = checkpoint_finder(models, progress)(target, "target")
         beside, *others = folders_of(loaded, recipe, model_folders(models))
         files = {name: model.file for name, model in loaded.models.items()}
         paths, _ = find_models(files, beside, others, hashes=hashes, progress=progress)
@@ -206,7 +207,7 @@ def verify(
             if name not in paths and locate(files[name], target.parent, hashes=hashes, progress=progress) == target
         }
         for name in same:
-            say_problem(f"warning: models.{name}.file: {files[name]!r} is taken to be the target, {target}")
+            say_warning(f"models.{name}.file: {files[name]!r} is taken to be the target, {target}")
         paths |= dict.fromkeys(same, target)
         missing = {name: file for name, file in files.items() if name not in paths}
         locate_models(missing, beside, others, named_in=recipe, hashes=hashes, progress=progress)
@@ -283,17 +284,17 @@ def simplify(
     from optimizer.similarity import check_installed
 
     check_installed([] if metric is None else [metric])
-    for option, number in (("--share", share), ("--tolerance", tolerance)):
+    for field, number in (("share", share), ("tolerance", tolerance)):
         if not (math.isfinite(number) and number >= 0):
-            raise InputError(f"{option}: received {number:g}; must be a number from 0 up")
+            raise InputError(f"received {number:g}; must be a number from 0 up", field=field)
     written = output if output is not None else simple_path(recipe)
     with reading() as progress:
-        goal = None if target is None else checkpoint_finder(models, progress)(target, "--target")
+        goal = None if target is None else checkpoint_finder(models, progress)(target, "target")
         found = simplify_file(
             recipe, written, share=share, tolerance=tolerance, target=goal, metric=metric, base=base, seeds=seeds,
             prompts=prompts, folders=model_folders(models), check_hashes=not no_verify,
             device=chosen_device(device), hashes=hash_cache(),
-            progress=progress, warn=lambda text: say_problem(f"warning: {text}"),
+            progress=progress, warn=say_warning,
         )  # fmt: skip
     if as_json:
         told = {"recipe": str(recipe), "output": str(written), "share": share, "tolerance": tolerance}

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optimizer.choices import CeilingMetric, FirstMode, MetricName, listed
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
+from optimizer.cli.flags import in_options, problems_in_options
 from optimizer.cli.options import (
     Device,
     Json,
@@ -21,7 +23,17 @@ from optimizer.cli.options import (
     hash_cache,
     model_folders,
 )
-from optimizer.cli.printing import counted, fitting, make_console, message, print_json, reading, say, say_problem
+from optimizer.cli.printing import (
+    counted,
+    fitting,
+    make_console,
+    message,
+    print_json,
+    reading,
+    say,
+    say_problem,
+    say_warning,
+)
 from optimizer.errors import InputError
 from optimizer.extras import require
 from optimizer.printable import quoted
@@ -78,13 +90,13 @@ def init(
         str,
         typer.Option(
             "--metric",
-            help="explained, delta, weights, elements, attention or encoder.",
+            help=f"{listed(MetricName)}.",
             autocompletion=completing.metrics,
         ),
     ] = "explained",
     mode: Annotated[
         str,
-        typer.Option("--mode", help="Of the steps: add_difference or weight_sum.", autocompletion=completing.modes),
+        typer.Option("--mode", help=f"Of the steps: {listed(FirstMode)}.", autocompletion=completing.modes),
     ] = "add_difference",
     mapping: Annotated[
         str | None,
@@ -116,10 +128,11 @@ def init(
             target, sources, output, base=base, metric=metric, mode=mode, mapping=mapping, folders=folders,
             hashes=hash_cache(), progress=progress,
         )  # fmt: skip
+    notes = list(map(in_options, found.notes))
     if as_json:
-        print_json(found.as_dict())
+        print_json({**found.as_dict(), "notes": notes})
         return
-    for note in found.notes:
+    for note in notes:
         say(note)
     steps, free = counted(found.steps, "step"), counted(found.free_alphas, "free alpha")
     say(f"{steps}, {free}, base {found.models[found.base]} -> {found.folder}")
@@ -199,10 +212,11 @@ def status(study: StudyPath, storage: Storage = None, as_json: Json = False, qui
     from optimizer.studies import load_study
 
     found = study_status(load_study(study, with_files=False), storage)
-    for note in found.notes:
+    notes = list(map(in_options, found.notes))
+    for note in notes:
         say_problem(f"warning: {note}")
     if as_json:
-        print_json(found.as_dict())
+        print_json({**found.as_dict(), "notes": notes})
         return
     make_console().print(status_table(found))
 
@@ -215,7 +229,7 @@ def ceiling(
     study: StudyPath,
     metric: Annotated[
         str,
-        typer.Option("--metric", help="explained, delta, weights or all.", autocompletion=completing.ceiling_metrics),
+        typer.Option("--metric", help=f"{listed(CeilingMetric)}.", autocompletion=completing.ceiling_metrics),
     ] = "all",
     no_verify: NoVerify = False,
     device: Device = "auto",
@@ -284,16 +298,16 @@ def report(
     from optimizer.studies import load_study
 
     loaded = load_study(study, with_files=False)
-    written = loaded.folder / "report.html" if output is None else output
+    written = loaded.outputs.report if output is None else output
     check_report_name(written)
     check_output(written)
     found = found_result(loaded, storage)
     for note in found.notes:
-        say_problem(f"warning: {note}")
+        say_warning(note)
     with reading() as progress:
         ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
     page = write_report(
-        found, ceilings, problems, written, named=_told_name(study),
+        found, ceilings, tuple(map(in_options, problems)), written, named=_told_name(study),
         storage=shown_storage(loaded, storage), date=datetime.now().strftime("%Y-%m-%d"),
     )  # fmt: skip
     if as_json:
@@ -334,7 +348,7 @@ def dashboard(
         say(f"{address} (Ctrl-C ends it)")
 
     with suppress(KeyboardInterrupt):
-        serve_dashboard(loaded, storage, port=port, ready=ready, said=lambda text: say_problem(f"warning: {text}"))
+        serve_dashboard(loaded, storage, port=port, ready=ready, said=say_warning)
 
 
 @app.command(
@@ -394,25 +408,26 @@ def fit_and_report(
     )  # fmt: skip
     from optimizer.search import fit as run
 
-    check_writable(study.folder)
-    with fit_logs(study.folder / "fit.log", log_file), fitting() as events:
+    outputs = study.outputs
+    check_writable(outputs.path)
+    with fit_logs(outputs.log, log_file), fitting() as events:
         result = run(
             study, device=device, fresh=fresh, candidates=candidates, workers=workers, storage=storage,
             check_hashes=check_hashes, events=events, hashes=hash_cache(),
         )  # fmt: skip
         log_end(result)
     # The search is done and best.yaml written: none of the rest may cost the others.
-    there, unwritten = ["best.yaml"], list[str]()
+    there, unwritten = [outputs.best], list[str]()
     with message("drawing the plots"):
         from optimizer.reports.plots import write_plots
         from optimizer.reports.trials import write_trials
 
-        for write, name in ((write_trials, "trials.csv"), (write_plots, "plots")):
+        for write, path in ((write_trials, outputs.trials_table), (write_plots, outputs.plots)):
             try:
-                write(result, study.folder / name)
-                there.append(name)
+                write(result, path)
+                there.append(path)
             except InputError as error:
-                unwritten += error.problems
+                unwritten += problems_in_options(error)
     console = make_console()
     console.print(steps_table(result))
     if result.spread:
@@ -422,25 +437,25 @@ def fit_and_report(
     if len(result.candidates) < candidates - 1:
         console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
     if result.simple is not None:
-        there.append("best.simple.yaml")
+        there.append(outputs.simple)
         console.print(simple_recipe(result.simple))
     for one in result.narrow:
         say(f"range too narrow: {one.describe(study.recipe.layout)}")
-    for what, name in (
-        ("best recipe", "best.yaml"),
-        ("simple recipe", "best.simple.yaml"),
-        ("every trial", "trials.csv"),
-        ("plots", "plots"),
+    for what, path in (
+        ("best recipe", outputs.best),
+        ("simple recipe", outputs.simple),
+        ("every trial", outputs.trials_table),
+        ("plots", outputs.plots),
     ):
-        if name in there:
-            say(f"{what}: {study.folder / name}")
+        if path in there:
+            say(f"{what}: {path}")
     if as_json:
-        names = [there[0], *(f"candidate-{one.number}.yaml" for one in result.candidates), *there[1:]]
-        written = [str(study.folder / name) for name in names]
+        candidates_there = (outputs.candidate(one.number) for one in result.candidates)
+        written = [str(path) for path in (there[0], *candidates_there, *there[1:])]
         print_json({**result.as_dict(), "written": written, "unwritten": unwritten})
     for problem in unwritten:
         say_problem(problem)
     if unwritten and not result.interrupted:
-        say_problem(f"the search is done and in {study.folder / 'best.yaml'}; the same command writes what is missing")
+        say_problem(f"the search is done and in {outputs.best}; the same command writes what is missing")
         raise typer.Exit(1)
     return result

@@ -128,7 +128,7 @@ def load_layout(name: str) -> Layout:
     if name in _REGISTERED:
         return _REGISTERED[name][1]
     if name not in _shipped():
-        raise RecipeError(f"unknown layout {name!r}; there are {', '.join(layout_names())}")
+        raise RecipeError(f"unknown layout {name!r}; must be one of {', '.join(layout_names())}")
     return _load_shipped(name)
 
 

@@ -3,9 +3,10 @@
 Knows nothing of checkpoints."""
 
 from optimizer.files.atomic import atomic_path, check_writable, replace_text, replacing
-from optimizer.files.links import check_output, open_in_place, refuse_links, study_folder_of
+from optimizer.files.links import DATABASE, check_output, open_in_place, refuse_links, study_folder_of
 from optimizer.files.near_names import CHECKPOINT_SUFFIXES, TEXT_SUFFIXES, did_you_mean, missing_file, missing_folder
 from optimizer.files.new_files import undo_unfinished, write_new_files
+from optimizer.files.schemas import schema_of, schema_text
 from optimizer.files.temporaries import clear_abandoned, host_name, temporary_folder
 from optimizer.files.yaml import (
     UserFile,
@@ -22,6 +23,7 @@ from optimizer.files.yaml import (
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
+    "DATABASE",
     "TEXT_SUFFIXES",
     "UserFile",
     "atomic_path",
@@ -42,6 +44,8 @@ __all__ = [
     "refuse_links",
     "replace_text",
     "replacing",
+    "schema_of",
+    "schema_text",
     "shown",
     "study_folder_of",
     "temporary_folder",

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from optimizer.errors import InputError
 
-__all__ = ["check_output", "open_in_place", "refuse_links", "study_folder_of"]
+__all__ = ["DATABASE", "check_output", "open_in_place", "refuse_links", "study_folder_of"]
 
+DATABASE = "study.db"
 # What tells that a folder is a study's.
-_MARKS = ("study.yaml", "study.db")
+_MARKS = ("study.yaml", DATABASE)
 # The bit of a Windows reparse tag that is set if the file stands for another one: links and junctions, not files that
 # OneDrive has yet to fetch.
 _STANDS_FOR_ANOTHER = 0x20000000

@@ -246,7 +246,7 @@ def _in_words(given: Path | str, data: Any, kind: type[UserFile], item: Any) -> 
     if item["type"] == "extra_forbidden":
         # What is no word may be a line of a file that was never meant to be read here, such as one of passwords.
         named = f"{where}:" if _WORD.fullmatch(str(location[-1])) else place
-        return f"{named} unknown field; there are {', '.join(_siblings(kind, location))}"
+        return f"{named} unknown field; must be one of {', '.join(_siblings(kind, location))}"
     if item["type"] == "missing":
         return f"{where}: missing"
     if item["type"] == "model_type":

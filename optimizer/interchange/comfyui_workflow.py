@@ -202,7 +202,7 @@ class _Reader:
             known = origin if origin in models else None
             made = recipe_of_steps(name, layout, models, steps, prefer=prefer, vae=known)
             if origin is not None and known is None:
-                notes.append(f"the VAE is that of {origin!r}: merge with --vae {self.sources.models[origin].file}")
+                notes.append(f"the VAE is that of {origin!r}: merge with `vae={self.sources.models[origin].file!r}`")
         recipe, more = made
         return recipe, [*notes, *more]
 

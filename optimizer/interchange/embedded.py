@@ -146,7 +146,7 @@ def _of_blockfit(source: _Source) -> Recipe:
     if isinstance(vae, Mapping):
         name, digits = received(vae.get("name")), received(vae.get("sha256"))
         source.warnings.append(
-            f"vae: the file's VAE is not the recipe's, but {name} (sha256 {digits}): merge with --vae"
+            f"vae: the file's VAE is not the recipe's, but {name} (sha256 {digits}): merge with `vae=...`"
         )
     output = source.data.get("output")
     if not isinstance(output, str) or output == recipe.output:

@@ -29,7 +29,7 @@ def with_parents_steps(
     if not expand:
         merged = [name for name in recipe.sources() if hash_of(recipe.models[name]) in parents]
         if merged:
-            told.append(f"{_listed(merged)}: merged too; import with --with-parents for the steps that made them")
+            told.append(f"{_listed(merged)}: merged too; import with `with_parents=True` for the steps that made them")
         return recipe, tuple(told)
     steps: dict[str, str] = {}  # which step makes the model with a sha256
     looked_at: set[str] = set()

@@ -98,7 +98,9 @@ def recipe_of_steps(
         for one in wrong
     ]
     if vae is not None and _vae_of(recipe) != {vae: 1.0}:
-        notes.append(f"the VAE is that of {vae!r}, which the recipe does not say: merge with --vae {models[vae].file}")
+        notes.append(
+            f"the VAE is that of {vae!r}, which the recipe does not say: merge with `vae={models[vae].file!r}`"
+        )
     return recipe, notes
 
 
@@ -144,7 +146,7 @@ def recipe_of_rows(
     used = {other: model for other, model in models.items() if other == first or other in others}
     recipe, more = recipe_of_steps(name, layout, used, steps, prefer=prefer, vae=vae if vae in used else None)
     if vae is not None and vae not in used:
-        more.append(f"the VAE is that of {models[vae].file}: merge with --vae {models[vae].file}")
+        more.append(f"the VAE is that of {models[vae].file}: merge with `vae={models[vae].file!r}`")
     return recipe, [*notes, *more]
 
 

@@ -11,6 +11,7 @@ from optimizer.library.fingerprints import (
     short_hash,
 )
 from optimizer.library.inspection import Inspection, inspect_checkpoint
+from optimizer.library.library import Library
 from optimizer.library.locations import (
     Progress,
     check_folders,
@@ -22,7 +23,6 @@ from optimizer.library.locations import (
     locate_models,
     name_without_hash,
     named_at,
-    not_found,
     seen_from,
     slashed,
 )
@@ -41,6 +41,7 @@ __all__ = [
     "NOT_VERIFIED",
     "HashCache",
     "Inspection",
+    "Library",
     "Progress",
     "Provenance",
     "check_folders",
@@ -58,7 +59,6 @@ __all__ = [
     "name_and_hash",
     "name_without_hash",
     "named_at",
-    "not_found",
     "parsed",
     "read_provenance",
     "seen_from",

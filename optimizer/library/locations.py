@@ -89,7 +89,7 @@ def locate_given(
     if found is None and os.path.isdir(given):
         return given
     if found is None:
-        hint = f"looked in {_looked(folders)}, too" if folders else "--models DIR names folders to look in"
+        hint = f"looked in {_looked(folders)}, too" if folders else "`folders=[DIR]` names folders to look in"
         names = _names_below(folders)
         if _name_and_hash(str(given)) is not None:
             nothing = f"no file has this name or hash{did_you_mean(_named_without_hash(str(given)), names)}"
@@ -108,10 +108,10 @@ def not_found(file: str, beside: Path, folders: Sequence[Path] = ()) -> str:
     return f"{file!r} not found{near}; looked in {_looked((beside, *folders))}"
 
 
-def check_folders(folders: Iterable[Path], given: str) -> None:
-    """Raise InputError, a line each that begins with `given`, for those that are no folders."""
+def check_folders(folders: Iterable[Path]) -> None:
+    """Raise InputError, one line each, for those of the argument `folders` that are no folders."""
     if missing := [folder for folder in dict.fromkeys(folders) if not os.path.isdir(folder)]:
-        raise InputError(f"{given}: {folder}: {missing_folder(folder)}" for folder in missing)
+        raise InputError((f"{folder}: {missing_folder(folder)}" for folder in missing), field="folders")
 
 
 def find_models(
@@ -134,7 +134,7 @@ def find_models(
             problems += [f"{where}: {problem}" for problem in error.problems]
             continue
         if path is None:
-            more = "" if folders else "; --models DIR names more folders"
+            more = "" if folders else "; `folders=[DIR]` names more folders"
             problems.append(f"{where}: {not_found(file, beside, folders)}{more}")
         else:
             found[name] = path

@@ -265,5 +265,5 @@ class _Adder:
         name = str(self._dtype).removeprefix("torch.")
         raise CheckpointError(
             f"tensor {what.part.name!r}: the merge reaches {total.abs().max():.6g}, but {name} ends at "
-            f"{torch.finfo(self._dtype).max:.6g}; use --dtype bf16 or fp32"
+            f"{torch.finfo(self._dtype).max:.6g}; use `dtype` bf16 or fp32"
         )

@@ -4,8 +4,9 @@ Each output tensor is computed from the sources directly, in float32, and rounde
 has; chains of half-precision files would round at every step.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,9 +29,35 @@ from optimizer.merging.metadata import merge_metadata
 from optimizer.merging.noted_hashes import check_noted_hashes
 from optimizer.recipes import Algebra, Contributors, Group, Part, Recipe, check_channels, plan_parts, warn_of_merged
 
-__all__ = ["merge"]
+__all__ = ["MergeOptions", "merge", "write_merge"]
 
 _MOST_THREADS = 8  # by default: with more, the disk and the memory set the pace
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Options of a merge: how its result is rounded, checked and described.
+
+    Attributes:
+        dtype: What merged tensors are rounded to, once.
+        vae: A checkpoint, or a VAE alone in LDM names, from which all VAE tensors are taken, rounded to `dtype`.
+        embed_recipe: Whether the metadata notes the recipe, and the sources with their sha256.
+        check_hashes: Whether a source must have the sha256 that the recipe notes of it. Without, any file will do, and
+            the metadata says that hashes were not verified.
+        named_in: The name of the recipe in messages.
+        date: The date of the merge in the metadata, in ISO 8601.
+        threads: Tensors that are merged at a time; they do not change the result. Default: as many as torch computes
+            with, 8 at most.
+
+    """
+
+    dtype: torch.dtype = torch.float16
+    vae: Path | None = None
+    embed_recipe: bool = True
+    check_hashes: bool = True
+    named_in: Path | str = "recipe"
+    date: str | None = None
+    threads: int | None = None
 
 
 def merge(
@@ -54,26 +81,40 @@ def merge(
 
         merge(result.recipe, study.sources, "clone.safetensors")
 
+    The keywords are those of `MergeOptions`, and of `write_merge`, which does the work.
+    """
+    options = MergeOptions(
+        dtype, None if vae is None else Path(vae), embed_recipe, check_hashes, named_in, date, threads
+    )
+    write_merge(recipe, paths, output, options, step=step, hashes=hashes, hashing=hashing, progress=progress)
+
+
+def write_merge(
+    recipe: Recipe,
+    paths: Mapping[str, Path | str | TensorSource] | Path | str,
+    output: Path | str,
+    options: MergeOptions,
+    *,
+    step: str | None = None,
+    hashes: HashCache | None = None,
+    hashing: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the result of `step` (default: the recipe's output) to the .safetensors file `output`.
+
     `paths` are the sources' files, {name: path}, or the folder that the recipe's files are named from. Only those that
     the step needs are opened. An open source may stand for its file, and stays open. Merged tensors are computed in
-    float32 and rounded once to `dtype`. Of the rest, buffers of the model's parts are copied from a or, where that
-    lacks them, b; what is no part of the model (prediction markers, noise schedules) from the model that the step
-    begins with alone; EMA copies from none; and position ids are written as int64 0 .. n-1. `progress` is told the
-    bytes written and their total, tensor by tensor. `threads` tensors are merged at a time (default: as many as torch
-    computes with, 8 at most); they do not change the result.
+    float32 and rounded once. Of the rest, buffers of the model's parts are copied from a or, where that lacks them, b;
+    what is no part of the model (prediction markers, noise schedules) from the model that the step begins with alone;
+    EMA copies from none; and position ids are written as int64 0 .. n-1.
 
-    With `vae`, a checkpoint or a VAE alone in LDM names, all VAE tensors come from that file, rounded to `dtype`.
-
-    The metadata notes the recipe, the sources with their sha256, and `date` (ISO 8601) as that of the merge; without
-    `embed_recipe`, nothing that tells of them. Hashes are taken from and kept in `hashes`; those that it lacks are
-    computed, which reads the files once more and tells `hashing` the file's name, the bytes done and their total.
-
-    Where the recipe notes the sha256 of a source, the file must have it; without `check_hashes` any file will do, and
-    the metadata says that hashes were not verified. `named_in` is what messages call the recipe.
+    Hashes are taken from and kept in `hashes`; those that it lacks are computed, which reads the files once more and
+    tells `hashing` the file's name, the bytes done and their total. `progress` is told the bytes written and their
+    total, tensor by tensor.
 
     Raises RecipeError for alphas that are free: `recipe.started()` has them at their starting values. Raises
     CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
-    tensor that takes part, for values beyond the range of `dtype`, for a VAE that does not fit, for files that are
+    tensor that takes part, for values beyond the range of the dtype, for a VAE that does not fit, for files that are
     changed, replaced or deleted meanwhile, and for an output that cannot be written. Gives a BlockfitWarning for what
     is odd about the sources though they can be merged: see `inputs.warn_of_merged` and `zeros.ZeroTensors`.
     """
@@ -82,56 +123,82 @@ def merge(
     sources = recipe.sources(name)
     given = _given_for(recipe, name, paths)
     files = {source: path for source in sources if (path := _file_of(given[source])) is not None}
-    output, vae = Path(output), None if vae is None else Path(vae)
-    _check_output(output, files, vae)
+    output = Path(output)
+    _check_output(output, files, options.vae)
     with ExitStack() as stack:
         opened = {source: stack.enter_context(as_source(given[source], layout=recipe.layout)) for source in sources}
-        contributors = Contributors(recipe, sources, [name])
         digests = None
-        if check_hashes:
+        if options.check_hashes:
             digests = check_noted_hashes(
-                recipe.models, files, named_in=named_in, hashes=hashes, progress=hashing, telling="{}"
+                recipe.models, files, named_in=options.named_in, hashes=hashes, progress=hashing, telling="{}"
             )
-        baked = None
-        if vae is not None:
-            baked = stack.enter_context(open_vae(vae, recipe.layout, list(opened.values())))
-            opened = {source: stack.enter_context(without_vae(opened[source])) for source in sources}
-        parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()), contributors)
-        check_channels(recipe, name, parts, {source: opened[source].label for source in opened})
-        plan = _Plan(recipe, name, opened, parts, dtype, baked)
-        warn_of_merged(recipe, name, opened, contributors, baked=baked is not None)
+        opened, vae = _with_vae(stack, recipe, opened, options.vae)
+        plan = _planned(recipe, name, opened, vae, options.dtype)
         metadata = merge_metadata(
-            recipe, name, opened, channels=plan.channels, vae=baked, date=date, embed_recipe=embed_recipe,
-            digests=digests, hashes=hashes, hashing=hashing,
+            recipe, name, opened, channels=plan.channels, vae=vae, date=options.date,
+            embed_recipe=options.embed_recipe, digests=digests, hashes=hashes, hashing=hashing,
         )  # fmt: skip
-        sizes = {spec.name: spec.nbytes for spec in plan.specs}
-        total, written = sum(sizes.values()), 0
+        used = [*opened.values(), *([] if vae is None else [vae])]
+        _write(plan, used, output, metadata, options, progress)
 
-        def count(tensor: str) -> None:
-            nonlocal written
-            written += sizes[tensor]
-            if progress is not None:
-                progress(written, total)
 
-        used = [*opened.values(), *([] if baked is None else [baked])]
-        zeros = ZeroTensors()
-        with safetensors_writer(output, plan.specs, metadata) as file:
-            for other, tensor in plan.others():
-                file.write(other, tensor)
-                count(other)
-            write_merged(
-                file,
-                plan.merged,
-                used,
-                dtype,
-                threads=threads or min(torch.get_num_threads(), _MOST_THREADS),
-                progress=lambda merged: count(merged.name),
-                zeros=zeros,
-            )
-            zeros.compare_with(used)
-            # Before the output takes its place: it, or the hashes in its metadata, may be of other files.
-            check_unchanged(used)
-        zeros.warn()
+def _with_vae(
+    stack: ExitStack, recipe: Recipe, opened: dict[str, TensorSource], file: Path | None
+) -> tuple[dict[str, TensorSource], TensorSource | None]:
+    """Return the sources without their VAEs, and the VAE that takes their place; as they are if there is none."""
+    if file is None:
+        return opened, None
+    vae = stack.enter_context(open_vae(file, recipe.layout, list(opened.values())))
+    return {source: stack.enter_context(without_vae(one)) for source, one in opened.items()}, vae
+
+
+def _planned(
+    recipe: Recipe, step: str, opened: Mapping[str, TensorSource], vae: TensorSource | None, dtype: torch.dtype
+) -> "_Plan":
+    """Return what the output will hold. Raises CheckpointError for sources that do not fit each other."""
+    contributors = Contributors(recipe, list(opened), [step])
+    parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()), contributors)
+    check_channels(recipe, step, parts, {source: one.label for source, one in opened.items()})
+    plan = _Plan(recipe, step, opened, parts, dtype, vae)
+    warn_of_merged(recipe, step, opened, contributors, baked=vae is not None)
+    return plan
+
+
+def _write(
+    plan: "_Plan",
+    used: Sequence[TensorSource],
+    output: Path,
+    metadata: Mapping[str, str],
+    options: MergeOptions,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    sizes = {spec.name: spec.nbytes for spec in plan.specs}
+    total, written = sum(sizes.values()), 0
+
+    def count(tensor: str) -> None:
+        nonlocal written
+        written += sizes[tensor]
+        if progress is not None:
+            progress(written, total)
+
+    zeros = ZeroTensors()
+    with safetensors_writer(output, plan.specs, metadata) as file:
+        for other, tensor in plan.others():
+            file.write(other, tensor)
+            count(other)
+        write_merged(
+            file,
+            plan.merged,
+            used,
+            options.dtype,
+            threads=options.threads or min(torch.get_num_threads(), _MOST_THREADS),
+            progress=lambda merged: count(merged.name),
+            zeros=zeros,
+        )
+        zeros.compare_with(used)
+        # Before the output takes its place: it, or the hashes in its metadata, may be of other files.
+        check_unchanged(used)
+    zeros.warn()
 
 
 def _given_for(

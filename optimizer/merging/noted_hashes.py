@@ -72,7 +72,7 @@ def other_hash(noted: str, path: Path, digest: str) -> str:
         both = short_hash(both[0]), short_hash(digest)
     return (
         f"{both[0]} is noted, but {path} has the hash {both[1]}: it is another file than the one that was used; put "
-        "that one there, correct or leave out `sha256`, or go on all the same (--no-verify)"
+        "that one there, correct or leave out `sha256`, or go on all the same (`check_hashes=False`)"
     )
 
 

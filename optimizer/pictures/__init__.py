@@ -4,11 +4,12 @@ diffusers and transformers are loaded when they are needed."""
 
 from optimizer.pictures.drawing import draw, generate, latent_distance, pixel_distance
 from optimizer.pictures.opening import open_pipeline
-from optimizer.pictures.preview import Preview, preview
+from optimizer.pictures.preview import Preview, PreviewRequest, preview, write_preview
 from optimizer.pictures.sheets import contact_sheet
 
 __all__ = [
     "Preview",
+    "PreviewRequest",
     "contact_sheet",
     "draw",
     "generate",
@@ -16,4 +17,5 @@ __all__ = [
     "open_pipeline",
     "pixel_distance",
     "preview",
+    "write_preview",
 ]

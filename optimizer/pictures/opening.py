@@ -159,7 +159,7 @@ def _opened(
             encoder = stack.enter_context(open_checkpoint(encoder_from, layout=layout))
         if encoder_from is None and read.tokens not in whole.tensors:
             raise CheckpointError(
-                f"{checkpoint}: has no text encoder ({read.model}*); --encoder-from FILE takes another file's"
+                f"{checkpoint}: has no text encoder ({read.model}*); `encoder_from=FILE` takes another file's"
             )
         folder = pipeline_of(encoder, layout)
         if read.tokens in whole.tensors and (other := pipeline_of(whole, layout)) != folder:
@@ -171,7 +171,7 @@ def _opened(
         if not _count(whole, "vae"):
             if vae_from is None:
                 raise CheckpointError(
-                    f"{checkpoint}: has no VAE ({_prefix(whole, 'vae')}*); --vae-from FILE takes another file's"
+                    f"{checkpoint}: has no VAE ({_prefix(whole, 'vae')}*); `vae_from=FILE` takes another file's"
                 )
             vae = stack.enter_context(open_vae(vae_from, layout, ()))
         yield folder, {"unet": whole, "vae": vae, "text_encoder": encoder}

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of, readable_encoder_of
+from optimizer.choices import PictureRole
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
 from optimizer.extras import require
 from optimizer.families import load_tokenizer
@@ -31,7 +32,7 @@ from optimizer.pictures.opening import (
 from optimizer.pictures.sheets import contact_sheet
 from optimizer.recipes import Recipe, folders_of, load_recipe
 
-__all__ = ["Preview", "PreviewColumn", "preview"]
+__all__ = ["Preview", "PreviewColumn", "PreviewRequest", "preview", "write_preview"]
 
 _SMALLEST = 128  # pixels, how wide pictures are at least shown
 
@@ -48,7 +49,7 @@ class PreviewColumn:
     """
 
     name: str
-    role: str
+    role: PictureRole
     file: Path
     vae_from: Path | None
     drawn: tuple[Drawn, ...]
@@ -150,6 +151,39 @@ class Preview:
         }
 
 
+@dataclass(frozen=True)
+class PreviewRequest:
+    """Request for a contact sheet: what is drawn, and how.
+
+    Attributes:
+        target: The checkpoint that the others are compared with.
+        candidates: Checkpoints, or recipes (.yaml) without free alphas.
+        prompts: Prompts, a row each for each seed; as `seeds`, the same counts once.
+        seeds: Seeds of the noise.
+        steps: Steps of DDIM.
+        guidance: Guidance, at least 1. Default: the pipeline's own.
+        negative: The negative prompt.
+        encoder_from: A checkpoint whose text encoder all columns are drawn with: what is left to see is the difference
+            of the UNets.
+        vae_from: A file whose VAE stands in where a file has none. Default: the target's.
+        with_sources: Whether the models of recipes follow the candidates, each once.
+        check_hashes: Whether the models of recipes must have the sha256 that these note.
+
+    """
+
+    target: Path
+    candidates: tuple[Path, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 20
+    guidance: float | None = None
+    negative: str = ""
+    encoder_from: Path | None = None
+    vae_from: Path | None = None
+    with_sources: bool = True
+    check_hashes: bool = True
+
+
 def preview(
     target: Path | str,
     candidates: Sequence[Path | str],
@@ -174,17 +208,32 @@ def preview(
 
         preview("closed.safetensors", ["my-study/best.yaml"], "sheet.png", prompts=["a cat"], seeds=[1, 2]).sheet()
 
-    Candidates are checkpoints, or recipes (.yaml) without free alphas, each merged in float16 into a temporary file
-    beside `output` that takes as much disk as a checkpoint and is removed once it is drawn; with `with_sources`, the
-    models of these recipes follow, each once. Files are looked for where they say, then in `folders`, as a recipe's
-    models are, those named by their hash with the help of `hashes`; with `check_hashes` those of recipes must have the
-    sha256 that these note. Checkpoints are opened one after another.
+    The keywords are those of `PreviewRequest`, and of `write_preview`, which does the work.
+    """
+    request = PreviewRequest(
+        Path(target), tuple(map(Path, candidates)), tuple(prompts), tuple(seeds), steps, guidance, negative,
+        None if encoder_from is None else Path(encoder_from), None if vae_from is None else Path(vae_from),
+        with_sources, check_hashes,
+    )  # fmt: skip
+    return write_preview(request, output, folders=folders, hashes=hashes, device=device, progress=progress, warn=warn)
 
-    A file without VAE is drawn with that of `vae_from`, by default the target's. With `encoder_from`, all columns are
-    drawn with that checkpoint's text encoder: what is left to see is the difference of the UNets. `prompts`, `seeds`,
-    `steps`, `guidance` (default: the pipeline's own) and `negative` are as in `draw`; the
-    same prompt or seed counts once. `progress` is told what is done, the steps done and their total; `warn` gets a
-    line for each prompt that is longer than the text encoder takes.
+
+def write_preview(
+    request: PreviewRequest,
+    output: Path | str,
+    *,
+    folders: Sequence[Path] = (),
+    hashes: HashCache | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Preview:
+    """Draw what is requested from the same noise, and write the contact sheet `output`, a .png.
+
+    Recipes are each merged in float16 into a temporary file beside `output` that takes as much disk as a checkpoint and
+    is removed once it is drawn. Files are looked for where they say, then in `folders`, as a recipe's models are, those
+    named by their hash with the help of `hashes`. Checkpoints are opened one after another. `progress` is told what is
+    done, the steps done and their total; `warn` gets a line for each prompt that is longer than the text encoder takes.
 
     Raises InputError if the libraries that draw pictures are not installed, before anything is read, and with one line
     for each problem that shows before anything is drawn, for files that are missing,
@@ -196,44 +245,16 @@ def preview(
     output = Path(output)
     if output.suffix.lower() != ".png":
         raise InputError(f"{output}: a sheet is written as .png; give the output this extension")
-    for recipe in filter(_is_recipe, map(Path, candidates)):
+    for recipe in filter(_is_recipe, request.candidates):
         check_output(output, beside=recipe)
     with atomic_path(output) as temporary:
         try:
             temporary.touch()  # better known before the drawing than after it
         except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
-        plan = _plan(
-            Path(target),
-            [Path(one) for one in candidates],
-            None if encoder_from is None else Path(encoder_from),
-            None if vae_from is None else Path(vae_from),
-            with_sources,
-            _Places(folders, hashes, progress, check_hashes),
-        )
-        attempt(lambda: check_steps(open_scheduler(plan.configuration), steps), "--steps")
-        with quietly():
-            tokenizer = load_tokenizer(plan.configuration)
-        settings = _Settings(
-            prompts=tuple(dict.fromkeys(prompts)),
-            seeds=tuple(dict.fromkeys(seeds)),
-            steps=steps,
-            guidance=default_guidance(plan.configuration) if guidance is None else guidance,
-            negative=negative,
-            device=device,
-            tokenizer=tokenizer,
-        )
-        for prompt in (*settings.prompts, negative) if warn is not None else ():
-            if warn is not None and (cut := _cut(prompt, tokenizer)):
-                warn(cut)
-        columns = {}
-        # Recipes first: whether there is disk enough for them shows before hours of drawing, not after.
-        for entry in sorted(plan.entries, key=lambda entry: entry.recipe is None):
-            columns[entry] = _column(entry, plan, settings, temporary.parent, progress)
-        of_target, *others = (columns[entry] for entry in plan.entries)
-        found = Preview(
-            of_target, tuple(others), plan.configuration.name, steps, settings.guidance, negative, plan.encoder
-        )
+        plan = _plan(request, _Places(folders, hashes, progress, request.check_hashes))
+        settings = _settings(request, plan, device, warn)
+        found = _draw_all(plan, settings, temporary.parent, progress)
         found.sheet().save(temporary, format="png")
     return found
 
@@ -251,12 +272,50 @@ class _Settings:
     tokenizer: Any
 
 
+def _settings(
+    request: PreviewRequest, plan: "_Plan", device: str | torch.device, warn: Callable[[str], None] | None
+) -> _Settings:
+    """Return how all columns are drawn. Raises InputError for steps that the sampler does not draw in."""
+    attempt(lambda: check_steps(open_scheduler(plan.configuration), request.steps), field="steps")
+    with quietly():
+        tokenizer = load_tokenizer(plan.configuration)
+    settings = _Settings(
+        prompts=tuple(dict.fromkeys(request.prompts)),
+        seeds=tuple(dict.fromkeys(request.seeds)),
+        steps=request.steps,
+        guidance=default_guidance(plan.configuration) if request.guidance is None else request.guidance,
+        negative=request.negative,
+        device=device,
+        tokenizer=tokenizer,
+    )
+    for prompt in (*settings.prompts, settings.negative):
+        if warn is not None and (cut := _cut(prompt, tokenizer)):
+            warn(cut)
+    return settings
+
+
+def _draw_all(plan: "_Plan", settings: _Settings, scratch: Path, progress: Progress | None) -> Preview:
+    # Recipes first: whether there is disk enough for them shows before hours of drawing, not after.
+    ordered = sorted(plan.entries, key=lambda entry: entry.recipe is None)
+    columns = {entry: _column(entry, plan, settings, scratch, progress) for entry in ordered}
+    of_target, *others = (columns[entry] for entry in plan.entries)
+    return Preview(
+        of_target,
+        tuple(others),
+        plan.configuration.name,
+        settings.steps,
+        settings.guidance,
+        settings.negative,
+        plan.encoder,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Entry:
     """A column to be: the checkpoint at `path`, or what the recipe there makes of `models`."""
 
     name: str
-    role: str
+    role: PictureRole
     path: Path
     recipe: Recipe | None = None
     models: Mapping[str, Path] = field(default_factory=dict)
@@ -314,7 +373,7 @@ def _drawn(
     )  # fmt: skip
     if not all(one.latents.isfinite().all() for one in drawn):
         raise CheckpointError(
-            f"{files.unet}: draws NaN or Inf: its numbers grow too large, as float16's may on a card (--device cpu "
+            f"{files.unet}: draws NaN or Inf: its numbers grow too large, as float16's may on a card (`device='cpu'` "
             "draws in float32)"
         )
     return tuple(drawn)
@@ -327,68 +386,94 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _plan(
-    target: Path,
-    candidates: Sequence[Path],
-    encoder_from: Path | None,
-    vae_from: Path | None,
-    with_sources: bool,
-    places: "_Places",
-) -> _Plan:
-    """Find all files and look into them; raises InputError with all problems that show without reading weights."""
-    problems: list[str] = []
+class _Problems:
+    """Problems of several files, told together."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
 
     @contextmanager
-    def collecting(end: str = "") -> Iterator[None]:
+    def collected(self, end: str = "") -> Iterator[None]:
+        """Keep what an InputError says, `end` after each line of it, and go on."""
         try:
             yield
         except InputError as error:
-            problems.extend(problem + end for problem in error.problems)
+            place = "" if error.field is None else f"`{error.field}`: "
+            self._found.extend(f"{place}{problem}{end}" for problem in error.problems)
 
-    encoder = vae = None
-    with collecting():
-        encoder = None if encoder_from is None else _located(encoder_from, "--encoder-from: ", places)
-    with collecting():
-        vae = None if vae_from is None else _located(vae_from, "--vae-from: ", places)
-    with collecting():
+    def raise_any(self) -> None:
+        """Raise an InputError if there are problems."""
+        if self._found:
+            raise InputError(dict.fromkeys(self._found))
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """The files that all columns have to go with."""
+
+    target: Path
+    configuration: Path
+    vae: Path
+    encoder: Path | None
+
+
+def _plan(request: PreviewRequest, places: "_Places") -> _Plan:
+    """Find all files and look into them; raises InputError with all problems that show without reading weights."""
+    shared = _shared(request, places)
+    problems = _Problems()
+    entries, sources = _candidates(request, shared, places, problems)
+    shown = {shared.target.resolve(), *(entry.path.resolve() for entry in entries)}
+    wanted = [source for path, source in sources.items() if path not in shown] if request.with_sources else []
+    names = [name for name, _ in wanted]
+    for name, path in wanted:
+        with problems.collected(" (`with_sources=False` leaves sources out)"):
+            _check(path, shared)
+            entries.append(_Entry(name if names.count(name) == 1 else f"{name} ({path.name})", "source", path))
+    problems.raise_any()
+    target = _Entry(_short_names([shared.target, *request.candidates])[0], "target", shared.target)
+    return _Plan((target, *entries), shared.configuration, shared.vae, shared.encoder)
+
+
+def _shared(request: PreviewRequest, places: "_Places") -> _Shared:
+    problems = _Problems()
+    target, encoder, vae = request.target, request.encoder_from, request.vae_from
+    with problems.collected():
+        encoder = None if encoder is None else _located(encoder, places, "encoder_from")
+    with problems.collected():
+        vae = None if vae is None else _located(vae, places, "vae_from")
+    with problems.collected():
         if _is_recipe(target):
-            raise RecipeError(f"--target: {target} is a recipe; merge it first (blockfit merge {target} -o FILE)")
-        target = _located(target, "--target: ", places)
+            raise RecipeError(f"{target} is a recipe; merge it first (`merge(RECIPE, output=FILE)`)", field="target")
+        target = _located(target, places, "target")
         if vae is not None:
             open_vae(vae, drawn_layout(target), ()).close()
-    if problems:
-        raise InputError(problems)
+    problems.raise_any()
     configuration = pipeline_files(target, vae_from=vae, encoder_from=encoder).configuration
-    vae = target if vae is None else vae
+    return _Shared(target, configuration, target if vae is None else vae, encoder)
 
+
+def _candidates(
+    request: PreviewRequest, shared: _Shared, places: "_Places", problems: _Problems
+) -> tuple[list[_Entry], dict[Path, tuple[str, Path]]]:
+    """Return the columns of the candidates, and the models of those that are recipes, {file: (name, file as named)}."""
     entries, sources = list[_Entry](), dict[Path, tuple[str, Path]]()
-    for name, given in zip(_short_names([target, *candidates])[1:], candidates, strict=True):
-        with collecting():
-            path = _located(given, "", places)
+    names = _short_names([shared.target, *request.candidates])[1:]
+    for name, given in zip(names, request.candidates, strict=True):
+        with problems.collected():
+            path = _located(given, places)
             if any(path.resolve() == entry.path.resolve() for entry in entries):
                 continue
             if not _is_recipe(path):
-                _check(path, target, configuration, vae, encoder)
+                _check(path, shared)
                 entries.append(_Entry(name, "candidate", path))
                 continue
             recipe, models = _finished_recipe(path, places)
             for model in models.values():
-                _check_family(model, target, configuration)
+                _check_family(model, shared.target, shared.configuration)
             entries.append(_Entry(name, "candidate", path, recipe, models))
             for model_name, model in models.items():
                 sources.setdefault(model.resolve(), (model_name, model))
-    shown = {target.resolve(), *(entry.path.resolve() for entry in entries)}
-    wanted = [source for resolved, source in sources.items() if resolved not in shown] if with_sources else []
-    names = [name for name, _ in wanted]
-    for name, path in wanted:
-        with collecting(" (--no-sources leaves sources out)"):
-            _check(path, target, configuration, vae, encoder)
-            entries.append(_Entry(name if names.count(name) == 1 else f"{name} ({path.name})", "source", path))
-    if problems:
-        raise InputError(dict.fromkeys(problems))
-    return _Plan(
-        (_Entry(_short_names([target, *candidates])[0], "target", target), *entries), configuration, vae, encoder
-    )
+    return entries, sources
 
 
 class _Places(NamedTuple):
@@ -400,11 +485,11 @@ class _Places(NamedTuple):
     check_hashes: bool
 
 
-def _located(given: Path, option: str, places: _Places) -> Path:
+def _located(given: Path, places: _Places, field: str | None = None) -> Path:
     folders, hashes, progress, _ = places
-    found = attempt(lambda: locate_given(given, folders, hashes=hashes, progress=progress), option, joint="")
+    found = attempt(lambda: locate_given(given, folders, hashes=hashes, progress=progress), field=field)
     if found.is_dir():
-        raise InputError(f"{option}{given}: is a folder; name a file in it, such as its best.yaml")
+        raise InputError(f"{given}: is a folder; name a file in it, such as its best.yaml", field=field)
     return found
 
 
@@ -425,13 +510,13 @@ def _finished_recipe(path: Path, places: _Places) -> tuple[Recipe, dict[str, Pat
     return recipe, models
 
 
-def _check(path: Path, target: Path, configuration: Path, vae: Path, encoder: Path | None) -> None:
+def _check(path: Path, shared: _Shared) -> None:
     """Raise CheckpointError unless a checkpoint can be drawn as the target is, as far as shows without its weights."""
-    found = pipeline_files(path, vae_from=vae, encoder_from=encoder).configuration
-    if found != configuration:
+    found = pipeline_files(path, vae_from=shared.vae, encoder_from=shared.encoder).configuration
+    if found != shared.configuration:
         raise CheckpointError(
-            f"{path}: goes with the pipeline {found.name}, but {target} with {configuration.name}; all of a sheet must "
-            "go with the same"
+            f"{path}: goes with the pipeline {found.name}, but {shared.target} with {shared.configuration.name}; all "
+            "of a sheet must go with the same"
         )
 
 

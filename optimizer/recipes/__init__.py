@@ -6,13 +6,23 @@ from optimizer.recipes.coefficients import Algebra, Contributors, Group, block_c
 from optimizer.recipes.files import (
     RECIPE_TYPE,
     alpha_as_data,
+    folders_of,
     load_recipe,
     read_alpha,
     read_recipe,
     recipe_as_data,
+    recipe_schema,
     save_recipe,
 )
-from optimizer.recipes.fitted import folders_of
+from optimizer.recipes.fitted import (
+    Fitted,
+    FittedPrompts,
+    FittedScores,
+    FittedSearch,
+    FittedSpread,
+    FittedTarget,
+    Simplification,
+)
 from optimizer.recipes.inputs import warn_of_compared, warn_of_merged, warn_of_sources
 from optimizer.recipes.modes import MODES
 from optimizer.recipes.new import new_recipe
@@ -55,6 +65,12 @@ __all__ = [
     "Contributing",
     "Contributors",
     "Expected",
+    "Fitted",
+    "FittedPrompts",
+    "FittedScores",
+    "FittedSearch",
+    "FittedSpread",
+    "FittedTarget",
     "Free",
     "Group",
     "Model",
@@ -63,6 +79,7 @@ __all__ = [
     "PartReader",
     "Preset",
     "Recipe",
+    "Simplification",
     "Space",
     "Step",
     "alpha_as_data",
@@ -89,6 +106,7 @@ __all__ = [
     "read_presets",
     "read_recipe",
     "recipe_as_data",
+    "recipe_schema",
     "save_recipe",
     "warn_of_compared",
     "warn_of_merged",

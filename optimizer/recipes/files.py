@@ -1,17 +1,17 @@
 """Recipes as YAML files: read with every problem named, written so that they read back as the same recipe."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import StrictStr, StringConstraints
+from pydantic import Field, StrictStr, StringConstraints, WithJsonSchema
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from optimizer.errors import RecipeError, attempt
-from optimizer.families import DEFAULT_LAYOUT, Layout, load_layout
+from optimizer.families import DEFAULT_LAYOUT, Layout, layout_names, load_layout
 from optimizer.files import (
     TEXT_SUFFIXES,
     UserFile,
@@ -22,20 +22,25 @@ from optimizer.files import (
     read_text,
     read_yaml,
     replace_text,
+    schema_of,
     shown,
     validate,
 )
+from optimizer.recipes.fitted import Fitted
+from optimizer.recipes.modes import MODES
 from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 
 __all__ = [
     "RECIPE_TYPE",
     "alpha_as_data",
+    "folders_of",
     "load_recipe",
     "read_alpha",
     "read_recipe",
     "recipe_as_data",
     "recipe_of",
+    "recipe_schema",
     "save_recipe",
     "step_as_data",
 ]
@@ -43,52 +48,123 @@ __all__ = [
 RECIPE_TYPE = "blockfit"  # what tells our sd_merge_recipe from those of other tools
 
 _Name = Annotated[StrictStr, StringConstraints(min_length=1)]
+_NUMBERS: dict[str, Any] = {"type": "array", "items": {"type": "number"}, "minItems": 1}
 
 
-class _ModelEntry(UserFile):
-    file: _Name
-    license: str = "unknown"
-    sha256: str | None = None
+class FreeEntry(UserFile):
+    """A free alpha: what a study searches."""
+
+    search: Annotated[Any, WithJsonSchema({**_NUMBERS, "minItems": 2, "maxItems": 2})] = Field(
+        description="The lowest and the highest value.", examples=[[0, 1], [-1, 1]]
+    )
+    blocks: Annotated[
+        Any,
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+    ] = Field(
+        None,
+        description="The blocks that are searched, as a block list; the others have 0. Default: all.",
+        examples=["OUT03-OUT11,M00"],
+    )
+    tie: Annotated[Any, WithJsonSchema({"type": "boolean"})] = Field(
+        False, description="Whether all blocks share one number."
+    )
+    step: Annotated[Any, WithJsonSchema({"type": ["number", "null"]})] = Field(
+        None, description="The distance of the values on a grid that starts at the lowest value.", examples=[0.01]
+    )
+    start: Annotated[Any, WithJsonSchema({"type": ["number", "null"]})] = Field(
+        None, description="The value before the search. Default: 0, or the bound next to it.", examples=[0.5]
+    )
 
 
-class _FreeEntry(UserFile):
-    search: Any
-    blocks: Any = None
-    tie: Any = False
-    step: Any = None
-    start: Any = None
+_FREE = FreeEntry.model_json_schema()
+_IN_MAPPING = {**_FREE, "properties": {name: of for name, of in _FREE["properties"].items() if name != "blocks"}}
+_ALPHA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "number", "description": "One number for all blocks."},
+        {**_NUMBERS, "description": "One number per block in the layout's order, or all but the first (base_alpha)."},
+        {"type": "string", "description": "The name of a preset in the file that `presets` names."},
+        _FREE,
+        {
+            "type": "object",
+            "description": "Numbers or free alphas by block, range of blocks or list of both; other blocks have 0.",
+            "additionalProperties": {"anyOf": [{"type": "number"}, _IN_MAPPING]},
+        },
+    ]
+}
+_Alpha = Annotated[
+    Any,
+    WithJsonSchema(_ALPHA),
+    Field(examples=[0.5, {"OUT06-OUT11": 0.15}, {"search": [0, 1], "blocks": "OUT03-OUT11"}]),
+]
 
 
-class _ExpectEntry(UserFile):
-    metric: str = "attention"
-    seed: int = 114514
-    blocks: Any
-    total: float | None = None
+class ModelEntry(UserFile):
+    """A checkpoint that the recipe starts from."""
+
+    file: _Name = Field(
+        description="The file, beside the recipe or in the folders of models; its hash will do, too.",
+        examples=["v1-5-pruned-emaonly.safetensors", "model [a60cfaa90d]"],
+    )
+    license: str = Field("unknown", description="The licence.", examples=["creativeml-openrail-m"])
+    sha256: str | None = Field(None, description="The SHA-256 that the file must have.")
 
 
-class _StepEntry(UserFile):
-    name: _Name
-    mode: str
-    a: _Name
-    b: _Name
-    c: _Name | None = None
-    alpha: Any
-    base_alpha: float | None = None
-    beta: Any = None
-    base_beta: float | None = None
-    expect: _ExpectEntry | None = None
-    similarity: dict[str, Any] | None = None
+class ExpectEntry(UserFile):
+    """The similarities that somebody reported for a step; `blockfit verify` measures them again."""
+
+    metric: str = Field("attention", description="The metric.", examples=["attention", "explained"])
+    seed: int = Field(114514, description="The seed of attention's random inputs.")
+    blocks: Annotated[
+        Any,
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "number"}}]}),
+    ] = Field(
+        description="The blocks that were measured, or the similarity of each.",
+        examples=["OUT03-OUT11", {"OUT03": 0.974805}],
+    )
+    total: float | None = Field(None, description="The mean similarity, 1 at most.", examples=[0.975])
 
 
-class _RecipeFile(UserFile):
-    name: str | None = None
-    layout: str = DEFAULT_LAYOUT
-    mapping: _Name | None = None
-    presets: _Name | None = None
-    models: dict[str, _ModelEntry]
-    steps: list[_StepEntry]
-    output: str | None = None
-    fitted: dict[str, Any] | None = None
+class StepEntry(UserFile):
+    """One step: two or three inputs, combined by a mode with an alpha per block."""
+
+    name: _Name = Field(description="The name, which later steps use as an input.", examples=["TEMP1"])
+    mode: str = Field(
+        description="; ".join(f"{mode.name}: {mode.formula}" for mode in MODES.values()),
+        json_schema_extra={"enum": list(MODES)},
+    )
+    a: _Name = Field(description="The first input: a model or another step.")
+    b: _Name = Field(description="The second input.")
+    c: _Name | None = Field(None, description="The third input, of modes that have one.")
+    alpha: _Alpha = Field(description="The weight of the step in each block.")
+    base_alpha: float | None = Field(None, description="The alpha of the first block, beside a list of the others.")
+    beta: _Alpha = Field(None, description="The second weight, of modes that have one.")
+    base_beta: float | None = Field(None, description="The beta of the first block, beside a list of the others.")
+    expect: ExpectEntry | None = Field(None, description="What was reported for this step's result.")
+    similarity: dict[str, Any] | None = Field(
+        None, description="What a fit measured of this step; written by blockfit."
+    )
+
+
+class RecipeFile(UserFile):
+    """A recipe: checkpoints, and the steps that combine them."""
+
+    name: str | None = Field(None, description="The name. Default: that of the file.")
+    layout: str = Field(DEFAULT_LAYOUT, description="The model family.", examples=list(layout_names()))
+    mapping: _Name | None = Field(
+        None,
+        description="The tool whose way of sorting tensors into blocks is used. Default: the layout's first.",
+        examples=["supermerger", "mecha", "model-mixer"],
+    )
+    presets: _Name | None = Field(None, description="A file of presets, alphas by name, beside the recipe.")
+    models: dict[str, ModelEntry] = Field(description="The checkpoints by the names that steps use.")
+    steps: list[StepEntry] = Field(description="The steps, in any order.")
+    output: str | None = Field(None, description="The step that the recipe makes. Default: the last one.")
+    fitted: dict[str, Any] | None = Field(None, description="What a fit noted of its searches; written by blockfit.")
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of recipe.yaml."""
+    return schema_of(RecipeFile, "blockfit recipe")
 
 
 def load_recipe(path: Path | str) -> Recipe:
@@ -114,7 +190,7 @@ def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: 
     `given` is the file, or the function, that the data was given in: it stands before each problem. `name` is the
     default name; a file of presets that the recipe names lies in `folder`.
     """
-    entry = validate(_RecipeFile, data, given, RecipeError)
+    entry = validate(RecipeFile, data, given, RecipeError)
     layout = attempt(lambda: load_layout(entry.layout), f"{given}: layout")
     presets = _presets_in(folder, entry.presets, given)
     problems: list[str] = [*_unusable(entry.fitted, f"{given}: fitted")]
@@ -147,7 +223,7 @@ def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: 
             steps=tuple(steps),
             output=entry.output or steps[-1].name,
             mapping=entry.mapping or layout.default_mapping,
-            fitted=entry.fitted,
+            fitted=None if entry.fitted is None else Fitted.from_data(entry.fitted),
         ),
         given,
     )
@@ -185,6 +261,13 @@ def save_recipe(recipe: Recipe, path: Path | str) -> None:
     replace_text(Path(path), dump_yaml(recipe_as_data(recipe)))
 
 
+def folders_of(recipe: Recipe, path: Path, folders: Sequence[Path] = ()) -> tuple[Path, ...]:
+    """Return where the files of the recipe in `path` may be: beside it, beside the fitted recipe, in `folders`."""
+    origin = recipe.noted.recipe
+    beside = () if origin is None else ((path.parent / origin).parent,)
+    return (path.parent, *beside, *folders)
+
+
 def recipe_as_data(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain dicts, lists, strings and numbers, as its YAML file holds it."""
     data: dict[str, Any] = {"name": recipe.name, "layout": recipe.layout.name, "mapping": recipe.mapping}
@@ -197,7 +280,7 @@ def recipe_as_data(recipe: Recipe) -> dict[str, Any]:
     data["steps"] = [step_as_data(step, recipe.layout) for step in recipe.steps]
     data["output"] = recipe.output
     if recipe.fitted is not None:
-        data["fitted"] = recipe.fitted
+        data["fitted"] = recipe.fitted.to_data()
     return data
 
 
@@ -265,7 +348,7 @@ def _expected_as_data(expect: Expected, layout: Layout) -> Any:
     return _on_one_line(data)
 
 
-def _read_expected(entry: _ExpectEntry, layout: Layout, where: str) -> Expected:
+def _read_expected(entry: ExpectEntry, layout: Layout, where: str) -> Expected:
     values: dict[str, float] = {}
     if isinstance(entry.blocks, Mapping):
         blocks = attempt(lambda: layout.parse_blocks([str(key) for key in entry.blocks]), f"{where}.blocks")
@@ -322,7 +405,7 @@ def read_alpha(
     if isinstance(value, str) and presets:
         if value not in presets:
             raise RecipeError(
-                f"{where}: received {shown(value)}; no preset has this name; there are {', '.join(presets)}"
+                f"{where}: received {shown(value)}; no preset has this name; must be one of {', '.join(presets)}"
             )
         return attempt(lambda: preset_alpha(presets[value], layout, base), where)
     if base is not None:
@@ -368,14 +451,14 @@ def _read_mapping(value: Mapping[str, Any], layout: Layout, where: str) -> Alpha
 
 
 def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tuple[str, ...] | None) -> Free:
-    known = list(_FreeEntry.model_fields)
+    known = list(FreeEntry.model_fields)
     if unknown := [key for key in value if key not in known]:
         raise RecipeError(f"{where}: unknown field {unknown[0]!r}; a free alpha has {', '.join(known)}")
     if "search" not in value:
         raise RecipeError(f"{where}: received {shown(value)}; a free alpha is {{search: [low, high]}}")
     if blocks is not None and "blocks" in value:
         raise RecipeError(f"{where}.blocks: received {shown(value['blocks'])}; the key already names the blocks")
-    entry = _FreeEntry.model_validate(dict(value))
+    entry = FreeEntry.model_validate(dict(value))
     if not isinstance(entry.tie, bool):
         raise RecipeError(f"{where}.tie: received {shown(entry.tie)}; must be true or false")
     if not (isinstance(entry.search, list) and len(entry.search) == 2 and all(map(_is_number, entry.search))):

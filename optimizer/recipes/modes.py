@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from optimizer.choices import ModeName
+
 __all__ = ["MODES", "Mode"]
 
 Combine = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], torch.Tensor]
@@ -22,7 +24,7 @@ class Mode:
     all modes.
     """
 
-    name: str
+    name: ModeName
     formula: str
     inputs: tuple[str, ...]
     alphas: tuple[str, ...]

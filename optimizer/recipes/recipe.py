@@ -15,6 +15,7 @@ from typing import Any
 from optimizer.errors import RecipeError
 from optimizer.families import Layout
 from optimizer.printable import unprintable
+from optimizer.recipes.fitted import Fitted
 from optimizer.recipes.modes import MODES
 
 __all__ = ["LARGEST_USUAL", "MOST_STEPS", "Alpha", "Expected", "Free", "Model", "Recipe", "Step", "beyond_usual"]
@@ -158,7 +159,7 @@ class Step:
     def problems(self) -> list[str]:
         """What is wrong with this step on its own, one line each."""
         if self.mode not in MODES:
-            return [f"steps.{self.name}.mode: received {self.mode!r}; there are {', '.join(MODES)}"]
+            return [f"steps.{self.name}.mode: received {self.mode!r}; must be one of {', '.join(MODES)}"]
         wanted = MODES[self.mode].inputs
         found = []
         if "c" in wanted and self.c is None:
@@ -176,7 +177,7 @@ class Step:
 class Recipe:
     """Named sources and the steps that combine them; `output` is the step that the whole recipe makes.
 
-    `fitted` is what a fit notes beside the steps of the recipe it found (target, hashes, similarities); free-form.
+    `fitted` is what a fit notes beside the steps of the recipe it found (target, hashes, searches); None if nothing is.
     Raises RecipeError at construction, with one line a problem, for names that are undefined, doubled or in a cycle,
     for control characters and line breaks in names, spaces around those of models and steps, and for more than 2000
     steps or 5000 models.
@@ -188,7 +189,7 @@ class Recipe:
     steps: tuple[Step, ...]
     output: str
     mapping: str = ""
-    fitted: Mapping[str, Any] | None = None
+    fitted: Fitted | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mapping", self.mapping or self.layout.default_mapping)
@@ -314,8 +315,12 @@ class Recipe:
         """The model that differences are taken from, as far as the recipe tells: the one a fit noted, or that is called
         base; None if there is none.
         """
-        candidates = ((self.fitted or {}).get("base"), "base")
-        return next((name for name in candidates if isinstance(name, str) and name in self.models), None)
+        return next((name for name in (self.noted.base, "base") if name in self.models), None)
+
+    @property
+    def noted(self) -> Fitted:
+        """What a fit notes in the recipe, each field None if nothing is noted."""
+        return Fitted() if self.fitted is None else self.fitted
 
     @property
     def formulas(self) -> dict[str, tuple[str, dict[str, str]]]:

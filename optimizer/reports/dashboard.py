@@ -21,7 +21,7 @@ from optuna_dashboard import wsgi
 from optimizer.errors import InputError
 from optimizer.reports.file_names import file_name_part
 from optimizer.search import CheckedStorage, CheckedTrials, OpenTrials, best_of, completed, open_trials, told_of
-from optimizer.studies import Study
+from optimizer.studies import Study, StudyFolder
 
 __all__ = ["serve_dashboard"]
 
@@ -76,7 +76,8 @@ def serve_dashboard(
             server = make_server(HOST, port, application, server_class=_Server, handler_class=_Quiet)
         except OSError as error:
             raise InputError(
-                f"--port: {port} cannot be listened on: {error.strerror}; name another, or 0 for any that is free"
+                f"{port} cannot be listened on: {error.strerror}; name another, or 0 for any that is free",
+                field="port",
             ) from error
         with server:
             ready(f"http://{HOST}:{server.server_port}/dashboard")
@@ -90,8 +91,9 @@ class _PlotStore(FileSystemArtifactStore):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "artifacts")
-        self.plots = {str(uuid5(NAMESPACE_URL, path.name)): path for path in sorted((folder / "plots").glob("*.png"))}
+        outputs = StudyFolder(folder)
+        super().__init__(outputs.artifacts)
+        self.plots = {str(uuid5(NAMESPACE_URL, path.name)): path for path in sorted(outputs.plots.glob("*.png"))}
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         if artifact_id not in self.plots:

@@ -23,21 +23,21 @@ _FIELDS = "fields"
 
 
 @contextmanager
-def fit_logs(plain: Path, structured: Path | None = None) -> Iterator[None]:
+def fit_logs(plain: Path, log_file: Path | None = None) -> Iterator[None]:
     """Append what `log_...` is told to these files: a line of text each, and a JSON object a line.
 
     The objects have "time" (ISO 8601, UTC), "event" (opened, trial, warning, end) and what there is to say of it: see
-    the functions. Raises InputError if `structured`, which the user has asked for, cannot be opened, or is a link in
+    the functions. Raises InputError if `log_file`, which the user has asked for, cannot be opened, or is a link in
     the folder of a study.
     """
     handlers = [LogFile(plain, _OneLine("%(asctime)s %(message)s"), own=True)]
-    if structured is not None:
-        attempt(lambda: check_output(structured, opened=True), "--log-file")
+    if log_file is not None:
+        attempt(lambda: check_output(log_file, opened=True), field="log_file")
         try:
-            structured.open("a", encoding="utf-8").close()
+            log_file.open("a", encoding="utf-8").close()
         except OSError as error:
-            raise InputError(f"--log-file: {structured}: cannot be written ({error.strerror})") from error
-        handlers.append(LogFile(structured, _JsonLines(), own=study_folder_of(structured) is not None))
+            raise InputError(f"{log_file}: cannot be written ({error.strerror})", field="log_file") from error
+        handlers.append(LogFile(log_file, _JsonLines(), own=study_folder_of(log_file) is not None))
     try:
         _LOGGER.setLevel(logging.INFO)
         _LOGGER.propagate = False

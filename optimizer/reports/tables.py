@@ -118,11 +118,18 @@ def candidates_table(result: FitResult, *, ascii_only: bool = False) -> Table:
     found = {search.name: search.best for search in result.searches}
     for name in dict.fromkeys(one.search for one in result.candidates):
         if (best := found[name]) is not None:
-            cells = ["best.yaml", name, str(best.number), percent(_similarity(best)), _MISSING, _MISSING]
+            cells = [
+                result.study.outputs.best.name,
+                name,
+                str(best.number),
+                percent(_similarity(best)),
+                _MISSING,
+                _MISSING,
+            ]
             table.add_row(*(_text(cell, ascii_only) for cell in cells))
     for one in result.candidates:
         cells = [
-            f"candidate-{one.number}.yaml",
+            result.study.outputs.candidate(one.number).name,
             one.search,
             str(one.trial),
             percent(one.similarity),

@@ -1,4 +1,4 @@
-"""The samplers that a study can name; a new one is one function and one line in `SAMPLERS`.
+"""The samplers that a study can name; a new one is a function, a line in `_SAMPLERS`, and a word of `SamplerName`.
 
 A sampler is made anew for each trial, from a seed that follows from the study's seed and the trial's number. What it
 needs to know of earlier trials it reads from the study, so a resumed study proposes what an uninterrupted one would,
@@ -13,11 +13,12 @@ import numpy as np
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 
+from optimizer.choices import SamplerName
 from optimizer.samplers.blockwise import BlockwiseSampler
 
 __all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "make_sampler", "trial_seed"]
 
-DEFAULT_SAMPLER = "blockwise"
+DEFAULT_SAMPLER: SamplerName = "blockwise"
 
 # Which parameters each block's score depends on, {block: parameters}; None if every parameter is a block of its own.
 _Blocks = Mapping[str, Sequence[str]] | None
@@ -43,13 +44,14 @@ def _random(seed: int, blocks: _Blocks, others: bool) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-SAMPLERS: dict[str, Callable[[int, _Blocks, bool], BaseSampler]] = {
+_SAMPLERS: dict[SamplerName, Callable[[int, _Blocks, bool], BaseSampler]] = {
     "blockwise": _blockwise,
     "cmaes": _cmaes,
     "gp": _gp,
     "random": _random,
     "tpe": _tpe,
 }
+SAMPLERS: Mapping[str, Callable[[int, _Blocks, bool], BaseSampler]] = dict(_SAMPLERS.items())
 
 
 def make_sampler(name: str, seed: int, blocks: _Blocks = None, *, others: bool = False) -> BaseSampler:

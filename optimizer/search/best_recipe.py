@@ -7,9 +7,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from optimizer.library import seen_from
-from optimizer.recipes import Recipe
+from optimizer.recipes import Fitted, FittedSearch, FittedSpread, FittedTarget, Recipe
 from optimizer.search.results import SearchResult, SeedSpread
-from optimizer.studies import StepScores, Study, noted_reading, noted_scores
+from optimizer.studies import StepScores, Study, noted_scores
 from optimizer.version import __version__
 
 __all__ = ["finished_recipe"]
@@ -58,39 +58,41 @@ def finished_recipe(
         }
         similarity.setdefault(step, {})[metric] = entry
     steps = tuple(replace(step, similarity=similarity.get(step.name)) for step in recipe.steps)
-    fitted = {
-        "by": "blockfit",
-        "version": __version__,
-        "recipe": seen_from(study.folder, study.recipe_path),
-        "target": {"file": study.target_file, **({"sha256": hashed[""]} if "" in hashed else {})},
-        **({} if study.base is None else {"base": study.base}),
-        "complete": complete,
-        "searches": [_noted_search(result, best) for result, best in searches],
-        **({} if not spread else {"other_random_inputs": [_noted_spread(one) for one in spread]}),
-    }
+    fitted = Fitted(
+        by="blockfit",
+        version=__version__,
+        recipe=seen_from(study.folder, study.recipe_path),
+        target=FittedTarget(file=study.target_file, sha256=hashed.get("")),
+        base=study.base,
+        complete=complete,
+        searches=tuple(_noted_search(result, best) for result, best in searches),
+        other_random_inputs=tuple(map(_noted_spread, spread)) or None,
+    )
     return replace(recipe, models=models, steps=steps, fitted=fitted)
 
 
-def _noted_spread(spread: SeedSpread) -> dict[str, Any]:
-    return {
-        "stage": spread.stage,
-        "step": spread.step,
-        "metric": spread.metric,
-        "seeds": list(spread.seeds),
-        "totals": [round(total, 9) for total in spread.totals],
-    }
+def _noted_spread(spread: SeedSpread) -> FittedSpread:
+    return FittedSpread(
+        stage=spread.stage,
+        step=spread.step,
+        metric=spread.metric,
+        seeds=spread.seeds,
+        totals=tuple(round(total, 9) for total in spread.totals),
+    )
 
 
-def _noted_search(result: SearchResult, best: FrozenTrial | None) -> dict[str, Any]:
+def _noted_search(result: SearchResult, best: FrozenTrial | None) -> FittedSearch:
     stage = result.stage
-    return {
-        "name": result.name,
-        "step": result.step,
-        "metric": stage.metric,
-        "strategy": stage.strategy,
-        "blocks": ",".join(stage.blocks),
-        **({"seeds": list(stage.seeds)} if stage.draws else {}),
-        **(noted_reading(stage.prompts_file, stage.prompts, stage.clip_skip) if stage.reads else {}),
-        "trials": len(result.completed),
-        **({} if best is None else {"best_trial": best.number, "similarity": round(best.values[0], 9)}),
-    }
+    options = {key: value for one, used in stage.used_options if used for key, value in one.noted().items()}
+    return FittedSearch(
+        name=result.name,
+        step=result.step,
+        metric=stage.metric,
+        strategy=stage.strategy,
+        blocks=",".join(stage.blocks),
+    ).noting(
+        **options,
+        trials=len(result.completed),
+        best_trial=None if best is None else best.number,
+        similarity=None if best is None else round(best.values[0], 9),
+    )

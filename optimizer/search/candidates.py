@@ -13,7 +13,7 @@ from optimizer.recipes import Space
 from optimizer.search.results import SearchResult
 from optimizer.search.trials import ranked
 
-__all__ = ["APART", "Choice", "candidate_name", "different"]
+__all__ = ["APART", "Choice", "different"]
 
 # By how much some source's coefficient differs, in some scored block, between recipes that count as different. It is
 # the spacing of the alphas that people choose by hand.
@@ -75,8 +75,3 @@ def _distance(one: torch.Tensor, other: torch.Tensor, without_base: Sequence[int
         scale = (one * other).sum(dim=1, keepdim=True) / (other * other).sum(dim=1, keepdim=True).clamp_min(1e-300)
         other = other * scale.clamp_min(0)
     return float((one - other).abs().max())
-
-
-def candidate_name(number: int) -> str:
-    """Return the name of a candidate's recipe, numbered from 1, in the study's folder."""
-    return f"candidate-{number}.yaml"

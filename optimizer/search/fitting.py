@@ -2,7 +2,6 @@
 
 import math
 import multiprocessing
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +14,14 @@ from typing import Any, NamedTuple
 import optuna
 import torch
 
-from optimizer.analysis import Simplified, narrow_ranges, simple_path, simplify_fit
+from optimizer.analysis import Simplified, narrow_ranges, simplify_fit
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
 from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes, fits_hash, other_hash
 from optimizer.recipes import Algebra, Recipe, Space, filled_alphas, load_recipe, save_recipe
 from optimizer.search.best_recipe import finished_recipe
-from optimizer.search.candidates import Choice, candidate_name, different
+from optimizer.search.candidates import Choice, different
 from optimizer.search.plan import quadratic_metrics, started_at, still_free
 from optimizer.search.results import (
     Candidate,
@@ -57,8 +56,10 @@ from optimizer.search.trials import (
 )
 from optimizer.similarity import (
     METRICS,
+    AttentionOptions,
     Combined,
     Comparison,
+    EncoderOptions,
     ExplainedMetric,
     Measured,
     Metric,
@@ -73,7 +74,6 @@ from optimizer.studies import OpenStudy, Stage, StepScores, Study, best_recipe, 
 __all__ = ["fit"]
 
 
-_SIMPLE = simple_path(Path("best.yaml")).name
 # On how many random inputs that were not fitted on the result is scored.
 _OTHER_SEEDS = 4
 # What ends a fit before its time; the best so far is kept first.
@@ -123,11 +123,13 @@ def fit(
     or has another hash than the recipe notes.
     """
     if candidates < 1:
-        raise StudyError(f"--candidates: received {candidates}; must be at least 1, which is the best recipe alone")
+        raise StudyError(
+            f"received {candidates}; must be at least 1, which is the best recipe alone", field="candidates"
+        )
     if workers is not None and workers < 1:
-        raise StudyError(f"--workers: received {workers}; must be at least 1, which is this process alone")
-    names = ("best.yaml", _SIMPLE, *map(candidate_name, range(2, candidates + 1)))
-    written = [study.folder / name for name in names]
+        raise StudyError(f"received {workers}; must be at least 1, which is this process alone", field="workers")
+    outputs = study.outputs
+    written = (outputs.best, outputs.simple, *map(outputs.candidate, range(2, candidates + 1)))
     if taken := [path for path in written if path.resolve() == study.recipe_path.resolve()]:
         raise StudyError(
             f"{taken[0]}: is the study's recipe, which the result would replace; name the recipe otherwise"
@@ -259,13 +261,13 @@ class _Fit:
         self._spread.sort(key=lambda spread: order.index(spread.stage))
         found = [(result, result.best) for result in standing(self._results)]
         recipe = finished_recipe(study, self._recipe, self._scores, found, self._spread, hashed, complete=complete)
-        save_recipe(recipe, study.folder / "best.yaml")
+        save_recipe(recipe, study.outputs.best)
         others = () if stopped is not None else self._write_candidates(hashed)
         simple = self._simplified(recipe, opened.measured) if stopped is None else None
         narrow = narrow_ranges(study.recipe, study.stages, opened.measured, seed=study.seed) if complete else ()
         if simple is None:
             # That of an earlier fit would be another recipe's.
-            _remove_own(study.folder / _SIMPLE)
+            _remove_own(study.outputs.simple)
         if stopped is not None and not isinstance(stopped, KeyboardInterrupt):
             raise stopped
         if check_hashes:
@@ -285,10 +287,10 @@ class _Fit:
     def _simplified(self, recipe: Recipe, measured: Measured) -> Simplified | None:
         """Write the simpler recipe; None, with a warning, if there is none to be had."""
         try:
-            return simplify_fit(self._study, recipe, measured, self._study.folder / _SIMPLE)
+            return simplify_fit(self._study, recipe, measured, self._study.outputs.simple)
         except RecipeError as error:
             # The fit is done; this is good to have beside it, and no more.
-            self._events.warned(f"{_SIMPLE}: not written: {'; '.join(error.problems)}")
+            self._events.warned(f"{self._study.outputs.simple.name}: not written: {'; '.join(error.problems)}")
             return None
 
     def _hashed(self, opened: OpenStudy, *, known: bool) -> tuple[dict[str, str], KeyboardInterrupt | None]:
@@ -308,7 +310,7 @@ class _Fit:
                 other = other_hash(noted, study.sources.get(name, Path(file)), digest)
                 problems.append(f"{study.recipe_path}: models.{name}.sha256: {other}")
         if problems:
-            best = study.folder / "best.yaml"
+            best = study.outputs.best
             raise CheckpointError([*problems, f"{best}: is of the files that are there, and notes their hashes"])
 
     @contextmanager
@@ -330,7 +332,9 @@ class _Fit:
                     if fresh:
                         if others := [worker for worker in workers.living() if worker != workers.own]:
                             who = ", ".join(map(str, others))
-                            raise StudyError(f"--fresh: {self._address}: others are at these trials ({who}); stop them")
+                            raise StudyError(
+                                f"{self._address}: others are at these trials ({who}); stop them", field="fresh"
+                            )
                         aside = set_aside(self._address)
                         if aside is not None:
                             said(f"{self._address}: renamed to {aside.name}")
@@ -360,7 +364,7 @@ class _Fit:
     def _bindings(self, opened: OpenStudy) -> dict[str, Mapping[str, Any]]:
         """What each search is bound to."""
         return {
-            name: bound_to(self._study, stage, step, parameters, opened.fingerprints, opened.prompts(stage))
+            name: bound_to(self._study, stage, step, parameters, opened.fingerprints, opened.options(stage))
             for stage in self._study.stages
             for number in range(1, stage.passes + 1)
             for name, step, parameters in stage.searches(number)
@@ -370,7 +374,7 @@ class _Fit:
         """Refuse prompts that could not be read of this target: the stage that would may come after hours of others."""
         study = self._study
         clip_skips = {
-            f"{study.path or study.folder}: stages.{stage.name}.clip_skip": stage.clip_skip
+            f"{study.path or study.folder}: stages.{stage.name}.clip_skip": stage.options.of(EncoderOptions).clip_skip
             for stage in study.stages
             if stage.reads
         }
@@ -387,9 +391,7 @@ class _Fit:
         """Run the searches of a stage, and fill the recipe with what they find."""
         comparison, statistics = opened.comparison, opened.measured.statistics
         if isinstance(comparison, Comparison):
-            comparison = replace(
-                comparison, seeds=stage.seeds, tf32=stage.tf32, prompts=stage.prompts, clip_skip=stage.clip_skip
-            )
+            comparison = replace(comparison, options=stage.options)
         metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
         quadratic = quadratic_metrics(comparison, stage.blocks, statistics)
         explained = quadratic["explained"]
@@ -467,7 +469,8 @@ class _Fit:
         self._recipe = self._recipe.with_alphas(filled_alphas(self._results[-1].parameters, best.params))
 
     def _score_other_seeds(self, stage: Stage, comparison: Comparison | Measured) -> None:
-        seeds = tuple(seed for seed in range(len(stage.seeds) + _OTHER_SEEDS) if seed not in stage.seeds)[:_OTHER_SEEDS]
+        own = stage.options.of(AttentionOptions).seeds
+        seeds = tuple(seed for seed in range(len(own) + _OTHER_SEEDS) if seed not in own)[:_OTHER_SEEDS]
         for name, blocks in stage.measured:
             if (by_seed := METRICS[name].by_seed) is None:
                 continue
@@ -500,7 +503,6 @@ class _Fit:
 
     def _write_candidates(self, hashed: Mapping[str, str]) -> tuple[Candidate, ...]:
         """Write the next best recipes beside the best one, and remove what an earlier fit left of its own."""
-        folder = self._study.folder
         ordered = sorted(self._choices, key=lambda each: (each[0].loss, each[0].trial.number))
         found: list[Candidate] = []
         for number, (choice, scores) in enumerate(ordered[: self._candidates - 1], start=2):
@@ -510,17 +512,15 @@ class _Fit:
             bests = [(one, choice.trial if one.name == search.name else one.best) for one in standing(self._results)]
             spread = [one for one in self._spread if one.stage != search.stage.name]
             finished = finished_recipe(self._study, recipe, [*others, *scores], bests, spread, hashed, complete=True)
-            finished = replace(finished, fitted={**(finished.fitted or {}), "candidate": number})
-            save_recipe(finished, folder / candidate_name(number))
+            finished = replace(finished, fitted=finished.noted.noting(candidate=number))
+            save_recipe(finished, self._study.outputs.candidate(number))
             found.append(
                 Candidate(
                     number, finished, search.name, choice.trial.number, choice.similarity, choice.loss, choice.apart
                 )
             )
-        for path in folder.glob("candidate-*.yaml"):
-            named = re.fullmatch(r"candidate-(\d+)\.yaml", path.name)
-            stale = named is not None and int(named[1]) > len(found) + 1
-            if stale and path.resolve() != self._study.recipe_path.resolve():
+        for number, path in self._study.outputs.candidates().items():
+            if number > len(found) + 1 and path.resolve() != self._study.recipe_path.resolve():
                 try:
                     path.unlink()
                 except OSError as error:
@@ -538,5 +538,5 @@ class _Fit:
 def _remove_own(path: Path) -> None:
     """Remove a simpler recipe of an earlier fit, unless it is something else by now."""
     with suppress(InputError, OSError):
-        if "simplified" in (load_recipe(path).fitted or {}):
+        if load_recipe(path).noted.simplified is not None:
             path.unlink()

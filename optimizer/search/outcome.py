@@ -85,7 +85,7 @@ def found_result(study: Study, storage: str | None = None) -> Found:
     moved_on = () if recipe is None else _moved_on(recipe, found_by)
     shown = by_trials.started() if recipe is None else recipe
     scores = () if recipe is None else tuple(noted_step_scores(study, recipe))
-    complete = recipe is not None and (recipe.fitted or {}).get("complete") is True
+    complete = recipe is not None and recipe.noted.complete is True
     result = FitResult(study, shown, results, scores, interrupted=not complete)
     spread = () if recipe is None else tuple(noted_spreads(study, recipe, scores))
     notes = tuple(note for one in searched for note in one.notes)
@@ -93,7 +93,7 @@ def found_result(study: Study, storage: str | None = None) -> Found:
 
 
 def shown_storage(study: Study, storage: str | None) -> str | None:
-    """What others may be told to give to `--storage`; None if the trials are in the study's folder.
+    """What others may be told to give as `storage`; None if the trials are in the study's folder.
 
     Without passwords, and of a file that lies elsewhere on this machine only its name.
     """

@@ -32,7 +32,7 @@ from optimizer.search.trials import (
     seconds_per_trial,
     whole_trial,
 )
-from optimizer.similarity import ExplainedMetric, Metric, QuadraticMetric, total_similarity
+from optimizer.similarity import AttentionOptions, ExplainedMetric, Metric, QuadraticMetric, total_similarity
 from optimizer.studies import Stage, Study
 
 __all__ = ["FitEvents", "Search", "SearchProgress", "TrialsFailed"]
@@ -201,7 +201,7 @@ class Search:
 
     def _leave_out_better_than_measured(self, trials: Trials) -> None:
         """Leave out best trials whose points do not score what was stored of them: a stranger may have written it."""
-        tolerance = _TF32 if self._stage.tf32 else _MEASURED
+        tolerance = _TF32 if self._stage.options.of(AttentionOptions).tf32 else _MEASURED
         while (best := best_of(completed(trials.finished))) is not None:
             attributes, value = self._scored(best)
             if value is None:

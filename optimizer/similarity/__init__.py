@@ -2,11 +2,11 @@
 
 The registry names them. Knows nothing of Optuna."""
 
-from optimizer.similarity.attention import AttentionMetric
+from optimizer.similarity.attention import AttentionMetric, AttentionOptions
 from optimizer.similarity.comparing import compare
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import chosen_device, float32_products, select_device, unused_card
-from optimizer.similarity.encoder import check_encoder, prompts_sha256, read_prompts, shipped_prompts
+from optimizer.similarity.encoder import EncoderOptions, check_encoder, prompts_sha256, read_prompts
 from optimizer.similarity.measured import (
     FileMark,
     Measured,
@@ -16,11 +16,13 @@ from optimizer.similarity.measured import (
 )
 from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.metric import Combined, Metric, score_step, score_steps, total_similarity
+from optimizer.similarity.options import MetricOptions, Options
 from optimizer.similarity.quadratic import ExplainedMetric, QuadraticMetric
 from optimizer.similarity.registry import (
     DEFAULT_METRIC,
     EXACT_METRICS,
     METRICS,
+    OPTIONS,
     MetricKind,
     build_metric,
     check_installed,
@@ -32,15 +34,20 @@ __all__ = [
     "DEFAULT_METRIC",
     "EXACT_METRICS",
     "METRICS",
+    "OPTIONS",
     "AttentionMetric",
+    "AttentionOptions",
     "Combined",
     "Comparison",
+    "EncoderOptions",
     "ExplainedMetric",
     "FileMark",
     "Measured",
     "Metric",
     "MetricKind",
+    "MetricOptions",
     "MovableMetric",
+    "Options",
     "Progress",
     "QuadraticMetric",
     "Statistics",
@@ -63,7 +70,6 @@ __all__ = [
     "score_step",
     "score_steps",
     "select_device",
-    "shipped_prompts",
     "total_similarity",
     "unused_card",
     "warn_of_zeros",

@@ -16,23 +16,31 @@ whole row, which a cosine does not see.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
+from pydantic import Field, StrictBool, StrictInt
 
 from optimizer.checkpoints import TensorSource
 from optimizer.errors import CheckpointError
-from optimizer.recipes import Part
+from optimizer.families import Layout
+from optimizer.files import shown
+from optimizer.recipes import FittedSearch, Part
 from optimizer.similarity.batched import BatchedAttention, Family, Member
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
 from optimizer.similarity.loading import Loader, staging
 from optimizer.similarity.logits import LOG2_E, Lined, Products, Stack, Terms, Whole
 from optimizer.similarity.memory import where_it_fits
+from optimizer.similarity.options import MetricOptions
 from optimizer.similarity.rows import Candidates, Workers, outputs
 
-__all__ = ["AttentionMetric", "attention_by_seed"]
+__all__ = ["DEFAULT_SEED", "AttentionMetric", "AttentionOptions", "attention_by_seed"]
+
+# The seed of the article's similarity.
+DEFAULT_SEED = 114514
 
 # Bytes that the lines' matrices and the terms of the logits may take in all; blocks beyond are scored by one product
 # for each candidate.
@@ -42,6 +50,45 @@ _KEPT_LIMIT = 2 << 30
 _TOGETHER = 1 << 17
 # What the user is told of the progress.
 _PROJECTING, _OTHER_INPUTS = "projecting the attention", "scoring other random inputs"
+
+
+class AttentionOptions(MetricOptions):
+    """The options of the attention metric."""
+
+    seeds: list[StrictInt] = Field(
+        default_factory=lambda: [DEFAULT_SEED],
+        description=f"The seeds of attention's random inputs. Default: [{DEFAULT_SEED}].",
+        examples=[[DEFAULT_SEED, 1]],
+    )
+    tf32: StrictBool = Field(
+        default=False, description="Whether a GPU computes attention faster, with similarities exact to about 1e-3."
+    )
+
+    def problems(self, given: Collection[str], layout: Layout, *, used: bool) -> list[str]:
+        """Return a line for seeds that cannot be used."""
+        distinct = set(self.seeds)
+        if self.seeds and min(distinct) >= 0 and max(distinct) < 2**63 and len(distinct) == len(self.seeds):
+            return []
+        right = "must be one or more different whole numbers from 0 up, below 2^63"
+        return [f"seeds: received {shown(self.seeds)}; {right}"]
+
+    def bound(self, *, used: bool) -> dict[str, Any]:
+        """Return the seeds where random inputs are drawn, and tf32 where it is on."""
+        return {**({"seeds": list(self.seeds)} if used else {}), **({"tf32": True} if self.tf32 else {})}
+
+    def noted(self) -> dict[str, Any]:
+        """Return the seeds."""
+        return {"seeds": tuple(self.seeds)}
+
+    def described(self, *, used: bool) -> list[str]:
+        """Return the seeds where random inputs are drawn, and tf32 where it is on."""
+        seeds = [f"random inputs of seeds {', '.join(map(str, self.seeds))}"] if used else []
+        return [*seeds, *(["tf32"] if self.tf32 else [])]
+
+    @classmethod
+    def of_noted(cls, search: FittedSearch) -> Self:
+        """Return the seeds that a recipe notes, the default where it notes none."""
+        return cls() if search.seeds is None else cls(seeds=list(search.seeds))
 
 
 @dataclass(frozen=True)
@@ -70,7 +117,7 @@ class _Block:
 
 
 class AttentionMetric:
-    """Mean over the rows of cosine(A_candidate[i], A_target[i]), and over `comparison.seeds`.
+    """Mean over the rows of cosine(A_candidate[i], A_target[i]), and over the seeds of its options.
 
     `blocks` are scored in the layout's order of evaluation, which the random inputs depend on.
     """
@@ -91,7 +138,7 @@ class AttentionMetric:
         memory for the terms. Raises CheckpointError for a block that lacks a tensor, or a tensor with NaN or Inf.
         """
         self.blocks = blocks
-        self._tf32 = comparison.tf32
+        self._tf32 = comparison.options.of(AttentionOptions).tf32
         parts = {part.name: part for part in comparison.scored_parts(blocks)}
         weights = [_self_attention(comparison, parts, block) for block in blocks]
         self._scorer: BatchedAttention | _OnProcessor
@@ -127,11 +174,11 @@ class _OnProcessor:
     def __init__(self, comparison: Comparison, weights: Sequence[tuple[Part, Part, Part]]) -> None:
         self._workers = Workers()
         widths = [query.shape[1] for query, _, _ in weights]
-        lines = len(comparison.seeds) * sum(map(Lined.bytes, widths))
+        lines = len(comparison.options.of(AttentionOptions).seeds) * sum(map(Lined.bytes, widths))
         with_lines = lines <= _KEPT_LIMIT
         spare = _KEPT_LIMIT - (lines if with_lines else 0)
         self._projected: list[list[_Block]] = []
-        for number, seed in enumerate(comparison.seeds):
+        for number, seed in enumerate(comparison.options.of(AttentionOptions).seeds):
             generator = torch.Generator().manual_seed(seed)
             projected = []
             for position, (width, of_block) in enumerate(zip(widths, weights, strict=True)):
@@ -145,7 +192,9 @@ class _OnProcessor:
                 target = _outputs(_weights(comparison, of_block, comparison.target), inputs)
                 projected.append(_Block(Lined(source, matrices), value, target))
                 done = number * len(weights) + position + 1
-                comparison.progress(_PROJECTING, done, len(weights) * len(comparison.seeds))
+                comparison.progress(
+                    _PROJECTING, done, len(weights) * len(comparison.options.of(AttentionOptions).seeds)
+                )
             self._projected.append(projected)
 
     def prepare(self, coefficients: torch.Tensor) -> None:
@@ -180,7 +229,11 @@ def _batched(
     comparison: Comparison, weights: Sequence[tuple[Part, Part, Part]], *, keep_terms: bool
 ) -> BatchedAttention:
     """The same for a card: projections stay there, and tensors are moved as they are stored."""
-    device, seeds, sources = comparison.device, comparison.seeds, list(comparison.sources.values())
+    device, seeds, sources = (
+        comparison.device,
+        comparison.options.of(AttentionOptions).seeds,
+        list(comparison.sources.values()),
+    )
     alike: dict[object, list[Member]] = defaultdict(list)
     for column, (query, key, value) in enumerate(weights):
         rows = comparison.group_of(query), comparison.group_of(key), comparison.group_of(value)
@@ -231,7 +284,7 @@ def _by_seed(
 ) -> torch.Tensor:
     parts = {part.name: part for part in comparison.scored_parts(blocks)}
     scores = torch.zeros(len(seeds), len(blocks), dtype=torch.float64)
-    with float32_products(tf32=comparison.tf32):
+    with float32_products(tf32=comparison.options.of(AttentionOptions).tf32):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         for column, block in enumerate(blocks):
             weights = _self_attention(comparison, parts, block)
@@ -265,7 +318,7 @@ def _by_seed_on_card(
             total.add_(loader.load(part, [sources[position]])[0], alpha=number)
         return total
 
-    with float32_products(tf32=comparison.tf32):
+    with float32_products(tf32=comparison.options.of(AttentionOptions).tf32):
         for column, block in enumerate(blocks):
             weights = _self_attention(comparison, parts, block)
             width = weights[0].shape[1]

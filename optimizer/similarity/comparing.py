@@ -1,6 +1,6 @@
 """Comparing whole checkpoints with a target, as the article's tables do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +10,11 @@ from optimizer.checkpoints import TensorSource, as_source, unfit
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout
 from optimizer.recipes import warn_of_compared
+from optimizer.similarity.attention import AttentionOptions
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison
-from optimizer.similarity.encoder import check_encoder
+from optimizer.similarity.encoder import EncoderOptions, check_encoder
 from optimizer.similarity.metric import total_similarity
+from optimizer.similarity.options import Options
 from optimizer.similarity.quadratic import ExplainedMetric
 from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric, check_installed
 from optimizer.similarity.statistics import measure_statistics
@@ -81,32 +83,29 @@ def compare(
     check_installed([metric])
     layout = _layout_of(target)
     if unnamed:
-        why = f"--base: missing; without one {metric} is measured,"
-        attempt(lambda: METRICS[metric].check_offered(layout), why, " but ")
+        why = f"missing; without one {metric} is measured,"
+        attempt(lambda: METRICS[metric].check_offered(layout), why, " but ", field="base")
     chosen = select_blocks(layout, metric, blocks)
     # Without one the candidate itself would stand for it, and explain nothing of its difference from itself.
     if (METRICS[metric].needs_base or metric == "explained") and base is None:
-        raise InputError(f"--base: missing; metric {metric!r} is about differences from a base model")
+        raise InputError(f"missing; metric {metric!r} is about differences from a base model", field="base")
     reads = METRICS[metric].needs_prompts
-    unread = {} if reads else {"--prompts": prompts, "--clip-skip": clip_skip}
-    if problems := [
-        f"{name}: only the metric `encoder` reads prompts; leave it out, or write --metric encoder"
-        for name, given in unread.items()
-        if given is not None
-    ]:
-        raise InputError(problems)
+    given = {"prompts": prompts, "clip_skip": clip_skip}
+    if unread := [name for name, value in given.items() if value is not None and not reads]:
+        raise _only_for_encoder(unread)
     with open_comparison(
         layout,
         {"candidate": candidate},
         target,
         base=base,
         device=device,
-        seeds=(seed,),
+        options=Options((AttentionOptions(seeds=[seed]),)),
         progress=progress,
     ) as opened:
-        comparison = replace(opened, prompts=prompts, clip_skip=1 if clip_skip is None else clip_skip)
+        read = EncoderOptions(clip_skip=1 if clip_skip is None else clip_skip).with_texts(prompts)
+        comparison = replace(opened, options=opened.options.having(read))
         if reads:
-            check_encoder(comparison.target, layout, {"--clip-skip": comparison.clip_skip})
+            check_encoder(comparison.target, layout, {"": read.clip_skip})
         if blocks in ("all", *layout.groups):
             # If there is none, it is for the metric to say which file lacks what.
             chosen = tuple(block for block in chosen if _held(comparison, block)) or chosen
@@ -129,8 +128,8 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
     Raises InputError for an unknown metric, an unknown block, or blocks that the metric cannot see.
     """
     if metric not in METRICS:
-        raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
-    attempt(lambda: METRICS[metric].check_offered(layout), "--metric")
+        raise InputError(f"received {metric!r}; must be one of {', '.join(METRICS)}", field="metric")
+    attempt(lambda: METRICS[metric].check_offered(layout), field="metric")
     visible = METRICS[metric].sees(layout)
     if text in ("all", *layout.groups):
         # In a UNet, attention of the input blocks is shown with that of the middle, as in the article's input table.
@@ -139,15 +138,24 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
         if seen := tuple(block for block in wanted if block in visible):
             return seen
         raise InputError(
-            f"--blocks: {text} holds nothing that {metric!r} sees; it sees {layout.describe_blocks(visible)}"
+            f"{text} holds nothing that {metric!r} sees; it sees {layout.describe_blocks(visible)}",
+            field="blocks",
         )
     wanted = layout.parse_blocks(text)
     if unseen := [block for block in wanted if block not in visible]:
         raise InputError(
-            f"--blocks: {layout.describe_blocks(unseen)} cannot be measured by {metric!r}; it sees "
-            f"{layout.describe_blocks(visible)}"
+            f"{layout.describe_blocks(unseen)} cannot be measured by {metric!r}; it sees "
+            f"{layout.describe_blocks(visible)}",
+            field="blocks",
         )
     return wanted
+
+
+def _only_for_encoder(fields: Sequence[str]) -> InputError:
+    reason = "only the metric `encoder` reads prompts; leave it out, or write `metric='encoder'`"
+    if len(fields) == 1:
+        return InputError(reason, field=fields[0])
+    return InputError(f"`{field}`: {reason}" for field in fields)
 
 
 def _layout_of(given: Path | str | TensorSource) -> Layout:

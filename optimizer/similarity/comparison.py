@@ -22,6 +22,7 @@ from optimizer.recipes import (
     warn_of_sources,
 )
 from optimizer.similarity.device import chosen_device
+from optimizer.similarity.options import Options
 
 __all__ = ["Comparison", "open_comparison", "open_recipe_comparison"]
 
@@ -39,10 +40,8 @@ class Comparison:
     """Sources and a target of one layout, with the tensors of the sources that merge, put into groups.
 
     `base` is the checkpoint that differences are taken from; None if the caller has none, and then the first source
-    serves as the numerical reference, but nothing may be scored by `delta`. `seeds` are those of the random inputs of
-    the attention metric; `tf32` lets a card compute that in lower precision. `prompts` are what the encoder metric
-    reads, by default those that come with the pipeline, behind the `clip_skip`-th last layer. `device` is where the
-    metrics compute. `zeros` knows which of what was read holds nothing but zeros.
+    serves as the numerical reference, but nothing may be scored by `delta`. `options` are the metrics'. `device` is
+    where the metrics compute. `zeros` knows which of what was read holds nothing but zeros.
     `progress(what, done, total)` is called now and then.
     """
 
@@ -53,11 +52,8 @@ class Comparison:
     parts: tuple[Part, ...]
     groups: tuple[Group, ...]
     device: torch.device
-    seeds: tuple[int, ...]
+    options: Options = field(default_factory=Options)
     progress: Progress = _silent
-    tf32: bool = False
-    prompts: tuple[str, ...] | None = None
-    clip_skip: int = 1
     zeros: ZeroTensors = field(default_factory=ZeroTensors, compare=False, repr=False)
 
     @property
@@ -134,7 +130,7 @@ def open_comparison(
     mapping: str | None = None,
     contributing: Contributing | None = None,
     device: torch.device | str | None = None,
-    seeds: Iterable[int] = (114514,),
+    options: Options | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Comparison]:
     """Open the checkpoints and plan which tensors are compared; they are closed when the context ends.
@@ -162,7 +158,7 @@ def open_comparison(
             parts=parts,
             groups=Group.of(parts),
             device=chosen_device(device),
-            seeds=tuple(seeds),
+            options=options or Options(),
             progress=progress or _silent,
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from optimizer.choices import DeviceName, words_of
 from optimizer.errors import InputError
 
 __all__ = ["chosen_device", "float32_products", "select_device", "unused_card"]
@@ -15,11 +16,12 @@ __all__ = ["chosen_device", "float32_products", "select_device", "unused_card"]
 
 def select_device(name: str) -> torch.device:
     """The device that `auto`, `cpu` or `cuda` stands for. Raises InputError for another name, or where cuda is not."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device: received {name!r}; there are auto, cpu, cuda")
+    if name not in words_of(DeviceName):
+        raise InputError(f"received {name!r}; must be one of {', '.join(words_of(DeviceName))}", field="device")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "--device: received 'cuda'; " + (unused_card() or "this machine has no NVIDIA card that torch can see")
+            "received 'cuda'; " + (unused_card() or "this machine has no NVIDIA card that torch can see"),
+            field="device",
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 

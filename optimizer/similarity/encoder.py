@@ -13,25 +13,27 @@ nothing before it. Prompts of like length are computed together, and of the tabl
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import Field, PrivateAttr, StrictInt, StrictStr
 
 from optimizer.checkpoints import TensorSource, pipeline_of, readable_encoder_of
-from optimizer.errors import CheckpointError, InputError
+from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout, load_tokenizer, stored_part
-from optimizer.files import read_text
+from optimizer.files import TEXT_SUFFIXES, missing_file, named_file, read_text, shown
 from optimizer.printable import unprintable
-from optimizer.recipes import Part
+from optimizer.recipes import FittedPrompts, FittedSearch, Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
 from optimizer.similarity.lines import Line, find_line
 from optimizer.similarity.loading import Loader
+from optimizer.similarity.options import MetricOptions
 
-__all__ = ["EncoderMetric", "check_encoder", "prompts_sha256", "read_prompts", "shipped_prompts"]
+__all__ = ["EncoderMetric", "EncoderOptions", "check_encoder", "prompts_sha256", "read_prompts", "shipped_prompts"]
 
 # What a batch costs beyond its tokens, in tokens: reading the weights once more, and the calls.
 _BATCH_COST = 24
@@ -87,15 +89,107 @@ def shipped_prompts(target: TensorSource, layout: Layout) -> tuple[str, ...]:
 def check_encoder(target: TensorSource, layout: Layout, clip_skips: Mapping[str, int]) -> None:
     """Raise InputError unless the target's text encoder can be read, behind each of the `clip_skips`.
 
-    These are numbers by what the user calls them. No weights are read.
+    These are numbers by the place where each was asked for; the place of the argument `clip_skip` is empty. No weights
+    are read.
     """
     pipeline = pipeline_of(target, layout)
     _configuration(pipeline, clip_skips)
     load_tokenizer(pipeline)
 
 
+class EncoderOptions(MetricOptions):
+    """The options of the encoder metric.
+
+    `prompts` is the file that the prompts are in; `texts` are the prompts themselves, once they are read.
+    """
+
+    prompts: StrictStr | None = Field(
+        default=None,
+        description="A file of prompts, one a line, that the encoder metric reads.",
+        examples=["prompts.txt"],
+    )
+    clip_skip: StrictInt = Field(
+        default=1,
+        description="The layer of the text encoder that the encoder metric reads: 1 is the last, 2 the one before.",
+    )
+    _texts: tuple[str, ...] | None = PrivateAttr(None)
+    _sha256: str | None = PrivateAttr(None)
+
+    @property
+    def texts(self) -> tuple[str, ...] | None:
+        """The prompts; None for those that come with the target's text encoder, or those that are not read yet."""
+        return self._texts
+
+    @property
+    def sha256(self) -> str | None:
+        """What tells the prompts from others, as `prompts_sha256` does; None where they are not known."""
+        return self._sha256 if self._texts is None else prompts_sha256(self._texts)
+
+    def with_texts(self, texts: tuple[str, ...] | None, *, sha256: str | None = None) -> Self:
+        """Return the options with these prompts, or with the `sha256` of some that are yet to be read."""
+        found = self.model_copy()
+        found._texts, found._sha256 = texts, sha256
+        return found
+
+    def problems(self, given: Collection[str], layout: Layout, *, used: bool) -> list[str]:
+        """Return a line for each field that is given for nothing, and for layers that are not there."""
+        found = [
+            f"{name}: only the metric `encoder` reads prompts; leave it out, or write metric: encoder"
+            for name in type(self).model_fields
+            if not used and name in given
+        ]
+        encoder = layout.readable_encoder
+        layers = 1 if encoder is None or encoder.layers is None else encoder.layers
+        if not 1 <= self.clip_skip <= layers:
+            received = shown(self.clip_skip)
+            found.append(f"clip_skip: received {received}; must be 1, the last layer, or 2 to {layers}")
+        return found
+
+    def loaded(self, folder: Path) -> Self:
+        """Return the options with the prompts read from their file. Raises InputError."""
+        if self.prompts is None:
+            return self
+        file = self.prompts
+        if (named := named_file(folder, file)) is None:
+            raise InputError(f"prompts: {folder / file}: {missing_file(folder / file, TEXT_SUFFIXES)}")
+        return self.with_texts(attempt(lambda: read_prompts(named), "prompts"))
+
+    def resolved(self, target: TensorSource, layout: Layout) -> Self:
+        """Return the options with prompts, those that come with the target's text encoder if there are no others."""
+        return self if self.texts else self.with_texts(shipped_prompts(target, layout))
+
+    def bound(self, *, used: bool) -> dict[str, Any]:
+        """Return the hash of the prompts and the layer, where they are read."""
+        return {"prompts": prompts_sha256(self.texts or ()), "clip_skip": self.clip_skip} if used else {}
+
+    def noted(self) -> dict[str, Any]:
+        """Return the file of the prompts with their hash, or, where no file is known, the prompts; and the layer."""
+        found: dict[str, Any] = {}
+        if self.texts is not None:
+            file = self.prompts
+            found["prompts"] = self.texts if file is None else FittedPrompts(file=file, sha256=self.sha256)
+        return found if self.clip_skip == 1 else {**found, "clip_skip": self.clip_skip}
+
+    def described(self, *, used: bool) -> list[str]:
+        """Return how many prompts are read, whose they are, and the layer."""
+        if not used:
+            return []
+        own = "the prompts that come with the layout"
+        prompts = own if self.texts is None else f"{len(self.texts)} prompts of the study's own"
+        return [prompts, f"clip skip {self.clip_skip}"]
+
+    @classmethod
+    def of_noted(cls, search: FittedSearch) -> Self:
+        """Return the layer and the prompts that a recipe notes: file and hash or, in early recipes, the prompts."""
+        found = cls(clip_skip=search.clip_skip or 1)
+        if isinstance(search.prompts, FittedPrompts):
+            read = cls(prompts=search.prompts.file, clip_skip=found.clip_skip)
+            return read.with_texts(None, sha256=search.prompts.sha256)
+        return found.with_texts(search.prompts)
+
+
 class EncoderMetric:
-    """Mean over `comparison.prompts` of the mean cosine of the text encoder's hidden states, behind `clip_skip`.
+    """Mean over the prompts of its options of the mean cosine of the text encoder's hidden states, behind `clip_skip`.
 
     `blocks` is the one block that the text encoder belongs to.
     """
@@ -108,7 +202,7 @@ class EncoderMetric:
         self._comparison = comparison
         layout, device = comparison.layout, comparison.device
         pipeline = pipeline_of(comparison.target, layout)
-        prompts = comparison.prompts or shipped_prompts(comparison.target, layout)
+        options = comparison.options.of(EncoderOptions).resolved(comparison.target, layout)
         files = (comparison.target, *comparison.sources.values())
         encoder = readable_encoder_of(layout)
         if not any(encoder.tokens in source.tensors for source in comparison.sources.values()):
@@ -116,7 +210,7 @@ class EncoderMetric:
                 f"{source.label}: has no {encoder.title}: tensor {encoder.tokens!r} is missing"
                 for source in comparison.sources.values()
             )
-        self._model, tokens, used = _model_and_tokens(pipeline, prompts, comparison.clip_skip)
+        self._model, tokens, used = _model_and_tokens(pipeline, options.texts or (), options.clip_skip)
         self._batches = tuple(_batches(tokens, device))
         self._positions = torch.arange(self._model.config.max_position_embeddings, device=device)[None]
         scored = {part.name: part for part in comparison.scored_parts(blocks)}
@@ -306,7 +400,7 @@ def _model_and_tokens(
     """
     from transformers import CLIPTextModel  # noqa: PLC0415  takes seconds
 
-    config = _configuration(pipeline, {"clip_skip": clip_skip})
+    config = _configuration(pipeline, {"": clip_skip})
     tokenizer = load_tokenizer(pipeline)
     found = tokenizer(list(prompts), truncation=True, max_length=config.max_position_embeddings)["input_ids"]
     used = sorted({token for prompt in found for token in prompt})
@@ -325,13 +419,15 @@ def _configuration(pipeline: Path, clip_skips: Mapping[str, int]) -> Any:
     from transformers import CLIPTextConfig  # noqa: PLC0415  takes seconds
 
     config = CLIPTextConfig.from_pretrained(pipeline / "text_encoder", local_files_only=True)
-    problems = [
-        f"{name}: received {number}; must be from 1, the last layer, to {config.num_hidden_layers}"
-        for name, number in clip_skips.items()
+    problems = {
+        place: f"received {number}; must be from 1, the last layer, to {config.num_hidden_layers}"
+        for place, number in clip_skips.items()
         if not 1 <= number <= config.num_hidden_layers
-    ]
+    }
+    if "" in problems:
+        raise InputError(problems[""], field="clip_skip")
     if problems:
-        raise InputError(problems)
+        raise InputError(f"{place}: {problem}" for place, problem in problems.items())
     return config
 
 

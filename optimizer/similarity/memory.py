@@ -140,7 +140,7 @@ def _free_what_is_cached() -> None:
 def _warn(what: str) -> None:
     warnings.warn(
         f"the card has too little free memory for {what}: it is computed on the processor from here on, which is "
-        "slower; to use the card, end other programs that use it and run again (--device cpu does without it from "
+        "slower; to use the card, end other programs that use it and run again (`device='cpu'` does without it from "
         "the start)",
         BlockfitWarning,
         stacklevel=3,

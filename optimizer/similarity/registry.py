@@ -5,20 +5,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from optimizer.choices import MetricName
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.extras import require
 from optimizer.families import Layout
 from optimizer.recipes import Group
-from optimizer.similarity.attention import AttentionMetric, attention_by_seed
+from optimizer.similarity.attention import AttentionMetric, AttentionOptions, attention_by_seed
 from optimizer.similarity.comparison import Comparison
-from optimizer.similarity.encoder import EncoderMetric
+from optimizer.similarity.encoder import EncoderMetric, EncoderOptions
 from optimizer.similarity.measured import Measured
 from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.metric import Metric
+from optimizer.similarity.options import MetricOptions
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, ExplainedMetric, WeightsMetric
 from optimizer.similarity.statistics import Statistics
 
-__all__ = ["DEFAULT_METRIC", "EXACT_METRICS", "METRICS", "MetricKind", "build_metric", "check_installed"]
+__all__ = ["DEFAULT_METRIC", "EXACT_METRICS", "METRICS", "OPTIONS", "MetricKind", "build_metric", "check_installed"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,12 @@ class MetricKind:
     defined only relative to a base. One that draws random inputs has `by_seed`, which scores one candidate,
     coefficients [groups, sources], under several seeds: float64 [seeds, blocks]. One that is `scale_free` does not see
     how far from the base a candidate is, only in which direction. One that is `exact` is a `QuadraticMetric`, whose
-    best alphas are found without a trial. `needs_prompts` says that it reads prompts. `extra` names the extra of the
-    installation that brings the libraries it is computed with. `absent` is why a layout may offer it for no block.
+    best alphas are found without a trial. `needs_prompts` says that it reads prompts. `options` is the model of its
+    options, fields of a stage in study.yaml, if it has some. `extra` names the extra of the installation that brings
+    the libraries it is computed with. `absent` is why a layout may offer it for no block.
     """
 
-    name: str
+    name: MetricName
     title: str
     sees: Callable[[Layout], tuple[str, ...]]
     build: Callable[[Comparison | Measured, Statistics | None, tuple[str, ...]], Metric]
@@ -42,6 +45,7 @@ class MetricKind:
     scale_free: bool = False
     exact: bool = False
     needs_prompts: bool = False
+    options: type[MetricOptions] | None = None
     extra: str | None = None
     by_seed: Callable[[Comparison, tuple[str, ...], torch.Tensor, Sequence[int]], torch.Tensor] | None = None
     absent: str = ""
@@ -114,6 +118,7 @@ METRICS: dict[str, MetricKind] = {
             _with_attention,
             _from_tensors(AttentionMetric, "the attention metric"),
             reads_statistics=False,
+            options=AttentionOptions,
             by_seed=attention_by_seed,
             absent="its layout does not say where its self-attention is",
         ),
@@ -123,6 +128,7 @@ METRICS: dict[str, MetricKind] = {
             _text_encoder,
             _from_tensors(EncoderMetric, "the encoder metric"),
             reads_statistics=False,
+            options=EncoderOptions,
             needs_prompts=True,
             absent="its layout has no text encoder that blockfit can compute",
             extra="encoder",
@@ -130,7 +136,10 @@ METRICS: dict[str, MetricKind] = {
     )
 }
 
-DEFAULT_METRIC = "explained"
+OPTIONS = tuple(kind.options for kind in METRICS.values() if kind.options is not None)
+"""The models of the metrics' options."""
+
+DEFAULT_METRIC: MetricName = "explained"
 """The metric of a study that names none."""
 
 EXACT_METRICS = tuple(name for name, kind in METRICS.items() if kind.exact)
@@ -157,7 +166,7 @@ def build_metric(
     block that the metric cannot see, or a missing base.
     """
     if name not in METRICS:
-        raise StudyError(f"metric: received {name!r}; there are {', '.join(METRICS)}")
+        raise StudyError(f"metric: received {name!r}; must be one of {', '.join(METRICS)}")
     kind = METRICS[name]
     attempt(lambda: kind.check_offered(comparison.layout), "metric")
     visible = kind.sees(comparison.layout)

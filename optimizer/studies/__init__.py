@@ -1,7 +1,7 @@
 """Studies: their YAML file, stages and folder, what recipes note of them, and opening one with its checkpoints."""
 
-from optimizer.studies.first_study import FIRST_MODES, first_study
-from optimizer.studies.folder import DATABASE, check_study_folder, storage_files
+from optimizer.studies.first_study import first_study
+from optimizer.studies.folder import DATABASE, StudyFolder, check_study_folder, storage_files
 from optimizer.studies.new import new_study
 from optimizer.studies.noted import (
     ALIKE,
@@ -10,38 +10,36 @@ from optimizer.studies.noted import (
     StepScores,
     best_recipe,
     needs_prompts,
-    noted_reading,
     noted_scores,
     noted_searches,
     noted_spreads,
     noted_step_scores,
 )
 from optimizer.studies.opening import OpenStudy, open_study
-from optimizer.studies.stage import DEFAULT_SEED, Stage
-from optimizer.studies.study import Study, load_study
+from optimizer.studies.stage import Stage
+from optimizer.studies.study import Study, load_study, study_schema
 
 __all__ = [
     "ALIKE",
     "DATABASE",
-    "DEFAULT_SEED",
-    "FIRST_MODES",
     "NotedSearch",
     "NotedSpread",
     "OpenStudy",
     "Stage",
     "StepScores",
     "Study",
+    "StudyFolder",
     "best_recipe",
     "check_study_folder",
     "first_study",
     "load_study",
     "needs_prompts",
     "new_study",
-    "noted_reading",
     "noted_scores",
     "noted_searches",
     "noted_spreads",
     "noted_step_scores",
     "open_study",
     "storage_files",
+    "study_schema",
 ]

@@ -2,22 +2,23 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optimizer.checkpoints import open_checkpoint, unfit
+from optimizer.choices import FirstMode, words_of
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout
 from optimizer.files import dump_yaml, refuse_links, undo_unfinished, write_new_files
 from optimizer.library import (
     HashCache,
+    Library,
+    Progress,
     check_folders,
     checkpoints_below,
     checkpoints_in,
-    fingerprint,
-    locate_given,
     named_at,
     seen_from,
 )
@@ -26,11 +27,9 @@ from optimizer.recipes import Alpha, Free, Model, Recipe, Step, recipe_as_data
 from optimizer.similarity import DEFAULT_METRIC, METRICS
 from optimizer.studies.stage import MOST_JOINT, MOST_SEARCHED
 
-__all__ = ["FIRST_MODES", "FirstStudy", "first_study"]
+__all__ = ["FirstStudy", "first_study"]
 
-Progress = Callable[[str, int, int], None]
-
-FIRST_MODES = ("add_difference", "weight_sum")
+_FIRST_MODES = words_of(FirstMode)
 
 # What a base of any family may be called.
 _BASE = re.compile(r"(^|[^a-z])base($|[^a-z])", re.IGNORECASE)
@@ -107,70 +106,27 @@ def first_study(
     of the target, and for a folder that has a recipe or a study already.
     """
     _check_options(metric, mode)
-    check_folders(folders, "--models")
-    reader = _Reader(folders, hashes, progress)
-    goal = reader.open(target, "TARGET")
+    check_folders(folders)
+    reader = _Reader(Library.of(folders, hashes, progress))
+    goal = reader.open(target, "target")
     mapping = mapping or goal.layout.default_mapping
     if mapping not in goal.layout.mappings:
-        raise InputError(f"--mapping: received {mapping!r}; there are {', '.join(goal.layout.mappings)}")
+        raise InputError(f"received {mapping!r}; must be one of {', '.join(goal.layout.mappings)}", field="mapping")
     folder = Path(_plain(goal.path.stem)) if folder is None else folder
-    to_write = (folder / "recipe.yaml", folder / "study.yaml")
-    refuse_links(folder, replaced=to_write)
-    undo_unfinished(folder)
-    taken = [path for path in to_write if os.path.exists(path)]
-    if taken:
-        raise InputError(f"{path}: is there already; name another folder (-o)" for path in taken)
+    _check_place(folder)
     notes: list[str] = []
-    found = reader.sources(sources, goal, notes)
-    if not found:
-        raise InputError(["SOURCE: no checkpoint is left of what was named", *notes])
-    origin = _base_among(found, None if base is None else reader.alike(base, goal, "--base"), notes)
-    others = [source for source in found if source.digest != origin.digest]
-    misfits = {source.path: _misfits(source, origin, goal, mapping) for source in others}
-    useless = {path: blocks for path, blocks in misfits.items() if len(blocks) == len(goal.layout.blocks)}
-    notes += [
-        f"left out: {path}: no block of it can be merged: {next(iter(blocks.values()))}"
-        for path, blocks in useless.items()
-    ]
-    others = [source for source in others if source.path not in useless]
-    left_out = tuple(note for note in notes if note.startswith("left out: "))
-    if not others:
-        raise InputError(
-            [f"SOURCE: nothing but the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
-        )
-    if len(others) > MOST_SEARCHED:
-        raise InputError(
-            f"SOURCE: {len(others)} checkpoints; a recipe to start with has at most {MOST_SEARCHED}; leave some out"
-        )
-    opened = _open_blocks(goal, (origin, *others), mapping)
-    closed = tuple(block for block in goal.layout.blocks if block not in opened)
-    why_closed = _why_closed(goal, closed, mapping) if closed else ""
-    attempt(lambda: METRICS[metric].check_offered(goal.layout), "--metric")
-    if not set(METRICS[metric].sees(goal.layout)) & set(opened):
-        seen = goal.layout.describe_blocks(METRICS[metric].sees(goal.layout))
-        raise InputError(f"--metric: received {metric!r}, which sees {seen} alone; {why_closed}")
-    if closed:
-        notes.append(why_closed)
-    tied = len(others) * len(opened) > MOST_JOINT
-    if tied:
-        notes.append(
-            f"{len(others)} sources on {len(opened)} blocks are more numbers than are searched at once "
-            f"({MOST_JOINT}): each step has one for each kind of block (`tie: true`)"
-        )
-    notes += [
-        f"{source.path.name}: no alpha on {goal.layout.describe_blocks(blocks)}: {next(iter(blocks.values()))}"
-        for source in others
-        if (blocks := misfits[source.path])
-    ]
-    names = _names(origin, others)
-    called = [_file(folder, model, folders) for model in (goal, origin, *others)]
+    parents = _parents(reader, goal, sources, base, mapping, notes)
+    freedom = _freedom(goal, parents, mapping, metric, notes)
+    names = _names(parents.base, parents.others)
+    called = [_file(folder, model, folders) for model in (goal, parents.base, *parents.others)]
     target_file, *files = (file for file, _ in called)
+    models = dict(zip(names, files, strict=True))
     recipe = Recipe(
         name=_plain(goal.path.stem),
         layout=goal.layout,
-        models={name: Model(file) for name, file in zip(names, files, strict=True)},
-        steps=tuple(_steps(names, mode, goal.layout, opened, closed, [misfits[one.path] for one in others], tied=tied)),
-        output=f"TEMP{len(others)}",
+        models={name: Model(file) for name, file in models.items()},
+        steps=tuple(_steps(names, mode, goal.layout, freedom, parents)),
+        output=f"TEMP{len(parents.others)}",
         mapping=mapping,
     )
     written = FirstStudy(
@@ -180,18 +136,18 @@ def first_study(
         target=goal.path,
         layout=goal.layout.name,
         base=names[0],
-        models=dict(zip(names, files, strict=True)),
-        steps=len(others),
+        models=models,
+        steps=len(parents.others),
         free_alphas=sum(1 if hole.tie else len(hole.blocks) for step in recipe.steps for hole in step.alpha.free),
-        tied=tied,
-        closed=closed,
+        tied=freedom.tied,
+        closed=freedom.closed,
         metric=metric,
         mode=mode,
         mapping=mapping,
         needs_folders=any(by_name for _, by_name in called),
         notes=tuple(notes),
     )
-    _write(written, recipe, target_file, why_closed)
+    _write(written, recipe, target_file, freedom.why_closed)
     return written
 
 
@@ -214,35 +170,59 @@ class _Opened:
         return frozenset(name for name in self.shapes if self.layout.scores(name))
 
 
+@dataclass(frozen=True)
+class _Parents:
+    """The checkpoints that a target may have been made from: the base, and the others.
+
+    `misfits` are the blocks that each of the others cannot be merged in, {path: {block: reason}}.
+    """
+
+    base: _Opened
+    others: tuple[_Opened, ...]
+    misfits: Mapping[Path, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class _Freedom:
+    """The blocks that are `opened` to the search and those that are `closed`, with the reason, "" if none is.
+
+    `tied` says whether the alphas of a step are one number for each kind of block.
+    """
+
+    opened: tuple[str, ...]
+    closed: tuple[str, ...]
+    why_closed: str
+    tied: bool
+
+
 class _Reader:
     """Finds checkpoints and looks into them."""
 
-    def __init__(self, folders: Sequence[Path], hashes: HashCache | None, progress: Progress | None) -> None:
-        self._folders = folders
-        self._hashes = hashes
-        self._progress = progress
+    def __init__(self, library: Library) -> None:
+        self._library = library
 
-    def open(self, given: Path, place: str) -> _Opened:
+    def open(self, given: Path, field: str) -> _Opened:
         """What a user names; raises CheckpointError for what is missing, broken or of no family that is known."""
-        hashes, progress = self._hashes, self._progress
-        path = attempt(lambda: locate_given(given, self._folders, hashes=hashes, progress=progress), place)
-        with attempt(lambda: open_checkpoint(path), place) as checkpoint:
+        path = attempt(lambda: self._library.find_given(given), field=field)
+        with attempt(lambda: open_checkpoint(path), field=field) as checkpoint:
             if checkpoint.layout is None:
-                raise CheckpointError(f"{place}: {path}: {unfit(checkpoint)}")
+                raise CheckpointError(f"{path}: {unfit(checkpoint)}", field=field)
             layout = checkpoint.layout
             infos = {name: one for name, one in checkpoint.tensors.items() if layout.merges(name)}
             shapes = {name: one.shape for name, one in infos.items() if one.dtype.is_floating_point}
-            return _Opened(given, path, layout, fingerprint(checkpoint, hashes), shapes)
+            return _Opened(given, path, layout, self._library.fingerprint(checkpoint), shapes)
 
-    def alike(self, given: Path, goal: _Opened, place: str) -> _Opened:
+    def alike(self, given: Path, goal: _Opened, field: str) -> _Opened:
         """The same of one that has to go with the target, and may not be it."""
-        found = self.open(given, place)
+        found = self.open(given, field)
         if found.layout.name != goal.layout.name:
             raise CheckpointError(
-                f"{place}: {found.path}: is {found.layout.title}, but the target {goal.path} is {goal.layout.title}"
+                f"{found.path}: is {found.layout.title}, but the target {goal.path} is {goal.layout.title}", field=field
             )
         if found.digest == goal.digest:
-            raise CheckpointError(f"{place}: {found.path}: is the target itself; the sources are what it was made from")
+            raise CheckpointError(
+                f"{found.path}: is the target itself; the sources are what it was made from", field=field
+            )
         return found
 
     def sources(self, given: Sequence[Path], goal: _Opened, notes: list[str]) -> list[_Opened]:
@@ -254,26 +234,26 @@ class _Reader:
             listed = checkpoints_in(source) if os.path.isdir(source) else None
             below = None if listed is None else _below(source, [goal.path, *given])
             if listed == []:
-                problems.append(f"SOURCE: {source}: no checkpoint in this folder{f'; {below}' if below else ''}")
+                problems.append(f"{source}: no checkpoint in this folder{f'; {below}' if below else ''}")
             elif below:
                 notes.append(f"left out: {source}: {below}")
             for number, path in enumerate([source] if listed is None else listed):
-                if self._progress is not None and listed is not None:
-                    self._progress(f"looking into {source.name}", number + 1, len(listed))
+                if listed is not None:
+                    self._library.events.progress(f"looking into {source.name}", number + 1, len(listed))
                 try:
-                    opened = self.alike(path, goal, "SOURCE")
+                    opened = self.alike(path, goal, "sources")
                 except InputError as error:
                     if listed is None:
                         problems += error.problems
                     elif path.resolve() != goal.path.resolve():
                         for problem in error.problems:
-                            left_out.setdefault(problem.removeprefix(f"SOURCE: {path}: "), []).append(path)
+                            left_out.setdefault(problem.removeprefix(f"{path}: "), []).append(path)
                     continue
                 if opened.digest in found:
                     notes.append(f"left out: {path}: holds the same as {found[opened.digest].path}")
                 found.setdefault(opened.digest, opened)
         if problems:
-            raise InputError(problems)
+            raise InputError(problems, field="sources")
         notes += [f"left out: {_some(paths)}: {reason}" for reason, paths in left_out.items()]
         return list(found.values())
 
@@ -295,9 +275,73 @@ def _below(folder: Path, named: Sequence[Path]) -> str | None:
 
 def _check_options(metric: str, mode: str) -> None:
     if metric not in METRICS:
-        raise InputError(f"--metric: received {metric!r}; there are {', '.join(METRICS)}")
-    if mode not in FIRST_MODES:
-        raise InputError(f"--mode: received {mode!r}; there are {', '.join(FIRST_MODES)}")
+        raise InputError(f"received {metric!r}; must be one of {', '.join(METRICS)}", field="metric")
+    if mode not in _FIRST_MODES:
+        raise InputError(f"received {mode!r}; must be one of {', '.join(_FIRST_MODES)}", field="mode")
+
+
+def _check_place(folder: Path) -> None:
+    """Raise InputError if a recipe or a study is in the folder, or a link that writing them would follow."""
+    to_write = (folder / "recipe.yaml", folder / "study.yaml")
+    refuse_links(folder, replaced=to_write)
+    undo_unfinished(folder)
+    if taken := [path for path in to_write if os.path.exists(path)]:
+        raise InputError(f"{path}: is there already; name another folder (`folder`)" for path in taken)
+
+
+def _parents(
+    reader: _Reader, goal: _Opened, sources: Sequence[Path], base: Path | None, mapping: str, notes: list[str]
+) -> _Parents:
+    """Return the base and the other checkpoints that can be merged; `notes` tell of those that are left out."""
+    found = reader.sources(sources, goal, notes)
+    if not found:
+        raise InputError(["`sources`: no checkpoint is left of what was named", *notes])
+    origin = _base_among(found, None if base is None else reader.alike(base, goal, "base"), notes)
+    others = [source for source in found if source.digest != origin.digest]
+    misfits = {source.path: _misfits(source, origin, goal, mapping) for source in others}
+    useless = {path: blocks for path, blocks in misfits.items() if len(blocks) == len(goal.layout.blocks)}
+    notes += [
+        f"left out: {path}: no block of it can be merged: {next(iter(blocks.values()))}"
+        for path, blocks in useless.items()
+    ]
+    others = [source for source in others if source.path not in useless]
+    left_out = tuple(note for note in notes if note.startswith("left out: "))
+    if not others:
+        raise InputError(
+            [f"`sources`: nothing but the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
+        )
+    if len(others) > MOST_SEARCHED:
+        raise InputError(
+            f"{len(others)} checkpoints; a recipe to start with has at most {MOST_SEARCHED}; leave some out",
+            field="sources",
+        )
+    return _Parents(origin, tuple(others), misfits)
+
+
+def _freedom(goal: _Opened, parents: _Parents, mapping: str, metric: str, notes: list[str]) -> _Freedom:
+    """Return which blocks can be searched, and whether all of them at once; `notes` tell of those that cannot."""
+    layout, others = goal.layout, parents.others
+    opened = _open_blocks(goal, (parents.base, *others), mapping)
+    closed = tuple(block for block in layout.blocks if block not in opened)
+    why_closed = _why_closed(goal, closed, mapping) if closed else ""
+    attempt(lambda: METRICS[metric].check_offered(layout), field="metric")
+    if not set(METRICS[metric].sees(layout)) & set(opened):
+        seen = layout.describe_blocks(METRICS[metric].sees(layout))
+        raise InputError(f"received {metric!r}, which sees {seen} alone; {why_closed}", field="metric")
+    if closed:
+        notes.append(why_closed)
+    tied = len(others) * len(opened) > MOST_JOINT
+    if tied:
+        notes.append(
+            f"{len(others)} sources on {len(opened)} blocks are more numbers than are searched at once "
+            f"({MOST_JOINT}): each step has one for each kind of block (`tie: true`)"
+        )
+    notes += [
+        f"{source.path.name}: no alpha on {layout.describe_blocks(blocks)}: {next(iter(blocks.values()))}"
+        for source in others
+        if (blocks := parents.misfits[source.path])
+    ]
+    return _Freedom(opened, closed, why_closed, tied)
 
 
 def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str]) -> _Opened:
@@ -307,9 +351,9 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
     for pattern in (*found[0].layout.base_names, _BASE):
         for source in found:
             if pattern.search(source.path.stem):
-                notes.append(f"base: {source.path.name}, by its name; --base names another")
+                notes.append(f"base: {source.path.name}, by its name; `base` names another")
                 return source
-    notes.append(f"base: {found[0].path.name}, the first, for no name looks like a base model's; --base names another")
+    notes.append(f"base: {found[0].path.name}, the first, for no name looks like a base model's; `base` names another")
     return found[0]
 
 
@@ -386,18 +430,15 @@ def _steps(
     names: Sequence[str],
     mode: str,
     layout: Layout,
-    opened: Sequence[str],
-    closed: Sequence[str],
-    misfits: Sequence[Collection[str]],
-    *,
-    tied: bool,
+    freedom: _Freedom,
+    parents: _Parents,
 ) -> Iterator[Step]:
-    """A step for each model but the base, free on `opened` blocks but for its misfits."""
+    """Yield a step for each model but the base, free on the opened blocks but for its misfits."""
     base, *others = names
     before = base
-    for number, (name, without) in enumerate(zip(others, misfits, strict=True), 1):
-        blocks = tuple(block for block in opened if block not in without)
-        alpha = Alpha(dict.fromkeys(closed, 0.0), _holes(layout, blocks, _RANGES[mode], tied=tied))
+    for number, (name, source) in enumerate(zip(others, parents.others, strict=True), 1):
+        blocks = tuple(block for block in freedom.opened if block not in parents.misfits[source.path])
+        alpha = Alpha(dict.fromkeys(freedom.closed, 0.0), _holes(layout, blocks, _RANGES[mode], tied=freedom.tied))
         yield Step(f"TEMP{number}", mode, before, name, base if mode == "add_difference" else None, alpha)
         before = f"TEMP{number}"
 

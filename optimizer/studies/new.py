@@ -7,7 +7,7 @@ from typing import Any, TypedDict, Unpack
 
 from optimizer.errors import CheckpointError, InputError, StudyError, attempt
 from optimizer.files import dump_yaml, plain, refuse_links, replace_text, shown, validate
-from optimizer.library import HashCache, locate, seen_from
+from optimizer.library import HashCache, Library, seen_from
 from optimizer.recipes import Recipe, recipe_as_data
 from optimizer.similarity import DEFAULT_METRIC, METRICS
 from optimizer.studies.study import Study, StudyEntry, study_of, with_found_files
@@ -105,13 +105,12 @@ def new_study(
         "seed": plain(seed),
         "stages": given,
     }
-    looked = [folder, *map(Path, folders)]
+    library = Library.of((folder, *folders), hashes)
     try:
         entry = validate(StudyEntry, data, _CALLED, StudyError)
         study = attempt(lambda: study_of(entry, _without_notes(recipe), folder, folder.resolve().name), _CALLED)
         study = with_found_files(
-            study, looked, beside=Path(), recipe_given=f"{_CALLED}: recipe", target_given=f"{_CALLED}: target",
-            hashes=hashes,
+            study, library, beside=Path(), recipe_given=f"{_CALLED}: recipe", target_given=f"{_CALLED}: target"
         )  # fmt: skip
     except InputError as error:
         # The only stage's fields are arguments.
@@ -119,7 +118,7 @@ def new_study(
         raise type(error)(
             problem if not inner else problem.replace(inner, f"{_CALLED}: ", 1) for problem in error.problems
         ) from None
-    study = replace(_named_from_folder(study, looked, hashes), path=folder / _STUDY)
+    study = replace(_named_from_folder(study, library), path=folder / _STUDY)
     data["target"] = {"file": study.target_file}
     _write(folder, {_RECIPE: recipe_as_data(study.recipe), _STUDY: data})
     return replace(study, path=folder / _STUDY)
@@ -159,24 +158,25 @@ def _without_notes(recipe: Recipe) -> Recipe:
     return replace(recipe, fitted=None, steps=tuple(replace(step, similarity=None) for step in recipe.steps))
 
 
-def _named_from_folder(study: Study, looked: Sequence[Path], hashes: HashCache | None) -> Study:
-    """The same study, its files named so that they are found from its folder, which is the first of `looked`."""
-    folder, *others = looked
+def _named_from_folder(study: Study, library: Library) -> Study:
+    """Return the study with its files named so that they are found from its folder, the first of `library`."""
+    folder, *others = library.folders
+    beyond = library.within(others)
 
-    def located(file: str, beside: Path, folders: Sequence[Path]) -> Path | None:
+    def located(file: str, beside: Path, library: Library) -> Path | None:
         try:
-            return locate(file, beside, folders, hashes=hashes)
+            return library.find(file, beside)
         except CheckpointError:  # one of several of that name
             return None
 
     def named(file: str, found: Path | None) -> str:
         if found is None:
             return file
-        again = located(file, folder, others)
+        again = located(file, folder, beyond)
         return file if again is not None and again.resolve() == found.resolve() else seen_from(folder, found)
 
     models = {
-        key: replace(model, file=named(model.file, study.sources.get(key) or located(model.file, Path(), looked)))
+        key: replace(model, file=named(model.file, study.sources.get(key) or located(model.file, Path(), library)))
         for key, model in study.recipe.models.items()
     }
     return replace(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from optimizer.checkpoints import STATISTICS, TensorSource, open_checkpoint
+from optimizer.checkpoints import TensorSource, open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
 from optimizer.library import HashCache, fingerprint, sha256
 from optimizer.recipes import Contributors, check_channels, warn_of_sources
@@ -19,11 +19,11 @@ from optimizer.similarity import (
     Comparison,
     FileMark,
     Measured,
+    Options,
     measure_family,
     open_comparison,
     read_measured,
     save_measured,
-    shipped_prompts,
     warn_of_zeros,
 )
 from optimizer.studies.folder import check_study_folder
@@ -56,14 +56,15 @@ class OpenStudy:
         marks = {**self.measured.sources, "the target": self.measured.target}
         return {name: mark.fingerprint for name, mark in marks.items()}
 
-    def prompts(self, stage: Stage) -> tuple[str, ...]:
-        """What a stage reads: its own prompts, or those that come with the target's text encoder; none if it does not.
+    def options(self, stage: Stage) -> Options:
+        """Return the options of a stage's metrics with defaults that depend on the target filled in.
 
         Raises CheckpointError for a text encoder that is unknown.
         """
-        if not stage.reads or self.files is None:
-            return ()
-        return stage.prompts or shipped_prompts(self.files.target, self.study.recipe.layout)
+        if self.files is None:
+            return stage.options
+        target, layout = self.files.target, self.study.recipe.layout
+        return Options(tuple(one.resolved(target, layout) if used else one for one, used in stage.used_options))
 
     def sha256(
         self, hashes: HashCache | None, progress: Callable[[str, int, int], None], *, known: bool = False
@@ -144,7 +145,7 @@ def open_study(
             raise StudyError([*study.missing, *broken])
         if unmeasured := [block for block in blocks if block not in found.blocks]:
             names = study.recipe.layout.describe_blocks(unmeasured)
-            raise StudyError([*study.missing, f"{study.folder / STATISTICS}: {names} could not be measured"])
+            raise StudyError([*study.missing, f"{study.outputs.statistics}: {names} could not be measured"])
         _check_steps(study, found)
         yield OpenStudy(study, found, earlier, None)
         return
@@ -181,7 +182,7 @@ def open_study(
 def _earlier(study: Study) -> tuple[Measured | None, tuple[str, ...]]:
     """Return what an earlier run measured, and why what is there cannot be used."""
     try:
-        return read_measured(study.folder / STATISTICS), ()
+        return read_measured(study.outputs.statistics), ()
     except CheckpointError as error:
         return None, error.problems
 
@@ -189,7 +190,7 @@ def _earlier(study: Study) -> tuple[Measured | None, tuple[str, ...]]:
 def _keep(study: Study, measured: Measured) -> None:
     # A folder that cannot be written to costs the next run the pass over the files, no more.
     with suppress(InputError):
-        save_measured(measured, study.folder / STATISTICS)
+        save_measured(measured, study.outputs.statistics)
 
 
 def _covers(measured: Measured, comparison: Comparison, blocks: Collection[str]) -> bool:

@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictInt, StrictStr, create_model
 
+from optimizer.choices import StrategyName, words_of
 from optimizer.errors import InputError, StudyError
 from optimizer.families import Layout
-from optimizer.files import TEXT_SUFFIXES, UserFile, missing_file, named_file, shown
+from optimizer.files import UserFile, shown
 from optimizer.recipes import Parameter, Recipe, described_alphas, parameters_of
 from optimizer.samplers import DEFAULT_SAMPLER, SAMPLERS
-from optimizer.similarity import DEFAULT_METRIC, METRICS, read_prompts
+from optimizer.similarity import DEFAULT_METRIC, METRICS, OPTIONS, MetricOptions, Options
 
 __all__ = [
-    "DEFAULT_SEED",
     "MOST_JOINT",
     "MOST_SEARCHED",
     "MOST_STAGES",
@@ -25,12 +26,10 @@ __all__ = [
     "unsearched",
 ]
 
-# The seed of the article's attention similarity.
-DEFAULT_SEED = 114514
 _DEFAULT_TRIALS = 60
 # A further pass of a stepwise stage that gains less is the last.
 _DEFAULT_TOLERANCE = 1e-6
-_STRATEGIES = ("stepwise", "joint")
+_STRATEGIES = words_of(StrategyName)
 # What a study may ask for; more would take years, and some of it is gone through before a trial is run.
 MOST_STAGES, _MOST_PASSES, _MOST_TRIALS = 100, 1000, 10_000_000
 MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
@@ -38,34 +37,87 @@ MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have 
 MOST_JOINT = 600
 
 
-class StageEntry(UserFile):
-    """A stage as a study's YAML file has it."""
+class _StageFields(UserFile):
+    """A stage: which free alphas are searched, by which similarity, and how."""
 
-    name: StrictStr
-    steps: list[StrictStr] | None = None
-    blocks: str | list[str] | None = None
-    metric: str = DEFAULT_METRIC
-    elsewhere: str | None = None
-    strategy: str = "joint"
-    passes: StrictInt = 1
-    tolerance: float = _DEFAULT_TOLERANCE
-    trials: StrictInt = _DEFAULT_TRIALS
-    sampler: str = DEFAULT_SAMPLER
-    seeds: list[StrictInt] = Field(default_factory=lambda: [DEFAULT_SEED])
-    tf32: StrictBool = False
-    prompts: StrictStr | None = None
-    clip_skip: StrictInt = 1
+    name: StrictStr = Field(description="The name.", examples=["outputs"])
+    steps: list[StrictStr] | None = Field(
+        None, description="The steps whose free alphas are searched. Default: all that have some.", examples=[["TEMP1"]]
+    )
+    blocks: str | list[str] | None = Field(
+        None,
+        description="The blocks that are scored. Default: all that the free alphas move and the metric sees.",
+        examples=["OUT03-OUT11"],
+    )
+    metric: str = Field(
+        DEFAULT_METRIC,
+        description="; ".join(f"{kind.name}: {kind.title}" for kind in METRICS.values()),
+        json_schema_extra={"enum": list(METRICS)},
+    )
+    elsewhere: str | None = Field(
+        None,
+        description="The metric of the moved blocks that `metric` does not see.",
+        json_schema_extra={"enum": [*METRICS, None]},
+    )
+    strategy: str = Field(
+        "joint",
+        description="joint: all free alphas at once; stepwise: each step on its own result, one after another.",
+        json_schema_extra={"enum": list(_STRATEGIES)},
+    )
+    passes: StrictInt = Field(1, description="How often a stepwise stage goes over its steps, at most.")
+    tolerance: float = Field(
+        _DEFAULT_TOLERANCE,
+        description="The gain in total similarity below which a pass of a stepwise stage is the last.",
+    )
+    trials: StrictInt = Field(_DEFAULT_TRIALS, description="The number of completed trials of each Optuna study.")
+    sampler: str = Field(
+        DEFAULT_SAMPLER, description="The sampler of the trials.", json_schema_extra={"enum": list(SAMPLERS)}
+    )
+
+    def problems(self, base: str | None) -> list[str]:
+        """Return a line for each field that cannot be used, whatever the recipe; `base` is the study's."""
+        problems: list[str] = []
+        for name, value, known in (
+            ("metric", self.metric, METRICS),
+            ("elsewhere", self.elsewhere, METRICS),
+            ("strategy", self.strategy, _STRATEGIES),
+            ("sampler", self.sampler, SAMPLERS),
+        ):
+            if value is not None and value not in known:
+                problems.append(f"{name}: received {value!r}; must be one of {', '.join(known)}")
+            elif value in METRICS and METRICS[value].needs_base and base is None:
+                problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
+        if not 1 <= self.passes <= _MOST_PASSES:
+            problems.append(f"passes: received {shown(self.passes)}; must be at least 1, at most {_MOST_PASSES}")
+        elif self.passes > 1 and self.strategy == "joint":
+            problems.append(
+                "passes: a joint stage searches all alphas at once; leave it out, or write strategy: stepwise"
+            )
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            problems.append(f"tolerance: received {self.tolerance:g}; must be a number from 0 up, such as 1e-6")
+        if not 1 <= self.trials <= _MOST_TRIALS:
+            problems.append(f"trials: received {shown(self.trials)}; must be at least 1, at most {_MOST_TRIALS:,}")
+        return problems
+
+
+if TYPE_CHECKING:
+    StageEntry = _StageFields
+else:
+    # The options of the metrics are fields of a stage.
+    StageEntry = create_model(
+        "StageEntry",
+        __base__=_StageFields,
+        __doc__=_StageFields.__doc__,
+        **{name: (one.annotation, one) for kind in OPTIONS for name, one in kind.model_fields.items()},
+    )
 
 
 @dataclass(frozen=True)
 class Stage:
     """One search: `parameters` of `steps`, scored on `measured` = ((metric, blocks), ...).
 
-    `trials` is the number of completed trials of each Optuna study; `seeds` those of the random inputs. A stepwise
-    stage goes over its steps at most `passes` times, until one raises the total similarity by less than `tolerance`.
-    `tf32` lets a card compute attention faster and with similarities exact to some 1e-3 only. `prompts` are what the
-    encoder metric reads, None those that come with the layout, `prompts_file` what the study calls the file that they
-    are from, and `clip_skip` which of the encoder's layers.
+    `trials` is the number of completed trials of each Optuna study; `options` are the metrics'. A stepwise stage goes
+    over its steps at most `passes` times, until one raises the total similarity by less than `tolerance`.
     """
 
     name: str
@@ -74,14 +126,10 @@ class Stage:
     strategy: str
     trials: int
     sampler: str
-    seeds: tuple[int, ...]
     parameters: tuple[Parameter, ...]
+    options: Options = field(default_factory=Options)
     passes: int = 1
     tolerance: float = _DEFAULT_TOLERANCE
-    tf32: bool = False
-    prompts: tuple[str, ...] | None = None
-    clip_skip: int = 1
-    prompts_file: str | None = None
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -97,6 +145,17 @@ class Stage:
     def reads(self) -> bool:
         """Whether prompts matter."""
         return any(METRICS[name].needs_prompts for name, _ in self.measured)
+
+    @property
+    def used_options(self) -> tuple[tuple[MetricOptions, bool], ...]:
+        """The options of each metric that has some, and whether the stage scores by that metric."""
+        used = {METRICS[name].options for name, _ in self.measured}
+        return tuple((self.options.of(kind), kind in used) for kind in OPTIONS)
+
+    @property
+    def described_options(self) -> list[str]:
+        """The options that matter, in some words each."""
+        return [text for options, used in self.used_options for text in options.described(used=used)]
 
     @property
     def metric(self) -> str:
@@ -124,50 +183,8 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
 
     Raises StudyError with one line for each problem.
     """
-    problems = []
-    for name, value, known in (
-        ("metric", entry.metric, METRICS),
-        ("elsewhere", entry.elsewhere, METRICS),
-        ("strategy", entry.strategy, _STRATEGIES),
-        ("sampler", entry.sampler, SAMPLERS),
-    ):
-        if value is not None and value not in known:
-            problems.append(f"{name}: received {value!r}; there are {', '.join(known)}")
-        elif value in METRICS and METRICS[value].needs_base and base is None:
-            problems.append(f"{name}: {value!r} needs `base`, the model that differences are taken from")
-    if not 1 <= entry.passes <= _MOST_PASSES:
-        problems.append(f"passes: received {shown(entry.passes)}; must be at least 1, at most {_MOST_PASSES}")
-    elif entry.passes > 1 and entry.strategy == "joint":
-        problems.append("passes: a joint stage searches all alphas at once; leave it out, or write strategy: stepwise")
-    if not (math.isfinite(entry.tolerance) and entry.tolerance >= 0):
-        problems.append(f"tolerance: received {entry.tolerance:g}; must be a number from 0 up, such as 1e-6")
-    if not 1 <= entry.trials <= _MOST_TRIALS:
-        problems.append(f"trials: received {shown(entry.trials)}; must be at least 1, at most {_MOST_TRIALS:,}")
-    distinct = set(entry.seeds)
-    if not entry.seeds or min(distinct) < 0 or max(distinct) >= 2**63 or len(distinct) < len(entry.seeds):
-        received = shown(entry.seeds)
-        problems.append(
-            f"seeds: received {received}; must be one or more different whole numbers from 0 up, below 2^63"
-        )
-    reading = [name for name in (entry.metric, entry.elsewhere) if name in METRICS and METRICS[name].needs_prompts]
-    problems += [
-        f"{name}: only the metric `encoder` reads prompts; leave it out, or write metric: encoder"
-        for name in ("prompts", "clip_skip")
-        if not reading and name in entry.model_fields_set
-    ]
-    encoder = recipe.layout.readable_encoder
-    layers = 1 if encoder is None or encoder.layers is None else encoder.layers
-    if not 1 <= entry.clip_skip <= layers:
-        received = shown(entry.clip_skip)
-        problems.append(f"clip_skip: received {received}; must be 1, the last layer, or 2 to {layers}")
-    prompts: tuple[str, ...] | None = None
-    if reading and entry.prompts is not None:
-        try:
-            if (named := named_file(folder, entry.prompts)) is None:
-                raise InputError(f"{folder / entry.prompts}: {missing_file(folder / entry.prompts, TEXT_SUFFIXES)}")
-            prompts = read_prompts(named)
-        except InputError as error:
-            problems += [f"prompts: {problem}" for problem in error.problems]
+    problems = entry.problems(base)
+    options = _metric_options(entry, recipe.layout, folder, problems)
     steps = _stage_steps(entry, recipe, problems)
     if problems:
         raise StudyError(problems)
@@ -193,15 +210,28 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
         strategy=entry.strategy,
         trials=entry.trials,
         sampler=entry.sampler,
-        seeds=tuple(entry.seeds),
         parameters=tuple(parameter for parameter in free if scored & set(parameter.blocks)),
         passes=entry.passes,
         tolerance=entry.tolerance,
-        tf32=entry.tf32,
-        prompts=prompts,
-        clip_skip=entry.clip_skip,
-        prompts_file=None if prompts is None else entry.prompts,
+        options=options,
     )
+
+
+def _metric_options(entry: StageEntry, layout: Layout, folder: Path, problems: list[str]) -> Options:
+    """Return the options in a stage's fields, those of its metrics with the files that they name in `folder` read."""
+    used = {METRICS[name].options for name in (entry.metric, entry.elsewhere) if name in METRICS}
+    found = []
+    for kind in OPTIONS:
+        given = {name: getattr(entry, name) for name in kind.model_fields if name in entry.model_fields_set}
+        options = kind(**given)
+        problems += options.problems(given, layout, used=kind in used)
+        if kind in used:
+            try:
+                options = options.loaded(folder)
+            except InputError as error:
+                problems += error.problems
+        found.append(options)
+    return Options(tuple(found))
 
 
 def _stage_steps(entry: StageEntry, recipe: Recipe, problems: list[str]) -> tuple[str, ...]:
@@ -241,12 +271,12 @@ def _evaluation_order(recipe: Recipe) -> tuple[str, ...]:
 
 def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Which metric scores which blocks. `elsewhere` takes the moved blocks that the stage's metric cannot see."""
-    for field, name in (("metric", entry.metric), ("elsewhere", entry.elsewhere)):
+    for key, name in (("metric", entry.metric), ("elsewhere", entry.elsewhere)):
         if name is not None:
             try:
                 METRICS[name].check_offered(layout)
             except InputError as error:
-                raise StudyError(f"{field}: {problem}" for problem in error.problems) from None
+                raise StudyError(f"{key}: {problem}" for problem in error.problems) from None
     seen = METRICS[entry.metric].sees(layout)
     moved = {block for parameter in free for block in parameter.blocks}
     own = {parameter.blocks[0] for parameter in free if not parameter.free.tie}

@@ -2,40 +2,56 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from pydantic import StrictInt, StrictStr
+from pydantic import Field, StrictInt, StrictStr
 
-from optimizer.checkpoints import STATISTICS
 from optimizer.errors import InputError, StudyError, attempt
-from optimizer.files import TEXT_SUFFIXES, UserFile, missing_file, named_file, read_yaml, shown, validate
-from optimizer.library import HashCache, checkpoints_in, find_models, locate, not_found
+from optimizer.files import TEXT_SUFFIXES, UserFile, missing_file, named_file, read_yaml, schema_of, shown, validate
+from optimizer.library import HashCache, Library, Progress, checkpoints_in
 from optimizer.printable import unprintable
 from optimizer.recipes import Recipe, load_recipe
-from optimizer.studies.folder import check_study_folder
+from optimizer.studies.folder import StudyFolder, check_study_folder
 from optimizer.studies.stage import MOST_STAGES, Stage, StageEntry, read_stage, unsearched
 
-__all__ = ["Study", "StudyEntry", "load_study", "study_file", "study_of", "with_found_files"]
+__all__ = ["Study", "StudyEntry", "load_study", "study_file", "study_of", "study_schema", "with_found_files"]
 
 _NAME = re.compile(r"[\w.-]{1,80}")
 _GENERATION = re.compile(r"@\d+$")
 
 
-class _TargetEntry(UserFile):
-    file: StrictStr
+class TargetEntry(UserFile):
+    """The checkpoint that the recipe is fitted to."""
+
+    file: StrictStr = Field(
+        description="The file, beside the study or in the folders of models; its hash will do, too.",
+        examples=["target.safetensors"],
+    )
 
 
 class StudyEntry(UserFile):
-    """A study's YAML file."""
+    """A study: a recipe with free alphas, the target that it is fitted to, and the stages of the search."""
 
-    name: StrictStr | None = None
-    recipe: StrictStr
-    target: _TargetEntry
-    base: str | None = None
-    seed: StrictInt = 0
-    stages: list[StageEntry]
+    name: StrictStr | None = Field(
+        None,
+        description="The name, which tells its trials from other studies' in a database. Default: the folder's.",
+    )
+    recipe: StrictStr = Field(description="The recipe's file, as seen from the study.", examples=["recipe.yaml"])
+    target: TargetEntry
+    base: str | None = Field(
+        None,
+        description="The model of the recipe that differences are taken from. Default: the one called base.",
+    )
+    seed: StrictInt = Field(0, description="The seed of the samplers, from 0 up.")
+    stages: list[StageEntry] = Field(description="The searches, one after another.")
+
+
+def study_schema() -> dict[str, Any]:
+    """Return the JSON schema of study.yaml."""
+    return schema_of(StudyEntry, "blockfit study")
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,11 @@ class Study:
     path: Path | None = None
     asked_trials: int | None = None
 
+    @property
+    def outputs(self) -> StudyFolder:
+        """The paths of what blockfit writes into the study's folder."""
+        return StudyFolder(self.folder)
+
     def disturbs(self, stage: Stage, other: Stage) -> bool:
         """Whether `stage` moves what `other` scores."""
         leading = {step.name for step in self.recipe.ancestors(other.steps[-1])}
@@ -78,14 +99,14 @@ class Study:
 
     def without_files(self) -> "Study":
         """The same study as if none of its checkpoints were there: what was measured of them stands in."""
-        kept = self.folder / STATISTICS
+        kept = self.outputs.statistics
         missing = f"{kept}: was not measured of the checkpoints that this study names; fit it again"
         return replace(self, sources={}, target=Path(), files=self.needed_files, missing=(missing,))
 
     def with_trials(self, trials: int) -> "Study":
         """The same study with this budget of completed trials for each of its Optuna studies."""
         if trials < 1:
-            raise StudyError(f"--trials: received {trials}; must be at least 1")
+            raise StudyError(f"received {trials}; must be at least 1", field="trials")
         return replace(self, stages=tuple(replace(stage, trials=trials) for stage in self.stages), asked_trials=trials)
 
 
@@ -101,7 +122,7 @@ def load_study(
     *,
     with_files: bool = True,
     hashes: HashCache | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Study:
     """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
 
@@ -124,10 +145,8 @@ def load_study(
     study = replace(study, path=path)
     if not with_files:
         return study
-    looked = [Path(folder) for folder in folders]
-    return with_found_files(
-        study, looked, recipe_given=recipe_path, target_given=f"{path}: target.file", hashes=hashes, progress=progress
-    )
+    library = Library.of(folders, hashes, progress)
+    return with_found_files(study, library, recipe_given=recipe_path, target_given=f"{path}: target.file")
 
 
 def _no_study(folder: Path, missing: Path) -> str:
@@ -136,7 +155,7 @@ def _no_study(folder: Path, missing: Path) -> str:
     holds = f"holds {'a checkpoint' if found == 1 else f'{found} checkpoints'} and " if found else ""
     said = missing_file(missing, TEXT_SUFFIXES)
     return (
-        f"is no study: it {holds}lacks {missing.name} ({said}); `blockfit init TARGET SOURCE... -o FOLDER` makes a "
+        f"is no study: it {holds}lacks {missing.name} ({said}); `first_study(TARGET, SOURCE, folder=FOLDER)` makes a "
         "study, which is a folder of its own"
     )
 
@@ -191,34 +210,26 @@ def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Stud
 
 
 def with_found_files(
-    study: Study,
-    folders: Sequence[Path],
-    *,
-    recipe_given: Path | str,
-    target_given: str,
-    beside: Path | None = None,
-    hashes: HashCache | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    study: Study, library: Library, *, recipe_given: Path | str, target_given: str, beside: Path | None = None
 ) -> Study:
     """The same study with its checkpoints found, the target's not among the sources'.
 
-    They are looked for in `beside`, by default beside the recipe and the study that name them, then in `folders`.
-    `recipe_given` and `target_given` are where they were named, for messages. `hashes` and `progress` are for files
-    that are named by their hash, as in `locate`.
+    They are looked for in `beside`, by default beside the recipe and the study that name them, then in `library`.
+    `recipe_given` and `target_given` are where they were named, for messages.
 
     Raises InputError with one line for each problem.
     """
     files = study.needed_files
     of_recipe, of_target = beside or study.recipe_path.parent, beside or study.folder
-    sources, problems = find_models(files, of_recipe, folders, named_in=recipe_given, hashes=hashes, progress=progress)
+    sources, problems = library.find_models(files, of_recipe, named_in=recipe_given)
     target = None
     try:
-        target = locate(study.target_file, of_target, folders, hashes=hashes, progress=progress)
+        target = library.find(study.target_file, of_target)
         if target is None:
-            problems.append(f"{target_given}: {not_found(study.target_file, of_target, folders)}")
+            problems.append(f"{target_given}: {library.not_found(study.target_file, of_target)}")
     except InputError as error:
         problems += [f"{target_given}: {problem}" for problem in error.problems]
-    if problems and not (study.folder / STATISTICS).exists():
+    if problems and not study.outputs.statistics.exists():
         raise StudyError(problems)
     for name, source in sources.items():
         if target is not None and source.resolve() == target.resolve():

@@ -35,7 +35,7 @@ from torch import Tensor
 from optimizer.checkpoints import pipeline_of
 from optimizer.families import load_tokenizer, stored_part
 from optimizer.recipes import load_recipe
-from optimizer.similarity import build_metric, read_prompts
+from optimizer.similarity import EncoderOptions, Options, build_metric, read_prompts
 
 GOAL, MEMORY_GOAL = 3, 3.0
 
@@ -70,7 +70,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
             metric.score(on_line(1))
             metric.score(anywhere())
         peak = memory.peak
-        skipping = build_metric("encoder", replace(comparison, clip_skip=2), block)
+        skipping = build_metric("encoder", replace(comparison, options=Options((EncoderOptions(clip_skip=2),))), block)
         skipping.prepare(on_line(3))
 
         pipeline = pipeline_of(comparison.target, planted.layout)

@@ -32,7 +32,15 @@ from optimizer.checkpoints import TensorSource, open_checkpoint
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, Alpha, Free, Recipe, Space, load_recipe, parameters_of, save_recipe
 from optimizer.search import FitResult, fit
-from optimizer.similarity import Comparison, Metric, build_metric, measure_statistics, open_comparison
+from optimizer.similarity import (
+    AttentionOptions,
+    Comparison,
+    Metric,
+    Options,
+    build_metric,
+    measure_statistics,
+    open_comparison,
+)
 from optimizer.studies import load_study
 
 BLOCKS = "OUT03-OUT11"
@@ -255,7 +263,9 @@ def opened_family(folder: Path, planted: Recipe) -> Iterator[Comparison]:
     """The planted recipe's sources and the target."""
     sources = {name: folder / model.file for name, model in planted.models.items()}
     target = folder / "target.safetensors"
-    with open_comparison(planted.layout, sources, target, base=sources["base"], seeds=(SEED,)) as comparison:
+    with open_comparison(
+        planted.layout, sources, target, base=sources["base"], options=Options((AttentionOptions(seeds=[SEED]),))
+    ) as comparison:
         yield comparison
 
 

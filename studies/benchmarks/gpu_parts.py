@@ -37,9 +37,11 @@ from optimizer.recipes import PartReader, load_recipe, save_recipe
 from optimizer.similarity import (
     METRICS,
     AttentionMetric,
+    AttentionOptions,
     Comparison,
     Metric,
     MovableMetric,
+    Options,
     build_metric,
     float32_products,
     grams_on_card,
@@ -104,7 +106,7 @@ def opened(context: Context, device: str | torch.device | None = None) -> Iterat
         context.family / "target.safetensors",
         base=paths["base"],
         device=context.device if device is None else device,
-        seeds=(SEED,),
+        options=Options((AttentionOptions(seeds=[SEED]),)),
     ) as comparison:
         yield comparison
 

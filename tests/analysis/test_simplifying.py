@@ -14,7 +14,7 @@ from optimizer.errors import RecipeError
 from optimizer.families import load_layout
 from optimizer.recipes import Alpha, Free, Model, Recipe, Step
 from optimizer.reports import simple_recipe
-from optimizer.similarity import build_metric, measure_statistics, open_comparison
+from optimizer.similarity import AttentionOptions, Options, build_metric, measure_statistics, open_comparison
 
 LAYOUT = load_layout("sd1")
 BLOCKS = ("M00", "OUT03", "OUT04", "OUT05", "OUT06")
@@ -92,7 +92,9 @@ ALPHAS = (0.3, 0.3, 0.15, 0.15, 0.45)
 def comparison(pool, planted):
     """The pool and the planted target, opened, with all metrics built once."""
     paths = {name: pool.paths[name] for name in ("base", "x", "y", "z")}
-    with open_comparison(LAYOUT, paths, planted.path, base=pool.paths["base"], seeds=(SEED,)) as opened:
+    with open_comparison(
+        LAYOUT, paths, planted.path, base=pool.paths["base"], options=Options((AttentionOptions(seeds=[SEED]),))
+    ) as opened:
         statistics = measure_statistics(opened, LAYOUT.blocks)
         metrics = {name: build_metric(name, opened, BLOCKS, statistics) for name in METRICS}
         yield SimpleNamespace(metrics=metrics, about={"groups": opened.groups, "sources": tuple(opened.sources)})

@@ -117,9 +117,11 @@ def test_expectations_by_other_metrics(tmp_path, write_sd1, sd1_tensors):
     cosine = torch.nn.functional.cosine_similarity
     assert measured("weights") == pytest.approx(float(cosine(merged, goal, dim=0)), abs=1e-9)
     assert measured("delta", base="a") == pytest.approx(float(cosine(merged - base, goal - base, dim=0)), abs=1e-9)
-    with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: delta needs a base; name it \(--base\)"):
+    with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: delta needs a base; name it \(`base`\)"):
         measured("delta")
-    with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: received 'beauty'; there are explained, delta"):
+    with pytest.raises(
+        RecipeError, match=r"steps\.T\.expect\.metric: received 'beauty'; must be one of explained, delta"
+    ):
         measured("beauty")
     again = text.replace("METRIC", "beauty").replace("name: T,", "name: U,").split("steps:")[1]
     path.write_text(text.replace("METRIC", "beauty") + again, "utf-8")

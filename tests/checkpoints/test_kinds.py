@@ -499,7 +499,7 @@ OTHERS = [
         {"encoder.down.0.block.0.conv1.weight": (128, 128, 3, 3), "decoder.conv_in.weight": (512, 4, 3, 3)},
         "a Stable Diffusion VAE alone",
         "4 latent channels",
-        "it goes with --vae; name a whole checkpoint here",
+        "it goes with `vae=...`; name a whole checkpoint here",
     ),
     (
         "vae",

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from optimizer import choices
 from optimizer.analysis import ceiling
-from optimizer.checkpoints import reading
+from optimizer.choices import words_of
 from optimizer.cli import completing, main
-from optimizer.families import load_layout
 from optimizer.interchange import EXPORTS
+from optimizer.recipes import MODES
+from optimizer.samplers import SAMPLERS
 from optimizer.similarity import METRICS
-from optimizer.studies import FIRST_MODES
 
 ROOT = Path(__file__).parents[2]
 BASH = shutil.which("bash")
@@ -64,16 +65,14 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_names_are_those_of_the_registries():
-    """What is completed without asking the parts that know is what they know."""
-    layout = load_layout("sd1")
-    assert set(completing.METRICS) == set(METRICS)
-    assert set(completing.FORMATS) == set(EXPORTS)
-    assert set(completing.MAPPINGS) == set(layout.mappings)
-    assert set(completing.MODES) == set(FIRST_MODES)
-    assert set(completing.CHECKPOINT_SUFFIXES) == set(reading.CHECKPOINT_SUFFIXES)
+def test_words_are_those_of_the_parts():
+    """Every word that can be chosen has its part, and every part its word, in the same order."""
+    assert words_of(choices.MetricName) == tuple(METRICS)
+    assert words_of(choices.FormatName) == tuple(EXPORTS)
+    assert words_of(choices.ModeName) == tuple(MODES)
+    assert words_of(choices.SamplerName) == tuple(SAMPLERS)
     # "both" is what "all" was called when there were two.
-    assert {"explained", "delta", "weights", "all", "both"} == set(ceiling.CEILING_METRICS)
+    assert {*words_of(choices.CeilingMetric), "both"} == set(ceiling.CEILING_METRICS)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,7 @@ def test_unknown_shells(capsys):
         with pytest.raises(SystemExit) as left:
             main([option, "tcsh"])
         assert left.value.code == 2
-        assert "received 'tcsh'; there are bash, zsh, fish" in capsys.readouterr().err
+        assert "received 'tcsh'; must be one of bash, zsh, fish" in capsys.readouterr().err
 
 
 @pytest.fixture

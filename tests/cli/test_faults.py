@@ -108,7 +108,7 @@ def test_disk_that_fills_up_with_plots(fit: Fit, small_disk: Path, fill: Callabl
     assert lines[-1] == f"blockfit: the search is done and in {best}; the same command writes what is missing"
     before = load_recipe(best)
     assert before.fitted is not None
-    assert before.fitted["complete"]
+    assert before.fitted.complete
     kept = rows(small_disk)
     assert len(kept) == 4
 
@@ -205,4 +205,4 @@ def test_checkpoints_that_go_during_the_search(
     best = load_recipe(study / "best.yaml")
     assert best.fitted is not None
     assert {name for name, model in best.models.items() if model.sha256} == {"base", "one"}
-    assert "sha256" not in best.fitted["target"]
+    assert best.fitted.target.sha256 is None

@@ -348,12 +348,12 @@ def test_a_mapping_for_other_tools(here, tool):
         (["closed", "empty"], ["empty: no checkpoint in this folder"]),
         (["closed", "base", "bold", "-o", "taken"], ["taken", "is there already", "-o"]),
         (["closed", "base", "bold", "-o", "file"], ["file: cannot be made"]),
-        (["closed", "base", "bold", "--metric", "x"], ["--metric: received 'x'; there are explained"]),
-        (["closed", "base", "bold", "--mapping", "x"], ["--mapping: received 'x'; there are supermerger"]),
+        (["closed", "base", "bold", "--metric", "x"], ["--metric: received 'x'; must be one of explained"]),
+        (["closed", "base", "bold", "--mapping", "x"], ["--mapping: received 'x'; must be one of supermerger"]),
         (["closed", "x" * 300], ["SOURCE: ", "no such file"]),
         (["x" * 300, "base", "bold"], ["TARGET: ", "no such file"]),
         (["closed", "above"], ["above: no checkpoint in this folder; a checkpoint in folders below it, such as in/"]),
-        (["closed", "base", "bold", "--mode", "x"], ["--mode: received 'x'; there are add_difference"]),
+        (["closed", "base", "bold", "--mode", "x"], ["--mode: received 'x'; must be one of add_difference"]),
     ],
 )
 def test_refused(here, write_sd1, sdxl_tensors, capsys, arguments, words):

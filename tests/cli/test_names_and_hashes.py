@@ -104,7 +104,7 @@ def test_a_recipe_and_a_study_with_hashes(here, store, capsys):
         f"[{short(store / 'mine' / 'two.safetensors')}]",
     ]
     assert best.fitted is not None
-    assert best.fitted["target"]["file"] == f"closed [{short(store / 'theirs' / 'closed.safetensors')}]"
+    assert best.fitted.target.file == f"closed [{short(store / 'theirs' / 'closed.safetensors')}]"
 
 
 def test_folders_of_the_environment(here, store, capsys, monkeypatch):

@@ -145,7 +145,7 @@ def test_a_recipe_that_notes_nothing(folder, run, metric):
 
     assert (code, problems) == (0, [])
     found = load_recipe(folder / "hand.simple.yaml")
-    assert found.fitted["searches"][0]["metric"] == metric
+    assert found.fitted.searches[0].metric == metric
     assert run("simplify", folder / "hand.simple.yaml", "--tolerance", "1e-4", "--json")[0] == 0
     if metric != "attention":
         assert {found.step("A").alpha.at(block) for block in found.layout.blocks} == {0.6}
@@ -182,7 +182,7 @@ def test_another_target_and_other_inputs_are_told(best, run, folder):
         (
             "done.yaml",
             ("--target", "TARGET", "--metric", "beauty"),
-            ["--metric: received 'beauty'; there are explained"],
+            ["--metric: received 'beauty'; must be one of explained"],
         ),
         ("done.yaml", ("--target", "TARGET", "--base", "z"), ["--base: received 'z'; the recipe's models are x, y"]),
         ("done.yaml", ("--target", "TARGET", "--metric", "delta"), ["done.yaml: delta needs a base", "--base"]),
@@ -190,7 +190,7 @@ def test_another_target_and_other_inputs_are_told(best, run, folder):
         ("done.yaml", ("--target", "TARGET", "-o", "nowhere/out.yaml"), ["the folder", "does not exist"]),
         ("gone.yaml", ("--target", "TARGET"), ["models.z.file: 'z' not found"]),
         ("noted.yaml", (), ["fitted.target.file: 'lost' not found", "--target"]),
-        ("odd.yaml", (), ["odd.yaml: fitted.searches[0].metric: received 'beauty'; there are explained"]),
+        ("odd.yaml", (), ["odd.yaml: fitted.searches[0].metric: received 'beauty'; must be one of explained"]),
         ("unseen.yaml", (), ["fitted.searches[0].blocks: OUT00 cannot be measured by 'attention'"]),
     ],
 )

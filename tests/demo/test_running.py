@@ -59,7 +59,7 @@ def test_demo_fits_and_stitches_all_parts(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     recipe = load_recipe(folder / "article" / "best.yaml")
     assert recipe.fitted is not None
-    stages = {search["name"]: search["blocks"].split(",") for search in recipe.fitted["searches"]}
+    stages = {search.name: search.blocks.split(",") for search in recipe.fitted.searches}
     assert sorted(block for blocks in stages.values() for block in blocks) == sorted(recipe.layout.blocks)
     assert stages["base"] == ["BASE"]
     scores = recipe.step("ENCODER").similarity["encoder"]

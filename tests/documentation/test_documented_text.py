@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pages import DOCS, PAGES, ROOT, blocks, read
 
+from optimizer.similarity import EncoderOptions
 from optimizer.studies import load_study
 
 RECIPE, STUDY = (
@@ -44,7 +45,8 @@ def test_commented_fields_are_right_where_they_belong(tmp_path):
 
     stage = load_study(tmp_path, with_files=False).stages[0]
 
-    assert (stage.prompts, stage.clip_skip, stage.metric) == (("a cat",), 1, "encoder")
+    read = stage.options.of(EncoderOptions)
+    assert (read.texts, read.clip_skip, stage.metric) == (("a cat",), 1, "encoder")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.is_relative_to(DOCS) or page.name == "README.md"])

@@ -67,7 +67,7 @@ def write(tmp_path):
             r"'model\.dit\.', to: '\1dit.'",
             r"renames.0.to: received '\\1dit.'; the pattern has 0",
         ),
-        ("base_names:", "base_name:", "base_name: unknown field; there are name, title, blocks, "),
+        ("base_names:", "base_name:", "base_name: unknown field; must be one of name, title, blocks, "),
         (
             "base_names:",
             "tools: {supermerger: {presets: 3}}\nbase_names:",
@@ -110,7 +110,7 @@ def test_a_registered_layout(write):
         assert (layout_names()[-1], registered_layouts()) == ("toy", (path,))
     finally:
         forget_layout("toy")
-    with pytest.raises(RecipeError, match="unknown layout 'toy'; there are sd1"):
+    with pytest.raises(RecipeError, match="unknown layout 'toy'; must be one of sd1"):
         load_layout("toy")
 
 

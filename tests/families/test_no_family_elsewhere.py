@@ -16,7 +16,8 @@ LITERAL = re.compile(
     r"|\bsd1\b|sd1-|_sd1_|v1-5|\b(IN|OUT)[01]\d|\bM00|\bBASE\b|Stable Diffusion|\bSD ?1|ModelMergeSD"
 )
 COUNTS = {25, 26, 49408}
-# Functions whose texts are what a user may type, and so name blocks and files of the family that most people have.
+# Functions, and arguments of any, whose texts are what a user may type, and so name blocks and files of the family that
+# most people have.
 EXAMPLES = {"examples", "Option", "Argument"}
 # What is about something else: a program's name, an offset in a ZIP archive.
 ABOUT_OTHERS = {("library/provenance.py", "Stable Diffusion WebUI"), ("checkpoints/torch_files.py", 26)}
@@ -35,6 +36,8 @@ def literals(source):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in EXAMPLES:
                 passed.update(ast.walk(node))
+        if isinstance(node, ast.keyword) and node.arg in EXAMPLES:
+            passed.update(ast.walk(node))
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or node in passed:
             continue
@@ -56,6 +59,7 @@ def test_no_literal_of_a_family(path):
 def test_the_check_sees_literals():
     """The check finds what it is there for, in plain and in formatted texts, and passes over what is no code."""
     code = '"""In a docstring: OUT03."""\nx = f"no {x} in model.diffusion_model."\ny = ("M00", 26)\nexamples("OUT03")\n'
+    code += 'f(examples=["M00"])\n'
 
     assert [line for line, _ in literals(code)] == [2, 3, 3]
     assert [text for _, text in literals("load_layout('sd1')")] == ["sd1"]

@@ -151,7 +151,7 @@ def test_ours_tells_the_vae():
     _, warnings = read({"type": "blockfit", "output": "T", "recipe": data, "vae": {"name": "v.pt", "sha256": C}})
 
     assert len(warnings) == 1
-    assert all(word in warnings[0] for word in ("vae", "v.pt", C, "--vae"))
+    assert all(word in warnings[0] for word in ("vae", "v.pt", C, "`vae=...`"))
 
 
 def test_supermerger_weight_sum():
@@ -246,7 +246,7 @@ def test_supermerger_vae_and_adjust(excluded, kind, kept, said):
     given = dict(zip(BLOCKS, [0.4, *NUMBERS[1:]], strict=True))
     assert numbers(recipe.steps[0].alpha) == [given[block] if block in kept else 0 for block in BLOCKS]
     assert len(warnings) == said
-    assert all("the VAE was left out and is model A's: merge with --vae" in warning for warning in warnings)
+    assert all("the VAE was left out and is model A's: merge with `vae=...`" in warning for warning in warnings)
 
 
 def test_supermerger_adjust_of_nothing():

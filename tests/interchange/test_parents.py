@@ -68,7 +68,7 @@ def test_without_asking_parents_stay_models():
     recipe, warnings = read(webui("A", "B", 0.3), {"B": webui("C", "D", 0.25)}, with_parents=False)
 
     assert [step.name for step in recipe.steps] == ["merged"]
-    assert warnings == ("'B': merged too; import with --with-parents for the steps that made them",)
+    assert warnings == ("'B': merged too; import with `with_parents=True` for the steps that made them",)
 
 
 def test_parents_of_parents_are_shared():

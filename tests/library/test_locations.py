@@ -254,7 +254,7 @@ def test_what_exists_is_meant(tmp_path: Path, store: Path, monkeypatch: pytest.M
     assert locate_given(Path("one")) == Path("one")
     with pytest.raises(CheckpointError, match=r"lost: no such file; looked in .*store, too"):
         locate_given(Path("lost"), [store])
-    with pytest.raises(CheckpointError, match=r"two.safetensors: no such file, but 'two.ckpt' is there; --models"):
+    with pytest.raises(CheckpointError, match=r"two.safetensors: no such file, but 'two.ckpt' is there; `folders="):
         locate_given(Path("two.safetensors"))
     with pytest.raises(CheckpointError, match="0123456789: no file has this name or hash"):
         locate_given(Path("0123456789"), [store])
@@ -325,14 +325,14 @@ def test_near_names_are_found_quickly(tmp_path: Path) -> None:
 
 def test_folders_that_are_missing(tmp_path: Path, store: Path) -> None:
     """A folder that is missing is called missing, with what is near it; a file that is given for one is called that."""
-    check_folders([store, store / "a"], "--models")
+    check_folders([store, store / "a"])
 
     with pytest.raises(InputError) as caught:
-        check_folders([tmp_path / "stroe", store / "a" / "two.ckpt", tmp_path / "stroe"], "--models")
+        check_folders([tmp_path / "stroe", store / "a" / "two.ckpt", tmp_path / "stroe"])
 
     assert caught.value.problems == (
-        f"--models: {tmp_path / 'stroe'}: no such folder; did you mean 'store'?",
-        f"--models: {store / 'a' / 'two.ckpt'}: is a file; name the folder that it lies in",
+        f"{tmp_path / 'stroe'}: no such folder; did you mean 'store'?",
+        f"{store / 'a' / 'two.ckpt'}: is a file; name the folder that it lies in",
     )
 
 

@@ -70,7 +70,7 @@ def test_seed_decides_the_picture() -> None:
 
 def test_checkpoint_without_vae_borrows_one() -> None:
     """A file without VAE is refused with advice, and draws with the VAE of another file."""
-    with pytest.raises(CheckpointError, match=r"has no VAE .*--vae-from"):
+    with pytest.raises(CheckpointError, match=r"has no VAE .*`vae_from=FILE`"):
         generate(WITHOUT_VAE, prompts=["one"], seeds=[0], steps=1)
 
     assert len(generate(WITHOUT_VAE, prompts=["one"], seeds=[0], steps=1, vae_from=BASE)) == 1

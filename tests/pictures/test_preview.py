@@ -189,7 +189,7 @@ def test_encoder_for_a_file_without_one(tmp_path: Path) -> None:
     path, sheet = tmp_path / "unet.safetensors", tmp_path / "s.png"
     save_file({name: value for name, value in load_file(BASE).items() if not name.startswith(ENCODER)}, path)
 
-    with pytest.raises(InputError, match=r"unet.safetensors: has no text encoder .*--encoder-from"):
+    with pytest.raises(InputError, match=r"unet.safetensors: has no text encoder .*`encoder_from=FILE`"):
         preview(TARGET, [path], sheet, prompts=["one"], steps=1)
     found = preview(TARGET, [path, BASE], sheet, prompts=["one"], steps=1, encoder_from=BASE)
     assert found.latent_distances(found.others[0]) == found.latent_distances(found.others[1])

@@ -7,7 +7,7 @@ import pytest
 
 from optimizer.interchange import import_text
 from optimizer.recipes import load_recipe
-from optimizer.similarity import METRICS
+from optimizer.similarity import METRICS, EncoderOptions
 from optimizer.studies import load_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -47,7 +47,8 @@ def test_study_names_every_choice(tmp_path: Path) -> None:
     (stage,) = load_study(tmp_path / "study.yaml", with_files=False).stages
 
     assert all(re.search(rf"[|:#] {name}\b", line) for name in METRICS)
-    assert (stage.metric, stage.prompts, stage.clip_skip) == ("encoder", ("seven",), 1)
+    read = stage.options.of(EncoderOptions)
+    assert (stage.metric, read.texts, read.clip_skip) == ("encoder", ("seven",), 1)
 
 
 def test_the_articles_recipe() -> None:

@@ -475,7 +475,7 @@ def test_round_trip_of_notes(tmp_path):
 
     assert again.models["x"].sha256 == "abc"
     assert again.steps[1].similarity == {"delta": {"total": 0.5, "blocks": {"OUT03": 0.5}}}
-    assert again.fitted == {"by": "blockfit", "searches": [{"name": "s", "trials": 3}]}
+    assert again.fitted.to_data() == {"by": "blockfit", "searches": [{"name": "s", "trials": 3}]}
 
 
 def test_written_as_people_write(tmp_path):

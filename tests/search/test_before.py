@@ -105,7 +105,7 @@ def test_it_goes_on(folder):
         assert after[name][:3] == trials
         assert len(after[name]) == 5
     assert result.similarity >= 0.997376535 - 1e-6
-    assert load_recipe(folder / "best.yaml").fitted["complete"] is True
+    assert load_recipe(folder / "best.yaml").fitted.complete is True
 
 
 def test_it_is_fitted_already(folder):

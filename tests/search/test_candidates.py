@@ -14,7 +14,7 @@ from optimizer.errors import StudyError
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, load_recipe
 from optimizer.search import fit
-from optimizer.similarity import build_metric
+from optimizer.similarity import AttentionOptions, Options, build_metric
 from optimizer.studies import load_study, open_study
 
 BLOCKS = ("OUT03", "OUT06")
@@ -60,8 +60,8 @@ def test_candidates_differ(folder):
         assert one.similarity == trial.values[0]
         assert recipe.step("T2").similarity["attention"]["total"] == pytest.approx(one.similarity, abs=1e-9)
         assert recipe.step("T1").similarity["attention"] != recipes[0].step("T1").similarity["attention"]
-        assert "other_random_inputs" not in recipe.fitted
-        assert recipe.fitted["searches"][0]["best_trial"] == one.trial
+        assert recipe.fitted.other_random_inputs is None
+        assert recipe.fitted.searches[0].best_trial == one.trial
         assert recipe.step("T1").alpha.at("OUT03") == trial.params["T1.OUT03"]
     for number, recipe in enumerate(recipes):
         for other in recipes[:number]:
@@ -89,7 +89,7 @@ def test_candidates_note_what_they_score(folder, metric):
 
     assert warnings == []
     with open_study(result.study, blocks=BLOCKS, device=torch.device("cpu"), progress=lambda *_: None) as opened:
-        comparison = replace(opened.comparison, seeds=(1, 2))
+        comparison = replace(opened.comparison, options=Options((AttentionOptions(seeds=[1, 2]),)))
         for name in ("T1", "T2"):
             assert set(recipe.step(name).similarity) == {metric, "explained", "delta", "weights"}
             for label, noted in recipe.step(name).similarity.items():
@@ -153,7 +153,7 @@ def test_the_recipe_is_not_replaced(folder, name):
     with pytest.raises(StudyError, match=f"{name}: is the study's recipe"):
         fit(load_study(folder), candidates=2)
     assert (folder / name).read_text(encoding="utf-8") == text
-    with pytest.raises(StudyError, match="--candidates: received 0; must be at least 1"):
+    with pytest.raises(StudyError, match=r"^candidates: received 0; must be at least 1"):
         fit(load_study(folder), candidates=0)
 
 
@@ -183,7 +183,7 @@ def test_other_random_inputs(folder, mixed, pool, tmp_path):
         wanted = attention_by_definition(tensors, mixed[1], BLOCKS, seed)
         assert scores == pytest.approx(wanted, abs=2e-6)
     assert spread.fitted == pytest.approx(result.searches[0].best.values[0], abs=1e-9)
-    noted = load_recipe(folder / "best.yaml").fitted["other_random_inputs"]
+    noted = load_recipe(folder / "best.yaml").fitted.to_data()["other_random_inputs"]
     assert noted == [
         {
             "stage": "s",
@@ -200,7 +200,7 @@ def test_no_random_inputs_no_spread(write_study, mixed):
     study = load_study(write_study(STEPS, "  - {name: s, metric: delta, trials: 2}\n", mixed[0]))
     result = fit(study)
     assert result.spread == ()
-    assert "other_random_inputs" not in result.recipe.fitted
+    assert result.recipe.fitted.other_random_inputs is None
 
 
 def test_tf32_is_part_of_the_study(folder):
@@ -225,7 +225,7 @@ def test_a_tied_alpha_in_two_stages(write_study, mixed):
 
     assert result.candidates == ()
     with open_study(result.study, blocks=BLOCKS, device=torch.device("cpu"), progress=lambda *_: None) as opened:
-        comparison = replace(opened.comparison, seeds=(1,))
+        comparison = replace(opened.comparison, options=Options((AttentionOptions(seeds=[1]),)))
         for block in BLOCKS:
             metric = build_metric("attention", comparison, (block,))
             algebra = Algebra(result.recipe, comparison.groups, tuple(comparison.sources), "T2")

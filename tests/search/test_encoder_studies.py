@@ -15,7 +15,7 @@ from optimizer.cli import main
 from optimizer.errors import InputError, RecipeError, StudyError
 from optimizer.families import load_layout, pipeline_folder
 from optimizer.merging import merge
-from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, save_recipe
+from optimizer.recipes import Alpha, Fitted, Model, Recipe, Step, load_recipe, save_recipe
 from optimizer.search import fit
 from optimizer.studies import load_study
 
@@ -91,13 +91,13 @@ def test_own_prompts(folder):
     (made / "mine.txt").write_text("seven\na bold three\n", encoding="utf-8")
     fit(load_study(made).with_trials(2))
 
-    noted = load_recipe(made / "best.yaml").fitted["searches"][0]
+    noted = load_recipe(made / "best.yaml").fitted.to_data()["searches"][0]
     digest = hashlib.sha256((made / "mine.txt").read_bytes()).hexdigest()
     assert (noted["prompts"], noted["clip_skip"]) == ({"file": "mine.txt", "sha256": digest}, 2)
     (made / "mine.txt").write_bytes(b"\xef\xbb\xbfseven\r\n\r\na bold three")  # the same, saved on Windows
     simplified = simplify_file(made / "best.yaml", made / "simple.yaml", tolerance=1e-6)
     assert simplified.totals["s"][0] == pytest.approx(noted["similarity"], abs=1e-7)
-    assert load_recipe(made / "simple.yaml").fitted["searches"][0]["prompts"] == noted["prompts"]
+    assert load_recipe(made / "simple.yaml").fitted.to_data()["searches"][0]["prompts"] == noted["prompts"]
     (made / "mine.txt").write_text("seven\na slanted three\n", encoding="utf-8")
     with pytest.raises(StudyError, match=rf"scored with another prompts: .*{digest[:20]}.* then, .* now"):
         fit(load_study(made))
@@ -135,7 +135,7 @@ def test_thousands_of_prompts(folder, tmp_path):
     simplify_file(made / "best.yaml", made / "simple.yaml", tolerance=1e-3)
 
     for name in ("best.yaml", "simple.yaml"):
-        (search,) = load_recipe(made / name).fitted["searches"]
+        (search,) = load_recipe(made / name).fitted.to_data()["searches"]
         assert search["prompts"] == {
             "file": "mine.txt",
             "sha256": hashlib.sha256("".join(f"{prompt}\n" for prompt in many).encode()).hexdigest(),
@@ -166,20 +166,20 @@ def test_prompts_are_found_from_another_folder(best):
     simplify_file(best, output, tolerance=1e-3)
     again = simplify_file(output, output.with_name("again.yaml"), tolerance=1e-3)
 
-    assert load_recipe(output).fitted["searches"][0]["prompts"]["file"] == "../texts/mine.txt"
+    assert load_recipe(output).fitted.searches[0].prompts.file == "../texts/mine.txt"
     assert output.with_name("again.yaml").read_text("utf-8") == output.read_text("utf-8")
-    assert again.totals["s"][0] == load_recipe(output).fitted["searches"][0]["before"]
+    assert again.totals["s"][0] == load_recipe(output).fitted.searches[0].before
 
 
 def test_prompts_that_are_gone_or_others(best):
     """Prompts that were noted and are not there any more, or were changed, are refused; others may be named."""
     output, prompts = best.with_name("simple.yaml"), best.parent / "texts" / "mine.txt"
-    noted = load_recipe(best).fitted["searches"][0]
+    noted = load_recipe(best).fitted.to_data()["searches"][0]
     prompts.write_text("seven\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"best\.yaml: fitted\.searches\.s\.prompts: .*mine\.txt holds other prompts"):
         simplify_file(best, output, tolerance=1e-3)
     prompts.unlink()
-    with pytest.raises(RecipeError, match=r"prompts\.file: 'texts/mine\.txt' not found; .*--prompts"):
+    with pytest.raises(RecipeError, match=r"prompts\.file: 'texts/mine\.txt' not found; .*`prompts`"):
         simplify_file(best, output, tolerance=1e-3)
     assert not output.exists()
     (best.parent / "kept.txt").write_text("seven\na bold three\n", encoding="utf-8")
@@ -189,40 +189,43 @@ def test_prompts_that_are_gone_or_others(best):
 
     assert found.totals["s"][0] == pytest.approx(noted["similarity"], abs=1e-7)
     assert not warnings
-    assert load_recipe(output).fitted["searches"][0]["prompts"] == {**noted["prompts"], "file": "kept.txt"}
+    assert load_recipe(output).fitted.to_data()["searches"][0]["prompts"] == {**noted["prompts"], "file": "kept.txt"}
 
 
 def test_recipes_that_hold_the_prompts(best):
     """A recipe that holds the prompts themselves, as they once did, is scored by them."""
     recipe = load_recipe(best)
-    (search,) = recipe.fitted["searches"]
-    fitted = {**recipe.fitted, "searches": [{**search, "prompts": ["seven", "a bold three"]}]}
-    save_recipe(replace(recipe, fitted=fitted), best)
+    (search,) = recipe.fitted.to_data()["searches"]
+    fitted = {**recipe.fitted.to_data(), "searches": [{**search, "prompts": ["seven", "a bold three"]}]}
+    save_recipe(replace(recipe, fitted=Fitted.from_data(fitted)), best)
     shutil.rmtree(best.parent / "texts")
 
     found = simplify_file(best, best.with_name("simple.yaml"), tolerance=1e-3)
 
     assert found.totals["s"][0] == pytest.approx(search["similarity"], abs=1e-7)
-    assert load_recipe(best.with_name("simple.yaml")).fitted["searches"][0]["prompts"] == ["seven", "a bold three"]
+    assert load_recipe(best.with_name("simple.yaml")).fitted.to_data()["searches"][0]["prompts"] == [
+        "seven",
+        "a bold three",
+    ]
 
 
 def test_prompts_that_nothing_reads(folder, best):
     """What only the encoder metric reads is not noted of a search by another, and no option of simplifying one."""
     output = best.with_name("simple.yaml")
-    with pytest.raises(InputError, match="--prompts: only the metric `encoder` reads prompts"):
+    with pytest.raises(InputError, match="prompts: only the metric `encoder` reads prompts"):
         simplify_file(best, output, tolerance=1e-3, metric="delta", prompts=best.parent / "texts" / "mine.txt")
     shutil.rmtree(best.parent / "texts")
 
     simplify_file(best, output, tolerance=1e-3, metric="delta")
 
-    (search,) = load_recipe(output).fitted["searches"]
+    (search,) = load_recipe(output).fitted.to_data()["searches"]
     assert search["metric"] == "delta"
     assert not {"prompts", "clip_skip", "seeds"} & search.keys()
     recipe = load_recipe(best)
-    stale = {**recipe.fitted["searches"][0], "metric": "delta", "seeds": [1]}
-    save_recipe(replace(recipe, fitted={**recipe.fitted, "searches": [stale]}), best)
+    stale = {**recipe.fitted.to_data()["searches"][0], "metric": "delta", "seeds": [1]}
+    save_recipe(replace(recipe, fitted=Fitted.from_data({**recipe.fitted.to_data(), "searches": [stale]})), best)
     simplify_file(best, output, tolerance=1e-3)
-    assert not {"prompts", "clip_skip", "seeds"} & load_recipe(output).fitted["searches"][0].keys()
+    assert not {"prompts", "clip_skip", "seeds"} & load_recipe(output).fitted.to_data()["searches"][0].keys()
 
 
 @pytest.mark.parametrize(
@@ -239,8 +242,8 @@ def test_prompts_that_nothing_reads(folder, best):
 def test_notes_by_strangers(best, capsys, noted, said):
     """What is noted of prompts in another way than a fit does is refused in a line, with exit code 2."""
     recipe = load_recipe(best)
-    fitted = {**recipe.fitted, "searches": [{**recipe.fitted["searches"][0], "prompts": noted}]}
-    save_recipe(replace(recipe, fitted=fitted), best)
+    fitted = {**recipe.fitted.to_data(), "searches": [{**recipe.fitted.to_data()["searches"][0], "prompts": noted}]}
+    save_recipe(replace(recipe, fitted=Fitted.from_data(fitted)), best)
     capsys.readouterr()
 
     with pytest.raises(SystemExit) as left:
@@ -260,7 +263,7 @@ def test_stage_that_reads_nothing_notes_nothing(folder):
     (made / "mine.txt").write_text("seven\n", encoding="utf-8")
     fit(load_study(made).with_trials(1))
 
-    (search,) = load_recipe(made / "best.yaml").fitted["searches"]
+    (search,) = load_recipe(made / "best.yaml").fitted.to_data()["searches"]
 
     assert search["metric"] == "attention"
     assert not {"prompts", "clip_skip"} & search.keys()

@@ -204,9 +204,9 @@ def test_best_recipe(study, pool, target, tmp_path):
     for name in ("base", "x", "y"):
         assert recipe.models[name].sha256 == hashlib.sha256(pool.paths[name].read_bytes()).hexdigest()
     assert recipe.models["z"].sha256 is None
-    assert recipe.fitted["target"]["sha256"] == hashlib.sha256(target.read_bytes()).hexdigest()
-    assert recipe.fitted["complete"] is True
-    assert recipe.fitted["searches"][0]["trials"] == 6
+    assert recipe.fitted.target.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
+    assert recipe.fitted.complete is True
+    assert recipe.fitted.searches[0].trials == 6
 
 
 def test_stepwise(study):
@@ -291,7 +291,7 @@ def test_changed_inputs(study, pool, write_study, change, what):
         fit(other)
 
     assert any(f"scored with another {what}:" in problem for problem in caught.value.problems)
-    assert all("--fresh" in problem for problem in caught.value.problems)
+    assert all("`fresh=True`" in problem for problem in caught.value.problems)
     assert essence(stored(made.folder)) == before
     if change in ("space", "target"):
         assert len(fit(other, fresh=True).searches[0].trials) == 2
@@ -389,7 +389,7 @@ def test_interrupt_writes_the_best_so_far(study):
 
     assert result.interrupted
     recipe = load_recipe(made.folder / "best.yaml")
-    assert recipe.fitted["complete"] is False
+    assert recipe.fitted.complete is False
     assert not any(step.alpha.free for step in recipe.steps)
     assert 4 <= len(stored(made.folder)) <= 5
     finished = fit(made)
@@ -421,10 +421,10 @@ def test_interrupt_signal(study):
     recipe = load_recipe(made.folder / "best.yaml")
     trials = stored(made.folder)
     assert 8 <= len(trials) < 100000
-    assert recipe.fitted["complete"] is False
+    assert recipe.fitted.complete is False
     assert not list(made.folder.glob(".blockfit*"))
     best = max(trials, key=lambda trial: trial.value)
-    assert recipe.fitted["searches"][0]["best_trial"] == best.number
+    assert recipe.fitted.searches[0].best_trial == best.number
 
 
 def test_two_stages(study):

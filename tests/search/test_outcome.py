@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from optimizer.analysis import found_ceilings
 from optimizer.errors import StudyError
 from optimizer.library import HashCache
-from optimizer.recipes import load_recipe, save_recipe
+from optimizer.recipes import Fitted, load_recipe, save_recipe
 from optimizer.search import fit, found_result
+from optimizer.similarity import AttentionOptions
 from optimizer.studies import load_study, noted_searches
 
 STEPS = """\
@@ -51,7 +53,7 @@ def test_what_a_fit_gave_is_found_again(fitted):
 def test_seed_0_is_a_whole_number(fitted):
     """Random inputs of seed 0, which YAML's reader has a class of its own for, are read as any others."""
     noted = noted_searches(load_recipe(fitted.study.folder / "best.yaml"))
-    assert [search.seeds for search in noted] == [(0,), (0,)]
+    assert [search.options.of(AttentionOptions).seeds for search in noted] == [[0], [0]]
 
 
 def test_nonsense_in_what_is_noted_is_passed_over(fitted):
@@ -60,8 +62,9 @@ def test_nonsense_in_what_is_noted_is_passed_over(fitted):
     recipe = load_recipe(path)
     recipe.steps[0].similarity["attention"]["blocks"]["OUT03"] = 7.0
     recipe.steps[0].similarity["delta"] = "none"
-    recipe.fitted["other_random_inputs"] = [3, {"stage": "s", "metric": "attention", "seeds": [1], "totals": ["x"]}]
-    save_recipe(recipe, path)
+    spreads = [3, {"stage": "s", "metric": "attention", "seeds": [1], "totals": ["x"]}]
+    fitted = Fitted.from_data({**recipe.fitted.to_data(), "other_random_inputs": spreads})
+    save_recipe(replace(recipe, fitted=fitted), path)
 
     found = found_result(load_study(path.parent, with_files=False))
 

@@ -134,7 +134,7 @@ def test_interrupted_while_it_continues(write_study, planted):
 
     assert result.interrupted
     written = load_recipe(folder / "best.yaml")
-    assert written.fitted["complete"] is False
+    assert written.fitted.complete is False
     for name in ("T2", "T3"):
         assert written.step(name).alpha == before.step(name).alpha
     assert any(written.step("T3").alpha.values.values())

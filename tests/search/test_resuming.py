@@ -304,7 +304,7 @@ def test_every_search_is_checked_first(folder, target):
 
     (line,) = caught.value.problems
     assert "the trials of 'j' were scored with another metric: " in line
-    assert line.endswith("`--fresh` starts anew, another folder keeps both")
+    assert line.endswith("`fresh=True` starts anew, another folder keeps both")
     assert {name: len(trials) for name, trials in trials_in(made).items()} == before
 
 

@@ -9,7 +9,7 @@ from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step
-from optimizer.similarity import attention, build_metric, open_comparison, rows
+from optimizer.similarity import AttentionOptions, Options, attention, build_metric, open_comparison, rows
 
 LAYOUT = load_layout("sd1")
 
@@ -30,7 +30,9 @@ def merged(kin):
 def scored(kin, recipe, blocks, seeds):
     """{block: similarity} as the code under test gives it."""
     sources = {name: kin.paths[name] for name in ("base", "x", "y")}
-    with open_comparison(LAYOUT, sources, kin.paths["target"], seeds=seeds) as comparison:
+    with open_comparison(
+        LAYOUT, sources, kin.paths["target"], options=Options((AttentionOptions(seeds=list(seeds)),))
+    ) as comparison:
         metric = build_metric("attention", comparison, blocks)
         algebra = Algebra(recipe, comparison.groups, tuple(sources))
         rows = algebra.coefficients(algebra.starting_alphas())
@@ -92,7 +94,13 @@ SOME_BLOCKS = ("IN01", "M00", "OUT03", "OUT07", "OUT11")
 def opened(kin, seeds=(1,), device="cpu"):
     """The sources and the target as a comparison."""
     sources = {name: kin.paths[name] for name in SOURCES}
-    return open_comparison(LAYOUT, sources, kin.paths["target"], seeds=seeds, device=torch.device(device))
+    return open_comparison(
+        LAYOUT,
+        sources,
+        kin.paths["target"],
+        options=Options((AttentionOptions(seeds=list(seeds)),)),
+        device=torch.device(device),
+    )
 
 
 def candidates(groups, count, *, line):

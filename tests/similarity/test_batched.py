@@ -13,7 +13,7 @@ from watching import META, Watching
 
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
-from optimizer.similarity import AttentionMetric, attention, batched, open_comparison
+from optimizer.similarity import AttentionMetric, AttentionOptions, Options, attention, batched, open_comparison
 
 LAYOUT = load_layout("sd1")
 SOURCES = ("base", "x", "y")
@@ -50,7 +50,12 @@ def paths(tmp_path_factory, write_sd1, sd1_tensors):
 
 def opened(paths: dict[str, Path], seeds=(1, 2)):
     """The sources and the target as a comparison."""
-    return open_comparison(LAYOUT, {name: paths[name] for name in SOURCES}, paths["target"], seeds=seeds)
+    return open_comparison(
+        LAYOUT,
+        {name: paths[name] for name in SOURCES},
+        paths["target"],
+        options=Options((AttentionOptions(seeds=list(seeds)),)),
+    )
 
 
 def candidates(groups, count, *, line):

@@ -16,7 +16,7 @@ from optimizer.errors import CheckpointError, InputError
 from optimizer.families import load_layout, pipeline_folder
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step
-from optimizer.similarity import build_metric, compare, encoder, open_comparison, read_prompts
+from optimizer.similarity import EncoderOptions, Options, build_metric, compare, encoder, open_comparison, read_prompts
 from optimizer.similarity.encoder import EncoderMetric
 
 DEMO = Path(__file__).parents[2] / "studies" / "demo"
@@ -73,7 +73,7 @@ def by_definition(candidate, target, prompts, clip_skip):
 def scored(recipe, prompts, clip_skip=1, *, along=None):
     """What the code under test says of the recipe's result; prepared for the line through other alphas, or not."""
     with open_comparison(LAYOUT, MODELS, DEMO / "target.safetensors") as opened:
-        comparison = replace(opened, prompts=prompts, clip_skip=clip_skip)
+        comparison = replace(opened, options=Options((EncoderOptions(clip_skip=clip_skip).with_texts(prompts),)))
         metric = build_metric("encoder", comparison, ("BASE",))
         algebra = Algebra(recipe, comparison.groups, tuple(MODELS))
         rows = algebra.coefficients(algebra.starting_alphas())
@@ -203,7 +203,7 @@ def test_candidate_that_lacks_a_tensor(tmp_path):
 @pytest.mark.parametrize("blocks", ["output", "input", "middle"])
 def test_blocks_that_it_does_not_see(blocks):
     """Blocks of which the metric sees none are refused, with what it sees."""
-    with pytest.raises(InputError, match=f"^--blocks: {blocks} holds nothing that 'encoder' sees; it sees BASE$"):
+    with pytest.raises(InputError, match=f"^blocks: {blocks} holds nothing that 'encoder' sees; it sees BASE$"):
         compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", blocks=blocks)
 
 
@@ -221,7 +221,7 @@ def test_not_finite(tmp_path):
 
 def test_layer_that_is_not_there():
     """The demo's encoder has two layers: a third from the last is refused."""
-    with pytest.raises(InputError, match=r"--clip-skip: received 3; must be from 1, the last layer, to 2"):
+    with pytest.raises(InputError, match=r"^clip_skip: received 3; must be from 1, the last layer, to 2"):
         compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", clip_skip=3)
 
 

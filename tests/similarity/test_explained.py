@@ -166,7 +166,7 @@ def test_compare(family, tmp_path, capsys):
 def test_without_a_base(family):
     """Nothing can be explained of a difference from the candidate itself: a base is asked for."""
     folder, _ = family
-    with pytest.raises(InputError, match=r"--base: missing; metric 'explained'"):
+    with pytest.raises(InputError, match=r"^base: missing; metric 'explained'"):
         compare(folder / "x.safetensors", folder / "target.safetensors", metric="explained")
 
 

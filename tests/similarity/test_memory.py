@@ -13,7 +13,15 @@ import torch
 
 from optimizer.errors import BlockfitWarning
 from optimizer.families import load_layout
-from optimizer.similarity import MovableMetric, attention, build_metric, measure_statistics, open_comparison
+from optimizer.similarity import (
+    AttentionOptions,
+    MovableMetric,
+    Options,
+    attention,
+    build_metric,
+    measure_statistics,
+    open_comparison,
+)
 from optimizer.similarity.memory import in_batches, where_it_fits
 
 LAYOUT = load_layout("sd1")
@@ -148,7 +156,13 @@ def candidates(groups, count, *, line):
 def opened(family, device="cpu", seeds=(114514, 5)):
     """The comparison of a family of checkpoints."""
     sources = {name: family.paths[name] for name in SOURCES}
-    return open_comparison(LAYOUT, sources, family.paths["target"], seeds=seeds, device=torch.device(device))
+    return open_comparison(
+        LAYOUT,
+        sources,
+        family.paths["target"],
+        options=Options((AttentionOptions(seeds=list(seeds)),)),
+        device=torch.device(device),
+    )
 
 
 class TestMovableMetric:

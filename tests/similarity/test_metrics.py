@@ -188,7 +188,9 @@ def test_combined(scorer):
 
 def test_refusals(kin, scorer):
     """An unknown metric, a block that a metric cannot see and a missing base are refused by name."""
-    with pytest.raises(StudyError, match="metric: received 'cosine'; there are explained, delta, weights, elements"):
+    with pytest.raises(
+        StudyError, match="metric: received 'cosine'; must be one of explained, delta, weights, elements"
+    ):
         build_metric("cosine", scorer.comparison, ["OUT03"], scorer.statistics)
     for block in ("IN09", "OUT00", "BASE"):
         with pytest.raises(StudyError, match=f"{block} cannot be measured by 'attention'; it sees IN01-IN02"):

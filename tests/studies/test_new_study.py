@@ -14,7 +14,7 @@ from optimizer.errors import InputError, StudyError
 from optimizer.merging import merge
 from optimizer.recipes import Recipe, load_recipe, new_recipe
 from optimizer.search import FitResult, fit, study_status
-from optimizer.similarity import compare
+from optimizer.similarity import AttentionOptions, compare
 from optimizer.studies import Study, load_study, new_study
 from optimizer.studies.new import StageFields
 from optimizer.studies.stage import StageEntry
@@ -61,7 +61,11 @@ def test_its_folder_holds_the_same_study(here: Path, recipe: Recipe) -> None:
     assert resolved(loaded) == resolved(study)
     assert study.recipe.models["x"].file == "../../../models/x.safetensors"
     assert study.target_file == "../../../target.safetensors"
-    assert (study.stages[0].name, study.stages[0].trials, study.stages[0].seeds) == ("attention", 7, (1, 2))
+    assert (study.stages[0].name, study.stages[0].trials, study.stages[0].options.of(AttentionOptions).seeds) == (
+        "attention",
+        7,
+        [1, 2],
+    )
     assert not any(here.as_posix() in path.read_text("utf-8") for path in (here / "deep/er/mine").iterdir())
 
 
@@ -157,10 +161,10 @@ def test_extended_from_what_was_found(here: Path, recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"metric": "cosine"}, "metric: received 'cosine'; there are explained, delta"),
+        ({"metric": "cosine"}, "metric: received 'cosine'; must be one of explained, delta"),
         ({"trials": "many"}, "trials: received 'many'"),
         ({"trials": 0}, "trials: received 0; must be at least 1"),
-        ({"trails": 3}, "trails: unknown field; there are name, steps, blocks, metric"),
+        ({"trails": 3}, "trails: unknown field; must be one of name, steps, blocks, metric"),
         ({"blocks": "OUT33"}, "blocks: unknown block 'OUT33'"),
         ({"steps": ["Z"]}, "steps: received 'Z'; the recipe's steps are A, B"),
         ({"base": "nobody"}, "base: received 'nobody'; the recipe's models are base, x, y"),
@@ -237,5 +241,5 @@ def test_a_device_by_name(here: Path, recipe: Recipe) -> None:
     study = new_study(recipe, "target.safetensors", "mine", trials=1)
 
     assert isinstance(fit(study, device="cpu"), FitResult)
-    with pytest.raises(InputError, match="received 'gpu'; there are auto, cpu, cuda"):
+    with pytest.raises(InputError, match="received 'gpu'; must be one of auto, cpu, cuda"):
         fit(study, device="gpu")

@@ -102,7 +102,7 @@ def test_fit_without_checkpoints(own, passes, gone):
     more = fit(load_study(folder).with_trials(5))
 
     assert after == before
-    assert after.fitted["target"]["sha256"]
+    assert after.fitted.target.sha256
     assert len(more.searches[0].trials) == 5
     assert study_ceilings(load_study(folder))[1].total["recipe"] > 0
     assert len(passes) == 1
@@ -131,7 +131,7 @@ def test_hashes_that_were_never_taken(own):
 
     best = load_recipe(folder / "best.yaml")
     assert best.models["x"].sha256 is None
-    assert "sha256" not in best.fitted["target"]
+    assert best.fitted.target.sha256 is None
 
 
 @pytest.mark.parametrize("which", ["x", "base", "target"])

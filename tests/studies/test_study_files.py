@@ -10,6 +10,7 @@ from step_by_step import BLOCKS
 from optimizer.errors import InputError, StudyError
 from optimizer.families import load_layout
 from optimizer.recipes import described_alphas
+from optimizer.similarity import AttentionOptions
 from optimizer.studies import load_study
 from optimizer.studies.study import study_file
 
@@ -42,7 +43,7 @@ def test_defaults(write_study, target):
     assert set(study.sources) == {"base", "x", "y"}
     assert stage.steps == ("T1", "T2")
     assert stage.measured == (("explained", BLOCKS),)
-    assert (stage.strategy, stage.sampler, stage.seeds) == ("joint", "blockwise", (114514,))
+    assert (stage.strategy, stage.sampler, stage.options.of(AttentionOptions).seeds) == ("joint", "blockwise", [114514])
     assert [p.name for p in stage.parameters] == ["T1.OUT03", "T1.OUT04", "T1.OUT05", "T2.alpha"]
     assert stage.parameters[3].blocks == BLOCKS
 
@@ -92,7 +93,7 @@ def test_with_trials(write_study, target):
     """Another budget replaces that of every stage; less than one trial is refused."""
     study = load_study(write_study(STEPS, "  - {name: s}\n", target))
     assert [stage.trials for stage in study.with_trials(7).stages] == [7]
-    with pytest.raises(StudyError, match="--trials: received 0; must be at least 1"):
+    with pytest.raises(StudyError, match=r"^trials: received 0; must be at least 1"):
         study.with_trials(0)
 
 
@@ -302,7 +303,7 @@ def test_any_study(tmp_path_factory, own, inner):
 
 def test_folders_that_are_no_study(pool, tmp_path):
     """A folder without study.yaml is said to be no study, what it holds instead, and what makes one."""
-    made = "`blockfit init TARGET SOURCE... -o FOLDER` makes a study, which is a folder of its own"
+    made = "`first_study(TARGET, SOURCE, folder=FOLDER)` makes a study, which is a folder of its own"
     two, one, other = (tmp_path / name for name in ("two", "one", "other"))
     for folder in (two, one, other):
         folder.mkdir()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from optimizer.choices import FormatName
 from optimizer.errors import RecipeError
 from optimizer.families import layout_names, load_layout
 from optimizer.interchange.exports.comfyui import write_comfyui
@@ -23,7 +24,7 @@ class Export:
     that fits every layout.
     """
 
-    name: str
+    name: FormatName
     write: Callable[[Recipe], str]
     tool: str | None = None
 
@@ -53,7 +54,7 @@ def export_recipe(recipe: Recipe, format_name: str) -> str:
     for an unknown format, free alphas, and whatever the format cannot express.
     """
     if format_name not in EXPORTS:
-        raise RecipeError(f"unknown format {format_name!r}; there are {', '.join(EXPORTS)}")
+        raise RecipeError(f"received {format_name!r}; must be one of {', '.join(EXPORTS)}", field="format_name")
     export = EXPORTS[format_name]
     if export.tool is not None and not recipe.layout.tools.knows(export.tool):
         raise RecipeError(

@@ -88,19 +88,19 @@ def _chain_problems(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
     ]
     problems += [
         f"{listed(places)}: received the step {name!r}; model-mixer takes only files beside its one chain of steps; "
-        f"make a file of {name!r} first (blockfit merge --step), {elsewhere}"
+        f"make a file of {name!r} first (`merge(step=...)`), {elsewhere}"
         for name, places in nested.items()
     ]
     problems += [
         f"{listed(places)}: received {name!r}; model-mixer subtracts one base model in every step, and "
-        f"steps.{bases[0][0]} has {bases[0][1]!r}; make a file of the steps before it first (blockfit merge --step), "
+        f"steps.{bases[0][0]} has {bases[0][1]!r}; make a file of the steps before it first (`merge(step=...)`), "
         f"{elsewhere}"
         for name, places in subtracted.items()
     ]
     if len(steps) > _MOST_STEPS:
         problems.append(
             f"steps: {recipe.output} is a chain of {len(steps)}; model-mixer merges at most {_MOST_STEPS} models into "
-            f"model A; make a file of steps.{steps[_MOST_STEPS - 1].name} first (blockfit merge --step), {elsewhere}"
+            f"model A; make a file of steps.{steps[_MOST_STEPS - 1].name} first (`merge(step=...)`), {elsewhere}"
         )
     return problems
 

@@ -89,7 +89,7 @@ def file_problems(recipe: Recipe, suffixes: Sequence[str], tool: str) -> list[st
     opened = ", ".join(suffixes[:-1]) + (" and " if suffixes[1:] else "") + suffixes[-1]
     places, received = listed([f"models.{name}.file" for name in wrong]), listed([repr(files[name]) for name in wrong])
     way = (
-        "convert the file (blockfit merge writes .safetensors), complete its name in the recipe, or name the folder "
-        "where it is found (--models)"
+        "convert the file (`merge()` writes .safetensors), complete its name in the recipe, or name the folder "
+        "where it is found (`folders`)"
     )
     return [f"{places}: received {received}; {tool} opens {opened} files and needs the whole name; {way}"]

@@ -142,7 +142,7 @@ class Settling:
         line = self._found.mixer_lines[0]
         if len(self._found.mixer_lines) < len(self._found.statements):
             self._found.notes.append(
-                (line, f"model-mixer's numbers stand beside others; the mapping is {usual}, see --mapping")
+                (line, f"model-mixer's numbers stand beside others; the mapping is {usual}, see `mapping`")
             )
             return usual
         if all(len(set(alpha.values.values())) == 1 for step in steps for alpha in step.alphas.values()):

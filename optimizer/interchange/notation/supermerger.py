@@ -93,5 +93,5 @@ def _without_excluded(
     if _VAE in entries and base not in entries and alpha.at(base):
         if kind == "Include":
             raise fields.wrong(kind, f"{_VAE!r} without {base} cannot be said; a recipe merges the VAE with {base}")
-        notes.append(f"{kind}: the VAE was left out and is model A's: merge with --vae and the file of model A")
+        notes.append(f"{kind}: the VAE was left out and is model A's: merge with `vae=...` and the file of model A")
     return Alpha({block: n if (block in entries) == (kind == "Include") else 0.0 for block, n in alpha.values.items()})

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from optimizer.analysis import BlockCeiling, Ceiling, SourceShare
 from optimizer.families import Layout
@@ -27,7 +27,7 @@ from optimizer.reports.page.drawings import (
 from optimizer.reports.page.remarks import Remark, remarks
 from optimizer.search import Found, SearchResult
 from optimizer.similarity import EXACT_METRICS, total_similarity
-from optimizer.studies import Stage, StepScores
+from optimizer.studies import Stage, StepScores, StudyFolder
 from optimizer.version import __version__
 
 __all__ = ["Page", "contents"]
@@ -220,14 +220,12 @@ def contents(
 ) -> Page:
     """The page of a study that the user named `named`, its folder or file; `problems` tell why there are no ceilings.
 
-    `storage` is what others may be told to give to --storage, None for the study's folder. `date` is today's.
+    `storage` is what others may be told to give as `storage`, None for the study's folder. `date` is today's.
     """
     result = found.result
     study, recipe, layout = result.study, result.recipe, result.recipe.layout
     by_metric = {one.metric: one for one in ceilings}
-    noted = recipe.fitted or {}
-    target = noted.get("target")
-    digest = target.get("sha256") if isinstance(target, Mapping) else None
+    target = recipe.noted.target
     rows = alpha_rows(result)
     searched = [row for row in rows if row.found]
     sources = _sources(found, by_metric)
@@ -265,15 +263,15 @@ def contents(
         curves=_curves(result.searches),
         sources=sources,
         target=study.target_file,
-        target_sha256=_text(digest),
+        target_sha256=_text(None if target is None else target.sha256),
         commands=_commands(named, folder, storage, recipe),
-        fitted_version=_text(noted.get("version")),
+        fitted_version=_text(recipe.noted.version),
     )
 
 
-def _text(noted: object) -> str | None:
-    """Return a text that a recipe notes, as a page may show it; None for anything else."""
-    return printable(noted)[:_LONGEST_NOTE] if isinstance(noted, str) else None
+def _text(noted: str | None) -> str | None:
+    """Return a text that a recipe notes, as a page may show it."""
+    return None if noted is None else printable(noted)[:_LONGEST_NOTE]
 
 
 def _reached(
@@ -426,7 +424,7 @@ def _on_trials(command: str, named: str, storage: str | None) -> str:
 
 
 def _commands(named: str, folder: PurePath, storage: str | None, recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    best = quoted((folder / "best.yaml").as_posix())
+    best = quoted(StudyFolder(Path(folder)).best.as_posix())
     commands = [
         ("fit, or go on where it stopped", _on_trials("fit", named, storage)),
         ("merge the recipe into a checkpoint", f"blockfit merge {best} -o {_file_name(recipe.name)}.safetensors"),

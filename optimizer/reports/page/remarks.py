@@ -10,7 +10,7 @@ from optimizer.analysis import Ceiling
 from optimizer.recipes import described_alphas
 from optimizer.reports.tables import percent
 from optimizer.search import Found, SearchResult
-from optimizer.similarity import METRICS
+from optimizer.similarity import METRICS, AttentionOptions
 from optimizer.studies import NotedSpread, Stage
 
 __all__ = ["Remark", "remarks"]
@@ -66,7 +66,7 @@ def _unfinished(found: Found, command: str) -> Iterator[Remark]:
     if not result.searches:
         yield Remark(
             "No trials",
-            "There are none where this report looked for them; if they are in another storage, name it with --storage. "
+            "There are none where this report looked for them; if they are in another storage, name that one. "
             "What is shown comes from best.yaml.",
             True,
         )
@@ -108,7 +108,10 @@ def _methods(found: Found) -> Iterator[Remark]:
         )
     bumpy = [stage for stage in stages if stage.draws]
     if bumpy:
-        seeds = ", ".join(str(seed) for seed in dict.fromkeys(seed for stage in bumpy for seed in stage.seeds))
+        seeds = ", ".join(
+            str(seed)
+            for seed in dict.fromkeys(seed for stage in bumpy for seed in stage.options.of(AttentionOptions).seeds)
+        )
         spread = " ".join(map(_spread_in_words, found.spread))
         yield Remark(
             "The attention metric is bumpy",

@@ -29,7 +29,7 @@ class BrokenStorage(StudyError):
 
 
 class CheckedStorage(BaseStorage):
-    """The storage `inner`, which messages call `where`; `fresh` is whether --fresh could start anew there.
+    """The storage `inner`, which messages call `where`; `fresh` is whether a fit could start anew there.
 
     What its database does not let through, or what Optuna cannot make sense of in it, raises BrokenStorage; a database
     that is away raises what it raised. With `read_only` every change raises BrokenStorage, and nothing is asked of the
@@ -39,7 +39,7 @@ class CheckedStorage(BaseStorage):
     def __init__(self, inner: BaseStorage, where: str, *, fresh: bool, read_only: bool = False) -> None:
         self._inner = inner
         self._where = where
-        self._again = "; `--fresh` starts anew" if fresh else ""
+        self._again = "; `fresh=True` starts anew" if fresh else ""
         self._read_only = read_only
         self._numbered: set[int] = set()
 

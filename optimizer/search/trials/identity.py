@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,8 +17,8 @@ from optimizer.recipes import Algebra, Parameter, Recipe, recipe_as_data
 from optimizer.search.trials.budgets import Budgets
 from optimizer.search.trials.sampler_state import check_sampler_state
 from optimizer.search.trials.storage import StorageAddress, addresses_before, open_storage
-from optimizer.similarity import prompts_sha256
-from optimizer.studies import DATABASE, Stage, Study
+from optimizer.similarity import Options
+from optimizer.studies import Stage, Study
 
 __all__ = [
     "ActiveStudy",
@@ -42,14 +42,14 @@ def bound_to(
     step: str,
     parameters: Sequence[Parameter],
     files: Mapping[str, str],
-    prompts: Sequence[str] = (),
+    options: Options | None = None,
 ) -> dict[str, Any]:
     """All that decides what a point of this search scores, but for the alphas of other steps.
 
     `files` are the fingerprints of the sources by name and of the target, as `OpenStudy.fingerprints` has them,
-    `prompts` those that the stage reads, its own or those that ship.
+    `options` the stage's with all defaults filled in, as `OpenStudy.options` has them.
     """
-    recipe = study.recipe
+    recipe, resolved = study.recipe, stage if options is None else replace(stage, options=options)
     leading = {one.name for one in recipe.ancestors(step)}
     searched = {one.step for one in parameters}
     scored = [block for block in recipe.layout.blocks if block in stage.blocks]
@@ -69,9 +69,7 @@ def bound_to(
         },
         "metric": [[name, list(blocks)] for name, blocks in stage.measured],
         "strategy": stage.strategy,
-        **({"seeds": list(stage.seeds)} if stage.draws else {}),
-        **({"tf32": True} if stage.tf32 else {}),
-        **({"prompts": prompts_sha256(prompts), "clip_skip": stage.clip_skip} if stage.reads else {}),
+        **{key: value for one, used in resolved.used_options for key, value in one.bound(used=used).items()},
         "layout": recipe.layout.name,
         "mapping": recipe.mapping,
         "base": study.base,
@@ -164,7 +162,7 @@ def check_place(address: StorageAddress, bindings: Mapping[str, Mapping[str, Any
         return
     raise StudyError(
         f"{address}: is not there, but {earlier} holds trials of this study: an earlier version of blockfit took that "
-        f"for the same path; copy it to {address} to go on with them, or start anew (`--fresh`)"
+        f"for the same path; copy it to {address} to go on with them, or start anew (`fresh=True`)"
     )
 
 
@@ -221,7 +219,7 @@ def open_search(
 
 def name_prefix(study: Study, address: StorageAddress) -> str:
     """What the names of a study's Optuna studies begin with: its own name where those of others may lie too."""
-    own = (study.folder / DATABASE).resolve()
+    own = study.outputs.database.resolve()
     return "" if address.path is not None and address.path.resolve() == own else f"{study.name}:"
 
 
@@ -293,7 +291,7 @@ def _as_stored(value: Any) -> Any:
 def _ways(address: StorageAddress) -> str:
     """Return what to do where trials cannot be gone on with."""
     if address.path is not None:
-        return "`--fresh` starts anew, another folder keeps both"
+        return "`fresh=True` starts anew, another folder keeps both"
     return "another `name` in the study's YAML file, or another folder, keeps both; `optuna delete-study` starts anew"
 
 

@@ -196,7 +196,7 @@ def check_sampler_state(trials: Iterable[FrozenTrial], where: str) -> None:
         except _Refused as refused:
             problems.append(
                 f"{where}: trial {trial.number}: the state of its sampler is no state of CMA-ES, it {refused}; it "
-                "could be any program, so nothing of it was run: `--fresh` starts anew without these trials"
+                "could be any program, so nothing of it was run: `fresh=True` starts anew without these trials"
             )
     if problems:
         raise StudyError(problems)

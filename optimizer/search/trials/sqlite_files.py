@@ -19,7 +19,7 @@ __all__ = ["connect_to", "finish_writing", "holds_tables", "is_database"]
 _TABLES = {
     name: tuple(column.name for column in table.columns) for name, table in models.BaseModel.metadata.tables.items()
 }
-_AGAIN = "; `--fresh` starts anew"
+_AGAIN = "; `fresh=True` starts anew"
 _VERSION = "alembic_version"
 _BEGINS = b"SQLite format 3\0"
 

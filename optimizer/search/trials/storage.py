@@ -25,6 +25,7 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from optimizer.choices import StorageKind
 from optimizer.errors import StudyError
 from optimizer.extras import missing_extra, require
 from optimizer.printable import quoted
@@ -59,7 +60,7 @@ _SQLITE_TIMEOUT = 2.0
 _JOURNAL_TIMEOUT = 10.0
 # Parts of an address that are nobody's business.
 _SECRETS = frozenset({"password", "sslpassword"})
-_FORMS = "sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE"
+_FORMS = "sqlite:///FILE, journal:FILE or postgresql://USER@HOST/DATABASE"
 _SQLITE_URL = re.compile(r"sqlite(?:\+pysqlite)?:///(?P<file>[^?]*)(?P<options>\?.*)?", re.DOTALL)
 # What SQLite keeps beside a file under its name: what was not finished writing, or waits to be taken in.
 _COMPANIONS = ("-journal", "-wal", "-shm")
@@ -80,7 +81,7 @@ class StorageAddress:
     `own` is whether it is the file in a study's folder that is called as blockfit calls it.
     """
 
-    kind: str
+    kind: StorageKind
     url: str
     path: Path | None
     shown: str
@@ -92,7 +93,7 @@ class StorageAddress:
 
     @property
     def option(self) -> str:
-        """As `--storage` takes it and others may read it: without passwords, of an absolute path only the name."""
+        """As `storage` takes it and others may read it: without passwords, of an absolute path only the name."""
         if self.path is not None:
             file = self.path.name if self.path.is_absolute() else self.path.as_posix()
             return f"journal:{file}" if self.kind == "journal" else _sqlite_url(file)
@@ -104,7 +105,7 @@ class StorageAddress:
 
 
 def storage_address(given: str | None, folder: Path) -> StorageAddress:
-    """Return the storage that `--storage` names; None is the SQLite file in a study's folder.
+    """Return the storage that `given` names; None is the SQLite file in a study's folder.
 
     In sqlite:///FILE a `%20` is a space and a `%3F` a question mark, as in all URLs; in journal:FILE the name stands as
     it is. Raises StudyError for what is neither sqlite:///FILE, journal:FILE nor postgresql://USER@HOST/DATABASE, and
@@ -115,7 +116,9 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
     if given.startswith("journal:"):
         name = given.removeprefix("journal:").removeprefix("//")
         if not name:
-            raise StudyError(f"--storage: received {given!r}; a file's name must follow, as in journal:study.journal")
+            raise StudyError(
+                f"received {given!r}; a file's name must follow, as in journal:study.journal", field="storage"
+            )
         return StorageAddress("journal", given, Path(name), name)
     if (parts := _SQLITE_URL.fullmatch(given)) is not None:
         return _sqlite(_sqlite_file(given, parts["file"], parts["options"]))
@@ -124,15 +127,15 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
     except (ArgumentError, ValueError):
         # It may hold a password.
         shown = repr(given) if "@" not in given else f"{given.partition(':')[0]}:..., which is no address"
-        raise StudyError(f"--storage: received {shown}; there are {_FORMS}") from None
+        raise StudyError(f"received {shown}; must be {_FORMS}", field="storage") from None
     kind = url.get_backend_name()
     hidden = {key: "***" for key in url.query if key in _SECRETS}
     shown = url.update_query_dict(hidden).render_as_string(hide_password=True)
     if kind == "sqlite":
-        raise StudyError(f"--storage: received {shown!r}; a file's name must follow, as in sqlite:///study.db")
+        raise StudyError(f"received {shown!r}; a file's name must follow, as in sqlite:///study.db", field="storage")
     if kind not in ("postgresql", "postgres"):
-        raise StudyError(f"--storage: received {shown!r}; there are {_FORMS}")
-    require("postgresql", "--storage: a PostgreSQL database")
+        raise StudyError(f"received {shown!r}; must be {_FORMS}", field="storage")
+    require("postgresql", "a PostgreSQL database", field="storage")
     with_driver = url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     return StorageAddress("postgresql", with_driver, None, shown)
 
@@ -144,19 +147,21 @@ def _sqlite(path: Path, *, own: bool = False) -> StorageAddress:
 def _sqlite_file(given: str, file: str, options: str | None) -> Path:
     """Return the file that the URL `given` names. Raises StudyError if it names none, or asks for more than a file."""
     if not file or file == ":memory:":
-        raise StudyError(f"--storage: received {given!r}; a file's name must follow, as in sqlite:///study.db")
+        raise StudyError(f"received {given!r}; a file's name must follow, as in sqlite:///study.db", field="storage")
     if options is not None:
         raise StudyError(
-            f"--storage: received {given!r}; a '?' begins options, and there are none; in a file's name it is written "
-            f"%3F: {_sqlite_url(unquote(file) + options)}"
+            f"received {given!r}; a '?' begins options, and there are none; in a file's name it is written "
+            f"%3F: {_sqlite_url(unquote(file) + options)}",
+            field="storage",
         )
     if "\0" in unquote(file):
-        raise StudyError(f"--storage: received {given!r}; %00 can be in no file's name")
+        raise StudyError(f"received {given!r}; %00 can be in no file's name", field="storage")
     path = Path(unquote(file))
     if str(path) != str(Path(file)) and Path(file).exists() and not path.exists():
         raise StudyError(
-            f"--storage: received {given!r}, which names the file {str(path)!r}, and that is not there; {file!r} is, "
-            f"and is named by {_sqlite_url(file)}"
+            f"received {given!r}, which names the file {str(path)!r}, and that is not there; {file!r} is, "
+            f"and is named by {_sqlite_url(file)}",
+            field="storage",
         )
     return path
 
@@ -193,16 +198,17 @@ def set_aside(address: StorageAddress) -> Path | None:
     """
     if address.path is None:
         raise StudyError(
-            f"--fresh: {address} is a database that others may be using; give the study another `name` in its YAML file"
+            f"{address} is a database that others may be using; give the study another `name` in its YAML file",
+            field="fresh",
         )
     if not address.path.exists():
         return None
     try:
         problem = _unlike_trials(address)
     except OSError as error:
-        raise StudyError(f"--fresh: {address}: cannot be read: {error.strerror}") from error
+        raise StudyError(f"{address}: cannot be read: {error.strerror}", field="fresh") from error
     if problem is not None:
-        raise StudyError(f"--fresh: {address}: {problem}, and stays what it is; name another file")
+        raise StudyError(f"{address}: {problem}, and stays what it is; name another file", field="fresh")
     if address.kind == "sqlite":
         finish_writing(address.path, timeout=_SQLITE_TIMEOUT)
     aside = next(path for path in _names_aside(address.path) if not _is_taken(path))
@@ -270,7 +276,7 @@ def is_begun(address: StorageAddress) -> bool:
 
 def without_psycopg() -> StudyError:
     """Return the error for a PostgreSQL database where psycopg lacks the library that it is built upon."""
-    return StudyError(missing_extra("postgresql", "--storage: a PostgreSQL database"))
+    return StudyError(missing_extra("postgresql", "a PostgreSQL database"), field="storage")
 
 
 @contextmanager
@@ -365,7 +371,7 @@ def _created(address: StorageAddress, said: _Said, read_only: bool) -> BaseStora
 
 def _unopened(address: StorageAddress, error: Exception) -> StudyError:
     # What cannot be read for now may be a good storage.
-    again = "" if address.path is None or is_away(error) else "; `--fresh` starts anew"
+    again = "" if address.path is None or is_away(error) else "; `fresh=True` starts anew"
     if again and address.path is not None and address.path.exists() and _unlike_trials(address) is not None:
         again = "; name another file"
     return StudyError(f"{address}: cannot be opened as a database of trials: {reason_of(error)}{again}")

@@ -78,7 +78,7 @@ class Workers(ABC):
                 way = (
                     "wait for it, or stop it"
                     if any(worker.alone for worker in busy)
-                    else "`--workers 1` joins in, or wait until it has finished"
+                    else "`workers=1` joins in, or wait until it has finished"
                 )
                 raise StudyError(f"{self.where}: another fit is under way there ({which}); {way}")
             self.own = Worker(f"{1 + secrets.randbelow(0xFFFFFFFF):08x}", host_name(), os.getpid(), alone)
@@ -243,7 +243,7 @@ class _PostgresWorkers(Workers):
                 if self.own is not None:
                     raise  # it was there before, and may come again
                 reason = str(error).strip().partition("\n")[0]
-                raise StudyError(f"--storage: {self._address}: cannot be reached: {reason}") from error
+                raise StudyError(f"{self._address}: cannot be reached: {reason}", field="storage") from error
             if self.own is not None:
                 try:
                     self._hold(self.own)

@@ -59,7 +59,9 @@ def test_same_text_every_time(name):
 
 def test_unknown_format():
     """An unknown format is refused with those that there are."""
-    with pytest.raises(RecipeError, match="unknown format 'comfy'; there are supermerger, model-mixer, mecha, comfyui"):
+    with pytest.raises(
+        RecipeError, match=r"^format_name: received 'comfy'; must be one of supermerger, model-mixer, mecha, comfyui"
+    ):
         export_recipe(make_recipe(SIMPLE), "comfy")
 
 

@@ -56,8 +56,8 @@ def test_no_chain():
 
     assert nested.startswith("steps.T3.b: received the step 'T2'; model-mixer takes only files beside its one chain")
     assert base.startswith("steps.T4.c: received 'y'; model-mixer subtracts one base model in every step, and steps.T3")
-    assert "blockfit merge --step" in nested
-    assert "blockfit merge --step" in base
+    assert "`merge(step=...)`" in nested
+    assert "`merge(step=...)`" in base
 
 
 @pytest.mark.parametrize("mode", ["triple_sum", "sum_twice"])

@@ -367,7 +367,7 @@ def test_database_of_a_server(finished_study, tmp_path, postgresql, monkeypatch,
     assert said
     assert all(words in line for line in said)
     assert "se/cret" not in str(said)
-    assert "--fresh" not in str(said)
+    assert "fresh=True" not in str(said)
 
 
 def asked(application, path):

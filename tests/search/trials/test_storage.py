@@ -88,7 +88,7 @@ class TestAddress:
     )
     def test_others(self, tmp_path, given):
         """Anything else is refused in a line that says what can be given."""
-        with pytest.raises(StudyError, match=r"^--storage: received .*; (there are sqlite:///FILE|a file's name must)"):
+        with pytest.raises(StudyError, match=r"^storage: received .*; (must be sqlite:///FILE|a file's name must)"):
             storage_address(given, tmp_path)
 
     def test_password(self, tmp_path):
@@ -230,7 +230,7 @@ class TestVersions:
         made = study(4)
         (made.folder / "study.db").write_bytes(b"not a database, but a text of some length" * 30)
 
-        with pytest.raises(StudyError, match=r"study.db: cannot be opened as a database of trials: .*`--fresh`"):
+        with pytest.raises(StudyError, match=r"study.db: cannot be opened as a database of trials: .*`fresh=True`"):
             fit(made)
 
         assert len(fit(made, fresh=True).searches[0].completed) == 4
@@ -280,7 +280,7 @@ class TestAway:
             fit(made, patience=1, events=FitEvents(finished=finished))
         blocker[0].close()
 
-        assert load_recipe(made.folder / "best.yaml").fitted["complete"] is False
+        assert load_recipe(made.folder / "best.yaml").fitted.complete is False
         assert [trial.number for trial in fit(made).searches[0].trials] == list(range(8))
 
     def test_locked_at_the_start(self, study, monkeypatch):
@@ -338,7 +338,7 @@ class TestAway:
         with pytest.raises(StorageLost, match=r"study\.db: takes no trials: no such table: trial_values.* began$"):
             fit(made, events=FitEvents(finished=finished))
 
-        assert load_recipe(made.folder / "best.yaml").fitted["complete"] is False
+        assert load_recipe(made.folder / "best.yaml").fitted.complete is False
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows keeps open files")
     @pytest.mark.parametrize("what", ["deleted", "replaced"])
@@ -434,12 +434,12 @@ class TestSetAside:
                 database.execute("create trigger one after insert on bookmarks begin select 1; end")
         before = None if what == "folder" else path.read_bytes()
 
-        with pytest.raises(StudyError, match=r"--fresh: .*mine: is no .*name another file$"):
+        with pytest.raises(StudyError, match=r"^fresh: .*mine: is no .*name another file$"):
             fit(made, storage=url.format(path.as_posix()), fresh=True)
         with pytest.raises(StudyError) as caught:
             fit(made, storage=url.format(path.as_posix()))
 
-        assert [line for line in caught.value.problems if "--fresh" in line or "name another file" not in line] == []
+        assert [line for line in caught.value.problems if "fresh=True" in line or "name another file" not in line] == []
         assert path.is_dir() if before is None else path.read_bytes() == before
         assert not list(tmp_path.glob("mine.old*"))
 
@@ -513,5 +513,5 @@ class TestSetAside:
 
     def test_database(self, tmp_path):
         """What others may be using is left alone."""
-        with pytest.raises(StudyError, match="--fresh: postgresql://me@host/trials is a database that others may be"):
+        with pytest.raises(StudyError, match=r"^fresh: postgresql://me@host/trials is a database that others may be"):
             set_aside(storage_address("postgresql://me@host/trials", tmp_path))

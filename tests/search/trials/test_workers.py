@@ -160,7 +160,7 @@ class TestPresence:
         one.close()
         one.join(alone=False)
 
-        with pytest.raises(StudyError, match="`--workers 1` joins in"):
+        with pytest.raises(StudyError, match="`workers=1` joins in"):
             other.join(alone=True)
 
         one.close()
@@ -364,7 +364,7 @@ def test_fresh_beside_others(folder):
     other = workers_at(storage_address(None, made), "study")
     other.join(alone=False)
 
-    with pytest.raises(StudyError, match=rf"--fresh: .* others are at these trials \(process {os.getpid()} on "):
+    with pytest.raises(StudyError, match=rf"^fresh: .* others are at these trials \(process {os.getpid()} on "):
         fit(load_study(made), workers=1, fresh=True)
 
     other.close()
@@ -458,7 +458,7 @@ def test_interrupted_while_hashing(folder):
     result = fit(load_study(made), events=FitEvents(progress=progress))
 
     assert result.interrupted
-    assert load_recipe(made / "best.yaml").fitted["complete"] is True
+    assert load_recipe(made / "best.yaml").fitted.complete is True
 
 
 class TestDatabaseServer:
@@ -596,7 +596,7 @@ class TestDatabaseServer:
 
         ways = "another `name` in the study's YAML file, or another folder, keeps both"
         assert all(ways in line for line in caught.value.problems)
-        with pytest.raises(StudyError, match=r"--fresh: .* others may be using; give the study another `name`"):
+        with pytest.raises(StudyError, match=r"^fresh: .* others may be using; give the study another `name`"):
             fit(load_study(other), storage=storage, fresh=True)
 
 
@@ -636,7 +636,7 @@ def test_proposals_differ(folder):
 @pytest.mark.parametrize("workers", [0, -1])
 def test_no_workers(folder, workers):
     """At least one process has to search."""
-    with pytest.raises(StudyError, match=f"--workers: received {workers}; must be at least 1"):
+    with pytest.raises(StudyError, match=f"^workers: received {workers}; must be at least 1"):
         fit(load_study(folder()), workers=workers)
 
 

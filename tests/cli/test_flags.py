@@ -1,0 +1,228 @@
+"""Errors name Python's arguments; the command shows the same lines with its own options."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import optimizer
+from optimizer.analysis import simplify_file, study_ceilings
+from optimizer.cli import main
+from optimizer.cli.application import State
+from optimizer.cli.flags import in_options
+from optimizer.errors import InputError, StudyError, attempt
+from optimizer.search import fit
+from optimizer.similarity import compare
+from optimizer.studies import first_study, load_study
+
+PACKAGE = Path(optimizer.__file__).parent
+# What is typed is what these are about: the command itself, and the page's list of commands to go on with.
+FACES = (PACKAGE / "cli", PACKAGE / "demo", PACKAGE / "reports" / "page" / "contents.py")
+OTHER_PROGRAMS = ("pip install ", "optuna storage upgrade ")
+
+FAMILY = Path(__file__).parents[2] / "studies" / "demo"
+TARGET = FAMILY / "target.safetensors"
+BASE = FAMILY / "models" / "base.safetensors"
+METRICS = "explained, delta, weights, elements, attention, encoder"
+ADDRESS = "must be sqlite:///FILE, journal:FILE or postgresql://USER@HOST/DATABASE"
+
+
+def texts_of(path):
+    """The string constants of a module, docstrings included, each with its line."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_flags_are_words_of_the_command():
+    """No text outside of the faces holds an option of the command; those of other programs are theirs."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {text}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if not any(path.is_relative_to(face) for face in FACES)
+        for line, text in texts_of(path)
+        if re.search(r"(?<![\w-])--[a-z]", text) and not any(program in text for program in OTHER_PROGRAMS)
+    ]
+    assert found == []
+    # The families of files are texts, too.
+    assert not re.search(r"[ \"(]--[a-z]", (PACKAGE / "families" / "kinds.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study of the demo's family in a folder of its own, as `init` writes it."""
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    first_study(TARGET, [BASE, FAMILY / "models" / "bold.safetensors"], tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def line_of(capsys, *arguments):
+    """The one line that the command ends with, exit code 2."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "field", "text", "shown"),
+    [
+        (
+            lambda: compare(BASE, TARGET, metric="x"),
+            ("compare", BASE, "--target", TARGET, "--metric", "x"),
+            "metric",
+            f"received 'x'; must be one of {METRICS}",
+            None,
+        ),
+        (
+            lambda: compare(BASE, TARGET, metric="delta"),
+            ("compare", BASE, "--target", TARGET, "--metric", "delta"),
+            "base",
+            "missing; metric 'delta' is about differences from a base model",
+            None,
+        ),
+        (
+            lambda: compare(BASE, TARGET, metric="encoder", clip_skip=9),
+            ("compare", BASE, "--target", TARGET, "--metric", "encoder", "--clip-skip", 9),
+            "clip_skip",
+            "received 9; must be from 1, the last layer, to 2",
+            None,
+        ),
+        (
+            lambda: compare(BASE, TARGET, metric="weights", clip_skip=1),
+            ("compare", BASE, "--target", TARGET, "--metric", "weights", "--clip-skip", 1),
+            "clip_skip",
+            "only the metric `encoder` reads prompts; leave it out, or write `metric='encoder'`",
+            "only the metric `encoder` reads prompts; leave it out, or write --metric encoder",
+        ),
+        (
+            lambda: compare(BASE, TARGET, metric="encoder", blocks="output"),
+            ("compare", BASE, "--target", TARGET, "--metric", "encoder", "--blocks", "output"),
+            "blocks",
+            "output holds nothing that 'encoder' sees; it sees BASE",
+            None,
+        ),
+        (
+            lambda: compare(BASE, TARGET, device="gpu"),
+            ("compare", BASE, "--target", TARGET, "--device", "gpu"),
+            "device",
+            "received 'gpu'; must be one of auto, cpu, cuda",
+            None,
+        ),
+        (
+            lambda: first_study(TARGET, [BASE, BASE], mode="x"),
+            ("init", TARGET, BASE, "--mode", "x"),
+            "mode",
+            "received 'x'; must be one of add_difference, weight_sum",
+            None,
+        ),
+        (
+            lambda: first_study(TARGET, [TARGET]),
+            ("init", TARGET, TARGET),
+            "sources",
+            f"{TARGET}: is the target itself; the sources are what it was made from",
+            None,
+        ),
+    ],
+)
+def test_arguments(capsys, call, arguments, field, text, shown):
+    """A Python user reads the argument's name, the command's user its option; the rest of the line is the same."""
+    with pytest.raises(InputError) as caught:
+        call()
+
+    assert (caught.value.field, caught.value.problems) == (field, (text,))
+    assert str(caught.value) == f"{field}: {text}"
+    name = "SOURCE" if field == "sources" else f"--{field.replace('_', '-')}"
+    assert line_of(capsys, *arguments) == f"blockfit: {name}: {shown or text}"
+
+
+def test_arguments_of_studies(capsys, study):
+    """The same of commands on studies, whose functions are given the study that was read."""
+    loaded = load_study(study)
+    for call, arguments, field, text in (
+        (lambda: fit(loaded, workers=0), ("fit", study, "--workers", 0), "workers", "received 0; must be at least 1"),
+        (lambda: fit(loaded, candidates=0), ("fit", study, "--candidates", 0), "candidates", "received 0; must be at"),
+        (lambda: loaded.with_trials(0), ("fit", study, "--trials", 0), "trials", "received 0; must be at least 1"),
+        (
+            lambda: fit(loaded, storage="x:y"),
+            ("fit", study, "--storage", "x:y"),
+            "storage",
+            f"received 'x:y'; {ADDRESS}",
+        ),
+        (lambda: study_ceilings(loaded, "x"), ("ceiling", study, "--metric", "x"), "metric", "received 'x'; must be"),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert caught.value.field == field
+        assert str(caught.value).startswith(f"{field}: {text}")
+        assert line_of(capsys, *arguments).startswith(f"blockfit: --{field}: {text}")
+
+
+def test_folders(capsys, tmp_path, study):
+    """Folders that are missing are told as --models; the functions call them `folders`."""
+    missing = tmp_path / "no"
+    with pytest.raises(InputError) as caught:
+        first_study(TARGET, [BASE], folders=[missing])
+
+    assert str(caught.value) == f"folders: {missing}: no such folder"
+    assert line_of(capsys, "fit", study, "--models", missing) == f"blockfit: --models: {missing}: no such folder"
+
+
+def test_a_place_in_a_file_is_no_argument(capsys, study):
+    """What is wrong in a file is named by its place there; the argument that would help stands in the text."""
+    best = study / "best.yaml"
+    text = re.sub(r"alpha: .*", "alpha: 0.5", (study / "recipe.yaml").read_text(encoding="utf-8"))
+    best.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        simplify_file(best, study / "simple.yaml")
+
+    where = f"{best}: fitted.target: missing, so what to score against is not known; name it"
+    assert (caught.value.field, str(caught.value)) == (None, f"{where} (`target`)")
+    assert line_of(capsys, "simplify", best) == f"blockfit: {where} (--target)"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("name it (`storage`)", "name it (--storage)"),
+        ("`fresh=True` starts anew", "--fresh starts anew"),
+        ("go on all the same (`check_hashes=False`)", "go on all the same (--no-verify)"),
+        ("`workers=1` joins in", "--workers 1 joins in"),
+        ("`folders=[DIR]` names more", "--models DIR names more"),
+        ("merge with `vae='a b.pt'`", 'merge with --vae "a b.pt"'),
+        ("merge with `vae=...`", "merge with --vae"),
+        ("make a file first (`merge(step=...)`)", "make a file first (blockfit merge --step)"),
+        ("`first_study(TARGET, SOURCE, folder=FOLDER)` makes one", "blockfit init TARGET SOURCE -o FOLDER makes one"),
+        ("`merge()` writes .safetensors", "blockfit merge writes .safetensors"),
+        # No option of this command: a field of a file, a value, another program's line, half of something.
+        ("another `name` in its YAML file", None),
+        ("needs `base`, the model", None),
+        ("the metric `encoder`", None),
+        ("write `tie: true`", None),
+        ("`pip install x`", None),
+        ("`no_such(a=1)`", None),
+        ("`workers=1", None),
+        ("`" + "(" * 500 + "`", None),
+    ],
+)
+def test_words(monkeypatch, text, shown):
+    """Arguments in backticks are told as the options of the command that was run; all else stays as it is."""
+    monkeypatch.setattr(State, "command", "fit")
+    assert in_options(text) == (text if shown is None else shown)
+
+
+def test_attempts_keep_the_field():
+    """A place before the problems leaves the argument that they are about, unless another is named."""
+
+    def fail():
+        raise StudyError(["one", "two"], field="trials")
+
+    for named, expected in ((None, "trials"), ("metric", "metric")):
+        with pytest.raises(StudyError) as caught:
+            attempt(fail, "x.yaml", field=named)
+        assert (caught.value.field, caught.value.problems) == (expected, ("x.yaml: one", "x.yaml: two"))
+    with pytest.raises(StudyError) as caught:
+        attempt(fail)
+    assert str(caught.value) == "trials: one\ntrials: two"

@@ -1,0 +1,74 @@
+"""A metric with options is one file and one line: everything else carries them as one value."""
+
+import pytest
+from pydantic import Field, StrictInt
+
+from optimizer.recipes import FittedSearch
+from optimizer.similarity import METRICS, OPTIONS, AttentionOptions, EncoderOptions, MetricOptions, Options
+from optimizer.studies.stage import StageEntry
+
+TEXTS = ("seven", "a bold three")
+SHA256 = "e9dacfe9f857297baa1c8dcdea27f54775d466002e342e704283fae068a723a9"
+
+
+class PowerOptions(MetricOptions):
+    """The options of a metric that does not exist."""
+
+    power: StrictInt = Field(default=2, description="A power.")
+
+
+def test_options_are_found_by_their_kind():
+    """What is given stands before the defaults, and other options take its place."""
+    options = Options((AttentionOptions(seeds=[3]), PowerOptions(power=5)))
+    assert options.of(PowerOptions).power == 5
+    assert options.of(EncoderOptions) == EncoderOptions()
+    changed = options.having(AttentionOptions(seeds=[4]))
+    assert (changed.of(AttentionOptions).seeds, changed.of(PowerOptions).power) == ([4], 5)
+    assert options.of(AttentionOptions).seeds == [3]
+
+
+def test_every_option_is_a_field_of_a_stage():
+    """A stage of study.yaml has the fields of every metric's options, with the same defaults and descriptions."""
+    assert set(OPTIONS) == {one.options for one in METRICS.values() if one.options is not None}
+    for kind in OPTIONS:
+        for name, field in kind.model_fields.items():
+            assert StageEntry.model_fields[name].description == field.description
+            assert StageEntry.model_fields[name].get_default(call_default_factory=True) == field.get_default(
+                call_default_factory=True
+            )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        AttentionOptions(seeds=[0, 7]),
+        EncoderOptions(clip_skip=2),
+        EncoderOptions(prompts="mine.txt", clip_skip=1).with_texts(TEXTS),
+        EncoderOptions().with_texts(TEXTS),
+    ],
+)
+def test_what_is_noted_is_read_again(options):
+    """A search that notes its options is scored with the same again; prompts in a file by their hash."""
+    search = FittedSearch.from_data(FittedSearch(name="s").noting(**options.noted()).to_data())
+    assert not search.problems
+    again = type(options).of_noted(search)
+    assert again.model_dump() == options.model_dump()
+    if isinstance(options, EncoderOptions):
+        assert again.sha256 == options.sha256
+
+
+def test_options_that_are_bound():
+    """Trials are bound to what their score depends on, in the words that studies have held."""
+    read = EncoderOptions(prompts="mine.txt", clip_skip=2).with_texts(TEXTS)
+    assert AttentionOptions(seeds=[5]).bound(used=True) == {"seeds": [5]}
+    assert AttentionOptions(seeds=[5], tf32=True).bound(used=False) == {"tf32": True}
+    assert read.bound(used=False) == {}
+    # sha256sum of a file of the two lines
+    assert read.bound(used=True) == {"prompts": SHA256, "clip_skip": 2}
+
+
+def test_equal_options_are_one_key():
+    """Searches that are scored alike share what is computed for them; the prompts themselves count."""
+    one, other = EncoderOptions().with_texts(TEXTS), EncoderOptions().with_texts(TEXTS[:1])
+    assert {Options((one,)): 1}[Options((other.with_texts(TEXTS),))] == 1
+    assert Options((one,)) != Options((other,))
