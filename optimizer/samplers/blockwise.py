@@ -1,7 +1,7 @@
 """A sampler that uses the score of each block to propose the parameters of that block.
 
-The similarity of a merge is a mean over blocks, and a block depends only on its own parameters. A search for 26 alphas
-therefore consists of 26 searches for one number that share every trial: each trial gives information on all blocks and
+The similarity of a merge is a mean over blocks, and a block depends only on its own parameters. A search for n alphas
+therefore consists of n searches for one number that share every trial: each trial gives information on all blocks and
 proposes all parameters at once. The proposals depend on the trials alone:
 
     components   Parameters are grouped into components that share no block; each component is proposed separately.

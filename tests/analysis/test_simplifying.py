@@ -320,7 +320,7 @@ def test_unchanged_blocks_are_kept(pool, tmp_path, write_sd1):
 
 
 def test_numbers_on_unscored_blocks_stay(simpler):
-    """Alphas on unscored blocks keep their values and their step; an alpha that is equal on all blocks is one number."""
+    """Alphas on unscored blocks keep their values and their step; an alpha equal on all blocks is one number."""
     alphas = {"IN01": 0.123, **dict.fromkeys(BLOCKS, 1e-6)}
     recipe = recipe_of(step("T1", "base", "x", 0.60003), step("T2", "T1", "z", alphas))
 
