@@ -466,7 +466,7 @@ def test_prompts_without_end(folder: Path, run: Run) -> None:
     target = folder / "target.safetensors"
     arguments = (target, "--target", target, "--metric", "encoder", "--prompts", "/dev/zero")
 
-    assert "/dev/zero: more than 4,194,304 bytes" in refused(run, folder, "compare", *arguments)
+    assert "/dev/zero: received more than 4,194,304 bytes" in refused(run, folder, "compare", *arguments)
 
 
 def test_recipes_may_name_files_elsewhere(folder: Path, run: Run) -> None:
