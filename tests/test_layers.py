@@ -167,7 +167,7 @@ PASSED_ON = {
 
 
 def test_no_circle_of_files():
-    """No file imports itself through other files, under whatever name."""
+    """No file imports itself through other files, under any name."""
     graph = {
         module: {defined_in(source, name) for source, name in found if is_ours(source) and name is not None} - {module}
         for module, found in IMPORTS.items()

@@ -20,7 +20,7 @@ Vector = NDArray[np.float64]
 RANK = 1e-11
 # A projection shorter than this, in units of the target's length, counts as zero.
 _NOTHING = 1e-7
-# A corner of a cone is added if its cosine with the rest of the target exceeds this; and the maximum of corners.
+# A corner of a cone is added if its cosine with the rest of the target exceeds this; at most so many are added.
 _NEARER = 1e-13
 _CORNERS = 1000
 # Rounds of weighting the tensors, and the least share of a tensor that counts as unexplained.
@@ -51,7 +51,7 @@ def largest_cosine(
     nonzero = size > 1e-150
     if target <= 0 or not nonzero.any():
         return 0.0
-    # Scale the columns to length 1, since a base is ten thousand times as long as a difference from it.
+    # Scale the columns to length 1: a base is about ten thousand times as long as a difference from it.
     size = size[nonzero]
     scaled = products[np.ix_(nonzero, nonzero)] / np.outer(size, size)
     pulled = with_target[nonzero] / (size * math.sqrt(target))

@@ -37,8 +37,8 @@ _MOST_KINDS = 100
 class Verified:
     """One measured step of a recipe: similarities in [-1, 1] by block, and the expected ones.
 
-    `not_measurable` are the blocks that the metric does not cover, and those that the target has unchanged from the
-    base, in which there is nothing to score. `expected` is None if no similarity was reported.
+    `not_measurable` are the blocks that the metric does not cover, and the blocks in which the target equals the base.
+    `expected` is None if no similarity was reported.
     """
 
     step: str

@@ -110,10 +110,10 @@ def _link_below(folder: Path, path: Path, kind: str) -> dict[Path, str]:
     for place, part in enumerate(parts, start=1):
         here = here / part
         if _is_link(here):
-            what = kind if place == len(parts) else "folder"
+            expected = kind if place == len(parts) else "folder"
             return {
                 here: f"{here}: is a symbolic link to {_target(here)}; a study's files are written into its own folder "
-                f"only: replace it by a {what}"
+                f"only: replace it with a {expected}"
             }
     return {}
 
@@ -131,7 +131,7 @@ def _another_name(path: Path) -> dict[Path, str]:
     if status.st_nlink > 1:
         return {
             path: f"{path}: is a hard link, one of {status.st_nlink} names of one file; a study's files are written "
-            "into its own folder only: replace it by a copy"
+            "into its own folder only: replace it with a copy"
         }
     return {}
 

@@ -95,7 +95,7 @@ class BlockwiseSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the numeric parameters that every completed trial has with the same range."""
-        # A new instance each time: one that was kept would remember ranges that a new sampler cannot know.
+        # A new instance each time, since a kept one would remember ranges that a new sampler cannot know.
         space = IntersectionSearchSpace().calculate(study)
         return {
             name: distribution
@@ -132,7 +132,17 @@ class BlockwiseSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Return a value of one parameter: a number from the widest gap between the tried ones, or a random choice."""
+        """Return a value of one parameter: a number from the widest gap between the tried ones, or a random choice.
+
+        Args:
+            study: The study; one with several objectives raises ValueError.
+            trial: The trial that gets the value.
+            param_name: The name of the parameter.
+            param_distribution: Its range or choices.
+
+        Returns:
+            The value in the type of Optuna's trials.
+        """
         self._raise_error_if_multi_objective(study)
         random = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
         if param_distribution.single():
@@ -577,7 +587,7 @@ def _climb(
     `score` returns scores [m] and their slopes [m, parameters] at points [m, parameters].
     """
 
-    # One climb of the sum climbs each point, and three points cost no more to score than one.
+    # Climbing the sum climbs each point, and scoring three points takes no longer than scoring one.
     def negative(stacked: Array) -> tuple[float, Array]:
         heights, slopes = score(stacked.reshape(-1, len(axes)))
         return -float(heights.sum()), -slopes.ravel()

@@ -27,7 +27,7 @@ __all__ = ["AdditiveModel", "LineModels", "fit_additive", "fit_lines"]
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# Added to the diagonal of kernel matrices, which is 1, so that float64 can factor them. It models no noise.
+# Added to the unit diagonal of kernel matrices, so that float64 can factor them; it models no noise.
 _NUGGET = 1e-11
 # Possible length scales of a function of one number, in units of its range.
 _LENGTHS = np.geomspace(0.05, 4.0, 9)
@@ -39,8 +39,7 @@ _KEPT = 3
 # Iterations of the fit of an additive model, and the number of points in it; the model is then conditioned on all.
 _ITERATIONS = 40
 _FITTED_POINTS = 80
-# Hyperparameters of several numbers are fitted at every point up to this many, later whenever the points have grown by
-# a tenth.
+# Hyperparameters of several numbers are fitted again at every point up to this number, later at every tenth more.
 _ALWAYS_REFITTED = 8
 _REFIT_GROWTH = 1.1
 # Bounds of the logarithms of length scales, of weights, and of the weight of the unexplained rest.

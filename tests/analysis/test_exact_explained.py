@@ -165,7 +165,7 @@ def test_unchanged_block_is_kept_by_every_trial(write_study, half_kept, metric, 
 
 
 def test_one_trial_is_enough_for_unchanged_blocks(write_study, half_kept):
-    """If all scored blocks are unchanged, there is one trial, with the alphas that keep them."""
+    """If all scored blocks are unchanged, the search has one trial, with the alphas that keep them."""
     steps = "  - {name: A, mode: weight_sum, a: x, b: base, alpha: {search: [0.2, 1], start: 0.5, blocks: M00}}\n"
     study = load_study(write_study(steps, "  - {name: s, trials: 9}\n", half_kept))
 

@@ -284,7 +284,7 @@ def test_without_permitted_loss_only_unused_steps_go(simpler, similarity):
 
 
 def test_every_judged_step_keeps_its_limit(simpler, explained):
-    """If every step is judged, none exceeds its permitted loss, whatever the loss of the output."""
+    """If every step is judged, none exceeds its permitted loss, regardless of the output's loss."""
     recipe = recipe_of(
         step("T1", "base", "x", noisy([0.5] * 5, 0.1)), step("T2", "T1", "y", noisy(ALPHAS, 0.05, 1), mode="weight_sum")
     )
