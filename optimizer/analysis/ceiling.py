@@ -280,7 +280,7 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
     measures = dict.fromkeys(name for stage in study.stages for name, _ in stage.measured)
     unbounded = [name for name in measures if not METRICS[name].reads_statistics]
     which = "which does not compare weights" if len(unbounded) == 1 else "which do not compare weights"
-    note = f"these are no bounds for {' and '.join(unbounded)}, {which}" if unbounded else ""
+    note = f"these figures do not bound {' and '.join(unbounded)}, {which}" if unbounded else ""
     spaces = scored_spaces(study.recipe, study.stages, measured)
     identified = identify(list(spaces.values()))
     results = []

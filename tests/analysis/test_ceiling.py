@@ -385,7 +385,7 @@ def test_metrics_without_a_bound_are_named(write_study, far_target, stages, name
 
     (found,) = study_ceilings(load_study(write_study(steps, stages, far_target[0])), "delta")
 
-    assert found.note == (named and f"these are no bounds for {named}")
+    assert found.note == (named and f"these figures do not bound {named}")
 
 
 def test_metric_without_a_ceiling_is_refused(far_study):
