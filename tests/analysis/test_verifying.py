@@ -120,7 +120,7 @@ def test_expectations_may_use_any_metric(tmp_path, write_sd1, sd1_tensors):
     with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: delta needs a base; name it \(`base`\)"):
         measured("delta")
     with pytest.raises(
-        RecipeError, match=r"steps\.T\.expect\.metric: received 'beauty'; must be verified of explained, delta"
+        RecipeError, match=r"steps\.T\.expect\.metric: received 'beauty'; must be one of explained, delta"
     ):
         measured("beauty")
     again = text.replace("METRIC", "beauty").replace("name: T,", "name: U,").split("steps:")[1]
