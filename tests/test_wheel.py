@@ -103,7 +103,7 @@ def without(installed, tmp_path_factory):
             env={**environment, "BLOCKFIT_CACHE": str(cache)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return [tuple(results) for results in json.loads(done.stdout)]
+        return [tuple(result) for result in json.loads(done.stdout)]
 
     return run
 
