@@ -228,7 +228,7 @@ def test_a_point_that_kills(folder):
 
     given_up = [trial for trial in trials_in(made)["j"] if "error" in trial.user_attrs]
     assert len(given_up) == 1
-    assert given_up[0].user_attrs["error"] == "its worker ended while it was scored, 3 times"
+    assert given_up[0].user_attrs["error"] == "its worker ended during the scoring, 3 times"
     assert not given_up[0].user_attrs.get("lost")
 
 

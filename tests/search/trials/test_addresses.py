@@ -94,7 +94,7 @@ def test_what_is_given(tmp_path, given, path):
 
 def test_options_in_a_url(tmp_path):
     """A question mark begins options, of which there are none: the message writes the URL of the file that has one."""
-    with pytest.raises(StudyError, match=r"a '\?' begins options.*: sqlite:///a b%3Fmode=ro\.db$"):
+    with pytest.raises(StudyError, match=r"a '\?' starts options.*: sqlite:///a b%3Fmode=ro\.db$"):
         storage_address("sqlite:///a%20b?mode=ro.db", tmp_path)
 
 
@@ -103,7 +103,7 @@ def test_name_that_is_meant_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a%20b.db").touch()
 
-    with pytest.raises(StudyError, match=r"names the file 'a b\.db'.* is named by sqlite:///a%2520b\.db$"):
+    with pytest.raises(StudyError, match=r"names the file 'a b\.db'.* must be sqlite:///a%2520b\.db$"):
         storage_address("sqlite:///a%20b.db", tmp_path)
 
     Path("a b.db").touch()
@@ -170,7 +170,7 @@ class TestEarlierVersion:
             fit(load_study(folder))
 
         (line,) = caught.value.problems
-        assert line.startswith(f"{folder / 'study.db'}: is not there, but {tmp_path / 'which'} holds trials of this")
+        assert line.startswith(f"{folder / 'study.db'}: does not exist, but {tmp_path / 'which'} contains trials of this")
         assert f"copy it to {folder / 'study.db'}" in line
         assert not (folder / "study.db").exists()
         shutil.copy(tmp_path / "which", folder / "study.db")

@@ -153,8 +153,8 @@ def test_report(damaged, capsys, damage):
 FIT = {
     "bound to a number": "were scored with another",
     "bound to something deep": "were scored with another",
-    "under no alphas": "do not say under which other alphas",
-    "state of a sampler": "no state of CMA-ES",
+    "under no alphas": "lack the other alphas under which",
+    "state of a sampler": "not a state of CMA-ES",
     "a rule that refuses": "takes no trials",
     "a column more that must be filled": "takes no trials: NOT NULL",
     "range logarithmic": "takes no trials",
@@ -207,7 +207,7 @@ def test_dashboard(damaged, damage):
     found, problems = refusal(show)
 
     if problems:
-        assert tells(damage.words if damage.becomes == REFUSED else "holds no trials", problems), problems
+        assert tells(damage.words if damage.becomes == REFUSED else "contains no trials", problems), problems
         return
     assert damage.becomes != REFUSED
     for name in {"s/A", "s/B"} & set(found):
@@ -238,7 +238,7 @@ def test_better_than_it_is(finished_study, tmp_path, capsys):
 
     assert all(trial.number != 3 for search in result.searches for trial in search.trials)
     assert len(said) == len(labels)
-    reason = "left out: trial 3: its point was scored again, and is not as similar as it says"
+    reason = "left out: trial 3: its point was scored again, and its stored similarity is wrong"
     assert all(line.endswith(reason) for line in said)
     assert [len(search.completed) for search in result.searches] == [4] * len(labels)
     assert [step.alpha for step in load_recipe(folder / "best.yaml").steps] == [step.alpha for step in before.steps]
@@ -288,7 +288,7 @@ def test_sampler_state_without_a_part(finished_study, tmp_path, lost):
         )
         before = database.execute("select count(*) from trials").fetchone()
 
-    with pytest.raises(InputError, match=r"'s/[AB]': no trial can be proposed from those that are stored \("):
+    with pytest.raises(InputError, match=r"'s/[AB]': no trial can be proposed from the stored trials \("):
         fit(load_study(folder).with_trials(12))
 
     with closing(sqlite3.connect(path)) as database:

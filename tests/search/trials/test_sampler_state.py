@@ -162,7 +162,7 @@ def test_gadgets(tmp_path, name, place):
     for protocol in range(6):
         data = pickle.dumps(place(gadgets(marker)[name]), protocol)
 
-        assert "nothing of it was run" in refusal(trial_of(data))
+        assert "none of it was run" in refusal(trial_of(data))
         assert not marker.exists()
 
 
@@ -197,7 +197,7 @@ NDARRAY = text("numpy") + text("ndarray") + b"\x93"
     [
         (b"\x80\x04", "cannot be read"),
         (b"\x80\x04.", "cannot be read"),
-        (b"\x80\x04N.", "holds no optimizer"),
+        (b"\x80\x04N.", "contains no optimizer"),
         (b"\x80\x09N.", "protocol 9"),
         (b"cos\nsystem\n(S'true'\ntR.", "instruction GLOBAL"),
         (b"(S'true'\nios\nsystem\n.", "instruction STRING"),
@@ -218,23 +218,23 @@ NDARRAY = text("numpy") + text("ndarray") + b"\x93"
         (HEAD + b"\x8e" + struct.pack("<Q", 1 << 62) + b".", "cannot be read"),
         (HEAD + b"\x95" + struct.pack("<Q", 1 << 62) + b"N.", ""),
         (HEAD + b"(" * 200_000 + b".", "instructions"),
-        (HEAD + CMA + b"N\x86.", "holds no optimizer"),
-        (HEAD + text("cmaes._cma") + text("CMA") + b"\x93N\x85\x81.", "as cmaes does not"),
-        (HEAD + CMA + b"Nb.", "something else than its numbers"),
-        (HEAD + CMA + b"}" + text("_g") + b"K\x01sN\x86b.", "something else than its numbers"),
+        (HEAD + CMA + b"N\x86.", "contains no optimizer"),
+        (HEAD + text("cmaes._cma") + text("CMA") + b"\x93N\x85\x81.", "unlike those of cmaes"),
+        (HEAD + CMA + b"Nb.", "values other than numbers"),
+        (HEAD + CMA + b"}" + text("_g") + b"K\x01sN\x86b.", "values other than numbers"),
         (HEAD + CMA + b"}" + text("__class__") + text("os") + b"sN}" + b"b.", ""),
-        (HEAD + CMA + b"}K\x01K\x01sb.", "something else than its numbers"),
-        (HEAD + CMA + b"}" + text("_f") + DTYPE + b"sb.", "something else than its numbers"),
+        (HEAD + CMA + b"}K\x01K\x01sb.", "values other than numbers"),
+        (HEAD + CMA + b"}" + text("_f") + DTYPE + b"sb.", "values other than numbers"),
         (HEAD + CMA + b"}" + text("_f") + b"]" + b"\x94h\x00\x61" + b"sb.", "nested without end"),
         (HEAD + DTYPE + text("O") + b"\x89\x88\x87R.", "no numbers"),
         (HEAD + DTYPE + text("V9999999999") + b"\x89\x88\x87R.", "no numbers"),
-        (HEAD + F8 + b"}b.", "as numpy does not"),
-        (HEAD + RECONSTRUCT + NDARRAY + b"J\xff\xff\xff\x7f\x85C\x01b\x87R.", "as numpy does not"),
-        (HEAD + RECONSTRUCT + DTYPE + b"K\x00\x85C\x01b\x87R.", "as numpy does not"),
+        (HEAD + F8 + b"}b.", "unlike numpy's"),
+        (HEAD + RECONSTRUCT + NDARRAY + b"J\xff\xff\xff\x7f\x85C\x01b\x87R.", "unlike numpy's"),
+        (HEAD + RECONSTRUCT + DTYPE + b"K\x00\x85C\x01b\x87R.", "unlike numpy's"),
         (
             HEAD + RECONSTRUCT + NDARRAY + b"K\x00\x85C\x01b\x87R(K\x01J\xff\xff\xff\x7f\x85" + F8 + b"\x89C\x08"
             + bytes(8) + b"tb.",
-            "elements are not there",
+            "without all its elements",
         ),
         (HEAD + NDARRAY + b"J\xff\xff\xff\x7f\x85R.", "cannot be read"),
     ],
@@ -264,8 +264,8 @@ def test_registered_extensions():
         ({"cma:optimizer:1": "80"}, "lacks one of its pieces"),
         ({"cma:optimizer": "80"}, "lacks one of its pieces"),
         ({"cma:optimizer:0": "80", "cma:optimizer:x": "04"}, "lacks one of its pieces"),
-        ({"cmawm:optimizer:0": "8004", "cmawm:optimizer:1": "4e2e"}, "holds no optimizer"),
-        ({"any\nthing:optimizer:0": "8004", "any\nthing:optimizer:1": "4e2e"}, "holds no optimizer"),
+        ({"cmawm:optimizer:0": "8004", "cmawm:optimizer:1": "4e2e"}, "contains no optimizer"),
+        ({"any\nthing:optimizer:0": "8004", "any\nthing:optimizer:1": "4e2e"}, "contains no optimizer"),
         ({"cma:optimizer:0": "", "sepcma:optimizer:0": "80044e2e"}, "cannot be read"),
     ],
 )

@@ -139,7 +139,7 @@ class TestJournal:
 
         assert file.read_bytes() == whole
         assert said == [
-            f"{file}: its last line was not finished, as after a crash or on a full disk; {len(rest)} bytes cut"
+            f"{file}: its last line was unfinished, after a crash or on a full disk; {len(rest)} bytes removed"
         ]
 
     def test_nothing_but_a_torn_line(self, tmp_path):
@@ -182,7 +182,7 @@ class TestJournal:
 
         for options in ({}, {"read_only": True}):
             with (
-                nullcontext() if begun else pytest.raises(StudyError, match="is no journal of trials") as caught,
+                nullcontext() if begun else pytest.raises(StudyError, match="is not a journal of trials") as caught,
                 open_storage(storage_address(f"journal:{file}", tmp_path), **options),
             ):
                 pass
@@ -276,7 +276,7 @@ class TestAway:
                 blocker.append(sqlite3.connect(made.folder / "study.db"))
                 blocker[0].execute("begin exclusive")
 
-        with pytest.raises(StorageLost, match=r"study.db: not to be used for \d+ s: database is locked; .* continues$"):
+        with pytest.raises(StorageLost, match=r"study.db: unavailable for \d+ s: database is locked; .* continues$"):
             fit(made, patience=1, events=FitEvents(finished=finished))
         blocker[0].close()
 

@@ -155,7 +155,7 @@ class TestPresence:
         address = storage_address(storage, tmp_path)
         one, other = workers_at(address, "a"), workers_at(address, "a")
         one.join(alone=True)
-        with pytest.raises(StudyError, match=rf"another fit is under way there \(process {os.getpid()} on .*; wait"):
+        with pytest.raises(StudyError, match=rf"another fit is running \(process {os.getpid()} on .*; wait"):
             other.join(alone=False)
         one.close()
         one.join(alone=False)
@@ -352,7 +352,7 @@ def test_two_fits_in_one_folder(folder):
         fit(load_study(made), workers=2)
     interrupt([first])
 
-    expected = rf".*study\.db: another fit is under way there \(process {first.pid} on .*\); wait for it, or stop it"
+    expected = rf".*study\.db: another fit is running \(process {first.pid} on .*\); wait for it, or stop it"
     assert second.returncode == 2
     assert re.fullmatch(f"blockfit: {expected}\n", said)
     assert re.fullmatch(expected, str(caught.value))
@@ -364,7 +364,7 @@ def test_fresh_beside_others(folder):
     other = workers_at(storage_address(None, made), "study")
     other.join(alone=False)
 
-    with pytest.raises(StudyError, match=rf"^fresh: .* others are at these trials \(process {os.getpid()} on "):
+    with pytest.raises(StudyError, match=rf"^fresh: .* in use by other workers \(process {os.getpid()} on "):
         fit(load_study(made), workers=1, fresh=True)
 
     other.close()
@@ -491,7 +491,7 @@ class TestDatabaseServer:
                 postgresql.stop()
 
         try:
-            with pytest.raises(StorageLost, match=r"^postgresql://fitter:.*: not to be used for") as caught:
+            with pytest.raises(StorageLost, match=r"^postgresql://fitter:.*: unavailable for") as caught:
                 fit(load_study(made), storage=storage, patience=1, workers=2, events=FitEvents(finished=finished))
         finally:
             postgresql.start()
