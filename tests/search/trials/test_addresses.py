@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from optimizer.cli import main
 from optimizer.errors import StudyError
 from optimizer.search import fit, open_storage, storage_address, study_status
-from optimizer.search.trials.storage import is_begun
+from optimizer.search.trials.storage import may_hold_trials
 from optimizer.search.trials.workers import workers_at
 from optimizer.studies import load_study
 
@@ -44,11 +44,11 @@ def test_folder(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
     address = storage_address(None, folder)
-    assert not is_begun(address)
+    assert not may_hold_trials(address)
 
     make_study(address)
 
-    assert is_begun(address)
+    assert may_hold_trials(address)
     assert files_in(tmp_path) == [f"{name}/study.db"]
     with closing(sqlite3.connect(folder / "study.db")) as database:
         assert database.execute("select study_name from studies").fetchall() == [("one",)]
@@ -118,10 +118,10 @@ def test_database_of_a_server(postgresql):
         connection.execute(f'create database "{name}"')
     address = storage_address(plain.set(database=name).render_as_string(hide_password=False), Path())
 
-    assert not is_begun(address)
+    assert not may_hold_trials(address)
     make_study(address)
 
-    assert is_begun(address)
+    assert may_hold_trials(address)
     workers = workers_at(address, "one")
     workers.join(alone=False)
     assert len(workers.living()) == 1
@@ -170,7 +170,9 @@ class TestEarlierVersion:
             fit(load_study(folder))
 
         (line,) = caught.value.problems
-        assert line.startswith(f"{folder / 'study.db'}: does not exist, but {tmp_path / 'which'} contains trials of this")
+        assert line.startswith(
+            f"{folder / 'study.db'}: does not exist, but {tmp_path / 'which'} contains trials of this"
+        )
         assert f"copy it to {folder / 'study.db'}" in line
         assert not (folder / "study.db").exists()
         shutil.copy(tmp_path / "which", folder / "study.db")
