@@ -181,9 +181,9 @@ def _check_hashes(study: Study, hashed: Mapping[str, str]) -> None:
     """Raise CheckpointError for sources whose hashes differ from the recipe's; best.yaml is already written."""
     problems = []
     for name, file in study.files.items():
-        noted, digest = study.recipe.models[name].sha256, hashed.get(name)
-        if noted is not None and digest is not None and not fits_hash(digest, noted):
-            problem = other_hash(noted, study.sources.get(name, Path(file)), digest)
+        expected, digest = study.recipe.models[name].sha256, hashed.get(name)
+        if expected is not None and digest is not None and not fits_hash(digest, expected):
+            problem = other_hash(expected, study.sources.get(name, Path(file)), digest)
             problems.append(f"{study.recipe_path}: models.{name}.sha256: {problem}")
     if problems:
         best = study.outputs.best

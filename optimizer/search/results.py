@@ -136,7 +136,7 @@ class FitResult:
         interrupted: Whether the fit was stopped before its end.
         spread: The scores on random inputs that were not fitted on, for metrics with random inputs.
         candidates: The next best recipes that differ, if requested.
-        simple: The recipe of best.simple.yaml, with rounded numbers; None after an interruption.
+        simple: The recipe of best.simple.yaml, with rounded numbers; None if it was not written.
         narrow: The search ranges that exclude the best alphas.
 
     """

@@ -16,7 +16,7 @@ from optimizer.studies import Stage, Study
 
 __all__ = ["Budgets", "budget_of", "most_of"]
 
-_NOTED = "blockfit:budgets"
+_RECORDED = "blockfit:budgets"
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Budgets:
         """Return the budgets of a fit of `study`; see the class for `workers` and `most`."""
         return cls({stage.name: stage.trials for stage in study.stages}, study.asked_trials is not None, workers, most)
 
-    def note(self, study: optuna.Study) -> None:
+    def record(self, study: optuna.Study) -> None:
         """Record the budgets in an Optuna study, and drop those of workers that have ended."""
         mine = self.workers.mine
         living = {worker.name for worker in self.workers.living()}
         kept = {name: budgets for name, budgets in _workers(study.user_attrs).items() if name in living}
         ours = {} if mine is None else {mine.name: dict(self.by_stage)}
         last = dict(self.by_stage) if self.asked else {}
-        study.set_user_attr(_NOTED, {"last": last, "workers": {**kept, **ours}, "most": self.most})
+        study.set_user_attr(_RECORDED, {"last": last, "workers": {**kept, **ours}, "most": self.most})
 
 
 def budget_of(stage: Stage, noted: Iterable[Mapping[str, Any]], living: Iterable[str], most: int | None = None) -> int:
@@ -72,19 +72,19 @@ def budget_of(stage: Stage, noted: Iterable[Mapping[str, Any]], living: Iterable
         for name, budgets in _workers(of_study).items()
         if name in names and stage.name in budgets
     ]
-    last = _numbers(_mapping(attributes[-1].get(_NOTED)).get("last")) if attributes else {}
+    last = _numbers(_mapping(attributes[-1].get(_RECORDED)).get("last")) if attributes else {}
     budget = max(living_budgets) if living_budgets else max(last.get(stage.name, 0), stage.trials)
     return budget if most is None else min(budget, most)
 
 
 def most_of(attributes: Mapping[str, Any]) -> int | None:
     """Return the largest number of trials that a search can use, from its user attributes; None if unlimited."""
-    return _numbers({"": _mapping(attributes.get(_NOTED)).get("most")}).get("")
+    return _numbers({"": _mapping(attributes.get(_RECORDED)).get("most")}).get("")
 
 
 def _workers(attributes: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    noted = _mapping(_mapping(attributes.get(_NOTED)).get("workers"))
-    return {str(name): _numbers(budgets) for name, budgets in noted.items()}
+    recorded = _mapping(_mapping(attributes.get(_RECORDED)).get("workers"))
+    return {str(name): _numbers(budgets) for name, budgets in recorded.items()}
 
 
 def _numbers(budgets: Any) -> dict[str, int]:

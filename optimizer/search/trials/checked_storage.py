@@ -96,13 +96,13 @@ class CheckedStorage(BaseStorage):
             BrokenStorage: A trial cannot be read, or the trials are not numbered from 0 without gaps.
 
         """
-        what = f"the trials of {self._called(study_id)}"
+        part = f"the trials of {self._called(study_id)}"
         if study_id not in self._numbered:
-            self._read(lambda: self._check_numbers(study_id, what), what, missing=False)
+            self._read(lambda: self._check_numbers(study_id, part), part, missing=False)
             self._numbered.add(study_id)
         try:
             found = self._read(
-                lambda: self._inner.get_all_trials(study_id, deepcopy=False, states=states), what, missing=False
+                lambda: self._inner.get_all_trials(study_id, deepcopy=False, states=states), part, missing=False
             )
         except BrokenStorage as broken:
             self._find_broken(study_id)
@@ -162,7 +162,7 @@ class CheckedStorage(BaseStorage):
         """Close this thread's connection."""
         self._inner.remove_session()
 
-    def _read(self, ask: Callable[..., _Given], what: str, *given: Any, missing: bool = True) -> _Given:
+    def _read(self, ask: Callable[..., _Given], part: str, *given: Any, missing: bool = True) -> _Given:
         """Return the result of `ask`; let KeyError pass if it can mean a `missing` entry."""
         try:
             return ask(*given)
@@ -171,7 +171,7 @@ class CheckedStorage(BaseStorage):
         except Exception as error:
             if is_unavailable(error) or (missing and isinstance(error, KeyError)):
                 raise
-            raise self._broken(what, _in_words(error)) from error
+            raise self._broken(part, _in_words(error)) from error
 
     def _write(self, change: Callable[..., _Given], *given: Any) -> _Given:
         if self._read_only:
@@ -186,8 +186,8 @@ class CheckedStorage(BaseStorage):
                 raise
             raise BrokenStorage(f"{self._where}: takes no trials: {_in_words(error)}{self._again}") from error
 
-    def _broken(self, what: str, reason: str) -> BrokenStorage:
-        return BrokenStorage(f"{self._where}: {what} cannot be read: {reason}{self._again}")
+    def _broken(self, part: str, reason: str) -> BrokenStorage:
+        return BrokenStorage(f"{self._where}: {part} cannot be read: {reason}{self._again}")
 
     def _called(self, study_id: int) -> str:
         try:
@@ -211,7 +211,7 @@ class CheckedStorage(BaseStorage):
             asked = select(trials.number, trials.trial_id).where(trials.study_id == study_id)
             return [(number, trial_id) for number, trial_id in connection.execute(asked)]
 
-    def _check_numbers(self, study_id: int, what: str) -> None:
+    def _check_numbers(self, study_id: int, part: str) -> None:
         """Raise BrokenStorage unless a study's trials are numbered from 0 without gaps.
 
         Optuna numbers a new trial by the count of trials, and would hide one of two trials with the same number.
@@ -221,12 +221,12 @@ class CheckedStorage(BaseStorage):
         rows = self._numbers(study_id)
         for _, trial_id in rows:
             if not isinstance(trial_id, int) or not 0 < trial_id < _LARGEST_ID:
-                raise self._broken(what, f"a trial has the id {trial_id!r}")
+                raise self._broken(part, f"a trial has the id {trial_id!r}")
         numbers = [number for number, _ in rows]
         if unusual := set(numbers) ^ set(range(len(numbers))):
             shown = next(iter(sorted(unusual, key=str)))
             problem = "is missing" if shown not in numbers else "is not a number from Optuna"
-            raise self._broken(what, f"they are not numbered from 0 to {len(numbers) - 1}: {str(shown)[:40]} {problem}")
+            raise self._broken(part, f"they are not numbered from 0 to {len(numbers) - 1}: {str(shown)[:40]} {problem}")
 
 
 def _in_words(error: Exception) -> str:

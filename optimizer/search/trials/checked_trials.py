@@ -73,8 +73,8 @@ class CheckedTrials:
         self._distributions = dict(distributions)
         self._blocks: frozenset[str] | None = None if some else frozenset(blocks)
         self._possible = frozenset(blocks)
-        noted = attributes.get(NOT_MEASURED)
-        self._not_measured = {number for number in noted if type(number) is int} if isinstance(noted, list) else set()
+        listed = attributes.get(NOT_MEASURED)
+        self._not_measured = {number for number in listed if type(number) is int} if isinstance(listed, list) else set()
         self._finished: dict[int, FrozenTrial | None] = {}
         self._left_out: dict[int, LeftOut] = {}
 

@@ -257,7 +257,7 @@ def open_search(
         # Readers of the study's progress use the generation that was opened last.
         study.set_user_attr(_OPENED, datetime.now(UTC).isoformat())
         if budgets is not None:
-            budgets.note(study)
+            budgets.record(study)
         return study
 
 
@@ -340,9 +340,9 @@ def _check_unbound(storage: BaseStorage, study_id: int, label: str, address: Sto
         )
 
 
-def _is_upstream(noted: Any) -> bool:
+def _is_upstream(stored: Any) -> bool:
     try:
-        return isinstance(noted, str) and isinstance(json.loads(noted), dict)
+        return isinstance(stored, str) and isinstance(json.loads(stored), dict)
     except (ValueError, RecursionError):
         return False
 

@@ -494,8 +494,8 @@ class FileWatch:
         if same:
             return
         raise StorageLost(
-            f"{self._address}: was deleted or replaced while trials were being stored in it; put it back, and the "
-            "same command continues from what it holds"
+            f"{self._address}: was deleted or replaced while trials were being stored in it; restore it, and the "
+            "same command continues from its trials"
         )
 
     def _now(self) -> tuple[int, int] | None:
