@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from ctypes import c_bool
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
+
+from optimizer.families import register_layout, registered_layouts
 
 __all__ = ["WorkerProcesses", "ignore_interrupts", "should_go_on"]
 
@@ -18,7 +21,8 @@ _GRACE = 60.0
 class WorkerProcesses:
     """Further processes that call one function each.
 
-    They also end if the process that started them ends without stopping them; see `should_go_on`.
+    They also end if the process that started them ends without stopping them; see `should_go_on`. Layouts registered
+    in this process are registered in them too.
 
     Args:
         count: The number of processes.
@@ -33,7 +37,12 @@ class WorkerProcesses:
         # Not an Event: a killed process could hold the lock inside it forever.
         self._stop = context.RawValue(c_bool, False)
         self._processes: list[BaseProcess] = [
-            context.Process(target=work, args=(self._stop, *arguments), name=f"worker {number}", daemon=True)
+            context.Process(
+                target=_work,
+                args=(registered_layouts(), work, self._stop, *arguments),
+                name=f"worker {number}",
+                daemon=True,
+            )
             for number in range(2, count + 2)
         ]
         for process in self._processes:
@@ -58,6 +67,12 @@ class WorkerProcesses:
                     process.kill()
                     process.join()
             self._processes = []
+
+
+def _work(layouts: tuple[Path, ...], work: Callable[..., None], stop: c_bool, *arguments: Any) -> None:
+    for path in layouts:
+        register_layout(path)
+    work(stop, *arguments)
 
 
 def should_go_on(stop: c_bool) -> bool:
