@@ -95,7 +95,8 @@ def test_sources_named_by_hash_are_hashed_once(fitted, pool, tmp_path):
         reported.append(set())
         ceilings, problems = found_ceilings(
             fitted.study.folder, [pool.folder],
-            progress=lambda what, done, total: reported[-1].add(what), hashes=HashCache(tmp_path / "hashes.json"),
+            progress=lambda activity, done, total: reported[-1].add(activity),
+            hashes=HashCache(tmp_path / "hashes.json"),
         )  # fmt: skip
         assert (bool(ceilings), problems) == (True, ())
 

@@ -174,12 +174,12 @@ def test_a_killed_copy_of_the_demo_is_completed(killing, template, tmp_path, poo
         # The next fit removes hidden temporary files when it writes to the folder.
         return {name: path.read_bytes() for name, path in found.items() if ".blockfit-" not in name}
 
-    wanted = files(pool.folder / "family")
+    expected = files(pool.folder / "family")
     for folder in killing.everywhere("copy_family", template, tmp_path, every=7):
         copied = files(folder / "demo") if (folder / "demo").exists() else {}
-        assert copied.items() <= wanted.items()
+        assert copied.items() <= expected.items()
         assert killing.run("copy_family", folder) == ("done", None)
-        assert files(folder / "demo") == wanted
+        assert files(folder / "demo") == expected
         shutil.rmtree(folder)
 
 

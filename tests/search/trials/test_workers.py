@@ -450,8 +450,8 @@ def test_an_interrupt_while_hashing_loses_only_hashes(folder):
 
     pressed = []
 
-    def progress(what, done, total):
-        if what == "hashing the checkpoints" and done == 1 and not pressed:
+    def progress(activity, done, total):
+        if activity == "hashing the checkpoints" and done == 1 and not pressed:
             pressed.append(done)
             raise KeyboardInterrupt
 
