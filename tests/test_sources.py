@@ -23,7 +23,7 @@ from optimizer.similarity import (
     METRICS,
     build_metric,
     compare,
-    grams_on_card,
+    grams_on_gpu,
     measure_grams,
     measure_statistics,
     open_comparison,
@@ -137,7 +137,7 @@ def test_statistics(family, threads):
         with opened(models) as comparison:
             parts = comparison.scored_parts(LAYOUT.blocks)
             found.append(measure_statistics(comparison, LAYOUT.blocks, threads=threads))
-            found[-1] = found[-1].names, found[-1].gram, grams_on_card(comparison, parts, torch.device("cpu"))
+            found[-1] = found[-1].names, found[-1].gram, grams_on_gpu(comparison, parts, torch.device("cpu"))
 
     (names, gram, by_card), (names_given, gram_given, by_card_given) = found
     assert names == names_given
@@ -248,7 +248,7 @@ def test_channels_of_an_input_convolution(tmp_path, write_sd1, sd1_tensors):
         target = InMemory("target", load_file(paths["wide"]))
         with open_comparison(LAYOUT, sources, target) as comparison:
             parts = [part for part in comparison.parts if part.name == FIRST]
-            grams += [measure_grams(comparison, parts), grams_on_card(comparison, parts, torch.device("cpu"))]
+            grams += [measure_grams(comparison, parts), grams_on_gpu(comparison, parts, torch.device("cpu"))]
         merge(Recipe("r", LAYOUT, models, steps, "T1"), sources, tmp_path / f"{name}.safetensors", embed_recipe=False)
 
     assert [part.channels for part in parts] == [(0, 4), (4, 9)]

@@ -355,5 +355,5 @@ def test_compare_command(target, tmp_path, capsys):
     prompts.write_text("\n", encoding="utf-8")
     assert code(*arguments) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"blockfit: --prompts: {prompts}: holds no prompt; there must be at least one, a line each, at most 10,000"
+        f"blockfit: --prompts: {prompts}: contains no prompt; must contain 1 to 10,000 prompts, one a line"
     ]

@@ -254,7 +254,7 @@ def test_other_random_inputs(kin, monkeypatch):
         given = candidates(len(comparison.groups), 1, line=False)[0]
         given[:, 1] = 0  # a source that is not read
         wanted = attention.attention_by_seed(comparison, BLOCKS, given, (7, 8, 9))
-        found = attention._by_seed_on_card(comparison, BLOCKS, given, (7, 8, 9))
+        found = attention._by_seed_on_gpu(comparison, BLOCKS, given, (7, 8, 9))
         with Watching() as card:
             attention.attention_by_seed(replace(comparison, device=META), BLOCKS, given, (7, 8, 9))
 

@@ -203,7 +203,7 @@ def test_candidate_that_lacks_a_tensor(tmp_path):
 @pytest.mark.parametrize("blocks", ["output", "input", "middle"])
 def test_blocks_that_it_does_not_see(blocks):
     """Blocks of which the metric sees none are refused, with what it sees."""
-    with pytest.raises(InputError, match=f"^blocks: {blocks} holds nothing that 'encoder' sees; it sees BASE$"):
+    with pytest.raises(InputError, match=f"^blocks: {blocks} contains no block that 'encoder' sees; it sees BASE$"):
         compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", blocks=blocks)
 
 
@@ -235,10 +235,10 @@ def test_reading_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"\n \n", "holds no prompt; there must be at least one"),
+        (b"\n \n", "contains no prompt; must contain 1 to 10,000 prompts"),
         (b"a\n" * 10_001, "holds 10,001 prompts"),
         ("größer".encode("latin-1"), "is not text in UTF-8"),
-        (b"one\ntw\x1b[31mo\n", "line 2: holds the character '\\x1b'; leave it out"),
+        (b"one\ntw\x1b[31mo\n", "line 2: contains the character '\\x1b'; leave it out"),
         (b"a" * (1 << 23), "more than 4,194,304 bytes"),
         (None, "cannot be read: No such file"),
     ],

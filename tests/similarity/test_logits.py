@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optimizer.similarity.lines import Line, find_line
-from optimizer.similarity.logits import LOG2_E, Lined, Products, Stack, Sum, Terms, Whole
+from optimizer.similarity.logits import LOG2_E, AlongLine, Dense, Products, Stack, Terms, WeightedSum
 
 WIDTH, HOLDERS = 6, (0, 2, 3)
 START = torch.tensor([0.7, 0.4, -0.1], dtype=torch.float64)
@@ -40,7 +40,7 @@ def lined(request):
         return (query @ key.transpose(1, 2) * LOG2_E).float()
 
     source = request.param(Stack(0, HOLDERS, queries), Stack(0, HOLDERS, keys))
-    return Lined(source, torch.full((3, WIDTH * WIDTH), math.nan)), wanted
+    return AlongLine(source, torch.full((3, WIDTH * WIDTH), math.nan)), wanted
 
 
 def check(lined, points):
@@ -50,10 +50,10 @@ def check(lined, points):
     for positions, some in logits.logits(coefficients(points), 2):
         found = some.rows(slice(0, 99), slice(1, 4), torch.empty(99 * 3 * WIDTH))
         torch.testing.assert_close(found, wanted(points)[positions, 1:4], rtol=1e-5, atol=2e-5)
-        assert isinstance(some, Sum | Whole)
+        assert isinstance(some, WeightedSum | Dense)
         for position in positions.tolist():
             assert from_line[position] is None
-            from_line[position] = isinstance(some, Sum) and len(some.matrices) == 3
+            from_line[position] = isinstance(some, WeightedSum) and len(some.matrices) == 3
     return from_line
 
 
@@ -89,7 +89,7 @@ def test_fewer_than_three_points_are_no_line(lined, positions):
 def test_without_matrices_there_are_no_lines():
     """Every candidate is computed by itself then."""
     stack = Stack(0, HOLDERS, random(3, WIDTH, WIDTH, seed=1))
-    lined = Lined(Products(stack, stack), None)
+    lined = AlongLine(Products(stack, stack), None)
     lined.prepare(coefficients(along(0.1, 0.2, 0.3)))
 
     found = [some for _, some in lined.logits(coefficients(along(0.1, 0.2, 0.3)), 2)]
@@ -124,4 +124,4 @@ def test_terms_of_many_sources(width, sources, pays):
     """Terms are kept where they are fewer than the work of a product: not of hundreds of sources."""
     stack = Stack(0, tuple(range(sources)), torch.empty(sources, width, width))
 
-    assert Terms.pay(stack) is pays
+    assert Terms.is_cheaper(stack) is pays

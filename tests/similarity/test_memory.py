@@ -22,7 +22,7 @@ from optimizer.similarity import (
     measure_statistics,
     open_comparison,
 )
-from optimizer.similarity.memory import in_batches, where_it_fits
+from optimizer.similarity.memory import in_batches, on_first_device_that_fits
 
 LAYOUT = load_layout("sd1")
 SOURCES = "base", "x", "y"
@@ -100,22 +100,22 @@ class TestWhereItFits:
             return device.type
 
         with pytest.warns(BlockfitWarning) as told:
-            assert where_it_fits(compute, CARD, "the attention metric") == "cpu"
+            assert on_first_device_that_fits(compute, CARD, "the attention metric") == "cpu"
 
         (line,) = {str(one.message) for one in told}
         assert "\n" not in line
-        for words in ("the attention metric", "on the processor", "end other programs", "--device cpu"):
+        for words in ("the attention metric", "the CPU computes it", "end other programs", "--device cpu"):
             assert words in line
 
     def test_no_need(self):
         """What fits is done where it was asked for, and nothing is told."""
-        assert where_it_fits(lambda device: device.type, CARD, "it") == "cuda"
+        assert on_first_device_that_fits(lambda device: device.type, CARD, "it") == "cuda"
 
     def test_other_errors(self):
         """Other errors of a card pass, and so does a processor's lack of memory."""
         for device, failure in ((CARD, RuntimeError("device-side assert")), (torch.device("cpu"), FULL)):
             with pytest.raises(type(failure)):
-                where_it_fits(lambda _, failure=failure: (_ for _ in ()).throw(failure), device, "it")
+                on_first_device_that_fits(lambda _, failure=failure: (_ for _ in ()).throw(failure), device, "it")
 
 
 class Failing:
@@ -185,7 +185,7 @@ class TestMovableMetric:
             metric.prepare(given[:3])
             first, second, third = given.split(4)
             found = [metric.score(first)]
-            with pytest.warns(BlockfitWarning, match="on the processor"):
+            with pytest.warns(BlockfitWarning, match="the CPU computes it"):
                 found.append(metric.score(second))
             found.append(metric.score(third))
 
@@ -211,7 +211,7 @@ class TestMovableMetric:
                 metric.prepare(given)
                 return metric
 
-            with pytest.warns(BlockfitWarning, match="on the processor"):
+            with pytest.warns(BlockfitWarning, match="the CPU computes it"):
                 metric = prepared()
 
             assert torch.equal(metric.score(given), undisturbed.score(given))
@@ -296,7 +296,7 @@ def test_a_card_that_fills_up(wide, leave, line):
         metric.prepare(given)
         on_card = metric.score(given)
         leave(0)
-        with pytest.warns(BlockfitWarning, match="on the processor"):
+        with pytest.warns(BlockfitWarning, match="the CPU computes it"):
             found = metric.score(given)
     assert torch.equal(found, wanted)
     torch.testing.assert_close(on_card, wanted, rtol=0, atol=1e-5)

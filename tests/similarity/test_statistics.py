@@ -9,12 +9,12 @@ from watching import META, Watching
 from optimizer.errors import BlockfitWarning, CheckpointError
 from optimizer.families import load_layout
 from optimizer.similarity import (
-    grams_on_card,
+    grams_on_gpu,
     measure_grams,
     measure_statistics,
     open_comparison,
     statistics,
-    statistics_on_card,
+    statistics_on_gpu,
 )
 from optimizer.similarity.statistics import _Stage
 
@@ -138,7 +138,7 @@ def test_target_that_does_not_fit(tmp_path, write_sd1):
         measure_statistics(comparison, ["BASE", "OUT06"])
 
     assert all(text in str(shape.value) for text in ("narrow", repr(QUERY), "[4, 4]", "[8, 8]"))
-    assert "bare.safetensors: holds no tensor of BASE" in str(nothing.value)
+    assert "bare.safetensors: contains no tensor of BASE" in str(nothing.value)
 
 
 # --- A card's way -----------------------------------------------------------------------------------------------------
@@ -166,16 +166,16 @@ def mixed(tmp_path_factory, write_sd1, sd1_tensors):
 @pytest.mark.parametrize(("segment", "piece"), [(1 << 20, 4096), (4096, 64), (4096, 4096)])
 def test_a_card_s_way_gives_the_processor_s_matrices(mixed, monkeypatch, base, segment, piece):
     """To 1e-12 of each product's size, whatever the files store, with a reference or not; threads change no bit."""
-    monkeypatch.setattr(statistics_on_card, "_SEGMENT", segment)
-    monkeypatch.setattr(statistics_on_card, "_PIECE", piece)
+    monkeypatch.setattr(statistics_on_gpu, "_SEGMENT", segment)
+    monkeypatch.setattr(statistics_on_gpu, "_PIECE", piece)
     sources = {name: mixed[name] for name in ("base", "x", "y", "z")}
     told = []
     with open_comparison(LAYOUT, sources, mixed["target"], base=mixed.get(base)) as opened:
         comparison = replace(opened, progress=lambda what, done, total: told.append((what, done, total)))
         parts = comparison.scored_parts(LAYOUT.blocks)
         exact = measure_grams(opened, parts)
-        found = grams_on_card(comparison, parts, torch.device("cpu"), threads=1)
-        again = grams_on_card(opened, parts, torch.device("cpu"), threads=3)
+        found = grams_on_gpu(comparison, parts, torch.device("cpu"), threads=1)
+        again = grams_on_gpu(opened, parts, torch.device("cpu"), threads=3)
 
     size = exact.diagonal(dim1=1, dim2=2).sqrt()
     assert float(((found - exact).abs() / (size[:, :, None] * size[:, None]).clamp_min(1e-300)).max()) < 1e-12
@@ -190,10 +190,10 @@ def test_a_card_is_sent_each_segment_once(mixed):
     sources = {name: mixed[name] for name in ("base", "x", "y", "z")}
     with open_comparison(LAYOUT, sources, mixed["target"]) as comparison, pytest.MonkeyPatch.context() as patch:
         # In this thread, where what is done can be watched.
-        patch.setattr(statistics_on_card, "ThreadPoolExecutor", InThisThread)
+        patch.setattr(statistics_on_gpu, "ThreadPoolExecutor", InThisThread)
         parts = comparison.scored_parts(["OUT02", "OUT06"])
         with Watching() as card:
-            grams_on_card(comparison, parts, META)
+            grams_on_gpu(comparison, parts, META)
 
     assert card.to_card == len(parts)
     assert card.to_host == 1
@@ -228,10 +228,10 @@ def test_a_full_card_leaves_the_pass_to_the_processor(kin, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(statistics, "grams_on_card", full)
+    monkeypatch.setattr(statistics, "grams_on_gpu", full)
     with open_comparison(LAYOUT, sources, kin.paths["target"]) as comparison:
         wanted = measure_statistics(comparison, ["OUT02"])
-        with pytest.warns(BlockfitWarning, match="inner products of the checkpoints: it is computed on the processor"):
+        with pytest.warns(BlockfitWarning, match="inner products of the checkpoints: the CPU computes it"):
             found = measure_statistics(replace(comparison, device=torch.device("cuda")), ["OUT02"])
 
     assert torch.equal(found.gram, wanted.gram)
@@ -244,11 +244,11 @@ def test_a_card_without_room_for_a_buffer(kin, monkeypatch):
     def fails(*_):
         raise full
 
-    monkeypatch.setattr(statistics_on_card._Buffer, "of", fails)
+    monkeypatch.setattr(statistics_on_gpu._Buffer, "of", fails)
     with open_comparison(LAYOUT, {"x": kin.paths["x"]}, kin.paths["target"]) as comparison:
         parts = comparison.scored_parts(["OUT02"])
         with pytest.raises(torch.OutOfMemoryError):
-            grams_on_card(comparison, parts, torch.device("cpu"), threads=2)
+            grams_on_gpu(comparison, parts, torch.device("cpu"), threads=2)
 
 
 def test_a_file_that_changes_while_a_card_is_fed(kin, tmp_path, monkeypatch):
@@ -259,7 +259,7 @@ def test_a_file_that_changes_while_a_card_is_fed(kin, tmp_path, monkeypatch):
         parts = comparison.scored_parts(["OUT02"])
         changing.write_bytes(b"something else")
         with pytest.raises(CheckpointError, match=r"x\.safetensors: was changed while it was being read"):
-            grams_on_card(comparison, parts, torch.device("cpu"), threads=2)
+            grams_on_gpu(comparison, parts, torch.device("cpu"), threads=2)
 
 
 def test_blocks_of_which_the_target_holds_nothing(tmp_path, write_sd1):
@@ -279,5 +279,5 @@ def test_blocks_of_which_the_target_holds_nothing(tmp_path, write_sd1):
 
     (problem,) = caught.value.problems
     assert problem.endswith(
-        "holds no tensor of IN01-IN02,OUT00 that a source holds too, so IN01-IN02,OUT00 cannot be scored"
+        "contains no tensor of IN01-IN02,OUT00 that a source contains too, so IN01-IN02,OUT00 cannot be scored"
     )
