@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from optimizer.checkpoints import TensorSource, as_source, unfit
-from optimizer.errors import CheckpointError, InputError
+from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout
 from optimizer.recipes import warn_of_compared
 from optimizer.similarity.attention import AttentionOptions
@@ -20,10 +20,6 @@ from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric,
 from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["Compared", "compare", "select_blocks"]
-
-# Names of groups of blocks. Their blocks that the metric does not see, or that a file does not hold, are left out.
-_NAMED = ("all", "input", "middle", "output")
-
 
 # The default without a base: the article's metric.
 _WITHOUT_BASE = "attention"
@@ -95,10 +91,14 @@ def compare(
         InputError: Files, blocks, metric and options do not fit each other, or the metric's libraries are not
             installed.
     """
+    unnamed = metric is None
     if metric is None:
         metric = _WITHOUT_BASE if base is None else DEFAULT_METRIC
     check_installed([metric])
     layout = _layout_of(target)
+    if unnamed:
+        why = f"missing; without one {metric} is measured,"
+        attempt(lambda: METRICS[metric].check_offered(layout), why, " but ", field="base")
     chosen = select_blocks(layout, metric, blocks)
     # Without a base the candidate itself would be the reference, whose difference from itself explains nothing.
     if (METRICS[metric].needs_base or metric == "explained") and base is None:
@@ -121,7 +121,7 @@ def compare(
         comparison = replace(opened, options=opened.options.having(read))
         if reads:
             check_encoder(comparison.target, layout, {"": read.clip_skip})
-        if blocks in _NAMED:
+        if blocks in ("all", *layout.groups):
             # If no block is left, the metric reports which file lacks which tensor.
             chosen = tuple(block for block in chosen if _held(comparison, block)) or chosen
         statistics = measure_statistics(comparison, chosen) if METRICS[metric].reads_statistics else None
@@ -138,8 +138,8 @@ def compare(
 def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
     """Return the blocks that `text` selects under `metric`.
 
-    `input` selects all IN blocks; under `attention` it selects those with attention and M00, as in the article's input
-    table.
+    Blocks of a group that the metric does not see are left out. Under `attention` the group of a UNet's input blocks
+    contains the middle block too, as in the article's input table.
 
     Args:
         layout: Layout of the checkpoints.
@@ -154,9 +154,12 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
     """
     if metric not in METRICS:
         raise InputError(f"received {metric!r}; must be one of {', '.join(METRICS)}", field="metric")
+    attempt(lambda: METRICS[metric].check_offered(layout), field="metric")
     visible = METRICS[metric].sees(layout)
-    if text in _NAMED:
-        selected = layout.parse_blocks("input,middle" if (text, metric) == ("input", "attention") else text)
+    if text in ("all", *layout.groups):
+        # In a UNet, attention of the input blocks is shown with that of the middle, as in the article's input table.
+        with_middle = layout.unet is not None and metric == "attention" and text == layout.unet[0]
+        selected = layout.parse_blocks(",".join(layout.unet[:2]) if layout.unet and with_middle else text)
         if seen := tuple(block for block in selected if block in visible):
             return seen
         raise InputError(

@@ -149,7 +149,7 @@ def open_comparison(
     target: Path | str | TensorSource,
     *,
     base: Path | str | TensorSource | None = None,
-    mapping: str = "supermerger",
+    mapping: str | None = None,
     contributing: Contributing | None = None,
     device: torch.device | str | None = None,
     options: Options | None = None,
@@ -166,7 +166,7 @@ def open_comparison(
         sources: Sources by name.
         target: The target.
         base: The checkpoint that differences are taken from: one of the sources, or another file.
-        mapping: Name of the mapping from tensors to blocks.
+        mapping: Name of the mapping from tensors to blocks. Default: the layout's first.
         contributing: The sources that contribute to a tensor (default: all). Only their shapes must be equal.
         device: Device of the metrics, or its name: auto, cpu (default) or cuda.
         options: Options of the metrics.
@@ -184,7 +184,7 @@ def open_comparison(
             base_opened = next((opened[name] for name, given in sources.items() if given == _normal(base)), None)
             if base_opened is None:
                 base_opened = stack.enter_context(as_source(base, layout=layout))
-        parts = plan_parts(layout, mapping, list(opened.values()), contributing)
+        parts = plan_parts(layout, mapping or layout.default_mapping, list(opened.values()), contributing)
         yield Comparison(
             layout=layout,
             sources=opened,

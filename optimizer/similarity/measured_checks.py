@@ -83,7 +83,8 @@ def read_parts(parts: Any, layout: Layout, mapping: str, sources: int) -> tuple[
                 valid = False
         if not valid:
             raise CheckpointError("the entry of one of its tensors has another form")
-        if not layout.merges(name) or (block, scored) != (layout.block_of(name, mapping), layout.scores(name)):
+        placed = layout.block_of(name, mapping)
+        if not layout.merges(name) or (block, scored) != (placed, layout.scores(name) and placed is not None):
             raise CheckpointError(
                 f"the tensor {name[:200]!r} is not in the block that the layout {layout.name} has it in"
             )

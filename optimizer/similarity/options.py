@@ -20,11 +20,12 @@ class MetricOptions(UserFile):
         """Return the hash of the JSON text: options contain lists, and equal options have equal texts."""
         return hash(self.model_dump_json())
 
-    def problems(self, given: Collection[str], *, used: bool) -> list[str]:
+    def problems(self, given: Collection[str], layout: Layout, *, used: bool) -> list[str]:
         """Return one line, beginning with the field, for each field that cannot be used.
 
         Args:
             given: Names of the fields that the user wrote.
+            layout: Layout of the recipe.
             used: Whether the stage has the metric.
 
         Returns:

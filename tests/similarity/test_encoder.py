@@ -236,7 +236,7 @@ def test_reading_prompts(tmp_path):
     ("content", "said"),
     [
         (b"\n \n", "contains no prompt; must contain 1 to 10,000 prompts"),
-        (b"a\n" * 10_001, "holds 10,001 prompts"),
+        (b"a\n" * 10_001, "contains 10,001 prompts"),
         ("größer".encode("latin-1"), "is not text in UTF-8"),
         (b"one\ntw\x1b[31mo\n", "line 2: contains the character '\\x1b'; leave it out"),
         (b"a" * (1 << 23), "more than 4,194,304 bytes"),
