@@ -262,7 +262,7 @@ class Changing(InMemory):
 
     became = None
 
-    def fate(self):
+    def change_since_open(self):
         """What became of them."""
         return self.became
 

@@ -43,7 +43,7 @@ def test_trailing_bytes(tmp_path, more, said):
     size = write(tmp_path / "a.safetensors", {"a": entry(0, 8)}, 8 + more)
 
     assert problem(tmp_path / "a.safetensors") == (
-        f"holds {said} behind the last tensor: its header says {size + 8} bytes, the file has {size + 8 + more:,}; "
+        f"holds {said} after the last tensor: its header requires {size + 8} bytes, the file has {size + 8 + more:,}; "
         "download or copy it again"
     )
 
@@ -55,7 +55,7 @@ def test_missing_bytes(tmp_path, cut):
     (tmp_path / "b.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[: size - 5])
 
     assert (
-        f"truncated: its header says {size + 8} bytes, the file has {size + 8 - cut}; {cut} are missing; "
+        f"truncated: its header requires {size + 8} bytes, the file has {size + 8 - cut}; {cut} are missing; "
         in problem(tmp_path / "a.safetensors")
     )
     assert "; 5 are missing; download or copy it again" in problem(tmp_path / "b.safetensors")
@@ -70,7 +70,7 @@ def test_missing_bytes(tmp_path, cut):
         ({"b": [1], "c": True}, "__metadata__.b is a list ([1]), __metadata__.c is a truth value (true)"),
         (
             {str(n): n for n in range(5)},
-            ", ".join([*(f"__metadata__.{n} is a number ({n})" for n in range(3)), "2 more are no text"]),
+            ", ".join([*(f"__metadata__.{n} is a number ({n})" for n in range(3)), "2 more are not text"]),
         ),
         ({"b": "x" * 60 and [" " * 60]}, '__metadata__.b is a list (["' + " " * 35 + "...)"),
     ],
@@ -91,7 +91,7 @@ def test_metadata_of_a_wrong_type(tmp_path, metadata, said):
         ({"a": 1}, "'a' is a number (1); must be a mapping with dtype, shape and data_offsets"),
         ({"a": {"dtype": "F32", "shape": [1]}}, "'a' has no data_offsets"),
         ({"a": {"shape": [1], "data_offsets": [0, 4]}}, "'a' has no dtype"),
-        ({"a": entry(0, 4, dtype=5)}, "'a': dtype is a number (5); must be text, such as F16"),
+        ({"a": entry(0, 4, dtype=5)}, "'a': dtype is a number (5); must be text, for example F16"),
         ({"a": entry(0, 4, shape=[1.0])}, "'a': shape is a list ([1.0]); must be a list of whole numbers from 0 up"),
         ({"a": entry(0, 4, shape=[-1])}, "'a': shape is a list ([-1]); must be a list of whole numbers from 0 up"),
         ({"a": entry(4, 0, shape=[1])}, "'a': data_offsets is a list ([4, 0]); must be [begin, end], from 0 up"),

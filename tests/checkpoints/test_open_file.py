@@ -84,11 +84,11 @@ def test_what_became_of_a_file(tmp_path, kind, change):
     """Whatever happened is told, for good, and in one line that says what to do; before, nothing is."""
     path = write(tmp_path / "a", kind)
     with open_checkpoint(path) as checkpoint, open_checkpoint(path) as other:
-        assert checkpoint.fate() is None
+        assert checkpoint.change_since_open() is None
         check_unchanged([checkpoint, other])
         change(path)
 
-        assert checkpoint.fate() == FATES[change]
+        assert checkpoint.change_since_open() == FATES[change]
         with pytest.raises(CheckpointError) as caught:
             check_unchanged([checkpoint, other])
 
@@ -146,10 +146,10 @@ def test_file_that_comes_back(tmp_path):
     path = write(tmp_path / "a", "safetensors")
     with open_checkpoint(path) as checkpoint:
         path.rename(tmp_path / "b")
-        assert checkpoint.fate() == "was deleted or moved"
+        assert checkpoint.change_since_open() == "was deleted or moved"
         (tmp_path / "b").rename(path)
 
-        assert checkpoint.fate() is None
+        assert checkpoint.change_since_open() is None
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")

@@ -89,7 +89,7 @@ def viewed(offset=0, shape=None, strides=None):
 EMPTY = call("torch.Size")
 EMPTY_STORAGE = call("torch.UntypedStorage", whole(24))
 BY_TENSOR = "makes a tensor by `torch.Tensor`, whose numbers are not in the file"
-ONLY_A_PART = "of which only a part is in the file"
+ONLY_A_PART = "of which the file holds only a part"
 NONE_SUCH = "whose shape"
 
 REFUSED = {
@@ -108,22 +108,22 @@ REFUSED = {
         (call("torch._utils._rebuild_parameter", call("torch.Tensor", whole(6)), TRUE, HOOKS),),
         "makes a tensor by `torch.Tensor`",
     ),
-    "torch.empty": ((call("torch.empty", whole(6)),), "wants to run `torch.empty`"),
-    "torch.tensor": ((call("torch.tensor", sizes(1, 2)),), "wants to run `torch.tensor`"),
-    "torch.zeros": ((call("torch.zeros", whole(6)),), "wants to run `torch.zeros`"),
-    "torch.from_file": ((call("torch.from_file", text("/etc/passwd")),), "wants to run `torch.from_file`"),
+    "torch.empty": ((call("torch.empty", whole(6)),), "would run `torch.empty`"),
+    "torch.tensor": ((call("torch.tensor", sizes(1, 2)),), "would run `torch.tensor`"),
+    "torch.zeros": ((call("torch.zeros", whole(6)),), "would run `torch.zeros`"),
+    "torch.from_file": ((call("torch.from_file", text("/etc/passwd")),), "would run `torch.from_file`"),
     "a tensor that is set anew": (
         (*viewed(), tuple_of(EMPTY, whole(0), sizes(9), sizes(1)), b"b"),
         "changes a tensor after it was made",
     ),
     "a typed function": (
         (call("torch._tensor._rebuild_from_type_v2", named("torch.Tensor"), named("torch.Tensor"), sizes(6), NOTHING),),
-        "makes a tensor as torch.save does not",
+        "makes a tensor in a way that torch.save does not",
     ),
     "a class of its own": (
         rebuilt("torch._tensor._rebuild_from_type_v2", named("torch._utils._rebuild_tensor_v2"),
                 named("torch.FloatStorage"), b"(", HELD, whole(0), sizes(6), sizes(1), FALSE, HOOKS, b"t", NOTHING),
-        "makes a tensor of a class of its own",
+        "makes a tensor of a special class",
     ),
     # Views that reach beyond what the file holds.
     "a larger shape": (viewed(shape=sizes(2, 4), strides=sizes(4, 1)), ONLY_A_PART),
@@ -146,18 +146,18 @@ REFUSED = {
     "a shape of a fraction": (viewed(shape=tuple_of(b"G" + struct.pack(">d", 6.0)), strides=sizes(1)), NONE_SUCH),
     "a shape of a truth": (viewed(shape=tuple_of(TRUE), strides=sizes(1)), NONE_SUCH),
     "a shape that is a text": (viewed(shape=text("66"), strides=sizes(1, 1)), NONE_SUCH),
-    "more strides than sizes": (viewed(shape=sizes(6), strides=sizes(1, 1)), "no view of a storage"),
+    "more strides than sizes": (viewed(shape=sizes(6), strides=sizes(1, 1)), "not a view of a storage"),
     "65 dimensions": (viewed(shape=sizes(*[1] * 65), strides=sizes(*[1] * 65)), NONE_SUCH),
     "a conjugated view": (
         rebuilt("torch._utils._rebuild_tensor_v2", HELD, whole(0), sizes(6), sizes(1), FALSE, HOOKS,
                 mapping({"conj": TRUE})),
-        "has to be computed",
+        "would have to be computed",
     ),
-    "no storage": ((view(text("abcdef")),), "no view of a storage"),
+    "no storage": ((view(text("abcdef")),), "not a view of a storage"),
     "a type that is none": (
         rebuilt("torch._utils._rebuild_tensor_v3", HELD, whole(0), sizes(6), sizes(1), FALSE, HOOKS,
                 named("torch.FloatStorage")),
-        "of no known type",
+        "of an unknown type",
     ),
     # Tensors of kinds that no model is merged from.
     "a meta tensor": (
@@ -178,7 +178,7 @@ REFUSED = {
     "a nested tensor": (rebuilt("torch._utils._rebuild_nested_tensor", *viewed()), "'w' is a nested tensor"),
     "a wrapper": (
         (call("torch._utils._rebuild_wrapper_subclass", named("torch.Tensor"), named("torch.float32"), sizes(6)),),
-        "'w' is a tensor of a class of its own",
+        "'w' is a tensor of a special class",
     ),
     "an array for a device": (
         rebuilt("torch._utils._rebuild_device_tensor_from_numpy",
@@ -190,22 +190,22 @@ REFUSED = {
         "'w' is a tensor for another device",
     ),
     # Storages that the file does not hold, or holds otherwise.
-    "a storage by number": ((whole(0), b"Q"), "takes something else than a storage from the file"),
+    "a storage by number": ((whole(0), b"Q"), "takes something other than a storage from the file"),
     "a module from the file": (
         (tuple_of(text("module"), named("torch.Tensor"), text("a.py"), text("x")), b"Q"),
-        "takes something else than a storage from the file",
+        "takes something other than a storage from the file",
     ),
-    "a storage of no type": ((view(storage(kind="torch.Tensor")),), "takes something else than a storage"),
-    "a negative storage": ((view(storage(count=-6)),), "takes something else than a storage"),
+    "a storage of no type": ((view(storage(kind="torch.Tensor")),), "takes something other than a storage"),
+    "a negative storage": ((view(storage(count=-6)),), "takes something other than a storage"),
     "a storage of a truth": (
         (view(tuple_of(text("storage"), named("torch.FloatStorage"), text("0"), text("cpu"), TRUE) + b"Q"),),
-        "takes something else than a storage",
+        "takes something other than a storage",
     ),
-    "a vast storage": ((view(storage(count=2**62)),), "takes something else than a storage"),
+    "a vast storage": ((view(storage(count=2**62)),), "takes something other than a storage"),
     "a part of a storage": (
         (view(tuple_of(text("storage"), named("torch.FloatStorage"), text("0"), text("cpu"), whole(6),
                        tuple_of(text("1"), whole(100), whole(6))) + b"Q"),),
-        "takes something else than a storage",
+        "takes something other than a storage",
     ),
     "a storage twice": ((*viewed(), b"0", view(storage(count=5))), "announces the storage '0' in two ways"),
     "a storage of two types": (
@@ -213,7 +213,7 @@ REFUSED = {
         "announces the storage '0' in two ways",
     ),
     # Ways to make or call something.
-    "a copy": ((call("copyreg._reconstructor", named("torch.Tensor"), NONE, NONE),), "wants to run `copyreg._reconstr"),
+    "a copy": ((call("copyreg._reconstructor", named("torch.Tensor"), NONE, NONE),), "would run `copyreg._reconstr"),
     "an object made anew": ((call("copyreg.__newobj__", named("torch.Tensor"), whole(9)),), "`copyreg.__newobj__`"),
     "an extension": ((b"\x82\x01",), "has the instruction EXT1"),
     "an old instance": ((b"(itorch\nTensor\n",), "has the instruction INST"),
@@ -221,20 +221,20 @@ REFUSED = {
     "an old persistent id": ((b"Pstorage\n",), "has the instruction PERSID"),
     "bytes to be filled": ((b"\x96" + struct.pack("<Q", 4) + b"abcd",), "has the instruction BYTEARRAY8"),
     "a buffer from elsewhere": ((b"\x97",), "has the instruction NEXT_BUFFER"),
-    "a called text": ((text("x"), b")R"), "calls what is no function"),
-    "a called mapping": ((mapping({"a": NONE}), b")R"), "calls what is no function"),
-    "a called tensor": ((*viewed(), b")R"), "calls what is no function"),
+    "a called text": ((text("x"), b")R"), "calls something that is not a function"),
+    "a called mapping": ((mapping({"a": NONE}), b")R"), "calls something that is not a function"),
+    "a called tensor": ((*viewed(), b")R"), "calls something that is not a function"),
     "a filled mapping": (
         (call("collections.OrderedDict", b"](" + tuple_of(text("w"), whole(1)) + b"e"),),
-        "makes a mapping as torch.save does not",
+        "makes a mapping in a way that torch.save does not",
     ),
-    "a state for a number": ((whole(1), b"}b"), "gives a state to what has none"),
-    "entries of a text": ((text("x"), text("a"), NONE, b"s"), "puts entries into what is no mapping"),
-    "elements of a text": ((text("x"), NONE, b"a"), "appends to what is no list"),
+    "a state for a number": ((whole(1), b"}b"), "gives a state to something that has none"),
+    "entries of a text": ((text("x"), text("a"), NONE, b"s"), "puts entries into something that is not a mapping"),
+    "elements of a text": ((text("x"), NONE, b"a"), "appends to something that is not a list"),
     "a key alone": ((b"}(", text("a"), b"u"), "has a key without a value"),
-    "a parameter of a text": ((call("torch._utils._rebuild_parameter", text("x"), TRUE, HOOKS),), "is no tensor"),
-    "too few arguments": ((call("torch._utils._rebuild_tensor_v2", whole(0)),), "makes no sense"),
-    "memory that was never written": ((b"h\x07",), "makes no sense"),
+    "a parameter of a text": ((call("torch._utils._rebuild_parameter", text("x"), TRUE, HOOKS),), "is not a tensor"),
+    "too few arguments": ((call("torch._utils._rebuild_tensor_v2", whole(0)),), "is inconsistent"),
+    "memory that was never written": ((b"h\x07",), "is inconsistent"),
 }  # fmt: skip
 
 
@@ -489,7 +489,7 @@ class TestOlderFiles:
         content = legacy_file(self.PROGRAM, {"0": DATA}).replace(pickle.dumps(["0"], 2), listed)
         (tmp_path / "a.ckpt").write_bytes(content)
 
-        assert "the storages behind its pickle are not those that this announces" in problem(tmp_path / "a.ckpt")
+        assert "the storages after its pickle are not those that the pickle announces" in problem(tmp_path / "a.ckpt")
 
     @pytest.mark.parametrize("count", [0, 5, 7, -6, 2**40, 2**63 - 1])
     def test_counts(self, tmp_path, count):
@@ -509,7 +509,7 @@ class TestOlderFiles:
     def test_other_versions(self, tmp_path):
         """A pickle that torch did not write, and a version that nobody knows, are called that."""
         (tmp_path / "a.ckpt").write_bytes(pickle.dumps({"w": 1}, 2))
-        assert problem(tmp_path / "a.ckpt") == "not a checkpoint: a pickle, but none that torch.save wrote"
+        assert problem(tmp_path / "a.ckpt") == "not a checkpoint: a pickle, but not one of torch.save"
 
         content = legacy_file(self.PROGRAM, {"0": DATA}).replace(pickle.dumps(1001, 2), pickle.dumps(1002, 2), 1)
         (tmp_path / "a.ckpt").write_bytes(content)

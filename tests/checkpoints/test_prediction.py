@@ -91,7 +91,7 @@ def test_what_is_predicted(read, metadata, tensors, kind, told):
     found = read(metadata, **tensors)
 
     assert (found.kind, found.describe()) == (kind, told)
-    assert found.says_kind == (bool(metadata) or kind == "v")
+    assert found.states_kind == (bool(metadata) or kind == "v")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_says_nothing(read, metadata):
     """An empty field, None, and a field that tells of something else say nothing of what is predicted."""
     found = read(metadata)
 
-    assert not found.says_kind
+    assert not found.states_kind
     assert found.describe() == "predicts noise"
     assert found.agrees(read())
 

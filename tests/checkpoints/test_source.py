@@ -39,7 +39,7 @@ def test_what_a_class_need_not_say(write_sd1, tmp_path):
     assert source.layout.name == "sd1"
     assert source.size == sum(2 * tensor.numel() for tensor in tensors.values())
     assert (source.name, source.path, source.metadata, source.passed_over) == ("numbers", None, {}, ())
-    assert (source.fate(), source.check_intact()) == (None, None)
+    assert (source.change_since_open(), source.check_intact()) == (None, None)
     assert source.tensors[NAME].stored_name == NAME
     assert torch.equal(source.tensor(NAME), torch.arange(288).half().reshape(8, 4, 3, 3))
 

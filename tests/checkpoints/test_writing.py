@@ -137,9 +137,9 @@ class TestWriteSafetensors:
     @pytest.mark.parametrize(
         ("given", "said"),
         [
-            ([], "2 announced tensors did not come, 'a' first"),
-            ([("a", torch.ones(2))], "1 announced tensors did not come, 'b' first"),
-            ([("a", torch.ones(2)), ("a", torch.ones(2))], "'a' was not announced, or came twice"),
+            ([], "2 announced tensors were not written, 'a' first"),
+            ([("a", torch.ones(2))], "1 announced tensors were not written, 'b' first"),
+            ([("a", torch.ones(2)), ("a", torch.ones(2))], "'a' was not announced, or is given twice"),
             ([("c", torch.ones(2))], "'c' was not announced"),
             ([("a", torch.ones(2).half())], "announced as torch.float32"),
             ([("a", torch.ones(1))], r"but is torch.float32 \[1\]"),
