@@ -40,7 +40,7 @@ def pipeline_of(source: TensorSource, layout: Layout) -> Path:
         raise CheckpointError(f"{source.label}: has no {encoder.title}: tensor {tokens!r} is missing")
     if embedding.shape[0] not in pipelines:
         raise CheckpointError(
-            f"{source.label}: the text encoder has {embedding.shape[0]:,} tokens; {layout.name} knows "
+            f"{source.label}: the text encoder has {embedding.shape[0]:,} tokens; {layout.name} has "
             f"tokenizers of {known}"
         )
     return pipeline_folder(pipelines[embedding.shape[0]].name)

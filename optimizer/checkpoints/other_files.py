@@ -38,8 +38,8 @@ _BEGINNINGS = (
     (b"\x89hdf", "hdf5", "an HDF5 file, as Keras writes it", "give a .safetensors file of the model"),
     (b"%pdf", "document", "a PDF document", _NAME_CHECKPOINTS),
     (b"\x7felf", "program", "a program", _AGAIN),
-    (b"d8:announce", "torrent", "a torrent", "fetch what it names"),
-    (b"sqlite format", "database", "a database, such as a study's trials", _NAME_CHECKPOINTS),
+    (b"d8:announce", "torrent", "a torrent", "fetch the file that it names"),
+    (b"sqlite format", "database", "a database, for example of a study's trials", _NAME_CHECKPOINTS),
 )
 _UNFINISHED = (".crdownload", ".part", ".partial", ".aria2", ".download", ".tmp", ".incomplete")
 _TEXTS = {
@@ -137,7 +137,7 @@ def _text(read: Callable[[int], bytes]) -> str:
 def _json(path: Path) -> FileKind | None:
     data = _read_json(path)
     if not data:
-        what = "JSON text, such as a server's error message"
+        what = "JSON text, for example a server's error message"
         return FileKind("json", what, "begins with '{' or '['", advice=_AGAIN)
     weight_map = data.get("weight_map")
     if isinstance(weight_map, dict):
@@ -149,7 +149,7 @@ def _json(path: Path) -> FileKind | None:
     if "nodes" in data or any(isinstance(node, dict) and "class_type" in node for node in data.values()):
         return FileKind("workflow", "a ComfyUI workflow", "holds its nodes", advice=_NAME_CHECKPOINTS)
     fields = ", ".join(repr(str(field)[:40]) for field in list(data)[:3])
-    return FileKind("json", "JSON text, such as a server's error message", f"holds {fields}", advice=_AGAIN)
+    return FileKind("json", "JSON text, for example a server's error message", f"holds {fields}", advice=_AGAIN)
 
 
 def _read_json(path: Path) -> dict[str, object]:

@@ -43,8 +43,8 @@ def test_trailing_bytes_are_counted(tmp_path, more, message):
     size = write(tmp_path / "a.safetensors", {"a": entry(0, 8)}, 8 + more)
 
     assert problem(tmp_path / "a.safetensors") == (
-        f"holds {message} after the last tensor: its header requires {size + 8} bytes, the file has {size + 8 + more:,}; "
-        "download or copy it again"
+        f"holds {message} after the last tensor: its header requires {size + 8} bytes, the file has "
+        f"{size + 8 + more:,}; download or copy it again"
     )
 
 
@@ -131,7 +131,7 @@ def test_sound_header_is_read(tmp_path):
     header = read_header(tmp_path / "a.safetensors", int.from_bytes(content[:8], "little"), len(content))
 
     assert dict(header.metadata) == {"k": "v"}
-    assert {one.name: (one.dtype, one.shape) for one in header.tensors} == {
+    assert {tensor.name: (tensor.dtype, tensor.shape) for tensor in header.tensors} == {
         "a": ("F32", (2,)),
         "b": ("F32", (3, 0)),
         "c": ("F16", (1,)),

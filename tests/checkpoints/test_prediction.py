@@ -140,7 +140,7 @@ def test_agreement_ignores_spelling(read):
     torn = read({"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "True"})
     assert by_kohya.agrees(zero)
     assert not by_kohya.agrees(velocity)
-    assert not any(torn.agrees(one) for one in (nothing, noise, velocity))
+    assert not any(torn.agrees(prediction) for prediction in (nothing, noise, velocity))
     assert not read({"modelspec.prediction_type": "flow"}).agrees(nothing)
 
 

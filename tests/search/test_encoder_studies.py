@@ -289,7 +289,7 @@ def test_later_stages_are_checked_before_anything_is_stored(folder, kin_target):
         study.replace(target, f"target: {{file: '{kin_target}'}}").replace("clip_skip: 3", "clip_skip: 1"),
         encoding="utf-8",
     )
-    with pytest.raises(InputError, match=r"target\.safetensors: the text encoder has 64 tokens; sd1 knows tokenizers"):
+    with pytest.raises(InputError, match=r"target\.safetensors: the text encoder has 64 tokens; sd1 has tokenizers"):
         fit(load_study(made), fresh=True)
     assert sorted(made.iterdir()) == before
 

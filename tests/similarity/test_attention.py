@@ -81,7 +81,9 @@ def test_several_seeds_average(kin, merged):
     found = scored(kin, recipe, blocks, (1, 2, 3))
 
     each = [attention_by_definition(candidate, kin.tensors["target"], blocks, seed) for seed in (1, 2, 3)]
-    assert found == pytest.approx({block: sum(one[block] for one in each) / 3 for block in blocks}, abs=1e-6)
+    assert found == pytest.approx(
+        {block: sum(scores_of_seed[block] for scores_of_seed in each) / 3 for block in blocks}, abs=1e-6
+    )
 
 
 # --- Many candidates --------------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def by_definition(kin, comparison, coefficients, blocks, seeds):
             held = [(weights[place], kin.tensors[SOURCES[place]][part.name].double()) for place in part.holders]
             merged[part.name] = sum(weight * tensor for weight, tensor in held)
         each = [attention_by_definition(merged, kin.tensors["target"], blocks, seed, torch.float64) for seed in seeds]
-        scores.append([sum(one[block] for one in each) / len(seeds) for block in each[0]])
+        scores.append([sum(scores_of_seed[block] for scores_of_seed in each) / len(seeds) for block in each[0]])
     return torch.tensor(scores, dtype=torch.float64)
 
 
@@ -175,8 +177,8 @@ def test_a_score_does_not_depend_on_company(kin):
         together = metric.score(given)
 
         assert torch.equal(metric.score(given), together)
-        alone = torch.cat([metric.score(one[None]) for one in given])
-        backwards = torch.cat([fresh.score(one[None]) for one in given.flip(0)]).flip(0)
+        alone = torch.cat([metric.score(candidate[None]) for candidate in given])
+        backwards = torch.cat([fresh.score(candidate[None]) for candidate in given.flip(0)]).flip(0)
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
     assert torch.equal(backwards[:1], before)
     torch.testing.assert_close(backwards, together, rtol=0, atol=1e-6)

@@ -78,8 +78,8 @@ def scored(recipe, prompts, clip_skip=1, *, along=None):
         algebra = Algebra(recipe, comparison.groups, tuple(MODELS))
         rows = algebra.coefficients(algebra.starting_alphas())
         if along is not None:
-            others = [Algebra(one, comparison.groups, tuple(MODELS)) for one in along]
-            metric.prepare(torch.cat([rows, *(one.coefficients(one.starting_alphas()) for one in others)]))
+            others = [Algebra(recipe, comparison.groups, tuple(MODELS)) for recipe in along]
+            metric.prepare(torch.cat([rows, *(algebra.coefficients(algebra.starting_alphas()) for algebra in others)]))
         assert metric.blocks == ("BASE",)
         return float(metric.score(rows)[0, 0])
 

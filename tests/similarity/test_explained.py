@@ -30,12 +30,12 @@ def family(tmp_path_factory, write_sd1, sd1_tensors):
     return folder, tensors
 
 
-def squared(one, other, block):
+def squared(first, second, block):
     """Return |first - second|^2 over the block's scored tensors, in float64."""
     names = [
-        name for name in merged_names(one) if block_of(name) == block and not name.startswith("first_stage_model.")
+        name for name in merged_names(first) if block_of(name) == block and not name.startswith("first_stage_model.")
     ]
-    return sum(float((one[name].double() - other[name].double()).square().sum()) for name in names)
+    return sum(float((first[name].double() - second[name].double()).square().sum()) for name in names)
 
 
 def candidates(groups, count=7, largest=1.5):

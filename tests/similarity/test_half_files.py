@@ -34,7 +34,7 @@ def warnings_of(action):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", BlockfitWarning)
         action()
-    return [str(one.message) for one in caught]
+    return [str(warning.message) for warning in caught]
 
 
 @pytest.mark.parametrize("which", FILES)

@@ -189,7 +189,7 @@ class TestMovableMetric:
             found.append(metric.score(third))
 
         assert metric.blocks == BLOCKS
-        assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+        assert all(torch.equal(first, second) for first, second in zip(expected, found, strict=True))
 
     @pytest.mark.parametrize("where", ["building", "preparing"])
     def test_before_the_first_score(self, kin, where):
@@ -320,4 +320,4 @@ def test_cpu_replaces_a_gpu_without_room(wide, leave):
                 three = measure_statistics(comparison, BLOCKS, threads=2).gram
             results.append((one, two, three))
             assert {warning.category for warning in caught} == ({BlockfitWarning} if device == "cuda" else set())
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))

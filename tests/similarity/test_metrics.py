@@ -175,15 +175,15 @@ def test_vae_never_scores(kin, tmp_path, write_sd1, sd1_tensors):
 def test_combined(scorer):
     """Two metrics on distinct blocks score side by side."""
     comparison, statistics = scorer.comparison, scorer.statistics
-    one = build_metric("weights", comparison, ["OUT03"], statistics)
-    other = build_metric("delta", comparison, ["IN01", "OUT00"], statistics)
+    weights = build_metric("weights", comparison, ["OUT03"], statistics)
+    delta = build_metric("delta", comparison, ["IN01", "OUT00"], statistics)
     algebra = Algebra(recipe_of(steps_at(1)), comparison.groups, ("base", "x", "y"))
     rows = algebra.coefficients(algebra.starting_alphas())
 
-    both = Combined([one, other])
+    both = Combined([weights, delta])
 
     assert both.blocks == ("OUT03", "IN01", "OUT00")
-    assert both.score(rows).tolist() == [[*one.score(rows)[0].tolist(), *other.score(rows)[0].tolist()]]
+    assert both.score(rows).tolist() == [[*weights.score(rows)[0].tolist(), *delta.score(rows)[0].tolist()]]
 
 
 def test_refusals(kin, scorer):

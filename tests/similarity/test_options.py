@@ -29,7 +29,7 @@ def test_options_are_found_by_their_kind():
 
 def test_every_option_is_a_field_of_a_stage():
     """A stage of study.yaml has the fields of every metric's options, with the same defaults and descriptions."""
-    assert set(OPTIONS) == {one.options for one in METRICS.values() if one.options is not None}
+    assert set(OPTIONS) == {kind.options for kind in METRICS.values() if kind.options is not None}
     for kind in OPTIONS:
         for name, field in kind.model_fields.items():
             assert StageEntry.model_fields[name].description == field.description
@@ -69,6 +69,6 @@ def test_trials_are_bound_to_options():
 
 def test_equal_options_are_one_key():
     """Searches with equal options share computed values; the texts of the prompts count."""
-    one, other = EncoderOptions().with_texts(TEXTS), EncoderOptions().with_texts(TEXTS[:1])
-    assert {Options((one,)): 1}[Options((other.with_texts(TEXTS),))] == 1
-    assert Options((one,)) != Options((other,))
+    both, first = EncoderOptions().with_texts(TEXTS), EncoderOptions().with_texts(TEXTS[:1])
+    assert {Options((both,)): 1}[Options((first.with_texts(TEXTS),))] == 1
+    assert Options((both,)) != Options((first,))
