@@ -759,7 +759,13 @@ FULL = "give the file that it was quantised from"
     [
         ("a.safetensors", LFS, "a Git LFS pointer", "begins with 'version https://git-lfs'", PULL),
         ("a.safetensors", b"\n <!DOCTYPE html>", "a web page", "begins with '<!DOCTYPE'", AGAIN),
-        ("a.ckpt", b'{"error": "Unauthorized"}', "JSON text, for example a server's error message", "holds 'error'", AGAIN),
+        (
+            "a.ckpt",
+            b'{"error": "Unauthorized"}',
+            "JSON text, for example a server's error message",
+            "holds 'error'",
+            AGAIN,
+        ),
         ("a.ckpt", b"<Error>Denied", "a web page or a server's answer", "begins with '<'", AGAIN),
         ("model_index.json", b'{"_class_name": "SDPipe"}', "a configuration without weights", "SDPipe", NAME),
         ("w.json", b'{"3": {"class_type": "KSampler"}}', "a ComfyUI workflow", "holds its nodes", NAME),
