@@ -231,7 +231,7 @@ def follow_pickle(file: BytesIO | mmap) -> tuple[object, dict[str, Storage]]:
     or `LEFT_OUT`; tensors become `StoredTensor` or `Unreadable`.
 
     Args:
-        file: A file at the start of the pickle; it is left behind the last instruction.
+        file: A file at the start of the pickle. Its position afterwards is the end of the pickle.
 
     Returns:
         The contents and the storages.
@@ -422,7 +422,7 @@ def _refused_name(full: str) -> PickleRefused:
 
 def _sizes(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or len(values) > _MOST_DIMENSIONS:
-        raise ValueError("its pickle describes a tensor whose shape is not one")
+        raise ValueError("its pickle describes a tensor whose shape is invalid")
     if not all(type(value) is int and 0 <= value <= _LARGEST for value in values):
         raise ValueError("its pickle describes a tensor whose shape or strides are not whole numbers from 0 up")
     return tuple(values)

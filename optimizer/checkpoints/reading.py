@@ -146,7 +146,7 @@ class Checkpoint(BaseSource):
         self._contents = None
 
     def _opened(self) -> _Contents:
-        # Read once: another thread may close the checkpoint between a test and the use.
+        # Read the field once: another thread may close the checkpoint between a test and the use.
         contents = self._contents
         if contents is None:
             raise ValueError(f"{self.path}: the checkpoint was closed")
