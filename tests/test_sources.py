@@ -154,8 +154,7 @@ def test_metrics(family, name):
     scores = []
     for models in (family.paths, family.given):
         with opened(models) as plain:
-            prompts = EncoderOptions().with_texts(("seven", "a bold three"))
-            comparison = replace(plain, options=Options((prompts,)))
+            comparison = replace(plain, options=Options((EncoderOptions().with_texts(("seven", "a bold three")),)))
             blocks = METRICS[name].sees(LAYOUT)
             statistics = measure_statistics(comparison, blocks) if METRICS[name].reads_statistics else None
             algebra = Algebra(recipe(), comparison.groups, ("base", "bold", "style"))

@@ -157,7 +157,7 @@ def test_same_encoder_scores_1(tmp_path):
 def test_unknown_encoder_is_refused(kin):
     """A text encoder with an unknown tokenizer is refused, with the file and the known tokenizers."""
     with pytest.raises(
-        CheckpointError, match=r"target\.safetensors: the text encoder has \d+ tokens; sd1 knows .*49,408"
+        CheckpointError, match=r"target\.safetensors: the text encoder has \d+ tokens; sd1 has .*49,408"
     ):
         compare(kin.paths["base"], kin.paths["target"], metric="encoder")
 

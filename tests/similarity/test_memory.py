@@ -103,7 +103,7 @@ class TestOnFirstDeviceThatFits:
 
         (line,) = {str(warning.message) for warning in caught}
         assert "\n" not in line
-        for words in ("the attention metric", "the CPU computes it", "end other programs", "device='cpu'"):
+        for words in ("the attention metric", "the CPU computes it", "end other programs", "`device='cpu'`"):
             assert words in line
 
     def test_computation_stays_where_it_fits(self):
