@@ -7,7 +7,6 @@ at once, and those parts import torch or Optuna, which takes seconds.
 from typing import Any, Literal, get_args
 
 __all__ = [
-    "BlockGroup",
     "CeilingMetric",
     "DTypeName",
     "DeviceName",
@@ -34,7 +33,6 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 DTypeName = Literal["fp16", "bf16", "fp32"]
 FormatName = Literal["supermerger", "model-mixer", "mecha", "comfyui", "mergekit"]
 StorageKind = Literal["sqlite", "journal", "postgresql"]
-BlockGroup = Literal["all", "input", "middle", "output"]
 PictureRole = Literal["target", "candidate", "source"]
 ShellName = Literal["bash", "zsh", "fish", "powershell", "pwsh"]
 

@@ -248,7 +248,7 @@ def test_a_front_shows_no_more_than_others_use(folder):
     ("room", "libraries"),
     [
         ("files", {"torch", "safetensors", "optuna", "scipy", *ABOVE_LIBRARIES}),
-        ("families", {"torch", "safetensors", "optuna", "pydantic", "scipy", *ABOVE_LIBRARIES}),
+        ("families", {"torch", "safetensors", "optuna", "scipy", *ABOVE_LIBRARIES}),
         ("checkpoints", {"optuna", "pydantic", "scipy", *ABOVE_LIBRARIES}),
         ("library", {"optuna", "pydantic", "scipy", *ABOVE_LIBRARIES}),
         ("recipes", {"optuna", "safetensors", "scipy", *ABOVE_LIBRARIES}),

@@ -31,7 +31,7 @@ from optimizer.similarity import (
 
 DEMO = Path(__file__).parents[1] / "studies" / "demo"
 LAYOUT = load_layout("sd1")
-FIRST = LAYOUT.inpainting_tensor
+FIRST = LAYOUT.inpainting.tensor
 QUERY = "model.diffusion_model.output_blocks.3.1.transformer_blocks.0.attn1.to_q.weight"
 ALPHAS = dict(zip(LAYOUT.blocks, torch.linspace(-0.2, 0.9, len(LAYOUT.blocks)).tolist(), strict=True))
 

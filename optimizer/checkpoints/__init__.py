@@ -1,6 +1,6 @@
 """Tensors in and out, behind one protocol, `TensorSource`: lazy reading, kinds of files, streaming atomic writing."""
 
-from optimizer.checkpoints.configuration import pipeline_of
+from optimizer.checkpoints.configuration import pipeline_of, readable_encoder_of
 from optimizer.checkpoints.kinds import FileKind
 from optimizer.checkpoints.open_file import FileState
 from optimizer.checkpoints.other_files import STATISTICS, kind_of_folder, kind_of_other_file
@@ -42,6 +42,7 @@ __all__ = [
     "pipeline_of",
     "raw_bytes",
     "read_prediction",
+    "readable_encoder_of",
     "safetensors_writer",
     "unfit",
     "usual_schedule",

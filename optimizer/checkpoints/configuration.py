@@ -1,26 +1,36 @@
-"""Which pipeline configuration a checkpoint goes with."""
+"""The pipeline configuration that a checkpoint goes with."""
 
 from pathlib import Path
 
 from optimizer.checkpoints.source import TensorSource
 from optimizer.errors import CheckpointError
-from optimizer.families import Layout, pipeline_folder
+from optimizer.families import Layout, TextEncoder, pipeline_folder
 
-__all__ = ["pipeline_of"]
+__all__ = ["pipeline_of", "readable_encoder_of"]
+
+
+def readable_encoder_of(layout: Layout) -> TextEncoder:
+    """Return the text encoder that blockfit can compute. Raises CheckpointError if the layout has none."""
+    if layout.readable_encoder is None:
+        raise CheckpointError(f"{layout.title}: blockfit has no pipeline configuration for it (layout {layout.name})")
+    return layout.readable_encoder
 
 
 def pipeline_of(source: TensorSource, layout: Layout) -> Path:
-    """The folder of the pipeline configuration that a checkpoint of this layout goes with.
+    """Return the folder of the pipeline configuration that a checkpoint of this layout goes with.
 
-    Its text encoder's vocabulary tells. Raises CheckpointError if it has no text encoder, or one of unknown size.
+    The vocabulary of its text encoder decides. Raises CheckpointError if it has no text encoder, or one with an unknown
+    number of tokens, and for a layout without pipeline configurations.
     """
-    known = ", ".join(f"{tokens:,} ({name})" for tokens, name in layout.pipelines.items())
-    embedding = source.tensors.get(layout.token_embedding)
+    encoder = readable_encoder_of(layout)
+    pipelines, tokens = encoder.pipelines or {}, encoder.tokens or ""
+    known = ", ".join(f"{count:,} ({pipeline.name})" for count, pipeline in pipelines.items())
+    embedding = source.tensors.get(tokens)
     if embedding is None:
-        raise CheckpointError(f"{source.label}: has no text encoder: tensor {layout.token_embedding!r} is missing")
-    if embedding.shape[0] not in layout.pipelines:
+        raise CheckpointError(f"{source.label}: has no {encoder.title}: tensor {tokens!r} is missing")
+    if embedding.shape[0] not in pipelines:
         raise CheckpointError(
             f"{source.label}: the text encoder has {embedding.shape[0]:,} tokens; {layout.name} knows "
             f"tokenizers of {known}"
         )
-    return pipeline_folder(layout.pipelines[embedding.shape[0]])
+    return pipeline_folder(pipelines[embedding.shape[0]].name)

@@ -1,4 +1,4 @@
-"""What a file holds, told by the names and shapes in its header: kinds are package data, in kinds.yaml."""
+"""What a file holds, told by the names and shapes in its header: kinds are data, in families/kinds.yaml."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -276,6 +276,6 @@ def _listed(value: int | Sequence[int]) -> Sequence[int]:
 
 @cache
 def _table() -> Mapping[str, Any]:
-    text = (resources.files("optimizer.checkpoints") / "kinds.yaml").read_text(encoding="utf-8")
+    text = (resources.files("optimizer.families") / "kinds.yaml").read_text(encoding="utf-8")
     table: Mapping[str, Any] = YAML(typ="safe").load(text)
     return table

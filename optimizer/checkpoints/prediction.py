@@ -42,13 +42,13 @@ class Prediction:
     `markers` are the marker tensors that it holds, by name, with their number, None for empty ones; `told` are the
     metadata fields that say what it predicts, (field, text, kind) each, and `zero` the one that says, (field, text),
     that the schedule ends in pure noise. `schedule` is the share of the image in each step's variance, alphas_cumprod,
-    float64 [steps], and `stored` whether the file holds it.
+    float64 [steps], None where neither the file nor its layout has one; `stored` is whether the file holds it.
     """
 
     markers: Mapping[str, float | None]
     told: tuple[tuple[str, str, str], ...]
     zero: tuple[str, str] | None
-    schedule: torch.Tensor
+    schedule: torch.Tensor | None
     stored: bool
 
     @property
@@ -86,7 +86,12 @@ class Prediction:
         return (self._kinds, self._others()) == (other._kinds, other._others())
 
     def schedule_difference(self, other: "Prediction") -> float | None:
-        """The largest difference of the schedules, None if they are equal but for rounding; inf for other lengths."""
+        """Return the largest difference of the schedules; inf for other lengths.
+
+        None if they are equal but for rounding, or if one of them is not known.
+        """
+        if self.schedule is None or other.schedule is None:
+            return None
         if self.schedule.shape != other.schedule.shape:
             return float("inf")
         if torch.allclose(self.schedule, other.schedule, rtol=_RELATIVE, atol=_ABSOLUTE):
@@ -117,10 +122,15 @@ def read_prediction(checkpoint: TensorSource, layout: Layout) -> Prediction:
     return Prediction(markers, told, zero, usual_schedule(layout) if stored is None else stored, stored is not None)
 
 
-def usual_schedule(layout: Layout) -> torch.Tensor:
-    """The schedule of checkpoints that hold none, alphas_cumprod, float64 [steps]: betas' square roots rise evenly."""
-    steps, first, last = layout.betas
-    betas = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
+def usual_schedule(layout: Layout) -> torch.Tensor | None:
+    """Return the schedule of checkpoints that hold none, alphas_cumprod, float64 [steps].
+
+    The square roots of its betas rise evenly. None for a layout that names no schedule.
+    """
+    if layout.betas is None:
+        return None
+    first, last = layout.betas.first, layout.betas.last
+    betas = torch.linspace(first**0.5, last**0.5, layout.betas.steps, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0)
 
 

@@ -9,13 +9,10 @@ from optimizer.checkpoints.reading import open_checkpoint
 from optimizer.checkpoints.selection import SelectedTensors
 from optimizer.checkpoints.source import TensorSource
 from optimizer.errors import CheckpointError
-from optimizer.families import Layout
+from optimizer.families import Layout, ModelPart
 
 __all__ = ["open_vae", "without_vae"]
 
-# What a VAE consists of in LDM names; its training leaves more in the file (loss.*, model_ema.*).
-_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-_ENDS = ("encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight")
 _DIFFUSERS = re.compile(r"(encoder|decoder)\.(down_blocks|up_blocks|mid_block)\.")
 _MOST_PROBLEMS = 8
 
@@ -27,10 +24,12 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[TensorSource]) -> Ten
     shape, that the VAEs of `sources` have, as far as any of them has one. Raises CheckpointError with a line for each
     tensor that is missing, one too many, or of another shape, and for a file that holds no such VAE at all.
     """
-    (prefix,) = layout.unscored
+    vae = layout.vae
+    if vae is None:
+        raise CheckpointError(f"{path}: checkpoints of {layout.title} have no VAE, so none can be baked in")
     with ExitStack() as stack:
         whole = stack.enter_context(open_checkpoint(path))
-        names = _names(whole, layout, prefix)
+        names = _names(whole, layout, vae)
         found = {name: whole.tensors[stored] for name, stored in names.items()}
         shapes = {name: layout.shape_of(name, info.shape) for name, info in found.items()}
         problems = [
@@ -38,7 +37,7 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[TensorSource]) -> Ten
             for name, info in found.items()
             if not info.dtype.is_floating_point
         ]
-        problems += _differences(path, prefix, shapes, names, sources)
+        problems += _differences(path, vae, shapes, names, sources)
         if problems:
             more = len(problems) - _MOST_PROBLEMS
             raise CheckpointError(problems[:_MOST_PROBLEMS] + ([f"{path}: ... and {more} more"] if more > 0 else []))
@@ -49,18 +48,20 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[TensorSource]) -> Ten
 def without_vae(source: TensorSource) -> TensorSource:
     """Return the tensors of a source that has a layout, but for its VAE's; closing them does not close the source."""
     assert source.layout is not None
-    unscored = source.layout.unscored
-    return SelectedTensors(source, {name: name for name in source.tensors if not name.startswith(unscored)})
+    vae = source.layout.vae
+    prefixes = () if vae is None else (vae.prefix,)
+    return SelectedTensors(source, {name: name for name in source.tensors if not name.startswith(prefixes)})
 
 
-def _names(whole: TensorSource, layout: Layout, prefix: str) -> dict[str, str]:
+def _names(whole: TensorSource, layout: Layout, vae: ModelPart) -> dict[str, str]:
     """The VAE's tensors in this file: {name in a checkpoint: name in this file}."""
-    path = whole.label
-    if any(name.startswith("model.diffusion_model.") for name in whole.tensors) and whole.layout != layout:
+    path, prefix = whole.label, vae.prefix
+    beginning = layout.network.prefix or layout.requires[0]
+    if any(name.startswith(beginning) for name in whole.tensors) and whole.layout != layout:
         kind = whole.kind or "a checkpoint of another family"
         raise CheckpointError(f"{path}: is {kind}; give a VAE of {layout.title}, or a checkpoint of it")
     start = prefix if any(name.startswith(prefix) for name in whole.tensors) else ""
-    parts = tuple(start + part for part in _PARTS)
+    parts = tuple(start + section for section in vae.sections)
     names: dict[str, str] = {}
     for name in (name for name in whole.tensors if name.startswith(parts)):
         own = prefix + name.removeprefix(start)
@@ -71,7 +72,7 @@ def _names(whole: TensorSource, layout: Layout, prefix: str) -> dict[str, str]:
         what = "" if whole.kind is None or whole.layout is not None else f"is {whole.kind}, and "
         raise CheckpointError(
             f"{path}: {what}holds no VAE; one has tensors "
-            f"{', '.join(f'{part}*' for part in _PARTS)}, alone or under {prefix}*"
+            f"{', '.join(f'{section}*' for section in vae.sections)}, alone or under {prefix}*"
         )
     foreign = next((name for name in names.values() if _DIFFUSERS.match(name.removeprefix(prefix))), None)
     if foreign is not None:
@@ -84,19 +85,20 @@ def _names(whole: TensorSource, layout: Layout, prefix: str) -> dict[str, str]:
 
 def _differences(
     path: Path,
-    prefix: str,
+    vae: ModelPart,
     found: Mapping[str, tuple[int, ...]],
     names: Mapping[str, str],
     sources: Sequence[TensorSource],
 ) -> list[str]:
     """What the VAE's tensors, by name with their shapes, have to be to go with the VAEs of `sources`."""
+    prefix = vae.prefix
     wanted: dict[str, tuple[tuple[int, ...], str]] = {}
     for source in sources:
         for name, info in source.tensors.items():
-            if name.startswith(prefix) and name.removeprefix(prefix).startswith(_PARTS):
+            if name.startswith(prefix) and name.removeprefix(prefix).startswith(vae.sections):
                 wanted.setdefault(name, (info.shape, source.label))
     if not wanted:
-        missing = [end for end in _ENDS if prefix + end not in found]
+        missing = [end for end in vae.needs if prefix + end not in found]
         return [f"{path}: tensor {end!r} is missing; the VAE is not complete" for end in missing]
     problems = [
         f"{path}: tensor {name.removeprefix(prefix)!r} is missing; {origin} has it, of shape {list(shape)}"

@@ -118,7 +118,7 @@ def compare(
     ] = None,
     clip_skip: Annotated[
         int | None,
-        typer.Option("--clip-skip", min=1, max=12, help="The layer that encoder reads, from the last; default 1."),
+        typer.Option("--clip-skip", min=1, help="The layer that encoder reads, from the last; default 1."),
     ] = None,
     device: Device = "auto",
     models: Models = None,

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from optimizer.choices import (
-    BlockGroup,
     CeilingMetric,
     DeviceName,
     FirstMode,
@@ -131,12 +130,13 @@ def block_lists(_: typer.Context, typed: str) -> Iterator[str]:
     *before, last = typed.split(",")
     start = "".join(f"{part}," for part in before)
     first, dash, end = last.upper().partition("-")
-    for blocks in (layout.blocks for layout in _layouts()):
+    for layout in _layouts():
+        blocks = layout.blocks
         if dash and first in blocks:
             later = blocks[blocks.index(first) + 1 :]
             yield from (f"{start}{first}-{block}" for block in later if block.startswith(end))
             continue
-        names = (*(() if before else sorted(words_of(BlockGroup))), *blocks)
+        names = (*(() if before else ("all", *layout.groups)), *blocks)
         listed = {part.upper() for part in before}
         yield from (start + name for name in names if name.upper().startswith(first) and name.upper() not in listed)
 

@@ -100,13 +100,13 @@ def init(
         typer.Option("--mode", help=f"Of the steps: {listed(FirstMode)}.", autocompletion=completing.modes),
     ] = "add_difference",
     mapping: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--mapping",
-            help="Where time_embed and the VAE count: as in supermerger, mecha or model-mixer.",
+            help="Where time_embed and the VAE count: as in supermerger (default), mecha or model-mixer.",
             autocompletion=completing.mappings,
         ),
-    ] = "supermerger",
+    ] = None,
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,

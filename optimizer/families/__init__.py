@@ -1,25 +1,37 @@
-"""What a model family is: layouts of its tensors, prefixes of their names, pipeline configurations, tokenizers.
+"""What a model family is: layouts of its tensors, kinds of files, presets, pipeline configurations, tokenizers.
 
 Opens no checkpoint.
 """
 
-from optimizer.families.layout import Layout, detect_layout, layout_names, load_layout
+from optimizer.families.built_in_presets import built_in_presets
+from optimizer.families.layout import Layout
+from optimizer.families.layout_files import (
+    DEFAULT_LAYOUT,
+    default_layout,
+    detect_layout,
+    layout_names,
+    load_layout,
+    register_layout,
+    registered_layouts,
+)
+from optimizer.families.parts import ModelPart, TextEncoder
 from optimizer.families.pipelines import load_tokenizer, pipeline_folder, stored_part
-from optimizer.families.prefixes import OUT, PREFIXES, TEXT_ENCODER, TIME_EMBED, UNET, VAE, prefix_of
+from optimizer.families.records import Tools
 
 __all__ = [
-    "OUT",
-    "PREFIXES",
-    "TEXT_ENCODER",
-    "TIME_EMBED",
-    "UNET",
-    "VAE",
+    "DEFAULT_LAYOUT",
     "Layout",
+    "ModelPart",
+    "TextEncoder",
+    "Tools",
+    "built_in_presets",
+    "default_layout",
     "detect_layout",
     "layout_names",
     "load_layout",
     "load_tokenizer",
     "pipeline_folder",
-    "prefix_of",
+    "register_layout",
+    "registered_layouts",
     "stored_part",
 ]

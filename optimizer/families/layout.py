@@ -1,20 +1,16 @@
-"""Which block a tensor belongs to: layouts are package data, one YAML file per model family."""
+"""Layouts: which block, and which part of a model, the tensors of one model family belong to."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
-from typing import Any
 
-from ruamel.yaml import YAML
-
-from optimizer.choices import BlockGroup, words_of
 from optimizer.errors import RecipeError
+from optimizer.families.parts import ModelPart, TextEncoder
+from optimizer.families.records import Betas, Inpainting, ModelSpec, Tools
 
-__all__ = ["Layout", "Rename", "detect_layout", "layout_names", "load_layout"]
+__all__ = ["Layout", "Rename"]
 
-_BLOCK_GROUPS = words_of(BlockGroup)
+_ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -31,49 +27,87 @@ class Rename:
 
 @dataclass(frozen=True)
 class Layout:
-    """The blocks of one model family, and the rules that put tensors into them.
+    """The blocks and parts of one model family, and the rules that put tensors into them.
 
-    `blocks` are in the order in which recipes write their alphas; `attention` maps a block with self-attention to the
-    prefix of its `to_q`, `to_k`, `to_v` weights, in the order in which similarities evaluate them. `encoder` is the
-    prefix of the text encoder's tensors; `pipelines` are the pipeline configurations by the number of its tokens.
-    `parts` are what a checkpoint consists of, by title, each with a pattern for the beginnings of its tensors' names;
-    `markers`, `schedule` and `others` are the names of what tools leave beside them, `betas` the noise schedule of
-    checkpoints that hold none: steps, and the first and last beta.
+    `blocks` are in the order in which recipes write their alphas. `groups` are names for several blocks, `unet` the
+    groups that an image passes one after another in a UNet (input, middle, output), None in other networks.
+    `parts` is what a checkpoint consists of. `places` are beginnings of tensor names with the block of their tensors,
+    in the order in which exports write them: each tensor that merges begins with one of them at least, and the longest
+    decides. `mappings` says where a tool's blocks differ from these, None for tensors that it moves by no alpha, and
+    `leaves` which other tensors a tool takes from the first input, by patterns for whole names.
+    `merged_endings` are the last components of the names of tensors that merge. `attention` has the beginning of the
+    names of the self-attention weights for each block, in the order in which similarities evaluate it, and
+    `projections` what follows for queries, keys and values.
+    `markers`, `schedule` and `others` are the names of tensors that tools leave beside the parts, `betas` the noise
+    schedule of checkpoints that hold none. `base_names` match the names of files that are bases, the likeliest first.
     """
 
     name: str
     title: str
     blocks: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
     aliases: Mapping[str, str]
     requires: tuple[str, ...]
     forbids: tuple[str, ...]
-    renames: tuple[Rename, ...]
-    convolutions: re.Pattern[str]
-    parts: Mapping[str, re.Pattern[str]]
-    ema: tuple[str, ...]
-    unscored: tuple[str, ...]
-    markers: tuple[str, ...]
-    schedule: tuple[str, ...]
-    betas: tuple[int, float, float]
-    others: tuple[str, ...]
-    inpainting_tensor: str
-    inpainting_channels: int
-    position_ids: str
-    position_embedding: str
-    encoder: str
-    pipelines: Mapping[int, str]
-    prefixes: Mapping[str, str]
+    parts: tuple[ModelPart, ...]
+    places: Mapping[str, str]
     mappings: Mapping[str, Mapping[str, str | None]]
-    attention: Mapping[str, str]
+    leaves: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
+    merged_endings: tuple[str, ...] = ("weight", "bias")
+    unet: tuple[str, str, str] | None = None
+    renames: tuple[Rename, ...] = ()
+    convolutions: re.Pattern[str] | None = None
+    ema: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
+    schedule: tuple[str, ...] = ()
+    betas: Betas | None = None
+    others: tuple[str, ...] = ()
+    inpainting: Inpainting | None = None
+    attention: Mapping[str, str] = field(default_factory=dict)
+    projections: tuple[str, str, str] = ("to_q.weight", "to_k.weight", "to_v.weight")
+    base_names: tuple[re.Pattern[str], ...] = ()
+    modelspec: ModelSpec | None = None
+    tools: Tools = field(default_factory=Tools)
     _tables: dict[str, tuple[tuple[str, str | None], ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def token_embedding(self) -> str:
-        """The tensor whose rows are the tokens that the text encoder knows."""
-        return f"{self.encoder}embeddings.token_embedding.weight"
+    def network(self) -> ModelPart:
+        """The UNet or DiT."""
+        return next(part for part in self.parts if part.role == "network")
+
+    @property
+    def text_encoders(self) -> tuple[TextEncoder, ...]:
+        """The text encoders, in the file's order."""
+        return tuple(part for part in self.parts if isinstance(part, TextEncoder))
+
+    @property
+    def vae(self) -> ModelPart | None:
+        """The VAE; None if checkpoints of this family have none."""
+        return next((part for part in self.parts if part.role == "vae"), None)
+
+    @property
+    def readable_encoder(self) -> TextEncoder | None:
+        """The text encoder that the encoder metric reads, and whose vocabulary tells the pipeline; None if none is."""
+        return next((encoder for encoder in self.text_encoders if encoder.readable), None)
+
+    @property
+    def position_ids(self) -> Mapping[str, str]:
+        """The position ids of all text encoders, each with the embedding whose rows they count."""
+        found = (encoder.position_ids for encoder in self.text_encoders)
+        return {ids.tensor: ids.embedding for ids in found if ids is not None}
+
+    @property
+    def default_mapping(self) -> str:
+        """The mapping of a recipe that names none."""
+        return next(iter(self.mappings))
+
+    @property
+    def example(self) -> str:
+        """A list of blocks, as an example for messages: the layout's last group, else its last block."""
+        return self.describe_blocks([*self.groups.values()][-1] if self.groups else self.blocks[-1:])
 
     def canonical(self, stored_name: str) -> str:
-        """The one name that tensors stored under several spellings are known by."""
+        """Return the one name that tensors stored under several spellings are known by."""
         rename, found = self._rename(stored_name)
         return stored_name if rename is None or found is None else found.expand(rename.to) + stored_name[found.end() :]
 
@@ -83,16 +117,17 @@ class Layout:
         return rename is not None and rename.yields
 
     def shape_of(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the tensor with canonical `name`, stored in `shape`: that of a convolution where it is one."""
+        """Return the shape of the tensor with canonical `name`, stored in `shape`: four axes if it is a convolution."""
         pixel = 2 <= len(shape) < 4 and all(size == 1 for size in shape[2:])
-        return (*shape[:2], 1, 1) if pixel and self.convolutions.fullmatch(name) else shape
+        convolution = pixel and self.convolutions is not None and self.convolutions.fullmatch(name)
+        return (*shape[:2], 1, 1) if convolution else shape
 
     def part_of(self, name: str) -> str | None:
-        """The title of the part that a tensor of this canonical name belongs to: UNet, text encoder, VAE; None if none.
+        """Return the title of the part that a tensor of this canonical name belongs to; None if it belongs to none.
 
-        A part's tensors merge; what belongs to none is no part of the model, whatever a tool left it there for.
+        A part's tensors merge. What belongs to none is not part of the model, whatever a tool left it there for.
         """
-        return next((title for title, pattern in self.parts.items() if pattern.match(name)), None)
+        return next((part.title for part in self.parts if part.holds(name)), None)
 
     def expects(self, name: str) -> bool:
         """Whether checkpoints of this layout may hold this canonical name: a part's, an EMA copy's, a tool's own."""
@@ -100,23 +135,40 @@ class Layout:
             return True
         return self.part_of(name) is not None
 
-    def block_of(self, name: str, mapping: str = "supermerger") -> str | None:
-        """The block of the tensor with canonical `name`; the longest matching prefix decides, else the first block.
+    def block_of(self, name: str, mapping: str | None = None) -> str | None:
+        """Return the block of the tensor with canonical `name`: that of the longest place that the name begins with.
 
-        None where this mapping moves the tensor by no block's alpha: every step takes it from its first input.
+        None where this mapping (default: the layout's first) moves the tensor by no block's alpha, so that every step
+        takes it from its first input; and for names that begin with no place.
         """
-        for prefix, block in self._table(mapping):
-            if name.startswith(prefix):
-                return block
-        return self.blocks[0]
+        mapping = mapping or self.default_mapping
+        table = self._table(mapping)
+        left = self.leaves.get(mapping)
+        if left is not None and left.fullmatch(name):
+            return None
+        return next((block for prefix, block in table if name.startswith(prefix)), None)
+
+    def place_of(self, block: str) -> str:
+        """Return the place whose tensors belong to a block whatever the mapping."""
+        fixed = (p for p in self.places if all(self.block_of(p, mapping) == block for mapping in self.mappings))
+        return next(fixed, next(place for place, own in self.places.items() if own == block))
+
+    def places_beside_blocks(self) -> tuple[str, ...]:
+        """Return the places of the network that are no block's home, such as `time_embed` beside the blocks."""
+        homes = {self.place_of(block) for block in self.blocks}
+        return tuple(place for place in self.places if place not in homes and self.in_network(place))
+
+    def in_network(self, place: str) -> bool:
+        """Whether a place, or a tensor, is the network's by its name's beginning."""
+        return part_at(self.parts, place) is self.network
 
     def merges(self, name: str) -> bool:
         """Whether a floating-point tensor of this canonical name takes part in a merge."""
-        return name.rsplit(".", 1)[-1] in ("weight", "bias") and self.part_of(name) is not None
+        return name.rsplit(".", 1)[-1] in self.merged_endings and self.part_of(name) is not None
 
     def scores(self, name: str) -> bool:
         """Whether a tensor of this canonical name counts in the similarity of its block."""
-        return self.merges(name) and not name.startswith(self.unscored)
+        return self.merges(name) and next(part.scores for part in self.parts if part.holds(name))
 
     def missing(self, names: Collection[str]) -> str | None:
         """Return why tensors of these canonical names are no checkpoint of this layout; None if they are one."""
@@ -130,9 +182,9 @@ class Layout:
         return None
 
     def parse_blocks(self, text: str | Iterable[str]) -> tuple[str, ...]:
-        """The blocks that `text` lists, in layout order.
+        """Return the blocks that `text` lists, in layout order.
 
-        `text` is a block, a range `OUT06-OUT11`, `all`, `input`, `middle`, `output`, or a comma list of these; or an
+        `text` is a block, a range such as `OUT06-OUT11`, `all`, a group of the layout, or a comma list of these; or an
         iterable of such texts. Spellings such as MI00 for M00 are understood, in upper or lower case.
 
         Raises RecipeError for an unknown block, a range that runs backwards, or a block listed twice.
@@ -147,14 +199,14 @@ class Layout:
         return tuple(block for block in self.blocks if block in chosen)
 
     def describe_blocks(self, blocks: Iterable[str]) -> str:
-        """The shortest block list that `parse_blocks` turns back into `blocks`, ranges written `OUT03-OUT11`."""
+        """Return the shortest block list that `parse_blocks` turns back into `blocks`, ranges written `OUT03-OUT11`."""
         positions = sorted(self.blocks.index(block) for block in blocks)
         runs: list[list[int]] = []
         for position in positions:
             if (
                 runs
                 and position == runs[-1][-1] + 1
-                and _kind(self.blocks[position]) == _kind(self.blocks[runs[-1][0]])
+                and self.group_of(self.blocks[position]) == self.group_of(self.blocks[runs[-1][0]])
             ):
                 runs[-1].append(position)
             else:
@@ -163,6 +215,10 @@ class Layout:
             self.blocks[run[0]] if len(run) == 1 else f"{self.blocks[run[0]]}-{self.blocks[run[-1]]}" for run in runs
         )
 
+    def group_of(self, block: str) -> str:
+        """Return the first group that has this block; the block's own name if none has."""
+        return next((name for name, blocks in self.groups.items() if block in blocks), block)
+
     def _rename(self, stored_name: str) -> tuple[Rename, re.Match[str]] | tuple[None, None]:
         for rename in self.renames:
             if found := rename.pattern.match(stored_name):
@@ -170,8 +226,10 @@ class Layout:
         return None, None
 
     def _expand(self, part: str) -> tuple[str, ...]:
-        if part.lower() in _BLOCK_GROUPS:
-            return tuple(block for block in self.blocks if part.lower() in ("all", _kind(block)))
+        if part.lower() == _ALL:
+            return self.blocks
+        if part.lower() in self.groups:
+            return self.groups[part.lower()]
         if "-" in part:
             first, last = (self._block(end.strip()) for end in part.split("-", 1))
             start, stop = self.blocks.index(first), self.blocks.index(last)
@@ -187,98 +245,19 @@ class Layout:
         return block
 
     def _table(self, mapping: str) -> tuple[tuple[str, str | None], ...]:
+        """The places with their blocks under a mapping, the longest first."""
         if mapping not in self._tables:
             if mapping not in self.mappings:
                 raise RecipeError(f"unknown mapping {mapping!r}; {self.name} has {', '.join(self.mappings)}")
-            rules: dict[str, str | None] = {**_numbered(self.prefixes, self.blocks), **self.mappings[mapping]}
+            rules: dict[str, str | None] = {**self.places, **self.mappings[mapping]}
             self._tables[mapping] = tuple(sorted(rules.items(), key=lambda rule: -len(rule[0])))
         return self._tables[mapping]
 
 
-def layout_names() -> tuple[str, ...]:
-    """The names of the layouts that come with blockfit, sorted."""
-    folder = resources.files("optimizer.families") / "layouts"
-    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
-
-
-@cache
-def load_layout(name: str) -> Layout:
-    """The layout of this name. Raises RecipeError if there is none."""
-    if name not in layout_names():
-        raise RecipeError(f"unknown layout {name!r}; must be one of {', '.join(layout_names())}")
-    text = (resources.files("optimizer.families") / "layouts" / f"{name}.yaml").read_text(encoding="utf-8")
-    data = YAML(typ="safe").load(text)
-    return Layout(
-        name=data["name"],
-        title=data["title"],
-        blocks=tuple(data["blocks"]),
-        aliases=data["aliases"],
-        requires=tuple(data["requires"]),
-        forbids=tuple(data["forbids"]),
-        renames=tuple(
-            Rename(re.compile(rule["pattern"]), rule["to"], rule.get("yields", False)) for rule in data["renames"]
-        ),
-        convolutions=_any_of(data["convolutions"]),
-        parts={
-            "UNet": _beginning(_unet_prefixes(data)),
-            "text encoder": _beginning(data["text_encoder"]),
-            "VAE": _beginning(data["vae"]),
-        },
-        ema=tuple(data["ema"]),
-        unscored=tuple(data["unscored"]),
-        markers=tuple(data["beside"]["markers"]),
-        schedule=tuple(data["beside"]["schedule"]),
-        betas=tuple(data["beside"]["betas"][name] for name in ("steps", "from", "to")),
-        others=tuple(data["beside"]["others"]),
-        inpainting_tensor=data["inpainting"]["tensor"],
-        inpainting_channels=data["inpainting"]["channels"],
-        position_ids=data["position_ids"]["tensor"],
-        position_embedding=data["position_ids"]["embedding"],
-        encoder=data["encoder"]["prefix"],
-        pipelines=data["encoder"]["pipelines"],
-        prefixes=data["prefixes"],
-        mappings=data["mappings"],
-        attention=data["attention"],
-    )
-
-
-def detect_layout(stored_names: Iterable[str]) -> Layout | None:
-    """The layout that a file with these stored tensor names has, or None."""
-    names = list(stored_names)
-    for candidate in (load_layout(name) for name in layout_names()):
-        if candidate.missing({candidate.canonical(name) for name in names}) is None:
-            return candidate
-    return None
-
-
-def _numbered(prefixes: Mapping[str, str], blocks: Iterable[str]) -> dict[str, str]:
-    """The prefixes with their blocks, `{n}` in both replaced by every number that a block of this kind has."""
-    kinds = [_kind(block) for block in blocks]
-    found: dict[str, str] = {}
-    for pattern, block in prefixes.items():
-        numbers = range(kinds.count(_kind(block.format(n=0)))) if "{n}" in pattern else range(1)
-        found |= {pattern.format(n=n): block.format(n=n) for n in numbers}
-    return found
-
-
-def _unet_prefixes(data: Mapping[str, Any]) -> list[str]:
-    """What the UNet's names begin with: every prefix that some mapping has a block for, but for the VAE's."""
-    mapped = (prefix for rules in data["mappings"].values() for prefix in rules)
-    known = (*_numbered(data["prefixes"], data["blocks"]), *mapped)
-    return [prefix for prefix in known if not prefix.startswith(tuple(data["unscored"]))]
-
-
-def _beginning(prefixes: Iterable[str]) -> re.Pattern[str]:
-    return _any_of(re.escape(prefix) for prefix in sorted(prefixes))
-
-
-def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(patterns))
-
-
-def _kind(block: str) -> str:
-    letters = re.match(r"[A-Z]+", block)
-    return {"IN": "input", "M": "middle", "OUT": "output"}.get(letters.group() if letters else "", block)
+def part_at(parts: Iterable[ModelPart], name: str) -> ModelPart | None:
+    """Return the part with the longest prefix that a name begins with; None if it begins with none."""
+    fitting = [part for part in parts if name.startswith(part.prefix)]
+    return max(fitting, key=lambda part: len(part.prefix), default=None)
 
 
 def _shown(text: str | Iterable[str]) -> str:

@@ -15,7 +15,7 @@ _PAIRS = 49408 - 512 - 2
 
 
 def pipeline_folder(name: str) -> Path:
-    """Return the folder of a diffusers pipeline configuration without weights, as `Layout.pipelines` names it."""
+    """Return the folder of a diffusers pipeline configuration without weights, as `TextEncoder.pipelines` names it."""
     return Path(str(resources.files("optimizer.families") / "pipelines" / name))
 
 
@@ -37,7 +37,7 @@ def load_tokenizer(pipeline: Path) -> Any:
 
 
 def stored_part(encoder: Any) -> Any:
-    """Return the part of a CLIPTextModel that names its parameters as checkpoints do, behind `Layout.encoder`."""
+    """Return the part of a CLIPTextModel that names its parameters as checkpoints do, behind `TextEncoder.model`."""
     return getattr(encoder, "text_model", encoder)  # a part of its own until transformers 5.6
 
 

@@ -7,38 +7,32 @@ comfy_extras/nodes_model_merging.py and nodes_model_merging_model_specific.py.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from optimizer.errors import RecipeError
-from optimizer.families import PREFIXES, TEXT_ENCODER, UNET, load_layout
+from optimizer.families import Layout, default_layout, layout_names, load_layout
+from optimizer.families.records import ComfyUINodes
 from optimizer.interchange.notation import number_in, received
 from optimizer.interchange.placed import PlacedStep, SourceNames, recipe_of_rows, recipe_of_steps
 from optimizer.recipes import MOST_STEPS, Recipe
 
 __all__ = ["is_workflow", "read_workflow"]
 
-_UNET_PREFIXES = tuple(prefix for prefix in PREFIXES if prefix.startswith(UNET))
-_SD1 = (
-    "time_embed.", "label_emb.", *(f"input_blocks.{n}." for n in range(12)), *(f"middle_block.{n}." for n in range(3)),
-    *(f"output_blocks.{n}." for n in range(12)), "out.",
-)  # fmt: skip
-# The values that the browser saves without their names, in their order.
-_WIDGETS = {
+# The values that the browser saves without their names, in their order; those of nodes for one family: `_inputs`.
+_WIDGETS: dict[str, tuple[str, ...]] = {
     "CheckpointLoaderSimple": ("ckpt_name",),
     "CheckpointLoader": ("config_name", "ckpt_name"),
     "ModelMergeSimple": ("ratio",),
     "ModelMergeBlocks": ("input", "middle", "out"),
-    "ModelMergeSD1": _SD1,
-    "ModelMergeSD2": _SD1,
     "ModelMergeSubtract": ("multiplier",),
     "CLIPMergeSimple": ("ratio",),
     "CLIPMergeSubtract": ("multiplier",),
     "CheckpointSave": ("filename_prefix",),
 }
 _LOADERS = ("CheckpointLoaderSimple", "CheckpointLoader")
-_MERGES = ("ModelMergeSimple", "ModelMergeBlocks", "ModelMergeSD1", "ModelMergeSD2")
+_MERGES = ("ModelMergeSimple", "ModelMergeBlocks")
 _SWITCHED_OFF = (2, 4)  # muted, bypassed
 _DEEPEST = 300  # merges of merges of ...
 _TOO_DEEP = f"more than {_DEEPEST} merges of merges, or one that takes its own result"
@@ -77,7 +71,35 @@ def read_workflow(data: Mapping[str, Any], name: str) -> tuple[Recipe, list[str]
     Raises RecipeError, naming the node, for workflows that merge nothing, save several merges, or merge by other nodes.
     """
     nodes = _nodes_of_browser(data) if "nodes" in data else _nodes_of_api(data)
-    return _Reader(nodes).recipe(name)
+    return _Reader(nodes, *_family_of(nodes.values())).recipe(name)
+
+
+def _families() -> list[tuple[Layout, ComfyUINodes]]:
+    """The layouts that ComfyUI has a node for, the default one first."""
+    layouts = [default_layout(), *map(load_layout, layout_names())]
+    return [(layout, layout.tools.comfyui) for layout in layouts if layout.tools.comfyui is not None]
+
+
+def _family_of(nodes: Iterable[_Node]) -> tuple[Layout, ComfyUINodes]:
+    """The layout whose node merges here; the default one where none does."""
+    kinds = {node.kind for node in nodes}
+    families = _families()
+    named = [pair for pair in families if pair[1].node in kinds]
+    return next(iter([*named, *(pair for pair in families if kinds & {*pair[1].alike}), *families]))
+
+
+def _inputs(layout: Layout, nodes: ComfyUINodes) -> dict[str, tuple[str, ...]]:
+    """The inputs of a family's node for each place of the network, in the node's order."""
+    behind = len(layout.network.prefix)
+    return {place: nodes.inputs.get(place, (place[behind:],)) for place in layout.places if layout.in_network(place)}
+
+
+def _widgets(kind: str) -> tuple[str, ...]:
+    """The names of the values that the browser saves of a node, in their order."""
+    for layout, nodes in _families():
+        if kind in (nodes.node, *nodes.alike):
+            return tuple(name for names in _inputs(layout, nodes).values() for name in names)
+    return _WIDGETS.get(kind, ())
 
 
 def _nodes_of_api(data: Mapping[str, Any]) -> dict[str, _Node]:
@@ -108,7 +130,7 @@ def _nodes_of_browser(data: Mapping[str, Any]) -> dict[str, _Node]:
         values, linked = node.get("widgets_values"), node.get("inputs")
         inputs: dict[str, Any] = {}
         if isinstance(values, list):
-            inputs |= zip(_WIDGETS.get(node["type"], ()), values, strict=False)
+            inputs |= zip(_widgets(node["type"]), values, strict=False)
         elif isinstance(values, Mapping):
             inputs |= values
         for entry in linked if isinstance(linked, list) else ():
@@ -130,6 +152,8 @@ def _nodes_of_browser(data: Mapping[str, Any]) -> dict[str, _Node]:
 @dataclass
 class _Reader:
     nodes: Mapping[str, _Node]
+    layout: Layout
+    family: ComfyUINodes
     sources: SourceNames = field(default_factory=SourceNames)
     steps: list[PlacedStep] = field(default_factory=list)
     made: dict[tuple[_Link, _Link], str] = field(default_factory=dict)
@@ -138,11 +162,26 @@ class _Reader:
     rows: dict[_Link, dict[str, _Row]] = field(default_factory=dict)
     clip_rows: dict[_Link, _Row] = field(default_factory=dict)
 
+    @property
+    def _networks(self) -> tuple[str, ...]:
+        """The places of the network."""
+        return tuple(_inputs(self.layout, self.family))
+
+    @property
+    def _encoders(self) -> tuple[str, ...]:
+        """The places of the text encoders, which ComfyUI merges together."""
+        prefixes = tuple(encoder.prefix for encoder in self.layout.text_encoders)
+        return tuple(place for place in self.layout.places if place.startswith(prefixes))
+
+    @property
+    def _merges(self) -> tuple[str, ...]:
+        return (*_MERGES, self.family.node, *self.family.alike)
+
     def recipe(self, name: str) -> tuple[Recipe, list[str]]:
         model, clip, vae, notes = self._saved()
-        layout = load_layout("sd1")
+        layout = self.layout
         # All sources first, so that no step takes the name of one.
-        by_prefix = self._model_row(model, 0) | {TEXT_ENCODER: self._clip_row(clip, 0)}
+        by_prefix = self._model_row(model, 0) | dict.fromkeys(self._encoders, self._clip_row(clip, 0))
         origin = None if vae is None else self._source(self._node(vae, "vae"))
         prefer = next(
             (found[1] for node in self.nodes.values() if (found := re.search(r"\(mapping ([\w-]+)\)", node.title))),
@@ -224,8 +263,8 @@ class _Reader:
         if node.kind not in _LOADERS:
             raise RecipeError(
                 f"node {node.number} ({node.kind}): is no merge of checkpoints; recipes are made of "
-                "CheckpointLoaderSimple, "
-                "ModelMergeSimple, ModelMergeBlocks, ModelMergeSD1, ModelMergeAdd, ModelMergeSubtract and CLIPMerge..."
+                f"CheckpointLoaderSimple, {', '.join(_MERGES)}, {self.family.node}, ModelMergeAdd, ModelMergeSubtract "
+                "and CLIPMerge..."
             )
         file = node.inputs.get("ckpt_name")
         if not isinstance(file, str) or not file:
@@ -235,19 +274,25 @@ class _Reader:
     def _alphas(self, node: _Node) -> dict[str, float]:
         """The alphas of a merge of two UNets, by prefix."""
         if node.kind == "ModelMergeSimple":
-            return dict.fromkeys(_UNET_PREFIXES, 1 - self._number(node, "ratio"))
+            return dict.fromkeys(self._networks, 1 - self._number(node, "ratio"))
+        behind = len(self.layout.network.prefix)
         if node.kind == "ModelMergeBlocks":
-            parts = {"input_blocks": "input", "middle_block": "middle", "output_blocks": "out", "out": "out"}
             # The longest matching name counts, and what has none, time_embed, takes the first value.
-            wanted = {prefix: parts.get(prefix[len(UNET) :].split(".")[0], "input") for prefix in _UNET_PREFIXES}
-            return {prefix: 1 - self._number(node, part) for prefix, part in wanted.items()}
-        middle = {self._number(node, f"middle_block.{n}.") for n in range(3)}
-        if len(middle) > 1:
-            raise RecipeError(
-                f"node {node.number} ({node.kind}): middle_block.0., .1. and .2. differ; a recipe has one alpha for M00"
-            )
-        names = {prefix: prefix[len(UNET) :].replace("middle_block.", "middle_block.0.") for prefix in _UNET_PREFIXES}
-        return {prefix: 1 - self._number(node, name) for prefix, name in names.items()}
+            words = {place: place[behind:].split(".")[0] for place in self._networks}
+            halves, first = self.family.halves, _WIDGETS["ModelMergeBlocks"][0]
+            return {place: 1 - self._number(node, halves.get(word, first)) for place, word in words.items()}
+        alphas: dict[str, float] = {}
+        for place, names in _inputs(self.layout, self.family).items():
+            # What goes by the place's own name is its number; further inputs are there for other models.
+            own = place[behind:]
+            numbers = [self._number(node, name) for name in ((own,) if own in names else names)]
+            if len(set(numbers)) > 1:
+                block = self.layout.block_of(place)
+                raise RecipeError(
+                    f"node {node.number} ({node.kind}): {', '.join(names)} differ; a recipe has one alpha for {block}"
+                )
+            alphas[place] = 1 - numbers[0]
+        return alphas
 
     def _natural_clip(self, model: _Link, depth: int) -> _Link:
         """The text encoder of the checkpoint that a UNet begins with."""
@@ -264,18 +309,18 @@ class _Reader:
             node = self._node(link, "model")
             if depth > _DEEPEST:
                 raise RecipeError(_TOO_DEEP)
-            if node.kind in _MERGES:
+            if node.kind in self._merges:
                 first, second = (self._model_row(self._link(node, f"model{n}"), depth + 1) for n in (1, 2))
                 alphas = self._alphas(node)
-                row = {p: _plus(first[p], second[p], 1 - alphas[p], alphas[p]) for p in _UNET_PREFIXES}
+                row = {p: _plus(first[p], second[p], 1 - alphas[p], alphas[p]) for p in self._networks}
             elif node.kind in ("ModelMergeAdd", "ModelMergeSubtract"):
                 first, second = (self._model_row(self._link(node, f"model{n}"), depth + 1) for n in (1, 2))
                 scale = 1.0 if node.kind == "ModelMergeAdd" else -1.0
                 # The difference is multiplied as a whole: (model1 - model2) x multiplier.
                 whole = 1.0 if node.kind == "ModelMergeAdd" else self._number(node, "multiplier")
-                row = {p: _plus(first[p], second[p], whole, whole * scale) for p in _UNET_PREFIXES}
+                row = {p: _plus(first[p], second[p], whole, whole * scale) for p in self._networks}
             else:
-                row = {prefix: {self._source(node): 1.0} for prefix in _UNET_PREFIXES}
+                row = {place: {self._source(node): 1.0} for place in self._networks}
             self.rows[link] = row
         return self.rows[link]
 
@@ -327,7 +372,7 @@ class _Reader:
         difference = self._difference(node, "model")
         if difference is not None:
             return self._difference_step(node, other, difference, clip, depth)
-        if node.kind not in _MERGES:
+        if node.kind not in self._merges:
             raise _NotAlike
         first, second = self._link(node, "model1"), self._link(node, "model2")
         alphas = self._alphas(node)
@@ -341,7 +386,7 @@ class _Reader:
             base = 1 - self._number(other, "ratio")
         else:
             a, b, base = self._beside(first, second, clip, depth)
-        return self._add(node, "weight_sum", {"a": a, "b": b}, alphas | {TEXT_ENCODER: base})
+        return self._add(node, "weight_sum", {"a": a, "b": b}, alphas | dict.fromkeys(self._encoders, base))
 
     def _beside(self, first: _Link, second: _Link, clip: _Link, depth: int) -> tuple[str, str, float]:
         """Two UNets that are merged while the text encoder stays that of one of them."""
@@ -370,8 +415,8 @@ class _Reader:
         self, node: _Node, other: _Node, difference: tuple[_Link, _Link, _Link, float], clip: _Link, depth: int
     ) -> str:
         inputs, base = self._inputs_of_difference(difference, self._difference(other, "clip"), clip, depth)
-        alphas = dict.fromkeys(_UNET_PREFIXES, difference[3])
-        return self._add(node, "add_difference", inputs, alphas | {TEXT_ENCODER: base})
+        alphas = dict.fromkeys(self._networks, difference[3])
+        return self._add(node, "add_difference", inputs, alphas | dict.fromkeys(self._encoders, base))
 
     def _blocks_difference_step(
         self,
@@ -389,7 +434,7 @@ class _Reader:
                 raise _NotAlike
             inner = (*inner[:3], 1 - self._number(other, "ratio"))
         inputs, base = self._inputs_of_difference(difference, inner, clip, depth)
-        return self._add(node, "add_difference", inputs, {**alphas, TEXT_ENCODER: base})
+        return self._add(node, "add_difference", inputs, {**alphas, **dict.fromkeys(self._encoders, base)})
 
     def _inputs_of_difference(
         self,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.errors import RecipeError, attempt
-from optimizer.families import Layout, load_layout
+from optimizer.families import Layout, default_layout
 from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.interchange.notation import Fields, is_empty, leaves, number_in, numbers_in, read_supermerge, received
 from optimizer.interchange.parents import with_parents_steps
@@ -25,6 +25,7 @@ __all__ = ["recipe_from_metadata"]
 _FIELD = "sd_merge_recipe"
 _ONE_STEP, _STEPS = "merged", "TEMP{}"
 _STEP_NAME = re.compile(r"merged|TEMP\d+")
+_MOST_STEPS = ord("z") - ord("b") + 1  # model-mixer calls its models b, c, ...
 _PLACES = ("primary", "secondary", "tertiary")  # what the WebUI calls A, B and C
 
 
@@ -128,7 +129,7 @@ class _Source:
         all_steps = tuple(steps)
         return attempt(
             lambda: Recipe(
-                self.path.stem, load_layout("sd1"), self.models, all_steps, all_steps[-1].name, mapping=mapping
+                self.path.stem, default_layout(), self.models, all_steps, all_steps[-1].name, mapping=mapping
             ),
             self.where,
         )
@@ -162,7 +163,7 @@ def _of_webui(source: _Source) -> Recipe:
     )
     if mode == "":
         raise source.fields.wrong("interp_method", "must be 'Weighted sum', 'Add difference' or 'No interpolation'")
-    layout = load_layout("sd1")
+    layout = default_layout()
     for name, empty in (("bake_in_vae", "None"), ("discard_weights", "")):
         if source.data.get(name) not in (None, empty, ""):
             source.warnings.append(f"{name}: {received(source.data[name])} is not part of the recipe")
@@ -180,7 +181,7 @@ def _of_webui(source: _Source) -> Recipe:
 
 
 def _of_supermerger(source: _Source) -> Recipe:
-    merge = read_supermerge(source.fields, load_layout("sd1"))
+    merge = read_supermerge(source.fields, default_layout())
     source.warnings += merge.notes
     step = _step(source, merge.mode, ["model_a", "model_b", "model_c"], merge.alphas["alpha"], merge.alphas.get("beta"))
     return source.recipe([step], "supermerger")
@@ -193,7 +194,7 @@ def _of_model_mixer(source: _Source) -> Recipe:
         raise source.fields.wrong("calcmode", "only normal is a weighted sum, which recipes are made of")
     source.fields.must_be_empty("adjust", "adjustments cannot be said as a merge")
     used = _model_mixer_used(source, len(modes))
-    layout = load_layout("sd1")
+    layout = default_layout()
     steps: list[Step] = []
     per_block: set[bool] = set()
     result = source.model("model_a")
@@ -222,7 +223,7 @@ def _of_model_mixer(source: _Source) -> Recipe:
 
 def _model_mixer_used(source: _Source, steps: int) -> list[int]:
     """The positions, in the lists that have an entry for each step, of the steps that were carried out."""
-    if not 1 <= steps <= 25:
+    if not 1 <= steps <= _MOST_STEPS:
         raise source.fields.wrong("mode", "must have an entry for each step")
     if "uses" not in source.data:
         return list(range(steps))

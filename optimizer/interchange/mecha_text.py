@@ -14,7 +14,8 @@ from itertools import count
 from typing import Any
 
 from optimizer.errors import RecipeError
-from optimizer.families import PREFIXES, TIME_EMBED, VAE, Layout, load_layout
+from optimizer.families import Layout, default_layout, layout_names, load_layout
+from optimizer.families.records import MechaNames
 from optimizer.interchange.notation import json_text, number_in, received
 from optimizer.interchange.placed import PlacedStep, SourceNames, recipe_of_steps
 from optimizer.recipes import MODES, MOST_STEPS, Recipe
@@ -25,11 +26,8 @@ _VERSION = re.compile(r"\s*version (\S+)\s*")
 _MAPPING = re.compile(r"# (?P<name>\"(?:[^\"\\]|\\.)*\"), mapping (?P<mapping>[\w-]+)")
 _TOKEN = re.compile(r'(?P<key>[\w.-]+=)?(?:"(?P<text>(?:[^"\\]|\\.)*)"|(?P<word>[^\s"]+))')
 _CONSTANTS = {"null": None, "true": True, "false": False}
-_BLOCKS, _KEYS, _ONE = "sd1-supermerger_blocks", "sd1-ldm", "singleton-mecha"
-_CONVERTERS = {"convert_sd1_blocks_to_ldm": _BLOCKS, "convert_singleton": _ONE}
+_ONE, _CONVERT_ONE = "singleton-mecha", "convert_singleton"
 _MOST_LINES = 200_000
-# What sd-mecha leaves out of the weights is, as here, no part of a merge; the VAE has a prefix of its own.
-_COMPONENTS = {"vae": VAE, "ema": None, "scheduler": None}
 
 
 def is_mecha(text: str) -> bool:
@@ -75,7 +73,7 @@ def read_mecha(text: str, name: str) -> tuple[Recipe, list[str]]:
     Raises RecipeError, naming the line, for another version, a text that is broken, and every method that is no
     weighted sum or difference.
     """
-    reader = _Reader(load_layout("sd1"))
+    reader = _Reader(*_named_in(text))
     lines = text.replace("\r\n", "\n").split("\n")
     version = _VERSION.fullmatch(lines[0][:80])
     if version is None or version[1] != "0.1.0":
@@ -92,9 +90,18 @@ def read_mecha(text: str, name: str) -> tuple[Recipe, list[str]]:
     return reader.recipe(name)
 
 
+def _named_in(text: str) -> tuple[Layout, MechaNames]:
+    """The layout whose configurations a text names, by default the default one, and what sd-mecha calls it."""
+    layouts = [default_layout(), *map(load_layout, layout_names())]
+    known = [(layout, layout.tools.mecha) for layout in layouts if layout.tools.mecha is not None]
+    found = (pair for pair in known if f'"{pair[1].model}"' in text or f'"{pair[1].blocks}"' in text)
+    return next(found, known[0])
+
+
 @dataclass
 class _Reader:
     layout: Layout
+    names: MechaNames
     results: list[Any] = field(default_factory=list)
     sources: SourceNames = field(default_factory=SourceNames)
     steps: dict[str, PlacedStep] = field(default_factory=dict)
@@ -158,8 +165,8 @@ class _Reader:
         if not arguments or not isinstance(arguments[0], str):
             raise RecipeError("a model without its file")
         config = named.get("model_config")
-        if config is not None and config != _KEYS:
-            raise RecipeError(f"model_config: received {received(config)}; blockfit reads {_KEYS}")
+        if config is not None and config != self.names.model:
+            raise RecipeError(f"model_config: received {received(config)}; blockfit reads {self.names.model}")
         space = named.get("merge_space", "weight")
         if space == "param":
             return _Presence()
@@ -174,25 +181,25 @@ class _Reader:
         value, config = (arguments[0] if arguments else None), named.get("model_config")
         if not isinstance(value, dict):
             return value
-        if config not in (_BLOCKS, _KEYS, _ONE):
-            raise RecipeError(
-                f"model_config: received {received(config)}; blockfit reads {_BLOCKS}, {_KEYS} and {_ONE}"
-            )
+        blocks, model = self.names.blocks, self.names.model
+        if config not in (blocks, model, _ONE):
+            raise RecipeError(f"model_config: received {received(config)}; blockfit reads {blocks}, {model} and {_ONE}")
         literal = _Literal(str(config), value)
-        return self._by_tensor(literal) if config == _KEYS else literal
+        return self._by_tensor(literal) if config == model else literal
 
     def _by_tensor(self, literal: _Literal) -> _Alpha:
-        """Numbers for tensors one by one: those of time_embed, which has a number of its own in no other way."""
-        names = {f"{TIME_EMBED}{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+        """Numbers for tensors one by one: of places such as time_embed, which have their own in no other way."""
         values = set(literal.numbers.values())
-        if set(literal.numbers) != names or len(values) != 1:
-            raise RecipeError("numbers for single tensors; a recipe has one for each block")
-        return _Alpha({TIME_EMBED: _number(values.pop())})
+        for place, tensors in self.names.tensors.items():
+            if set(literal.numbers) == {place + tensor for tensor in tensors} and len(values) == 1:
+                return _Alpha({place: _number(values.pop())})
+        raise RecipeError("numbers for single tensors; a recipe has one for each block")
 
     def _merge(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         method, *rest = arguments or [None]
-        if isinstance(method, str) and method in _CONVERTERS:
-            return self._converted(rest[0] if rest else None, _CONVERTERS[method])
+        converters = {self.names.converter: self.names.blocks, _CONVERT_ONE: _ONE}
+        if isinstance(method, str) and method in converters:
+            return self._converted(rest[0] if rest else None, converters[method])
         read = _METHODS.get(method) if isinstance(method, str) else None
         if read is None:
             raise RecipeError(
@@ -204,21 +211,25 @@ class _Reader:
         if not isinstance(literal, _Literal) or literal.config != config:
             raise RecipeError(f"a conversion of something else than numbers for {config}")
         if config == _ONE:
-            return _alpha(next(iter(literal.numbers.values()), None))
+            return self.alpha(next(iter(literal.numbers.values()), None))
         unknown = [block for block in literal.numbers if block not in self.layout.blocks]
         if unknown:
             raise RecipeError(f"received the block {received(unknown[0])}; {self.layout.name} has none of this name")
-        blocks = {prefix: self.layout.block_of(prefix, "mecha") for prefix in PREFIXES}
+        blocks = {place: self.layout.block_of(place, self.names.mapping) for place in self.layout.places}
         numbers = {block: _number(value) for block, value in literal.numbers.items()}
         return _Alpha({prefix: numbers[block] for prefix, block in blocks.items() if block in numbers})
+
+    def alpha(self, value: Any) -> _Alpha:
+        """An alpha by prefix; a number is that of all."""
+        return value if isinstance(value, _Alpha) else _Alpha(dict.fromkeys(self.layout.places, _number(value)))
 
     def step(self, mode: str, inputs: Mapping[str, Any], alpha: Any) -> _Model:
         """Add a step; return what stands for its result."""
         for place, model in inputs.items():
             if not isinstance(model, _Model):
                 raise RecipeError(f"input {place} of {mode} is no model")
-        numbers = _alpha(alpha).numbers
-        if missing := [prefix for prefix in PREFIXES if prefix not in numbers]:
+        numbers = self.alpha(alpha).numbers
+        if missing := [place for place in self.layout.places if place not in numbers]:
             raise RecipeError(f"no alpha for {missing[0]}*; sd-mecha leaves such tensors out of its output")
         if len(self.steps) == MOST_STEPS:
             raise RecipeError(f"more than {MOST_STEPS:,} steps; a recipe has at most {MOST_STEPS:,}")
@@ -268,7 +279,9 @@ class _Reader:
         ]
         used = {model for step in steps for model in step.inputs.values()}
         models = {model: entry for model, entry in self.sources.models.items() if model in used}
-        return recipe_of_steps(self.called or name, self.layout, models, steps, prefer=self.mapping or "mecha")
+        return recipe_of_steps(
+            self.called or name, self.layout, models, steps, prefer=self.mapping or self.names.mapping
+        )
 
     def _names(self, order: Sequence[str]) -> dict[str, str]:
         """The steps' names: of those of one comment the last has its name; others are TEMP1, TEMP2, ..."""
@@ -290,11 +303,6 @@ def _number(value: Any) -> float:
     if number is None:
         raise RecipeError(f"received {received(value)}; must be a number")
     return number
-
-
-def _alpha(value: Any) -> _Alpha:
-    """An alpha by prefix; a number is that of all."""
-    return value if isinstance(value, _Alpha) else _Alpha(dict.fromkeys(PREFIXES, _number(value)))
 
 
 def _argument(arguments: Sequence[Any], named: Mapping[str, Any], position: int, name: str, default: Any = None) -> Any:
@@ -325,7 +333,7 @@ def _fallback(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any
     """Numbers where the first has none; of models the first: tensors that it lacks are carried over in recipes too."""
     first, other = (_argument(arguments, named, place, ("a", "default")[place]) for place in (0, 1))
     if isinstance(first, _Alpha):
-        return _Alpha({**_alpha(other).numbers, **first.numbers})
+        return _Alpha({**reader.alpha(other).numbers, **first.numbers})
     if isinstance(first, _Model) and isinstance(other, _Model):
         if not reader.takes(first.name, other.name):
             raise RecipeError("a fallback to a model that the step does not merge")
@@ -345,9 +353,10 @@ def _get_device(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, A
 
 def _omit_component(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> _Alpha:
     alpha, component = (_argument(arguments, named, place, ("a", "component")[place]) for place in (0, 1))
-    if not isinstance(alpha, _Alpha) or component not in _COMPONENTS:
+    places = reader.names.components
+    if not isinstance(alpha, _Alpha) or component not in places:
         raise RecipeError(f"omit_component of {received(component)}; a recipe merges whole models")
-    return _Alpha({prefix: number for prefix, number in alpha.numbers.items() if prefix != _COMPONENTS[component]})
+    return _Alpha({place: number for place, number in alpha.numbers.items() if place != places[component]})
 
 
 _METHODS: dict[str, Callable[[_Reader, Sequence[Any], Mapping[str, Any]], Any]] = {

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optimizer.errors import RecipeError
-from optimizer.families import PREFIXES, TEXT_ENCODER, TIME_EMBED, UNET, VAE, load_layout
+from optimizer.families import Layout, default_layout
 from optimizer.files import CHECKPOINT_SUFFIXES, yaml_of
 from optimizer.interchange.notation import Fields, json_text, number_in, received
 from optimizer.interchange.placed import SourceNames, recipe_of_rows
@@ -23,28 +23,6 @@ _TITLE = re.compile(
     r"#\s*(?P<name>\"(?:[^\"\\]|\\.)*\"), step (?P<step>\"(?:[^\"\\]|\\.)*\"), mapping (?P<mapping>[\w-]+)"
 )
 _ZERO = 1e-200  # our export writes 1e-300 for a weight of 0, which mergekit takes for a missing one
-# Names that stand for all under a prefix: a filter that is in some of them and not in others splits a block.
-_INSIDE = {
-    "block": (
-        "0.in_layers.0.weight", "0.in_layers.2.bias", "0.emb_layers.1.weight", "0.out_layers.3.weight",
-        "0.skip_connection.weight", "0.op.weight", "2.conv.weight", "1.norm.weight", "1.proj_in.weight",
-        "1.transformer_blocks.0.attn1.to_q.weight", "1.transformer_blocks.0.attn2.to_out.0.bias",
-        "1.transformer_blocks.0.ff.net.0.proj.weight", "1.transformer_blocks.0.norm3.bias", "1.proj_out.bias",
-    ),
-    TIME_EMBED: ("0.weight", "2.bias"),
-    UNET + "out.": ("0.weight", "2.bias"),
-    TEXT_ENCODER: (
-        "transformer.text_model.embeddings.token_embedding.weight",
-        "transformer.text_model.embeddings.position_embedding.weight",
-        "transformer.text_model.encoder.layers.0.self_attn.q_proj.weight",
-        "transformer.text_model.encoder.layers.11.mlp.fc2.bias",
-        "transformer.text_model.encoder.layers.5.layer_norm1.weight",
-        "transformer.text_model.final_layer_norm.bias",
-    ),
-    VAE: (
-        "encoder.conv_in.weight", "encoder.mid.attn_1.q.weight", "decoder.up.3.block.0.conv1.bias", "quant_conv.weight",
-    ),
-}  # fmt: skip
 _WHAT = "blockfit reads linear and task_arithmetic"
 
 
@@ -76,10 +54,11 @@ def read_mergekit(text: str, name: str) -> tuple[Recipe, list[str]]:
             raise RecipeError(f"{other}: merges layers of language models; a recipe merges checkpoints of images")
     weights, sources = _weights(fields)
     base = _base(data, sources) if method == "task_arithmetic" else None
-    rows = {prefix: _row(fields, prefix, weights, base) for prefix in PREFIXES}
+    layout = default_layout()
+    rows = {place: _row(fields, layout, place, weights, base) for place in layout.places}
     return recipe_of_rows(
         name if title is None else json_text(title["name"]),
-        load_layout("sd1"),
+        layout,
         sources.models,
         rows,
         output="merged" if title is None else json_text(title["step"]),
@@ -121,9 +100,9 @@ def _base(data: Mapping[str, Any], sources: SourceNames) -> str:
     return sources.name(_file(data.get("base_model"), "base_model"))
 
 
-def _row(fields: Fields, prefix: str, weights: Mapping[str, Any], base: str | None) -> dict[str, float]:
+def _row(fields: Fields, layout: Layout, prefix: str, weights: Mapping[str, Any], base: str | None) -> dict[str, float]:
     """The coefficients of the tensors under a prefix, by model."""
-    row = {name: _weight_at(weight, prefix, name) for name, weight in weights.items() if name != base}
+    row = {name: _weight_at(weight, layout, prefix, name) for name, weight in weights.items() if name != base}
     everywhere = fields.data.get("parameters") or {}
     parameters = everywhere if isinstance(everywhere, Mapping) else {}
     if base is not None and parameters.get("lambda", 1.0) != 1.0:
@@ -137,11 +116,11 @@ def _row(fields: Fields, prefix: str, weights: Mapping[str, Any], base: str | No
     return row if base is None else {base: 1 - total, **row}
 
 
-def _weight_at(weight: Any, prefix: str, name: str) -> float:
+def _weight_at(weight: Any, layout: Layout, prefix: str, name: str) -> float:
     """The weight of the tensors under a prefix: of a list, that of the first filter that is in their names."""
     for entry in weight if isinstance(weight, list) else [weight]:
         value, part = (entry.get("value"), entry.get("filter")) if isinstance(entry, Mapping) else (entry, None)
-        if part is not None and not _is_in(str(part), prefix, name):
+        if part is not None and not _is_in(str(part), layout, prefix, name):
             continue
         number = None if isinstance(value, str) else number_in(value)
         if number is None:
@@ -152,9 +131,11 @@ def _weight_at(weight: Any, prefix: str, name: str) -> float:
     raise RecipeError(f"models.{name}.weight: none for {prefix}*; the last entry of the list needs no filter")
 
 
-def _is_in(part: str, prefix: str, name: str) -> bool:
+def _is_in(part: str, layout: Layout, prefix: str, name: str) -> bool:
     """Whether a filter is in the names of all tensors under a prefix, or of none. Raises RecipeError for some."""
-    found = {part in prefix + inner for inner in _INSIDE.get(prefix, _INSIDE["block"])}
+    names = layout.tools.mergekit
+    assert names is not None, "the default layout has names for mergekit's filters"
+    found = {part in prefix + inner for inner in names.inside.get(prefix, names.block)}
     if len(found) > 1:
         raise RecipeError(
             f"models.{name}.weight: the filter {received(part)} takes some tensors of {prefix}* and not others; "

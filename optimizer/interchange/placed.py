@@ -1,6 +1,6 @@
 """Merges whose numbers are given by the start of tensor names, as other tools have them, said as a recipe.
 
-A recipe has a number a block, and a mapping tells by which block time_embed, `out` and the VAE merge. So the mapping is
+A recipe has a number a block, and a mapping says by which block time_embed, `out` and the VAE merge. So the mapping is
 looked for under which every number is that of its block.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from optimizer.errors import RecipeError
-from optimizer.families import OUT, TIME_EMBED, VAE, Layout, prefix_of
+from optimizer.families import Layout
 from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.recipes import Algebra, Alpha, Group, Model, Recipe, Step
 
@@ -22,7 +22,7 @@ _SUM = 1e-5  # that weights written with some digits may be off 1 by
 
 @dataclass(frozen=True)
 class PlacedStep:
-    """A step with its numbers by prefix: `alphas` are {symbol: {prefix: number}}, for every prefix but perhaps VAE."""
+    """A step with its numbers by prefix: `alphas` are {symbol: {prefix: number}}, perhaps without the VAE's."""
 
     name: str
     mode: str
@@ -71,8 +71,9 @@ def recipe_of_steps(
 ) -> tuple[Recipe, list[str]]:
     """Return the recipe of these steps, the last one its output, and what to know about it, in sentences.
 
-    `prefer` is the mapping to take where several fit, `vae` the model whose VAE the output has. time_embed and `out`
-    take their block's number, with a note, where no mapping has theirs. Raises RecipeError for other numbers that no
+    `prefer` is the mapping to take where several fit, `vae` the model whose VAE the output has. Places of the network
+    that are no block's own (time_embed and `out`) take their block's number, with a note, where no mapping has theirs.
+    Raises RecipeError for other numbers that no
     mapping has.
     """
     preferred = [prefer] if prefer is not None and prefer in layout.mappings else []
@@ -84,7 +85,7 @@ def recipe_of_steps(
         other_vae = vae is not None and _vae_of(recipe) != {vae: 1.0}
         found.append((len(wrong) + other_vae, recipe, wrong))
     _, recipe, wrong = min(found, key=lambda candidate: candidate[0])
-    serious = [one for one in wrong if one.prefix not in (TIME_EMBED, OUT)]
+    serious = [one for one in wrong if one.prefix not in layout.places_beside_blocks()]
     if serious:
         raise RecipeError(
             f"{one.step}: {one.prefix}* has {one.here:g}, and {one.block or 'what no block moves'} {one.there:g}; "
@@ -155,7 +156,7 @@ def _mismatches(steps: Sequence[PlacedStep], layout: Layout, mapping: str) -> li
         for numbers in step.alphas.values():
             for prefix in numbers:
                 block = layout.block_of(prefix, mapping)
-                there = 0.0 if block is None else numbers[prefix_of(block, layout)]
+                there = 0.0 if block is None else numbers[layout.place_of(block)]
                 if abs(numbers[prefix] - there) > _EQUAL:
                     found.append(_Mismatch(step.name, prefix, block, numbers[prefix], there))
     return found
@@ -167,7 +168,7 @@ def _recipe(
     made: list[Step] = []
     for step in steps:
         alphas = {
-            symbol: Alpha({block: numbers[prefix_of(block, layout)] for block in layout.blocks})
+            symbol: Alpha({block: numbers[layout.place_of(block)] for block in layout.blocks})
             for symbol, numbers in step.alphas.items()
         }
         a, b, c = (step.inputs.get(place, "") for place in "abc")
@@ -177,8 +178,10 @@ def _recipe(
 
 def _vae_of(recipe: Recipe) -> dict[str, float]:
     """What each source contributes to the VAE, those that contribute nothing left out."""
-    sources = recipe.sources()
-    group = Group(recipe.layout.block_of(VAE, recipe.mapping), tuple(range(len(sources))))
+    sources, vae = recipe.sources(), recipe.layout.vae
+    if vae is None:
+        return {}
+    group = Group(recipe.layout.block_of(vae.prefix, recipe.mapping), tuple(range(len(sources))))
     algebra = Algebra(recipe, [group], sources)
     row = algebra.coefficients(algebra.starting_alphas())[0, 0].tolist()
     return {name: round(number, 9) for name, number in zip(sources, row, strict=True) if abs(number) > _EQUAL}

@@ -112,10 +112,10 @@ def _blocks(checkpoint: TensorSource) -> dict[str, dict[str, int]]:
         return {}
     blocks = {block: {"tensors": 0, "parameters": 0} for block in layout.blocks}
     for name, info in checkpoint.tensors.items():
-        if info.dtype.is_floating_point and layout.merges(name):
-            block = blocks[layout.block_of(name) or layout.blocks[0]]
-            block["tensors"] += 1
-            block["parameters"] += info.count
+        place = layout.block_of(name)
+        if place is not None and info.dtype.is_floating_point and layout.merges(name):
+            blocks[place]["tensors"] += 1
+            blocks[place]["parameters"] += info.count
     return blocks
 
 
@@ -127,16 +127,12 @@ def _unusual_names(checkpoint: TensorSource) -> list[str]:
         return [f"no known layout: {reason}", *_unusual_dtypes(tensors, ())]
     found: list[str] = []
     held = {layout.part_of(name) for name in tensors if layout.merges(name)}
-    found += [f"no {part}: a merge takes it from another input" for part in layout.parts if part not in held]
+    lacking = [part.title for part in layout.parts if part.title not in held]
+    found += [f"no {title}: a merge takes it from another input" for title in lacking]
     copies = sum(name.startswith(layout.ema) for name in tensors)
     if copies:
         found.append(f"an EMA copy of {copies} tensors: merges leave it out")
-    first = tensors.get(layout.inpainting_tensor)
-    if first is not None and len(first.shape) > 1 and first.shape[1] != layout.inpainting_channels:
-        found.append(
-            f"{first.shape[1]} input channels: {_model_with_more_channels(checkpoint.kind)}, "
-            f"of which the first {layout.inpainting_channels} channels merge"
-        )
+    found += _unusual_channels(checkpoint, layout)
     renamed = [info for name, info in tensors.items() if info.stored_name != name]
     if renamed:
         found.append(
@@ -145,12 +141,24 @@ def _unusual_names(checkpoint: TensorSource) -> list[str]:
     if checkpoint.passed_over:
         found.append(f"{_some(checkpoint.passed_over)}: once more under other names, with other values; not read")
     found += _unusual_sampling(checkpoint, layout)
-    found += _unusual_position_ids(checkpoint, layout)
-    found += _unusual_dtypes(tensors, (layout.position_ids, *layout.ema))
+    for ids, embedding in layout.position_ids.items():
+        found += _unusual_position_ids(checkpoint, ids, embedding)
+    found += _unusual_dtypes(tensors, (*layout.position_ids, *layout.ema))
     unknown = [name for name in tensors if not layout.expects(name)]
     if unknown:
         found.append(f"{_some(unknown)}: no part of {layout.title}")
     return found
+
+
+def _unusual_channels(checkpoint: TensorSource, layout: Layout) -> list[str]:
+    """What is unusual about the number of input channels."""
+    if layout.inpainting is None or layout.inpainting.tensor not in checkpoint.tensors:
+        return []
+    shape, channels = checkpoint.tensors[layout.inpainting.tensor].shape, layout.inpainting.channels
+    if len(shape) < 2 or shape[1] == channels:
+        return []
+    more = _model_with_more_channels(checkpoint.kind)
+    return [f"{shape[1]} input channels: {more}, of which the first {channels} channels merge"]
 
 
 def _model_with_more_channels(kind: FileKind | None) -> str:
@@ -162,13 +170,13 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _unusual_position_ids(checkpoint: TensorSource, layout: Layout) -> list[str]:
-    info = checkpoint.tensors.get(layout.position_ids)
+def _unusual_position_ids(checkpoint: TensorSource, name: str, embedding_name: str) -> list[str]:
+    info = checkpoint.tensors.get(name)
     if info is None:
         return []
-    embedding = checkpoint.tensors.get(layout.position_embedding)
+    embedding = checkpoint.tensors.get(embedding_name)
     count = embedding.shape[0] if embedding else prod(info.shape)
-    values = checkpoint.tensor(layout.position_ids).reshape(-1).double()
+    values = checkpoint.tensor(name).reshape(-1).double()
     if info.dtype == torch.int64 and torch.equal(values, torch.arange(count, dtype=torch.float64)):
         return []
     wrong = sum(value != place for place, value in enumerate(values.tolist()))
@@ -187,7 +195,7 @@ def _unusual_sampling(checkpoint: TensorSource, layout: Layout) -> list[str]:
     if prediction.markers or prediction.zero or any(kind != "epsilon" for _, _, kind in prediction.told):
         found.append(f"{prediction.describe()}: a merge is sampled as its first input is")
     usual = replace(prediction, schedule=usual_schedule(layout))
-    if prediction.schedule_difference(usual) is not None:
+    if prediction.schedule is not None and prediction.schedule_difference(usual) is not None:
         last = float(prediction.schedule[-1])
         found.append(f"a noise schedule that {layout.title} has not: alphas_cumprod ends at {last:.4g}")
     return found

@@ -11,6 +11,7 @@ from itertools import islice
 from math import isfinite
 from typing import Any
 
+from optimizer.families import layout_names, load_layout
 from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.library.fingerprints import short_hash
 
@@ -226,7 +227,9 @@ def _of_mecha(text: str) -> _Found:
     quoted = r'"((?:[^"\\\n]|\\.)*)"'
     models = [_parent(name, None) for name in re.findall(rf"^model {quoted}", text, re.MULTILINE)]
     method = [_shown(name) for name in re.findall(rf"^merge {quoted}", text, re.MULTILINE)]
-    per_block = re.search(r"^dict (BASE|IN0?0)=", text, re.MULTILINE) is not None
+    blocks = {block for layout in map(load_layout, layout_names()) for block in layout.blocks}
+    first = (found[1] for found in re.finditer(r"^dict (\w+)=", text, re.MULTILINE))
+    per_block = any(name in blocks for name in first)
     return "sd-mecha", _some(dict.fromkeys(method)), tuple(dict.fromkeys(models))[:_MOST], per_block
 
 

@@ -268,12 +268,13 @@ class _Plan:
     @property
     def channels(self) -> int:
         """How many channels the output's input convolution has: 4, or more in an inpainting model."""
-        return next((spec.shape[1] for spec in self.specs if spec.name == self._layout.inpainting_tensor), 0)
+        inpainting = self._layout.inpainting
+        return next((spec.shape[1] for spec in self.specs if inpainting and spec.name == inpainting.tensor), 0)
 
     def others(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The output's tensors that do not merge."""
         for spec in self.specs:
-            if spec.name == self._layout.position_ids:
+            if spec.name in self._layout.position_ids:
                 yield spec.name, torch.arange(spec.shape[-1], dtype=torch.int64).reshape(spec.shape)
             elif spec.name in self._copied:
                 yield spec.name, self._copied[spec.name].tensor(spec.name)
@@ -302,11 +303,12 @@ class _Plan:
         return self._layout.part_of(name) is not None and not merges
 
     def _specify(self) -> Iterable[TensorSpec]:
+        counted = {embedding: ids for ids, embedding in self._layout.position_ids.items()}
         for tensor in self.merged:
             yield TensorSpec(tensor.name, self._dtype, tensor.shape)
-            if tensor.name == self._layout.position_embedding:
-                yield TensorSpec(self._layout.position_ids, torch.int64, (1, tensor.shape[0]))
+            if tensor.name in counted:
+                yield TensorSpec(counted[tensor.name], torch.int64, (1, tensor.shape[0]))
         for name, checkpoint in self._copied.items():
-            if name != self._layout.position_ids:
+            if name not in self._layout.position_ids:
                 info = checkpoint.tensors[name]
                 yield TensorSpec(name, info.dtype, info.shape)

@@ -11,11 +11,6 @@ from optimizer.recipes import RECIPE_TYPE, Recipe, recipe_as_data
 
 __all__ = ["merge_metadata"]
 
-
-# The ids of the Stability model spec, https://github.com/Stability-AI/ModelSpec, for the layouts that have one.
-_ARCHITECTURES = {"sd1": ("stable-diffusion-v1", "512x512")}
-_INPAINTING_CHANNELS = 9
-_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 _UNKNOWN = "unknown"
 _MOST_INHERITED = 1 << 20  # characters of one field of a source that are carried on; real ones have thousands
 
@@ -46,12 +41,12 @@ def merge_metadata(
     with says of itself, by its markers or its metadata; most say nothing, and so does the merge. So it is with zero
     terminal SNR.
     """
-    architecture, resolution = _ARCHITECTURES.get(recipe.layout.name, (None, None))
+    spec, inpainting = recipe.layout.modelspec, recipe.layout.inpainting
     metadata = {"format": "pt"}
-    if architecture is not None:
-        inpainting = "-inpainting" if channels == _INPAINTING_CHANNELS else ""
+    if spec is not None:
+        variant = inpainting.variants.get(channels) if inpainting is not None else None
         metadata["modelspec.sai_model_spec"] = "1.0.0"
-        metadata["modelspec.architecture"] = architecture + inpainting
+        metadata["modelspec.architecture"] = spec.architecture + (f"-{variant}" if variant in spec.variants else "")
         prediction = read_prediction(sources[recipe.first_model(output)], recipe.layout)
         if prediction.says_kind:
             metadata["modelspec.prediction_type"] = prediction.kind
@@ -82,9 +77,9 @@ def merge_metadata(
         noted["vae"] = {"name": vae.name, "sha256": digest(vae)}
     metadata["sd_merge_recipe"] = _as_json(noted)
     metadata["sd_merge_models"] = _as_json(_models([(found[name], source) for name, source in sources.items()]))
-    if architecture is not None and resolution is not None:
-        metadata["modelspec.implementation"] = _IMPLEMENTATION
-        metadata["modelspec.resolution"] = resolution
+    if spec is not None:
+        metadata["modelspec.implementation"] = spec.implementation
+        metadata["modelspec.resolution"] = spec.resolution
         metadata["modelspec.title"] = recipe.name
         metadata["modelspec.merged_from"] = ", ".join(dict.fromkeys(map(_title, sources.values())))
         metadata["modelspec.license"] = _license(

@@ -12,13 +12,13 @@ from PIL import Image
 
 from optimizer.errors import InputError, attempt
 from optimizer.extras import require
+from optimizer.families import layout_names, load_layout
 from optimizer.pictures.opening import open_pipeline, pipeline_files, quietly
 
 __all__ = ["Drawn", "check_steps", "default_guidance", "draw", "generate", "latent_distance", "pixel_distance"]
 
-_GUIDANCE = {"sd1": 7.0, "digits": 2.5}
-# Of latents, in all pictures drawn at once: one picture of Stable Diffusion's, as many small ones as a processor gains
-# from. One at a time needs the least memory, and no picture depends on what else is drawn.
+# Numbers of a channel of latents, in all pictures that are drawn at once: one picture of 512 x 512, as many small ones
+# as a processor gains from. One at a time needs the least memory, and no picture depends on what else is drawn.
 _BATCH = 64 * 64
 _SHARED = 32  # the side of latents from which on cores gain from sharing the work
 
@@ -37,15 +37,18 @@ class Drawn:
 
 
 def default_guidance(configuration: Path) -> float:
-    """How strongly pictures follow their prompt unless the user says otherwise, by pipeline configuration."""
-    return _GUIDANCE[configuration.name]
+    """Return how strongly pictures follow their prompt unless the user says otherwise, by pipeline configuration."""
+    layouts = (load_layout(name) for name in layout_names())
+    encoders = (encoder for layout in layouts for encoder in layout.text_encoders)
+    pipelines = (pipeline for encoder in encoders for pipeline in (encoder.pipelines or {}).values())
+    return next(pipeline.guidance for pipeline in pipelines if pipeline.name == configuration.name)
 
 
 def check_steps(scheduler: Any, steps: int) -> None:
     """Raise InputError unless `steps`, 1 to 1000, begin where all is noise.
 
     The noise that pictures begin with is as strong as at the last of the 1000 levels that the model was trained on.
-    Samplers with `leading` time steps, as Stable Diffusion 1.x has them, divide 1000 by the number of steps and drop
+    Samplers with `leading` time steps divide 1000 by the number of steps and drop
     what is left: 200 steps begin at level 996, 201 at level 801, where the model expects a fifth of a picture below the
     noise, and 1000 beyond the last. What begins more than a tenth of all levels below an even division is refused.
     """

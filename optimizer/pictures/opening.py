@@ -16,14 +16,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from optimizer.checkpoints import TensorSource, open_checkpoint, open_vae, pipeline_of
+from optimizer.checkpoints import TensorSource, open_checkpoint, open_vae, pipeline_of, readable_encoder_of, unfit
 from optimizer.errors import CheckpointError
-from optimizer.families import load_layout, load_tokenizer, stored_part
+from optimizer.families import Layout, ModelPart, load_tokenizer, stored_part
 
-__all__ = ["PipelineFiles", "open_pipeline", "open_scheduler", "pipeline_files", "quietly"]
-
-_LAYOUT = load_layout("sd1")
-_PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": _LAYOUT.encoder}
+__all__ = ["PipelineFiles", "drawn_layout", "open_pipeline", "open_scheduler", "pipeline_files", "quietly"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,13 @@ def open_pipeline(
 ) -> Any:
     """Open a checkpoint as a diffusers `StableDiffusionPipeline` on `device`, offline.
 
-    `checkpoint` is a Stable Diffusion 1.x checkpoint in LDM names, of the shapes that its pipeline configuration has.
+    `checkpoint` is of a family that has a pipeline configuration (its layout tells), and of the shapes that this has.
     If it has no VAE (a "NoVAE" file), that of the file `vae_from` is used, a checkpoint or a VAE alone; otherwise
     `vae_from` is ignored. With `encoder_from`, another checkpoint, the text encoder is that one's. `tokenizer` spares
     loading the configuration's once more.
 
-    Weights are float32; on a card those of UNet and text encoder are float16. The VAE's stay float32 even there, since
-    many Stable Diffusion 1.x VAEs overflow in float16 and draw black pictures. All files are closed again.
+    Weights are float32; on a GPU they are float16 but for those parts that the layout keeps in float32, such as VAEs
+    that overflow and draw black pictures. All files are closed again.
 
     Raises CheckpointError if a file is missing or broken, is no such checkpoint, lacks tensors or has other shapes, if
     no text encoder or VAE is to be had, and if the text encoder is one that no pipeline configuration is known for.
@@ -71,12 +68,18 @@ def open_pipeline(
     with quietly():
         from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
-        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+        gpu = torch.device(device).type != "cpu"
         with _opened(checkpoint, vae_from, encoder_from) as (folder, files), _NotRandom():
+            layout = _layout_of(files["unet"])
+
+            def dtype(part: ModelPart | None) -> torch.dtype:
+                return torch.float16 if gpu and part is not None and part.float16 else torch.float32
+
+            encoder = readable_encoder_of(layout)
             parts = {
-                "text_encoder": _load_encoder(files["text_encoder"], folder, dtype),
-                "unet": _load(UNet2DConditionModel, "unet", files["unet"], folder, dtype),
-                "vae": _load(AutoencoderKL, "vae", files["vae"], folder, torch.float32),
+                "text_encoder": _load_encoder(files["text_encoder"], folder, dtype(encoder)),
+                "unet": _load(UNet2DConditionModel, "unet", files["unet"], folder, dtype(layout.network)),
+                "vae": _load(AutoencoderKL, "vae", files["vae"], folder, dtype(layout.vae)),
             }
         pipeline = StableDiffusionPipeline(
             **parts,
@@ -117,28 +120,49 @@ def quietly() -> Iterator[None]:
         yield
 
 
+def drawn_layout(checkpoint: Path) -> Layout:
+    """Return the layout of a checkpoint that pictures are drawn with.
+
+    Raises CheckpointError for a file that has no layout, or one that blockfit draws no pictures with.
+    """
+    with open_checkpoint(checkpoint) as opened:
+        return _layout_of(opened)
+
+
+def _layout_of(checkpoint: TensorSource) -> Layout:
+    layout = checkpoint.layout
+    if layout is None:
+        raise CheckpointError(f"{checkpoint.label}: {unfit(checkpoint)}")
+    if layout.readable_encoder is None or layout.vae is None:
+        raise CheckpointError(
+            f"{checkpoint.label}: is {layout.title}; blockfit draws no pictures with it, as its layout has no pipeline"
+        )
+    return layout
+
+
 @contextlib.contextmanager
 def _opened(
     checkpoint: Path, vae_from: Path | None, encoder_from: Path | None
 ) -> Iterator[tuple[Path, dict[str, TensorSource]]]:
     """The folder of the pipeline configuration, and for each part the opened file that it comes from."""
     with ExitStack() as stack:
-        whole = stack.enter_context(open_checkpoint(checkpoint, layout=_LAYOUT))
-        channels = whole.tensors[_LAYOUT.inpainting_tensor].shape[1:2]
-        if channels != (_LAYOUT.inpainting_channels,):
+        whole = stack.enter_context(open_checkpoint(checkpoint))
+        layout = _layout_of(whole)
+        inpainting, read = layout.inpainting, readable_encoder_of(layout)
+        if inpainting and whole.tensors[inpainting.tensor].shape[1:2] != (inpainting.channels,):
             raise CheckpointError(
-                f"{checkpoint}: is {whole.kind}; only models with {_LAYOUT.inpainting_channels} input channels draw "
+                f"{checkpoint}: is {whole.kind}; only models with {inpainting.channels} input channels draw "
                 "from a prompt alone"
             )
         encoder = whole
         if encoder_from is not None and encoder_from != checkpoint:
-            encoder = stack.enter_context(open_checkpoint(encoder_from, layout=_LAYOUT))
-        if encoder_from is None and _LAYOUT.token_embedding not in whole.tensors:
+            encoder = stack.enter_context(open_checkpoint(encoder_from, layout=layout))
+        if encoder_from is None and read.tokens not in whole.tensors:
             raise CheckpointError(
-                f"{checkpoint}: has no text encoder ({_LAYOUT.encoder}*); `encoder_from=FILE` takes another file's"
+                f"{checkpoint}: has no text encoder ({read.model}*); `encoder_from=FILE` takes another file's"
             )
-        folder = pipeline_of(encoder, _LAYOUT)
-        if _LAYOUT.token_embedding in whole.tensors and (other := pipeline_of(whole, _LAYOUT)) != folder:
+        folder = pipeline_of(encoder, layout)
+        if read.tokens in whole.tensors and (other := pipeline_of(whole, layout)) != folder:
             raise CheckpointError(
                 f"{checkpoint}: goes with the pipeline {other.name}, the text encoder of {encoder_from} with "
                 f"{folder.name}; take it from a file of the same family"
@@ -147,9 +171,9 @@ def _opened(
         if not _count(whole, "vae"):
             if vae_from is None:
                 raise CheckpointError(
-                    f"{checkpoint}: has no VAE ({_PREFIXES['vae']}*); `vae_from=FILE` takes another file's"
+                    f"{checkpoint}: has no VAE ({_prefix(whole, 'vae')}*); `vae_from=FILE` takes another file's"
                 )
-            vae = stack.enter_context(open_vae(vae_from, _LAYOUT, ()))
+            vae = stack.enter_context(open_vae(vae_from, layout, ()))
         yield folder, {"unet": whole, "vae": vae, "text_encoder": encoder}
 
 
@@ -188,7 +212,7 @@ def _load_encoder(file: TensorSource, folder: Path, dtype: torch.dtype) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     model = CLIPTextModel(CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True))
-    prefix = _PREFIXES["text_encoder"]
+    prefix = _prefix(file, "text_encoder")
     try:
         stored_part(model).load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in _tensors(file, "text_encoder").items()}, strict=False
@@ -202,7 +226,8 @@ def _checked(model: Any, part: str, file: TensorSource) -> Any:
     # The loaders leave tensors that they do not find as they were.
     found, needed = _count(file, part), len(model.state_dict())
     if found < needed:
-        raise CheckpointError(f"{file.label}: has {found} {_PREFIXES[part]}* tensors, but the {part} needs {needed}")
+        beginning = _prefix(file, part)
+        raise CheckpointError(f"{file.label}: has {found} {beginning}* tensors, but the {part} needs {needed}")
     for name, tensor in model.state_dict().items():
         # NaN is the smallest and the largest of all numbers here; looking at each takes several times as long.
         if tensor.is_floating_point() and not torch.stack(tensor.aminmax()).isfinite().all():
@@ -219,13 +244,24 @@ def _unfit(file: TensorSource, folder: Path, error: Exception) -> CheckpointErro
 
 
 def _tensors(file: TensorSource, part: str) -> dict[str, torch.Tensor]:
-    return {name: file.tensor(name) for name in file.tensors if _belongs(name, part)}
+    return {name: file.tensor(name) for name in _weights(file, part)}
 
 
 def _count(file: TensorSource, part: str) -> int:
-    return sum(_belongs(name, part) for name in file.tensors)
+    return len(_weights(file, part))
 
 
-def _belongs(name: str, part: str) -> bool:
-    """Whether a tensor is a weight of this part; position ids are none."""
-    return name.startswith(_PREFIXES[part]) and not name.endswith(".position_ids")
+def _weights(file: TensorSource, part: str) -> list[str]:
+    """The names of a part's weights in a file; position ids are none."""
+    layout, prefix = _layout_of(file), _prefix(file, part)
+    return [name for name in file.tensors if name.startswith(prefix) and name not in layout.position_ids]
+
+
+def _prefix(file: TensorSource, part: str) -> str:
+    """The beginning of the names of a part's weights; `part` is diffusers' name of it."""
+    layout = _layout_of(file)
+    if part == "text_encoder":
+        return readable_encoder_of(layout).model
+    named = layout.network if part == "unet" else layout.vae
+    assert named is not None
+    return named.prefix

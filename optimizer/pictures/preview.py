@@ -12,23 +12,29 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from PIL import Image
 
-from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of
+from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of, readable_encoder_of
 from optimizer.choices import PictureRole
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
 from optimizer.extras import require
-from optimizer.families import load_layout, load_tokenizer
+from optimizer.families import load_tokenizer
 from optimizer.files import atomic_path, check_output, temporary_folder
 from optimizer.library import HashCache, locate_given, locate_models
 from optimizer.merging import check_noted_hashes, merge
 from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
-from optimizer.pictures.opening import PipelineFiles, open_pipeline, open_scheduler, pipeline_files, quietly
+from optimizer.pictures.opening import (
+    PipelineFiles,
+    drawn_layout,
+    open_pipeline,
+    open_scheduler,
+    pipeline_files,
+    quietly,
+)
 from optimizer.pictures.sheets import contact_sheet
 from optimizer.recipes import Recipe, folders_of, load_recipe
 
 __all__ = ["Preview", "PreviewColumn", "PreviewRequest", "preview", "write_preview"]
 
 _SMALLEST = 128  # pixels, how wide pictures are at least shown
-_LAYOUT = load_layout("sd1")
 
 Progress = Callable[[str, int, int], None]
 _Built = TypeVar("_Built")
@@ -155,7 +161,7 @@ class PreviewRequest:
         prompts: Prompts, a row each for each seed; as `seeds`, the same counts once.
         seeds: Seeds of the noise.
         steps: Steps of DDIM.
-        guidance: Guidance, at least 1. Default: the pipeline's own, 7 for Stable Diffusion 1.x.
+        guidance: Guidance, at least 1. Default: the pipeline's own.
         negative: The negative prompt.
         encoder_from: A checkpoint whose text encoder all columns are drawn with: what is left to see is the difference
             of the UNets.
@@ -435,12 +441,12 @@ def _shared(request: PreviewRequest, places: "_Places") -> _Shared:
         encoder = None if encoder is None else _located(encoder, places, "encoder_from")
     with problems.collected():
         vae = None if vae is None else _located(vae, places, "vae_from")
-        if vae is not None:
-            open_vae(vae, _LAYOUT, ()).close()
     with problems.collected():
         if _is_recipe(target):
             raise RecipeError(f"{target} is a recipe; merge it first (`merge(RECIPE, output=FILE)`)", field="target")
         target = _located(target, places, "target")
+        if vae is not None:
+            open_vae(vae, drawn_layout(target), ()).close()
     problems.raise_any()
     configuration = pipeline_files(target, vae_from=vae, encoder_from=encoder).configuration
     return _Shared(target, configuration, target if vae is None else vae, encoder)
@@ -516,11 +522,10 @@ def _check(path: Path, shared: _Shared) -> None:
 
 def _check_family(path: Path, target: Path, configuration: Path) -> None:
     """Raise CheckpointError unless a model to be merged goes with the target's pipeline, or has no text encoder."""
-    with open_checkpoint(path, layout=_LAYOUT) as checkpoint:
-        if (
-            _LAYOUT.token_embedding in checkpoint.tensors
-            and (found := pipeline_of(checkpoint, _LAYOUT)) != configuration
-        ):
+    layout = drawn_layout(target)
+    with open_checkpoint(path, layout=layout) as checkpoint:
+        tokens = readable_encoder_of(layout).tokens
+        if tokens in checkpoint.tensors and (found := pipeline_of(checkpoint, layout)) != configuration:
             raise CheckpointError(
                 f"{path}: goes with the pipeline {found.name}, but {target} with {configuration.name}; all of a sheet "
                 "must go with the same"

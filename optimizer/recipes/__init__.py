@@ -3,7 +3,6 @@
 Opens no checkpoint and looks for none.
 """
 
-from optimizer.recipes.built_in_presets import built_in_presets
 from optimizer.recipes.coefficients import Algebra, Contributors, Group, block_coefficients
 from optimizer.recipes.files import (
     RECIPE_TYPE,
@@ -88,7 +87,6 @@ __all__ = [
     "beyond_usual",
     "block_coefficients",
     "built_in_alpha",
-    "built_in_presets",
     "check_channels",
     "described_alphas",
     "filled_alphas",

@@ -11,7 +11,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from optimizer.errors import RecipeError, attempt
-from optimizer.families import Layout, layout_names, load_layout
+from optimizer.families import DEFAULT_LAYOUT, Layout, layout_names, load_layout
 from optimizer.files import (
     TEXT_SUFFIXES,
     UserFile,
@@ -91,8 +91,11 @@ _ALPHA: dict[str, Any] = {
         },
     ]
 }
-_Alpha = Annotated[Any, WithJsonSchema(_ALPHA)]
-_ALPHAS: list[Any] = [0.5, {"OUT06-OUT11": 0.15}, {"search": [0, 1], "blocks": "OUT03-OUT11"}]
+_Alpha = Annotated[
+    Any,
+    WithJsonSchema(_ALPHA),
+    Field(examples=[0.5, {"OUT06-OUT11": 0.15}, {"search": [0, 1], "blocks": "OUT03-OUT11"}]),
+]
 
 
 class ModelEntry(UserFile):
@@ -132,9 +135,9 @@ class StepEntry(UserFile):
     a: _Name = Field(description="The first input: a model or another step.")
     b: _Name = Field(description="The second input.")
     c: _Name | None = Field(None, description="The third input, of modes that have one.")
-    alpha: _Alpha = Field(description="The weight of the step in each block.", examples=_ALPHAS)
+    alpha: _Alpha = Field(description="The weight of the step in each block.")
     base_alpha: float | None = Field(None, description="The alpha of the first block, beside a list of the others.")
-    beta: _Alpha = Field(None, description="The second weight, of modes that have one.", examples=_ALPHAS)
+    beta: _Alpha = Field(None, description="The second weight, of modes that have one.")
     base_beta: float | None = Field(None, description="The beta of the first block, beside a list of the others.")
     expect: ExpectEntry | None = Field(None, description="What was reported for this step's result.")
     similarity: dict[str, Any] | None = Field(
@@ -146,10 +149,10 @@ class RecipeFile(UserFile):
     """A recipe: checkpoints, and the steps that combine them."""
 
     name: str | None = Field(None, description="The name. Default: that of the file.")
-    layout: str = Field("sd1", description="The model family.", json_schema_extra={"enum": list(layout_names())})
-    mapping: str = Field(
-        "supermerger",
-        description="The tool whose way of sorting tensors into blocks is used.",
+    layout: str = Field(DEFAULT_LAYOUT, description="The model family.", examples=list(layout_names()))
+    mapping: _Name | None = Field(
+        None,
+        description="The tool whose way of sorting tensors into blocks is used. Default: the layout's first.",
         examples=["supermerger", "mecha", "model-mixer"],
     )
     presets: _Name | None = Field(None, description="A file of presets, alphas by name, beside the recipe.")
@@ -219,7 +222,7 @@ def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: 
             models={name: Model(model.file, model.license, model.sha256) for name, model in entry.models.items()},
             steps=tuple(steps),
             output=entry.output or steps[-1].name,
-            mapping=entry.mapping,
+            mapping=entry.mapping or layout.default_mapping,
             fitted=None if entry.fitted is None else Fitted.from_data(entry.fitted),
         ),
         given,
@@ -357,7 +360,8 @@ def _read_expected(entry: ExpectEntry, layout: Layout, where: str) -> Expected:
         blocks = attempt(lambda: layout.parse_blocks(entry.blocks), f"{where}.blocks")
     else:
         raise RecipeError(
-            f"{where}.blocks: received {shown(entry.blocks)}; must be blocks, as OUT03-OUT11, or {{OUT03: 0.97}}"
+            f"{where}.blocks: received {shown(entry.blocks)}; must be blocks, as {layout.example}, or "
+            f"{{{layout.blocks[-1]}: 0.97}}"
         )
     if not 0 <= entry.seed < 2**63:
         raise RecipeError(f"{where}.seed: received {shown(entry.seed)}; must be a whole number from 0 to 2^63 - 1")
@@ -387,8 +391,8 @@ def read_alpha(
 ) -> Alpha:
     """An alpha in any of its written forms: a number, one per block, a mapping of blocks, a preset's name, or free.
 
-    `base` is the number of the first block where 25 are given for the others. Raises RecipeError; `where`, which ends
-    in `alpha` or `beta`, stands before each problem.
+    `base` is the number of the first block where numbers are given for the others alone. Raises RecipeError; `where`,
+    which ends in `alpha` or `beta`, stands before each problem.
     """
     count = len(layout.blocks)
     name = f"base_{where.rsplit('.', 1)[-1]}"
@@ -464,7 +468,7 @@ def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tup
         texts = named if isinstance(named, list) else [named]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise RecipeError(
-                f"{where}.blocks: received {shown(named)}; must be blocks or ranges, such as OUT03-OUT11,M00"
+                f"{where}.blocks: received {shown(named)}; must be blocks or ranges, such as {layout.example}"
             )
         blocks = attempt(lambda: layout.parse_blocks(named), f"{where}.blocks")
     low, high = (_number(bound, f"{where}.search") for bound in entry.search)

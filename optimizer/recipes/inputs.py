@@ -10,14 +10,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from optimizer.checkpoints import Prediction, TensorSource, read_prediction
 from optimizer.errors import BlockfitWarning
-from optimizer.families import Layout
+from optimizer.families import Layout, ModelPart, TextEncoder
 from optimizer.recipes.recipe import LARGEST_USUAL, Recipe, beyond_usual
 from optimizer.recipes.tensors import Contributing
 
 __all__ = ["warn_of_compared", "warn_of_merged", "warn_of_sources"]
 
-_VAE = "VAE"
-_DRAWN_FROM = ("text encoder", _VAE)  # what a checkpoint may lack and still be one
 _MOST_LISTED = 3
 
 
@@ -42,8 +40,8 @@ def warn_of_merged(
         _warn(f"{_files(copies)}: {holds} of the model ({', '.join(f'{p}*' for p in recipe.layout.ema)}); left out")
     for one in files:
         _warn_of_strangers(one, recipe.layout, "copied unmerged" if one.label == first.label else "left out")
-    for part in _DRAWN_FROM:
-        if not (part == _VAE and baked):
+    for part in _drawn_from(recipe.layout):
+        if not (part.role == "vae" and baked):
             _warn_of_lacking(part, recipe, sources, contributing, "the merge")
     _warn_of_sampling(recipe.layout, first, files, f"the merge is sampled as {first.name} is")
 
@@ -54,7 +52,7 @@ def warn_of_sources(
     """Warn of what is odd about the `sources`, by name, whose merges by `recipe` are compared with `target`."""
     for one in _each((*sources.values(), target)):
         _warn_of_strangers(one, recipe.layout, "left out")
-    for part in _DRAWN_FROM:
+    for part in _drawn_from(recipe.layout):
         _warn_of_lacking(part, recipe, sources, contributing, "what the recipe makes")
     _warn_of_uncompared(target, recipe.layout)
     _warn_of_sampling(recipe.layout, target, _each(sources.values()), "no merge turns the one into the other")
@@ -67,6 +65,11 @@ def warn_of_compared(layout: Layout, files: Sequence[TensorSource]) -> None:
         _warn_of_strangers(one, layout, "left out")
         _warn_of_uncompared(one, layout)
     _warn_of_sampling(layout, target, others, "similarities do not show that")
+
+
+def _drawn_from(layout: Layout) -> tuple[ModelPart, ...]:
+    """The parts that a checkpoint may lack and still be one: text encoders and VAE."""
+    return tuple(part for part in layout.parts if part.role != "network")
 
 
 def _warn(text: str) -> None:
@@ -88,7 +91,7 @@ def _warn_of_strangers(checkpoint: TensorSource, layout: Layout, fate: str) -> N
 
 
 def _warn_of_lacking(
-    part: str, recipe: Recipe, sources: Mapping[str, TensorSource], contributing: Contributing, result: str
+    part: ModelPart, recipe: Recipe, sources: Mapping[str, TensorSource], contributing: Contributing, result: str
 ) -> None:
     """Warn of sources without a part, and tell whose part the result has."""
     layout, names = recipe.layout, list(sources)
@@ -103,14 +106,17 @@ def _warn_of_lacking(
         counting = sorted(contributing.of(block, holders))
     giving = [one.name for one in _each(sources[names[position]] for position in counting)]
     whose = "none" if not giving else f"that of {giving[0]}" if len(giving) == 1 else f"one made of {_listed(giving)}"
-    _warn(f"{_files(_each(lacking))}: no {part}{_hidden(part, lacking, layout)}; {result} has {whose}")
+    _warn(f"{_files(_each(lacking))}: no {part.title}{_hidden(part, lacking, layout)}; {result} has {whose}")
 
 
 def _warn_of_uncompared(checkpoint: TensorSource, layout: Layout) -> None:
-    for part in _DRAWN_FROM:
+    for part in _drawn_from(layout):
         if _first_of(part, checkpoint, layout) is None:
-            what = "which similarities leave out anyway" if part == _VAE else f"so {layout.blocks[0]} is not compared"
-            _warn(f"{checkpoint.label}: no {part}{_hidden(part, [checkpoint], layout)}, {what}")
+            block = part.block if isinstance(part, TextEncoder) else None
+            others = [one for one in layout.text_encoders if one.block == block]
+            what = f"so {block} is not compared" if len(others) == 1 else f"so {block} is compared without it"
+            what = what if part.scores else "which similarities leave out anyway"
+            _warn(f"{checkpoint.label}: no {part.title}{_hidden(part, [checkpoint], layout)}, {what}")
 
 
 def _warn_of_sampling(layout: Layout, first: TensorSource, others: Iterable[TensorSource], follows: str) -> None:
@@ -132,15 +138,17 @@ def _origin(prediction: Prediction, layout: Layout) -> str:
     return "in the file" if prediction.stored else f"that of {layout.title}, as it holds none"
 
 
-def _first_of(part: str, checkpoint: TensorSource, layout: Layout) -> str | None:
+def _first_of(part: ModelPart, checkpoint: TensorSource, layout: Layout) -> str | None:
     """The name of a tensor that belongs to this part, None if there is none."""
-    return next((name for name in checkpoint.tensors if layout.part_of(name) == part and layout.merges(name)), None)
+    return next((name for name in checkpoint.tensors if part.holds(name) and layout.merges(name)), None)
 
 
-def _hidden(part: str, checkpoints: Iterable[TensorSource], layout: Layout) -> str:
+def _hidden(part: ModelPart, checkpoints: Iterable[TensorSource], layout: Layout) -> str:
     """What to say of a text encoder that may be there under a name that is not known; nothing of other parts."""
-    end = layout.token_embedding.removeprefix(layout.encoder)
-    for one in checkpoints if part != _VAE else ():
+    end = part.tokens_behind() if isinstance(part, TextEncoder) and part.tokens is not None else None
+    if end is None:
+        return ""
+    for one in checkpoints:
         if name := next((name for name in one.tensors if name.endswith(end) and not layout.expects(name)), None):
             return f" under a name that is known ({name!r} may be of one)"
     return ""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.errors import attempt
-from optimizer.families import Layout, load_layout
+from optimizer.families import DEFAULT_LAYOUT, Layout, load_layout
 from optimizer.files import plain
 from optimizer.recipes.files import alpha_as_data, recipe_of, step_as_data
 from optimizer.recipes.recipe import Alpha, Model, Recipe, Step
@@ -20,8 +20,8 @@ def new_recipe(
     steps: Sequence[Step | Mapping[str, Any]],
     *,
     name: str = "recipe",
-    layout: str = "sd1",
-    mapping: str = "supermerger",
+    layout: str = DEFAULT_LAYOUT,
+    mapping: str | None = None,
     output: str | None = None,
     presets: str | Path | None = None,
 ) -> Recipe:
@@ -38,13 +38,15 @@ def new_recipe(
 
     - `name`, and `mode`: weight_sum, add_difference, triple_sum or sum_twice
     - `a`, `b` and, where the mode takes three, `c`: names of models or of other steps
-    - `alpha` (and `beta`, where the mode has one): a number, usually in 0..1, for all 26 blocks; 26 numbers, BASE
-      first; a mapping of blocks, {"IN00-IN05": 0.2, "OUT03,OUT04": 0.5}, 0 for the others; free, {"search": [low,
-      high], "blocks": "OUT03-OUT11", "tie": False, "step": 0.01, "start": 0.1}; a mapping with free ones in it; the
-      name of a preset in the file `presets`; or another recipe's `Alpha`
+    - `alpha` (and `beta`, where the mode has one): a number, usually in 0..1, for all blocks; a list with a number for
+      each block, in the layout's order (26 for sd1, BASE first); a mapping of blocks, {"IN00-IN05": 0.2, "OUT03,OUT04":
+      0.5}, 0 for the others; free, {"search": [low, high], "blocks": "OUT03-OUT11", "tie": False, "step": 0.01,
+      "start": 0.1}; a mapping with free ones in it; the name of a preset in the file `presets`; or another recipe's
+      `Alpha`
 
-    `output` is the step that the whole recipe makes, by default the last one; `mapping` tells where `time_embed` and
-    the VAE count: supermerger, mecha or model-mixer.
+    `layout` names the model family. `output` is the step that the whole recipe makes, by default the last one.
+    `mapping` is the tool whose blocks are meant, one of the layout's mappings, by default its first: supermerger, mecha
+    or model-mixer for sd1, which differ in `time_embed` and the VAE.
 
     Raises RecipeError with one line for each problem.
     """
@@ -52,7 +54,7 @@ def new_recipe(
     data: dict[str, Any] = {
         "name": name,
         "layout": layout,
-        "mapping": mapping,
+        **({} if mapping is None else {"mapping": mapping}),
         "models": _models_as_data(models),
         "steps": [_step_as_data(step, blocks) for step in steps] if _is_list(steps) else plain(steps),
         **({} if output is None else {"output": output}),

@@ -1,4 +1,7 @@
-"""Named alphas as SuperMerger, model-mixer and bbc-mc's merger keep them: one preset a line, 26 or 25 numbers."""
+"""Named alphas as SuperMerger, model-mixer and bbc-mc's merger keep them: one preset a line, a number for each block.
+
+Some leave out the number of the first block, the text encoder's.
+"""
 
 import math
 import re
@@ -6,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from optimizer.errors import RecipeError, attempt
-from optimizer.families import Layout
-from optimizer.recipes.built_in_presets import built_in_presets
+from optimizer.families import Layout, built_in_presets
 from optimizer.recipes.recipe import Alpha
 from optimizer.recipes.written_numbers import number_in
 
@@ -61,7 +63,7 @@ def parse_preset(text: str, line: int = 1) -> Preset | None:
 
 
 def preset_alpha(preset: Preset, layout: Layout, base: float | None = None) -> Alpha:
-    """The numbers of `preset` as an alpha; `base` is BASE's, for presets without it.
+    """Return the numbers of `preset` as an alpha; `base` is the first block's, for presets without it.
 
     Raises RecipeError for anything but finite numbers, and for a count that the layout does not have.
     """
@@ -80,14 +82,17 @@ def preset_alpha(preset: Preset, layout: Layout, base: float | None = None) -> A
 
 
 def built_in_alpha(name: str, layout: Layout, base: float | None = None) -> Alpha | None:
-    """Return the alpha that SuperMerger's own preset of this name is, `base` BASE's; None if there is none.
+    """Return the alpha that SuperMerger's own preset of this name is, `base` the first block's; None if there is none.
 
-    Raises RecipeError for a layout that has not 26 blocks.
+    Raises RecipeError for a layout that SuperMerger has no presets for.
     """
     known = built_in_presets()
     numbers = known.get(name) or known.get(name.upper())
     if numbers is None:
         return None
+    tool = layout.tools.supermerger
+    if tool is None or tool.presets != len(numbers) - 1:
+        raise RecipeError(f"preset {name!r}: SuperMerger has it for other families; {layout.name} has no such presets")
     first = numbers[0] if base is None else base
     return attempt(lambda: numbered_alpha(layout, [first, *numbers[1:]]), f"preset {name!r}")
 
@@ -96,7 +101,7 @@ def numbers_of(text: str, layout: Layout) -> tuple[list[float], str | None]:
     """Return the numbers of a list in a text, and what had to be interpreted.
 
     They stand between commas, semicolons or spaces. Decimal commas are read where they can be nothing else: where as
-    many numbers as the layout has blocks (or one less) come of it. SuperMerger's names of merges have BASE's number
+    many numbers as the layout has blocks (or one less) come of it. SuperMerger's names of merges have the first number
     twice. Raises ValueError for anything but numbers.
     """
     try:
@@ -123,7 +128,8 @@ def numbered_alpha(
 ) -> Alpha:
     """An alpha of as many numbers as there are blocks, or one less and `base` for the first block.
 
-    Both conventions are in use: SuperMerger's 26 with BASE first, and 25 with a base alpha of its own. Raises
+    Both conventions are in use: SuperMerger's, with the text encoder's number first, and one number less with a base
+    alpha of its own. Raises
     RecipeError for any other count, and for a `base` given twice or not at all.
     """
     first, count = layout.blocks[0], len(layout.blocks)
@@ -144,6 +150,6 @@ def numbered_alpha(
 
 
 def preset_line(name: str, values: Mapping[str, float], blocks: Iterable[str]) -> str:
-    """A preset as SuperMerger's file has it: name, tab, one number per block, BASE first."""
+    """Return a preset as SuperMerger's file has it: name, tab, one number per block, the layout's first block first."""
     cleaned = re.sub(r"[\t:,\r\n]+", " ", name).strip()
     return f"{cleaned}\t{','.join(f'{values.get(block, 0.0):.12g}' for block in blocks)}"

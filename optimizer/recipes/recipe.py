@@ -188,10 +188,11 @@ class Recipe:
     models: Mapping[str, Model]
     steps: tuple[Step, ...]
     output: str
-    mapping: str = "supermerger"
+    mapping: str = ""
     fitted: Fitted | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mapping", self.mapping or self.layout.default_mapping)
         for what, count, most in (("steps", len(self.steps), MOST_STEPS), ("models", len(self.models), _MOST_MODELS)):
             if count > most:
                 raise RecipeError(f"{what}: received {count:,}; a recipe has at most {most:,}")

@@ -14,8 +14,6 @@ from optimizer.recipes.recipe import Recipe
 __all__ = ["Contributing", "Part", "check_channels", "finite", "plan_parts"]
 
 _MOST_PROBLEMS = 8
-# Which models have how many input channels.
-_MADE_FOR = {5: "depth", 8: "instruct-pix2pix", 9: "inpainting"}
 
 
 class Contributing(Protocol):
@@ -35,10 +33,10 @@ class Contributing(Protocol):
 class Part:
     """A tensor that merges, or the range of its input channels that all `holders` share.
 
-    Only the input convolution of inpainting models is split: channels 0-3, which every model has, and 4-8. `holders`
-    are the positions of the sources that hold the part; `block` is where its alphas come from, None where the recipe's
-    mapping moves it by none. `scored` is whether it counts in similarities. `other_shapes` are the positions of sources
-    that hold the tensor in another shape, and whose coefficient for it is 0 whatever the free alphas are.
+    Only the input convolution of inpainting models is split: the channels that every model has, and the others.
+    `holders` are the positions of the sources that hold the part; `block` is where its alphas come from, None where the
+    recipe's mapping moves it by none. `scored` is whether it counts in similarities. `other_shapes` are the positions
+    of sources that hold the tensor in another shape, and whose coefficient for it is 0 whatever the free alphas are.
     """
 
     name: str
@@ -81,17 +79,19 @@ def plan_parts(
     parts: list[Part] = []
     problems: list[str] = []
     for name, held in shapes.items():
-        block, scored = layout.block_of(name, mapping), layout.scores(name)
+        block = layout.block_of(name, mapping)
+        scored = layout.scores(name) and block is not None
         if len(set(held.values())) == 1:
             parts.append(Part(name, block, next(iter(held.values())), tuple(held), scored))
             continue
-        counting = _counting(held, block, contributing, with_first=name == layout.inpainting_tensor)
+        inpainting = layout.inpainting if layout.inpainting and layout.inpainting.tensor == name else None
+        counting = _counting(held, block, contributing, with_first=inpainting is not None)
         first, shape = next(iter(counting.items()))
         other = next((position for position in counting if counting[position] != shape), None)
         if other is None:
             holders, others = _by_shape(held, {shape})
             parts.append(Part(name, block, shape, holders, scored, other_shapes=others))
-        elif name == layout.inpainting_tensor and _differ_in_channels(counting.values(), layout.inpainting_channels):
+        elif inpainting is not None and _differ_in_channels(counting.values(), inpainting.channels):
             few, many = min(s[1] for s in counting.values()), max(s[1] for s in counting.values())
             holders, others = _by_shape(held, set(counting.values()))
             wide = tuple(position for position in counting if counting[position][1] == many)
@@ -152,7 +152,7 @@ def check_channels(
     each such step.
     """
     problems: list[str] = []
-    names = list(sources)
+    names, inpainting = list(sources), recipe.layout.inpainting
     results = (outputs,) if isinstance(outputs, str) else tuple(outputs)
     for part in (part for part in parts if part.channels is not None and part.channels[0] > 0):
         assert part.channels is not None
@@ -163,7 +163,7 @@ def check_channels(
             elif beside := next((name for name in step.inputs.values() if name in wide), None):
                 wide[step.name] = wide[beside]
                 narrow = next((name for name in _leaves(recipe, step.a) if name in sources), step.a)
-                made_for = _MADE_FOR.get(part.channels[1])
+                made_for = None if inpainting is None else inpainting.variants.get(part.channels[1])
                 problems.append(
                     f"{sources[wide[beside]]}: tensor {part.name!r} has {part.channels[1]} input channels"
                     f"{f', as {made_for} models have' if made_for else ''}, but {part.channels[0]} in "

@@ -16,7 +16,7 @@ _TOTAL = "total"
 
 
 def alphas_frame(recipe: Recipe, steps: Sequence[str] | None = None) -> pd.DataFrame:
-    """The alphas of `steps` (default: all), a row for each of the 26 blocks, a column for each step.
+    """The alphas of `steps` (default: all), a row for each block of the layout, a column for each step.
 
         alphas_frame(result.recipe).loc["OUT03":].round(3)
 
@@ -31,7 +31,7 @@ def alphas_frame(recipe: Recipe, steps: Sequence[str] | None = None) -> pd.DataF
 
 
 def coefficients_frame(recipe: Recipe, step: str | None = None) -> pd.DataFrame:
-    """What each source contributes to each block, a row for each of the 26 blocks, a column for each source.
+    """What each source contributes to each block, a row for each block of the layout, a column for each source.
 
         coefficients_frame(result.recipe)["bold"].mean()
 

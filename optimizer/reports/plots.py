@@ -37,8 +37,8 @@ _BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#8a8a8a"
 _PALE, _HATCH = "#e4e4e4", "#bdbdbd"
 # Steps with more blocks than this get a line each.
 _WIDE = 14
-# Panels of one figure: the blocks of one step.
-_PANELS = 26
+# Panels of one figure: the blocks of one step, but no more than this.
+_MOST_PANELS = 40
 # Ticks at multiples of these.
 _TICKS = [1, 2, 2.5, 5, 10]
 # Similarities in percent that are nearer than this are equal but for rounding.
@@ -116,7 +116,8 @@ def _drawn(result: FitResult) -> Iterator[tuple[str, Figure]]:
     # Of several passes over a step only the last: the earlier ones scored it under other alphas of the rest.
     latest = {search.searched: search for search in searches}
     for search in latest.values():
-        pages = _pages(search.open) if search.completed else []
+        most = min(len(result.recipe.layout.blocks), _MOST_PANELS)
+        pages = _pages(search.open, most) if search.completed else []
         for number, page in enumerate(pages, start=1):
             stem = f"similarity-against-alpha-{file_name_part(search.searched)}"
             yield stem, _draw_against_alpha(search, page, f", {number} of {len(pages)}" if len(pages) > 1 else "")
@@ -270,15 +271,15 @@ def _row_title(row: AlphaRow) -> str:
     return title if row.alpha == "alpha" else f"{title}.{row.alpha}"
 
 
-def _pages(parameters: Sequence[Parameter]) -> list[tuple[Parameter, ...]]:
-    """Parameters as figures of at most 26 panels: whole steps together as far as they fit."""
+def _pages(parameters: Sequence[Parameter], most: int) -> list[tuple[Parameter, ...]]:
+    """Return parameters as figures of at most so many panels: whole steps together as far as they fit."""
     pages: list[tuple[Parameter, ...]] = []
     for step in dict.fromkeys(parameter.step for parameter in parameters):
         own = tuple(parameter for parameter in parameters if parameter.step == step)
-        if pages and len(pages[-1]) + len(own) <= _PANELS:
+        if pages and len(pages[-1]) + len(own) <= most:
             pages[-1] += own
         else:
-            pages += [own[first : first + _PANELS] for first in range(0, len(own), _PANELS)]
+            pages += [own[first : first + most] for first in range(0, len(own), most)]
     return pages
 
 

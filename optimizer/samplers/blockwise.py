@@ -1,7 +1,7 @@
 """A sampler that knows the blocks: what each block scored tells where each block's parameters should go.
 
-The similarity of a merge is a mean over blocks, and a block sees its own parameters alone. A search for 26 alphas is
-then 26 searches for one number that share every trial: each trial tells all of them something, and proposes all
+The similarity of a merge is a mean over blocks, and a block sees its own parameters alone. A search for n alphas is
+then n searches for one number that share every trial: each trial tells all of them something, and proposes all
 parameters at once. Of the past only the trials are needed:
 
     parameters   fall into components, which share no block; each component is proposed by itself

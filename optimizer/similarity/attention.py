@@ -25,6 +25,7 @@ from pydantic import Field, StrictBool, StrictInt
 
 from optimizer.checkpoints import TensorSource
 from optimizer.errors import CheckpointError
+from optimizer.families import Layout
 from optimizer.files import shown
 from optimizer.recipes import FittedSearch, Part
 from optimizer.similarity.batched import BatchedAttention, Family, Member
@@ -63,7 +64,7 @@ class AttentionOptions(MetricOptions):
         default=False, description="Whether a GPU computes attention faster, with similarities exact to about 1e-3."
     )
 
-    def problems(self, given: Collection[str], *, used: bool) -> list[str]:
+    def problems(self, given: Collection[str], layout: Layout, *, used: bool) -> list[str]:
         """Return a line for seeds that cannot be used."""
         distinct = set(self.seeds)
         if self.seeds and min(distinct) >= 0 and max(distinct) < 2**63 and len(distinct) == len(self.seeds):
@@ -343,7 +344,7 @@ def _drawn(generators: Sequence[torch.Generator], width: int, device: torch.devi
 
 def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) -> tuple[Part, Part, Part]:
     prefix = comparison.layout.attention[block]
-    names = [f"{prefix}.to_{which}.weight" for which in "qkv"]
+    names = [f"{prefix}.{projection}" for projection in comparison.layout.projections]
     missing = next((name for name in names if name not in parts), None)
     if missing is not None:
         raise CheckpointError(f"{comparison.target.label}: tensor {missing!r} is missing here or in every source")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from optimizer.checkpoints import TensorSource, as_source, unfit
-from optimizer.errors import CheckpointError, InputError
+from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout
 from optimizer.recipes import warn_of_compared
 from optimizer.similarity.attention import AttentionOptions
@@ -20,10 +20,6 @@ from optimizer.similarity.registry import DEFAULT_METRIC, METRICS, build_metric,
 from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["Compared", "compare", "select_blocks"]
-
-# Blocks by a name for them together: what the metric does not see, or the files do not hold, does not count.
-_NAMED = ("all", "input", "middle", "output")
-
 
 # By default, and where nobody names a base: the article's own measure.
 _WITHOUT_BASE = "attention"
@@ -81,10 +77,14 @@ def compare(
     gives a BlockfitWarning for what is odd about the
     files.
     """
+    unnamed = metric is None
     if metric is None:
         metric = _WITHOUT_BASE if base is None else DEFAULT_METRIC
     check_installed([metric])
     layout = _layout_of(target)
+    if unnamed:
+        why = f"missing; without one {metric} is measured,"
+        attempt(lambda: METRICS[metric].check_offered(layout), why, " but ", field="base")
     chosen = select_blocks(layout, metric, blocks)
     # Without one the candidate itself would stand for it, and explain nothing of its difference from itself.
     if (METRICS[metric].needs_base or metric == "explained") and base is None:
@@ -106,7 +106,7 @@ def compare(
         comparison = replace(opened, options=opened.options.having(read))
         if reads:
             check_encoder(comparison.target, layout, {"": read.clip_skip})
-        if blocks in _NAMED:
+        if blocks in ("all", *layout.groups):
             # If there is none, it is for the metric to say which file lacks what.
             chosen = tuple(block for block in chosen if _held(comparison, block)) or chosen
         statistics = measure_statistics(comparison, chosen) if METRICS[metric].reads_statistics else None
@@ -123,14 +123,18 @@ def compare(
 def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
     """The blocks that `text` asks for under `metric`, in layout order.
 
-    `input` is all IN blocks, but under `attention` those with attention and M00, as in the article's input table.
+    Of a group, what the metric does not see does not count. In a UNet the group of the input blocks holds the middle
+    under `attention`, too, as in the article's input table.
     Raises InputError for an unknown metric, an unknown block, or blocks that the metric cannot see.
     """
     if metric not in METRICS:
         raise InputError(f"received {metric!r}; must be one of {', '.join(METRICS)}", field="metric")
+    attempt(lambda: METRICS[metric].check_offered(layout), field="metric")
     visible = METRICS[metric].sees(layout)
-    if text in _NAMED:
-        wanted = layout.parse_blocks("input,middle" if (text, metric) == ("input", "attention") else text)
+    if text in ("all", *layout.groups):
+        # In a UNet, attention of the input blocks is shown with that of the middle, as in the article's input table.
+        with_middle = layout.unet is not None and metric == "attention" and text == layout.unet[0]
+        wanted = layout.parse_blocks(",".join(layout.unet[:2]) if layout.unet and with_middle else text)
         if seen := tuple(block for block in wanted if block in visible):
             return seen
         raise InputError(

@@ -127,7 +127,7 @@ def open_comparison(
     target: Path | str | TensorSource,
     *,
     base: Path | str | TensorSource | None = None,
-    mapping: str = "supermerger",
+    mapping: str | None = None,
     contributing: Contributing | None = None,
     device: torch.device | str | None = None,
     options: Options | None = None,
@@ -135,9 +135,10 @@ def open_comparison(
 ) -> Iterator[Comparison]:
     """Open the checkpoints and plan which tensors are compared; they are closed when the context ends.
 
-    An open source may stand for its file, and stays open. `base` may be one of the sources or another file; `device`
-    may be a name: auto, cpu (default) or cuda. Tensors that differ in shape are no obstacle if those of the sources
-    that are `contributing` (default: all) are alike. Raises CheckpointError for files that do not fit each other.
+    An open source may stand for its file, and stays open. `base` may be one of the sources or another file, `mapping`
+    is by default the layout's first; `device` may be a name: auto, cpu (default) or cuda. Tensors that differ in shape
+    are no obstacle if those of the sources that are `contributing` (default: all) are alike. Raises CheckpointError for
+    files that do not fit each other.
     """
     sources = {name: _normal(given) for name, given in sources.items()}
     with ExitStack() as stack:
@@ -148,7 +149,7 @@ def open_comparison(
             base_opened = next((opened[name] for name, given in sources.items() if given == _normal(base)), None)
             if base_opened is None:
                 base_opened = stack.enter_context(as_source(base, layout=layout))
-        parts = plan_parts(layout, mapping, list(opened.values()), contributing)
+        parts = plan_parts(layout, mapping or layout.default_mapping, list(opened.values()), contributing)
         yield Comparison(
             layout=layout,
             sources=opened,

@@ -21,7 +21,7 @@ from typing import Any, Self
 import torch
 from pydantic import Field, PrivateAttr, StrictInt, StrictStr
 
-from optimizer.checkpoints import TensorSource, pipeline_of
+from optimizer.checkpoints import TensorSource, pipeline_of, readable_encoder_of
 from optimizer.errors import CheckpointError, InputError, attempt
 from optimizer.families import Layout, load_tokenizer, stored_part
 from optimizer.files import TEXT_SUFFIXES, missing_file, named_file, read_text, shown
@@ -41,8 +41,6 @@ _BATCH_COST = 24
 _BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
 # What a card keeps as it is stored; all else becomes float32.
 _HALF = (torch.float16, torch.bfloat16)
-# The layers of CLIP's text encoder.
-_MOST_SKIPPED = 12
 # What the user is told of the progress.
 _READING = "reading the text encoders"
 # More prompts than this say nothing more about an encoder.
@@ -133,16 +131,18 @@ class EncoderOptions(MetricOptions):
         found._texts, found._sha256 = texts, sha256
         return found
 
-    def problems(self, given: Collection[str], *, used: bool) -> list[str]:
+    def problems(self, given: Collection[str], layout: Layout, *, used: bool) -> list[str]:
         """Return a line for each field that is given for nothing, and for layers that are not there."""
         found = [
             f"{name}: only the metric `encoder` reads prompts; leave it out, or write metric: encoder"
             for name in type(self).model_fields
             if not used and name in given
         ]
-        if not 1 <= self.clip_skip <= _MOST_SKIPPED:
+        encoder = layout.readable_encoder
+        layers = 1 if encoder is None or encoder.layers is None else encoder.layers
+        if not 1 <= self.clip_skip <= layers:
             received = shown(self.clip_skip)
-            found.append(f"clip_skip: received {received}; must be 1, the last layer, or 2 to {_MOST_SKIPPED}")
+            found.append(f"clip_skip: received {received}; must be 1, the last layer, or 2 to {layers}")
         return found
 
     def loaded(self, folder: Path) -> Self:
@@ -204,9 +204,10 @@ class EncoderMetric:
         pipeline = pipeline_of(comparison.target, layout)
         options = comparison.options.of(EncoderOptions).resolved(comparison.target, layout)
         files = (comparison.target, *comparison.sources.values())
-        if not any(layout.token_embedding in source.tensors for source in comparison.sources.values()):
+        encoder = readable_encoder_of(layout)
+        if not any(encoder.tokens in source.tensors for source in comparison.sources.values()):
             raise CheckpointError(
-                f"{source.label}: has no text encoder: tensor {layout.token_embedding!r} is missing"
+                f"{source.label}: has no {encoder.title}: tensor {encoder.tokens!r} is missing"
                 for source in comparison.sources.values()
             )
         self._model, tokens, used = _model_and_tokens(pipeline, options.texts or (), options.clip_skip)
@@ -214,10 +215,9 @@ class EncoderMetric:
         self._positions = torch.arange(self._model.config.max_position_embeddings, device=device)[None]
         scored = {part.name: part for part in comparison.scored_parts(blocks)}
         names = [name for name, _ in self._model.named_parameters()]
-        embedding = layout.token_embedding.removeprefix(layout.encoder)
         parts: dict[str, Part] = {}
         for name in names:
-            stored = layout.encoder + name
+            stored = encoder.model + name
             if stored not in scored:
                 lacking = [file for file in files if stored not in file.tensors] or [comparison.target]
                 raise CheckpointError(
@@ -225,7 +225,7 @@ class EncoderMetric:
                 )
             parts[name] = scored[stored]
         read = _read if device.type == "cpu" else _read_to_card
-        self._weights, target = read(comparison, parts, {embedding: used})
+        self._weights, target = read(comparison, parts, {encoder.tokens_behind(): used})
         self._lined: dict[_Weights, _Lined] = {}
         with float32_products(tf32=False):
             self._target = [_normalized(states) for states in self._states(target)]

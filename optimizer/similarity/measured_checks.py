@@ -65,7 +65,8 @@ def read_parts(parts: Any, layout: Layout, mapping: str, sources: int) -> tuple[
                 right = False
         if not right:
             raise CheckpointError("one of its tensors is not described as they are")
-        if not layout.merges(name) or (block, scored) != (layout.block_of(name, mapping), layout.scores(name)):
+        placed = layout.block_of(name, mapping)
+        if not layout.merges(name) or (block, scored) != (placed, layout.scores(name) and placed is not None):
             raise CheckpointError(
                 f"the tensor {name[:200]!r} is not in the block that the layout {layout.name} has it in"
             )

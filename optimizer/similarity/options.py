@@ -20,10 +20,11 @@ class MetricOptions(UserFile):
         """Options hold lists; equal ones have the same text."""
         return hash(self.model_dump_json())
 
-    def problems(self, given: Collection[str], *, used: bool) -> list[str]:
+    def problems(self, given: Collection[str], layout: Layout, *, used: bool) -> list[str]:
         """Return a line for each field that cannot be used, with the field before it.
 
-        `given` are the fields that the user wrote; `used` says whether the stage has the metric.
+        `given` are the fields that the user wrote, `layout` is that of the recipe; `used` says whether the stage has
+        the metric.
         """
         return []
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from optimizer.choices import MetricName
-from optimizer.errors import StudyError
+from optimizer.errors import InputError, StudyError, attempt
 from optimizer.extras import require
 from optimizer.families import Layout
 from optimizer.recipes import Group
@@ -33,7 +33,7 @@ class MetricKind:
     how far from the base a candidate is, only in which direction. One that is `exact` is a `QuadraticMetric`, whose
     best alphas are found without a trial. `needs_prompts` says that it reads prompts. `options` is the model of its
     options, fields of a stage in study.yaml, if it has some. `extra` names the extra of the installation that brings
-    the libraries it is computed with.
+    the libraries it is computed with. `absent` is why a layout may offer it for no block.
     """
 
     name: MetricName
@@ -48,6 +48,12 @@ class MetricKind:
     options: type[MetricOptions] | None = None
     extra: str | None = None
     by_seed: Callable[[Comparison, tuple[str, ...], torch.Tensor, Sequence[int]], torch.Tensor] | None = None
+    absent: str = ""
+
+    def check_offered(self, layout: Layout) -> None:
+        """Raise InputError with the reason if a layout offers this metric for none of its blocks."""
+        if not self.sees(layout):
+            raise InputError(f"{self.name!r} is not offered for {layout.title}: {self.absent}")
 
     @property
     def needs_seed(self) -> bool:
@@ -64,7 +70,7 @@ def _with_attention(layout: Layout) -> tuple[str, ...]:
 
 
 def _text_encoder(layout: Layout) -> tuple[str, ...]:
-    return (layout.blocks[0],)
+    return () if layout.readable_encoder is None else (layout.readable_encoder.block,)
 
 
 def _from_statistics(kind: Callable[[Statistics, Sequence[Group], tuple[str, ...]], Metric]) -> Callable[..., Metric]:
@@ -114,6 +120,7 @@ METRICS: dict[str, MetricKind] = {
             reads_statistics=False,
             options=AttentionOptions,
             by_seed=attention_by_seed,
+            absent="its layout does not say where its self-attention is",
         ),
         MetricKind(
             "encoder",
@@ -123,6 +130,7 @@ METRICS: dict[str, MetricKind] = {
             reads_statistics=False,
             options=EncoderOptions,
             needs_prompts=True,
+            absent="its layout has no text encoder that blockfit can compute",
             extra="encoder",
         ),
     )
@@ -160,6 +168,7 @@ def build_metric(
     if name not in METRICS:
         raise StudyError(f"metric: received {name!r}; must be one of {', '.join(METRICS)}")
     kind = METRICS[name]
+    attempt(lambda: kind.check_offered(comparison.layout), "metric")
     visible = kind.sees(comparison.layout)
     unseen = [block for block in blocks if block not in visible]
     if unseen:

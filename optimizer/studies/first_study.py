@@ -31,18 +31,8 @@ __all__ = ["FirstStudy", "first_study"]
 
 _FIRST_MODES = words_of(FirstMode)
 
-# What bases of Stable Diffusion 1.x are called, the likeliest first.
-_BASES = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"v1[-_.]?5[-_.]pruned",
-        r"(^|[^a-z])(sd|stable[-_ ]?diffusion)[-_ ]?v?1[-_.]?5($|[^0-9])",
-        r"(^|[^a-z0-9])v1[-_.]5($|[^0-9])",
-        r"(^|[^a-z])(sd|stable[-_ ]?diffusion)[-_ ]?v?1[-_.]?[1-4]($|[^0-9])",
-        r"(^|[^a-z])base($|[^a-z])",
-    )
-)
-_KINDS = ("input", "middle", "output")
+# What a base of any family may be called.
+_BASE = re.compile(r"(^|[^a-z])base($|[^a-z])", re.IGNORECASE)
 _LISTED = 3  # files that a note names
 # Where the first trial is the exact optimum, and elsewhere.
 _FEW_TRIALS, _MANY_TRIALS = 8, 60
@@ -91,7 +81,7 @@ def first_study(
     base: Path | None = None,
     metric: str = DEFAULT_METRIC,
     mode: str = "add_difference",
-    mapping: str = "supermerger",
+    mapping: str | None = None,
     folders: Sequence[Path] = (),
     hashes: HashCache | None = None,
     progress: Progress | None = None,
@@ -102,8 +92,8 @@ def first_study(
     for the checkpoints in it but the target; those of another family are left out. Without `base` the source that is
     called like one is taken, else the first. The recipe begins with the base, and adds every other source by a step of
     `mode` (add_difference or weight_sum), each alpha free on every block that can be scored: BASE is closed if the
-    target has no text encoder. `metric` is what the study scores by, and `mapping` tells where `time_embed` and the VAE
-    count: supermerger, mecha or model-mixer.
+    target has no text encoder. `metric` is what the study scores by, and `mapping` one of the layout's, by default its
+    first: supermerger, mecha or model-mixer.
 
     In both files, checkpoints are called as they were given: an absolute path stays one, and a name or hash that was
     found in `folders` stays that. A path relative to the current folder is written as seen from `folder`, unless it
@@ -119,6 +109,7 @@ def first_study(
     check_folders(folders)
     reader = _Reader(Library.of(folders, hashes, progress))
     goal = reader.open(target, "target")
+    mapping = mapping or goal.layout.default_mapping
     if mapping not in goal.layout.mappings:
         raise InputError(f"received {mapping!r}; must be one of {', '.join(goal.layout.mappings)}", field="mapping")
     folder = Path(_plain(goal.path.stem)) if folder is None else folder
@@ -332,7 +323,8 @@ def _freedom(goal: _Opened, parents: _Parents, mapping: str, metric: str, notes:
     layout, others = goal.layout, parents.others
     opened = _open_blocks(goal, (parents.base, *others), mapping)
     closed = tuple(block for block in layout.blocks if block not in opened)
-    why_closed = _why_closed(goal, closed) if closed else ""
+    why_closed = _why_closed(goal, closed, mapping) if closed else ""
+    attempt(lambda: METRICS[metric].check_offered(layout), field="metric")
     if not set(METRICS[metric].sees(layout)) & set(opened):
         seen = layout.describe_blocks(METRICS[metric].sees(layout))
         raise InputError(f"received {metric!r}, which sees {seen} alone; {why_closed}", field="metric")
@@ -356,7 +348,7 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
     """The model that differences are taken from: the one given, the likeliest by its name, or the first."""
     if given is not None:
         return given
-    for pattern in _BASES:
+    for pattern in (*found[0].layout.base_names, _BASE):
         for source in found:
             if pattern.search(source.path.stem):
                 notes.append(f"base: {source.path.name}, by its name; `base` names another")
@@ -390,11 +382,12 @@ def _open_blocks(goal: _Opened, sources: Sequence[_Opened], mapping: str) -> tup
     return tuple(block for block in goal.layout.blocks if block in held)
 
 
-def _why_closed(goal: _Opened, closed: Sequence[str]) -> str:
-    encoder = any(name.startswith(goal.layout.encoder) for name in goal.scored)
-    reason = (
-        "the target and the sources have no tensors of it in common" if encoder else "the target has no text encoder"
-    )
+def _why_closed(goal: _Opened, closed: Sequence[str], mapping: str) -> str:
+    held = {goal.layout.block_of(name, mapping) for name in goal.scored}
+    missing = [one.title for one in goal.layout.text_encoders if one.block in closed and one.block not in held]
+    reason = "the target and the sources have no tensors of it in common"
+    if missing:
+        reason = f"the target has no {' and no '.join(missing)}"
     shown = goal.layout.describe_blocks(closed)
     return f"{shown} is closed (alpha 0): {reason}, so nothing tells what was merged there"
 
@@ -425,7 +418,8 @@ def _misfits(source: _Opened, base: _Opened, goal: _Opened, mapping: str) -> dic
             block = layout.block_of(name, mapping)
             held = other.shapes.get(name, shape)
             # A base that is an inpainting model merges the channels that all models have.
-            wider = name == layout.inpainting_tensor and shape[1:2] > held[1:2]
+            inpainting = layout.inpainting is not None and name == layout.inpainting.tensor
+            wider = inpainting and shape[1:2] > held[1:2]
             if held != shape and not wider and block is not None:
                 told = f"tensor {name!r} of {other.path.name} has shape {list(held)}, but {list(shape)} in the base"
                 found.setdefault(block, told)
@@ -450,10 +444,10 @@ def _steps(
 
 
 def _holes(layout: Layout, blocks: tuple[str, ...], bounds: tuple[int, int], *, tied: bool) -> tuple[Free, ...]:
-    """An alpha for each of `blocks`; tied, one each for the text encoder, the input blocks, the middle, the outputs."""
+    """An alpha for each of `blocks`; tied, one for each group of blocks, and one for those of no group."""
     if not tied:
         return (Free(*bounds, blocks),) if blocks else ()
-    groups = [tuple(block for block in layout.parse_blocks(text) if block in blocks) for text in _KINDS]
+    groups = [tuple(block for block in blocks if layout.group_of(block) == name) for name in layout.groups]
     rest = tuple(block for block in blocks if not any(block in group for group in groups))
     return tuple(Free(*bounds, group, tie=len(group) > 1) for group in (rest, *groups) if group)
 
@@ -502,7 +496,8 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
                 f"The order is a guess. {sums[first.mode]}.",
                 *([f"{closed}."] if closed else []),
                 *freedom,
-                f"What you know, write down: a number, 26 of them, or {{OUT03-OUT11: {{search: {bounds}}}, M00: 0.5}}.",
+                f"What you know, write down: a number, {len(recipe.layout.blocks)} of them, or "
+                f"{{{recipe.layout.example}: {{search: {bounds}}}, {recipe.layout.blocks[0]}: 0.5}}.",
             ),
             dump_yaml({"steps": data["steps"]}),
             dump_yaml({"output": data["output"]}),

@@ -184,7 +184,7 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
     Raises StudyError with one line for each problem.
     """
     problems = entry.problems(base)
-    options = _metric_options(entry, folder, problems)
+    options = _metric_options(entry, recipe.layout, folder, problems)
     steps = _stage_steps(entry, recipe, problems)
     if problems:
         raise StudyError(problems)
@@ -217,14 +217,14 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
     )
 
 
-def _metric_options(entry: StageEntry, folder: Path, problems: list[str]) -> Options:
+def _metric_options(entry: StageEntry, layout: Layout, folder: Path, problems: list[str]) -> Options:
     """Return the options in a stage's fields, those of its metrics with the files that they name in `folder` read."""
     used = {METRICS[name].options for name in (entry.metric, entry.elsewhere) if name in METRICS}
     found = []
     for kind in OPTIONS:
         given = {name: getattr(entry, name) for name in kind.model_fields if name in entry.model_fields_set}
         options = kind(**given)
-        problems += options.problems(given, used=kind in used)
+        problems += options.problems(given, layout, used=kind in used)
         if kind in used:
             try:
                 options = options.loaded(folder)
@@ -271,6 +271,12 @@ def _evaluation_order(recipe: Recipe) -> tuple[str, ...]:
 
 def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Which metric scores which blocks. `elsewhere` takes the moved blocks that the stage's metric cannot see."""
+    for key, name in (("metric", entry.metric), ("elsewhere", entry.elsewhere)):
+        if name is not None:
+            try:
+                METRICS[name].check_offered(layout)
+            except InputError as error:
+                raise StudyError(f"{key}: {problem}" for problem in error.problems) from None
     seen = METRICS[entry.metric].sees(layout)
     moved = {block for parameter in free for block in parameter.blocks}
     own = {parameter.blocks[0] for parameter in free if not parameter.free.tie}

@@ -86,7 +86,7 @@ def worst_by_block(found: TensorSource, expected: Iterator[tuple[str, torch.Tens
 
     """
     worst = dict.fromkeys(LAYOUT.blocks, 0.0)
-    missing = {name for name in found.tensors if name != LAYOUT.position_ids}
+    missing = {name for name in found.tensors if name not in LAYOUT.position_ids}
     for name, value in expected:
         missing.discard(name)
         difference = float((found.tensor(name).float() - value.float()).abs().max()) / float(value.abs().max())
@@ -114,7 +114,7 @@ def by_steps(recipe: Recipe, folder: Path) -> Iterator[tuple[str, torch.Tensor]]
     with contextlib.ExitStack() as stack:
         opened = {name: stack.enter_context(open_checkpoint(folder / f"{name}.safetensors")) for name in MODELS}
         for name in opened["base"].tensors:
-            if name != LAYOUT.position_ids:
+            if name not in LAYOUT.position_ids:
                 models = {model: {name: checkpoint.tensor(name)} for model, checkpoint in opened.items()}
                 yield name, merge_by_steps(steps, models, torch.float32)[recipe.output][name]
 
@@ -134,8 +134,8 @@ def compare(recipe: Recipe, folder: Path, work: Path) -> dict[str, dict[str, flo
             by_mecha(mapped, folder, theirs)
             with open_checkpoint(theirs) as by_other:
                 tensors = ((name, by_other.tensor(name)) for name in by_other.tensors if name in merged.tensors)
-                wanted = ((name, value) for name, value in tensors if name != LAYOUT.position_ids)
-                found[mapping] = worst_by_block(merged, wanted, mapping)
+                expected = ((name, value) for name, value in tensors if name not in LAYOUT.position_ids)
+                found[mapping] = worst_by_block(merged, expected, mapping)
             theirs.unlink()
     ours.unlink()
     return found

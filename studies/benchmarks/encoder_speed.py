@@ -77,7 +77,8 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         config = CLIPTextConfig.from_pretrained(pipeline / "text_encoder", local_files_only=True)
         model = stored_part(CLIPTextModel(config)).eval()
         weights = {
-            name: comparison.reference.tensor(planted.layout.encoder + name).float() for name in model.state_dict()
+            name: comparison.reference.tensor(planted.layout.readable_encoder.model + name).float()
+            for name in model.state_dict()
         }
         model.load_state_dict(weights)
         prompts = list(read_prompts(pipeline / "prompts.txt"))
@@ -106,7 +107,10 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         # Scoring the reference itself must give the padded pass's cosine of reference and target.
         reference_states = forward()
         model.load_state_dict(
-            {name: comparison.target.tensor(planted.layout.encoder + name).float() for name in model.state_dict()}
+            {
+                name: comparison.target.tensor(planted.layout.readable_encoder.model + name).float()
+                for name in model.state_dict()
+            }
         )
         cosines = torch.nn.functional.cosine_similarity(reference_states, forward(), dim=-1).double()
         plain = sum(float(row[:length].mean()) for row, length in zip(cosines, lengths, strict=True)) / len(lengths)

@@ -41,8 +41,8 @@ million logits per candidate, 25.8 MB in float32. Eight sources have 36 pairs. F
   logits, weights copied block by block. Now blocks of one width share an operation, and a call makes one copy in each
   direction (optimizer/similarity/batched.py).
 * A single kernel for logits, softmax and cosines would write nothing to memory: 10 us of products and 2 us of exps,
-  more than 40,000 candidates per second. Triton is not available on Windows, `pip install` cannot build CUDA everywhere,
-  and no search needs that many candidates. So blockfit has no such kernel.
+  more than 40,000 candidates per second. Triton is not available on Windows, `pip install` cannot build CUDA
+  everywhere, and no search needs that many candidates. So blockfit has no such kernel.
 * Small float64 computations (coefficients, positions on lines) stay on the host. On the GPU only the mean of the 6,720
   cosines is in float64.
 * A search asks for one candidate at a time. Optuna takes 10 to 30 ms to propose and store it, the GPU 0.3 to 0.7 ms to

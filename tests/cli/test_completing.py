@@ -12,7 +12,6 @@ from optimizer import choices
 from optimizer.analysis import ceiling
 from optimizer.choices import words_of
 from optimizer.cli import completing, main
-from optimizer.families import load_layout
 from optimizer.interchange import EXPORTS
 from optimizer.recipes import MODES
 from optimizer.samplers import SAMPLERS
@@ -74,9 +73,6 @@ def test_words_are_those_of_the_parts():
     assert words_of(choices.SamplerName) == tuple(SAMPLERS)
     # "both" is what "all" was called when there were two.
     assert {*words_of(choices.CeilingMetric), "both"} == set(ceiling.CEILING_METRICS)
-    layout = load_layout("sd1")
-    for group in words_of(choices.BlockGroup):
-        assert layout.parse_blocks(group)
 
 
 @pytest.mark.parametrize(

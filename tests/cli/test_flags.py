@@ -46,7 +46,7 @@ def test_flags_are_words_of_the_command():
     ]
     assert found == []
     # The families of files are texts, too.
-    assert not re.search(r"[ \"(]--[a-z]", (PACKAGE / "checkpoints" / "kinds.yaml").read_text(encoding="utf-8"))
+    assert not re.search(r"[ \"(]--[a-z]", (PACKAGE / "families" / "kinds.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_tokenizer_goes_with_the_encoder(name):
     tokenizer = load_tokenizer(folder)
 
     assert len(tokenizer) == config.vocab_size
-    assert load_layout("sd1").pipelines[config.vocab_size] == name
+    assert load_layout("sd1").readable_encoder.pipelines[config.vocab_size].name == name
     assert (tokenizer.eos_token_id, tokenizer.model_max_length) == (config.eos_token_id, config.max_position_embeddings)
 
 

@@ -201,7 +201,7 @@ def test_presets_by_name(tmp_path):
     assert dict(recipe("alpha: WHOLE").steps[0].alpha.values) == ALPHAS
     assert dict(recipe("alpha: REST, base_alpha: -0.3").steps[0].alpha.values) == ALPHAS
     for alpha, part in (
-        ("alpha: NONE", "received 'NONE'; no preset has this name; there are WHOLE, REST, R"),
+        ("alpha: NONE", "received 'NONE'; no preset has this name; must be one of WHOLE, REST, R"),
         ("alpha: R", "preset 'R', line 4: value 1 is 'R'; must be a number"),
         ("alpha: REST", "preset 'REST', line 3: received 25 numbers; must be 26, BASE first"),
     ):

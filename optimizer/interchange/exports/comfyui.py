@@ -1,9 +1,10 @@
 """Export to ComfyUI: a workflow in the format of its API (`POST /prompt`, or Load in the browser), core nodes only.
 
 In ComfyUI a ratio of 1 keeps the first model, so ratio = 1 - alpha with a as the first. Each step is merged twice, the
-UNet block by block and the text encoder by BASE; A + (B - C) alpha is the merge of A with A + (B - C). time_embed has a
-ratio of its own, so all mappings are exact. No core node merges VAEs: the output takes one source's, and a recipe whose
-VAE is a mix is refused. Files are known by name, from ComfyUI's own folder of checkpoints.
+UNet block by block and the text encoder by its own; A + (B - C) alpha is the merge of A with A + (B - C). What is no
+block of the UNet (time_embed) has a ratio of its own, so all mappings are exact. No core node merges VAEs: the output
+takes one source's, and a recipe whose VAE is a mix is refused. Files are known by name, from ComfyUI's own folder of
+checkpoints.
 
 Nodes that merge take tensors that an input lacks from the other; ComfyUI merges in the precision it loads models in.
 """
@@ -16,7 +17,8 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from optimizer.errors import RecipeError
-from optimizer.families import PREFIXES, TEXT_ENCODER, UNET, VAE
+from optimizer.families import Layout
+from optimizer.families.records import ComfyUINodes
 from optimizer.interchange.exports.placement import alpha_at, coefficients_by_prefix, file_problems, file_text, listed
 from optimizer.recipes import Recipe, Step
 
@@ -61,7 +63,12 @@ def write_comfyui(recipe: Recipe) -> str:
     VAE that is a mix of sources, and for files that ComfyUI would not tell apart or not list.
     """
     vae, vae_problems = _vae_source(recipe)
-    if problems := [*_name_problems(recipe), *_ratio_problems(recipe), *vae_problems]:
+    if problems := [
+        *_name_problems(recipe),
+        *_ratio_problems(recipe),
+        *_encoder_problems(recipe),
+        *vae_problems,
+    ]:
         raise RecipeError(problems)
     workflow = _Workflow()
     known: dict[str, _Loaded] = {}
@@ -110,27 +117,59 @@ def _add_step(workflow: _Workflow, recipe: Recipe, step: Step, known: Mapping[st
         )
     ratios = _ratios(recipe, step)
     if len(ratios) == 1:
-        return _add_merge(workflow, step.name, first, second, ratios[0])
+        return _add_merge(workflow, recipe.layout, step.name, first, second, ratios[0])
     assert step.c is not None
-    both = _add_merge(workflow, f"{step.name}: a, b", first, second, ratios[0])
-    return _add_merge(workflow, step.name, both, known[step.c], ratios[1])
+    both = _add_merge(workflow, recipe.layout, f"{step.name}: a, b", first, second, ratios[0])
+    return _add_merge(workflow, recipe.layout, step.name, both, known[step.c], ratios[1])
 
 
-def _add_merge(workflow: _Workflow, title: str, first: _Loaded, second: _Loaded, ratios: _Ratios) -> _Loaded:
-    inputs = {prefix.removeprefix(UNET): ratio for prefix, ratio in ratios.items() if prefix.startswith(UNET)}
-    middle = inputs.pop("middle_block.")
-    # Nothing of an SD 1.x model starts with label_emb., but the node wants a number.
-    inputs |= {"label_emb.": inputs["time_embed."]} | {f"middle_block.{n}.": middle for n in range(3)}
+def _add_merge(
+    workflow: _Workflow, layout: Layout, title: str, first: _Loaded, second: _Loaded, ratios: _Ratios
+) -> _Loaded:
+    nodes = _nodes(layout)
+    own: _Ratios = {}
+    others: _Ratios = {}
+    for place, ratio in ratios.items():
+        if layout.in_network(place):
+            usual = place.removeprefix(layout.network.prefix)
+            for name in nodes.inputs.get(place, (usual,)):
+                (own if name == usual else others)[name] = ratio
+    encoders = [ratio for place, ratio in ratios.items() if _is_encoders(layout, place)]
     return _Loaded(
-        workflow.add("ModelMergeSD1", title, model1=first.model, model2=second.model, **inputs),
-        workflow.add("CLIPMergeSimple", title, clip1=first.clip, clip2=second.clip, ratio=ratios[TEXT_ENCODER]),
+        workflow.add(nodes.node, title, model1=first.model, model2=second.model, **own, **others),
+        workflow.add("CLIPMergeSimple", title, clip1=first.clip, clip2=second.clip, ratio=(encoders or [1.0])[0]),
     )
+
+
+def _nodes(layout: Layout) -> ComfyUINodes:
+    nodes = layout.tools.comfyui
+    assert nodes is not None, "only layouts that ComfyUI has a node for are exported to it"
+    return nodes
+
+
+def _is_encoders(layout: Layout, place: str) -> bool:
+    return any(place.startswith(encoder.prefix) for encoder in layout.text_encoders)
+
+
+def _encoder_problems(recipe: Recipe) -> list[str]:
+    """A line for each alpha that differs between the text encoders, all of which one node merges with one ratio."""
+    layout, problems = recipe.layout, list[str]()
+    for step in recipe.ancestors():
+        for name, alpha in step.alphas.items():
+            numbers = {p: alpha_at(recipe, alpha, p) for p in layout.places if _is_encoders(layout, p)}
+            if len(set(numbers.values())) > 1:
+                given = ", ".join(f"{number:g} on {place}*" for place, number in numbers.items())
+                problems.append(
+                    f"steps.{step.name}.{name}: received {given}; ComfyUI merges all text encoders with one ratio"
+                )
+    return problems
 
 
 def _ratios(recipe: Recipe, step: Step) -> list[_Ratios]:
     """The ratios of the merges that make this step, by prefix: one merge, or a with b and then with c."""
     rows: list[_Ratios] = []
-    for prefix in PREFIXES:
+    places = tuple(recipe.layout.places)
+    for prefix in places:
         alpha = alpha_at(recipe, step.alpha, prefix)
         beta = 0.0 if step.beta is None else alpha_at(recipe, step.beta, prefix)
         if step.mode == "triple_sum":
@@ -140,7 +179,7 @@ def _ratios(recipe: Recipe, step: Step) -> list[_Ratios]:
             first = 1 - alpha
         rows.append({"first": first, "second": 1 - beta})
     merges = ("first",) if step.beta is None else ("first", "second")
-    return [{prefix: row[merge] for prefix, row in zip(PREFIXES, rows, strict=True)} for merge in merges]
+    return [{prefix: row[merge] for prefix, row in zip(places, rows, strict=True)} for merge in merges]
 
 
 def _rounded(difference: float) -> float:
@@ -152,7 +191,9 @@ def _ratio_problems(recipe: Recipe) -> list[str]:
     """A line for each alpha with numbers outside 0 .. 1, and for each triple sum that leaves less than nothing of a."""
     outside: dict[str, dict[str, float]] = {}
     for step in recipe.ancestors():
-        for prefix in PREFIXES[:-1]:
+        for prefix in recipe.layout.places:
+            if recipe.layout.vae is not None and prefix.startswith(recipe.layout.vae.prefix):
+                continue  # no node merges VAEs
             block = recipe.layout.block_of(prefix, recipe.mapping)
             if block is None:
                 continue
@@ -181,18 +222,21 @@ def _by_number(recipe: Recipe, numbers: Mapping[str, float]) -> str:
 
 def _vae_source(recipe: Recipe) -> tuple[str, list[str]]:
     """The source whose VAE counts most in the output, and what is wrong if others count too."""
-    coefficients = coefficients_by_prefix(recipe, (VAE,))[VAE]
+    if recipe.layout.vae is None:
+        return recipe.first_model(), []
+    place = recipe.layout.vae.prefix
+    coefficients = coefficients_by_prefix(recipe, (place,))[place]
     mixed = {name: value for name, value in coefficients.items() if value != 0}
     most = max(mixed, key=lambda name: mixed[name])
     if mixed == {most: 1.0}:
         return most, []
     shown = " + ".join(f"{value:.4g} x {name}" for name, value in mixed.items())
-    block = recipe.layout.block_of(VAE, recipe.mapping)
+    block = recipe.layout.block_of(place, recipe.mapping)
     places = [
-        f"steps.{step.name}.{name}.{block} ({alpha_at(recipe, alpha, VAE):g})"
+        f"steps.{step.name}.{name}.{block} ({alpha_at(recipe, alpha, place):g})"
         for step in recipe.ancestors()
         for name, alpha in step.alphas.items()
-        if alpha_at(recipe, alpha, VAE) != 0
+        if alpha_at(recipe, alpha, place) != 0
     ]
     problem = (
         f"{listed(places)}: the VAE of {recipe.output} becomes {shown}, and no node of ComfyUI merges VAEs; "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from optimizer.choices import FormatName
 from optimizer.errors import RecipeError
+from optimizer.families import layout_names, load_layout
 from optimizer.interchange.exports.comfyui import write_comfyui
 from optimizer.interchange.exports.mecha import write_mecha
 from optimizer.interchange.exports.mergekit import write_mergekit
@@ -19,22 +20,27 @@ __all__ = ["EXPORTS", "Export", "export_recipe"]
 class Export:
     """One format: `write` gives a file's whole text for a recipe without free alphas, or raises RecipeError.
 
-    `layouts` are the model families that the format, as written here, fits.
+    `tool` is the tool whose convention for a family it writes by, as the layout's `tools` have it; None for a format
+    that fits every layout.
     """
 
     name: FormatName
     write: Callable[[Recipe], str]
-    layouts: tuple[str, ...] = ("sd1",)
+    tool: str | None = None
+
+    def layouts(self) -> tuple[str, ...]:
+        """Return the names of the layouts that recipes can have."""
+        return tuple(name for name in layout_names() if self.tool is None or load_layout(name).tools.knows(self.tool))
 
 
 EXPORTS: dict[str, Export] = {
     export.name: export
     for export in (
-        Export("supermerger", write_supermerger),
-        Export("model-mixer", write_model_mixer),
-        Export("mecha", write_mecha),
-        Export("comfyui", write_comfyui),
-        Export("mergekit", write_mergekit),
+        Export("supermerger", write_supermerger, "supermerger"),
+        Export("model-mixer", write_model_mixer, "model-mixer"),
+        Export("mecha", write_mecha, "mecha"),
+        Export("comfyui", write_comfyui, "comfyui"),
+        Export("mergekit", write_mergekit, "mergekit"),
     )
 }
 
@@ -50,9 +56,9 @@ def export_recipe(recipe: Recipe, format_name: str) -> str:
     if format_name not in EXPORTS:
         raise RecipeError(f"received {format_name!r}; must be one of {', '.join(EXPORTS)}", field="format_name")
     export = EXPORTS[format_name]
-    if recipe.layout.name not in export.layouts:
+    if export.tool is not None and not recipe.layout.tools.knows(export.tool):
         raise RecipeError(
-            f"layout: received {recipe.layout.name!r}; the {format_name} export knows {', '.join(export.layouts)}"
+            f"layout: received {recipe.layout.name!r}; the {format_name} export knows {', '.join(export.layouts())}"
         )
     recipe.check_finished("exported")
     return export.write(recipe)

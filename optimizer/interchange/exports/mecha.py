@@ -3,13 +3,13 @@
     recipe = sd_mecha.deserialize(Path("recipe.mecha").read_text())
     sd_mecha.merge(recipe, output_dtype=torch.float16, output="merged.safetensors")
 
-sd-mecha opens relative file names from the folder where it runs. It takes time_embed's alpha from BASE; for another
-mapping the file gives those tensors, and the VAE, alphas of their own, so every mapping is exact. Tensors that an input
-lacks are carried over or passed through as here.
+sd-mecha opens relative file names from the folder where it runs. It takes alphas by a mapping of its own; where the
+recipe's differs (in time_embed and the VAE) the file gives those tensors alphas of their own, so every mapping is
+exact. Tensors that an input lacks are carried over or passed through as here.
 
 Where sd-mecha differs: EMA copies and the noise schedule are not merged, but those of the first of a step's a and b
 that has them are in the result; position ids come out as floating-point numbers (0 .. 76, exact if the sources agree);
-tensors outside its list for SD 1.x are left out; tensors of other shapes, such as the 9-channel input of inpainting
+tensors outside its list for the family are left out; tensors of other shapes, such as the 9-channel input of inpainting
 models, do not fit it; a source's tensor that holds NaN or Inf counts as missing.
 """
 
@@ -17,16 +17,12 @@ import json
 from dataclasses import dataclass, field
 
 from optimizer.errors import RecipeError
-from optimizer.families import TIME_EMBED, VAE
+from optimizer.families import Layout
+from optimizer.families.records import MechaNames
 from optimizer.interchange.exports.placement import alpha_at, file_problems, file_text
 from optimizer.recipes import MODES, Alpha, Recipe, Step
 
 __all__ = ["write_mecha"]
-
-_CONVERTED_BY = "mecha"
-_TIME_EMBED_TENSORS = tuple(f"{TIME_EMBED}{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias"))
-# Parts of an SD 1.x file that sd-mecha would merge by BASE; recipes copy them.
-_COPIED = ("ema", "scheduler")
 
 
 def write_mecha(recipe: Recipe) -> str:
@@ -73,7 +69,7 @@ class _Instructions:
 
 def _write_model(written: _Instructions, recipe: Recipe, name: str, space: str) -> str:
     path = file_text(recipe.models[name].file).replace('"', '\\"')
-    return written.add(f'model "{path}" model_config="sd1-ldm" merge_space="{space}"')
+    return written.add(f'model "{path}" model_config="{_names(recipe.layout).model}" merge_space="{space}"')
 
 
 def _write_presence(written: _Instructions, recipe: Recipe, name: str) -> str:
@@ -130,23 +126,26 @@ def _write_step(written: _Instructions, recipe: Recipe, step: Step, known: dict[
 
 
 def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha) -> str:
-    """The reference to alphas by tensor name: the 26 numbers, and those that sd-mecha's mapping would give wrongly."""
+    """The reference to alphas by tensor name: the blocks', and those that sd-mecha's mapping would give wrongly."""
+    names = _names(recipe.layout)
     # Every block must be listed: sd-mecha leaves out the tensors of the others without a word.
     numbers = " ".join(f"{block}={alpha.at(block)!r}" for block in recipe.layout.blocks)
     values = written.add(f"dict {numbers}")
-    blocks = written.add(f'literal {values} model_config="sd1-supermerger_blocks" merge_space="param"')
-    result = written.merge("convert_sd1_blocks_to_ldm", blocks)
+    blocks = written.add(f'literal {values} model_config="{names.blocks}" merge_space="param"')
+    result = written.merge(names.converter, blocks)
 
-    time_embed = alpha_at(recipe, alpha, TIME_EMBED)
-    if time_embed != _converted(recipe, alpha, TIME_EMBED):
-        values = written.add("dict " + " ".join(f"{name}={time_embed!r}" for name in _TIME_EMBED_TENSORS))
-        own = written.add(f'literal {values} model_config="sd1-ldm" merge_space="param"')
-        result = written.merge("fallback", own, result)
+    for place, tensors in names.tensors.items():
+        number = alpha_at(recipe, alpha, place)
+        if number != _converted(recipe, alpha, place):
+            values = written.add("dict " + " ".join(f"{place}{tensor}={number!r}" for tensor in tensors))
+            own = written.add(f'literal {values} model_config="{names.model}" merge_space="param"')
+            result = written.merge("fallback", own, result)
 
-    parts = dict.fromkeys(_COPIED, 0.0)
-    vae = alpha_at(recipe, alpha, VAE)
-    if vae != _converted(recipe, alpha, VAE):
-        parts["vae"] = vae
+    # sd-mecha would merge what belongs to no place by the first block; recipes copy it.
+    parts = {part: 0.0 for part, place in names.components.items() if place is None}
+    for part, prefix in names.components.items():
+        if prefix is not None and (number := alpha_at(recipe, alpha, prefix)) != _converted(recipe, alpha, prefix):
+            parts[part] = number
     for value in dict.fromkeys(parts.values()):
         for part in (part for part, own_value in parts.items() if own_value == value):
             result = written.merge("omit_component", result, f'"{part}"')
@@ -154,6 +153,12 @@ def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha) -> str:
     return result
 
 
+def _names(layout: Layout) -> MechaNames:
+    names = layout.tools.mecha
+    assert names is not None, "only layouts that sd-mecha knows are exported to it"
+    return names
+
+
 def _converted(recipe: Recipe, alpha: Alpha, prefix: str) -> float:
-    block = recipe.layout.block_of(prefix, _CONVERTED_BY)
+    block = recipe.layout.block_of(prefix, _names(recipe.layout).mapping)
     return 0.0 if block is None else alpha.at(block)

@@ -16,7 +16,6 @@ mergekit takes a weight of exactly 0 for a missing one and fails; 1e-300 stands 
 import json
 
 from optimizer.errors import RecipeError
-from optimizer.families import PREFIXES
 from optimizer.interchange.exports.placement import coefficients_by_prefix, file_problems, file_text
 from optimizer.recipes import Recipe
 
@@ -33,7 +32,8 @@ def write_mergekit(recipe: Recipe) -> str:
     weights: dict[str, dict[str, float]] = {}
     for prefix, coefficients in coefficients_by_prefix(recipe).items():
         for source, coefficient in coefficients.items():
-            by_prefix = weights.setdefault(file_text(recipe.models[source].file), dict.fromkeys(PREFIXES, 0.0))
+            nothing = dict.fromkeys(recipe.layout.places, 0.0)
+            by_prefix = weights.setdefault(file_text(recipe.models[source].file), nothing)
             by_prefix[prefix] += coefficient
     origin = file_text(recipe.models[recipe.first_model()].file)
     lines = [
@@ -50,7 +50,7 @@ def write_mergekit(recipe: Recipe) -> str:
         lines += [f"  - model: {json.dumps(file, ensure_ascii=False)}", "    parameters:", "      weight:"]
         # The first filter that is part of a tensor's name counts. Position ids are the text encoder's, but not merged.
         copied = 1.0 if file == origin else 0.0
-        rows = {recipe.layout.position_ids.rsplit(".", 1)[-1]: copied, **by_prefix}
+        rows = {**{name.rsplit(".", 1)[-1]: copied for name in recipe.layout.position_ids}, **by_prefix}
         lines += [f'        - {{filter: "{prefix}", value: {_number(value)}}}' for prefix, value in rows.items()]
         lines.append(f"        - {{value: {_number(copied)}}}")
     return "\n".join([*lines, "parameters: {normalize: false}", "dtype: float32", ""])

@@ -1,9 +1,9 @@
 """Export to sd-webui-model-mixer: the JSON that its "Load from metadata" takes, steps and all.
 
-It merges one chain: model A, then one model a step, each step with 26 numbers of its own; every Add-Diff step subtracts
-the one base model. It merges time_embed by OUT11 and leaves the VAE at model A (its setting "Merge Extra Elements" is
-on by default). It knows checkpoints by name, from the WebUI's own folder, and shows as many as its setting "Maximum
-Merge models" says: 3 unless raised, at most 5.
+It merges one chain: model A, then one model a step, each step with numbers by block of its own; every Add-Diff step
+subtracts the one base model. It leaves the VAE at model A, and moves time_embed by the last block (its setting "Merge
+Extra Elements" is on by default). It knows checkpoints by name, from the WebUI's own folder, and shows as many as its
+setting "Maximum Merge models" says: 3 unless raised, at most 5.
 """
 
 import json

@@ -1,18 +1,12 @@
-"""What a recipe does to the tensors of Stable Diffusion 1.x by the start of their names."""
+"""What a recipe does to tensors by the start of their names, the layout's places."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from optimizer.families import PREFIXES, TEXT_ENCODER, TIME_EMBED, UNET, VAE
 from optimizer.library import name_without_hash
 from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step
 
 __all__ = [
-    "PREFIXES",
-    "TEXT_ENCODER",
-    "TIME_EMBED",
-    "UNET",
-    "VAE",
     "alpha_at",
     "coefficients_by_prefix",
     "file_problems",
@@ -31,11 +25,12 @@ def alpha_at(recipe: Recipe, alpha: Alpha, prefix: str) -> float:
     return 0.0 if block is None else alpha.at(block)
 
 
-def coefficients_by_prefix(recipe: Recipe, prefixes: Sequence[str] = PREFIXES) -> dict[str, dict[str, float]]:
-    """What each source contributes to the output under each prefix, {prefix: {source: coefficient}}.
+def coefficients_by_prefix(recipe: Recipe, prefixes: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """Return what each source contributes to the output under each prefix, {prefix: {source: coefficient}}.
 
-    Holds for tensors that every source has.
+    `prefixes` are by default all places of the layout. Holds for tensors that every source has.
     """
+    prefixes = tuple(recipe.layout.places) if prefixes is None else prefixes
     sources = recipe.sources()
     everyone = tuple(range(len(sources)))
     groups = [Group(recipe.layout.block_of(prefix, recipe.mapping), everyone) for prefix in prefixes]
@@ -50,7 +45,7 @@ def mapping_problems(recipe: Recipe, steps: Sequence[Step], mapping: str, tool: 
     None where the blocks concerned have equal alphas in all of `steps`: then the tool's mapping makes no difference.
     """
     problems: list[str] = []
-    for prefix in PREFIXES:
+    for prefix in recipe.layout.places:
         ours, theirs = (recipe.layout.block_of(prefix, name) for name in (recipe.mapping, mapping))
         places: list[str] = []
         for step in steps:

@@ -1,8 +1,8 @@
 """Export to SuperMerger: the steps in the article's notation, then the same numbers as lines for mbwpresets.txt.
 
-SuperMerger does one step at a time: its fields take a step's models and mode from the notation, and its 26 numbers come
-from the preset of the step's name (of NAME_beta for beta). It takes time_embed's alpha from IN00 and the VAE's from
-BASE, so a recipe of another mapping is refused where that makes a difference.
+SuperMerger does one step at a time: its fields take a step's models and mode from the notation, and its numbers come
+from the preset of the step's name (of NAME_beta for beta). It has a mapping of its own, for time_embed and the VAE, so
+a recipe of another mapping is refused where that makes a difference.
 """
 
 from optimizer.errors import RecipeError

@@ -1,7 +1,10 @@
-"""Numbers by block that stand below a formula: `BASE: 0.2`, `IN: 12 numbers`, `M00 0.3`, `OUT03-OUT05: 0.5`."""
+"""Numbers by block that stand below a formula: `BASE: 0.2`, `IN: 12 numbers`, `M00 0.3`, `OUT03-OUT05: 0.5`.
+
+Of families that are no UNets blocks are called by their own names: `D00-D18: 0.5`."""
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from optimizer.errors import RecipeError
@@ -13,18 +16,14 @@ from optimizer.recipes import NUMBER, number_in
 __all__ = ["BlockNumbers", "block_numbers_at"]
 
 _LONGEST = 1000  # characters of one line
-_REFERENCE = (
+# What people call the blocks of a UNet, whose groups they abbreviate; other networks' blocks have their names alone.
+_UNET_REFERENCE = (
     r"base|(?:in|out)(?:put)?s?(?:[ _-]?blocks?)?|m(?:id(?:dle)?)?(?:[ _-]?blocks?)?"
     r"|(?:in|out|mid|mi|m)[ _]?\d{1,2}(?:\s?[-~]\s?(?:in|out|mid|mi|m)?[ _]?\d{1,2})?"
 )
 _VALUE = rf"-?{NUMBER}(?:\s?%)?(?![\w.])"
-_ENTRY = re.compile(
-    rf"(?P<reference>{_REFERENCE})(?:\s?[:=]\s?|\s)[(\[]?\s?(?P<values>{_VALUE}(?:[,;]?\s?(?={_VALUE}){_VALUE})*+)\s?[)\]]?"
-    r"\s?[,;/|]?\s?",
-    re.IGNORECASE,
-)
 _KEY = re.compile(r"(?P<symbol>alpha|beta|weights?|mbw|block weights?)\s?[:=]\s?[{(\[]?", re.IGNORECASE)
-_SURE = re.compile(r"(?:in|out|mi|m)[ _]?\d|base", re.IGNORECASE)
+_UNET_SURE = re.compile(r"(?:in|out|mi|m)[ _]?\d|base", re.IGNORECASE)
 
 
 class BlockNumbers(NamedTuple):
@@ -38,7 +37,7 @@ class BlockNumbers(NamedTuple):
 def block_numbers_at(lines: Sequence[str], start: int, layout: Layout) -> BlockNumbers | None:
     """Return the numbers by block in the lines from `start` on; None if there are none.
 
-    One number for a kind of blocks is that of each; BASE's number may be missing, and stand elsewhere.
+    One number for a kind of blocks is that of each; the first block's number may be missing, and stand elsewhere.
     """
     entries: list[tuple[str, list[str]]] = []
     symbol, count, keyed = "alpha", 0, False
@@ -51,7 +50,7 @@ def block_numbers_at(lines: Sequence[str], start: int, layout: Layout) -> BlockN
             symbol = "beta" if key["symbol"].lower() == "beta" else "alpha"
             text = text[key.end() :].strip()
             keyed = bool(text)
-        found = list(_entries(text)) if text else []
+        found = list(_entries(text, layout)) if text else []
         if not found and not (key is not None and not text):
             break
         entries += found
@@ -59,11 +58,13 @@ def block_numbers_at(lines: Sequence[str], start: int, layout: Layout) -> BlockN
     if not entries:
         return None
     references = [reference for reference, _ in entries]
-    if len(entries) < 2 and not _SURE.match(references[0]) and not references[0].isupper():
+    sure = layout.unet is not None and _UNET_SURE.match(references[0])
+    if len(entries) < 2 and not sure and not references[0].isupper():
         return None
     if references in (["M"], ["m"]):
         return None  # the WebUI's multiplier
-    if [reference.lower() for reference in references] == ["base"] and len(entries[0][1]) == 1:
+    names = ("base", layout.blocks[0].lower()) if layout.unet is not None else (layout.blocks[0].lower(),)
+    if len(references) == 1 and references[0].lower() in names and len(entries[0][1]) == 1:
         if not 0 <= number_in(entries[0][1][0]).value <= 1:
             return None  # of a base model, 1.5 say
         return BlockNumbers({f"base_{symbol}": entries[0][1][0]}, count)
@@ -85,12 +86,25 @@ def block_numbers_at(lines: Sequence[str], start: int, layout: Layout) -> BlockN
     return BlockNumbers({symbol: f"({value_of(numbers[first])},{rest})" if first in numbers else f"({rest})"}, count)
 
 
-def _entries(text: str) -> Iterator[tuple[str, list[str]]]:
+@cache
+def _entry(unet: bool, names: tuple[str, ...]) -> re.Pattern[str]:
+    """A block, or several, and numbers, in texts about a UNet or about a network with blocks of these names."""
+    own = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    reference = _UNET_REFERENCE if unet else rf"(?:{own})(?:\s?[-~]\s?(?:{own}))?"
+    return re.compile(
+        rf"(?P<reference>{reference})(?:\s?[:=]\s?|\s)[(\[]?\s?"
+        rf"(?P<values>{_VALUE}(?:[,;]?\s?(?={_VALUE}){_VALUE})*+)\s?[)\]]?\s?[,;/|]?\s?",
+        re.IGNORECASE,
+    )
+
+
+def _entries(text: str, layout: Layout) -> Iterator[tuple[str, list[str]]]:
     """Blocks and their numbers in a line that holds nothing else; none otherwise."""
+    pattern = _entry(layout.unet is not None, () if layout.unet is not None else (*layout.blocks, *layout.groups))
     found: list[tuple[str, list[str]]] = []
     position = 0
     while position < len(text):
-        entry = _ENTRY.match(text, position)
+        entry = pattern.match(text, position)
         if entry is None:
             return
         found.append((entry["reference"], re.findall(_VALUE, entry["values"])))
@@ -113,11 +127,13 @@ def _by_block(entries: Sequence[tuple[str, list[str]]], layout: Layout) -> dict[
 
 def _blocks(reference: str, layout: Layout) -> tuple[str, ...]:
     """The blocks that a word stands for. Raises RecipeError for one that the layout does not have."""
+    if layout.unet is None:
+        return layout.parse_blocks(re.sub(r"\s?[-~]\s?", "-", reference))
     word = re.sub(r"[ _-]?blocks?$", "", reference.lower())
     if word == "base":
         return layout.blocks[:1]
-    kind = {"i": "input", "o": "output", "m": "middle"}[word[0]]
+    kind = layout.unet["imo".index(word[0])]
     if not re.search(r"\d", word):
         return layout.parse_blocks(kind)
-    prefix = {"input": "IN", "output": "OUT", "middle": "M"}[kind]
+    prefix = re.sub(r"\d+$", "", layout.groups[kind][0])
     return layout.parse_blocks("-".join(f"{prefix}{int(number):02}" for number in re.findall(r"\d+", word)))

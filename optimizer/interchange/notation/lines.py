@@ -13,7 +13,7 @@ from optimizer.interchange.notation.wording import IS, is_key
 __all__ = ["LONGEST_LINE", "MOST_LINES", "joined_lines"]
 
 MOST_LINES = 12  # that one formula or list of numbers may be spread over
-LONGEST_LINE = 10_000  # characters of any line that is looked at; 26 free alphas take some 1500
+LONGEST_LINE = 10_000  # characters of any line that is looked at; a free alpha for each block takes some 1500
 _IS = re.compile(rf":(?!\.?\d)|{IS.pattern}", re.IGNORECASE)  # with a number behind it a colon is a weight's
 _LONGEST_JOINED = 2000  # characters of a line that may run on
 

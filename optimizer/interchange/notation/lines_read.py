@@ -4,12 +4,12 @@ from collections import ChainMap
 from collections.abc import Container
 from dataclasses import dataclass, field
 
-from optimizer.families import Layout
+from optimizer.families import Layout, built_in_presets
 from optimizer.interchange.notation.statements import SameAs, Statement
 from optimizer.interchange.notation.tables import is_row
 from optimizer.interchange.notation.tokens import normalized
 from optimizer.interchange.notation.unread import goes_on, mentions, reason
-from optimizer.recipes import Model, Preset, built_in_presets
+from optimizer.recipes import Model, Preset
 
 __all__ = ["LinesRead", "Rejected"]
 

@@ -1,6 +1,6 @@
 """sd-webui-model-mixer's line about a merge, which stands in names and pictures.
 
-    Model recipe: (A * (1 - alpha_0) + B * alpha_0) + (C - sd15) * alpha_1(26 numbers),(26 numbers)
+    Model recipe: (A * (1 - alpha_0) + B * alpha_0) + (C - sd15) * alpha_1(numbers),(numbers)
 
 In pictures its commas are spaces. After https://github.com/wkpark/sd-webui-model-mixer, commit 8d55c1d,
 scripts/model_mixer.py: `make_recipe` and what follows it.
@@ -18,7 +18,7 @@ _NUMBERS = r"\(\s*[-\d.eE,\s]+\)"
 _LINE = re.compile(
     rf"(?P<formula>.*?alpha_\d+\s*\)?)\s*(?P<numbers>{_NUMBERS}(?:[\s,]*{_NUMBERS})*)\s*(?P<adjust>@.*)?"
 )
-_LONGEST = 4 * LONGEST_FORMULA  # five times 26 numbers of 15 digits, and the formula
+_LONGEST = 4 * LONGEST_FORMULA  # five times a number of 15 digits for each block, and the formula
 
 
 def mixer_line(text: str) -> Said | Refused | None:

@@ -7,7 +7,7 @@ named with the reason why it is not.
 
 from collections.abc import Mapping
 
-from optimizer.families import Layout, load_layout
+from optimizer.families import Layout, default_layout
 from optimizer.interchange.notation.line_reading import LineReader
 from optimizer.interchange.notation.settling import Imported, Settling
 from optimizer.interchange.notation.writing import write_notation
@@ -36,5 +36,5 @@ def read_notation(
     that is not understood but defines a name that others use or goes on from what would be the output, a name defined
     in two ways, and a text without steps.
     """
-    found = LineReader(layout or load_layout("sd1"), presets or {}).read(text)
+    found = LineReader(layout or default_layout(), presets or {}).read(text)
     return Settling(found).imported(name, mapping)

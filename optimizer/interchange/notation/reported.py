@@ -77,8 +77,8 @@ class ReportedSimilarities:
     def _blocks(self, label: str) -> tuple[str, ...]:
         """The blocks that `output_blocks` and the like stand for: those with attention, the middle among the inputs."""
         kind = label.lower().removesuffix("_blocks")
-        if kind in ("input", "output"):
-            wanted = {"input": "input,middle", "output": "output"}[kind]
+        if self.layout.unet is not None and kind in (self.layout.unet[0], self.layout.unet[2]):
+            wanted = ",".join(self.layout.unet[:2]) if kind == self.layout.unet[0] else kind
             return tuple(block for block in self.layout.parse_blocks(wanted) if block in self.layout.attention)
         return self.layout.parse_blocks(label)
 

@@ -87,7 +87,7 @@ class Settling:
         return Imported(recipe, tuple(dict.fromkeys(notes)), tuple(map(str, self._found.rejected)))
 
     def _give_by_name(self) -> None:
-        """Give steps without numbers those that are called after them, `T1: 26 numbers` or `T1 alpha: 26 numbers`."""
+        """Give steps without numbers those that are called after them, `T1: numbers` or `T1 alpha: numbers`."""
         for statement in self._found.statements:
             for symbol in statement.symbols:
                 labels = [f"{statement.name} {symbol}", f"{symbol} of {statement.name}", f"{symbol} {statement.name}"]
@@ -135,17 +135,18 @@ class Settling:
         ]
 
     def _mixer_mapping(self, steps: Sequence[Step]) -> str:
-        """The mapping of a text: model-mixer's where the numbers are its own."""
+        """The mapping of a text: model-mixer's where the numbers are its own, else the layout's first."""
+        usual = self._found.layout.default_mapping
         if not self._found.mixer_lines:
-            return "supermerger"
+            return usual
         line = self._found.mixer_lines[0]
         if len(self._found.mixer_lines) < len(self._found.statements):
             self._found.notes.append(
-                (line, "model-mixer's numbers stand beside others; the mapping is supermerger, see `mapping`")
+                (line, f"model-mixer's numbers stand beside others; the mapping is {usual}, see `mapping`")
             )
-            return "supermerger"
+            return usual
         if all(len(set(alpha.values.values())) == 1 for step in steps for alpha in step.alphas.values()):
-            return "supermerger"  # without block weights it merges everything, the VAE too
+            return usual  # without block weights it merges everything, the VAE too
         self._found.notes.append((line, "the mapping is model-mixer, whose line this is"))
         return "model-mixer"
 

@@ -1,6 +1,6 @@
 """What one line of a text says: a step, the numbers of an alpha, or nothing that has to do with a recipe.
 
-    MIX = A x (1-alpha) + B x alpha (26 numbers)        a name, a formula, and the numbers of its alpha
+    MIX = A x (1-alpha) + B x alpha (numbers)           a name, a formula, and the numbers of its alpha
     A x 0.7 + B x 0.3 -> MIX, MIX: ..., MIX is ...      other signs between the two
     (Weighted Sum 0.3) A + B = MIX                      a method with its number, and the models it takes
     base_alpha: 0.2                                     numbers for the formula above

@@ -15,10 +15,9 @@ __all__ = ["SuperMerge", "read_supermerge"]
 
 # The words by which SuperMerger itself tells its modes.
 _WORDS = {"Weight": "weight_sum", "Add": "add_difference", "Triple": "triple_sum", "Twice": "sum_twice"}
-# Among the blocks to leave out there are the VAE, the six tensors that "Adjust" may change after a merge, with their
-# blocks, and "print", which tells on the console what is left out and does nothing else.
-_VAE = "VAE"
-_ADJUSTED = {"Adjust": ("IN00", "OUT11")}
+# Among the blocks to leave out there are the VAE, the six tensors that "Adjust" may change after a merge, and "print",
+# which tells on the console what is left out and does nothing else.
+_VAE, _ADJUST = "VAE", "Adjust"
 _PRINTS = "print"
 
 
@@ -63,9 +62,9 @@ def _listed(fields: Fields, kind: str) -> list[str]:
 
 
 def _numbers(fields: Fields, layout: Layout, name: str, *, before_excluding: bool) -> Alpha:
-    """The alpha or beta: one for all; or all as text; or, where that is a preset's name, all but BASE's, and that.
+    """The alpha or beta: one for all; or all as text; or, where that is a preset's name, all but the first, and that.
 
-    The text has 0 for blocks that were left out, and for BASE where no more than the VAE was.
+    The text has 0 for blocks that were left out, and for the first block where no more than the VAE was.
     """
     if not fields.flag("mbw"):
         return Alpha(dict.fromkeys(layout.blocks, fields.number(f"base_{name}")))
@@ -83,14 +82,14 @@ def _without_excluded(
     fields: Fields, layout: Layout, kind: str, entries: list[str], alpha: Alpha, notes: list[str]
 ) -> Alpha:
     """The alpha without the blocks that are left out, or alone merged: A passes through the others, as with 0."""
-    if unknown := [entry for entry in entries if entry not in (*layout.blocks, _VAE, *_ADJUSTED)]:
+    if unknown := [entry for entry in entries if entry not in (*layout.blocks, _VAE, _ADJUST)]:
         raise fields.wrong(kind, f"{received(unknown[0])} is no block; elements cannot be said per block")
     base = layout.blocks[0]
-    for entry, blocks in _ADJUSTED.items():
-        if entry in entries and any(block not in entries and alpha.at(block) for block in blocks):
-            raise fields.wrong(
-                kind, f"{entry!r} is six tensors of {' and '.join(blocks)}; parts of blocks cannot be said"
-            )
+    blocks = () if layout.tools.supermerger is None else layout.tools.supermerger.adjusted
+    if _ADJUST in entries and any(block not in entries and alpha.at(block) for block in blocks):
+        raise fields.wrong(
+            kind, f"{_ADJUST!r} is six tensors of {' and '.join(blocks)}; parts of blocks cannot be said"
+        )
     if _VAE in entries and base not in entries and alpha.at(base):
         if kind == "Include":
             raise fields.wrong(kind, f"{_VAE!r} without {base} cannot be said; a recipe merges the VAE with {base}")

@@ -5,7 +5,7 @@
     | 1 | Add Difference @ 1.0 | AnythingV3.0 | F222 | sd1.5_pruned | part1 |
 
 Columns are known by their heads, in any order; a row without a head by its method, which then comes first. Merges by
-blocks have a column of 25 or 26 numbers, and one of base alphas.
+blocks have a column of numbers, and one of base alphas.
 """
 
 import re
@@ -271,5 +271,5 @@ def _numbers(
         if re.fullmatch(WEIGHT, base):
             given[f"base_{symbol}"] = base
         elif _model(base) is not None:
-            return f"{base!r} is no number for BASE"
+            return f"{base!r} is no base alpha"
     return factors, given, notes

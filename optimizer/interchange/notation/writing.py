@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
-from optimizer.families import Layout
+from optimizer.families import DEFAULT_LAYOUT, Layout
 from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.interchange.notation.formulas import formula_of
 from optimizer.interchange.notation.likeness import NamesByLikeness, is_near, squeezed
@@ -20,7 +20,7 @@ MOST_COMPARED = 200  # names that are looked at for one that is nearly the same
 def write_notation(recipe: Recipe) -> str:
     """The recipe as text that `read_notation` reads as the same recipe, results of a fit (`similarity`) left out.
 
-    Formulas as in the article: one line a step, its 26 numbers below it where one does not hold for all blocks.
+    Formulas as in the article: one line a step, its numbers by block below it where one does not hold for all blocks.
     """
     lines = _declarations(recipe)
     for step in recipe.steps:
@@ -37,7 +37,7 @@ def write_notation(recipe: Recipe) -> str:
 def _declarations(recipe: Recipe) -> list[str]:
     """What formulas do not say, where it is not what `read_notation` would assume."""
     lines = [f"recipe: {_json(recipe.name)}"]
-    if recipe.layout.name != "sd1":
+    if recipe.layout.name != DEFAULT_LAYOUT:
         lines.append(f"layout: {_json(recipe.layout.name)}")
     # The same numbers make another checkpoint under another mapping, so it always stands there.
     lines.append(f"mapping: {_json(recipe.mapping)}")

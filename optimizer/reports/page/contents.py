@@ -38,7 +38,7 @@ _NOT_STATED = frozenset({"unknown", "none", "n/a", "na", "unlicensed", "no licen
 _MOST_STEPS = 40  # of which numbers, maps and similarities are shown
 _MOST_ROWS = 200  # of the table of all alphas
 _MOST_SEARCHES = 60  # of which the history is drawn
-_MOST_PANELS = 312  # similarity against alpha: twelve steps of 26 blocks
+_MOST_PANELS = 312  # similarity against alpha: twelve steps of the family with the fewest blocks
 _MOST_NOTATION = 300_000  # characters
 _MOST_NAMED = 12  # sources that a sentence lists
 _LONGEST_NOTE = 200  # characters of a text that the recipe notes
@@ -70,7 +70,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Numbers:
-    """An alpha of a step in SuperMerger's form: its formula, and the 26 numbers with commas between."""
+    """An alpha of a step in SuperMerger's form: its formula, and the numbers with commas between."""
 
     step: str
     alpha: str

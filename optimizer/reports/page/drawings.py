@@ -109,15 +109,23 @@ def short_number(number: float) -> str:
     return text.removesuffix(".00").replace("0.", ".", 1) if abs(number) < 1 else text.removesuffix(".00")
 
 
-def block_map(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
-    """An alpha on the UNet's blocks: inputs down on the left, the middle at the bottom, outputs up on the right.
+# Of a block in a map: its width, its height, and the gap to the next.
+_CELL = 92.0, 21.0, 3.0
+_COLUMNS = 3
 
-    Blocks that are none of these, the text encoder, stand apart inside. Rows of input and output blocks that skip
-    connections join are level.
+
+def block_map(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
+    """Draw an alpha on the blocks of a network.
+
+    Of a UNet the input blocks go down on the left, the middle is at the bottom, the output blocks go up on the right;
+    rows of input and output blocks that skip connections join are level, and other blocks, those of text encoders,
+    stand apart inside. The blocks of other networks go down one column after another.
     """
-    inputs, middle, outputs = (layout.parse_blocks(kind) for kind in ("input", "middle", "output"))
+    if layout.unet is None:
+        return _columns(row, scale, layout)
+    inputs, middle, outputs = (layout.groups[kind] for kind in layout.unet)
     alphas = dict(zip(layout.blocks, zip(row.values, row.searched, strict=True), strict=True))
-    width, height, gap = 92.0, 21.0, 3.0
+    width, height, gap = _CELL
     apart = [block for block in layout.blocks if block not in (*inputs, *middle, *outputs)]
     rows = max(len(inputs), len(outputs))
     columns = (1.0, 104.0, 207.0)
@@ -127,14 +135,7 @@ def block_map(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
 
     def cell(block: str, x: float, y: float) -> None:
         alpha, searched = alphas[block]
-        style = scale.style(alpha, searched)
-        # Colours let through what is below them: the lines between blocks are not to be seen in these.
-        drawing.add("rect", "clear", x=x, y=y, width=width, height=height, rx=3)
-        drawing.add("rect", f"cell {style}", x=x, y=y, width=width, height=height, rx=3)
-        drawing.words(f"on {style} block", x + 7, y + 14.5, block)
-        drawing.words(
-            f"on {style} number", x + width - 7, y + 14.5, f"{alpha:.3f}" if searched or alpha else "0", "end"
-        )
+        _cell(drawing, scale, block, alpha, x, y, searched=searched)
 
     bottom = rows * (height + gap) + 10
     for position in range(min(len(inputs), len(outputs))):
@@ -147,7 +148,8 @@ def block_map(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
     for position, block in enumerate(apart):
         y = 1 + (rows / 2 - len(apart) / 2 + position) * (height + gap)
         drawing.add("rect", "clear", x=columns[1] - 6, y=y - 18, width=width + 12, height=height + 24)
-        drawing.words("small", columns[1] + width / 2, y - 6, "text encoder" if block == "BASE" else "", "middle")
+        titles = " and ".join(one.title for one in layout.text_encoders if one.block == block)
+        drawing.words("small", columns[1] + width / 2, y - 6, titles, "middle")
         cell(block, columns[1], y)
     for position, block in enumerate(inputs):
         cell(block, columns[0], 1 + position * (height + gap))
@@ -156,6 +158,27 @@ def block_map(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
     for position, block in enumerate(middle):
         cell(block, columns[1], bottom + position * (height + gap))
     return drawing
+
+
+def _columns(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
+    """Draw the blocks in columns, in the layout's order."""
+    _, height, gap = _CELL
+    rows = -(-len(layout.blocks) // _COLUMNS)
+    drawing = Drawing(300, rows * (height + gap) + 2, f"alphas of {row.step} on the blocks: {_in_words(row, layout)}")
+    for position, (block, alpha, searched) in enumerate(zip(layout.blocks, row.values, row.searched, strict=True)):
+        column, line = divmod(position, rows)
+        _cell(drawing, scale, block, alpha, 1 + column * 103.0, 1 + line * (height + gap), searched=searched)
+    return drawing
+
+
+def _cell(drawing: Drawing, scale: Scale, block: str, alpha: float, x: float, y: float, *, searched: bool) -> None:
+    width, height, _ = _CELL
+    style = scale.style(alpha, searched)
+    # Colours let through what is below them: the lines between blocks are not to be seen in these.
+    drawing.add("rect", "clear", x=x, y=y, width=width, height=height, rx=3)
+    drawing.add("rect", f"cell {style}", x=x, y=y, width=width, height=height, rx=3)
+    drawing.words(f"on {style} block", x + 7, y + 14.5, block)
+    drawing.words(f"on {style} number", x + width - 7, y + 14.5, f"{alpha:.3f}" if searched or alpha else "0", "end")
 
 
 def dumbbells(

@@ -117,10 +117,12 @@ def _methods(found: Found) -> Iterator[Remark]:
             "is unknown, the best alpha of a single block by this metric can be far from the true one, and it "
             f"has several maxima. Look at explained beside it. {spread}".rstrip(),
         )
-    if any(METRICS[name].needs_prompts for stage in stages for name, _ in stage.measured):
+    read = [block for stage in stages for name, own in stage.measured if METRICS[name].needs_prompts for block in own]
+    if read:
         yield Remark(
             "The encoder metric reads prompts",
-            "BASE was scored by what the text encoder says to the prompts that were read, and to no others.",
+            f"{', '.join(dict.fromkeys(read))} was scored by what the text encoder says to the prompts that were "
+            "read, and to no others.",
         )
 
 

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from ctypes import c_bool
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
+
+from optimizer.families import register_layout, registered_layouts
 
 __all__ = ["WorkerProcesses", "leave_interrupts", "still_wanted"]
 
@@ -18,7 +21,8 @@ _GRACE = 60.0
 class WorkerProcesses:
     """`count` processes that each call `work(stop, *arguments)`, which is to return soon after `stop` is set.
 
-    They end with the process that started them, whether it stops them or not: see `still_wanted`.
+    They end with the process that started them, whether it stops them or not: see `still_wanted`. Layouts that were
+    registered in this process are registered in them, too.
     """
 
     def __init__(self, count: int, work: Callable[..., None], *arguments: Any) -> None:
@@ -27,7 +31,12 @@ class WorkerProcesses:
         # Not an Event: a process that is killed could take the lock in it along.
         self._stop = context.RawValue(c_bool, False)
         self._processes: list[BaseProcess] = [
-            context.Process(target=work, args=(self._stop, *arguments), name=f"worker {number}", daemon=True)
+            context.Process(
+                target=_work,
+                args=(registered_layouts(), work, self._stop, *arguments),
+                name=f"worker {number}",
+                daemon=True,
+            )
             for number in range(2, count + 2)
         ]
         for process in self._processes:
@@ -52,6 +61,12 @@ class WorkerProcesses:
                     process.kill()
                     process.join()
             self._processes = []
+
+
+def _work(layouts: tuple[Path, ...], work: Callable[..., None], stop: c_bool, *arguments: Any) -> None:
+    for path in layouts:
+        register_layout(path)
+    work(stop, *arguments)
 
 
 def still_wanted(stop: c_bool) -> bool:

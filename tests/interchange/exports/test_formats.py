@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from optimizer.cli import app
 from optimizer.errors import InputError, RecipeError
-from optimizer.families import load_layout
+from optimizer.families import Tools, load_layout
 from optimizer.interchange import EXPORTS, export_recipe
 from optimizer.recipes import Alpha, Free, load_recipe, save_recipe
 
@@ -67,7 +67,7 @@ def test_unknown_format():
 
 def test_other_layouts():
     """A model family that an export does not know is refused, not written with the blocks of another."""
-    recipe = replace(make_recipe(SIMPLE), layout=replace(load_layout("sd1"), name="sd9"))
+    recipe = replace(make_recipe(SIMPLE), layout=replace(load_layout("sd1"), name="sd9", tools=Tools()))
 
     assert refused(recipe, "mecha") == ("layout: received 'sd9'; the mecha export knows sd1",)
 

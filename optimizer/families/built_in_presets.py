@@ -1,8 +1,9 @@
 """The presets that bbc-mc's merger came with and that SuperMerger and model-mixer took over, by formula.
 
-Published as numbers at https://github.com/bbc-mc/sdweb-merge-block-weighted-gui, csv/preset.tsv (25 numbers, IN00 to
-OUT11), and https://github.com/hako-mikan/sd-webui-supermerger, scripts/mbwpresets_master.txt (the same behind a 0 for
-BASE; ALL_B has 1). Every published number is within 1e-9 of these. `t` runs from 0 at IN00 to 1 at OUT11.
+Published as numbers at https://github.com/bbc-mc/sdweb-merge-block-weighted-gui, csv/preset.tsv (those of the UNet's
+blocks), and https://github.com/hako-mikan/sd-webui-supermerger, scripts/mbwpresets_master.txt (the same behind a 0 for
+the text encoder; ALL_B has 1). Every published number is within 1e-9 of these. `t` runs from 0 at the UNet's first
+block to 1 at its last.
 """
 
 import math
@@ -10,8 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 __all__ = ["built_in_presets"]
-
-_COUNT = 25  # blocks without BASE
 
 
 def _smoothstep(t: float) -> float:
@@ -76,8 +75,9 @@ _STEPS: dict[str, tuple[tuple[int, float], ...]] = {
 
 @cache
 def built_in_presets() -> Mapping[str, tuple[float, ...]]:
-    """Return the presets by name: 26 numbers each, in 0..1, BASE first."""
-    places = [number / (_COUNT - 1) for number in range(_COUNT)]
+    """Return the presets by name: a number in 0..1 for the text encoder, then one for each block of the UNet."""
+    (blocks,) = {sum(count for count, _ in runs) for runs in _STEPS.values()}
+    places = [number / (blocks - 1) for number in range(blocks)]
     curves = {name: [curve(t) for t in places] for name, curve in _CURVES.items()}
     for n in (2, 3, 4):
         times = [_folded(n * _smoothstep(t)) for t in places]
