@@ -344,8 +344,9 @@ def attention(context: Context) -> Figures:
         candidates = Candidates(comparison)
         blocks = comparison.layout.parse_blocks(BLOCKS)
 
-        def built(**options: Any) -> AttentionMetric:
-            return AttentionMetric(replace(comparison, **options.pop("changes", {})), blocks, batched=True, **options)
+        def built(*, tf32: bool = False, **keywords: Any) -> AttentionMetric:
+            options = Options((AttentionOptions(seeds=[SEED], tf32=tf32),))
+            return AttentionMetric(replace(comparison, options=options), blocks, batched=True, **keywords)
 
         def measured(name: str, metric: AttentionMetric, make: Callable[[int], Tensor], sizes: Sequence[int]) -> None:
             for count in sizes:
@@ -374,7 +375,7 @@ def attention(context: Context) -> Figures:
         def without_terms() -> tuple[Tensor, Tensor]:
             metric = timed("reading and projecting", lambda: built(keep_terms=False))
             measured("anywhere, by products", metric, candidates.anywhere, counts[:3])
-            fast = built(changes={"tf32": True}, keep_terms=False)
+            fast = built(tf32=True, keep_terms=False)
             measured("anywhere, by products in tf32", fast, candidates.anywhere, counts[1:3])
             return metric.score(given), fast.score(given)
 
