@@ -233,5 +233,5 @@ sheet.sheet()
 # all files. `study.db` has every trial. `study.yaml` and `recipe.yaml` define the search, so the command line can
 # continue it (`blockfit status my-clone`, `blockfit fit my-clone`).
 #
-# - [Stop, go on, and extend a study](02-resume-and-extend.ipynb)
+# - [Stop, continue and extend a study](02-resume-and-extend.ipynb)
 # - [Read the ceiling](03-read-the-ceiling.ipynb)

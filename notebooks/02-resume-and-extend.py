@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Stop, go on, and extend a study
+# # Stop, continue and extend a study
 #
 # A study on full-size checkpoints may run for hours. This notebook stops a study and continues it, gives it more
 # trials, tries another metric, keeps several recipes, adds a missing source, and exports the result to other tools. It
@@ -38,7 +38,7 @@ recipe = new_recipe(
 )
 
 # %% [markdown]
-# ## Stop and go on
+# ## Stop and continue
 #
 # The study below has a budget of eight trials. `with_trials(3)` stands for a fit that stopped after three trials: by
 # the notebook's stop button (which finishes the running trial and writes the best recipe so far), by a crash, or by a

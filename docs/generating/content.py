@@ -146,7 +146,7 @@ def layouts() -> str:
         blocks = load_layout(name).blocks
         listed = ", ".join(f"`{block}`" for block in blocks)
         parts.append(
-            f"## {name}\n\n{len(blocks)} blocks, in the order in which a list of numbers gives them: {listed}.\n"
+            f"## {name}\n\n{len(blocks)} blocks, in the order of a list of numbers: {listed}.\n"
         )
     return "\n".join(parts)
 
