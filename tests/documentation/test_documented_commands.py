@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pages import DOCS, ROOT, arguments_of, blocks, documented_commands, read
+from documented_pages import DOCS, ROOT, arguments_of, blocks, documented_commands, read
 from typer.main import get_command
 
 from optimizer.cli import app, main

@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from pages import DOCS, ROOT, read
+from documented_pages import DOCS, ROOT, read
 
 BENCHMARKS = ROOT / "studies" / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import DOCS, PAGES, ROOT, blocks, read
+from documented_pages import DOCS, PAGES, ROOT, blocks, read
 
 from optimizer.similarity import EncoderOptions
 from optimizer.studies import load_study

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from pages import ROOT
+from documented_pages import ROOT
 
 
 @pytest.mark.slow

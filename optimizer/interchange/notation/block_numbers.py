@@ -1,6 +1,7 @@
 """Numbers by block that stand below a formula: `BASE: 0.2`, `IN: 12 numbers`, `M00 0.3`, `OUT03-OUT05: 0.5`.
 
-Of families that are no UNets blocks are called by their own names: `D00-D18: 0.5`."""
+Of families that are no UNets blocks are called by their own names: `D00-D18: 0.5`.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
