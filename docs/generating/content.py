@@ -145,9 +145,7 @@ def layouts() -> str:
     for name in layout_names():
         blocks = load_layout(name).blocks
         listed = ", ".join(f"`{block}`" for block in blocks)
-        parts.append(
-            f"## {name}\n\n{len(blocks)} blocks, in the order of a list of numbers: {listed}.\n"
-        )
+        parts.append(f"## {name}\n\n{len(blocks)} blocks, in the order of a list of numbers: {listed}.\n")
     return "\n".join(parts)
 
 
