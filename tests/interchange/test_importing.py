@@ -118,8 +118,8 @@ KINDS = {
     "other.json": (b'{"name": "x", "version": 2}', "a JSON object with 'name', 'version'"),
     "unet.json": (b'{"_class_name": "UNet2DConditionModel"}', "a diffusers configuration (UNet2DConditionModel)"),
     "lora.json": (b'{"ss_network_dim": "32"}', "the metadata of a LoRA"),
-    "recipe.yaml": (b"models: {a: {file: a}}\nsteps:\n  - {name: T}\n", "a recipe of blockfit's already"),
-    "study.yaml": (b"recipe: recipe.yaml\nstages:\n  - {}\n", "a study of blockfit's"),
+    "recipe.yaml": (b"models: {a: {file: a}}\nsteps:\n  - {name: T}\n", "already a recipe of blockfit"),
+    "study.yaml": (b"recipe: recipe.yaml\nstages:\n  - {}\n", "a study of blockfit"),
 }
 
 
@@ -220,7 +220,7 @@ def test_options_that_only_texts_take(tmp_path, name):
     texts = {"m.mecha": MECHA, "m.json": json.dumps(COMFY), "m.yml": "merge_method: linear\nmodels: []\n"}
     (tmp_path / name).write_text(texts[name], encoding="utf-8")
 
-    with pytest.raises(RecipeError, match="mapping: received mecha; the file tells that itself"):
+    with pytest.raises(RecipeError, match="mapping: received mecha; the file contains its own"):
         import_text(tmp_path / name, mapping="mecha")
 
 

@@ -191,7 +191,7 @@ def test_mixed_vae():
 
 
 def test_ratios_outside():
-    """Numbers outside 0 .. 1, and triple sums that leave less than nothing of A, are refused, a line for each alpha."""
+    """Numbers outside 0 .. 1, and triple sums that leave a negative share of a, are refused, a line for each alpha."""
     steps = (
         make_step("T1", "add_difference", "base", "x", "y", alpha={"OUT03": 1.25, "IN02": -0.5, "OUT04": 1.25}),
         make_step("T2", "triple_sum", "T1", "x", "y", alpha={"M00": 0.75}, beta={"M00": 0.5}),
@@ -202,7 +202,7 @@ def test_ratios_outside():
     why = "ComfyUI merges with ratios from 0 to 1 only; export to mecha or mergekit"
     assert problems == (
         f"steps.T1.alpha: received -0.5 on IN02, 1.25 on OUT03-OUT04; {why}",
-        f"steps.T2: alpha and beta leave less than nothing of a: received -0.25 on M00; {why}",
+        f"steps.T2: alpha and beta leave a negative share of a: received -0.25 on M00; {why}",
     )
 
 
@@ -218,7 +218,7 @@ def test_files():
         "X v1.safetensors",
     ]
     (problem,) = same
-    assert problem.startswith("models.x.file: received 'two/a.safetensors'; ComfyUI knows files by name, and 'base' is")
+    assert problem.startswith("models.x.file: received 'two/a.safetensors'; ComfyUI finds files by name, and 'base' is")
     assert short[0].startswith("models.x.file: received 'x'; ComfyUI opens .safetensors, .sft and .ckpt files")
 
 

@@ -69,7 +69,7 @@ def test_other_layouts():
     """A model family that an export does not know is refused, not written with the blocks of another."""
     recipe = replace(make_recipe(SIMPLE), layout=replace(load_layout("sd1"), name="sd9", tools=Tools()))
 
-    assert refused(recipe, "mecha") == ("layout: received 'sd9'; the mecha export knows sd1",)
+    assert refused(recipe, "mecha") == ("layout: received 'sd9'; the mecha export takes sd1",)
 
 
 @pytest.mark.parametrize("name", EXPORTS)

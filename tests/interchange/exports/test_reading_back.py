@@ -60,7 +60,7 @@ def assert_read_back(recipe, path, *, but=()):
     assert imported.not_understood == ()
     expected, found = coefficients(recipe), coefficients(imported.recipe)
     for tensor in TENSORS:
-        if tensor in but and any(note.startswith("the VAE is that of") for note in imported.warnings):
+        if tensor in but and any(note.startswith("the VAE comes from") for note in imported.warnings):
             continue
         for file in {**expected[tensor], **found[tensor]}:
             off = abs(expected[tensor].get(file, 0.0) - found[tensor].get(file, 0.0))

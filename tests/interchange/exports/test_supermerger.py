@@ -83,4 +83,4 @@ def test_presets_of_one_name():
 
     (problem,) = refused(make_recipe(*steps), "supermerger")
 
-    assert problem.startswith("steps.T1_beta.alpha: its preset would be 'T1_beta', as another's")
+    assert problem.startswith("steps.T1_beta.alpha: its preset would be 'T1_beta', like another's")
