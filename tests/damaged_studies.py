@@ -1,10 +1,10 @@
-"""What can be wrong with a database of trials that somebody else made: kinds of damage, done by SQL to a good one.
+"""Kinds of damage to a database of trials, done by SQL to a good database.
 
-The good one has two Optuna studies with four completed trials each, of which the first is told apart as study 1. Each
-kind says what the user is to be told: "refused" and by which words, or "left out" and why, or nothing at all.
+The good database has two Optuna studies with four completed trials each; the first one is study 1. Each kind has its
+outcome: "refused" and words of the error, "left out" and words of the reason, or nothing.
 """
 
-# ruff: noqa: E501, S608  statements and what comes of them stand side by side; they are the tests' own
+# ruff: noqa: E501, S608  statements and outcomes are side by side; the statements are constants of the tests
 
 import json
 import os
@@ -23,7 +23,7 @@ _DEEP = "[" * 100_000 + "]" * 100_000
 
 @dataclass(frozen=True)
 class Damage:
-    """One kind of damage: what does it to the file at a path, what becomes of it, and words that tell so."""
+    """One kind of damage: the function that damages the file at a path, the outcome, and words of its message."""
 
     name: str
     do: Callable[[Path], None]
@@ -48,7 +48,7 @@ def _set(column: str, value: str, table: str = "trials", where: str = f"trial_id
 
 
 def _rebuilt(table: str, columns: str, *statements: str) -> Callable[[Path], None]:
-    """The same table made anew, of these columns, without its rules."""
+    """Create the same table again with these columns and without its constraints."""
     names = ", ".join(column.split()[0] for column in columns.split(", "))
     return _sql(
         f"alter table {table} rename to old_{table}",
@@ -60,7 +60,7 @@ def _rebuilt(table: str, columns: str, *statements: str) -> Callable[[Path], Non
 
 
 def _score(value: object) -> Callable[[Path], None]:
-    """The similarities by block of the first trial become something else."""
+    """Change the similarities by block of the first trial."""
     text = value if isinstance(value, str) else json.dumps(value)
     return _sql(
         f"update trial_user_attributes set value_json = :text where key = 'block_scores' and trial_id = {_FIRST}",
@@ -106,7 +106,7 @@ def _beside(ending: str, content: bytes) -> Callable[[Path], None]:
 
 
 def _waiting(path: Path) -> None:
-    """A trial's state is changed in another journal mode, and the change has not reached the file."""
+    """Change a trial's state in another journal mode, so that the change has not reached the file."""
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("pragma journal_mode = wal")
         database.execute("pragma wal_autocheckpoint = 0")
@@ -185,7 +185,7 @@ DAMAGES = (
     Damage("range of choices, and none", _sql(f"update trial_params set param_value = 99, distribution_json = :text where {_VALUE}", text='{"name": "CategoricalDistribution", "attributes": {"choices": ["a"]}}'), REFUSED, "trial 0 of 's/A' cannot be read"),
     Damage("range deep", _range(_DEEP), REFUSED, "trial 0 of 's/A' cannot be read"),
     Damage("parameters doubled", _rebuilt("trial_params", "param_id integer primary key, trial_id integer, param_name text, param_value float, distribution_json text", f"insert into trial_params select param_id + 100, trial_id, param_name, param_value, distribution_json from trial_params where {_VALUE}"), NOTHING),
-    # Numbers, times, ids.
+    # Numbers, times, identifiers.
     Damage("numbers with gaps", _sql("delete from trials where number = 1 and study_id = 1"), REFUSED, "numbered"),
     Damage("numbers doubled", _set("number", "1"), REFUSED, "numbered"),
     Damage("number null", _set("number", "null"), REFUSED, "numbered"),
@@ -224,11 +224,11 @@ DAMAGES = (
     Damage("direction missing", _sql("delete from study_directions where study_id = 1"), REFUSED, "another program made it"),
     Damage("direction unknown", _rebuilt("study_directions", "study_direction_id integer primary key, direction text, study_id integer, objective integer", "update study_directions set direction = 'SIDEWAYS'"), REFUSED, "SIDEWAYS"),
     Damage("name doubled", _rebuilt("studies", "study_id integer primary key, study_name text", "insert into studies select 9, study_name from studies where study_id = 1"), REFUSED, "cannot be read"),
-    Damage("name null", _rebuilt("studies", "study_id integer primary key, study_name text", "update studies set study_name = null where study_id = 1"), REFUSED, "is called None"),
+    Damage("name null", _rebuilt("studies", "study_id integer primary key, study_name text", "update studies set study_name = null where study_id = 1"), REFUSED, "has the name None"),
     Damage("name of another search", _set("study_name", "'s/C'", "studies", "study_id = 1"), NOTHING),
     Damage("foreign study", _sql("insert into studies (study_id, study_name) values (50, 'a study of another program')"), NOTHING),
     Damage("foreign study of our name", _sql("insert into studies (study_id, study_name) values (50, 's/A@2')", "insert into study_directions (direction, study_id, objective) values ('MINIMIZE', 50, 0)"), NOTHING),
-    Damage("bound to nothing", _sql("delete from study_user_attributes where key = 'blockfit:bound_to'"), REFUSED, "do not say what they were scored with"),
+    Damage("bound to nothing", _sql("delete from study_user_attributes where key = 'blockfit:bound_to'"), REFUSED, "lack the inputs that they were scored with"),
     Damage("bound to a number", _attribute("study_user_attributes", "blockfit:bound_to", "7"), NOTHING),
     Damage("bound to something deep", _attribute("study_user_attributes", "blockfit:bound_to", json.dumps({"recipe": json.loads("[" * 90 + "]" * 90)})), NOTHING),
     Damage("bound to no JSON", _attribute("study_user_attributes", "blockfit:bound_to", "{"), REFUSED, "cannot be read"),
@@ -257,13 +257,13 @@ DAMAGES = (
             f"{table} a view",
             _sql(f"alter table {table} rename to stored", f"create view {table} as select * from stored"),
             REFUSED,
-            "holds a view",
+            "contains a view",
         )
         for table in ("studies", "trials", "trial_params", "trial_values", "trial_user_attributes", "version_info")
     ),
-    Damage("an endless view", _sql("create view endless as with recursive n(i) as (select 1 union all select i + 1 from n) select * from n"), REFUSED, "holds a view"),
-    Damage("a trigger", _sql("create trigger gone after insert on trials begin delete from trials; end"), REFUSED, "holds a trigger"),
-    Damage("a trigger on reading's side", _sql("create trigger gone before update on trials begin select raise(abort, 'no'); end"), REFUSED, "holds a trigger"),
+    Damage("an endless view", _sql("create view endless as with recursive n(i) as (select 1 union all select i + 1 from n) select * from n"), REFUSED, "contains a view"),
+    Damage("a trigger", _sql("create trigger gone after insert on trials begin delete from trials; end"), REFUSED, "contains a trigger"),
+    Damage("a trigger on reading's side", _sql("create trigger gone before update on trials begin select raise(abort, 'no'); end"), REFUSED, "contains a trigger"),
     Damage("a computed table", _sql("create virtual table found using fts5(a)"), REFUSED, "computed, not stored"),
     Damage("a computed column", _sql("alter table trials rename to stored", "create table trials (trial_id integer primary key, number integer, study_id integer, state text as ('COMPLETE'), datetime_start datetime, datetime_complete datetime)", "drop table stored"), REFUSED, "is computed"),
     Damage("a column less", _rebuilt("trial_values", "trial_value_id integer primary key, trial_id integer, objective integer, value float"), REFUSED, "lacks the column 'value_type'"),
@@ -276,8 +276,8 @@ DAMAGES = (
     Damage("version unknown", _sql("update alembic_version set version_num = 'banana'"), REFUSED, "newer Optuna"),
     Damage("version older", _sql("update alembic_version set version_num = 'v2.6.0.a'"), REFUSED, "older Optuna"),
     Damage("version twice", _rebuilt("alembic_version", "version_num text", "insert into alembic_version values ('v3.0.0.d')"), REFUSED, ""),
-    Damage("version empty", _sql("delete from alembic_version"), REFUSED, "which version"),
-    Damage("version of the tables missing", _sql("delete from version_info"), REFUSED, "which version"),
+    Damage("version empty", _sql("delete from alembic_version"), REFUSED, "lacks the version"),
+    Damage("version of the tables missing", _sql("delete from version_info"), REFUSED, "lacks the version"),
     Damage("version of the tables twice", _rebuilt("version_info", "version_info_id integer primary key, schema_version integer, library_version text", "insert into version_info select version_info_id + 1, schema_version, library_version from version_info"), REFUSED, "cannot be opened"),
     # The file.
     *(Damage(f"cut at {100 * share:g} %", _cut(share), REFUSED) for share in (0.9, 0.5, 0.25, 0.04)),
@@ -294,7 +294,7 @@ DAMAGES = (
 
 
 def _line(change: Callable[[dict], None], code: int = 4, number: int = 0) -> Callable[[Path], None]:
-    """A line of the journal becomes another: the `number`-th of those whose operation is `code` (4: a new trial)."""
+    """Change a line of the journal: the `number`-th with the operation `code` (4: a new trial)."""
 
     def do(path: Path) -> None:
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]
@@ -305,7 +305,7 @@ def _line(change: Callable[[dict], None], code: int = 4, number: int = 0) -> Cal
 
 
 def _lines(*more: str, first: bool = False) -> Callable[[Path], None]:
-    """Lines more, at the end or at the beginning."""
+    """Add lines at the end or at the beginning."""
 
     def do(path: Path) -> None:
         text, added = path.read_bytes(), "".join(line + "\n" for line in more).encode()
@@ -319,7 +319,7 @@ def _torn(path: Path) -> None:
     path.write_bytes(whole + b'{"op_code": 4, "worker_id"')
 
 
-# Of a journal, whose trials are written in a line each.
+# Damage to a journal, in which each trial is a line.
 JOURNAL_DAMAGES = (
     Damage("state unknown", _line(lambda line: line.update(state=77)), REFUSED, "77 is not a valid TrialState"),
     Damage("state pruned", _line(lambda line: line.update(state=2)), LEFT_OUT, "pruned"),
@@ -352,7 +352,7 @@ JOURNAL_DAMAGES = (
     Damage("of a study that is a list", _line(lambda line: line.update(study_id=[])), REFUSED, "cannot be opened"),
     Damage("two objectives", _line(lambda line: line.update(directions=[2, 2]), 0), REFUSED, "another program made it"),
     Damage("direction unknown", _line(lambda line: line.update(directions=[9]), 0), REFUSED, "cannot be opened"),
-    Damage("name a number", _line(lambda line: line.update(study_name=7), 0), REFUSED, "is called 7"),
+    Damage("name a number", _line(lambda line: line.update(study_name=7), 0), REFUSED, "has the name 7"),
     Damage("operation unknown", _lines('{"op_code": 99, "worker_id": "a"}'), REFUSED, "cannot be opened"),
     Damage("operation missing", _lines('{"worker_id": "a"}'), REFUSED, "cannot be opened"),
     Damage("a study deleted", _lines('{"op_code": 1, "worker_id": "a", "study_id": 0}'), NOTHING),

@@ -1,4 +1,7 @@
-"""The fit: searching the free alphas of each stage, choosing, writing; and what a fit has found."""
+"""The fit of a study: search the free alphas of each stage, choose the best recipe, write it.
+
+Also the results and the progress of a study, read without its checkpoints.
+"""
 
 from optimizer.search.events import FitEvents, SearchProgress
 from optimizer.search.fitting import fit

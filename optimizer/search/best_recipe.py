@@ -1,4 +1,4 @@
-"""What a recipe notes of the fit that found it: similarities of its steps, the searches, the files."""
+"""The record of a fit in the recipe that it found: similarities of the steps, searches, files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -24,11 +24,23 @@ def finished_recipe(
     *,
     complete: bool,
 ) -> Recipe:
-    """A recipe without holes, with all that is to be known of it as it will lie in the study's folder.
+    """Return a recipe with the record of its fit, ready to be written into the study's folder.
 
-    `scored` are its steps' similarities, `searches` those that its alphas come from with the trials that had them,
-    `hashed` the sha256 of its sources by name and of the target as "", as far as they are known. A step's similarity
-    by a metric has that of its input a beside it, as `before`, unless that is a step that notes the same itself.
+    A step's similarities are recorded with those of its input a, as `before`. They are omitted if a is itself a step
+    with the same record.
+
+    Args:
+        study: The fitted study.
+        recipe: The recipe, without free alphas.
+        scored: The similarities of its steps.
+        searches: Each search that its alphas come from, with the trial whose alphas were taken.
+        spread: The similarities on random inputs that were not fitted on.
+        hashed: The known SHA-256 of each source by name; "" is the target.
+        complete: Whether all searches and scores are done.
+
+    Returns:
+        The recipe with `sha256` of its models, `similarity` of its steps, and `fitted`.
+
     """
     models = {name: replace(model, sha256=hashed.get(name, model.sha256)) for name, model in recipe.models.items()}
     before: dict[tuple[str, str], dict[str, float]] = {}
@@ -37,18 +49,18 @@ def finished_recipe(
     pooled: dict[tuple[str, str], float | None] = {}
     for scores in scored:
         key = scores.step, scores.metric
-        # Of several stages' blocks together nobody knows the pooled share.
+        # The pooled share of several stages' blocks together is not measured.
         pooled[key] = scores.pooled if key not in after else None
         before.setdefault(key, {}).update(scores.before)
         after.setdefault(key, {}).update(scores.after)
         unchanged.setdefault(key, {}).update(dict.fromkeys(scores.unchanged))
     similarity: dict[str, dict[str, dict[str, Any]]] = {}
-    for (step, metric), own in after.items():
+    for (step, metric), scores_after in after.items():
         earlier = before[step, metric]
         noted = after.get((recipe.step(step).a, metric), {}).items() >= earlier.items()
         entry = {
             **noted_scores(
-                own,
+                scores_after,
                 unchanged=tuple(unchanged[step, metric]),
                 pooled=pooled[step, metric],
                 order=recipe.layout.blocks,
@@ -82,7 +94,7 @@ def _noted_spread(spread: SeedSpread) -> FittedSpread:
 
 def _noted_search(result: SearchResult, best: Trial | None) -> FittedSearch:
     stage = result.stage
-    options = {key: value for one, used in stage.used_options if used for key, value in one.noted().items()}
+    options = {key: value for group, used in stage.used_options if used for key, value in group.noted().items()}
     return FittedSearch(
         name=result.name,
         step=result.step,

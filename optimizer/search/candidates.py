@@ -1,4 +1,4 @@
-"""The next best recipes that differ from the best one, among the trials of finished searches.
+"""The next best recipes among the trials of finished searches.
 
 Two recipes differ if some scored block mixes the sources differently. Different alphas can describe the same mix.
 """
@@ -15,15 +15,22 @@ from optimizer.search.trials import Trial, ranked
 __all__ = ["DIFFERENT", "Choice", "next_best"]
 
 DIFFERENT = 0.05
-"""The least difference of a source's coefficient in some scored block between recipes that count as different.
+"""The smallest difference of a source's coefficient, in any scored block, at which two recipes count as different.
 
-It is the spacing of the alphas that people choose by hand.
+It equals the spacing of alphas chosen by hand.
 """
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A completed trial of a search, and the largest difference of its coefficients from those of the best trial."""
+    """A completed trial that differs from the best trial of its search.
+
+    Attributes:
+        search: The search.
+        trial: The trial.
+        distance: The largest difference of a coefficient from the best trial's.
+
+    """
 
     search: SearchResult
     trial: Trial
@@ -31,20 +38,20 @@ class Choice:
 
     @property
     def similarity(self) -> float:
-        """The trial's total, in [-1, 1]."""
+        """Total similarity of the trial, in [-1, 1]."""
         assert self.trial.similarity is not None
         return self.trial.similarity
 
     @property
     def loss(self) -> float:
-        """The similarity lost against the best trial (>= 0)."""
+        """Similarity lost against the best trial (>= 0)."""
         assert self.search.best is not None
         assert self.search.best.similarity is not None
         return self.search.best.similarity - self.similarity
 
     @property
     def alphas(self) -> dict[tuple[str, str], dict[str, float]]:
-        """The trial's numbers as a recipe takes them, {(step, alpha): {block: number}}."""
+        """Alphas of the trial in the form that a recipe takes, {(step, alpha): {block: value}}."""
         return filled_alphas(self.search.parameters, self.trial.alphas)
 
 
@@ -53,10 +60,13 @@ def next_best(search: SearchResult, space: Space, count: int, base: str | None =
 
     Args:
         search: The search.
-        space: What its points mean for the coefficients.
-        count: The most trials to return.
-        base: A source whose share does not count: a cosine of differences from the base does not see the common scale
-            of the other sources' coefficients in a block.
+        space: The map from its points to coefficients.
+        count: The largest number of trials to return.
+        base: The source whose share is ignored; None to count all shares. A cosine of differences from the base is
+            blind to a common scale of the other sources' coefficients in a block.
+
+    Returns:
+        At most `count` trials, the best first.
 
     """
     best = search.best

@@ -1,6 +1,6 @@
-"""The recipes that a fit ends with, chosen from its findings.
+"""The choice of the recipes that a fit writes, from its findings.
 
-Nothing here reads a file, a storage or a tensor.
+These functions are pure: they read no file, no storage and no tensor.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,15 @@ __all__ = ["Chosen", "choose"]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best recipe, the candidates beside it, and the scores of all stages in the study's order."""
+    """The recipes and scores that a fit ends with.
+
+    Attributes:
+        best: The best recipe.
+        candidates: The next best recipes that differ.
+        scores: The scores of all stages, in the study's order.
+        spread: The scores on random inputs that were not fitted on, in the same order.
+
+    """
 
     best: Recipe
     candidates: tuple[Candidate, ...]
@@ -36,33 +44,36 @@ def choose(
     interrupted: bool = False,
     candidates: int = 1,
 ) -> Chosen:
-    """Return the recipes of a fit, as they are to be written.
+    """Return the recipes of a fit, ready to be written.
 
     Args:
         plan: The plan that was run.
         found: Its findings.
-        hashed: The known sha256 of the sources by name, and of the target as "".
+        hashed: The known SHA-256 of each source by name; "" is the target.
         complete: Whether all searches and scores are done.
-        interrupted: Whether anything stopped the fit: free alphas that it did not reach are then as an earlier fit
-            found them, and there are no candidates.
-        candidates: The number of recipes asked for, the best one included.
+        interrupted: Whether the fit was stopped. Free alphas that it did not reach then keep the values of an earlier
+            fit, and no candidates are chosen.
+        candidates: The requested number of recipes, the best one included.
+
+    Returns:
+        The best recipe, the candidates, and the scores.
 
     """
     recipe = (plan.kept(found.recipe) if interrupted else found.recipe).started()
     order = [stage.name for stage in plan.study.stages]
-    scores = tuple(sorted(found.scores, key=lambda one: order.index(one.stage)))
-    spread = tuple(sorted(found.spread, key=lambda one: order.index(one.stage)))
+    scores = tuple(sorted(found.scores, key=lambda scored: order.index(scored.stage)))
+    spread = tuple(sorted(found.spread, key=lambda scored: order.index(scored.stage)))
     searches = [(search, search.best) for search in deciding_searches(found.results)]
     best = finished_recipe(plan.study, recipe, scores, searches, spread, hashed, complete=complete)
     chosen = Chosen(best, (), scores, spread)
     if interrupted:
         return chosen
     ordered = sorted(found.choices, key=lambda each: (each[0].loss, each[0].trial.number))
-    others = tuple(
+    runners_up = tuple(
         _candidate(plan, found, replace(chosen, best=recipe), number, choice, of_stage, hashed)
         for number, (choice, of_stage) in enumerate(ordered[: candidates - 1], start=2)
     )
-    return replace(chosen, candidates=others)
+    return replace(chosen, candidates=runners_up)
 
 
 def _candidate(
@@ -74,15 +85,16 @@ def _candidate(
     scores: tuple[StepScores, ...],
     hashed: Mapping[str, str],
 ) -> Candidate:
-    """Return the recipe that differs from the best one by the alphas of one trial; `scores` are its stage's."""
+    """Return the best recipe with the alphas of one trial; `scores` are those of its stage under them."""
     search = choice.search
-    others = [one for one in best.scores if one.stage != search.stage.name]
+    other_scores = [scored for scored in best.scores if scored.stage != search.stage.name]
     searches = [
-        (one, choice.trial if one.name == search.name else one.best) for one in deciding_searches(found.results)
+        (result, choice.trial if result.name == search.name else result.best)
+        for result in deciding_searches(found.results)
     ]
-    spread = [one for one in best.spread if one.stage != search.stage.name]
+    spread = [scored for scored in best.spread if scored.stage != search.stage.name]
     recipe = best.best.with_alphas(choice.alphas)
-    finished = finished_recipe(plan.study, recipe, [*others, *scores], searches, spread, hashed, complete=True)
+    finished = finished_recipe(plan.study, recipe, [*other_scores, *scores], searches, spread, hashed, complete=True)
     finished = replace(finished, fitted=finished.noted.noting(candidate=number))
     return Candidate(
         number, finished, search.name, choice.trial.number, choice.similarity, choice.loss, choice.distance

@@ -1,4 +1,4 @@
-"""What all steps of a fit share, and the files and the storage that they work on."""
+"""Settings that all steps of a fit share, and access to its checkpoints and its storage."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,18 +25,18 @@ __all__ = ["FitContext", "joined_storage", "opened_study"]
 
 @dataclass(frozen=True)
 class FitContext:
-    """How a study is fitted; read only.
+    """The settings of a fit; read only.
 
     Attributes:
         study: The study.
-        device: Where similarities are computed.
-        address: Where the trials are stored.
-        shared: Whether other processes may work at the same trials.
-        workers: The number of processes that this fit starts, this one included.
-        candidates: The number of best recipes that differ to write, the best one included.
-        patience: Seconds that the storage may be away.
-        events: Receiver of all reports.
-        hashes: The cache of checkpoints' hashes.
+        device: The device that computes similarities.
+        address: The storage of the trials.
+        shared: Whether other processes may join the search.
+        workers: The number of processes of this fit, this one included.
+        candidates: The number of different recipes to write, the best one included.
+        patience: Seconds to wait for an unavailable storage.
+        events: The receiver of all reports.
+        hash_cache: The cache of the checkpoints' SHA-256; None for no cache.
 
     """
 
@@ -48,35 +48,46 @@ class FitContext:
     candidates: int = 1
     patience: float = PATIENCE
     events: SearchEvents = field(default_factory=FitEvents)
-    hashes: HashCache | None = None
+    hash_cache: HashCache | None = None
 
     @property
     def prefix(self) -> str:
-        """The begin of the names of the study's Optuna studies."""
+        """Prefix of the names of the study's Optuna studies."""
         return name_prefix(self.study, self.address)
 
     def for_worker(self) -> "FitContext":
-        """Return the context of a further process, which reports nothing: the first process does."""
+        """Return the context of a further process, which reports nothing; only the first process reports."""
         return replace(self, shared=True, workers=1, candidates=1, events=FitEvents())
 
 
 @contextmanager
 def opened_study(context: FitContext) -> Iterator[OpenStudy]:
-    """Give the study's checkpoints, opened, or what an earlier run measured of them; see `open_study`."""
+    """Open the study's checkpoints, or the statistics that an earlier run measured of them; see `open_study`."""
     study = context.study
     scored = {block for stage in study.stages for block in stage.blocks}
     blocks = tuple(block for block in study.recipe.layout.blocks if block in scored)
     with open_study(
-        study, blocks=blocks, device=context.device, progress=context.events.progress, hashes=context.hashes
+        study, blocks=blocks, device=context.device, progress=context.events.progress, hashes=context.hash_cache
     ) as opened:
         yield opened
 
 
 @contextmanager
 def joined_storage(context: FitContext, *, fresh: bool = False) -> Iterator[SharedStorage]:
-    """Give the storage of trials, with this process as one of its workers; `fresh` sets earlier trials aside.
+    """Open the storage of trials and join its workers; leave both on exit.
 
-    Raises StudyError if another fit is at work there that does not share it, StorageLost if it is away.
+    StorageLost passes through if the storage stays unavailable.
+
+    Args:
+        context: The settings of the fit.
+        fresh: Whether to set earlier trials aside first.
+
+    Yields:
+        The storage, shared with the other workers.
+
+    Raises:
+        StudyError: Another fit uses the storage and does not share it, or `fresh` is asked for while others do.
+
     """
     address, events = context.address, context.events
     workers = workers_at(address, context.study.name)
@@ -85,9 +96,9 @@ def joined_storage(context: FitContext, *, fresh: bool = False) -> Iterator[Shar
         with ExitStack() as stack:
             with workers.turn():
                 if fresh:
-                    if others := [worker for worker in workers.living() if worker != workers.own]:
-                        who = ", ".join(map(str, others))
-                        raise StudyError(f"{address}: others are at these trials ({who}); stop them", field="fresh")
+                    if others := [worker for worker in workers.living() if worker != workers.mine]:
+                        listed = ", ".join(map(str, others))
+                        raise StudyError(f"{address}: in use by other workers ({listed}); stop them", field="fresh")
                     aside = set_aside(address)
                     if aside is not None:
                         events.warn(f"{address}: renamed to {aside.name}")

@@ -1,4 +1,4 @@
-"""What a fit reports while it runs."""
+"""The reports of a running fit."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -21,13 +21,13 @@ class SearchProgress:
         search: The name of the search.
         step: The step that is scored.
         metric: The metric that scores it.
-        done: Complete trials.
-        budget: Complete trials that are aimed at.
-        best: The best similarity so far, in [-1, 1]; None before there is one.
+        done: The number of complete trials.
+        budget: The number of complete trials to reach.
+        best: The best similarity so far, in [-1, 1]; None before the first complete trial.
         best_blocks: The best trial's similarity of each block, in the order of the scores.
-        seconds_per_trial: Mean of the complete trials; None if there are none.
+        seconds_per_trial: Mean of the complete trials; None without any.
         seconds_left: Estimate at the current rate of all workers; None if unknown.
-        workers: Processes that search at the moment, this one included.
+        workers: The number of processes that search now, this one included.
 
     """
 
@@ -44,14 +44,14 @@ class SearchProgress:
 
 
 class SearchEvents(Events, Protocol):
-    """Receiver of all that a fit reports."""
+    """Receiver of all reports of a fit."""
 
     def opened(self, progress: SearchProgress, /) -> None:
-        """Report that a search begins, or goes on."""
+        """Report that a search begins or continues."""
         ...
 
     def finished(self, progress: SearchProgress, trial: Trial, /) -> None:
-        """Report that a trial is complete or has failed, of this process or of another worker."""
+        """Report a complete or failed trial of this process or of another worker."""
         ...
 
 
@@ -66,15 +66,15 @@ def _log_finished(progress: SearchProgress, trial: Trial) -> None:
 
 @dataclass(frozen=True)
 class FitEvents(CallbackEvents):
-    """Callbacks of a fit; those that are left out go to Python's log, under the name `blockfit`.
+    """Callbacks of a fit; a report without a callback goes to Python's log, under the name `blockfit`.
 
         fit(study, events=FitEvents(finished=lambda progress, trial: print(trial.number, trial.similarity)))
 
     Attributes:
-        progress: Called with (what, done, total) while files are read.
-        warn: Called with a line on what the user should know though the work goes on.
-        opened: Called with a SearchProgress as a search begins.
-        finished: Called with a SearchProgress and a Trial after every trial, of other workers too.
+        progress: Called with (activity, done, total) while files are read.
+        warn: Called with a warning of one line; the work goes on.
+        opened: Called with a SearchProgress when a search begins.
+        finished: Called with a SearchProgress and a Trial after every trial, including those of other workers.
 
     """
 

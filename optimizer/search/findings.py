@@ -1,4 +1,4 @@
-"""What the searches of a fit have found so far: an immutable record, a new one after every step."""
+"""The findings of a running fit: an immutable record, replaced after every step."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ class Findings:
     """The state of a fit between two steps.
 
     Attributes:
-        recipe: The study's recipe, with the free alphas of the searches that are done filled.
-        results: The searches that have begun, the one that runs or ran last at the end.
-        scores: The scores of the stages that are done.
+        recipe: The study's recipe, with the free alphas of finished searches filled in.
+        results: The searches that have started; the latest is the last item.
+        scores: The scores of the finished stages.
         spread: Their scores on random inputs that were not fitted on.
         choices: The next best trials, each with the scores of its stage under its alphas.
 
@@ -36,14 +36,16 @@ class Findings:
         return any(result.best for result in self.results)
 
     def with_result(self, result: SearchResult) -> "Findings":
-        """Return the findings with what a search has found by now, which replaces what it had found before."""
-        others = tuple(kept for kept in self.results if kept.name != result.name)
-        return replace(self, results=(*others, result))
+        """Return the findings with the result of a search, which replaces an earlier result of the same search."""
+        kept = tuple(earlier for earlier in self.results if earlier.name != result.name)
+        return replace(self, results=(*kept, result))
 
     def filled(self) -> "Findings":
-        """Return the findings with the best alphas of the search that ran last in the recipe; later steps build on it.
+        """Return the findings with the best alphas of the latest search in the recipe; later steps build on it.
 
-        Doing it twice is doing it once.
+        Returns:
+            The findings; the same for a search without a completed trial. Repeated calls change nothing.
+
         """
         if not self.results or (best := self.results[-1].best) is None:
             return self
@@ -58,5 +60,5 @@ class Findings:
         return replace(self, spread=(*self.spread, spread))
 
     def with_choice(self, choice: Choice, scores: Iterable[StepScores]) -> "Findings":
-        """Return the findings with one more of the next best trials, and its stage's scores under its alphas."""
+        """Return the findings with one more of the next best trials, and the scores of its stage under its alphas."""
         return replace(self, choices=(*self.choices, (choice, tuple(scores))))

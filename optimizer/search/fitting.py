@@ -1,4 +1,4 @@
-"""Fitting: from a study to the best alphas, one Optuna study after another, continued where it stopped."""
+"""The fit of a study: one Optuna study after another; a second call continues where the first one stopped."""
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
@@ -46,46 +46,45 @@ def fit(
         result = fit(new_study(recipe, target="closed.safetensors", folder="my-study", trials=40))
         print(result.similarity, result.recipe.step("OUT").alpha)
 
-    Beside it goes `best.simple.yaml`, the same with numbers as people choose them, where that loses next to nothing.
+    The fit also writes `best.simple.yaml`, the best recipe with rounded numbers, if rounding loses almost nothing.
 
-    A second call continues where the first one stopped. Ctrl-C, or SIGTERM, ends the search after the running trial, a
-    second one at once; the best so far is written and returned with `interrupted` set.
+    A second call continues where the first one stopped. Ctrl-C or SIGTERM ends the search after the running trial; a
+    second signal ends it at once. The best recipe so far is then written and returned with `interrupted` set.
+
+    Errors of the parts of a fit pass through. InputError: the files do not match, or the study was started with other
+    inputs. TrialsFailed: trials keep failing. StorageLost: the storage stays unavailable. CheckpointError: a file
+    changes, or its hash differs from the recipe's. A metric with a bug ends the fit with its own error. In all cases
+    except InputError the best recipe so far is written first.
 
     Args:
-        study: The study, as `load_study` or `new_study` return it.
-        device: Where similarities are computed; by default the cpu. Names may be used: auto (a GPU, if there is one),
-            cpu, cuda.
+        study: The study, from `load_study` or `new_study`.
+        device: The device that computes similarities, or its name: auto (a GPU if one is available), cpu, cuda; by
+            default the CPU.
         fresh: Whether to set earlier trials aside.
-        candidates: The number of best recipes that differ to write: best.yaml, candidate-2.yaml and so on. Those of an
-            earlier fit are removed in any case.
-        storage: Where the trials are: sqlite:///FILE, journal:FILE or postgresql://USER@HOST/DATABASE; by default
+        candidates: The number of different recipes to write: best.yaml, candidate-2.yaml and so on. Candidates of an
+            earlier fit are always removed.
+        storage: The storage of the trials: sqlite:///FILE, journal:FILE or postgresql://USER@HOST/DATABASE; by default
             `study.db` in the study's folder.
-        workers: The number of processes that search together, this one among them. With it, or with `storage`, other
-            fits, here or elsewhere, may join in; the budget is that of all. A script that asks for more than one does
-            so below `if __name__ == "__main__":`.
-        patience: Seconds that the storage may be away.
-        check_hashes: Whether a file must have the sha256 that the recipe notes for it. No file is read for that: known
-            hashes are compared before any work, the others when hashes are taken, after the search.
-        events: Receiver of what the fit reports.
-        hashes: A cache that keeps the checkpoints' sha256, which best.yaml notes, from call to call.
+        workers: The number of processes that search together, this one included. With `workers` or `storage`, other
+            fits may join from this or another machine; all share one budget. A script that asks for more than one
+            process must do so below `if __name__ == "__main__":`.
+        patience: Seconds to wait for an unavailable storage.
+        check_hashes: Whether each file must have the SHA-256 in the recipe. This check reads no file by itself: cached
+            hashes are compared before the search, the others after it, when all hashes are computed.
+        events: The receiver of the fit's reports.
+        hashes: A cache of the checkpoints' SHA-256, which best.yaml records, for later calls.
 
     Returns:
         The best recipe, the searches with their trials, and the similarities of every step.
 
     Raises:
-        InputError: The files do not fit, or the study was started with other inputs.
-        TrialsFailed: Trials keep failing; the best so far is written, as for all that follow.
-        StorageLost: The storage stays away.
-        CheckpointError: A file changes, or has another hash than the recipe notes.
-        Exception: A metric has a bug; its own error is raised at once.
+        StudyError: `candidates` or `workers` is less than 1.
 
     """
     if candidates < 1:
-        raise StudyError(
-            f"received {candidates}; must be at least 1, which is the best recipe alone", field="candidates"
-        )
+        raise StudyError(f"received {candidates}; must be at least 1 (only the best recipe)", field="candidates")
     if workers is not None and workers < 1:
-        raise StudyError(f"received {workers}; must be at least 1, which is this process alone", field="workers")
+        raise StudyError(f"received {workers}; must be at least 1 (only this process)", field="workers")
     check_written(study, candidates)
     check_installed(name for stage in study.stages for name, _ in stage.measured)
     address = storage_address(storage, study.folder)
@@ -102,14 +101,14 @@ def fit(
         candidates=candidates,
         patience=patience,
         events=events or FitEvents(),
-        hashes=hashes,
+        hash_cache=hashes,
     )
     with interruptible(), quiet_optuna():
         return _fit(context, fresh=fresh, check_hashes=check_hashes)
 
 
 def _fit(context: FitContext, *, fresh: bool, check_hashes: bool) -> FitResult:
-    """Plan, run, choose, write: the table of contents of a fit."""
+    """Plan, run, choose and write."""
     study, warn = context.study, context.events.warn
     _check_prompts(study)
     earlier = None if fresh else _earlier_best(study)
@@ -155,7 +154,7 @@ def _fit(context: FitContext, *, fresh: bool, check_hashes: bool) -> FitResult:
 
 
 def _until_stopped(steps: Generator[Findings], found: Findings) -> tuple[Findings, _Stop | None]:
-    """Return the last findings of a run, and what stopped it before its end; bad input is raised at once."""
+    """Return the last findings of a run and the error that stopped it, if any; raise bad input at once."""
     with closing(steps):
         try:
             for latest in steps:
@@ -170,42 +169,42 @@ def _until_stopped(steps: Generator[Findings], found: Findings) -> tuple[Finding
 def _source_hashes(
     context: FitContext, opened: OpenStudy, *, known: bool
 ) -> tuple[dict[str, str], KeyboardInterrupt | None]:
-    """Return the checkpoints' hashes; after Ctrl-C only the known ones, so that the command ends at once."""
+    """Return the checkpoints' hashes; after Ctrl-C only cached ones, so that the command ends at once."""
     progress = context.events.progress
     try:
-        return opened.sha256(context.hashes, progress, known=known), None
+        return opened.sha256(context.hash_cache, progress, known=known), None
     except KeyboardInterrupt as error:
-        return opened.sha256(context.hashes, progress, known=True), error
+        return opened.sha256(context.hash_cache, progress, known=True), error
 
 
 def _check_hashes(study: Study, hashed: Mapping[str, str]) -> None:
-    """Raise CheckpointError for sources with other hashes than the study's recipe notes; best.yaml is there by now."""
+    """Raise CheckpointError for sources whose hashes differ from the recipe's; best.yaml is already written."""
     problems = []
     for name, file in study.files.items():
-        noted, digest = study.recipe.models[name].sha256, hashed.get(name)
-        if noted is not None and digest is not None and not fits_hash(digest, noted):
-            other = other_hash(noted, study.sources.get(name, Path(file)), digest)
-            problems.append(f"{study.recipe_path}: models.{name}.sha256: {other}")
+        expected, digest = study.recipe.models[name].sha256, hashed.get(name)
+        if expected is not None and digest is not None and not fits_hash(digest, expected):
+            problem = other_hash(expected, study.sources.get(name, Path(file)), digest)
+            problems.append(f"{study.recipe_path}: models.{name}.sha256: {problem}")
     if problems:
         best = study.outputs.best
-        raise CheckpointError([*problems, f"{best}: is of the files that are there, and notes their hashes"])
+        raise CheckpointError([*problems, f"{best}: was made from these files, and records their hashes"])
 
 
 def _check_prompts(study: Study) -> None:
-    """Refuse prompts that the target cannot read: the stage that needs them may come after hours of others."""
+    """Refuse prompts that the target cannot read before the search; the stage that needs them may be hours away."""
     clip_skips = {
         f"{study.path or study.folder}: stages.{stage.name}.clip_skip": stage.options.of(EncoderOptions).clip_skip
         for stage in study.stages
         if stage.reads
     }
-    # Files that are missing are named when all are opened.
+    # `open_study` reports missing files, all of them together.
     if clip_skips and study.target.is_file():
         with open_checkpoint(study.target, layout=study.recipe.layout) as target:
             check_encoder(target, study.recipe.layout, clip_skips)
 
 
 def _earlier_best(study: Study) -> Recipe | None:
-    """Return the best recipe of an earlier fit of the same recipe; None if there is none."""
+    """Return the best recipe of an earlier fit of the same recipe, or None."""
     try:
         return best_recipe(study)
     except InputError:

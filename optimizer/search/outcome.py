@@ -1,4 +1,4 @@
-"""The results of a study, read from the storage of its trials and from best.yaml; no checkpoint is needed."""
+"""The results of a study, read from its trials and from best.yaml, without its checkpoints."""
 
 import math
 from collections.abc import Mapping
@@ -22,12 +22,17 @@ __all__ = ["Found", "found_result", "shown_storage"]
 
 @dataclass(frozen=True)
 class Found:
-    """What a study has found so far.
+    """The results of a study so far.
 
-    The recipe of `result` is that of best.yaml, or, with `written` false, what the best trials so far amount to, its
-    similarities not known. `moved_on` names the searches that have found better alphas than best.yaml holds.
-    `living` are the workers that are at it. Spreads and candidates are not part of `result`. `notes` are lines on
-    trials that do not count.
+    Attributes:
+        result: The result, without spreads and candidates. Its recipe is that of best.yaml; before the first best.yaml
+            it has the alphas of the best trials so far, and no similarities.
+        written: Whether the recipe is that of best.yaml.
+        moved_on: The searches that have found better alphas than those in best.yaml.
+        living: The workers that search now.
+        spread: The recorded scores on random inputs that were not fitted on.
+        notes: One line for each reason why trials do not count.
+
     """
 
     result: FitResult
@@ -39,41 +44,51 @@ class Found:
 
 
 def found_result(study: Study, storage: str | None = None) -> Found:
-    """What `study` has found, whichever generation of each of its searches was opened last.
+    """Return the results of `study` so far, from the latest generation of each search.
 
         found_result(load_study("my-study", with_files=False)).result.similarity
 
-    Raises InputError if nothing was found yet, if the storage, by default the file in the study's folder, cannot be
-    read, and if best.yaml cannot be or is of another recipe.
+    InputError passes through if the storage cannot be read, or if best.yaml cannot be read or is of another recipe.
+
+    Args:
+        study: The study; its checkpoints may be missing.
+        storage: The storage of the trials; by default the file in the study's folder.
+
+    Returns:
+        The results.
+
+    Raises:
+        StudyError: The study was not fitted yet.
+
     """
     recipe = best_recipe(study)
     searched, living = search_trials(study, storage)
-    stages = {one.stage.name: one.stage for one in searched}
+    stages = {search.stage.name: search.stage for search in searched}
     study = replace(study, stages=tuple(stages[stage.name] for stage in study.stages))
     results = tuple(
         SearchResult(
-            one.name,
-            one.stage,
-            one.step,
-            one.parameters,
-            tuple(trial for trial in one.trials if trial.is_finished and trial.state != TrialState.LOST),
+            search.name,
+            search.stage,
+            search.step,
+            search.parameters,
+            tuple(trial for trial in search.trials if trial.is_finished and trial.state != TrialState.LOST),
             {},
-            one.number,
+            search.number,
         )
-        for one in searched
-        if one.trials
+        for search in searched
+        if search.trials
     )
     if recipe is None and not any(result.best for result in results):
         raise StudyError(f"{study.folder}: not fitted yet; fit it first: blockfit fit {quoted(study.folder)}")
     by_trials = study.recipe
     found_by: dict[tuple[str, str, str], tuple[float, str]] = {}
-    for search in deciding_searches(results):
-        if search.best is not None:
-            filled = filled_alphas(search.parameters, search.best.alphas)
+    for deciding in deciding_searches(results):
+        if deciding.best is not None:
+            filled = filled_alphas(deciding.parameters, deciding.best.alphas)
             by_trials = by_trials.with_alphas(filled)
             # A later stage may have searched the same alphas again.
             found_by |= {
-                (*place, block): (number, search.name)
+                (*place, block): (number, deciding.name)
                 for place, numbers in filled.items()
                 for block, number in numbers.items()
             }
@@ -83,20 +98,27 @@ def found_result(study: Study, storage: str | None = None) -> Found:
     complete = recipe is not None and recipe.noted.complete is True
     result = FitResult(study, shown, results, scores, interrupted=not complete)
     spread = () if recipe is None else tuple(noted_spreads(study, recipe, scores))
-    notes = tuple(note for one in searched for note in one.notes)
+    notes = tuple(note for search in searched for note in search.notes)
     return Found(result, recipe is not None, moved_on, living, spread, notes)
 
 
 def shown_storage(study: Study, storage: str | None) -> str | None:
-    """What others may be told to give as `storage`; None if the trials are in the study's folder.
+    """Return the storage in the form in which it may be shown to others.
 
-    Without passwords, and of a file that lies elsewhere on this machine only its name.
+    Args:
+        study: The study.
+        storage: The storage of the trials; None for the file in the study's folder.
+
+    Returns:
+        The value for `storage`, without passwords; only the name of a file with an absolute path. None if the trials
+        are in the study's folder.
+
     """
     return None if storage is None else storage_address(storage, study.folder).option
 
 
 def _moved_on(recipe: Recipe, found_by: Mapping[tuple[str, str, str], tuple[float, str]]) -> tuple[str, ...]:
-    """The searches that have found other numbers {(step, alpha, block): (number, search)} than the recipe holds."""
+    """Return the searches whose numbers {(step, alpha, block): (number, search)} differ from the recipe's."""
     names = [
         name
         for (step, alpha, block), (number, name) in found_by.items()

@@ -1,6 +1,6 @@
-"""The plan of a fit: what is searched in which order, what each search is bound to, and where it starts.
+"""The plan of a fit: the searches in their order, with their identities and starting values.
 
-Nothing here reads a file, a storage or a tensor.
+These functions are pure: they read no file, no storage and no tensor.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from optimizer.recipes import Alpha, Parameter, Recipe
-from optimizer.search.trials import bound_to
+from optimizer.search.trials import binding_of
 from optimizer.similarity import METRICS, Options
 from optimizer.studies import Stage, Study
 
-__all__ = ["Plan", "PlannedSearch", "plan_searches", "started_at", "still_free"]
+__all__ = ["Plan", "PlannedSearch", "earlier_alphas", "plan_searches", "starting_from"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class PlannedSearch:
     """One Optuna study that a fit will run, unless an earlier pass over the stage gains too little.
 
     Attributes:
-        name: What the search is called.
-        stage: The stage that it belongs to.
+        name: The name of the search.
+        stage: Its stage.
         step: The step that it scores.
-        parameters: The alphas that it searches.
-        number: The pass over the stage's steps, from 1 up.
-        binding: All that decides what a point scores, but for the alphas of other searches.
+        parameters: The free alphas that it searches.
+        number: The pass over the stage's steps, from 1.
+        binding: Everything that a point's score depends on, except the alphas of other searches.
 
     """
 
@@ -36,19 +36,19 @@ class PlannedSearch:
     number: int
     binding: Mapping[str, Any]
 
-    def started_at(self, recipe: Recipe) -> "PlannedSearch":
-        """Return the search as its pass starts it: a further pass goes on from the alphas of `recipe`."""
-        return self if self.number == 1 else replace(self, parameters=started_at(self.parameters, recipe))
+    def starting_from(self, recipe: Recipe) -> "PlannedSearch":
+        """Return the search with the starting values of its pass; further passes start at the alphas of `recipe`."""
+        return self if self.number == 1 else replace(self, parameters=starting_from(self.parameters, recipe))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All searches of a fit in their order, and what an earlier fit found.
+    """All searches of a fit in their order, and the recipe of an earlier fit.
 
     Attributes:
-        study: The study that is fitted.
-        searches: Every pass of every stage.
-        earlier: The recipe in best.yaml of an earlier fit; None if there is none or a fresh start is asked for.
+        study: The study to fit.
+        searches: The searches of every pass of every stage.
+        earlier: The best recipe of an earlier fit; None without one, or for a fresh start.
 
     """
 
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def bindings(self) -> dict[str, Mapping[str, Any]]:
-        """What each search is bound to, by its name."""
+        """Bindings of the searches, {name of the search: binding}."""
         return {search.name: search.binding for search in self.searches}
 
     def passes(self, stage: Stage) -> tuple[tuple[PlannedSearch, ...], ...]:
@@ -69,21 +69,21 @@ class Plan:
         )
 
     def is_moved_later(self, stage: Stage) -> bool:
-        """Return whether a later stage moves what `stage` scores, which is then scored when all stages are done."""
+        """Return whether a later stage changes the scores of `stage`, which is then scored after all stages."""
         later = self.study.stages[self.study.stages.index(stage) + 1 :]
-        return any(self.study.disturbs(other, stage) for other in later)
+        return any(self.study.disturbs(mover, stage) for mover in later)
 
     def has_candidates(self, stage: Stage) -> bool:
-        """Return whether the next best trials of a stage make recipes: not if another stage scores what it moves."""
+        """Return whether the next best trials of a stage may become recipes: no other stage scores its alphas."""
         return not any(self.study.disturbs(stage, other) for other in self.study.stages if other != stage)
 
     def candidate_base(self, stage: Stage) -> str | None:
-        """Return the base if the stage's metrics do not see how far a merge goes from it, else None."""
+        """Return the base if all metrics of the stage ignore the distance of a merge from it, else None."""
         return self.study.base if all(METRICS[name].scale_free for name, _ in stage.measured) else None
 
     def kept(self, recipe: Recipe) -> Recipe:
-        """Return `recipe` with the alphas of the earlier fit where it still has free ones."""
-        return recipe if self.earlier is None else recipe.with_alphas(still_free(recipe, self.earlier))
+        """Return `recipe` with its remaining free alphas set to the values of the earlier fit."""
+        return recipe if self.earlier is None else recipe.with_alphas(earlier_alphas(recipe, self.earlier))
 
 
 def plan_searches(
@@ -92,14 +92,17 @@ def plan_searches(
     options: Mapping[str, Options],
     earlier: Recipe | None = None,
 ) -> Plan:
-    """Return what a fit of `study` searches.
+    """Return the plan of a fit of `study`.
 
     Args:
         study: The study.
-        fingerprints: Of the sources by name and of the target, as `OpenStudy.fingerprints` has them.
-        options: The options of each stage's metrics with all defaults filled in, {stage: options}, as
-            `OpenStudy.options` has them; by default the stage's own.
-        earlier: The recipe that an earlier fit wrote.
+        fingerprints: The fingerprints of the sources and of the target by name, from `OpenStudy.fingerprints`.
+        options: The options of each stage's metrics with all defaults filled in, {stage: options}, from
+            `OpenStudy.options`. A stage that is missing keeps its options from study.yaml.
+        earlier: The best recipe of an earlier fit.
+
+    Returns:
+        The plan.
 
     """
     searches = tuple(
@@ -109,7 +112,7 @@ def plan_searches(
             step,
             parameters,
             number,
-            bound_to(study, stage, step, parameters, fingerprints, options.get(stage.name)),
+            binding_of(study, stage, step, parameters, fingerprints, options.get(stage.name)),
         )
         for stage in study.stages
         for number in range(1, stage.passes + 1)
@@ -118,8 +121,8 @@ def plan_searches(
     return Plan(study, searches, earlier)
 
 
-def still_free(recipe: Recipe, earlier: Recipe) -> dict[tuple[str, str], dict[str, float]]:
-    """Return the numbers of `earlier` for the free alphas of `recipe`, where these allow them."""
+def earlier_alphas(recipe: Recipe, earlier: Recipe) -> dict[tuple[str, str], dict[str, float]]:
+    """Return the values in `earlier` of the free alphas of `recipe`, {(step, alpha): {block: value}}, if in range."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for step in recipe.steps:
         for name, alpha in step.alphas.items():
@@ -131,10 +134,10 @@ def still_free(recipe: Recipe, earlier: Recipe) -> dict[tuple[str, str], dict[st
     return found
 
 
-def started_at(parameters: Sequence[Parameter], recipe: Recipe) -> tuple[Parameter, ...]:
-    """Return the same parameters, starting at the numbers that `recipe` has for them."""
+def starting_from(parameters: Sequence[Parameter], recipe: Recipe) -> tuple[Parameter, ...]:
+    """Return the same free alphas, with the values in `recipe` as their starting values."""
     found = []
     for parameter in parameters:
-        now = getattr(recipe.step(parameter.step), parameter.alpha).at(parameter.blocks[0])
-        found.append(replace(parameter, free=replace(parameter.free, start=now)))
+        start = getattr(recipe.step(parameter.step), parameter.alpha).at(parameter.blocks[0])
+        found.append(replace(parameter, free=replace(parameter.free, start=start)))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""The records of what a fit found."""
+"""Records of the results of a fit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,17 @@ __all__ = ["Candidate", "FitResult", "SearchResult", "SeedSpread", "deciding_sea
 
 @dataclass(frozen=True)
 class SearchResult:
-    """One Optuna study: the alphas it searched and its trials in order.
+    """The result of one search, which is one Optuna study.
 
-    `exact` are the exact optima by metric, for comparison; `step` is the step that was scored, in pass `number` over
-    the stage's steps.
+    Attributes:
+        name: The name of the search.
+        stage: Its stage.
+        step: The step that was scored.
+        parameters: The free alphas that were searched.
+        trials: All trials in order.
+        exact: The exact optima by metric, for comparison.
+        number: The pass over the stage's steps, from 1.
+
     """
 
     name: str
@@ -32,44 +39,52 @@ class SearchResult:
 
     @property
     def searched(self) -> str:
-        """The name that all passes of the search share: its own without the number of the pass."""
+        """Name without the number of the pass, common to all passes of the search."""
         return self.name.removesuffix(f"/pass {self.number}")
 
     @property
     def budget(self) -> int:
-        """The number of completed trials that is aimed at: one where all alphas have but one value to take."""
+        """Number of completed trials to reach; at most one if every alpha has a single possible value."""
         return self.stage.trials if self.open or not self.trials else min(self.stage.trials, 1)
 
     @property
     def open(self) -> tuple[Parameter, ...]:
-        """The parameters that have more than one value to take; those of blocks that are kept unchanged have one."""
+        """Free alphas with more than one possible value; alphas of unchanged blocks have one."""
         fixed = self.trials[0].fixed if self.trials else frozenset()
         return tuple(parameter for parameter in self.parameters if parameter.name not in fixed)
 
     @property
     def completed(self) -> tuple[Trial, ...]:
-        """The trials that have a similarity."""
+        """Trials that have a similarity."""
         return completed(self.trials)
 
     @property
     def best(self) -> Trial | None:
-        """The best completed trial, as `best_of` ranks them; None if there is none."""
+        """Best completed trial by `best_of`; None without a completed trial."""
         return best_of(self.completed)
 
 
 def deciding_searches(results: Sequence[SearchResult]) -> tuple[SearchResult, ...]:
-    """Return the searches that determine the recipe; in a stage with several passes that is the last search run."""
-    repeated = {one.stage.name for one in results if one.number > 1}
-    last = {one.stage.name: one.name for one in results}
-    return tuple(one for one in results if one.stage.name not in repeated or one.name == last[one.stage.name])
+    """Return the searches that determine the recipe; in a stage with several passes only the last search run."""
+    repeated = {search.stage.name for search in results if search.number > 1}
+    last = {search.stage.name: search.name for search in results}
+    return tuple(
+        search for search in results if search.stage.name not in repeated or search.name == last[search.stage.name]
+    )
 
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """The similarities of a stage's last step, under the final alphas, on random inputs that were not fitted on.
+    """Similarities of a stage's last step, under the final alphas, on random inputs that were not fitted on.
 
-    `scores` has {block: value} for each of `seeds`, of the blocks that `metric` scores; `fitted` is their mean on the
-    inputs that were fitted on.
+    Attributes:
+        stage: The name of the stage.
+        step: Its last step.
+        metric: The metric.
+        fitted: The total similarity on the inputs that were fitted on, in [-1, 1].
+        seeds: The seeds of the random inputs.
+        scores: The similarities for each seed, {block: similarity}, of the blocks that the metric scores.
+
     """
 
     stage: str
@@ -81,16 +96,23 @@ class SeedSpread:
 
     @property
     def totals(self) -> tuple[float, ...]:
-        """The total for each seed."""
+        """Total similarity for each seed, in [-1, 1]."""
         return tuple(total_similarity(scores) for scores in self.scores)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the next best recipes: the best one but for `search`, whose alphas are those of trial `trial`.
+    """One of the next best recipes, which differs from the best one in the alphas of one search.
 
-    `loss` is the similarity lost against that search's best trial (>= 0); `distance` the largest difference of a
-    coefficient from the best recipe's.
+    Attributes:
+        number: The rank of the recipe, from 2.
+        recipe: The recipe.
+        search: The search with other alphas.
+        trial: The number of the trial whose alphas it has.
+        similarity: The total similarity of that trial, in [-1, 1].
+        loss: The similarity lost against the search's best trial (>= 0).
+        distance: The largest difference of a coefficient from the best recipe's.
+
     """
 
     number: int
@@ -104,11 +126,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FitResult:
-    """The result of a fit: `recipe` with its free alphas filled, the searches, and the similarities of every step.
+    """The result of a fit.
 
-    `spread` holds the scores on random inputs that were not fitted on, for metrics that draw any; `candidates` are the
-    next best recipes that differ, if asked for. `simple` is the recipe with numbers as people choose them, as in
-    best.simple.yaml; None after an interruption. `narrow` are the ranges outside of which the best alphas lie.
+    Attributes:
+        study: The study.
+        recipe: The best recipe, without free alphas.
+        searches: The searches with their trials.
+        scores: The similarities of every step.
+        interrupted: Whether the fit was stopped before its end.
+        spread: The scores on random inputs that were not fitted on, for metrics with random inputs.
+        candidates: The next best recipes that differ, if requested.
+        simple: The recipe of best.simple.yaml, with rounded numbers; None if it was not written.
+        narrow: The search ranges that exclude the best alphas.
+
     """
 
     study: Study
@@ -123,9 +153,9 @@ class FitResult:
 
     @property
     def similarities(self) -> dict[str, float]:
-        """The total of each stage's last step by its own metric, {stage: similarity in [-1, 1]}.
+        """Total similarity of each stage's last step by the stage's metric, {stage: similarity in [-1, 1]}.
 
-        Under the final alphas. After an interruption only the stages that were reached.
+        All are under the final alphas. After an interruption only the stages that were reached are present.
         """
         return {
             stage.name: total_similarity(scores.after)
@@ -136,12 +166,14 @@ class FitResult:
 
     @property
     def similarity(self) -> float:
-        """The total of the last stage's last step by its own metric, in [-1, 1].
+        """Total similarity of the last stage's last step by the stage's metric, in [-1, 1].
 
             result = fit(study)
             print(f"{result.similarity:.4%}")
 
-        Raises StudyError if no stage was fitted to its end.
+        Raises:
+            StudyError: No stage was fitted to its end.
+
         """
         reached = tuple(self.similarities.values())
         if not reached:
@@ -149,7 +181,7 @@ class FitResult:
         return reached[-1]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures for JSON; similarities are totals, None where there is none."""
+        """Return the figures for JSON; similarities are totals in [-1, 1], None if unknown."""
         return {
             "study": self.study.name,
             "folder": str(self.study.folder),
@@ -171,27 +203,27 @@ class FitResult:
             ],
             "other_random_inputs": [
                 {
-                    "stage": one.stage,
-                    "step": one.step,
-                    "metric": one.metric,
-                    "fitted": one.fitted,
-                    "seeds": list(one.seeds),
-                    "totals": list(one.totals),
+                    "stage": spread.stage,
+                    "step": spread.step,
+                    "metric": spread.metric,
+                    "fitted": spread.fitted,
+                    "seeds": list(spread.seeds),
+                    "totals": list(spread.totals),
                 }
-                for one in self.spread
+                for spread in self.spread
             ],
             "simple": None if self.simple is None else self.simple.as_dict(),
-            "narrow_ranges": [one.as_dict() for one in self.narrow],
+            "narrow_ranges": [narrow.as_dict() for narrow in self.narrow],
             "candidates": [
                 {
-                    "number": one.number,
-                    "search": one.search,
-                    "trial": one.trial,
-                    "similarity": one.similarity,
-                    "loss": one.loss,
-                    "apart": one.distance,
+                    "number": candidate.number,
+                    "search": candidate.search,
+                    "trial": candidate.trial,
+                    "similarity": candidate.similarity,
+                    "loss": candidate.loss,
+                    "apart": candidate.distance,
                 }
-                for one in self.candidates
+                for candidate in self.candidates
             ],
         }
 

@@ -1,4 +1,4 @@
-"""Running a plan: the only part of a fit that works with the storage of trials and with further processes."""
+"""The run of a plan: the only part of a fit that uses the storage of trials and further processes."""
 
 import logging
 import math
@@ -26,10 +26,10 @@ from optimizer.search.trials import (
     WorkerProcesses,
     check_bindings,
     check_place,
+    ignore_interrupts,
     interruptible,
-    leave_interrupts,
     quiet_optuna,
-    still_wanted,
+    should_go_on,
 )
 from optimizer.studies import OpenStudy
 
@@ -39,9 +39,17 @@ _logger = logging.getLogger("blockfit.search")
 
 
 def plan_for(opened: OpenStudy, earlier: Recipe | None = None) -> Plan:
-    """Return the plan of a fit on opened files; `earlier` is the recipe that an earlier fit wrote.
+    """Return the plan of a fit on opened files.
 
-    Raises CheckpointError for a text encoder whose prompts are unknown.
+    CheckpointError passes through for a text encoder whose prompts are unknown.
+
+    Args:
+        opened: The opened study.
+        earlier: The best recipe of an earlier fit.
+
+    Returns:
+        The plan.
+
     """
     study = opened.study
     options = {stage.name: opened.options(stage) for stage in study.stages}
@@ -49,16 +57,24 @@ def plan_for(opened: OpenStudy, earlier: Recipe | None = None) -> Plan:
 
 
 def run_searches(context: FitContext, plan: Plan, opened: OpenStudy, *, fresh: bool = False) -> Generator[Findings]:
-    """Search and score every stage; yield the findings after every trial and every other step.
+    """Search and score every stage.
 
-    What ends the searches before their time is raised after the last findings were yielded: KeyboardInterrupt,
-    TrialsFailed, StorageLost, CheckpointError, or the error of a metric that has a bug. `fresh` sets earlier trials
-    aside.
+    Errors that stop the searches pass through after the last findings: KeyboardInterrupt, TrialsFailed, StorageLost,
+    CheckpointError, or the error of a metric with a bug. StudyError passes through before the first trial if stored
+    trials are bound to other inputs.
 
-    Raises StudyError, before anything is searched, for trials that are bound to anything else.
+    Args:
+        context: The settings of the fit.
+        plan: The plan to run.
+        opened: The opened study.
+        fresh: Whether to set earlier trials aside.
+
+    Yields:
+        The findings after every trial and every other step.
+
     """
     found, later = Findings(context.study.recipe), list[StageScoring]()
-    # Of all searches, not of each when its turn comes: hours may lie between.
+    # All bindings are checked before the first search; a later one could fail after hours.
     bindings, prefix = plan.bindings, context.prefix
     if not fresh:
         check_place(context.address, bindings, prefix)
@@ -90,20 +106,20 @@ def _searched(
     found: Findings,
     *,
     processes: WorkerProcesses | None = None,
-    wanted: Callable[[], bool] = lambda: True,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> Iterator[Findings]:
-    """Run the searches of a stage, pass by pass, and yield the findings; after a stop with the scores so far."""
+    """Run the searches of a stage, pass by pass, and yield the findings; after a stop, yield the last scores too."""
     stage, before = scoring.stage, -math.inf
     try:
         for searches in plan.passes(stage):
             for search in searches:
-                if not wanted():
+                if not go_on():
                     return
-                running = Search(context.study, search.started_at(found.recipe), found.recipe, scoring)
-                for step in _search(context, running, shared, found, processes, wanted):
+                running = Search(context.study, search.starting_from(found.recipe), found.recipe, scoring)
+                for step in _search(context, running, shared, found, processes, go_on):
                     found = step
                     yield found
-            # A second pass over the one step that there is would be the same search once more.
+            # A second pass over a single step would repeat the same search.
             only_one = len(searches) == 1 and searches[0].step == stage.steps[-1]
             reached = scoring.total(found.recipe)
             if only_one or reached - before < stage.tolerance:
@@ -113,7 +129,7 @@ def _searched(
         if isinstance(stopped, InputError) and not isinstance(stopped, CheckpointError):
             raise
         found = found.filled()
-        yield found  # scoring may be interrupted, too
+        yield found  # the scoring below may be interrupted too
         yield _with_last_scores(scoring, found)
         raise
 
@@ -124,18 +140,18 @@ def _search(
     shared: SharedStorage,
     found: Findings,
     processes: WorkerProcesses | None,
-    wanted: Callable[[], bool],
+    go_on: Callable[[], bool],
 ) -> Iterator[Findings]:
-    """Run one search, and yield the findings after every trial, at last with its best alphas in the recipe."""
+    """Run one search and yield the findings after every trial; at the end, with its best alphas in the recipe."""
     try:
-        for result in search.run(shared, context.events, prefix=context.prefix, wanted=wanted):
+        for result in search.run(shared, context.events, prefix=context.prefix, go_on=go_on):
             found = found.with_result(result)
             yield found
             for line in () if processes is None else processes.ended():
                 context.events.warn(line)
     except KeyboardInterrupt as error:
         if processes is not None:
-            # Their last trials count too.
+            # The last trials of the processes count too.
             processes.stop(at_once=isinstance(error, AtOnce))
             search.refresh()
             yield found.with_result(search.result)
@@ -144,20 +160,20 @@ def _search(
 
 
 def _scored(context: FitContext, scoring: StageScoring, found: Findings) -> Findings:
-    """Add the scores of a stage under the alphas so far, and those on other random inputs."""
+    """Add the scores of a stage under the alphas so far, and its scores on other random inputs."""
     scores = scoring.step_scores(found.recipe)
     found = found.with_scores(scores)
     try:
         for spread in scoring.other_seeds(found.recipe, scores):
             found = found.with_spread(spread)
     except CheckpointError as error:
-        # The search is done; this is good to know beside it, and no more.
+        # These scores are optional: the search is done.
         context.events.warn(f"not scored on other random inputs: {'; '.join(error.problems)}")
     return found
 
 
 def _with_last_scores(scoring: StageScoring, found: Findings) -> Findings:
-    """Add the scores of a stage that was stopped, if it can be scored: what stopped it may stop this, too."""
+    """Add the scores of a stopped stage if possible; the error that stopped it may also stop the scoring."""
     try:
         return found.with_scores(scoring.step_scores(found.recipe))
     except Exception:
@@ -166,8 +182,8 @@ def _with_last_scores(scoring: StageScoring, found: Findings) -> Findings:
 
 
 def _with_choices(context: FitContext, plan: Plan, scoring: StageScoring, found: Findings) -> Findings:
-    """Add the next best trials of the search that ran last, with the scores of its stage under their alphas."""
-    # Of a stepwise stage only that one was scored with all other alphas as they are in the end.
+    """Add the next best trials of the latest search, with the scores of its stage under their alphas."""
+    # In a stepwise stage only the latest search scored its trials under the final values of all other alphas.
     search = found.results[-1]
     space = scoring.space(found.recipe, search.step, search.parameters)
     for choice in next_best(search, space, context.candidates - 1, plan.candidate_base(scoring.stage)):
@@ -177,7 +193,7 @@ def _with_choices(context: FitContext, plan: Plan, scoring: StageScoring, found:
 
 @contextmanager
 def _further_processes(context: FitContext) -> Iterator[WorkerProcesses | None]:
-    """Give the further processes that run the same searches; None if there are to be none."""
+    """Run the further processes of the same searches; yield None for a single worker."""
     if context.workers == 1:
         yield None
         return
@@ -193,8 +209,8 @@ def _further_processes(context: FitContext) -> Iterator[WorkerProcesses | None]:
 
 
 def _work(stop: c_bool, context: FitContext, threads: int) -> None:
-    """Run the trials of the same searches in a further process; nothing is written into the study's folder."""
-    leave_interrupts()
+    """Run trials of the same searches in a further process, without writing recipes."""
+    ignore_interrupts()
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore", BlockfitWarning)
     found = Findings(context.study.recipe)
@@ -207,10 +223,10 @@ def _work(stop: c_bool, context: FitContext, threads: int) -> None:
         ):
             plan = plan_for(opened)
             for stage in context.study.stages:
-                if not still_wanted(stop):
+                if not should_go_on(stop):
                     return
                 scoring = StageScoring.of(stage, opened)
-                for step in _searched(context, plan, scoring, shared, found, wanted=lambda: still_wanted(stop)):
+                for step in _searched(context, plan, scoring, shared, found, go_on=lambda: should_go_on(stop)):
                     found = step
     except KeyboardInterrupt:
         return

@@ -1,4 +1,4 @@
-"""The metrics of a stage on opened files, and what they score under the alphas of a recipe."""
+"""The metrics of a stage on opened files, and its scores under the alphas of a recipe."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,10 +34,10 @@ class StageScoring:
 
     Attributes:
         stage: The stage.
-        comparison: The opened checkpoints, or what was measured of them.
-        metric: The stage's own measure, over its blocks.
-        explained: The metric that tells how far a candidate is from the target, over all blocks of the stage.
-        quadratic: The metrics whose optimum is found exactly, by name, over all blocks of the stage.
+        comparison: The opened checkpoints, or the statistics measured of them.
+        metric: The metric of the stage, over its blocks.
+        explained: The metric `explained`, which also gives the distance from the target, over all blocks of the stage.
+        quadratic: The metrics with an exact optimum, by name, over all blocks of the stage.
 
     """
 
@@ -51,7 +51,15 @@ class StageScoring:
     def of(cls, stage: Stage, opened: OpenStudy) -> "StageScoring":
         """Build the metrics of a stage.
 
-        Raises CheckpointError for files that a metric cannot be computed from.
+        CheckpointError passes through for files that a metric cannot read.
+
+        Args:
+            stage: The stage.
+            opened: The opened study.
+
+        Returns:
+            The metrics.
+
         """
         comparison, statistics = opened.comparison, opened.measured.statistics
         if isinstance(comparison, Comparison):
@@ -64,24 +72,24 @@ class StageScoring:
 
     @property
     def opening(self) -> dict[str, QuadraticMetric]:
-        """The metrics whose exact optima open every search: `explained`, and those that the stage is measured by."""
-        own = {"explained", *(name for name, _ in self.stage.measured)}
-        return {name: metric for name, metric in self.quadratic.items() if name in own}
+        """Metrics whose exact optima open every search: `explained`, and the exact ones among the stage's metrics."""
+        names = {"explained", *(name for name, _ in self.stage.measured)}
+        return {name: metric for name, metric in self.quadratic.items() if name in names}
 
     def algebra(self, recipe: Recipe, step: str) -> Algebra:
-        """Return what the alphas of `recipe` mean for the coefficients of a step, or of a model."""
+        """Return the map from the alphas of `recipe` to the coefficients of a step or of a model."""
         return Algebra(recipe, self.comparison.groups, tuple(self.comparison.sources), step)
 
     def space(self, recipe: Recipe, step: str, parameters: Sequence[Parameter]) -> Space:
-        """Return the points that a search of `parameters` may try, all other alphas as in `recipe`."""
+        """Return the space of the free alphas `parameters`; all other alphas are those of `recipe`."""
         return Space(self.algebra(recipe, step), parameters)
 
     def total(self, recipe: Recipe) -> float:
-        """Return the total similarity of the stage's last step by its own measure, in [-1, 1]."""
+        """Return the total similarity of the stage's last step by the stage's metric, in [-1, 1]."""
         return total_similarity(self._score(recipe, self.stage.steps[-1], self.metric))
 
     def step_scores(self, recipe: Recipe) -> tuple[StepScores, ...]:
-        """Return the scores of each step of the stage under the alphas of `recipe`, and of its input a."""
+        """Return the scores of each step of the stage, and of its input a, under the alphas of `recipe`."""
         found = []
         for name in self.stage.steps:
             step = recipe.step(name)
@@ -92,9 +100,17 @@ class StageScoring:
         return tuple(found)
 
     def other_seeds(self, recipe: Recipe, scores: Sequence[StepScores]) -> Iterator[SeedSpread]:
-        """Yield the scores of the last step on random inputs that were not fitted on, for each metric that draws any.
+        """Score the last step on random inputs that were not fitted on.
 
-        `scores` are the stage's own under the same alphas. Raises CheckpointError if the files cannot be read any more.
+        CheckpointError passes through if the files can no longer be read.
+
+        Args:
+            recipe: The recipe with the final alphas.
+            scores: The scores of the stage under the same alphas.
+
+        Yields:
+            The scores of each metric of the stage that has random inputs.
+
         """
         stage, step = self.stage, self.stage.steps[-1]
         used = stage.options.of(AttentionOptions).seeds
@@ -106,7 +122,7 @@ class StageScoring:
             algebra = self.algebra(recipe, step)
             coefficients = algebra.coefficients(algebra.starting_alphas())[0]
             rows = by_seed(self.comparison, blocks, coefficients, seeds).tolist()
-            after = next(one.after for one in reversed(scores) if one.metric == stage.metric)
+            after = next(scored.after for scored in reversed(scores) if scored.metric == stage.metric)
             fitted = total_similarity({block: after[block] for block in blocks})
             by_block = tuple(dict(zip(blocks, row, strict=True)) for row in rows)
             yield SeedSpread(stage.name, step, name, fitted, seeds, by_block)
@@ -115,7 +131,7 @@ class StageScoring:
         return score_step(metric, recipe, step, self.comparison.groups, tuple(self.comparison.sources))
 
     def _pooled(self, recipe: Recipe, step: str, metric: Metric) -> float | None:
-        """Return the share explained of all blocks together, which only the metric `explained` has."""
+        """Return the explained share (0 to 1) of all blocks together; None for metrics other than `explained`."""
         if isinstance(metric, Combined) and len(metric.metrics) == 1:
             metric = metric.metrics[0]
         if not isinstance(metric, ExplainedMetric) or not metric.blocks:

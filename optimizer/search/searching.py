@@ -1,4 +1,4 @@
-"""One search: which points its Optuna study tries, and how it scores them."""
+"""One search: propose points, score them, store the trials."""
 
 import logging
 import math
@@ -26,10 +26,10 @@ from optimizer.search.trials import (
     best_of,
     completed,
     distributions_of,
-    found_upstream,
     open_search,
     seconds_left,
     seconds_per_trial,
+    upstream_alphas,
     whole_trial,
 )
 from optimizer.similarity import AttentionOptions, total_similarity
@@ -39,16 +39,16 @@ __all__ = ["Search", "TrialsFailed"]
 
 _logger = logging.getLogger("blockfit.search")
 
-# Failed trials in a row after which a search gives up: the same thing fails again and again.
+# Consecutive failed trials after which a search gives up.
 _FAILURES = 10
-# Seconds between looks at what other workers have done, when nothing is left to claim.
-_LOOK = 0.1
-# The most that similarities of a block differ by from one machine to another: products are rounded, with tf32 more.
+# Seconds between polls of the other workers' trials, when none is left to claim.
+_POLL_INTERVAL = 0.1
+# The largest difference of a block's similarity between machines: rounding of products, larger with tf32.
 _MEASURED, _TF32 = 1e-4, 1e-2
-# What may happen to one point, or for a while, though the program is right: files that changed, numbers that are none,
-# torch's errors (no memory among them), drives that are away. Everything else is a bug, as a metric may have one.
+# Errors of one point, or of a moment, in a correct program: changed files, invalid numbers, torch's errors (out of
+# memory included), unavailable drives. Any other error is a bug of a metric.
 _FAILS_A_TRIAL = (CheckpointError, ArithmeticError, MemoryError, OSError, RuntimeError)
-# RuntimeErrors to Python, but bugs.
+# Subclasses of RuntimeError that are bugs.
 _BUGS = (NotImplementedError, RecursionError)
 
 
@@ -57,14 +57,14 @@ class TrialsFailed(RuntimeError):
 
 
 class Search:
-    """One Optuna study: proposes points, scores them, stores each finished trial."""
+    """A search, which is one Optuna study: proposes points, scores them, stores each finished trial."""
 
     def __init__(self, study: Study, planned: PlannedSearch, recipe: Recipe, scoring: StageScoring) -> None:
-        """Search the alphas of `planned` under all other alphas of `recipe`.
+        """Prepare the search of the alphas of `planned` under all other alphas of `recipe`.
 
-        The exact optima of the metrics in `scoring` come first; in further passes the point where the search starts
-        comes before them, so that nothing is lost. Alphas that only move blocks which the target has unchanged are not
-        searched: they keep those blocks.
+        The first points are the exact optima of the metrics in `scoring`. In further passes the starting point comes
+        before them, so that the search never ends below it. Alphas that move only blocks which the target left
+        unchanged are not searched: they get the value that keeps those blocks.
         """
         self.planned = planned
         self._study = study
@@ -75,7 +75,7 @@ class Search:
             self._metric.prepare(space.coefficients(space.diagonal))
         kept = keeping_point(space, self._explained, self._metric.unchanged)
         optima = {label: exact_optimum(space, metric, seed=study.seed) for label, metric in scoring.opening.items()}
-        self._exact = {label: replace(one, point={**one.point, **kept}) for label, one in optima.items()}
+        self._exact = {label: replace(optimum, point={**optimum.point, **kept}) for label, optimum in optima.items()}
         names = [parameter.name for parameter in space.parameters]
         start = {**dict(zip(names, space.start, strict=True)), **kept}
         first = [("incumbent", start)] if planned.number > 1 else []
@@ -89,14 +89,14 @@ class Search:
             blocks=space.parameters_by_block(self._metric.blocks),
             first=first,
         )
-        # Where nothing is left to search, one trial says it all.
+        # If every alpha is fixed, one trial is enough.
         self._most = None if set(names) - set(kept) else 1
         self._budget = self._stage.trials if self._most is None else min(self._stage.trials, self._most)
         self._trials: Trials | None = None
 
     @property
     def result(self) -> SearchResult:
-        """The search and its trials so far."""
+        """Result of the search so far."""
         planned = self.planned
         trials = () if self._trials is None else self._trials.finished
         return SearchResult(
@@ -104,7 +104,7 @@ class Search:
         )
 
     def refresh(self) -> None:
-        """Take in the trials of other workers."""
+        """Read the trials of other workers."""
         if self._trials is not None:
             self._trials.refresh()
 
@@ -114,14 +114,25 @@ class Search:
         events: SearchEvents,
         *,
         prefix: str = "",
-        wanted: Callable[[], bool] = lambda: True,
+        go_on: Callable[[], bool] = lambda: True,
     ) -> Iterator[SearchResult]:
-        """Run trials until the budget of completed ones is met, or none is `wanted`; yield the result so far.
+        """Run trials until the budget of completed ones is met.
 
-        First what was there already, then after every trial. The name of the Optuna study begins with `prefix`.
+        StorageLost passes through, and KeyboardInterrupt after the running trial. A metric with a bug ends the search
+        with its own error.
 
-        Raises TrialsFailed, StorageLost, the error of a metric that has a bug, and KeyboardInterrupt, when the running
-        trial is finished.
+        Args:
+            shared: The storage of the trials.
+            events: The receiver of reports.
+            prefix: The prefix of the Optuna study's name.
+            go_on: Whether to run another trial; called before each.
+
+        Yields:
+            The result so far: first the stored trials, then after every trial.
+
+        Raises:
+            TrialsFailed: Ten trials failed in a row.
+
         """
         trials = self._trials = self._open(shared, prefix)
         failures = 0
@@ -129,7 +140,7 @@ class Search:
         events.opened(self._progress(trials, shared))
         yield self.result
         reported = {trial.number for trial in trials.finished}
-        while wanted():
+        while go_on():
             with whole_trial():
                 claim = trials.claim(self._budget, self._propose)
                 failure = None if claim is None else self._run_trial(trials, claim)
@@ -149,12 +160,12 @@ class Search:
             if claim is None:
                 if len(completed(trials.finished)) >= self._budget:
                     return
-                time.sleep(_LOOK)
+                time.sleep(_POLL_INTERVAL)
 
     def _open(self, shared: SharedStorage, prefix: str) -> Trials:
-        """Open the Optuna study of this search, which is made if there is none."""
+        """Open or create the Optuna study of this search."""
         study, planned, metric = self._study, self.planned, self._metric
-        upstream = found_upstream(self._space.algebra, self._space.parameters, metric.blocks)
+        upstream = upstream_alphas(self._space.algebra, self._space.parameters, metric.blocks)
         describe = study.recipe.layout.describe_blocks
         facts = {
             "target": study.target_file,
@@ -171,10 +182,10 @@ class Search:
         return Trials(stored, shared, self._distributions, metric.blocks)
 
     def _run_trial(self, trials: Trials, claim: Claim) -> Exception | None:
-        """Score a claimed trial and store it; return what it failed with, None if it did not."""
+        """Score a claimed trial and store it; return the error if it failed."""
         try:
             scores = self._scores_at(claim.alphas)
-        except Exception as error:  # a bug among them is raised again when the trial is stored as failed
+        except Exception as error:  # `run` raises a bug again after the trial is stored as failed
             _logger.exception("%s: a trial failed at %s", self.planned.name, dict(claim.alphas))
             trials.fail(claim, _described(error))
             return error
@@ -182,7 +193,7 @@ class Search:
         return None
 
     def _leave_out_better_than_measured(self, trials: Trials) -> None:
-        """Leave out best trials whose points do not score what was stored of them: a stranger may have written it."""
+        """Score the best trial again, and leave it out if its stored scores are wrong; repeat for the next best."""
         tolerance = _TF32 if self.planned.stage.options.of(AttentionOptions).tf32 else _MEASURED
         while (best := best_of(completed(trials.finished))) is not None:
             try:
@@ -190,7 +201,7 @@ class Search:
             except Exception as error:
                 if not _fails_a_trial(error):
                     raise
-                return  # it cannot be scored here, as where the memory does not suffice; a trial will show that
+                return  # it cannot be scored here, for lack of memory for example; the next trial will report that
             if all(abs(score - best.block_scores[block]) <= tolerance for block, score in scores.blocks.items()):
                 return
             trials.leave_out(best)
@@ -213,14 +224,14 @@ class Search:
         )
 
     def _scores_at(self, alphas: Mapping[str, float]) -> Scores:
-        """Return the scores of a point. Raises ArithmeticError for one that is not a finite number."""
+        """Return the scores of a point; raise ArithmeticError if one is not a finite number."""
         point = [alphas[parameter.name] for parameter in self._space.parameters]
         coefficients = self._space.coefficients(torch.tensor([point], dtype=torch.float64))
         by_block = dict(zip(self._metric.blocks, self._metric.score(coefficients)[0].tolist(), strict=True))
         if broken := [block for block, score in by_block.items() if not math.isfinite(score)]:
             raise ArithmeticError(f"the similarity of {', '.join(broken)} is not a finite number")
         distance = float(self._explained.distance(coefficients)[0])
-        # Where the target has all blocks unchanged, no point is better than another.
+        # Without a scored block the target left all blocks unchanged, and all points are equal.
         return Scores(total_similarity(by_block) if by_block else 1.0, by_block, distance)
 
 

@@ -1,4 +1,4 @@
-"""The progress of a study, read from the storage of its trials; no checkpoint is needed."""
+"""The progress of a study, read from the storage of its trials, without its checkpoints."""
 
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -21,11 +21,22 @@ __all__ = ["SearchStatus", "StudyStatus", "study_status"]
 
 @dataclass(frozen=True)
 class SearchStatus:
-    """One search: its trials by outcome, its budget of completed ones, the best similarity, seconds per trial.
+    """The progress of one search.
 
-    `budget` is that of the fits that are under way, or of the last one; see `budgets.budget_of`. `lost` are trials
-    whose workers died; they do not count. `seconds_per_trial` is the mean of completed trials, `seconds_left` an
-    estimate at the current rate of all workers; None if unknown.
+    Attributes:
+        search: The name of the search.
+        step: The step that it scores.
+        metric: The metric of its stage.
+        completed: The number of completed trials.
+        running: The number of running trials.
+        failed: The number of failed trials.
+        lost: The number of trials whose workers died; they do not count.
+        budget: The number of completed trials to reach in the running fits, or in the last one; see `budget_of`.
+        best: The best similarity, in [-1, 1]; None without a completed trial.
+        best_trial: The number of the best trial.
+        seconds_per_trial: The mean of completed trials; None without any.
+        seconds_left: An estimate at the current rate of all workers; None if unknown.
+
     """
 
     search: str
@@ -48,10 +59,15 @@ class SearchStatus:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """The searches of a study in the order in which they run, and the workers that are at them now.
+    """The progress of a study.
 
-    `seconds_left` estimates the time for all searches, None if no worker runs or it is unknown; `ends` is the end that
-    follows from it, in local time. `notes` are lines on trials that do not count.
+    Attributes:
+        searches: The searches in the order in which they run.
+        workers: The workers that search now.
+        seconds_left: An estimate for all searches; None if no worker runs or if unknown.
+        ends: The expected end in local time, from `seconds_left`.
+        notes: One line for each reason why trials do not count.
+
     """
 
     searches: tuple[SearchStatus, ...]
@@ -72,20 +88,28 @@ class StudyStatus:
 
 
 def study_status(study: Study, storage: str | None = None) -> StudyStatus:
-    """Return the state of every search that the study will run, in the generation that was searched last.
+    """Return the progress of every search of the study, in its latest generation.
 
         for search in study_status(load_study("my-study", with_files=False)).searches:
             print(search.search, search.completed, search.budget)
 
-    Raises StudyError if the storage, by default the file in the study's folder, cannot be read.
+    StudyError passes through if the storage cannot be read.
+
+    Args:
+        study: The study; its checkpoints may be missing.
+        storage: The storage of the trials; by default the file in the study's folder.
+
+    Returns:
+        The progress.
+
     """
     searched, living = search_trials(study, storage)
-    searches = [_status(one) for one in searched]
+    searches = [_status(search) for search in searched]
     left = [search.seconds_left for search in searches]
     known = [seconds for seconds in left if seconds is not None]
     seconds = sum(known) if living and len(known) == len(left) else None
     ends = None if seconds is None else datetime.now() + timedelta(seconds=seconds)
-    notes = tuple(note for one in searched for note in one.notes)
+    notes = tuple(note for search in searched for note in search.notes)
     return StudyStatus(tuple(searches), living, seconds, ends, notes)
 
 

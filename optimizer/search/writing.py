@@ -1,4 +1,4 @@
-"""Writing what a fit has chosen: the only part of a fit that writes or removes recipes in the study's folder."""
+"""The output of a fit: the only part that writes or removes recipes in the study's folder."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,13 +14,11 @@ __all__ = ["check_written", "remove_simple", "write_best", "write_candidates", "
 
 
 def check_written(study: Study, candidates: int) -> None:
-    """Raise StudyError if a fit that writes so many candidates would replace the study's own recipe."""
+    """Raise StudyError if a fit with this number of candidates would replace the study's recipe."""
     outputs = study.outputs
     written = (outputs.best, outputs.simple, *map(outputs.candidate, range(2, candidates + 1)))
     if taken := [path for path in written if path.resolve() == study.recipe_path.resolve()]:
-        raise StudyError(
-            f"{taken[0]}: is the study's recipe, which the result would replace; name the recipe otherwise"
-        )
+        raise StudyError(f"{taken[0]}: is the study's recipe, which the result would replace; rename the recipe")
 
 
 def write_best(study: Study, recipe: Recipe) -> None:
@@ -29,9 +27,15 @@ def write_best(study: Study, recipe: Recipe) -> None:
 
 
 def write_candidates(study: Study, candidates: Sequence[Candidate]) -> None:
-    """Write the next best recipes beside the best one, and remove those that an earlier fit wrote and this does not.
+    """Write the next best recipes, and remove further ones of an earlier fit.
 
-    Raises StudyError for a file that cannot be removed.
+    Args:
+        study: The study.
+        candidates: The recipes, numbered from 2 without gaps.
+
+    Raises:
+        StudyError: A file of an earlier fit cannot be removed.
+
     """
     for candidate in candidates:
         save_recipe(candidate.recipe, study.outputs.candidate(candidate.number))
@@ -41,25 +45,35 @@ def write_candidates(study: Study, candidates: Sequence[Candidate]) -> None:
             try:
                 path.unlink()
             except OSError as error:
-                raise StudyError(f"{path}: of an earlier fit, cannot be removed: {error.strerror}") from error
+                raise StudyError(f"{path}: from an earlier fit, cannot be removed: {error.strerror}") from error
 
 
 def write_simple(study: Study, recipe: Recipe, measured: Measured, warn: Callable[[str], None]) -> Simplified | None:
-    """Write best.simple.yaml, the best recipe with numbers as people choose them.
+    """Write best.simple.yaml, the best recipe with rounded numbers.
 
-    Returns None, with a warning, if there is no such recipe; that of an earlier fit is removed then.
+    If the recipe cannot be simplified, the file of an earlier fit is removed.
+
+    Args:
+        study: The study.
+        recipe: The best recipe.
+        measured: The statistics of the checkpoints.
+        warn: Called with one line if the recipe cannot be simplified.
+
+    Returns:
+        The simplified recipe; None if it cannot be simplified.
+
     """
     try:
         return simplify_fit(study, recipe, measured, study.outputs.simple)
     except RecipeError as error:
-        # The fit is done; this is good to have beside it, and no more.
+        # This file is optional: the fit is done.
         warn(f"{study.outputs.simple.name}: not written: {'; '.join(error.problems)}")
         remove_simple(study)
         return None
 
 
 def remove_simple(study: Study) -> None:
-    """Remove best.simple.yaml of an earlier fit, unless the file is something else by now."""
+    """Remove best.simple.yaml of an earlier fit, unless its contents were replaced by something else."""
     path = study.outputs.simple
     with suppress(InputError, OSError):
         if load_recipe(path).noted.simplified is not None:

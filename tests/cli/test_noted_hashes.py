@@ -207,7 +207,7 @@ class TestFitting:
 
         assert code == 2
         assert "models.one.sha256: " in lines[0]
-        assert lines[1].endswith("best.yaml: is of the files that are there, and notes their hashes")
+        assert lines[1].endswith("best.yaml: was made from these files, and records their hashes")
         best = load_recipe(folder / "best.yaml")
         assert best.models["one"].sha256 == found
         assert run("merge", folder / "best.yaml", "-o", folder / "out.safetensors")[0] == 0

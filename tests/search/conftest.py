@@ -1,3 +1,3 @@
-"""Optuna is quiet here."""
+"""Fixtures for all tests of searches: a quiet Optuna."""
 
 from planted import quiet_optuna  # noqa: F401

@@ -1,4 +1,4 @@
-"""A study that was begun before the modules lay where they do now goes on: its trials count, and more follow."""
+"""A study started with an earlier version continues: its trials count, and new ones are added."""
 
 import shutil
 import sqlite3
@@ -14,15 +14,15 @@ from optimizer.reports.page import write_report
 from optimizer.search import fit, found_result, study_status
 from optimizer.studies import load_study
 
-# What blockfit at commit 2f17fe0 left in the folder: its YAML files, study.db as `Connection.iterdump` writes it, and
-# what `blockfit simplify` made of best.yaml. The checkpoints have to be the very same, byte for byte: trials that were
-# scored with others would not count.
+# The folder as blockfit at commit 2f17fe0 left it: its YAML files, study.db in the form of `Connection.iterdump`, and
+# the output of `blockfit simplify` for best.yaml. The checkpoints must be identical byte for byte, since trials of
+# other checkpoints do not count.
 BEFORE = Path(__file__).with_name("before")
 SEARCHES = {"by steps/A": 3, "by steps/B": 3, "together": 3}
 
 
 def counted(shapes, seed):
-    """Tensors of these shapes {name: shape} that hold what whole numbers give, the same on every machine."""
+    """Return tensors of these shapes {name: shape} with values from integer arithmetic, equal on every machine."""
     found = {}
     for place, (name, shape) in enumerate(shapes.items()):
         i = torch.arange(shape.numel())
@@ -32,8 +32,8 @@ def counted(shapes, seed):
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory, sd1_tensors):
-    """The folder of the study, as it was left."""
+def earlier_study(tmp_path_factory, sd1_tensors):
+    """The folder of the study as the earlier version left it."""
     folder = tmp_path_factory.mktemp("before") / "study"
     shutil.copytree(BEFORE, folder, ignore=shutil.ignore_patterns("*.sql"))
     database = sqlite3.connect(folder / "study.db")
@@ -56,13 +56,13 @@ def begun(tmp_path_factory, sd1_tensors):
 
 
 @pytest.fixture
-def folder(begun, tmp_path):
-    """A copy of it for one test."""
-    return shutil.copytree(begun, tmp_path / "study")
+def folder(earlier_study, tmp_path):
+    """A copy of the earlier study for one test."""
+    return shutil.copytree(earlier_study, tmp_path / "study")
 
 
 def trials_in(folder):
-    """The completed trials by the name of their Optuna study, in order: {name: [(value, {parameter: number})]}."""
+    """Return the completed trials in order, {name of the Optuna study: [(value, {parameter: value})]}."""
     database = sqlite3.connect(folder / "study.db")
     rows = database.execute(
         "select s.study_name, t.trial_id, v.value from trials t join studies s using (study_id) "
@@ -77,12 +77,12 @@ def trials_in(folder):
 
 
 def alphas_in(path):
-    """The alphas of a recipe's steps, in order."""
+    """Return the alphas of a recipe's steps in order."""
     return [(step.name, step.alphas) for step in load_recipe(path).steps]
 
 
-def test_what_was_found_is_read(folder):
-    """Status counts the trials, and the result is the recipe that was written then."""
+def test_earlier_results_are_read(folder):
+    """The status counts the earlier trials, and the result is the earlier best.yaml."""
     study = load_study(folder)
     status = study_status(study)
     found = found_result(study)
@@ -93,8 +93,8 @@ def test_what_was_found_is_read(folder):
     assert (found.written, found.moved_on, found.notes) == (True, (), ())
 
 
-def test_it_goes_on(folder):
-    """With two trials more a search has those of then, unchanged, and two of now; nothing is started anew."""
+def test_the_study_continues(folder):
+    """With two more trials a search has its earlier trials, unchanged, and two new ones."""
     before = trials_in(folder)
     result = fit(load_study(folder).with_trials(5))
     after = trials_in(folder)
@@ -108,8 +108,8 @@ def test_it_goes_on(folder):
     assert load_recipe(folder / "best.yaml").fitted.complete is True
 
 
-def test_it_is_fitted_already(folder):
-    """Without more trials a fit stores none, and writes the recipe of then."""
+def test_a_finished_study_adds_no_trials(folder):
+    """Without a larger budget a fit stores no trial, and writes the earlier recipe."""
     before = trials_in(folder)
     fit(load_study(folder))
 
@@ -117,10 +117,10 @@ def test_it_is_fitted_already(folder):
     assert alphas_in(folder / "best.yaml") == alphas_in(BEFORE / "best.yaml")
 
 
-def test_its_recipe_is_reported_and_simplified(folder):
-    """A report is made of it, and the simpler recipe is the one of then."""
-    found, told = found_result(load_study(folder)), found_ceilings(folder)
-    write_report(found, *told, folder / "report.html", named="before", date="2026-11-27")
+def test_the_earlier_recipe_is_reported_and_simplified(folder):
+    """A report is written, and the simplified recipe equals the earlier one."""
+    found, ceilings = found_result(load_study(folder)), found_ceilings(folder)
+    write_report(found, *ceilings, folder / "report.html", named="before", date="2026-11-27")
     simplify_file(folder / "best.yaml", folder / "simple.yaml")
 
     assert (folder / "report.html").stat().st_size > 10_000

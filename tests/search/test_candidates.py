@@ -1,4 +1,4 @@
-"""The next best recipes, and how results do on random inputs that were not fitted on."""
+"""The next best recipes, and scores on random inputs that were not fitted on."""
 
 from dataclasses import replace
 
@@ -27,57 +27,57 @@ STAGE = "  - {name: s, metric: attention, trials: 16, sampler: random, seeds: [1
 
 @pytest.fixture(scope="session")
 def mixed(pool):
-    """A target of x and y with something of its own."""
+    """A target made of x and y, with noise."""
     steps = pool.two_steps(dict.fromkeys(BLOCKS, 0.6), dict.fromkeys(BLOCKS, 0.2))
     return pool.plant("mixed_target", steps, noise=0.05)
 
 
 @pytest.fixture
 def folder(write_study, mixed):
-    """A study of it."""
+    """A study of the target."""
     return write_study(STEPS, STAGE, mixed[0])
 
 
 def coefficients(recipe, block):
-    """The shares of x and y in the two steps, by hand."""
+    """Return the coefficients of x and y after two steps, computed by hand."""
     first, second = (recipe.step(name).alpha.at(block) for name in ("T1", "T2"))
     return np.array([first * (1 - second), second])
 
 
 def test_candidates_differ(folder):
-    """They are in order, differ from the best and from each other in what they merge, and are finished recipes."""
+    """Candidates are ordered, complete recipes whose coefficients differ from the best recipe's and each other's."""
     result = fit(load_study(folder), candidates=4)
 
     paths = [folder / "best.yaml", *(folder / f"candidate-{number}.yaml" for number in (2, 3, 4))]
     recipes = [load_recipe(path) for path in paths]
-    assert [one.recipe for one in result.candidates] == recipes[1:]
-    losses = [one.loss for one in result.candidates]
+    assert [candidate.recipe for candidate in result.candidates] == recipes[1:]
+    losses = [candidate.loss for candidate in result.candidates]
     assert losses == sorted(losses)
     assert losses[0] > 0
     (search,) = result.searches
-    for one, recipe in zip(result.candidates, recipes[1:], strict=True):
-        trial = search.trials[one.trial]
-        assert one.similarity == trial.similarity
-        assert recipe.step("T2").similarity["attention"]["total"] == pytest.approx(one.similarity, abs=1e-9)
+    for candidate, recipe in zip(result.candidates, recipes[1:], strict=True):
+        trial = search.trials[candidate.trial]
+        assert candidate.similarity == trial.similarity
+        assert recipe.step("T2").similarity["attention"]["total"] == pytest.approx(candidate.similarity, abs=1e-9)
         assert recipe.step("T1").similarity["attention"] != recipes[0].step("T1").similarity["attention"]
         assert recipe.fitted.other_random_inputs is None
-        assert recipe.fitted.searches[0].best_trial == one.trial
+        assert recipe.fitted.searches[0].best_trial == candidate.trial
         assert recipe.step("T1").alpha.at("OUT03") == trial.alphas["T1.OUT03"]
     for number, recipe in enumerate(recipes):
-        for other in recipes[:number]:
-            apart = max(np.abs(coefficients(recipe, block) - coefficients(other, block)).max() for block in BLOCKS)
-            assert apart >= 0.05
-    better = [trial for trial in search.completed if result.candidates[0].similarity < trial.similarity]
+        for better in recipes[:number]:
+            distance = max(np.abs(coefficients(recipe, block) - coefficients(better, block)).max() for block in BLOCKS)
+            assert distance >= 0.05
+    skipped = [trial for trial in search.completed if result.candidates[0].similarity < trial.similarity]
     best = recipes[0]
-    for trial in better:
+    for trial in skipped:
         for block in BLOCKS:
             first, second = (trial.alphas[f"{name}.{block}"] for name in ("T1", "T2"))
             assert np.abs(np.array([first * (1 - second), second]) - coefficients(best, block)).max() < 0.05
 
 
 @pytest.mark.parametrize("metric", ["delta", "attention"])
-def test_candidates_note_what_they_score(folder, metric):
-    """Every similarity in a candidate is that of its own alphas, and `simplify` has nothing to warn of."""
+def test_candidates_record_their_similarities(folder, metric):
+    """Every similarity in a candidate is that of its alphas, and `simplify` warns of nothing."""
     text = (folder / "study.yaml").read_text(encoding="utf-8")
     (folder / "study.yaml").write_text(text.replace("metric: attention", f"metric: {metric}"), encoding="utf-8")
     result = fit(load_study(folder), candidates=2)
@@ -99,52 +99,53 @@ def test_candidates_note_what_they_score(folder, metric):
                 assert list(noted["blocks"].values()) == pytest.approx(scores, abs=2e-8)
 
 
-def test_delta_does_not_see_the_scale(write_study, mixed):
-    """By delta, recipes whose differences from the base differ in length alone are one."""
-    one = STEPS.splitlines(keepends=True)[0]
-    study = load_study(write_study(one, "  - {name: s, metric: delta, trials: 9, sampler: random}\n", mixed[0]))
+def test_delta_ignores_the_scale(write_study, mixed):
+    """Under delta, recipes that differ only in the length of their difference from the base count as equal."""
+    first_step = STEPS.splitlines(keepends=True)[0]
+    study = load_study(write_study(first_step, "  - {name: s, metric: delta, trials: 9, sampler: random}\n", mixed[0]))
     assert fit(study, candidates=4).candidates == ()
 
 
-def test_stages_apart_and_downstream(write_study, mixed):
-    """Stages over other blocks both give candidates; one that a later stage builds on gives none."""
+def test_only_independent_stages_give_candidates(write_study, mixed):
+    """Stages over different blocks all give candidates; a stage that a later one builds on gives none."""
     stages = "".join(
         f"  - {{name: {block}, metric: attention, blocks: {block}, trials: 12, sampler: random, seeds: [1]}}\n"
         for block in BLOCKS
     )
-    result = fit(load_study(write_study(STEPS, stages, mixed[0], "apart")), candidates=6)
-    assert {one.search for one in result.candidates} == set(BLOCKS)
-    assert [one.loss for one in result.candidates] == sorted(one.loss for one in result.candidates)
-    for one in result.candidates:
-        other = next(block for block in BLOCKS if block != one.search)
-        assert one.recipe.step("T2").alpha.at(other) == result.recipe.step("T2").alpha.at(other)
+    result = fit(load_study(write_study(STEPS, stages, mixed[0], "independent")), candidates=6)
+    assert {candidate.search for candidate in result.candidates} == set(BLOCKS)
+    losses = [candidate.loss for candidate in result.candidates]
+    assert losses == sorted(losses)
+    for candidate in result.candidates:
+        unsearched = next(block for block in BLOCKS if block != candidate.search)
+        assert candidate.recipe.step("T2").alpha.at(unsearched) == result.recipe.step("T2").alpha.at(unsearched)
 
     stages = "".join(
         f"  - {{name: {step}, steps: [{step}], metric: delta, trials: 12, sampler: random}}\n" for step in ("T1", "T2")
     )
     result = fit(load_study(write_study(STEPS, stages, mixed[0], "downstream")), candidates=6)
-    assert {one.search for one in result.candidates} == {"T2"}
+    assert {candidate.search for candidate in result.candidates} == {"T2"}
 
 
-def test_stale_candidates(folder):
-    """Those of an earlier fit are removed by the next; files that are called nearly the same are not."""
+def test_candidates_of_an_earlier_fit_are_removed(folder):
+    """A fit removes the candidates of an earlier fit, and no file with a similar name."""
     fit(load_study(folder), candidates=3)
     (folder / "candidate-2.simple.yaml").write_text("mine", encoding="utf-8")
     (folder / "candidate-notes.yaml").write_text("mine", encoding="utf-8")
     recipe, study = folder / "recipe.yaml", folder / "study.yaml"
     recipe.rename(folder / "candidate-9.yaml")
     study.write_text(study.read_text(encoding="utf-8").replace("recipe.yaml", "candidate-9.yaml"), encoding="utf-8")
-    own = ["candidate-2.simple.yaml", "candidate-9.yaml", "candidate-notes.yaml"]
+    kept = ["candidate-2.simple.yaml", "candidate-9.yaml", "candidate-notes.yaml"]
 
     fit(load_study(folder), candidates=2)
-    assert sorted(path.name for path in folder.glob("candidate-*")) == sorted([*own, "candidate-2.yaml"])
+    assert sorted(path.name for path in folder.glob("candidate-*")) == sorted([*kept, "candidate-2.yaml"])
     fit(load_study(folder))
-    assert sorted(path.name for path in folder.glob("candidate-*")) == own
+    assert sorted(path.name for path in folder.glob("candidate-*")) == kept
 
 
 @pytest.mark.parametrize("name", ["best.yaml", "candidate-2.yaml"])
 def test_the_recipe_is_not_replaced(folder, name):
-    """A study whose recipe is called like a result is refused, the recipe untouched."""
+    """A study whose recipe has the name of a result is refused, and the recipe stays unchanged."""
     recipe, study = folder / "recipe.yaml", folder / "study.yaml"
     text = recipe.read_text(encoding="utf-8")
     recipe.rename(folder / name)
@@ -157,8 +158,8 @@ def test_the_recipe_is_not_replaced(folder, name):
         fit(load_study(folder), candidates=0)
 
 
-def test_command(folder, capsys, monkeypatch, tmp_path):
-    """The command prints what it wrote, and says when there are not as many."""
+def test_the_command_lists_its_candidates(folder, capsys, monkeypatch, tmp_path):
+    """The command prints the files that it wrote, and reports when fewer recipes differ than requested."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(SystemExit) as left:
         main(["fit", str(folder), "--candidates", "40", "--device", "cpu"])
@@ -169,8 +170,8 @@ def test_command(folder, capsys, monkeypatch, tmp_path):
     assert "Similarity on random inputs that were not fitted on" in out
 
 
-def test_other_random_inputs(folder, mixed, pool, tmp_path):
-    """The spread is the similarity of the merged file, by its definition, under seeds that were not fitted on."""
+def test_the_spread_is_that_of_the_merged_file(folder, mixed, pool, tmp_path):
+    """The spread is the similarity of the merged file, by definition, under seeds that were not fitted on."""
     result = fit(load_study(folder))
 
     (spread,) = result.spread
@@ -180,8 +181,8 @@ def test_other_random_inputs(folder, mixed, pool, tmp_path):
     with open_checkpoint(merged) as opened:
         tensors = {name: opened.tensor(name) for name in opened.tensors}
     for seed, scores in zip(spread.seeds, spread.scores, strict=True):
-        wanted = attention_by_definition(tensors, mixed[1], BLOCKS, seed)
-        assert scores == pytest.approx(wanted, abs=2e-6)
+        expected = attention_by_definition(tensors, mixed[1], BLOCKS, seed)
+        assert scores == pytest.approx(expected, abs=2e-6)
     assert spread.fitted == pytest.approx(result.searches[0].best.similarity, abs=1e-9)
     noted = load_recipe(folder / "best.yaml").fitted.to_data()["other_random_inputs"]
     assert noted == [
@@ -195,8 +196,8 @@ def test_other_random_inputs(folder, mixed, pool, tmp_path):
     ]
 
 
-def test_no_random_inputs_no_spread(write_study, mixed):
-    """A metric that draws nothing has none."""
+def test_a_metric_without_random_inputs_has_no_spread(write_study, mixed):
+    """A metric without random inputs has no spread."""
     study = load_study(write_study(STEPS, "  - {name: s, metric: delta, trials: 2}\n", mixed[0]))
     result = fit(study)
     assert result.spread == ()
@@ -204,7 +205,7 @@ def test_no_random_inputs_no_spread(write_study, mixed):
 
 
 def test_tf32_is_part_of_the_study(folder):
-    """Trials in another precision are other trials; on a processor the scores are the same."""
+    """Trials with and without tf32 are not mixed; on a CPU their scores are equal."""
     exact = fit(load_study(folder))
     text = (folder / "study.yaml").read_text(encoding="utf-8")
     (folder / "study.yaml").write_text(text.replace("seeds: [1, 2]", "seeds: [1, 2], tf32: true"), encoding="utf-8")
@@ -217,7 +218,7 @@ def test_tf32_is_part_of_the_study(folder):
 
 
 def test_a_tied_alpha_in_two_stages(write_study, mixed):
-    """Where a later stage moves what an earlier one has scored, all that is noted is of the final alphas."""
+    """If a later stage changes an earlier one's scores, all recorded scores are those of the final alphas."""
     tied = STEPS.replace('blocks: "OUT03,OUT06"', 'blocks: "OUT03,OUT06", tie: true')
     stages = "".join(
         f"  - {{name: {block}, metric: attention, blocks: {block}, trials: 8, sampler: random, seeds: [1]}}\n"
@@ -234,6 +235,7 @@ def test_a_tied_alpha_in_two_stages(write_study, mixed):
             score = float(metric.score(algebra.coefficients(algebra.starting_alphas())))
             noted = result.recipe.step("T2").similarity["attention"]["blocks"][block]
             assert noted == pytest.approx(score, abs=1e-8)
-            (spread,) = [one for one in result.spread if one.stage == block]
+            (spread,) = [scored for scored in result.spread if scored.stage == block]
             assert spread.fitted == pytest.approx(score, abs=1e-8)
-    assert [one.stage for one in result.scores] == sorted(one.stage for one in result.scores)
+    stages = [scored.stage for scored in result.scores]
+    assert stages == sorted(stages)

@@ -1,4 +1,4 @@
-"""A best.yaml from a stranger: what it notes of the fit is read as what it is, passed over, or refused in a line."""
+"""Damaged records in best.yaml are read, ignored, or refused with one line."""
 
 import copy
 import datetime
@@ -51,7 +51,7 @@ VALUES = {
     "a metric": "delta+attention",
     "a step": "A",
 }
-# What no recipe may note, wherever it stands: it could not be kept as JSON.
+# Values that a recipe must not record anywhere, because JSON cannot express them.
 NEVER = ("not a number", "infinite", "a day", "a time", "a mapping of numbers")
 PLACES = (
     ("fitted",),
@@ -70,7 +70,7 @@ PLACES = (
     *(("steps", 0, "similarity", "delta", name) for name in ("total", "blocks", "before")),
     ("steps", 0, "similarity", "delta", "blocks", "OUT03"),
 )  # fmt: skip
-# The others are slow, by their number.
+# The cases that always run; all others are marked slow because they are many.
 ALWAYS = {
     ("fitted", "searches"): "nothing",
     ("fitted", "target"): "deep",
@@ -84,15 +84,15 @@ ALWAYS = {
 
 @pytest.fixture(scope="module")
 def study(finished_study, tmp_path_factory):
-    """A fitted study in a folder of its own, loaded without its checkpoints, with its ceilings and its best.yaml."""
+    """A fitted study without its checkpoints, its ceilings, and the data of its best.yaml."""
     folder = shutil.copytree(finished_study, tmp_path_factory.mktemp("recipes") / "study")
     loaded = load_study(folder, with_files=False)
     noted = YAML(typ="safe").load((folder / "best.yaml").read_text(encoding="utf-8"))
     return loaded, study_ceilings(loaded.without_files()), noted
 
 
-def damaged(path, noted, place, value):
-    """Write a recipe with this value at the place."""
+def write_damaged(path, noted, place, value):
+    """Write a recipe with this value at this place."""
     data = copy.deepcopy(noted)
     inner = data
     for key in place[:-1]:
@@ -103,8 +103,8 @@ def damaged(path, noted, place, value):
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
-def attempted(call):
-    """What a call gave, or the lines that refuse it; nothing else can come of it."""
+def result_or_problems(call):
+    """Return the result of a call, or the problems of its InputError; other errors pass through."""
     try:
         return call()
     except InputError as error:
@@ -124,19 +124,19 @@ CASES = [
 
 
 @pytest.mark.parametrize(("place", "name"), CASES)
-def test_read(study, place, name):
-    """The report, the ceilings and `simplify` read it, or say in a line what is wrong; the figures stay figures."""
+def test_damage_is_read_or_reported(study, place, name):
+    """The report, the ceilings and `simplify` read damage or report it in a line; similarities stay in [-1, 1]."""
     loaded, ceilings, noted = study
     path = loaded.folder / "best.yaml"
-    damaged(path, noted, place, VALUES[name])
+    write_damaged(path, noted, place, VALUES[name])
 
     def page():
         found = found_result(loaded)
-        assert all(-1 <= score <= 1 for one in found.result.scores for score in one.after.values())
+        assert all(-1 <= score <= 1 for scored in found.result.scores for score in scored.after.values())
         return report_page(contents(found, ceilings, (), named="study", storage=None, date="2026-11-27"))
 
     calls = (page, lambda: study_ceilings(loaded.without_files()), lambda: noted_searches(load_recipe(path)))
-    found = [attempted(call) for call in calls]
+    found = [result_or_problems(call) for call in calls]
 
     lines = [line for given in found if isinstance(given, tuple) for line in given if isinstance(line, str)]
     assert all(line.isprintable() for line in lines)
@@ -146,11 +146,11 @@ def test_read(study, place, name):
 
 
 @pytest.mark.parametrize("name", NEVER)
-def test_never_noted(study, name):
-    """What cannot be kept as JSON is refused when the recipe is read, by its place."""
+def test_values_that_json_lacks_are_refused(study, name):
+    """A value that JSON cannot express is refused on reading, with its place."""
     loaded, _, noted = study
     path = loaded.folder / "best.yaml"
-    damaged(path, noted, ("fitted", "searches", 0, "trials"), VALUES[name])
+    write_damaged(path, noted, ("fitted", "searches", 0, "trials"), VALUES[name])
 
     with pytest.raises(RecipeError, match=r"best\.yaml: fitted\.searches\[0\]\.trials.*: received "):
         load_recipe(path)
@@ -168,15 +168,15 @@ def test_never_noted(study, name):
         (("fitted", "more"), DEEP),
     ],
 )
-def test_simplified_and_merged(study, tmp_path, place, value):
-    """`simplify` and `merge` go on with what they understand, or say what is wrong."""
+def test_damage_does_not_stop_simplify_and_merge(study, tmp_path, place, value):
+    """`simplify` and `merge` ignore damaged records; `simplify` refuses a damaged target."""
     loaded, _, noted = study
     path = loaded.folder / "best.yaml"
-    damaged(path, noted, place, value)
+    write_damaged(path, noted, place, value)
     models = {name: Path(model["file"]) for name, model in noted["models"].items()}
 
-    attempted(lambda: simplify_file(path, tmp_path / "simple.yaml", tolerance=1e-3))
-    attempted(lambda: merge(load_recipe(path), models, tmp_path / "merged.safetensors"))
+    result_or_problems(lambda: simplify_file(path, tmp_path / "simple.yaml", tolerance=1e-3))
+    result_or_problems(lambda: merge(load_recipe(path), models, tmp_path / "merged.safetensors"))
 
     assert (tmp_path / "merged.safetensors").exists()
     assert place[1] == "target" or load_recipe(tmp_path / "simple.yaml").steps

@@ -1,4 +1,4 @@
-"""Statistics from strangers: what cannot have been measured is not made use of, and said."""
+"""Damaged statistics are never used, and the damage is reported."""
 
 import json
 import shutil
@@ -20,17 +20,17 @@ HASH = "0" * 64
 
 
 def parts(change):
-    """Does something to the description of a tensor that is measured: name, block, shape, holders, scored, channels."""
+    """Return a change of one measured tensor's description: name, block, shape, holders, scored, channels."""
     return lambda data, tensors: change(data["parts"][data["scored"][3]])
 
 
 def gram(change):
-    """Does something to the matrix of a tensor that all sources hold."""
+    """Return a change of the Gram matrix of a tensor that all sources contain."""
     return lambda data, tensors: change(tensors["gram"][5])
 
 
 def put(value, *place):
-    """Puts a value into the data, in the order of keys."""
+    """Return a change that puts a value into the data at these keys."""
 
     def change(data, tensors):
         for key in place[:-1]:
@@ -40,7 +40,7 @@ def put(value, *place):
     return change
 
 
-# The rows of a matrix are the base, and the differences of base, x, y and the target from it.
+# The rows of a Gram matrix: the base, then the differences of base, x, y and the target from it.
 BASE, X, Y, TARGET = 1, 2, 3, 4
 
 
@@ -53,9 +53,10 @@ def impossible(matrix):
 
 
 def not_of_any(matrix):
-    """Three differences, each nearly opposite to the two others."""
-    for one, other in ((X, Y), (Y, TARGET), (X, TARGET)):
-        matrix[one, other] = matrix[other, one] = -0.9 * (matrix[one, one] * matrix[other, other]).sqrt()
+    """Make three differences, each nearly opposite to the two others."""
+    for row, column in ((X, Y), (Y, TARGET), (X, TARGET)):
+        product = matrix[row, row] * matrix[column, column]
+        matrix[row, column] = matrix[column, row] = -0.9 * product.sqrt()
 
 
 def fill(row, column, value):
@@ -150,7 +151,7 @@ DAMAGES = {
 
 @pytest.fixture
 def damaged(finished_study, tmp_path):
-    """Makes a copy of a fitted study's folder with statistics that something was done to."""
+    """A function that copies a fitted study's folder and changes its statistics."""
 
     def make(change):
         folder = shutil.copytree(finished_study, tmp_path / "study")
@@ -168,8 +169,8 @@ def damaged(finished_study, tmp_path):
     return make
 
 
-def test_undamaged(damaged):
-    """What was saved is read again as it was, however it was copied."""
+def test_undamaged_statistics_are_read(damaged):
+    """Unchanged statistics are read from a copy."""
     folder = damaged(lambda data, tensors: None)
 
     assert load_measured(folder / STATISTICS) is not None
@@ -177,8 +178,8 @@ def test_undamaged(damaged):
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_without_the_checkpoints(damaged, name):
-    """Where they would have to stand in for the checkpoints, a line says why they cannot."""
+def test_damage_is_reported_without_the_checkpoints(damaged, name):
+    """If damaged statistics would have to replace the checkpoints, one line gives the reason why they cannot."""
     folder = damaged(DAMAGES[name])
 
     with pytest.raises(StudyError) as caught:
@@ -190,8 +191,8 @@ def test_without_the_checkpoints(damaged, name):
     assert problem.isprintable()
 
 
-def test_with_the_checkpoints(damaged, finished_study):
-    """Where the checkpoints are there, they are measured anew, which is said; what was found is found again."""
+def test_damaged_statistics_are_measured_anew(damaged, finished_study):
+    """If the checkpoints exist, statistics are measured anew, with a warning, and the trials still count."""
     folder = damaged(DAMAGES["not positive semidefinite"])
 
     with pytest.warns(BlockfitWarning, match="its inner products contradict each other: .* are measured anew$"):
@@ -202,8 +203,8 @@ def test_with_the_checkpoints(damaged, finished_study):
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 100, 40_000])
-def test_cut(finished_study, tmp_path, size):
-    """A file that was cut off is told as any other that cannot be used."""
+def test_truncated_statistics_are_refused(finished_study, tmp_path, size):
+    """A truncated file is reported like other unusable ones."""
     folder = shutil.copytree(finished_study, tmp_path / "study")
     path = folder / STATISTICS
     path.write_bytes(path.read_bytes()[:size])

@@ -1,4 +1,4 @@
-"""Studies of sources that differ: in the shape of a tensor that no alpha reaches, in parts, in how they are sampled."""
+"""Studies of sources that differ in the shape of an unused tensor, in their parts, or in their prediction type."""
 
 import json
 import warnings
@@ -28,11 +28,11 @@ TRUE = 0.4
 
 @pytest.fixture
 def study(tmp_path, pool):
-    """Writes a study of base and x, which has a LongCLIP, whose target was made of them on the output blocks alone."""
+    """A function that writes a study of base and x, which has a LongCLIP; the target mixes only the output blocks."""
     alpha = {f"OUT{n:02}": TRUE for n in range(3, 12)}
     made = [{"name": "T1", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": alpha}]
     target = merge_by_steps(made, pool.tensors, torch.float32)["T1"]
-    save_file({name: one.contiguous() for name, one in target.items()}, tmp_path / "target.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in target.items()}, tmp_path / "target.safetensors")
     save_file(pool.tensors["base"], tmp_path / "base.safetensors")
     long = torch.randn(248, 8, generator=torch.Generator().manual_seed(7))
     save_file({**pool.tensors["x"], POSITIONS: long}, tmp_path / "x.safetensors")
@@ -54,16 +54,16 @@ def study(tmp_path, pool):
     return write
 
 
-def told(action):
-    """What an action warns of."""
+def warnings_of(action):
+    """Return the warnings of an action."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", BlockfitWarning)
         action()
-    return [str(one.message) for one in caught]
+    return [str(warning.message) for warning in caught]
 
 
-def test_fit_and_merge(study):
-    """Alphas on the outputs alone are found, bounded and merged, though the text encoders differ in length."""
+def test_an_unused_tensor_may_have_another_shape(study):
+    """Alphas on the output blocks are found, bounded and merged although the text encoders differ in length."""
     folder = study()
     result = fit(load_study(folder))
 
@@ -75,23 +75,23 @@ def test_fit_and_merge(study):
     assert delta.sources["x"].coefficient == pytest.approx(TRUE, abs=1e-4)
     merge(result.recipe, folder, folder / "out.safetensors", dtype=torch.float32)
     found, target = load_file(folder / "out.safetensors"), load_file(folder / "target.safetensors")
-    assert all(torch.allclose(found[name], one, atol=1e-4) for name, one in target.items())
+    assert all(torch.allclose(found[name], tensor, atol=1e-4) for name, tensor in target.items())
 
 
-def test_verify_and_attention(study, pool):
-    """Metrics that read tensors, and `verify`, leave the tensor out that no step needs."""
+def test_metrics_leave_out_the_unused_tensor(study, pool):
+    """Metrics that read tensors, and `verify`, leave out the tensor that no step needs."""
     folder = study("OUT06", metric="attention", scored="OUT06")
     assert fit(load_study(folder)).similarity > 0.999
     recipe = load_recipe(folder / "best.yaml")
     paths = {name: folder / f"{name}.safetensors" for name in ("base", "x")}
 
-    (one,) = verify(recipe, paths, folder / "target.safetensors")
+    (verified,) = verify(recipe, paths, folder / "target.safetensors")
 
-    assert one.measured["OUT06"] > 0.999
+    assert verified.measured["OUT06"] > 0.999
 
 
-def test_a_free_alpha_counts(study):
-    """A free alpha on the block where shapes differ is refused, with file, tensor, block and what would be right."""
+def test_a_free_alpha_on_differing_shapes_is_refused(study):
+    """A free alpha on a block with differing shapes is refused, with file, tensor, block and a remedy."""
     folder = study(blocks=f"BASE,{OUTPUTS}", scored=f"BASE,{OUTPUTS}")
 
     with pytest.raises(CheckpointError) as caught:
@@ -104,22 +104,22 @@ def test_a_free_alpha_counts(study):
     )
 
 
-def test_kept_statistics(study):
-    """What was left out of the statistics for its shape is noted; they do not serve alphas that need it."""
+def test_statistics_record_the_left_out_tensor(study):
+    """Statistics record a tensor left out for its shape, and are refused for alphas that need it."""
     folder = study()
     study_ceilings(load_study(folder))
-    (part,) = (one for one in load_measured(folder / STATISTICS).parts if one.name == POSITIONS)
+    (part,) = (part for part in load_measured(folder / STATISTICS).parts if part.name == POSITIONS)
     assert (part.shape, part.holders, part.other_shapes) == ((77, 8), (0,), (1,))
     for name in ("base", "x", "target"):
         (folder / f"{name}.safetensors").unlink()
 
     assert study_ceilings(load_study(folder))[1].total["ceiling"] == pytest.approx(1, abs=1e-9)
     with pytest.raises(StudyError, match=r"models\.base\.file: 'base\.safetensors' not found"):
-        study_ceilings(load_study(study_again(study, folder)))
+        study_ceilings(load_study(study_with_free_base(study, folder)))
 
 
-def study_again(study, folder):
-    """The same study with BASE free, its checkpoints gone again."""
+def study_with_free_base(study, folder):
+    """Write the same study with BASE free, without its checkpoints."""
     study(blocks=f"BASE,{OUTPUTS}", scored=f"BASE,{OUTPUTS}")
     for name in ("base", "x", "target"):
         (folder / f"{name}.safetensors").unlink(missing_ok=True)
@@ -127,8 +127,8 @@ def study_again(study, folder):
 
 
 @pytest.mark.parametrize("which", ["target", "base"])
-def test_compare(study, which):
-    """A block of which target or base has a tensor in another shape is named; others can be chosen and are scored."""
+def test_compare_refuses_a_block_of_differing_shapes(study, which):
+    """A block with differing shapes is refused by name; other blocks can be chosen and scored."""
     folder = study()
     paths = {"candidate": folder / "target.safetensors", "target": folder / "base.safetensors", "base": None}
     paths[which] = folder / "x.safetensors"
@@ -147,14 +147,14 @@ def test_compare(study, which):
 
 
 def run(*arguments):
-    """The exit code of the command."""
+    """Run the command and return its exit code."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return int(left.value.code or 0)
 
 
-def test_init(study, capsys):
-    """A first recipe leaves a block closed where a source has another shape, says so, and its files fit each other."""
+def test_init_leaves_out_a_block_of_differing_shapes(study, capsys):
+    """`init` gives no free alpha to a block with differing shapes, reports it, and writes a valid study."""
     folder = study()
     files = [folder / f"{name}.safetensors" for name in ("target", "base", "x")]
 
@@ -165,14 +165,14 @@ def test_init(study, capsys):
     (note,) = (note for note in made["notes"] if note.startswith("x.safetensors"))
     shapes = f"tensor {POSITIONS!r} of x.safetensors has shape [248, 8], but [77, 8] in the base"
     assert note == f"x.safetensors: no alpha on BASE: {shapes}"
-    (hole,) = load_recipe(folder / "first" / "recipe.yaml").step("TEMP1").alpha.free
-    assert len(hole.blocks) == 25
-    assert "BASE" not in hole.blocks
+    (free,) = load_recipe(folder / "first" / "recipe.yaml").step("TEMP1").alpha.free
+    assert len(free.blocks) == 25
+    assert "BASE" not in free.blocks
     assert study_ceilings(load_study(folder / "first"), "delta")[0].total["ceiling"] > 0
 
 
-def test_init_without_a_block_that_fits(study, capsys, write_sd1):
-    """A source of which no block fits the base is left out, with the first tensor that differs."""
+def test_init_leaves_out_a_source_without_a_fitting_block(study, capsys, write_sd1):
+    """A source without a block that fits the base is left out, with the first tensor that differs."""
     folder = study()
     write_sd1(folder / "narrow.safetensors", width=4)
     files = [folder / f"{name}.safetensors" for name in ("target", "base", "narrow")]
@@ -187,20 +187,20 @@ def test_init_without_a_block_that_fits(study, capsys, write_sd1):
     assert any(note.startswith(narrow) for note in made["notes"])
 
 
-# --- What is told of files that go together badly ---------------------------------------------------------------------
+# --- Warnings about files that do not match ---------------------------------------------------------------------------
 
 
-def spoiled(folder, name):
-    """Give a checkpoint a stranger, a marker and no VAE."""
+def spoil(folder, name):
+    """Add an unknown tensor and a v-prediction marker to a checkpoint, and remove its VAE."""
     tensors = load_file(folder / f"{name}.safetensors")
-    kept = {key: one for key, one in tensors.items() if not key.startswith("first_stage_model.")}
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("first_stage_model.")}
     save_file({**kept, "lora_x.weight": torch.ones(2), "v_pred": torch.tensor([])}, folder / f"{name}.safetensors")
 
 
-def test_fit_tells(study):
-    """A fit, resumed or not, and a ceiling tell of a source that lacks a part, holds strangers, predicts otherwise."""
+def test_fits_and_ceilings_warn_of_a_mismatched_source(study):
+    """New and resumed fits, and ceilings, warn of a missing part, unknown tensors and another prediction type."""
     folder = study()
-    spoiled(folder, "x")
+    spoil(folder, "x")
     x, target = (folder / f"{name}.safetensors" for name in ("x", "target"))
     expected = [
         f"{x}: 1 tensor is no part of Stable Diffusion 1.x and is left out: 'lora_x.weight'",
@@ -209,17 +209,17 @@ def test_fit_tells(study):
     ]
 
     for action in (fit, fit, study_ceilings):
-        assert told(lambda action=action: action(load_study(folder))) == expected
+        assert warnings_of(lambda action=action: action(load_study(folder))) == expected
 
 
-def test_fit_tells_of_the_target(study):
-    """Of a target it tells what a fit cannot see."""
+def test_a_fit_warns_of_an_incomplete_target(study):
+    """A fit warns of unknown tensors and missing parts of the target."""
     folder = study()
     tensors = load_file(folder / "target.safetensors")
-    bare = {name: one for name, one in tensors.items() if not name.startswith((TEXT, "first_stage_model."))}
+    bare = {name: tensor for name, tensor in tensors.items() if not name.startswith((TEXT, "first_stage_model."))}
     save_file({**bare, f"other.{POSITIONS}": torch.ones(2)}, folder / "target.safetensors")
 
-    lines = told(lambda: fit(load_study(folder)))
+    lines = warnings_of(lambda: fit(load_study(folder)))
 
     start = f"{folder / 'target.safetensors'}: "
     assert lines == [
@@ -229,42 +229,42 @@ def test_fit_tells_of_the_target(study):
     ]
 
 
-def test_compare_tells(study):
-    """A comparison tells of candidate, target and base alike, each once."""
+def test_compare_warns_once_of_each_file(study):
+    """A comparison warns of candidate, target and base, once each."""
     folder = study()
     for name in ("x", "target"):
-        spoiled(folder, name)
+        spoil(folder, name)
     paths = [folder / f"{name}.safetensors" for name in ("x", "target", "base")]
 
-    lines = told(lambda: compare(*paths[:2], metric="delta", base=paths[2], blocks="output"))
+    lines = warnings_of(lambda: compare(*paths[:2], metric="delta", base=paths[2], blocks="output"))
 
-    stranger = "1 tensor is no part of Stable Diffusion 1.x and is left out: 'lora_x.weight'"
+    unknown = "1 tensor is no part of Stable Diffusion 1.x and is left out: 'lora_x.weight'"
     velocity = f"but {paths[1]} predicts velocity (v_pred); similarities do not show that"
     assert sorted(lines) == sorted(
         [
-            f"{paths[0]}: {stranger}",
-            f"{paths[1]}: {stranger}",
+            f"{paths[0]}: {unknown}",
+            f"{paths[1]}: {unknown}",
             *(f"{path}: no VAE, which similarities leave out anyway" for path in paths[:2]),
             f"{paths[2]}: predicts noise, {velocity}",
         ]
     )
 
 
-def test_zeros_are_told_of_kept_statistics(study):
-    """A half-downloaded source is told of by the fit that measures it, and by the next, which does not."""
+def test_zeros_are_reported_from_saved_statistics(study):
+    """A fit warns of a half-downloaded source, and so does the next one, which only reads the statistics."""
     folder = study()
     tensors = load_file(folder / "x.safetensors")
     save_file({**tensors, QUERY: torch.zeros_like(tensors[QUERY])}, folder / "x.safetensors")
 
     for _ in range(2):
-        (line,) = told(lambda: fit(load_study(folder)))
+        (line,) = warnings_of(lambda: fit(load_study(folder)))
         assert line.startswith(f"{folder / 'x.safetensors'}: a tensor holds nothing but zeros where other inputs hold")
 
 
-def test_commands_tell_on_stderr(study, capsys):
-    """On the command line each is one line on stderr; --json keeps stdout to its one value."""
+def test_commands_warn_on_stderr(study, capsys):
+    """Each warning of a command is one line on stderr; with --json stdout contains only the value."""
     folder = study()
-    spoiled(folder, "x")
+    spoil(folder, "x")
 
     assert run("compare", folder / "x.safetensors", "--target", folder / "target.safetensors", "--json") == 0
     shown = capsys.readouterr()
@@ -279,10 +279,10 @@ def test_commands_tell_on_stderr(study, capsys):
     assert run("merge", folder / "best.yaml", "-o", folder / "out.safetensors", "--json") == 0
     shown = capsys.readouterr()
     json.loads(shown.out)
-    first, *others = (line.split(": ", 3)[3] for line in shown.err.splitlines())
+    first, *rest = (line.split(": ", 3)[3] for line in shown.err.splitlines())
     assert first == "1 tensor is no part of Stable Diffusion 1.x and is left out: 'lora_x.weight'"
     base = folder / "base.safetensors"
-    assert others == [
+    assert rest == [
         "no VAE; the merge has that of base.safetensors",
         f"predicts velocity (v_pred), but {base} predicts noise; the merge is sampled as base.safetensors is",
     ]

@@ -1,4 +1,4 @@
-"""Studies that search BASE by what the text encoder says."""
+"""Studies that search BASE by the output of the text encoder."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ stages:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
-    """A target that is 0.7 bold and 0.3 slanted, its text encoder and one block."""
+    """A target made of bold and slanted, with alpha 0.3 on BASE and 0.6 on OUT05."""
     path = tmp_path_factory.mktemp("planted") / "target.safetensors"
     step = Step("T", "weight_sum", "bold", "slanted", None, Alpha({"BASE": 0.3, "OUT05": 0.6}))
     recipe = Recipe("r", load_layout("sd1"), {name: Model(str(file)) for name, file in MODELS.items()}, (step,), "T")
@@ -47,7 +47,7 @@ def target(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, target):
-    """Writes a study of one step, and gives its folder."""
+    """A function that writes a study of one step and returns its folder."""
 
     def write(stage, alphas="BASE"):
         models = "".join(f"  {name}: {{file: '{file}'}}\n" for name, file in MODELS.items())
@@ -62,7 +62,7 @@ def folder(tmp_path, target):
     "sampler", ["blockwise", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tpe", "random"))]
 )
 def test_base_is_searched_like_any_block(folder, sampler):
-    """The planted alpha of BASE is found, its similarity 1, by whichever sampler, and the recipe notes it."""
+    """Every sampler finds the planted alpha of BASE with similarity 1, and the recipe records it."""
     made = folder(f"metric: encoder, sampler: {sampler}")
 
     result = fit(load_study(made))
@@ -75,8 +75,8 @@ def test_base_is_searched_like_any_block(folder, sampler):
     assert {trial.origin for trial in search.completed} >= {"exact explained", sampler}
 
 
-def test_beside_another_metric(folder):
-    """As `elsewhere` it scores BASE in a stage whose metric cannot see it."""
+def test_elsewhere_scores_base_beside_another_metric(folder):
+    """As `elsewhere`, the encoder metric scores BASE in a stage whose metric cannot."""
     made = folder("metric: attention, elsewhere: encoder, blocks: 'BASE,OUT05'", "BASE,OUT05")
 
     fit(load_study(made))
@@ -85,8 +85,8 @@ def test_beside_another_metric(folder):
     assert (alpha.at("BASE"), alpha.at("OUT05")) == pytest.approx((0.3, 0.6), abs=1e-3)
 
 
-def test_own_prompts(folder):
-    """Prompts of the user's own and the layer that is read are part of what a study is bound to, and are noted."""
+def test_own_prompts_are_bound_and_recorded(folder):
+    """The user's prompts and `clip_skip` are part of a study's binding, and the recipe records them."""
     made = folder("metric: encoder, prompts: mine.txt, clip_skip: 2")
     (made / "mine.txt").write_text("seven\na bold three\n", encoding="utf-8")
     fit(load_study(made).with_trials(2))
@@ -110,8 +110,8 @@ def test_own_prompts(folder):
     assert len(caught.value.problems) == 2
 
 
-def test_prompts_that_ship_are_bound_too(folder, monkeypatch):
-    """A study goes on with the prompts that came with the layout as long as these are the same."""
+def test_default_prompts_are_bound_too(folder, monkeypatch):
+    """A study continues with the prompts of the layout only while they are unchanged."""
     made = folder("metric: encoder")
     fit(load_study(made).with_trials(1))
     fit(load_study(made).with_trials(2))
@@ -124,10 +124,10 @@ def test_prompts_that_ship_are_bound_too(folder, monkeypatch):
         fit(load_study(made).with_trials(3))
 
 
-def test_thousands_of_prompts(folder, tmp_path):
-    """However many prompts were read, what a fit writes is read again, and neither it nor a merge tells any of them."""
+def test_prompts_are_recorded_by_hash_alone(folder, tmp_path):
+    """After a fit with thousands of prompts, neither recipes nor merged files contain any of them."""
     made = folder("metric: encoder, prompts: mine.txt")
-    # A word each, which is one token, so that it takes no time.
+    # One word per prompt is one token, which keeps the test fast.
     many = [f"secret{'y' * 400}{number}" for number in range(3000)]
     (made / "mine.txt").write_text("\n".join(many), encoding="utf-8")
     fit(load_study(made).with_trials(1))
@@ -150,7 +150,7 @@ def test_thousands_of_prompts(folder, tmp_path):
 
 @pytest.fixture
 def best(folder):
-    """The best.yaml of a fit with prompts of its own, which a recipe on its way to another folder leaves behind."""
+    """The best.yaml of a fit with the user's prompts, in a folder of their own."""
     made = folder("metric: encoder, prompts: texts/mine.txt, clip_skip: 2")
     (made / "texts").mkdir()
     (made / "texts" / "mine.txt").write_text("seven\na bold three\n", encoding="utf-8")
@@ -159,7 +159,7 @@ def best(folder):
 
 
 def test_prompts_are_found_from_another_folder(best):
-    """The simpler recipe names the file of prompts as it lies from there, and is simplified again."""
+    """A simplified recipe in another folder has a relative path to the prompts, and can be simplified again."""
     (best.parent / "elsewhere").mkdir()
     output = best.parent / "elsewhere" / "simple.yaml"
 
@@ -171,12 +171,14 @@ def test_prompts_are_found_from_another_folder(best):
     assert again.totals["s"][0] == load_recipe(output).fitted.searches[0].before
 
 
-def test_prompts_that_are_gone_or_others(best):
-    """Prompts that were noted and are not there any more, or were changed, are refused; others may be named."""
+def test_missing_or_changed_prompts_are_refused(best):
+    """Missing or changed prompts are refused; `prompts` may name another file with the same prompts."""
     output, prompts = best.with_name("simple.yaml"), best.parent / "texts" / "mine.txt"
     noted = load_recipe(best).fitted.to_data()["searches"][0]
     prompts.write_text("seven\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"best\.yaml: fitted\.searches\.s\.prompts: .*mine\.txt holds other prompts"):
+    with pytest.raises(
+        RecipeError, match=r"best\.yaml: fitted\.searches\.s\.prompts: .*mine\.txt has changed: received sha256"
+    ):
         simplify_file(best, output, tolerance=1e-3)
     prompts.unlink()
     with pytest.raises(RecipeError, match=r"prompts\.file: 'texts/mine\.txt' not found; .*`prompts`"):
@@ -192,8 +194,8 @@ def test_prompts_that_are_gone_or_others(best):
     assert load_recipe(output).fitted.to_data()["searches"][0]["prompts"] == {**noted["prompts"], "file": "kept.txt"}
 
 
-def test_recipes_that_hold_the_prompts(best):
-    """A recipe that holds the prompts themselves, as they once did, is scored by them."""
+def test_recipes_that_contain_prompts_are_scored_by_them(best):
+    """A recipe that contains the prompts themselves, as in earlier versions, is scored by them."""
     recipe = load_recipe(best)
     (search,) = recipe.fitted.to_data()["searches"]
     fitted = {**recipe.fitted.to_data(), "searches": [{**search, "prompts": ["seven", "a bold three"]}]}
@@ -209,8 +211,8 @@ def test_recipes_that_hold_the_prompts(best):
     ]
 
 
-def test_prompts_that_nothing_reads(folder, best):
-    """What only the encoder metric reads is not noted of a search by another, and no option of simplifying one."""
+def test_prompts_without_the_encoder_metric_are_refused(folder, best):
+    """Options of the encoder metric are neither recorded for another metric nor accepted when simplifying by it."""
     output = best.with_name("simple.yaml")
     with pytest.raises(InputError, match="prompts: only the metric `encoder` reads prompts"):
         simplify_file(best, output, tolerance=1e-3, metric="delta", prompts=best.parent / "texts" / "mine.txt")
@@ -229,7 +231,7 @@ def test_prompts_that_nothing_reads(folder, best):
 
 
 @pytest.mark.parametrize(
-    ("noted", "said"),
+    ("noted", "message"),
     [
         ({"file": "mine.txt"}, "prompts: received {'file': 'mine.txt'}; must be a file and its sha256"),
         ({"file": 3, "sha256": "0"}, "prompts: received {'file': 3, 'sha256': '0'}; must be a file and its sha256"),
@@ -239,8 +241,8 @@ def test_prompts_that_nothing_reads(folder, best):
         ({"file": "a\0b", "sha256": "0"}, r"prompts.file: 'a\x00b' not found"),
     ],
 )
-def test_notes_by_strangers(best, capsys, noted, said):
-    """What is noted of prompts in another way than a fit does is refused in a line, with exit code 2."""
+def test_invalid_records_of_prompts_are_refused(best, capsys, noted, message):
+    """An invalid record of prompts is refused with one line and exit code 2."""
     recipe = load_recipe(best)
     fitted = {**recipe.fitted.to_data(), "searches": [{**recipe.fitted.to_data()["searches"][0], "prompts": noted}]}
     save_recipe(replace(recipe, fitted=Fitted.from_data(fitted)), best)
@@ -251,14 +253,14 @@ def test_notes_by_strangers(best, capsys, noted, said):
 
     assert left.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
     with pytest.raises(SystemExit) as left:
         main(["simplify", str(best), "--prompts", str(best.parent / "texts" / "mine.txt"), "--tolerance", "1e-3"])
-    assert left.value.code == (0 if "not found" in said else 2)
+    assert left.value.code == (0 if "not found" in message else 2)
 
 
-def test_stage_that_reads_nothing_notes_nothing(folder):
-    """Where no block that the encoder metric sees is scored, its prompts are not noted."""
+def test_unused_prompts_are_not_recorded(folder):
+    """If no block of the encoder metric is scored, its prompts are not recorded."""
     made = folder("metric: attention, elsewhere: encoder, prompts: mine.txt, clip_skip: 2, blocks: OUT05", "OUT05")
     (made / "mine.txt").write_text("seven\n", encoding="utf-8")
     fit(load_study(made).with_trials(1))
@@ -269,10 +271,10 @@ def test_stage_that_reads_nothing_notes_nothing(folder):
     assert not {"prompts", "clip_skip"} & search.keys()
 
 
-def test_later_stages_are_checked_before_anything_is_stored(folder, kin_target):
-    """Layers that a target's encoder has not, and encoders without a known tokenizer, are refused with nothing written.
+def test_later_stages_are_checked_before_the_first_trial(folder, kin_target):
+    """A missing layer and an encoder without a known tokenizer are refused before anything is written.
 
-    However late the stage is that would read them.
+    The stage that needs them may be the last one.
     """
     made = folder("metric: delta, trials: 1}\n  - {name: late, metric: encoder, clip_skip: 3")
     before = sorted(made.iterdir())
@@ -296,14 +298,14 @@ def test_later_stages_are_checked_before_anything_is_stored(folder, kin_target):
 
 @pytest.fixture
 def kin_target(tmp_path_factory, write_sd1):
-    """A target whose text encoder goes with no tokenizer that is known."""
+    """A target whose text encoder matches no known tokenizer."""
     path = tmp_path_factory.mktemp("kin") / "target.safetensors"
     write_sd1(path, seed=0)
     return path
 
 
 @pytest.mark.parametrize(
-    ("stage", "said"),
+    ("stage", "message"),
     [
         (
             "metric: encoder, prompts: none.txt",
@@ -317,14 +319,14 @@ def kin_target(tmp_path_factory, write_sd1):
         ),
     ],
 )
-def test_stages_that_cannot_be(folder, stage, said):
-    """What the metric cannot do is refused when the study is read."""
-    with pytest.raises(StudyError, match=said):
+def test_invalid_encoder_stages_are_refused(folder, stage, message):
+    """Options that the metric cannot use are refused when the study is read."""
+    with pytest.raises(StudyError, match=message):
         load_study(folder(stage))
 
 
-def test_compare_command(target, tmp_path, capsys):
-    """`compare --metric encoder` gives the score of BASE; what is no file of prompts is a line and exit code 2."""
+def test_compare_by_the_encoder_metric(target, tmp_path, capsys):
+    """`compare --metric encoder` prints the score of BASE; invalid options are one line and exit code 2."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("seven\n", encoding="utf-8")
     arguments = ["compare", str(target), "--target", str(target), "--metric", "encoder", "--prompts", str(prompts)]
@@ -335,22 +337,22 @@ def test_compare_command(target, tmp_path, capsys):
         return left.value.code or 0
 
     assert code(*arguments, "--clip-skip", "2", "--json") == 0
-    (told,) = json.loads(capsys.readouterr().out)
-    assert told["blocks"] == {"BASE": pytest.approx(1, abs=1e-7)}
-    assert (told["prompts"], told["clip_skip"]) == (str(prompts), 2)
+    (compared,) = json.loads(capsys.readouterr().out)
+    assert compared["blocks"] == {"BASE": pytest.approx(1, abs=1e-7)}
+    assert (compared["prompts"], compared["clip_skip"]) == (str(prompts), 2)
     assert code(*arguments, "--clip-skip", "3") == 2
     assert capsys.readouterr().err.splitlines() == [
         "blockfit: --clip-skip: received 3; must be from 1, the last layer, to 2"
     ]
     assert code(*arguments[:-2], "--json") == 0
-    (told,) = json.loads(capsys.readouterr().out)
-    assert (told["prompts"], told["clip_skip"]) == (None, 1)
-    others = [*arguments[:5], "weights", *arguments[6:]]
-    assert code(*others, "--clip-skip", "1") == 2
+    (compared,) = json.loads(capsys.readouterr().out)
+    assert (compared["prompts"], compared["clip_skip"]) == (None, 1)
+    by_weights = [*arguments[:5], "weights", *arguments[6:]]
+    assert code(*by_weights, "--clip-skip", "1") == 2
     assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
         f"blockfit: {option}: only the metric `encoder` reads prompts" for option in ("--prompts", "--clip-skip")
     ]
-    assert code(*others[:-2], "--json") == 0
+    assert code(*by_weights[:-2], "--json") == 0
     assert not {"prompts", "clip_skip"} & json.loads(capsys.readouterr().out)[0].keys()
     prompts.write_text("\n", encoding="utf-8")
     assert code(*arguments) == 2

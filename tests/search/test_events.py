@@ -1,4 +1,4 @@
-"""What a fit reports: to callbacks, and to Python's log where there are none."""
+"""Reports of a fit go to callbacks, or to Python's log by default."""
 
 import logging
 
@@ -13,14 +13,14 @@ TRIAL = Trial(1, TrialState.COMPLETE, {"T1.OUT03": 0.2}, similarity=0.5, origin=
 
 
 def report(events: SearchEvents) -> None:
-    """All that a fit may report."""
+    """Send one report of each kind."""
     events.progress("reading x", 1, 2)
     events.warn("x: odd")
     events.opened(PROGRESS)
     events.finished(PROGRESS, TRIAL)
 
 
-def test_callbacks() -> None:
+def test_each_callback_gets_its_reports() -> None:
     """Each callback gets its own reports."""
     seen: list[object] = []
     callbacks = {
@@ -37,8 +37,8 @@ def test_callbacks() -> None:
     ]
 
 
-def test_what_has_no_callback_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Defaults log under `blockfit`: progress for debugging, trials as information, warnings as warnings."""
+def test_reports_without_a_callback_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The log `blockfit` gets progress at level DEBUG, trials at INFO and warnings at WARNING."""
     events: Events = FitEvents(finished=lambda progress, trial: None)
     with caplog.at_level(logging.DEBUG, "blockfit"):
         report(FitEvents())

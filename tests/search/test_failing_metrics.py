@@ -1,4 +1,4 @@
-"""Trials that fail and metrics that have a bug: what is stored, logged, written, and how the fit ends."""
+"""Failed trials and metrics with a bug: trials stored, log, files written, and the end of the fit."""
 
 import logging
 
@@ -20,13 +20,13 @@ STAGE = "  - {name: s, metric: newcomer, trials: 6, sampler: random}\n"
 
 
 class Newcomer(ElementsMetric):
-    """A metric that works until its `after`-th trial, which raises `error`, as the ones that follow do if `always`."""
+    """A metric whose trial number `after` + 1 raises `error`, and with `always` all later trials too."""
 
     after, error, always = 0, None, False
     calls = 0
 
     def score(self, coefficients):
-        """Scores, or raises."""
+        """Return the scores, or raise the error."""
         cls = type(self)
         cls.calls += 1
         if cls.error is not None and (cls.calls > cls.after if cls.always else cls.calls == cls.after + 1):
@@ -36,7 +36,7 @@ class Newcomer(ElementsMetric):
 
 @pytest.fixture
 def newcomer(monkeypatch):
-    """The metric, registered as CONTRIBUTING tells to."""
+    """The metric, registered as in CONTRIBUTING."""
 
     def build(comparison, statistics, blocks):
         return Newcomer(statistics, comparison.groups, blocks)
@@ -50,13 +50,13 @@ def newcomer(monkeypatch):
 
 @pytest.fixture
 def folder(write_study, pool, newcomer):
-    """A study of the newcomer's metric."""
+    """A study with the new metric."""
     target = pool.plant("newcomer", pool.two_steps({"M00": 0.3, "OUT03": 0.6}, {}), noise=0.05)[0]
     return write_study(STEPS, STAGE, target)
 
 
 def stored(folder):
-    """State and error of each trial in the database."""
+    """Return state and error of each trial in the database."""
     study = optuna.load_study(
         study_name="s", storage=sqlite_url(folder / "study.db"), sampler=optuna.samplers.RandomSampler()
     )
@@ -67,7 +67,7 @@ def stored(folder):
     "bug", [TypeError("no such argument"), AssertionError("shapes"), NotImplementedError("later"), KeyError("OUT03")]
 )
 def test_a_bug_ends_the_fit(folder, newcomer, bug, caplog):
-    """The metric's own error ends the fit at its first trial, stored as failed; the best so far is written."""
+    """A bug of the metric ends the fit at once with its own error; the trial is failed and the best recipe written."""
     newcomer.after, newcomer.error, newcomer.always = 3, bug, True
     seen = []
 
@@ -88,8 +88,8 @@ def test_a_bug_ends_the_fit(folder, newcomer, bug, caplog):
     assert [len(search.completed) for search in fit(load_study(folder)).searches] == [6]
 
 
-def test_a_bug_in_the_first_trial(folder, newcomer):
-    """Where nothing was found there is nothing to write; the failed trial says why."""
+def test_a_bug_in_the_first_trial_writes_no_recipe(folder, newcomer):
+    """A bug in the first trial leaves no best.yaml; the failed trial records the error."""
     newcomer.error, newcomer.always = TypeError("no such argument"), True
 
     with pytest.raises(TypeError, match="no such argument"):
@@ -109,8 +109,8 @@ def test_a_bug_in_the_first_trial(folder, newcomer):
     ],
     ids=lambda failure: type(failure).__name__,
 )
-def test_a_failure_of_one_trial(folder, newcomer, failure, caplog):
-    """What may pass costs one trial, whose traceback is logged; the budget is met all the same."""
+def test_a_temporary_failure_costs_one_trial(folder, newcomer, failure, caplog):
+    """A temporary failure costs one trial, its traceback is logged, and the budget is met."""
     newcomer.after, newcomer.error = 2, failure
 
     with caplog.at_level(logging.ERROR, "blockfit"):
@@ -123,20 +123,20 @@ def test_a_failure_of_one_trial(folder, newcomer, failure, caplog):
     assert record.exc_info[1] is failure
 
 
-def test_the_command(folder, newcomer, capsys):
-    """A bug is exit code 1 and one line; under --debug it is raised with its traceback."""
+def test_a_bug_is_one_line_of_the_command(folder, newcomer, capsys):
+    """A bug is one line and exit code 1; with --debug it is raised with its traceback."""
     newcomer.after, newcomer.error, newcomer.always = 2, TypeError("no such argument"), True
 
     with pytest.raises(SystemExit) as left:
         main(["fit", str(folder)])
-    told = capsys.readouterr()
+    plain = capsys.readouterr()
     newcomer.calls = 0
     with pytest.raises(TypeError, match="no such argument"):
         main(["--debug", "fit", str(folder)])
     debugged = capsys.readouterr()
 
     assert left.value.code == 1
-    assert told.err.splitlines() == ["blockfit: TypeError: no such argument (--debug shows where)"]
+    assert plain.err.splitlines() == ["blockfit: TypeError: no such argument (--debug shows where)"]
     assert "Traceback (most recent call last):" in debugged.err
     assert "in score" in debugged.err
     assert (folder / "best.yaml").exists()

@@ -1,4 +1,4 @@
-"""Fitting: budgets, resuming, what trials hold, what is written, and what a study is bound to."""
+"""The fit of a study: budgets, resuming, the contents of trials, files written, and bindings."""
 
 import hashlib
 import os
@@ -49,7 +49,7 @@ def target(pool):
 
 @pytest.fixture
 def study(write_study, target):
-    """Makes and loads a study in a folder of its own."""
+    """A function that writes and loads a study in a folder of its own."""
 
     def make(stages, steps=STEPS, folder="study", **fields):
         return load_study(write_study(steps, stages, target, folder, **fields))
@@ -58,7 +58,7 @@ def study(write_study, target):
 
 
 def stored(folder, name="s"):
-    """The trials in the database."""
+    """Return the trials in the database."""
     found = optuna.load_study(
         study_name=name, storage=sqlite_url(folder / "study.db"), sampler=optuna.samplers.RandomSampler()
     )
@@ -69,7 +69,7 @@ def stored(folder, name="s"):
 
 
 def names(folder):
-    """The names of all studies in the database."""
+    """Return the names of all Optuna studies in the database."""
     storage = optuna.storages.RDBStorage(sqlite_url(folder / "study.db"))
     found = sorted(optuna.get_all_study_names(storage))
     storage.remove_session()
@@ -77,8 +77,8 @@ def names(folder):
     return found
 
 
-def test_budget_and_running_again(study):
-    """Exactly the budget of trials is completed and stored; running again adds none and finds the same."""
+def test_a_second_run_adds_no_trials(study):
+    """A fit completes and stores exactly its budget of trials; a second run adds none and finds the same recipe."""
     made = study(JOINT.format("attention", 7, "random"))
 
     first = fit(made)
@@ -98,8 +98,8 @@ def test_budget_and_running_again(study):
         *(pytest.param(*case, marks=pytest.mark.slow) for case in (("random", 3, 5), ("cmaes", 5, 8), ("gp", 11, 12))),
     ],
 )
-def test_continuing_is_as_not_having_stopped(study, sampler, early, budget):
-    """A larger budget continues with the trials that an uninterrupted run makes, whatever the sampler."""
+def test_a_continued_search_equals_an_uninterrupted_one(study, sampler, early, budget):
+    """With every sampler a larger budget adds exactly the trials of an uninterrupted run."""
     stopped = study(JOINT.format("attention", early, sampler), folder="stopped")
     whole = study(JOINT.format("attention", budget, sampler), folder="whole")
 
@@ -113,8 +113,8 @@ def test_continuing_is_as_not_having_stopped(study, sampler, early, budget):
     assert len(set(points)) == budget
 
 
-def test_blockwise_step(study):
-    """In a step, blockwise finds every block's best alpha of 201 within 20 trials, without exact optima for help."""
+def test_blockwise_finds_the_best_alphas_of_a_step(study):
+    """In one step, blockwise finds every block's best of 201 alphas within 20 trials, without exact optima."""
     made = study(STEPWISE.format("attention", 20, "blockwise"))
     (stage,) = made.stages
     sources = made.sources
@@ -134,8 +134,8 @@ def test_blockwise_step(study):
     assert max(trial.similarity for trial in trials) > float(best.mean()) - 1e-6
 
 
-def test_seed(study):
-    """Another seed tries other points; the exact optima do not depend on it."""
+def test_another_seed_tries_other_points(study):
+    """Another seed changes the points of the sampler, and not the exact optima."""
     runs = [
         fit(study(JOINT.format("attention", 5, "random"), folder=f"f{seed}", seed=seed)).searches[0] for seed in (0, 1)
     ]
@@ -145,8 +145,8 @@ def test_seed(study):
 
 
 @pytest.mark.parametrize("metric", ["explained", "attention", "delta", "weights", "elements"])
-def test_trials(study, metric):
-    """The exact optima come first; every trial keeps its block scores, and its value is their plain mean."""
+def test_trials_have_scores_and_origins(study, metric):
+    """The exact optima come first; every trial has its block scores, and their mean as its value."""
     trials = fit(study(JOINT.format(metric, 5, "tpe"))).searches[0].trials
 
     exact = ["exact explained", *([f"exact {metric}"] if metric in ("delta", "weights") else [])]
@@ -161,7 +161,7 @@ def test_trials(study, metric):
 
 
 def test_scores_are_the_metric(study, pool, target, tmp_path):
-    """A trial's block scores are the delta cosines of the file that its recipe merges to."""
+    """A trial's block scores are the delta cosines of the file merged by its recipe."""
     result = fit(study(JOINT.format("delta", 5, "random")))
     trial = result.searches[0].trials[-1]
     filled = load_recipe(result.study.folder / "recipe.yaml").with_alphas(
@@ -175,17 +175,17 @@ def test_scores_are_the_metric(study, pool, target, tmp_path):
 
 
 def deltas(merged, target, base):
-    """Delta cosines per block by the definition."""
+    """Return the delta cosines per block by definition."""
     found = {}
     for block in LISTED:
         held = [name for name in merged_names(base) if block_of(name) == block]
-        one, other = (torch.cat([(t[n].double() - base[n].double()).flatten() for n in held]) for t in (merged, target))
-        found[block] = float(one @ other / one.norm() / other.norm())
+        a, b = (torch.cat([(t[n].double() - base[n].double()).flatten() for n in held]) for t in (merged, target))
+        found[block] = float(a @ b / a.norm() / b.norm())
     return found
 
 
-def test_best_recipe(study, pool, target, tmp_path):
-    """best.yaml is a recipe without holes that merges; its similarities are the merged file's, its hashes the files'."""  # noqa: E501
+def test_best_yaml_describes_the_merged_file(study, pool, target, tmp_path):
+    """best.yaml has no free alphas; its similarities are those of the merged file, its hashes those of the files."""
     result = fit(study(JOINT.format("attention", 6, "tpe")))
     recipe = load_recipe(result.study.folder / "best.yaml")
 
@@ -208,8 +208,8 @@ def test_best_recipe(study, pool, target, tmp_path):
     assert recipe.fitted.searches[0].trials == 6
 
 
-def test_stepwise(study):
-    """Every step is a search of its own, scored on its own result, with the best alphas of the steps before."""
+def test_a_stepwise_stage_searches_each_step(study):
+    """Every step is one search, scored on its own result under the best alphas of earlier steps."""
     made = study(STEPWISE.format("delta", 4, "random"))
 
     first, second = fit(made).searches
@@ -223,7 +223,7 @@ def test_stepwise(study):
 
 
 def optuna_attrs(folder, name):
-    """The user attributes of a study that hold JSON."""
+    """Return the user attributes of an Optuna study that contain JSON."""
     storage = optuna.storages.RDBStorage(sqlite_url(folder / "study.db"))
     found = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler()).user_attrs
     storage.remove_session()
@@ -232,7 +232,7 @@ def optuna_attrs(folder, name):
 
 
 def test_upstream_alphas_open_a_generation(study):
-    """Trials scored under other alphas of other steps are kept apart, and found again when those come back."""
+    """Trials under different alphas of other steps do not mix, and are found again when those alphas return."""
     searched = "  - {name: T2, mode: weight_sum, a: T1, b: y, alpha: {search: [0, 1], blocks: OUT03}}\n"
     fixed = "  - {name: T1, mode: add_difference, a: base, b: x, c: base, alpha: ALPHA}\n" + searched
     stages = JOINT.format("delta", 4, "random")
@@ -248,7 +248,7 @@ def test_upstream_alphas_open_a_generation(study):
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "key"),
     [
         ("space", "search space"),
         ("metric", "metric"),
@@ -260,8 +260,8 @@ def test_upstream_alphas_open_a_generation(study):
         ("base", "base"),
     ],
 )
-def test_changed_inputs(study, pool, write_study, change, what):
-    """A study that is continued with other inputs is refused by naming what changed; `fresh` starts anew."""
+def test_changed_inputs_are_refused(study, pool, write_study, change, key):
+    """A study continued with other inputs is refused with the name of the change; `fresh` starts anew."""
     stages, fields = JOINT.format("attention", 2, "random"), {}
     steps = "  - {name: T1, mode: weight_sum, a: x, b: y, alpha: {search: [0, 1], blocks: 'OUT03,OUT06', tie: true}}\n"
     made = study(stages, steps)
@@ -281,24 +281,24 @@ def test_changed_inputs(study, pool, write_study, change, what):
         steps = steps.replace("a: x", "a: base")
     elif change == "base":
         fields = {"base": "x"}
-    other = study(stages, steps, **fields)
+    changed = study(stages, steps, **fields)
     if change == "target":
         planted = {"name": "A", "mode": "weight_sum", "a": "base", "b": "z", "c": None, "alpha": {"OUT03": 0.5}}
-        other = load_study(write_study(steps, stages, pool.plant("other_target", [planted])[0]))
+        changed = load_study(write_study(steps, stages, pool.plant("other_target", [planted])[0]))
 
     with pytest.raises(StudyError) as caught:
-        fit(other)
+        fit(changed)
 
-    assert any(f"scored with another {what}:" in problem for problem in caught.value.problems)
+    assert any(f"scored with another {key}:" in problem for problem in caught.value.problems)
     assert all("`fresh=True`" in problem for problem in caught.value.problems)
     assert essence(stored(made.folder)) == before
     if change in ("space", "target"):
-        assert len(fit(other, fresh=True).searches[0].trials) == 2
+        assert len(fit(changed, fresh=True).searches[0].trials) == 2
         assert (made.folder / "study.old.db").exists()
 
 
-def test_grid(study):
-    """With a step, every trial lies on the grid, exact optima included, also where the range is no multiple of it."""
+def test_trials_lie_on_the_grid(study):
+    """With a step, every trial lies on the grid, exact optima included, even if the range is not a multiple of it."""
     steps = STEPS.replace("search: [0, 1]", "search: [0, 1], step: 0.3")
     trials = fit(study(JOINT.format("delta", 5, "random"), steps)).searches[0].trials
     values = {round(value, 9) for trial in trials for value in trial.alphas.values()}
@@ -307,7 +307,7 @@ def test_grid(study):
 
 
 class _Broken:
-    """A metric that fails for real, on every trial but those in `works`."""
+    """A metric that fails on every trial except those in `works`, counted from 1."""
 
     blocks = LISTED
     unchanged = ()
@@ -318,7 +318,7 @@ class _Broken:
         self.result = result
 
     def score(self, coefficients):
-        """Raises, or gives what is no number."""
+        """Return fixed scores, or raise an error."""
         self.calls += 1
         if self.calls in self.works:
             return torch.full((len(coefficients), 3), 0.5, dtype=torch.float64)
@@ -328,7 +328,7 @@ class _Broken:
 
 
 def search_with(made, metric):
-    """A search of this study's only stage with another metric."""
+    """Return a search of this study's only stage with another metric."""
     (stage,) = made.stages
     sources = made.sources
     with open_comparison(made.recipe.layout, sources, made.target, base=sources["base"]) as comparison:
@@ -338,7 +338,7 @@ def search_with(made, metric):
 
 
 def run_search(made, search):
-    """All trials of a search as it sees them, those in the study's database, and what ended it."""
+    """Run a search; return its trials, those in the database, and the error that ended it."""
     address = storage_address(None, made.folder)
     failure = None
     with open_storage(address) as storage:
@@ -352,7 +352,7 @@ def run_search(made, search):
 
 @pytest.mark.parametrize("result", [None, float("nan"), float("inf")])
 def test_failing_trials_are_capped(study, result):
-    """Trials that fail, or score no number, are stored as failed, without a value, and end the search after ten."""
+    """Trials with an error or an invalid score are stored as failed, and ten in a row end the search."""
     made = study(JOINT.format("delta", 30, "tpe"))
     trials, kept, failure = run_search(made, search_with(made, _Broken(result=result)))
 
@@ -364,7 +364,7 @@ def test_failing_trials_are_capped(study, result):
 
 
 def test_failed_trials_do_not_count(study):
-    """The budget counts completed trials; failures between them are kept and do not end the search."""
+    """The budget counts completed trials; failed trials between them are stored and do not end the search."""
     made = study(JOINT.format("delta", 4, "random"))
     works = (3, 12, 20, 21)
     trials, kept, failure = run_search(made, search_with(made, _Broken(works=works)))
@@ -374,8 +374,8 @@ def test_failed_trials_do_not_count(study):
     assert len(kept) == len(trials) == 21
 
 
-def test_interrupt_writes_the_best_so_far(study):
-    """An interrupt ends the search at once; the best so far is written, and the rest follows on the next run."""
+def test_an_interrupt_writes_the_best_recipe_so_far(study):
+    """An interrupt ends the search at once and writes the best recipe so far; the next run finishes the search."""
     made = study(JOINT.format("attention", 12, "random"))
     whole = fit(study(JOINT.format("attention", 12, "random"), folder="whole"))
 
@@ -396,17 +396,17 @@ def test_interrupt_writes_the_best_so_far(study):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
-def test_interrupt_signal(study):
-    """SIGINT in the middle of a run leaves best.yaml, a database that continues, and no temporary file."""
+def test_sigint_leaves_a_study_that_continues(study):
+    """SIGINT during a run leaves best.yaml, a sound database, and no temporary file."""
     made = study(JOINT.format("attention", 100000, "random"))
     code = f"""
         from optimizer.search import FitEvents, fit
         from optimizer.studies import load_study
         from pathlib import Path
-        def told(progress, trial):
+        def finished(progress, trial):
             if progress.done == 8:
                 print("running", flush=True)
-        result = fit(load_study(Path({str(made.folder)!r})), events=FitEvents(finished=told))
+        result = fit(load_study(Path({str(made.folder)!r})), events=FitEvents(finished=finished))
         print("interrupted", result.interrupted)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
@@ -425,8 +425,8 @@ def test_interrupt_signal(study):
     assert recipe.fitted.searches[0].best_trial == best.number
 
 
-def test_two_stages(study):
-    """Stages run one after another, each in a study of its own, and the result holds the alphas of both."""
+def test_stages_run_one_after_another(study):
+    """Each stage is one Optuna study after another, and the result has the alphas of both."""
     stages = (
         "  - {name: one, steps: [T2], blocks: 'OUT03,OUT06', metric: attention, trials: 3, sampler: random}\n"
         "  - {name: two, metric: delta, trials: 3, sampler: random}\n"
@@ -434,8 +434,8 @@ def test_two_stages(study):
     result = fit(study(stages))
 
     assert names(result.study.folder) == ["one", "two"]
-    one, two = result.searches
-    assert set(one.trials[0].alphas) == {"T2.OUT03", "T2.OUT06"}
-    assert len(two.trials[0].alphas) == 6
+    first, second = result.searches
+    assert set(first.trials[0].alphas) == {"T2.OUT03", "T2.OUT06"}
+    assert len(second.trials[0].alphas) == 6
     for block in LISTED:
-        assert result.recipe.step("T2").alpha.at(block) == two.best.alphas[f"T2.{block}"]
+        assert result.recipe.step("T2").alpha.at(block) == second.best.alphas[f"T2.{block}"]

@@ -1,4 +1,4 @@
-"""What finished recipes note is read again, as far as it can be understood."""
+"""The records in fitted recipes are read again; invalid parts count as missing."""
 
 import hashlib
 import shutil
@@ -24,26 +24,26 @@ STAGE = "  - {name: s, metric: attention, strategy: stepwise, trials: 3, seeds: 
 
 @pytest.fixture
 def fitted(pool, write_study):
-    """A study fitted by attention, with what the fit gave."""
+    """The result of a study fitted by attention."""
     target = pool.plant("two", pool.two_steps({"OUT03": 0.3}, {"OUT03": 0.2}))[0]
     return fit(load_study(write_study(STEPS, STAGE, target)))
 
 
-def test_what_a_fit_gave_is_found_again(fitted):
-    """Searches, trials, similarities before and after, and the spread over random inputs are those of the fit."""
+def test_the_result_of_a_fit_is_read_again(fitted):
+    """Searches, trials, similarities and the spread over random inputs are those of the fit."""
     found = found_result(load_study(fitted.study.folder, with_files=False))
 
     assert found.written
     assert not found.moved_on
     assert not found.result.interrupted
     assert found.result.recipe.steps == load_recipe(fitted.study.folder / "best.yaml").steps
-    for mine, theirs in zip(found.result.searches, fitted.searches, strict=True):
-        assert (mine.name, mine.step, mine.parameters) == (theirs.name, theirs.step, theirs.parameters)
-        assert mine.trials == theirs.trials
-    for mine, theirs in zip(found.result.scores, fitted.scores, strict=True):
-        assert (mine.stage, mine.step, mine.metric) == (theirs.stage, theirs.step, theirs.metric)
-        assert mine.before == pytest.approx(theirs.before, abs=1e-9)
-        assert mine.after == pytest.approx(theirs.after, abs=1e-9)
+    for read, given in zip(found.result.searches, fitted.searches, strict=True):
+        assert (read.name, read.step, read.parameters) == (given.name, given.step, given.parameters)
+        assert read.trials == given.trials
+    for read, given in zip(found.result.scores, fitted.scores, strict=True):
+        assert (read.stage, read.step, read.metric) == (given.stage, given.step, given.metric)
+        assert read.before == pytest.approx(given.before, abs=1e-9)
+        assert read.after == pytest.approx(given.after, abs=1e-9)
     (spread,), (given,) = found.spread, fitted.spread
     assert spread.seeds == given.seeds
     assert spread.totals == pytest.approx(given.totals, abs=1e-9)
@@ -51,13 +51,13 @@ def test_what_a_fit_gave_is_found_again(fitted):
 
 
 def test_seed_0_is_a_whole_number(fitted):
-    """Random inputs of seed 0, which YAML's reader has a class of its own for, are read as any others."""
+    """Seed 0, for which the YAML reader has a class of its own, is read as an integer."""
     noted = noted_searches(load_recipe(fitted.study.folder / "best.yaml"))
     assert [search.options.of(AttentionOptions).seeds for search in noted] == [[0], [0]]
 
 
-def test_nonsense_in_what_is_noted_is_passed_over(fitted):
-    """Similarities that are no numbers, or none that can be, count as not noted."""
+def test_invalid_records_are_ignored(fitted):
+    """Similarities that are not numbers, or out of range, count as missing."""
     path = Path(fitted.study.folder / "best.yaml")
     recipe = load_recipe(path)
     recipe.steps[0].similarity["attention"]["blocks"]["OUT03"] = 7.0
@@ -68,13 +68,13 @@ def test_nonsense_in_what_is_noted_is_passed_over(fitted):
 
     found = found_result(load_study(path.parent, with_files=False))
 
-    assert ("A", "attention") not in {(one.step, one.metric) for one in found.result.scores}
-    assert ("A", "weights") in {(one.step, one.metric) for one in found.result.scores}
+    assert ("A", "attention") not in {(scored.step, scored.metric) for scored in found.result.scores}
+    assert ("A", "weights") in {(scored.step, scored.metric) for scored in found.result.scores}
     assert found.spread == ()
 
 
-def test_recipe_of_other_steps(fitted):
-    """A best.yaml that is not of the study's recipe is refused by name."""
+def test_a_best_yaml_of_other_steps_is_refused(fitted):
+    """A best.yaml whose steps are not those of the study's recipe is refused by name."""
     folder = fitted.study.folder
     shutil.copy(folder / "recipe.yaml", folder / "best.yaml")
     text = (folder / "recipe.yaml").read_text(encoding="utf-8").replace("name: A", "name: C").replace("a: A", "a: C")
@@ -84,21 +84,22 @@ def test_recipe_of_other_steps(fitted):
 
 
 def test_sources_named_by_hash_are_hashed_once(fitted, pool, tmp_path):
-    """Ceilings of a recipe that names a source by its hash: hashing it is told of, and not done again."""
+    """The search for a source by its hash is reported, and not repeated for the next ceilings."""
     recipe = fitted.study.folder / "recipe.yaml"
     text = recipe.read_text(encoding="utf-8")
     digest = hashlib.sha256(pool.paths["x"].read_bytes()).hexdigest()
     recipe.write_text(text.replace(f"'{pool.paths['x']}'", f"'{digest}'"), encoding="utf-8")
-    told = []
+    reported = []
 
     for _ in range(2):
-        told.append(set())
+        reported.append(set())
         ceilings, problems = found_ceilings(
             fitted.study.folder, [pool.folder],
-            progress=lambda what, done, total: told[-1].add(what), hashes=HashCache(tmp_path / "hashes.json"),
+            progress=lambda activity, done, total: reported[-1].add(activity),
+            hashes=HashCache(tmp_path / "hashes.json"),
         )  # fmt: skip
         assert (bool(ceilings), problems) == (True, ())
 
     hashing = f"hashing to find {digest[:10]}"
-    assert hashing in told[0]
-    assert hashing not in told[1]
+    assert hashing in reported[0]
+    assert hashing not in reported[1]

@@ -1,4 +1,4 @@
-"""Further passes of a stepwise stage: from the greedy start to the joint optimum."""
+"""Further passes of a stepwise stage, from the greedy start to the joint optimum."""
 
 import pytest
 
@@ -14,7 +14,7 @@ PLANTED = {"T1": 0.1, "T2": 0.35, "T3": 0.2}
 
 
 def steps(alpha):
-    """Three steps over x, y and z whose alphas are what `alpha` makes of their names."""
+    """Return three steps over x, y and z with the alphas `alpha(name)`."""
     return "".join(
         f"  - {{name: {name}, mode: add_difference, a: {a}, b: {b}, c: base, alpha: {alpha(name)}}}\n"
         for name, a, b in (("T1", "base", "x"), ("T2", "T1", "y"), ("T3", "T2", "z"))
@@ -27,7 +27,7 @@ TIED = steps(lambda name: "{search: [0, 1], blocks: 'OUT03,OUT06', tie: true}")
 
 @pytest.fixture(scope="session")
 def planted(pool):
-    """A target of three steps, and something that is in no source."""
+    """A target of three steps, with noise."""
     inputs = {"T1": ("base", "x"), "T2": ("T1", "y"), "T3": ("T2", "z")}
     made = [
         {"name": n, "mode": "add_difference", "a": a, "b": b, "c": "base", "alpha": dict.fromkeys(BLOCKS, PLANTED[n])}
@@ -37,13 +37,13 @@ def planted(pool):
 
 
 def stage(**fields):
-    """A stepwise stage by delta."""
+    """Return a stepwise stage by delta."""
     given = {"name": "s", "metric": "delta", "strategy": "stepwise", "trials": 4, "sampler": "random", **fields}
     return "  - {" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}\n"
 
 
 def joint_optimum(study):
-    """The similarity of the exact optimum of all alphas at once."""
+    """Return the similarity of the joint exact optimum of all alphas."""
     with open_comparison(study.recipe.layout, study.sources, study.target, base=study.sources["base"]) as comparison:
         metric = build_metric("delta", comparison, BLOCKS, measure_statistics(comparison, BLOCKS))
         algebra = Algebra(study.recipe, comparison.groups, tuple(comparison.sources), "T3")
@@ -51,13 +51,13 @@ def joint_optimum(study):
 
 
 def total(result):
-    """The final similarity by delta of the last step."""
+    """Return the final similarity of the last step by delta."""
     return result.recipe.step("T3").similarity["delta"]["total"]
 
 
 @pytest.mark.parametrize("text", [FREE, pytest.param(TIED, marks=pytest.mark.slow)])
 def test_passes_reach_the_joint_optimum(write_study, planted, text):
-    """The greedy start is below it; passes climb, never down, and end within what the tolerance allows."""
+    """The greedy start is below the joint optimum; passes never decrease, and end within the tolerance of it."""
     greedy = fit(load_study(write_study(text, stage(), planted, "greedy")))
     study = load_study(write_study(text, stage(passes=40, tolerance="1e-8"), planted))
     best = joint_optimum(study)
@@ -76,18 +76,18 @@ def test_passes_reach_the_joint_optimum(write_study, planted, text):
 
 
 def test_a_tolerance_ends_the_passes(write_study, planted):
-    """With a tolerance that no pass meets there is one further pass; its searches are told by `status`."""
+    """With a tolerance that no pass reaches, one further pass runs; `status` lists its searches."""
     study = load_study(write_study(FREE, stage(passes=9, tolerance="0.5"), planted))
 
     names = [search.name for search in fit(study).searches]
 
     assert names == ["s/T1", "s/T2", "s/T3", "s/T1/pass 2", "s/T2/pass 2", "s/T3/pass 2"]
-    assert [one.search for one in study_status(study).searches] == names
-    assert {one.completed for one in study_status(study).searches} == {4}
+    assert [search.search for search in study_status(study).searches] == names
+    assert {search.completed for search in study_status(study).searches} == {4}
 
 
 def test_passes_are_resumed(write_study, planted):
-    """A second run repeats no trial, and continued to a larger budget a stage is what it is when run at once."""
+    """A second run repeats no trial, and a larger budget gives the same steps as a single run."""
     folder = write_study(FREE, stage(passes=3, tolerance=0), planted)
     first = fit(load_study(folder))
     again = fit(load_study(folder))
@@ -100,7 +100,7 @@ def test_passes_are_resumed(write_study, planted):
 
 
 @pytest.mark.parametrize(
-    ("fields", "wanted"),
+    ("fields", "message"),
     [
         ({"passes": 0}, "passes: received 0; must be at least 1"),
         ({"passes": 2, "strategy": "joint"}, "passes: a joint stage searches all alphas at once"),
@@ -108,13 +108,13 @@ def test_passes_are_resumed(write_study, planted):
         ({"passes": 2, "tolerance": ".nan"}, "tolerance: received nan; must be"),
     ],
 )
-def test_bad_passes(write_study, planted, fields, wanted):
-    """What cannot be is refused by name."""
-    with pytest.raises(StudyError, match="stages.s." + wanted):
+def test_invalid_passes_are_refused(write_study, planted, fields, message):
+    """Invalid options of passes are refused by name."""
+    with pytest.raises(StudyError, match="stages.s." + message):
         load_study(write_study(FREE, stage(**fields), planted))
 
 
-def test_steps_that_do_not_lead_to_the_last(write_study, planted):
+def test_every_step_must_lead_to_the_last(write_study, planted):
     """Further passes score the last step, so every step must lead to it."""
     text = FREE + FREE.splitlines(keepends=True)[0].replace("name: T1", "name: APART")
     load_study(write_study(text, stage(), planted))
@@ -122,8 +122,8 @@ def test_steps_that_do_not_lead_to_the_last(write_study, planted):
         load_study(write_study(text, stage(passes=2), planted))
 
 
-def test_interrupted_while_it_continues(write_study, planted):
-    """What a continued fit has not reached again when Ctrl-C comes stays as it was found, not where searches begin."""
+def test_an_interrupted_continuation_keeps_earlier_alphas(write_study, planted):
+    """Alphas that a continued fit did not reach before Ctrl-C keep their earlier values, not starting values."""
     folder = write_study(FREE, stage(trials=4), planted)
     before = fit(load_study(folder)).recipe
 
@@ -141,15 +141,15 @@ def test_interrupted_while_it_continues(write_study, planted):
 
 
 def test_one_step_needs_no_second_pass(write_study, planted):
-    """Where one step is searched, and scored itself, further passes would repeat the first."""
+    """A stage with one searched step, which is the scored one, runs a single pass."""
     text = steps(lambda name: "{search: [0, 1], blocks: 'OUT03,OUT06'}" if name == "T3" else "0.2")
     result = fit(load_study(write_study(text, stage(passes=4), planted)))
     assert [search.name for search in result.searches] == ["s/T3"]
 
 
 @pytest.mark.parametrize("metric", ["delta", "attention"])
-def test_simplify_after_passes(write_study, planted, metric):
-    """Of the passes only the last is noted, so that nothing is held to what an earlier one scored."""
+def test_only_the_last_pass_is_recorded(write_study, planted, metric):
+    """Only the last pass is recorded, so that `simplify` compares with no earlier score."""
     study = load_study(write_study(FREE, stage(passes=3, tolerance=0, metric=metric), planted))
     fit(study)
     path = study.folder / "best.yaml"

@@ -1,4 +1,4 @@
-"""The plan of a fit, made of records: order, bindings, starts, and what an earlier fit still gives."""
+"""The plan of a fit: order, bindings and starting values of the searches, and the alphas of an earlier fit."""
 
 import pytest
 from search_records import BLOCKS, recipe, stage, study
@@ -21,50 +21,50 @@ FILES = {"base": "b", "x": "1", "y": "2", "the target": "t"}
         ([stage("b", steps=("T1",)), stage("a", strategy="joint")], [("b/T1", "T1", 1), ("a", "T2", 1)]),
     ],
 )
-def test_order(stages, searches):
-    """Stages follow each other as the study lists them, passes within a stage, and steps within a pass."""
+def test_searches_follow_stages_passes_and_steps(stages, searches):
+    """Searches are ordered by stage as in the study, then by pass, then by step."""
     plan = plan_searches(study(*stages), FILES, {})
 
     assert [(search.name, search.step, search.number) for search in plan.searches] == searches
-    for one in stages:
-        of_passes = [[search.name for search in searches] for searches in plan.passes(one)]
-        assert len(of_passes) == one.passes
+    for listed in stages:
+        of_passes = [[search.name for search in searches] for searches in plan.passes(listed)]
+        assert len(of_passes) == listed.passes
         assert [name for names in of_passes for name in names] == [
-            name for name, _, _ in searches if name.startswith(one.name)
+            name for name, _, _ in searches if name.startswith(listed.name)
         ]
 
 
-def test_bindings():
-    """A search is bound to every file and to its own range, and not to another stage's."""
+def test_a_search_is_bound_to_its_files_and_ranges():
+    """Another file changes only `file for`, another range only `search space`."""
     plan = plan_searches(study(), FILES, {})
-    other_file = plan_searches(study(), {**FILES, "x": "another"}, {})
+    with_changed_file = plan_searches(study(), {**FILES, "x": "another"}, {})
     narrower = recipe(high=0.5)
-    other_range = plan_searches(study(stage(of=narrower), of=narrower), FILES, {})
+    with_changed_range = plan_searches(study(stage(of=narrower), of=narrower), FILES, {})
 
     assert set(plan.bindings) == {"s/T1", "s/T2"}
     for name, binding in plan.bindings.items():
-        assert {key for key in binding if binding[key] != other_file.bindings[name][key]} == {"file for x"}
-        assert {key for key in binding if binding[key] != other_range.bindings[name][key]} == {"search space"}
+        assert {key for key in binding if binding[key] != with_changed_file.bindings[name][key]} == {"file for x"}
+        assert {key for key in binding if binding[key] != with_changed_range.bindings[name][key]} == {"search space"}
 
 
-def test_prompts_are_bound_where_they_are_read():
-    """The prompts of a stage that reads them decide its scores; those of another stage do not."""
+def test_prompts_bind_only_stages_that_read_them():
+    """Prompts change the binding of a stage that reads them, and of no other stage."""
     reading = stage("reads", blocks=("BASE",), metric="encoder", strategy="joint")
     both = study(stage(), reading)
     texts = [Options((EncoderOptions().with_texts((text,)),)) for text in ("a cat", "a dog")]
-    one, other = (plan_searches(both, FILES, {"reads": options, "s": options}).bindings for options in texts)
+    cat, dog = (plan_searches(both, FILES, {"reads": options, "s": options}).bindings for options in texts)
 
-    assert one["reads"] != other["reads"]
-    assert one["s/T1"] == other["s/T1"]
+    assert cat["reads"] != dog["reads"]
+    assert cat["s/T1"] == dog["s/T1"]
 
 
-def test_further_passes_go_on_from_the_recipe():
-    """The first pass starts where the recipe says, further ones at the numbers that were found."""
+def test_further_passes_start_at_the_alphas_found():
+    """The first pass starts at the recipe's starting values, further ones at the values found."""
     plan = plan_searches(study(stage(passes=2)), FILES, {})
     found = recipe().with_alphas({("T1", "alpha"): {"M00": 0.25, "OUT03": 0.75}})
 
     starts = {
-        search.name: [parameter.free.starting_value for parameter in search.started_at(found).parameters]
+        search.name: [parameter.free.starting_value for parameter in search.starting_from(found).parameters]
         for search in plan.searches
         if "T1" in search.name
     }
@@ -82,23 +82,23 @@ def test_further_passes_go_on_from_the_recipe():
         ([stage("one")], [False], [True]),
     ],
 )
-def test_stages_that_move_each_other_s_scores(stages, moved_later, candidates):
-    """A stage is scored at the end if a later one moves its blocks; its next best count if no other one scores them."""
+def test_stages_that_affect_each_other(stages, moved_later, candidates):
+    """A stage affected by a later one is scored at the end; only a stage that affects no other gives candidates."""
     plan = plan_searches(study(*stages), FILES, {})
 
-    assert [plan.is_moved_later(one) for one in stages] == moved_later
-    assert [plan.has_candidates(one) for one in stages] == candidates
+    assert [plan.is_moved_later(listed) for listed in stages] == moved_later
+    assert [plan.has_candidates(listed) for listed in stages] == candidates
 
 
-def test_a_cosine_does_not_see_the_base():
-    """Where all metrics are cosines of differences, a common scale of the others makes no different candidate."""
+def test_candidates_ignore_the_base_under_cosines():
+    """If all metrics are cosines of differences, a common scale of the other sources gives no different candidate."""
     plan = plan_searches(study(stage(), stage("explained", metric="explained")), FILES, {})
 
-    assert [plan.candidate_base(one) for one in plan.study.stages] == ["base", None]
+    assert [plan.candidate_base(planned) for planned in plan.study.stages] == ["base", None]
 
 
-def test_an_earlier_fit_fills_what_it_may():
-    """Numbers of an earlier best.yaml stand where a free alpha's range still allows all of them, and nowhere else."""
+def test_an_earlier_fit_fills_free_alphas_in_range():
+    """Values of an earlier best.yaml are kept only if the range of the free alpha allows all of them."""
     earlier = recipe().with_alphas(
         {("T1", "alpha"): {"M00": 0.4, "OUT03": 0.2}, ("T2", "alpha"): {"M00": 0.9, "OUT03": 0.3}}
     )

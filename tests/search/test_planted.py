@@ -1,4 +1,4 @@
-"""What `init` writes finds planted merges again, coefficient by coefficient; rounded, the recipe is the planted one."""
+"""Studies from `init` find planted merges, coefficient by coefficient; the rounded recipe is the planted one."""
 
 import itertools
 import json
@@ -15,23 +15,23 @@ from optimizer.search import fit
 from optimizer.studies import first_study, load_study
 
 BLOCKS = load_layout("sd1").blocks
-# By part, as people choose alphas: the text encoder, inputs, the middle, outputs.
+# Alphas by part, as chosen by hand: text encoder, inputs, middle, outputs.
 PARTS = {block: 0.7 if block == "BASE" else 0.0 if block < "M" else 0.3 if block == "M00" else 0.5 for block in BLOCKS}
 MORE = {block: (0.1, 0.25, 0.4, 0.0)[place % 4] for place, block in enumerate(BLOCKS)}
 
 
 def step(name, a, b, alpha, c=None):
-    """A step as `merge_by_steps` takes it: an add difference with `c`, else a weight sum."""
+    """Return a step for `merge_by_steps`: add_difference with `c`, else weight_sum."""
     return {"name": name, "mode": "weight_sum" if c is None else "add_difference", "a": a, "b": b, "c": c,
             "alpha": alpha}  # fmt: skip
 
 
-# A model that is taken away and is not the base, by itself and with a sum on top.
-AWAY = [step("T", "A", "B", PARTS, "C")]
+# Subtraction of a model that is not the base.
+SUBTRACTED = [step("T", "A", "B", PARTS, "C")]
 DECOYS = ("D", "E", "F", "G")
 MODELS = ("base", "A", "B", "C", *DECOYS)
 
-# The steps, and the sources as `init` is given them: the base first, or the first model where there is none.
+# The steps, and the sources given to `init`: the base first; without a base, the first model.
 PLANTED = {
     "sum": ([step("T", "A", "B", PARTS)], ("A", "B")),
     "sum from the base": ([step("T", "base", "A", PARTS)], ("base", "A")),
@@ -43,18 +43,18 @@ PLANTED = {
         [step("T", "A", "B", PARTS, "base"), step("U", "T", "C", MORE, "base")],
         ("base", "A", "B", "C"),
     ),
-    "taken away": (AWAY, ("base", "A", "B", "C")),
-    "taken away, no base": (AWAY, ("A", "B", "C")),
-    "taken away, sum": ([*AWAY, step("U", "T", "base", MORE)], ("base", "A", "B", "C")),
-    "taken away, decoys": (AWAY, ("base", "A", "B", "C", *DECOYS)),
-    "taken away, decoys, no base": (AWAY, ("A", "B", "C", *DECOYS)),
+    "taken away": (SUBTRACTED, ("base", "A", "B", "C")),
+    "taken away, no base": (SUBTRACTED, ("A", "B", "C")),
+    "taken away, sum": ([*SUBTRACTED, step("U", "T", "base", MORE)], ("base", "A", "B", "C")),
+    "taken away, decoys": (SUBTRACTED, ("base", "A", "B", "C", *DECOYS)),
+    "taken away, decoys, no base": (SUBTRACTED, ("A", "B", "C", *DECOYS)),
     "difference, decoys": ([step("T", "A", "B", PARTS, "base")], ("base", "A", "B", "C", *DECOYS)),
 }
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory, write_sd1, sd1_tensors):
-    """The folder of a base, three finetunes and four that no target is made from, and their tensors, all float32."""
+    """The folder of a base, three finetunes and four decoys, and their float32 tensors."""
     folder = tmp_path_factory.mktemp("planted")
     around = sd1_tensors(seed=0)
     tensors = {
@@ -66,7 +66,7 @@ def family(tmp_path_factory, write_sd1, sd1_tensors):
 
 @pytest.fixture(scope="module")
 def target(family):
-    """Writes the target of a planted case in a dtype, once, and gives its path."""
+    """A function that writes the target of a planted case in a dtype, once, and returns its path."""
     folder, tensors = family
 
     def write(case, dtype=torch.float32):
@@ -81,25 +81,25 @@ def target(family):
 
 
 def shares(steps):
-    """What each model contributes to the last step, {block: {model: coefficient}}, by the formulas themselves."""
+    """Return the coefficient of each model in the last step by definition, {block: {model: coefficient}}."""
     found = {block: {name: {name: 1.0} for name in MODELS} for block in BLOCKS}
-    for one, block in itertools.product(steps, BLOCKS):
-        alpha, known = one["alpha"][block], found[block]
+    for merge, block in itertools.product(steps, BLOCKS):
+        alpha, known = merge["alpha"][block], found[block]
         factors = (
-            {one["a"]: 1 - alpha, one["b"]: alpha}
-            if one["c"] is None
-            else {one["a"]: 1.0, one["b"]: alpha, one["c"]: -alpha}
+            {merge["a"]: 1 - alpha, merge["b"]: alpha}
+            if merge["c"] is None
+            else {merge["a"]: 1.0, merge["b"]: alpha, merge["c"]: -alpha}
         )
         made: dict[str, float] = {}
         for name, factor in factors.items():
             for model, share in known[name].items():
                 made[model] = made.get(model, 0.0) + factor * share
-        known[one["name"]] = made
+        known[merge["name"]] = made
     return {block: known[steps[-1]["name"]] for block, known in found.items()}
 
 
 def largest_error(folder, case, path, into, *, trials, seed=0, mode="add_difference"):
-    """The largest error of a coefficient that `init`'s study finds, over all blocks and sources; and the result."""
+    """Fit the study from `init`; return the largest error of any block's coefficients, and the result."""
     steps, sources = PLANTED[case]
     first_study(path, [folder / f"{name}.safetensors" for name in sources], into, mode=mode)
     with (into / "study.yaml").open("a", encoding="utf-8") as file:
@@ -124,18 +124,18 @@ def largest_error(folder, case, path, into, *, trials, seed=0, mode="add_differe
     pytest.param("taken away, no base", "add_difference", marks=pytest.mark.slow),
     ("taken away, decoys", "add_difference"),
 ])  # fmt: skip
-def test_found_again(family, target, tmp_path, case, mode):
-    """A planted merge is found to 0.002 by what `init` writes, and the rounded recipe has the planted numbers."""
+def test_planted_merges_are_found(family, target, tmp_path, case, mode):
+    """The study from `init` finds a planted merge within 0.002, and the rounded recipe has the planted alphas."""
     error, result = largest_error(family[0], case, target(case), tmp_path / "s", trials=8, mode=mode)
 
     assert error < 0.002
     rounded = load_recipe(tmp_path / "s" / "best.simple.yaml")
     if mode == "weight_sum":
-        numbers = [[one.alpha.at(block) for block in BLOCKS] for one in rounded.steps]
+        numbers = [[found.alpha.at(block) for block in BLOCKS] for found in rounded.steps]
         assert numbers == [[alphas[block] for block in BLOCKS] for alphas in (PARTS, MORE)[: len(numbers)]]
     assert result.simple.lost < 1e-6
     assert set(rounded.models) - {"base"} <= {
-        name for one in PLANTED[case][0] for name in (one["a"], one["b"], one["c"])
+        name for merge in PLANTED[case][0] for name in (merge["a"], merge["b"], merge["c"])
     }
     assert result.narrow == ()
 
@@ -145,18 +145,18 @@ def test_found_again(family, target, tmp_path, case, mode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("trials", [8, 20, 60])
 @pytest.mark.parametrize("case", PLANTED)
-def test_found_again_whatever_the_seed(family, target, tmp_path, case, trials, dtype):
-    """Every planted step and chain is found to 0.002 at every number of trials and in eight seeds, from fp16 too."""
-    away = case.startswith("taken away")
-    modes = ("add_difference",) if away or ("base" in PLANTED[case][1] and case != "sum from the base") else None
+def test_planted_merges_are_found_with_every_seed(family, target, tmp_path, case, trials, dtype):
+    """Every planted merge is found within 0.002 with every number of trials and eight seeds, also from float16."""
+    subtracted = case.startswith("taken away")
+    modes = ("add_difference",) if subtracted or ("base" in PLANTED[case][1] and case != "sum from the base") else None
     for seed, mode in itertools.product(range(8), modes or ("add_difference", "weight_sum")):
         into = tmp_path / f"{seed}-{mode}"
         error, _ = largest_error(family[0], case, target(case, dtype), into, trials=trials, seed=seed, mode=mode)
         assert error < 0.002, (seed, mode)
 
 
-def test_half_of_each(family, target, tmp_path, capsys, monkeypatch):
-    """A x 0.5 + B x 0.5 by part, given to `init --mode weight_sum` and `fit`, comes out as it went in."""
+def test_the_commands_find_a_weight_sum(family, target, tmp_path, capsys, monkeypatch):
+    """`init --mode weight_sum` and `fit` find a weight sum of A and B with planted alphas by part."""
     folder, _ = family
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
 
@@ -168,12 +168,12 @@ def test_half_of_each(family, target, tmp_path, capsys, monkeypatch):
 
     sources = [folder / f"{name}.safetensors" for name in ("A", "B")]
     run("init", target("sum"), *sources, "--mode", "weight_sum", "-o", tmp_path / "mine")
-    told = json.loads(run("fit", tmp_path / "mine", "--json"))
+    shown = json.loads(run("fit", tmp_path / "mine", "--json"))
     found = load_recipe(tmp_path / "mine" / "best.yaml").steps[0].alpha
     assert [found.at(block) for block in BLOCKS] == pytest.approx([PARTS[block] for block in BLOCKS], abs=0.002)
-    assert told["searches"][0]["metric"] == "explained"
-    # Of the text encoder, the middle and the outputs: the inputs are the first model's, unchanged.
-    assert told["steps"][0]["after"] == pytest.approx(1, abs=1e-6)
-    assert {block for block, share in told["steps"][0]["blocks"].items() if share is None} == {
+    assert shown["searches"][0]["metric"] == "explained"
+    # Inputs have no score, because the target has those of the first model unchanged.
+    assert shown["steps"][0]["after"] == pytest.approx(1, abs=1e-6)
+    assert {block for block, share in shown["steps"][0]["blocks"].items() if share is None} == {
         block for block in BLOCKS if PARTS[block] == 0
     }

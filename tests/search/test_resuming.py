@@ -1,4 +1,4 @@
-"""Studies that are killed at any moment, and go on as if they had not been."""
+"""Studies whose fit is killed at any moment continue as if it had not been."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def target(pool):
 
 @pytest.fixture
 def folder(write_study, target):
-    """Writes a study of three searches, and gives its folder."""
+    """A function that writes a study of three searches and returns its folder."""
 
     def write(name, budget=6, sampler="tpe", **fields):
         return write_study(STEPS, STAGES.format(budget=budget, sampler=sampler), target, name, **fields)
@@ -52,7 +52,7 @@ def folder(write_study, target):
 
 
 class Forking:
-    """A process that has imported everything, and forks one that fits: it can be killed while it works."""
+    """Process with all modules imported, which forks processes that fit and can be killed."""
 
     _CODE = """
         import json, os, sys, traceback
@@ -78,14 +78,14 @@ class Forking:
     """
 
     def __init__(self, folder):
-        """Once it has fitted the study in a folder, to have all modules at hand; threads it has none."""
+        """Start the process with one thread, and fit the study in a folder to import all modules."""
         command = [sys.executable, "-c", textwrap.dedent(self._CODE), str(folder)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._waiting = ThreadPoolExecutor(1)
 
     def fit(self, folder, options, seconds):
-        """Fit, and kill the process after so many seconds; whether it was still at work, and what time it had."""
-        begun = time.monotonic()
+        """Fit, and kill the process after these seconds; return whether it was killed, and its seconds."""
+        start = time.monotonic()
         self._process.stdin.write(json.dumps([str(folder), options]) + "\n")
         self._process.stdin.flush()
         child = int(self._process.stdout.readline())
@@ -96,17 +96,17 @@ class Forking:
             os.kill(child, signal.SIGKILL)
             status = int(ended.result(PATIENCE))
         assert status in (0, signal.SIGKILL)
-        return status != 0, time.monotonic() - begun
+        return status != 0, time.monotonic() - start
 
     def close(self):
-        """End the process."""
+        """Stop the process."""
         self._process.communicate(timeout=PATIENCE)
         self._waiting.shutdown()
 
 
 @pytest.fixture
 def forking(folder):
-    """A process to kill others of."""
+    """A process that forks processes to kill."""
     if not hasattr(os, "fork"):
         pytest.skip("Windows cannot fork")
     process = Forking(folder("first", 1))
@@ -115,7 +115,7 @@ def forking(folder):
 
 
 def trials_in(folder, storage=None):
-    """All trials by search, lost ones included."""
+    """Return all trials by search, lost ones included."""
     address = storage_address(storage, folder)
     if address.path is not None and not address.path.exists():
         return {}
@@ -126,8 +126,8 @@ def trials_in(folder, storage=None):
         }
 
 
-def counting(trials):
-    """Those that are not lost."""
+def without_lost(trials):
+    """Return the trials that are not lost."""
     return [trial for trial in trials if not trial.user_attrs.get("lost")]
 
 
@@ -142,20 +142,20 @@ def counting(trials):
     ],
     ids=str,
 )
-def test_killed(folder, forking, sampler, options, moments):
-    """Killed at random moments, no finished trial is lost, repeated or changed, and the end is an unbroken run's."""
-    # The first process takes longer than those that follow.
+def test_a_killed_search_equals_an_unbroken_one(folder, forking, sampler, options, moments):
+    """Kills at random moments lose, repeat or change no finished trial; the result is that of an unbroken run."""
+    # The first process takes longer than later ones, so the minimum counts.
     start = min(forking.fit(folder(f"start {number}", 1, sampler), options, PATIENCE)[1] for number in range(3))
     _, end = forking.fit(folder("whole", BUDGET, sampler), options, PATIENCE)
     whole = fit(load_study(folder("whole", BUDGET, sampler)))
     draw = random.Random(f"{sampler} {options}")  # noqa: S311  moments, not secrets
     kills, amid, left_running, studies = 0, 0, 0, []
-    # A quarter of the kills is to be amid trials, however long these take here. With others trials are stored as they
-    # begin: at least one is to be left so.
+    # At least a quarter of the kills must come during trials, on machines of any speed. Shared searches store a trial
+    # when it starts; at least one kill must leave a running trial.
     while kills < moments or amid <= moments / 4 or (options and left_running == 0):
         broken = folder(f"broken {len(studies)}", BUDGET, sampler)
         finished = {name: [] for name in SEARCHES}
-        # From before the first trial to amid the trials of one search or the next.
+        # Moments from before the first trial to some trial of the first or a later search.
         for _ in range(moments):
             if not forking.fit(broken, options, draw.uniform(0.5 * start, start + (end - start) / 6))[0]:
                 break
@@ -174,17 +174,17 @@ def test_killed(folder, forking, sampler, options, moments):
         for search in whole.searches:
             trials = trials_in(broken)[search.name]
             assert sum(trial.state == TrialState.COMPLETE for trial in trials) == BUDGET
-            assert essence(counting(trials)) == essence(search.trials)
-        # Numbers of trials count the lost ones too.
-        written, wanted = (
+            assert essence(without_lost(trials)) == essence(search.trials)
+        # Lost trials change the numbers of later ones.
+        written, expected = (
             re.sub(r"best_trial: \d+", "", (path / "best.yaml").read_text(encoding="utf-8"))
             for path in (broken, whole.study.folder)
         )
-        assert written == wanted
+        assert written == expected
 
 
-def test_lost_trials_come_again(folder):
-    """A trial that a dead worker left running is failed as lost, and its point is tried again once, as it was."""
+def test_lost_trials_are_tried_again(folder):
+    """A trial left running by a dead worker is marked as lost, and its point is tried again once."""
     made = folder("lost", budget=6, sampler="cmaes")
     whole = fit(load_study(folder("whole", budget=6, sampler="cmaes")))
     fit(load_study(made).with_trials(4), workers=1)
@@ -203,11 +203,11 @@ def test_lost_trials_come_again(folder):
         assert trials[3].state == TrialState.FAIL
         assert trials[3].user_attrs["lost"] is True
         assert trials[4].params == trials[3].params
-        assert essence(counting(trials)) == essence(search.trials)
+        assert essence(without_lost(trials)) == essence(search.trials)
 
 
-def test_a_point_that_kills(folder):
-    """A point of which three workers have died counts as failed, and the search goes on without it."""
+def test_a_point_that_kills_workers_fails(folder):
+    """A point during which three workers died counts as failed, and the search continues without it."""
     made = folder("deadly", budget=6)
     fit(load_study(made).with_trials(3), workers=1)
     for _ in range(3):
@@ -228,12 +228,12 @@ def test_a_point_that_kills(folder):
 
     given_up = [trial for trial in trials_in(made)["j"] if "error" in trial.user_attrs]
     assert len(given_up) == 1
-    assert given_up[0].user_attrs["error"] == "its worker ended while it was scored, 3 times"
+    assert given_up[0].user_attrs["error"] == "its worker ended during the scoring, 3 times"
     assert not given_up[0].user_attrs.get("lost")
 
 
-def test_scored_while_given_up(folder):
-    """A trial that came to be scored just as it was given up as lost counts, and its point is not tried again."""
+def test_a_trial_scored_while_marked_lost_counts(folder):
+    """A trial that completes while it is marked as lost counts, and its point is not tried again."""
     made = folder("late", budget=4)
     fit(load_study(made).with_trials(3))
     with open_storage(storage_address(None, made)) as storage, sqlite3.connect(made / "study.db") as database:
@@ -252,8 +252,8 @@ def test_scored_while_given_up(folder):
 
 
 @pytest.mark.parametrize("options", [{}, {"workers": 1}])
-def test_trials_of_others(folder, options):
-    """What others put into an Optuna study is left as it is, and counts for nothing."""
+def test_foreign_trials_do_not_count(folder, options):
+    """Trials that another program adds to an Optuna study stay unchanged and do not count."""
     made = folder("guests", budget=5)
     fit(load_study(made).with_trials(3), **options)
     with open_storage(storage_address(None, made)) as storage:
@@ -275,8 +275,8 @@ def test_trials_of_others(folder, options):
     ]
 
 
-def test_killed_while_a_search_was_made(folder):
-    """An Optuna study whose maker was killed before it noted what it is bound to is taken over, not refused."""
+def test_a_half_created_search_is_used(folder):
+    """An Optuna study whose creator was killed before it stored the binding is used, not refused."""
     made = folder("half", budget=3)
     with open_storage(storage_address(None, made)) as storage:
         optuna.create_study(study_name="s/T1", storage=storage, direction="maximize")
@@ -287,7 +287,7 @@ def test_killed_while_a_search_was_made(folder):
 
 
 def test_every_search_is_checked_first(folder, target):
-    """Inputs that differ for a later stage are refused before the first trial of an earlier one, a line for each."""
+    """Changed inputs of a later stage are refused before the first trial of an earlier one, one line for each."""
     made = folder("bound", budget=3)
     fit(load_study(made))
     text = (made / "study.yaml").read_text(encoding="utf-8")
@@ -305,7 +305,7 @@ def test_every_search_is_checked_first(folder, target):
 
 
 def test_fixed_alphas_are_inputs(write_study, target):
-    """A number that the recipe gives beside the holes of the step that is searched may not change either."""
+    """A fixed alpha beside the free alphas of the searched step is part of the binding."""
     step = "  - {{name: T, mode: weight_sum, a: base, b: x, alpha: {{OUT03: {}, OUT06: {{search: [0, 1]}}}}}}\n"
     stage = "  - {name: s, metric: delta, blocks: 'OUT03,OUT06', trials: 3}\n"
     fit(load_study(write_study(step.format(0.25), stage, target)))
@@ -314,8 +314,8 @@ def test_fixed_alphas_are_inputs(write_study, target):
         fit(load_study(write_study(step.format(0.5), stage, target)))
 
 
-def test_a_lock_is_no_leftover(folder, monkeypatch):
-    """Nothing of a worker is left in the folder when it has ended; and what a killed one leaves is not waited for."""
+def test_locks_are_removed_after_a_fit(folder, monkeypatch):
+    """A fit leaves no lock files, and does not wait for those of a killed worker."""
     made = folder("tidy", budget=2)
     (made / "study.db.workers").mkdir()
     (made / "study.db.workers" / "alone.host.1234.0000abcd.lock").write_text("", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Trials in a storage that several workers share: where they are, whose they are, which count and which is best."""
+"""Trials in a storage that several workers share: addresses, access, identity, claims, checks and ranking."""
 
 from optimizer.search.trials.best import best_of, completed, ranked
 from optimizer.search.trials.budgets import Budgets
@@ -7,13 +7,13 @@ from optimizer.search.trials.checked_trials import CheckedTrials, describe_left_
 from optimizer.search.trials.claims import Claim, SharedStorage, Trials
 from optimizer.search.trials.eta import seconds_left, seconds_per_trial
 from optimizer.search.trials.identity import (
-    bound_to,
+    binding_of,
     check_bindings,
     check_place,
     distributions_of,
-    found_upstream,
     name_prefix,
     open_search,
+    upstream_alphas,
 )
 from optimizer.search.trials.interrupts import AtOnce, interruptible, whole_trial
 from optimizer.search.trials.optuna_log import quiet_optuna
@@ -30,7 +30,7 @@ from optimizer.search.trials.storage import (
 )
 from optimizer.search.trials.storage_files import check_storage_files
 from optimizer.search.trials.trial import Scores, Trial, TrialState
-from optimizer.search.trials.worker_processes import WorkerProcesses, leave_interrupts, still_wanted
+from optimizer.search.trials.worker_processes import WorkerProcesses, ignore_interrupts, should_go_on
 from optimizer.search.trials.workers import Worker, workers_at
 
 __all__ = [
@@ -54,17 +54,16 @@ __all__ = [
     "Worker",
     "WorkerProcesses",
     "best_of",
-    "bound_to",
+    "binding_of",
     "check_bindings",
     "check_place",
     "check_storage_files",
     "completed",
     "describe_left_out",
     "distributions_of",
-    "found_upstream",
     "id_of_study",
+    "ignore_interrupts",
     "interruptible",
-    "leave_interrupts",
     "name_prefix",
     "open_search",
     "open_storage",
@@ -75,8 +74,9 @@ __all__ = [
     "seconds_left",
     "seconds_per_trial",
     "set_aside",
-    "still_wanted",
+    "should_go_on",
     "storage_address",
+    "upstream_alphas",
     "whole_trial",
     "workers_at",
 ]

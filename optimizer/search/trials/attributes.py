@@ -1,4 +1,4 @@
-"""The attributes under which Optuna's trials hold what a `Trial` says, and the way from one to the other."""
+"""User attributes of Optuna's trials, and their conversion to `Trial` records."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ __all__ = [
     "trial_of",
 ]
 
-# User attributes of trials: how the point was found; why it failed; that its worker died; which worker claimed it;
-# |merged - target| in units of |base - target|. The samplers read `BLOCK_SCORES`, the similarities by block.
+# User attributes of trials: the origin of the point; the reason of a failure; the mark of a dead worker; the name of
+# the worker; |merged - target| in units of |base - target|. Samplers read `BLOCK_SCORES`, the similarities by block.
 ORIGIN, ERROR, LOST, WORKER, DISTANCE = "origin", "error", "lost", "worker", "distance"
-# The similarity of the worst block: a number by itself, because dashboards cannot plot a mapping.
+# The similarity of the worst block, as a number of its own because dashboards cannot plot a mapping.
 _LOWEST = "lowest"
-# User attribute of Optuna studies: the numbers of trials whose points were scored again and are not as good as stored.
+# User attribute of Optuna studies: the numbers of trials whose stored scores were wrong when scored again.
 NOT_MEASURED = "blockfit:not_as_measured"
 
 
@@ -36,12 +36,12 @@ def attributes_of(scores: Scores) -> dict[str, Any]:
 
 
 def is_lost(trial: FrozenTrial) -> bool:
-    """Return whether a trial's worker died before it was scored; one scored while it was given up is not lost."""
+    """Return whether a trial's worker died before it was scored; a completed trial is never lost."""
     return trial.state == OptunaState.FAIL and bool(trial.user_attrs.get(LOST))
 
 
 def trial_of(trial: FrozenTrial) -> Trial:
-    """Return the record of a trial that `CheckedTrials` let through."""
+    """Return the record of a trial that `CheckedTrials` has accepted."""
     known, complete = trial.user_attrs, trial.state == OptunaState.COMPLETE
     return Trial(
         number=trial.number,

@@ -1,4 +1,4 @@
-"""Which of a search's trials is the best, and how they are ranked."""
+"""The best trial of a search, and the ranking of trials."""
 
 import math
 from collections.abc import Iterable
@@ -7,26 +7,33 @@ from optimizer.search.trials.trial import Trial, TrialState
 
 __all__ = ["best_of", "completed", "ranked"]
 
-# Similarities, and distances, that differ by no more than this are equal: rounding must not choose between recipes.
+# Similarities, or distances, within this difference count as equal, so that rounding does not choose a recipe.
 _EQUAL = 1e-9
 
 
 def completed(trials: Iterable[Trial]) -> tuple[Trial, ...]:
-    """Return those of `trials` that have a similarity."""
+    """Return the trials that have a similarity."""
     return tuple(trial for trial in trials if trial.state == TrialState.COMPLETE)
 
 
 def best_of(trials: Iterable[Trial]) -> Trial | None:
-    """Return the best of completed trials; None if there is none.
+    """Return the best of completed trials.
 
-    Of trials whose similarities are within 1e-9 of the highest, that of the smallest |merged - target|, and of those
-    that are equal in this, too, the first. A similarity may not see how far a merge goes, or differ by rounding alone.
+    Similarities within 1e-9 of the highest count as equal. Among these trials the smallest |merged - target| wins,
+    then the lowest number. A similarity may ignore the length of a difference, and may differ by rounding alone.
+
+    Args:
+        trials: The completed trials.
+
+    Returns:
+        The best trial; None for no trials.
+
     """
     listed = list(trials)
     highest = max(map(_similarity, listed), default=-math.inf)
     near = [trial for trial in listed if _similarity(trial) >= highest - _EQUAL]
     distances = [_distance(trial) for trial in near]
-    # Trials of versions that did not measure it are told apart by their numbers.
+    # Earlier versions did not measure distances; the number alone decides then.
     if None not in distances:
         least = min((distance for distance in distances if distance is not None), default=0.0)
         near = [
@@ -38,10 +45,10 @@ def best_of(trials: Iterable[Trial]) -> Trial | None:
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """Return completed trials, the best first, in the order that `best_of` has for each alone."""
+    """Return completed trials, the best first: each is the `best_of` those that remain."""
     left, found = sorted(trials, key=lambda trial: (-_similarity(trial), trial.number)), []
     while left:
-        # Only the first ones can be as good as the first.
+        # Only trials with a similarity near the first one's compete for the next place.
         worst = _similarity(left[0]) - _EQUAL
         near = next((place for place, trial in enumerate(left) if _similarity(trial) < worst), len(left))
         best = best_of(left[:near])

@@ -1,8 +1,8 @@
-"""Which of the trials in an Optuna study are those of a search, and can be trusted to be what they say.
+"""The check of the trials in an Optuna study: only trials that this search can have made count.
 
-Others can add to a study what they like, by Optuna's dashboard for example, and a study.db may be a stranger's. What
-passes here has the search's parameters within their ranges, and, if it is completed, one similarity that is the mean of
-those of the search's blocks. The rest is left out, and can be described.
+Other programs can add trials to a study (Optuna's dashboard, for example), and a study.db may come from anywhere. A
+trial counts if it has the search's parameters within their ranges and, once completed, one similarity that is the mean
+of its blocks' similarities. All others are left out, with a reason.
 """
 
 from collections import Counter
@@ -33,29 +33,33 @@ __all__ = ["CheckedTrials", "LeftOut", "describe_left_out"]
 _TEXTS = (ORIGIN, ERROR, WORKER)
 _LONGEST_TEXT = 100_000
 _LARGEST = 1e300
-# What similarities may be beyond [-1, 1], and off their blocks' mean, as numbers are rounded.
+# Tolerance for rounding: similarities may exceed [-1, 1], or differ from their blocks' mean, by this much.
 _ROUNDING = 1e-6
-# How many trials a message names.
+# The number of trials that a message lists.
 _NAMED = 5
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A trial that does not count, by its number, and why."""
+    """The number of a trial that does not count, and the reason."""
 
     number: int
     reason: str
 
 
 class CheckedTrials:
-    """Looks at the trials of a search: parameters {name: range}, scored on `blocks`.
+    """The check of the trials of one search. Each finished trial is checked once.
 
-    With `some` they may be scored on some of `blocks` only, all of them on the same: a block that the target took over
-    unchanged has no similarity, and only the checkpoints tell which these are. The blocks of most of the trials count.
+    Points that were enqueued and never tried are neither counted nor left out.
 
-    `attributes` are the user attributes of the Optuna study, which may name trials that do not count. Each finished
-    trial is looked at once. `left_out` are those that do not count; points that were enqueued and never tried are
-    neither counted nor left out.
+    Args:
+        distributions: The parameters, {name: range}.
+        blocks: The scored blocks.
+        attributes: The user attributes of the Optuna study, which may list trials that do not count.
+        some: Whether trials may be scored on a part of `blocks`, all on the same part. A block that the target left
+            unchanged has no similarity, and without the checkpoints these blocks are unknown. The blocks of most
+            trials are then taken as right.
+
     """
 
     def __init__(
@@ -69,32 +73,37 @@ class CheckedTrials:
         self._distributions = dict(distributions)
         self._blocks: frozenset[str] | None = None if some else frozenset(blocks)
         self._possible = frozenset(blocks)
-        noted = attributes.get(NOT_MEASURED)
-        self._not_measured = {number for number in noted if type(number) is int} if isinstance(noted, list) else set()
+        listed = attributes.get(NOT_MEASURED)
+        self._not_measured = {number for number in listed if type(number) is int} if isinstance(listed, list) else set()
         self._finished: dict[int, FrozenTrial | None] = {}
         self._left_out: dict[int, LeftOut] = {}
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """The trials that do not count, by number."""
-        return tuple(sorted(self._left_out.values(), key=lambda one: one.number))
+        """Trials that do not count, by number."""
+        return tuple(sorted(self._left_out.values(), key=lambda left_out: left_out.number))
 
     def leave_out(self, trial: FrozenTrial) -> list[int]:
-        """Leave out a trial whose point was scored again; return the numbers of all such, for `NOT_MEASURED`."""
+        """Leave out a trial whose stored scores are wrong; return the numbers of all such trials (`NOT_MEASURED`)."""
         self._not_measured.add(trial.number)
         self._finished.pop(id_of_trial(trial), None)
         return sorted(self._not_measured)
 
     def best(self, found: Iterable[FrozenTrial]) -> FrozenTrial | None:
-        """Return the best of the trials that `of` returned, as `best_of` ranks them; None if none is completed."""
+        """Return the best of the trials that `of` returned, by `best_of`; None if none is completed."""
         by_number = {trial.number: trial for trial in found}
         best = best_of(completed(map(trial_of, by_number.values())))
         return None if best is None else by_number[best.number]
 
     def of(self, found: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-        """Return those of an Optuna study's trials that count, in the order in which they were made.
+        """Return the trials that count.
 
-        They hold no attributes but those that can be made use of.
+        Args:
+            found: All trials of the Optuna study.
+
+        Returns:
+            The trials that count, in the order of their creation, without unknown or invalid attributes.
+
         """
         found = sorted(found, key=id_of_trial)
         if self._blocks is None:
@@ -114,7 +123,7 @@ class CheckedTrials:
         return counting
 
     def _usual_blocks(self, found: Sequence[FrozenTrial]) -> frozenset[str] | None:
-        """Return the blocks that most of the completed trials are scored on; None if there are none."""
+        """Return the blocks that most of the completed trials are scored on; None without a completed trial."""
         scored = (trial.user_attrs.get(BLOCK_SCORES) for trial in found if trial.state == TrialState.COMPLETE)
         usual = Counter(frozenset(scores) for scores in scored if isinstance(scores, Mapping))
         return next((blocks for blocks, _ in usual.most_common() if blocks <= self._possible), None)
@@ -127,7 +136,7 @@ class CheckedTrials:
             reason = next(self._faults(trial), None)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # A journal's values may be of any type.
-            reason = f"it is no trial ({type(error).__name__}: {error})"
+            reason = f"it is not a trial ({type(error).__name__}: {error})"
         if reason is not None:
             self._left_out[id_of_trial(trial)] = LeftOut(trial.number, reason)
             return None
@@ -147,29 +156,29 @@ class CheckedTrials:
         )
 
     def _faults(self, trial: FrozenTrial) -> Iterator[str]:
-        """Yield what is wrong with a trial."""
+        """Yield the faults of a trial."""
         if set(trial.params) != set(self._distributions):
             yield "its parameters are not those of this search"
             return
         for name, distribution in self._distributions.items():
-            own = trial.distributions.get(name)
-            if own is None or not (own == distribution or _is_fixed_within(own, distribution)):
-                yield f"{name} has another range here than in this search"
-            elif not _is_number(trial.params[name]) or not contains(own, float(trial.params[name])):
+            stored = trial.distributions.get(name)
+            if stored is None or not (stored == distribution or _is_fixed_within(stored, distribution)):
+                yield f"{name} has another range than in this search"
+            elif not _is_number(trial.params[name]) or not contains(stored, float(trial.params[name])):
                 yield f"{name} is not a number in its range"
         if trial.state == TrialState.PRUNED:
-            yield "it was pruned; blockfit prunes none"
+            yield "it was pruned; blockfit prunes no trials"
         if not isinstance(trial.datetime_start, datetime):
-            yield "it has no start"
-        # A database is read in several steps: the state of a trial that is finished in between may be old and its value
-        # new. What else it holds counts when it is finished.
+            yield "it has no start time"
+        # A database is read in several steps: a trial that finishes in between can have the old state and a new value.
+        # The rest is checked when the trial has finished.
         if not trial.state.is_finished():
             return
         if not isinstance(trial.datetime_complete, datetime):
-            yield "it has no end"
+            yield "it has no end time"
         if trial.state == TrialState.COMPLETE:
             if trial.number in self._not_measured:
-                yield "its point was scored again, and is not as similar as it says"
+                yield "its point was scored again, and its stored similarity is wrong"
             yield from self._wrong_scores(trial)
         elif trial.values is not None:
             yield "it has a value, but is not completed"
@@ -182,16 +191,16 @@ class CheckedTrials:
             yield "its similarities are not those of this search's blocks"
         elif not all(map(_is_similarity, scores.values())):
             yield "a block's similarity is not a number in [-1, 1]"
-        # Where no block is scored, nothing is missing to the target.
+        # Without a scored block the target is reached.
         elif abs((total_similarity(scores) if scores else 1.0) - values[0]) > _ROUNDING:
             yield "its value is not the mean of its blocks' similarities"
 
 
 def describe_left_out(left_out: Sequence[LeftOut], where: object, search: str) -> tuple[str, ...]:
-    """Describe trials that do not count, a line for each reason; `where` is the storage."""
+    """Return one line for each reason why trials of a search in the storage `where` do not count."""
     by_reason: dict[str, list[int]] = {}
-    for one in left_out:
-        by_reason.setdefault(one.reason, []).append(one.number)
+    for trial in left_out:
+        by_reason.setdefault(trial.reason, []).append(trial.number)
     lines = []
     for reason, numbers in by_reason.items():
         more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
@@ -201,25 +210,25 @@ def describe_left_out(left_out: Sequence[LeftOut], where: object, search: str) -
 
 
 def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return user attributes without those that are not what they should be."""
+    """Return the user attributes without invalid ones."""
     kept = {}
     for key, value in attributes.items():
-        right = True
+        valid = True
         if key in _TEXTS:
-            right = isinstance(value, str) and len(value) <= _LONGEST_TEXT
+            valid = isinstance(value, str) and len(value) <= _LONGEST_TEXT
         elif key == LOST:
-            right = value is True
+            valid = value is True
         elif key == BLOCK_SCORES:
-            right = isinstance(value, Mapping)
+            valid = isinstance(value, Mapping)
         elif key == DISTANCE:
-            right = _is_number(value) and value >= 0
-        if right:
+            valid = _is_number(value) and value >= 0
+        if valid:
             kept[key] = value
     return kept
 
 
 def _of_samplers(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the system attributes that a sampler reads again: those of CMA-ES; its state is checked elsewhere."""
+    """Return the system attributes that CMA-ES reads again; `check_sampler_state` checks its state."""
     return {
         key: value
         for key, value in attributes.items()
@@ -227,18 +236,18 @@ def _of_samplers(attributes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_fixed_within(own: BaseDistribution, distribution: BaseDistribution) -> bool:
-    """Return whether a range is a single number within another one: of an alpha that nothing depends on."""
+def _is_fixed_within(stored: BaseDistribution, distribution: BaseDistribution) -> bool:
+    """Return whether the stored range is a single number within another range, as for an alpha without effect."""
     return (
-        type(own) is FloatDistribution
+        type(stored) is FloatDistribution
         and isinstance(distribution, FloatDistribution)
-        and own.low == own.high
-        and distribution.low <= own.low <= distribution.high
+        and stored.low == stored.high
+        and distribution.low <= stored.low <= distribution.high
     )
 
 
 def _is_number(value: object) -> bool:
-    # Whole numbers may have thousands of digits, and comparing them is all that can be done.
+    # An integer may have thousands of digits: it can be compared, but not converted to float.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 

@@ -1,9 +1,9 @@
-"""The trials of one search: how this process claims the next one, and how its scores are stored.
+"""The trials of one search: claim the next one for this process, and store its scores.
 
 A single worker proposes trials in memory and stores each one only when it has finished. If the process is killed, the
-trial was never stored and the next run proposes the same point. Several workers store a trial as they claim it, so that
-the others propose elsewhere and share the budget exactly; a trial whose worker died is marked as lost, and its point
-is claimed again.
+trial was never stored and the next run proposes the same point. Several workers store a trial when they claim it, so
+that other workers propose other points and the budget is met exactly. A trial whose worker died is marked as lost, and
+its point is claimed again.
 """
 
 import math
@@ -35,7 +35,7 @@ from optimizer.search.trials.attributes import (
 from optimizer.search.trials.budgets import budget_of
 from optimizer.search.trials.checked_storage import BrokenStorage
 from optimizer.search.trials.checked_trials import CheckedTrials, LeftOut, describe_left_out
-from optimizer.search.trials.database_errors import AWAY
+from optimizer.search.trials.database_errors import STORAGE_ERRORS
 from optimizer.search.trials.optuna_privates import id_of_study, id_of_trial, storage_of
 from optimizer.search.trials.sampler_state import check_sampler_state
 from optimizer.search.trials.storage import PATIENCE, FileWatch, StorageAddress, StorageLost, persist
@@ -45,16 +45,25 @@ from optimizer.studies import Stage
 
 __all__ = ["Claim", "SharedStorage", "Trials"]
 
-# So many workers may die of a point before it counts as one that cannot be scored.
+# The number of dead workers after which a point counts as failed.
 _LOSSES = 3
-# Seconds for which it does not matter that a worker has come or gone.
-_COUNTING = 2.0
+# Seconds between counts of the workers.
+_COUNT_INTERVAL = 2.0
 
 _Given = TypeVar("_Given")
 
 
 class SharedStorage:
-    """A storage of trials, open, with who works there besides this process and how long it may be away."""
+    """An open storage of trials, shared with other workers.
+
+    Args:
+        storage: The storage.
+        address: Its address.
+        workers: The workers at it.
+        patience: Seconds to wait for an unavailable storage.
+        warn: Called with warnings of one line.
+
+    """
 
     def __init__(
         self,
@@ -71,68 +80,85 @@ class SharedStorage:
         self._patience = patience
         self.warn = warn
         self._watch = FileWatch(address)
-        self._proved = False
+        self._sound = False
         self._living: tuple[Worker, ...] = ()
-        self._counted = -math.inf
-        self._noted: Mapping[str, Any] = {}
-        self._noted_of, self._noted_at = -1, -math.inf
+        self._counted_at = -math.inf
+        self._budgets: Mapping[str, Any] = {}
+        self._budgets_of, self._budgets_at = -1, -math.inf
 
     @property
-    def own(self) -> str | None:
-        """The name of this process among others; None if there are none."""
-        own = self.workers.own
-        return None if own is None or own.alone else own.name
+    def worker_name(self) -> str | None:
+        """Name of this process among the workers; None if it works alone."""
+        mine = self.workers.mine
+        return None if mine is None or mine.alone else mine.name
 
     @property
     def count(self) -> int:
-        """How many workers there are, as of the last seconds."""
+        """Number of workers, at most 2 s old."""
         return max(len(self._lately_living()), 1)
 
     def budget(self, stage: Stage, study_id: int) -> int:
-        """Return up to how many completed trials of an Optuna study the workers run, as of the last seconds.
+        """Return the number of completed trials that the workers will reach, at most 2 s old.
 
-        Of several workers with different budgets the one with the largest runs the last trials.
+        The worker with the largest budget runs the last trials.
+
+        Args:
+            stage: The stage, with the budget of this process.
+            study_id: The id of the Optuna study.
+
+        Returns:
+            The largest budget of the living workers.
+
         """
-        if self.own is None:
+        if self.worker_name is None:
             return stage.trials
-        if study_id != self._noted_of or time.monotonic() > self._noted_at + _COUNTING:
-            # Good to know, and no more: what is wrong with the storage shows elsewhere.
-            with suppress(*AWAY, StudyError):
-                self._noted = self.storage.get_study_user_attrs(study_id)
-            self._noted_of, self._noted_at = study_id, time.monotonic()
-        return max(stage.trials, budget_of(stage, [self._noted], [one.name for one in self._lately_living()]))
+        if study_id != self._budgets_of or time.monotonic() > self._budgets_at + _COUNT_INTERVAL:
+            # This number is for information only; a faulty storage raises elsewhere.
+            with suppress(*STORAGE_ERRORS, StudyError):
+                self._budgets = self.storage.get_study_user_attrs(study_id)
+            self._budgets_of, self._budgets_at = study_id, time.monotonic()
+        names = [worker.name for worker in self._lately_living()]
+        return max(stage.trials, budget_of(stage, [self._budgets], names))
 
     def _lately_living(self) -> tuple[Worker, ...]:
-        if self.own is not None and time.monotonic() > self._counted + _COUNTING:
-            # Good to know, and no more: what is wrong with the storage shows elsewhere.
-            with suppress(*AWAY, StudyError):
+        if self.worker_name is not None and time.monotonic() > self._counted_at + _COUNT_INTERVAL:
+            # This number is for information only; a faulty storage raises elsewhere.
+            with suppress(*STORAGE_ERRORS, StudyError):
                 self._living = self.workers.living()
-            self._counted = time.monotonic()
+            self._counted_at = time.monotonic()
         return self._living
 
     def do(self, action: Callable[[], _Given]) -> _Given:
-        """Return what `action` gives, which may be done twice.
+        """Run an action on the storage, again if the storage is unavailable.
 
-        Raises StorageLost if the storage stays away or is gone; BrokenStorage, in its place, if it holds what cannot be
-        read, as long as nothing was stored in it: what a user gave is at fault then.
+        Args:
+            action: The action; it must be idempotent.
+
+        Returns:
+            The result of the action.
+
+        Raises:
+            StorageLost: The storage stays unavailable, was replaced, or broke after this fit had stored a trial in it.
+            BrokenStorage: The storage was broken from the start, so that the user's input is at fault.
+
         """
         self._watch.check()
         try:
             return persist(action, self.address, patience=self._patience, warn=self.warn)
         except BrokenStorage as error:
-            if not self._proved:
+            if not self._sound:
                 raise
-            raise StorageLost(f"{error}; it was sound when this fit began") from error
+            raise StorageLost(f"{error}; the storage was sound when this fit started") from error
 
-    def prove(self) -> None:
-        """Take note that the storage has taken a trial: from now on it is no bad input."""
-        self._proved = True
+    def mark_sound(self) -> None:
+        """Record that the storage has accepted a trial; later faults are no longer bad input."""
+        self._sound = True
 
     def locked(self, action: Callable[[], _Given]) -> _Given:
-        """Do the same while no other worker does."""
+        """Run an action as `do`, while no other worker runs one."""
 
         def with_lock() -> _Given:
-            with nullcontext() if self.own is None else self.workers.turn():
+            with nullcontext() if self.worker_name is None else self.workers.turn():
                 return action()
 
         return self.do(with_lock)
@@ -140,23 +166,28 @@ class SharedStorage:
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process is to score: `trial` as samplers see it, in the study in memory that they see."""
+    """A trial for this process to score.
+
+    Attributes:
+        memory: The in-memory study that samplers see.
+        trial: The trial in that study.
+
+    """
 
     memory: optuna.Study
     trial: FrozenTrial
 
     @property
     def alphas(self) -> Mapping[str, float]:
-        """The point to be scored, {name of a parameter: value}."""
+        """Point to score, {name of a free alpha: value}."""
         return self.trial.params
 
 
 class Trials:
-    """The trials of the Optuna study `stored` as this process knows them; lost ones are marked at once.
+    """The trials of one search, as last read from the storage; lost trials are marked at once.
 
     Samplers see an in-memory copy without lost trials, renumbered without gaps, so a lost trial does not change later
-    proposals. Raises StorageLost, as all its methods do, if the storage stays away, and
-    BrokenStorage if it holds what cannot be read.
+    proposals. All methods raise StorageLost if the storage stays unavailable, and BrokenStorage if it is broken.
     """
 
     def __init__(
@@ -166,7 +197,15 @@ class Trials:
         distributions: Mapping[str, BaseDistribution],
         blocks: Collection[str],
     ) -> None:
-        """Of a search of parameters {name: range} that scores `blocks`; other trials are left out, with a warning."""
+        """Read the trials; trials that do not count are left out, with a warning.
+
+        Args:
+            stored: The Optuna study.
+            shared: Its storage.
+            distributions: The free alphas of the search, {name: range}.
+            blocks: The scored blocks.
+
+        """
         self._shared = shared
         self._counting = CheckedTrials(distributions, blocks, shared.do(lambda: stored.user_attrs))
         self._described: set[LeftOut] = set()
@@ -174,20 +213,20 @@ class Trials:
         self._storage = shared.storage
         self.study_id = id_of_study(stored)
         self._memory = _study_in_memory(())
-        # The trials that the study in memory holds, in its order.
+        # The trials of the in-memory study, in its order.
         self._known: list[FrozenTrial] = []
         self._lost: list[FrozenTrial] = []
-        # Of trials that others wrote, samplers may unpickle what they find in them: those that were looked at.
+        # Ids of trials whose sampler state was checked: samplers may unpickle the state of trials that others wrote.
         self._checked: set[int] = set()
-        # The trials that this process has scored.
-        self._own: set[int] = set()
-        # Of finished trials, by their ids: they do not change any more.
+        # Ids of the trials that this process has claimed.
+        self._mine: set[int] = set()
+        # Records of finished trials by id; they no longer change.
         self._records: dict[int, Trial] = {}
         self.refresh()
 
     @property
     def finished(self) -> tuple[Trial, ...]:
-        """The complete and the failed trials, by number; lost ones are not among them."""
+        """Complete and failed trials by number, without lost ones."""
         return tuple(self._record(trial) for trial in self._known if trial.state.is_finished())
 
     def _record(self, trial: FrozenTrial) -> Trial:
@@ -197,23 +236,29 @@ class Trials:
         return self._records[trial_id]
 
     def refresh(self) -> None:
-        """Take in the trials that others have finished, and mark those whose workers have died as lost."""
+        """Read the trials that other workers have finished, and mark trials of dead workers as lost."""
         self._shared.locked(self._refresh)
 
     def leave_out(self, trial: Trial) -> None:
-        """Leave out a stored trial whose point was scored again and is not as good as it says, now and later."""
-        stored = next(one for one in self._known if one.number == trial.number)
+        """Leave out a trial whose stored scores are wrong, in this and later fits."""
+        stored = next(known for known in self._known if known.number == trial.number)
 
-        def note() -> None:
+        def record() -> None:
             self._storage.set_study_user_attr(self.study_id, NOT_MEASURED, self._counting.leave_out(stored))
             self._record_others()
 
-        self._shared.locked(note)
+        self._shared.locked(record)
 
     def claim(self, budget: int, propose: Callable[[optuna.Study], FrozenTrial]) -> Claim | None:
-        """Return a trial for this process to score; None if `budget` are complete or others score all that is left.
+        """Claim a trial for this process.
 
-        `propose` makes the next trial in an Optuna study in memory and returns it, running.
+        Args:
+            budget: The number of complete trials to reach.
+            propose: Creates the next trial in the in-memory study and returns it, running.
+
+        Returns:
+            The trial; None if the budget is met, or if other workers score all remaining trials.
+
         """
         return self._shared.locked(lambda: self._claim(budget, propose))
 
@@ -222,17 +267,17 @@ class Trials:
         self._finish(claim, attributes_of(scores), OptunaState.COMPLETE, [scores.similarity])
 
     def fail(self, claim: Claim, error: str) -> None:
-        """Store a claimed trial as failed, with the reason."""
+        """Store a claimed trial as failed, with its error."""
         self._finish(claim, {ERROR: error}, OptunaState.FAIL, None)
 
     def _finish(
         self, claim: Claim, attributes: Mapping[str, Any], state: OptunaState, values: Sequence[float] | None
     ) -> None:
-        if self._shared.own is not None:
+        if self._shared.worker_name is not None:
             trial_id = id_of_trial(self._known[claim.trial.number])
             self._shared.do(lambda: self._tell(trial_id, attributes, state, values))
             self._shared.do(self._record_others)
-            # What is scored here counts here: otherwise there would be no end.
+            # A trial scored here must count here; otherwise the search would never end.
             assert any(id_of_trial(trial) == trial_id for trial in (*self._known, *self._lost)), self._counting.left_out
         else:
             inner, inner_id = storage_of(claim.memory), id_of_trial(claim.trial)
@@ -242,8 +287,8 @@ class Trials:
             done, before = inner.get_trial(inner_id), len(self._known) + len(self._lost)
             attempts = iter((False,))
             self._known.append(self._shared.do(lambda: self._add(done, before, again=next(attempts, True))))
-            self._own.add(id_of_trial(self._known[-1]))
-        self._shared.prove()
+            self._mine.add(id_of_trial(self._known[-1]))
+        self._shared.mark_sound()
 
     def _refresh(self) -> None:
         found = self._read()
@@ -252,7 +297,7 @@ class Trials:
         self._record_others(found)
 
     def _record_others(self, found: Sequence[FrozenTrial] | None = None) -> None:
-        """Bring the study in memory to what is stored."""
+        """Update the in-memory study from the storage."""
         found = self._read() if found is None else found
         unchecked = [trial for trial in found if id_of_trial(trial) not in self._checked]
         check_sampler_state(unchecked, str(self._shared.address))
@@ -262,81 +307,81 @@ class Trials:
         inner, inner_trials = storage_of(self._memory), self._memory.get_trials(deepcopy=False)
         before = list(map(id_of_trial, self._known))
         if len(inner_trials) != len(before) or list(map(id_of_trial, known[: len(before)])) != before:
-            # Some were lost, or one that was proposed never came to be stored.
+            # Trials were lost, or a proposed trial was never stored.
             self._memory = _study_in_memory(known)
         else:
-            for one, other in zip(inner_trials, known, strict=False):
-                if not one.state.is_finished() and other.state.is_finished():
-                    for key, content in other.user_attrs.items():
-                        inner.set_trial_user_attr(id_of_trial(one), key, content)
-                    inner.set_trial_state_values(id_of_trial(one), other.state, other.values)
+            for copied, stored in zip(inner_trials, known, strict=False):
+                if not copied.state.is_finished() and stored.state.is_finished():
+                    for key, content in stored.user_attrs.items():
+                        inner.set_trial_user_attr(id_of_trial(copied), key, content)
+                    inner.set_trial_state_values(id_of_trial(copied), stored.state, stored.values)
             self._memory.add_trials(known[len(before) :])
         self._known = known
 
     def _read(self) -> list[FrozenTrial]:
         found = self._counting.of(self._storage.get_all_trials(self.study_id, deepcopy=False))
-        new = [one for one in self._counting.left_out if one not in self._described]
+        new = [left_out for left_out in self._counting.left_out if left_out not in self._described]
         for line in describe_left_out(new, self._shared.address, self._name):
             self._shared.warn(line)
         self._described.update(new)
         return found
 
     def _mark_lost(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Fail the trials that nobody is at any more; whether there were any."""
-        own = self._shared.own
+        """Mark unfinished trials without a living worker as lost or failed; return whether any were marked."""
+        mine = self._shared.worker_name
         unfinished = [
             trial
             for trial in trials
-            if not trial.state.is_finished() and (own is None or trial.user_attrs.get(WORKER) != own)
+            if not trial.state.is_finished() and (mine is None or trial.user_attrs.get(WORKER) != mine)
         ]
         if not unfinished:
             return False
-        living = set() if own is None else {worker.name for worker in self._shared.workers.living()}
+        living = set() if mine is None else {worker.name for worker in self._shared.workers.living()}
         dead = [trial for trial in unfinished if trial.user_attrs.get(WORKER) not in living]
         for trial in dead:
-            losses = 1 + sum(other.params == trial.params for other in trials if is_lost(other))
+            losses = 1 + sum(earlier.params == trial.params for earlier in trials if is_lost(earlier))
             if losses < _LOSSES:
                 self._give_up(trial, LOST, True)
             else:
-                self._give_up(trial, ERROR, f"its worker ended while it was scored, {losses} times")
+                self._give_up(trial, ERROR, f"its worker ended during the scoring, {losses} times")
         return bool(dead)
 
     def _give_up(self, trial: FrozenTrial, key: str, reason: object) -> None:
-        # A worker that has finished its trial and left since that was read is not dead.
+        # If the worker finished this trial after it was read, the trial counts.
         with suppress(UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(id_of_trial(trial), key, reason)
             self._storage.set_trial_state_values(id_of_trial(trial), OptunaState.FAIL)
 
     def _claim(self, budget: int, propose: Callable[[optuna.Study], FrozenTrial]) -> Claim | None:
-        own = self._shared.own
-        if own is not None:
+        mine = self._shared.worker_name
+        if mine is not None:
             self._refresh()
         running = [trial for trial in self._known if not trial.state.is_finished()]
         complete = sum(trial.state == OptunaState.COMPLETE for trial in self._known)
         left = budget - complete - len(running)
         for trial in running:
-            if own is not None and trial.user_attrs.get(WORKER) == own:
-                # Claimed by an attempt that did not come to know of it.
+            if mine is not None and trial.user_attrs.get(WORKER) == mine:
+                # An earlier attempt stored this claim, but its connection broke before the reply.
                 if left >= 0:
                     return Claim(self._memory, self._memory.get_trials(deepcopy=False)[self._known.index(trial)])
-                # Its turn ended before it should, as with a connection, and another worker came in between.
+                # The turn of that attempt ended early, with its connection, and another worker took the last trial.
                 self._give_up(trial, LOST, True)
                 return None
         if left <= 0:
             return None
         tried = [trial.params for trial in self._known]
         lost = next((trial for trial in self._lost if trial.params and trial.params not in tried), None)
-        trial = self._proposed(propose) if lost is None else _put_forward(self._memory, lost)
-        if own is not None:
+        trial = self._proposed(propose) if lost is None else _proposed_again(self._memory, lost)
+        if mine is not None:
             template = create_trial(
                 state=OptunaState.RUNNING,
                 params=trial.params,
                 distributions=trial.distributions,
-                user_attrs={**trial.user_attrs, WORKER: own},
+                user_attrs={**trial.user_attrs, WORKER: mine},
                 system_attrs=trial.system_attrs,
             )
             self._known.append(self._storage.get_trial(self._storage.create_new_trial(self.study_id, template)))
-            self._own.add(id_of_trial(self._known[-1]))
+            self._mine.add(id_of_trial(self._known[-1]))
         return Claim(self._memory, trial)
 
     def _proposed(self, propose: Callable[[optuna.Study], FrozenTrial]) -> FrozenTrial:
@@ -345,11 +390,11 @@ class Trials:
         except InputError:
             raise
         except Exception as error:
-            if all(id_of_trial(trial) in self._own for trial in self._known):
+            if all(id_of_trial(trial) in self._mine for trial in self._known):
                 raise
-            # A sampler's state may be one by its form, and hold numbers that nothing can be made of.
+            # A stored sampler state can be valid in form and still have unusable numbers.
             raise StudyError(
-                f"{self._shared.address}: {self._name!r}: no trial can be proposed from those that are stored "
+                f"{self._shared.address}: {self._name!r}: no trial can be proposed from the stored trials "
                 f"({type(error).__name__}: {error})"
             ) from error
 
@@ -367,20 +412,20 @@ class Trials:
                 self._storage.set_trial_user_attr(trial_id, key, content)
             self._storage.set_trial_state_values(trial_id, state, values)
         except UpdateFinishedTrialError:
-            # An earlier attempt has stored it; or others took this process to be dead and have begun it again.
+            # An earlier attempt stored the trial, or other workers took this process for dead and restarted it.
             return
 
 
 def _study_in_memory(trials: Sequence[FrozenTrial]) -> optuna.Study:
-    # A proposer sets its own sampler.
+    # The proposer replaces this sampler.
     sampler = optuna.samplers.RandomSampler(seed=0)
     study = optuna.create_study(storage=InMemoryStorage(), direction="maximize", sampler=sampler)
     study.add_trials(trials)
     return study
 
 
-def _put_forward(memory: optuna.Study, lost: FrozenTrial) -> FrozenTrial:
-    """A new trial in memory that is as the lost one was when it was claimed, state of the sampler included."""
+def _proposed_again(memory: optuna.Study, lost: FrozenTrial) -> FrozenTrial:
+    """Add a lost trial to the in-memory study as it was when claimed, with its sampler state, and return it."""
     kept = {key: value for key, value in lost.user_attrs.items() if key == ORIGIN}
     template = create_trial(
         state=OptunaState.RUNNING,

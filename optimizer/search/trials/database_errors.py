@@ -1,4 +1,4 @@
-"""What the errors of a database mean: it is away for now, or holds what cannot be used."""
+"""The meaning of database errors: the database is unavailable, or its contents are unusable."""
 
 import sqlite3
 
@@ -6,9 +6,9 @@ from filelock import Timeout
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, StatementError
 
-__all__ = ["AWAY", "is_away", "reason_of", "sqlite_code_of"]
+__all__ = ["STORAGE_ERRORS", "is_unavailable", "reason_of", "sqlite_code_of"]
 
-# SQLite's primary result codes for a file that it can read but that is no sound database of trials.
+# SQLite's primary result codes for a readable file that is not a sound database of trials.
 _UNSOUND = frozenset(
     {
         sqlite3.SQLITE_ERROR,
@@ -21,13 +21,13 @@ _UNSOUND = frozenset(
         sqlite3.SQLITE_RANGE,
     }
 )
-# The first two characters of PostgreSQL's error codes for what passes: connections, transactions that met, resources,
-# locks, shutdowns, the system.
-_PASSING = ("08", "40", "53", "55", "57", "58")
+# The first two characters of PostgreSQL's error codes for temporary problems: connections, conflicting transactions,
+# resources, locks, shutdowns, the operating system.
+_TEMPORARY = ("08", "40", "53", "55", "57", "58")
 
 
-def _away() -> tuple[type[Exception], ...]:
-    """Return the classes of the errors that a storage raises which does not answer; see `is_away`."""
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """Return the classes of errors that a storage raises; see `is_unavailable`."""
     try:
         import psycopg  # noqa: PLC0415  only where PostgreSQL is used
     except ImportError:
@@ -35,41 +35,48 @@ def _away() -> tuple[type[Exception], ...]:
     return (DBAPIError, StorageInternalError, OSError, Timeout, psycopg.Error)
 
 
-AWAY = _away()
+STORAGE_ERRORS = _storage_errors()
+"""Classes of the errors that a storage raises; `is_unavailable` decides whether a retry can help."""
 
 
-def is_away(error: BaseException) -> bool:
-    """Return whether a storage did not answer for now, as when it is locked, restarting or on a drive that is gone.
+def is_unavailable(error: BaseException) -> bool:
+    """Return whether a storage is unavailable for now.
 
-    False for a storage that answers, and whose contents are the problem; trying again would not help.
+    Args:
+        error: Any error of an action on the storage.
+
+    Returns:
+        True if the storage is locked, restarting, or on a missing drive. False if it answers and its contents are the
+        problem, so that a retry would not help.
+
     """
-    if not isinstance(error, AWAY):
+    if not isinstance(error, STORAGE_ERRORS):
         return False
     found = _origin(error)
     if isinstance(found, sqlite3.Error):
         code = sqlite_code_of(found)
         return code is not None and code not in _UNSOUND
-    if hasattr(found, "sqlstate"):  # of psycopg; a lost connection has none
-        return found.sqlstate is None or str(found.sqlstate).startswith(_PASSING)
+    if hasattr(found, "sqlstate"):  # an error of psycopg; None for a lost connection
+        return found.sqlstate is None or str(found.sqlstate).startswith(_TEMPORARY)
     return isinstance(found, OSError | Timeout)
 
 
 def sqlite_code_of(error: BaseException | None) -> int | None:
-    """Return SQLite's primary result code for an error that it raised; None for any other error."""
+    """Return the primary result code of an error of SQLite; None for any other error."""
     found = None if error is None else _origin(error)
     code = found.sqlite_errorcode if isinstance(found, sqlite3.Error) and hasattr(found, "sqlite_errorcode") else None
     return None if code is None else code & 0xFF
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of what went wrong, as the database itself says it."""
+    """Return the first line of the database's own error message."""
     origin = _origin(error)
     lines = str(origin).strip().splitlines()
     return lines[0] if lines else type(origin).__name__
 
 
 def _origin(error: BaseException) -> BaseException:
-    """Return the database's own error in what SQLAlchemy and Optuna make of it."""
+    """Return the database's own error inside an error of SQLAlchemy or Optuna."""
     while isinstance(error, StatementError | StorageInternalError):
         inner = error.orig if isinstance(error, StatementError) else error.__cause__
         if inner is None:

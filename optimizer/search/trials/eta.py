@@ -1,4 +1,4 @@
-"""The time that trials take, and an estimate for those that are left."""
+"""The duration of trials, and an estimate of the time left."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,16 +7,16 @@ from optimizer.search.trials.trial import Trial
 
 __all__ = ["seconds_left", "seconds_per_trial"]
 
-# The latest trials that the pace is taken from.
+# The number of latest trials that give the rate.
 _LATEST = 20
-# A gap between two trials of more than so many times the middle one was a pause between two runs.
+# A gap longer than this many times the median gap is a pause between two runs.
 _PAUSE = 10
-# Seconds, a hundred years: more is what clocks that were wrong, or a stranger, have written down.
+# Seconds in a hundred years: a longer estimate comes from wrong clocks or a faulty file.
 _LONGEST = 100 * 366 * 86400.0
 
 
 def seconds_per_trial(done: Sequence[Trial]) -> float | None:
-    """Return the mean time of completed trials in seconds, from start to end; None if there are none."""
+    """Return the mean duration of completed trials in seconds; None without any."""
     spent = [max(trial.seconds, 0.0) for trial in done if trial.seconds is not None]
     return sum(spent) / len(spent) if spent else None
 
@@ -24,7 +24,13 @@ def seconds_per_trial(done: Sequence[Trial]) -> float | None:
 def seconds_left(done: Sequence[Trial], budget: int) -> float | None:
     """Estimate the seconds left for a budget from the rate of the latest completed trials, all workers together.
 
-    None if there are too few of `done`, the completed trials.
+    Args:
+        done: The completed trials.
+        budget: The number of completed trials to reach.
+
+    Returns:
+        The estimate in seconds; None for too few trials, or beyond a hundred years.
+
     """
     if len(done) >= budget:
         return 0.0

@@ -17,19 +17,19 @@ from optimizer.recipes import Algebra, Parameter, Recipe, recipe_as_data
 from optimizer.search.trials.budgets import Budgets
 from optimizer.search.trials.optuna_privates import id_of_study
 from optimizer.search.trials.sampler_state import check_sampler_state
-from optimizer.search.trials.storage import StorageAddress, addresses_before, open_storage
+from optimizer.search.trials.storage import StorageAddress, earlier_addresses, open_storage
 from optimizer.similarity import Options
 from optimizer.studies import Stage, Study
 
 __all__ = [
     "ActiveStudy",
     "active_studies",
-    "bound_to",
+    "binding_of",
     "check_bindings",
     "check_place",
     "distributions_of",
-    "found_upstream",
     "open_search",
+    "upstream_alphas",
 ]
 
 _BINDING = "blockfit:bound_to"
@@ -37,7 +37,7 @@ _UPSTREAM = "blockfit:upstream"
 _OPENED = "blockfit:opened"
 
 
-def bound_to(
+def binding_of(
     study: Study,
     stage: Stage,
     step: str,
@@ -45,14 +45,24 @@ def bound_to(
     files: Mapping[str, str],
     options: Options | None = None,
 ) -> dict[str, Any]:
-    """All that decides what a point of this search scores, but for the alphas of other steps.
+    """Return everything that a point's score in a search depends on, except the alphas of other steps.
 
-    `files` are the fingerprints of the sources by name and of the target, as `OpenStudy.fingerprints` has them,
-    `options` the stage's with all defaults filled in, as `OpenStudy.options` has them.
+    Args:
+        study: The study.
+        stage: The stage of the search.
+        step: The step that the search scores.
+        parameters: The free alphas of the search.
+        files: The fingerprints of the sources and of the target by name, from `OpenStudy.fingerprints`.
+        options: The options of the stage's metrics with all defaults filled in, from `OpenStudy.options`; by default
+            those of study.yaml.
+
+    Returns:
+        The binding, which can be stored as JSON.
+
     """
     recipe, resolved = study.recipe, stage if options is None else replace(stage, options=options)
-    leading = {one.name for one in recipe.ancestors(step)}
-    searched = {one.step for one in parameters}
+    leading = {ancestor.name for ancestor in recipe.ancestors(step)}
+    searched = {parameter.step for parameter in parameters}
     scored = [block for block in recipe.layout.blocks if block in stage.blocks]
     shape = [
         {
@@ -65,12 +75,12 @@ def bound_to(
     return {
         "recipe": shape,
         "search space": {
-            name: [one.low, one.high, one.step, *_moved(parameters, name)]
-            for name, one in distributions_of(parameters).items()
+            name: [values.low, values.high, values.step, *_moved(parameters, name)]
+            for name, values in distributions_of(parameters).items()
         },
         "metric": [[name, list(blocks)] for name, blocks in stage.measured],
         "strategy": stage.strategy,
-        **{key: value for one, used in resolved.used_options for key, value in one.bound(used=used).items()},
+        **{key: value for group, used in resolved.used_options for key, value in group.bound(used=used).items()},
         "layout": recipe.layout.name,
         "mapping": recipe.mapping,
         "base": study.base,
@@ -80,16 +90,16 @@ def bound_to(
 
 
 def _fixed(recipe: Recipe, name: str, blocks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The numbers that the recipe gives to a step's alphas on these blocks."""
+    """Return the fixed values of a step's alphas on these blocks, {alpha: {block: value}}."""
     found = {}
     for label, alpha in recipe.step(name).alphas.items():
-        free = {block for hole in alpha.free for block in hole.blocks}
+        free = {block for free_alpha in alpha.free for block in free_alpha.blocks}
         found[label] = {block: alpha.at(block) for block in blocks if block not in free}
     return found
 
 
 def _moved(parameters: Sequence[Parameter], name: str) -> Iterator[str]:
-    """The blocks of a tied alpha; another's are in its name."""
+    """Yield the blocks of a tied alpha, comma-separated; the name of any other alpha contains its block."""
     for parameter in parameters:
         if parameter.name == name and parameter.free.tie:
             yield ",".join(parameter.blocks)
@@ -98,7 +108,7 @@ def _moved(parameters: Sequence[Parameter], name: str) -> Iterator[str]:
 def distributions_of(
     parameters: Iterable[Parameter], fixed: Mapping[str, float] | None = None
 ) -> dict[str, FloatDistribution]:
-    """Return the range of each parameter by name, as Optuna has it; those in `fixed` have one value to take."""
+    """Return Optuna's range of each free alpha by name; alphas in `fixed` have a range of one value."""
     found = {}
     for parameter in parameters:
         free = parameter.free
@@ -108,15 +118,15 @@ def distributions_of(
     return {**found, **{name: FloatDistribution(value, value) for name, value in (fixed or {}).items()}}
 
 
-def found_upstream(algebra: Algebra, parameters: Sequence[Parameter], blocks: Iterable[str]) -> dict[str, Any]:
-    """The alphas that are not searched here but decide what a trial scores: {"step.alpha": {block: value}}."""
-    own = {(one.step, one.alpha, block) for one in parameters for block in one.blocks}
+def upstream_alphas(algebra: Algebra, parameters: Sequence[Parameter], blocks: Iterable[str]) -> dict[str, Any]:
+    """Return the alphas that a search does not move but its scores depend on, {"step.alpha": {block: value}}."""
+    searched = {(parameter.step, parameter.alpha, block) for parameter in parameters for block in parameter.blocks}
     scored = set(blocks)
     return {
         f"{step}.{alpha}": {
             block: getattr(algebra.recipe.step(step), alpha).at(block)
             for block in algebra.blocks
-            if block in scored and (step, alpha, block) not in own
+            if block in scored and (step, alpha, block) not in searched
         }
         for step, alpha in algebra.alphas
     }
@@ -125,10 +135,19 @@ def found_upstream(algebra: Algebra, parameters: Sequence[Parameter], blocks: It
 def check_bindings(
     storage: BaseStorage, address: StorageAddress, bindings: Mapping[str, Mapping[str, Any]], prefix: str
 ) -> None:
-    """Raise StudyError, a line for each difference, if trials of a search are bound to anything else.
+    """Check that the stored trials of all searches match the searches of a fit; nothing is written.
 
-    `bindings` are {name of a search: what it would be bound to now}. Trials that cannot be read or used are refused
-    here, too, while nothing is written yet.
+    Trials that cannot be read or used are refused too.
+
+    Args:
+        storage: The storage of the trials.
+        address: Its address.
+        bindings: The current bindings, {name of the search: binding}.
+        prefix: The prefix of the names of the study's Optuna studies.
+
+    Raises:
+        StudyError: Trials are bound to other inputs; one line for each difference.
+
     """
     problems: dict[str, None] = {}
     for label in optuna.get_all_study_names(storage):
@@ -145,13 +164,22 @@ def check_bindings(
 
 
 def check_place(address: StorageAddress, bindings: Mapping[str, Mapping[str, Any]], prefix: str) -> None:
-    """Raise StudyError if trials that are bound to the same lie where an earlier version of blockfit put them.
+    """Check that an earlier version of blockfit did not store the trials of these searches elsewhere.
 
-    Arguments as for `check_bindings`. Nothing is there to look for once there is a storage at `address`.
+    The check is skipped if a storage exists at `address`.
+
+    Args:
+        address: The address of the trials.
+        bindings: The current bindings, {name of the search: binding}.
+        prefix: The prefix of the names of the study's Optuna studies.
+
+    Raises:
+        StudyError: A file at an earlier address has trials with the same binding.
+
     """
     if address.path is None or address.path.exists():
         return
-    for earlier in addresses_before(address):
+    for earlier in earlier_addresses(address):
         with suppress(StudyError), open_storage(earlier, read_only=True) as storage:
             for label in optuna.get_all_study_names(storage):
                 name = label.removeprefix(prefix).partition("@")[0]
@@ -164,30 +192,43 @@ def check_place(address: StorageAddress, bindings: Mapping[str, Mapping[str, Any
     else:
         return
     raise StudyError(
-        f"{address}: is not there, but {earlier} holds trials of this study: an earlier version of blockfit took that "
-        f"for the same path; copy it to {address} to go on with them, or start anew (`fresh=True`)"
+        f"{address}: does not exist, but {earlier} contains trials of this study: an earlier version of blockfit used "
+        f"that path instead; copy the file to {address} to continue, or start anew (`fresh=True`)"
     )
 
 
 def open_search(
     storage: BaseStorage,
     name: str,
-    bound_to: Mapping[str, Any],
+    binding: Mapping[str, Any],
     upstream: Mapping[str, Any],
     address: StorageAddress,
     facts: Mapping[str, str],
     budgets: Budgets | None = None,
 ) -> optuna.Study:
-    """The Optuna study `name` that is bound to exactly these inputs, created if there is none.
+    """Open the Optuna study of a search with exactly these inputs, or create it.
 
-    `facts` become user attributes of a new one, for people who look at it by other tools; `budgets` is noted in any.
+    If `upstream` differs from that of the existing studies, a new generation is created, named `name@2`, `name@3` and
+    so on, so that trials scored under different alphas never mix. Only one process at a time may call this function.
 
-    If the alphas of other searches, `upstream`, differ from those of the studies so far, a new generation is opened,
-    named `name@2`, `name@3`, ...: trials scored under different alphas never mix. No two processes may do this at once.
-    Raises StudyError, naming what changed, if `bound_to` differs, and for a study that blockfit cannot have made.
+    Args:
+        storage: The storage of the trials.
+        name: The name of the Optuna study.
+        binding: The binding of the search, from `binding_of`.
+        upstream: The alphas of other searches, from `upstream_alphas`.
+        address: The address of the storage.
+        facts: User attributes of a new study, for users of other tools.
+        budgets: The budgets of the fit, recorded in the study.
+
+    Returns:
+        The Optuna study.
+
+    Raises:
+        StudyError: The binding differs, with one line for each difference, or blockfit cannot have made the study.
+
     """
     existing = set(optuna.get_all_study_names(storage))
-    generation, wanted = 1, json.dumps(upstream, sort_keys=True)
+    generation, expected = 1, json.dumps(upstream, sort_keys=True)
     while True:
         label = name if generation == 1 else f"{name}@{generation}"
         if label not in existing:
@@ -198,37 +239,44 @@ def open_search(
         before = study.user_attrs
         if _BINDING not in before:
             _check_unbound(storage, id_of_study(study), label, address)
-            # New, or made by a process that was killed before it came to this; trials come later.
+            # The study is new, or its creator was killed before this point; in both cases it has no trials yet.
             for key, fact in facts.items():
                 study.set_user_attr(key, fact)
-            study.set_user_attr(_UPSTREAM, wanted)
-            study.set_user_attr(_BINDING, dict(bound_to))
-        elif changes := _changes(before[_BINDING], bound_to, label, address):
+            study.set_user_attr(_UPSTREAM, expected)
+            study.set_user_attr(_BINDING, dict(binding))
+        elif changes := _changes(before[_BINDING], binding, label, address):
             raise StudyError(changes)
-        elif before.get(_UPSTREAM) != wanted:
+        elif before.get(_UPSTREAM) != expected:
             if not _is_upstream(before.get(_UPSTREAM)):
                 raise StudyError(
-                    f"{address}: the trials of {label!r} do not say under which other alphas they were scored; "
+                    f"{address}: the trials of {label!r} lack the other alphas under which they were scored; "
                     f"{_ways(address)}"
                 )
             generation += 1
             continue
-        # Which generation is searched last, for who asks how a study stands.
+        # Readers of the study's progress use the generation that was opened last.
         study.set_user_attr(_OPENED, datetime.now(UTC).isoformat())
         if budgets is not None:
-            budgets.note(study)
+            budgets.record(study)
         return study
 
 
 def name_prefix(study: Study, address: StorageAddress) -> str:
-    """What the names of a study's Optuna studies begin with: its own name where those of others may lie too."""
-    own = study.outputs.database.resolve()
-    return "" if address.path is not None and address.path.resolve() == own else f"{study.name}:"
+    """Return the prefix of the names of a study's Optuna studies: its name in a storage that studies may share."""
+    database = study.outputs.database.resolve()
+    return "" if address.path is not None and address.path.resolve() == database else f"{study.name}:"
 
 
 @dataclass(frozen=True)
 class ActiveStudy:
-    """The Optuna study of a search: what Optuna calls it, when it was opened (ISO 8601, UTC), its user attributes."""
+    """The Optuna study of the latest generation of a search.
+
+    Attributes:
+        label: Its name in Optuna.
+        opened: The time when a fit last opened it, ISO 8601 in UTC; "" if unknown.
+        attributes: Its user attributes.
+
+    """
 
     label: str
     opened: str
@@ -236,16 +284,26 @@ class ActiveStudy:
 
     @classmethod
     def of(cls, label: str, attributes: Mapping[str, Any]) -> "ActiveStudy":
-        """Return the study with these user attributes."""
+        """Return the record of a study with these user attributes."""
         return cls(label, str(attributes.get(_OPENED, "")), attributes)
 
 
 def active_studies(
     storage: BaseStorage, address: StorageAddress, prefix: str, names: Collection[str]
 ) -> dict[str, ActiveStudy]:
-    """Return the study of each of the searches `names` that was opened last, {search: study}; others are passed over.
+    """Return the Optuna study that was opened last for each search.
 
-    Raises StudyError for one that blockfit cannot have made.
+    StudyError passes through for a study that blockfit cannot have made.
+
+    Args:
+        storage: The storage of the trials.
+        address: Its address.
+        prefix: The prefix of the names of the study's Optuna studies.
+        names: The names of the searches; other Optuna studies are ignored.
+
+    Returns:
+        The Optuna studies, {name of the search: study}.
+
     """
     found: dict[str, ActiveStudy] = {}
     for label in optuna.get_all_study_names(storage):
@@ -253,36 +311,38 @@ def active_studies(
         if not label.startswith(prefix) or name not in names:
             continue
         study_id = storage.get_study_id_from_name(label)
-        one = ActiveStudy.of(label, storage.get_study_user_attrs(study_id))
-        if _BINDING not in one.attributes:
+        study = ActiveStudy.of(label, storage.get_study_user_attrs(study_id))
+        if _BINDING not in study.attributes:
             _check_unbound(storage, study_id, label, address)
         else:
             _check_kind(storage, study_id, label, address)
-            if name not in found or found[name].opened <= one.opened:
-                found[name] = one
+            if name not in found or found[name].opened <= study.opened:
+                found[name] = study
     return found
 
 
 def _check_kind(storage: BaseStorage, study_id: int, label: str, address: StorageAddress) -> None:
-    """Raise StudyError unless a study searches for the largest of one number, as all of blockfit's do."""
+    """Raise StudyError unless a study maximizes one number, as all of blockfit's studies do."""
     directions = storage.get_study_directions(study_id)
     if list(directions) != [StudyDirection.MAXIMIZE]:
-        shown = ", ".join(one.name.lower() for one in directions[:3]) or "none"
+        shown = ", ".join(direction.name.lower() for direction in directions[:3]) or "none"
         raise StudyError(
-            f"{address}: the Optuna study {label!r} has the directions {shown}, blockfit's maximize one similarity; "
+            f"{address}: the Optuna study {label!r} has the directions {shown}; blockfit maximizes one similarity; "
             f"another program made it; {_ways(address)}"
         )
 
 
 def _check_unbound(storage: BaseStorage, study_id: int, label: str, address: StorageAddress) -> None:
-    """Raise StudyError if a study that is bound to nothing has trials."""
+    """Raise StudyError if a study without a binding has trials."""
     if storage.get_n_trials(study_id):
-        raise StudyError(f"{address}: the trials of {label!r} do not say what they were scored with; {_ways(address)}")
+        raise StudyError(
+            f"{address}: the trials of {label!r} lack the inputs that they were scored with; {_ways(address)}"
+        )
 
 
-def _is_upstream(noted: Any) -> bool:
+def _is_upstream(stored: Any) -> bool:
     try:
-        return isinstance(noted, str) and isinstance(json.loads(noted), dict)
+        return isinstance(stored, str) and isinstance(json.loads(stored), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -292,30 +352,32 @@ def _as_stored(value: Any) -> Any:
 
 
 def _ways(address: StorageAddress) -> str:
-    """Return what to do where trials cannot be gone on with."""
+    """Return the ways to continue when stored trials cannot be used."""
     if address.path is not None:
         return "`fresh=True` starts anew, another folder keeps both"
     return "another `name` in the study's YAML file, or another folder, keeps both; `optuna delete-study` starts anew"
 
 
-def _changes(before: Any, bound_to: Mapping[str, Any], label: str, address: StorageAddress) -> list[str]:
-    now = _as_stored(bound_to)
+def _changes(before: Any, binding: Mapping[str, Any], label: str, address: StorageAddress) -> list[str]:
+    now = _as_stored(binding)
     if not isinstance(before, dict):
         before = {}
     ways = _ways(address)
     return [
-        f"{address}: the trials of {label!r} were scored with another {what}: "
-        f"{_short(before.get(what), now.get(what))} then, {_short(now.get(what), before.get(what))} now; {ways}"
-        for what in dict.fromkeys([*before, *now])
-        if before.get(what) != now.get(what)
+        f"{address}: the trials of {label!r} were scored with another {key}: "
+        f"{_short(before.get(key), now.get(key))} then, {_short(now.get(key), before.get(key))} now; {ways}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
     ]
 
 
-def _short(value: Any, other: Any) -> str:
-    """At most 60 characters of a value, from just before the place where it differs from the other."""
-    text, against = (one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in (value, other))
+def _short(value: Any, against: Any) -> str:
+    """Return at most 60 characters of a value, from just before its first difference from `against`."""
+    text, compared = (
+        item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in (value, against)
+    )
     if len(text) <= 60:
         return text
-    same = next((n for n, (one, two) in enumerate(zip(text, against, strict=False)) if one != two), 0)
+    same = next((n for n, (left, right) in enumerate(zip(text, compared, strict=False)) if left != right), 0)
     start = max(0, min(same - 20, len(text) - 57))
     return ("..." if start else "") + text[start : start + 57] + ("..." if start + 57 < len(text) else "")

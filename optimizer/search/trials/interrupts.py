@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM like it, at the right moment: a search finishes and keeps its running trial first."""
+"""Interruption by Ctrl-C or SIGTERM: a search first finishes and stores its running trial."""
 
 import signal
 import threading
@@ -12,17 +12,17 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBRE
 
 
 class AtOnce(KeyboardInterrupt):
-    """The second interruption of a trial: the search ends without waiting for anything."""
+    """Second interruption of a trial: the search ends at once."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM, and Ctrl-Break on Windows, raise KeyboardInterrupt as Ctrl-C does."""
+    """Make SIGTERM, and Ctrl-Break on Windows, raise KeyboardInterrupt as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS if number != signal.SIGINT}
-    # What the caller handles or ignores is the caller's business.
+    # Handlers that the caller has set stay in place.
     changed = [number for number, handler in before.items() if handler is signal.SIG_DFL]
     for number in changed:
         signal.signal(number, signal.default_int_handler)
@@ -35,8 +35,8 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def whole_trial() -> Iterator[None]:
-    """Let an interruption wait until a trial is scored, stored and reported; a second one does not wait."""
-    # Python handles signals in the main thread only, and a handler of the caller's own is the caller's business.
+    """Delay an interruption until a trial is scored, stored and reported; a second one raises AtOnce immediately."""
+    # Python handles signals in the main thread only; handlers that the caller has set stay in place.
     main = threading.current_thread() is threading.main_thread()
     ours = [number for number in _SIGNALS if main and signal.getsignal(number) is signal.default_int_handler]
     waiting = False

@@ -1,4 +1,4 @@
-"""Optuna's own messages, while a fit makes its studies."""
+"""The level of Optuna's log while a fit creates studies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ __all__ = ["quiet_optuna"]
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Keep Optuna from reporting each study that it makes; its warnings still show."""
+    """Suppress Optuna's report of each new study; its warnings still appear."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:

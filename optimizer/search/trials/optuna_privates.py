@@ -1,4 +1,4 @@
-"""What blockfit needs of Optuna that Optuna does not make public; its version is pinned for these names alone."""
+"""The private names of Optuna that blockfit uses; its version is pinned for them alone."""
 
 from typing import Any
 
@@ -23,25 +23,25 @@ __all__ = [
 
 
 def id_of_study(study: optuna.Study | FrozenStudy) -> int:
-    """Return the id by which a storage knows a study."""
+    """Return the id of a study in its storage."""
     return study._study_id
 
 
 def id_of_trial(trial: FrozenTrial) -> int:
-    """Return the id by which a storage knows a trial, in all its studies."""
+    """Return the id of a trial, unique in its storage."""
     return trial._trial_id
 
 
 def storage_of(study: optuna.Study) -> BaseStorage:
-    """Return the storage that a study lies in."""
+    """Return the storage of a study."""
     return study._storage
 
 
 def engine_of(storage: BaseStorage) -> Any:
-    """Return SQLAlchemy's engine of a storage in a database; None for a journal."""
+    """Return the SQLAlchemy engine of a database storage; None for a journal."""
     return getattr(getattr(storage, "_backend", storage), "engine", None)
 
 
 def contains(distribution: BaseDistribution, value: float) -> bool:
-    """Return whether a range holds a value."""
+    """Return whether a range contains a value."""
     return distribution._contains(value)

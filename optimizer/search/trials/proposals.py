@@ -1,4 +1,4 @@
-"""The next point of a search: one that is known to be good as long as such are left, then the sampler's."""
+"""The next point of a search: first points that are known to be good, then points of the sampler."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ __all__ = ["Proposer"]
 
 @dataclass(frozen=True)
 class Proposer:
-    """Proposes the trials of `search`; the same trials so far and the same `seed` give the same proposal.
+    """The proposer of the trials of a search; deterministic for the same earlier trials and the same seed.
 
     Attributes:
         search: The name of the search, part of the seed.
-        sampler: The name of a sampler, one of `SAMPLERS`.
+        sampler: The name of the sampler, one of `SAMPLERS`.
         seed: The study's seed.
-        ranges: The values that each alpha may take.
-        blocks: Which alphas move each scored block.
-        first: Points that are tried before any that the sampler proposes, (origin, {alpha: value}).
+        ranges: The range of each free alpha by name.
+        blocks: The names of the free alphas that move each scored block, {block: names}.
+        first: The points to try before the sampler's, (origin, {free alpha: value}).
 
     """
 
@@ -35,11 +35,11 @@ class Proposer:
     first: Sequence[tuple[str, Mapping[str, float]]]
 
     def __call__(self, memory: optuna.Study) -> FrozenTrial:
-        """Return a running trial, which is made in `memory`, an Optuna study of the trials so far."""
+        """Create a running trial in `memory`, an Optuna study of the trials so far, and return it."""
         trials = memory.get_trials(deepcopy=False)
         seed = trial_seed(self.seed, self.search, len(trials))
-        others = any(not trial.state.is_finished() for trial in trials)
-        memory.sampler = make_sampler(self.sampler, seed, self.blocks, others=others)
+        others_run = any(not trial.state.is_finished() for trial in trials)
+        memory.sampler = make_sampler(self.sampler, seed, self.blocks, others=others_run)
         tried = [trial.params for trial in trials]
         origin = self.sampler
         known = next(((label, point) for label, point in self.first if point not in tried), None)

@@ -1,4 +1,4 @@
-"""The trials of a study's searches, read from where they are while others may be writing."""
+"""Reading the trials of a study's searches, while workers may be writing."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,7 +16,7 @@ from optimizer.search.trials.attributes import trial_of
 from optimizer.search.trials.budgets import budget_of, most_of
 from optimizer.search.trials.checked_trials import CheckedTrials, describe_left_out
 from optimizer.search.trials.identity import ActiveStudy, active_studies, distributions_of, name_prefix
-from optimizer.search.trials.storage import StorageAddress, is_begun, open_storage, persist, storage_address
+from optimizer.search.trials.storage import StorageAddress, may_hold_trials, open_storage, persist, storage_address
 from optimizer.search.trials.storage_files import check_storage_files
 from optimizer.search.trials.trial import Trial
 from optimizer.search.trials.workers import Worker, Workers, workers_at
@@ -24,15 +24,23 @@ from optimizer.studies import Stage, Study
 
 __all__ = ["OpenTrials", "SearchTrials", "open_trials", "search_trials"]
 
-# Seconds that a storage may be away while it is looked at.
+# Seconds to wait for an unavailable storage.
 _READING = 5.0
 
 
 @dataclass(frozen=True)
 class SearchTrials:
-    """One search of a study and all its trials, running and lost ones too; `step` is scored in pass `number`.
+    """One search of a study with all its trials.
 
-    The budget of `stage` is what is aimed at, see `budget_of`. `notes` are lines on trials that do not count.
+    Attributes:
+        name: The name of the search.
+        stage: Its stage, with the current budget from `budget_of`.
+        step: The step that it scores.
+        parameters: Its free alphas.
+        number: The pass over the stage's steps, from 1.
+        trials: Its trials, running and lost ones included.
+        notes: One line for each reason why trials do not count.
+
     """
 
     name: str
@@ -45,35 +53,42 @@ class SearchTrials:
 
 
 def search_trials(study: Study, storage: str | None = None) -> tuple[tuple[SearchTrials, ...], tuple[Worker, ...]]:
-    """Every search that `study` will run, or has run, with its trials, and the workers that are at it now.
+    """Read the trials of all searches of a study, from the generation of each search that was opened last.
 
-    Whichever generation of a search was opened last. Raises StudyError if the storage cannot be read, StorageLost if it
-    is away.
+    StudyError passes through if the storage cannot be read, StorageLost if it is unavailable.
+
+    Args:
+        study: The study; its checkpoints may be missing.
+        storage: The storage of the trials; by default the file in the study's folder.
+
+    Returns:
+        The searches that the study will run or has run, with their trials, and the workers that search now.
+
     """
     address = storage_address(storage, study.folder)
     check_storage_files(address, study.folder)
     found: dict[str, list[FrozenTrial]] = {}
     active: dict[str, ActiveStudy] = {}
     living: tuple[Worker, ...] = ()
-    if is_begun(address):
+    if may_hold_trials(address):
         with _opened(address, study.name) as (trials, _, living):
             active = persist(lambda: _active(study, trials, address), address, patience=_READING)
-            for name, one in active.items():
-                found[name] = persist(partial(_all_trials, trials, one.label), address, patience=_READING)
-    noted = [one.attributes for one in sorted(active.values(), key=lambda one: one.opened)]
+            for name, latest in active.items():
+                found[name] = persist(partial(_all_trials, trials, latest.label), address, patience=_READING)
+    noted = [latest.attributes for latest in sorted(active.values(), key=lambda latest: latest.opened)]
     names = [worker.name for worker in living]
     searches: list[SearchTrials] = []
     for stage, number, name, step, parameters in _searches(study):
-        begun = max((active[first].opened for first, _, _ in stage.searches() if first in active), default="")
-        # Whether there is a further pass is known when the one before is done; and an earlier fit may have had more.
-        if number == 1 or (name in active and active[name].opened > begun):
+        start = max((active[first].opened for first, _, _ in stage.searches() if first in active), default="")
+        # A further pass counts only if it was opened after the latest first pass; an earlier fit may have run more.
+        if number == 1 or (name in active and active[name].opened > start):
             attributes = active[name].attributes if name in active else {}
             checked = CheckedTrials(distributions_of(parameters), stage.blocks, attributes, some=True)
-            own = tuple(map(trial_of, checked.of(found.get(name, []))))
+            counting = tuple(map(trial_of, checked.of(found.get(name, []))))
             notes = describe_left_out(checked.left_out, address, name)
             most = most_of(attributes)
             budgeted = replace(stage, trials=budget_of(stage, noted, names, most))
-            searches.append(SearchTrials(name, budgeted, step, parameters, number, own, notes))
+            searches.append(SearchTrials(name, budgeted, step, parameters, number, counting, notes))
     return tuple(searches), living
 
 
@@ -88,9 +103,16 @@ def _all_trials(trials: BaseStorage, label: str) -> list[FrozenTrial]:
 
 @dataclass(frozen=True)
 class OpenTrials:
-    """A study's storage, open for reading, and what Optuna calls each of its searches, {search: label}.
+    """The storage of a study's trials, open for reading.
 
-    `checks` has for each search what tells which of its trials count.
+    Attributes:
+        study: The study.
+        address: The address of the storage.
+        storage: The storage.
+        labels: The name in Optuna of each search, {search: label}.
+        checks: The check of each search's trials, {search: check}.
+        workers: The workers at the storage.
+
     """
 
     study: Study
@@ -101,14 +123,14 @@ class OpenTrials:
     workers: Workers
 
     def budgets(self, attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-        """Return the budget of each search by its label, see `budget_of`; `attributes` are user attributes by label."""
+        """Return the budget of each search by label, from the user attributes by label; see `budget_of`."""
         labels = set(self.labels.values())
         noted = [ActiveStudy.of(label, found) for label, found in attributes.items() if label in labels]
-        noted.sort(key=lambda one: one.opened)
+        noted.sort(key=lambda latest: latest.opened)
         living = [worker.name for worker in self.workers.living()]
         return {
             self.labels[name]: budget_of(
-                stage, [one.attributes for one in noted], living, most_of(attributes.get(self.labels[name], {}))
+                stage, [latest.attributes for latest in noted], living, most_of(attributes.get(self.labels[name], {}))
             )
             for stage, _, name, _, _ in _searches(self.study)
             if name in self.labels
@@ -117,20 +139,31 @@ class OpenTrials:
 
 @contextmanager
 def open_trials(study: Study, storage: str | None = None) -> Iterator[OpenTrials]:
-    """Give a study's trials, open for reading: whichever generation of each search was opened last.
+    """Open a study's trials for reading, in the generation of each search that was opened last.
 
-    Raises StudyError if there are no trials yet, or the storage cannot be read, StorageLost if it is away.
+    StorageLost passes through if the storage is unavailable.
+
+    Args:
+        study: The study; its checkpoints may be missing.
+        storage: The storage of the trials; by default the file in the study's folder.
+
+    Yields:
+        The storage with the searches in it.
+
+    Raises:
+        StudyError: The storage has no trials of the study yet, or cannot be read.
+
     """
     address = storage_address(storage, study.folder)
     check_storage_files(address, study.folder)
-    missing = StudyError(f"{address}: holds no trials of {study.name!r} yet; `blockfit fit` makes them")
-    if not is_begun(address):
-        raise missing
+    missing = f"{address}: contains no trials of {study.name!r} yet; run `blockfit fit` first"
+    if not may_hold_trials(address):
+        raise StudyError(missing)
     with _opened(address, study.name) as (trials, workers, _):
         active = persist(lambda: _active(study, trials, address), address, patience=_READING)
-        labels = {name: one.label for name, one in active.items()}
+        labels = {name: latest.label for name, latest in active.items()}
         if not labels:
-            raise missing
+            raise StudyError(missing)
         checks = {
             name: CheckedTrials(distributions_of(parameters), stage.blocks, active[name].attributes, some=True)
             for stage, _, name, _, parameters in _searches(study)
@@ -140,7 +173,7 @@ def open_trials(study: Study, storage: str | None = None) -> Iterator[OpenTrials
 
 
 def _searches(study: Study) -> Iterator[tuple[Stage, int, str, str, tuple[Parameter, ...]]]:
-    """Yield (stage, number of the pass, search, step, parameters) of all that `study` may search, in order."""
+    """Yield (stage, number of the pass, search, step, parameters) of all possible searches of `study`, in order."""
     for stage in study.stages:
         for number in range(1, stage.passes + 1):
             for name, step, parameters in stage.searches(number):
@@ -149,13 +182,13 @@ def _searches(study: Study) -> Iterator[tuple[Stage, int, str, str, tuple[Parame
 
 @contextmanager
 def _opened(address: StorageAddress, scope: str) -> Iterator[tuple[BaseStorage, Workers, tuple[Worker, ...]]]:
-    """The storage, opened for reading while no worker does so, and who is alive."""
+    """Open the storage for reading, in a turn of its own if possible; yield it, its workers and the living ones."""
     workers = workers_at(address, scope)
     living: tuple[Worker, ...] = ()
     with ExitStack() as stack:
         stack.callback(workers.close)
         with ExitStack() as turn:
-            # A folder that only others can write to tells nothing of who is at work there.
+            # In a folder without write access the workers stay unknown.
             with suppress(OSError, Timeout):
                 turn.enter_context(workers.turn())
                 living = workers.living()

@@ -1,10 +1,10 @@
-"""The state of CMA-ES in a database of trials, looked at before Optuna reads it: it is a pickle, hence a program.
+"""The check of CMA-ES's pickled state before Optuna unpickles it, since a pickle can run code.
 
-Optuna's CmaEsSampler leaves its optimizer in the trials' system attributes, pickled, as hexadecimal digits in pieces,
-and unpickles it when a study is continued. So a study.db from a stranger could run anything. Whether it would is found
-out by letting the pickle build stand-ins instead: nothing that it names is imported or called, only instructions that
-states are made of are followed, and the arguments of every call are those that restore a number, an array or one of
-the three optimizers. What passes is then the same for Optuna: objects of numpy and cmaes, as large as the pickle.
+Optuna's CmaEsSampler stores its optimizer in the trials' system attributes: pickled, in hexadecimal digits, in pieces.
+It unpickles the optimizer when a study continues, so a study.db from elsewhere could run any code. The check unpickles
+the state with stand-ins. No name in the pickle is imported or called. Only the instructions of real states are allowed,
+and every call must restore a number, an array or one of the three optimizers. For Optuna an accepted pickle then builds
+only objects of numpy and cmaes, no larger than the pickle.
 """
 
 import pickle
@@ -21,16 +21,16 @@ from optimizer.errors import StudyError
 
 __all__ = ["check_sampler_state"]
 
-# An optimizer of 2,500 parameters takes some 27 MB as it is stored, twice as much while it holds eigenvectors.
+# Bytes: a stored optimizer of 2,500 parameters takes about 27 MB, twice that with eigenvectors.
 _MOST_BYTES = 128 << 20
-_MOST_INSTRUCTIONS = 100_000  # real states have less than a thousand
-_MOST_DRAWS = 100_000  # of a point until one is within bounds; real ones are ten for each parameter
-_DEEPEST = 8  # levels of lists and mappings in an optimizer, and of optimizers in one another
+_MOST_INSTRUCTIONS = 100_000  # real states have fewer than a thousand
+_MOST_DRAWS = 100_000  # draws of a point until one is within bounds; real states have ten for each parameter
+_DEEPEST = 8  # levels of nested lists, mappings and optimizers
 _ATTRIBUTE = re.compile(r"_\w+|margin|m_z_lim_(?:low|up)")
 _KEY = re.compile(r"(?P<prefix>.*:optimizer).*", re.DOTALL)
 
-# All of what pickles of protocols 4 and 5 are made of, but for the two ways around `find_class` (the extension
-# registry and persistent ids), sets, buffers from elsewhere, and the older instructions that no state has.
+# The instructions of pickle protocols 4 and 5, without those that bypass `find_class` (the extension registry and
+# persistent ids), sets, out-of-band buffers, and older instructions that no state contains.
 _INSTRUCTIONS = frozenset(
     {
         *("PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINGET", "LONG_BINGET", "STACK_GLOBAL"),
@@ -40,7 +40,7 @@ _INSTRUCTIONS = frozenset(
         *("EMPTY_DICT", "SETITEM", "SETITEMS", "REDUCE", "NEWOBJ", "BUILD"),
     }
 )
-# Numbers and truth values; never Python objects, texts or records.
+# Element types: numbers and booleans, never Python objects, strings or records.
 _ELEMENT_TYPES = MappingProxyType(
     {
         f"{kind}{size}": size
@@ -52,51 +52,51 @@ _ELEMENT_TYPES = MappingProxyType(
 
 
 class _Refused(Exception):
-    """The pickle is no state; the message says why."""
+    """The pickle is not a state of CMA-ES; the message is the reason."""
 
 
 class _ElementType:
-    """Stands for a numpy.dtype."""
+    """Stand-in for numpy.dtype."""
 
     def __init__(self, *arguments: object) -> None:
         match arguments:
             case (str(code), bool(), bool()) if code in _ELEMENT_TYPES:
                 self.size = _ELEMENT_TYPES[code]
             case _:
-                raise _Refused("holds elements that are no numbers")
+                raise _Refused("has array elements that are not numbers")
 
     def __setstate__(self, state: object) -> None:
         match state:
             case (3, "<" | ">" | "|" | "=", None, None, None, int(), int(), int()):
                 pass
             case _:
-                raise _Refused("describes numbers as numpy does not")
+                raise _Refused("has a number type unlike numpy's")
 
 
 class _ArrayType:
-    """Stands for the type numpy.ndarray, which may be named but not called."""
+    """Stand-in for the type numpy.ndarray, which may be named but not called."""
 
 
 class _Array:
-    """Stands for an array, empty until it is given its elements."""
+    """Stand-in for an array, empty until its elements are set."""
 
     def __setstate__(self, state: object) -> None:
         match state:
             case (1, tuple(shape), _ElementType() as kind, bool(), bytes(data)) if _fits(shape, kind, data):
                 pass
             case _:
-                raise _Refused("holds an array whose elements are not there")
+                raise _Refused("has an array without all its elements")
 
 
 class _Number:
-    """Stands for one number of numpy."""
+    """Stand-in for a numpy scalar."""
 
 
 def _restore_array(*arguments: object) -> _Array:
     match arguments:
         case (kind, (0,), b"b") if kind is _ArrayType:
             return _Array()
-    raise _Refused("makes an array as numpy does not")
+    raise _Refused("creates an array unlike numpy's")
 
 
 def _array_of_buffer(*arguments: object) -> _Array:
@@ -105,14 +105,14 @@ def _array_of_buffer(*arguments: object) -> _Array:
             shape, kind, data
         ):
             return _Array()
-    raise _Refused("holds an array whose elements are not there")
+    raise _Refused("has an array without all its elements")
 
 
 def _restore_number(*arguments: object) -> _Number:
     match arguments:
         case (_ElementType() as kind, bytes(data)) if len(data) == kind.size:
             return _Number()
-    raise _Refused("holds a number as numpy does not")
+    raise _Refused("has a number unlike numpy's")
 
 
 def _fits(shape: tuple[object, ...], kind: _ElementType, data: bytes | bytearray) -> bool:
@@ -121,19 +121,19 @@ def _fits(shape: tuple[object, ...], kind: _ElementType, data: bytes | bytearray
 
 
 class _Optimizer:
-    """Stands for one of the three optimizers."""
+    """Stand-in for the three optimizers."""
 
     def __new__(cls, *arguments: object) -> "_Optimizer":
         if arguments:
-            raise _Refused("makes an optimizer as cmaes does not")
+            raise _Refused("creates an optimizer unlike those of cmaes")
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
         if type(state) is not dict or not all(type(name) is str and _ATTRIBUTE.fullmatch(name) for name in state):
-            raise _Refused("gives an optimizer something else than its numbers")
+            raise _Refused("has an optimizer with values other than numbers")
         draws = state.get("_n_max_resampling", 0)
         if type(draws) is not int or draws > _MOST_DRAWS:
-            raise _Refused("makes an optimizer draw points without end")
+            raise _Refused("lets an optimizer draw points without end")
         _check_values(state)
 
 
@@ -147,8 +147,8 @@ def _check_values(state: Mapping[str, object]) -> None:
             elif isinstance(value, list | tuple):
                 inner += value
             elif type(value) not in (int, float, bool, str, type(None), _Array, _Number, _Optimizer):
-                raise _Refused("gives an optimizer something else than its numbers")
-            # A list may hold itself, or another many times: found before it is gone through that often.
+                raise _Refused("has an optimizer with values other than numbers")
+            # A list may contain itself, or another list many times; this limit ends the loop in time.
             if len(inner) > 2 * _MOST_INSTRUCTIONS:
                 raise _Refused("is nested without end")
         if not inner:
@@ -164,7 +164,7 @@ _STANDING_IN: Mapping[tuple[str, str], Callable[..., object]] = MappingProxyType
         ("cmaes._sepcma", "SepCMA"): _Optimizer,
         ("numpy", "dtype"): _ElementType,
         ("numpy", "ndarray"): _ArrayType,
-        # Before numpy 2, and since.
+        # The names before numpy 2, and since.
         **{(f"numpy.{core}.multiarray", "_reconstruct"): _restore_array for core in ("core", "_core")},
         **{(f"numpy.{core}.multiarray", "scalar"): _restore_number for core in ("core", "_core")},
         **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_buffer for core in ("core", "_core")},
@@ -173,20 +173,26 @@ _STANDING_IN: Mapping[tuple[str, str], Callable[..., object]] = MappingProxyType
 
 
 class _StandIns(pickle.Unpickler):  # noqa: S301  its `find_class` imports nothing
-    """An unpickler that knows the stand-ins only."""
+    """Unpickler that builds only stand-ins."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Callable[..., object]:
-        """The stand-in of this name; nothing is ever imported."""
+        """Return the stand-in of this name; nothing is imported."""
         found = _STANDING_IN.get((module_name, global_name))
         if found is None:
-            raise _Refused(f"wants to use `{module_name}.{global_name}`"[:200])
+            raise _Refused(f"uses `{module_name}.{global_name}`"[:200])
         return found
 
 
 def check_sampler_state(trials: Iterable[FrozenTrial], where: str) -> None:
-    """Refuse trials with a stored state of CMA-ES that is anything but one. Call it before a sampler sees the trials.
+    """Refuse trials whose stored sampler state is not a state of CMA-ES, before a sampler reads them.
 
-    `where` names the database in messages. Raises StudyError, with a line for each trial that has such a state.
+    Args:
+        trials: The trials.
+        where: The name of the database in messages.
+
+    Raises:
+        StudyError: A state is not one of CMA-ES; one line for each such trial.
+
     """
     problems = []
     for trial in trials:
@@ -195,18 +201,18 @@ def check_sampler_state(trials: Iterable[FrozenTrial], where: str) -> None:
                 _check_state(state)
         except _Refused as refused:
             problems.append(
-                f"{where}: trial {trial.number}: the state of its sampler is no state of CMA-ES, it {refused}; it "
-                "could be any program, so nothing of it was run: `fresh=True` starts anew without these trials"
+                f"{where}: trial {trial.number}: the state of its sampler is not a state of CMA-ES, it {refused}; it "
+                "could contain any code, so none of it was run: `fresh=True` starts anew without these trials"
             )
     if problems:
         raise StudyError(problems)
 
 
 def _states(attributes: Mapping[str, object]) -> Iterator[bytes]:
-    """The states in a trial's system attributes, put together as Optuna does."""
+    """Yield the states in a trial's system attributes, joined from their pieces as in Optuna."""
     prefixes = dict.fromkeys(found["prefix"] for key in attributes if (found := _KEY.fullmatch(key)))
     for prefix in prefixes:
-        # Optuna counts all attributes that begin so, and then takes as many pieces by their numbers.
+        # Optuna counts all attributes with this prefix, then joins that many numbered pieces.
         count = sum(key.startswith(prefix) for key in attributes)
         pieces = [attributes.get(f"{prefix}:{number}") for number in range(count)]
         texts = [piece for piece in pieces if isinstance(piece, str)]
@@ -235,4 +241,4 @@ def _check_state(state: bytes) -> None:
     except Exception as error:  # a broken pickle can make an unpickler raise nearly anything
         raise _Refused(f"cannot be read ({type(error).__name__})") from None
     if type(found) is not _Optimizer:
-        raise _Refused("holds no optimizer")
+        raise _Refused("contains no optimizer")

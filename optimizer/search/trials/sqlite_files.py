@@ -1,6 +1,7 @@
-"""SQLite files of trials: opened by their path, and looked through before Optuna reads them.
+"""SQLite files of trials: connections by path, and a check before Optuna reads them.
 
-Such a file may be a stranger's, and it can hold programs: triggers, views, computed columns. Optuna needs none.
+A file from elsewhere can contain code: triggers, views, computed columns. Optuna needs none of these; the check refuses
+them.
 """
 
 import sqlite3
@@ -25,14 +26,20 @@ _BEGINS = b"SQLite format 3\0"
 
 
 def connect_to(path: Path, *, timeout: float, read_only: bool = False) -> sqlite3.Connection:
-    """Return a connection to the file at `path`, whatever characters the path has, made if there is none.
+    """Return a connection to a SQLite file, created if it is missing.
 
-    A write is waited for `timeout` seconds while another process writes. With `read_only` nothing can be changed by the
-    connection, but for what a process that was killed had not finished writing: SQLite undoes that before it reads.
+    Args:
+        path: The file; any character is allowed in its path.
+        timeout: Seconds to wait while another process writes.
+        read_only: Whether to refuse changes. SQLite still undoes the unfinished write of a killed process first.
+
+    Returns:
+        The connection.
+
     """
-    # No URL and no URI, in which some characters mean something; an absolute path is never taken for one.
+    # An absolute path is never taken for a URI, in which some characters have a meaning.
     connection = sqlite3.connect(path.absolute(), timeout=timeout, check_same_thread=False)
-    # Functions with side effects act in nothing that the file itself defines.
+    # The schema of the file may then not call functions with side effects.
     connection.execute("pragma trusted_schema = off")
     if read_only:
         connection.execute("pragma query_only = on")
@@ -40,49 +47,66 @@ def connect_to(path: Path, *, timeout: float, read_only: bool = False) -> sqlite
 
 
 def holds_tables(path: Path, *, timeout: float) -> bool:
-    """Return whether the SQLite file at `path` holds all of Optuna's tables; False if it was never finished making.
+    """Return whether a SQLite file has all of Optuna's tables.
 
-    Raises StudyError for a file that holds anything else, or trials without one of the other tables; sqlite3.Error for
-    one that is no SQLite file or cannot be read.
+    sqlite3.Error passes through for a file that is not a SQLite file or cannot be read.
+
+    Args:
+        path: The file.
+        timeout: Seconds to wait while another process writes.
+
+    Returns:
+        True for a complete database; False if its creation was not finished.
+
+    Raises:
+        StudyError: The file has tables of another program, contains code, or has trials without one of Optuna's tables.
+
     """
     with closing(connect_to(path, timeout=timeout, read_only=True)) as connection:
         entries = connection.execute("select type, name, sql from sqlite_master").fetchall()
         tables = _tables(entries)
         if tables and not tables & {*_TABLES, _VERSION}:
             listed = ", ".join(sorted(tables)[:5])[:200]
-            raise StudyError(f"{path}: holds the tables of another program ({listed}); name another file")
+            raise StudyError(f"{path}: contains tables of another program ({listed}); name another file")
         for kind, name, sql in entries:
             if kind not in ("table", "index"):
                 raise StudyError(
-                    f"{path}: holds a {kind}, {str(name)[:80]!r}, which acts whenever trials are read or written; "
-                    f"a database of trials has none, so nothing of it was used{_AGAIN}"
+                    f"{path}: contains a {kind}, {str(name)[:80]!r}, which acts whenever trials are read or written; "
+                    f"a database of trials has none, so the file was not used{_AGAIN}"
                 )
             if kind == "table" and str(sql).lstrip()[:14].upper() == "CREATE VIRTUAL":
                 raise StudyError(
-                    f"{path}: its table {str(name)[:80]!r} is computed, not stored; a database of trials has none "
-                    f"such, so nothing of it was used{_AGAIN}"
+                    f"{path}: its table {str(name)[:80]!r} is computed, not stored; a database of trials has no "
+                    f"such table, so the file was not used{_AGAIN}"
                 )
         if not tables:
             return False
         missing = sorted({*_TABLES, _VERSION} - tables)
         if (missing or any(_check_columns(connection, tables))) and _is_of_another_version(connection, tables):
-            return True  # Optuna tells which
-        begun = any(_has_rows(connection, name) for name in tables & set(_TABLES) - {"version_info"})
-        if missing and begun:
+            return True  # Optuna's error then names the version
+        has_rows = any(_has_rows(connection, name) for name in tables & set(_TABLES) - {"version_info"})
+        if missing and has_rows:
             raise StudyError(f"{path}: lacks the table {missing[0]!r}, which a database of trials has{_AGAIN}")
         for problem in _check_columns(connection, tables):
             raise StudyError(f"{path}: {problem}{_AGAIN}")
         if missing or not all(_has_rows(connection, name) for name in (_VERSION, "version_info")):
-            if begun:
-                raise StudyError(f"{path}: does not say which version of Optuna wrote it{_AGAIN}")
+            if has_rows:
+                raise StudyError(f"{path}: lacks the version of Optuna that wrote it{_AGAIN}")
             return False
     return True
 
 
 def is_database(path: Path) -> bool:
-    """Return whether the file at `path` is empty, or a SQLite file that holds no tables of another program.
+    """Return whether a file may be a database of trials.
 
-    One that is broken is taken for one of trials. Raises OSError if it cannot be read.
+    OSError passes through if the file cannot be read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        True for an empty file, a broken SQLite file, and a SQLite file without tables of another program.
+
     """
     with path.open("rb") as file:
         begins = file.read(len(_BEGINS))
@@ -101,10 +125,15 @@ def _tables(entries: Iterable[tuple[Any, Any, Any]]) -> set[str]:
 
 
 def finish_writing(path: Path, *, timeout: float) -> None:
-    """Make the file at `path` complete by itself: undo what a killed process left half written, take in what waits.
+    """Make a SQLite file complete by itself: undo unfinished writes and take in waiting ones.
 
-    SQLite keeps both in files beside it, under its name: without them it would be broken, and they would spoil another
-    file of that name. Does nothing for what is no SQLite file, or is locked.
+    SQLite keeps both in companion files beside the database. Without them the database would be broken, and they would
+    corrupt a new database of the same name. A file that is locked, or is not a SQLite file, stays as it is.
+
+    Args:
+        path: The file.
+        timeout: Seconds to wait while another process writes.
+
     """
     try:
         with closing(sqlite3.connect(path.absolute(), timeout=timeout)) as connection:
@@ -117,14 +146,14 @@ def finish_writing(path: Path, *, timeout: float) -> None:
 def _check_columns(connection: sqlite3.Connection, tables: Iterable[str]) -> Iterable[str]:
     for name in sorted(set(tables) & set(_TABLES)):
         rows = connection.execute(f"pragma table_xinfo({name})").fetchall()
-        # 0 is a stored column; others are computed, or hidden.
+        # 0 marks a stored column; other numbers mark computed or hidden columns.
         columns = {column: hidden for _, column, _, _, _, _, hidden in rows}
         for column in _TABLES[name]:
             if column not in columns:
                 yield f"its table {name!r} lacks the column {column!r}"
             elif columns[column] != 0:
                 yield f"in its table {name!r} the column {column!r} is computed, not stored"
-        # Otherwise new rows would have no number, and belong to nothing.
+        # Without this key new rows would get no number.
         if [column for _, column, _, _, _, key, _ in rows if key] != [_TABLES[name][0]]:
             yield f"its table {name!r} does not number its rows by the column {_TABLES[name][0]!r}"
 

@@ -1,7 +1,7 @@
-"""Where trials are kept: a SQLite file in the study's folder, a journal file, or a PostgreSQL database.
+"""The storage of trials: a SQLite file in the study's folder, a journal file, or a PostgreSQL database.
 
-A storage may be away for a while, locked or restarting. What is done with it is tried again, less and less often, for
-as long as the caller's patience lasts.
+A storage may be unavailable for a while, locked or restarting. Actions on it are then retried at growing intervals, for
+as many seconds as the caller's patience.
 """
 
 import os
@@ -31,7 +31,7 @@ from optimizer.events import LOGGED
 from optimizer.extras import missing_extra, require
 from optimizer.printable import quoted
 from optimizer.search.trials.checked_storage import CheckedStorage
-from optimizer.search.trials.database_errors import AWAY, is_away, reason_of, sqlite_code_of
+from optimizer.search.trials.database_errors import STORAGE_ERRORS, is_unavailable, reason_of, sqlite_code_of
 from optimizer.search.trials.optuna_privates import engine_of
 from optimizer.search.trials.sqlite_files import connect_to, finish_writing, holds_tables, is_database
 from optimizer.studies import DATABASE
@@ -41,30 +41,32 @@ __all__ = [
     "FileWatch",
     "StorageAddress",
     "StorageLost",
-    "addresses_before",
-    "is_begun",
+    "earlier_addresses",
+    "may_hold_trials",
     "open_storage",
     "persist",
+    "psycopg_missing",
     "set_aside",
     "storage_address",
-    "without_psycopg",
 ]
 
-# Seconds that a storage may be away before a fit gives up.
 PATIENCE = 60.0
-# How the lines of a journal begin.
+"""Seconds that a fit waits for an unavailable storage."""
+
+# The first bytes of a journal's lines.
 _JOURNAL_BEGINS = b'{"op_code":'
+# Seconds between retries.
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
-# Seconds that SQLite itself waits for another process to finish writing.
+# Seconds that SQLite itself waits while another process writes.
 _SQLITE_TIMEOUT = 2.0
-# Seconds that a journal's lock is waited for at a time: a line is written in far less.
+# Seconds to wait for a journal's lock in one attempt; writing a line takes far less.
 _JOURNAL_TIMEOUT = 10.0
-# Parts of an address that are nobody's business.
+# Parts of an address that must stay hidden.
 _SECRETS = frozenset({"password", "sslpassword"})
 _FORMS = "sqlite:///FILE, journal:FILE or postgresql://USER@HOST/DATABASE"
 _SQLITE_URL = re.compile(r"sqlite(?:\+pysqlite)?:///(?P<file>[^?]*)(?P<options>\?.*)?", re.DOTALL)
-# What SQLite keeps beside a file under its name: what was not finished writing, or waits to be taken in.
+# Suffixes of SQLite's companion files, with unfinished or waiting writes.
 _COMPANIONS = ("-journal", "-wal", "-shm")
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _POSTGRESQL = {"connect_timeout": 10}
@@ -73,48 +75,65 @@ _Warn = Callable[[str], None]
 
 
 class StorageLost(RuntimeError):
-    """A storage stayed away for longer than a fit waits for it, or its file is another one now."""
+    """A storage stayed unavailable for longer than the patience of a fit, or its file was replaced."""
 
 
 @dataclass(frozen=True)
 class StorageAddress:
-    """Where trials are kept. `path` is the file of a `sqlite` or `journal` storage, None for `postgresql`.
+    """The address of a storage of trials.
 
-    `own` is whether it is the file in a study's folder that is called as blockfit calls it.
+    Attributes:
+        kind: The kind of storage.
+        url: The address as its library takes it, with the password.
+        path: The file of a `sqlite` or `journal` storage; None for `postgresql`.
+        shown: The address in messages, without the password.
+        is_default: Whether it is the default file in a study's folder.
+
     """
 
     kind: StorageKind
     url: str
     path: Path | None
     shown: str
-    own: bool = False
+    is_default: bool = False
 
     def __str__(self) -> str:
-        """For messages: without the password."""
+        """Return the address for messages, without the password."""
         return self.shown
 
     @property
     def option(self) -> str:
-        """As `storage` takes it and others may read it: without passwords, of an absolute path only the name."""
+        """Value for `storage` that others may read: without passwords; only the file name of an absolute path."""
         if self.path is not None:
             file = self.path.name if self.path.is_absolute() else self.path.as_posix()
             return f"journal:{file}" if self.kind == "journal" else _sqlite_url(file)
         url = make_url(self.url).difference_update_query(_SECRETS)
-        # Without the driver, which is ours; a password that is not told is asked for elsewhere.
+        # The driver is an internal choice; a missing password comes from the user's own configuration.
         return URL.create(
             self.kind, url.username, host=url.host, port=url.port, database=url.database, query=url.query
         ).render_as_string()
 
 
 def storage_address(given: str | None, folder: Path) -> StorageAddress:
-    """Return the storage that `given` names; None is the SQLite file in a study's folder.
+    """Return the address of a storage.
 
-    In sqlite:///FILE a `%20` is a space and a `%3F` a question mark, as in all URLs; in journal:FILE the name stands as
-    it is. Raises StudyError for what is neither sqlite:///FILE, journal:FILE nor postgresql://USER@HOST/DATABASE, and
-    InputError for a PostgreSQL database unless psycopg is installed.
+    InputError passes through for a PostgreSQL database unless psycopg is installed.
+
+    Args:
+        given: sqlite:///FILE, journal:FILE or postgresql://USER@HOST/DATABASE; None for the SQLite file in the study's
+            folder. In sqlite:///FILE a `%20` is a space and a `%3F` a question mark, as in all URLs; in journal:FILE
+            the name is taken literally.
+        folder: The study's folder.
+
+    Returns:
+        The address.
+
+    Raises:
+        StudyError: `given` has none of these forms.
+
     """
     if given is None:
-        return _sqlite(folder / DATABASE, own=True)
+        return _sqlite(folder / DATABASE, is_default=True)
     if given.startswith("journal:"):
         name = given.removeprefix("journal:").removeprefix("//")
         if not name:
@@ -127,8 +146,8 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
     try:
         url = make_url(given)
     except (ArgumentError, ValueError):
-        # It may hold a password.
-        shown = repr(given) if "@" not in given else f"{given.partition(':')[0]}:..., which is no address"
+        # The text may contain a password.
+        shown = repr(given) if "@" not in given else f"{given.partition(':')[0]}:..., which is not an address"
         raise StudyError(f"received {shown}; must be {_FORMS}", field="storage") from None
     kind = url.get_backend_name()
     hidden = {key: "***" for key in url.query if key in _SECRETS}
@@ -142,42 +161,49 @@ def storage_address(given: str | None, folder: Path) -> StorageAddress:
     return StorageAddress("postgresql", with_driver, None, shown)
 
 
-def _sqlite(path: Path, *, own: bool = False) -> StorageAddress:
-    return StorageAddress("sqlite", _sqlite_url(path.as_posix()), path, str(path), own)
+def _sqlite(path: Path, *, is_default: bool = False) -> StorageAddress:
+    return StorageAddress("sqlite", _sqlite_url(path.as_posix()), path, str(path), is_default)
 
 
 def _sqlite_file(given: str, file: str, options: str | None) -> Path:
-    """Return the file that the URL `given` names. Raises StudyError if it names none, or asks for more than a file."""
+    """Return the file of the URL `given`; raise StudyError if the URL names no file, or has options."""
     if not file or file == ":memory:":
         raise StudyError(f"received {given!r}; a file's name must follow, as in sqlite:///study.db", field="storage")
     if options is not None:
         raise StudyError(
-            f"received {given!r}; a '?' begins options, and there are none; in a file's name it is written "
+            f"received {given!r}; a '?' starts options, and none are supported; in a file's name it is written "
             f"%3F: {_sqlite_url(unquote(file) + options)}",
             field="storage",
         )
     if "\0" in unquote(file):
-        raise StudyError(f"received {given!r}; %00 can be in no file's name", field="storage")
+        raise StudyError(f"received {given!r}; a file's name must not contain %00", field="storage")
     path = Path(unquote(file))
     if str(path) != str(Path(file)) and Path(file).exists() and not path.exists():
         raise StudyError(
-            f"received {given!r}, which names the file {str(path)!r}, and that is not there; {file!r} is, "
-            f"and is named by {_sqlite_url(file)}",
+            f"received {given!r}, which names the file {str(path)!r}; that file does not exist, but {file!r} does; "
+            f"must be {_sqlite_url(file)}",
             field="storage",
         )
     return path
 
 
 def _sqlite_url(file: str) -> str:
-    """Return the URL of a SQLite file: what means something else in a URL is escaped."""
+    """Return the URL of a SQLite file, with special characters escaped."""
     return "sqlite:///" + file.replace("%", "%25").replace("?", "%3F")
 
 
-def addresses_before(address: StorageAddress) -> tuple[StorageAddress, ...]:
-    """Return the other SQLite files that an earlier version of blockfit opened at `address`, as far as they are there.
+def earlier_addresses(address: StorageAddress) -> tuple[StorageAddress, ...]:
+    """Return the other SQLite files that an earlier version of blockfit may have opened for an address.
 
-    It wrote a path into a URL as it is, where `?` ends a path and `%20` is a space. Files that SQLite would change on
-    being opened, as something waits beside them, are left out.
+    That version did not escape the path in the URL, in which `?` ends the path and `%20` is a space.
+
+    Args:
+        address: The address.
+
+    Returns:
+        The addresses of existing files, without files that SQLite would change on opening because companion files
+        wait beside them.
+
     """
     if address.kind != "sqlite" or address.path is None:
         return ()
@@ -193,10 +219,18 @@ def addresses_before(address: StorageAddress) -> tuple[StorageAddress, ...]:
 
 
 def set_aside(address: StorageAddress) -> Path | None:
-    """Rename the file of a storage to NAME.old.SUFFIX, or NAME.old-2.SUFFIX and so on, whichever is not there yet.
+    """Rename the file of a storage to the first free name of NAME.old.SUFFIX, NAME.old-2.SUFFIX and so on.
 
-    Returns its new path, None if there was no file. Raises StudyError if it cannot be renamed, if it is no storage of
-    trials and not called `study.db` in a study's folder, or if the storage is a database that others may be using.
+    Args:
+        address: The address of the storage.
+
+    Returns:
+        The new path; None if the file did not exist.
+
+    Raises:
+        StudyError: The file cannot be renamed; the file is not a storage of trials, nor `study.db` in a study's folder;
+            or the storage is a PostgreSQL database, which others may be using.
+
     """
     if address.path is None:
         raise StudyError(
@@ -210,12 +244,12 @@ def set_aside(address: StorageAddress) -> Path | None:
     except OSError as error:
         raise StudyError(f"{address}: cannot be read: {error.strerror}", field="fresh") from error
     if problem is not None:
-        raise StudyError(f"{address}: {problem}, and stays what it is; name another file", field="fresh")
+        raise StudyError(f"{address}: {problem}, and is left unchanged; name another file", field="fresh")
     if address.kind == "sqlite":
         finish_writing(address.path, timeout=_SQLITE_TIMEOUT)
     aside = next(path for path in _names_aside(address.path) if not _is_taken(path))
     try:
-        # What is left of them goes first: beside a new file of this name they would spoil it.
+        # The companions move first: they would corrupt a new file of this name.
         for ending in _COMPANIONS if address.kind == "sqlite" else ():
             companion = address.path.with_name(address.path.name + ending)
             if companion.exists():
@@ -227,18 +261,23 @@ def set_aside(address: StorageAddress) -> Path | None:
 
 
 def _unlike_trials(address: StorageAddress) -> str | None:
-    """Return why the file at an address is none that trials were kept in, so that it must not be renamed.
+    """Return the reason why the file at an address is not a storage of trials and must not be renamed.
 
-    None if it may be one, broken or not; what has the name that blockfit gives its own is taken for one.
+    Args:
+        address: The address of an existing file.
+
+    Returns:
+        The reason; None if the file may be a storage, broken or not. The default file in a study's folder always may.
+
     """
     assert address.path is not None
     if not address.path.is_file():
-        return "is no file"
-    if address.own:
+        return "is not a file"
+    if address.is_default:
         return None
     if address.kind == "journal":
-        return None if _is_journal(address.path) else "is no journal of trials"
-    return None if is_database(address.path) else "is no database of trials"
+        return None if _is_journal(address.path) else "is not a journal of trials"
+    return None if is_database(address.path) else "is not a database of trials"
 
 
 def _names_aside(path: Path) -> Iterator[Path]:
@@ -251,10 +290,18 @@ def _is_taken(path: Path) -> bool:
     return any(os.path.lexists(path.with_name(path.name + ending)) for ending in ("", *_COMPANIONS))
 
 
-def is_begun(address: StorageAddress) -> bool:
-    """Return whether there is a storage at an address that may hold trials; False before a first fit has made it.
+def may_hold_trials(address: StorageAddress) -> bool:
+    """Return whether a storage at an address may hold trials.
 
-    Raises StudyError for a SQLite file that is no database of trials, or a database that cannot be reached.
+    Args:
+        address: The address.
+
+    Returns:
+        False before the first fit has created the storage.
+
+    Raises:
+        StudyError: The SQLite file is not a database of trials, or the database cannot be reached.
+
     """
     try:
         if address.path is None:
@@ -269,15 +316,17 @@ def is_begun(address: StorageAddress) -> bool:
     except StudyError:
         raise
     except ImportError as error:
-        raise without_psycopg() from error
+        problem = psycopg_missing()
+        raise problem from error
     except Exception as error:
         if sqlite_code_of(error) in _LOCKED:
-            return True  # what opens it waits for that
-        raise _unopened(address, error) from error
+            return True  # `open_storage` waits for the lock
+        problem = _unopened(address, error)
+        raise problem from error
 
 
-def without_psycopg() -> StudyError:
-    """Return the error for a PostgreSQL database where psycopg lacks the library that it is built upon."""
+def psycopg_missing() -> StudyError:
+    """Return the error for a PostgreSQL database if psycopg, or the library below it, is missing."""
     return StudyError(missing_extra("postgresql", "a PostgreSQL database"), field="storage")
 
 
@@ -289,38 +338,45 @@ def open_storage(
     warn: _Warn = LOGGED.warn,
     read_only: bool = False,
 ) -> Iterator[CheckedStorage]:
-    """Give the storage at an address, created if there is none; several processes must not do this at once.
+    """Open the storage at an address, created if it is missing; close it on exit.
 
-    `warn` is called for what was repaired, and for a file that another program has locked, which is waited for
-    `patience` seconds. With `read_only` it must be there, see `is_begun`, and refuses every change.
+    Only one process at a time may enter this context. StudyError passes through, with one line, if the file is not a
+    storage of trials, cannot be reached, stays locked, or was written by an incompatible version of Optuna.
 
-    Raises StudyError, in one line, for what is no storage of trials, cannot be reached, stays locked, or was written by
-    an Optuna that this one does not go with.
+    Args:
+        address: The address.
+        patience: Seconds to wait for a file that another program has locked.
+        warn: Called with one line for a repair and for a locked file.
+        read_only: Whether to refuse changes; the storage must then exist, see `may_hold_trials`.
+
+    Yields:
+        The storage.
+
     """
     storage = _opened(address, patience, warn, read_only)
     try:
         yield CheckedStorage(storage, address.shown, fresh=address.path is not None, read_only=read_only)
     finally:
         # Windows cannot replace or delete a file that is open.
-        with suppress(*AWAY):
+        with suppress(*STORAGE_ERRORS):
             storage.remove_session()
         if (engine := engine_of(storage)) is not None:
             engine.dispose()
 
 
 def _opened(address: StorageAddress, patience: float, warn: _Warn, read_only: bool) -> BaseStorage:
-    gives_up: float | None = None
+    deadline: float | None = None
     while True:
         try:
             return _created(address, warn, read_only)
         except StudyError as error:
             if sqlite_code_of(error.__cause__) not in _LOCKED:
                 raise
-            if gives_up is None:
-                gives_up = time.monotonic() + patience
+            if deadline is None:
+                deadline = time.monotonic() + patience
                 if patience > 0:
                     warn(f"{address}: locked by another program; trying again for {patience:g} s")
-            if time.monotonic() >= gives_up:
+            if time.monotonic() >= deadline:
                 raise StudyError(f"{address}: another program has locked it; close that program") from error
             time.sleep(_FIRST_DELAY)
 
@@ -328,31 +384,31 @@ def _opened(address: StorageAddress, patience: float, warn: _Warn, read_only: bo
 def _created(address: StorageAddress, warn: _Warn, read_only: bool) -> BaseStorage:
     try:
         if address.kind == "journal":
-            # Before its lock is made: that and what is done under it are changes.
+            # This check precedes the lock, since the lock and the repair under it change files.
             if Path(address.shown).exists() and (problem := _unlike_trials(address)) is not None:
                 raise StudyError(f"{address}: {problem}; name another file")
             lock = _JournalLock(Path(address.shown), warn)
-            # Who only reads passes over a last line that is not finished.
+            # A reader ignores an unfinished last line; only a writer repairs it.
             with nullcontext() if read_only else lock.held():
                 backend = JournalFileBackend(address.shown, lock_obj=lock)
             return JournalStorage(backend)
         if address.path is not None:
             if address.path.exists():
                 holds_tables(address.path, timeout=_SQLITE_TIMEOUT)
-            # The URL names the kind of database alone: it could not hold every path.
+            # This URL selects only the kind of database, because a URL cannot express every path.
             url = "sqlite:///study.db"
             options: dict[str, object] = {
                 "creator": partial(connect_to, address.path, timeout=_SQLITE_TIMEOUT, read_only=read_only)
             }
         else:
-            # Optuna fills in what stands in braces.
+            # Optuna treats the URL as a template with braces.
             url = address.url.replace("{", "{{").replace("}", "}}")
             options = {"pool_pre_ping": True, "connect_args": _POSTGRESQL}
         return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=options, skip_table_creation=read_only))
     except StudyError:
         raise
     except RuntimeError as error:
-        # Optuna tells by words alone which way round the versions differ.
+        # Only the text of Optuna's error shows which version is older.
         if "storage upgrade" in str(error):
             url = (
                 address.url if address.path is not None else make_url(address.url).render_as_string(hide_password=True)
@@ -371,8 +427,8 @@ def _created(address: StorageAddress, warn: _Warn, read_only: bool) -> BaseStora
 
 
 def _unopened(address: StorageAddress, error: Exception) -> StudyError:
-    # What cannot be read for now may be a good storage.
-    again = "" if address.path is None or is_away(error) else "; `fresh=True` starts anew"
+    # A storage that is unavailable for now may be sound.
+    again = "" if address.path is None or is_unavailable(error) else "; `fresh=True` starts anew"
     if again and address.path is not None and address.path.exists() and _unlike_trials(address) is not None:
         again = "; name another file"
     return StudyError(f"{address}: cannot be opened as a database of trials: {reason_of(error)}{again}")
@@ -385,33 +441,45 @@ def persist(
     patience: float = PATIENCE,
     warn: _Warn = LOGGED.warn,
 ) -> _Given:
-    """Return what `action` gives, which is tried again for `patience` seconds while the storage is away.
+    """Run an action, again at growing intervals while the storage is unavailable.
 
-    `action` must be idempotent. `warn` is called once if the storage is away. Raises StorageLost in the end.
+    Args:
+        action: The action; it must be idempotent.
+        address: The address of the storage, for messages.
+        patience: Seconds to retry.
+        warn: Called once, with one line, if the storage is unavailable.
+
+    Returns:
+        The result of the action.
+
+    Raises:
+        STORAGE_ERRORS: An error of the storage that a retry would not mend.
+        StorageLost: The storage stays unavailable.
+
     """
-    begun, delay, gives_up = time.monotonic(), _FIRST_DELAY, None
+    start, delay, deadline = time.monotonic(), _FIRST_DELAY, None
     while True:
         try:
             return action()
-        except AWAY as error:
-            if not is_away(error):
+        except STORAGE_ERRORS as error:
+            if not is_unavailable(error):
                 raise
             now = time.monotonic()
-            if gives_up is None:
-                gives_up = now + patience
+            if deadline is None:
+                deadline = now + patience
                 if patience > 0:
                     warn(f"{address}: {reason_of(error)}; trying again for {patience:g} s")
-            if now >= gives_up:
+            if now >= deadline:
                 raise StorageLost(
-                    f"{address}: not to be used for {now - begun:.0f} s: {reason_of(error)}; "
-                    "what was stored is safe, and the same command continues"
+                    f"{address}: unavailable for {now - start:.0f} s: {reason_of(error)}; "
+                    "stored trials are safe, and the same command continues"
                 ) from error
-            time.sleep(min(delay, max(gives_up - now, 0.0)))
+            time.sleep(min(delay, max(deadline - now, 0.0)))
             delay = min(2 * delay, _LONGEST_DELAY)
 
 
 class FileWatch:
-    """Notices that the file of a storage is not the one any more that was opened: what is written there is lost."""
+    """Watch on the file of a storage: trials written into a deleted or replaced file would be lost."""
 
     def __init__(self, address: StorageAddress) -> None:
         self._address = address
@@ -422,28 +490,35 @@ class FileWatch:
         try:
             same = self._now() == self._opened
         except OSError:
-            return  # a folder elsewhere may be away for a while, too
+            return  # a folder on another machine may be unavailable for a while
         if same:
             return
         raise StorageLost(
-            f"{self._address}: was deleted or replaced while trials were being stored in it; put it back, and the "
-            "same command continues from what it holds"
+            f"{self._address}: was deleted or replaced while trials were being stored in it; restore it, and the "
+            "same command continues from its trials"
         )
 
     def _now(self) -> tuple[int, int] | None:
         if self._address.path is None:
             return None
         try:
-            status = os.stat(self._address.path)  # noqa: PTH116  the inode as well
+            status = os.stat(self._address.path)  # noqa: PTH116  the inode is needed
         except FileNotFoundError:
             return None
         return status.st_dev, status.st_ino
 
 
 def _is_journal(path: Path) -> bool:
-    """Return whether the file at `path` is empty or begins as the journals do that Optuna writes, broken off or not.
+    """Return whether a file may be a journal of Optuna: it is empty, or begins like one, even if cut off.
 
-    Raises OSError if it cannot be read.
+    OSError passes through if the file cannot be read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether the file may be a journal.
+
     """
     with path.open("rb") as file:
         begins = file.read(len(_JOURNAL_BEGINS))
@@ -451,7 +526,7 @@ def _is_journal(path: Path) -> bool:
 
 
 class _JournalLock(JournalFileOpenLock):
-    """A journal's lock that ends with its process, and cuts off what a writer that died has left unfinished."""
+    """Lock of a journal that ends with its process and removes the unfinished line of a dead writer."""
 
     def __init__(self, path: Path, warn: _Warn) -> None:
         super().__init__(str(path))
@@ -480,7 +555,7 @@ class _JournalLock(JournalFileOpenLock):
             self.release()
 
     def _cut_back(self) -> None:
-        """Every line ends with a line feed; what follows the last one would spoil the line that is written next."""
+        """Remove an unfinished last line, one without a line feed, which would corrupt the next line."""
         if not self._path.exists():
             return
         with self._path.open("r+b") as file:
@@ -501,5 +576,5 @@ class _JournalLock(JournalFileOpenLock):
                 end = start
             file.truncate(end)
         self._warn(
-            f"{self._path}: its last line was not finished, as after a crash or on a full disk; {size - end} bytes cut"
+            f"{self._path}: its last line was unfinished, after a crash or on a full disk; {size - end} bytes removed"
         )

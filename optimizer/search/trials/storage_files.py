@@ -1,4 +1,4 @@
-"""The files of a storage of trials: nothing is written or deleted through them elsewhere."""
+"""The files of a storage of trials: no write or deletion through them may reach another file."""
 
 import os
 from pathlib import Path
@@ -14,10 +14,18 @@ _SQLITE_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
 
 def check_storage_files(address: StorageAddress, folder: Path) -> None:
-    """Raise StudyError for a file of trials that would have something else written or deleted.
+    """Refuse a file of trials through which another file would be written or deleted.
 
-    One in the `folder` of the study may be no link, nor what lies beside it; and no journal of SQLite may lead to
-    another file, which opening the database would delete.
+    In a study's folder neither the file nor its companions may be links. SQLite's rollback journal must not name
+    another file, because opening the database would delete that file.
+
+    Args:
+        address: The address of the storage.
+        folder: The study's folder.
+
+    Raises:
+        StudyError: The file, or a companion, is a link or names another file.
+
     """
     if address.path is None:
         return
@@ -32,22 +40,29 @@ def check_storage_files(address: StorageAddress, folder: Path) -> None:
         except InputError as error:
             raise StudyError(error.problems) from None
     journal = address.path.with_name(f"{address.path.name}-journal")
-    if address.kind == "sqlite" and _leads_elsewhere(journal):
+    if address.kind == "sqlite" and _names_another_file(journal):
         raise StudyError(
-            f"{journal}: leads to another file, which opening the database would delete; blockfit leaves no such "
+            f"{journal}: names another file, which opening the database would delete; blockfit writes no such "
             "journal: delete it"
         )
 
 
-def _leads_elsewhere(journal: Path) -> bool:
-    """Whether a rollback journal of SQLite names a super-journal.
+def _names_another_file(journal: Path) -> bool:
+    """Return whether a rollback journal of SQLite names a super-journal.
 
-    SQLite writes that for transactions over several databases, of which there are none here. The name stands at the
-    file's end, before its length, its checksum and the journal's magic number (https://sqlite.org/fileformat2.html).
+    SQLite writes the name for transactions over several databases, which blockfit does not use. It is at the end of the
+    file, before its length, its checksum and the journal's magic number (https://sqlite.org/fileformat2.html).
+
+    Args:
+        journal: The path of the journal; it may be missing.
+
+    Returns:
+        Whether the file ends with the magic number.
+
     """
     try:
         with journal.open("rb") as file:
             file.seek(-len(_SQLITE_MAGIC), 2)
             return file.read() == _SQLITE_MAGIC
-    except OSError:  # there is none, or it is shorter
+    except OSError:  # missing, or shorter than the magic number
         return False

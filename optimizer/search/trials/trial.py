@@ -1,4 +1,4 @@
-"""A trial as everything above the storage sees it."""
+"""Records of trials, independent of the storage."""
 
 import math
 from collections.abc import Mapping
@@ -10,20 +10,24 @@ __all__ = ["Scores", "Trial", "TrialState"]
 
 
 class TrialState(StrEnum):
-    """How a trial stands; the values are the words of trials.csv and of the logs."""
+    """State of a trial; the values appear in trials.csv and in the logs."""
 
     RUNNING = "RUNNING"
     COMPLETE = "COMPLETE"
     FAILED = "FAIL"
     LOST = "LOST"
-    """Its worker died before it was scored; it does not count, and another worker scores its point again."""
+    """The worker died before the trial was scored. It does not count, and its point is tried again."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The result of scoring a point: the total `similarity`, that of each block, and |merged - target|.
+    """The scores of a point.
 
-    Similarities lie in [-1, 1]; `distance` has |base - target| as its unit.
+    Attributes:
+        similarity: The total similarity, in [-1, 1].
+        blocks: The similarity of each scored block, in [-1, 1].
+        distance: |merged - target| in units of |base - target|.
+
     """
 
     similarity: float
@@ -32,30 +36,30 @@ class Scores:
 
     @property
     def lowest(self) -> float:
-        """The similarity of the worst block; the total where no block is scored."""
+        """Similarity of the worst block; the total if no block is scored."""
         return min(self.blocks.values(), default=self.similarity)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A point that a search tried, and its scores.
+    """A point of a search, with its scores.
 
         best = fit(study).searches[0].best
         print(best.number, best.alphas["TEMP1.OUT03"], f"{best.similarity:.4%}")
 
     Attributes:
-        number: Counted from 0 within the search.
-        state: Whether it runs, is complete, failed or was lost.
-        alphas: The point, {name of a parameter: value}.
-        similarity: The total in [-1, 1]; None unless it is complete.
-        block_scores: The similarity of each scored block in [-1, 1]; empty unless it is complete.
-        distance: |merged - target| in units of |base - target|; None if it was not measured.
-        origin: The sampler that proposed the point, or `exact METRIC`, or `incumbent`; "" if unknown.
-        worker: The name of the process that claimed it; None if a fit worked alone.
-        error: Why it failed; None if it did not.
-        started: Local time, without a time zone.
-        finished: Local time; None while it runs.
-        fixed: The names of alphas that had one value to take.
+        number: The number of the trial, from 0 within the search.
+        state: The state: running, complete, failed or lost.
+        alphas: The point, {name of a free alpha: value}.
+        similarity: The total similarity in [-1, 1]; None unless complete.
+        block_scores: The similarity of each scored block in [-1, 1]; empty unless complete.
+        distance: |merged - target| in units of |base - target|; None if not measured.
+        origin: The sampler that proposed the point, `exact METRIC`, or `incumbent`; "" if unknown.
+        worker: The name of the process that claimed it; None for a fit that worked alone.
+        error: The reason of a failure; None unless failed.
+        started: The start in local time, without a time zone.
+        finished: The end in local time; None while running.
+        fixed: The names of alphas with a single possible value.
 
     """
 
@@ -74,22 +78,22 @@ class Trial:
 
     @property
     def is_finished(self) -> bool:
-        """Whether no worker is at it any more."""
+        """Whether the trial has ended."""
         return self.state != TrialState.RUNNING
 
     @property
     def total(self) -> float:
-        """The similarity; NaN without one."""
+        """Total similarity; NaN unless complete."""
         return math.nan if self.similarity is None else self.similarity
 
     @property
     def lowest(self) -> float | None:
-        """The similarity of the worst block; the total where no block is scored, None without one."""
+        """Similarity of the worst block; the total if no block is scored; None unless complete."""
         return min(self.block_scores.values(), default=self.similarity)
 
     @property
     def seconds(self) -> float | None:
-        """The time from start to end; None while it runs."""
+        """Duration in seconds; None while running."""
         if self.started is None or self.finished is None:
             return None
         return (self.finished - self.started).total_seconds()

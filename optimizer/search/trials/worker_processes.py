@@ -1,4 +1,4 @@
-"""Further processes on this machine that work at the same study: started, watched, and stopped by the first."""
+"""Further processes of a fit on this machine, started, watched and stopped by the first process."""
 
 import multiprocessing
 import signal
@@ -12,23 +12,29 @@ from typing import Any
 
 from optimizer.families import register_layout, registered_layouts
 
-__all__ = ["WorkerProcesses", "leave_interrupts", "still_wanted"]
+__all__ = ["WorkerProcesses", "ignore_interrupts", "should_go_on"]
 
-# Seconds that a process has to finish its trial when it is asked to stop: a full-size one takes about one.
+# Seconds for a process to finish its trial after a stop; a trial of full-size checkpoints takes about 1 s.
 _GRACE = 60.0
 
 
 class WorkerProcesses:
-    """`count` processes that each call `work(stop, *arguments)`, which is to return soon after `stop` is set.
+    """Further processes that call one function each.
 
-    They end with the process that started them, whether it stops them or not: see `still_wanted`. Layouts that were
-    registered in this process are registered in them, too.
+    They also end if the process that started them ends without stopping them; see `should_go_on`. Layouts registered
+    in this process are registered in them too.
+
+    Args:
+        count: The number of processes.
+        work: The function; called with `stop` and `arguments`, it must return soon after `stop` is set.
+        arguments: Further arguments of the function.
+
     """
 
     def __init__(self, count: int, work: Callable[..., None], *arguments: Any) -> None:
-        # The same on every system: nothing is inherited that must not be, threads and cards least of all.
+        # Spawned on every system, so that no thread and no GPU context is inherited.
         context = multiprocessing.get_context("spawn")
-        # Not an Event: a process that is killed could take the lock in it along.
+        # Not an Event: a killed process could hold the lock inside it forever.
         self._stop = context.RawValue(c_bool, False)
         self._processes: list[BaseProcess] = [
             context.Process(
@@ -49,7 +55,7 @@ class WorkerProcesses:
         return [f"{process.name} ended with exit code {process.exitcode}; the others go on" for process in failed]
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Let every process finish its trial and end, or `at_once`. A second Ctrl-C does not wait for that."""
+        """Wait up to 60 s for all processes to finish their trials, then kill them; kill them now if `at_once`."""
         self._stop.value = True
         deadline = time.monotonic() + (0.0 if at_once else _GRACE)
         try:
@@ -69,14 +75,14 @@ def _work(layouts: tuple[Path, ...], work: Callable[..., None], stop: c_bool, *a
     work(stop, *arguments)
 
 
-def still_wanted(stop: c_bool) -> bool:
-    """Return whether a process that `WorkerProcesses` started should go on."""
+def should_go_on(stop: c_bool) -> bool:
+    """Return whether a process of `WorkerProcesses` should go on: not stopped, and its parent is alive."""
     parent = multiprocessing.parent_process()
     return not stop.value and (parent is None or parent.is_alive())
 
 
-def leave_interrupts() -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the one that started this one."""
+def ignore_interrupts() -> None:
+    """Ignore Ctrl-C in this process; the terminal also sends it to the parent, which stops this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "win32":
         signal.signal(signal.SIGBREAK, signal.SIG_IGN)

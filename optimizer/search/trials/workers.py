@@ -1,7 +1,7 @@
-"""Which workers search a study at the moment: processes that take turns at proposing trials, on one machine or many.
+"""The workers of a study: processes on one or more machines that take turns at proposing trials.
 
-A worker holds a lock for as long as it lives, of the operating system beside a file of trials, of the server in a
-PostgreSQL database. To test whether a worker is alive, try to take its lock. This needs no synchronised clocks, and the
+A worker holds a lock while it is alive: a file lock beside a file of trials, an advisory lock in a PostgreSQL database.
+To test whether a worker is alive, try to take its lock. This needs no synchronised clocks, and the
 lock is released however the process ends.
 """
 
@@ -21,24 +21,32 @@ from sqlalchemy.engine import make_url
 
 from optimizer.errors import StudyError
 from optimizer.files import host_name
-from optimizer.search.trials.database_errors import AWAY
-from optimizer.search.trials.storage import StorageAddress, without_psycopg
+from optimizer.search.trials.database_errors import STORAGE_ERRORS
+from optimizer.search.trials.storage import StorageAddress, psycopg_missing
 
 if TYPE_CHECKING:
     import psycopg
 
 __all__ = ["Worker", "Workers", "workers_at"]
 
-# Seconds that a turn is waited for: proposing takes less than one.
+# Seconds to wait for a turn; a proposal takes less than 1 s.
 _TURN = 60.0
 _FILE = re.compile(r"(worker|alone)\.([A-Za-z0-9_-]+)\.(\d+)\.([0-9a-f]{8})\.lock")
-# A machine that vanished is noticed after 20 + 3 x 5 s; the servers' own setting is two hours.
+# The server notices a vanished machine after 20 + 3 x 5 s; by default it would take two hours.
 _KEEPALIVE = "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A process that searches: the name that its trials note, its machine, and whether it shares the search."""
+    """A process that searches.
+
+    Attributes:
+        name: The name that its trials record.
+        host: The name of its machine.
+        process: Its process id.
+        alone: Whether it shares the search with no other worker.
+
+    """
 
     name: str
     host: str
@@ -46,53 +54,58 @@ class Worker:
     alone: bool
 
     def __str__(self) -> str:
-        """For messages."""
+        """Return the text for messages."""
         return f"process {self.process} on {self.host}"
 
 
 class Workers(ABC):
-    """The workers of a storage of trials; this process is one of them between `join` and `close`."""
+    """Workers of a storage of trials; this process, `mine`, is one of them between `join` and `close`."""
 
-    own: Worker | None = None
+    mine: Worker | None = None
 
     @abstractmethod
     def turn(self) -> AbstractContextManager[None]:
-        """Context in which no other worker has its turn. May be entered again by who is in it."""
+        """Return a reentrant context in which no other worker has its turn."""
 
     @abstractmethod
     def living(self) -> tuple[Worker, ...]:
-        """All workers that are alive, this process included if it has joined."""
+        """Return all workers that are alive, this process included if it has joined."""
 
     @abstractmethod
     def _hold(self, worker: Worker) -> None:
-        """Take the lock that shows that this worker lives."""
+        """Take the lock that shows that this worker is alive."""
 
     def join(self, *, alone: bool) -> None:
-        """Become a worker, one that works `alone` or with others that do not.
+        """Become a worker.
 
-        Raises StudyError if somebody works alone, or anybody where this process wants to be alone.
+        Args:
+            alone: Whether to share the search with no other worker.
+
+        Raises:
+            StudyError: Another worker works alone, or any worker is alive and `alone` is asked for.
+
         """
         with self.turn():
             others = self.living()
             if busy := [worker for worker in others if alone or worker.alone]:
-                which = ", ".join(map(str, busy))
+                listed = ", ".join(map(str, busy))
                 way = (
                     "wait for it, or stop it"
                     if any(worker.alone for worker in busy)
                     else "`workers=1` joins in, or wait until it has finished"
                 )
-                raise StudyError(f"{self.where}: another fit is under way there ({which}); {way}")
-            self.own = Worker(f"{1 + secrets.randbelow(0xFFFFFFFF):08x}", host_name(), os.getpid(), alone)
-            self._hold(self.own)
+                raise StudyError(f"{self.where}: another fit is running ({listed}); {way}")
+            self.mine = Worker(f"{1 + secrets.randbelow(0xFFFFFFFF):08x}", host_name(), os.getpid(), alone)
+            self._hold(self.mine)
 
     @property
     @abstractmethod
     def where(self) -> str:
-        """The storage, for messages."""
+        """Name of the storage in messages."""
 
     @abstractmethod
     def close(self) -> None:
-        """Stop being a worker, and let go of everything."""
+        """Leave the workers and release all locks."""
 
 
 def workers_at(address: StorageAddress, scope: str) -> Workers:
@@ -101,7 +114,7 @@ def workers_at(address: StorageAddress, scope: str) -> Workers:
 
 
 class _FileWorkers(Workers):
-    """Workers that share a file of trials; their locks lie in a folder beside it, NAME.workers."""
+    """Workers that share a file of trials; their lock files are in the folder NAME.workers beside it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -135,7 +148,7 @@ class _FileWorkers(Workers):
             if (named := _FILE.fullmatch(file.name)) is None:
                 continue
             kind, host, process, name = named.groups()
-            if (self.own is not None and name == self.own.name) or self._is_held(file):
+            if (self.mine is not None and name == self.mine.name) or self._is_held(file):
                 found.append(Worker(name, host, int(process), kind == "alone"))
         return tuple(found)
 
@@ -146,7 +159,7 @@ class _FileWorkers(Workers):
                 pass
         except Timeout:
             return True
-        # Nobody comes to hold it: its name is of one process only, which takes it in its first turn.
+        # Safe to delete during a turn: only one process uses this name, and takes the lock in its first turn.
         if self._turn.is_locked:
             with suppress(OSError):
                 file.unlink()
@@ -155,12 +168,12 @@ class _FileWorkers(Workers):
     def _hold(self, worker: Worker) -> None:
         kind = "alone" if worker.alone else "worker"
         name = f"{kind}.{worker.host}.{worker.process}.{worker.name}.lock"
-        # Who looks whether it is held, holds it himself for a moment.
+        # The timeout covers other workers, which take the lock for a moment to test it.
         self._held = FileLock(self._folder / name, timeout=_TURN, is_singleton=False)
         self._held.acquire()
 
     def close(self) -> None:
-        self.own = None
+        self.mine = None
         if not self._folder.is_dir():
             return
         with suppress(OSError, Timeout), self.turn():
@@ -169,7 +182,7 @@ class _FileWorkers(Workers):
                 with suppress(OSError):
                     Path(self._held.lock_file).unlink(missing_ok=True)
                 self._held = None
-            # Whoever waits for a lock whose file is gone makes a new file.
+            # A worker that waits for a deleted lock file creates a new one.
             if [path.name for path in self._folder.iterdir()] == ["turn.lock"]:
                 (self._folder / "turn.lock").unlink()
         with suppress(OSError):
@@ -177,11 +190,11 @@ class _FileWorkers(Workers):
 
 
 class _PostgresWorkers(Workers):
-    """Workers that share a database; each holds an advisory lock, which ends with its connection."""
+    """Workers that share a database; each holds an advisory lock, which its connection releases when it ends."""
 
     def __init__(self, address: StorageAddress, scope: str) -> None:
         self._address = address
-        # Locks have two numbers of 32 bits: the study's, and 0 for the turn or a worker's own.
+        # A lock has two 32-bit numbers: that of the study, then 0 for the turn or the number of a worker.
         self._scope = _signed(zlib.crc32(f"blockfit {scope}".encode()))
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
         self._depth = 0
@@ -198,13 +211,13 @@ class _PostgresWorkers(Workers):
         try:
             yield
         except BaseException:
-            with suppress(*AWAY):  # what went wrong first is what matters
+            with suppress(*STORAGE_ERRORS):  # the first error is the one to report
                 self._end_turn()
             raise
         self._end_turn()
 
     def _end_turn(self) -> None:
-        """Let others have theirs. Raises psycopg.Error if they may have had it before: the connection was lost."""
+        """End the turn; raise psycopg.Error if the connection was lost, so that it may have ended before."""
         self._depth -= 1
         if self._depth == 0 and self._connection is not None:
             self._connection.execute("select pg_advisory_unlock(%s::int, 0)", (self._scope,))
@@ -226,40 +239,40 @@ class _PostgresWorkers(Workers):
         connection.execute("select pg_advisory_lock(%s::int, %s::int)", (self._scope, _signed(int(worker.name, 16))))
 
     def _connected(self) -> "psycopg.Connection[tuple[object, ...]]":
-        """The connection; made anew, the worker's lock taken again, after it was lost."""
+        """Return the connection; after a loss, connect again and take the worker's lock again."""
         try:
-            import psycopg  # noqa: PLC0415  only where PostgreSQL is used
+            import psycopg  # noqa: PLC0415  an optional dependency
         except ImportError as error:
-            raise without_psycopg() from error
+            raise psycopg_missing() from error
         if self._connection is not None and (self._connection.broken or self._connection.closed):
             self._connection = None
         if self._connection is None:
             url = make_url(self._address.url)
-            # As for the trials themselves: a name is handed over as it is, whatever characters it has.
+            # As for the trials: SQLAlchemy's parsing allows any character in the database's name.
             _, given = url.get_dialect()().create_connect_args(url)
             options = {"connect_timeout": 10, "options": f"{_KEEPALIVE} -c lock_timeout={int(_TURN * 1000)}"}
             try:
                 self._connection = psycopg.connect(autocommit=True, **{**given, **options})
             except psycopg.Error as error:
-                if self.own is not None:
-                    raise  # it was there before, and may come again
+                if self.mine is not None:
+                    raise  # it was available before, and may be again
                 reason = str(error).strip().partition("\n")[0]
                 raise StudyError(f"{self._address}: cannot be reached: {reason}", field="storage") from error
-            if self.own is not None:
+            if self.mine is not None:
                 try:
-                    self._hold(self.own)
+                    self._hold(self.mine)
                 except BaseException:
-                    # Without its lock a worker is dead to all others.
+                    # Other workers would take a worker without its lock for dead.
                     self._connection.close()
                     self._connection = None
                     raise
         return self._connection
 
     def close(self) -> None:
-        self.own = None
+        self.mine = None
         if self._connection is not None:
-            with suppress(*AWAY):  # it may be lost already
-                # The server notices some time later that a connection was closed.
+            with suppress(*STORAGE_ERRORS):  # the connection may be lost already
+                # The server notices a closed connection only some time later.
                 self._connection.execute("select pg_advisory_unlock_all()")
             self._connection.close()
             self._connection = None
@@ -272,5 +285,5 @@ def _described(key: int, label: str) -> Worker:
 
 
 def _signed(number: int) -> int:
-    """The signed number of 32 bits that PostgreSQL has for an unsigned one."""
+    """Return the signed 32-bit number with the bits of an unsigned one, as PostgreSQL stores it."""
     return number - (1 << 32) if number >= 1 << 31 else number

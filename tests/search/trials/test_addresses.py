@@ -1,4 +1,4 @@
-"""Where trials lie: in the file that was named, whatever characters its path has, and never in another one."""
+"""Trials are stored in the named file, with any characters in its path, and in no other file."""
 
 import os
 import shutil
@@ -15,11 +15,11 @@ from sqlalchemy.engine import make_url
 from optimizer.cli import main
 from optimizer.errors import StudyError
 from optimizer.search import fit, open_storage, storage_address, study_status
-from optimizer.search.trials.storage import is_begun
+from optimizer.search.trials.storage import may_hold_trials
 from optimizer.search.trials.workers import workers_at
 from optimizer.studies import load_study
 
-# What means something in a URL, in a template of Optuna's, in SQLite's own addresses, or in a shell.
+# Names with special characters of URLs, Optuna's URL templates, SQLite's URIs, or shells.
 FOLDERS = [
     "what?", "mode=memory?", "a%20b", "a%2Fb", "a%3Fb", "100%", "a#b", "a{b}", "{SCHEMA_VERSION}", "a}b{", "a&b;c",
     "a+b", "a b", "a'b", 'a"b', "a\\b", "@a", "a@b:c", "ä漢", "$HOME", "~", ":memory:", "file:a?mode=ro", "[a]", "-a",
@@ -28,42 +28,42 @@ FOLDERS = [name for name in FOLDERS if os.name != "nt" or not set(name) & set('?
 
 
 def make_study(address, name="one"):
-    """A storage with one Optuna study at an address."""
+    """Create a storage with one Optuna study at an address."""
     with open_storage(address) as storage:
         optuna.create_study(study_name=name, storage=storage)
 
 
 def files_in(folder):
-    """All files below a folder, as seen from it."""
+    """Return the relative paths of all files below a folder."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_folder(tmp_path, name):
-    """The trials of a study's folder are in the folder, and nothing is made beside it."""
+def test_trials_are_in_the_study_s_folder(tmp_path, name):
+    """The default storage is one file in the study's folder, and nothing is created beside the folder."""
     folder = tmp_path / name
     folder.mkdir()
     address = storage_address(None, folder)
-    assert not is_begun(address)
+    assert not may_hold_trials(address)
 
     make_study(address)
 
-    assert is_begun(address)
+    assert may_hold_trials(address)
     assert files_in(tmp_path) == [f"{name}/study.db"]
     with closing(sqlite3.connect(folder / "study.db")) as database:
         assert database.execute("select study_name from studies").fetchall() == [("one",)]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_told_and_given(tmp_path, monkeypatch, name):
-    """What others are told to give to --storage names the same file for us, and for Optuna's own commands."""
+def test_the_shown_option_names_the_same_file(tmp_path, monkeypatch, name):
+    """The option shown to others names the same file for blockfit and for Optuna's commands."""
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
-    told = storage_address(None, Path(name)).option
+    option = storage_address(None, Path(name)).option
 
-    assert told.startswith("sqlite:///")
-    assert storage_address(told, tmp_path).path == Path(name) / "study.db"
-    assert Path(make_url(told).database) == Path(name) / "study.db"
+    assert option.startswith("sqlite:///")
+    assert storage_address(option, tmp_path).path == Path(name) / "study.db"
+    assert Path(make_url(option).database) == Path(name) / "study.db"
     journal = storage_address(f"journal:{name}/study.log", tmp_path)
     assert storage_address(journal.option, tmp_path).path == Path(name) / "study.log"
 
@@ -87,41 +87,41 @@ def test_told_and_given(tmp_path, monkeypatch, name):
         (r"journal:\\server\share\a.log", r"\\server\share\a.log"),
     ],
 )
-def test_what_is_given(tmp_path, given, path):
-    """In a URL %20 is a space, %3F a question mark and %25 a percent sign; a journal's name stands as it is."""
+def test_urls_are_unescaped(tmp_path, given, path):
+    """In a URL %20 is a space, %3F a question mark and %25 a percent sign; a journal's name is literal."""
     assert storage_address(given, tmp_path).path == Path(path)
 
 
-def test_options_in_a_url(tmp_path):
-    """A question mark begins options, of which there are none: the message writes the URL of the file that has one."""
-    with pytest.raises(StudyError, match=r"a '\?' begins options.*: sqlite:///a b%3Fmode=ro\.db$"):
+def test_options_in_a_url_are_refused(tmp_path):
+    """A question mark starts options, which are refused; the message shows the URL of a file name with one."""
+    with pytest.raises(StudyError, match=r"a '\?' starts options.*: sqlite:///a b%3Fmode=ro\.db$"):
         storage_address("sqlite:///a%20b?mode=ro.db", tmp_path)
 
 
-def test_name_that_is_meant_as_it_stands(tmp_path, monkeypatch):
-    """A file that is there under the very name that was typed, while the one that it names is not, is told of."""
+def test_a_literal_file_name_is_recognised(tmp_path, monkeypatch):
+    """If only the file with the literal name exists, the message gives its URL."""
     monkeypatch.chdir(tmp_path)
     Path("a%20b.db").touch()
 
-    with pytest.raises(StudyError, match=r"names the file 'a b\.db'.* is named by sqlite:///a%2520b\.db$"):
+    with pytest.raises(StudyError, match=r"names the file 'a b\.db'.* must be sqlite:///a%2520b\.db$"):
         storage_address("sqlite:///a%20b.db", tmp_path)
 
     Path("a b.db").touch()
     assert storage_address("sqlite:///a%20b.db", tmp_path).path == Path("a b.db")
 
 
-def test_database_of_a_server(postgresql):
-    """A PostgreSQL database with braces, a percent sign and a question mark in its name is the one that is opened."""
+def test_special_characters_in_a_database_s_name(postgresql):
+    """A PostgreSQL database with braces, a percent sign and a question mark in its name is opened."""
     name = "tri{al}s 100% ?"
     plain = make_url(postgresql.database())
     with psycopg.connect(plain.render_as_string(hide_password=False), autocommit=True) as connection:
         connection.execute(f'create database "{name}"')
     address = storage_address(plain.set(database=name).render_as_string(hide_password=False), Path())
 
-    assert not is_begun(address)
+    assert not may_hold_trials(address)
     make_study(address)
 
-    assert is_begun(address)
+    assert may_hold_trials(address)
     workers = workers_at(address, "one")
     workers.join(alone=False)
     assert len(workers.living()) == 1
@@ -132,8 +132,8 @@ def test_database_of_a_server(postgresql):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no folder of Windows has a question mark")
-def test_commands(finished_study, tmp_path, capsys):
-    """Two studies in folders that differ behind a question mark do not meet, by the commands as users have them."""
+def test_studies_in_similar_folders_do_not_mix(finished_study, tmp_path, capsys):
+    """Studies in folders whose names differ only after a question mark have their own trials, also in commands."""
     folders = [tmp_path / "which?" / name for name in ("one#1", "other%202")]
     for folder in folders:
         shutil.copytree(finished_study, folder, ignore=shutil.ignore_patterns("study.db", "best.yaml"))
@@ -151,11 +151,11 @@ def test_commands(finished_study, tmp_path, capsys):
 
 @pytest.mark.skipif(os.name == "nt", reason="no folder of Windows has a question mark")
 class TestEarlierVersion:
-    """Trials that an earlier version has put beside the folder, whose path it took for a URL."""
+    """Trials that an earlier version stored beside the folder, because it did not escape the path in the URL."""
 
     @pytest.fixture
     def folder(self, finished_study, tmp_path):
-        """A study's folder; its trials are where Optuna put them that was given the path in a URL."""
+        """A study's folder whose trials are at the path that the unescaped URL names."""
         folder = tmp_path / "which?" / "study"
         shutil.copytree(finished_study, folder)
         storage = RDBStorage(f"sqlite:///{(folder / 'study.db').as_posix()}", skip_compatibility_check=True)
@@ -164,29 +164,31 @@ class TestEarlierVersion:
         (folder / "study.db").replace(tmp_path / "which")
         return folder
 
-    def test_told(self, folder, tmp_path):
-        """A fit does not begin anew in silence: it says where they are; a copy is gone on with."""
+    def test_a_fit_reports_the_earlier_place(self, folder, tmp_path):
+        """A fit does not start anew; it reports the path of the earlier trials, and continues with a copy of them."""
         with pytest.raises(StudyError) as caught:
             fit(load_study(folder))
 
         (line,) = caught.value.problems
-        assert line.startswith(f"{folder / 'study.db'}: is not there, but {tmp_path / 'which'} holds trials of this")
+        assert line.startswith(
+            f"{folder / 'study.db'}: does not exist, but {tmp_path / 'which'} contains trials of this"
+        )
         assert f"copy it to {folder / 'study.db'}" in line
         assert not (folder / "study.db").exists()
         shutil.copy(tmp_path / "which", folder / "study.db")
         assert [len(search.completed) for search in fit(load_study(folder)).searches] == [4, 4]
 
-    def test_fresh(self, folder, tmp_path):
-        """`--fresh` begins anew, and leaves them where they are."""
+    def test_fresh_keeps_the_earlier_trials(self, folder, tmp_path):
+        """`--fresh` starts anew and leaves the earlier trials unchanged."""
         before = (tmp_path / "which").read_bytes()
 
         fit(load_study(folder).with_trials(1), fresh=True)
 
         assert (tmp_path / "which").read_bytes() == before
-        assert [one.completed for one in study_status(load_study(folder, with_files=False)).searches] == [1, 1]
+        assert [search.completed for search in study_status(load_study(folder, with_files=False)).searches] == [1, 1]
 
-    def test_of_another_study(self, folder, tmp_path):
-        """Trials of another study at that place, or no trials at all, are no reason to stop."""
+    def test_trials_of_another_study_are_ignored(self, folder, tmp_path):
+        """Trials of another study, or another file, at the earlier path do not stop a fit."""
         text = (folder / "study.yaml").read_text(encoding="utf-8")
         (folder / "study.yaml").write_text(text.replace("delta", "weights"), encoding="utf-8")
 

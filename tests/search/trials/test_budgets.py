@@ -1,4 +1,4 @@
-"""How many trials a study's searches are to have, as others are told: what running fits were asked for."""
+"""The budgets of a study's searches, as other workers and commands see them."""
 
 import shutil
 import sqlite3
@@ -17,17 +17,17 @@ from optimizer.studies import load_study
 
 @pytest.fixture
 def folder(finished_study, tmp_path):
-    """The folder of a study whose study.yaml asks for four trials of each of its two searches; none were run."""
+    """The folder of a study with a budget of four trials for each of two searches, and no trials yet."""
     return shutil.copytree(finished_study, tmp_path / "study", ignore=shutil.ignore_patterns("study.db", "best.yaml"))
 
 
 def budgets(folder, storage=None):
-    """What `status` tells of each search."""
+    """Return the budget of each search by `status`."""
     return [search.budget for search in study_status(load_study(folder, with_files=False), storage).searches]
 
 
-def test_running_fit(folder):
-    """While a fit runs that was asked for more, `status` counts to that, also in the search that has not begun."""
+def test_status_shows_the_budget_of_a_running_fit(folder):
+    """During a fit with a larger budget `status` shows that budget, also for a search that has not started."""
     seen = []
 
     def finished(progress, trial):
@@ -44,8 +44,8 @@ def test_running_fit(folder):
     assert len(during.workers) == 1
 
 
-def test_after_the_fit(folder):
-    """After it, a larger budget than study.yaml's still counts, until a fit was asked for nothing else."""
+def test_the_last_budget_counts_after_a_fit(folder):
+    """After a fit with a larger budget than study.yaml's, that budget counts until a fit without one."""
     assert budgets(folder) == [4, 4]
     fit(load_study(folder).with_trials(2))
     assert budgets(folder) == [4, 4]
@@ -60,8 +60,8 @@ def test_after_the_fit(folder):
     assert budgets(folder) == [6, 6]
 
 
-def test_report(folder, tmp_path):
-    """The report says how many of the trials that were asked for are left."""
+def test_the_report_counts_the_trials_left(folder, tmp_path):
+    """The report shows the trials left of the requested budget."""
     fit(load_study(folder).with_trials(5))
     fit(load_study(folder).with_trials(7), events=FitEvents(finished=interrupt))
     found = found_result(load_study(folder, with_files=False))
@@ -74,12 +74,12 @@ def test_report(folder, tmp_path):
 
 
 def interrupt(progress, trial):
-    """Ctrl-C after a trial."""
+    """Raise KeyboardInterrupt after a trial."""
     raise KeyboardInterrupt
 
 
-def test_older_database(folder):
-    """Trials of a version that noted no budgets are counted to what study.yaml says."""
+def test_a_database_without_budgets_uses_study_yaml(folder):
+    """For a database of a version without budgets the budget of study.yaml counts."""
     fit(load_study(folder).with_trials(2))
     with closing(sqlite3.connect(folder / "study.db", isolation_level=None)) as database:
         assert database.execute("delete from study_user_attributes where key = 'blockfit:budgets'").rowcount == 2
@@ -90,8 +90,8 @@ def test_older_database(folder):
 @pytest.mark.parametrize(
     "storage", ["sqlite:///{}/trials.db", pytest.param("postgresql", marks=pytest.mark.slow), "journal:{}/trials.log"]
 )
-def test_several_workers(folder, storage, request):
-    """Of workers with different budgets the largest of those that live counts, then what a plain fit would run."""
+def test_the_largest_budget_of_living_workers_counts(folder, storage, request):
+    """The largest budget of the living workers counts; without workers, that of a plain fit."""
     url = request.getfixturevalue("postgresql").database() if storage == "postgresql" else storage.format(folder)
     address, study = storage_address(url, folder), load_study(folder)
     fit(study.with_trials(1), storage=url)
@@ -102,11 +102,11 @@ def test_several_workers(folder, storage, request):
         for trials in (60, 200, 30):
             crowd[trials] = workers_at(address, study.name)
             crowd[trials].join(alone=False)
-            own = study.with_trials(trials) if trials != 30 else replace(study.with_trials(30), asked_trials=None)
+            budgeted = study.with_trials(trials) if trials != 30 else replace(study.with_trials(30), asked_trials=None)
             attributes = opened.get_study_user_attrs(stored)
             again = open_search(
                 opened, label, attributes["blockfit:bound_to"], {"A.alpha": {}}, address, {},
-                Budgets.of(own, crowd[trials]),
+                Budgets.of(budgeted, crowd[trials]),
             )  # fmt: skip
             assert again._study_id == stored
 
@@ -115,41 +115,41 @@ def test_several_workers(folder, storage, request):
         crowd.pop(trials).close()
         assert budgets(folder, url) == [after, after]
     crowd[30].close()
-    # The last that was asked for nothing goes by study.yaml.
+    # The last worker used the budget of study.yaml.
     assert budgets(folder, url) == [4, 4]
 
 
-def test_told_to_other_workers(folder):
-    """A worker that shares the search tells the larger budget of another one, and runs its own trials only."""
+def test_workers_report_the_larger_budget(folder):
+    """A worker reports the larger budget of another worker, and runs only up to its own."""
     address, study = storage_address(None, folder), load_study(folder)
     fit(study.with_trials(1), workers=1)
-    other = workers_at(address, study.name)
-    other.join(alone=False)
+    second = workers_at(address, study.name)
+    second.join(alone=False)
     with open_storage(address) as opened:
         stored = opened.get_study_id_from_name("s/A")
         attributes = opened.get_study_user_attrs(stored)
         bound = attributes["blockfit:bound_to"]
-        open_search(opened, "s/A", bound, {"A.alpha": {}}, address, {}, Budgets.of(study.with_trials(50), other))
-    told = []
+        open_search(opened, "s/A", bound, {"A.alpha": {}}, address, {}, Budgets.of(study.with_trials(50), second))
+    reported = []
 
     result = fit(
-        study.with_trials(3), workers=1, events=FitEvents(finished=lambda p, t: told.append((p.search, p.budget)))
+        study.with_trials(3), workers=1, events=FitEvents(finished=lambda p, t: reported.append((p.search, p.budget)))
     )
 
-    other.close()
-    assert ("s/A", 50) in told
-    assert {budget for search, budget in told if search == "s/B"} == {3}
+    second.close()
+    assert ("s/A", 50) in reported
+    assert {budget for search, budget in reported if search == "s/B"} == {3}
     assert [len(search.completed) for search in result.searches] == [3, 3]
 
 
-def test_search_that_needs_less(folder):
-    """A search that can use fewer trials than it is given is done when it has had them."""
+def test_a_search_may_need_fewer_trials(folder):
+    """The budget of a search is at most the number of trials that it can use."""
     address, study = storage_address(None, folder), load_study(folder)
     fit(study.with_trials(1))
     with open_storage(address) as opened:
         bound = opened.get_study_user_attrs(opened.get_study_id_from_name("s/A"))["blockfit:bound_to"]
-        own = Budgets.of(study, workers_at(address, study.name), most=1)
-        open_search(opened, "s/A", bound, {"A.alpha": {}}, address, {}, own)
+        limited = Budgets.of(study, workers_at(address, study.name), most=1)
+        open_search(opened, "s/A", bound, {"A.alpha": {}}, address, {}, limited)
 
     assert budgets(folder) == [1, 4]
 
@@ -158,8 +158,8 @@ def test_search_that_needs_less(folder):
     "noted",
     [None, 3, [], {"last": 3}, {"last": {"s": "9"}}, {"last": {"s": True}}, {"last": {"s": -9}}, {"workers": {"a": 9}}],
 )
-def test_nonsense(folder, noted):
-    """What is noted and cannot be a budget counts as not noted."""
+def test_invalid_budgets_are_ignored(folder, noted):
+    """An invalid record of budgets counts as missing."""
     (stage,) = load_study(folder, with_files=False).stages
 
     assert budget_of(stage, [{"blockfit:budgets": noted}], ["a"]) == 4

@@ -1,4 +1,4 @@
-"""Databases of trials from strangers: whatever is wrong with one is told in a line, and nothing in it is destroyed."""
+"""Damaged databases of trials: every fault is reported in one line, and nothing is destroyed."""
 
 import json
 import pickle
@@ -25,7 +25,7 @@ from optimizer.reports.trials import write_trials
 from optimizer.search import CheckedTrials, FitEvents, fit, open_trials, study_status
 from optimizer.studies import load_study
 
-# One of each kind; the others are slow, if only by their number.
+# The damages that always run, one of each kind; all others are marked slow because they are many.
 ALWAYS = {
     "status": (
         "state unknown", "state pruned", "completed without values", "failed with values",
@@ -49,7 +49,7 @@ ALWAYS = {
 
 
 def kinds(command, damages=DAMAGES):
-    """The kinds of damage that a command is run on; most of them are slow."""
+    """Return the damages for a command as parameters; most are marked slow."""
     assert set(ALWAYS[command]) <= {damage.name for damage in damages}
     return [
         pytest.param(damage, id=damage.name, marks=() if damage.name in ALWAYS[command] else pytest.mark.slow)
@@ -57,22 +57,22 @@ def kinds(command, damages=DAMAGES):
     ]
 
 
-def refusal(call):
-    """What a call gave, and the lines that it was refused by."""
+def result_and_problems(call):
+    """Return the result of a call and no problems, or None and the problems of its InputError."""
     try:
         return call(), ()
     except InputError as error:
         return None, error.problems
 
 
-def tells(words, problems):
-    """Whether one of these lines has the words."""
+def has_words(words, problems):
+    """Return whether any problem matches the pattern `words`."""
     return any(re.search(words, problem) for problem in problems)
 
 
 @pytest.fixture
 def damaged(finished_study, tmp_path):
-    """A copy of the study's folder with damage done to its database."""
+    """A function that copies the study's folder and damages its database."""
 
     def make(damage):
         folder = tmp_path / "study"
@@ -84,7 +84,7 @@ def damaged(finished_study, tmp_path):
 
 
 def command(capsys, *arguments):
-    """Exit code, what is on stdout, lines on stderr of a command."""
+    """Run a command; return its exit code, its stdout, and the lines on stderr."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
@@ -94,7 +94,7 @@ def command(capsys, *arguments):
 
 
 def rows_of(path):
-    """All rows of the tables of trials, as far as the file can be read; those of states are their own affair."""
+    """Return all readable rows of the tables of trials, without the states of unfinished ones."""
     found = set()
     with closing(sqlite3.connect(path)) as database:
         for table in ("trials", "trial_params", "trial_values", "trial_user_attributes"):
@@ -106,55 +106,55 @@ def rows_of(path):
     return found
 
 
-def check_told(damage, code, lines):
-    """What is said of damage is what there is to say."""
+def check_report(damage, code, lines):
+    """Check that the lines of a command report the damage, and nothing else."""
     if damage.becomes == REFUSED:
         assert code == 2, lines
         assert any(re.search(damage.words, line) for line in lines), lines
     else:
         assert code == 0, lines
-        said = [line for line in lines if "left out" in line]
-        assert bool(said) == (damage.becomes == LEFT_OUT), lines
-        assert all("trial" in line for line in said)
-        assert damage.becomes == NOTHING or any(damage.words in line for line in said), said
+        left_out = [line for line in lines if "left out" in line]
+        assert bool(left_out) == (damage.becomes == LEFT_OUT), lines
+        assert all("trial" in line for line in left_out)
+        assert damage.becomes == NOTHING or any(damage.words in line for line in left_out), left_out
     assert all(line.startswith("blockfit: ") and line.isprintable() for line in lines)
 
 
 @pytest.mark.parametrize("damage", kinds("status"))
-def test_status(damaged, capsys, damage):
-    """`status` says what it makes of the trials, or refuses them, and leaves the file as it was."""
+def test_status_reports_damage(damaged, capsys, damage):
+    """`status` counts the valid trials or refuses the file, and leaves the file unchanged."""
     folder = damaged(damage)
     before = (folder / "study.db").read_bytes()
 
     code, out, lines = command(capsys, "status", folder, "--json")
 
-    check_told(damage, code, lines)
+    check_report(damage, code, lines)
     assert code == 2 or len(json.loads(out)["searches"]) == 2
     if damage.name not in ("a change that waits to be taken in", "rubbish that waits to be undone"):
         assert (folder / "study.db").read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", kinds("report"))
-def test_report(damaged, capsys, damage):
-    """`report` draws up what can be trusted."""
+def test_a_report_uses_valid_trials_only(damaged, capsys, damage):
+    """`report` shows valid trials only, and remarks on the others."""
     folder = damaged(damage)
 
     code, out, lines = command(capsys, "report", folder, "--json")
 
-    check_told(damage, code, lines)
+    check_report(damage, code, lines)
     if code == 0:
-        told = json.loads(out)
-        assert told["study"] == "study"
-        assert ("Trials are left out" in told["remarks"]) == (damage.becomes == LEFT_OUT)
+        report = json.loads(out)
+        assert report["study"] == "study"
+        assert ("Trials are left out" in report["remarks"]) == (damage.becomes == LEFT_OUT)
     assert (folder / "report.html").exists() == (code == 0)
 
 
-# What is told of these shows only when a fit goes on with them.
+# Damages that only a continued fit reports.
 FIT = {
     "bound to a number": "were scored with another",
     "bound to something deep": "were scored with another",
-    "under no alphas": "do not say under which other alphas",
-    "state of a sampler": "no state of CMA-ES",
+    "under no alphas": "lack the other alphas under which",
+    "state of a sampler": "not a state of CMA-ES",
     "a rule that refuses": "takes no trials",
     "a column more that must be filled": "takes no trials: NOT NULL",
     "range logarithmic": "takes no trials",
@@ -164,28 +164,28 @@ FIT = {
 
 
 @pytest.mark.parametrize("damage", kinds("fit"))
-def test_fit(damaged, damage):
-    """`fit` goes on with what can be trusted up to its budget, or refuses; what was there stays there."""
+def test_a_fit_uses_valid_trials_only(damaged, damage):
+    """`fit` continues with the valid trials up to its budget, or refuses the file; stored rows stay."""
     folder = damaged(damage)
     path = folder / "study.db"
     before = rows_of(path) if damage.becomes != REFUSED else path.read_bytes()
     best = (folder / "best.yaml").read_bytes()
-    said = []
+    warnings = []
 
-    result, problems = refusal(
-        lambda: fit(load_study(folder).with_trials(5), events=FitEvents(warn=said.append), patience=1)
+    result, problems = result_and_problems(
+        lambda: fit(load_study(folder).with_trials(5), events=FitEvents(warn=warnings.append), patience=1)
     )
 
     if problems:
         assert damage.becomes == REFUSED or damage.name in FIT, problems
-        assert tells(FIT.get(damage.name, damage.words), problems), problems
+        assert has_words(FIT.get(damage.name, damage.words), problems), problems
         assert (folder / "best.yaml").read_bytes() == best
         assert damage.becomes != REFUSED or path.read_bytes() == before
         return
-    assert damage.becomes != REFUSED, said
-    assert damage.name not in FIT, said
+    assert damage.becomes != REFUSED, warnings
+    assert damage.name not in FIT, warnings
     assert [len(search.completed) for search in result.searches] == [5, 5]
-    assert any("left out" in text for text in said) == (damage.becomes == LEFT_OUT), said
+    assert any("left out" in text for text in warnings) == (damage.becomes == LEFT_OUT), warnings
     assert rows_of(path) >= before
     write_trials(result, folder / "trials.csv")
     again = fit(load_study(folder).with_trials(5))
@@ -193,21 +193,21 @@ def test_fit(damaged, damage):
 
 
 @pytest.mark.parametrize("damage", kinds("dashboard"))
-def test_dashboard(damaged, damage):
-    """`dashboard` shows what can be trusted, or does not start."""
+def test_the_dashboard_shows_valid_trials_only(damaged, damage):
+    """`dashboard` shows valid trials only, or does not start."""
     folder = damaged(damage)
 
     def show():
         with open_trials(load_study(folder, with_files=False)) as trials:
             shown = _ShownStorage(trials, _PlotStore(folder))
             application = _ReadingOnly(wsgi(shown, artifact_store=_PlotStore(folder)))
-            (listed,) = asked(application, "/api/studies").values()
-            return {one["study_name"]: asked(application, f"/api/studies/{one['study_id']}") for one in listed}
+            (listed,) = fetched(application, "/api/studies").values()
+            return {entry["study_name"]: fetched(application, f"/api/studies/{entry['study_id']}") for entry in listed}
 
-    found, problems = refusal(show)
+    found, problems = result_and_problems(show)
 
     if problems:
-        assert tells(damage.words if damage.becomes == REFUSED else "holds no trials", problems), problems
+        assert has_words(damage.words if damage.becomes == REFUSED else "contains no trials", problems), problems
         return
     assert damage.becomes != REFUSED
     for name in {"s/A", "s/B"} & set(found):
@@ -215,8 +215,8 @@ def test_dashboard(damaged, damage):
         assert {trial["state"] for trial in found[name]["trials"]} <= {"Complete", *running}
 
 
-def test_better_than_it_is(finished_study, tmp_path, capsys):
-    """A trial that says more than its point scores does not win: it is left out, said, and stays left out."""
+def test_a_false_best_trial_is_left_out(finished_study, tmp_path, capsys):
+    """A trial with a false high score is left out with a warning, now and later, and is not the best."""
     folder = shutil.copytree(finished_study, tmp_path / "study")
     before = load_recipe(folder / "best.yaml")
     with closing(sqlite3.connect(folder / "study.db", isolation_level=None)) as database:
@@ -232,14 +232,14 @@ def test_better_than_it_is(finished_study, tmp_path, capsys):
                 database.execute(
                     "update trial_user_attributes set value_json = ? where trial_id = ? and key = ?", [text, last, key]
                 )
-    said = []
+    warnings = []
 
-    result = fit(load_study(folder), events=FitEvents(warn=said.append))
+    result = fit(load_study(folder), events=FitEvents(warn=warnings.append))
 
     assert all(trial.number != 3 for search in result.searches for trial in search.trials)
-    assert len(said) == len(labels)
-    reason = "left out: trial 3: its point was scored again, and is not as similar as it says"
-    assert all(line.endswith(reason) for line in said)
+    assert len(warnings) == len(labels)
+    reason = "left out: trial 3: its point was scored again, and its stored similarity is wrong"
+    assert all(line.endswith(reason) for line in warnings)
     assert [len(search.completed) for search in result.searches] == [4] * len(labels)
     assert [step.alpha for step in load_recipe(folder / "best.yaml").steps] == [step.alpha for step in before.steps]
     code, out, lines = command(capsys, "status", folder, "--json")
@@ -248,8 +248,8 @@ def test_better_than_it_is(finished_study, tmp_path, capsys):
     assert sum("left out: trial 3" in line for line in lines) == len(labels)
 
 
-def test_finished_while_it_is_read():
-    """A database is read in steps: a trial whose value is there before its new state is running until then."""
+def test_a_trial_that_finishes_during_the_reading():
+    """A trial with a value and its old state counts as running until its new state is read."""
     range_ = FloatDistribution(0, 1)
     torn = FrozenTrial(
         0, TrialState.RUNNING, 0.5, datetime.now(), datetime.now(), {"x": 0.3}, {"x": range_}, {}, {}, {}, 1
@@ -269,8 +269,8 @@ def test_finished_while_it_is_read():
 @pytest.mark.parametrize(
     "lost", [pytest.param("_mean"), *(pytest.param(lost, marks=pytest.mark.slow) for lost in ("_C", "_n_dim"))]
 )
-def test_sampler_state_without_a_part(finished_study, tmp_path, lost):
-    """A state of CMA-ES that is one by its form, but lacks a part, ends in a line, and the trials stay as they are."""
+def test_an_incomplete_sampler_state_is_reported(finished_study, tmp_path, lost):
+    """A state of CMA-ES that lacks an attribute ends the fit with one line, and the trials stay unchanged."""
     folder = shutil.copytree(finished_study, tmp_path / "study", ignore=shutil.ignore_patterns("study.db"))
     text = (folder / "study.yaml").read_text(encoding="utf-8").replace("sampler: blockwise", "sampler: cmaes")
     (folder / "study.yaml").write_text(text, encoding="utf-8")
@@ -288,7 +288,7 @@ def test_sampler_state_without_a_part(finished_study, tmp_path, lost):
         )
         before = database.execute("select count(*) from trials").fetchone()
 
-    with pytest.raises(InputError, match=r"'s/[AB]': no trial can be proposed from those that are stored \("):
+    with pytest.raises(InputError, match=r"'s/[AB]': no trial can be proposed from the stored trials \("):
         fit(load_study(folder).with_trials(12))
 
     with closing(sqlite3.connect(path)) as database:
@@ -297,7 +297,7 @@ def test_sampler_state_without_a_part(finished_study, tmp_path, lost):
 
 @pytest.fixture(scope="module")
 def journal(finished_study, tmp_path_factory):
-    """A folder with the same study, whose trials are in a journal."""
+    """A folder with the same study whose trials are in a journal."""
     folder = tmp_path_factory.mktemp("journal") / "study"
     shutil.copytree(finished_study, folder, ignore=shutil.ignore_patterns("study.db*", "best.yaml"))
     fit(load_study(folder), storage=f"journal:{folder / 'trials.log'}")
@@ -305,29 +305,31 @@ def journal(finished_study, tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", kinds("journal", JOURNAL_DAMAGES))
-def test_journal(journal, tmp_path, capsys, damage):
-    """`status` says what is wrong in a journal and leaves it as it was; `fit` does, too, and only adds to it."""
+def test_damage_in_a_journal_is_reported(journal, tmp_path, capsys, damage):
+    """`status` reports damage in a journal and leaves it unchanged; `fit` reports it too, and only appends."""
     folder = shutil.copytree(journal, tmp_path / "study")
     path = folder / "trials.log"
     damage.do(path)
-    before, said = path.read_bytes(), []
+    before, warnings = path.read_bytes(), []
 
     code, _, lines = command(capsys, "status", folder, "--storage", f"journal:{path}", "--json")
 
-    check_told(damage, code, lines)
+    check_report(damage, code, lines)
     assert path.read_bytes() == before
     study = load_study(folder).with_trials(5)
-    result, problems = refusal(lambda: fit(study, storage=f"journal:{path}", events=FitEvents(warn=said.append)))
+    result, problems = result_and_problems(
+        lambda: fit(study, storage=f"journal:{path}", events=FitEvents(warn=warnings.append))
+    )
     if problems:
         assert damage.becomes == REFUSED
-        assert tells(damage.words, problems), problems
+        assert has_words(damage.words, problems), problems
         assert path.read_bytes() == before
         return
     assert damage.becomes != REFUSED
     assert [len(search.completed) for search in result.searches] == [5, 5]
     whole = before[: before.rfind(b"\n") + 1]
     assert path.read_bytes().startswith(whole)
-    assert any("left out" in text for text in said) == (damage.becomes == LEFT_OUT), said
+    assert any("left out" in text for text in warnings) == (damage.becomes == LEFT_OUT), warnings
 
 
 @pytest.mark.parametrize(
@@ -348,30 +350,30 @@ def test_journal(journal, tmp_path, capsys, damage):
         ("delete from trial_values where trial_id = 1", "left out: trial 0: its value is not one similarity"),
     ],
 )
-def test_database_of_a_server(finished_study, tmp_path, postgresql, monkeypatch, statement, words):
-    """What is wrong in a PostgreSQL database is told as in a file, and is nothing to wait for."""
+def test_damage_in_postgresql_is_reported(finished_study, tmp_path, postgresql, monkeypatch, statement, words):
+    """Damage in a PostgreSQL database is reported as in a file, without waiting."""
     url, folder = postgresql.database(), shutil.copytree(finished_study, tmp_path / "study")
     fit(load_study(folder).with_trials(2), storage=url)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement)
-    said, waits = [], []
+    warnings, waits = [], []
     monkeypatch.setattr(time, "sleep", waits.append)
 
-    status, problems = refusal(lambda: study_status(load_study(folder, with_files=False), url))
-    said += problems or status.notes
+    status, problems = result_and_problems(lambda: study_status(load_study(folder, with_files=False), url))
+    warnings += problems or status.notes
     study = load_study(folder).with_trials(3)
-    _, problems = refusal(lambda: fit(study, storage=url, events=FitEvents(warn=said.append)))
-    said += problems
+    _, problems = result_and_problems(lambda: fit(study, storage=url, events=FitEvents(warn=warnings.append)))
+    warnings += problems
 
     assert waits == []
-    assert said
-    assert all(words in line for line in said)
-    assert "se/cret" not in str(said)
-    assert "fresh=True" not in str(said)
+    assert warnings
+    assert all(words in line for line in warnings)
+    assert "se/cret" not in str(warnings)
+    assert "fresh=True" not in str(warnings)
 
 
-def asked(application, path):
-    """What an address of the dashboard gives."""
+def fetched(application, path):
+    """Return the JSON at a path of the dashboard."""
     statuses = []
     environ = {
         "REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": "", "SERVER_NAME": "x", "SERVER_PORT": "80",

@@ -1,4 +1,4 @@
-"""Commands that are killed between two files that belong together: the next one goes on from whatever is there."""
+"""Commands killed between two files that belong together: the next command repairs or completes them."""
 
 import shutil
 import sqlite3
@@ -47,7 +47,7 @@ CODE = """
 
 @pytest.fixture(scope="module")
 def killing(finished_study, pool):
-    """A process that kills others; where it works lies a study and a small family for the demo."""
+    """A process that kills others, with a study and a small family for the demo in its folder."""
     shutil.copy(finished_study / "recipe.yaml", pool.folder / "recipe.yaml")
     family = pool.folder / "family"
     for name in ("answer", "models", "article", "attention", "stepwise"):
@@ -63,7 +63,7 @@ def killing(finished_study, pool):
 
 @pytest.fixture
 def template(tmp_path):
-    """A folder to work in, with a file of the user's own."""
+    """A working folder with a file of the user."""
     folder = tmp_path / "template"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
@@ -71,12 +71,12 @@ def template(tmp_path):
 
 
 def names_in(folder):
-    """What is in a folder, hidden things too."""
+    """Return the names in a folder, hidden ones included."""
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_new_files(killing, template, tmp_path):
-    """Killed anywhere, files that belong together are all there, or none of them is after the next look."""
+def test_new_files_are_written_together(killing, template, tmp_path):
+    """After a kill at any point either all files of a group exist, or the next command removes the rest."""
     left = set()
 
     for folder in killing.everywhere("write", template, tmp_path):
@@ -84,7 +84,7 @@ def test_new_files(killing, template, tmp_path):
         there = [name for name in names_in(new) if not name.startswith(".")] if new.exists() else []
         left.add(len(there))
         if len(there) == 2:
-            # Whatever else clears up here takes none of them away.
+            # Other cleaning keeps complete files.
             clear_abandoned(new)
             assert there == [name for name in names_in(new) if not name.startswith(".")]
         undo_unfinished(new)
@@ -97,8 +97,8 @@ def test_new_files(killing, template, tmp_path):
     assert left == {0, 1, 2}
 
 
-def test_new_files_after_an_edit(killing, template, tmp_path):
-    """What was left by a kill and then edited is the user's."""
+def test_an_edited_leftover_is_kept(killing, template, tmp_path):
+    """A leftover file that the user has edited is kept."""
     new = next(
         folder / "new"
         for folder in killing.everywhere("write", template, tmp_path)
@@ -111,8 +111,8 @@ def test_new_files_after_an_edit(killing, template, tmp_path):
     assert (new / "a").read_text(encoding="utf-8") == "mine now"
 
 
-def test_init(killing, template, tmp_path):
-    """Killed anywhere, `init` leaves nothing, both of its files, or what the next one, with other sources, replaces."""
+def test_a_killed_init_can_be_repeated(killing, template, tmp_path):
+    """A killed `init` leaves no file, both files, or files that the next `init` with other sources replaces."""
     killing.run("init", template)
     whole = {name: (template / name).read_bytes() for name in ("recipe.yaml", "study.yaml")}
     for name in whole:
@@ -131,18 +131,18 @@ def test_init(killing, template, tmp_path):
         assert names_in(folder) == ["notes.txt", "recipe.yaml", "study.yaml"]
 
 
-def test_new_study(killing, template, tmp_path):
-    """Killed anywhere, new_study leaves what the same call takes for its own."""
+def test_a_killed_new_study_can_be_repeated(killing, template, tmp_path):
+    """A killed `new_study` leaves files that the same call accepts."""
     for folder in killing.everywhere("new", template, tmp_path, every=5):
         assert killing.run("new", folder) == ("done", None)
         assert names_in(folder) == ["notes.txt", "recipe.yaml", "study.yaml"]
 
 
-def test_fresh(killing, finished_study, tmp_path):
-    """Killed anywhere, `--fresh` has lost no trial, and neither has the next one."""
+def test_a_killed_fresh_loses_no_trial(killing, finished_study, tmp_path):
+    """A killed `--fresh` loses no trial, nor does the next one."""
     template = tmp_path / "template"
     shutil.copytree(finished_study, template)
-    # A change that was not finished, and one that has not been taken in, in a file that was set aside before.
+    # A database with a change in its write-ahead log, beside one that was set aside before.
     shutil.copy(template / "study.db", template / "study.old.db")
     with closing(sqlite3.connect(template / "study.db", isolation_level=None)) as database:
         database.execute("pragma journal_mode = wal")
@@ -166,25 +166,25 @@ def test_fresh(killing, finished_study, tmp_path):
         assert states == {"study.old.db": ["COMPLETE", "COMPLETE"], "study.old-2.db": ["FAIL", "COMPLETE"]}
 
 
-def test_demo(killing, template, tmp_path, pool):
-    """Killed anywhere, the demo's copy of its family holds whole files only, and the next one completes it."""
+def test_a_killed_copy_of_the_demo_is_completed(killing, template, tmp_path, pool):
+    """A killed copy of the demo's family contains whole files only, and the next copy completes it."""
 
     def files(folder):
         found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        # What is hidden goes when the fit that follows writes to its folder.
+        # The next fit removes hidden temporary files when it writes to the folder.
         return {name: path.read_bytes() for name, path in found.items() if ".blockfit-" not in name}
 
-    wanted = files(pool.folder / "family")
+    expected = files(pool.folder / "family")
     for folder in killing.everywhere("copy_family", template, tmp_path, every=7):
         copied = files(folder / "demo") if (folder / "demo").exists() else {}
-        assert copied.items() <= wanted.items()
+        assert copied.items() <= expected.items()
         assert killing.run("copy_family", folder) == ("done", None)
-        assert files(folder / "demo") == wanted
+        assert files(folder / "demo") == expected
         shutil.rmtree(folder)
 
 
-def test_set_aside_in_place(finished_study, tmp_path):
-    """What is set aside holds all trials by itself."""
+def test_a_database_set_aside_is_complete(finished_study, tmp_path):
+    """A database that was set aside contains all trials by itself."""
     folder = shutil.copytree(finished_study, tmp_path / "study")
 
     aside = set_aside(storage_address(None, folder))

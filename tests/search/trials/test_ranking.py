@@ -1,4 +1,4 @@
-"""Which trial is the best: the highest similarity to 1e-9, then the smallest |merged - target|, then the number."""
+"""The best trial: the highest similarity within 1e-9, then the smallest |merged - target|, then the lowest number."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ STEPS = "  - {name: T, mode: add_difference, a: base, b: x, c: base, alpha: {sea
 
 
 def trials(rows):
-    """Completed trials of (value, distance); None for a distance that was not measured."""
+    """Return completed trials with these (similarity, distance); the distance is None if not measured."""
     return [
         Trial(number, TrialState.COMPLETE, {}, similarity=value, distance=distance)
         for number, (value, distance) in enumerate(rows)
@@ -35,28 +35,28 @@ def trials(rows):
         ([], None),
     ],
 )
-def test_best(rows, best):
-    """Rounding never chooses, distance does among equals, and what was not measured is told apart by number."""
+def test_rounding_does_not_choose_the_best(rows, best):
+    """Among equal similarities the distance decides, or the number if a distance was not measured."""
     found = best_of(trials(rows))
     assert (None if found is None else found.number) == best
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.1, 0.5, 0.5 + 1e-12, 0.9]), st.sampled_from([0.1, 0.2])), max_size=8))
-def test_ranked(rows):
-    """The order begins with the best, and what follows it is the order of the others."""
+def test_each_ranked_trial_is_the_best_of_the_rest(rows):
+    """Each trial in the ranking is the best of those that follow."""
     made = trials(rows)
     found = ranked(made)
     assert sorted(trial.number for trial in found) == list(range(len(rows)))
     left = list(made)
     for trial in found:
         assert trial.number == best_of(left).number
-        left = [other for other in left if other.number != trial.number]
+        left = [remaining for remaining in left if remaining.number != trial.number]
 
 
 @pytest.mark.parametrize("metric", ["delta", "explained", "weights", "elements", "attention"])
 @pytest.mark.parametrize("sampler", ["random", "blockwise"])
-def test_exact_optimum_stays(write_study, pool, metric, sampler):
-    """The trial at the exact optimum of a planted step is not replaced, whatever the metric makes of other lengths."""
+def test_the_exact_optimum_stays_the_best(write_study, pool, metric, sampler):
+    """The trial at the exact optimum of a planted step stays the best under every metric."""
     steps = [{"name": "T", "mode": "add_difference", "a": "base", "b": "x", "c": "base",
               "alpha": {"M00": 0.3, "OUT03": 0.7}}]  # fmt: skip
     path, _ = pool.plant("ranked_target", steps)

@@ -1,4 +1,4 @@
-"""States of CMA-ES in a database: real ones pass, and whatever else a pickle can hold is refused without being run."""
+"""States of CMA-ES in a database: real ones pass, every other pickle is refused without being run."""
 
 import builtins
 import copyreg
@@ -25,21 +25,21 @@ from optimizer.search.trials.sampler_state import check_sampler_state
 
 
 def trial_with(attributes):
-    """A completed trial with these system attributes, and number 0."""
+    """Return a completed trial with these system attributes and number 0."""
     return create_trial(
         value=1.0, params={"x": 0.5}, distributions={"x": FloatDistribution(0, 1)}, system_attrs=attributes
     )
 
 
 def trial_of(data, prefix="cma:", piece=100):
-    """A completed trial that holds the pickle `data` as its state, in pieces as Optuna's."""
+    """Return a completed trial with the pickle `data` as its state, in pieces as in Optuna."""
     digits = data.hex()
     pieces = [digits[start : start + piece] for start in range(0, len(digits), piece)]
     return trial_with({f"{prefix}optimizer:{number}": text for number, text in enumerate(pieces)})
 
 
 def refusal(trial):
-    """The one line that says why the trial is refused."""
+    """Return the one line that refuses the trial."""
     with pytest.raises(StudyError) as caught:
         check_sampler_state([trial], "study.db")
     (line,) = caught.value.problems
@@ -60,8 +60,8 @@ KINDS = [{}, {"with_margin": True}, {"use_separable_cma": True}, {"lr_adapt": Tr
     ],
     ids=str,
 )
-def test_real_states_in_a_database(tmp_path, kind, dimensions):
-    """What CmaEsSampler leaves in a database passes, whichever optimizer it is, and the study goes on after that."""
+def test_real_states_pass(tmp_path, kind, dimensions):
+    """A state that CmaEsSampler stores passes with every optimizer, and the study continues."""
 
     def sampler():
         with warnings.catch_warnings():
@@ -94,24 +94,24 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize("protocol", [4, 5])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__)
-def test_every_optimizer_in_every_protocol(optimizer, protocol):
-    """Optimizers as they begin and as they are after some generations pass, in the protocols that Pythons write."""
+def test_every_optimizer_and_protocol_passes(optimizer, protocol):
+    """New optimizers and those after some generations pass, in pickle protocols 4 and 5."""
     for _ in range(3):
         check_sampler_state([trial_of(pickle.dumps(optimizer, protocol), "sepcma:")], "study.db")
         points = [optimizer.ask() for _ in range(optimizer.population_size)]
         if isinstance(optimizer, cmaes.CMAwM):
-            points = [told for _, told in points]
+            points = [point for _, point in points]
         optimizer.tell([(point, float((point**2).sum())) for point in points])
 
 
-def test_trials_without_a_state():
-    """Trials of other samplers, and other attributes of this one, are none of its business."""
+def test_trials_without_a_state_pass():
+    """Trials of other samplers, and other attributes of CMA-ES, pass."""
     check_sampler_state([], "study.db")
     check_sampler_state([trial_with({}), trial_with({"cma:generation": 3, "x_for_tell": [0.1]})], "study.db")
 
 
 class Calls:
-    """Pickles into a call of `function` with `arguments`, and if need be a state."""
+    """Object that pickles into a call of `function` with `arguments`, with an optional state."""
 
     def __init__(self, function, *arguments, state=None):
         self.reduced = (function, arguments) if state is None else (function, arguments, state)
@@ -121,7 +121,7 @@ class Calls:
 
 
 def gadgets(marker):
-    """Things that make the file `marker` when they are unpickled."""
+    """Return objects that create the file `marker` when unpickled."""
     code, command = f"open({str(marker)!r}, 'w').close()", f"echo > {marker}"
     return {
         "system": Calls(os.system, command),
@@ -139,7 +139,7 @@ def gadgets(marker):
 
 
 def optimizer_with(value):
-    """An optimizer that has something else where its mean should be."""
+    """Return an optimizer with this value as its mean."""
     optimizer = cmaes.CMA(np.zeros(2), 0.5)
     optimizer._mean = value
     return optimizer
@@ -156,18 +156,18 @@ def optimizer_with(value):
     ],
     ids=["alone", "in a mapping", "in an optimizer", "in an array"],
 )
-def test_gadgets(tmp_path, name, place):
-    """A call of anything else, wherever in the pickle and in whichever protocol, is refused and not made."""
+def test_gadgets_are_refused_and_not_run(tmp_path, name, place):
+    """A call of any other function, anywhere in the pickle and in any protocol, is refused and not run."""
     marker = tmp_path / "marker"
     for protocol in range(6):
         data = pickle.dumps(place(gadgets(marker)[name]), protocol)
 
-        assert "nothing of it was run" in refusal(trial_of(data))
+        assert "none of it was run" in refusal(trial_of(data))
         assert not marker.exists()
 
 
 def test_the_gadgets_are_dangerous(tmp_path):
-    """They do run where they are unpickled: the test above proves something."""
+    """The gadgets run when unpickled, so that the test above can fail."""
     for name in ("system", "eval", "exec", "partial", "popen", "open", "load", "map"):
         marker = tmp_path / name
         process = pickle.loads(pickle.dumps(gadgets(marker)[name]))
@@ -179,7 +179,7 @@ def test_the_gadgets_are_dangerous(tmp_path):
 
 
 def text(value):
-    """A short text as protocol 4 has it."""
+    """Return a short string in pickle protocol 4."""
     data = value.encode()
     return b"\x8c" + bytes([len(data)]) + data
 
@@ -197,7 +197,7 @@ NDARRAY = text("numpy") + text("ndarray") + b"\x93"
     [
         (b"\x80\x04", "cannot be read"),
         (b"\x80\x04.", "cannot be read"),
-        (b"\x80\x04N.", "holds no optimizer"),
+        (b"\x80\x04N.", "contains no optimizer"),
         (b"\x80\x09N.", "protocol 9"),
         (b"cos\nsystem\n(S'true'\ntR.", "instruction GLOBAL"),
         (b"(S'true'\nios\nsystem\n.", "instruction STRING"),
@@ -218,37 +218,37 @@ NDARRAY = text("numpy") + text("ndarray") + b"\x93"
         (HEAD + b"\x8e" + struct.pack("<Q", 1 << 62) + b".", "cannot be read"),
         (HEAD + b"\x95" + struct.pack("<Q", 1 << 62) + b"N.", ""),
         (HEAD + b"(" * 200_000 + b".", "instructions"),
-        (HEAD + CMA + b"N\x86.", "holds no optimizer"),
-        (HEAD + text("cmaes._cma") + text("CMA") + b"\x93N\x85\x81.", "as cmaes does not"),
-        (HEAD + CMA + b"Nb.", "something else than its numbers"),
-        (HEAD + CMA + b"}" + text("_g") + b"K\x01sN\x86b.", "something else than its numbers"),
+        (HEAD + CMA + b"N\x86.", "contains no optimizer"),
+        (HEAD + text("cmaes._cma") + text("CMA") + b"\x93N\x85\x81.", "unlike those of cmaes"),
+        (HEAD + CMA + b"Nb.", "values other than numbers"),
+        (HEAD + CMA + b"}" + text("_g") + b"K\x01sN\x86b.", "values other than numbers"),
         (HEAD + CMA + b"}" + text("__class__") + text("os") + b"sN}" + b"b.", ""),
-        (HEAD + CMA + b"}K\x01K\x01sb.", "something else than its numbers"),
-        (HEAD + CMA + b"}" + text("_f") + DTYPE + b"sb.", "something else than its numbers"),
+        (HEAD + CMA + b"}K\x01K\x01sb.", "values other than numbers"),
+        (HEAD + CMA + b"}" + text("_f") + DTYPE + b"sb.", "values other than numbers"),
         (HEAD + CMA + b"}" + text("_f") + b"]" + b"\x94h\x00\x61" + b"sb.", "nested without end"),
-        (HEAD + DTYPE + text("O") + b"\x89\x88\x87R.", "no numbers"),
-        (HEAD + DTYPE + text("V9999999999") + b"\x89\x88\x87R.", "no numbers"),
-        (HEAD + F8 + b"}b.", "as numpy does not"),
-        (HEAD + RECONSTRUCT + NDARRAY + b"J\xff\xff\xff\x7f\x85C\x01b\x87R.", "as numpy does not"),
-        (HEAD + RECONSTRUCT + DTYPE + b"K\x00\x85C\x01b\x87R.", "as numpy does not"),
+        (HEAD + DTYPE + text("O") + b"\x89\x88\x87R.", "not numbers"),
+        (HEAD + DTYPE + text("V9999999999") + b"\x89\x88\x87R.", "not numbers"),
+        (HEAD + F8 + b"}b.", "unlike numpy's"),
+        (HEAD + RECONSTRUCT + NDARRAY + b"J\xff\xff\xff\x7f\x85C\x01b\x87R.", "unlike numpy's"),
+        (HEAD + RECONSTRUCT + DTYPE + b"K\x00\x85C\x01b\x87R.", "unlike numpy's"),
         (
             HEAD + RECONSTRUCT + NDARRAY + b"K\x00\x85C\x01b\x87R(K\x01J\xff\xff\xff\x7f\x85" + F8 + b"\x89C\x08"
             + bytes(8) + b"tb.",
-            "elements are not there",
+            "without all its elements",
         ),
         (HEAD + NDARRAY + b"J\xff\xff\xff\x7f\x85R.", "cannot be read"),
     ],
 )  # fmt: skip
-def test_pickles_by_hand(data, words):
-    """Every way around the list of what may be named, and every call with arguments of its own, is refused."""
+def test_handmade_pickles_are_refused(data, words):
+    """Every bypass of the allowed names, and every call with unusual arguments, is refused."""
     assert words in refusal(trial_of(data))
 
 
-def test_registered_extensions():
-    """The registry of extensions hands out classes without their names being looked at; it is not reached."""
+def test_registered_extensions_are_not_used():
+    """The extension registry, which bypasses the check of names, is not used."""
     copyreg.add_extension("os", "system", 200)
     try:
-        # What was unpickled by its number once is remembered.
+        # The unpickler caches an extension that was used once.
         assert pickle.loads(b"\x80\x02\x82\xc8.") is os.system
         assert "EXT1" in refusal(trial_of(b"\x80\x04\x82\xc8" + text("true") + b"\x85R."))
     finally:
@@ -264,18 +264,18 @@ def test_registered_extensions():
         ({"cma:optimizer:1": "80"}, "lacks one of its pieces"),
         ({"cma:optimizer": "80"}, "lacks one of its pieces"),
         ({"cma:optimizer:0": "80", "cma:optimizer:x": "04"}, "lacks one of its pieces"),
-        ({"cmawm:optimizer:0": "8004", "cmawm:optimizer:1": "4e2e"}, "holds no optimizer"),
-        ({"any\nthing:optimizer:0": "8004", "any\nthing:optimizer:1": "4e2e"}, "holds no optimizer"),
+        ({"cmawm:optimizer:0": "8004", "cmawm:optimizer:1": "4e2e"}, "contains no optimizer"),
+        ({"any\nthing:optimizer:0": "8004", "any\nthing:optimizer:1": "4e2e"}, "contains no optimizer"),
         ({"cma:optimizer:0": "", "sepcma:optimizer:0": "80044e2e"}, "cannot be read"),
     ],
 )
-def test_pieces(attributes, words):
-    """Pieces that are missing, superfluous or no digits are refused, under whichever name Optuna would look."""
+def test_damaged_pieces_are_refused(attributes, words):
+    """Missing, superfluous and non-hexadecimal pieces are refused under every name that Optuna reads."""
     assert words in refusal(trial_with(attributes))
 
 
-def test_a_split_gadget(tmp_path):
-    """A gadget is found however it is cut into pieces, in any order of the attributes."""
+def test_a_split_gadget_is_found(tmp_path):
+    """A gadget in many pieces is found in any order of the attributes."""
     marker = tmp_path / "marker"
     data = pickle.dumps(Calls(os.system, f"echo > {marker}"), 4)
     trial = trial_of(data, piece=1)
@@ -286,35 +286,35 @@ def test_a_split_gadget(tmp_path):
     assert not marker.exists()
 
 
-def test_every_trial_is_named():
-    """One line for each trial that is refused, with its number."""
-    bad = trial_of(b"\x80\x04N.")
-    bad.number = 7
-    other = trial_of(b"\x80\x04N.")
-    other.number = 9
+def test_every_refused_trial_is_named():
+    """Each refused trial has one line with its number."""
+    first = trial_of(b"\x80\x04N.")
+    first.number = 7
+    second = trial_of(b"\x80\x04N.")
+    second.number = 9
     with pytest.raises(StudyError) as caught:
-        check_sampler_state([bad, trial_of(pickle.dumps(OPTIMIZERS[0])), other], "study.db")
+        check_sampler_state([first, trial_of(pickle.dumps(OPTIMIZERS[0])), second], "study.db")
 
     assert [line.split(":")[1] for line in caught.value.problems] == [" trial 7", " trial 9"]
 
 
-def test_too_large(monkeypatch):
-    """More bytes than a state can have are refused before they are put together."""
+def test_a_large_state_is_refused(monkeypatch):
+    """A state above the size limit is refused before its pieces are joined."""
     monkeypatch.setattr("optimizer.search.trials.sampler_state._MOST_BYTES", 1000)
 
     assert "more than 1,000 bytes" in refusal(trial_of(pickle.dumps(cmaes.CMA(np.zeros(30), 0.5))))
 
 
-def test_lists_of_lists():
-    """A short pickle of a list that holds another ten thousand times, and so on, is refused before it fills memory."""
+def test_multiplied_lists_are_refused():
+    """A short pickle of lists that contain each other many thousand times is refused before it fills memory."""
     data = HEAD + CMA + b"}" + text("_f")
     inner, outer = b"]\x94" + b"(" + b"N" * 40_000 + b"e", b"](" + b"h\x00" * 10_000 + b"e"
 
     assert "nested without end" in refusal(trial_of(data + b"(" + inner + outer + b"tsb.", piece=2045))
 
 
-def test_draws_without_end():
-    """A state that would have an optimizer draw points for years is refused."""
+def test_endless_draws_are_refused():
+    """A state that would let an optimizer draw points for years is refused."""
     optimizer = cmaes.CMA(np.zeros(3), 0.5, bounds=np.array([[-1.0, 1.0]] * 3))
     optimizer._n_max_resampling = 10**15
 

@@ -1,4 +1,4 @@
-"""Storages of trials: their addresses, what is wrong with them, and what happens while they are away."""
+"""Storages of trials: addresses, damage, unavailability, and `--fresh`."""
 
 import json
 import os
@@ -27,24 +27,24 @@ STAGE = "  - {{name: s, metric: delta, trials: {}, sampler: random}}\n"
 
 @pytest.fixture(scope="session")
 def planted(pool):
-    """A target with half of x's difference."""
+    """A target halfway between base and x, with noise."""
     step = {"name": "T", "mode": "weight_sum", "a": "base", "b": "x", "c": None, "alpha": {"OUT03": 0.5, "OUT06": 0.5}}
     return pool.plant("storage_target", [step], noise=0.02)[0]
 
 
 @pytest.fixture
 def study(write_study, planted):
-    """A study of so many trials in a folder of its own, loaded."""
+    """A function that writes and loads a study with this budget."""
     return lambda trials=4, **fields: load_study(write_study(ALPHAS, STAGE.format(trials), planted, **fields))
 
 
-def insides(folder):
-    """The database of a study's folder."""
+def database_of(folder):
+    """Return a connection to the database in a study's folder."""
     return sqlite3.connect(folder / "study.db")
 
 
 class TestAddress:
-    """What `--storage` may name."""
+    """Addresses for `--storage`."""
 
     @pytest.mark.parametrize(
         ("given", "option"),
@@ -58,8 +58,8 @@ class TestAddress:
             ("postgresql+psycopg://host/db?password=s&sslmode=require", "postgresql://host/db?sslmode=require"),
         ],
     )
-    def test_told_to_others(self, tmp_path, given, option):
-        """It can be told in the form that --storage takes, without passwords and without where a file lies here."""
+    def test_the_shown_option_hides_passwords_and_paths(self, tmp_path, given, option):
+        """The option for others is valid for --storage, without passwords and without absolute paths."""
         address = storage_address(given, tmp_path)
 
         assert address.option == option
@@ -76,8 +76,8 @@ class TestAddress:
             ("postgresql+psycopg2://me@host/trials", "postgresql", None),
         ],
     )
-    def test_kinds(self, tmp_path, given, kind, path):
-        """The forms that the help names are understood, and PostgreSQL is always reached by psycopg 3."""
+    def test_every_form_is_understood(self, tmp_path, given, kind, path):
+        """All documented forms are understood, and PostgreSQL always uses psycopg 3."""
         address = storage_address(given, Path("here"))
 
         assert (address.kind, address.path) == (kind, None if path is None else Path(path))
@@ -86,13 +86,13 @@ class TestAddress:
     @pytest.mark.parametrize(
         "given", ["study.db", "mysql://me@host/trials", "journal:", "sqlite://", "sqlite:///:memory:", "", "redis://x"]
     )
-    def test_others(self, tmp_path, given):
-        """Anything else is refused in a line that says what can be given."""
+    def test_other_forms_are_refused(self, tmp_path, given):
+        """Any other form is refused with one line that lists the valid forms."""
         with pytest.raises(StudyError, match=r"^storage: received .*; (must be sqlite:///FILE|a file's name must)"):
             storage_address(given, tmp_path)
 
-    def test_password(self, tmp_path):
-        """A password is never shown."""
+    def test_a_password_is_never_shown(self, tmp_path):
+        """No address and no message contains a password."""
         address = storage_address("postgresql://me:secret@host/trials", tmp_path)
 
         assert "secret" in address.url
@@ -105,53 +105,53 @@ class TestAddress:
 
 
 class TestJournal:
-    """Journal files."""
+    """Journal files of trials."""
 
-    def test_torn_last_line(self, study, tmp_path):
-        """What a crash left of a line is cut off, which is said; the trials before it stand, and the study goes on."""
+    def test_an_unfinished_last_line_is_removed(self, study, tmp_path):
+        """An unfinished line after a crash is removed with a warning; earlier trials stay, and the study continues."""
         file = tmp_path / "trials.journal"
         made = study(4)
         fit(made, storage=f"journal:{file}")
         whole = file.read_bytes()
         lines = whole.splitlines(keepends=True)
         file.write_bytes(whole[: -len(lines[-1]) // 2])
-        said = []
-        result = fit(made, storage=f"journal:{file}", events=FitEvents(warn=said.append))
+        warnings = []
+        result = fit(made, storage=f"journal:{file}", events=FitEvents(warn=warnings.append))
 
-        (torn,) = [text for text in said if "its last line was not finished" in text]
+        (torn,) = [text for text in warnings if "its last line was unfinished" in text]
         assert f"{file}: " in torn
         assert len(result.searches[0].completed) == 4
         assert len([json.loads(line) for line in file.read_bytes().splitlines()]) >= len(lines)
 
     @pytest.mark.parametrize("rest", [b'{"op_code": 4', b"\x00" * 70000, b"x"])
-    def test_what_is_cut(self, tmp_path, rest):
-        """Exactly what follows the last line feed goes, however long it is."""
+    def test_only_the_rest_after_the_last_line_feed_is_removed(self, tmp_path, rest):
+        """Exactly the bytes after the last line feed are removed, for any length."""
         file = tmp_path / "trials.journal"
         address = storage_address(f"journal:{file}", tmp_path)
         with open_storage(address) as storage:
             optuna.create_study(study_name="one", storage=storage)
         whole = file.read_bytes()
         file.write_bytes(whole + rest)
-        said = []
+        warnings = []
 
-        with open_storage(address, warn=said.append) as storage:
+        with open_storage(address, warn=warnings.append) as storage:
             assert optuna.get_all_study_names(storage) == ["one"]
 
         assert file.read_bytes() == whole
-        assert said == [
-            f"{file}: its last line was not finished, as after a crash or on a full disk; {len(rest)} bytes cut"
+        assert warnings == [
+            f"{file}: its last line was unfinished, after a crash or on a full disk; {len(rest)} bytes removed"
         ]
 
-    def test_nothing_but_a_torn_line(self, tmp_path):
-        """A file without any whole line becomes an empty journal."""
+    def test_an_unfinished_only_line_leaves_an_empty_journal(self, tmp_path):
+        """A file without a finished line becomes an empty journal."""
         file = tmp_path / "trials.journal"
         file.write_bytes(b'{"op_code"')
 
         with open_storage(storage_address(f"journal:{file}", tmp_path)) as storage:
             assert optuna.get_all_study_names(storage) == []
 
-    def test_lock_of_a_dead_process(self, tmp_path, monkeypatch):
-        """A process that dies while it holds the journal's lock holds nobody up: nothing is waited for."""
+    def test_the_lock_of_a_dead_process_does_not_block(self, tmp_path, monkeypatch):
+        """The journal's lock of a dead process causes no wait."""
         file = tmp_path / "trials.journal"
         code = f"""
             import os
@@ -174,33 +174,35 @@ class TestJournal:
     @pytest.mark.parametrize(
         "content", [b"something\nelse\n", b"a note\nwhose end has no line feed", b"one line", b"{", b'{"op": 1}\n{']
     )
-    def test_no_journal(self, tmp_path, content):
-        """A file of something else is refused, stays as it is to the last byte, and nothing is put beside it."""
+    def test_another_file_is_refused_unchanged(self, tmp_path, content):
+        """A file that is not a journal is refused and unchanged, and nothing is created beside it."""
         file = tmp_path / "trials.journal"
         file.write_bytes(content)
-        begun = content == b"{"  # what Optuna was writing when it was killed begins so, too
+        may_be_journal = content == b"{"  # a killed Optuna may leave these bytes
 
         for options in ({}, {"read_only": True}):
             with (
-                nullcontext() if begun else pytest.raises(StudyError, match="is no journal of trials") as caught,
+                nullcontext()
+                if may_be_journal
+                else pytest.raises(StudyError, match="is not a journal of trials") as caught,
                 open_storage(storage_address(f"journal:{file}", tmp_path), **options),
             ):
                 pass
-            if not begun:
+            if not may_be_journal:
                 assert len(caught.value.problems) == 1
                 assert file.read_bytes() == content
                 assert list(tmp_path.iterdir()) == [file]
 
 
 class TestVersions:
-    """Storages that another Optuna wrote."""
+    """Storages of other versions of Optuna."""
 
-    def test_older(self, study):
-        """The message names the command that upgrades it, which does, and the study goes on."""
+    def test_an_older_storage_can_be_upgraded(self, study):
+        """The message for an older storage names the command that upgrades it; afterwards the study continues."""
         made = study(4)
         fit(made)
-        with insides(made.folder) as database:
-            # As Optuna 3.0 left it; what its tables lack the upgrade does not miss.
+        with database_of(made.folder) as database:
+            # The version of Optuna 3.0; the upgrade accepts the newer tables.
             database.execute("update alembic_version set version_num = 'v3.0.0.d'")
         with pytest.raises(StudyError) as caught:
             fit(made)
@@ -213,11 +215,11 @@ class TestVersions:
         assert done.returncode == 0, done.stderr
         assert len(fit(made.with_trials(6)).searches[0].completed) == 6
 
-    def test_newer(self, study):
-        """The message says that Optuna is too old, and how to get another."""
+    def test_a_newer_storage_is_refused(self, study):
+        """The message for a newer storage names the command that upgrades Optuna."""
         made = study(4)
         fit(made)
-        with insides(made.folder) as database:
+        with database_of(made.folder) as database:
             database.execute("update alembic_version set version_num = 'v99.0.0.a'")
 
         with pytest.raises(StudyError, match=r"written by a newer Optuna than .*: pip install -U optuna$") as caught:
@@ -225,8 +227,8 @@ class TestVersions:
 
         assert len(caught.value.problems) == 1
 
-    def test_no_database(self, study):
-        """A file that is no database is refused in a line that says how to start anew, which works."""
+    def test_a_file_that_is_not_a_database_is_refused(self, study):
+        """A file that is not a database is refused with one line that proposes `fresh=True`, which works."""
         made = study(4)
         (made.folder / "study.db").write_bytes(b"not a database, but a text of some length" * 30)
 
@@ -237,36 +239,36 @@ class TestVersions:
         assert (made.folder / "study.old.db").read_bytes().startswith(b"not a database")
 
 
-class TestAway:
-    """Storages that are locked, gone or replaced in the middle of a run."""
+class TestUnavailable:
+    """Storages that are locked, deleted or replaced during a run."""
 
-    def test_locked_for_a_while(self, study, monkeypatch):
-        """A database that another program has locked is waited for, which is said; nothing is lost or doubled."""
+    def test_a_temporary_lock_is_waited_for(self, study, monkeypatch):
+        """A fit waits for a locked database with a warning, and no trial is lost or repeated."""
         monkeypatch.setattr("optimizer.search.trials.storage._SQLITE_TIMEOUT", 0.2)
         made = study(12)
-        said, blocker = [], []
+        warnings, blocker = [], []
 
         def finished(progress, trial):
             if progress.done == 4 and not blocker:
                 blocker.append(sqlite3.connect(made.folder / "study.db", check_same_thread=False))
                 blocker[0].execute("begin exclusive")
 
-        def warned(text):
-            said.append(text)
+        def warn(text):
+            warnings.append(text)
             blocker[0].rollback()
 
-        result = fit(made, events=FitEvents(finished=finished, warn=warned))
+        result = fit(made, events=FitEvents(finished=finished, warn=warn))
 
         assert [trial.number for trial in result.searches[0].trials] == list(range(12))
-        assert said
-        assert all("database is locked" in text and "trying again for" in text for text in said)
-        with insides(made.folder) as database:
+        assert warnings
+        assert all("database is locked" in text and "trying again for" in text for text in warnings)
+        with database_of(made.folder) as database:
             assert database.execute("select count(*) from trials").fetchone() == (12,)
         blocker[0].close()
 
-    def test_locked_for_good(self, study, monkeypatch):
-        """After the patience a clear error says what to do; the best so far is written, and the rest follows later."""
-        # SQLite's own patience, of which Optuna takes several in a row.
+    def test_a_lasting_lock_ends_the_fit(self, study, monkeypatch):
+        """After the patience the fit ends with StorageLost and the best recipe so far; a later fit continues."""
+        # SQLite's own timeout, which Optuna uses several times in a row.
         monkeypatch.setattr("optimizer.search.trials.storage._SQLITE_TIMEOUT", 0.2)
         made = study(8)
         blocker = []
@@ -276,39 +278,39 @@ class TestAway:
                 blocker.append(sqlite3.connect(made.folder / "study.db"))
                 blocker[0].execute("begin exclusive")
 
-        with pytest.raises(StorageLost, match=r"study.db: not to be used for \d+ s: database is locked; .* continues$"):
+        with pytest.raises(StorageLost, match=r"study.db: unavailable for \d+ s: database is locked; .* continues$"):
             fit(made, patience=1, events=FitEvents(finished=finished))
         blocker[0].close()
 
         assert load_recipe(made.folder / "best.yaml").fitted.complete is False
         assert [trial.number for trial in fit(made).searches[0].trials] == list(range(8))
 
-    def test_locked_at_the_start(self, study, monkeypatch):
-        """A database that is locked when a fit begins is waited for, and is nothing to start anew for."""
+    def test_a_lock_at_the_start_is_waited_for(self, study, monkeypatch):
+        """A fit waits for a database that is locked at its start; the message does not propose to start anew."""
         monkeypatch.setattr("optimizer.search.trials.storage._SQLITE_TIMEOUT", 0.2)
         made = study(4)
         fit(made.with_trials(2))
-        said = []
+        warnings = []
         blocker = sqlite3.connect(made.folder / "study.db", check_same_thread=False)
         blocker.execute("begin exclusive")
 
         with pytest.raises(StudyError) as caught:
             fit(made, patience=0.5)
 
-        def warned(text):
-            said.append(text)
+        def warn(text):
+            warnings.append(text)
             blocker.rollback()
 
-        result = fit(made, events=FitEvents(warn=warned))
+        result = fit(made, events=FitEvents(warn=warn))
         blocker.close()
 
         path = made.folder / "study.db"
         assert str(caught.value) == f"{path}: another program has locked it; close that program"
-        assert said == [f"{path}: locked by another program; trying again for 60 s"]
+        assert warnings == [f"{path}: locked by another program; trying again for 60 s"]
         assert len(result.searches[0].completed) == 4
 
-    def test_locked_while_it_is_looked_at(self, study, monkeypatch):
-        """`status` waits for a database that another program has locked, and says after a while who is in the way."""
+    def test_status_waits_for_a_lock(self, study, monkeypatch):
+        """`status` waits for a locked database, and reports the lock after its timeout."""
         made = study(4)
         fit(made)
         blocker = sqlite3.connect(made.folder / "study.db", check_same_thread=False)
@@ -326,8 +328,8 @@ class TestAway:
             study_status(made)
         blocker.close()
 
-    def test_broken_meanwhile(self, study):
-        """A database that takes no more trials in the midst of a fit ends it with the best so far, not as bad input."""
+    def test_a_database_that_breaks_during_a_fit(self, study):
+        """A database that breaks during a fit ends it with StorageLost, and the best recipe so far is written."""
         made = study(8)
 
         def finished(progress, trial):
@@ -335,21 +337,21 @@ class TestAway:
                 with closing(sqlite3.connect(made.folder / "study.db", isolation_level=None)) as database:
                     database.execute("drop table trial_values")
 
-        with pytest.raises(StorageLost, match=r"study\.db: takes no trials: no such table: trial_values.* began$"):
+        with pytest.raises(StorageLost, match=r"study\.db: takes no trials: no such table: trial_values.* started$"):
             fit(made, events=FitEvents(finished=finished))
 
         assert load_recipe(made.folder / "best.yaml").fitted.complete is False
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows keeps open files")
-    @pytest.mark.parametrize("what", ["deleted", "replaced"])
-    def test_gone(self, study, what):
-        """A database file that is deleted or replaced ends the fit at once: what is written to it would be lost."""
+    @pytest.mark.parametrize("change", ["deleted", "replaced"])
+    def test_a_deleted_or_replaced_file_ends_the_fit(self, study, change):
+        """A deleted or replaced database ends the fit at once, because further trials would be lost."""
         made = study(8)
 
         def finished(progress, trial):
             if progress.done == 4:
                 path = made.folder / "study.db"
-                if what == "deleted":
+                if change == "deleted":
                     path.unlink()
                 else:
                     (made.folder / "other.db").write_bytes(path.read_bytes())
@@ -361,9 +363,9 @@ class TestAway:
         assert (made.folder / "best.yaml").exists()
         assert len(fit(made).searches[0].completed) == 8
 
-    def test_patience(self, tmp_path, monkeypatch):
-        """What fails for a time is tried again, less and less often, and told of once; other errors pass at once."""
-        calls, said, waits = [], [], []
+    def test_temporary_errors_are_retried(self, tmp_path, monkeypatch):
+        """A temporary error is retried at growing intervals with one warning; other errors pass at once."""
+        calls, warnings, waits = [], [], []
         monkeypatch.setattr(time, "sleep", waits.append)
         address = storage_address(None, tmp_path)
 
@@ -374,17 +376,17 @@ class TestAway:
             return "done"
 
         def broken():
-            raise ValueError("no storage's fault")
+            raise ValueError("not a storage error")
 
-        assert persist(works_the_third_time, address, warn=said.append) == "done"
-        assert said == [f"{tmp_path / 'study.db'}: the network is down; trying again for 60 s"]
+        assert persist(works_the_third_time, address, warn=warnings.append) == "done"
+        assert warnings == [f"{tmp_path / 'study.db'}: the network is down; trying again for 60 s"]
         assert len(waits) == 2
         assert waits[1] > waits[0] > 0.05
-        with pytest.raises(ValueError, match="no storage's fault"):
+        with pytest.raises(ValueError, match="not a storage error"):
             persist(broken, address)
 
-    def test_watch(self, tmp_path):
-        """A file that is there as before is no loss, whatever is written into it."""
+    def test_the_watch_accepts_a_changed_file(self, tmp_path):
+        """The watch accepts new contents of the same file, and refuses a deleted file."""
         address = storage_address(f"journal:{tmp_path / 'a'}", tmp_path)
         (tmp_path / "a").write_text("one", encoding="utf-8")
         watch = FileWatch(address)
@@ -398,17 +400,17 @@ class TestAway:
 
 
 class TestSetAside:
-    """`--fresh`."""
+    """Setting a storage aside, for `--fresh`."""
 
     @pytest.mark.parametrize(
-        ("url", "suffix", "begins"),
+        ("url", "suffix", "first_bytes"),
         [("journal:{}", ".journal", '{"op_code":0}'), ("sqlite:///{}", ".db", "SQLite format 3\0")],
     )
-    def test_numbered(self, tmp_path, url, suffix, begins):
-        """A file is renamed to a name that is not taken, however often, and no earlier one is replaced."""
+    def test_earlier_files_are_kept(self, tmp_path, url, suffix, first_bytes):
+        """Every renaming uses a free name, and replaces no earlier file."""
         file = tmp_path / f"a{suffix}"
         for number in range(1, 5):
-            file.write_text(f"{begins} and the trials {number}", encoding="utf-8")
+            file.write_text(f"{first_bytes} and the trials {number}", encoding="utf-8")
             set_aside(storage_address(url.format(file.as_posix()), tmp_path))
 
         found = {path.name: path.read_text(encoding="utf-8")[-1] for path in tmp_path.iterdir()}
@@ -420,21 +422,21 @@ class TestSetAside:
         }
 
     @pytest.mark.parametrize("url", ["journal:{}", "sqlite:///{}"])
-    @pytest.mark.parametrize("what", ["folder", "checkpoint", "other"])
-    def test_no_trials(self, study, tmp_path, url, what):
-        """What was never a storage of trials is not renamed, the command that fails on it does not advise that."""
+    @pytest.mark.parametrize("content", ["folder", "checkpoint", "database"])
+    def test_another_file_is_not_renamed(self, study, tmp_path, url, content):
+        """A file that was never a storage of trials is not renamed, and no message proposes `fresh=True`."""
         made, path = study(2), tmp_path / "mine"
-        if what == "folder":
+        if content == "folder":
             path.mkdir()
-        elif what == "checkpoint":
+        elif content == "checkpoint":
             path.write_bytes(b"\x10\0\0\0\0\0\0\0{}              ")
         else:
             with closing(sqlite3.connect(path)) as database:
                 database.execute("create table bookmarks (a)")
                 database.execute("create trigger one after insert on bookmarks begin select 1; end")
-        before = None if what == "folder" else path.read_bytes()
+        before = None if content == "folder" else path.read_bytes()
 
-        with pytest.raises(StudyError, match=r"^fresh: .*mine: is no .*name another file$"):
+        with pytest.raises(StudyError, match=r"^fresh: .*mine: is not .*name another file$"):
             fit(made, storage=url.format(path.as_posix()), fresh=True)
         with pytest.raises(StudyError) as caught:
             fit(made, storage=url.format(path.as_posix()))
@@ -443,21 +445,21 @@ class TestSetAside:
         assert path.is_dir() if before is None else path.read_bytes() == before
         assert not list(tmp_path.glob("mine.old*"))
 
-    def test_told(self, study):
-        """What was renamed, and to what, is said."""
-        made, said = study(2), []
+    def test_the_new_name_is_reported(self, study):
+        """A warning contains the old and the new name."""
+        made, warnings = study(2), []
         fit(made)
-        fit(made, fresh=True, events=FitEvents(warn=said.append))
+        fit(made, fresh=True, events=FitEvents(warn=warnings.append))
 
-        assert said == [f"{made.folder / 'study.db'}: renamed to study.old.db"]
+        assert warnings == [f"{made.folder / 'study.db'}: renamed to study.old.db"]
 
-    def test_nothing_to_set_aside(self, tmp_path):
-        """Where there is no file yet, nothing is made."""
+    def test_a_missing_file_stays_missing(self, tmp_path):
+        """Setting a missing file aside creates nothing."""
         assert set_aside(storage_address(None, tmp_path)) is None
         assert list(tmp_path.iterdir()) == []
 
-    def test_fresh_twice(self, study):
-        """`--fresh` after `--fresh` keeps the trials of both fits before it."""
+    def test_fresh_twice_keeps_all_trials(self, study):
+        """Two fits with `--fresh` keep the trials of both earlier fits."""
         made = study(3)
         for trials in (3, 2, 1):
             fit(made.with_trials(trials), fresh=True)
@@ -468,8 +470,8 @@ class TestSetAside:
                 (kept[name],) = database.execute("select count(*) from trials").fetchone()
         assert kept == {"study.old.db": 3, "study.old-2.db": 2, "study.db": 1}
 
-    def test_waiting_pages(self, tmp_path):
-        """What a database in another journal mode had yet to take in goes along, and does not spoil the next one."""
+    def test_a_write_ahead_log_is_taken_in(self, tmp_path):
+        """The write-ahead log is taken into the renamed database, and does not corrupt the next one."""
         code = """
             import os, sqlite3, sys
             database = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -488,8 +490,8 @@ class TestSetAside:
             assert database.execute("select a from one").fetchall() == [("kept",)]
         assert not list(tmp_path.glob("study.db*"))
 
-    def test_unfinished_transaction(self, study):
-        """What SQLite had yet to undo goes along: it is undone in the old file, and not in the new one."""
+    def test_an_unfinished_transaction_is_undone(self, study):
+        """An unfinished transaction is undone in the renamed database, and does not corrupt the new one."""
         made = study(3)
         fit(made)
         code = """
@@ -511,7 +513,7 @@ class TestSetAside:
         assert len(kept) == 3
         assert all(json.loads(text) for (text,) in kept)
 
-    def test_database(self, tmp_path):
-        """What others may be using is left alone."""
+    def test_a_server_database_is_not_renamed(self, tmp_path):
+        """A PostgreSQL database, which others may be using, is refused."""
         with pytest.raises(StudyError, match=r"^fresh: postgresql://me@host/trials is a database that others may be"):
             set_aside(storage_address("postgresql://me@host/trials", tmp_path))

@@ -1,4 +1,4 @@
-"""Several workers at one study: who is alive, whose turn it is, and the budget that they share."""
+"""Several workers of one study: living workers, turns, and the shared budget."""
 
 import multiprocessing
 import os
@@ -36,7 +36,7 @@ STEPS = """\
 """
 STAGES = "  - {{name: s, metric: {metric}, strategy: stepwise, trials: {budget}, sampler: {sampler}}}\n"
 STORAGES = ["sqlite", "journal", "postgresql"]
-# Workers at a journal hold the same locks as those at a SQLite file.
+# Workers of a journal use the same file locks as those of a SQLite file.
 BY_LOCKS = pytest.mark.parametrize(
     "storage", ["sqlite", "postgresql", pytest.param("journal", marks=pytest.mark.slow)], indirect=True
 )
@@ -51,7 +51,7 @@ def target(pool):
 
 @pytest.fixture
 def folder(write_study, target):
-    """Writes a study of two searches, and gives its folder."""
+    """A function that writes a study of two searches and returns its folder."""
 
     def write(place="study", budget=12, metric="attention", sampler="blockwise", **fields):
         text = STAGES.format(budget=budget, metric=metric, sampler=sampler)
@@ -62,7 +62,7 @@ def folder(write_study, target):
 
 @pytest.fixture
 def endless(folder):
-    """Writes a study of one search that nobody waits for the end of, and gives its folder."""
+    """A function that writes a study with an endless search and returns its folder."""
 
     def write(metric):
         made = folder(budget=100000, metric=metric, sampler="random")
@@ -84,7 +84,7 @@ def storage(request, tmp_path):
 
 
 def trials_in(storage, folder):
-    """All trials by search, lost ones included."""
+    """Return all trials by search, lost ones included."""
     address = storage_address(storage, folder)
     with open_storage(address) as opened:
         return {
@@ -94,7 +94,7 @@ def trials_in(storage, folder):
 
 
 def fitting(folder, *options, code=None):
-    """A process that fits a study by the command."""
+    """Start the command `fit`, or other code, in a process and return the process."""
     command = [sys.executable, "-m", "optimizer", "fit", folder, *options] if code is None else code
     return subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
@@ -102,30 +102,30 @@ def fitting(folder, *options, code=None):
 
 
 class TestPresence:
-    """Who works at a storage."""
+    """Living workers of a storage, and their turns."""
 
-    def test_join_and_leave(self, storage, tmp_path):
-        """A worker is seen by others from when it joins until it leaves, with its process and machine."""
+    def test_a_worker_is_seen_until_it_leaves(self, storage, tmp_path):
+        """Other workers see a worker, with its process and machine, from joining to leaving."""
         address = storage_address(storage, tmp_path)
-        one, other = workers_at(address, "a"), workers_at(address, "a")
-        assert other.living() == ()
+        first, second = workers_at(address, "a"), workers_at(address, "a")
+        assert second.living() == ()
 
-        one.join(alone=False)
-        (seen,) = other.living()
-        other.join(alone=False)
+        first.join(alone=False)
+        (seen,) = second.living()
+        second.join(alone=False)
 
         assert (seen.process, seen.alone) == (os.getpid(), False)
-        assert seen.name == one.own.name
+        assert seen.name == first.mine.name
         assert re.fullmatch(r"process \d+ on \S+", str(seen))
-        assert {worker.name for worker in one.living()} == {one.own.name, other.own.name}
-        one.close()
-        assert [worker.name for worker in other.living()] == [other.own.name]
-        other.close()
-        other.close()
+        assert {worker.name for worker in first.living()} == {first.mine.name, second.mine.name}
+        first.close()
+        assert [worker.name for worker in second.living()] == [second.mine.name]
+        second.close()
+        second.close()
 
     @BY_LOCKS
-    def test_killed(self, storage, tmp_path):
-        """A worker whose process is killed is gone at once."""
+    def test_a_killed_worker_is_gone(self, storage, tmp_path):
+        """A killed worker is no longer alive at once."""
         code = f"""
             import time
             from pathlib import Path
@@ -144,31 +144,31 @@ class TestPresence:
         process.kill()
         process.communicate()
 
-        # The system lets go of a dead process's locks at once, a server of its connection when it notices.
+        # The system releases file locks of a dead process at once, a server when it notices the lost connection.
         if storage.startswith("postgresql") or os.name == "nt":
             wait_for(lambda: workers.living() == ())
         assert workers.living() == ()
         workers.close()
 
-    def test_alone(self, storage, tmp_path):
-        """Who works alone lets nobody join, and joins nobody; each is told who is there and what to do."""
+    def test_a_lone_worker_excludes_others(self, storage, tmp_path):
+        """A worker that works alone excludes others; the message names the other worker and a remedy."""
         address = storage_address(storage, tmp_path)
-        one, other = workers_at(address, "a"), workers_at(address, "a")
-        one.join(alone=True)
-        with pytest.raises(StudyError, match=rf"another fit is under way there \(process {os.getpid()} on .*; wait"):
-            other.join(alone=False)
-        one.close()
-        one.join(alone=False)
+        first, second = workers_at(address, "a"), workers_at(address, "a")
+        first.join(alone=True)
+        with pytest.raises(StudyError, match=rf"another fit is running \(process {os.getpid()} on .*; wait"):
+            second.join(alone=False)
+        first.close()
+        first.join(alone=False)
 
         with pytest.raises(StudyError, match="`workers=1` joins in"):
-            other.join(alone=True)
+            second.join(alone=True)
 
-        one.close()
-        other.close()
+        first.close()
+        second.close()
 
     @BY_LOCKS
-    def test_turns(self, storage, tmp_path):
-        """Only one worker has its turn at a time, in whatever process; who has it may take it again."""
+    def test_only_one_worker_has_its_turn(self, storage, tmp_path):
+        """Only one worker of all processes has its turn at a time; turns are reentrant."""
         counter, count = tmp_path / "counter", 100
         code = f"""
             from pathlib import Path
@@ -196,18 +196,18 @@ class TestPresence:
 
 
 class TestBudget:
-    """Workers that search together."""
+    """Workers that share a budget."""
 
-    def test_processes_together(self, folder, storage):
-        """Processes meet every budget exactly, no point is tried twice, and the result is the best of all."""
-        # Three by the locks of a SQLite file; two elsewhere.
+    def test_processes_meet_the_budget_exactly(self, folder, storage):
+        """Processes meet every budget exactly, try no point twice, and return the best trial of all."""
+        # Three processes with a SQLite file, two with other storages.
         workers = 3 if storage.startswith("sqlite") else 2
         made = folder(budget=15)
         seen = []
 
         def finished(progress, trial):
             seen.append(trial)
-            # The first process goes on when another has done a trial: none of them does all the work alone.
+            # The first process waits for a trial of another one, so that it cannot do all the work alone.
             wait_for(lambda: len(done_by(storage, made)) > 1)
 
         result = fit(load_study(made), workers=workers, storage=storage, events=FitEvents(finished=finished))
@@ -219,14 +219,14 @@ class TestBudget:
             assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 15
             assert len({tuple(trial.params.values()) for trial in trials}) == 15
             assert search.best.similarity == max(trial.value for trial in trials)
-        # Of a search that the others finished meanwhile the first process has nothing to tell.
+        # The first process reports no trials of a search that other processes finished before it started.
         assert sum("T1.OUT03" in trial.alphas for trial in seen) == 15
         names = {trial.user_attrs["worker"] for trials in found.values() for trial in trials}
         assert 2 <= len(names) <= workers
 
     @pytest.mark.parametrize("storage", ["journal", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
-    def test_second_machine(self, endless, storage, tmp_path, pool, target):
-        """On another machine the two YAML files and the statistics are enough to join in: no checkpoint is needed."""
+    def test_a_second_machine_needs_no_checkpoint(self, endless, storage, tmp_path, pool, target):
+        """On another machine the two YAML files and the statistics are enough to join a search."""
         made = endless("delta")
         for name in ("recipe.yaml", "study.yaml"):
             text = (made / name).read_text(encoding="utf-8").replace(f"{pool.folder}{os.sep}", "")
@@ -254,8 +254,8 @@ class TestBudget:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("storage", ["postgresql"], indirect=True)
-    def test_joining_by_hand(self, endless, storage):
-        """Two commands with the same storage share the budget; `status` sees both at work, and none afterwards."""
+    def test_two_commands_share_the_budget(self, endless, storage):
+        """Two commands with the same storage share the budget; `status` shows both while they run."""
         made = endless("attention")
         processes = [fitting(made, "--storage", storage) for _ in range(2)]
 
@@ -274,24 +274,24 @@ class TestBudget:
 
     @pytest.mark.parametrize(
         "storage",
-        ["sqlite", *(pytest.param(one, marks=pytest.mark.slow) for one in ("journal", "postgresql"))],
+        ["sqlite", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("journal", "postgresql"))],
         indirect=True,
     )
-    def test_killed_workers(self, endless, storage):
-        """Of three processes two are killed amid trials: theirs are failed and tried again, and the budget is met."""
+    def test_trials_of_killed_workers_are_tried_again(self, endless, storage):
+        """Trials of two killed processes are marked as lost and tried again, and the budget is met."""
         made = endless("attention")
         process = fitting(made, "--workers", 3, "--storage", storage)
         draw = random.Random(str(storage)[:8])  # noqa: S311  moments, not secrets
         wait_for(lambda: len(done_by(storage, made)) == 3)
-        for other in living_processes(made, storage) - {process.pid}:
+        for worker in living_processes(made, storage) - {process.pid}:
             time.sleep(draw.uniform(0.0, 0.5))
-            os.kill(other, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
-            wait_for(lambda other=other: other not in living_processes(made, storage))
+            os.kill(worker, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+            wait_for(lambda worker=worker: worker not in living_processes(made, storage))
         enough = len(trials_in(storage, made)["s"]) + 5
         wait_for(lambda: len(trials_in(storage, made)["s"]) > enough)
-        (said,) = interrupt([process])
+        (err,) = interrupt([process])
 
-        assert said.count("ended with exit code") == 2
+        assert err.count("ended with exit code") == 2
         trials = trials_in(storage, made)["s"]
         counting = [trial for trial in trials if not trial.user_attrs.get("lost")]
         assert {trial.state for trial in counting} == {TrialState.COMPLETE}
@@ -302,8 +302,8 @@ class TestBudget:
         assert len(completed) == len(counting) + 2
 
     @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
-    def test_the_first_is_killed(self, endless, storage):
-        """When the process that started the others is killed, they end too, and the same command goes on."""
+    def test_workers_end_with_the_first_process(self, endless, storage):
+        """If the first process is killed, the others end too, and the same command continues."""
         made = endless("attention")
         process = fitting(made, "--workers", 2, "--storage", storage)
         wait_for(lambda: len(done_by(storage, made)) == 2)
@@ -321,53 +321,53 @@ class TestBudget:
 
 
 def done_by(storage, folder):
-    """How many trials each worker has completed."""
+    """Return the number of completed trials by worker."""
     trials = [trial for search in trials_in(storage, folder).values() for trial in search]
     return Counter(trial.user_attrs.get("worker") for trial in trials if trial.state == TrialState.COMPLETE)
 
 
 def interrupt(processes):
-    """Interrupt commands as Ctrl-C does, and wait until they have ended; what they said."""
+    """Interrupt commands as Ctrl-C does, wait for their end, and return their stderr."""
     for process in processes:
         process.send_signal(signal.SIGINT)
-    said = [process.communicate(timeout=PATIENCE)[1] for process in processes]
-    assert [process.returncode for process in processes] == [130] * len(processes), said
-    return said
+    errs = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    assert [process.returncode for process in processes] == [130] * len(processes), errs
+    return errs
 
 
 def living_processes(folder, storage):
-    """The processes that are at a study."""
+    """Return the process ids of a study's living workers."""
     return {worker.process for worker in study_status(load_study(folder, with_files=False), storage).workers}
 
 
-def test_two_fits_in_one_folder(folder):
-    """A second `fit` in a folder where one is under way is refused in a line; with `--workers` neither is alone."""
+def test_a_second_fit_in_a_folder_is_refused(folder):
+    """A second `fit` in a folder is refused with one line while a fit that works alone is running."""
     made = folder(budget=2000, sampler="random")
     first = fitting(made)
     wait_for(lambda: len(living_processes(made, None)) == 1)
 
     second = fitting(made)
-    _, said = second.communicate(timeout=PATIENCE)
+    _, err = second.communicate(timeout=PATIENCE)
     with pytest.raises(StudyError) as caught:
         fit(load_study(made), workers=2)
     interrupt([first])
 
-    expected = rf".*study\.db: another fit is under way there \(process {first.pid} on .*\); wait for it, or stop it"
+    expected = rf".*study\.db: another fit is running \(process {first.pid} on .*\); wait for it, or stop it"
     assert second.returncode == 2
-    assert re.fullmatch(f"blockfit: {expected}\n", said)
+    assert re.fullmatch(f"blockfit: {expected}\n", err)
     assert re.fullmatch(expected, str(caught.value))
 
 
-def test_fresh_beside_others(folder):
-    """`--fresh` does not take the trials away from those who are at them."""
+def test_fresh_is_refused_beside_other_workers(folder):
+    """`--fresh` is refused while other workers use the trials."""
     made = folder(budget=3)
-    other = workers_at(storage_address(None, made), "study")
-    other.join(alone=False)
+    second = workers_at(storage_address(None, made), "study")
+    second.join(alone=False)
 
-    with pytest.raises(StudyError, match=rf"^fresh: .* others are at these trials \(process {os.getpid()} on "):
+    with pytest.raises(StudyError, match=rf"^fresh: .* in use by other workers \(process {os.getpid()} on "):
         fit(load_study(made), workers=1, fresh=True)
 
-    other.close()
+    second.close()
     assert len(fit(load_study(made), workers=1, fresh=True).searches) == 2
 
 
@@ -376,25 +376,25 @@ def test_fresh_beside_others(folder):
     ("number", "workers"),
     [(signal.SIGINT, None), pytest.param(signal.SIGTERM, None, marks=pytest.mark.slow), (signal.SIGTERM, 2)],
 )
-def test_interrupted(folder, number, workers):
-    """Ctrl-C or SIGTERM finishes the trials that run, exports the best so far, and leaves nothing running."""
+def test_an_interrupt_finishes_running_trials(folder, number, workers):
+    """Ctrl-C or SIGTERM finishes the running trials, writes the best recipe so far, and leaves no process."""
     made = folder(budget=5000, sampler="random")
     process = fitting(made, *([] if workers is None else ["--workers", workers]))
     wait_for(lambda: (made / "study.db").exists() and len(living_processes(made, None)) == (workers or 1))
     wait_for(lambda: any(search.completed > 5 for search in study_status(load_study(made, with_files=False)).searches))
     process.send_signal(number)
-    _, said = process.communicate(timeout=PATIENCE)
+    _, err = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 130
-    assert said.endswith("interrupted; the best so far is in best.yaml, and the same command continues\n")
+    assert err.endswith("interrupted; the best so far is in best.yaml, and the same command continues\n")
     assert "complete: false" in (made / "best.yaml").read_text(encoding="utf-8")
     assert {trial.state for trial in trials_in(None, made)["s/T1"]} == {TrialState.COMPLETE}
     assert living_processes(made, None) == set()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-def test_interrupted_twice(folder):
-    """A second Ctrl-C does not wait for a trial that takes long; the best so far is exported all the same."""
+def test_a_second_interrupt_does_not_wait(folder):
+    """A second Ctrl-C does not wait for a long trial, and the best recipe so far is still written."""
     made = folder(budget=50, sampler="random")
     code = f"""
         import os, signal, time
@@ -421,20 +421,20 @@ def test_interrupted_twice(folder):
     assert process.stdout.readline() == "noted\n"
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate(timeout=PATIENCE)
 
-    assert out == "True 3\n", said
+    assert out == "True 3\n", err
     assert len(trials_in(None, made)["s/T1"]) == 3
 
 
 def sleep_on(stop):
-    """What a worker process does that is in the midst of a long trial."""
+    """Sleep like a worker process during a long trial."""
     time.sleep(10_000)
 
 
-def test_stopped_at_once(monkeypatch):
-    """Further processes that are in the midst of a trial end at once where that is asked for."""
-    # Whoever waited for the trial would wait for longer than a test may take.
+def test_processes_can_be_stopped_at_once(monkeypatch):
+    """`stop(at_once=True)` ends processes during a trial without waiting."""
+    # A wait for the trial would exceed the timeout of the test.
     monkeypatch.setattr("optimizer.search.trials.worker_processes._GRACE", 10_000.0)
     processes = WorkerProcesses(1, sleep_on)
 
@@ -444,14 +444,14 @@ def test_stopped_at_once(monkeypatch):
     assert multiprocessing.active_children() == []
 
 
-def test_interrupted_while_hashing(folder):
-    """Ctrl-C while the checkpoints are hashed, after the search, loses the hashes and nothing else."""
+def test_an_interrupt_while_hashing_loses_only_hashes(folder):
+    """Ctrl-C while the checkpoints are hashed, after the search, loses only the hashes."""
     made = folder(budget=3)
 
     pressed = []
 
-    def progress(what, done, total):
-        if what == "hashing the checkpoints" and done == 1 and not pressed:
+    def progress(activity, done, total):
+        if activity == "hashing the checkpoints" and done == 1 and not pressed:
             pressed.append(done)
             raise KeyboardInterrupt
 
@@ -462,28 +462,28 @@ def test_interrupted_while_hashing(folder):
 
 
 class TestDatabaseServer:
-    """A PostgreSQL server that goes away."""
+    """A PostgreSQL server that becomes unavailable."""
 
-    def test_restarted(self, folder, postgresql):
-        """A restart in the middle is waited out, which is said once or more; the budget is met exactly."""
+    def test_a_restart_is_waited_for(self, folder, postgresql):
+        """A fit waits for a restarting server with a warning, and meets its budget exactly."""
         made, storage = folder(budget=20, sampler="random"), postgresql.database()
-        said = []
+        warnings = []
 
         def finished(progress, trial):
             if progress.done == 7 and progress.search == "s/T1":
                 postgresql.stop()
                 postgresql.start()
 
-        result = fit(load_study(made), storage=storage, events=FitEvents(finished=finished, warn=said.append))
+        result = fit(load_study(made), storage=storage, events=FitEvents(finished=finished, warn=warnings.append))
 
-        assert said
-        assert all("trying again for" in text for text in said)
+        assert warnings
+        assert all("trying again for" in text for text in warnings)
         assert [len(search.completed) for search in result.searches] == [20, 20]
         for trials in trials_in(storage, made).values():
             assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 20
 
-    def test_gone(self, folder, postgresql, capfd):
-        """A server that stays away ends the fit with a clear error, the best so far written; later it goes on."""
+    def test_a_server_that_stays_away_ends_the_fit(self, folder, postgresql, capfd):
+        """A stopped server ends the fit with StorageLost and the best recipe so far; a later fit continues."""
         made, storage = folder(budget=12, sampler="random"), postgresql.database()
 
         def finished(progress, trial):
@@ -491,7 +491,7 @@ class TestDatabaseServer:
                 postgresql.stop()
 
         try:
-            with pytest.raises(StorageLost, match=r"^postgresql://fitter:.*: not to be used for") as caught:
+            with pytest.raises(StorageLost, match=r"^postgresql://fitter:.*: unavailable for") as caught:
                 fit(load_study(made), storage=storage, patience=1, workers=2, events=FitEvents(finished=finished))
         finally:
             postgresql.start()
@@ -503,19 +503,19 @@ class TestDatabaseServer:
         result = fit(load_study(made), storage=storage)
         assert [len(search.completed) for search in result.searches] == [12, 12]
 
-    def test_connection_lost_in_a_turn(self, tmp_path, postgresql):
-        """Of two workers that claim the last trial, because the turn of one was cut off, one withdraws."""
+    def test_a_turn_cut_off_claims_no_trial_twice(self, tmp_path, postgresql):
+        """If two workers claim the last trial because a turn was cut off, one of them withdraws."""
         url = postgresql.database()
         address = storage_address(url, tmp_path)
         claims = []
         with open_storage(address) as storage, open_storage(address) as same:
-            one, other = workers_at(address, "s"), workers_at(address, "s")
-            one.join(alone=False)
-            other.join(alone=False)
+            cut_off, other_worker = workers_at(address, "s"), workers_at(address, "s")
+            cut_off.join(alone=False)
+            other_worker.join(alone=False)
             stored = optuna.create_study(storage=storage, direction="maximize")
             space = {"x": optuna.distributions.FloatDistribution(0, 1)}
-            first = Trials(stored, SharedStorage(storage, address, one), space, ["OUT03"])
-            second = Trials(stored, SharedStorage(same, address, other), space, ["OUT03"])
+            first = Trials(stored, SharedStorage(storage, address, cut_off), space, ["OUT03"])
+            second = Trials(stored, SharedStorage(same, address, other_worker), space, ["OUT03"])
 
             def propose(memory):
                 memory.ask(space)
@@ -525,7 +525,7 @@ class TestDatabaseServer:
                 with psycopg.connect(url, autocommit=True) as connection:
                     connection.execute(
                         "select pg_terminate_backend(pid) from pg_stat_activity where pid = %s",
-                        (one._connection.info.backend_pid,),
+                        (cut_off._connection.info.backend_pid,),
                     )
                 claims.append(second.claim(1, propose))
                 return propose(memory)
@@ -536,12 +536,12 @@ class TestDatabaseServer:
             assert claims[1] is None
             states = [trial.state for trial in storage.get_all_trials(stored._study_id)]
             assert sorted(states) == [TrialState.RUNNING, TrialState.FAIL]
-            assert len(other.living()) == 2
-            one.close()
-            other.close()
+            assert len(other_worker.living()) == 2
+            cut_off.close()
+            other_worker.close()
 
-    def test_lock_not_to_be_had_again(self, tmp_path, postgresql, monkeypatch):
-        """A worker that cannot take its lock again after its connection was lost does not go on without it."""
+    def test_a_worker_does_not_go_on_without_its_lock(self, tmp_path, postgresql, monkeypatch):
+        """A worker that cannot take its lock again after a lost connection raises an error."""
         monkeypatch.setattr("optimizer.search.trials.workers._TURN", 1.0)
         url = postgresql.database()
         address = storage_address(url, tmp_path)
@@ -560,71 +560,71 @@ class TestDatabaseServer:
                 with pytest.raises(psycopg.OperationalError):
                     worker.living()
 
-        assert [one.name for one in worker.living()] == [worker.own.name]
+        assert [living.name for living in worker.living()] == [worker.mine.name]
         worker.close()
 
-    def test_not_there(self, folder):
-        """A server that cannot be reached is said in a line without the password, exit code 2."""
+    def test_an_unreachable_server_is_one_line(self, folder):
+        """An unreachable server is one line without the password, and exit code 2."""
         made = folder()
         process = fitting(made, "--storage", "postgresql://me:secret@127.0.0.1:1/none")
-        _, said = process.communicate(timeout=PATIENCE)
+        _, err = process.communicate(timeout=PATIENCE)
 
         assert process.returncode == 2
-        assert len(said.splitlines()) == 1
-        assert "secret" not in said
+        assert len(err.splitlines()) == 1
+        assert "secret" not in err
 
-    def test_studies_side_by_side(self, folder, postgresql):
-        """Studies of different names share a database and do not meet; `name` in the YAML file is what counts."""
+    def test_studies_share_a_database(self, folder, postgresql):
+        """Studies share a database without mixing, told apart by `name` in their YAML files."""
         storage = postgresql.database()
-        one, other = folder("one", budget=3), folder("other", budget=4, sampler="random", name="apart")
-        fit(load_study(one), storage=storage)
-        fit(load_study(other), storage=storage)
+        first, second = folder("one", budget=3), folder("other", budget=4, sampler="random", name="two")
+        fit(load_study(first), storage=storage)
+        fit(load_study(second), storage=storage)
 
-        with open_storage(storage_address(storage, one)) as opened:
-            assert sorted(optuna.get_all_study_names(opened)) == ["apart:s/T1", "apart:s/T2", "one:s/T1", "one:s/T2"]
-        assert [search.completed for search in study_status(load_study(one), storage).searches] == [3, 3]
+        with open_storage(storage_address(storage, first)) as opened:
+            assert sorted(optuna.get_all_study_names(opened)) == ["one:s/T1", "one:s/T2", "two:s/T1", "two:s/T2"]
+        assert [search.completed for search in study_status(load_study(first), storage).searches] == [3, 3]
 
-    def test_changed_inputs(self, folder, postgresql):
-        """Other inputs are refused, with the ways on that there are in a database; `--fresh` is not one of them."""
+    def test_changed_inputs_are_refused(self, folder, postgresql):
+        """Changed inputs are refused with the remedies for a database, and so is `--fresh`."""
         storage = postgresql.database()
         made = folder(budget=3)
         fit(load_study(made), storage=storage)
-        other = folder(budget=3, metric="delta")
+        changed = folder(budget=3, metric="delta")
 
         with pytest.raises(StudyError) as caught:
-            fit(load_study(other), storage=storage)
+            fit(load_study(changed), storage=storage)
 
         ways = "another `name` in the study's YAML file, or another folder, keeps both"
         assert all(ways in line for line in caught.value.problems)
         with pytest.raises(StudyError, match=r"^fresh: .* others may be using; give the study another `name`"):
-            fit(load_study(other), storage=storage, fresh=True)
+            fit(load_study(changed), storage=storage, fresh=True)
 
 
-def test_locked_database_between_workers(folder, monkeypatch):
-    """Workers that share a SQLite file wait for each other's writes, and for a third program's."""
+def test_workers_wait_for_locks_of_other_programs(folder, monkeypatch):
+    """Workers that share a SQLite file wait for each other's writes and for a third program's."""
     monkeypatch.setattr("optimizer.search.trials.storage._SQLITE_TIMEOUT", 0.2)
     made = folder(budget=30, sampler="random")
-    blocked, said = [], []
+    blocked, warnings = [], []
 
     def finished(progress, trial):
         if progress.done == 10 and not blocked:
             blocked.append(sqlite3.connect(made / "study.db", check_same_thread=False))
             blocked[0].execute("begin exclusive")
 
-    def warned(text):
-        said.append(text)
+    def warn(text):
+        warnings.append(text)
         blocked[0].rollback()
 
-    result = fit(load_study(made), workers=2, events=FitEvents(finished=finished, warn=warned))
+    result = fit(load_study(made), workers=2, events=FitEvents(finished=finished, warn=warn))
     blocked[0].close()
 
-    assert said
-    assert all("database is locked" in text for text in said)
+    assert warnings
+    assert all("database is locked" in text for text in warnings)
     assert [len(search.completed) for search in result.searches] == [30, 30]
 
 
-def test_proposals_differ(folder):
-    """A worker that proposes while others' trials run proposes something else than they try."""
+def test_workers_try_different_points(folder):
+    """A worker proposes no point that another worker is trying."""
     made = folder(budget=40, sampler="tpe")
     result = fit(load_study(made), workers=3)
 
@@ -634,14 +634,14 @@ def test_proposals_differ(folder):
 
 
 @pytest.mark.parametrize("workers", [0, -1])
-def test_no_workers(folder, workers):
-    """At least one process has to search."""
+def test_at_least_one_worker_is_required(folder, workers):
+    """Fewer than one worker is refused."""
     with pytest.raises(StudyError, match=f"^workers: received {workers}; must be at least 1"):
         fit(load_study(folder()), workers=workers)
 
 
-def test_status_of_a_folder_without_trials(folder):
-    """A study that was never fitted has no workers, and asking leaves nothing behind."""
+def test_status_before_the_first_fit(folder):
+    """A study that was never fitted has no workers, and `status` creates no file."""
     made = folder()
     before = sorted(Path(made).iterdir())
 
