@@ -156,8 +156,8 @@ def test_metadata_of_blockfit(recipe):
 
     assert (found, warnings) == (recipe, ())
 
-
     # No node of ComfyUI merges VAEs. The workflow takes one model's, which a recipe may be unable to express.
+
 
 MECHA = """version 0.1.0
 # made by hand
