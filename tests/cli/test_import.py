@@ -201,7 +201,7 @@ def test_other_tools_files(tmp_path, capsys):
 
     (tmp_path / "p.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "c.json").write_text(json.dumps({"1": {"class_type": "KSampler", "inputs": {}}}), encoding="utf-8")
-    for name, kind in (("p.png", "is a PNG image"), ("c.json", "a ComfyUI workflow: merges nothing")):
+    for name, kind in (("p.png", "is a PNG image"), ("c.json", "a ComfyUI workflow: saves no checkpoint")):
         assert run("import", tmp_path / name, "-o", output) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"blockfit: {tmp_path / name}: {kind}")
