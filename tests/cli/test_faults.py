@@ -105,7 +105,7 @@ def test_disk_that_fills_up_with_plots(fit: Fit, small_disk: Path, fill: Callabl
     for name, line in zip(sorted(PLOTS - drawn), lines, strict=False):
         assert line.startswith(f"blockfit: {small_disk / 'plots' / name}: the disk is full")
     best = small_disk / "best.yaml"
-    assert lines[-1] == f"blockfit: the search is done and in {best}; the same command writes what is missing"
+    assert lines[-1] == f"blockfit: the search is done, its result is in {best}; the same command writes the missing files"
     before = load_recipe(best)
     assert before.fitted is not None
     assert before.fitted.complete

@@ -264,7 +264,7 @@ def test_what_is_read_is_not_overwritten(tmp_path, capsys):
 
     assert run("import", source, "-o", source) == 2
 
-    assert "is what the recipe is read from" in capsys.readouterr().err
+    assert "is the imported file itself" in capsys.readouterr().err
     assert source.read_text(encoding="utf-8") == "A x 0.5 + B x 0.5 = T"
 
 
