@@ -16,7 +16,7 @@ NUMBERS = ",".join(["0.25"] * 26)
 
 
 def run(*arguments):
-    """The exit code of the command."""
+    """Run the command and return its exit code."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return int(left.value.code or 0)
@@ -264,7 +264,7 @@ def test_what_is_read_is_not_overwritten(tmp_path, capsys):
 
     assert run("import", source, "-o", source) == 2
 
-    assert "is what the recipe is read from" in capsys.readouterr().err
+    assert "is the imported file itself" in capsys.readouterr().err
     assert source.read_text(encoding="utf-8") == "A x 0.5 + B x 0.5 = T"
 
 
