@@ -246,7 +246,7 @@ def test_supermerger_vae_and_adjust(excluded, kind, kept, warns):
     given = dict(zip(BLOCKS, [0.4, *NUMBERS[1:]], strict=True))
     assert numbers(recipe.steps[0].alpha) == [given[block] if block in kept else 0 for block in BLOCKS]
     assert len(warnings) == warns
-    assert all("the VAE was left out and is model A's: merge with `vae=...`" in warning for warning in warnings)
+    assert all("the VAE was excluded and remains model A's: merge with `vae=...`" in warning for warning in warnings)
 
 
 def test_supermerger_adjust_of_nothing():
