@@ -87,7 +87,7 @@ def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Consol
     """Copy the family to `folder` unless it is there, fit it, and write digits.png beside the results.
 
     Without the extra `pictures`, a BlockfitWarning names what the demo leaves out: the pictures and, without the extra
-    `encoder` too, the article's study.
+    `encoder` too, the article's study. A folder that cannot be written gives an InputError.
 
     Args:
         folder: The folder of the demo.
@@ -96,9 +96,6 @@ def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Consol
 
     Returns:
         The results.
-
-    Raises:
-        InputError: If the folder cannot be written.
 
     """
     copy_family(folder)
