@@ -112,7 +112,7 @@ def write_merge(
     tells `hashing` the file's name, the bytes done and their total. `progress` is told the bytes written and their
     total, tensor by tensor.
 
-    Raises RecipeError for alphas that are free: `recipe.started()` has them at their starting values. Raises
+    Raises RecipeError for alphas that are free: `recipe.with_start_values()` has them at their starting values. Raises
     CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
     tensor that takes part, for values beyond the range of the dtype, for a VAE that does not fit, for files that are
     changed, replaced or deleted meanwhile, and for an output that cannot be written. Gives a BlockfitWarning for what

@@ -337,7 +337,7 @@ class Recipe:
         )
         return replace(self, steps=steps)
 
-    def started(self) -> "Recipe":
+    def with_start_values(self) -> "Recipe":
         """The same recipe with every hole at its starting value."""
         return self.with_alphas(
             {

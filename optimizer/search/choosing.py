@@ -48,7 +48,7 @@ def choose(
         candidates: The number of recipes asked for, the best one included.
 
     """
-    recipe = (plan.kept(found.recipe) if interrupted else found.recipe).started()
+    recipe = (plan.kept(found.recipe) if interrupted else found.recipe).with_start_values()
     order = [stage.name for stage in plan.study.stages]
     scores = tuple(sorted(found.scores, key=lambda one: order.index(one.stage)))
     spread = tuple(sorted(found.spread, key=lambda one: order.index(one.stage)))

@@ -71,11 +71,11 @@ class Plan:
     def is_moved_later(self, stage: Stage) -> bool:
         """Return whether a later stage moves what `stage` scores, which is then scored when all stages are done."""
         later = self.study.stages[self.study.stages.index(stage) + 1 :]
-        return any(self.study.disturbs(other, stage) for other in later)
+        return any(self.study.affects(other, stage) for other in later)
 
     def has_candidates(self, stage: Stage) -> bool:
         """Return whether the next best trials of a stage make recipes: not if another stage scores what it moves."""
-        return not any(self.study.disturbs(stage, other) for other in self.study.stages if other != stage)
+        return not any(self.study.affects(stage, other) for other in self.study.stages if other != stage)
 
     def candidate_base(self, stage: Stage) -> str | None:
         """Return the base if the stage's metrics do not see how far a merge goes from it, else None."""

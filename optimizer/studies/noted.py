@@ -102,7 +102,7 @@ class NotedSearch:
         return tuple(block for _, blocks in self.measured for block in blocks)
 
     @property
-    def reads(self) -> bool:
+    def uses_prompts(self) -> bool:
         """Whether prompts matter."""
         return any(METRICS[name].needs_prompts for name, _ in self.measured)
 

@@ -137,12 +137,12 @@ class Stage:
         return tuple(block for _, blocks in self.measured for block in blocks)
 
     @property
-    def draws(self) -> bool:
+    def uses_seeds(self) -> bool:
         """Whether random inputs matter."""
         return any(METRICS[name].needs_seed for name, _ in self.measured)
 
     @property
-    def reads(self) -> bool:
+    def uses_prompts(self) -> bool:
         """Whether prompts matter."""
         return any(METRICS[name].needs_prompts for name, _ in self.measured)
 

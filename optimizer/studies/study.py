@@ -84,7 +84,7 @@ class Study:
         """The paths of what blockfit writes into the study's folder."""
         return StudyFolder(self.folder)
 
-    def disturbs(self, stage: Stage, other: Stage) -> bool:
+    def affects(self, stage: Stage, other: Stage) -> bool:
         """Whether `stage` moves what `other` scores."""
         leading = {step.name for step in self.recipe.ancestors(other.steps[-1])}
         moved = {block for one in stage.parameters if one.step in leading for block in one.blocks}

@@ -129,7 +129,7 @@ steps:
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
     paths = {name: tmp_path / f"{name}.safetensors" for name in "abc"}
 
-    filled = recipe.started()
+    filled = recipe.with_start_values()
     for source, step, expected, count in (
         (filled, None, filled, 0),
         (recipe, "ONE", replace(recipe, output="ONE"), 1),

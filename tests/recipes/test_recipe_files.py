@@ -497,12 +497,12 @@ steps:
 
 
 def test_filling_holes(tmp_path):
-    """Filled blocks are numbers, the others stay free; `started` leaves no hole."""
+    """Filled blocks are numbers, the others stay free; `with_start_values` leaves no hole."""
     text = with_alpha("{OUT03-OUT05: {search: [0, 1], start: 0.5}, M00: 0.1}")
     recipe = load_recipe(written(tmp_path, text))
 
     part = recipe.with_alphas({("T", "alpha"): {"OUT04": 0.7}}).step("T").alpha
-    whole = recipe.started().step("T").alpha
+    whole = recipe.with_start_values().step("T").alpha
 
     assert part.free == (Free(0.0, 1.0, ("OUT03", "OUT05"), start=0.5),)
     assert part.at("OUT04") == 0.7

@@ -104,7 +104,7 @@ def _methods(found: Found) -> Iterator[Remark]:
             "first steps soak up what later ones should explain, even where nothing is unknown, so the alphas of "
             f"single steps are biased. A joint fit is what recovers recipes.{more}",
         )
-    bumpy = [stage for stage in stages if stage.draws]
+    bumpy = [stage for stage in stages if stage.uses_seeds]
     if bumpy:
         seeds = ", ".join(
             str(seed)
