@@ -198,7 +198,7 @@ def test_checkpoints_that_go_during_the_search(
 
     assert process.returncode == 130
     two, target, told = problems.decode().splitlines()
-    said = "during the fit: what was found is about the file as it was before, and best.yaml notes no hash of it"
+    said = "during the fit: the result is of the file as it was before, and best.yaml notes no hash of it"
     assert two == f"blockfit: warning: {models / 'two.safetensors'}: was deleted or moved {said}"
     assert target == f"blockfit: warning: {models / 'target.safetensors'}: was replaced by another file {said}"
     assert "interrupted" in told

@@ -214,7 +214,7 @@ def test_a_study_by_hand_is_left_alone(here: Path, recipe: Recipe) -> None:
     path.write_text(path.read_text("utf-8").split("\n", 1)[1], encoding="utf-8")
     own = path.read_text("utf-8")
 
-    with pytest.raises(StudyError, match=r"new_study: folder: .*study\.yaml is there, and new_study did not make it"):
+    with pytest.raises(StudyError, match=r"new_study: folder: .*study\.yaml exists, and new_study did not write it"):
         new_study(recipe, "target.safetensors", "mine", trials=3)
     assert path.read_text("utf-8") == own
 

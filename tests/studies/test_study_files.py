@@ -172,7 +172,7 @@ def test_block_that_nothing_sees(write_study, target):
     with pytest.raises(StudyError) as caught:
         load_study(folder)
     (problem,) = caught.value.problems
-    assert "nothing sees OUT00-OUT02, where T1.OUT00-OUT02 would be searched: 'attention' sees IN01-IN02," in problem
+    assert "no metric sees OUT00-OUT02, where T1.OUT00-OUT02 would be searched: 'attention' sees IN01-IN02," in problem
     folder = write_study(FREE_BASE, "  - {name: s, metric: attention, blocks: OUT00-OUT05}\n", target)
     with pytest.raises(StudyError) as caught:
         load_study(folder)
