@@ -263,8 +263,8 @@ class Simplification(_Notes):
 
     Attributes:
         origin: The file that was simplified first.
-        share: The allowed loss of a block, as a share of its similarity.
-        tolerance: The allowed loss of a block in similarity.
+        share: The allowed loss of a block, as a share of what the recipe leaves unexplained in it.
+        tolerance: The additional allowed loss of a block, in share explained.
         explained: The share of the target's squared difference that each block explained before, {block: share}.
     """
 
