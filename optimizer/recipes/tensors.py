@@ -116,8 +116,8 @@ def plan_parts(
             parts.append(Part(name, block, (shape[0], many - few, *shape[2:]), wide, scored, (few, many)))
         else:
             problems.append(
-                f"{sources[differing].label}: tensor {name!r} of {block or 'no block'} has shape {list(held[differing])}, but "
-                f"{list(shape)} in {sources[first].label}; only equal shapes merge"
+                f"{sources[differing].label}: tensor {name!r} of {block or 'no block'} has shape "
+                f"{list(held[differing])}, but {list(shape)} in {sources[first].label}; only equal shapes merge"
                 + (f", and with alphas of 0 on {block} it would take no part" if block and contributing else "")
             )
     if problems:

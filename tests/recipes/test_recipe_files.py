@@ -256,7 +256,7 @@ def test_wrong_alphas(tmp_path, alpha, parts):
 @pytest.mark.parametrize(
     ("before", "after", "parts"),
     [
-        ("a: T1", "a: T9", ["steps.T2.a", "received 'T9'", "there are T1, T2, base, x, y"]),
+        ("a: T1", "a: T9", ["steps.T2.a", "received 'T9'", "must be one of T1, T2, base, x, y"]),
         ("b: y", "b: zebra", ["steps.T2.b", "received 'zebra'", "neither a model nor a step"]),
         ("c: base, ", "", ["steps.T1.c", "missing", "A + (B - C) x alpha"]),
         ("b: y,", "b: y, c: x,", ["steps.T2.c", "received 'x'", "weight_sum takes no third input"]),
