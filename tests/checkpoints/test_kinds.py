@@ -988,7 +988,7 @@ def test_incomplete_and_mixed_checkpoints(tmp_path):
 
     assert problem(tmp_path / "mixed.safetensors") == (
         "is a Stable Diffusion 1.x checkpoint (4 input channels, text of width 768), but holds "
-        "'cond_stage_model.model.ln_final.weight', which is no part of Stable Diffusion 1.x; must be whole and of no "
+        "'cond_stage_model.model.ln_final.weight', which is not part of Stable Diffusion 1.x; must be whole and of no "
         "other family (layout sd1)"
     )
     cut = under(UNET, unet(768)) | CLIP_L

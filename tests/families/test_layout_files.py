@@ -51,16 +51,16 @@ def write(tmp_path):
             "role: vae",
             "parts: received 0 of role network and 2 of role vae; must be one network and at",
         ),
-        ("title: VAE", "title: transformer", "parts: 'transformer' stands there twice"),
+        ("title: VAE", "title: transformer", "parts: two parts have the title 'transformer'"),
         ("dit.final.: END", "dit.final.: OUT", "places.dit.final.: received 'OUT'; must be one of the blocks"),
         (
             '"D{n:02}"',
             '"D{m:02}"',
             "places.dit.double.{n}.: received 'D{m:02}'; with {n} from 0 up it must be the name",
         ),
-        ("  dit.final.: END\n", "", "blocks: no place puts tensors into END"),
+        ("  dit.final.: END\n", "", "blocks: no place assigns tensors to END"),
         ("  text.two.: T5", "  words.: T5", "places.words.: begins with the prefix of no part"),
-        ("  text.one.: CLIP\n", "", "parts.first text encoder: no place that 'text.one.' begins with says its block"),
+        ("  text.one.: CLIP\n", "", "parts.first text encoder: 'text.one.' begins with no place, and so has no block"),
         (r"norm\.scale'", "norm(scale'", "mappings.scaleless.leaves: received "),
         (
             r"'model\.dit\.', to: dit.",
@@ -117,7 +117,7 @@ def test_a_registered_layout(write):
 def test_a_name_that_is_taken(write):
     """A file with the name of a layout that comes with blockfit, or of another file's, is refused."""
     path = write("name: toy", "name: sd1")
-    with pytest.raises(InputError, match="name: received 'sd1'; there is a layout of this name, blockfit's own"):
+    with pytest.raises(InputError, match="name: received 'sd1'; another layout has this name, blockfit's own"):
         register_layout(path)
 
     path = write()
@@ -125,7 +125,7 @@ def test_a_name_that_is_taken(write):
         register_layout(path)
         other = path.with_name("other.yaml")
         other.write_bytes(path.read_bytes())
-        with pytest.raises(InputError, match=r"name: received 'toy'; there is a layout of this name, that of .*family"):
+        with pytest.raises(InputError, match=r"name: received 'toy'; another layout has this name, that of .*family"):
             register_layout(other)
     finally:
         forget_layout("toy")

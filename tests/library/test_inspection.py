@@ -137,7 +137,7 @@ def test_noise_schedule(tmp_path, write_sd1):
     assert unusual(tmp_path, write_sd1, overrides=usual) == []
 
     assert unusual(tmp_path, write_sd1, overrides={"betas": torch.full((1000,), 0.5)}) == [
-        "a noise schedule that Stable Diffusion 1.x has not: alphas_cumprod ends at 9.333e-302"
+        "a noise schedule other than that of Stable Diffusion 1.x: alphas_cumprod ends at 9.333e-302"
     ]
 
 
