@@ -21,6 +21,8 @@ from optimizer.merging import merge
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step
 from optimizer.similarity import (
     METRICS,
+    EncoderOptions,
+    Options,
     build_metric,
     compare,
     grams_on_card,
@@ -152,7 +154,7 @@ def test_metrics(family, name):
     scores = []
     for models in (family.paths, family.given):
         with opened(models) as plain:
-            comparison = replace(plain, prompts=("seven", "a bold three"))
+            comparison = replace(plain, options=Options((EncoderOptions().with_texts(("seven", "a bold three")),)))
             blocks = METRICS[name].sees(LAYOUT)
             statistics = measure_statistics(comparison, blocks) if METRICS[name].reads_statistics else None
             algebra = Algebra(recipe(), comparison.groups, ("base", "bold", "style"))

@@ -352,7 +352,7 @@ def attention(context: Context) -> Figures:
         def without_terms() -> tuple[Tensor, Tensor]:
             metric = timed("reading and projecting", lambda: built(keep_terms=False))
             measured("anywhere, by products", metric, candidates.anywhere, counts[:3])
-            fast = built(other={"tf32": True}, keep_terms=False)
+            fast = built(other={"options": Options((AttentionOptions(tf32=True),))}, keep_terms=False)
             measured("anywhere, by products in tf32", fast, candidates.anywhere, counts[1:3])
             return metric.score(given), fast.score(given)
 

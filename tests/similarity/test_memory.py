@@ -104,7 +104,7 @@ class TestWhereItFits:
 
         (line,) = {str(one.message) for one in told}
         assert "\n" not in line
-        for words in ("the attention metric", "on the processor", "end other programs", "--device cpu"):
+        for words in ("the attention metric", "on the processor", "end other programs", "`device='cpu'`"):
             assert words in line
 
     def test_no_need(self):
