@@ -1,4 +1,4 @@
-"""What is true of one model family stands in optimizer/families, and nowhere else in the package."""
+"""Facts about one model family are in optimizer/families, and nowhere else in the package."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ ABOUT_OTHERS = {("library/provenance.py", "Stable Diffusion WebUI"), ("checkpoin
 
 
 def literals(source):
-    """Yield (line, literal) of a module's code; docstrings and the texts of examples are no code."""
+    """Yield (line, literal) of a module's code, without docstrings and the texts of examples."""
     tree = ast.parse(source)
     passed = set()
     for node in ast.walk(tree):
@@ -57,7 +57,7 @@ def test_no_literal_of_a_family(path):
 
 
 def test_the_check_sees_literals():
-    """The check finds what it is there for, in plain and in formatted texts, and passes over what is no code."""
+    """The check finds literals in plain and in formatted texts, and ignores docstrings."""
     code = '"""In a docstring: OUT03."""\nx = f"no {x} in model.diffusion_model."\ny = ("M00", 26)\nexamples("OUT03")\n'
     code += 'f(examples=["M00"])\n'
 
