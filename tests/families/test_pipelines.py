@@ -11,8 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from optimizer.families import load_layout, load_tokenizer, pipeline_folder
 
-# Tokens by text, without those of its beginning and end, as OpenAI's own tokenizer (openai/CLIP, simple_tokenizer.py)
-# gives them: the prompts that ship, words of these in other orders, emphasis, signs and letters of many scripts.
+# Tokens by text, without those of beginning and end, from OpenAI's tokenizer (openai/CLIP, simple_tokenizer.py). The
+# texts are the packaged prompts, their words in other orders, emphasis, signs and letters of many scripts.
 TOKENS = json.loads((Path(__file__).parent / "clip_tokens.json").read_text(encoding="utf-8"))
 
 

@@ -31,7 +31,7 @@ SHAPES = {
     "ae.decoder.weight": (3, 8, 3, 3),
 }
 BLOCKS = ("CLIP", "T5", "IN", "D00", "D01", "D02", "D03", "S00", "S01", "S02", "END")
-# The numbers that the target was made with, one a block.
+# The alphas of the target, one per block.
 ONE = dict(zip(BLOCKS, (0.1, 0.9, 0.3, 0.0, 0.25, 0.5, 0.75, 0.6, -0.2, 0.45, 0.35), strict=True))
 TWO = dict(zip(BLOCKS, (0.5, 0.2, 0.4, 0.8, 0.3, 0.1, 0.0, 0.55, 0.7, 0.15, 0.65), strict=True))
 

@@ -1,5 +1,5 @@
 """Fingerprints, file hashes and their cache."""
-# Programs that the tests themselves wrote are what is started here.
+# The programs started here are written by the tests.
 
 import hashlib
 import json
@@ -137,7 +137,7 @@ class TestHashCache:
             (tmp_path / "b").write_bytes(b"new")
             (tmp_path / "b").replace(path)
         os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
-        while path.stat().st_ctime_ns == before.st_ctime_ns:  # a system's clock of files ticks every few milliseconds
+        while path.stat().st_ctime_ns == before.st_ctime_ns:  # times of files have a resolution of a few milliseconds
             path.chmod(0o644)
         assert path.stat().st_mtime_ns == before.st_mtime_ns
 
@@ -168,7 +168,7 @@ class TestHashCache:
     def test_unwritable_cache(self, tmp_path):
         """Files are hashed even if the cache cannot be written."""
         (tmp_path / "a").write_bytes(b"x")
-        cache = HashCache(tmp_path / "a" / "hashes.json")  # a file stands where the folder would be
+        cache = HashCache(tmp_path / "a" / "hashes.json")  # a file has the place of the folder
 
         assert hashlib.sha256(b"x").hexdigest() == sha256(tmp_path / "a", cache)
 

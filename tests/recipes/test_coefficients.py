@@ -61,7 +61,7 @@ def test_all_steps_in_one_pass(steps, data):
 
     assert set(found) == set(outputs)
     place = {f"{group.block}/{row}.weight": group for row, group in enumerate(GROUPS)}
-    # With unit vectors for tensors, what is merged is the coefficients.
+    # With unit vectors for tensors, the merge is the coefficients.
     models = {
         model: {
             name: torch.eye(3, dtype=torch.float64)[number] for name, group in place.items() if number in group.holders
@@ -159,7 +159,7 @@ def test_derivatives(steps, seed):
             by_jacobian[:, BLOCKS.index(group.block)] += (slopes[:, row] * weights[row]).sum(dim=-1)
     torch.testing.assert_close(by_jacobian, by_autograd, rtol=1e-9, atol=1e-9)
 
-    # Affine in every single alpha: a difference over any step is the derivative, but for rounding.
+    # Coefficients are affine in each alpha: a difference over any step is the derivative, up to rounding.
     for index in range(len(algebra.alphas)):
         moved = at.clone()
         moved[index] += 0.5

@@ -12,7 +12,7 @@ from optimizer.errors import RecipeError
 from optimizer.merging import merge
 from optimizer.recipes import load_recipe, recipe_as_data, save_recipe
 
-# Every block has numbers of its own, some outside 0..1, so that a tensor in a wrong block cannot go unnoticed.
+# Every block has different numbers, some outside 0..1, so that a tensor in a wrong block is noticed.
 ALPHAS = {block: round(-0.3 + 0.067 * n, 3) for n, block in enumerate(BLOCKS)}
 BETAS = {block: round(1.4 - 0.059 * n, 3) for n, block in enumerate(BLOCKS)}
 FAMILY = ("base", "x", "y")
@@ -41,7 +41,7 @@ def family(tmp_path, write_sd1, sd1_tensors):
     return tmp_path, tensors
 
 
-# What the merge has for parts that a source lacks is told; test_inputs.py looks at that.
+# Merges warn of parts that a source lacks; test_inputs.py tests that.
 TELLS = pytest.mark.filterwarnings("ignore::optimizer.errors.BlockfitWarning")
 
 
@@ -92,7 +92,7 @@ def test_mappings_differ_where_they_should(family):
         for mapping in ("mecha", "model-mixer")
     }
     time_embed = {name for name in tensors["base"] if name.startswith("model.diffusion_model.time_embed.")}
-    # x has no VAE, so the first step leaves A's; the second, where x is C, too: nothing is left to differ.
+    # x has no VAE, so both steps leave the VAE of their first input, and no difference remains.
     assert differing == {"mecha": time_embed, "model-mixer": time_embed}
 
     steps = [{"name": "T", "mode": "weight_sum", "a": "base", "b": "y", "c": None, "alpha": ALPHAS}]

@@ -10,11 +10,11 @@ from optimizer.errors import StudyError
 from optimizer.studies import StudyFolder
 
 PACKAGE = Path(optimizer.__file__).parent
-# Rooms below the studies know two of the names.
+# Packages below optimizer.studies define two of the names.
 HOMES = {"study.db": "files/links.py", "statistics.safetensors": "checkpoints/other_files.py"}
 NAMES = ("best.yaml", "best.simple.yaml", "study.db", "statistics.safetensors", "report.html", "trials.csv", "fit.log",
          "candidate-")  # fmt: skip
-TEMPLATE = ("reports/page/writing.py", "report.html")  # a file of the package, which is called like its result
+TEMPLATE = ("reports/page/writing.py", "report.html")  # a file of the package with the name of its result
 
 
 def literals(path):

@@ -216,7 +216,7 @@ def test_broken_statistics(write_copies, passes, broken):
         assert path.read_bytes() != content
     assert load_measured(path) is None
 
-    # One of another version is nobody's fault.
+    # A file of another version is replaced without a warning.
     told = nullcontext() if broken == "version" else pytest.warns(BlockfitWarning, match="cannot be used: .* anew$")
     with told:
         assert study_ceilings(load_study(folder)) == before
@@ -315,7 +315,7 @@ def once(action, when):
 @pytest.mark.parametrize("which", ["x", "base", "target"])
 @pytest.mark.parametrize("when", ["first", "last"])
 @pytest.mark.parametrize("how", FATES)
-@pytest.mark.filterwarnings("ignore:.* nothing but zeros")  # of what another run finds then
+@pytest.mark.filterwarnings("ignore:.* nothing but zeros")  # another run then warns of zeros
 def test_a_file_that_changes_while_it_is_measured(write_copies, which, when, how):
     """The file is named with advice; no statistics are saved, and another run measures the new file."""
     folder = write_copies()

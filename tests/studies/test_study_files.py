@@ -71,9 +71,9 @@ def test_searches(write_study, target):
     text = "  - {name: s, strategy: stepwise, blocks: OUT03-OUT05}\n  - {name: j, steps: [T2], blocks: OUT06}\n"
     study = load_study(write_study(STEPS, text, target))
     assert [
-        (name, step, [p.name for p in fields_given])
+        (name, step, [p.name for p in parameters])
         for stage in study.stages
-        for name, step, fields_given in stage.searches()
+        for name, step, parameters in stage.searches()
     ] == [
         ("s/T1", "T1", ["T1.OUT03", "T1.OUT04", "T1.OUT05"]),
         ("s/T2", "T2", ["T2.alpha"]),
@@ -288,13 +288,13 @@ RECIPE = "models: {x: {file: x}}\nsteps: [{name: S, mode: weight_sum, a: x, b: x
 
 
 @settings(max_examples=150, deadline=None)
-@given(fields_given=GIVEN, inner=GIVEN)
-def test_any_study(tmp_path_factory, fields_given, inner):
+@given(outer=GIVEN, inner=GIVEN)
+def test_any_study(tmp_path_factory, outer, inner):
     """A study with any fields is read or refused, with one printable line per problem."""
     folder = tmp_path_factory.getbasetemp()
     (folder / "recipe.yaml").write_text(RECIPE)
     stage = ", ".join(f"{field}: {value}" for field, value in ({"name": "s"} | inner).items())
-    fields = {"recipe": "recipe.yaml", "target": "{file: t}", "stages": f"[{{{stage}}}]"} | fields_given
+    fields = {"recipe": "recipe.yaml", "target": "{file: t}", "stages": f"[{{{stage}}}]"} | outer
     path = folder / "any_study.yaml"
     path.write_text("\n".join(f"{field}: {value}" for field, value in fields.items()))
     try:
