@@ -402,8 +402,8 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
 def _file(folder: Path, model: _Opened, folders: Sequence[Path]) -> tuple[str, bool]:
     """Return the name that files in `folder` use for a checkpoint, and whether it is found in `folders` alone.
 
-    The name is the one given if it leads to the checkpoint from `folder`. Otherwise it is the path relative to
-    `folder`, or the absolute path on another drive.
+    The name is the one given if it leads to the checkpoint from `folder`, or is found in `folders` alone. Otherwise it
+    is the path relative to `folder`, or the absolute path on another drive.
     """
     text = model.given.as_posix()
     if model.given.is_absolute():
