@@ -204,7 +204,9 @@ def _resolved(request: _Request, recipe: Recipe, library: Library) -> _Inputs:
     searches = attempt(lambda: _asked(noted_searches(recipe), recipe, metric, request.seeds), path)
     beside = folders_of(recipe, path, library.folders)
     library = library.within(beside[1:])
-    reading = any(search.reads for search in searches) if searches else metric is not None and needs_prompts(metric)
+    reading = (
+        any(search.uses_prompts for search in searches) if searches else metric is not None and needs_prompts(metric)
+    )
     file = request.prompts
     if file is not None and not reading:
         raise InputError(
@@ -390,7 +392,7 @@ def _with_prompts(
     Raises:
         RecipeError: The noted prompts are missing or have changed.
     """
-    if not search.reads:
+    if not search.uses_prompts:
         return search
     noted = search.options.of(EncoderOptions)
     if given is not None:

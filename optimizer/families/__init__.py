@@ -1,6 +1,6 @@
-"""What a model family is: layouts of its tensors, kinds of files, presets, pipeline configurations, tokenizers.
+"""Model families: layouts of tensors, kinds of files, presets, pipeline configurations and tokenizers.
 
-Opens no checkpoint.
+This package opens no checkpoint.
 """
 
 from optimizer.families.built_in_presets import built_in_presets

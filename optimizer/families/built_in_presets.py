@@ -1,9 +1,9 @@
-"""The presets that bbc-mc's merger came with and that SuperMerger and model-mixer took over, by formula.
+"""The presets of bbc-mc's merger, which SuperMerger and model-mixer adopted, as formulas.
 
-Published as numbers at https://github.com/bbc-mc/sdweb-merge-block-weighted-gui, csv/preset.tsv (those of the UNet's
-blocks), and https://github.com/hako-mikan/sd-webui-supermerger, scripts/mbwpresets_master.txt (the same behind a 0 for
-the text encoder; ALL_B has 1). Every published number is within 1e-9 of these. `t` runs from 0 at the UNet's first
-block to 1 at its last.
+They are published as numbers. https://github.com/bbc-mc/sdweb-merge-block-weighted-gui, csv/preset.tsv, has those of
+the UNet's blocks. https://github.com/hako-mikan/sd-webui-supermerger, scripts/mbwpresets_master.txt, puts a number for
+the text encoder before them: 1 in ALL_B, else 0. The formulas agree with every published number within 1e-9. `t` runs
+from 0 at the UNet's first block to 1 at its last.
 """
 
 import math
@@ -18,7 +18,7 @@ def _smoothstep(t: float) -> float:
 
 
 def _folded(x: float) -> float:
-    """How far `x` is from the nearest even number: up, down, up ... between 0 and 1."""
+    """Return the distance from `x` to the nearest even number, a triangle wave between 0 and 1."""
     return abs(x - 2 * round(x / 2))
 
 
@@ -27,7 +27,7 @@ def _cosine(t: float) -> float:
 
 
 def _true_cubic_hermite(t: float) -> float:
-    # The published curve does not begin at its own value there, 1/24, but at 0.
+    # The published curve begins at 0, although its formula gives 1/24 there.
     return ((77 / 12 * t - 77 / 8) * t + 25 / 6) * t + 1 / 24 if t > 0 else 0.0
 
 
@@ -36,7 +36,7 @@ def _fake_cubic_hermite(t: float) -> float:
 
 
 def _rounded_ramp(t: float) -> float:
-    # The two gradients are published with ten decimals.
+    # GRAD_V and GRAD_A are published with ten decimals.
     return round(abs(1 - 2 * t), 10)
 
 
@@ -56,7 +56,7 @@ _CURVES: dict[str, Callable[[float], float]] = {
     "ALL_A": lambda t: 0.0,
     "ALL_B": lambda t: 1.0,
 }
-# Runs of equal numbers, (how many, which).
+# Runs of equal numbers, (count, number).
 _STEPS: dict[str, tuple[tuple[int, float], ...]] = {
     "WRAP08": ((4, 1), (17, 0), (4, 1)),
     "WRAP12": ((6, 1), (13, 0), (6, 1)),
@@ -75,7 +75,7 @@ _STEPS: dict[str, tuple[tuple[int, float], ...]] = {
 
 @cache
 def built_in_presets() -> Mapping[str, tuple[float, ...]]:
-    """Return the presets by name: a number in 0..1 for the text encoder, then one for each block of the UNet."""
+    """Return the presets by name: a number in [0, 1] for the text encoder, then one for each block of the UNet."""
     (blocks,) = {sum(count for count, _ in runs) for runs in _STEPS.values()}
     places = [number / (blocks - 1) for number in range(blocks)]
     curves = {name: [curve(t) for t in places] for name, curve in _CURVES.items()}

@@ -1,4 +1,4 @@
-"""Layouts: which block, and which part of a model, the tensors of one model family belong to."""
+"""Layouts: the assignment of a model family's tensors to blocks and to parts of the model."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -15,9 +15,13 @@ _ALL = "all"
 
 @dataclass(frozen=True)
 class Rename:
-    r"""Another beginning of tensor names, and what takes its place; groups of `pattern` are \1 and so on in `to`.
+    r"""A rule that replaces the beginning of tensor names.
 
-    A tensor that a file holds under both names with different values is read under its own name if this one `yields`.
+    Attributes:
+        pattern: The beginning to replace.
+        to: The replacement, with \1 and so on for the groups of `pattern`.
+        yields: Whether, in a file that holds both names with different values, the tensor under the canonical name is
+            read. Otherwise the file is refused.
     """
 
     pattern: re.Pattern[str]
@@ -27,19 +31,37 @@ class Rename:
 
 @dataclass(frozen=True)
 class Layout:
-    """The blocks and parts of one model family, and the rules that put tensors into them.
+    """The blocks and parts of one model family, and the rules that assign tensors to them.
 
-    `blocks` are in the order in which recipes write their alphas. `groups` are names for several blocks, `unet` the
-    groups that an image passes one after another in a UNet (input, middle, output), None in other networks.
-    `parts` is what a checkpoint consists of. `places` are beginnings of tensor names with the block of their tensors,
-    in the order in which exports write them: each tensor that merges begins with one of them at least, and the longest
-    decides. `mappings` says where a tool's blocks differ from these, None for tensors that it moves by no alpha, and
-    `leaves` which other tensors a tool takes from the first input, by patterns for whole names.
-    `merged_endings` are the last components of the names of tensors that merge. `attention` has the beginning of the
-    names of the self-attention weights for each block, in the order in which similarities evaluate it, and
-    `projections` what follows for queries, keys and values.
-    `markers`, `schedule` and `others` are the names of tensors that tools leave beside the parts, `betas` the noise
-    schedule of checkpoints that hold none. `base_names` match the names of files that are bases, the likeliest first.
+    Attributes:
+        name: The name.
+        title: The title for messages.
+        blocks: The blocks, in the order in which recipes write their alphas.
+        groups: Names for several blocks, in lower case.
+        aliases: Other spellings of blocks, in upper case.
+        requires: Canonical names of tensors that every checkpoint of this layout holds.
+        forbids: Beginnings of names that no checkpoint of this layout holds.
+        parts: The parts of a checkpoint.
+        places: Beginnings of tensor names with the block of their tensors, in the order in which exports write them.
+            The longest that fits a name decides.
+        mappings: For each tool, the places with another block; None for tensors to which no alpha applies.
+        leaves: For each tool, a pattern of whole names of further tensors that it takes from a step's first input.
+        merged_endings: The last components of the names of tensors that merge.
+        unet: The groups that an image passes in a UNet, (input, middle, output); None in other networks.
+        renames: The rules that turn stored names into canonical names.
+        convolutions: A pattern of the names of convolutions of one pixel.
+        ema: Beginnings of the names of EMA copies.
+        markers: The names of tensors that mark how a model is sampled.
+        schedule: The names of the tensors of a noise schedule.
+        betas: The noise schedule of checkpoints that hold none.
+        others: The names of other tensors that tools leave beside the parts.
+        inpainting: The input convolution, if models of the family differ in its input channels.
+        attention: For each block, the beginning of the names of its self-attention weights, in the order in which
+            similarities evaluate them.
+        projections: The endings of these names for queries, keys and values.
+        base_names: Patterns of the file names of base models, the likeliest first.
+        modelspec: The family in the Stability model spec.
+        tools: The conventions of other tools for the family.
     """
 
     name: str
@@ -77,7 +99,7 @@ class Layout:
 
     @property
     def text_encoders(self) -> tuple[TextEncoder, ...]:
-        """The text encoders, in the file's order."""
+        """The text encoders, in the order of the layout's file."""
         return tuple(part for part in self.parts if isinstance(part, TextEncoder))
 
     @property
@@ -87,59 +109,68 @@ class Layout:
 
     @property
     def readable_encoder(self) -> TextEncoder | None:
-        """The text encoder that the encoder metric reads, and whose vocabulary tells the pipeline; None if none is."""
+        """The text encoder that the encoder metric reads and whose vocabulary selects the pipeline, if any."""
         return next((encoder for encoder in self.text_encoders if encoder.readable), None)
 
     @property
     def position_ids(self) -> Mapping[str, str]:
-        """The position ids of all text encoders, each with the embedding whose rows they count."""
+        """The position ids of all text encoders, {tensor: the embedding whose rows they count}."""
         found = (encoder.position_ids for encoder in self.text_encoders)
         return {ids.tensor: ids.embedding for ids in found if ids is not None}
 
     @property
     def default_mapping(self) -> str:
-        """The mapping of a recipe that names none."""
+        """The mapping of recipes that name none."""
         return next(iter(self.mappings))
 
     @property
     def example(self) -> str:
-        """A list of blocks, as an example for messages: the layout's last group, else its last block."""
+        """An example of a block list for messages: the layout's last group, else its last block."""
         return self.describe_blocks([*self.groups.values()][-1] if self.groups else self.blocks[-1:])
 
     def canonical(self, stored_name: str) -> str:
-        """Return the one name that tensors stored under several spellings are known by."""
+        """Return the canonical name of a tensor, which is the same for all spellings."""
         rename, found = self._rename(stored_name)
         return stored_name if rename is None or found is None else found.expand(rename.to) + stored_name[found.end() :]
 
     def yields(self, stored_name: str) -> bool:
-        """Whether a tensor of this stored name gives way to another one that has its canonical name in the file."""
+        """Return whether a tensor of this stored name yields to one stored under the canonical name."""
         rename, _ = self._rename(stored_name)
         return rename is not None and rename.yields
 
     def shape_of(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the tensor with canonical `name`, stored in `shape`: four axes if it is a convolution."""
+        """Return the shape of a tensor, with four axes if it is a convolution that is stored with fewer."""
         pixel = 2 <= len(shape) < 4 and all(size == 1 for size in shape[2:])
         convolution = pixel and self.convolutions is not None and self.convolutions.fullmatch(name)
         return (*shape[:2], 1, 1) if convolution else shape
 
     def part_of(self, name: str) -> str | None:
-        """Return the title of the part that a tensor of this canonical name belongs to; None if it belongs to none.
+        """Return the title of the part that a tensor belongs to.
 
-        A part's tensors merge. What belongs to none is not part of the model, whatever a tool left it there for.
+        Args:
+            name: The canonical name of the tensor.
+
+        Returns:
+            The title; None for tensors that tools leave beside the model.
         """
         return next((part.title for part in self.parts if part.holds(name)), None)
 
     def expects(self, name: str) -> bool:
-        """Whether checkpoints of this layout may hold this canonical name: a part's, an EMA copy's, a tool's own."""
+        """Return whether checkpoints of this layout may hold a canonical name: a part's, an EMA copy's or a tool's."""
         if name in (*self.markers, *self.schedule, *self.others) or name.startswith(self.ema):
             return True
         return self.part_of(name) is not None
 
     def block_of(self, name: str, mapping: str | None = None) -> str | None:
-        """Return the block of the tensor with canonical `name`: that of the longest place that the name begins with.
+        """Return the block of a tensor: that of the longest place that its name begins with.
 
-        None where this mapping (default: the layout's first) moves the tensor by no block's alpha, so that every step
-        takes it from its first input; and for names that begin with no place.
+        Args:
+            name: The canonical name of the tensor.
+            mapping: The mapping. Default: the layout's first.
+
+        Returns:
+            The block. None if the mapping applies no alpha to the tensor, so that every step takes it from its first
+            input, or if the name begins with no place.
         """
         mapping = mapping or self.default_mapping
         table = self._table(mapping)
@@ -149,45 +180,50 @@ class Layout:
         return next((block for prefix, block in table if name.startswith(prefix)), None)
 
     def place_of(self, block: str) -> str:
-        """Return the place whose tensors belong to a block whatever the mapping."""
+        """Return a place whose tensors belong to a block under every mapping, else one of the block's places."""
         fixed = (p for p in self.places if all(self.block_of(p, mapping) == block for mapping in self.mappings))
-        return next(fixed, next(place for place, own in self.places.items() if own == block))
+        return next(fixed, next(place for place, home in self.places.items() if home == block))
 
     def places_beside_blocks(self) -> tuple[str, ...]:
-        """Return the places of the network that are no block's home, such as `time_embed` beside the blocks."""
+        """Return the places of the network besides one per block, `time_embed` for example."""
         homes = {self.place_of(block) for block in self.blocks}
         return tuple(place for place in self.places if place not in homes and self.in_network(place))
 
     def in_network(self, place: str) -> bool:
-        """Whether a place, or a tensor, is the network's by its name's beginning."""
+        """Return whether the name of a place or tensor begins with the network's prefix."""
         return part_at(self.parts, place) is self.network
 
     def merges(self, name: str) -> bool:
-        """Whether a floating-point tensor of this canonical name takes part in a merge."""
+        """Return whether a floating-point tensor of this canonical name merges."""
         return name.rsplit(".", 1)[-1] in self.merged_endings and self.part_of(name) is not None
 
     def scores(self, name: str) -> bool:
-        """Whether a tensor of this canonical name counts in the similarity of its block."""
+        """Return whether a tensor of this canonical name counts in the similarity of its block."""
         return self.merges(name) and next(part.scores for part in self.parts if part.holds(name))
 
     def missing(self, names: Collection[str]) -> str | None:
-        """Return why tensors of these canonical names are no checkpoint of this layout; None if they are one."""
+        """Return why tensors of these canonical names form no checkpoint of this layout; None if they do."""
         for prefix in self.forbids:
             found = next((name for name in names if name.startswith(prefix)), None)
             if found is not None:
-                return f"holds {found!r}, which is no part of {self.title}"
+                return f"contains {found!r}, which is not part of {self.title}"
         for name in self.requires:
             if name not in names:
                 return f"lacks {name!r}, which is part of {self.title}"
         return None
 
     def parse_blocks(self, text: str | Iterable[str]) -> tuple[str, ...]:
-        """Return the blocks that `text` lists, in layout order.
+        """Return the blocks in a block list.
 
-        `text` is a block, a range such as `OUT06-OUT11`, `all`, a group of the layout, or a comma list of these; or an
-        iterable of such texts. Spellings such as MI00 for M00 are understood, in upper or lower case.
+        Args:
+            text: Blocks, ranges like `OUT06-OUT11`, groups of the layout or `all`, separated by commas; or several such
+                texts. Aliases like MI00 for M00 are accepted, in upper or lower case.
 
-        Raises RecipeError for an unknown block, a range that runs backwards, or a block listed twice.
+        Returns:
+            The blocks in layout order.
+
+        Raises:
+            RecipeError: A block is unknown or listed twice, or a range runs backwards.
         """
         parts = text.split(",") if isinstance(text, str) else [part for item in text for part in item.split(",")]
         chosen: list[str] = []
@@ -199,7 +235,7 @@ class Layout:
         return tuple(block for block in self.blocks if block in chosen)
 
     def describe_blocks(self, blocks: Iterable[str]) -> str:
-        """Return the shortest block list that `parse_blocks` turns back into `blocks`, ranges written `OUT03-OUT11`."""
+        """Return the shortest block list of `blocks`, with ranges like `OUT03-OUT11`; the inverse of `parse_blocks`."""
         positions = sorted(self.blocks.index(block) for block in blocks)
         runs: list[list[int]] = []
         for position in positions:
@@ -216,7 +252,7 @@ class Layout:
         )
 
     def group_of(self, block: str) -> str:
-        """Return the first group that has this block; the block's own name if none has."""
+        """Return the first group that contains a block; the block's name without one."""
         return next((name for name, blocks in self.groups.items() if block in blocks), block)
 
     def _rename(self, stored_name: str) -> tuple[Rename, re.Match[str]] | tuple[None, None]:
@@ -245,7 +281,7 @@ class Layout:
         return block
 
     def _table(self, mapping: str) -> tuple[tuple[str, str | None], ...]:
-        """The places with their blocks under a mapping, the longest first."""
+        """Return the places with their blocks under a mapping, the longest first."""
         if mapping not in self._tables:
             if mapping not in self.mappings:
                 raise RecipeError(f"unknown mapping {mapping!r}; {self.name} has {', '.join(self.mappings)}")
@@ -255,7 +291,7 @@ class Layout:
 
 
 def part_at(parts: Iterable[ModelPart], name: str) -> ModelPart | None:
-    """Return the part with the longest prefix that a name begins with; None if it begins with none."""
+    """Return the part with the longest prefix that a name begins with; None without one."""
     fitting = [part for part in parts if name.startswith(part.prefix)]
     return max(fitting, key=lambda part: len(part.prefix), default=None)
 

@@ -1,4 +1,4 @@
-"""Layouts as YAML files: those that come with blockfit, by name, and files of others that are made known."""
+"""Read layouts from YAML files: those that come with blockfit, and those that users register."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ DEFAULT_LAYOUT = "sd1"
 """The layout of recipes, and of other tools' texts and files, that name none."""
 
 _FOLDER = resources.files("optimizer.families") / "layouts"
-# Files of layouts that do not come with blockfit, by the layout's name.
+# Registered files and their layouts, by the layout's name.
 _REGISTERED: dict[str, tuple[Path, Layout]] = {}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _BLOCK = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -119,12 +119,12 @@ class _LayoutFile(UserFile):
 
 
 def layout_names() -> tuple[str, ...]:
-    """Return the names of all layouts: those that come with blockfit, sorted, and then those that were registered."""
+    """Return the names of all layouts: those that come with blockfit, sorted, then the registered ones."""
     return (*_shipped(), *_REGISTERED)
 
 
 def load_layout(name: str) -> Layout:
-    """Return the layout of this name. Raises RecipeError if there is none."""
+    """Return the layout of this name; raise RecipeError without one."""
     if name in _REGISTERED:
         return _REGISTERED[name][1]
     if name not in _shipped():
@@ -138,7 +138,7 @@ def default_layout() -> Layout:
 
 
 def detect_layout(stored_names: Iterable[str]) -> Layout | None:
-    """Return the layout that a file with these stored tensor names has, or None."""
+    """Return the layout of a file with these stored tensor names; None without one."""
     names = list(stored_names)
     for candidate in (load_layout(name) for name in layout_names()):
         if candidate.missing({candidate.canonical(name) for name in names}) is None:
@@ -147,36 +147,43 @@ def detect_layout(stored_names: Iterable[str]) -> Layout | None:
 
 
 def register_layout(path: Path | str) -> Layout:
-    """Make the layout in a YAML file known to this process, under its name, and return it.
+    """Register the layout in a YAML file for this process.
 
     From then on checkpoints are recognised by it, and recipes may name it. A study's worker processes on this machine
-    register the same files. Registering a file once more reads it anew.
+    register the same files. Registering a file again reads it anew.
 
-    Raises InputError, a line for each mistake in the file, and for a name that another layout has.
+    Args:
+        path: The YAML file.
+
+    Returns:
+        The layout.
+
+    Raises:
+        InputError: One line for each mistake in the file, or another layout has the name.
     """
     path = Path(path).absolute()
     layout = read_layout(path)
-    other = "blockfit's own" if layout.name in _shipped() else None
+    owner = "blockfit's own" if layout.name in _shipped() else None
     if layout.name in _REGISTERED and _REGISTERED[layout.name][0] != path:
-        other = f"that of {_REGISTERED[layout.name][0]}"
-    if other is not None:
-        raise InputError(f"{path}: name: received {layout.name!r}; there is a layout of this name, {other}")
+        owner = f"that of {_REGISTERED[layout.name][0]}"
+    if owner is not None:
+        raise InputError(f"{path}: name: received {layout.name!r}; another layout has this name, {owner}")
     _REGISTERED[layout.name] = (path, layout)
     return layout
 
 
 def forget_layout(name: str) -> None:
-    """Undo `register_layout`; nothing happens for a name that was not registered."""
+    """Undo `register_layout`; do nothing for a name that was not registered."""
     _REGISTERED.pop(name, None)
 
 
 def registered_layouts() -> tuple[Path, ...]:
-    """Return the files that were registered, for processes that are to know the same layouts."""
+    """Return the registered files, for worker processes that must have the same layouts."""
     return tuple(path for path, _ in _REGISTERED.values())
 
 
 def read_layout(path: Path) -> Layout:
-    """Return the layout in a YAML file. Raises InputError with one line, with its field, for each mistake."""
+    """Return the layout in a YAML file; raise InputError with a line for each mistake."""
     entry = validate(_LayoutFile, read_yaml(path, InputError), path, InputError)
     problems = [f"{path}: {problem}" for problem in _mistakes_of_words(entry)]
     if not problems:
@@ -199,7 +206,7 @@ def _load_shipped(name: str) -> Layout:
 
 
 def _built(entry: _LayoutFile) -> Layout:
-    """The layout of a file whose words are right."""
+    """Return the layout of a file that `_mistakes_of_words` has passed."""
     blocks = tuple(_expanded(entry.blocks))
     places = _numbered(entry.places, blocks)
     parts = _parts(entry, blocks, places)
@@ -258,7 +265,7 @@ def _parts(entry: _LayoutFile, blocks: Sequence[str], places: Mapping[str, str])
 
 
 def _part(given: _Part, places: Sequence[str]) -> ModelPart:
-    """A part, to which the names belong that begin as it says or, if it says nothing, with one of `places`."""
+    """Return a part; its tensors are those that it lists or, if it lists none, those of `places`."""
     beginnings = [given.prefix + name for name in given.holds] or places or [given.prefix]
     sections = dict.fromkeys(f"{name.split('.')[0]}." for name in given.holds) or {"": None}
     return ModelPart(
@@ -274,7 +281,7 @@ def _part(given: _Part, places: Sequence[str]) -> ModelPart:
 
 
 def _mistakes_of_words(entry: _LayoutFile) -> Iterator[str]:
-    """Yield a line for each mistake that keeps a layout from being built: names, ranges, patterns, parts."""
+    """Yield a line for each mistake that prevents building the layout: in names, ranges, patterns and parts."""
     if not _NAME.fullmatch(entry.name):
         yield f"name: received {shown(entry.name)}; must be lower-case letters, digits, '.', '_' and '-'"
     try:
@@ -298,9 +305,9 @@ def _mistakes_of_words(entry: _LayoutFile) -> Iterator[str]:
         f"aliases.{alias}: {problem}" for alias, block in entry.aliases.items() for problem in _unknown(block, blocks)
     )
     if not entry.requires:
-        yield "requires: empty; must be names of tensors by which a file is known to have this layout"
+        yield "requires: empty; must be names of tensors that identify files of this layout"
     if not entry.mappings:
-        yield "mappings: empty; must have one at least, by which blocks merge where a recipe names none"
+        yield "mappings: empty; must have at least one, the first for recipes that name none"
     yield from _mistakes_of_patterns(entry)
     roles = [part.role for part in entry.parts]
     if roles.count("network") != 1 or roles.count("vae") > 1:
@@ -308,16 +315,17 @@ def _mistakes_of_words(entry: _LayoutFile) -> Iterator[str]:
             f"parts: received {roles.count('network')} of role network and {roles.count('vae')} of role vae; must be "
             "one network and at most one vae"
         )
-    for title in {part.title for part in entry.parts if [one.title for one in entry.parts].count(part.title) > 1}:
-        yield f"parts: {title!r} stands there twice; each part needs a title of its own"
+    titles = [part.title for part in entry.parts]
+    for title in {title for title in titles if titles.count(title) > 1}:
+        yield f"parts: two parts have the title {title!r}; each must have another"
     for part in entry.parts:
         if part.encoder is not None and part.role != "text_encoder":
             yield f"parts.{part.title}.encoder: only parts of role text_encoder have one"
         elif part.encoder is not None and part.encoder.pipelines:
             if part.encoder.kind != "clip":
-                yield f"parts.{part.title}.encoder.pipelines: only those of kind clip are run; leave it out"
+                yield f"parts.{part.title}.encoder.pipelines: only kind clip has pipelines; leave it out"
             if part.encoder.tokens is None:
-                yield f"parts.{part.title}.encoder.tokens: missing; its number of rows tells the pipeline"
+                yield f"parts.{part.title}.encoder.tokens: missing; its number of rows selects the pipeline"
     for place, block in entry.places.items():
         if "{" in place:
             if not _formatted(place) or not _formatted(block) or not _numbered({place: block}, blocks):
@@ -349,7 +357,7 @@ def _mistakes_of_patterns(entry: _LayoutFile) -> Iterator[str]:
 
 
 def _mistakes_of_places(entry: _LayoutFile, layout: Layout) -> Iterator[str]:
-    """Yield a line for each mistake in what a file says about places, blocks and tensors."""
+    """Yield a line for each mistake in a file's places, blocks and tensors."""
     blocks, places = layout.blocks, layout.places
     for place in places:
         if part_at(layout.parts, place) is None:
@@ -358,9 +366,9 @@ def _mistakes_of_places(entry: _LayoutFile, layout: Layout) -> Iterator[str]:
         uncovered = [name for name in given.holds or [""] if layout.block_of(part.prefix + name) is None]
         below = [place for place in places if part_at(layout.parts, place) is part]
         if uncovered and (given.holds or not below):
-            yield f"parts.{part.title}: no place that {part.prefix + uncovered[0]!r} begins with says its block"
+            yield f"parts.{part.title}: {part.prefix + uncovered[0]!r} begins with no place, and so has no block"
     if empty := [block for block in blocks if block not in places.values()]:
-        yield f"blocks: no place puts tensors into {', '.join(empty)}"
+        yield f"blocks: no place assigns tensors to {', '.join(empty)}"
     for name, rules in layout.mappings.items():
         for place, block in rules.items():
             if part_at(layout.parts, place) is None:
@@ -370,7 +378,7 @@ def _mistakes_of_places(entry: _LayoutFile, layout: Layout) -> Iterator[str]:
     for encoder in layout.text_encoders:
         found = {layout.block_of(place, name) for name in layout.mappings for place in places if encoder.holds(place)}
         if len(found - {None}) > 1:
-            yield f"parts.{encoder.title}: its places are in several blocks, {', '.join(sorted(map(str, found)))}"
+            yield f"parts.{encoder.title}: its places belong to several blocks, {', '.join(sorted(map(str, found)))}"
     if entry.attention is not None:
         for block in layout.attention:
             yield from (f"attention.blocks.{block}: {problem}" for problem in _unknown(block, blocks))
@@ -404,11 +412,11 @@ def _mistakes_of_tools(layout: Layout) -> Iterator[str]:
                 yield f"tools.{field}: received {shown(place)}; must be one of the places"
     for tool, mapping in (("supermerger", "supermerger"), ("model-mixer", "model-mixer")):
         if tools.knows(tool) and mapping not in layout.mappings:
-            yield f"tools.{tool}: needs a mapping of this name, which says where the tool puts tensors"
+            yield f"tools.{tool}: needs a mapping of this name, with the blocks to which the tool assigns tensors"
 
 
 def _expanded(texts: Sequence[str]) -> Iterator[str]:
-    """Yield the blocks of a file, ranges such as IN00-IN11 written out. Raises InputError."""
+    """Yield the blocks in a file, with ranges like IN00-IN11 expanded; raise InputError for mistakes."""
     total = 0
     for text in texts:
         found = _RANGE.fullmatch(text)
@@ -416,7 +424,7 @@ def _expanded(texts: Sequence[str]) -> Iterator[str]:
             if not _BLOCK.fullmatch(text):
                 raise InputError(
                     f"blocks: received {shown(text)}; must be upper-case letters, digits and '_', or a range of "
-                    "numbered blocks such as B00-B11"
+                    "numbered blocks, B00-B11 for example"
                 )
             names: Iterable[str] = [text]
         else:
@@ -432,7 +440,7 @@ def _expanded(texts: Sequence[str]) -> Iterator[str]:
 
 
 def _listed(text: str | Sequence[str], blocks: Sequence[str]) -> tuple[str, ...]:
-    """The blocks that a group lists, in the layout's order. Raises InputError for one that is not known."""
+    """Return the blocks of a group in the layout's order; raise InputError for an unknown one."""
     listed = list(_expanded([text] if isinstance(text, str) else text))
     if unknown := [block for block in listed if block not in blocks]:
         raise InputError(_unknown(unknown[0], blocks))
@@ -445,7 +453,7 @@ def _unknown(block: str, blocks: Sequence[str]) -> list[str]:
 
 
 def _numbered(places: Mapping[str, str], blocks: Sequence[str]) -> dict[str, str]:
-    """The places with their blocks, `{n}` in both replaced by every number that a block has."""
+    """Return the places with their blocks, with `{n}` in both replaced by the number of every block."""
     found: dict[str, str] = {}
     for place, block in places.items():
         if "{" not in place:
@@ -459,7 +467,7 @@ def _numbered(places: Mapping[str, str], blocks: Sequence[str]) -> dict[str, str
 
 
 def _formatted(text: str) -> bool:
-    """Whether a text has a number in braces, {n} or {n:02}, and nothing else in any."""
+    """Return whether a text contains {n} or {n:02}, and no other braces."""
     return re.fullmatch(r"[^{}]*(\{n(:\d+)?\}[^{}]*)+", text) is not None
 
 

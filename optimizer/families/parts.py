@@ -1,4 +1,4 @@
-"""Parts that a checkpoint of a family consists of: one UNet or DiT, any number of text encoders, at most one VAE."""
+"""The parts of a checkpoint: one UNet or DiT, any number of text encoders, at most one VAE."""
 
 import re
 from collections.abc import Mapping
@@ -13,10 +13,16 @@ __all__ = ["ModelPart", "TextEncoder"]
 class ModelPart:
     """One part of a model.
 
-    The names of all its tensors begin with `prefix`; of the names that do, those belong to it that `names` matches.
-    `sections` are the first words of names behind the prefix, "encoder.", in the file's order; "" stands for any.
-    `needs` are tensors, behind the prefix, without which the part is not whole. `scores` is whether it counts in
-    similarities, `float16` whether it draws pictures in float16 on a GPU.
+    Attributes:
+        title: The title for messages.
+        role: "network", "text_encoder" or "vae".
+        prefix: The beginning of the names of all its tensors.
+        names: The pattern that distinguishes its tensors from others with the prefix.
+        sections: The first words of names after the prefix, "encoder." for example, in the order of the layout's file;
+            "" stands for any.
+        needs: The names, without the prefix, of tensors that the part cannot lack.
+        scores: Whether the part counts in similarities.
+        float16: Whether the part draws pictures in float16 on a GPU.
     """
 
     title: str
@@ -29,7 +35,7 @@ class ModelPart:
     float16: bool = True
 
     def holds(self, name: str) -> bool:
-        """Whether the tensor with this canonical name belongs to the part."""
+        """Return whether the tensor with this canonical name belongs to the part."""
         return self.names.match(name) is not None
 
 
@@ -37,11 +43,14 @@ class ModelPart:
 class TextEncoder(ModelPart):
     """A text encoder.
 
-    `block` is the block that its tensors merge and score by. `model` is the beginning of the names of its tensors; what
-    follows is how transformers calls them in a model of this `kind`. `layers` is the number of its transformer layers,
-    `tokens` the tensor with one row for each token of its vocabulary, None where the layout does not say.
-    `position_ids` is None if it has no such buffer. `pipelines` are the pipeline configurations that go with it, by the
-    number of tokens.
+    Attributes:
+        block: The block of its tensors.
+        kind: The kind of model.
+        model: The beginning of the names of its tensors. The rest of a name is that of transformers for this kind.
+        layers: The number of transformer layers; None if unknown.
+        tokens: The name of the tensor with one row per token of the vocabulary; None if unknown.
+        position_ids: The buffer of position ids; None without one.
+        pipelines: The pipeline configurations for it, by the number of tokens.
     """
 
     block: str = ""
@@ -54,10 +63,10 @@ class TextEncoder(ModelPart):
 
     @property
     def readable(self) -> bool:
-        """Whether the encoder metric can compute it: transformers runs it, and a pipeline has its tokenizer."""
+        """Whether the encoder metric can run it: transformers has the model, and a pipeline the tokenizer."""
         return self.kind == "clip" and bool(self.pipelines) and self.tokens is not None
 
     def tokens_behind(self) -> str:
-        """Return the name of `tokens` behind `model`."""
+        """Return the name of `tokens` without `model` before it."""
         assert self.tokens is not None
         return self.tokens.removeprefix(self.model)

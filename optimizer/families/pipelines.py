@@ -1,4 +1,4 @@
-"""How diffusers and transformers run a family's checkpoints: configurations without weights, and the tokenizer."""
+"""Load the configurations and tokenizers by which diffusers and transformers run a family's checkpoints."""
 
 import gzip
 from collections.abc import Iterator
@@ -8,19 +8,19 @@ from typing import Any
 
 __all__ = ["load_tokenizer", "pipeline_folder", "stored_part"]
 
-# The pairs that CLIP's tokenizer merges, the first one first, a line each below a title. The file goes on with pairs
-# that CLIP does not use: it has 49,408 tokens, of which 512 are bytes and 2 the ends of a text.
+# The pairs that CLIP's tokenizer merges, in order of priority, one per line below a title. CLIP uses only the first:
+# of its 49,408 tokens 512 are bytes and 2 mark the ends of a text.
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 _PAIRS = 49408 - 512 - 2
 
 
 def pipeline_folder(name: str) -> Path:
-    """Return the folder of a diffusers pipeline configuration without weights, as `TextEncoder.pipelines` names it."""
+    """Return the folder of a pipeline configuration without weights, by a name in `TextEncoder.pipelines`."""
     return Path(str(resources.files("optimizer.families") / "pipelines" / name))
 
 
 def load_tokenizer(pipeline: Path) -> Any:
-    """Return the transformers tokenizer of a pipeline configuration: its own if it has one, else CLIP's."""
+    """Return the tokenizer of a pipeline configuration: that in its folder, else CLIP's."""
     from transformers import CLIPTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415  takes seconds
 
     if (pipeline / "tokenizer").is_dir():
@@ -37,12 +37,12 @@ def load_tokenizer(pipeline: Path) -> Any:
 
 
 def stored_part(encoder: Any) -> Any:
-    """Return the part of a CLIPTextModel that names its parameters as checkpoints do, behind `TextEncoder.model`."""
-    return getattr(encoder, "text_model", encoder)  # a part of its own until transformers 5.6
+    """Return the module of a CLIPTextModel whose parameters have the names in checkpoints after `TextEncoder.model`."""
+    return getattr(encoder, "text_model", encoder)  # a separate module before transformers 5.6
 
 
 def _letters() -> Iterator[str]:
-    """Yield a printable letter for each byte, in the order of CLIP's vocabulary: printable bytes come first."""
+    """Yield a printable letter for each byte, in the order of CLIP's vocabulary: printable bytes first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     yield from map(chr, printable)
     yield from (chr(256 + number) for number in range(256 - len(printable)))

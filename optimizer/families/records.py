@@ -1,6 +1,6 @@
-"""Records of a layout's file that are kept as they were read: pipelines, inputs, metadata, and what other tools know.
+"""Records of a layout's file that layouts keep unchanged: pipelines, inputs, metadata, conventions of other tools.
 
-A layout's file is read by these models (and those in `layout_files`), so every one names its fields as the file does.
+These models, with those in `layout_files`, read the file, so their fields have the names in the file.
 """
 
 from typing import Annotated, Literal
@@ -31,7 +31,7 @@ Count = Annotated[StrictInt, Field(ge=1)]
 
 
 class Betas(UserFile):
-    """A noise schedule of `steps` levels: the square roots of its betas rise evenly from the first to the last."""
+    """A noise schedule of `steps` levels; the square roots of its betas rise linearly from `first` to `last`."""
 
     steps: Count
     first: Annotated[float, Field(gt=0, lt=1)] = Field(alias="from")
@@ -39,14 +39,14 @@ class Betas(UserFile):
 
 
 class Pipeline(UserFile):
-    """A pipeline configuration in families/pipelines, by its folder's name, and the guidance that it draws with."""
+    """The name of a pipeline configuration, a folder in families/pipelines, and the guidance scale of its pictures."""
 
     name: StrictStr
     guidance: Annotated[float, Field(ge=1)]
 
 
 class PositionIds(UserFile):
-    """A buffer that is written as int64 0 .. n-1, shape [1, n]; n is the number of rows of `embedding`."""
+    """A buffer that merges write as int64 0 .. n-1, shape [1, n]; n is the number of rows of `embedding`."""
 
     tensor: StrictStr
     embedding: StrictStr
@@ -55,8 +55,10 @@ class PositionIds(UserFile):
 class Inpainting(UserFile):
     """The input convolution, whose number of input channels differs between models of the family.
 
-    `channels` are those that every model has and that merge; `variants` names the models that have more, by their
-    number of channels.
+    Attributes:
+        tensor: The name of its weight.
+        channels: The number of channels that every model has and that merge.
+        variants: The names of models with more channels, by the number of channels.
     """
 
     tensor: StrictStr
@@ -65,9 +67,13 @@ class Inpainting(UserFile):
 
 
 class ModelSpec(UserFile):
-    """What the Stability model spec, https://github.com/Stability-AI/ModelSpec, has for the family.
+    """The family in the Stability model spec, https://github.com/Stability-AI/ModelSpec.
 
-    `variants` are those of `Inpainting` that have an architecture of their own, called `architecture`-`variant`.
+    Attributes:
+        architecture: The architecture.
+        resolution: The resolution, WIDTHxHEIGHT in pixels.
+        implementation: The address of the reference implementation.
+        variants: The variants of `Inpainting` with a separate architecture, `architecture`-`variant`.
     """
 
     architecture: StrictStr
@@ -77,10 +83,11 @@ class ModelSpec(UserFile):
 
 
 class SuperMergerConvention(UserFile):
-    """SuperMerger's numbers for the family: those of the layout's blocks, in their order.
+    """SuperMerger's numbers for the family: one for each of the layout's blocks, in their order.
 
-    `presets` is the number of blocks that the presets that come with it hold, all but the first; 0 if it has none.
-    `adjusted` are the blocks of the tensors that its "Adjust" changes.
+    Attributes:
+        presets: The number of blocks in SuperMerger's own presets, all but the first; 0 without presets.
+        adjusted: The blocks of the tensors that its "Adjust" changes.
     """
 
     presets: Annotated[StrictInt, Field(ge=0)] = 0
@@ -88,16 +95,19 @@ class SuperMergerConvention(UserFile):
 
 
 class ModelMixerConvention(UserFile):
-    """model-mixer merges the family by the layout's blocks, in their order."""
+    """model-mixer's numbers for the family: one for each of the layout's blocks, in their order."""
 
 
 class MechaNames(UserFile):
-    """What sd-mecha calls the family.
+    """sd-mecha's names for the family.
 
-    `model` and `blocks` are its configurations of tensors and of blocks, `converter` its method from the second to the
-    first, `mapping` the layout's mapping that this method follows. `components` are its names of parts, with the place
-    that each is in the layout; null for what no recipe merges. `tensors` are all tensors of the places that can have
-    numbers of their own.
+    Attributes:
+        model: Its configuration of tensors.
+        blocks: Its configuration of blocks.
+        converter: Its method that converts blocks to tensors.
+        mapping: The layout's mapping that the method follows.
+        components: Its names of parts with their place in the layout; null for parts that no recipe merges.
+        tensors: All tensors of the places that can have separate numbers, by place.
     """
 
     model: StrictStr
@@ -109,11 +119,16 @@ class MechaNames(UserFile):
 
 
 class ComfyUINodes(UserFile):
-    """ComfyUI's node that merges the family's networks, and `alike`, those with the same inputs.
+    """The nodes of ComfyUI that merge the family's networks.
 
-    An input is called as its place behind the network's prefix; `inputs` has the inputs of the places for which this
-    is not so. `halves` has the input of ModelMergeBlocks for each first word of names behind that prefix; what begins
-    otherwise takes the input that is named first.
+    An input has the name of its place without the network's prefix.
+
+    Attributes:
+        node: The node.
+        alike: Other nodes with the same inputs.
+        inputs: The inputs of places with other names.
+        halves: The input of ModelMergeBlocks for each first word of names after the network's prefix. Other names take
+            the first input listed.
     """
 
     node: StrictStr
@@ -123,9 +138,11 @@ class ComfyUINodes(UserFile):
 
 
 class MergekitNames(UserFile):
-    """Names behind each place that stand for all tensors there, by which filters for parts of blocks are refused.
+    """Sample names of tensors by which filters for parts of blocks are detected and refused.
 
-    `block` has those of the places that `inside` leaves out.
+    Attributes:
+        block: Sample names, without the place, of tensors in places that `inside` does not list.
+        inside: Sample names of tensors in other places, by place.
     """
 
     block: tuple[StrictStr, ...]
@@ -133,7 +150,7 @@ class MergekitNames(UserFile):
 
 
 class Tools(UserFile):
-    """What other tools know of the family; a tool that is missing has no convention for it."""
+    """The conventions of other tools for the family; None for a tool without one."""
 
     supermerger: SuperMergerConvention | None = None
     model_mixer: ModelMixerConvention | None = Field(default=None, alias="model-mixer")
@@ -142,5 +159,5 @@ class Tools(UserFile):
     mergekit: MergekitNames | None = None
 
     def knows(self, tool: str) -> bool:
-        """Whether the tool of this name has a convention for the family."""
+        """Return whether the tool of this name has a convention for the family."""
         return getattr(self, tool.replace("-", "_"), None) is not None

@@ -1,6 +1,6 @@
-"""Many checkpoints: found by name and hash, inspected, and where they come from.
+"""Collections of checkpoints: search by name and hash, inspection, provenance.
 
-Knows nothing of recipes.
+This package does not depend on recipes.
 """
 
 from optimizer.library.fingerprints import (

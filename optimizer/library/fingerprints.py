@@ -18,40 +18,56 @@ from optimizer.files import replace_text
 
 __all__ = ["HashCache", "default_cache_folder", "fingerprint", "legacy_hash", "sha256", "short_hash"]
 
-_EDGE = 2048  # bytes that a fingerprint takes from either end of a tensor
-_BUFFER = 4 << 20  # bytes that are hashed at a time
-_CACHE_VERSION = 1  # raise it whenever `fingerprint` changes
+_EDGE = 2048  # bytes of a fingerprint from each end of a tensor
+_BUFFER = 4 << 20  # bytes hashed at a time
+_CACHE_VERSION = 1  # to be raised whenever `fingerprint` changes
 
 
 class HashCache:
-    """Hashes by a file's resolved path, size and times of change, kept in one small JSON file.
+    """A cache of hashes in one small JSON file, by the resolved path, the size and the times of change of each file.
 
-    A cache file that is missing, broken or cannot be written is as good as an empty one. So is one in a folder that
-    other users may write into, with a BlockfitWarning: hashes are believed. Processes that write at the same time may
-    lose each other's newest entries, never more.
+    A cache file that is missing, broken or not writable counts as empty. So does one in a folder that other users may
+    write into, with a BlockfitWarning, since cached hashes are trusted. Processes that write at the same time may lose
+    each other's newest entries, but no others.
+
+    Args:
+        file: The JSON file.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = Path(file)
 
     def look_up(self, path: Path, kind: str, state: dict[str, int] | None = None) -> str | None:
-        """The hash of this kind (`sha256`, `fingerprint`) of the file at `path`, or None.
+        """Return the cached hash of a file.
 
-        Of the file as it was when its size and times of change were `state`; default: as it is now.
+        Args:
+            path: The file.
+            kind: "sha256" or "fingerprint".
+            state: The size in bytes and the times of change in ns that the file must have had. Default: the present.
+
+        Returns:
+            64 hexadecimal digits; None if the cache does not hold the hash.
         """
         with suppress(OSError):
             entry = self._entries().get(os.path.realpath(path), {})
             value = entry.get(kind)
-            wanted = _state(FileState.of(path)) if state is None else state
-            if all(entry.get(key) == given for key, given in wanted.items()) and isinstance(value, str):
+            expected = _state(FileState.of(path)) if state is None else state
+            if all(entry.get(key) == number for key, number in expected.items()) and isinstance(value, str):
                 return value
         return None
 
     def store(self, path: Path, kind: str, value: str, state: dict[str, int]) -> None:
-        """Remember a hash of the file at `path`, computed when its size and times of change were `state`."""
+        """Store the hash of a file; errors are ignored.
+
+        Args:
+            path: The file.
+            kind: "sha256" or "fingerprint".
+            value: 64 hexadecimal digits.
+            state: The size in bytes and the times of change in ns when the hash was computed.
+        """
         with suppress(OSError, InputError):
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not self._is_own():
+            if not self._is_trusted():
                 return
             entries, key = self._entries(), os.path.realpath(path)
             entry = entries.get(key, {})
@@ -61,7 +77,7 @@ class HashCache:
             replace_text(self.file, json.dumps({"version": _CACHE_VERSION, "files": entries}, indent=1))
 
     def _entries(self) -> dict[str, dict[str, str | int]]:
-        if not self._is_own():
+        if not self._is_trusted():
             return {}
         try:
             data = json.loads(self.file.read_text(encoding="utf-8"))
@@ -72,15 +88,15 @@ class HashCache:
         files = data.get("files")
         return {k: v for k, v in files.items() if isinstance(v, dict)} if isinstance(files, dict) else {}
 
-    def _is_own(self) -> bool:
-        """Whether no other user may write into the folder; one that is not there yet is made for this user alone."""
-        if sys.platform == "win32":  # users have folders of their own there
+    def _is_trusted(self) -> bool:
+        """Return whether no other user may write into the folder; a missing one will be private to this user."""
+        if sys.platform == "win32":  # folders of users are private there
             return True
         try:
             status = self.file.parent.stat()
         except OSError:
             return True
-        # The superuser may write everywhere, and works in the folders of others in containers.
+        # The superuser may write everywhere anyway, and in containers uses the folders of others.
         trusted = os.geteuid() == 0 or status.st_uid in (0, os.geteuid())
         if trusted and not status.st_mode & stat.S_IWOTH:
             return True
@@ -94,16 +110,23 @@ class HashCache:
 
 
 def fingerprint(source: TensorSource, cache: HashCache | None = None) -> str:
-    """Return the identity of a source's tensors, whatever they are stored in: 64 hexadecimal digits.
+    """Return the identity of a source's tensors, independent of the file format.
 
-    sha256 over, for each canonical name in sorted order: name, dtype, shape, and the first and last 2048 bytes of the
-    data. Training and merging change every tensor throughout, so this tells models apart after reading some megabytes
-    instead of gigabytes. It is no protection against somebody who changes the middle of a tensor on purpose.
+    The fingerprint is the SHA-256 over name, dtype, shape and the first and last 2048 bytes of each tensor, in sorted
+    order of the canonical names. Training and merging change every tensor throughout, so a few megabytes are enough to
+    distinguish models. It does not protect against a deliberate change in the middle of a tensor.
 
-    It is that of the source as it was opened, whatever lies at its path by now; `cache` keeps those of files. Raises
-    CheckpointError if the source was written to since.
+    It is that of the source as opened, even if another file has its path now. Raises CheckpointError if the source was
+    written to since.
+
+    Args:
+        source: The source.
+        cache: A cache of the fingerprints of files.
+
+    Returns:
+        64 hexadecimal digits.
     """
-    # Tensors that depend on more than one file have another state.
+    # Only a source that is one file has a FileState.
     file = source.path if isinstance(source.state, FileState) else None
     state = _state(source.state) if isinstance(source.state, FileState) else {}
     known = cache.look_up(file, "fingerprint", state) if cache and file else None
@@ -114,7 +137,7 @@ def fingerprint(source: TensorSource, cache: HashCache | None = None) -> str:
         info = source.tensors[name]
         digest.update(json.dumps([name, str(info.dtype).removeprefix("torch."), info.shape]).encode())
         edge = _EDGE // info.dtype.itemsize
-        # A small tensor is read once.
+        # The ends of a small tensor overlap, so it is read once as a whole.
         whole = source.tensor(name).reshape(-1) if info.count <= 2 * edge else None
         for start, stop in ((0, min(edge, info.count)), (max(0, info.count - edge), info.count)):
             elements = source.read(name, start, stop) if whole is None else whole[start:stop]
@@ -126,9 +149,18 @@ def fingerprint(source: TensorSource, cache: HashCache | None = None) -> str:
 
 
 def sha256(path: Path, cache: HashCache | None = None, *, progress: Callable[[int, int], None] | None = None) -> str:
-    """The sha256 of the file at `path`: 64 hexadecimal digits. Raises CheckpointError if it cannot be read.
+    """Return the SHA-256 of a file.
 
-    `progress` is told the bytes hashed and their total; never, if the cache knows the hash.
+    Args:
+        path: The file.
+        cache: A cache of hashes.
+        progress: Called with the bytes hashed and their total, unless the hash is cached.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        CheckpointError: The file cannot be read.
     """
     known = cache.look_up(path, "sha256") if cache else None
     if known is not None:
@@ -150,14 +182,21 @@ def sha256(path: Path, cache: HashCache | None = None, *, progress: Callable[[in
 
 
 def short_hash(sha256: str) -> str:
-    """The hash that people quote (AutoV2): the first 10 digits of the file's sha256."""
+    """Return the short hash that people quote (AutoV2): the first 10 digits of the file's SHA-256."""
     return sha256[:10]
 
 
 def legacy_hash(path: Path) -> str:
-    """The WebUI's old hash: 8 digits, of the 64 KiB after the first MiB; other files may have the same.
+    """Return the WebUI's old hash of a file, from the 64 KiB after the first MiB. Different files may share it.
 
-    Raises CheckpointError if the file cannot be read.
+    Args:
+        path: The file.
+
+    Returns:
+        8 hexadecimal digits.
+
+    Raises:
+        CheckpointError: The file cannot be read.
     """
     try:
         with Path(path).open("rb") as file:
@@ -168,7 +207,7 @@ def legacy_hash(path: Path) -> str:
 
 
 def default_cache_folder() -> Path:
-    """Return the folder that keeps hashes: BLOCKFIT_CACHE if set, else `blockfit` in the system's folder for caches."""
+    """Return the folder of cached hashes: BLOCKFIT_CACHE if set, else `blockfit` in the system's folder for caches."""
     chosen = os.environ.get("BLOCKFIT_CACHE")
     if chosen:
         return Path(chosen)
@@ -176,6 +215,6 @@ def default_cache_folder() -> Path:
 
 
 def _state(state: FileState) -> dict[str, int]:
-    # Not the inode: some network drives give others every time. A file that was put in another's place, with its time
-    # (cp -p, rsync), has that size and modification time, but not when it was last changed.
+    # The inode is left out, since some network drives report a new one each time. A file that replaces another with the
+    # same size and modification time (cp -p, rsync) still has another time of change.
     return {"size": state.size, "mtime_ns": state.mtime_ns, "ctime_ns": state.ctime_ns}

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, and what a user should know about it before merging."""
+"""Inspect a checkpoint: its contents, and oddities to know before merging."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,24 @@ __all__ = ["Inspection", "inspect_checkpoint"]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in one checkpoint.
+    """The contents of one checkpoint.
 
-    `kind` is what it is by its names and shapes, None if that is not known. `blocks` has, for each block in layout
-    order, the number of `tensors` and `parameters` that merge. `sha256` and `short_hash` are None where there is no
-    single file, or it was not read in full. `merge` is how it was merged, None if the metadata does not tell. `unusual`
-    are sentences for the user.
+    Attributes:
+        file: The label of the file.
+        size: The size in bytes.
+        format: The format of the file.
+        kind: The kind of file by its names and shapes; None if unknown.
+        layout: The name of the layout; None if unknown.
+        dtypes: The number of tensors of each dtype, the most frequent first.
+        blocks: The number of "tensors" and "parameters" that merge, for each block in layout order.
+        tensors: The number of tensors.
+        parameters: The number of elements of all tensors.
+        sha256: The SHA-256 of the file; None if unknown, or if there is no single file.
+        short_hash: Its first 10 digits.
+        fingerprint: The identity of the tensors.
+        metadata: The metadata, with JSON texts parsed.
+        merge: The provenance of a merge; None if the metadata has none.
+        unusual: Sentences on oddities.
     """
 
     file: str
@@ -53,20 +65,28 @@ class Inspection:
     unusual: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON takes them."""
-        told = {"kind": self.kind and self.kind.as_dict(), "merge": self.merge and self.merge.as_dict()}
-        return asdict(self) | told | {"unusual": list(self.unusual)}
+        """Return the fields by name as JSON values."""
+        records = {"kind": self.kind and self.kind.as_dict(), "merge": self.merge and self.merge.as_dict()}
+        return asdict(self) | records | {"unusual": list(self.unusual)}
 
 
 def inspect_checkpoint(
     given: Path | str | TensorSource, *, cache: HashCache | None = None, full: bool = True
 ) -> Inspection:
-    """Look at a checkpoint, given by its path or as an open source, tensor by tensor.
+    """Inspect a checkpoint, tensor by tensor.
 
         inspect_checkpoint("closed.safetensors").unusual
 
-    Without `full` only a few megabytes are read: the sha256 is given only if `cache` knows it, and NaN, infinite and
-    all-zero tensors are not looked for. Raises CheckpointError if the file cannot be used.
+    Raises CheckpointError if the file cannot be used.
+
+    Args:
+        given: The path of the checkpoint, or an open source.
+        cache: A cache of hashes.
+        full: Whether to read the whole file. Otherwise only a few megabytes are read: the SHA-256 is given only if the
+            cache holds it, and tensors are not checked for NaN, infinity and zeros.
+
+    Returns:
+        The contents and oddities.
     """
     with as_source(given) as checkpoint:
         infos = checkpoint.tensors.values()
@@ -97,7 +117,7 @@ def _sha256(path: Path, cache: HashCache | None, *, full: bool) -> str | None:
 
 
 def _extremes(tensor: torch.Tensor) -> tuple[float, float]:
-    """The smallest and the largest element, both NaN if any element is; (1, 1) for integers and empty tensors."""
+    """Return the smallest and the largest element, NaN if any element is; (1, 1) for integers and empty tensors."""
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return 1.0, 1.0
     if tensor.dtype.itemsize == 1:  # torch has no comparisons for float8
@@ -120,7 +140,7 @@ def _blocks(checkpoint: TensorSource) -> dict[str, dict[str, int]]:
 
 
 def _unusual_names(checkpoint: TensorSource) -> list[str]:
-    """What names, dtypes and shapes tell, and the few values of position_ids."""
+    """Return the oddities of names, dtypes, shapes and position ids."""
     layout, tensors = checkpoint.layout, checkpoint.tensors
     if layout is None:
         reason = unfit(checkpoint).removeprefix(f"is {checkpoint.kind}; ")
@@ -151,7 +171,7 @@ def _unusual_names(checkpoint: TensorSource) -> list[str]:
 
 
 def _unusual_channels(checkpoint: TensorSource, layout: Layout) -> list[str]:
-    """What is unusual about the number of input channels."""
+    """Return the oddity of a number of input channels other than the layout's."""
     if layout.inpainting is None or layout.inpainting.tensor not in checkpoint.tensors:
         return []
     shape, channels = checkpoint.tensors[layout.inpainting.tensor].shape, layout.inpainting.channels
@@ -189,7 +209,7 @@ def _unusual_position_ids(checkpoint: TensorSource, name: str, embedding_name: s
 
 
 def _unusual_sampling(checkpoint: TensorSource, layout: Layout) -> list[str]:
-    """What markers, metadata and the noise schedule tell."""
+    """Return the oddities of markers, metadata and the noise schedule."""
     prediction = read_prediction(checkpoint, layout)
     found = []
     if prediction.markers or prediction.zero or any(kind != "epsilon" for _, _, kind in prediction.stated):
@@ -197,7 +217,7 @@ def _unusual_sampling(checkpoint: TensorSource, layout: Layout) -> list[str]:
     usual = replace(prediction, schedule=usual_schedule(layout))
     if prediction.schedule is not None and prediction.schedule_difference(usual) is not None:
         last = float(prediction.schedule[-1])
-        found.append(f"a noise schedule that {layout.title} has not: alphas_cumprod ends at {last:.4g}")
+        found.append(f"a noise schedule other than that of {layout.title}: alphas_cumprod ends at {last:.4g}")
     return found
 
 
@@ -215,7 +235,7 @@ def _unusual_dtypes(tensors: Mapping[str, TensorInfo], expected: tuple[str, ...]
 
 
 def _unusual_values(checkpoint: TensorSource) -> list[str]:
-    """What only reading every tensor tells; one pass, one tensor at a time."""
+    """Return the oddities of values, from one pass over all tensors, one at a time."""
     not_finite, zero = [], []
     for name in checkpoint.tensors:
         low, high = _extremes(checkpoint.tensor(name))

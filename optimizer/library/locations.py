@@ -1,4 +1,4 @@
-"""Where checkpoints are: beside the recipe, then in the folders that the user names; by name, by hash, or by both."""
+"""Find checkpoints by name, by hash or by both: beside the recipe, then in the folders that the user names."""
 
 import os
 import re
@@ -30,8 +30,8 @@ __all__ = [
 Progress = Callable[[str, int, int], None]
 
 
-# The WebUI writes `name [hash]`. People pass on the first 10 digits of the file's sha256, all 64, or, from before 2023,
-# 8 digits that are another hash.
+# The WebUI writes `name [hash]`. People quote the first 10 digits of the file's SHA-256, or all 64. Before 2023 they
+# quoted the 8 digits of another hash.
 _WITH_HASH = re.compile(r"(.*?)\s*\[([0-9a-fA-F]{8,64})\]")
 _HASH = re.compile(r"[0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{64}")
 _LEGACY, _SHORT, _WHOLE = 8, 10, 64
@@ -46,19 +46,26 @@ def locate(
     hashes: HashCache | None = None,
     progress: Progress | None = None,
 ) -> Path | None:
-    """The path of `file`: in `beside`, then in each of `folders` and below it; the extension may be left out.
+    """Return the path of a checkpoint that is named by file name, by hash, or by both.
 
-    `file` may also be, as the WebUI writes it, `name [a60cfaa90d]`, or the hash alone with or without brackets: the
-    first 10 digits of the file's sha256, or all 64. A file that has this very name comes first. Hashes are taken from
-    and kept in `hashes`; files that it does not know are read, those of that name alone if a name is given, else one
-    after the other until one fits, those skipped that cannot be read. `progress` is told what is read, the bytes done
-    and their total. The WebUI's old hash of 8 digits counts where one file alone has it, with a warning.
+    A file with exactly the name `file` has precedence over a hash. The WebUI's old hash of 8 digits is accepted with a
+    warning if only one file has it. Files whose hash is not cached are read: those of the name if one is given, else
+    one after the other until one fits. Unreadable ones are then skipped. Several files of one name count as one if they
+    are equal byte for byte; their sizes, some of their bytes and finally their hashes are compared.
 
-    Several files of that name are one if they are the same, byte for byte, which their sizes, some of their bytes and
-    at last their hashes tell.
+    Args:
+        file: The name, perhaps without extension; the hash, the first 10 digits of the file's SHA-256 or all 64, with
+            or without brackets; or both, as in `name [a60cfaa90d]`.
+        beside: The folder to search first, without the folders below.
+        folders: The folders to search next, with all folders below.
+        hashes: A cache of hashes.
+        progress: Called with a description, the bytes read and their total.
 
-    None if it is nowhere. Raises CheckpointError, one line, where several different files fit, and for a file of that
-    name which has another hash.
+    Returns:
+        The path; None if no file fits.
+
+    Raises:
+        CheckpointError: Several different files fit, or the file of that name has another hash.
     """
     found = _named(file, beside, folders)
     if not found and (reference := _name_and_hash(file)) is not None:
@@ -76,12 +83,22 @@ def locate(
 def locate_given(
     given: Path, folders: Sequence[Path] = (), *, hashes: HashCache | None = None, progress: Progress | None = None
 ) -> Path:
-    """The checkpoint that a user names: a path, else what `locate` finds in `folders`.
+    """Return the path of a checkpoint that a user named.
 
-    A folder of that name does not stand in the way of a file in `folders`: a study's is called like its target. Where
-    there is no such file it is given back as it is: opening it tells more.
+    A folder with the name does not hide a file in `folders`, since a study's folder is named like its target. If no
+    such file exists the folder itself is returned: opening it gives a better message.
 
-    Raises CheckpointError, one line, if there is none.
+    Args:
+        given: The path, name or hash.
+        folders: The folders to search, with all folders below.
+        hashes: A cache of hashes.
+        progress: Called with a description, the bytes read and their total.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: No file fits.
     """
     if os.path.exists(given) and not os.path.isdir(given):
         return given
@@ -101,15 +118,14 @@ def locate_given(
 
 
 def not_found(file: str, beside: Path, folders: Sequence[Path] = ()) -> str:
-    """Return what to say of a `file` that `locate` finds nowhere: names that are near, and where was looked."""
-    wanted = Path(slashed(file))
-    beside_it = [path.name for path in checkpoints_in((beside / wanted).parent)]
+    """Return the message for a file that `locate` does not find: similar names, and the folders searched."""
+    beside_it = [path.name for path in checkpoints_in((beside / Path(slashed(file))).parent)]
     near = did_you_mean(_named_without_hash(file), (*beside_it, *_names_below(folders)))
     return f"{file!r} not found{near}; looked in {_looked((beside, *folders))}"
 
 
 def check_folders(folders: Iterable[Path]) -> None:
-    """Raise InputError, one line each, for those of the argument `folders` that are no folders."""
+    """Raise InputError with one line for each of `folders` that is no folder."""
     if missing := [folder for folder in dict.fromkeys(folders) if not os.path.isdir(folder)]:
         raise InputError((f"{folder}: {missing_folder(folder)}" for folder in missing), field="folders")
 
@@ -123,7 +139,19 @@ def find_models(
     hashes: HashCache | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Path], list[str]]:
-    """The paths of those of `files` ({name: file}) that `locate` finds, and a line for each of the others."""
+    """Return the paths of the files that `locate` finds, and a line for each of the others.
+
+    Args:
+        files: The files by model name.
+        beside: The folder to search first, without the folders below.
+        folders: The folders to search next, with all folders below.
+        named_in: The place where the files are named, for messages.
+        hashes: A cache of hashes.
+        progress: Called with a description, the bytes read and their total.
+
+    Returns:
+        The paths by model name, and the lines.
+    """
     found: dict[str, Path] = {}
     problems = list[str]()
     for name, file in files.items():
@@ -150,7 +178,22 @@ def locate_models(
     hashes: HashCache | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Path]:
-    """The paths of all `files` ({name: file}). Raises CheckpointError with one line for each that is not found."""
+    """Return the paths of all files.
+
+    Args:
+        files: The files by model name.
+        beside: The folder to search first, without the folders below.
+        folders: The folders to search next, with all folders below.
+        named_in: The place where the files are named, for messages.
+        hashes: A cache of hashes.
+        progress: Called with a description, the bytes read and their total.
+
+    Returns:
+        The paths by model name.
+
+    Raises:
+        CheckpointError: One line for each file that is not found.
+    """
     found, problems = find_models(files, beside, folders, named_in=named_in, hashes=hashes, progress=progress)
     if problems:
         raise CheckpointError(problems)
@@ -158,28 +201,28 @@ def locate_models(
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The files directly in `folder` whose extension is that of a checkpoint, sorted by name; no study's statistics."""
+    """Return the files directly in `folder` with a checkpoint's extension, sorted by name, without statistics."""
     try:
         return sorted(path for path in folder.iterdir() if _is_checkpoint(path))
-    except OSError:  # a folder that is not there or may not be looked into
+    except OSError:  # missing or unreadable folder
         return []
 
 
 def checkpoints_below(folder: Path) -> list[Path]:
-    """The same of `folder` and all folders below it, links followed; empty for one that is not there."""
+    """Return the checkpoints in `folder` and all folders below, with links followed; none for a missing folder."""
     return [path / name for path, names in _walk(folder) for name in names if _is_checkpoint(path / name)]
 
 
 def name_without_hash(file: str) -> str:
-    """What a recipe calls a file, without the hash that the WebUI writes after the name; "" for a hash alone."""
+    """Return a file's name without the hash that the WebUI appends; "" for a hash alone."""
     match = _WITH_HASH.fullmatch(file.strip())
     return file if match is None else match[1]
 
 
 def named_at(file: str, folder: Path) -> Path | None:
-    """Return the file that `file` means in `folder` itself, the extension optional; None if there is none."""
-    wanted = Path(slashed(file))
-    return None if wanted.name in ("", "..") else next(iter(_at(folder / wanted)), None)
+    """Return the file named `file` in `folder` itself, perhaps with an extension appended; None without one."""
+    relative = Path(slashed(file))
+    return None if relative.name in ("", "..") else next(iter(_at(folder / relative)), None)
 
 
 def _looked(folders: Iterable[Path]) -> str:
@@ -187,7 +230,7 @@ def _looked(folders: Iterable[Path]) -> str:
 
 
 def _named_without_hash(file: str) -> str:
-    """The name in `file`, "" where it is a hash alone."""
+    """Return the name in `file`; "" for a hash alone, brackets optional."""
     return "" if _HASH.fullmatch(file.strip()) else name_without_hash(file)
 
 
@@ -196,9 +239,9 @@ def _names_below(folders: Iterable[Path]) -> Iterator[str]:
 
 
 def _different(paths: Sequence[Path], hashes: HashCache | None, progress: Progress | None) -> list[Path]:
-    """Those of `paths` that are not the same file as an earlier one: what is different is seen as cheaply as may be.
+    """Return `paths` without files that equal an earlier one.
 
-    Sizes are compared, then some bytes, and only where these are the same the hashes of all of it.
+    The cheapest test comes first: sizes, then some bytes, and only if these are equal the hashes.
     """
     alike: dict[object, list[Path]] = {}
     for path in paths:
@@ -210,9 +253,9 @@ def _different(paths: Sequence[Path], hashes: HashCache | None, progress: Progre
     for same in alike.values():
         first: dict[str, Path] = {}
         for path in same if len(same) > 1 else ():
-            tell = None if progress is None else partial(progress, f"comparing the files called {path.name}")
+            report = None if progress is None else partial(progress, f"comparing the files called {path.name}")
             try:
-                first.setdefault(sha256(path, hashes, progress=tell), path)
+                first.setdefault(sha256(path, hashes, progress=report), path)
             except CheckpointError:
                 first[str(path)] = path
         different += first.values() if len(same) > 1 else same
@@ -220,7 +263,7 @@ def _different(paths: Sequence[Path], hashes: HashCache | None, progress: Progre
 
 
 def _sample(path: Path) -> tuple[int, bytes]:
-    """The size of a file and some bytes from its begin, its middle and its end."""
+    """Return the size of a file and some bytes from its beginning, its middle and its end."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         read = b""
@@ -231,15 +274,15 @@ def _sample(path: Path) -> tuple[int, bytes]:
 
 
 def _named(file: str, beside: Path, folders: Sequence[Path]) -> list[Path]:
-    """The files that `file` may mean by its name: the first at its very place, else those of the first folder."""
-    wanted = Path(slashed(file))
-    if wanted.name in ("", ".."):
+    """Return the files of a name: the first directly in a folder, else all below the first folder with any."""
+    relative = Path(slashed(file))
+    if relative.name in ("", ".."):
         return []
     for folder in (beside, *folders):
-        if found := _at(folder / wanted):
+        if found := _at(folder / relative):
             return found[:1]
-    for folder in folders if len(wanted.parts) == 1 else ():
-        if found := _below(folder, wanted.name):
+    for folder in folders if len(relative.parts) == 1 else ():
+        if found := _below(folder, relative.name):
             return found
     return []
 
@@ -249,21 +292,21 @@ def _at(path: Path) -> list[Path]:
 
 
 def _below(folder: Path, name: str) -> list[Path]:
-    """The files of this name below `folder`, one for each place; those with an extension count if none has it whole."""
-    whole, completed = list[Path](), list[Path]()
+    """Return the files of a name below `folder`, one per folder; exact names exclude names with an extension added."""
+    exact, completed = list[Path](), list[Path]()
     spelled = [os.path.normcase(spelling) for spelling in _spellings(Path(name))]
     for path, names in _walk(folder):
         present = {os.path.normcase(each): each for each in names}
-        there = [path / present[spelling] for spelling in spelled if spelling in present]
-        if there and os.path.normcase(there[0].name) == spelled[0]:
-            whole.append(there[0])
+        found = [path / present[spelling] for spelling in spelled if spelling in present]
+        if found and os.path.normcase(found[0].name) == spelled[0]:
+            exact.append(found[0])
         else:
-            completed += there[:1]
-    return _distinct(whole or completed)
+            completed += found[:1]
+    return _distinct(exact or completed)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder below `folder`, itself included, with the names of its files; links are followed, once."""
+    """Yield `folder` and every folder below with its sorted file names; follow each link once."""
     seen = set[str]()
     for place, inner, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
@@ -279,7 +322,7 @@ def _distinct(paths: Iterable[Path]) -> list[Path]:
 
 
 def _name_and_hash(file: str) -> tuple[str, str] | None:
-    """The name, perhaps empty, and the hash that `file` consists of; None if it is a name alone."""
+    """Return the name, perhaps empty, and the hash in `file`; None for a name alone."""
     if _HASH.fullmatch(file.strip()):
         return "", file.strip().lower()
     match = _WITH_HASH.fullmatch(file.strip())
@@ -287,8 +330,7 @@ def _name_and_hash(file: str) -> tuple[str, str] | None:
         return None
     if not _HASH.fullmatch(match[2]):
         raise CheckpointError(
-            f"{file!r}: a hash of {len(match[2])} digits; blockfit knows the first 10 digits of a file's sha256, "
-            "or all 64"
+            f"{file!r}: a hash of {len(match[2])} digits; must be the first 10 digits of a file's sha256, or all 64"
         )
     return match[1], match[2].lower()
 
@@ -301,14 +343,14 @@ def _with_hash(
     hashes: HashCache | None,
     progress: Progress | None,
 ) -> Path | None:
-    """The file with this hash: of those called `name`, or of all, if none is called so."""
+    """Return the file with a hash among those called `name`, or among all files if none has the name."""
     named = _all_named(name, beside, folders) if name else []
     candidates = named or _distinct(
         [*checkpoints_in(beside), *(path for folder in folders for path in checkpoints_below(folder))]
     )
     if len(digits) == _LEGACY:
         return _with_legacy_hash(digits, candidates, named, hashes, progress)
-    # Renamed files, too, are known by what was read of them before, so that most searches read nothing.
+    # Cached hashes find renamed files too, so that most searches read nothing.
     known = {path: hashes.look_up(path, "sha256") if hashes is not None else None for path in candidates}
     for path, digest in known.items():
         if digest is not None and digest.startswith(digits):
@@ -319,12 +361,12 @@ def _with_hash(
     unreadable: list[str] = []
     for path in unknown:
 
-        def tell(read: int, size: int, *, before: int = done) -> None:
+        def report(read: int, size: int, *, before: int = done) -> None:
             if progress is not None:
                 progress(f"hashing to find {digits[:_SHORT]}", min(before + read, total), total)
 
         try:
-            known[path] = digest = sha256(path, hashes, progress=tell)
+            known[path] = digest = sha256(path, hashes, progress=report)
         except CheckpointError as error:
             unreadable += error.problems
             continue
@@ -333,13 +375,13 @@ def _with_hash(
         done += sizes[path]
     if named:
         cut = short_hash if len(digits) == _SHORT else str
-        others = (
+        differing = (
             f"{path}: has the hash {cut(digest)}, not {digits}; another version of the model?"
             for path, digest in known.items()
             if digest is not None
         )
-        raise CheckpointError([*others, *unreadable])
-    # Among files that nobody named there may be some that are none of the user's concern.
+        raise CheckpointError([*differing, *unreadable])
+    # Unreadable files are no problem here: the user did not name them.
     return None
 
 
@@ -371,24 +413,24 @@ def _with_legacy_hash(
             "the first 10 digits of its sha256"
         )
     if named:
-        others = (f"{path}: has the old hash {found}, not {digits}" for path, found in having.items())
-        raise CheckpointError([*others, *unreadable])
+        differing = (f"{path}: has the old hash {found}, not {digits}" for path, found in having.items())
+        raise CheckpointError([*differing, *unreadable])
     return None
 
 
 def _all_named(name: str, beside: Path, folders: Sequence[Path]) -> list[Path]:
-    """Every file that `name` may mean, wherever: a hash tells them apart."""
-    wanted = Path(slashed(name))
-    if wanted.name in ("", ".."):
+    """Return every file of a name in all folders; a hash selects one of them."""
+    relative = Path(slashed(name))
+    if relative.name in ("", ".."):
         return []
-    found = [path for folder in (beside, *folders) for path in _at(folder / wanted)]
-    if len(wanted.parts) == 1:
-        found += [path for folder in folders for path in _below(folder, wanted.name)]
+    found = [path for folder in (beside, *folders) for path in _at(folder / relative)]
+    if len(relative.parts) == 1:
+        found += [path for folder in folders for path in _below(folder, relative.name)]
     return _distinct(found)
 
 
 def slashed(file: str) -> str:
-    """Return a file's name with forward slashes, as every system reads them."""
+    """Return a file's name with forward slashes, which every system accepts."""
     return file.replace("\\", "/")
 
 
@@ -399,7 +441,7 @@ def _is_checkpoint(path: Path) -> bool:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # gone again
+    except OSError:  # deleted meanwhile
         return 0
 
 
@@ -410,7 +452,7 @@ def _spellings(path: Path) -> Iterable[Path]:
 
 
 def seen_from(folder: Path, path: Path) -> str:
-    """`path` relative to `folder`, with forward slashes, so that who reads what lies there finds it."""
+    """Return `path` relative to `folder`, with forward slashes; absolute on another drive."""
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # another drive on Windows

@@ -1,6 +1,6 @@
-"""What a checkpoint's metadata tells about how it was merged, whichever tool wrote it.
+"""Read from a checkpoint's metadata how it was merged, for all tools that record it.
 
-Metadata is what strangers put into a file. Nothing here raises for what it holds: what is not understood is left out.
+Metadata comes from strangers. No function here raises for its contents; unreadable parts are left out.
 """
 
 import json
@@ -18,7 +18,7 @@ from optimizer.library.fingerprints import short_hash
 __all__ = ["Parent", "Provenance", "known_models", "name_and_hash", "parsed", "read_provenance"]
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
-# Beside a recipe that notes hashes of its sources, which were not compared with the files.
+# The field and its value beside a recipe whose noted hashes were not compared with the files.
 HASHES, NOT_VERIFIED = "blockfit.hashes", "not verified"
 
 _TOOLS = {
@@ -31,16 +31,16 @@ _TOOLS = {
 }
 _METHODS = ("interp_method", "merge_method", "mode")
 _PARENTS = re.compile(r"(primary|secondary|tertiary)_model_hash|model_[a-z]|base_model|model_base")
-_LONGEST = 100  # characters of one name or formula that are shown; names of merged models are whole recipes
-_MOST = 32  # models or steps that are listed
-_DEEPEST = 100  # levels of nesting that are read; recipes have about 10
-_MOST_ENCODINGS = 3  # of JSON in JSON; tools that pass metadata on encode it once more
+_LONGEST = 100  # characters shown of one name or formula; some names of merges are whole recipes
+_MOST = 32  # listed models or steps
+_DEEPEST = 100  # levels of nesting; recipes have about 10
+_MOST_ENCODINGS = 3  # of JSON in JSON; tools that copy metadata encode it once more
 _JSON = re.compile(r'\s*(?:[{\[]|"\s*(?:\\[nrt"]|\s)*[{\[\\])')
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A model that was merged, as far as the metadata names it."""
+    """A merged model, with the name and hash in the metadata; None if missing."""
 
     name: str | None
     short_hash: str | None
@@ -51,10 +51,14 @@ class Parent:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a checkpoint was merged: `method` has a line for each step, in the words of the tool that wrote it.
+    """The provenance of a merged checkpoint.
 
-    `per_block` is whether blocks have alphas of their own, None if the metadata does not say; `fields` are the metadata
-    fields that this was read from.
+    Attributes:
+        tool: The tool that merged it.
+        method: One line per step, in the words of the tool.
+        models: The merged models.
+        per_block: Whether blocks have separate alphas; None if the metadata does not record it.
+        fields: The metadata fields that were read.
     """
 
     tool: str
@@ -64,7 +68,7 @@ class Provenance:
     fields: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON takes them."""
+        """Return the fields by name as JSON values."""
         return asdict(self) | {
             "method": list(self.method),
             "models": [asdict(model) for model in self.models],
@@ -73,10 +77,16 @@ class Provenance:
 
 
 def parsed(text: object) -> Any:
-    """The object or list that `text` is JSON of, perhaps as a JSON text within a JSON text; else `text` itself.
+    """Return the object or list in a JSON text, perhaps encoded several times.
 
-    Only objects and lists: a hash such as "123e4567" must not become a number. What JSON cannot hold (NaN), what is
-    too large for a float and what is nested beyond reason stay text.
+    Other values stay text: a hash such as "123e4567" must not become a number.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The object or list. `text` itself if it is no such JSON, holds NaN or a number too large for a float, or is
+        nested more than 100 levels deep.
     """
     value: Any = text
     for _ in range(_MOST_ENCODINGS):
@@ -92,7 +102,7 @@ def parsed(text: object) -> Any:
 
 
 def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
-    """How the file with this metadata was merged; None if the metadata does not tell, or not legibly."""
+    """Return how the file with this metadata was merged; None if the metadata does not record it legibly."""
     recipe = parsed(metadata.get(RECIPE))
     if isinstance(recipe, Mapping) and isinstance(recipe.get("type"), str):
         known = known_models(metadata)
@@ -113,7 +123,7 @@ def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
 
 
 def known_models(metadata: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The entries of `sd_merge_models` by sha256, those that are not objects left out, and those beyond 1000."""
+    """Return the first 1000 entries of `sd_merge_models` by SHA-256, without those that are no objects."""
     models = parsed(metadata.get(MODELS))
     if not isinstance(models, Mapping):
         return {}
@@ -122,11 +132,14 @@ def known_models(metadata: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def name_and_hash(reference: object, known: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, str | None]:
-    """What a recipe calls a model (a sha256 or its first ten digits, a name, or `A.safetensors [0123456789]`), as name
-    and (part of a) sha256.
+    """Return the name and the hash in a recipe's reference to a model.
 
-    `known` are the entries of `sd_merge_models`, which give a hash its name and a name its hash. Both are None for
-    what is not text.
+    Args:
+        reference: A SHA-256 or its first 10 digits, a name, or `A.safetensors [0123456789]`.
+        known: The entries of `sd_merge_models`, which complete a hash by its name and a name by its hash.
+
+    Returns:
+        The name and the SHA-256 or a part of it; None for either if unknown, and for both if the reference is no text.
     """
     if not isinstance(reference, str) or not reference.strip():
         return None, None
@@ -138,8 +151,8 @@ def name_and_hash(reference: object, known: Mapping[str, Mapping[str, Any]]) -> 
     if digits is not None:
         found = [key for key in known if key.lower().startswith(digits)]
     else:
-        found = [key for key, called in names.items() if name is not None and _stem(called) == _stem(name)]
-    # Files of one name in two folders cannot be told apart by it.
+        found = [key for key, file in names.items() if name is not None and _stem(file) == _stem(name)]
+    # Two files in different folders may have one name.
     return (name or names.get(found[0]), found[0].lower()) if len(found) == 1 else (name, digits)
 
 
@@ -187,7 +200,7 @@ def _alpha(name: str, value: object) -> str:
 
 
 def _with_inputs(steps: Mapping[str, Mapping[str, Any]], output: object) -> set[str]:
-    """The steps and models that this step needs, itself included."""
+    """Return the names of the steps and models that a step needs, itself included."""
     needed: set[str] = set()
     queue = [output]
     while queue:
@@ -199,7 +212,7 @@ def _with_inputs(steps: Mapping[str, Mapping[str, Any]], output: object) -> set[
 
 
 def _of_merger(recipe: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> _Found:
-    """The tools whose recipes are flat: modes, models and numbers side by side."""
+    """Read the flat recipes of mergers: modes, models and numbers side by side."""
     modes: Any = next((recipe[field] for field in _METHODS if recipe.get(field)), [])
     method = [_shown(mode) for mode in (modes if isinstance(modes, list) else [modes])]
     number = next((recipe[field] for field in ("multiplier", "alpha") if _is_number(recipe.get(field))), None)
@@ -247,7 +260,7 @@ def _of_comfy(nodes: Iterable[tuple[str, list[str]]]) -> _Found:
 
 
 def _nodes(graph: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
-    """The nodes of a ComfyUI prompt ({id: node}) or workflow ({"nodes": [node]}), each with its kind and texts."""
+    """Yield the kind and texts of each node of a ComfyUI prompt ({id: node}) or workflow ({"nodes": [node]})."""
     for node in (*graph.values(), *_list(graph.get("nodes"))):
         if not isinstance(node, Mapping):
             continue
@@ -271,7 +284,7 @@ def _some(lines: Iterable[str]) -> tuple[str, ...]:
 
 
 def _shown(value: object) -> str:
-    """Text as a terminal may show it: on one line, without control characters, not too long."""
+    """Return text that is safe for a terminal: one line, no control characters, at most 100 characters."""
     text = str(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
     text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[: _LONGEST + 1])
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -1,6 +1,6 @@
-"""What is merged with what: recipes, their YAML files, coefficients (pure algebra), the space of free alphas.
+"""Recipes: their YAML files, their coefficients (pure algebra) and the space of their free alphas.
 
-Opens no checkpoint and looks for none.
+This package opens no checkpoint and searches for none.
 """
 
 from optimizer.recipes.coefficients import Algebra, Contributors, Group, block_coefficients

@@ -1,10 +1,10 @@
-"""Coefficients: what each source contributes to a merge, as a function of the alphas.
+"""Coefficients: the weight of each source in a merge, as a function of the alphas.
 
-Merges are linear. However deeply steps are nested, a merged tensor is one weighted sum of the sources' tensors, and
-the weights depend only on the tensor's *group*: its block, whose alphas apply, and which of the sources hold it. So a
-recipe is compiled once into an `Algebra` that maps alphas to coefficients; nothing is merged to score a candidate.
+Merges are linear. At any depth of nested steps, a merged tensor is one weighted sum of the sources' tensors. The
+weights depend only on the tensor's *group*: its block, whose alphas apply, and the sources that hold it. A recipe is
+therefore compiled once into an `Algebra` that maps alphas to coefficients. No candidate is merged to be scored.
 
-A step's result for a group that an input lacks (presence rules):
+The result of a step for a group that an input lacks (presence rules):
     a lacks it, b holds it    b is carried over
     b or c lacks it           a passes through
     only c holds it           the result lacks it
@@ -26,10 +26,13 @@ __all__ = ["Algebra", "Contributors", "Group", "block_coefficients"]
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors that share their coefficients: those of one block that the same sources hold (positions, ascending).
+    """Tensors that share their coefficients: those of one block that the same sources hold.
 
-    `block` is None for tensors that no alpha moves: theirs count as 0 in every step. `other_shapes` are sources that
-    hold them too, but in a shape that does not fit, and whose coefficient is 0 whatever the alphas are.
+    Attributes:
+        block: The block; None for tensors that no alpha moves, whose alphas count as 0 in every step.
+        holders: The positions of the sources that hold the tensors, ascending.
+        other_shapes: The positions of sources that hold them in a shape that does not fit. The coefficient of these
+            sources is 0 for all alphas.
     """
 
     block: str | None
@@ -38,24 +41,35 @@ class Group:
 
     @staticmethod
     def of_part(part: Part) -> "Group":
-        """The group of one part."""
+        """Return the group of a part."""
         return Group(part.block, part.holders, part.other_shapes)
 
     @staticmethod
     def of(parts: Iterable[Part]) -> tuple["Group", ...]:
-        """The groups of these parts, each once, in the order of first appearance."""
+        """Return the groups of `parts`, each once, in the order of first appearance."""
         return tuple(dict.fromkeys(map(Group.of_part, parts)))
 
 
 class Algebra:
-    """A recipe up to `output`, compiled for groups of tensors: alphas in, coefficients out.
-
-    `further` are other steps and models whose coefficients are wanted too, see `each`.
-    `sources` are the model names in the order of the coefficients' last axis; it must hold all that the output needs.
-    `alphas` are the (step, "alpha") pairs, the second axis of the alphas taken; steps come in order of evaluation.
+    """A recipe up to one output, compiled for groups of tensors: a function from alphas to coefficients.
 
         algebra = Algebra(recipe, groups, sources=("base", "bra", "evt"), output="TEMP2")
         c = algebra.coefficients(algebra.starting_alphas())        # float64 [1, groups, sources]
+
+    Args:
+        recipe: The recipe.
+        groups: The groups, in the order of the coefficients' second axis.
+        sources: The model names, in the order of the coefficients' last axis; all that the output needs.
+        output: The step or model to compute. Default: the recipe's output.
+        further: Other steps and models that `each` computes too.
+
+    Attributes:
+        alphas: The (step, "alpha") pairs, in the order of the second axis of alphas. The steps are in the order of
+            evaluation.
+        blocks: The layout's blocks, in the order of the last axis of alphas.
+
+    Raises:
+        RecipeError: A step needs a model that is not among the sources.
     """
 
     def __init__(
@@ -86,32 +100,45 @@ class Algebra:
 
     @property
     def present(self) -> torch.Tensor:
-        """Bool [groups]: whether the output holds the group's tensors at all."""
+        """Whether the output holds the group's tensors, bool [groups]."""
         return self._presence[self.output]
 
     @property
     def presences(self) -> dict[str, torch.Tensor]:
-        """Bool [groups] for the output and each of `further`: whether it holds the group's tensors at all."""
+        """Whether the output and each of `further` hold the group's tensors, {name: bool [groups]}."""
         return {name: self._presence[name] for name in self._outputs}
 
     def starting_alphas(self) -> torch.Tensor:
-        """Float64 [1, alphas, blocks]: the recipe's numbers, free ones at their starting values."""
+        """Return the recipe's alphas, free ones at their start values, float64 [1, alphas, blocks]."""
         rows = [[alpha.at(block) for block in self.blocks] for step in self._steps for alpha in step.alphas.values()]
         return torch.tensor(rows, dtype=torch.float64).reshape(1, len(self.alphas), len(self.blocks))
 
     def coefficients(self, alphas: torch.Tensor) -> torch.Tensor:
-        """What each source contributes, float64 [n, groups, sources], for alphas float64 [n, alphas, blocks].
+        """Return the weight of each source in the output.
 
-        Differentiable (autograd) and vectorised over the n candidates. Every row sums to 1, or to 0 where the output
-        lacks the group.
+        The function is differentiable by autograd and vectorised over the n candidates.
+
+        Args:
+            alphas: float64 [n, alphas, blocks].
+
+        Returns:
+            float64 [n, groups, sources]. Each row sums to 1, or to 0 where the output lacks the group.
         """
         return next(found for name, found in self.each(alphas) if name == self.output)
 
     def each(self, alphas: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, coefficients) of the output and each of `further`, as `coefficients` gives them, in one pass.
+        """Yield the coefficients of the output and each of `further`, in one pass.
 
-        They come in the order of evaluation, models first. Results that nothing needs any more are let go, so a chain
-        of any length takes the memory of a few steps.
+        Results are released after their last use, so that a chain of any length takes the memory of a few steps.
+
+        Args:
+            alphas: float64 [n, alphas, blocks].
+
+        Yields:
+            (name, float64 [n, groups, sources]) in the order of evaluation, models first.
+
+        Raises:
+            ValueError: `alphas` has another shape.
         """
         if alphas.shape[1:] != (len(self.alphas), len(self.blocks)):
             raise ValueError(
@@ -134,12 +161,18 @@ class Algebra:
                     del values[name]
 
     def jacobian(self, alphas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Coefficients [groups, sources] and their derivatives [alphas, groups, sources], for alphas [alphas, blocks].
+        """Return the coefficients and their exact derivatives by the alphas.
 
-        The derivative is by the alpha of the group's own block; groups do not depend on other blocks' alphas. Exact:
-        the modes are affine in each alpha, so the derivative by one is the difference between their results at 1 and
-        0; and linear in their inputs, so it counts in the output by one factor for each group. Those factors are passed
-        from the output back to the inputs, which keeps one number for each step and group in memory.
+        Derivatives are by the alpha of the group's block; groups do not depend on the alphas of other blocks. Modes are
+        affine in each alpha, so the derivative by an alpha is the difference between their results at 1 and at 0. Modes
+        are linear in their inputs, so this derivative counts in the output by one factor for each group. The factors
+        are passed from the output back to the inputs, which takes one number in memory for each step and group.
+
+        Args:
+            alphas: float64 [alphas, blocks].
+
+        Returns:
+            Coefficients, float64 [groups, sources], and derivatives, float64 [alphas, groups, sources].
         """
         rows = dict(zip(self.alphas, self.by_group(alphas.to(torch.float64))[..., None], strict=True))
         values = {name: self._source(name, 1) for name in self.sources}
@@ -152,26 +185,26 @@ class Algebra:
         for step in reversed(self._steps):
             mode, counts = MODES[step.mode], counting.pop(step.name)
             inputs = {place: values[name][0] for place, name in step.inputs.items()}
-            own = {name: rows[step.name, name] for name in step.alphas}
+            numbers = {name: rows[step.name, name] for name in step.alphas}
             holding = {place: self._presence[name][:, None] for place, name in step.inputs.items()}
             every = torch.stack(list(holding.values())).all(dim=0)
             for name in step.alphas:
-                slope = mode.combine(inputs, {**own, name: one}) - mode.combine(inputs, {**own, name: zero})
+                slope = mode.combine(inputs, {**numbers, name: one}) - mode.combine(inputs, {**numbers, name: zero})
                 derivatives[places[step.name, name]] = counts * every * slope
             passed_on = {"a": holding["a"], "b": ~holding["a"]}
             for place, name in step.inputs.items():
-                factor = mode.combine({other: one if other == place else zero for other in inputs}, own)
+                factor = mode.combine({each: one if each == place else zero for each in inputs}, numbers)
                 factor = torch.where(every, factor, passed_on[place].to(torch.float64) if place in passed_on else zero)
                 counting[name] = counting.get(name, zero) + counts * factor
         moved = self._column < len(self.blocks)
         return values[self.output][0], derivatives * moved[:, None]
 
     def by_group(self, values: torch.Tensor) -> torch.Tensor:
-        """Values [..., blocks] as each group has them, [..., groups]: those of its block, 0 if no alpha moves it."""
+        """Return block values [..., blocks] for each group, [..., groups]; 0 for groups that no alpha moves."""
         return torch.nn.functional.pad(values, (0, 1))[..., self._column]
 
     def _source(self, name: str, count: int) -> torch.Tensor:
-        """The coefficients [count, groups, sources] of a source by itself, the same for all candidates."""
+        """Return the coefficients of an unmerged source, the same for all candidates, [count, groups, sources]."""
         position = self._position[name]
         alone = torch.zeros(len(self.groups), len(self.sources), dtype=torch.float64)
         alone[:, position] = self._held[:, position].to(torch.float64)
@@ -180,7 +213,7 @@ class Algebra:
     def _made_by(
         self, step: Step, values: Mapping[str, torch.Tensor], rows: Mapping[tuple[str, str], torch.Tensor]
     ) -> torch.Tensor:
-        """The coefficients of a step's result, from its inputs' in `values` and its alphas by group in `rows`."""
+        """Return the coefficients of a step's result from those of its inputs and its alphas by group."""
         inputs = {place: values[name] for place, name in step.inputs.items()}
         result = MODES[step.mode].combine(inputs, {name: rows[step.name, name] for name in step.alphas})
         return self._apply_presence(step.inputs, inputs, result)
@@ -188,6 +221,7 @@ class Algebra:
     def _apply_presence(
         self, names: dict[str, str], inputs: dict[str, torch.Tensor], result: torch.Tensor
     ) -> torch.Tensor:
+        """Return the result, replaced by input a or b in groups that an input lacks."""
         holding = {place: self._presence[name] for place, name in names.items()}
         every = torch.stack(list(holding.values())).all(dim=0)
         if bool(every.all()):
@@ -196,6 +230,7 @@ class Algebra:
         return torch.where(every[:, None], result, otherwise)
 
     def _propagate(self) -> dict[str, torch.Tensor]:
+        """Return whether each source and step holds each group, {name: bool [groups]}."""
         presence = {name: self._held[:, position] for position, name in enumerate(self.sources)}
         for step in self._steps:
             for name in step.inputs.values():
@@ -208,9 +243,12 @@ class Algebra:
 
 
 class Contributors:
-    """Which sources can count in what steps of a recipe make of a tensor, whatever values the free alphas take.
+    """The sources that can count in the results of steps, for any values of the free alphas.
 
-    `sources` are the model names in the order of the holders' positions, `outputs` the steps, one at least.
+    Args:
+        recipe: The recipe.
+        sources: The model names, in the order of the holders' positions.
+        outputs: The steps, at least one.
     """
 
     def __init__(self, recipe: Recipe, sources: Sequence[str], outputs: Sequence[str]) -> None:
@@ -221,38 +259,45 @@ class Contributors:
 
     @cached_property
     def first(self) -> frozenset[int]:
-        """The sources that the outputs begin with."""
+        """The positions of the sources that the outputs begin with."""
         return frozenset(self._sources.index(self._recipe.first_model(output)) for output in self._outputs)
 
     def of(self, block: str | None, holders: Sequence[int]) -> frozenset[int]:
-        """The sources whose coefficient may differ from 0 in tensors of `block` that `holders` hold."""
+        """Return the sources whose coefficient may differ from 0 in tensors of `block` that `holders` hold."""
         group = Group(block, tuple(holders))
         if group not in self._found:
             algebra = Algebra(self._recipe, [group], self._sources, self._outputs[0], self._outputs[1:])
-            # A coefficient is a polynomial in the free alphas: if it is not 0 everywhere, then nearly everywhere.
-            counts = [found[:, 0] != 0 for _, found in algebra.each(self._drawn(algebra))]
+            # A coefficient is a polynomial in the free alphas: unless it is 0 everywhere, random alphas show it.
+            counts = [found[:, 0] != 0 for _, found in algebra.each(self._sampled_alphas(algebra))]
             self._found[group] = frozenset(torch.stack(counts).any(dim=0).any(dim=0).nonzero()[:, 0].tolist())
         return self._found[group]
 
-    def _drawn(self, algebra: Algebra) -> torch.Tensor:
-        """The recipe's alphas, float64 [n, alphas, blocks]: free ones at their starting values, and at random."""
+    def _sampled_alphas(self, algebra: Algebra) -> torch.Tensor:
+        """Return alphas with free ones at their start values and at random values, float64 [3, alphas, blocks]."""
         alphas = algebra.starting_alphas().repeat(3, 1, 1)
         random = torch.Generator().manual_seed(0)
         columns = {block: column for column, block in enumerate(algebra.blocks)}
         for row, (step, name) in enumerate(algebra.alphas):
-            for hole in self._recipe.step(step).alphas[name].free:
-                at = torch.rand(2, len(hole.blocks), generator=random, dtype=torch.float64)
-                alphas[1:, row, [columns[block] for block in hole.blocks]] = hole.low + at * (hole.high - hole.low)
+            for free in self._recipe.step(step).alphas[name].free:
+                at = torch.rand(2, len(free.blocks), generator=random, dtype=torch.float64)
+                alphas[1:, row, [columns[block] for block in free.blocks]] = free.low + at * (free.high - free.low)
         return alphas
 
 
 def block_coefficients(recipe: Recipe, step: str | None = None) -> dict[str, dict[str, float]]:
-    """What each source contributes to each block of `step` (default: the recipe's output), {source: {block: number}}.
+    """Return the weight of each source in each block of a step's result.
 
         block_coefficients(result.recipe)["bra"]["OUT03"]
 
-    Of tensors that all sources hold; free alphas stand at their starting values. A block's coefficients sum to 1.
-    Raises RecipeError if there is no such step.
+    The weights are those of tensors that all sources hold. Free alphas have their start values. Raises RecipeError for
+    an unknown step.
+
+    Args:
+        recipe: The recipe.
+        step: The name of the step. Default: the recipe's output.
+
+    Returns:
+        {source: {block: weight}}. The weights of a block sum to 1.
     """
     output = recipe.step(step or recipe.output).name
     sources = recipe.sources(output)

@@ -1,4 +1,4 @@
-"""Recipes as YAML files: read with every problem named, written so that they read back as the same recipe."""
+"""Read recipes from YAML files, with a line for every problem, and write them so that they read back unchanged."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,14 +45,14 @@ __all__ = [
     "step_as_data",
 ]
 
-RECIPE_TYPE = "blockfit"  # what tells our sd_merge_recipe from those of other tools
+RECIPE_TYPE = "blockfit"  # marks our sd_merge_recipe among those of other tools
 
 _Name = Annotated[StrictStr, StringConstraints(min_length=1)]
 _NUMBERS: dict[str, Any] = {"type": "array", "items": {"type": "number"}, "minItems": 1}
 
 
 class FreeEntry(UserFile):
-    """A free alpha: what a study searches."""
+    """A free alpha, which a study searches."""
 
     search: Annotated[Any, WithJsonSchema({**_NUMBERS, "minItems": 2, "maxItems": 2})] = Field(
         description="The lowest and the highest value.", examples=[[0, 1], [-1, 1]]
@@ -69,7 +69,7 @@ class FreeEntry(UserFile):
         False, description="Whether all blocks share one number."
     )
     step: Annotated[Any, WithJsonSchema({"type": ["number", "null"]})] = Field(
-        None, description="The distance of the values on a grid that starts at the lowest value.", examples=[0.01]
+        None, description="The spacing of a grid of values that starts at the lowest value.", examples=[0.01]
     )
     start: Annotated[Any, WithJsonSchema({"type": ["number", "null"]})] = Field(
         None, description="The value before the search. Default: 0, or the bound next to it.", examples=[0.5]
@@ -102,7 +102,7 @@ class ModelEntry(UserFile):
     """A checkpoint that the recipe starts from."""
 
     file: _Name = Field(
-        description="The file, beside the recipe or in the folders of models; its hash will do, too.",
+        description="The file, beside the recipe or in the folders of models; or its hash.",
         examples=["v1-5-pruned-emaonly.safetensors", "model [a60cfaa90d]"],
     )
     license: str = Field("unknown", description="The licence.", examples=["creativeml-openrail-m"])
@@ -110,7 +110,7 @@ class ModelEntry(UserFile):
 
 
 class ExpectEntry(UserFile):
-    """The similarities that somebody reported for a step; `blockfit verify` measures them again."""
+    """The similarities reported for a step; `blockfit verify` measures them again."""
 
     metric: str = Field("attention", description="The metric.", examples=["attention", "explained"])
     seed: int = Field(114514, description="The seed of attention's random inputs.")
@@ -139,9 +139,9 @@ class StepEntry(UserFile):
     base_alpha: float | None = Field(None, description="The alpha of the first block, beside a list of the others.")
     beta: _Alpha = Field(None, description="The second weight, of modes that have one.")
     base_beta: float | None = Field(None, description="The beta of the first block, beside a list of the others.")
-    expect: ExpectEntry | None = Field(None, description="What was reported for this step's result.")
+    expect: ExpectEntry | None = Field(None, description="The similarities reported for this step's result.")
     similarity: dict[str, Any] | None = Field(
-        None, description="What a fit measured of this step; written by blockfit."
+        None, description="The similarities that a fit measured for this step; written by blockfit."
     )
 
 
@@ -152,14 +152,14 @@ class RecipeFile(UserFile):
     layout: str = Field(DEFAULT_LAYOUT, description="The model family.", examples=list(layout_names()))
     mapping: _Name | None = Field(
         None,
-        description="The tool whose way of sorting tensors into blocks is used. Default: the layout's first.",
+        description="The tool whose assignment of tensors to blocks is used. Default: the layout's first.",
         examples=["supermerger", "mecha", "model-mixer"],
     )
     presets: _Name | None = Field(None, description="A file of presets, alphas by name, beside the recipe.")
     models: dict[str, ModelEntry] = Field(description="The checkpoints by the names that steps use.")
     steps: list[StepEntry] = Field(description="The steps, in any order.")
     output: str | None = Field(None, description="The step that the recipe makes. Default: the last one.")
-    fitted: dict[str, Any] | None = Field(None, description="What a fit noted of its searches; written by blockfit.")
+    fitted: dict[str, Any] | None = Field(None, description="The notes of a fit on its searches; written by blockfit.")
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -168,27 +168,51 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def load_recipe(path: Path | str) -> Recipe:
-    """The recipe in the YAML file `path`. Raises RecipeError with one line for each problem.
+    """Read a recipe from a YAML file.
 
-    load_recipe("my-study/best.yaml").step("OUT").alpha
+        load_recipe("my-study/best.yaml").step("OUT").alpha
+
+    Raises RecipeError with one line for each problem.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The checked recipe.
     """
     path = Path(path)
     return read_recipe(read_yaml(path, RecipeError), path)
 
 
 def read_recipe(data: Mapping[str, Any], path: Path) -> Recipe:
-    """The recipe in data as `read_yaml` gives it. Raises RecipeError.
+    """Return the recipe in the data of a YAML file.
 
-    `path` is for messages and the default name, and a file of presets that the recipe names lies beside it.
+    Raises RecipeError with one line for each problem.
+
+    Args:
+        data: The data, as returned by `read_yaml`.
+        path: The file, for messages and the default name. A file of presets that the recipe names lies beside it.
+
+    Returns:
+        The checked recipe.
     """
     return recipe_of(data, path, name=path.stem, folder=path.parent)
 
 
 def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: Path) -> Recipe:
-    """The recipe in data as its YAML file holds it. Raises RecipeError with one line for each problem.
+    """Return the recipe in data of the form of its YAML file.
 
-    `given` is the file, or the function, that the data was given in: it stands before each problem. `name` is the
-    default name; a file of presets that the recipe names lies in `folder`.
+    Args:
+        data: The data.
+        given: The file or function that the data came from, for messages.
+        name: The default name.
+        folder: The folder of a file of presets that the recipe names.
+
+    Returns:
+        The checked recipe.
+
+    Raises:
+        RecipeError: One line for each problem.
     """
     entry = validate(RecipeFile, data, given, RecipeError)
     layout = attempt(lambda: load_layout(entry.layout), f"{given}: layout")
@@ -230,14 +254,14 @@ def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: 
 
 
 def _unusable(noted: Any, where: str) -> Iterator[str]:
-    """Yield a line on what is noted and is no plain value: a merge keeps its recipe as JSON, and so do others."""
+    """Yield a line for the first note that is no plain value: merges keep their recipe as JSON."""
     stack = [(noted, where)]
     while stack:
         value, place = stack.pop()
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 if not isinstance(key, str):
-                    yield f"{place}: received the key {shown(key)}; what is noted here is called by texts"
+                    yield f"{place}: received the key {shown(key)}; keys of notes must be text"
                     return
                 stack.append((inner, f"{place}.{key}"))
         elif isinstance(value, list):
@@ -252,24 +276,29 @@ def _is_finite(value: Any) -> bool:
 
 
 def save_recipe(recipe: Recipe, path: Path | str) -> None:
-    """Write `recipe` as YAML, atomically. Its models' files are named as they are, whatever folder `path` lies in.
+    """Write a recipe as YAML, atomically.
 
         save_recipe(result.recipe, "my-study/mine.yaml")
 
-    Raises InputError if the folder is missing or cannot be written to.
+    The names of its models' files stay as they are; they are not made relative to `path`. Raises InputError if the
+    folder is missing or cannot be written to.
+
+    Args:
+        recipe: The recipe.
+        path: The file to write.
     """
     replace_text(Path(path), dump_yaml(recipe_as_data(recipe)))
 
 
 def folders_of(recipe: Recipe, path: Path, folders: Sequence[Path] = ()) -> tuple[Path, ...]:
-    """Return where the files of the recipe in `path` may be: beside it, beside the fitted recipe, in `folders`."""
+    """Return the folders that may hold a recipe's files: its own, that of the fitted recipe, and `folders`."""
     origin = recipe.noted.recipe
     beside = () if origin is None else ((path.parent / origin).parent,)
     return (path.parent, *beside, *folders)
 
 
 def recipe_as_data(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain dicts, lists, strings and numbers, as its YAML file holds it."""
+    """Return the recipe as the plain values of its YAML file: dicts, lists, strings and numbers."""
     data: dict[str, Any] = {"name": recipe.name, "layout": recipe.layout.name, "mapping": recipe.mapping}
     data["models"] = {
         name: _on_one_line(
@@ -285,7 +314,7 @@ def recipe_as_data(recipe: Recipe) -> dict[str, Any]:
 
 
 def step_as_data(step: Step, layout: Layout) -> dict[str, Any]:
-    """A step as recipes write it."""
+    """Return a step as the plain values of a recipe's YAML file."""
     data: dict[str, Any] = {"name": step.name, "mode": step.mode}
     data |= step.inputs
     for name, alpha in step.alphas.items():
@@ -301,7 +330,7 @@ def step_as_data(step: Step, layout: Layout) -> dict[str, Any]:
 
 
 def alpha_as_data(alpha: Alpha, layout: Layout) -> Any:
-    """An alpha as recipes write it: a number, a list of one per block, or with free ones a mapping."""
+    """Return an alpha as a recipe writes it: a number, a list with one per block, or with free ones a mapping."""
     values = [alpha.values.get(block, 0.0) for block in layout.blocks]
     if not alpha.free:
         return values[0] if len(set(values)) == 1 else _on_one_line(values)
@@ -311,18 +340,18 @@ def alpha_as_data(alpha: Alpha, layout: Layout) -> Any:
     for number in dict.fromkeys(value for value in alpha.values.values() if value):
         blocks = [block for block, value in alpha.values.items() if value == number]
         runs[layout.describe_blocks(blocks)] = number
-    for hole in alpha.free:
-        runs[layout.describe_blocks(hole.blocks)] = _free_as_data(hole, layout, with_blocks=False)
+    for free in alpha.free:
+        runs[layout.describe_blocks(free.blocks)] = _free_as_data(free, layout, with_blocks=False)
     return _on_one_line(runs)
 
 
-def _free_as_data(hole: Free, layout: Layout, *, with_blocks: bool) -> Any:
-    data: dict[str, Any] = {"search": [hole.low, hole.high]}
-    if with_blocks and hole.blocks != layout.blocks:
-        data["blocks"] = layout.describe_blocks(hole.blocks)
-    if hole.tie:
+def _free_as_data(free: Free, layout: Layout, *, with_blocks: bool) -> Any:
+    data: dict[str, Any] = {"search": [free.low, free.high]}
+    if with_blocks and free.blocks != layout.blocks:
+        data["blocks"] = layout.describe_blocks(free.blocks)
+    if free.tie:
         data["tie"] = True
-    data |= {name: value for name, value in (("step", hole.step), ("start", hole.start)) if value is not None}
+    data |= {name: value for name, value in (("step", free.step), ("start", free.start)) if value is not None}
     return _on_one_line(data)
 
 
@@ -360,7 +389,7 @@ def _read_expected(entry: ExpectEntry, layout: Layout, where: str) -> Expected:
         blocks = attempt(lambda: layout.parse_blocks(entry.blocks), f"{where}.blocks")
     else:
         raise RecipeError(
-            f"{where}.blocks: received {shown(entry.blocks)}; must be blocks, as {layout.example}, or "
+            f"{where}.blocks: received {shown(entry.blocks)}; must be blocks, {layout.example} for example, or "
             f"{{{layout.blocks[-1]}: 0.97}}"
         )
     if not 0 <= entry.seed < 2**63:
@@ -389,10 +418,20 @@ def _presets_in(folder: Path, file: str | None, given: Path | str) -> Mapping[st
 def read_alpha(
     value: Any, layout: Layout, where: str, base: float | None = None, presets: Mapping[str, Preset] | None = None
 ) -> Alpha:
-    """An alpha in any of its written forms: a number, one per block, a mapping of blocks, a preset's name, or free.
+    """Return an alpha from any of its written forms.
 
-    `base` is the number of the first block where numbers are given for the others alone. Raises RecipeError; `where`,
-    which ends in `alpha` or `beta`, stands before each problem.
+    Args:
+        value: A number, a list with one number per block, a mapping of blocks, a preset's name, or a free alpha.
+        layout: The layout whose blocks are meant.
+        where: The place of the alpha, for messages; it ends in "alpha" or "beta".
+        base: The number of the first block, if `value` lists the others alone.
+        presets: The presets by name.
+
+    Returns:
+        The alpha.
+
+    Raises:
+        RecipeError: One line for each problem.
     """
     count = len(layout.blocks)
     name = f"base_{where.rsplit('.', 1)[-1]}"
@@ -418,8 +457,8 @@ def read_alpha(
             "the name of a preset (with `presets: FILE` in the recipe), or free as {search: [low, high]}"
         )
     if "search" in value:
-        hole = _read_free(value, layout, where, None)
-        return Alpha({block: 0.0 for block in layout.blocks if block not in hole.blocks}, (hole,))
+        free = _read_free(value, layout, where, None)
+        return Alpha({block: 0.0 for block in layout.blocks if block not in free.blocks}, (free,))
     return _read_mapping(value, layout, where)
 
 
@@ -434,7 +473,7 @@ def _read_mapping(value: Mapping[str, Any], layout: Layout, where: str) -> Alpha
             blocks = attempt(partial(layout.parse_blocks, str(key)), here)
             if twice := seen & set(blocks):
                 doubled = layout.describe_blocks(twice)
-                raise RecipeError(f"{here}: {doubled} given more than once; every block may stand in one key only")
+                raise RecipeError(f"{here}: {doubled} given more than once; a block may be in one key only")
             seen |= set(blocks)
             if isinstance(inner, Mapping):
                 free.append(_read_free(inner, layout, here, blocks))
@@ -468,7 +507,7 @@ def _read_free(value: Mapping[str, Any], layout: Layout, where: str, blocks: tup
         texts = named if isinstance(named, list) else [named]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise RecipeError(
-                f"{where}.blocks: received {shown(named)}; must be blocks or ranges, such as {layout.example}"
+                f"{where}.blocks: received {shown(named)}; must be blocks or ranges, {layout.example} for example"
             )
         blocks = attempt(lambda: layout.parse_blocks(named), f"{where}.blocks")
     low, high = (_number(bound, f"{where}.search") for bound in entry.search)

@@ -1,8 +1,7 @@
-"""What a recipe notes of the searches that found it.
+"""The notes of a fit in a recipe.
 
-The notes may come from a stranger's file: reading them never fails. A field that holds something else than a fit
-writes reads as if it were missing, and is named in `problems`. What is not understood, or not known, is kept as it is
-when the recipe is written again.
+The notes may come from a stranger's file, so reading them never fails. A field with a value that no fit writes counts
+as missing and is listed in `problems`. Unknown and unusable values are kept when the recipe is written again.
 """
 
 import dataclasses
@@ -19,8 +18,9 @@ __all__ = ["Fitted", "FittedPrompts", "FittedScores", "FittedSearch", "FittedSpr
 class _Notes:
     """A mapping in a recipe, with a field for each key that a fit writes.
 
-    `read_from` is the mapping that the fields were read from, and `problems` says of each key with a value that cannot
-    be used what was received and what would be right.
+    Attributes:
+        read_from: The mapping that the fields were read from.
+        problems: For each key with an unusable value, what was received and what would be right, {key: text}.
     """
 
     read_from: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
@@ -28,7 +28,7 @@ class _Notes:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """Return the notes in `data`, which is plain values as a YAML or JSON file holds them."""
+        """Return the notes in `data`, the plain values of a YAML or JSON file."""
         found: dict[str, Any] = {}
         problems: dict[str, str] = {}
         for name, key, read in _keys(cls):
@@ -42,8 +42,9 @@ class _Notes:
     def to_data(self) -> dict[str, Any]:
         """Return the notes as plain values.
 
-        What was read and not changed stays as it was, unknown keys and the order of keys too. New keys follow in the
-        order of the fields.
+        Returns:
+            The mapping that was read, with unchanged values, unknown keys and the order of keys kept. New keys follow
+            in the order of the fields.
         """
         before = self.from_data(self.read_from)
         data = dict(self.read_from)
@@ -58,9 +59,14 @@ class _Notes:
         return data
 
     def noting(self, **changes: Any) -> Self:
-        """Return the notes with other values; None removes a key, whatever it holds. New keys follow as given here.
+        """Return the notes with changed values.
 
-        A name that is no field's is a key of its own: options of metrics that are not known here.
+        Args:
+            **changes: The new values by field; None removes the key. A name without a field becomes a key itself, as
+                for options of metrics, which this module does not know.
+
+        Returns:
+            The changed notes. New keys follow in the order given.
         """
         keys = {name: key for name, key, _ in _keys(type(self))}
         data = self.to_data() | {
@@ -80,9 +86,9 @@ class _Notes:
 def _keys(kind: type[_Notes]) -> list[tuple[str, str, Callable[[Any], Any]]]:
     """Return (field, key in the file, reader of its value) for each field of `kind` that a file holds."""
     return [
-        (one.name, one.metadata.get("key", one.name), one.metadata["read"])
-        for one in dataclasses.fields(kind)
-        if "read" in one.metadata
+        (entry.name, entry.metadata.get("key", entry.name), entry.metadata["read"])
+        for entry in dataclasses.fields(kind)
+        if "read" in entry.metadata
     ]
 
 
@@ -95,7 +101,7 @@ def _as_data(value: Any) -> Any:
 
 
 def _by(read: Callable[[Any], Any], *, key: str | None = None) -> dict[str, Any]:
-    """Return a field's metadata: `read` takes its value from the file or raises ValueError, saying what is right."""
+    """Return a field's metadata: `read` converts the value in the file, or raises ValueError with what is right."""
     return {"read": read, **({} if key is None else {"key": key})}
 
 
@@ -128,7 +134,7 @@ def _similarity(value: Any) -> float:
 
 
 def _whole(value: Any) -> int:
-    # ruamel has classes of its own for some whole numbers.
+    # ruamel subclasses int.
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError("must be a whole number")
     return value
@@ -141,7 +147,7 @@ def _clip_skip(value: Any) -> int:
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
-    whole = isinstance(value, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+    whole = isinstance(value, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in value)
     if not whole or not value or not all(0 <= seed < 2**63 for seed in value):
         raise ValueError("must be one or more whole numbers from 0 up")
     return tuple(value)
@@ -180,7 +186,7 @@ def _record(kind: type[_Notes]) -> Callable[[Any], _Notes]:
 
 @dataclass(frozen=True, eq=False)
 class FittedTarget(_Notes):
-    """The target of a fit: its `file` as the study names it, and its `sha256` if that was known."""
+    """The target of a fit: its `file` as the study names it, and its `sha256` if known."""
 
     file: str | None = field(default=None, metadata=_by(_text))
     sha256: str | None = field(default=None, metadata=_by(_text))
@@ -188,9 +194,9 @@ class FittedTarget(_Notes):
 
 @dataclass(frozen=True, eq=False)
 class FittedPrompts(_Notes):
-    """The prompts that the encoder metric read: their `file`, as seen from the recipe, and the `sha256` of them all.
+    """The prompts of the encoder metric: their `file`, relative to the recipe, and the `sha256` of all prompts.
 
-    Not the prompts themselves: they may be many, and a recipe goes into every merge of it, for all to read.
+    The prompts themselves are not noted. They may be many, and every merge contains its recipe in public.
     """
 
     file: str | None = field(default=None, metadata=_by(_text))
@@ -198,7 +204,7 @@ class FittedPrompts(_Notes):
 
 
 def _prompts(value: Any) -> FittedPrompts | tuple[str, ...]:
-    # Early recipes held the prompts themselves.
+    # Recipes of early versions hold the prompts themselves.
     if isinstance(value, list) and value and all(isinstance(prompt, str) for prompt in value):
         return tuple(value)
     found = FittedPrompts.from_data(value) if isinstance(value, Mapping) else None
@@ -209,12 +215,21 @@ def _prompts(value: Any) -> FittedPrompts | tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class FittedSearch(_Notes):
-    """One search: its best trial gave the recipe its alphas.
+    """One search, whose best trial gave the recipe its alphas.
 
-    `step` is the step whose result was scored; `metric` one metric or two, joined by +; `blocks` the scored blocks as
-    a block list. `seeds` are those of attention's random inputs, `prompts` and `clip_skip` what the encoder metric
-    read. `trials` is the number of completed trials, `best_trial` the number of the best one and `similarity` what it
-    reached, in [-1, 1]; `before`, in a recipe that was simplified, is what the recipe reached before.
+    Attributes:
+        name: The name of the search.
+        step: The step whose result was scored.
+        metric: One metric, or two joined by +.
+        strategy: "joint" or "stepwise".
+        blocks: The scored blocks, as a block list.
+        seeds: The seeds of attention's random inputs.
+        prompts: The prompts that the encoder metric read.
+        clip_skip: The layer that the encoder metric read, counted from the last, from 1 up.
+        trials: The number of completed trials.
+        best_trial: The number of the best trial.
+        similarity: The similarity of the best trial, in [-1, 1].
+        before: In a simplified recipe, the similarity before, in [-1, 1].
     """
 
     name: str | None = field(default=None, metadata=_by(_text))
@@ -233,7 +248,7 @@ class FittedSearch(_Notes):
 
 @dataclass(frozen=True, eq=False)
 class FittedSpread(_Notes):
-    """The total similarities by `metric` of a stage's last step on random inputs that were not fitted on, by seed."""
+    """The total similarities of a stage's last step on random inputs that were not fitted on, one per seed."""
 
     stage: str | None = field(default=None, metadata=_by(_text))
     step: str | None = field(default=None, metadata=_by(_text))
@@ -244,10 +259,13 @@ class FittedSpread(_Notes):
 
 @dataclass(frozen=True, eq=False)
 class Simplification(_Notes):
-    """How a recipe was simplified.
+    """The simplification of a recipe.
 
-    `origin` is the file that it was simplified from first, `share` and `tolerance` what a block was allowed to lose,
-    and `explained` what each block explained before, {block: share of the target's squared difference}.
+    Attributes:
+        origin: The file that was simplified first.
+        share: The allowed loss of a block, as a share of what the recipe leaves unexplained in it.
+        tolerance: The additional allowed loss of a block, in share explained.
+        explained: The share of the target's squared difference that each block explained before, {block: share}.
     """
 
     origin: str | None = field(default=None, metadata=_by(_text, key="from"))
@@ -262,9 +280,13 @@ def _before(value: Any) -> _Notes:
 
 @dataclass(frozen=True, eq=False)
 class FittedScores(_Notes):
-    """A step's similarities by one metric, in [-1, 1]: in `total`, and {block: similarity}, None where unchanged.
+    """The similarities of a step by one metric, in [-1, 1].
 
-    `pooled` is the share explained of all blocks together, and `before` holds the similarities of the step's input a.
+    Attributes:
+        total: The total similarity.
+        pooled: The share explained of all blocks together, at most 1.
+        blocks: The similarity of each block, {block: similarity}; None for a block that the target has from the base.
+        before: The similarities of the step's input a.
     """
 
     total: float | None = field(default=None, metadata=_by(_similarity))
@@ -274,11 +296,11 @@ class FittedScores(_Notes):
 
     @property
     def unchanged(self) -> tuple[str, ...]:
-        """The blocks that the target took over from the base."""
+        """The blocks that the target has unchanged from the base."""
         return tuple(block for block, value in (self.blocks or {}).items() if value is None)
 
     def of(self, blocks: tuple[str, ...]) -> dict[str, float]:
-        """Return the similarities of those of `blocks` that have one."""
+        """Return the similarities of `blocks`, without those that have none."""
         noted = self.blocks or {}
         return {block: value for block in blocks if (value := noted.get(block)) is not None}
 
@@ -297,11 +319,19 @@ def _spreads(value: Any) -> tuple[FittedSpread, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Fitted(_Notes):
-    """The notes of a fit, as the key `fitted` of a recipe holds them.
+    """The notes of a fit under the key `fitted` of a recipe.
 
-    `by` and `version` name the program; `recipe` is the recipe that was fitted, as seen from this one; `base` the model
-    that differences were taken from. `complete` says whether every search had its whole budget. `candidate` is the
-    rank of a recipe that is not the best one, from 2 up.
+    Attributes:
+        by: The name of the program.
+        version: The version of the program.
+        recipe: The file of the fitted recipe, relative to this one.
+        target: The target.
+        base: The name of the model that differences were taken from.
+        complete: Whether every search had its whole budget of trials.
+        searches: The searches.
+        other_random_inputs: Scores on random inputs that were not fitted on.
+        candidate: The rank of a recipe that is not the best, from 2 up.
+        simplified: The simplification, if the recipe was simplified.
     """
 
     by: str | None = field(default=None, metadata=_by(_text))

@@ -1,7 +1,7 @@
-"""What users have to know of checkpoints that are put together, before they trust what comes out.
+"""Warnings about checkpoints that are merged or compared.
 
-Nothing here stops the work: parts that an input lacks, tensors that are no part of the model, models that are sampled
-in different ways. Each is one BlockfitWarning. No tensor data is read but for noise schedules and markers.
+They cover parts that an input lacks, tensors that are no part of the model, and models that are sampled differently.
+None of these stops the work; each is one BlockfitWarning. Noise schedules and markers are the only tensor data read.
 """
 
 import math
@@ -22,9 +22,14 @@ _MOST_LISTED = 3
 def warn_of_merged(
     recipe: Recipe, output: str, sources: Mapping[str, TensorSource], contributing: Contributing, *, baked: bool
 ) -> None:
-    """Warn of what is odd about the `sources`, by name, that the step `output` is merged from, and what follows.
+    """Warn of oddities in the sources of a merge, and of their consequences.
 
-    `baked` says that the VAE is another file's.
+    Args:
+        recipe: The recipe.
+        output: The step that is merged.
+        sources: The sources by model name.
+        contributing: The sources that can count in the result.
+        baked: Whether the VAE of another file replaces that of the merge.
     """
     first = sources[recipe.first_model(output)]
     files = _each(sources.values())
@@ -32,15 +37,15 @@ def warn_of_merged(
         for name, alpha in step.alphas.items():
             if (found := beyond_usual(alpha)) is not None:
                 _warn(
-                    f"steps.{step.name}.{name}: {found[1]:g} ({found[0]}) is far outside what merges use, "
+                    f"steps.{step.name}.{name}: {found[1]:g} ({found[0]}) is far outside the usual range, "
                     f"{-LARGEST_USUAL:g} to {LARGEST_USUAL:g}; is it per cent?"
                 )
-    if copies := [one for one in files if any(name.startswith(recipe.layout.ema) for name in one.tensors)]:
+    if copies := [file for file in files if any(name.startswith(recipe.layout.ema) for name in file.tensors)]:
         holds = "hold EMA copies" if len(copies) > 1 else "holds an EMA copy"
         _warn(f"{_files(copies)}: {holds} of the model ({', '.join(f'{p}*' for p in recipe.layout.ema)}); left out")
-    for one in files:
-        _warn_of_strangers(one, recipe.layout, "copied unmerged" if one.label == first.label else "left out")
-    for part in _drawn_from(recipe.layout):
+    for file in files:
+        _warn_of_strangers(file, recipe.layout, "copied unmerged" if file.label == first.label else "left out")
+    for part in _optional_parts(recipe.layout):
         if not (part.role == "vae" and baked):
             _warn_of_lacking(part, recipe, sources, contributing, "the merge")
     _warn_of_sampling(recipe.layout, first, files, f"the merge is sampled as {first.name} is")
@@ -49,26 +54,33 @@ def warn_of_merged(
 def warn_of_sources(
     recipe: Recipe, sources: Mapping[str, TensorSource], target: TensorSource, contributing: Contributing
 ) -> None:
-    """Warn of what is odd about the `sources`, by name, whose merges by `recipe` are compared with `target`."""
-    for one in _each((*sources.values(), target)):
-        _warn_of_strangers(one, recipe.layout, "left out")
-    for part in _drawn_from(recipe.layout):
+    """Warn of oddities in the sources, by model name, whose merges by `recipe` are compared with `target`.
+
+    Args:
+        recipe: The recipe.
+        sources: The sources by model name.
+        target: The target.
+        contributing: The sources that can count in the results.
+    """
+    for file in _each((*sources.values(), target)):
+        _warn_of_strangers(file, recipe.layout, "left out")
+    for part in _optional_parts(recipe.layout):
         _warn_of_lacking(part, recipe, sources, contributing, "what the recipe makes")
     _warn_of_uncompared(target, recipe.layout)
     _warn_of_sampling(recipe.layout, target, _each(sources.values()), "no merge turns the one into the other")
 
 
 def warn_of_compared(layout: Layout, files: Sequence[TensorSource]) -> None:
-    """Warn of what is odd about checkpoints that are compared as they are, the target first."""
-    target, *others = _each(files)
-    for one in (target, *others):
-        _warn_of_strangers(one, layout, "left out")
-        _warn_of_uncompared(one, layout)
-    _warn_of_sampling(layout, target, others, "similarities do not show that")
+    """Warn of oddities in checkpoints that are compared directly, the target first."""
+    target, *candidates = _each(files)
+    for file in (target, *candidates):
+        _warn_of_strangers(file, layout, "left out")
+        _warn_of_uncompared(file, layout)
+    _warn_of_sampling(layout, target, candidates, "similarities do not show that")
 
 
-def _drawn_from(layout: Layout) -> tuple[ModelPart, ...]:
-    """The parts that a checkpoint may lack and still be one: text encoders and VAE."""
+def _optional_parts(layout: Layout) -> tuple[ModelPart, ...]:
+    """Return the parts that a checkpoint may lack: text encoders and VAE."""
     return tuple(part for part in layout.parts if part.role != "network")
 
 
@@ -93,10 +105,10 @@ def _warn_of_strangers(checkpoint: TensorSource, layout: Layout, fate: str) -> N
 def _warn_of_lacking(
     part: ModelPart, recipe: Recipe, sources: Mapping[str, TensorSource], contributing: Contributing, result: str
 ) -> None:
-    """Warn of sources without a part, and tell whose part the result has."""
+    """Warn of sources without a part, and name the sources of the result's part."""
     layout, names = recipe.layout, list(sources)
-    holding = {position: _first_of(part, one, layout) for position, one in enumerate(sources.values())}
-    lacking = [one for position, one in enumerate(sources.values()) if holding[position] is None]
+    holding = {position: _first_of(part, source, layout) for position, source in enumerate(sources.values())}
+    lacking = [source for position, source in enumerate(sources.values()) if holding[position] is None]
     if not lacking:
         return
     holders = [position for position, name in holding.items() if name is not None]
@@ -104,32 +116,32 @@ def _warn_of_lacking(
     if holders:
         block = layout.block_of(holding[holders[0]] or "", recipe.mapping)
         counting = sorted(contributing.of(block, holders))
-    giving = [one.name for one in _each(sources[names[position]] for position in counting)]
+    giving = [source.name for source in _each(sources[names[position]] for position in counting)]
     whose = "none" if not giving else f"that of {giving[0]}" if len(giving) == 1 else f"one made of {_listed(giving)}"
     _warn(f"{_files(_each(lacking))}: no {part.title}{_hidden(part, lacking, layout)}; {result} has {whose}")
 
 
 def _warn_of_uncompared(checkpoint: TensorSource, layout: Layout) -> None:
-    for part in _drawn_from(layout):
+    for part in _optional_parts(layout):
         if _first_of(part, checkpoint, layout) is None:
             block = part.block if isinstance(part, TextEncoder) else None
-            others = [one for one in layout.text_encoders if one.block == block]
-            what = f"so {block} is not compared" if len(others) == 1 else f"so {block} is compared without it"
-            what = what if part.scores else "which similarities leave out anyway"
-            _warn(f"{checkpoint.label}: no {part.title}{_hidden(part, [checkpoint], layout)}, {what}")
+            of_block = [encoder for encoder in layout.text_encoders if encoder.block == block]
+            follows = f"so {block} is not compared" if len(of_block) == 1 else f"so {block} is compared without it"
+            follows = follows if part.scores else "which similarities leave out anyway"
+            _warn(f"{checkpoint.label}: no {part.title}{_hidden(part, [checkpoint], layout)}, {follows}")
 
 
-def _warn_of_sampling(layout: Layout, first: TensorSource, others: Iterable[TensorSource], follows: str) -> None:
-    """Warn of files that are to be sampled otherwise than the first."""
+def _warn_of_sampling(layout: Layout, first: TensorSource, files: Iterable[TensorSource], follows: str) -> None:
+    """Warn of files that must be sampled differently from the first."""
     expected = read_prediction(first, layout)
-    for one in others:
-        found = read_prediction(one, layout)
+    for file in files:
+        found = read_prediction(file, layout)
         if not found.agrees(expected):
-            _warn(f"{one.label}: {found.describe()}, but {first.label} {expected.describe()}; {follows}")
+            _warn(f"{file.label}: {found.describe()}, but {first.label} {expected.describe()}; {follows}")
         if (difference := found.schedule_difference(expected)) is not None:
             by = "in their lengths" if math.isinf(difference) else f"by up to {difference:.2g} in alphas_cumprod"
             _warn(
-                f"{one.label}: its noise schedule ({_origin(found, layout)}) differs from that of {first.label} "
+                f"{file.label}: its noise schedule ({_origin(found, layout)}) differs from that of {first.label} "
                 f"({_origin(expected, layout)}) {by}; {follows}"
             )
 
@@ -139,28 +151,28 @@ def _origin(prediction: Prediction, layout: Layout) -> str:
 
 
 def _first_of(part: ModelPart, checkpoint: TensorSource, layout: Layout) -> str | None:
-    """The name of a tensor that belongs to this part, None if there is none."""
+    """Return the name of a tensor of this part; None if the checkpoint lacks the part."""
     return next((name for name in checkpoint.tensors if part.holds(name) and layout.merges(name)), None)
 
 
 def _hidden(part: ModelPart, checkpoints: Iterable[TensorSource], layout: Layout) -> str:
-    """What to say of a text encoder that may be there under a name that is not known; nothing of other parts."""
+    """Return a hint at a text encoder under unknown names; "" without one, and for other parts."""
     end = part.tokens_behind() if isinstance(part, TextEncoder) and part.tokens is not None else None
     if end is None:
         return ""
-    for one in checkpoints:
-        if name := next((name for name in one.tensors if name.endswith(end) and not layout.expects(name)), None):
+    for file in checkpoints:
+        if name := next((name for name in file.tensors if name.endswith(end) and not layout.expects(name)), None):
             return f" under a name that is known ({name!r} may be of one)"
     return ""
 
 
 def _each(checkpoints: Iterable[TensorSource]) -> list[TensorSource]:
-    """The checkpoints, each file once: a recipe may know one by two names."""
-    return list({one.label: one for one in checkpoints}.values())
+    """Return the checkpoints, each file once: a recipe may have two names for it."""
+    return list({file.label: file for file in checkpoints}.values())
 
 
 def _files(checkpoints: Iterable[TensorSource]) -> str:
-    return _listed([one.label for one in checkpoints])
+    return _listed([file.label for file in checkpoints])
 
 
 def _some(names: Iterable[str]) -> str:

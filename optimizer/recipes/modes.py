@@ -1,7 +1,8 @@
-"""The ways to combine checkpoints in one step (SuperMerger's); a new mode is one function and one line in `MODES`.
+"""Modes: the formulas that combine checkpoints in one step, as in SuperMerger.
 
-Every mode is linear in its inputs and affine in each of its alphas. The algebra relies on both: it pushes coefficients
-and their derivatives through the same function (see `coefficients.Algebra.jacobian`).
+A new mode is one function and one line in `MODES`. Every mode is linear in its inputs and affine in each of its alphas.
+The algebra relies on both: it computes coefficients and their derivatives by the same function (see
+`coefficients.Algebra.jacobian`).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,10 +19,14 @@ Combine = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], tor
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to combine: `combine(inputs, alphas)`, both by name ("a", "b", "c"; "alpha", "beta").
+    """One formula. The algebra applies the rules for tensors that an input lacks, the same for all modes.
 
-    `formula` shows it in SuperMerger's notation. The rules for tensors that an input lacks are the algebra's, for
-    all modes.
+    Attributes:
+        name: The name.
+        formula: The formula in SuperMerger's notation.
+        inputs: The names of the inputs, "a", "b" and perhaps "c".
+        alphas: The names of the alphas, "alpha" and perhaps "beta".
+        combine: The function of inputs and alphas by name that returns the result.
     """
 
     name: ModeName

@@ -1,4 +1,4 @@
-"""Recipes made in Python, checked as those in YAML files are."""
+"""Make recipes in Python; they are checked like YAML files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,30 +25,37 @@ def new_recipe(
     output: str | None = None,
     presets: str | Path | None = None,
 ) -> Recipe:
-    """The recipe of these models and steps; nothing is read but a file of `presets`, and nothing is written.
+    """Make a recipe from models and steps.
 
         recipe = new_recipe(
             {"base": "base.safetensors", "bra": "bra.safetensors"},
             steps=[dict(name="OUT", mode="add_difference", a="base", b="bra", c="base", alpha={"search": [0, 1]})],
         )
 
-    `models` names the sources: {name: checkpoint}, the checkpoint as a file, as {"file": ..., "license": ...}, or as a
-    `Model`. `steps` are mappings with the fields that steps have in a recipe's YAML file, or the steps of another
-    recipe:
+    The file of presets is the only file read; none is written. A step has the fields of a step in a recipe's YAML file:
 
     - `name`, and `mode`: weight_sum, add_difference, triple_sum or sum_twice
-    - `a`, `b` and, where the mode takes three, `c`: names of models or of other steps
-    - `alpha` (and `beta`, where the mode has one): a number, usually in 0..1, for all blocks; a list with a number for
-      each block, in the layout's order (26 for sd1, BASE first); a mapping of blocks, {"IN00-IN05": 0.2, "OUT03,OUT04":
-      0.5}, 0 for the others; free, {"search": [low, high], "blocks": "OUT03-OUT11", "tie": False, "step": 0.01,
-      "start": 0.1}; a mapping with free ones in it; the name of a preset in the file `presets`; or another recipe's
-      `Alpha`
-
-    `layout` names the model family. `output` is the step that the whole recipe makes, by default the last one.
-    `mapping` is the tool whose blocks are meant, one of the layout's mappings, by default its first: supermerger, mecha
-    or model-mixer for sd1, which differ in `time_embed` and the VAE.
+    - `a`, `b` and, for modes with three inputs, `c`: names of models or of other steps
+    - `alpha` and, for modes with two alphas, `beta`, in one of these forms: a number for all blocks, usually in 0..1; a
+      list with one number per block in the layout's order (26 for sd1, BASE first); a mapping of blocks, {"IN00-IN05":
+      0.2, "OUT03,OUT04": 0.5}, 0 for the others; a free alpha, {"search": [low, high], "blocks": "OUT03-OUT11", "tie":
+      False, "step": 0.01, "start": 0.1}; a mapping of blocks with free alphas in it; the name of a preset; the `Alpha`
+      of another recipe
 
     Raises RecipeError with one line for each problem.
+
+    Args:
+        models: The sources, {name: checkpoint}. A checkpoint is a file, {"file": ..., "license": ...}, or a `Model`.
+        steps: The steps, as mappings or as the steps of another recipe.
+        name: The name of the recipe.
+        layout: The name of the model family.
+        mapping: The tool whose assignment of tensors to blocks is used, one of the layout's mappings. Default: the
+            layout's first. Those of sd1, supermerger, mecha and model-mixer, differ in `time_embed` and the VAE.
+        output: The step that the recipe makes. Default: the last one.
+        presets: A file of presets, relative to the current folder.
+
+    Returns:
+        The checked recipe.
     """
     blocks = attempt(lambda: load_layout(layout), f"{_CALLED}: layout")
     data: dict[str, Any] = {

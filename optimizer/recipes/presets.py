@@ -1,6 +1,6 @@
-"""Named alphas as SuperMerger, model-mixer and bbc-mc's merger keep them: one preset a line, a number for each block.
+"""Presets, the named alphas of SuperMerger, model-mixer and bbc-mc's merger: one per line, a number for each block.
 
-Some leave out the number of the first block, the text encoder's.
+Some presets omit the number of the first block, the text encoder.
 """
 
 import math
@@ -31,7 +31,7 @@ _ITEM = re.compile(r"[\w.+-]*")
 
 @dataclass(frozen=True)
 class Preset:
-    """One preset as its file has it, not yet checked: `numbers` are texts, `line` counts from 1."""
+    """One unchecked preset of a file: `numbers` are texts, `line` counts from 1."""
 
     name: str
     numbers: tuple[str, ...]
@@ -39,9 +39,16 @@ class Preset:
 
 
 def read_presets(text: str) -> dict[str, Preset]:
-    """The presets of a whole file by name; the first of several of one name. Lines of another form are left out.
+    """Return the presets of a file, without checking their numbers.
 
-    A preset's numbers are checked only by `preset_alpha`: files hold random ones, or some for other model families.
+    `preset_alpha` checks the numbers of one preset. Files also hold presets with random numbers and presets of other
+    model families.
+
+    Args:
+        text: The contents of the file. Lines of another form are skipped.
+
+    Returns:
+        The presets by name. Of several with one name, the first counts.
     """
     found: dict[str, Preset] = {}
     for line, content in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
@@ -52,7 +59,7 @@ def read_presets(text: str) -> dict[str, Preset]:
 
 
 def parse_preset(text: str, line: int = 1) -> Preset | None:
-    """The preset that this line holds, or None if it holds none."""
+    """Return the preset in a line of text; None without one."""
     name, *rest = _END_OF_NAME.split(text.strip(), maxsplit=1)
     if not name.strip() or not rest:
         return None
@@ -63,9 +70,18 @@ def parse_preset(text: str, line: int = 1) -> Preset | None:
 
 
 def preset_alpha(preset: Preset, layout: Layout, base: float | None = None) -> Alpha:
-    """Return the numbers of `preset` as an alpha; `base` is the first block's, for presets without it.
+    """Return a preset as an alpha.
 
-    Raises RecipeError for anything but finite numbers, and for a count that the layout does not have.
+    Args:
+        preset: The preset.
+        layout: The layout whose blocks are meant.
+        base: The number of the first block, for presets without it.
+
+    Returns:
+        The alpha, without free blocks.
+
+    Raises:
+        RecipeError: A value is no finite number, or the count does not fit the layout.
     """
     values: list[float] = []
     for position, text in enumerate(preset.numbers, 1):
@@ -82,9 +98,18 @@ def preset_alpha(preset: Preset, layout: Layout, base: float | None = None) -> A
 
 
 def built_in_alpha(name: str, layout: Layout, base: float | None = None) -> Alpha | None:
-    """Return the alpha that SuperMerger's own preset of this name is, `base` the first block's; None if there is none.
+    """Return the alpha of a preset that comes with SuperMerger.
 
-    Raises RecipeError for a layout that SuperMerger has no presets for.
+    Args:
+        name: The name of the preset, in upper or lower case.
+        layout: The layout whose blocks are meant.
+        base: The number of the first block. Default: that of the preset.
+
+    Returns:
+        The alpha, without free blocks; None if SuperMerger has no preset of this name.
+
+    Raises:
+        RecipeError: SuperMerger has no presets for the layout.
     """
     known = built_in_presets()
     numbers = known.get(name) or known.get(name.upper())
@@ -98,11 +123,20 @@ def built_in_alpha(name: str, layout: Layout, base: float | None = None) -> Alph
 
 
 def numbers_of(text: str, layout: Layout) -> tuple[list[float], str | None]:
-    """Return the numbers of a list in a text, and what had to be interpreted.
+    """Return the numbers of a list in a text, and a note on their interpretation.
 
-    They stand between commas, semicolons or spaces. Decimal commas are read where they can be nothing else: where as
-    many numbers as the layout has blocks (or one less) come of it. SuperMerger's names of merges have the first number
-    twice. Raises ValueError for anything but numbers.
+    Commas, semicolons or spaces separate the numbers. A comma is read as a decimal point only if the layout's number of
+    blocks, or one less, comes of it. In SuperMerger's names of merges the first number is doubled.
+
+    Args:
+        text: The text.
+        layout: The layout, for the number of blocks.
+
+    Returns:
+        The numbers, and the note; None if nothing was interpreted.
+
+    Raises:
+        ValueError: The text holds anything but numbers.
     """
     try:
         number, note = number_in(text, ratio=True)
@@ -126,11 +160,22 @@ def numbers_of(text: str, layout: Layout) -> tuple[list[float], str | None]:
 def numbered_alpha(
     layout: Layout, numbers: Sequence[float], base: float | None = None, *, base_name: str = "base_alpha"
 ) -> Alpha:
-    """An alpha of as many numbers as there are blocks, or one less and `base` for the first block.
+    """Return the alpha of a list of numbers.
 
-    Both conventions are in use: SuperMerger's, with the text encoder's number first, and one number less with a base
-    alpha of its own. Raises
-    RecipeError for any other count, and for a `base` given twice or not at all.
+    Two conventions are in use: SuperMerger's, with the text encoder's number first, and one number less with a separate
+    base alpha.
+
+    Args:
+        layout: The layout whose blocks are meant.
+        numbers: One number per block, or all but the first.
+        base: The number of the first block, if `numbers` lacks it.
+        base_name: The name of `base` in messages.
+
+    Returns:
+        The alpha, without free blocks.
+
+    Raises:
+        RecipeError: The count fits neither convention, or the first block has two numbers or none.
     """
     first, count = layout.blocks[0], len(layout.blocks)
     if len(numbers) == count:
@@ -150,6 +195,6 @@ def numbered_alpha(
 
 
 def preset_line(name: str, values: Mapping[str, float], blocks: Iterable[str]) -> str:
-    """Return a preset as SuperMerger's file has it: name, tab, one number per block, the layout's first block first."""
+    """Return a line of SuperMerger's file of presets: the name, a tab, and one number per block in the given order."""
     cleaned = re.sub(r"[\t:,\r\n]+", " ", name).strip()
     return f"{cleaned}\t{','.join(f'{values.get(block, 0.0):.12g}' for block in blocks)}"

@@ -1,6 +1,6 @@
-"""The data model: a recipe is named sources and steps; an alpha is numbers per block, some of them free.
+"""The data model: a recipe has named sources and steps; an alpha has a number per block, or is free there.
 
-A search space is a recipe with holes; the best result is the same recipe with the holes filled.
+A recipe with free alphas is a search space. The result of a search is the same recipe with numbers in their place.
 """
 
 import difflib
@@ -20,19 +20,19 @@ from optimizer.recipes.modes import MODES
 
 __all__ = ["LARGEST_USUAL", "MOST_STEPS", "Alpha", "Expected", "Free", "Model", "Recipe", "Step", "beyond_usual"]
 
-# Beyond it, on either side of 0, a weight is hardly meant: 30 is per cent without its sign. People extrapolate by 1.5,
-# and add differences two or three times.
+# Larger weights, in absolute value, are probably mistakes: 30 for 30 %. People extrapolate by 1.5, and add differences
+# two or three times.
 LARGEST_USUAL = 3.0
-MOST_STEPS = 2000  # of a recipe; people's have tens
+MOST_STEPS = 2000  # in a recipe; real ones have tens
 _MOST_MODELS = 5000
 _LONGEST_NAME = 500  # characters
-_MOST_PLACES = 12  # where a name that is not defined is said to stand
-_MOST_GUESSES = 20  # names that another is proposed for: each is compared with all
+_MOST_PLACES = 12  # listed places of an undefined name
+_MOST_GUESSES = 20  # unknown names with a suggestion; each is compared with all names
 
 
 @dataclass(frozen=True)
 class Model:
-    """A source checkpoint: the file as the recipe gives it, and the licence that the user states."""
+    """A source checkpoint: the file as the recipe names it, the licence that the user states, and the SHA-256."""
 
     file: str
     license: str = "unknown"
@@ -41,10 +41,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Free:
-    """An alpha to be searched for, in low .. high, on each of `blocks` or, if tied, one for all of them.
+    """A free alpha.
 
-    `step` is the spacing of a grid from `low` on, None for any value. `start` is where the search begins and what is
-    kept among equally good values; 0 unless given, or the bound nearest to 0.
+    Attributes:
+        low: The lower bound.
+        high: The upper bound.
+        blocks: The blocks.
+        tie: Whether all blocks share one number.
+        step: The spacing of a grid that starts at `low`; None for any value.
+        start: The value at which the search begins, and that wins among equally good ones. Default: 0, or the bound
+            nearest to 0.
+
+    Raises:
+        RecipeError: Bounds, grid and start value do not fit each other.
     """
 
     low: float
@@ -73,7 +82,7 @@ class Free:
         return self.on_grid(value)
 
     def on_grid(self, value: float) -> float:
-        """The nearest value that the grid and the bounds allow."""
+        """Return the nearest value within the bounds and on the grid."""
         value = min(max(value, self.low), self.high)
         if self.step is None:
             return value
@@ -83,45 +92,49 @@ class Free:
 
 @dataclass(frozen=True)
 class Alpha:
-    """One alpha per block: `values` for the blocks that are fixed (0 where unnamed), `free` for the others."""
+    """One alpha per block: `values` of fixed blocks (0 where absent), and the `free` alphas of the others."""
 
     values: Mapping[str, float] = field(default_factory=dict)
     free: tuple[Free, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[str] = set(self.values)
-        for hole in self.free:
-            both = sorted(seen & set(hole.blocks))
+        for free in self.free:
+            both = sorted(seen & set(free.blocks))
             if both:
                 raise RecipeError(f"{both[0]} is given more than once")
-            seen |= set(hole.blocks)
+            seen |= set(free.blocks)
 
     def at(self, block: str) -> float:
-        """The number for this block; a free one stands at its starting value."""
-        for hole in self.free:
-            if block in hole.blocks:
-                return hole.starting_value
+        """Return the number of a block; a free alpha has its start value."""
+        for free in self.free:
+            if block in free.blocks:
+                return free.starting_value
         return self.values.get(block, 0.0)
 
     def filled(self, values: Mapping[str, float]) -> "Alpha":
-        """The same alpha with the blocks in `values` fixed at these numbers and no longer free."""
+        """Return the alpha with the blocks in `values` fixed at these numbers."""
         left = tuple(
-            replace(hole, blocks=tuple(block for block in hole.blocks if block not in values)) for hole in self.free
+            replace(free, blocks=tuple(block for block in free.blocks if block not in values)) for free in self.free
         )
-        return Alpha({**self.values, **values}, tuple(hole for hole in left if hole.blocks))
+        return Alpha({**self.values, **values}, tuple(free for free in left if free.blocks))
 
 
 def beyond_usual(alpha: Alpha) -> tuple[str, float] | None:
-    """Return the first block whose fixed number is beyond `LARGEST_USUAL`, and that number; None if there is none."""
+    """Return the first block whose fixed number is beyond `LARGEST_USUAL`, with that number; None without any."""
     return next(((block, number) for block, number in alpha.values.items() if abs(number) > LARGEST_USUAL), None)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The similarity to the target that somebody reported for a step, to be measured again.
+    """The similarity to the target reported for a step, to be measured again.
 
-    `blocks` are those that were scored, in the order reported, perhaps with some that the metric cannot see;
-    `similarities` (in [-1, 1]) are those of single blocks, as far as they were reported, and `total` their mean.
+    Attributes:
+        blocks: The scored blocks in the order reported, perhaps with some that the metric cannot see.
+        similarities: The reported similarities of single blocks, in [-1, 1].
+        total: Their mean.
+        metric: The metric.
+        seed: The seed of attention's random inputs.
     """
 
     blocks: tuple[str, ...]
@@ -133,7 +146,19 @@ class Expected:
 
 @dataclass(frozen=True)
 class Step:
-    """One line of a recipe: `name` = `mode` of the inputs a, b (and c), with an alpha (and a beta) per block."""
+    """One step of a recipe: the mode applied to the inputs.
+
+    Attributes:
+        name: The name, which other steps use as an input.
+        mode: The name of the mode.
+        a: The first input, a model or a step.
+        b: The second input.
+        c: The third input, for modes with three.
+        alpha: The alpha per block.
+        beta: The second alpha per block, for modes with two.
+        expect: The similarity reported for the result.
+        similarity: The similarities that a fit measured, by metric.
+    """
 
     name: str
     mode: str
@@ -147,24 +172,24 @@ class Step:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The names that this step takes, by their place in the formula."""
+        """The names of the inputs, by their letter in the formula."""
         given = {"a": self.a, "b": self.b, "c": self.c}
         return {place: name for place in MODES[self.mode].inputs if (name := given[place]) is not None}
 
     @property
     def alphas(self) -> dict[str, Alpha]:
-        """The alphas that this step's mode uses, by name."""
+        """The alphas that the mode uses, by name."""
         return {name: getattr(self, name) for name in MODES[self.mode].alphas}
 
     def problems(self) -> list[str]:
-        """What is wrong with this step on its own, one line each."""
+        """Return a line for each problem of the step by itself."""
         if self.mode not in MODES:
             return [f"steps.{self.name}.mode: received {self.mode!r}; must be one of {', '.join(MODES)}"]
-        wanted = MODES[self.mode].inputs
+        expected = MODES[self.mode].inputs
         found = []
-        if "c" in wanted and self.c is None:
+        if "c" in expected and self.c is None:
             found.append(f"steps.{self.name}.c: missing; {self.mode} is {MODES[self.mode].formula}")
-        if "c" not in wanted and self.c is not None:
+        if "c" not in expected and self.c is not None:
             found.append(f"steps.{self.name}.c: received {self.c!r}; {self.mode} takes no third input")
         if "beta" in MODES[self.mode].alphas and self.beta is None:
             found.append(f"steps.{self.name}.beta: missing; {self.mode} is {MODES[self.mode].formula}")
@@ -175,12 +200,21 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Named sources and the steps that combine them; `output` is the step that the whole recipe makes.
+    """Named sources and the steps that combine them.
 
-    `fitted` is what a fit notes beside the steps of the recipe it found (target, hashes, searches); None if nothing is.
-    Raises RecipeError at construction, with one line a problem, for names that are undefined, doubled or in a cycle,
-    for control characters and line breaks in names, spaces around those of models and steps, and for more than 2000
-    steps or 5000 models.
+    Attributes:
+        name: The name.
+        layout: The model family.
+        models: The sources by name.
+        steps: The steps, in any order.
+        output: The name of the step that the recipe makes.
+        mapping: The mapping of tensors to blocks. Default: the layout's first.
+        fitted: The notes of a fit (target, hashes, searches); None without any.
+
+    Raises:
+        RecipeError: One line for each problem: names that are undefined, defined twice or in a cycle, control
+            characters or line breaks in names, spaces around names of models and steps, more than 2000 steps or 5000
+            models.
     """
 
     name: str
@@ -193,9 +227,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mapping", self.mapping or self.layout.default_mapping)
-        for what, count, most in (("steps", len(self.steps), MOST_STEPS), ("models", len(self.models), _MOST_MODELS)):
+        for items, count, most in (("steps", len(self.steps), MOST_STEPS), ("models", len(self.models), _MOST_MODELS)):
             if count > most:
-                raise RecipeError(f"{what}: received {count:,}; a recipe has at most {most:,}")
+                raise RecipeError(f"{items}: received {count:,}; a recipe has at most {most:,}")
         problems = [*self._unusable_names(), *(problem for step in self.steps for problem in step.problems())]
         if self.mapping not in self.layout.mappings:
             known = ", ".join(self.layout.mappings)
@@ -228,7 +262,7 @@ class Recipe:
             raise RecipeError(problems)
 
     def _unusable_names(self) -> Iterator[str]:
-        """Names end up in tables, logs, metadata and other tools' files, where a line break or an escape does harm."""
+        """Yield a line for each name that would harm tables, logs, metadata or other tools' files."""
         named = [("name", self.name), *((f"models.{name}", name) for name in self.models)]
         named += [(f"models.{name}.file", model.file) for name, model in self.models.items()]
         named += [(f"models.{name}.license", model.license) for name, model in self.models.items()]
@@ -238,15 +272,15 @@ class Recipe:
                 received = f"received {name[:80]!r}, with the character {letter!r}"
                 yield f"{where[:100]}: {received}; write it on one line, without"
             elif len(name) > _LONGEST_NAME and not where.endswith((".file", ".license")):
-                yield f"{where[:100]}...: a name of {len(name):,} characters; at most {_LONGEST_NAME} can be"
+                yield f"{where[:100]}...: a name of {len(name):,} characters; must have at most {_LONGEST_NAME}"
         spaced = [*(("models", name) for name in self.models), *(("steps", step.name) for step in self.steps)]
         for where, name in spaced:
-            # In formulas nobody sees such a space, and what is read of one is the name without.
+            # Such a space is invisible in a formula, and is lost when the formula is read.
             if name != name.strip():
                 yield f"{where}.{name[:80]}: received {name[:80]!r}, which begins or ends with a space; leave that out"
 
     def step(self, name: str) -> Step:
-        """The step of this name. Raises RecipeError if there is none."""
+        """Return the step of this name; raise RecipeError without one."""
         for step in self.steps:
             if step.name == name:
                 return step
@@ -254,23 +288,27 @@ class Recipe:
         raise RecipeError(f"step {name!r} is not in the recipe {self.name!r}{_Nearest(names)(name)}")
 
     def trimmed(self) -> "Recipe":
-        """The steps that lead to the output and the models that they need, without what was reported of them."""
+        """Return the recipe with only the steps and models of its output, without reported similarities."""
         models = {name: self.models[name] for name in self.sources()}
         return replace(self, models=models, steps=tuple(replace(step, expect=None) for step in self.ancestors()))
 
     def ancestors(self, *outputs: str) -> tuple[Step, ...]:
-        """The steps that `outputs` (default: the recipe's) need, themselves included, each once and after its inputs.
+        """Return the steps that outputs need, the outputs included.
 
-        Where the recipe's own order allows it, that is the order.
+        Args:
+            *outputs: The names of steps. Default: the recipe's output.
+
+        Returns:
+            Each step once and after its inputs, otherwise in the recipe's order.
         """
-        graph, wanted, queue = self._graph(), set[str](), list(outputs or (self.output,))
+        graph, needed, queue = self._graph(), set[str](), list(outputs or (self.output,))
         while queue:
             name = queue.pop()
-            if name in graph and name not in wanted:
-                wanted.add(name)
+            if name in graph and name not in needed:
+                needed.add(name)
                 queue += graph[name]
-        place = {step.name: position for position, step in enumerate(self.steps) if step.name in wanted}
-        sorter = graphlib.TopologicalSorter({name: wanted.intersection(graph[name]) for name in place})
+        place = {step.name: position for position, step in enumerate(self.steps) if step.name in needed}
+        sorter = graphlib.TopologicalSorter({name: needed.intersection(graph[name]) for name in place})
         sorter.prepare()
         ready: list[int] = []
         ordered: list[Step] = []
@@ -282,14 +320,19 @@ class Recipe:
         return tuple(ordered)
 
     def check_finished(self, done: str, *outputs: str) -> None:
-        """Raise RecipeError, one line, if alphas that `outputs` (default: the recipe's) need are free.
+        """Raise RecipeError if outputs need free alphas.
 
-        `done` is what only numbers can be: merged, exported.
+        Args:
+            done: The participle of the operation that needs numbers, for the message: "merged", "exported".
+            *outputs: The names of steps. Default: the recipe's output.
+
+        Raises:
+            RecipeError: One line that lists the free alphas.
         """
         free: dict[str, list[str]] = {}
         for step in self.ancestors(*outputs):
             for name, alpha in step.alphas.items():
-                if blocks := {block for hole in alpha.free for block in hole.blocks}:
+                if blocks := {block for free_alpha in alpha.free for block in free_alpha.blocks}:
                     free.setdefault(self.layout.describe_blocks(blocks), []).append(f"steps.{step.name}.{name}")
         if free:
             listed = "; ".join(f"{', '.join(names)}: free on {blocks}" for blocks, names in free.items())
@@ -299,12 +342,12 @@ class Recipe:
             )
 
     def sources(self, output: str | None = None) -> tuple[str, ...]:
-        """The models that `output` needs, in the order in which the recipe lists its models."""
+        """Return the models that `output` needs, in the order of the recipe's models."""
         used = {name for step in self.ancestors(output or self.output) for name in step.inputs.values()}
         return tuple(name for name in self.models if name in used)
 
     def first_model(self, output: str | None = None) -> str:
-        """The model that `output` begins with: its first input or, if that is a step, what that begins with."""
+        """Return the model that `output` begins with: follow first inputs until one is a model."""
         name = output or self.output
         while name not in self.models:
             name = self.step(name).a
@@ -312,23 +355,21 @@ class Recipe:
 
     @property
     def noted_base(self) -> str | None:
-        """The model that differences are taken from, as far as the recipe tells: the one a fit noted, or that is called
-        base; None if there is none.
-        """
+        """The model that differences are taken from: the one that a fit noted, or "base"; None without either."""
         return next((name for name in (self.noted.base, "base") if name in self.models), None)
 
     @property
     def noted(self) -> Fitted:
-        """What a fit notes in the recipe, each field None if nothing is noted."""
+        """The notes of a fit; every field is None in a recipe without notes."""
         return Fitted() if self.fitted is None else self.fitted
 
     @property
     def formulas(self) -> dict[str, tuple[str, dict[str, str]]]:
-        """What each step does to which inputs, {step: (mode, {"a": name, ...})}: all of it but the numbers."""
+        """The formula of each step without its numbers, {step: (mode, {"a": name, ...})}."""
         return {step.name: (step.mode, dict(step.inputs)) for step in self.steps}
 
     def with_alphas(self, alphas: Mapping[tuple[str, str], Mapping[str, float]]) -> "Recipe":
-        """The same recipe with holes filled: {(step, "alpha"): {block: number}}."""
+        """Return the recipe with free alphas set to numbers, {(step, "alpha"): {block: number}}."""
         steps = tuple(
             replace(
                 step, **{name: getattr(step, name).filled(alphas.get((step.name, name), {})) for name in step.alphas}
@@ -337,11 +378,11 @@ class Recipe:
         )
         return replace(self, steps=steps)
 
-    def started(self) -> "Recipe":
-        """The same recipe with every hole at its starting value."""
+    def with_start_values(self) -> "Recipe":
+        """Return the recipe with every free alpha set to its start value."""
         return self.with_alphas(
             {
-                (step.name, name): {block: hole.starting_value for hole in alpha.free for block in hole.blocks}
+                (step.name, name): {block: free.starting_value for free in alpha.free for block in free.blocks}
                 for step in self.steps
                 for name, alpha in step.alphas.items()
             }
@@ -352,7 +393,7 @@ class Recipe:
 
 
 class _Nearest:
-    """What to propose for a name that is none of `names`."""
+    """Suggestions for unknown names: a similar name of `names`, or the first 12 of them."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = sorted(names)
@@ -361,6 +402,6 @@ class _Nearest:
     def __call__(self, name: str) -> str:
         if name not in self._proposed and len(self._proposed) < _MOST_GUESSES:
             close = difflib.get_close_matches(name[:_LONGEST_NAME], self._names, 1)
-            listed = f"; there are {', '.join(self._names[:12])}" if self._names else ""
+            listed = f"; must be one of {', '.join(self._names[:12])}" if self._names else ""
             self._proposed[name] = f"; did you mean {close[0]!r}?" if close else listed
         return self._proposed.get(name, "")

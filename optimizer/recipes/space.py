@@ -1,4 +1,4 @@
-"""The space that a recipe's free alphas span: named parameters, and how a point in it becomes alphas."""
+"""The space of a recipe's free alphas: named parameters, and the conversion of points to alphas."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,14 @@ __all__ = ["Parameter", "Space", "described_alphas", "filled_alphas", "parameter
 
 @dataclass(frozen=True)
 class Parameter:
-    """One number to search for: the alpha of `step` on `blocks` (several blocks where it is tied).
+    """One number to search: a free alpha of one block, or a tied one of several blocks.
 
-    `name` is `STEP.OUT06` for a block's own alpha, `STEP.alpha` for a tied one.
+    Attributes:
+        name: "STEP.OUT06" for the alpha of one block, "STEP.alpha" for a tied one.
+        step: The name of the step.
+        alpha: "alpha" or "beta".
+        blocks: The blocks.
+        free: The bounds, the grid and the start value.
     """
 
     name: str
@@ -27,28 +32,33 @@ class Parameter:
 
 
 def parameters_of(recipe: Recipe, steps: Iterable[str]) -> tuple[Parameter, ...]:
-    """The parameters of these steps' free alphas, in the order of `steps` and, within one, of the layout's blocks."""
+    """Return the parameters of the steps' free alphas, in the order of `steps`, then of the layout's blocks."""
     found: list[Parameter] = []
     for name in steps:
         step = recipe.step(name)
         for alpha_name, alpha in step.alphas.items():
-            tied = sum(hole.tie for hole in alpha.free)
+            tied = sum(free.tie for free in alpha.free)
             prefix = name if alpha_name == "alpha" else f"{name}.{alpha_name}"
-            for hole in alpha.free:
-                if hole.tie:
+            for free in alpha.free:
+                if free.tie:
                     label = f"{name}.{alpha_name}"
                     if tied > 1:
-                        label += f".{recipe.layout.describe_blocks(hole.blocks)}"
-                    found.append(Parameter(label, name, alpha_name, hole.blocks, hole))
+                        label += f".{recipe.layout.describe_blocks(free.blocks)}"
+                    found.append(Parameter(label, name, alpha_name, free.blocks, free))
                 else:
-                    found += [Parameter(f"{prefix}.{block}", name, alpha_name, (block,), hole) for block in hole.blocks]
+                    found += [Parameter(f"{prefix}.{block}", name, alpha_name, (block,), free) for block in free.blocks]
     return tuple(found)
 
 
 def described_alphas(names: Iterable[str], layout: Layout) -> tuple[str, ...]:
-    """Return names of parameters, those that differ in the block alone as one: T1.OUT03, T1.OUT04 as T1.OUT03-OUT04.
+    """Return names of parameters with blocks joined to ranges: T1.OUT03, T1.OUT04 become T1.OUT03-OUT04.
 
-    They stand in the order of the first of each.
+    Args:
+        names: The names of the parameters.
+        layout: The layout of the recipe.
+
+    Returns:
+        The joined names, in the order of the first parameter of each.
     """
     found: dict[str, list[str]] = {}
     for name in names:
@@ -59,7 +69,7 @@ def described_alphas(names: Iterable[str], layout: Layout) -> tuple[str, ...]:
 
 
 class Space:
-    """Points x [n, parameters] of an algebra's free alphas; every other alpha stays at the recipe's number."""
+    """The space of points [n, parameters] of an algebra's free alphas; other alphas keep the recipe's number."""
 
     def __init__(self, algebra: Algebra, parameters: Sequence[Parameter]) -> None:
         self.algebra = algebra
@@ -78,40 +88,40 @@ class Space:
 
     @property
     def start(self) -> list[float]:
-        """Each parameter's starting value."""
+        """The start value of each parameter."""
         return [parameter.free.starting_value for parameter in self.parameters]
 
     def alphas(self, points: torch.Tensor) -> torch.Tensor:
-        """Float64 [n, alphas, blocks] for points [n, parameters]; differentiable."""
+        """Return the alphas, float64 [n, alphas, blocks], of points [n, parameters]; differentiable."""
         filled = self._fixed.expand(len(points), -1, -1).clone()
         filled[:, self._row, self._column] = points[:, self._parameter].to(torch.float64)
         return filled
 
     def coefficients(self, points: torch.Tensor) -> torch.Tensor:
-        """Float64 [n, groups, sources] for points [n, parameters]."""
+        """Return the coefficients, float64 [n, groups, sources], of points [n, parameters]."""
         return self.algebra.coefficients(self.alphas(points))
 
     @property
     def diagonal(self) -> torch.Tensor:
-        """The low corner, the middle and the high corner, float64 [3, parameters].
+        """The low corner, the centre and the high corner of the space, float64 [3, parameters].
 
-        Where a block has one alpha, all points of the space are on one line with these as far as the block can tell.
+        In a block with one alpha, the coefficients of every point lie on the line through those of these three.
         """
         low, high = (
-            torch.tensor([getattr(one.free, end) for one in self.parameters], dtype=torch.float64)
+            torch.tensor([getattr(entry.free, end) for entry in self.parameters], dtype=torch.float64)
             for end in ("low", "high")
         )
         return torch.stack([low, (low + high) / 2, high])
 
     def parameters_by_block(self, blocks: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """The names of the parameters that move each of these blocks, {block: names}; none for a block that stays."""
+        """Return the names of the parameters that move each block, {block: names}, perhaps none."""
         return {
             block: tuple(parameter.name for parameter in self.parameters if block in parameter.blocks)
             for block in blocks
         }
 
     def moves(self) -> torch.Tensor:
-        """1 where a parameter is a group's alpha, else 0: float64 [parameters, alphas, groups]."""
+        """Return 1 where a parameter is a group's alpha, else 0, as float64 [parameters, alphas, groups]."""
         by_block = torch.zeros(len(self.parameters), *self._fixed.shape, dtype=torch.float64)
         by_block[self._parameter, self._row, self._column] = 1
         return self.algebra.by_group(by_block)
@@ -120,7 +130,7 @@ class Space:
 def filled_alphas(
     parameters: Iterable[Parameter], point: Mapping[str, float]
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """The numbers {(step, alpha): {block: number}} that `point`, {parameter name: number}, stands for."""
+    """Return the alphas {(step, alpha): {block: number}} of a point {parameter name: number}."""
     filled: dict[tuple[str, str], dict[str, float]] = {}
     for parameter in parameters:
         numbers = dict.fromkeys(parameter.blocks, float(point[parameter.name]))

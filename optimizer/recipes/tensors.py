@@ -1,4 +1,4 @@
-"""Which tensors of a set of sources merge, in which block, and which sources hold them."""
+"""Plan the tensors that merge: their blocks, their shapes and the sources that hold them."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,26 +17,33 @@ _MOST_PROBLEMS = 8
 
 
 class Contributing(Protocol):
-    """Which sources, by their positions, can count in what a recipe makes; see `coefficients.Contributors`."""
+    """The sources, by position, that can count in the results of a recipe; see `coefficients.Contributors`."""
 
     @property
     def first(self) -> Collection[int]:
-        """The sources that results begin with."""
+        """The positions of the sources that results begin with."""
         ...
 
     def of(self, block: str | None, holders: Sequence[int]) -> Collection[int]:
-        """Those whose coefficient may differ from 0 in tensors of `block` that `holders` hold."""
+        """Return the sources whose coefficient may differ from 0 in tensors of `block` that `holders` hold."""
         ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor that merges, or the range of its input channels that all `holders` share.
+    """A tensor that merges, or a range of its input channels that all holders share.
 
-    Only the input convolution of inpainting models is split: the channels that every model has, and the others.
-    `holders` are the positions of the sources that hold the part; `block` is where its alphas come from, None where the
-    recipe's mapping moves it by none. `scored` is whether it counts in similarities. `other_shapes` are the positions
-    of sources that hold the tensor in another shape, and whose coefficient for it is 0 whatever the free alphas are.
+    Only the input convolution of inpainting models is split, into the channels of every model and the others.
+
+    Attributes:
+        name: The canonical name of the tensor.
+        block: The block whose alphas apply; None if the recipe's mapping applies no alpha.
+        shape: The shape of the part.
+        holders: The positions of the sources that hold the part.
+        scored: Whether the part counts in similarities.
+        channels: The range of input channels, (start, stop); None for the whole tensor.
+        other_shapes: The positions of sources that hold the tensor in another shape. Their coefficient is 0 for all
+            values of the free alphas.
     """
 
     name: str
@@ -48,12 +55,12 @@ class Part:
     other_shapes: tuple[int, ...] = ()
 
     def read(self, checkpoint: TensorSource) -> torch.Tensor:
-        """This part of `checkpoint` as stored, of shape `shape`."""
+        """Return the part of a checkpoint in the dtype stored, of shape `shape`."""
         tensor = checkpoint.tensor(self.name)
         return tensor if self.channels is None else tensor[:, self.channels[0] : self.channels[1]]
 
     def held_by(self, checkpoint: TensorSource) -> bool:
-        """Whether `checkpoint`, a source or not, holds this part as floating-point numbers of the right shape."""
+        """Return whether a checkpoint holds the part as floating-point numbers of the right shape."""
         info = checkpoint.tensors.get(self.name)
         if info is None or not info.dtype.is_floating_point:
             return False
@@ -65,11 +72,20 @@ class Part:
 def plan_parts(
     layout: Layout, mapping: str, sources: Sequence[TensorSource], contributing: Contributing | None = None
 ) -> tuple[Part, ...]:
-    """The parts that a merge of `sources` computes, in the order in which the sources store them.
+    """Return the parts that a merge computes.
 
-    Of tensors whose shapes differ, those sources count that are `contributing` (default: all): their shape is the
-    part's. Raises CheckpointError with a line for each tensor of which they have several, naming both files, the tensor
-    and its block; the input convolution of an inpainting model, which has more channels, excepted.
+    Args:
+        layout: The model family.
+        mapping: The mapping of tensors to blocks.
+        sources: The sources.
+        contributing: The sources whose shape decides where shapes differ. Default: all.
+
+    Returns:
+        The parts, in the order in which the sources store them.
+
+    Raises:
+        CheckpointError: The deciding sources have different shapes; one line for each tensor, with two files and the
+            block. The input convolution of an inpainting model may have more channels.
     """
     shapes: dict[str, dict[int, tuple[int, ...]]] = {}
     for position, source in enumerate(sources):
@@ -87,8 +103,8 @@ def plan_parts(
         inpainting = layout.inpainting if layout.inpainting and layout.inpainting.tensor == name else None
         counting = _counting(held, block, contributing, with_first=inpainting is not None)
         first, shape = next(iter(counting.items()))
-        other = next((position for position in counting if counting[position] != shape), None)
-        if other is None:
+        differing = next((position for position in counting if counting[position] != shape), None)
+        if differing is None:
             holders, others = _by_shape(held, {shape})
             parts.append(Part(name, block, shape, holders, scored, other_shapes=others))
         elif inpainting is not None and _differ_in_channels(counting.values(), inpainting.channels):
@@ -100,8 +116,8 @@ def plan_parts(
             parts.append(Part(name, block, (shape[0], many - few, *shape[2:]), wide, scored, (few, many)))
         else:
             problems.append(
-                f"{sources[other].label}: tensor {name!r} of {block or 'no block'} has shape {list(held[other])}, but "
-                f"{list(shape)} in {sources[first].label}; only equal shapes merge"
+                f"{sources[differing].label}: tensor {name!r} of {block or 'no block'} has shape "
+                f"{list(held[differing])}, but {list(shape)} in {sources[first].label}; only equal shapes merge"
                 + (f", and with alphas of 0 on {block} it would take no part" if block and contributing else "")
             )
     if problems:
@@ -113,7 +129,7 @@ def plan_parts(
 def _counting(
     held: Mapping[int, tuple[int, ...]], block: str | None, contributing: Contributing | None, *, with_first: bool
 ) -> dict[int, tuple[int, ...]]:
-    """The shapes of the sources that count, one at least; `with_first`: those that results begin with do."""
+    """Return the shapes of the sources that count, at least one; `with_first` includes those of `first`."""
     if contributing is None:
         return dict(held)
     positions = {*contributing.of(block, tuple(held)), *(contributing.first if with_first else ())}
@@ -124,15 +140,24 @@ def _counting(
 def _by_shape(
     held: Mapping[int, tuple[int, ...]], shapes: Collection[tuple[int, ...]]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The positions of the sources that hold a tensor in one of these shapes, and of the others."""
+    """Return the positions of the sources that hold a tensor in one of `shapes`, and of the others."""
     fitting = tuple(position for position, shape in held.items() if shape in shapes)
     return fitting, tuple(position for position in held if position not in fitting)
 
 
 def finite(part: Part, checkpoint: TensorSource, purpose: str) -> torch.Tensor:
-    """This part of `checkpoint` in float32. Raises CheckpointError, naming both, if it holds NaN or Inf.
+    """Return a part of a checkpoint in float32, and refuse NaN and Inf.
 
-    `purpose` is what the part is needed for: "merge", "comparison".
+    Args:
+        part: The part.
+        checkpoint: The checkpoint.
+        purpose: The use of the part, for the message: "merge" or "comparison".
+
+    Returns:
+        float32, of the part's shape.
+
+    Raises:
+        CheckpointError: The part contains NaN or Inf.
     """
     tensor = part.read(checkpoint).to(torch.float32)
     if not bool(torch.isfinite(tensor).all()):
@@ -146,10 +171,16 @@ def finite(part: Part, checkpoint: TensorSource, purpose: str) -> torch.Tensor:
 def check_channels(
     recipe: Recipe, outputs: str | Iterable[str], parts: Sequence[Part], sources: Mapping[str, str]
 ) -> None:
-    """Refuse a step in which a checkpoint with more input channels than A is added to A, among those `outputs` need.
+    """Refuse steps that add a checkpoint with more input channels to input a.
 
-    `sources` are their labels by name, in the order that the parts' holders count. Raises CheckpointError, a line for
-    each such step.
+    Args:
+        recipe: The recipe.
+        outputs: The steps; the steps that they need are checked.
+        parts: The parts of the merge.
+        sources: The labels of the sources by name, in the order of the parts' holders.
+
+    Raises:
+        CheckpointError: One line for each such step.
     """
     problems: list[str] = []
     names, inpainting = list(sources), recipe.layout.inpainting

@@ -1,4 +1,4 @@
-"""Numbers as people write them: 0.3, .3, 0,3, 30%, 1/3, and 7:3 for two models. All readers of texts read them here."""
+"""Read numbers as people write them: 0.3, .3, 0,3, 30%, 1/3, and 7:3 for two models. All readers of texts use it."""
 
 import re
 from decimal import Decimal
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 __all__ = ["NUMBER", "RATIO", "WEIGHT", "Written", "number_in", "percentage"]
 
-# Possessive: no digit follows a number, and trying that again for each digit of a long one takes ages.
+# Possessive quantifiers: backtracking over the digits of a long number would take quadratic time.
 NUMBER = r"(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?"
 _ENDS = r"(?![\w%]|[.,]\w|\s*%|\s*[~/:]\s*\.?\d|\s?-\s?\.?\d)"
-# One number that stands for itself: what goes on, as in 0.3~0.5 and 0.3/0.5, is another thing.
+# One number by itself, not the beginning of 0.3~0.5 or 0.3/0.5.
 WEIGHT = rf"-?(?:\d{{1,2}},\d++|\d++(?:\.\d++)?\s?/\s?\d++(?:\.\d++)?|{NUMBER}(?:\s?%)?){_ENDS}"
 # The shares of two models.
 RATIO = rf"{NUMBER}\s?%?\s?:\s?{NUMBER}\s?%?{_ENDS}"
@@ -19,17 +19,25 @@ _RATIO = re.compile(rf"({NUMBER})\s*%?\s*(?P<sign>[:/])\s*({NUMBER})\s*%?")
 
 
 class Written(NamedTuple):
-    """A number that was written, and what had to be interpreted in it."""
+    """A number read from text, and a note on its interpretation; None if there was none."""
 
     value: float
     note: str | None = None
 
 
 def number_in(text: str, *, ratio: bool = False) -> Written:
-    """Return the number that the whole of `text` is.
+    """Return the number that `text` is as a whole.
 
-    With `ratio`, two numbers with a colon between them are the shares of two models, and the second one's is meant; so
-    are two with a slash that add up to 1 or 100. Raises ValueError for anything else, and for what may mean two things.
+    Args:
+        text: The text.
+        ratio: Whether two numbers with a colon between them, or with a slash if they add up to 1 or 100, are the shares
+            of two models. The result is then the second share.
+
+    Returns:
+        The number, with a note if it was interpreted.
+
+    Raises:
+        ValueError: The text is no number, or is ambiguous.
     """
     text = text.strip()
     if ratio and (found := _RATIO.fullmatch(text)) is not None:
@@ -54,8 +62,8 @@ def number_in(text: str, *, ratio: bool = False) -> Written:
 
 
 def percentage(text: str) -> float:
-    """The number that `text`, a percentage without its sign, is a hundredth of: exactly where it can be."""
+    """Return a hundredth of the number in `text`, a percentage without its sign, rounded only once."""
     try:
         return float(Decimal(text) / 100)
-    except ArithmeticError:  # more powers of ten than Decimal has, or no number
+    except ArithmeticError:  # exponent beyond the range of Decimal, or no number
         return float(text) / 100

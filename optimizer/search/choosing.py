@@ -59,7 +59,7 @@ def choose(
         The best recipe, the candidates, and the scores.
 
     """
-    recipe = (plan.kept(found.recipe) if interrupted else found.recipe).started()
+    recipe = (plan.kept(found.recipe) if interrupted else found.recipe).with_start_values()
     order = [stage.name for stage in plan.study.stages]
     scores = tuple(sorted(found.scores, key=lambda scored: order.index(scored.stage)))
     spread = tuple(sorted(found.spread, key=lambda scored: order.index(scored.stage)))

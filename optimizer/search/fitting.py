@@ -195,7 +195,7 @@ def _check_prompts(study: Study) -> None:
     clip_skips = {
         f"{study.path or study.folder}: stages.{stage.name}.clip_skip": stage.options.of(EncoderOptions).clip_skip
         for stage in study.stages
-        if stage.reads
+        if stage.uses_prompts
     }
     # `open_study` reports missing files, all of them together.
     if clip_skips and study.target.is_file():

@@ -93,7 +93,7 @@ def found_result(study: Study, storage: str | None = None) -> Found:
                 for block, number in numbers.items()
             }
     moved_on = () if recipe is None else _moved_on(recipe, found_by)
-    shown = by_trials.started() if recipe is None else recipe
+    shown = by_trials.with_start_values() if recipe is None else recipe
     scores = () if recipe is None else tuple(noted_step_scores(study, recipe))
     complete = recipe is not None and recipe.noted.complete is True
     result = FitResult(study, shown, results, scores, interrupted=not complete)

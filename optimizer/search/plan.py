@@ -71,11 +71,11 @@ class Plan:
     def is_moved_later(self, stage: Stage) -> bool:
         """Return whether a later stage changes the scores of `stage`, which is then scored after all stages."""
         later = self.study.stages[self.study.stages.index(stage) + 1 :]
-        return any(self.study.disturbs(mover, stage) for mover in later)
+        return any(self.study.affects(mover, stage) for mover in later)
 
     def has_candidates(self, stage: Stage) -> bool:
         """Return whether the next best trials of a stage may become recipes: no other stage scores its alphas."""
-        return not any(self.study.disturbs(stage, other) for other in self.study.stages if other != stage)
+        return not any(self.study.affects(stage, other) for other in self.study.stages if other != stage)
 
     def candidate_base(self, stage: Stage) -> str | None:
         """Return the base if all metrics of the stage ignore the distance of a merge from it, else None."""

@@ -1,4 +1,4 @@
-"""Studies: their YAML file, stages and folder, what recipes note of them, and opening one with its checkpoints."""
+"""Studies: the YAML file, the stages, the folder, the notes in recipes, and opening a study with its checkpoints."""
 
 from optimizer.studies.first_study import first_study
 from optimizer.studies.folder import DATABASE, StudyFolder, check_study_folder, storage_files

@@ -1,4 +1,4 @@
-"""A first recipe and study out of a target and the checkpoints that it may have been made from."""
+"""Write a first recipe and study from a target and the checkpoints that it may have been made from."""
 
 import os
 import re
@@ -31,23 +31,36 @@ __all__ = ["FirstStudy", "first_study"]
 
 _FIRST_MODES = words_of(FirstMode)
 
-# What a base of any family may be called.
+# Matches the file names of bases of any family.
 _BASE = re.compile(r"(^|[^a-z])base($|[^a-z])", re.IGNORECASE)
-_LISTED = 3  # files that a note names
-# Where the first trial is the exact optimum, and elsewhere.
+_LISTED = 3  # files that a note lists
+# Trials of a metric whose first trial is the exact optimum, and of other metrics.
 _FEW_TRIALS, _MANY_TRIALS = 8, 60
-# What an alpha may be. A model that a step of the target's subtracts is one that has a negative share in it.
+# Bounds of alphas by mode. A model that a step subtracts has a negative share in the target.
 _RANGES = {"add_difference": (-1, 1), "weight_sum": (0, 1)}
 
 
 @dataclass(frozen=True)
 class FirstStudy:
-    """What was written: `recipe` and `study` in `folder`, over `models` ({name: file as the recipe has it}).
+    """A first study, as written to disk.
 
-    `base` is the model that differences are taken from, `tied` whether the alphas of a step are one number for each
-    kind of block, `closed` the blocks whose alphas are 0, since nothing could tell what they were. `needs_folders` is
-    whether a file is named so that it is found in the folders alone. `notes` are sentences on what was chosen and what
-    was left out.
+    Attributes:
+        folder: The folder of both files.
+        recipe: The path of recipe.yaml.
+        study: The path of study.yaml.
+        target: The path of the target.
+        layout: The name of the model family.
+        base: The name of the model that differences are taken from.
+        models: The file of each model as the recipe names it, {name: file}.
+        steps: The number of steps.
+        free_alphas: The number of free alphas, each tied one counted once.
+        tied: Whether each step has one alpha for each kind of block, instead of one for each block.
+        closed: The blocks whose alphas are fixed at 0 because they cannot be scored.
+        metric: The metric of the study.
+        mode: The mode of the steps.
+        mapping: The mapping of the recipe.
+        needs_folders: Whether a file is found only in the `folders` given.
+        notes: Sentences on the choices made and the files left out.
     """
 
     folder: Path
@@ -68,7 +81,7 @@ class FirstStudy:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON takes them."""
+        """Return the fields by name as JSON values."""
         paths = {name: str(getattr(self, name)) for name in ("folder", "recipe", "study", "target")}
         return {**vars(self), **paths, "closed": list(self.closed), "notes": list(self.notes)}
 
@@ -86,46 +99,60 @@ def first_study(
     hashes: HashCache | None = None,
     progress: Progress | None = None,
 ) -> FirstStudy:
-    """Write recipe.yaml and study.yaml into `folder` (default: named after the target, here), which a fit can run.
+    """Write recipe.yaml and study.yaml, ready for a fit, from a target and its possible sources.
 
-    `target`, `sources` and `base` are files, or names or hashes of some in `folders`. A folder among `sources` stands
-    for the checkpoints in it but the target; those of another family are left out. Without `base` the source that is
-    called like one is taken, else the first. The recipe begins with the base, and adds every other source by a step of
-    `mode` (add_difference or weight_sum), each alpha free on every block that can be scored: BASE is closed if the
-    target has no text encoder. `metric` is what the study scores by, and `mapping` one of the layout's, by default its
-    first: supermerger, mecha or model-mixer.
+    The recipe begins with the base and adds every other source by one step. Each alpha is free on every block that can
+    be scored. BASE is closed if the target has no text encoder.
 
-    In both files, checkpoints are called as they were given: an absolute path stays one, and a name or hash that was
-    found in `folders` stays that. A path relative to the current folder is written as seen from `folder`, unless it
-    leads to the same file from there.
+    Both files name checkpoints as given. An absolute path stays absolute, and a name or hash found in `folders` stays
+    a name or hash. A path relative to the current folder is rewritten relative to `folder`, unless it leads to the same
+    file from there.
 
-    Only the files' headers are read, and some bytes of each tensor, which tell that two files hold the same.
+    Only the headers of the files and a few bytes of each tensor are read. The bytes identify files with equal tensors.
 
-    Raises InputError, nothing written, for files that are missing, broken, of another family than the target, or the
-    target itself, for too few or too many sources, for `folders` that are missing, for a metric that can score nothing
-    of the target, and for a folder that has a recipe or a study already.
+    Args:
+        target: The checkpoint to imitate: a file, or a name or hash in `folders`.
+        sources: The checkpoints it may be made from, given likewise. A folder stands for the checkpoints in it, without
+            the target and without files of other families.
+        folder: The folder to write into. Default: named after the target, in the current folder.
+        base: The model that differences are taken from. Default: the source whose name looks like a base model's, else
+            the first source.
+        metric: The metric of the study.
+        mode: The mode of the steps: add_difference or weight_sum.
+        mapping: One of the layout's mappings, "supermerger" for example. Default: the layout's first.
+        folders: Folders to search for checkpoints.
+        hashes: A cache of hashes.
+        progress: Called with a description, the amount done and the total.
+
+    Returns:
+        The files written and the choices made.
+
+    Raises:
+        InputError: A file is missing, broken, of another family than the target, or the target itself. Or the sources
+            are too few or too many, a folder in `folders` is missing, the metric can score no block of the target, or
+            `folder` already holds a recipe or a study. Nothing is written then.
     """
     _check_options(metric, mode)
     check_folders(folders)
     reader = _Reader(Library.of(folders, hashes, progress))
-    goal = reader.open(target, "target")
-    mapping = mapping or goal.layout.default_mapping
-    if mapping not in goal.layout.mappings:
-        raise InputError(f"received {mapping!r}; must be one of {', '.join(goal.layout.mappings)}", field="mapping")
-    folder = Path(_plain(goal.path.stem)) if folder is None else folder
+    opened = reader.open(target, "target")
+    mapping = mapping or opened.layout.default_mapping
+    if mapping not in opened.layout.mappings:
+        raise InputError(f"received {mapping!r}; must be one of {', '.join(opened.layout.mappings)}", field="mapping")
+    folder = Path(_plain(opened.path.stem)) if folder is None else folder
     _check_place(folder)
     notes: list[str] = []
-    parents = _parents(reader, goal, sources, base, mapping, notes)
-    freedom = _freedom(goal, parents, mapping, metric, notes)
+    parents = _parents(reader, opened, sources, base, mapping, notes)
+    freedom = _freedom(opened, parents, mapping, metric, notes)
     names = _names(parents.base, parents.others)
-    called = [_file(folder, model, folders) for model in (goal, parents.base, *parents.others)]
+    called = [_file(folder, model, folders) for model in (opened, parents.base, *parents.others)]
     target_file, *files = (file for file, _ in called)
     models = dict(zip(names, files, strict=True))
     recipe = Recipe(
-        name=_plain(goal.path.stem),
-        layout=goal.layout,
+        name=_plain(opened.path.stem),
+        layout=opened.layout,
         models={name: Model(file) for name, file in models.items()},
-        steps=tuple(_steps(names, mode, goal.layout, freedom, parents)),
+        steps=tuple(_steps(names, mode, opened.layout, freedom, parents)),
         output=f"TEMP{len(parents.others)}",
         mapping=mapping,
     )
@@ -133,12 +160,12 @@ def first_study(
         folder=folder,
         recipe=folder / "recipe.yaml",
         study=folder / "study.yaml",
-        target=goal.path,
-        layout=goal.layout.name,
+        target=opened.path,
+        layout=opened.layout.name,
         base=names[0],
         models=models,
         steps=len(parents.others),
-        free_alphas=sum(1 if hole.tie else len(hole.blocks) for step in recipe.steps for hole in step.alpha.free),
+        free_alphas=sum(1 if free.tie else len(free.blocks) for step in recipe.steps for free in step.alpha.free),
         tied=freedom.tied,
         closed=freedom.closed,
         metric=metric,
@@ -153,9 +180,10 @@ def first_study(
 
 @dataclass(frozen=True)
 class _Opened:
-    """A checkpoint that was looked into, as it was `given` and where it was found.
+    """A checkpoint whose header was read.
 
-    `digest` is the fingerprint of its tensors, `scored` the names of those that count in similarities.
+    `given` is the path, name or hash from the user, and `path` the file it stands for. `digest` is the fingerprint of
+    the tensors. `shapes` are the shapes of the floating-point tensors that merge, by name.
     """
 
     given: Path
@@ -172,9 +200,9 @@ class _Opened:
 
 @dataclass(frozen=True)
 class _Parents:
-    """The checkpoints that a target may have been made from: the base, and the others.
+    """The checkpoints that the target may have been made from: the base and the others.
 
-    `misfits` are the blocks that each of the others cannot be merged in, {path: {block: reason}}.
+    `misfits` lists the blocks in which a checkpoint cannot be merged, {path: {block: reason}}.
     """
 
     base: _Opened
@@ -184,9 +212,10 @@ class _Parents:
 
 @dataclass(frozen=True)
 class _Freedom:
-    """The blocks that are `opened` to the search and those that are `closed`, with the reason, "" if none is.
+    """The blocks that are `opened` to the search and those that are `closed`.
 
-    `tied` says whether the alphas of a step are one number for each kind of block.
+    `why_closed` gives the reason, "" if no block is closed. `tied` is whether each step has one alpha for each kind of
+    block, instead of one for each block.
     """
 
     opened: tuple[str, ...]
@@ -196,43 +225,56 @@ class _Freedom:
 
 
 class _Reader:
-    """Finds checkpoints and looks into them."""
+    """A reader of the headers of checkpoints in a library."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
 
     def open(self, given: Path, field: str) -> _Opened:
-        """What a user names; raises CheckpointError for what is missing, broken or of no family that is known."""
+        """Return the checkpoint that a user named.
+
+        Raises:
+            CheckpointError: The file is missing, broken or of an unknown family.
+        """
         path = attempt(lambda: self._library.find_given(given), field=field)
         with attempt(lambda: open_checkpoint(path), field=field) as checkpoint:
             if checkpoint.layout is None:
                 raise CheckpointError(f"{path}: {unfit(checkpoint)}", field=field)
             layout = checkpoint.layout
-            infos = {name: one for name, one in checkpoint.tensors.items() if layout.merges(name)}
-            shapes = {name: one.shape for name, one in infos.items() if one.dtype.is_floating_point}
+            infos = {name: info for name, info in checkpoint.tensors.items() if layout.merges(name)}
+            shapes = {name: info.shape for name, info in infos.items() if info.dtype.is_floating_point}
             return _Opened(given, path, layout, self._library.fingerprint(checkpoint), shapes)
 
-    def alike(self, given: Path, goal: _Opened, field: str) -> _Opened:
-        """The same of one that has to go with the target, and may not be it."""
+    def open_source(self, given: Path, target: _Opened, field: str) -> _Opened:
+        """Return a checkpoint of the target's family that is not the target itself.
+
+        Raises:
+            CheckpointError: The file cannot be opened, is of another family, or is the target.
+        """
         found = self.open(given, field)
-        if found.layout.name != goal.layout.name:
+        if found.layout.name != target.layout.name:
             raise CheckpointError(
-                f"{found.path}: is {found.layout.title}, but the target {goal.path} is {goal.layout.title}", field=field
+                f"{found.path}: is {found.layout.title}, but the target {target.path} is {target.layout.title}",
+                field=field,
             )
-        if found.digest == goal.digest:
+        if found.digest == target.digest:
             raise CheckpointError(
                 f"{found.path}: is the target itself; the sources are what it was made from", field=field
             )
         return found
 
-    def sources(self, given: Sequence[Path], goal: _Opened, notes: list[str]) -> list[_Opened]:
-        """All sources, each once; of a folder what goes with the target, the rest in `notes`."""
+    def sources(self, given: Sequence[Path], target: _Opened, notes: list[str]) -> list[_Opened]:
+        """Return all sources, each once; add the files left out to `notes`.
+
+        Raises:
+            InputError: A source given by itself cannot be used, or a folder has no checkpoint.
+        """
         found: dict[str, _Opened] = {}
         problems: list[str] = []
         left_out: dict[str, list[Path]] = {}
         for source in given:
             listed = checkpoints_in(source) if os.path.isdir(source) else None
-            below = None if listed is None else _below(source, [goal.path, *given])
+            below = None if listed is None else _below(source, [target.path, *given])
             if listed == []:
                 problems.append(f"{source}: no checkpoint in this folder{f'; {below}' if below else ''}")
             elif below:
@@ -241,11 +283,11 @@ class _Reader:
                 if listed is not None:
                     self._library.events.progress(f"looking into {source.name}", number + 1, len(listed))
                 try:
-                    opened = self.alike(path, goal, "sources")
+                    opened = self.open_source(path, target, "sources")
                 except InputError as error:
                     if listed is None:
                         problems += error.problems
-                    elif path.resolve() != goal.path.resolve():
+                    elif path.resolve() != target.path.resolve():
                         for problem in error.problems:
                             left_out.setdefault(problem.removeprefix(f"{path}: "), []).append(path)
                     continue
@@ -264,13 +306,13 @@ def _some(paths: Sequence[Path]) -> str:
 
 
 def _below(folder: Path, named: Sequence[Path]) -> str | None:
-    """What to say of checkpoints in the folders below `folder`, if any but those that are `named` themselves."""
+    """Return a note on checkpoints in folders below `folder` that are not `named` themselves; None without any."""
     known = {path.resolve() for path in (folder, *named)}
     missed = [path for path in checkpoints_below(folder) if not known & {path.resolve(), path.parent.resolve()}]
     if not missed:
         return None
-    several = f"{len(missed)} checkpoints" if len(missed) > 1 else "a checkpoint"
-    return f"{several} in folders below it, such as {missed[0].relative_to(folder).as_posix()}; name those folders, too"
+    counted = f"{len(missed)} checkpoints" if len(missed) > 1 else "a checkpoint"
+    return f"{counted} in folders below it, such as {missed[0].relative_to(folder).as_posix()}; name those folders, too"
 
 
 def _check_options(metric: str, mode: str) -> None:
@@ -281,7 +323,7 @@ def _check_options(metric: str, mode: str) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    """Raise InputError if a recipe or a study is in the folder, or a link that writing them would follow."""
+    """Raise InputError if the folder holds a recipe, a study, or a link in the place of either."""
     to_write = (folder / "recipe.yaml", folder / "study.yaml")
     refuse_links(folder, replaced=to_write)
     undo_unfinished(folder)
@@ -290,16 +332,16 @@ def _check_place(folder: Path) -> None:
 
 
 def _parents(
-    reader: _Reader, goal: _Opened, sources: Sequence[Path], base: Path | None, mapping: str, notes: list[str]
+    reader: _Reader, target: _Opened, sources: Sequence[Path], base: Path | None, mapping: str, notes: list[str]
 ) -> _Parents:
-    """Return the base and the other checkpoints that can be merged; `notes` tell of those that are left out."""
-    found = reader.sources(sources, goal, notes)
+    """Return the base and the other checkpoints that can be merged; add those left out to `notes`."""
+    found = reader.sources(sources, target, notes)
     if not found:
         raise InputError(["`sources`: no checkpoint is left of what was named", *notes])
-    origin = _base_among(found, None if base is None else reader.alike(base, goal, "base"), notes)
+    origin = _base_among(found, None if base is None else reader.open_source(base, target, "base"), notes)
     others = [source for source in found if source.digest != origin.digest]
-    misfits = {source.path: _misfits(source, origin, goal, mapping) for source in others}
-    useless = {path: blocks for path, blocks in misfits.items() if len(blocks) == len(goal.layout.blocks)}
+    misfits = {source.path: _misfits(source, origin, target, mapping) for source in others}
+    useless = {path: blocks for path, blocks in misfits.items() if len(blocks) == len(target.layout.blocks)}
     notes += [
         f"left out: {path}: no block of it can be merged: {next(iter(blocks.values()))}"
         for path, blocks in useless.items()
@@ -318,12 +360,12 @@ def _parents(
     return _Parents(origin, tuple(others), misfits)
 
 
-def _freedom(goal: _Opened, parents: _Parents, mapping: str, metric: str, notes: list[str]) -> _Freedom:
-    """Return which blocks can be searched, and whether all of them at once; `notes` tell of those that cannot."""
-    layout, others = goal.layout, parents.others
-    opened = _open_blocks(goal, (parents.base, *others), mapping)
+def _freedom(target: _Opened, parents: _Parents, mapping: str, metric: str, notes: list[str]) -> _Freedom:
+    """Return the blocks that can be searched, and whether alphas are tied; add the reasons to `notes`."""
+    layout, others = target.layout, parents.others
+    opened = _open_blocks(target, (parents.base, *others), mapping)
     closed = tuple(block for block in layout.blocks if block not in opened)
-    why_closed = _why_closed(goal, closed, mapping) if closed else ""
+    why_closed = _why_closed(target, closed, mapping) if closed else ""
     attempt(lambda: METRICS[metric].check_offered(layout), field="metric")
     if not set(METRICS[metric].sees(layout)) & set(opened):
         seen = layout.describe_blocks(METRICS[metric].sees(layout))
@@ -345,7 +387,7 @@ def _freedom(goal: _Opened, parents: _Parents, mapping: str, metric: str, notes:
 
 
 def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str]) -> _Opened:
-    """The model that differences are taken from: the one given, the likeliest by its name, or the first."""
+    """Return the model that differences are taken from: the one given, the likeliest by name, or the first."""
     if given is not None:
         return given
     for pattern in (*found[0].layout.base_names, _BASE):
@@ -358,10 +400,10 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
 
 
 def _file(folder: Path, model: _Opened, folders: Sequence[Path]) -> tuple[str, bool]:
-    """How the files in `folder` call a checkpoint, and whether it is to be found in `folders` by that.
+    """Return the name that files in `folder` use for a checkpoint, and whether it is found in `folders` alone.
 
-    As it was given, if that leads to it from there. A relative path is given from the current folder, and what leads
-    elsewhere from `folder`, or nowhere, is written as seen from it; as an absolute path, where that is another drive.
+    The name is the one given if it leads to the checkpoint from `folder`, or is found in `folders` alone. Otherwise it
+    is the path relative to `folder`, or the absolute path on another drive.
     """
     text = model.given.as_posix()
     if model.given.is_absolute():
@@ -375,25 +417,26 @@ def _file(folder: Path, model: _Opened, folders: Sequence[Path]) -> tuple[str, b
     return seen_from(folder.resolve(), model.path), False
 
 
-def _open_blocks(goal: _Opened, sources: Sequence[_Opened], mapping: str) -> tuple[str, ...]:
-    """The blocks that a merge can be scored on: of which the target and a source hold tensors of the same names."""
-    common = goal.scored & frozenset().union(*(source.scored for source in sources))
-    held = {goal.layout.block_of(name, mapping) for name in common}
-    return tuple(block for block in goal.layout.blocks if block in held)
+def _open_blocks(target: _Opened, sources: Sequence[_Opened], mapping: str) -> tuple[str, ...]:
+    """Return the blocks that can be scored: the target and a source hold tensors of the same names there."""
+    common = target.scored & frozenset().union(*(source.scored for source in sources))
+    held = {target.layout.block_of(name, mapping) for name in common}
+    return tuple(block for block in target.layout.blocks if block in held)
 
 
-def _why_closed(goal: _Opened, closed: Sequence[str], mapping: str) -> str:
-    held = {goal.layout.block_of(name, mapping) for name in goal.scored}
-    missing = [one.title for one in goal.layout.text_encoders if one.block in closed and one.block not in held]
+def _why_closed(target: _Opened, closed: Sequence[str], mapping: str) -> str:
+    held = {target.layout.block_of(name, mapping) for name in target.scored}
+    encoders = target.layout.text_encoders
+    missing = [encoder.title for encoder in encoders if encoder.block in closed and encoder.block not in held]
     reason = "the target and the sources have no tensors of it in common"
     if missing:
         reason = f"the target has no {' and no '.join(missing)}"
-    shown = goal.layout.describe_blocks(closed)
+    shown = target.layout.describe_blocks(closed)
     return f"{shown} is closed (alpha 0): {reason}, so nothing tells what was merged there"
 
 
 def _names(origin: _Opened, others: Iterable[_Opened]) -> list[str]:
-    """What the recipe calls its models: base, and the others by their files' names, each different."""
+    """Return the names of the recipe's models: "base", and a distinct name from the file of each other model."""
     names = ["base"]
     for source in others:
         stem = _plain(source.path.stem)
@@ -405,24 +448,24 @@ def _names(origin: _Opened, others: Iterable[_Opened]) -> list[str]:
 
 
 def _plain(stem: str) -> str:
-    """A name without what would have to be quoted in YAML and on command lines."""
+    """Return a name that needs no quotes in YAML or on a command line, 100 characters at most."""
     return re.sub(r"[^\w.+-]+", "-", stem)[:100].strip("-.") or "model"
 
 
-def _misfits(source: _Opened, base: _Opened, goal: _Opened, mapping: str) -> dict[str, str]:
-    """The blocks that `source` cannot be merged in, each with a tensor that it or the target has in another shape."""
-    layout = goal.layout
+def _misfits(source: _Opened, base: _Opened, target: _Opened, mapping: str) -> dict[str, str]:
+    """Return the blocks in which `source` cannot be merged, {block: the tensor of another shape}."""
+    layout = target.layout
     found: dict[str, str] = {}
     for name, shape in base.shapes.items():
-        for other in (source, goal) if layout.scores(name) else (source,):
+        for checkpoint in (source, target) if layout.scores(name) else (source,):
             block = layout.block_of(name, mapping)
-            held = other.shapes.get(name, shape)
-            # A base that is an inpainting model merges the channels that all models have.
+            held = checkpoint.shapes.get(name, shape)
+            # Of an inpainting base only the channels that all models have are merged.
             inpainting = layout.inpainting is not None and name == layout.inpainting.tensor
             wider = inpainting and shape[1:2] > held[1:2]
             if held != shape and not wider and block is not None:
-                told = f"tensor {name!r} of {other.path.name} has shape {list(held)}, but {list(shape)} in the base"
-                found.setdefault(block, told)
+                difference = f"has shape {list(held)}, but {list(shape)} in the base"
+                found.setdefault(block, f"tensor {name!r} of {checkpoint.path.name} {difference}")
     return found
 
 
@@ -433,18 +476,20 @@ def _steps(
     freedom: _Freedom,
     parents: _Parents,
 ) -> Iterator[Step]:
-    """Yield a step for each model but the base, free on the opened blocks but for its misfits."""
+    """Yield a step for each model except the base, free on the opened blocks in which the model fits."""
     base, *others = names
     before = base
     for number, (name, source) in enumerate(zip(others, parents.others, strict=True), 1):
         blocks = tuple(block for block in freedom.opened if block not in parents.misfits[source.path])
-        alpha = Alpha(dict.fromkeys(freedom.closed, 0.0), _holes(layout, blocks, _RANGES[mode], tied=freedom.tied))
+        alpha = Alpha(
+            dict.fromkeys(freedom.closed, 0.0), _free_alphas(layout, blocks, _RANGES[mode], tied=freedom.tied)
+        )
         yield Step(f"TEMP{number}", mode, before, name, base if mode == "add_difference" else None, alpha)
         before = f"TEMP{number}"
 
 
-def _holes(layout: Layout, blocks: tuple[str, ...], bounds: tuple[int, int], *, tied: bool) -> tuple[Free, ...]:
-    """An alpha for each of `blocks`; tied, one for each group of blocks, and one for those of no group."""
+def _free_alphas(layout: Layout, blocks: tuple[str, ...], bounds: tuple[int, int], *, tied: bool) -> tuple[Free, ...]:
+    """Return one free alpha per block; if tied, one per group of blocks and one for the blocks without a group."""
     if not tied:
         return (Free(*bounds, blocks),) if blocks else ()
     groups = [tuple(block for block in blocks if layout.group_of(block) == name) for name in layout.groups]
@@ -461,25 +506,25 @@ def _write(first: FirstStudy, recipe: Recipe, target_file: str, closed: str) -> 
 
 
 def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
-    """The text of recipe.yaml; `closed` tells which blocks are not free, and why, "" if all are."""
+    """Return the text of recipe.yaml; `closed` names the blocks that are not free and the reason, "" without any."""
     data = recipe_as_data(recipe)
     sums = {
-        "add_difference": "A step adds what makes a model different from the base, times its alpha",
-        "weight_sum": "A step goes from what is there so far towards the next model, as far as its alpha says",
+        "add_difference": "A step adds the difference between a model and the base, times its alpha",
+        "weight_sum": "A step moves the result so far towards the next model, by the share in its alpha",
     }
     added = "1 model" if first.steps == 1 else f"{first.steps} models"
-    every = "Every other block" if closed else "Every block"
+    blocks = "Every other block" if closed else "Every block"
     low, high = _RANGES[first.mode]
     bounds = f"[{low}, {high}]"
-    one_each = (
+    alphas = (
         f"One alpha for each kind of block (tie), as there are many models; for one a block: {{search: {bounds}}}."
         if first.tied
-        else f"{every} has an alpha of its own, in {low}..{high}; for a single one: {{search: {bounds}, tie: true}}."
+        else f"{blocks} has an alpha of its own, in {low}..{high}; for a single one: {{search: {bounds}, tie: true}}."
     )
-    freedom = [one_each]
+    freedom = [alphas]
     if low < 0:
         freedom.append(
-            "Below 0 a model is taken away, as C is in A + (B - C) x alpha; if nothing was, write search: [0, 1]."
+            "Below 0 a model is subtracted, as C is in A + (B - C) x alpha; to exclude that, write search: [0, 1]."
         )
     return "".join(
         (
@@ -487,8 +532,8 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
             dump_yaml({name: data[name] for name in ("name", "layout", "mapping")}),
             "\n",
             _comment(
-                "Leave out what is surely not in it; `blockfit ceiling` tells how much of each there is.",
-                "The licences are yours to fill in.",
+                "Remove models that are surely not in it; `blockfit ceiling` shows the share of each.",
+                "Fill in the licences.",
             ),
             dump_yaml({"models": data["models"]}),
             "\n",
@@ -496,7 +541,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
                 f"The order is a guess. {sums[first.mode]}.",
                 *([f"{closed}."] if closed else []),
                 *freedom,
-                f"What you know, write down: a number, {len(recipe.layout.blocks)} of them, or "
+                f"Write down the alphas that you know: one number, {len(recipe.layout.blocks)} numbers, or "
                 f"{{{recipe.layout.example}: {{search: {bounds}}}, {recipe.layout.blocks[0]}: 0.5}}.",
             ),
             dump_yaml({"steps": data["steps"]}),
@@ -509,28 +554,28 @@ def _study_text(first: FirstStudy, layout: Layout, target_file: str) -> str:
     seen = METRICS[first.metric].sees(layout)
     exact = METRICS[first.metric].exact
     stage: dict[str, Any] = {"name": "all", "metric": first.metric}
-    said = [
-        "All alphas at once (joint), the way that finds recipes again. By hand, and in the article, it is one step",
-        "after the other (strategy: stepwise), which gives the first steps what belongs to later ones.",
+    comment = [
+        "All alphas are searched at once (joint), which recovers recipes. By hand, and in the article, one step was",
+        "fitted after the other (strategy: stepwise), which credits the first steps with the share of later ones.",
     ]
     if exact:
-        said += ["The first trial is the exact optimum of this metric; more of them make sure."]
+        comment += ["The first trial is the exact optimum of this metric; the others confirm it."]
     if set(seen) != set(layout.blocks):
         stage["elsewhere"] = DEFAULT_METRIC
-        said += [f"{first.metric} sees {layout.describe_blocks(seen)}; `elsewhere` scores the other blocks."]
+        comment += [f"{first.metric} sees {layout.describe_blocks(seen)}; `elsewhere` scores the other blocks."]
     if first.metric == DEFAULT_METRIC:
-        other = f"metric: attention, elsewhere: {DEFAULT_METRIC}, trials: {_MANY_TRIALS}"
-        said += [f"To go by what the layers do, as the article did: {other}."]
+        attention = f"metric: attention, elsewhere: {DEFAULT_METRIC}, trials: {_MANY_TRIALS}"
+        comment += [f"To compare what the layers compute, as the article did: {attention}."]
     stage |= {"strategy": "joint", "trials": _FEW_TRIALS if exact else _MANY_TRIALS}
     return "".join(
         (
-            _comment("What recipe.yaml is fitted to, and how: blockfit fit FOLDER"),
+            _comment("The target of recipe.yaml, and how it is fitted; run it with: blockfit fit FOLDER"),
             dump_yaml({"recipe": first.recipe.name, "target": {"file": target_file}}),
             "\n",
-            _comment("The model that the others were trained from: what counts is what differs from it."),
+            _comment("The model that the others were trained from: similarities compare the differences from it."),
             dump_yaml({"base": first.base}),
             "\n",
-            _comment(*said),
+            _comment(*comment),
             dump_yaml({"stages": [stage]}),
         )
     )

@@ -1,4 +1,4 @@
-"""The folder of a study: the names of what blockfit writes into it, and the check that none leads elsewhere."""
+"""The folder of a study: the paths that blockfit writes, and the check that none of them is a link."""
 
 import re
 from dataclasses import dataclass
@@ -10,35 +10,35 @@ from optimizer.files import DATABASE, refuse_links
 
 __all__ = ["DATABASE", "StudyFolder", "check_study_folder", "storage_files"]
 
-# What SQLite keeps beside a database: what was not written yet, or is to be undone.
+# Endings of the files that SQLite keeps beside a database while it writes.
 _BESIDE = ("-journal", "-wal", "-shm")
 _CANDIDATE = re.compile(r"candidate-(\d+)\.yaml")
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """The paths of what blockfit writes into the folder `path` of a study; none of them need exist."""
+    """The paths of the files that blockfit writes into the folder `path` of a study, whether they exist or not."""
 
     path: Path
 
     @property
     def best(self) -> Path:
-        """The best recipe found."""
+        """The best recipe."""
         return self.path / "best.yaml"
 
     @property
     def simple(self) -> Path:
-        """The best recipe with numbers as people choose them."""
+        """The best recipe with simplified numbers."""
         return self.path / "best.simple.yaml"
 
     @property
     def database(self) -> Path:
-        """The SQLite database of the trials, unless a study has its trials elsewhere."""
+        """The SQLite database of the trials, the default storage of a study."""
         return self.path / DATABASE
 
     @property
     def statistics(self) -> Path:
-        """What was measured of the checkpoints, so that a later run need not read them."""
+        """The statistics of the checkpoints, which spare a later run from reading them."""
         return self.path / STATISTICS
 
     @property
@@ -48,7 +48,7 @@ class StudyFolder:
 
     @property
     def trials_table(self) -> Path:
-        """Every trial, as a table."""
+        """The table of all trials."""
         return self.path / "trials.csv"
 
     @property
@@ -63,24 +63,27 @@ class StudyFolder:
 
     @property
     def artifacts(self) -> Path:
-        """The folder of what Optuna's dashboard keeps."""
+        """The folder of the artifacts of Optuna's dashboard."""
         return self.path / "artifacts"
 
     def candidate(self, number: int) -> Path:
-        """Return the recipe that is the `number`-th best, from 2 up."""
+        """Return the path of the `number`-th best recipe, from 2 up."""
         return self.path / f"candidate-{number}.yaml"
 
     def candidates(self) -> dict[int, Path]:
-        """Return the candidates that are there, {number: path}, in order."""
+        """Return the candidates in the folder, {number: path}, in ascending order."""
         found = {int(match[1]): path for path in self.path.glob("candidate-*.yaml")
                  if (match := _CANDIDATE.fullmatch(path.name))}  # fmt: skip
         return dict(sorted(found.items()))
 
     def check(self) -> None:
-        """Raise StudyError, a line for each, for names in the folder that would have something else written.
+        """Raise StudyError if a file that blockfit writes into the folder is a link.
 
-        Nothing that any command writes there may be a link: who gave the folder away may have made it. What is only
-        read, the recipe or a checkpoint, may be.
+        A stranger who passes the folder on may have made such a link to have another file overwritten. Files that are
+        only read, the recipe and the checkpoints, may be links.
+
+        Raises:
+            StudyError: One line for each link.
         """
         files = (self.best, self.simple, self.trials_table, self.report, self.statistics)
         patterns = ("candidate-*.yaml", "study.old*")
@@ -99,12 +102,12 @@ class StudyFolder:
 
 
 def check_study_folder(folder: Path) -> None:
-    """Raise StudyError for links in a study's folder, as `StudyFolder.check` does."""
+    """Raise StudyError if a file that blockfit writes into a study's folder is a link."""
     StudyFolder(folder).check()
 
 
 def storage_files(path: Path) -> tuple[list[Path], list[Path]]:
-    """The files of a storage that are written into, those of its workers too, and the folders that these lie in."""
+    """Return the files that a storage and its workers write, and the folders of these files."""
     workers = path.with_name(f"{path.name}.workers")
     beside = [path.with_name(f"{path.name}{ending}") for ending in (*_BESIDE, ".lock")]
     return [path, *beside, workers / "turn.lock", *sorted(workers.glob("*.lock"))], [workers]

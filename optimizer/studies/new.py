@@ -1,4 +1,4 @@
-"""Studies made in Python, checked as those in YAML files are, and kept as such files."""
+"""Make studies in Python; they are checked like YAML files and saved as such."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,13 +15,13 @@ from optimizer.studies.study import Study, StudyEntry, study_of, with_found_file
 __all__ = ["StageFields", "StageOptions", "new_study"]
 
 _CALLED = "new_study"
-# What the files begin with that may be written anew.
+# First line of files that may be overwritten.
 _MARK = "# Made by blockfit's new_study, which writes it anew; to edit it by hand, remove this line.\n"
 _RECIPE, _STUDY = "recipe.yaml", "study.yaml"
 
 
 class StageOptions(TypedDict, total=False):
-    """What a stage searches and how: the fields of `stages` in study.yaml but for the name, with the same defaults."""
+    """The fields of a stage in study.yaml without its name, with the same defaults."""
 
     steps: Sequence[str]
     blocks: str | Sequence[str]
@@ -39,7 +39,7 @@ class StageOptions(TypedDict, total=False):
 
 
 class StageFields(StageOptions, total=False):
-    """A stage of several: its name, too."""
+    """The fields of one of several stages, its name included."""
 
     name: str
 
@@ -57,46 +57,59 @@ def new_study(
     stages: Sequence[StageFields] | None = None,
     **stage: Unpack[StageOptions],
 ) -> Study:
-    """A study in `folder` that fits the free alphas of `recipe` to the checkpoint `target`.
+    """Make a study that fits the free alphas of a recipe to a checkpoint, and write its files.
 
         study = new_study(recipe, target="closed.safetensors", folder="my-study", trials=40)
         result = fit(study)
 
-    The folder is made, and study.yaml and recipe.yaml are written into it, so that what was made here and what lies
-    there are one thing: `load_study(folder)` and the commands (`blockfit fit my-study`) go on with it. Called again,
-    these two files are written anew; trials that were scored otherwise are never mixed with others: `fit` refuses.
+    `folder` is created, with study.yaml and recipe.yaml in it. `load_study(folder)` and the commands
+    (`blockfit fit my-study`) continue with these files. A second call overwrites both. Trials are never mixed with
+    trials that were scored differently: `fit` refuses them.
 
-    `base` is the model that differences are taken from, by default the one called base. `name` tells its trials from
-    those of other studies in a database; by default it is the folder's. `seed`, from 0 up, is the samplers'.
+    Checkpoints are searched in the current folder, in `folder`, then in `folders` and below. The extension is optional.
+    "name [a60cfaa90d]" or the hash alone works too. The files name checkpoints relative to `folder`, or as given if
+    they are found by that.
 
-    Checkpoints are looked for in the current folder, in `folder`, then in `folders` and below them, extensions
-    optional; "name [a60cfaa90d]" or the hash alone will do, and `hashes` remembers those. In the files they are named
-    as seen from `folder`, or as given where that or `folders` is enough to find them.
+    The fields of a stage are those of study.yaml:
 
-    All other arguments are those of a stage, as in study.yaml:
-
-    - `metric`: explained (default), delta, weights, elements, attention or encoder; `elsewhere`: the metric for moved
-      blocks that it cannot see
-    - `steps`: names, default all with free alphas; `blocks`: those that are scored, "OUT03-OUT11", default all that
-      the free alphas move and the metric sees
+    - `metric`: explained (default), delta, weights, elements, attention or encoder; `elsewhere`: the metric of moved
+      blocks that `metric` cannot see
+    - `steps`: names, default all with free alphas; `blocks`: the scored blocks, "OUT03-OUT11", default all that the
+      free alphas move and the metric sees
     - `trials`: completed trials of each Optuna study, default 60; `sampler`: blockwise (default), tpe, cmaes, gp or
       random
-    - `strategy`: joint (default) or stepwise; `passes` and `tolerance` of a stepwise one
+    - `strategy`: joint (default) or stepwise; `passes` and `tolerance` of a stepwise stage
     - `seeds`: random inputs of attention; `tf32`; `prompts` (a file) and `clip_skip` of the encoder metric
 
-    A study of several stages has `stages` instead, a mapping of these and a `name` for each. One stage without a name
-    is called as its metric: fits by different metrics may share a folder.
+    Args:
+        recipe: The recipe with free alphas.
+        target: The checkpoint to fit to.
+        folder: The folder of the study.
+        base: The model that differences are taken from. Default: the one called "base".
+        seed: The seed of the samplers, from 0 up.
+        name: The name that separates its trials from those of other studies in a database. Default: the folder's.
+        folders: Folders to search for checkpoints.
+        hashes: A cache of hashes.
+        stages: The stages, each a mapping of the fields of a stage and a `name`. Default: one stage, named after its
+            metric, so that fits by different metrics may share a folder.
+        **stage: The fields of the only stage.
 
-    Raises InputError with one line for each problem, nothing written; also if `folder` holds a study.yaml or
-    recipe.yaml that was not made by `new_study`.
+    Returns:
+        The study, with its checkpoints found.
+
+    Raises:
+        StudyError: One line for each problem; nothing is written then. Also if `folder` holds a study.yaml or
+            recipe.yaml that `new_study` did not write.
     """
     _check_types(recipe, folder, folders)
     folder = Path(folder)
     if stages is not None and stage:
         raise StudyError(f"{_CALLED}: stages: received beside {', '.join(stage)}; give each stage its own")
     metric = stage.get("metric", DEFAULT_METRIC)
-    own = metric if isinstance(metric, str) and metric in METRICS else "fit"
-    given = [{"name": own, **_stage_as_data(stage, folder)}] if stages is None else _stages_as_data(stages, folder)
+    stage_name = metric if isinstance(metric, str) and metric in METRICS else "fit"
+    given = (
+        [{"name": stage_name, **_stage_as_data(stage, folder)}] if stages is None else _stages_as_data(stages, folder)
+    )
     data = {
         **({} if name is None else {"name": name}),
         "recipe": _RECIPE,
@@ -113,8 +126,8 @@ def new_study(
             study, library, beside=Path(), recipe_given=f"{_CALLED}: recipe", target_given=f"{_CALLED}: target"
         )  # fmt: skip
     except InputError as error:
-        # The only stage's fields are arguments.
-        inner = f"{_CALLED}: stages.{own}." if stages is None else ""
+        # The fields of the only stage are arguments.
+        inner = f"{_CALLED}: stages.{stage_name}." if stages is None else ""
         raise type(error)(
             problem if not inner else problem.replace(inner, f"{_CALLED}: ", 1) for problem in error.problems
         ) from None
@@ -125,7 +138,7 @@ def new_study(
 
 
 def _check_types(recipe: object, folder: object, folders: object) -> None:
-    """Raise StudyError for what would fail before the study's fields are checked, all of it at once."""
+    """Raise StudyError, with all problems at once, for arguments of wrong types that no later check covers."""
     problems: list[str] = []
     if not isinstance(recipe, Recipe):
         problems.append(
@@ -134,7 +147,7 @@ def _check_types(recipe: object, folder: object, folders: object) -> None:
         )
     if not isinstance(folder, str | Path):
         problems.append(f"folder: received {shown(folder)}; must be a path")
-    if not (isinstance(folders, list | tuple) and all(isinstance(one, str | Path) for one in folders)):
+    if not (isinstance(folders, list | tuple) and all(isinstance(item, str | Path) for item in folders)):
         problems.append(f"folders: received {shown(folders)}; must be a list of paths")
     if problems:
         raise StudyError(f"{_CALLED}: {problem}" for problem in problems)
@@ -154,19 +167,19 @@ def _stage_as_data(stage: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _without_notes(recipe: Recipe) -> Recipe:
-    """The recipe without what an earlier fit noted in it."""
+    """Return the recipe without the notes of an earlier fit."""
     return replace(recipe, fitted=None, steps=tuple(replace(step, similarity=None) for step in recipe.steps))
 
 
 def _named_from_folder(study: Study, library: Library) -> Study:
-    """Return the study with its files named so that they are found from its folder, the first of `library`."""
-    folder, *others = library.folders
-    beyond = library.within(others)
+    """Return the study with files named so that they are found from its folder, the first of `library`."""
+    folder, *further = library.folders
+    beyond = library.within(further)
 
     def located(file: str, beside: Path, library: Library) -> Path | None:
         try:
             return library.find(file, beside)
-        except CheckpointError:  # one of several of that name
+        except CheckpointError:  # several files have that name
             return None
 
     def named(file: str, found: Path | None) -> str:
@@ -190,11 +203,11 @@ def _named_from_folder(study: Study, library: Library) -> Study:
 def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     texts = {folder / name: _MARK + dump_yaml(data) for name, data in files.items()}
     attempt(lambda: refuse_links(folder, replaced=texts), f"{_CALLED}: folder")
-    if others := [path for path in texts if path.exists() and not _is_own(path)]:
+    if foreign := [path for path in texts if path.exists() and not _is_made_here(path)]:
         raise StudyError(
-            f"{_CALLED}: folder: {path} is there, and new_study did not make it; load_study reads it, and another "
-            "folder keeps both"
-            for path in others
+            f"{_CALLED}: folder: {path} exists, and new_study did not write it; load_study reads it, or name another "
+            "folder"
+            for path in foreign
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +217,7 @@ def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         replace_text(path, text)
 
 
-def _is_own(path: Path) -> bool:
+def _is_made_here(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8") as file:
             return file.readline() == _MARK

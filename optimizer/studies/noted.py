@@ -1,4 +1,4 @@
-"""What recipes note of the studies that found them: similarities, searches, other random inputs."""
+"""The notes of studies in recipes: similarities, searches, scores on other random inputs."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ __all__ = [
     "noted_step_scores",
 ]
 
-# Noted and measured similarities that differ by more are of different things; devices differ by less.
+# Noted and measured similarities that differ by more are of different inputs; devices differ by less.
 ALIKE = 1e-5
 
 
@@ -34,9 +34,16 @@ def noted_scores(
     pooled: float | None = None,
     order: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Similarities {block: value} as recipes hold them, with their total; `unchanged` blocks without a value.
+    """Return similarities as recipes hold them, with their total.
 
-    If there are such, the blocks are in the given `order`.
+    Args:
+        scores: The similarities {block: value}, in [-1, 1].
+        unchanged: Blocks that are listed without a value.
+        pooled: The share explained of all blocks together, at most 1.
+        order: The order of the blocks, used if any are unchanged.
+
+    Returns:
+        The plain values that a recipe's YAML file holds.
     """
     rounded: dict[str, float | None] = {block: round(value, 9) for block, value in scores.items()}
     if unchanged:
@@ -51,11 +58,16 @@ def noted_scores(
 
 @dataclass(frozen=True)
 class StepScores:
-    """A step's similarities {block: value} under the final alphas, `before` of its input a, `after` of its result.
+    """The similarities of a step under the final alphas.
 
-    `before` is empty where it was read from a recipe that does not note it. `unchanged` are the blocks that the metric
-    does not score because the target has them from the base. `pooled` is the share explained of all blocks together,
-    of the metric `explained` alone.
+    Attributes:
+        stage: The name of the stage.
+        step: The name of the step.
+        metric: The metric, or both joined by +.
+        before: The similarities {block: value} of the step's input a; empty if the recipe does not note them.
+        after: The similarities {block: value} of the step's result.
+        unchanged: Blocks that the metric does not score because the target has them from the base.
+        pooled: The share explained of all blocks together, at most 1; the metric `explained` alone has it.
     """
 
     stage: str
@@ -68,7 +80,7 @@ class StepScores:
 
 
 def best_recipe(study: Study) -> Recipe | None:
-    """The recipe in the study's best.yaml; None if there is none. Raises InputError if it is of another recipe."""
+    """Return the recipe in the study's best.yaml, None without one; raise StudyError if it fits another recipe."""
     path = study.outputs.best
     recipe = load_recipe(path) if path.is_file() else None
     if recipe is not None and recipe.formulas != study.recipe.formulas:
@@ -78,10 +90,15 @@ def best_recipe(study: Study) -> Recipe | None:
 
 @dataclass(frozen=True)
 class NotedSearch:
-    """A search noted in a recipe's `fitted`: the result of `step` was scored on `measured` = ((metric, blocks), ...).
+    """A search noted in a recipe's `fitted`.
 
-    `similarity` is what it reached; `before`, once the recipe was simplified, what it reached before. `options` are
-    those of its metrics, files seen from the recipe.
+    Attributes:
+        name: The name of the search.
+        step: The step whose result was scored.
+        measured: The metrics with their scored blocks, ((metric, blocks), ...).
+        options: The options of the metrics; files are relative to the recipe.
+        similarity: The similarity reached, in [-1, 1].
+        before: The similarity reached before the recipe was simplified, in [-1, 1].
     """
 
     name: str
@@ -93,7 +110,7 @@ class NotedSearch:
 
     @property
     def metric(self) -> str:
-        """What recipes call the metric: its name, or both joined by +."""
+        """The metric as recipes name it: one name, or two joined by +."""
         return "+".join(name for name, _ in self.measured)
 
     @property
@@ -102,13 +119,13 @@ class NotedSearch:
         return tuple(block for _, blocks in self.measured for block in blocks)
 
     @property
-    def reads(self) -> bool:
-        """Whether prompts matter."""
+    def uses_prompts(self) -> bool:
+        """Whether a metric reads prompts."""
         return any(METRICS[name].needs_prompts for name, _ in self.measured)
 
 
 def noted_searches(recipe: Recipe) -> tuple[NotedSearch, ...]:
-    """The searches in `recipe.fitted`; none if it tells of none. Raises RecipeError for what cannot be understood."""
+    """Return the searches noted in a recipe, perhaps none; raise RecipeError if a note cannot be read."""
     if (problem := recipe.noted.problems.get("searches")) is not None:
         raise RecipeError(f"fitted.searches: {problem}")
     return tuple(_noted_search(recipe, entry, position) for position, entry in enumerate(recipe.noted.searches or ()))
@@ -116,20 +133,28 @@ def noted_searches(recipe: Recipe) -> tuple[NotedSearch, ...]:
 
 def _noted_search(recipe: Recipe, entry: FittedSearch, position: int) -> NotedSearch:
     where = f"fitted.searches[{position}]"
-    # A text that is missing is as bad as one that is none.
+    # These texts are required.
     missing = [key for key in ("name", "metric", "blocks") if getattr(entry, key) is None]
     problems = {**dict.fromkeys(missing, "received None; must be text, as a fit writes it"), **entry.problems}
     names = (entry.metric or "").split("+")
     unknown = [name for name in names if name not in METRICS]
     if unknown and "metric" not in problems:
         problems["metric"] = f"received {unknown[0]!r}; must be one of {', '.join(METRICS)}"
-    reads = not unknown and any(map(needs_prompts, names))
-    used = ("metric", "blocks", "seeds", *(("clip_skip", "prompts") if reads else ()), "similarity", "before", "name")
+    with_prompts = not unknown and any(map(needs_prompts, names))
+    used = (
+        "metric",
+        "blocks",
+        "seeds",
+        *(("clip_skip", "prompts") if with_prompts else ()),
+        "similarity",
+        "before",
+        "name",
+    )
     if wrong := [f"{where}.{key}: {problems[key]}" for key in used if key in problems]:
         raise RecipeError(wrong)
     name, text = entry.name or "", entry.blocks or ""
     blocks = attempt(lambda: recipe.layout.parse_blocks(text), f"{where}.blocks")
-    kinds = [kind for kind in OPTIONS if any(METRICS[one].options is kind for one in names)]
+    kinds = [kind for kind in OPTIONS if any(METRICS[metric].options is kind for metric in names)]
     return NotedSearch(
         name=name,
         step=_noted_step(recipe, entry, "+".join(names), blocks, where),
@@ -143,14 +168,14 @@ def _noted_search(recipe: Recipe, entry: FittedSearch, position: int) -> NotedSe
 def _split(
     recipe: Recipe, names: Sequence[str], blocks: Sequence[str], where: str
 ) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Which metric scores which blocks: each those that it sees and no earlier one does."""
+    """Return the metrics with their blocks: each scores the blocks that it sees and no earlier metric does."""
     found: list[tuple[str, tuple[str, ...]]] = []
     left = list(blocks)
     for name in names:
-        own = tuple(block for block in METRICS[name].sees(recipe.layout) if block in left)
-        left = [block for block in left if block not in own]
-        if own:
-            found.append((name, own))
+        seen = tuple(block for block in METRICS[name].sees(recipe.layout) if block in left)
+        left = [block for block in left if block not in seen]
+        if seen:
+            found.append((name, seen))
     if left:
         blocks = recipe.layout.describe_blocks(left)
         raise RecipeError(f"{where}.blocks: {blocks} cannot be measured by {'+'.join(names)!r}")
@@ -160,8 +185,11 @@ def _split(
 def _noted_step(recipe: Recipe, entry: FittedSearch, label: str, blocks: Sequence[str], where: str) -> str:
     """Return the step whose result a search scored.
 
-    Stepwise searches are named STAGE/STEP. A joint one scored the last step of its stage: of the steps that note
-    similarities by its metric on its blocks, the one that notes what the search reached, else the last.
+    Stepwise searches are named STAGE/STEP. A joint search scored the last step of its stage. This is, of the steps that
+    note similarities by its metric on its blocks, the one with the similarity that the search reached, else the last.
+
+    Raises:
+        RecipeError: The notes name no step of the recipe.
     """
     names = [step.name for step in recipe.steps]
     if (problem := entry.problems.get("step")) is not None:
@@ -178,7 +206,7 @@ def _noted_step(recipe: Recipe, entry: FittedSearch, label: str, blocks: Sequenc
         raise RecipeError(f"{where}.name: received {name!r}; no step of the recipe has this name")
     ordered = dict.fromkeys(inner.name for step in names for inner in recipe.ancestors(step))
     scores = {step: _scores(recipe.step(step), label).of(tuple(blocks)) for step in ordered}
-    noting = [step for step, own in scores.items() if len(own) == len(blocks)]
+    noting = [step for step, noted in scores.items() if len(noted) == len(blocks)]
     equal = [
         step
         for step in noting
@@ -188,7 +216,7 @@ def _noted_step(recipe: Recipe, entry: FittedSearch, label: str, blocks: Sequenc
 
 
 def _scores(step: Step, metric: str) -> FittedScores:
-    """Return the similarities that a step notes by a metric; none if it notes nothing that can be used."""
+    """Return the similarities that a step notes by a metric, empty if none can be used."""
     noted = (step.similarity or {}).get(metric)
     return FittedScores.from_data(noted if isinstance(noted, Mapping) else {})
 
@@ -200,9 +228,15 @@ def needs_prompts(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class NotedSpread:
-    """The total similarity by `metric` of a stage's last step on random inputs that were not fitted on, for each seed.
+    """The similarities of a stage's last step on random inputs that were not fitted on.
 
-    `fitted` is that on those that were; None if the recipe does not note it.
+    Attributes:
+        stage: The name of the stage.
+        step: The name of its last step.
+        metric: The metric.
+        fitted: The total similarity on the inputs that were fitted on; None if the recipe does not note it.
+        seeds: The seeds of the other inputs.
+        totals: The total similarity, in [-1, 1], for each seed.
     """
 
     stage: str
@@ -233,19 +267,21 @@ def noted_step_scores(study: Study, recipe: Recipe) -> Iterator[StepScores]:
 
 
 def noted_spreads(study: Study, recipe: Recipe, scores: Sequence[StepScores]) -> Iterator[NotedSpread]:
-    """Yield what the recipe notes of the study's stages under other random inputs, as far as it can be understood."""
+    """Yield the readable notes on the study's stages under other random inputs."""
     stages = {stage.name: stage for stage in study.stages}
-    for entry in recipe.noted.other_random_inputs or ():
-        stage, metric = stages.get(entry.stage or ""), entry.metric
-        if stage is None or metric not in METRICS or entry.seeds is None or not entry.totals:
+    for spread in recipe.noted.other_random_inputs or ():
+        stage, metric = stages.get(spread.stage or ""), spread.metric
+        if stage is None or metric not in METRICS or spread.seeds is None or not spread.totals:
             continue
-        if len(entry.totals) != len(entry.seeds):
+        if len(spread.totals) != len(spread.seeds):
             continue
         step = stage.steps[-1]
         blocks = next((blocks for name, blocks in stage.measured if name == metric), ())
         of_stage = [
-            one.after for one in scores if (one.stage, one.step, one.metric) == (stage.name, step, stage.metric)
+            entry.after
+            for entry in scores
+            if (entry.stage, entry.step, entry.metric) == (stage.name, step, stage.metric)
         ]
-        own = [after[block] for after in of_stage for block in blocks if block in after]
-        fitted = math.fsum(own) / len(own) if own else None
-        yield NotedSpread(stage.name, step, metric, fitted, entry.seeds, entry.totals)
+        values = [after[block] for after in of_stage for block in blocks if block in after]
+        fitted = math.fsum(values) / len(values) if values else None
+        yield NotedSpread(stage.name, step, metric, fitted, spread.seeds, spread.totals)

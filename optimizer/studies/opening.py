@@ -1,4 +1,4 @@
-"""The files of a study, or what an earlier run measured of them."""
+"""Open the checkpoints of a study, or load their statistics from an earlier run."""
 
 import os
 import warnings
@@ -35,9 +35,13 @@ __all__ = ["OpenStudy", "open_study"]
 
 @dataclass(frozen=True)
 class OpenStudy:
-    """What was measured of a study's checkpoints and, if they are there, the checkpoints, opened.
+    """The statistics of a study's checkpoints and, unless they are missing, the open checkpoints.
 
-    `kept` is what the study's folder holds: the same, perhaps of more sources.
+    Attributes:
+        study: The study.
+        measured: The statistics of the sources that the study needs.
+        kept: The statistics in the study's folder, perhaps of further sources.
+        files: The open checkpoints; None if any is missing.
     """
 
     study: Study
@@ -47,33 +51,52 @@ class OpenStudy:
 
     @property
     def comparison(self) -> Comparison | Measured:
-        """What metrics are built from."""
+        """The input from which metrics are built: the open checkpoints, else their statistics."""
         return self.measured if self.files is None else self.files
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Those of the sources by name, in the order of coefficients, then the target's as "the target"."""
+        """Fingerprints of the sources by name, in the order of coefficients, then of "the target"."""
         marks = {**self.measured.sources, "the target": self.measured.target}
         return {name: mark.fingerprint for name, mark in marks.items()}
 
     def options(self, stage: Stage) -> Options:
-        """Return the options of a stage's metrics with defaults that depend on the target filled in.
+        """Return the options of a stage's metrics, with the defaults that depend on the target.
 
-        Raises CheckpointError for a text encoder that is unknown.
+        Raises CheckpointError for an unknown text encoder.
+
+        Args:
+            stage: A stage of the study.
+
+        Returns:
+            The options; unchanged if the checkpoints are missing.
         """
         if self.files is None:
             return stage.options
         target, layout = self.files.target, self.study.recipe.layout
-        return Options(tuple(one.resolved(target, layout) if used else one for one, used in stage.used_options))
+        return Options(
+            tuple(options.resolved(target, layout) if used else options for options, used in stage.used_options)
+        )
 
     def sha256(
         self, hashes: HashCache | None, progress: Callable[[str, int, int], None], *, known: bool = False
     ) -> dict[str, str]:
-        """The hash of each source by name, and of the target as "", noted for runs that have not got the files.
+        """Return the SHA-256 of each checkpoint, and keep it for runs without the files.
 
-        Only those that `hashes` has if `known`. Of files that are not there, those that an earlier run noted. What is
-        not known, or cannot be read any more, is left out. So are files that were changed, replaced or deleted since
-        they were opened, with a BlockfitWarning for each: a hash of what lies there now would be of another file.
+        Missing files have the hash that an earlier run recorded. Unknown hashes and unreadable files are omitted. Files
+        that were changed, replaced or deleted since they were opened are omitted too, each with a BlockfitWarning,
+        since their hash would be that of another file.
+
+        Args:
+            hashes: A cache of hashes.
+            progress: Called with a description, the files done and their number.
+            known: Whether to return only hashes that the cache holds, and to read no file.
+
+        Returns:
+            The hashes, 64 hexadecimal digits, by source name; "" is the target.
+
+        Raises:
+            KeyboardInterrupt: The user pressed Ctrl-C; files that are waiting are not hashed.
         """
         if self.files is None:
             marks = {**self.measured.sources, "": self.measured.target}
@@ -90,7 +113,7 @@ class OpenStudy:
                 return sha256(checkpoint.path, hashes)
             return None
 
-        # hashlib lets other threads run meanwhile.
+        # hashlib releases the GIL.
         with ThreadPoolExecutor(os.cpu_count() or 1, "hashing") as pool:
             try:
                 for position, (name, digest) in enumerate(zip(files, pool.map(hashed, files.values()), strict=True)):
@@ -102,11 +125,11 @@ class OpenStudy:
                 raise
         progress("hashing the checkpoints", len(files), len(files))
         for name, checkpoint in files.items():
-            # Asked again: it may have happened while hashing.
+            # The file may have changed while it was hashed.
             if (change := checkpoint.change_since_open()) is not None:
                 found.pop(name, None)
                 warnings.warn(
-                    f"{checkpoint.label}: {change} during the fit: what was found is about the file as it was before, "
+                    f"{checkpoint.label}: {change} during the fit: the result is of the file as it was before, "
                     "and best.yaml notes no hash of it",
                     BlockfitWarning,
                     stacklevel=2,
@@ -127,15 +150,27 @@ def open_study(
     hashes: HashCache | None = None,
     tensors: bool = True,
 ) -> Iterator[OpenStudy]:
-    """Give the statistics of the study's checkpoints on at least `blocks`, measured now unless they were before.
+    """Open a study's checkpoints and measure their statistics, unless an earlier run did.
 
-    An earlier run's serve as long as every file that is there has the fingerprint that it had then, and every file that
-    is not there is still named as it was then. With `tensors` the files must be there if one of the study's metrics is
-    computed from them.
+    The statistics of an earlier run are reused if every file present has its fingerprint of then and every missing file
+    still has its name of then.
 
-    Raises StudyError for files that are missing and cannot be done without, CheckpointError for files that do not fit
-    or that are changed, replaced or deleted while they are measured; nothing of that is kept then. Gives a
-    BlockfitWarning for what is odd about the files.
+    Raises CheckpointError if files do not fit together, or are changed, replaced or deleted while they are measured. No
+    statistics are kept then. Issues a BlockfitWarning for each oddity of the files.
+
+    Args:
+        study: The study, with its checkpoints found.
+        blocks: Blocks that the statistics must cover.
+        device: The device of the computation.
+        progress: Called with a description, the amount done and the total.
+        hashes: A cache of fingerprints.
+        tensors: Whether the files are required if a metric of the study reads tensors.
+
+    Yields:
+        The open study.
+
+    Raises:
+        StudyError: Files are missing that no statistics can replace.
     """
     check_study_folder(study.folder)
     earlier, broken = _earlier(study)
@@ -180,7 +215,7 @@ def open_study(
 
 
 def _earlier(study: Study) -> tuple[Measured | None, tuple[str, ...]]:
-    """Return what an earlier run measured, and why what is there cannot be used."""
+    """Return the statistics of an earlier run, and the reasons why its file cannot be used."""
     try:
         return read_measured(study.outputs.statistics), ()
     except CheckpointError as error:
@@ -188,7 +223,7 @@ def _earlier(study: Study) -> tuple[Measured | None, tuple[str, ...]]:
 
 
 def _keep(study: Study, measured: Measured) -> None:
-    # A folder that cannot be written to costs the next run the pass over the files, no more.
+    # Without the file the next run only has to read the checkpoints again.
     with suppress(InputError):
         save_measured(measured, study.outputs.statistics)
 
@@ -202,8 +237,9 @@ def _reads_tensors(study: Study) -> bool:
 
 
 def _contributors(study: Study, sources: Sequence[str]) -> Contributors:
-    """Which of `sources`, by their positions, can count in what the stages score."""
-    return Contributors(study.recipe, sources, list(dict.fromkeys(step for one in study.stages for step in one.steps)))
+    """Return which of `sources`, by position, can count in the results that the stages score."""
+    steps = dict.fromkeys(step for stage in study.stages for step in stage.steps)
+    return Contributors(study.recipe, sources, list(steps))
 
 
 def _check_steps(study: Study, known: Comparison | Measured) -> None:
@@ -213,7 +249,7 @@ def _check_steps(study: Study, known: Comparison | Measured) -> None:
 
 
 def _without_files(study: Study, earlier: Measured, hashes: HashCache | None) -> Measured | None:
-    """What was measured of the study's files, if those there have not changed, nor have the names of the others."""
+    """Return the earlier statistics if the files present, and the names of missing files, have not changed."""
 
     def marked(path: Path | None, file: str, before: FileMark | None) -> FileMark:
         if path is not None:
@@ -232,7 +268,7 @@ def _without_files(study: Study, earlier: Measured, hashes: HashCache | None) ->
 
 
 def _serving(study: Study, earlier: Measured, sources: Mapping[str, FileMark], target: FileMark) -> Measured | None:
-    """What was measured earlier of these sources; None if it was of other files, or sorted into blocks otherwise."""
+    """Return the earlier statistics of these sources; None if they are of other files, blocks or shapes."""
     recipe = study.recipe
     alike = (earlier.layout.name, earlier.mapping, earlier.base) == (recipe.layout.name, recipe.mapping, study.base)
     same = earlier.target.fingerprint == target.fingerprint and all(
@@ -242,7 +278,7 @@ def _serving(study: Study, earlier: Measured, sources: Mapping[str, FileMark], t
     found = earlier.of_sources(tuple(sources)) if alike and same else None
     if found is None:
         return None
-    # What was left out then for its shape may count now, by other alphas.
+    # Under other alphas a tensor may count that was left out for its shape.
     contributing = _contributors(study, tuple(sources))
     left_out = [part for part in found.parts if part.other_shapes]
     counts = any(

@@ -1,4 +1,4 @@
-"""What each stage of a study searches and scores."""
+"""Stages of a study: the alphas that each searches and the blocks that it scores."""
 
 import math
 from collections.abc import Sequence
@@ -27,18 +27,18 @@ __all__ = [
 ]
 
 _DEFAULT_TRIALS = 60
-# A further pass of a stepwise stage that gains less is the last.
+# Gain in total similarity below which a pass of a stepwise stage is the last.
 _DEFAULT_TOLERANCE = 1e-6
 _STRATEGIES = words_of(StrategyName)
-# What a study may ask for; more would take years, and some of it is gone through before a trial is run.
+# Limits of a study; more would take years, and much of that before the first trial.
 MOST_STAGES, _MOST_PASSES, _MOST_TRIALS = 100, 1000, 10_000_000
-MOST_SEARCHED = 100  # steps with free alphas in a stage; people's recipes have tens
-# Numbers that a joint stage searches at once: the time grows faster than their square. 23 steps of 26 alphas are 598.
+MOST_SEARCHED = 100  # steps with free alphas in a stage; real recipes have tens
+# Free alphas of a joint stage: the time grows faster than their square. 23 steps of 26 alphas are 598.
 MOST_JOINT = 600
 
 
 class _StageFields(UserFile):
-    """A stage: which free alphas are searched, by which similarity, and how."""
+    """One stage: the free alphas it searches, the similarity, and the method."""
 
     name: StrictStr = Field(description="The name.", examples=["outputs"])
     steps: list[StrictStr] | None = Field(
@@ -64,7 +64,7 @@ class _StageFields(UserFile):
         description="joint: all free alphas at once; stepwise: each step on its own result, one after another.",
         json_schema_extra={"enum": list(_STRATEGIES)},
     )
-    passes: StrictInt = Field(1, description="How often a stepwise stage goes over its steps, at most.")
+    passes: StrictInt = Field(1, description="The largest number of passes of a stepwise stage over its steps.")
     tolerance: float = Field(
         _DEFAULT_TOLERANCE,
         description="The gain in total similarity below which a pass of a stepwise stage is the last.",
@@ -75,7 +75,7 @@ class _StageFields(UserFile):
     )
 
     def problems(self, base: str | None) -> list[str]:
-        """Return a line for each field that cannot be used, whatever the recipe; `base` is the study's."""
+        """Return a line for each field that no recipe can use; `base` is the study's base."""
         problems: list[str] = []
         for name, value, known in (
             ("metric", self.metric, METRICS),
@@ -103,21 +103,30 @@ class _StageFields(UserFile):
 if TYPE_CHECKING:
     StageEntry = _StageFields
 else:
-    # The options of the metrics are fields of a stage.
+    # The options of metrics are fields of a stage.
     StageEntry = create_model(
         "StageEntry",
         __base__=_StageFields,
         __doc__=_StageFields.__doc__,
-        **{name: (one.annotation, one) for kind in OPTIONS for name, one in kind.model_fields.items()},
+        **{name: (option.annotation, option) for kind in OPTIONS for name, option in kind.model_fields.items()},
     )
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One search: `parameters` of `steps`, scored on `measured` = ((metric, blocks), ...).
+    """One stage of a study.
 
-    `trials` is the number of completed trials of each Optuna study; `options` are the metrics'. A stepwise stage goes
-    over its steps at most `passes` times, until one raises the total similarity by less than `tolerance`.
+    Attributes:
+        name: The name.
+        steps: The names of the steps whose free alphas are searched, in the order of evaluation.
+        measured: The metrics with their scored blocks, ((metric, blocks), ...).
+        strategy: "joint" or "stepwise".
+        trials: The number of completed trials of each Optuna study.
+        sampler: The name of the sampler.
+        parameters: The free alphas that are searched.
+        options: The options of the metrics.
+        passes: The largest number of passes over the steps of a stepwise stage.
+        tolerance: The gain in total similarity below which a pass is the last.
     """
 
     name: str
@@ -137,41 +146,47 @@ class Stage:
         return tuple(block for _, blocks in self.measured for block in blocks)
 
     @property
-    def draws(self) -> bool:
-        """Whether random inputs matter."""
+    def uses_seeds(self) -> bool:
+        """Whether a metric draws random inputs."""
         return any(METRICS[name].needs_seed for name, _ in self.measured)
 
     @property
-    def reads(self) -> bool:
-        """Whether prompts matter."""
+    def uses_prompts(self) -> bool:
+        """Whether a metric reads prompts."""
         return any(METRICS[name].needs_prompts for name, _ in self.measured)
 
     @property
     def used_options(self) -> tuple[tuple[MetricOptions, bool], ...]:
-        """The options of each metric that has some, and whether the stage scores by that metric."""
+        """The options of every metric that has any, each with whether the stage scores by that metric."""
         used = {METRICS[name].options for name, _ in self.measured}
         return tuple((self.options.of(kind), kind in used) for kind in OPTIONS)
 
     @property
     def described_options(self) -> list[str]:
-        """The options that matter, in some words each."""
+        """Short descriptions of the options that affect the scores."""
         return [text for options, used in self.used_options for text in options.described(used=used)]
 
     @property
     def metric(self) -> str:
-        """What the total is called: the metric, or both joined by +."""
+        """The name of the total similarity: the metric, or both joined by +."""
         return "+".join(name for name, _ in self.measured)
 
     def searches(self, number: int = 1) -> tuple[tuple[str, str, tuple[Parameter, ...]], ...]:
-        """(Optuna study name, scored step, parameters) of pass `number` from 1 up, in the order in which they run.
+        """Return the searches of one pass, in the order in which they run.
 
-        A joint stage scores its last step. The first pass of a stepwise one scores every step by itself; further ones
-        score the last step, the alphas of all others filled.
+        A joint stage scores its last step. The first pass of a stepwise stage scores every step by itself. Further
+        passes score the last step, with the alphas of all other steps filled in.
+
+        Args:
+            number: The number of the pass, from 1 up.
+
+        Returns:
+            (name of the Optuna study, scored step, parameters) for each search.
         """
         if self.strategy == "joint":
             return ((self.name, self.steps[-1], self.parameters),)
-        own = ((step, tuple(entry for entry in self.parameters if entry.step == step)) for step in self.steps)
-        searched = ((step, parameters) for step, parameters in own if parameters)
+        by_step = ((step, tuple(entry for entry in self.parameters if entry.step == step)) for step in self.steps)
+        searched = ((step, parameters) for step, parameters in by_step if parameters)
         if number == 1:
             return tuple((f"{self.name}/{step}", step, parameters) for step, parameters in searched)
         last = self.steps[-1]
@@ -179,9 +194,19 @@ class Stage:
 
 
 def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path) -> Stage:
-    """Return the stage of a study in `folder` that its file says `entry` of.
+    """Return the stage that an entry of a study's file describes.
 
-    Raises StudyError with one line for each problem.
+    Args:
+        entry: The entry.
+        recipe: The recipe of the study.
+        base: The name of the model that differences are taken from; None without one.
+        folder: The folder of the study; files of prompts are relative to it.
+
+    Returns:
+        The checked stage.
+
+    Raises:
+        StudyError: One line for each problem.
     """
     problems = entry.problems(base)
     options = _metric_options(entry, recipe.layout, folder, problems)
@@ -218,7 +243,7 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
 
 
 def _metric_options(entry: StageEntry, layout: Layout, folder: Path, problems: list[str]) -> Options:
-    """Return the options in a stage's fields, those of its metrics with the files that they name in `folder` read."""
+    """Return the options in a stage's fields; read the files that the options of its metrics name in `folder`."""
     used = {METRICS[name].options for name in (entry.metric, entry.elsewhere) if name in METRICS}
     found = []
     for kind in OPTIONS:
@@ -235,7 +260,7 @@ def _metric_options(entry: StageEntry, layout: Layout, folder: Path, problems: l
 
 
 def _stage_steps(entry: StageEntry, recipe: Recipe, problems: list[str]) -> tuple[str, ...]:
-    """The stage's steps in the order of evaluation."""
+    """Return the steps of a stage in the order of evaluation; add a line to `problems` for each mistake."""
     order = _evaluation_order(recipe)
     free = [name for name in order if parameters_of(recipe, [name])]
     if not free:
@@ -250,18 +275,19 @@ def _stage_steps(entry: StageEntry, recipe: Recipe, problems: list[str]) -> tupl
         problems.append(f"steps: {', '.join(fixed)} {has} no free alpha; write `alpha: {{search: [0, 1]}}` there")
     chosen = tuple(name for name in free if entry.steps is None or name in entry.steps)
     if (entry.strategy == "joint" or entry.passes > 1) and chosen:
-        what = "a joint stage scores" if entry.strategy == "joint" else "further passes score"
+        scoring = "a joint stage scores" if entry.strategy == "joint" else "further passes score"
         leading = {step.name for step in recipe.ancestors(chosen[-1])}
-        if apart := [repr(name) for name in chosen if name not in leading]:
-            does = "does" if len(apart) == 1 else "do"
-            problems.append(f"steps: {', '.join(apart)} {does} not lead to {chosen[-1]!r}, which {what}")
+        if aside := [repr(name) for name in chosen if name not in leading]:
+            does = "does" if len(aside) == 1 else "do"
+            problems.append(f"steps: {', '.join(aside)} {does} not lead to {chosen[-1]!r}, which {scoring}")
     return chosen
 
 
 def _evaluation_order(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of all steps, each after its inputs."""
     names: dict[str, None] = {}
     for step in recipe.steps:
-        # What comes after its inputs already needs no search among its ancestors.
+        # A shortcut for steps that already follow their inputs.
         if all(name in names or name in recipe.models for name in step.inputs.values()):
             names[step.name] = None
         elif step.name not in names:
@@ -270,7 +296,7 @@ def _evaluation_order(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Which metric scores which blocks. `elsewhere` takes the moved blocks that the stage's metric cannot see."""
+    """Return the metrics with their blocks: `elsewhere` scores the moved blocks that `metric` cannot see."""
     for key, name in (("metric", entry.metric), ("elsewhere", entry.elsewhere)):
         if name is not None:
             try:
@@ -279,7 +305,7 @@ def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> t
                 raise StudyError(f"{key}: {problem}" for problem in error.problems) from None
     seen = METRICS[entry.metric].sees(layout)
     moved = {block for parameter in free for block in parameter.blocks}
-    own = {parameter.blocks[0] for parameter in free if not parameter.free.tie}
+    untied = {parameter.blocks[0] for parameter in free if not parameter.free.tie}
     beyond = () if entry.elsewhere is None else METRICS[entry.elsewhere].sees(layout)
     problems = []
     try:
@@ -293,11 +319,13 @@ def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> t
                 f"{layout.describe_blocks(seen)}; leave out what it does not see, or name a metric that sees it as "
                 "`elsewhere`"
             )
-        listed |= {block for block in own if block not in seen}
-    if blind := [block for block in own if block not in seen and block not in beyond]:
-        searched = described_alphas((one.name for one in free if not one.free.tie and one.blocks[0] in blind), layout)
+        listed |= {block for block in untied if block not in seen}
+    if blind := [block for block in untied if block not in seen and block not in beyond]:
+        searched = described_alphas(
+            (entry.name for entry in free if not entry.free.tie and entry.blocks[0] in blind), layout
+        )
         problems.append(
-            f"metric: nothing sees {layout.describe_blocks(blind)}, where {', '.join(searched)} would be searched: "
+            f"metric: no metric sees {layout.describe_blocks(blind)}, where {', '.join(searched)} would be searched: "
             f"{entry.metric!r} sees {layout.describe_blocks(seen)}"
             + ("" if entry.elsewhere else "; name another metric for the rest as `elsewhere`")
         )
@@ -312,13 +340,13 @@ def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> t
 
 
 def unsearched(recipe: Recipe, stages: Sequence[Stage]) -> list[str]:
-    """A block's own free alpha that no stage scores would stay where it starts, unsaid."""
+    """Return a line for free alphas that no stage scores: they would silently keep their start value."""
     searched = {parameter.name for stage in stages for parameter in stage.parameters}
-    wanted = dict.fromkeys(step for stage in stages for step in stage.steps)
-    missed = [parameter for parameter in parameters_of(recipe, wanted) if parameter.name not in searched]
+    steps = dict.fromkeys(step for stage in stages for step in stage.steps)
+    missed = [parameter for parameter in parameters_of(recipe, steps) if parameter.name not in searched]
     if not missed:
         return []
     blocks = recipe.layout.describe_blocks({block for parameter in missed for block in parameter.blocks})
     names = described_alphas((parameter.name for parameter in missed), recipe.layout)
-    way = "add what is missing to a stage's `blocks`, or give the alphas numbers"
-    return [f"{', '.join(names)}: no stage scores {blocks}; {way}"]
+    advice = "add these blocks to a stage's `blocks`, or give the alphas numbers"
+    return [f"{', '.join(names)}: no stage scores {blocks}; {advice}"]

@@ -1,4 +1,4 @@
-"""Studies as YAML files, their checkpoints found."""
+"""Read studies from YAML files, and find their checkpoints."""
 
 import os
 import re
@@ -24,10 +24,10 @@ _GENERATION = re.compile(r"@\d+$")
 
 
 class TargetEntry(UserFile):
-    """The checkpoint that the recipe is fitted to."""
+    """The target: the checkpoint that the recipe is fitted to."""
 
     file: StrictStr = Field(
-        description="The file, beside the study or in the folders of models; its hash will do, too.",
+        description="The file, beside the study or in the folders of models; or its hash.",
         examples=["target.safetensors"],
     )
 
@@ -37,9 +37,9 @@ class StudyEntry(UserFile):
 
     name: StrictStr | None = Field(
         None,
-        description="The name, which tells its trials from other studies' in a database. Default: the folder's.",
+        description="The name, which separates its trials from other studies' in a database. Default: the folder's.",
     )
-    recipe: StrictStr = Field(description="The recipe's file, as seen from the study.", examples=["recipe.yaml"])
+    recipe: StrictStr = Field(description="The recipe's file, relative to the study.", examples=["recipe.yaml"])
     target: TargetEntry
     base: str | None = Field(
         None,
@@ -56,12 +56,23 @@ def study_schema() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe with holes, the target it is fitted to, and the stages of the search. `folder` takes the results.
+    """A recipe with free alphas, the target it is fitted to, and the stages of the search.
 
-    `name` tells its trials from those of other studies in a database; by default it is the folder's. `files` are the
-    sources that the stages need, as the recipe names them; `sources` those that were found. `missing`
-    tells, a line each, what was not found: the statistics that an earlier run left in `folder` may stand in for it.
-    `path` is the study's own file; `asked_trials` the budget that was asked for instead of the stages' own.
+    Attributes:
+        folder: The folder of the study and its results.
+        recipe: The recipe with free alphas.
+        recipe_path: The file of the recipe.
+        sources: The paths of the sources that were found, by model name.
+        target: The path of the target.
+        target_file: The target as the study names it.
+        base: The name of the model that differences are taken from; None without one.
+        seed: The seed of the samplers, from 0 up.
+        stages: The stages, in the order in which they run.
+        files: The sources that the stages need, as the recipe names them, {model: file}.
+        missing: One line per file not found. Saved statistics in `folder` may replace these files.
+        name: The name that separates its trials from those of other studies in a database; the folder's by default.
+        path: The study's YAML file.
+        asked_trials: The requested number of trials that replaced the stages' own; None if none was requested.
     """
 
     folder: Path
@@ -81,37 +92,37 @@ class Study:
 
     @property
     def outputs(self) -> StudyFolder:
-        """The paths of what blockfit writes into the study's folder."""
+        """The paths of the files that blockfit writes into the study's folder."""
         return StudyFolder(self.folder)
 
-    def disturbs(self, stage: Stage, other: Stage) -> bool:
-        """Whether `stage` moves what `other` scores."""
+    def affects(self, stage: Stage, other: Stage) -> bool:
+        """Return whether the alphas of `stage` change a score of `other`."""
         leading = {step.name for step in self.recipe.ancestors(other.steps[-1])}
-        moved = {block for one in stage.parameters if one.step in leading for block in one.blocks}
+        moved = {block for entry in stage.parameters if entry.step in leading for block in entry.blocks}
         return bool(moved & set(other.blocks))
 
     @property
     def needed_files(self) -> dict[str, str]:
-        """The sources that the stages need, and the base, as the recipe names their files: {source: file}."""
+        """The sources that the stages need, the base included, as the recipe names them, {model: file}."""
         recipe = self.recipe
         used = {name for stage in self.stages for step in stage.steps for name in recipe.sources(step)} | {self.base}
         return {name: model.file for name, model in recipe.models.items() if name in used}
 
     def without_files(self) -> "Study":
-        """The same study as if none of its checkpoints were there: what was measured of them stands in."""
+        """Return the study without its checkpoints; saved statistics replace them."""
         kept = self.outputs.statistics
-        missing = f"{kept}: was not measured of the checkpoints that this study names; fit it again"
+        missing = f"{kept}: holds no statistics of the checkpoints that this study names; fit it again"
         return replace(self, sources={}, target=Path(), files=self.needed_files, missing=(missing,))
 
     def with_trials(self, trials: int) -> "Study":
-        """The same study with this budget of completed trials for each of its Optuna studies."""
+        """Return the study with `trials` completed trials for each Optuna study; raise StudyError below 1."""
         if trials < 1:
             raise StudyError(f"received {trials}; must be at least 1", field="trials")
         return replace(self, stages=tuple(replace(stage, trials=trials) for stage in self.stages), asked_trials=trials)
 
 
 def study_file(path: Path | str) -> Path:
-    """The YAML file of the study that a user names by the file or by its folder."""
+    """Return the YAML file of a study that is named by its file or its folder."""
     path = Path(path)
     return path / "study.yaml" if os.path.isdir(path) else path
 
@@ -124,13 +135,22 @@ def load_study(
     hashes: HashCache | None = None,
     progress: Progress | None = None,
 ) -> Study:
-    """The study in a YAML file or in the folder that holds `study.yaml`, its checkpoints located in `folders` too.
+    """Read a study and find its checkpoints.
 
         result = fit(load_study("my-study", ["D:/webui/models/Stable-diffusion"]))
 
-    Without `with_files` the checkpoints are not looked for: enough to read what was found, not to fit. `hashes` and
-    `progress` are for files that are named by their hash, as in `locate`.
-    Raises InputError with one line for each problem, such as a link among what is written into the folder.
+    Args:
+        path: The study's YAML file, or the folder that holds study.yaml.
+        folders: Folders to search for checkpoints, after those of the study and the recipe.
+        with_files: Whether to find the checkpoints. A study without them can be read, but not fitted.
+        hashes: A cache of hashes, for files that are named by their hash.
+        progress: Called with a description, the bytes hashed and their total.
+
+    Returns:
+        The study. `missing` lists files that were not found, if saved statistics may replace them.
+
+    Raises:
+        StudyError: One line for each problem, links in the place of result files included.
     """
     given, path = Path(path), study_file(path)
     check_study_folder(path.parent)
@@ -150,20 +170,30 @@ def load_study(
 
 
 def _no_study(folder: Path, missing: Path) -> str:
-    """What a folder is in which no study is, and what makes one."""
+    """Return the message for a folder without a study: its contents, and the way to make a study."""
     found = len(checkpoints_in(folder))
     holds = f"holds {'a checkpoint' if found == 1 else f'{found} checkpoints'} and " if found else ""
-    said = missing_file(missing, TEXT_SUFFIXES)
+    reason = missing_file(missing, TEXT_SUFFIXES)
     return (
-        f"is no study: it {holds}lacks {missing.name} ({said}); `first_study(TARGET, SOURCE, folder=FOLDER)` makes a "
+        f"is no study: it {holds}lacks {missing.name} ({reason}); `first_study(TARGET, SOURCE, folder=FOLDER)` makes a "
         "study, which is a folder of its own"
     )
 
 
 def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Study:
-    """The study in `folder` whose YAML file says `entry`, its checkpoints not looked for; `name` is the default name.
+    """Return the study that an entry describes, without its checkpoints.
 
-    Raises StudyError with one line for each problem.
+    Args:
+        entry: The contents of study.yaml.
+        recipe: The recipe that it names.
+        folder: The folder of the study.
+        name: The name of a study that states none.
+
+    Returns:
+        The checked study; `sources` is empty.
+
+    Raises:
+        StudyError: One line for each problem.
     """
     problems: list[str] = []
     stages: list[Stage] = []
@@ -212,12 +242,20 @@ def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Stud
 def with_found_files(
     study: Study, library: Library, *, recipe_given: Path | str, target_given: str, beside: Path | None = None
 ) -> Study:
-    """The same study with its checkpoints found, the target's not among the sources'.
+    """Return a study with its checkpoints found.
 
-    They are looked for in `beside`, by default beside the recipe and the study that name them, then in `library`.
-    `recipe_given` and `target_given` are where they were named, for messages.
+    Args:
+        study: The study.
+        library: The library to search after the first folder.
+        recipe_given: The place where the sources are named, for messages.
+        target_given: The place where the target is named, for messages.
+        beside: The folder to search first. Default: that of the recipe or of the study, whichever names the file.
 
-    Raises InputError with one line for each problem.
+    Returns:
+        The study. `missing` lists files that were not found, if saved statistics may replace them.
+
+    Raises:
+        StudyError: Files are missing without statistics to replace them, or the target is one of the sources.
     """
     files = study.needed_files
     of_recipe, of_target = beside or study.recipe_path.parent, beside or study.folder

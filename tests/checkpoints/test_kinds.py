@@ -993,8 +993,8 @@ def test_incomplete_and_mixed_checkpoints_are_named(tmp_path):
     write_header(tmp_path / "mixed.safetensors", under(UNET, unet(768)) | CLIP_L | OPEN_CLIP)
 
     assert problem(tmp_path / "mixed.safetensors") == (
-        "is a Stable Diffusion 1.x checkpoint (4 input channels, text of width 768), but holds "
-        "'cond_stage_model.model.ln_final.weight', which is no part of Stable Diffusion 1.x; must be whole and of no "
+        "is a Stable Diffusion 1.x checkpoint (4 input channels, text of width 768), but contains "
+        "'cond_stage_model.model.ln_final.weight', which is not part of Stable Diffusion 1.x; must be whole and of no "
         "other family (layout sd1)"
     )
     cut = under(UNET, unet(768)) | CLIP_L

@@ -200,7 +200,7 @@ def test_checkpoints_that_go_during_the_search(
 
     assert process.returncode == 130
     two, target, interrupted = problems.decode().splitlines()
-    rest = "during the fit: what was found is about the file as it was before, and best.yaml notes no hash of it"
+    rest = "during the fit: the result is of the file as it was before, and best.yaml notes no hash of it"
     assert two == f"blockfit: warning: {models / 'two.safetensors'}: was deleted or moved {rest}"
     assert target == f"blockfit: warning: {models / 'target.safetensors'}: was replaced by another file {rest}"
     assert "interrupted" in interrupted

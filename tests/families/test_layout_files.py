@@ -25,7 +25,7 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         ("name: toy", "name: Toy!", "name: received 'Toy!'; must be lower-case letters, digits, '.', '_' and '-'"),
         ("title: Toy Transformer", "", "title: missing"),
@@ -51,16 +51,16 @@ def write(tmp_path):
             "role: vae",
             "parts: received 0 of role network and 2 of role vae; must be one network and at",
         ),
-        ("title: VAE", "title: transformer", "parts: 'transformer' stands there twice"),
+        ("title: VAE", "title: transformer", "parts: two parts have the title 'transformer'"),
         ("dit.final.: END", "dit.final.: OUT", "places.dit.final.: received 'OUT'; must be one of the blocks"),
         (
             '"D{n:02}"',
             '"D{m:02}"',
             "places.dit.double.{n}.: received 'D{m:02}'; with {n} from 0 up it must be the name",
         ),
-        ("  dit.final.: END\n", "", "blocks: no place puts tensors into END"),
+        ("  dit.final.: END\n", "", "blocks: no place assigns tensors to END"),
         ("  text.two.: T5", "  words.: T5", "places.words.: begins with the prefix of no part"),
-        ("  text.one.: CLIP\n", "", "parts.first text encoder: no place that 'text.one.' begins with says its block"),
+        ("  text.one.: CLIP\n", "", "parts.first text encoder: 'text.one.' begins with no place, and so has no block"),
         (r"norm\.scale'", "norm(scale'", "mappings.scaleless.leaves: received "),
         (
             r"'model\.dit\.', to: dit.",
@@ -86,20 +86,20 @@ def write(tmp_path):
         ),
     ],
 )
-def test_mistakes(write, old, new, said):
-    """A mistake is refused with the file, the field, what was received and what would be right."""
+def test_mistakes(write, old, new, expected):
+    """A mistake is refused with the file, the field, the value received and the values allowed."""
     path = write(old, new)
 
     with pytest.raises(InputError) as error:
         read_layout(path)
 
-    lines = [line for line in error.value.problems if said in line]
+    lines = [line for line in error.value.problems if expected in line]
     assert len(lines) == 1, error.value.problems
     assert lines[0].startswith(f"{path}:")
 
 
 def test_a_registered_layout(write):
-    """A layout is known while it is registered, read anew if it is registered again, and forgotten afterwards."""
+    """A layout is available while it is registered, read anew if it is registered again, and unknown once forgotten."""
     path = write()
     try:
         register_layout(path)
@@ -115,24 +115,24 @@ def test_a_registered_layout(write):
 
 
 def test_a_name_that_is_taken(write):
-    """A file with the name of a layout that comes with blockfit, or of another file's, is refused."""
+    """A file is refused if blockfit's own layout, or that of another file, has its name."""
     path = write("name: toy", "name: sd1")
-    with pytest.raises(InputError, match="name: received 'sd1'; there is a layout of this name, blockfit's own"):
+    with pytest.raises(InputError, match="name: received 'sd1'; another layout has this name, blockfit's own"):
         register_layout(path)
 
     path = write()
     try:
         register_layout(path)
-        other = path.with_name("other.yaml")
-        other.write_bytes(path.read_bytes())
-        with pytest.raises(InputError, match=r"name: received 'toy'; there is a layout of this name, that of .*family"):
-            register_layout(other)
+        copy = path.with_name("copy.yaml")
+        copy.write_bytes(path.read_bytes())
+        with pytest.raises(InputError, match=r"name: received 'toy'; another layout has this name, that of .*family"):
+            register_layout(copy)
     finally:
         forget_layout("toy")
 
 
 def test_places_of_stable_diffusion():
-    """Each block of Stable Diffusion 1.x has its home where the blocks' names say; beside them are two places."""
+    """Each block of Stable Diffusion 1.x has the place in its name; the network has two further places."""
     layout = load_layout("sd1")
     unet = "model.diffusion_model."
     homes = {"BASE": "cond_stage_model.", "M00": f"{unet}middle_block."}

@@ -1,4 +1,4 @@
-"""What is true of one model family stands in optimizer/families, and nowhere else in the package."""
+"""Facts about one model family are in optimizer/families, and nowhere else in the package."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ import optimizer
 
 PACKAGE = Path(optimizer.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "families" not in path.relative_to(PACKAGE).parts)
-# Names of tensors, blocks, files and layouts of Stable Diffusion 1.x, and how many blocks it has.
+# Names of tensors, blocks, files and layouts of Stable Diffusion 1.x, and its number of blocks.
 LITERAL = re.compile(
     r"model\.diffusion_model|first_stage_model|cond_stage_model|input_blocks|output_blocks|middle_block|time_embed|label_emb"
     r"|\bsd1\b|sd1-|_sd1_|v1-5|\b(IN|OUT)[01]\d|\bM00|\bBASE\b|Stable Diffusion|\bSD ?1|ModelMergeSD"
@@ -24,7 +24,7 @@ ABOUT_OTHERS = {("library/provenance.py", "Stable Diffusion WebUI"), ("checkpoin
 
 
 def literals(source):
-    """Yield (line, literal) of a module's code; docstrings and the texts of examples are no code."""
+    """Yield (line, literal) of a module's code, without docstrings and the texts of examples."""
     tree = ast.parse(source)
     passed = set()
     for node in ast.walk(tree):
@@ -57,7 +57,7 @@ def test_no_literal_of_a_family(path):
 
 
 def test_the_check_sees_literals():
-    """The check finds what it is there for, in plain and in formatted texts, and passes over what is no code."""
+    """The check finds literals in plain and in formatted texts, and ignores docstrings."""
     code = '"""In a docstring: OUT03."""\nx = f"no {x} in model.diffusion_model."\ny = ("M00", 26)\nexamples("OUT03")\n'
     code += 'f(examples=["M00"])\n'
 

@@ -11,8 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from optimizer.families import load_layout, load_tokenizer, pipeline_folder
 
-# Tokens by text, without those of its beginning and end, as OpenAI's own tokenizer (openai/CLIP, simple_tokenizer.py)
-# gives them: the prompts that ship, words of these in other orders, emphasis, signs and letters of many scripts.
+# Tokens by text, without those of beginning and end, from OpenAI's tokenizer (openai/CLIP, simple_tokenizer.py). The
+# texts are the packaged prompts, their words in other orders, emphasis, signs and letters of many scripts.
 TOKENS = json.loads((Path(__file__).parent / "clip_tokens.json").read_text(encoding="utf-8"))
 
 
@@ -23,7 +23,7 @@ def clip():
 
 
 def test_the_vocabulary_is_openais():
-    """The file that ships is the one that openai/CLIP publishes, and its licence lies beside it."""
+    """The packaged file is the one that openai/CLIP publishes, with its licence beside it."""
     folder = resources.files("optimizer.families") / "vocabularies"
 
     packed = (folder / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
@@ -32,7 +32,7 @@ def test_the_vocabulary_is_openais():
 
 
 def test_texts_are_tokenized_as_by_clip(clip):
-    """Every text has the tokens that OpenAI's tokenizer gives it, between those of beginning and end."""
+    """Every text has the tokens of OpenAI's tokenizer, between those of beginning and end."""
     found = clip(list(TOKENS))["input_ids"]
 
     assert len(TOKENS) > 300
@@ -40,7 +40,7 @@ def test_texts_are_tokenized_as_by_clip(clip):
 
 
 def test_prompts_fit_the_encoder(clip):
-    """The 64 prompts that ship are among these texts, short and long, and all within the encoder's length."""
+    """The 64 packaged prompts are among these texts, short and long, and all fit the encoder."""
     prompts = (pipeline_folder("sd1") / "prompts.txt").read_text(encoding="utf-8").splitlines()
 
     assert len(prompts) == len(set(prompts) & set(TOKENS)) == 64
@@ -50,7 +50,7 @@ def test_prompts_fit_the_encoder(clip):
 
 
 def test_long_prompts_are_cut(clip):
-    """A prompt that is too long for the encoder is cut to 77 tokens, its end among them."""
+    """A prompt that is too long for the encoder is cut to 77 tokens, the end token included."""
     (whole,) = clip(["a very long prompt " * 40])["input_ids"]
 
     (found,) = clip(["a very long prompt " * 40], truncation=True)["input_ids"]
@@ -61,7 +61,7 @@ def test_long_prompts_are_cut(clip):
 
 @pytest.mark.parametrize("name", ["sd1", "digits"])
 def test_tokenizer_goes_with_the_encoder(name):
-    """A pipeline's tokenizer knows as many tokens as its encoder, and the layout knows it by their number."""
+    """A pipeline's tokenizer has as many tokens as its encoder, and the layout selects it by their number."""
     folder = pipeline_folder(name)
     config = CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True)
     tokenizer = load_tokenizer(folder)

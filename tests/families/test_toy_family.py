@@ -1,4 +1,4 @@
-"""A family that blockfit has never heard of, made of one YAML file, goes through every command."""
+"""An unknown family, defined by one YAML file, works with every command."""
 
 import json
 import re
@@ -31,13 +31,13 @@ SHAPES = {
     "ae.decoder.weight": (3, 8, 3, 3),
 }
 BLOCKS = ("CLIP", "T5", "IN", "D00", "D01", "D02", "D03", "S00", "S01", "S02", "END")
-# The numbers that the target was made with, one a block.
+# The alphas of the target, one per block.
 ONE = dict(zip(BLOCKS, (0.1, 0.9, 0.3, 0.0, 0.25, 0.5, 0.75, 0.6, -0.2, 0.45, 0.35), strict=True))
 TWO = dict(zip(BLOCKS, (0.5, 0.2, 0.4, 0.8, 0.3, 0.1, 0.0, 0.55, 0.7, 0.15, 0.65), strict=True))
 
 
 def block_at(name):
-    """The block of a tensor, by the family's definition and not by its file; None for the VAE's, which stay."""
+    """Return the block of a tensor by the family's definition, without its file; None for the VAE."""
     first, second, third, *_ = name.split(".")
     if first == "text":
         return {"one": "CLIP", "two": "T5"}[second]
@@ -47,7 +47,7 @@ def block_at(name):
 
 
 def merged(tensors, one=ONE, two=TWO, stays=()):
-    """Base + (one - base) x number + (two - base) x number of each block, in float64, rounded once."""
+    """Return base + (one - base) x number + (two - base) x number of each block, computed in float64."""
     base = tensors["toy-v1"]
     found = {}
     for name, value in base.items():
@@ -62,7 +62,7 @@ def merged(tensors, one=ONE, two=TWO, stays=()):
 
 @pytest.fixture(autouse=True, scope="module")
 def toy(request):
-    """The layout, made known while this file is tested."""
+    """The layout, registered while this file is tested."""
     layout = register_layout(request.path.parent / "toy.yaml")
     yield layout
     forget_layout(layout.name)
@@ -70,7 +70,7 @@ def toy(request):
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    """A folder with toy-v1, two finetunes of it and a target that is a merge of them; and their tensors by file."""
+    """A folder with toy-v1, two finetunes and a target merged from them, and the tensors of each file."""
     folder = tmp_path_factory.mktemp("toys")
     random = torch.Generator().manual_seed(5)
     base = {name: torch.randn(shape, generator=random) for name, shape in SHAPES.items()}
@@ -78,8 +78,8 @@ def family(tmp_path_factory):
     for name in ("fine1", "fine2"):
         tensors[name] = {key: one + 0.2 * torch.randn(one.shape, generator=random) for key, one in base.items()}
     tensors["target"] = merged(tensors)
-    for name, own in tensors.items():
-        save_file({**own, "dit.steps": torch.tensor([7])}, folder / f"{name}.safetensors")
+    for name, contents in tensors.items():
+        save_file({**contents, "dit.steps": torch.tensor([7])}, folder / f"{name}.safetensors")
     return folder, tensors
 
 
@@ -94,27 +94,27 @@ def study(family, tmp_path_factory):
 
 
 def code(*arguments):
-    """The exit code of the command."""
+    """Run a command and return its exit code."""
     with pytest.raises(SystemExit) as left:
         main(list(arguments))
     return left.value.code or 0
 
 
-def told(capsys, *arguments):
-    """What the command prints with --json."""
+def printed(capsys, *arguments):
+    """Run a command with --json and return the parsed output."""
     assert code(*arguments, "--json") == 0
     return json.loads(capsys.readouterr().out)
 
 
 def refused(capsys, *arguments):
-    """The lines by which the command refuses."""
+    """Run a command that fails and return its lines on stderr."""
     assert code(*arguments) == 2
     return capsys.readouterr().err.splitlines()
 
 
 def test_inspect(family, capsys):
-    """`inspect` knows the layout, counts tensors by block, and finds nothing unusual but the integer."""
-    (found,) = told(capsys, "inspect", str(family[0] / "target.safetensors"))
+    """`inspect` names the layout, counts tensors by block, and finds nothing unusual except the integer."""
+    (found,) = printed(capsys, "inspect", str(family[0] / "target.safetensors"))
 
     assert (found["layout"], list(found["blocks"])) == ("toy", list(BLOCKS))
     counted = {block: sum(block_at(name) == block for name in SHAPES) for block in BLOCKS}
@@ -126,7 +126,7 @@ def test_inspect(family, capsys):
 
 
 def test_other_spellings(family, tmp_path, capsys):
-    """A file with the names of another spelling is read as the same."""
+    """A file with another spelling of names gives the same tensors."""
     path = tmp_path / "renamed.safetensors"
     named = {name.replace("dit.", "model.dit."): value for name, value in family[1]["target"].items()}
     save_file(named, path)
@@ -138,19 +138,19 @@ def test_other_spellings(family, tmp_path, capsys):
         str(family[0] / "toy-v1.safetensors"),
     ]
 
-    (found,) = told(capsys, "compare", *files)
+    (found,) = printed(capsys, "compare", *files)
 
     assert found["blocks"] == {block: pytest.approx(1, abs=1e-6) for block in BLOCKS}
 
 
 def test_compare(family, capsys):
-    """Similarities are those of the definition, block by block; a group of the layout is a list of blocks."""
+    """Similarities equal their definition, block by block; a group of the layout is a list of blocks."""
     folder, tensors = family
     files = [str(folder / "fine1.safetensors"), "--target", str(folder / "target.safetensors")]
     base = ["--base", str(folder / "toy-v1.safetensors"), "--metric", "delta"]
 
-    (found,) = told(capsys, "compare", *files, *base)
-    (double,) = told(capsys, "compare", *files, *base, "--blocks", "double")
+    (found,) = printed(capsys, "compare", *files, *base)
+    (double,) = printed(capsys, "compare", *files, *base, "--blocks", "double")
 
     def difference(name, block):
         names = [key for key in SHAPES if block_at(key) == block]
@@ -167,7 +167,7 @@ def test_compare(family, capsys):
 
 
 def test_init_takes_the_base_by_its_name(study):
-    """The base is the file that is called as the family's bases are, though it was given last."""
+    """The base is the file named like a base of the family, although it was given last."""
     recipe = load_recipe(study / "recipe.yaml")
 
     assert (recipe.layout.name, recipe.mapping) == ("toy", "plain")
@@ -175,7 +175,7 @@ def test_init_takes_the_base_by_its_name(study):
 
 
 def test_fit_finds_the_numbers(study):
-    """The fit recovers the alphas that were planted in every block, those of both text encoders too."""
+    """The fit recovers the planted alphas of every block, both text encoders included."""
     found = load_recipe(study / "best.yaml")
     alphas = [step.alpha for step in found.steps]
 
@@ -185,7 +185,7 @@ def test_fit_finds_the_numbers(study):
 
 def test_ceiling(study, capsys):
     """The ceiling of these sources is reached, in every block."""
-    found = told(capsys, "ceiling", str(study))
+    found = printed(capsys, "ceiling", str(study))
 
     assert {block: one["ceiling"] for block, one in found["blocks"].items()} == pytest.approx(dict.fromkeys(BLOCKS, 1))
 
@@ -204,7 +204,7 @@ def test_merge(study, family, tmp_path):
 
 @pytest.mark.parametrize("mapping", ["plain", "scaleless"])
 def test_a_mapping_leaves_tensors(family, tmp_path, mapping):
-    """A mapping that leaves some tensors takes them from the first input, where the other merges them."""
+    """A mapping that leaves tensors takes them from the first input; another mapping merges them."""
     folder, tensors = family
     path, output = tmp_path / "recipe.yaml", tmp_path / "merged.safetensors"
     models = "".join(f"  {name}: '{(folder / name).as_posix()}.safetensors'\n" for name in ("toy-v1", "fine1", "fine2"))
@@ -237,7 +237,7 @@ def test_report(study, tmp_path):
 
 
 def test_numbers_are_written_and_read_again():
-    """A recipe of the family is the same after it was written in the notation, and a preset after it was a line."""
+    """A recipe of the family survives a round through the notation, and an alpha a round through a preset's line."""
     recipe = new_recipe(
         {"A": "A.safetensors", "B": "B.safetensors"},
         [{"name": "MIX", "mode": "weight_sum", "a": "A", "b": "B", "alpha": [ONE[block] for block in BLOCKS]}],
@@ -254,7 +254,7 @@ def test_numbers_are_written_and_read_again():
 
 
 def test_numbers_by_block_below_a_formula():
-    """Numbers may stand below a formula by the names of the family's blocks."""
+    """Numbers below a formula may have the names of the family's blocks."""
     text = "\n".join(
         [
             'layout: "toy"',
@@ -270,7 +270,7 @@ def test_numbers_by_block_below_a_formula():
 
 @pytest.mark.parametrize("count", [26, 25, 9])
 def test_numbers_of_another_family(count):
-    """As many numbers as another family has are refused with the number of blocks."""
+    """Numbers in the count of another family are refused with the number of blocks."""
     text = f'layout: "toy"\nA x (1-alpha) + B x alpha = MIX\nalpha = ({",".join(["0.5"] * count)})'
 
     with pytest.raises(RecipeError, match=rf"received {count} numbers; toy has 11 blocks, CLIP first, END last"):
@@ -294,7 +294,7 @@ def test_presets_of_another_family(toy):
 
 
 def test_metrics_that_it_does_not_offer(family, tmp_path, capsys):
-    """Metrics that the layout says nothing of are refused in one line with the reason, before any work."""
+    """Metrics that the layout does not support are refused in one line with the reason, before any work."""
     folder = family[0]
     target, base, fine = (str(folder / f"{name}.safetensors") for name in ("target", "toy-v1", "fine1"))
     attention = "'attention' is not offered for Toy Transformer: its layout does not list its self-attention"
@@ -313,7 +313,7 @@ def test_metrics_that_it_does_not_offer(family, tmp_path, capsys):
 
 
 def test_a_stage_of_such_a_metric(study, tmp_path, capsys):
-    """A stage of a study names the field, the metric and the reason."""
+    """A study with such a metric is refused with the field, the metric and the reason."""
     text = (study / "study.yaml").read_text(encoding="utf-8")
     (tmp_path / "recipe.yaml").write_bytes((study / "recipe.yaml").read_bytes())
     (tmp_path / "study.yaml").write_text(re.sub("metric: explained", "metric: attention", text), encoding="utf-8")
@@ -326,7 +326,7 @@ def test_a_stage_of_such_a_metric(study, tmp_path, capsys):
 
 
 def test_preview(family, tmp_path, capsys):
-    """No pictures are drawn with it, which is one line."""
+    """`preview` is refused in one line, since the family has no pipeline."""
     target, fine = (str(family[0] / f"{name}.safetensors") for name in ("target", "fine1"))
 
     sheet = ["-o", str(tmp_path / "sheet.png"), "--prompt", "a toy"]
@@ -337,7 +337,7 @@ def test_preview(family, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_further_processes_know_it(study, tmp_path):
-    """The processes of `fit --workers` have the layouts that were registered where it was started."""
+    """The processes of `fit --workers` have the layouts registered in the first process."""
     (tmp_path / "recipe.yaml").write_bytes((study / "recipe.yaml").read_bytes())
     text = (study / "study.yaml").read_text(encoding="utf-8")
     text = re.sub(r"metric: explained", "metric: elements", text)

@@ -129,7 +129,7 @@ steps:
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
     paths = {name: tmp_path / f"{name}.safetensors" for name in "abc"}
 
-    started = recipe.started()
+    started = recipe.with_start_values()
     for source, step, expected, count in (
         (started, None, started, 0),
         (recipe, "ONE", replace(recipe, output="ONE"), 1),

@@ -1,5 +1,5 @@
 """Fingerprints, file hashes and their cache."""
-# Programs that the tests themselves wrote are what is started here.
+# The programs started here are written by the tests.
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from optimizer.library import HashCache, default_cache_folder, fingerprint, lega
 
 
 def fingerprint_of(path, cache=None):
-    """The fingerprint of the file at `path`."""
+    """Return the fingerprint of the file at `path`."""
     with open_checkpoint(path) as checkpoint:
         return fingerprint(checkpoint, cache)
 
@@ -28,7 +28,7 @@ class TestFingerprint:
     """The identity of tensors."""
 
     def test_definition(self, tmp_path):
-        """It is the sha256 over name, dtype, shape and both ends of each tensor, in the order of names."""
+        """A fingerprint is the SHA-256 over name, dtype, shape and both ends of each tensor, in the order of names."""
         save_file(
             {"b": torch.arange(1024.0), "a": torch.tensor(7, dtype=torch.uint8)},  # 4096 bytes: exactly two ends
             tmp_path / "a.safetensors",
@@ -39,7 +39,7 @@ class TestFingerprint:
         assert expected.hexdigest() == fingerprint_of(tmp_path / "a.safetensors")
 
     def test_same_tensors(self, tmp_path, write_sd1):
-        """Format, order, metadata and the spelling of the text encoder's names make no difference."""
+        """Format, order, metadata and the spelling of the text encoder's names do not change the fingerprint."""
         text = "cond_stage_model.transformer."
         tensors = write_sd1(tmp_path / "a.safetensors")
         write_sd1(tmp_path / "b.safetensors", metadata={"title": "x"}, rename={text + "text_model.": text})
@@ -49,7 +49,7 @@ class TestFingerprint:
         assert len({fingerprint_of(path) for path in tmp_path.iterdir()}) == 1
 
     def test_different_tensors(self, tmp_path, write_sd1):
-        """Another value at either end, dtype, shape, name or set of tensors makes another fingerprint."""
+        """Another value at either end, dtype, shape, name or set of tensors changes the fingerprint."""
         name = "model.diffusion_model.input_blocks.0.0.weight"
         value = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)).repeat(8, 1, 1, 1)
         first, last = value.clone(), value.clone()
@@ -67,7 +67,7 @@ class TestSha256:
     """The identity of files."""
 
     def test_value(self, tmp_path):
-        """A file larger than the buffer has the hash that hashlib gives, and the short hash is its beginning."""
+        """A file larger than the buffer has the hash of hashlib, and the short hash is its beginning."""
         content = os.urandom(5_000_001)
         (tmp_path / "a").write_bytes(content)
         expected = hashlib.sha256(content).hexdigest()
@@ -76,23 +76,23 @@ class TestSha256:
         assert expected[:10] == short_hash(expected)
 
     def test_missing_file(self, tmp_path):
-        """A file that cannot be read is a CheckpointError that names it."""
+        """An unreadable file raises a CheckpointError that names it."""
         with pytest.raises(CheckpointError, match=r"missing\.ckpt: cannot be read"):
             sha256(tmp_path / "missing.ckpt")
 
 
 def as_it_is(path):
-    """What a cache knows a file by."""
+    """Return the state by which a cache identifies a file."""
     status = path.stat()
     changed = 0 if sys.platform == "win32" else status.st_ctime_ns
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": changed}
 
 
 class TestHashCache:
-    """Hashes that are remembered."""
+    """The cache of hashes."""
 
     def test_remembers(self, tmp_path, write_sd1):
-        """Both hashes are found by another object and through another spelling of the path, without being computed."""
+        """Another cache object finds both hashes, through another spelling of the path too, without computing them."""
         path = tmp_path / "a.safetensors"
         write_sd1(path)
         cache = HashCache(tmp_path / "cache" / "hashes.json")
@@ -103,7 +103,7 @@ class TestHashCache:
         assert values == (again.look_up(detour, "sha256"), again.look_up(path, "fingerprint"))
 
     def test_is_used(self, tmp_path, write_sd1):
-        """What the cache says is returned as long as the file is unchanged."""
+        """The cached hash is returned while the file is unchanged."""
         path = tmp_path / "a.safetensors"
         write_sd1(path)
         cache = HashCache(tmp_path / "hashes.json")
@@ -126,7 +126,7 @@ class TestHashCache:
     @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no time of the last change")
     @pytest.mark.parametrize("by", ["written into", "put in its place"])
     def test_another_of_the_same_size_and_time(self, tmp_path, by):
-        """A file with the size and modification time of the one that was hashed, as `cp -p` makes it, is hashed."""
+        """A replaced file with the same size and modification time, as after `cp -p`, is hashed again."""
         path, cache = tmp_path / "a", HashCache(tmp_path / "hashes.json")
         path.write_bytes(b"old")
         sha256(path, cache)
@@ -137,7 +137,7 @@ class TestHashCache:
             (tmp_path / "b").write_bytes(b"new")
             (tmp_path / "b").replace(path)
         os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
-        while path.stat().st_ctime_ns == before.st_ctime_ns:  # a system's clock of files ticks every few milliseconds
+        while path.stat().st_ctime_ns == before.st_ctime_ns:  # times of files have a resolution of a few milliseconds
             path.chmod(0o644)
         assert path.stat().st_mtime_ns == before.st_mtime_ns
 
@@ -156,7 +156,7 @@ class TestHashCache:
         ],
     )
     def test_broken_cache(self, tmp_path, content):
-        """A cache file with nonsense in it is ignored, and replaced by a good one."""
+        """A broken cache file is ignored and replaced."""
         path, cache = tmp_path / "a", HashCache(tmp_path / "hashes.json")
         path.write_bytes(b"x")
         cache.file.write_bytes(content.replace(b"PATH", json.dumps(str(path)).strip('"').encode()))
@@ -166,15 +166,15 @@ class TestHashCache:
         assert expected == cache.look_up(path, "sha256")
 
     def test_unwritable_cache(self, tmp_path):
-        """A cache that cannot be written does not keep a file from being hashed."""
+        """Files are hashed even if the cache cannot be written."""
         (tmp_path / "a").write_bytes(b"x")
-        cache = HashCache(tmp_path / "a" / "hashes.json")  # a file stands where the folder would be
+        cache = HashCache(tmp_path / "a" / "hashes.json")  # a file has the place of the folder
 
         assert hashlib.sha256(b"x").hexdigest() == sha256(tmp_path / "a", cache)
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
     def test_folder_that_all_may_write_into(self, tmp_path):
-        """A cache that any user of the machine may have written is not believed, nor written through a link there."""
+        """A cache that every user may write is not trusted, and no link in its folder is followed."""
         (tmp_path / "a").write_bytes(b"x")
         folder = tmp_path / "shared"
         folder.mkdir()
@@ -193,7 +193,7 @@ class TestHashCache:
 
     @pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="gives a folder to another user")
     def test_folder_of_another_user(self):
-        """Nor is one in another user's folder."""
+        """A cache in another user's folder is not trusted."""
         program = """
 import os, sys, warnings
 from pathlib import Path
@@ -220,7 +220,7 @@ for owner in (65534, 12345, 0):
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
     def test_new_folder(self, tmp_path):
-        """A folder that is made for the cache is this user's alone, wherever it lies."""
+        """A new folder of the cache is private to this user."""
         (tmp_path / "a").write_bytes(b"x")
         tmp_path.chmod(0o777)
         cache = HashCache(tmp_path / "cache" / "hashes.json")
@@ -232,10 +232,10 @@ for owner in (65534, 12345, 0):
 
 
 class TestDefaultCacheFolder:
-    """Where the cache lies."""
+    """The folder of the cache."""
 
     def test_chosen(self, monkeypatch, tmp_path):
-        """BLOCKFIT_CACHE decides."""
+        """BLOCKFIT_CACHE has precedence."""
         monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path))
 
         assert tmp_path == default_cache_folder()
@@ -243,7 +243,7 @@ class TestDefaultCacheFolder:
     @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the XDG convention")
     @pytest.mark.parametrize(("xdg", "expected"), [("/caches", "/caches/blockfit"), ("", "/home/me/.cache/blockfit")])
     def test_xdg(self, monkeypatch, xdg, expected):
-        """Without it, XDG_CACHE_HOME or ~/.cache does; an empty variable counts as unset."""
+        """Without BLOCKFIT_CACHE the folder is in XDG_CACHE_HOME or ~/.cache; an empty variable counts as unset."""
         monkeypatch.setenv("BLOCKFIT_CACHE", "")
         monkeypatch.setenv("XDG_CACHE_HOME", xdg)
         monkeypatch.setenv("HOME", "/home/me")
@@ -253,7 +253,7 @@ class TestDefaultCacheFolder:
 
 @pytest.mark.parametrize("size", [5 << 20, (1 << 20) + 100, 100])
 def test_legacy_hash(tmp_path, size):
-    """The old hash is of 64 KiB after the first MiB, less where the file ends before."""
+    """The old hash covers the 64 KiB after the first MiB, or less in a shorter file."""
     data = bytes(n * n % 251 for n in range(997)) * (size // 997 + 1)
     (tmp_path / "a").write_bytes(data[:size])
 
@@ -263,12 +263,12 @@ def test_legacy_hash(tmp_path, size):
         legacy_hash(tmp_path / "none")
 
 
-def test_hashing_tells_its_progress(tmp_path):
-    """Progress runs up to the file's size; where the cache knows the hash, nothing is told."""
-    path, cache, told = tmp_path / "a", HashCache(tmp_path / "hashes.json"), []
+def test_hashing_reports_progress(tmp_path):
+    """Progress runs up to the file's size; for a cached hash there is none."""
+    path, cache, reported = tmp_path / "a", HashCache(tmp_path / "hashes.json"), []
     path.write_bytes(bytes(9 << 20))
 
     for _ in range(2):
-        sha256(path, cache, progress=lambda done, total: told.append((done, total)))
+        sha256(path, cache, progress=lambda done, total: reported.append((done, total)))
 
-    assert told == [(4 << 20, 9 << 20), (8 << 20, 9 << 20), (9 << 20, 9 << 20)]
+    assert reported == [(4 << 20, 9 << 20), (8 << 20, 9 << 20), (9 << 20, 9 << 20)]

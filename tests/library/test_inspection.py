@@ -1,4 +1,4 @@
-"""What an inspection says about a checkpoint."""
+"""The inspection of a checkpoint."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 def unusual(tmp_path, write_sd1, **options):
-    """What is unusual about the checkpoint that `options` describe, on one line each."""
+    """Return the oddities of the checkpoint that `options` describe."""
     write_sd1(tmp_path / "a.safetensors", **options)
     return list(inspect_checkpoint(tmp_path / "a.safetensors").unusual)
 
 
 def test_ordinary_checkpoint(tmp_path, write_sd1):
-    """Nothing is unusual about a plain checkpoint; its numbers are those of its tensors and its file."""
+    """A plain checkpoint has no oddities; its numbers are those of its tensors and its file."""
     path = tmp_path / "a.safetensors"
     tensors = write_sd1(
         path, dtype=torch.float16, metadata={"recipe": '{"a": [1]}', "hash": "12e4", "bad": '{"a": NaN}'}
@@ -47,7 +47,7 @@ def test_ordinary_checkpoint(tmp_path, write_sd1):
 
 
 def test_blocks(tmp_path, write_sd1):
-    """Blocks are listed in layout order with what merges in each: EMA copies and position_ids do not."""
+    """Blocks are listed in layout order with the tensors that merge, without EMA copies and position_ids."""
     write_sd1(tmp_path / "a.ckpt", ema=True, width=8)
 
     blocks = inspect_checkpoint(tmp_path / "a.ckpt").blocks
@@ -110,19 +110,19 @@ def test_json(tmp_path, write_sd1):
     ],
 )
 def test_unusual(tmp_path, write_sd1, options, sentence):
-    """Each peculiarity is one sentence, and nothing else is said."""
+    """Each oddity gives one sentence, and no other."""
     assert [sentence] == unusual(tmp_path, write_sd1, **options)
 
 
 def test_ema(tmp_path, write_sd1, sd1_tensors):
-    """An EMA copy is counted, its integer counter is no surprise."""
+    """An EMA copy is counted; its integer counter is no oddity."""
     copies = sum(name.startswith("model_ema.") for name in sd1_tensors(ema=True))
 
     assert [f"an EMA copy of {copies} tensors: merges leave it out"] == unusual(tmp_path, write_sd1, ema=True)
 
 
 def test_old_spelling(tmp_path, write_sd1, sd1_tensors):
-    """Names in an old spelling are told with an example."""
+    """Names in an old spelling are reported with an example."""
     count = sum(name.startswith(TEXT) for name in sd1_tensors())
 
     (sentence,) = unusual(tmp_path, write_sd1, rename={TEXT: "cond_stage_model.transformer."})
@@ -131,18 +131,18 @@ def test_old_spelling(tmp_path, write_sd1, sd1_tensors):
 
 
 def test_noise_schedule(tmp_path, write_sd1):
-    """LDM's noise schedule at the top level belongs to the layout, in half precision too; another one is told."""
+    """LDM's noise schedule is no oddity, in half precision neither; another one is reported."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     usual = {"betas": betas.half(), "alphas_cumprod": (1 - betas).cumprod(0).bfloat16(), "logvar": torch.zeros(1000)}
     assert unusual(tmp_path, write_sd1, overrides=usual) == []
 
     assert unusual(tmp_path, write_sd1, overrides={"betas": torch.full((1000,), 0.5)}) == [
-        "a noise schedule that Stable Diffusion 1.x has not: alphas_cumprod ends at 9.333e-302"
+        "a noise schedule other than that of Stable Diffusion 1.x: alphas_cumprod ends at 9.333e-302"
     ]
 
 
 def test_unknown_layout(tmp_path):
-    """A file of another kind is described as far as its names tell, without blocks."""
+    """A file of another kind is described by its names, without blocks."""
     save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "a.safetensors")
 
     found = inspect_checkpoint(tmp_path / "a.safetensors")
@@ -156,7 +156,7 @@ def test_unknown_layout(tmp_path):
 
 
 def test_quick(tmp_path, write_sd1):
-    """Without reading in full, values are not judged, and the hash is given only where it is known."""
+    """Without a full read, values are not checked, and only a cached hash is given."""
     path, cache = tmp_path / "a.safetensors", HashCache(tmp_path / "hashes.json")
     write_sd1(path, overrides={FIRST: torch.zeros(8, 4, 3, 3)})
 
@@ -169,7 +169,7 @@ def test_quick(tmp_path, write_sd1):
 
 
 def test_unusable_file(tmp_path):
-    """A file that is no checkpoint is the error that opening it gives."""
+    """A file that is no checkpoint raises the error of opening it."""
     (tmp_path / "a.ckpt").write_bytes(b"<html>")
 
     with pytest.raises(CheckpointError, match="web page"):

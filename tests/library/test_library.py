@@ -1,4 +1,4 @@
-"""A library finds checkpoints by name and by hash, and tells who asked what it reads for that."""
+"""A library finds checkpoints by name and by hash, and reports progress."""
 
 import hashlib
 
@@ -21,22 +21,22 @@ def store(tmp_path):
 
 
 def test_files_are_found_by_name_and_hash(store, tmp_path):
-    """A name, its hash or both lead to the file; the hash is kept, and what is read is told."""
-    told = []
-    events = CallbackEvents(progress=lambda what, done, total: told.append((what, done, total)))
+    """A name, a hash or both find the file; the hash is cached, and progress is reported."""
+    reported = []
+    events = CallbackEvents(progress=lambda what, done, total: reported.append((what, done, total)))
     library = Library((store,), HashCache(tmp_path / "cache" / "hashes.json"), events)
     path = store / "deep" / "one.safetensors"
 
     assert library.find("one") == path
-    assert told == []
+    assert reported == []
     assert library.find(DIGEST[:10], tmp_path) == path
-    assert told == [(f"hashing to find {DIGEST[:10]}", len(CONTENT), len(CONTENT))]
+    assert reported == [(f"hashing to find {DIGEST[:10]}", len(CONTENT), len(CONTENT))]
     assert library.sha256(path) == DIGEST
-    assert len(told) == 1, "the hash is known now"
+    assert len(reported) == 1, "the hash is known now"
 
 
-def test_what_is_missing_is_named_with_where_it_was_looked_for(store, tmp_path):
-    """All models at once: those that are there by name, a line for each that is not, with names that are near."""
+def test_missing_models_are_named_with_the_folders_searched(store, tmp_path):
+    """Found models have paths; each missing one has a line with similar names and the folders searched."""
     library = Library.of([store])
     found, problems = library.find_models({"a": "one", "b": "onne"}, tmp_path, named_in="recipe.yaml")
     assert found == {"a": store / "deep" / "one.safetensors"}

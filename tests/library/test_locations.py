@@ -1,4 +1,4 @@
-"""Checkpoints by name, by hash, or by both: what is found, what is read for it, and what is said when nothing fits."""
+"""Checkpoints found by name, by hash or by both, the files read for that, and the messages if none fits."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ from optimizer.studies import load_study
 
 
 def write(path: Path, content: bytes) -> str:
-    """A file with this content; gives its sha256."""
+    """Write a file and return its SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
@@ -31,7 +31,7 @@ def write(path: Path, content: bytes) -> str:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """A folder with three checkpoints in sub-folders, two of one name, and a file that is none."""
+    """A folder with three checkpoints in subfolders, two of one name, and another file."""
     write(tmp_path / "store" / "a" / "one.safetensors", b"1")
     write(tmp_path / "store" / "a" / "two.ckpt", b"2")
     write(tmp_path / "store" / "b" / "two.ckpt", b"another 2")
@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hashes(tmp_path: Path) -> HashCache:
-    """A cache that knows nothing yet."""
+    """An empty cache."""
     return HashCache(tmp_path / "hashes.json")
 
 
@@ -64,12 +64,12 @@ OTHER = hashlib.sha256(b"another 2").hexdigest()
     ],
 )
 def test_by_hash(tmp_path: Path, store: Path, file: str) -> None:
-    """A checkpoint is found as the WebUI writes it, by its hash alone, and if it was renamed."""
+    """A checkpoint is found by the WebUI's notation and by its hash alone, even if it was renamed."""
     assert locate(file, tmp_path, [store]) == store / "a" / "one.safetensors"
 
 
 def test_several_of_one_name(tmp_path: Path, store: Path) -> None:
-    """Two files of one name in two folders are an error that lists them; a folder or a hash tells them apart."""
+    """Two files of one name in two folders are refused and listed; a folder or a hash selects one."""
     with pytest.raises(CheckpointError) as caught:
         locate("two", tmp_path, [store])
 
@@ -82,7 +82,7 @@ def test_several_of_one_name(tmp_path: Path, store: Path) -> None:
 
 
 def test_equal_copies_are_one(tmp_path: Path, store: Path, hashes: HashCache) -> None:
-    """Files of one name and the same content are one; what differs, in size or in one byte, is still told apart."""
+    """Files of one name and content count as one; files that differ in size or in one byte do not."""
     content = bytes(range(256)) * 2048
     for folder in "abc":
         write(store / folder / "same.safetensors", content)
@@ -92,16 +92,16 @@ def test_equal_copies_are_one(tmp_path: Path, store: Path, hashes: HashCache) ->
     assert hashes.look_up(store / "b" / "same.safetensors", "sha256") == hashlib.sha256(content).hexdigest()
     write(store / "b" / "same.safetensors", changed)
     write(store / "d" / "same.safetensors", content + b"longer")
-    told: list[str] = []
+    reported: list[str] = []
     with pytest.raises(CheckpointError) as caught:
-        locate("same", tmp_path, [store], hashes=hashes, progress=lambda what, *_: told.append(what))
+        locate("same", tmp_path, [store], hashes=hashes, progress=lambda what, *_: reported.append(what))
     listed = ", ".join(str(store / folder / "same.safetensors") for folder in "abd")
     assert f"'same': 3 files have this name: {listed}; name the folder" in caught.value.problems[0]
-    assert set(told) == {"comparing the files called same.safetensors"}
+    assert set(reported) == {"comparing the files called same.safetensors"}
 
 
 def test_only_files_that_may_be_equal_are_hashed(tmp_path: Path, store: Path, hashes: HashCache) -> None:
-    """Files of one name that differ in size, or at their begin, middle or end, are told apart without being read."""
+    """Files that differ in size, or at their beginning, middle or end, are distinguished without a hash."""
     content = bytes(1 << 20)
     for number, (folder, place) in enumerate((("a", 0), ("b", 1 << 19), ("c", (1 << 20) - 1))):
         changed = bytearray(content)
@@ -116,7 +116,7 @@ def test_only_files_that_may_be_equal_are_hashed(tmp_path: Path, store: Path, ha
 
 
 def test_another_hash(tmp_path: Path, store: Path) -> None:
-    """A file of that name with another hash is an error that tells both, short or whole as it was asked."""
+    """A file of the name with another hash is refused with both hashes, short or whole as given."""
     with pytest.raises(CheckpointError, match=f"one.safetensors: has the hash {ONE[:10]}, not 0123456789") as caught:
         locate("one [0123456789]", tmp_path, [store])
     with pytest.raises(CheckpointError, match=f"has the hash {ONE}, not {OTHER}"):
@@ -129,33 +129,33 @@ def test_another_hash(tmp_path: Path, store: Path) -> None:
 
 
 def test_only_what_has_the_name_is_read(tmp_path: Path, store: Path, hashes: HashCache) -> None:
-    """With a name, one file is hashed, and no other; what was read is told, and kept."""
-    told: list[tuple[str, int, int]] = []
+    """With a name, only the file of that name is hashed, with progress, and its hash is cached."""
+    reported: list[tuple[str, int, int]] = []
 
-    locate(f"one [{ONE[:10]}]", tmp_path, [store], hashes=hashes, progress=lambda *what: told.append(what))
+    locate(f"one [{ONE[:10]}]", tmp_path, [store], hashes=hashes, progress=lambda *what: reported.append(what))
 
     assert hashes.look_up(store / "a" / "one.safetensors", "sha256") == ONE
     assert hashes.look_up(store / "a" / "two.ckpt", "sha256") is None
-    assert told == [(f"hashing to find {ONE[:10]}", 1, 1)]
+    assert reported == [(f"hashing to find {ONE[:10]}", 1, 1)]
 
 
 def test_hashes_that_are_known(tmp_path: Path, store: Path, hashes: HashCache) -> None:
-    """A hash that the cache knows is believed, and no file is read for it."""
+    """A cached hash is trusted, and no file is read for it."""
     path = store / "b" / "two.ckpt"
     state = path.stat()
     changed = 0 if sys.platform == "win32" else state.st_ctime_ns
     known = {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "ctime_ns": changed}
     hashes.store(path, "sha256", "f" * 64, known)
-    told: list[str] = []
+    reported: list[str] = []
 
-    found = locate("f" * 10, tmp_path, [store], hashes=hashes, progress=lambda what, *_: told.append(what))
+    found = locate("f" * 10, tmp_path, [store], hashes=hashes, progress=lambda what, *_: reported.append(what))
 
     assert found == path
-    assert told == []
+    assert reported == []
 
 
 def test_reading_stops_at_the_first_match(tmp_path: Path, store: Path, hashes: HashCache) -> None:
-    """Without a name, files are hashed one after the other until one fits; a file that is no checkpoint never is."""
+    """Without a name, checkpoints are hashed one after the other until one fits; other files never are."""
     two = hashlib.sha256(b"2").hexdigest()
 
     assert locate(two[:10], tmp_path, [store], hashes=hashes) == store / "a" / "two.ckpt"
@@ -166,7 +166,7 @@ def test_reading_stops_at_the_first_match(tmp_path: Path, store: Path, hashes: H
 
 
 def test_a_name_comes_before_a_hash(tmp_path: Path, store: Path) -> None:
-    """A file that is called like a hash is meant by that name, whatever its content."""
+    """A file with the name of a hash is found by that name, with any content."""
     write(tmp_path / f"{ONE[:10]}.safetensors", b"something else")
     write(tmp_path / "x [0123456789].ckpt", b"something else")
 
@@ -175,7 +175,7 @@ def test_a_name_comes_before_a_hash(tmp_path: Path, store: Path) -> None:
 
 
 def test_old_hashes(tmp_path: Path, store: Path) -> None:
-    """The old hash of 8 digits counts, with a warning, where one file alone has it; else the error lists them."""
+    """The old hash of 8 digits is accepted with a warning if only one file has it; otherwise the files are listed."""
     content = bytes(0x100000) + b"part" * 0x4000 + b"end"
     old = hashlib.sha256(b"part" * 0x4000).hexdigest()[:8]
     write(store / "a" / "old.ckpt", content)
@@ -196,7 +196,7 @@ def test_old_hashes(tmp_path: Path, store: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
 def test_files_that_cannot_be_read(tmp_path: Path, store: Path) -> None:
-    """What cannot be read stops no search by hash alone; under the name that was given it is named with the reason."""
+    """An unreadable file stops no search by hash alone; under a given name it is reported with the reason."""
     old = hashlib.sha256(b"part").hexdigest()[:8]
     write(store / "b" / "old.ckpt", bytes(0x100000) + b"part")
     (store / "a" / "aaa.safetensors").symlink_to("/proc/self/mem")
@@ -212,27 +212,27 @@ def test_files_that_cannot_be_read(tmp_path: Path, store: Path) -> None:
 
 
 def test_statistics_are_no_checkpoint(tmp_path: Path, store: Path) -> None:
-    """What a fit leaves in a study's folder is not taken for a checkpoint, whatever its hash."""
+    """The statistics in a study's folder are never found as a checkpoint, by no hash."""
     digest = write(store / "a" / "statistics.safetensors", b"of a study")
 
     assert locate(digest, store / "a", [store]) is None
 
 
 def test_names_that_no_file_can_have(tmp_path: Path, store: Path) -> None:
-    """A name that is longer than any file's is not found, like others."""
+    """A name too long for any file is not found, without another error."""
     assert locate("x" * 300, tmp_path, [store]) is None
     with pytest.raises(CheckpointError, match="x: no such file"):
         locate_given(Path("x" * 300), [store])
 
 
 def test_hashes_of_other_lengths(tmp_path: Path, store: Path) -> None:
-    """A hash that is none of those that are known is said to be of a wrong length."""
+    """A hash of another length is refused."""
     with pytest.raises(CheckpointError, match="a hash of 12 digits"):
         locate("one [0123456789ab]", tmp_path, [store])
 
 
 def test_files_are_located_all_at_once(tmp_path: Path, store: Path) -> None:
-    """Every problem has a line with the model it belongs to; what was found is given all the same."""
+    """Every problem has a line with its model; found files are returned nevertheless."""
     files = {"a": "one", "b": "two", "c": "one [0123456789]", "d": "gone"}
 
     found, problems = find_models(files, tmp_path, [store], named_in="recipe.yaml")
@@ -242,7 +242,7 @@ def test_files_are_located_all_at_once(tmp_path: Path, store: Path) -> None:
 
 
 def test_what_exists_is_meant(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a command line a path that exists wins; the message for another says where was looked."""
+    """An existing path has precedence; the message for a missing one lists the folders searched."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "two.ckpt", b"here")
 
@@ -273,7 +273,7 @@ def test_what_exists_is_meant(tmp_path: Path, store: Path, monkeypatch: pytest.M
     ],
 )
 def test_near_names(tmp_path: Path, asked: str, offered: str | None) -> None:
-    """For a file that is nowhere, at most three names are offered that are nearly it, from all folders searched."""
+    """For a missing file at most three similar names from all folders are suggested."""
     models = tmp_path / "models"
     for name in (
         "DreamShaper_8_pruned.safetensors",
@@ -282,21 +282,22 @@ def test_near_names(tmp_path: Path, asked: str, offered: str | None) -> None:
         "x.txt",
     ):
         write(models / name, name.encode())
-    said = "" if offered is None else f"; did you mean {offered}?"
+    suggestion = "" if offered is None else f"; did you mean {offered}?"
 
     with pytest.raises(CheckpointError) as caught:
         locate_given(Path(asked), [models])
     _, (problem,) = find_models({"a": asked}, tmp_path / "recipes", [models], named_in="r.yaml")
 
-    assert f"{said}; looked in {models}, too" in caught.value.problems[0]
-    assert "did you mean" not in caught.value.problems[0].replace(said, "")
+    assert f"{suggestion}; looked in {models}, too" in caught.value.problems[0]
+    assert "did you mean" not in caught.value.problems[0].replace(suggestion, "")
     assert problem == (
-        f"r.yaml: models.a.file: {asked!r} not found{said}; looked in {tmp_path / 'recipes'} (no such folder), {models}"
+        f"r.yaml: models.a.file: {asked!r} not found{suggestion}; looked in {tmp_path / 'recipes'} (no such folder), "
+        f"{models}"
     )
 
 
 def test_near_names_of_a_text(tmp_path: Path) -> None:
-    """For a recipe or another text the texts beside it are offered, and folders with a study; never checkpoints."""
+    """For a missing recipe or other text, texts beside it and folders with a study are suggested, no checkpoints."""
     write(tmp_path / "recipe.yaml", b"")
     write(tmp_path / "recipe.safetensors", b"")
     write(tmp_path / "my-study" / "study.yaml", b"")
@@ -312,7 +313,7 @@ def test_near_names_of_a_text(tmp_path: Path) -> None:
 
 
 def test_near_names_are_found_quickly(tmp_path: Path) -> None:
-    """Folders with hundreds of checkpoints are gone through once for each missing name, without reading a file."""
+    """Folders with hundreds of checkpoints are listed once for each missing name, without reading a file."""
     for number in range(500):
         write(tmp_path / "models" / f"{number % 20}" / f"some_model_with_a_long_name-{number:03}.safetensors", b"x")
 
@@ -324,7 +325,7 @@ def test_near_names_are_found_quickly(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_missing(tmp_path: Path, store: Path) -> None:
-    """A folder that is missing is called missing, with what is near it; a file that is given for one is called that."""
+    """A missing folder is reported with similar names; a file given as a folder is reported as a file."""
     check_folders([store, store / "a"])
 
     with pytest.raises(InputError) as caught:
@@ -338,7 +339,7 @@ def test_folders_that_are_missing(tmp_path: Path, store: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
 def test_links(tmp_path: Path, store: Path) -> None:
-    """Linked folders are looked into, once, circles and all; a file and a link to it are one."""
+    """Linked folders are searched once, in circles too; a file and a link to it count as one."""
     elsewhere = tmp_path / "elsewhere"
     write(elsewhere / "far.ckpt", b"far")
     (store / "link").symlink_to(elsewhere)
@@ -361,7 +362,7 @@ def test_links(tmp_path: Path, store: Path) -> None:
     ],
 )
 def test_name_without_hash(file: str, name: str) -> None:
-    """The hash that the WebUI writes after a name is no part of it."""
+    """The hash that the WebUI appends is not part of the name."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert name_without_hash(file) == name

@@ -1,4 +1,4 @@
-"""What a file's metadata tells about how it was merged, and that nothing in it can do harm."""
+"""The provenance in a file's metadata, and that no metadata does harm."""
 
 import json
 
@@ -101,8 +101,8 @@ WORKFLOW = {
 }
 
 
-def told(recipe):
-    """What is understood of a recipe beside the three models."""
+def provenance_of(recipe):
+    """Return the provenance of a recipe beside the three models."""
     return read_provenance({"sd_merge_recipe": json.dumps(recipe), "sd_merge_models": json.dumps(MODELS)})
 
 
@@ -149,16 +149,16 @@ def told(recipe):
     ],
 )
 def test_tools(recipe, tool, method, models, per_block):
-    """Each tool's recipe is told in its own words, hashes resolved to names, the same model named once."""
-    found = told(recipe)
+    """Each tool's recipe is described in its own words, with hashes resolved to names and each model once."""
+    found = provenance_of(recipe)
 
     assert (found.tool, found.method, found.per_block) == (tool, method, per_block)
     assert [str(model) for model in found.models] == models
     assert found.fields == ("sd_merge_recipe", "sd_merge_models")
 
 
-def test_only_what_took_part_is_told():
-    """Of a recipe of which one step was made, the later steps and their models are not told; cycles do no harm."""
+def test_only_steps_that_were_merged_are_described():
+    """If only one step was merged, later steps and their models are left out; cycles do no harm."""
     recipe = {
         "models": {name: {"file": f"{name}.safetensors"} for name in "abc"},
         "steps": [
@@ -167,7 +167,9 @@ def test_only_what_took_part_is_told():
             {"name": "T3", "mode": "weight_sum", "a": "T3", "b": "c", "alpha": 0.5},
         ],
     }
-    one, two, three = (told({"type": "blockfit", "output": name, "recipe": recipe}) for name in ("T1", "T2", "T3"))
+    one, two, three = (
+        provenance_of({"type": "blockfit", "output": name, "recipe": recipe}) for name in ("T1", "T2", "T3")
+    )
 
     assert (one.method, [model.name for model in one.models], one.per_block) == (
         ("T1 = weight_sum of a, b, alpha 0.5",),
@@ -180,14 +182,14 @@ def test_only_what_took_part_is_told():
 
 
 def test_one_alpha_for_all_blocks():
-    """SuperMerger without block weights tells its one alpha."""
-    found = told({**SUPERMERGER, "mbw": False, "weights_alpha": None})
+    """A recipe of SuperMerger without block weights has one alpha."""
+    found = provenance_of({**SUPERMERGER, "mbw": False, "weights_alpha": None})
 
     assert (found.method, found.per_block) == (("Weight sum, 0.5",), False)
 
 
 def test_mecha():
-    """sd-mecha keeps its recipe as text in a field of its own."""
+    """sd-mecha's recipe is a text in a separate field."""
     found = read_provenance({"mecha_recipe": MECHA})
 
     assert (found.tool, found.per_block, found.fields) == ("sd-mecha", True, ("mecha_recipe",))
@@ -200,15 +202,15 @@ def test_mecha():
     [("prompt", PROMPT, "ModelMergeSD1", True), ("workflow", WORKFLOW, "ModelMergeSimple", False)],
 )
 def test_comfy(field, graph, method, per_block):
-    """ComfyUI's prompt, or its workflow alone, names the loaded files and the nodes that merge them."""
+    """ComfyUI's prompt, or its workflow alone, gives the loaded files and the merging nodes."""
     found = read_provenance({field: json.dumps(graph)})
 
     assert (found.tool, found.method, found.per_block) == ("ComfyUI", (method,), per_block)
     assert [model.name for model in found.models] == ["a.safetensors", "b.safetensors"]
 
 
-def test_inspection_tells_it(tmp_path, write_sd1):
-    """An inspection holds it, as JSON takes it; a file without such metadata has None."""
+def test_inspection_contains_provenance(tmp_path, write_sd1):
+    """An inspection contains the provenance as JSON values; a file without such metadata has None."""
     write_sd1(tmp_path / "a.safetensors", metadata={"sd_merge_recipe": json.dumps(SUPERMERGER)})
     write_sd1(tmp_path / "b.safetensors")
 
@@ -221,13 +223,13 @@ def test_inspection_tells_it(tmp_path, write_sd1):
 
 @pytest.mark.parametrize("text", ["{", "[1", '{"a": NaN}', '{"a": 1e999}', "[" * 5000, "[" * 500 + "]" * 500, "12e4"])
 def test_text_that_stays_text(text):
-    """What is no JSON, no number that JSON can hold, or nested beyond reason, stays the text it is."""
+    """Text that is no JSON, holds numbers that JSON cannot, or is nested too deep is returned unchanged."""
     assert parsed(text) == text
 
 
 @pytest.mark.parametrize("encodings", [1, 2, 3])
 def test_metadata_that_was_encoded_twice(encodings):
-    """Tools that pass metadata on encode it once more: a JSON text within a JSON text is what it holds."""
+    """A JSON text within a JSON text is decoded, since tools that copy metadata encode it once more."""
     recipe, models = json.dumps(SUPERMERGER), {key: json.dumps(entry) for key, entry in MODELS.items()}
     models = json.dumps(models)
     for _ in range(encodings - 1):
@@ -241,13 +243,13 @@ def test_metadata_that_was_encoded_twice(encodings):
 
 @pytest.mark.parametrize("text", ['"text"', '"12"', '"\\"{\\""', '"[1"', json.dumps("{" * 5000), '"" {'])
 def test_texts_within_texts_that_stay(text):
-    """A JSON text that holds no object or list stays the text it is."""
+    """A JSON text without an object or list is returned unchanged."""
     assert parsed(text) == text
 
 
 def test_control_characters_are_not_shown():
-    """Escape sequences, line breaks and text direction marks of a name do not reach a terminal; long ones are cut."""
-    found = told({"type": "x\x1b[2J\n\u202e", "mode": "m" * 10**6, "model_a": "\x07bell"})
+    """Escape sequences, line breaks and text direction marks in a name are replaced; long names are cut."""
+    found = provenance_of({"type": "x\x1b[2J\n\u202e", "mode": "m" * 10**6, "model_a": "\x07bell"})
 
     shown = [found.tool, *found.method, *map(str, found.models)]
     assert all(text.isprintable() and len(text) <= 120 for text in shown)
@@ -280,7 +282,7 @@ def test_name_and_hash(reference, expected):
 
 
 def test_two_files_of_one_name():
-    """A name that two models have gives no hash."""
+    """A name shared by two models gives no hash."""
     known = {A: {"name": "x.ckpt"}, B: {"name": "x.safetensors"}}
 
     assert name_and_hash("x", known) == ("x", None)
@@ -320,7 +322,7 @@ BROKEN = st.builds(
     field=st.sampled_from(["mecha_recipe", "prompt", "workflow", "sd_merge_recipe"]),
 )
 def test_hostile_metadata(recipe, models, other, field):
-    """Whatever the fields hold, reading them gives None or something that JSON and a terminal can show."""
+    """Any contents of the fields give None or a provenance that JSON and a terminal can show."""
     for metadata in (
         {"sd_merge_recipe": recipe, "sd_merge_models": models},
         {field: other},

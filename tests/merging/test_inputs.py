@@ -337,7 +337,7 @@ def test_alphas_outside_the_usual_range(tmp_path, write):
     found, messages = run(tmp_path, step("T1", "weight_sum", "a", "b", alpha=30), dtype=torch.float32)
 
     torch.testing.assert_close(found[FIRST], a[FIRST] * -29 + b[FIRST] * 30, rtol=1e-5, atol=1e-5)
-    assert messages == ["steps.T1.alpha: 30 (BASE) is far outside what merges use, -3 to 3; is it per cent?"]
+    assert messages == ["steps.T1.alpha: 30 (BASE) is far outside the usual range, -3 to 3; is it per cent?"]
 
 
 def test_ordinary_inputs_give_no_warning(tmp_path, write):

@@ -332,7 +332,7 @@ def test_free_alphas(family):
     assert line.startswith("steps.T1.alpha: free on OUT06, and only numbers can be merged; fit the recipe first")
     assert (folder / "out.safetensors").read_bytes() == b"old"
 
-    merge(recipe.started(), paths, folder / "out.safetensors", dtype=torch.float32)
+    merge(recipe.with_start_values(), paths, folder / "out.safetensors", dtype=torch.float32)
 
     found = load_file(folder / "out.safetensors")
     torch.testing.assert_close(found[QUERY], tensors["base"][QUERY] * 0.75 + tensors["x"][QUERY] * 0.25)

@@ -1,4 +1,4 @@
-"""Coefficients: what each source contributes, against merging step by step."""
+"""Coefficients, compared with merging step by step."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ NUMBERS = st.floats(-2, 3, allow_nan=False)
 
 @st.composite
 def recipes(draw, models=3, most_steps=4):
-    """Steps over m0, m1, ... as plain dicts, each of earlier names, with alphas on the blocks of CHOSEN."""
+    """Draw steps over m0, m1, ... as plain dicts, with earlier names as inputs and alphas on the blocks of CHOSEN."""
     names = [f"m{n}" for n in range(models)]
     steps = []
     for number in range(draw(st.integers(1, most_steps))):
@@ -44,24 +44,24 @@ GROUPS = [Group(block, holders) for block in (*CHOSEN, None) for holders in PRES
 
 
 def compile_all(steps):
-    """An algebra over every presence pattern of three sources in every chosen block."""
+    """Return an algebra over every presence pattern of three sources in every chosen block."""
     return Algebra(recipe_of(steps, MODELS), GROUPS, ("m0", "m1", "m2"))
 
 
 @settings(max_examples=60, deadline=None)
 @given(steps=recipes(), data=st.data())
 def test_all_steps_in_one_pass(steps, data):
-    """What one pass says of several steps and models is what each merges to, to the bit what it says of each alone."""
+    """One pass gives several steps and models the coefficients of each alone, bitwise, and these are the merge."""
     names = [*MODELS, *(step["name"] for step in steps)]
-    wanted = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+    outputs = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
     recipe = recipe_of(steps, MODELS)
-    algebra = Algebra(recipe, GROUPS, MODELS, wanted[0], wanted[1:])
+    algebra = Algebra(recipe, GROUPS, MODELS, outputs[0], outputs[1:])
 
     found = dict(algebra.each(algebra.starting_alphas()))
 
-    assert set(found) == set(wanted)
+    assert set(found) == set(outputs)
     place = {f"{group.block}/{row}.weight": group for row, group in enumerate(GROUPS)}
-    # With unit vectors for tensors, what is merged is the coefficients.
+    # With unit vectors for tensors, the merge is the coefficients.
     models = {
         model: {
             name: torch.eye(3, dtype=torch.float64)[number] for name, group in place.items() if number in group.holders
@@ -69,7 +69,7 @@ def test_all_steps_in_one_pass(steps, data):
         for number, model in enumerate(MODELS)
     }
     merged = models | merge_by_steps(steps, models, block=lambda name: place[name].block)
-    for name in wanted:
+    for name in outputs:
         alone = Algebra(recipe, GROUPS, MODELS, name)
         assert torch.equal(found[name], alone.coefficients(alone.starting_alphas()))
         assert torch.equal(algebra.presences[name], alone.present)
@@ -83,7 +83,7 @@ def test_all_steps_in_one_pass(steps, data):
 @settings(max_examples=60, deadline=None)
 @given(steps=recipes())
 def test_coefficients_are_the_merge(steps):
-    """Sources combined by coefficients are the tensors merged step by step, whichever sources hold them."""
+    """Sources combined by coefficients equal the tensors merged step by step, for every set of holders."""
     random = torch.Generator().manual_seed(5)
     place = {f"{group.block}/{row}.weight": group for row, group in enumerate(GROUPS)}
     models = {
@@ -110,7 +110,7 @@ def test_coefficients_are_the_merge(steps):
 @settings(max_examples=60, deadline=None)
 @given(steps=recipes())
 def test_rows_sum_to_one(steps):
-    """A row sums to 1, or is 0 where the output lacks the group; a source that lacks it never contributes."""
+    """A row sums to 1, or is 0 if the output lacks the group; a source that lacks it has coefficient 0."""
     algebra = compile_all(steps)
     rows = algebra.coefficients(algebra.starting_alphas())[0]
 
@@ -124,7 +124,7 @@ def test_rows_sum_to_one(steps):
 @settings(max_examples=25, deadline=None)
 @given(steps=recipes())
 def test_sources_of_other_shapes(steps):
-    """A source that holds a tensor in another shape counts as one that holds it: nothing passes through for it."""
+    """A source that holds a tensor in another shape counts as a holder for the presence rules."""
     shapes = [Group(group.block, group.holders[1:], group.holders[:1]) for group in GROUPS]
     algebra = Algebra(recipe_of(steps, MODELS), shapes, MODELS)
 
@@ -137,7 +137,7 @@ def test_sources_of_other_shapes(steps):
 @settings(max_examples=25, deadline=None)
 @given(steps=recipes(), seed=st.integers(0, 1000))
 def test_derivatives(steps, seed):
-    """`jacobian`, autograd and finite differences agree, each alpha taken where the group's own block has it."""
+    """`jacobian`, autograd and finite differences agree, by the alpha of each group's block."""
     algebra = compile_all(steps)
     at = (
         torch.rand(len(algebra.alphas), 26, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
@@ -159,7 +159,7 @@ def test_derivatives(steps, seed):
             by_jacobian[:, BLOCKS.index(group.block)] += (slopes[:, row] * weights[row]).sum(dim=-1)
     torch.testing.assert_close(by_jacobian, by_autograd, rtol=1e-9, atol=1e-9)
 
-    # Affine in every single alpha: a difference over any step is the derivative, but for rounding.
+    # Coefficients are affine in each alpha: a difference over any step is the derivative, up to rounding.
     for index in range(len(algebra.alphas)):
         moved = at.clone()
         moved[index] += 0.5
@@ -170,7 +170,7 @@ def test_derivatives(steps, seed):
 @settings(max_examples=25, deadline=None)
 @given(steps=recipes(), count=st.integers(1, 5))
 def test_many_candidates(steps, count):
-    """Candidates scored together have the coefficients that each has alone."""
+    """Candidates computed together have the coefficients of each alone."""
     algebra = compile_all(steps)
     alphas = torch.randn(
         count, len(algebra.alphas), 26, generator=torch.Generator().manual_seed(1), dtype=torch.float64
@@ -184,7 +184,7 @@ def test_many_candidates(steps, count):
 
 
 def test_starting_alphas():
-    """Alphas come in order of evaluation, blocks in layout order."""
+    """Alphas are in the order of evaluation, blocks in layout order."""
     steps = [
         {"name": "s0", "mode": "weight_sum", "a": "m0", "b": "m1", "c": None, "alpha": {"IN04": 0.25}},
         {"name": "s1", "mode": "weight_sum", "a": "s0", "b": "m2", "c": None, "alpha": {"OUT11": -0.5}},
@@ -199,7 +199,7 @@ def test_starting_alphas():
 
 
 def test_output_may_be_a_source_or_an_inner_step():
-    """A source as output is itself; an inner step leaves the later ones out."""
+    """The output may be a source, or an inner step, which ignores later steps."""
     steps = [
         {"name": "s0", "mode": "weight_sum", "a": "m0", "b": "m1", "c": None, "alpha": dict.fromkeys(CHOSEN, 0.25)},
         {"name": "s1", "mode": "weight_sum", "a": "s0", "b": "m2", "c": None, "alpha": dict.fromkeys(CHOSEN, 0.5)},
@@ -214,7 +214,7 @@ def test_output_may_be_a_source_or_an_inner_step():
 
 
 def test_missing_source():
-    """Sources that do not hold all that the output needs are refused by name."""
+    """A missing source that the output needs is refused by name."""
     steps = [{"name": "s0", "mode": "weight_sum", "a": "m0", "b": "m2", "c": None, "alpha": {}}]
     with pytest.raises(RecipeError, match="s0: needs 'm2', which is not among m0, m1"):
         Algebra(recipe_of(steps, MODELS), [Group("M00", (0, 1))], ("m0", "m1"))

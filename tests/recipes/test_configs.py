@@ -16,14 +16,14 @@ ARTICLE = Path(__file__).parents[1] / "interchange" / "article.txt"
 
 @pytest.mark.parametrize(("name", "free"), [("recipe.yaml", 0), ("search.yaml", 2)])
 def test_recipes_load(name: str, free: int) -> None:
-    """Every recipe in configs/ can be read, and has as many free alphas as it says."""
+    """Every recipe in configs/ can be read, and has the number of free alphas in its comment."""
     recipe = load_recipe(CONFIGS / name)
 
     assert sum(len(step.alpha.free) for step in recipe.steps) == free
 
 
 def test_study_loads() -> None:
-    """The study in configs/ can be read; its ten parameters are those that its recipe leaves open."""
+    """The study in configs/ can be read; its ten parameters are the free alphas of its recipe."""
     (stage,) = load_study(CONFIGS / "study.yaml", with_files=False).stages
 
     assert [parameter.name for parameter in stage.parameters] == [
@@ -32,7 +32,7 @@ def test_study_loads() -> None:
 
 
 def test_study_names_every_choice(tmp_path: Path) -> None:
-    """The study in configs/ names all metrics, and what it leaves in comments can be written."""
+    """The study in configs/ names all metrics, and its commented options are valid."""
     text = (CONFIGS / "study.yaml").read_text(encoding="utf-8")
     (line,) = (line for line in text.splitlines() if line.strip().startswith("metric:"))
     (tmp_path / "search.yaml").write_text(
@@ -52,7 +52,7 @@ def test_study_names_every_choice(tmp_path: Path) -> None:
 
 
 def test_the_articles_recipe() -> None:
-    """configs/blessingmix-v1.yaml is what the article's text says: 18 steps, ten sources and the target."""
+    """configs/blessingmix-v1.yaml matches the article: 18 steps, ten sources and the target."""
     article = import_text(ARTICLE)
     recipe = load_recipe(CONFIGS / "blessingmix-v1.yaml")
 
@@ -79,7 +79,7 @@ def test_the_articles_recipe() -> None:
 
 
 def test_the_articles_study() -> None:
-    """studies/blessingmix leaves open what the article tuned, in its three stages, on the article's steps."""
+    """studies/blessingmix has the free alphas and the three stages of the article."""
     study = load_study(CONFIGS.parent / "studies" / "blessingmix", with_files=False)
     whole = load_recipe(CONFIGS / "blessingmix-v1.yaml")
 

@@ -1,4 +1,4 @@
-"""What a recipe notes of its fit is read field by field and written as it was, whoever wrote it."""
+"""The notes of a fit are read field by field and written back unchanged, whoever wrote them."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +36,7 @@ WRITTEN = {
 @settings(deadline=None)
 @given(STRANGE)
 def test_strange_notes_are_read_and_written_as_they_were(data):
-    """Whatever a stranger noted can be read without an error, and stands in the recipe that is written of it."""
+    """Arbitrary notes are read without an error and written back unchanged."""
     fitted = Fitted.from_data(data)
     assert fitted.to_data() == data
     assert list(fitted.to_data()) == list(data)
@@ -47,14 +47,14 @@ def test_strange_notes_are_read_and_written_as_they_were(data):
 @settings(deadline=None)
 @given(STRANGE)
 def test_noting_changes_its_own_keys_alone(data):
-    """A value that is noted anew takes the place of whatever was there, and a value of None removes it."""
+    """A new value replaces any old one, and None removes it."""
     noted = Fitted.from_data(data).noting(base="b", other_random_inputs=None)
     assert noted.to_data() == {**{k: v for k, v in data.items() if k != "other_random_inputs"}, "base": "b"}
     assert noted.base == "b"
 
 
 def test_records_are_written_in_the_order_of_a_fit():
-    """Notes that are made of records are the mapping that best.yaml has held, in the order of its keys."""
+    """Notes made from records have the keys of best.yaml, in the same order."""
     search = FittedSearch(
         name="s", step="T", metric="encoder", strategy="joint", blocks="BASE", trials=6, best_trial=4, similarity=0.5,
         prompts=FittedPrompts(file="mine.txt", sha256="cd"), clip_skip=2,
@@ -70,7 +70,7 @@ def test_records_are_written_in_the_order_of_a_fit():
 
 
 def test_what_is_wrong_is_named():
-    """A value that no fit writes reads as missing, and `problems` tells what would be right."""
+    """A value that no fit writes counts as missing, and `problems` names the values allowed."""
     search = FittedSearch.from_data({"name": 3, "similarity": 7, "seeds": [True], "clip_skip": 0, "step": "T"})
     assert (search.name, search.similarity, search.seeds, search.clip_skip, search.step) == (
         None,

@@ -1,4 +1,4 @@
-"""The four modes under the three mappings, on files: what is merged with which block's alpha and beta."""
+"""The four modes under the three mappings, on files."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from optimizer.errors import RecipeError
 from optimizer.merging import merge
 from optimizer.recipes import load_recipe, recipe_as_data, save_recipe
 
-# Every block has numbers of its own, some outside 0..1, so that a tensor in a wrong block cannot go unnoticed.
+# Every block has different numbers, some outside 0..1, so that a tensor in a wrong block is noticed.
 ALPHAS = {block: round(-0.3 + 0.067 * n, 3) for n, block in enumerate(BLOCKS)}
 BETAS = {block: round(1.4 - 0.059 * n, 3) for n, block in enumerate(BLOCKS)}
 FAMILY = ("base", "x", "y")
@@ -20,7 +20,7 @@ MODES = ("weight_sum", "add_difference", "triple_sum", "sum_twice")
 
 
 def steps_of(mode, then):
-    """Two steps, the second on the first's result, as plain dicts."""
+    """Return two steps as plain dicts, the second on the result of the first."""
     one = {"name": "T1", "mode": mode, "a": "base", "b": "x", "c": "y", "alpha": ALPHAS, "beta": BETAS}
     two = {"name": "T2", "mode": then, "a": "T1", "b": "y", "c": "x", "alpha": BETAS, "beta": ALPHAS}
     for step in (one, two):
@@ -33,7 +33,7 @@ def steps_of(mode, then):
 
 @pytest.fixture
 def family(tmp_path, write_sd1, sd1_tensors):
-    """The files base, x and y, of which x has no VAE, y no text encoder, and base an EMA copy; and their tensors."""
+    """The files base (with an EMA copy), x (without VAE) and y (without text encoder), and their tensors."""
     base = sd1_tensors(seed=0)
     tensors = {"base": write_sd1(tmp_path / "base.safetensors", around=base, distance=0.0, ema=True)}
     tensors["x"] = write_sd1(tmp_path / "x.safetensors", seed=1, around=base, vae=False)
@@ -41,7 +41,7 @@ def family(tmp_path, write_sd1, sd1_tensors):
     return tmp_path, tensors
 
 
-# What the merge has for parts that a source lacks is told; test_inputs.py looks at that.
+# Merges warn of parts that a source lacks; test_inputs.py tests that.
 TELLS = pytest.mark.filterwarnings("ignore::optimizer.errors.BlockfitWarning")
 
 
@@ -49,7 +49,7 @@ TELLS = pytest.mark.filterwarnings("ignore::optimizer.errors.BlockfitWarning")
 @pytest.mark.parametrize("mapping", BLOCK_OF)
 @pytest.mark.parametrize(("mode", "then"), list(itertools.product(MODES, MODES)))
 def test_every_mode_and_mapping(family, mode, then, mapping):
-    """A float32 merge equals the formulas carried out step by step in float32, to 1e-6 of each tensor's size."""
+    """A float32 merge equals the formulas applied step by step in float32, within 1e-6 of each tensor's size."""
     folder, tensors = family
     steps = steps_of(mode, then)
     recipe = recipe_of(steps, FAMILY, mapping)
@@ -70,7 +70,7 @@ def test_every_mode_and_mapping(family, mode, then, mapping):
 
 @TELLS
 def test_mappings_differ_where_they_should(family):
-    """time_embed follows IN00, BASE or OUT11, and the VAE BASE, BASE or nothing; all else is the same everywhere."""
+    """time_embed follows IN00, BASE or OUT11, and the VAE BASE, BASE or no block; all other tensors are equal."""
     folder, tensors = family
     merged = {}
     for mapping in BLOCK_OF:
@@ -92,7 +92,7 @@ def test_mappings_differ_where_they_should(family):
         for mapping in ("mecha", "model-mixer")
     }
     time_embed = {name for name in tensors["base"] if name.startswith("model.diffusion_model.time_embed.")}
-    # x has no VAE, so the first step leaves A's; the second, where x is C, too: nothing is left to differ.
+    # x has no VAE, so both steps leave the VAE of their first input, and no difference remains.
     assert differing == {"mecha": time_embed, "model-mixer": time_embed}
 
     steps = [{"name": "T", "mode": "weight_sum", "a": "base", "b": "y", "c": None, "alpha": ALPHAS}]
@@ -109,7 +109,7 @@ def test_mappings_differ_where_they_should(family):
 
 @pytest.mark.parametrize("mapping", BLOCK_OF)
 def test_mapping_is_written_and_read(tmp_path, mapping):
-    """The mapping, alpha and beta stand in the recipe's file and are read back from it."""
+    """The mapping, alpha and beta survive a round through the recipe's file."""
     recipe = recipe_of(steps_of("triple_sum", "sum_twice"), FAMILY, mapping)
 
     save_recipe(recipe, tmp_path / "recipe.yaml")
@@ -119,7 +119,7 @@ def test_mapping_is_written_and_read(tmp_path, mapping):
 
 
 def write(folder, text):
-    """A recipe file of two models with this step."""
+    """Write a recipe file of two models with one step."""
     path = folder / "recipe.yaml"
     path.write_text(
         f"models: {{a: {{file: a}}, b: {{file: b}}}}\nsteps:\n  - {{name: T, a: a, b: b, {text}}}\n", "utf-8"
@@ -161,7 +161,7 @@ def write(folder, text):
     ],
 )
 def test_mistakes_in_a_step(tmp_path, text, part):
-    """What does not fit a mode, a count of numbers or an expectation is one line: field, received, what is right."""
+    """A step that does not fit its mode, numbers or expectation is refused in one line with the values allowed."""
     path = write(tmp_path, text)
 
     with pytest.raises(RecipeError) as caught:
@@ -173,7 +173,7 @@ def test_mistakes_in_a_step(tmp_path, text, part):
 
 
 def test_two_count_conventions(tmp_path):
-    """26 numbers with BASE first, and 25 with a base alpha, are the same alpha; likewise for beta."""
+    """26 numbers with BASE first equal 25 with a base alpha; likewise for beta."""
     numbers = list(ALPHAS.values())
     whole = load_recipe(write(tmp_path, f"mode: triple_sum, c: a, alpha: {numbers}, beta: {numbers}")).steps[0]
     apart = f"alpha: {numbers[1:]}, base_alpha: {numbers[0]}, beta: {numbers[1:]}, base_beta: {numbers[0]}"
@@ -183,7 +183,7 @@ def test_two_count_conventions(tmp_path):
 
 
 def test_presets_by_name(tmp_path):
-    """An alpha may name a preset, of 26 numbers or 25 and a base, of the presets file that the recipe refers to."""
+    """An alpha may name a preset of the recipe's presets file, with 26 numbers, or with 25 and a base alpha."""
     numbers = ",".join(map(str, ALPHAS.values()))
     lines = (
         "preset_name\tpreset_weights",

@@ -49,7 +49,7 @@ def test_models_in_every_form() -> None:
 
 
 def test_extended_with_what_another_recipe_has() -> None:
-    """Steps, alphas and models of a recipe serve in another one, where they are the same."""
+    """Steps, alphas and models of a recipe can be used in another one unchanged."""
     first = new_recipe(MODELS, [{**STEP, "alpha": {"M00": 0.1 + 0.2, "OUT03": {"search": [0, 1]}}}])
     second = new_recipe(
         {**first.models, "y": "y"},
@@ -64,7 +64,7 @@ def test_extended_with_what_another_recipe_has() -> None:
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
-    """What was made is what its file reads back as; the file may be named by text."""
+    """A recipe survives a round through its file, which may be named by text."""
     recipe = new_recipe(MODELS, [{**STEP, "alpha": dict.fromkeys(BLOCKS, 1 / 3)}], name="made", mapping="mecha")
     save_recipe(recipe, str(tmp_path / "made.yaml"))
     assert load_recipe(str(tmp_path / "made.yaml")) == recipe
@@ -101,7 +101,7 @@ def test_presets(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_name_the_argument(steps: list, options: dict, problems: list[str]) -> None:
-    """Each problem is a line that names the function, the argument, and what was received, as for a file."""
+    """Each problem is a line with the function, the argument and the value received, as for a file."""
     with pytest.raises(RecipeError) as raised:
         new_recipe(MODELS, steps, **options)
 
@@ -111,7 +111,7 @@ def test_mistakes_name_the_argument(steps: list, options: dict, problems: list[s
 
 
 def test_models_that_are_none() -> None:
-    """What is no mapping of models is refused as a field of the wrong type is."""
+    """Models that are no mapping are refused like a field of the wrong type."""
     with pytest.raises(RecipeError, match=r"^new_recipe: models: received \['base'\]"):
         new_recipe(["base"], [{**STEP, "alpha": 0}])
     with pytest.raises(RecipeError) as raised:

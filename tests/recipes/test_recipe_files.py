@@ -1,4 +1,4 @@
-"""Recipe files: every form that can be written, every mistake that can be made in one."""
+"""Recipe files: every valid form and every mistake."""
 
 import json
 import math
@@ -26,14 +26,14 @@ steps:
 
 
 def written(folder, text):
-    """The path of a recipe file with this text."""
+    """Write a recipe file and return its path."""
     path = folder / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def with_alpha(alpha):
-    """A recipe of one step with this alpha, as text."""
+    """Return the text of a recipe of one step with an alpha."""
     return (
         "models: {a: {file: a}, b: {file: b}}\n"
         f"steps:\n  - {{name: T, mode: weight_sum, a: a, b: b, alpha: {alpha}}}\n"
@@ -41,12 +41,12 @@ def with_alpha(alpha):
 
 
 def read_alpha(folder, alpha):
-    """The alpha that this text is read as."""
+    """Return the alpha read from a text."""
     return load_recipe(written(folder, with_alpha(alpha))).steps[0].alpha
 
 
 def numbers(**named):
-    """26 numbers, 0 but for these."""
+    """Return 26 numbers, 0 except those given."""
     return {block: named.get(block, 0.0) for block in BLOCKS}
 
 
@@ -69,7 +69,7 @@ def numbers(**named):
     ],
 )
 def test_fixed_alphas(tmp_path, text, expected):
-    """A number, 26 numbers and a mapping are read as one number per block, 0 where unnamed."""
+    """A number, 26 numbers and a mapping are read as one number per block, 0 if absent."""
     alpha = read_alpha(tmp_path, text)
 
     assert alpha.free == ()
@@ -115,7 +115,7 @@ def test_free_alphas(tmp_path, text, holes, fixed):
     ],
 )
 def test_starting_values(hole, expected):
-    """A hole starts at its start, else at 0 or the bound nearest to it, on its grid (a tie to even steps)."""
+    """A free alpha starts at its start, else at 0 or the bound nearest to 0, on its grid (ties to even steps)."""
     assert hole.starting_value == pytest.approx(expected, abs=1e-12) or (
         hole.step == 0.2 and hole.starting_value == pytest.approx(0.1)
     )
@@ -129,7 +129,7 @@ def test_starting_values(hole, expected):
     value=st.floats(-5, 5),
 )
 def test_grid(low, width, parts, value):
-    """A value on the grid is a whole number of steps from the lower bound, within the bounds, and none is nearer."""
+    """A value on the grid is the nearest whole number of steps from the lower bound, within the bounds."""
     hole = Free(low, low + width, BLOCKS, step=min(width / parts, low + width - low))
     assert hole.step is not None
 
@@ -144,7 +144,7 @@ def test_grid(low, width, parts, value):
 
 
 def test_whole_recipe(tmp_path):
-    """Models, steps, layout, mapping and output are read; what is left out has its default."""
+    """Models, steps, layout, mapping and output are read; missing fields have their defaults."""
     recipe = load_recipe(written(tmp_path, GOOD))
 
     assert (recipe.name, recipe.layout.name, recipe.mapping, recipe.output) == ("recipe", "sd1", "supermerger", "T2")
@@ -168,7 +168,7 @@ def test_byte_order_mark(tmp_path):
 
 
 def test_steps_in_any_order(tmp_path):
-    """Steps may stand before what they need; they are evaluated after it, and only those that are needed."""
+    """Steps may precede their inputs in the file; they are evaluated after them, and only if needed."""
     text = """\
 models: {m: {file: m}, n: {file: n}, o: {file: o}}
 steps:
@@ -239,7 +239,7 @@ output: D
     ],
 )
 def test_wrong_alphas(tmp_path, alpha, parts):
-    """A wrong alpha is one line that names the file, its line, the field, what was received and what is right."""
+    """A wrong alpha is refused in one line with the file, its line, the field, the value and the values allowed."""
     path = written(tmp_path, with_alpha(alpha))
 
     with pytest.raises(RecipeError) as caught:
@@ -256,7 +256,7 @@ def test_wrong_alphas(tmp_path, alpha, parts):
 @pytest.mark.parametrize(
     ("before", "after", "parts"),
     [
-        ("a: T1", "a: T9", ["steps.T2.a", "received 'T9'", "there are T1, T2, base, x, y"]),
+        ("a: T1", "a: T9", ["steps.T2.a", "received 'T9'", "must be one of T1, T2, base, x, y"]),
         ("b: y", "b: zebra", ["steps.T2.b", "received 'zebra'", "neither a model nor a step"]),
         ("c: base, ", "", ["steps.T1.c", "missing", "A + (B - C) x alpha"]),
         ("b: y,", "b: y, c: x,", ["steps.T2.c", "received 'x'", "weight_sum takes no third input"]),
@@ -284,7 +284,7 @@ def test_wrong_alphas(tmp_path, alpha, parts):
     ],
 )
 def test_wrong_fields(tmp_path, before, after, parts):
-    """A wrong, missing or unknown field is one line that names the file, the field and what would be right."""
+    """A wrong, missing or unknown field is refused in one line with the file, the field and the values allowed."""
     assert GOOD.count(before) == 1 or before == "a: base"
     path = written(tmp_path, GOOD.replace(before, after, 1))
 
@@ -299,7 +299,7 @@ def test_wrong_fields(tmp_path, before, after, parts):
 
 
 def test_every_problem_is_named(tmp_path):
-    """Several mistakes come together, a line each."""
+    """Several mistakes are reported together, one line each."""
     text = with_alpha("{OUT99: 1, OUT03: half}") + "  - {name: U, mode: weight_sum, a: a, b: b, alpha: [1]}\n"
 
     with pytest.raises(RecipeError) as caught:
@@ -344,7 +344,7 @@ def test_every_problem_is_named(tmp_path):
     ],
 )
 def test_unreadable_files(tmp_path, content, parts):
-    """What is no recipe at all, or no YAML, or no text, is one line that says so."""
+    """A file that is no recipe, no YAML or no text is refused in one line."""
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
 
@@ -360,7 +360,7 @@ def test_unreadable_files(tmp_path, content, parts):
 
 
 def test_missing_file_and_folder(tmp_path):
-    """A path that is nothing, or a folder, is named."""
+    """A missing path, and a folder, is named."""
     with pytest.raises(RecipeError, match=r"nowhere\.yaml: no such file"):
         load_recipe(tmp_path / "nowhere.yaml")
     with pytest.raises(RecipeError, match="is a folder"):
@@ -381,7 +381,7 @@ def test_missing_file_and_folder(tmp_path):
 @example(text="<<: &a [*a]")
 @example(text="presets: '\\0'\nmodels: {a: {file: a}}\nsteps: []")
 def test_any_text(tmp_path_factory, text):
-    """Any text is either read as a mapping or refused as input: it never fails in another way."""
+    """Any text is either read as a mapping or refused with an InputError."""
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text, encoding="utf-8", newline="")
     try:
@@ -399,7 +399,7 @@ NAMES = st.text(SIGNS, min_size=1, max_size=8).map(str.strip).filter(bool)
 
 @st.composite
 def holes(draw, *, with_blocks):
-    """A free alpha as data."""
+    """Draw a free alpha as data."""
     low = draw(st.floats(-2, 1))
     high = low + draw(st.floats(0.01, 3))
     data = {"search": [low, high]}
@@ -416,7 +416,7 @@ def holes(draw, *, with_blocks):
 
 @st.composite
 def alphas(draw):
-    """An alpha as data, in any of its forms."""
+    """Draw an alpha as data, in any of its forms."""
     kind = draw(st.sampled_from(["number", "numbers", "free", "mapping", "mapping"]))
     number = st.one_of(st.floats(-3, 3, allow_nan=False), st.sampled_from([0.0, 1.0, 0.5, 1e-7, 1e22, -0.0]))
     if kind == "number":
@@ -440,7 +440,7 @@ def alphas(draw):
     texts=st.tuples(NAMES, NAMES, NAMES),
 )
 def test_round_trip(tmp_path_factory, models, drawn, texts):
-    """A recipe saved and loaded is equal, whatever its names, files and alphas, and its file is read by any tool."""
+    """A recipe with any names, files and alphas survives saving and loading, and any YAML reader reads the file."""
     from ruamel.yaml import YAML
 
     folder = tmp_path_factory.getbasetemp()
@@ -464,7 +464,7 @@ def test_round_trip(tmp_path_factory, models, drawn, texts):
 
 
 def test_round_trip_of_notes(tmp_path):
-    """What a fit notes (hashes, similarities, target) is kept."""
+    """The notes of a fit (hashes, similarities, target) are kept."""
     text = GOOD.replace("{file: x}", "{file: x, sha256: abc}").replace(
         "alpha: 0.25}", "alpha: 0.25, similarity: {delta: {total: 0.5, blocks: {OUT03: 0.5}}}}"
     )
@@ -479,7 +479,7 @@ def test_round_trip_of_notes(tmp_path):
 
 
 def test_written_as_people_write(tmp_path):
-    """Alphas that are equal everywhere are written as one number, others as 26 on one line, holes as holes."""
+    """Equal alphas are written as one number, others as 26 on one line, and free alphas as free."""
     text = """\
 models: {a: {file: a}, b: {file: b}}
 steps:
@@ -497,12 +497,12 @@ steps:
 
 
 def test_filling_holes(tmp_path):
-    """Filled blocks are numbers, the others stay free; `started` leaves no hole."""
+    """Filled blocks are numbers, the others stay free; `with_start_values` leaves none free."""
     text = with_alpha("{OUT03-OUT05: {search: [0, 1], start: 0.5}, M00: 0.1}")
     recipe = load_recipe(written(tmp_path, text))
 
     part = recipe.with_alphas({("T", "alpha"): {"OUT04": 0.7}}).step("T").alpha
-    whole = recipe.started().step("T").alpha
+    whole = recipe.with_start_values().step("T").alpha
 
     assert part.free == (Free(0.0, 1.0, ("OUT03", "OUT05"), start=0.5),)
     assert part.at("OUT04") == 0.7
@@ -510,7 +510,7 @@ def test_filling_holes(tmp_path):
 
 
 def test_locate(tmp_path):
-    """Files are found beside the recipe first, then in the folders and below them, with or without extension."""
+    """Files are found beside the recipe first, then in the folders and below, with or without extension."""
     beside, store = tmp_path / "beside", tmp_path / "store"
     (store / "deep" / "deeper").mkdir(parents=True)
     beside.mkdir()
@@ -533,7 +533,7 @@ def test_locate(tmp_path):
 
 
 def test_locate_models_names_every_missing_file(tmp_path):
-    """All files that are missing are named with where was looked."""
+    """All missing files are named, with the folders searched."""
     (tmp_path / "here.ckpt").write_bytes(b"")
     with pytest.raises(InputError) as caught:
         locate_models({"a": "here", "b": "gone", "c": "lost"}, tmp_path, named_in="recipe.yaml")
@@ -545,7 +545,7 @@ def test_locate_models_names_every_missing_file(tmp_path):
 
 
 def test_steps_come_in_the_recipes_order(tmp_path):
-    """Steps are evaluated in the order of the recipe where that is possible, each after its inputs where it is not."""
+    """Steps are evaluated in the recipe's order if possible, and always after their inputs."""
     recipe = load_recipe(
         written(
             tmp_path,
@@ -564,7 +564,7 @@ def test_steps_come_in_the_recipes_order(tmp_path):
 
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "0x" + "f" * 300])
 def test_base_alpha_is_finite(tmp_path, number):
-    """A base alpha beside 25 numbers is a finite number, as the others are."""
+    """A base alpha beside 25 numbers must be finite."""
     alpha = f"[{', '.join(['0.5'] * 25)}], base_alpha: {number}"
 
     with pytest.raises(RecipeError, match="base_alpha"):
@@ -573,7 +573,7 @@ def test_base_alpha_is_finite(tmp_path, number):
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_expected_seeds(tmp_path, seed):
-    """A seed that no generator takes is refused with its field."""
+    """A seed out of range is refused with its field."""
     text = with_alpha(f"0.5, expect: {{blocks: IN01, seed: {seed}}}")
 
     with pytest.raises(RecipeError, match=r"expect\.seed"):
@@ -586,7 +586,7 @@ def test_expected_seeds(tmp_path, seed):
     ids=lambda file: file[:20],
 )
 def test_files_that_are_patterns_or_folders(tmp_path, file):
-    """A file's name is looked for as it is: it is no pattern, and folders, empty and endless names are no file."""
+    """A file's name is no pattern, and folders, empty and endless names are not found."""
     (tmp_path / "models" / "below").mkdir(parents=True)
     (tmp_path / "models" / "below" / "a.safetensors").touch()
 
@@ -594,7 +594,7 @@ def test_files_that_are_patterns_or_folders(tmp_path, file):
 
 
 def test_file_with_brackets(tmp_path):
-    """Brackets in a name are letters of it."""
+    """Brackets in a name are ordinary letters."""
     (tmp_path / "models" / "below").mkdir(parents=True)
     path = tmp_path / "models" / "below" / "a [b].safetensors"
     path.touch()
@@ -607,7 +607,7 @@ def test_file_with_brackets(tmp_path):
     [("name: T2", 'name: " T2"', "steps. T2"), ("  y:", '  "y ":', "models.y "), ("name: T2", 'name: " "', "steps. ")],
 )
 def test_spaces_around_names(tmp_path, old, new, where):
-    """A model's or step's name that begins or ends with a space is refused: in a formula nobody could see it."""
+    """A model's or step's name that begins or ends with a space is refused, since a formula would hide it."""
     with pytest.raises(RecipeError) as raised:
         load_recipe(written(tmp_path, GOOD.replace(old, new)))
 

@@ -73,7 +73,7 @@ def test_an_interruption_keeps_earlier_alphas():
 
     assert [alphas(half.best, "T1") for half in halves] == [[0.3, 0.4], [0.3, 0.4]]
     assert alphas(halves[0].best, "T2") == [0.15, 0.25]
-    start = recipe().started()
+    start = recipe().with_start_values()
     assert alphas(halves[1].best, "T2") == alphas(start, "T2")
     assert [half.best.fitted.complete for half in halves] == [False, False]
     assert [half.candidates for half in halves] == [(), ()]

@@ -1,3 +1,3 @@
-"""Optuna is quiet here."""
+"""Optuna logs nothing in these tests."""
 
 from planted import quiet_optuna  # noqa: F401

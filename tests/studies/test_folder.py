@@ -1,4 +1,4 @@
-"""The names of what a study's folder holds stand in one place, and links among them are refused."""
+"""The file names of a study's folder are defined in one module, and links among them are refused."""
 
 import ast
 from pathlib import Path
@@ -10,15 +10,15 @@ from optimizer.errors import StudyError
 from optimizer.studies import StudyFolder
 
 PACKAGE = Path(optimizer.__file__).parent
-# Rooms below the studies know two of the names.
+# Packages below optimizer.studies define two of the names.
 HOMES = {"study.db": "files/links.py", "statistics.safetensors": "checkpoints/other_files.py"}
 NAMES = ("best.yaml", "best.simple.yaml", "study.db", "statistics.safetensors", "report.html", "trials.csv", "fit.log",
          "candidate-")  # fmt: skip
-TEMPLATE = ("reports/page/writing.py", "report.html")  # a file of the package, which is called like its result
+TEMPLATE = ("reports/page/writing.py", "report.html")  # a file of the package with the name of its result
 
 
 def literals(path):
-    """The texts that a module holds, whole ones and the beginnings of those that are put together; no docstrings."""
+    """Return the string literals of a module, parts of formatted ones included, without docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     statements = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     return {
@@ -33,17 +33,17 @@ LITERALS = {path.relative_to(PACKAGE).as_posix(): literals(path) for path in PAC
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_name_stands_in_one_module(name):
-    """No other module spells the name of a file that is written into a study's folder."""
+    """Only one module contains the name of a file that is written into a study's folder."""
     found = set()
     for module, texts in LITERALS.items():
-        own = {text for text in texts if text == name or (name == "candidate-" and text.startswith(name))}
-        if own and (module, name) != TEMPLATE:
+        spelled = {text for text in texts if text == name or (name == "candidate-" and text.startswith(name))}
+        if spelled and (module, name) != TEMPLATE:
             found.add(module)
     assert found == {HOMES.get(name, "studies/folder.py")}
 
 
 def test_candidates_are_numbered(tmp_path):
-    """Candidates come by number; a file that is no candidate's is none."""
+    """Candidates are listed by number, without other files."""
     for name in ("candidate-10.yaml", "candidate-2.yaml", "candidate-x.yaml", "candidate-2.yaml.bak", "best.yaml"):
         (tmp_path / name).touch()
     folder = StudyFolder(tmp_path)
@@ -52,7 +52,7 @@ def test_candidates_are_numbered(tmp_path):
 
 @pytest.mark.parametrize("name", ["best.yaml", "candidate-3.yaml", "study.db", "fit.log", "plots", "study.old.db"])
 def test_links_are_refused(tmp_path, name):
-    """A link at a name that a command writes to is refused, with its name."""
+    """A link in the place of a written file is refused, with its name."""
     (tmp_path / "study").mkdir()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir() if name == "plots" else elsewhere.touch()

@@ -40,18 +40,18 @@ def here(pool, tmp_path, monkeypatch):
 
 @pytest.fixture
 def recipe() -> Recipe:
-    """Two steps with three free alphas, over files that are named from the current folder."""
+    """Two steps with three free alphas, over files relative to the current folder."""
     return new_recipe({name: f"models/{name}.safetensors" for name in ("base", "x", "y")}, STEPS)
 
 
 def resolved(study: Study) -> Study:
-    """The same study, the paths of its files in one form."""
+    """Return the study with absolute paths."""
     sources = {name: path.resolve() for name, path in study.sources.items()}
     return replace(study, sources=sources, target=study.target.resolve())
 
 
 def test_its_folder_holds_the_same_study(here: Path, recipe: Recipe) -> None:
-    """What was made and what its YAML files say is one study, found from any current folder."""
+    """The study made equals the study in its YAML files, from any current folder."""
     study = new_study(
         recipe, "target.safetensors", "deep/er/mine", metric="attention", elsewhere="delta", trials=7, seed=3,
         blocks=["M00", "OUT03"], seeds=(1, 2), name="one",
@@ -70,7 +70,7 @@ def test_its_folder_holds_the_same_study(here: Path, recipe: Recipe) -> None:
 
 
 def test_files_that_folders_hold_keep_their_names(here: Path) -> None:
-    """What is found in `folders` stays as it was given, so that a recipe can be passed on."""
+    """Names of files found in `folders` stay as given, so that a recipe can be passed on."""
     recipe = new_recipe({"base": "base", "x": "x.safetensors", "y": "y"}, STEPS)
     study = new_study(recipe, here / "target.safetensors", "mine", folders=["models"])
 
@@ -79,7 +79,7 @@ def test_files_that_folders_hold_keep_their_names(here: Path) -> None:
 
 
 def test_files_that_only_the_current_folder_tells_apart(here: Path) -> None:
-    """Where `folders` hold several files of a name, the one meant is named as seen from the study's folder."""
+    """If `folders` hold several files of a name, the file is named relative to the study's folder."""
     for name in ("one", "two"):
         shutil.copytree(here / "models", here / "pool" / name)
     recipe = new_recipe({name: f"models/{name}.safetensors" for name in ("base", "x", "y")}, STEPS)
@@ -92,7 +92,7 @@ def test_files_that_only_the_current_folder_tells_apart(here: Path) -> None:
 
 
 def test_files_named_by_their_hash(here: Path, recipe: Recipe) -> None:
-    """A hash stays what it is as long as it is enough to find the file."""
+    """A hash stays a hash if it is enough to find the file."""
     digits = hashlib.sha256((here / "models" / "x.safetensors").read_bytes()).hexdigest()[:10]
     study = new_study(
         new_recipe({**recipe.models, "x": digits}, STEPS), "target.safetensors", "mine", folders=["models"]
@@ -103,7 +103,7 @@ def test_files_named_by_their_hash(here: Path, recipe: Recipe) -> None:
 
 
 def test_five_lines_fit_and_are_resumed(here: Path, recipe: Recipe) -> None:
-    """A fit of a study made twice goes on where the first stopped, and finds what was planted."""
+    """A study made twice continues where the first fit stopped, and finds the planted alphas."""
     first = fit(new_study(recipe, "target.safetensors", "mine", trials=2))
     result = fit(new_study(recipe, "target.safetensors", "mine", trials=4))
 
@@ -119,7 +119,7 @@ def test_five_lines_fit_and_are_resumed(here: Path, recipe: Recipe) -> None:
 
 
 def test_metrics_share_a_folder(here: Path, recipe: Recipe) -> None:
-    """Fits by different metrics keep their trials apart, as one stage is called as its metric."""
+    """Fits by different metrics have separate trials, since a single stage is named after its metric."""
     fit(new_study(recipe, "target.safetensors", "mine", metric="delta", trials=1))
     result = fit(new_study(recipe, "target.safetensors", "mine", metric="weights", trials=1))
     fit(new_study(recipe, "target.safetensors", "mine", metric="delta", trials=1))
@@ -128,7 +128,7 @@ def test_metrics_share_a_folder(here: Path, recipe: Recipe) -> None:
 
 
 def test_several_stages(here: Path, recipe: Recipe) -> None:
-    """`stages` gives each its own fields; the similarity is that of the last one."""
+    """Each of `stages` has its own fields; the similarity is that of the last."""
     study = new_study(
         recipe,
         "target.safetensors",
@@ -146,7 +146,7 @@ def test_several_stages(here: Path, recipe: Recipe) -> None:
 
 
 def test_extended_from_what_was_found(here: Path, recipe: Recipe) -> None:
-    """The sources and steps of a study serve in a larger one elsewhere; what a fit noted is not carried along."""
+    """The sources and steps of a study can be used in a larger one elsewhere, without the notes of the fit."""
     study = new_study(recipe, "target.safetensors", "mine", trials=1)
     result = fit(study)
     further = {"name": "C", "mode": "weight_sum", "a": "B", "b": "x", "alpha": {"M00": {"search": [0, 1]}}}
@@ -195,7 +195,7 @@ def test_mistakes_name_the_argument(here: Path, recipe: Recipe, given: dict, pro
 
 
 def test_a_model_that_is_missing(here: Path, recipe: Recipe) -> None:
-    """A source that is nowhere is named with where it was looked for."""
+    """A missing source is named with the folders searched."""
     (here / "models" / "y.safetensors").unlink()
     with pytest.raises(InputError) as raised:
         new_study(recipe, "target.safetensors", "mine", folders=["models"])
@@ -208,19 +208,19 @@ def test_a_model_that_is_missing(here: Path, recipe: Recipe) -> None:
 
 
 def test_a_study_by_hand_is_left_alone(here: Path, recipe: Recipe) -> None:
-    """A study.yaml that somebody wrote, or edited and claimed, is not replaced."""
+    """A study.yaml without the first line of `new_study` is not replaced."""
     study = new_study(recipe, "target.safetensors", "mine")
     path = study.folder / "study.yaml"
     path.write_text(path.read_text("utf-8").split("\n", 1)[1], encoding="utf-8")
     own = path.read_text("utf-8")
 
-    with pytest.raises(StudyError, match=r"new_study: folder: .*study\.yaml is there, and new_study did not make it"):
+    with pytest.raises(StudyError, match=r"new_study: folder: .*study\.yaml exists, and new_study did not write it"):
         new_study(recipe, "target.safetensors", "mine", trials=3)
     assert path.read_text("utf-8") == own
 
 
 def test_merged_and_compared_by_text(here: Path, recipe: Recipe) -> None:
-    """What was found is merged from the study's sources and compared with the target, all paths as text."""
+    """The result is merged from the study's sources and compared with the target, with all paths as text."""
     study = new_study(recipe, "target.safetensors", "mine", trials=1)
     result = fit(study)
     merge(result.recipe, study.sources, "clone.safetensors", dtype=torch.float32)
@@ -232,7 +232,7 @@ def test_merged_and_compared_by_text(here: Path, recipe: Recipe) -> None:
 
 
 def test_the_fields_of_a_stage_are_those_of_the_file() -> None:
-    """What editors offer as arguments is what study.yaml may have."""
+    """The typed arguments are the fields of study.yaml."""
     assert set(get_type_hints(StageFields)) == set(StageEntry.model_fields)
 
 

@@ -1,4 +1,4 @@
-"""Statistics that are kept: when they serve a later run, when files are measured again, when they change meanwhile."""
+"""Saved statistics: when a later run uses them, and when files are measured again or refused."""
 
 import os
 import shutil
@@ -29,8 +29,8 @@ QUERY = "model.diffusion_model.output_blocks.6.1.transformer_blocks.0.attn1.to_q
 
 
 @pytest.fixture
-def own(pool, tmp_path):
-    """Copies of base, x and y, and of z as the target, in a folder with a study; `write(steps, metric)` changes it."""
+def write_copies(pool, tmp_path):
+    """Return a function that writes a study into a folder with copies of base, x, y and the target."""
     folder = tmp_path / "own"
     folder.mkdir()
     for name, file in (("base", "base"), ("x", "x"), ("y", "y"), ("z", "target")):
@@ -49,7 +49,7 @@ def own(pool, tmp_path):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Counts the passes over checkpoints."""
+    """A list that grows by one with each pass over the checkpoints."""
     from optimizer.studies import opening
 
     counted = []
@@ -65,21 +65,21 @@ def change(path, value=0.25):
     save_file(tensors, path)
 
 
-def test_one_pass(own, passes):
-    """Fits, ceilings and other stages on the same files share one pass; the whole of every block is in it."""
-    study = load_study(own())
+def test_one_pass(write_copies, passes):
+    """Fits, ceilings and other stages on the same files share one pass, which covers every block."""
+    study = load_study(write_copies())
     fit(study)
     fit(study.with_trials(4))
     study_ceilings(study)
-    fit(load_study(own(STEPS.replace("OUT03,OUT06", "BASE,IN03"), "elements")), fresh=True)
+    fit(load_study(write_copies(STEPS.replace("OUT03,OUT06", "BASE,IN03"), "elements")), fresh=True)
 
     assert len(passes) == 1
     assert load_measured(study.folder / STATISTICS).blocks == study.recipe.layout.blocks
 
 
-def test_kept_statistics_are_those_measured(own):
-    """What is read back is what a pass over the stage's blocks gives, bit for bit."""
-    study = load_study(own())
+def test_kept_statistics_are_those_measured(write_copies):
+    """Saved statistics equal those of a pass over the stage's blocks, bitwise."""
+    study = load_study(write_copies())
     study_ceilings(study)
     kept = load_measured(study.folder / STATISTICS).statistics
     with open_comparison(study.recipe.layout, study.sources, study.target, base=study.sources["base"]) as comparison:
@@ -92,9 +92,9 @@ def test_kept_statistics_are_those_measured(own):
 
 
 @pytest.mark.parametrize("gone", [["target"], ["base", "x", "y", "target"]])
-def test_fit_without_checkpoints(own, passes, gone):
-    """Without checkpoints a fit by delta continues, and writes the same recipe, hashes and all, as with them."""
-    folder = own()
+def test_fit_without_checkpoints(write_copies, passes, gone):
+    """Without checkpoints a fit by delta continues, and writes the same recipe, hashes included."""
+    folder = write_copies()
     before = fit(load_study(folder)).recipe
     for name in gone:
         (folder / f"{name}.safetensors").unlink()
@@ -109,11 +109,11 @@ def test_fit_without_checkpoints(own, passes, gone):
     assert len(passes) == 1
 
 
-def test_a_smaller_recipe_without_checkpoints(own):
-    """Another recipe over some of the sources, fitted without checkpoints, has the values that it has with them."""
-    folder = own()
+def test_a_smaller_recipe_without_checkpoints(write_copies):
+    """Another recipe over some of the sources has equal scores with and without checkpoints."""
+    folder = write_copies()
     study_ceilings(load_study(folder))
-    direct = fit(load_study(own(FIRST)))
+    direct = fit(load_study(write_copies(FIRST)))
     for path in folder.glob("*.safetensors"):
         if path.name != STATISTICS:
             path.unlink()
@@ -123,9 +123,9 @@ def test_a_smaller_recipe_without_checkpoints(own):
     assert len(load_measured(folder / STATISTICS).sources) == 3
 
 
-def test_hashes_that_were_never_taken(own):
-    """After a ceiling alone no hash is known: a fit without checkpoints leaves them out of best.yaml."""
-    folder = own()
+def test_hashes_that_were_never_taken(write_copies):
+    """Hashes that no run has taken are left out of best.yaml by a fit without checkpoints."""
+    folder = write_copies()
     study_ceilings(load_study(folder))
     (folder / "x.safetensors").unlink()
     fit(load_study(folder))
@@ -136,9 +136,9 @@ def test_hashes_that_were_never_taken(own):
 
 
 @pytest.mark.parametrize("which", ["x", "base", "target"])
-def test_changed_files_are_measured_again(own, passes, which):
-    """A source, base or target with other tensors is measured anew, and the figures are its own."""
-    folder = own()
+def test_changed_files_are_measured_again(write_copies, passes, which):
+    """A source, base or target with other tensors is measured anew, with new results."""
+    folder = write_copies()
     first = study_ceilings(load_study(folder), "delta")[0].total["ceiling"]
     change(folder / f"{which}.safetensors")
 
@@ -150,9 +150,9 @@ def test_changed_files_are_measured_again(own, passes, which):
     assert study_ceilings(load_study(folder), "delta")[0].total["ceiling"] == second
 
 
-def test_changed_file_while_others_are_missing(own):
-    """With a file missing, another that changed makes the statistics useless: what is missing is named."""
-    folder = own()
+def test_changed_file_while_others_are_missing(write_copies):
+    """If one file is missing and another has changed, statistics are not used, and the missing one is named."""
+    folder = write_copies()
     study_ceilings(load_study(folder))
     (folder / "target.safetensors").unlink()
     change(folder / "x.safetensors")
@@ -161,9 +161,9 @@ def test_changed_file_while_others_are_missing(own):
         study_ceilings(load_study(folder))
 
 
-def test_renamed_sources_while_missing(own):
-    """A recipe that names another file, which is not there, is not fitted on the statistics of the former."""
-    folder = own()
+def test_renamed_sources_while_missing(write_copies):
+    """A recipe that names another, missing file is not fitted on the statistics of the earlier one."""
+    folder = write_copies()
     study_ceilings(load_study(folder))
     recipe = folder / "recipe.yaml"
     recipe.write_text(
@@ -174,9 +174,9 @@ def test_renamed_sources_while_missing(own):
         fit(load_study(folder))
 
 
-def test_attention_needs_the_files(own):
-    """A fit by attention without the checkpoints is refused, naming them; a ceiling is not, and says what it is not."""
-    folder = own(metric="attention")
+def test_attention_needs_the_files(write_copies):
+    """A fit by attention without the checkpoints is refused and names them; a ceiling only notes the limit."""
+    folder = write_copies(metric="attention")
     study_ceilings(load_study(folder))
     (folder / "y.safetensors").unlink()
 
@@ -185,9 +185,9 @@ def test_attention_needs_the_files(own):
     assert all("attention" in found.note for found in study_ceilings(load_study(folder)))
 
 
-def test_mapping_and_base_are_part_of_the_key(own, passes):
-    """Another mapping puts tensors into other blocks: they are measured anew."""
-    folder = own()
+def test_mapping_and_base_are_part_of_the_key(write_copies, passes):
+    """Under another mapping of tensors to blocks the files are measured anew."""
+    folder = write_copies()
     study_ceilings(load_study(folder))
     recipe = folder / "recipe.yaml"
     recipe.write_text("mapping: mecha\n" + recipe.read_text(encoding="utf-8"), encoding="utf-8")
@@ -197,9 +197,9 @@ def test_mapping_and_base_are_part_of_the_key(own, passes):
 
 
 @pytest.mark.parametrize("broken", ["empty", "text", "cut", "foreign", "nan", "shape", "version"])
-def test_broken_statistics(own, passes, broken):
-    """A file that is no such file, or not whole, is passed over, which is said, and written anew."""
-    folder = own()
+def test_broken_statistics(write_copies, passes, broken):
+    """A foreign or broken file of statistics is ignored with a warning, and replaced."""
+    folder = write_copies()
     path = folder / STATISTICS
     before = study_ceilings(load_study(folder))
     content, measured = path.read_bytes(), load_measured(path)
@@ -216,7 +216,7 @@ def test_broken_statistics(own, passes, broken):
         assert path.read_bytes() != content
     assert load_measured(path) is None
 
-    # One of another version is nobody's fault.
+    # A file of another version is replaced without a warning.
     told = nullcontext() if broken == "version" else pytest.warns(BlockfitWarning, match="cannot be used: .* anew$")
     with told:
         assert study_ceilings(load_study(folder)) == before
@@ -224,9 +224,9 @@ def test_broken_statistics(own, passes, broken):
     assert load_measured(path) is not None
 
 
-def test_values_that_are_not_finite_elsewhere(own):
-    """NaN in a block that no stage scores leaves that block out; scored, it is refused by file and tensor."""
-    folder = own()
+def test_values_that_are_not_finite_elsewhere(write_copies):
+    """A block with NaN is left out if no stage scores it; otherwise it is refused by file and tensor."""
+    folder = write_copies()
     tensors = load_file(folder / "x.safetensors")
     other = QUERY.replace("output_blocks.6", "output_blocks.8")
     tensors[other] = torch.full_like(tensors[other], float("nan"))
@@ -237,18 +237,18 @@ def test_values_that_are_not_finite_elsewhere(own):
     assert "OUT08" not in kept.blocks
     assert "OUT07" in kept.blocks
     with pytest.raises(CheckpointError, match="holds NaN or Inf"):
-        fit(load_study(own(STEPS.replace("OUT03,OUT06", "OUT08"))))
+        fit(load_study(write_copies(STEPS.replace("OUT03,OUT06", "OUT08"))))
 
 
-def test_a_folder_that_cannot_be_written(own, monkeypatch):
-    """Statistics that cannot be kept are no reason to fail."""
+def test_a_folder_that_cannot_be_written(write_copies, monkeypatch):
+    """A run does not fail if statistics cannot be saved."""
     from optimizer.studies import opening
 
     def refuse(measured, path):
         raise CheckpointError(f"{path}: the folder cannot be written to")
 
     monkeypatch.setattr(opening, "save_measured", refuse)
-    study = load_study(own())
+    study = load_study(write_copies())
     with open_study(study, blocks=["OUT03"], device=torch.device("cpu"), progress=lambda *_: None) as opened:
         assert opened.files is not None
         assert "OUT03" in opened.measured.blocks
@@ -261,7 +261,7 @@ IN_USE = pytest.mark.skipif(sys.platform == "win32", reason="Windows protects fi
 
 
 def replace(path):
-    """Put another file in a file's place."""
+    """Replace a file by another."""
     other = path.with_suffix(".other")
     shutil.copyfile(path, other)
     change(other)
@@ -295,13 +295,13 @@ FATES = {
 
 
 def aged(folder):
-    """Let the checkpoints be older than what is done to them: file systems tell times to some milliseconds only."""
+    """Make the checkpoints older than any change: file systems resolve times to milliseconds only."""
     for path in folder.glob("*.safetensors"):
         os.utime(path, (1, 1))
 
 
 def once(action, when):
-    """A callback for progress that does something once, at the first or the last call."""
+    """Return a progress callback that runs `action` once, at the first or the last call."""
     done = []
 
     def progress(what, at, total):
@@ -315,10 +315,10 @@ def once(action, when):
 @pytest.mark.parametrize("which", ["x", "base", "target"])
 @pytest.mark.parametrize("when", ["first", "last"])
 @pytest.mark.parametrize("how", FATES)
-@pytest.mark.filterwarnings("ignore:.* nothing but zeros")  # of what another run finds then
-def test_a_file_that_changes_while_it_is_measured(own, which, when, how):
-    """It is named, with what to do; nothing measured is kept, and another run measures what is there then."""
-    folder = own()
+@pytest.mark.filterwarnings("ignore:.* nothing but zeros")  # another run then warns of zeros
+def test_a_file_that_changes_while_it_is_measured(write_copies, which, when, how):
+    """The file is named with advice; no statistics are saved, and another run measures the new file."""
+    folder = write_copies()
     aged(folder)
     study, path = load_study(folder), folder / f"{which}.safetensors"
     named = {"device": CPU, "blocks": ["OUT03"], "hashes": HashCache(folder / "hashes.json")}
@@ -338,7 +338,7 @@ def test_a_file_that_changes_while_it_is_measured(own, which, when, how):
     if how in (replace, overwrite):
         with open_study(study, progress=lambda *_: None, **named) as opened:
             again = opened.measured
-        with open_study(load_study(own()), device=CPU, blocks=["OUT03"], progress=lambda *_: None) as opened:
+        with open_study(load_study(write_copies()), device=CPU, blocks=["OUT03"], progress=lambda *_: None) as opened:
             assert opened.measured.sources == again.sources
             assert opened.measured.target == again.target
 
@@ -346,9 +346,9 @@ def test_a_file_that_changes_while_it_is_measured(own, which, when, how):
 @IN_USE
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("how", FATES)
-def test_no_hash_of_a_file_that_was_not_fitted(own, how, known):
-    """What lies at a path after the search, and is not what was fitted, is told, and its hash is noted nowhere."""
-    folder = own()
+def test_no_hash_of_a_file_that_was_not_fitted(write_copies, how, known):
+    """A file that changed after it was fitted is reported, and its hash is noted nowhere."""
+    folder = write_copies()
     aged(folder)
     study, hashes = load_study(folder), HashCache(folder / "hashes.json")
     digests = {name: sha256(folder / f"{name}.safetensors", hashes) for name in ("base", "x", "y", "target")}
@@ -372,9 +372,9 @@ def test_no_hash_of_a_file_that_was_not_fitted(own, how, known):
 
 @IN_USE
 @pytest.mark.parametrize("how", FATES)
-def test_a_metric_of_a_file_that_changes(own, how):
-    """Attention of a file that was written to is refused; of one that was replaced or deleted it is what it was."""
-    folder = own(metric="attention")
+def test_a_metric_of_a_file_that_changes(write_copies, how):
+    """Attention on a file that was written to is refused; on a replaced or deleted one it is unchanged."""
+    folder = write_copies(metric="attention")
     aged(folder)
     study, path = load_study(folder), folder / "x.safetensors"
     with open_study(study, blocks=["OUT03"], device=CPU, progress=lambda *_: None) as opened:

@@ -1,4 +1,4 @@
-"""Study files: defaults, what each stage searches and scores, and every mistake by name."""
+"""Study files: defaults, the searches and scores of each stage, and every mistake by name."""
 
 import shutil
 
@@ -27,7 +27,7 @@ ATTENTION = (
 
 @pytest.fixture
 def target(pool):
-    """A file that may be a target."""
+    """A file that can be a target."""
     path = pool.folder / "some_target.safetensors"
     if not path.exists():
         path.write_bytes(pool.paths["z"].read_bytes())
@@ -49,7 +49,7 @@ def test_defaults(write_study, target):
 
 
 def test_parameter_names(write_study, target):
-    """Tied alphas of one step that has several are told apart by their blocks."""
+    """Several tied alphas of one step have their blocks in their names."""
     steps = """\
   - {name: T, mode: weight_sum, a: base, b: y, alpha: {M00: {search: [0, 1], tie: true}, OUT03: {search: [0, 1]},
      OUT04-OUT05: {search: [0, 1], tie: true}}}
@@ -67,10 +67,14 @@ def test_elsewhere(write_study, target):
 
 
 def test_searches(write_study, target):
-    """Stepwise is one search a step, scored on it; joint is one, scored on the last."""
+    """A stepwise stage has one search per step, scored on it; a joint stage has one, scored on the last."""
     text = "  - {name: s, strategy: stepwise, blocks: OUT03-OUT05}\n  - {name: j, steps: [T2], blocks: OUT06}\n"
     study = load_study(write_study(STEPS, text, target))
-    assert [(name, step, [p.name for p in own]) for stage in study.stages for name, step, own in stage.searches()] == [
+    assert [
+        (name, step, [p.name for p in parameters])
+        for stage in study.stages
+        for name, step, parameters in stage.searches()
+    ] == [
         ("s/T1", "T1", ["T1.OUT03", "T1.OUT04", "T1.OUT05"]),
         ("s/T2", "T2", ["T2.alpha"]),
         ("j", "T2", ["T2.alpha"]),
@@ -78,7 +82,7 @@ def test_searches(write_study, target):
 
 
 def test_tied_alpha_moves_more_than_is_scored(write_study, target):
-    """A tied alpha may move blocks that nothing scores."""
+    """A tied alpha may move blocks that no metric scores."""
     stages = "  - {name: s, metric: attention}\n"
     assert load_study(write_study(STEPS, stages, target)).stages[0].blocks == ATTENTION
 
@@ -90,7 +94,7 @@ def test_folder_or_file(tmp_path):
 
 
 def test_with_trials(write_study, target):
-    """Another budget replaces that of every stage; less than one trial is refused."""
+    """A new number of trials replaces that of every stage; less than one is refused."""
     study = load_study(write_study(STEPS, "  - {name: s}\n", target))
     assert [stage.trials for stage in study.with_trials(7).stages] == [7]
     with pytest.raises(StudyError, match=r"^trials: received 0; must be at least 1"):
@@ -153,7 +157,7 @@ APART = """\
     ],
 )
 def test_mistakes(write_study, target, steps, stages, fields, parts):
-    """A mistake is one line that names the file, the field, what was received and what is right."""
+    """A mistake is refused in one line with the file, the field, the value received and the values allowed."""
     folder = write_study(steps, stages, target, **fields)
 
     with pytest.raises(StudyError) as caught:
@@ -167,12 +171,12 @@ def test_mistakes(write_study, target, steps, stages, fields, parts):
 
 
 def test_block_that_nothing_sees(write_study, target):
-    """Per-block alphas on blocks that neither metric sees are one error for all; with `elsewhere` they are none."""
+    """Per-block alphas on blocks that no metric sees are refused in one line; with `elsewhere` they are accepted."""
     folder = write_study(FREE_BASE, "  - {name: s, metric: attention}\n", target)
     with pytest.raises(StudyError) as caught:
         load_study(folder)
     (problem,) = caught.value.problems
-    assert "nothing sees OUT00-OUT02, where T1.OUT00-OUT02 would be searched: 'attention' sees IN01-IN02," in problem
+    assert "no metric sees OUT00-OUT02, where T1.OUT00-OUT02 would be searched: 'attention' sees IN01-IN02," in problem
     folder = write_study(FREE_BASE, "  - {name: s, metric: attention, blocks: OUT00-OUT05}\n", target)
     with pytest.raises(StudyError) as caught:
         load_study(folder)
@@ -183,7 +187,7 @@ def test_block_that_nothing_sees(write_study, target):
 
 
 def test_described_alphas():
-    """Alphas that differ in the block alone are told as one with a list of blocks; others as they are called."""
+    """Alphas that differ only in the block are joined with a block list; others keep their names."""
     names = ["T1.OUT03", "T1.OUT04", "T2.alpha", "T1.beta.IN00", "T1.OUT08", "a.b.IN01", "T3.alpha.OUT03-OUT04"]
 
     assert described_alphas(names, load_layout("sd1")) == (
@@ -196,7 +200,7 @@ def test_described_alphas():
 
 
 def test_alpha_that_no_stage_scores(write_study, target):
-    """A per-block alpha that is left out of every stage's blocks is named."""
+    """A per-block alpha that no stage scores is named."""
     folder = write_study(STEPS, "  - {name: s, blocks: OUT03-OUT04}\n", target)
     with pytest.raises(StudyError, match=r"T1\.OUT05: no stage scores OUT05"):
         load_study(folder)
@@ -209,14 +213,14 @@ def test_alpha_that_no_stage_scores(write_study, target):
 
 
 def test_no_free_alpha(write_study, target):
-    """A recipe without holes has nothing to search, and the error says how to write one."""
+    """A recipe without free alphas is refused, with an example of one."""
     steps = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: 0.5}\n"
     with pytest.raises(StudyError, match=r"no free alpha; write `alpha: \{search"):
         load_study(write_study(steps, "  - {name: s}\n", target))
 
 
 def test_target_among_the_sources(write_study, pool, target):
-    """The target may not be a source of the recipe, under whatever path; an unused model is none."""
+    """The target may not be a source of the recipe under any path; an unused model is no source."""
     here = pool.folder / ".." / pool.folder.name / "y.safetensors"
     with pytest.raises(StudyError, match="is the recipe's source 'y' too"):
         load_study(write_study(STEPS, "  - {name: s}\n", here))
@@ -224,7 +228,7 @@ def test_target_among_the_sources(write_study, pool, target):
 
 
 def test_missing_files(write_study, target, tmp_path):
-    """A target, a source or a recipe that is not there is named."""
+    """A missing target, source or recipe is named."""
     with pytest.raises(StudyError, match=r"target\.file: '.*gone' not found; looked in"):
         load_study(write_study(STEPS, "  - {name: s}\n", "gone"))
     folder = write_study(STEPS, "  - {name: s}\n", target)
@@ -240,17 +244,17 @@ def test_missing_files(write_study, target, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "wanted"),
+    ("stage", "expected"),
     [
         ("{name: a/b}", "stages.a/b: the name holds a '/'"),
         ("{name: a, seeds: [1, 1]}", "seeds: received .1, 1.; must be one or more different"),
         ("{name: a, blocks: OUT09}", "stages.a.blocks: no free alpha of T1 moves OUT09"),
     ],
 )
-def test_stages_that_cannot_be(write_study, target, stage, wanted):
-    """They are refused by name, before anything runs."""
+def test_stages_that_cannot_be(write_study, target, stage, expected):
+    """Invalid stages are refused by name before any work."""
     steps = "  - {name: T1, mode: weight_sum, a: x, b: y, alpha: {search: [0, 1], blocks: OUT03}}\n"
-    with pytest.raises(StudyError, match=wanted):
+    with pytest.raises(StudyError, match=expected):
         load_study(write_study(steps, f"  - {stage}\n", target))
 
 
@@ -284,13 +288,13 @@ RECIPE = "models: {x: {file: x}}\nsteps: [{name: S, mode: weight_sum, a: x, b: x
 
 
 @settings(max_examples=150, deadline=None)
-@given(own=GIVEN, inner=GIVEN)
-def test_any_study(tmp_path_factory, own, inner):
-    """Whatever the fields of a study hold, it is read or refused, each problem one printable line."""
+@given(outer=GIVEN, inner=GIVEN)
+def test_any_study(tmp_path_factory, outer, inner):
+    """A study with any fields is read or refused, with one printable line per problem."""
     folder = tmp_path_factory.getbasetemp()
     (folder / "recipe.yaml").write_text(RECIPE)
     stage = ", ".join(f"{field}: {value}" for field, value in ({"name": "s"} | inner).items())
-    fields = {"recipe": "recipe.yaml", "target": "{file: t}", "stages": f"[{{{stage}}}]"} | own
+    fields = {"recipe": "recipe.yaml", "target": "{file: t}", "stages": f"[{{{stage}}}]"} | outer
     path = folder / "any_study.yaml"
     path.write_text("\n".join(f"{field}: {value}" for field, value in fields.items()))
     try:
@@ -302,7 +306,7 @@ def test_any_study(tmp_path_factory, own, inner):
 
 
 def test_folders_that_are_no_study(pool, tmp_path):
-    """A folder without study.yaml is said to be no study, what it holds instead, and what makes one."""
+    """A folder without study.yaml is refused with its contents and the way to make a study."""
     made = "`first_study(TARGET, SOURCE, folder=FOLDER)` makes a study, which is a folder of its own"
     two, one, other = (tmp_path / name for name in ("two", "one", "other"))
     for folder in (two, one, other):
@@ -311,11 +315,11 @@ def test_folders_that_are_no_study(pool, tmp_path):
         shutil.copy(pool.paths["x"], path)
     (other / "study.yml").write_text("", encoding="utf-8")
 
-    for folder, said in (
+    for folder, contents in (
         (two, "it holds 2 checkpoints and lacks study.yaml (no such file)"),
         (one, "it holds a checkpoint and lacks study.yaml (no such file)"),
         (other, "it lacks study.yaml (no such file, but 'study.yml' exists)"),
     ):
         with pytest.raises(StudyError) as caught:
             load_study(folder)
-        assert caught.value.problems == (f"{folder}: is no study: {said}; {made}",)
+        assert caught.value.problems == (f"{folder}: is no study: {contents}; {made}",)

@@ -101,7 +101,7 @@ def _methods(found: Found) -> Iterator[Remark]:
             "first steps also explain differences that belong to later ones, so the alphas of single steps are biased, "
             f"even if all sources are known. To recover a recipe, fit jointly.{more}",
         )
-    bumpy = [stage for stage in stages if stage.draws]
+    bumpy = [stage for stage in stages if stage.uses_seeds]
     if bumpy:
         seeds = ", ".join(
             str(seed)
