@@ -10,9 +10,8 @@
     result = fit(study)
     print(result.similarity, result.recipe.step("OUT").alpha)
 
-All names of `__all__` can be imported from here; `__init__.pyi` says where each of them lives. A name is loaded, with
-the libraries that it needs, when it is first used: `import optimizer` alone is fast. `help(optimizer.new_study)` tells
-more.
+All names of `__all__` can be imported from here; `__init__.pyi` lists the module of each. A name and the libraries that
+it needs are loaded on first use, so `import optimizer` alone is fast. See `help(optimizer.new_study)` for an example.
 
 Imports point one way, see CONTRIBUTING.md: files, families, checkpoints, library and recipes, merging, interchange and
 similarity, pictures, samplers, studies, analysis, search, reports, demo, cli.
@@ -28,7 +27,7 @@ from optimizer.version import __version__  # noqa: F401  as `optimizer.__version
 
 
 def _homes() -> dict[str, str]:
-    """Return the module of each public name, as the stub beside this file has it."""
+    """Return the module of each public name, as the stub beside this file lists it."""
     stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: node.module or "" for node in imports for alias in node.names if alias.name != "__version__"}
@@ -43,7 +42,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with warnings.catch_warnings():
-        # In a notebook the progress bars of libraries miss a library of their own; none of them is shown.
+        # tqdm warns in notebooks without ipywidgets, though no progress bar of a library is shown.
         warnings.filterwarnings("ignore", "IProgress not found")
         value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value

@@ -1,4 +1,4 @@
-"""The names that `optimizer` offers, and where each of them lives: read by editors, type checkers and `__init__.py`."""
+"""Public names of `optimizer` and their modules, for editors, type checkers and `__init__.py`."""
 
 from optimizer.analysis import Ceiling as Ceiling
 from optimizer.analysis import Simplified as Simplified

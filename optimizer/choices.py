@@ -1,7 +1,7 @@
-"""The words of which a user chooses one: metrics, modes, samplers, devices, formats.
+"""Words that a user chooses from: metrics, modes, samplers, devices and formats.
 
-The parts that give them a meaning are typed by them. They stand here, without imports, because Tab has to complete them
-at once, and those parts import torch or Optuna, which takes seconds.
+The modules that implement the words use these types for their registries. The types are kept here, without imports,
+because tab completion must be immediate, while the implementing modules import torch or Optuna, which takes seconds.
 """
 
 from typing import Any, Literal, get_args
@@ -43,6 +43,6 @@ def words_of(choice: Any) -> tuple[str, ...]:
 
 
 def listed(choice: Any) -> str:
-    """Return the words of a `Literal` as texts have them: "auto, cpu or cuda"."""
-    *others, last = words_of(choice)
-    return f"{', '.join(others)} or {last}"
+    """Return the words of a `Literal` as an English list: "auto, cpu or cuda"."""
+    *first, last = words_of(choice)
+    return f"{', '.join(first)} or {last}"

@@ -1,6 +1,6 @@
-"""The errors that every part of blockfit raises for what a user can put right, and the warning that goes on past one.
+"""Errors for problems that a user can solve, and the warning for problems that do not stop the work.
 
-Each error is also the built-in error that fits, so callers need not import these to catch them.
+Each error is also a subclass of the matching built-in error, so callers can catch it without importing it.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,56 +11,64 @@ from optimizer.printable import printable
 __all__ = ["BlockfitWarning", "CheckpointError", "InputError", "RecipeError", "StudyError", "attempt"]
 
 _Built = TypeVar("_Built")
-_LONGEST = 4000  # characters of a problem; more than that is what a broken file held, and its end tells what is right
+_LONGEST = 4000  # characters of a problem; longer ones quote a broken file, and their end gives the correct form
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; `problems` holds one complete line for each reason.
+    """Unusable input; `problems` holds one complete line for each reason.
 
-    `field` names the argument that all of them are about, as Python spells it (`clip_skip`); None if they are about a
-    file. Its name stands before each problem in `str(error)`, not in `problems`. Other arguments stand in the text in
-    backticks and as Python has them: `base`, `fresh=True`, `folders=[DIR]`, `merge(step=...)`. So a command can show
-    all of them as its options, and a page can show the error beside its field. Control characters that came with what
-    was received are escaped, and the middle of endless lines is cut out.
+    `field` is the argument that all problems are about, as spelled in Python (`clip_skip`); None if they are about a
+    file. `str(error)` puts its name before each problem; `problems` does not contain it. Other arguments appear in the
+    text in backticks, as in Python: `base`, `fresh=True`, `folders=[DIR]`, `merge(step=...)`. The command can therefore
+    translate all of them to its options, and a page can show the error beside its field. Control characters in quoted
+    input are escaped, and the middle of very long lines is cut out.
     """
 
     def __init__(self, problems: str | Iterable[str], *, field: str | None = None) -> None:
         given = (problems,) if isinstance(problems, str) else problems
         self.field = field
         self.problems: tuple[str, ...] = tuple(map(_one_line, given))
-        super().__init__("\n".join(self.problems if field is None else (f"{field}: {one}" for one in self.problems)))
+        super().__init__("\n".join(self.problems if field is None else (f"{field}: {line}" for line in self.problems)))
 
 
 class CheckpointError(InputError):
-    """A checkpoint file is missing, broken, unsafe, or does not fit the others."""
+    """A checkpoint file that is missing, broken or unsafe, or that does not fit the others."""
 
 
 class RecipeError(InputError):
-    """A recipe names or asks for something that does not exist or cannot be merged."""
+    """A recipe that names or asks for something that does not exist or cannot be merged."""
 
 
 class StudyError(InputError):
-    """A study cannot be run, or cannot be continued with what it is given now."""
+    """A study that cannot be run, or cannot be continued with the given files and options."""
 
 
 class BlockfitWarning(RuntimeWarning):
-    """Something that a user has to know of, though the work goes on: one complete line, as the command shows it.
+    """A problem that the user should know of, although the work goes on: one complete line, as the command shows it.
 
-    For what lies too deep to be handed a callback; given by `warnings.warn`.
+    It is given by `warnings.warn`, in code too deep to be passed a callback.
     """
 
 
 def attempt(build: Callable[[], _Built], where: object = "", joint: str = ": ", *, field: str | None = None) -> _Built:
-    """Return what `build` gives, and say of an InputError that it raises what it is about.
+    """Return the result of `build()`; if it raises InputError, add the place that the error is about.
 
-    `where`, if it is given, and `joint` are put before each of the problems. `field` names the argument that they are
-    about; without it the error keeps its own.
+    The error raised then has the type of the original one, with `where` and `joint` before each of its problems.
+
+    Args:
+        build: The call to attempt.
+        where: The place, such as a file name; nothing is added if it is empty.
+        joint: The text between the place and each problem.
+        field: The argument that the problems are about; by default the error's own.
+
+    Returns:
+        The result of `build()`.
     """
     try:
         return build()
     except InputError as error:
-        place = f"{where}{joint}" if where else ""
-        problems = [f"{place}{problem}" for problem in error.problems]
+        prefix = f"{where}{joint}" if where else ""
+        problems = [f"{prefix}{problem}" for problem in error.problems]
         raise type(error)(problems, field=field or error.field) from None
 
 

@@ -1,4 +1,4 @@
-"""What long work reports while it runs: one protocol for terminals, web pages and logs."""
+"""Progress and warnings of long work: one protocol for terminals, web pages and logs."""
 
 import logging
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _log_warning(text: str) -> None:
 
 @dataclass(frozen=True)
 class CallbackEvents:
-    """Events that go to callbacks; those without a callback go to Python's log under the name `blockfit`."""
+    """Events passed on to callbacks; those without a callback go to Python's log under the name `blockfit`."""
 
     progress: Progress = _log_progress
     warn: Callable[[str], None] = _log_warning

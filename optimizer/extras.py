@@ -1,4 +1,4 @@
-"""The libraries that only some commands need, by the extra of the installation that brings them."""
+"""Libraries that only some commands need, by the extra that installs them."""
 
 from importlib.util import find_spec
 
@@ -12,28 +12,35 @@ EXTRAS = {
     "dashboard": ("optuna_dashboard",),
     "postgresql": ("psycopg",),
 }
-"""The modules that are imported with each extra; pyproject.toml names their distributions."""
+"""Modules imported with each extra; pyproject.toml names their distributions."""
 
-_PACKAGES = {"PIL": "pillow", "optuna_dashboard": "optuna-dashboard"}  # that are not called as their modules
+_PACKAGES = {"PIL": "pillow", "optuna_dashboard": "optuna-dashboard"}  # distributions named unlike their modules
 
 
 def has_extra(extra: str) -> bool:
-    """Return whether the libraries of an extra are installed; imports none of them."""
+    """Return whether the libraries of an extra are installed, without importing them."""
     return not _missing(extra)
 
 
 def require(extra: str, purpose: str, *, field: str | None = None) -> None:
-    """Raise InputError unless the libraries of an extra are installed; imports none of them.
+    """Raise InputError unless the libraries of an extra are installed; call this before any work.
 
-    `purpose` begins the error's only line: "a PostgreSQL database"; `field` is the argument that asks for it. Call this
-    before any work.
+    No library is imported.
+
+    Args:
+        extra: A key of `EXTRAS`.
+        purpose: The feature that needs the extra; the error begins with it: "a PostgreSQL database".
+        field: The argument that asks for the feature, if one does.
+
+    Raises:
+        InputError: A library of the extra is not installed; one line gives its name and the command that installs it.
     """
     if not has_extra(extra):
         raise InputError(missing_extra(extra, purpose), field=field)
 
 
 def missing_extra(extra: str, purpose: str) -> str:
-    """Return the line that says what is not installed and how to install it."""
+    """Return the line that names the missing libraries of an extra and the command that installs them."""
     names = [_PACKAGES.get(name, name) for name in _missing(extra) or EXTRAS[extra]]
     verb = "is" if len(names) == 1 else "are"
     return f'{purpose} needs {_listed(names)}, which {verb} not installed: pip install "blockfit[{extra}]"'
@@ -44,5 +51,5 @@ def _missing(extra: str) -> list[str]:
 
 
 def _listed(names: list[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,4 +1,4 @@
-"""How many threads linear algebra takes."""
+"""Limits on the threads of linear algebra."""
 
 from contextlib import AbstractContextManager
 from functools import cache
@@ -9,10 +9,13 @@ __all__ = ["one_thread"]
 
 
 def one_thread() -> AbstractContextManager[object]:
-    """Linear algebra in the calling thread alone, while the context lasts.
+    """Return a context in which linear algebra runs in the calling thread alone.
 
-    Matrices of a few dozen rows are several times slower where cores share them, and what the result is rounded to does
-    not depend on how many there are.
+    One core processes matrices of a few dozen rows several times faster than several cores do. With one thread,
+    rounding does not depend on the number of cores.
+
+    Returns:
+        A context manager; the limit ends with it.
     """
     limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
     return limited
@@ -20,5 +23,5 @@ def one_thread() -> AbstractContextManager[object]:
 
 @cache
 def _libraries() -> ThreadpoolController:
-    # Looking for the libraries takes longer than much of the work.
+    # Detecting the libraries can take longer than the work itself.
     return ThreadpoolController()

@@ -1,4 +1,4 @@
-"""A real browser for the tests: whatever Chromium the system has, driven by playwright; nothing is downloaded."""
+"""A Chromium of the system for the tests, driven by playwright; nothing is downloaded."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ _USUAL = (
     r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
-# The sandbox cannot be had by root or in containers; the rest keeps the browser from going online by itself.
+# The sandbox is unavailable to root and in containers. The other arguments keep the browser from going online.
 _ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -29,17 +29,17 @@ _ARGUMENTS = (
 
 
 def chromium() -> str | None:
-    """The program; None if there is none."""
+    """Return the path of an installed Chromium, or None."""
     found = next((path for name in _NAMES if (path := shutil.which(name)) is not None), None)
     return found or next((path for path in _USUAL if Path(path).is_file()), None)
 
 
 @contextmanager
 def opened_browser() -> Iterator["Browser"]:
-    """The browser, running, without a window."""
+    """Yield a running browser without a window."""
     from playwright.sync_api import sync_playwright
 
-    # Debian's start script reads a variable of its own.
+    # Debian's start script reads CHROMIUM_FLAGS.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CHROMIUM")}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=_ARGUMENTS, env=environment)

@@ -1,4 +1,4 @@
-"""Recipes from steps as plain dicts, as `step_by_step.merge_by_steps` takes them too."""
+"""Recipes made of steps as plain dicts, which `step_by_step.merge_by_steps` also takes."""
 
 from step_by_step import BLOCKS
 
@@ -7,7 +7,7 @@ from optimizer.recipes import Alpha, Model, Recipe, Step
 
 
 def recipe_of(steps, models, mapping="supermerger", output=None):
-    """The recipe of such steps over these models, whose files are their names; alphas are 0 where unnamed."""
+    """Return the recipe of these steps over models whose files have their names; unnamed alphas are 0."""
     return Recipe(
         name="drawn",
         layout=load_layout("sd1"),

@@ -1,10 +1,10 @@
-"""What two runs must have in common of their trials, be they stored by Optuna or part of a result."""
+"""Comparison of the trials of two runs, stored by Optuna or part of a result."""
 
 from optimizer.search import Trial
 
 
 def essence(trials):
-    """State, alphas, similarity, origin and block scores of each trial: what does not depend on the clock."""
+    """Return the parts of each trial that do not depend on the clock."""
     return [
         (str(trial.state), trial.alphas, trial.similarity, trial.origin, trial.block_scores)
         if isinstance(trial, Trial)

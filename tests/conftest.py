@@ -1,4 +1,4 @@
-"""Fixtures that every part of the tests shares: tiny checkpoints with the topology of Stable Diffusion 1.x."""
+"""Fixtures of all tests: tiny checkpoints with the topology of Stable Diffusion 1.x."""
 
 import os
 import shutil
@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# What a shell starts in the background ignores Ctrl-C, and so would the processes that tests interrupt.
+# A process started in the background by a shell ignores Ctrl-C, and so would its children, which tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Nothing may depend on how busy a machine is. "nightly" draws ten times as many examples for every property, those that
-# give a number of their own included.
+# No deadline, so that no test depends on the load of the machine. "nightly" draws ten times as many examples, also for
+# properties that set their number of examples.
 settings.register_profile("ci", deadline=None)
 settings.register_profile("nightly", deadline=None, max_examples=10 * settings().max_examples)
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
@@ -56,10 +56,10 @@ _TEXT = "cond_stage_model.transformer.text_model."
 
 
 def make_sd1_shapes(*, width: int = 8, text_layers: int = 2) -> dict[str, tuple[int, ...]]:
-    """The shape of each floating-point tensor of a tiny SD 1.x checkpoint by its LDM name.
+    """Return the shape of each floating-point tensor of a tiny SD 1.x checkpoint by its LDM name.
 
-    Every one of the 26 blocks has at least two tensors; blocks with self-attention have attn1 to_q, to_k, to_v of
-    [width, width]; the text encoder has `text_layers` whole layers, 64 tokens, 77 positions.
+    Each of the 26 blocks has at least two tensors. Blocks with self-attention have attn1 to_q, to_k, to_v of
+    [width, width]. The text encoder has `text_layers` layers, 64 tokens and 77 positions.
     """
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -111,11 +111,11 @@ def make_sd1_tensors(
     around: Mapping[str, torch.Tensor] | None = None,
     distance: float = 0.1,
 ) -> dict[str, torch.Tensor]:
-    """Make a tiny SD 1.x checkpoint's tensors by their LDM names.
+    """Return the tensors of a tiny SD 1.x checkpoint by their LDM names.
 
-    Values are standard normal, drawn from `seed`; or, as for finetunes of one model, those of `around` plus `distance`
-    times standard normal ones. The same seed gives the same values whatever is left out. `ema` adds a copy as LDM's
-    training leaves it. `position_ids` are int64 [1, 77].
+    Values are standard normal, drawn from `seed`. With `around`, as for finetunes of one model, they are those of
+    `around` plus `distance` times standard normal ones. The same seed gives the same values whichever parts are left
+    out. `ema` adds a copy as LDM's training does. `position_ids` are int64 [1, 77].
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
@@ -147,9 +147,9 @@ def make_sd1(
 ) -> dict[str, torch.Tensor]:
     """Write `make_sd1_tensors(**options)` to `path` and return the tensors as stored.
 
-    `overrides` replaces or adds tensors; then those whose name starts with one of `drop` are left out; then prefixes
-    are replaced as `rename` says. A path that ends in .safetensors is written with `metadata` as that format; any other
-    as `torch.save({"state_dict": ...})`.
+    `overrides` replaces or adds tensors; then tensors whose names start with one of `drop` are left out; then prefixes
+    are replaced by `rename`. A path that ends in .safetensors is written in that format with `metadata`, any other as
+    `torch.save({"state_dict": ...})`.
     """
     tensors = make_sd1_tensors(**options) | dict(overrides or {})  # type: ignore[arg-type]
     tensors = {name: value for name, value in tensors.items() if not name.startswith(tuple(drop))}
@@ -167,7 +167,7 @@ def make_sd1(
 
 @pytest.fixture(scope="session")
 def sdxl_tensors() -> dict[str, torch.Tensor]:
-    """Tensors of SDXL's sizes that make a tiny checkpoint one of SDXL, for `overrides`."""
+    """Tensors with SDXL's sizes, for `overrides`; with them a tiny checkpoint is recognised as SDXL."""
     unet = "model.diffusion_model."
     return {
         unet + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(8, 2048),
@@ -177,7 +177,7 @@ def sdxl_tensors() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Server]:
-    """A PostgreSQL server that runs, with the tests' own data."""
+    """A running PostgreSQL server with its own data."""
     if programs() is None:
         pytest.skip("PostgreSQL's server is not installed (Debian: postgresql)")
     server = Server()
@@ -185,10 +185,10 @@ def postgresql() -> Iterator[Server]:
     server.remove()
 
 
-# Not for the session: while it is open, no other test of its process could run an event loop.
+# Not session-scoped: while it is open, no other test of the process can run an event loop.
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """A browser that runs."""
+    """A running browser."""
     if chromium() is None:
         pytest.skip("no Chromium is installed (Debian: chromium)")
     with opened_browser() as running:
@@ -197,15 +197,15 @@ def browser() -> "Iterator[Browser]":
 
 @pytest.fixture
 def blockfit(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command with these arguments in this process; give its exit code and what it wrote, as of a process."""
+    """A function that runs the command in this process, and returns exit code and output as of a process."""
     from optimizer.cli import main
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exited:
             main([str(argument) for argument in arguments])
         written = capsys.readouterr()
-        code = int(left.value.code or 0)
+        code = int(exited.value.code or 0)
         return subprocess.CompletedProcess(arguments, code, written.out, written.err)
 
     return run
@@ -224,7 +224,7 @@ def write_sd1() -> Callable[..., dict[str, torch.Tensor]]:
 
 
 def start(stack: ExitStack, *command: str | Path, undone_by: Sequence[str | Path]) -> None:
-    """Do what only root may, and undo it when `stack` is closed; skips the test where it is not allowed."""
+    """Do what only root may do, and undo it when `stack` is closed; skip the test if it is not permitted."""
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -234,7 +234,7 @@ def start(stack: ExitStack, *command: str | Path, undone_by: Sequence[str | Path
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one MiB, where mounting one is allowed."""
+    """A disk of 1 MiB; the test is skipped where mounting is not permitted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     with ExitStack() as stack:
@@ -244,7 +244,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Callable[[Mapping[str, str]], Path]]:
-    """Makes a disk that holds these texts by name and cannot be written to, where mounting one is allowed."""
+    """A function that makes a read-only disk with these texts by name, where mounting is permitted."""
     with ExitStack() as stack:
 
         def make(texts: Mapping[str, str]) -> Path:
@@ -261,9 +261,10 @@ def read_only(tmp_path: Path) -> Iterator[Callable[[Mapping[str, str]], Path]]:
 
 @pytest.fixture
 def hold() -> Iterator[Callable[[Path], None]]:
-    """Makes that a file cannot be replaced, as Windows does while another program has it open.
+    """A function that makes a file irreplaceable, as on Windows while another program has it open.
 
-    Elsewhere it is made immutable, where that is allowed: the system gives the same error.
+    On other systems the file is made immutable, which gives the same error; the test is skipped where that is not
+    permitted.
     """
     with ExitStack() as stack:
 
@@ -278,7 +279,7 @@ def hold() -> Iterator[Callable[[Path], None]]:
 
 @pytest.fixture
 def fill() -> Callable[[Path, int], Path]:
-    """Fills the disk that a folder lies on, but for so many bytes, and gives the file that does."""
+    """A function that fills the disk of a folder except for so many bytes, and returns the file that fills it."""
 
     def make(folder: Path, left: int) -> Path:
         path = folder / "filler"

@@ -1,10 +1,10 @@
-"""What can be wrong with a database of trials that somebody else made: kinds of damage, done by SQL to a good one.
+"""Kinds of damage to a database of trials, done by SQL to a good database.
 
-The good one has two Optuna studies with four completed trials each, of which the first is told apart as study 1. Each
-kind says what the user is to be told: "refused" and by which words, or "left out" and why, or nothing at all.
+The good database has two Optuna studies with four completed trials each; the first one is study 1. Each kind has its
+outcome: "refused" and words of the error, "left out" and words of the reason, or nothing.
 """
 
-# ruff: noqa: E501, S608  statements and what comes of them stand side by side; they are the tests' own
+# ruff: noqa: E501, S608  statements and outcomes are side by side; the statements are constants of the tests
 
 import json
 import os
@@ -23,7 +23,7 @@ _DEEP = "[" * 100_000 + "]" * 100_000
 
 @dataclass(frozen=True)
 class Damage:
-    """One kind of damage: what does it to the file at a path, what becomes of it, and words that tell so."""
+    """One kind of damage: the function that damages the file at a path, the outcome, and words of its message."""
 
     name: str
     do: Callable[[Path], None]
@@ -48,7 +48,7 @@ def _set(column: str, value: str, table: str = "trials", where: str = f"trial_id
 
 
 def _rebuilt(table: str, columns: str, *statements: str) -> Callable[[Path], None]:
-    """The same table made anew, of these columns, without its rules."""
+    """Create the same table again with these columns and without its constraints."""
     names = ", ".join(column.split()[0] for column in columns.split(", "))
     return _sql(
         f"alter table {table} rename to old_{table}",
@@ -60,7 +60,7 @@ def _rebuilt(table: str, columns: str, *statements: str) -> Callable[[Path], Non
 
 
 def _score(value: object) -> Callable[[Path], None]:
-    """The similarities by block of the first trial become something else."""
+    """Change the similarities by block of the first trial."""
     text = value if isinstance(value, str) else json.dumps(value)
     return _sql(
         f"update trial_user_attributes set value_json = :text where key = 'block_scores' and trial_id = {_FIRST}",
@@ -106,7 +106,7 @@ def _beside(ending: str, content: bytes) -> Callable[[Path], None]:
 
 
 def _waiting(path: Path) -> None:
-    """A trial's state is changed in another journal mode, and the change has not reached the file."""
+    """Change a trial's state in another journal mode, so that the change has not reached the file."""
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("pragma journal_mode = wal")
         database.execute("pragma wal_autocheckpoint = 0")
@@ -185,7 +185,7 @@ DAMAGES = (
     Damage("range of choices, and none", _sql(f"update trial_params set param_value = 99, distribution_json = :text where {_VALUE}", text='{"name": "CategoricalDistribution", "attributes": {"choices": ["a"]}}'), REFUSED, "trial 0 of 's/A' cannot be read"),
     Damage("range deep", _range(_DEEP), REFUSED, "trial 0 of 's/A' cannot be read"),
     Damage("parameters doubled", _rebuilt("trial_params", "param_id integer primary key, trial_id integer, param_name text, param_value float, distribution_json text", f"insert into trial_params select param_id + 100, trial_id, param_name, param_value, distribution_json from trial_params where {_VALUE}"), NOTHING),
-    # Numbers, times, ids.
+    # Numbers, times, identifiers.
     Damage("numbers with gaps", _sql("delete from trials where number = 1 and study_id = 1"), REFUSED, "numbered"),
     Damage("numbers doubled", _set("number", "1"), REFUSED, "numbered"),
     Damage("number null", _set("number", "null"), REFUSED, "numbered"),
@@ -294,7 +294,7 @@ DAMAGES = (
 
 
 def _line(change: Callable[[dict], None], code: int = 4, number: int = 0) -> Callable[[Path], None]:
-    """A line of the journal becomes another: the `number`-th of those whose operation is `code` (4: a new trial)."""
+    """Change a line of the journal: the `number`-th with the operation `code` (4: a new trial)."""
 
     def do(path: Path) -> None:
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]
@@ -305,7 +305,7 @@ def _line(change: Callable[[dict], None], code: int = 4, number: int = 0) -> Cal
 
 
 def _lines(*more: str, first: bool = False) -> Callable[[Path], None]:
-    """Lines more, at the end or at the beginning."""
+    """Add lines at the end or at the beginning."""
 
     def do(path: Path) -> None:
         text, added = path.read_bytes(), "".join(line + "\n" for line in more).encode()
@@ -319,7 +319,7 @@ def _torn(path: Path) -> None:
     path.write_bytes(whole + b'{"op_code": 4, "worker_id"')
 
 
-# Of a journal, whose trials are written in a line each.
+# Damage to a journal, in which each trial is a line.
 JOURNAL_DAMAGES = (
     Damage("state unknown", _line(lambda line: line.update(state=77)), REFUSED, "77 is not a valid TrialState"),
     Damage("state pruned", _line(lambda line: line.update(state=2)), LEFT_OUT, "pruned"),

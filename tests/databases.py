@@ -1,4 +1,4 @@
-"""Addresses of databases as Optuna takes them, whatever characters the folder of the tests has in its path."""
+"""Addresses of databases for Optuna, with any characters in the path of the tests' folder."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ from sqlalchemy.engine import URL
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of a SQLite file; braces are doubled, for Optuna fills in what stands between them."""
+    """Return the URL of a SQLite file; braces are doubled, since Optuna formats the URL."""
     url = URL.create("sqlite", database=path.as_posix()).render_as_string()
     return url.replace("{", "{{").replace("}", "}}")

@@ -1,4 +1,4 @@
-"""Files of tensors of any size that take no room: a header, and behind it a hole as long as the data would be."""
+"""Checkpoint files of any size that need no disk space: a header and a hole in place of the data."""
 
 import json
 import struct
@@ -17,7 +17,7 @@ def write_header(
     dtypes: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file with tensors of these shapes, all zeros, of `dtype` but for those in `dtypes`."""
+    """Write a safetensors file with zero tensors of these shapes, of `dtype` except for those in `dtypes`."""
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Kills a process at each of the moments at which it is about to change a file, one after the other."""
+"""Kills a process before each of its changes to files, one change at a time."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-# Python tells of these before they are done. What is opened for reading changes nothing.
+# Audit events that Python raises before a change. Opening a file for reading is no change.
 _CODE = """
 import json, os, signal, sys, traceback
 import torch
@@ -61,7 +61,7 @@ for line in sys.stdin:
 
 
 class Killing:
-    """A process that has imported everything, and forks one that calls a function of `code` with a folder's path."""
+    """A process that has imported all modules, and whose children call functions of `code` with a folder's path."""
 
     def __init__(self, code: str) -> None:
         if not hasattr(os, "fork"):
@@ -74,29 +74,29 @@ class Killing:
     def run(self, name: str, folder: Path, change: int = 0) -> tuple[str, Any]:
         """Call a function, and kill it before its `change`-th change of a file in the folder (0: never).
 
-        Gives what became of it, killed, done or failed, and what it gave or why it failed.
+        Return its end (killed, done or failed), and its result or the reason of the failure.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([name, str(folder), change]) + "\n")
         self._process.stdin.flush()
-        became, given = json.loads(self._process.stdout.readline())
-        return became, given
+        ending, result = json.loads(self._process.stdout.readline())
+        return ending, result
 
     def everywhere(self, name: str, template: Path, scratch: Path, *, every: int = 1) -> Iterator[Path]:
-        """Give copies of a folder in which a function was killed, before its first change, its second, and so on.
+        """Yield copies of a folder in which a function was killed before its first change, its second, and so on.
 
-        Or before every second, third ... of its changes.
+        With `every`, only every second, third, ... change is tried.
         """
         for change in count(1, every):
             folder = scratch / f"killed-{change}"
             shutil.copytree(template, folder)
-            became, given = self.run(name, folder, change)
-            if became == "done":
+            ending, result = self.run(name, folder, change)
+            if ending == "done":
                 break
-            assert became == "killed", given
+            assert ending == "killed", result
             yield folder
-        # Otherwise nothing was tried.
+        # A function without a change would test nothing.
         assert change > 1
 
     def close(self) -> None:

@@ -1,11 +1,11 @@
-"""Statistics as a study's folder keeps them."""
+"""Statistics in the folder of a study."""
 
 from optimizer.errors import CheckpointError
 from optimizer.similarity import read_measured
 
 
 def load_measured(path):
-    """What was measured and kept at `path`; None if it is missing, of another version or cannot be trusted."""
+    """Return the statistics saved at `path`; None if they are missing, of another version or invalid."""
     try:
         return read_measured(path)
     except CheckpointError:

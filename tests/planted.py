@@ -1,4 +1,4 @@
-"""Checkpoints to search among, and studies written beside them: fixtures of several folders."""
+"""Fixtures of several folders: checkpoints to search among, and studies written beside them."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ MODELS = "base", "x", "y", "z"
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_optuna():
-    """Optuna tells of each trial otherwise."""
+    """Silence Optuna's line for each trial."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -21,7 +21,7 @@ def quiet_optuna():
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory, write_sd1, sd1_tensors):
-    """Base and its finetunes x, y, z, as paths and tensors; `plant(steps)` writes the merge of steps as a target."""
+    """Base and its finetunes x, y, z, as paths and tensors; `plant(name, steps)` writes the merge of steps."""
     folder = tmp_path_factory.mktemp("pool")
     base = sd1_tensors(seed=0)
     tensors = {
@@ -41,7 +41,7 @@ def pool(tmp_path_factory, write_sd1, sd1_tensors):
         return path, merged
 
     def two_steps(first: dict[str, float], second: dict[str, float]) -> list[dict]:
-        """The difference of x from the base added by the first alphas, then y by the second."""
+        """Return steps that add x's difference from the base by the first alphas, and y by the second."""
         return [
             {"name": "A", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": first},
             {"name": "B", "mode": "weight_sum", "a": "A", "b": "y", "c": None, "alpha": second},
@@ -52,7 +52,7 @@ def pool(tmp_path_factory, write_sd1, sd1_tensors):
 
 @pytest.fixture
 def write_study(pool, tmp_path):
-    """Writes a study of these steps and stages in a folder of its own, and gives the folder."""
+    """A function that writes a study of these steps and stages in a new folder, and returns the folder."""
 
     def write(steps, stages, target, folder="study", **fields):
         path = tmp_path / folder

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, on loopback: Debian's, or whatever is on the path."""
+"""A temporary PostgreSQL server on loopback: Debian's, or the one on the path."""
 
 import os
 import secrets
@@ -11,13 +11,13 @@ from pathlib import Path
 import psycopg
 
 USER = "fitter"
-# Needs quoting in a URL, and must never be seen in a message.
-PASSWORD = "se/cret@word"  # noqa: S105  of a server that is thrown away
+# It needs quoting in a URL, and must never appear in a message.
+PASSWORD = "se/cret@word"  # noqa: S105  of a temporary server
 _QUOTED = "se%2Fcret%40word"
 
 
 class Server:
-    """A server with one user and a new, empty database for who asks; stops and starts as a test wants."""
+    """A server with one user, which creates new databases, and which tests can stop and start."""
 
     def __init__(self) -> None:
         self._programs = programs()
@@ -61,28 +61,28 @@ class Server:
         )
 
     def stop(self) -> None:
-        """Stop it as when its machine restarts: connections are cut."""
+        """Stop the server as in a restart of its machine: connections are cut."""
         self._run("pg_ctl", "--pgdata", self._data, "--wait", "--mode", "fast", "stop")
 
     def remove(self) -> None:
-        """Stop it for good."""
+        """Stop the server and remove its files."""
         self.stop()
         shutil.rmtree(self._folder)
 
     def database(self) -> str:
-        """The URL of a new database."""
+        """Create a database and return its URL."""
         name = f"trials_{secrets.token_hex(4)}"
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f"create database {name}")
         return self.url(name)
 
     def url(self, database: str) -> str:
-        """The URL of a database."""
+        """Return the URL of a database."""
         return f"postgresql://{USER}:{_QUOTED}@127.0.0.1:{self.port}/{database}"
 
 
 def programs() -> Path | None:
-    """The folder with the server's programs; None if it is not installed."""
+    """Return the folder of the server's programs; None if PostgreSQL is not installed."""
     if (found := shutil.which("pg_ctl")) is not None:
         return Path(os.path.realpath(found)).parent
     return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)

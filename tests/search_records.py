@@ -1,4 +1,4 @@
-"""Studies and trials made of records alone: no file, no storage and no checkpoint stands behind them."""
+"""Studies and trials made of records alone, without files, storages and checkpoints."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ NUMBERS = {"base": "base.safetensors", "x": "x.safetensors", "y": "y.safetensors
 
 
 def recipe(low: float = 0.0, high: float = 1.0) -> Recipe:
-    """T1 adds what x is beyond the base, T2 mixes y in; both are free on M00 and OUT03."""
+    """Return a recipe in which T1 adds x's difference from the base and T2 mixes in y, both free on M00 and OUT03."""
     free = {"search": [low, high], "blocks": list(BLOCKS)}
     steps = [
         {"name": "T1", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": free},
@@ -31,7 +31,7 @@ def stage(
     of: Recipe | None = None,
     **fields: int,
 ) -> Stage:
-    """A stage that searches the free alphas of `steps` on `blocks`."""
+    """Return a stage that searches the free alphas of `steps` on `blocks`."""
     parameters = tuple(
         parameter for parameter in parameters_of(of or recipe(), steps) if set(parameter.blocks) <= set(blocks)
     )
@@ -39,7 +39,7 @@ def stage(
 
 
 def study(*stages: Stage, of: Recipe | None = None) -> Study:
-    """A study of these stages in a folder that is not there."""
+    """Return a study of these stages in a folder that does not exist."""
     folder = Path("nowhere")
     return Study(
         folder, of or recipe(), folder / "recipe.yaml", {}, folder / "target.safetensors", "target.safetensors",
@@ -48,14 +48,14 @@ def study(*stages: Stage, of: Recipe | None = None) -> Study:
 
 
 def trial(number: int, similarity: float | None, **alphas: float) -> Trial:
-    """A trial at T1.M00 = 0.5 and so on; complete with a similarity, failed without one."""
+    """Return a trial at T1.M00 = 0.5 and so on; complete with a similarity, failed without one."""
     point = {name.replace("_", "."): value for name, value in alphas.items()}
     state = TrialState.FAILED if similarity is None else TrialState.COMPLETE
     return Trial(number, state, point, similarity=similarity, block_scores=dict.fromkeys(BLOCKS, similarity or 0.0))
 
 
 def result(of: Stage, step: str, *trials: Trial, number: int = 1) -> SearchResult:
-    """What a search of one step of a stage found in pass `number`."""
+    """Return the result of the search of one step of a stage in pass `number`."""
     ending = "" if number == 1 else f"/pass {number}"
     parameters = tuple(parameter for parameter in of.parameters if parameter.step == step)
     return SearchResult(f"{of.name}/{step}{ending}", of, of.steps[-1], parameters, trials, {}, number)

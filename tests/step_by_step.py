@@ -1,4 +1,4 @@
-"""Merging and similarity as their formulas say them, on whole tensors: what the code under test is compared with."""
+"""Merging and similarity by their formulas on whole tensors, as the reference for the code under test."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ import torch
 
 BLOCKS = ("BASE", *(f"IN{n:02}" for n in range(12)), "M00", *(f"OUT{n:02}" for n in range(12)))
 
-# Self-attention in the order of evaluation.
+# Blocks with self-attention, in the order of evaluation.
 ATTENTION = {
     **{f"IN{n:02}": f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)},
     "M00": "middle_block.1",
@@ -19,7 +19,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def block_of(name: str) -> str:
-    """The block of a tensor by its LDM name, as SuperMerger counts."""
+    """Return the block of a tensor by its LDM name, as in SuperMerger."""
     if found := re.match(r"model\.diffusion_model\.(input|output)_blocks\.(\d+)\.", name):
         return f"{'IN' if found[1] == 'input' else 'OUT'}{int(found[2]):02}"
     for prefix, block in (("middle_block.", "M00"), ("time_embed.", "IN00"), ("out.", "OUT11")):
@@ -29,12 +29,12 @@ def block_of(name: str) -> str:
 
 
 def block_of_mecha(name: str) -> str:
-    """The block of a tensor as sd-mecha counts: time_embed falls into BASE."""
+    """Return the block of a tensor as in sd-mecha: time_embed belongs to BASE."""
     return "BASE" if name.startswith("model.diffusion_model.time_embed.") else block_of(name)
 
 
 def block_of_model_mixer(name: str) -> str | None:
-    """The block of a tensor as model-mixer counts: time_embed falls into the last, and the VAE stays as it is in A."""
+    """Return the block of a tensor as in model-mixer: OUT11 for time_embed, None for the VAE, which stays as in A."""
     if name.startswith("first_stage_model."):
         return None
     return "OUT11" if name.startswith("model.diffusion_model.time_embed.") else block_of(name)
@@ -44,7 +44,7 @@ BLOCK_OF = {"supermerger": block_of, "mecha": block_of_mecha, "model-mixer": blo
 
 
 def merged_names(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """The tensors that merge: floating-point ones named weight or bias, but no EMA copies."""
+    """Return the tensors that are merged: floating-point ones named weight or bias, except EMA copies."""
     return [
         name
         for name, value in tensors.items()
@@ -53,7 +53,7 @@ def merged_names(tensors: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def as_dicts(steps: Iterable[Any]) -> list[dict[str, Any]]:
-    """A recipe's steps as `merge_by_steps` takes them."""
+    """Return a recipe's steps for `merge_by_steps`."""
     return [
         {"name": step.name, "mode": step.mode, **step.inputs, **{k: dict(a.values) for k, a in step.alphas.items()}}
         for step in steps
@@ -66,10 +66,10 @@ def merge_by_steps(
     dtype: torch.dtype = torch.float64,
     block: Callable[[str], str | None] = block_of,
 ) -> dict[str, Tensors]:
-    """What each step holds, {step: {tensor name: value}}, computed in `dtype` by SuperMerger's formulas.
+    """Return the result of each step, {step: {tensor name: value}}, computed in `dtype` by SuperMerger's formulas.
 
-    `steps` come in order of evaluation, each with name, mode, a, b, c, and alpha and beta {block: number} (0 where
-    unnamed). A tensor that b or c lacks is a's; one that only b has, and a lacks, is b's.
+    `steps` are in the order of evaluation. Each has name, mode, a, b, c, and alpha and beta as {block: number}, 0 where
+    unnamed. A tensor that b or c lacks is taken from a; a tensor that a lacks is taken from b.
     """
     known: dict[str, Tensors] = {
         name: {key: tensors[key].to(dtype) for key in merged_names(tensors)} for name, tensors in models.items()
@@ -100,7 +100,7 @@ def merge_by_steps(
 def explained_by_definition(
     merged: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
 ) -> dict[str, float]:
-    """1 - |merged - target|^2 / |base - target|^2, at least -1, of each block."""
+    """Return 1 - |merged - target|^2 / |base - target|^2, at least -1, of each block."""
     sums: dict[str, list[list[torch.Tensor]]] = {}
     for name in merged_names(merged):
         if not name.startswith("first_stage_model."):
@@ -117,7 +117,7 @@ def attention_by_definition(
     seed: int,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, float]:
-    """{block: similarity}: softmax(Q K') row by row, times the column sums of V, compared by rows; in `dtype`."""
+    """Return {block: similarity} by rows of softmax(Q K') times the column sums of V, computed in `dtype`."""
     torch.manual_seed(seed)
     found = {}
     for block, place in ATTENTION.items():

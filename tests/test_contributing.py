@@ -1,4 +1,4 @@
-"""The examples in CONTRIBUTING.md do what it says of them."""
+"""The examples in CONTRIBUTING.md work as described there."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ DEMO = ROOT / "studies" / "demo"
 
 @pytest.fixture(scope="module")
 def examples():
-    """What the examples define, by name."""
+    """The definitions of the examples, by name."""
     found = {}
     for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(code, found)  # noqa: S102  the project's own text
@@ -29,7 +29,7 @@ def examples():
 
 @pytest.fixture
 def registered(examples, monkeypatch):
-    """Evaluates the line that registers an example, as it stands in the text, and puts it into its registry."""
+    """A function that evaluates the line which registers an example in the text, and fills its registry."""
 
     def registered(registry, start):
         line = next(line.strip().rstrip(",") for line in TEXT.splitlines() if line.strip().startswith(start))
@@ -40,8 +40,8 @@ def registered(examples, monkeypatch):
     return registered
 
 
-def test_metric(registered):
-    """The metric of the example scores what it says: 1 - |merged - target| / |target - base| of a block's tensors."""
+def test_example_metric_follows_its_formula(registered):
+    """The example's metric is 1 - |merged - target| / |target - base| of a block's tensors."""
     registered(METRICS, "MetricKind(")
     files = {name: DEMO / f"models/{name}.safetensors" for name in ("base", "slanted")}
     found = compare(
@@ -56,21 +56,21 @@ def test_metric(registered):
         if name.startswith("model.diffusion_model.output_blocks.3.") and name.endswith(("weight", "bias"))
     ]
 
-    def distance(one, other):
-        return torch.cat([(one[name].double() - other[name].double()).flatten() for name in names]).norm()
+    def distance(left, right):
+        return torch.cat([(left[name].double() - right[name].double()).flatten() for name in names]).norm()
 
     assert names
     expected = 1 - distance(candidate, target) / distance(target, base)
     assert found == pytest.approx({"OUT03": float(expected)}, abs=1e-9)
 
 
-def test_kind_of_checkpoint(examples):
-    """The checkpoint of the example is compared as a file with the means of both files' tensors would be."""
+def test_example_checkpoint_compares_like_a_file(examples):
+    """The example's checkpoint is compared like a file with the means of both files' tensors."""
     files = {name: DEMO / f"models/{name}.safetensors" for name in ("base", "slanted", "bold")}
     base, slanted, bold = (load_file(path) for path in files.values())
     target = load_file(DEMO / "target.safetensors")
-    with open_checkpoint(files["slanted"]) as one, open_checkpoint(files["bold"]) as other:
-        mean = examples["Mean"](one, other)
+    with open_checkpoint(files["slanted"]) as first, open_checkpoint(files["bold"]) as second:
+        mean = examples["Mean"](first, second)
         found = compare(mean, DEMO / "target.safetensors", metric="delta", blocks="OUT03", base=files["base"])
 
     names = [
@@ -85,8 +85,8 @@ def test_kind_of_checkpoint(examples):
     assert found == pytest.approx({"OUT03": float(expected)}, abs=1e-9)
 
 
-def test_export(registered):
-    """The export of the example is offered as a format, and writes every step's numbers."""
+def test_example_export_writes_every_step(registered):
+    """The example's export is offered as a format, and writes the numbers of every step."""
     registered(EXPORTS, "Export(")
     recipe = load_recipe(DEMO / "answer" / "recipe.yaml")
     head, *lines = export_recipe(recipe, "csv").splitlines()
@@ -98,16 +98,16 @@ def test_export(registered):
     ]
 
 
-def test_the_map_names_folders_that_are_there():
-    """Every folder of the map exists, and none of the package's is left out."""
+def test_the_map_lists_the_existing_folders():
+    """Every folder in the map exists, and the map is complete."""
     named = set(re.findall(r"^    optimizer/(\w+) ", TEXT, re.MULTILINE))
-    there = {path.parent.name for path in (ROOT / "optimizer").glob("*/__init__.py")}
+    existing = {path.parent.name for path in (ROOT / "optimizer").glob("*/__init__.py")}
 
-    assert named == there
+    assert named == existing
 
 
 def test_make_targets_exist():
-    """Every make target that the text names is in the Makefile."""
+    """Every make target named in the text is in the Makefile."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
     assert set(re.findall(r"^    make ([\w-]+)", TEXT, re.MULTILINE)) <= targets

@@ -1,4 +1,4 @@
-"""What is imported is declared, and nothing else is: dependencies and extras of pyproject.toml."""
+"""pyproject.toml declares exactly the imported distributions, as dependencies and in extras."""
 
 import ast
 import re
@@ -18,14 +18,14 @@ from optimizer.extras import EXTRAS, require
 PACKAGE = Path(optimizer.__file__).parent
 ROOT = PACKAGE.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Declared because something else imports it: Optuna's CmaEsSampler.
+# Declared although blockfit does not import it: Optuna's CmaEsSampler does.
 IMPORTED_BY_OTHERS = {"cmaes"}
-# The modules that are imported only once their extra is known to be installed.
+# Modules that are imported only after a check that their extra is installed.
 BEHIND_AN_EXTRA = {"pictures": "optimizer/pictures/", "dashboard": "optimizer/reports/dashboard.py"}
 
 
 def names_in(requirements):
-    """The distributions that requirements name; of blockfit's own extras theirs."""
+    """Return the distributions in requirements; blockfit's own extras are resolved."""
     found = set()
     for requirement in map(Requirement, requirements):
         if requirement.name == "blockfit":
@@ -42,7 +42,7 @@ DISTRIBUTIONS = metadata.packages_distributions()
 
 
 def distribution_of(module):
-    """The distribution that a module comes with; None for Python's own and for blockfit's."""
+    """Return the distribution that contains a module; None for the standard library and for blockfit."""
     top = module.split(".")[0]
     if top in sys.stdlib_module_names or top == "optimizer":
         return None
@@ -76,38 +76,38 @@ IMPORTS = {
 }
 
 
-def test_what_is_imported_is_declared():
-    """Every distribution that a module imports is a dependency or in an extra."""
+def test_imported_distributions_are_declared():
+    """Every imported distribution is a dependency or in an extra."""
     declared = CORE.union(*OPTIONAL.values())
     undeclared = {path: {name for name, _ in found} - declared for path, found in IMPORTS.items()}
 
     assert {path: names for path, names in undeclared.items() if names} == {}
 
 
-def test_what_is_declared_is_imported():
-    """Every dependency, and everything in an extra that commands need, is imported somewhere."""
+def test_declared_distributions_are_imported():
+    """Every dependency, and every distribution in an extra of a command, is imported somewhere."""
     imported = {name for found in IMPORTS.values() for name, _ in found}
 
     assert CORE.union(*OPTIONAL.values()) - imported == IMPORTED_BY_OTHERS
 
 
-def test_a_module_needs_no_extra_to_be_imported():
-    """What is in an extra alone is imported inside functions, except by modules that only the extra's commands use."""
+def test_modules_can_be_imported_without_extras():
+    """Distributions of extras are imported inside functions, except by modules that only the extra's commands use."""
     for path, found in IMPORTS.items():
         allowed = CORE.union(*(OPTIONAL[extra] for extra, place in BEHIND_AN_EXTRA.items() if path.startswith(place)))
         assert {name for name, at_once in found if at_once} <= allowed, path
 
 
-def test_extras_are_what_the_command_looks_for():
-    """The modules that a command looks for come with the distributions of the extra that it names; `all` has all."""
+def test_extras_declare_the_modules_that_commands_check():
+    """The modules checked by a command belong to the distributions of the named extra; `all` contains every extra."""
     looked_for = {extra: set(map(distribution_of, modules)) for extra, modules in EXTRAS.items()}
 
     assert looked_for == OPTIONAL
     assert names_in(["blockfit[all]"]) == set().union(*OPTIONAL.values())
 
 
-def test_what_is_declared_is_pinned():
-    """constraints.txt has a version of everything that is declared for users and tests, one that is new enough."""
+def test_declared_distributions_are_pinned():
+    """constraints.txt has a sufficient version of each distribution declared for users and tests."""
     lines = re.findall(r"^([^#\s=]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     pinned = {canonicalize_name(name): version for name, version in lines}
     declared = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
@@ -119,7 +119,7 @@ def test_what_is_declared_is_pinned():
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    """The error says what is not installed, all of it, and how to install it; nothing is said of what is there."""
+    """The error names all missing distributions and the command that installs them, and no installed one."""
     for module in ("diffusers", "optuna_dashboard"):
         monkeypatch.setitem(sys.modules, module, None)
 

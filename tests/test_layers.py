@@ -1,4 +1,4 @@
-"""Folders are rooms: imports between them point one way, no room is a hall, and each shows what others use of it."""
+"""Folders are rooms: imports point one way, no room is too large, and each exports only names used elsewhere."""
 
 import ast
 import functools
@@ -14,9 +14,9 @@ import optimizer
 
 PACKAGE = Path(optimizer.__file__).parent
 ROOT = PACKAGE.parent
-# What every room may import.
+# Modules that every room may import.
 GROUND = frozenset({"choices", "errors", "events", "extras", "fonts", "printable", "threads", "version"})
-# A room imports those of the lines above its own: none of its own line, and none below.
+# A room may import rooms of the lines above its own, and none of its own line or below.
 ORDER = (
     {"files"},
     {"families"},
@@ -33,7 +33,7 @@ ORDER = (
     {"cli"},
 )
 ROOMS = tuple(sorted(set().union(*ORDER)))
-# What the order alone would allow.
+# Imports forbidden in addition to the order.
 NEVER = {
     "samplers": frozenset(ROOMS) - {"samplers"},
     "similarity": frozenset({"library"}),
@@ -45,14 +45,14 @@ FOLDERS = sorted({path.parent for path in MODULES} - {PACKAGE})
 
 
 def name_of(path):
-    """The dotted name of a module by its path."""
+    """Return the dotted name of a module by its path."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 @functools.cache
 def imports_in(path):
-    """Every import of a module, wherever in it: (module, name), the name None for `import module`."""
+    """Return every import anywhere in a module: (module, name), with the name None for `import module`."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -64,17 +64,17 @@ def imports_in(path):
 
 
 IMPORTS = {name_of(path): imports_in(path) for path in MODULES}
-# What `optimizer` offers is imported when it is used, by its stub.
+# The names of `optimizer` are imported on first use, from the modules in its stub.
 IMPORTS["optimizer"] += imports_in(PACKAGE / "__init__.pyi")
 
 
 def in_room(name):
-    """The modules of one room, those of its folders too."""
+    """Return the modules of a room and its folders."""
     return [module for module in IMPORTS if f"{module}.".startswith(f"optimizer.{name}.")]
 
 
 def rooms_of(module):
-    """The rooms, and modules of the ground, that a module imports from."""
+    """Return the rooms and ground modules that a module imports from."""
     names = [
         name if source == "optimizer" else source.split(".")[1] for source, name in IMPORTS[module] if is_ours(source)
     ]
@@ -82,13 +82,13 @@ def rooms_of(module):
 
 
 def is_ours(source):
-    """Whether a module is blockfit's own."""
+    """Return whether a module is blockfit's own."""
     return source.split(".")[0] == "optimizer"
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_one_way(room):
-    """A room imports from those above it in the order, and from the ground."""
+def test_imports_point_one_way(room):
+    """A room imports only from the ground and from rooms above it in the order."""
     (line,) = (number for number, names in enumerate(ORDER) if room in names)
     allowed = ({room} | GROUND).union(*ORDER[:line]) - NEVER.get(room, set())
     for module in in_room(room):
@@ -96,39 +96,37 @@ def test_one_way(room):
 
 
 def test_every_folder_has_its_place_in_the_order():
-    """The check looks at every folder and module of the package, and sees their imports."""
+    """The check covers every folder and module of the package, and finds their imports."""
     assert {path.name for path in FOLDERS if path.parent == PACKAGE} == set(ROOMS)
     assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"} == GROUND
     assert {"recipes", "similarity", "studies"} <= {name for module in in_room("search") for name in rooms_of(module)}
 
 
 def test_the_ground_imports_nothing_but_itself():
-    """What all may use uses no room."""
+    """Ground modules import no room."""
     for name in GROUND:
         assert rooms_of(f"optimizer.{name}") <= GROUND
 
 
-def test_trials_know_nothing_of_the_fit():
-    """What lies in a folder below a room's own files does not import these; the page of a report, which does, does not
-    go through the room's front.
-    """
+def test_inner_folders_do_not_import_their_room():
+    """Modules in a folder below a room do not import the room's own files."""
     for module in in_room("search.trials"):
-        own = {source for source, _ in IMPORTS[module] if source.startswith("optimizer.search")}
-        assert all(source.startswith("optimizer.search.trials") for source in own), module
+        imported = {source for source, _ in IMPORTS[module] if source.startswith("optimizer.search")}
+        assert all(source.startswith("optimizer.search.trials") for source in imported), module
     for inner in ("notation", "exports"):
         for module in in_room(f"interchange.{inner}"):
-            own = {source for source, _ in IMPORTS[module] if source.startswith("optimizer.interchange")}
+            imported = {source for source, _ in IMPORTS[module] if source.startswith("optimizer.interchange")}
             assert all(
                 source.startswith(("optimizer.interchange.notation", f"optimizer.interchange.{inner}"))
-                for source in own
+                for source in imported
             )
 
 
 @pytest.mark.parametrize("room", ["search", "reports", "cli", "demo", "analysis"])
 def test_optuna_stays_behind_its_border(room):
-    """Above `search.trials` trials are records of our own; only the dashboard, which is Optuna's, reads them as stored.
+    """Above `search.trials`, trials are blockfit's records; only the dashboard reads Optuna's.
 
-    What Optuna does not make public is named in one file.
+    Private names of Optuna are used in one file.
     """
     border, privates = "optimizer.search.trials", "optimizer.search.trials.optuna_privates"
     for module in in_room(room):
@@ -143,15 +141,15 @@ def test_optuna_stays_behind_its_border(room):
 
 
 def is_private(node):
-    """Whether a node of a module's tree reads something private of a study, a trial or a storage of Optuna's."""
+    """Return whether a node reads a private attribute of an Optuna study, trial or storage."""
     if not isinstance(node, ast.Attribute):
         return False
-    own = isinstance(node.value, ast.Name) and node.value.id == "self"
-    return node.attr in ("_study_id", "_trial_id", "_backend") or (node.attr == "_storage" and not own)
+    on_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+    return node.attr in ("_study_id", "_trial_id", "_backend") or (node.attr == "_storage" and not on_self)
 
 
 def defined_in(source, name):
-    """The module that a name is defined in, which other modules may pass on."""
+    """Return the module that defines a name, even if other modules pass it on."""
     if f"{source}.{name}" in IMPORTS and (source, name) not in PASSED_ON:
         return f"{source}.{name}"
     while (source, name) in PASSED_ON:
@@ -169,7 +167,7 @@ PASSED_ON = {
 
 
 def test_no_circle_of_files():
-    """No file imports itself by way of others, whatever it is called where it is imported from."""
+    """No file imports itself through other files, under any name."""
     graph = {
         module: {defined_in(source, name) for source, name in found if is_ours(source) and name is not None} - {module}
         for module, found in IMPORTS.items()
@@ -180,12 +178,12 @@ def test_no_circle_of_files():
 
 
 def is_front(module):
-    """Whether a module is the `__init__` of a room."""
+    """Return whether a module is the `__init__` of a room."""
     return ROOT.joinpath(*module.split("."), "__init__.py").is_file()
 
 
 def test_no_folder_holds_more_than_a_sixth():
-    """Of the lines of all modules, no folder's own files hold more than a sixth."""
+    """No folder's own files have more than a sixth of all lines."""
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     whole = sum(lines.values())
     for folder in FOLDERS:
@@ -194,8 +192,8 @@ def test_no_folder_holds_more_than_a_sixth():
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: name_of(path / "__init__.py"))
-def test_a_front_says_what_lives_there(folder):
-    """Each `__init__` has a docstring of three lines at most, the command's excepted; it names what it imports."""
+def test_each_front_is_short_and_complete(folder):
+    """Each `__init__` but the command's has a docstring of at most three lines; `__all__` lists its imports."""
     front = folder / "__init__.py"
     tree = ast.parse(front.read_text(encoding="utf-8"))
     document = ast.get_docstring(tree)
@@ -207,7 +205,7 @@ def test_a_front_says_what_lives_there(folder):
 
 
 def named_in(front):
-    """What an `__init__` has in `__all__`."""
+    """Return the names in the `__all__` of an `__init__`."""
     tree = ast.parse(front.read_text(encoding="utf-8"))
     lists = [
         node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
@@ -216,13 +214,13 @@ def named_in(front):
 
 
 def kind(name):
-    """Constants come first, then classes, then functions, as ruff sorts them."""
+    """Return the sorting key of a name, as in ruff: constants first, then classes, then functions."""
     return 0 if name.isupper() else 1 if name[0].isupper() else 2
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: name_of(path / "__init__.py"))
-def test_a_front_shows_no_more_than_others_use(folder):
-    """Each name that a room shows is imported from it outside: by rooms, beside the package, or by tests of rooms."""
+def test_each_front_exports_only_used_names(folder):
+    """Each name that a room exports is imported elsewhere: by rooms, beside the package, or by tests of other rooms."""
     room = name_of(folder / "__init__.py")
     used = {
         name
@@ -262,21 +260,21 @@ def test_a_front_shows_no_more_than_others_use(folder):
         ("search", {"safetensors", *ABOVE_LIBRARIES}),
     ],
 )
-def test_libraries(room, libraries):
-    """A room does not import the libraries that belong to others."""
+def test_rooms_import_only_their_libraries(room, libraries):
+    """A room does not import the libraries of other rooms."""
     for module in in_room(room):
         wrong = {source for source, _ in IMPORTS[module] if source.split(".")[0] in libraries}
         assert not wrong, f"{module} imports {wrong}"
 
 
-# What reads files, which checkpoints.reading alone puts behind the protocol.
+# Classes that read files; only checkpoints.reading gives them the protocol.
 CONCRETE = {"Checkpoint", "FileReader", "HeldFile", "SelectedTensors", "StoredTensorInfo", "TorchFile"}
-# What of checkpoints works with any source.
+# Modules of checkpoints that work with any source.
 FOR_ANY_SOURCE = {"configuration", "naming", "prediction", "recognition", "source", "zero_tensors", "zeros"}
 
 
 def test_sources_are_known_by_their_protocol():
-    """Nothing outside their room, and nothing in it that works with any source, imports a class that reads files."""
+    """Outside checkpoints, and in its modules for any source, no class that reads files is imported."""
     defined = {
         node.name
         for module in in_room("checkpoints")
@@ -298,27 +296,27 @@ def test_sources_are_known_by_their_protocol():
 
 
 def file_of(module):
-    """The file of a module."""
+    """Return the file of a module."""
     path = ROOT.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def test_exports_open_no_checkpoint():
-    """What a format says follows from the recipe alone, and from what its files are called."""
+    """Exports depend only on the recipe and on the names of its files."""
     for module in in_room("interchange.exports"):
         assert rooms_of(module) <= {"choices", "errors", "families", "library", "recipes", "interchange"}, module
         assert {name for source, name in IMPORTS[module] if source == "optimizer.library"} <= {"name_without_hash"}
 
 
-def test_nothing_comes_in_by_the_front_door():
-    """The package's own names, which come from all rooms, are for its users: nothing inside imports them."""
+def test_public_names_are_not_imported_inside():
+    """No module inside the package imports the public names of `optimizer`."""
     for module, found in IMPORTS.items():
         wrong = {name for source, name in found if source == "optimizer" and name not in GROUND | set(ROOMS)}
         assert not wrong, f"{module} imports {wrong}"
 
 
 def test_importing_the_package_is_quick():
-    """`import optimizer` loads no heavy library, nor any room; nor does asking what names there are."""
+    """`import optimizer` and `dir(optimizer)` load no heavy library and no room."""
     code = "import sys, optimizer; dir(optimizer); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     names = set(loaded.stdout.split())

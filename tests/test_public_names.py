@@ -1,4 +1,4 @@
-"""What can be imported from `optimizer` itself: loaded when asked for, the same for editors as at run time."""
+"""Names imported from `optimizer` itself are loaded on first use, and are the same for editors and at run time."""
 
 import ast
 import importlib
@@ -24,16 +24,16 @@ merge(load_recipe("best.yaml"), ".", "out.safetensors")
 
 
 def for_editors() -> dict[str, str]:
-    """Each name that type checkers see, and the module that they take it from."""
+    """Return {name: module} as type checkers see it."""
     tree = ast.parse(STUB.read_text(encoding="utf-8"))
     found = [(alias, node.module) for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
-    # Without its "as", a name in a stub is not offered.
+    # A stub exports only names with "as".
     assert all(alias.asname == alias.name for alias, _ in found)
     return {alias.name: module or "" for alias, module in found if alias.name != "__version__"}
 
 
-def test_editors_see_what_there_is() -> None:
-    """`__all__`, what type checkers are told and what is loaded name the same things, in order."""
+def test_editors_see_all_names() -> None:
+    """`__all__`, the stub and the loaded names agree, in order."""
     assert set(for_editors()) == set(optimizer.__all__)
     assert sorted(optimizer.__all__) == optimizer.__all__
     assert set(optimizer.__all__) <= set(dir(optimizer))
@@ -43,7 +43,7 @@ def test_editors_see_what_there_is() -> None:
 
 
 def test_type_checkers_know_the_names(tmp_path: Path) -> None:
-    """A user's script is checked with our types, and what is wrong in it is found."""
+    """A user's script is checked with blockfit's types, and its errors are found."""
     pytest.importorskip("mypy")
     script = tmp_path / "script.py"
     script.write_text(USER + "fit(0)\nfrom optimizer import fitt\n", encoding="utf-8")
@@ -52,8 +52,8 @@ def test_type_checkers_know_the_names(tmp_path: Path) -> None:
         [sys.executable, "-m", "mypy", "--cache-dir", cache, "--no-error-summary", script],
         cwd=STUB.parent.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    told = [line.partition(": ")[2] for line in done.stdout.splitlines() if script.name in line]
-    assert told == [
+    messages = [line.partition(": ")[2] for line in done.stdout.splitlines() if script.name in line]
+    assert messages == [
         'note: Revealed type is "float"',
         'error: Argument 1 to "fit" has incompatible type "int"; expected "Study"  [arg-type]',
         'error: Module "optimizer" has no attribute "fitt"; maybe "fit"?  [attr-defined]',
@@ -61,8 +61,8 @@ def test_type_checkers_know_the_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", optimizer.__all__)
-def test_names_are_those_of_their_parts(name: str) -> None:
-    """Each is the very object that its part of the package has, documented."""
+def test_each_name_is_the_object_of_its_module(name: str) -> None:
+    """Each name is the very object of its module, and has a docstring."""
     value = getattr(optimizer, name)
 
     assert value is getattr(importlib.import_module(for_editors()[name]), name)
@@ -70,13 +70,13 @@ def test_names_are_those_of_their_parts(name: str) -> None:
 
 
 def test_another_name_is_an_attribute_error() -> None:
-    """What there is not is an AttributeError, as of any module."""
+    """An unknown name raises AttributeError, as for any module."""
     with pytest.raises(AttributeError, match="module 'optimizer' has no attribute 'fitt'"):
         optimizer.fitt  # noqa: B018
 
 
-def test_a_name_loads_its_part_alone() -> None:
-    """A recipe can be made without Optuna, matplotlib and pictures."""
+def test_a_name_loads_only_its_own_libraries() -> None:
+    """`new_recipe` and `load_recipe` do not load Optuna, matplotlib and diffusers."""
     code = "import sys; from optimizer import new_recipe, load_recipe; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"optuna", "pandas", "matplotlib", "diffusers"} & set(loaded.stdout.split())

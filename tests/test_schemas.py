@@ -1,4 +1,4 @@
-"""The JSON schemas that come with blockfit are those of the models, and accept what the readers accept."""
+"""The JSON schemas in the package are those of the models, and accept the same files as the readers."""
 
 import json
 from pathlib import Path
@@ -22,32 +22,32 @@ RECIPE = "models: {x: {file: x}, y: {file: y}}\nsteps: [" + STEP + "]\n"
 
 
 def read(text):
-    """A YAML file's content as plain values."""
+    """Return a YAML file's content as plain values."""
     return YAML(typ="safe").load(text)
 
 
 def validator(schema):
-    """The peer's validator, the schema itself checked."""
+    """Return jsonschema's validator, after a check of the schema itself."""
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_shipped_schema_is_current(name):
-    """The file in the package is what the models give; `make schemas` writes it anew."""
+    """The file in the package equals the schema of the models; `make schemas` updates it."""
     assert (Path(optimizer.__file__).parent / name).read_text(encoding="utf-8") == schema_text(SCHEMAS[name]())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_projects_own_files_are_valid(path):
-    """Every recipe and study that comes with the project fits its schema."""
+    """Every recipe and study in the project is valid by its schema."""
     data = read(path.read_text(encoding="utf-8"))
     validator(study_schema() if "stages" in data else recipe_schema()).validate(data)
 
 
 @pytest.mark.parametrize("schema", [recipe_schema, study_schema])
 def test_every_field_is_described(schema):
-    """Editors have a text to show for each field."""
+    """Each field has a description for editors."""
     found = schema()
     for kind in (found, *found["$defs"].values()):
         assert kind["description"]
@@ -56,7 +56,7 @@ def test_every_field_is_described(schema):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "right"),
+    ("alpha", "valid"),
     [
         ("0.5", True),
         ("1", True),
@@ -77,8 +77,8 @@ def test_every_field_is_described(schema):
         ("[0.5, high]", False),
     ],
 )
-def test_alphas_are_valid_as_the_reader_has_it(tmp_path, alpha, right):
-    """The schema and the reader agree on what an alpha may be."""
+def test_schema_and_reader_agree_on_alphas(tmp_path, alpha, valid):
+    """The schema and the reader accept the same alphas."""
     text = RECIPE.replace("ALPHA", alpha)
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     try:
@@ -86,11 +86,11 @@ def test_alphas_are_valid_as_the_reader_has_it(tmp_path, alpha, right):
         accepted = True
     except InputError:
         accepted = False
-    assert (validator(recipe_schema()).is_valid(read(text)), accepted) == (right, right)
+    assert (validator(recipe_schema()).is_valid(read(text)), accepted) == (valid, valid)
 
 
 @pytest.mark.parametrize(
-    ("stage", "right"),
+    ("stage", "valid"),
     [
         ("{name: s}", True),
         ("{name: s, metric: attention, elsewhere: delta, seeds: [1, 2], tf32: true}", True),
@@ -102,18 +102,18 @@ def test_alphas_are_valid_as_the_reader_has_it(tmp_path, alpha, right):
         ("{name: s, seeds: 3}", False),
     ],
 )
-def test_stages_are_valid_as_the_reader_has_it(stage, right):
-    """The schema and the reader agree on the fields of a stage."""
+def test_schema_and_reader_agree_on_stages(stage, valid):
+    """The schema and the reader accept the same fields of a stage."""
     data = read(f"recipe: recipe.yaml\ntarget: {{file: t}}\nstages: [{stage}]\n")
     try:
         validate(StudyEntry, data, "study.yaml", InputError)
         accepted = True
     except InputError:
         accepted = False
-    assert (validator(study_schema()).is_valid(data), accepted) == (right, right)
+    assert (validator(study_schema()).is_valid(data), accepted) == (valid, valid)
 
 
 def test_schemas_are_json_files_of_the_package():
-    """They are plain JSON, which editors read by themselves."""
+    """The schemas are plain JSON files, which editors can read."""
     for name in SCHEMAS:
         assert json.loads((Path(optimizer.__file__).parent / name).read_text(encoding="utf-8"))["$schema"]

@@ -1,4 +1,4 @@
-"""Sources that no file holds go everywhere a checkpoint goes, and give what the same tensors in a file give."""
+"""Sources without a file can be used like checkpoints, with the same results as their tensors in a file."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ ALPHAS = dict(zip(LAYOUT.blocks, torch.linspace(-0.2, 0.9, len(LAYOUT.blocks)).t
 
 
 class InMemory(BaseSource):
-    """Tensors that are in memory."""
+    """A source of tensors in memory."""
 
     def __init__(self, label, tensors):
         self.label = label
@@ -47,12 +47,12 @@ class InMemory(BaseSource):
         self.tensors = {name: TensorInfo(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
     def read(self, name, start, stop):
-        """Give some elements."""
+        """Return elements of a tensor."""
         return self._flat[name][start:stop]
 
 
 class WithLora(BaseSource):
-    """base + scale * up @ down, computed when it is read: `matrices` has (up, down) by the name of the tensor."""
+    """A source of base + scale * up @ down, computed on reading; `matrices` has (up, down) by tensor name."""
 
     def __init__(self, base, matrices, scale):
         self.label = f"{base.label} with a LoRA"
@@ -60,7 +60,7 @@ class WithLora(BaseSource):
         self._base, self._matrices, self._scale = base, matrices, scale
 
     def read(self, name, start, stop):
-        """Compute the whole tensor, and give some elements of it."""
+        """Compute the whole tensor, and return some of its elements."""
         if name not in self._matrices:
             return self._base.read(name, start, stop)
         up, down = self._matrices[name]
@@ -69,12 +69,12 @@ class WithLora(BaseSource):
         return changed.to(tensor.dtype).reshape(-1)[start:stop]
 
     def reader(self, _buffer):
-        """Keep what was computed last."""
+        """Return a reader that keeps the tensor computed last."""
         return WholeTensorReader(self.tensor)
 
 
 def lora(tensors):
-    """Matrices of rank 2 for every tensor with two dimensions or more in the UNet and the text encoder."""
+    """Return matrices of rank 2 for each tensor of at least two dimensions in the UNet and the text encoder."""
     generator = torch.Generator().manual_seed(7)
     found = {}
     for name, tensor in tensors.items():
@@ -87,7 +87,7 @@ def lora(tensors):
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    """The same four models as files and as sources: base a file both times, bold, style (a LoRA) and the target."""
+    """Four models as files and as sources: base (a file in both), bold, style (a LoRA) and the target."""
     folder = tmp_path_factory.mktemp("family")
     paths = {"base": DEMO / "models" / "base.safetensors", "bold": DEMO / "models" / "bold.safetensors"}
     base = load_file(paths["base"])
@@ -111,19 +111,19 @@ def family(tmp_path_factory):
 
 
 def metadata_of(path):
-    """The metadata of a safetensors file."""
+    """Return the metadata of a safetensors file."""
     with safe_open(path, "pt") as file:
         return file.metadata()
 
 
 def opened(models, **options):
-    """The comparison of base, bold and style with the target."""
+    """Return the comparison of base, bold and style with the target."""
     sources = {name: models[name] for name in ("base", "bold", "style")}
     return open_comparison(LAYOUT, sources, models["target"], base=models["base"], **options)
 
 
 def recipe():
-    """Bold and style added to the base, other shares in every block."""
+    """Return a recipe that adds bold and style to the base, with other shares in every block."""
     first = Step("T1", "add_difference", "base", "bold", "base", Alpha(ALPHAS))
     others = {block: 0.4 - alpha for block, alpha in ALPHAS.items()}
     second = Step("T2", "weight_sum", "T1", "style", None, Alpha(others))
@@ -132,8 +132,8 @@ def recipe():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_statistics(family, threads):
-    """Gram matrices are equal to the last bit, on a processor and by a GPU's way."""
+def test_statistics_are_equal(family, threads):
+    """Gram matrices are equal bit by bit, both by the CPU's and by the GPU's algorithm."""
     found = []
     for models in (family.paths, family.given):
         with opened(models) as comparison:
@@ -149,7 +149,7 @@ def test_statistics(family, threads):
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_metrics(family, name):
+def test_similarities_are_equal(family, name):
     """Every metric gives the same similarities."""
     scores = []
     for models in (family.paths, family.given):
@@ -165,15 +165,15 @@ def test_metrics(family, name):
     assert torch.equal(*scores)
 
 
-def test_every_metric_is_tried():
-    """Those that read statistics, and those that read tensors."""
+def test_every_metric_is_covered():
+    """The tests cover metrics that read statistics and metrics that read tensors."""
     assert set(METRICS) == {"explained", "delta", "weights", "elements", "attention", "encoder"}
     assert {name for name, kind in METRICS.items() if not kind.reads_statistics} == {"attention", "encoder"}
 
 
 @pytest.mark.parametrize("metric", ["explained", "attention"])
-def test_compare(family, metric):
-    """`compare` takes sources in place of paths, some of them or all, and leaves them open."""
+def test_compare_takes_sources(family, metric):
+    """`compare` takes sources in place of some or all paths, and leaves them open."""
     paths, given = family.paths, family.given
     expected = compare(paths["style"], paths["target"], base=paths["base"], metric=metric)
 
@@ -183,8 +183,8 @@ def test_compare(family, metric):
 
 
 @pytest.mark.parametrize("vae", [None, DEMO / "models" / "inverted.safetensors"], ids=["", "with a VAE"])
-def test_merging(family, tmp_path, vae):
-    """The merged files are equal, byte for byte; sources that were given stay open."""
+def test_merged_files_are_equal(family, tmp_path, vae):
+    """The merged files are equal byte by byte, and given sources stay open."""
     for name, models in (("files", family.paths), ("given", family.given)):
         merge(recipe(), models, tmp_path / f"{name}.safetensors", vae=vae, embed_recipe=False, threads=3)
 
@@ -192,8 +192,8 @@ def test_merging(family, tmp_path, vae):
     assert all(source.tensor(QUERY).shape == (40, 40) for source in family.given.values())
 
 
-def test_what_a_merge_notes(family, tmp_path):
-    """A source without a file is noted by its name, has no hash, and no entry among the models, which are by hash."""
+def test_merge_notes_a_source_by_its_label(family, tmp_path):
+    """A source without a file is noted by its label, without a hash, and without an entry among the models by hash."""
     noting = replace(recipe(), models={**recipe().models, "bold": Model("bold.safetensors", sha256="ab" * 32)})
     merge(noting, family.given, tmp_path / "out.safetensors")
 
@@ -206,8 +206,8 @@ def test_what_a_merge_notes(family, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["base", "bold", "style", "target"])
-def test_inspection(family, tmp_path, name):
-    """An inspection tells the same, but for what only a file has: its name, size, format, hash and header."""
+def test_inspections_are_equal(family, tmp_path, name):
+    """Inspections are equal, except for the name, size, format, hash and header of a file."""
     of_file, of_source = (inspect_checkpoint(models[name]).as_dict() for models in (family.paths, family.given))
 
     if name != "base":
@@ -220,8 +220,8 @@ def test_inspection(family, tmp_path, name):
     assert of_source["blocks"]["OUT03"]["tensors"] > 0
 
 
-def test_fingerprints(family, tmp_path):
-    """A source has the fingerprint of the file that holds its tensors, and none is kept for a file that it is not."""
+def test_fingerprints_are_equal(family, tmp_path):
+    """A source has the fingerprint of the file with its tensors, and only real files are added to the cache."""
     cache = HashCache(tmp_path / "cache.json")
     for name, source in family.given.items():
         assert fingerprint(source, cache) == fingerprint(source) == fingerprint_of(family.paths[name])
@@ -230,13 +230,13 @@ def test_fingerprints(family, tmp_path):
 
 
 def fingerprint_of(path):
-    """The fingerprint of a file."""
+    """Return the fingerprint of a file."""
     with open_checkpoint(path) as checkpoint:
         return fingerprint(checkpoint)
 
 
-def test_channels_of_an_input_convolution(tmp_path, write_sd1, sd1_tensors):
-    """A model with more input channels, in memory, is compared and merged as its file is."""
+def test_more_input_channels_are_compared_and_merged(tmp_path, write_sd1, sd1_tensors):
+    """A model in memory with more input channels is compared and merged like its file."""
     base = sd1_tensors(seed=0)
     for number, channels in enumerate((4, 9)):
         more = {FIRST: torch.randn(8, channels, 3, 3, generator=torch.Generator().manual_seed(number))}
@@ -260,17 +260,17 @@ def test_channels_of_an_input_convolution(tmp_path, write_sd1, sd1_tensors):
 
 
 class Changing(InMemory):
-    """Tensors of which something becomes known while they are read."""
+    """A source whose tensors may change while they are read."""
 
     became = None
 
     def fate(self):
-        """What became of them."""
+        """Return the change, or None."""
         return self.became
 
 
-def test_a_source_that_changes(family, tmp_path):
-    """What was read of a source that then changed is neither measured nor merged; messages have its label."""
+def test_changed_source_is_refused(family, tmp_path):
+    """A source that changed during reading is neither measured nor merged, and messages contain its label."""
     models = {**family.given, "bold": Changing("https://host/bold", load_file(family.paths["bold"]))}
     models["bold"].became = "was replaced"
     (tmp_path / "out.safetensors").write_bytes(b"before")
@@ -285,8 +285,8 @@ def test_a_source_that_changes(family, tmp_path):
     assert (tmp_path / "out.safetensors").read_bytes() == b"before"
 
 
-def test_sources_that_do_not_fit(family, tmp_path):
-    """NaN, tensors of another shape and another family are refused by the source's label and the tensor's name."""
+def test_unsuitable_sources_are_refused_by_label(family, tmp_path):
+    """NaN, tensors of another shape and another family are refused with the source's label and the tensor's name."""
     tensors = load_file(family.paths["bold"])
 
     def refused(overrides):

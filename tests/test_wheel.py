@@ -1,4 +1,4 @@
-"""The built wheel, installed without extras where nothing is that it does not declare."""
+"""The built wheel works without extras in an environment that contains only its declared dependencies."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from optimizer.demo import copy_family
 
-pytestmark = pytest.mark.timeout(1200)  # starts several programs, which takes long on a busy machine
+pytestmark = pytest.mark.timeout(1200)  # seconds; starting several programs takes long on a busy machine
 ROOT = Path(__file__).parents[1]
-# Runs commands one after another in one process; tells of each its exit code, what it printed, and what was loaded.
+# Runs commands one after another in one process; prints for each its exit code, output, errors and loaded modules.
 DRIVER = """
 import contextlib, io, json, sys
 from optimizer.cli import main
-told = []
+results = []
 for arguments in json.load(sys.stdin):
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in "oe"]
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
@@ -32,13 +32,13 @@ for arguments in json.load(sys.stdin):
         except SystemExit as left:
             code = left.code
     texts = [stream.buffer.getvalue().decode("utf-8") for stream in streams]
-    told.append([code, *texts, sorted({name.split(".")[0] for name in sys.modules})])
-json.dump(told, sys.stdout)
+    results.append([code, *texts, sorted({name.split(".")[0] for name in sys.modules})])
+json.dump(results, sys.stdout)
 """
 
 
 def closure_of(distribution):
-    """The distributions that one needs, those that these need, and so on; without extras unless they ask for them."""
+    """Return the direct and indirect dependencies of a distribution, with extras only if they are requested."""
     found, waiting, seen = {}, [(distribution, "")], set()
     while waiting:
         current, extra = waiting.pop()
@@ -57,7 +57,7 @@ def closure_of(distribution):
 
 
 def link(distributions, site):
-    """Link what distributions consist of into a folder of packages: files and folders of their top level."""
+    """Link the top-level files and folders of distributions into a folder of packages."""
     others = {
         path.parts[0]
         for found in metadata.distributions()
@@ -73,7 +73,7 @@ def link(distributions, site):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The interpreter of an environment that holds the wheel and what it declares without extras, nothing else."""
+    """The interpreter of an environment that contains only the wheel and its dependencies without extras."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=ROOT, check=True)
     (wheel,) = folder.glob("*.whl")
@@ -91,7 +91,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def without(installed, tmp_path_factory):
-    """Runs commands there, in one process: what `DRIVER` tells of each."""
+    """A function that runs commands there in one process, and returns the results of `DRIVER`."""
     cache = tmp_path_factory.mktemp("cache")
 
     def run(*commands, folder):
@@ -103,7 +103,7 @@ def without(installed, tmp_path_factory):
             env={**environment, "BLOCKFIT_CACHE": str(cache)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return [tuple(told) for told in json.loads(done.stdout)]
+        return [tuple(result) for result in json.loads(done.stdout)]
 
     return run
 
@@ -116,12 +116,12 @@ def family(tmp_path):
 
 
 def listed(folder):
-    """All files below a folder."""
+    """Return all files below a folder."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_missing_extra_ends_each_command_at_once(without, family):
-    """Every command that needs an extra says in one line which, before any file is read, and writes nothing."""
+    """Every command that needs an extra ends with one line that names it, before reading or writing any file."""
     before = listed(family)
     none = family / "none.safetensors"
     fitted = family / "fitted.yaml"
@@ -144,10 +144,10 @@ def test_a_missing_extra_ends_each_command_at_once(without, family):
     fitted.write_text(expecting, "utf-8")
     before |= {"fitted.yaml"}
 
-    told = without(*(command for of_extra in commands.values() for command in of_extra), folder=family)
+    results = without(*(command for of_extra in commands.values() for command in of_extra), folder=family)
 
     named = [extra for extra, of_extra in commands.items() for _ in of_extra]
-    for extra, (code, out, err, _) in zip(named, told, strict=True):
+    for extra, (code, out, err, _) in zip(named, results, strict=True):
         (line,) = err.splitlines()
         assert (code, out) == (2, "")
         assert line.startswith("blockfit: ")
@@ -156,7 +156,7 @@ def test_a_missing_extra_ends_each_command_at_once(without, family):
 
 
 def test_fit_merge_and_report_without_extras(without, family):
-    """A study is inspected, fitted, merged, exported and reported; pandas and matplotlib are loaded by what draws."""
+    """A study is inspected, fitted, merged, exported and reported; pandas and matplotlib are loaded only to draw."""
     study = family / "small"
     study.mkdir()
     (study / "recipe.yaml").write_text(
@@ -184,12 +184,12 @@ def test_fit_merge_and_report_without_extras(without, family):
         ["report", study],
     ]
 
-    told = without(*quick, *drawing, folder=family)
+    results = without(*quick, *drawing, folder=family)
 
-    for command, (code, _, err, loaded) in zip([*quick, *drawing], told, strict=True):
+    for command, (code, _, err, loaded) in zip([*quick, *drawing], results, strict=True):
         assert (code, err) == (0, ""), command
         assert not set(loaded) & {"diffusers", "transformers", "optuna_dashboard", "psycopg"}
-    for command, (*_, loaded) in zip(quick, told, strict=False):
+    for command, (*_, loaded) in zip(quick, results, strict=False):
         assert not set(loaded) & {"pandas", "matplotlib", "PIL"}, command
     assert {"best.yaml", "trials.csv", "report.html", "study.db"} <= listed(study)
     assert {"plots/best-so-far.png", "plots/alphas.png"} <= listed(study)
@@ -197,7 +197,7 @@ def test_fit_merge_and_report_without_extras(without, family):
 
 
 def test_the_command_and_the_licences_are_installed(installed):
-    """`blockfit` is on the path of the environment, and the wheel has the licence of all that it carries."""
+    """`blockfit` is in the environment's scripts, and the wheel contains the licences of all its parts."""
     script = installed.with_name("blockfit" + installed.suffix)
     site = next(installed.parents[1].rglob("site-packages"))
     (licences,) = site.glob("blockfit-*.dist-info/licenses")
@@ -214,7 +214,7 @@ def test_the_command_and_the_licences_are_installed(installed):
 
 @pytest.mark.slow
 def test_the_demo_without_extras(without, tmp_path):
-    """The demo fits three studies, merges, and says in one line that it leaves out pictures and the article's study."""
+    """The demo fits three studies, merges, and reports in one line that it leaves out pictures and one study."""
     ((code, out, err, _),) = without(["demo", tmp_path / "demo"], folder=tmp_path)
 
     (line,) = err.splitlines()

@@ -1,15 +1,14 @@
-"""Waiting for what other processes do: for longer than the busiest machine takes, and no longer than it takes."""
+"""Waiting for other processes, with a limit that no busy machine reaches."""
 
 import time
 from collections.abc import Callable
 
-# Seconds after which something is broken rather than slow. Below pytest's own timeout, so that the test says what it
-# was waiting for.
+# Seconds after which a process is broken rather than slow. Below pytest's timeout, so that the failure is in the test.
 PATIENCE = 600
 
 
 def wait_for(holds: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait until something holds; raise AssertionError if it never does."""
+    """Wait until `holds()` is true; raise AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "waited in vain"

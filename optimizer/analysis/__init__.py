@@ -1,4 +1,4 @@
-"""What needs no trial: exact optima, what can be reached at all, simpler recipes, verified similarities."""
+"""Analyses that need no trial: exact optima, ceilings, simpler recipes and verified similarities."""
 
 from optimizer.analysis.ceiling import BlockCeiling, Ceiling, Identified, SourceShare, found_ceilings, study_ceilings
 from optimizer.analysis.exact import ExactOptimum, exact_optimum, keeping_point

@@ -1,17 +1,18 @@
-"""What a study can reach at most: by its recipe as fitted, by its free alphas, by any linear merge of its sources.
+"""The best similarity that a study can reach: with the fitted recipe, with its free alphas, with any linear merge.
 
-Whatever a recipe does, in each group of tensors (those of one block that the same sources hold) it makes one weighted
-sum of the sources. So the best sum of all, its coefficients free in every group, is a certificate: no recipe over these
-sources comes closer to the target, and what is missing to 1 is not in the sources.
+A group is the tensors of one block that the same sources contain. In each group every recipe makes one weighted sum of
+the sources. The best sum, with free coefficients in every group, is therefore a certificate: no recipe over these
+sources comes closer to the target, and the difference to 1 is not in the sources.
 
-With coefficients that sum to 1, p the base (where a group lacks it, the first source that holds the group),
+With coefficients that sum to 1, and p the base (in a group that the base lacks, the first source that contains it),
 
     s * merged = s * p + sum_k y_k * (source_k - p),    y_k = s * c_k
 
-runs over a linear space as s and y do, so the cosine's maximum is the length of the target's projection onto it (least
-squares), and with 0 <= c_k <= 1 the length of its projection onto the cone 0 <= y_k <= s. `delta` compares differences
-from the base: p and s drop out, and as small coefficients are as good as large ones, c_k <= 1 does too. `explained` has
-s = 1, since it sees length: plain least squares in each group, within a box where 0 <= c_k <= 1.
+runs over a linear space as s and y do. The maximum of the cosine is thus the length of the target's projection onto it
+(least squares); with 0 <= c_k <= 1 it is the length of its projection onto the cone 0 <= y_k <= s. `delta` compares
+differences from the base: p and s drop out. So does c_k <= 1, since a cosine ignores the common length of the
+coefficients. `explained` has s = 1, since it depends on length: it is plain least squares in each group, within a box
+if 0 <= c_k <= 1.
 """
 
 import math
@@ -75,19 +76,22 @@ CEILING_METRICS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in EXACT_METRICS},
     "both": ("weights", "delta"),
 }
-"""The metrics that ceilings are computed for, by what a user calls them."""
+"""Metrics that ceilings are computed for, by the word that the user gives."""
 
-# What a bound may be too low by, as sums are rounded.
+# A bound may be too low by this much, since sums are rounded.
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class BlockCeiling:
-    """One block's similarities in [-1, 1]: by the study's best recipe (None if there is none), by the best free alphas,
-    by any linear merge, and by any whose coefficients, but the base's, are within 0..1.
+    """The similarities of one block, in [-1, 1]: as fitted and at best.
 
-    The scales are the factors on the merged difference (for `weights`: the merged weights) that bring it nearest to
-    the target's; a cosine does not see them.
+    `recipe` is that of the study's best recipe, None without one; `best` that of the best free alphas; `ceiling` that
+    of the best linear merge; `ceiling_bounded` that of the best linear merge whose coefficients, except the base's, are
+    in 0 to 1.
+
+    The scales are the factors on the merged difference (for `weights`: on the merged weights) that bring it nearest to
+    the target's. A cosine does not depend on them.
     """
 
     recipe: float | None
@@ -99,16 +103,16 @@ class BlockCeiling:
 
     @property
     def not_in_sources(self) -> float:
-        """What no linear merge of the sources reaches."""
+        """Similarity that no linear merge of the sources reaches: 1 less the ceiling."""
         return 1.0 - self.ceiling
 
 
 @dataclass(frozen=True)
 class Coefficient:
-    """How much of a source is in the target, with the jackknife's error, None where there are fewer than two tensors.
+    """The coefficient of a source in the target, with the jackknife's error, None for fewer than two tensors.
 
-    `coefficient` is that of the smallest |merged - target|. For `weighed` every tensor counts by how well the sources
-    explain it: where part of the target is in no source, that is much nearer to what was merged.
+    `coefficient` minimises |merged - target|. For `weighed`, tensors are weighted by how well the sources explain them;
+    if part of the target is in no source, that estimate is much closer to the true coefficient.
     """
 
     coefficient: float
@@ -117,7 +121,7 @@ class Coefficient:
     weighed_error: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the fields for JSON."""
         return {
             "coefficient": self.coefficient,
             "error": self.error,
@@ -128,22 +132,26 @@ class Coefficient:
 
 @dataclass(frozen=True)
 class SourceShare(Coefficient):
-    """The same over all blocks and in each of `blocks`; `loss` is what the total ceiling loses without the source."""
+    """The coefficient of a source over all blocks and in each of `blocks`.
+
+    `loss` is the decrease of the total ceiling without the source.
+    """
 
     loss: float
     blocks: Mapping[str, Coefficient]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
-        blocks = {block: one.as_dict() for block, one in self.blocks.items()}
+        """Return the fields for JSON."""
+        blocks = {block: coefficient.as_dict() for block, coefficient in self.blocks.items()}
         return {**super().as_dict(), "loss": self.loss, "blocks": blocks}
 
 
 @dataclass(frozen=True)
 class Identified:
-    """In how many directions the free alphas can move the coefficients (`rank`), out of how many `alphas`.
+    """Number of independent directions in which the free alphas move the coefficients (`rank`), out of `alphas`.
 
-    `trade_off` names those that can move without moving the coefficients, `idle` those that move none.
+    `trade_off` are the free alphas that can change together without moving the coefficients; `idle` those without any
+    effect.
     """
 
     rank: int
@@ -154,10 +162,10 @@ class Identified:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """All of it by one metric; `note` says what the figures do not hold for, empty if there is nothing to say.
+    """The ceilings of all blocks under one metric; `note` lists caveats and is empty if there are none.
 
-    `unchanged` are the blocks that the target has from the base, so that the metric has nothing to score there.
-    `narrow` are the ranges of free alphas outside of which the best ones lie, told with `explained` alone.
+    `unchanged` are the blocks in which the target equals the base, so that the metric has nothing to score. `narrow`
+    are the ranges of free alphas that exclude the best ones, computed for `explained` only.
     """
 
     metric: str
@@ -170,28 +178,28 @@ class Ceiling:
 
     @property
     def total(self) -> dict[str, float | None]:
-        """The means over the blocks by name, `recipe`, `best`, `ceiling` and `ceiling_bounded`."""
+        """Means over the blocks, by the names `recipe`, `best`, `ceiling` and `ceiling_bounded`."""
         totals: dict[str, float | None] = {}
         for name in ("recipe", "best", "ceiling", "ceiling_bounded"):
-            values = {block: getattr(found, name) for block, found in self.blocks.items()}
+            values = {block: getattr(ceiling, name) for block, ceiling in self.blocks.items()}
             totals[name] = None if None in values.values() or not values else total_similarity(values)
         return totals
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the fields for JSON."""
         return {
             "metric": self.metric,
             "blocks": {
                 block: {
-                    "recipe": found.recipe,
-                    "best": found.best,
-                    "ceiling": found.ceiling,
-                    "ceiling_bounded": found.ceiling_bounded,
-                    "not_in_sources": found.not_in_sources,
-                    "recipe_scale": found.recipe_scale,
-                    "best_scale": found.best_scale,
+                    "recipe": ceiling.recipe,
+                    "best": ceiling.best,
+                    "ceiling": ceiling.ceiling,
+                    "ceiling_bounded": ceiling.ceiling_bounded,
+                    "not_in_sources": ceiling.not_in_sources,
+                    "recipe_scale": ceiling.recipe_scale,
+                    "best_scale": ceiling.best_scale,
                 }
-                for block, found in self.blocks.items()
+                for block, ceiling in self.blocks.items()
             }
             | dict.fromkeys(self.unchanged),
             "total": self.total,
@@ -200,7 +208,7 @@ class Ceiling:
             "alphas": self.identified.alphas,
             "trade_off": list(self.identified.trade_off),
             "idle": list(self.identified.idle),
-            "narrow_ranges": [one.as_dict() for one in self.narrow],
+            "narrow_ranges": [narrow.as_dict() for narrow in self.narrow],
             "note": self.note,
         }
 
@@ -214,17 +222,29 @@ def study_ceilings(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     hashes: HashCache | None = None,
 ) -> tuple[Ceiling, ...]:
-    """What `study` can reach by `metric`: `explained`, `delta`, `weights`, `all` of them, or `both` of the cosines.
+    """Compute the best similarity that a study can reach, by one or several metrics.
 
         explained, *cosines = study_ceilings(study)
-        print(explained.total["ceiling"])      # what no linear merge of the sources exceeds, in [-1, 1]
+        print(explained.total["ceiling"])  # in [-1, 1]; no linear merge of the sources exceeds it
 
-    `delta` is left out of several if the study has no base.
+    The best recipe is best.yaml in the study's folder.
 
-    The best recipe is that in the study's folder, best.yaml. `device` may be a name: auto, cpu (default) or cuda.
-    Raises InputError for another metric, for `delta` without a base, for files that are missing or do not fit, for a
-    best.yaml that does not belong to the study's recipe, and with `check_hashes` for files of which `hashes` knows
-    another sha256 than the recipe notes.
+    Args:
+        study: The study, with its files.
+        metric: `explained`, `delta`, `weights`, `all` of them, or `both` of the cosines. `all` and `both` leave out
+            `delta` if the study has no base.
+        check_hashes: Whether files must not contradict the SHA-256 noted in the recipe; only hashes in `hashes` are
+            compared.
+        device: A torch device or auto, cpu (the default) or cuda.
+        progress: A callback for progress.
+        hashes: A cache of hashes.
+
+    Returns:
+        One ceiling for each metric.
+
+    Raises:
+        InputError: Another metric, `delta` without a base, missing or unsuitable files, a best.yaml that does not
+            belong to the study's recipe, or a file with another hash.
     """
     if metric not in CEILING_METRICS:
         raise InputError(f"received {metric!r}; must be one of {', '.join(CEILING_METRICS)}", field="metric")
@@ -244,19 +264,26 @@ def study_ceilings(
 
 
 def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = EXACT_METRICS) -> tuple[Ceiling, ...]:
-    """What the study can reach by each of `metrics`, on all blocks that its stages score.
+    """Compute the best similarity by each of `metrics`, on all blocks that the study's stages score.
 
-    A block is scored on the result of the last step of its stage, of the last such stage if there are several.
-    `fitted` is the study's best recipe, with the same steps; `metrics` are of `EXACT_METRICS`, delta only with a base.
+    A block is scored on the result of the last step of its stage; if several stages score it, the last of them counts.
+
+    Args:
+        opened: The study with its statistics.
+        fitted: The study's best recipe, with the same steps; None without one.
+        metrics: Metrics of `EXACT_METRICS`; `delta` needs a base.
+
+    Returns:
+        One ceiling for each metric.
     """
     study, measured = opened.study, opened.measured
     measures = dict.fromkeys(name for stage in study.stages for name, _ in stage.measured)
     unbounded = [name for name in measures if not METRICS[name].reads_statistics]
     which = "which does not compare weights" if len(unbounded) == 1 else "which do not compare weights"
-    note = f"these are no bounds for {' and '.join(unbounded)}, {which}" if unbounded else ""
+    note = f"these figures do not bound {' and '.join(unbounded)}, {which}" if unbounded else ""
     spaces = scored_spaces(study.recipe, study.stages, measured)
     identified = identify(list(spaces.values()))
-    found = []
+    results = []
     for name in metrics:
         blocks: dict[str, BlockCeiling] = {}
         unchanged: list[str] = []
@@ -271,20 +298,21 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
         ordered = {block: blocks[block] for block in measured.layout.blocks if block in blocks}
         shares = source_shares(measured, name, tuple(ordered))
         kept = tuple(block for block in measured.layout.blocks if block in unchanged)
-        found.append(Ceiling(name, ordered, shares, identified, note, kept, tuple(narrow)))
-    return tuple(found)
+        results.append(Ceiling(name, ordered, shares, identified, note, kept, tuple(narrow)))
+    return tuple(results)
 
 
 def identify(spaces: Sequence[tuple[Space, Sequence[str]]]) -> Identified:
-    """What the parameters of these spaces can move on the blocks beside them, at a generic point of the spaces."""
+    """Return which free alphas of these spaces move the coefficients of the blocks beside them, at a generic point."""
     names = list(dict.fromkeys(parameter.name for space, _ in spaces for parameter in space.parameters))
     rows = []
     for space, blocks in spaces:
         if not space.parameters:
             continue
         random = np.random.default_rng(0)
-        # Neither 0 nor 1, where an alpha may hide what another one does.
-        point = [one.free.low + random.uniform(0.3, 0.7) * (one.free.high - one.free.low) for one in space.parameters]
+        # At 0 or 1 an alpha may hide the effect of another one.
+        ranges = [alpha.free for alpha in space.parameters]
+        point = [free.low + random.uniform(0.3, 0.7) * (free.high - free.low) for free in ranges]
         alphas = space.alphas(torch.tensor([point], dtype=torch.float64))[0]
         _, jacobian = space.algebra.jacobian(alphas)
         groups = [row for row, group in enumerate(space.algebra.groups) if group.block in blocks]
@@ -308,13 +336,21 @@ def identify(spaces: Sequence[tuple[Space, Sequence[str]]]) -> Identified:
 
 
 def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dict[str, SourceShare]:
-    """How much of each source, the base and other references excepted, is in the target: on `blocks`, by least squares.
+    """Estimate the coefficient of each source in the target by least squares on `blocks`.
 
-    The coefficients are those of the smallest |merged - target|, the same for all tensors of a block and, in all, of
-    all blocks, and those with tensors weighed (see `Coefficient`): feasible generalised least squares, each tensor by
-    the numbers that it has for each unit of what is left unexplained. Of sources that are equal the coefficients are
-    those of the smallest norm. Tensors that the reference lacks do not count.
-    The errors are the jackknife's, leaving out one tensor at a time (B. Efron, The Jackknife, 1982).
+    The base and other references are left out. A coefficient is the same for all tensors of a block, and for the total
+    the same in all blocks. Each is estimated twice: minimising |merged - target|, and with weighted tensors (see
+    `Coefficient`). The latter is feasible generalised least squares with the weight size / unexplained part. For equal
+    sources the coefficients of the smallest norm are taken. Tensors that the reference lacks do not count. Errors are
+    the jackknife's, leaving out one tensor at a time (B. Efron, The Jackknife, 1982).
+
+    Args:
+        measured: The statistics of the checkpoints.
+        metric: The metric of the ceilings in `loss`.
+        blocks: The blocks to use.
+
+    Returns:
+        {source: its share}.
     """
     names = list(measured.sources)
     asked = [row for row, name in enumerate(names) if name != measured.reference]
@@ -329,7 +365,7 @@ def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dic
         plain = least_squares_with_errors(gram[chosen], asked)
         weights = tensor_weights(gram[chosen], sizes[chosen], asked)
         weighed = least_squares_with_errors(gram[chosen] * weights[:, None, None], asked)
-        return [Coefficient(*one, *other) for one, other in zip(plain, weighed, strict=True)]
+        return [Coefficient(*equal, *weighted) for equal, weighted in zip(plain, weighed, strict=True)]
 
     per_block = {block: solved(of_block == block) for block in blocks}
     overall = solved(np.isin(of_block, list(blocks)))
@@ -338,7 +374,7 @@ def source_shares(measured: Measured, metric: str, blocks: Sequence[str]) -> dic
         names[row]: SourceShare(
             **overall[position].as_dict(),
             loss=whole - _total_ceiling(measured, metric, blocks, without=row),
-            blocks={block: found[position] for block, found in per_block.items()},
+            blocks={block: coefficients[position] for block, coefficients in per_block.items()},
         )
         for position, row in enumerate(asked)
     }
@@ -362,7 +398,7 @@ def _block_ceilings(
         algebra = Algebra(fitted, measured.groups, tuple(measured.sources), step)
         as_fitted = algebra.coefficients(algebra.starting_alphas())
         of_recipe, recipe_scales = metric.score(as_fitted)[0].tolist(), metric.scale(as_fitted)[0].tolist()
-        # A climb may end on a lower summit than the one that a search has found.
+        # A climb may end in a lower maximum than a search has found.
         if metric.score(as_fitted)[0].mean() > scores.mean() and _within(space, fitted):
             scores, scales = metric.score(as_fitted)[0], metric.scale(as_fitted)[0]
     return {
@@ -379,12 +415,12 @@ def _block_ceilings(
 
 
 def _at_least(bound: float, reached: float) -> float:
-    """The bound, but for rounding no lower than what is reached."""
+    """Return the bound, raised to the reached value if only rounding puts it below."""
     return reached if bound < reached < bound + _ROUNDING else bound
 
 
 def _within(space: Space, fitted: Recipe) -> bool:
-    """Whether the free alphas of `space` can be what `fitted` has, and the fixed ones are."""
+    """Return whether `space` contains the alphas of `fitted`, free and fixed ones."""
     point = []
     for parameter in space.parameters:
         alpha = getattr(fitted.step(parameter.step), parameter.alpha)
@@ -404,7 +440,7 @@ def _total_ceiling(measured: Measured, metric: str, blocks: Sequence[str], witho
 
 
 def _block_ceiling(measured: Measured, metric: str, block: str, *, bounded: bool, without: int | None = None) -> float:
-    """The largest similarity of any merge; `without` leaves out the source at that position."""
+    """Return the largest similarity of any merge; `without` is the position of a source to leave out."""
     if metric == "explained":
         return _largest_share(measured, block, bounded=bounded, without=without)
     linear = Linear.of_block(measured.statistics, measured.groups, block, without, whole=metric == "weights")
@@ -413,23 +449,23 @@ def _block_ceiling(measured: Measured, metric: str, block: str, *, bounded: bool
 
 
 def _largest_share(measured: Measured, block: str, *, bounded: bool, without: int | None) -> float:
-    """The largest share that any merge explains of a block's difference from the base, in [-1, 1]."""
+    """Return the largest share of a block's difference from the base that any merge explains, in [-1, 1]."""
     statistics, groups = measured.statistics, measured.groups
     gram, group = statistics.gram.numpy(), statistics.group.numpy()
-    in_block = np.array([each == block for each in statistics.blocks])
+    in_block = np.array([name == block for name in statistics.blocks])
     left = difference = 0.0
     for row in np.unique(group[in_block]):
         chosen = in_block & (group == row)
         of_group = gram[chosen].sum(axis=0)
         referenced = bool(statistics.referenced.numpy()[chosen].all())
         holders = groups[row].holders
-        # The target's and all sources' differences from the base, or from the first source that holds the group.
+        # Differences of the target and all sources from the base, or from the first source that contains the group.
         unit = np.eye(len(of_group))
         origin = np.zeros(len(of_group)) if referenced else unit[:, 1 + holders[0]]
         aim = unit[:, -1] - origin
         difference += max(float(aim @ of_group @ aim), 0.0)
         moving = [unit[:, 1 + position] - origin for position in holders if position != without]
-        moving = [each for each in moving if each @ of_group @ each > 0]
+        moving = [direction for direction in moving if direction @ of_group @ direction > 0]
         if not moving:
             left += max(float(aim @ of_group @ aim), 0.0)
             continue
@@ -440,17 +476,17 @@ def _largest_share(measured: Measured, block: str, *, bounded: bool, without: in
 
 
 def _unexplained(products: Matrix, with_target: Vector, target: float, within: tuple[bool, bool]) -> float:
-    """The smallest |X y - t|^2 over y; `within` says whether y is free, and if not, whether each y is in 0..1 alone.
+    """Return the smallest |X y - t|^2 over y.
 
-    Else they are in 0..1 together with what they leave of 1, the origin's share. `products` is X'X [n, n],
-    `with_target` X't [n], `target` t't.
+    `products` is X'X [n, n], `with_target` X't [n], `target` t't. `within` holds two flags. The first frees y. If it is
+    off, each y is in 0 to 1, and without the second flag so is 1 less their sum, the origin's share.
     """
     free, box = within
     size = np.sqrt(np.diag(products))
     values, axes = np.linalg.eigh(products / np.outer(size, size))
     spanned = values > RANK * values[-1]
     roots, axes = np.sqrt(values[spanned]), axes[:, spanned]
-    # In these coordinates the columns are X itself, and the target is its projection onto them.
+    # These coordinates span the columns of X; the target is represented by its projection onto that span.
     columns, projected = roots[:, None] * axes.T * size, axes.T @ (with_target / size) / roots
     beyond = max(target - float(projected @ projected), 0.0)
     if free:
@@ -459,8 +495,8 @@ def _unexplained(products: Matrix, with_target: Vector, target: float, within: t
         found = lsq_linear(columns, projected, bounds=(0.0, 1.0), method="bvls", tol=1e-15, max_iter=1000).x
         rest = columns @ found - projected
         return beyond + float(rest @ rest)
-    # The point of a simplex nearest to zero: u >= 0 that makes |D u|^2 + (sum u - 1)^2 smallest, scaled to the sum 1.
-    # In units of the target, so that neither term drowns in the other's rounding.
+    # The point of a simplex nearest to zero: the u >= 0 with the smallest |D u|^2 + (sum u - 1)^2, scaled to the sum 1.
+    # In units of the target, so that neither term is lost in the rounding of the other.
     length = max(float(np.linalg.norm(projected)), 1e-150)
     corners = np.concatenate([np.zeros((len(projected), 1)), columns], axis=1) - projected[:, None]
     shares, _ = nnls(np.concatenate([corners / length, np.ones((1, corners.shape[1]))]), np.eye(len(projected) + 1)[-1])
@@ -476,11 +512,21 @@ def found_ceilings(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     hashes: HashCache | None = None,
 ) -> tuple[tuple[Ceiling, ...], tuple[str, ...]]:
-    """What the study in `path` can reach, and, where that cannot be said, why not, a line for each reason.
+    """Compute the ceilings of the study in a folder, or return the reasons why that is impossible.
 
         ceilings, problems = found_ceilings("my-study")
 
-    By the statistics that a fit has left in its folder; without them by its checkpoints, looked for in `folders` too.
+    The statistics that a fit has saved in the folder are used; without them the checkpoints are read.
+
+    Args:
+        path: The folder of the study.
+        folders: Further folders to search for checkpoints.
+        device: A torch device or auto, cpu (the default) or cuda.
+        progress: A callback for progress.
+        hashes: A cache of hashes.
+
+    Returns:
+        The ceilings, and the reasons, one line each. One of the two is empty.
     """
     try:
         study = load_study(path, with_files=False)

@@ -1,18 +1,18 @@
-"""The exact optimum of the metrics in weight space: where the best alphas are, without a trial.
+"""The exact optimum of the metrics in weight space: the best alphas, without a trial.
 
 With coefficients c(x), a block's similarity follows from a linear and a quadratic form of c (see
-`similarity.quadratic`). Blocks are independent but for tied alphas, so the parameters fall into components that share
-no block; each is solved by itself:
+`similarity.quadratic`). Only tied alphas connect blocks, so the free alphas fall into components that share no block.
+Each component is solved separately:
 
-    explained, c(x) affine        least squares within bounds, by active sets (Stark and Parker, Bounded-variable least
-                                  squares, 1995): it lands on bounds exactly
-    one alpha, one block, a line  closed form: a cosine along a line has one stationary point
+    explained, c(x) affine        Least squares within bounds by active sets (Stark and Parker, Bounded-variable least
+                                  squares, 1995), which reaches bounds exactly.
+    one alpha, one block, a line  Closed form: a cosine along a line has one stationary point.
     anything else                 L-BFGS-B with exact gradients from several starts; for explained after Gauss-Newton
-                                  steps, each of which is such a least squares problem
+                                  steps, each of which is such a least squares problem.
 
-Optima can be flat. A cosine does not see the length of the merged difference, and alphas can trade off against each
-other. Among equally good points the one with the smallest |merged - target| is taken, then the one nearest to the
-starting values.
+Optima can be flat. A cosine does not depend on the length of the merged difference, and the similarity may not
+distinguish combinations of alphas. Among equally good points the one with the smallest |merged - target| is taken, then
+the one nearest to the starting values.
 """
 
 from collections.abc import Collection, Sequence
@@ -32,33 +32,33 @@ __all__ = ["ExactOptimum", "exact_optimum", "keeping_point"]
 
 Vector = NDArray[np.float64]
 
-# Points of the scan over a single alpha that moves several blocks or bends; their best neighbours are refined.
+# Points of the scan over a single alpha that moves several blocks or is not affine; the best ones are refined.
 _SCAN = 257
-# Random points from which the best are taken as starts, besides the starting values; and how many of them.
+# Random points, and how many of the best of them are starts, besides the starting values.
 _RANDOM_POINTS = 128
 _RANDOM_STARTS = 3
 # A direction whose curvature is below this share of the largest counts as flat.
 _FLAT = 1e-9
-# Similarities nearer than this count as equal when the tie is broken.
+# Similarities closer than this count as equal.
 _EQUAL = 1e-13
-# Eigenvalues of a least squares problem below this share of the largest count as 0: inner products are no more exact.
+# Eigenvalues of a least squares problem below this share of the largest count as 0, the precision of inner products.
 _RANK = 1e-13
-# Alphas nearer to a bound than this share of their range are on it.
+# Alphas nearer to a bound than this share of their range count as at the bound.
 _AT_BOUND = 1e-12
-# Gauss-Newton steps at most; each squares the error that the climb has left.
+# Maximum number of Gauss-Newton steps; each squares the remaining error.
 _STEPS = 20
 
 
 @dataclass(frozen=True)
 class ExactOptimum:
-    """The best point {parameter: value}, and the mean similarity of its blocks."""
+    """The best point {free alpha: value}, and the mean similarity of its blocks."""
 
     point: dict[str, float]
     value: float
 
 
 def exact_optimum(space: Space, metric: QuadraticMetric, *, seed: int = 0) -> ExactOptimum:
-    """The point of `space` with the highest mean of `metric` over its blocks, within the bounds and on their grids."""
+    """Return the point of `space` with the highest mean of `metric` over its blocks, within bounds and on the grids."""
     point: dict[str, float] = {}
     for parameters, blocks in _components(space.parameters, metric.blocks):
         component = _Component(space.algebra, parameters, metric, blocks)
@@ -73,20 +73,30 @@ def exact_optimum(space: Space, metric: QuadraticMetric, *, seed: int = 0) -> Ex
 
 
 def keeping_point(space: Space, metric: ExplainedMetric, unchanged: Collection[str]) -> dict[str, float]:
-    """Return the values {parameter: value} that keep `unchanged` blocks as the target has them.
+    """Return the values {free alpha: value} that keep `unchanged` blocks equal to the target's.
 
-    They are of the parameters that move such blocks and no other block of `metric`; where bounds do not let them keep a
-    block, they come as near as they can.
+    They belong to the free alphas that move such blocks and no other block of `metric`. If bounds prevent an alpha from
+    keeping a block, its value is as near as possible.
+
+    Args:
+        space: The space of the free alphas.
+        metric: The metric that scores the other blocks.
+        unchanged: The blocks that the target has unchanged from the base.
+
+    Returns:
+        The values; empty if no free alpha moves unchanged blocks only.
     """
     scored = {*metric.blocks, *metric.unchanged} - set(unchanged)
-    free = [one for one in space.parameters if set(one.blocks) & set(unchanged) and not scored & set(one.blocks)]
+    free = [
+        alpha for alpha in space.parameters if set(alpha.blocks) & set(unchanged) and not scored & set(alpha.blocks)
+    ]
     if not free:
         return {}
     return exact_optimum(Space(space.algebra, free), metric.keeping(unchanged)).point
 
 
 def _components(parameters: Sequence[Parameter], blocks: Sequence[str]) -> list[tuple[list[Parameter], list[str]]]:
-    """Parameters and scored blocks that depend on each other; parameters that move no scored block are left out."""
+    """Return free alphas and scored blocks in groups that share no block; alphas without a scored block are dropped."""
     touching = [(parameter, set(parameter.blocks) & set(blocks)) for parameter in parameters]
     return [
         (joined, [block for block in blocks if block in touched])
@@ -95,12 +105,12 @@ def _components(parameters: Sequence[Parameter], blocks: Sequence[str]) -> list[
 
 
 class _Component:
-    """The mean similarity of a few blocks as a function of the few parameters that they share."""
+    """The mean similarity of a few blocks as a function of the few free alphas that they share."""
 
     def __init__(
         self, algebra: Algebra, parameters: Sequence[Parameter], metric: QuadraticMetric, blocks: Sequence[str]
     ) -> None:
-        # With a zero vector every cosine is 0.
+        # Every cosine with a zero vector is 0, so such blocks are left out.
         sizes = zip(metric.blocks, metric.unit.tolist(), strict=True)
         kept = metric.of_blocks([block for block, size in sizes if size > 0 and block in blocks])
         rows = [row for row, group in enumerate(algebra.groups) if group.block in kept.blocks]
@@ -118,7 +128,7 @@ class _Component:
         self._start = np.array(self._space.start)
 
     def solve(self, random: np.random.Generator) -> Vector:
-        """Return the best point [parameters]; of several that are equal the one that `_settle` chooses."""
+        """Return the best point [parameters]; of several equal ones the choice of `_settle`."""
         if not self._blocks:
             return self._start
         if isinstance(self._metric, ExplainedMetric):
@@ -131,12 +141,12 @@ class _Component:
         return self._settle(best)
 
     def on_grid(self, best: Vector) -> list[float]:
-        """The best point on the grids that single moves to neighbours lead to, from the one nearest to `best`.
+        """Return the best point on the grids found from the one nearest to `best` by moving one alpha at a time.
 
-        Where nothing has a grid that is `best`, within the bounds.
+        Without grids, return `best` within the bounds.
         """
         frees = [parameter.free for parameter in self._space.parameters]
-        # An optimum on a bound is written as the bound, not as what rounding makes of it.
+        # An optimum at a bound is set to the bound itself, without rounding errors.
         for bound in (self._low, self._high):
             best = np.where(np.abs(best - bound) <= _AT_BOUND * (self._high - self._low), bound, best)
         point = [free.on_grid(float(number)) for free, number in zip(frees, best, strict=True)]
@@ -154,11 +164,11 @@ class _Component:
         return point
 
     def value(self, point: Vector) -> float:
-        """Mean similarity at `point`."""
+        """Return the mean similarity at `point`."""
         return float(self._values(point[None])[0])
 
     def value_and_gradient(self, point: Vector, *, clipped: bool = False) -> tuple[float, Vector]:
-        """Mean similarity at `point` and its derivatives by the parameters; of values as they are, or `clipped`."""
+        """Return the mean similarity at `point` and its derivatives by the free alphas, `clipped` to [-1, 1] or not."""
         coefficients, jacobian = self._expand(point)
         weighted = (self._products @ coefficients[:, :, None])[:, :, 0]
         linear = self._sum((self._with_target * coefficients).sum(dim=-1))
@@ -167,49 +177,49 @@ class _Component:
         if clipped:
             within = self._metric.clip(values) == values
             values, slopes = self._metric.clip(values), (slopes[0] * within, slopes[1] * within)
-        by_linear, by_quadratic = (each[self._block] for each in slopes)
-        # dq = 2 c' M dc; by each alpha of the group's own block.
+        by_linear, by_quadratic = (slope[self._block] for slope in slopes)
+        # dq = 2 c' M dc, by each alpha of the group's block.
         slope = (jacobian * self._with_target).sum(dim=-1) * by_linear
         slope += 2 * (jacobian * weighted).sum(dim=-1) * by_quadratic
         gradient = torch.einsum("pag,ag->p", self._moves, slope) / len(self._blocks)
         return float(values.mean()), gradient.numpy()
 
     def _values(self, points: Vector) -> Vector:
-        """Mean similarity at each of points [n, parameters]."""
+        """Return the mean similarity at each of points [n, parameters]."""
         values: Vector = self._metric.clip(self._metric.value(*self._moments(points))).mean(dim=-1).numpy()
         return values
 
     def _moments(self, points: Vector) -> tuple[torch.Tensor, torch.Tensor]:
-        """Products with the target and with itself of what points [n, parameters] merge to, both [n, blocks]."""
+        """Return products of the merges at points [n, parameters] with the target and themselves, both [n, blocks]."""
         coefficients = self._space.coefficients(torch.from_numpy(points))
         linear = torch.einsum("ngk,gk->ng", coefficients, self._with_target)
         quadratic = torch.einsum("ngk,gkl,ngl->ng", coefficients, self._products, coefficients)
         return self._sum(linear), self._sum(quadratic)
 
     def _least_squares(self, random: np.random.Generator) -> Vector:
-        """The point of the smallest |merged - target|^2, each block's in units of the base's; or a better one.
+        """Return the point of the smallest |merged - target|^2, each block's in units of the base's; or a better one.
 
-        Where one alpha moves several blocks, a block that none of its good values suits may be given up: a similarity
-        does not fall below -1.
+        If one alpha moves several blocks, giving up a block that suits none of its good values may be better, since a
+        similarity does not fall below -1.
         """
         if self._is_affine(random):
             best = self._nearest(self._start)
         else:
             reached = [self._approach(start) for start in self._starts(random)]
             values = [self.value(point) for point in reached]
-            # The first start is the starting values: what it leads to is kept if nothing is better.
+            # The first start is the starting values; its result is kept unless another is better.
             best = next(point for point, value in zip(reached, values, strict=True) if value >= max(values) - _EQUAL)
-            # Where much is unexplained Gauss-Newton steps come close slowly.
+            # Gauss-Newton steps converge slowly if much is unexplained.
             best = self._better(self._ascend(best), best)
         if len(self._blocks) > 1:
             starts = self._peaks() if len(self._start) == 1 else self._starts(random)[1:]
-            other = self._climb([best, *starts], clipped=True)
-            if self.value(other) > self.value(best) + _EQUAL:
-                return other
+            climbed = self._climb([best, *starts], clipped=True)
+            if self.value(climbed) > self.value(best) + _EQUAL:
+                return climbed
         return best
 
     def _approach(self, point: Vector) -> Vector:
-        """Take Gauss-Newton steps from `point`, each within the bounds and as long as it improves."""
+        """Take Gauss-Newton steps from `point` within the bounds, as long as they improve the value."""
         value = self.value(point)
         for _ in range(_STEPS):
             towards = self._nearest(point) - point
@@ -224,23 +234,23 @@ class _Component:
             point, value = moved, reached
         return point
 
-    def _better(self, one: Vector, other: Vector) -> Vector:
-        return one if self.value(one) > self.value(other) else other
+    def _better(self, first: Vector, second: Vector) -> Vector:
+        return first if self.value(first) > self.value(second) else second
 
     def _is_affine(self, random: np.random.Generator) -> bool:
-        """Whether the coefficients are affine in the parameters: modes are so in each, but not in several at once."""
+        """Return whether the coefficients are affine in all free alphas together; they are affine in each of them."""
         if len(self._start) == 1:
             low, high, middle = self._space.coefficients(
                 torch.from_numpy(np.stack([self._low, self._high, (self._low + self._high) / 2]))
             )
             return torch.allclose(middle, (low + high) / 2, rtol=0, atol=1e-12)
-        one, other = (self._jacobian(random.uniform(self._low, self._high)) for _ in range(2))
-        return torch.allclose(one, other, rtol=0, atol=1e-12)
+        first, second = (self._jacobian(random.uniform(self._low, self._high)) for _ in range(2))
+        return torch.allclose(first, second, rtol=0, atol=1e-12)
 
     def _nearest(self, point: Vector) -> Vector:
-        """The point within the bounds that would be best if the merge were affine, as it is around `point`.
+        """Return the best point within the bounds of the merge linearised around `point`.
 
-        Along directions in which nothing changes it is as near to `point` as the bounds let it be.
+        Along directions without any effect it stays as near to `point` as the bounds allow.
         """
         _, _, curvature, slope = self._metrics(point)
         values, axes, size = _scaled(curvature)
@@ -262,12 +272,12 @@ class _Component:
         return np.clip(moved, self._low, self._high)
 
     def _jacobian(self, point: Vector) -> torch.Tensor:
-        """Derivatives of the coefficients by the parameters, [parameters, groups, sources]."""
+        """Return the derivatives of the coefficients by the free alphas, [parameters, groups, sources]."""
         _, jacobian = self._expand(point)
         return torch.einsum("pag,agk->pgk", self._moves, jacobian)
 
     def _closed_form(self) -> Vector | None:
-        """The best value of a single alpha if it moves one block along a line; None if not.
+        """Return the best value of a single alpha that moves one block along a line; None in any other case.
 
         With products p + q a with the target and u + 2 v a + w a^2 with itself, the derivative of
         (p + q a) / sqrt(u + 2 v a + w a^2) vanishes only at a = (q u - p v) / (p w - q v).
@@ -282,8 +292,8 @@ class _Component:
         origin, direction = first, last - first
         p, q = (float((self._with_target * vector).sum()) for vector in (origin, direction))
         u, v, w = (
-            float(torch.einsum("gk,gkl,gl->", one, self._products, other))
-            for one, other in ((origin, origin), (origin, direction), (direction, direction))
+            float(torch.einsum("gk,gkl,gl->", left, self._products, right))
+            for left, right in ((origin, origin), (origin, direction), (direction, direction))
         )
         candidates = [self._start[0], low, high]
         divisor = p * w - q * v
@@ -291,7 +301,7 @@ class _Component:
             candidates.append(low + share * (high - low))
         points = np.array(candidates)[:, None]
         values = self._values(points)
-        # The stationary point and the bounds by value; a starting value that is as good stays.
+        # A starting value that is as good as the stationary point and the bounds is kept.
         best = 0 if values[0] >= values.max() - _EQUAL else int(np.argmax(values))
         return np.asarray(points[best])
 
@@ -299,7 +309,7 @@ class _Component:
         return self._climb([self._start, *self._peaks()])
 
     def _peaks(self) -> list[Vector]:
-        """The highest points of a scan over the only alpha."""
+        """Return the highest points of a scan over the only alpha."""
         points = np.linspace(self._low, self._high, _SCAN)
         values = self._values(points)
         peaks = [
@@ -317,12 +327,12 @@ class _Component:
     def _climb(self, starts: Sequence[Vector], *, clipped: bool = False) -> Vector:
         reached = [self._ascend(start, clipped=clipped) for start in starts]
         values = np.array([self.value(point) for point in reached])
-        # The first start is the starting values: what it reaches is kept if nothing is better.
+        # The first start is the starting values; its result is kept unless another is better.
         good = [point for point, value in zip(reached, values, strict=True) if value >= values.max() - _EQUAL]
         return good[0]
 
     def _ascend(self, start: Vector, *, clipped: bool = False) -> Vector:
-        # In units of what is left to gain: a cosine of weights spans only 1e-4, too little for a solver's tolerances.
+        # In units of the possible gain: a cosine of weights spans only 1e-4, too little for the solver's tolerances.
         unit = max(1.0 - self.value(start), 1e-12)
 
         def negative(point: Vector) -> tuple[float, Vector]:
@@ -354,19 +364,19 @@ class _Component:
         if self.value(moved) < self.value(best) - _EQUAL:
             return False
         new, old = self._distance(moved), self._distance(best)
-        # In units of the target's length, so rounding is absolute.
+        # Distances are in units of the target's length, so an absolute tolerance fits.
         if abs(new - old) > _EQUAL * len(self._blocks):
             return new < old
         return float(np.linalg.norm(moved - self._start)) < float(np.linalg.norm(best - self._start))
 
     def _flat_directions(self, point: Vector) -> Vector:
-        """Directions in which the merged vector does not change, whatever the target; of cosines, its direction."""
+        """Return the directions in which the merged vector, for a cosine its direction, does not change."""
         turning, moving, curvature, _ = self._metrics(point)
         if isinstance(self._metric, ExplainedMetric):
             values, axes, size = _scaled(curvature)
-            # In units of each alpha's own effect: one of a source near the base is determined, too.
-            there = size > 0
-            flat = np.concatenate([axes[:, values <= _FLAT] / np.where(there, size, 1.0)[:, None]], axis=1)
+            # In units of each alpha's effect, so that the alpha of a source near the base also counts as determined.
+            nonzero = size > 0
+            flat = np.concatenate([axes[:, values <= _FLAT] / np.where(nonzero, size, 1.0)[:, None]], axis=1)
             return np.asarray(np.linalg.qr(flat)[0])
         return _null_space(turning, against=float(np.abs(moving).max(initial=0.0)))
 
@@ -380,10 +390,11 @@ class _Component:
         return np.asarray(directions @ (towards_target + towards_start))
 
     def _metrics(self, point: Vector) -> tuple[Vector, Vector, Vector, Vector]:
-        """How the merged vectors m(x) change with the parameters, summed over the blocks (Gauss-Newton).
+        """Return the change of the merged vectors m(x) with the free alphas, summed over the blocks (Gauss-Newton).
 
-        Products of the derivatives of m / |m| (turning), of m in units of |m| and of m in the metric's unit, all three
-        [parameters, parameters]; and the gradient of |m - target|^2 / 2 in that unit, [parameters].
+        The first three are products of the derivatives of m / |m| (turning), of m in units of |m|, and of m in the
+        metric's unit, all [parameters, parameters]. The fourth is the gradient of |m - target|^2 / 2 in that unit,
+        [parameters].
         """
         unit = self._metric.unit
         coefficients, jacobian = self._expand(point)
@@ -417,7 +428,7 @@ class _Component:
 
 
 def _scaled(matrix: Vector) -> tuple[Vector, Vector, Vector]:
-    """Eigenvalues and eigenvectors of a symmetric matrix with its diagonal scaled to 1, and the scale of each row."""
+    """Return eigenvalues and eigenvectors of a symmetric matrix scaled to a unit diagonal, and its rows' scales."""
     size = np.sqrt(np.diag(matrix).clip(min=0.0))
     size = np.where(size > 1e-150, size, 0.0)
     inverse = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
@@ -426,7 +437,7 @@ def _scaled(matrix: Vector) -> tuple[Vector, Vector, Vector]:
 
 
 def _null_space(matrix: Vector, against: float) -> Vector:
-    """Orthonormal columns that span the null space of a symmetric matrix, its entries' usual size being `against`."""
+    """Return orthonormal columns that span a symmetric matrix's null space; `against` is its entries' usual size."""
     if matrix.size == 0:
         return np.zeros((matrix.shape[0], 0))
     values, vectors = np.linalg.eigh(matrix)

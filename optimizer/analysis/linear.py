@@ -18,12 +18,12 @@ Vector = NDArray[np.float64]
 
 # Eigenvalues and singular values below this share of the largest count as 0.
 RANK = 1e-11
-# The length, in units of the target's, below which a projection counts as zero.
+# A projection shorter than this, in units of the target's length, counts as zero.
 _NOTHING = 1e-7
-# A corner of a cone is added if the rest of the target has more than this cosine with it, and so many at most.
+# A corner of a cone is added if its cosine with the rest of the target exceeds this; at most so many are added.
 _NEARER = 1e-13
 _CORNERS = 1000
-# How often tensors are weighed anew, and the least share of a tensor that counts as unexplained.
+# Rounds of weighting the tensors, and the least share of a tensor that counts as unexplained.
 _TURNS = 4
 _EXPLAINED = 1e-9
 
@@ -31,45 +31,51 @@ _EXPLAINED = 1e-9
 def largest_cosine(
     products: Matrix, with_target: Vector, target: float, corner: Callable[[Vector], Vector] | None = None
 ) -> float:
-    """The largest cosine of X x with a target over all x, or over the cone that `corner` tells the corners of.
+    """Return the largest cosine of X x with a target over all x, or over a cone of x.
 
-    `products` is X'X [n, n], `with_target` X't [n], `target` t't. `corner(direction)` [n] is the one farthest in that
-    direction of finitely many x whose non-negative sums are the cone.
-    0 if nothing but x = 0 comes near the target, as the similarity of a zero vector is.
+    The projection onto the cone is found by adding the corner nearest to the direction of the rest of the target, and
+    solving again over all corners added so far (P. Wolfe, Finding the nearest point in a polytope, 1976). The columns
+    need not be independent. The search ends when no corner would come nearer to the target.
 
-    The projection onto the cone is found by adding the corner that the rest of the target points to most, and solving
-    again over all that were added (P. Wolfe, Finding the nearest point in a polytope, 1976). It needs no independent
-    columns, and it ends when no corner would bring it nearer.
+    Args:
+        products: X'X, [n, n].
+        with_target: X't, [n].
+        target: t't.
+        corner: A function of a direction [n]. The cone consists of the non-negative sums of finitely many x; the
+            function returns the one farthest in the direction. None for all x.
+
+    Returns:
+        The cosine; 0, the similarity of a zero vector, if only x = 0 comes near the target.
     """
     size = np.sqrt(np.diag(products).clip(min=0.0))
-    there = size > 1e-150
-    if target <= 0 or not there.any():
+    nonzero = size > 1e-150
+    if target <= 0 or not nonzero.any():
         return 0.0
-    # With columns of length 1: a base is ten thousand times as long as a difference from it.
-    size = size[there]
-    scaled = products[np.ix_(there, there)] / np.outer(size, size)
-    pulled = with_target[there] / (size * math.sqrt(target))
+    # Scale the columns to length 1: a base is about ten thousand times as long as a difference from it.
+    size = size[nonzero]
+    scaled = products[np.ix_(nonzero, nonzero)] / np.outer(size, size)
+    pulled = with_target[nonzero] / (size * math.sqrt(target))
     lengths, axes = np.linalg.eigh(scaled)
     spanned = lengths > RANK * lengths[-1]
     roots, axes = np.sqrt(lengths[spanned]), axes[:, spanned]
-    # In these coordinates the columns are X itself, and the target is its projection onto them.
+    # These coordinates span the columns of X; the target is represented by its projection onto that span.
     columns, projected = roots[:, None] * axes.T, axes.T @ pulled / roots
     if corner is None:
         return float(np.clip(np.linalg.norm(projected), 0.0, 1.0))
     nearest = np.zeros_like(projected)
     corners: list[Vector] = []
     for _ in range(_CORNERS):
-        direction = np.zeros(len(there))
-        direction[there] = size * (columns.T @ (projected - nearest))
-        found = columns @ (corner(direction)[there] * size)
-        length = float(np.linalg.norm(found))
-        if length <= _NOTHING or (projected - nearest) @ found <= _NEARER * length:
+        direction = np.zeros(len(nonzero))
+        direction[nonzero] = size * (columns.T @ (projected - nearest))
+        candidate = columns @ (corner(direction)[nonzero] * size)
+        length = float(np.linalg.norm(candidate))
+        if length <= _NOTHING or (projected - nearest) @ candidate <= _NEARER * length:
             break
-        corners.append(found / length)
+        corners.append(candidate / length)
         matrix = np.stack(corners, axis=1)
         shares, _ = nnls(matrix, projected)
         nearest = matrix @ shares
-    # A projection shorter than this is what rounding leaves of none at all where sources are equal.
+    # For equal sources, rounding leaves a short projection of one that is exactly zero.
     reached = float(np.linalg.norm(nearest))
     return float(np.clip(projected @ nearest / reached, 0.0, 1.0)) if reached > _NOTHING else 0.0
 
@@ -78,8 +84,8 @@ def largest_cosine(
 class Linear:
     """A block's merges as X x, with x = (s, y of the first group, y of the second, ...), or x = (y, ...) for `delta`.
 
-    `products` X'X, `with_target` X't, `target` t't. `free` has, for each group that counts, the positions in x of its
-    y, and whether its pivot is the reference.
+    `products` is X'X, `with_target` X't, `target` t't. `free` has an entry for each group that counts: the positions of
+    its y in x, and whether its pivot is the reference.
     """
 
     products: Matrix
@@ -92,16 +98,27 @@ class Linear:
     def of_block(
         statistics: Statistics, groups: Sequence[Group], block: str, without: int | None, *, whole: bool
     ) -> "Linear":
-        """The merges of `block`; of its whole weights, or of their differences from the reference."""
+        """Return the merges of a block, in whole weights or in differences from the reference.
+
+        Args:
+            statistics: The Gram matrices of the checkpoints.
+            groups: The groups of tensors.
+            block: The block.
+            without: The position of a source to leave out, or None.
+            whole: Whether whole weights are merged.
+
+        Returns:
+            The merges as a linear map.
+        """
         gram, group = statistics.gram.numpy(), statistics.group.numpy()
-        in_block = np.array([each == block for each in statistics.blocks])
+        in_block = np.array([name == block for name in statistics.blocks])
         summed: list[Matrix] = []
         maps: list[Matrix] = []
         free: list[tuple[tuple[int, ...], bool]] = []
         width = int(whole)
         for row in np.unique(group[in_block]):
             chosen = in_block & (group == row)
-            # All tensors of a group are held by the same sources, so by the reference all of them or none.
+            # The same sources contain all tensors of a group, so the reference contains all of them or none.
             referenced = bool(statistics.referenced.numpy()[chosen].all())
             if not whole and not referenced:
                 continue
@@ -116,36 +133,45 @@ class Linear:
         aim = np.zeros(gram.shape[-1])
         aim[0], aim[-1] = float(whole), 1.0
         for of_group, expand, (places, _) in zip(summed, maps, free, strict=True):
-            own = np.array([*([0] if whole else []), *places], dtype=int)
-            products[np.ix_(own, own)] += expand.T @ of_group @ expand
-            with_target[own] += expand.T @ of_group @ aim
+            of_x = np.array([*([0] if whole else []), *places], dtype=int)
+            products[np.ix_(of_x, of_x)] += expand.T @ of_group @ expand
+            with_target[of_x] += expand.T @ of_group @ aim
             target += float(aim @ of_group @ aim)
         return Linear(products, with_target, target, whole, tuple(free))
 
     def corner(self, direction: Vector, *, with_base: bool) -> Vector:
-        """Of the corners of 0 <= y_k <= s, for all sources but the base in every group, the farthest in `direction`.
+        """Return the corner of the cone 0 <= y_k <= s that is farthest in a direction.
 
-        They have s = 1; of differences, where there is no s and no length counts, they are the unit vectors.
+        The bounds hold for all sources in every group, except for the base. The corners have s = 1. Differences have no
+        s, and a cosine ignores their length, so their corners are the unit vectors.
+
+        Args:
+            direction: A vector of the size of x.
+            with_base: Whether the study has a base.
+
+        Returns:
+            The corner, of the size of x.
         """
-        found = np.zeros(len(direction))
+        corner = np.zeros(len(direction))
         if not self.scaled:
-            found[direction.argmax()] = 1.0
-            return found
-        found[0] = 1.0
+            corner[direction.argmax()] = 1.0
+            return corner
+        corner[0] = 1.0
         for places, referenced in self.free:
-            own = np.array(places, dtype=int)
+            of_group = np.array(places, dtype=int)
             if with_base and referenced:
-                found[own[direction[own] > 0]] = 1.0
-            elif len(own) and direction[own].max() > 0:
-                # Where the pivot is bounded too, it has what the others leave of s, so none of them exceeds s.
-                found[own[direction[own].argmax()]] = 1.0
-        return found
+                corner[of_group[direction[of_group] > 0]] = 1.0
+            elif len(of_group) and direction[of_group].max() > 0:
+                # The pivot is bounded too. Its share is the rest of s, so the sum of all y must not exceed s.
+                corner[of_group[direction[of_group].argmax()]] = 1.0
+        return corner
 
 
 def _directions(gram: Matrix, holders: Sequence[int], referenced: bool) -> tuple[Matrix, Matrix]:
-    """What s and the y_k of a group multiply, [K + 2, 1] and [K + 2, n], in terms of the Gram matrix's rows.
+    """Return the vectors that s and the y_k of a group multiply, [K + 2, 1] and [K + 2, n], in rows of the Gram matrix.
 
-    Where the reference holds the group, it is the pivot; its own difference, if it is a source, is zero and left out.
+    If the reference contains the group, it is the pivot. If it is also a source, its difference is zero and is left
+    out.
     """
     unit = np.eye(len(gram))
     if referenced:
@@ -155,10 +181,10 @@ def _directions(gram: Matrix, holders: Sequence[int], referenced: bool) -> tuple
 
 
 def _least_squares(summed: Matrix, asked: Sequence[int]) -> Vector:
-    """Coefficients [..., asked] from Gram matrices [..., K + 1, K + 1]."""
+    """Return coefficients [..., asked] from Gram matrices [..., K + 1, K + 1]."""
     products = summed[..., asked, :][..., :, asked]
     pulled = summed[..., asked, -1]
-    # With columns of length 1, or 0: a source close to the base counts as much as one far from it.
+    # Scale nonzero columns to length 1, so that a source close to the base counts as much as a distant one.
     size = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1).clip(min=0.0))
     inverse = np.divide(1.0, size, out=np.zeros_like(size), where=size > 1e-150)
     scaled = products * inverse[..., :, None] * inverse[..., None, :]
@@ -167,7 +193,7 @@ def _least_squares(summed: Matrix, asked: Sequence[int]) -> Vector:
 
 
 def least_squares_with_errors(gram: Matrix, asked: Sequence[int]) -> list[tuple[float, float | None]]:
-    """(coefficient, jackknife error) of the `asked` sources, from Gram matrices [tensors, K + 1, K + 1]."""
+    """Return (coefficient, jackknife error) of the sources `asked`, from Gram matrices [tensors, K + 1, K + 1]."""
     total = gram.sum(axis=0)
     found = _least_squares(total, asked).tolist()
     count = len(gram)
@@ -179,7 +205,7 @@ def least_squares_with_errors(gram: Matrix, asked: Sequence[int]) -> list[tuple[
 
 
 def tensor_weights(gram: Matrix, sizes: Vector, asked: Sequence[int]) -> Vector:
-    """What each tensor counts: its size over what the sources leave unexplained of it, found by turns."""
+    """Return the weight of each tensor: its size divided by its unexplained part, found iteratively."""
     weights = np.ones(len(gram))
     target = gram[:, -1, -1]
     for _ in range(_TURNS):
@@ -187,7 +213,7 @@ def tensor_weights(gram: Matrix, sizes: Vector, asked: Sequence[int]) -> Vector:
         full = np.zeros(gram.shape[-1])
         full[list(asked)], full[-1] = -found, 1.0
         left = np.einsum("k,tkl,l->t", full, gram, full)
-        # Rounding leaves something of all that is explained; a tensor that nobody has changed tells nothing.
+        # Rounding leaves a rest even where everything is explained. A tensor equal to the base has weight 0.
         left = np.maximum(left, _EXPLAINED * target)
         weights = np.divide(sizes, left, out=np.zeros_like(left), where=left > 0)
         weights /= max(float(weights.max(initial=0.0)), 1e-300)

@@ -1,8 +1,8 @@
-"""Ranges of free alphas that are too narrow: where the best alphas lie outside, and what that would gain.
+"""Ranges of free alphas that are too narrow: better alphas are outside them.
 
-A search never leaves its ranges, so a model that the target subtracts, or holds more than once, ends at a bound, and
-nothing in the result tells that from a model that is not there. The optimum of `explained` is exact within the ranges
-and without them; what lies between the two is told.
+A search never leaves its ranges. A model that the target subtracts, or contains more than once, therefore ends at a
+bound, and the result looks as if the model were absent. The optimum of `explained` is exact with and without the
+ranges, so comparing the two shows what a range costs.
 """
 
 import math
@@ -22,23 +22,23 @@ from optimizer.studies import Stage
 
 __all__ = ["NarrowRange", "narrow_ranges", "narrow_ranges_of"]
 
-# The ranges are opened by so much on either side. Alphas beyond that nobody writes.
+# The ranges are widened by this much on either side; alphas farther out do not occur in practice.
 _OPENED = 10.0
-# Alphas nearer to a bound than this share of their range are at it.
+# Alphas nearer to a bound than this share of their range count as at the bound.
 _AT_BOUND = 1e-6
-# What opening the ranges must gain to be worth a word: of the share explained, and of what is left unexplained.
+# Least gain of wider ranges that is reported: in the explained share (0 to 1), and as a share of the unexplained rest.
 _GAIN, _GAIN_OF_REST = 0.001, 0.05
-# Which input of a step an alpha is the weight of.
+# The input of a step whose weight the alpha is.
 _INPUT = {"alpha": "b", "beta": "c"}
 
 
 @dataclass(frozen=True)
 class NarrowRange:
-    """An alpha of `step`, the weight of `source`, that would explain more of the target outside its range.
+    """A free alpha of `step`, the weight of `source`, that would explain more of the target outside its range.
 
-    On `blocks`, the best alphas are `least` to `most`, outside the range that was searched, `low` to `high`. `within`
-    is the mean share that the best alphas within all ranges explain of these blocks, `beyond` that of the best ones
-    anywhere, both in [-1, 1].
+    On `blocks` the best alphas are `least` to `most`, outside the searched range `low` to `high`. `within` is the mean
+    share of these blocks that the best alphas within all ranges explain, `beyond` the share of the best alphas without
+    ranges; both are in [-1, 1].
     """
 
     step: str
@@ -54,13 +54,13 @@ class NarrowRange:
 
     @property
     def wider(self) -> tuple[float, float]:
-        """The range to search instead: whole numbers that hold the best alphas, and -1 where they are negative."""
+        """The range to search instead: whole numbers around the best alphas on the side that they exceed."""
         low = self.low if self.least >= self.low else float(math.floor(self.least))
         high = self.high if self.most <= self.high else float(math.ceil(self.most))
         return low, high
 
     def describe(self, layout: Layout) -> str:
-        """Return one line: where, what the range costs, and what to write instead."""
+        """Return one line: the alpha and its blocks, the cost of the range, and the range to write instead."""
         low, high = self.wider
         lies, best = ("lies", "alpha") if len(self.blocks) == 1 else ("lie", "alphas")
         at = (
@@ -74,7 +74,7 @@ class NarrowRange:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the fields for JSON."""
         return {
             "step": self.step,
             "alpha": self.alpha,
@@ -90,10 +90,19 @@ class NarrowRange:
 
 
 def narrow_ranges(recipe: Recipe, stages: Sequence[Stage], measured: Measured, *, seed: int) -> tuple[NarrowRange, ...]:
-    """Return the ranges in `recipe`, which has free alphas, that keep more of the target from being explained.
+    """Return the ranges of free alphas in `recipe` that keep more of the target from being explained.
 
-    As in a ceiling, blocks are scored on the steps that `scored_spaces` tells. Only what gains more than rounding and
-    noise would is told: a tenth of a percent, and a twentieth of what is left unexplained.
+    Blocks are scored on the steps of `scored_spaces`, as for a ceiling. Only gains beyond rounding and noise are
+    reported: at least 0.001 of the explained share, and at least 5 per cent of the unexplained rest.
+
+    Args:
+        recipe: The recipe with its free alphas.
+        stages: The stages of the study.
+        measured: The statistics of the checkpoints.
+        seed: The seed of the random starting points.
+
+    Returns:
+        One entry for each alpha of a step that has the same range on several blocks.
     """
     found: list[NarrowRange] = []
     for space, blocks in scored_spaces(recipe, stages, measured).values():
@@ -104,53 +113,53 @@ def narrow_ranges(recipe: Recipe, stages: Sequence[Stage], measured: Measured, *
 
 
 def narrow_ranges_of(space: Space, metric: ExplainedMetric, *, seed: int = 0) -> tuple[NarrowRange, ...]:
-    """The same of the ranges in `space`, its blocks scored by `metric`."""
-    space = Space(space.algebra, [one for one in space.parameters if set(one.blocks) & set(metric.blocks)])
-    searched = Space(space.algebra, [_anywhere(one, one.free.low, one.free.high) for one in space.parameters])
+    """Return the narrow ranges of free alphas in `space`, its blocks scored by `metric`."""
+    space = Space(space.algebra, [alpha for alpha in space.parameters if set(alpha.blocks) & set(metric.blocks)])
+    searched = Space(space.algebra, [_in_range(alpha, alpha.free.low, alpha.free.high) for alpha in space.parameters])
     best = exact_optimum(searched, metric, seed=seed).point
-    # Where the optimum is within all ranges, opening them changes nothing.
-    stopped = [one for one in _together(searched.parameters, metric.blocks) if any(_at_bound(p, best) for p in one)]
+    # If the optimum is inside all ranges, wider ones change nothing.
+    components = _components(searched.parameters, metric.blocks)
+    stopped = [component for component in components if any(_at_bound(alpha, best) for alpha in component)]
     if not stopped:
         return ()
     opened = [
-        _anywhere(one, one.free.low - _OPENED, one.free.high + _OPENED, start=best[one.name])
-        for together in stopped
-        for one in together
+        _in_range(alpha, alpha.free.low - _OPENED, alpha.free.high + _OPENED, start=best[alpha.name])
+        for component in stopped
+        for alpha in component
     ]
-    moved = {block for one in opened for block in one.blocks}
+    moved = {block for alpha in opened for block in alpha.blocks}
     part = metric.of_blocks(moved)
     beyond = best | exact_optimum(Space(space.algebra, opened), part, seed=seed).point
-    return tuple(_told(space, metric, best, beyond))
+    return tuple(_reported(space, metric, best, beyond))
 
 
-def _told(
+def _reported(
     space: Space, metric: ExplainedMetric, best: Mapping[str, float], beyond: Mapping[str, float]
 ) -> Iterator[NarrowRange]:
-    """Yield what is worth a word, one for each alpha of a step that has the same range on several blocks.
+    """Yield the ranges to report, one for each alpha of a step that has the same range on several blocks.
 
-    `best` are the best alphas within all ranges, `beyond` those anywhere.
+    `best` are the best alphas within all ranges, `beyond` the best ones without ranges.
     """
     within, reached = (_shares(space, metric, point) for point in (best, beyond))
     alike: dict[tuple[str, str, float, float], list[tuple[Parameter, tuple[str, ...]]]] = {}
-    for one in space.parameters:
-        blocks = tuple(block for block in one.blocks if block in within)
-        if not blocks or not _is_outside(one, beyond[one.name]):
+    for free in space.parameters:
+        blocks = tuple(block for block in free.blocks if block in within)
+        if not blocks or not _is_outside(free, beyond[free.name]):
             continue
-        # Others on these blocks may be what gains: back at its bound, an alpha that matters loses.
-        back = _shares(space, metric, {**beyond, one.name: one.free.on_grid(beyond[one.name])})
+        # The gain may come from other alphas on these blocks. Moving only this one back to its bound must lose it.
+        back = _shares(space, metric, {**beyond, free.name: free.free.on_grid(beyond[free.name])})
         before, after, stopped = (
-            sum(each[block] for block in blocks) / len(blocks) for each in (within, reached, back)
+            sum(shares[block] for block in blocks) / len(blocks) for shares in (within, reached, back)
         )
         if after - max(before, stopped) > max(_GAIN, _GAIN_OF_REST * (1 - before)):
-            alike.setdefault((one.step, one.alpha, one.free.low, one.free.high), []).append((one, blocks))
+            alike.setdefault((free.step, free.alpha, free.free.low, free.free.high), []).append((free, blocks))
     for (step, alpha, low, high), entries in alike.items():
-        blocks = tuple(block for block in space.algebra.blocks if any(block in own for _, own in entries))
-        numbers = [beyond[one.name] for one, _ in entries]
-        mode = space.algebra.recipe.step(step)
+        blocks = tuple(block for block in space.algebra.blocks if any(block in scored for _, scored in entries))
+        numbers = [beyond[free.name] for free, _ in entries]
         yield NarrowRange(
             step,
             alpha,
-            mode.inputs[_INPUT[alpha]],
+            space.algebra.recipe.step(step).inputs[_INPUT[alpha]],
             blocks,
             low,
             high,
@@ -162,28 +171,29 @@ def _told(
 
 
 def _shares(space: Space, metric: ExplainedMetric, point: Mapping[str, float]) -> dict[str, float]:
-    """What each block explains at `point`, {parameter: value}."""
-    values = torch.tensor([[point[one.name] for one in space.parameters]], dtype=torch.float64)
+    """Return the share that each block explains at `point`, {free alpha: value}."""
+    values = torch.tensor([[point[alpha.name] for alpha in space.parameters]], dtype=torch.float64)
     return dict(zip(metric.blocks, metric.score(space.coefficients(values))[0].tolist(), strict=True))
 
 
-def _together(parameters: Sequence[Parameter], blocks: Sequence[str]) -> list[list[Parameter]]:
-    """The parameters that share scored blocks, each with those that it depends on."""
-    return [joined for joined, _ in connected((one, set(one.blocks) & set(blocks)) for one in parameters)]
+def _components(parameters: Sequence[Parameter], blocks: Sequence[str]) -> list[list[Parameter]]:
+    """Return the free alphas in groups that share no scored block."""
+    return [joined for joined, _ in connected((alpha, set(alpha.blocks) & set(blocks)) for alpha in parameters)]
 
 
-def _anywhere(one: Parameter, low: float, high: float, start: float | None = None) -> Parameter:
-    """The same parameter in another range and on no grid, starting where it did or at `start`."""
+def _in_range(alpha: Parameter, low: float, high: float, start: float | None = None) -> Parameter:
+    """Return the free alpha in another range and without a grid; `start` replaces its starting value."""
     return replace(
-        one, free=replace(one.free, low=low, high=high, step=None, start=one.free.start if start is None else start)
+        alpha,
+        free=replace(alpha.free, low=low, high=high, step=None, start=alpha.free.start if start is None else start),
     )
 
 
-def _at_bound(one: Parameter, point: Mapping[str, float]) -> bool:
-    low, high = one.free.low, one.free.high
-    return min(point[one.name] - low, high - point[one.name]) <= _AT_BOUND * (high - low)
+def _at_bound(alpha: Parameter, point: Mapping[str, float]) -> bool:
+    low, high = alpha.free.low, alpha.free.high
+    return min(point[alpha.name] - low, high - point[alpha.name]) <= _AT_BOUND * (high - low)
 
 
-def _is_outside(one: Parameter, number: float) -> bool:
-    rounding = _AT_BOUND * (one.free.high - one.free.low)
-    return not one.free.low - rounding <= number <= one.free.high + rounding
+def _is_outside(alpha: Parameter, number: float) -> bool:
+    rounding = _AT_BOUND * (alpha.free.high - alpha.free.low)
+    return not alpha.free.low - rounding <= number <= alpha.free.high + rounding

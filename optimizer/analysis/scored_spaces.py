@@ -1,4 +1,4 @@
-"""Which free alphas count for which blocks of a study: a block is scored on one step, and what leads to it counts."""
+"""The free alphas that count for each block: those of the step that the block is scored on, and of the steps before."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,24 @@ __all__ = ["scored_spaces"]
 def scored_spaces(
     recipe: Recipe, stages: Sequence[Stage], measured: Measured
 ) -> dict[str, tuple[Space, tuple[str, ...]]]:
-    """Return {step: (space, blocks)}: the blocks that are scored on a step, and the free alphas that move one of them.
+    """Return the scored blocks and the free alphas that move one of them, by step.
 
-    A block is scored on the result of the last step of its stage, of the last such stage if there are several. All free
-    alphas of the steps that lead to it count at once.
+    A block is scored on the result of the last step of its stage; if several stages score it, the last of them counts.
+    All free alphas of the steps that lead to that result count at once.
+
+    Args:
+        recipe: The recipe with its free alphas.
+        stages: The stages of the study.
+        measured: The statistics of the checkpoints.
+
+    Returns:
+        {step: (space of the free alphas, blocks)}.
     """
     step_of = {block: stage.steps[-1] for stage in stages for block in stage.blocks}
-    found = {}
+    spaces = {}
     for step in dict.fromkeys(step_of.values()):
         blocks = tuple(block for block in measured.layout.blocks if step_of.get(block) == step)
         algebra = Algebra(recipe, measured.groups, tuple(measured.sources), step)
         free = parameters_of(recipe, [inner.name for inner in recipe.ancestors(step)])
-        found[step] = Space(algebra, [one for one in free if set(one.blocks) & set(blocks)]), blocks
-    return found
+        spaces[step] = Space(algebra, [alpha for alpha in free if set(alpha.blocks) & set(blocks)]), blocks
+    return spaces

@@ -1,4 +1,4 @@
-"""Finished recipes on disk, simplified against their target."""
+"""Simplification of finished recipes on disk against their target."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,12 +56,12 @@ from optimizer.studies import ALIKE, NotedSearch, Study, needs_prompts, noted_se
 
 __all__ = ["simple_path", "simplify_file", "simplify_fit"]
 
-# Steps of a recipe that is simplified: the work grows with their number's cube. People's have tens.
+# Maximum number of steps, since the work grows with its cube; recipes in use have tens.
 _MOST_STEPS = 100
 
 
 def simple_path(recipe: Path) -> Path:
-    """Where the simpler recipe goes unless the user says otherwise: NAME.simple.yaml beside NAME.yaml."""
+    """Return the default path of the simpler recipe: NAME.simple.yaml beside NAME.yaml."""
     return recipe.with_name(f"{recipe.stem}.simple.yaml")
 
 
@@ -83,21 +83,37 @@ def simplify_file(
     progress: Progress | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Simplified:
-    """Write the recipe in `path` to `output`, simpler, and as good in every block but for what `simplify` may lose.
+    """Write a simpler recipe that explains nearly as much of the target as the recipe in `path` does.
 
         simplify_file("my-study/best.yaml", "my-study/best.simple.yaml")
 
-    A block may lose `share` of what the recipe leaves unexplained of it, and `tolerance`. What is judged, and what else
-    is told of, is what the recipe notes of the searches that found it. `target`, `metric`, `seeds` (of attention's
-    random inputs), `prompts` (a file of those that encoder reads) and `base` (the model that differences are taken
-    from; default: the one noted, the one called base, the first) stand for what it does not note, or instead of it. A
-    recipe that notes no search is scored by `explained` unless `metric` says otherwise, on all blocks that it moves and
-    the metric sees. Files must have the sha256 that the recipe notes of them, unless `check_hashes` is off; the target
-    too, if it is the noted one. `warn` is told what is odd.
+    The recipe notes the searches that found it; their blocks are judged, and their similarities are measured again. The
+    arguments `target`, `metric`, `seeds`, `prompts` and `base` replace or supply what the recipe notes. A recipe
+    without noted searches is scored on all blocks that it moves and the metric covers. Nothing is written if an error
+    is raised: InputError for a recipe with free alphas or more than 100 steps, an unknown target, prompts that are
+    missing or differ from the noted ones, or files that are missing, do not fit, or change during the work.
 
-    Raises InputError, nothing written, for a recipe that is not finished or has more than 100 steps, a target that
-    nobody names, prompts that are gone or are others than were noted, or files that are missing, do not fit, or change
-    meanwhile.
+    Args:
+        path: A finished recipe.
+        output: The file to write.
+        share: The permitted loss of a block as a share of its unexplained rest, from 0 up.
+        tolerance: The permitted further loss of a block, in units of |base - target|^2.
+        target: The checkpoint to score against.
+        metric: The metric to score by; `explained` by default for a recipe without noted searches.
+        base: The model that differences are taken from. By default the base noted in the recipe, the model called base,
+            or the first model.
+        seeds: The seeds of attention's random inputs.
+        prompts: A file with the prompts for the metric `encoder`.
+        folders: Further folders to search for files.
+        check_hashes: Whether files must have the SHA-256 noted in the recipe; for the target only if it is the noted
+            one.
+        device: A torch device or auto, cpu (the default) or cuda.
+        hashes: A cache of hashes.
+        progress: A callback for progress.
+        warn: A callback for warnings.
+
+    Returns:
+        The simpler recipe with its changes and similarities.
     """
     request = _Request(
         path=Path(path), output=Path(output), share=share, tolerance=tolerance, check_hashes=check_hashes,
@@ -116,7 +132,7 @@ def simplify_file(
 
 @dataclass(frozen=True)
 class _Request:
-    """What `simplify_file` was asked for, its arguments by name."""
+    """The arguments of `simplify_file` by name."""
 
     path: Path
     output: Path
@@ -132,10 +148,10 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a request is about: the recipe, the searches that it notes, and the files, all of them found.
+    """The recipe, the searches that it notes, and all files, found and named.
 
-    `beside` are the folders that a file which the recipe names may be in, `target_file` how the recipe is to note the
-    target, and `prompts` the file of the prompts that were given with what it holds. `library` has the files' hashes.
+    `beside` are the folders in which files named by the recipe may be; `target_file` is the name of the target for the
+    recipe; `prompts` are the given file of prompts and its content. `library` has the files' hashes.
     """
 
     recipe: Recipe
@@ -153,7 +169,7 @@ class _Inputs:
 class _Simplified:
     """The simpler recipe, the searches that it was scored by, and the SHA-256 of the target.
 
-    `as_noted` says whether the target and the base are those that the recipe notes.
+    `as_noted` is true if the target and the base are those that the recipe notes.
     """
 
     simplified: Simplified
@@ -163,7 +179,7 @@ class _Simplified:
 
 
 def _checked_recipe(request: _Request) -> Recipe:
-    """Return the recipe of a request that can be carried out. Raises InputError for another."""
+    """Return the recipe of a request that can be carried out; raise InputError for any other."""
     path, output = request.path, request.output
     check_output(output, beside=path)
     if output.resolve() == path.resolve():
@@ -175,7 +191,7 @@ def _checked_recipe(request: _Request) -> Recipe:
     recipe = load_recipe(path)
     if len(recipe.steps) > _MOST_STEPS:
         raise RecipeError(
-            f"{path}: steps: received {len(recipe.steps):,}; a recipe of at most {_MOST_STEPS} can be simplified; "
+            f"{path}: steps: received {len(recipe.steps):,}; must be at most {_MOST_STEPS} to be simplified; "
             "merge the first ones into a file (`merge(step=...)`), and simplify the others with that as a source"
         )
     attempt(lambda: recipe.check_finished("simplified", *(step.name for step in recipe.steps)), path)
@@ -183,7 +199,7 @@ def _checked_recipe(request: _Request) -> Recipe:
 
 
 def _resolved(request: _Request, recipe: Recipe, library: Library) -> _Inputs:
-    """Return what the recipe notes and the files that it names. Raises InputError for what is not to be had."""
+    """Return the content of the recipe and the files that it names; raise InputError for missing ones."""
     path, metric = request.path, request.metric
     searches = attempt(lambda: _asked(noted_searches(recipe), recipe, metric, request.seeds), path)
     beside = folders_of(recipe, path, library.folders)
@@ -209,7 +225,7 @@ def _resolved(request: _Request, recipe: Recipe, library: Library) -> _Inputs:
 
 
 def _measured(request: _Request, inputs: _Inputs, device: torch.device | str | None) -> _Simplified:
-    """Open the files, score the recipe, and simplify it. Raises CheckpointError for files that do not fit or change."""
+    """Score and simplify the recipe; CheckpointError is raised for files that change or do not fit."""
     recipe, base, library = inputs.recipe, inputs.base, inputs.library
     with open_recipe_comparison(
         recipe, inputs.sources, inputs.target, base=base, device=device, progress=library.events.progress
@@ -223,7 +239,7 @@ def _measured(request: _Request, inputs: _Inputs, device: torch.device | str | N
             whole = _whole_recipe(recipe, comparison, request.metric or DEFAULT_METRIC, request.seeds, request.path)
             searches = (_with_prompts(whole, request.path, inputs.beside, request.output, inputs.prompts),)
         judging = _judging(recipe, [(search.step, search.blocks) for search in searches])
-        read = {block for search in searches for name, own in search.measured for block in own if _reads(name)}
+        read = {block for search in searches for name, blocks in search.measured for block in blocks if _reads(name)}
         read |= {block for blocks in judging.values() for block in blocks}
         statistics = measure_statistics(comparison, [block for block in comparison.layout.blocks if block in read])
         simplified = simplify(
@@ -235,16 +251,16 @@ def _measured(request: _Request, inputs: _Inputs, device: torch.device | str | N
             tolerance=request.tolerance,
             scored=_scored(searches, comparison, statistics, as_noted=same),
             numbers=_searched_numbers(recipe, request.path, judging),
-            # Without its base, nobody could measure the same again.
+            # The base stays in the recipe so that the measurement can be repeated.
             keep=() if base is None else (base,),
         )
-        # The hash that is noted has to be of what was scored.
+        # The noted hash must be that of the scored file.
         check_unchanged([comparison.target])
     return _Simplified(simplified, searches, digest, same)
 
 
 def _noted_result(request: _Request, inputs: _Inputs, measured: _Simplified) -> Simplified:
-    """Return the result with a recipe that notes what it was scored with, files as seen from where it goes."""
+    """Return the result with a recipe that notes its inputs; files are named relative to the output's folder."""
     path, output, recipe = request.path, request.output, inputs.recipe
     origin = recipe.noted.recipe
     file = inputs.target_file if _same_folder(path, output) else seen_from(output.parent, inputs.target)
@@ -258,7 +274,7 @@ def _noted_result(request: _Request, inputs: _Inputs, measured: _Simplified) -> 
 
 
 def _differences(searches: Sequence[NotedSearch], simplified: Simplified) -> Iterator[str]:
-    """What to say of searches that were found to be of another similarity than the recipe notes."""
+    """Yield a line for each search whose similarity differs from the one noted in the recipe."""
     for search in searches:
         measured, _ = simplified.totals[search.name]
         noted = search.similarity if search.before is None else None
@@ -270,15 +286,23 @@ def _differences(searches: Sequence[NotedSearch], simplified: Simplified) -> Ite
 
 
 def simplify_fit(study: Study, recipe: Recipe, measured: Measured, output: Path) -> Simplified:
-    """Write the recipe that a fit of `study` found to `output`, simpler, by what was `measured` of the checkpoints.
+    """Write a simpler version of the recipe found by a fit, using the statistics that the fit has measured.
 
-    Similarities that cannot be told from that alone, by attention and encoder, are not noted in it. Raises InputError
-    as `simplify` does, or if `output` cannot be written.
+    Similarities by attention and encoder, which need the checkpoints, are not noted in it.
+
+    Args:
+        study: The study.
+        recipe: The recipe that the fit has found.
+        measured: The statistics of the checkpoints.
+        output: The file to write; InputError is raised if that is impossible.
+
+    Returns:
+        The simpler recipe with its changes and similarities.
     """
     path, statistics = study.outputs.best, measured.statistics
     searches = [search for search in noted_searches(recipe) if all(_reads(name) for name, _ in search.measured)]
     judging = _judging(recipe, [(stage.steps[-1], stage.blocks) for stage in study.stages])
-    numbers = [Number(one.step, one.alpha, one.blocks) for stage in study.stages for one in stage.parameters]
+    numbers = [Number(alpha.step, alpha.alpha, alpha.blocks) for stage in study.stages for alpha in stage.parameters]
     simplified = simplify(
         recipe,
         _judged(judging, measured, statistics, {}),
@@ -295,17 +319,18 @@ def simplify_fit(study: Study, recipe: Recipe, measured: Measured, output: Path)
 
 
 def _judging(recipe: Recipe, covered: Sequence[tuple[str, Sequence[str]]]) -> dict[str, tuple[str, ...]]:
-    """The blocks that each step's result is judged on, {step: blocks}, of results and the blocks that they cover.
+    """Return the blocks on which each step's result is judged, {step: blocks}, given results and the blocks they cover.
 
-    A block is judged on the last result only: what comes before it is no result by itself.
+    A block is judged on the last result that covers it, since earlier results are intermediate.
     """
     leading = {step: {inner.name for inner in recipe.ancestors(step)} - {step} for step, _ in covered}
-    found: dict[str, dict[str, None]] = {}
+    judging: dict[str, dict[str, None]] = {}
     for step, blocks in covered:
-        last = [block for block in blocks if not any(step in leading[other] and block in own for other, own in covered)]
+        later = {block for result, scored in covered if step in leading[result] for block in scored}
+        last = [block for block in blocks if block not in later]
         if last:
-            found.setdefault(step, {}).update(dict.fromkeys(last))
-    return {step: tuple(blocks) for step, blocks in found.items()}
+            judging.setdefault(step, {}).update(dict.fromkeys(last))
+    return {step: tuple(blocks) for step, blocks in judging.items()}
 
 
 def _judged(
@@ -323,15 +348,15 @@ def _judged(
 
 
 def _explained_before(recipe: Recipe) -> Mapping[str, float]:
-    """Return what each block explained before the recipe was simplified, as far as it notes that."""
+    """Return the share that each block explained before an earlier simplification, if the recipe notes it."""
     noted = recipe.noted.simplified
     return {} if noted is None else noted.explained or {}
 
 
 def _notes_of(recipe: Recipe) -> Fitted:
-    """Return what a recipe notes and what still holds of a simpler one.
+    """Return the notes of a recipe that still hold for a simpler one.
 
-    The similarities on other random inputs are those of the recipe as it was.
+    The similarities on other random inputs belong to the recipe as it was, so they are dropped.
     """
     return (Fitted(by="blockfit") if recipe.fitted is None else recipe.fitted).noting(other_random_inputs=None)
 
@@ -345,7 +370,7 @@ def _with_notes(
         origin=(None if earlier is None else earlier.origin) or path.name,
         share=share,
         tolerance=tolerance,
-        # Not rounded: what is simplified again must not lose more in all.
+        # Not rounded, so that a second simplification does not lose more in total.
         explained=dict(simplified.before),
     )
     return replace(simplified, recipe=replace(simplified.recipe, fitted=fitted.noting(simplified=noted)))
@@ -358,31 +383,35 @@ def _with_prompts(
     output: Path,
     given: tuple[Path, tuple[str, ...]] | None,
 ) -> NotedSearch:
-    """The search with the prompts that it is to read, those noted in `path`, and their file as seen from `output`.
+    """Return the search with the prompts to read: the `given` ones, (file, prompts), or those noted in `path`.
 
-    Or those `given` instead, (file, prompts). Raises RecipeError if the noted ones are not to be had.
+    The file of the prompts is named relative to the folder of `output`.
+
+    Raises:
+        RecipeError: The noted prompts are missing or have changed.
     """
     if not search.reads:
         return search
     noted = search.options.of(EncoderOptions)
     if given is not None:
         file, prompts = given
-        other = EncoderOptions(prompts=seen_from(output.parent, file), clip_skip=noted.clip_skip).with_texts(prompts)
-        before = search.before if other.sha256 == noted.sha256 else None
-        return replace(search, options=search.options.having(other), before=before)
+        options = EncoderOptions(prompts=seen_from(output.parent, file), clip_skip=noted.clip_skip).with_texts(prompts)
+        before = search.before if options.sha256 == noted.sha256 else None
+        return replace(search, options=search.options.having(options), before=before)
     if noted.prompts is None:
         return search
     file_name = noted.prompts
     where = f"{path}: fitted.searches.{search.name}.prompts"
-    found = next((one for folder in folders if (one := named_file(folder, file_name)) is not None), None)
+    files = (named_file(folder, file_name) for folder in folders)
+    found = next((file_path for file_path in files if file_path is not None), None)
     if found is None:
         looked = ", ".join(map(str, folders))
         raise RecipeError(f"{where}.file: {file_name!r} not found; looked in {looked}; name it (`prompts`)")
     prompts = attempt(lambda: read_prompts(found), where)
     if (digest := prompts_sha256(prompts)) != noted.sha256:
         raise RecipeError(
-            f"{where}: {found} holds other prompts now (sha256 {digest[:10]}) than were read then "
-            f"({noted.sha256!s:.10}); put those back, or name others (`prompts`)"
+            f"{where}: {found} has changed: received sha256 {digest[:10]}; must be {noted.sha256!s:.10}; restore the "
+            "file, or name another one (`prompts`)"
         )
     named = file_name if _same_folder(path, output) else seen_from(output.parent, found)
     options = EncoderOptions(prompts=named, clip_skip=noted.clip_skip).with_texts(prompts)
@@ -392,9 +421,11 @@ def _with_prompts(
 def _asked(
     searches: Sequence[NotedSearch], recipe: Recipe, metric: str | None, seeds: Sequence[int] | None
 ) -> tuple[NotedSearch, ...]:
-    """The noted searches, scored by another metric or other random inputs if the user wants that.
+    """Return the noted searches, with another metric or other random inputs if the user asks for them.
 
-    Raises InputError for metrics whose libraries are not installed.
+    Raises:
+        RecipeError: A search scores no block that the metric covers. InputError is raised if the libraries of a metric
+            are not installed.
     """
     noted = [name for search in searches for name, _ in search.measured]
     check_installed(noted if metric is None else [metric])
@@ -434,13 +465,13 @@ def _asked(
 def _whole_recipe(
     recipe: Recipe, comparison: Comparison, metric: str, seeds: Sequence[int] | None, path: Path
 ) -> NotedSearch:
-    """For a recipe that notes no search: its output, on all blocks that it moves and that can be scored."""
+    """Return a search of the output on all blocks that it moves and that can be scored."""
     visible = METRICS[metric].sees(recipe.layout)
     alphas = [alpha for step in recipe.ancestors() for alpha in step.alphas.values()]
     held = {part.block for part in comparison.parts if part.scored and part.held_by(comparison.target)}
     blocks = tuple(block for block in visible if block in held and any(alpha.at(block) for alpha in alphas))
     if not blocks:
-        raise RecipeError(f"{path}: no alpha moves a block that {metric!r} sees; `metric` names another one")
+        raise RecipeError(f"{path}: no alpha moves a block that {metric!r} covers; name another metric (`metric`)")
     return NotedSearch(recipe.output, recipe.output, ((metric, blocks),), _drawing(seeds))
 
 
@@ -459,7 +490,8 @@ def _scored(
             given = comparison
             if isinstance(comparison, Comparison):
                 given = replace(comparison, options=search.options)
-            built[key] = Combined([build_metric(name, given, own, statistics) for name, own in search.measured])
+            metrics = [build_metric(name, given, blocks, statistics) for name, blocks in search.measured]
+            built[key] = Combined(metrics)
         reference = search.before if as_noted else None
         found.append(Scored(search.name, search.step, search.metric, built[key], reference))
     return tuple(found)
@@ -478,26 +510,27 @@ def _needs_base(searches: Iterable[NotedSearch]) -> bool:
 
 
 def _searched_numbers(recipe: Recipe, path: Path, judging: Mapping[str, Sequence[str]]) -> tuple[Number, ...]:
-    """The numbers that were searched, as the recipe that was fitted tells if it is there; else what can be guessed."""
+    """Return the searched numbers: those of the recipe that was fitted if that is found, else `default_numbers`."""
     searched = [step.name for step in recipe.steps if step.similarity is not None]
     steps = searched or [step.name for step in recipe.steps]
     origin = recipe.noted.recipe
-    told: list[Number] = []
+    searched_numbers: list[Number] = []
     if origin is not None and (file := named_file(path.parent, origin)) is not None:
         fitted_from = load_recipe(file)
         modes = {step.name: step.mode for step in fitted_from.steps}
-        # Steps that have changed since then are judged by what they are now.
+        # Steps with another mode than then get the default numbers of their present form.
         alike = [step.name for step in recipe.steps if modes.get(step.name) == step.mode]
-        told = [Number(one.step, one.alpha, one.blocks) for one in parameters_of(fitted_from, alike)]
-        if told:
+        free = parameters_of(fitted_from, alike)
+        searched_numbers = [Number(alpha.step, alpha.alpha, alpha.blocks) for alpha in free]
+        if searched_numbers:
             steps = [step for step in steps if step not in alike]
-    return (*told, *default_numbers(recipe, judging, steps))
+    return (*searched_numbers, *default_numbers(recipe, judging, steps))
 
 
 def _base(recipe: Recipe, base: str | None, path: Path, *, needed: bool) -> str | None:
-    """The model that differences are taken from: the one asked for, the one noted, the one called base; or none."""
+    """Return the model that differences are taken from: the given one, the noted one, the one called base, or None."""
     if base is not None and base not in recipe.models:
-        raise InputError(f"received {base!r}; the recipe's models are {', '.join(recipe.models)}", field="base")
+        raise InputError(f"received {base!r}; must be one of {', '.join(recipe.models)}", field="base")
     found = recipe.noted_base if base is None else base
     if found is None and needed:
         raise InputError(
@@ -513,12 +546,12 @@ def _target(
     beside: Path,
     library: Library,
 ) -> tuple[Path, str]:
-    """The target's path, and how the recipe is to note it."""
+    """Return the target's path, and its name for the recipe."""
     if target is not None:
         return target, seen_from(path.parent, target)
     file = None if recipe.noted.target is None else recipe.noted.target.file
     if file is None:
-        raise InputError(f"{path}: fitted.target: missing, so what to score against is not known; name it (`target`)")
+        raise InputError(f"{path}: fitted.target: missing; name the checkpoint to score against (`target`)")
     found = attempt(
         lambda: library.find(file, beside),
         f"{path}: fitted.target.file",
@@ -529,18 +562,18 @@ def _target(
     return found, file
 
 
-def _is_noted_target(recipe: Recipe, path: Path, goal: Path, digest: str, *, must: bool) -> bool:
-    """Whether the target has the hash that the recipe notes; it `must`, if the recipe notes one."""
+def _is_noted_target(recipe: Recipe, path: Path, target: Path, digest: str, *, must: bool) -> bool:
+    """Return whether the target has the hash noted in the recipe; if it `must`, raise RecipeError for another hash."""
     noted = None if recipe.noted.target is None else recipe.noted.target.sha256
     if must and noted is not None and not fits_hash(digest, noted):
-        raise RecipeError(f"{path}: fitted.target.sha256: {other_hash(noted, goal, digest)}")
+        raise RecipeError(f"{path}: fitted.target.sha256: {other_hash(noted, target, digest)}")
     return digest == noted
 
 
 def _as_noted(searches: Sequence[NotedSearch], simplified: Simplified, recipe: Recipe) -> tuple[FittedSearch, ...]:
-    """Return the searches as the simpler recipe notes them; those are left out whose step has become a source."""
+    """Return the searches as the simpler recipe notes them, without those whose step has become a source."""
     earlier = {entry.name: entry for entry in recipe.noted.searches or ()}
-    steps = {one.name: one.step for one in simplified.scored}
+    steps = {entry.name: entry.step for entry in simplified.scored}
     return tuple(
         earlier.get(search.name, FittedSearch(name=search.name)).noting(
             metric=search.metric,
@@ -556,7 +589,7 @@ def _as_noted(searches: Sequence[NotedSearch], simplified: Simplified, recipe: R
 
 
 def _noted_inputs(search: NotedSearch) -> dict[str, Any]:
-    """Return what its metrics draw and read, as recipes hold it; None for what an earlier metric was given."""
+    """Return the random inputs and prompts of the search's metrics for the recipe; None for unused options."""
     inputs: dict[str, Any] = dict.fromkeys(name for kind in OPTIONS for name in kind.model_fields)
     used = {METRICS[name].options for name, _ in search.measured}
     for kind in OPTIONS:

@@ -1,16 +1,16 @@
-"""Simplifying a finished recipe: fewer sources, steps and distinct numbers that explain as much of the target.
+"""Simplification of a finished recipe: fewer sources, steps and distinct numbers that explain as much of the target.
 
-Every block is judged by itself, by the share of the target's difference from the base that it explains: a cosine would
-let alphas grow or shrink as they like, and a mean lets one block pay for the others. A block may lose a small share of
-what the recipe leaves unexplained in it, so that what is exact stays exact, and no number goes farther than those that
-people choose by hand are apart.
+Every block is judged separately, by the share of the target's difference from the base that it explains. A cosine would
+leave the length of the alphas open, and a mean would let one block compensate for others. A block may lose a small
+share of its unexplained rest, so an exact block stays exact. No number moves farther than the spacing of the numbers
+that people choose by hand.
 
-Nothing is merged, and little is scored: a block's share depends on that block's alphas alone, so a block's *column*
-(its alphas, one for each step) is scored once.
+Nothing is merged, and little is scored: a block's share depends on that block's alphas alone, so each *column* of a
+block (its alphas, one for each step) is scored once.
 
-A change is made only if it makes the recipe simpler in this order: fewer alphas that are not 0, then numbers on coarser
-grids, then longer runs of equal numbers. So it ends; and it ends where nothing simpler is left to try, which is why
-simplifying the result again changes nothing.
+A change is accepted only if it makes the recipe simpler, in this order: fewer nonzero alphas, then numbers on coarser
+grids, then longer runs of equal numbers. The search therefore ends, and it ends when no simpler recipe can be proposed,
+so simplifying the result again changes nothing.
 """
 
 import math
@@ -39,19 +39,19 @@ __all__ = [
     "simplify",
 ]
 
-# What people publish, from the coarsest grid to the finest.
+# Grids of published numbers, from the coarsest to the finest.
 GRIDS = (0.05, 0.01, 0.005)
 SHARE = 0.05
-"""The share of what a recipe leaves unexplained in a block that simplifying may add to it, unless asked otherwise."""
+"""Default loss that a block may take: a share of its unexplained rest."""
 TOLERANCE = 1e-9
-"""What a block may lose besides, in units of |base - target|^2: shares that differ by no more are equal."""
-# How far a number may go in one change that costs something: the spacing of the coarsest grid.
+"""Default further loss of a block, in units of |base - target|^2; smaller differences count as none."""
+# Longest move of a number in one change with a loss: the spacing of the coarsest grid.
 _FARTHEST = 0.05 + 1e-12
-# Shares that differ by less are equal: sums of products in float64 are as exact.
+# Shares that differ by less count as equal, the precision of sums of products in float64.
 _EQUAL = 1e-12
 # Columns scored in one call.
 _BATCH = 64
-# Which alpha decides what an input other than a contributes.
+# The alpha that is the weight of an input other than a.
 _WEIGHT = {
     ("weight_sum", "b"): "alpha",
     ("add_difference", "b"): "alpha",
@@ -77,9 +77,9 @@ class Number:
 
 @dataclass(frozen=True)
 class Judged:
-    """What is to be kept: how near the result of `step` is to the target in each block that `metric` asks for.
+    """A result to preserve: the similarity of `step` to the target in each block of `metric`.
 
-    Losses count from `reference`, {block: share, at most 1}; of blocks that are not in it, from the recipe as given.
+    Losses count from `reference`, {block: share, at most 1}; for blocks without a reference, from the given recipe.
     """
 
     step: str
@@ -89,10 +89,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Scored:
-    """A similarity to be told of: that of the result of `step`, the mean of what `metric` says of its blocks.
+    """A similarity to report: the mean of `metric` over its blocks, for the result of `step`.
 
-    `label` is what recipes call the metric. The similarity before counts from `reference`, in [-1, 1]; if None, it is
-    that of the recipe as given.
+    `label` is the metric's name in recipes. The similarity before is `reference`, in [-1, 1]; if that is None, it is
+    measured for the given recipe.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class SettledNumber:
-    """A number that could change, as it was and as it is; `after` is 0 if its step or input was dropped."""
+    """A number that could change, before and after; `after` is 0 if its step or input was dropped."""
 
     number: Number
     before: float
@@ -113,7 +113,7 @@ class SettledNumber:
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of a recipe: every number that could change, and the steps and sources that it no longer has."""
+    """The changes of a recipe: every number that could change, and the dropped steps and sources."""
 
     numbers: tuple[SettledNumber, ...]
     steps: tuple[str, ...]
@@ -121,29 +121,29 @@ class Changes:
 
     @property
     def changed(self) -> tuple[SettledNumber, ...]:
-        """The numbers that are not what they were."""
+        """Numbers that have a new value."""
         return tuple(entry for entry in self.numbers if entry.after != entry.before)
 
     def grids(self) -> dict[str, tuple[int, int]]:
-        """How many of the numbers lie on each grid and on no coarser one, {grid: (before, after)}; "0" comes first."""
+        """Return how many numbers are on each grid and on no coarser one, {grid: (before, after)}; "0" comes first."""
         names = ("0", *(f"{grid:g}" for grid in GRIDS), "finer")
         before, after = (
             [0 if value == 0 else 1 + _fineness(value) for value in values]
-            for values in ([one.before for one in self.numbers], [one.after for one in self.numbers])
+            for values in ([number.before for number in self.numbers], [number.after for number in self.numbers])
         )
         return {name: (before.count(place), after.count(place)) for place, name in enumerate(names)}
 
 
 @dataclass(frozen=True)
 class Simplified:
-    """A simpler `recipe`, what each block explained `before` (what losses count from) and explains `after`.
+    """A simpler `recipe`, and the share that each block explained `before` and explains `after`.
 
-    Both are {block: share, at most 1 and not clipped}, of the blocks that were judged and that the target has changed:
-    of two hopeless merges one is nearer. What is told of them is clipped to [-1, 1], as `explained` is everywhere.
-    `totals` are similarities by name, (before, after) in [-1, 1]; `scored` says where they are measured now: a step
-    that was dropped gave its place to its input a. Where that is a model, nothing is left to score, and `scored` lacks
-    it.
-    `distinct` is how many different numbers the recipe's alphas have, before and after.
+    Both are {block: share, at most 1 and not clipped} of the judged blocks that the target has changed; without
+    clipping, the nearer of two hopeless merges is known. Losses count from `before`. Reported shares are clipped to
+    [-1, 1], as `explained` is everywhere. `totals` are similarities by name, (before, after) in [-1, 1]. `scored`
+    contains the similarities that can still be measured, with their present steps: a dropped step is replaced by its
+    input a, and a similarity whose step has become a model is left out. `distinct` is the number of different numbers
+    in the recipe's alphas, before and after.
     """
 
     recipe: Recipe
@@ -156,17 +156,17 @@ class Simplified:
 
     @property
     def explained(self) -> tuple[float, float]:
-        """The mean share explained over the blocks, in [-1, 1], before and after; NaN if there are none."""
+        """Mean explained share of the blocks, in [-1, 1], before and after; NaN without blocks."""
         return total_similarity(_clipped(self.before)), total_similarity(_clipped(self.after))
 
     @property
     def lost(self) -> float:
-        """The most that a block has lost of its share in [-1, 1]; 0 if none has."""
+        """Largest loss of a block, of its share in [-1, 1]; 0 if no block lost anything."""
         before, after = _clipped(self.before), _clipped(self.after)
         return max((before[block] - after[block] for block in before), default=0.0)
 
     def as_dict(self) -> dict[str, object]:
-        """What changed, as JSON takes it."""
+        """Return the changes for JSON."""
         total_before, total_after = (None if math.isnan(total) else total for total in self.explained)
         return {
             "explained": {
@@ -202,52 +202,65 @@ def simplify(
     numbers: Iterable[Number] | None = None,
     keep: Collection[str] = (),
 ) -> Simplified:
-    """Return a simpler recipe that explains in each block nearly what `recipe` does.
+    """Return a simpler recipe that explains nearly as much as `recipe` in each block.
 
-    A block that explains e may come down to e - share * (1 - e) - tolerance, with `share` and `tolerance` from 0 up; a
-    block that the target has unchanged stays as it is, but for `tolerance`. A number that matters moves by no more than
-    0.05 at a time. `groups` and `sources` are those that the metrics' coefficients are about; all that the recipe uses
-    must be among them. `scored` are similarities to be told beside. `numbers` may change, no others (default:
-    `default_numbers`); those on blocks that nothing judges never do. `keep` are models that stay listed even if no step
-    needs them.
+    A block that explains e may decrease to e - share * (1 - e) - tolerance. A block that the target has unchanged stays
+    as it is, up to `tolerance`. A number that has an effect moves by at most 0.05 at a time.
 
-    First all numbers go to the finest grid, so that what follows cannot spend what may be lost and leave them crooked;
-    if that is possible. Then, the smallest loss first: sources are dropped, then steps, then single numbers set to 0,
-    whole alphas put on the coarsest grid that works, then single numbers, and last, where it changes nothing, made
-    equal to the next block's.
+    If possible, all numbers first move to the finest grid; otherwise later changes could use up the permitted loss and
+    leave numbers off the grids. Then follow, the smallest loss first: sources are dropped, then steps; single numbers
+    are set to 0; whole alphas, then single numbers, move to the coarsest grid that fits. Last, numbers without effect
+    are set equal to the next block's.
 
-    Raises RecipeError for a recipe with free alphas, and for a share or a tolerance below 0.
+    Args:
+        recipe: A recipe without free alphas.
+        judged: The results to preserve.
+        groups: The groups of tensors of the metrics' coefficients.
+        sources: The sources of the metrics' coefficients; they include all sources of the recipe.
+        share: The permitted loss of a block as a share of its unexplained rest, from 0 up.
+        tolerance: The permitted further loss, in units of |base - target|^2, from 0 up.
+        scored: Similarities to report.
+        numbers: The only numbers that may change (default: `default_numbers`). Numbers on blocks without a judge never
+            change.
+        keep: Models that stay in the recipe even if no step needs them.
+
+    Returns:
+        The simpler recipe with its changes and similarities.
+
+    Raises:
+        RecipeError: The recipe has free alphas, or `share` or `tolerance` is below 0.
     """
-    for name, given_number in (("share", share), ("tolerance", tolerance)):
-        if not (math.isfinite(given_number) and given_number >= 0):
-            raise RecipeError(f"{name}: received {given_number:g}; must be a number from 0 up, such as 0.05")
+    for name, loss in (("share", share), ("tolerance", tolerance)):
+        if not (math.isfinite(loss) and loss >= 0):
+            raise RecipeError(f"{name}: received {loss:g}; must be a number from 0 up, such as 0.05")
     recipe.check_finished("simplified", *(step.name for step in recipe.steps))
-    blocks = {one.step: (*one.metric.blocks, *one.metric.unchanged) for one in judged}
+    blocks = {result.step: (*result.metric.blocks, *result.metric.unchanged) for result in judged}
     given = tuple(default_numbers(recipe, blocks) if numbers is None else _judged_numbers(recipe, numbers, blocks))
-    judges = [_Judge.of(one, recipe, share, tolerance, groups, sources) for one in judged]
+    judges = [_Judge.of(result, recipe, share, tolerance, groups, sources) for result in judged]
     before = {block: share for judge in judges for block, share in judge.shares(recipe).items()}
-    before |= {block: share for one in judged for block, share in (one.reference or {}).items() if block in before}
-    totals = {one.name: _total(recipe, one, groups, sources) for one in scored}
-    totals |= {one.name: one.reference for one in scored if one.reference is not None}
+    references = [result.reference or {} for result in judged]
+    before |= {block: share for reference in references for block, share in reference.items() if block in before}
+    totals = {entry.name: _total(recipe, entry, groups, sources) for entry in scored}
+    totals |= {entry.name: entry.reference for entry in scored if entry.reference is not None}
     after: dict[str, float] = {}
     final: dict[str, float] = {}
     current, left = recipe, tuple(scored)
     names: dict[Number, Number] = {number: number for number in given}
     while True:
         found = _Search(current, judges, tuple(names.values())).run()
-        roots = [*(one.step for one in left), *(judge.step for judge in judges)]
+        roots = [*(entry.step for entry in left), *(judge.step for judge in judges)]
         tidied = _tidied(found, groups, sources, roots=roots, keep=keep)
         moved = [replace(judge, step=tidied.places[judge.step]) for judge in judges]
-        left = tuple(replace(one, step=tidied.places[one.step]) for one in left)
-        # Nothing can change any more what a model is by itself.
-        after |= {one.name: _total(found, one, groups, sources) for one in left if one.step in found.models}
+        left = tuple(replace(entry, step=tidied.places[entry.step]) for entry in left)
+        # The result is now a model, so no later change can affect it.
+        after |= {entry.name: _total(found, entry, groups, sources) for entry in left if entry.step in found.models}
         final |= {
             block: share
             for judge, now in zip(judges, moved, strict=True)
             if now.step in found.models
             for block, share in judge.shares(found).items()
         }
-        left = tuple(one for one in left if one.name not in after)
+        left = tuple(entry for entry in left if entry.name not in after)
         judges = [judge for judge in moved if judge.step not in found.models]
         names = {
             number: Number(*tidied.pairs[now.step, now.alpha], now.blocks)
@@ -257,7 +270,7 @@ def simplify(
         if tidied.recipe == current:
             break
         current = tidied.recipe
-    after |= {one.name: _total(current, one, groups, sources) for one in left}
+    after |= {entry.name: _total(current, entry, groups, sources) for entry in left}
     final |= {block: share for judge in judges for block, share in judge.shares(current).items()}
     settled = tuple(
         SettledNumber(number, _value(recipe, number), _value(current, names[number]) if number in names else 0.0)
@@ -286,12 +299,19 @@ def _clipped(shares: Mapping[str, float]) -> dict[str, float]:
 def default_numbers(
     recipe: Recipe, judged: Mapping[str, Collection[str]], steps: Collection[str] | None = None
 ) -> tuple[Number, ...]:
-    """The numbers of a recipe that does not tell which of its alphas were searched; `judged` is {step: blocks}.
+    """Return the numbers of a recipe that does not note which of its alphas were searched.
 
-    An alpha that is the same on all blocks is one number; of others each block's is one, where it is judged. `steps`
-    are those to take them from (default: all that lead to a step that is judged).
+    An alpha that is the same on all blocks is one number. For other alphas each judged block has its own number.
+
+    Args:
+        recipe: The recipe.
+        judged: The judged blocks, {step: blocks}.
+        steps: The steps to take numbers from (default: all that lead to a judged step).
+
+    Returns:
+        The numbers, in the order of the steps.
     """
-    found: list[Number] = []
+    numbers: list[Number] = []
     judged_blocks = _blocks_judged(recipe, judged)
     for step in recipe.steps:
         if steps is not None and step.name not in steps:
@@ -299,16 +319,16 @@ def default_numbers(
         blocks = judged_blocks[step.name]
         for name, alpha in step.alphas.items():
             if blocks and len({alpha.at(block) for block in recipe.layout.blocks}) == 1:
-                found.append(Number(step.name, name, recipe.layout.blocks))
+                numbers.append(Number(step.name, name, recipe.layout.blocks))
             else:
-                found += [Number(step.name, name, (block,)) for block in recipe.layout.blocks if block in blocks]
-    return tuple(found)
+                numbers += [Number(step.name, name, (block,)) for block in recipe.layout.blocks if block in blocks]
+    return tuple(numbers)
 
 
 def _judged_numbers(
     recipe: Recipe, numbers: Iterable[Number], judged: Mapping[str, Collection[str]]
 ) -> Iterator[Number]:
-    """Those of `numbers` that some block is judged by: whatever is changed elsewhere is changed blindly."""
+    """Yield the numbers with a judged block, since a change on other blocks would have an unknown effect."""
     judged_blocks = _blocks_judged(recipe, judged)
     for number in numbers:
         if set(number.blocks) & judged_blocks[number.step]:
@@ -316,7 +336,7 @@ def _judged_numbers(
 
 
 def _blocks_judged(recipe: Recipe, judged: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
-    """For each step, the blocks that are judged by what depends on it."""
+    """Return for each step the blocks in which a result that depends on it is judged."""
     found: dict[str, set[str]] = {step.name: set() for step in recipe.steps}
     for step, blocks in judged.items():
         for name in _ancestors(recipe, step):
@@ -325,7 +345,7 @@ def _blocks_judged(recipe: Recipe, judged: Mapping[str, Collection[str]]) -> dic
 
 
 def _ancestors(recipe: Recipe, name: str) -> set[str]:
-    """The steps that the step or model `name` needs."""
+    """Return the steps that the step or model `name` needs."""
     return set() if name in recipe.models else {step.name for step in recipe.ancestors(name)}
 
 
@@ -335,7 +355,7 @@ def _value(recipe: Recipe, number: Number) -> float:
 
 
 def _distinct(recipe: Recipe) -> int:
-    """How many different numbers the recipe's alphas have."""
+    """Return the number of different numbers in the recipe's alphas."""
     alphas = [alpha for step in recipe.steps for alpha in step.alphas.values()]
     return len({alpha.at(block) for alpha in alphas for block in recipe.layout.blocks})
 
@@ -350,15 +370,15 @@ def _total(recipe: Recipe, scored: Scored, groups: Sequence[Group], sources: Seq
 def _with_similarities(
     recipe: Recipe, scored: Sequence[Scored], groups: Sequence[Group], sources: Sequence[str]
 ) -> Recipe:
-    """The recipe with the similarities that it notes measured again; those that cannot be are left out."""
+    """Return the recipe with its noted similarities measured again; those that cannot be measured are left out."""
     steps = []
     for step in recipe.steps:
         noted: dict[str, dict[str, float]] = {}
         unchanged: dict[str, dict[str, None]] = {}
-        for one in scored:
-            if one.step == step.name or one.label in (step.similarity or {}):
-                noted.setdefault(one.label, {}).update(score_step(one.metric, recipe, step.name, groups, sources))
-                unchanged.setdefault(one.label, {}).update(dict.fromkeys(one.metric.unchanged))
+        for entry in scored:
+            if entry.step == step.name or entry.label in (step.similarity or {}):
+                noted.setdefault(entry.label, {}).update(score_step(entry.metric, recipe, step.name, groups, sources))
+                unchanged.setdefault(entry.label, {}).update(dict.fromkeys(entry.metric.unchanged))
         similarity = {
             label: noted_scores(scores, unchanged=tuple(unchanged[label]), order=recipe.layout.blocks)
             for label, scores in noted.items()
@@ -369,10 +389,10 @@ def _with_similarities(
 
 @dataclass(frozen=True)
 class _Judge:
-    """How near the result of `step` may come to be to the target, block by block.
+    """The lowest acceptable score of the result of `step` in each block.
 
-    `metrics` score the blocks that the target has changed, by what is explained, and the others, by what is kept; of
-    the latter 1 is all. `floors` are the lowest scores, {block: number}.
+    The first of `metrics` scores the blocks that the target has changed by the explained share. The second scores the
+    other blocks by how well they are kept, 1 being perfect. `floors` are the lowest scores, {block: number}.
     """
 
     step: str
@@ -390,33 +410,33 @@ class _Judge:
         groups: Sequence[Group],
         sources: Sequence[str],
     ) -> "_Judge":
-        """What may be lost of `judged`, counted from its reference or from what `recipe` explains."""
+        """Return the judge of a result; losses count from its reference, or from the share that `recipe` explains."""
         metric = judged.metric
         judge = _Judge(judged.step, (metric, metric.keeping(metric.unchanged)), {}, groups, sources)
         now = judge._scores(recipe)
         explained = {block: (judged.reference or {}).get(block, now[block]) for block in metric.blocks}
-        floors = {block: one - share * (1 - one) - tolerance for block, one in explained.items()}
+        floors = {block: known - share * (1 - known) - tolerance for block, known in explained.items()}
         return replace(judge, floors=floors | {block: now[block] - tolerance for block in metric.unchanged})
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """All blocks that are judged."""
+        """All judged blocks."""
         return tuple(block for metric in self.metrics for block in metric.blocks)
 
     def shares(self, recipe: Recipe) -> dict[str, float]:
-        """What the result explains, {block: share}, of the blocks that the target has changed."""
+        """Return the share that the result explains, {block: share}, of the blocks that the target has changed."""
         scores = self._scores(recipe)
         return {block: scores[block] for block in self.metrics[0].blocks}
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Scores, float64 [n, blocks], of coefficients float64 [n, groups, sources].
+        """Return scores, float64 [n, blocks], of coefficients float64 [n, groups, sources].
 
-        They are not clipped: of two hopeless merges one is nearer.
+        They are not clipped, so that the nearer of two hopeless merges is known.
         """
         return torch.cat([metric.value(*metric.moments(coefficients)) for metric in self.metrics], dim=1)
 
     def algebra(self, recipe: Recipe) -> Algebra:
-        """The coefficients of the result."""
+        """Return the algebra of the result's coefficients."""
         return Algebra(recipe, self.groups, self.sources, self.step)
 
     def _scores(self, recipe: Recipe) -> dict[str, float]:
@@ -426,7 +446,7 @@ class _Judge:
 
 
 class _BlockScores:
-    """What each judge makes of a block, by the block's column of alphas; every column is scored once."""
+    """Scores of each judge for a block by the block's column of alphas; every column is scored once."""
 
     def __init__(self, recipe: Recipe, judges: Sequence[_Judge]) -> None:
         self.pairs: tuple[Pair, ...] = tuple((step.name, name) for step in recipe.steps for name in step.alphas)
@@ -437,7 +457,7 @@ class _BlockScores:
         self._known: dict[tuple[str, Column], dict[int, float]] = {}
 
     def learn(self, columns: Iterable[tuple[str, Column]]) -> None:
-        """Score what is not known of `columns`, (block, column) each; one candidate serves all blocks at once."""
+        """Score the unknown ones of `columns`, (block, column) each; a candidate merge scores one column per block."""
         waiting: dict[str, list[Column]] = {}
         for block, column in dict.fromkeys(columns):
             if (block, column) not in self._known:
@@ -448,7 +468,7 @@ class _BlockScores:
             self._score({block: batch for block, batch in batches.items() if batch})
 
     def of(self, block: str, column: Column) -> Mapping[int, float]:
-        """The block's scores {judge: score}, of the judges that see it; the column must have been learned."""
+        """Return the block's scores {judge: score} of the judges that cover it; `learn` must have run before."""
         return self._known[block, column]
 
     def _score(self, waiting: Mapping[str, Sequence[Column]]) -> None:
@@ -456,7 +476,7 @@ class _BlockScores:
         alphas = torch.zeros(count, len(self.pairs), len(self._blocks), dtype=torch.float64)
         for block, queue in waiting.items():
             place = self._blocks.index(block)
-            # A block with fewer columns waiting repeats its last one, which is as good as any.
+            # Every candidate needs a column for each block; a block with fewer columns repeats its last one.
             filled = [*queue, *([queue[-1]] * (count - len(queue)))]
             alphas[:, :, place] = torch.tensor(filled, dtype=torch.float64)
         found: list[dict[str, list[float]]] = []
@@ -475,13 +495,13 @@ class _BlockScores:
 
 @dataclass(frozen=True)
 class _Move:
-    """Blocks that get other columns."""
+    """New columns for some blocks."""
 
     columns: Mapping[str, Column]
 
 
 class _Search:
-    """The alphas of one recipe, made simpler one accepted move after another; its steps stay as they are."""
+    """The alphas of one recipe, simplified move by move; its steps stay as they are."""
 
     def __init__(self, recipe: Recipe, judges: Sequence[_Judge], numbers: Sequence[Number]) -> None:
         self._recipe = recipe
@@ -503,7 +523,7 @@ class _Search:
         self._scores.learn(self._columns.items())
 
     def run(self) -> Recipe:
-        """The same recipe with simpler numbers."""
+        """Return the same recipe with simpler numbers."""
         while True:
             start = dict(self._columns)
             self._one_by_one(self._everything_moves)
@@ -521,22 +541,22 @@ class _Search:
     # Accepting moves.
 
     def _one_by_one(self, moves: Callable[[], Iterable[_Move]], *, without_effect: bool = False) -> None:
-        """Make the move that loses least, as long as there is one that fits."""
+        """Make the fitting move with the smallest loss, repeatedly."""
         while ranked := self._ranked(moves(), without_effect):
             self._columns |= ranked[0].columns
 
     def _many(self, moves: Callable[[], Iterable[_Move]]) -> None:
-        """Make moves that fit, those that lose least first; of moves in one block one at a time."""
+        """Make fitting moves in the order of their losses, at most one per block in each round."""
         while ranked := self._ranked(moves(), without_effect=False):
             touched: set[str] = set()
             for move in ranked:
-                # What an earlier move has changed must be scored anew; blocks do not depend on each other.
+                # A block that an earlier move has changed must be scored anew; blocks are independent.
                 if not touched & set(move.columns):
                     self._columns |= move.columns
                     touched |= set(move.columns)
 
     def _ranked(self, moves: Iterable[_Move], without_effect: bool) -> list[_Move]:
-        """The moves that fit, the smallest loss first; among equals in the order given."""
+        """Return the fitting moves, the smallest loss first; equal ones in the given order."""
         listed = list(moves)
         self._scores.learn(item for move in listed for item in move.columns.items())
         losses = [self._loss(move) for move in listed]
@@ -548,7 +568,7 @@ class _Search:
         return [move for _, _, move in sorted(fitting, key=lambda entry: entry[:2])]
 
     def _matters(self, move: _Move) -> bool:
-        """Whether the move changes what is judged by more than rounding, for better or worse."""
+        """Return whether the move changes a judged score, up or down, by more than rounding."""
         return any(
             abs(score - self._scores.of(block, self._columns[block])[judge]) > _EQUAL
             for block, column in move.columns.items()
@@ -556,42 +576,42 @@ class _Search:
         )
 
     def _loss(self, move: _Move) -> float | None:
-        """The largest share of what a block may lose that the move takes, 0 if none loses; None if it does not fit."""
+        """Return the move's largest use of a block's permitted loss, 0 without loss; None if it does not fit."""
         most = 0.0
         for block, column in move.columns.items():
             if not self._matters(_Move({block: column})):
                 continue
-            old, new = (self._scores.of(block, one) for one in (self._columns[block], column))
-            lost = {judge: old[judge] - score for judge, score in new.items()}
-            # Nor may a number drift to where a block is explained better: that is for fits.
-            farthest = max(abs(one - other) for one, other in zip(column, self._columns[block], strict=True))
+            old, new = (self._scores.of(block, scored) for scored in (self._columns[block], column))
+            losses = {judge: old[judge] - score for judge, score in new.items()}
+            # This also limits moves that improve a score: finding better numbers is the task of a fit.
+            farthest = max(abs(after - before) for after, before in zip(column, self._columns[block], strict=True))
             if farthest > _FARTHEST:
                 return None
-            for judge, each in lost.items():
+            for judge, loss in losses.items():
                 floor = self._judges[judge].floors[block]
-                if each > _EQUAL and new[judge] < floor:
+                if loss > _EQUAL and new[judge] < floor:
                     return None
-                most = max(most, each / max(1 - floor, 1e-300) if each > _EQUAL else 0.0)
+                most = max(most, loss / max(1 - floor, 1e-300) if loss > _EQUAL else 0.0)
         return most
 
     # Moves.
 
     def _everything_moves(self) -> Iterator[_Move]:
-        """All numbers to the finest grid."""
+        """Yield the move of all numbers to the finest grid."""
         finest = len(GRIDS) - 1
-        crooked = [number for number in self._numbers if _fineness(self._at(number)) > finest]
-        if crooked:
-            yield self._move({number: self._rounded(number, GRIDS[finest]) for number in crooked})
+        off_grid = [number for number in self._numbers if _fineness(self._at(number)) > finest]
+        if off_grid:
+            yield self._move({number: self._rounded(number, GRIDS[finest]) for number in off_grid})
 
     def _source_moves(self) -> Iterator[_Move]:
-        """For each source: all alphas to 0 by which it takes part, if it can be left out so."""
+        """Yield for each source the move that leaves it out by setting alphas to 0, if one exists."""
         for source in self._recipe.models:
             pairs = self._weights_of(source)
             if pairs and (move := self._without(pairs)):
                 yield move
 
     def _step_moves(self) -> Iterator[_Move]:
-        """For each step: all its alphas to 0."""
+        """Yield for each step the move of all its alphas to 0."""
         for step in self._recipe.steps:
             if move := self._without({(step.name, name) for name in step.alphas}):
                 yield move
@@ -602,10 +622,10 @@ class _Search:
                 yield self._move({number: 0.0})
 
     def _alpha_moves(self, grid: float) -> Iterator[_Move]:
-        """For each step's alpha: all its numbers to the grid."""
+        """Yield for each step's alpha the move of all its numbers to the grid."""
         for pair in dict.fromkeys((number.step, number.alpha) for number in self._numbers):
-            own = [number for number in self._numbers if (number.step, number.alpha) == pair]
-            if options := {number: self._rounded(number, grid) for number in own if self._off(grid, number)}:
+            numbers = [number for number in self._numbers if (number.step, number.alpha) == pair]
+            if options := {number: self._rounded(number, grid) for number in numbers if self._off(grid, number)}:
                 yield self._move(options)
 
     def _number_moves(self, grid: float) -> Iterator[_Move]:
@@ -614,17 +634,17 @@ class _Search:
                 yield self._move({number: self._rounded(number, grid)})
 
     def _equal_moves(self) -> Iterator[_Move]:
-        """For each block's number: that of the next block or the one before, where that leaves fewer changes."""
+        """Yield for each block's number the move to a neighbour's number, if the value then changes less often."""
         blocks = self._recipe.layout.blocks
         for number in self._numbers:
-            row, own = self._row[number.step, number.alpha], self._at(number)
-            if len(number.blocks) > 1 or own == 0:
+            row, current = self._row[number.step, number.alpha], self._at(number)
+            if len(number.blocks) > 1 or current == 0:
                 continue
             place = blocks.index(number.blocks[0])
-            beside = [self._columns[blocks[other]][row] for other in (place - 1, place + 1) if 0 <= other < len(blocks)]
+            beside = [self._columns[blocks[near]][row] for near in (place - 1, place + 1) if 0 <= near < len(blocks)]
             for value in dict.fromkeys(beside):
-                saved = sum(other != own for other in beside) - sum(other != value for other in beside)
-                if saved > 0 and value != 0 and _fineness(value) <= _fineness(own):
+                saved = sum(near != current for near in beside) - sum(near != value for near in beside)
+                if saved > 0 and value != 0 and _fineness(value) <= _fineness(current):
                     yield self._move({number: value})
 
     def _move(self, values: Mapping[Number, float]) -> _Move:
@@ -636,15 +656,15 @@ class _Search:
         return _Move({block: tuple(column) for block, column in columns.items()})
 
     def _without(self, pairs: Collection[Pair]) -> _Move | None:
-        """These alphas at 0; None if they are already, or if one of them is another number that may not change."""
-        own = {number: 0.0 for number in self._numbers if (number.step, number.alpha) in pairs and self._at(number)}
-        move = self._move(own)
+        """Return the move of these alphas to 0; None if they are 0 already or belong to numbers that may not change."""
+        zeros = {number: 0.0 for number in self._numbers if (number.step, number.alpha) in pairs and self._at(number)}
+        move = self._move(zeros)
         columns = {**self._columns, **move.columns}
         rows = [self._row[pair] for pair in pairs]
-        return move if own and not any(column[row] for column in columns.values() for row in rows) else None
+        return move if zeros and not any(column[row] for column in columns.values() for row in rows) else None
 
     def _weights_of(self, name: str) -> set[Pair] | None:
-        """The alphas by which a source or step takes part in what is kept; None if it cannot be left out by them."""
+        """Return the alphas that weight a source or step in the kept results; None if they cannot leave it out."""
         if name in self._roots:
             return None
         found: set[Pair] = set()
@@ -661,9 +681,9 @@ class _Search:
         return self._columns[number.blocks[0]][self._row[number.step, number.alpha]]
 
     def _rounded(self, number: Number, grid: float) -> float:
-        """The grid's value nearest to what the number was at first: not to what a finer grid has made of it."""
+        """Return the grid's value nearest to the original number, not to a number rounded to a finer grid."""
         first = self._first[number.blocks[0]][self._row[number.step, number.alpha]]
-        # One on the other side is farther than half a step, and rarely better.
+        # The grid value on the other side is more than half a step away and rarely better.
         return _on(grid, round(first / grid))
 
     def _off(self, grid: float, number: Number) -> bool:
@@ -682,12 +702,12 @@ class _Search:
 
 
 def _fineness(value: float) -> int:
-    """0 for a value on the coarsest grid, 1 for the next; `len(GRIDS)` for one that is on none."""
+    """Return 0 for a value on the coarsest grid, 1 for the next, and so on; `len(GRIDS)` for a value on no grid."""
     return next((place for place, grid in enumerate(GRIDS) if value == _on(grid, round(value / grid))), len(GRIDS))
 
 
 def _on(grid: float, steps: int) -> float:
-    """A multiple of the grid as one would write it: 0.15, not 0.15000000000000002."""
+    """Return a multiple of the grid as it is usually written: 0.15, not 0.15000000000000002."""
     return round(steps * grid, 10)
 
 
@@ -696,7 +716,7 @@ def _on(grid: float, steps: int) -> float:
 
 @dataclass(frozen=True)
 class _Tidied:
-    """A recipe without what has no effect: `places` {result: what stands for it now}, `pairs` {alpha: its new name}."""
+    """A recipe without ineffective parts, and the new names of its results (`places`) and alphas (`pairs`)."""
 
     recipe: Recipe
     places: Mapping[str, str]
@@ -704,7 +724,7 @@ class _Tidied:
 
 
 def _leaves(recipe: Recipe) -> tuple[str, ...]:
-    """The steps that no other step needs."""
+    """Return the steps that no other step needs."""
     used = {name for step in recipe.steps for name in step.inputs.values()}
     return tuple(step.name for step in recipe.steps if step.name not in used)
 
@@ -712,10 +732,10 @@ def _leaves(recipe: Recipe) -> tuple[str, ...]:
 def _tidied(
     recipe: Recipe, groups: Sequence[Group], sources: Sequence[str], roots: Iterable[str], keep: Collection[str]
 ) -> _Tidied:
-    """The recipe without steps whose alphas are 0, and without the steps and models that nothing needs then.
+    """Return the recipe without steps whose alphas are 0, and without the steps and models that are then unused.
 
-    Results that are kept (the output, `roots`, and what no step needs) do not change by a bit, in any group: a step
-    that carries over tensors which only its b holds has an effect even at 0, and stays.
+    The kept results (the output, `roots`, and the steps that no step needs) stay equal bit by bit, in every group. A
+    step that adds tensors which only its b contains has an effect even at alpha 0, so it stays.
     """
     places = {name: name for name in (recipe.output, *_leaves(recipe), *roots)}
     pairs: dict[Pair, Pair] = {(step.name, name): (step.name, name) for step in recipe.steps for name in step.alphas}
@@ -731,15 +751,15 @@ def _tidied(
                 pairs = {old: new for old, new in pairs.items() if new[0] != name}
         elif zero:
             narrow = _with_fewer_inputs(step, zero)
-            shorter = replace(recipe, steps=tuple(narrow if one.name == name else one for one in recipe.steps))
+            shorter = replace(recipe, steps=tuple(narrow if step.name == name else step for step in recipe.steps))
             if _same(kept, _results(shorter, places, groups, sources)):
                 recipe = shorter
                 gone = {(name, alpha) for alpha in zero}
                 pairs = {
                     old: (name, "alpha") if new[0] == name else new for old, new in pairs.items() if new not in gone
                 }
-    wanted = {name for place in places.values() for name in _ancestors(recipe, place)}
-    steps = tuple(step for step in recipe.steps if step.name in wanted)
+    needed = {name for place in places.values() for name in _ancestors(recipe, place)}
+    steps = tuple(step for step in recipe.steps if step.name in needed)
     used = {name for step in steps for name in step.inputs.values()} | set(keep)
     models = {name: model for name, model in recipe.models.items() if name in used}
     left = {(step.name, name) for step in steps for name in step.alphas}
@@ -748,14 +768,14 @@ def _tidied(
     )
 
 
-def _replaced(recipe: Recipe, name: str, other: str) -> Recipe | None:
-    """The recipe without the step `name`, `other` in its place; None if no step would be the output then."""
-    output = other if recipe.output == name else recipe.output
+def _replaced(recipe: Recipe, name: str, substitute: str) -> Recipe | None:
+    """Return the recipe with `other` in place of the step `name`; None if the output would then be a model."""
+    output = substitute if recipe.output == name else recipe.output
     if output in recipe.models:
         return None
 
     def renamed(used: str) -> str:
-        return other if used == name else used
+        return substitute if used == name else used
 
     steps = tuple(
         replace(step, a=renamed(step.a), b=renamed(step.b), c=None if step.c is None else renamed(step.c))
@@ -766,16 +786,16 @@ def _replaced(recipe: Recipe, name: str, other: str) -> Recipe | None:
 
 
 def _with_fewer_inputs(step: Step, zero: Collection[str]) -> Step:
-    """A step of two alphas, one of them 0, as the weighted sum that is left of it."""
+    """Return a step of two alphas, one of them 0, as the weighted sum that remains."""
     (left,) = set(step.alphas) - set(zero)
-    other = next(name for place, name in step.inputs.items() if _WEIGHT.get((step.mode, place)) == left)
-    return replace(step, mode="weight_sum", b=other, c=None, alpha=step.alphas[left], beta=None)
+    remaining = next(name for place, name in step.inputs.items() if _WEIGHT.get((step.mode, place)) == left)
+    return replace(step, mode="weight_sum", b=remaining, c=None, alpha=step.alphas[left], beta=None)
 
 
 def _results(
     recipe: Recipe, places: Mapping[str, str], groups: Sequence[Group], sources: Sequence[str]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """For each of `places`: where it holds the groups at all, bool [groups], and its coefficients."""
+    """Return for each of `places` the groups that it contains, bool [groups], and its coefficients."""
     first, *further = places.values()
     algebra = Algebra(recipe, groups, sources, first, further)
     found, present = dict(algebra.each(algebra.starting_alphas())), algebra.presences
@@ -783,7 +803,7 @@ def _results(
 
 
 def _same(
-    one: Mapping[str, tuple[torch.Tensor, torch.Tensor]], other: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    before: Mapping[str, tuple[torch.Tensor, torch.Tensor]], after: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> bool:
-    """Whether all results that are kept are the same."""
-    return all(torch.equal(*pair) for root in one for pair in zip(one[root], other[root], strict=True))
+    """Return whether all kept results are equal."""
+    return all(torch.equal(*pair) for root in before for pair in zip(before[root], after[root], strict=True))

@@ -1,4 +1,4 @@
-"""Measuring a finished recipe against a target, step by step, beside what somebody reported for it."""
+"""Measurement of a finished recipe against a target, step by step, beside the similarities reported for it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,16 +29,16 @@ from optimizer.similarity import (
 
 __all__ = ["Verified", "verify"]
 
-# Different metrics, seeds and block lists that are measured in one go: each takes its own reading of all sources.
+# Maximum number of different metrics, seeds and block lists in one call; each reads all sources once.
 _MOST_KINDS = 100
 
 
 @dataclass(frozen=True)
 class Verified:
-    """One step of a recipe, measured: similarities in [-1, 1] by block, and what was expected of them.
+    """One measured step of a recipe: similarities in [-1, 1] by block, and the expected ones.
 
-    `not_measurable` are the blocks that the metric cannot see, or that the target has unchanged from the base so that
-    it sees nothing there; `expected` is None where nothing was reported.
+    `not_measurable` are the blocks that the metric does not cover, and the blocks in which the target equals the base.
+    `expected` is None if no similarity was reported.
     """
 
     step: str
@@ -50,11 +50,11 @@ class Verified:
 
     @property
     def total(self) -> float:
-        """The mean over the measured blocks; NaN if there is none."""
+        """Mean over the measured blocks; NaN if no block was measured."""
         return total_similarity(self.measured)
 
     def as_dict(self) -> dict[str, object]:
-        """The fields by name, as JSON takes them; `blocks` has null where a block is not measurable."""
+        """Return the fields for JSON; `blocks` has null for blocks that are not measurable."""
         expected = self.expected or Expected(())
         reported = expected.similarities
         names = dict.fromkeys([*self.measured, *self.not_measurable])
@@ -79,26 +79,39 @@ def verify(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Verified, ...]:
-    """Every step's similarity to `target`, on the blocks and by the metric that the recipe expects for it.
+    """Measure the similarity of every step to a target, on the blocks and by the metric of the step's expectation.
 
         verify(recipe, study.sources, "closed.safetensors")[-1].total
 
-    Steps without expectations are measured by `explained` on all blocks that the target holds. `base` is the model that
-    `explained` and `delta` take differences from; default: the one that the recipe notes, the one called base, for
-    `explained` the first. The files are read once; nothing is merged. With `check_hashes` they must have the sha256
-    that the recipe notes of them; `hashes` keeps those.
+    Steps without an expectation are measured by `explained` on all blocks that the target contains. Files are read
+    once, and nothing is merged. CheckpointError is raised for files that do not fit.
 
-    Raises RecipeError for free alphas, an expectation by an unknown metric or more than 100 different ones, and
-    CheckpointError for files that do not fit.
+    Args:
+        recipe: A recipe without free alphas.
+        paths: The file of each model, by its name in the recipe.
+        target: The checkpoint to compare with.
+        base: The model that `explained` and `delta` take differences from. By default the base noted in the recipe, the
+            model called base, or for `explained` the first model.
+        check_hashes: Whether the files must have the SHA-256 noted in the recipe.
+        hashes: A cache of hashes.
+        device: The device to measure on: a torch device or auto, cpu (the default) or cuda.
+        progress: A callback for progress.
+
+    Returns:
+        One entry for each step, in the order of the recipe.
+
+    Raises:
+        RecipeError: The recipe has free alphas, expects an unknown metric, needs a base that is not known, or asks for
+            more than 100 different measurements.
     """
     target, layout = Path(target), recipe.layout
     recipe.check_finished("measured", *(step.name for step in recipe.steps))
     base = recipe.noted_base if base is None else base
     standard = Expected((), metric=DEFAULT_METRIC)
     reported = {step.name: step.expect for step in recipe.steps}
-    wanted = {name: expect or standard for name, expect in reported.items()}
+    expected = {name: expect or standard for name, expect in reported.items()}
     unknown: dict[str, list[str]] = {}
-    for name, expect in wanted.items():
+    for name, expect in expected.items():
         if expect.metric not in METRICS:
             unknown.setdefault(expect.metric, []).append(f"steps.{name}.expect.metric")
     problems = [
@@ -106,47 +119,48 @@ def verify(
         for metric, places in unknown.items()
     ]
     needing = [
-        name for name, expect in wanted.items() if expect.metric in METRICS and METRICS[expect.metric].needs_base
+        name for name, expect in expected.items() if expect.metric in METRICS and METRICS[expect.metric].needs_base
     ]
     if needing and base is None:
-        problems.append(f"steps.{needing[0]}.expect.metric: {wanted[needing[0]].metric} needs a base; name it (`base`)")
+        first = needing[0]
+        problems.append(f"steps.{first}.expect.metric: {expected[first].metric} needs a base; name it (`base`)")
     if problems:
         raise RecipeError(problems)
-    if (kinds := len(set(_alike(wanted, layout)))) > _MOST_KINDS:
+    if (kinds := len(set(_alike(expected, layout)))) > _MOST_KINDS:
         raise RecipeError(
-            f"steps: {kinds:,} different metrics, seeds and block lists to measure by; there can be at most "
+            f"steps: received {kinds:,} different metrics, seeds and block lists to measure by; must be at most "
             f"{_MOST_KINDS}; leave `expect` out of some steps"
         )
-    check_installed(expect.metric for expect in wanted.values())
+    check_installed(expect.metric for expect in expected.values())
     sources = {name: paths[name] for name in recipe.models if name in paths}
     if check_hashes:
         check_noted_hashes(recipe.models, sources, hashes=hashes, progress=progress)
     with open_recipe_comparison(recipe, sources, target, base=base, device=device, progress=progress) as comparison:
-        found: dict[str, Verified] = {}
+        verified: dict[str, Verified] = {}
         held = {part.block for part in comparison.parts if part.scored and part.held_by(comparison.target)}
         standard = replace(standard, blocks=tuple(block for block in layout.blocks if block in held))
-        wanted = {name: expect or standard for name, expect in reported.items()}
-        # By metric and blocks, so that only one metric's projections are held at a time.
-        alike = _alike(wanted, layout)
+        expected = {name: expect or standard for name, expect in reported.items()}
+        # Grouped by metric and blocks, so that only one metric's projections are in memory at a time.
+        alike = _alike(expected, layout)
         for (kind, seed, blocks), names in alike.items():
-            metric = _metric(comparison, wanted[names[0]], blocks) if blocks else None
+            metric = _metric(comparison, expected[names[0]], blocks) if blocks else None
             order = tuple(comparison.sources)
             measured = {} if metric is None else score_steps(metric, recipe, names, comparison.groups, order)
             unchanged = () if metric is None else metric.unchanged
             for name in names:
-                unseen = tuple(block for block in wanted[name].blocks if block not in blocks or block in unchanged)
-                found[name] = Verified(name, kind, seed, measured.get(name, {}), unseen, reported[name])
-    return tuple(found[step.name] for step in recipe.steps)
+                unseen = tuple(block for block in expected[name].blocks if block not in blocks or block in unchanged)
+                verified[name] = Verified(name, kind, seed, measured.get(name, {}), unseen, reported[name])
+    return tuple(verified[step.name] for step in recipe.steps)
 
 
-def _alike(wanted: Mapping[str, Expected], layout: Layout) -> dict[tuple[str, int, tuple[str, ...]], list[str]]:
-    """The steps that are measured alike, {(metric, seed, blocks): steps}."""
-    found: dict[tuple[str, int, tuple[str, ...]], list[str]] = {}
-    for name, expect in wanted.items():
+def _alike(expected: Mapping[str, Expected], layout: Layout) -> dict[tuple[str, int, tuple[str, ...]], list[str]]:
+    """Return the steps in groups that are measured alike, {(metric, seed, blocks): steps}."""
+    alike: dict[tuple[str, int, tuple[str, ...]], list[str]] = {}
+    for name, expect in expected.items():
         visible = METRICS[expect.metric].sees(layout)
         blocks = tuple(block for block in expect.blocks if block in visible)
-        found.setdefault((expect.metric, expect.seed, blocks), []).append(name)
-    return found
+        alike.setdefault((expect.metric, expect.seed, blocks), []).append(name)
+    return alike
 
 
 def _metric(comparison: Comparison, expect: Expected, blocks: tuple[str, ...]) -> Metric:

@@ -1,6 +1,6 @@
-"""Text and bytes on a disk: YAML with line numbers, files that are written completely or not at all, links.
+"""Text and bytes on disk: YAML with line numbers, files written completely or not at all, and protection from links.
 
-Knows nothing of checkpoints.
+Nothing here depends on checkpoints.
 """
 
 from optimizer.files.atomic import atomic_path, check_writable, replace_text, replacing

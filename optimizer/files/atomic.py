@@ -1,8 +1,8 @@
 """Files that are either written completely or not at all.
 
-Everything goes to a hidden temporary file in the target's own folder, reaches the disk, and then takes the target's
-place in one step. Whatever fails before that step leaves an existing target as it was, and no temporary file behind.
-What a kill leaves behind, the next writing to that folder removes.
+The content goes to a hidden temporary file in the target's folder, is flushed to disk, and then replaces the target in
+one step. If anything fails before that step, an existing target is unchanged and the temporary file is removed. The
+next write to the folder removes temporary files left by killed processes.
 """
 
 import errno
@@ -18,22 +18,28 @@ from optimizer.files.temporaries import Temporary
 
 __all__ = ["atomic_path", "check_writable", "replace_text", "replacing"]
 
-# No space, quota used up, or larger than this file system (or the process's limit) lets a file be.
+# No space left, quota exceeded, or larger than the file system or the process's limit allows.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path, with the suffix of `path`, to write to; it replaces `path` when the block succeeds.
-
-    A symbolic link stays, and what it leads to is replaced; in the folder of a study it is refused (`check_output`).
-
-    Raises InputError if the folder is missing or not writable, the disk becomes full, or the old file cannot be
-    replaced; other errors of the block pass through. In every case an existing file at `path` is untouched.
+    """Yield a temporary path to write to; it replaces `path` when the block succeeds.
 
         with atomic_path(Path("plot.png")) as temporary:
             figure.savefig(temporary)
+
+    If `path` is a symbolic link, the link stays and its target is replaced; in the folder of a study it is refused (see
+    `check_output`). InputError is raised if the folder is missing or not writable, the disk becomes full, or the old
+    file cannot be replaced; other errors of the block pass through. In every case an existing file at `path` is
+    unchanged.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        The temporary path, with the suffix of `path`.
     """
     path = Path(path)
     with replacing(path, suffix=path.suffix, error=InputError, needed=None) as temporary:
@@ -41,37 +47,60 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise InputError if no file can be made in `folder`, so that it is known before there is anything to write."""
-    # Trying is the only way to know that holds for every kind of disk, share and access list.
+    """Raise InputError if no file can be created in `folder`; call this before producing output.
+
+    Args:
+        folder: An existing folder.
+
+    Raises:
+        InputError: The folder cannot be written to.
+    """
+    # Only an attempt gives the right answer for every kind of disk, network share and access list.
     probe = Temporary(Path(folder), "")
     try:
         probe.path.touch(exist_ok=False)
     except OSError as error:
         raise InputError(
-            f"{folder}: the folder cannot be written to ({error.strerror}); copy what is in it to one that can be"
+            f"{folder}: the folder cannot be written to ({error.strerror}); copy its contents to a writable folder"
         ) from error
     finally:
         probe.close()
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, its line ends as given, or not at all. Raises as `atomic_path` does."""
+    """Write `text` to `path` as UTF-8, completely or not at all, without changing its line ends.
+
+    InputError is raised as by `atomic_path`.
+
+    Args:
+        path: The file to write.
+        text: The new content.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
 @contextmanager
 def replacing(path: Path, *, suffix: str, error: type[InputError], needed: int | None) -> Iterator[Path]:
-    # A link is followed, but for one in a study's folder: its target is what gets replaced, in the folder (and on the
-    """Give a temporary path that replaces `path` when the block succeeds; problems are raised as `error`.
+    """Yield a temporary path that replaces `path` when the block succeeds, as `atomic_path` does.
 
-    `needed` are the bytes that will be written, as far as they are known: then there must be room for them.
+    Args:
+        path: The file to write.
+        suffix: The suffix of the temporary path.
+        error: The type in which problems are raised.
+        needed: The number of bytes that will be written; the disk must have as many free. None if it is unknown.
+
+    Yields:
+        The temporary path.
+
+    Raises:
+        OSError: An error of the block that no message covers.
     """
-    # disk) where it really lies.
     try:
         check_output(path)
     except InputError as refused:
         raise error(refused.problems) from None
+    # The temporary file must be on the disk of the real file, for the replacement to be a single step.
     target = Path(os.path.realpath(path))
     folder = target.parent
     if not os.path.isdir(folder):
@@ -80,12 +109,12 @@ def replacing(path: Path, *, suffix: str, error: type[InputError], needed: int |
         raise error(f"{path}: a folder of this name exists; give a file name")
     try:
         intact = "; the old file is intact" if target.exists() else ""
-    except OSError as problem:  # no file can have this name: told before all is written under another
+    except OSError as problem:  # an impossible name; found before the content is written to the temporary file
         raise error(f"{path}: cannot be written: {problem.strerror}") from None
     if needed is not None and shutil.disk_usage(folder).free < needed:
         raise error(_disk_full(path, folder, needed) + intact)
-    claimed = Temporary(folder, suffix)
-    temporary = claimed.path
+    reserved = Temporary(folder, suffix)
+    temporary = reserved.path
     try:
         yield temporary
         with temporary.open("r+b") as file:
@@ -108,7 +137,7 @@ def replacing(path: Path, *, suffix: str, error: type[InputError], needed: int |
             raise error(f"{path}: the folder {folder} cannot be written to ({failure.strerror})") from failure
         raise
     finally:
-        claimed.close()
+        reserved.close()
 
 
 def _disk_full(path: Path, folder: Path, needed: int | None) -> str:
@@ -118,7 +147,7 @@ def _disk_full(path: Path, folder: Path, needed: int | None) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Makes the renaming itself survive a power cut, where folders can be opened (not on Windows).
+    # The renaming itself then survives a power cut; Windows cannot open folders.
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

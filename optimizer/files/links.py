@@ -1,10 +1,10 @@
-"""Links in the folder of a study, which may be a stranger's: no file is written through one.
+"""Protection from links in the folder of a study: no file outside it is changed by writing into it.
 
-A folder that somebody gives away may hold a link of the name that a result will have, and it leads where that person
-likes: to a shell's start-up file, to somebody's checkpoints. What is read may be a link, as people link their models.
-What is written lies in the folder itself, or it is refused before any work.
+The folder may come from a stranger and may contain a link with the name of a future result. Such a link could lead to a
+shell's start-up file or to somebody's checkpoints. Input files may be links, since many people link their models.
+Output must be inside the folder itself, and is otherwise refused before any work.
 
-A hard link is another name of one file. Replacing the file leaves the other name alone; writing into it does not.
+A hard link is a second name of a file. Replacing the file leaves the second name alone; writing into it does not.
 """
 
 import errno
@@ -18,12 +18,11 @@ from optimizer.errors import InputError
 __all__ = ["DATABASE", "check_output", "open_in_place", "refuse_links", "study_folder_of"]
 
 DATABASE = "study.db"
-# What tells that a folder is a study's.
+# Either file marks the folder of a study.
 _MARKS = ("study.yaml", DATABASE)
-# The bit of a Windows reparse tag that is set if the file stands for another one: links and junctions, not files that
-# OneDrive has yet to fetch.
+# This bit of a Windows reparse tag is set for links and junctions, and clear for files that OneDrive has yet to fetch.
 _STANDS_FOR_ANOTHER = 0x20000000
-# A link is not followed, a pipe not waited for.
+# Neither follow a link nor wait for a pipe.
 _IN_PLACE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -34,11 +33,18 @@ def refuse_links(
     opened: Iterable[Path] = (),
     folders: Iterable[Path] = (),
 ) -> None:
-    """Raise InputError, a line for each, for paths below `folder` at which writing would change a file elsewhere.
+    """Raise InputError if writing at one of these paths would change a file outside `folder`.
 
-    `replaced` are files that a new one takes the place of; `opened` those that are written into as they stand, such as
-    logs, databases and locks; `folders` those that files are written into. None of them need exist. `folder` itself may
-    be a link.
+    None of the paths need exist.
+
+    Args:
+        folder: The folder that contains all paths; it may itself be a link.
+        replaced: Files that will be replaced by new ones.
+        opened: Files that are modified in place, such as logs, databases and locks.
+        folders: Folders in which files will be created.
+
+    Raises:
+        InputError: A path is or leads through a link; one line for each link.
     """
     problems: dict[Path, str] = {}
     for path in replaced:
@@ -52,11 +58,15 @@ def refuse_links(
 
 
 def check_output(output: Path, *, beside: Path | None = None, opened: bool = False) -> None:
-    """Raise InputError if a link leads away from an output in the folder of a study, or that of the file `beside`.
+    """Raise InputError if an output in the folder of a study is a link or is reached through one.
 
-    `beside` is what the work starts from, such as a recipe: who wrote it may have put a link where its result will
-    lie. `opened`: the output is written into as it stands, and not replaced. Elsewhere links are the user's own, and
-    are followed.
+    Outside such folders links are the user's own and are followed.
+
+    Args:
+        output: The file to be written.
+        beside: The input of the work, such as a recipe. Its folder counts as a study's, because the author of the input
+            may have put a link where the result will be.
+        opened: Whether the output is modified in place instead of being replaced.
     """
     output = _absolute(output)
     folder = study_folder_of(output)
@@ -67,14 +77,23 @@ def check_output(output: Path, *, beside: Path | None = None, opened: bool = Fal
 
 
 def study_folder_of(path: Path) -> Path | None:
-    """The folder of the study that `path` lies in, as its absolute path names it; None if it lies in none."""
+    """Return the folder of the study that contains `path`, by its absolute path; None if `path` is in no study."""
     return next((folder for folder in _absolute(path).parents if _is_marked(folder)), None)
 
 
 def open_in_place(path: str | Path, flags: int) -> int:
-    """Open a file that is written into as it stands, and give its descriptor; an `opener` for `open`.
+    """Open a file that is modified in place; an `opener` for `open`.
 
-    Raises OSError if a link, or a file that has another name as well, has come there since it was looked at.
+    Args:
+        path: The file.
+        flags: Flags of `os.open`.
+
+    Returns:
+        The file descriptor.
+
+    Raises:
+        OSError: The file is a link, has a second name, or is no regular file. This catches links created after a check
+            by `refuse_links`.
     """
     descriptor = os.open(path, flags | _IN_PLACE, 0o666)
     status = os.fstat(descriptor)
@@ -85,34 +104,34 @@ def open_in_place(path: str | Path, flags: int) -> int:
 
 
 def _link_below(folder: Path, path: Path, kind: str) -> dict[Path, str]:
-    """The problem of the first link on the way from `folder` to `path`, if there is one, by where it is."""
+    """Return the problem of the first link on the way from `folder` to `path`, by its place; nothing without a link."""
     here = folder
     parts = path.relative_to(folder).parts
     for place, part in enumerate(parts, start=1):
         here = here / part
         if _is_link(here):
-            what = kind if place == len(parts) else "folder"
+            expected = kind if place == len(parts) else "folder"
             return {
                 here: f"{here}: is a symbolic link to {_target(here)}; a study's files are written into its own folder "
-                f"only: replace it by a {what}"
+                f"only: replace it with a {expected}"
             }
     return {}
 
 
 def _another_name(path: Path) -> dict[Path, str]:
-    """The problem of a file that cannot be written into without changing another, by where it is."""
+    """Return the problem of a file that cannot be modified without changing another one, by its path."""
     try:
         status = os.lstat(path)
     except (OSError, ValueError):
         return {}
-    if stat.S_ISDIR(status.st_mode):  # who opens it says so
+    if stat.S_ISDIR(status.st_mode):  # opening it raises an error of its own
         return {}
     if not stat.S_ISREG(status.st_mode):
         return {path: f"{path}: is a pipe or a device; a study's files are written into its own folder only: remove it"}
     if status.st_nlink > 1:
         return {
             path: f"{path}: is a hard link, one of {status.st_nlink} names of one file; a study's files are written "
-            "into its own folder only: replace it by a copy"
+            "into its own folder only: replace it with a copy"
         }
     return {}
 
@@ -120,9 +139,9 @@ def _another_name(path: Path) -> dict[Path, str]:
 def _is_link(path: Path) -> bool:
     try:
         status = os.lstat(path)
-    except (OSError, ValueError):  # nothing is there, or nothing can be
+    except (OSError, ValueError):  # a missing file, or an impossible name
         return False
-    # A junction is a folder to Python.
+    # Python counts a junction as a folder.
     return stat.S_ISLNK(status.st_mode) or bool(getattr(status, "st_reparse_tag", 0) & _STANDS_FOR_ANOTHER)
 
 

@@ -1,4 +1,4 @@
-"""Several new files that belong together: a kill between them leaves nothing that is in the way of the next attempt."""
+"""Groups of new files that belong together: a kill between two of them does not hinder the next attempt."""
 
 import os
 from collections.abc import Mapping
@@ -11,15 +11,22 @@ from optimizer.files.temporaries import ABANDONED, Temporary, abandoned, remove
 
 __all__ = ["undo_unfinished", "write_new_files"]
 
-# This file exists until all of the others are in place.
+# This file exists until all others are in place.
 _MARK = "unfinished"
 
 
 def write_new_files(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write `texts` {file name: text} into `folder` as UTF-8; the folder is created if it is missing.
+    """Write several new files into `folder`, creating the folder if it is missing.
 
-    Until all of them are in place, a hidden folder beside them holds copies, by which `undo_unfinished` recognises what
-    a kill left behind. Raises InputError if the folder cannot be created or written to.
+    Until all files are in place, a hidden folder beside them holds copies. By these `undo_unfinished` recognises the
+    files of a killed process.
+
+    Args:
+        folder: The folder to write to.
+        texts: {file name: content}; the files are encoded as UTF-8.
+
+    Raises:
+        InputError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,7 +34,7 @@ def write_new_files(folder: Path, texts: Mapping[str, str]) -> None:
         raise InputError(f"{folder}: cannot be made: {error.strerror or error}") from error
     copies = Temporary(folder, ABANDONED)
     try:
-        with suppress(OSError):  # writing the files themselves raises the same, with its reason
+        with suppress(OSError):  # writing the files themselves raises the same error with its reason
             copies.path.mkdir()
             for name, text in texts.items():
                 _write_through(copies.path / name, text)
@@ -41,19 +48,22 @@ def write_new_files(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def undo_unfinished(folder: Path) -> None:
-    """Remove the files of a `write_new_files` in `folder` that was killed before all of them were in place.
+    """Remove the files of a `write_new_files` in `folder` that was killed before all files were in place.
 
-    If one of them was changed since then, or all of them are in place, none is removed.
+    Nothing is removed if a file was changed since then, or if all files are in place.
+
+    Args:
+        folder: The folder that the files were written to.
     """
     for left in abandoned(folder):
         copies = next((path for path in left if path.suffix == ABANDONED), None)
         with suppress(OSError):
             if copies is not None and (copies / _MARK).is_file():
                 written = {path.name: path.read_bytes() for path in copies.iterdir() if path.name != _MARK}
-                there = [name for name in written if os.path.lexists(folder / name)]
-                same = [name for name in there if _has_bytes(folder / name, written[name])]
-                if len(there) < len(written) and same == there:
-                    for name in there:
+                existing = [name for name in written if os.path.lexists(folder / name)]
+                unmodified = [name for name in existing if _has_bytes(folder / name, written[name])]
+                if len(existing) < len(written) and unmodified == existing:
+                    for name in existing:
                         (folder / name).unlink()
         for path in left:
             remove(path)

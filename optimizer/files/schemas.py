@@ -1,4 +1,4 @@
-"""JSON schemas of the files that users write, from the pydantic models that read them."""
+"""JSON schemas of the files that users write, made from the pydantic models that read them."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema_of(kind: type[UserFile], title: str) -> dict[str, Any]:
-    """Return the JSON schema (draft 2020-12) of a user's file, called `title`, for editors and documentation."""
+    """Return the JSON schema (draft 2020-12) of a user's file, titled `title`, for editors and documentation."""
     schema = kind.model_json_schema()
     return {"$schema": _DIALECT, **schema, "title": title}
 

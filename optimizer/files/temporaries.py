@@ -1,8 +1,8 @@
-"""Hidden files and folders for output that is not complete yet, and the removal of those that a kill left behind.
+"""Hidden temporary files and folders for unfinished output, and the removal of those left by killed processes.
 
-Each has a lock file beside it, which its process holds until it ends; however it ends, the system releases the lock.
-The next command that writes to the folder takes the locks that are free and removes what belongs to them. Files of
-another machine in a shared folder are left alone, since its locks may not be visible here. No clock is involved.
+Each has a lock file beside it, which its process holds while it runs. However the process ends, the system releases the
+lock. The next command that writes to the folder takes the free locks and removes the files that belong to them. Files
+of another machine in a shared folder are left alone, since its locks may not be visible here. No clock is involved.
 """
 
 import os
@@ -19,20 +19,20 @@ from filelock import FileLock, Timeout
 __all__ = ["ABANDONED", "Temporary", "abandoned", "clear_abandoned", "host_name", "remove", "temporary_folder"]
 
 _LOCK = ".lock"
-# Suffix of what the next command of its own kind has to look at before it is removed.
+# Suffix of folders that `new_files.undo_unfinished` must examine before they are removed.
 ABANDONED = ".new"
 
 
 def host_name() -> str:
-    """Return this machine's name as file names may hold it: letters, digits, _ and -, 40 at most."""
+    """Return this machine's name reduced to letters, digits, _ and -, at most 40 characters."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:40] or "unknown"
 
 
 class Temporary:
     """A new hidden path in `folder` that ends with `suffix`, reserved for this process until `close`.
 
-    Abandoned files in the folder are removed first. Nothing is created at the path itself. Where no lock can be had, as
-    in a folder that cannot be written to, the path is not reserved, and a file that a kill leaves there stays.
+    Abandoned files in the folder are removed first. Nothing is created at the path itself. If no lock can be taken, as
+    in a folder that cannot be written to, the path is not reserved, and a file left there by a kill is never removed.
     """
 
     def __init__(self, folder: Path, suffix: str) -> None:
@@ -40,16 +40,16 @@ class Temporary:
         name = f".blockfit-{host_name()}-{os.getpid()}-{secrets.token_hex(8)}"
         self.path = folder / f"{name}{suffix}"
         self._lock: FileLock | None = None
-        # A process that clears up may hold it for a moment.
+        # A process that removes abandoned files may hold the lock for a moment.
         lock = FileLock(folder / f"{name}{_LOCK}", timeout=1, poll_interval=0.002, is_singleton=False)
-        # A lock would create a missing folder.
+        # Locking would create a missing folder.
         if folder.is_dir():
             with suppress(OSError, NotImplementedError, Timeout):
                 lock.acquire()
                 self._lock = lock
 
     def close(self) -> None:
-        """Remove whatever is at the path, and release it."""
+        """Remove the file or folder at the path, and release the path."""
         remove(self.path)
         if self._lock is not None:
             _let_go(self._lock)
@@ -58,9 +58,15 @@ class Temporary:
 
 @contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new hidden folder in `folder`, which is removed with its contents when the block ends.
+    """Yield a new hidden folder in `folder`; it is removed with its contents when the block ends.
 
-    Raises OSError if it cannot be created.
+    OSError is raised if the folder cannot be created.
+
+    Args:
+        folder: An existing folder.
+
+    Yields:
+        The path of the new folder.
     """
     temporary = Temporary(folder, "")
     try:
@@ -71,7 +77,7 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove the temporary files and folders in `folder` of processes of this machine that have ended."""
+    """Remove the temporary files and folders in `folder` left by ended processes of this machine."""
     for left in abandoned(folder):
         if not any(path.suffix == ABANDONED for path in left):
             for path in left:
@@ -79,13 +85,20 @@ def clear_abandoned(folder: Path) -> None:
 
 
 def abandoned(folder: Path) -> Iterator[list[Path]]:
-    """Yield, for each lock in `folder` whose process on this machine has ended, the paths that belong to it.
+    """Yield the paths that belong to each lock in `folder` whose process on this machine has ended.
 
-    The lock is held meanwhile, so no other process takes them; it is removed once none of them is left.
+    The lock is held during each step of the iteration, so no other process takes the paths. It is removed if no path is
+    left after the step.
+
+    Args:
+        folder: The folder to search.
+
+    Yields:
+        The paths that belong to one lock.
     """
     try:
-        with os.scandir(folder) as found:
-            entries = {entry.name: entry for entry in found if entry.name.startswith(".blockfit-")}
+        with os.scandir(folder) as listing:
+            entries = {entry.name: entry for entry in listing if entry.name.startswith(".blockfit-")}
     except OSError:
         return
     named = re.compile(rf"(\.blockfit-{re.escape(host_name())}-\d+-[0-9a-f]{{16}}){re.escape(_LOCK)}")
@@ -96,11 +109,11 @@ def abandoned(folder: Path) -> Iterator[list[Path]]:
         try:
             lock.acquire()
         except (OSError, NotImplementedError, Timeout):
-            continue  # its process is alive
+            continue  # the process that holds it is alive
         left = [
-            folder / other
-            for other in entries
-            if other != name and (other == match[1] or other.startswith(f"{match[1]}."))
+            folder / sibling
+            for sibling in entries
+            if sibling != name and (sibling == match[1] or sibling.startswith(f"{match[1]}."))
         ]
         try:
             yield left
@@ -120,7 +133,7 @@ def _is_plain(entry: os.DirEntry[str]) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with its contents, as far as that is possible; links are not followed."""
+    """Remove a file, or a folder with its contents, if possible; links are not followed."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -129,7 +142,7 @@ def remove(path: Path) -> None:
 
 
 def _let_go(lock: FileLock) -> None:
-    # Removed while it is held, where the system allows that: a process that waits for it then creates a new one.
+    # Remove it while it is held if the system allows that: a process waiting for it then creates a new one.
     with suppress(OSError):
         Path(lock.lock_file).unlink()
     lock.release()

@@ -1,8 +1,8 @@
-"""YAML that a user writes: read with line numbers, checked by a pydantic model, all problems at once.
+"""YAML written by users: read with line numbers and checked by a pydantic model, with all problems reported at once.
 
-The same data may come from a call in Python: then the name of the function that was called stands for the file's.
+The same data may come from a call in Python; then messages contain the name of the function instead of a file's.
 
-A file may also be a stranger's. No tag is ever acted upon, and what would take long or much memory is refused before.
+A file may come from a stranger. Tags are refused, and so is any input that would take much time or memory.
 """
 
 import io
@@ -38,60 +38,80 @@ __all__ = [
 
 
 class UserFile(BaseModel):
-    """What every part of a user's file has in common: frozen, and no field that is not known."""
+    """Base of all parts of a user's file: frozen, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
-# Texts that need no quotes wherever they stand, unless they could be read as a number or the like.
+# Texts that need no quotes in any context, unless YAML would read them as a number or another type.
 _PLAIN = re.compile(r"[\w./~][\w./~+()-]*(?: [\w./~+()-]+)*")
 _WORD = re.compile(r"[\w. -]{1,80}")
 _UserFile = TypeVar("_UserFile", bound=UserFile)
 
-_MOST_BYTES = 1 << 20  # of a file; recipes have some thousands
-_MOST_VALUES = 100_000  # in a file, as aliases repeat them; ruamel reads about 20,000 a second
+_MOST_BYTES = 1 << 20  # of a file; recipes have a few thousand
+_MOST_VALUES = 100_000  # in a file, aliases counted each time; ruamel reads about 20,000 per second
 _DEEPEST = 40  # levels of lists and mappings; recipes have about 6
-_SHOWN = 80  # characters of what was received
+_SHOWN = 80  # characters of a received value in a message
 
 
 def read_text(path: Path, error: type[InputError], *, most: int = _MOST_BYTES) -> bytes:
-    """The bytes of a file that is text. Raises `error`, one line, if it cannot be read or has more than `most`."""
+    """Return the bytes of a text file.
+
+    Args:
+        path: The file.
+        error: The type in which problems are raised: an unreadable file, or one larger than `most`.
+        most: The largest accepted size in bytes.
+
+    Returns:
+        The content of the file.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
-    except (OSError, ValueError) as problem:  # a name with a NUL in it is a ValueError
+    except (OSError, ValueError) as problem:  # a name that contains NUL raises ValueError
         raise error(f"{path}: cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
     if len(data) > most:
-        raise error(f"{path}: more than {most:,} bytes; no text that is meant to be read here has so many")
+        raise error(f"{path}: received more than {most:,} bytes; must be a text file of at most that size")
     return data
 
 
 def named_file(folder: Path, name: str) -> Path | None:
-    """The file that another file in `folder` names, slashes of either kind between folders; None if there is none.
+    """Return the file that another file in `folder` names; None if it does not exist.
 
-    Devices, pipes and the like count as none: what a stranger's file names must not be waited for.
+    Devices and pipes count as missing: reading one named by a stranger's file could block forever.
+
+    Args:
+        folder: The folder of the file that contains the name.
+        name: A path relative to `folder`, with either kind of slash.
+
+    Returns:
+        The path of the file, or None.
     """
     path = folder / name.replace("\\", "/")
     return path if os.path.isfile(path) else None
 
 
 def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
-    """The mapping in a YAML 1.2 file. Raises `error`, one line, for what is missing, unreadable or not a mapping.
+    """Return the mapping in a YAML 1.2 file.
 
-    Refused too: more than a megabyte, 100,000 values (aliases counted as often as they stand for something), values
-    nested more than 40 deep or in themselves, and tags.
+    Args:
+        path: The file.
+        error: The type in which problems are raised, with one line: a missing or unreadable file, content that is no
+            mapping, more than 1 MiB, more than 100,000 values (aliases counted each time), nesting more than 40 deep or
+            recursive, and tags.
+
+    Returns:
+        The content with the line numbers of its values.
     """
     if os.path.isdir(path):
-        raise error(f"{path}: is a folder; a YAML file was expected")
+        raise error(f"{path}: is a folder; must be a YAML file")
     if not os.path.exists(path):
         raise error(f"{path}: {missing_file(path, TEXT_SUFFIXES)}")
     data = read_text(path, error)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        raise error(
-            f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start}); a YAML file was expected"
-        ) from None
+        raise error(f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start}); must be a YAML file") from None
     try:
         tree = yaml_of(text)
     except MarkedYAMLError as problem:
@@ -99,28 +119,36 @@ def read_yaml(path: Path, error: type[InputError]) -> CommentedMap:
         raise error(f"{path}:{line} not readable as YAML: {_first_line(problem.problem)}") from None
     except RecursionError:
         raise error(f"{path}: not readable as YAML: {_TOO_DEEP}") from None
-    except Exception as problem:  # ruamel also fails with built-in errors: an impossible date, an unhashable key, ...
+    except Exception as problem:  # ruamel also raises built-in errors: an impossible date, an unhashable key, ...
         raise error(f"{path}: not readable as YAML: {_first_line(problem)}") from None
     if not isinstance(tree, CommentedMap):
         received = (
             "nothing" if tree is None else f"a {'list' if isinstance(tree, CommentedSeq) else type(tree).__name__}"
         )
-        raise error(f"{path}: received {received} where `field: value` lines were expected")
+        raise error(f"{path}: received {received}; must be `field: value` lines")
     return tree
 
 
 def yaml_of(text: str) -> Any:
-    """What YAML 1.2 `text` holds, with line numbers.
+    """Return the content of YAML 1.2 `text`, with line numbers.
 
-    Raises ValueError or one of ruamel's errors for what is no YAML, has tags, or is more than a file may hold.
+    Args:
+        text: The text of a user's file.
+
+    Returns:
+        The value at the root.
+
+    Raises:
+        ValueError: The text has tags or exceeds the limits of `read_yaml`. Text that is not YAML raises an error of
+            ruamel.
     """
-    # Every value ends in one of these, so they are at least as many as the values, and counting them takes no time.
+    # Every value ends in one of these characters, so their number is an upper bound that costs almost nothing.
     if sum(map(text.count, ",:\n-?[{")) > _MOST_VALUES:
         raise ValueError(_TOO_MUCH)
     reader = YAML(typ="rt")
     reader.Scanner = _Scanner
     with warnings.catch_warnings():
-        # YAML lets a later anchor take the place of an earlier one of its name.
+        # In YAML a later anchor may replace an earlier one with the same name.
         warnings.simplefilter("ignore", ReusedAnchorWarning)
         tree = reader.load(text)
     _check(tree)
@@ -132,7 +160,7 @@ _TOO_MUCH = f"more than {_MOST_VALUES:,} values"
 
 
 class _Scanner(RoundTripScanner):  # type: ignore[misc]
-    """Stops where values are nested too deeply: every further level takes longer than the one before."""
+    """A scanner that refuses deeply nested values, since every further level takes longer than the one before."""
 
     def fetch_flow_collection_start(self, *arguments: Any, **named: Any) -> None:
         """Begin a list or mapping in brackets."""
@@ -148,19 +176,19 @@ class _Scanner(RoundTripScanner):  # type: ignore[misc]
 
 
 def _check(tree: Any) -> None:
-    """Refuse tags, and values that are nested too deeply or, by way of aliases, too many."""
+    """Refuse tags, deep nesting, and too many values with aliases counted each time."""
     stack: list[tuple[Any, int]] = [(tree, 0)]
     count = 0
     while stack:
         node, depth = stack.pop()
         count += 1
         if count > _MOST_VALUES:
-            raise ValueError(f"{_TOO_MUCH}, aliases and all")
+            raise ValueError(f"{_TOO_MUCH}, aliases counted each time")
         tag = getattr(getattr(node, "tag", None), "value", None)
         if tag is not None:
             number = getattr(getattr(node, "lc", None), "line", None)
             line = "" if number is None else f"line {number + 1}: "
-            raise ValueError(f"{line}the tag {shown(str(tag))} is not acted upon; write plain values only")
+            raise ValueError(f"{line}the tag {shown(str(tag))} is not supported; write plain values only")
         if isinstance(node, Mapping | list):
             if depth == _DEEPEST:
                 raise ValueError(_TOO_DEEP)
@@ -169,9 +197,16 @@ def _check(tree: Any) -> None:
 
 
 def validate(kind: type[_UserFile], data: Mapping[str, Any], given: Path | str, error: type[InputError]) -> _UserFile:
-    """`data` as `kind`. Raises `error` with a line for each field that is unknown, missing or of the wrong type.
+    """Return `data` as an instance of the model `kind`.
 
-    `given` is the file, or the function, that the data was given in: it stands before each problem.
+    Args:
+        kind: The pydantic model of the file.
+        data: The content of the file, or the arguments of a call.
+        given: The file or function that the data comes from; it begins each problem.
+        error: The type in which problems are raised: one line for each unknown, missing or wrongly typed field.
+
+    Returns:
+        The validated model.
     """
     try:
         return kind.model_validate(dict(data))
@@ -180,7 +215,7 @@ def validate(kind: type[_UserFile], data: Mapping[str, Any], given: Path | str, 
 
 
 def line_of(data: Any, location: Sequence[int | str]) -> int | None:
-    """The line, counted from 1, at which the value at `location` in a tree read by `read_yaml` stands."""
+    """Return the line, counted from 1, of the value at `location` in a tree read by `read_yaml`; None if unknown."""
     line = None
     for key in location:
         try:
@@ -195,10 +230,16 @@ def line_of(data: Any, location: Sequence[int | str]) -> int | None:
 
 
 def plain(value: Any) -> Any:
-    """What Python code gave, as a YAML file would hold it: mappings, lists, texts, numbers.
+    """Return a value from Python code in the types of a YAML file: mappings, lists, texts and numbers.
 
-    Tuples and the like become lists, paths texts with forward slashes, numpy's and torch's numbers Python's. Anything
-    else stays as it is, to be refused by who reads it.
+    Tuples and other iterables become lists, paths become texts with forward slashes, and numbers of numpy and torch
+    become Python's. Other values are returned unchanged; the validation refuses them.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The value in plain types.
     """
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
@@ -212,7 +253,7 @@ def plain(value: Any) -> Any:
 
 
 def dump_yaml(data: Any) -> str:
-    """YAML text of plain dicts, lists, strings and numbers; lists of numbers and short mappings on one line."""
+    """Return plain dicts, lists, strings and numbers as YAML; lists of numbers and short mappings take one line."""
     writer = YAML()
     writer.Representer = _Representer
     writer.width = 4096
@@ -223,7 +264,7 @@ def dump_yaml(data: Any) -> str:
 
 
 class _Representer(RoundTripRepresenter):  # type: ignore[misc]
-    """Quotes text with punctuation that means something in YAML; ruamel leaves `{license: ?}` bare: no one reads it."""
+    """A representer that quotes texts with YAML's punctuation: ruamel writes `{license: ?}`, which is not readable."""
 
 
 def _represent_text(representer: Any, text: str) -> Any:
@@ -244,7 +285,7 @@ def _in_words(given: Path | str, data: Any, kind: type[UserFile], item: Any) -> 
     place = f"{given}:{f' line {line}:' if line else ''}"
     where = f"{place} {field}"
     if item["type"] == "extra_forbidden":
-        # What is no word may be a line of a file that was never meant to be read here, such as one of passwords.
+        # A key that is not a plain word may come from an unrelated file, such as one with passwords: do not quote it.
         named = f"{where}:" if _WORD.fullmatch(str(location[-1])) else place
         return f"{named} unknown field; must be one of {', '.join(_siblings(kind, location))}"
     if item["type"] == "missing":
@@ -256,7 +297,7 @@ def _in_words(given: Path | str, data: Any, kind: type[UserFile], item: Any) -> 
 
 
 def _name(data: Any, location: Sequence[int | str]) -> str:
-    """A list's entry by the name it gives itself, if it does: steps.TEMP1, not steps.0."""
+    """Return the name of an entry of a list if it has one, otherwise its key: steps.TEMP1, not steps.0."""
     for key in location:
         try:
             data = data[key]
@@ -268,7 +309,7 @@ def _name(data: Any, location: Sequence[int | str]) -> str:
 
 
 def _siblings(kind: type[UserFile], location: Sequence[int | str]) -> list[str]:
-    """The fields that the mapping at `location` may have."""
+    """Return the possible fields of the mapping at `location`."""
     for key in location[:-1]:
         if isinstance(key, str) and key in kind.model_fields:
             inner = _models_in(kind.model_fields[key].annotation)
@@ -284,9 +325,9 @@ def _models_in(annotation: Any) -> list[type[UserFile]]:
 
 
 def shown(value: Any) -> str:
-    """What was received, for a message: as Python writes it, the rest cut off beyond 80 characters."""
+    """Return a received value for a message: as Python writes it, cut off after 80 characters."""
     try:
         text = repr(plain(value) if isinstance(value, Mapping | list) else value)
-    except ValueError:  # Python does not write whole numbers of more than 4300 digits
+    except ValueError:  # Python refuses to print integers of more than 4300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -1,6 +1,6 @@
-"""Optuna samplers: blockwise, its surrogates, and the registry of those that a study can name.
+"""Optuna samplers: blockwise, its surrogates, and the registry of the samplers that a study can name.
 
-Knows nothing of checkpoints and recipes.
+Nothing here depends on checkpoints and recipes.
 """
 
 from optimizer.samplers.blockwise import BLOCK_SCORES, BlockwiseSampler

@@ -1,22 +1,22 @@
-"""A sampler that knows the blocks: what each block scored tells where each block's parameters should go.
+"""A sampler that uses the score of each block to propose the parameters of that block.
 
-The similarity of a merge is a mean over blocks, and a block sees its own parameters alone. A search for n alphas is
-then n searches for one number that share every trial: each trial tells all of them something, and proposes all
-parameters at once. Of the past only the trials are needed:
+The similarity of a merge is a mean over blocks, and a block depends only on its own parameters. A search for n alphas
+therefore consists of n searches for one number that share every trial: each trial gives information on all blocks and
+proposes all parameters at once. The proposals depend on the trials alone:
 
-    parameters   fall into components, which share no block; each component is proposed by itself
-    few trials   the point farthest from what was tried, so that the first models see the whole range
-    then         every block has a model (`samplers.surrogates`); the component's point has the largest expected
-                 improvement of the blocks' sum over its best so far
-    converged    once no improvement to speak of is expected anywhere, the point that the models know least about: a
-                 similarity has several maxima, and a narrow one may lie between the points
-    gathering    every third trial, all components where they are expected to be best, or at their best so far: while
-                 some explore, no trial's value shows what the others found
+    components   Parameters are grouped into components that share no block; each component is proposed separately.
+    few trials   The point farthest from the tried ones, so that the first models cover the whole range.
+    later        Each block has a model (`samplers.surrogates`). A component gets the point with the largest expected
+                 improvement of its blocks' sum.
+    converged    If no relevant improvement is expected, the point of the largest uncertainty: a similarity has several
+                 maxima, and a narrow one may lie between the points.
+    gathering    In every third trial all components are at their expected optimum or at their best point so far. In the
+                 other trials some components explore, so the trial's value does not show the progress of the others.
 
-Scores are taken to be free of noise, so no component tries a point twice but to gather, and no trial repeats another.
-Trials that still run stand for what the models expect of them, and other workers propose elsewhere; failed ones do not
-count. Expected improvement is computed as a logarithm, which keeps its gradient where it is tiny (Ament et al.,
-"Unexpected Improvements to Expected Improvement", 2023).
+Scores are assumed to be free of noise. A component therefore repeats a point only to gather, and no trial repeats
+another. Running trials count with the scores that the models predict for them, so workers propose different points;
+failed trials do not count. Expected improvement is computed as a logarithm, which keeps its gradient where it is tiny
+(Ament et al., "Unexpected Improvements to Expected Improvement", 2023).
 """
 
 import math
@@ -42,51 +42,51 @@ from optimizer.threads import one_thread
 __all__ = ["BLOCK_SCORES", "BlockwiseSampler"]
 
 BLOCK_SCORES = "block_scores"
-"""The user attribute of a trial that holds its scores, {block: score}."""
+"""User attribute of a trial with its scores, {block: score}."""
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# Points that a component of one parameter is given before its models decide; for more parameters see `_opening`.
+# Points of a component of one parameter before its models decide; for more parameters see `_opening`.
 _OPENING = 4
-# One trial in so many gathers what was found: all components at once where they are expected to be best.
+# One trial in this many gathers: all components are at their expected optimum.
 _GATHER = 3
-# Points within this distance, in units of the range, count as the same.
+# Points within this distance, as a share of the range, count as the same.
 _SAME = 1e-7
 # An expected improvement below this share of the scores' spread counts as none.
 _CONVERGED = 1e-7
-# The scan of a line, and how it closes in on the best of it: times this fine, this often.
+# Points in the scan of a line; points of each zoom around the best one; number of zooms.
 _SCAN = 129
 _ZOOM = 33
 _ZOOMS = 3
-# Points that the models of a line are conditioned on at most, and how many of them lie around the best.
+# Maximum number of points that the models of a line are conditioned on, and how many of them are around the best.
 _LINE_POINTS = 28
 _NEAR_BEST = 8
-# Where the search for the best point of several parameters starts: random points, points around the best, climbs.
+# Search for the best point of several parameters: random points, widths of the clouds around the best, climbs.
 _RANDOM = 256
 _AROUND = (0.2, 0.05, 0.01, 0.001)
 _CLIMBS = 3
 
 
 class BlockwiseSampler(BaseSampler):
-    """Proposes all parameters at once from one model for each block.
-
-    `blocks` maps the name of a block to the names of the parameters that its score depends on; several blocks may share
-    a parameter. Without it every parameter is a block of its own, named like the parameter.
-
-    A completed trial's scores are `trial.user_attrs["block_scores"]`, {block: score}, all of which the study's
-    direction makes as large or as small as possible; each is one part of the sum or mean that is the trial's value. If
-    no trial has the scores of all blocks, the value itself is modelled as a sum of unknown functions of the blocks'
-    parameters. Parameters that belong to no block, categorical ones and those that only some trials have are sampled
-    independently of the scores.
-
-    What is proposed follows from `seed`, the trial's number and the trials of the study alone: a sampler made anew
-    proposes what this one would. Without a seed one is drawn.
+    """A sampler that proposes all parameters at once from one model for each block.
 
         blocks = {"OUT03": ["T1.OUT03"], "OUT04": ["T1.OUT04"]}
         study = optuna.create_study(direction="maximize", sampler=BlockwiseSampler(seed=0, blocks=blocks))
 
-    Raises ValueError for a study with several objectives.
+    A completed trial has its scores in `trial.user_attrs["block_scores"]`, {block: score}. The study's direction makes
+    all of them as large or as small as possible; each is one part of the sum or mean that is the trial's value. If no
+    trial has the scores of all blocks, the value itself is modelled as a sum of unknown functions of the blocks'
+    parameters. Parameters without a block, categorical ones and those that only some trials have are sampled
+    independently of the scores.
+
+    Proposals depend only on the seed, the trial's number and the trials of the study, so a new sampler with the same
+    seed proposes the same points. ValueError is raised for a study with several objectives.
+
+    Args:
+        seed: The seed of all random numbers; drawn at random if None.
+        blocks: {block: names of the parameters that its score depends on}; several blocks may share a parameter. If
+            None, every parameter is a block by itself, with the name of the parameter.
     """
 
     def __init__(self, *, seed: int | None = None, blocks: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -94,8 +94,8 @@ class BlockwiseSampler(BaseSampler):
         self._blocks = None if blocks is None else {block: tuple(names) for block, names in blocks.items()}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The numbers that every completed trial has, with the same range in all of them."""
-        # A new one each time: what it remembers would differ from what a sampler made anew can know.
+        """Return the numeric parameters that every completed trial has with the same range."""
+        # A new instance each time, since a kept one would remember ranges that a new sampler cannot know.
         space = IntersectionSearchSpace().calculate(study)
         return {
             name: distribution
@@ -106,7 +106,7 @@ class BlockwiseSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Values {parameter: value} of all parameters in `search_space`."""
+        """Return a value for each parameter in `search_space`, {parameter: value}."""
         self._raise_error_if_multi_objective(study)
         blocks = self._blocks if self._blocks is not None else {name: (name,) for name in search_space}
         modelled = {name for names in blocks.values() for name in names}
@@ -132,7 +132,17 @@ class BlockwiseSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A value of one parameter: of a number, in the widest gap between those tried; of anything else, at random."""
+        """Return a value of one parameter: a number from the widest gap between the tried ones, or a random choice.
+
+        Args:
+            study: The study; one with several objectives raises ValueError.
+            trial: The trial that gets the value.
+            param_name: The name of the parameter.
+            param_distribution: Its range or choices.
+
+        Returns:
+            The value in the type of Optuna's trials.
+        """
         self._raise_error_if_multi_objective(study)
         random = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
         if param_distribution.single():
@@ -143,7 +153,7 @@ class BlockwiseSampler(BaseSampler):
         axis = _Axis(param_distribution)
         states = (TrialState.COMPLETE, TrialState.RUNNING)
         trials = study.get_trials(deepcopy=False, states=states)
-        tried = [axis.position(other.params.get(param_name)) for other in trials if other.number != trial.number]
+        tried = [axis.position(past.params.get(param_name)) for past in trials if past.number != trial.number]
         known = np.array([position for position in tried if not math.isnan(position)])
         return axis.value(float(_farthest(known[:, None], (axis,), random)[0]))
 
@@ -158,19 +168,19 @@ def _only(distribution: BaseDistribution) -> Any:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One number's range as positions 0 .. 1, its grid included; even in the logarithm where the range is."""
+    """The range of one number as positions 0 .. 1, with its grid; the positions are logarithmic if the range is."""
 
     distribution: FloatDistribution | IntDistribution
 
     @property
     def levels(self) -> float:
-        """How many values there are; infinite without a grid."""
+        """Number of possible values; infinite without a grid."""
         if self.distribution.step is None:
             return math.inf
         return 1 + math.floor((self.distribution.high - self.distribution.low) / self.distribution.step + 1e-9)
 
     def position(self, value: Any) -> float:
-        """Where a value lies; NaN if it is missing or out of range."""
+        """Return the position of a value; NaN if the value is missing or out of range."""
         range_ = self.distribution
         if not isinstance(value, int | float) or not range_.low <= value <= range_.high:
             return math.nan
@@ -179,7 +189,7 @@ class _Axis:
         return (value - range_.low) / (range_.high - range_.low)
 
     def values(self, positions: Array) -> Array:
-        """The values at positions 0 .. 1, on the grid if there is one."""
+        """Return the values at positions 0 .. 1, rounded to the grid if the range has one."""
         low, high, step = self.distribution.low, self.distribution.high, self.distribution.step
         if self.distribution.log:
             values = low * np.exp(positions * math.log(high / low))
@@ -190,12 +200,12 @@ class _Axis:
         return np.asarray(np.clip(values, low, high), dtype=np.float64)
 
     def value(self, position: float) -> float | int:
-        """The value at a position, as Optuna's trials hold it."""
+        """Return the value at a position in the type of Optuna's trials."""
         value = float(self.values(np.array([position]))[0])
         return round(value) if isinstance(self.distribution, IntDistribution) else value
 
     def on_grid(self, positions: Array) -> Array:
-        """The nearest positions that a trial can have."""
+        """Return the nearest positions that a trial can have."""
         if self.distribution.step is None:
             return np.asarray(positions.clip(0.0, 1.0))
         low, high = self.distribution.low, self.distribution.high
@@ -207,7 +217,7 @@ class _Axis:
 
 @dataclass(frozen=True)
 class _Component:
-    """Parameters and blocks that depend on each other, as positions in those of the history."""
+    """Parameters and blocks that depend on each other, as indices into those of the history."""
 
     parameters: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -215,11 +225,12 @@ class _Component:
 
 @dataclass(frozen=True)
 class _History:
-    """What the trials of a study say, larger scores being better.
+    """The trials of a study as arrays in which larger scores are better.
 
-    `points` float64 [trials, parameters] are positions in 0 .. 1, NaN where a trial lacks one, of completed and then of
-    running trials. `scores` [completed, blocks] are the blocks' own, NaN where unknown; if they are none, `values`
-    [completed] are what their sum is known by. `depends` [blocks, parameters] says which score depends on what.
+    `points` float64 [trials, parameters] are positions in 0 .. 1 of the completed and then of the running trials; NaN
+    where a trial lacks a parameter. `scores` [completed, blocks] are NaN where unknown; None if no trial has the scores
+    of all blocks. `values` [completed] are the trials' values. `depends` [blocks, parameters] marks the parameters that
+    each score depends on.
     """
 
     axes: tuple[_Axis, ...]
@@ -230,7 +241,7 @@ class _History:
 
     @property
     def components(self) -> list[_Component]:
-        """The components, in the order of their last block."""
+        """Components in the order of their last blocks."""
         found = connected((block, np.flatnonzero(row).tolist()) for block, row in enumerate(self.depends))
         return [_Component(tuple(sorted(touched)), tuple(blocks)) for blocks, touched in found]
 
@@ -238,29 +249,29 @@ class _History:
     def of(
         study: Study, trial: FrozenTrial, axes: Mapping[str, _Axis], blocks: Mapping[str, Sequence[str]]
     ) -> "_History":
-        """The history of a study before `trial`, which itself does not count."""
+        """Return the history of a study without `trial` itself."""
         completed = [
-            other
-            for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if other.value is not None and math.isfinite(other.value)
+            past
+            for past in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if past.value is not None and math.isfinite(past.value)
         ]
         running = [
-            other
-            for other in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if other.number != trial.number
+            past
+            for past in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if past.number != trial.number
         ]
         points = [
-            [axis.position(other.params.get(name)) for name, axis in axes.items()] for other in [*completed, *running]
+            [axis.position(past.params.get(name)) for name, axis in axes.items()] for past in [*completed, *running]
         ]
         depends = {block: [name in names for name in axes] for block, names in blocks.items()}
         moved = [block for block, row in depends.items() if any(row)]
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
-        scores = np.array([_block_scores(other, moved) for other in completed]).reshape(len(completed), len(moved))
+        scores = np.array([_block_scores(past, moved) for past in completed]).reshape(len(completed), len(moved))
         return _History(
             axes=tuple(axes.values()),
             points=np.array(points, dtype=np.float64).reshape(len(completed) + len(running), len(axes)),
             scores=sign * scores if np.isfinite(scores).all(axis=1).any() else None,
-            values=sign * np.array([other.value for other in completed], dtype=np.float64),
+            values=sign * np.array([past.value for past in completed], dtype=np.float64),
             depends=np.array([depends[block] for block in moved], dtype=bool),
         )
 
@@ -277,17 +288,17 @@ def _block_scores(trial: FrozenTrial, blocks: Sequence[str]) -> list[float]:
 
 
 def _propose(history: _History, random: np.random.Generator) -> Array:
-    """The next point, positions [parameters]."""
+    """Return the next point as positions [parameters]."""
     if len(history.points) % _GATHER == _GATHER - 1:
         point = _propose_point(history, random, gather=True)
         if np.abs(np.nan_to_num(history.points, nan=np.inf) - point).max(axis=1).min() > _SAME:
             return point
-        # One trial has it all already.
+        # An earlier trial is already at this point.
     return _propose_point(history, random, gather=False)
 
 
 def _propose_point(history: _History, random: np.random.Generator, *, gather: bool) -> Array:
-    """The next point: where each component is expected to be best if `gather`, else where it may improve most."""
+    """Return the next point: each component at its expected optimum if `gather`, else at its largest improvement."""
     components = history.components
     if history.scores is None and len(history.depends) > 1:
         return _propose_by_value(history, components, random, gather=gather)
@@ -303,9 +314,9 @@ def _propose_point(history: _History, random: np.random.Generator, *, gather: bo
 
 
 def _opening(axes: Sequence[_Axis]) -> float:
-    """How many points are spread over the space of these axes before models decide; no more than its grid has."""
-    wanted = _OPENING if len(axes) == 1 else 3 + len(axes) // 4
-    return min(wanted, math.prod(axis.levels for axis in axes))
+    """Return the number of points spread over the space of these axes before models decide, at most its grid's size."""
+    count = _OPENING if len(axes) == 1 else 3 + len(axes) // 4
+    return min(count, math.prod(axis.levels for axis in axes))
 
 
 def _scores(history: _History, block: int) -> Array:
@@ -315,8 +326,8 @@ def _scores(history: _History, block: int) -> Array:
 def _propose_lines(
     history: _History, components: Sequence[_Component], random: np.random.Generator, *, gather: bool
 ) -> Array:
-    """The next positions [components] of components with one parameter each, all at once."""
-    found = np.empty(len(components))
+    """Return the next positions [components] of all components with one parameter each."""
+    proposed = np.empty(len(components))
     modelled = []
     for place, component in enumerate(components):
         column = component.parameters[0]
@@ -327,16 +338,16 @@ def _propose_lines(
         known = np.unique(tried[np.isfinite(tried)])
         axes = (history.axes[column],)
         if len(known) < _opening(axes) or not scored.any():
-            found[place] = _farthest(known[:, None], axes, random)[0]
+            proposed[place] = _farthest(known[:, None], axes, random)[0]
         else:
             modelled.append(place)
     if modelled:
-        found[modelled] = _improve_lines(history, [components[place] for place in modelled], gather=gather)
-    return found
+        proposed[modelled] = _improve_lines(history, [components[place] for place in modelled], gather=gather)
+    return proposed
 
 
 def _improve_lines(history: _History, components: Sequence[_Component], *, gather: bool) -> Array:
-    """The next positions [components] of components with enough points for models."""
+    """Return the next positions [components] of components that have enough points for models."""
     columns = [component.parameters[0] for component in components]
     axes = [history.axes[column] for column in columns]
     tried = history.points[:, columns].T
@@ -349,8 +360,8 @@ def _improve_lines(history: _History, components: Sequence[_Component], *, gathe
     complete = together @ ~known == 0
     sums = np.where(complete, together @ np.where(known, values, 0.0), -np.inf)
     best = sums.max(axis=1)
-    # What the models are conditioned on is chosen for a component, so that all of its blocks see the same points.
-    kept = _telling_points(tried[:, :completed], sums)
+    # Chosen per component, so that the models of all its blocks are conditioned on the same points.
+    kept = _informative_points(tried[:, :completed], sums)
     rows = kept[owner]
     points = np.take_along_axis(np.nan_to_num(tried[:, :completed]), kept, axis=1)[owner]
     models = fit_lines(
@@ -379,30 +390,30 @@ def _improve_lines(history: _History, components: Sequence[_Component], *, gathe
     means, deviations = sums_at(positions)
     untried = free(positions)
     heights = np.where(untried, height_of(means, deviations), -np.inf)
-    each = np.arange(len(axes))
-    unsure = positions[each, np.where(untried, deviations, -np.inf).argmax(axis=1)]
-    found, height = positions[each, heights.argmax(axis=1)], heights.max(axis=1)
+    lines = np.arange(len(axes))
+    unsure = positions[lines, np.where(untried, deviations, -np.inf).argmax(axis=1)]
+    proposal, height = positions[lines, heights.argmax(axis=1)], heights.max(axis=1)
     reach = 1.0 / (_SCAN - 1)
     for _ in range(_ZOOMS):
-        positions = on_grid((found[:, None] + np.linspace(-reach, reach, _ZOOM)).clip(0.0, 1.0))
+        positions = on_grid((proposal[:, None] + np.linspace(-reach, reach, _ZOOM)).clip(0.0, 1.0))
         heights = np.where(free(positions), height_of(*sums_at(positions)), -np.inf)
         better = heights.max(axis=1) > height
-        found = np.where(better, positions[each, heights.argmax(axis=1)], found)
+        proposal = np.where(better, positions[lines, heights.argmax(axis=1)], proposal)
         height = np.where(better, heights.max(axis=1), height)
         reach *= 2.0 / (_ZOOM - 1)
-    incumbent = tried[each, sums.argmax(axis=1)]
+    incumbent = tried[lines, sums.argmax(axis=1)]
     if gather:
-        return np.asarray(np.where(height > best + _CONVERGED * spread, found, incumbent))
-    found = np.where(height < np.log(_CONVERGED * spread), unsure, found)
-    # Where all points of a grid were tried, the best one stays.
-    return np.asarray(np.where(np.isfinite(height), found, incumbent))
+        return np.asarray(np.where(height > best + _CONVERGED * spread, proposal, incumbent))
+    proposal = np.where(height < np.log(_CONVERGED * spread), unsure, proposal)
+    # If all points of a grid were tried, the best one is repeated.
+    return np.asarray(np.where(np.isfinite(height), proposal, incumbent))
 
 
-def _telling_points(tried: Array, sums: Array) -> NDArray[np.intp]:
-    """Indices [components, kept] of the points that tell most: the nearest to the best, then the farthest from those.
+def _informative_points(tried: Array, sums: Array) -> NDArray[np.intp]:
+    """Return indices [components, kept] of the most informative points: nearest to the best, then most distant.
 
-    Points beyond some thirty say little of a smooth function of one number, and points very close to each other make
-    the kernel matrix singular.
+    More than about thirty points add little information on a smooth function of one number, and points very close to
+    each other make the kernel matrix singular.
     """
     count = tried.shape[1]
     if count <= _LINE_POINTS:
@@ -427,7 +438,7 @@ def _telling_points(tried: Array, sums: Array) -> NDArray[np.intp]:
 def _with_pending(
     models: LineModels, pending: Array, owner: NDArray[np.intp], together: Array, best: Array
 ) -> tuple[LineModels, Array]:
-    """The models with what they expect at pending positions [components, running], and the best sums with those."""
+    """Return the models with their predictions at pending positions [components, running], and the best sums then."""
     running = np.isfinite(pending)
     if not running.any():
         return models, best
@@ -438,17 +449,17 @@ def _with_pending(
 
 @dataclass(frozen=True)
 class _Belief:
-    """What models, or some of their terms, say of the sum of a component's blocks.
+    """The prediction of models, or of some of their terms, for the sum of a component's blocks.
 
-    `parts` are models with the terms that count, None for all; `columns` where the component's parameters stand among
-    the models' dimensions.
+    `parts` are the models, each with the terms that count (None for all); `columns` are the component's parameters
+    among the models' dimensions.
     """
 
     parts: tuple[tuple[AdditiveModel, Mask | None], ...]
     columns: tuple[int, ...]
 
     def predict(self, points: Array) -> tuple[Array, Array, Array, Array]:
-        """Means and variances [m] of the sum at points [m, parameters], and their slopes [m, parameters]."""
+        """Return means and variances [m] of the sum at points [m, parameters], and their slopes [m, parameters]."""
         columns = list(self.columns)
         everywhere = np.zeros((len(points), self.parts[0][0].points.shape[1]))
         everywhere[:, columns] = points
@@ -463,7 +474,7 @@ class _Belief:
         return mean, variance, mean_slope, variance_slope
 
     def moments(self, points: Array) -> tuple[Array, Array]:
-        """Means and standard deviations [m] of the sum at points [m, parameters]."""
+        """Return means and standard deviations [m] of the sum at points [m, parameters]."""
         columns = list(self.columns)
         everywhere = np.zeros((len(points), self.parts[0][0].points.shape[1]))
         everywhere[:, columns] = points
@@ -473,18 +484,18 @@ class _Belief:
 
 
 def _propose_jointly(history: _History, component: _Component, random: np.random.Generator, *, gather: bool) -> Array:
-    """The next positions [parameters] of a component with several parameters, from a model of each of its blocks."""
+    """Return the next positions [parameters] of a component with several parameters; each block has a model."""
     columns = list(component.parameters)
     axes = tuple(history.axes[column] for column in columns)
     points = history.points[:, columns]
-    whole = np.asarray(np.isfinite(points).all(axis=1))
-    tried = np.unique(points[whole], axis=0)
+    complete = np.asarray(np.isfinite(points).all(axis=1))
+    tried = np.unique(points[complete], axis=0)
     completed = len(history.values)
     values = np.array([_scores(history, block) for block in component.blocks])
-    known = np.isfinite(values) & whole[:completed]
+    known = np.isfinite(values) & complete[:completed]
     if len(tried) < _opening(axes) or known.sum(axis=1).min() < 2:
         return _farthest(tried, axes, random)
-    pending = points[completed:][whole[completed:]]
+    pending = points[completed:][complete[completed:]]
     parts: list[tuple[AdditiveModel, Mask | None]] = []
     for row, block in enumerate(component.blocks):
         terms = history.depends[block, columns][None]
@@ -496,32 +507,32 @@ def _propose_jointly(history: _History, component: _Component, random: np.random
 def _propose_by_value(
     history: _History, components: Sequence[_Component], random: np.random.Generator, *, gather: bool
 ) -> Array:
-    """The next point from a model of the value as a sum of unknown functions of the blocks' parameters."""
-    whole = np.asarray(np.isfinite(history.points).all(axis=1))
-    tried = history.points[whole]
+    """Return the next point from a model of the value as a sum of unknown functions of the blocks' parameters."""
+    complete = np.asarray(np.isfinite(history.points).all(axis=1))
+    tried = history.points[complete]
     completed = len(history.values)
-    used = whole[:completed]
+    used = complete[:completed]
     if len(np.unique(tried, axis=0)) < _opening(history.axes) or used.sum() < 2:
         return _farthest(tried, history.axes, random)
     model = fit_additive(history.points[:completed][used], history.values[used], history.depends)
-    pending = history.points[completed:][whole[completed:]]
+    pending = history.points[completed:][complete[completed:]]
     if len(pending):
         model = model.believing(pending)
-    found = np.empty(tried.shape[1])
+    point = np.empty(tried.shape[1])
     for component in components:
         terms = np.zeros(len(history.depends), dtype=bool)
         terms[list(component.blocks)] = True
         columns = list(component.parameters)
         belief = _Belief(((model, terms),), component.parameters)
         axes = tuple(history.axes[column] for column in columns)
-        found[columns] = _improve(belief, np.unique(tried[:, columns], axis=0), axes, random, gather=gather)
-    return found
+        point[columns] = _improve(belief, np.unique(tried[:, columns], axis=0), axes, random, gather=gather)
+    return point
 
 
 def _improve(
     belief: _Belief, tried: Array, axes: Sequence[_Axis], random: np.random.Generator, *, gather: bool
 ) -> Array:
-    """The next point [parameters] of a component, given positions tried [n, parameters] in any of its trials."""
+    """Return the next point [parameters] of a component; `tried` [n, parameters] are its positions so far."""
     means, _ = belief.moments(tried)
     incumbent, best = tried[means.argmax()], float(means.max())
     least = _CONVERGED * max(float(means.std()), 1e-300)
@@ -542,7 +553,7 @@ def _improve(
         return np.log(variance), slope / variance[:, None]
 
     def gain(points: Array) -> tuple[Array, Array]:
-        # In units of what counts, which are what the climb's tolerances are made for.
+        # In units of the smallest relevant gain, to match the tolerances of the climb.
         mean, _, slope, _ = belief.predict(points)
         return (mean - best) / (1e3 * least), slope / (1e3 * least)
 
@@ -554,12 +565,12 @@ def _improve(
     if height < math.log(least):
         unsure, doubtful = _climb(doubt, starts, tried, axes)
         found = unsure if math.isfinite(doubtful) else found
-    # Where all points of a grid were tried, the best one stays.
+    # If all points of a grid were tried, the best one is repeated.
     return found if math.isfinite(height) else incumbent
 
 
 def _candidates(incumbent: Array, random: np.random.Generator) -> Array:
-    """Points [m, parameters] to start from: all over the space, and ever closer around the best one."""
+    """Return starting points [m, parameters]: spread over the space, and in ever smaller clouds around the best one."""
     size = len(incumbent)
     spread = random.random((_RANDOM, size))
     if size == 1:
@@ -571,12 +582,12 @@ def _candidates(incumbent: Array, random: np.random.Generator) -> Array:
 def _climb(
     score: Callable[[Array], tuple[Array, Array]], starts: Array, tried: Array, axes: Sequence[_Axis]
 ) -> tuple[Array, float]:
-    """The best untried point that L-BFGS-B reaches from the best starts, and its score; -inf if there is none.
+    """Return the best untried point that L-BFGS-B reaches from the best starts, and its score; -inf without one.
 
-    `score` gives scores [m] and their slopes [m, parameters] at points [m, parameters].
+    `score` returns scores [m] and their slopes [m, parameters] at points [m, parameters].
     """
 
-    # All at once: a score costs as much for three points as for one, and a climb of their sum is one of each.
+    # Climbing the sum climbs each point, and scoring three points takes no longer than scoring one.
     def negative(stacked: Array) -> tuple[float, Array]:
         heights, slopes = score(stacked.reshape(-1, len(axes)))
         return -float(heights.sum()), -slopes.ravel()
@@ -598,10 +609,10 @@ def _climb(
 
 
 def _log_improvement(mean: Array, deviation: Array, best: Array | float) -> Array:
-    """Logarithm of E[max(f - best, 0)] of a normal f: log s + log h(z), h = phi + z Phi, z = (mean - best) / s.
+    """Return log E[max(f - best, 0)] of a normal f: log s + log h(z), h = phi + z Phi, z = (mean - best) / s.
 
-    Left of -1 as log h = log phi + log(1 - |z| Phi(z) / phi(z)), whose quotient is a scaled error function (equation 9
-    of Ament et al.); far left, where that too cancels, by its series, -2 log |z|.
+    For z < -1, log h = log phi + log(1 - |z| Phi(z) / phi(z)), whose quotient is a scaled error function (equation 9 of
+    Ament et al.). For z < -1e4, where that cancels too, the series -2 log |z| replaces the last term.
     """
     standard = (mean - best) / deviation
     log_density = -0.5 * standard**2 - 0.5 * math.log(2.0 * math.pi)
@@ -616,7 +627,7 @@ def _log_improvement(mean: Array, deviation: Array, best: Array | float) -> Arra
 
 
 def _farthest(tried: Array, axes: Sequence[_Axis], random: np.random.Generator) -> Array:
-    """An untried point [parameters] far from those tried [n, parameters]: the middle first, later the widest gap."""
+    """Return an untried point [parameters] far from `tried` [n, parameters]: the middle first, later the widest gap."""
     size = len(axes)
     if not len(tried):
         points = 0.5 + 0.05 * random.uniform(-1.0, 1.0, (1, size))
@@ -628,6 +639,6 @@ def _farthest(tried: Array, axes: Sequence[_Axis], random: np.random.Generator) 
     if not len(tried):
         return np.asarray(points[0])
     distances = np.sqrt(((points[:, None] - tried[None]) ** 2).sum(axis=2)).min(axis=1)
-    # Gaps of about the same width in an order of chance, so that parameters do not move in step.
+    # Gaps of similar width are filled in random order, so that parameters do not move in step.
     preference = distances * random.uniform(0.9, 1.0, len(points))
     return np.asarray(points[int(preference.argmax())])

@@ -1,4 +1,4 @@
-"""Connected components: items that hang together because they touch the same."""
+"""Connected components: items grouped by the things that they touch."""
 
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
@@ -14,21 +14,25 @@ Touched = TypeVar("Touched", bound=Hashable)
 
 
 def connected(items: Iterable[tuple[Item, Iterable[Touched]]]) -> list[tuple[list[Item], set[Touched]]]:
-    """Return groups of the items (item, what it touches) that touch the same, directly or by way of others.
+    """Return the items in groups; two items share a group if they touch the same thing directly or through other items.
 
-    Each group comes with all that its items touch. Groups are in the order of their last items, the items of a group in
-    the order in which they are given.
+    Args:
+        items: Pairs of an item and the things that it touches.
+
+    Returns:
+        For each group its items, in the given order, and all things that they touch. Groups are ordered by their last
+        items.
     """
     given = [(item, set(touching)) for item, touching in items]
-    edges = [(row, each) for row, (_, touching) in enumerate(given) for each in touching]
-    columns = {each: len(given) + place for place, each in enumerate(dict.fromkeys(each for _, each in edges))}
+    edges = [(row, thing) for row, (_, touching) in enumerate(given) for thing in touching]
+    columns = {thing: len(given) + place for place, thing in enumerate(dict.fromkeys(thing for _, thing in edges))}
     nodes = len(given) + len(columns)
-    ends = [row for row, _ in edges], [columns[each] for _, each in edges]
+    ends = [row for row, _ in edges], [columns[thing] for _, thing in edges]
     graph = coo_array((np.ones(len(edges)), ends), shape=(nodes, nodes))
     _, labels = connected_components(graph, directed=False)
     found: dict[int, tuple[list[Item], set[Touched]]] = {}
     for (item, touching), label in zip(given, labels.tolist()[: len(given)], strict=True):
-        # Taken out and put back: the order is that of the last items.
+        # Removed and inserted again, so that the groups are in the order of their last items.
         joined, touched = found.pop(label, ([], set()))
         found[label] = [*joined, item], touched | touching
     return list(found.values())

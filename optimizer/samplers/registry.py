@@ -1,8 +1,7 @@
 """The samplers that a study can name; a new one is a function, a line in `_SAMPLERS`, and a word of `SamplerName`.
 
-A sampler is made anew for each trial, from a seed that follows from the study's seed and the trial's number. What it
-needs to know of earlier trials it reads from the study, so a resumed study proposes what an uninterrupted one would,
-and repeats nothing.
+Each trial gets a new sampler, whose seed follows from the study's seed and the trial's number. A sampler reads earlier
+trials from the study alone, so a resumed study proposes the same points as an uninterrupted one, without repetitions.
 """
 
 import warnings
@@ -20,7 +19,7 @@ __all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "make_sampler", "trial_seed"]
 
 DEFAULT_SAMPLER: SamplerName = "blockwise"
 
-# Which parameters each block's score depends on, {block: parameters}; None if every parameter is a block of its own.
+# {block: parameters that its score depends on}; None if every parameter is a block by itself.
 _Blocks = Mapping[str, Sequence[str]] | None
 
 
@@ -55,10 +54,17 @@ SAMPLERS: Mapping[str, Callable[[int, _Blocks, bool], BaseSampler]] = dict(_SAMP
 
 
 def make_sampler(name: str, seed: int, blocks: _Blocks = None, *, others: bool = False) -> BaseSampler:
-    """The sampler of this name, drawing from `seed`. Raises KeyError for an unknown name.
+    """Return a new sampler of this name; an unknown name raises KeyError.
 
-    `blocks`, {block: names of the parameters that its score depends on}, is for samplers that know of blocks. `others`
-    says that other workers' trials are running, for samplers that would propose the same again if not told.
+    Args:
+        name: A key of `SAMPLERS`.
+        seed: The seed of its random numbers.
+        blocks: {block: names of the parameters that its score depends on}, for samplers that use blocks; None if every
+            parameter is a block by itself.
+        others: Whether trials of other workers are running; some samplers would otherwise propose the same points.
+
+    Returns:
+        The sampler.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -66,6 +72,6 @@ def make_sampler(name: str, seed: int, blocks: _Blocks = None, *, others: bool =
 
 
 def trial_seed(seed: int, study_name: str, number: int) -> int:
-    """The seed, in 0 .. 2^32 - 1, of trial `number` of the Optuna study `study_name`."""
+    """Return the seed, in 0 .. 2^32 - 1, of trial `number` of the Optuna study `study_name`."""
     entropy = np.random.SeedSequence([seed, zlib.crc32(study_name.encode()), number])
     return int(entropy.generate_state(1)[0])

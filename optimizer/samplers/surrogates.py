@@ -1,15 +1,16 @@
-"""Noise-free Gaussian processes over the unit cube: what the block-wise sampler believes about scores not yet seen.
+"""Noise-free Gaussian processes over the unit cube: the block-wise sampler's models of the scores.
 
-Two models, because blocks come in two sizes. Neither keeps a state: each is fitted anew to the points it is given.
+Blocks come in two sizes, hence two models. Both are stateless: each is fitted anew to the given points.
 
-    LineModels      many functions of one number each, fitted at once as one batch of small matrices. Length scale and
-                    smoothness come from a grid, weighed by their restricted likelihood.
-    AdditiveModel   one function of several numbers, a sum of terms over some of them each: a length scale for every
-                    number and a weight for every term, by L-BFGS-B on the same likelihood with exact gradients.
+    LineModels      Many functions of one number each, fitted at once as one batch of small matrices. Length scale and
+                    smoothness come from a grid, weighted by their restricted likelihood.
+    AdditiveModel   One function of several numbers, a sum of terms that each depend on some of the numbers. Each number
+                    has a length scale and each term a weight, found by L-BFGS-B on the same likelihood with exact
+                    gradients.
 
 The formulas are those of Rasmussen and Williams, "Gaussian Processes for Machine Learning" (2006): 2.25 and 2.26 for
 predictions, 2.42 to 2.45 for a constant mean that is integrated out, 4.17 for the Matern kernel, 5.9 for gradients. The
-variance of a process is profiled out, so a kernel is known up to its scale.
+variance of a process is profiled out, so a kernel is needed only up to its scale.
 """
 
 import math
@@ -26,31 +27,31 @@ __all__ = ["AdditiveModel", "LineModels", "fit_additive", "fit_lines"]
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# Added to the diagonal of kernel matrices whose diagonal is 1: what float64 needs to factor them, and no noise.
+# Added to the unit diagonal of kernel matrices, so that float64 can factor them; it models no noise.
 _NUGGET = 1e-11
-# Length scales that a function of one number may have, in units of its range.
+# Possible length scales of a function of one number, in units of its range.
 _LENGTHS = np.geomspace(0.05, 4.0, 9)
-# The prior of a length scale: log-normal around this.
+# The prior of a length scale is log-normal: its median, and the deviation of its logarithm.
 _USUAL_LENGTH = 0.6
 _SPREAD = 1.0
-# Grid models that are kept for each function; what the others would add is below what decides a proposal.
+# Grid models kept for each function; the others would not change a proposal.
 _KEPT = 3
-# Iterations of the fit of an additive model, and how many points it looks at; it is then conditioned on all.
+# Iterations of the fit of an additive model, and the number of points in it; the model is then conditioned on all.
 _ITERATIONS = 40
 _FITTED_POINTS = 80
-# Up to so many points hyperparameters of several numbers are fitted anew for each, then as they become a tenth more.
-_ALWAYS = 8
-_SELDOMER = 1.1
-# Bounds of the logarithms of length scales, of weights, and of the weight of what no term explains.
+# Hyperparameters of several numbers are fitted again at every point up to this number, later at every tenth more.
+_ALWAYS_REFITTED = 8
+_REFIT_GROWTH = 1.1
+# Bounds of the logarithms of length scales, of weights, and of the weight of the unexplained rest.
 _LOG_LENGTHS = (float(np.log(0.05)), float(np.log(30.0)))
 _LOG_WEIGHTS = (-7.0, 7.0)
 _LOG_REST = (-18.0, 0.0)
-# Variance added where all observations are equal, in units of theirs.
+# Added to the variance of standardised observations, which is 0 if all of them are equal.
 _LEAST_VARIANCE = 1e-12
 
 
 def _kernel(squared: Array, smooth: bool) -> Array:
-    """exp(-d^2 / 2) if `smooth`, else Matern 5/2, of squared scaled distances d^2."""
+    """Return the kernel of squared scaled distances d^2: exp(-d^2 / 2) if `smooth`, else Matern 5/2."""
     if smooth:
         return np.asarray(np.exp(-0.5 * squared))
     root = np.sqrt(5.0 * squared)
@@ -58,7 +59,7 @@ def _kernel(squared: Array, smooth: bool) -> Array:
 
 
 def _kernel_slope(squared: Array, smooth: bool) -> Array:
-    """The derivative of `_kernel` by the squared distance."""
+    """Return the derivative of `_kernel` by the squared distance."""
     if smooth:
         return np.asarray(-0.5 * np.exp(-0.5 * squared))
     root = np.sqrt(5.0 * squared)
@@ -66,12 +67,15 @@ def _kernel_slope(squared: Array, smooth: bool) -> Array:
 
 
 def _scaled(squared: Array, precisions: Array) -> Array:
-    """Squared scaled distances [terms, m, n] of squared differences [m, n, dimensions]."""
+    """Return squared scaled distances [terms, m, n] of squared differences [m, n, dimensions]."""
     return np.asarray(np.moveaxis(squared @ precisions.T, -1, 0))
 
 
 def _standardised(values: Array, known: Mask) -> tuple[Array, Array, Array]:
-    """Values [functions, n] with mean 0 and deviation 1 over what is known, 0 elsewhere; the means; the deviations."""
+    """Return the values [functions, n] standardised, their means [functions] and their deviations [functions].
+
+    Over the known entries the standardised values have mean 0 and deviation 1; the others are 0.
+    """
     counts = known.sum(axis=1).clip(min=1)
     means = np.where(known, values, 0.0).sum(axis=1) / counts
     centred = np.where(known, values - means[:, None], 0.0)
@@ -84,9 +88,9 @@ def _standardised(values: Array, known: Mask) -> tuple[Array, Array, Array]:
 class _Factored:
     """Processes conditioned on their data: kernel matrices [..., n, n] factored, the mean integrated out.
 
-    `inverse_root` is the inverse of the Cholesky factor; `ones` and `residual` are the whitened constant function and
-    what is left of the whitened observations; `mean` the constant; `variance` of the process; `evidence` the logarithm
-    of the restricted likelihood, up to a constant.
+    `inverse_root` is the inverse of the Cholesky factor; `ones` is the whitened constant function, `residual` the
+    whitened observations less the mean, `mean` the constant, `variance` that of the process, and `evidence` the
+    logarithm of the restricted likelihood, up to a constant.
     """
 
     inverse_root: Array
@@ -98,9 +102,10 @@ class _Factored:
 
 
 def _factor(kernel: Array, values: Array, known: Mask) -> _Factored:
-    """Condition on values [..., n] where known; elsewhere a row of the identity stands for a point that says nothing.
+    """Return the processes conditioned on the known ones of `values` [..., n].
 
-    `kernel` [..., n, n] has the diagonal 1 and is overwritten.
+    `kernel` [..., n, n] has diagonal 1 and is overwritten. A row of the identity takes the place of an unknown point,
+    which then has no effect.
     """
     root = _root(kernel, known)
     inverse_root = np.asarray(np.linalg.inv(root), dtype=np.float64)
@@ -111,7 +116,7 @@ def _factor(kernel: Array, values: Array, known: Mask) -> _Factored:
 
 
 def _root(kernel: Array, known: Mask) -> Array:
-    """The Cholesky factors of kernel matrices [..., n, n], which are overwritten."""
+    """Return the Cholesky factors of kernel matrices [..., n, n], which are overwritten."""
     kernel *= known[..., :, None] & known[..., None, :]
     index = np.arange(kernel.shape[-1])
     kernel[..., index, index] = 1.0 + _NUGGET
@@ -119,7 +124,7 @@ def _root(kernel: Array, known: Mask) -> Array:
 
 
 def _likelihood(root: Array, whitened: Array, ones: Array, known: Mask) -> tuple[Array, Array, Array, Array]:
-    """Mean, residual, variance and evidence as in `_Factored`, of whitened observations and ones [..., n]."""
+    """Return mean, residual, variance and evidence as in `_Factored`, of whitened observations and ones [..., n]."""
     norm = (ones**2).sum(axis=-1).clip(min=1e-300)
     mean = (ones * whitened).sum(axis=-1) / norm
     residual = whitened - mean[..., None] * ones
@@ -136,8 +141,8 @@ def _likelihood(root: Array, whitened: Array, ones: Array, known: Mask) -> tuple
 class LineModels:
     """Functions of one number in 0 .. 1, each a mixture of Gaussian processes.
 
-    `points` float64 [functions, n]; `known` says which of them count; `lengths`, `smooth` and `weights` [functions,
-    kept] describe the mixture; `offset` and `unit` [functions] turn standardised values into values.
+    `points` float64 [functions, n]; `known` marks those that count; `lengths`, `smooth` and `weights` [functions, kept]
+    describe the mixture; `offset` and `unit` [functions] convert standardised values into values.
     """
 
     points: Array
@@ -151,7 +156,7 @@ class LineModels:
     _factored: _Factored
 
     def predict(self, points: Array) -> tuple[Array, Array]:
-        """Means and standard deviations, both [functions, m], at points [functions, m] in 0 .. 1."""
+        """Return means and standard deviations, both [functions, m], at points [functions, m] in 0 .. 1."""
         scaled = (points[:, None, :, None] - self.points[:, None, None, :]) / self.lengths[:, :, None, None]
         cross = _mixed_kernel(scaled**2, self.smooth) * self.known[:, None, None, :]
         means, variances = _condition(cross, self._factored)
@@ -161,9 +166,16 @@ class LineModels:
         return mean * self.unit[:, None] + self.offset[:, None], np.sqrt(variance) * self.unit[:, None]
 
     def believing(self, points: Array, known: Mask) -> "LineModels":
-        """The same models, their means at points [functions, m], where known, taken for observed.
+        """Return the models with their means at further points taken for observations.
 
         This is the "believer" of Ginsbourger et al., "Kriging is well-suited to parallelize optimization" (2010).
+
+        Args:
+            points: Positions in 0 .. 1, float64 [functions, m].
+            known: The positions that count, bool [functions, m].
+
+        Returns:
+            New models with the same hyperparameters.
         """
         believed = (self.predict(points)[0] - self.offset[:, None]) / self.unit[:, None]
         return _conditioned(
@@ -179,14 +191,22 @@ class LineModels:
 
 
 def fit_lines(points: Array, values: Array, known: Mask) -> LineModels:
-    """Models of functions of one number from values [functions, n] at points [functions, n] in 0 .. 1.
+    """Fit models to functions of one number.
 
-    `known` [functions, n] marks the entries that count. Each function keeps its most likely length scales.
+    Each function keeps its most likely length scales.
+
+    Args:
+        points: Positions in 0 .. 1, float64 [functions, n].
+        values: The functions' values there, float64 [functions, n].
+        known: The entries that count, bool [functions, n].
+
+    Returns:
+        The models of all functions.
     """
     standard, offset, unit = _standardised(values, known)
     scaled = ((points[:, :, None] - points[:, None, :]) ** 2)[:, None] / _LENGTHS[:, None, None] ** 2
     root = _root(np.concatenate([_kernel(scaled, True), _kernel(scaled, False)], axis=1), known[:, None])
-    # Only the likelihood is needed of all models, so none but those that are kept is inverted.
+    # The likelihood needs no inverse; only the models that are kept are inverted later.
     sides = np.broadcast_to(np.stack([standard, known], axis=-1)[:, None], (*root.shape[:-1], 2))
     whitened = np.linalg.solve(root, sides)
     *_, evidence = _likelihood(root, whitened[..., 0], whitened[..., 1], known[:, None])
@@ -208,7 +228,7 @@ def _conditioned(
 
 
 def _mixed_kernel(squared: Array, smooth: Mask) -> Array:
-    """The kernel of each mixture component, of squared distances [functions, kept, ...]."""
+    """Return the kernel of each mixture component, of squared distances [functions, kept, ...]."""
     found = np.empty_like(squared)
     found[smooth] = _kernel(squared[smooth], True)
     found[~smooth] = _kernel(squared[~smooth], False)
@@ -216,10 +236,10 @@ def _mixed_kernel(squared: Array, smooth: Mask) -> Array:
 
 
 def _condition(cross: Array, factored: _Factored) -> tuple[Array, Array]:
-    """Means and variances [..., m] from the kernel [..., m, n] between new points and the data; 1 on the diagonal."""
+    """Return means and variances [..., m] from the kernel [..., m, n] between new points and data."""
     whitened = cross @ np.swapaxes(factored.inverse_root, -1, -2)
     means = factored.mean[..., None] + (whitened @ factored.residual[..., None])[..., 0]
-    # The second term is what the unknown constant adds (2.42 there).
+    # The kernel's diagonal is 1. The second term is the uncertainty of the constant mean (equation 2.42).
     constant = 1.0 - (whitened @ factored.ones[..., None])[..., 0]
     norm = (factored.ones**2).sum(axis=-1).clip(min=1e-300)[..., None]
     shares = (1.0 - (whitened**2).sum(axis=-1)).clip(min=0.0) + constant**2 / norm
@@ -233,8 +253,8 @@ def _condition(cross: Array, factored: _Factored) -> tuple[Array, Array]:
 class AdditiveModel:
     """A function of several numbers in 0 .. 1 as a constant and a sum of Gaussian processes, the terms.
 
-    `precisions` float64 [terms, dimensions] are the inverse squared length scales, 0 where a term ignores a number;
-    `weights` [terms] the terms' shares of the variance, which sum to 1 less `rest`, the share that no term explains.
+    `precisions` float64 [terms, dimensions] are the inverse squared length scales, 0 where a term ignores a number.
+    `weights` [terms] are the terms' shares of the variance; with `rest`, the unexplained share, they sum to 1.
     """
 
     points: Array
@@ -248,21 +268,21 @@ class AdditiveModel:
     _factored: _Factored
 
     def predict(self, points: Array, terms: Mask | None = None) -> tuple[Array, Array]:
-        """Means and standard deviations, both [m], at points [m, dimensions]; of the sum of `terms` [terms] alone."""
+        """Return means and standard deviations, both [m], at points [m, dimensions]; with `terms` of their sum only."""
         mean, variance, _, _ = self._predict(points, terms, slopes=False)
         return mean, np.sqrt(variance)
 
     def predict_with_slopes(self, points: Array, terms: Mask | None = None) -> tuple[Array, Array, Array, Array]:
-        """Means and variances, both [m], and their derivatives, both [m, dimensions]."""
+        """Return means and variances, both [m], and their derivatives, both [m, dimensions]."""
         return self._predict(points, terms, slopes=True)
 
     def believing(self, points: Array) -> "AdditiveModel":
-        """The same model, its mean at points [m, dimensions] taken for observed."""
+        """Return the model with its means at points [m, dimensions] taken for observations."""
         believed = (self.predict(points)[0] - self.offset) / self.unit
-        everything = np.concatenate([self.points, points])
+        combined = np.concatenate([self.points, points])
         values = np.concatenate([self.values, believed])
         return _additive(
-            everything, values, self.precisions, self.weights, self.rest, self.smooth, self.offset, self.unit
+            combined, values, self.precisions, self.weights, self.rest, self.smooth, self.offset, self.unit
         )
 
     def _predict(self, points: Array, terms: Mask | None, *, slopes: bool) -> tuple[Array, Array, Array, Array]:
@@ -274,7 +294,7 @@ class AdditiveModel:
         factored = self._factored
         root = factored.inverse_root
         whitened = cross @ root.T
-        # A part of the terms has no constant of its own, so the constant's doubt does not count.
+        # The constant belongs to no single term, so its uncertainty counts only for the whole sum.
         whole = terms is None
         norm = float((factored.ones**2).sum())
         constant = (1.0 - whitened @ factored.ones) / np.sqrt(norm) if whole else np.zeros(len(points))
@@ -298,28 +318,36 @@ class AdditiveModel:
 
 
 def fit_additive(points: Array, values: Array, terms: Mask) -> AdditiveModel:
-    """The model of a function from values [n] at points [n, dimensions] in 0 .. 1.
+    """Fit a model to a function of several numbers.
 
-    `terms` [terms, dimensions] says which numbers each term depends on. With several terms a share of the variance may
-    stay unexplained: a function that is not quite such a sum then bends the terms less.
+    With several terms, a share of the variance may stay unexplained: a function that is not quite such a sum then bends
+    the terms less.
+
+    Args:
+        points: Positions in 0 .. 1, float64 [n, dimensions].
+        values: The function's values there, float64 [n].
+        terms: The numbers that each term depends on, bool [terms, dimensions].
+
+    Returns:
+        The model, conditioned on all points.
     """
     standard, offsets, units = _standardised(values[None], np.ones((1, len(values)), dtype=bool))
-    learned = _learned(len(points))
+    learned = _learned_count(len(points))
     fitted = _fitted_points(points[:learned], values[:learned])
-    precisions, weights, rest, smooth = _most_likely(_Exactly(points[fitted], values[fitted], terms))
+    precisions, weights, rest, smooth = _most_likely(_ExactKey(points[fitted], values[fitted], terms))
     return _additive(points, standard[0], precisions, weights, rest, smooth, float(offsets[0]), float(units[0]))
 
 
-def _learned(count: int) -> int:
-    """How many of the first `count` points hyperparameters are fitted to: they change little by one point more."""
-    learned = _ALWAYS
-    while (following := max(learned + 1, math.floor(_SELDOMER * learned))) <= count:
+def _learned_count(count: int) -> int:
+    """Return how many of the first `count` points hyperparameters are fitted to: one more point changes them little."""
+    learned = _ALWAYS_REFITTED
+    while (following := max(learned + 1, math.floor(_REFIT_GROWTH * learned))) <= count:
         learned = following
     return min(learned, count)
 
 
-class _Exactly:
-    """Points, values and terms that are equal if every bit of them is, as the key of what was computed from them."""
+class _ExactKey:
+    """Arrays that compare equal if every bit of them is equal, as the key of a cache."""
 
     def __init__(self, *arrays: NDArray[Any]) -> None:
         self.arrays = arrays
@@ -329,13 +357,13 @@ class _Exactly:
         return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Exactly) and self._key == other._key
+        return isinstance(other, _ExactKey) and self._key == other._key
 
 
-# Of all components of a search; models made anew give the same, only later.
+# The cache only saves time; its size covers all components of a search.
 @lru_cache(maxsize=512)
-def _most_likely(data: _Exactly) -> tuple[Array, Array, float, bool]:
-    """Precisions, weights, the rest's weight, and whether the kernel is the smooth one."""
+def _most_likely(data: _ExactKey) -> tuple[Array, Array, float, bool]:
+    """Return the most likely precisions, weights and rest, and whether the smooth kernel is the more likely one."""
     points, values, terms = data.arrays
     standard, *_ = _standardised(values[None], np.ones((1, len(values)), dtype=bool))
     likelihood = _Likelihood(points, standard[0], terms)
@@ -363,19 +391,19 @@ def _additive(
 
 
 def _fitted_points(points: Array, values: Array) -> NDArray[np.intp]:
-    """Indices of the points that hyperparameters are fitted to: the better half of the limit, and the latest others."""
+    """Return indices of the points that hyperparameters are fitted to: half of them the best, the rest the latest."""
     if len(points) <= _FITTED_POINTS:
         return np.arange(len(points))
     best = np.argsort(-values, kind="stable")[: _FITTED_POINTS // 2]
-    others = np.setdiff1d(np.arange(len(points)), best)[-(_FITTED_POINTS - len(best)) :]
-    return np.sort(np.concatenate([best, others]))
+    latest = np.setdiff1d(np.arange(len(points)), best)[-(_FITTED_POINTS - len(best)) :]
+    return np.sort(np.concatenate([best, latest]))
 
 
 class _Likelihood:
     """The negative logarithm of the restricted likelihood and of the priors, as a function of the hyperparameters.
 
-    The parameters are the logarithms of the length scales of all (term, dimension) pairs and, with several terms, of
-    the terms' weights and of the rest's.
+    The hyperparameters are the logarithms of the length scales of all (term, dimension) pairs and, with several terms,
+    of the weights of the terms and of the rest.
     """
 
     def __init__(self, points: Array, values: Array, terms: Mask) -> None:
@@ -383,7 +411,7 @@ class _Likelihood:
         self._values = values
         self._pairs = np.nonzero(terms)
         self._terms = terms
-        # The more numbers a term depends on, the less it usually bends along each.
+        # A term usually bends less along each number if it depends on more of them.
         usual = np.log(_USUAL_LENGTH * terms.sum(axis=1))[self._pairs[0]]
         free = len(terms) > 1
         self.start = np.concatenate([usual, np.zeros(len(terms)), [-9.0]]) if free else usual
@@ -392,7 +420,7 @@ class _Likelihood:
         self._spread = np.array(spreads, dtype=np.float64)
 
     def unpack(self, parameters: Array) -> tuple[Array, Array, float]:
-        """Precisions [terms, dimensions], weights [terms] and the rest's weight."""
+        """Return precisions [terms, dimensions], weights [terms] and the weight of the rest."""
         precisions = np.zeros(self._terms.shape)
         precisions[self._pairs] = np.exp(-2.0 * parameters[: len(self._pairs[0])])
         if len(self._terms) == 1:
@@ -402,7 +430,7 @@ class _Likelihood:
         return precisions, weights[:-1], float(weights[-1])
 
     def climb(self, start: Array, *, smooth: bool) -> Array:
-        """The most likely parameters from `start`."""
+        """Return the most likely hyperparameters that L-BFGS-B reaches from `start`."""
         result = minimize(
             self, start, args=(smooth,), jac=True, method="L-BFGS-B", bounds=self._bounds,
             options={"maxiter": _ITERATIONS, "maxcor": 12},
@@ -429,6 +457,6 @@ class _Likelihood:
             by_weight = np.append(np.tensordot(kernels, pull, 2), np.trace(pull))
             shares = np.append(weights, rest)
             gradient.append(0.5 * shares * (by_weight - float(by_weight @ shares)))
-        away = (parameters - self.start) / self._spread
-        value = -float(factored.evidence) + 0.5 * float(away @ away)
-        return value, -np.concatenate(gradient) + away / self._spread
+        distance = (parameters - self.start) / self._spread
+        value = -float(factored.evidence) + 0.5 * float(distance @ distance)
+        return value, -np.concatenate(gradient) + distance / self._spread

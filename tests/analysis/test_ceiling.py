@@ -1,4 +1,4 @@
-"""What can be reached at most, against least squares and grids on flattened merged tensors."""
+"""Ceilings agree with least squares and grids on flattened merged tensors."""
 
 import json
 import math
@@ -30,7 +30,7 @@ BLOCKS = ("OUT03", "OUT06")
 
 @pytest.fixture(scope="session")
 def far_target(pool):
-    """A target with twice x, minus half of y, and noise: beyond what alphas in 0..1 reach."""
+    """A target with twice x, minus half of y, and noise: beyond the reach of alphas in 0..1."""
     twice = dict.fromkeys(BLOCKS, 2.0)
     steps = [
         {"name": "A", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": twice},
@@ -41,25 +41,25 @@ def far_target(pool):
 
 @pytest.fixture
 def far_study(write_study, far_target):
-    """A study of x and y and that target."""
+    """A study of x and y with `far_target`."""
     return load_study(write_study(STEPS, STAGE, far_target[0]))
 
 
 def flat(tensors, block):
-    """A block's merging tensors as one float64 vector."""
+    """Return a block's merging tensors as one float64 vector."""
     names = sorted(name for name in merged_names(tensors) if block_of(name) == block and "first_stage" not in name)
     return torch.cat([tensors[name].double().flatten() for name in names]).numpy()
 
 
-def cosine(one, other):
-    """The cosine of two vectors, 0 if one is zero."""
-    sizes = np.linalg.norm(one) * np.linalg.norm(other)
-    return float(one @ other / sizes) if sizes else 0.0
+def cosine(left, right):
+    """Return the cosine of two vectors, 0 if one is zero."""
+    sizes = np.linalg.norm(left) * np.linalg.norm(right)
+    return float(left @ right / sizes) if sizes else 0.0
 
 
 @pytest.mark.parametrize("metric", ["weights", "delta"])
-def test_least_squares(pool, far_target, far_study, metric):
-    """The ceilings are those of numpy's and scipy's least squares on the flattened tensors, block by block."""
+def test_ceilings_equal_least_squares(pool, far_target, far_study, metric):
+    """The ceilings equal least squares by numpy and scipy on the flattened tensors, block by block."""
     (found,) = study_ceilings(far_study, metric)
 
     for block in BLOCKS:
@@ -68,26 +68,26 @@ def test_least_squares(pool, far_target, far_study, metric):
         )
         differences = np.stack([x - base, y - base], axis=1)
         if metric == "delta":
-            goal, columns = target - base, differences
-            bounded = columns @ lsq_linear(columns, goal, (0, np.inf), method="bvls").x
+            aim, columns = target - base, differences
+            bounded = columns @ lsq_linear(columns, aim, (0, np.inf), method="bvls").x
         else:
-            goal, columns = target, np.column_stack([base, differences])
-            # Along the scale s the best of 0 <= y <= s is a convex function: a fine grid around its minimum.
+            aim, columns = target, np.column_stack([base, differences])
+            # The best value of 0 <= y <= s is a convex function of the scale s: use a fine grid around its minimum.
             merged = [
                 s * base + differences @ lsq_linear(differences, target - s * base, (0, s), method="bvls").x
                 for s in np.linspace(0.9, 1.1, 2001)
             ]
             bounded = max(merged, key=lambda vector: cosine(vector, target))
-        free = columns @ np.linalg.lstsq(columns, goal, rcond=None)[0]
-        assert found.blocks[block].ceiling == pytest.approx(cosine(free, goal), abs=1e-9)
-        assert found.blocks[block].ceiling_bounded == pytest.approx(cosine(bounded, goal), abs=1e-7)
+        free = columns @ np.linalg.lstsq(columns, aim, rcond=None)[0]
+        assert found.blocks[block].ceiling == pytest.approx(cosine(free, aim), abs=1e-9)
+        assert found.blocks[block].ceiling_bounded == pytest.approx(cosine(bounded, aim), abs=1e-7)
         assert found.blocks[block].ceiling_bounded < found.blocks[block].ceiling - 1e-6
     assert found.total["ceiling"] == pytest.approx(np.mean([found.blocks[block].ceiling for block in BLOCKS]))
     assert found.total["recipe"] is None
 
 
-def test_sources(pool, far_target, far_study):
-    """Coefficients are lstsq's, errors those of leaving out each tensor, losses those of leaving out a source."""
+def test_shares_of_sources_equal_least_squares(pool, far_target, far_study):
+    """Coefficients equal lstsq's, errors come from leaving out each tensor, losses from leaving out a source."""
     (found,) = study_ceilings(far_study, "delta")
 
     tensors = {name: values for name, values in pool.tensors.items() if name in ("base", "x", "y")} | {
@@ -120,10 +120,10 @@ def test_sources(pool, far_target, far_study):
     assert 1.5 < found.sources["x"].coefficient < 2.5
 
 
-def test_weighed_coefficients(pool, write_study):
-    """Where small tensors hold most of what is unknown, weighing them finds what was planted far more nearly.
+def test_weighted_tensors_give_better_coefficients(pool, write_study):
+    """If small tensors contain most of the unknown part, weighting recovers the planted coefficients much better.
 
-    The weights are those of numpy's least squares tensor by tensor, the numbers over the squares that are left.
+    The weights equal those of numpy's least squares: a tensor's size over its squared residual.
     """
     alphas = dict.fromkeys(BLOCKS, 0.5)
     steps = [{"name": "A", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": alphas}]
@@ -143,23 +143,23 @@ def test_weighed_coefficients(pool, write_study):
     names = [name for name in merged_names(pool.tensors["base"]) if block_of(name) in BLOCKS]
     base = pool.tensors["base"]
     rows = {
-        name: np.stack([(other[name].double() - base[name].double()).flatten().numpy() for other in others], axis=1)
-        for others in [[pool.tensors["x"], pool.tensors["y"], changed]]
+        name: np.stack([(model[name].double() - base[name].double()).flatten().numpy() for model in models], axis=1)
+        for models in [[pool.tensors["x"], pool.tensors["y"], changed]]
         for name in names
     }
     weights = dict.fromkeys(names, 1.0)
     for _ in range(5):
         stacked = np.concatenate([math.sqrt(weights[name]) * rows[name] for name in names])
-        wanted = np.linalg.lstsq(stacked[:, :2], stacked[:, 2], rcond=None)[0]
-        weights = {n: len(r) / ((r[:, 2] - r[:, :2] @ wanted) ** 2).sum() for n, r in rows.items()}
+        expected = np.linalg.lstsq(stacked[:, :2], stacked[:, 2], rcond=None)[0]
+        weights = {n: len(r) / ((r[:, 2] - r[:, :2] @ expected) ** 2).sum() for n, r in rows.items()}
     x, y = found.sources["x"], found.sources["y"]
-    assert (x.weighed, y.weighed) == pytest.approx(tuple(wanted), abs=1e-6)
+    assert (x.weighed, y.weighed) == pytest.approx(tuple(expected), abs=1e-6)
     assert abs(x.weighed - 0.5) < abs(x.coefficient - 0.5) / 5
     assert abs(x.weighed - 0.5) < 4 * x.weighed_error < x.error
 
 
-def test_best_is_the_joint_optimum(far_study):
-    """After a fit the recipe is at most the best of the free alphas, and that at most the ceiling within the bounds."""
+def test_recipe_best_and_ceilings_are_ordered(far_study):
+    """After a fit, recipe <= best of the free alphas <= bounded ceiling <= ceiling."""
     fit(far_study)
     for found in study_ceilings(far_study, "both"):
         total = found.total
@@ -167,12 +167,12 @@ def test_best_is_the_joint_optimum(far_study):
         assert total["best"] <= total["ceiling_bounded"] + 1e-9
         assert total["ceiling_bounded"] <= total["ceiling"] + 1e-12
         assert found.identified.rank == found.identified.alphas == 4
-    # The target has x twice: the merged difference is too short.
+    # The target contains x twice, so the merged difference is too short.
     assert found.blocks["OUT03"].recipe_scale > 1.2
 
 
-def test_best_recipe_of_another_range(far_study):
-    """A best.yaml whose alphas the recipe no longer allows does not count as what its free alphas can reach."""
+def test_best_recipe_outside_the_ranges_does_not_count(far_study):
+    """A best.yaml with alphas outside the recipe's ranges does not count towards the best of the free alphas."""
     fit(far_study)
     recipe = far_study.recipe_path
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("[0, 1]", "[0, 0.05]"), encoding="utf-8")
@@ -181,14 +181,14 @@ def test_best_recipe_of_another_range(far_study):
     (far_study.folder / "best.yaml").unlink()
     without = study_ceilings(narrow)
 
-    for one, other in zip(with_it, without, strict=True):
-        assert one.total["best"] == pytest.approx(other.total["best"], abs=1e-12)
-    # A cosine of differences does not see how short the narrow range leaves them.
+    for present, absent in zip(with_it, without, strict=True):
+        assert present.total["best"] == pytest.approx(absent.total["best"], abs=1e-12)
+    # `explained` comes first: unlike a cosine of differences, it depends on their length.
     assert with_it[0].total["recipe"] > with_it[0].total["best"] + 1e-4
 
 
-def test_alphas_without_effect(write_study, far_target):
-    """An alpha that moves nothing that is scored is told apart from those that trade off."""
+def test_alphas_without_effect_are_idle(write_study, far_target):
+    """An alpha without effect on a scored block is listed as idle, not as trading off."""
     text = STEPS.replace("b: x, c: base", "b: base, c: base")
     (found,) = study_ceilings(load_study(write_study(text, STAGE, far_target[0])), "delta")
     assert found.identified.idle == ("T1.OUT03", "T1.OUT06")
@@ -196,8 +196,8 @@ def test_alphas_without_effect(write_study, far_target):
     assert (found.identified.rank, found.identified.alphas) == (2, 4)
 
 
-def test_alphas_that_trade_off(write_study, far_target):
-    """Two steps with the same source move one coefficient: the rank says so, and they alone are named."""
+def test_alphas_with_the_same_source_trade_off(write_study, far_target):
+    """Two steps with the same source move one coefficient; the rank reflects this, and only their alphas are named."""
     again = STEPS.replace("name: T2", "name: T3").replace("a: T1", "a: T2") + STEPS.splitlines()[0].replace(
         "name: T1", "name: T2"
     ).replace("a: base", "a: T1")
@@ -213,8 +213,8 @@ def test_alphas_that_trade_off(write_study, far_target):
 @example(seed=2382, count=3, alike="equal")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 3), alike=st.sampled_from(["none", "equal", "base", "target"]))
-def test_bounds_against_grids(seed, count, alike):
-    """Of drawn vectors, some equal, zero or the target, no grid point beats the bound and some come near."""
+def test_bounds_are_close_to_grids(seed, count, alike):
+    """For drawn vectors, some equal, zero or the target, no grid point exceeds the bound and some come near it."""
     random = np.random.default_rng(seed)
     base, target = random.normal(size=(2, 12))
     target = base + 0.3 * target
@@ -235,12 +235,12 @@ def test_bounds_against_grids(seed, count, alike):
     whole = base[:, None] + merged
     weights = target @ whole / np.linalg.norm(whole, axis=0) / np.linalg.norm(target)
 
-    def bound(matrix, goal, corners):
+    def bound(matrix, aim, corners):
         def farthest(direction):
             return corners[(corners @ direction).argmax()]
 
-        free = largest_cosine(matrix.T @ matrix, matrix.T @ goal, goal @ goal)
-        limited = largest_cosine(matrix.T @ matrix, matrix.T @ goal, goal @ goal, farthest)
+        free = largest_cosine(matrix.T @ matrix, matrix.T @ aim, aim @ aim)
+        limited = largest_cosine(matrix.T @ matrix, matrix.T @ aim, aim @ aim, farthest)
         assert limited <= free + 1e-9
         return limited
 
@@ -261,18 +261,21 @@ def test_bounds_against_grids(seed, count, alike):
     lost=st.sampled_from(["", "x", "y", "target"]),
     same=st.sampled_from(["", "base", "x", "target"]),
 )
-# The one case whose ceiling is known is not left to chance.
+# The only case with a known ceiling is always tried.
 @example(seed=1, lost="", same="target")
-def test_drawn_families(tmp_path_factory, write_sd1, sd1_tensors, seed, lost, same):
-    """Recipe <= best <= ceiling and bounded <= ceiling, for families that lack tensors or hold equal models."""
+def test_bounds_hold_for_drawn_families(tmp_path_factory, write_sd1, sd1_tensors, seed, lost, same):
+    """Recipe <= best <= ceiling and bounded <= ceiling, for families that lack tensors or contain equal models."""
     folder = tmp_path_factory.mktemp("drawn")
     base = sd1_tensors(seed=0)
     query = "model.diffusion_model.output_blocks.6.1.transformer_blocks.0.attn1.to_q.weight"
     for n, name in enumerate(("base", "x", "y", "target")):
-        own = {"seed": seed + n, "distance": 0.2 if n else 0.0}
+        options = {"seed": seed + n, "distance": 0.2 if n else 0.0}
         if name == "y" and same:
-            own = {"seed": seed + ("base", "x", "y", "target").index(same), "distance": 0.2 if same != "base" else 0.0}
-        write_sd1(folder / f"{name}.safetensors", around=base, drop=[query] if name == lost else [], **own)
+            options = {
+                "seed": seed + ("base", "x", "y", "target").index(same),
+                "distance": 0.2 if same != "base" else 0.0,
+            }
+        write_sd1(folder / f"{name}.safetensors", around=base, drop=[query] if name == lost else [], **options)
     models = "".join(f"  {name}: {{file: {name}}}\n" for name in ("base", "x", "y"))
     (folder / "recipe.yaml").write_text(f"models:\n{models}steps:\n{STEPS}", encoding="utf-8")
     text = f"recipe: recipe.yaml\ntarget: {{file: target}}\nstages:\n{STAGE}"
@@ -282,18 +285,18 @@ def test_drawn_families(tmp_path_factory, write_sd1, sd1_tensors, seed, lost, sa
     fit(study)
 
     for found in study_ceilings(study, "both"):
-        for one in found.blocks.values():
-            assert one.recipe <= one.best + 1e-9
-            assert one.best <= one.ceiling + 1e-9
-            assert one.ceiling_bounded <= one.ceiling + 1e-9
+        for block in found.blocks.values():
+            assert block.recipe <= block.best + 1e-9
+            assert block.best <= block.ceiling + 1e-9
+            assert block.ceiling_bounded <= block.ceiling + 1e-9
         if same == "target" and not lost:
             assert found.total["ceiling_bounded"] == pytest.approx(1, abs=1e-6)
             assert found.sources["y"].coefficient == pytest.approx(1, abs=1e-6)
         assert all(np.isfinite(share.coefficient) for share in found.sources.values())
 
 
-def test_target_equal_to_the_base(write_study, pool, tmp_path):
-    """Where target and base are the same, there is no difference to score: blocks are unchanged; weights score 1."""
+def test_target_equal_to_the_base_leaves_blocks_unchanged(write_study, pool, tmp_path):
+    """If target and base are equal, all blocks are unchanged, and `weights` scores 1."""
     target = tmp_path / "same.safetensors"
     target.write_bytes(pool.paths["base"].read_bytes())
     study = load_study(write_study(STEPS, STAGE, target))
@@ -308,8 +311,8 @@ def test_target_equal_to_the_base(write_study, pool, tmp_path):
     assert weights.total["ceiling_bounded"] == pytest.approx(1, abs=1e-12)
 
 
-def test_study_without_a_base(write_study, far_target, pool):
-    """Without a base the first source is it, and there is none by delta; bounded, it is the best convex combination."""
+def test_study_without_a_base_starts_from_its_first_source(write_study, far_target, pool):
+    """Without a base, the first source takes its place, `delta` is refused, and bounds cover convex combinations."""
     steps = (
         "  - {name: T1, mode: weight_sum, a: x, b: y, alpha: {search: [0, 1], blocks: OUT03}}\n"
         "  - {name: T2, mode: weight_sum, a: T1, b: z, alpha: {search: [0, 1], blocks: OUT03}}\n"
@@ -333,14 +336,14 @@ def test_study_without_a_base(write_study, far_target, pool):
     assert set(found.sources) == {"y", "z"}
     left = ((grid - target) ** 2).sum(axis=1) / ((sources[0] - target) ** 2).sum()
     assert explained.metric == "explained"
-    # The first source's coefficient is free, so the convex combinations are among what is allowed.
+    # The first source's coefficient is free, so all convex combinations are allowed.
     assert explained.total["ceiling_bounded"] >= 1 - left.min() - 1e-12
     with pytest.raises(InputError, match="needs `base`"):
         study_ceilings(study, "delta")
 
 
-def test_command(far_study, capsys, monkeypatch, tmp_path):
-    """`--json` prints one object for one metric and two for both; the table names what is not in the sources."""
+def test_command_prints_json_and_tables(far_study, capsys, monkeypatch, tmp_path):
+    """`--json` prints one object with the other metrics inside it; the table names the loss without each source."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
 
     def run(*arguments):
@@ -356,7 +359,7 @@ def test_command(far_study, capsys, monkeypatch, tmp_path):
     assert data["total"]["recipe"] is None
     both = json.loads(run("--json")[1])
     assert both["metric"] == "explained"
-    assert [one["metric"] for one in both["other_metrics"]] == ["delta", "weights"]
+    assert [ceiling["metric"] for ceiling in both["other_metrics"]] == ["delta", "weights"]
     assert both["other_metrics"][0] == data
     assert json.loads(run("--json", "--metric", "both")[1])["metric"] == "delta"
     assert "ceiling loses without" in run()[1]
@@ -374,18 +377,18 @@ def test_command(far_study, capsys, monkeypatch, tmp_path):
         ),
     ],
 )
-def test_what_they_do_not_bound(write_study, far_target, stages, named):
-    """Metrics of the study that do not compare weights are named: what they reach is not bounded."""
+def test_metrics_without_a_bound_are_named(write_study, far_target, stages, named):
+    """The note names metrics of the study that do not compare weights, since ceilings do not bound them."""
     steps = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: {search: [0, 1], blocks: 'BASE,OUT03'}}\n"
     if "encoder" not in named:
         steps = steps.replace("'BASE,OUT03'", "OUT03")
 
     (found,) = study_ceilings(load_study(write_study(steps, stages, far_target[0])), "delta")
 
-    assert found.note == (named and f"these are no bounds for {named}")
+    assert found.note == (named and f"these figures do not bound {named}")
 
 
-def test_metrics_that_have_no_ceiling(far_study):
-    """Another metric than weights and delta is refused by name."""
+def test_metric_without_a_ceiling_is_refused(far_study):
+    """A metric other than the exact ones is refused by name."""
     with pytest.raises(InputError, match="attention"):
         study_ceilings(far_study, "attention")

@@ -1,4 +1,4 @@
-"""Exact optima of the metrics in weight space, against brute force, planted alphas and what cannot be known."""
+"""Exact optima in weight space agree with brute force and planted alphas."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ SUM = "  - {{name: T2, mode: weight_sum, a: T1, b: y, alpha: {}}}\n"
 
 
 def solve(pool, folder, steps, target, metric, blocks):
-    """The exact optimum for a recipe's text, and the parameters."""
+    """Return the exact optimum of a recipe's text."""
     models = "".join(f"  {name}: {{file: {name}}}\n" for name in pool.paths)
     (folder / "recipe.yaml").write_text(f"models:\n{models}steps:\n{steps}", encoding="utf-8")
     recipe = load_recipe(folder / "recipe.yaml")
@@ -30,26 +30,26 @@ def solve(pool, folder, steps, target, metric, blocks):
 
 
 def flat(tensors, block):
-    """A block's merging tensors as one float64 vector."""
+    """Return a block's merging tensors as one float64 vector."""
     names = sorted(name for name in merged_names(tensors) if block_of(name) == block and "first_stage" not in name)
     return torch.cat([tensors[name].double().flatten() for name in names]).numpy()
 
 
 def cosines(candidates, target):
-    """Cosine of each row with the target."""
+    """Return the cosine of each row with the target."""
     return candidates @ target / np.linalg.norm(candidates, axis=1) / np.linalg.norm(target)
 
 
 @pytest.fixture(scope="module")
 def planted(pool):
-    """A target made of x at 0.6 and y at 0.3, with noise."""
+    """A target made of x at 0.2 to 0.9 and y at 0.3, with noise."""
     alphas = {"OUT03": 0.6, "OUT06": 0.6, "OUT07": 0.2, "M00": 0.9}
     return pool.plant("noisy", pool.two_steps(alphas, dict.fromkeys(alphas, 0.3)), noise=0.02)
 
 
 @pytest.mark.parametrize("metric", ["weights", "delta"])
-def test_one_alpha_is_the_best_of_all(pool, planted, tmp_path, metric):
-    """One alpha of a block, with another step fixed, is the maximum that a fine grid finds, and its value is that."""
+def test_one_alpha_is_the_maximum_of_a_grid(pool, planted, tmp_path, metric):
+    """One free alpha of a block, beside a fixed step, equals the maximum of a fine grid in place and value."""
     path, target = planted
     steps = ADD.format("0.5") + SUM.format("{search: [-1, 2], blocks: OUT06}")
 
@@ -67,8 +67,8 @@ def test_one_alpha_is_the_best_of_all(pool, planted, tmp_path, metric):
 
 @pytest.mark.parametrize(("bounds", "expected"), [("[0, 0.1]", 0.1), ("[0.8, 1]", 0.8), ("[-1, -0.5]", -0.5)])
 @pytest.mark.parametrize("metric", ["weights", "delta"])
-def test_bounds(pool, planted, tmp_path, metric, bounds, expected):
-    """An optimum outside the bounds lands exactly on the nearer one, for one alpha and for two at once."""
+def test_optimum_outside_the_bounds_is_on_the_nearer_bound(pool, planted, tmp_path, metric, bounds, expected):
+    """An optimum outside the bounds is exactly on the nearer one, for a single and for a tied alpha."""
     steps = ADD.format("0.6") + SUM.format(f"{{search: {bounds}, blocks: OUT06}}")
     tied = ADD.format("0.6") + SUM.format(f"{{search: {bounds}, blocks: 'OUT06,OUT03', tie: true}}")
 
@@ -77,7 +77,7 @@ def test_bounds(pool, planted, tmp_path, metric, bounds, expected):
 
 
 def test_planted_alphas_are_recovered(pool, tmp_path):
-    """A joint search of two steps finds the alphas that made the target, and knows that they are determined."""
+    """The joint optimum of two steps has the alphas that made the target."""
     blocks = ["BASE", "IN03", "M00", "OUT03", "OUT11"]
     first, second = ({block: 0.15 + 0.1 * n + extra for n, block in enumerate(blocks)} for extra in (0.0, 0.2))
     path, _ = pool.plant(
@@ -92,13 +92,13 @@ def test_planted_alphas_are_recovered(pool, tmp_path):
 
     found = solve(pool, tmp_path, steps, path, "delta", blocks)
 
-    wanted = {f"T1.{b}": a for b, a in first.items()} | {f"T2.{b}": a for b, a in second.items()}
-    assert found.point == pytest.approx(wanted, abs=1e-5)
+    expected = {f"T1.{b}": a for b, a in first.items()} | {f"T2.{b}": a for b, a in second.items()}
+    assert found.point == pytest.approx(expected, abs=1e-5)
     assert found.value == pytest.approx(1, abs=1e-7)
 
 
-def test_tied_alpha(pool, planted, tmp_path):
-    """A tied alpha is the maximum of the mean over its blocks."""
+def test_tied_alpha_maximises_the_mean(pool, planted, tmp_path):
+    """A tied alpha is at the maximum of the mean over its blocks."""
     path, target = planted
     blocks = ["M00", "OUT03", "OUT07"]
     steps = ADD.format("{search: [0, 1], blocks: 'M00,OUT03,OUT07', tie: true}") + SUM.format("0.3")
@@ -115,8 +115,8 @@ def test_tied_alpha(pool, planted, tmp_path):
     assert found.value == pytest.approx(values.max(), abs=1e-7)
 
 
-def test_grid_steps(pool, planted, tmp_path):
-    """With a step, exact optima are rounded to the grid, counted from the lower bound."""
+def test_optimum_with_a_step_is_on_the_grid(pool, planted, tmp_path):
+    """With a step, exact optima are on the grid, which begins at the lower bound."""
     steps = ADD.format("0.6") + SUM.format("{search: [0.05, 1], blocks: OUT06, step: 0.2}")
     free = steps.replace(", step: 0.2", "")
 
@@ -128,20 +128,20 @@ def test_grid_steps(pool, planted, tmp_path):
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_cosines_do_not_see_length(pool, planted, tmp_path, start):
-    """Where every alpha has the same direction, the one with the smallest |merged - target| is taken."""
+def test_equal_cosines_are_decided_by_distance(pool, planted, tmp_path, start):
+    """If every alpha gives the same direction, the one with the smallest |merged - target| is taken."""
     path, target = planted
     steps = ADD.format(f"{{search: [0.01, 1], blocks: OUT06, start: {max(start, 0.01)}}}")
 
     found = solve(pool, tmp_path, steps, path, "delta", ["OUT06"])
 
     base, x = (flat(pool.tensors[name], "OUT06") for name in ("base", "x"))
-    wanted = (x - base) @ (flat(target, "OUT06") - base) / ((x - base) @ (x - base))
-    assert found.point == {"T1.OUT06": pytest.approx(wanted, abs=1e-5)}
+    expected = (x - base) @ (flat(target, "OUT06") - base) / ((x - base) @ (x - base))
+    assert found.point == {"T1.OUT06": pytest.approx(expected, abs=1e-5)}
 
 
-def test_what_cannot_be_told_apart(pool, tmp_path):
-    """Two steps that add the same source determine only their sum: of all such alphas those nearest to the start."""
+def test_indistinguishable_alphas_stay_near_their_start(pool, tmp_path):
+    """Two steps that add the same source determine only the sum of their alphas; the nearest to the start are taken."""
     alpha = {"OUT06": 0.5}
     path, _ = pool.plant(
         "twice", [{"name": "A", "mode": "add_difference", "a": "z", "b": "x", "c": "base", "alpha": alpha}]
@@ -152,12 +152,12 @@ def test_what_cannot_be_told_apart(pool, tmp_path):
 
     found = solve(pool, tmp_path, first + second, path, "delta", ["OUT06"])
 
-    # 0.2 + 0.1 falls short of 0.5 by 0.2: nearest is half of it for each.
+    # The start, 0.2 + 0.1, is short of 0.5 by 0.2; the nearest alphas take half of that each.
     assert found.point == pytest.approx({"T1.OUT06": 0.3, "T2.OUT06": 0.2}, abs=1e-5)
 
 
-def test_oracle_of_plant(pool):
-    """The planted tensors are the steps' float64 merge: the searches above look for something real."""
+def test_planted_tensors_are_the_steps_merge(pool):
+    """The planted tensors equal the float64 merge of the steps, so the tests above have the right target."""
     steps = [{"name": "A", "mode": "weight_sum", "a": "base", "b": "x", "c": None, "alpha": {"OUT06": 0.5}}]
     _, merged = pool.plant("oracle", steps)
     name = "model.diffusion_model.output_blocks.6.0.in_layers.0.weight"
@@ -167,17 +167,17 @@ def test_oracle_of_plant(pool):
 
 
 @pytest.mark.parametrize("step", [0.5, 0.25])
-def test_the_best_point_of_a_grid(pool, planted, tmp_path, step):
-    """On a grid the optimum is the best of all its points, not merely the one nearest to where it would be without."""
+def test_optimum_is_the_best_point_of_a_grid(pool, planted, tmp_path, step):
+    """On a grid the optimum is the best of all points, not just the one nearest to the optimum without a grid."""
     free = f"{{search: [0, 1], blocks: OUT06, step: {step}}}"
 
     found = solve(pool, tmp_path, ADD.format(free) + SUM.format(free), planted[0], "delta", ["OUT06"])
 
     base, x, y = (flat(pool.tensors[name], "OUT06") for name in ("base", "x", "y"))
     values = np.arange(0, 1 + step / 2, step)
-    points = np.array([(one, two) for one in values for two in values])
+    points = np.array([(first, second) for first in values for second in values])
     merged = (1 - points[:, 1:]) * points[:, :1] * (x - base) + points[:, 1:] * (y - base)
-    goal = flat(planted[1], "OUT06") - base
+    aim = flat(planted[1], "OUT06") - base
     lengths = np.linalg.norm(merged, axis=1)
-    scores = np.where(lengths > 0, merged @ goal / np.maximum(lengths, 1e-300), 0) / np.linalg.norm(goal)
+    scores = np.where(lengths > 0, merged @ aim / np.maximum(lengths, 1e-300), 0) / np.linalg.norm(aim)
     assert found.value == pytest.approx(scores.max(), abs=1e-9)

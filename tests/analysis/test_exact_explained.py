@@ -1,4 +1,4 @@
-"""The exact optimum of `explained` against least squares on the tensors themselves, and what keeps unchanged blocks."""
+"""The exact optimum of `explained` agrees with least squares on the tensors, and keeps unchanged blocks."""
 
 import numpy as np
 import pytest
@@ -22,20 +22,20 @@ SUMMED = ADDED.replace("add_difference", "weight_sum").replace(", c: base", "")
 
 @pytest.fixture(scope="module")
 def noisy(pool):
-    """A target made of x and y, with much that no source has."""
+    """A target made of x and y, with a large part that is in no source."""
     alphas = dict.fromkeys(("M00", "OUT03"), 0.6)
     return pool.plant("explained_noisy", pool.two_steps(alphas, dict.fromkeys(alphas, 0.3)), noise=0.1)
 
 
 def problem(pool, target, block):
-    """The sources' differences from the base as columns, and the target's."""
+    """Return the sources' differences from the base as columns, and the target's difference."""
     base = flat(pool.tensors["base"], block)
     return np.stack([flat(pool.tensors[name], block) - base for name in "xyz"], axis=1), flat(target, block) - base
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-2, 2), (0.1, 0.25), (0.35, 1)])
-def test_least_squares(pool, noisy, tmp_path, low, high):
-    """Where steps add differences, the optimum is bounded least squares block by block, exactly on its bounds."""
+def test_optimum_equals_bounded_least_squares(pool, noisy, tmp_path, low, high):
+    """If steps add differences, the optimum equals bounded least squares block by block, exactly at its bounds."""
     path, target = noisy
     found = solve(pool, tmp_path, ADDED.format(low=low, high=high), path, "explained", ["M00", "OUT03"])
 
@@ -54,8 +54,8 @@ def test_least_squares(pool, noisy, tmp_path, low, high):
     assert found.value == pytest.approx(1 - sum(left) / 2, abs=1e-9)
 
 
-def test_chain_of_sums(pool, noisy, tmp_path):
-    """A chain of weight sums reaches what the best coefficients of its simplex do, found from many starts."""
+def test_chain_of_weight_sums_reaches_its_simplex(pool, noisy, tmp_path):
+    """A chain of weight sums reaches the best coefficients of its simplex, as found from many starts."""
     path, target = noisy
     found = solve(pool, tmp_path, SUMMED.format(low=0, high=1), path, "explained", ["OUT03"])
 
@@ -71,8 +71,8 @@ def test_chain_of_sums(pool, noisy, tmp_path):
     assert found.value == pytest.approx(1 - best, abs=1e-8)
 
 
-def test_block_that_is_given_up(pool, tmp_path):
-    """One alpha for two blocks that want opposite things takes what is best in all, similarities not below -1."""
+def test_a_block_can_be_given_up(pool, tmp_path):
+    """One alpha for two opposed blocks takes the best mean, in which a similarity counts at least -1."""
     alphas = {"M00": 1.0, "OUT03": -4.0}
     steps = [{"name": "T", "mode": "add_difference", "a": "base", "b": "x", "c": "base", "alpha": alphas}]
     path, target = pool.plant("torn", steps)
@@ -92,8 +92,8 @@ def test_block_that_is_given_up(pool, tmp_path):
     assert found.point["T.alpha"] == pytest.approx(grid[values.argmax()], abs=2e-3)
 
 
-def test_small_source_is_determined(pool, tmp_path, write_sd1):
-    """A source a thousand times as near to the base as another has its alpha found all the same."""
+def test_alpha_of_a_small_source_is_determined(pool, tmp_path, write_sd1):
+    """The alpha of a source a thousand times nearer to the base than another one is found as well."""
     near = {name: value + 0.0 for name, value in pool.tensors["base"].items()}
     random = torch.Generator().manual_seed(5)
     difference = {n: torch.randn(v.shape, generator=random) for n, v in near.items() if v.is_floating_point()}
@@ -123,7 +123,7 @@ def test_small_source_is_determined(pool, tmp_path, write_sd1):
 
 @pytest.fixture
 def half_kept(pool, tmp_path):
-    """A target that has M00 from the base, and OUT03 half from x."""
+    """A target with M00 from the base, and the other tensors halfway to x."""
     base, x = pool.tensors["base"], pool.tensors["x"]
     mixed = {
         name: (value + 0.5 * (x[name] - value) if value.is_floating_point() and not name.startswith(MIDDLE) else value)
@@ -144,8 +144,8 @@ QUICK = {("explained", "blockwise"), ("delta", "tpe")}
         for sampler in ("random", "blockwise", "tpe", "cmaes", "gp")
     ],
 )
-def test_unchanged_block_keeps_its_alphas(write_study, half_kept, metric, sampler):
-    """The alphas of an unchanged block are not searched but keep it, in every trial; the block is null everywhere."""
+def test_unchanged_block_is_kept_by_every_trial(write_study, half_kept, metric, sampler):
+    """Every trial keeps an unchanged block by fixed alphas, and its similarity is null everywhere."""
     steps = (
         "  - {name: A, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: 'M00,OUT03'}}\n"
         "  - {name: B, mode: weight_sum, a: A, b: y, alpha: {search: [0, 1], start: 0.4, blocks: 'M00,OUT03'}}\n"
@@ -164,8 +164,8 @@ def test_unchanged_block_keeps_its_alphas(write_study, half_kept, metric, sample
     assert noted["OUT03"] == pytest.approx(1, abs=1e-6)
 
 
-def test_nothing_to_search(write_study, half_kept):
-    """Where all scored blocks are unchanged, one trial is enough: the alphas that keep them."""
+def test_one_trial_is_enough_for_unchanged_blocks(write_study, half_kept):
+    """If all scored blocks are unchanged, the search has one trial, with the alphas that keep them."""
     steps = "  - {name: A, mode: weight_sum, a: x, b: base, alpha: {search: [0.2, 1], start: 0.5, blocks: M00}}\n"
     study = load_study(write_study(steps, "  - {name: s, trials: 9}\n", half_kept))
 

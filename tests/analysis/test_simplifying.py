@@ -1,4 +1,4 @@
-"""Simplifying: what is lost is measured on merged tensors, never by the code that decides what to change."""
+"""Simplification: losses are measured on merged tensors, independently of the code that decides on changes."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,20 +23,20 @@ SEED = 7
 
 
 def step(name, a, b, alpha, mode="add_difference", c="base", **fields):
-    """A step; `alpha` is one number for all blocks, or {block: number}."""
+    """Return a step; `alpha` is one number for all blocks, or {block: number}."""
     values = dict.fromkeys(LAYOUT.blocks, alpha) if isinstance(alpha, float) else alpha
     numbers = {block: values.get(block, 0.0) for block in LAYOUT.blocks}
     return Step(name, mode, a, b, None if mode == "weight_sum" else c, Alpha(numbers), **fields)
 
 
 def recipe_of(*steps, models=("base", "x", "y", "z"), output=None):
-    """A recipe of these steps; its output is the last one."""
+    """Return a recipe of these steps; its output is the last one."""
     return Recipe("r", LAYOUT, {name: Model(f"{name}.safetensors") for name in models}, steps, output or steps[-1].name)
 
 
 def as_dicts(recipe, names=None):
-    """The steps that these results need as `merge_by_steps` takes them."""
-    ordered = {one.name: one for name in names or [recipe.output] for one in recipe.ancestors(name)}
+    """Return the steps that these results need, for `merge_by_steps`."""
+    ordered = {step.name: step for name in names or [recipe.output] for step in recipe.ancestors(name)}
     return [
         {"name": s.name, "mode": s.mode, **s.inputs, **{k: dict(alpha.values) for k, alpha in s.alphas.items()}}
         for s in ordered.values()
@@ -44,7 +44,7 @@ def as_dicts(recipe, names=None):
 
 
 def by_definition(metric, merged, target, base, blocks):
-    """The mean similarity of merged tensors to the target's over the blocks, by the metric's definition."""
+    """Return the mean similarity of merged tensors to the target's over the blocks, by the metric's definition."""
     if metric == "attention":
         found = attention_by_definition(merged, target, [b for b in ATTENTION if b in blocks], SEED)
         return sum(found.values()) / len(found)
@@ -55,31 +55,31 @@ def by_definition(metric, merged, target, base, blocks):
             (merged[n].double().flatten(), target[n].double().flatten(), base[n].double().flatten()) for n in names
         ]
         if metric == "elements":
-            cosines = [torch.nn.functional.cosine_similarity(one, two, dim=0) for one, two, _ in pairs]
+            cosines = [torch.nn.functional.cosine_similarity(left, right, dim=0) for left, right, _ in pairs]
             per_block.append(float(torch.stack(cosines).mean()))
             continue
         if metric == "explained":
             per_block.append(explained_by_definition(merged, target, base, [block])[block])
             continue
         zero = 0 if metric == "weights" else 1
-        one, two = (torch.cat([pair[place] - zero * pair[2] for pair in pairs]) for place in (0, 1))
-        per_block.append(float(torch.nn.functional.cosine_similarity(one, two, dim=0)))
+        left, right = (torch.cat([pair[place] - zero * pair[2] for pair in pairs]) for place in (0, 1))
+        per_block.append(float(torch.nn.functional.cosine_similarity(left, right, dim=0)))
     return sum(per_block) / len(per_block)
 
 
 def explained_by_definition(merged, target, base, blocks=BLOCKS):
-    """1 - |merged - target|^2 / |base - target|^2 per block, in float64 over all its tensors but the VAE's."""
+    """Return 1 - |merged - target|^2 / |base - target|^2 per block, in float64 over all its tensors but the VAE's."""
     found = {}
     for block in blocks:
         names = [n for n in merged_names(merged) if block_of(n) == block and not n.startswith("first_stage_model.")]
-        one, two, zero = (torch.cat([t[n].double().flatten() for n in names]) for t in (merged, target, base))
-        found[block] = float(1 - (one - two).square().sum() / (zero - two).square().sum())
+        result, aim, zero = (torch.cat([t[n].double().flatten() for n in names]) for t in (merged, target, base))
+        found[block] = float(1 - (result - aim).square().sum() / (zero - aim).square().sum())
     return found
 
 
 @pytest.fixture(scope="session")
 def planted(pool):
-    """A target of known alphas, all on a grid of 0.05, from x and y; z has no part in it."""
+    """A target made of x and y with alphas on a grid of 0.05; z has no part in it."""
     steps = pool.two_steps(dict.fromkeys(BLOCKS, 0.6), dict(zip(BLOCKS, ALPHAS, strict=True)))
     path, tensors = pool.plant("simplify_target", steps, noise=0.01)
     return SimpleNamespace(path=path, tensors=tensors)
@@ -102,7 +102,7 @@ def comparison(pool, planted):
 
 @pytest.fixture(scope="session")
 def similarity(pool, planted):
-    """The similarity of a recipe's result on merged tensors."""
+    """A function that returns the similarity of a recipe's result, on merged tensors."""
 
     def measure(recipe, metric, name=None):
         name = name or recipe.output
@@ -118,7 +118,7 @@ def similarity(pool, planted):
 
 @pytest.fixture(scope="session")
 def explained(pool, planted):
-    """What each block of a recipe's result explains, on merged tensors."""
+    """A function that returns the explained share of each block of a recipe's result, on merged tensors."""
 
     def measure(recipe, name=None):
         name = name or recipe.output
@@ -134,7 +134,7 @@ def explained(pool, planted):
 
 @pytest.fixture
 def simpler(comparison):
-    """Simplifies a recipe judged on its output, or on the steps named; `metric` is told of beside it."""
+    """A function that simplifies a recipe judged on its output or the steps named, and also reports `metric`."""
 
     def run(recipe, metric="delta", steps=None, reference=None, **options):
         named = steps or [recipe.output]
@@ -146,19 +146,19 @@ def simpler(comparison):
 
 
 def noisy(alphas, size=1e-4, seed=0):
-    """The alphas by block, each a little off."""
+    """Return the alphas by block, each slightly off."""
     random = torch.Generator().manual_seed(seed)
     off = size * torch.randn(len(BLOCKS), generator=random, dtype=torch.float64)
     return {block: alpha + float(error) for block, alpha, error in zip(BLOCKS, alphas, off, strict=True)}
 
 
 def numbers(recipe, name):
-    """A step's alphas on the scored blocks."""
+    """Return a step's alphas on the scored blocks."""
     return tuple(recipe.step(name).alpha.at(block) for block in BLOCKS)
 
 
-def test_planted_numbers_come_back(simpler, explained):
-    """Alphas that are a little off the planted ones come back to their grid, at no real loss."""
+def test_planted_numbers_are_recovered(simpler, explained):
+    """Alphas slightly off the planted ones return to their grid within the permitted loss."""
     recipe = recipe_of(
         step("T1", "base", "x", noisy([0.6] * 5)), step("T2", "T1", "y", noisy(ALPHAS, seed=1), mode="weight_sum")
     )
@@ -174,8 +174,8 @@ def test_planted_numbers_come_back(simpler, explained):
 
 
 @pytest.mark.parametrize("unknown", [0.0, 0.3])
-def test_no_number_is_given_up(simpler, pool, unknown):
-    """However much of the target is unknown, alphas of 0.1 and more neither vanish nor become others by a grid step."""
+def test_unknown_parts_of_the_target_change_no_number(simpler, pool, unknown):
+    """However much of the target is unknown, alphas of 0.1 and more are neither dropped nor moved by a grid step."""
     steps = pool.two_steps(dict.fromkeys(BLOCKS, 0.2), dict(zip(BLOCKS, ALPHAS, strict=True)))
     path, _ = pool.plant(f"simplify_unknown_{unknown}", steps, noise=unknown * 0.2)
     recipe = recipe_of(
@@ -196,8 +196,8 @@ def test_no_number_is_given_up(simpler, pool, unknown):
     assert numbers(found.recipe, "T2") == ALPHAS
 
 
-def test_length_counts(pool):
-    """Alphas that would only stretch the merged difference stay: a cosine would not see them change."""
+def test_alphas_that_set_the_length_stay(pool):
+    """Alphas that only stretch the merged difference, which a cosine would ignore, stay."""
     alphas = dict.fromkeys(BLOCKS, 0.2871)
     steps = [{"name": "T1", "mode": "weight_sum", "a": "base", "b": "x", "c": None, "alpha": alphas}]
     path, _ = pool.plant("simplify_length", steps)
@@ -211,7 +211,7 @@ def test_length_counts(pool):
 
 
 def test_a_step_without_effect_and_its_source_vanish(simpler, similarity, pool):
-    """A step that adds nothing is replaced by its input, its source is dropped, and the merge stays as good."""
+    """A step without effect is replaced by its input, its source is dropped, and the similarity stays."""
     recipe = recipe_of(
         step("T1", "base", "x", dict.fromkeys(BLOCKS, 0.6)),
         step("IDLE", "T1", "z", dict.fromkeys(BLOCKS, 1e-5)),
@@ -220,7 +220,7 @@ def test_a_step_without_effect_and_its_source_vanish(simpler, similarity, pool):
 
     found = simpler(recipe)
 
-    assert [one.name for one in found.recipe.steps] == ["T1", "T2"]
+    assert [step.name for step in found.recipe.steps] == ["T1", "T2"]
     assert found.recipe.step("T2").a == "T1"
     assert (found.changes.steps, found.changes.sources) == (("IDLE",), ("z",))
     assert "z" not in found.recipe.models
@@ -228,8 +228,8 @@ def test_a_step_without_effect_and_its_source_vanish(simpler, similarity, pool):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_loss_on_merged_tensors(simpler, similarity, explained, metric):
-    """What is said of before and after holds on merged tensors, and no block loses more than it may."""
+def test_reported_losses_hold_on_merged_tensors(simpler, similarity, explained, metric):
+    """The reported similarities before and after hold on merged tensors, and no block exceeds its permitted loss."""
     recipe = recipe_of(
         step("T1", "base", "x", noisy([0.5] * 5, 0.1)),
         step("T2", "T1", "z", noisy([0.02] * 5, 0.01, 2)),
@@ -245,15 +245,15 @@ def test_loss_on_merged_tensors(simpler, similarity, explained, metric):
     assert found.lost == pytest.approx(max(before[block] - after[block] for block in BLOCKS), abs=2e-6)
     for block in BLOCKS:
         assert after[block] >= before[block] - 0.3 * (1 - before[block]) - 1e-3 - 1e-6
-    told = similarity(recipe, metric), similarity(found.recipe, metric)
-    assert found.totals["T3"] == pytest.approx(told, abs=2e-6)
+    expected = similarity(recipe, metric), similarity(found.recipe, metric)
+    assert found.totals["T3"] == pytest.approx(expected, abs=2e-6)
     assert found.changes.grids()["finer"] == (15, 0)
     assert found.distinct[1] < found.distinct[0]
     assert sum(found.changes.grids()[grid][1] for grid in ("0", "0.05")) >= 12
 
 
-def test_again_changes_nothing(simpler):
-    """A simplified recipe simplified again, losses counted from the original, is the same."""
+def test_a_second_simplification_changes_nothing(simpler):
+    """A simplified recipe, simplified again with losses counted from the original, stays the same."""
     recipe = recipe_of(
         step("T1", "base", "x", noisy([0.5] * 5, 0.1)),
         step("T2", "T1", "z", noisy([0.02] * 5, 0.01, 2)),
@@ -268,8 +268,8 @@ def test_again_changes_nothing(simpler):
     assert (second.changes.changed, second.changes.steps, second.changes.sources) == ((), (), ())
 
 
-def test_nothing_may_be_lost(simpler, similarity):
-    """Without anything to lose only what costs nothing is changed: unused steps go, alphas that matter stay."""
+def test_without_permitted_loss_only_unused_steps_go(simpler, similarity):
+    """Without a permitted loss, unused steps are dropped and alphas with an effect stay."""
     alphas = {block: 0.2871 + 0.01 * place for place, block in enumerate(BLOCKS)}
     recipe = recipe_of(
         step("T1", "base", "x", alphas),
@@ -279,12 +279,12 @@ def test_nothing_may_be_lost(simpler, similarity):
 
     found = simpler(recipe, share=0.0, tolerance=0.0)
 
-    assert [one.name for one in found.recipe.steps] == ["T1", "T2"]
+    assert [step.name for step in found.recipe.steps] == ["T1", "T2"]
     assert similarity(found.recipe, "explained") >= similarity(recipe, "explained") - 1e-12
 
 
-def test_no_judged_step_gets_worse(simpler, explained):
-    """Where every step is judged, none loses more than it may, even if the output would not."""
+def test_every_judged_step_keeps_its_limit(simpler, explained):
+    """If every step is judged, none exceeds its permitted loss, regardless of the output's loss."""
     recipe = recipe_of(
         step("T1", "base", "x", noisy([0.5] * 5, 0.1)), step("T2", "T1", "y", noisy(ALPHAS, 0.05, 1), mode="weight_sum")
     )
@@ -296,8 +296,8 @@ def test_no_judged_step_gets_worse(simpler, explained):
         assert all(after[block] >= before[block] - 0.02 * (1 - before[block]) - 1e-8 for block in BLOCKS)
 
 
-def test_unchanged_blocks_stay(pool, tmp_path, write_sd1):
-    """Where the target is the base, alphas that keep it so stay, and those that do not matter become 0."""
+def test_unchanged_blocks_are_kept(pool, tmp_path, write_sd1):
+    """If a block of the target equals the base's, alphas that keep it stay, and small ones that do not become 0."""
     middle = "model.diffusion_model.middle_block."
     tensors = {n: v for n, v in pool.tensors["x"].items() if not n.startswith(middle)}
     kept = {n: v for n, v in pool.tensors["base"].items() if n.startswith(middle)}
@@ -307,20 +307,20 @@ def test_unchanged_blocks_stay(pool, tmp_path, write_sd1):
     paths = {name: pool.paths[name] for name in ("base", "x")}
     with open_comparison(LAYOUT, paths, tmp_path / "t.safetensors", base=paths["base"]) as opened:
         metric = build_metric("explained", opened, ("M00", "OUT03"), measure_statistics(opened, BLOCKS))
-        one, other = (
+        kept_simple, worse_simple = (
             simplify(given, [Judged("T1", metric)], groups=opened.groups, sources=("base", "x"), share=0.5)
             for given in (recipe, worse)
         )
 
     assert (metric.blocks, metric.unchanged) == (("OUT03",), ("M00",))
-    assert one.recipe.step("T1").alpha.at("M00") == 0.0
-    assert one.recipe.step("T1").alpha.at("OUT03") == 1.0
-    assert other.recipe.step("T1").alpha.at("M00") == 0.0
-    assert set(one.before) == {"OUT03"}
+    assert kept_simple.recipe.step("T1").alpha.at("M00") == 0.0
+    assert kept_simple.recipe.step("T1").alpha.at("OUT03") == 1.0
+    assert worse_simple.recipe.step("T1").alpha.at("M00") == 0.0
+    assert set(kept_simple.before) == {"OUT03"}
 
 
-def test_numbers_that_nothing_scores_stay(simpler):
-    """Alphas of blocks that are not scored keep their value, and hold their step; one number for all is one number."""
+def test_numbers_on_unscored_blocks_stay(simpler):
+    """Alphas on unscored blocks keep their values and their step; an alpha equal on all blocks is one number."""
     alphas = {"IN01": 0.123, **dict.fromkeys(BLOCKS, 1e-6)}
     recipe = recipe_of(step("T1", "base", "x", 0.60003), step("T2", "T1", "z", alphas))
 
@@ -332,7 +332,7 @@ def test_numbers_that_nothing_scores_stay(simpler):
 
 
 def test_tied_numbers_stay_tied(simpler):
-    """A number of several blocks moves as one, and numbers that are not listed do not move."""
+    """A number of several blocks moves as one, and numbers that are not listed stay."""
     recipe = recipe_of(step("T1", "base", "x", noisy([0.6] * 5)), step("T2", "T1", "y", dict.fromkeys(BLOCKS, 0.2777)))
 
     found = simpler(recipe, share=0.5, tolerance=1e-2, numbers=[Number("T2", "alpha", BLOCKS)])
@@ -345,8 +345,8 @@ def test_tied_numbers_stay_tied(simpler):
 
 @pytest.mark.parametrize("mode", ["triple_sum", "sum_twice"])
 @pytest.mark.parametrize(("alpha", "beta", "left"), [(1e-6, 0.3, "y"), (0.3, 1e-6, "x")])
-def test_half_of_a_step_of_two_alphas(simpler, similarity, mode, alpha, beta, left):
-    """A step of three inputs loses the one that has no part, and becomes a weighted sum of the other two."""
+def test_an_unused_input_of_three_is_dropped(simpler, similarity, mode, alpha, beta, left):
+    """A step of three inputs loses the one without effect, and becomes a weighted sum of the other two."""
     beta_values = Alpha(dict.fromkeys(LAYOUT.blocks, beta))
     recipe = recipe_of(step("T", "base", "x", alpha, mode=mode, c="y", beta=beta_values), models=("base", "x", "y"))
 
@@ -360,7 +360,7 @@ def test_half_of_a_step_of_two_alphas(simpler, similarity, mode, alpha, beta, le
 
 
 def test_a_source_that_carries_tensors_stays(comparison, pool, planted, tmp_path, write_sd1):
-    """A step at 0 that brings tensors which its input lacks is not without effect: it stays, as does its source."""
+    """A step at alpha 0 that adds tensors which its input lacks has an effect: it and its source stay."""
     bare = tmp_path / "bare.safetensors"
     write_sd1(bare, seed=1, around=pool.tensors["base"], distance=0.2, vae=False)
     steps = (step("T", "bare", "x", 0.0, mode="weight_sum"), step("U", "T", "bare", 0.5, mode="weight_sum"))
@@ -369,12 +369,12 @@ def test_a_source_that_carries_tensors_stays(comparison, pool, planted, tmp_path
         metric = build_metric("explained", opened, BLOCKS, measure_statistics(opened, BLOCKS))
         found = simplify(recipe, [Judged("U", metric)], groups=opened.groups, sources=("bare", "x"))
 
-    assert "T" in {one.name for one in found.recipe.steps}
+    assert "T" in {step.name for step in found.recipe.steps}
     assert set(found.recipe.models) == {"bare", "x"}
 
 
 def test_the_output_takes_the_place_of_an_idle_last_step(simpler):
-    """If the last step has no effect, its input is the output; a recipe keeps one step at least."""
+    """If the last step has no effect, its input becomes the output; a recipe keeps at least one step."""
     idle = recipe_of(step("T1", "base", "x", 0.6), step("T2", "T1", "z", 0.0))
     nothing = recipe_of(step("T1", "base", "x", 0.0))
 
@@ -382,11 +382,11 @@ def test_the_output_takes_the_place_of_an_idle_last_step(simpler):
 
     assert found.recipe.output == "T1"
     assert found.scored[0].step == "T1"
-    assert [one.name for one in simpler(nothing).recipe.steps] == ["T1"]
+    assert [step.name for step in simpler(nothing).recipe.steps] == ["T1"]
 
 
-def test_what_cannot_be_simplified(simpler):
-    """Free alphas and tolerances that are none are refused, naming the step, or what was received."""
+def test_free_alphas_and_invalid_losses_are_refused(simpler):
+    """Free alphas and invalid permitted losses are refused with the step or the received value."""
     free = recipe_of(Step("T", "add_difference", "base", "x", "base", Alpha({}, (Free(0, 1, ("OUT03", "OUT04")),))))
     with pytest.raises(RecipeError, match=r"steps\.T\.alpha: free on OUT03-OUT04, and only numbers can be simplified"):
         simpler(free)
@@ -403,7 +403,7 @@ columns = st.one_of(alpha, by_block)
 
 @st.composite
 def recipes(draw):
-    """Random recipes: each step takes any models and earlier steps, in any mode."""
+    """Draw random recipes: each step takes any models and earlier steps, in any mode."""
     names, steps = ["base", "x", "y", "z"], []
     for place in range(draw(st.integers(1, 4))):
         mode = draw(st.sampled_from(["weight_sum", "add_difference", "triple_sum", "sum_twice"]))
@@ -420,8 +420,8 @@ def recipes(draw):
     share=st.sampled_from([0.0, 0.01, 0.05, 0.5]),
     tolerance=st.sampled_from([0.0, 1e-9, 1e-3]),
 )
-def test_never_loses_more(simpler, explained, recipe, share, tolerance):
-    """Whatever the recipe, no block of its result loses more than it may, nothing grows, and once is enough."""
+def test_no_block_loses_more_than_permitted(simpler, explained, recipe, share, tolerance):
+    """For any recipe, no block exceeds its permitted loss, nothing grows, and a second run changes nothing."""
     before = explained(recipe)
 
     found = simpler(recipe, share=share, tolerance=tolerance)
@@ -429,7 +429,7 @@ def test_never_loses_more(simpler, explained, recipe, share, tolerance):
     after = explained(found.recipe)
     for block in BLOCKS:
         allowed = before[block] - share * (1 - before[block]) - tolerance
-        # Of float32 tensors as merged, so the last digits differ where a merge is far away.
+        # Merged tensors are float32, so the last digits differ for a merge far from the target.
         assert after[block] >= allowed - 1e-6 * max(1, abs(allowed))
     assert len(found.recipe.steps) <= len(recipe.steps)
     assert set(found.recipe.models) <= set(recipe.models)
@@ -437,8 +437,8 @@ def test_never_loses_more(simpler, explained, recipe, share, tolerance):
     assert again.recipe == found.recipe
 
 
-def test_what_is_told_is_clipped(simpler, explained):
-    """Blocks far below 0 count as -1 in the total and have nothing more to lose, as everywhere else."""
+def test_reported_shares_are_clipped(simpler, explained):
+    """Blocks far below 0 count as -1 in the reported total and loss."""
     recipe = recipe_of(
         step("T1", "base", "y", {"M00": 9.4871, "OUT03": 8.1234, "OUT04": 0.1999, "OUT05": 0.1, "OUT06": 0})
     )
@@ -451,8 +451,8 @@ def test_what_is_told_is_clipped(simpler, explained):
     clipped = [{block: max(value, -1.0) for block, value in values.items()} for values in (before, after)]
     assert found.explained == pytest.approx([sum(values.values()) / 5 for values in clipped], abs=2e-6)
     assert found.lost == pytest.approx(max(clipped[0][block] - clipped[1][block] for block in BLOCKS), abs=2e-6)
-    told = found.as_dict()["explained"]
-    assert [told[when]["blocks"] for when in ("before", "after")] == [
+    reported = found.as_dict()["explained"]
+    assert [reported[when]["blocks"] for when in ("before", "after")] == [
         pytest.approx(values, abs=2e-6) for values in clipped
     ]
     assert (

@@ -1,4 +1,4 @@
-"""Measuring the article's recipe step by step, on small files of its sources' names."""
+"""The article's recipe is measured step by step, on small files with its sources' names."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ OUTPUTS = tuple(f"OUT{n:02}" for n in range(3, 12))
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, write_sd1, sd1_tensors):
-    """A folder with small checkpoints of the article's names, two of them without VAE; their tensors by name."""
+    """A folder with small checkpoints of the article's names, two of them without VAE, and their tensors by name."""
     folder = tmp_path_factory.mktemp("article")
     around = sd1_tensors(seed=0)
     recipe = load_recipe(CONFIG)
@@ -30,40 +30,40 @@ def sources(tmp_path_factory, write_sd1, sd1_tensors):
 
 
 def in_order(recipe):
-    """The steps of both endings, each after its inputs and once."""
+    """Return the steps of both endings, each once and after its inputs."""
     endings = ("BlessingMix V1", "BlessingMix V1-EvoEnc")
     return {step.name: step for name in endings for step in recipe.ancestors(name)}.values()
 
 
 @pytest.mark.filterwarnings("ignore::optimizer.errors.BlockfitWarning")  # two sources have no VAE
 def test_every_step_of_the_articles_recipe_is_measured(sources):
-    """Each of the 18 steps has the similarity that its result, made step by step, has by its metric's definition."""
+    """Each of the 18 steps has the similarity of its merged result by its metric's definition."""
     folder, tensors = sources
     recipe = load_recipe(CONFIG)
     target = folder / "BracingEvoMix_v1.safetensors"
 
     found = verify(recipe, {name: folder / model.file for name, model in recipe.models.items()}, target)
 
-    assert [one.step for one in found] == [step.name for step in recipe.steps]
+    assert [verified.step for verified in found] == [step.name for step in recipe.steps]
     merged = merge_by_steps(as_dicts(in_order(recipe)), tensors)
-    for one in found:
+    for verified in found:
         blocks = {"TEMP": OUTPUTS, "FINAL_O": OUTPUTS, "SAVE": INPUTS, "FINAL_I": INPUTS}
-        wanted = next((blocks[start] for start in blocks if one.step.startswith(start)), ())
-        if wanted:
-            expected = attention_by_definition(merged[one.step], tensors["BracingEvoMix_v1"], wanted, 114514)
+        scored = next((blocks[start] for start in blocks if verified.step.startswith(start)), ())
+        if scored:
+            expected = attention_by_definition(merged[verified.step], tensors["BracingEvoMix_v1"], scored, 114514)
         else:
-            # What nobody reported is measured by what it explains, the recipe's first model being the base.
+            # A step without an expectation is measured by `explained`, with the recipe's first model as base.
             first = tensors[next(iter(recipe.models))]
-            expected = explained_by_definition(merged[one.step], tensors["BracingEvoMix_v1"], first)
-        assert one.metric == ("attention" if wanted else "explained")
-        assert dict(one.measured) == pytest.approx(expected, abs=2e-6)
-        assert one.total == pytest.approx(sum(expected.values()) / len(expected), abs=2e-6)
-        assert one.not_measurable == (("IN09",) if wanted == INPUTS else ())
-        assert one.expected == recipe.step(one.step).expect
+            expected = explained_by_definition(merged[verified.step], tensors["BracingEvoMix_v1"], first)
+        assert verified.metric == ("attention" if scored else "explained")
+        assert dict(verified.measured) == pytest.approx(expected, abs=2e-6)
+        assert verified.total == pytest.approx(sum(expected.values()) / len(expected), abs=2e-6)
+        assert verified.not_measurable == (("IN09",) if scored == INPUTS else ())
+        assert verified.expected == recipe.step(verified.step).expect
 
 
 def run(*arguments):
-    """The exit code of the command."""
+    """Return the exit code of the command."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return left.value.code
@@ -93,8 +93,8 @@ def test_command_prints_measured_beside_expected(sources, capsys, tmp_path, monk
     assert measured["BlessingMix V1"]["total"]["expected"] is None
 
 
-def test_expectations_by_other_metrics(tmp_path, write_sd1, sd1_tensors):
-    """An expectation may be of any metric; delta takes its base from the command, and says so where there is none."""
+def test_expectations_may_use_any_metric(tmp_path, write_sd1, sd1_tensors):
+    """An expectation may use any metric; delta takes its base from the call, and its lack is reported."""
     around = sd1_tensors(seed=0)
     tensors = {
         name: write_sd1(tmp_path / f"{name}.safetensors", seed=seed, around=around)
@@ -108,15 +108,15 @@ def test_expectations_by_other_metrics(tmp_path, write_sd1, sd1_tensors):
 
     def measured(metric, **options):
         path.write_text(text.replace("METRIC", metric), "utf-8")
-        (one,) = verify(load_recipe(path), paths, tmp_path / "target.safetensors", **options)
-        return one.measured["OUT06"]
+        (verified,) = verify(load_recipe(path), paths, tmp_path / "target.safetensors", **options)
+        return verified.measured["OUT06"]
 
     names = [name for name in tensors["a"] if name.startswith("model.diffusion_model.output_blocks.6.")]
-    base, other, goal = (torch.cat([tensors[m][n].double().flatten() for n in names]) for m in ("a", "b", "target"))
-    merged = 0.7 * base + 0.3 * other
+    base, second, aim = (torch.cat([tensors[m][n].double().flatten() for n in names]) for m in ("a", "b", "target"))
+    merged = 0.7 * base + 0.3 * second
     cosine = torch.nn.functional.cosine_similarity
-    assert measured("weights") == pytest.approx(float(cosine(merged, goal, dim=0)), abs=1e-9)
-    assert measured("delta", base="a") == pytest.approx(float(cosine(merged - base, goal - base, dim=0)), abs=1e-9)
+    assert measured("weights") == pytest.approx(float(cosine(merged, aim, dim=0)), abs=1e-9)
+    assert measured("delta", base="a") == pytest.approx(float(cosine(merged - base, aim - base, dim=0)), abs=1e-9)
     with pytest.raises(RecipeError, match=r"steps\.T\.expect\.metric: delta needs a base; name it \(`base`\)"):
         measured("delta")
     with pytest.raises(
@@ -131,8 +131,8 @@ def test_expectations_by_other_metrics(tmp_path, write_sd1, sd1_tensors):
         verify(load_recipe(path), paths, tmp_path / "target.safetensors")
 
 
-def test_a_missing_source(sources, capsys, tmp_path):
-    """A source file that is nowhere is bad input: one line with the model, the file and where it was looked for."""
+def test_missing_source_is_reported_in_one_line(sources, capsys, tmp_path):
+    """A missing source file is bad input: one line with the model, the file and the folders searched."""
     folder, tensors = sources
     save_file(tensors["BracingEvoMix_v1"], tmp_path / "BracingEvoMix_v1.safetensors")
 
@@ -147,8 +147,8 @@ def test_a_missing_source(sources, capsys, tmp_path):
         verify(recipe, paths, tmp_path / "nowhere.safetensors")
 
 
-def test_a_source_of_the_targets_name(tmp_path, write_sd1, sd1_tensors, capsys):
-    """A source is its own file even where the target has its name; only one that is nowhere is the target."""
+def test_source_with_the_targets_name_is_its_own_file(tmp_path, write_sd1, sd1_tensors, capsys):
+    """A source with the target's name is its own file; only if that is missing, the target takes its place."""
     around, text = sd1_tensors(), "models: {a: {file: a}, b: {file: b}}\nsteps:\n"
     (tmp_path / "models").mkdir()
     for folder, name, seed in (("models", "a", 1), ("models", "b", 2), (".", "b", 3)):
@@ -158,8 +158,8 @@ def test_a_source_of_the_targets_name(tmp_path, write_sd1, sd1_tensors, capsys):
 
     def total():
         assert run("verify", recipe, "--target", tmp_path / "b.safetensors", "--json") == 0
-        told = capsys.readouterr()
-        return json.loads(told.out)[0]["total"]["measured"], told.err
+        printed = capsys.readouterr()
+        return json.loads(printed.out)[0]["total"]["measured"], printed.err
 
     measured, warned = total()
     (tmp_path / "models" / "b.safetensors").unlink()

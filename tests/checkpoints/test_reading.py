@@ -250,7 +250,7 @@ class TestBrokenFiles:
         """If the same name exists with another extension or case, it is mentioned; dots in names do no harm."""
         (tmp_path / "open1.1.safetensors").write_bytes(b"x")
 
-        assert problem(tmp_path / asked) == "no such file, but 'open1.1.safetensors' is there"
+        assert problem(tmp_path / asked) == "no such file, but 'open1.1.safetensors' exists"
 
     def test_missing_with_near_names(self, tmp_path):
         """Files with nearly that name are offered, three at most; a folder that is missing is called missing."""
@@ -261,7 +261,7 @@ class TestBrokenFiles:
             "no such file; did you mean 'dreamshaper_8.safetensors', 'DreamShaper 7.ckpt' or 'dreamshaper_6.pt'?"
         )
         assert problem(tmp_path / "x.safetensors") == "no such file"
-        assert problem(tmp_path / "gone" / "x.ckpt") == f"no such file: there is no folder {tmp_path / 'gone'}"
+        assert problem(tmp_path / "gone" / "x.ckpt") == f"no such file: the folder {tmp_path / 'gone'} does not exist"
 
     def test_empty(self, tmp_path):
         """An empty file is called that."""

@@ -123,7 +123,7 @@ def test_read_only_folder(fit: Fit, read_only: Callable[[dict[str, str]], Path],
     """A study in a folder that cannot be written to is refused in one line, before a checkpoint is read."""
     folder = read_only(TEXTS)
 
-    reason = "the folder cannot be written to (Read-only file system); copy what is in it to one that can be"
+    reason = "the folder cannot be written to (Read-only file system); copy its contents to a writable folder"
     assert fit(folder) == (2, [f"blockfit: {folder}: {reason}"])
     assert not (tmp_path / "cache").exists()
 

@@ -178,7 +178,7 @@ def test_a_place_in_a_file_is_no_argument(capsys, study):
     with pytest.raises(InputError) as caught:
         simplify_file(best, study / "simple.yaml")
 
-    where = f"{best}: fitted.target: missing, so what to score against is not known; name it"
+    where = f"{best}: fitted.target: missing; name the checkpoint to score against"
     assert (caught.value.field, str(caught.value)) == (None, f"{where} (`target`)")
     assert line_of(capsys, "simplify", best) == f"blockfit: {where} (--target)"
 

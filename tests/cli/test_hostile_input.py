@@ -202,7 +202,7 @@ def test_too_many_ways_to_measure(folder: Path, run: Run) -> None:
 
     line = refused(run, folder, "verify", folder / "recipe.yaml", "--target", folder / "target.safetensors")
 
-    assert "steps: 101 different metrics, seeds and block lists to measure by; there can be at most 100" in line
+    assert "steps: received 101 different metrics, seeds and block lists to measure by; must be at most 100" in line
 
 
 def test_too_many_steps_to_simplify(folder: Path, run: Run) -> None:
@@ -212,7 +212,7 @@ def test_too_many_steps_to_simplify(folder: Path, run: Run) -> None:
 
     line = refused(run, folder, "simplify", recipe, "--target", folder / "target.safetensors", "-o", folder / "s.yaml")
 
-    assert "recipe.yaml: steps: received 101; a recipe of at most 100 can be simplified; merge the first ones" in line
+    assert "recipe.yaml: steps: received 101; must be at most 100 to be simplified; merge the first ones" in line
 
 
 def joint(folder: Path, count: int, alpha: str) -> Path:
@@ -466,7 +466,7 @@ def test_prompts_without_end(folder: Path, run: Run) -> None:
     target = folder / "target.safetensors"
     arguments = (target, "--target", target, "--metric", "encoder", "--prompts", "/dev/zero")
 
-    assert "/dev/zero: more than 4,194,304 bytes" in refused(run, folder, "compare", *arguments)
+    assert "/dev/zero: received more than 4,194,304 bytes" in refused(run, folder, "compare", *arguments)
 
 
 def test_recipes_may_name_files_elsewhere(folder: Path, run: Run) -> None:

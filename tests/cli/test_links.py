@@ -38,7 +38,7 @@ target: {file: target.safetensors}
 stages: [{name: all, metric: delta, trials: 2, sampler: random}]
 """
 PRECIOUS = b"# what a shell does first\nexport PATH=/usr/bin\n"
-RULE = "a study's files are written into its own folder only: replace it by a file"
+RULE = "a study's files are written into its own folder only: replace it with a file"
 
 
 @pytest.fixture(scope="module")
@@ -512,7 +512,7 @@ class TestPieces:
         link(tmp_path / "work" / "drawn", tmp_path / "pictures")
 
         check_output(tmp_path / "work" / "mine" / "clone.safetensors")
-        with pytest.raises(InputError, match=r"drawn: is a symbolic link to .*: replace it by a folder"):
+        with pytest.raises(InputError, match=r"drawn: is a symbolic link to .*: replace it with a folder"):
             check_output(tmp_path / "work" / "drawn" / "sheet.png")
 
     @pytest.mark.skipif(sys.platform != "win32", reason="junctions are Windows'")

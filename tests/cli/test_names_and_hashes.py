@@ -119,7 +119,7 @@ def test_folders_of_the_environment(here, store, capsys, monkeypatch):
     said = capsys.readouterr()
     assert said.err.splitlines() == [
         f"blockfit: warning: BLOCKFIT_MODELS: {gone}: no such folder",
-        f"blockfit: warning: BLOCKFIT_MODELS: {file}: is a file; name the folder that it lies in",
+        f"blockfit: warning: BLOCKFIT_MODELS: {file}: is a file; name the folder that contains it",
     ]
     assert run("compare", "one", "--target", "closed", "--json", "--blocks", "M00") == 0
     said = capsys.readouterr()
@@ -141,7 +141,7 @@ def test_folders_of_the_environment(here, store, capsys, monkeypatch):
             ["near.yaml: models.one.file: 'onee' not found; did you mean 'one."],
         ),
         (["merge", "recip.yaml", "-o", "x.safetensors"], ["recip.yaml: no such file; did you mean 'recipe.yaml'?"]),
-        (["fit", "study.yml"], ["study.yml: no such file, but 'study.yaml' is there"]),
+        (["fit", "study.yml"], ["study.yml: no such file, but 'study.yaml' exists"]),
         (["inspect", "same"], ["2 files have this name", "mine", "theirs"]),
         (["inspect", "one [0123456789]"], ["one.safetensors: has the hash", "not 0123456789"]),
         (["inspect", "0123456789"], ["no file has this name or hash", "looked in"]),

@@ -184,7 +184,7 @@ def test_another_target_and_other_inputs_are_told(best, run, folder):
             ("--target", "TARGET", "--metric", "beauty"),
             ["--metric: received 'beauty'; must be one of explained"],
         ),
-        ("done.yaml", ("--target", "TARGET", "--base", "z"), ["--base: received 'z'; the recipe's models are x, y"]),
+        ("done.yaml", ("--target", "TARGET", "--base", "z"), ["--base: received 'z'; must be one of x, y"]),
         ("done.yaml", ("--target", "TARGET", "--metric", "delta"), ["done.yaml: delta needs a base", "--base"]),
         ("done.yaml", ("--target", "TARGET", "-o", "SELF"), ["is the recipe itself; write to another file"]),
         ("done.yaml", ("--target", "TARGET", "-o", "nowhere/out.yaml"), ["the folder", "does not exist"]),

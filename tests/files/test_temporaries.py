@@ -1,4 +1,4 @@
-"""Temporary files: what a command that was killed has left is cleared, and nothing else is."""
+"""Temporary files left by killed commands are removed, and no other file is."""
 
 import pytest
 from kills import Killing
@@ -11,13 +11,13 @@ PROCESS = f".blockfit-{host_name()}-4711-0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def killing():
-    """A process that kills others while they write."""
+    """A process that forks writers and kills them."""
     process = Killing(
         """
         from pathlib import Path
         from optimizer.files import replace_text, temporary_folder
         def write(folder):
-            replace_text(Path(folder) / "a.txt", "wanted")
+            replace_text(Path(folder) / "a.txt", "after")
         def write_another(folder):
             replace_text(Path(folder) / "b.txt", "b")
         def merge(folder):
@@ -31,12 +31,12 @@ def killing():
 
 
 def names_in(folder):
-    """What is in a folder, hidden things too."""
+    """Return the names of all entries of a folder, hidden ones included."""
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_killed(killing, tmp_path):
-    """What killed processes have left goes when something is written to the folder; a living one's stays."""
+def test_files_of_killed_processes_are_removed(killing, tmp_path):
+    """The next write to a folder removes the files of killed processes and keeps those of living ones."""
     template = tmp_path / "empty"
     template.mkdir()
     halves = 0
@@ -62,8 +62,8 @@ def test_killed(killing, tmp_path):
         clear_abandoned,
     ],
 )
-def test_what_clears(tmp_path, clear):
-    """Whatever asks for a temporary path clears what was abandoned."""
+def test_each_entry_point_removes_abandoned_files(tmp_path, clear):
+    """Every function that reserves a temporary path removes abandoned files first."""
     for suffix in (".lock", ".png", ""):
         (tmp_path / f"{PROCESS}{suffix}").touch()
 
@@ -72,8 +72,8 @@ def test_what_clears(tmp_path, clear):
     assert not list(tmp_path.glob(f"{PROCESS}*"))
 
 
-def test_of_others(tmp_path):
-    """Files of other machines, without a lock, and of other names are not ours to remove."""
+def test_files_of_other_owners_are_kept(tmp_path):
+    """Files of other machines, files without a lock and files with other names are not removed."""
     kept = [
         ".blockfit-another-host-4711-0123456789abcdef.lock",
         ".blockfit-another-host-4711-0123456789abcdef.png",
@@ -91,12 +91,12 @@ def test_of_others(tmp_path):
     assert names_in(tmp_path) == sorted([*kept, "a.txt"])
 
 
-def test_locks_that_are_none(tmp_path):
-    """A link, a file that holds something and one that has another name are not taken for a lock of ours."""
+def test_files_that_only_look_like_locks_are_kept(tmp_path):
+    """A link, a file with content and a file with a second name do not count as locks of blockfit."""
     (tmp_path / "precious").write_text("", encoding="utf-8")
     (tmp_path / f"{PROCESS}.lock").symlink_to(tmp_path / "precious")
-    other = PROCESS.replace("4711", "4712")
-    (tmp_path / f"{other}.lock").write_text("something", encoding="utf-8")
+    second = PROCESS.replace("4711", "4712")
+    (tmp_path / f"{second}.lock").write_text("something", encoding="utf-8")
     third = PROCESS.replace("4711", "4713")
     (tmp_path / f"{third}.lock").hardlink_to(tmp_path / "precious")
     before = names_in(tmp_path)
@@ -107,7 +107,7 @@ def test_locks_that_are_none(tmp_path):
 
 
 def test_links_are_not_followed(tmp_path):
-    """Where something abandoned is a link, the link goes, and what it leads to stays."""
+    """An abandoned link is removed, and its target stays."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").touch()
@@ -123,17 +123,17 @@ def test_links_are_not_followed(tmp_path):
     assert names_in(outside) == ["precious"]
 
 
-def test_two_at_once(tmp_path):
-    """Each of two that write to the same folder, even in one process, has its own and removes its own."""
-    with atomic_path(tmp_path / "a") as one, atomic_path(tmp_path / "b") as other:
-        one.write_text("a", encoding="utf-8")
-        other.write_text("b", encoding="utf-8")
+def test_two_writers_in_one_process_do_not_interfere(tmp_path):
+    """Two writers to the same folder, even in one process, have separate temporary files and remove only their own."""
+    with atomic_path(tmp_path / "a") as first, atomic_path(tmp_path / "b") as second:
+        first.write_text("a", encoding="utf-8")
+        second.write_text("b", encoding="utf-8")
 
     assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in names_in(tmp_path)} == {"a": "a", "b": "b"}
 
 
-def test_missing_folder(tmp_path):
-    """Of a folder that is not there a path is given, and the folder is not made."""
+def test_missing_folder_is_not_created(tmp_path):
+    """A temporary path in a missing folder can be requested, and the folder is not created."""
     temporary = Temporary(tmp_path / "gone", ".tmp")
 
     temporary.close()
@@ -142,8 +142,8 @@ def test_missing_folder(tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_killed_anywhere(killing, tmp_path):
-    """Wherever a writer is killed, the file is as before or as wanted, and the next one leaves nothing behind."""
+def test_writer_killed_at_any_point_leaves_a_whole_file(killing, tmp_path):
+    """Wherever a writer is killed, the file has its old or new content, and the next writer removes all leftovers."""
     template = tmp_path / "template"
     template.mkdir()
     (template / "a.txt").write_text("before", encoding="utf-8")
@@ -154,4 +154,4 @@ def test_killed_anywhere(killing, tmp_path):
         assert killing.run("write_another", folder) == ("done", None)
         assert names_in(folder) == ["a.txt", "b.txt"]
 
-    assert found == {"before", "wanted"}
+    assert found == {"before", "after"}

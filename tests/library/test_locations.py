@@ -254,7 +254,7 @@ def test_what_exists_is_meant(tmp_path: Path, store: Path, monkeypatch: pytest.M
     assert locate_given(Path("one")) == Path("one")
     with pytest.raises(CheckpointError, match=r"lost: no such file; looked in .*store, too"):
         locate_given(Path("lost"), [store])
-    with pytest.raises(CheckpointError, match=r"two.safetensors: no such file, but 'two.ckpt' is there; `folders="):
+    with pytest.raises(CheckpointError, match=r"two.safetensors: no such file, but 'two.ckpt' exists; `folders="):
         locate_given(Path("two.safetensors"))
     with pytest.raises(CheckpointError, match="0123456789: no file has this name or hash"):
         locate_given(Path("0123456789"), [store])
@@ -303,11 +303,11 @@ def test_near_names_of_a_text(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"recip.yaml: no such file; did you mean 'recipe.yaml'\?"):
         locate_given(tmp_path / "recip.yaml")
-    with pytest.raises(RecipeError, match=r"recipe.yml: no such file, but 'recipe.yaml' is there"):
+    with pytest.raises(RecipeError, match=r"recipe.yml: no such file, but 'recipe.yaml' exists"):
         load_recipe(tmp_path / "recipe.yml")
     with pytest.raises(StudyError, match=r"my_stdy: no such file; did you mean 'my-study'\?"):
         load_study(tmp_path / "my_stdy")
-    with pytest.raises(StudyError, match=r"study.yaml: no such file: there is no folder"):
+    with pytest.raises(StudyError, match=r"study.yaml: no such file: the folder .* does not exist"):
         load_study(tmp_path / "none" / "study.yaml")
 
 
@@ -332,7 +332,7 @@ def test_folders_that_are_missing(tmp_path: Path, store: Path) -> None:
 
     assert caught.value.problems == (
         f"{tmp_path / 'stroe'}: no such folder; did you mean 'store'?",
-        f"{store / 'a' / 'two.ckpt'}: is a file; name the folder that it lies in",
+        f"{store / 'a' / 'two.ckpt'}: is a file; name the folder that contains it",
     )
 
 

@@ -1,3 +1,3 @@
-"""Optuna is quiet here."""
+"""Silences Optuna in the tests of this folder."""
 
 from planted import quiet_optuna  # noqa: F401

@@ -1,4 +1,4 @@
-"""The block-wise sampler: how few trials it needs, what it never repeats, and that it remembers nothing."""
+"""The block-wise sampler needs few trials, never repeats one, and keeps no state."""
 
 import time
 
@@ -13,10 +13,10 @@ from optimizer.samplers import BlockwiseSampler
 UNIT = FloatDistribution(0, 1)
 
 
-def search(functions, trials, *, seed=0, told="block_scores", direction="maximize", space=None, blocks=None):
-    """The study after so many trials of a sum of functions, {block: function of the trial's parameters}.
+def search(functions, trials, *, seed=0, attribute="block_scores", direction="maximize", space=None, blocks=None):
+    """Run so many trials of a sum of functions, {block: function of the trial's parameters}, and return the study.
 
-    The sampler is made anew for every trial, as `fit` does.
+    The sampler is made anew for every trial, as in `fit`. `attribute` is the user attribute for the blocks' scores.
     """
     space = space or dict.fromkeys(functions, UNIT)
     study = optuna.create_study(direction=direction)
@@ -24,21 +24,21 @@ def search(functions, trials, *, seed=0, told="block_scores", direction="maximiz
         study.sampler = BlockwiseSampler(seed=seed, blocks=blocks)
         trial = study.ask(space)
         scores = {block: float(function(trial.params)) for block, function in functions.items()}
-        if told:
-            trial.set_user_attr(told, scores)
+        if attribute:
+            trial.set_user_attr(attribute, scores)
         study.tell(trial, sum(scores.values()) / len(scores))
     return study
 
 
 def values(study, name):
-    """A parameter's values in the order of the trials."""
+    """Return a parameter's values in the order of the trials."""
     return [trial.params[name] for trial in study.get_trials(deepcopy=False)]
 
 
 def separable(kind, random, count=26):
-    """`count` smooth functions of one number each and the mean of their maxima over 0 .. 1, which are at `centre`.
+    """Return `count` smooth functions of one number each, and the mean of their maxima over 0 .. 1.
 
-    A quarter of the maxima lies at or beyond a bound.
+    A quarter of the maxima is at or beyond a bound.
     """
     shapes = {
         "parabola": lambda x, c, w: 1 - 2 * w * (x - c) ** 2,
@@ -58,15 +58,15 @@ def separable(kind, random, count=26):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("kind", ["parabola", "cosine", "bell"])
-def test_smooth_and_separable(kind, seed):
-    """Of 26 smooth functions one of nine trials has the best mean to 1e-6, wherever the maxima lie."""
+def test_nine_trials_maximise_smooth_functions(kind, seed):
+    """For 26 smooth functions one of nine trials reaches the best mean to 1e-6, wherever the maxima are."""
     functions, best = separable(kind, np.random.default_rng(seed))
     study = search(functions, 9, seed=seed)
     assert -1e-12 < best - study.best_value < 1e-6
 
 
 def bumpy(random):
-    """A broad hump and two waves on 0 .. 1 with two to four local maxima, and the best of its values on 1001 points."""
+    """Return a hump with two waves on 0 .. 1 that has two to four local maxima, and its maximum over 1001 points."""
     grid = np.linspace(0, 1, 1001)
     while True:
         centre, first, second = random.uniform(0, 1, 3)
@@ -84,8 +84,8 @@ def bumpy(random):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_bumpy(seed):
-    """Of nine functions with up to four local maxima, each is within 1e-4 of its best in 40 trials, and the mean."""
+def test_global_maxima_are_found_among_local_ones(seed):
+    """Nine functions with up to four local maxima, and their mean, come within 1e-4 of their maxima in 40 trials."""
     random = np.random.default_rng(seed)
     found = {f"OUT{n:02}": bumpy(random) for n in range(3, 12)}
     functions = {name: lambda params, n=name, f=f: f(params[n]) for name, (f, _) in found.items()}
@@ -99,27 +99,27 @@ def test_bumpy(seed):
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_both_directions(direction):
-    """Scores go where the study's direction says."""
+def test_both_directions_are_optimised(direction):
+    """Scores are maximised or minimised as the study's direction requires."""
     sign = 1 if direction == "maximize" else -1
     functions = {"x": lambda p: -sign * (p["x"] - 0.3) ** 2, "y": lambda p: sign * np.cos(p["y"] - 0.9)}
     study = search(functions, 9, direction=direction)
     assert study.best_params == pytest.approx({"x": 0.3, "y": 0.9}, abs=1e-3)
 
 
-def test_value_alone():
-    """Without block scores the value is taken apart into functions of one number: 4 parameters in 30 trials."""
+def test_value_without_block_scores_is_enough():
+    """Without block scores the value is split into functions of one number: 30 trials suffice for 4 parameters."""
     centres = dict(zip("abcd", np.random.default_rng(0).uniform(0, 1, 4), strict=True))
     functions = {name: lambda p, n=name, c=c: np.cos(p[n] - c) for name, c in centres.items()}
-    study = search(functions, 30, told=None)
+    study = search(functions, 30, attribute=None)
     assert study.best_value > 1 - 1e-5
     assert study.best_params == pytest.approx(centres, abs=0.02)
 
 
 def cosines(random, blocks, parameters):
-    """A function of points [blocks, parameters]: cosines [blocks] of linear combinations with their targets.
+    """Return a function of points [blocks, parameters]: cosines [blocks] of linear combinations with targets.
 
-    The targets are such combinations, with the same shares between 0.1 and 0.7, so all cosines can be 1 at once.
+    The targets are such combinations with the same shares, between 0.1 and 0.7, so all cosines can be 1 at once.
     """
     sources = random.normal(size=(blocks, parameters, 40)) + 0.6 * random.normal(size=(blocks, 1, 40))
     start = random.normal(size=(blocks, 40))
@@ -133,8 +133,8 @@ def cosines(random, blocks, parameters):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_joint(tied):
-    """Three blocks of six parameters, their own or tied: a tenth of TPE's regret after the same 40 trials."""
+def test_shared_parameters_need_fewer_trials_than_tpe(tied):
+    """For three blocks of six parameters, tied or not, the regret is below a tenth of TPE's after 40 trials."""
     score = cosines(np.random.default_rng(1), 3, 6)
     blocks = {f"b{b}": [f"x{p}" if tied else f"b{b}.x{p}" for p in range(6)] for b in range(3)}
     space = {name: UNIT for names in blocks.values() for name in names}
@@ -153,8 +153,8 @@ def test_joint(tied):
     assert 0 <= ours < regret(optuna.samplers.TPESampler(seed=1)) / 10
 
 
-def test_one_tied_parameter():
-    """A parameter that moves several blocks goes where their sum is best, not where any of them is."""
+def test_tied_parameter_maximises_the_sum():
+    """A parameter that moves several blocks ends at the maximum of their sum, not of one of them."""
     centres = {"b0": 0.2, "b1": 0.3, "b2": 0.85}
     functions = {block: lambda p, c=c: 1 - (p["x"] - c) ** 2 for block, c in centres.items()}
     functions["b3"] = lambda p: 1 - (p["y"] - 0.5) ** 2
@@ -163,8 +163,8 @@ def test_one_tied_parameter():
     assert study.best_params == pytest.approx({"x": np.mean(list(centres.values())), "y": 0.5}, abs=1e-3)
 
 
-def test_block_scores_matter():
-    """The scores decide, not the value: told of two blocks' own scores, it finds what their sum hides."""
+def test_block_scores_count_and_not_the_value():
+    """The sampler finds the maxima of two block scores although the trials' value is constant."""
     functions = {"x": lambda p: -((p["x"] - 0.4) ** 2), "y": lambda p: -((p["y"] - 0.6) ** 2)}
     study = optuna.create_study(direction="maximize", sampler=BlockwiseSampler(seed=0))
     for _ in range(9):
@@ -174,8 +174,8 @@ def test_block_scores_matter():
     assert study.trials[-1].params == pytest.approx({"x": 0.4, "y": 0.6}, abs=1e-3)
 
 
-def test_remembers_nothing():
-    """A sampler made anew for each trial, one kept, and one that resumes half-way propose the same points."""
+def test_sampler_keeps_no_state():
+    """A new sampler for each trial, a single one, and one that resumes half-way propose the same points."""
     functions, _ = separable("bell", np.random.default_rng(3), count=4)
     anew = search(functions, 14, seed=5)
     kept = optuna.create_study(direction="maximize", sampler=BlockwiseSampler(seed=5))
@@ -191,17 +191,17 @@ def test_remembers_nothing():
     assert resumed.ask(dict.fromkeys(functions, UNIT)).params == anew.trials[9].params
 
 
-def test_seeds_differ():
-    """Another seed starts elsewhere."""
+def test_another_seed_starts_elsewhere():
+    """Another seed leads to other first points."""
     functions, _ = separable("bell", np.random.default_rng(3), count=2)
     assert values(search(functions, 2, seed=0), "x0") != values(search(functions, 2, seed=1), "x0")
 
 
-@pytest.mark.parametrize("told", ["block_scores", None])
-def test_no_trial_repeats_another(told):
-    """Long after the best is found every trial is new, and a component repeats its best point only to gather."""
+@pytest.mark.parametrize("attribute", ["block_scores", None])
+def test_no_trial_repeats_another(attribute):
+    """All trials differ, even long after the best is found; a component repeats its best point only to gather."""
     functions = {"x": lambda p: -((p["x"] - 0.3) ** 2), "y": lambda p: -((p["y"] - 0.7) ** 4), "z": lambda p: p["z"]}
-    study = search(functions, 35, told=told)
+    study = search(functions, 35, attribute=attribute)
 
     points = [tuple(trial.params.values()) for trial in study.trials]
     assert len(set(points)) == 35
@@ -209,14 +209,14 @@ def test_no_trial_repeats_another(told):
         seen = set()
         for trial in study.trials:
             value = trial.params[name]
-            if value in seen and told:
+            if value in seen and attribute:
                 assert trial.number % 3 == 2
-                assert function({name: value}) == max(function({name: other}) for other in seen)
+                assert function({name: value}) == max(function({name: past}) for past in seen)
             seen.add(value)
 
 
 def test_grid_is_tried_completely():
-    """On a grid of 11 points every trial is on it, and 11 are enough to have tried all of them."""
+    """On a grid of 11 points every trial is on the grid, and all of its points are tried."""
     space = {"x": FloatDistribution(0, 1, step=0.1), "n": IntDistribution(0, 20, step=2)}
     functions = {"x": lambda p: np.sin(40 * p["x"]), "n": lambda p: -abs(p["n"] - 14)}
     study = search(functions, 16, space=space)
@@ -225,16 +225,16 @@ def test_grid_is_tried_completely():
     assert all(type(value) is int for value in values(study, "n"))
 
 
-def test_small_and_exhausted_grids():
-    """A grid with fewer points than models want is no trouble, and once all are tried the best of them stays."""
+def test_small_grids_are_exhausted_and_repeat_the_best_point():
+    """A grid with fewer points than models need is searched, and once all its points are tried the best is repeated."""
     space = {"x": IntDistribution(0, 1), "y": FloatDistribution(0, 1, step=0.5)}
     functions = {"x": lambda p: p["x"], "y": lambda p: -abs(p["y"] - 0.5)}
     study = search(functions, 9, space=space)
     assert [trial.params for trial in study.trials[-4:]] == [{"x": 1, "y": 0.5}] * 4
 
 
-def test_logarithmic_range():
-    """A range over five powers of ten is searched by powers."""
+def test_logarithmic_range_is_searched_by_powers():
+    """In a range over five powers of ten the maximum is found to 2 per cent."""
     space = {"x": FloatDistribution(1e-5, 1, log=True), "n": IntDistribution(1, 1000, log=True)}
     functions = {"x": lambda p: -((np.log10(p["x"]) + 3) ** 2), "n": lambda p: -((np.log10(p["n"]) - 1) ** 2)}
     study = search(functions, 12, space=space)
@@ -244,7 +244,7 @@ def test_logarithmic_range():
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_running_trials_are_avoided(joint):
-    """Four trials asked for before any is told go to different points, of which none was tried."""
+    """Four trials that run at once have different points, none of which was tried before."""
     functions = {"x": lambda p: -((p["x"] - 0.3) ** 2), "y": lambda p: -((p["y"] - 0.6) ** 2)}
     blocks = {"x": ["x", "y"], "y": ["x", "y"]} if joint else None
     study = search(functions, 8, blocks=blocks)
@@ -259,7 +259,7 @@ def test_running_trials_are_avoided(joint):
 
 
 def test_failed_trials_do_not_count():
-    """What failed or was pruned changes no proposal but for the trial's number."""
+    """Failed and pruned trials change no proposal, except through the trial's number."""
     functions, _ = separable("cosine", np.random.default_rng(1), count=3)
     study = search(functions, 7)
     for state in (TrialState.FAIL, TrialState.PRUNED):
@@ -273,8 +273,8 @@ def test_failed_trials_do_not_count():
     assert study.ask(dict.fromkeys(functions, UNIT)).params == pytest.approx(search(functions, 8).trials[7].params)
 
 
-def test_conditional_parameters():
-    """Parameters that only some trials have, and others with changing ranges, are sampled without trouble."""
+def test_conditional_parameters_are_sampled():
+    """Parameters that only some trials have, and parameters with changing ranges, are sampled without an error."""
 
     def objective(trial):
         value = trial.suggest_float("x", 0, 1)
@@ -291,8 +291,8 @@ def test_conditional_parameters():
     assert {trial.params["kind"] for trial in study.trials} == {"a", "b"}
 
 
-def test_enqueued_and_fixed_points():
-    """Enqueued points are tried first and learned from; a fixed parameter stays while the others are searched."""
+def test_enqueued_points_are_learned_from_and_fixed_ones_kept():
+    """Enqueued points are tried first and used by the models; a fixed parameter stays while the others are searched."""
     study = optuna.create_study(direction="maximize", sampler=BlockwiseSampler(seed=0))
     study.enqueue_trial({"x": 0.25, "y": 0.75})
 
@@ -312,8 +312,8 @@ def test_enqueued_and_fixed_points():
     assert min(abs(x - 0.2) for x in values(study, "x")[6:]) < 1e-3
 
 
-def test_parameters_that_no_block_names():
-    """A parameter without a block, or of a category, is sampled all over its range."""
+def test_parameters_without_a_block_cover_their_range():
+    """A parameter without a block and a categorical one are sampled over their whole range."""
     space = {"x": UNIT, "free": UNIT, "kind": CategoricalDistribution(["a", "b", "c"])}
     study = search({"b": lambda p: -((p["x"] - 0.3) ** 2)}, 20, space=space, blocks={"b": ["x"]})
     assert study.best_params["x"] == pytest.approx(0.3, abs=1e-3)
@@ -321,15 +321,15 @@ def test_parameters_that_no_block_names():
     assert set(values(study, "kind")) == {"a", "b", "c"}
 
 
-def test_several_objectives():
-    """A study with several objectives is refused."""
+def test_several_objectives_are_refused():
+    """A study with several objectives raises ValueError."""
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=BlockwiseSampler())
     with pytest.raises(ValueError, match="multi-objective"):
         study.ask({"x": UNIT})
 
 
-def test_proposals_are_quick():
-    """With 100 trials of 26 blocks a proposal takes no longer than one of Optuna's TPE, the best of five of each."""
+def test_proposals_take_no_longer_than_tpe():
+    """With 100 trials of 26 blocks a proposal takes no longer than one of Optuna's TPE, by the best of five runs."""
     functions = {f"x{n}": lambda p: 0.0 for n in range(26)}
     random = np.random.default_rng(0)
     study = optuna.create_study(direction="maximize", sampler=BlockwiseSampler(seed=0))
@@ -346,14 +346,14 @@ def test_proposals_are_quick():
         )
     running = study.ask()
     frozen = study.get_trials(deepcopy=False)[running.number]
-    known = optuna.samplers.TPESampler(seed=0)
-    own, others = [], []
+    tpe = optuna.samplers.TPESampler(seed=0)
+    blockwise_seconds, tpe_seconds = [], []
     for _ in range(5):
         start = time.process_time()
         study.sampler.sample_relative(study, frozen, dict.fromkeys(functions, UNIT))
-        own.append(time.process_time() - start)
+        blockwise_seconds.append(time.process_time() - start)
         start = time.process_time()
         for name in functions:
-            known.sample_independent(study, frozen, name, UNIT)
-        others.append(time.process_time() - start)
-    assert min(own) < min(others)
+            tpe.sample_independent(study, frozen, name, UNIT)
+        tpe_seconds.append(time.process_time() - start)
+    assert min(blockwise_seconds) < min(tpe_seconds)

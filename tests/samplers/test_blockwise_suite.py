@@ -1,4 +1,4 @@
-"""The block-wise sampler keeps what Optuna asks of every sampler: its own public test suite."""
+"""The block-wise sampler passes Optuna's public test suite for samplers."""
 
 import pytest
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
@@ -7,9 +7,9 @@ from optimizer.samplers import BlockwiseSampler
 
 
 class TestBlockwiseSampler(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
-    """Numbers, categories, conditions, ranges that change, one objective only."""
+    """Tests of numbers, categories, conditions, changing ranges and a single objective."""
 
     @pytest.fixture
     def sampler(self):
-        """Makes the sampler, with a seed of its own each time."""
+        """The class of the sampler; each instance draws its own seed."""
         return BlockwiseSampler

@@ -1,4 +1,4 @@
-"""Groups of what hangs together."""
+"""Items are grouped by the things that they touch."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,13 +7,14 @@ from optimizer.samplers import connected
 
 
 @given(st.lists(st.frozensets(st.integers(0, 9), max_size=3), max_size=9))
-def test_groups_are_what_paths_join(touching):
-    """Two items are in one group if and only if a path of shared things leads from one to the other."""
+def test_groups_are_the_connected_components(touching):
+    """Two items are in one group if and only if a path of shared things connects them."""
     near = [
-        {other for other, those in enumerate(touching) if these & those} | {one} for one, these in enumerate(touching)
+        {second for second, those in enumerate(touching) if these & those} | {first}
+        for first, these in enumerate(touching)
     ]
     for _ in touching:
-        near = [set().union(*(near[other] for other in reached)) for reached in near]
+        near = [set().union(*(near[item] for item in reached)) for reached in near]
 
     found = connected(enumerate(touching))
 
@@ -23,8 +24,8 @@ def test_groups_are_what_paths_join(touching):
         assert touched == set().union(*(touching[item] for item in items))
 
 
-def test_items_of_several_groups_are_joined_in_their_order():
-    """An item that joins two groups comes last in the group that they become, behind all of theirs in their order."""
+def test_an_item_joins_groups_in_their_order():
+    """An item that joins two groups is the last of the joint group, after all their items in the given order."""
     assert connected([("a", "x"), ("b", "y"), ("c", ""), ("d", "yx")]) == [
         (["c"], set()),
         (["a", "b", "d"], {"x", "y"}),

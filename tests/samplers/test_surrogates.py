@@ -1,4 +1,4 @@
-"""The models behind the block-wise sampler, against plain dense algebra, difference quotients and high precision."""
+"""The models of the block-wise sampler agree with dense algebra, difference quotients and high precision."""
 
 import mpmath
 import numpy as np
@@ -9,12 +9,12 @@ from optimizer.samplers.surrogates import _Likelihood, fit_additive, fit_lines
 
 
 def wave(points):
-    """A smooth function of the first axes' numbers."""
+    """Return a smooth function of the first and last numbers."""
     return np.sin(3 * points[..., 0]) + 0.3 * points[..., -1] ** 2
 
 
 def kernel(x, y, precisions, weights, smooth):
-    """The weighted sum of Gaussian or Matern 5/2 kernels, entry by entry."""
+    """Return the weighted sum of Gaussian or Matern 5/2 kernels, computed entry by entry."""
     found = np.zeros((len(x), len(y)))
     for i, j in np.ndindex(*found.shape):
         for precision, weight in zip(precisions, weights, strict=True):
@@ -26,7 +26,7 @@ def kernel(x, y, precisions, weights, smooth):
 
 
 def kriging(x, y, new, precisions, weights, rest, smooth):
-    """Mean and deviation of ordinary kriging by its saddle-point system, the variance being y' P y / (n - 1)."""
+    """Return mean and deviation of ordinary kriging by its saddle-point system; the variance is y' P y / (n - 1)."""
     n = len(x)
     system = np.zeros((n + 1, n + 1))
     system[:n, :n] = kernel(x, x, precisions, weights, smooth) + rest * np.eye(n)
@@ -41,10 +41,10 @@ def kriging(x, y, new, precisions, weights, rest, smooth):
 
 @pytest.mark.parametrize("terms", [[[1, 1, 1]], [[1, 0, 0], [0, 1, 1]]])
 def test_predictions_are_kriging(terms):
-    """Means and deviations of a fitted model are those of ordinary kriging with its hyperparameters."""
+    """Means and deviations of a fitted model equal those of ordinary kriging with its hyperparameters."""
     random = np.random.default_rng(0)
     points, new = random.random((9, 3)), random.random((5, 3))
-    # Bent at 0.5, so that the length scales are short and the dense system well conditioned.
+    # The kink at 0.5 makes the length scales short and the dense system well conditioned.
     values = np.abs(points[:, 0] - 0.5) + np.sin(9 * points[:, 1])
 
     model = fit_additive(points, values, np.array(terms, dtype=bool))
@@ -55,8 +55,8 @@ def test_predictions_are_kriging(terms):
     assert deviation == pytest.approx(expected[1], rel=1e-5)
 
 
-def test_lines_interpolate_each_by_itself():
-    """A batch predicts what its functions do alone, and agrees with what it was told."""
+def test_a_batch_of_lines_equals_single_fits():
+    """A batch of functions is predicted as each function alone, and interpolates the given values."""
     random = np.random.default_rng(1)
     points = random.random((3, 7))
     values = np.stack([np.cos(3 * points[0]), np.abs(points[1] - 0.4), 5 + points[2] ** 3])
@@ -67,8 +67,8 @@ def test_lines_interpolate_each_by_itself():
     together = fit_lines(points, values, known)
 
     for row in range(3):
-        own = known[row][None]
-        alone = fit_lines(points[row][own[0]][None], values[row][own[0]][None], own[:, own[0]])
+        known_row = known[row][None]
+        alone = fit_lines(points[row][known_row[0]][None], values[row][known_row[0]][None], known_row[:, known_row[0]])
         for found, expected in zip(together.predict(new), alone.predict(new[row][None]), strict=True):
             assert found[row] == pytest.approx(expected[0], rel=1e-6, abs=1e-8)
     mean, deviation = together.predict(points)
@@ -76,8 +76,8 @@ def test_lines_interpolate_each_by_itself():
     assert deviation[known].max() < 1e-3
 
 
-def test_lines_find_the_function():
-    """Nine points of a smooth function give it everywhere to 1e-4, and the deviation is no smaller than the error."""
+def test_nine_points_determine_a_smooth_line():
+    """Nine points of a smooth function determine it to 1e-4 everywhere, within five deviations."""
     points = np.linspace(0, 1, 9)[None]
     new = np.linspace(0, 1, 101)[None]
     model = fit_lines(points, np.sin(3 * points), np.ones_like(points, dtype=bool))
@@ -89,8 +89,8 @@ def test_lines_find_the_function():
     assert (error <= 5 * deviation + 1e-9).all()
 
 
-def test_believing_leaves_means_and_removes_doubt():
-    """What is believed changes no mean, and there the deviation vanishes."""
+def test_believing_keeps_means_and_removes_uncertainty():
+    """Believed points change no mean, and the deviation at them vanishes."""
     points = np.array([[0.0, 0.3, 0.5, 1.0]])
     known = np.ones_like(points, dtype=bool)
     line = fit_lines(points, np.sin(5 * points), known)
@@ -110,8 +110,8 @@ def test_believing_leaves_means_and_removes_doubt():
 
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize("terms", [[[1, 1, 1]], [[1, 0, 0], [0, 1, 1]]])
-def test_likelihood_slopes(terms, smooth):
-    """The gradient of the likelihood is its difference quotient."""
+def test_likelihood_slopes_are_difference_quotients(terms, smooth):
+    """The gradient of the likelihood equals its difference quotient."""
     random = np.random.default_rng(2)
     points = random.random((12, 3))
     values = wave(points)
@@ -126,8 +126,8 @@ def test_likelihood_slopes(terms, smooth):
 
 
 @pytest.mark.parametrize("subset", [None, [True, False]])
-def test_prediction_slopes(subset):
-    """The slopes of means and variances are their difference quotients, of all terms and of some."""
+def test_prediction_slopes_are_difference_quotients(subset):
+    """The slopes of means and variances equal their difference quotients, for all terms and for some."""
     random = np.random.default_rng(3)
     points, new = random.random((10, 3)), random.random((4, 3))
     model = fit_additive(points, np.abs(wave(points) - 0.6), np.array([[1, 0, 0], [0, 1, 1]], dtype=bool))
@@ -142,12 +142,12 @@ def test_prediction_slopes(subset):
 
 
 @pytest.mark.parametrize("standard", [8.0, 1.0, 0.0, -0.9, -1.1, -5.0, -40.0, -3e3, -2e4, -1e6])
-def test_logarithm_of_expected_improvement(standard):
-    """It is log(s (phi(z) + z Phi(z))), also where that underflows, as 60 digits give it."""
+def test_logarithm_of_expected_improvement_is_exact(standard):
+    """It equals log(s (phi(z) + z Phi(z))) with 60 digits, also where that underflows."""
     with mpmath.workdps(60):
         z = mpmath.mpf(standard)
         density = mpmath.exp(-z * z / 2) / mpmath.sqrt(2 * mpmath.pi)
-        # Phi by the complementary error function, which keeps its digits far left.
+        # The complementary error function keeps the digits of Phi for very negative z.
         expected = float(mpmath.log(mpmath.mpf(0.5) * (density + z * mpmath.erfc(-z / mpmath.sqrt(2)) / 2)))
     found = _log_improvement(np.array([2.0 + 0.5 * standard]), np.array([0.5]), 2.0)
     assert found[0] == pytest.approx(expected, rel=1e-7, abs=1e-9)

@@ -314,7 +314,7 @@ def test_folders_that_are_no_study(pool, tmp_path):
     for folder, said in (
         (two, "it holds 2 checkpoints and lacks study.yaml (no such file)"),
         (one, "it holds a checkpoint and lacks study.yaml (no such file)"),
-        (other, "it lacks study.yaml (no such file, but 'study.yml' is there)"),
+        (other, "it lacks study.yaml (no such file, but 'study.yml' exists)"),
     ):
         with pytest.raises(StudyError) as caught:
             load_study(folder)
