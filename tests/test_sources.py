@@ -25,7 +25,7 @@ from optimizer.similarity import (
     Options,
     build_metric,
     compare,
-    grams_on_card,
+    grams_on_gpu,
     measure_grams,
     measure_statistics,
     open_comparison,
@@ -139,7 +139,7 @@ def test_statistics_are_equal(family, threads):
         with opened(models) as comparison:
             parts = comparison.scored_parts(LAYOUT.blocks)
             found.append(measure_statistics(comparison, LAYOUT.blocks, threads=threads))
-            found[-1] = found[-1].names, found[-1].gram, grams_on_card(comparison, parts, torch.device("cpu"))
+            found[-1] = found[-1].names, found[-1].gram, grams_on_gpu(comparison, parts, torch.device("cpu"))
 
     (names, gram, by_card), (names_given, gram_given, by_card_given) = found
     assert names == names_given
@@ -250,7 +250,7 @@ def test_more_input_channels_are_compared_and_merged(tmp_path, write_sd1, sd1_te
         target = InMemory("target", load_file(paths["wide"]))
         with open_comparison(LAYOUT, sources, target) as comparison:
             parts = [part for part in comparison.parts if part.name == FIRST]
-            grams += [measure_grams(comparison, parts), grams_on_card(comparison, parts, torch.device("cpu"))]
+            grams += [measure_grams(comparison, parts), grams_on_gpu(comparison, parts, torch.device("cpu"))]
         merge(Recipe("r", LAYOUT, models, steps, "T1"), sources, tmp_path / f"{name}.safetensors", embed_recipe=False)
 
     assert [part.channels for part in parts] == [(0, 4), (4, 9)]
@@ -264,7 +264,7 @@ class Changing(InMemory):
 
     became = None
 
-    def fate(self):
+    def change_since_open(self):
         """Return the change, or None."""
         return self.became
 

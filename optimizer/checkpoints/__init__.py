@@ -1,4 +1,4 @@
-"""Tensors in and out, behind one protocol, `TensorSource`: lazy reading, kinds of files, streaming atomic writing."""
+"""Reading and writing of tensors behind one protocol, `TensorSource`: lazily read, recognized by kind, streamed."""
 
 from optimizer.checkpoints.configuration import pipeline_of, readable_encoder_of
 from optimizer.checkpoints.kinds import FileKind

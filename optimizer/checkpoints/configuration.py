@@ -10,17 +10,27 @@ __all__ = ["pipeline_of", "readable_encoder_of"]
 
 
 def readable_encoder_of(layout: Layout) -> TextEncoder:
-    """Return the text encoder that blockfit can compute. Raises CheckpointError if the layout has none."""
+    """Return the text encoder that blockfit can compute, or raise CheckpointError if the layout has none."""
     if layout.readable_encoder is None:
         raise CheckpointError(f"{layout.title}: blockfit has no pipeline configuration for it (layout {layout.name})")
     return layout.readable_encoder
 
 
 def pipeline_of(source: TensorSource, layout: Layout) -> Path:
-    """Return the folder of the pipeline configuration that a checkpoint of this layout goes with.
+    """Return the folder of the pipeline configuration that a checkpoint goes with.
 
-    The vocabulary of its text encoder decides. Raises CheckpointError if it has no text encoder, or one with an unknown
-    number of tokens, and for a layout without pipeline configurations.
+    The size of its text encoder's vocabulary decides.
+
+    Args:
+        source: The checkpoint.
+        layout: Its layout.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: The checkpoint has no text encoder, or one with an unknown number of tokens, or the layout has
+            no pipeline configurations.
     """
     encoder = readable_encoder_of(layout)
     pipelines, tokens = encoder.pipelines or {}, encoder.tokens or ""
@@ -30,7 +40,7 @@ def pipeline_of(source: TensorSource, layout: Layout) -> Path:
         raise CheckpointError(f"{source.label}: has no {encoder.title}: tensor {tokens!r} is missing")
     if embedding.shape[0] not in pipelines:
         raise CheckpointError(
-            f"{source.label}: the text encoder has {embedding.shape[0]:,} tokens; {layout.name} knows "
+            f"{source.label}: the text encoder has {embedding.shape[0]:,} tokens; {layout.name} has "
             f"tokenizers of {known}"
         )
     return pipeline_folder(pipelines[embedding.shape[0]].name)

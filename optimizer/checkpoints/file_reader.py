@@ -1,4 +1,4 @@
-"""Reading tensors by their place in a file into a buffer: cheaper than the page faults of a mapped file."""
+"""Reads of tensors into a buffer by their place in a file: cheaper than the page faults of a mapped file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,21 +16,18 @@ __all__ = ["FileReader", "StoredTensorInfo"]
 
 @dataclass(frozen=True)
 class StoredTensorInfo(TensorInfo):
-    """The description of a tensor in a file.
+    """Description of a tensor in a file.
 
-    `offset` is where in the file its elements begin, in bytes, if they lie there in one piece, row after row and little
-    endian; None otherwise.
+    Attributes:
+        offset: Start of the elements in the file, in bytes; None unless they lie there in one piece, row after row and
+            little-endian.
     """
 
     offset: int | None = None
 
 
 class FileReader:
-    """An `ElementReader` of the tensors in one file, with a file handle of its own.
-
-    `tensors` are those in the file at `path`, whose state was `state` when its header was read. `whole` gives one that
-    does not lie in the file in one piece; the last of these is kept.
-    """
+    """`ElementReader` of the tensors in one file, with a file handle of its own."""
 
     def __init__(
         self,
@@ -40,6 +37,15 @@ class FileReader:
         whole: Callable[[str], torch.Tensor],
         buffer: torch.Tensor,
     ) -> None:
+        """Read tensors of the file at `path`.
+
+        Args:
+            path: Path of the file.
+            state: State of the file when its header was read.
+            tensors: Descriptions of the tensors by name.
+            whole: Function that returns a tensor which does not lie in the file in one piece; the last one is kept.
+            buffer: Memory for the elements, uint8 [bytes].
+        """
         self._path, self._state = path, state
         self._tensors, self._scattered = tensors, WholeTensorReader(whole)
         self._buffer = buffer
@@ -52,7 +58,7 @@ class FileReader:
             self._file.close()
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return the elements `start` to `stop`, as `ElementReader.read` says."""
+        """Return the elements `start` to `stop` of a flattened tensor (see `ElementReader.read`)."""
         info = self._tensors[name]
         if info.offset is None:
             return self._scattered.read(name, start, stop)
@@ -61,7 +67,7 @@ class FileReader:
         return found
 
     def read_into(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Write the elements `start` to `stop` to `out`, as `ElementReader.read_into` says."""
+        """Write the elements `start` to `stop` to `out` (see `ElementReader.read_into`)."""
         info = self._tensors[name]
         if info.offset is None:
             self._scattered.read_into(name, start, stop, out)
@@ -75,7 +81,7 @@ class FileReader:
             raise CheckpointError(f"{self._path}: cannot be read: {error.strerror or error}") from error
 
     def _read_bytes(self, offset: int, out: memoryview) -> None:
-        # A file handle of its own and `seek`, because `preadv` is not there on every system.
+        # A separate file handle and `seek`, because some systems have no `preadv`.
         if self._file is None:
             self._file = FileIO(self._path)
             if FileState.of(self._file.fileno()) != self._state:

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, checked before anything relies on it, so that a fault in it has a name.
+"""The header of a safetensors file, checked before its use, so that errors name the fault.
 
-Eight bytes, little endian, hold the header's length; the header is JSON, {tensor: {dtype, shape, data_offsets}} and
-`__metadata__`, texts by name; the data of all tensors follow without holes, up to the end of the file.
+Eight bytes, little-endian, hold the header's length. The header is JSON: {tensor: {dtype, shape, data_offsets}} and
+`__metadata__`, texts by name. The data of all tensors follow without holes, up to the end of the file.
 """
 
 import json
@@ -17,10 +17,10 @@ from optimizer.errors import CheckpointError
 
 __all__ = ["MOST_TENSORS", "SAFETENSORS_HEADER_LIMIT", "HeaderEntry", "SafetensorsHeader", "read_header"]
 
-SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer headers
-MOST_TENSORS = 100_000  # of a file; SD 1.x has some 1,100, the largest models ten times that
+SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors refuses longer headers
+MOST_TENSORS = 100_000  # most of a file; SD 1.x has some 1,100, the largest models ten times as many
 
-# Bits of an element, by those of all dtypes that have as many. Torch cannot read all of them.
+# Bits per element by dtype. Torch cannot read all of these types.
 _BITS: Mapping[str, int] = MappingProxyType(
     {
         name: bits
@@ -44,12 +44,12 @@ _JSON_TYPES = {
     float: "a number",
 }
 _LISTED = 3
-_MOST_AXES = 64  # torch's own limit
+_MOST_AXES = 64  # torch's limit
 
 
 @dataclass(frozen=True)
 class HeaderEntry:
-    """A tensor as the header describes it: its data are the bytes `begin` .. `end` of the file."""
+    """A tensor in a header; its data are the bytes `begin` to `end` of the file."""
 
     name: str
     dtype: str
@@ -60,18 +60,27 @@ class HeaderEntry:
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
-    """What a header says: the metadata, and the tensors in the order of their data."""
+    """Contents of a header: the metadata, and the tensors in the order of their data."""
 
     metadata: Mapping[str, str]
     tensors: tuple[HeaderEntry, ...]
 
 
 def read_header(path: Path, length: int, size: int) -> SafetensorsHeader:
-    """Return the header of the safetensors file at `path`, of `length` bytes in a file of `size` bytes.
+    """Return the header of a safetensors file.
 
-    Raises CheckpointError, one line, for a file that is cut short (with the bytes that are missing) or goes on behind
-    the last tensor (with how many), for metadata that are not text, with their names, for a tensor that is described
-    wrongly or twice, for data that overlap or leave a hole, and for more than 100,000 tensors.
+    Args:
+        path: Path of the file.
+        length: Length of the header, in bytes.
+        size: Size of the file, in bytes.
+
+    Returns:
+        The checked header.
+
+    Raises:
+        CheckpointError: The file is truncated or continues after the last tensor (the message has the number of bytes),
+            metadata are not text, a tensor is described wrongly or twice, data overlap or leave a hole, or the file has
+            more than 100,000 tensors. The message is one line.
     """
     with path.open("rb") as file:
         file.seek(8)
@@ -81,14 +90,7 @@ def read_header(path: Path, length: int, size: int) -> SafetensorsHeader:
     if text.count(b'"data_offsets"') > MOST_TENSORS:
         raise CheckpointError(f"{path}: more than {MOST_TENSORS:,} tensors; no checkpoint has so many")
     try:
-        header = json.loads(text, object_pairs_hook=_without_doubles)
-        if not isinstance(header, dict):
-            raise ValueError(f"is {_called(header)}; must be a mapping of tensors")
-        metadata = _metadata(header.pop("__metadata__", None))
-        tensors = sorted(_tensors(header, 8 + length), key=lambda one: (one.begin, one.end))
-        if len(tensors) > MOST_TENSORS:
-            raise ValueError(f"{len(tensors):,} tensors; no checkpoint has more than {MOST_TENSORS:,}")
-        end = _end_of_data(tensors, 8 + length)
+        header, end = _parsed(text)
     except RecursionError:
         raise CheckpointError(f"{path}: broken safetensors header: nested without end") from None
     except ValueError as error:
@@ -98,21 +100,34 @@ def read_header(path: Path, length: int, size: int) -> SafetensorsHeader:
     if end < size:
         what = f"{size - end:,} bytes" if size - end > 1 else "1 byte"
         raise CheckpointError(
-            f"{path}: holds {what} behind the last tensor: its header says {end:,} bytes, the file has {size:,}; "
+            f"{path}: holds {what} after the last tensor: its header requires {end:,} bytes, the file has {size:,}; "
             "download or copy it again"
         )
-    return SafetensorsHeader(metadata, tuple(tensors))
+    return header
+
+
+def _parsed(text: bytes) -> tuple[SafetensorsHeader, int]:
+    """Return the header in `text` and the end of the last tensor's data, or raise ValueError."""
+    header = json.loads(text, object_pairs_hook=_without_doubles)
+    if not isinstance(header, dict):
+        raise ValueError(f"is {_called(header)}; must be a mapping of tensors")
+    metadata = _metadata(header.pop("__metadata__", None))
+    start = 8 + len(text)
+    tensors = sorted(_tensors(header, start), key=lambda entry: (entry.begin, entry.end))
+    if len(tensors) > MOST_TENSORS:
+        raise ValueError(f"{len(tensors):,} tensors; no checkpoint has more than {MOST_TENSORS:,}")
+    return SafetensorsHeader(metadata, tuple(tensors)), _end_of_data(tensors, start)
 
 
 def _truncated(expected: int, size: int) -> str:
     return (
-        f"truncated: its header says {expected:,} bytes, the file has {size:,}; {expected - size:,} are missing; "
+        f"truncated: its header requires {expected:,} bytes, the file has {size:,}; {expected - size:,} are missing; "
         "download or copy it again"
     )
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; two readers may take two different ones of entries with the same name, so there must be none."""
+    """Return a JSON object, or raise ValueError for equal names, of which two readers may take different ones."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
@@ -127,14 +142,14 @@ def _metadata(given: Any) -> dict[str, str]:
         raise ValueError(f"__metadata__ is {_called(given)}; must be a mapping of texts")
     wrong = [name for name, value in given.items() if not isinstance(value, str)]
     if wrong:
-        told = [f"__metadata__.{name[:100]} is {_called(given[name])}" for name in wrong[:_LISTED]]
-        more = [f"{len(wrong) - _LISTED} more are no text"] if len(wrong) > _LISTED else []
-        raise ValueError(f"{', '.join([*told, *more])}; must be text: save the file again with text there")
+        listed = [f"__metadata__.{name[:100]} is {_called(given[name])}" for name in wrong[:_LISTED]]
+        more = [f"{len(wrong) - _LISTED} more are not text"] if len(wrong) > _LISTED else []
+        raise ValueError(f"{', '.join([*listed, *more])}; must be text: save the file again with text there")
     return given
 
 
 def _tensors(header: Mapping[str, Any], start: int) -> Iterator[HeaderEntry]:
-    """The tensors of a header, each checked by itself; `start` is where their data begin in the file."""
+    """Yield the tensors of a header, each checked by itself; their data begin at `start` in the file."""
     for name, entry in header.items():
         shown = repr(name[:200])
         if not isinstance(entry, dict):
@@ -143,15 +158,15 @@ def _tensors(header: Mapping[str, Any], start: int) -> Iterator[HeaderEntry]:
             raise ValueError(f"{shown} has no {missing[0]}")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str):
-            raise ValueError(f"{shown}: dtype is {_called(dtype)}; must be text, such as F16")
+            raise ValueError(f"{shown}: dtype is {_called(dtype)}; must be text, for example F16")
         if not _are_sizes(shape):
             raise ValueError(f"{shown}: shape is {_called(shape)}; must be a list of whole numbers from 0 up")
         if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
             raise ValueError(f"{shown}: data_offsets is {_called(offsets)}; must be [begin, end], from 0 up")
         begin, end = offsets
-        if dtype in _BITS and (wanted := -(-prod(shape) * _BITS[dtype] // 8)) != end - begin:
+        if dtype in _BITS and (needed := -(-prod(shape) * _BITS[dtype] // 8)) != end - begin:
             raise ValueError(
-                f"{shown} of shape {_short(shape)} in {dtype} needs {_number(wanted)} bytes; its data_offsets give it "
+                f"{shown} of shape {_short(shape)} in {dtype} needs {_number(needed)} bytes; its data_offsets give it "
                 f"{_number(end - begin)}"
             )
         yield HeaderEntry(name, dtype, tuple(shape), start + begin, start + end)
@@ -163,22 +178,22 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _end_of_data(tensors: list[HeaderEntry], start: int) -> int:
-    """Where the last of the tensors, which are in the order of their data, ends; one follows on the other."""
+    """Return the end of the last tensor's data; raise ValueError unless the sorted tensors are contiguous."""
     end, before = start, ""
-    for one in tensors:
-        name = repr(one.name[:200])
-        if one.begin < end:
-            shared = min(end, one.end) - one.begin
+    for entry in tensors:
+        name = repr(entry.name[:200])
+        if entry.begin < end:
+            shared = min(end, entry.end) - entry.begin
             raise ValueError(f"the data of {name} and of {before} overlap by {_number(shared)} bytes")
-        if one.begin > end:
+        if entry.begin > end:
             place = f"between {before} and {name}" if before else f"before {name}"
-            raise ValueError(f"{_number(one.begin - end)} bytes {place} belong to no tensor")
-        end, before = one.end, name
+            raise ValueError(f"{_number(entry.begin - end)} bytes {place} belong to no tensor")
+        end, before = entry.end, name
     return end
 
 
 def _called(value: Any) -> str:
-    """What a value of JSON is, and as much of it as fits into a message."""
+    """Return the type of a JSON value, with as much of the value as fits into a message."""
     kind = "null" if value is None else _JSON_TYPES[type(value)]
     return kind if value is None else f"{kind} ({_short(value)})"
 
@@ -186,7 +201,7 @@ def _called(value: Any) -> str:
 def _short(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except ValueError:  # Python writes no whole numbers of more than 4300 digits
+    except ValueError:  # Python does not write whole numbers of more than 4300 digits
         text = "thousands of digits"
     return text if len(text) <= 40 else f"{text[:37]}..."
 

@@ -1,4 +1,4 @@
-"""What a file holds, told by the names and shapes in its header: kinds are data, in families/kinds.yaml."""
+"""The kind of a model by the names and shapes in its header. Kinds are data, in families/kinds.yaml."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,21 +16,25 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.[^.]+$")
 _DIFFUSERS = "diffusers:"
-_DEEPEST_FOLDER = 12  # dots in a name, of which the table's have eight; names of strangers may have any number
+_DEEPEST_FOLDER = 12  # dots in a name; those of the table have eight, those of strangers may have any number
 _WHOLE = "give the single file with all of the model, as WebUIs and ComfyUI load it"
-_LONGEST_NAME = 120  # characters of a tensor's name that are shown
+_LONGEST_NAME = 120  # characters of a tensor's name in messages
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file is.
+    """Kind of a file.
 
-    `name` is for programs, `title` is with its article ("an SDXL checkpoint"), `evidence` what in the file tells so.
-    `variant` is what makes it different from the plain model, "inpainting"; "" if nothing does. `layout` is the name of
-    the layout that such a file has if its tensors are called as that layout calls them, whether or not blockfit has
-    that layout yet; None for what can be no checkpoint. `whole` is whether it is a checkpoint, and no part of a model;
-    `misnamed` whether it is one whose network has other names than checkpoints have.
-    `advice` is what would be right, "" if nothing more is to say.
+    Attributes:
+        name: Name for programs.
+        title: Title with its article ("an SDXL checkpoint").
+        evidence: The names or numbers in the file that identify the kind.
+        variant: Difference from the plain model ("inpainting"); "" for a plain model.
+        layout: Name of the layout of such a file with that layout's names, whether or not blockfit has the layout yet;
+            None for a file that cannot be a checkpoint.
+        whole: Whether it is a checkpoint rather than a part of a model.
+        misnamed: Whether it is a checkpoint whose network has other names than in checkpoints.
+        advice: What would be right; "" without advice.
     """
 
     name: str
@@ -46,14 +50,20 @@ class FileKind:
         return f"{self.title} ({self.evidence})"
 
     def as_dict(self) -> dict[str, str | None]:
-        """The fields that tell what it is, as JSON takes them."""
+        """Return the fields that identify the kind, for JSON."""
         return {"name": self.name, "title": self.title, "evidence": self.evidence}
 
 
 def kind_of(shapes: Shapes, *, metadata: Mapping[str, str] | None = None, file_name: str = "") -> FileKind | None:
-    """Return what a file with tensors of these shapes, by their stored names, is; None if that is not known.
+    """Return the kind of a file by its tensors.
 
-    `metadata` is that of its header. `file_name` tells parts of a model that was saved in several files.
+    Args:
+        shapes: Shapes of the tensors by stored name.
+        metadata: Metadata of the header.
+        file_name: Name of the file; it identifies parts of a model that was saved in several files.
+
+    Returns:
+        The kind; None if it is unknown.
     """
     header = _Header(shapes)
     found = (
@@ -71,12 +81,12 @@ def kind_of(shapes: Shapes, *, metadata: Mapping[str, str] | None = None, file_n
 
 
 def shown_name(name: str) -> str:
-    """Return a tensor's name for a message, in quotes, the rest of an endless one cut off."""
+    """Return a tensor's name for a message, quoted, and cut off if it is very long."""
     return repr(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}...")
 
 
 class _Header:
-    """The names and shapes in a header, behind a prefix: tensors and the folders of names, looked up at once."""
+    """Names and shapes of a header behind a prefix, with fast search for tensors and folders of names."""
 
     def __init__(self, shapes: Shapes, prefix: str = "") -> None:
         self.shapes = shapes
@@ -84,20 +94,20 @@ class _Header:
 
     @cached_property
     def folders(self) -> frozenset[str]:
-        """All that stands before one of the first dots in a name, the dot included."""
+        """Beginnings of names up to one of their first dots, the dot included."""
         dots = re.compile(r"\.")
         return frozenset(
             name[: dot.end()] for name in self.shapes for dot in islice(dots.finditer(name), _DEEPEST_FOLDER)
         )
 
     def behind(self, prefix: str) -> "_Header":
-        """The same header, its networks' names behind this prefix."""
+        """Return the same header with the networks' names behind this prefix."""
         found = _Header(self.shapes, prefix)
         found.__dict__["folders"] = self.folders
         return found
 
     def find(self, pattern: str) -> str | None:
-        """The first name that fits one of the pattern's alternatives."""
+        """Return the first name that fits one of the pattern's alternatives, or None."""
         for alternative in _alternatives(pattern):
             name = alternative.removeprefix(_DIFFUSERS)
             full = name[1:] if name.startswith("/") else self.prefix + name
@@ -113,13 +123,13 @@ class _Header:
         return None
 
     def measure(self, name: str) -> int | None:
-        """The number that `measures` in the table defines, None where no tensor has it."""
+        """Return the number that `measures` in the table defines; None if no tensor has it."""
         rule = _table()["measures"][name]
         shapes = (self.shapes.get(self.prefix + tensor) for tensor in rule["of"])
         return next((shape[rule["axis"]] for shape in shapes if shape and len(shape) > rule["axis"]), None)
 
     def fits(self, rule: Mapping[str, Any]) -> bool:
-        """Whether the file is what the rule describes."""
+        """Return whether the file fits the rule."""
         return (
             all(self.find(pattern) for pattern in rule.get("has", ()))
             and not any(self.find(pattern) for pattern in rule.get("lacks", ()))
@@ -127,17 +137,17 @@ class _Header:
         )
 
     def evidence(self, rule: Mapping[str, Any], shown: Sequence[str] = ()) -> str:
-        """What fits the rule, in a few words: numbers if it is about any, else a name that the file holds."""
+        """Return the evidence for a rule: its numbers if it has any, else a name that the file holds."""
         measures = _table()["measures"]
-        wanted = dict.fromkeys([*shown, *(name for name in measures if name in rule)])
-        numbers = {name: self.measure(name) for name in wanted}
+        names = dict.fromkeys([*shown, *(name for name in measures if name in rule)])
+        numbers = {name: self.measure(name) for name in names}
         words = [measures[name]["words"].format(number) for name, number in numbers.items() if number is not None]
         if not words:
             words = [f"holds {shown_name(str(self.find(pattern)))}" for pattern in rule.get("has", ())[:1]]
         return ", ".join([*words, *([rule["told"]] if "told" in rule else [])])
 
     def in_diffusers_names(self, rule: Mapping[str, Any]) -> bool:
-        """Whether what fits the rule is the name that diffusers has for a tensor."""
+        """Return whether the rule fits by a name in diffusers' spelling."""
         for pattern in rule.get("has", ()):
             for alternative in _alternatives(pattern):
                 if self.find(alternative):
@@ -216,7 +226,7 @@ def _named_network(
 
 
 def _quantized(header: _Header, metadata: Mapping[str, str]) -> tuple[str, str] | None:
-    """How the weights are packed, and a name that tells so; None where the numbers stored are the weights."""
+    """Return the form of packed weights and the name that identifies it; None if stored numbers are the weights."""
     for rule in _table()["quantized"]:
         ends = _ends(rule["ends"])
         found = next((name for name in header.shapes if name.endswith(ends)), None)
@@ -253,7 +263,7 @@ def _is_kernel(shape: tuple[int, ...]) -> bool:
 
 
 def _trained_on(rule: Mapping[str, Any], header: _Header) -> bool:
-    """Whether a LoRA's names, or the width of what its cross-attention reads, are those of this family."""
+    """Return whether a LoRA's names, or the text width of its cross-attention, are those of this family."""
     return any(part in name for part in rule.get("holds", ()) for name in header.shapes) or any(
         re.search(r"attn2[._]to_[kv]\b", name) and shape[-1] in rule["text"]
         for name, shape in header.shapes.items()
@@ -262,7 +272,7 @@ def _trained_on(rule: Mapping[str, Any], header: _Header) -> bool:
 
 
 def _ends(ends: Iterable[str]) -> tuple[str, ...]:
-    """The ends as they stand in names: behind a dot, but for those that begin in the midst of a word."""
+    """Return the ends as in names: after a dot, except those that begin within a word."""
     return tuple(end if end.startswith("_") else f".{end}" for end in ends)
 
 

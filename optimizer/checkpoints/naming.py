@@ -1,4 +1,4 @@
-"""Canonical names for the tensors of a source: many spellings lead to one, and a file may hold two of them."""
+"""Canonical names of a source's tensors. Several spellings have one canonical name, and a file may hold two of them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,12 +16,21 @@ _Info = TypeVar("_Info", bound=TensorInfo)
 def named_tensors(
     label: str, stored: Iterable[_Info], layout: Layout | None, equal: Callable[[_Info, _Info], bool]
 ) -> tuple[dict[str, _Info], tuple[str, ...]]:
-    """Return the tensors by the names that `layout` has for them, and the stored names of those that are passed over.
+    """Return the tensors by their canonical names, and the stored names that are passed over.
 
-    `stored` are all tensors of the source called `label`, by their stored names, in their order. Without a layout the
-    names stay. Of two spellings of one tensor the layout's own counts; `equal` tells whether two hold the same values.
+    Of two spellings of one tensor, the layout's own counts.
 
-    Raises CheckpointError if a source holds two spellings with different values and tools disagree which one they read.
+    Args:
+        label: Name of the source in messages.
+        stored: All tensors of the source by their stored names, in order.
+        layout: Layout with the canonical names; without one the stored names stay.
+        equal: Function that returns whether two tensors hold the same values.
+
+    Returns:
+        The tensors by canonical name, and the stored names of tensors that no tool reads.
+
+    Raises:
+        CheckpointError: Two spellings have different values, and tools disagree which one they read.
     """
     tensors: dict[str, _Info] = {}
     passed_over: list[str] = []

@@ -1,8 +1,8 @@
-"""Files that stay open: what happens to them, or at their path, while something reads them.
+"""Open files, and the changes to them or to their paths while they are read.
 
-On most systems a file that is in use may be deleted, replaced by another of the same name, written to, or cut short.
-What was mapped into memory stays as it was when its name goes or another file takes it; but if the file itself is
-written to, its mapped tensors change, and if it is cut short, reading them ends the process.
+On most systems a file in use may be deleted, replaced by another of the same name, written to, or truncated. Mapped
+memory stays valid when the name goes or another file takes it. If the file itself is written to, mapped tensors change;
+if it is truncated, reading them ends the process.
 """
 
 import os
@@ -18,9 +18,14 @@ __all__ = ["FileState", "HeldFile"]
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells a file from another one, and from itself after it was written to.
+    """State that identifies a file, and changes when the file is written to.
 
-    `ctime_ns` is when its contents, name or rights changed last, which no program can set back; it is not compared.
+    Attributes:
+        size: Size in bytes.
+        mtime_ns: Time of the last write, in nanoseconds.
+        inode: Number of the file; 0 on Windows.
+        ctime_ns: Time of the last change of contents, name or rights, in nanoseconds. No program can set it back; it is
+            not compared.
     """
 
     size: int
@@ -30,17 +35,17 @@ class FileState:
 
     @classmethod
     def of(cls, file: Path | int) -> "FileState":
-        """The state of the file at a path or behind a descriptor. Raises OSError if there is none."""
+        """Return the state of the file at a path or behind a descriptor, or raise OSError if it does not exist."""
         status = os.stat(file)  # noqa: PTH116 - takes descriptors too
-        # Windows lets nobody take the place of an open file, and gives inodes that depend on how they are asked for;
-        # what it calls by this name is when the file was created.
+        # Windows does not let another file replace an open one, and its inodes depend on the way they are asked for.
+        # Its `st_ctime` is the time of creation.
         if sys.platform == "win32":
             return cls(status.st_size, status.st_mtime_ns, 0)
         return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 class HeldFile:
-    """The file at `path`, held open until this object is gone; `state` is what it was like at first.
+    """The file at `path`, held open as long as this object exists; `state` is its state at opening.
 
     Raises OSError if it cannot be opened.
     """
@@ -52,13 +57,13 @@ class HeldFile:
         self.state = FileState.of(self._descriptor)
 
     def check_intact(self) -> None:
-        """Raise CheckpointError if the file was written to or cut short, whatever its path leads to now."""
-        # It takes a microsecond, so it is done before every tensor that is read from a mapped file.
+        """Raise CheckpointError if the file was written to or truncated, wherever its path leads now."""
+        # This takes a microsecond, so it runs before each read of a mapped tensor.
         if FileState.of(self._descriptor) != self.state:
             raise CheckpointError(f"{self.path}: was changed while it was being read; run again")
 
-    def fate(self) -> str | None:
-        """What became of the file at `path`, "was ..."; None if it is there as it was."""
+    def change_since_open(self) -> str | None:
+        """Return how the file at `path` changed since it was opened ("was deleted or moved"), or None."""
         if FileState.of(self._descriptor) != self.state:
             return "was changed"
         try:

@@ -1,4 +1,4 @@
-"""What a file or folder is that holds no tensors to be read: told by its first bytes, its name, or what lies in it."""
+"""Kinds of files and folders without readable tensors, recognized by their first bytes, names or contents."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from optimizer.files import CHECKPOINT_SUFFIXES
 
 __all__ = ["STATISTICS", "kind_of_folder", "kind_of_other_file"]
 
-# What a fit leaves in a study's folder: a file of tensors by its name, but no checkpoint.
+# The statistics file that a fit writes: a file of tensors by its name, but not a checkpoint.
 STATISTICS = "statistics.safetensors"
 
 _AGAIN = "download the file again"
@@ -19,7 +19,7 @@ _UNPACK = "unpack it first"
 _NAME_CHECKPOINTS = "name the checkpoints themselves"
 _WHOLE = "give the single file with all of the model, as WebUIs and ComfyUI load it"
 
-# By the first bytes, in lower case and without leading space.
+# By the first bytes, in lower case, without leading space.
 _BEGINNINGS = (
     (b"version https://git-lfs", "git-lfs-pointer", "a Git LFS pointer", "fetch the file itself with `git lfs pull`"),
     (b"<!doctype", "web-page", "a web page", _AGAIN),
@@ -38,8 +38,8 @@ _BEGINNINGS = (
     (b"\x89hdf", "hdf5", "an HDF5 file, as Keras writes it", "give a .safetensors file of the model"),
     (b"%pdf", "document", "a PDF document", _NAME_CHECKPOINTS),
     (b"\x7felf", "program", "a program", _AGAIN),
-    (b"d8:announce", "torrent", "a torrent", "fetch what it names"),
-    (b"sqlite format", "database", "a database, such as a study's trials", _NAME_CHECKPOINTS),
+    (b"d8:announce", "torrent", "a torrent", "fetch the file that it names"),
+    (b"sqlite format", "database", "a database, for example of a study's trials", _NAME_CHECKPOINTS),
 )
 _UNFINISHED = (".crdownload", ".part", ".partial", ".aria2", ".download", ".tmp", ".incomplete")
 _TEXTS = {
@@ -49,13 +49,20 @@ _TEXTS = {
     ".md": "a text",
     ".csv": "a table",
 }
-_MOST_JSON = 64 << 20  # bytes; an index of a large model has one or two million
+_MOST_JSON = 64 << 20  # bytes; the index of a large model has one or two million
 
 
 def kind_of_other_file(path: Path, head: bytes) -> FileKind | None:
-    """Return what a file that begins with `head` and holds no tensors to be read is; None if that is not known.
+    """Return the kind of a file without readable tensors.
 
-    Reads more of the file where that tells more, never all of a large one.
+    More of the file is read if that identifies it, but never all of a large file.
+
+    Args:
+        path: Path of the file.
+        head: First bytes of the file.
+
+    Returns:
+        The kind; None if it is unknown.
     """
     text = head.lstrip()
     start = text.lower()
@@ -84,7 +91,7 @@ def kind_of_other_file(path: Path, head: bytes) -> FileKind | None:
 
 
 def kind_of_folder(path: Path) -> FileKind:
-    """Return what a folder is, where a single file is wanted."""
+    """Return the kind of a folder that was given instead of a file."""
     index, config = _read_json(path / "model_index.json"), _read_json(path / "config.json")
     if (path / "model_index.json").is_file():
         return FileKind("diffusers-folder", "a folder in diffusers format", _class_of(index), advice=_WHOLE)
@@ -109,7 +116,7 @@ def _gguf(path: Path) -> FileKind:
     architecture = ""
     try:
         with path.open("rb") as file:
-            # Magic, version, counts of tensors and of values; the first value is the architecture, if any is.
+            # Magic, version, counts of tensors and of values. The first value is the architecture, if the file has one.
             _, _, _, values = struct.unpack("<4sIQQ", file.read(24))
             key = _text(file.read) if values else ""
             if key == "general.architecture" and struct.unpack("<I", file.read(4)) == (8,):
@@ -130,7 +137,7 @@ def _text(read: Callable[[int], bytes]) -> str:
 def _json(path: Path) -> FileKind | None:
     data = _read_json(path)
     if not data:
-        what = "JSON text, such as a server's error message"
+        what = "JSON text, for example a server's error message"
         return FileKind("json", what, "begins with '{' or '['", advice=_AGAIN)
     weight_map = data.get("weight_map")
     if isinstance(weight_map, dict):
@@ -142,11 +149,11 @@ def _json(path: Path) -> FileKind | None:
     if "nodes" in data or any(isinstance(node, dict) and "class_type" in node for node in data.values()):
         return FileKind("workflow", "a ComfyUI workflow", "holds its nodes", advice=_NAME_CHECKPOINTS)
     fields = ", ".join(repr(str(field)[:40]) for field in list(data)[:3])
-    return FileKind("json", "JSON text, such as a server's error message", f"holds {fields}", advice=_AGAIN)
+    return FileKind("json", "JSON text, for example a server's error message", f"holds {fields}", advice=_AGAIN)
 
 
 def _read_json(path: Path) -> dict[str, object]:
-    """The mapping in a JSON file; an empty one for what is missing, too large, or anything else."""
+    """Return the mapping in a JSON file; an empty one if the file is missing, too large or of another form."""
     try:
         if path.stat().st_size > _MOST_JSON:
             return {}
@@ -171,5 +178,5 @@ def _is_tar(path: Path) -> bool:
 
 
 def _begins(content: bytes) -> str:
-    """What is told of a beginning: no more than makes it that of a format, as the rest may be nobody's business."""
+    """Return a phrase with the first bytes of a file, only those that identify its format: the rest may be private."""
     return f"begins with {ascii(content)[1:]}"

@@ -1,12 +1,13 @@
-"""The pickles in files that `torch.save` wrote, followed instruction by instruction and never run.
+"""Pickles of files from `torch.save`, followed instruction by instruction and never run.
 
-A pickle is a program: it names functions and calls them with arguments of its choice. Here nothing that it names is
-imported or called. A tensor is what `torch.save` describes: a storage that the file holds, and a view of it, both
-checked by number. Everything else that training code left beside the weights becomes `LEFT_OUT`. A pickle that asks for
-more, for a program to run or for a tensor whose numbers are not in the file, is refused by the name it asks for.
+A pickle is a program: it names functions, and calls them with arguments of its choice. This module neither imports nor
+calls anything that a pickle names. A tensor is a storage in the file and a view of it, as `torch.save` describes them;
+both are checked by number. Other objects that training code left beside the weights become `LEFT_OUT`. A pickle that
+asks for more, to run a program or to make a tensor whose numbers are not in the file, is refused with the name it asks
+for.
 
-`torch.load(weights_only=True)` is not enough: it calls `torch.Tensor(n)`, `torch.FloatTensor(n)` and
-`torch.UntypedStorage(n)` for any pickle, and lets a view grow its storage, so whatever lies in memory becomes a weight.
+`torch.load(weights_only=True)` is not enough. It calls `torch.Tensor(n)`, `torch.FloatTensor(n)` and
+`torch.UntypedStorage(n)` for any pickle, and lets a view grow its storage, so that arbitrary memory becomes a weight.
 """
 
 import pickletools
@@ -23,26 +24,26 @@ import torch
 
 __all__ = ["LEFT_OUT", "PickleRefused", "Storage", "StoredTensor", "Unreadable", "follow_pickle"]
 
-_MOST_INSTRUCTIONS = 5_000_000  # a checkpoint of 1,100 tensors takes 45,000
-_MOST_DIMENSIONS = 64  # torch's own limit
+_MOST_INSTRUCTIONS = 5_000_000  # a checkpoint of 1,100 tensors has 45,000
+_MOST_DIMENSIONS = 64  # torch's limit
 _LARGEST = 2**63 - 1  # sizes are 64-bit integers in torch
 
 
 class PickleRefused(Exception):
-    """The pickle asks for what is never done; the message completes "refused: its pickle ..."."""
+    """Refusal of a pickle that asks for something never done; the message completes "refused: its pickle ..."."""
 
 
 class _Left(Enum):
     OUT = "left out"
 
 
-# Takes the place of settings, callbacks, numpy values and the like.
+# Stands for settings, callbacks, numpy values and similar objects.
 LEFT_OUT: Final = _Left.OUT
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The numbers of one or several tensors as the pickle announces them: `count` elements of `dtype` under `key`."""
+    """Numbers of one or several tensors, as a pickle announces them: `count` elements of `dtype` under `key`."""
 
     key: str
     dtype: torch.dtype
@@ -50,13 +51,13 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        """The size in bytes."""
+        """Size in bytes."""
         return self.count * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A view of a storage: `shape`, `strides` and `offset` in elements of `dtype`, all of them within the storage."""
+    """View of a storage: `shape`, `strides` and `offset` in elements of `dtype`, all within the storage."""
 
     storage: Storage
     dtype: torch.dtype
@@ -66,7 +67,7 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """The size of all elements in bytes; one that is stored once may count many times."""
+        """Size of all elements in bytes; an element stored once may count many times."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -82,14 +83,14 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A tensor of a kind that no model is merged from: `kind` is "a sparse tensor" or the like."""
+    """A tensor that cannot be merged; `kind` is a phrase with an article, for example "a sparse tensor"."""
 
     kind: str
 
 
 @dataclass(frozen=True)
 class _Name:
-    """What a pickle calls by its module and name."""
+    """Object that a pickle names by module and name."""
 
     full: str
 
@@ -137,7 +138,7 @@ _KINDS: Mapping[str, str] = MappingProxyType(
         "torch._utils._rebuild_qtensor": "a quantized tensor",
         "torch._utils._rebuild_meta_tensor_no_storage": "a tensor on the meta device, which has no numbers",
         "torch._utils._rebuild_nested_tensor": "a nested tensor",
-        "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own",
+        "torch._utils._rebuild_wrapper_subclass": "a tensor of a special class",
         "torch._utils._rebuild_device_tensor_from_numpy": "a numpy array for another device",
         "torch._utils._rebuild_device_tensor_from_cpu_tensor": "a tensor for another device",
     }
@@ -152,7 +153,7 @@ _MAPPINGS = frozenset(
         "pytorch_lightning.utilities.parsing.AttributeDict",
     }
 )
-# What training code left beside the weights in 2022-23; everything that has no place in these tables is refused.
+# Objects that training code left beside the weights in 2022-23. Names that are in none of these tables are refused.
 _LEFT_OUT = frozenset(
     {
         *(
@@ -207,10 +208,10 @@ _LEFT_OUT = frozenset(
         "typing.Any",
     }
 )
-# Classes that a pickle may name beside a rebuilt tensor, but not call: each makes numbers that no file holds.
+# Classes that a pickle may name beside a rebuilt tensor, but not call: a call makes numbers that are in no file.
 _CLASSES = frozenset({"torch.Tensor", "torch._tensor.Tensor"})
 
-# Instructions that push what stands behind them.
+# Instructions that push their argument.
 _WITH_VALUE = frozenset(
     {
         *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
@@ -224,12 +225,20 @@ _CONSTANTS: Mapping[str, object] = MappingProxyType(
 
 
 def follow_pickle(file: BytesIO | mmap) -> tuple[object, dict[str, Storage]]:
-    """Return what the pickle at the file's position describes, and the storages that its tensors are views of, by key.
+    """Return the contents that a pickle describes, and the storages of its tensors by key.
 
-    Mappings become dicts of what they hold under texts and whole numbers, other containers tuples, lists or `LEFT_OUT`;
-    tensors become `StoredTensor` or `Unreadable`. The file is left behind the pickle's last instruction.
+    Mappings become dicts with only their entries under texts and whole numbers; other containers become tuples, lists
+    or `LEFT_OUT`; tensors become `StoredTensor` or `Unreadable`.
 
-    Raises PickleRefused for a pickle that asks for more than tensors and settings, ValueError for a broken one.
+    Args:
+        file: A file at the start of the pickle. Its position afterwards is the end of the pickle.
+
+    Returns:
+        The contents and the storages.
+
+    Raises:
+        PickleRefused: The pickle asks for more than tensors and settings.
+        ValueError: The pickle is broken.
     """
     machine = _Machine()
     try:
@@ -239,17 +248,17 @@ def follow_pickle(file: BytesIO | mmap) -> tuple[object, dict[str, Storage]]:
             machine.step(instruction.name, argument)
         (found,) = machine.stack
     except (IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"its pickle makes no sense ({type(error).__name__})") from error
+        raise ValueError(f"its pickle is inconsistent ({type(error).__name__})") from error
     return found, machine.storages
 
 
 class _Machine:
-    """The stack, marks and memo of a pickle that is being followed."""
+    """Stack, marks and memo of a pickle that is being followed."""
 
     def __init__(self) -> None:
         self.stack: list[object] = []
         self.storages: dict[str, Storage] = {}
-        self._below: list[list[object]] = []  # the stacks below the marks
+        self._below: list[list[object]] = []  # stacks below the marks
         self._memo: dict[int, object] = {}
 
     def step(self, instruction: str, argument: object) -> None:  # noqa: PLR0915 - a case for each instruction
@@ -326,28 +335,29 @@ class _Machine:
         if isinstance(target, list):
             target += values
         elif target is not LEFT_OUT:
-            raise ValueError("its pickle appends to what is no list")
+            raise ValueError("its pickle appends to something that is not a list")
 
     def _set_items(self, values: list[object]) -> None:
         target = self.stack[-1]
         if len(values) % 2:
             raise ValueError("its pickle has a key without a value")
         if isinstance(target, dict):
-            # Other keys name no tensors, and may be nested so deeply that they take for ever to hash.
+            # Other keys do not name tensors, and may be nested so deeply that hashing them never ends.
             pairs = zip(values[::2], values[1::2], strict=True)
             target |= {key: value for key, value in pairs if type(key) in (str, int)}
         elif target is not LEFT_OUT:
-            raise ValueError("its pickle puts entries into what is no mapping")
+            raise ValueError("its pickle puts entries into something that is not a mapping")
 
     def _storage(self, announced: object) -> Storage:
         match announced:
-            # In files from before torch 1.6 a last field tells which part of another storage it is: none, ever since.
+            # Before torch 1.6 a last field could select a part of another storage. Later files have None or no field
+            # there.
             case ("storage", _Name(kind), str(key), str(), int(count), *rest) if (
                 kind in _STORAGES and rest in ([], [None]) and type(count) is int and 0 <= count <= _LARGEST // 16
             ):
                 found = Storage(key, _STORAGES[kind], count)
             case _:
-                raise PickleRefused("takes something else than a storage from the file")
+                raise PickleRefused("takes something other than a storage from the file")
         known = self.storages.setdefault(key, found)
         # Storages without elements may share a key.
         if known != found and (known.count or found.count):
@@ -357,74 +367,74 @@ class _Machine:
 
 def _index(argument: object) -> int:
     if type(argument) is not int:
-        raise ValueError("its pickle counts by what is no whole number")
+        raise ValueError("its pickle counts by something that is not a whole number")
     return argument
 
 
 def _texts(values: Iterable[object]) -> list[str]:
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) != 2:
-        raise ValueError("its pickle names something by what is no text")
+        raise ValueError("its pickle names something by something that is not text")
     return texts
 
 
 def _named(full: str) -> _Name:
-    """The name, if a pickle may use it. Raises PickleRefused if not."""
+    """Return the name if a pickle may use it, or raise PickleRefused."""
     if full.startswith("__builtin__."):  # Python 2, and every pickle of protocol 2
         full = f"builtins.{full.removeprefix('__builtin__.')}"
     if not any(full in known for known in (_REBUILT, _STORAGES, _DTYPES, _KINDS, _MAPPINGS, _LEFT_OUT, _CLASSES)):
-        raise _unwanted(full)
+        raise _refused_name(full)
     return _Name(full)
 
 
-def _called(called: object, arguments: object) -> object:
-    """What a call would make. Raises PickleRefused for a call that is never done."""
-    if not isinstance(called, _Name) or not isinstance(arguments, tuple):
-        raise ValueError("its pickle calls what is no function")
-    full = called.full
+def _called(function: object, arguments: object) -> object:
+    """Return the result that a call would have, or raise PickleRefused for a call that is never done."""
+    if not isinstance(function, _Name) or not isinstance(arguments, tuple):
+        raise ValueError("its pickle calls something that is not a function")
+    full = function.full
     if full in _REBUILT:
         return _REBUILT[full](*arguments)
     if full in _KINDS:
         return Unreadable(_KINDS[full])
     if full in _MAPPINGS:
         if arguments and full != "collections.defaultdict":
-            raise ValueError("its pickle makes a mapping as torch.save does not")
+            raise ValueError("its pickle makes a mapping in a way that torch.save does not")
         return {}
     if full in _LEFT_OUT:
         return LEFT_OUT
-    raise _unwanted(full)
+    raise _refused_name(full)
 
 
 def _check_state(owner: object) -> None:
-    """Refuse a state for what has none; those of mappings and of what is left out do not count."""
+    """Raise unless `owner` may get a state; states of mappings and of `LEFT_OUT` are ignored."""
     if isinstance(owner, StoredTensor | Unreadable):
         raise PickleRefused("changes a tensor after it was made, to numbers that may not be in the file")
     if owner is not LEFT_OUT and not isinstance(owner, dict):
-        raise ValueError("its pickle gives a state to what has none")
+        raise ValueError("its pickle gives a state to something that has none")
 
 
-def _unwanted(full: str) -> PickleRefused:
+def _refused_name(full: str) -> PickleRefused:
     shown = full.removeprefix("builtins.")[:200]
     if full.startswith("torch.") and full.endswith(("Tensor", "Storage", "Parameter")):
         return PickleRefused(f"makes a tensor by `{shown}`, whose numbers are not in the file")
-    return PickleRefused(f"wants to run `{shown}`, and that could be any program")
+    return PickleRefused(f"would run `{shown}`, which could be any program")
 
 
 def _sizes(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or len(values) > _MOST_DIMENSIONS:
-        raise ValueError("its pickle describes a tensor whose shape is none")
+        raise ValueError("its pickle describes a tensor whose shape is invalid")
     if not all(type(value) is int and 0 <= value <= _LARGEST for value in values):
-        raise ValueError("its pickle describes a tensor whose shape or strides are no whole numbers from 0 up")
+        raise ValueError("its pickle describes a tensor whose shape or strides are not whole numbers from 0 up")
     return tuple(values)
 
 
 def _viewed(
     storage: object, dtype: torch.dtype | None, offset: object, shape: object, strides: object
 ) -> StoredTensor | Unreadable:
-    """The tensor that views a storage so. Raises PickleRefused if a part of it lies outside."""
+    """Return the tensor of a view of a storage, or raise PickleRefused if a part of it lies outside."""
     sizes, steps = _sizes(shape), _sizes(strides)
     if not isinstance(storage, Storage) or len(sizes) != len(steps):
-        raise ValueError("its pickle describes a tensor that is no view of a storage")
+        raise ValueError("its pickle describes a tensor that is not a view of a storage")
     (start,) = _sizes((offset,))
     if prod(size for size in sizes if size) > _LARGEST:
         raise ValueError("its pickle describes a tensor that is too large for any memory")
@@ -434,7 +444,7 @@ def _viewed(
     last = start + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
     if prod(sizes) and (last + 1) * kind.itemsize > storage.nbytes:
         raise PickleRefused(
-            f"describes a tensor of shape {list(sizes)} of which only a part is in the file: it ends at element "
+            f"describes a tensor of shape {list(sizes)} of which the file holds only a part: it ends at element "
             f"{last + 1:,}, the storage at {storage.nbytes // kind.itemsize:,}"
         )
     return StoredTensor(storage, kind, start, sizes, steps)
@@ -444,7 +454,7 @@ def _rebuilt(
     storage: object, offset: object, shape: object, strides: object, _gradient: object = False, _hooks: object = None,
     metadata: object = None, /,
 ) -> StoredTensor | Unreadable:  # fmt: skip
-    """What `_rebuild_tensor` and `_rebuild_tensor_v2` make."""
+    """Return the result of `_rebuild_tensor` and `_rebuild_tensor_v2`."""
     _check_metadata(metadata)
     return _viewed(storage, None, offset, shape, strides)
 
@@ -453,32 +463,32 @@ def _rebuilt_as(
     storage: object, offset: object, shape: object, strides: object, _gradient: object, _hooks: object, dtype: object,
     metadata: object = None, /,
 ) -> StoredTensor | Unreadable:  # fmt: skip
-    """What `_rebuild_tensor_v3` makes: a tensor of another type than its storage, which is one of bytes."""
+    """Return the result of `_rebuild_tensor_v3`: a tensor of another type than its storage, which is one of bytes."""
     _check_metadata(metadata)
     if not isinstance(dtype, _Name) or dtype.full not in _DTYPES:
-        raise ValueError("its pickle describes a tensor of no known type")
+        raise ValueError("its pickle describes a tensor of an unknown type")
     return _viewed(storage, _DTYPES[dtype.full], offset, shape, strides)
 
 
 def _check_metadata(metadata: object) -> None:
-    # Conjugated and negated views are computed when they are read; no weight is one.
+    # Conjugated and negated views are computed when they are read; weights never are such views.
     if metadata not in (None, {}):
-        raise PickleRefused("describes a tensor that has to be computed when it is read")
+        raise PickleRefused("describes a tensor that would have to be computed on reading")
 
 
 def _parameter(data: object, *_: object) -> object:
-    """What a parameter is made from; its gradient, hooks and state do not count."""
+    """Return the data of a parameter; its gradient, hooks and state are ignored."""
     if not isinstance(data, StoredTensor | Unreadable):
-        raise ValueError("its pickle makes a parameter of what is no tensor")
+        raise ValueError("its pickle makes a parameter of something that is not a tensor")
     return data
 
 
 def _of_type(function: object, kind: object, arguments: object, _state: object = None, /) -> object:
-    """What `_rebuild_from_type_v2` makes: a tensor with attributes, which do not count."""
+    """Return the result of `_rebuild_from_type_v2`: a tensor with attributes, which are ignored."""
     if kind not in (_Name("torch.Tensor"), _Name("torch._tensor.Tensor"), _Name("torch.nn.parameter.Parameter")):
-        raise PickleRefused("makes a tensor of a class of its own")
+        raise PickleRefused("makes a tensor of a special class")
     if not isinstance(function, _Name) or function.full not in _PLAIN:
-        raise PickleRefused("makes a tensor as torch.save does not")
+        raise PickleRefused("makes a tensor in a way that torch.save does not")
     return _called(function, arguments)
 
 

@@ -1,9 +1,9 @@
-"""How a checkpoint says that it is to be sampled: markers, metadata, and the noise schedule that it holds.
+"""The sampling that a checkpoint states: markers, metadata, and the noise schedule in the file.
 
-Most checkpoints say nothing, and tools then take them for models that predict noise on the schedule of their family.
-Others hold empty tensors at the top level, such as `v_pred` and `ztsnr`, which say that they predict velocity and that
-their schedule ends in pure noise; ComfyUI and Forge sample by them. WebUIs sample by the schedule in the file. Metadata
-say the same in many spellings.
+Most checkpoints state nothing, and tools assume noise prediction on the schedule of their family. Others have empty
+tensors at the top level, for example `v_pred` and `ztsnr`: the model predicts velocity, and its schedule ends in pure
+noise. ComfyUI and Forge sample by these markers, WebUIs by the schedule in the file. Metadata state the same in many
+spellings.
 """
 
 import re
@@ -17,9 +17,10 @@ from optimizer.families import Layout
 
 __all__ = ["Prediction", "read_prediction", "usual_schedule"]
 
-# In metadata: the Stability model spec's name, the one that ComfyUI writes, and diffusers' own.
+# Metadata fields: the Stability model spec's, ComfyUI's, and diffusers'.
 _FIELDS = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type")
-# What kohya's scripts, and converters after them, note: whether it is velocity, and whether the schedule ends in noise.
+# Metadata fields of kohya's scripts and later converters: whether the model predicts velocity, and whether the schedule
+# ends in pure noise.
 _VELOCITY = ("ss_v_parameterization", "ss_v_prediction", "v_parameterization", "v_pred")
 _ZERO = ("ss_zero_terminal_snr", "zero_terminal_snr", "ztsnr", "rescale_betas_zero_snr")
 _KINDS = {
@@ -28,46 +29,49 @@ _KINDS = {
 }
 _NOUNS = {"epsilon": "noise", "v": "velocity"}
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
-_NOTHING = ("", "none", "null")  # as programs write that they have nothing to say
-_LONGEST = 60  # characters of a value that are shown
-# Schedules that differ by less differ by what half precision makes of them.
+_NOTHING = ("", "none", "null")  # spellings of an empty value
+_LONGEST = 60  # characters of a value in messages
+# Tolerances of equal schedules, which half precision rounds.
 _ABSOLUTE, _RELATIVE = 1e-3, 1e-2
 _MOST_STEPS = 100_000
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What one checkpoint says of its sampling.
+    """The sampling that one checkpoint states.
 
-    `markers` are the marker tensors that it holds, by name, with their number, None for empty ones; `told` are the
-    metadata fields that say what it predicts, (field, text, kind) each, and `zero` the one that says, (field, text),
-    that the schedule ends in pure noise. `schedule` is the share of the image in each step's variance, alphas_cumprod,
-    float64 [steps], None where neither the file nor its layout has one; `stored` is whether the file holds it.
+    Attributes:
+        markers: Marker tensors of the file by name, with their number; None for empty ones.
+        stated: Metadata fields about the predicted quantity, (field, text, kind) each.
+        zero: Metadata field (field, text) that the schedule ends in pure noise; None without one.
+        schedule: Share of the image in each step's variance, alphas_cumprod, float64 [steps]; None if neither the file
+            nor its layout has one.
+        stored: Whether the file holds the schedule.
     """
 
     markers: Mapping[str, float | None]
-    told: tuple[tuple[str, str, str], ...]
+    stated: tuple[tuple[str, str, str], ...]
     zero: tuple[str, str] | None
     schedule: torch.Tensor | None
     stored: bool
 
     @property
     def kind(self) -> str:
-        """What the model predicts as the model spec has it, `v` or `epsilon`; `epsilon` if nothing says otherwise.
+        """Predicted quantity in the model spec's terms, `v` or `epsilon`; `epsilon` by default.
 
-        What the metadata say and is neither is given back as they spell it.
+        Other texts in the metadata are returned as spelled.
         """
-        return "v" if self._marked else self.told[0][2] if self.told else "epsilon"
+        return "v" if self._marked else self.stated[0][2] if self.stated else "epsilon"
 
     @property
-    def says_kind(self) -> bool:
-        """Whether anything in the file says what it predicts."""
-        return self._marked or bool(self.told)
+    def states_kind(self) -> bool:
+        """Whether the file states the predicted quantity."""
+        return self._marked or bool(self.stated)
 
     def describe(self) -> str:
-        """What the file says, such as "predicts velocity (v_pred) up to zero terminal SNR (ztsnr)"."""
+        """Return a phrase, for example "predicts velocity (v_pred) up to zero terminal SNR (ztsnr)"."""
         by = ["v_pred"] if "v_pred" in self.markers else []
-        by += [f"{field}: {_shown(text)}" for field, text, _ in self.told]
+        by += [f"{field}: {_shown(text)}" for field, text, _ in self.stated]
         noun = _NOUNS.get(self.kind, f"'{_shown(self.kind)}', which blockfit does not know")
         text = f"predicts {noun}" + (f" ({', '.join(by)})" if by else "")
         zero = ["ztsnr"] if "ztsnr" in self.markers else []
@@ -82,13 +86,18 @@ class Prediction:
         return text + (f" as an EDM ({', '.join(edm)})" if edm else "")
 
     def agrees(self, other: "Prediction") -> bool:
-        """Whether both say the same but for the schedule."""
+        """Return whether both checkpoints state the same, apart from the schedule."""
         return (self._kinds, self._others()) == (other._kinds, other._others())
 
     def schedule_difference(self, other: "Prediction") -> float | None:
-        """Return the largest difference of the schedules; inf for other lengths.
+        """Return the largest difference of the schedules.
 
-        None if they are equal but for rounding, or if one of them is not known.
+        Args:
+            other: Another checkpoint's prediction.
+
+        Returns:
+            The difference (0 to 1), inf for different lengths; None if the schedules are equal up to rounding, or one
+            is unknown.
         """
         if self.schedule is None or other.schedule is None:
             return None
@@ -104,8 +113,8 @@ class Prediction:
 
     @property
     def _kinds(self) -> frozenset[str]:
-        """What it predicts; several, where the metadata contradict themselves."""
-        return frozenset({self.kind} if self._marked or not self.told else (kind for _, _, kind in self.told))
+        """Predicted quantities; several if the metadata contradict themselves."""
+        return frozenset({self.kind} if self._marked or not self.stated else (kind for _, _, kind in self.stated))
 
     def _others(self) -> tuple[object, ...]:
         zero = self.zero is not None or "ztsnr" in self.markers
@@ -113,19 +122,25 @@ class Prediction:
 
 
 def read_prediction(checkpoint: TensorSource, layout: Layout) -> Prediction:
-    """What `checkpoint` says of its sampling; its schedule is the layout's if the file holds none that can be used."""
+    """Return the sampling that `checkpoint` states, with the layout's schedule if the file has no usable one."""
     markers = {name: _number(checkpoint, name) for name in layout.markers if name in checkpoint.tensors}
-    told = tuple(_told(checkpoint.metadata))
+    stated = tuple(_stated(checkpoint.metadata))
     fields = ((name, checkpoint.metadata.get(name, "")) for name in _ZERO)
     zero = next(((name, text) for name, text in fields if _spelt(text) in _YES), None)
     stored = _stored_schedule(checkpoint)
-    return Prediction(markers, told, zero, usual_schedule(layout) if stored is None else stored, stored is not None)
+    return Prediction(markers, stated, zero, usual_schedule(layout) if stored is None else stored, stored is not None)
 
 
 def usual_schedule(layout: Layout) -> torch.Tensor | None:
-    """Return the schedule of checkpoints that hold none, alphas_cumprod, float64 [steps].
+    """Return the schedule of checkpoints without one.
 
-    The square roots of its betas rise evenly. None for a layout that names no schedule.
+    The square roots of its betas rise evenly.
+
+    Args:
+        layout: Layout of the checkpoints.
+
+    Returns:
+        alphas_cumprod, float64 [steps]; None for a layout without a schedule.
     """
     if layout.betas is None:
         return None
@@ -134,8 +149,8 @@ def usual_schedule(layout: Layout) -> torch.Tensor | None:
     return (1 - betas).cumprod(0)
 
 
-def _told(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Yield (field, text, kind) of all that says what the model predicts."""
+def _stated(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (field, text, kind) of all metadata about the predicted quantity."""
     for field in _FIELDS:
         if (spelt := _spelt(text := metadata.get(field, ""))) not in _NOTHING:
             yield field, text, _KINDS.get(spelt, text.strip())
@@ -145,12 +160,12 @@ def _told(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 
 
 def _spelt(text: str) -> str:
-    """The text in lower case, its words joined by one _: "V-Prediction " is v_prediction."""
+    """Return the text in lower case, with words joined by one _: "V-Prediction " is v_prediction."""
     return re.sub(r"[\s_-]+", "_", text.strip().strip("\"'").casefold())
 
 
 def _shown(text: str) -> str:
-    """A stranger's text for a message, escaped as Python does it, the rest of an endless one cut off."""
+    """Return a stranger's text for a message, escaped as by Python, and cut off if it is very long."""
     text = text.strip()
     return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")[1:-1]
 

@@ -1,13 +1,13 @@
-"""Lazy reading of checkpoints, whatever they are stored in, without ever running what is inside them.
+"""Lazy reading of checkpoints in all supported formats, without ever running code inside them.
 
-Two kinds of files are understood, told apart by their content and not by their extension:
+Two kinds of files are read. They are recognized by their content, not by their extension:
 
 * safetensors, mapped into memory;
-* what `torch.save` writes (`torch_files`): zip archives (torch 1.6 and later) and older files, both mapped into memory;
+* files of `torch.save` (`torch_files`): zip archives (torch 1.6 and later) and older files, both mapped into memory;
   archives that another program compressed are unpacked.
 
-Mapped pages belong to the operating system's file cache: any number of mapped checkpoints may be open at once, and
-none of them grows the process.
+Mapped pages belong to the operating system's file cache: any number of mapped checkpoints may be open at once without
+growth of the process.
 """
 
 import os
@@ -59,13 +59,13 @@ SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
         "BOOL": torch.bool,
     }
 )
-_DEEPEST = 4  # mappings in one another, to tell what a file without tensors at the top is
-_MOST_WRAPPERS = 8  # mappings around one another, the tensors in the innermost
+_DEEPEST = 4  # most nested mappings to search for the kind of a file without tensors at the top
+_MOST_WRAPPERS = 8  # most nested mappings around the tensors
 
 
 @dataclass(frozen=True)
 class _Contents:
-    """What one kind of file holds: tensors by their stored names, in file order, and a way to read one."""
+    """Contents of a file: its tensors by stored names, in file order, and a function that reads one."""
 
     file: HeldFile
     format: str
@@ -76,10 +76,10 @@ class _Contents:
 
 
 class Checkpoint(BaseSource):
-    """The tensors of one checkpoint file, read when asked for; made by `open_checkpoint`.
+    """The tensors of one checkpoint file, read on request; made by `open_checkpoint`.
 
-    `format` is `safetensors`, `torch zip` or `torch legacy`. `mapped` says that tensors share memory with the file,
-    which then stays mapped while one of them is in use, even after `close`.
+    `format` is `safetensors`, `torch zip` or `torch legacy`. If `mapped`, tensors share memory with the file, which
+    stays mapped while one of them is in use, even after `close`.
 
         with open_checkpoint(Path("model.safetensors")) as checkpoint:
             for name in checkpoint.tensors:
@@ -105,16 +105,21 @@ class Checkpoint(BaseSource):
         self.tensors = MappingProxyType(tensors)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return the elements `start` to `stop`, as `TensorSource.read` says; of a mapped file without a copy."""
+        """Return the elements `start` to `stop` of a flattened tensor, of a mapped file without a copy."""
         return self.tensor(name).reshape(-1)[start:stop]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return the tensor with canonical `name`: contiguous, on the CPU, of the dtype stored; it is not kept.
+        """Return the tensor with canonical `name`; it is not kept.
 
-        Its shape is as stored, but for convolutions of one pixel that a tool has stored as matrices.
+        Its shape is as stored, except for convolutions of one pixel that a tool stored as matrices. Raises KeyError for
+        an unknown name, ValueError if the checkpoint was closed, and CheckpointError if its mapped file was written to
+        or truncated since it was opened.
 
-        Raises KeyError for an unknown name, ValueError if the checkpoint was closed, CheckpointError if its file is
-        mapped and was written to or cut short since it was opened.
+        Args:
+            name: Canonical name.
+
+        Returns:
+            The tensor, contiguous, on the CPU, of the stored dtype.
         """
         return self._stored(self.tensors[name])
 
@@ -124,24 +129,24 @@ class Checkpoint(BaseSource):
         return FileReader(self.path, self.state, self.tensors, self.tensor, buffer)
 
     def check_intact(self) -> None:
-        """Raise CheckpointError if tensors read so far may be wrong: the mapped file was written to or cut short.
+        """Raise CheckpointError if tensors read so far may be wrong: the mapped file was written to or truncated.
 
-        A file that another one took the place of, or that was deleted, is still mapped as it was.
+        A file that was deleted, or that another one replaced, stays mapped unchanged.
         """
         contents = self._opened()
         if contents.mapped:
             contents.file.check_intact()
 
-    def fate(self) -> str | None:
-        """Return how the file changed since it was opened, "was replaced by another file" or the like, or None."""
-        return self._opened().file.fate()
+    def change_since_open(self) -> str | None:
+        """Return how the file changed since it was opened ("was replaced by another file"), or None."""
+        return self._opened().file.change_since_open()
 
     def close(self) -> None:
-        """Let go of the file. Tensors already read stay valid."""
+        """Release the file. Tensors already read stay valid."""
         self._contents = None
 
     def _opened(self) -> _Contents:
-        # Taken once: another thread may close the checkpoint between a test and the use.
+        # Read the field once: another thread may close the checkpoint between a test and the use.
         contents = self._contents
         if contents is None:
             raise ValueError(f"{self.path}: the checkpoint was closed")
@@ -150,24 +155,29 @@ class Checkpoint(BaseSource):
     def _stored(self, info: StoredTensorInfo) -> torch.Tensor:
         contents = self._opened()
         if contents.mapped:
-            # Not the whole way to safety: a file that is cut short between this and the use still ends the process.
+            # A gap remains: a file that is truncated between this check and the use still ends the process.
             contents.file.check_intact()
         return contents.read(info.stored_name).reshape(info.shape)
 
-    def _equal(self, one: StoredTensorInfo, other: StoredTensorInfo) -> bool:
-        return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
-            raw_bytes(self._stored(one)), raw_bytes(self._stored(other))
+    def _equal(self, first: StoredTensorInfo, second: StoredTensorInfo) -> bool:
+        return (first.dtype, first.shape) == (second.dtype, second.shape) and torch.equal(
+            raw_bytes(self._stored(first)), raw_bytes(self._stored(second))
         )
 
 
 def open_checkpoint(path: Path | str, *, layout: Layout | None = None) -> TensorSource:
-    """Open the checkpoint at `path` without reading tensor data: the one place where a path becomes a source.
+    """Open the checkpoint at `path` without reading tensor data. This is the only way from a path to a source.
 
-    With `layout` the file must have that layout; without, it is looked for, and may be unknown.
+    Args:
+        path: Path of the file.
+        layout: Layout that the file must have. Without one the layout is detected, and may be unknown.
 
-    Raises CheckpointError if the file is missing, empty, truncated or no checkpoint, if reading it would run code, if
-    it has another layout than `layout`, if it holds one tensor under two names with different values, or if it changes
-    meanwhile.
+    Returns:
+        The open source.
+
+    Raises:
+        CheckpointError: The file is missing, empty, truncated or not a checkpoint; reading it would run code; it has
+            another layout; it holds one tensor under two names with different values; or it changes meanwhile.
     """
     path = Path(path)
     try:
@@ -185,9 +195,17 @@ def open_checkpoint(path: Path | str, *, layout: Layout | None = None) -> Tensor
 
 @contextmanager
 def as_source(given: Path | str | TensorSource, *, layout: Layout | None = None) -> Iterator[TensorSource]:
-    """Give the source that `given` is, left open at the end, or that lies at this path, closed at the end.
+    """Yield a source: the given one, left open at the end, or that at a path, closed at the end.
 
-    With `layout` it must have that layout. Raises CheckpointError as `open_checkpoint` does.
+    Args:
+        given: A source or a path.
+        layout: Layout that it must have.
+
+    Yields:
+        The open source.
+
+    Raises:
+        CheckpointError: The source has another layout, or the file cannot be opened (see `open_checkpoint`).
     """
     if isinstance(given, Path | str):
         with open_checkpoint(Path(given), layout=layout) as opened:
@@ -199,13 +217,13 @@ def as_source(given: Path | str | TensorSource, *, layout: Layout | None = None)
 
 
 def unfit(source: TensorSource) -> str:
-    """Return the predicate for a source without a layout: its kind, and what would be right."""
+    """Return the predicate of a message about a source without a layout: its kind, and what would be right."""
     known = tuple(load_layout(name) for name in layout_names())
     return describe_misfit(source.kind, list(source.tensors), known)
 
 
 def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The data of `tensor` as stored in memory: uint8 [bytes], a view where `tensor` is contiguous on the CPU."""
+    """Return the data of `tensor` in memory, uint8 [bytes]; a view if it is contiguous and on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
@@ -219,9 +237,9 @@ def _contents(path: Path) -> _Contents:
     if file.state.size == 0:
         raise CheckpointError(f"{path}: the file is empty (0 bytes)")
     contents = _recognized(file)
-    # It was opened more than once, by its path.
-    if (fate := file.fate()) is not None:
-        raise CheckpointError(f"{path}: {fate} while it was being read; run again")
+    # The file was opened several times by its path.
+    if (change := file.change_since_open()) is not None:
+        raise CheckpointError(f"{path}: {change} while it was being read; run again")
     return contents
 
 
@@ -234,7 +252,7 @@ def _recognized(held: HeldFile) -> _Contents:
         return _safetensors_contents(held, length)
     if head[8:10] in (b'{"', b"{}"):
         raise CheckpointError(
-            f"{path}: broken safetensors header: it says that it has {length:,} bytes; at most "
+            f"{path}: broken safetensors header: received a length of {length:,} bytes; must be at most "
             f"{SAFETENSORS_HEADER_LIMIT:,} can be"
         )
     if head.startswith(b"PK"):
@@ -243,7 +261,7 @@ def _recognized(held: HeldFile) -> _Contents:
         return _torch_contents(held, "torch legacy", read_torch_pickles)
     kind = kind_of_other_file(path, head)
     if kind is None:
-        # Formats differ in their first bytes; more of a file that a recipe leads to may be nobody else's business.
+        # The first bytes suffice to identify a format. More of a file that a recipe leads to may be private.
         raise CheckpointError(f"{path}: not a checkpoint: it begins with {ascii(head[:8])[1:]}")
     raise CheckpointError(f"{path}: {_is_a(kind)}")
 
@@ -255,9 +273,9 @@ def _is_a(kind: FileKind) -> str:
 def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
     path = held.path
     header = read_header(path, length, held.state.size)
-    unknown = next((one for one in header.tensors if one.dtype not in SAFETENSORS_DTYPES), None)
+    unknown = next((entry for entry in header.tensors if entry.dtype not in SAFETENSORS_DTYPES), None)
     if unknown is not None:
-        kind = kind_of({one.name: one.shape for one in header.tensors}, metadata=header.metadata)
+        kind = kind_of({entry.name: entry.shape for entry in header.tensors}, metadata=header.metadata)
         what = f"is {kind}, and " if kind is not None else ""
         raise CheckpointError(f"{path}: {what}{unknown.name!r} has type {unknown.dtype}, which cannot be read")
     if not header.tensors:
@@ -267,7 +285,8 @@ def _safetensors_contents(held: HeldFile, length: int) -> _Contents:
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: broken safetensors header: {_first_line(error)}") from error
     tensors = tuple(
-        StoredTensorInfo(one.name, SAFETENSORS_DTYPES[one.dtype], one.shape, offset=one.begin) for one in header.tensors
+        StoredTensorInfo(entry.name, SAFETENSORS_DTYPES[entry.dtype], entry.shape, offset=entry.begin)
+        for entry in header.tensors
     )
     return _Contents(held, "safetensors", True, header.metadata, tensors, opened.get_tensor)
 
@@ -277,7 +296,9 @@ def _torch_contents(held: HeldFile, kind: str, read: Callable[[Path, int], Torch
     file = read(path, held.state.size)
     state = _state_dict(file.content)
     if state is None:
-        raise CheckpointError(f"{path}: not a checkpoint: it holds a {_told(file.content)}, not a mapping of tensors")
+        raise CheckpointError(
+            f"{path}: not a checkpoint: it holds a {_type_name(file.content)}, not a mapping of tensors"
+        )
     for name, value in state.items():
         if isinstance(value, Unreadable):
             raise CheckpointError(f"{path}: {name!r} is {value.kind}; it cannot be read")
@@ -290,7 +311,7 @@ def _torch_contents(held: HeldFile, kind: str, read: Callable[[Path, int], Torch
     if len(tensors) > MOST_TENSORS:
         raise CheckpointError(f"{path}: {len(tensors):,} tensors; no checkpoint has more than {MOST_TENSORS:,}")
     for name, value in tensors.items():
-        # A shape may repeat the elements stored, of which views of a few bytes that are terabytes large can be made.
+        # A shape may repeat stored elements, so a few bytes can describe views of terabytes.
         if value.nbytes > max(value.storage.nbytes, 1 << 20):
             shape = list(value.shape)
             raise CheckpointError(f"{path}: {name!r} has shape {shape}, but only a few of its elements are stored")
@@ -301,7 +322,7 @@ def _torch_contents(held: HeldFile, kind: str, read: Callable[[Path, int], Torch
 
 
 def _state_dict(content: object) -> Mapping[object, object] | None:
-    """The innermost mapping that training code wrapped around the tensors; None if there is no mapping at all."""
+    """Return the innermost mapping that training code wrapped around the tensors; None without a mapping."""
     if not isinstance(content, dict):
         return None
     state: dict[object, object] = content
@@ -319,7 +340,7 @@ def _state_dict(content: object) -> Mapping[object, object] | None:
 
 
 def _inner_shapes(value: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The shapes of tensors in mappings and lists within others, by the keys that lead there, a dot between them."""
+    """Yield the shapes of tensors in nested mappings and lists, with the keys that lead to them joined by dots."""
     inner: Iterable[tuple[object, object]] = ()
     if isinstance(value, Mapping):
         inner = value.items()
@@ -335,7 +356,7 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, StoredTensor | Unreadable)
 
 
-def _told(content: object) -> str:
+def _type_name(content: object) -> str:
     return "Tensor" if _is_tensor(content) else type(content).__name__ if content is not LEFT_OUT else "Python object"
 
 

@@ -1,4 +1,4 @@
-"""Which layout a model has, by the names and shapes of its tensors, and what to say of one that has none."""
+"""The layout of a model by the names and shapes of its tensors, and messages about models without one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,18 +11,30 @@ __all__ = ["describe_misfit", "kind_and_layout", "layout_of"]
 def kind_and_layout(
     shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], *, file_name: str = ""
 ) -> tuple[FileKind | None, Layout | None]:
-    """Return the kind of a model and its layout, each None if unknown, by the shapes of its tensors by stored name.
+    """Return the kind of a model and its layout, each None if unknown.
 
-    `metadata` is what is stored beside the tensors; `file_name` tells parts of a model that was saved in several files.
+    Args:
+        shapes: Shapes of the tensors by stored name.
+        metadata: Texts stored beside the tensors.
+        file_name: Name of the file; it identifies parts of a model that was saved in several files.
+
+    Returns:
+        Kind and layout.
     """
     kind = kind_of(shapes, metadata=metadata, file_name=file_name)
     return kind, layout_of(kind, list(shapes))
 
 
 def layout_of(kind: FileKind | None, stored_names: Sequence[str], expected: Layout | None = None) -> Layout | None:
-    """Return the layout of a model of this kind with these names: `expected`, or by default any known one.
+    """Return the layout of a model of this kind with these names.
 
-    None if the model does not have it.
+    Args:
+        kind: Kind of the model, if known.
+        stored_names: Stored names of its tensors.
+        expected: The only layout to accept. Default: any known one.
+
+    Returns:
+        The layout; None if the model does not have it.
     """
     if kind is None:
         known = detect_layout(stored_names) if expected is None else expected
@@ -34,9 +46,18 @@ def layout_of(kind: FileKind | None, stored_names: Sequence[str], expected: Layo
 
 
 def describe_misfit(kind: FileKind | None, stored_names: Sequence[str], expected: Sequence[Layout]) -> str:
-    """Return the predicate for a model that has none of the layouts `expected`: its kind, and what would be right."""
+    """Return the predicate of a message about a model with none of the expected layouts.
+
+    Args:
+        kind: Kind of the model, if known.
+        stored_names: Stored names of its tensors.
+        expected: Layouts that would be right, one at least.
+
+    Returns:
+        The kind or the first names, and the checkpoint that would be right.
+    """
     needed = " or ".join(f"{layout.title} (layout {layout.name})" for layout in expected)
-    own = next((layout for layout in expected if kind is not None and kind.layout == layout.name), None)
+    named = next((layout for layout in expected if kind is not None and kind.layout == layout.name), None)
     reasons = {layout.name: layout.missing({layout.canonical(name) for name in stored_names}) for layout in expected}
     if kind is None:
         first = ", ".join(map(shown_name, stored_names[:2])) + (" ..." if len(stored_names) > 2 else "")
@@ -44,11 +65,11 @@ def describe_misfit(kind: FileKind | None, stored_names: Sequence[str], expected
         return f"is none of the kinds of file that blockfit knows (holds {first}); must be a checkpoint of {needed}" + (
             f", but it {why}" if why else ""
         )
-    why = reasons[own.name] if own is not None and kind.whole else None
-    if own is not None and why is not None:
+    why = reasons[named.name] if named is not None and kind.whole else None
+    if named is not None and why is not None:
         if kind.misnamed:
             return f"is {kind}; {kind.advice}"
-        # It is of the right family by its UNet.
-        needed = f"whole and of no other family (layout {own.name})"
+        # Its UNet is of the right family.
+        needed = f"whole and of no other family (layout {named.name})"
         return "; ".join(part for part in (f"is {kind}, but {why}; must be {needed}", kind.advice) if part)
     return "; ".join(part for part in (f"is {kind}", f"must be a checkpoint of {needed}", kind.advice) if part)

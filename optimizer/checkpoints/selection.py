@@ -1,4 +1,4 @@
-"""Some tensors of a source under other names, as a source."""
+"""A source of some tensors of another source, under other names."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
@@ -13,15 +13,21 @@ __all__ = ["SelectedTensors"]
 
 
 class SelectedTensors(BaseSource):
-    """The tensors of `source` that `names` maps to, {new name: name in `source`}, and no others.
-
-    The new names are those of `layout` (default: the source's), and shapes are as it has them. With `owning`, closing
-    this closes `source`. Raises KeyError if `source` lacks a name.
-    """
+    """The tensors of a source that are listed by new names, and no others."""
 
     def __init__(
         self, source: TensorSource, names: Mapping[str, str], layout: Layout | None = None, *, owning: bool = False
     ) -> None:
+        """Select tensors of `source`.
+
+        Raises KeyError if `source` lacks a name.
+
+        Args:
+            source: The source.
+            names: Names of the tensors, {new name: name in `source`}.
+            layout: Layout of the new names, which determines shapes. Default: the source's.
+            owning: Whether closing this object closes `source`.
+        """
         self._source, self._names, self._owning = source, dict(names), owning
         self.label, self.name, self.path = source.label, source.name, source.path
         self.layout = layout or source.layout
@@ -33,27 +39,27 @@ class SelectedTensors(BaseSource):
         )
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return the elements `start` to `stop`, as `TensorSource.read` says."""
+        """Return the elements `start` to `stop` of a flattened tensor (see `TensorSource.read`)."""
         return self._source.read(self._names[name], start, stop)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return the whole tensor, in the shape that the layout has for it."""
+        """Return the whole tensor in the layout's shape."""
         return self._source.tensor(self._names[name]).reshape(self.tensors[name].shape)
 
     def reader(self, buffer: torch.Tensor) -> ElementReader:
-        """Return a reader for one thread: the source's own, by the new names."""
+        """Return a reader for one thread: the source's reader under the new names."""
         return _RenamedReader(self._source.reader(buffer), self._names)
 
-    def fate(self) -> str | None:
-        """Return how the source changed since it was opened; None if it did not."""
-        return self._source.fate()
+    def change_since_open(self) -> str | None:
+        """Return how the source changed since it was opened, or None."""
+        return self._source.change_since_open()
 
     def check_intact(self) -> None:
-        """Raise CheckpointError if tensors given so far may have other values by now."""
+        """Raise CheckpointError if tensors returned earlier may have other values now."""
         self._source.check_intact()
 
     def close(self) -> None:
-        """Close the source, if this owns it."""
+        """Close the source if this object owns it."""
         if self._owning:
             self._source.close()
 
@@ -62,7 +68,7 @@ class SelectedTensors(BaseSource):
 
 
 class _RenamedReader:
-    """Another reader, asked by other names."""
+    """Reader that translates names for another reader."""
 
     def __init__(self, reader: ElementReader, names: Mapping[str, str]) -> None:
         self._reader, self._names = reader, names

@@ -1,9 +1,8 @@
-"""The protocol that everything which gives tensors implements, and the defaults of a class that does.
+"""The protocol of all sources of tensors, and a base class with its defaults.
 
-Statistics, merging, metrics and inspection know of a checkpoint what `TensorSource` says, and nothing else. A new kind
-of checkpoint (a file at an address, a folder of shards, a base with a LoRA added to it) is therefore one class. The
-shortest one derives from `BaseSource` and gives a label, the tensors' names, shapes and dtypes, and `read`;
-CONTRIBUTING.md has an example.
+Statistics, merging, metrics and inspection depend only on `TensorSource`. A new kind of checkpoint (a file at an
+address, a folder of shards, a base with a LoRA added to it) is therefore one class. The shortest class derives from
+`BaseSource`, and defines a label, the tensors' names, shapes and dtypes, and `read`. CONTRIBUTING.md has an example.
 """
 
 from abc import ABC, abstractmethod
@@ -29,9 +28,10 @@ _NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """The description of one tensor, known without reading it.
+    """Description of one tensor, known without reading it.
 
-    `name` is canonical: that of the layout. `stored_name` is the name where the tensor is stored, by default the same.
+    `name` is canonical: the layout's name. `stored_name` is the name that the tensor is stored under, by default the
+    same.
     """
 
     name: str
@@ -45,44 +45,56 @@ class TensorInfo:
 
     @property
     def count(self) -> int:
-        """The number of elements."""
+        """Number of elements."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """The size of the elements in bytes."""
+        """Size of the elements in bytes."""
         return self.count * self.dtype.itemsize
 
 
 class ElementReader(Protocol):
-    """A way through the tensors of one source, some elements at a time, for one thread; made by `TensorSource.reader`.
+    """Reader of one source's tensors for one thread, some elements at a time; made by `TensorSource.reader`.
 
-    A reader may hold what costs too much for every call: a file handle, a connection, the tensor computed last. Large
-    tensors are read from front to back, in pieces of 2^17 to 2^20 elements.
+    A reader may keep objects that are too expensive for every call: a file handle, a connection, the tensor computed
+    last. Large tensors are read from front to back, in pieces of 2^17 to 2^20 elements.
     """
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return the elements `start` to `stop` of the flattened tensor, [stop - start], on the CPU, as stored.
+        """Return the elements `start` to `stop` of the flattened tensor.
 
-        They are valid until this reader, or another one with the same buffer, reads again. Raises KeyError for an
-        unknown name, CheckpointError if the source cannot be read or changed since it was opened.
+        They are valid until the next read by this reader, or by another one with the same buffer. Raises KeyError for
+        an unknown name, and CheckpointError if the source cannot be read or changed since it was opened.
+
+        Args:
+            name: Canonical name.
+            start: First element.
+            stop: End of the elements.
+
+        Returns:
+            Elements [stop - start], on the CPU, of the stored dtype.
         """
         ...
 
     def read_into(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Write the same elements to `out`, [stop - start] of the dtype stored, contiguous, on the CPU.
+        """Write the elements `start` to `stop` of the flattened tensor to `out`, without use of the buffer.
 
-        `out` may be pinned for a GPU. The buffer is not used.
+        Args:
+            name: Canonical name.
+            start: First element.
+            stop: End of the elements.
+            out: Memory [stop - start] of the stored dtype, contiguous, on the CPU. It may be pinned for a GPU.
         """
         ...
 
     def close(self) -> None:
-        """Release what the reader holds. The source stays open."""
+        """Release the resources of the reader. The source stays open."""
         ...
 
 
 class TensorSource(Protocol):
-    """Named tensors of a model that do not change: a checkpoint in a file, or anything else that is as good as one.
+    """Named, immutable tensors of a model: a checkpoint in a file, or an equivalent.
 
     Any number of threads may read at once. Sources are compared by identity and must be hashable. A source is a context
     manager, which closes it.
@@ -90,95 +102,107 @@ class TensorSource(Protocol):
 
     @property
     def label(self) -> str:
-        """The name of the source in messages: a path, an address. Sources with equal labels hold the same tensors."""
+        """Name of the source in messages: a path, an address. Sources with equal labels hold the same tensors."""
         ...
 
     @property
     def name(self) -> str:
-        """The short form of `label` in notes and metadata, such as a file's name without its folder."""
+        """Short form of `label` in recipes and metadata, for example a file's name without its folder."""
         ...
 
     @property
     def path(self) -> Path | None:
-        """The file on this machine whose sha256 identifies the source; None if there is no such file."""
+        """File on this machine whose SHA-256 identifies the source; None without such a file."""
         ...
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors by canonical name, in the order in which they are stored."""
+        """Tensors by canonical name, in stored order."""
         ...
 
     @property
     def layout(self) -> Layout | None:
-        """The layout whose names the tensors have; None if no known layout fits."""
+        """Layout of the tensors' names; None if no known layout fits."""
         ...
 
     @property
     def kind(self) -> FileKind | None:
-        """The kind of model, by names and shapes; None if that is not known."""
+        """Kind of model by names and shapes; None if unknown."""
         ...
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """The texts stored beside the tensors, by field."""
+        """Texts stored beside the tensors, by field."""
         ...
 
     @property
     def format(self) -> str:
-        """The way the tensors are stored, for `inspect`: "safetensors", "torch zip", "torch legacy", ..."""
+        """Storage format for `inspect`: "safetensors", "torch zip", "torch legacy", ..."""
         ...
 
     @property
     def size(self) -> int:
-        """The bytes that the source takes where it is stored."""
+        """Size of the source in storage, in bytes."""
         ...
 
     @property
     def passed_over(self) -> tuple[str, ...]:
-        """The stored names of tensors that are stored once more, under the layout's own names, with other values.
+        """Stored names of tensors that are stored again, with other values, under the layout's own names.
 
-        They are not in `tensors`: every tool reads the others.
+        They are not in `tensors`: every tool reads the other spelling.
         """
         ...
 
     @property
     def state(self) -> Hashable:
-        """The state of the stored data when it was opened: equal as long as nothing changed, such as size and time."""
+        """State of the stored data at opening, for example size and time; it is equal as long as nothing changed."""
         ...
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return the elements `start` to `stop` of the flattened tensor, [stop - start], on the CPU, as stored.
+        """Return the elements `start` to `stop` of the flattened tensor.
 
-        They may share memory with the source: do not write to them. Raises KeyError for an unknown name,
-        CheckpointError if the source cannot be read, or no longer as it was when it was opened.
+        They may share memory with the source: do not write to them. Raises KeyError for an unknown name, and
+        CheckpointError if the source cannot be read or changed since it was opened.
+
+        Args:
+            name: Canonical name.
+            start: First element.
+            stop: End of the elements.
+
+        Returns:
+            Elements [stop - start], on the CPU, of the stored dtype.
         """
         ...
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return the whole tensor: contiguous, of the shape and dtype in `tensors`, on the CPU. As `read` otherwise."""
+        """Return the whole tensor: contiguous, on the CPU, of the shape and dtype in `tensors` (see `read`)."""
         ...
 
     def reader(self, buffer: torch.Tensor) -> ElementReader:
         """Return a reader for one thread, which closes it.
 
-        `buffer`, uint8 [bytes], is room for the elements of one `read`; readers that are used in turn may share it.
+        Args:
+            buffer: Memory for the elements of one `read`, uint8 [bytes]. Readers that are used in turn may share it.
+
+        Returns:
+            The reader.
         """
         ...
 
-    def fate(self) -> str | None:
-        """Return how the source changed since it was opened ("was deleted or moved"); None if it did not."""
+    def change_since_open(self) -> str | None:
+        """Return how the source changed since it was opened ("was deleted or moved"), or None."""
         ...
 
     def check_intact(self) -> None:
-        """Raise CheckpointError if tensors given so far may have other values by now.
+        """Raise CheckpointError if tensors returned earlier may have other values now.
 
-        So it is with memory that is shared with a file which was written to since. A file that was deleted, or that
-        another one replaced, is still read as it was.
+        This happens to memory that is shared with a file which was written to. A file that was deleted, or that another
+        one replaced, is still read unchanged.
         """
         ...
 
     def close(self) -> None:
-        """Release the source. Tensors given so far stay valid."""
+        """Release the source. Tensors returned earlier stay valid."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -189,10 +213,10 @@ class TensorSource(Protocol):
 
 
 class BaseSource(ABC):
-    """The defaults of a `TensorSource`; a class gives `label`, `tensors` and `read`, and more where it knows better.
+    """Defaults of a `TensorSource`; a subclass defines `label`, `tensors` and `read`, and overrides others as needed.
 
-    By default there is no file, nothing ever changes, the kind and the layout are told by names and shapes, and readers
-    call `read`.
+    By default the source has no file and never changes, its kind and layout are recognized by names and shapes, and
+    readers call `read`.
     """
 
     label: str
@@ -204,11 +228,11 @@ class BaseSource(ABC):
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """As in `TensorSource`."""
+        """Return the elements `start` to `stop` of the flattened tensor (see `TensorSource.read`)."""
 
     @cached_property
     def name(self) -> str:
-        """By default the whole label."""
+        """Short form of the label; by default the whole label."""
         return self.label
 
     @cached_property
@@ -217,43 +241,43 @@ class BaseSource(ABC):
 
     @cached_property
     def kind(self) -> FileKind | None:
-        """By default what the stored names and the shapes tell."""
+        """Kind of model; by default recognized by the stored names and the shapes."""
         return self._recognized[0]
 
     @cached_property
     def layout(self) -> Layout | None:
-        """By default the known layout that the stored names fit."""
+        """Layout of the names; by default the known layout that the stored names fit."""
         return self._recognized[1]
 
     @cached_property
     def size(self) -> int:
-        """By default the bytes of all tensors."""
+        """Size in bytes; by default of all tensors."""
         return sum(info.nbytes for info in self.tensors.values())
 
     @cached_property
     def state(self) -> Hashable:
-        """By default the label: nothing changes."""
+        """State of the data; by default the label, for a source that never changes."""
         return self.label
 
     def tensor(self, name: str) -> torch.Tensor:
-        """By default all elements, read at once."""
+        """Return the whole tensor; by default all elements in one read."""
         info = self.tensors[name]
         return self.read(name, 0, info.count).reshape(info.shape)
 
     def reader(self, buffer: torch.Tensor) -> ElementReader:
-        """By default a reader that calls `read` each time, and needs no buffer."""
+        """Return a reader for one thread; by default it calls `read` each time, and needs no buffer."""
         return _PlainReader(self)
 
-    def fate(self) -> str | None:
-        """By default nothing changes."""
+    def change_since_open(self) -> str | None:
+        """Return None: by default a source never changes."""
         return None
 
     def check_intact(self) -> None:
-        """By default nothing changes."""
+        """Do nothing: by default a source never changes."""
         return
 
     def close(self) -> None:
-        """By default there is nothing to release."""
+        """Do nothing: by default a source holds no resources."""
         return
 
     def __enter__(self) -> Self:
@@ -270,19 +294,27 @@ class BaseSource(ABC):
 
 
 def check_unchanged(sources: Iterable[TensorSource]) -> None:
-    """Raise CheckpointError, a line for each of `sources` that changed since it was opened.
+    """Raise CheckpointError, with a line for each source that changed since it was opened.
 
-    For results of one pass over all of them, which are worthless if one of them changed in between.
+    Results of one pass over several sources are invalid if one of them changed in between.
+
+    Args:
+        sources: Sources that were read.
+
+    Raises:
+        CheckpointError: One of them changed.
     """
-    found = {source.label: source.fate() for source in sources}
-    if problems := [f"{label}: {fate} while it was being read; run again" for label, fate in found.items() if fate]:
+    changes = {source.label: source.change_since_open() for source in sources}
+    if problems := [
+        f"{label}: {change} while it was being read; run again" for label, change in changes.items() if change
+    ]:
         raise CheckpointError(problems)
 
 
 class WholeTensorReader:
-    """The `ElementReader` of a source that computes or unpacks whole tensors: it keeps the last one.
+    """`ElementReader` of a source that computes or unpacks whole tensors; it keeps the last one.
 
-    `whole` gives a tensor by name, such as `TensorSource.tensor`.
+    `whole` returns a tensor by name, as `TensorSource.tensor` does.
     """
 
     def __init__(self, whole: Callable[[str], torch.Tensor]) -> None:
@@ -290,14 +322,14 @@ class WholeTensorReader:
         self._kept: tuple[str, torch.Tensor] | None = None
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return the elements `start` to `stop`, as `ElementReader.read` says."""
+        """Return the elements `start` to `stop` of the flattened tensor (see `ElementReader.read`)."""
         if self._kept is None or self._kept[0] != name:
             self._kept = None  # one tensor at a time
             self._kept = name, self._whole(name).reshape(-1)
         return self._kept[1][start:stop]
 
     def read_into(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Write the elements `start` to `stop` to `out`, as `ElementReader.read_into` says."""
+        """Write the elements `start` to `stop` to `out` (see `ElementReader.read_into`)."""
         out.copy_(self.read(name, start, stop))
 
     def close(self) -> None:
@@ -306,7 +338,7 @@ class WholeTensorReader:
 
 
 class _PlainReader:
-    """The reader of a source that has no faster way than `read`."""
+    """Reader of a source without a faster way than `read`."""
 
     def __init__(self, source: BaseSource) -> None:
         self._source = source

@@ -1,7 +1,8 @@
-"""The two containers that `torch.save` has written: zip archives (torch 1.6 and later), and one pickle after another.
+"""The two containers that `torch.save` has written: zip archives (torch 1.6 and later), and sequences of pickles.
 
-What their pickles describe is followed, never run (`pickles`). Where each storage lies is worked out here, and that it
-lies there whole; its numbers are mapped into memory as they are, or unpacked if another program compressed the archive.
+Their pickles are followed, never run (`pickles`). This module finds the place of each storage in the file, and checks
+that the whole storage is there. Numbers are mapped into memory as stored, or unpacked if another program compressed the
+archive.
 """
 
 import struct
@@ -28,16 +29,21 @@ _MOST_UNPACKED = 20  # times the size of a zip archive; weights hardly compress
 _ENCRYPTED = 1  # a bit of a zip entry's flags
 _LOCAL_HEADER = 30  # bytes of a zip entry's own header, before its name
 _BYTE_ORDERS = (b"little", b"big")
-# What the older files begin with: this number, then this version, each a pickle of its own.
+# First two pickles of the older files: this number, then this version.
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What a file of `torch.save` holds: `content` as its pickle describes it, and the numbers of its tensors.
+    """Contents of a file of `torch.save`, with the numbers of its tensors.
 
-    `mapped` says that numbers stay in the file until they are used. `data` are the bytes of each storage by its key,
-    uint8 [bytes]; `starts` where they begin in the file, empty if they are not there as they are.
+    Attributes:
+        content: The contents, as `follow_pickle` returns them.
+        mapped: Whether numbers stay in the file until they are used.
+        data: Bytes of each storage by key, uint8 [bytes].
+        starts: Start of each storage in the file, in bytes, by key; empty unless the file holds the numbers
+            uncompressed.
+        big_endian: Whether the numbers are big-endian.
     """
 
     content: object
@@ -47,19 +53,33 @@ class TorchFile:
     big_endian: bool = False
 
     def tensor(self, stored: StoredTensor) -> torch.Tensor:
-        """The numbers of a tensor that the content describes: contiguous, perhaps in memory shared with the file."""
+        """Return the numbers of a tensor of the contents.
+
+        Args:
+            stored: The tensor.
+
+        Returns:
+            The tensor, contiguous, perhaps in memory shared with the file.
+        """
         if not prod(stored.shape):
             return torch.empty(stored.shape, dtype=stored.dtype)
         data = self.data[stored.storage.key][: stored.storage.nbytes]
         if self.big_endian:
             data = data.reshape(-1, _component(stored.dtype)).flip(1).reshape(-1)
         elif data.storage_offset() % stored.dtype.itemsize:
-            data = data.clone()  # numbers are computed with where they can be addressed
+            data = data.clone()  # operations need aligned numbers
         numbers = data.view(stored.dtype)
         return numbers.as_strided(stored.shape, stored.strides, numbers.storage_offset() + stored.offset).contiguous()
 
     def offset(self, stored: StoredTensor) -> int | None:
-        """Where in the file the elements of a tensor begin, if they lie there in one piece and little endian."""
+        """Return the start of a tensor's elements in the file, in bytes.
+
+        Args:
+            stored: A tensor of the contents.
+
+        Returns:
+            The offset; None unless the elements lie in the file in one piece and little-endian.
+        """
         start = self.starts.get(stored.storage.key)
         if start is None or self.big_endian or not stored.is_contiguous:
             return None
@@ -67,7 +87,18 @@ class TorchFile:
 
 
 def read_torch_zip(path: Path, size: int) -> TorchFile:
-    """Read the archive at `path`, of `size` bytes. Raises CheckpointError for one that is broken or refused."""
+    """Read a zip archive of `torch.save`.
+
+    Args:
+        path: Path of the file.
+        size: Size of the file, in bytes.
+
+    Returns:
+        The contents.
+
+    Raises:
+        CheckpointError: The file is broken or refused.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_archive(path, size, archive)
@@ -79,22 +110,34 @@ def read_torch_zip(path: Path, size: int) -> TorchFile:
         ) from error
     except (ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
-    except PickleRefused as refused:
-        raise _refused(path, refused) from None
+    except PickleRefused as refusal:
+        refused = _refused(path, refusal)
+        raise refused from None
 
 
 def read_torch_pickles(path: Path, size: int) -> TorchFile:
-    """Read the older file at `path`, of `size` bytes. Raises CheckpointError for one that is broken or refused."""
+    """Read an older file of `torch.save`, a sequence of pickles.
+
+    Args:
+        path: Path of the file.
+        size: Size of the file, in bytes.
+
+    Returns:
+        The contents.
+
+    Raises:
+        CheckpointError: The file is broken or refused.
+    """
     try:
-        # Mapped, because a broken length makes a file's `read` ask for as much memory.
+        # Mapped, because a broken length would make `read` allocate as much memory.
         with path.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as file:
             magic, _ = follow_pickle(file)
             if magic != _MAGIC:
-                raise CheckpointError(f"{path}: not a checkpoint: a pickle, but none that torch.save wrote")
+                raise CheckpointError(f"{path}: not a checkpoint: a pickle, but not one of torch.save")
             version, _ = follow_pickle(file)
             if version != _VERSION:
                 raise CheckpointError(f"{path}: not a checkpoint: a torch file of the unknown version {version!r:.40}")
-            follow_pickle(file)  # the machine that it was written on
+            follow_pickle(file)  # a description of the machine that wrote it
             content, storages = follow_pickle(file)
             keys, _ = follow_pickle(file)
             starts = _storages_behind(file, storages, keys, size)
@@ -102,8 +145,9 @@ def read_torch_pickles(path: Path, size: int) -> TorchFile:
         raise
     except ValueError as error:
         raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
-    except PickleRefused as refused:
-        raise _refused(path, refused) from None
+    except PickleRefused as refusal:
+        refused = _refused(path, refusal)
+        raise refused from None
     whole = _mapped(path, size)
     data = {key: whole[start : start + storages[key].nbytes] for key, start in starts.items()}
     return TorchFile(content, True, data, starts)
@@ -133,7 +177,7 @@ def _read_archive(path: Path, size: int, archive: zipfile.ZipFile) -> TorchFile:
                 f"storage {key[:40]!r} is announced with {storage.nbytes:,} bytes, but has {entry.file_size:,}"
             )
         held[key] = entry
-    # One that another program compressed has to be unpacked in memory.
+    # An archive that another program compressed is unpacked in memory.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
         unpacked = {key: _unpacked(archive, entry) for key, entry in held.items()}
         return TorchFile(content, False, unpacked, {}, big_endian=order == b"big")
@@ -145,7 +189,7 @@ def _read_archive(path: Path, size: int, archive: zipfile.ZipFile) -> TorchFile:
 
 
 def _check_entries(path: Path, size: int, entries: list[zipfile.ZipInfo], pickles: list[str]) -> None:
-    """Refuse an archive that unpacks to much more than it is, or that two programs may read in two ways."""
+    """Raise for an archive that unpacks to much more than its size, or that programs may read in two ways."""
     packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
     if unpacked > max(_MOST_UNPACKED * packed, 1 << 20):
         raise CheckpointError(
@@ -162,23 +206,23 @@ def _check_entries(path: Path, size: int, entries: list[zipfile.ZipInfo], pickle
 
 
 def _start(file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> int:
-    """Where the bytes of a stored entry begin in the file, behind its own header, whose length may be its own too."""
+    """Return the start of a stored entry's bytes in the file, after its local header of variable length."""
     file.seek(entry.header_offset)
     header = file.read(_LOCAL_HEADER)
     if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
-        raise zipfile.BadZipFile(f"{entry.filename[:80]!r} is not where its table of contents says")
+        raise zipfile.BadZipFile(f"{entry.filename[:80]!r} is not at the place in its table of contents")
     name, extra = struct.unpack_from("<HH", header, 26)
     start = int(entry.header_offset + _LOCAL_HEADER + name + extra)
     if start + entry.file_size > size:
-        raise zipfile.BadZipFile(f"{entry.filename[:80]!r} goes on behind its end")
+        raise zipfile.BadZipFile(f"{entry.filename[:80]!r} continues after the end of the file")
     return start
 
 
 def _storages_behind(file: mmap, storages: Mapping[str, Storage], keys: object, size: int) -> dict[str, int]:
-    """Where each storage begins in an older file, in which they follow the last pickle, each behind its length."""
+    """Return the start of each storage of an older file, where they follow the last pickle, each after its length."""
     named = [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
     if sorted(named) != sorted(storages):
-        raise ValueError("the storages behind its pickle are not those that this announces")
+        raise ValueError("the storages after its pickle are not those that the pickle announces")
     starts: dict[str, int] = {}
     for key in named:
         length = file.read(8)
@@ -193,19 +237,19 @@ def _storages_behind(file: mmap, storages: Mapping[str, Storage], keys: object, 
 
 
 def _mapped(path: Path, size: int) -> torch.Tensor:
-    """The whole file: uint8 [bytes], mapped; what is written into it would not reach the file."""
+    """Return the whole file as uint8 [bytes], mapped; writes to the tensor do not reach the file."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise CheckpointError(f"{path}: the file's name is not valid UTF-8; rename it") from None
     try:
         return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    except RuntimeError as error:  # too large for the address space, or cut short meanwhile
+    except RuntimeError as error:  # too large for the address space, or truncated meanwhile
         raise CheckpointError(f"{path}: cannot be mapped into memory: {_first_line(error)}") from error
 
 
 def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> torch.Tensor:
-    """The whole entry: uint8 [bytes]."""
+    """Return the whole entry as uint8 [bytes]."""
     data = archive.read(entry)
     if len(data) != entry.file_size:
         raise zipfile.BadZipFile(f"{entry.filename[:80]!r} unpacks to {len(data):,} bytes, not {entry.file_size:,}")
@@ -213,12 +257,12 @@ def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> torch.Tensor:
 
 
 def _component(dtype: torch.dtype) -> int:
-    """The bytes of one real number of this type."""
+    """Return the number of bytes of one real number of this type."""
     return dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
 
 
-def _refused(path: Path, refused: PickleRefused) -> CheckpointError:
-    return CheckpointError(f"{path}: refused: its pickle {refused}; ask for a .safetensors file")
+def _refused(path: Path, refusal: PickleRefused) -> CheckpointError:
+    return CheckpointError(f"{path}: refused: its pickle {refusal}; ask for a .safetensors file")
 
 
 def _first_line(error: object) -> str:

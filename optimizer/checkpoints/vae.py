@@ -1,4 +1,4 @@
-"""Baking in a VAE: one file's, for the whole output, whatever the sources hold."""
+"""Replacement of the VAE: one file's VAE for the whole output, whatever VAEs the sources hold."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,22 @@ _MOST_PROBLEMS = 8
 
 
 def open_vae(path: Path, layout: Layout, sources: Sequence[TensorSource]) -> TensorSource:
-    """The VAE in the file `path`, under the names that a checkpoint of `layout` has for it, and nothing else.
+    """Open the VAE in a file, under its names in a checkpoint.
 
-    The file is a whole checkpoint of this layout, or a VAE alone in LDM names. Its tensors must be those, in name and
-    shape, that the VAEs of `sources` have, as far as any of them has one. Raises CheckpointError with a line for each
-    tensor that is missing, one too many, or of another shape, and for a file that holds no such VAE at all.
+    The file is a whole checkpoint of the layout, or a VAE alone in LDM names. Its tensors must have the names and
+    shapes of the sources' VAEs, if these have one.
+
+    Args:
+        path: Path of the file.
+        layout: Layout of the output.
+        sources: Sources of the merge.
+
+    Returns:
+        A source of the VAE's tensors only, which owns the file.
+
+    Raises:
+        CheckpointError: The file holds no such VAE, or the layout has none. The message has a line for each tensor that
+            is missing, superfluous, not floating-point or of another shape.
     """
     vae = layout.vae
     if vae is None:
@@ -46,7 +57,7 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[TensorSource]) -> Ten
 
 
 def without_vae(source: TensorSource) -> TensorSource:
-    """Return the tensors of a source that has a layout, but for its VAE's; closing them does not close the source."""
+    """Return the tensors of a source with a layout, without its VAE's; closing them does not close the source."""
     assert source.layout is not None
     vae = source.layout.vae
     prefixes = () if vae is None else (vae.prefix,)
@@ -54,7 +65,7 @@ def without_vae(source: TensorSource) -> TensorSource:
 
 
 def _names(whole: TensorSource, layout: Layout, vae: ModelPart) -> dict[str, str]:
-    """The VAE's tensors in this file: {name in a checkpoint: name in this file}."""
+    """Return the VAE's tensors in this file: {name in a checkpoint: name in this file}."""
     path, prefix = whole.label, vae.prefix
     beginning = layout.network.prefix or layout.requires[0]
     if any(name.startswith(beginning) for name in whole.tensors) and whole.layout != layout:
@@ -64,9 +75,11 @@ def _names(whole: TensorSource, layout: Layout, vae: ModelPart) -> dict[str, str
     parts = tuple(start + section for section in vae.sections)
     names: dict[str, str] = {}
     for name in (name for name in whole.tensors if name.startswith(parts)):
-        own = prefix + name.removeprefix(start)
-        canonical = layout.canonical(own)
-        if canonical == own or canonical not in names:  # of two spellings in one file, every tool reads this one
+        in_checkpoint = prefix + name.removeprefix(start)
+        canonical = layout.canonical(in_checkpoint)
+        if (
+            canonical == in_checkpoint or canonical not in names
+        ):  # of two spellings in one file, every tool reads this one
             names[canonical] = name
     if not names:
         what = "" if whole.kind is None or whole.layout is not None else f"is {whole.kind}, and "
@@ -90,28 +103,28 @@ def _differences(
     names: Mapping[str, str],
     sources: Sequence[TensorSource],
 ) -> list[str]:
-    """What the VAE's tensors, by name with their shapes, have to be to go with the VAEs of `sources`."""
+    """Return a line for each tensor of the VAE that does not fit the VAEs of `sources`; `found` are its shapes."""
     prefix = vae.prefix
-    wanted: dict[str, tuple[tuple[int, ...], str]] = {}
+    expected: dict[str, tuple[tuple[int, ...], str]] = {}
     for source in sources:
         for name, info in source.tensors.items():
             if name.startswith(prefix) and name.removeprefix(prefix).startswith(vae.sections):
-                wanted.setdefault(name, (info.shape, source.label))
-    if not wanted:
+                expected.setdefault(name, (info.shape, source.label))
+    if not expected:
         missing = [end for end in vae.needs if prefix + end not in found]
-        return [f"{path}: tensor {end!r} is missing; the VAE is not complete" for end in missing]
+        return [f"{path}: tensor {end!r} is missing; the VAE is incomplete" for end in missing]
     problems = [
         f"{path}: tensor {name.removeprefix(prefix)!r} is missing; {origin} has it, of shape {list(shape)}"
-        for name, (shape, origin) in wanted.items()
+        for name, (shape, origin) in expected.items()
         if name not in found
     ]
     for name, held in found.items():
-        if name not in wanted:
-            origin = next(iter(wanted.values()))[1]
+        if name not in expected:
+            origin = next(iter(expected.values()))[1]
             problems.append(
-                f"{path}: tensor {names[name]!r} is one too many; the VAE of {origin} has none of this name"
+                f"{path}: tensor {names[name]!r} must be left out; the VAE of {origin} has none of this name"
             )
-        elif held != wanted[name][0]:
-            shape, origin = wanted[name]
+        elif held != expected[name][0]:
+            shape, origin = expected[name]
             problems.append(f"{path}: tensor {names[name]!r} has shape {list(held)}, but {list(shape)} in {origin}")
     return problems

@@ -1,4 +1,4 @@
-"""Safetensors files, streamed, that are either written completely or not at all."""
+"""Streamed safetensors files, written either completely or not at all."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a safetensors header says about one tensor, known before the tensor is."""
+    """Entry of one tensor in a safetensors header, known before the tensor."""
 
     name: str
     dtype: torch.dtype
@@ -31,7 +31,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """The size of the tensor's data in bytes."""
+        """Size of the tensor's data in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -43,22 +43,30 @@ def write_safetensors(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write a safetensors file, holding one tensor of `tensors` at a time.
+    """Write a safetensors file, with one of its tensors in memory at a time.
 
-    `specs` says beforehand what will come; `tensors` gives (name, tensor) pairs, each name once, in any order
-    (the order of `specs` writes the disk front to back). In the file, tensors keep the order of `specs`, larger element
-    types first, so that each one is aligned to its element size. `progress` is called after each tensor with the
-    number of bytes that it added.
+    In the file, tensors have the order of `specs`, larger element types first, so that each one is aligned to its
+    element size. Tensors that come in the order of `specs` are written front to back. Errors of the iterator `tensors`
+    pass through. After any error an existing file at `path` is untouched.
 
-    Raises CheckpointError if the folder is missing or not writable, the disk is or becomes full, or the old file cannot
-    be replaced; ValueError if `specs`, `tensors` and `metadata` do not fit together or cannot be stored. An error that
-    `tensors` raises passes through. In every case an existing file at `path` is untouched.
+    Raises CheckpointError if the folder is missing or not writable, the disk is full, or the old file cannot be
+    replaced.
+
+    Args:
+        path: Path of the file.
+        specs: Announcement of all tensors.
+        tensors: (name, tensor) pairs, each name once, in any order.
+        metadata: Texts by name.
+        progress: Called after each tensor with its number of bytes.
+
+    Raises:
+        ValueError: `specs`, `tensors` and `metadata` do not fit together, or cannot be stored.
     """
     expected = {spec.name: spec for spec in specs}
     with safetensors_writer(path, specs, metadata) as file:
         for name, tensor in tensors:
             if name not in expected:
-                raise ValueError(f"{path}: tensor {name!r} was not announced, or came twice")
+                raise ValueError(f"{path}: tensor {name!r} was not announced, or is given twice")
             spec = expected.pop(name)
             if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
                 raise ValueError(
@@ -69,24 +77,32 @@ def write_safetensors(
             if progress is not None:
                 progress(spec.nbytes)
         if expected:
-            raise ValueError(f"{path}: {len(expected)} announced tensors did not come, {next(iter(expected))!r} first")
+            raise ValueError(
+                f"{path}: {len(expected)} announced tensors were not written, {next(iter(expected))!r} first"
+            )
 
 
 @contextmanager
 def safetensors_writer(
     path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]
 ) -> Iterator["SafetensorsWriter"]:
-    """Give a writer for the tensors that `specs` announce; the file takes its place at `path` when the block succeeds.
-
-    Tensors keep the order of `specs` in the file, larger element types first. Threads that write must have ended when
-    the block does.
-
-    Raises CheckpointError and ValueError as `write_safetensors` does, errors of the block pass through, and in every
-    case an existing file at `path` is untouched.
+    """Yield a writer of announced tensors; the file appears at `path` when the block succeeds.
 
         with safetensors_writer(path, [TensorSpec("m", torch.float16, (1000, 3))], {}) as file:
             file.write("m", last, start=1500)
             file.write("m", first)
+
+    Tensors have the order of `specs` in the file, larger element types first. Threads that write must have ended when
+    the block ends. Errors of the block pass through; raises CheckpointError and ValueError as `write_safetensors` does.
+    After any error an existing file at `path` is untouched.
+
+    Args:
+        path: Path of the file.
+        specs: Announcement of all tensors.
+        metadata: Texts by name.
+
+    Yields:
+        The writer.
     """
     header = _header(path, specs, metadata)
     offsets: dict[str, int] = {}
@@ -105,7 +121,7 @@ def safetensors_writer(
 
 
 class SafetensorsWriter:
-    """A safetensors file whose tensors come in pieces, in any order, from any thread; made by `safetensors_writer`."""
+    """Writer of a safetensors file in pieces, in any order, from any thread; made by `safetensors_writer`."""
 
     def __init__(self, path: Path, file: FileIO, specs: Iterable[TensorSpec], offsets: Mapping[str, int]) -> None:
         self._path = path
@@ -116,30 +132,39 @@ class SafetensorsWriter:
         self._lock = Lock()
 
     def write(self, name: str, data: torch.Tensor, start: int = 0) -> None:
-        """Write `data`, of the announced dtype and any shape, as the elements of `name` from number `start` on.
+        """Write `data` as elements of a tensor.
 
-        Raises ValueError if that is not what was announced; OSError, which `safetensors_writer` explains, if the disk
-        does not take it.
+        Raises OSError, which `safetensors_writer` translates, if the disk does not take it.
+
+        Args:
+            name: Name of the tensor.
+            data: Elements of the announced dtype, in any shape.
+            start: Position of the first element in the tensor.
+
+        Raises:
+            ValueError: The data do not fit the announcement.
         """
         spec = self._specs[name]
         begin, size = start * spec.dtype.itemsize, data.numel() * spec.dtype.itemsize
         if data.dtype != spec.dtype or not 0 <= begin <= begin + size <= spec.nbytes:
             raise ValueError(
                 f"{self._path}: tensor {name!r} was announced as {spec.dtype} {list(spec.shape)}, "
-                f"but {data.numel()} elements of {data.dtype} came from number {start} on"
+                f"but {data.numel()} elements of {data.dtype} were given from number {start} on"
             )
         content = raw_bytes(data).numpy().data
-        # One handle and a lock cost nothing: the system, too, lets one thread at a time write to a file.
+        # One handle and a lock cost nothing: the system also lets only one thread at a time write to a file.
         with self._lock:
             self._missing[name] -= size
             self._file.seek(self._offsets[name] + begin)
             _write_all(self._file, content)
 
     def check_complete(self) -> None:
-        """Raise ValueError, naming the first tensor concerned, unless as much was written as was announced."""
+        """Raise ValueError, naming the first tensor concerned, unless all announced bytes were written."""
         for name, missing in self._missing.items():
             if missing:
-                raise ValueError(f"{self._path}: {missing:,} bytes of tensor {name!r} did not come, or came twice")
+                raise ValueError(
+                    f"{self._path}: {missing:,} bytes of tensor {name!r} were not written, or written twice"
+                )
 
 
 def _write_all(file: FileIO, content: bytes | memoryview) -> None:
@@ -149,7 +174,8 @@ def _write_all(file: FileIO, content: bytes | memoryview) -> None:
 
 
 def _aligned(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
-    # safetensors allows no gaps, and element sizes are powers of two: from large to small every offset fits.
+    # safetensors allows no gaps. Element sizes are powers of two, so every offset fits if they are sorted from large to
+    # small.
     return sorted(specs, key=lambda spec: -spec.dtype.itemsize)
 
 
@@ -169,9 +195,11 @@ def _header(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]
             "data_offsets": [offset, offset + spec.nbytes],
         }
         offset += spec.nbytes
-    # "replace": file names in metadata may hold bytes that were never valid text; safetensors takes UTF-8 only.
+    # "replace": file names in metadata may contain bytes that were never valid text, and safetensors requires UTF-8.
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     text += b" " * (-len(text) % 8)
     if len(text) > SAFETENSORS_HEADER_LIMIT:
-        raise ValueError(f"{path}: names and metadata take {len(text):,} bytes; {SAFETENSORS_HEADER_LIMIT:,} can be")
+        raise ValueError(
+            f"{path}: names and metadata take {len(text):,} bytes; must be at most {SAFETENSORS_HEADER_LIMIT:,}"
+        )
     return len(text).to_bytes(8, "little") + text

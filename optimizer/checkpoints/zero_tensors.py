@@ -1,7 +1,7 @@
-"""Tensors that hold nothing but zeros in one input and other numbers in another: a file that came over the net by half.
+"""Tensors that are zero in one input and not in another: a sign of an incomplete download.
 
-A zero tensor alone means nothing; training may have left a bias so. So it is noted of every tensor that is read anyway,
-by whom it is zero and by whom not, and told for each file once.
+A zero tensor alone means nothing, since training may leave a bias zero. For every tensor that is read anyway, the
+inputs in which it is zero are recorded; each file is reported once.
 """
 
 import warnings
@@ -15,18 +15,18 @@ __all__ = ["ZeroTensors"]
 
 
 class ZeroTensors:
-    """What is known of which inputs hold zeros, by tensor name; several threads may note at once."""
+    """Record of the inputs whose tensors are zero, by tensor name; several threads may add to it at once."""
 
     def __init__(self) -> None:
         self._zero: dict[str, dict[TensorSource, bool]] = {}
-        self._told: set[tuple[TensorSource, str]] = set()
+        self._warned: set[tuple[TensorSource, str]] = set()
 
     def note(self, name: str, source: TensorSource, *, zero: bool) -> None:
-        """Note whether the tensor `name` of `source` holds nothing but zeros."""
+        """Record whether all elements of the tensor `name` of `source` are zero."""
         self._zero.setdefault(name, {})[source] = zero
 
     def compare_with(self, inputs: Iterable[TensorSource]) -> None:
-        """Look into `inputs` for the tensors that are zero wherever they were read; it reads no others."""
+        """Read from `inputs` only the tensors that are zero in every input read so far, and record them."""
         among = list(inputs)
         for name, known in self._zero.items():
             for source in among if all(known.values()) else ():
@@ -36,11 +36,11 @@ class ZeroTensors:
                         break
 
     def warn(self) -> None:
-        """Give a BlockfitWarning for each file with tensors of zeros that another holds numbers in, each once."""
+        """Give one BlockfitWarning for each file with zero tensors that are not zero in another input."""
         found: dict[TensorSource, list[str]] = {}
         for name, source in self._alone():
-            if (source, name) not in self._told:
-                self._told.add((source, name))
+            if (source, name) not in self._warned:
+                self._warned.add((source, name))
                 found.setdefault(source, []).append(name)
         for source, names in found.items():
             several = f"{len(names)} tensors hold" if len(names) > 1 else "a tensor holds"
@@ -58,7 +58,7 @@ class ZeroTensors:
             )
 
     def _alone(self) -> Iterator[tuple[str, TensorSource]]:
-        """The tensors with the inputs that hold zeros where others do not."""
+        """Yield the tensors with the inputs in which they are zero while in others they are not."""
         for name, known in self._zero.items():
             if not all(known.values()):
                 yield from ((name, source) for source, zero in known.items() if zero)

@@ -1,4 +1,4 @@
-"""Tensors of nothing but zeros: what a download that was broken off leaves where a program made room for the whole."""
+"""Zero tensors: traces of a broken download into a file that was allocated in full."""
 
 import torch
 
@@ -6,11 +6,11 @@ from optimizer.checkpoints.source import TensorSource
 
 __all__ = ["is_zero", "zeros_at_end"]
 
-_FIRST = 64  # elements; of a tensor that means something they are hardly ever all zero
+_FIRST = 64  # elements; in a meaningful tensor these are hardly ever all zero
 
 
 def is_zero(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has elements and all of them are 0. Of others it reads a few elements only."""
+    """Return whether a tensor has elements and all are zero. Of most other tensors only a few elements are read."""
     if tensor.numel() == 0:
         return False
     if tensor.is_floating_point() and tensor.dtype.itemsize == 1:  # torch has no comparisons for float8
@@ -20,10 +20,15 @@ def is_zero(tensor: torch.Tensor) -> bool:
 
 
 def zeros_at_end(source: TensorSource) -> tuple[str, ...]:
-    """Return the tensors, from the last in the file backwards, that hold nothing but zeros, if one of them is a matrix.
+    """Return the zero tensors at the end of the file, if one of them is a matrix.
 
-    Floating-point ones that belong to a part of the layout. One tensor more than these is read. A source that is in no
-    file has no end.
+    Only floating-point tensors of the layout count. One more tensor than those returned is read.
+
+    Args:
+        source: The source.
+
+    Returns:
+        Names, from the last in the file backwards; empty for a source without a file.
     """
     found: list[str] = []
     for name in reversed(tuple(source.tensors)) if source.path is not None else ():

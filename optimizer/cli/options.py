@@ -156,9 +156,9 @@ def hash_cache() -> "HashCache":
 
 def chosen_device(name: str) -> "torch.device":
     """The device for --device; for auto with a warning about a card that cannot be used."""
-    from optimizer.similarity import select_device, unused_card
+    from optimizer.similarity import select_device, unused_gpu
 
     device = select_device(name)
-    if name == "auto" and (advice := unused_card()):
+    if name == "auto" and (advice := unused_gpu()):
         say_warning(advice)
     return device

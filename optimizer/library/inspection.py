@@ -192,7 +192,7 @@ def _unusual_sampling(checkpoint: TensorSource, layout: Layout) -> list[str]:
     """What markers, metadata and the noise schedule tell."""
     prediction = read_prediction(checkpoint, layout)
     found = []
-    if prediction.markers or prediction.zero or any(kind != "epsilon" for _, _, kind in prediction.told):
+    if prediction.markers or prediction.zero or any(kind != "epsilon" for _, _, kind in prediction.stated):
         found.append(f"{prediction.describe()}: a merge is sampled as its first input is")
     usual = replace(prediction, schedule=usual_schedule(layout))
     if prediction.schedule is not None and prediction.schedule_difference(usual) is not None:

@@ -48,7 +48,7 @@ def merge_metadata(
         metadata["modelspec.sai_model_spec"] = "1.0.0"
         metadata["modelspec.architecture"] = spec.architecture + (f"-{variant}" if variant in spec.variants else "")
         prediction = read_prediction(sources[recipe.first_model(output)], recipe.layout)
-        if prediction.says_kind:
+        if prediction.states_kind:
             metadata["modelspec.prediction_type"] = prediction.kind
         if prediction.zero is not None:
             field, text = prediction.zero

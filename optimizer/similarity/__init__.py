@@ -1,12 +1,12 @@
-"""How close a candidate is to the target: one metric a file behind one protocol, scored from coefficients.
+"""Metrics of how close a candidate is to the target, scored from coefficients behind one protocol.
 
-The registry names them. Knows nothing of Optuna.
+Each metric has a file of its own; the registry lists them by name. Nothing here depends on Optuna.
 """
 
 from optimizer.similarity.attention import AttentionMetric, AttentionOptions
 from optimizer.similarity.comparing import compare
 from optimizer.similarity.comparison import Comparison, Progress, open_comparison, open_recipe_comparison
-from optimizer.similarity.device import chosen_device, float32_products, select_device, unused_card
+from optimizer.similarity.device import chosen_device, float32_products, select_device, unused_gpu
 from optimizer.similarity.encoder import EncoderOptions, check_encoder, prompts_sha256, read_prompts
 from optimizer.similarity.measured import (
     FileMark,
@@ -29,7 +29,7 @@ from optimizer.similarity.registry import (
     check_installed,
 )
 from optimizer.similarity.statistics import Statistics, measure_grams, measure_statistics, warn_of_zeros
-from optimizer.similarity.statistics_on_card import grams_on_card
+from optimizer.similarity.statistics_on_gpu import grams_on_gpu
 
 __all__ = [
     "DEFAULT_METRIC",
@@ -58,7 +58,7 @@ __all__ = [
     "chosen_device",
     "compare",
     "float32_products",
-    "grams_on_card",
+    "grams_on_gpu",
     "measure_family",
     "measure_grams",
     "measure_statistics",
@@ -72,6 +72,6 @@ __all__ = [
     "score_steps",
     "select_device",
     "total_similarity",
-    "unused_card",
+    "unused_gpu",
     "warn_of_zeros",
 ]

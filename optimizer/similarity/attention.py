@@ -5,14 +5,15 @@ Per block with self-attention of width d, for a random X [d, d]:
     Q = X W_q',  K = X W_k',  V = X W_v',  S = softmax(Q K') by rows,  A[i, k] = S[i, k] * sum_j V[j, k]
     similarity = mean over rows i of cosine(A_candidate[i], A_target[i])
 
-The seed is set once, and X is drawn block after block in the order of evaluation, on the CPU whatever the device: so
-the same block has another X when other blocks are selected before it, as in the tool that people publish numbers from.
+The seed is set once, and X is drawn block after block in the order of evaluation, always on the CPU. A block therefore
+gets another X if other blocks are selected before it, as in the tool that published figures come from.
 
-Projections are linear in the weights, so each source is projected once, and a candidate's queries and keys are combined
-from those. Its logits Q K' then come from as few numbers as can be (`logits`), and its cosines from those without a
-further turn through the main memory (`rows`); a card does the same for all blocks of one width at a time (`batched`).
-Two things are left out because they cancel: sum_j V[j, k] is (sum_j X[j]) W_v', and the softmax's denominator scales a
-whole row, which a cosine does not see.
+Projections are linear in the weights. Each source is projected once, and a candidate's queries and keys are combined
+from these projections. Its logits Q K' are then computed in the cheapest way (`logits`), and its cosines from the
+logits while these are in the cache (`rows`). A GPU computes all blocks of one width at a time (`batched`).
+
+Two factors cancel in a cosine and are left out: sum_j V[j, k] is (sum_j X[j]) W_v', so V is never formed, and the
+denominator of the softmax scales a whole row.
 """
 
 from collections import defaultdict
@@ -32,8 +33,8 @@ from optimizer.similarity.batched import BatchedAttention, Family, Member
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
 from optimizer.similarity.loading import Loader, staging
-from optimizer.similarity.logits import LOG2_E, Lined, Products, Stack, Terms, Whole
-from optimizer.similarity.memory import where_it_fits
+from optimizer.similarity.logits import LOG2_E, AlongLine, Dense, Products, Stack, Terms
+from optimizer.similarity.memory import on_first_device_that_fits
 from optimizer.similarity.options import MetricOptions
 from optimizer.similarity.rows import Candidates, Workers, outputs
 
@@ -42,18 +43,18 @@ __all__ = ["DEFAULT_SEED", "AttentionMetric", "AttentionOptions", "attention_by_
 # The seed of the article's similarity.
 DEFAULT_SEED = 114514
 
-# Bytes that the lines' matrices and the terms of the logits may take in all; blocks beyond are scored by one product
-# for each candidate.
+# Limit in bytes for the matrices of the lines and the terms of the logits together. Blocks beyond it are scored by one
+# product per candidate.
 _KEPT_LIMIT = 2 << 30
-# Logits that a processor computes in one product: those of one candidate, or of several where blocks are so narrow that
-# calls would take longer than products.
+# Number of logits that the CPU computes in one product: one candidate's, or several candidates' where blocks are so
+# narrow that calls would take longer than products.
 _TOGETHER = 1 << 17
-# What the user is told of the progress.
+# Names of the stages of the progress that users see.
 _PROJECTING, _OTHER_INPUTS = "projecting the attention", "scoring other random inputs"
 
 
 class AttentionOptions(MetricOptions):
-    """The options of the attention metric."""
+    """Options of the attention metric."""
 
     seeds: list[StrictInt] = Field(
         default_factory=lambda: [DEFAULT_SEED],
@@ -65,15 +66,15 @@ class AttentionOptions(MetricOptions):
     )
 
     def problems(self, given: Collection[str], layout: Layout, *, used: bool) -> list[str]:
-        """Return a line for seeds that cannot be used."""
+        """Return one line if the seeds cannot be used, else an empty list."""
         distinct = set(self.seeds)
         if self.seeds and min(distinct) >= 0 and max(distinct) < 2**63 and len(distinct) == len(self.seeds):
             return []
-        right = "must be one or more different whole numbers from 0 up, below 2^63"
-        return [f"seeds: received {shown(self.seeds)}; {right}"]
+        expected = "must be one or more different whole numbers from 0 up, below 2^63"
+        return [f"seeds: received {shown(self.seeds)}; {expected}"]
 
     def bound(self, *, used: bool) -> dict[str, Any]:
-        """Return the seeds where random inputs are drawn, and tf32 where it is on."""
+        """Return the seeds if the metric is used, and tf32 if it is on."""
         return {**({"seeds": list(self.seeds)} if used else {}), **({"tf32": True} if self.tf32 else {})}
 
     def noted(self) -> dict[str, Any]:
@@ -81,33 +82,36 @@ class AttentionOptions(MetricOptions):
         return {"seeds": tuple(self.seeds)}
 
     def described(self, *, used: bool) -> list[str]:
-        """Return the seeds where random inputs are drawn, and tf32 where it is on."""
+        """Return the seeds if the metric is used, and tf32 if it is on, as phrases for a report."""
         seeds = [f"random inputs of seeds {', '.join(map(str, self.seeds))}"] if used else []
         return [*seeds, *(["tf32"] if self.tf32 else [])]
 
     @classmethod
     def of_noted(cls, search: FittedSearch) -> Self:
-        """Return the seeds that a recipe notes, the default where it notes none."""
+        """Return options with the seeds that a recipe records; the default seed if it records none."""
         return cls() if search.seeds is None else cls(seeds=list(search.seeds))
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One block under one random input. `target` [d, d] holds the target's outputs, each row divided by its norm."""
+    """One block under one random input.
 
-    logits: Lined
+    `target` [d, d] holds the target's outputs, each row divided by its norm.
+    """
+
+    logits: AlongLine
     value: Stack
     target: torch.Tensor
 
     @property
     def width(self) -> int:
-        """How many rows and columns its logits have."""
+        """Number of rows and columns of the block's logits."""
         return self.target.shape[1]
 
     def candidates(self, coefficients: torch.Tensor, batch: int) -> Iterator[tuple[torch.Tensor, Candidates]]:
-        """What is to be computed for coefficients [n, groups, sources]: (positions int64 [m], m of the candidates).
+        """Yield the work for coefficients [n, groups, sources] as (positions int64 [m], m candidates).
 
-        Of whole logits, no more than `batch` at a time.
+        A dense logits tensor holds at most `batch` candidates.
         """
         device = self.target.device
         values = self.value.combine(self.value.points(coefficients))
@@ -117,9 +121,9 @@ class _Block:
 
 
 class AttentionMetric:
-    """Mean over the rows of cosine(A_candidate[i], A_target[i]), and over the seeds of its options.
+    """Mean of cosine(A_candidate[i], A_target[i]) over the rows, and over the seeds of the options.
 
-    `blocks` are scored in the layout's order of evaluation, which the random inputs depend on.
+    `blocks` are scored in the layout's order of evaluation, which determines the random inputs.
     """
 
     unchanged: tuple[str, ...] = ()
@@ -132,49 +136,62 @@ class AttentionMetric:
         batched: bool | None = None,
         keep_terms: bool = True,
     ) -> None:
-        """`batched` computes the way that is fast on a card, by default on a card alone; scores differ by rounding.
+        """Project the sources and compute the target's outputs.
 
-        Without `keep_terms` that way computes a product for each candidate that is on no line, as where there is no
-        memory for the terms. Raises CheckpointError for a block that lacks a tensor, or a tensor with NaN or Inf.
+        Raises CheckpointError if a block lacks a tensor, or a tensor contains NaN or Inf.
+
+        Args:
+            comparison: The open sources and target.
+            blocks: Names of the blocks to score.
+            batched: Whether to compute all blocks of one width together, as is fast on a GPU. Default: only on a GPU.
+                Scores differ by rounding.
+            keep_terms: Whether the batched way may keep the terms of the logits in memory. Without them it computes one
+                product for each candidate off the lines.
         """
         self.blocks = blocks
         self._tf32 = comparison.options.of(AttentionOptions).tf32
         parts = {part.name: part for part in comparison.scored_parts(blocks)}
         weights = [_self_attention(comparison, parts, block) for block in blocks]
-        self._scorer: BatchedAttention | _OnProcessor
+        self._scorer: BatchedAttention | _OnCpu
         with float32_products(tf32=self._tf32):
             if comparison.device.type == "cpu" and not batched:
-                self._scorer = _OnProcessor(comparison, weights)
+                self._scorer = _OnCpu(comparison, weights)
             else:
-                self._scorer = _batched(comparison, weights, keep_terms=keep_terms)
+                self._scorer = _on_gpu(comparison, weights, keep_terms=keep_terms)
         comparison.check_intact()
         comparison.zeros.warn()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
-        """Make the matrices of the lines, one for each block, that these [n, groups, sources] lie on, three at least.
+        """Make the matrices of each block's line through these coefficients [n, groups, sources], n at least 3.
 
-        Candidates on them are then scored two to three times as fast; until the next call.
+        Candidates on these lines are then scored two to three times as fast, until the next call.
         """
         with float32_products(tf32=self._tf32):
             self._scorer.prepare(coefficients)
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources].
+        """Return the similarities of several candidates.
 
-        Several candidates in one call take less time each than one at a time. What a candidate scores depends on what
-        was prepared and on the others in the call in float32's rounding alone, and on earlier calls not at all.
+        Several candidates in one call take less time each than one at a time. A candidate's score depends on the
+        prepared lines and on the other candidates of the call by float32 rounding only, and never on earlier calls.
+
+        Args:
+            coefficients: Coefficients, float64 [n, groups, sources].
+
+        Returns:
+            Similarities in [-1, 1], float64 [n, blocks].
         """
         with float32_products(tf32=self._tf32):
             return self._scorer.score(coefficients)
 
 
-class _OnProcessor:
-    """Scores on the processor, block by block; `weights` are each block's to_q, to_k, to_v."""
+class _OnCpu:
+    """Scores on the CPU, block by block; `weights` are each block's to_q, to_k and to_v."""
 
     def __init__(self, comparison: Comparison, weights: Sequence[tuple[Part, Part, Part]]) -> None:
         self._workers = Workers()
         widths = [query.shape[1] for query, _, _ in weights]
-        lines = len(comparison.options.of(AttentionOptions).seeds) * sum(map(Lined.bytes, widths))
+        lines = len(comparison.options.of(AttentionOptions).seeds) * sum(map(AlongLine.bytes, widths))
         with_lines = lines <= _KEPT_LIMIT
         spare = _KEPT_LIMIT - (lines if with_lines else 0)
         self._projected: list[list[_Block]] = []
@@ -185,12 +202,12 @@ class _OnProcessor:
                 inputs = torch.randn(width, width, generator=generator)
                 query, key, value = _project(comparison, of_block, inputs)
                 # Queries and keys have the same coefficients if the same sources hold them.
-                by_terms = query.holders == key.holders and Terms.pay(query) and Terms.bytes(query) <= spare
+                by_terms = query.holders == key.holders and Terms.is_cheaper(query) and Terms.bytes(query) <= spare
                 spare -= Terms.bytes(query) if by_terms else 0
                 source = Terms(query, key) if by_terms else Products(query, key)
                 matrices = torch.zeros(3, width * width) if with_lines else None
                 target = _outputs(_weights(comparison, of_block, comparison.target), inputs)
-                projected.append(_Block(Lined(source, matrices), value, target))
+                projected.append(_Block(AlongLine(source, matrices), value, target))
                 done = number * len(weights) + position + 1
                 comparison.progress(
                     _PROJECTING, done, len(weights) * len(comparison.options.of(AttentionOptions).seeds)
@@ -198,13 +215,13 @@ class _OnProcessor:
             self._projected.append(projected)
 
     def prepare(self, coefficients: torch.Tensor) -> None:
-        """As the metric does."""
+        """Prepare the lines of all blocks under all seeds."""
         for projected in self._projected:
             for block in projected:
                 block.logits.prepare(coefficients)
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """As the metric does."""
+        """Return the similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
         scores = torch.zeros(len(coefficients), len(self._projected[0]), dtype=torch.float64)
         waiting: list[tuple[int, torch.Tensor, Candidates]] = []
 
@@ -218,17 +235,17 @@ class _OnProcessor:
             for column, block in enumerate(projected):
                 for positions, candidates in block.candidates(coefficients, max(1, _TOGETHER // block.width**2)):
                     waiting.append((column, positions, candidates))
-                    # Logits that are there take memory; what makes the others is kept anyway.
-                    if isinstance(candidates.logits, Whole):
+                    # Dense logits take memory of their own; the matrices of weighted sums are kept anyway.
+                    if isinstance(candidates.logits, Dense):
                         compute()
         compute()
         return scores / len(self._projected)
 
 
-def _batched(
+def _on_gpu(
     comparison: Comparison, weights: Sequence[tuple[Part, Part, Part]], *, keep_terms: bool
 ) -> BatchedAttention:
-    """The same for a card: projections stay there, and tensors are moved as they are stored."""
+    """Return the scorer for a GPU: projections stay there, and tensors are moved as they are stored."""
     device, seeds, sources = (
         comparison.device,
         comparison.options.of(AttentionOptions).seeds,
@@ -242,7 +259,7 @@ def _batched(
     families = [Family(members, len(seeds), device) for members in alike.values()]
     places = {column: (family, place) for family in families for place, column in enumerate(family.columns)}
     loader = Loader(device, comparison.zeros)
-    # Drawn as on the processor: each seed's inputs one after another, in the order of evaluation.
+    # Drawn as on the CPU: the inputs of each seed one after another, in the order of evaluation.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for column, of_block in enumerate(weights):
         family, place = places[column]
@@ -265,18 +282,26 @@ def _batched(
 def attention_by_seed(
     comparison: Comparison, blocks: tuple[str, ...], coefficients: torch.Tensor, seeds: Sequence[int]
 ) -> torch.Tensor:
-    """The similarities of one candidate under each of `seeds`, float64 [seeds, blocks].
+    """Return the similarities of one candidate under each of several seeds.
 
-    `coefficients` are float64 [groups, sources]; `blocks` in the order of evaluation. For one candidate this is faster
-    than the metric, which projects every source first. On a card whose memory does not suffice, it is done on the
-    processor, with a BlockfitWarning.
+    For one candidate this is faster than the metric, which projects every source first. If the memory of a GPU does not
+    suffice, the CPU computes them, with a BlockfitWarning.
+
+    Args:
+        comparison: The open sources and target.
+        blocks: Names of the blocks to score, in the order of evaluation.
+        coefficients: Coefficients of the candidate, float64 [groups, sources].
+        seeds: Seeds of the random inputs.
+
+    Returns:
+        Similarities in [-1, 1], float64 [seeds, blocks].
     """
 
     def on(device: torch.device) -> torch.Tensor:
-        scored = _by_seed if device.type == "cpu" else _by_seed_on_card
+        scored = _by_seed if device.type == "cpu" else _by_seed_on_gpu
         return scored(replace(comparison, device=device), blocks, coefficients, seeds)
 
-    return where_it_fits(on, comparison.device, "the attention metric")
+    return on_first_device_that_fits(on, comparison.device, "the attention metric")
 
 
 def _by_seed(
@@ -300,10 +325,10 @@ def _by_seed(
     return scores
 
 
-def _by_seed_on_card(
+def _by_seed_on_gpu(
     comparison: Comparison, blocks: tuple[str, ...], coefficients: torch.Tensor, seeds: Sequence[int]
 ) -> torch.Tensor:
-    """The same on a card: tensors are moved as they are stored, and the host waits for all scores together."""
+    """Return the same from a GPU: tensors are moved as stored, and the host waits once for all scores."""
     parts = {part.name: part for part in comparison.scored_parts(blocks)}
     device, sources = comparison.device, list(comparison.sources.values())
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -324,9 +349,9 @@ def _by_seed_on_card(
             width = weights[0].shape[1]
             inputs = _drawn(generators, width, device)
             query, key, value = (loader.load(part, [comparison.target])[0] for part in weights)
-            others = merged(weights[0]), merged(weights[1]), merged(weights[2])
+            candidate = merged(weights[0]), merged(weights[1]), merged(weights[2])
             for each in inputs:
-                cosines = (_outputs(others, each) * _outputs((query, key, value), each)).sum(dim=-1)
+                cosines = (_outputs(candidate, each) * _outputs((query, key, value), each)).sum(dim=-1)
                 found.append(cosines.mean(dtype=torch.float64))
             comparison.progress(_OTHER_INPUTS, column + 1, len(blocks))
     loader.check()
@@ -335,7 +360,7 @@ def _by_seed_on_card(
 
 
 def _drawn(generators: Sequence[torch.Generator], width: int, device: torch.device) -> torch.Tensor:
-    """Random inputs, float32 [generators, width, width] on the device, each drawn by a generator of the processor."""
+    """Return random inputs on the device, float32 [generators, width, width], each drawn by a CPU generator."""
     drawn = staging((len(generators), width, width), torch.float32, device)
     for generator, out in zip(generators, drawn, strict=True):
         torch.randn(width, width, generator=generator, out=out)
@@ -355,7 +380,7 @@ def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) 
 def _project(
     comparison: Comparison, weights: tuple[Part, Part, Part], inputs: torch.Tensor
 ) -> tuple[Stack, Stack, Stack]:
-    """Queries and keys [holders, d, d] and summed values [holders, d] of the sources."""
+    """Return queries and keys [holders, d, d] and summed values [holders, d] of the sources."""
     device, width, sources = comparison.device, inputs.shape[1], list(comparison.sources.values())
     inputs = inputs.to(device)
     total = inputs.sum(dim=0)
@@ -373,7 +398,7 @@ def _project(
 def _weights(
     comparison: Comparison, weights: tuple[Part, Part, Part], of: TensorSource | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """W_q, W_k, W_v, float32 [d, d] each, of a checkpoint or of the merge with coefficients [groups, sources]."""
+    """Return W_q, W_k, W_v, float32 [d, d] each, of a checkpoint or of a merge by coefficients [groups, sources]."""
     sources = list(comparison.sources.values())
 
     def read(part: Part, checkpoint: TensorSource) -> torch.Tensor:
@@ -393,7 +418,7 @@ def _weights(
 
 
 def _outputs(weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-    """A model's attention outputs [d, d], each row divided by its norm."""
+    """Return a model's attention outputs [d, d], each row divided by its norm."""
     query, key, value = weights
     inputs = inputs.to(query.device)
     logits = (inputs @ query.T) @ (inputs @ key.T).T

@@ -1,21 +1,21 @@
-"""The attention metric as a card is fast at it: blocks of equal width together, in few and large operations.
+"""The attention metric in the form that is fast on a GPU: blocks of equal width together, in few large operations.
 
-Starting an operation takes some 5 microseconds, whatever its size, and so does every look at a result. So nothing
-here depends on a number that is on the card: the host decides in float64 which candidates lie on the prepared line,
-sends the weights of a call in one copy, and fetches all similarities in one.
+Starting an operation takes some 5 microseconds, whatever its size, and so does fetching a result. No step here
+therefore depends on a number that is on the GPU: the host decides in float64 which candidates lie on the prepared line,
+sends the weights of a call in one copy, and fetches all similarities in one copy.
 
-Blocks of one width, whose queries, keys and values come from the same sources, are a `Family`. Its tensors have a first
-axis of `units`, its blocks under each random input. For m candidates the logits are float32 [m, units, d, d], made by
+Blocks of one width whose queries, keys and values come from the same sources form a `Family`. The first axis of its
+tensors counts its `units`, the blocks under each random input. The logits of m candidates are float32 [m, units, d, d],
 one product of small weights with one of these:
 
-    lines   [units, 3, d * d]       S0, S1 and S2 of the prepared line (see `logits`); of a block that the line does not
-                                    move, a line of one point, S1 and S2 being 0
-    terms   [units, pairs, d * d]   Q_k K_l' + Q_l K_k', off the line, where they are few and there is room
+    lines   [units, 3, d * d]       S0, S1 and S2 of the prepared line (see `logits`). A block that the line does not
+                                    move has a line of one point, with S1 and S2 zero
+    terms   [units, pairs, d * d]   Q_k K_l' + Q_l K_k', off the line, if they are few and fit into memory
     Q, K    [units, sources, d * d] off the line otherwise: added up and multiplied for each candidate
 
-Logits cross the card's memory seven times: written, read and written by the softmax and by the product with the values,
-and read for the norms of the rows and for the products with the target's rows. They are in units of e, as torch's
-softmax wants them; its denominators cancel in a cosine.
+Logits cross the GPU's memory seven times: they are written, read and written by the softmax and by the product with the
+values, read for the norms of the rows, and read for the products with the target's rows. They are exponents of e,
+as torch's softmax expects; its denominators cancel in a cosine.
 """
 
 import math
@@ -32,29 +32,30 @@ from optimizer.similarity.memory import free_memory, in_batches, out_of_memory
 
 __all__ = ["BatchedAttention", "Family", "Member"]
 
-# Share of a card's free memory that one batch of candidates may take, and that the lines and terms may take in all.
+# Shares (0 to 1) of a GPU's free memory: of one batch of candidates, and of all lines and terms together.
 _BATCH_SHARE, _KEPT_SHARE = 0.5, 0.25
-# Logits of one batch: 1 GiB. Starting the operations costs nothing beside so many, and more would gain nothing.
+# Number of logits of one batch: 1 GiB in float32. The start of an operation costs nothing beside so many.
 _MOST_LOGITS = 1 << 28
-# So few logits, 64 MiB, are tried without asking for the card's free memory: that takes as long as scoring them.
+# Up to this many logits (64 MiB) are scored without asking for the GPU's free memory, which takes as long as scoring
+# them.
 _FEW_LOGITS = 1 << 24
-# Terms are added up where there are at most d / _FEW_TERMS pairs of sources: they take a multiplication for each pair
-# and logit, and reading them once a batch; a product takes d multiplications for each logit.
+# Terms are kept if there are at most d / _FEW_TERMS pairs of sources. They take one multiplication for each pair and
+# logit, and are read once a batch; a product takes d multiplications for each logit.
 _FEW_TERMS = 4
-# Numbers that slices of a buffer begin at a multiple of: what a product reads is best aligned to 16 bytes and more.
+# Slices of a buffer begin at multiples of this many numbers: products read fastest from aligned memory.
 _ALIGNMENT = 64
-# Bytes from which on pinning what is copied to the card gains more than asking for pinned memory costs.
+# From this many bytes on, a copy from pinned memory saves more time than pinning costs.
 _WORTH_PINNING = 1 << 16
 
 _TINY = torch.finfo(torch.float32).tiny
 
-# What the host computes for one candidate is little: numpy starts on it several times as fast as torch.
+# The host's work for one candidate is small, and numpy starts an operation several times as fast as torch.
 _Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Member:
-    """A block: its position among those scored, its width, and of queries, keys and values the row and the holders."""
+    """A block of a family: its position among the scored blocks, its width, and rows and holders of its q, k and v."""
 
     column: int
     width: int
@@ -65,9 +66,13 @@ class Member:
 class Family:
     """Blocks of one width d with the same holders, under each of `seeds` random inputs: units = seeds * blocks.
 
-    On the device, float32: `queries`, `keys` [units, holders, d * d], `values` [units, holders, d], and `targets`
-    [units, d, d], each row divided by its norm. The unit of block b under input s is s * blocks + b. The caller fills
-    them; `settle` then prepares what candidates are scored from. `columns` are the positions of its blocks.
+    The unit of block b under input s is s * blocks + b. The caller fills the tensors, then calls `settle`.
+
+    Attributes:
+        queries: Projected queries of the sources, float32 [units, holders, d * d] on the device; `keys` likewise.
+        values: Projected and summed values of the sources, float32 [units, holders, d].
+        targets: Outputs of the target, float32 [units, d, d], each row divided by its norm.
+        columns: Positions of the blocks among those scored.
     """
 
     def __init__(self, members: Sequence[Member], seeds: int, device: torch.device) -> None:
@@ -88,9 +93,16 @@ class Family:
         self.columns = np.array([member.column for member in self.members])
 
     def settle(self, spare: int, *, keep_terms: bool) -> int:
-        """Make the lines, and the terms if they may be kept and are few, within `spare` bytes; return what is left.
+        """Allocate the lines, and compute the terms if they are few, within `spare` bytes.
 
-        Terms replace queries and keys, which are freed. If the card has no room for either after all, it does without.
+        Terms replace queries and keys, which are freed. A tensor that does not fit into the GPU's memory is left out.
+
+        Args:
+            spare: Memory that lines and terms may take, in bytes.
+            keep_terms: Whether terms may be kept.
+
+        Returns:
+            The rest of `spare`, in bytes.
         """
         square, pairs = self.width**2, len(self._first)
         if (size := 4 * 3 * self.units * square) <= spare:
@@ -106,12 +118,12 @@ class Family:
         return spare
 
     def write_lines(self, start: _Array, direction: _Array) -> None:
-        """Write S0, S1 and S2 of the lines start + a * direction, [blocks, 2, sources] both, into `lines`."""
+        """Write S0, S1 and S2 of the lines start + a * direction, both [blocks, 2, sources], into `lines`."""
         assert self.lines is not None
         if self.terms is not None:
-            one, other = (self._of_units(each[:, 0][:, self._taken[0]]) for each in (start, direction))
-            first, last = self._pair_weights(one), self._pair_weights(other)
-            middle = self._pair_weights(one + other) - first - last
+            starts, steps = (self._of_units(each[:, 0][:, self._taken[0]]) for each in (start, direction))
+            first, last = self._pair_weights(starts), self._pair_weights(steps)
+            middle = self._pair_weights(starts + steps) - first - last
             torch.bmm(self._on_device(np.stack([first, middle, last], axis=1)), self.terms, out=self.lines)
             return
         points = np.stack([start, direction], axis=1)
@@ -127,10 +139,14 @@ class Family:
         torch.bmm(queries[1], of_direction, out=quadratic)
 
     def weights(self, points: _Array, positions: _Array | None) -> list[_Array]:
-        """Return the weights of m candidates: those of the logits, then those of the values; [units, m, ...].
+        """Return the weights of m candidates, [units, m, ...]: those of the logits, then those of the values.
 
-        `points` are their coefficients, [m, blocks, 3, sources]; `positions` [m, blocks] their places on the prepared
-        lines, None to compute them without.
+        Args:
+            points: Coefficients, [m, blocks, 3, sources].
+            positions: Positions on the prepared lines, [m, blocks]; None to compute without the lines.
+
+        Returns:
+            Weights of lines or terms, or of queries and of keys; the last are those of the values.
         """
         by_block = points.transpose(1, 2, 0, 3)
         query, key, value = (self._of_units(by_block[:, which][..., held]) for which, held in enumerate(self._taken))
@@ -140,7 +156,7 @@ class Family:
         return [self._pair_weights(query), value] if self.terms is not None else [query, key, value]
 
     def similarities(self, weights: Sequence[torch.Tensor], *, on_lines: bool) -> torch.Tensor:
-        """Return the mean cosines, float64 [m, units], of candidates with such `weights`, float32 on the device."""
+        """Return the mean cosines, float64 [m, units], of candidates with these `weights`, float32 on the device."""
         count, width = weights[0].shape[1], self.width
         kept = self.lines if on_lines else self.terms
         if kept is not None:
@@ -155,16 +171,16 @@ class Family:
         values = torch.bmm(weights[-1], self.values).transpose(0, 1)
         outputs.view(count, self.units, width, width).mul_(values[:, :, None])
         norms = torch.linalg.vector_norm(outputs, dim=-1).clamp_min_(_TINY)
-        # Row by row, for all candidates at once: [units * d, m, d] times [units * d, d, 1], neither of them copied.
+        # Row by row, for all candidates at once: [units * d, m, d] times [units * d, d, 1], without a copy of either.
         products = torch.bmm(outputs.transpose(0, 1), self.targets.view(-1, width, 1))[:, :, 0].T
         cosines: torch.Tensor = (products / norms).view(count, self.units, width)
         return cosines.mean(dim=-1, dtype=torch.float64)
 
     def batch(self, count: int, *, on_lines: bool) -> int:
-        """Return how many of `count` candidates to score at a time: as there is probably room for, and as pay."""
+        """Return how many of `count` candidates to score at a time, by the free memory and the gain."""
         if count * self.units * self.width**2 <= _FEW_LOGITS:
             return count
-        # Logits and the softmax of them; or queries, keys and logits.
+        # Logits and their softmax; or queries, keys and logits.
         matrices = 2 if on_lines or self.terms is not None else 3
         logits = self.units * self.width**2
         room = int(free_memory(self.targets.device) * _BATCH_SHARE) // (4 * matrices * logits)
@@ -173,11 +189,11 @@ class Family:
     def _computed_terms(self) -> torch.Tensor:
         shape = self.targets.shape
         terms = torch.empty(self.units, len(self._first), self.width**2, device=self.targets.device)
-        for place, (one, other) in enumerate(zip(self._first.tolist(), self._second.tolist(), strict=True)):
+        for place, (first, second) in enumerate(zip(self._first.tolist(), self._second.tolist(), strict=True)):
             term = terms[:, place].view(shape)
-            queries, keys = ([each[:, k].view(shape) for k in (one, other)] for each in (self.queries, self.keys))
+            queries, keys = ([each[:, k].view(shape) for k in (first, second)] for each in (self.queries, self.keys))
             torch.bmm(queries[0], keys[1].transpose(1, 2), out=term)
-            if one != other:
+            if first != second:
                 term.baddbmm_(queries[1], keys[0].transpose(1, 2))
         return terms
 
@@ -186,21 +202,21 @@ class Family:
         return found
 
     def _of_units(self, of_blocks: _Array) -> _Array:
-        """Return [blocks, ...] as [units, ...]: the same under each random input."""
+        """Repeat [blocks, ...] for each random input: [units, ...]."""
         return of_blocks if self.seeds == 1 else np.concatenate([of_blocks] * self.seeds)
 
     def _on_device(self, weights: _Array) -> torch.Tensor:
         return torch.from_numpy(weights.astype(np.float32)).to(self.targets.device)
 
     def _combined(self, weights: torch.Tensor, which: int) -> torch.Tensor:
-        """Queries (0) or keys (1), float32 [m, units, d, d], of `weights` float32 [units, m, holders]."""
+        """Return queries (0) or keys (1), float32 [m, units, d, d], by `weights` float32 [units, m, holders]."""
         combined = torch.empty(weights.shape[1], self.units, self.width**2, device=self.targets.device)
         torch.bmm(weights, (self.queries, self.keys)[which], out=combined.transpose(0, 1))
         return combined.view(*combined.shape[:2], self.width, self.width)
 
 
 def _if_it_fits(make: Callable[[], torch.Tensor]) -> torch.Tensor | None:
-    """Return what `make` makes, or None where a card's memory does not suffice."""
+    """Return the result of `make`, or None if the memory of a GPU does not suffice."""
     try:
         return make()
     except RuntimeError as error:
@@ -211,7 +227,10 @@ def _if_it_fits(make: Callable[[], torch.Tensor]) -> torch.Tensor | None:
 
 @dataclass
 class _Task:
-    """Candidates `chosen` of a call that a family scores in one way; `places` are their weights' in the buffer."""
+    """Candidates of a call that a family scores in one way.
+
+    `chosen` are their positions in the call, `places` the starts and shapes of their weights in the buffer.
+    """
 
     family: Family
     chosen: NDArray[np.intp]
@@ -220,12 +239,19 @@ class _Task:
 
 
 class BatchedAttention:
-    """Scores candidates by several families of blocks; `sources` is how many coefficients a row has."""
+    """Scorer of candidates by several families of blocks."""
 
     def __init__(
         self, families: Sequence[Family], sources: int, device: torch.device, *, keep_terms: bool = True
     ) -> None:
-        """Of families that are filled. `keep_terms` False computes a product for each candidate off the lines."""
+        """Settle the families, which the caller has filled.
+
+        Args:
+            families: Filled families; together they hold every scored block once.
+            sources: Number of coefficients of a row.
+            device: Device of the families.
+            keep_terms: Whether terms may be kept. Without them each candidate off the lines takes a product.
+        """
         self._families = tuple(families)
         self._device = device
         members = sorted((member for family in families for member in family.members), key=lambda each: each.column)
@@ -240,9 +266,9 @@ class BatchedAttention:
             spare = family.settle(spare, keep_terms=keep_terms)
 
     def prepare(self, coefficients: torch.Tensor) -> None:
-        """Prepare the lines that these coefficients [n, groups, sources], n at least 3, lie on block by block."""
+        """Prepare each block's line through these coefficients [n, groups, sources], n at least 3."""
         points = self._points(coefficients)[:, :, :2]
-        # Not the new ones before their matrices are there: writing them may fail.
+        # No lines until their matrices are written: writing may fail.
         self._lines, lines = _Lines.none(self._held), _Lines.through(points)
         for family in self._families:
             columns = family.columns
@@ -254,9 +280,15 @@ class BatchedAttention:
         self._lines = lines
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Return similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources], both on the host.
+        """Return the similarities of several candidates, the means over the random inputs.
 
-        A similarity is the mean over the random inputs. The host waits for the card once.
+        The host waits for the GPU once.
+
+        Args:
+            coefficients: Coefficients on the host, float64 [n, groups, sources].
+
+        Returns:
+            Similarities in [-1, 1] on the host, float64 [n, blocks].
         """
         points = self._points(coefficients)
         positions, on_lines = self._lines.places(points[:, :, :2])
@@ -293,7 +325,7 @@ class BatchedAttention:
         return torch.from_numpy(scores)
 
     def _of_task(self, task: _Task, buffer: torch.Tensor) -> torch.Tensor:
-        """Return its similarities, float64 [m, units] on the device, computed in batches that find room."""
+        """Return the task's similarities, float64 [m, units] on the device, in batches that fit into memory."""
         family = task.family
         weights = [buffer[start : start + math.prod(shape)].view(shape) for start, shape in task.places]
 
@@ -305,7 +337,7 @@ class BatchedAttention:
         return in_batches(scored, torch.arange(count), family.batch(count, on_lines=task.on_lines))
 
     def _points(self, coefficients: torch.Tensor) -> _Array:
-        """Return each block's coefficients of queries, keys and values, [n, blocks, 3, sources]; 0 of who lacks one."""
+        """Return each block's coefficients of q, k and v, [n, blocks, 3, sources]; 0 for sources that lack one."""
         found: _Array = coefficients.numpy()[:, self._rows] * self._held
         return found
 
@@ -313,7 +345,7 @@ class BatchedAttention:
         if self._device.type == "cpu":
             return buffer
         if 4 * buffer.numel() >= _WORTH_PINNING:
-            # A system may refuse to pin memory.
+            # Some systems refuse to pin memory.
             with suppress(RuntimeError):
                 buffer = buffer.pin_memory()
         return buffer.to(self._device, non_blocking=True)
@@ -321,7 +353,7 @@ class BatchedAttention:
 
 @dataclass(frozen=True)
 class _Lines:
-    """A line start + a * direction for each block, [blocks, k] both; `known` bool [blocks] where there is one.
+    """A line start + a * direction for each block, [blocks, k] both; `known` bool [blocks] marks valid lines.
 
     A line of one point has the direction 0.
     """
@@ -332,13 +364,13 @@ class _Lines:
 
     @classmethod
     def none(cls, held: _Array) -> "_Lines":
-        """No line in any block."""
+        """Return lines of which none is known."""
         shape = (len(held), 2 * held.shape[-1])
         return cls(np.zeros(shape), np.zeros(shape), np.zeros(len(held), dtype=np.bool_))
 
     @classmethod
     def through(cls, points: _Array) -> "_Lines":
-        """Return the lines through points [n, blocks, 2, sources]; n is at least 3, or there are none."""
+        """Return the lines through points [n, blocks, 2, sources]; none is known if n is below 3."""
         flat = torch.from_numpy(points.reshape(*points.shape[:2], 2 * points.shape[3]))
         lines = cls.none(np.zeros(points.shape[1:]))
         for block in range(flat.shape[1]) if len(flat) > 2 else ():
@@ -353,7 +385,7 @@ class _Lines:
         return lines
 
     def places(self, points: _Array) -> tuple[_Array, NDArray[np.bool_]]:
-        """Return each point's place a on its block's line, [n, blocks], and whether it lies there at all."""
+        """Return each point's position a on its block's line, [n, blocks], and whether it lies on the line."""
         away = points.reshape(*points.shape[:2], 2 * points.shape[3]) - self.start
         length = (self.direction**2).sum(axis=-1)
         positions = (away * self.direction).sum(axis=-1) / np.where(length > 0, length, 1.0)

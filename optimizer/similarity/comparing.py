@@ -1,4 +1,4 @@
-"""Comparing whole checkpoints with a target, as the article's tables do."""
+"""Similarities of whole checkpoints to a target, as in the article's tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,16 +21,19 @@ from optimizer.similarity.statistics import measure_statistics
 
 __all__ = ["Compared", "compare", "select_blocks"]
 
-# By default, and where nobody names a base: the article's own measure.
+# The default without a base: the article's metric.
 _WITHOUT_BASE = "attention"
 
 
 class Compared(dict[str, float | None]):
-    """Similarities of a checkpoint, {block: value in [-1, 1]}, in the order of evaluation; None where it is unchanged.
+    """Similarities of a checkpoint, {block: value in [-1, 1]}, in the order of evaluation.
 
-    A block is unchanged if the target took it over from the base, so that `metric` has nothing to compare; it does not
-    count in `total`, the mean over the others, which is NaN if there are none. `pooled` is the share explained of all
-    blocks together, in [-1, 1], for the metric `explained` alone.
+    A block that the target took over from the base has the value None: `metric` cannot compare it. It does not count in
+    `total`.
+
+    Attributes:
+        metric: Name of the metric.
+        pooled: Share explained of all blocks together, in [-1, 1]; None for metrics other than `explained`.
     """
 
     def __init__(self, scores: Mapping[str, float | None], metric: str, pooled: float | None = None) -> None:
@@ -40,12 +43,12 @@ class Compared(dict[str, float | None]):
 
     @property
     def unchanged(self) -> tuple[str, ...]:
-        """The blocks that the target took over from the base."""
+        """Blocks that the target took over from the base."""
         return tuple(block for block, value in self.items() if value is None)
 
     @property
     def total(self) -> float:
-        """The mean over the blocks that are scored."""
+        """Mean over the scored blocks; NaN if none is scored."""
         return total_similarity(self)
 
 
@@ -62,20 +65,31 @@ def compare(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Compared:
-    """Return similarities {block: value in [-1, 1]} of one checkpoint to `target`, in the order of evaluation.
+    """Return the similarities of one checkpoint to a target, block by block.
 
         compare("clone.safetensors", "closed.safetensors", blocks="output")    # {"OUT03": 0.974805, ...}
 
-    An open source may stand for the file of a checkpoint, and stays open.
-
-    `metric` is explained by default, or attention if no `base` is given, the checkpoint that explained and delta take
-    differences from. `blocks` is `all`, `input`, `middle`, `output` (of what the metric sees and both files hold) or a
-    block list. `seed` is that of attention's random inputs; `prompts` and `clip_skip` (default: 1) are for the encoder
-    metric alone. `device` may be a name: auto, cpu (default) or cuda.
-
-    Raises InputError for files, blocks or metrics that do not fit, and for a metric whose libraries are not installed;
-    gives a BlockfitWarning for what is odd about the
+    An open source may stand for the file of a checkpoint, and stays open. Gives a BlockfitWarning for oddities of the
     files.
+
+    Args:
+        candidate: The checkpoint to compare.
+        target: The checkpoint to compare it with.
+        metric: Name of the metric. Default: explained, or attention without `base`.
+        blocks: `all`, `input`, `middle`, `output` (those that the metric sees and both files hold), or a block list.
+        base: The checkpoint that explained and delta take differences from.
+        seed: Seed of attention's random inputs.
+        prompts: Prompts of the encoder metric. Default: those that come with the target's layout.
+        clip_skip: Layer of the text encoder that the encoder metric reads, counted from the last. Default: 1.
+        device: Device of the metric, or its name: auto, cpu (default) or cuda.
+        progress: Called as progress(stage, done, total).
+
+    Returns:
+        Similarities {block: value in [-1, 1]}, in the order of evaluation; None for an unchanged block.
+
+    Raises:
+        InputError: Files, blocks, metric and options do not fit each other, or the metric's libraries are not
+            installed.
     """
     unnamed = metric is None
     if metric is None:
@@ -86,13 +100,14 @@ def compare(
         why = f"missing; without one {metric} is measured,"
         attempt(lambda: METRICS[metric].check_offered(layout), why, " but ", field="base")
     chosen = select_blocks(layout, metric, blocks)
-    # Without one the candidate itself would stand for it, and explain nothing of its difference from itself.
+    # Without a base the candidate itself would be the reference, whose difference from itself explains nothing.
     if (METRICS[metric].needs_base or metric == "explained") and base is None:
         raise InputError(f"missing; metric {metric!r} is about differences from a base model", field="base")
     reads = METRICS[metric].needs_prompts
     given = {"prompts": prompts, "clip_skip": clip_skip}
     if unread := [name for name, value in given.items() if value is not None and not reads]:
-        raise _only_for_encoder(unread)
+        refusal = _only_for_encoder(unread)
+        raise refusal
     with open_comparison(
         layout,
         {"candidate": candidate},
@@ -107,7 +122,7 @@ def compare(
         if reads:
             check_encoder(comparison.target, layout, {"": read.clip_skip})
         if blocks in ("all", *layout.groups):
-            # If there is none, it is for the metric to say which file lacks what.
+            # If no block is left, the metric reports which file lacks which tensor.
             chosen = tuple(block for block in chosen if _held(comparison, block)) or chosen
         statistics = measure_statistics(comparison, chosen) if METRICS[metric].reads_statistics else None
         scorer = build_metric(metric, comparison, chosen, statistics)
@@ -121,11 +136,21 @@ def compare(
 
 
 def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
-    """The blocks that `text` asks for under `metric`, in layout order.
+    """Return the blocks that `text` selects under `metric`.
 
-    Of a group, what the metric does not see does not count. In a UNet the group of the input blocks holds the middle
-    under `attention`, too, as in the article's input table.
-    Raises InputError for an unknown metric, an unknown block, or blocks that the metric cannot see.
+    Blocks of a group that the metric does not see are left out. Under `attention` the group of a UNet's input blocks
+    contains the middle block too, as in the article's input table.
+
+    Args:
+        layout: Layout of the checkpoints.
+        metric: Name of the metric.
+        text: A name of a group of blocks, or a block list.
+
+    Returns:
+        Names of the blocks, in layout order.
+
+    Raises:
+        InputError: The metric or a block is unknown, or the metric cannot see the blocks.
     """
     if metric not in METRICS:
         raise InputError(f"received {metric!r}; must be one of {', '.join(METRICS)}", field="metric")
@@ -134,21 +159,21 @@ def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:
     if text in ("all", *layout.groups):
         # In a UNet, attention of the input blocks is shown with that of the middle, as in the article's input table.
         with_middle = layout.unet is not None and metric == "attention" and text == layout.unet[0]
-        wanted = layout.parse_blocks(",".join(layout.unet[:2]) if layout.unet and with_middle else text)
-        if seen := tuple(block for block in wanted if block in visible):
+        selected = layout.parse_blocks(",".join(layout.unet[:2]) if layout.unet and with_middle else text)
+        if seen := tuple(block for block in selected if block in visible):
             return seen
         raise InputError(
-            f"{text} holds nothing that {metric!r} sees; it sees {layout.describe_blocks(visible)}",
+            f"{text} contains no block that {metric!r} sees; it sees {layout.describe_blocks(visible)}",
             field="blocks",
         )
-    wanted = layout.parse_blocks(text)
-    if unseen := [block for block in wanted if block not in visible]:
+    selected = layout.parse_blocks(text)
+    if unseen := [block for block in selected if block not in visible]:
         raise InputError(
             f"{layout.describe_blocks(unseen)} cannot be measured by {metric!r}; it sees "
             f"{layout.describe_blocks(visible)}",
             field="blocks",
         )
-    return wanted
+    return selected
 
 
 def _only_for_encoder(fields: Sequence[str]) -> InputError:

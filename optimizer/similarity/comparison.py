@@ -1,4 +1,4 @@
-"""What a similarity compares: the sources that candidates are combined from, and the target, opened together."""
+"""The checkpoints of a similarity, opened together: the sources that candidates combine, and the target."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,7 +28,7 @@ __all__ = ["Comparison", "open_comparison", "open_recipe_comparison"]
 
 Progress = Callable[[str, int, int], None]
 
-_MOST_PROBLEMS = 8  # tensors of other shapes that are named
+_MOST_PROBLEMS = 8  # most tensors of other shapes in an error
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -37,12 +37,20 @@ def _silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Sources and a target of one layout, with the tensors of the sources that merge, put into groups.
+    """Sources and a target of one layout, with the merged tensors of the sources put into groups.
 
-    `base` is the checkpoint that differences are taken from; None if the caller has none, and then the first source
-    serves as the numerical reference, but nothing may be scored by `delta`. `options` are the metrics'. `device` is
-    where the metrics compute. `zeros` knows which of what was read holds nothing but zeros.
-    `progress(what, done, total)` is called now and then.
+    Attributes:
+        layout: Layout of all checkpoints.
+        sources: Open sources by name.
+        target: The open target.
+        base: The checkpoint that differences are taken from. Without one, the first source is the numerical reference,
+            and `delta` cannot score.
+        parts: Tensors that are merged.
+        groups: Rows of coefficients.
+        device: Device that metrics compute on.
+        options: Options of the metrics.
+        progress: Called as progress(stage, done, total) from time to time.
+        zeros: Record of the tensors read that contain zeros only.
     """
 
     layout: Layout
@@ -58,47 +66,61 @@ class Comparison:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The names of the sources in messages."""
+        """Names of the sources in messages."""
         return {name: source.label for name, source in self.sources.items()}
 
     @property
     def reference(self) -> TensorSource:
-        """The checkpoint that differences are taken from for the sake of accuracy."""
+        """Checkpoint that differences are taken from for accuracy: the base, or the first source."""
         return self.base if self.base is not None else next(iter(self.sources.values()))
 
     def check_intact(self) -> None:
-        """Raise CheckpointError if a file was written to or cut short since it was opened.
+        """Raise CheckpointError if a file was written to or truncated since it was opened.
 
-        For metrics that are computed from mapped tensors: these stay as they were when another file takes the place of
-        theirs, even in the middle of a long search.
+        Metrics that compute from mapped tensors call this. Mapped tensors stay valid if another file replaces theirs,
+        even in the middle of a long search.
         """
         for checkpoint in (*self.sources.values(), self.target):
             checkpoint.check_intact()
 
     def scored_parts(self, blocks: Iterable[str]) -> tuple[Part, ...]:
-        """The parts of these blocks that count in a similarity and that the target holds too.
+        """Return the parts of these blocks that a similarity counts and the target holds.
 
-        Raises CheckpointError, naming the block, if the target holds nothing of it, or the target or the base a tensor
-        of it in another shape.
+        Args:
+            blocks: Names of the blocks.
+
+        Returns:
+            The parts, in the order of `parts`.
+
+        Raises:
+            CheckpointError: The target holds no tensor of a block, or target or base hold one of its tensors in another
+                shape. The message names the block.
         """
-        wanted = tuple(blocks)
-        parts = [part for part in self.parts if part.scored and part.block in wanted]
+        requested = tuple(blocks)
+        parts = [part for part in self.parts if part.scored and part.block in requested]
         held = tuple(part for part in parts if part.held_by(self.target))
         problems = [problem for part in parts if (problem := self.misfit(part)) is not None]
         if len(problems) > _MOST_PROBLEMS:
             problems[_MOST_PROBLEMS:] = [f"{self.target.label}: ... and {len(problems) - _MOST_PROBLEMS} more tensors"]
-        if missing := [block for block in wanted if not any(part.block == block for part in held)]:
+        if missing := [block for block in requested if not any(part.block == block for part in held)]:
             blocks = self.layout.describe_blocks(missing)
             problems.append(
-                f"{self.target.label}: holds no tensor of {blocks} that a source holds too, so {blocks} cannot be "
-                "scored"
+                f"{self.target.label}: contains no tensor of {blocks} that a source contains too, so {blocks} cannot "
+                "be scored"
             )
         if problems:
             raise CheckpointError(problems)
         return held
 
     def misfit(self, part: Part) -> str | None:
-        """Why a part cannot be compared: the target or the base holds it in another shape than the sources."""
+        """Return why a part cannot be compared, or None.
+
+        Args:
+            part: A part of the sources.
+
+        Returns:
+            A line of text if target or base hold the part in another shape than the sources.
+        """
         for checkpoint in (self.target, *(() if self.base is None else (self.base,))):
             info = checkpoint.tensors.get(part.name)
             if info is not None and part.channels is None and not part.held_by(checkpoint):
@@ -110,13 +132,13 @@ class Comparison:
         return None
 
     def read(self, part: Part, checkpoint: TensorSource) -> torch.Tensor:
-        """A part in float32. Raises CheckpointError, naming both, if it holds NaN or Inf."""
+        """Return a part in float32, or raise CheckpointError, naming file and tensor, if it contains NaN or Inf."""
         values = finite(part, checkpoint, "comparison")
         self.zeros.note(part.name, checkpoint, zero=is_zero(values))
         return values
 
     def group_of(self, part: Part) -> int:
-        """The row of `part` in coefficients."""
+        """Return the row of `part` in coefficients."""
         return self.groups.index(Group.of_part(part))
 
 
@@ -133,12 +155,25 @@ def open_comparison(
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Comparison]:
-    """Open the checkpoints and plan which tensors are compared; they are closed when the context ends.
+    """Open the checkpoints, plan which tensors are compared, and close them when the context ends.
 
-    An open source may stand for its file, and stays open. `base` may be one of the sources or another file, `mapping`
-    is by default the layout's first; `device` may be a name: auto, cpu (default) or cuda. Tensors that differ in shape
-    are no obstacle if those of the sources that are `contributing` (default: all) are alike. Raises CheckpointError for
-    files that do not fit each other.
+    An open source may stand for its file, and stays open.
+
+    Raises CheckpointError if the files do not fit each other.
+
+    Args:
+        layout: Layout of all checkpoints.
+        sources: Sources by name.
+        target: The target.
+        base: The checkpoint that differences are taken from: one of the sources, or another file.
+        mapping: Name of the mapping from tensors to blocks. Default: the layout's first.
+        contributing: The sources that contribute to a tensor (default: all). Only their shapes must be equal.
+        device: Device of the metrics, or its name: auto, cpu (default) or cuda.
+        options: Options of the metrics.
+        progress: Called as progress(stage, done, total).
+
+    Yields:
+        The open comparison.
     """
     sources = {name: _normal(given) for name, given in sources.items()}
     with ExitStack() as stack:
@@ -177,10 +212,22 @@ def open_recipe_comparison(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Comparison]:
-    """The comparison of a recipe's `sources` by name, `base` one of them, with `target`, for scores of all its steps.
+    """Open a recipe's sources and a target, to score all steps of the recipe.
 
-    Raises CheckpointError for files that do not fit each other, RecipeError for a step that they cannot be used in.
-    Gives a BlockfitWarning for what is odd about them.
+    Gives a BlockfitWarning for oddities of the files.
+
+    Raises CheckpointError if the files do not fit each other. Raises RecipeError if a step cannot use these files.
+
+    Args:
+        recipe: The recipe.
+        sources: Sources by the names of the recipe.
+        target: The target.
+        base: Name of the source that differences are taken from.
+        device: Device of the metrics, or its name: auto, cpu (default) or cuda.
+        progress: Called as progress(stage, done, total).
+
+    Yields:
+        The open comparison.
     """
     contributing = Contributors(recipe, tuple(sources), [step.name for step in recipe.steps])
     with open_comparison(

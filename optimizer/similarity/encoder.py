@@ -1,15 +1,16 @@
-"""What the text encoder says: cosine of its last hidden states over a list of prompts.
+"""The encoder metric: cosine of a text encoder's last hidden states over a list of prompts.
 
-Per prompt, the mean over its tokens, those of its beginning and end included, of
+Per prompt it is the mean over the tokens, those of begin and end included, of
 
     cosine(h_candidate[token], h_target[token])
 
-of the hidden states h that the UNet is given: behind the last layer and the final normalization or, as for pictures
-drawn with `clip skip` n, behind the n-th last layer and that normalization. The similarity is the prompts' mean.
+where h are the hidden states that the UNet receives: the last layer's after the final normalization or, as for pictures
+drawn with `clip skip` n, the n-th last layer's after that normalization. The similarity is the mean over the prompts.
 
-transformers' CLIPTextModel computes them with the merged weights, which exist for one candidate at a time. Nothing is
-padded to the length that the UNet wants: the encoder's attention is causal, so that what follows a prompt's end changes
-nothing before it. Prompts of like length are computed together, and of the table of tokens only the rows that occur.
+transformers' CLIPTextModel computes them with the merged weights, which exist for one candidate at a time. Prompts are
+not padded to the length that the UNet requires: the encoder's attention is causal, so tokens after the end of a prompt
+do not change earlier ones. Prompts of similar length are computed together, and only those rows of the token table are
+merged that the prompts use.
 """
 
 import hashlib
@@ -35,30 +36,36 @@ from optimizer.similarity.options import MetricOptions
 
 __all__ = ["EncoderMetric", "EncoderOptions", "check_encoder", "prompts_sha256", "read_prompts", "shipped_prompts"]
 
-# What a batch costs beyond its tokens, in tokens: reading the weights once more, and the calls.
+# Cost of a batch beyond its tokens, in tokens: another read of the weights, and the calls.
 _BATCH_COST = 24
-# Tokens of a batch, padding included, whatever the memory: beyond some thousand more are no faster.
+# Most tokens of a batch, padding included, by device: more than some thousands are no faster.
 _BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
-# What a card keeps as it is stored; all else becomes float32.
+# Types that a GPU keeps as stored; all others become float32.
 _HALF = (torch.float16, torch.bfloat16)
-# What the user is told of the progress.
+# Name of the stage of the progress that users see.
 _READING = "reading the text encoders"
-# More prompts than this say nothing more about an encoder.
+# Most prompts, since more add no information about an encoder, and most bytes of a file (4 MiB).
 _MOST_PROMPTS, _LONGEST_FILE = 10_000, 1 << 22
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts in a text file in UTF-8, a line each; empty lines are left out.
+    """Return the prompts of a UTF-8 text file, one a line, without empty lines.
 
-    Raises InputError for a file that cannot be read, has more than 4 MiB, holds no prompt or too many, or characters
-    that are no text.
+    Args:
+        path: The file, of at most 4 MiB.
+
+    Returns:
+        The prompts, stripped.
+
+    Raises:
+        InputError: The file cannot be read, is too large, contains no prompt or too many, or unprintable characters.
     """
     try:
         lines = read_text(path, InputError, most=_LONGEST_FILE).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
     problems = [
-        f"{path}: line {number}: holds the character {letter!r}; leave it out"
+        f"{path}: line {number}: contains the character {letter!r}; leave it out"
         for number, line in enumerate(lines, 1)
         if (letter := unprintable(line.replace("\t", " "))) is not None
     ]
@@ -67,30 +74,38 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not 0 < len(prompts) <= _MOST_PROMPTS:
         received = f"{len(prompts):,} prompts" if prompts else "no prompt"
-        raise InputError(
-            f"{path}: holds {received}; there must be at least one, a line each, at most {_MOST_PROMPTS:,}"
-        )
+        raise InputError(f"{path}: contains {received}; must contain 1 to {_MOST_PROMPTS:,} prompts, one a line")
     return prompts
 
 
 def prompts_sha256(prompts: Iterable[str]) -> str:
-    """What tells these prompts from others: the sha256 of a file that holds nothing else, a line each.
+    """Return the identity of prompts: the SHA-256 of a file that contains only them, one a line.
 
     Line ends and empty lines of the file that they were read from do not matter.
+
+    Args:
+        prompts: The prompts.
+
+    Returns:
+        64 hexadecimal digits.
     """
     return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode("utf-8")).hexdigest()
 
 
 def shipped_prompts(target: TensorSource, layout: Layout) -> tuple[str, ...]:
-    """What is read of this target unless the user has prompts. Raises CheckpointError for an unknown text encoder."""
+    """Return the prompts that come with the target's text encoder, or raise CheckpointError if it is unknown."""
     return read_prompts(pipeline_of(target, layout) / "prompts.txt")
 
 
 def check_encoder(target: TensorSource, layout: Layout, clip_skips: Mapping[str, int]) -> None:
-    """Raise InputError unless the target's text encoder can be read, behind each of the `clip_skips`.
+    """Raise InputError unless the target's text encoder can be read at each of the clip skips.
 
-    These are numbers by the place where each was asked for; the place of the argument `clip_skip` is empty. No weights
-    are read.
+    No weights are read.
+
+    Args:
+        target: The target.
+        layout: Its layout.
+        clip_skips: Clip skips by the place where each was given; the place of the argument `clip_skip` is "".
     """
     pipeline = pipeline_of(target, layout)
     _configuration(pipeline, clip_skips)
@@ -98,9 +113,9 @@ def check_encoder(target: TensorSource, layout: Layout, clip_skips: Mapping[str,
 
 
 class EncoderOptions(MetricOptions):
-    """The options of the encoder metric.
+    """Options of the encoder metric.
 
-    `prompts` is the file that the prompts are in; `texts` are the prompts themselves, once they are read.
+    `prompts` is the file of the prompts, `texts` the prompts themselves once they are read.
     """
 
     prompts: StrictStr | None = Field(
@@ -117,22 +132,22 @@ class EncoderOptions(MetricOptions):
 
     @property
     def texts(self) -> tuple[str, ...] | None:
-        """The prompts; None for those that come with the target's text encoder, or those that are not read yet."""
+        """Prompts that were read; None for those that come with the target's text encoder, and before reading."""
         return self._texts
 
     @property
     def sha256(self) -> str | None:
-        """What tells the prompts from others, as `prompts_sha256` does; None where they are not known."""
+        """Identity of the prompts by `prompts_sha256`; None if unknown."""
         return self._sha256 if self._texts is None else prompts_sha256(self._texts)
 
     def with_texts(self, texts: tuple[str, ...] | None, *, sha256: str | None = None) -> Self:
-        """Return the options with these prompts, or with the `sha256` of some that are yet to be read."""
+        """Return a copy with these prompts, or with the `sha256` of prompts that are not read yet."""
         found = self.model_copy()
         found._texts, found._sha256 = texts, sha256
         return found
 
     def problems(self, given: Collection[str], layout: Layout, *, used: bool) -> list[str]:
-        """Return a line for each field that is given for nothing, and for layers that are not there."""
+        """Return a line for each field given without the metric, and for a layer that does not exist."""
         found = [
             f"{name}: only the metric `encoder` reads prompts; leave it out, or write metric: encoder"
             for name in type(self).model_fields
@@ -146,7 +161,7 @@ class EncoderOptions(MetricOptions):
         return found
 
     def loaded(self, folder: Path) -> Self:
-        """Return the options with the prompts read from their file. Raises InputError."""
+        """Return the options with the prompts of their file, or raise InputError."""
         if self.prompts is None:
             return self
         file = self.prompts
@@ -155,15 +170,15 @@ class EncoderOptions(MetricOptions):
         return self.with_texts(attempt(lambda: read_prompts(named), "prompts"))
 
     def resolved(self, target: TensorSource, layout: Layout) -> Self:
-        """Return the options with prompts, those that come with the target's text encoder if there are no others."""
+        """Return the options with prompts; by default those that come with the target's text encoder."""
         return self if self.texts else self.with_texts(shipped_prompts(target, layout))
 
     def bound(self, *, used: bool) -> dict[str, Any]:
-        """Return the hash of the prompts and the layer, where they are read."""
+        """Return the hash of the prompts, and the layer, if the metric is used."""
         return {"prompts": prompts_sha256(self.texts or ()), "clip_skip": self.clip_skip} if used else {}
 
     def noted(self) -> dict[str, Any]:
-        """Return the file of the prompts with their hash, or, where no file is known, the prompts; and the layer."""
+        """Return the file and hash of the prompts, or the prompts if no file is known; and the layer."""
         found: dict[str, Any] = {}
         if self.texts is not None:
             file = self.prompts
@@ -171,16 +186,16 @@ class EncoderOptions(MetricOptions):
         return found if self.clip_skip == 1 else {**found, "clip_skip": self.clip_skip}
 
     def described(self, *, used: bool) -> list[str]:
-        """Return how many prompts are read, whose they are, and the layer."""
+        """Return the number and the origin of the prompts, and the layer, if the metric is used."""
         if not used:
             return []
-        own = "the prompts that come with the layout"
-        prompts = own if self.texts is None else f"{len(self.texts)} prompts of the study's own"
+        shipped = "the prompts that come with the layout"
+        prompts = shipped if self.texts is None else f"{len(self.texts)} prompts of the study's own"
         return [prompts, f"clip skip {self.clip_skip}"]
 
     @classmethod
     def of_noted(cls, search: FittedSearch) -> Self:
-        """Return the layer and the prompts that a recipe notes: file and hash or, in early recipes, the prompts."""
+        """Return options with a recipe's layer and prompts: file and hash or, in early recipes, the prompts."""
         found = cls(clip_skip=search.clip_skip or 1)
         if isinstance(search.prompts, FittedPrompts):
             read = cls(prompts=search.prompts.file, clip_skip=found.clip_skip)
@@ -189,15 +204,25 @@ class EncoderOptions(MetricOptions):
 
 
 class EncoderMetric:
-    """Mean over the prompts of its options of the mean cosine of the text encoder's hidden states, behind `clip_skip`.
+    """Mean over the prompts of the mean cosine of the text encoder's hidden states at `clip_skip`.
 
-    `blocks` is the one block that the text encoder belongs to.
+    `blocks` is the one block of the text encoder.
     """
 
     unchanged: tuple[str, ...] = ()
 
     def __init__(self, comparison: Comparison, blocks: tuple[str, ...]) -> None:
-        """Raises CheckpointError for a text encoder that is unknown or lacks something, InputError for `clip_skip`."""
+        """Read the encoders of all checkpoints.
+
+        Raises InputError if the encoder has no layer of this `clip_skip`.
+
+        Args:
+            comparison: The open sources and target.
+            blocks: The block of the text encoder.
+
+        Raises:
+            CheckpointError: A text encoder is unknown, or lacks tensors.
+        """
         self.blocks = blocks
         self._comparison = comparison
         layout, device = comparison.layout, comparison.device
@@ -224,43 +249,43 @@ class EncoderMetric:
                     f"{file.label}: tensor {stored!r} is missing, or not of floating point" for file in lacking
                 )
             parts[name] = scored[stored]
-        read = _read if device.type == "cpu" else _read_to_card
+        read = _read if device.type == "cpu" else _read_to_gpu
         self._weights, target = read(comparison, parts, {encoder.tokens_behind(): used})
-        self._lined: dict[_Weights, _Lined] = {}
+        self._lines: dict[_Weights, _AlongLine] = {}
         with float32_products(tf32=False):
             self._target = [_normalized(states) for states in self._states(target)]
         comparison.check_intact()
         comparison.zeros.warn()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
-        """Add the sources up once for the line that these [n, groups, sources] lie on, three at least.
+        """Add up the sources once for the line through these coefficients [n, groups, sources], n at least 3.
 
-        Candidates on it take one addition instead of one for each source; until the next call. It takes the memory of
-        two text encoders.
+        Until the next call, candidates on the line take one addition instead of one for each source. The line takes the
+        memory of two text encoders.
         """
-        self._lined = {}
+        self._lines = {}
         for weights in self._weights:
             line = find_line(weights.points(coefficients))
             if line is not None:
-                self._lined[weights] = _Lined(line, weights.combined(line.start), weights.combined(line.direction))
+                self._lines[weights] = _AlongLine(line, weights.combined(line.start), weights.combined(line.direction))
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Similarities, float64 [n, 1], of coefficients float64 [n, groups, sources]."""
-        # A card is waited for once, behind the last candidate.
+        """Return similarities, float64 [n, 1], of coefficients float64 [n, groups, sources]."""
+        # The host waits for the GPU once, after the last candidate.
         scores = [self._score(candidate) for candidate in coefficients]
         found = torch.stack(scores).cpu() if scores else torch.empty(0, dtype=torch.float64)
-        # Sources are read anew for candidates that are not on a line.
+        # Candidates off the line read the sources again.
         self._comparison.check_intact()
         return found.reshape(len(scores), 1)
 
     def _score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """The similarity of coefficients [groups, sources], float64 []."""
+        """Return the similarity of coefficients [groups, sources], float64 []."""
         merged: dict[str, torch.Tensor] = {}
         for weights in self._weights:
             point = weights.points(coefficients[None])
-            lined = self._lined.get(weights)
-            on_line = lined is not None and bool(lined.line.holds(point)[0])
-            merged |= weights.named(lined.at(point) if lined is not None and on_line else weights.combined(point[0]))
+            along = self._lines.get(weights)
+            on_line = along is not None and bool(along.line.holds(point)[0])
+            merged |= weights.named(along.at(point) if along is not None and on_line else weights.combined(point[0]))
         total = torch.zeros((), dtype=torch.float64, device=self._positions.device)
         with float32_products(tf32=False):
             for batch, states, target in zip(self._batches, self._states(merged), self._target, strict=True):
@@ -271,7 +296,7 @@ class EncoderMetric:
 
     @torch.no_grad()
     def _states(self, weights: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The hidden states of each batch, float32 [prompts, tokens, width]."""
+        """Yield the hidden states of each batch, float32 [prompts, tokens, width]."""
         bound = {**weights, "embeddings.position_ids": self._positions}
         for batch in self._batches:
             yield torch.func.functional_call(self._model, bound, (batch.tokens,)).last_hidden_state
@@ -279,7 +304,7 @@ class EncoderMetric:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Prompts that are computed together: `tokens` int64 [n, length], and which of them are `real`, bool likewise."""
+    """Prompts that are computed together: `tokens` int64 [n, length], and a mask `real` bool [n, length]."""
 
     tokens: torch.Tensor
     real: torch.Tensor
@@ -287,10 +312,10 @@ class _Batch:
 
 @dataclass(frozen=True, eq=False)
 class _Weights:
-    """The parameters of the encoder that the same sources hold, hence with the same coefficients; `row` has these.
+    """Parameters of the encoder that the same sources hold, with their `row` of coefficients.
 
-    `shapes` are theirs by name, `stored` [holders] what the sources store: on the processor mapped tensors, one for
-    each parameter; on a card all parameters in one tensor, so that merging them takes an operation for each source.
+    `shapes` are by name. `stored` [holders] are the tensors of the sources: on the CPU mapped tensors, one for each
+    parameter; on a GPU all parameters in one tensor, so that a merge takes one operation for each source.
     """
 
     row: int
@@ -299,11 +324,11 @@ class _Weights:
     stored: tuple[tuple[torch.Tensor, ...], ...]
 
     def points(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """The holders' coefficients, float64 [n, holders], of all coefficients [n, groups, sources]."""
+        """Return the holders' coefficients, float64 [n, holders], of all coefficients [n, groups, sources]."""
         return coefficients[:, self.row, list(self.holders)]
 
     def combined(self, point: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The sums of the sources, each times its coefficient in `point` [holders], float32, as they are `stored`."""
+        """Return the sums of the sources weighted by `point` [holders], float32, in the form of `stored`."""
         totals = tuple(torch.zeros(tensor.shape, device=tensor.device) for tensor in self.stored[0])
         for number, tensors in zip(point.tolist(), self.stored, strict=True):
             for total, tensor in zip(totals, tensors, strict=True) if number else ():
@@ -311,22 +336,22 @@ class _Weights:
         return totals
 
     def named(self, tensors: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-        """Each parameter by name, of such sums."""
+        """Return each parameter of such sums by name."""
         if len(tensors) < len(self.shapes):
             tensors = torch.split(tensors[0], [shape.numel() for shape in self.shapes.values()])
         return {name: tensor.view(shape) for (name, shape), tensor in zip(self.shapes.items(), tensors, strict=True)}
 
 
 @dataclass(frozen=True)
-class _Lined:
-    """Parameters along a line of coefficients: start + a * direction, float32 both, as `_Weights.combined` has them."""
+class _AlongLine:
+    """Parameters along a line of coefficients, start + a * direction, float32 in the form of `_Weights.combined`."""
 
     line: Line
     start: tuple[torch.Tensor, ...]
     direction: tuple[torch.Tensor, ...]
 
     def at(self, point: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The parameters at a `point` [1, holders] of the line."""
+        """Return the parameters at a `point` [1, holders] of the line."""
         place = float(self.line.positions(point)[0])
         return tuple(
             torch.add(start, direction, alpha=place)
@@ -337,7 +362,7 @@ class _Lined:
 def _read(
     comparison: Comparison, parts: Mapping[str, Part], rows: Mapping[str, torch.Tensor]
 ) -> tuple[tuple[_Weights, ...], dict[str, torch.Tensor]]:
-    """The parameters as the sources store them, mapped, and the target's in float32; of some only `rows`, int64.
+    """Return the sources' parameters as mapped, and the target's in float32; of some only `rows`, int64.
 
     Raises CheckpointError, naming file and tensor, for NaN or Inf.
     """
@@ -358,10 +383,10 @@ def _read(
     return tuple(weights), target
 
 
-def _read_to_card(
+def _read_to_gpu(
     comparison: Comparison, parts: Mapping[str, Part], rows: Mapping[str, torch.Tensor]
 ) -> tuple[tuple[_Weights, ...], dict[str, torch.Tensor]]:
-    """The same on a card, where each source's parameters become one tensor."""
+    """Return the same on a GPU, where the parameters of each source form one tensor."""
     sources, device = list(comparison.sources.values()), comparison.device
     loader, done = Loader(device, comparison.zeros), 0
     chosen = {name: used.to(device) for name, used in rows.items()}
@@ -384,7 +409,7 @@ def _read_to_card(
 
 
 def _alike(comparison: Comparison, parts: Mapping[str, Part]) -> dict[tuple[int, tuple[int, ...]], dict[str, Part]]:
-    """The parts by their row in coefficients and the sources that hold them."""
+    """Return the parts by their row of coefficients and the sources that hold them."""
     found: dict[tuple[int, tuple[int, ...]], dict[str, Part]] = {}
     for name, part in parts.items():
         found.setdefault((comparison.group_of(part), part.holders), {})[name] = part
@@ -394,9 +419,9 @@ def _alike(comparison: Comparison, parts: Mapping[str, Part]) -> dict[tuple[int,
 def _model_and_tokens(
     pipeline: Path, prompts: Sequence[str], clip_skip: int
 ) -> tuple[Any, list[list[int]], torch.Tensor]:
-    """The encoder without weights, with as many layers and tokens as it needs, the prompts' tokens, and which they are.
+    """Return the encoder without weights, with the layers and tokens it needs; the prompts' tokens; the used ones.
 
-    The tokens are numbered anew in the order of the third, int64 [tokens of the encoder's own that occur].
+    The tokens of the prompts are positions in the third value, int64 [used tokens of the encoder].
     """
     from transformers import CLIPTextModel  # noqa: PLC0415  takes seconds
 
@@ -407,7 +432,7 @@ def _model_and_tokens(
     numbers = {token: number for number, token in enumerate(used)}
     config.num_hidden_layers -= clip_skip - 1
     config.vocab_size = len(used)
-    # They tell where to pool, which is not used here.
+    # These mark the token to pool at, which is not used here.
     config.bos_token_id = config.eos_token_id = config.pad_token_id = numbers[tokenizer.eos_token_id]
     with torch.device("meta"):
         model = stored_part(CLIPTextModel(config)).eval()
@@ -415,7 +440,7 @@ def _model_and_tokens(
 
 
 def _configuration(pipeline: Path, clip_skips: Mapping[str, int]) -> Any:
-    """The configuration of the text encoder for transformers, which must have a layer for each of these numbers."""
+    """Return transformers' configuration of the text encoder, which must have a layer for each clip skip."""
     from transformers import CLIPTextConfig  # noqa: PLC0415  takes seconds
 
     config = CLIPTextConfig.from_pretrained(pipeline / "text_encoder", local_files_only=True)
@@ -432,10 +457,10 @@ def _configuration(pipeline: Path, clip_skips: Mapping[str, int]) -> Any:
 
 
 def _batches(tokens: Sequence[Sequence[int]], device: torch.device) -> Iterator[_Batch]:
-    """The prompts in batches of like length, so that padding and the number of batches cost least in all."""
+    """Yield the prompts in batches of similar length with the least cost of padding and batches together."""
     ordered = sorted(tokens, key=len)
     most = _BATCH_TOKENS["cpu" if device.type == "cpu" else "cuda"]
-    # By how many of the prompts are in batches: what that costs at least, and where the last batch begins.
+    # Element n is for the first n prompts: their least cost, and the start of their last batch.
     best: list[tuple[int, int]] = [(0, 0)]
     for end in range(1, len(ordered) + 1):
         length = len(ordered[end - 1])

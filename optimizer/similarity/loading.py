@@ -1,8 +1,8 @@
-"""Tensors of checkpoints on a card: moved as they are stored, converted and checked there.
+"""Loading of checkpoints' tensors to a GPU: moved as they are stored, converted and checked there.
 
-A float16 tensor is half as many bytes to move as its float32 copy, and a card converts and checks it sooner than a
-processor would. Memory that is pinned lets the copy run while the next tensor is read; a system may refuse to pin it
-(WSL, limits on locked memory), and then the copy is an ordinary one.
+A float16 tensor has half the bytes of its float32 copy, and a GPU converts and checks it faster than a CPU. From pinned
+memory the copy runs while the next tensor is read. If the system refuses to pin memory (WSL, limits on locked memory),
+the copy is an ordinary one.
 """
 
 import math
@@ -18,9 +18,17 @@ __all__ = ["Loader", "staging"]
 
 
 def staging(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return host memory, [shape], to fill and copy to `device`: pinned for a card if the system allows it.
+    """Return host memory of a shape to fill and copy to `device`, pinned for a GPU if the system allows it.
 
     After a copy with `non_blocking` torch reuses pinned memory only when that copy has ended.
+
+    Args:
+        shape: Shape of the tensor.
+        dtype: Type of its elements.
+        device: Device that it will be copied to.
+
+    Returns:
+        An uninitialised tensor on the host.
     """
     if device.type == "cuda":
         with suppress(RuntimeError):
@@ -29,10 +37,10 @@ def staging(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> t
 
 
 class Loader:
-    """Loads parts of checkpoints to `device` in float32, and checks at the end that they were finite.
+    """Loader of checkpoints' parts to `device` in float32, which checks at the end that all were finite.
 
-    Which of them hold nothing but zeros it notes in `zeros`. Checking each tensor at once would have the host wait for
-    the card each time.
+    It records in `zeros` which parts contain zeros only. A check of each tensor at once would make the host wait for
+    the GPU each time.
     """
 
     def __init__(self, device: torch.device, zeros: ZeroTensors) -> None:
@@ -42,7 +50,7 @@ class Loader:
         self._zero: list[torch.Tensor] = []
 
     def load(self, part: Part, checkpoints: Sequence[TensorSource]) -> torch.Tensor:
-        """Return `part` of each checkpoint, float32 [checkpoints, *part.shape]: one copy if all store one dtype."""
+        """Return `part` of each checkpoint, float32 [checkpoints, *part.shape], in one copy if all store one dtype."""
         stored = [part.read(checkpoint) for checkpoint in checkpoints]
         dtypes = {tensor.dtype for tensor in stored}
         if len(dtypes) == 1:
@@ -56,7 +64,7 @@ class Loader:
         return loaded
 
     def check(self) -> None:
-        """Raise CheckpointError, naming file and tensor, for the first tensor loaded that holds NaN or Inf."""
+        """Raise CheckpointError, naming file and tensor, for the first loaded tensor that contains NaN or Inf."""
         if not self._finite:
             return
         found, zero = torch.stack([torch.cat(self._finite), torch.cat(self._zero)]).cpu()

@@ -1,7 +1,8 @@
-"""What one pass over a family of checkpoints found out, kept in a file: enough to fit recipes without the checkpoints.
+"""The statistics of a family of checkpoints in a file: enough to fit recipes without the checkpoints.
 
-The file is a safetensors file of a few megabytes: the Gram matrices as tensors; as JSON in its metadata which files
-they are of (fingerprints, hashes), which tensors those hold, and the layout and mapping that put tensors into blocks.
+The file is a safetensors file of a few megabytes. Its tensors are the Gram matrices; JSON in its metadata lists the
+files that they are of (fingerprints, hashes), the tensors of those files, and the layout and mapping that put tensors
+into blocks.
 """
 
 import json
@@ -26,12 +27,12 @@ __all__ = ["FileMark", "Measured", "measure_family", "read_measured", "save_meas
 
 _KEY = "blockfit.statistics"
 _TARGET = "\0the target"  # a name that no source can have
-_VERSION = 2  # raise it whenever the content, or what it is measured on, changes
+_VERSION = 2  # raise it whenever the content, or its definition, changes
 
 
 @dataclass(frozen=True)
 class FileMark:
-    """What a checkpoint is known by: its file as recipes name it, its tensors' fingerprint, its sha256 if known."""
+    """Identity of a checkpoint: its file as recipes name it, its tensors' fingerprint, and its SHA-256 if known."""
 
     file: str
     fingerprint: str
@@ -40,12 +41,21 @@ class FileMark:
 
 @dataclass(frozen=True)
 class Measured:
-    """Gram matrices of a family of checkpoints, and what has to be known of the files to make use of them.
+    """Gram matrices of a family of checkpoints, and the facts about the files that their use requires.
 
-    `sources` are in the order that the parts' holders count; `base` is the name of that from which differences are
-    taken, None if there is none, and then the first source is the reference. `scored` are the parts that were measured,
-    the first axis of `gram`, float64 [scored, K + 2, K + 2], and of `referenced`; both as in `Statistics`. A block is
-    measured wholly or not at all: not, if the target does not hold it as the sources do, or values are not finite.
+    A block is measured wholly or not at all. It is left out if the target does not hold it in the sources' form, or if
+    values are not finite.
+
+    Attributes:
+        layout: Layout of the checkpoints.
+        mapping: Name of the mapping from tensors to blocks.
+        base: Name of the source that differences are taken from. If None, the first source is the reference.
+        sources: The sources by name, in the order that the parts' holders count.
+        target: The target.
+        parts: All parts that are merged.
+        scored: The parts that were measured: the first axis of `gram` and `referenced`.
+        referenced: Whether the reference holds each scored part, bool [scored].
+        gram: Gram matrices, float64 [scored, K + 2, K + 2], as in `Statistics`.
     """
 
     layout: Layout
@@ -60,23 +70,23 @@ class Measured:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The rows of coefficients."""
+        """Rows of coefficients."""
         return Group.of(self.parts)
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The blocks that were measured, in layout order."""
+        """Blocks that were measured, in layout order."""
         measured = {part.block for part in self.scored}
         return tuple(block for block in self.layout.blocks if block in measured)
 
     @property
     def reference(self) -> str:
-        """The source that the differences are from."""
+        """Name of the source that differences are taken from."""
         return self.base if self.base is not None else next(iter(self.sources))
 
     @property
     def labels(self) -> dict[str, str]:
-        """The names of the sources in messages: their files, as recipes name them."""
+        """Names of the sources in messages: their files, as recipes name them."""
         return {name: str(Path(mark.file)) for name, mark in self.sources.items()}
 
     @cached_property
@@ -92,8 +102,15 @@ class Measured:
         )
 
     def of_sources(self, names: Sequence[str]) -> "Measured | None":
-        """The same of some of the sources, in this order; None if they lack the reference or do not split alike."""
-        # Whether an input convolution is split into parts, or which shape counts, depends on which sources there are.
+        """Return the statistics of some of the sources.
+
+        Args:
+            names: Names of the sources, in the order of the result.
+
+        Returns:
+            The statistics; None if these sources lack the reference, or would split tensors into other parts.
+        """
+        # All sources together decide whether an input convolution is split into parts, and which shape counts.
         if tuple(names) == tuple(self.sources):
             return self
         differ = any(part.channels or part.other_shapes for part in self.parts)
@@ -112,7 +129,7 @@ class Measured:
         )
 
     def with_hashes(self, hashes: Mapping[str, str]) -> "Measured":
-        """The same with the sha256 of files noted: of sources by name, of the target as ""; others stay as they are."""
+        """Return a copy with the SHA-256 of these files: sources by name, the target as ""."""
         sources = {name: replace(mark, sha256=hashes.get(name, mark.sha256)) for name, mark in self.sources.items()}
         target = replace(self.target, sha256=hashes.get("", self.target.sha256))
         return replace(self, sources=sources, target=target)
@@ -127,11 +144,22 @@ def measure_family(
     sources: Mapping[str, FileMark],
     target: FileMark,
 ) -> Measured:
-    """Read every scored tensor of the family once and take its Gram matrix, whatever block it is in.
+    """Read every scored tensor of the family once, and return the Gram matrices of all blocks.
 
-    Raises CheckpointError, as `measure_statistics` does, if one of `blocks` cannot be measured; others are left out.
+    Raises CheckpointError if one of `blocks` cannot be measured (see `measure_statistics`).
+
+    Args:
+        comparison: The open sources and target.
+        blocks: Names of the blocks that must be measured; others are left out if they cannot be.
+        base: Name of the source that differences are taken from; None if there is none.
+        mapping: Name of the mapping from tensors to blocks.
+        sources: Identities of the sources by name.
+        target: Identity of the target.
+
+    Returns:
+        The statistics.
     """
-    comparison.scored_parts(blocks)  # refuses what does not fit before anything is read
+    comparison.scored_parts(blocks)  # raises for shapes that do not fit, before any tensor is read
     parts = [part for part in comparison.parts if part.scored and part.block is not None]
     left_out = {part.block for part in parts if comparison.misfit(part) is not None}
     held = [part for part in parts if part.held_by(comparison.target) and part.block not in left_out]
@@ -150,7 +178,7 @@ def measure_family(
 
 
 def save_measured(measured: Measured, path: Path) -> None:
-    """Write `measured` to `path`, or leave what is there. Raises CheckpointError if the folder cannot be written to."""
+    """Write `measured` to `path` atomically, or raise CheckpointError if the folder cannot be written to."""
     described = {
         "version": _VERSION,
         "layout": measured.layout.name,
@@ -170,9 +198,16 @@ def save_measured(measured: Measured, path: Path) -> None:
 
 
 def read_measured(path: Path) -> Measured | None:
-    """Return what `save_measured` wrote to `path`; None if that is not there, or another version wrote it.
+    """Return the statistics that `save_measured` wrote.
 
-    Raises CheckpointError if it is broken, or holds what cannot have been measured.
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The statistics; None if the file does not exist, or another version wrote it.
+
+    Raises:
+        CheckpointError: The file is broken, or contains statistics that no files can have.
     """
     if not os.path.exists(path):
         return None
@@ -181,19 +216,19 @@ def read_measured(path: Path) -> Measured | None:
             data = json.loads(file.metadata[_KEY])
             if isinstance(data, dict) and data.get("version") != _VERSION:
                 return None
-            # Copies: what stays mapped could not be replaced on every system.
+            # Copies: some systems cannot replace a file that is mapped.
             return _read(data, file.tensor("gram").clone(), file.tensor("referenced").clone())
     except CheckpointError as error:
         reason = error.problems[0].removeprefix(f"{path}: ")
     except (InputError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        reason = f"it lacks what blockfit notes in it ({type(error).__name__}: {error})"
+        reason = f"it lacks entries that blockfit writes ({type(error).__name__}: {error})"
     raise CheckpointError(f"{path}: cannot be used: {reason}")
 
 
 def _read(data: Mapping[str, Any], gram: torch.Tensor, referenced: torch.Tensor) -> Measured:
     layout, mapping, base = load_layout(data["layout"]), data["mapping"], data["base"]
     if mapping not in layout.mappings:
-        raise CheckpointError("its mapping is none that the layout has")
+        raise CheckpointError("its mapping is not one of the layout's")
     marks = {
         name: FileMark(file, fingerprint, sha256)
         for name, file, fingerprint, sha256 in read_texts({**data["sources"], _TARGET: data["target"]})
@@ -201,20 +236,20 @@ def _read(data: Mapping[str, Any], gram: torch.Tensor, referenced: torch.Tensor)
     target = marks.pop(_TARGET)
     names = list(marks)
     if not names or (base is not None and base not in names):
-        raise CheckpointError("its base is none of its sources")
+        raise CheckpointError("its base is not one of its sources")
     parts = read_parts(data["parts"], layout, mapping, len(names))
     rows = data["scored"]
     if not all(type(row) is int and 0 <= row < len(parts) for row in rows) or len(set(rows)) < len(rows):
-        raise CheckpointError("it does not say which of its tensors were measured")
+        raise CheckpointError("it does not list which of its tensors were measured")
     scored = tuple(parts[row] for row in rows)
     if any(part.block is None or not part.scored for part in scored):
-        raise CheckpointError("it holds inner products of a tensor that is in no block")
+        raise CheckpointError("it contains inner products of a tensor that is in no block")
     check_grams(gram, referenced, scored, len(names), 0 if base is None else names.index(base))
     return Measured(layout, mapping, base, marks, target, parts, scored, referenced, gram)
 
 
 def _held_by(parts: Iterable[Part], positions: Sequence[int]) -> tuple[Part, ...]:
-    """The parts that one of the sources at `positions` holds, their holders counted among these."""
+    """Return the parts that one of the sources at `positions` holds, with holders counted among these."""
     new = {old: position for position, old in enumerate(positions)}
     return tuple(
         replace(part, holders=tuple(sorted(new[holder] for holder in part.holders if holder in new)))

@@ -1,4 +1,4 @@
-"""Whether what a file of statistics holds can have been measured: such a file may be a stranger's."""
+"""Checks that the contents of a statistics file can have been measured: the file may come from a stranger."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,36 +14,54 @@ __all__ = ["check_grams", "read_parts", "read_texts"]
 
 _MOST_SOURCES, _MOST_PARTS = 1000, 100_000
 _HASH = re.compile(r"[0-9a-f]{64}")
-# Inner products of float32 tensors are 0 or within these, and products of three of them are finite float64 numbers.
+# Inner products of float32 tensors are 0 or within these limits. Products of three of them are then finite in float64.
 _SMALLEST, _LARGEST = 1e-95, 1e95
-# Of inner products that are to be equal, and of the least eigenvalue of normed ones, as sums are rounded.
+# Tolerance for rounded sums: relative, of inner products that must be equal, and absolute, of the least eigenvalue of
+# normalized ones.
 _ROUNDING = 1e-8
-# Elements of matrices that are looked at together.
+# Elements of matrices that are checked together.
 _BATCH = 1 << 22
 
 
 def read_texts(marks: Any) -> Iterator[tuple[str, str, str, str | None]]:
     """Yield (name, file, fingerprint, sha256) of marks {name: {file, fingerprint, sha256}}.
 
-    Raises CheckpointError for what is not of this form.
+    Args:
+        marks: Decoded JSON.
+
+    Yields:
+        The four texts of each mark; sha256 may be None.
+
+    Raises:
+        CheckpointError: The marks have another form.
     """
     if not isinstance(marks, dict) or not 0 < len(marks) <= _MOST_SOURCES:
-        raise CheckpointError("its sources are no mapping of names")
+        raise CheckpointError("its sources are not a mapping of names")
     for name, mark in marks.items():
         fields = dict(mark) if isinstance(mark, dict) else {}
         file, fingerprint, sha256 = (fields.pop(field, None) for field in ("file", "fingerprint", "sha256"))
         if fields or not isinstance(file, str) or not _is_hash(fingerprint) or not (sha256 is None or _is_hash(sha256)):
-            raise CheckpointError(f"of {name!r} it does not say the file, its fingerprint and its hash")
+            raise CheckpointError(f"its entry of {name!r} must be the file, its fingerprint and its hash")
         yield name, file, fingerprint, sha256
 
 
 def read_parts(parts: Any, layout: Layout, mapping: str, sources: int) -> tuple[Part, ...]:
-    """Return the parts that lists [name, block, shape, holders, scored, channels, other shapes] describe.
+    """Return the parts described by lists [name, block, shape, holders, scored, channels, other shapes].
 
-    There are `sources` sources. Raises CheckpointError for what is not of this form, or not as the layout has it.
+    Args:
+        parts: Decoded JSON.
+        layout: Layout of the checkpoints.
+        mapping: Name of the mapping from tensors to blocks.
+        sources: Number of sources.
+
+    Returns:
+        The parts, in order.
+
+    Raises:
+        CheckpointError: The lists have another form, or contradict the layout.
     """
     if not isinstance(parts, list) or not 0 < len(parts) <= _MOST_PARTS:
-        raise CheckpointError("its tensors are no list")
+        raise CheckpointError("its tensors are not a list")
     found: list[Part] = []
     for entry in parts:
         match entry:
@@ -57,14 +75,14 @@ def read_parts(parts: Any, layout: Layout, mapping: str, sources: int) -> tuple[
                 list(others),
             ]:
                 whole = [*shape, *holders, *(channels or []), *others]
-                right = all(type(number) is int and 0 <= number < 1 << 50 for number in whole)
-                right = right and (channels is None or (len(channels) == 2 and channels[0] < channels[1]))
-                right = right and sorted(set(holders)) == holders != [] and holders[-1] < sources
-                right = right and sorted({*others} - {*holders}) == others and (not others or others[-1] < sources)
+                valid = all(type(number) is int and 0 <= number < 1 << 50 for number in whole)
+                valid = valid and (channels is None or (len(channels) == 2 and channels[0] < channels[1]))
+                valid = valid and sorted(set(holders)) == holders != [] and holders[-1] < sources
+                valid = valid and sorted({*others} - {*holders}) == others and (not others or others[-1] < sources)
             case _:
-                right = False
-        if not right:
-            raise CheckpointError("one of its tensors is not described as they are")
+                valid = False
+        if not valid:
+            raise CheckpointError("the entry of one of its tensors has another form")
         placed = layout.block_of(name, mapping)
         if not layout.merges(name) or (block, scored) != (placed, layout.scores(name) and placed is not None):
             raise CheckpointError(
@@ -73,26 +91,34 @@ def read_parts(parts: Any, layout: Layout, mapping: str, sources: int) -> tuple[
         span = None if channels is None else tuple(channels)
         found.append(Part(name, block, tuple(shape), tuple(holders), scored, span, tuple(others)))
     if len({(part.name, part.channels) for part in found}) < len(found):
-        raise CheckpointError("one of its tensors is there twice")
+        raise CheckpointError("one of its tensors is listed twice")
     return tuple(found)
 
 
 def check_grams(
     gram: torch.Tensor, referenced: torch.Tensor, scored: Sequence[Part], sources: int, reference: int
 ) -> None:
-    """Raise CheckpointError unless `gram` [scored, K + 2, K + 2] can be inner products of the differences of K sources.
+    """Raise CheckpointError unless `gram` can be the Gram matrices of the differences of K sources.
 
-    `referenced` [scored] has to be whether the source at the position `reference` holds the part.
+    Args:
+        gram: Matrices, [scored, K + 2, K + 2].
+        referenced: Whether the reference holds each scored part, [scored].
+        scored: The scored parts.
+        sources: Number K of sources.
+        reference: Position of the reference among the sources.
+
+    Raises:
+        CheckpointError: A type, shape or value is impossible.
     """
     if (gram.dtype, referenced.dtype) != (torch.float64, torch.bool):
         raise CheckpointError("its numbers are of another type")
     if gram.shape != (len(scored), sources + 2, sources + 2) or referenced.shape != (len(scored),):
-        raise CheckpointError("it has not a matrix for each of its tensors, and a row for each of its sources")
+        raise CheckpointError("it must have a matrix for each of its tensors, with a row for each of its sources")
     if referenced.tolist() != [reference in part.holders for part in scored]:
-        raise CheckpointError("it does not say which tensors the base holds")
+        raise CheckpointError("its list of the tensors that the base holds is wrong")
     held = torch.zeros(len(scored), sources, dtype=torch.bool)
     for row, part in enumerate(scored):
-        # The reference is no different from itself.
+        # The reference has no difference from itself.
         held[row, [holder for holder in part.holders if holder != reference]] = True
     batch = max(_BATCH // (sources + 2) ** 2, 1)
     for start in range(0, len(scored), batch):
@@ -104,10 +130,10 @@ def _check(gram: torch.Tensor, held: torch.Tensor) -> None:
     if not bool(torch.isfinite(gram).all()):
         raise CheckpointError("one of its inner products is not a finite number")
     if not bool(((lengths == 0) | ((lengths >= _SMALLEST) & (lengths <= _LARGEST))).all()):
-        raise CheckpointError("one of its squared lengths is negative, or that of no tensor")
+        raise CheckpointError("one of its squared lengths is negative, or none that a tensor can have")
     if bool((gram[:, 1:-1] != 0).any(dim=2)[~held].any()):
         raise CheckpointError("it has inner products with a source that has no such tensor, or is the base")
-    # Normed, all are within [-1, 1], and where a length is 0 so is all else.
+    # Normalized products are within [-1, 1], and all products of a vector of length 0 are 0.
     scale = lengths.sqrt()
     normed = gram / scale[:, :, None] / scale[:, None, :]
     zero = scale == 0

@@ -1,4 +1,4 @@
-"""What to do when a card's memory does not suffice: fewer candidates at a time, then the processor."""
+"""Fallbacks for a GPU whose memory does not suffice: fewer candidates at a time, then the CPU."""
 
 import sys
 import warnings
@@ -12,24 +12,30 @@ from optimizer.errors import BlockfitWarning
 if TYPE_CHECKING:
     from optimizer.similarity.metric import Metric
 
-__all__ = ["MovableMetric", "free_memory", "in_batches", "out_of_memory", "where_it_fits"]
+__all__ = ["MovableMetric", "free_memory", "in_batches", "on_first_device_that_fits", "out_of_memory"]
 
 _Computed = TypeVar("_Computed")
 
-_PROCESSOR = torch.device("cpu")
-# How cuda's own libraries say it, in errors that torch gives no class of their own.
-_OTHER_WORDS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_CPU = torch.device("cpu")
+# Texts of CUDA's own libraries, in errors that torch has no class for.
+_CUDA_TEXTS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether this error says that a card's memory does not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OTHER_WORDS)
+    """Return whether this error means that a GPU's memory does not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _CUDA_TEXTS)
 
 
 def free_memory(device: torch.device) -> int:
-    """Return how many bytes torch can still have on a card: free ones, and those that it keeps without using them.
+    """Return how many bytes torch can still allocate: a GPU's free bytes, and those that torch keeps unused.
 
-    Of a processor more than anything takes: its memory is the system's to give.
+    On the CPU, whose memory the system manages, the number is larger than any request.
+
+    Args:
+        device: The device.
+
+    Returns:
+        Bytes.
     """
     if device.type == "cpu":
         return sys.maxsize
@@ -38,10 +44,21 @@ def free_memory(device: torch.device) -> int:
 
 
 def in_batches(compute: Callable[[torch.Tensor], torch.Tensor], candidates: torch.Tensor, size: int) -> torch.Tensor:
-    """`compute` of `candidates` [n, ...], n at least 1, by `size` of them at a time: results [n, ...] in their order.
+    """Return the results of `compute` for all candidates, computed batch by batch.
 
-    Where memory does not suffice for `size` of them, half as many are taken from there on. Raises what `compute` does,
-    if one candidate alone is too much: torch.OutOfMemoryError, or a RuntimeError that means the same.
+    If the memory does not suffice for a batch, half as many are computed at a time from there on.
+
+    Args:
+        compute: Function of some of the candidates, [m, ...] to [m, ...].
+        candidates: Candidates, [n, ...], n at least 1.
+        size: Number of candidates of a batch.
+
+    Returns:
+        Results in the order of the candidates, [n, ...].
+
+    Raises:
+        RuntimeError: The memory does not suffice for one candidate (torch.OutOfMemoryError, or an error of that
+            meaning), or `compute` failed for another reason.
     """
     results: list[torch.Tensor] = []
     done = 0
@@ -57,16 +74,29 @@ def in_batches(compute: Callable[[torch.Tensor], torch.Tensor], candidates: torc
             results.append(result)
             done += len(batch)
         else:
-            # Only here is the error gone, and with it what its traceback kept of the failed attempt.
-            _free_what_is_cached()
+            # Outside of the except clause, the error and the tensors that its traceback holds are freed.
+            _empty_cache()
             size = len(batch) // 2
     return results[0] if len(results) == 1 else torch.cat(results)
 
 
-def where_it_fits(compute: Callable[[torch.device], _Computed], device: torch.device, what: str) -> _Computed:
-    """What `compute` gives on `device`, or on the processor if that is a card whose memory does not suffice.
+def on_first_device_that_fits(
+    compute: Callable[[torch.device], _Computed], device: torch.device, what: str
+) -> _Computed:
+    """Return the result of `compute` on a device, or on the CPU if the memory of a GPU does not suffice.
 
-    Then a BlockfitWarning says that `what`, such as "the attention metric", is computed there.
+    The CPU is used with a BlockfitWarning.
+
+    Args:
+        compute: Function of the device.
+        device: The device to try first.
+        what: Name of the computation in the warning, for example "the attention metric".
+
+    Returns:
+        The result of `compute`.
+
+    Raises:
+        RuntimeError: `compute` failed for another reason than memory.
     """
     if device.type == "cpu":
         return compute(device)
@@ -75,19 +105,25 @@ def where_it_fits(compute: Callable[[torch.device], _Computed], device: torch.de
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-    _free_what_is_cached()
+    _empty_cache()
     _warn(what)
-    return compute(_PROCESSOR)
+    return compute(_CPU)
 
 
 class MovableMetric:
-    """A metric on a card, which is made anew on the processor as soon as the card's memory does not suffice.
+    """Metric on a GPU that is built again on the CPU as soon as the GPU's memory does not suffice.
 
-    The scores are then what they would have been there from the start.
+    Its scores are then those of a metric that was on the CPU from the start.
     """
 
     def __init__(self, build: Callable[[torch.device], "Metric"], device: torch.device, what: str) -> None:
-        """`build` makes the metric, and must be able to for as long as it scores; `what` it is called in a warning."""
+        """Build the metric on `device`.
+
+        Args:
+            build: Function that builds the metric on a device; it is called again to move.
+            device: The device to try first.
+            what: Name of the metric in the warning.
+        """
         self._build = build
         self._what = what
         self._device = device
@@ -97,50 +133,50 @@ class MovableMetric:
             self._device = device
             return build(device)
 
-        self._metric = where_it_fits(built, device, what)
+        self._metric = on_first_device_that_fits(built, device, what)
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The blocks that are scored."""
+        """Blocks that are scored."""
         return self._metric.blocks
 
     @property
     def unchanged(self) -> tuple[str, ...]:
-        """The blocks that are not scored because the target took them over unchanged."""
+        """Blocks that are not scored because the target took them over unchanged."""
         return self._metric.unchanged
 
     def prepare(self, coefficients: torch.Tensor) -> None:
-        """As the metric does."""
+        """Prepare the metric for candidates on the lines through these coefficients [n, groups, sources]."""
         self._line = coefficients
-        self._moving(lambda metric: metric.prepare(coefficients))
+        self._run(lambda metric: metric.prepare(coefficients))
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
-        return self._moving(lambda metric: metric.score(coefficients))
+        """Return similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
+        return self._run(lambda metric: metric.score(coefficients))
 
-    def _moving(self, compute: Callable[["Metric"], _Computed]) -> _Computed:
+    def _run(self, compute: Callable[["Metric"], _Computed]) -> _Computed:
         def on(device: torch.device) -> _Computed:
             if device != self._device:
                 metric = self._build(device)
                 if self._line is not None:
                     metric.prepare(self._line)
                 self._metric, self._device = metric, device
-                # Now that nothing of it is in use: other programs may wait for the card's memory.
-                _free_what_is_cached()
+                # Free the GPU's memory for other programs, now that nothing uses it.
+                _empty_cache()
             return compute(self._metric)
 
-        return where_it_fits(on, self._device, self._what)
+        return on_first_device_that_fits(on, self._device, self._what)
 
 
-def _free_what_is_cached() -> None:
+def _empty_cache() -> None:
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 
 def _warn(what: str) -> None:
     warnings.warn(
-        f"the card has too little free memory for {what}: it is computed on the processor from here on, which is "
-        "slower; to use the card, end other programs that use it and run again (`device='cpu'` does without it from "
+        f"the GPU has too little free memory for {what}: the CPU computes it from here on, which is "
+        "slower; to use the GPU, end other programs that use it and run again (`device='cpu'` uses the CPU from "
         "the start)",
         BlockfitWarning,
         stacklevel=3,

@@ -1,4 +1,4 @@
-"""What every metric offers, and what is made of several: combined metrics, totals, similarities of steps."""
+"""The protocol of metrics, and functions over several metrics or steps: combinations, scores, totals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,47 +13,47 @@ __all__ = ["Combined", "Metric", "score_step", "score_steps", "total_similarity"
 
 
 class Metric(Protocol):
-    """Scores candidates given as coefficients; nothing is merged.
+    """Scorer of candidates given as coefficients; nothing is merged.
 
-    `blocks` are the blocks it scores, in the order of the scores' last axis.
+    `blocks` are the scored blocks, in the order of the scores' last axis.
     """
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The blocks that are scored."""
+        """Blocks that are scored."""
         ...
 
     @property
     def unchanged(self) -> tuple[str, ...]:
-        """The blocks that are not scored because the target took them over unchanged from the base."""
+        """Blocks that are not scored because the target took them over unchanged from the base."""
         ...
 
     def prepare(self, coefficients: torch.Tensor) -> None:
-        """Candidates to come lie, block by block, on the lines that these [n, groups, sources] lie on.
+        """Hint that later candidates lie, block by block, on the lines through these [n, groups, sources].
 
-        For what that saves; it changes no score, but for rounding, and holds until the next call.
+        This is an optimisation only, and holds until the next call. Scores change by rounding at most.
         """
         ...
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Similarities in [-1, 1], float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
+        """Return similarities in [-1, 1], float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
         ...
 
 
 @dataclass(frozen=True)
 class Combined:
-    """Several metrics, each on blocks of its own, as one; blocks in the order of the metrics."""
+    """Several metrics with distinct blocks as one metric; blocks are in the order of the metrics."""
 
     metrics: Sequence[Metric]
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The blocks of all metrics."""
+        """Blocks of all metrics."""
         return tuple(block for metric in self.metrics for block in metric.blocks)
 
     @property
     def unchanged(self) -> tuple[str, ...]:
-        """The unchanged blocks of all metrics."""
+        """Unchanged blocks of all metrics."""
         return tuple(block for metric in self.metrics for block in metric.unchanged)
 
     def prepare(self, coefficients: torch.Tensor) -> None:
@@ -62,16 +62,24 @@ class Combined:
             metric.prepare(coefficients)
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
+        """Return similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
         return torch.cat([metric.score(coefficients) for metric in self.metrics], dim=1)
 
 
 def score_step(
     metric: Metric, recipe: Recipe, step: str, groups: Sequence[Group], sources: Sequence[str]
 ) -> dict[str, float]:
-    """What a step, or a model, of `recipe` scores as its alphas are, {block: similarity}; free ones where they start.
+    """Return the similarities {block: similarity} of one step, or one model, of a recipe.
 
-    `groups` and `sources` are those that the metric's coefficients are about.
+    Args:
+        metric: The metric.
+        recipe: The recipe. Its free alphas have their start values.
+        step: Name of the step or model.
+        groups: Rows of the metric's coefficients.
+        sources: Columns of the metric's coefficients.
+
+    Returns:
+        Similarity in [-1, 1] by block.
     """
     return score_steps(metric, recipe, [step], groups, sources)[step]
 
@@ -79,10 +87,20 @@ def score_step(
 def score_steps(
     metric: Metric, recipe: Recipe, steps: Sequence[str], groups: Sequence[Group], sources: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """What several steps, one at least, score as `score_step` says, {step: {block: similarity}}.
+    """Return the similarities {step: {block: similarity}} of several steps of a recipe.
 
-    The recipe is gone through once for all of them, and one after another is scored, so that the time grows with the
-    number of steps and the memory does not.
+    The recipe is evaluated once, and its steps are scored one after another: the time grows with the number of steps,
+    the memory does not.
+
+    Args:
+        metric: The metric.
+        recipe: The recipe. Its free alphas have their start values.
+        steps: Names of one or more steps or models.
+        groups: Rows of the metric's coefficients.
+        sources: Columns of the metric's coefficients.
+
+    Returns:
+        Similarity in [-1, 1] by step and block, in the order of `steps`.
     """
     algebra = Algebra(recipe, groups, sources, steps[0], further=steps[1:])
     found = {
@@ -93,9 +111,13 @@ def score_steps(
 
 
 def total_similarity(scores: Mapping[str, float | None]) -> float:
-    """Return the plain mean over the blocks, as the article's tables have it; NaN if there is none.
+    """Return the plain mean over the blocks, as in the article's tables; NaN without a scored block.
 
-    Unchanged blocks, which have None, do not count.
+    Args:
+        scores: Similarity by block. Unchanged blocks have None, and do not count.
+
+    Returns:
+        The mean, in [-1, 1].
     """
     values = [value for value in scores.values() if value is not None]
     return math.fsum(values) / len(values) if values else math.nan

@@ -1,4 +1,4 @@
-"""Options of metrics: a model for each metric that has some, and all of a stage's together as one value."""
+"""Options of metrics: one model for each metric that has options, and one record of a stage's options."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,46 +14,57 @@ __all__ = ["MetricOptions", "Options"]
 
 
 class MetricOptions(UserFile):
-    """The options of one metric. Its fields are fields of a stage in study.yaml."""
+    """Options of one metric. Their fields are fields of a stage in study.yaml."""
 
     def __hash__(self) -> int:
-        """Options hold lists; equal ones have the same text."""
+        """Return the hash of the JSON text: options contain lists, and equal options have equal texts."""
         return hash(self.model_dump_json())
 
     def problems(self, given: Collection[str], layout: Layout, *, used: bool) -> list[str]:
-        """Return a line for each field that cannot be used, with the field before it.
+        """Return one line, beginning with the field, for each field that cannot be used.
 
-        `given` are the fields that the user wrote, `layout` is that of the recipe; `used` says whether the stage has
-        the metric.
+        Args:
+            given: Names of the fields that the user wrote.
+            layout: Layout of the recipe.
+            used: Whether the stage has the metric.
+
+        Returns:
+            The lines; empty if all is well.
         """
         return []
 
     def loaded(self, folder: Path) -> Self:
-        """Return the options with what is in the files that they name, seen from `folder`.
+        """Return the options with the contents of the files that they name.
 
-        Raises InputError for files that cannot be used.
+        Raises InputError if a file cannot be used.
+
+        Args:
+            folder: The folder that relative paths start from.
+
+        Returns:
+            The options, or a copy.
         """
         return self
 
     def resolved(self, target: TensorSource, layout: Layout) -> Self:
-        """Return the options with defaults that depend on the target filled in. Raises CheckpointError."""
+        """Return the options with defaults that depend on the target filled in, or raise CheckpointError."""
         return self
 
     def bound(self, *, used: bool) -> dict[str, Any]:
-        """Return what a trial's score depends on, as JSON takes it; trials with other values never mix."""
+        """Return all options that a score depends on, for JSON; trials with different values never mix."""
         return {}
 
     def noted(self) -> dict[str, Any]:
-        """Return what a recipe notes of a search by this metric, {key: value}, defaults left out."""
+        """Return the entries {key: value} that a recipe records of a search by this metric, without defaults."""
         return {}
 
     def described(self, *, used: bool) -> list[str]:
-        """Return in some words each what the options are, for a report."""
+        """Return the options as short phrases for a report."""
         return []
 
     @classmethod
     def of_noted(cls, search: FittedSearch) -> Self:
-        """Return the options that a recipe notes of a search by this metric."""
+        """Return the options that a recipe records of a search by this metric."""
         return cls()
 
 
@@ -62,15 +73,15 @@ _Kind = TypeVar("_Kind", bound=MetricOptions)
 
 @dataclass(frozen=True)
 class Options:
-    """The options of all metrics; those that are not `given` are the defaults."""
+    """Options of all metrics; metrics that are not among `given` have their defaults."""
 
     given: tuple[MetricOptions, ...] = ()
 
     def of(self, kind: type[_Kind]) -> _Kind:
-        """Return the options of the metric whose options are of this kind."""
-        return next((one for one in self.given if isinstance(one, kind)), None) or kind()
+        """Return the options of this kind, those given or the defaults."""
+        return next((given for given in self.given if isinstance(given, kind)), None) or kind()
 
     def having(self, *others: MetricOptions) -> "Options":
-        """Return these options with others in the place of those of the same kind."""
-        kinds = {type(one) for one in others}
-        return Options((*(one for one in self.given if type(one) not in kinds), *others))
+        """Return a copy in which `others` replace the options of the same kinds."""
+        kinds = {type(options) for options in others}
+        return Options((*(options for options in self.given if type(options) not in kinds), *others))

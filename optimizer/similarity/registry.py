@@ -1,4 +1,4 @@
-"""The metrics by name: a new metric is one file and one line in `METRICS`."""
+"""The registry of metrics by name. A new metric takes one file, and one line in `METRICS`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,15 +25,23 @@ __all__ = ["DEFAULT_METRIC", "EXACT_METRICS", "METRICS", "OPTIONS", "MetricKind"
 
 @dataclass(frozen=True)
 class MetricKind:
-    """A metric by name: which blocks of a layout it can see, and how it is made.
+    """Kind of metric: the blocks of a layout that it can see, and the function that builds it.
 
-    `reads_statistics` says that it is computed from Gram matrices, which several metrics share; `needs_base` that it is
-    defined only relative to a base. One that draws random inputs has `by_seed`, which scores one candidate,
-    coefficients [groups, sources], under several seeds: float64 [seeds, blocks]. One that is `scale_free` does not see
-    how far from the base a candidate is, only in which direction. One that is `exact` is a `QuadraticMetric`, whose
-    best alphas are found without a trial. `needs_prompts` says that it reads prompts. `options` is the model of its
-    options, fields of a stage in study.yaml, if it has some. `extra` names the extra of the installation that brings
-    the libraries it is computed with. `absent` is why a layout may offer it for no block.
+    Attributes:
+        name: Name in study.yaml and commands.
+        title: One phrase for reports.
+        sees: Function from a layout to the blocks that the metric can score.
+        build: Function that builds the metric.
+        reads_statistics: Whether it is computed from Gram matrices, which several metrics share.
+        needs_base: Whether it is defined only relative to a base.
+        scale_free: Whether it depends only on the direction of a candidate from the base, not on the distance.
+        exact: Whether it is a `QuadraticMetric`, whose best alphas are found without a trial.
+        needs_prompts: Whether it reads prompts.
+        options: Model of its options, which are fields of a stage in study.yaml; None if it has none.
+        extra: Name of the installation's extra with the libraries it uses; None if it needs none.
+        by_seed: Function that scores one candidate, coefficients [groups, sources], under several seeds: float64
+            [seeds, blocks]; None for a metric without random inputs.
+        absent: Reason why a layout may offer it for no block.
     """
 
     name: MetricName
@@ -57,7 +65,7 @@ class MetricKind:
 
     @property
     def needs_seed(self) -> bool:
-        """Whether it draws random inputs."""
+        """Whether the metric draws random inputs."""
         return self.by_seed is not None
 
 
@@ -120,7 +128,7 @@ METRICS: dict[str, MetricKind] = {
             reads_statistics=False,
             options=AttentionOptions,
             by_seed=attention_by_seed,
-            absent="its layout does not say where its self-attention is",
+            absent="its layout does not list its self-attention",
         ),
         MetricKind(
             "encoder",
@@ -140,16 +148,19 @@ OPTIONS = tuple(kind.options for kind in METRICS.values() if kind.options is not
 """The models of the metrics' options."""
 
 DEFAULT_METRIC: MetricName = "explained"
-"""The metric of a study that names none."""
+"""The metric of a study without one."""
 
 EXACT_METRICS = tuple(name for name, kind in METRICS.items() if kind.exact)
-"""The metrics whose best alphas are found without a trial, the one that says most first."""
+"""The metrics whose best alphas are found without a trial, the most informative first."""
 
 
 def check_installed(metrics: Iterable[str]) -> None:
-    """Raise InputError unless the libraries that these metrics are computed with are installed.
+    """Raise InputError unless the libraries of these metrics are installed.
 
-    Names of no metric are left to whatever looks them up. Call this before any file is read.
+    Call this before any file is read. Unknown names are ignored here; other functions report them.
+
+    Args:
+        metrics: Names of metrics.
     """
     for kind in dict.fromkeys(METRICS[name] for name in metrics if name in METRICS):
         if kind.extra is not None:
@@ -159,11 +170,19 @@ def check_installed(metrics: Iterable[str]) -> None:
 def build_metric(
     name: str, comparison: Comparison | Measured, blocks: Sequence[str], statistics: Statistics | None = None
 ) -> Metric:
-    """The metric of this name over `blocks`, in layout order or, for attention, in the order it evaluates them.
+    """Return the metric of this name over some blocks.
 
-    `statistics` must cover the blocks where the metric reads them; such metrics need no files and take what was
-    `Measured` too. Raises StudyError for a name that is unknown, a
-    block that the metric cannot see, or a missing base.
+    Args:
+        name: Name of the metric.
+        comparison: The open sources and target. Metrics that read statistics need no files, and also take `Measured`.
+        blocks: Names of the blocks.
+        statistics: Statistics that cover the blocks, for metrics that read them.
+
+    Returns:
+        The metric; its blocks are in layout order, for attention in the order of evaluation.
+
+    Raises:
+        StudyError: The name is unknown, the metric cannot see a block, or the base is missing.
     """
     if name not in METRICS:
         raise StudyError(f"metric: received {name!r}; must be one of {', '.join(METRICS)}")

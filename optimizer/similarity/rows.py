@@ -1,11 +1,11 @@
-"""Cosines of attention outputs, row by row: a few rows of all candidates at a time, by several threads.
+"""Cosines of attention outputs, row by row: a few rows of all candidates at a time, in several threads.
 
-What has to be done to a logit is little, so on a processor it is as fast as numbers move. Rows are therefore taken in
-tiles that stay in a core's own cache from the logits to the cosine, and what they are made of is read once for all
-candidates. (`batched` is what a card is fast at.)
+The work per logit is small, so on a CPU it is limited by memory bandwidth. Rows are therefore computed in tiles that
+stay in a core's cache from the logits to the cosine, and the matrices are read once for all candidates. (`batched` is
+the form for a GPU.)
 
-Logits come in units of log 2, because exp2 takes less than half the time of exp; and where exp underflows, which takes
-it ten times as long as else, exp2 is nearly as fast as anywhere.
+Logits are in units of log 2, because exp2 takes less than half the time of exp. Where exp underflows, it takes ten
+times as long as elsewhere; exp2 hardly slows down.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ from optimizer.similarity.logits import Logits
 
 __all__ = ["Candidates", "Workers", "cosines", "outputs"]
 
-# Numbers in a tile: 512 KiB, half of the second-level cache of common cores; the matrices that it is made of stream by.
+# Numbers of a tile: 512 KiB, half of the second-level cache of common cores. The matrices stream past it.
 _TILE = 1 << 17
-# Candidates in a tile: with more of them its rows get too few for the matrices' sake, and nothing is gained.
+# Most candidates of a tile: with more, a tile has too few rows of each matrix.
 _CANDIDATES = 16
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -32,8 +32,11 @@ _TINY = torch.finfo(torch.float32).tiny
 class Candidates:
     """n candidates for one block of width d under one random input.
 
-    `logits` are in units of log 2. `values` float32 [n, d] are the sums of the value projections, `target` float32
-    [d, d] the target's outputs, each row divided by its norm. `cosines` float32 [n, d] is what is computed.
+    Attributes:
+        logits: Logits in units of log 2.
+        values: Sums of the value projections, float32 [n, d].
+        target: The target's outputs, float32 [d, d], each row divided by its norm.
+        cosines: The result, float32 [n, d].
     """
 
     logits: Logits
@@ -43,43 +46,45 @@ class Candidates:
 
     @property
     def similarities(self) -> torch.Tensor:
-        """The means over the rows of the cosines computed, float64 [n], on the processor."""
+        """Means over the rows of the computed cosines, float64 [n], on the CPU."""
         return self.cosines.to(torch.float64).mean(dim=-1).clamp(-1, 1).cpu()
 
 
 @dataclass(frozen=True)
 class _Strip:
-    """Some rows of the logits, for all candidates, `together` candidates at a time."""
+    """Some rows of the logits of all candidates, `together` candidates at a time."""
 
     candidates: Candidates
     rows: slice
     together: int
 
     def compute(self, buffer: torch.Tensor) -> None:
-        """Write these rows' cosines; `buffer` holds `together` times the strip."""
-        what = self.candidates
-        for start in range(0, len(what.values), self.together):
+        """Write the cosines of these rows; `buffer` has room for `together` times the strip."""
+        candidates = self.candidates
+        for start in range(0, len(candidates.values), self.together):
             some = slice(start, start + self.together)
-            logits = what.logits.rows(some, self.rows, buffer)
-            what.cosines[some, self.rows] = cosines(logits, what.values[some, None], what.target[self.rows])
+            logits = candidates.logits.rows(some, self.rows, buffer)
+            candidates.cosines[some, self.rows] = cosines(
+                logits, candidates.values[some, None], candidates.target[self.rows]
+            )
 
 
 def outputs(logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """2 ^ (logits - their row's maximum) * values: attention outputs up to a factor for each row. Overwrites logits."""
+    """Return 2 ^ (logits - maximum of their row) * values, the outputs up to a factor per row. Overwrites logits."""
     return logits.sub_(logits.amax(dim=-1, keepdim=True)).exp2_().mul_(values)
 
 
 def cosines(logits: torch.Tensor, values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cosines [..., rows] of the outputs and the target's rows of norm 1, both [..., rows, d]. Overwrites logits."""
+    """Return cosines [..., rows] of the outputs with the target's normalized rows [..., rows, d]. Overwrites logits."""
     found = outputs(logits, values)
     norms = torch.linalg.vector_norm(found, dim=-1)
     return found.mul_(target).sum(dim=-1).div_(norms.clamp_min_(_TINY))
 
 
 class Workers:
-    """Threads that compute strips, as many as torch uses in the thread that makes this; none if that is one.
+    """Threads that compute strips, as many as torch uses in the thread that creates this object.
 
-    They end with this object.
+    They end with this object. If torch uses one thread, the caller's thread computes.
     """
 
     def __init__(self) -> None:
@@ -91,11 +96,11 @@ class Workers:
             for _ in range(self._count):
                 self._pool.submit(_begin, started)
             started.wait()
-            # torch keeps this number for each thread by itself, and once more for those yet to come.
+            # torch keeps this number per thread, and once more for later threads.
             torch.set_num_threads(self._count)
 
     def compute(self, work: Sequence[Candidates]) -> None:
-        """Compute the cosines of all of them, on the processor."""
+        """Compute the cosines of all candidates on the CPU."""
         strips: SimpleQueue[_Strip] = SimpleQueue()
         for strip in _strips(work):
             strips.put(strip)
@@ -107,8 +112,8 @@ class Workers:
 
 
 def _begin(started: Barrier) -> None:
-    # The cores are taken by the other threads. A thread that torch has not met takes over the process's number at its
-    # first operation, whatever was set before: so let torch meet it first.
+    # Each thread computes alone: the other threads use the other cores. A thread new to torch adopts the process's
+    # number at its first operation, whatever was set before, so this call comes first.
     torch.get_num_threads()
     torch.set_num_threads(1)
     started.wait()

@@ -1,14 +1,15 @@
-"""Gram matrices: all that the weight-space metrics need to know of the checkpoints, from one pass over them.
+"""Gram matrices, from one pass over the checkpoints: all input of the metrics in weight space.
 
-A merge is reference + sum_k c_k * (source_k - reference), because its coefficients sum to 1. So every inner product of
-a candidate with the target, or with itself, follows from those of the vectors
+A merge is reference + sum_k c_k * (source_k - reference), because its coefficients sum to 1. Every inner product of a
+candidate with the target or with itself therefore follows from those of the vectors
 
     [reference, source_1 - reference, ..., source_K - reference, target - reference]
 
-Finetunes agree with their base to 3-5 digits: products of the raw tensors would cancel away what is to be fitted.
+Finetunes agree with their base to 3-5 digits, so products of the raw tensors would cancel away the differences that are
+to be fitted.
 
-A tensor that is the reference's, rounded to a narrower dtype, counts as the reference's: what rounding has done to it
-is no difference that a merge could explain, and no direction that it could go.
+A tensor equal to the reference's after rounding to a narrower dtype counts as the reference's: a rounding error is
+neither a difference that a merge could explain nor a direction that it could take.
 """
 
 import os
@@ -25,36 +26,41 @@ from optimizer.checkpoints import TensorSource, check_unchanged, is_zero
 from optimizer.errors import CheckpointError
 from optimizer.recipes import Part, PartReader, finite
 from optimizer.similarity.comparison import Comparison
-from optimizer.similarity.memory import where_it_fits
-from optimizer.similarity.statistics_on_card import grams_on_card
+from optimizer.similarity.memory import on_first_device_that_fits
+from optimizer.similarity.statistics_on_gpu import grams_on_gpu
 
 __all__ = ["Statistics", "measure_statistics", "warn_of_zeros"]
 
 Matrix = NDArray[np.float64]
 
-# Tensors are cut into pieces of this many elements, so that each product is small enough for a library of linear
-# algebra to compute in the thread that asks for it: the cores are taken by the threads here. All in float64:
-# differences of half-precision numbers lie on a grid, so that float32 sums of their products round down more often than
-# up (7e-8 in all, measured, however short they are).
+# Elements of a piece. Each product is then small enough for the linear algebra library to compute in the calling
+# thread, since the threads here use all cores. All products are float64: differences of half-precision numbers lie on a
+# grid, so float32 sums of their products are rounded down more often than up (7e-8 in all, measured, at any length).
 PIECE = 512
-# Pieces that are multiplied at a time: few enough to stay in a processor's cache, enough to be worth a call.
+# Pieces multiplied at a time: few enough for the CPU's cache, enough to be worth a call.
 _PIECES = 64
-# Elements of each file that are read at a time, and what a thread takes on next.
+# Elements of each file read at a time: the unit of work of a thread.
 _SEGMENT = 1 << 17
-_LARGEST_ITEM = 8  # bytes: float64
-# A tensor may be the reference's, rounded, if its squared distance from it is below this many squared roundings.
+_LARGEST_ITEM = 8  # bytes, of float64
+# A tensor may be the rounded reference's if its squared distance from it is below this many squared rounding errors.
 _ROUNDED = 64
-# Squared lengths below this share of the longest may be what rounding leaves of 0.
+# Squared lengths below this share (0 to 1) of the longest may be rounding errors of 0.
 _NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Gram matrices per scored part, float64 [parts, K + 2, K + 2]: reference, K source differences, target difference.
+    """Gram matrices per scored part, of the reference, K source differences and the target difference.
 
-    `group` [parts] is each part's row in coefficients; `blocks` its block; `referenced` whether the reference holds it
-    (where not, the differences are the tensors themselves and a difference from the base is not defined). A source that
-    lacks a part has zeros there.
+    A source that lacks a part has zeros there. If the reference lacks it, the differences are the tensors themselves,
+    and a difference from the base is not defined.
+
+    Attributes:
+        names: Names of the parts.
+        blocks: Block of each part.
+        group: Row of coefficients of each part, int64 [parts].
+        referenced: Whether the reference holds each part, bool [parts].
+        gram: Gram matrices, float64 [parts, K + 2, K + 2].
     """
 
     names: tuple[str, ...]
@@ -65,11 +71,20 @@ class Statistics:
 
 
 def measure_statistics(comparison: Comparison, blocks: Sequence[str], *, threads: int | None = None) -> Statistics:
-    """Read every scored tensor of `blocks` once and take its Gram matrix.
+    """Read every scored tensor of some blocks once, and return the Gram matrices.
 
-    `threads` (default: one for each core) work at a time, which does not change any bit of the result. Raises
-    CheckpointError naming file and tensor where a tensor holds NaN or Inf, and naming files that were changed, replaced
-    or deleted since they were opened. Gives a BlockfitWarning for files whose tensors are zeros where others' are not.
+    Gives a BlockfitWarning for files whose tensors are zeros where those of others are not.
+
+    Raises CheckpointError if a tensor contains NaN or Inf, or a file was changed, replaced or deleted since it was
+    opened. The message names the file.
+
+    Args:
+        comparison: The open sources and target.
+        blocks: Names of the blocks.
+        threads: Number of threads. Default: one for each core. It changes no bit of the result.
+
+    Returns:
+        The statistics.
     """
     parts = comparison.scored_parts(blocks)
     grams = measure_grams(comparison, parts, threads=threads)
@@ -87,21 +102,28 @@ def measure_statistics(comparison: Comparison, blocks: Sequence[str], *, threads
 
 
 def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int | None = None) -> torch.Tensor:
-    """The Gram matrix of each of `parts`, float64 [parts, K + 2, K + 2], from one pass.
+    """Return the Gram matrix of each part, from one pass over the files.
 
-    It is not finite where a tensor holds NaN or Inf. Raises CheckpointError if a file was changed, replaced or deleted
-    since it was opened.
+    If the memory of a GPU does not suffice, the pass starts again on the CPU, with exactly its results. All threads
+    have ended when the function returns or raises.
 
-    `threads` as for `measure_statistics`; all have ended when this returns or raises. Where a card's memory does not
-    suffice the pass begins anew on the processor, with exactly its results.
+    Raises CheckpointError if a file was changed, replaced or deleted since it was opened.
+
+    Args:
+        comparison: The open sources and target.
+        parts: The parts to measure.
+        threads: Number of threads. Default: one for each core. It changes no bit of the result.
+
+    Returns:
+        Matrices, float64 [parts, K + 2, K + 2], not finite where a tensor contains NaN or Inf.
     """
 
     def on(device: torch.device) -> torch.Tensor:
         if device.type == "cpu":
-            return _grams_on_processor(comparison, parts, threads)
-        return grams_on_card(comparison, parts, device, threads=threads)
+            return _grams_on_cpu(comparison, parts, threads)
+        return grams_on_gpu(comparison, parts, device, threads=threads)
 
-    grams = where_it_fits(on, comparison.device, "the inner products of the checkpoints")
+    grams = on_first_device_that_fits(on, comparison.device, "the inner products of the checkpoints")
     for part, gram in zip(parts, grams, strict=True):
         _level_rounding(comparison, part, gram)
     check_unchanged([*comparison.sources.values(), comparison.target, comparison.reference])
@@ -109,7 +131,7 @@ def measure_grams(comparison: Comparison, parts: Sequence[Part], *, threads: int
 
 
 def _level_rounding(comparison: Comparison, part: Part, gram: torch.Tensor) -> None:
-    """Set the differences to 0, in `gram`, of checkpoints whose tensor is the reference's but for its rounding."""
+    """Set the differences in `gram` to 0 for checkpoints whose tensor is the reference's up to rounding."""
     reference = comparison.reference
     if not part.held_by(reference):
         return
@@ -125,38 +147,38 @@ def _level_rounding(comparison: Comparison, part: Part, gram: torch.Tensor) -> N
 
 
 def refuse_not_finite(part: Part, comparison: Comparison) -> None:
-    """Raise CheckpointError, naming the first file that holds NaN or Inf in `part`."""
+    """Raise CheckpointError, naming the first file that contains NaN or Inf in `part`."""
     for checkpoint in [*comparison.sources.values(), comparison.target, comparison.reference]:
         if part.held_by(checkpoint):
             finite(part, checkpoint, "comparison")
     raise CheckpointError(f"tensor {part.name!r}: its inner products are not finite")
 
 
-def _grams_on_processor(comparison: Comparison, parts: Sequence[Part], threads: int | None) -> torch.Tensor:
+def _grams_on_cpu(comparison: Comparison, parts: Sequence[Part], threads: int | None) -> torch.Tensor:
     segments = [segment for row, part in enumerate(parts) for segment in _segments(row, part)]
     count = len(comparison.sources) + 2
     grams = torch.zeros(len(parts), count, count, dtype=torch.float64)
     total, done = sum(segment.stop - segment.start for segment in segments), 0
-    own = threading.local()
+    local = threading.local()
     of_caller = torch.get_num_threads()
     opened: list[_Pass] = []
 
     def begin() -> None:
-        # A thread that torch has not met takes over the process's number at its first operation, whatever was set
-        # before: so let torch meet it first.
+        # A thread new to torch adopts the process's number at its first operation, whatever was set before, so this
+        # call comes first.
         torch.get_num_threads()
         torch.set_num_threads(1)
-        own.work = _Pass(comparison)
-        opened.append(own.work)
+        local.work = _Pass(comparison)
+        opened.append(local.work)
 
     def measure(segment: _Segment) -> torch.Tensor:
-        gram: torch.Tensor = own.work.gram(segment)
+        gram: torch.Tensor = local.work.gram(segment)
         return gram
 
     try:
         with ThreadPoolExecutor(threads or os.cpu_count() or 1, "measuring", initializer=begin) as pool:
             try:
-                # In the segments' own order, whichever thread was first: sums do not depend on the threads.
+                # In the order of the segments, whichever thread was first: sums do not depend on the threads.
                 for segment, gram in zip(segments, pool.map(measure, segments), strict=True):
                     grams[segment.row] += gram
                     done += segment.stop - segment.start
@@ -164,7 +186,7 @@ def _grams_on_processor(comparison: Comparison, parts: Sequence[Part], threads: 
             finally:
                 pool.shutdown(cancel_futures=True)
     finally:
-        # torch keeps this number for each thread by itself, and once more for those yet to come.
+        # torch keeps this number per thread, and once more for later threads.
         torch.set_num_threads(of_caller)
         for work in opened:
             work.close()
@@ -172,15 +194,20 @@ def _grams_on_processor(comparison: Comparison, parts: Sequence[Part], threads: 
 
 
 def warn_of_zeros(parts: Sequence[Part], grams: torch.Tensor, comparison: Comparison) -> None:
-    """Give a BlockfitWarning for each file that holds nothing but zeros in some of `parts` where another does not.
+    """Give a BlockfitWarning for each file that contains only zeros in some parts where another file does not.
 
-    `grams` are their Gram matrices: the squared length of a tensor is that of the reference plus its difference. Only
-    tensors that are next to nothing beside the others are read once more.
+    The squared length of a tensor follows from the Gram matrices: it is that of the reference plus its difference. Only
+    tensors much shorter than the longest are read once more.
+
+    Args:
+        parts: The parts.
+        grams: Their Gram matrices, float64 [parts, K + 2, K + 2].
+        comparison: The open sources and target.
     """
     rows = [*comparison.sources.values(), comparison.target]
-    own = torch.diagonal(grams[:, 1:, 1:], dim1=-2, dim2=-1)
+    differences = torch.diagonal(grams[:, 1:, 1:], dim1=-2, dim2=-1)
     reference = grams[:, :1, 0]
-    lengths = torch.cat([reference, reference + 2 * grams[:, 0, 1:] + own], dim=1)
+    lengths = torch.cat([reference, reference + 2 * grams[:, 0, 1:] + differences], dim=1)
     for part, row in zip(parts, lengths.tolist(), strict=True):
         held = [(rows[position], row[1 + position]) for position in (*part.holders, len(rows) - 1)]
         if part.held_by(comparison.reference):
@@ -209,7 +236,7 @@ def _segments(row: int, part: Part) -> Iterator[_Segment]:
 
 
 class _Pass:
-    """Reads and multiplies segments, with files and buffers of its own: for one thread."""
+    """Reader and multiplier of segments for one thread, with files and buffers of its own."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._reference = comparison.reference
@@ -219,7 +246,7 @@ class _Pass:
         self._stages = {dtype: _Stage(_SEGMENT, dtype) for dtype in (torch.float32, torch.float64)}
 
     def gram(self, segment: _Segment) -> torch.Tensor:
-        """The Gram matrix of one segment, float64 [K + 2, K + 2]."""
+        """Return the Gram matrix of one segment, float64 [K + 2, K + 2]."""
         part = segment.part
         referenced = part.held_by(self._reference)
         held = {
@@ -247,10 +274,10 @@ class _Pass:
 
 
 class _Stage:
-    """Takes a reference and tensors one after another, up to `length` elements each, and multiplies their differences.
+    """Buffer that takes a reference, then tensors of up to `length` elements, and multiplies their differences.
 
-    `dtype` holds the tensors exactly: float32 for every type but float64. By way of it, in two steps, numbers become
-    float64 twice as fast as in one.
+    `dtype` represents the tensors exactly: float32 for every type except float64. Conversion through float32 to float64
+    is twice as fast as direct conversion.
     """
 
     def __init__(self, length: int, dtype: torch.dtype) -> None:
@@ -261,11 +288,11 @@ class _Stage:
         self._double = torch.empty(0, dtype=torch.float64)
 
     def begin(self, length: int) -> None:
-        """Forget what was added; what comes has this many elements."""
+        """Forget all tensors; the next ones have `length` elements."""
         self._places, self._length = [], length
 
     def add(self, place: int, values: torch.Tensor | None) -> None:
-        """Take the tensor for row `place` of the Gram matrix; the reference first, None if there is none."""
+        """Take the tensor of row `place` of the Gram matrix; the reference comes first, None if it lacks the part."""
         row = len(self._places)
         self._places.append(place)
         if row == len(self._rows):
@@ -280,7 +307,7 @@ class _Stage:
             self._rows[row, self._length : end] = 0
 
     def gram(self, size: int) -> torch.Tensor:
-        """The products of what was added, at its places in float64 [size, size]; zeros elsewhere."""
+        """Return the products of all tensors, at their places in float64 [size, size]; zeros elsewhere."""
         end = -(-self._length // PIECE) * PIECE
         products = self._multiplied(self._rows[: len(self._places), :end])
         gram = torch.zeros(size, size, dtype=torch.float64)
@@ -293,7 +320,7 @@ class _Stage:
         gram = np.zeros((count, count))
         if self._double.numel() < count * _PIECES * PIECE:
             self._double = torch.empty(count * _PIECES * PIECE, dtype=torch.float64)
-        # What is not finite is told from its products, not by a warning.
+        # Values that are not finite are found in the products, not by a warning.
         with np.errstate(all="ignore"):
             for start in range(0, length, _PIECES * PIECE):
                 chunk = rows[:, start : start + _PIECES * PIECE].view(count, -1, PIECE).transpose(0, 1)
@@ -305,7 +332,7 @@ class _Stage:
 
 def _add_products(gram: Matrix, pieces: Matrix) -> None:
     """Add the products of rows, summed over `pieces` [pieces, rows, PIECE], to `gram` [rows, rows]."""
-    # Not a matrix times its own transpose: numpy has a routine of its own for that, which is slow for so few rows.
+    # Not a matrix times its own transpose: numpy's special routine for that is slow for so few rows.
     products = np.matmul(pieces, pieces[:, 1:].transpose(0, 2, 1)).sum(axis=0)
     gram[:, 1:] += products
     gram[1:, 0] += products[0]

@@ -82,7 +82,7 @@ class OpenStudy:
         found: dict[str, str] = {}
 
         def hashed(checkpoint: TensorSource) -> str | None:
-            if checkpoint.path is None or checkpoint.fate() is not None:
+            if checkpoint.path is None or checkpoint.change_since_open() is not None:
                 return None
             if known:
                 return None if hashes is None else hashes.look_up(checkpoint.path, "sha256")
@@ -103,10 +103,10 @@ class OpenStudy:
         progress("hashing the checkpoints", len(files), len(files))
         for name, checkpoint in files.items():
             # Asked again: it may have happened while hashing.
-            if (fate := checkpoint.fate()) is not None:
+            if (change := checkpoint.change_since_open()) is not None:
                 found.pop(name, None)
                 warnings.warn(
-                    f"{checkpoint.label}: {fate} during the fit: what was found is about the file as it was before, "
+                    f"{checkpoint.label}: {change} during the fit: what was found is about the file as it was before, "
                     "and best.yaml notes no hash of it",
                     BlockfitWarning,
                     stacklevel=2,

@@ -44,12 +44,12 @@ from optimizer.similarity import (
     Options,
     build_metric,
     float32_products,
-    grams_on_card,
+    grams_on_gpu,
     measure_grams,
     measure_statistics,
     open_comparison,
     select_device,
-    unused_card,
+    unused_gpu,
 )
 
 SOURCES = 8
@@ -142,7 +142,7 @@ def machine(context: Context) -> Figures:
     """What this is run on; `device` is the one that the others are to use."""
     device = select_device(context.device)
     if context.device == "auto" and device.type == "cpu" and not context.small:
-        reason = unused_card() or "this machine has no NVIDIA card that torch can see"
+        reason = unused_gpu() or "this machine has no NVIDIA GPU that torch can see"
         raise InputError(f"--device: {reason}; --device cpu --small tries the script without one")
     found: Figures = {
         "device": device.type,
@@ -393,7 +393,7 @@ def agreement(context: Context) -> Figures:
         start = time.perf_counter()
         on_processor = measure_statistics(comparison, layout.blocks)
         middle = time.perf_counter()
-        exact, found = on_processor.gram, grams_on_card(comparison, parts, device)
+        exact, found = on_processor.gram, grams_on_gpu(comparison, parts, device)
         seconds["statistics"] = {"processor": middle - start, "device": time.perf_counter() - middle}
         size = exact.diagonal(dim1=1, dim2=2).sqrt()
         relative = (found - exact).abs() / (size[:, :, None] * size[:, None]).clamp_min(1e-300)
@@ -464,10 +464,10 @@ def inner_products(context: Context) -> Figures:
             seconds[name] = time.perf_counter() - start
 
         threads = min(8, most)
-        timed("first", lambda: grams_on_card(comparison, parts, device))
+        timed("first", lambda: grams_on_gpu(comparison, parts, device))
         for count in sorted({1, threads} if context.small else {1, 2, 4, threads}):
             timed(
-                f"device, {count} threads", lambda count=count: grams_on_card(comparison, parts, device, threads=count)
+                f"device, {count} threads", lambda count=count: grams_on_gpu(comparison, parts, device, threads=count)
             )
         timed(f"only reading, {threads} threads", lambda: _read(comparison, parts, threads))
         timed("processor", lambda: measure_grams(comparison, parts))

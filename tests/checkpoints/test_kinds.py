@@ -1,4 +1,4 @@
-"""What people bring is named: each kind of file, by the names and shapes that published files of it have."""
+"""Files that users bring are named: each kind by the names and shapes of published files."""
 
 import json
 import re
@@ -23,12 +23,12 @@ SINGLE_FILE = "give the single file with all of the model, as WebUIs and ComfyUI
 
 
 def under(prefix: str, shapes: dict) -> dict:
-    """The same tensors with this before their names."""
+    """Return the tensors with a prefix to their names."""
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
 def unet(context: int, channels: int = 4, width: int = 320) -> dict:
-    """The telling tensors of a UNet with four levels, as Stable Diffusion 1.x and 2.x have, without prefix."""
+    """Return the identifying tensors of a four-level UNet of Stable Diffusion 1.x or 2.x, without prefix."""
     return {
         "input_blocks.0.0.weight": (width, channels, 3, 3),
         "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (width, context),
@@ -39,7 +39,7 @@ def unet(context: int, channels: int = 4, width: int = 320) -> dict:
 
 
 def xl_unet(channels: int = 4, depths: tuple[int, int] = (2, 10), *, middle: bool = True) -> dict:
-    """The telling tensors of SDXL's UNet, or of one that was made smaller, by the transformer blocks of two levels."""
+    """Return the identifying tensors of an SDXL UNet, or a smaller one, by the transformer blocks of two levels."""
     found = {
         "input_blocks.0.0.weight": (320, channels, 3, 3),
         "label_emb.0.0.weight": (1280, 2816),
@@ -54,7 +54,7 @@ def xl_unet(channels: int = 4, depths: tuple[int, int] = (2, 10), *, middle: boo
 
 
 def diffusers_unet(context: int, channels: int = 4) -> dict:
-    """The telling tensors of the UNet of Stable Diffusion 1.x or 2.x as diffusers calls them."""
+    """Return the identifying tensors of a UNet of Stable Diffusion 1.x or 2.x in diffusers' names."""
     return {
         "conv_in.weight": (320, channels, 3, 3),
         "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": (320, context),
@@ -97,7 +97,7 @@ COSMOS = {"x_embedder.proj.1.weight": (2048, 68), "blocks.0.mlp.layer1.weight": 
 ANIMA = COSMOS | {"llm_adapter.blocks.0.cross_attn.q_proj.weight": (16, 16)}
 WAN = {"head.modulation": (1, 2, 5120), "patch_embedding.weight": (5120, 16, 1, 2, 2)}
 
-# The name, the tensors, what it is called, and what tells so; None where a checkpoint of SD 1.x is opened.
+# Name, tensors, title and evidence; title and evidence are None where a checkpoint of SD 1.x is opened.
 NETWORKS = [
     ("sd1-inpainting", under(UNET, unet(768, 9)) | CLIP_L | VAE, None, None),
     ("sd1-instruct-pix2pix", under(UNET, unet(768, 8)) | CLIP_L | VAE, None, None),
@@ -342,7 +342,7 @@ LORA = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 1280)}
 
 
 def lora(prefix: str, context: int = 768, down: str = "lora_down.weight", up: str = "lora_up.weight") -> dict:
-    """Two tensors and an alpha of a LoRA of one cross-attention."""
+    """Return two tensors and an alpha of a LoRA of one cross-attention."""
     return {f"{prefix}.{down}": (4, context), f"{prefix}.{up}": (320, 4), f"{prefix}.alpha": ()}
 
 
@@ -602,7 +602,7 @@ QUANTIZED = [
 
 
 def problem(path: Path) -> str:
-    """What is said of the file at `path` where a checkpoint of Stable Diffusion 1.x is wanted, after its name."""
+    """Return the error of opening `path` as a checkpoint of Stable Diffusion 1.x, after the file's name."""
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path, layout=load_layout("sd1"))
     (line,) = caught.value.problems
@@ -612,8 +612,8 @@ def problem(path: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "shapes", "title", "evidence"), NETWORKS, ids=[f"{case[0]}-{n}" for n, case in enumerate(NETWORKS)]
 )
-def test_networks(tmp_path, name, shapes, title, evidence):
-    """A model of each family is named with what in the file tells so; only Stable Diffusion 1.x is opened."""
+def test_networks_are_named(tmp_path, name, shapes, title, evidence):
+    """A model of each family is named with its evidence; only Stable Diffusion 1.x is opened."""
     path = tmp_path / "a.safetensors"
     write_header(path, shapes)
 
@@ -627,8 +627,8 @@ def test_networks(tmp_path, name, shapes, title, evidence):
 @pytest.mark.parametrize(
     ("name", "shapes", "title", "evidence", "advice"), OTHERS, ids=[f"{case[0]}-{n}" for n, case in enumerate(OTHERS)]
 )
-def test_files_beside_checkpoints(tmp_path, name, shapes, title, evidence, advice):
-    """What is loaded beside a checkpoint, or is a part of one, is named, and what would be right."""
+def test_files_beside_checkpoints_are_named(tmp_path, name, shapes, title, evidence, advice):
+    """Files used beside a checkpoint, and parts of one, are named with advice."""
     path = tmp_path / "a.safetensors"
     write_header(path, shapes)
 
@@ -641,7 +641,7 @@ def test_files_beside_checkpoints(tmp_path, name, shapes, title, evidence, advic
     ("marker", "metadata", "way"), [case[1:] for case in QUANTIZED], ids=[case[0] for case in QUANTIZED]
 )
 def test_quantised_checkpoints_are_not_taken_for_weights(tmp_path, marker, metadata, way):
-    """Numbers that are not yet the weights are named by their form, and never opened as a checkpoint's."""
+    """Packed weights are named by their form, and never opened as weights."""
     write_header(tmp_path / "a.safetensors", SD1 | ({marker: (4,)} if marker else {}), metadata=metadata)
 
     shown = marker or next(iter(metadata))
@@ -651,8 +651,8 @@ def test_quantised_checkpoints_are_not_taken_for_weights(tmp_path, marker, metad
     ) == problem(tmp_path / "a.safetensors")
 
 
-def test_ordinary_checkpoints(tmp_path):
-    """Checkpoints that are read have their kind, too: whole, without encoder or VAE, with more input channels."""
+def test_ordinary_checkpoints_have_a_kind(tmp_path):
+    """Readable checkpoints have a kind too: whole, without encoder or VAE, with more input channels."""
     cases = {
         "a Stable Diffusion 1.x checkpoint (4 input channels, text of width 768)": SD1,
         "a Stable Diffusion 1.x checkpoint without text encoder (4 input channels, text of width 768)": under(
@@ -676,7 +676,7 @@ def test_ordinary_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("channels", "said"),
+    ("channels", "message"),
     [
         (9, "an inpainting model"),
         (8, "an instruct-pix2pix model"),
@@ -684,17 +684,17 @@ def test_ordinary_checkpoints(tmp_path):
         (7, "a model that reads more than an image"),
     ],
 )
-def test_input_channels(tmp_path, channels, said):
-    """An inspection tells what a checkpoint with more input channels is."""
+def test_inspection_names_input_channels(tmp_path, channels, message):
+    """An inspection names the kind of a checkpoint with more input channels."""
     write_header(tmp_path / "a.safetensors", under(UNET, unet(768, channels)) | CLIP_L | VAE)
 
     unusual = inspect_checkpoint(tmp_path / "a.safetensors", full=False).unusual
 
-    assert f"{channels} input channels: {said}, of which the first 4 channels merge" in unusual
+    assert f"{channels} input channels: {message}, of which the first 4 channels merge" in unusual
 
 
-def test_shards(tmp_path):
-    """One of several files of a model, and their index, are named as that, whatever the part holds."""
+def test_shards_are_named(tmp_path):
+    """A part of a model in several files, and their index, are named as such, whatever the part contains."""
     part = tmp_path / "model-00001-of-00003.safetensors"
     write_header(part, SD1)
     index = tmp_path / "model.safetensors.index.json"
@@ -715,7 +715,7 @@ def test_shards(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (
             {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}, "name": "x"},
@@ -738,11 +738,11 @@ def test_shards(tmp_path):
         ({"a": {"b": {"c": 1}}}, "holds no tensors"),
     ],
 )
-def test_pickles(tmp_path, content, said):
-    """What the WebUI's and other tools' pickles hold in mappings within mappings is named."""
+def test_nested_pickles_are_named(tmp_path, content, message):
+    """Nested mappings of tensors in pickles of the WebUI and other tools are named."""
     torch.save(content, tmp_path / "a.pt")
 
-    assert problem(tmp_path / "a.pt").startswith(said)
+    assert problem(tmp_path / "a.pt").startswith(message)
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
@@ -759,7 +759,13 @@ FULL = "give the file that it was quantised from"
     [
         ("a.safetensors", LFS, "a Git LFS pointer", "begins with 'version https://git-lfs'", PULL),
         ("a.safetensors", b"\n <!DOCTYPE html>", "a web page", "begins with '<!DOCTYPE'", AGAIN),
-        ("a.ckpt", b'{"error": "Unauthorized"}', "JSON text, such as a server's error message", "holds 'error'", AGAIN),
+        (
+            "a.ckpt",
+            b'{"error": "Unauthorized"}',
+            "JSON text, for example a server's error message",
+            "holds 'error'",
+            AGAIN,
+        ),
         ("a.ckpt", b"<Error>Denied", "a web page or a server's answer", "begins with '<'", AGAIN),
         ("model_index.json", b'{"_class_name": "SDPipe"}', "a configuration without weights", "SDPipe", NAME),
         ("w.json", b'{"3": {"class_type": "KSampler"}}', "a ComfyUI workflow", "holds its nodes", NAME),
@@ -785,8 +791,8 @@ FULL = "give the file that it was quantised from"
         ("mine.yaml", b"recipe: r.yaml\n", "a recipe or a study", ".yaml in its name", NAME),
     ],
 )
-def test_files_without_tensors(tmp_path, name, content, title, evidence, advice):
-    """What is saved under a checkpoint's name and is none is called what it is, whatever its extension."""
+def test_files_without_tensors_are_named(tmp_path, name, content, title, evidence, advice):
+    """Other files under a checkpoint's name are named by their content, whatever their extension."""
     (tmp_path / name).write_bytes(content)
 
     assert f"is {title} ({evidence}); {advice}" == problem(tmp_path / name)
@@ -805,8 +811,8 @@ CONFIGS = Path(sd_mecha.__file__).parent / "extensions" / "builtin" / "model_con
         ("sdxl-diffusers_unet_only", "sdxl-unet", "sdxl"),
     ],
 )
-def test_what_sd_mecha_knows(config, name, layout):
-    """The whole list of tensors that another merger has for a family is recognised as that family."""
+def test_families_of_sd_mecha_are_recognized(config, name, layout):
+    """The whole list of tensors that sd-mecha has for a family is recognized as that family."""
     line = re.compile(r"^ +(\S+): \{shape: \[([\d, ]*)\]", re.MULTILINE)
     text = (CONFIGS / f"{config}.yaml").read_text(encoding="utf-8")
     shapes = {key: tuple(map(int, sizes.split(","))) if sizes else () for key, sizes in line.findall(text)}
@@ -909,8 +915,8 @@ SD3_SIZES = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_di
         ("AutoencoderTiny", {}, "tiny-vae"),
     ],
 )
-def test_what_diffusers_makes(model, options, name):
-    """The tensors of diffusers' own classes, made without their numbers, are recognised in diffusers' names."""
+def test_classes_of_diffusers_are_recognized(model, options, name):
+    """The tensors of diffusers' classes, made without numbers, are recognized in diffusers' names."""
     import diffusers
 
     with torch.device("meta"):
@@ -921,15 +927,15 @@ def test_what_diffusers_makes(model, options, name):
 
 
 @pytest.mark.parametrize("content", [b"cos\nsystem\n(S'x'\ntR.", b"BMW", b"hello"])
-def test_files_of_which_nothing_is_known(tmp_path, content):
-    """What is none of these is shown as it begins, and no more of it: it may be anybody's."""
+def test_unknown_files_show_their_first_bytes_only(tmp_path, content):
+    """An unknown file is shown by its first bytes only: the rest may be private."""
     (tmp_path / "a.ckpt").write_bytes(content)
 
     assert f"not a checkpoint: it begins with {ascii(content[:8])[1:]}" == problem(tmp_path / "a.ckpt")
 
 
-def test_folders(tmp_path):
-    """A folder is called what it is: a diffusers model, a part of one, a model in several files, or one of files."""
+def test_folders_are_named(tmp_path):
+    """A folder is named: a diffusers model, a part of one, a model in several files, or a folder of files."""
     plain, empty, diffusers, part, sharded = (
         tmp_path / name for name in ("plain", "empty", "diffusers", "part", "shards")
     )
@@ -949,7 +955,7 @@ def test_folders(tmp_path):
 
 
 def test_sft_is_safetensors(tmp_path, write_sd1):
-    """A .sft file is safetensors by another extension: opened as that, found by name, listed in folders."""
+    """A .sft file is safetensors by another extension: it is opened, found by name, and listed in folders."""
     from optimizer.library import checkpoints_in, locate
 
     write_sd1(tmp_path / "a.safetensors")
@@ -961,8 +967,8 @@ def test_sft_is_safetensors(tmp_path, write_sd1):
     assert checkpoints_in(tmp_path) == [tmp_path / "flux.sft"]
 
 
-def test_unknown_tensors(tmp_path):
-    """A file of tensors that are nothing known is said to be that, with the first of their names."""
+def test_unknown_tensors_are_listed(tmp_path):
+    """A file of unknown tensors is reported as unknown, with the first of their names."""
     write_header(tmp_path / "a.safetensors", {"x.weight": (1,), "y.weight": (1,), "z.weight": (1,)})
 
     line = problem(tmp_path / "a.safetensors")
@@ -975,15 +981,15 @@ def test_unknown_tensors(tmp_path):
     assert kind_of({}) is None
 
 
-def test_names_without_end(tmp_path):
-    """Names of any length and with any number of dots are looked at in no time, and cut in what is said of them."""
+def test_endless_names_are_cut(tmp_path):
+    """Names of any length and with any number of dots are checked fast, and cut in messages."""
     write_header(tmp_path / "a.safetensors", {"a." * 200_000 + "lora_up.weight": (1, 1), "b" * 100_000: (1,)})
 
     assert re.search(r"is a LoRA \(holds '(a\.){58}a\.{3}'\)", problem(tmp_path / "a.safetensors"))
 
 
-def test_incomplete_and_mixed_checkpoints(tmp_path):
-    """A file that is of a family by its UNet, but lacks some of it or holds another's parts, is said to be both."""
+def test_incomplete_and_mixed_checkpoints_are_named(tmp_path):
+    """A file with a family's UNet that lacks tensors, or has those of another family, is named with both facts."""
     write_header(tmp_path / "mixed.safetensors", under(UNET, unet(768)) | CLIP_L | OPEN_CLIP)
 
     assert problem(tmp_path / "mixed.safetensors") == (
@@ -1018,8 +1024,8 @@ def test_incomplete_and_mixed_checkpoints(tmp_path):
         (under("unet.", diffusers_unet(768)), "in diffusers names", SINGLE_FILE),
     ],
 )
-def test_networks_under_other_names(tmp_path, shapes, how, advice):
-    """A UNet under other names beside a text encoder of LDM's is a checkpoint, and told where its names go wrong."""
+def test_misnamed_networks_are_refused_with_advice(tmp_path, shapes, how, advice):
+    """A UNet under other names beside an LDM text encoder is a checkpoint, refused with the wrong prefix."""
     write_header(tmp_path / "a.safetensors", shapes | CLIP_L)
 
     assert problem(tmp_path / "a.safetensors") == (
@@ -1027,8 +1033,8 @@ def test_networks_under_other_names(tmp_path, shapes, how, advice):
     )
 
 
-def test_types_that_cannot_be_read(tmp_path):
-    """Where torch lacks a tensor's type, the file is named all the same."""
+def test_files_with_unreadable_types_are_named(tmp_path):
+    """A file with a type that torch lacks is named all the same."""
     write_header(tmp_path / "a.safetensors", under(UNET, FLUX_DEV))
     content = (tmp_path / "a.safetensors").read_bytes()
     header, data = (
@@ -1046,7 +1052,7 @@ def test_types_that_cannot_be_read(tmp_path):
 
 
 def test_inspect_names_the_kind(tmp_path, capsys, monkeypatch):
-    """The command tells the kind in its table and, as name, title and evidence, in JSON."""
+    """The command shows the kind in its table and, as name, title and evidence, in JSON."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     write_header(tmp_path / "style.safetensors", lora(KOHYA_XL, 2048))

@@ -1,4 +1,4 @@
-"""Checkpoints whose files are deleted, replaced, written to or cut short while they are open."""
+"""Checkpoints whose files are deleted, replaced, written to or truncated while they are open."""
 
 import io
 import os
@@ -24,7 +24,7 @@ pytestmark = anywhere_but_windows
 
 
 def write(path, kind, values=VALUES):
-    """A checkpoint with one tensor, written an hour ago: file systems tell times to some milliseconds only."""
+    """Write a checkpoint with one tensor, dated an hour ago: file systems resolve times to milliseconds only."""
     if kind == "safetensors":
         save_file({"m": values}, path)
     else:
@@ -38,7 +38,7 @@ def write(path, kind, values=VALUES):
 
 
 def age(path):
-    """Let a file look an hour older than it is."""
+    """Set a file's time back by an hour."""
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - AN_HOUR))
 
@@ -52,12 +52,12 @@ def overwrite(path):
 
 
 def cut(path):
-    """Cut a file short."""
+    """Truncate a file."""
     os.truncate(path, 1000)
 
 
 def replace(path):
-    """Put another file in a file's place."""
+    """Put another file in the place of a file."""
     other = path.with_suffix(".other")
     shutil.copy2(path, other)
     overwrite(other)
@@ -70,7 +70,7 @@ def delete(path):
     path.unlink()
 
 
-FATES = {
+CHANGES = {
     overwrite: "was changed",
     cut: "was changed",
     replace: "was replaced by another file",
@@ -78,27 +78,27 @@ FATES = {
 }
 
 
-@pytest.mark.parametrize("change", FATES)
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", FORMATS)
-def test_what_became_of_a_file(tmp_path, kind, change):
-    """Whatever happened is told, for good, and in one line that says what to do; before, nothing is."""
+def test_changes_are_reported(tmp_path, kind, change):
+    """A change is reported permanently, in one line with advice; an unchanged file reports none."""
     path = write(tmp_path / "a", kind)
     with open_checkpoint(path) as checkpoint, open_checkpoint(path) as other:
-        assert checkpoint.fate() is None
+        assert checkpoint.change_since_open() is None
         check_unchanged([checkpoint, other])
         change(path)
 
-        assert checkpoint.fate() == FATES[change]
+        assert checkpoint.change_since_open() == CHANGES[change]
         with pytest.raises(CheckpointError) as caught:
             check_unchanged([checkpoint, other])
 
-    assert caught.value.problems == (f"{path}: {FATES[change]} while it was being read; run again",)
+    assert caught.value.problems == (f"{path}: {CHANGES[change]} while it was being read; run again",)
 
 
 @pytest.mark.parametrize("change", [overwrite, cut])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_mapped_file_that_is_written_to(tmp_path, kind, change):
-    """No tensor of it is read any more: it would have other numbers, or reading it would end the process."""
+def test_changed_mapped_file_is_not_read(tmp_path, kind, change):
+    """No tensor of a changed mapped file is read: its numbers would differ, or reading would end the process."""
     path = write(tmp_path / "a", kind)
     with open_checkpoint(path) as checkpoint, SelectedTensors(checkpoint, {"new": "m"}) as some:
         change(path)
@@ -112,12 +112,12 @@ def test_mapped_file_that_is_written_to(tmp_path, kind, change):
 
 @pytest.mark.parametrize("change", [replace, delete])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_file_that_goes(tmp_path, kind, change):
-    """A file that is deleted or replaced is read on as it was, and the fingerprint is its own, cache or not."""
+def test_deleted_or_replaced_file_is_still_read(tmp_path, kind, change):
+    """A deleted or replaced file is still read unchanged, and has its own fingerprint, with a cache or without."""
     cache = HashCache(tmp_path / "cache.json")
     path = write(tmp_path / "a", kind)
     with open_checkpoint(path) as checkpoint:
-        wanted = fingerprint(checkpoint)
+        expected = fingerprint(checkpoint)
     with open_checkpoint(path) as checkpoint:
         change(path)
         if change is replace:
@@ -126,13 +126,13 @@ def test_file_that_goes(tmp_path, kind, change):
 
         assert torch.equal(checkpoint.tensor("m"), VALUES)
         checkpoint.check_intact()
-        assert fingerprint(checkpoint, cache) == wanted
-        assert fingerprint(checkpoint, cache) == wanted
+        assert fingerprint(checkpoint, cache) == expected
+        assert fingerprint(checkpoint, cache) == expected
 
 
 @pytest.mark.parametrize("change", [overwrite, cut])
-def test_file_that_was_read_as_a_whole(tmp_path, change):
-    """An archive that another program compressed is in memory: what is done to it later changes nothing."""
+def test_unpacked_archive_does_not_change(tmp_path, change):
+    """An unpacked archive is in memory: later changes to the file change nothing."""
     path = write(tmp_path / "a", "packed")
     with open_checkpoint(path) as checkpoint:
         change(path)
@@ -141,20 +141,20 @@ def test_file_that_was_read_as_a_whole(tmp_path, change):
         assert torch.equal(checkpoint.tensor("m"), VALUES)
 
 
-def test_file_that_comes_back(tmp_path):
-    """A file that was away for a while is the one that was opened."""
+def test_file_that_comes_back_is_the_same(tmp_path):
+    """A file that was moved away and back is the one that was opened."""
     path = write(tmp_path / "a", "safetensors")
     with open_checkpoint(path) as checkpoint:
         path.rename(tmp_path / "b")
-        assert checkpoint.fate() == "was deleted or moved"
+        assert checkpoint.change_since_open() == "was deleted or moved"
         (tmp_path / "b").rename(path)
 
-        assert checkpoint.fate() is None
+        assert checkpoint.change_since_open() is None
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
 @pytest.mark.parametrize("kind", FORMATS)
-def test_files_are_let_go(tmp_path, kind):
+def test_files_are_released(tmp_path, kind):
     """A closed checkpoint holds no file open, nor does one that could not be opened."""
     path, broken = write(tmp_path / "a", kind), tmp_path / "broken"
     broken.write_bytes(path.read_bytes()[:1000])
@@ -168,8 +168,8 @@ def test_files_are_let_go(tmp_path, kind):
     assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208
 
 
-def test_file_that_changes_while_it_is_hashed(tmp_path):
-    """The hash of a file that is written to meanwhile is not remembered."""
+def test_hash_of_a_changing_file_is_not_cached(tmp_path):
+    """The hash of a file that changes meanwhile is not cached."""
     cache = HashCache(tmp_path / "cache.json")
     path = write(tmp_path / "a", "safetensors")
 

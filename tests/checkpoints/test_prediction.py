@@ -1,4 +1,4 @@
-"""What checkpoints say of how they are to be sampled."""
+"""The sampling that checkpoints state."""
 
 import math
 
@@ -14,7 +14,7 @@ EMPTY = torch.tensor([])
 
 
 def usual():
-    """Stable Diffusion's alphas_cumprod, from its definition: 1000 betas whose square roots rise evenly."""
+    """Return Stable Diffusion's alphas_cumprod by definition: 1000 betas with evenly rising square roots."""
     share, found = 1.0, []
     for step in range(1000):
         root = math.sqrt(0.00085) + step / 999 * (math.sqrt(0.012) - math.sqrt(0.00085))
@@ -25,7 +25,7 @@ def usual():
 
 @pytest.fixture
 def read(tmp_path, write_sd1):
-    """Reads what a checkpoint with these tensors and this metadata says."""
+    """Return a function that reads the prediction of a checkpoint with these tensors and metadata."""
 
     def make(metadata=None, **tensors):
         named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
@@ -37,7 +37,7 @@ def read(tmp_path, write_sd1):
 
 
 @pytest.mark.parametrize(
-    ("metadata", "tensors", "kind", "told"),
+    ("metadata", "tensors", "kind", "description"),
     [
         (None, {}, "epsilon", "predicts noise"),
         (None, {"v_pred": EMPTY}, "v", "predicts velocity (v_pred)"),
@@ -86,12 +86,12 @@ def read(tmp_path, write_sd1):
         ),
     ],
 )
-def test_what_is_predicted(read, metadata, tensors, kind, told):
-    """Markers and metadata in every spelling say what a model predicts; what is not known is told as it is."""
+def test_spellings_of_the_prediction(read, metadata, tensors, kind, description):
+    """Markers and metadata in every spelling state the predicted quantity; an unknown one is shown as spelled."""
     found = read(metadata, **tensors)
 
-    assert (found.kind, found.describe()) == (kind, told)
-    assert found.says_kind == (bool(metadata) or kind == "v")
+    assert (found.kind, found.describe()) == (kind, description)
+    assert found.states_kind == (bool(metadata) or kind == "v")
 
 
 @pytest.mark.parametrize(
@@ -103,49 +103,49 @@ def test_what_is_predicted(read, metadata, tensors, kind, told):
         {"v_predictor": "1"},
     ],
 )
-def test_what_says_nothing(read, metadata):
-    """An empty field, None, and a field that tells of something else say nothing of what is predicted."""
+def test_other_fields_state_nothing(read, metadata):
+    """An empty field, None, and a field about another matter state nothing."""
     found = read(metadata)
 
-    assert not found.says_kind
+    assert not found.states_kind
     assert found.describe() == "predicts noise"
     assert found.agrees(read())
 
 
 def test_an_endless_value_is_cut_and_escaped(read):
-    """A value of a stranger's is shown on one line, without what a terminal acts upon, and not all of it."""
-    told = read({"modelspec.predict_key": "\x1b[31mv" + "x" * 5000}).describe()
+    """A stranger's value is shown on one line, cut, and without control characters."""
+    description = read({"modelspec.predict_key": "\x1b[31mv" + "x" * 5000}).describe()
 
-    assert told.isprintable()
-    assert "\\x1b[31mv" in told
-    assert len(told) < 300
+    assert description.isprintable()
+    assert "\\x1b[31mv" in description
+    assert len(description) < 300
 
 
-def test_what_differs(read):
-    """Two files agree if they say the same, however they say it, or if one says nothing and the other noise."""
+def test_agreement_ignores_spelling(read):
+    """Two files agree if they state the same in any spelling, or if one states nothing and the other noise."""
     nothing, noise = read(), read({"modelspec.prediction_type": "epsilon"})
-    velocity, said = read(v_pred=EMPTY), read({"modelspec.prediction_type": "v"})
+    velocity, stated = read(v_pred=EMPTY), read({"modelspec.prediction_type": "v"})
     zero, edm, other = (
         read(v_pred=EMPTY, ztsnr=EMPTY),
         *(read(edm_vpred__sigma_max=torch.tensor(n)) for n in (80.0, 120)),
     )
 
     assert nothing.agrees(noise)
-    assert velocity.agrees(said)
-    assert not any(one.agrees(nothing) for one in (velocity, said, zero, edm))
+    assert velocity.agrees(stated)
+    assert not any(prediction.agrees(nothing) for prediction in (velocity, stated, zero, edm))
     assert not velocity.agrees(zero)
     assert not edm.agrees(other)
-    # However they spell it: kohya's fields as the markers, and a file that contradicts itself as neither.
+    # In any spelling: kohya's fields as the markers, and a file that contradicts itself as neither.
     by_kohya = read({"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"})
     torn = read({"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "True"})
     assert by_kohya.agrees(zero)
     assert not by_kohya.agrees(velocity)
-    assert not any(torn.agrees(one) for one in (nothing, noise, velocity))
+    assert not any(torn.agrees(prediction) for prediction in (nothing, noise, velocity))
     assert not read({"modelspec.prediction_type": "flow"}).agrees(nothing)
 
 
-def test_schedules(read):
-    """A file without a schedule has Stable Diffusion's; half precision is no difference, another schedule is."""
+def test_schedules_differ_by_more_than_rounding(read):
+    """A file without a schedule has Stable Diffusion's; half precision is not a difference, another schedule is."""
     none = read()
     torch.testing.assert_close(none.schedule, usual(), rtol=1e-12, atol=1e-12)
     assert not none.stored
@@ -165,20 +165,20 @@ def test_schedules(read):
 @pytest.mark.parametrize(
     "broken", [torch.ones(3, 3), torch.arange(5), torch.full((1000,), math.nan), torch.ones(0), torch.tensor(1.0)]
 )
-def test_schedules_that_cannot_be_used(read, broken):
-    """What is no list of finite numbers is no schedule."""
+def test_unusable_schedules_are_ignored(read, broken):
+    """A tensor that is not a list of finite numbers is not a schedule."""
     found = read(alphas_cumprod=broken)
 
     assert not found.stored
     assert found.schedule_difference(read()) is None
 
 
-def test_inspection_tells(tmp_path, write_sd1):
-    """An inspection says what is predicted if that is not noise, and what a merge makes of it."""
+def test_inspection_shows_the_prediction(tmp_path, write_sd1):
+    """An inspection shows the predicted quantity unless it is noise, and so does one of a merge."""
     write_sd1(tmp_path / "a.safetensors", overrides={"v_pred": EMPTY, "ztsnr": EMPTY})
 
-    (told,) = inspect_checkpoint(tmp_path / "a.safetensors").unusual
+    (description,) = inspect_checkpoint(tmp_path / "a.safetensors").unusual
 
-    assert told == (
+    assert description == (
         "predicts velocity (v_pred) up to zero terminal SNR (ztsnr): a merge is sampled as its first input is"
     )

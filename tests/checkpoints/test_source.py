@@ -1,4 +1,4 @@
-"""The protocol of sources: what a class has from its defaults, readers of files, and tensors under other names."""
+"""The protocol of sources: defaults, readers of files, and tensors under other names."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ PROJECTION = "model.diffusion_model.input_blocks.1.1.proj_in.weight"
 
 
 class Numbers(BaseSource):
-    """0, 1, 2 ... in every tensor."""
+    """Source with 0, 1, 2 ... in every tensor."""
 
     def __init__(self, label, shapes, dtype=torch.float32):
         self.label = label
@@ -23,13 +23,13 @@ class Numbers(BaseSource):
         self.asked = []
 
     def read(self, name, start, stop):
-        """Give some of them."""
+        """Return some of the numbers."""
         self.asked.append((name, start, stop))
         return torch.arange(start, stop).to(self.tensors[name].dtype)
 
 
-def test_what_a_class_need_not_say(write_sd1, tmp_path):
-    """Names and shapes tell the kind and the layout; the size is the tensors'; there is no file and no change."""
+def test_defaults_of_a_source(write_sd1, tmp_path):
+    """Kind and layout follow from names and shapes, the size from the tensors; no file, and no change."""
     tensors = write_sd1(tmp_path / "a.safetensors")
     source = Numbers("numbers", {name: tensor.shape for name, tensor in tensors.items()}, torch.float16)
     with open_checkpoint(tmp_path / "a.safetensors") as checkpoint, source as entered:
@@ -39,13 +39,13 @@ def test_what_a_class_need_not_say(write_sd1, tmp_path):
     assert source.layout.name == "sd1"
     assert source.size == sum(2 * tensor.numel() for tensor in tensors.values())
     assert (source.name, source.path, source.metadata, source.passed_over) == ("numbers", None, {}, ())
-    assert (source.fate(), source.check_intact()) == (None, None)
+    assert (source.change_since_open(), source.check_intact()) == (None, None)
     assert source.tensors[NAME].stored_name == NAME
     assert torch.equal(source.tensor(NAME), torch.arange(288).half().reshape(8, 4, 3, 3))
 
 
-def test_a_source_of_no_known_family():
-    """It has no layout and no kind."""
+def test_unknown_family_has_no_layout():
+    """A source of an unknown family has no layout and no kind."""
     source = Numbers("numbers", {"a": (3,), "b": ()})
 
     assert (source.kind, source.layout) == (None, None)
@@ -53,8 +53,8 @@ def test_a_source_of_no_known_family():
     assert repr(source) == "<Numbers numbers: unknown layout, 2 tensors, computed>"
 
 
-def test_a_reader_by_default():
-    """It asks for the elements that are wanted, and writes them where they are wanted."""
+def test_default_reader_reads_elements():
+    """The default reader reads the requested elements, and writes them where requested."""
     source = Numbers("numbers", {"a": (3, 4)})
     reader, out = source.reader(torch.empty(0, dtype=torch.uint8)), torch.empty(5)
 
@@ -66,8 +66,8 @@ def test_a_reader_by_default():
     assert source.asked == [("a", 2, 4), ("a", 7, 12)]
 
 
-def test_a_reader_that_keeps_a_tensor():
-    """It asks for each tensor once while that is read from front to back, and keeps none after it is closed."""
+def test_whole_tensor_reader_keeps_one_tensor():
+    """The reader computes each tensor once while it is read from front to back, and keeps none after closing."""
     source = Numbers("numbers", {"a": (3, 4), "b": (5,)})
     reader, out = WholeTensorReader(source.tensor), torch.empty(5)
 
@@ -82,8 +82,8 @@ def test_a_reader_that_keeps_a_tensor():
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_a_reader_of_a_file(tmp_path, write_sd1, suffix):
-    """Readers that share a buffer read what the file holds, in any order, transposed tensors of a torch file too."""
+def test_file_readers_share_a_buffer(tmp_path, write_sd1, suffix):
+    """Readers with a shared buffer read the file's elements in any order, also of transposed torch tensors."""
     turned = torch.randn(6, 5).T if suffix == ".ckpt" else torch.randn(5, 6)
     tensors = write_sd1(tmp_path / f"a{suffix}", dtype=torch.float16, overrides={"turned": turned})
     buffer = torch.empty(8 * 300, dtype=torch.uint8)
@@ -106,8 +106,8 @@ def test_a_reader_of_a_file(tmp_path, write_sd1, suffix):
         checkpoint.reader(buffer)
 
 
-def test_some_tensors_under_other_names(tmp_path, write_sd1):
-    """They are read by the new names, in the layout's shapes, and are the file's in everything else."""
+def test_selection_has_new_names(tmp_path, write_sd1):
+    """Selected tensors have new names and the layout's shapes; everything else is the file's."""
     write_sd1(tmp_path / "a.safetensors", overrides={PROJECTION: torch.randn(8, 6)}, metadata={"a": "b"})
     tensors = load_file(tmp_path / "a.safetensors")
     with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
@@ -127,8 +127,8 @@ def test_some_tensors_under_other_names(tmp_path, write_sd1):
 
 
 @pytest.mark.parametrize("owning", [False, True])
-def test_closing_some_tensors(tmp_path, write_sd1, owning):
-    """It closes the file only if it owns it."""
+def test_selection_closes_an_owned_file(tmp_path, write_sd1, owning):
+    """Closing the selection closes the file only if the selection owns it."""
     write_sd1(tmp_path / "a.safetensors")
     with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
         SelectedTensors(checkpoint, {"one": NAME}, owning=owning).close()
@@ -140,8 +140,8 @@ def test_closing_some_tensors(tmp_path, write_sd1, owning):
             assert checkpoint.tensor(NAME).shape == (8, 4, 3, 3)
 
 
-def test_changes_of_some_tensors(tmp_path, write_sd1):
-    """What becomes of a file becomes of some of its tensors."""
+def test_selection_reports_changes(tmp_path, write_sd1):
+    """A change of the file is a change of the selection."""
     write_sd1(tmp_path / "a.safetensors")
     with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
         some = SelectedTensors(checkpoint, {"one": NAME})
@@ -152,8 +152,8 @@ def test_changes_of_some_tensors(tmp_path, write_sd1):
             check_unchanged([checkpoint, some])
 
 
-def test_a_path_or_a_source(tmp_path, write_sd1):
-    """A file is opened and closed again, a source stays as it is; both must have the layout that is wanted."""
+def test_path_or_source_is_opened(tmp_path, write_sd1):
+    """A file is opened and closed again, a source stays open; both must have the requested layout."""
     write_sd1(tmp_path / "a.safetensors")
     with as_source(str(tmp_path / "a.safetensors"), layout=LAYOUT) as opened:
         with as_source(opened, layout=LAYOUT) as same:

@@ -1,4 +1,4 @@
-"""One tensor under several names and shapes: what tools of several years have written for Stable Diffusion 1.x."""
+"""One tensor under several names and shapes, as tools of several years wrote Stable Diffusion 1.x."""
 
 import pytest
 import torch
@@ -11,13 +11,13 @@ from optimizer.library import fingerprint, inspect_checkpoint
 LAYOUT = load_layout("sd1")
 TEXT = "cond_stage_model.transformer.text_model."
 ATTENTION = "first_stage_model.{}.mid.attn_1."
-# What converters wrote for LDM's names, by the diffusers that they knew and the one that was installed.
+# Converters' names for LDM's names, by the diffusers that they knew and the one that was installed.
 NEW = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "norm"}
 OLD = {"q": "query", "k": "key", "v": "value", "proj_out": "proj_attn", "norm": "group_norm"}
 
 
 def attention(width=8, seed=0):
-    """The attention of a VAE in LDM's names and shapes: convolutions of one pixel, and a norm."""
+    """Return the attention of a VAE in LDM's names and shapes: convolutions of one pixel, and a norm."""
     random = torch.Generator().manual_seed(seed)
     found = {}
     for half in ("encoder", "decoder"):
@@ -29,7 +29,7 @@ def attention(width=8, seed=0):
 
 
 def respelled(tensors, names, *, matrices=True):
-    """The same attention under other names, its convolutions as matrices [out, in]."""
+    """Return the same attention under other names, with convolutions as matrices [out, in]."""
     found = {}
     for name, tensor in tensors.items():
         start, _, rest = name.partition("attn_1.")
@@ -42,7 +42,7 @@ def respelled(tensors, names, *, matrices=True):
 @pytest.mark.parametrize("names", [NEW, OLD, dict(zip(NEW, NEW, strict=True))], ids=["new", "old", "matrices alone"])
 @pytest.mark.parametrize("matrices", [True, False])
 def test_attention_of_a_vae(tmp_path, write_sd1, suffix, names, matrices):
-    """A VAE's attention under diffusers' names, or as matrices, is the same checkpoint as under LDM's, to the bit."""
+    """A VAE's attention under diffusers' names, or as matrices, reads as the same checkpoint, to the bit."""
     own = attention()
     write_sd1(tmp_path / f"ldm{suffix}", overrides=own)
     write_sd1(tmp_path / f"other{suffix}", overrides=respelled(own, names, matrices=matrices))
@@ -58,7 +58,7 @@ def test_attention_of_a_vae(tmp_path, write_sd1, suffix, names, matrices):
 
 @pytest.mark.parametrize("block", ["input_blocks.1.1", "middle_block.1", "output_blocks.11.1"])
 def test_projections_of_the_unet(tmp_path, write_sd1, block):
-    """The projections around the UNet's attention, stored as matrices, are convolutions of one pixel."""
+    """Projections around the UNet's attention, stored as matrices, read as convolutions of one pixel."""
     name, other = (f"model.diffusion_model.{block}.{which}.weight" for which in ("proj_in", "proj_off"))
     write_sd1(tmp_path / "a.safetensors", overrides={name: torch.ones(8, 6), other: torch.ones(8, 6)})
 
@@ -67,8 +67,8 @@ def test_projections_of_the_unet(tmp_path, write_sd1, block):
         assert checkpoint.tensor(other).shape == (8, 6)
 
 
-def test_attention_that_is_there_twice(tmp_path, write_sd1):
-    """Of both spellings in one file, as mergers leave it, LDM's is read, in either order; an inspection says so."""
+def test_ldm_spelling_counts(tmp_path, write_sd1):
+    """Of both spellings in one file, as mergers leave it, LDM's is read; an inspection reports the other."""
     own = attention()
     second = {name: one for name, one in respelled(attention(seed=1), NEW).items() if name not in own}
     write_sd1(tmp_path / "a.ckpt", overrides={**second, **own})
@@ -82,8 +82,8 @@ def test_attention_that_is_there_twice(tmp_path, write_sd1):
     assert f"{next(iter(second))!r} and 15 more: once more under other names, with other values; not read" in unusual
 
 
-def test_equal_attention_twice(tmp_path, write_sd1):
-    """Both spellings with the same values are one tensor, and nothing was passed over."""
+def test_equal_spellings_are_one_tensor(tmp_path, write_sd1):
+    """Both spellings with the same values are one tensor, and none is passed over."""
     own = attention()
     write_sd1(tmp_path / "a.ckpt", overrides={**own, **respelled(own, NEW)})
 
@@ -92,8 +92,8 @@ def test_equal_attention_twice(tmp_path, write_sd1):
         assert len([name for name in checkpoint.tensors if "attn_1" in name]) == len(own)
 
 
-def test_two_foreign_spellings(tmp_path, write_sd1):
-    """Two spellings with different values, neither of which is LDM's, are refused: no tool says which is right."""
+def test_two_foreign_spellings_are_refused(tmp_path, write_sd1):
+    """Two spellings with different values, neither of them LDM's, are refused: the right one is unknown."""
     own = attention()
     write_sd1(tmp_path / "a.ckpt", overrides={**respelled(own, NEW), **respelled(attention(seed=1), OLD)})
 
@@ -106,7 +106,7 @@ def test_two_foreign_spellings(tmp_path, write_sd1):
               "conditioner.embedders.0.transformer."]
 )  # fmt: skip
 def test_text_encoders(tmp_path, write_sd1, start):
-    """A text encoder under the names of old and of new transformers, or of sgm, is the checkpoint's own."""
+    """A text encoder under the names of old or new transformers, or of sgm, reads under the canonical names."""
     write_sd1(tmp_path / "ldm.safetensors")
     write_sd1(tmp_path / "other.safetensors", rename={TEXT: start})
 
@@ -118,7 +118,7 @@ def test_text_encoders(tmp_path, write_sd1, start):
 
 @pytest.mark.parametrize("start", ["cond_stage_model.transformer.", "conditioner.embedders.0.transformer."])
 def test_projection_of_the_text(tmp_path, write_sd1, start):
-    """`text_projection` stands beside `text_model`, as transformers has it, and merges with the text encoder."""
+    """`text_projection` lies beside `text_model`, as in transformers, and merges with the text encoder."""
     name = "cond_stage_model.transformer.text_projection.weight"
     write_sd1(tmp_path / "a.safetensors", overrides={f"{start}text_projection.weight": torch.ones(8, 8)})
 
@@ -142,8 +142,8 @@ def test_projection_of_the_text(tmp_path, write_sd1, start):
         "filler.weight",
     ],
 )
-def test_what_is_no_part(tmp_path, write_sd1, name):
-    """A tensor that no tool has in Stable Diffusion 1.x keeps its name, merges with nothing, and is told."""
+def test_foreign_tensor_is_reported(tmp_path, write_sd1, name):
+    """A tensor that is not part of Stable Diffusion 1.x keeps its name, merges with nothing, and is reported."""
     write_sd1(tmp_path / "a.safetensors", overrides={name: torch.ones(2)})
 
     with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
@@ -155,14 +155,14 @@ def test_what_is_no_part(tmp_path, write_sd1, name):
 @pytest.mark.parametrize(
     "name", ["betas", "lvlb_weights", "cond_stage_model.logit_scale", "cond_stage_model.text_projection"]
 )
-def test_what_tools_leave(tmp_path, write_sd1, name):
-    """The noise schedule, and what ComfyUI's text encoder had for a while, merge with nothing and surprise nobody."""
+def test_usual_leftovers_are_not_reported(tmp_path, write_sd1, name):
+    """The noise schedule, and leftovers of ComfyUI's text encoder, merge with nothing and are not reported."""
     assert LAYOUT.expects(name)
     assert not LAYOUT.merges(name)
 
 
 def test_sgm_of_other_families():
-    """What sgm calls a conditioner is Stable Diffusion 2's, or SDXL's, if it holds OpenCLIP or a second encoder."""
+    """The conditioner of sgm is Stable Diffusion 2's or SDXL's if it has OpenCLIP or a second encoder."""
     names = {*LAYOUT.requires, "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias"}
 
     assert LAYOUT.missing({LAYOUT.canonical(name) for name in names}) is None

@@ -1,5 +1,5 @@
-"""Writing: what is read back, and what is left behind when something fails."""
-# What is started here are programs that the tests themselves wrote, and mount.
+"""Writing: files read back the same, and failures leave nothing behind."""
+# The tests start only programs that they wrote themselves, and mount.
 
 import json
 import os
@@ -37,18 +37,18 @@ DTYPES = (
 
 
 def specs_of(tensors):
-    """What announces `tensors`."""
+    """Return the announcement of `tensors`."""
     return [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
 
 
 def bits(tensor):
-    """The data of `tensor` as a list of byte values."""
+    """Return the data of `tensor` as a list of byte values."""
     return tensor.reshape(-1).view(torch.uint8).tolist()
 
 
 @st.composite
 def random_tensors(draw):
-    """Up to six named tensors of any storable dtype and shape, 0-d and empty ones included, with any bits."""
+    """Draw up to six named tensors of any storable dtype and shape, 0-d and empty ones included, with any bits."""
     names = draw(st.lists(st.text(min_size=1).filter(lambda n: n != "__metadata__"), max_size=6, unique=True))
     tensors = {}
     for name in names:
@@ -62,13 +62,13 @@ def random_tensors(draw):
 
 
 class TestWriteSafetensors:
-    """The files that are written."""
+    """Written files."""
 
     @settings(max_examples=150, deadline=None)
     @given(tensors=random_tensors(), metadata=st.dictionaries(st.text(), st.text(), max_size=3), data=st.data())
-    def test_read_back(self, tmp_path_factory, tensors, metadata, data):
-        """The safetensors library reads back identical names, dtypes, shapes, bits and metadata, given in any order."""
-        # One file for all examples: making a folder for each takes longer the more there are.
+    def test_files_read_back_the_same(self, tmp_path_factory, tensors, metadata, data):
+        """The safetensors library reads back identical names, dtypes, shapes, bits and metadata, in any order."""
+        # One file for all examples: creating folders slows down as they grow in number.
         path = tmp_path_factory.getbasetemp() / "any tensors.safetensors"
         arrival = data.draw(st.permutations(list(tensors.items())))
 
@@ -87,32 +87,32 @@ class TestWriteSafetensors:
         assert all(header[n]["data_offsets"][0] % t.dtype.itemsize == 0 for n, t in tensors.items())
 
     def test_same_bytes_as_safetensors(self, tmp_path):
-        """The file is byte for byte the one that safetensors writes, if tensors come in its order."""
+        """The file equals that of safetensors byte for byte if tensors come in its order."""
         tensors = {"a": torch.ones(3), "b": torch.arange(6.0).reshape(2, 3), "c": torch.ones(2, dtype=torch.float16)}
 
         write_safetensors(tmp_path / "a.safetensors", specs_of(tensors), tensors.items(), {"format": "pt"})
 
         assert save(tensors, {"format": "pt"}) == (tmp_path / "a.safetensors").read_bytes()
 
-    def test_transposed_tensor(self, tmp_path):
-        """A tensor that is not contiguous is written with the values that it shows."""
+    def test_transposed_tensor_is_written(self, tmp_path):
+        """A tensor that is not contiguous is written with its logical values."""
         matrix = torch.arange(6.0).reshape(2, 3).T
 
         write_safetensors(tmp_path / "a", [TensorSpec("m", matrix.dtype, (3, 2))], [("m", matrix)], {})
 
         assert load_file(tmp_path / "a")["m"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
 
-    def test_progress(self, tmp_path):
-        """Progress tells the bytes of each tensor after it was written."""
+    def test_progress_reports_bytes(self, tmp_path):
+        """Progress reports the bytes of each tensor after it was written."""
         tensors = {"a": torch.ones(3), "b": torch.ones(5, dtype=torch.float16)}
-        told = []
+        counts = []
 
-        write_safetensors(tmp_path / "a", specs_of(tensors), tensors.items(), {}, progress=told.append)
+        write_safetensors(tmp_path / "a", specs_of(tensors), tensors.items(), {}, progress=counts.append)
 
-        assert told == [12, 10]
+        assert counts == [12, 10]
 
-    def test_names_that_are_no_text(self, tmp_path):
-        """Metadata with a file name that is not valid text is written readably instead of failing."""
+    def test_invalid_names_are_written_readably(self, tmp_path):
+        """Metadata with a file name that is not valid text are written readably instead of failing."""
         write_safetensors(
             tmp_path / "a", [TensorSpec("m", torch.uint8, ())], [("m", torch.tensor(1).byte())], {"f": "x\udcff"}
         )
@@ -121,7 +121,7 @@ class TestWriteSafetensors:
             assert opened.metadata() == {"f": "x?"}
 
     def test_one_tensor_at_a_time(self, tmp_path):
-        """Each tensor is taken only after the one before was written, so that one is in memory at a time."""
+        """Each tensor is taken only after the previous one was written, so that one is in memory at a time."""
         events = []
 
         def produce():
@@ -135,21 +135,21 @@ class TestWriteSafetensors:
         assert events == ["a", 8, "b", 8]
 
     @pytest.mark.parametrize(
-        ("given", "said"),
+        ("given", "message"),
         [
-            ([], "2 announced tensors did not come, 'a' first"),
-            ([("a", torch.ones(2))], "1 announced tensors did not come, 'b' first"),
-            ([("a", torch.ones(2)), ("a", torch.ones(2))], "'a' was not announced, or came twice"),
+            ([], "2 announced tensors were not written, 'a' first"),
+            ([("a", torch.ones(2))], "1 announced tensors were not written, 'b' first"),
+            ([("a", torch.ones(2)), ("a", torch.ones(2))], "'a' was not announced, or is given twice"),
             ([("c", torch.ones(2))], "'c' was not announced"),
             ([("a", torch.ones(2).half())], "announced as torch.float32"),
             ([("a", torch.ones(1))], r"but is torch.float32 \[1\]"),
         ],
     )
-    def test_broken_promises(self, tmp_path, given, said):
-        """Tensors that are not what was announced are a ValueError, and nothing is left in the folder."""
+    def test_tensors_must_fit_the_announcement(self, tmp_path, given, message):
+        """Tensors that differ from the announcement are a ValueError, and leave nothing in the folder."""
         specs = [TensorSpec(name, torch.float32, (2,)) for name in ("a", "b")]
 
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             write_safetensors(tmp_path / "a", specs, given, {})
 
         assert list(tmp_path.iterdir()) == []
@@ -163,8 +163,8 @@ class TestWriteSafetensors:
             ([], {"a": 1}),
         ],
     )
-    def test_what_cannot_be_stored(self, tmp_path, specs, metadata):
-        """Reserved and repeated names, unknown dtypes and metadata that is not text are a ValueError beforehand."""
+    def test_unstorable_input_is_refused(self, tmp_path, specs, metadata):
+        """Reserved and repeated names, unknown dtypes and metadata that are not text are a ValueError beforehand."""
         with pytest.raises(ValueError, match="a: "):
             write_safetensors(tmp_path / "a", specs, iter([]), metadata)
 
@@ -172,16 +172,16 @@ class TestWriteSafetensors:
 
 
 class TestFailures:
-    """What is left when writing fails."""
+    """Traces of failed writing."""
 
     @pytest.mark.parametrize("failure", [RuntimeError("x"), KeyboardInterrupt(), CheckpointError("x"), OSError("x")])
-    def test_producer_fails(self, tmp_path, failure):
-        """An error of whatever gives the tensors passes through; the old file is intact, no temporary file is left."""
+    def test_error_of_the_producer_passes(self, tmp_path, failure):
+        """An error of the producer passes through; the old file is intact, and no temporary file is left."""
         (tmp_path / "a").write_bytes(b"old")
 
         def produce():
             yield "m", torch.ones(2)
-            # The temporary file lies in the same folder, and the lock of it.
+            # The temporary file and its lock are in the same folder.
             assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".lock", ".tmp"]
             raise failure
 
@@ -191,8 +191,8 @@ class TestFailures:
         assert failure is caught.value
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
 
-    def test_missing_folder(self, tmp_path):
-        """A missing folder is said before any tensor is asked for."""
+    def test_missing_folder_is_reported(self, tmp_path):
+        """A missing folder is reported before any tensor is produced."""
 
         def produce():
             pytest.fail("asked for a tensor")
@@ -201,14 +201,14 @@ class TestFailures:
         with pytest.raises(CheckpointError, match="does not exist"):
             write_safetensors(tmp_path / "no" / "a", [TensorSpec("m", torch.uint8, ())], produce(), {})
 
-    def test_folder_in_the_way(self, tmp_path):
-        """A folder of the file's name is said before any work."""
+    def test_folder_in_the_way_is_reported(self, tmp_path):
+        """A folder with the file's name is reported before any work."""
         with pytest.raises(CheckpointError, match="a folder of this name exists"):
             write_safetensors(tmp_path, [], [], {})
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX permissions")
-    def test_folder_without_permission(self):
-        """A folder that cannot be written to is named; root, whom permissions do not stop, gives up its rights."""
+    def test_folder_without_permission_is_named(self):
+        """A folder that is not writable is named; root, whom permissions do not stop, drops its rights."""
         program = """
 import os, sys
 from pathlib import Path
@@ -223,15 +223,15 @@ try:
 except InputError as error:
     print(error)
 """
-        with tempfile.TemporaryDirectory() as name:  # other users cannot enter pytest's own folders
+        with tempfile.TemporaryDirectory() as name:  # other users cannot enter pytest's folders
             folder = Path(name).resolve()
             run = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=True)
 
         assert f"{folder / 'a'}: the folder {folder} cannot be written to (Permission denied)\n" == run.stdout
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
-    def test_file_size_limit(self, tmp_path):
-        """A file that its disk cannot hold is a CheckpointError; the old file is intact, nothing else is left."""
+    def test_too_large_file_is_an_error(self, tmp_path):
+        """A file too large for its disk is a CheckpointError; the old file is intact, and nothing else is left."""
         (tmp_path / "a").write_bytes(b"old")
         program = """
 import resource, sys, torch
@@ -255,10 +255,10 @@ except CheckpointError as error:
 
 
 class TestFullDisk:
-    """A disk that is really full."""
+    """A really full disk."""
 
-    def test_known_beforehand(self, small_disk):
-        """Too little space is said before any tensor is asked for, with both numbers."""
+    def test_full_disk_is_reported_beforehand(self, small_disk):
+        """Too little space is reported before any tensor is produced, with both numbers."""
         (small_disk / "a").write_bytes(b"old")
 
         def produce():
@@ -273,7 +273,7 @@ class TestFullDisk:
         assert len(caught.value.problems) == 1
         assert {path.name: path.read_bytes() for path in small_disk.iterdir()} == {"a": b"old"}
 
-    def test_while_writing(self, small_disk):
+    def test_disk_that_fills_up_is_an_error(self, small_disk):
         """A disk that another program fills meanwhile is a CheckpointError; the old file is intact."""
         (small_disk / "a").write_bytes(b"old")
 
@@ -289,7 +289,7 @@ class TestFullDisk:
         assert (small_disk / "a").read_bytes() == b"old"
         assert {"a", "other"} == {path.name for path in small_disk.iterdir()}
 
-    def test_small_files(self, small_disk):
+    def test_text_on_a_full_disk_is_an_error(self, small_disk):
         """Text on a full disk is an InputError; the old file is intact."""
         (small_disk / "a").write_bytes(b"old")
 
@@ -300,16 +300,16 @@ class TestFullDisk:
 
 
 class TestCheckWritable:
-    """Folders that are asked beforehand."""
+    """Checks of folders before work."""
 
     def test_nothing_is_left(self, tmp_path):
-        """A folder that can be written to is as it was."""
+        """A writable folder is left unchanged."""
         check_writable(tmp_path)
 
         assert list(tmp_path.iterdir()) == []
 
-    def test_read_only(self, read_only):
-        """One on a disk that cannot be written to is named, with the reason and what helps."""
+    def test_read_only_folder_is_named(self, read_only):
+        """A folder on a read-only disk is named, with reason and advice."""
         folder = read_only({"a": "x"})
 
         with pytest.raises(InputError) as caught:
@@ -319,8 +319,8 @@ class TestCheckWritable:
         assert problem.startswith(f"{folder}: the folder cannot be written to (Read-only file system)")
         assert "copy" in problem
 
-    def test_missing(self, tmp_path):
-        """One that is not there is named too."""
+    def test_missing_folder_is_named(self, tmp_path):
+        """A missing folder is named."""
         with pytest.raises(InputError, match="No such file or directory"):
             check_writable(tmp_path / "none")
 
@@ -328,8 +328,8 @@ class TestCheckWritable:
 class TestAtomicPath:
     """Small files."""
 
-    def test_text(self, tmp_path):
-        """Text replaces the old file as UTF-8 with its line ends unchanged, on every system."""
+    def test_text_replaces_the_file(self, tmp_path):
+        """Text replaces the old file as UTF-8 with unchanged line ends, on every system."""
         (tmp_path / "a.yaml").write_bytes(b"old")
 
         replace_text(tmp_path / "a.yaml", "ä: 猫\n")
@@ -337,7 +337,7 @@ class TestAtomicPath:
         assert {"a.yaml": "ä: 猫\n".encode()} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def test_temporary_name(self, tmp_path):
-        """The temporary path is hidden, new, in the same folder, and has the suffix that plotting programs go by."""
+        """The temporary path is hidden, new, in the same folder, and has the suffix that plotting programs need."""
         with atomic_path(tmp_path / "plot.png") as temporary:
             assert tmp_path == temporary.parent
             assert temporary.name.startswith(".")
@@ -349,8 +349,8 @@ class TestAtomicPath:
 
         assert (tmp_path / "plot.png").read_bytes() == b"new"
 
-    def test_failure(self, tmp_path):
-        """If the block fails, the old file stays and the temporary one goes."""
+    def test_failure_keeps_the_old_file(self, tmp_path):
+        """If the block fails, the old file stays and the temporary one is removed."""
         (tmp_path / "a").write_bytes(b"old")
 
         def write():
@@ -364,8 +364,8 @@ class TestAtomicPath:
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links and POSIX modes")
-    def test_links_and_modes(self, tmp_path):
-        """A symbolic link stays one, what it points to is replaced, and permissions are kept."""
+    def test_links_and_modes_are_kept(self, tmp_path):
+        """A symbolic link stays one, its target is replaced, and permissions are kept."""
         (tmp_path / "real").write_text("old")
         (tmp_path / "real").chmod(0o640)
         (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -377,8 +377,8 @@ class TestAtomicPath:
         assert (tmp_path / "real").stat().st_mode & 0o777 == 0o640
 
     @pytest.mark.skipif(sys.platform != "win32", reason="only Windows protects open files")
-    def test_file_held_open(self, tmp_path):
-        """A file that another program has open is named."""
+    def test_file_held_open_is_named(self, tmp_path):
+        """A file that another program holds open is named."""
         path = Path(tmp_path / "a")
         path.write_text("old")
 

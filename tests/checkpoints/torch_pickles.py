@@ -1,4 +1,4 @@
-"""Files as `torch.save` lays them out, in both of its formats, around pickles that are put together by hand."""
+"""Files laid out as by `torch.save`, in both of its formats, around handmade pickles."""
 
 import io
 import pickle
@@ -12,13 +12,13 @@ SYSTEM = {"protocol_version": VERSION, "little_endian": True, "type_sizes": {"sh
 
 
 def text(value: str) -> bytes:
-    """Push a text."""
+    """Return instructions that push a text."""
     data = value.encode("utf-8", "surrogatepass")
     return b"X" + struct.pack("<I", len(data)) + data
 
 
 def whole(value: int) -> bytes:
-    """Push a whole number."""
+    """Return instructions that push a whole number."""
     if -(2**31) <= value < 2**31:
         return b"J" + struct.pack("<i", value)
     data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
@@ -26,33 +26,33 @@ def whole(value: int) -> bytes:
 
 
 def named(name: str) -> bytes:
-    """Push what a module's full name stands for."""
+    """Return instructions that push the object of a full name."""
     module, _, inner = name.rpartition(".")
     return f"c{module}\n{inner}\n".encode()
 
 
 def tuple_of(*values: bytes) -> bytes:
-    """Push a tuple."""
+    """Return instructions that push a tuple."""
     return b"(" + b"".join(values) + b"t"
 
 
 def sizes(*values: int) -> bytes:
-    """Push a tuple of whole numbers."""
+    """Return instructions that push a tuple of whole numbers."""
     return tuple_of(*map(whole, values))
 
 
 def call(name: str, *arguments: bytes) -> bytes:
-    """Call a function."""
+    """Return instructions that call a function."""
     return named(name) + tuple_of(*arguments) + b"R"
 
 
 def new(name: str, *arguments: bytes) -> bytes:
-    """Make an object of a class."""
+    """Return instructions that make an object of a class."""
     return named(name) + tuple_of(*arguments) + b"\x81"
 
 
 def mapping(entries: Mapping[str, bytes]) -> bytes:
-    """Push a mapping."""
+    """Return instructions that push a mapping."""
     return b"}(" + b"".join(text(key) + value for key, value in entries.items()) + b"u"
 
 
@@ -61,13 +61,13 @@ HOOKS = call("collections.OrderedDict")
 
 
 def storage(key: str = "0", kind: str = "torch.FloatStorage", count: int = 6, *, zipped: bool = True) -> bytes:
-    """Push a storage that the file holds."""
+    """Return instructions that push a storage of the file."""
     more = () if zipped else (NONE,)
     return tuple_of(text("storage"), named(kind), text(key), text("cpu"), whole(count), *more) + b"Q"
 
 
 def view(held: bytes, offset: int = 0, shape: bytes = sizes(2, 3), strides: bytes = sizes(3, 1)) -> bytes:
-    """Push a view of a storage as torch has written it since 0.4."""
+    """Return instructions that push a view of a storage, as torch has written it since 0.4."""
     return call("torch._utils._rebuild_tensor_v2", held, whole(offset), shape, strides, FALSE, HOOKS)
 
 
@@ -78,7 +78,7 @@ def zip_file(
     more: Mapping[str, bytes] | None = None,
     change: Callable[[zipfile.ZipFile], None] = lambda archive: None,
 ) -> bytes:
-    """The bytes of an archive with this pickle, these storages, and `more` entries; `change` may add to it."""
+    """Return the bytes of an archive with this pickle, these storages, and `more` entries; `change` may add to it."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("a/data.pkl", program)
@@ -93,7 +93,7 @@ def zip_file(
 def legacy_file(
     program: bytes, data: Mapping[str, bytes], *, keys: object = None, counts: Mapping[str, int] | None = None
 ) -> bytes:
-    """The bytes of a file of torch before 1.6: pickles, then each storage behind the number of its elements."""
+    """Return the bytes of a file of torch before 1.6: pickles, then each storage after its number of elements."""
     first = b"".join(pickle.dumps(value, 2) for value in (MAGIC, VERSION, SYSTEM))
     listed = pickle.dumps(list(data) if keys is None else keys, 2)
     behind = b"".join(
@@ -103,6 +103,6 @@ def legacy_file(
 
 
 def write(path: Path, entries: Mapping[str, bytes], data: Mapping[str, bytes], *, zipped: bool) -> None:
-    """Write a file of either kind whose pickle is a mapping of `entries`."""
+    """Write a file of either format whose pickle is a mapping of `entries`."""
     program = b"\x80\x02" + mapping(entries) + b"."
     path.write_bytes(zip_file(program, data) if zipped else legacy_file(program, data))

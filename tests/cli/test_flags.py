@@ -101,7 +101,7 @@ def line_of(capsys, *arguments):
             lambda: compare(BASE, TARGET, metric="encoder", blocks="output"),
             ("compare", BASE, "--target", TARGET, "--metric", "encoder", "--blocks", "output"),
             "blocks",
-            "output holds nothing that 'encoder' sees; it sees BASE",
+            "output contains no block that 'encoder' sees; it sees BASE",
             None,
         ),
         (

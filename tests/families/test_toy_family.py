@@ -297,7 +297,7 @@ def test_metrics_that_it_does_not_offer(family, tmp_path, capsys):
     """Metrics that the layout says nothing of are refused in one line with the reason, before any work."""
     folder = family[0]
     target, base, fine = (str(folder / f"{name}.safetensors") for name in ("target", "toy-v1", "fine1"))
-    attention = "'attention' is not offered for Toy Transformer: its layout does not say where its self-attention is"
+    attention = "'attention' is not offered for Toy Transformer: its layout does not list its self-attention"
     encoder = "'encoder' is not offered for Toy Transformer: its layout has no text encoder that blockfit can compute"
 
     assert refused(capsys, "compare", fine, "--target", target) == [
@@ -321,7 +321,7 @@ def test_a_stage_of_such_a_metric(study, tmp_path, capsys):
     (line,) = refused(capsys, "fit", str(tmp_path))
 
     assert line.endswith(
-        "metric: 'attention' is not offered for Toy Transformer: its layout does not say where its self-attention is"
+        "metric: 'attention' is not offered for Toy Transformer: its layout does not list its self-attention"
     )
 
 

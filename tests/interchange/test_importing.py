@@ -109,7 +109,7 @@ KINDS = {
     "paper.pdf": (b"%PDF-1.7" + bytes(40), "a PDF document"),
     "model.gguf": (b"GGUF" + bytes(40), "a GGUF file"),
     "archive.gz": (b"\x1f\x8b" + bytes(40), "a gzip archive"),
-    "trials.db": (b"SQLite format 3\0" + bytes(40), "a database, such as a study's trials"),
+    "trials.db": (b"SQLite format 3\0" + bytes(40), "a database, for example of a study's trials"),
     "pointer.txt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
     "old": (b"\x80\x02}q\0." + bytes(40), "a pickle, as old checkpoints are"),
     "page.html": (b"<!DOCTYPE html>\n<html><body>A x 0.5 + B x 0.5 = T</body></html>", "a web page"),

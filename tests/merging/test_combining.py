@@ -365,7 +365,7 @@ class TestSafetensorsWriter:
     @pytest.mark.parametrize(
         ("pieces", "said"),
         [
-            ([(0, torch.zeros(3))], "8 bytes of tensor 'm' did not come"),
+            ([(0, torch.zeros(3))], "8 bytes of tensor 'm' were not written"),
             ([(0, torch.zeros(5)), (3, torch.zeros(2))], "came twice"),
             ([(3, torch.zeros(3))], "but 3 elements of torch.float32 came from number 3 on"),
             ([(-1, torch.zeros(3))], "from number -1 on"),

@@ -291,7 +291,7 @@ def test_later_stages_are_checked_before_the_first_trial(folder, kin_target):
         study.replace(target, f"target: {{file: '{kin_target}'}}").replace("clip_skip: 3", "clip_skip: 1"),
         encoding="utf-8",
     )
-    with pytest.raises(InputError, match=r"target\.safetensors: the text encoder has 64 tokens; sd1 knows tokenizers"):
+    with pytest.raises(InputError, match=r"target\.safetensors: the text encoder has 64 tokens; sd1 has tokenizers"):
         fit(load_study(made), fresh=True)
     assert sorted(made.iterdir()) == before
 
@@ -357,5 +357,5 @@ def test_compare_by_the_encoder_metric(target, tmp_path, capsys):
     prompts.write_text("\n", encoding="utf-8")
     assert code(*arguments) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"blockfit: --prompts: {prompts}: holds no prompt; there must be at least one, a line each, at most 10,000"
+        f"blockfit: --prompts: {prompts}: contains no prompt; must contain 1 to 10,000 prompts, one a line"
     ]

@@ -1,4 +1,4 @@
-"""A small family of checkpoints, some of them lacking tensors, shared by the tests of similarity."""
+"""A small family of checkpoints, some of which lack tensors, for the tests of similarity."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def kin(tmp_path_factory, write_sd1, sd1_tensors):
-    """base, x, y (y without one attention weight, x with one more) and a target, as paths and as tensors."""
+    """Return base, x, y (y lacks one attention weight, x has an extra one) and a target, as paths and tensors."""
     folder = tmp_path_factory.mktemp("kin")
     base = sd1_tensors(seed=0, width=16)
     lost = "model.diffusion_model.output_blocks.7.1.transformer_blocks.0.attn1.to_k.weight"

@@ -1,4 +1,4 @@
-"""The article's similarity, against a plain computation on merged files by its definition."""
+"""The article's similarity agrees with a plain computation on merged files by its definition."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ LAYOUT = load_layout("sd1")
 
 @pytest.fixture(scope="module")
 def merged(kin):
-    """A recipe with other alphas in every block, and its float32 merge."""
+    """Return a recipe with different alphas in every block, and its float32 merge."""
     numbers = (torch.rand(2, 26, generator=torch.Generator().manual_seed(4)) * 1.4 - 0.2).tolist()
     steps = (
         Step("T1", "add_difference", "base", "x", "base", Alpha(dict(zip(BLOCKS, numbers[0], strict=True)))),
@@ -28,7 +28,7 @@ def merged(kin):
 
 
 def scored(kin, recipe, blocks, seeds):
-    """{block: similarity} as the code under test gives it."""
+    """Return {block: similarity} from the code under test."""
     sources = {name: kin.paths[name] for name in ("base", "x", "y")}
     with open_comparison(
         LAYOUT, sources, kin.paths["target"], options=Options((AttentionOptions(seeds=list(seeds)),))
@@ -50,19 +50,19 @@ def scored(kin, recipe, blocks, seeds):
     ],
 )
 def test_attention_is_its_definition(kin, merged, blocks, seed):
-    """Scores from projections are those of the merged file by the definition, to 1e-6, in the order of evaluation."""
+    """Scores from projections equal those of the merged file by the definition, to 1e-6, in the order of evaluation."""
     recipe, candidate = merged
 
     found = scored(kin, recipe, blocks, (seed,))
 
-    wanted = attention_by_definition(candidate, kin.tensors["target"], blocks, seed)
-    assert list(found) == list(wanted)
-    assert found == pytest.approx(wanted, abs=1e-6)
-    assert all(value < 0.9999 for value in wanted.values())
+    expected = attention_by_definition(candidate, kin.tensors["target"], blocks, seed)
+    assert list(found) == list(expected)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert all(value < 0.9999 for value in expected.values())
 
 
 def test_earlier_blocks_change_later_inputs(kin, merged):
-    """The first block scored has the same input whatever follows; with another before it, it has another."""
+    """The first scored block has the same input whatever follows; another block before it changes its input."""
     recipe, _ = merged
 
     alone = scored(kin, recipe, ("OUT05",), (1,))
@@ -74,14 +74,16 @@ def test_earlier_blocks_change_later_inputs(kin, merged):
 
 
 def test_several_seeds_average(kin, merged):
-    """Several seeds give the mean of what each gives."""
+    """Several seeds give the mean of the scores of each."""
     recipe, candidate = merged
     blocks = ("IN01", "OUT03", "OUT11")
 
     found = scored(kin, recipe, blocks, (1, 2, 3))
 
     each = [attention_by_definition(candidate, kin.tensors["target"], blocks, seed) for seed in (1, 2, 3)]
-    assert found == pytest.approx({block: sum(one[block] for one in each) / 3 for block in blocks}, abs=1e-6)
+    assert found == pytest.approx(
+        {block: sum(scores_of_seed[block] for scores_of_seed in each) / 3 for block in blocks}, abs=1e-6
+    )
 
 
 # --- Many candidates --------------------------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ SOME_BLOCKS = ("IN01", "M00", "OUT03", "OUT07", "OUT11")
 
 
 def opened(kin, seeds=(1,), device="cpu"):
-    """The sources and the target as a comparison."""
+    """Yield the sources and the target as a comparison."""
     sources = {name: kin.paths[name] for name in SOURCES}
     return open_comparison(
         LAYOUT,
@@ -104,7 +106,7 @@ def opened(kin, seeds=(1,), device="cpu"):
 
 
 def candidates(groups, count, *, line):
-    """Coefficients [count, groups, sources] that sum to 1, on one line in every group or anywhere."""
+    """Return coefficients [count, groups, sources] with sum 1, on one line in every group or anywhere."""
     generator = torch.Generator().manual_seed(count)
     start, end = torch.rand(2, groups, len(SOURCES), generator=generator, dtype=torch.float64) + 0.1
     positions = torch.rand(count, 1, 1, generator=generator, dtype=torch.float64)
@@ -114,7 +116,7 @@ def candidates(groups, count, *, line):
 
 
 def by_definition(kin, comparison, coefficients, blocks, seeds):
-    """Scores [n, blocks] of merged tensors, in float64."""
+    """Return the scores [n, blocks] of merged tensors, in float64."""
     parts = [part for part in comparison.scored_parts(blocks) if ".attn1." in part.name]
     scores = []
     for rows_of_one in coefficients:
@@ -124,13 +126,13 @@ def by_definition(kin, comparison, coefficients, blocks, seeds):
             held = [(weights[place], kin.tensors[SOURCES[place]][part.name].double()) for place in part.holders]
             merged[part.name] = sum(weight * tensor for weight, tensor in held)
         each = [attention_by_definition(merged, kin.tensors["target"], blocks, seed, torch.float64) for seed in seeds]
-        scores.append([sum(one[block] for one in each) / len(seeds) for block in each[0]])
+        scores.append([sum(scores_of_seed[block] for scores_of_seed in each) / len(seeds) for block in each[0]])
     return torch.tensor(scores, dtype=torch.float64)
 
 
 @pytest.fixture
 def two_threads():
-    """Torch computes with two threads."""
+    """Make torch compute with two threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -140,9 +142,10 @@ def two_threads():
 @pytest.mark.parametrize("kept", ["everything", "lines", "nothing"])
 @pytest.mark.parametrize("tile", [50, 1 << 17])
 def test_many_candidates_are_their_definition(kin, monkeypatch, two_threads, kept, tile):
-    """On a line, off it and mixed, in tiles of any size: each candidate scores as by the definition in float64.
+    """Each candidate scores as by the definition, on a line, off it and mixed, in tiles of any size.
 
-    To 5e-6: in blocks as narrow as these a few rows carry float32's rounding, the definition's own up to 1e-6.
+    The tolerance is 5e-6: in such narrow blocks a few rows determine float32's rounding, and that of the definition is
+    up to 1e-6.
     """
     seeds = (1, 2)
     monkeypatch.setattr(rows, "_TILE", tile)
@@ -158,13 +161,13 @@ def test_many_candidates_are_their_definition(kin, monkeypatch, two_threads, kep
         mixed = torch.cat([anywhere[:1], line[:4], anywhere[1:], line[4:6]])
         metric.prepare(line[:3])
         for given in (anywhere, line, mixed, line[:1], anywhere[:1]):
-            wanted = by_definition(kin, comparison, given, SOME_BLOCKS, seeds)
-            torch.testing.assert_close(metric.score(given), wanted, rtol=0, atol=5e-6)
+            expected = by_definition(kin, comparison, given, SOME_BLOCKS, seeds)
+            torch.testing.assert_close(metric.score(given), expected, rtol=0, atol=5e-6)
     assert torch.get_num_threads() == 2
 
 
 def test_a_score_does_not_depend_on_company(kin):
-    """Among others and from an unprepared metric a candidate scores the same to 1e-6, after others the very same."""
+    """A candidate scores the same to 1e-6 among others and unprepared, and exactly the same after others."""
     with opened(kin) as comparison:
         metric, fresh = (build_metric("attention", comparison, SOME_BLOCKS) for _ in range(2))
         given = torch.cat([candidates(len(comparison.groups), 33, line=line) for line in (True, False)])
@@ -174,15 +177,15 @@ def test_a_score_does_not_depend_on_company(kin):
         together = metric.score(given)
 
         assert torch.equal(metric.score(given), together)
-        alone = torch.cat([metric.score(one[None]) for one in given])
-        backwards = torch.cat([fresh.score(one[None]) for one in given.flip(0)]).flip(0)
+        alone = torch.cat([metric.score(candidate[None]) for candidate in given])
+        backwards = torch.cat([fresh.score(candidate[None]) for candidate in given.flip(0)]).flip(0)
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
     assert torch.equal(backwards[:1], before)
     torch.testing.assert_close(backwards, together, rtol=0, atol=1e-6)
 
 
-def test_no_candidates(kin):
-    """Nothing in, nothing out."""
+def test_no_candidates_have_no_scores(kin):
+    """No candidates have no scores."""
     with opened(kin) as comparison:
         metric = build_metric("attention", comparison, SOME_BLOCKS)
         found = metric.score(torch.empty(0, len(comparison.groups), len(SOURCES), dtype=torch.float64))
@@ -190,7 +193,7 @@ def test_no_candidates(kin):
 
 
 def test_far_logits_neither_overflow_nor_vanish(kin):
-    """Coefficients a hundred times too large give logits of many thousands, and still finite scores in range."""
+    """Coefficients a hundred times too large give logits of many thousands, and finite scores in range."""
     with opened(kin) as comparison:
         metric = build_metric("attention", comparison, SOME_BLOCKS)
         far = torch.linspace(-100, 100, 9, dtype=torch.float64)[:, None, None]
@@ -201,10 +204,10 @@ def test_far_logits_neither_overflow_nor_vanish(kin):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("line", [True, False])
 def test_cuda_gives_the_same_for_many_candidates(kin, line):
-    """A card gives what the processor does, to 1e-5, on a line and off it."""
+    """A GPU gives the scores of the CPU to 1e-5, on a line and off it."""
     scores = []
     for device in ("cpu", "cuda"):
         with opened(kin, (1, 2), device) as comparison:
@@ -218,23 +221,23 @@ def test_cuda_gives_the_same_for_many_candidates(kin, line):
 def test_global_random_state_is_left_alone(kin, merged):
     """Scoring draws from a generator of its own."""
     torch.manual_seed(7)
-    wanted = torch.rand(1)
+    expected = torch.rand(1)
     torch.manual_seed(7)
 
     scored(kin, merged[0], ("OUT03",), (1,))
 
-    assert torch.equal(torch.rand(1), wanted)
+    assert torch.equal(torch.rand(1), expected)
 
 
-def test_weights_that_cannot_be_used(tmp_path, write_sd1):
-    """NaN in an attention weight, and a target without it, are refused by file and tensor."""
+def test_unusable_weights_are_refused(tmp_path, write_sd1):
+    """NaN in an attention weight, and a target without the weight, are refused by file and tensor."""
     name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_v.weight"
     write_sd1(tmp_path / "x.safetensors")
     write_sd1(tmp_path / "nan.safetensors", overrides={name: torch.full((8, 8), float("nan"))})
     write_sd1(tmp_path / "bare.safetensors", drop=[name])
     sources = {"x": tmp_path / "x.safetensors"}
-    for target, said in (("nan", "holds NaN or Inf"), ("bare", "is missing here")):
+    for target, message in (("nan", "holds NaN or Inf"), ("bare", "is missing here")):
         path = tmp_path / f"{target}.safetensors"
         with open_comparison(LAYOUT, sources, path) as comparison, pytest.raises(CheckpointError) as caught:
             build_metric("attention", comparison, ["M00"])
-        assert caught.value.problems[0].startswith(f"{path}: tensor {name!r} {said}")
+        assert caught.value.problems[0].startswith(f"{path}: tensor {name!r} {message}")

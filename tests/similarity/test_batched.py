@@ -1,7 +1,7 @@
-"""The way of scoring that is fast on a card: the processor's scores, in few operations and one copy each way.
+"""The form of scoring that is fast on a GPU gives the CPU's scores, in few operations and one copy each way.
 
-It runs on any device, so the scores are compared on the processor. How often a card would be started and waited for is
-counted on torch's meta device, which computes nothing and mixes with no other.
+It runs on any device, so its scores are compared on the CPU. Operations and waits of a GPU are counted on torch's meta
+device, which computes nothing and mixes with no other device.
 """
 
 from dataclasses import replace
@@ -17,14 +17,14 @@ from optimizer.similarity import AttentionMetric, AttentionOptions, Options, att
 
 LAYOUT = load_layout("sd1")
 SOURCES = ("base", "x", "y")
-# OUT07 has queries and keys of different sources; the others are of three widths.
+# OUT07 has queries and keys of different sources; the other blocks have three widths.
 BLOCKS = ("IN01", "M00", "OUT03", "OUT05", "OUT07", "OUT09", "OUT11")
 OUTPUTS = LAYOUT.parse_blocks("OUT03-OUT11")
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def of_width(tensors, block, width):
-    """The tensors of a block's attention, cut to another width."""
+    """Return the tensors of a block's attention, cut to another width."""
     prefix = LAYOUT.attention[block]
     names = [f"{prefix}.to_{which}.weight" for which in "qkv"]
     return {name: tensors[name][:width, :width] for name in names if name in tensors}
@@ -32,7 +32,7 @@ def of_width(tensors, block, width):
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory, write_sd1, sd1_tensors):
-    """base, x, y (which lacks OUT07's keys) and a target; attention is 16, 12 or 6 wide."""
+    """Return base, x, y (which lacks OUT07's keys) and a target, with attention of width 16, 12 or 6."""
     folder = tmp_path_factory.mktemp("batched")
     base = sd1_tensors(seed=0, width=16)
     lost = f"{LAYOUT.attention['OUT07']}.to_k.weight"
@@ -49,7 +49,7 @@ def paths(tmp_path_factory, write_sd1, sd1_tensors):
 
 
 def opened(paths: dict[str, Path], seeds=(1, 2)):
-    """The sources and the target as a comparison."""
+    """Yield the sources and the target as a comparison."""
     return open_comparison(
         LAYOUT,
         {name: paths[name] for name in SOURCES},
@@ -59,7 +59,7 @@ def opened(paths: dict[str, Path], seeds=(1, 2)):
 
 
 def candidates(groups, count, *, line):
-    """Coefficients [count, groups, sources] that sum to 1, on one line in every group or anywhere."""
+    """Return coefficients [count, groups, sources] with sum 1, on one line in every group or anywhere."""
     generator = torch.Generator().manual_seed(count)
     start, end = torch.rand(2, groups, len(SOURCES), generator=generator, dtype=torch.float64) + 0.1
     positions = torch.rand(count, 1, 1, generator=generator, dtype=torch.float64)
@@ -70,8 +70,8 @@ def candidates(groups, count, *, line):
 
 @pytest.fixture(params=["terms", "products"])
 def metrics(request, paths, monkeypatch):
-    """The processor's metric, the batched one, and how many groups coefficients have."""
-    # So that terms of three sources are few in a block of width 6, too.
+    """Return the CPU's metric, the batched metric, and the number of groups of coefficients."""
+    # So that the terms of three sources are few in a block of width 6 too.
     monkeypatch.setattr(batched, "_FEW_TERMS", 1)
     with opened(paths) as comparison:
         plain = AttentionMetric(comparison, BLOCKS)
@@ -81,7 +81,7 @@ def metrics(request, paths, monkeypatch):
 
 @pytest.fixture
 def noted(monkeypatch):
-    """Notes each batch: its candidates, its family, whether it is on lines; more than `limit` find no room."""
+    """Return a function that records each batch (candidates, family, on lines) and raises for more than `limit`."""
     similarities, batches = batched.Family.similarities, []
 
     def noted(limit=100):
@@ -97,8 +97,8 @@ def noted(monkeypatch):
     return noted
 
 
-def test_the_processor_s_scores(metrics):
-    """On lines, anywhere and mixed, none, one and many, a candidate scores what it does on the processor, to 1e-6."""
+def test_scores_equal_those_of_the_cpu(metrics):
+    """Candidates on lines, anywhere and mixed, none, one and many, score as on the CPU, to 1e-6."""
     plain, fast, groups = metrics
     line, anywhere = candidates(groups, 19, line=True), candidates(groups, 3, line=False)
     mixed = torch.cat([anywhere[:1], line[:4], anywhere[1:], line[4:6]])
@@ -113,7 +113,7 @@ def test_the_processor_s_scores(metrics):
 
 
 def test_blocks_that_the_line_does_not_move(metrics, noted):
-    """Where some blocks stay in one place they share in the line's matrices: none is computed off the lines."""
+    """Blocks that stay in one place share the line's matrices: none is computed off the lines."""
     plain, fast, groups = metrics
     line = candidates(groups, 9, line=True)
     line[:, : groups // 2] = line[0, : groups // 2]
@@ -125,49 +125,49 @@ def test_blocks_that_the_line_does_not_move(metrics, noted):
 
     torch.testing.assert_close(found, plain.score(line), rtol=0, atol=1e-6)
     assert [on_lines for _, _, on_lines in batches] == [True] * len(fast._scorer._families)
-    # What lies beside the line is not taken for one on it.
+    # Points beside the line do not count as on it.
     away = line.clone()
     away[4, 0] += torch.tensor([1e-3, -1e-3, 0.0])
     torch.testing.assert_close(fast.score(away), plain.score(away), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
-def test_a_card_that_is_fuller_than_it_says(metrics, noted, limit):
-    """However few candidates fit, all are scored, in batches that are halved until they do."""
+def test_batches_are_halved_until_they_fit(metrics, noted, limit):
+    """All candidates are scored however few fit, in batches that are halved until they fit."""
     _, fast, groups = metrics
     given = torch.cat([candidates(groups, 11, line=True), candidates(groups, 4, line=False)])
     fast.prepare(given[:3])
-    wanted = fast.score(given)
+    expected = fast.score(given)
     batches = noted(limit)
 
-    torch.testing.assert_close(fast.score(given), wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fast.score(given), expected, rtol=0, atol=1e-6)
 
     assert max(count for count, _, _ in batches) > limit
 
 
 @pytest.mark.parametrize("free", [0, 1 << 16, 1 << 18])
-def test_batches_find_room(metrics, monkeypatch, noted, free):
-    """A batch takes half of what is free, for what it computes on the way too, but one candidate is always tried."""
+def test_batches_fit_into_free_memory(metrics, monkeypatch, noted, free):
+    """A batch takes half of the free memory, intermediate results included; one candidate is always tried."""
     _, fast, groups = metrics
     given = torch.cat([candidates(groups, 11, line=True), candidates(groups, 4, line=False)])
     fast.prepare(given[:3])
-    wanted = fast.score(given)
+    expected = fast.score(given)
     monkeypatch.setattr(batched, "free_memory", lambda device: free)
     monkeypatch.setattr(batched, "_FEW_LOGITS", 0)
     batches = noted()
 
-    torch.testing.assert_close(fast.score(given), wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fast.score(given), expected, rtol=0, atol=1e-6)
 
     for count, family, on_lines in batches:
-        # Logits and the softmax of them, or queries, keys and logits.
+        # Logits and their softmax, or queries, keys and logits.
         matrices = 2 if on_lines or family.terms is not None else 3
         assert count == 1 or 4 * matrices * count * family.units * family.width**2 <= free // 2
     assert len({count for count, _, _ in batches}) > 1 or free == 0
 
 
 @pytest.mark.parametrize("free", [0, 12 * 16**2 * 14, 1 << 30])
-def test_what_is_kept_finds_room(paths, monkeypatch, free):
-    """Lines and terms are kept in a share of what is free, and without either the scores are the same."""
+def test_lines_and_terms_fit_into_their_share(paths, monkeypatch, free):
+    """Lines and terms take a share of the free memory, and without either the scores are the same."""
     monkeypatch.setattr(batched, "_FEW_TERMS", 1)
     with opened(paths) as comparison:
         plain = AttentionMetric(comparison, BLOCKS)
@@ -183,8 +183,8 @@ def test_what_is_kept_finds_room(paths, monkeypatch, free):
 
 
 @pytest.mark.parametrize("what", ["terms", "lines and terms"])
-def test_what_finds_no_room_after_all(paths, monkeypatch, what):
-    """A card that has less room than it said does without lines and terms, and keeps what products need."""
+def test_lines_and_terms_that_do_not_fit_are_left_out(paths, monkeypatch, what):
+    """A GPU with less memory than reported keeps neither lines nor terms, but the inputs of products."""
     monkeypatch.setattr(batched, "_FEW_TERMS", 1)
     with opened(paths) as comparison:
         plain = AttentionMetric(comparison, BLOCKS)
@@ -200,8 +200,8 @@ def test_what_finds_no_room_after_all(paths, monkeypatch, what):
         torch.testing.assert_close(fast.score(given), plain.score(given), rtol=0, atol=1e-6)
 
 
-def test_weights_that_are_not_finite(tmp_path, kin, write_sd1):
-    """NaN in one of them is refused by file and tensor, though it is looked for at the end."""
+def test_nan_is_refused(tmp_path, kin, write_sd1):
+    """NaN in a weight is refused by file and tensor, though all are checked at the end."""
     name = f"{LAYOUT.attention['OUT05']}.to_v.weight"
     write_sd1(tmp_path / "nan.safetensors", width=16, overrides={name: torch.full((16, 16), float("nan"))})
     broken = {**kin.paths, "y": tmp_path / "nan.safetensors"}
@@ -212,8 +212,8 @@ def test_weights_that_are_not_finite(tmp_path, kin, write_sd1):
 
 @pytest.mark.parametrize(("line", "keep_terms", "most"), [(True, True, 30), (False, True, 30), (False, False, 36)])
 @pytest.mark.parametrize("many", [1, 40])
-def test_a_card_is_asked_little(monkeypatch, many, line, keep_terms, most):
-    """Nine blocks of full size, eight sources: some thirty operations a call, one copy to the card and one back."""
+def test_calls_take_few_operations(monkeypatch, many, line, keep_terms, most):
+    """Nine full-size blocks and eight sources take some thirty operations a call, and one copy each way."""
     monkeypatch.setattr(batched, "free_memory", lambda device: 70 << 30)
     everyone = (tuple(range(8)),) * 3
     members = [batched.Member(column, 320 << (2 - column // 3), (column,) * 3, everyone) for column in range(9)]
@@ -225,38 +225,38 @@ def test_a_card_is_asked_little(monkeypatch, many, line, keep_terms, most):
         scorer.prepare(given[:5])
     asked = []
     monkeypatch.setattr(batched, "free_memory", lambda device: asked.append(device) or 70 << 30)
-    with Watching() as card:
+    with Watching() as gpu:
         scores = scorer.score(given[5:])
 
     assert bool(asked) == (many > 1)
     assert scores.shape == (many, 9)
-    assert (card.to_card, card.to_host) == (1, 1)
-    assert sum(card.operations.values()) <= most, card.operations
-    assert card.operations["_softmax"] == 3
+    assert (gpu.to_gpu, gpu.to_host) == (1, 1)
+    assert sum(gpu.operations.values()) <= most, gpu.operations
+    assert gpu.operations["_softmax"] == 3
 
 
-def test_a_card_is_not_waited_for_while_sources_are_projected(kin):
-    """Each block's queries, keys and values of all sources are one copy each, and what comes back is one answer."""
+def test_projection_does_not_wait_for_the_gpu(kin):
+    """The projections take one copy for queries, keys and values of a block each, and one result comes back."""
     with opened(kin.paths) as comparison:
         blocks = ("IN01", "M00", "OUT05")
-        with pytest.MonkeyPatch.context() as patch, Watching() as card:
+        with pytest.MonkeyPatch.context() as patch, Watching() as gpu:
             patch.setattr(batched, "free_memory", lambda device: 1 << 34)
             AttentionMetric(replace(comparison, device=META), blocks)
 
-    # The random inputs, and queries, keys and values of the sources and of the target.
-    assert card.to_card == len(blocks) * (1 + 3 + 3)
-    assert card.to_host == 1
+    # The random inputs; queries, keys and values of the sources and of the target.
+    assert gpu.to_gpu == len(blocks) * (1 + 3 + 3)
+    assert gpu.to_host == 1
 
 
-def test_other_random_inputs(kin, monkeypatch):
-    """One candidate under several seeds scores as on the processor, and a card is waited for once, and for NaN."""
+def test_several_seeds_score_as_on_the_cpu(kin, monkeypatch):
+    """One candidate under several seeds scores as on the CPU, with one wait for the GPU, and NaN is refused."""
     with opened(kin.paths) as comparison:
         given = candidates(len(comparison.groups), 1, line=False)[0]
         given[:, 1] = 0  # a source that is not read
-        wanted = attention.attention_by_seed(comparison, BLOCKS, given, (7, 8, 9))
-        found = attention._by_seed_on_card(comparison, BLOCKS, given, (7, 8, 9))
-        with Watching() as card:
+        expected = attention.attention_by_seed(comparison, BLOCKS, given, (7, 8, 9))
+        found = attention._by_seed_on_gpu(comparison, BLOCKS, given, (7, 8, 9))
+        with Watching() as gpu:
             attention.attention_by_seed(replace(comparison, device=META), BLOCKS, given, (7, 8, 9))
 
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-    assert card.to_host == 2
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert gpu.to_host == 2

@@ -1,4 +1,4 @@
-"""What the text encoder says, against transformers' model run as users run it: padded, on merged files."""
+"""The encoder metric agrees with transformers' model run as users run it: padded, on merged files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def recipe():
-    """Two steps of which both move the text encoder."""
+    """Return a recipe with two steps, both of which move the text encoder."""
     steps = (
         Step("T1", "add_difference", "bold", "inverted", "base", Alpha({"BASE": 0.3})),
         Step("T2", "weight_sum", "T1", "slanted", None, Alpha({"BASE": 0.25})),
@@ -44,19 +44,19 @@ def recipe():
 
 @pytest.fixture(scope="module")
 def merged(recipe, tmp_path_factory):
-    """Its float32 merge."""
+    """Return the path of the recipe's float32 merge."""
     path = tmp_path_factory.mktemp("merged") / "merged.safetensors"
     merge(recipe, MODELS, path, dtype=torch.float32)
     return path
 
 
 def by_definition(candidate, target, prompts, clip_skip):
-    """The similarity of two files' text encoders: every prompt padded to 16 tokens, all layers computed."""
+    """Return the similarity of two files' text encoders, with prompts padded to 16 tokens and all layers computed."""
     folder = pipeline_folder("digits")
     tokens = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)(
         list(prompts), padding="max_length", truncation=True, max_length=16, return_tensors="pt"
     )
-    said = []
+    states = []
     for file in (candidate, target):
         model = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True)).eval()
         inner = getattr(model, "text_model", model)  # before transformers 5.6
@@ -64,22 +64,22 @@ def by_definition(candidate, target, prompts, clip_skip):
         inner.load_state_dict({name: stored[name].float() for name in inner.state_dict()})
         with torch.no_grad():
             layers = model(tokens["input_ids"], tokens["attention_mask"], output_hidden_states=True).hidden_states
-            said.append(inner.final_layer_norm(layers[-clip_skip]).double())
-    cosines = torch.nn.functional.cosine_similarity(*said, dim=-1)
+            states.append(inner.final_layer_norm(layers[-clip_skip]).double())
+    cosines = torch.nn.functional.cosine_similarity(*states, dim=-1)
     lengths = tokens["attention_mask"].sum(dim=1).tolist()
     return sum(float(row[:length].mean()) for row, length in zip(cosines, lengths, strict=True)) / len(lengths)
 
 
 def scored(recipe, prompts, clip_skip=1, *, along=None):
-    """What the code under test says of the recipe's result; prepared for the line through other alphas, or not."""
+    """Return the score of the recipe's result, optionally prepared for the line through other alphas."""
     with open_comparison(LAYOUT, MODELS, DEMO / "target.safetensors") as opened:
         comparison = replace(opened, options=Options((EncoderOptions(clip_skip=clip_skip).with_texts(prompts),)))
         metric = build_metric("encoder", comparison, ("BASE",))
         algebra = Algebra(recipe, comparison.groups, tuple(MODELS))
         rows = algebra.coefficients(algebra.starting_alphas())
         if along is not None:
-            others = [Algebra(one, comparison.groups, tuple(MODELS)) for one in along]
-            metric.prepare(torch.cat([rows, *(one.coefficients(one.starting_alphas()) for one in others)]))
+            others = [Algebra(recipe, comparison.groups, tuple(MODELS)) for recipe in along]
+            metric.prepare(torch.cat([rows, *(algebra.coefficients(algebra.starting_alphas()) for algebra in others)]))
         assert metric.blocks == ("BASE",)
         return float(metric.score(rows)[0, 0])
 
@@ -87,18 +87,18 @@ def scored(recipe, prompts, clip_skip=1, *, along=None):
 @pytest.mark.parametrize("clip_skip", [1, 2])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1], None])
 def test_encoder_is_its_definition(recipe, merged, prompts, clip_skip):
-    """Cut, batched, with only the tokens that occur, the score is that of the padded prompts on the merged file."""
+    """The batched score with few tokens and layers equals that of the padded prompts on the merged file."""
     shipped = (pipeline_folder("digits") / "prompts.txt").read_text(encoding="utf-8").splitlines()
 
     found = scored(recipe, prompts, clip_skip)
 
-    wanted = by_definition(merged, DEMO / "target.safetensors", prompts or shipped, clip_skip)
-    assert found == pytest.approx(wanted, abs=1e-6)
-    assert wanted < 0.9999
+    expected = by_definition(merged, DEMO / "target.safetensors", prompts or shipped, clip_skip)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert expected < 0.9999
 
 
-def test_line(recipe):
-    """Prepared for the line that one alpha moves along, the score is the same."""
+def test_line_does_not_change_the_score(recipe):
+    """Preparation for the line of one alpha does not change the score."""
     first, _ = recipe.steps
     others = [
         Recipe("r", LAYOUT, recipe.models, (first, Step("T2", "weight_sum", "T1", "slanted", None, alpha)), "T2")
@@ -115,7 +115,7 @@ def test_line(recipe):
     )
 )
 def test_mean_over_prompts(recipe, prompts):
-    """The score over prompts is the mean of the scores over each, in whichever batches they are computed."""
+    """The score over prompts is the mean of the scores over each, in any batches."""
     texts = [" ".join(words) for words in prompts]
 
     together = scored(recipe, tuple(texts))
@@ -124,7 +124,7 @@ def test_mean_over_prompts(recipe, prompts):
 
 
 def test_transformers_before_5_6(recipe, monkeypatch):
-    """A CLIPTextModel whose parameters are named `text_model.*`, as in transformers 5.0 to 5.5, scores alike."""
+    """A CLIPTextModel with parameters named `text_model.*`, as in transformers 5.0 to 5.5, scores the same."""
 
     class Nested(nn.Module):
         def __init__(self, config):
@@ -135,14 +135,14 @@ def test_transformers_before_5_6(recipe, monkeypatch):
         def forward(self, tokens):
             return self.text_model(tokens)
 
-    wanted = scored(recipe, PROMPTS)
+    expected = scored(recipe, PROMPTS)
     monkeypatch.setattr("transformers.CLIPTextModel", Nested)
 
-    assert scored(recipe, PROMPTS) == wanted
+    assert scored(recipe, PROMPTS) == expected
 
 
-def test_same_encoder(tmp_path):
-    """A checkpoint with the target's text encoder scores 1, whatever the rest of it is."""
+def test_same_encoder_scores_1(tmp_path):
+    """A checkpoint with the target's text encoder scores 1, whatever its other tensors are."""
     tensors = load_file(DEMO / "target.safetensors")
     for name, tensor in load_file(MODELS["inverted"]).items():
         if not name.startswith(PREFIX):
@@ -154,16 +154,16 @@ def test_same_encoder(tmp_path):
     assert found == {"BASE": pytest.approx(1, abs=1e-7)}
 
 
-def test_unknown_encoder(kin):
-    """A text encoder whose tokenizer is not known is refused, with the file and what is known."""
+def test_unknown_encoder_is_refused(kin):
+    """A text encoder with an unknown tokenizer is refused, with the file and the known tokenizers."""
     with pytest.raises(
-        CheckpointError, match=r"target\.safetensors: the text encoder has \d+ tokens; sd1 knows .*49,408"
+        CheckpointError, match=r"target\.safetensors: the text encoder has \d+ tokens; sd1 has .*49,408"
     ):
         compare(kin.paths["base"], kin.paths["target"], metric="encoder")
 
 
-def test_incomplete_encoder(tmp_path):
-    """A target that lacks a tensor of the text encoder is refused, with its name."""
+def test_incomplete_encoder_is_refused(tmp_path):
+    """A target that lacks a tensor of the text encoder is refused, with the tensor's name."""
     tensors = load_file(DEMO / "target.safetensors")
     del tensors[f"{PREFIX}final_layer_norm.bias"]
     save_file(tensors, tmp_path / "target.safetensors")
@@ -174,8 +174,8 @@ def test_incomplete_encoder(tmp_path):
 
 @pytest.mark.parametrize("lacking", ["candidate", "target"])
 @pytest.mark.parametrize("blocks", ["all", "BASE"])
-def test_without_an_encoder(tmp_path, lacking, blocks):
-    """Of two files the one without a text encoder is named."""
+def test_file_without_an_encoder_is_named(tmp_path, lacking, blocks):
+    """The one of two files without a text encoder is named."""
     tensors = {name: tensor for name, tensor in load_file(MODELS["bold"]).items() if not name.startswith(PREFIX)}
     save_file(tensors, tmp_path / "bare.safetensors")
     files = {"candidate": MODELS["base"], "target": DEMO / "target.safetensors"}
@@ -188,8 +188,8 @@ def test_without_an_encoder(tmp_path, lacking, blocks):
     assert problem.startswith(f"{tmp_path / 'bare.safetensors'}: has no text encoder: tensor ")
 
 
-def test_candidate_that_lacks_a_tensor(tmp_path):
-    """A candidate that lacks a tensor of the text encoder is named, not the target that has it."""
+def test_candidate_that_lacks_a_tensor_is_named(tmp_path):
+    """A candidate that lacks a tensor of the text encoder is named; the target that has it is not."""
     tensors = load_file(MODELS["bold"])
     del tensors[f"{PREFIX}final_layer_norm.bias"]
     save_file(tensors, tmp_path / "candidate.safetensors")
@@ -201,13 +201,13 @@ def test_candidate_that_lacks_a_tensor(tmp_path):
 
 
 @pytest.mark.parametrize("blocks", ["output", "input", "middle"])
-def test_blocks_that_it_does_not_see(blocks):
-    """Blocks of which the metric sees none are refused, with what it sees."""
-    with pytest.raises(InputError, match=f"^blocks: {blocks} holds nothing that 'encoder' sees; it sees BASE$"):
+def test_unseen_blocks_are_refused(blocks):
+    """Blocks that the metric does not see are refused, with those that it sees."""
+    with pytest.raises(InputError, match=f"^blocks: {blocks} contains no block that 'encoder' sees; it sees BASE$"):
         compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", blocks=blocks)
 
 
-def test_not_finite(tmp_path):
+def test_nan_is_refused(tmp_path):
     """NaN in a text encoder is refused, with the file and the tensor."""
     tensors = load_file(MODELS["base"])
     tensors[f"{PREFIX}final_layer_norm.bias"][3] = float("nan")
@@ -219,59 +219,59 @@ def test_not_finite(tmp_path):
         compare(tmp_path / "broken.safetensors", DEMO / "target.safetensors", metric="encoder")
 
 
-def test_layer_that_is_not_there():
-    """The demo's encoder has two layers: a third from the last is refused."""
+def test_missing_layer_is_refused():
+    """The third from the last layer of the demo's encoder, which has two, is refused."""
     with pytest.raises(InputError, match=r"^clip_skip: received 3; must be from 1, the last layer, to 2"):
         compare(MODELS["base"], DEMO / "target.safetensors", metric="encoder", clip_skip=3)
 
 
-def test_reading_prompts(tmp_path):
-    """A file of prompts is a line each; a byte order mark, Windows' line ends and empty lines do not matter."""
+def test_prompts_are_read_line_by_line(tmp_path):
+    """A file of prompts has one a line; a byte order mark, Windows line ends and empty lines do not matter."""
     (tmp_path / "a.txt").write_bytes("\ufeffone, two\r\n\r\n  drei: größer\r\n".encode())
 
     assert read_prompts(tmp_path / "a.txt") == ("one, two", "drei: größer")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "reason"),
     [
-        (b"\n \n", "holds no prompt; there must be at least one"),
-        (b"a\n" * 10_001, "holds 10,001 prompts"),
+        (b"\n \n", "contains no prompt; must contain 1 to 10,000 prompts"),
+        (b"a\n" * 10_001, "contains 10,001 prompts"),
         ("größer".encode("latin-1"), "is not text in UTF-8"),
-        (b"one\ntw\x1b[31mo\n", "line 2: holds the character '\\x1b'; leave it out"),
+        (b"one\ntw\x1b[31mo\n", "line 2: contains the character '\\x1b'; leave it out"),
         (b"a" * (1 << 23), "more than 4,194,304 bytes"),
         (None, "cannot be read: No such file"),
     ],
 )
-def test_prompts_that_are_none(tmp_path, content, said):
-    """What is no file of prompts is refused in a line that says why."""
+def test_file_without_prompts_is_refused(tmp_path, content, reason):
+    """A file that is not a list of prompts is refused in one line with the reason."""
     if content is not None:
         (tmp_path / "p.txt").write_bytes(content)
 
     with pytest.raises(InputError) as caught:
         read_prompts(tmp_path / "p.txt")
 
-    assert said in str(caught.value)
+    assert reason in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "p.txt"))
 
 
-def test_a_card_s_way(recipe, monkeypatch):
-    """With each source's parameters in one tensor, on a line and off it, the score is the same."""
+def test_gpu_form_scores_the_same(recipe, monkeypatch):
+    """One tensor for all parameters of a source gives the same score, on a line and off it."""
     others = [Recipe("r", LAYOUT, recipe.models, recipe.steps[:1], "T1")]
     whole = replace(recipe.steps[1], alpha=Alpha({"BASE": 1.0}))
     lines = [None, [*others, replace(recipe, steps=(recipe.steps[0], whole))]]
-    wanted = [scored(recipe, PROMPTS, along=along) for along in lines]
-    monkeypatch.setattr(encoder, "_read", encoder._read_to_card)
+    expected = [scored(recipe, PROMPTS, along=along) for along in lines]
+    monkeypatch.setattr(encoder, "_read", encoder._read_to_gpu)
 
-    assert [scored(recipe, PROMPTS, along=along) for along in lines] == pytest.approx(wanted, abs=1e-9)
+    assert [scored(recipe, PROMPTS, along=along) for along in lines] == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_card_s_way_refuses_what_is_not_finite(tmp_path, monkeypatch):
-    """Though it is looked for at the end, the file and the tensor are named."""
+def test_gpu_form_refuses_nan(tmp_path, monkeypatch):
+    """The GPU's form names file and tensor of NaN, though all are checked at the end."""
     tensors = load_file(MODELS["base"])
     tensors[f"{PREFIX}final_layer_norm.bias"][3] = float("inf")
     save_file(tensors, tmp_path / "broken.safetensors")
-    monkeypatch.setattr(encoder, "_read", encoder._read_to_card)
+    monkeypatch.setattr(encoder, "_read", encoder._read_to_gpu)
 
     with pytest.raises(
         CheckpointError, match=r"broken\.safetensors: tensor '.*final_layer_norm\.bias' holds NaN or Inf"
@@ -279,25 +279,25 @@ def test_a_card_s_way_refuses_what_is_not_finite(tmp_path, monkeypatch):
         compare(tmp_path / "broken.safetensors", DEMO / "target.safetensors", metric="encoder")
 
 
-def test_a_card_is_asked_little():
-    """Merging takes an operation for each source, and the scores of several candidates come back in one copy."""
+def test_gpu_takes_few_operations():
+    """Merging takes one operation per source, and the scores of several candidates come back in one copy."""
     with open_comparison(LAYOUT, MODELS, DEMO / "target.safetensors") as comparison:
-        with Watching() as card:
+        with Watching() as gpu:
             metric = EncoderMetric(replace(comparison, device=META), ("BASE",))
-        assert card.to_host == 1
+        assert gpu.to_host == 1
         rows = torch.full((2, len(comparison.groups), len(MODELS)), 0.25, dtype=torch.float64)
-        with Watching() as card:
+        with Watching() as gpu:
             metric.score(rows)
 
-    assert (card.to_card, card.to_host) == (0, 1)
-    assert card.operations["zeros"] == 0
-    assert 2 * len(MODELS) <= card.operations["add_"] <= 2 * (len(MODELS) + len(metric._batches))
+    assert (gpu.to_gpu, gpu.to_host) == (0, 1)
+    assert gpu.operations["zeros"] == 0
+    assert 2 * len(MODELS) <= gpu.operations["add_"] <= 2 * (len(MODELS) + len(metric._batches))
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch can use no NVIDIA card here")
-def test_card_agrees(recipe):
-    """A card gives the scores that the processor does."""
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch can use no NVIDIA GPU here")
+def test_gpu_agrees_with_the_cpu(recipe):
+    """A GPU gives the scores of the CPU."""
     scores = []
     for device in ("cpu", "cuda"):
         with open_comparison(LAYOUT, MODELS, DEMO / "target.safetensors", device=torch.device(device)) as comparison:

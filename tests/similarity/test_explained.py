@@ -1,4 +1,4 @@
-"""`explained`: the share of what makes the target different from the base, by its definition on merged tensors."""
+"""`explained`, the share of the target's difference from the base, agrees with its definition on merged tensors."""
 
 import json
 
@@ -20,7 +20,7 @@ TEXT = "cond_stage_model."
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory, write_sd1, sd1_tensors):
-    """A base, two finetunes of it and a target, all float32: paths and tensors by name."""
+    """Return a base, two finetunes of it and a target, all float32: paths and tensors by name."""
     folder = tmp_path_factory.mktemp("explained")
     around = sd1_tensors(seed=0)
     tensors = {
@@ -30,16 +30,16 @@ def family(tmp_path_factory, write_sd1, sd1_tensors):
     return folder, tensors
 
 
-def squared(one, other, block):
-    """|one - other|^2 over the block's tensors that score, in float64."""
+def squared(first, second, block):
+    """Return |first - second|^2 over the block's scored tensors, in float64."""
     names = [
-        name for name in merged_names(one) if block_of(name) == block and not name.startswith("first_stage_model.")
+        name for name in merged_names(first) if block_of(name) == block and not name.startswith("first_stage_model.")
     ]
-    return sum(float((one[name].double() - other[name].double()).square().sum()) for name in names)
+    return sum(float((first[name].double() - second[name].double()).square().sum()) for name in names)
 
 
 def candidates(groups, count=7, largest=1.5):
-    """Coefficients [count, groups, 3] that sum to 1, the base, the target's neighbourhood and far ones among them."""
+    """Return coefficients [count, groups, 3] with sum 1: the base, the target's neighbourhood and far ones."""
     random = torch.Generator().manual_seed(3)
     drawn = torch.rand(count, groups, 3, generator=random, dtype=torch.float64) * largest
     drawn[0] = torch.tensor([1.0, 0.0, 0.0])
@@ -48,8 +48,11 @@ def candidates(groups, count=7, largest=1.5):
 
 
 @pytest.mark.parametrize("based", [True, False])
-def test_definition(family, based):
-    """1 - |merged - target|^2 / |base - target|^2 per block, and pooled; without a base the first source is it."""
+def test_values_are_the_definition(family, based):
+    """Values are 1 - |merged - target|^2 / |base - target|^2, per block and pooled.
+
+    Without a base the first source is the base.
+    """
     folder, tensors = family
     order = ("base", "x", "y") if based else ("x", "base", "y")
     paths = {name: folder / f"{name}.safetensors" for name in order}
@@ -78,8 +81,8 @@ def test_definition(family, based):
         assert float(distance[number]) == pytest.approx(total**0.5, abs=1e-9)
 
 
-def test_length_is_seen(family):
-    """Half of the way to the target explains three quarters, twice the way nothing, and no way at all nothing."""
+def test_length_of_the_difference_counts(family):
+    """Half of the way to the target explains three quarters, twice the way nothing, and no way nothing."""
     folder, _ = family
     target = folder / "target.safetensors"
     sources = {"base": folder / "base.safetensors", "copy": target}
@@ -91,8 +94,8 @@ def test_length_is_seen(family):
     assert found.tolist() == pytest.approx([0, 0.75, 1, 0, -1], abs=1e-12)
 
 
-def test_unchanged_blocks(family, tmp_path):
-    """A block that the target has from the base is not scored, and a merge that leaves it costs distance."""
+def test_unchanged_blocks_are_not_scored(family, tmp_path):
+    """A block that the target took from the base is not scored, and a merge that changes it costs distance."""
     folder, tensors = family
     mixed = {n: (tensors["base"][n] if n.startswith(MIDDLE) else v).clone() for n, v in tensors["target"].items()}
     save_file(mixed, tmp_path / "mixed.safetensors")
@@ -112,8 +115,8 @@ def test_unchanged_blocks(family, tmp_path):
     assert float(distances[1]) > float(distances[0])
 
 
-def test_tensors_that_the_base_lacks(family, tmp_path, write_sd1):
-    """Where the base has no text encoder, the first source that has one stands for it."""
+def test_first_source_stands_for_tensors_that_the_base_lacks(family, tmp_path, write_sd1):
+    """If the base has no text encoder, the first source that has one stands for it."""
     folder, tensors = family
     bare = {name: value for name, value in tensors["base"].items() if not name.startswith(TEXT)}
     save_file(bare, tmp_path / "bare.safetensors")
@@ -135,7 +138,10 @@ def test_tensors_that_the_base_lacks(family, tmp_path, write_sd1):
 
 
 def test_compare(family, tmp_path, capsys):
-    """With a base `compare` tells what is explained, null where nothing changed; without, the article's table."""
+    """With a base `compare` returns the share explained, null for unchanged blocks.
+
+    Without one it returns the article's table.
+    """
     folder, tensors = family
     mixed = {n: (tensors["base"][n] if n.startswith(MIDDLE) else v).clone() for n, v in tensors["target"].items()}
     save_file(mixed, tmp_path / "mixed.safetensors")
@@ -163,15 +169,15 @@ def test_compare(family, tmp_path, capsys):
     assert (same["blocks"], same["total"], "pooled" in same) == ({"M00": None}, None, False)
 
 
-def test_without_a_base(family):
-    """Nothing can be explained of a difference from the candidate itself: a base is asked for."""
+def test_missing_base_is_refused(family):
+    """The metric requires a base: a difference from the candidate itself explains nothing."""
     folder, _ = family
     with pytest.raises(InputError, match=r"^base: missing; metric 'explained'"):
         compare(folder / "x.safetensors", folder / "target.safetensors", metric="explained")
 
 
-def test_rounding_is_no_change(family, tmp_path, sd1_tensors, write_sd1):
-    """What a float16 target has from a float32 base is unchanged, and a float16 source that is the base there idle."""
+def test_rounding_is_not_a_change(family, tmp_path, sd1_tensors, write_sd1):
+    """A float16 target equal to a float32 base is unchanged, and a float16 source equal to the base is idle."""
     folder, tensors = family
     mixed = {n: (tensors["base"][n] if n.startswith(MIDDLE) else v) for n, v in tensors["target"].items()}
     halved = {n: (v.half() if v.is_floating_point() else v).contiguous() for n, v in mixed.items()}

@@ -1,4 +1,4 @@
-"""Half-downloaded files in comparisons: zeros in one checkpoint are told by every metric that meets them."""
+"""Half-downloaded files in comparisons: every metric that reads zeros in one checkpoint warns of them."""
 
 import warnings
 
@@ -17,7 +17,7 @@ FILES = ("base", "x", "target")
 
 @pytest.fixture
 def write(tmp_path, write_sd1, sd1_tensors):
-    """Writes base, x and target, kin of one another, with zeros for some tensors of some; gives the paths."""
+    """Return a function that writes related base, x and target, with zeros for some tensors, and returns the paths."""
     base = sd1_tensors(seed=0)
 
     def make(**zeros):
@@ -29,18 +29,21 @@ def write(tmp_path, write_sd1, sd1_tensors):
     return make
 
 
-def told(action):
-    """What an action warns of."""
+def warnings_of(action):
+    """Return the warnings of an action."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", BlockfitWarning)
         action()
-    return [str(one.message) for one in caught]
+    return [str(warning.message) for warning in caught]
 
 
 @pytest.mark.parametrize("which", FILES)
 @pytest.mark.parametrize("based", [True, False])
-def test_statistics(write, which, based):
-    """Zeros in a source, the base or the target are told once, with the file and the tensor, however close kin are."""
+def test_statistics_report_zeros(write, which, based):
+    """Zeros in a source, the base or the target are reported once, with file and tensor.
+
+    Small differences between the files do not matter.
+    """
     paths = write(**{which: [QUERY]})
     sources = {name: paths[name] for name in ("base", "x")}
 
@@ -49,26 +52,26 @@ def test_statistics(write, which, based):
             measure_statistics(comparison, ["OUT06"])
             measure_statistics(comparison, ["OUT06", "OUT07"])
 
-    (line,) = told(measure)
+    (line,) = warnings_of(measure)
 
     assert line.startswith(
         f"{paths[which]}: a tensor holds nothing but zeros where other inputs hold numbers, {QUERY!r}"
     )
 
 
-def test_zeros_of_all(write):
-    """A tensor that is zero everywhere is no sign of anything."""
+def test_zeros_in_all_files_are_not_reported(write):
+    """A tensor that is zero in all files is not reported."""
     paths = write(**{name: [QUERY] for name in FILES})
 
     def measure():
         with open_comparison(LAYOUT, {"x": paths["x"]}, paths["target"], base=paths["base"]) as comparison:
             measure_statistics(comparison, ["OUT06"])
 
-    assert told(measure) == []
+    assert warnings_of(measure) == []
 
 
-def test_nearly_zero(write):
-    """A tensor that is next to nothing beside the others, but not zero, is worth no word."""
+def test_nearly_zero_tensors_are_not_reported(write):
+    """A tensor that is much shorter than in other files, but not zero, is not reported."""
     paths = write()
     tensors = load_file(paths["x"])
     tensors[QUERY] = torch.full_like(tensors[QUERY], 1e-20)
@@ -78,18 +81,18 @@ def test_nearly_zero(write):
         with open_comparison(LAYOUT, {"x": paths["x"]}, paths["target"], base=paths["base"]) as comparison:
             measure_statistics(comparison, ["OUT06"])
 
-    assert told(measure) == []
+    assert warnings_of(measure) == []
 
 
 @pytest.mark.parametrize("which", ["x", "target"])
 @pytest.mark.parametrize("metric", ["attention", "weights", "delta", "elements"])
-def test_compare(write, which, metric):
-    """Each metric of a comparison tells zeros of the candidate or the target in what it reads, and nowhere else."""
+def test_metrics_report_zeros_that_they_read(write, which, metric):
+    """Each metric of a comparison reports zeros of the candidate or the target in the tensors that it reads only."""
     paths = write(**{which: [QUERY]})
     base = paths["base"] if metric == "delta" else None
 
     def run(blocks):
-        return told(lambda: compare(paths["x"], paths["target"], metric=metric, base=base, blocks=blocks))
+        return warnings_of(lambda: compare(paths["x"], paths["target"], metric=metric, base=base, blocks=blocks))
 
     (line,) = run("output")
     assert line.startswith(f"{paths[which]}: a tensor holds nothing but zeros")

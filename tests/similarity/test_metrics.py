@@ -1,4 +1,4 @@
-"""The metrics in weight space, against merging step by step in float64 and comparing whole tensors."""
+"""The metrics in weight space agree with stepwise merges in float64 and comparisons of whole tensors."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LAYOUT = load_layout("sd1")
 
 
 def steps_at(seed):
-    """Two steps over base, x, y with other alphas for every block, some outside 0..1."""
+    """Return two steps over base, x, y with different alphas for every block, some outside 0..1."""
     numbers = (torch.rand(2, 26, generator=torch.Generator().manual_seed(seed)) * 1.6 - 0.3).tolist()
     first, second = (dict(zip(BLOCKS, row, strict=True)) for row in numbers)
     return [
@@ -23,14 +23,14 @@ def steps_at(seed):
 
 
 def recipe_of(steps):
-    """The same as a Recipe."""
+    """Return the steps as a Recipe."""
     models = {name: Model(name) for name in ("base", "x", "y")}
     made = tuple(Step(s["name"], s["mode"], s["a"], s["b"], s["c"], Alpha(s["alpha"])) for s in steps)
     return Recipe("r", LAYOUT, models, made, steps[-1]["name"])
 
 
 def vectors(kin, steps, block):
-    """{tensor: (merged, target, base)} of a block's scored tensors, flat, in float64; base None where it has none."""
+    """Return {tensor: (merged, target, base)} of a block's scored tensors, flat, in float64; base may be None."""
     merged = merge_by_steps(steps, kin.tensors)[steps[-1]["name"]]
     target, base = kin.tensors["target"], kin.tensors["base"]
     return {
@@ -45,13 +45,13 @@ def vectors(kin, steps, block):
 
 
 def cosine(first, second):
-    """Cosine of two vectors; 0 if one is 0."""
+    """Return the cosine of two vectors; 0 if one is 0."""
     size = float(first.norm() * second.norm())
     return float(first @ second) / size if size else 0.0
 
 
 def expected(metric, kin, steps, block):
-    """A block's similarity by the metric's definition."""
+    """Return a block's similarity by the metric's definition."""
     held = vectors(kin, steps, block)
     assert held
     if metric == "elements":
@@ -65,7 +65,7 @@ def expected(metric, kin, steps, block):
 
 @pytest.fixture(scope="module")
 def scorer(kin):
-    """score(metric, steps, blocks): similarities of candidates (lists of steps) as the code under test gives them."""
+    """Return score(metric, steps, blocks): similarities of candidates (lists of steps) from the code under test."""
     sources = {name: kin.paths[name] for name in ("base", "x", "y")}
     with open_comparison(LAYOUT, sources, kin.paths["target"], base=kin.paths["base"]) as comparison:
         statistics = measure_statistics(comparison, BLOCKS)
@@ -82,7 +82,7 @@ def scorer(kin):
 
 @pytest.mark.parametrize("metric", ["weights", "delta", "elements"])
 def test_metric_is_its_definition(kin, scorer, metric):
-    """Similarities from Gram matrices are, to 1e-9, those of tensors merged in float64, gaps included."""
+    """Similarities from Gram matrices equal those of tensors merged in float64 to 1e-9, missing tensors included."""
     candidates = [steps_at(seed) for seed in range(3)]
 
     blocks, scores = scorer(metric, candidates)
@@ -95,7 +95,7 @@ def test_metric_is_its_definition(kin, scorer, metric):
 
 
 def test_candidates_together_and_alone(scorer):
-    """A candidate's scores do not depend on what is scored beside it, nor on which blocks are."""
+    """A candidate's scores depend neither on other candidates nor on the selected blocks."""
     candidates = [steps_at(seed) for seed in range(4)]
     for metric in ("weights", "delta", "elements"):
         _, together = scorer(metric, candidates)
@@ -105,8 +105,8 @@ def test_candidates_together_and_alone(scorer):
         torch.testing.assert_close(few, together[:, [BLOCKS.index("BASE"), BLOCKS.index("OUT07")]], rtol=0, atol=1e-14)
 
 
-def test_delta_of_no_difference(kin, scorer):
-    """The base itself has delta 0 in every block, and but weights alike."""
+def test_delta_of_the_base_is_0(kin, scorer):
+    """The base itself has delta 0 in every block, although its weights are similar."""
     nothing = steps_at(0)
     for step in nothing:
         step["alpha"] = dict.fromkeys(BLOCKS, 0.0)
@@ -119,7 +119,7 @@ def test_delta_of_no_difference(kin, scorer):
 
 
 @pytest.mark.parametrize("metric", ["weights", "delta", "elements"])
-def test_target_itself(kin, metric):
+def test_target_itself_scores_1(kin, metric):
     """A candidate equal to the target scores 1 everywhere."""
     sources = {"base": kin.paths["base"], "x": kin.paths["x"]}
     with open_comparison(LAYOUT, sources, kin.paths["x"], base=kin.paths["base"]) as comparison:
@@ -144,7 +144,7 @@ def test_scale(kin, scorer):
 
 
 def test_vae_never_scores(kin, tmp_path, write_sd1, sd1_tensors):
-    """The VAE's tensors change no similarity: BASE is the text encoder."""
+    """The VAE's tensors do not change a similarity: BASE is the text encoder."""
     base = sd1_tensors(seed=0, width=16)
     other = write_sd1(
         tmp_path / "target.safetensors",
@@ -173,21 +173,21 @@ def test_vae_never_scores(kin, tmp_path, write_sd1, sd1_tensors):
 
 
 def test_combined(scorer):
-    """Two metrics on blocks of their own score side by side."""
+    """Two metrics on distinct blocks score side by side."""
     comparison, statistics = scorer.comparison, scorer.statistics
-    one = build_metric("weights", comparison, ["OUT03"], statistics)
-    other = build_metric("delta", comparison, ["IN01", "OUT00"], statistics)
+    weights = build_metric("weights", comparison, ["OUT03"], statistics)
+    delta = build_metric("delta", comparison, ["IN01", "OUT00"], statistics)
     algebra = Algebra(recipe_of(steps_at(1)), comparison.groups, ("base", "x", "y"))
     rows = algebra.coefficients(algebra.starting_alphas())
 
-    both = Combined([one, other])
+    both = Combined([weights, delta])
 
     assert both.blocks == ("OUT03", "IN01", "OUT00")
-    assert both.score(rows).tolist() == [[*one.score(rows)[0].tolist(), *other.score(rows)[0].tolist()]]
+    assert both.score(rows).tolist() == [[*weights.score(rows)[0].tolist(), *delta.score(rows)[0].tolist()]]
 
 
 def test_refusals(kin, scorer):
-    """An unknown metric, a block that a metric cannot see and a missing base are refused by name."""
+    """An unknown metric, a block that a metric cannot see, and a missing base are refused by name."""
     with pytest.raises(
         StudyError, match="metric: received 'cosine'; must be one of explained, delta, weights, elements"
     ):
@@ -210,8 +210,8 @@ def test_refusals(kin, scorer):
         )
 
 
-def test_missing_file(kin):
-    """A source that is not there is refused by name."""
+def test_missing_file_is_refused(kin):
+    """A missing source is refused by name."""
     with (
         pytest.raises(CheckpointError, match="gone"),
         open_comparison(LAYOUT, {"x": kin.folder / "gone.safetensors"}, kin.paths["target"]),
@@ -220,10 +220,10 @@ def test_missing_file(kin):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("name", list(METRICS))
-def test_cuda(kin, name):
-    """Every metric gives on a card what it gives on the processor, to 1e-5."""
+def test_gpu_agrees_with_the_cpu(kin, name):
+    """Every metric gives the CPU's scores on a GPU, to 1e-5."""
     sources = {key: kin.paths[key] for key in ("base", "x", "y")}
     blocks = [block for block in METRICS[name].sees(LAYOUT) if block != "OUT07"]
     scores = []

@@ -1,4 +1,4 @@
-"""A metric with options is one file and one line: everything else carries them as one value."""
+"""A metric with options takes one file and one line: all other code carries options as one value."""
 
 import pytest
 from pydantic import Field, StrictInt
@@ -12,13 +12,13 @@ SHA256 = "e9dacfe9f857297baa1c8dcdea27f54775d466002e342e704283fae068a723a9"
 
 
 class PowerOptions(MetricOptions):
-    """The options of a metric that does not exist."""
+    """Options of an imaginary metric."""
 
     power: StrictInt = Field(default=2, description="A power.")
 
 
 def test_options_are_found_by_their_kind():
-    """What is given stands before the defaults, and other options take its place."""
+    """Given options replace the defaults, and later options replace earlier ones of their kind."""
     options = Options((AttentionOptions(seeds=[3]), PowerOptions(power=5)))
     assert options.of(PowerOptions).power == 5
     assert options.of(EncoderOptions) == EncoderOptions()
@@ -29,7 +29,7 @@ def test_options_are_found_by_their_kind():
 
 def test_every_option_is_a_field_of_a_stage():
     """A stage of study.yaml has the fields of every metric's options, with the same defaults and descriptions."""
-    assert set(OPTIONS) == {one.options for one in METRICS.values() if one.options is not None}
+    assert set(OPTIONS) == {kind.options for kind in METRICS.values() if kind.options is not None}
     for kind in OPTIONS:
         for name, field in kind.model_fields.items():
             assert StageEntry.model_fields[name].description == field.description
@@ -47,8 +47,8 @@ def test_every_option_is_a_field_of_a_stage():
         EncoderOptions().with_texts(TEXTS),
     ],
 )
-def test_what_is_noted_is_read_again(options):
-    """A search that notes its options is scored with the same again; prompts in a file by their hash."""
+def test_recorded_options_are_read_again(options):
+    """Options that a recipe records are read as the same options; prompts in a file by their hash."""
     search = FittedSearch.from_data(FittedSearch(name="s").noting(**options.noted()).to_data())
     assert not search.problems
     again = type(options).of_noted(search)
@@ -57,8 +57,8 @@ def test_what_is_noted_is_read_again(options):
         assert again.sha256 == options.sha256
 
 
-def test_options_that_are_bound():
-    """Trials are bound to what their score depends on, in the words that studies have held."""
+def test_trials_are_bound_to_options():
+    """Trials are bound to the options that their score depends on, in the words of existing studies."""
     read = EncoderOptions(prompts="mine.txt", clip_skip=2).with_texts(TEXTS)
     assert AttentionOptions(seeds=[5]).bound(used=True) == {"seeds": [5]}
     assert AttentionOptions(seeds=[5], tf32=True).bound(used=False) == {"tf32": True}
@@ -68,7 +68,7 @@ def test_options_that_are_bound():
 
 
 def test_equal_options_are_one_key():
-    """Searches that are scored alike share what is computed for them; the prompts themselves count."""
-    one, other = EncoderOptions().with_texts(TEXTS), EncoderOptions().with_texts(TEXTS[:1])
-    assert {Options((one,)): 1}[Options((other.with_texts(TEXTS),))] == 1
-    assert Options((one,)) != Options((other,))
+    """Searches with equal options share computed values; the texts of the prompts count."""
+    both, first = EncoderOptions().with_texts(TEXTS), EncoderOptions().with_texts(TEXTS[:1])
+    assert {Options((both,)): 1}[Options((first.with_texts(TEXTS),))] == 1
+    assert Options((both,)) != Options((first,))

@@ -9,12 +9,12 @@ from watching import META, Watching
 from optimizer.errors import BlockfitWarning, CheckpointError
 from optimizer.families import load_layout
 from optimizer.similarity import (
-    grams_on_card,
+    grams_on_gpu,
     measure_grams,
     measure_statistics,
     open_comparison,
     statistics,
-    statistics_on_card,
+    statistics_on_gpu,
 )
 from optimizer.similarity.statistics import _Stage
 
@@ -24,7 +24,7 @@ BIAS = "model.diffusion_model.output_blocks.2.1.conv.bias"
 
 
 def gram_matrix(tensors, reference):
-    """The products of a reference and of tensors' differences from it, by the stage that statistics go through."""
+    """Return the products of a reference and of tensors' differences from it, by the stage that statistics use."""
     length = next(len(tensor) for tensor in (reference, *tensors) if tensor is not None)
     stage = _Stage(length, torch.float64)
     stage.add(0, reference)
@@ -37,7 +37,10 @@ def gram_matrix(tensors, reference):
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 511, 512, 131071, 131072, 131073, 262400])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_gram_matrix(length, dtype):
-    """The products of the reference and of all differences from it are float64's, at every length; a gap has zeros."""
+    """The products of the reference and all differences are exact in float64 at every length.
+
+    Missing tensors have zeros.
+    """
     vectors = torch.randn(4, length, generator=torch.Generator().manual_seed(length)).to(dtype)
     exact = vectors.double()
     exact[1:] -= exact[0].clone()
@@ -89,7 +92,7 @@ def test_chunks(tmp_path, write_sd1, length):
 
 
 def test_parts_that_count(kin):
-    """Every merging tensor of the blocks counts but the VAE; `referenced` says whether the base holds it."""
+    """All merging tensors of the blocks count except the VAE's; `referenced` marks those that the base holds."""
     sources = {name: kin.paths[name] for name in ("base", "x", "y")}
     with open_comparison(LAYOUT, sources, kin.paths["target"], base=kin.paths["base"]) as comparison:
         statistics = measure_statistics(comparison, ["BASE", "OUT00"])
@@ -103,7 +106,7 @@ def test_parts_that_count(kin):
 
 @pytest.mark.parametrize("which", ["base", "x", "target"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite(tmp_path, write_sd1, which, value):
+def test_nan_and_inf_are_refused(tmp_path, write_sd1, which, value):
     """NaN or Inf in any compared tensor is refused by file and tensor."""
     for n, name in enumerate(("base", "x", "target")):
         broken = {QUERY: torch.full((8, 8), value)} if name == which else {}
@@ -119,8 +122,8 @@ def test_values_that_are_not_finite(tmp_path, write_sd1, which, value):
     assert caught.value.problems[0].startswith(f"{paths[which]}: tensor {QUERY!r} holds NaN or Inf")
 
 
-def test_target_that_does_not_fit(tmp_path, write_sd1):
-    """A target with another shape, or with nothing of a block, is refused by file, tensor and block."""
+def test_unfit_target_is_refused(tmp_path, write_sd1):
+    """A target with another shape, or without tensors of a block, is refused by file, tensor and block."""
     write_sd1(tmp_path / "x.safetensors")
     write_sd1(tmp_path / "narrow.safetensors", overrides={QUERY: torch.zeros(4, 4)})
     write_sd1(tmp_path / "bare.safetensors", text_encoder=False)
@@ -138,15 +141,15 @@ def test_target_that_does_not_fit(tmp_path, write_sd1):
         measure_statistics(comparison, ["BASE", "OUT06"])
 
     assert all(text in str(shape.value) for text in ("narrow", repr(QUERY), "[4, 4]", "[8, 8]"))
-    assert "bare.safetensors: holds no tensor of BASE" in str(nothing.value)
+    assert "bare.safetensors: contains no tensor of BASE" in str(nothing.value)
 
 
-# --- A card's way -----------------------------------------------------------------------------------------------------
+# --- On a GPU ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, write_sd1, sd1_tensors):
-    """Files of every dtype, one of them a .ckpt that lacks a tensor, with a tensor that is longer than a segment."""
+    """Return files of every dtype, one a .ckpt that lacks a tensor, with a tensor longer than a segment."""
     folder, base = tmp_path_factory.mktemp("mixed"), sd1_tensors(seed=0)
     options = {
         "base": {"distance": 0.0},
@@ -164,45 +167,45 @@ def mixed(tmp_path_factory, write_sd1, sd1_tensors):
 
 @pytest.mark.parametrize("base", ["base", None])
 @pytest.mark.parametrize(("segment", "piece"), [(1 << 20, 4096), (4096, 64), (4096, 4096)])
-def test_a_card_s_way_gives_the_processor_s_matrices(mixed, monkeypatch, base, segment, piece):
-    """To 1e-12 of each product's size, whatever the files store, with a reference or not; threads change no bit."""
-    monkeypatch.setattr(statistics_on_card, "_SEGMENT", segment)
-    monkeypatch.setattr(statistics_on_card, "_PIECE", piece)
+def test_gpu_matrices_equal_those_of_the_cpu(mixed, monkeypatch, base, segment, piece):
+    """The GPU's matrices equal the CPU's to 1e-12 of each product, for any dtypes; threads change no bit."""
+    monkeypatch.setattr(statistics_on_gpu, "_SEGMENT", segment)
+    monkeypatch.setattr(statistics_on_gpu, "_PIECE", piece)
     sources = {name: mixed[name] for name in ("base", "x", "y", "z")}
-    told = []
+    calls = []
     with open_comparison(LAYOUT, sources, mixed["target"], base=mixed.get(base)) as opened:
-        comparison = replace(opened, progress=lambda what, done, total: told.append((what, done, total)))
+        comparison = replace(opened, progress=lambda what, done, total: calls.append((what, done, total)))
         parts = comparison.scored_parts(LAYOUT.blocks)
         exact = measure_grams(opened, parts)
-        found = grams_on_card(comparison, parts, torch.device("cpu"), threads=1)
-        again = grams_on_card(opened, parts, torch.device("cpu"), threads=3)
+        found = grams_on_gpu(comparison, parts, torch.device("cpu"), threads=1)
+        again = grams_on_gpu(opened, parts, torch.device("cpu"), threads=3)
 
     size = exact.diagonal(dim1=1, dim2=2).sqrt()
     assert float(((found - exact).abs() / (size[:, :, None] * size[:, None]).clamp_min(1e-300)).max()) < 1e-12
     assert torch.equal(found == 0, exact == 0)
     assert torch.equal(found, again)
-    assert told[-1] == ("reading the checkpoints", told[-1][2], sum(torch.Size(part.shape).numel() for part in parts))
-    assert told[-1][1] == told[-1][2]
+    assert calls[-1] == ("reading the checkpoints", calls[-1][2], sum(torch.Size(part.shape).numel() for part in parts))
+    assert calls[-1][1] == calls[-1][2]
 
 
-def test_a_card_is_sent_each_segment_once(mixed):
-    """A segment of all files is one copy, whatever is stored, in a few operations; all matrices come back in one."""
+def test_each_segment_is_sent_to_the_gpu_once(mixed):
+    """A segment of all files is one copy and a few operations; all matrices come back in one copy."""
     sources = {name: mixed[name] for name in ("base", "x", "y", "z")}
     with open_comparison(LAYOUT, sources, mixed["target"]) as comparison, pytest.MonkeyPatch.context() as patch:
-        # In this thread, where what is done can be watched.
-        patch.setattr(statistics_on_card, "ThreadPoolExecutor", InThisThread)
+        # In this thread, where operations can be counted.
+        patch.setattr(statistics_on_gpu, "ThreadPoolExecutor", InThisThread)
         parts = comparison.scored_parts(["OUT02", "OUT06"])
-        with Watching() as card:
-            grams_on_card(comparison, parts, META)
+        with Watching() as gpu:
+            grams_on_gpu(comparison, parts, META)
 
-    assert card.to_card == len(parts)
-    assert card.to_host == 1
-    # A zero for the padding, four dtypes made float64, the differences, the products and their sum.
-    assert sum(card.operations.values()) <= len(parts) * (1 + 4 + 1 + 2)
+    assert gpu.to_gpu == len(parts)
+    assert gpu.to_host == 1
+    # A zero for the padding, four dtypes converted to float64, the differences, the products and their sum.
+    assert sum(gpu.operations.values()) <= len(parts) * (1 + 4 + 1 + 2)
 
 
 class InThisThread:
-    """Stands for a pool of threads: does in this thread what it is given."""
+    """Stand-in for a pool of threads that works in the calling thread."""
 
     def __init__(self, count, name):
         pass
@@ -218,51 +221,51 @@ class InThisThread:
         return map(function, values)
 
     def shutdown(self, *, cancel_futures):
-        """Nothing runs on."""
+        """Do nothing: no work runs on."""
 
 
-def test_a_full_card_leaves_the_pass_to_the_processor(kin, monkeypatch):
-    """When its memory does not suffice the result is bit for bit the processor's, and one line says so."""
+def test_cpu_repeats_the_pass_of_a_full_gpu(kin, monkeypatch):
+    """If the GPU's memory does not suffice, the result is the CPU's bit for bit, with a warning of one line."""
     sources = {name: kin.paths[name] for name in ("base", "x", "y")}
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(statistics, "grams_on_card", full)
+    monkeypatch.setattr(statistics, "grams_on_gpu", full)
     with open_comparison(LAYOUT, sources, kin.paths["target"]) as comparison:
-        wanted = measure_statistics(comparison, ["OUT02"])
-        with pytest.warns(BlockfitWarning, match="inner products of the checkpoints: it is computed on the processor"):
+        expected = measure_statistics(comparison, ["OUT02"])
+        with pytest.warns(BlockfitWarning, match="inner products of the checkpoints: the CPU computes it"):
             found = measure_statistics(replace(comparison, device=torch.device("cuda")), ["OUT02"])
 
-    assert torch.equal(found.gram, wanted.gram)
+    assert torch.equal(found.gram, expected.gram)
 
 
-def test_a_card_without_room_for_a_buffer(kin, monkeypatch):
-    """The error that comes out of the threads is still the card's own, which is what moves the pass."""
+def test_gpu_error_leaves_the_threads(kin, monkeypatch):
+    """The error that leaves the threads is the GPU's own, which moves the pass to the CPU."""
     full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 MiB.")
 
     def fails(*_):
         raise full
 
-    monkeypatch.setattr(statistics_on_card._Buffer, "of", fails)
+    monkeypatch.setattr(statistics_on_gpu._Buffer, "of", fails)
     with open_comparison(LAYOUT, {"x": kin.paths["x"]}, kin.paths["target"]) as comparison:
         parts = comparison.scored_parts(["OUT02"])
         with pytest.raises(torch.OutOfMemoryError):
-            grams_on_card(comparison, parts, torch.device("cpu"), threads=2)
+            grams_on_gpu(comparison, parts, torch.device("cpu"), threads=2)
 
 
-def test_a_file_that_changes_while_a_card_is_fed(kin, tmp_path, monkeypatch):
-    """It is refused by name, as on the processor, and no thread is left."""
+def test_file_that_changes_during_a_gpu_pass_is_refused(kin, tmp_path, monkeypatch):
+    """A file that changes is refused by name, as on the CPU, and no thread is left."""
     changing = tmp_path / "x.safetensors"
     changing.write_bytes(kin.paths["x"].read_bytes())
     with open_comparison(LAYOUT, {"x": changing}, kin.paths["target"]) as comparison:
         parts = comparison.scored_parts(["OUT02"])
         changing.write_bytes(b"something else")
         with pytest.raises(CheckpointError, match=r"x\.safetensors: was changed while it was being read"):
-            grams_on_card(comparison, parts, torch.device("cpu"), threads=2)
+            grams_on_gpu(comparison, parts, torch.device("cpu"), threads=2)
 
 
-def test_blocks_of_which_the_target_holds_nothing(tmp_path, write_sd1):
+def test_blocks_that_the_target_lacks_are_named(tmp_path, write_sd1):
     """Blocks that the target lacks are named in one line, as a list."""
     write_sd1(tmp_path / "x.safetensors")
     layers = [
@@ -279,5 +282,5 @@ def test_blocks_of_which_the_target_holds_nothing(tmp_path, write_sd1):
 
     (problem,) = caught.value.problems
     assert problem.endswith(
-        "holds no tensor of IN01-IN02,OUT00 that a source holds too, so IN01-IN02,OUT00 cannot be scored"
+        "contains no tensor of IN01-IN02,OUT00 that a source contains too, so IN01-IN02,OUT00 cannot be scored"
     )

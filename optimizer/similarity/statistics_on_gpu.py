@@ -1,14 +1,15 @@
-"""Gram matrices on a card: files are read into pinned memory, converted and multiplied there.
+"""Gram matrices on a GPU: tensors are read into pinned memory, then converted and multiplied on the GPU.
 
-Each thread reads a segment of every checkpoint into one of its buffers, as stored, while the card still copies the one
-before; a card makes float64 of what it was sent, subtracts and multiplies, in a stream of the thread's own. Products of
-all segments stay there and come back in one copy. A pass is then as fast as the files can be read: eight sources and a
-target of Stable Diffusion 1.x are 15.5 GB of float16, a second at least from memory, while a card of the data centre
+Each thread reads a segment of every checkpoint, as stored, into one of its buffers while the GPU still copies the
+previous one. In a stream of the thread the GPU converts the segment to float64, subtracts and multiplies. The products
+of all segments stay on the GPU and come back in one copy. A pass is then as fast as the files can be read. Eight
+sources and a target of Stable Diffusion 1.x are 15.5 GB of float16: at least 1 s from memory, while a data-centre GPU
 copies them in 0.6 s (PCIe 4) or 0.3 s and multiplies them in 0.2 s.
 
-All is float64, as on the processor and for its reasons (see `statistics`). Consumer cards compute it at a 64th of their
-float32 rate: 172 GFLOP for the ten rows of those 860 million numbers are 0.13 s at 1.3 TFLOP/s, and perhaps ten times
-that in the tiles in which a library multiplies so few rows: no more than reading the files takes there.
+All numbers are float64, as on the CPU and for the same reasons (see `statistics`). Consumer GPUs compute float64 at
+1/64 of their float32 rate: 172 GFLOP for the ten rows of those 860 million numbers take 0.13 s at 1.3 TFLOP/s, and
+perhaps ten times as long in the tiles that a library uses for so few rows. That is no more than reading the files
+takes.
 """
 
 import os
@@ -26,14 +27,14 @@ from optimizer.recipes import Part, PartReader
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.loading import staging
 
-__all__ = ["grams_on_card"]
+__all__ = ["grams_on_gpu"]
 
-# Elements of each file that are read at a time, at most, and bytes of all of them together.
+# Most elements of each file read at a time, and most bytes of all files together.
 _SEGMENT, _SEGMENT_BYTES = 1 << 20, 32 << 20
-# A segment is multiplied in pieces of this many elements, side by side: one product of so few rows would be left to a
-# single of the card's processors.
+# Elements of a piece. A segment is multiplied in pieces side by side: a single product of so few rows would occupy only
+# one of the GPU's multiprocessors.
 _PIECE = 4096
-# Threads that read: as many fill any card's link to the host, and each has buffers of its own.
+# Most threads that read: as many saturate any GPU's link to the host, and each has buffers of its own.
 _MOST_THREADS = 8
 # Buffers of a thread: one is filled while the other is copied.
 _BUFFERS = 2
@@ -53,40 +54,50 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Buffer:
-    """Pinned bytes, and what tells that the card has copied them."""
+    """Pinned bytes, and the event that marks the end of their copy to the GPU."""
 
     bytes: torch.Tensor
     copied: "torch.cuda.Event | None"
 
     @classmethod
     def of(cls, size: int, device: torch.device) -> "_Buffer":
-        """Return a buffer of `size` bytes, pinned for a card."""
+        """Return a buffer of `size` bytes, pinned for a GPU."""
         event = torch.cuda.Event(blocking=True) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         return cls(staging((size,), torch.uint8, device), event)
 
 
-def grams_on_card(
+def grams_on_gpu(
     comparison: Comparison, parts: Sequence[Part], device: torch.device, *, threads: int | None = None
 ) -> torch.Tensor:
-    """Return the Gram matrix of each of `parts`, float64 [parts, K + 2, K + 2], as `statistics.measure_grams` does.
+    """Return the Gram matrix of each part, as `statistics.measure_grams` does.
 
-    `threads` (default: one for each core, at most eight) change no bit of the result. Raises torch.OutOfMemoryError, or
-    a RuntimeError that means the same, where the card's memory does not suffice.
+    If the memory of the GPU does not suffice, torch's error is raised: torch.OutOfMemoryError, or a RuntimeError of
+    that meaning.
+
+    Args:
+        comparison: The open sources and target.
+        parts: The parts to measure.
+        device: Device that multiplies.
+        threads: Number of threads. Default: one for each core, at most eight. It changes no bit of the result.
+
+    Returns:
+        Matrices, float64 [parts, K + 2, K + 2], on the CPU.
     """
     plan = _Plan(comparison, parts)
     segments = list(plan.segments(parts))
     size = len(plan.rows)
     products = torch.empty(len(segments), size * size, dtype=torch.float64, device=device)
     total, done = sum(segment.stop - segment.start for segment in segments), 0
-    own = threading.local()
+    local = threading.local()
     passes: list[_Pass] = []
 
     def multiply(segment: _Segment) -> list[int]:
-        # Not as the pool's initializer: if the card has no room for it, the pool would say no more than that it broke.
-        if not hasattr(own, "work"):
-            own.work = _Pass(plan, device)
-            passes.append(own.work)
-        places: list[int] = own.work.multiply(segment, products[segment.number])
+        # Not as the pool's initializer: after an error there, the pool reports only that it is broken, not that memory
+        # is short.
+        if not hasattr(local, "work"):
+            local.work = _Pass(plan, device)
+            passes.append(local.work)
+        places: list[int] = local.work.multiply(segment, products[segment.number])
         return places
 
     grams = torch.zeros(len(parts), size, size, dtype=torch.float64)
@@ -105,14 +116,14 @@ def grams_on_card(
         for work in passes:
             work.close()
     found = products.cpu()
-    # In the segments' own order, whichever thread was first: sums do not depend on the threads.
+    # In the order of the segments, whichever thread was first: sums do not depend on the threads.
     for segment, place, gram in zip(segments, places, found, strict=True):
         grams[segment.row][place[:, None], place] += gram[: len(place) ** 2].view(len(place), -1)
     return grams
 
 
 class _Plan:
-    """Which checkpoints make the rows of a Gram matrix, and how many elements are read at a time."""
+    """The checkpoints of the rows of a Gram matrix, and the number of elements read at a time."""
 
     def __init__(self, comparison: Comparison, parts: Sequence[Part]) -> None:
         self.reference = comparison.reference
@@ -123,11 +134,11 @@ class _Plan:
         self.capacity = widest * self.length + len(self.rows) * _ALIGNMENT
 
     def _bytes(self, part: Part) -> int:
-        """Bytes of one element in all checkpoints."""
+        """Return the bytes of one element in all checkpoints."""
         return sum(each.tensors[part.name].dtype.itemsize for each in self.rows if part.held_by(each))
 
     def segments(self, parts: Sequence[Part]) -> Iterator[_Segment]:
-        """The parts cut into segments, in order."""
+        """Yield the segments of the parts, in order."""
         number = 0
         for row, part in enumerate(parts):
             size = torch.Size(part.shape).numel()
@@ -136,9 +147,9 @@ class _Plan:
                 number += 1
 
     def held(self, part: Part) -> list[int]:
-        """The rows to be read for a part: the reference's first if it holds it, and no other that is the same file.
+        """Return the rows to read of a part: the reference's first if it holds the part, then each dtype together.
 
-        Behind it those of its dtype, then the others, each dtype together.
+        The reference's dtype comes first. Rows of the same file as the reference are left out.
         """
         referenced = part.held_by(self.reference)
         last = len(self.rows) - 1
@@ -153,7 +164,7 @@ class _Plan:
 
 
 class _Pass:
-    """Reads and multiplies segments, with files, buffers and a stream of its own: for one thread, that makes it."""
+    """Reader and multiplier of segments, with files, buffers and a stream for the thread that creates it."""
 
     def __init__(self, plan: _Plan, device: torch.device) -> None:
         self._plan, self._device = plan, device
@@ -167,7 +178,7 @@ class _Pass:
             self._double = torch.empty(len(plan.rows), length, dtype=torch.float64, device=device)
 
     def multiply(self, segment: _Segment, out: torch.Tensor) -> list[int]:
-        """Write the products of a segment's rows to `out`, as [rows * rows]; which rows of the Gram matrix they are."""
+        """Write the products of a segment's rows to `out` [rows * rows]; return their rows of the Gram matrix."""
         rows = self._plan.held(segment.part)
         buffer = next(self._turn)
         if buffer.copied is not None:
@@ -194,7 +205,7 @@ class _Pass:
         return rows
 
     def close(self) -> None:
-        """Close the files, when the card has done what it was told."""
+        """Close the files when the GPU has finished."""
         if self._stream is not None:
             self._stream.synchronize()
         for reader in self._readers.values():
@@ -203,7 +214,7 @@ class _Pass:
     def _read(
         self, segment: _Segment, rows: Sequence[int], bytes_: torch.Tensor
     ) -> Iterator[tuple[int, int, torch.dtype]]:
-        """Read `rows` of a segment; gives the first byte, the end and the dtype of those that are stored alike."""
+        """Read `rows` of a segment; yield start, stop (bytes in the buffer) and dtype of each run of one dtype."""
         length, end = segment.stop - segment.start, 0
         start, before = 0, None
         for row in rows:
