@@ -1,6 +1,5 @@
-# `make demo` fits the demo; `make test` runs every test that needs no card, no full-size checkpoints and no
-# patience (make test-slow).
-# Both make .venv on first use. PYTHON may name another interpreter, at least 3.11.
+# `make demo` fits the demo. `make test` runs every test that needs no GPU and no full-size checkpoints and is not slow
+# (make test-slow). Both make .venv on first use. PYTHON may name another interpreter, at least 3.11.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,23 +13,23 @@ DEPENDENCIES := pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
 
-# A process for each core, and a thread for each process: threads that wait for each other cost a third of the time.
+# One process per core and one thread per process: threads that wait for each other take a third of the time.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow and not cuda and not full_size and not mergekit"
 
-# What takes longer: benchmarks on small families, more kills and storages, other tools on whole families.
+# Runs longer tests: benchmarks on small families, more kills and storages, other tools on whole families.
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m "slow and not cuda and not full_size and not mergekit"
 
-# Needs an NVIDIA card and a torch that can use it.
+# Needs an NVIDIA GPU and a torch that can use it.
 test-cuda: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m cuda
 
-# Everything that needs a card, in eight minutes at most, with the figures in RESULTS: for a machine that has torch and
-# an NVIDIA card, and perhaps no network. WHEELS is a folder of wheels (make gpu-wheels) that are put into a folder of
-# their own first, not into an environment: one made on top of another would not see that one's torch. GPU has further
-# options, such as --part attention.
+# Runs everything that needs a GPU, in eight minutes at most, and writes the figures to RESULTS. The machine needs torch
+# and an NVIDIA GPU, but no network. WHEELS is a folder of wheels (make gpu-wheels). They are installed into a separate
+# folder and not into an environment, because an environment on top of another one would not see that one's torch. GPU
+# has further options, such as --part attention.
 WHEELS ?=
 GPU ?=
 GPU_SITE := .gpu-site
@@ -41,8 +40,8 @@ gpu:
 	PYTHONPATH="$${PYTHONPATH:+$$PYTHONPATH:}$(if $(WHEELS),$(CURDIR)/$(GPU_SITE))" \
 		$(PYTHON) studies/benchmarks/gpu.py --json $(RESULTS) $(GPU)
 
-# The wheels for that, of Linux on x86-64, into GPU_WHEELS. PRESENT is what the machine has besides torch: names, or a
-# file that `pip list --format=freeze` wrote there.
+# Fetches the wheels for that machine, for Linux on x86-64, into GPU_WHEELS. PRESENT has the distributions that the
+# machine has besides torch: names, or a file that `pip list --format=freeze` wrote there.
 GPU_WHEELS ?= .wheels
 PYTHON_VERSION ?= 3.12
 PRESENT ?=
@@ -53,19 +52,19 @@ gpu-wheels: $(VENV)/.installed-test
 test-mergekit: $(VENV)/.installed-test $(MERGEKIT)/.installed
 	$(BIN)/python -m pytest -m mergekit
 
-# Writes the JSON schemas of recipe.yaml and study.yaml, which come with the package, from the models that read these.
+# Writes the JSON schemas of recipe.yaml and study.yaml, which come with the package, from the models of these files.
 schemas: $(VENV)/.installed
 	$(BIN)/python -c "from pathlib import Path; from optimizer.files import schema_text; \
 	from optimizer.recipes import recipe_schema; from optimizer.studies import study_schema; \
 	[Path('optimizer', name).write_text(schema_text(schema()), encoding='utf-8', newline='\n') for name, schema in \
 	(('recipes/recipe.schema.json', recipe_schema), ('studies/study.schema.json', study_schema))]"
 
-# Runs the notebooks and keeps what they show in notebooks/*.ipynb, made from the .py files beside them.
+# Runs the notebooks, whose sources are notebooks/*.py, and stores their outputs in notebooks/*.ipynb.
 notebooks: $(VENV)/.installed-test
 	$(BIN)/python notebooks/execute.py
 
-# Reads what four fuzzers make of good files, for SECONDS each; an input that is neither read nor refused stops one and
-# is left here as crash-..., timeout-... or oom-....
+# Runs four fuzzers on valid files, for SECONDS each. An input that is neither read nor refused stops its fuzzer and
+# stays here as crash-..., timeout-... or oom-....
 SECONDS ?= 600
 fuzz: $(VENV)/.installed-test
 	$(INSTALL) atheris
@@ -74,8 +73,8 @@ fuzz: $(VENV)/.installed-test
 	$(BIN)/python tests/fuzzing/notation.py --seconds $(SECONDS)
 	$(BIN)/python tests/fuzzing/torch_pickle.py --seconds $(SECONDS)
 
-# Writes full-size checkpoints (19 GB, and 9 GB more for a while) below FOLDER, measures for an hour or two, and leaves
-# them there.
+# Writes full-size checkpoints below FOLDER (19 GB, and 9 GB more for a while), measures for an hour or two, and keeps
+# the checkpoints.
 FOLDER ?= /tmp/blockfit-full-size
 full-size: $(VENV)/.installed-test
 	$(BIN)/python studies/benchmarks/make_checkpoints.py $(FOLDER) --sources 8
@@ -93,11 +92,11 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Builds the documentation into site/, without a network; `python -m http.server --directory site` shows it.
+# Builds the documentation into site/, without a network; `python -m http.server --directory site` serves it.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
-# torch goes first and pinned: a plain `torch` would pull in gigabytes of CUDA where none is wanted.
+# torch is installed first and pinned: a plain `torch` would install gigabytes of CUDA libraries.
 $(VENV)/.installed: $(DEPENDENCIES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) "$$(grep '^torch==' constraints.txt)"

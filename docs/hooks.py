@@ -1,8 +1,8 @@
-"""The hook of mkdocs that fills in what the pages take from the code, the notebooks and the benchmarks.
+"""The hook of mkdocs that inserts parts of the code, the notebooks and the benchmarks into the pages.
 
-A page whose front matter says `generated: true` is a Jinja template: `{{ ... }}` in it is what
-docs/generating/content.py offers. Links that leave docs/ are kept, so that pages read as well in the repository: what
-they lead to is copied into the site.
+A page whose front matter has `generated: true` is a Jinja template with the names of docs/generating/content.py. Pages
+may link to files outside docs/, so that the links also work in the repository: the hook copies these files into the
+site.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _linked: dict[str, Linked] = {}
 
 
 def on_files(files: Files, *, config: MkDocsConfig, **_: Any) -> Files:
-    """Add what lies outside docs/ and is linked from a page, and the pictures of the notebooks."""
+    """Add the files outside docs/ that pages link to, and the pictures of the notebooks."""
     _linked.clear()
     _linked.update(files_outside(files.documentation_pages()))
     for linked in _linked.values():
@@ -34,7 +34,7 @@ def on_files(files: Files, *, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
-    """Fill in a generated page, and lead its links to the copies in the site."""
+    """Render a generated page, and redirect links to the copies in the site."""
     if page.meta.get("generated"):
         markdown = environment().from_string(markdown).render()
     return with_links(markdown, page.file.src_uri, _linked)

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Read the ceiling
 #
-# A fit ends at 97 %. Is that good? Would more trials help, another recipe, another source? Every merge that these tools
-# make is one weighted sum of the sources in each block, so the best sum of all can be computed, without any search.
-# That is the **ceiling**: no recipe over these sources comes closer. This notebook reads it.
-# It begins with the study of [notebook 1](01-fit-a-clone.ipynb), fitted. One trial is enough for the share explained:
-# the first is its exact optimum.
+# A fit ends at 97 %. Is that good? Would more trials help, or another recipe, or another source? Every merge by these
+# tools is a weighted sum of the sources in each block, so the best of all sums can be computed without a search. This
+# is the **ceiling**: no recipe over these sources comes closer. This notebook explains how to read it. It begins with
+# the fitted study of [notebook 1](01-fit-a-clone.ipynb). One trial is enough, because the first trial is the exact
+# optimum of the share explained.
 
 # %%
 import pandas as pd
@@ -36,17 +36,17 @@ study = new_study(recipe, target, folder="ceiling", trials=1)
 result = fit(study)
 
 # %% [markdown]
-# ## What can be reached
+# ## Four figures for each block
 #
-# Four figures for each block, as a rule each at least as high as the one before:
+# As a rule, each of them is at least as high as the one before:
 #
 # - `recipe`: the fitted recipe
-# - `best`: the best that its free alphas can do
-# - `ceiling_bounded`: the best linear merge whose coefficients, but the base's, are from 0 to 1
-# - `ceiling`: the best linear merge at all
+# - `best`: the best values of the recipe's free alphas
+# - `ceiling_bounded`: the best linear merge with coefficients from 0 to 1, except the base's
+# - `ceiling`: the best linear merge
 #
-# Look for gaps. Between `recipe` and `best`: more trials help. Between `best` and `ceiling`: another form of recipe
-# helps, with other steps or bounds. Here all are nearly equal, so neither does. What is left to 100 %,
+# Look for gaps. If `recipe` is below `best`, more trials help. If `best` is below `ceiling`, another form of recipe
+# helps, with other steps or bounds. Here all are nearly equal, so neither helps. The rest up to 100 %,
 # `not_in_sources`, is in none of these files, and no trial will ever find it.
 
 # %%
@@ -55,10 +55,10 @@ table = 100 * ceiling_frame(reach)[["recipe", "best", "ceiling_bounded", "ceilin
 table.loc[["BASE", "IN05", "M00", "OUT03", "OUT06", "OUT09", "OUT11", "total"]].round(3)
 
 # %% [markdown]
-# ## What is missing
+# ## The missing part
 #
-# Shares are of squares: 96.6 % explained means that 3.4 % of the target's squared difference from the base is in none
-# of the sources, which is 18 % of its *length*. Cosines hide it: the same merge has a `delta` of 98.3 %, and one of
+# Shares refer to squares: 96.6 % explained means that 3.4 % of the target's squared difference from the base is in none
+# of the sources, which is 18 % of its *length*. Cosines hide this: the same merge has a `delta` of 98.3 %, and
 # `weights` of 99.97 %.
 
 # %%
@@ -66,22 +66,22 @@ ceiling = reach.total["ceiling"]
 print(f"ceiling {ceiling:.2%}, length that is in no source: {(1 - ceiling) ** 0.5:.0%}")
 
 # %% [markdown]
-# Where is it missing? A gap of the same size everywhere speaks for a finetune that is missing in the whole merge. A gap
-# in BASE alone would speak for another text encoder, one in single blocks for a step on these.
+# Where is it missing? A gap of the same size in all blocks suggests that a finetune is missing from the whole merge. A
+# gap in BASE alone would suggest another text encoder, and a gap in single blocks a step on these blocks.
 
 # %%
 missing = 100 * ceiling_frame(reach)["not_in_sources"].drop("total")
 axes = missing.plot.bar(figsize=(9, 2.6), color="#0072B2", ylabel="not in the sources (%)")
 
 # %% [markdown]
-# ## Who is in it
+# ## The share of each source
 #
-# `coefficient` is a source's share by plain least squares. For `weighed`, each tensor counts by how well the sources
-# explain it, which is nearer to what was merged when a part of the target is unknown. `loss` is what the ceiling
-# loses without the source: `bold` carries this merge, `inverted` does nothing.
+# `coefficient` is a source's share by plain least squares. `weighed` weights each tensor by how well the sources
+# explain it, which is nearer to the truth if a part of the target is unknown. `loss` is the fall of the ceiling without
+# the source: `bold` dominates this merge, `inverted` contributes nothing.
 #
-# In truth `bold` went in with 1 and `slanted` with 0.554, the mean over the blocks. Both come out too high, and by more
-# than their errors say: the errors are those of chance. The next section tells where the rest comes from.
+# The true shares are 1 for `bold` and 0.554 for `slanted`, as means over the blocks. Both estimates are too high, by
+# more than their errors: these cover only chance. The next section explains the rest.
 
 # %%
 sources_frame(reach).round(4)
@@ -89,10 +89,10 @@ sources_frame(reach).round(4)
 # %% [markdown]
 # ## An unknown part that resembles a source
 #
-# The target's third finetune is `amber`, which nobody published. How much does it resemble those that you have? If it
-# were at a right angle to all of them (0), the coefficients would come out as they went in. It is not, and as far as
-# `amber` resembles a source, the fit takes it for that source. From the files alone no method can tell the two apart.
-# So a fitted 0.63 is not "0.63": what is not in the sources also says how far the coefficients can be trusted.
+# The target's third finetune is `amber`, which nobody published. How much does it resemble the sources that you have?
+# If it were orthogonal to all of them (0), the coefficients would be exact. It is not, and the fit takes the part of
+# `amber` that resembles a source for that source. From the files alone no method can separate the two. So a fitted 0.63
+# is not exactly 0.63: the size of the missing part also shows how far you can trust the coefficients.
 
 # %%
 alike = {}
@@ -101,9 +101,9 @@ for name in ("bold", "inverted", "slanted"):
 pd.Series(alike).to_frame("resemblance of amber").round(3)
 
 # %% [markdown]
-# The control: a target of known sources only, `bold` and `slanted` with the same alphas. Now nothing is unknown; the
-# ceiling is 100 %, and the coefficients are exact but for the rounding of the file to fp16. So what was off above came
-# from the unknown part, not from the method.
+# As a control, the next target has only known sources, `bold` and `slanted` with the same alphas. Nothing is unknown,
+# so the ceiling is 100 %, and the coefficients are exact except for the rounding of the file to fp16. The errors above
+# therefore come from the unknown part, not from the method.
 
 # %%
 known_alphas = load_recipe("demo/answer/recipe.yaml").step("TEMP2").alpha
@@ -117,8 +117,9 @@ print(f"explained {found.similarity:.5%}, largest error of slanted {error.abs().
 # %% [markdown]
 # ## Alphas that trade off
 #
-# Real recipes often use a source twice. Then different alphas make the same merge, and no fit can know which the author
-# wrote. The ceiling counts: here 18 free alphas move the coefficients in only 9 directions, and all of them trade off.
+# Real recipes often use a source twice. Then different alphas give the same merge, and no fit can find those of the
+# author. The ceiling counts them: here 18 free alphas move the coefficients in only 9 directions, and all of them trade
+# off.
 
 # %%
 outputs = {"search": [0, 1], "blocks": "OUT03-OUT11"}
@@ -135,8 +136,8 @@ identified = reach_twice.identified
 print(f"{identified.alphas} alphas, {identified.rank} directions; trading off: {len(identified.trade_off)}")
 
 # %% [markdown]
-# So compare **coefficients**, what each source contributes to a block, and not alphas. The two recipes below have
-# nothing in common in their alphas, and their coefficients, and hence their files, are the same.
+# So compare **coefficients**, the share of each source in a block, and not alphas. The two recipes below have different
+# alphas, but the same coefficients and therefore the same files.
 
 # %%
 slanted = {"mode": "add_difference", "b": "slanted", "c": "base"}
@@ -153,8 +154,8 @@ pd.DataFrame(
 # ## Cosines are blind to scale
 #
 # `delta` is a cosine of differences: it sees their direction, not their length. A merge that goes half the way from the
-# base scores as well as one that goes all the way, though its pictures differ. Watch the second column stay, and the
-# others move. That is why `explained` is what a fit goes by unless it is told otherwise.
+# base scores as well as one that goes all the way, although its pictures differ. In the table the second column stays
+# the same, and the others change. That is why `explained` is the default metric of a fit.
 
 # %%
 table = pd.DataFrame()
@@ -167,9 +168,9 @@ for alpha in (0.0, 0.4, 0.8):
 table.round(2)
 
 # %% [markdown]
-# A fit by `delta` does not fade all the same: among alphas of equal similarity it takes those with the smallest
-# distance to the target. How long the merge came out tells `recipe_scale`, by what its difference would have to be
-# multiplied to come nearest to the target: near 1 is right.
+# A fit by `delta` does not fade nevertheless: among alphas of equal similarity it takes those with the smallest
+# distance from the target. `recipe_scale` is the factor by which the merge's difference from the base would have to be
+# multiplied to come nearest to the target. A value near 1 is right.
 
 # %%
 ceiling_frame(reach)[["recipe", "recipe_scale"]].drop("total").iloc[::5].round(3)
@@ -178,10 +179,11 @@ ceiling_frame(reach)[["recipe", "recipe_scale"]].drop("total").iloc[::5].round(3
 # ## In short
 #
 # - Compare the fit with the ceiling, not with 100 %.
-# - Gap between recipe and ceiling: more trials, other steps. Gap between ceiling and 100 %: another source.
-# - A source that loses nothing when it is left out can be left out.
-# - Believe coefficients as far as their errors and the unknown part allow, and alphas only where they do not trade off.
-# - Fit all steps at once, as `new_study` does unless told otherwise. One step after the other
-#   (`strategy="stepwise"`), the first soaks up what later ones should explain, even with nothing unknown.
-# - The figures are for `explained`, `delta` and `weights`; they are no bounds for `attention`, which compares no
+# - A gap between recipe and ceiling calls for more trials or other steps, a gap between ceiling and 100 % for another
+#   source.
+# - If the ceiling does not fall without a source, leave the source out.
+# - Trust coefficients within their errors and the unknown part, and alphas only if they do not trade off.
+# - Fit all steps jointly, the default of `new_study`. In a stepwise fit (`strategy="stepwise"`) the first step absorbs
+#   what later steps should explain, even if nothing is unknown.
+# - The ceilings apply to `explained`, `delta` and `weights`. They do not bound `attention`, which does not compare
 #   weights.

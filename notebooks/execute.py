@@ -1,10 +1,10 @@
-"""Run the notebooks and keep what they show: NN-name.py, the source, becomes NN-name.ipynb, with its outputs.
+"""Run the notebooks and store their outputs: NN-name.py, the source, becomes NN-name.ipynb.
 
     python notebooks/execute.py                            # all, written beside their sources (`make notebooks`)
     python notebooks/execute.py 01-fit-a-clone --to /tmp   # one, written elsewhere
 
-Each runs in an empty folder of its own and in a kernel of this Python, whatever kernels are registered. What would
-differ the next time is left out of the .ipynb: ids of cells, times, versions.
+Each notebook runs in an empty folder and in a kernel of this Python, whatever kernels are registered. The .ipynb leaves
+out values that would differ in the next run: ids of cells, times, versions.
 """
 
 import argparse
@@ -20,8 +20,7 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
 SOURCES = sorted(HERE.glob("[0-9][0-9]-*.py"))
-# Of a cell; the slowest takes some seconds on two cores.
-_SECONDS = 300
+_SECONDS = 300  # time limit of a cell; the slowest takes some seconds on two cores
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -29,7 +28,7 @@ _METADATA = {
 
 
 def read(source: Path) -> nbformat.NotebookNode:
-    """The notebook in a py:percent file, without outputs; cells are numbered instead of having random ids."""
+    """Return the notebook in a py:percent file, without outputs and with numbered cells instead of random ids."""
     notebook = jupytext.read(source, fmt="py:percent")
     notebook.metadata = nbformat.from_dict(_METADATA)
     for number, cell in enumerate(notebook.cells, start=1):
@@ -39,19 +38,19 @@ def read(source: Path) -> nbformat.NotebookNode:
 
 
 def executed(source: Path) -> nbformat.NotebookNode:
-    """The notebook with its outputs. Raises CellExecutionError if a cell fails."""
+    """Return the notebook with its outputs; a cell that fails raises CellExecutionError."""
     notebook = read(source)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryDirectory() as settings:
-        # Whatever a user has set up for Jupyter and IPython does not matter, and nothing is left there.
+        # The user's settings of IPython are neither used nor changed.
         environment = {**os.environ, "IPYTHONDIR": settings, "PYTHONHASHSEED": "0"}
-        # Without folders of registered kernels there is the one of this Python.
+        # Without folders of registered kernels, the kernel of this Python is the only one.
         kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
         client = NotebookClient(
             notebook,
             km=kernel,
             timeout=_SECONDS,
             record_timing=False,
-            # It warns of unencrypted talk, which does not leave this machine.
+            # The kernel warns of unencrypted connections, which do not leave this machine.
             extra_arguments=["--log-level=ERROR"],
             resources={"metadata": {"path": folder}},
         )
@@ -60,20 +59,20 @@ def executed(source: Path) -> nbformat.NotebookNode:
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if "image/png" in data:
-                # The same picture once more.
+                # The JPEG is the same picture.
                 data.pop("image/jpeg", None)
     return notebook
 
 
 def main() -> None:
-    """Run the notebooks that are asked for, and write them."""
-    parser = argparse.ArgumentParser(description="Run the notebooks and keep what they show.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="without extension; default: all")
+    """Read the command line, run the notebooks, and write them."""
+    parser = argparse.ArgumentParser(description="Run the notebooks and store their outputs.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks without extension (default: all)")
     parser.add_argument("--to", type=Path, default=HERE, metavar="FOLDER", help="default: beside their sources")
     options = parser.parse_args()
     known = {source.stem: source for source in SOURCES}
     if unknown := [name for name in options.names if name not in known]:
-        parser.error(f"{unknown[0]}: no such notebook; there are {', '.join(known)}")
+        parser.error(f"NAME: received {unknown[0]!r}; must be one of {', '.join(known)}")
     for name in options.names or known:
         path = options.to / f"{name}.ipynb"
         path.write_text(nbformat.writes(executed(known[name])) + "\n", encoding="utf-8", newline="\n")

@@ -1,4 +1,4 @@
-"""What the documentation takes from elsewhere: figures of the benchmarks, commands, schemas, Python's names, notebooks.
+"""Generated parts of the documentation: figures of the benchmarks, commands, schemas, Python names, notebooks.
 
-docs/hooks.py puts it into the pages when the site is built; readme.py puts the table of results into README.md.
+docs/hooks.py inserts them into the pages when the site is built; readme.py inserts the table of results into README.md.
 """

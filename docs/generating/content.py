@@ -1,4 +1,4 @@
-"""What a generated page can name between braces."""
+"""The names that generated pages can use between braces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDTH = 88  # characters of a help page
 
 
 def environment() -> jinja2.Environment:
-    """Return the environment in which generated pages are rendered; a name that is not there is an error."""
+    """Return the environment in which generated pages are rendered; unknown names are errors."""
     found = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False)  # noqa: S701
     found.filters.update(FILTERS)
     found.globals.update(
@@ -91,14 +91,14 @@ def _table(title: str, part: Mapping[str, Any]) -> Iterator[str]:
     title = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", title.strip("_")).removesuffix(" Entry")
     title = title[:1].upper() + title[1:].lower()
     yield f"### {title}\n"
-    if said := part.get("description"):
-        yield f"{said}\n"
+    if description := part.get("description"):
+        yield f"{description}\n"
     yield "| field | type | default | |\n|---|---|---|---|"
     required = part.get("required", ())
     for name, entry in part["properties"].items():
         default = "*required*" if name in required else _default(entry.get("default"))
-        said = " ".join(entry.get("description", "").split())
-        yield f"| `{name}` | {_type(entry)} | {default} | {_cell(said)} |"
+        text = " ".join(entry.get("description", "").split())
+        yield f"| `{name}` | {_type(entry)} | {default} | {_cell(text)} |"
     yield ""
 
 
@@ -106,7 +106,7 @@ def _default(value: Any) -> str:
     return "" if value is None else f"`{json.dumps(value)}`".replace("|", "\\|")
 
 
-_OR = " \\| "  # between what a field may be; a table takes a bare bar for the next cell
+_OR = " \\| "  # separates alternatives; an unescaped bar would begin the next cell of a table
 
 
 def _type(entry: Mapping[str, Any]) -> str:
@@ -134,7 +134,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-# --- What can be chosen -----------------------------------------------------------------------------------------------
+# --- Layouts, samplers, metrics ---------------------------------------------------------------------------------------
 
 
 def layouts() -> str:
@@ -145,9 +145,7 @@ def layouts() -> str:
     for name in layout_names():
         blocks = load_layout(name).blocks
         listed = ", ".join(f"`{block}`" for block in blocks)
-        parts.append(
-            f"## {name}\n\n{len(blocks)} blocks, in the order in which a list of numbers gives them: {listed}.\n"
-        )
+        parts.append(f"## {name}\n\n{len(blocks)} blocks, in the order of a list of numbers: {listed}.\n")
     return "\n".join(parts)
 
 
@@ -194,13 +192,13 @@ def names() -> str:
 
 
 def notebook(name: str) -> str:
-    """Return the notebook notebooks/NAME.ipynb as a page, with the outputs that it is kept with."""
+    """Return the notebook notebooks/NAME.ipynb as a page, with its stored outputs."""
     body, _ = _exported(name)
     return body
 
 
 def notebook_pictures() -> dict[str, bytes]:
-    """Return the pictures of all notebooks by the address that their pages show them from."""
+    """Return the pictures of all notebooks by their addresses in the site."""
     found: dict[str, bytes] = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         _, pictures = _exported(path.stem)
@@ -214,11 +212,11 @@ def _exported(name: str) -> tuple[str, dict[str, bytes]]:
 
     resources = {"unique_key": name, "output_files_dir": f"pictures/{name}"}
     body, resources = MarkdownExporter().from_filename(ROOT / "notebooks" / f"{name}.ipynb", resources=resources)
-    # What pandas styles for a notebook's page is styled by the site.
+    # The site has its own style for tables.
     body = re.sub(r"<style scoped>.*?</style>\s*", "", body, flags=re.DOTALL)
     body = re.sub(r'<table border="1" class="dataframe">', "<table>", body)
-    # The page has a title of its own.
+    # The page has its own title.
     body = re.sub(r"\A\s*# .*\n", "", body)
-    # From notebook to notebook is from page to page.
+    # Links between notebooks become links between pages.
     body = re.sub(r"\]\((\d\d-[\w-]+)\.ipynb\)", r"](\1.md)", body)
     return body, dict(resources["outputs"])

@@ -1,4 +1,4 @@
-"""The figures that benchmarks wrote, and how the pages show them: no number of a table is typed."""
+"""The figures of the benchmarks, and the filters that format them in pages; no number of a table is typed by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 
 
 def load_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """Return what each benchmark wrote, by its name; a card's figures have a page of their own."""
+    """Return the results of each benchmark by its name, except the GPU's, which have a page of their own."""
     return {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(folder.glob("*.json"))
@@ -46,7 +46,7 @@ def measured_on(result: Mapping[str, Any]) -> str:
 
 
 def gpu() -> str:
-    """Return the table of a GPU's figures, or the text that says there are none."""
+    """Return the tables of the GPU's figures, or a note that there are none yet."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         from gpu_report import section  # noqa: PLC0415
@@ -55,28 +55,28 @@ def gpu() -> str:
     return str(section(RESULTS / "gpu.json"))
 
 
-# --- How numbers are shown --------------------------------------------------------------------------------------------
+# --- Formats of numbers -----------------------------------------------------------------------------------------------
 
 
 def _scientific(value: float) -> str:
-    """Return 9.9e-8: two digits."""
+    """Return a number with two digits, such as 9.9e-8."""
     digits, _, exponent = f"{value:.1e}".partition("e")
     return f"{digits}e{int(exponent)}"
 
 
 def _round_scientific(value: float) -> str:
-    """Return 1e-6: one digit, for goals and thresholds."""
+    """Return a number with one digit, such as 1e-6, for goals and thresholds."""
     digits, _, exponent = f"{value:.0e}".partition("e")
     return f"{digits}e{int(exponent)}"
 
 
 def _fixed(value: float, digits: int = 1) -> str:
-    """Return the number with so many decimals and separators of thousands."""
+    """Return the number with `digits` decimals and separators of thousands."""
     return f"{value:,.{digits}f}"
 
 
 def _plain(value: float) -> str:
-    """Return the number as short as it can be written, with separators of thousands."""
+    """Return the shortest form of the number, with separators of thousands."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.12g}"
 
 
@@ -85,7 +85,7 @@ def _gigabytes(value: float, digits: int = 2) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    """Return seconds as milliseconds, three significant digits."""
+    """Return seconds as milliseconds, with about three significant digits."""
     value = 1000 * seconds
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
@@ -95,7 +95,7 @@ def _percent(value: float, digits: int = 0) -> str:
 
 
 def _between(values: float | Sequence[float], digits: int = 0) -> str:
-    """Return "19 to 25" for the least and the most of something, or one number where there is no more."""
+    """Return a range such as "19 to 25", or a single number if both ends are equal."""
     least, most = (values, values) if isinstance(values, int | float) else values
     show = _plain if all(float(each) == round(each, 2) for each in (least, most)) else partial(_fixed, digits=digits)
     return show(least) if least == most else f"{show(least)} to {show(most)}"
@@ -117,7 +117,7 @@ def _below(found: Mapping[str, Any]) -> str:
 
 
 def _regret(value: float, floor: float) -> str:
-    """Return a regret; "< 1e-7" where it is below what the reference can tell."""
+    """Return a regret, or "< 1e-7" if it is below the error of the reference."""
     return f"< {_round_scientific(floor)}" if value <= floor or math.isclose(value, floor) else _scientific(value)
 
 

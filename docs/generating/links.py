@@ -1,4 +1,4 @@
-"""Links from a page to files outside docs/: what they lead to, and where its copy lies in the site."""
+"""Links from a page to files outside docs/: their targets, and the addresses of the targets' copies in the site."""
 
 from __future__ import annotations
 
@@ -21,21 +21,29 @@ _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
 @dataclass(frozen=True)
 class Linked:
-    """A file of the repository outside docs/, and where the site has its copy; `page` if it is one itself."""
+    """A file of the repository outside docs/, with the address of its copy in the site."""
 
     path: Path
     uri: str
 
     @property
     def page(self) -> bool:
-        """Whether the copy is rendered as a page."""
+        """True if the copy is rendered as a page."""
         return self.path.suffix == ".md"
 
 
 def files_outside(pages: Iterable[File]) -> dict[str, Linked]:
-    """Return all files outside docs/ that pages link to, by their path in the repository.
+    """Return all files outside docs/ that pages link to, directly or through other such files.
 
-    Raises FileNotFoundError if a link leads nowhere.
+    Args:
+        pages: The pages of docs/.
+
+    Returns:
+        {path in the repository: file}.
+
+    Raises:
+        FileNotFoundError: If a link leads nowhere.
+
     """
     found: dict[str, Linked] = {}
     waiting = [(page.src_uri, Path(str(page.abs_src_path))) for page in pages]
@@ -55,7 +63,7 @@ def files_outside(pages: Iterable[File]) -> dict[str, Linked]:
 
 
 def with_links(markdown: str, uri: str, linked: Mapping[str, Linked]) -> str:
-    """Return the text of the page `uri` with its links to files outside docs/ leading to their copies."""
+    """Return the text of the page `uri` with links to the copies of files outside docs/."""
     folder = posixpath.dirname(uri)
 
     def replaced(match: re.Match[str]) -> str:
@@ -83,7 +91,7 @@ def _elsewhere(target: str) -> bool:
 
 
 def _in_repository(uri: str, target: str, linked: Mapping[str, Linked]) -> str:
-    """Return the path in the repository that a link of a page means; copies stand where their originals do."""
+    """Return the path in the repository that a link leads to; links of a copy are relative to its original."""
     for inside, each in linked.items():
         if each.uri == uri:
             return posixpath.normpath(posixpath.join(posixpath.dirname(inside), target))
@@ -91,5 +99,5 @@ def _in_repository(uri: str, target: str, linked: Mapping[str, Linked]) -> str:
 
 
 def _uri(inside: str) -> str:
-    """Return where the site has its copy: pages of the root at its root, all else below files/."""
+    """Return the address of a copy: pages of the root are at the site's root, other files are below files/."""
     return inside.lower() if inside.endswith(".md") and "/" not in inside else f"files/{inside}"

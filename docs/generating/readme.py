@@ -1,4 +1,4 @@
-"""Put the table of results into README.md, between its markers: `python docs/generating/readme.py`."""
+"""Insert the table of results into README.md, between its markers: `python docs/generating/readme.py`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ TABLE = Path(__file__).with_name("results.md.jinja")
 
 
 def table() -> str:
-    """Return the table of the figures that the benchmarks wrote."""
+    """Return the table of the benchmarks' figures."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701  Markdown
     environment.filters.update(FILTERS)
     return environment.from_string(TABLE.read_text(encoding="utf-8")).render(results=load_results()).strip()
 
 
 def with_table(text: str) -> str:
-    """Return README.md's text with the table between its markers. Raises ValueError if it has no markers."""
+    """Return the text of README.md with the new table between its markers."""
     before, after = text.index(BEGIN) + len(BEGIN), text.index(END)
     return f"{text[:before]}\n{table()}\n{text[after:]}"
 
 
 def main() -> None:
-    """Write README.md anew."""
+    """Rewrite README.md."""
     README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 

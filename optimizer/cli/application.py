@@ -1,26 +1,36 @@
-"""The application that commands register with, and what holds for all of them."""
+"""The application that the commands register with, and the options and state that all commands share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.completion import completion_init, get_completion_script, install  # type: ignore[attr-defined]
-from typer.core import TyperGroup
 
-from optimizer.cli.completing import COMPLETION_VARIABLE, SHELLS, shells
+from optimizer.cli.completing import COMPLETION_VARIABLE, SHELLS, mapping_names, shells
+from optimizer.cli.typer_internals import (
+    TyperGroup,
+    completion_init,
+    extend_help,
+    get_completion_script,
+    hide_type,
+    install,
+)
 from optimizer.errors import InputError
 from optimizer.version import __version__
 
-__all__ = ["Quiet", "State", "app", "examples"]
+__all__ = ["MAPPINGS", "Quiet", "State", "app", "examples"]
 
-_DETECTED = "detected"  # what stands for a shell that was not named
+# Placeholder for a shell that the user did not name.
+_DETECTED = "detected"
+# Placeholder in help texts for the mappings of the layouts: reading the layouts is too slow for every start.
+MAPPINGS = "{mappings}"
 
 
 class State:
-    """What was asked for that concerns all that is printed.
+    """The options of the running command that affect everything it prints.
 
-    `command` is the name of the command that was run. `quiet` leaves errors, warnings and JSON; `json` keeps stdout for
-    one JSON value. `told_missing` are the folders of BLOCKFIT_MODELS that were said to be missing.
+    `command` is the command's name. With `quiet` only errors, warnings and JSON are printed; `json` reserves stdout for
+    one JSON value. `warned_missing` are the folders of BLOCKFIT_MODELS whose absence was reported already.
     """
 
     command: str | None = None
@@ -28,14 +38,14 @@ class State:
     debug = False
     quiet = False
     json = False
-    told_missing: ClassVar[set[Path]] = set()
+    warned_missing: ClassVar[set[Path]] = set()
 
 
 class _Group(TyperGroup):
-    """Shows its help where nothing is asked for, and takes completion options with and without a shell's name."""
+    """The command group: shows its help without arguments; the completion options' value is optional."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments before the command's name."""
+        """Parse the arguments before the command's name."""
         if not args and not ctx.resilient_parsing:
             typer.echo(ctx.get_help(), err=True)
             raise typer.Exit(2)
@@ -46,26 +56,31 @@ class _Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of this name."""
+        """Return the command of this name, with its help page prepared, or None."""
         command = super().get_command(ctx, cmd_name)
         for parameter in command.params if command is not None else ():
             if parameter.param_type_name == "argument":
-                # Its name says what is wanted; typer would add Python's type, such as <list[Path]>.
-                parameter.display_type_rich = lambda ctx: ""  # type: ignore[attr-defined]
+                hide_type(parameter)
+            if MAPPINGS in (getattr(parameter, "help", None) or ""):
+                extend_help(parameter, MAPPINGS, lambda: _either(mapping_names()))
         return command
 
 
+def _either(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
 def examples(*lines: str) -> str:
-    """The end of a help page: `blockfit` with each of these arguments on a line of its own, as it is typed."""
+    """Return the examples of a help page: one line per example, `blockfit` followed by its arguments."""
     return "\n".join(("\b", "Examples:", *(f"  blockfit {line}" for line in lines)))
 
 
 _EXIT_CODES = """\b
 Exit codes:
-  0    done
-  1    failed, though the input was in order
-  2    bad input: each problem is one line on stderr, nothing is written
-  130  interrupted (Ctrl-C); a fit has written its best so far"""
+  0    success
+  1    failed, although the input was valid
+  2    bad input: one line per problem on stderr, nothing is written
+  130  interrupted (Ctrl-C); a fit has written its best recipe so far"""
 
 app = typer.Typer(
     name="blockfit",
@@ -95,13 +110,14 @@ def _version(ctx: typer.Context, value: bool) -> None:
 
 
 def _shell(option: str, value: str) -> str | None:
-    """The shell that was named, or None for the one that blockfit runs in. Raises InputError for others."""
+    """Return the shell that the user named, or None for the current one; raise InputError if it is not supported."""
     if value != _DETECTED and value not in SHELLS:
         raise InputError(f"{option}: received {value!r}; must be one of {', '.join(SHELLS)}")
     return None if value == _DETECTED else value
 
 
 def _detected_shell(option: str) -> str:
+    """Return the shell that blockfit runs in; raise InputError if it is unknown or not supported."""
     from shellingham import ShellDetectionFailure, detect_shell  # noqa: PLC0415
 
     try:
@@ -109,11 +125,13 @@ def _detected_shell(option: str) -> str:
     except ShellDetectionFailure:
         name = ""
     if name not in SHELLS:
-        raise InputError(f"{option}: the shell is not known ({name or 'none found'}); name it: {', '.join(SHELLS)}")
+        raise InputError(
+            f"{option}: the shell was not recognised ({name or 'none found'}); name it: {', '.join(SHELLS)}"
+        )
     return name
 
 
-# Resilient parsing is that of a line which is being completed: nothing is done then.
+# Resilient parsing means that a shell completes the line: the callbacks do nothing then.
 def _install_completion(ctx: typer.Context, value: str | None) -> None:
     if value is not None and not ctx.resilient_parsing:
         option = "--install-completion"
@@ -143,8 +161,8 @@ Quiet = Annotated[
         "-q",
         "--quiet",
         callback=_be_quiet,
-        is_eager=True,  # known before --install-completion would print
-        help="Print errors and warnings only, and JSON if asked for.",
+        is_eager=True,  # must be set before --install-completion prints
+        help="Print errors, warnings and requested JSON only.",
     ),
 ]
 
@@ -152,10 +170,10 @@ Quiet = Annotated[
 @app.callback()
 def _options(
     ctx: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     quiet: Quiet = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     install_completion: Annotated[
         str | None,
@@ -164,7 +182,7 @@ def _options(
             metavar="[SHELL]",
             callback=_install_completion,
             autocompletion=shells,
-            help=f"Complete by Tab from now on: {', '.join(SHELLS[:-1])}; default: this shell.",
+            help=f"Install Tab completion for {_either(SHELLS[:-1])}; default: this shell.",
         ),
     ] = None,
     show_completion: Annotated[
@@ -175,7 +193,7 @@ def _options(
             callback=_show_completion,
             is_eager=True,
             autocompletion=shells,
-            help="Print what completes, to look at or to install by hand.",
+            help="Print the completion script, to read it or to install it by hand.",
         ),
     ] = None,
 ) -> None:
@@ -184,4 +202,4 @@ def _options(
     State.debug = debug
     State.quiet = quiet
     State.json = False
-    State.told_missing.clear()
+    State.warned_missing.clear()

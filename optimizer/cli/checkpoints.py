@@ -1,4 +1,4 @@
-"""Commands on checkpoints: what they hold, how similar they are, and merging them."""
+"""Commands on checkpoints: inspect, compare and merge."""
 
 from collections import Counter
 from datetime import UTC, datetime
@@ -11,27 +11,32 @@ from optimizer.choices import DTypeName
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.options import (
-    LARGEST_SEED,
     Device,
     Json,
     Models,
     NoVerify,
+    Prompts,
     RecipePath,
     Target,
+    checkpoint_argument,
     checkpoint_finder,
+    checkpoint_option,
     chosen_device,
     hash_cache,
+    metric_option,
     model_folders,
+    output_option,
+    seed_option,
 )
 from optimizer.cli.printing import make_console, print_json, reading, say
 from optimizer.errors import attempt
 
-# torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
+# Only the commands that need torch, optuna and matplotlib import them, so that `blockfit --help` is fast.
 # ruff: noqa: PLC0415
 
 
 @app.command(
-    short_help="What checkpoints hold, and what is unusual.",
+    short_help="Show the contents of checkpoints and anything unusual.",
     epilog=examples(
         "inspect model.safetensors other.ckpt",
         'inspect "dreamshaper_8 [879db523c3]" --models D:/webui/models',
@@ -39,23 +44,20 @@ from optimizer.errors import attempt
     ),
 )
 def inspect(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE", help="Checkpoints: files, or names in --models.", autocompletion=completing.checkpoints
-        ),
-    ],
+    files: Annotated[list[Path], checkpoint_argument("FILE")],
     as_json: Json = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Read no tensor data: no NaN scan, no sha256.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read no tensor data: skip the NaN scan and the sha256.")
+    ] = False,
     models: Models = None,
     quiet: Quiet = False,
 ) -> None:
-    """What checkpoints hold: kind, layout, blocks, dtypes, hashes, metadata, and what is unusual.
+    """Show the contents of checkpoints: kind, layout, blocks, dtypes, hashes, metadata, and anything unusual.
 
-    Other files of tensors are named, too: LoRAs, parts of a model, other model families and what goes beside them.
+    Also identifies other tensor files: LoRAs, parts of models, other model families and their add-ons.
 
-    With --json a list, one object a file: file, size, format, kind (name, title, evidence; null if not known), layout,
-    dtypes, blocks, tensors, parameters, sha256, short_hash, fingerprint, metadata, merge, unusual.
+    With --json a list with one object per file: file, size, format, kind (name, title, evidence; null if unknown),
+    layout, dtypes, blocks, tensors, parameters, sha256, short_hash, fingerprint, metadata, merge, unusual.
     """
     from optimizer.library import inspect_checkpoint
     from optimizer.reports import inspection_table
@@ -72,7 +74,7 @@ def inspect(
 
 
 @app.command(
-    short_help="How similar checkpoints are to a target.",
+    short_help="Measure the similarity of checkpoints to a target.",
     epilog=examples(
         "compare merge.safetensors --target closed.safetensors",
         "compare A.ckpt B.ckpt --target T.ckpt --blocks output",
@@ -81,60 +83,46 @@ def inspect(
     ),
 )
 def compare(
-    candidates: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="CANDIDATE", help="Checkpoints: files, or names in --models.", autocompletion=completing.checkpoints
-        ),
-    ],
+    candidates: Annotated[list[Path], checkpoint_argument("CANDIDATE")],
     target: Target,
     base: Annotated[
         Path | None,
-        typer.Option(
-            "--base", help="What explained and delta take differences from.", autocompletion=completing.checkpoints
-        ),
+        checkpoint_option("--base", "Base model, for explained and delta, which compare differences from it."),
     ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            "--metric",
-            help="explained (default with --base), attention (default without), delta, weights, elements or encoder.",
-            autocompletion=completing.metrics,
-        ),
-    ] = None,
+    metric: Annotated[str | None, metric_option("explained with --base, attention without")] = None,
     blocks: Annotated[
         str,
         typer.Option(
             "--blocks",
-            help="input, output, middle, all, or as OUT03-OUT11,M00.",
+            help="Blocks to compare: input, output, middle, all, or a list, OUT03-OUT11,M00 for example.",
             autocompletion=completing.block_lists,
         ),
     ] = "all",
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of attention's random inputs.")
-    ] = 114514,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="A text file of prompts, a line each, for encoder.")
-    ] = None,
+    seed: Annotated[int, seed_option("Seed of the random inputs of attention.")] = 114514,
+    prompts: Prompts = None,
     clip_skip: Annotated[
         int | None,
-        typer.Option("--clip-skip", min=1, help="The layer that encoder reads, from the last; default 1."),
+        typer.Option(
+            "--clip-skip", min=1, help="Layer whose output encoder compares, counted from the last; default: 1."
+        ),
     ] = None,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How similar checkpoints are to a target, per block.
+    """Measure the similarity of checkpoints to a target, block by block.
 
-    With --base the share of what makes the target different from the base that each explains: 100% is the target, 0%
-    the base. Without it the article's table, cosines of attention outputs.
+    With --base the default metric is explained: the share of the target's difference from the base that a candidate
+    reproduces. The target scores 100%, the base 0%. Without --base it is attention: cosines of attention outputs, as in
+    the article's table.
 
-    `encoder` scores BASE by what the text encoder says to prompts; --prompts names others than those that ship.
+    The metric encoder scores the block BASE by the text encoder's outputs for prompts; --prompts replaces the built-in
+    ones.
 
-    With --json a list, one object a candidate: candidate (as it was named), file, metric, seed, blocks (similarity of
-    each, null if the target has it unchanged from the base), total (their mean), pooled (of explained: all blocks'
-    squares summed first).
+    With --json a list with one object per candidate: candidate (as typed), file, metric, seed, blocks (similarity of
+    each; null if the target's block equals the base's), total (their mean), pooled (explained only: all blocks' squares
+    summed first).
     """
     from optimizer.reports import block_table
     from optimizer.similarity import METRICS, check_installed, read_prompts
@@ -145,19 +133,19 @@ def compare(
     found = {}
     with reading() as progress:
         find = checkpoint_finder(models, progress)
-        goal = find(target, "target")
-        origin = None if base is None else find(base, "base")
+        target_file = find(target, "target")
+        base_file = None if base is None else find(base, "base")
         paths = {str(candidate): find(candidate) for candidate in candidates}
         for name, path in paths.items():
             found[name] = compare_files(
-                path, goal, metric=metric, blocks=blocks, base=origin, seed=seed,
+                path, target_file, metric=metric, blocks=blocks, base=base_file, seed=seed,
                 prompts=texts, clip_skip=clip_skip, device=chosen_device(device), progress=progress,
             )  # fmt: skip
     used = next(iter(found.values())).metric
     if as_json:
-        told: dict[str, object] = {"metric": used, "seed": seed}
+        options: dict[str, object] = {"metric": used, "seed": seed}
         if METRICS[used].needs_prompts:
-            told |= {
+            options |= {
                 "prompts": None if prompts is None else str(prompts),
                 "clip_skip": 1 if clip_skip is None else clip_skip,
             }
@@ -166,7 +154,7 @@ def compare(
                 {
                     "candidate": name,
                     "file": str(paths[name]),
-                    **told,
+                    **options,
                     "blocks": scores,
                     "total": scores.total if len(scores) > len(scores.unchanged) else None,
                     **({} if scores.pooled is None else {"pooled": scores.pooled}),
@@ -175,8 +163,8 @@ def compare(
             ]
         )
         return
-    called = Counter(Path(name).name for name in found)
-    rows = {Path(name).name if called[Path(name).name] == 1 else name: scores for name, scores in found.items()}
+    uses = Counter(Path(name).name for name in found)
+    rows = {Path(name).name if uses[Path(name).name] == 1 else name: scores for name, scores in found.items()}
     console = make_console()
     console.print(block_table(f"{used} similarity to {target.name}", rows, width=console.width))
 
@@ -191,18 +179,15 @@ def compare(
 )
 def merge(
     recipe: RecipePath,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
-    step: Annotated[str | None, typer.Option("--step", help="The step to make; default: the recipe's output.")] = None,
-    dtype: Annotated[DTypeName, typer.Option("--dtype", help="What merged tensors are rounded to.")] = "fp16",
+    output: Annotated[Path, output_option("The .safetensors file to write.")],
+    step: Annotated[str | None, typer.Option("--step", help="The step to merge; default: the recipe's output.")] = None,
+    dtype: Annotated[DTypeName, typer.Option("--dtype", help="Number format of the merged tensors.")] = "fp16",
     models: Models = None,
     vae: Annotated[
-        Path | None,
-        typer.Option(
-            "--vae", metavar="FILE", help="Take the VAE from this file.", autocompletion=completing.checkpoints
-        ),
+        Path | None, checkpoint_option("--vae", "File to take the VAE from, instead of merging it.", metavar="FILE")
     ] = None,
     no_recipe: Annotated[
-        bool, typer.Option("--no-recipe", help="Tell nothing of the recipe and its sources in the metadata.")
+        bool, typer.Option("--no-recipe", help="Leave the recipe and its sources out of the file's metadata.")
     ] = False,
     no_verify: NoVerify = False,
     as_json: Json = False,
@@ -210,8 +195,8 @@ def merge(
 ) -> None:
     """Merge a recipe's checkpoints into one file, in float32, rounded once.
 
-    A file that has another sha256 than the recipe notes of it is refused; with --no-verify it is taken, and the merged
-    file's metadata says that hashes were not verified.
+    A file whose sha256 differs from the one noted in the recipe is refused. With --no-verify it is accepted, and the
+    merged file's metadata records that hashes were not verified.
 
     With --json one object: output, step, dtype, tensors, bytes (of the file), sources (the file of each model), vae.
     """

@@ -1,7 +1,7 @@
-"""What Tab completes: the values that options take, and the files that arguments name.
+"""Tab completion: the values of options, and the files that arguments name.
 
-A shell asks while somebody waits, so nothing heavy is imported: words come from `choices`, blocks and mappings from the
-layouts, which are read when they are asked for. Whatever goes wrong here completes nothing, and prints nothing.
+The user waits for the answer, so this module imports nothing slow: words come from `choices`, blocks and mappings from
+the layouts, which are read on demand. After an error the answer is empty and nothing is printed.
 """
 
 import os
@@ -10,7 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -24,6 +24,7 @@ from optimizer.choices import (
     words_of,
 )
 from optimizer.cli.environment import folders_of_environment
+from optimizer.cli.typer_internals import CompletedWord
 
 if TYPE_CHECKING:
     from optimizer.families import Layout
@@ -37,6 +38,7 @@ __all__ = [
     "checkpoints",
     "devices",
     "formats",
+    "mapping_names",
     "mappings",
     "metrics",
     "modes",
@@ -49,7 +51,7 @@ __all__ = [
 
 # ruff: noqa: PLC0415
 
-# What a shell sets to ask; its value tells which shell.
+# The variable that a shell sets to request completions; its value names the shell.
 COMPLETION_VARIABLE = "_BLOCKFIT_COMPLETE"
 SHELLS = words_of(ShellName)
 
@@ -63,30 +65,20 @@ _STORAGES = (
     "sqlite:///",
     "sqlite:///study.db",
 )
-_MOST_FILES = 20_000  # that are looked at below the folders of checkpoints
-_DEEPEST = 20  # folders that hold nothing but one folder
+_MOST_FILES = 20_000  # entries examined below the checkpoint folders
+_DEEPEST = 20  # nested folders, each with a single folder inside, that one completion descends
 
 Complete = Callable[[typer.Context, str], list[str]]
 
 
-class _Word(str):
-    """A word that fits what was typed, as the shell has to be given it."""
-
-    __slots__ = ()
-
-    def startswith(self, *typed: Any) -> bool:
-        """True: typer leaves out what does not begin with what was typed, which a quoted word does not."""
-        return True
-
-
 def _completes(find: Callable[[typer.Context, str], Iterable[str]]) -> Complete:
-    """Make a function of the line so far and the word typed into one that a shell may ask."""
+    """Return a typer callback for a function of the context and the typed word; it quotes words and hides errors."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         typed = incomplete.lstrip("'\"")
         try:
-            return [_Word(_quoted(word)) for word in dict.fromkeys(find(ctx, typed))]
-        except Exception:
+            return [CompletedWord(_quoted(word)) for word in dict.fromkeys(find(ctx, typed))]
+        except Exception:  # a traceback would appear in the middle of the user's line
             return []
 
     complete.__doc__ = find.__doc__
@@ -94,7 +86,7 @@ def _completes(find: Callable[[typer.Context, str], Iterable[str]]) -> Complete:
 
 
 def _quoted(word: str) -> str:
-    """`word` as it has to stand on the line of a shell that does not quote by itself."""
+    """Return `word` quoted for a shell that does not quote completions itself."""
     shell = os.environ.get(COMPLETION_VARIABLE, "")
     if shell == "complete_bash":
         line, position = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD", "0"))
@@ -120,13 +112,18 @@ storages = _one_of(*_STORAGES)
 
 @_completes
 def mappings(_: typer.Context, typed: str) -> Iterator[str]:
-    """Mappings of any layout."""
-    return (name for layout in _layouts() for name in layout.mappings if name.startswith(typed))
+    """Yield the mappings of all layouts."""
+    yield from (name for name in mapping_names() if name.startswith(typed))
+
+
+def mapping_names() -> tuple[str, ...]:
+    """Return the mappings of all layouts, each once."""
+    return tuple(dict.fromkeys(name for layout in _layouts() for name in layout.mappings))
 
 
 @_completes
 def block_lists(_: typer.Context, typed: str) -> Iterator[str]:
-    """Block lists such as OUT03-OUT11,M00: what the last part of one may become."""
+    """Yield block lists, OUT03-OUT11,M00 for example, with the last part completed."""
     *before, last = typed.split(",")
     start = "".join(f"{part}," for part in before)
     first, dash, end = last.upper().partition("-")
@@ -149,56 +146,60 @@ def _layouts() -> "Iterator[Layout]":
 
 @_completes
 def studies(_: typer.Context, typed: str) -> Iterator[str]:
-    """Folders with study.yaml, and YAML files."""
+    """Return folders with study.yaml, and YAML files."""
     return _files(typed, _is_recipe, _is_study)
 
 
 @_completes
 def recipes(_: typer.Context, typed: str) -> Iterator[str]:
-    """YAML files."""
+    """Return YAML files."""
     return _files(typed, _is_recipe)
 
 
 @_completes
 def checkpoints(ctx: typer.Context, typed: str) -> Iterator[str]:
-    """Checkpoints here, and the names of those in the folders that --models and BLOCKFIT_MODELS name."""
+    """Yield checkpoints in the current folder, then names of those in the folders of --models and BLOCKFIT_MODELS."""
     yield from _files(typed, _is_checkpoint)
     yield from _names_in_folders(ctx, typed)
 
 
 @_completes
 def candidates(ctx: typer.Context, typed: str) -> Iterator[str]:
-    """Recipes and checkpoints."""
+    """Yield recipes and checkpoints."""
     yield from _files(typed, lambda name: _is_recipe(name) or _is_checkpoint(name))
     yield from _names_in_folders(ctx, typed)
 
 
 @_completes
 def texts_and_checkpoints(ctx: typer.Context, typed: str) -> Iterator[str]:
-    """Texts, and merged checkpoints."""
+    """Yield texts and checkpoints."""
     yield from _files(typed, lambda name: name.lower().endswith(_TEXT_SUFFIXES) or _is_checkpoint(name))
     yield from _names_in_folders(ctx, typed)
 
 
 def _files(
-    typed: str, wanted: Callable[[str], bool], is_hit: Callable[[Path], bool] = lambda folder: False
+    typed: str, accepts: Callable[[str], bool], is_hit: Callable[[Path], bool] = lambda folder: False
 ) -> Iterator[str]:
-    """The files below what was typed whose names are `wanted`, the folders that are hits, and those to go on in.
+    """Yield the paths that start with `typed`: files with accepted names, folders that are hits, folders to descend.
 
-    A folder that is the only choice is looked into: the shell would take it for the whole word otherwise.
+    If a folder is the only choice, yield its contents instead: the shell would otherwise treat it as the complete word.
+
+    Yields:
+        Paths as the user types them; a folder to descend ends with "/".
     """
     for _ in range(_DEEPEST):
-        found = list(_entries(typed, wanted, is_hit))
+        found = list(_entries(typed, accepts, is_hit))
         if len(found) != 1 or not found[0].endswith("/"):
             break
         typed = found[0]
     yield from found
 
 
-def _entries(typed: str, wanted: Callable[[str], bool], is_hit: Callable[[Path], bool]) -> Iterator[str]:
+def _entries(typed: str, accepts: Callable[[str], bool], is_hit: Callable[[Path], bool]) -> Iterator[str]:
+    """Yield the matching entries of a single folder."""
     cut = max(typed.rfind(sign) for sign in ("/", os.sep)) + 1
     head, tail = typed[:cut], typed[cut:]
-    # "D:" alone is a drive's current folder, and not what anybody means.
+    # `typed` is cut after a slash, since "D:" alone would mean the drive's current folder.
     folder = Path(head or ".").expanduser()
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         name = entry.name
@@ -208,15 +209,15 @@ def _entries(typed: str, wanted: Callable[[str], bool], is_hit: Callable[[Path],
             hit = is_hit(entry)
             if hit:
                 yield head + name
-            # Below a study there are results; other studies, if any, are what there is to go on to.
+            # A study's folder contains results; descending it is useful only if it contains other studies.
             if not hit or any(is_hit(inner) for inner in entry.iterdir() if inner.is_dir()):
                 yield head + name + "/"
-        elif wanted(name):
+        elif accepts(name):
             yield head + name
 
 
 def _names_in_folders(ctx: typer.Context, typed: str) -> Iterator[str]:
-    """Names that mean one checkpoint in the folders: without extension where that is enough, else with the folder."""
+    """Yield a name for each checkpoint in the folders: its stem if that is unique, else its path below the folder."""
     given = [Path(folder) for folder in ctx.params.get("models") or ()]
     found: list[tuple[Path, Path]] = []
     left = _MOST_FILES

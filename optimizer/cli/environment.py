@@ -1,4 +1,4 @@
-"""What the command takes from the environment."""
+"""Settings from environment variables."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,6 @@ __all__ = ["folders_of_environment"]
 
 
 def folders_of_environment() -> list[Path]:
-    """The checkpoint folders of BLOCKFIT_MODELS, which may list several as PATH does, in quotation marks or not."""
+    """Return the checkpoint folders of BLOCKFIT_MODELS, separated as in PATH, with or without quotation marks."""
     parts = (part.strip().strip('"') for part in os.environ.get("BLOCKFIT_MODELS", "").split(os.pathsep))
     return [Path(part) for part in parts if part]

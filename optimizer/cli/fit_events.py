@@ -1,4 +1,4 @@
-"""What `blockfit fit` shows while it runs."""
+"""The display of `blockfit fit` while it runs."""
 
 import logging
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TerminalEvents"]
 
-# ruff: noqa: PLC0415  pandas and torch are imported by the command that needs them
+# ruff: noqa: PLC0415  only the command that needs pandas and torch imports them
 
 
 class TerminalEvents:
-    """The events of a fit: warnings and, on a terminal, a table on stderr; everything goes to `log` as well."""
+    """Handler of a fit's events: logs them, prints warnings to stderr and, on a terminal, draws a live table there."""
 
     def __init__(self, log: "FitLog") -> None:
         from optimizer.reports import LiveFit
@@ -34,42 +34,42 @@ class TerminalEvents:
         self._update = bar_updates(self._bars)
 
     def progress(self, what: str, done: int, total: int, /) -> None:
-        """Show how much of `what` is done by a bar."""
+        """Show the progress of the task `what` as a bar."""
         self._update(what, done, total)
 
     def opened(self, progress: "SearchProgress", /) -> None:
-        """Show a search that begins or goes on."""
+        """Show a search that starts or resumes."""
         self._log.opened(progress)
         self._table.show(progress)
 
     def finished(self, progress: "SearchProgress", trial: "Trial", /) -> None:
-        """Show the state of a search after a trial."""
+        """Show the state of a search after a finished trial."""
         self._log.finished(progress, trial)
         self._table.show(progress)
 
     def warn(self, text: str, /) -> None:
-        """Print a warning as a line of the command's."""
+        """Print a warning as a line that starts with the command's name."""
         text = in_options(text)
         self._log.warn(text)
         _print_line(self._console, f"blockfit: warning: {text}")
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Draw the table meanwhile, and under --debug the tracebacks of trials that fail."""
+        """Draw the table inside the with block; with --debug also print the tracebacks of failed trials."""
         with ExitStack() as stack:
             if State.debug:
                 logger, handler = logging.getLogger("blockfit"), _Tracebacks(self._console)
                 logger.addHandler(handler)
                 stack.callback(logger.removeHandler, handler)
             if shows_progress(self._console):
-                # Drawn by the clock, not after every trial: those may take a millisecond.
+                # Redrawn 8 times a second, not after every trial: a trial may take a millisecond.
                 group = Group(self._bars, self._table)
                 stack.enter_context(Live(group, console=self._console, transient=True, refresh_per_second=8))
             yield
 
 
 class _Tracebacks(logging.Handler):
-    """Prints errors that the work goes on after."""
+    """A logging handler that prints the errors that do not stop a fit."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.ERROR)

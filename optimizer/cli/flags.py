@@ -1,6 +1,6 @@
-"""Arguments as Python has them, told as the options of the command: errors name `clip_skip`, a user types --clip-skip.
+"""Translation of Python arguments in messages to the command's options: `clip_skip` becomes --clip-skip.
 
-What the options are called comes from the commands themselves. In texts arguments stand in backticks: see `InputError`.
+The names of the options come from the commands themselves. Messages write arguments in backticks: see `InputError`.
 """
 
 import ast
@@ -10,15 +10,14 @@ from functools import cache
 from types import EllipsisType
 from typing import Any
 
-import typer.main
-
 from optimizer.cli.application import State, app
+from optimizer.cli.typer_internals import commands_of
 from optimizer.errors import InputError
 from optimizer.printable import quoted
 
 __all__ = ["in_options", "problems_in_options"]
 
-# Arguments of functions that the commands call otherwise, by the names of the commands' own parameters.
+# Arguments of functions whose command parameter has another name: {argument: parameter}.
 _PARAMETERS = {
     "check_hashes": "no_verify",
     "embed_recipe": "no_recipe",
@@ -27,45 +26,52 @@ _PARAMETERS = {
     "format_name": "to",
     "with_sources": "no_sources",
 }
-# Functions that are commands of another name.
+# Functions whose command has another name: {function: command}.
 _COMMANDS = {"first_study": "init", "import_text": "import"}
 _QUOTED = re.compile(r"`([^`\n]+)`")
 
 
 def problems_in_options(error: InputError) -> list[str]:
-    """Return the lines of an error as the command that was run shows them."""
+    """Return the lines of an error, with arguments replaced by options of the running command."""
     texts = map(in_options, error.problems)
     if error.field is None:
         return list(texts)
-    name = _option(error.field, _own()) or error.field
+    name = _option(error.field, _running_command()) or error.field
     return [f"{name}: {text}" for text in texts]
 
 
 def in_options(text: str) -> str:
-    """Return `text` with the arguments in it told as options.
+    """Return `text` with arguments in backticks replaced by options.
 
-    `base` becomes --base if the command that was run has this option; `workers=1` becomes --workers 1, and
-    `merge(step=...)` blockfit merge --step, whatever was run. All else stays as it is.
+    `base` becomes --base if the running command has this option. `workers=1` becomes --workers 1 and `merge(step=...)`
+    becomes blockfit merge --step for any command. The rest of the text is unchanged.
+
+    Args:
+        text: A message, written for Python users.
+
+    Returns:
+        The message for users of the command.
     """
-    return _QUOTED.sub(lambda found: _told(found[1]) or found[0], text)
+    return _QUOTED.sub(lambda match: _translated(match[1]) or match[0], text)
 
 
-def _told(argument: str) -> str | None:
+def _translated(argument: str) -> str | None:
+    """Return the option or command line for an argument or call; None if the commands have no counterpart."""
     try:
         call = ast.parse(f"_({argument})", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     match call:
         case ast.Call(args=[ast.Name(id=name)], keywords=[]):
-            return _option(name, _own())
+            return _option(name, _running_command())
         case ast.Call(args=[ast.Call(func=ast.Name(id=name), args=values, keywords=keywords)], keywords=[]):
             command = _commands().get(_COMMANDS.get(name, name))
             if command is None:
                 return None
-            words = [*map(_word, values), *(_option_and_value(one, [command]) for one in keywords)]
+            words = [*map(_word, values), *(_option_and_value(keyword, [command]) for keyword in keywords)]
             return None if None in words else " ".join(("blockfit", command.name, *filter(None, words)))
         case ast.Call(args=[], keywords=[keyword]):
-            return _option_and_value(keyword, [*_own(), *_commands().values()])
+            return _option_and_value(keyword, [*_running_command(), *_commands().values()])
     return None
 
 
@@ -81,7 +87,7 @@ def _option_and_value(keyword: ast.keyword, commands: Iterable[Any]) -> str | No
 
 
 def _word(value: ast.expr) -> str | None:
-    """The word that is typed for a value: a name stands for what the user puts there."""
+    """Return a value as typed on the command line; a name is a placeholder for the user's value."""
     match value:
         case ast.Name(id=name):
             return name
@@ -91,7 +97,7 @@ def _word(value: ast.expr) -> str | None:
 
 
 def _option(name: str, commands: Iterable[Any]) -> str | None:
-    """The option for an argument in the first of the commands that has one; of a positional argument its metavar."""
+    """Return the option of the first command that has this argument; for a positional argument, its metavar."""
     for command in commands:
         parameters = {parameter.name: parameter for parameter in command.params}
         parameter = parameters.get(name) or parameters.get(_PARAMETERS.get(name, ""))
@@ -101,8 +107,8 @@ def _option(name: str, commands: Iterable[Any]) -> str | None:
     return None
 
 
-def _own() -> Iterator[Any]:
-    """The command that was run, if one was."""
+def _running_command() -> Iterator[Any]:
+    """Yield the running command, if any."""
     command = _commands().get(State.command or "")
     if command is not None:
         yield command
@@ -110,4 +116,4 @@ def _own() -> Iterator[Any]:
 
 @cache
 def _commands() -> dict[str, Any]:
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    return commands_of(app)

@@ -1,4 +1,4 @@
-"""Commands that draw pictures."""
+"""The command that draws pictures: preview."""
 
 import math
 from pathlib import Path
@@ -9,21 +9,23 @@ import typer
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.options import (
-    LARGEST_SEED,
     Device,
     Json,
     Models,
     NoVerify,
     Target,
+    checkpoint_option,
     chosen_device,
     hash_cache,
     model_folders,
+    output_option,
+    seed_option,
 )
 from optimizer.cli.printing import make_console, print_json, reading, say, say_warning
 from optimizer.errors import InputError
 from optimizer.extras import require
 
-# torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
+# Only the commands that need torch, optuna and matplotlib import them, so that `blockfit --help` is fast.
 # ruff: noqa: PLC0415
 
 
@@ -40,7 +42,7 @@ def preview(
         list[Path],
         typer.Argument(
             metavar="CANDIDATE",
-            help="Recipes (YAML, every alpha a number) and checkpoints.",
+            help="Recipes (YAML, with a number for every alpha) and checkpoints.",
             autocompletion=completing.candidates,
         ),
     ],
@@ -48,66 +50,61 @@ def preview(
     prompts: Annotated[
         list[str],
         typer.Option(
-            "--prompt", help="Taken as it is, without (word:1.2) weights; may be empty; may be repeated: a row each."
+            "--prompt",
+            help="Prompt; may be empty or repeated, one row each. Weights, (word:1.2) for example, have no effect.",
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="SHEET.png", help="The contact sheet to write.")],
+    output: Annotated[Path, output_option("The contact sheet to write.", metavar="SHEET.png")],
     seeds: Annotated[
-        list[int] | None,
-        typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of the noise; may be repeated: a row each; default 0."),
+        list[int] | None, seed_option("Seed of the noise; may be repeated, one row each; default: 0.")
     ] = None,
     steps: Annotated[
-        int, typer.Option("--steps", min=1, max=1000, help="Of the sampler, DDIM; not all counts above 100 will do.")
+        int,
+        typer.Option("--steps", min=1, max=1000, help="Steps of the sampler, DDIM; it rejects some counts above 100."),
     ] = 20,
     guidance: Annotated[
         float | None,
-        typer.Option("--guidance", help="At least 1; default: the pipeline's own, 7 (2.5 for the demo's digits)."),
+        typer.Option(
+            "--guidance", help="Guidance scale, at least 1; default: the pipeline's, 7 (2.5 for the demo's digits)."
+        ),
     ] = None,
     negative: Annotated[str, typer.Option("--negative", help="The negative prompt.")] = "",
     encoder_from: Annotated[
         Path | None,
-        typer.Option(
+        checkpoint_option(
             "--encoder-from",
+            "Use this checkpoint's text encoder in all columns: compares UNets.",
             metavar="CHECKPOINT",
-            help="Use this one's text encoder in all columns: compare UNets.",
-            autocompletion=completing.checkpoints,
         ),
     ] = None,
     vae_from: Annotated[
         Path | None,
-        typer.Option(
-            "--vae-from",
-            metavar="FILE",
-            help="The VAE of files without one; default: the target's.",
-            autocompletion=completing.checkpoints,
-        ),
+        checkpoint_option("--vae-from", "VAE for files without one; default: the target's.", metavar="FILE"),
     ] = None,
-    no_sources: Annotated[bool, typer.Option("--no-sources", help="Leave out the sources of recipes.")] = False,
+    no_sources: Annotated[bool, typer.Option("--no-sources", help="Leave out the recipes' sources.")] = False,
     no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw target, candidates and the recipes' sources from the same noise: a contact sheet with distances.
+    """Draw target, candidates and the recipes' sources from the same noise, as a contact sheet with distances.
 
-    Columns are the target, the candidates, then the recipes' sources; rows are prompts and seeds. The same seed is the
-    same noise in every column and on every machine. Under each picture but the target's stand its distances to the
-    target's: the root mean square difference of the final latents (before the VAE), and that of the pictures, RGB in
-    [0, 1].
+    Columns are the target, the candidates and the recipes' sources; rows are prompts and seeds. A seed gives the same
+    noise in every column and on every machine. Below each picture are two distances to the target's picture: the root
+    mean square difference of the final latents (before the VAE), and that of the pixels, RGB in [0, 1].
 
-    A recipe is merged into a temporary float16 file beside the sheet, which is removed again. On a card, UNets and
-    text encoders are float16; one checkpoint is in memory at a time.
+    Each recipe is merged into a temporary float16 file beside the sheet. On a GPU, UNets and text encoders run in
+    float16. One checkpoint is in memory at a time.
 
-    With --json one object: output, target, pipeline, steps, guidance, negative, encoder_from, columns (for each name,
-    file, role, latent and pixel distances, their means and of each picture).
+    With --json one object: output, target, pipeline, steps, guidance, negative, encoder_from, columns (for each: name,
+    file, role, latent and pixel distances: their means, and one value per picture).
     """
     require("pictures", "preview")
     from optimizer.pictures import PreviewRequest, write_preview
     from optimizer.reports import preview_table
 
-    if guidance is not None and not (math.isfinite(guidance) and guidance >= 1):
-        raise InputError(f"received {guidance:g}; must be at least 1, which is none, such as 7", field="guidance")
+    _check_guidance(guidance)
     with reading() as progress:
         request = PreviewRequest(
             target, tuple(candidates), tuple(prompts), tuple(seeds or [0]), steps, guidance, negative, encoder_from,
@@ -124,3 +121,9 @@ def preview(
     for note in found.notes:
         say(note)
     say(f"sheet: {output}")
+
+
+def _check_guidance(guidance: float | None) -> None:
+    """Raise InputError if the guidance scale is below 1 or not finite."""
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 1):
+        raise InputError(f"received {guidance:g}; must be at least 1 (no guidance), 7 for example", field="guidance")

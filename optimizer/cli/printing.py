@@ -1,4 +1,4 @@
-"""What commands print: texts and JSON on stdout, problems on stderr, progress where there is a terminal."""
+"""Output of the commands: texts and JSON on stdout; problems and, on a terminal, progress on stderr."""
 
 import json
 import os
@@ -35,29 +35,29 @@ __all__ = [
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things: "1 step", "2 steps"."""
+    """Return a number with its noun: "1 step", "2 steps"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def say_problem(text: str) -> None:
-    """One line on stderr, after the command's name."""
+    """Print a line to stderr, after the command's name."""
     sys.stderr.write(f"blockfit: {printable(text)}\n")
 
 
 def say_warning(text: object) -> None:
-    """One line on stderr of what the user should know, arguments in it told as the command's options."""
+    """Print a warning to stderr, with arguments replaced by the command's options."""
     say_problem(f"warning: {in_options(str(text))}")
 
 
 def say(text: str) -> None:
-    """One line on stdout, as it is, however long, and whatever it holds; none under --quiet and --json."""
+    """Print a line to stdout, unwrapped, with control characters escaped; print nothing with --quiet or --json."""
     make_console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
+    """Print one JSON value to stdout."""
     text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
-    # JSON escapes only half of what a terminal may act upon. The rest is inside texts, where escapes mean the same.
+    # JSON leaves some control characters unescaped. They occur only inside strings, where an escape is equivalent.
     lines = (
         line if line.isprintable() else "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in line)
         for line in text.split("\n")
@@ -66,12 +66,12 @@ def print_json(value: Any) -> None:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console on stdout, or on stderr; the one on stdout shows nothing where no texts are wanted there."""
+    """Return a console on stdout, silent with --quiet or --json, or one on stderr."""
     return Console(stderr=stderr, highlight=False, quiet=not stderr and (State.quiet or State.json))
 
 
 def use_utf8() -> None:
-    """UTF-8 for files and pipes; a console keeps what it can show, and rich draws in ASCII where that is too little."""
+    """Write UTF-8 to files and pipes; a terminal keeps its encoding, and rich falls back to ASCII if needed."""
     for stream in (sys.stdout, sys.stderr):
         if "PYTHONIOENCODING" not in os.environ and not stream.isatty():
             stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
@@ -81,16 +81,16 @@ def use_utf8() -> None:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Show blockfit's own warnings as the command's lines on stderr, the same one once; others as Python does."""
+    """Print each of blockfit's warnings once, as a line of the command on stderr; leave other warnings to Python."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", BlockfitWarning)
-        otherwise = warnings.showwarning
+        show_default = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **named: Any) -> None:
             if issubclass(category, BlockfitWarning):
                 say_warning(message)
             else:
-                otherwise(message, category, *where, **named)
+                show_default(message, category, *where, **named)
 
         warnings.showwarning = show
         yield
@@ -98,14 +98,14 @@ def warnings_as_lines() -> Iterator[None]:
 
 @contextmanager
 def reading() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr for work that reads or writes files; nothing where stderr is no terminal."""
+    """Yield a callback that shows the progress of file work on stderr, if that is a terminal."""
     console = make_console(stderr=True)
     with progress_bars(console) as bars:
         yield bar_updates(bars)
 
 
 def bar_updates(bars: Progress) -> Callable[[str, int, int], None]:
-    """Return a callback that shows progress by bars: one comes with its first call, and goes when it is full."""
+    """Return a progress callback that adds a bar for each new task and hides it when it is full."""
     tasks: dict[str, TaskID] = {}
 
     def update(what: str, done: int, total: int) -> None:
@@ -117,14 +117,14 @@ def bar_updates(bars: Progress) -> Callable[[str, int, int], None]:
 
 
 def shows_progress(console: Console) -> bool:
-    """Whether progress is to be seen there: only on a terminal, and not under --quiet."""
+    """Return whether to show progress: only on a terminal, and not with --quiet."""
     return console.is_terminal and not State.quiet
 
 
 def progress_bars(console: Console) -> Progress:
-    """Return bars that are drawn on a console, if that shows progress."""
+    """Return progress bars for a console, disabled if that shows no progress."""
     columns = (
-        # Where a window is narrow, it gives way.
+        # In a narrow window the description is shortened first.
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         BarColumn(bar_width=12),
         TextColumn("{task.percentage:>3.0f}%"),
@@ -136,7 +136,7 @@ def progress_bars(console: Console) -> Progress:
 
 @contextmanager
 def message(text: str) -> Iterator[None]:
-    """Show a text on stderr meanwhile; nothing where stderr is no terminal."""
+    """Show a text on stderr during the with block, if stderr is a terminal."""
     console = make_console(stderr=True)
     if not shows_progress(console):
         yield

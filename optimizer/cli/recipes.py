@@ -1,6 +1,7 @@
-"""Commands on recipes: from and to the formats of other tools, measuring and simplifying them."""
+"""Commands on recipes: import, export, verify and simplify."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -11,22 +12,29 @@ from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.flags import in_options
 from optimizer.cli.options import (
-    LARGEST_SEED,
     BaseName,
     Device,
+    FinishedRecipePath,
     Json,
+    Mapping,
     Models,
     NoVerify,
+    Prompts,
     RecipePath,
+    Target,
     checkpoint_finder,
+    checkpoint_option,
     chosen_device,
     hash_cache,
+    metric_option,
     model_folders,
+    output_option,
+    seed_option,
 )
 from optimizer.cli.printing import counted, make_console, print_json, reading, say, say_problem, say_warning
 from optimizer.errors import InputError, attempt
 
-# torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
+# Only the commands that need torch, optuna and matplotlib import them, so that `blockfit --help` is fast.
 # ruff: noqa: PLC0415
 
 
@@ -49,20 +57,15 @@ def import_recipe(
             autocompletion=completing.texts_and_checkpoints,
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The recipe's YAML file to write.")],
-    mapping: Annotated[
-        str | None,
-        typer.Option(
-            "--mapping",
-            help="supermerger (default), mecha or model-mixer; for a text.",
-            autocompletion=completing.mappings,
-        ),
+    output: Annotated[Path, output_option("The recipe's YAML file to write.")],
+    mapping: Mapping = None,
+    presets: Annotated[
+        Path | None, typer.Option("--presets", help="File with the presets that the text refers to by name.")
     ] = None,
-    presets: Annotated[Path | None, typer.Option("--presets", help="A file of presets that the text names.")] = None,
     with_parents: Annotated[
         bool,
         typer.Option(
-            "--with-parents", help="Put in the steps of models that were merged themselves, if metadata tells them."
+            "--with-parents", help="Add the steps of sources that are merges themselves, if the metadata contains them."
         ),
     ] = False,
     models: Models = None,
@@ -71,10 +74,12 @@ def import_recipe(
 ) -> None:
     """Read a recipe from a text, another tool's file, or a merged file's metadata.
 
-    Texts may hold formulas in SuperMerger's notation and others, prose and all, tables of steps, SuperMerger's console
-    and history, and model-mixer's line. Read too: metadata as JSON, sd-mecha's texts, mergekit's YAML and ComfyUI's
-    workflows. A line that looks like a step and is not understood gives a warning, and an error where the recipe would
-    end a step too early without it.
+    Texts may contain formulas in SuperMerger's and other notations, also within prose; tables of steps; SuperMerger's
+    console output and history; and model-mixer's line. Other formats: metadata as JSON, sd-mecha's texts, mergekit's
+    YAML and ComfyUI's workflows. --mapping and --presets apply to texts only.
+
+    A line that looks like a step and cannot be parsed is a warning; it is an error if the recipe would end a step too
+    early without it.
 
     With --json one object: steps and models (their names), output (the step), warnings, not_understood (lines).
     """
@@ -85,12 +90,9 @@ def import_recipe(
     with reading() as progress:
         source = checkpoint_finder(models, progress)(source)
     check_output(output, beside=source)
-    if output.resolve() == source.resolve():
-        raise InputError(f"{output}: is what the recipe is read from; write to another file")
+    _check_not_input(output, source, "the imported file itself")
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
-        for field, value in (("mapping", mapping), ("presets", presets)):
-            if value is not None:
-                raise InputError(f"received {value}; {source} is a merged file, which tells that itself", field=field)
+        _check_for_text(source, mapping=mapping, presets=presets)
         imported = import_merged(source, with_parents=with_parents)
     else:
         imported = import_text(source, mapping=mapping, presets=presets, with_parents=with_parents)
@@ -100,8 +102,8 @@ def import_recipe(
     for text in (*notes, *imported.not_understood):
         say_problem(f"warning: {source}: {text}")
     if as_json:
-        named = {"steps": [step.name for step in recipe.steps], "models": list(recipe.models), "output": recipe.output}
-        print_json({**named, "warnings": notes, "not_understood": list(imported.not_understood)})
+        names = {"steps": [step.name for step in recipe.steps], "models": list(recipe.models), "output": recipe.output}
+        print_json({**names, "warnings": notes, "not_understood": list(imported.not_understood)})
         return
     steps, sources = counted(len(recipe.steps), "step"), counted(len(recipe.models), "model")
     say(f"{steps}, {sources}, output {recipe.output} -> {output}")
@@ -116,26 +118,20 @@ def import_recipe(
     ),
 )
 def export(
-    recipe: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RECIPE",
-            help="The recipe's YAML file; every alpha a number.",
-            autocompletion=completing.recipes,
-        ),
-    ],
+    recipe: FinishedRecipePath,
     to: Annotated[
         str,
-        typer.Option("--to", help=f"{listed(FormatName)}.", autocompletion=completing.formats),
+        typer.Option("--to", help=f"Format to write: {listed(FormatName)}.", autocompletion=completing.formats),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    output: Annotated[Path, output_option("The file to write.")],
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a recipe in another tool's format; what the format cannot express is refused, with the reason.
+    """Write a recipe in another tool's format.
 
-    Files that the recipe calls without their extension, or by their hash, get their whole names where they are found.
+    A recipe that the format cannot express is refused, with the reason. Models that the recipe names without extension
+    or by hash get their full file names if the files are found.
 
     With --json one object: output (the file), format, step (the recipe's output).
     """
@@ -145,8 +141,7 @@ def export(
 
     check_output(output, beside=recipe)
     loaded = load_recipe(recipe)
-    if output.resolve() == recipe.resolve():
-        raise InputError(f"{output}: is the recipe itself; write to another file")
+    _check_not_input(output, recipe, "the recipe itself")
     with reading() as progress:
         beside, *others = folders_of(loaded, recipe, model_folders(models))
         loaded = with_whole_names(loaded, beside, others, hashes=hash_cache(), progress=progress)
@@ -166,12 +161,7 @@ def export(
 )
 def verify(
     recipe: RecipePath,
-    target: Annotated[
-        Path,
-        typer.Option(
-            "--target", help="The checkpoint that the similarities are to.", autocompletion=completing.checkpoints
-        ),
-    ],
+    target: Target,
     base: BaseName = None,
     no_verify: NoVerify = False,
     device: Device = "auto",
@@ -179,9 +169,9 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure every step of a recipe against a target, beside the similarities that its `expect` fields report.
+    """Measure every step of a recipe against a target, and list the similarities of its `expect` fields beside them.
 
-    With --json a list, one object a step: step, metric, seed, blocks ({"OUT03": {"measured", "expected"}}), total
+    With --json a list with one object per step: step, metric, seed, blocks ({"OUT03": {"measured", "expected"}}), total
     (measured, expected), not_measurable.
     """
     from optimizer.analysis import verify as verify_recipe
@@ -192,15 +182,14 @@ def verify(
 
     loaded = load_recipe(recipe)
     attempt(lambda: loaded.check_finished("measured", *(step.name for step in loaded.steps)), recipe)
-    if base is not None and base not in loaded.models:
-        raise InputError(f"received {base!r}; the recipe's models are {', '.join(loaded.models)}", field="base")
+    _check_base(base, loaded.models)
     with reading() as progress:
         hashes = hash_cache()
         target = checkpoint_finder(models, progress)(target, "target")
         beside, *others = folders_of(loaded, recipe, model_folders(models))
         files = {name: model.file for name, model in loaded.models.items()}
         paths, _ = find_models(files, beside, others, hashes=hashes, progress=progress)
-        # A recipe may hold the target itself, as the article's last step does; it need not lie there a second time.
+        # A recipe may use the target itself as a model, as the article's last step does; a second copy is not required.
         same = {
             name
             for name in files
@@ -231,49 +220,33 @@ def verify(
     ),
 )
 def simplify(
-    recipe: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A finished recipe, such as a fit's best.yaml.",
-            autocompletion=completing.recipes,
-        ),
-    ],
+    recipe: FinishedRecipePath,
     share: Annotated[
         float,
-        typer.Option("--share", help="What a block may lose: this share of what the recipe leaves unexplained of it."),
+        typer.Option("--share", help="Loss allowed per block, as a share of the block's unexplained part."),
     ] = 0.05,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", help="What a block may lose besides, of its explained share.")
+        float, typer.Option("--tolerance", help="Additional loss allowed per block, of its explained share.")
     ] = 1e-9,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The recipe to write; default: NAME.simple.yaml beside it.")
+        Path | None, output_option("The recipe to write; default: NAME.simple.yaml beside the recipe.")
     ] = None,
     target: Annotated[
-        Path | None,
-        typer.Option(
-            "--target", help="Default: the target that the recipe notes.", autocompletion=completing.checkpoints
-        ),
+        Path | None, checkpoint_option("--target", "The checkpoint to compare with; default: the recipe's target.")
     ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option("--metric", help="Default: what the recipe was fitted by.", autocompletion=completing.metrics),
-    ] = None,
+    metric: Annotated[str | None, metric_option("the metric of the fit")] = None,
     base: BaseName = None,
-    seeds: Annotated[
-        list[int] | None,
-        typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of attention's random inputs; may be repeated."),
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="Of encoder, a line each; default: the file that the recipe notes.")
-    ] = None,
+    seeds: Annotated[list[int] | None, seed_option("Seed of the random inputs of attention; may be repeated.")] = None,
+    prompts: Prompts = None,
     no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a finished recipe simpler: coarser alphas, fewer steps and sources, and as good in every block.
+    """Make a finished recipe simpler: coarser alphas, fewer steps and sources, nearly equal similarity.
+
+    --target, --metric, --seed and --prompts default to the values that the fit noted in the recipe.
 
     With --json one object: recipe, output, share, tolerance, explained (before and after, of each block), searches
     (similarity before and after of each), distinct_numbers, grids, dropped (sources, steps), changed (each number,
@@ -284,22 +257,46 @@ def simplify(
     from optimizer.similarity import check_installed
 
     check_installed([] if metric is None else [metric])
-    for field, number in (("share", share), ("tolerance", tolerance)):
-        if not (math.isfinite(number) and number >= 0):
-            raise InputError(f"received {number:g}; must be a number from 0 up", field=field)
+    _check_not_negative(share=share, tolerance=tolerance)
     written = output if output is not None else simple_path(recipe)
     with reading() as progress:
-        goal = None if target is None else checkpoint_finder(models, progress)(target, "target")
+        target_file = None if target is None else checkpoint_finder(models, progress)(target, "target")
         found = simplify_file(
-            recipe, written, share=share, tolerance=tolerance, target=goal, metric=metric, base=base, seeds=seeds,
-            prompts=prompts, folders=model_folders(models), check_hashes=not no_verify,
+            recipe, written, share=share, tolerance=tolerance, target=target_file, metric=metric, base=base,
+            seeds=seeds, prompts=prompts, folders=model_folders(models), check_hashes=not no_verify,
             device=chosen_device(device), hashes=hash_cache(),
             progress=progress, warn=say_warning,
         )  # fmt: skip
     if as_json:
-        told = {"recipe": str(recipe), "output": str(written), "share": share, "tolerance": tolerance}
-        print_json({**told, **found.as_dict()})
+        options = {"recipe": str(recipe), "output": str(written), "share": share, "tolerance": tolerance}
+        print_json({**options, **found.as_dict()})
         return
     console = make_console()
     console.print(simplified_table(found))
     say(f"{found.recipe.output} -> {written}")
+
+
+def _check_not_input(output: Path, source: Path, noun: str) -> None:
+    """Raise InputError if a command would overwrite the file that it reads."""
+    if output.resolve() == source.resolve():
+        raise InputError(f"{output}: is {noun}; write to another file")
+
+
+def _check_for_text(source: Path, **values: object) -> None:
+    """Raise InputError if an option for texts is given with a merged file."""
+    for field, value in values.items():
+        if value is not None:
+            raise InputError(f"received {value}; {source} is a merged file, whose metadata contains this", field=field)
+
+
+def _check_base(base: str | None, models: Collection[str]) -> None:
+    """Raise InputError if the base is not one of the recipe's models."""
+    if base is not None and base not in models:
+        raise InputError(f"received {base!r}; must be one of the recipe's models: {', '.join(models)}", field="base")
+
+
+def _check_not_negative(**numbers: float) -> None:
+    """Raise InputError if one of the numbers is negative or not finite."""
+    for field, number in numbers.items():
+        if not (math.isfinite(number) and number >= 0):
+            raise InputError(f"received {number:g}; must be a finite number, at least 0", field=field)

@@ -1,4 +1,4 @@
-"""Commands on studies: fitting, and what was found."""
+"""Commands on studies: init, fit, status, ceiling, report, dashboard and demo."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optimizer.choices import CeilingMetric, FirstMode, MetricName, listed
+from optimizer.choices import CeilingMetric, FirstMode, listed
 from optimizer.cli import completing
 from optimizer.cli.application import Quiet, app, examples
 from optimizer.cli.fit_events import TerminalEvents
@@ -17,13 +17,18 @@ from optimizer.cli.flags import in_options, problems_in_options
 from optimizer.cli.options import (
     Device,
     Json,
+    Mapping,
     Models,
     NoVerify,
     Storage,
     StudyPath,
+    checkpoint_argument,
+    checkpoint_option,
     chosen_device,
     hash_cache,
+    metric_option,
     model_folders,
+    output_option,
 )
 from optimizer.cli.printing import (
     counted,
@@ -39,7 +44,7 @@ from optimizer.errors import InputError
 from optimizer.extras import require
 from optimizer.printable import quoted
 
-# torch, optuna and matplotlib are imported by the commands that need them: `blockfit --help` answers at once.
+# Only the commands that need torch, optuna and matplotlib import them, so that `blockfit --help` is fast.
 # ruff: noqa: PLC0415
 
 if TYPE_CHECKING:
@@ -59,66 +64,43 @@ if TYPE_CHECKING:
 )
 def init(
     target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TARGET",
-            help="The checkpoint to come close to: a file, or a name in --models.",
-            autocompletion=completing.checkpoints,
-        ),
+        Path, checkpoint_argument("TARGET", "The checkpoint to reproduce: a file, or a name in --models.")
     ],
     sources: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="SOURCE",
-            help="What it may have been made from; a folder is all checkpoints in it but the target.",
-            autocompletion=completing.checkpoints,
+        checkpoint_argument(
+            "SOURCE", "Checkpoints that the target may be made from; a folder stands for all checkpoints in it."
         ),
     ],
     output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FOLDER", help="Where to write; default: named after the target."),
+        Path | None, output_option("Folder to write to; default: named after the target.", metavar="FOLDER")
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(
+        checkpoint_option(
             "--base",
+            "Base model that the other sources were trained from; default: recognised by its name.",
             metavar="SOURCE",
-            help="The model that the others were trained from; default: what is called so.",
-            autocompletion=completing.checkpoints,
         ),
     ] = None,
-    metric: Annotated[
-        str,
-        typer.Option(
-            "--metric",
-            help=f"{listed(MetricName)}.",
-            autocompletion=completing.metrics,
-        ),
-    ] = "explained",
+    metric: Annotated[str, metric_option()] = "explained",
     mode: Annotated[
         str,
-        typer.Option("--mode", help=f"Of the steps: {listed(FirstMode)}.", autocompletion=completing.modes),
+        typer.Option("--mode", help=f"Mode of the steps: {listed(FirstMode)}.", autocompletion=completing.modes),
     ] = "add_difference",
-    mapping: Annotated[
-        str | None,
-        typer.Option(
-            "--mapping",
-            help="Where time_embed and the VAE count: as in supermerger (default), mecha or model-mixer.",
-            autocompletion=completing.mappings,
-        ),
-    ] = None,
+    mapping: Mapping = None,
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write recipe.yaml and study.yaml to begin with, from a target and the checkpoints it may have been made from.
+    """Write a first recipe.yaml and study.yaml for a target and the checkpoints that it may be made from.
 
-    Every source is added to the base by a step of its own, with a free alpha on every block that the target lets
-    score; comments in both files tell what to edit next. Paths and names stay as they are given, relative paths as seen
-    from the folder. Nothing is overwritten.
+    One step per source adds it to the base, with a free alpha for every block that can be scored. Comments in both
+    files explain the next edits. Paths and names are kept as typed; relative paths are rewritten relative to the
+    folder. Nothing is overwritten.
 
     With --json one object: folder, recipe, study, target, layout, base, models (file of each), steps, free_alphas,
-    tied, closed (blocks with alpha 0), metric, mode, mapping, needs_folders (whether --models is needed from now on),
+    tied, closed (blocks with alpha 0), metric, mode, mapping, needs_folders (whether later commands need --models),
     notes.
     """
     from optimizer.studies import first_study
@@ -137,10 +119,10 @@ def init(
         say(note)
     steps, free = counted(found.steps, "step"), counted(found.free_alphas, "free alpha")
     say(f"{steps}, {free}, base {found.models[found.base]} -> {found.folder}")
-    more = "".join(f" --models {quoted(folder)}" for folder in (models or []) if found.needs_folders)
+    options = "".join(f" --models {quoted(folder)}" for folder in (models or []) if found.needs_folders)
     say(f"next: edit {found.recipe}, then")
     for command in ("ceiling", "fit"):
-        say(f"  blockfit {command} {quoted(found.folder)}{more}")
+        say(f"  blockfit {command} {quoted(found.folder)}{options}")
 
 
 @app.command(
@@ -154,35 +136,38 @@ def init(
 )
 def fit(
     study: StudyPath,
-    trials: Annotated[int | None, typer.Option("--trials", help="Completed trials of each Optuna study.")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", help="Number of completed trials to reach in each search; default: from the study."),
+    ] = None,
     device: Device = "auto",
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Set earlier trials aside (study.old.db, study.old-2.db ...) and start anew."),
+        typer.Option("--fresh", help="Move earlier trials aside (study.old.db, study.old-2.db ...) and start anew."),
     ] = False,
     candidates: Annotated[
-        int, typer.Option("--candidates", metavar="K", help="Write the K best recipes that differ.")
+        int, typer.Option("--candidates", metavar="K", help="Write the K best recipes that differ from each other.")
     ] = 1,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Search with N processes; 1 lets others join in.")
+        int | None, typer.Option("--workers", metavar="N", help="Search with N processes; with 1, more can join later.")
     ] = None,
     storage: Storage = None,
     log_file: Annotated[
-        Path | None, typer.Option("--log-file", metavar="FILE", help="Append a line of JSON for every trial.")
+        Path | None, typer.Option("--log-file", metavar="FILE", help="Append one line of JSON per trial to this file.")
     ] = None,
     no_verify: NoVerify = False,
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Search the free alphas of a recipe against a target; continues where it stopped.
+    """Search the free alphas of a recipe for the best similarity to a target; resume an earlier fit.
 
-    Writes study.db, best.yaml, trials.csv and plots/ beside the study, and with --candidates also candidate-2.yaml and
-    so on. Ctrl-C finishes the running trial and exports the best so far, a second one stops at once.
+    Writes study.db, best.yaml, trials.csv and plots/ beside the study; with --candidates also candidate-2.yaml and so
+    on. Ctrl-C finishes the running trial and exports the best recipe so far; a second Ctrl-C stops at once.
 
-    With --json one object, after Ctrl-C too if anything was found: study, folder, recipe, target, interrupted, searches
+    With --json one object, also after Ctrl-C if there is a result: study, folder, recipe, target, interrupted, searches
     (each with best, trial, completed, trials ...), steps (similarity before and after, by metric), other_random_inputs,
-    candidates, narrow_ranges (outside of which the best alphas lie), written (files), unwritten (what could not be).
+    candidates, narrow_ranges (ranges that exclude the best alphas), written (files), unwritten (one problem per file).
     """
     from optimizer.studies import load_study
 
@@ -193,20 +178,18 @@ def fit(
         budgeted, chosen_device(device), fresh=fresh, candidates=candidates, workers=workers, storage=storage,
         log_file=log_file, check_hashes=not no_verify, as_json=as_json,
     )  # fmt: skip
-    if result.interrupted:
-        say_problem("interrupted; the best so far is in best.yaml, and the same command continues")
-        raise typer.Exit(130)
+    _leave_if_interrupted(result)
 
 
 @app.command(
-    short_help="What a study has done, and what is left.",
+    short_help="Show the progress of a study.",
     epilog=examples("status mine", "status mine --storage postgresql://USER@HOST/DATABASE", "status mine --json"),
 )
 def status(study: StudyPath, storage: Storage = None, as_json: Json = False, quiet: Quiet = False) -> None:
-    """What a study has done so far, what is left, and who is at it; needs no checkpoints.
+    """Show the progress of a study: trials done and left, best similarities, and live workers. Needs no checkpoints.
 
     With --json one object: searches (each with search, completed, budget, best ...), workers, seconds_left, ends, notes
-    (on trials that do not count).
+    (on trials that are ignored).
     """
     from optimizer.reports import status_table
     from optimizer.search import study_status
@@ -223,14 +206,14 @@ def status(study: StudyPath, storage: Storage = None, as_json: Json = False, qui
 
 
 @app.command(
-    short_help="What a study can reach at all.",
+    short_help="Compute the best similarity that a study can reach.",
     epilog=examples("ceiling mine", "ceiling mine --metric delta --models D:/webui/models", "ceiling mine --json"),
 )
 def ceiling(
     study: StudyPath,
     metric: Annotated[
         str,
-        typer.Option("--metric", help=f"{listed(CeilingMetric)}.", autocompletion=completing.ceiling_metrics),
+        typer.Option("--metric", help=f"Metric: {listed(CeilingMetric)}.", autocompletion=completing.ceiling_metrics),
     ] = "all",
     no_verify: NoVerify = False,
     device: Device = "auto",
@@ -238,13 +221,13 @@ def ceiling(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """What a study can reach: its best recipe, the best of its free alphas, the best merge of its sources at all.
+    """Compute the similarities that a study can reach: by its recipe, by its free alphas, by any merge of its sources.
 
-    Also of a study that was never fitted. Needs no checkpoints once their statistics are in the study's folder.
+    The study need not be fitted. Checkpoints are not needed once their statistics are in the study's folder.
 
     With --json one object: metric, blocks (each with recipe, best, ceiling, ceiling_bounded, not_in_sources ...),
-    total, sources (coefficient, error, loss ...), rank, alphas, trade_off, idle, narrow_ranges, note; other_metrics, if
-    --metric is all. A block that the target has unchanged from the base is null.
+    total, sources (coefficient, error, loss ...), rank, alphas, trade_off, idle, narrow_ranges, note; with --metric all
+    also other_metrics. A block is null if the target's equals the base's.
     """
     from optimizer.analysis import study_ceilings
     from optimizer.reports import ceiling_tables
@@ -258,18 +241,18 @@ def ceiling(
             hashes=hash_cache(),
         )  # fmt: skip
     if as_json:
-        main_metric, *others = sorted(found, key=lambda one: EXACT_METRICS.index(one.metric))
-        more = {"other_metrics": [one.as_dict() for one in others]} if metric in ("all", "both") else {}
+        main_metric, *others = sorted(found, key=lambda ceiling: EXACT_METRICS.index(ceiling.metric))
+        more = {"other_metrics": [ceiling.as_dict() for ceiling in others]} if metric in ("all", "both") else {}
         print_json({**main_metric.as_dict(), **more})
         return
     console = make_console()
-    for one in found:
-        for table in ceiling_tables(one, loaded.recipe.layout):
+    for by_metric in found:
+        for table in ceiling_tables(by_metric, loaded.recipe.layout):
             console.print(table)
 
 
 @app.command(
-    short_help="Draw up what a study has found as a page.",
+    short_help="Write a study's results as an HTML page.",
     epilog=examples(
         "report studies/demo", "report studies/demo -o demo.html", "report studies/demo --models D:/models --json"
     ),
@@ -277,20 +260,21 @@ def ceiling(
 def report(
     study: StudyPath,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: report.html in the study's folder.")
+        Path | None,
+        output_option("The HTML file to write; default: report.html in the study's folder.", metavar="FILE"),
     ] = None,
     storage: Storage = None,
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw up what a study has found as one page, report.html, that holds all it needs and can be given away.
+    """Write a study's results as a single HTML page, report.html, that loads nothing else and can be shared.
 
-    Also of a study that is not finished. Needs no checkpoints once their statistics are in the study's folder.
+    The study need not be finished. Checkpoints are not needed once their statistics are in the study's folder.
 
     With --json one object: report (the file), study, complete, stages (similarity before and after, ceiling, by stage,
     step and metric), ceilings (total by metric), searches (trials and best of each), sources (coefficient, license and
-    standing of each), remarks (headings of what there is to know).
+    standing of each), remarks (headings of the remarks on the page).
     """
     from optimizer.analysis import found_ceilings
     from optimizer.files import check_output
@@ -308,7 +292,7 @@ def report(
     with reading() as progress:
         ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
     page = write_report(
-        found, ceilings, tuple(map(in_options, problems)), written, named=_told_name(study),
+        found, ceilings, tuple(map(in_options, problems)), written, named=_shareable_name(study),
         storage=shown_storage(loaded, storage), date=datetime.now().strftime("%Y-%m-%d"),
     )  # fmt: skip
     if as_json:
@@ -318,22 +302,23 @@ def report(
 
 
 @app.command(
-    short_help="Look at a study's trials in a browser.",
+    short_help="Show a study's trials in a browser.",
     epilog=examples("dashboard studies/demo", "dashboard studies/demo --port 8081"),
 )
 def dashboard(
     study: StudyPath,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 is any that is free.")] = 8080,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 for any free port.")
+    ] = 8080,
     storage: Storage = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Look at a study's trials in a browser, while it is fitted or afterwards: Optuna's dashboard with our plots.
+    """Show a study's trials in a browser, during or after a fit: Optuna's dashboard with blockfit's plots.
 
-    For reading only: nothing is changed or deleted by it. Listens on this machine alone. Ctrl-C ends it. Needs no
-    checkpoints.
+    The dashboard is read-only and accepts connections from this machine only. Ctrl-C ends it. Needs no checkpoints.
 
-    With --json one object, printed as soon as it listens: address.
+    With --json one object, printed as soon as the server listens: address.
     """
     require("dashboard", "dashboard")
     from optimizer.reports.dashboard import serve_dashboard
@@ -344,7 +329,7 @@ def dashboard(
     def ready(address: str) -> None:
         if as_json:
             print_json({"address": address})
-            sys.stdout.flush()  # who reads it from a pipe waits for it
+            sys.stdout.flush()  # the reader of a pipe waits for the address
             return
         say(f"{address} (Ctrl-C ends it)")
 
@@ -357,15 +342,17 @@ def dashboard(
     epilog=examples("demo my-first-fit", "demo my-first-fit --json"),
 )
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Made if it is not there.")] = Path("blockfit-demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write to; created if missing.")] = Path(
+        "blockfit-demo"
+    ),
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Fit a small trained family of checkpoints, end to end: recipes, plots, pictures. Takes about a minute.
 
-    With --json one object: folder, fits (what `fit --json` tells of each, without files), coefficients (of each
-    recipe's sources: mean over the blocks, and the mean error against the true recipe), pictures (the file).
+    With --json one object: folder, fits (for each the output of `fit --json`, without files), coefficients (of each
+    recipe's sources: mean over the blocks, and mean error against the true recipe), pictures (the file).
     """
     from optimizer.demo import run_demo
 
@@ -374,8 +361,15 @@ def demo(
         print_json({"folder": str(folder), **found.as_dict()})
 
 
-def _told_name(study: Path) -> str:
-    """How the user named a study, its folder or its file, without where on this machine that is."""
+def _leave_if_interrupted(result: "FitResult") -> None:
+    """Raise typer.Exit with code 130 if the fit was interrupted."""
+    if result.interrupted:
+        say_problem("interrupted; the best so far is in best.yaml, and the same command continues")
+        raise typer.Exit(130)
+
+
+def _shareable_name(study: Path) -> str:
+    """Return the path of a study as typed; of an absolute path only the end, since a report may be shared."""
     if not study.is_absolute():
         return study.as_posix()
     return study.name if study.is_dir() else f"{study.parent.name}/{study.name}"
@@ -393,11 +387,27 @@ def fit_and_report(
     check_hashes: bool = True,
     as_json: bool = False,
 ) -> "FitResult":
-    """Fit, write trials.csv and the plots, log every trial to fit.log, and print what was found, `as_json` if wanted.
+    """Fit a study, write trials.csv and the plots, log every trial to fit.log, and print the result.
 
-    Raises InputError, before anything is read, if the study's folder cannot be written to. Files of a finished fit that
-    cannot be written, best.yaml excepted, end the command with exit code 1, when all others are written and the rest
-    is printed.
+    If the study's folder is not writable, InputError is raised before any file is read.
+
+    Args:
+        study: The study.
+        device: The device to compute on.
+        fresh: Whether to move earlier trials aside.
+        candidates: Number of recipes to write, the best included.
+        workers: Number of processes; None for one that no other joins.
+        storage: Address of the trials; None for the study's folder.
+        log_file: File to append one line of JSON per trial to.
+        check_hashes: Whether files must have the hashes that the recipe notes.
+        as_json: Whether to print the result as JSON.
+
+    Returns:
+        The result of the fit.
+
+    Raises:
+        typer.Exit: With code 1, after everything else is written and printed, if a file other than best.yaml could not
+            be written.
     """
     from optimizer.files import check_writable
     from optimizer.reports import open_fit_log
@@ -420,17 +430,17 @@ def fit_and_report(
     for problem in unwritten:
         say_problem(problem)
     if unwritten and not result.interrupted:
-        say_problem(f"the search is done and in {outputs.best}; the same command writes what is missing")
+        say_problem(f"the search is done, its result is in {outputs.best}; the same command writes the missing files")
         raise typer.Exit(1)
     return result
 
 
 def _write_reports(result: "FitResult") -> tuple[list[Path], list[str]]:
-    """Write trials.csv and the plots; return all files of a fit that are written now, and what could not be."""
+    """Write trials.csv and the plots; return the paths of all files of the fit, and the problems with the others."""
     outputs = result.study.outputs
-    written = [outputs.best, *(outputs.candidate(one.number) for one in result.candidates)]
+    written = [outputs.best, *(outputs.candidate(candidate.number) for candidate in result.candidates)]
     unwritten = list[str]()
-    # The search is done and best.yaml written: none of the rest may cost the others.
+    # best.yaml is written already: a failure of one file must not prevent the others.
     with message("drawing the plots"):
         from optimizer.reports.plots import write_plots
         from optimizer.reports.trials import write_trials
@@ -447,7 +457,7 @@ def _write_reports(result: "FitResult") -> tuple[list[Path], list[str]]:
 
 
 def _print_result(result: "FitResult", candidates: int, written: Sequence[Path]) -> None:
-    """Print the tables of a fit and its files; `candidates` is the number of recipes that was asked for."""
+    """Print the tables and files of a fit; `candidates` is the requested number of recipes."""
     from optimizer.reports import candidates_table, simple_recipe, spread_table, steps_table
 
     console = make_console()
@@ -460,14 +470,14 @@ def _print_result(result: "FitResult", candidates: int, written: Sequence[Path])
         console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
     if result.simple is not None:
         console.print(simple_recipe(result.simple))
-    for one in result.narrow:
-        say(f"range too narrow: {one.describe(result.study.recipe.layout)}")
+    for narrow in result.narrow:
+        say(f"range too narrow: {narrow.describe(result.study.recipe.layout)}")
     outputs = result.study.outputs
-    for what, path in (
+    for name, path in (
         ("best recipe", outputs.best),
         ("simple recipe", outputs.simple),
         ("every trial", outputs.trials_table),
         ("plots", outputs.plots),
     ):
         if path in written:
-            say(f"{what}: {path}")
+            say(f"{name}: {path}")

@@ -1,4 +1,4 @@
-"""Fit the demo family by four studies, show what they found beside the truth, and draw what the models draw."""
+"""Fit the demo family in four studies, show the found alphas beside the true ones, and draw pictures."""
 
 import shutil
 import warnings
@@ -23,8 +23,7 @@ from optimizer.studies import Study, load_study
 
 __all__ = ["Demo", "copy_family", "family_folder", "run_demo"]
 
-# The studies by what the tables call them; each is a folder below the demo's, "" the demo's own. The article's reads
-# text encoders, which needs an extra of the installation.
+# {title in the tables: folder of the study below the demo's}. The article's study needs the extra `encoder`.
 STUDIES = {"delta": "", "attention": "attention", "stepwise": "stepwise", "article": "article"}
 _FILES = (
     "answer",
@@ -37,25 +36,34 @@ _FILES = (
     "study.yaml",
     "target.safetensors",
 )
-# What is written beside them, and beside what each fit writes into its own folder.
+# Files that the demo writes beside those, and beside the files of each fit.
 _WRITTEN = ("assembled.safetensors", "digits.png", "fit.safetensors", "half.safetensors")
 _SEED = 7
 
 
 def family_folder() -> Path:
-    """The folder that the family comes in: beside this file in a wheel, studies/demo in a checkout."""
+    """Return the folder of the family that ships with blockfit: in a wheel beside this file, else studies/demo.
+
+    Raises:
+        InputError: If the installation lacks the family.
+
+    """
     here = Path(__file__).resolve()
     for folder in (here.parent / "family", here.parents[2] / "studies" / "demo"):
         if (folder / "study.yaml").is_file():
             return folder
-    raise InputError("the demo's checkpoints did not come with this installation; install blockfit from its wheel")
+    raise InputError("the demo's checkpoints are missing from this installation; install blockfit from its wheel")
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found: the fits by the name of their study, the recipes with the true one first, the pictures.
+    """The results of the demo.
 
-    `pictures` is the file of the contact sheet, None if the libraries that draw it are not installed.
+    Attributes:
+        fits: The fits by the name of their study.
+        recipes: The fitted recipes by the same names, after the true one.
+        pictures: The file of the contact sheet; None without the extra `pictures`.
+
     """
 
     fits: Mapping[str, FitResult]
@@ -63,7 +71,7 @@ class Demo:
     pictures: Path | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same for JSON: of each recipe's sources the mean coefficient and its mean error."""
+        """Return the results for JSON, with the mean coefficient of each source in each recipe and its mean error."""
         means = mean_coefficients(self.recipes)
         return {
             "fits": {name: result.as_dict() for name, result in self.fits.items()},
@@ -78,11 +86,20 @@ class Demo:
 def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Console) -> Demo:
     """Copy the family to `folder` unless it is there, fit it, and write digits.png beside the results.
 
-    `fit` runs a study and writes its results; the command line passes one with progress bars. Where the libraries of
-    the extra `pictures` are not installed, a BlockfitWarning names what is left out: the pictures and, without the
-    extra `encoder`, the article's study.
+    Without the extra `pictures`, a BlockfitWarning names what the demo leaves out: the pictures and, without the extra
+    `encoder` too, the article's study.
 
-    Raises InputError if the folder cannot be written.
+    Args:
+        folder: The folder of the demo.
+        fit: A function that runs a study and writes its results.
+        console: The console for headings and tables.
+
+    Returns:
+        The results.
+
+    Raises:
+        InputError: If the folder cannot be written.
+
     """
     copy_family(folder)
     with_article, with_pictures = has_extra("encoder"), has_extra("pictures")
@@ -98,46 +115,54 @@ def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Consol
     recipes = {"true": load_recipe(folder / "answer" / "recipe.yaml")}
     recipes |= {name: result.recipe for name, result in fits.items()}
     console.rule("fitted beside true")
-    holes = fits["delta"].study.recipe
-    alike = {name: recipe for name, recipe in recipes.items() if name == "true" or _steps(recipe) == _steps(holes)}
-    console.print(Columns(alpha_tables(holes, alike)))
+    searched = fits["delta"].study.recipe
+    alike = {name: recipe for name, recipe in recipes.items() if name == "true" or _steps(recipe) == _steps(searched)}
+    console.print(Columns(alpha_tables(searched, alike)))
     console.print(coefficient_table(recipes))
     console.print(_REMARK, markup=False)
     _merge(folder, recipes)
     sheet = None
     if with_pictures:
         sheet = _draw(folder)
-        what = "target, fit, the article's assembly and an unfitted 50/50 merge"
-        console.print(f"digits of {what}: {sheet}", markup=False, soft_wrap=True)
+        rows = "target, fit, the article's assembly and an unfitted 50/50 merge"
+        console.print(f"digits of {rows}: {sheet}", markup=False, soft_wrap=True)
     return Demo(fits, recipes, sheet)
 
 
 _PURPOSE = {
-    "delta": "both steps at once, scored by the weights' differences from the base",
-    "attention": "both steps at once, scored by the article's similarity",
+    "delta": "both steps jointly, scored by the weights' differences from the base",
+    "attention": "both steps jointly, scored by the article's similarity",
     "stepwise": "one step after the other, as by hand",
-    "article": "outputs, inputs and text encoder each by its own metric, joined by two stitches",
+    "article": "outputs, inputs and text encoder, each by its own metric, joined by two further steps",
 }
 _REMARK = (
-    "The target holds a sixth finetune that is not among the sources; no recipe over these sources can explain it, and "
-    "as far as it resembles them it shifts their coefficients. Fitted step by step, the first step also soaks up what "
-    "the second should explain: that is the bias of working by hand."
+    "The target contains a sixth finetune that is not among the sources. No recipe over these sources can explain it. "
+    "Where it resembles a source, it shifts that source's coefficient. In a stepwise fit the first step also absorbs "
+    "what the second should explain: that is the bias of working by hand."
 )
 
 
-def alpha_tables(holes: Recipe, recipes: Mapping[str, Recipe]) -> list[Table]:
-    """The alphas that were searched for, a table for each step: a row per block, a column per recipe.
+def alpha_tables(searched: Recipe, recipes: Mapping[str, Recipe]) -> list[Table]:
+    """Return a table of alphas for each step, with a row per block and a column per recipe.
 
-    Where a recipe adds another model in a step than `holes` does, the column's heading names it.
+    If a recipe's step adds another model than that of `searched`, the heading of its column names the model.
+
+    Args:
+        searched: The recipe with free alphas.
+        recipes: Recipes with the same steps, by the headings of their columns.
+
+    Returns:
+        The tables, in the order of the steps.
+
     """
     tables = []
-    for step in holes.steps:
-        blocks = [block for parameter in parameters_of(holes, [step.name]) for block in parameter.blocks]
+    for step in searched.steps:
+        blocks = [block for parameter in parameters_of(searched, [step.name]) for block in parameter.blocks]
         table = Table(title=f"alpha of {step.name}: {step.b}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("")
         for name, recipe in recipes.items():
-            other = recipe.step(step.name).b
-            table.add_column(name if other in (step.b, *holes.models) else f"{name}\n{other}", justify="right")
+            added = recipe.step(step.name).b
+            table.add_column(name if added in (step.b, *searched.models) else f"{name}\n{added}", justify="right")
         for block in dict.fromkeys(blocks):
             table.add_row(block, *(f"{recipe.step(step.name).alpha.at(block):.3f}" for recipe in recipes.values()))
         tables.append(table)
@@ -145,7 +170,7 @@ def alpha_tables(holes: Recipe, recipes: Mapping[str, Recipe]) -> list[Table]:
 
 
 def coefficient_table(recipes: Mapping[str, Recipe]) -> Table:
-    """The mean over the blocks of each source's coefficient, and of how far it is from the true one."""
+    """Return a table of the mean coefficient of each source and of its mean error, over the blocks."""
     table = Table(title="coefficients of the sources: mean over the blocks (mean error)", title_justify="left")
     table.add_column("source")
     for name in recipes:
@@ -159,7 +184,7 @@ def coefficient_table(recipes: Mapping[str, Recipe]) -> Table:
 
 
 def mean_coefficients(recipes: Mapping[str, Recipe]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Of each source in each recipe, the mean over the blocks of its coefficient and of how far it is from the true."""
+    """Return {source: {recipe: (mean coefficient, mean absolute error)}}, over the blocks."""
     by_recipe = {name: block_coefficients(recipe) for name, recipe in recipes.items()}
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for source in dict.fromkeys(source for coefficients in by_recipe.values() for source in coefficients):
@@ -177,9 +202,14 @@ def _any(coefficients: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]
 
 
 def copy_family(folder: Path | str) -> None:
-    """Copy the family's checkpoints and studies to `folder`; what is there stays. Raises InputError if it cannot."""
+    """Copy the family's checkpoints and studies to `folder`; existing files stay.
+
+    Raises:
+        InputError: If the folder cannot be written, or if a file to be written is a link.
+
+    """
     folder, family = Path(folder), family_folder()
-    # What is there is read, and may be a link.
+    # Existing files are only read, so they may be links.
     missing = [folder / name for name in _FILES if not (folder / name).exists()]
     refuse_links(folder, replaced=[*missing, *(folder / name for name in _WRITTEN)])
     if folder.resolve() == family.resolve():
@@ -190,7 +220,7 @@ def copy_family(folder: Path | str) -> None:
             if copy.exists():
                 continue
             copy.parent.mkdir(parents=True, exist_ok=True)
-            # What is there is whole, whenever a command before this one was killed.
+            # The rename makes each file complete or absent, even if this command is killed.
             with temporary_folder(copy.parent) as scratch:
                 whole = scratch / copy.name
                 if source.is_dir():
@@ -214,8 +244,8 @@ def _merge(folder: Path, recipes: Mapping[str, Recipe]) -> None:
     ]
     if "article" in recipes:
         merges.append((recipes["article"], folder / "article", "assembled"))
-    for recipe, beside, file in merges:
-        paths = locate_models({name: model.file for name, model in recipe.models.items()}, beside)
+    for recipe, recipe_folder, file in merges:
+        paths = locate_models({name: model.file for name, model in recipe.models.items()}, recipe_folder)
         merge(recipe, paths, folder / f"{file}.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Other tools' languages: recipes out of texts, metadata and workflows, and recipes in their formats."""
+"""Import recipes from other tools' texts, metadata and workflows, and export recipes to their formats."""
 
 from optimizer.interchange.exports import EXPORTS, Export, export_recipe
 from optimizer.interchange.importing import import_merged, import_text

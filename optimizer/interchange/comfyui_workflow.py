@@ -1,9 +1,9 @@
-"""ComfyUI's workflows that merge checkpoints, read as recipes: what our export writes, and the like by hand.
+"""Read ComfyUI workflows that merge checkpoints, exported by blockfit or made by hand, as recipes.
 
-Both forms are read, that of the API ({number: node}) and that of the browser ({"nodes": [...], "links": [...]}). A
-ratio of 1 keeps the first model, so alpha = 1 - ratio. The UNet and the text encoder are merged by nodes of their own:
-where both are merged in the same way, each pair of nodes is a step, else all of it becomes one sum. After ComfyUI 0.19,
-comfy_extras/nodes_model_merging.py and nodes_model_merging_model_specific.py.
+A workflow has one of two forms: the API's ({number: node}) or the browser's ({"nodes": [...], "links": [...]}). In
+ComfyUI a ratio of 1 keeps the first model, so alpha = 1 - ratio. Separate nodes merge the UNet and the text encoder. If
+both are merged in the same way, each pair of nodes becomes a step; otherwise the whole merge becomes one sum. Written
+after ComfyUI 0.19, comfy_extras/nodes_model_merging.py and nodes_model_merging_model_specific.py.
 """
 
 import re
@@ -20,7 +20,7 @@ from optimizer.recipes import MOST_STEPS, Recipe
 
 __all__ = ["is_workflow", "read_workflow"]
 
-# The values that the browser saves without their names, in their order; those of nodes for one family: `_inputs`.
+# The browser saves a node's values without names, in this order. `_inputs` gives the order for nodes of one family.
 _WIDGETS: dict[str, tuple[str, ...]] = {
     "CheckpointLoaderSimple": ("ckpt_name",),
     "CheckpointLoader": ("config_name", "ckpt_name"),
@@ -34,19 +34,21 @@ _WIDGETS: dict[str, tuple[str, ...]] = {
 _LOADERS = ("CheckpointLoaderSimple", "CheckpointLoader")
 _MERGES = ("ModelMergeSimple", "ModelMergeBlocks")
 _SWITCHED_OFF = (2, 4)  # muted, bypassed
-_DEEPEST = 300  # merges of merges of ...
-_TOO_DEEP = f"more than {_DEEPEST} merges of merges, or one that takes its own result"
+_DEEPEST = 300  # nested merges
+_TOO_DEEP = f"more than {_DEEPEST} nested merges, or a merge that takes its own result"
 
 _Link = tuple[str, int]
 _Row = dict[str, float]
 
 
 class _NotAlike(Exception):
-    """The text encoder is not merged in the way in which the UNet is."""
+    """The text encoder and the UNet are merged in different ways."""
 
 
 @dataclass(frozen=True)
 class _Node:
+    """A node of a workflow; `off` is true for a muted or bypassed one."""
+
     number: str
     kind: str
     inputs: Mapping[str, Any]
@@ -55,7 +57,7 @@ class _Node:
 
 
 def is_workflow(data: object) -> bool:
-    """Return whether data are a workflow of ComfyUI's, in either form."""
+    """Return whether parsed JSON is a ComfyUI workflow, in either form."""
     if not isinstance(data, Mapping):
         return False
     if isinstance(data.get("nodes"), list) and isinstance(data.get("links"), list):
@@ -66,22 +68,30 @@ def is_workflow(data: object) -> bool:
 
 
 def read_workflow(data: Mapping[str, Any], name: str) -> tuple[Recipe, list[str]]:
-    """Return the recipe of a workflow, and what to know about it, in sentences.
+    """Return the recipe of a workflow, and notes about it.
 
-    Raises RecipeError, naming the node, for workflows that merge nothing, save several merges, or merge by other nodes.
+    A RecipeError names the node if the workflow merges nothing, saves several merges, or merges by unsupported nodes.
+
+    Args:
+        data: The parsed JSON, in either form.
+        name: The name of the recipe.
+
+    Returns:
+        The recipe, and the notes as sentences.
+
     """
     nodes = _nodes_of_browser(data) if "nodes" in data else _nodes_of_api(data)
     return _Reader(nodes, *_family_of(nodes.values())).recipe(name)
 
 
 def _families() -> list[tuple[Layout, ComfyUINodes]]:
-    """The layouts that ComfyUI has a node for, the default one first."""
+    """Return the layouts with a merge node in ComfyUI, the default layout first."""
     layouts = [default_layout(), *map(load_layout, layout_names())]
     return [(layout, layout.tools.comfyui) for layout in layouts if layout.tools.comfyui is not None]
 
 
 def _family_of(nodes: Iterable[_Node]) -> tuple[Layout, ComfyUINodes]:
-    """The layout whose node merges here; the default one where none does."""
+    """Return the layout whose merge node the workflow uses, or the default layout if it uses none."""
     kinds = {node.kind for node in nodes}
     families = _families()
     named = [pair for pair in families if pair[1].node in kinds]
@@ -89,13 +99,13 @@ def _family_of(nodes: Iterable[_Node]) -> tuple[Layout, ComfyUINodes]:
 
 
 def _inputs(layout: Layout, nodes: ComfyUINodes) -> dict[str, tuple[str, ...]]:
-    """The inputs of a family's node for each place of the network, in the node's order."""
+    """Return the inputs of a family's node for each place of the network, in the node's order."""
     behind = len(layout.network.prefix)
     return {place: nodes.inputs.get(place, (place[behind:],)) for place in layout.places if layout.in_network(place)}
 
 
 def _widgets(kind: str) -> tuple[str, ...]:
-    """The names of the values that the browser saves of a node, in their order."""
+    """Return the names of the values that the browser saves for a node of this kind, in order."""
     for layout, nodes in _families():
         if kind in (nodes.node, *nodes.alike):
             return tuple(name for names in _inputs(layout, nodes).values() for name in names)
@@ -103,6 +113,7 @@ def _widgets(kind: str) -> tuple[str, ...]:
 
 
 def _nodes_of_api(data: Mapping[str, Any]) -> dict[str, _Node]:
+    """Return the nodes of a workflow in the API's form, by number."""
     nodes: dict[str, _Node] = {}
     for number, node in data.items():
         inputs, about = node.get("inputs"), node.get("_meta")
@@ -117,6 +128,7 @@ def _nodes_of_api(data: Mapping[str, Any]) -> dict[str, _Node]:
 
 
 def _nodes_of_browser(data: Mapping[str, Any]) -> dict[str, _Node]:
+    """Return the nodes of a workflow in the browser's form, by number."""
     links: dict[str, list[Any]] = {}
     for link in data["links"]:
         if isinstance(link, list) and len(link) >= 5:
@@ -151,6 +163,8 @@ def _nodes_of_browser(data: Mapping[str, Any]) -> dict[str, _Node]:
 
 @dataclass
 class _Reader:
+    """The nodes of a workflow and the parts of the recipe read so far."""
+
     nodes: Mapping[str, _Node]
     layout: Layout
     family: ComfyUINodes
@@ -164,23 +178,25 @@ class _Reader:
 
     @property
     def _networks(self) -> tuple[str, ...]:
-        """The places of the network."""
+        """Places of the network."""
         return tuple(_inputs(self.layout, self.family))
 
     @property
     def _encoders(self) -> tuple[str, ...]:
-        """The places of the text encoders, which ComfyUI merges together."""
+        """Places of the text encoders, which ComfyUI merges together."""
         prefixes = tuple(encoder.prefix for encoder in self.layout.text_encoders)
         return tuple(place for place in self.layout.places if place.startswith(prefixes))
 
     @property
     def _merges(self) -> tuple[str, ...]:
+        """Kinds of nodes that merge two UNets by ratios."""
         return (*_MERGES, self.family.node, *self.family.alike)
 
     def recipe(self, name: str) -> tuple[Recipe, list[str]]:
+        """Return the recipe of the whole workflow, and notes about it as sentences."""
         model, clip, vae, notes = self._saved()
         layout = self.layout
-        # All sources first, so that no step takes the name of one.
+        # Collect all sources first, so that no step gets the name of a source.
         by_prefix = self._model_row(model, 0) | dict.fromkeys(self._encoders, self._clip_row(clip, 0))
         origin = None if vae is None else self._source(self._node(vae, "vae"))
         prefer = next(
@@ -191,7 +207,7 @@ class _Reader:
         try:
             output = self._step(model, clip, 0)
         except _NotAlike:
-            notes.append("UNet and text encoder are merged in different ways; all of it is written as one sum")
+            notes.append("UNet and text encoder are merged in different ways; the recipe is written as one sum")
             output = ""
         if output in self.sources.models or not output:
             made = recipe_of_rows(name, layout, self.sources.models, by_prefix, prefer=prefer, vae=origin)
@@ -202,16 +218,16 @@ class _Reader:
             known = origin if origin in models else None
             made = recipe_of_steps(name, layout, models, steps, prefer=prefer, vae=known)
             if origin is not None and known is None:
-                notes.append(f"the VAE is that of {origin!r}: merge with `vae={self.sources.models[origin].file!r}`")
+                notes.append(f"the VAE comes from {origin!r}: merge with `vae={self.sources.models[origin].file!r}`")
         recipe, more = made
         return recipe, [*notes, *more]
 
     def _saved(self) -> tuple[_Link, _Link, _Link | None, list[str]]:
-        """What the workflow makes: its UNet, text encoder and VAE."""
+        """Return the links to the resulting UNet, text encoder and VAE (None if not saved), and notes."""
         saving = [node for node in self.nodes.values() if node.kind == "CheckpointSave" and not node.off]
         if len(saving) > 1:
             raise RecipeError(
-                f"nodes {', '.join(node.number for node in saving)} save a checkpoint each; leave one of them"
+                f"nodes {', '.join(node.number for node in saving)} each save a checkpoint; keep one of them"
             )
         if saving:
             node = saving[0]
@@ -227,13 +243,14 @@ class _Reader:
         if len(ends["ModelMerge"]) != 1 or len(ends["CLIPMerge"]) > 1:
             kinds = ", ".join(dict.fromkeys(node.kind for node in self.nodes.values())) or "none"
             raise RecipeError(
-                f"merges nothing, or more than one model, and saves none (CheckpointSave); its nodes are {kinds[:300]}"
+                f"saves no checkpoint (CheckpointSave), and merges no model, or several; its nodes are {kinds[:300]}"
             )
         model = ends["ModelMerge"][0]
         clip = ends["CLIPMerge"][0] if ends["CLIPMerge"] else self._natural_clip(model, 0)
-        return model, clip, None, [f"the workflow saves no checkpoint; the recipe is what node {model[0]} makes"]
+        return model, clip, None, [f"the workflow saves no checkpoint; the recipe makes the result of node {model[0]}"]
 
-    def _node(self, link: _Link, what: str) -> _Node:
+    def _node(self, link: _Link, place: str) -> _Node:
+        """Return the node at the end of a link, past reroutes; `place` names the link in messages."""
         node = self.nodes.get(link[0])
         for _ in self.nodes:
             if node is None or node.kind != "Reroute":
@@ -241,18 +258,20 @@ class _Reader:
             links = [value for value in node.inputs.values() if _is_link(value)]
             node = self.nodes.get(str(links[0][0])) if links else None
         if node is None:
-            raise RecipeError(f"{what}: a link to node {link[0]}, which is not there")
+            raise RecipeError(f"{place}: received a link to node {link[0]}; the workflow has no such node")
         if node.off:
             raise RecipeError(f"node {node.number} ({node.kind}) is switched off")
         return node
 
     def _link(self, node: _Node, name: str) -> _Link:
+        """Return the link at an input of a node, or raise RecipeError."""
         value = node.inputs.get(name)
         if not _is_link(value):
             raise RecipeError(f"node {node.number} ({node.kind}): {name}: received {received(value)}; must be linked")
         return str(value[0]), int(value[1])
 
     def _number(self, node: _Node, name: str) -> float:
+        """Return the number at an input of a node, or raise RecipeError."""
         value = node.inputs.get(name)
         number = None if isinstance(value, str) else number_in(value)
         if number is None:
@@ -260,9 +279,10 @@ class _Reader:
         return number
 
     def _source(self, node: _Node) -> str:
+        """Return the name of the model that a node loads, or raise RecipeError if it loads no checkpoint."""
         if node.kind not in _LOADERS:
             raise RecipeError(
-                f"node {node.number} ({node.kind}): is no merge of checkpoints; recipes are made of "
+                f"node {node.number} ({node.kind}): does not merge checkpoints; a recipe is made of "
                 f"CheckpointLoaderSimple, {', '.join(_MERGES)}, {self.family.node}, ModelMergeAdd, ModelMergeSubtract "
                 "and CLIPMerge..."
             )
@@ -272,20 +292,20 @@ class _Reader:
         return self.sources.name(file.replace("\\", "/"))
 
     def _alphas(self, node: _Node) -> dict[str, float]:
-        """The alphas of a merge of two UNets, by prefix."""
+        """Return the alphas of a node that merges two UNets, by prefix."""
         if node.kind == "ModelMergeSimple":
             return dict.fromkeys(self._networks, 1 - self._number(node, "ratio"))
         behind = len(self.layout.network.prefix)
         if node.kind == "ModelMergeBlocks":
-            # The longest matching name counts, and what has none, time_embed, takes the first value.
+            # ComfyUI takes the longest matching name. time_embed matches none and takes the first value.
             words = {place: place[behind:].split(".")[0] for place in self._networks}
             halves, first = self.family.halves, _WIDGETS["ModelMergeBlocks"][0]
             return {place: 1 - self._number(node, halves.get(word, first)) for place, word in words.items()}
         alphas: dict[str, float] = {}
         for place, names in _inputs(self.layout, self.family).items():
-            # What goes by the place's own name is its number; further inputs are there for other models.
-            own = place[behind:]
-            numbers = [self._number(node, name) for name in ((own,) if own in names else names)]
+            # The input named after the place holds its number; further inputs belong to other models.
+            usual = place[behind:]
+            numbers = [self._number(node, name) for name in ((usual,) if usual in names else names)]
             if len(set(numbers)) > 1:
                 block = self.layout.block_of(place)
                 raise RecipeError(
@@ -295,16 +315,16 @@ class _Reader:
         return alphas
 
     def _natural_clip(self, model: _Link, depth: int) -> _Link:
-        """The text encoder of the checkpoint that a UNet begins with."""
+        """Return the text encoder of the checkpoint that a UNet begins with."""
         node = self._node(model, "model1")
         if depth > _DEEPEST:
             raise RecipeError(_TOO_DEEP)
         return (node.number, 1) if node.kind in _LOADERS else self._natural_clip(self._link(node, "model1"), depth + 1)
 
-    # --- All of it as one sum ---
+    # --- The whole merge as one sum ---
 
     def _model_row(self, link: _Link, depth: int) -> dict[str, _Row]:
-        """What each source contributes to a UNet, by prefix."""
+        """Return the coefficients of the sources in a UNet, {prefix: {source: coefficient}}."""
         if link not in self.rows:
             node = self._node(link, "model")
             if depth > _DEEPEST:
@@ -316,7 +336,7 @@ class _Reader:
             elif node.kind in ("ModelMergeAdd", "ModelMergeSubtract"):
                 first, second = (self._model_row(self._link(node, f"model{n}"), depth + 1) for n in (1, 2))
                 scale = 1.0 if node.kind == "ModelMergeAdd" else -1.0
-                # The difference is multiplied as a whole: (model1 - model2) x multiplier.
+                # The multiplier applies to the difference: (model1 - model2) x multiplier.
                 whole = 1.0 if node.kind == "ModelMergeAdd" else self._number(node, "multiplier")
                 row = {p: _plus(first[p], second[p], whole, whole * scale) for p in self._networks}
             else:
@@ -325,7 +345,7 @@ class _Reader:
         return self.rows[link]
 
     def _clip_row(self, link: _Link, depth: int) -> _Row:
-        """What each source contributes to a text encoder."""
+        """Return the coefficients of the sources in a text encoder, {source: coefficient}."""
         node = self._node(link, "clip")
         if depth > _DEEPEST:
             raise RecipeError(_TOO_DEEP)
@@ -349,7 +369,7 @@ class _Reader:
     # --- Step by step ---
 
     def _step(self, model: _Link, clip: _Link, depth: int) -> str:
-        """The name of what a UNet and a text encoder are together. Raises _NotAlike where they are no pair."""
+        """Return the name of the step that makes both UNet and text encoder, or raise _NotAlike if none does."""
         key = (model, clip)
         if key in self.unlike:
             raise _NotAlike
@@ -362,16 +382,16 @@ class _Reader:
         return self.made[key]
 
     def _new_step(self, model: _Link, clip: _Link, depth: int) -> str:
-        node, other = self._node(model, "model"), self._node(clip, "clip")
+        node, clip_node = self._node(model, "model"), self._node(clip, "clip")
         if depth > _DEEPEST:
             raise RecipeError(_TOO_DEEP)
         if node.kind in _LOADERS:
-            if other.kind not in _LOADERS or self._source(node) != self._source(other):
+            if clip_node.kind not in _LOADERS or self._source(node) != self._source(clip_node):
                 raise _NotAlike
             return self._source(node)
         difference = self._difference(node, "model")
         if difference is not None:
-            return self._difference_step(node, other, difference, clip, depth)
+            return self._difference_step(node, clip_node, difference, clip, depth)
         if node.kind not in self._merges:
             raise _NotAlike
         first, second = self._link(node, "model1"), self._link(node, "model2")
@@ -379,17 +399,17 @@ class _Reader:
         inner = self._difference(self._node(second, "model2"), "model")
         if inner is not None and inner[0] == first and inner[3] == 1.0:
             # A + (B - C) alpha is the merge of A with A + (B - C).
-            return self._blocks_difference_step(node, other, alphas, inner, clip, depth)
-        if other.kind == "CLIPMergeSimple":
-            a = self._step(first, self._link(other, "clip1"), depth + 1)
-            b = self._step(second, self._link(other, "clip2"), depth + 1)
-            base = 1 - self._number(other, "ratio")
+            return self._blocks_difference_step(node, clip_node, alphas, inner, clip, depth)
+        if clip_node.kind == "CLIPMergeSimple":
+            a = self._step(first, self._link(clip_node, "clip1"), depth + 1)
+            b = self._step(second, self._link(clip_node, "clip2"), depth + 1)
+            base = 1 - self._number(clip_node, "ratio")
         else:
             a, b, base = self._beside(first, second, clip, depth)
         return self._add(node, "weight_sum", {"a": a, "b": b}, alphas | dict.fromkeys(self._encoders, base))
 
     def _beside(self, first: _Link, second: _Link, clip: _Link, depth: int) -> tuple[str, str, float]:
-        """Two UNets that are merged while the text encoder stays that of one of them."""
+        """Return a, b and the text encoder's alpha (0 or 1) of a merge that keeps the text encoder of a or b."""
         try:
             a = self._step(first, clip, depth + 1)
             return a, self._step(second, self._natural_clip(second, 0), depth + 1), 0.0
@@ -397,42 +417,44 @@ class _Reader:
             b = self._step(second, clip, depth + 1)
             return self._step(first, self._natural_clip(first, 0), depth + 1), b, 1.0
 
-    def _difference(self, node: _Node, what: str) -> tuple[_Link, _Link, _Link, float] | None:
-        """A, B, C and the multiplier of A + (B - C) x multiplier, if a node is that."""
+    def _difference(self, node: _Node, part: str) -> tuple[_Link, _Link, _Link, float] | None:
+        """Return A, B, C and the multiplier if a node computes A + (B - C) x multiplier, else None."""
         add, subtract = {
             "model": ("ModelMergeAdd", "ModelMergeSubtract"),
             "clip": ("CLIPMergeAdd", "CLIPMergeSubtract"),
-        }[what]
+        }[part]
         if node.kind != add:
             return None
-        second = self._node(self._link(node, f"{what}2"), f"{what}2")
+        second = self._node(self._link(node, f"{part}2"), f"{part}2")
         if second.kind != subtract:
             return None
-        b, c = (self._link(second, f"{what}{n}") for n in (1, 2))
-        return self._link(node, f"{what}1"), b, c, self._number(second, "multiplier")
+        b, c = (self._link(second, f"{part}{n}") for n in (1, 2))
+        return self._link(node, f"{part}1"), b, c, self._number(second, "multiplier")
 
     def _difference_step(
-        self, node: _Node, other: _Node, difference: tuple[_Link, _Link, _Link, float], clip: _Link, depth: int
+        self, node: _Node, clip_node: _Node, difference: tuple[_Link, _Link, _Link, float], clip: _Link, depth: int
     ) -> str:
-        inputs, base = self._inputs_of_difference(difference, self._difference(other, "clip"), clip, depth)
+        """Add an add difference with one alpha for all blocks; return its name."""
+        inputs, base = self._inputs_of_difference(difference, self._difference(clip_node, "clip"), clip, depth)
         alphas = dict.fromkeys(self._networks, difference[3])
         return self._add(node, "add_difference", inputs, alphas | dict.fromkeys(self._encoders, base))
 
     def _blocks_difference_step(
         self,
         node: _Node,
-        other: _Node,
+        clip_node: _Node,
         alphas: Mapping[str, float],
         difference: tuple[_Link, _Link, _Link, float],
         clip: _Link,
         depth: int,
     ) -> str:
+        """Add an add difference with an alpha for each block; return its name."""
         inner = None
-        if other.kind == "CLIPMergeSimple":
-            inner = self._difference(self._node(self._link(other, "clip2"), "clip2"), "clip")
-            if inner is None or inner[0] != self._link(other, "clip1") or inner[3] != 1.0:
+        if clip_node.kind == "CLIPMergeSimple":
+            inner = self._difference(self._node(self._link(clip_node, "clip2"), "clip2"), "clip")
+            if inner is None or inner[0] != self._link(clip_node, "clip1") or inner[3] != 1.0:
                 raise _NotAlike
-            inner = (*inner[:3], 1 - self._number(other, "ratio"))
+            inner = (*inner[:3], 1 - self._number(clip_node, "ratio"))
         inputs, base = self._inputs_of_difference(difference, inner, clip, depth)
         return self._add(node, "add_difference", inputs, {**alphas, **dict.fromkeys(self._encoders, base)})
 
@@ -443,12 +465,13 @@ class _Reader:
         whole: _Link,
         depth: int,
     ) -> tuple[dict[str, str], float]:
-        """The inputs of an add difference, and its alpha for the text encoder, which may pass through."""
+        """Return the inputs of an add difference, and the text encoder's alpha: 0 if the encoder passes through."""
         clips = (whole, *(self._natural_clip(link, 0) for link in model[1:3])) if clip is None else clip[:3]
         names = [self._step(link, text, depth + 1) for link, text in zip(model[:3], clips, strict=True)]
         return dict(zip("abc", names, strict=True)), 0.0 if clip is None else clip[3]
 
     def _add(self, node: _Node, mode: str, inputs: Mapping[str, str], alphas: Mapping[str, float]) -> str:
+        """Add a step, named by the node's title if that is free; return its name."""
         if len(self.steps) == MOST_STEPS:
             raise RecipeError(f"more than {MOST_STEPS:,} steps; a recipe has at most {MOST_STEPS:,}")
         name = node.title if node.title and node.title not in (node.kind, *self.taken) else f"TEMP{len(self.steps) + 1}"
@@ -461,12 +484,16 @@ class _Reader:
         return name
 
 
-def _plus(first: _Row, second: _Row, one: float, other: float) -> _Row:
-    """First x one + second x other."""
-    return {name: one * first.get(name, 0.0) + other * second.get(name, 0.0) for name in {**first, **second}}
+def _plus(first: _Row, second: _Row, first_weight: float, second_weight: float) -> _Row:
+    """Return first x first_weight + second x second_weight."""
+    return {
+        name: first_weight * first.get(name, 0.0) + second_weight * second.get(name, 0.0)
+        for name in {**first, **second}
+    }
 
 
 def _is_link(value: object) -> TypeGuard[list[Any]]:
+    """Return whether an input's value is a link, [node, output]."""
     return (
         isinstance(value, list)
         and len(value) == 2

@@ -1,7 +1,7 @@
-"""Recipes that merged files carry in their metadata, ours and other tools', read back as recipes.
+"""Read the recipes that blockfit and other tools write into the metadata of merged files.
 
-The formats are those that the tools write; what they do beyond a plain merge per block is refused, never guessed. The
-same metadata may come as a text, copied from a WebUI's page or from a file's header.
+Each reader takes the format that its tool writes. An operation beyond a plain merge per block is refused, never
+guessed. The same metadata may also arrive as a text, copied from a WebUI's page or from a file's header.
 """
 
 import re
@@ -25,20 +25,30 @@ __all__ = ["recipe_from_metadata"]
 _FIELD = "sd_merge_recipe"
 _ONE_STEP, _STEPS = "merged", "TEMP{}"
 _STEP_NAME = re.compile(r"merged|TEMP\d+")
-_MOST_STEPS = ord("z") - ord("b") + 1  # model-mixer calls its models b, c, ...
-_PLACES = ("primary", "secondary", "tertiary")  # what the WebUI calls A, B and C
+_MOST_STEPS = ord("z") - ord("b") + 1  # model-mixer names its models b, c, ..., z
+_PLACES = ("primary", "secondary", "tertiary")  # the WebUI's words for A, B and C
 
 
 def recipe_from_metadata(
     metadata: Mapping[str, Any], path: Path, *, with_parents: bool = False
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """Return the recipe by which the file at `path` was merged, and what to know about it, in sentences.
+    """Return the recipe by which the file at `path` was merged, and notes about it.
 
-    Reads blockfit's, SuperMerger's, sd-webui-model-mixer's and the WebUI's own (A1111, Forge) metadata. `with_parents`
-    puts the steps of models that were merged themselves in their place, as far as the metadata holds their recipes.
+    Reads metadata of blockfit, SuperMerger, sd-webui-model-mixer and the WebUIs (A1111, Forge).
 
-    Raises RecipeError, naming the field, if there is no recipe, or it does what a recipe of blockfit cannot say:
-    elemental merges, calculation modes other than normal, adjustments, another tool's format.
+    Args:
+        metadata: The metadata of the file, by field.
+        path: The file, for messages and the recipe's name.
+        with_parents: Replace models that were themselves merged with the steps that made them, if the metadata holds
+            their recipes.
+
+    Returns:
+        The recipe, and the notes as sentences.
+
+    Raises:
+        RecipeError: If the metadata holds no recipe, or one that blockfit cannot express: elemental merges,
+            calculation modes other than normal, adjustments, another tool's format. The error names the field.
+
     """
     data = parsed(metadata.get(_FIELD))
     if _FIELD not in metadata:
@@ -49,7 +59,7 @@ def recipe_from_metadata(
     recipe, warnings = _read(data, path, f"{path}: {_FIELD}", known)
 
     def hash_of(model: Model) -> str | None:
-        # Our own recipes name files; their hashes stand beside them.
+        # A recipe of blockfit names files; the metadata lists their hashes separately.
         name = re.split(r"[\\/]", model.file)[-1]
         digits = model.sha256 or name_and_hash(name, known)[1]
         return digits if digits is not None and re.fullmatch(r"[0-9a-f]{64}", digits) else None
@@ -58,16 +68,17 @@ def recipe_from_metadata(
 
 
 def _parents(known: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, Callable[[], tuple[Recipe, list[str]]]]:
-    """What reads the recipes of models that were merged themselves, by their sha256."""
-    told = {digits.lower(): parsed(entry.get(_FIELD)) for digits, entry in known.items()}
+    """Return readers for the recipes of models that were themselves merged, by the models' sha256."""
+    recipes = {digits.lower(): parsed(entry.get(_FIELD)) for digits, entry in known.items()}
     return {
         digits: partial(_read, data, path, f"{path}: {_FIELD} of {short_hash(digits)}", known)
-        for digits, data in told.items()
+        for digits, data in recipes.items()
         if isinstance(data, Mapping) and re.fullmatch(r"[0-9a-f]{64}", digits)
     }
 
 
 def _read(data: Any, path: Path, where: str, known: Mapping[str, Mapping[str, Any]]) -> tuple[Recipe, list[str]]:
+    """Return the recipe in parsed metadata, and notes about it as sentences."""
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: received {received(data)}; must be a JSON object")
     source = _Source(Fields(data, f"{where}."), path, where, known)
@@ -79,7 +90,7 @@ def _read(data: Any, path: Path, where: str, known: Mapping[str, Mapping[str, An
 
 @dataclass
 class _Source:
-    """The recipe in a file's metadata, and the models that it has been found to name so far."""
+    """The recipe in a file's metadata, and the models that its fields have named so far."""
 
     fields: Fields
     path: Path
@@ -91,20 +102,22 @@ class _Source:
 
     @property
     def data(self) -> Mapping[str, Any]:
+        """Values of the metadata, by field."""
         return self.fields.data
 
     def alpha(self, layout: Layout, name: str, numbers: Sequence[float], base: float | None = None) -> Alpha:
+        """Return the alpha with these numbers by block; errors name the field `name`."""
         return attempt(lambda: numbered_alpha(layout, numbers, base), f"{self.where}.{name}")
 
     def model(self, name: str) -> str:
-        """The name, in the recipe, of the model that this field refers to; the same one for the same model."""
+        """Return the name in the recipe of the model in a field; one model has one name in all fields."""
         called, digits = name_and_hash(self.data.get(name), self.known)
         if called is None and digits is None:
             raise self.fields.wrong(name, "must be a model's sha256 or name")
         whole = digits if digits is not None and re.fullmatch(r"[0-9a-f]{64}", digits) else None
         if not called:
             assert digits is not None
-            # A hash alone finds its file under any name.
+            # A file can be found by its hash alone.
             called = file = short_hash(digits)
             self.warnings.append(
                 f"{name}: the metadata has no name for the model with sha256 {digits}; found by its hash"
@@ -125,7 +138,7 @@ class _Source:
         return self._named[key]
 
     def recipe(self, steps: Iterable[Step], mapping: str) -> Recipe:
-        """The recipe of these steps, the last one its output."""
+        """Return the recipe of these steps; the last step is its output."""
         all_steps = tuple(steps)
         return attempt(
             lambda: Recipe(
@@ -136,17 +149,18 @@ class _Source:
 
 
 def _of_blockfit(source: _Source) -> Recipe:
+    """Return the recipe that blockfit noted."""
     data = source.data.get("recipe")
     if not isinstance(data, Mapping):
         raise source.fields.wrong("recipe", "must be a JSON object")
     if "presets" in data:
-        raise RecipeError(f"{source.where}.recipe.presets: received one; a file's recipe holds its numbers")
+        raise RecipeError(f"{source.where}.recipe.presets: received presets; must hold its numbers instead")
     recipe = read_recipe(data, source.path)
     vae = source.data.get("vae")
     if isinstance(vae, Mapping):
         name, digits = received(vae.get("name")), received(vae.get("sha256"))
         source.warnings.append(
-            f"vae: the file's VAE is not the recipe's, but {name} (sha256 {digits}): merge with `vae=...`"
+            f"vae: the file's VAE comes from {name} (sha256 {digits}), not from the recipe: merge with `vae=...`"
         )
     output = source.data.get("output")
     if not isinstance(output, str) or output == recipe.output:
@@ -157,6 +171,7 @@ def _of_blockfit(source: _Source) -> Recipe:
 
 
 def _of_webui(source: _Source) -> Recipe:
+    """Return the recipe that a WebUI noted."""
     method = source.fields.text("interp_method")
     mode = {"weightedsum": "weight_sum", "adddifference": "add_difference", "nointerpolation": None}.get(
         _letters(method), ""
@@ -169,10 +184,10 @@ def _of_webui(source: _Source) -> Recipe:
             source.warnings.append(f"{name}: {received(source.data[name])} is not part of the recipe")
     fields = [f"{place}_model_hash" for place in _PLACES]
     if mode is None:
-        # One model, saved anew. A recipe has at least one step, and this one changes nothing.
+        # The WebUI saved one model anew. A recipe has at least one step, so add one that changes nothing.
         model = source.model(fields[0])
         source.warnings.append(
-            f"interp_method: no interpolation: the file is {model!r} alone, written as a weight sum of it with itself"
+            f"interp_method: no interpolation: the file is {model!r} alone, written as its weight sum with itself"
         )
         nothing = Alpha(dict.fromkeys(layout.blocks, 0.0))
         return source.recipe([Step(_ONE_STEP, "weight_sum", model, model, None, nothing)], "supermerger")
@@ -181,6 +196,7 @@ def _of_webui(source: _Source) -> Recipe:
 
 
 def _of_supermerger(source: _Source) -> Recipe:
+    """Return the recipe that SuperMerger noted."""
     merge = read_supermerge(source.fields, default_layout())
     source.warnings += merge.notes
     step = _step(source, merge.mode, ["model_a", "model_b", "model_c"], merge.alphas["alpha"], merge.alphas.get("beta"))
@@ -188,11 +204,12 @@ def _of_supermerger(source: _Source) -> Recipe:
 
 
 def _of_model_mixer(source: _Source) -> Recipe:
+    """Return the recipe that sd-webui-model-mixer noted."""
     modes = source.fields.entries("mode")
     calculations = leaves(source.data.get("calcmode", "normal"))
     if any(not isinstance(mode, str) or mode.lower() != "normal" for mode in calculations):
-        raise source.fields.wrong("calcmode", "only normal is a weighted sum, which recipes are made of")
-    source.fields.must_be_empty("adjust", "adjustments cannot be said as a merge")
+        raise source.fields.wrong("calcmode", "must be normal; recipes are made of weighted sums")
+    source.fields.must_be_empty("adjust", "a merge cannot express adjustments")
     used = _model_mixer_used(source, len(modes))
     layout = default_layout()
     steps: list[Step] = []
@@ -201,9 +218,9 @@ def _of_model_mixer(source: _Source) -> Recipe:
     for position in used:
         mode = {"sum": "weight_sum", "adddiff": "add_difference"}.get(_letters(modes[position]))
         if mode is None:
-            raise source.fields.wrong("mode", f"{received(modes[position])} is none of Sum, Add-Diff")
+            raise source.fields.wrong("mode", f"{received(modes[position])} must be Sum or Add-Diff")
         if _at(source, "use_elemental", position) is not False and not is_empty(_at(source, "elemental", position)):
-            raise source.fields.wrong("elemental", "elemental merges cannot be said per block")
+            raise source.fields.wrong("elemental", "numbers per block cannot express elemental merges")
         alpha, blockwise = _model_mixer_alpha(source, layout, position, len(modes))
         per_block.add(blockwise)
         b = source.model(f"model_{chr(ord('b') + position)}")
@@ -212,17 +229,17 @@ def _of_model_mixer(source: _Source) -> Recipe:
         steps.append(Step(name, mode, result, b, c, alpha))
         result = name
     if not steps:
-        raise source.fields.wrong("uses", "no step is used; there is no merge")
+        raise source.fields.wrong("uses", "must mark at least one step as used")
     if len(per_block) == 2:
         source.warnings.append(
             "use_mbws: steps without block weights merged the VAE too; here all steps leave model A's VAE as it is"
         )
-    # Model Mixer leaves the VAE alone where it merges per block, and merges everything where it does not.
+    # model-mixer keeps model A's VAE when it merges per block, and merges all tensors otherwise.
     return source.recipe(steps, "supermerger" if per_block == {False} else "model-mixer")
 
 
 def _model_mixer_used(source: _Source, steps: int) -> list[int]:
-    """The positions, in the lists that have an entry for each step, of the steps that were carried out."""
+    """Return the positions of the steps that were carried out, in the lists with an entry for each step."""
     if not 1 <= steps <= _MOST_STEPS:
         raise source.fields.wrong("mode", "must have an entry for each step")
     if "uses" not in source.data:
@@ -231,12 +248,12 @@ def _model_mixer_used(source: _Source, steps: int) -> list[int]:
     if len(uses) == steps:
         return [position for position in range(steps) if uses[position]]
     if sum(uses) != steps:
-        raise source.fields.wrong("uses", f"must say for {steps} steps whether they are used")
+        raise source.fields.wrong("uses", f"must have an entry for each of {steps} steps")
     return list(range(steps))
 
 
 def _model_mixer_alpha(source: _Source, layout: Layout, position: int, steps: int) -> tuple[Alpha, bool]:
-    """The alpha of a step, and whether it is one per block."""
+    """Return the alpha of a step, and whether it has a number for each block."""
     flags = next((name for name in ("use_mbws", "use_mbw") if name in source.data), None)
     listed = source.fields.entries("weights_alpha", steps)[position] if "weights_alpha" in source.data else None
     if flags is not None:
@@ -264,7 +281,7 @@ _READERS: dict[str, Callable[[_Source], Recipe]] = {
 
 
 def _step(source: _Source, mode: str, fields: Sequence[str], alpha: Alpha, beta: Alpha | None = None) -> Step:
-    # The tools fill the place of a third model that a mode does not take, so only those that it takes are read.
+    # The tools fill in a third model even for modes that take two, so read only the inputs of the mode.
     inputs = {
         place: source.model(name) for place, name in zip("abc", fields, strict=True) if place in MODES[mode].inputs
     }
@@ -272,11 +289,11 @@ def _step(source: _Source, mode: str, fields: Sequence[str], alpha: Alpha, beta:
 
 
 def _at(source: _Source, name: str, position: int) -> Any:
-    """What a list that may be missing has for a step; the field itself where it is no list."""
+    """Return a step's entry in a field that is a list; the field itself if it is no list, None if it is missing."""
     value = source.data.get(name)
     return value[position] if isinstance(value, list) and position < len(value) else value
 
 
 def _letters(value: object) -> str:
-    """A mode's name without the ways of computing the same that it may mention."""
+    """Return the letters of a mode's name, without `lerp`, a way of computing the same sum."""
     return re.sub(r"lerp|[^a-z]", "", value.lower()) if isinstance(value, str) else ""

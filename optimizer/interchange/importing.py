@@ -1,4 +1,4 @@
-"""A recipe out of a file, whatever tool or hand wrote it; what is none that blockfit reads is told by its kind."""
+"""Import a recipe from a text or a merged file; the error for any other file names its kind."""
 
 import codecs
 import json
@@ -21,16 +21,16 @@ from optimizer.recipes import LARGEST_USUAL, Recipe, beyond_usual, read_presets
 
 __all__ = ["import_merged", "import_text"]
 
-_MOST_BYTES = 1 << 20  # of a text; the article has some 40,000, and a workflow with its pictures' settings 200,000
+_MOST_BYTES = 1 << 20  # of a text; an article has about 40,000, a workflow with picture settings 200,000
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 _MERGED = "sd_merge_recipe"
-_WANTED = "a text with formulas, metadata, a .mecha text, mergekit's YAML or a ComfyUI workflow was expected"
-# How files begin that hold tensors, or may; of what else is no text, the table beside the checkpoints' readers tells.
+_EXPECTED = "must be a text with formulas, metadata, a .mecha text, mergekit's YAML or a ComfyUI workflow"
+# First bytes of files that hold tensors, or may. `kind_of_other_file` knows the other kinds that are no text.
 _TENSORS = {
     b"PK\x03\x04": "a zip archive (perhaps a checkpoint, whose name then ends in .ckpt or .pt)",
     b"\x80\x02": "a pickle, as old checkpoints are, whose name then ends in .ckpt or .pt",
 }
-_BY_NAME = ("text", "unfinished")  # kinds that the table knows by their names alone
+_BY_NAME = ("text", "unfinished")  # kinds recognised by the file name alone
 _PAGE = re.compile(r"\s*<(?:!doctype html|html|\?xml)", re.IGNORECASE)
 _RECIPE = re.compile(r"^steps\s*:", re.MULTILINE)
 _MODELS = re.compile(r"^models\s*:", re.MULTILINE)
@@ -44,24 +44,35 @@ def import_text(
     presets: Path | str | None = None,
     with_parents: bool = False,
 ) -> Imported:
-    """Return the recipe in the file at `path`, and what to know about it.
+    """Return the recipe in the text file at `path`, and notes about it.
 
         import_text("article.txt").recipe
 
-    A text is read by `read_notation`, with the presets in another file. So are SuperMerger's history and console. Read
-    too: metadata of a merged file as JSON, as WebUIs show it (`with_parents` then puts in the steps of models that were
-    merged themselves), sd-mecha's texts, mergekit's YAML and ComfyUI's workflows, as far as a recipe can say them.
+    `read_notation` reads texts with formulas, and SuperMerger's history and console. The file may also hold the
+    metadata of a merged file as JSON, as WebUIs show it, an sd-mecha text, mergekit's YAML or a ComfyUI workflow.
 
-    Raises RecipeError, naming the file; for a file of another kind with the kind that it is.
+    Args:
+        path: The file, at most 1 MiB.
+        mapping: The mapping of a text with formulas. Default: the one that the text declares.
+        presets: A file with the presets of a text with formulas.
+        with_parents: For metadata, replace models that were themselves merged with the steps that made them.
+
+    Returns:
+        The recipe and its warnings.
+
+    Raises:
+        RecipeError: If the file cannot be read, is of another kind, which the error names, or describes a merge that a
+            recipe cannot express; also for an option that the kind of file does not take.
+
     """
     path = Path(path)
     text = _read(path)
-    other = _other_tool(text, path, with_parents=with_parents)
-    if other is not None:
+    read = _other_tool(text, path, with_parents=with_parents)
+    if read is not None:
         for option, value in (("mapping", mapping), ("presets", presets)):
             if value is not None:
-                raise RecipeError(f"{path}: {option}: received {value}; the file tells that itself, or needs none")
-        recipe, warnings = other()
+                raise RecipeError(f"{path}: {option}: received {value}; the file contains its own, or needs none")
+        recipe, warnings = read()
         return Imported(recipe, (*warnings, *_beyond_usual(recipe)))
     if with_parents:
         raise RecipeError(f"{path}: with_parents: a text of formulas holds no recipes of its models; merged files do")
@@ -70,24 +81,34 @@ def import_text(
 
 
 def import_merged(path: Path | str, *, with_parents: bool = False) -> Imported:
-    """Return the recipe by which the checkpoint at `path` was merged, from its metadata, and what to know about it.
+    """Return the recipe by which the checkpoint at `path` was merged, from its metadata, and notes about it.
 
-    Reads what blockfit, SuperMerger, model-mixer, A1111 and Forge, sd-mecha and ComfyUI leave there. `with_parents`
-    puts the steps of models that were merged themselves in their place. Raises CheckpointError for a file that cannot
-    be read, and RecipeError, naming it, for one that tells no recipe or is no checkpoint.
+    Reads metadata of blockfit, SuperMerger, model-mixer, A1111, Forge, sd-mecha and ComfyUI. A file that cannot be read
+    is a CheckpointError.
+
+    Args:
+        path: The merged file.
+        with_parents: Replace models that were themselves merged with the steps that made them.
+
+    Returns:
+        The recipe and its warnings.
+
+    Raises:
+        RecipeError: If the file is no checkpoint, or its metadata holds no recipe that blockfit can express.
+
     """
     path = Path(path)
     with open_checkpoint(path) as checkpoint:
         metadata, kind = checkpoint.metadata, checkpoint.kind
-    told = any(name in metadata for name in (_MERGED, "mecha_recipe")) or is_workflow(parsed(metadata.get("prompt")))
-    if not told and kind is not None and not kind.whole:
+    known = any(name in metadata for name in (_MERGED, "mecha_recipe")) or is_workflow(parsed(metadata.get("prompt")))
+    if not known and kind is not None and not kind.whole:
         raise RecipeError(f"{path}: is {kind}; it holds no recipe")
     recipe, warnings = _of_metadata(metadata, path, with_parents=with_parents)
     return Imported(recipe, (*warnings, *_beyond_usual(recipe)))
 
 
 def _beyond_usual(recipe: Recipe) -> list[str]:
-    """What to say of alphas that a tool used and that are hardly meant; a text that a person wrote is refused."""
+    """Return a warning for each step with an implausible alpha; in a text with formulas such an alpha is an error."""
     return [
         f"{step.name}.{name}: the weight {found[1]:g} ({found[0]}) is beyond {LARGEST_USUAL:g}; is it per cent?"
         for step in recipe.steps
@@ -99,7 +120,7 @@ def _beyond_usual(recipe: Recipe) -> list[str]:
 def _other_tool(
     text: str, path: Path, *, with_parents: bool
 ) -> "Callable[[], tuple[Recipe, tuple[str, ...] | list[str]]] | None":
-    """What reads a text that is no notation; None if it is. Raises RecipeError for what is neither."""
+    """Return a reader for another tool's text, None for a text with formulas; raise RecipeError for any other kind."""
     data = _json_in(text)
     if data is not None:
         metadata = _metadata_in(data)
@@ -107,15 +128,15 @@ def _other_tool(
             return lambda: _of_metadata(metadata, path, with_parents=with_parents)
         if is_workflow(data):
             return lambda: _of_workflow(data, path)
-        raise RecipeError(f"{path}: is {_kind_of_json(data)}; {_WANTED}")
+        raise RecipeError(f"{path}: is {_kind_of_json(data)}; {_EXPECTED}")
     if is_mecha(text):
         return lambda: _of_mecha(text, path)
     if is_mergekit(text):
         return lambda: attempt(lambda: read_mergekit(text, path.stem), f"{path}: a mergekit configuration")
     if _RECIPE.search(text) and _MODELS.search(text):
-        raise RecipeError(f"{path}: is a recipe of blockfit's already; use it as it is")
+        raise RecipeError(f"{path}: is already a recipe of blockfit; use it as it is")
     if _STAGES.search(text) and re.search(r"^recipe\s*:", text, re.MULTILINE):
-        raise RecipeError(f"{path}: is a study of blockfit's; its recipe is the file that it names")
+        raise RecipeError(f"{path}: is a study of blockfit; import the recipe that it names instead")
     if _PAGE.match(text):
         raise RecipeError(f"{path}: is a web page; copy its text into a file")
     return None
@@ -124,7 +145,7 @@ def _other_tool(
 def _of_metadata(
     metadata: Mapping[str, Any], path: Path, *, with_parents: bool
 ) -> tuple[Recipe, tuple[str, ...] | list[str]]:
-    """The recipe in a merged file's metadata: WebUIs' first, then what sd-mecha and ComfyUI leave there."""
+    """Return the recipe in a merged file's metadata; the fields of WebUIs come before sd-mecha's and ComfyUI's."""
     mecha, prompt = metadata.get("mecha_recipe"), parsed(metadata.get("prompt"))
     if _MERGED not in metadata and isinstance(mecha, str) and is_mecha(mecha):
         return _of_mecha(mecha, path)
@@ -134,19 +155,21 @@ def _of_metadata(
 
 
 def _of_workflow(data: Any, path: Path) -> tuple[Recipe, list[str]]:
+    """Return the recipe of a ComfyUI workflow; errors name the file."""
     return attempt(lambda: read_workflow(data, path.stem), f"{path}: a ComfyUI workflow")
 
 
 def _of_mecha(text: str, path: Path) -> tuple[Recipe, list[str]]:
+    """Return the recipe of an sd-mecha text; errors name the file."""
     return attempt(lambda: read_mecha(text, path.stem), f"{path}: an sd-mecha recipe")
 
 
 def _json_in(text: str) -> Any:
-    """The object or list that a text is, perhaps with words before it that name it; None if it is none."""
+    """Return the JSON object or list in a text, also after the name of a metadata field; None if it holds none."""
     data = parsed(text)
     if not isinstance(data, str):
         return data
-    # `sd_merge_recipe: {...}`, as it is copied from a page.
+    # `sd_merge_recipe: {...}`, copied from a WebUI's page.
     found = {}
     for name in (_MERGED, "sd_merge_models"):
         place = re.search(rf"{name}[\"'\s]*[:=]\s*(?=[{{\"])", text)
@@ -159,7 +182,7 @@ def _json_in(text: str) -> Any:
 
 
 def _metadata_in(data: Any) -> Mapping[str, Any] | None:
-    """The metadata of a merged file that data are: the whole header, what it says of itself, or the recipe alone."""
+    """Return the metadata in parsed JSON: a whole header, its `__metadata__` or a recipe alone; None if it has none."""
     if not isinstance(data, Mapping):
         return None
     inner = data.get("__metadata__")
@@ -172,6 +195,7 @@ def _metadata_in(data: Any) -> Mapping[str, Any] | None:
 
 
 def _kind_of_json(data: Any) -> str:
+    """Return the kind of JSON that holds no recipe, for a message."""
     if not isinstance(data, Mapping):
         return f"a JSON list of {len(data)}"
     if "_class_name" in data:
@@ -183,13 +207,13 @@ def _kind_of_json(data: Any) -> str:
 
 
 def _kind_of_bytes(path: Path) -> str | None:
-    """What a file is that is no text, by how it begins; None if it may be one, or cannot be read."""
+    """Return the kind of a file that is no text, by its first bytes; None if it may be a text or cannot be read."""
     if os.path.isdir(path):
         return str(kind_of_folder(path))
     try:
         with path.open("rb") as file:
             start = file.read(64)
-    except (OSError, ValueError):  # told by who reads it as a text
+    except (OSError, ValueError):  # reading it as a text raises the error
         return None
     if start[8:9] == b"{" and 0 < int.from_bytes(start[:8], "little") < _LONGEST_HEADER:
         return "a safetensors file; its name must end in .safetensors"
@@ -203,7 +227,7 @@ def _kind_of_bytes(path: Path) -> str | None:
 
 
 def _is_text(start: bytes) -> bool:
-    """Whether this may be the start of a text in UTF-8: a name such as bzhMix begins as an archive does."""
+    """Return whether bytes can begin a UTF-8 text, which may start like an archive: `bzhMix`."""
     try:
         return "\0" not in codecs.getincrementaldecoder("utf-8")().decode(start)
     except UnicodeDecodeError:
@@ -211,12 +235,13 @@ def _is_text(start: bytes) -> bool:
 
 
 def _read(path: Path) -> str:
+    """Return the text of a file in UTF-8 or UTF-16, or raise RecipeError."""
     kind = _kind_of_bytes(path)
     if kind is not None:
-        raise RecipeError(f"{path}: is {kind}; {_WANTED}")
+        raise RecipeError(f"{path}: is {kind}; {_EXPECTED}")
     data = read_text(path, RecipeError, most=_MOST_BYTES)
     try:
-        # What Windows' editor writes begins with a mark that tells the encoding; without one it is UTF-8.
+        # Windows' editor begins a UTF-16 text with a byte order mark. A text without one is UTF-8.
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:

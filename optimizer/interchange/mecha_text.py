@@ -1,8 +1,8 @@
-"""sd-mecha's recipes, `.mecha` texts of version 0.1.0, read as recipes: what our export writes, and the like by hand.
+"""Read sd-mecha's `.mecha` texts of version 0.1.0, exported by blockfit or made by hand, as recipes.
 
-A text is a list of instructions that refer to earlier ones by number (&3). Of sd-mecha's methods those are read that
-make weighted sums and differences, and those that make their alphas: weighted_sum, add_difference, subtract, fallback,
-cast, get_device, omit_component of an alpha, and the conversions of alphas by block. Read from sd-mecha 1.1.8,
+A text is a list of instructions; each can refer to earlier ones by number (&3). The reader takes the methods that make
+weighted sums and differences, and those that make alphas: weighted_sum, add_difference, subtract, fallback, cast,
+get_device, omit_component of an alpha, and the conversions of alphas by block. Written after sd-mecha 1.1.8,
 serialization.py and extensions/builtin.
 """
 
@@ -31,7 +31,7 @@ _MOST_LINES = 200_000
 
 
 def is_mecha(text: str) -> bool:
-    """Return whether a text begins as sd-mecha's recipes do."""
+    """Return whether a text begins like a recipe of sd-mecha."""
     return _VERSION.fullmatch(text.split("\n", 1)[0][:80]) is not None
 
 
@@ -44,34 +44,45 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Difference:
+    """The difference of two models, first - second."""
+
     first: _Model
     second: _Model
 
 
 @dataclass(frozen=True)
 class _Alpha:
-    """Numbers by prefix; those that are missing would be left out of the merge."""
+    """Numbers by prefix; sd-mecha leaves tensors without a number out of its output."""
 
     numbers: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class _Literal:
-    """Numbers by block, by tensor, or one for all (`config` tells), before they are converted."""
+    """Numbers before conversion: by block, by tensor, or one for all, depending on `config`."""
 
     config: str
     numbers: Mapping[str, Any]
 
 
 class _Presence:
-    """Which tensors a model holds: alphas are cast to it, so that what b lacks passes through."""
+    """The set of a model's tensors; alphas are cast to it, so that tensors missing in b pass through."""
 
 
 def read_mecha(text: str, name: str) -> tuple[Recipe, list[str]]:
-    """Return the recipe in a `.mecha` text, and what to know about it, in sentences.
+    """Return the recipe in a `.mecha` text, and notes about it.
 
-    Raises RecipeError, naming the line, for another version, a text that is broken, and every method that is no
-    weighted sum or difference.
+    Args:
+        text: The whole text.
+        name: The name of the recipe if the text does not give one.
+
+    Returns:
+        The recipe, and the notes as sentences.
+
+    Raises:
+        RecipeError: If the text is of another version, is broken, or uses a method that makes no weighted sum or
+            difference. The error names the line.
+
     """
     reader = _Reader(*_named_in(text))
     lines = text.replace("\r\n", "\n").split("\n")
@@ -91,7 +102,7 @@ def read_mecha(text: str, name: str) -> tuple[Recipe, list[str]]:
 
 
 def _named_in(text: str) -> tuple[Layout, MechaNames]:
-    """The layout whose configurations a text names, by default the default one, and what sd-mecha calls it."""
+    """Return the layout that a text names, or the default one, and sd-mecha's names for it."""
     layouts = [default_layout(), *map(load_layout, layout_names())]
     known = [(layout, layout.tools.mecha) for layout in layouts if layout.tools.mecha is not None]
     found = (pair for pair in known if f'"{pair[1].model}"' in text or f'"{pair[1].blocks}"' in text)
@@ -100,17 +111,20 @@ def _named_in(text: str) -> tuple[Layout, MechaNames]:
 
 @dataclass
 class _Reader:
+    """The results of the instructions read so far, and the steps among them."""
+
     layout: Layout
     names: MechaNames
     results: list[Any] = field(default_factory=list)
     sources: SourceNames = field(default_factory=SourceNames)
     steps: dict[str, PlacedStep] = field(default_factory=dict)
-    title: str | None = None  # what the comments say of the step that is being written
+    title: str | None = None  # the step that the comments above name
     mapping: str | None = None
     called: str | None = None
     commented: dict[str, list[str]] = field(default_factory=dict)
 
     def line(self, line: str) -> None:
+        """Read one line: an instruction, a comment or nothing."""
         if not line:
             return
         if line.startswith("#"):
@@ -134,7 +148,7 @@ class _Reader:
         self.results.append(read(arguments, named))
 
     def _comment(self, line: str) -> None:
-        """Our export names the steps and the mapping in comments; nothing else depends on them."""
+        """Take the names of steps and mapping from a comment of blockfit's export; the merge itself needs none."""
         if found := _MAPPING.fullmatch(line):
             self.mapping = found["mapping"]
             self.called = json_text(found["name"])
@@ -144,6 +158,7 @@ class _Reader:
                 self.title = start
 
     def _value(self, token: re.Match[str]) -> Any:
+        """Return the value of a token: a text, a constant, the result of an earlier instruction, or a number."""
         if token["text"] is not None:
             return re.sub(r"\\(.)", r"\1", token["text"])
         word = token["word"]
@@ -152,18 +167,18 @@ class _Reader:
         if word.startswith("&"):
             number = int(word[1:]) if word[1:].isdecimal() else -1
             if not 0 <= number < len(self.results):
-                raise RecipeError(f"received {received(word)}; there are {len(self.results)} instructions above")
+                raise RecipeError(
+                    f"received {received(word)}; must be one of the {len(self.results)} instructions above"
+                )
             return self.results[number]
         try:
             return float(word)
         except ValueError:
-            raise RecipeError(
-                f"received {received(word)}; must be a number, a text or a reference such as &0"
-            ) from None
+            raise RecipeError(f"received {received(word)}; must be a number, a text or a reference (&0)") from None
 
     def _model(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         if not arguments or not isinstance(arguments[0], str):
-            raise RecipeError("a model without its file")
+            raise RecipeError("a model must have a file")
         config = named.get("model_config")
         if config is not None and config != self.names.model:
             raise RecipeError(f"model_config: received {received(config)}; blockfit reads {self.names.model}")
@@ -188,12 +203,12 @@ class _Reader:
         return self._by_tensor(literal) if config == model else literal
 
     def _by_tensor(self, literal: _Literal) -> _Alpha:
-        """Numbers for tensors one by one: of places such as time_embed, which have their own in no other way."""
+        """Return the alpha of numbers by tensor; a place without a block (time_embed) gets its number this way."""
         values = set(literal.numbers.values())
         for place, tensors in self.names.tensors.items():
             if set(literal.numbers) == {place + tensor for tensor in tensors} and len(values) == 1:
                 return _Alpha({place: _number(values.pop())})
-        raise RecipeError("numbers for single tensors; a recipe has one for each block")
+        raise RecipeError("received numbers for single tensors; a recipe has one number for each block")
 
     def _merge(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         method, *rest = arguments or [None]
@@ -203,31 +218,31 @@ class _Reader:
         read = _METHODS.get(method) if isinstance(method, str) else None
         if read is None:
             raise RecipeError(
-                f"the method {received(method)} makes no weighted sum or difference, which recipes are made of"
+                f"the method {received(method)} makes no weighted sum or difference; a recipe has no other steps"
             )
         return read(self, rest, named)
 
     def _converted(self, literal: Any, config: str) -> _Alpha:
         if not isinstance(literal, _Literal) or literal.config != config:
-            raise RecipeError(f"a conversion of something else than numbers for {config}")
+            raise RecipeError(f"a conversion must take numbers for {config}")
         if config == _ONE:
             return self.alpha(next(iter(literal.numbers.values()), None))
         unknown = [block for block in literal.numbers if block not in self.layout.blocks]
         if unknown:
-            raise RecipeError(f"received the block {received(unknown[0])}; {self.layout.name} has none of this name")
+            raise RecipeError(f"received the block {received(unknown[0])}; {self.layout.name} has no such block")
         blocks = {place: self.layout.block_of(place, self.names.mapping) for place in self.layout.places}
         numbers = {block: _number(value) for block, value in literal.numbers.items()}
         return _Alpha({prefix: numbers[block] for prefix, block in blocks.items() if block in numbers})
 
     def alpha(self, value: Any) -> _Alpha:
-        """An alpha by prefix; a number is that of all."""
+        """Return the alpha by prefix; a single number holds for all prefixes."""
         return value if isinstance(value, _Alpha) else _Alpha(dict.fromkeys(self.layout.places, _number(value)))
 
     def step(self, mode: str, inputs: Mapping[str, Any], alpha: Any) -> _Model:
-        """Add a step; return what stands for its result."""
+        """Add a step and return its result."""
         for place, model in inputs.items():
             if not isinstance(model, _Model):
-                raise RecipeError(f"input {place} of {mode} is no model")
+                raise RecipeError(f"input {place} of {mode} must be a model")
         numbers = self.alpha(alpha).numbers
         if missing := [place for place in self.layout.places if place not in numbers]:
             raise RecipeError(f"no alpha for {missing[0]}*; sd-mecha leaves such tensors out of its output")
@@ -241,12 +256,12 @@ class _Reader:
         )
         return _Model(key)
 
-    def takes(self, made: str, wanted: str) -> bool:
-        """Return whether a step takes a model, itself or through others."""
-        seen, waiting = {made}, deque([made])
+    def takes(self, step: str, model: str) -> bool:
+        """Return whether a step takes a model, directly or through other steps."""
+        seen, waiting = {step}, deque([step])
         while waiting:
             key = waiting.popleft()
-            if key == wanted:
+            if key == model:
                 return True
             inputs = self.steps[key].inputs.values() if key in self.steps else ()
             new = [name for name in inputs if name not in seen]
@@ -255,9 +270,10 @@ class _Reader:
         return False
 
     def recipe(self, name: str) -> tuple[Recipe, list[str]]:
+        """Return the recipe of the last instruction's result, and notes about it as sentences."""
         result = self.results[-1] if self.results else None
         if not isinstance(result, _Model) or result.name not in self.steps:
-            raise RecipeError("the last instruction makes no merge of models")
+            raise RecipeError("the last instruction must be a merge of models")
         needed: set[str] = set()
         queue = [result.name]
         while queue:
@@ -284,11 +300,11 @@ class _Reader:
         )
 
     def _names(self, order: Sequence[str]) -> dict[str, str]:
-        """The steps' names: of those of one comment the last has its name; others are TEMP1, TEMP2, ..."""
-        taken, wanted = set(self.sources.models), set(order)
+        """Return the steps' names: the last step under a comment gets the comment's, others TEMP1, TEMP2, ..."""
+        taken, needed = set(self.sources.models), set(order)
         named: dict[str, str] = {}
         for title, keys in self.commented.items():
-            *inner, last = [key for key in keys if key in wanted] or [""]
+            *inner, last = [key for key in keys if key in needed] or [""]
             named |= {key: f"{title}_{number}" for number, key in enumerate(inner, 1)} | ({last: title} if last else {})
         names: dict[str, str] = {}
         for position, key in enumerate(order, 1):
@@ -317,7 +333,7 @@ def _weighted_sum(reader: _Reader, arguments: Sequence[Any], named: Mapping[str,
 def _add_difference(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> _Model:
     difference = _argument(arguments, named, 1, "b")
     if not isinstance(difference, _Difference):
-        raise RecipeError("add_difference of something else than a difference (subtract)")
+        raise RecipeError("add_difference must take a difference (subtract) as b")
     inputs = {"a": _argument(arguments, named, 0, "a"), "b": difference.first, "c": difference.second}
     return reader.step("add_difference", inputs, _argument(arguments, named, 2, "alpha", 1.0))
 
@@ -325,22 +341,22 @@ def _add_difference(reader: _Reader, arguments: Sequence[Any], named: Mapping[st
 def _subtract(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> _Difference:
     first, second = (_argument(arguments, named, place, "ab"[place]) for place in (0, 1))
     if not isinstance(first, _Model) or not isinstance(second, _Model):
-        raise RecipeError("subtract of something else than two models")
+        raise RecipeError("subtract must take two models")
     return _Difference(first, second)
 
 
 def _fallback(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
-    """Numbers where the first has none; of models the first: tensors that it lacks are carried over in recipes too."""
-    first, other = (_argument(arguments, named, place, ("a", "default")[place]) for place in (0, 1))
+    """Return the first alpha completed from the second; of two models the first, as a recipe carries tensors over."""
+    first, default = (_argument(arguments, named, place, ("a", "default")[place]) for place in (0, 1))
     if isinstance(first, _Alpha):
-        return _Alpha({**reader.alpha(other).numbers, **first.numbers})
-    if isinstance(first, _Model) and isinstance(other, _Model):
-        if not reader.takes(first.name, other.name):
-            raise RecipeError("a fallback to a model that the step does not merge")
+        return _Alpha({**reader.alpha(default).numbers, **first.numbers})
+    if isinstance(first, _Model) and isinstance(default, _Model):
+        if not reader.takes(first.name, default.name):
+            raise RecipeError("a fallback must be to a model that the step merges")
         return first
     if isinstance(first, _Model | _Difference | _Presence):
         return first
-    raise RecipeError("a fallback for something else than models and alphas")
+    raise RecipeError("a fallback must be for a model or an alpha")
 
 
 def _cast(reader: _Reader, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:

@@ -1,8 +1,8 @@
-"""mergekit's configurations for single files (mergekit-pytorch), read as recipes: our export's, and the like by hand.
+"""Read mergekit's configurations for single files (mergekit-pytorch), exported or made by hand, as recipes.
 
-A weighted sum (`linear`, `task_arithmetic`) with a weight for each model, or a list of weights with parts of tensor
-names, of which the first that fits counts. These filters have to tell blocks apart, and no parts of them. After
-mergekit 0.1, mergekit/scripts/merge_raw_pytorch.py.
+A configuration is a weighted sum (`linear`, `task_arithmetic`). Each model has one weight, or a list of weights with
+filters, which are parts of tensor names; the first matching filter counts. A filter must match all tensors of a block
+or none. Written after mergekit 0.1, mergekit/scripts/merge_raw_pytorch.py.
 """
 
 import re
@@ -22,36 +22,46 @@ _METHOD = re.compile(r"^merge_method\s*:", re.MULTILINE)
 _TITLE = re.compile(
     r"#\s*(?P<name>\"(?:[^\"\\]|\\.)*\"), step (?P<step>\"(?:[^\"\\]|\\.)*\"), mapping (?P<mapping>[\w-]+)"
 )
-_ZERO = 1e-200  # our export writes 1e-300 for a weight of 0, which mergekit takes for a missing one
-_WHAT = "blockfit reads linear and task_arithmetic"
+_ZERO = 1e-200  # blockfit exports a weight of 0 as 1e-300, since mergekit takes 0 for a missing weight
+_SUPPORTED = "must be linear or task_arithmetic"
 
 
 def is_mergekit(text: str) -> bool:
-    """Return whether a text is a configuration of mergekit's."""
+    """Return whether a text is a configuration of mergekit."""
     return _METHOD.search(text) is not None
 
 
 def read_mergekit(text: str, name: str) -> tuple[Recipe, list[str]]:
-    """Return the recipe of a configuration, and what to know about it, in sentences.
+    """Return the recipe of a configuration, and notes about it.
 
-    Raises RecipeError, naming the field, for other methods, weights that a recipe cannot say, and broken YAML.
+    Args:
+        text: The YAML.
+        name: The name of the recipe if the text does not give one.
+
+    Returns:
+        The recipe, and the notes as sentences.
+
+    Raises:
+        RecipeError: If the YAML is broken, the method is another one, or a recipe cannot express the weights. The error
+            names the field.
+
     """
     try:
         data = yaml_of(text)
-    except Exception as error:  # a broken text fails in many ways, not all of them ruamel's own
+    except Exception as error:  # for a broken text ruamel raises errors of many kinds, not only its own
         raise RecipeError(
             f"not readable as YAML: {next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from None
     if not isinstance(data, Mapping):
-        raise RecipeError(f"received {received(data)}; a configuration of mergekit is a mapping")
+        raise RecipeError(f"received {received(data)}; a configuration of mergekit must be a mapping")
     title = _TITLE.search(text)
     fields = Fields(data, "")
     method = fields.text("merge_method")
     if method not in ("linear", "task_arithmetic"):
-        raise fields.wrong("merge_method", f"{_WHAT}; the others are no weighted sums by block")
-    for other in ("slices", "modules", "tokenizer_source", "tokenizer"):
-        if data.get(other):
-            raise RecipeError(f"{other}: merges layers of language models; a recipe merges checkpoints of images")
+        raise fields.wrong("merge_method", f"{_SUPPORTED}; other methods are no weighted sums by block")
+    for foreign in ("slices", "modules", "tokenizer_source", "tokenizer"):
+        if data.get(foreign):
+            raise RecipeError(f"{foreign}: is for language models; a recipe merges checkpoints that draw pictures")
     weights, sources = _weights(fields)
     base = _base(data, sources) if method == "task_arithmetic" else None
     layout = default_layout()
@@ -68,9 +78,9 @@ def read_mergekit(text: str, name: str) -> tuple[Recipe, list[str]]:
 
 
 def _weights(fields: Fields) -> tuple[dict[str, Any], SourceNames]:
-    """The weight of each model, as it is written."""
-    everywhere = fields.data.get("parameters") or {}
-    everyone = everywhere.get("weight") if isinstance(everywhere, Mapping) else None
+    """Return the weight of each model as the configuration gives it, and the models."""
+    shared = fields.data.get("parameters") or {}
+    default = shared.get("weight") if isinstance(shared, Mapping) else None
     sources = SourceNames()
     weights: dict[str, Any] = {}
     for position, entry in enumerate(fields.entries("models"), 1):
@@ -78,15 +88,16 @@ def _weights(fields: Fields) -> tuple[dict[str, Any], SourceNames]:
         if not isinstance(entry, Mapping):
             raise RecipeError(f"{where}: received {received(entry)}; must be a mapping with model and parameters")
         parameters = entry.get("parameters") or {}
-        own = parameters.get("weight") if isinstance(parameters, Mapping) else None
+        weight = parameters.get("weight") if isinstance(parameters, Mapping) else None
         name = sources.name(_file(entry.get("model"), where))
         if name in weights:
-            raise RecipeError(f"{where}: {name!r} stands there twice")
-        weights[name] = everyone if own is None else own
+            raise RecipeError(f"{where}: {name!r} is listed twice")
+        weights[name] = default if weight is None else weight
     return weights, sources
 
 
 def _file(model: Any, where: str) -> str:
+    """Return the file of a model's entry, or raise RecipeError if it names no checkpoint."""
     path = model.get("path") if isinstance(model, Mapping) and isinstance(model.get("path"), str) else model
     if not isinstance(path, str) or not path.lower().endswith(CHECKPOINT_SUFFIXES):
         raise RecipeError(
@@ -97,27 +108,28 @@ def _file(model: Any, where: str) -> str:
 
 
 def _base(data: Mapping[str, Any], sources: SourceNames) -> str:
+    """Return the name of the base model."""
     return sources.name(_file(data.get("base_model"), "base_model"))
 
 
 def _row(fields: Fields, layout: Layout, prefix: str, weights: Mapping[str, Any], base: str | None) -> dict[str, float]:
-    """The coefficients of the tensors under a prefix, by model."""
+    """Return the coefficients of the tensors under a prefix, by model."""
     row = {name: _weight_at(weight, layout, prefix, name) for name, weight in weights.items() if name != base}
-    everywhere = fields.data.get("parameters") or {}
-    parameters = everywhere if isinstance(everywhere, Mapping) else {}
+    shared = fields.data.get("parameters") or {}
+    parameters = shared if isinstance(shared, Mapping) else {}
     if base is not None and parameters.get("lambda", 1.0) != 1.0:
         raise RecipeError(f"parameters.lambda: received {received(parameters['lambda'])}; must be 1")
     total = sum(row.values())
     if parameters.get("normalize", base is None) is True:
         if abs(total) < _ZERO:
-            raise RecipeError(f"the weights of {prefix}* sum to 0, and cannot be normalized")
+            raise RecipeError(f"the weights of {prefix}* sum to 0 and cannot be normalized")
         row = {name: weight / total for name, weight in row.items()}
         total = 1.0
     return row if base is None else {base: 1 - total, **row}
 
 
 def _weight_at(weight: Any, layout: Layout, prefix: str, name: str) -> float:
-    """The weight of the tensors under a prefix: of a list, that of the first filter that is in their names."""
+    """Return the weight of the tensors under a prefix; in a list, the first filter in their names counts."""
     for entry in weight if isinstance(weight, list) else [weight]:
         value, part = (entry.get("value"), entry.get("filter")) if isinstance(entry, Mapping) else (entry, None)
         if part is not None and not _is_in(str(part), layout, prefix, name):
@@ -125,27 +137,27 @@ def _weight_at(weight: Any, layout: Layout, prefix: str, name: str) -> float:
         number = None if isinstance(value, str) else number_in(value)
         if number is None:
             raise RecipeError(
-                f"models.{name}.weight: received {received(value)}; must be a number, or filters with one each"
+                f"models.{name}.weight: received {received(value)}; must be a number, or filters with a number each"
             )
         return 0.0 if abs(number) < _ZERO else number
     raise RecipeError(f"models.{name}.weight: none for {prefix}*; the last entry of the list needs no filter")
 
 
 def _is_in(part: str, layout: Layout, prefix: str, name: str) -> bool:
-    """Whether a filter is in the names of all tensors under a prefix, or of none. Raises RecipeError for some."""
+    """Return whether a filter matches all tensors under a prefix; raise RecipeError if it matches only some."""
     names = layout.tools.mergekit
     assert names is not None, "the default layout has names for mergekit's filters"
     found = {part in prefix + inner for inner in names.inside.get(prefix, names.block)}
     if len(found) > 1:
         raise RecipeError(
-            f"models.{name}.weight: the filter {received(part)} takes some tensors of {prefix}* and not others; "
+            f"models.{name}.weight: the filter {received(part)} matches only some tensors of {prefix}*; "
             "a recipe has one number for each block"
         )
     return found.pop()
 
 
 def _origin(weights: Mapping[str, Any]) -> str | None:
-    """The model that tensors without a filter come from, if it is one alone."""
+    """Return the only model that gives tensors without a filter, None if several or none do."""
     defaults = {
         name: next(
             (entry.get("value") for entry in weight if isinstance(entry, Mapping) and "filter" not in entry), None
@@ -153,5 +165,5 @@ def _origin(weights: Mapping[str, Any]) -> str | None:
         for name, weight in weights.items()
         if isinstance(weight, list)
     }
-    alone = [name for name, value in defaults.items() if value == 1]
-    return alone[0] if len(alone) == 1 else None
+    origins = [name for name, value in defaults.items() if value == 1]
+    return origins[0] if len(origins) == 1 else None

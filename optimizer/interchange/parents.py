@@ -1,7 +1,7 @@
-"""Merges of merges: the steps of a model that was merged itself, put in the model's place.
+"""Replace models that were themselves merged with the steps that made them.
 
-The tools keep the recipes of a merge's parents beside its own, by sha256. What comes of them together is one recipe
-from the first sources on.
+Tools store the recipes of a merge's parents beside its own, by sha256. Together they give one recipe that starts from
+unmerged sources.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,18 +20,29 @@ HashOf = Callable[[Model], str | None]
 def with_parents_steps(
     recipe: Recipe, warnings: list[str], parents: Mapping[str, Reader], hash_of: HashOf, *, expand: bool
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """Return the recipe, its parents' steps in it if `expand`, and what to know about it, in sentences.
+    """Return the recipe, with its parents' steps if `expand`, and notes about it.
 
-    `parents` read the recipes of models by their sha256, and `hash_of` tells a model's, as far as it is known. A parent
-    whose recipe cannot be read, or moves other tensors by its alphas than this one does, stays a model, and is named.
+    A parent stays a model if its recipe cannot be read, or if its alphas would merge some tensors differently under
+    this recipe's mapping. A note names each such parent.
+
+    Args:
+        recipe: The recipe of the merged file.
+        warnings: Notes about the recipe so far.
+        parents: A reader for the recipe of each model that was merged, by sha256.
+        hash_of: Returns the sha256 of a model, None if it is unknown.
+        expand: Put in the parents' steps; without, only name the models that have recipes.
+
+    Returns:
+        The recipe, and the notes as sentences, those in `warnings` first.
+
     """
-    told = list(warnings)
+    notes = list(warnings)
     if not expand:
         merged = [name for name in recipe.sources() if hash_of(recipe.models[name]) in parents]
         if merged:
-            told.append(f"{_listed(merged)}: merged too; import with `with_parents=True` for the steps that made them")
-        return recipe, tuple(told)
-    steps: dict[str, str] = {}  # which step makes the model with a sha256
+            notes.append(f"{_listed(merged)}: merged too; import with `with_parents=True` for the steps that made them")
+        return recipe, tuple(notes)
+    steps: dict[str, str] = {}  # {sha256 of a model: the step that makes it}
     looked_at: set[str] = set()
     while waiting := [
         (name, digits)
@@ -41,44 +52,57 @@ def with_parents_steps(
         name, digits = waiting[0]
         looked_at.add(digits)
         try:
-            parent, notes = parents[digits]()
+            parent, parent_notes = parents[digits]()
             recipe = _grafted(recipe, name, parent, hash_of, steps)
         except RecipeError as error:
-            told.append(f"{name}: stays a model, as its recipe cannot be put in its place: {error.problems[0]}")
+            notes.append(f"{name}: stays a model, as its recipe cannot be put in its place: {error.problems[0]}")
             continue
         steps[digits] = name
-        told += [f"{name}: {note}" for note in notes]
-    return recipe, tuple(told)
+        notes += [f"{name}: {note}" for note in parent_notes]
+    return recipe, tuple(notes)
 
 
 def _listed(names: list[str], most: int = 6) -> str:
+    """Return the first names in quotes, and the number of the rest."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
 
 
 def _grafted(recipe: Recipe, name: str, parent: Recipe, hash_of: HashOf, made: Mapping[str, str]) -> Recipe:
-    """`recipe` with the steps of `parent` for its model `name`; `made` are the steps that make other models.
+    """Return `recipe` with the steps of `parent` in place of its model `name`.
 
-    Raises RecipeError if the two do not go together.
+    Args:
+        recipe: The recipe that uses the model.
+        name: The model.
+        parent: The recipe that made the model.
+        hash_of: Returns the sha256 of a model, None if it is unknown.
+        made: The steps that already make models, by the models' sha256.
+
+    Returns:
+        The joint recipe.
+
+    Raises:
+        RecipeError: If the two recipes differ in layout, or in the tensors that their mappings move.
+
     """
     if parent.layout != recipe.layout:
         raise RecipeError(f"layout: received {parent.layout.name!r}; the recipe's is {recipe.layout.name!r}")
     if moved := _moved(parent, recipe.mapping):
         raise RecipeError(
-            f"mapping: received {parent.mapping!r}; with the recipe's, {recipe.mapping!r}, its alphas would merge "
-            f"{moved}* otherwise"
+            f"mapping: received {parent.mapping!r}; the recipe has {recipe.mapping!r}, by which the same alphas would "
+            f"merge {moved}* differently"
         )
     parent = parent.trimmed()
-    models = {other: model for other, model in recipe.models.items() if other != name}
+    models = {kept: model for kept, model in recipe.models.items() if kept != name}
     taken = {*models, *(step.name for step in recipe.steps), name}
     names: dict[str, str] = {}
-    for other, model in parent.models.items():
+    for source, model in parent.models.items():
         digits = hash_of(model)
         same = made.get(digits) if digits is not None else None
-        names[other] = same or _same(models, model, hash_of) or _free(other, taken)
-        taken.add(names[other])
+        names[source] = same or _same(models, model, hash_of) or _free(source, taken)
+        taken.add(names[source])
         if same is None:
-            models.setdefault(names[other], model)
+            models.setdefault(names[source], model)
     for step in parent.steps:
         names[step.name] = name if step.name == parent.output else _free(f"{name}_{step.name}", taken)
         taken.add(names[step.name])
@@ -96,22 +120,23 @@ def _grafted(recipe: Recipe, name: str, parent: Recipe, hash_of: HashOf, made: M
     return replace(recipe, models=models, steps=(*steps, *recipe.steps))
 
 
-def _same(models: Mapping[str, Model], wanted: Model, hash_of: HashOf) -> str | None:
-    """The name of a model that is this one: by its hash, or by its file where a hash is not known."""
-    digits = hash_of(wanted)
+def _same(models: Mapping[str, Model], searched: Model, hash_of: HashOf) -> str | None:
+    """Return the name of the same model in `models`, by hash, or by file if a hash is unknown; None if absent."""
+    searched_digits = hash_of(searched)
     for name, model in models.items():
-        other = hash_of(model)
-        if digits == other if digits and other else model.file == wanted.file:
+        digits = hash_of(model)
+        if searched_digits == digits if searched_digits and digits else model.file == searched.file:
             return name
     return None
 
 
 def _free(name: str, taken: set[str]) -> str:
+    """Return the name, or the first of name-2, name-3, ... that is not taken."""
     return next(free for n in count(1) if (free := name if n == 1 else f"{name}-{n}") not in taken)
 
 
 def _moved(recipe: Recipe, mapping: str) -> str | None:
-    """The start of tensor names that the recipe's alphas would merge otherwise under this mapping; None if none."""
+    """Return a prefix of tensors that the recipe's alphas would merge differently under this mapping, or None."""
     layout = recipe.layout
     for prefix in {**layout.mappings[recipe.mapping], **layout.mappings[mapping]}:
         ours, theirs = (layout.block_of(prefix, name) for name in (recipe.mapping, mapping))

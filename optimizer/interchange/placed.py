@@ -1,7 +1,7 @@
-"""Merges whose numbers are given by the start of tensor names, as other tools have them, said as a recipe.
+"""Turn merges with numbers by prefix of tensor names, as in other tools, into recipes.
 
-A recipe has a number a block, and a mapping says by which block time_embed, `out` and the VAE merge. So the mapping is
-looked for under which every number is that of its block.
+A recipe has one number for each block; its mapping assigns time_embed, `out` and the VAE to blocks. So the functions
+search for a mapping under which each prefix has the number of its block.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from optimizer.recipes import Algebra, Alpha, Group, Model, Recipe, Step
 __all__ = ["ByPrefix", "PlacedStep", "SourceNames", "recipe_of_rows", "recipe_of_steps"]
 
 ByPrefix = Mapping[str, float]
-_EQUAL = 1e-9  # a difference of alphas that no merged tensor tells apart
-_SUM = 1e-5  # that weights written with some digits may be off 1 by
+_EQUAL = 1e-9  # a difference of alphas too small to change a merged tensor
+_SUM = 1e-5  # tolerance for sums of weights that were written with few digits
 
 
 @dataclass(frozen=True)
 class PlacedStep:
-    """A step with its numbers by prefix: `alphas` are {symbol: {prefix: number}}, perhaps without the VAE's."""
+    """A step with numbers by prefix: `alphas` is {symbol: {prefix: number}}; the VAE's prefix may be missing."""
 
     name: str
     mode: str
@@ -31,14 +31,14 @@ class PlacedStep:
 
 
 class SourceNames:
-    """The names of sources by their files: a file's name without folder and extension, made unique."""
+    """Unique names of sources, made of their files' names without folder and extension."""
 
     def __init__(self) -> None:
         self.models: dict[str, Model] = {}
         self._names: dict[str, str] = {}
 
     def name(self, file: str) -> str:
-        """Return the name of the model with this file, the same one for the same file."""
+        """Return the name of the model with this file; the same file always has the same name."""
         if file not in self._names:
             last = file.replace("\\", "/").rpartition("/")[2] or file
             stem = next((last[: -len(end)] for end in CHECKPOINT_SUFFIXES if last.lower().endswith(end)), last)
@@ -51,7 +51,7 @@ class SourceNames:
 
 
 class _Mismatch(NamedTuple):
-    """A prefix whose number is not that of the block it would merge by."""
+    """A prefix whose number (`here`) differs from the number of its block (`there`)."""
 
     step: str
     prefix: str
@@ -69,12 +69,25 @@ def recipe_of_steps(
     prefer: str | None = None,
     vae: str | None = None,
 ) -> tuple[Recipe, list[str]]:
-    """Return the recipe of these steps, the last one its output, and what to know about it, in sentences.
+    """Return the recipe of these steps, with the best fitting mapping, and notes about it.
 
-    `prefer` is the mapping to take where several fit, `vae` the model whose VAE the output has. Places of the network
-    that are no block's own (time_embed and `out`) take their block's number, with a note, where no mapping has theirs.
-    Raises RecipeError for other numbers that no
-    mapping has.
+    Places of the network outside all blocks (time_embed and `out`) take the number of their block if no mapping fits; a
+    note names each of them.
+
+    Args:
+        name: The name of the recipe.
+        layout: The layout of its models.
+        models: The models, by name.
+        steps: The steps, each after its inputs; the last one is the output.
+        prefer: The mapping to take if several fit equally well.
+        vae: The model whose VAE the output has. Default: the VAE merges with the steps.
+
+    Returns:
+        The recipe, and the notes as sentences.
+
+    Raises:
+        RecipeError: If under each mapping a prefix inside a block has another number than the block.
+
     """
     preferred = [prefer] if prefer is not None and prefer in layout.mappings else []
     candidates = dict.fromkeys([*preferred, *layout.mappings])
@@ -85,21 +98,21 @@ def recipe_of_steps(
         other_vae = vae is not None and _vae_of(recipe) != {vae: 1.0}
         found.append((len(wrong) + other_vae, recipe, wrong))
     _, recipe, wrong = min(found, key=lambda candidate: candidate[0])
-    serious = [one for one in wrong if one.prefix not in layout.places_beside_blocks()]
+    serious = [mismatch for mismatch in wrong if mismatch.prefix not in layout.places_beside_blocks()]
     if serious:
         raise RecipeError(
-            f"{one.step}: {one.prefix}* has {one.here:g}, and {one.block or 'what no block moves'} {one.there:g}; "
-            "a recipe has one number for both"
-            for one in serious
+            f"{mismatch.step}: {mismatch.prefix}* has {mismatch.here:g}, and "
+            f"{mismatch.block or 'tensors outside blocks'} {mismatch.there:g}; a recipe has one number for both"
+            for mismatch in serious
         )
     notes = [
-        f"{one.step}: {one.prefix}* has {one.here:g}; in the recipe it merges by {one.block or 'no block'}, which has "
-        f"{one.there:g}"
-        for one in wrong
+        f"{mismatch.step}: {mismatch.prefix}* has {mismatch.here:g}; in the recipe it merges by "
+        f"{mismatch.block or 'no block'}, which has {mismatch.there:g}"
+        for mismatch in wrong
     ]
     if vae is not None and _vae_of(recipe) != {vae: 1.0}:
         notes.append(
-            f"the VAE is that of {vae!r}, which the recipe does not say: merge with `vae={models[vae].file!r}`"
+            f"the VAE comes from {vae!r}, which the recipe cannot express: merge with `vae={models[vae].file!r}`"
         )
     return recipe, notes
 
@@ -115,15 +128,31 @@ def recipe_of_rows(
     prefer: str | None = None,
     vae: str | None = None,
 ) -> tuple[Recipe, list[str]]:
-    """Return a recipe whose output is the sum of the models with these coefficients, {prefix: {model: number}}.
+    """Return a recipe whose output is a weighted sum of the models, and notes about it.
 
-    Its steps are the shortest chain from `origin` (default: the first model) on. Raises RecipeError for coefficients
-    that do not sum to 1 under a prefix.
+    Its steps are the shortest chain that begins with `origin`.
+
+    Args:
+        name: The name of the recipe.
+        layout: The layout of its models.
+        models: The models, by name.
+        rows: The coefficients, {prefix: {model: number}}.
+        output: The name of the last step.
+        origin: The model that the chain begins with. Default: the first model.
+        prefer: The mapping to take if several fit equally well.
+        vae: The model whose VAE the output has. Default: the VAE merges with the steps.
+
+    Returns:
+        The recipe, and the notes as sentences.
+
+    Raises:
+        RecipeError: If the coefficients under a prefix do not sum to 1, within 1e-5.
+
     """
     off = {prefix: total for prefix, row in rows.items() if abs((total := sum(row.values())) - 1) > _SUM}
     if off:
         prefix, total = next(iter(off.items()))
-        raise RecipeError(f"the weights of {prefix}* sum to {total:.6g}; those of a merge sum to 1")
+        raise RecipeError(f"the weights of {prefix}* sum to {total:.6g}; must sum to 1")
     first = origin if origin is not None else next(iter(models))
     others = [other for other in models if other != first and any(row.get(other) for row in rows.values())]
     columns = {other: {prefix: row.get(other, 0.0) for prefix, row in rows.items()} for other in others}
@@ -131,7 +160,7 @@ def recipe_of_rows(
     notes: list[str] = []
     steps: list[PlacedStep] = []
     if not others:
-        notes.append(f"the file is {first!r} alone, written as a weight sum of it with itself")
+        notes.append(f"the file is {first!r} alone, written as its weight sum with itself")
         steps = [PlacedStep(output, "weight_sum", {"a": first, "b": first}, {"alpha": nothing})]
     elif len(others) == 1:
         steps = [PlacedStep(output, "weight_sum", {"a": first, "b": others[0]}, {"alpha": columns[others[0]]})]
@@ -140,17 +169,18 @@ def recipe_of_rows(
         names = [f"{output}_{n}" for n in range(1, len(rest) + 1)] + [output]
         alphas = {"alpha": columns[b], "beta": columns[c]}
         steps = [PlacedStep(names[0], "triple_sum", {"a": first, "b": b, "c": c}, alphas)]
-        for before, after, other in zip(names, names[1:], rest, strict=False):
-            inputs = {"a": before, "b": other, "c": first}
-            steps.append(PlacedStep(after, "add_difference", inputs, {"alpha": columns[other]}))
-    used = {other: model for other, model in models.items() if other == first or other in others}
+        for before, after, added in zip(names, names[1:], rest, strict=False):
+            inputs = {"a": before, "b": added, "c": first}
+            steps.append(PlacedStep(after, "add_difference", inputs, {"alpha": columns[added]}))
+    used = {source: model for source, model in models.items() if source == first or source in others}
     recipe, more = recipe_of_steps(name, layout, used, steps, prefer=prefer, vae=vae if vae in used else None)
     if vae is not None and vae not in used:
-        more.append(f"the VAE is that of {models[vae].file}: merge with `vae={models[vae].file!r}`")
+        more.append(f"the VAE comes from {models[vae].file}: merge with `vae={models[vae].file!r}`")
     return recipe, [*notes, *more]
 
 
 def _mismatches(steps: Sequence[PlacedStep], layout: Layout, mapping: str) -> list[_Mismatch]:
+    """Return the prefixes whose numbers differ from their blocks' under a mapping."""
     found: list[_Mismatch] = []
     for step in steps:
         for numbers in step.alphas.values():
@@ -165,6 +195,7 @@ def _mismatches(steps: Sequence[PlacedStep], layout: Layout, mapping: str) -> li
 def _recipe(
     name: str, layout: Layout, models: Mapping[str, Model], steps: Sequence[PlacedStep], mapping: str
 ) -> Recipe:
+    """Return the recipe of steps with the numbers of their blocks."""
     made: list[Step] = []
     for step in steps:
         alphas = {
@@ -177,7 +208,7 @@ def _recipe(
 
 
 def _vae_of(recipe: Recipe) -> dict[str, float]:
-    """What each source contributes to the VAE, those that contribute nothing left out."""
+    """Return the non-zero coefficients of the sources in the VAE."""
     sources, vae = recipe.sources(), recipe.layout.vae
     if vae is None:
         return {}

@@ -1,4 +1,4 @@
-"""The whole names of a recipe's files, for other tools."""
+"""Complete the file names of a recipe for other tools."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,16 +21,27 @@ def with_whole_names(
     hashes: HashCache | None = None,
     progress: Progress | None = None,
 ) -> Recipe:
-    """Return the recipe with the extension of each file that is called without, or by its hash, and can be found.
+    """Return the recipe with whole file names, extensions included, which other tools need.
 
-    For other tools, which need the whole name.
+    Files named without extension, or by their hash, are looked for; names of files that are not found stay as they are.
+
+    Args:
+        recipe: The recipe.
+        beside: The folder that its files are named from.
+        folders: Further folders to look in.
+        hashes: A cache of the files' hashes.
+        progress: Called while files are hashed.
+
+    Returns:
+        The recipe with the names of the files found.
+
     """
     models = dict(recipe.models)
     for name, model in recipe.models.items():
-        called = PurePosixPath(slashed(name_without_hash(model.file)))
-        if called.suffix.lower() not in CHECKPOINT_SUFFIXES:
-            with suppress(CheckpointError):  # several of this name, or one with another hash
+        written = PurePosixPath(slashed(name_without_hash(model.file)))
+        if written.suffix.lower() not in CHECKPOINT_SUFFIXES:
+            with suppress(CheckpointError):  # several files have this name, or its hash differs
                 found = locate(model.file, beside, folders, hashes=hashes, progress=progress)
                 if found is not None:
-                    models[name] = replace(model, file=str(called.parent / found.name))
+                    models[name] = replace(model, file=str(written.parent / found.name))
     return replace(recipe, models=models)

@@ -1,4 +1,4 @@
-"""Coefficients and sources into one file, with its metadata."""
+"""Merge sources by a recipe's coefficients into one checkpoint with metadata."""
 
 from optimizer.merging.combining import CHUNK
 from optimizer.merging.merging import MergeOptions, merge, write_merge

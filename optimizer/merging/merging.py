@@ -1,7 +1,7 @@
-"""Merging files: coefficients and checkpoints in, one checkpoint out, in a single pass over the sources.
+"""Merge checkpoints by a recipe into one checkpoint, in a single pass over the sources.
 
-Each output tensor is computed from the sources directly, in float32, and rounded once, however many steps the recipe
-has; chains of half-precision files would round at every step.
+Each output tensor is computed directly from the sources in float32 and rounded once, for any number of steps. A chain
+of half-precision files would round at every step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,23 +31,23 @@ from optimizer.recipes import Algebra, Contributors, Group, Part, Recipe, check_
 
 __all__ = ["MergeOptions", "merge", "write_merge"]
 
-_MOST_THREADS = 8  # by default: with more, the disk and the memory set the pace
+_MOST_THREADS = 8  # by default; beyond this number disk and memory limit the speed
 
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """Options of a merge: how its result is rounded, checked and described.
+    """Options of a merge: precision, checks and metadata of its result.
 
     Attributes:
-        dtype: What merged tensors are rounded to, once.
-        vae: A checkpoint, or a VAE alone in LDM names, from which all VAE tensors are taken, rounded to `dtype`.
-        embed_recipe: Whether the metadata notes the recipe, and the sources with their sha256.
-        check_hashes: Whether a source must have the sha256 that the recipe notes of it. Without, any file will do, and
-            the metadata says that hashes were not verified.
+        dtype: The dtype of merged tensors, which are rounded once.
+        vae: A checkpoint, or a VAE alone in LDM names; all VAE tensors are taken from it and rounded to `dtype`.
+        embed_recipe: Write the recipe, and the sources with their sha256, into the metadata.
+        check_hashes: Require the sha256 that the recipe notes for a source. Without, any file is accepted, and the
+            metadata notes that hashes were not verified.
         named_in: The name of the recipe in messages.
         date: The date of the merge in the metadata, in ISO 8601.
-        threads: Tensors that are merged at a time; they do not change the result. Default: as many as torch computes
-            with, 8 at most.
+        threads: The number of tensors that are merged at a time; it does not change the result. Default: the number of
+            torch's threads, 8 at most.
 
     """
 
@@ -81,7 +81,24 @@ def merge(
 
         merge(result.recipe, study.sources, "clone.safetensors")
 
-    The keywords are those of `MergeOptions`, and of `write_merge`, which does the work.
+    Raises the errors of `write_merge`.
+
+    Args:
+        recipe: A recipe without free alphas.
+        paths: See `write_merge`.
+        output: The .safetensors file to write.
+        step: The step to merge. Default: the recipe's output.
+        dtype: See `MergeOptions`.
+        vae: See `MergeOptions`.
+        embed_recipe: See `MergeOptions`.
+        check_hashes: See `MergeOptions`.
+        named_in: See `MergeOptions`.
+        date: See `MergeOptions`.
+        hashes: A cache of the files' hashes.
+        hashing: See `write_merge`.
+        progress: See `write_merge`.
+        threads: See `MergeOptions`.
+
     """
     options = MergeOptions(
         dtype, None if vae is None else Path(vae), embed_recipe, check_hashes, named_in, date, threads
@@ -102,21 +119,32 @@ def write_merge(
 ) -> None:
     """Write the result of `step` (default: the recipe's output) to the .safetensors file `output`.
 
-    `paths` are the sources' files, {name: path}, or the folder that the recipe's files are named from. Only those that
-    the step needs are opened. An open source may stand for its file, and stays open. Merged tensors are computed in
-    float32 and rounded once. Of the rest, buffers of the model's parts are copied from a or, where that lacks them, b;
-    what is no part of the model (prediction markers, noise schedules) from the model that the step begins with alone;
-    EMA copies from none; and position ids are written as int64 0 .. n-1.
+    Merged tensors are computed in float32 and rounded once. The other tensors of the output are:
 
-    Hashes are taken from and kept in `hashes`; those that it lacks are computed, which reads the files once more and
-    tells `hashing` the file's name, the bytes done and their total. `progress` is told the bytes written and their
-    total, tensor by tensor.
+    * buffers of the model's parts, copied from a, or from b if a lacks them;
+    * tensors outside the model's parts (prediction markers, noise schedules), copied from the model that the step
+      begins with;
+    * position ids, written as int64 0 to n-1.
 
-    Raises RecipeError for alphas that are free: `recipe.started()` has them at their starting values. Raises
-    CheckpointError, nothing written, for sources that are missing or do not fit each other, for NaN or Inf in a
-    tensor that takes part, for values beyond the range of the dtype, for a VAE that does not fit, for files that are
-    changed, replaced or deleted meanwhile, and for an output that cannot be written. Gives a BlockfitWarning for what
-    is odd about the sources though they can be merged: see `inputs.warn_of_merged` and `zeros.ZeroTensors`.
+    EMA copies are left out. A BlockfitWarning reports oddities of sources that can still be merged, see
+    `inputs.warn_of_merged` and `zeros.ZeroTensors`.
+
+    Free alphas are a RecipeError; `recipe.started()` returns the recipe with their starting values. A CheckpointError,
+    with nothing written, reports sources that are missing or do not fit each other, NaN or Inf in a merged tensor,
+    values beyond the range of the dtype, a VAE that does not fit, files that were changed, replaced or deleted during
+    the merge, and an output that cannot be written.
+
+    Args:
+        recipe: A recipe without free alphas.
+        paths: The sources' files, {name: path}, or the folder that the recipe's files are named from. Only the files
+            that the step needs are opened. An open source may take the place of its file, and stays open.
+        output: The .safetensors file to write.
+        options: Precision, checks and metadata.
+        step: The step to merge. Default: the recipe's output.
+        hashes: A cache of the files' hashes. Missing hashes are computed and stored, which reads the files once more.
+        hashing: Called with a file's name, the bytes hashed and their total.
+        progress: Called after each tensor with the bytes written and their total.
+
     """
     name = recipe.step(step or recipe.output).name
     recipe.check_finished("merged", name)
@@ -145,20 +173,20 @@ def write_merge(
 def _with_vae(
     stack: ExitStack, recipe: Recipe, opened: dict[str, TensorSource], file: Path | None
 ) -> tuple[dict[str, TensorSource], TensorSource | None]:
-    """Return the sources without their VAEs, and the VAE that takes their place; as they are if there is none."""
+    """Return the sources without their VAEs, and the VAE of `file`; the sources as they are, and None, without one."""
     if file is None:
         return opened, None
     vae = stack.enter_context(open_vae(file, recipe.layout, list(opened.values())))
-    return {source: stack.enter_context(without_vae(one)) for source, one in opened.items()}, vae
+    return {name: stack.enter_context(without_vae(source)) for name, source in opened.items()}, vae
 
 
 def _planned(
     recipe: Recipe, step: str, opened: Mapping[str, TensorSource], vae: TensorSource | None, dtype: torch.dtype
 ) -> "_Plan":
-    """Return what the output will hold. Raises CheckpointError for sources that do not fit each other."""
+    """Return the plan of the output, or raise CheckpointError if the sources do not fit each other."""
     contributors = Contributors(recipe, list(opened), [step])
     parts = plan_parts(recipe.layout, recipe.mapping, list(opened.values()), contributors)
-    check_channels(recipe, step, parts, {source: one.label for source, one in opened.items()})
+    check_channels(recipe, step, parts, {name: source.label for name, source in opened.items()})
     plan = _Plan(recipe, step, opened, parts, dtype, vae)
     warn_of_merged(recipe, step, opened, contributors, baked=vae is not None)
     return plan
@@ -172,6 +200,7 @@ def _write(
     options: MergeOptions,
     progress: Callable[[int, int], None] | None,
 ) -> None:
+    """Write the planned output; it replaces an existing file only when it is complete."""
     sizes = {spec.name: spec.nbytes for spec in plan.specs}
     total, written = sum(sizes.values()), 0
 
@@ -183,9 +212,9 @@ def _write(
 
     zeros = ZeroTensors()
     with safetensors_writer(output, plan.specs, metadata) as file:
-        for other, tensor in plan.others():
-            file.write(other, tensor)
-            count(other)
+        for name, tensor in plan.others():
+            file.write(name, tensor)
+            count(name)
         write_merged(
             file,
             plan.merged,
@@ -196,7 +225,7 @@ def _write(
             zeros=zeros,
         )
         zeros.compare_with(used)
-        # Before the output takes its place: it, or the hashes in its metadata, may be of other files.
+        # Check before the output is put in place: after a change it, or the hashes in its metadata, may be wrong.
         check_unchanged(used)
     zeros.warn()
 
@@ -214,14 +243,16 @@ def _given_for(
 
 
 def _file_of(given: Path | str | TensorSource) -> Path | None:
+    """Return the file of a source, None for an open source without a file."""
     return Path(given) if isinstance(given, Path | str) else given.path
 
 
 def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -> None:
+    """Raise CheckpointError for an output that cannot be written or would overwrite an input."""
     check_output(output)
     if output.suffix != ".safetensors":
         raise CheckpointError(f"{output}: a merge is written as .safetensors; give the output this extension")
-    if not output.resolve().parent.is_dir():  # the writer says so too, but after the sources were hashed
+    if not output.resolve().parent.is_dir():  # the writer checks this too, but only after the sources were hashed
         raise CheckpointError(f"{output}: the folder {output.resolve().parent} does not exist; create it first")
     for name, path in sources.items():
         if output.resolve() == path.resolve():
@@ -231,12 +262,12 @@ def _check_output(output: Path, sources: Mapping[str, Path], vae: Path | None) -
 
 
 def _copy_of(name: str, shape: tuple[int, ...], position: int) -> MergedTensor:
-    """The tensor of the source at `position` alone, rounded and checked as any merged one is."""
+    """Return a copy of a tensor of the source at `position`, rounded and checked like merged tensors."""
     return MergedTensor(name, (WeightedSum(Part(name, None, shape, (position,), scored=False), {position: 1.0}),))
 
 
 class _Plan:
-    """What the output holds, and how each of its tensors comes about; `vae` counts as one more source, the last."""
+    """The tensors of the output and the origin of each; `vae` counts as a further source, the last."""
 
     def __init__(
         self,
@@ -267,12 +298,12 @@ class _Plan:
 
     @property
     def channels(self) -> int:
-        """How many channels the output's input convolution has: 4, or more in an inpainting model."""
+        """Number of channels of the output's input convolution; 0 without an inpainting variant of the layout."""
         inpainting = self._layout.inpainting
         return next((spec.shape[1] for spec in self.specs if inpainting and spec.name == inpainting.tensor), 0)
 
     def others(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The output's tensors that do not merge."""
+        """Yield the names and tensors of the output that do not merge."""
         for spec in self.specs:
             if spec.name in self._layout.position_ids:
                 yield spec.name, torch.arange(spec.shape[-1], dtype=torch.int64).reshape(spec.shape)
@@ -280,13 +311,14 @@ class _Plan:
                 yield spec.name, self._copied[spec.name].tensor(spec.name)
 
     def _copies(self, recipe: Recipe, output: str, sources: list[str]) -> dict[str, TensorSource]:
-        """The tensors that do not merge, each with the checkpoint it is copied from."""
+        """Return the names of tensors that are copied, each with the checkpoint it is copied from."""
         known = dict(zip(sources, self._opened, strict=True))
         buffers: dict[str, dict[str, TensorSource]] = {
-            source: {name: one for name in one.tensors if self._is_buffer(name, one)} for source, one in known.items()
+            name: {tensor: source for tensor in source.tensors if self._is_buffer(tensor, source)}
+            for name, source in known.items()
         }
         for step in recipe.ancestors(output):
-            # As with tensors that merge: what only c holds is not in the result.
+            # As with merged tensors, the result lacks the tensors that only c has.
             buffers[step.name] = {**buffers[step.b], **buffers[step.a]}
         first = known[recipe.first_model(output)]
         beside = {
@@ -298,11 +330,12 @@ class _Plan:
         return {name: source for name, source in {**beside, **buffers[output]}.items() if name not in merged}
 
     def _is_buffer(self, name: str, checkpoint: TensorSource) -> bool:
-        """Whether a tensor belongs to a part of the model, but does not merge."""
+        """Return whether a tensor belongs to a part of the model but does not merge."""
         merges = self._layout.merges(name) and checkpoint.tensors[name].dtype.is_floating_point
         return self._layout.part_of(name) is not None and not merges
 
     def _specify(self) -> Iterable[TensorSpec]:
+        """Yield name, dtype and shape of the output's tensors, in order."""
         counted = {embedding: ids for ids, embedding in self._layout.position_ids.items()}
         for tensor in self.merged:
             yield TensorSpec(tensor.name, self._dtype, tensor.shape)

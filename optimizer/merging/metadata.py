@@ -1,4 +1,4 @@
-"""What a merged file says about itself: the fields that other tools and model sites read from a safetensors header."""
+"""Metadata of a merged file: the fields of a safetensors header that other tools and model sites read."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,9 @@ from optimizer.recipes import RECIPE_TYPE, Recipe, recipe_as_data
 __all__ = ["merge_metadata"]
 
 _UNKNOWN = "unknown"
-_MOST_INHERITED = 1 << 20  # characters of one field of a source that are carried on; real ones have thousands
+_MOST_INHERITED = (
+    1 << 20
+)  # characters; longer fields of a source's metadata are not carried over (real ones have thousands)
 
 
 def merge_metadata(
@@ -28,18 +30,29 @@ def merge_metadata(
     hashes: HashCache | None = None,
     hashing: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, str]:
-    """The metadata of the file that holds the step `output`, merged from `sources` (by model name).
+    """Return the metadata of the file with the step `output`.
 
-    `channels` are those of the output's input convolution. Without `embed_recipe` there is nothing that tells of the
-    recipe or the sources, and no file is hashed. `digests` are the sha256 of sources that were found to be those that
-    the recipe notes, None if that was not looked at; then the metadata says so. Hashes that `hashes` lacks are
-    computed, `hashing` told the file's name, the bytes done and their total. Raises CheckpointError for a source that
-    cannot be read.
+    The metadata has no modelspec.hash_sha256. This is the hash of all tensor data, which would have to be written
+    before the header in front of it, or hashed in a second pass. modelspec.prediction_type is copied from the markers
+    or the metadata of the model that `output` begins with; most models have none, and then the merge has none. The same
+    holds for zero terminal SNR. A source that cannot be read is a CheckpointError.
 
-    There is no modelspec.hash_sha256: it is of all tensor data, which would have to be written before the header that
-    stands in front of it, or hashed in a second pass. modelspec.prediction_type is what the model that `output` begins
-    with says of itself, by its markers or its metadata; most say nothing, and so does the merge. So it is with zero
-    terminal SNR.
+    Args:
+        recipe: The recipe.
+        output: The step in the file.
+        sources: The open sources, by model name.
+        channels: The number of channels of the output's input convolution.
+        vae: The checkpoint that all VAE tensors were taken from.
+        date: The date of the merge, in ISO 8601.
+        embed_recipe: Write the recipe and the sources. Without, no file is hashed.
+        digests: The sha256 of the sources that have the hash noted in the recipe; None if this was not checked, which
+            the metadata then notes.
+        hashes: A cache of the files' hashes; missing ones are computed.
+        hashing: Called with a file's name, the bytes hashed and their total.
+
+    Returns:
+        The metadata, texts by field.
+
     """
     spec, inpainting = recipe.layout.modelspec, recipe.layout.inpainting
     metadata = {"format": "pt"}
@@ -59,11 +72,11 @@ def merge_metadata(
         return metadata
 
     def digest(source: TensorSource) -> str | None:
-        told = None if hashing is None else lambda done, total: hashing(source.name, done, total)
-        return None if source.path is None else sha256(source.path, hashes, progress=told)
+        progress = None if hashing is None else lambda done, total: hashing(source.name, done, total)
+        return None if source.path is None else sha256(source.path, hashes, progress=progress)
 
     found = {name: (digests or {}).get(name) or digest(source) for name, source in sources.items()}
-    # What was noted before may be of another file, or the first digits only.
+    # The recipe's own hash may be that of another file, or only its first digits.
     models = {
         name: replace(model, sha256=found[name]) if name in found and model.sha256 else model
         for name, model in recipe.models.items()
@@ -91,15 +104,13 @@ def merge_metadata(
 
 
 def _title(source: TensorSource) -> str:
+    """Return the name of a source for modelspec.merged_from."""
     return source.name if source.path is None else source.path.stem
 
 
 def _models(sources: Sequence[tuple[str | None, TensorSource]]) -> dict[str, Any]:
-    """Return the entries of sd_merge_models: the sources, by sha256, then the models that these were merged from.
-
-    A source without a file has no sha256, hence no entry of its own.
-    """
-    told = [
+    """Return the entries of sd_merge_models: the sources that are files, then their parents, by sha256."""
+    carried = [
         {name: text for name, text in source.metadata.items() if len(text) <= _MOST_INHERITED} for _, source in sources
     ]
     models: dict[str, Any] = {
@@ -108,21 +119,22 @@ def _models(sources: Sequence[tuple[str | None, TensorSource]]) -> dict[str, Any
             "legacy_hash": legacy_hash(source.path),
             "sd_merge_recipe": _object(metadata.get("sd_merge_recipe")),
         }
-        for (digest, source), metadata in zip(sources, told, strict=True)
+        for (digest, source), metadata in zip(sources, carried, strict=True)
         if digest is not None and source.path is not None
     }
-    for metadata in told:
+    for metadata in carried:
         models |= {digest: entry for digest, entry in known_models(metadata).items() if digest not in models}
     return models
 
 
 def _object(text: str | None) -> Mapping[str, Any] | None:
+    """Return the JSON object in a text, None for anything else."""
     value = parsed(text)
     return value if isinstance(value, Mapping) else None
 
 
 def _license(licenses: Mapping[str, str]) -> str:
-    """One licence for the merge if there is one; nobody but the user can say what follows from several."""
+    """Return the licence that all models share, or list the differing ones; only the user can judge several."""
     distinct = set(licenses.values())
     if distinct == {_UNKNOWN}:
         return f"{_UNKNOWN}: the licences of the merged models are not stated"
@@ -132,4 +144,5 @@ def _license(licenses: Mapping[str, str]) -> str:
 
 
 def _as_json(data: object) -> str:
+    """Return data as JSON, with non-ASCII letters as they are."""
     return json.dumps(data, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The sha256 that recipes note of their models, checked: a file of the same name may be another version."""
+"""Check files against the sha256 that recipes note for their models: the same name may be another version."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from optimizer.recipes import Model
 
 __all__ = ["check_noted_hashes", "fits_hash", "other_hash"]
 
-# All digits of a file's sha256, or the first ten, which people pass on.
+# All 64 digits of a file's sha256, or the first 10, which people quote.
 _HASH = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{10}")
 
 
@@ -24,14 +24,23 @@ def check_noted_hashes(
     telling: str = "hashing {}",
     known: bool = False,
 ) -> dict[str, str]:
-    """Return the sha256 of those of `paths` ({model: file}) of which `models` note one, by the models' names.
+    """Check the files of models for which the recipe notes a sha256.
 
-    Hashes are taken from and kept in `hashes`; files that it lacks are read, which takes some 1.5 s for 2 GB and tells
-    `progress` what is done (`telling`, with the file's name), the bytes done and their total. With `known`, those are
-    left out.
+    Args:
+        models: The models of the recipe, by name.
+        paths: The files, by the models' names.
+        named_in: The recipe, for messages.
+        hashes: A cache of the files' hashes. Missing hashes are computed and stored, in about 1.5 s for 2 GB.
+        progress: Called while a file is read with a title, the bytes done and their total.
+        telling: The title; {} stands for the file's name.
+        known: Check only files whose hashes are in the cache.
 
-    Raises CheckpointError, a line for each, for files that have another hash, cannot be read, or of which something
-    else than a hash is noted. `named_in` is the recipe, for messages.
+    Returns:
+        The sha256 of the checked files, by the models' names.
+
+    Raises:
+        CheckpointError: If a file has another hash or cannot be read, or the noted text is no hash; a line for each.
+
     """
     found: dict[str, str] = {}
     problems: list[str] = []
@@ -61,20 +70,21 @@ def check_noted_hashes(
 
 
 def fits_hash(digest: str, noted: str) -> bool:
-    """Whether a file's sha256 is the one that was noted, whole or its first ten digits."""
+    """Return whether a file's sha256 is the noted one, given whole or by its first 10 digits."""
     return digest.startswith(noted.lower())
 
 
 def other_hash(noted: str, path: Path, digest: str) -> str:
-    """What to say of a file whose hash is another one than was noted."""
+    """Return the message for a file whose sha256 differs from the noted one."""
     both = noted.lower(), digest
     if short_hash(both[0]) != short_hash(digest):
         both = short_hash(both[0]), short_hash(digest)
     return (
-        f"{both[0]} is noted, but {path} has the hash {both[1]}: it is another file than the one that was used; put "
-        "that one there, correct or leave out `sha256`, or go on all the same (`check_hashes=False`)"
+        f"{both[0]} is noted, but {path} has the hash {both[1]}: it is not the file that was used; put that file "
+        "there, correct or leave out `sha256`, or go on all the same (`check_hashes=False`)"
     )
 
 
-def _named(what: str, progress: Callable[[str, int, int], None] | None) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(what, done, total)
+def _named(title: str, progress: Callable[[str, int, int], None] | None) -> Callable[[int, int], None] | None:
+    """Return a callback that passes bytes done and total to `progress` under a title."""
+    return None if progress is None else lambda done, total: progress(title, done, total)

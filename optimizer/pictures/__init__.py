@@ -1,6 +1,6 @@
-"""What a checkpoint draws: opening it as a pipeline, sampling from it, labelled sheets, previews of merges.
+"""Draw pictures with checkpoints: pipelines, sampling, labelled sheets and previews of merges.
 
-diffusers and transformers are loaded when they are needed.
+diffusers and transformers are imported only when a picture is drawn.
 """
 
 from optimizer.pictures.drawing import draw, generate, latent_distance, pixel_distance

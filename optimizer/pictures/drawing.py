@@ -1,4 +1,4 @@
-"""Drawing with a pipeline: pictures and final latents from prompts and seeds, and how far apart two of them are."""
+"""Draw pictures and final latents with a pipeline from prompts and seeds, and measure their distances."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,17 +17,23 @@ from optimizer.pictures.opening import open_pipeline, pipeline_files, quietly
 
 __all__ = ["Drawn", "check_steps", "default_guidance", "draw", "generate", "latent_distance", "pixel_distance"]
 
-# Numbers of a channel of latents, in all pictures that are drawn at once: one picture of 512 x 512, as many small ones
-# as a processor gains from. One at a time needs the least memory, and no picture depends on what else is drawn.
+# Numbers in a channel of latents, over all pictures of a batch: one picture of 512 x 512 pixels, or as many small ones
+# as speed up a CPU. One picture at a time needs the least memory, and no picture depends on the rest of its batch.
 _BATCH = 64 * 64
-_SHARED = 32  # the side of latents from which on cores gain from sharing the work
+_SHARED = 32  # the smallest side of latents for which several threads are faster
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A picture (RGB), what it was drawn from, and its final latents, float32 [channels, height, width] on the CPU.
+    """A picture with its prompt, seed and final latents.
 
-    Latents are as the sampler leaves them, not yet divided by the VAE's scaling factor.
+    Attributes:
+        prompt: The prompt.
+        seed: The seed of the noise.
+        picture: The picture, RGB.
+        latents: The sampler's result, float32 [channels, height, width] on the CPU, not yet divided by the VAE's
+            scaling factor.
+
     """
 
     prompt: str
@@ -37,7 +43,7 @@ class Drawn:
 
 
 def default_guidance(configuration: Path) -> float:
-    """Return how strongly pictures follow their prompt unless the user says otherwise, by pipeline configuration."""
+    """Return the default guidance of a pipeline configuration: how strongly pictures follow their prompt."""
     layouts = (load_layout(name) for name in layout_names())
     encoders = (encoder for layout in layouts for encoder in layout.text_encoders)
     pipelines = (pipeline for encoder in encoders for pipeline in (encoder.pipelines or {}).values())
@@ -45,12 +51,20 @@ def default_guidance(configuration: Path) -> float:
 
 
 def check_steps(scheduler: Any, steps: int) -> None:
-    """Raise InputError unless `steps`, 1 to 1000, begin where all is noise.
+    """Raise InputError for a number of steps with which the sampler would not begin in pure noise.
 
-    The noise that pictures begin with is as strong as at the last of the 1000 levels that the model was trained on.
-    Samplers with `leading` time steps divide 1000 by the number of steps and drop
-    what is left: 200 steps begin at level 996, 201 at level 801, where the model expects a fifth of a picture below the
-    noise, and 1000 beyond the last. What begins more than a tenth of all levels below an even division is refused.
+    A picture begins with noise as strong as at the last of the 1000 levels that the model was trained on. Samplers with
+    `leading` time steps divide 1000 by the number of steps and drop the remainder. So 200 steps begin at level 996, but
+    201 at level 801, where the model expects a fifth of a picture below the noise, and 1000 beyond the last level. A
+    number of steps is refused if it begins more than a tenth of all levels below an even division.
+
+    Args:
+        scheduler: The sampler of a pipeline.
+        steps: The number of steps, 1 to 1000.
+
+    Raises:
+        InputError: For such a number of steps, with the nearest numbers that work.
+
     """
     levels = scheduler.config.num_train_timesteps
     if not 1 <= steps <= levels:
@@ -61,12 +75,13 @@ def check_steps(scheduler: Any, steps: int) -> None:
             for counts in (range(steps - 1, 0, -1), range(steps + 1, levels + 1))
         )
         raise InputError(
-            f"received {steps}; in so many, the sampler would not begin where all is noise; "
-            f"{' or '.join(str(count) for count in nearest if count is not None)} will do"
+            f"received {steps}; the sampler would not begin in pure noise; must be "
+            f"{' or '.join(str(count) for count in nearest if count is not None)}, for example"
         )
 
 
 def _begins_in_noise(scheduler: Any, steps: int) -> bool:
+    """Return whether the sampler begins at a level of pure noise."""
     levels: int = scheduler.config.num_train_timesteps
     scheduler.set_timesteps(steps)
     left = levels - 1 - int(scheduler.timesteps[0])
@@ -83,16 +98,25 @@ def draw(
     negative: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Drawn]:
-    """Draw one picture for every prompt and seed: all seeds of the first prompt, then all of the second, ...
+    """Draw one picture for every prompt and seed: all seeds of the first prompt, then all seeds of the second, ...
 
-    A picture's noise depends on its seed alone (0 to 2**64 - 1), not on device, prompt or checkpoint, so what different
-    checkpoints draw from the same prompt and seed can be compared. `steps` are DDIM's, those that `check_steps` allows;
-    `guidance` is how strongly pictures follow their prompt and keep off the `negative` one, 1 being the model's plain
-    prediction. Prompts are taken as they are: "(word:1.2)" weighs nothing; what exceeds the text encoder's limit is cut
-    off.
-    `progress` is told the steps done and their total.
+    A picture's noise depends only on its seed, not on device, prompt or checkpoint. So pictures of different
+    checkpoints from the same prompt and seed can be compared. Steps that `check_steps` refuses are an InputError.
 
-    Raises InputError for other `steps`.
+    Args:
+        pipeline: A pipeline from `open_pipeline`.
+        prompts: The prompts, taken literally: "(word:1.2)" has no weight. Text beyond the text encoder's limit is cut
+            off.
+        seeds: The seeds of the noise, 0 to 2**64 - 1.
+        steps: The number of steps of DDIM.
+        guidance: How strongly pictures follow their prompt and avoid the negative one; 1 is the model's plain
+            prediction.
+        negative: The negative prompt.
+        progress: Called with the steps done and their total, over all pictures.
+
+    Returns:
+        The pictures in this order.
+
     """
     attempt(lambda: check_steps(pipeline.scheduler, steps), "steps")
     side = pipeline.unet.config.sample_size
@@ -124,8 +148,8 @@ def draw(
             ).images
             pictures = _decoded(pipeline, latents)
         drawn += [
-            Drawn(prompt, seed, picture, one.float().cpu())
-            for (prompt, seed), picture, one in zip(batch, pictures, latents, strict=True)
+            Drawn(prompt, seed, picture, final.float().cpu())
+            for (prompt, seed), picture, final in zip(batch, pictures, latents, strict=True)
         ]
     return drawn
 
@@ -142,8 +166,23 @@ def generate(
 ) -> list[Image.Image]:
     """Draw one RGB picture with a checkpoint for every prompt and seed, in the order of `draw`.
 
-    `guidance` is by default that of the checkpoint's pipeline; `checkpoint`, `vae_from` and `device` are as in
-    `open_pipeline`, the rest as in `draw`. Raises what these raise.
+    Raises the errors of `open_pipeline` and `draw` too.
+
+    Args:
+        checkpoint: See `open_pipeline`.
+        prompts: See `draw`.
+        seeds: See `draw`.
+        steps: See `draw`.
+        guidance: See `draw`. Default: the guidance of the checkpoint's pipeline.
+        device: See `open_pipeline`.
+        vae_from: See `open_pipeline`.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        ValueError: If `steps` is less than 1.
+
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, received {steps}")
@@ -153,22 +192,23 @@ def generate(
         guidance = default_guidance(pipeline_files(checkpoint, vae_from=vae_from).configuration)
     pipeline = open_pipeline(checkpoint, vae_from=vae_from, device=device)
     drawn = draw(pipeline, prompts=prompts, seeds=seeds, steps=steps, guidance=guidance)
-    return [one.picture for one in drawn]
+    return [each.picture for each in drawn]
 
 
-def latent_distance(one: Drawn, other: Drawn) -> float:
-    """The root mean square of the difference of two pictures' final latents; at least 0, 1.4 for unrelated noise."""
-    return float((one.latents.double() - other.latents.double()).square().mean().sqrt())
+def latent_distance(first: Drawn, second: Drawn) -> float:
+    """Return the root mean square difference of two pictures' final latents, at least 0; 1.4 for unrelated noise."""
+    return float((first.latents.double() - second.latents.double()).square().mean().sqrt())
 
 
-def pixel_distance(one: Drawn, other: Drawn) -> float:
-    """The root mean square of the difference of two pictures as shown, RGB in [0, 1]: from 0 to 1 (black to white)."""
-    first, second = (np.asarray(drawn.picture, np.float64) / 255 for drawn in (one, other))
-    return float(np.sqrt(np.square(first - second).mean()))
+def pixel_distance(first: Drawn, second: Drawn) -> float:
+    """Return the root mean square difference of two pictures, RGB in [0, 1]: from 0 to 1 (black to white)."""
+    pixels, other_pixels = (np.asarray(drawn.picture, np.float64) / 255 for drawn in (first, second))
+    return float(np.sqrt(np.square(pixels - other_pixels).mean()))
 
 
 @torch.inference_mode()
 def _decoded(pipeline: Any, latents: torch.Tensor) -> list[Image.Image]:
+    """Return the pictures of latents [n, channels, height, width]."""
     vae = pipeline.vae
     pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
     pictures: list[Image.Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
@@ -177,10 +217,10 @@ def _decoded(pipeline: Any, latents: torch.Tensor) -> list[Image.Image]:
 
 @contextmanager
 def _threads(side: int) -> Iterator[None]:
-    """Draw small pictures in one thread.
+    """Let torch use one thread for small pictures, within the context.
 
-    Others have next to nothing to do in such layers; and where another program has their cores, waiting for them after
-    each layer takes several times as long as the drawing.
+    In layers this small further threads have almost no work. If another program uses their cores, waiting for them
+    after each layer takes several times as long as the drawing.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(before if side >= _SHARED else 1)

@@ -1,9 +1,9 @@
-"""Opening checkpoints as diffusers pipelines: each part with diffusers' own conversion, configured by this package.
+"""Open checkpoints as diffusers pipelines, each part converted by diffusers.
 
-Files are read by `open_checkpoint`, so that a .ckpt runs nothing and no name is looked up on the network; their tensors
-go to diffusers' single-file loader, which gets the configuration that ships with blockfit.
+`open_checkpoint` reads the files, so a .ckpt runs no code and nothing is downloaded. Their tensors go to diffusers'
+single-file loader with a configuration that ships with blockfit.
 """
-# ruff: noqa: PLC0415 -- diffusers and transformers take seconds to import: only drawing imports them.
+# ruff: noqa: PLC0415 -- diffusers and transformers take seconds to import, so only drawing imports them.
 
 import contextlib
 import warnings
@@ -25,7 +25,7 @@ __all__ = ["PipelineFiles", "drawn_layout", "open_pipeline", "open_scheduler", "
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """What a checkpoint is drawn with: the folder of its pipeline configuration, and the file of each part."""
+    """The files of a pipeline: the folder of its configuration, and the checkpoint of each part."""
 
     configuration: Path
     unet: Path
@@ -36,9 +36,18 @@ class PipelineFiles:
 def pipeline_files(
     checkpoint: Path, *, vae_from: Path | None = None, encoder_from: Path | None = None
 ) -> PipelineFiles:
-    """With which pipeline configuration and which files `open_pipeline` would open a checkpoint; reads no weights.
+    """Return the configuration and the files with which `open_pipeline` would open a checkpoint.
 
-    Raises CheckpointError as `open_pipeline` does for all that shows without reading weights.
+    Reads no weights. Raises the errors of `open_pipeline` that do not depend on them.
+
+    Args:
+        checkpoint: See `open_pipeline`.
+        vae_from: See `open_pipeline`.
+        encoder_from: See `open_pipeline`.
+
+    Returns:
+        The files.
+
     """
     with _opened(checkpoint, vae_from, encoder_from) as (configuration, parts):
         return PipelineFiles(configuration, **{part: Path(source.label) for part, source in parts.items()})
@@ -54,16 +63,22 @@ def open_pipeline(
 ) -> Any:
     """Open a checkpoint as a diffusers `StableDiffusionPipeline` on `device`, offline.
 
-    `checkpoint` is of a family that has a pipeline configuration (its layout tells), and of the shapes that this has.
-    If it has no VAE (a "NoVAE" file), that of the file `vae_from` is used, a checkpoint or a VAE alone; otherwise
-    `vae_from` is ignored. With `encoder_from`, another checkpoint, the text encoder is that one's. `tokenizer` spares
-    loading the configuration's once more.
+    Weights are float32. On a GPU they are float16, except for parts that the layout keeps in float32, for example VAEs
+    that overflow in float16 and draw black pictures. All files are closed on return.
 
-    Weights are float32; on a GPU they are float16 but for those parts that the layout keeps in float32, such as VAEs
-    that overflow and draw black pictures. All files are closed again.
+    A CheckpointError reports a file that is missing or broken, belongs to a family without pipeline configuration,
+    lacks tensors or has other shapes, and a missing text encoder or VAE.
 
-    Raises CheckpointError if a file is missing or broken, is no such checkpoint, lacks tensors or has other shapes, if
-    no text encoder or VAE is to be had, and if the text encoder is one that no pipeline configuration is known for.
+    Args:
+        checkpoint: A checkpoint of a family with a pipeline configuration in its layout.
+        vae_from: A checkpoint, or a VAE alone, whose VAE is used if `checkpoint` has none (a "NoVAE" file).
+        encoder_from: A checkpoint whose text encoder replaces that of `checkpoint`.
+        tokenizer: The tokenizer of the configuration, if it is already loaded.
+        device: The torch device of the pipeline.
+
+    Returns:
+        The pipeline.
+
     """
     with quietly():
         from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -94,7 +109,7 @@ def open_pipeline(
 
 
 def open_scheduler(configuration: Path) -> Any:
-    """The sampler, diffusers' DDIM, of a pipeline configuration."""
+    """Return the sampler of a pipeline configuration, diffusers' DDIM."""
     with quietly():
         from diffusers import DDIMScheduler
 
@@ -103,9 +118,9 @@ def open_scheduler(configuration: Path) -> Any:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep the libraries' advice and progress bars off the console; what goes wrong is raised all the same."""
+    """Keep advice and progress bars of diffusers and transformers off the console; errors are still raised."""
     with contextlib.ExitStack() as restored, warnings.catch_warnings(action="ignore"):
-        # transformers first: the rest of it gives advice about torchvision while it is being imported.
+        # Silence transformers first: while the rest of it is imported, it gives advice about torchvision.
         from transformers.utils import logging as transformers_logging
 
         restored.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
@@ -121,15 +136,13 @@ def quietly() -> Iterator[None]:
 
 
 def drawn_layout(checkpoint: Path) -> Layout:
-    """Return the layout of a checkpoint that pictures are drawn with.
-
-    Raises CheckpointError for a file that has no layout, or one that blockfit draws no pictures with.
-    """
+    """Return the layout of a checkpoint that can draw pictures, or raise CheckpointError if it cannot."""
     with open_checkpoint(checkpoint) as opened:
         return _layout_of(opened)
 
 
 def _layout_of(checkpoint: TensorSource) -> Layout:
+    """Return the layout of an open checkpoint that can draw pictures, or raise CheckpointError."""
     layout = checkpoint.layout
     if layout is None:
         raise CheckpointError(f"{checkpoint.label}: {unfit(checkpoint)}")
@@ -144,7 +157,7 @@ def _layout_of(checkpoint: TensorSource) -> Layout:
 def _opened(
     checkpoint: Path, vae_from: Path | None, encoder_from: Path | None
 ) -> Iterator[tuple[Path, dict[str, TensorSource]]]:
-    """The folder of the pipeline configuration, and for each part the opened file that it comes from."""
+    """Yield the folder of the pipeline configuration, and the open file of each part."""
     with ExitStack() as stack:
         whole = stack.enter_context(open_checkpoint(checkpoint))
         layout = _layout_of(whole)
@@ -159,33 +172,35 @@ def _opened(
             encoder = stack.enter_context(open_checkpoint(encoder_from, layout=layout))
         if encoder_from is None and read.tokens not in whole.tensors:
             raise CheckpointError(
-                f"{checkpoint}: has no text encoder ({read.model}*); `encoder_from=FILE` takes another file's"
+                f"{checkpoint}: has no text encoder ({read.model}*); `encoder_from=FILE` takes that of another file"
             )
         folder = pipeline_of(encoder, layout)
         if read.tokens in whole.tensors and (other := pipeline_of(whole, layout)) != folder:
             raise CheckpointError(
-                f"{checkpoint}: goes with the pipeline {other.name}, the text encoder of {encoder_from} with "
+                f"{checkpoint}: needs the pipeline {other.name}, the text encoder of {encoder_from} needs "
                 f"{folder.name}; take it from a file of the same family"
             )
         vae = whole
         if not _count(whole, "vae"):
             if vae_from is None:
                 raise CheckpointError(
-                    f"{checkpoint}: has no VAE ({_prefix(whole, 'vae')}*); `vae_from=FILE` takes another file's"
+                    f"{checkpoint}: has no VAE ({_prefix(whole, 'vae')}*); `vae_from=FILE` takes that of another file"
                 )
             vae = stack.enter_context(open_vae(vae_from, layout, ()))
         yield folder, {"unet": whole, "vae": vae, "text_encoder": encoder}
 
 
 class _NotRandom(TorchFunctionMode):
-    """New layers start as NaN and not at random, while the context lasts.
+    """A context in which new layers start as NaN instead of at random.
 
-    Random numbers for a whole model take longer than reading it; and what no tensor of the file has overwritten shows.
+    Random numbers for a whole model take longer than reading it, and NaN reveals weights that no tensor of the file has
+    overwritten.
     """
 
     def __torch_function__(
         self, function: Any, _types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
     ) -> Any:
+        """Fill a tensor with NaN if torch would fill it at random; pass every other call through."""
         named = named or {}
         if function.__name__ in ("uniform_", "normal_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_"):
             tensor: torch.Tensor = arguments[0] if arguments else named["tensor"]
@@ -195,10 +210,11 @@ class _NotRandom(TorchFunctionMode):
 
 
 def _load(model_class: Any, part: str, file: TensorSource, folder: Path, dtype: torch.dtype) -> Any:
+    """Return a part of the pipeline, loaded by diffusers from an open file."""
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     try:
-        # Mapped tensors: what is loaded is in memory once, as the model's own weights.
+        # The tensors are mapped, so that memory holds the weights only once, in the model.
         model = model_class.from_single_file(
             _tensors(file, part), config=str(folder), subfolder=part, local_files_only=True, torch_dtype=dtype,
             low_cpu_mem_usage=False,
@@ -209,6 +225,7 @@ def _load(model_class: Any, part: str, file: TensorSource, folder: Path, dtype: 
 
 
 def _load_encoder(file: TensorSource, folder: Path, dtype: torch.dtype) -> Any:
+    """Return the text encoder of an open file."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     model = CLIPTextModel(CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True))
@@ -223,45 +240,49 @@ def _load_encoder(file: TensorSource, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _checked(model: Any, part: str, file: TensorSource) -> Any:
-    # The loaders leave tensors that they do not find as they were.
+    """Return a loaded part, or raise CheckpointError if weights are missing or not finite."""
+    # The loaders leave weights unchanged that they do not find in the file.
     found, needed = _count(file, part), len(model.state_dict())
     if found < needed:
         beginning = _prefix(file, part)
         raise CheckpointError(f"{file.label}: has {found} {beginning}* tensors, but the {part} needs {needed}")
     for name, tensor in model.state_dict().items():
-        # NaN is the smallest and the largest of all numbers here; looking at each takes several times as long.
+        # aminmax returns NaN if any number is NaN, and is several times as fast as testing each.
         if tensor.is_floating_point() and not torch.stack(tensor.aminmax()).isfinite().all():
             raise CheckpointError(
                 f"{file.label}: the {part}'s {name} is missing, or holds NaN, Inf or numbers too large for "
-                f"{str(tensor.dtype).removeprefix('torch.')}; blockfit inspect tells more"
+                f"{str(tensor.dtype).removeprefix('torch.')}; blockfit inspect shows more"
             )
     return model
 
 
 def _unfit(file: TensorSource, folder: Path, error: Exception) -> CheckpointError:
+    """Return the error for a file that a loader refused."""
     reason = " ".join(str(error).split())
     return CheckpointError(f"{file.label}: does not fit the pipeline configuration {folder.name!r}: {reason}")
 
 
 def _tensors(file: TensorSource, part: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a part in a file, by name."""
     return {name: file.tensor(name) for name in _weights(file, part)}
 
 
 def _count(file: TensorSource, part: str) -> int:
+    """Return the number of a part's weights in a file."""
     return len(_weights(file, part))
 
 
 def _weights(file: TensorSource, part: str) -> list[str]:
-    """The names of a part's weights in a file; position ids are none."""
+    """Return the names of a part's weights in a file, without position ids."""
     layout, prefix = _layout_of(file), _prefix(file, part)
     return [name for name in file.tensors if name.startswith(prefix) and name not in layout.position_ids]
 
 
 def _prefix(file: TensorSource, part: str) -> str:
-    """The beginning of the names of a part's weights; `part` is diffusers' name of it."""
+    """Return the prefix of the names of a part's weights; `part` is diffusers' name of the part."""
     layout = _layout_of(file)
     if part == "text_encoder":
         return readable_encoder_of(layout).model
-    named = layout.network if part == "unet" else layout.vae
-    assert named is not None
-    return named.prefix
+    model_part = layout.network if part == "unet" else layout.vae
+    assert model_part is not None
+    return model_part.prefix

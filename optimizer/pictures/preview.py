@@ -1,4 +1,4 @@
-"""A contact sheet of a target, candidates and their sources: the same noise for all, distances below the pictures."""
+"""Draw contact sheets of a target, candidates and their sources, all from the same noise, with their distances."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from optimizer.recipes import Recipe, folders_of, load_recipe
 
 __all__ = ["Preview", "PreviewColumn", "PreviewRequest", "preview", "write_preview"]
 
-_SMALLEST = 128  # pixels, how wide pictures are at least shown
+_SMALLEST = 128  # pixels, the least width at which pictures are shown
 
 Progress = Callable[[str, int, int], None]
 _Built = TypeVar("_Built")
@@ -42,10 +42,15 @@ _Built = TypeVar("_Built")
 
 @dataclass(frozen=True)
 class PreviewColumn:
-    """What one file draws: `role` is "target", "candidate" or "source", `file` the checkpoint or recipe.
+    """The pictures of one file.
 
-    `vae_from` is the file that its VAE was taken from, None if it has its own. `drawn` is one picture for every prompt
-    and seed, all seeds of the first prompt first.
+    Attributes:
+        name: The column's title.
+        role: "target", "candidate" or "source".
+        file: The checkpoint or recipe.
+        vae_from: The file that the VAE was taken from; None if the file has one.
+        drawn: One picture for every prompt and seed, all seeds of the first prompt first.
+
     """
 
     name: str
@@ -57,10 +62,17 @@ class PreviewColumn:
 
 @dataclass(frozen=True)
 class Preview:
-    """The pictures of a target and of what is compared with it, and what they were drawn with.
+    """The pictures of a target and of the files compared with it, and their settings.
 
-    `pipeline` is the pipeline configuration's name; `encoder_from` the file whose text encoder all columns have, None
-    if each has its own.
+    Attributes:
+        target: The target's column.
+        others: The columns of candidates, then of sources.
+        pipeline: The name of the pipeline configuration.
+        steps: The number of steps of DDIM.
+        guidance: The guidance.
+        negative: The negative prompt.
+        encoder_from: The file whose text encoder all columns have; None if each column has its own.
+
     """
 
     target: PreviewColumn
@@ -72,40 +84,44 @@ class Preview:
     encoder_from: Path | None
 
     def latent_distances(self, column: PreviewColumn) -> tuple[float, ...]:
-        """For each picture the root mean square difference of its final latents to those of the target's picture."""
+        """Return the root mean square difference to the target's final latents, for each picture of a column."""
         return tuple(map(latent_distance, column.drawn, self.target.drawn))
 
     def pixel_distances(self, column: PreviewColumn) -> tuple[float, ...]:
-        """For each picture the root mean square difference to the target's, RGB in [0, 1]; from 0 to 1."""
+        """Return the root mean square difference to the target's pixels, RGB in [0, 1], for each picture."""
         return tuple(map(pixel_distance, column.drawn, self.target.drawn))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was not drawn as the files are by themselves: text encoder and VAEs that are other files'."""
+        """Notes on text encoders and VAEs that were taken from other files."""
         notes = []
         if self.encoder_from is not None:
             notes.append(f"text encoder of all columns: {self.encoder_from.name}")
         borrowed = [column for column in (self.target, *self.others) if column.vae_from is not None]
-        notes += [f"{one.name} has no VAE: drawn with that of {one.vae_from.name}" for one in borrowed if one.vae_from]
+        notes += [
+            f"{column.name} has no VAE: drawn with that of {column.vae_from.name}"
+            for column in borrowed
+            if column.vae_from
+        ]
         return tuple(notes)
 
     def sheet(self) -> Image.Image:
-        """The contact sheet: target, candidates, sources in columns, prompts and seeds in rows; distances below."""
+        """Return the contact sheet: files in columns, prompts and seeds in rows, distances below the pictures."""
         columns = (self.target, *self.others)
         distances = [
             [("", "")] * len(self.target.drawn),
             *(
                 [
                     (f"latent {latent:#.3g}", f"pixel {pixel:#.3g}")
-                    for latent, pixel in zip(self.latent_distances(one), self.pixel_distances(one), strict=True)
+                    for latent, pixel in zip(self.latent_distances(column), self.pixel_distances(column), strict=True)
                 ]
-                for one in self.others
+                for column in self.others
             ),
         ]
         rows, captions = {}, {}
         for position, drawn in enumerate(self.target.drawn):
             label = f"{drawn.prompt.strip() or '(empty prompt)'}\nseed {drawn.seed}"
-            while label in rows:  # prompts that differ in spaces alone
+            while label in rows:  # prompts may differ only in spaces
                 label += " "
             rows[label] = [column.drawn[position].picture for column in columns]
             captions[label] = ["\n".join(of_column[position]).strip() for of_column in distances]
@@ -123,7 +139,7 @@ class Preview:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The same without pictures, for JSON: settings, and each column's distances to the target, mean and single."""
+        """Return the settings and each column's distances to the target, mean and by picture, for JSON."""
         columns = []
         for column in self.others:
             latent, pixel = self.latent_distances(column), self.pixel_distances(column)
@@ -153,21 +169,20 @@ class Preview:
 
 @dataclass(frozen=True)
 class PreviewRequest:
-    """Request for a contact sheet: what is drawn, and how.
+    """Request for a contact sheet: its files and settings.
 
     Attributes:
         target: The checkpoint that the others are compared with.
         candidates: Checkpoints, or recipes (.yaml) without free alphas.
-        prompts: Prompts, a row each for each seed; as `seeds`, the same counts once.
-        seeds: Seeds of the noise.
-        steps: Steps of DDIM.
-        guidance: Guidance, at least 1. Default: the pipeline's own.
+        prompts: The prompts; each has a row for each seed. Duplicates among prompts and seeds are dropped.
+        seeds: The seeds of the noise.
+        steps: The number of steps of DDIM.
+        guidance: The guidance, at least 1. Default: the guidance of the pipeline.
         negative: The negative prompt.
-        encoder_from: A checkpoint whose text encoder all columns are drawn with: what is left to see is the difference
-            of the UNets.
-        vae_from: A file whose VAE stands in where a file has none. Default: the target's.
-        with_sources: Whether the models of recipes follow the candidates, each once.
-        check_hashes: Whether the models of recipes must have the sha256 that these note.
+        encoder_from: A checkpoint whose text encoder all columns use, so that only differences of the UNets show.
+        vae_from: A file whose VAE is used for files without one. Default: the target.
+        with_sources: Draw the models of recipes after the candidates, each once.
+        check_hashes: Require the sha256 that recipes note for their models.
 
     """
 
@@ -208,7 +223,30 @@ def preview(
 
         preview("closed.safetensors", ["my-study/best.yaml"], "sheet.png", prompts=["a cat"], seeds=[1, 2]).sheet()
 
-    The keywords are those of `PreviewRequest`, and of `write_preview`, which does the work.
+    Raises the errors of `write_preview`.
+
+    Args:
+        target: See `PreviewRequest`.
+        candidates: See `PreviewRequest`.
+        output: The .png to write.
+        prompts: See `PreviewRequest`.
+        seeds: See `PreviewRequest`.
+        steps: See `PreviewRequest`.
+        guidance: See `PreviewRequest`.
+        negative: See `PreviewRequest`.
+        encoder_from: See `PreviewRequest`.
+        vae_from: See `PreviewRequest`.
+        with_sources: See `PreviewRequest`.
+        folders: See `write_preview`.
+        check_hashes: See `PreviewRequest`.
+        hashes: See `write_preview`.
+        device: See `write_preview`.
+        progress: See `write_preview`.
+        warn: See `write_preview`.
+
+    Returns:
+        The pictures and their distances.
+
     """
     request = PreviewRequest(
         Path(target), tuple(map(Path, candidates)), tuple(prompts), tuple(seeds), steps, guidance, negative,
@@ -228,18 +266,29 @@ def write_preview(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Preview:
-    """Draw what is requested from the same noise, and write the contact sheet `output`, a .png.
+    """Draw the requested files from the same noise, and write the contact sheet `output`, a .png.
 
-    Recipes are each merged in float16 into a temporary file beside `output` that takes as much disk as a checkpoint and
-    is removed once it is drawn. Files are looked for where they say, then in `folders`, as a recipe's models are, those
-    named by their hash with the help of `hashes`. Checkpoints are opened one after another. `progress` is told what is
-    done, the steps done and their total; `warn` gets a line for each prompt that is longer than the text encoder takes.
+    Each recipe is merged in float16 into a temporary file beside `output`. The file takes as much disk as a checkpoint
+    and is removed after drawing. Checkpoints are opened one after another. After an error an existing `output` stays as
+    it was.
 
-    Raises InputError if the libraries that draw pictures are not installed, before anything is read, and with one line
-    for each problem that shows before anything is drawn, for files that are missing,
-    broken, cannot be drawn or go with different pipelines, for recipes with free alphas, for steps that `check_steps`
-    refuses, for an output that cannot be written, and for pictures that are not finite numbers. In every case an
-    existing `output` stays as it was.
+    Args:
+        request: Files and settings.
+        output: The .png to write.
+        folders: Further folders in which to look for files and for the models of recipes.
+        hashes: A cache of the files' hashes, for files that are named by hash.
+        device: The torch device for drawing.
+        progress: Called with a title, the steps done and their total.
+        warn: Called with a line for each prompt that is longer than the text encoder's limit.
+
+    Returns:
+        The pictures and their distances.
+
+    Raises:
+        InputError: If the libraries for drawing are not installed; before drawing, with a line for each problem: files
+            that are missing, broken, cannot be drawn or need different pipelines, recipes with free alphas, steps that
+            `check_steps` refuses, an output that cannot be written; and for pictures with NaN or Inf.
+
     """
     require("pictures", "a preview")
     output = Path(output)
@@ -249,7 +298,7 @@ def write_preview(
         check_output(output, beside=recipe)
     with atomic_path(output) as temporary:
         try:
-            temporary.touch()  # better known before the drawing than after it
+            temporary.touch()  # fail before the drawing, not after it
         except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
         plan = _plan(request, _Places(folders, hashes, progress, request.check_hashes))
@@ -261,7 +310,7 @@ def write_preview(
 
 @dataclass(frozen=True)
 class _Settings:
-    """How pictures are drawn, the same for all columns."""
+    """Settings with which the pictures of all columns are drawn."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -275,7 +324,7 @@ class _Settings:
 def _settings(
     request: PreviewRequest, plan: "_Plan", device: str | torch.device, warn: Callable[[str], None] | None
 ) -> _Settings:
-    """Return how all columns are drawn. Raises InputError for steps that the sampler does not draw in."""
+    """Return the settings of all columns, or raise InputError for a number of steps that `check_steps` refuses."""
     attempt(lambda: check_steps(open_scheduler(plan.configuration), request.steps), field="steps")
     with quietly():
         tokenizer = load_tokenizer(plan.configuration)
@@ -295,7 +344,8 @@ def _settings(
 
 
 def _draw_all(plan: "_Plan", settings: _Settings, scratch: Path, progress: Progress | None) -> Preview:
-    # Recipes first: whether there is disk enough for them shows before hours of drawing, not after.
+    """Draw all columns, recipes first."""
+    # A disk too small for the merged recipes then shows before hours of drawing, not after.
     ordered = sorted(plan.entries, key=lambda entry: entry.recipe is None)
     columns = {entry: _column(entry, plan, settings, scratch, progress) for entry in ordered}
     of_target, *others = (columns[entry] for entry in plan.entries)
@@ -312,7 +362,7 @@ def _draw_all(plan: "_Plan", settings: _Settings, scratch: Path, progress: Progr
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    """A column to be: the checkpoint at `path`, or what the recipe there makes of `models`."""
+    """A planned column: the checkpoint at `path`, or the merge of `models` by the recipe there."""
 
     name: str
     role: PictureRole
@@ -322,29 +372,29 @@ class _Entry:
 
     @contextmanager
     def checkpoint(self, scratch: Path, progress: Progress | None) -> Iterator[Path]:
-        """The checkpoint; of a recipe a temporary file below `scratch`."""
+        """Yield the checkpoint; for a recipe, its merge in a temporary file below `scratch`."""
         recipe = self.recipe
         if recipe is None:
             yield self.path
             return
-        told = None if progress is None else partial(progress, f"merging {self.name}")
+        merging = None if progress is None else partial(progress, f"merging {self.name}")
         with temporary_folder(scratch) as folder:
             merged = folder / "merged.safetensors"
             attempt(
-                # Hashes were compared before anything was drawn.
-                lambda: merge(recipe, self.models, merged, embed_recipe=False, check_hashes=False, progress=told),
+                # The hashes were checked before drawing began.
+                lambda: merge(recipe, self.models, merged, embed_recipe=False, check_hashes=False, progress=merging),
                 f"{self.path}: merging it into a temporary file",
             )
             yield merged
 
     def attempt(self, build: Callable[[], _Built]) -> _Built:
-        """What `build` gives; before the problems of a merged file stands the recipe that the user knows."""
+        """Return the result of `build`; errors about a merged file name the recipe, which the user knows."""
         return build() if self.recipe is None else attempt(build, f"{self.path}: drawing its merge")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The columns to be, the target's first, and what all are drawn with."""
+    """The planned columns, the target's first, and the files that all of them use."""
 
     entries: tuple[_Entry, ...]
     configuration: Path
@@ -353,10 +403,11 @@ class _Plan:
 
 
 def _column(entry: _Entry, plan: _Plan, settings: _Settings, scratch: Path, progress: Progress | None) -> PreviewColumn:
+    """Draw a planned column."""
     with entry.checkpoint(scratch, progress) as checkpoint:
         files = entry.attempt(lambda: pipeline_files(checkpoint, vae_from=plan.vae, encoder_from=plan.encoder))
-        told = None if progress is None else partial(progress, f"drawing {entry.name}")
-        drawn = entry.attempt(lambda: _drawn(files, plan.encoder, settings, told))
+        drawing = None if progress is None else partial(progress, f"drawing {entry.name}")
+        drawn = entry.attempt(lambda: _drawn(files, plan.encoder, settings, drawing))
     _free_memory()
     return PreviewColumn(entry.name, entry.role, entry.path, None if files.vae == checkpoint else files.vae, drawn)
 
@@ -364,6 +415,7 @@ def _column(entry: _Entry, plan: _Plan, settings: _Settings, scratch: Path, prog
 def _drawn(
     files: PipelineFiles, encoder: Path | None, settings: _Settings, progress: Callable[[int, int], None] | None
 ) -> tuple[Drawn, ...]:
+    """Return a checkpoint's pictures, or raise CheckpointError for NaN or Inf."""
     pipeline = open_pipeline(
         files.unet, vae_from=files.vae, encoder_from=encoder, tokenizer=settings.tokenizer, device=settings.device
     )
@@ -371,30 +423,31 @@ def _drawn(
         pipeline, prompts=settings.prompts, seeds=settings.seeds, steps=settings.steps, guidance=settings.guidance,
         negative=settings.negative, progress=progress,
     )  # fmt: skip
-    if not all(one.latents.isfinite().all() for one in drawn):
+    if not all(picture.latents.isfinite().all() for picture in drawn):
         raise CheckpointError(
-            f"{files.unet}: draws NaN or Inf: its numbers grow too large, as float16's may on a card (`device='cpu'` "
-            "draws in float32)"
+            f"{files.unet}: draws NaN or Inf: its numbers exceed the range of their dtype, float16 on a GPU "
+            "(`device='cpu'` draws in float32)"
         )
     return tuple(drawn)
 
 
 def _free_memory() -> None:
-    # Pipelines refer to themselves in circles; the next one is to find their memory free.
+    """Free the memory of closed pipelines for the next one."""
+    # Pipelines contain reference cycles, which only the collector frees.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class _Problems:
-    """Problems of several files, told together."""
+    """Problems of several files, raised together."""
 
     def __init__(self) -> None:
         self._found: list[str] = []
 
     @contextmanager
     def collected(self, end: str = "") -> Iterator[None]:
-        """Keep what an InputError says, `end` after each line of it, and go on."""
+        """Keep the lines of an InputError, each with `end` appended, instead of raising it."""
         try:
             yield
         except InputError as error:
@@ -402,14 +455,14 @@ class _Problems:
             self._found.extend(f"{place}{problem}{end}" for problem in error.problems)
 
     def raise_any(self) -> None:
-        """Raise an InputError if there are problems."""
+        """Raise InputError if there are problems."""
         if self._found:
             raise InputError(dict.fromkeys(self._found))
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """The files that all columns have to go with."""
+    """The target, and the files that all columns share with it."""
 
     target: Path
     configuration: Path
@@ -418,14 +471,14 @@ class _Shared:
 
 
 def _plan(request: PreviewRequest, places: "_Places") -> _Plan:
-    """Find all files and look into them; raises InputError with all problems that show without reading weights."""
+    """Find and check all files, or raise InputError with all problems that show without reading weights."""
     shared = _shared(request, places)
     problems = _Problems()
     entries, sources = _candidates(request, shared, places, problems)
     shown = {shared.target.resolve(), *(entry.path.resolve() for entry in entries)}
-    wanted = [source for path, source in sources.items() if path not in shown] if request.with_sources else []
-    names = [name for name, _ in wanted]
-    for name, path in wanted:
+    added = [source for path, source in sources.items() if path not in shown] if request.with_sources else []
+    names = [name for name, _ in added]
+    for name, path in added:
         with problems.collected(" (`with_sources=False` leaves sources out)"):
             _check(path, shared)
             entries.append(_Entry(name if names.count(name) == 1 else f"{name} ({path.name})", "source", path))
@@ -435,6 +488,7 @@ def _plan(request: PreviewRequest, places: "_Places") -> _Plan:
 
 
 def _shared(request: PreviewRequest, places: "_Places") -> _Shared:
+    """Find and check the target and the files that all columns share, or raise InputError."""
     problems = _Problems()
     target, encoder, vae = request.target, request.encoder_from, request.vae_from
     with problems.collected():
@@ -455,7 +509,7 @@ def _shared(request: PreviewRequest, places: "_Places") -> _Shared:
 def _candidates(
     request: PreviewRequest, shared: _Shared, places: "_Places", problems: _Problems
 ) -> tuple[list[_Entry], dict[Path, tuple[str, Path]]]:
-    """Return the columns of the candidates, and the models of those that are recipes, {file: (name, file as named)}."""
+    """Return the columns of the candidates, and the models of recipes, {file: (name, file as named)}."""
     entries, sources = list[_Entry](), dict[Path, tuple[str, Path]]()
     names = _short_names([shared.target, *request.candidates])[1:]
     for name, given in zip(names, request.candidates, strict=True):
@@ -477,68 +531,70 @@ def _candidates(
 
 
 class _Places(NamedTuple):
-    """Where files are looked for, what is known of their hashes, and whether those of recipes' models must fit."""
+    """The places to look for files, and how their hashes are found and checked."""
 
     folders: Sequence[Path]
-    hashes: HashCache | None
+    hash_cache: HashCache | None
     progress: Progress | None
     check_hashes: bool
 
 
 def _located(given: Path, places: _Places, field: str | None = None) -> Path:
-    folders, hashes, progress, _ = places
-    found = attempt(lambda: locate_given(given, folders, hashes=hashes, progress=progress), field=field)
+    """Return the path of a file that the user named, or raise InputError with its field."""
+    folders, hash_cache, progress, _ = places
+    found = attempt(lambda: locate_given(given, folders, hashes=hash_cache, progress=progress), field=field)
     if found.is_dir():
-        raise InputError(f"{given}: is a folder; name a file in it, such as its best.yaml", field=field)
+        raise InputError(f"{given}: is a folder; name a file in it, for example its best.yaml", field=field)
     return found
 
 
 def _is_recipe(path: Path) -> bool:
+    """Return whether a file is a recipe, by its extension."""
     return path.suffix.lower() in (".yaml", ".yml")
 
 
 def _finished_recipe(path: Path, places: _Places) -> tuple[Recipe, dict[str, Path]]:
-    """The recipe and the paths of the models that its output needs. Raises RecipeError if there are free alphas."""
+    """Return a recipe and the files of the models that its output needs, or raise RecipeError for free alphas."""
     recipe = load_recipe(path)
     attempt(lambda: recipe.check_finished("drawn"), path)
     beside, *others = folders_of(recipe, path, places.folders)
     files = {name: recipe.models[name].file for name in recipe.sources()}
-    hashes, progress = places.hashes, places.progress
-    models = locate_models(files, beside, others, named_in=path, hashes=hashes, progress=progress)
+    hash_cache, progress = places.hash_cache, places.progress
+    models = locate_models(files, beside, others, named_in=path, hashes=hash_cache, progress=progress)
     if places.check_hashes:
-        check_noted_hashes(recipe.models, models, named_in=path, hashes=hashes, progress=progress)
+        check_noted_hashes(recipe.models, models, named_in=path, hashes=hash_cache, progress=progress)
     return recipe, models
 
 
 def _check(path: Path, shared: _Shared) -> None:
-    """Raise CheckpointError unless a checkpoint can be drawn as the target is, as far as shows without its weights."""
+    """Raise CheckpointError unless a checkpoint needs the target's pipeline; reads no weights."""
     found = pipeline_files(path, vae_from=shared.vae, encoder_from=shared.encoder).configuration
     if found != shared.configuration:
         raise CheckpointError(
-            f"{path}: goes with the pipeline {found.name}, but {shared.target} with {shared.configuration.name}; all "
-            "of a sheet must go with the same"
+            f"{path}: needs the pipeline {found.name}, but {shared.target} needs {shared.configuration.name}; all "
+            "files of a sheet must need the same"
         )
 
 
 def _check_family(path: Path, target: Path, configuration: Path) -> None:
-    """Raise CheckpointError unless a model to be merged goes with the target's pipeline, or has no text encoder."""
+    """Raise CheckpointError if a model to be merged has a text encoder for another pipeline than the target's."""
     layout = drawn_layout(target)
     with open_checkpoint(path, layout=layout) as checkpoint:
         tokens = readable_encoder_of(layout).tokens
         if tokens in checkpoint.tensors and (found := pipeline_of(checkpoint, layout)) != configuration:
             raise CheckpointError(
-                f"{path}: goes with the pipeline {found.name}, but {target} with {configuration.name}; all of a sheet "
-                "must go with the same"
+                f"{path}: needs the pipeline {found.name}, but {target} needs {configuration.name}; all files of a "
+                "sheet must need the same"
             )
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The file names, with as many folders before them as tell different files of one name apart."""
+    """Return the file names, preceded by as many folders as distinguish different files of the same name."""
     names = []
     for path in paths:
-        others = [other.parts for other in paths if other != path]
+        others = [candidate.parts for candidate in paths if candidate != path]
         length = next(
-            (n for n in range(1, len(path.parts)) if all(other[-n:] != path.parts[-n:] for other in others)),
+            (n for n in range(1, len(path.parts)) if all(parts[-n:] != path.parts[-n:] for parts in others)),
             len(path.parts),
         )
         names.append(Path(*path.parts[-length:]).as_posix())
@@ -546,24 +602,26 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _cut(prompt: str, tokenizer: Any) -> str | None:
-    """What to tell a user whose prompt is longer than the text encoder takes."""
+    """Return a warning for a prompt that is longer than the text encoder's limit, else None."""
     with quietly():
         tokens = tokenizer(prompt, truncation=False).input_ids
         limit = tokenizer.model_max_length
         if len(tokens) <= limit:
             return None
         kept = tokenizer.decode(tokens[1 : limit - 1], skip_special_tokens=True).strip()
-    # Each begins and ends with a token of its own.
+    # A text begins and ends with a special token, which the user's count leaves out.
     return (
-        f"the prompt {_shortened(prompt)!r} has {len(tokens) - 2} tokens, the text encoder takes {limit - 2}: what "
-        f"follows {kept[-40:]!r} is cut off"
+        f"the prompt {_shortened(prompt)!r} has {len(tokens) - 2} tokens, the text encoder takes {limit - 2}: "
+        f"everything after {kept[-40:]!r} is cut off"
     )
 
 
 def _shortened(text: str) -> str:
+    """Return the text, shortened to 60 characters."""
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _described(column: PreviewColumn) -> dict[str, Any]:
+    """Return a column's name and files for JSON."""
     vae_from = None if column.vae_from is None else str(column.vae_from)
     return {"name": column.name, "file": str(column.file), "vae_from": vae_from}

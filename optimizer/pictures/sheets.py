@@ -1,4 +1,4 @@
-"""Labelled sheets that show pictures side by side, with captions below them and a title."""
+"""Labelled sheets that show pictures side by side, with captions and a title."""
 
 import math
 import re
@@ -13,11 +13,11 @@ from optimizer.printable import printable
 
 __all__ = ["contact_sheet"]
 
-_FONT_SIZE, _GAP = 16, 8  # in pixels: the height of the smallest letters, and the space around a sheet's parts
-_WORD = 128  # pixels, the most that a long word may widen a column to
-_LABEL = 240  # pixels, the most that labels at the left take, unless pictures are much wider
-_UNITS = 64  # of a pixel, in which FreeType measures
-_ASCENT = 0.93  # of the size: how far a line's baseline is below its top, as DejaVu Sans has it
+_FONT_SIZE, _GAP = 16, 8  # pixels: the height of the smallest letters, and the space around the parts of a sheet
+_WORD = 128  # pixels: the greatest column width that a long word can cause
+_LABEL = 240  # pixels: the greatest width of labels at the left, unless pictures are much wider
+_UNITS = 64  # FreeType measures in 64ths of a pixel
+_ASCENT = 0.93  # the distance of a line's baseline from its top, as a share of the font size (DejaVu Sans)
 _MOST_LINES = 24  # of one paragraph of a label
 
 
@@ -29,18 +29,26 @@ def contact_sheet(
     captions: Mapping[str, Sequence[str]] | None = None,
     title: str = "",
 ) -> Image.Image:
-    """Lay pictures out as a labelled table, RGB, black on white.
+    """Return pictures as a labelled table, RGB, black on white.
 
-    `rows` gives each row's label, shown at its left, and its pictures, one per column; all are of one size. `columns`
-    are shown at the top; a column is as wide as its pictures or, where these are small, as words above and lines below
-    them want it, at most 128 pixels. `captions` gives, for a row's label, what stands below each of its pictures, ""
-    for nothing; `title` stands above all. Line breaks in texts are kept, and what is too wide is broken between words,
-    or inside those that are too wide themselves; a paragraph that fills more than 24 lines is cut off with an
-    ellipsis. `scale` is how many times wider and higher pictures are shown; letters grow with pictures wider than 320
-    pixels.
+    A column is as wide as its pictures. For small pictures, words above and lines below can widen it up to 128 pixels.
+    Line breaks in texts are kept; longer lines are broken between words, and words that are too wide inside. A
+    paragraph of more than 24 lines is cut off with an ellipsis. Letters grow with pictures wider than 320 pixels.
 
-    Raises ValueError if `scale` is less than 1, if there is no picture, if a row has not one picture (or one caption)
-    per column, and if the pictures differ in size.
+    Args:
+        rows: The pictures of each row, one for each column and all of one size, by the label at the row's left.
+        columns: The headings of the columns.
+        scale: The factor by which pictures are enlarged, at least 1.
+        captions: The texts below a row's pictures, by the row's label; "" for no text.
+        title: The text above the table.
+
+    Returns:
+        The sheet.
+
+    Raises:
+        ValueError: If `scale` is less than 1, if there is no picture, if a row does not have one picture (or one
+            caption) for each column, or if the pictures differ in size.
+
     """
     captions = {} if captions is None else captions
     if scale < 1:
@@ -92,26 +100,23 @@ def contact_sheet(
 
 
 class _Lettering:
-    """Text in one size, `line` pixels a line, in the fonts that plots have too: a sheet looks the same everywhere."""
+    """Text of one size in the fonts of plots, so that sheets look the same everywhere; `line` is a line's height."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self.line = size * 5 // 4
 
     def length(self, text: str) -> float:
-        """Return how many pixels wide a line of text is."""
+        """Return the width of a line of text, in pixels."""
         width, _ = self._set(text).get_width_height()
         return width / _UNITS
 
     def wrapped(self, text: str, width: float) -> list[str]:
-        """Text in lines of at most `width` pixels, broken where it has line breaks, between words or inside long ones.
-
-        A paragraph without letters is an empty line.
-        """
+        """Return text in lines of at most `width` pixels; a paragraph without letters is an empty line."""
         return [line for paragraph in text.split("\n") for line in self._paragraph(paragraph, width)]
 
     def draw(self, sheet: Image.Image, lines: Sequence[str], x: float, y: float, *, align: float = 0) -> None:
-        """Write lines from `y` down; `align` is which part of a line is left of `x`: 0 nothing, 0.5 half, 1 all."""
+        """Draw lines from `y` down; `align` is the share of a line that is left of `x`, 0 to 1."""
         baseline = y + round(self._size * _ASCENT)
         for line in lines:
             font = self._set(line)
@@ -123,6 +128,7 @@ class _Lettering:
             baseline += self.line
 
     def _paragraph(self, text: str, width: float) -> list[str]:
+        """Return a paragraph in lines of at most `width` pixels."""
         lines: list[str] = []
         for word in printable(text).split():
             if lines and self.length(f"{lines[-1]} {word}") <= width:
@@ -134,7 +140,7 @@ class _Lettering:
         return lines or [""]
 
     def _pieces(self, word: str, width: float) -> Iterator[str]:
-        """A word in pieces that fit, broken after signs where there are some, else anywhere."""
+        """Yield a word in pieces of at most `width` pixels, broken after signs if it has any, else anywhere."""
         piece = ""
         for part in re.findall(r"[^-_./\\,]*[-_./\\,]?", word):
             for letters in (part,) if self.length(part) <= width else part:
@@ -145,7 +151,7 @@ class _Lettering:
         yield piece
 
     def _set(self, text: str) -> FT2Font:
-        """Return fonts that have laid out a line of text; letters that the first lacks come from the others."""
+        """Return a font with a line of text laid out; other fonts supply letters that the first one lacks."""
         font = get_font([findfont(family) for family in font_families(text)])
         font.set_size(self._size, 72)  # points, of which 72 are an inch: pixels
         font.set_text(known_letters(text))

@@ -1,5 +1,7 @@
-"""What a fit found, for people. This front shows what a terminal prints; the modules frames, trials, plots and page,
-which load pandas or matplotlib, and dashboard, which needs an extra, are imported by their names.
+"""The results of a fit for people: terminal tables, logs, data frames, plots, the HTML report and the dashboard.
+
+This package exports the terminal tables and logs. Import frames, trials, plots and page, which load pandas or
+matplotlib, and dashboard, which needs an extra, by their module names.
 """
 
 from optimizer.reports.ceilings import ceiling_tables

@@ -1,4 +1,4 @@
-"""Alphas by step and block, and what trials say of them: what plots and the report page show alike."""
+"""Alphas by step and block, and their scores in trials: shared by the plots and the report page."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ __all__ = ["AlphaRow", "alpha_rows", "block_score", "is_exact"]
 
 @dataclass(frozen=True)
 class AlphaRow:
-    """An alpha of a step: its number for each block, in layout order, and whether that was searched."""
+    """An alpha of a step: one number per block, in layout order, and whether each was searched."""
 
     step: str
     alpha: str
@@ -20,19 +20,19 @@ class AlphaRow:
 
     @property
     def found(self) -> tuple[float, ...]:
-        """The numbers that were searched."""
+        """Numbers of the searched blocks."""
         return tuple(number for number, searched in zip(self.values, self.searched, strict=True) if searched)
 
 
 def alpha_rows(result: FitResult) -> tuple[AlphaRow, ...]:
-    """The alphas that differ by block or were free, in the order of evaluation."""
+    """Return the alphas that differ by block or were free, in the order of evaluation."""
     blocks = result.recipe.layout.blocks
     searches = [search.parameters for search in result.searches if search.best is not None]
-    # A recipe may be all that is left of a fit.
+    # Without trials, only the recipe is left of the fit: then assume that the stages' free alphas were searched.
     known = searches or [stage.parameters for stage in result.study.stages]
-    searched = {(one.step, one.alpha, block) for parameters in known for one in parameters for block in one.blocks}
+    searched = {(free.step, free.alpha, block) for parameters in known for free in parameters for block in free.blocks}
     evaluated = [step.name for step in result.recipe.ancestors()]
-    # A study may fit steps that do not lead to the recipe's output: they come last.
+    # Steps that do not lead to the recipe's output may be fitted, too; they come last.
     order = [*evaluated, *(step.name for step in result.recipe.steps if step.name not in evaluated)]
     rows = []
     for name in order:
@@ -45,7 +45,7 @@ def alpha_rows(result: FitResult) -> tuple[AlphaRow, ...]:
 
 
 def block_score(trial: Trial, parameter: Parameter) -> float | None:
-    """Return the mean similarity of the parameter's blocks in this trial; None if none of them was scored."""
+    """Return the mean similarity of a free alpha's scored blocks in a trial; None if no block was scored."""
     scores = [trial.block_scores[block] for block in parameter.blocks if block in trial.block_scores]
     return math.fsum(scores) / len(scores) if scores else None
 

@@ -1,4 +1,4 @@
-"""What a study can reach, for the terminal."""
+"""Terminal tables of the similarity that a study can reach."""
 
 from collections.abc import Iterable
 
@@ -17,22 +17,23 @@ __all__ = ["ceiling_tables"]
 
 
 def ceiling_tables(found: Ceiling, layout: Layout) -> tuple[RenderableType, ...]:
-    """Similarities by block, the sources' shares, and what the figures mean, to be printed one below the other."""
+    """Return the tables of one metric: similarities by block, the sources' shares, and remarks on the figures."""
     return _blocks(found), _sources(found), Text("\n".join(map(printable, _remarks(found, layout))) + "\n")
 
 
 def _blocks(found: Ceiling) -> Table:
     table = _table(f"{found.metric}: best recipe, best alphas, best merge with coefficients in 0..1, best of all")
     headings = ["block", "recipe", "best", "in 0..1", "ceiling", "left"]
-    # A cosine of differences does not see their length; one of weights hardly has one to see.
+    # The cosine of differences ignores their length, so the scale is shown beside it.
     if found.metric == "delta":
         headings.append("scale")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "block" else "right")
     last = len(found.blocks) - 1
-    for position, (block, one) in enumerate(found.blocks.items()):
-        cells = [_percent(one.recipe), *map(percent, (one.best, one.ceiling_bounded, one.ceiling, one.not_in_sources))]
-        scale = one.best_scale if one.recipe_scale is None else one.recipe_scale
+    for position, (block, ceiling) in enumerate(found.blocks.items()):
+        bounds = (ceiling.best, ceiling.ceiling_bounded, ceiling.ceiling, ceiling.not_in_sources)
+        cells = [_percent(ceiling.recipe), *map(percent, bounds)]
+        scale = ceiling.best_scale if ceiling.recipe_scale is None else ceiling.recipe_scale
         scales = [f"{scale:.4f}"] if found.metric == "delta" else []
         table.add_row(block, *cells, *scales, end_section=position == last)
     total = found.total
@@ -55,21 +56,21 @@ def _sources(found: Ceiling) -> Table:
 
 def _remarks(found: Ceiling, layout: Layout) -> list[str]:
     identified = found.identified
-    remarks = ["Left is what no linear merge of these sources reaches: it is not in them."]
+    remarks = ["Left: similarity that no linear merge of these sources can reach."]
     if found.metric == "delta":
-        remarks.append("Scale is what the merged difference would have to be multiplied by to come nearest.")
-    remarks.append("Weighed, a tensor counts by how well the sources explain it: nearer to what was merged.")
+        remarks.append("Scale: the factor by which the merged difference would come nearest to the target's.")
+    remarks.append(
+        "Weighed: tensors count by how well the sources explain them; nearer to the coefficients of the merge."
+    )
     remarks.append(f"The {identified.alphas} free alphas move the coefficients in {identified.rank} directions.")
     if identified.trade_off:
         remarks.append(f"These trade off against each other: {_listed(identified.trade_off, layout)}.")
     if identified.idle:
-        remarks.append(f"These have no effect on any block that is scored: {_listed(identified.idle, layout)}.")
+        remarks.append(f"These have no effect on any scored block: {_listed(identified.idle, layout)}.")
     if found.unchanged:
         blocks = layout.describe_blocks(found.unchanged)
-        remarks.append(
-            f"Unchanged, as the target has them from the base, so that there is nothing to explain: {blocks}."
-        )
-    remarks += [f"Ranges too narrow: {one.describe(layout)}." for one in found.narrow]
+        remarks.append(f"Unchanged, with nothing to explain, since the target's blocks equal the base's: {blocks}.")
+    remarks += [f"Ranges too narrow: {narrow.describe(layout)}." for narrow in found.narrow]
     if found.note:
         remarks.append(f"Note: {found.note}.")
     return remarks

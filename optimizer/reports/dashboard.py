@@ -1,4 +1,4 @@
-"""Optuna's dashboard on a study's trials, with the study's plots beside them, for this machine only."""
+"""A read-only server of Optuna's dashboard for a study's trials and plots, for this machine only."""
 
 import json
 import logging
@@ -34,19 +34,19 @@ from optimizer.studies import Study, StudyFolder
 __all__ = ["serve_dashboard"]
 
 HOST = "127.0.0.1"
-# What optuna calls the attribute of a study that tells of a file beside it: its name goes on with the file's id.
+# Prefix of the study attribute in which Optuna describes a file of a study; the file's id follows.
 _ARTIFACT = "artifacts:"
-# And the one that tells what its values are called.
+# Study attribute with the names of the objective values.
 _NAMES = "study:metric_names"
-# And those of notes, which lie in pieces.
-_NOTE = re.compile(r"(?P<of>dashboard:(?:\d+:)?note_str:)(?P<number>\d{1,6})")
+# Study attributes with notes, which Optuna stores in numbered parts.
+_NOTE = re.compile(r"(?P<prefix>dashboard:(?:\d+:)?note_str:)(?P<number>\d{1,6})")
 _NOTE_VERSION = re.compile(r"dashboard:(?:\d+:)?note_ver")
 _OWN_PLOTS = "similarity-against-alpha-"
-_FORBIDDEN = "blockfit's dashboard answers to this machine alone, and to pages of its own."
-_READ_ONLY = "blockfit's dashboard is for looking: it changes, adds and deletes nothing."
+_FORBIDDEN = "blockfit's dashboard answers only this machine and its own pages."
+_READ_ONLY = "blockfit's dashboard is read-only: it changes, adds and deletes nothing."
 _READING = ("GET", "HEAD")
-_MOST_UNREAD = 1 << 20  # bytes of a request that is refused; a browser waits until they are taken
-# Of the dashboard's page what would change something; by the names that it gives to assistive technology and to icons.
+_MOST_UNREAD = 1 << 20  # bytes read of a refused request; a browser waits until its request is read
+# Controls of the dashboard's page that would change data, by their accessibility labels and icons.
 _HIDDEN = (
     *(f'[aria-label="{name}"]' for name in ("delete study", "rename study", "delete artifact", "skip trial")),
     *(f'button:has([data-testid="{icon}Icon"])' for icon in ("AddBox", "Edit", "Save")),
@@ -63,16 +63,23 @@ def serve_dashboard(
     ready: Callable[[str], None] = lambda address: None,
     warn: Callable[[str], None] = LOGGED.warn,
 ) -> None:
-    """Serve Optuna's dashboard on the study's trials until KeyboardInterrupt; `ready` is told its address.
+    """Serve Optuna's dashboard for a study's trials until KeyboardInterrupt.
 
-    It listens on this machine's loopback alone, at `port` (0: any that is free), refuses requests that other sites have
-    pages in the same browser make, and serves reading only: nothing is changed, added or deleted by it. Plots that a
-    fit has drawn are shown with their searches. A fit may go on meanwhile. `warn` is called for trials that do not
-    count and are not shown.
+    The server listens on the loopback interface only, refuses requests from other sites' pages in the same browser, and
+    refuses every request that would change, add or delete data. It shows a fit's plots with their searches. A fit may
+    run at the same time. StudyError is raised if the study has no readable trials.
 
-    Raises StudyError if there are no trials or they cannot be read, InputError if the port is taken.
+    Args:
+        study: The study.
+        storage: Address of the trials; None for the study's folder.
+        port: Port to listen on; 0 for any free port.
+        ready: Called with the dashboard's address when the server listens.
+        warn: Called with a text for trials that are ignored and not shown.
+
+    Raises:
+        InputError: If the port cannot be listened on.
     """
-    # Of errors in its own code the browser is told; where nobody listens, Python would print them with tracebacks.
+    # The dashboard reports its own errors to the browser. Without a handler Python would print them with tracebacks.
     logging.getLogger("optuna_dashboard").addHandler(logging.NullHandler())
     with open_trials(study, storage) as trials:
         plots = _PlotStore(study.folder)
@@ -84,7 +91,7 @@ def serve_dashboard(
             server = make_server(HOST, port, application, server_class=_Server, handler_class=_Quiet)
         except OSError as error:
             raise InputError(
-                f"{port} cannot be listened on: {error.strerror}; name another, or 0 for any that is free",
+                f"{port} cannot be listened on: {error.strerror}; name another port, or 0 for any free one",
                 field="port",
             ) from error
         with server:
@@ -93,9 +100,9 @@ def serve_dashboard(
 
 
 class _PlotStore(FileSystemArtifactStore):
-    """The plots in a study's folder as artifacts, and files that users have added in a folder beside them; all as is.
+    """A read-only artifact store: the plots in a study's folder, and files that users added in a folder beside them.
 
-    A plot's id follows from its name, so that the dashboard shows it as it is now, however often a fit draws it.
+    A plot's id is derived from its file name, so the dashboard always shows the latest version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -119,13 +126,13 @@ class _PlotStore(FileSystemArtifactStore):
 
 
 class _ShownStorage(CheckedStorage):
-    """A study's trials as the dashboard is to show them: those that count, with their budget, and with plots.
+    """A study's storage as the dashboard shows it: without ignored trials, and with budgets and plots added.
 
-    What is added is added here, and not in the storage, which is open for reading.
+    The additions exist in this object only; the storage is opened for reading.
     """
 
     def __init__(self, trials: OpenTrials, plots: _PlotStore) -> None:
-        """Read all trials once, so that what cannot be read is told before anything is served."""
+        """Read all trials once, so that unreadable ones raise an error before the server starts."""
         super().__init__(trials.storage, str(trials.address), fresh=False, read_only=True)
         self._trials = trials
         self._plots = plots
@@ -138,12 +145,12 @@ class _ShownStorage(CheckedStorage):
         self.get_all_studies()
 
     def left_out(self) -> Iterable[str]:
-        """Return lines on the trials that do not count."""
+        """Yield lines about the ignored trials."""
         for study_id, check in self._checks.items():
             yield from describe_left_out(check.left_out, self._trials.address, self._searches[study_id])
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        """Return all Optuna studies with their attributes."""
+        """Return all Optuna studies with their attributes, budgets and plots added."""
         found = super().get_all_studies()
         budgets = self._trials.budgets({study.study_name: study.user_attrs for study in found})
         for study in found:
@@ -153,13 +160,13 @@ class _ShownStorage(CheckedStorage):
         return found
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """Return a study's system attributes."""
+        """Return a study's system attributes, with plots added."""
         return self._added(study_id, super().get_study_system_attrs(study_id))
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return a study's trials that count, in the order of their numbers."""
+        """Return a study's trials without the ignored ones, in the order of their numbers."""
         if study_id not in self._checks:
             return super().get_all_trials(study_id, deepcopy, states)
         found = self._checks[study_id].of(super().get_all_trials(study_id, deepcopy))
@@ -168,7 +175,7 @@ class _ShownStorage(CheckedStorage):
         )
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """Return the best of a study's trials that count. Raises ValueError if none is completed."""
+        """Return the best completed trial of a study, ignored ones excluded; raise ValueError if there is none."""
         if study_id not in self._checks:
             return super().get_best_trial(study_id)
         best = self._checks[study_id].best(self.get_all_trials(study_id))
@@ -177,7 +184,7 @@ class _ShownStorage(CheckedStorage):
         return best
 
     def _added(self, study_id: int, attributes: dict[str, Any]) -> dict[str, Any]:
-        """Return system attributes with what values are called, and with the plots of the search."""
+        """Return system attributes with the name of the objective value and the plots of the search added."""
         if study_id not in self._searches:
             return attributes
         plots = {
@@ -187,33 +194,34 @@ class _ShownStorage(CheckedStorage):
             for artifact_id, path in self._plots.plots.items()
             if _goes_with(path.stem, self._searches[study_id])
         }
-        # "Objective 0", else.
+        # Without this name the dashboard shows "Objective 0".
         return {**_kept(attributes), _NAMES: ["similarity"], **plots}
 
 
 def _kept(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the system attributes of a study that users have made by the dashboard: notes, and files they added.
+    """Return the well-formed notes and file entries among a study's system attributes.
 
-    A page could not be shown at all for one that is not what it should be.
+    Users create these in the dashboard. A single malformed one would prevent the page from loading.
     """
     notes: dict[str, dict[int, str]] = {}
     kept = {}
     for key, value in attributes.items():
         if (part := _NOTE.fullmatch(key)) is not None and isinstance(value, str):
-            notes.setdefault(part["of"], {})[int(part["number"])] = value
+            notes.setdefault(part["prefix"], {})[int(part["number"])] = value
         elif (_NOTE_VERSION.fullmatch(key) and type(value) is int) or (
             key.startswith(_ARTIFACT) and _is_artifact(value)
         ):
             kept[key] = value
-    for of, parts in notes.items():
+    for prefix, parts in notes.items():
         if sorted(parts) == list(range(len(parts))):
-            kept |= {f"{of}{number}": text for number, text in parts.items()}
+            kept |= {f"{prefix}{number}": text for number, text in parts.items()}
     return kept
 
 
-def _is_artifact(told: Any) -> bool:
+def _is_artifact(value: Any) -> bool:
+    """Return whether an attribute describes a file in Optuna's form."""
     try:
-        artifact = json.loads(told)
+        artifact = json.loads(value)
     except (TypeError, ValueError, RecursionError):
         return False
     texts = ("artifact_id", "filename", "mimetype")
@@ -221,7 +229,7 @@ def _is_artifact(told: Any) -> bool:
 
 
 def _goes_with(stem: str, search: str) -> bool:
-    """Whether a plot shows this search: those of one search are named after it, the others show all."""
+    """Return whether a plot shows this search: plots of a single search are named after it, others show all."""
     if not stem.startswith(_OWN_PLOTS):
         return True
     searched = re.sub(r"/pass \d+$", "", search)
@@ -229,9 +237,9 @@ def _goes_with(stem: str, search: str) -> bool:
 
 
 class _OwnPagesOnly:
-    """Refuses what a page of another site could make this browser send, and so read.
+    """A WSGI filter that refuses requests which other sites' pages make this browser send.
 
-    Such a request names another host (a name that was made to lead here), or another origin.
+    Such a request has another origin, or another host: a name whose DNS entry was pointed to this machine.
     """
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
@@ -241,7 +249,7 @@ class _OwnPagesOnly:
         port = environ["SERVER_PORT"]
         names = {HOST, "localhost"}
         hosts = {f"{name}:{port}" for name in names}
-        # Browsers leave out the port that HTTP has by itself.
+        # Browsers omit HTTP's default port.
         hosts |= names if port == "80" else set()
         origin = environ.get("HTTP_ORIGIN")
         if environ.get("HTTP_HOST") not in hosts or (
@@ -252,21 +260,21 @@ class _OwnPagesOnly:
 
 
 class _ReadingOnly:
-    """Lets requests through that read, and refuses all others, whatever they are called and whatever they ask for.
+    """A WSGI filter that passes GET and HEAD requests and refuses all others.
 
-    Of pages it leaves out the buttons that would change something.
+    It also hides the controls of the dashboard's pages that would change data.
     """
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application = application
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        # As it was sent: the dashboard itself would take "delete" for DELETE.
+        # Compared in its original case, since the dashboard would accept "delete" as DELETE.
         if environ.get("REQUEST_METHOD") not in _READING:
             return _refusal(
                 "405 Method Not Allowed", _READ_ONLY, environ, start_response, ("Allow", ", ".join(_READING))
             )
-        # A page that the browser has from elsewhere has the buttons.
+        # A page in the browser's cache may come from an unfiltered dashboard, so none is confirmed as unchanged.
         for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE"):
             environ.pop(name, None)
         began: list[tuple[str, list[tuple[str, str]]]] = []
@@ -290,30 +298,30 @@ class _ReadingOnly:
 def _refusal(
     status: str, text: str, environ: Mapping[str, Any], start_response: Callable[..., Any], *headers: tuple[str, str]
 ) -> Iterable[bytes]:
-    """Answer with a reason, in the form that the dashboard's own page shows to users where that asked."""
-    asked = str(environ.get("PATH_INFO", "")).startswith("/api/")
-    body = (json.dumps({"reason": text}) if asked else text).encode() + b"\n"
-    kind = "application/json" if asked else "text/plain; charset=utf-8"
-    sent = str(environ.get("CONTENT_LENGTH") or "")
-    if sent.isdecimal():
-        environ["wsgi.input"].read(min(int(sent), _MOST_UNREAD))
+    """Answer with a reason: as JSON to the dashboard's own requests, whose page shows it, else as text."""
+    as_json = str(environ.get("PATH_INFO", "")).startswith("/api/")
+    body = (json.dumps({"reason": text}) if as_json else text).encode() + b"\n"
+    kind = "application/json" if as_json else "text/plain; charset=utf-8"
+    length = str(environ.get("CONTENT_LENGTH") or "")
+    if length.isdecimal():
+        environ["wsgi.input"].read(min(int(length), _MOST_UNREAD))
     start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body))), *headers])
     return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    # On Windows a second server would take the first one's port over.
+    # On Windows this option would let a second server take over the port of the first.
     allow_reuse_address = not hasattr(socket, "SO_EXCLUSIVEADDRUSE")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a connection that broke: a browser drops some whenever a page is left."""
+        """Ignore broken connections: a browser drops some whenever the user leaves a page."""
 
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing of requests: a page asks for news every few seconds."""
+        """Ignore requests: a page polls every few seconds."""
 
     def get_stderr(self) -> TextIO:
-        """Where the dashboard writes tracebacks of its own errors: nowhere; the browser is told of them."""
+        """Return a stream that discards the tracebacks of the dashboard's own errors, which the browser receives."""
         return StringIO()

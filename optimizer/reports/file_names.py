@@ -1,4 +1,4 @@
-"""Names that users chose, as parts of file names: whatever characters they hold."""
+"""User-chosen names, with any characters, as parts of file names."""
 
 import re
 import unicodedata

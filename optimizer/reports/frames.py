@@ -1,4 +1,4 @@
-"""What notebooks and scripts look at, as pandas tables: alphas, coefficients, similarities, what a study can reach."""
+"""Results as pandas data frames for notebooks and scripts: alphas, coefficients, similarities, ceilings."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,11 +16,16 @@ _TOTAL = "total"
 
 
 def alphas_frame(recipe: Recipe, steps: Sequence[str] | None = None) -> pd.DataFrame:
-    """The alphas of `steps` (default: all), a row for each block of the layout, a column for each step.
+    """Return the alphas of a recipe by block and step.
 
         alphas_frame(result.recipe).loc["OUT03":].round(3)
 
-    A beta has a column of its own, STEP.beta. Free alphas stand at their starting values.
+    Args:
+        recipe: The recipe; a free alpha counts with its start value.
+        steps: The steps to include; None for all.
+
+    Returns:
+        One row per block of the layout. One column per step, and another one, STEP.beta, for a step with a beta.
     """
     columns = {}
     for step in recipe.steps if steps is None else [recipe.step(name) for name in steps]:
@@ -31,24 +36,34 @@ def alphas_frame(recipe: Recipe, steps: Sequence[str] | None = None) -> pd.DataF
 
 
 def coefficients_frame(recipe: Recipe, step: str | None = None) -> pd.DataFrame:
-    """What each source contributes to each block, a row for each block of the layout, a column for each source.
+    """Return the coefficient of every source in every block of a merge.
 
         coefficients_frame(result.recipe)["bold"].mean()
 
-    Of `step`, by default the recipe's output; of tensors that all sources hold. Rows sum to 1. Free alphas stand at
-    their starting values.
+    The coefficients hold for tensors that all sources contain.
+
+    Args:
+        recipe: The recipe; a free alpha counts with its start value.
+        step: The step to describe; None for the recipe's output.
+
+    Returns:
+        One row per block of the layout and one column per source. Rows sum to 1.
     """
     found = block_coefficients(recipe, step)
     return pd.DataFrame(found, index=pd.Index(recipe.layout.blocks, name="block"))
 
 
 def similarity_frame(result: FitResult) -> pd.DataFrame:
-    """The similarities of every stage's steps under the final alphas, in [-1, 1]; a row for each, a column per block.
+    """Return the similarities of every stage's steps with the final alphas.
 
         similarity_frame(result).xs("after", level="when")["total"]
 
-    Rows are stage, step, metric and `when`: before (of the step's input A) or after. The first column is the total; a
-    block that a stage does not score is NaN.
+    Args:
+        result: The fit.
+
+    Returns:
+        Similarities in [-1, 1], by rows (stage, step, metric, when) with `when` "before" (the step's input A) or
+        "after". Columns are the total and the blocks; a block that the stage does not score is NaN.
     """
     scored = {block for scores in result.scores for block in scores.after}
     blocks = [block for block in result.recipe.layout.blocks if block in scored]
@@ -62,15 +77,20 @@ def similarity_frame(result: FitResult) -> pd.DataFrame:
 
 
 def ceiling_frame(found: Ceiling) -> pd.DataFrame:
-    """What a study can reach, a row for each scored block and one for the total.
+    """Return the similarities that a study can reach by one metric.
 
         explained, *cosines = study_ceilings(study)
         ceiling_frame(explained)[["recipe", "ceiling"]]
 
-    The columns are those of `BlockCeiling` and `not_in_sources`, similarities in [-1, 1] and scales; None (NaN) where
-    there is no best recipe yet. Scales have no total.
+    Args:
+        found: The ceilings of one metric.
+
+    Returns:
+        One row per scored block and one for the total. The columns are the fields of `BlockCeiling` and
+        `not_in_sources`: similarities in [-1, 1] and scales. Columns of the recipe are NaN without a best recipe.
+        Scales have no total.
     """
-    rows = {block: {**asdict(one), "not_in_sources": one.not_in_sources} for block, one in found.blocks.items()}
+    rows = {block: {**asdict(entry), "not_in_sources": entry.not_in_sources} for block, entry in found.blocks.items()}
     total = found.total
     left = None if total["ceiling"] is None else 1 - total["ceiling"]
     table = pd.DataFrame.from_dict({**rows, _TOTAL: {**total, "not_in_sources": left}}, orient="index", dtype=float)
@@ -78,12 +98,17 @@ def ceiling_frame(found: Ceiling) -> pd.DataFrame:
 
 
 def sources_frame(found: Ceiling) -> pd.DataFrame:
-    """How much of each source is in the target, a row for each: coefficient and weighed one, with their errors.
+    """Return the share of every source in the target.
 
         explained, *cosines = study_ceilings(study)
         sources_frame(explained).sort_values("loss")
 
-    `loss` is what the ceiling loses without the source. See `SourceShare`.
+    Args:
+        found: The ceilings of one metric.
+
+    Returns:
+        One row per source, with the columns of `SourceShare`: the coefficient and the weighed coefficient with their
+        errors, and `loss`, the similarity that the ceiling loses without the source.
     """
     shares = {name: share.as_dict() for name, share in found.sources.items()}
     rows = {name: {key: value for key, value in share.items() if key != "blocks"} for name, share in shares.items()}

@@ -1,4 +1,4 @@
-"""Names that users chose, as text in plots: whatever characters they hold."""
+"""User-chosen names, with any characters, as text in plots."""
 
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -9,9 +9,16 @@ __all__ = ["label", "set_fonts"]
 
 
 def label(name: str, limit: int = 48) -> str:
-    """Return `name` for a plot: its middle cut out beyond `limit` letters, `$` meaning a dollar.
+    """Return a name as text for a plot.
 
-    Line ends and control characters become spaces, letters that no font of this machine has U+FFFD.
+    Line ends and control characters become spaces, letters without a font on this machine U+FFFD; `$` is escaped.
+
+    Args:
+        name: The name.
+        limit: Maximum number of letters; an ellipsis replaces the middle of a longer name.
+
+    Returns:
+        The text, in matplotlib's notation.
     """
     shown = "".join(letter if letter.isprintable() else " " for letter in name)
     if len(shown) > limit:
@@ -21,7 +28,7 @@ def label(name: str, limit: int = 48) -> str:
 
 
 def set_fonts(figure: Figure) -> None:
-    """Give the figure's texts fonts of this machine that have their letters; call it once the figure is complete."""
+    """Set fonts that contain all letters of a figure's texts; call this when the figure is complete."""
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
     families = font_families("".join(text.get_text() for text in texts))
     if len(families) > 1:

@@ -1,4 +1,4 @@
-"""Terminal listings of what is in files: a checkpoint, and the state of a study."""
+"""Terminal listings of a checkpoint's contents, a study's progress and a contact sheet's distances."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -21,7 +21,7 @@ __all__ = ["inspection_table", "preview_table", "status_table"]
 
 
 def inspection_table(inspection: Inspection) -> Group:
-    """What a checkpoint holds, and below it tensors and parameters per block."""
+    """Return the facts about a checkpoint and, below them, its tensors and parameters per block."""
     facts = Table.grid(padding=(0, 2))
     rows = {
         "file": str(inspection.file),
@@ -29,7 +29,7 @@ def inspection_table(inspection: Inspection) -> Group:
         "layout": inspection.layout or "not known",
         "format": inspection.format,
         "size": f"{inspection.size / 1e6:,.1f} MB",
-        "holds": f"{inspection.tensors:,} tensors, {inspection.parameters / 1e6:,.1f} M parameters",
+        "contents": f"{inspection.tensors:,} tensors, {inspection.parameters / 1e6:,.1f} M parameters",
         "dtypes": ", ".join(f"{name}: {count}" for name, count in inspection.dtypes.items()),
         "sha256": inspection.sha256 or "not computed",
         "short hash": inspection.short_hash or "not computed",
@@ -37,19 +37,19 @@ def inspection_table(inspection: Inspection) -> Group:
     }
     for name, value in rows.items():
         facts.add_row(name, Text(printable(value), overflow="fold"))
-    told = inspection.merge.fields if inspection.merge else ()
+    shown_fields = inspection.merge.fields if inspection.merge else ()
     if inspection.merge:
         for name, value in _merge_rows(inspection.merge):
             facts.add_row(name, Text(printable(value), overflow="fold"))
     for name, metadata in inspection.metadata.items():
-        if name in told:
+        if name in shown_fields:
             continue
         facts.add_row(Text(f"metadata {_short(name)}"), Text(_short(metadata), overflow="fold"))
     for position, sentence in enumerate(inspection.unusual):
         facts.add_row("unusual" if position == 0 else "", Text(printable(sentence), overflow="fold"))
     if not inspection.blocks:
         return Group(facts, Text())
-    table = Table(title="what merges, per block", title_justify="left")
+    table = Table(title="merged tensors per block", title_justify="left")
     for heading in ("block", "tensors", "parameters"):
         table.add_column(heading, justify="left" if heading == "block" else "right")
     for block, counts in inspection.blocks.items():
@@ -58,8 +58,8 @@ def inspection_table(inspection: Inspection) -> Group:
 
 
 def status_table(found: StudyStatus) -> Group:
-    """One row for each search: trials done and to do, the best similarity, the time it takes; below, who is at it."""
-    # What is nothing in all searches, as in most studies, has no column.
+    """Return one row per search (trials done and left, best similarity, time in seconds) and, below, the workers."""
+    # Counts that are 0 in all searches, as in most studies, have no column.
     counted = [name for name in ("running", "failed", "lost") if any(getattr(entry, name) for entry in found.searches)]
     table = Table(title="searches", title_justify="left")
     for heading in ("search", "metric", "trials", *counted, "best", "in trial", "s/trial", "left"):
@@ -75,11 +75,11 @@ def status_table(found: StudyStatus) -> Group:
             "-" if entry.seconds_per_trial is None else f"{entry.seconds_per_trial:.3f}",
             "-" if entry.seconds_left is None else _duration(entry.seconds_left),
         )
-    return Group(table, *(Text(line) for line in _whole(found)))
+    return Group(table, *(Text(line) for line in _summary_lines(found)))
 
 
 def preview_table(found: "Preview") -> Group:
-    """One row for each column of a contact sheet but the target's: its mean distances to the target."""
+    """Return the mean distances to the target of every other column of a contact sheet."""
     pictures = len(found.target.drawn)
     counted = "1 picture" if pictures == 1 else f"mean of {pictures} pictures"
     title = Text(printable(f"root mean square distance to {found.target.name}, {counted}"))
@@ -92,7 +92,8 @@ def preview_table(found: "Preview") -> Group:
     return Group(title, table)
 
 
-def _whole(found: StudyStatus) -> Iterator[str]:
+def _summary_lines(found: StudyStatus) -> Iterator[str]:
+    """Yield the lines below the table: trials in total, workers and expected end."""
     completed = sum(min(entry.completed, entry.budget) for entry in found.searches)
     budget = sum(entry.budget for entry in found.searches)
     yield f"in all: {completed} of {budget} trials"
@@ -108,7 +109,7 @@ def _whole(found: StudyStatus) -> Iterator[str]:
 
 
 def _duration(seconds: float) -> str:
-    """A time span in at most two units, "1 h 05 min"."""
+    """Return a time span in at most two units: "1 h 05 min"."""
     whole = max(round(seconds), 0)
     if whole < 60:
         return f"{whole} s"
@@ -122,9 +123,9 @@ def _duration(seconds: float) -> str:
 
 
 def _merge_rows(merge: Provenance) -> Iterator[tuple[str, str]]:
-    """How a file was merged, in a few rows; continued ones have no name."""
-    told = {True: ", alphas per block", False: ", one alpha for all blocks", None: ""}[merge.per_block]
-    yield "merged by", merge.tool + told
+    """Yield the rows on how a file was merged; continuation rows have an empty label."""
+    alphas = {True: ", alphas per block", False: ", one alpha for all blocks", None: ""}[merge.per_block]
+    yield "merged by", merge.tool + alphas
     for label, lines in (("method", merge.method), ("from", map(str, merge.models))):
         for position, line in enumerate(lines):
             yield "" if position else label, line
@@ -133,5 +134,5 @@ def _merge_rows(merge: Provenance) -> Iterator[tuple[str, str]]:
 def _short(value: object) -> str:
     text = str(value)
     text = text if len(text) <= 300 else f"{text[:297]}..."
-    # A stranger's escape sequences could do anything to a terminal.
+    # Metadata comes from strangers, and escape sequences could manipulate the terminal.
     return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)

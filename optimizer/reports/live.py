@@ -1,4 +1,4 @@
-"""What a fit is doing, as a table that a terminal draws anew while it runs."""
+"""The live table of a running fit."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,23 +16,23 @@ from optimizer.search import SearchProgress
 __all__ = ["LiveFit"]
 
 _BAR = 12
-# "OUT03 ############ 97.4805%", and the space to the next one.
+# Letters of "OUT03 ############ 97.4805%" and the space to the next column.
 _BLOCK_WIDTH = 6 + _BAR + 11
-# Eighths of a letter, so that bars show differences of a hundredth of their length.
+# Bars end in eighths of a letter, to show differences of a hundredth of their length.
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-# Columns that windows narrower than so many letters do without.
+# (width in letters, columns left out of windows that have at least this width but less than the previous one).
 _DROPPED = ((96, ()), (76, ("metric",)), (60, ("metric", "step")), (0, ("metric", "step", "s/trial", "until")))
-# Letters of a time of the day, in the column that tells when a search ends: of another day there are more.
+# Letters of a time of day in the column `until`; a time on another day is longer.
 _TIME = 5
-# Lines around the rows of the table, and around the bars below it.
+# Lines that borders, heading and spacing take: of the table, and of the bars below it.
 _AROUND_ROWS, _AROUND_BARS = 5, 2
 
 
 class LiveFit:
-    """A table of the searches of a fit (step, trials, best similarity), and a bar for each block of the one that runs.
+    """A table of a fit's searches (step, trials, best similarity), and a bar per block of the running search.
 
-    For `rich.live.Live`: `show` takes in how a search stands, and the next drawing shows it. A window that is too low
-    shows fewer bars and the last of the searches only.
+    A renderable for `rich.live.Live`: `show` stores the state of a search, and the next refresh draws it. A window with
+    too few lines shows no bars, then only the last searches.
     """
 
     def __init__(self) -> None:
@@ -40,12 +40,12 @@ class LiveFit:
         self._running: str | None = None
 
     def show(self, progress: SearchProgress) -> None:
-        """Take in how a search stands: it is the one that runs now."""
+        """Store the state of the running search."""
         self._running = progress.search
         self._searches[progress.search] = progress
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table, and below it the bars."""
+        """Yield the table and, below it, the bars."""
         if self._running is None:
             return
         running = self._searches[self._running]
@@ -66,36 +66,36 @@ class LiveFit:
 def _table(rows: list[SearchProgress], running: SearchProgress, width: int, *, ascii_only: bool) -> Table:
     table = Table(box=box.ROUNDED)
     cells: dict[str, Sequence[Text | str]] = {
-        "search": [Text(printable(one.search)) for one in rows],
-        "step": [Text(printable(one.step)) for one in rows],
-        "metric": [one.metric for one in rows],
-        "trials": [f"{one.done}/{one.budget}" for one in rows],
-        "best": ["-" if one.best is None else percent(one.best) for one in rows],
-        "s/trial": ["-" if one.seconds_per_trial is None else f"{one.seconds_per_trial:.3f}" for one in rows],
-        "until": [_until(one) for one in rows],
-        "workers": [str(one.workers) for one in rows],
+        "search": [Text(printable(search.search)) for search in rows],
+        "step": [Text(printable(search.step)) for search in rows],
+        "metric": [search.metric for search in rows],
+        "trials": [f"{search.done}/{search.budget}" for search in rows],
+        "best": ["-" if search.best is None else percent(search.best) for search in rows],
+        "s/trial": ["-" if search.seconds_per_trial is None else f"{search.seconds_per_trial:.3f}" for search in rows],
+        "until": [_until(search) for search in rows],
+        "workers": [str(search.workers) for search in rows],
     }
-    # A day beside the time takes room that the trials need more.
+    # A date beside the time takes width; the column of the trials has priority.
     room = width - max(max(map(len, cells["until"])) - _TIME, 0)
     dropped = next(names for least, names in _DROPPED if room >= least)
-    if max(one.workers for one in rows) == 1:
+    if max(search.workers for search in rows) == 1:
         dropped = (*dropped, "workers")
     shown = [heading for heading in cells if heading not in dropped]
-    # The sign for text left out is no ASCII character.
+    # The ellipsis is not an ASCII character.
     overflow: OverflowMethod = "crop" if ascii_only else "ellipsis"
     for heading in shown:
         if heading in ("search", "step"):
             table.add_column(heading, no_wrap=True, overflow=overflow, max_width=max(width // 4, 6))
         else:
             table.add_column(heading, no_wrap=True, justify="left" if heading == "metric" else "right")
-    for position, one in enumerate(rows):
-        now = one is running and one.done < one.budget
+    for position, search in enumerate(rows):
+        now = search is running and search.done < search.budget
         table.add_row(*(cells[heading][position] for heading in shown), style="bold" if now else "")
     return table
 
 
 def _until(progress: SearchProgress) -> str:
-    """When the search will be done, to the minute, and on which day unless today."""
+    """Return the expected end of a search, to the minute, with the date unless it is today."""
     if progress.done >= progress.budget:
         return "done"
     if progress.seconds_left is None:
@@ -106,11 +106,11 @@ def _until(progress: SearchProgress) -> str:
 
 
 def _block_bars(similarities: Mapping[str, float], width: int, *, ascii_only: bool) -> Iterator[Text]:
-    """A bar for each block, as many beside each other as `width` letters hold, downwards first."""
+    """Yield lines with a bar per block, in as many columns as fit `width` letters, filled column by column."""
     finite = [value for value in similarities.values() if math.isfinite(value)]
     if not finite:
         return
-    # The lowest is a fifth of a bar: what differs is shown, not the 97 % that all have.
+    # The lowest similarity fills a fifth of a bar, so that the bars show the differences.
     low = 1 - 1.25 * (1 - min(finite))
     columns = max(width // _BLOCK_WIDTH, 1)
     count = math.ceil(len(similarities) / columns)

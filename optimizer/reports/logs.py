@@ -1,4 +1,4 @@
-"""The log of a fit: lines for people, and lines of JSON for programs."""
+"""The logs of a fit: lines of text for people and lines of JSON for programs."""
 
 import json
 import logging
@@ -20,20 +20,26 @@ _FIELDS = "fields"
 
 
 class FitLog:
-    """Writes what a fit reports to log files, a record each; `opened`, `finished` and `warn` are events of a fit."""
+    """A log that writes one record per event of a fit to each of its files."""
 
     def __init__(self, files: Sequence[logging.Handler]) -> None:
         self._files = tuple(files)
 
     def opened(self, progress: SearchProgress) -> None:
-        """Note that a search begins or goes on: `search`, `done`, `budget`, `best`."""
+        """Write that a search starts or resumes; fields: `search`, `done`, `budget`, `best`."""
         fields = {"search": progress.search, "done": progress.done, "budget": progress.budget, "best": progress.best}
         self._write("opened", f"{progress.search}: {progress.done} of {progress.budget} trials done", fields)
 
     def finished(self, progress: SearchProgress, trial: Trial) -> None:
-        """Note a trial: `search`, `trial`, `state`, `origin`, `similarity` or `error`, `seconds`, `params`.
+        """Write a finished trial, and the state of its search.
 
-        Also its `block_scores`, and how the search stands then: `best`, `done`, `budget`, `seconds_left`, `workers`.
+        The trial's fields are `search`, `trial` (its number), `state`, `origin`, `similarity` in [-1, 1] or `error`,
+        `seconds`, `params` (alphas by name) and `block_scores`. The search's are `best`, `done`, `budget`,
+        `seconds_left` and `workers`.
+
+        Args:
+            progress: The state of the search after the trial.
+            trial: The trial.
         """
         failed = trial.similarity is None
         value = trial.error or "failed" if failed else f"{trial.similarity:.8f}"
@@ -57,11 +63,11 @@ class FitLog:
         self._write("trial", text, fields)
 
     def warn(self, text: str) -> None:
-        """Note a warning: `text`."""
+        """Write a warning; field: `text`."""
         self._write("warning", text, {"text": text}, logging.WARNING)
 
     def ended(self, result: FitResult) -> None:
-        """Note the end of the fit: `interrupted`, and of every search `best` and `trials`, the completed ones."""
+        """Write the end of the fit; fields: `interrupted`, and the `best` and completed `trials` of every search."""
         searches = {
             search.name: {
                 "best": None if search.best is None else search.best.similarity,
@@ -82,11 +88,20 @@ class FitLog:
 
 @contextmanager
 def open_fit_log(plain: Path, log_file: Path | None = None) -> Iterator[FitLog]:
-    """Give a log that appends to these files: a line of text each, and a JSON object a line.
+    """Open a log that appends lines of text to one file and lines of JSON to another.
 
-    The objects have "time" (ISO 8601, UTC), "event" (opened, trial, warning, end) and the fields that the methods of
-    `FitLog` name. Raises InputError if `log_file`, which the user has asked for, cannot be opened, or is a link in
-    the folder of a study.
+    A JSON object has "time" (ISO 8601, UTC), "event" (opened, trial, warning, end) and the fields listed at the methods
+    of `FitLog`.
+
+    Args:
+        plain: File for the lines of text, in the study's folder.
+        log_file: File for the lines of JSON, named by the user; None for none.
+
+    Yields:
+        The log. Its files are closed after the with block.
+
+    Raises:
+        InputError: If `log_file` cannot be opened, or is a link in a study's folder.
     """
     files = [LogFile(plain, _OneLine("%(asctime)s %(message)s"), own=True)]
     if log_file is not None:
@@ -104,11 +119,10 @@ def open_fit_log(plain: Path, log_file: Path | None = None) -> Iterator[FitLog]:
 
 
 class LogFile(logging.Handler):
-    """Appends records to a file, UTF-8. If that cannot be written, a BlockfitWarning says so, once.
+    """A logging handler that appends to a UTF-8 file; if that fails, it issues one BlockfitWarning and continues.
 
-    A log is no reason to stop the work that it reports; the handlers of Python raise where a file cannot be opened, and
-    print tracebacks where a disk is full. `own`: the file lies in a study's folder, and is not written into if it leads
-    elsewhere.
+    Python's own handlers raise an error if a file cannot be opened and print tracebacks if the disk is full. A log must
+    not stop a fit. With `own`, the file is in a study's folder and links are not followed.
     """
 
     def __init__(self, path: Path, formatter: logging.Formatter, *, own: bool = False) -> None:
@@ -119,27 +133,29 @@ class LogFile(logging.Handler):
         self._warned = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append a line."""
+        """Append a record as a line."""
         line = self.format(record)
         try:
-            # Opened for each line, so that what cannot be written shows here and not when the program ends.
+            # Opened for each line: a buffered file would fail only when the program ends.
             with open(self._path, "a", encoding="utf-8", opener=self._opener) as file:
                 file.write(line + "\n")
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                text = f"{self._path}: cannot be written ({error.strerror}); the work goes on without it"
+                text = f"{self._path}: cannot be written ({error.strerror}); the fit continues without it"
                 warnings.warn(text, BlockfitWarning, stacklevel=2)
 
 
 class _OneLine(logging.Formatter):
-    """Log lines whose names, out of somebody's files, can neither pass for lines of their own nor move a cursor."""
+    """A formatter that escapes line ends and control characters, since names in the text come from others' files."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 class _JsonLines(logging.Formatter):
+    """A formatter for lines of JSON."""
+
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = getattr(record, _FIELDS)
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""Plots of a fit as PNG files, drawn without a display and without pyplot, so in any thread."""
+"""Plots of a fit as matplotlib figures and PNG files. They need no display and no pyplot and work in any thread."""
 
 import io
 import math
@@ -29,24 +29,24 @@ from optimizer.studies import Stage, StepScores
 __all__ = ["figures", "write_plots"]
 
 _DPI = 150
-# In a notebook, where a page of pictures has to stay small.
+# For notebooks, which embed the pictures.
 _SCREEN_DPI = 80
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colours, distinguishable for colour-blind readers.
 _BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#8a8a8a"
-# Cells that were not searched.
+# Colours of cells that were not searched.
 _PALE, _HATCH = "#e4e4e4", "#bdbdbd"
-# Steps with more blocks than this get a line each.
+# Steps with more blocks than this get a row to themselves.
 _WIDE = 14
-# Panels of one figure: the blocks of one step, but no more than this.
+# Maximum number of panels in one figure.
 _MOST_PANELS = 40
-# Ticks at multiples of these.
+# Steps between ticks, times a power of ten.
 _TICKS = [1, 2, 2.5, 5, 10]
-# Similarities in percent that are nearer than this are equal but for rounding.
+# Similarities in per cent closer than this differ by rounding only.
 _SAME = 1e-9
 
 
 class _ShownFigure(Figure):
-    """A figure that a notebook shows as it is, without pyplot."""
+    """A figure that notebooks display without pyplot."""
 
     def _repr_png_(self) -> bytes:
         stream = io.BytesIO()
@@ -55,31 +55,42 @@ class _ShownFigure(Figure):
 
 
 def figures(result: FitResult) -> Iterator[tuple[str, Figure]]:
-    """The plots of a fit by name, drawn one after another: matplotlib figures, which a notebook shows as they are.
+    """Draw the plots of a fit one after another.
 
         plots = dict(figures(result))
         plots["alphas"]
 
-    The names: best-so-far (similarity against trial, by search), similarity-per-block (before and after, by step),
-    alphas (steps by blocks), and similarity-against-alpha-SEARCH with a panel per parameter (SEARCH made safe for file
-    names; -2, -3, ... where one figure does not hold all panels), of several passes the last. A plot of which there is
-    nothing to draw is left out.
+    Args:
+        result: The fit.
+
+    Yields:
+        Each plot's name and matplotlib figure, which notebooks display directly. The names are best-so-far (similarity
+        against trial, by search), similarity-per-block (before and after, by step), alphas (steps by blocks), and
+        similarity-against-alpha-SEARCH, with a panel per free alpha, of the last pass. SEARCH is made safe for file
+        names; -2, -3 ... follow if one figure cannot contain all panels. Empty plots are left out.
     """
     taken: set[str] = set()
     for stem, figure in _drawn(result):
         names = (f"{stem}{ending}" for ending in ("", *(f"-{number}" for number in range(2, len(taken) + 3))))
-        # Searches with different names may be the same to a file system.
+        # Different search names may map to the same file name.
         name = next(name for name in names if name.lower() not in taken)
         taken.add(name.lower())
         yield name, figure
 
 
 def write_plots(result: FitResult, folder: Path | str) -> list[Path]:
-    """Draw `figures(result)` into `folder`, which is created, and return the paths written: PNG files at 150 dots per
-    inch, named as the figures are.
+    """Write `figures(result)` as PNG files at 150 dots per inch, each named after its figure.
 
-    Raises InputError if the folder cannot be made, and, when all other plots are written, with a line for each that
-    cannot be: because the disk is full, the folder may not be written to, or another program has the old file open.
+    Args:
+        result: The fit.
+        folder: The folder to write to; created if missing.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        InputError: If the folder cannot be created; or, after all other plots are written, with one line per plot that
+            cannot be written: the disk is full, the folder is not writable, or another program has the old file open.
     """
     folder = Path(folder)
     try:
@@ -113,7 +124,7 @@ def _drawn(result: FitResult) -> Iterator[tuple[str, Figure]]:
     rows = alpha_rows(result)
     if rows:
         yield "alphas", _draw_alphas(result, rows)
-    # Of several passes over a step only the last: the earlier ones scored it under other alphas of the rest.
+    # Only the last of several passes over a step: earlier ones scored it with different alphas of the other steps.
     latest = {search.searched: search for search in searches}
     for search in latest.values():
         most = min(len(result.recipe.layout.blocks), _MOST_PANELS)
@@ -151,11 +162,11 @@ def _draw_trials(axes: Axes, search: SearchResult) -> dict[str, Line2D]:
     mark("trial at an exact optimum", exact, ls="", marker="D", ms=5, c=_GREEN, zorder=4)
     if search.completed:
         best = 100 * np.maximum.accumulate([trial.total for trial in search.completed])
-        # The line goes on to the last trial, whether that one completed or not.
+        # The line extends to the last trial even if that one did not complete.
         numbers = [*(trial.number for trial in search.completed), search.trials[-1].number]
         values = [100 * trial.total for trial in search.completed]
         (lines["best so far"],) = axes.step(numbers, [*best, best[-1]], where="post", c=_BLUE, lw=1.6, zorder=3)
-        # A few trials far below would press the line flat against the top.
+        # A few trials far below would compress the line at the top edge, so the panel cuts them off.
         low, high = min(best[0], float(np.median(values))), best[-1]
         if min(values) < high - 3 * (high - low) < high:
             low = high - 1.2 * (high - low)
@@ -166,7 +177,7 @@ def _draw_trials(axes: Axes, search: SearchResult) -> dict[str, Line2D]:
             )
     failed = [trial.number for trial in search.trials if trial.similarity is None]
     if failed:
-        # They have no similarity: the lower edge of the panel is theirs.
+        # Failed trials have no similarity; they are drawn at the lower edge of the panel.
         (lines["failed trial"],) = axes.plot(
             failed, [0.03] * len(failed), ls="", marker="x", ms=5, c=_VERMILION, transform=axes.get_xaxis_transform()
         )
@@ -181,7 +192,7 @@ def _draw_blocks(scores: Sequence[StepScores], stages: Mapping[str, Stage]) -> F
     columns = 1 if widest > _WIDE or len(scores) == 1 else min(len(scores), 2 if len(scores) <= 8 else 3)
     height = 3.6 if len(scores) == 1 else 2.7
     if any(len(stages[entry.stage].measured) > 1 for entry in scores):
-        # The labels of the blocks carry their metric.
+        # Then the block labels include their metric.
         height += 0.5
     figure, panels = _grid(len(scores), columns, (max(5.4 / columns, 4.6, 0.38 * widest + 1.2), height))
     marks = {"marker": "o", "ls": ""}
@@ -214,7 +225,7 @@ def _draw_blocks(scores: Sequence[StepScores], stages: Mapping[str, Stage]) -> F
 
 
 def _metric_of(stage: Stage, block: str) -> str:
-    """Which metric scores this block, where that is not the first one of the stage."""
+    """Return " (METRIC)" for a block that another metric than the stage's first one scores, else an empty text."""
     return next((f" ({metric})" for metric, blocks in stage.measured[1:] if block in blocks), "")
 
 
@@ -223,7 +234,7 @@ def _draw_alphas(result: FitResult, rows: Sequence[AlphaRow]) -> Figure:
     values = np.array([row.values for row in rows])
     figure = _figure(0.44 * len(blocks) + 3.0, 0.36 * max(len(rows), 2) + 1.6)
     axes = figure.add_subplot()
-    # Only searched cells are coloured, so they alone set the scale.
+    # Only searched cells are coloured, so only they determine the scale.
     coloured = [number for row in rows for number in row.found]
     norm, colours = Normalize(min([0.0, *coloured]), max([1e-3, *coloured])), colormaps["viridis"]
     image = axes.imshow(values, aspect="auto", cmap=colours, norm=norm)
@@ -272,14 +283,14 @@ def _row_title(row: AlphaRow) -> str:
 
 
 def _pages(parameters: Sequence[Parameter], most: int) -> list[tuple[Parameter, ...]]:
-    """Return parameters as figures of at most so many panels: whole steps together as far as they fit."""
+    """Split free alphas into figures of at most `most` panels, keeping a step on one figure if it fits."""
     pages: list[tuple[Parameter, ...]] = []
     for step in dict.fromkeys(parameter.step for parameter in parameters):
-        own = tuple(parameter for parameter in parameters if parameter.step == step)
-        if pages and len(pages[-1]) + len(own) <= most:
-            pages[-1] += own
+        of_step = tuple(parameter for parameter in parameters if parameter.step == step)
+        if pages and len(pages[-1]) + len(of_step) <= most:
+            pages[-1] += of_step
         else:
-            pages += [own[first : first + most] for first in range(0, len(own), most)]
+            pages += [of_step[first : first + most] for first in range(0, len(of_step), most)]
     return pages
 
 
@@ -316,8 +327,10 @@ def _draw_against_alpha(search: SearchResult, parameters: Sequence[Parameter], p
         axes.set_title(_panel_title(search, parameter, one_step, 30 if count <= 9 else 18), fontsize=8.5)
     step = f"\nstep {label(search.step)}" if one_step else ""
     figure.suptitle(f"Similarity against alpha: {label(search.name)}{page}{step}", fontsize=11)
-    own = "block" if all(len(parameter.blocks) == 1 for parameter in parameters) else "blocks"
-    _name_axes(figure, panels, columns, "alpha", f"{search.stage.measured[0][0]} similarity of the panel's {own} (%)")
+    blocks = "block" if all(len(parameter.blocks) == 1 for parameter in parameters) else "blocks"
+    _name_axes(
+        figure, panels, columns, "alpha", f"{search.stage.measured[0][0]} similarity of the panel's {blocks} (%)"
+    )
     return _finish(figure, seen)
 
 
@@ -332,14 +345,14 @@ def _panel_title(search: SearchResult, parameter: Parameter, one_step: bool, lim
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches, on a canvas that needs no display."""
+    """Return an empty figure of a size in inches, on a canvas that needs no display."""
     figure = _ShownFigure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _grid(panels: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure with this many panels of about `size` inches, in rows of `columns`, each with scales of its own."""
+    """Return a figure of panels of about `size` inches, in rows of `columns`, each with separate scales."""
     lines = math.ceil(panels / columns)
     figure = _figure(columns * size[0] + 0.4, lines * size[1] + 1.2)
     found = [figure.add_subplot(lines, columns, position + 1) for position in range(panels)]
@@ -347,20 +360,21 @@ def _grid(panels: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
         axes.grid(color="#e6e6e6", lw=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=8)
-        # "+9.748e1" above an axis is hard to read: ticks carry the whole number.
+        # Ticks show whole numbers: an offset like "+9.748e1" above the axis is hard to read.
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_TICKS, min_n_ticks=2))
     return figure, found
 
 
 def _name_axes(figure: Figure, panels: Sequence[Axes], columns: int, x: str, y: str) -> None:
-    """Name the x axes of the last row (one name for the figure would lie under the legend), and the y axis of all."""
+    """Label the x axes of the last row (one label for the figure would overlap the legend) and the common y axis."""
     for axes in panels[(len(panels) - 1) // columns * columns :]:
         axes.set_xlabel(x, fontsize=10)
     figure.supylabel(y, fontsize=10)
 
 
 def _finish(figure: Figure, legend: Mapping[str, Line2D]) -> Figure:
+    """Add the legend, set the fonts and return the figure."""
     figure.legend(
         legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend), fontsize=9, frameon=False
     )

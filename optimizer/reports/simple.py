@@ -1,4 +1,4 @@
-"""The simple recipe that a fit ends with, for the terminal."""
+"""The simplified recipe at the end of a fit, for the terminal."""
 
 import math
 from collections.abc import Iterator
@@ -13,25 +13,26 @@ from optimizer.reports.tables import percent
 
 __all__ = ["simple_recipe"]
 
-# Steps that are written out; longer recipes are better read in their file.
+# Steps printed; a longer recipe is easier to read in its file.
 _MOST_STEPS = 20
 
 
 def simple_recipe(simplified: Simplified) -> Text:
-    """Return the steps of a simplified recipe as formulas with their alphas, and what the rounding cost."""
+    """Return the steps of a simplified recipe as formulas with alphas, after a line on the loss by rounding."""
     recipe = simplified.recipe
     steps = recipe.ancestors()
     lines = [_cost(simplified)]
     for step in steps[:_MOST_STEPS]:
-        formula, apart = formula_of(step, recipe.layout.blocks)
+        formula, differs = formula_of(step, recipe.layout.blocks)
         lines.append(f"  {formula} = {step.name}")
-        lines += [f"    {name}: {_by_value(alpha, recipe)}" for name, alpha in step.alphas.items() if apart[name]]
+        lines += [f"    {name}: {_by_value(alpha, recipe)}" for name, alpha in step.alphas.items() if differs[name]]
     if len(steps) > _MOST_STEPS:
         lines.append(f"  ... and {len(steps) - _MOST_STEPS} more steps")
     return Text("\n".join(map(printable, lines)))
 
 
 def _cost(simplified: Simplified) -> str:
+    """Return a line on the numbers saved and the similarity lost."""
     before, after = simplified.distinct
     text = f"rounded: {after} different numbers for {before}"
     dropped = [*simplified.changes.sources, *simplified.changes.steps]
@@ -49,7 +50,7 @@ def _cost(simplified: Simplified) -> str:
 
 
 def _by_value(alpha: Alpha, recipe: Recipe) -> str:
-    """The numbers with the blocks that have them, "BASE,M00 0.4; IN00-IN11 0.1"; those at 0 are not named."""
+    """Return an alpha's numbers with their blocks: "BASE,M00 0.4; IN00-IN11 0.1"; leave out blocks at 0."""
     return "; ".join(_groups(alpha, recipe)) or "0"
 
 

@@ -1,4 +1,4 @@
-"""Tables of a fit for the terminal: similarities, candidates, what was verified and simplified."""
+"""Terminal tables: similarities, candidates, verified steps and simplified recipes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ __all__ = [
     "verified_table",
 ]
 
-# What a column takes besides its text: a space on either side and a border.
+# Letters of a column beside its text: a space on either side and a border.
 _PADDING = 3
 _MISSING = "-"
 
 
 def percent(similarity: float) -> str:
-    """A similarity in [-1, 1] as the article prints it, "97.4805%"; "-" for one that is not finite."""
+    """Return a similarity in [-1, 1] as per cent, in the article's form "97.4805%"; "-" if it is not finite."""
     return f"{100 * similarity:.4f}%" if math.isfinite(similarity) else _MISSING
 
 
@@ -46,11 +46,19 @@ def block_table(
     width: int = 80,
     ascii_only: bool = False,
 ) -> Table:
-    """Similarities {row: {block: value in [-1, 1]}} in percent, with a total for each row (default: its mean).
+    """Return a table of similarities by block, in per cent, with totals.
 
-    Blocks are columns if that fits `width` characters, else lines. A block that a row lacks shows "-"; one that has
-    None shows "unchanged", as a target may have it from the base. `ascii_only` is for consoles whose encoding has no
-    box characters: borders become + - |, and other letters are escaped.
+    Args:
+        title: The table's title.
+        rows: Similarities in [-1, 1] by row and block. A missing block is shown as "-", None (the target's block equals
+            the base's) as "unchanged".
+        totals: Totals in [-1, 1] by row; the mean of the blocks for rows without one.
+        width: Letters of the console. If the blocks do not fit as columns, they become lines.
+        ascii_only: Whether the console's encoding lacks box characters: borders become + - |, other letters are
+            escaped.
+
+    Returns:
+        The table.
     """
     blocks = list(dict.fromkeys(block for scores in rows.values() for block in scores))
     lines: list[list[str]] = []
@@ -71,10 +79,16 @@ def block_table(
 
 
 def steps_table(result: FitResult, *, ascii_only: bool = False) -> Table:
-    """The total similarity of every stage's steps before (of input A) and after, by metric, and how it was found.
+    """Return a table of the total similarity of every stage's steps, before (the step's input A) and after, by metric.
 
-    The trials are those of the search that the step's alphas come from; they stand beside the metric it used.
-    `ascii_only` as for `block_table`.
+    Best trial and number of trials belong to the search that set the step's alphas; they are in the row of its metric.
+
+    Args:
+        result: The fit.
+        ascii_only: See `block_table`.
+
+    Returns:
+        The table.
     """
     header = ["stage", "step", "metric", "before", "after", "best trial", "trials"]
     table = _table("Similarity by step", header, left=3, ascii_only=ascii_only)
@@ -90,13 +104,13 @@ def steps_table(result: FitResult, *, ascii_only: bool = False) -> Table:
                 _text(cell, ascii_only)
                 for cell in (scores.stage, scores.step, scores.metric.replace("+", " + "), before, after, *found)
             ),
-            end_section=any((other.stage, other.step) != (scores.stage, scores.step) for other in following),
+            end_section=any((later.stage, later.step) != (scores.stage, scores.step) for later in following),
         )
     return table
 
 
 def spread_table(result: FitResult, *, ascii_only: bool = False) -> Table:
-    """Each stage's total on the random inputs that it was fitted on, and on others: their mean, lowest and highest."""
+    """Return a table of each stage's total on its own random inputs and on other ones: mean, lowest and highest."""
     header = ["stage", "step", "metric", "fitted on", "others", "lowest", "highest"]
     table = _table("Similarity on random inputs that were not fitted on", header, left=3, ascii_only=ascii_only)
     for spread in result.spread:
@@ -108,34 +122,45 @@ def spread_table(result: FitResult, *, ascii_only: bool = False) -> Table:
 
 
 def candidates_table(result: FitResult, *, ascii_only: bool = False) -> Table:
-    """The best recipe and the next best that differ: file, what was searched, similarity, loss, difference.
+    """Return a table of the best recipe and the next best that differ: file, search, similarity, loss, difference.
 
-    The difference is the largest of a source's coefficients in a scored block from the best recipe's.
+    Args:
+        result: The fit.
+        ascii_only: See `block_table`.
+
+    Returns:
+        The table. `loss` is in percentage points; `differs by` is the largest difference from the best recipe in a
+        coefficient of a source in a scored block.
     """
     header = ["recipe", "search", "trial", "similarity", "loss", "differs by"]
     table = _table("Best recipes that differ", header, left=2, ascii_only=ascii_only)
     found = {search.name: search.best for search in result.searches}
-    for name in dict.fromkeys(one.search for one in result.candidates):
+    for name in dict.fromkeys(candidate.search for candidate in result.candidates):
         if (best := found[name]) is not None:
             cells = [result.study.outputs.best.name, name, str(best.number), percent(best.total), _MISSING, _MISSING]
             table.add_row(*(_text(cell, ascii_only) for cell in cells))
-    for one in result.candidates:
+    for candidate in result.candidates:
         cells = [
-            result.study.outputs.candidate(one.number).name,
-            one.search,
-            str(one.trial),
-            percent(one.similarity),
-            f"{100 * one.loss:.4f}",
-            f"{one.distance:.2f}",
+            result.study.outputs.candidate(candidate.number).name,
+            candidate.search,
+            str(candidate.trial),
+            percent(candidate.similarity),
+            f"{100 * candidate.loss:.4f}",
+            f"{candidate.distance:.2f}",
         ]
         table.add_row(*(_text(cell, ascii_only) for cell in cells))
     return table
 
 
 def verified_table(steps: Sequence[Verified], *, ascii_only: bool = False) -> Table:
-    """What was measured for each step beside what its recipe expects, in percent, blocks first, then the total.
+    """Return a table of the measured similarity of each step beside the expected one, by block and in total.
 
-    Blocks are listed where a value was reported for them or they cannot be measured; "-" where nothing was reported.
+    Args:
+        steps: The verified steps.
+        ascii_only: See `block_table`.
+
+    Returns:
+        The table, in per cent. It lists the blocks that have an expected value or cannot be measured.
     """
     header = ["step", "block", "measured", "expected", "difference"]
     table = _table("Similarity by step, measured and expected", header, left=2, ascii_only=ascii_only)
@@ -144,14 +169,14 @@ def verified_table(steps: Sequence[Verified], *, ascii_only: bool = False) -> Ta
         following = described[position + 1] if position + 1 < len(described) else []
         for line, row in enumerate(rows):
             cells = [steps[position].step if line == 0 else "", *row]
-            # Steps with a total alone stand together.
+            # No line separates steps that have a total only.
             last = line == len(rows) - 1 and max(len(rows), len(following)) > 1
             table.add_row(*(_text(cell, ascii_only) for cell in cells), end_section=last)
     return table
 
 
 def simplified_table(simplified: Simplified, *, ascii_only: bool = False) -> Table:
-    """What became of a recipe: similarities, numbers by the grid they lie on, steps and sources, before and after."""
+    """Return a table of a recipe before and after: similarities, numbers by grid, steps and sources."""
     table = _table("Simplified", ["", "before", "after", "difference"], ascii_only=ascii_only)
     totals = [("explained", *simplified.explained)] if simplified.before else []
     totals += [(f"similarity, {name}", old, new) for name, (old, new) in simplified.totals.items()]
@@ -177,16 +202,17 @@ def _verified_rows(verified: Verified) -> list[list[str]]:
     expected = verified.expected or Expected(())
     reported = {**expected.similarities}
     rows = [
-        [block, *_beside(verified.measured.get(block), reported.get(block))]
+        [block, *_comparison(verified.measured.get(block), reported.get(block))]
         for block in dict.fromkeys([*reported, *verified.not_measurable])
     ]
-    # A reported mean over blocks that cannot be measured is not quite comparable.
+    # An expected mean that includes blocks which cannot be measured is comparable only roughly.
     without = f" without {', '.join(verified.not_measurable)}" if verified.not_measurable else ""
-    rows.append([f"total{without}", *_beside(verified.total if verified.measured else None, expected.total)])
+    rows.append([f"total{without}", *_comparison(verified.total if verified.measured else None, expected.total)])
     return rows
 
 
-def _beside(measured: float | None, reported: float | None) -> list[str]:
+def _comparison(measured: float | None, reported: float | None) -> list[str]:
+    """Return the cells of two similarities and their difference in percentage points."""
     shown = ["not measurable" if measured is None else percent(measured)]
     shown.append(_MISSING if reported is None else percent(reported))
     both = measured is not None and reported is not None
@@ -194,11 +220,10 @@ def _beside(measured: float | None, reported: float | None) -> list[str]:
 
 
 def _search_of(result: FitResult, scores: StepScores) -> SearchResult | None:
-    """The search whose metric these are and which set the step's alphas."""
-    # Of several passes the last one.
+    """Return the search by this metric that set the step's alphas: of several passes the last one."""
     for search in reversed(result.searches):
-        own = {parameter.step for parameter in search.parameters}
-        if search.stage.name == scores.stage and search.stage.metric == scores.metric and scores.step in own:
+        steps = {parameter.step for parameter in search.parameters}
+        if search.stage.name == scores.stage and search.stage.metric == scores.metric and scores.step in steps:
             return search
     return None
 
@@ -206,13 +231,13 @@ def _search_of(result: FitResult, scores: StepScores) -> SearchResult | None:
 def _table(title: str, header: Sequence[str], *, left: int = 1, ascii_only: bool) -> Table:
     table = Table(title=_text(title, ascii_only), box=box.ASCII2 if ascii_only else box.ROUNDED, title_justify="left")
     for position, name in enumerate(header):
-        # Folded, not cut off: the sign for text left out is no ASCII character.
+        # Long text is wrapped, not cut off, since the ellipsis is not an ASCII character.
         justify = "left" if position < left else "right"
         table.add_column(_text(name, ascii_only), justify=justify, overflow="fold")  # type: ignore[arg-type]
     return table
 
 
 def _text(text: str, ascii_only: bool) -> Text:
-    # Text, not str: names come from users and may hold rich's [markup].
+    # Rich would interpret [markup] in a str; names come from users.
     shown = printable(text)
     return Text(shown.encode("ascii", "backslashreplace").decode("ascii") if ascii_only else shown)

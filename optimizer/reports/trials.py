@@ -1,4 +1,4 @@
-"""Every trial of a fit, as a data frame and as a CSV file."""
+"""The trials of a fit as a data frame and as a CSV file."""
 
 import math
 from pathlib import Path
@@ -14,15 +14,20 @@ _TRIAL_COLUMNS = ("search", "stage", "step", "trial", "state", "similarity", "or
 
 
 def trials_table(result: FitResult) -> pd.DataFrame:
-    """One row per trial, searches and trials in the order in which they ran.
+    """Return a data frame with one row per trial.
 
         trials_table(result).nlargest(5, "similarity")[["trial", "similarity"]]
 
-    The columns are search, stage, step (the one scored), trial (its number), state, similarity (the total, in [-1, 1]),
-    origin, seconds; one per parameter, named as it is (`TEMP1.OUT06`); one per scored block (`similarity.OUT06`), in
-    layout order. What a trial does not have, such as the total of a failed one, is NaN.
+    Args:
+        result: The fit.
+
+    Returns:
+        Rows in the order in which searches and trials ran. Columns: search, stage, step (the scored one), trial (its
+        number), state, similarity (the total, in [-1, 1]), origin, seconds; one per free alpha, by its name
+        (`TEMP1.OUT06`); one per scored block (`similarity.OUT06`), in layout order. A missing value, the total of a
+        failed trial for example, is NaN.
     """
-    parameters = list(dict.fromkeys(one.name for search in result.searches for one in search.parameters))
+    parameters = list(dict.fromkeys(free.name for search in result.searches for free in search.parameters))
     scored = {block for search in result.searches for block in search.stage.blocks}
     blocks = [block for block in result.recipe.layout.blocks if block in scored]
     rows = [
@@ -41,15 +46,19 @@ def trials_table(result: FitResult) -> pd.DataFrame:
         for search in result.searches
         for trial in search.trials
     ]
-    # Rows, not a mapping of columns: a step may be called "similarity", and then two columns share a name.
+    # Built from rows, since a mapping of columns would merge those of equal names: a step may be called "similarity".
     return pd.DataFrame(rows, columns=[*_TRIAL_COLUMNS, *parameters, *(f"similarity.{block}" for block in blocks)])
 
 
 def write_trials(result: FitResult, path: Path | str) -> None:
-    """Write `trials_table(result)` to `path`, or leave what is there: CSV, UTF-8, LF, floats in full precision.
+    """Write `trials_table(result)` as CSV: UTF-8, LF, floats in full precision.
 
-    A text that a spreadsheet would take for a formula, as a step's name `=1+1`, has an apostrophe in front.
-    Raises InputError if the folder is missing or not writable, or the disk is full.
+    A text that a spreadsheet would execute as a formula, a step named `=1+1` for example, gets an apostrophe in front.
+    Raises InputError if the folder is missing or not writable, or if the disk is full; an existing file stays intact.
+
+    Args:
+        result: The fit.
+        path: The file to write.
     """
     table = trials_table(result)
     table.columns = pd.Index([_no_formula(name) for name in table.columns])
@@ -60,5 +69,6 @@ def write_trials(result: FitResult, path: Path | str) -> None:
 
 
 def _no_formula(cell: object) -> object:
-    # What spreadsheets calculate, or worse, when they open a file; control characters are in no name.
+    """Return a cell with an apostrophe in front if it is a text that spreadsheets execute."""
+    # Tab and carriage return would also start a formula, but names contain no control characters.
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell

@@ -1,16 +1,16 @@
-"""Check full-size merges against sd-mecha, against the formulas step by step, and in diffusers.
+"""Compare full-size merges with sd-mecha and with step-by-step formulas, and open one in diffusers.
 
     python studies/benchmarks/make_checkpoints.py /tmp/family --sources 6
     python studies/benchmarks/agreement.py /tmp/family --json figures.json
 
-Each of the four modes, and all of them in one recipe, other numbers in every block:
+The script merges with each of the four modes and with all of them in one recipe. Every block has different alphas.
 
-    mapping mecha          merged in float32, by blockfit and by sd-mecha from the exported recipe
-    mapping supermerger    merged in float32, by blockfit and by SuperMerger's rules, one step after another in float32
+    mapping mecha          float32 merges by blockfit and by sd-mecha, which reads the exported recipe
+    mapping supermerger    float32 merges by blockfit and by SuperMerger's formulas, step by step in float32
 
-What is compared is the largest difference in each tensor, relative to the tensor's largest value; the worst tensor of
-each block counts. Then diffusers' single-file loader opens a merge in float16, configured by a local file, and its UNet
-takes one step. Two merged files of 4.3 GB are on the disk at any time.
+The figure for a tensor is the largest difference, relative to the tensor's largest value. The figure for a block is
+that of its worst tensor. Afterwards diffusers' single-file loader opens a float16 merge with a local configuration, and
+its UNet takes one step. At most two merged files of 4.3 GB are on the disk at a time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from optimizer.merging import merge
 from optimizer.recipes import Alpha, Model, Recipe, Step
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-from step_by_step import as_dicts, merge_by_steps  # the formulas that the tests hold merges to
+from step_by_step import as_dicts, merge_by_steps  # the tests compare merges with the same formulas
 
 TOLERANCE = 1e-6
 MODELS = ("base", "one", "two")
@@ -47,7 +47,7 @@ LAYOUT: Layout = load_layout("sd1")
 
 
 def spread(low: float, high: float, stride: int) -> Alpha:
-    """Numbers over low .. high, another one in every block."""
+    """Return an alpha whose values are spread over low .. high, a different one in every block."""
     count = len(LAYOUT.blocks)
     return Alpha(
         {b: round(low + (high - low) * ((stride * n) % count) / (count - 1), 3) for n, b in enumerate(LAYOUT.blocks)}
@@ -55,7 +55,7 @@ def spread(low: float, high: float, stride: int) -> Alpha:
 
 
 def recipes() -> Iterator[tuple[str, Recipe]]:
-    """A recipe for each mode, and one of all."""
+    """Yield (name, recipe) for each mode, and for all modes in one recipe."""
     first, second = spread(-0.1, 1.1, 7), spread(0.05, 0.6, 11)
     steps = (
         Step("T1", "weight_sum", "base", "one", None, first),
@@ -71,7 +71,20 @@ def recipes() -> Iterator[tuple[str, Recipe]]:
 
 
 def worst_by_block(found: TensorSource, expected: Iterator[tuple[str, torch.Tensor]], mapping: str) -> dict[str, float]:
-    """The largest relative difference in each block; raises ValueError if the tensors are not the same ones."""
+    """Return the largest relative difference in each block.
+
+    Args:
+        found: The merge by blockfit.
+        expected: The expected tensors by name, one at a time.
+        mapping: The mapping that assigns tensors to blocks.
+
+    Returns:
+        {block: largest difference, relative to the tensor's largest value}.
+
+    Raises:
+        ValueError: If the merge holds a tensor that is not expected.
+
+    """
     worst = dict.fromkeys(LAYOUT.blocks, 0.0)
     missing = {name for name in found.tensors if name not in LAYOUT.position_ids}
     for name, value in expected:
@@ -85,7 +98,7 @@ def worst_by_block(found: TensorSource, expected: Iterator[tuple[str, torch.Tens
 
 
 def by_mecha(recipe: Recipe, folder: Path, output: Path) -> None:
-    """What sd-mecha makes of the exported recipe, in float32."""
+    """Export the recipe and let sd-mecha merge it to `output`, in float32."""
     import sd_mecha  # noqa: PLC0415 - needed by this comparison only
     import tqdm  # noqa: PLC0415
 
@@ -96,7 +109,7 @@ def by_mecha(recipe: Recipe, folder: Path, output: Path) -> None:
 
 
 def by_steps(recipe: Recipe, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor as the formulas give it, step after step in float32, one tensor at a time."""
+    """Yield each tensor's name and its merge by the formulas, step by step in float32."""
     steps = as_dicts(recipe.steps)
     with contextlib.ExitStack() as stack:
         opened = {name: stack.enter_context(open_checkpoint(folder / f"{name}.safetensors")) for name in MODELS}
@@ -107,7 +120,7 @@ def by_steps(recipe: Recipe, folder: Path) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def compare(recipe: Recipe, folder: Path, work: Path) -> dict[str, dict[str, float]]:
-    """{mapping: {block: largest relative difference}}."""
+    """Return {mapping: {block: largest relative difference}}."""
     paths = {name: folder / f"{name}.safetensors" for name in MODELS}
     ours, theirs = work / "blockfit.safetensors", work / "mecha.safetensors"
     found = {}
@@ -119,17 +132,17 @@ def compare(recipe: Recipe, folder: Path, work: Path) -> dict[str, dict[str, flo
                 found[mapping] = worst_by_block(merged, by_steps(mapped, folder), mapping)
                 continue
             by_mecha(mapped, folder, theirs)
-            with open_checkpoint(theirs) as other:
-                tensors = ((name, other.tensor(name)) for name in other.tensors if name in merged.tensors)
-                wanted = ((name, value) for name, value in tensors if name not in LAYOUT.position_ids)
-                found[mapping] = worst_by_block(merged, wanted, mapping)
+            with open_checkpoint(theirs) as by_other:
+                tensors = ((name, by_other.tensor(name)) for name in by_other.tensors if name in merged.tensors)
+                expected = ((name, value) for name, value in tensors if name not in LAYOUT.position_ids)
+                found[mapping] = worst_by_block(merged, expected, mapping)
             theirs.unlink()
     ours.unlink()
     return found
 
 
 def unet_configuration(checkpoint: Path) -> dict[str, Any]:
-    """The configuration of Stable Diffusion 1.5's UNet, for diffusers, in the widths of the file."""
+    """Return diffusers' configuration of Stable Diffusion 1.5's UNet, with the widths of the file."""
     unet = "model.diffusion_model."
     with open_checkpoint(checkpoint) as opened:
         width = opened.tensors[f"{unet}input_blocks.0.0.weight"].shape[0]
@@ -150,7 +163,12 @@ def unet_configuration(checkpoint: Path) -> dict[str, Any]:
 
 
 def one_step_in_diffusers(recipe: Recipe, folder: Path, work: Path) -> float:
-    """The standard deviation of what the merged UNet predicts for noise at 64 x 64; the file is merged in float16."""
+    """Return the standard deviation of the noise that a UNet merged in float16 predicts at 64 x 64 latents.
+
+    Raises:
+        ValueError: If the prediction has the wrong shape or is not finite.
+
+    """
     import diffusers  # noqa: PLC0415 - takes seconds
 
     merged, configuration = work / "merged.safetensors", work / "configuration"
@@ -175,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Compare, print a table, and return 1 if anything differs by more than the tolerance."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="made by make_checkpoints.py, with at least two finetunes")
-    parser.add_argument("--modes", nargs="+", help="which of the recipes; default: each mode, and all in one")
+    parser.add_argument("--modes", nargs="+", help="recipes to merge (default: each mode, and all in one)")
     add_json_option(parser, "agreement")
     options = parser.parse_args(arguments)
     figures: dict[str, Any] = {"tolerance": TOLERANCE}
@@ -196,7 +214,6 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(found, dict)
     }
     record("agreement", {**figures, "largest difference": largest}, options.json, peers=("sd-mecha", "diffusers"))
-    # Every figure of every mode and mapping counts.
     return int(max(value for found in largest.values() for value in found.values()) > TOLERANCE)
 
 

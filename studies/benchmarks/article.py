@@ -1,4 +1,4 @@
-"""The article's eight output steps, as the benchmarks merge and fit them, and how far found coefficients are off."""
+"""The article's eight output steps, as the benchmarks merge and fit them, and the errors of fitted coefficients."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from optimizer.recipes import Algebra, Group, Model, Recipe, load_recipe
 __all__ = ["Errors", "article_recipe", "coefficients", "differences", "largest"]
 
 OUTPUT = "FINAL_OUTPUTS"
-BASE = "v1-5-pruned-emaonly"  # the article's; all other models are finetunes in the order of appearance
+BASE = "v1-5-pruned-emaonly"  # the article's base; its other models are numbered in order of appearance
 
 Errors = dict[str, dict[str, float]]
 
 
 def article_recipe(path: Path) -> Recipe:
-    """The article's output steps from a recipe of all its steps, its models called base, one, two and so on."""
+    """Return the article's output steps from the recipe of all its steps, with models renamed base, one, two, ..."""
     whole = load_recipe(path)
     used = whole.sources(OUTPUT)
     names = {BASE: "base"} | dict(zip((name for name in used if name != BASE), FINETUNES, strict=False))
@@ -36,7 +36,7 @@ def article_recipe(path: Path) -> Recipe:
 
 
 def coefficients(recipe: Recipe, blocks: Sequence[str]) -> Errors:
-    """What each source contributes, {block: {source: coefficient}}, where all sources hold all tensors."""
+    """Return {block: {source: coefficient}} of a recipe whose sources all hold all tensors."""
     sources = tuple(recipe.models)
     algebra = Algebra(recipe, [Group(block, tuple(range(len(sources)))) for block in blocks], sources)
     rows = algebra.coefficients(algebra.starting_alphas())[0].tolist()
@@ -44,7 +44,7 @@ def coefficients(recipe: Recipe, blocks: Sequence[str]) -> Errors:
 
 
 def differences(found: Mapping[str, Mapping[str, float]], planted: Errors) -> Errors:
-    """How far the found coefficients are from the planted ones, for the blocks that are there."""
+    """Return the absolute errors of the found coefficients, {block: {source: error}}, for the blocks in `found`."""
     return {
         block: {source: abs(value - planted[block][source]) for source, value in row.items()}
         for block, row in found.items()
@@ -52,5 +52,5 @@ def differences(found: Mapping[str, Mapping[str, float]], planted: Errors) -> Er
 
 
 def largest(errors: Errors) -> float:
-    """The largest error of all blocks and sources."""
+    """Return the largest error over all blocks and sources."""
     return max(error for row in errors.values() for error in row.values())

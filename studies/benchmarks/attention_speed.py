@@ -1,19 +1,19 @@
-"""Measure how fast candidates of the attention metric are scored, against one naive pairwise comparison.
+"""Measure how fast the attention metric scores candidates, against one naive comparison of two models.
 
     python studies/benchmarks/make_checkpoints.py /tmp/family
     python studies/benchmarks/attention_speed.py /tmp/family --repeats 9 --json figures.json
 
-On OUT03-OUT11, in turns in one process:
+All tasks score OUT03-OUT11 and take turns in one process:
 
-    naive              two models whose weights and random inputs are in memory: Q, K, V, softmax, cosine
-    terms, alone       a candidate anywhere, one in a call: its logits are added up from their terms
-    terms, together    the same, many in a call
-    line, alone        a candidate that differs from others by one alpha, one in a call: from three matrices
-    line, together     the same, many in a call
-    exp, exp2          nothing but these of as many numbers as a candidate has logits: what no way can do without
+    naive              compare two models, with weights and random inputs in memory: Q, K, V, softmax, cosine
+    terms, alone       score one candidate with any coefficients per call; its logits are the sum of stored terms
+    terms, together    the same, with many candidates per call
+    line, alone        score one candidate on a line of one alpha per call, from three stored matrices
+    line, together     the same, with many candidates per call
+    exp, exp2          evaluate only exp or exp2 of as many numbers as a candidate has logits: a lower bound
 
-The matrices and terms are made beforehand, which is timed apart. Candidates are new in each turn. All seconds are for
-one candidate. Besides the medians all turns are kept, with the machine's load before and after.
+The matrices and terms are computed beforehand and timed separately. Every turn scores new candidates. All times are
+seconds per candidate. The JSON has every turn besides the medians, and the machine's load before and after.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GOAL = 80
 
 
 def measure(folder: Path, repeats: int, together: int) -> dict[str, Any]:
-    """All figures of a family that `make_checkpoints.py` made."""
+    """Return all figures for a family written by `make_checkpoints.py`."""
     planted = load_recipe(folder / "planted.yaml")
     random = torch.Generator().manual_seed(0)
     with opened_family(folder, planted) as comparison:
@@ -50,7 +50,7 @@ def measure(folder: Path, repeats: int, together: int) -> dict[str, Any]:
             drawn = torch.rand(count, groups, sources, generator=random, dtype=torch.float64)
             return drawn / drawn.sum(dim=-1, keepdim=True)
 
-        # From the very model that is compared naively, so that one candidate must score what it does.
+        # The line starts at the model that is compared naively, so one candidate must get the same score.
         start, end = torch.zeros(groups, sources, dtype=torch.float64), anywhere(1)[0]
         start[:, list(comparison.sources.values()).index(comparison.reference)] = 1
 
@@ -60,8 +60,8 @@ def measure(folder: Path, repeats: int, together: int) -> dict[str, Any]:
 
         load = os.getloadavg()[0]
         metric = build_metric("attention", comparison, planted.layout.parse_blocks(BLOCKS))
-        one, other = (attention_weights(each, metric.blocks) for each in (comparison.reference, comparison.target))
-        inputs = random_inputs(one)
+        base, target = (attention_weights(each, metric.blocks) for each in (comparison.reference, comparison.target))
+        inputs = random_inputs(base)
         exponents = [torch.randn(each.shape).sub_(10) for each in inputs]
         powers = [torch.empty_like(each) for each in exponents]
 
@@ -73,9 +73,9 @@ def measure(folder: Path, repeats: int, together: int) -> dict[str, Any]:
             "making the terms, with two candidates": seconds_of(lambda: metric.score(anywhere(2))),
             "making the line's matrices": seconds_of(lambda: metric.prepare(on_line(3))),
         }
-        # Each with the number of candidates that one call scores.
+        # (candidates scored per call, task)
         tasks: dict[str, tuple[int, Callable[[], object]]] = {
-            "naive": (1, lambda: naive(one, other, inputs)),
+            "naive": (1, lambda: naive(base, target, inputs)),
             "terms, alone": (1, lambda: metric.score(anywhere(1))),
             "terms, together": (together, lambda: metric.score(anywhere(together))),
             "line, alone": (1, lambda: metric.score(on_line(1))),
@@ -87,12 +87,12 @@ def measure(folder: Path, repeats: int, together: int) -> dict[str, Any]:
         for turn in range(repeats + 1):
             for name, (count, task) in tasks.items():
                 seconds = seconds_of(task) / count
-                if turn:  # The first one finds memory and caches as no later one does.
+                if turn:  # Turn 0 warms up memory and caches.
                     turns[name].append(seconds)
         candidate = on_line(1)
-        plain = torch.tensor(naive(one, other, inputs), dtype=torch.float64)
+        plain = torch.tensor(naive(base, target, inputs), dtype=torch.float64)
         from_naive = (metric.score(start[None])[0] - plain).abs().max()
-        from_company = (metric.score(candidate) - metric.score(candidate.repeat(together, 1, 1))).abs().max()
+        from_together = (metric.score(candidate) - metric.score(candidate.repeat(together, 1, 1))).abs().max()
     median = {name: statistics.median(values) for name, values in turns.items()}
     return {
         "load before and after": [load, os.getloadavg()[0]],
@@ -105,25 +105,25 @@ def measure(folder: Path, repeats: int, together: int) -> dict[str, Any]:
         "seconds": turns,
         "median seconds": median,
         "naive / this": {name: median["naive"] / value for name, value in median.items()},
-        "largest difference of a score alone and together": float(from_company),
+        "largest difference of a score alone and together": float(from_together),
         "largest difference of a block's score from naive": float(from_naive),
     }
 
 
 def seconds_of(task: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Return the seconds that the task takes."""
     start = time.perf_counter()
     task()
     return time.perf_counter() - start
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
-    """The figures as a table."""
+    """Return the figures as a Markdown table."""
     lines = ["| per candidate | median ms | least | most | naive / this |", "|---|---:|---:|---:|---:|"]
     for name, values in figures["seconds"].items():
         times = " | ".join(f"{1000 * value:.2f}" for value in (statistics.median(values), min(values), max(values)))
         lines.append(f"| {name} | {times} | {figures['naive / this'][name]:.1f} |")
-    lines += ["", f"Goal: {GOAL}. {figures['candidates in a call, together']} candidates in a call, together."]
+    lines += ["", f"Goal: {GOAL}. Together: {figures['candidates in a call, together']} candidates per call."]
     lines += [f"{name}: {value:.2f} s." for name, value in figures["seconds, once"].items()]
     lines += [f"{name}: {value:.1e}." for name, value in figures.items() if name.startswith("largest")]
     before, after = figures["load before and after"]
@@ -132,11 +132,11 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Read the command line, measure, print the table."""
+    """Read the command line, measure, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description="Measure how fast the attention metric scores candidates.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py")
     parser.add_argument("--repeats", type=int, default=9, help="turns (default 9)")
-    parser.add_argument("--together", type=int, default=16, help="candidates in a call (default 16)")
+    parser.add_argument("--together", type=int, default=16, help="candidates per call (default 16)")
     add_json_option(parser, "attention_speed")
     given = parser.parse_args()
     return report(

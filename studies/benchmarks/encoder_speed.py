@@ -1,17 +1,17 @@
-"""Measure how fast the encoder metric scores candidates, against the forward pass of its prompts padded to 77 tokens.
+"""Measure how fast the encoder metric scores candidates, against a forward pass over prompts padded to 77 tokens.
 
     python studies/benchmarks/make_checkpoints.py /tmp/family --sources 3
     python studies/benchmarks/encoder_speed.py /tmp/family --repeats 5 --json figures.json
 
-On BASE, the 64 prompts that come with the layout, in turns in one process:
+All tasks score BASE on the 64 prompts that come with the layout, and take turns in one process:
 
-    padded             transformers' CLIPTextModel, its weights in memory: all prompts in one batch of 77 tokens each
-    line               a trial whose one free alpha was prepared for: the weights are added up, then the prompts read
-    anywhere           a trial with any coefficients: every source's weights are read and added up first
-    line, clip skip 2  a trial that reads the last layer but one
+    padded             transformers' CLIPTextModel with weights in memory: all prompts in one batch of 77 tokens each
+    line               a trial along one free alpha, prepared beforehand: add up the weights, then encode the prompts
+    anywhere           a trial with any coefficients: read and add up the weights of every source first
+    line, clip skip 2  a trial that uses the last layer but one
 
-The peak of anonymous memory is that of making the metric, preparing it, and a trial of either kind, in a process that
-has measured nothing else.
+The peak of anonymous memory covers building the metric, preparing it, and one trial of each kind, before anything else
+is measured in the process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GOAL, MEMORY_GOAL = 3, 3.0
 
 
 def measure(folder: Path, repeats: int) -> dict[str, Any]:
-    """All figures of a family that `make_checkpoints.py` made."""
+    """Return all figures for a family written by `make_checkpoints.py`."""
     from transformers import CLIPTextConfig, CLIPTextModel  # noqa: PLC0415  takes seconds
 
     planted = load_recipe(folder / "planted.yaml")
@@ -63,9 +63,9 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         block = planted.layout.blocks[:1]
         load, once = os.getloadavg()[0], {}
         with AnonymousMemory() as memory:
-            begun = time.perf_counter()
+            begin = time.perf_counter()
             metric = build_metric("encoder", comparison, block)
-            once["making the metric"] = time.perf_counter() - begun
+            once["making the metric"] = time.perf_counter() - begin
             once["preparing a line"] = seconds_of(lambda: metric.prepare(on_line(3)))
             metric.score(on_line(1))
             metric.score(anywhere())
@@ -102,17 +102,17 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
         for turn in range(repeats + 1):
             for name, task in tasks.items():
                 seconds = seconds_of(task)
-                if turn:  # The first one finds memory and caches as no later one does.
+                if turn:  # Turn 0 warms up memory and caches.
                     turns[name].append(seconds)
-        # A candidate that is the reference must be what the padded pass says of it, against the target likewise.
-        said = forward()
+        # Scoring the reference itself must give the padded pass's cosine of reference and target.
+        reference_states = forward()
         model.load_state_dict(
             {
                 name: comparison.target.tensor(planted.layout.readable_encoder.model + name).float()
                 for name in model.state_dict()
             }
         )
-        cosines = torch.nn.functional.cosine_similarity(said, forward(), dim=-1).double()
+        cosines = torch.nn.functional.cosine_similarity(reference_states, forward(), dim=-1).double()
         plain = sum(float(row[:length].mean()) for row, length in zip(cosines, lengths, strict=True)) / len(lengths)
         difference = abs(float(metric.score(start[None])[0, 0]) - plain)
     median = {name: statistics.median(values) for name, values in turns.items()}
@@ -135,14 +135,14 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def seconds_of(task: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Return the seconds that the task takes."""
     start = time.perf_counter()
     task()
     return time.perf_counter() - start
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
-    """The figures as a table."""
+    """Return the figures as a Markdown table."""
     lines = ["| | median s | least | most | padded / this |", "|---|---:|---:|---:|---:|"]
     for name, values in figures["seconds"].items():
         times = " | ".join(f"{value:.2f}" for value in (statistics.median(values), min(values), max(values)))
@@ -150,7 +150,7 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     lines += ["", f"Goal: {GOAL}. {figures['prompts']} prompts of {figures['tokens']} tokens in all."]
     lines += [f"{figures['parameters']:,} parameters, {figures['sources']} sources."]
     lines += [f"{name}: {value:.2f} s." for name, value in figures["seconds, once"].items()]
-    lines += [f"Anonymous memory at its peak: {figures['anonymous memory, GB']:.2f} GB (goal {MEMORY_GOAL:g})."]
+    lines += [f"Peak of anonymous memory: {figures['anonymous memory, GB']:.2f} GB (goal {MEMORY_GOAL:g})."]
     lines += [f"{name}: {value:.1e}." for name, value in figures.items() if name.startswith("largest")]
     before, after = figures["load before and after"]
     lines += [f"Load {before:.1f} before, {after:.1f} after."]
@@ -158,7 +158,7 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Read the command line, measure, print the table."""
+    """Read the command line, measure, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description="Measure how fast the encoder metric scores candidates.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default 5)")

@@ -3,11 +3,14 @@
     python studies/benchmarks/make_checkpoints.py /tmp/family
     python studies/benchmarks/full_size.py /tmp/family --trials 60 --json figures.json
 
-A recipe of three steps over six checkpoints is fitted to the target on OUT03-OUT11 by `attention`. Reported are the
-time by phase, the peak of anonymous memory (pages of mapped files are the system's to drop, so they do not count), and,
-side by side in the same run, one trial against the naive comparison of two merged models that are in memory already.
-Checked are the similarities, against merged tensors, and the fitted coefficients, against the planted ones. All files
-are read once before anything is timed, so that they are in the page cache as far as it can hold them.
+The script fits a recipe of three steps over six checkpoints to the target on OUT03-OUT11 by `attention`. It reports
+
+* the seconds of each phase,
+* the peak of anonymous memory (pages of mapped files do not count, because the system can drop them),
+* the time of one trial against the naive comparison of two merged models in memory, side by side in the same run.
+
+It compares the similarities with those of merged tensors, and the fitted coefficients with the planted ones. All files
+are read once before anything is timed, so that the page cache holds them if it has room.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ base: base
 stages:
   - {{name: outputs, blocks: {blocks}, metric: attention, strategy: joint, trials: {trials}, seeds: [{seed}]}}
 """
-# The alphas, the same in every block, of the candidate that figures are checked on: not the planted ones.
+# The candidate whose similarities are checked: {step: alpha in every block}. It is not the planted recipe.
 CANDIDATE = {"FIRST": 0.25, "SECOND": 0.35, "THIRD": 0.15}
 
 Weights = tuple[Tensor, Tensor, Tensor]
@@ -62,13 +65,13 @@ Weights = tuple[Tensor, Tensor, Tensor]
 
 
 def run_fit(folder: Path, planted: Recipe, trials: int) -> tuple[FitResult, dict[str, object]]:
-    """Fit the recipe with holes in place of the planted alphas; the result and its figures."""
+    """Fit the recipe with free alphas in place of the planted ones; return the result and its figures."""
     blocks = planted.layout.parse_blocks(BLOCKS)
     zeros = {block: 0.0 for block in planted.layout.blocks if block not in blocks}
-    hole = Alpha(zeros, (Free(0.0, 1.0, blocks),))
+    free_alpha = Alpha(zeros, (Free(0.0, 1.0, blocks),))
     study_folder = folder / "study"
     study_folder.mkdir(exist_ok=True)
-    steps = tuple(replace(step, alpha=hole) for step in planted.steps)
+    steps = tuple(replace(step, alpha=free_alpha) for step in planted.steps)
     save_recipe(replace(planted, name="fitted", steps=steps), study_folder / "recipe.yaml")
     text = STUDY.format(blocks=BLOCKS, trials=trials, seed=SEED)
     (study_folder / "study.yaml").write_text(text, encoding="utf-8")
@@ -91,7 +94,7 @@ def run_fit(folder: Path, planted: Recipe, trials: int) -> tuple[FitResult, dict
 
 
 def compare_coefficients(result: FitResult, planted: Recipe, comparison: Comparison) -> dict[str, object]:
-    """How far the coefficients of the best trial and of the exact optima are from the planted ones."""
+    """Return the errors of the coefficients of the best trial and of the exact optima, against the planted ones."""
     blocks = planted.layout.parse_blocks(BLOCKS)
     rows = [row for row, group in enumerate(comparison.groups) if group.block in blocks]
     algebra = Algebra(planted, comparison.groups, tuple(comparison.sources))
@@ -99,10 +102,11 @@ def compare_coefficients(result: FitResult, planted: Recipe, comparison: Compari
     search = result.searches[-1]
     space = Space(algebra, search.parameters)
     assert search.best is not None
-    points = {"best trial": search.best.alphas, **{f"exact {name}": one.point for name, one in search.exact.items()}}
+    points = {"best trial": search.best.alphas}
+    points |= {f"exact {name}": exact.point for name, exact in search.exact.items()}
     worst = {}
     for name, point in points.items():
-        values = torch.tensor([[point[one.name] for one in search.parameters]], dtype=torch.float64)
+        values = torch.tensor([[point[free.name] for free in search.parameters]], dtype=torch.float64)
         worst[name] = float((space.coefficients(values)[0] - truth)[rows].abs().max())
     return {
         "worst difference from the planted coefficients": worst,
@@ -115,7 +119,7 @@ def compare_coefficients(result: FitResult, planted: Recipe, comparison: Compari
 
 
 def attention_weights(checkpoint: TensorSource, blocks: Sequence[str]) -> list[Weights]:
-    """to_q, to_k, to_v of each block's self-attention in float32."""
+    """Return to_q, to_k and to_v of each block's self-attention, in float32."""
     assert checkpoint.layout is not None
     prefixes = [checkpoint.layout.attention[block] for block in blocks]
     return [
@@ -126,28 +130,28 @@ def attention_weights(checkpoint: TensorSource, blocks: Sequence[str]) -> list[W
 
 
 def random_inputs(weights: Sequence[Weights]) -> list[Tensor]:
-    """X of each block, drawn one after another after one seeding."""
+    """Return the random inputs X [d, d] of each block, drawn in order from one seeded generator."""
     generator = torch.Generator().manual_seed(SEED)
     return [torch.randn(value.shape[1], value.shape[1], generator=generator) for _, _, value in weights]
 
 
 def attention_output(weights: Weights, x: Tensor) -> Tensor:
-    """The attention output [d, d] of one block on its random inputs, by its definition."""
+    """Return the attention output [d, d] of one block on its random inputs, straight from the definition."""
     query, key, value = weights
     return torch.softmax((x @ query.T) @ (x @ key.T).T, dim=-1) * (x @ value.T).sum(dim=0)
 
 
-def naive(one: Sequence[Weights], other: Sequence[Weights], inputs: Sequence[Tensor]) -> list[float]:
-    """The similarity of two models per block, by its definition."""
+def naive(first: Sequence[Weights], second: Sequence[Weights], inputs: Sequence[Tensor]) -> list[float]:
+    """Return the similarity of two models for each block, straight from the definition."""
     similarities = []
-    for pair, x in zip(zip(one, other, strict=True), inputs, strict=True):
+    for pair, x in zip(zip(first, second, strict=True), inputs, strict=True):
         outputs = [attention_output(weights, x) for weights in pair]
         similarities.append(float(torch.cosine_similarity(outputs[0], outputs[1], dim=-1).mean()))
     return similarities
 
 
 def time_side_by_side(tasks: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each task; they take turns, so that a busy machine slows all of them alike."""
+    """Return the median seconds of each task; tasks take turns, so a busy machine slows them equally."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(repeats):
         for name, task in tasks.items():
@@ -158,11 +162,11 @@ def time_side_by_side(tasks: Mapping[str, Callable[[], object]], repeats: int) -
 
 
 def time_trials(comparison: Comparison, metric: Metric, recipe: Recipe, repeats: int) -> dict[str, object]:
-    """A trial against the naive comparison; the two models of the latter are in memory in float32, inputs drawn."""
+    """Time a trial against the naive comparison, whose two float32 models and random inputs are in memory."""
     free = parameters_of(recipe, [step.name for step in recipe.steps])
     space = Space(Algebra(recipe, comparison.groups, tuple(comparison.sources)), free)
-    one, other = (attention_weights(each, metric.blocks) for each in (comparison.reference, comparison.target))
-    inputs = random_inputs(one)
+    base, target = (attention_weights(each, metric.blocks) for each in (comparison.reference, comparison.target))
+    inputs = random_inputs(base)
     random = torch.Generator().manual_seed(0)
 
     def trial() -> None:
@@ -170,7 +174,7 @@ def time_trials(comparison: Comparison, metric: Metric, recipe: Recipe, repeats:
 
     trial()
     seconds = time_side_by_side(
-        {"naive": lambda: naive(one, other, inputs), "trial": trial, "drawing": lambda: random_inputs(one)}, repeats
+        {"naive": lambda: naive(base, target, inputs), "trial": trial, "drawing": lambda: random_inputs(base)}, repeats
     )
     return {
         "naive comparison: median seconds": seconds["naive"],
@@ -181,7 +185,7 @@ def time_trials(comparison: Comparison, metric: Metric, recipe: Recipe, repeats:
 
 
 def time_statistics(comparison: Comparison, blocks: Sequence[str], repeats: int) -> dict[str, object]:
-    """Statistics against merely reading the same tensors and converting them to float32."""
+    """Time statistics against only reading the same tensors and converting them to float32."""
     parts = comparison.scored_parts(blocks)
     checkpoints = [*comparison.sources.values(), comparison.target]
 
@@ -203,7 +207,7 @@ def time_statistics(comparison: Comparison, blocks: Sequence[str], repeats: int)
 
 
 def check(folder: Path, planted: Recipe, comparison: Comparison, attention: Metric) -> dict[str, object]:
-    """Worst differences between similarities from coefficients and from merged tensors, on another candidate."""
+    """Return the worst differences between similarities from coefficients and from merged tensors."""
     values = [Alpha(dict.fromkeys(planted.layout.blocks, CANDIDATE[step.name])) for step in planted.steps]
     steps = [replace(step, alpha=alpha) for step, alpha in zip(planted.steps, values, strict=True)]
     recipe = replace(planted, name="candidate", steps=tuple(steps))
@@ -217,8 +221,8 @@ def check(folder: Path, planted: Recipe, comparison: Comparison, attention: Metr
             merge(recipe, paths, merged, dtype=torch.float32, embed_recipe=False)
             seconds = time.perf_counter() - start
         with open_checkpoint(merged) as opened:
-            one, other = (attention_weights(each, attention.blocks) for each in (opened, comparison.target))
-            plain = torch.tensor(naive(one, other, random_inputs(one)), dtype=torch.float64)
+            found, target = (attention_weights(each, attention.blocks) for each in (opened, comparison.target))
+            plain = torch.tensor(naive(found, target, random_inputs(found)), dtype=torch.float64)
     finally:
         merged.unlink(missing_ok=True)
     worst = {"attention": float((attention.score(coefficients)[0] - plain).abs().max())}
@@ -236,7 +240,7 @@ def check(folder: Path, planted: Recipe, comparison: Comparison, attention: Metr
 
 
 def float64_cosines(comparison: Comparison, coefficients: Tensor, blocks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """`weights` and `delta` per block, from tensors that are merged in float64."""
+    """Return `weights` and `delta` for each block, from tensors merged in float64."""
     sums = {name: {block: torch.zeros(3, dtype=torch.float64) for block in blocks} for name in ("weights", "delta")}
     sources = list(comparison.sources.values())
     for part in comparison.scored_parts(blocks):
@@ -247,10 +251,10 @@ def float64_cosines(comparison: Comparison, coefficients: Tensor, blocks: Sequen
         target = part.read(comparison.target).to(torch.float64)
         base = part.read(comparison.reference).to(torch.float64)
         for name, start in (("weights", torch.zeros_like(base)), ("delta", base)):
-            one, other = (merged - start).flatten(), (target - start).flatten()
-            sums[name][part.block] += torch.stack([one @ other, one @ one, other @ other])
+            found, expected = (merged - start).flatten(), (target - start).flatten()
+            sums[name][part.block] += torch.stack([found @ expected, found @ found, expected @ expected])
     return {
-        name: {block: float(both / (mine * its).sqrt()) for block, (both, mine, its) in of_blocks.items()}
+        name: {block: float(both / (first * second).sqrt()) for block, (both, first, second) in of_blocks.items()}
         for name, of_blocks in sums.items()
     }
 
@@ -260,7 +264,7 @@ def float64_cosines(comparison: Comparison, coefficients: Tensor, blocks: Sequen
 
 @contextmanager
 def opened_family(folder: Path, planted: Recipe) -> Iterator[Comparison]:
-    """The planted recipe's sources and the target."""
+    """Open the planted recipe's sources and the target."""
     sources = {name: folder / model.file for name, model in planted.models.items()}
     target = folder / "target.safetensors"
     with open_comparison(
@@ -270,7 +274,7 @@ def opened_family(folder: Path, planted: Recipe) -> Iterator[Comparison]:
 
 
 def measure(folder: Path, trials: int, repeats: int) -> dict[str, object]:
-    """All figures of a family that `make_checkpoints.py` made."""
+    """Return all figures for a family written by `make_checkpoints.py`."""
     planted = load_recipe(folder / "planted.yaml")
     paths = [*(folder / model.file for model in planted.models.values()), folder / "target.safetensors"]
     figures: dict[str, object] = {
@@ -296,7 +300,7 @@ def measure(folder: Path, trials: int, repeats: int) -> dict[str, object]:
 
 
 def as_markdown(figures: Mapping[str, object]) -> str:
-    """The figures as a table."""
+    """Return the figures as a Markdown table."""
     lines = ["| | |", "|---|---|"]
 
     def add(name: str, value: object) -> None:
@@ -314,11 +318,11 @@ def as_markdown(figures: Mapping[str, object]) -> str:
 
 
 def main() -> int:
-    """Read the command line, measure, print the table."""
+    """Read the command line, measure, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description="Measure a fit at full size, and check its figures.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py")
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--repeats", type=int, default=7, help="of what is timed side by side (default 7)")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of the tasks timed side by side (default 7)")
     add_json_option(parser, "full_size")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

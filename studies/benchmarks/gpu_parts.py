@@ -1,7 +1,7 @@
-"""The parts of `gpu.py`: what is run on a card, each a function of a context that returns its figures.
+"""The parts of `gpu.py`, each a function of a context that returns figures.
 
-Sizes are those of Stable Diffusion 1.x, or small ones that show that the part works. With the device "cpu" the code
-that is made for a card runs on the processor.
+Sizes are those of Stable Diffusion 1.x, or small ones for testing the parts. With the device "cpu" the GPU code runs on
+the processor.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ BLOCKS = "OUT03-OUT11"
 SEED = 114514
 DEMO = ROOT / "studies" / "demo"
 CONFIGURATION = ROOT / "configs" / "blessingmix-v1.yaml"
-AGREEMENT = 1e-5  # of cpu and cuda, per block
+AGREEMENT = 1e-5  # largest difference of a block's similarity between cpu and cuda
 STUDY = """\
 recipe: recipe.yaml
 target: {{file: "{target}"}}
@@ -67,17 +67,28 @@ stages:
 """
 
 
-# --- What parts share -------------------------------------------------------------------------------------------------
+# --- Shared by parts --------------------------------------------------------------------------------------------------
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a card has done all that it was told."""
+    """Wait until a GPU has finished all operations."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(task: Callable[[], object], device: torch.device, *, budget: float, least: int = 3) -> float:
-    """Return the median of the seconds of a task, of the runs that `budget` seconds allow, `least` at least."""
+    """Return the median seconds of a task.
+
+    Args:
+        task: The task; it runs once before the clock starts.
+        device: The device that the task uses.
+        budget: Seconds for all runs.
+        least: The least number of runs, whatever they take.
+
+    Returns:
+        The median of the runs, in seconds.
+
+    """
     task()
     synchronize(device)
     found: list[float] = []
@@ -97,7 +108,7 @@ def budget(context: Context) -> float:
 
 @contextmanager
 def opened(context: Context, device: str | torch.device | None = None) -> Iterator[Comparison]:
-    """The family's sources and target, opened for a device."""
+    """Open the family's sources and target for a device (default: the context's)."""
     recipe = load_recipe(context.family / "planted.yaml")
     paths = {name: context.family / model.file for name, model in recipe.models.items()}
     with open_comparison(
@@ -112,7 +123,7 @@ def opened(context: Context, device: str | torch.device | None = None) -> Iterat
 
 
 class Candidates:
-    """Coefficients float64 [n, groups, sources] that sum to 1: anywhere, or on one line."""
+    """Random coefficients float64 [n, groups, sources] that sum to 1, anywhere or on one line."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._shape = len(comparison.groups), len(comparison.sources)
@@ -120,18 +131,18 @@ class Candidates:
         self._start, self._end = self.anywhere(2)
 
     def anywhere(self, count: int) -> Tensor:
-        """Return `count` new ones."""
+        """Return `count` new candidates."""
         drawn = torch.rand(count, *self._shape, generator=self._random, dtype=torch.float64)
         return drawn / drawn.sum(dim=-1, keepdim=True)
 
     def on_line(self, count: int) -> Tensor:
-        """Return `count` new ones on the same line in every block."""
+        """Return `count` new candidates on one line per block."""
         positions = torch.rand(count, 1, 1, generator=self._random, dtype=torch.float64)
         return self._start + positions * (self._end - self._start)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes that torch has had of a card so far; None of a processor."""
+    """Return the peak of the bytes that torch has allocated on a GPU; None for a processor."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
@@ -139,7 +150,19 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def machine(context: Context) -> Figures:
-    """What this is run on; `device` is the one that the others are to use."""
+    """Return the description of the machine, with the `device` that the other parts use.
+
+    Args:
+        context: The context.
+
+    Returns:
+        The figures.
+
+    Raises:
+        InputError: If torch can use no GPU, and neither `--device cpu` nor `--small` is given.
+        RuntimeError: If CUDA was initialized before this process was forked, which is a bug.
+
+    """
     device = select_device(context.device)
     if context.device == "auto" and device.type == "cpu" and not context.small:
         reason = unused_gpu() or "this machine has no NVIDIA GPU that torch can see"
@@ -156,7 +179,7 @@ def machine(context: Context) -> Figures:
     }
     if device.type == "cuda":
         if getattr(torch.cuda, "_is_in_bad_fork", lambda: False)():
-            raise RuntimeError("the card was started before this process was forked: report this, with the versions")
+            raise RuntimeError("CUDA was initialized before this process was forked: report this, with the versions")
         properties = torch.cuda.get_device_properties(device)
         free, total = torch.cuda.mem_get_info(device)
         found |= {
@@ -173,13 +196,13 @@ def machine(context: Context) -> Figures:
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with suppress(OSError, subprocess.SubprocessError, IndexError):
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)  # noqa: S603
-        return told.stdout.split()[0]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)  # noqa: S603
+        return done.stdout.split()[0]
     return None
 
 
 def family(context: Context) -> Figures:
-    """Nine checkpoints: eight sources, and a target by the article's eight output steps."""
+    """Write nine checkpoints: eight sources, and a target merged by the article's eight output steps."""
     device, start = torch.device(context.device), time.perf_counter()
     recipe = article_recipe(CONFIGURATION)
     make_family(context.family, sources=SOURCES, small=context.small, device=device, recipe=recipe)
@@ -192,11 +215,11 @@ def family(context: Context) -> Figures:
 
 
 def tests(context: Context) -> Figures:
-    """Every test that is marked cuda, in the files that have one; others may import what the machine lacks."""
+    """Run every test that is marked cuda, in the files that have one; others may import libraries that are missing."""
     marked = [
         path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in path.read_text(encoding="utf-8")
     ]
-    # Without a card they are skipped, and one file shows that as well as all.
+    # Without a GPU the tests are skipped, and one file shows that as well as all.
     chosen = marked[-1:] if context.small else marked
     report = context.work / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-q", f"--junitxml={report}"]
@@ -220,14 +243,14 @@ def tests(context: Context) -> Figures:
             "skipped": counted["skipped"], "problems": problems}  # fmt: skip
 
 
-# --- The card's own limits --------------------------------------------------------------------------------------------
+# --- The GPU's own limits ---------------------------------------------------------------------------------------------
 
 
 Rate = Callable[[float, Callable[[], object]], float]
 
 
 def limits(context: Context) -> Figures:
-    """Rates of products, exp and copies, and how far float32 products are from float64."""
+    """Measure rates of products, exp and copies, and the errors of float32 products against float64."""
     device, allowed = torch.device(context.device), budget(context)
 
     def rate(amount: float, task: Callable[[], object]) -> float:
@@ -253,16 +276,16 @@ def limits(context: Context) -> Figures:
 
 
 def _product_rate(device: torch.device, rate: Rate, count: int, size: int, dtype: torch.dtype) -> float:
-    one, other = (torch.randn(count, size, size, device=device, dtype=dtype) for _ in range(2))
-    out = torch.empty_like(one)
-    return rate(2e-12 * count * size**3, lambda: torch.bmm(one, other, out=out))
+    first, second = (torch.randn(count, size, size, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(first)
+    return rate(2e-12 * count * size**3, lambda: torch.bmm(first, second, out=out))
 
 
 def _product_error(device: torch.device, size: int) -> float:
     """Return the relative error, in the Frobenius norm, of a product of this size."""
-    one, other = (torch.randn(size, size, device=device) for _ in range(2))
-    exact = one.double() @ other.double()
-    return float(((one @ other).double() - exact).norm() / exact.norm())
+    first, second = (torch.randn(size, size, device=device) for _ in range(2))
+    exact = first.double() @ second.double()
+    return float(((first @ second).double() - exact).norm() / exact.norm())
 
 
 def _exp_rate(device: torch.device, rate: Rate, count: int) -> float:
@@ -312,7 +335,7 @@ def _latencies(device: torch.device, rate: Rate, count: int) -> Figures:
 
 
 def attention(context: Context) -> Figures:
-    """Candidates of `attention` a second, over the nine output blocks, one at a time and in batches."""
+    """Measure candidates of `attention` per second over the nine output blocks, singly and in batches."""
     device, allowed = torch.device(context.device), budget(context)
     counts = (1, 4) if context.small else (1, 16, 64, 256, 1024)
     seconds: Figures = {}
@@ -321,8 +344,9 @@ def attention(context: Context) -> Figures:
         candidates = Candidates(comparison)
         blocks = comparison.layout.parse_blocks(BLOCKS)
 
-        def built(**options: Any) -> AttentionMetric:
-            return AttentionMetric(replace(comparison, **options.pop("other", {})), blocks, batched=True, **options)
+        def built(*, tf32: bool = False, **keywords: Any) -> AttentionMetric:
+            options = Options((AttentionOptions(seeds=[SEED], tf32=tf32),))
+            return AttentionMetric(replace(comparison, options=options), blocks, batched=True, **keywords)
 
         def measured(name: str, metric: AttentionMetric, make: Callable[[int], Tensor], sizes: Sequence[int]) -> None:
             for count in sizes:
@@ -345,22 +369,21 @@ def attention(context: Context) -> Figures:
             timed("the line's matrices", lambda: metric.prepare(candidates.on_line(3)))
             measured("along a line", metric, candidates.on_line, counts)
             measured("anywhere", metric, candidates.anywhere, counts)
-            # Which way it went is a figure.
             by_terms = all(family.terms is not None for family in metric._scorer._families)
             return metric.score(given), by_terms, peak_memory(device)
 
         def without_terms() -> tuple[Tensor, Tensor]:
             metric = timed("reading and projecting", lambda: built(keep_terms=False))
             measured("anywhere, by products", metric, candidates.anywhere, counts[:3])
-            fast = built(other={"options": Options((AttentionOptions(tf32=True),))}, keep_terms=False)
+            fast = built(tf32=True, keep_terms=False)
             measured("anywhere, by products in tf32", fast, candidates.anywhere, counts[1:3])
             return metric.score(given), fast.score(given)
 
         exact, by_terms, memory = with_terms()
         in_products, in_tf32 = without_terms()
     logits = sum(_widths(context.small))
-    apart = float((in_products - exact).abs().max())
-    problems = [] if apart <= AGREEMENT else [f"terms and products differ by {apart:.1e}"]
+    difference = float((in_products - exact).abs().max())
+    problems = [] if difference <= AGREEMENT else [f"terms and products differ by {difference:.1e}"]
     return {
         "candidates a second": rates,
         "most candidates a second": {name: max(each.values()) for name, each in rates.items()},
@@ -368,14 +391,14 @@ def attention(context: Context) -> Figures:
         "logits of a candidate": logits,
         "terms were kept": by_terms,
         "peak of the card's memory, bytes": memory,
-        "largest difference of terms and products": apart,
+        "largest difference of terms and products": difference,
         "largest difference in tf32": float((in_tf32 - exact).abs().max()),
         "problems": problems,
     }
 
 
 def _widths(small: bool) -> list[int]:
-    """Return the logits of each of the nine output blocks."""
+    """Return the number of logits of each of the nine output blocks."""
     return [(width // (16 if small else 1)) ** 2 for width in (1280, 640, 320) for _ in range(3)]
 
 
@@ -383,7 +406,7 @@ def _widths(small: bool) -> list[int]:
 
 
 def agreement(context: Context) -> Figures:
-    """Each metric on the device against the processor, block by block; `encoder` in its own part."""
+    """Compare each metric on the device with the processor, block by block; `encoder` has its own part."""
     device = torch.device(context.device)
     differences: dict[str, dict[str, float]] = {}
     seconds: dict[str, dict[str, float]] = {}
@@ -408,8 +431,8 @@ def agreement(context: Context) -> Figures:
                 start = time.perf_counter()
                 metric: Metric
                 if name == "attention":
-                    other = replace(comparison, device=device) if place == "device" else comparison
-                    metric = AttentionMetric(other, blocks, batched=place == "device")
+                    placed = replace(comparison, device=device) if place == "device" else comparison
+                    metric = AttentionMetric(placed, blocks, batched=place == "device")
                 else:
                     metric = build_metric(name, comparison, blocks, measured[place])
                 scores.append(metric.score(given))
@@ -426,13 +449,13 @@ def agreement(context: Context) -> Figures:
     }
 
 
-def _largest(one: Tensor, other: Tensor, blocks: Sequence[str]) -> dict[str, float]:
-    return dict(zip(blocks, (one - other).abs().amax(dim=0).tolist(), strict=True))
+def _largest(first: Tensor, second: Tensor, blocks: Sequence[str]) -> dict[str, float]:
+    return dict(zip(blocks, (first - second).abs().amax(dim=0).tolist(), strict=True))
 
 
 @contextmanager
 def _encoder_comparison(context: Context) -> Iterator[Comparison]:
-    """The family; the demo's if sizes are small, for no tokenizer goes with a small text encoder of random numbers."""
+    """Open the family, or the demo's if sizes are small: small random text encoders have no tokenizer."""
     if not context.small:
         with opened(context) as comparison:
             yield comparison
@@ -447,7 +470,7 @@ def _encoder_comparison(context: Context) -> Iterator[Comparison]:
 
 
 def inner_products(context: Context) -> Figures:
-    """The Gram matrices of all UNet tensors, from memory, on the device and on the processor."""
+    """Measure the Gram matrices of all UNet tensors, from the page cache, on the device and on the processor."""
     device = torch.device(context.device)
     with opened(context, "cpu") as comparison:
         blocks = [block for block in comparison.layout.blocks if block != comparison.layout.blocks[0]]
@@ -483,7 +506,7 @@ def inner_products(context: Context) -> Figures:
 
 
 def _read(comparison: Comparison, parts: Sequence[StoredPart], threads: int) -> None:
-    """Read all parts of all files once, and do nothing with them."""
+    """Read all parts of all files once, and discard them."""
     files, length = [*comparison.sources.values(), comparison.target], 1 << 20
 
     def of_thread(number: int) -> None:
@@ -502,7 +525,7 @@ def _read(comparison: Comparison, parts: Sequence[StoredPart], threads: int) -> 
 
 
 def merging(context: Context) -> Figures:
-    """The article's eight output steps merged in float16; a merge is the processor's work."""
+    """Merge the article's eight output steps in float16, on the processor."""
     recipe = load_recipe(context.family / "planted.yaml")
     output = context.family / "merged.safetensors"
     try:
@@ -510,26 +533,37 @@ def merging(context: Context) -> Figures:
         merge(recipe, context.family, output, embed_recipe=False)
         seconds = time.perf_counter() - start
         size = output.stat().st_size
-        # The target was made by the same recipe.
+        # The target was merged by the same recipe.
         same = _same_bytes(output, context.family / "target.safetensors")
     finally:
         output.unlink(missing_ok=True)
     return {"seconds": seconds, "bytes written": size, "GB/s written": 1e-9 * size / seconds,
-            "problems": [] if same else ["the merge is not the target's"]}  # fmt: skip
+            "problems": [] if same else ["the merge differs from the target"]}  # fmt: skip
 
 
-def _same_bytes(one: Path, other: Path) -> bool:
-    with one.open("rb") as first, other.open("rb") as second:
+def _same_bytes(first: Path, second: Path) -> bool:
+    with first.open("rb") as first_file, second.open("rb") as second_file:
         while True:
-            block = first.read(1 << 22)
-            if block != second.read(1 << 22):
+            block = first_file.read(1 << 22)
+            if block != second_file.read(1 << 22):
                 return False
             if not block:
                 return True
 
 
 def fitting(context: Context) -> Figures:
-    """The article's eight output steps fitted, cold: as the command, then in a process that tells its phases."""
+    """Fit the article's eight output steps cold: by the command, then by `timed_fit.py`, which measures phases.
+
+    Args:
+        context: The context.
+
+    Returns:
+        The figures.
+
+    Raises:
+        RuntimeError: If a process fails.
+
+    """
     trials = 3 if context.small else 40
     recipe = load_recipe(context.family / "planted.yaml")
     found: Figures = {"trials": trials}
@@ -543,12 +577,12 @@ def fitting(context: Context) -> Figures:
         options = [str(study), "--models", str(context.family), "--device", context.device]
         script = [str(ROOT / "studies" / "benchmarks" / "timed_fit.py")]
         if context.small and number == 0:
-            # The command has tests of its own.
+            # Other tests cover the command.
             continue
         command = [sys.executable, *(["-m", "optimizer", "fit"] if number == 0 else script), *options]
         if number == 1:
             command += ["--started", repr(time.time())]
-        # Hashes are not cached: a cache of its own is empty.
+        # An empty cache makes the fit compute the hashes.
         environment = {**os.environ, "BLOCKFIT_CACHE": str(study / "cache"),
                        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
         start = time.perf_counter()
@@ -574,7 +608,7 @@ def fitting(context: Context) -> Figures:
 
 
 def encoder(context: Context) -> Figures:
-    """Candidates of `encoder` over the prompts that ship, and its scores against the processor's."""
+    """Measure candidates of `encoder` per second on the shipped prompts; compare its scores with the processor's."""
     device, allowed = torch.device(context.device), budget(context)
     with _encoder_comparison(context) as comparison:
         candidates, block = Candidates(comparison), comparison.layout.blocks[:1]
@@ -594,19 +628,19 @@ def encoder(context: Context) -> Figures:
                 rates.setdefault(name, {})[str(count)] = count / taken
         given = candidates.anywhere(2)
         on_processor = build_metric("encoder", replace(comparison, device=torch.device("cpu")), block)
-        apart = float((metric.score(given) - on_processor.score(given)).abs().max())
+        difference = float((metric.score(given) - on_processor.score(given)).abs().max())
         return {
             "candidates a second": rates,
             "seconds, once": seconds,
             "sources": len(comparison.sources),
             "peak of the card's memory, bytes": peak_memory(device),
-            "largest difference from the processor": apart,
-            "problems": [] if apart <= AGREEMENT else [f"encoder differs by {apart:.1e}"],
+            "largest difference from the processor": difference,
+            "problems": [] if difference <= AGREEMENT else [f"encoder differs by {difference:.1e}"],
         }
 
 
 def pictures(context: Context) -> Figures:
-    """A contact sheet of the target and one source; on a card in float16."""
+    """Draw a contact sheet of the target and one source, in float16 on a GPU."""
     from optimizer.pictures import preview  # noqa: PLC0415  takes seconds
 
     if context.small:
@@ -637,7 +671,7 @@ def pictures(context: Context) -> Figures:
 
 
 def memory(context: Context) -> Figures:
-    """Scoring with most of the card taken: fewer candidates at a time, and with all of it taken the processor."""
+    """Score with little free GPU memory (fewer candidates at a time) and with none (on the processor)."""
     device = torch.device(context.device)
     count = 8 if context.small else 256
     with opened(context) as comparison:
@@ -647,27 +681,26 @@ def memory(context: Context) -> Figures:
             exact = AttentionMetric(on_processor, blocks).score(given[:4])
 
         def build(device_: torch.device) -> Metric:
-            other = replace(comparison, device=device_)
-            return AttentionMetric(other, blocks)
+            return AttentionMetric(replace(comparison, device=device_), blocks)
 
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if device.type == "cpu":
                 figures = _with_a_full_processor(build, given)
             else:
                 figures = _with_a_full_card(build, given, device)
     after, moved = figures.pop("scores with little memory"), figures.pop("scores with none")
-    messages = {str(each.message) for each in told if issubclass(each.category, BlockfitWarning)}
+    messages = {str(each.message) for each in caught if issubclass(each.category, BlockfitWarning)}
     roomy = figures.pop("scores")
     figures["largest difference with little memory"] = float((after - roomy).abs().max())
     figures["largest difference of the processor's"] = float((moved - exact).abs().max())
     problems = []
     if figures["largest difference with little memory"] > AGREEMENT:
-        problems.append("with little memory the scores are others")
+        problems.append("the scores change with little memory")
     if figures["largest difference of the processor's"] > 0:
-        problems.append("the processor's scores are not its own")
+        problems.append("the scores without memory differ from the processor's")
     if len(messages) != 1:
-        problems.append(f"{len(messages)} warnings came, one was due")
+        problems.append(f"{len(messages)} warnings were given; one was expected")
     return {**figures, "problems": problems}
 
 
@@ -687,7 +720,7 @@ def _with_a_full_card(build: Callable[[torch.device], Metric], given: Tensor, de
 
     before = torch.cuda.memory_stats(device).get("num_ooms", 0)
     left = take(96 << 20)
-    # Torch believes what the system says; a fuller card than that is met by halving batches.
+    # Torch relies on the driver's figure of free memory; if less is free, batches are halved.
     few = metric.score(given)
     halved = torch.cuda.memory_stats(device).get("num_ooms", 0) - before
     take(0)
@@ -702,11 +735,11 @@ def _with_a_full_card(build: Callable[[torch.device], Metric], given: Tensor, de
 
 
 def _with_a_full_processor(build: Callable[[torch.device], Metric], given: Tensor) -> Figures:
-    """The same where there is no card: what a card would raise is raised by the metric that stands for it."""
+    """Do the same without a GPU: a stand-in metric raises the error that a full GPU would raise."""
     full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     class Failing:
-        """A metric that scores once."""
+        """A metric that scores once and then runs out of memory."""
 
         def __init__(self, metric: Metric) -> None:
             self.metric, self.blocks, self.left = metric, metric.blocks, 1

@@ -1,4 +1,4 @@
-"""What `gpu.py` says of its figures: which goals were reached, and a table for people and for the documentation."""
+"""Reports of the figures of `gpu.py`: goals reached or missed, and the table of the documentation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ out in studies/benchmarks/gpu.py; the figures of the first run will stand here."
 
 
 def goals(figures: Figures) -> list[dict[str, Any]]:
-    """Return the goals, each with its value and whether it was reached; None where nothing was measured, or no card."""
+    """Return the goals, each with its value and with `reached`, None if nothing was measured on a GPU at full size."""
     of = {part["name"]: part["figures"] for part in figures["parts"] if part["figures"]}
     rates = of.get("attention", {}).get("most candidates a second", {})
     alone = of.get("attention", {}).get("candidates a second", {})
@@ -29,7 +29,7 @@ def goals(figures: Figures) -> list[dict[str, Any]]:
     products = of.get("limits", {}).get("errors of float32 products")
     fit = of.get("fit", {})
     scoring, reading = fit.get("scoring, seconds"), fit.get("reading, seconds")
-    told = [
+    rows = [
         ("`attention` along one alpha, candidates a second", ">=", 8000, rates.get("along a line")),
         ("`attention` anywhere, candidates a second", ">=", 2000, rates.get("anywhere")),
         ("the same by products, 14.4 GFLOP each", ">=", 2000, rates.get("anywhere, by products")),
@@ -50,23 +50,24 @@ def goals(figures: Figures) -> list[dict[str, Any]]:
             if value is None or wanted is None or not measured
             else (value >= wanted if sense == ">=" else value <= wanted),
         }
-        for name, sense, wanted, value in told
+        for name, sense, wanted, value in rows
     ]
 
 
 def section(path: Path) -> str:
-    """Return what the documentation says of GPUs: the table of the figures at `path`, or that there are none."""
+    """Return the documentation's section on GPUs: the tables of the figures at `path`, or NOT_RUN without a file."""
     return as_markdown(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else NOT_RUN
 
 
 def as_markdown(figures: Figures) -> str:
-    """Return the figures as tables."""
+    """Return the figures as Markdown tables."""
     machine = figures["machine"]
     if figures["device"] == "cuda":
         gigabytes = machine["memory, bytes"] / 1e9
         where = f"{machine['card']} ({gigabytes:.0f} GB), driver {machine['driver']}, cuda {machine['cuda']}"
     else:
-        where = f"no card (a run on the processor{', small sizes' if figures['small'] else ''}: figures mean nothing)"
+        sizes = ", small sizes" if figures["small"] else ""
+        where = f"no GPU (a run on the processor{sizes}: its times say nothing about GPUs)"
     versions = f"torch {machine['torch']}, Python {machine['python']}, {machine['processors']} processors"
     lines = [f"{where}; {versions}, {machine['system']}; {figures['date']}; {figures['seconds']:.0f} s in all."]
     lines += ["", "| goal | wanted | measured | reached |", "|---|---|---|---|"]
@@ -91,7 +92,7 @@ def as_markdown(figures: Figures) -> str:
 
 def _rows(figures: Figures, before: str) -> Iterator[tuple[str, str]]:
     for name, value in figures.items():
-        told = f"{before}{name}"
+        title = f"{before}{name}"
         if name == "largest difference by block":
             continue
         if isinstance(value, Mapping):
@@ -100,13 +101,13 @@ def _rows(figures: Figures, before: str) -> Iterator[tuple[str, str]]:
                 and all(isinstance(each, (int, float)) for each in value.values())
                 and all(k.isdigit() for k in value)
             ):
-                yield told, ", ".join(f"{_number(each)} ({count} at a time)" for count, each in value.items())
+                yield title, ", ".join(f"{_number(each)} ({count} at a time)" for count, each in value.items())
             else:
-                yield from _rows(value, f"{told}: ")
+                yield from _rows(value, f"{title}: ")
         elif name.endswith("bytes") or name.startswith("bytes"):
-            yield told.removesuffix(", bytes"), "" if value is None else f"{value / 1e9:.2f} GB"
+            yield title.removesuffix(", bytes"), "" if value is None else f"{value / 1e9:.2f} GB"
         else:
-            yield told, _number(value)
+            yield title, _number(value)
 
 
 def _number(value: Any) -> str:

@@ -1,17 +1,17 @@
-"""Make a family of full-size Stable Diffusion 1.5 checkpoints of random numbers, to measure speed and memory on.
+"""Make a family of full-size Stable Diffusion 1.5 checkpoints of random numbers, for measuring speed and memory.
 
     python studies/benchmarks/make_checkpoints.py /tmp/family                        # 15 GB, a few minutes
     python studies/benchmarks/make_checkpoints.py /tmp/family --target-unknown 0.3
     python studies/benchmarks/make_checkpoints.py /tmp/small --small                 # a sixteenth of the width, seconds
 
-Names and shapes of all 1130 floating-point tensors are those of Stable Diffusion 1.5; they follow from its structure,
-so nothing is downloaded. Written, in float16:
+Names and shapes of all 1130 floating-point tensors are those of Stable Diffusion 1.5. They follow from its structure,
+so nothing is downloaded. The script writes, in float16:
 
     base.safetensors           random numbers of realistic sizes
-    one.safetensors ...        finetunes: 3 % away from the base, in directions that they share in part
-    target.safetensors         what the recipe `planted.yaml` makes of them, plus the unknown part if one is asked for
+    one.safetensors ...        finetunes, 3 % away from the base, in partly shared directions
+    target.safetensors         the merge by the recipe `planted.yaml`, plus an unknown part if requested
 
-With --device cuda a card draws the numbers, other ones than the processor's, and several files are written at a time.
+With --device cuda a GPU draws the numbers, which differ from the processor's, and several files are written at a time.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, save_reci
 from optimizer.similarity import select_device
 
 FINETUNES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SMALL = 16  # what the widths of a small family are divided by
+SMALL = 16  # divisor of the widths of a small family
 DISTANCE = 0.03  # of a finetune from the base, relative to the base
-SHARED = 0.6  # the part of that distance that all finetunes have in common; 0.8 is their own
+SHARED = 0.6  # part of that distance that all finetunes share; sqrt(1 - 0.6**2) = 0.8 belongs to each alone
 LOGITS = 3.0  # standard deviation of the self-attention's logits on random inputs
 
 UNET = "model.diffusion_model."
@@ -54,7 +54,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def stable_diffusion_shapes(divisor: int = 1) -> Shapes:
-    """The shape of each floating-point tensor of Stable Diffusion 1.5 by its name, widths divided by `divisor`."""
+    """Return {name: shape} of the floating-point tensors of Stable Diffusion 1.5, with widths divided by `divisor`."""
     return {**_unet(divisor), **_text_encoder(divisor), **_autoencoder(divisor)}
 
 
@@ -197,17 +197,17 @@ def _autoencoder(divisor: int) -> Shapes:
 
 
 _PROCESSOR = torch.device("cpu")
-_FILES_AT_ONCE = 4  # by a card: more write no faster
+_FILES_AT_ONCE = 4  # with a GPU; more are not written faster
 
 
 def _noise(shape: tuple[int, ...], *key: object, device: torch.device = _PROCESSOR) -> Tensor:
-    """Standard normal numbers that depend on `key` and the kind of device, so that files can be written one by one."""
+    """Return standard normal numbers that depend only on `key` and the kind of device."""
     generator = torch.Generator(device).manual_seed(zlib.crc32(repr(key).encode()))
     return torch.randn(shape, generator=generator, device=device)
 
 
 def _first(name: str, shape: tuple[int, ...], seed: int, device: torch.device = _PROCESSOR) -> Tensor:
-    """A tensor of the base: matrices of about 1 / sqrt(inputs), norms around 1, small biases."""
+    """Return a tensor of the base: matrices of about 1 / sqrt(inputs), norms around 1, small biases."""
     noise = _noise(shape, seed, "base", name, device=device)
     if len(shape) == 1:
         return noise.mul_(0.1).add_(1) if name.endswith(".weight") else noise.mul_(0.05)
@@ -215,7 +215,7 @@ def _first(name: str, shape: tuple[int, ...], seed: int, device: torch.device = 
         return noise.mul_(0.02)
     inputs = math.prod(shape[1:])
     if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight")):
-        # On inputs of variance 1, queries . keys over `inputs` terms then have the standard deviation LOGITS.
+        # With inputs of variance 1, the products of queries and keys then have the standard deviation LOGITS.
         return noise.mul_(math.sqrt(LOGITS) * inputs**-0.75)
     return noise.mul_(inputs**-0.5)
 
@@ -225,7 +225,7 @@ def _size(tensor: Tensor) -> float:
 
 
 def _write(path: Path, shapes: Shapes, make: Callable[[str], Tensor]) -> None:
-    """Write a checkpoint in float16, a tensor at a time, with the position ids as such files have them."""
+    """Write a checkpoint in float16, one tensor at a time, with int64 position ids."""
     specs = [TensorSpec(name, torch.float16, shape) for name, shape in shapes.items()]
     specs.append(TensorSpec(POSITION_IDS, torch.int64, (1, 77)))
 
@@ -239,12 +239,12 @@ def _write(path: Path, shapes: Shapes, make: Callable[[str], Tensor]) -> None:
 
 
 def planted_recipe() -> Recipe:
-    """The recipe behind the target: three steps over the base and five finetunes, other alphas in every block."""
+    """Return the target's recipe: three steps over the base and five finetunes, with an alpha per block."""
     layout = load_layout("sd1")
     names = ("base", *FINETUNES[:5])
 
     def alpha(low: float, high: float, stride: int) -> Alpha:
-        # Spread over low .. high; a stride without common factor with 26 visits the values in an order of its own.
+        # The values are spread over low .. high. A stride coprime to 26 visits each of them once.
         count = len(layout.blocks)
         values = (round(low + (high - low) * ((stride * row) % count) / (count - 1), 3) for row in range(count))
         return Alpha(dict(zip(layout.blocks, values, strict=True)))
@@ -276,14 +276,24 @@ def make_family(
 ) -> None:
     """Write the family into `folder`: the base, `sources` - 1 finetunes, the target and `planted.yaml`.
 
-    `unknown` is the size of what is in the target and in no source, relative to the target's distance from the base;
-    its `correlation` is that with the direction of the finetune `like` (`write_target`). `recipe`, over models of the
-    family, is what the target is made by; default: `planted_recipe()`. `device` draws the numbers.
-    Raises InputError if the disk is too small, the folder included.
+    Args:
+        folder: The folder; it is made if necessary.
+        sources: The number of sources, including the base.
+        unknown: The size of the target's unknown part, relative to the target's distance from the base.
+        like: The finetune that the unknown part resembles (`write_target`).
+        correlation: The cosine of the unknown part with the direction of `like`.
+        seed: The seed of all numbers.
+        small: Whether widths are divided by SMALL.
+        device: The device that draws the numbers.
+        recipe: The target's recipe, over models of the family. Default: `planted_recipe()`.
+
+    Raises:
+        InputError: If the disk is too small.
+
     """
     shapes = stable_diffusion_shapes(SMALL if small else 1)
     folder.mkdir(parents=True, exist_ok=True)
-    # With an unknown part, a float32 file of the known one stands beside the others for a while.
+    # While a target with an unknown part is written, a float32 file of its known part is on the disk too.
     files = sources + (3 if unknown else 1)
     needed = files * 2 * sum(map(math.prod, shapes.values())) + (files << 20)
     if (free := shutil.disk_usage(folder).free) < needed:
@@ -321,14 +331,24 @@ def write_target(
     correlation: float = 0.0,
     seed: int = 0,
 ) -> None:
-    """Write what `recipe` makes of the sources in `paths`, plus a part that is in no source.
+    """Write the merge of `recipe` plus an unknown part that is in no source.
 
-    In every tensor the unknown part has the size `unknown` times the known part's distance from the model "base", and
-    its direction is random; a share of it points where the model `like` lies from the base:
+    In every tensor the size of the unknown part is `unknown` times the known part's distance from the model "base". Its
+    direction is random, apart from a share in the direction from the base to the model `like`:
 
         unknown * |known - base| * (correlation * unit(like - base) + sqrt(1 - correlation^2) * unit(noise))
 
-    A float32 file of the known part stands beside the target for a while.
+    While the target is written, a float32 file of the known part lies beside it.
+
+    Args:
+        recipe: The recipe of the known part.
+        paths: The recipe's models by name, and `like`.
+        target: The file to write.
+        unknown: The relative size of the unknown part; 0 leaves it out.
+        like: The model that the unknown part resembles; None for none.
+        correlation: The cosine of the unknown part with the direction of `like`.
+        seed: The seed of the unknown part.
+
     """
     if not unknown:
         print(f"writing {target}", flush=True)
@@ -355,23 +375,23 @@ def write_target(
 
 
 def _unit(tensor: Tensor) -> Tensor:
-    """The tensor scaled to size 1 in place; one of zeros stays."""
+    """Scale a tensor to size 1 in place and return it; a tensor of zeros stays as it is."""
     return tensor.div_(size) if (size := _size(tensor)) else tensor
 
 
 def main() -> int:
-    """Read the command line and make the family."""
-    parser = argparse.ArgumentParser(description="Make full-size random checkpoints to measure speed and memory on.")
+    """Read the command line, make the family, and return the exit code."""
+    parser = argparse.ArgumentParser(description="Make full-size random checkpoints for measuring speed and memory.")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--sources", type=int, default=6, choices=range(6, 11), help="base and finetunes (default 6)")
-    parser.add_argument("--target-unknown", type=float, default=0.0, help="part of the target that is in no source")
+    parser.add_argument("--target-unknown", type=float, default=0.0, help="size of the target's unknown part")
     parser.add_argument(
         "--target-correlated", choices=FINETUNES, metavar="NAME", help="finetune that the unknown part resembles"
     )
-    parser.add_argument("--correlation", type=float, default=0.2, help="how much it does (default 0.2)")
+    parser.add_argument("--correlation", type=float, default=0.2, help="cosine of the two (default 0.2)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--small", action="store_true", help=f"widths divided by {SMALL}")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="what draws the numbers (default cpu)")
+    parser.add_argument("--small", action="store_true", help=f"divide the widths by {SMALL}")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device that draws the numbers")
     given = parser.parse_args()
     if given.target_correlated not in {None, *FINETUNES[: given.sources - 1]}:
         parser.error(f"--target-correlated: {given.target_correlated} is not among {given.sources} sources")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: memory of this process, files read beforehand, reads from the disk, telling figures."""
+"""Shared parts of the benchmarks: memory of this process, warming up the page cache, disk reads, reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optimizer.errors import InputError
 
 
 class AnonymousMemory:
-    """The peak of this process's anonymous memory while the context lasts, in bytes; NaN where there is no /proc."""
+    """A context that measures the peak of this process's anonymous memory, in bytes; NaN on systems without /proc."""
 
     def __enter__(self) -> AnonymousMemory:
         self.before = self.peak = _anonymous()
@@ -42,7 +42,7 @@ def _anonymous() -> float:
 
 
 def warm_up(paths: Sequence[Path]) -> float:
-    """Read the files from end to end, so that the page cache has them; seconds."""
+    """Read the files in full so that the page cache holds them; return the seconds that it took."""
     start, buffer = time.perf_counter(), bytearray(1 << 22)
     for path in paths:
         with path.open("rb", buffering=0) as file:
@@ -52,7 +52,7 @@ def warm_up(paths: Sequence[Path]) -> float:
 
 
 def disk_reads_of_children() -> float:
-    """Bytes that ended child processes read from the disk, mapped files included; NaN on systems that do not count."""
+    """Return the bytes that ended child processes read from the disk, mapped files included; NaN if not counted."""
     try:
         import resource  # noqa: PLC0415 - Windows has none
     except ImportError:
@@ -68,10 +68,18 @@ def report(
     *,
     peers: Sequence[str] = (),
 ) -> int:
-    """Measure, print the figures as `describe` words them, and record them in `file`; return the exit code.
+    """Measure, print the figures, and record them.
 
-    `peers` are the distributions whose versions are recorded. The code is 2, with a line on stderr, if the family
-    cannot be used.
+    Args:
+        name: The script's name, without .py.
+        measure: Returns the figures.
+        describe: Returns the text to print for the figures.
+        file: The JSON file to write; None writes none.
+        peers: Further distributions whose versions are recorded.
+
+    Returns:
+        The exit code: 0, or 2 with a line on stderr if the family cannot be used.
+
     """
     try:
         figures = measure()

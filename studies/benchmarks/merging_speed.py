@@ -3,17 +3,17 @@
     python studies/benchmarks/make_checkpoints.py /tmp/family --sources 8
     python studies/benchmarks/merging_speed.py /tmp/family --repeats 3 --json figures.json
 
-Merged are the eight steps by which an article makes its output blocks, in all tensors. Side by side, in turns and each
-time in a process of its own, run
+The recipe is the article's eight output steps, applied to all tensors. The contenders take turns, and every run is a
+separate process:
 
-    copy       reads the eight files once, one after another, into one buffer, and writes the first to a new file
-    merge      `optimizer.recipes.merge`, in float16, without what the metadata can tell of the sources (their hashes)
-    sd-mecha   the same steps, merged in float32 and written in float16, with the settings that made it fastest: two
-               threads a core, one of torch's in each, and none of its checks for NaN, nor of its own methods
+    copy       read the eight files one after another into one buffer, and write the first to a new file
+    merge      `optimizer.merging.merge` in float16, without hashing the sources for the metadata
+    sd-mecha   the same steps, merged in float32 and written in float16, with its fastest settings: two threads per
+               core, one torch thread in each, and without its checks for NaN and of its merge methods
 
-The clock runs from the call to its return, imports not included; copy and merge end with fsync, sd-mecha does not. All
-sources are read from end to end before each run, so that they come from the page cache: what had to come from the disk
-all the same is reported. At the end the two merged files are compared.
+The clock runs from the call to its return; imports do not count. copy and merge end with fsync, sd-mecha does not. All
+sources are read in full before each run so that they are in the page cache; bytes that came from the disk nevertheless
+are reported. At the end the two merged files are compared.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from optimizer.errors import InputError
 from optimizer.merging import merge
 from optimizer.recipes import Recipe, load_recipe
 
-# Of the article: one is OpenBra, two Evt V4, three diamondcoalmix, four epicrealism newAge, five sxd, six OpenBra 1.1,
-# seven dreamshaper 6.
+# The article's models: one is OpenBra, two Evt V4, three diamondcoalmix, four epicrealism newAge, five sxd, six
+# OpenBra 1.1, seven dreamshaper 6.
 RECIPE = """\
 models:
   base: {file: base.safetensors}
@@ -83,13 +83,13 @@ def copy(_recipe: Recipe, sources: Mapping[str, Path], output: Path) -> None:
 
 
 def merge_here(recipe: Recipe, sources: Mapping[str, Path], output: Path) -> None:
-    """Merge with this package."""
+    """Merge with blockfit."""
     merge(recipe, sources, output, embed_recipe=False)
 
 
 def prepare_mecha(recipe: Recipe, sources: Mapping[str, Path], output: Path) -> Callable[[], object]:
-    """Build the recipe of sd-mecha, and give the call that merges it."""
-    # Here, so that the others run, and are measured, without it.
+    """Build sd-mecha's recipe and return the call that merges it."""
+    # Imported here so that the other contenders run without it.
     import sd_mecha  # noqa: PLC0415
     from sd_mecha.extensions.builtin.merge_methods.linear import (  # noqa: PLC0415
         add_difference,
@@ -108,7 +108,7 @@ def prepare_mecha(recipe: Recipe, sources: Mapping[str, Path], output: Path) -> 
         if step.c is None:
             known[step.name] = weighted_sum(a, b, alpha=alpha)
         else:
-            # The wrapper `sd_mecha.add_difference` cannot be chained, and would read a once more.
+            # The wrapper `sd_mecha.add_difference` cannot be chained, and would read `a` twice.
             known[step.name] = add_difference(a, subtract(b, known[step.c]), alpha=alpha)
     torch.set_num_threads(1)
     return lambda: sd_mecha.merge(
@@ -124,7 +124,7 @@ def prepare_mecha(recipe: Recipe, sources: Mapping[str, Path], output: Path) -> 
 
 
 def run_one(contender: str, folder: Path, output: Path) -> dict[str, float]:
-    """Run one contender in this process; its figures."""
+    """Run one contender in this process and return its figures."""
     recipe = parse_recipe()
     sources = {name: folder / model.file for name, model in recipe.models.items()}
     call: Callable[[], object]
@@ -150,7 +150,7 @@ def run_one(contender: str, folder: Path, output: Path) -> dict[str, float]:
 
 
 def read_io() -> dict[str, float]:
-    """What this process has read and written, in bytes; empty where there is no /proc."""
+    """Return the bytes that this process has read and written, by counter; empty on systems without /proc."""
     try:
         lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -159,7 +159,7 @@ def read_io() -> dict[str, float]:
 
 
 def parse_recipe() -> Recipe:
-    """The recipe that everyone merges."""
+    """Return the recipe that all contenders merge."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(RECIPE, encoding="utf-8")
@@ -170,7 +170,7 @@ def parse_recipe() -> Recipe:
 
 
 def measure(folder: Path, repeats: int, contenders: Sequence[str]) -> dict[str, Any]:
-    """All figures of a family that `make_checkpoints.py` made."""
+    """Return all figures for a family written by `make_checkpoints.py`."""
     sources = [folder / model.file for model in parse_recipe().models.values()]
     outputs = {name: folder / f"{name}-output.safetensors" for name in contenders}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in outputs}
@@ -206,7 +206,7 @@ def middle(runs: Sequence[Mapping[str, float]], key: str) -> float:
 
 
 def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Return what a table shows of one contender's runs."""
+    """Return the summary of one contender's runs that the documentation's table shows."""
     return {
         "median seconds": middle(runs, "seconds"),
         "seconds": [run["seconds"] for run in runs],
@@ -217,7 +217,20 @@ def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def run_apart(contender: str, folder: Path, output: Path) -> dict[str, float]:
-    """Run one contender in a process of its own; its figures. Raises InputError with what it said if it fails."""
+    """Run one contender in a separate process and return its figures.
+
+    Args:
+        contender: One of CONTENDERS.
+        folder: The family.
+        output: The file that the contender writes.
+
+    Returns:
+        Seconds and bytes by name.
+
+    Raises:
+        InputError: If the process fails; the message has the end of its stderr.
+
+    """
     command = [sys.executable, __file__, str(folder), "--run", contender, str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
@@ -228,17 +241,17 @@ def run_apart(contender: str, folder: Path, output: Path) -> dict[str, float]:
 
 
 def compare(path: Path, other: Path) -> float:
-    """The largest difference of a value in two files, relative to the largest value of its tensor."""
+    """Return the largest difference of a value in two files, relative to the largest value of its tensor."""
     worst = 0.0
-    with open_checkpoint(path) as one, open_checkpoint(other) as two:
-        for name in one.tensors:
-            values, others = one.tensor(name).float(), two.tensor(name).float()
+    with open_checkpoint(path) as first, open_checkpoint(other) as second:
+        for name in first.tensors:
+            values, others = first.tensor(name).float(), second.tensor(name).float()
             worst = max(worst, float((values - others).abs().max() / values.abs().max()))
     return worst
 
 
 def as_text(figures: Mapping[str, Any]) -> str:
-    """The figures as a table, the ratios with their goals, and what to know about them."""
+    """Return the figures as a table, followed by the ratios with their goals and by notes."""
     lines = [
         f"sources: {figures['bytes of the sources']:,} bytes, read in full before each run",
         "",
@@ -259,8 +272,8 @@ def as_text(figures: Mapping[str, Any]) -> str:
         "",
         f"merge / copy: {figures['merge / copy']:.2f} (goal: at most {GOAL_COPY})",
         f"{PEAK}: {figures[PEAK] / 1e9:.2f} GB (goal: at most {GOAL_MEMORY / 1e9:.0f})",
-        "Hashes of the sources, which a merge notes in its metadata unless told not to, are not part of this.",
-        "Bytes read are those of read calls; mapped files do not count.",
+        "Hashing the sources, which a merge does for its metadata by default, is not included.",
+        "Bytes read are those of read calls; mapped files are not counted.",
     ]
     if figures[DIFFERENCE] is not None:
         lines.append(f"sd-mecha / merge: {figures['sd-mecha / merge']:.1f} (goal: at least {GOAL_MECHA:.0f})")
@@ -269,12 +282,12 @@ def as_text(figures: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Read the command line, measure, print the table."""
+    """Read the command line, measure, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description="Measure a merge against a plain copy and against sd-mecha.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py --sources 8")
-    parser.add_argument("--repeats", type=int, default=3, help="of each of the three (default 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each contender (default 3)")
     add_json_option(parser, "merging_speed")
-    parser.add_argument("--without-sd-mecha", action="store_true", help="merge and copy alone, in seconds")
+    parser.add_argument("--without-sd-mecha", action="store_true", help="run only merge and copy, which takes seconds")
     parser.add_argument("--run", nargs=2, metavar=("NAME", "OUTPUT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.run:

@@ -1,26 +1,28 @@
-"""Compare three ways to fit the article's eight output steps: how fast, and how near to the planted coefficients.
+"""Compare three ways to fit the article's eight output steps by their speed and by the errors of their coefficients.
 
     python studies/benchmarks/make_checkpoints.py /tmp/family --sources 8
     python studies/benchmarks/methods.py /tmp/family --json figures.json --plot methods.png
 
-The target is merged by the article's alphas, and the recipe is fitted to it on OUT03-OUT11 with these alphas open as
-studies/blessingmix has them: one number for each of six steps, one for each block of the other two.
+The target is merged with the article's alphas. The recipe is fitted to it on OUT03-OUT11 with the free alphas of
+studies/blessingmix: one number for each of six steps, and one number per block for the other two.
 
-    blockfit       `python -m optimizer fit`, a process of its own from start to end, its cache of hashes empty
-    TPE            Optuna's TPE over the same alphas; a trial merges the nine blocks' tensors step by step and computes
-                   the attention similarity anew. After --time-b seconds the same search goes on with similarities from
-                   coefficients, the same numbers, to learn how many trials it takes: each counts as the median of the
-                   measured ones
-    Nelder-Mead    scipy's, block by block, over the coefficients of base + sum_i a_i (source_i - base). Blocks that do
-                   not fit into --time-c seconds count as long as another block of their width, and the report says so
+    blockfit       run `python -m optimizer fit` as a whole process, with an empty cache of hashes
+    TPE            run Optuna's TPE over the same alphas. A trial merges the nine blocks' tensors step by step and
+                   computes the attention similarity. After --time-b seconds the same search continues with
+                   similarities from coefficients, which are the same numbers, to count the trials that it needs. Each
+                   of these trials counts as long as the median of the measured ones
+    Nelder-Mead    run scipy's, block by block, over the coefficients of base + sum_i a_i (source_i - base). Blocks that
+                   do not fit into --time-c seconds count as long as another block of their width; the report names
+                   the measured ones
 
-A method is there when its similarity is blockfit's final one less 1e-6, the mean over the nine blocks; Nelder-Mead is
-there in each block by itself, and could be stopped at once. For a method that never gets there the ratio is a lower
-bound: all of the time that it took.
+A method arrives when its similarity, the mean over the nine blocks, reaches blockfit's final one less 1e-6.
+Nelder-Mead arrives in each block separately, and could be stopped at once. If a method never arrives, the ratio is a
+lower bound: it counts all the time that the method took.
 
-The errors of the coefficients (all blocks, all sources, the base included; the largest) are measured for blockfit by
-`delta` and by `attention`, with parts of the target unknown: 0.3:0.2 stands for 30 % of its distance from the base,
-correlated by 0.2 with the direction of one source. All files are read before each fit is timed.
+The largest error of a coefficient, over all blocks and all sources including the base, is measured for blockfit by
+`delta` and by `attention`, with parts of the target unknown. A level of 0.3:0.2 stands for an unknown part of 30 % of
+the target's distance from the base, correlated by 0.2 with the direction of one source. All files are read in full
+before each fit is timed.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parents[2]
 LEVELS = ("0", "0.1", "0.3", "0.1:0.05", "0.1:0.2", "0.3:0.05", "0.3:0.2")
-THERE = 1e-6  # how far below blockfit's final similarity counts as there
+THERE = 1e-6  # a method arrives when it is at most this far below blockfit's final similarity
 GAPS = (1e-2, 1e-3, 1e-4, 1e-5, THERE)
 GOAL_SECONDS, GOAL_TPE, GOAL_NELDER_MEAD, GOAL_ERROR = 60, 200, 50, 0.002
 COLOURS = {"blockfit, attention": "C0", "blockfit, delta": "C2", "TPE": "C1", "Nelder-Mead": "C3"}
@@ -76,14 +78,31 @@ stages:
 
 @dataclass(frozen=True)
 class Level:
-    """How much of the target is unknown, relative to its distance from the base, and its correlation with a source."""
+    """The size of the target's unknown part, and its correlation with a source.
+
+    Attributes:
+        unknown: The size, relative to the target's distance from the base.
+        correlation: The cosine with the direction of the source, in [-1, 1].
+
+    """
 
     unknown: float
     correlation: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> Level:
-        """The level that is written UNKNOWN or UNKNOWN:CORRELATION. Raises ValueError."""
+        """Return the level written as UNKNOWN or UNKNOWN:CORRELATION.
+
+        Args:
+            text: Such as "0.3:0.2".
+
+        Returns:
+            The level.
+
+        Raises:
+            ValueError: If the text is not a level.
+
+        """
         level = cls(*map(float, text.split(":")))
         if not (level.unknown >= 0 and -1 <= level.correlation <= 1):
             raise ValueError(text)
@@ -94,14 +113,22 @@ class Level:
         return f"{share}, correlated {self.correlation:g}" if self.correlation else share
 
 
-# --- This project -----------------------------------------------------------------------------------------------------
+# --- blockfit ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fit by this project: seconds of the whole process, the best similarity so far, and what it found.
+    """A fit by blockfit.
 
-    `disk` is how many bytes did not come from the page cache, though all files had been read.
+    Attributes:
+        metric: The metric.
+        seconds: Seconds of the whole process.
+        disk: Bytes that came from the disk although all files had been read before.
+        course: The improvements of the similarity.
+        similarity: The final similarity, the mean over the blocks.
+        block_scores: The final similarity of each block.
+        errors: The errors of the coefficients.
+
     """
 
     metric: str
@@ -114,14 +141,27 @@ class Fit:
 
     @property
     def there(self) -> float:
-        """When the similarity was its final one less `THERE`, in seconds."""
+        """Seconds until the similarity reached its final value less `THERE`."""
         return next(moment.seconds for moment in self.course if moment.similarity >= self.similarity - THERE)
 
 
 def fit_apart(study: Path, models: Path, recipe: Recipe, target: Path, metric: str, trials: int) -> Fit:
-    """Fit the recipe with holes in a process of its own, in the folder `study`, and compare it with `recipe`'s alphas.
+    """Fit the recipe with free alphas in a separate process, and compare the result with `recipe`.
 
-    Raises InputError with what the process said if it fails.
+    Args:
+        study: The folder of the study, which is made anew.
+        models: The folder of the family.
+        recipe: The planted recipe.
+        target: The target.
+        metric: The metric.
+        trials: The budget.
+
+    Returns:
+        The fit.
+
+    Raises:
+        InputError: If the process fails; the message has the end of its stderr.
+
     """
     shutil.rmtree(study, ignore_errors=True)
     study.mkdir()
@@ -130,7 +170,7 @@ def fit_apart(study: Path, models: Path, recipe: Recipe, target: Path, metric: s
     (study / "study.yaml").write_text(text, encoding="utf-8")
     warm_up([*(models / model.file for model in recipe.models.values()), target])
     command = [sys.executable, "-m", "optimizer", "fit", str(study), "--models", str(models), "--device", "cpu"]
-    # Hashes are cached by default; here each fit computes them anew.
+    # The empty cache makes each fit compute the hashes.
     environment = {**os.environ, "BLOCKFIT_CACHE": str(study / "cache")}
     before, start = disk_reads_of_children(), time.time()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
@@ -156,15 +196,29 @@ def fit_apart(study: Path, models: Path, recipe: Recipe, target: Path, metric: s
     )
 
 
-# --- The others -------------------------------------------------------------------------------------------------------
+# --- The other methods ------------------------------------------------------------------------------------------------
 
 
-def figures_of_tpe(recipe: Recipe, paths: Mapping[str, Path], target: Path, goal: float, given: Any) -> dict[str, Any]:
-    """The search by TPE and merging, until `goal` or as far as it gets."""
-    holes, parameters = free_alphas(recipe)
+def figures_of_tpe(
+    recipe: Recipe, paths: Mapping[str, Path], target: Path, similarity: float, given: Any
+) -> dict[str, Any]:
+    """Search by TPE and merging, and return the figures.
+
+    Args:
+        recipe: The planted recipe.
+        paths: The sources by name.
+        target: The target.
+        similarity: blockfit's final similarity.
+        given: The command line.
+
+    Returns:
+        The figures, as the JSON has them.
+
+    """
+    unfilled, parameters = free_alphas(recipe)
     blocks = recipe.layout.parse_blocks(BLOCKS)
     search = search_by_merging(
-        holes,
+        unfilled,
         parameters,
         paths,
         target,
@@ -174,22 +228,22 @@ def figures_of_tpe(recipe: Recipe, paths: Mapping[str, Path], target: Path, goal
         seconds_afterwards=given.time_b_afterwards,
         seed=given.seed,
     )
-    each = statistics.median(search.whole)
+    median = statistics.median(search.whole)
     measured = [sum(search.whole[: number + 1]) for number in range(search.measured)]
     further = range(1, len(search.similarities) - search.measured + 1)
-    ends = [*measured, *(measured[-1] + number * each for number in further)]
+    ends = [*measured, *(measured[-1] + number * median for number in further)]
     course = improvements(ends, search.similarities)
     needed = {
-        f"{gap:.0e}": next((n for n, value in enumerate(search.similarities, 1) if value >= goal - gap), None)
+        f"{gap:.0e}": next((n for n, value in enumerate(search.similarities, 1) if value >= similarity - gap), None)
         for gap in GAPS
     }
-    found = holes.with_alphas(filled_alphas(parameters, search.best))
+    found = unfilled.with_alphas(filled_alphas(parameters, search.best))
     return {
         "trials": len(search.similarities),
         "trials measured": search.measured,
         "seconds measured": measured[-1],
         "seconds": ends[-1],
-        "median seconds of a trial": each,
+        "median seconds of a trial": median,
         "seconds of loading": search.loading,
         "median seconds of merging": statistics.median(search.merging),
         "median seconds of comparing": statistics.median(search.comparing),
@@ -203,22 +257,40 @@ def figures_of_tpe(recipe: Recipe, paths: Mapping[str, Path], target: Path, goal
 
 
 def figures_of_nelder_mead(
-    recipe: Recipe, paths: Mapping[str, Path], target: Path, goals: Mapping[str, float], seconds: float, given: Any
+    recipe: Recipe,
+    paths: Mapping[str, Path],
+    target: Path,
+    block_scores: Mapping[str, float],
+    seconds: float,
+    given: Any,
 ) -> dict[str, Any]:
-    """The blocks' fits by Nelder-Mead; each block is there when its similarity is its own of `goals` less `THERE`."""
+    """Fit the blocks by Nelder-Mead, and return the figures.
+
+    Args:
+        recipe: The planted recipe.
+        paths: The sources by name.
+        target: The target.
+        block_scores: blockfit's final similarity of each block; a block arrives when it reaches this less `THERE`.
+        seconds: The time for all blocks.
+        given: The command line.
+
+    Returns:
+        The figures, as the JSON has them.
+
+    """
     blocks = recipe.layout.parse_blocks(BLOCKS)
     fits = fit_blocks(
         recipe, paths, target, blocks, seconds=seconds, evaluations=given.evaluations_c, tolerance=given.tolerance_c
     )
     planted = coefficients(recipe, blocks)
     there = {
-        fit.block: next((m.seconds for m in fit.course if m.similarity >= goals[fit.block] - THERE), None)
+        fit.block: next((m.seconds for m in fit.course if m.similarity >= block_scores[fit.block] - THERE), None)
         for fit in fits
         if fit.measured
     }
-    # A block that did not run is there when the one that stands for it is.
-    stand = {fit.width: there[fit.block] for fit in reversed(fits) if fit.measured}
-    everywhere = [there[fit.block] if fit.measured else stand[fit.width] for fit in fits]
+    # A block that did not run counts like the first measured block of its width.
+    by_width = {fit.width: there[fit.block] for fit in reversed(fits) if fit.measured}
+    everywhere = [there[fit.block] if fit.measured else by_width[fit.width] for fit in fits]
     measured = [fit for fit in fits if fit.measured]
     return {
         "seconds": sum(fit.seconds for fit in fits),
@@ -245,7 +317,17 @@ def figures_of_nelder_mead(
 
 
 def one_after_another(fits: Sequence[BlockFit]) -> list[Moment]:
-    """The mean similarity over the blocks while they are fitted in turn, those measured first; later ones at start."""
+    """Return the mean similarity over the blocks while they are fitted in turn, the measured blocks first.
+
+    Blocks whose turn has not come count with the similarity of their starting point.
+
+    Args:
+        fits: The blocks' fits.
+
+    Returns:
+        The moments at which the mean changes, and the end.
+
+    """
     current = {fit.block: fit.course[0].similarity for fit in fits}
     found, before = [], 0.0
     for fit in sorted(fits, key=lambda fit: not fit.measured):
@@ -260,13 +342,25 @@ def one_after_another(fits: Sequence[BlockFit]) -> list[Moment]:
 
 
 def measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All figures; targets and studies are written into the folder `work`, one target at a time."""
+    """Compare the methods at every level, and return all figures.
+
+    Args:
+        given: The command line.
+        work: A folder for studies and for one target at a time.
+
+    Returns:
+        The figures, as the JSON has them.
+
+    Raises:
+        InputError: If the family is incomplete or the disk is too small.
+
+    """
     recipe = article_recipe(ROOT / "configs" / "blessingmix-v1.yaml")
     paths = {name: given.folder / model.file for name, model in recipe.models.items()}
     if missing := [path for path in paths.values() if not path.is_file()]:
         raise InputError(f"{missing[0]}: no such file; make_checkpoints.py FOLDER --sources 8 makes it")
     size = paths["base"].stat().st_size
-    # Beside a target stands a float32 file of its known part for a while.
+    # While a target is written, a float32 file of its known part is on the disk too.
     if (free := shutil.disk_usage(work).free) < (needed := 4 * size):
         raise InputError(f"{work}: the disk is too small: {needed:,} bytes are needed, {free:,} are free")
     known = [level for level in given.levels if not level.correlation]
@@ -302,39 +396,40 @@ def measure(given: argparse.Namespace, work: Path) -> dict[str, Any]:
             entry["fits"][metric] = {
                 **asdict(fit),
                 "there": fit.there,
-                "seconds of all runs": [one.seconds for one in fits],
+                "seconds of all runs": [run.seconds for run in fits],
                 "error": largest(fit.errors),
             }
-            tell(f"{level}: {metric} in {fit.seconds:.1f} s, error {largest(fit.errors):.1e}")
-        goal = entry["fits"]["attention"]
+            report_progress(f"{level}: {metric} in {fit.seconds:.1f} s, error {largest(fit.errors):.1e}")
+        by_attention = entry["fits"]["attention"]
         if first and given.time_b > 0:
-            entry["TPE"] = figures_of_tpe(recipe, paths, target, goal["similarity"], given)
-            tell(f"{level}: TPE, {entry['TPE']['trials']} trials")
+            entry["TPE"] = figures_of_tpe(recipe, paths, target, by_attention["similarity"], given)
+            report_progress(f"{level}: TPE, {entry['TPE']['trials']} trials")
         seconds = given.time_c if first else given.time_c_unknown if level == most else 0
         if seconds > 0:
-            entry["Nelder-Mead"] = figures_of_nelder_mead(recipe, paths, target, goal["block_scores"], seconds, given)
-            tell(f"{level}: Nelder-Mead, {entry['Nelder-Mead']['seconds measured']:.0f} s")
+            scores = by_attention["block_scores"]
+            entry["Nelder-Mead"] = figures_of_nelder_mead(recipe, paths, target, scores, seconds, given)
+            report_progress(f"{level}: Nelder-Mead, {entry['Nelder-Mead']['seconds measured']:.0f} s")
         for name in ("TPE", "Nelder-Mead"):
             if name in entry:
                 entry[name]["error"] = largest(entry[name]["errors"])
         target.unlink()
         figures["load after"] = os.getloadavg()[0]
-        if given.json:  # An hour's work should not be lost with its last level.
+        if given.json:  # Written after each level, because all levels take an hour.
             figures["times longer"] = times_longer(figures)
             record("methods", figures, given.json, peers=("optuna", "scipy"))
     return figures
 
 
 def free_alphas(recipe: Recipe) -> tuple[Recipe, list[Any]]:
-    """Return the article's recipe with its alphas free, and those of them that move the scored blocks."""
-    holes = article_recipe(ROOT / "studies" / "blessingmix" / "recipe.yaml")
+    """Return the article's recipe with free alphas, and the free alphas that move the scored blocks."""
+    unfilled = article_recipe(ROOT / "studies" / "blessingmix" / "recipe.yaml")
     blocks = set(recipe.layout.parse_blocks(BLOCKS))
-    free = parameters_of(holes, [step.name for step in holes.steps])
-    return holes, [each for each in free if set(each.blocks) & blocks]
+    free = parameters_of(unfilled, [step.name for step in unfilled.steps])
+    return unfilled, [each for each in free if set(each.blocks) & blocks]
 
 
 def times_longer(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return how many times longer the other methods took, or at least took, than blockfit's search and process."""
+    """Return how many times longer the other methods took, at least, than blockfit's search and whole process."""
     level = figures["levels"][0]
     fit = level["fits"]["attention"]
     found = {}
@@ -345,20 +440,20 @@ def times_longer(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def tell(text: str) -> None:
-    """A line for who waits."""
+def report_progress(text: str) -> None:
+    """Print a line to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def ratio(method: Mapping[str, Any], seconds: float) -> str:
-    """How many times longer a method took than `seconds`, "more than" if it never got there."""
+    """Return how many times longer a method took than `seconds`, with "more than" if it never arrived."""
     if method["there"] is None:
         return f"more than {method['seconds'] / seconds:.0f}"
     return f"{method['there'] / seconds:.0f}"
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
-    """The figures as two tables and what to know about them."""
+    """Return the figures as two Markdown tables, followed by remarks."""
     level = figures["levels"][0]
     fit = level["fits"]["attention"]
     loads = f"load {figures['load before']:.1f} before, {figures['load after']:.1f} after"
@@ -380,11 +475,12 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     ]
     for name in ("TPE", "Nelder-Mead"):
         if name in level:
-            other = level[name]
-            seconds = f"{other['there']:,.0f}" if other["there"] is not None else f"not within {other['seconds']:,.0f}"
+            method = level[name]
+            within = f"not within {method['seconds']:,.0f}"
+            seconds = within if method["there"] is None else f"{method['there']:,.0f}"
             lines.append(
-                f"| {name} | {1 - other['similarity']:.1e} | {seconds} | {ratio(other, fit['there'])} | "
-                f"{ratio(other, fit['seconds'])} | {other['error']:.1e} |"
+                f"| {name} | {1 - method['similarity']:.1e} | {seconds} | {ratio(method, fit['there'])} | "
+                f"{ratio(method, fit['seconds'])} | {method['error']:.1e} |"
             )
     lines += [
         "",
@@ -399,7 +495,7 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
 
 
 def remarks(figures: Mapping[str, Any]) -> list[str]:
-    """What was measured, what was not, and the goals."""
+    """Return lines that compare the figures with their goals, and tell measured from extrapolated ones."""
     level = figures["levels"][0]
     uncorrelated = [entry["fits"]["delta"]["error"] for entry in figures["levels"] if not entry["correlation"]]
     lines = []
@@ -408,34 +504,32 @@ def remarks(figures: Mapping[str, Any]) -> list[str]:
         disk = f"{fit['disk'] / 1e9:.2f} GB came from the disk"
         lines.append(f"whole process by {metric}, s: {every} (goal: {GOAL_SECONDS}); {disk}")
     lines.append(f"largest error by delta, uncorrelated: {max(uncorrelated, default=0):.1e} (goal: {GOAL_ERROR})")
-    if other := level.get("TPE"):
+    if tpe := level.get("TPE"):
         needed = ", ".join(
-            f"{gap}: {count or 'more'}" for gap, count in other["trials to blockfit's similarity less"].items()
+            f"{gap}: {count or 'more'}" for gap, count in tpe["trials to blockfit's similarity less"].items()
         )
-        parts = (
-            f"{other['median seconds of merging']:.2f} merging, {other['median seconds of comparing']:.2f} comparing"
-        )
-        measured = f"{other['trials measured']} of {other['trials']} trials"
-        seconds = f"{other['seconds measured']:.0f} of {other['seconds']:,.0f} s"
-        worst = other["largest difference of a similarity from coefficients"]
+        parts = f"{tpe['median seconds of merging']:.2f} merging, {tpe['median seconds of comparing']:.2f} comparing"
+        measured = f"{tpe['trials measured']} of {tpe['trials']} trials"
+        seconds = f"{tpe['seconds measured']:.0f} of {tpe['seconds']:,.0f} s"
+        worst = tpe["largest difference of a similarity from coefficients"]
         lines += [
             f"TPE (goal: {GOAL_TPE} times longer): {measured}, {seconds} were measured",
-            f"TPE: median {other['median seconds of a trial']:.2f} s a trial: {parts}",
-            f"TPE: loading, which does not count, {other['seconds of loading']:.1f} s",
+            f"TPE: median {tpe['median seconds of a trial']:.2f} s per trial: {parts}",
+            f"TPE: loading, which does not count, {tpe['seconds of loading']:.1f} s",
             f"TPE: trials to blockfit's similarity less {needed}",
             f"TPE: similarities of merged tensors and from coefficients differ by {worst:.1e} at most",
         ]
     for entry in figures["levels"]:
-        if other := entry.get("Nelder-Mead"):
-            done = [fit for fit in other["blocks"] if fit["measured"]]
+        if simplex := entry.get("Nelder-Mead"):
+            done = [fit for fit in simplex["blocks"] if fit["measured"]]
             by_width = {fit["width"]: fit["seconds"] / fit["evaluations"] for fit in done}
             each = ", ".join(f"{1000 * seconds:.0f} ms at width {width}" for width, seconds in by_width.items())
-            seconds = f"{other['seconds measured']:.0f} of {other['seconds']:.0f} s"
+            seconds = f"{simplex['seconds measured']:.0f} of {simplex['seconds']:.0f} s"
             converged = sum(fit["converged"] for fit in done)
             title = f"Nelder-Mead, {entry['level']}"
             lines += [
-                f"{title} (goal: {GOAL_NELDER_MEAD} times longer): {', '.join(other['blocks measured'])}, {seconds}",
-                f"{title}: {converged} of these {len(done)} converged, {len(other['blocks there'])} got to blockfit's",
+                f"{title} (goal: {GOAL_NELDER_MEAD} times longer): {', '.join(simplex['blocks measured'])}, {seconds}",
+                f"{title}: {converged} of {len(done)} converged, {len(simplex['blocks there'])} reached blockfit's",
                 f"{title}: an evaluation takes {each}",
             ]
     return lines
@@ -445,7 +539,7 @@ def remarks(figures: Mapping[str, Any]) -> list[str]:
 
 
 def draw(figures: Mapping[str, Any], path: Path) -> None:
-    """Left, how far from 1 the similarity is against time; right, the errors of the coefficients by level."""
+    """Draw 1 - similarity against time on the left, and the errors of the coefficients by level on the right."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
     draw_courses(left, figures["levels"][0])
     draw_errors(right, figures)
@@ -454,7 +548,7 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_courses(axes: Axes, level: Mapping[str, Any]) -> None:
-    """The best similarity so far of each method; dashed where it was not measured."""
+    """Draw the best similarity so far of each method, dashed where it is extrapolated."""
     fit = level["fits"]["attention"]
     courses = {
         "blockfit, attention": (fit["course"], fit["seconds"], fit["seconds"]),
@@ -485,7 +579,7 @@ def draw_courses(axes: Axes, level: Mapping[str, Any]) -> None:
 
 
 def draw_errors(axes: Axes, figures: Mapping[str, Any]) -> None:
-    """The largest error of a coefficient by level and method."""
+    """Draw the largest error of a coefficient by level and method."""
     levels = figures["levels"]
     places = range(len(levels))
     series = {
@@ -513,35 +607,38 @@ def draw_errors(axes: Axes, figures: Mapping[str, Any]) -> None:
 
 
 def main() -> int:
-    """Read the command line, measure, report."""
+    """Read the command line, compare the methods, print the tables, draw the plot, and return the exit code."""
     parser = argparse.ArgumentParser(description="Compare three ways to fit the article's eight output steps.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py --sources 8")
-    parser.add_argument("--trials", type=int, default=40, help="of blockfit (default 40)")
-    parser.add_argument("--repeats", type=int, default=1, help="of blockfit's timed fits; the middle one counts")
-    parser.add_argument("--time-b", type=float, default=300, metavar="SECONDS", help="TPE by merging; 0: not at all")
-    parser.add_argument("--trials-b", type=int, default=3000, help="the most trials of TPE (default 3000)")
+    parser.add_argument("--trials", type=int, default=40, help="trials of blockfit (default 40)")
+    parser.add_argument("--repeats", type=int, default=1, help="blockfit's timed fits; the middle one counts")
+    parser.add_argument("--time-b", type=float, default=300, metavar="SECONDS", help="time for TPE by merging; 0: none")
+    parser.add_argument("--trials-b", type=int, default=3000, help="most trials of TPE (default 3000)")
     parser.add_argument(
-        "--time-b-afterwards", type=float, default=600, metavar="SECONDS", help="TPE from coefficients (default 600)"
-    )
-    parser.add_argument("--time-c", type=float, default=900, metavar="SECONDS", help="Nelder-Mead; 0: not at all")
+        "--time-b-afterwards", type=float, default=600, metavar="SECONDS",
+        help="time for TPE from coefficients (default 600)",
+    )  # fmt: skip
+    parser.add_argument("--time-c", type=float, default=900, metavar="SECONDS", help="time for Nelder-Mead; 0: none")
     parser.add_argument(
         "--time-c-unknown", type=float, default=0, metavar="SECONDS",
-        help="Nelder-Mead again at the largest uncorrelated level (default 0: not at all)",
+        help="time for Nelder-Mead at the largest uncorrelated level (default 0: none)",
     )  # fmt: skip
-    parser.add_argument("--evaluations-c", type=int, help="the most of Nelder-Mead for a block (default: scipy's)")
     parser.add_argument(
-        "--tolerance-c", type=float, help="of Nelder-Mead's coefficients and similarities (scipy's: 1e-4)"
+        "--evaluations-c", type=int, help="most evaluations of Nelder-Mead per block (default: scipy's)"
+    )
+    parser.add_argument(
+        "--tolerance-c", type=float, help="tolerance of Nelder-Mead's coefficients and similarities (scipy's: 1e-4)"
     )
     parser.add_argument(
         "--levels", nargs="+", type=Level.parse, metavar="UNKNOWN[:CORRELATION]", default=[*map(Level.parse, LEVELS)],
-        help=f"of the target; the others compete at the first (default {' '.join(LEVELS)})",
+        help=f"unknown parts of the target; the other methods run at the first (default {' '.join(LEVELS)})",
     )  # fmt: skip
-    parser.add_argument("--like", default="four", choices=FINETUNES[:7], help="the source of correlated unknown parts")
-    parser.add_argument("--seed", type=int, default=0, help="of TPE and the unknown parts")
+    parser.add_argument("--like", default="four", choices=FINETUNES[:7], help="source that unknown parts resemble")
+    parser.add_argument("--seed", type=int, default=0, help="seed of TPE and of the unknown parts")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for targets and studies (default: inside FOLDER)")
-    parser.add_argument("--keep", action="store_true", help="leave the last study there")
+    parser.add_argument("--keep", action="store_true", help="keep the last study")
     add_json_option(parser, "methods")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write the plot there")
     given = parser.parse_args()
     if min(given.trials, given.repeats, given.trials_b) < 1:
         parser.error("--trials, --repeats and --trials-b must be at least 1")

@@ -1,12 +1,12 @@
-"""Two other ways to fit a recipe by the attention similarity, which methods.py compares with this project.
+"""Two other ways to fit a recipe by the attention similarity, which methods.py compares with blockfit.
 
 `search_by_merging`    Optuna's TPE over the recipe's free alphas; every trial merges the blocks' tensors step by step
-                       and computes the attention similarity of the result anew
+                       and computes the attention similarity of the result
 `fit_block`            scipy's Nelder-Mead on one block, over the coefficients a_i of
-                       base + sum_i a_i (source_i - base), which is how the article's author fitted models later
+                       base + sum_i a_i (source_i - base); the article's author fitted later models this way
 
-Neither is made slower than it need be: what stays the same from trial to trial (the sources' tensors, the random
-inputs, the target's side, differences from the base) is in memory before the clock starts.
+Both are as fast as they can be made: everything that is the same in all trials (the sources' tensors, the random
+inputs, the target's outputs, the differences from the base) is in memory before the clock starts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from optimizer.samplers import make_sampler
 from optimizer.similarity import build_metric, open_comparison
 
 BOUNDS = (-0.5, 1.5)  # of Nelder-Mead's coefficients
-AGREEMENT = 1e-5  # between similarities of merged tensors and those from coefficients
+AGREEMENT = 1e-5  # largest difference allowed between similarities of merged tensors and from coefficients
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Moment:
 
 
 def improvements(seconds: Sequence[float], similarities: Sequence[float]) -> list[Moment]:
-    """The moments at which the best similarity rose."""
+    """Return the moments at which the best similarity rose."""
     found: list[Moment] = []
     for at, similarity in zip(seconds, similarities, strict=True):
         if not found or similarity > found[-1].similarity:
@@ -55,9 +55,10 @@ def improvements(seconds: Sequence[float], similarities: Sequence[float]) -> lis
 
 
 class MergedBlocks:
-    """The blocks' tensors of all sources in memory, to be merged and compared for any alphas.
+    """The blocks' tensors of all sources in memory, which can be merged and compared for any alphas.
 
-    Tensors are kept as they are in the files, merged in float32 and not rounded. Inputs and target are as in `naive`.
+    Tensors keep the dtype of the files, and are merged in float32 without rounding. Inputs and target are as in
+    `naive`.
     """
 
     def __init__(self, recipe: Recipe, paths: Mapping[str, Path], target: Path, blocks: Sequence[str]) -> None:
@@ -80,13 +81,13 @@ class MergedBlocks:
         }
         self._scratch = torch.empty(max(tensor.numel() for tensor in self._merged.values()))
         self._inputs = random_inputs(weights)
-        self._target = [attention_output(own, x) for own, x in zip(weights, self._inputs, strict=True)]
+        self._target = [attention_output(of_block, x) for of_block, x in zip(weights, self._inputs, strict=True)]
 
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
-        """Every tensor of the blocks after the recipe's steps, one step after another; valid until the next call."""
+        """Apply the recipe's steps to every tensor of the blocks; the result is valid until the next call."""
         for name, (block, held) in self._tensors.items():
-            # Each step changes the result of the one before. All is done in memory that is there already, and in one
-            # type: new memory for each operation, or operations on two types, take five times as long.
+            # Each step changes the previous result in place, in one dtype: allocating memory for each operation, or
+            # mixing dtypes, takes five times as long.
             result = self._merged[name].copy_(held[recipe.steps[0].a])
             scratch = self._scratch[: result.numel()].view(result.shape)
             for step in recipe.steps:
@@ -99,22 +100,28 @@ class MergedBlocks:
         return self._merged
 
     def compare(self, merged: Mapping[str, Tensor]) -> dict[str, float]:
-        """The attention similarity of each block."""
+        """Return the attention similarity of each block."""
         scores = {}
-        for block, prefix, x, wanted in zip(self._blocks, self._prefixes, self._inputs, self._target, strict=True):
+        for block, prefix, x, expected in zip(self._blocks, self._prefixes, self._inputs, self._target, strict=True):
             query, key, value = (merged[f"{prefix}.to_{part}.weight"] for part in "qkv")
             found = attention_output((query, key, value), x)
-            scores[block] = float(torch.cosine_similarity(found, wanted, dim=-1).mean())
+            scores[block] = float(torch.cosine_similarity(found, expected, dim=-1).mean())
         return scores
 
 
 @dataclass(frozen=True)
 class MergingSearch:
-    """A search by TPE: `measured` trials scored by merging, all others by the metric of this project.
+    """A search by TPE whose first trials are scored by merging, and the others by blockfit's metric.
 
-    `similarities` are those of all trials. `merging`, `comparing` and `whole` hold the seconds of the measured trials'
-    two parts and of these trials with TPE's own time; `worst` is the largest difference between the two ways to score.
-    `loading` is the time before, which counts nowhere.
+    Attributes:
+        similarities: The similarities of all trials.
+        merging: Seconds of merging, for each measured trial.
+        comparing: Seconds of comparing, for each measured trial.
+        whole: Seconds of each measured trial, with TPE's own time.
+        worst: The largest difference of a block's similarity between the two ways to score.
+        best: The alphas of the best trial.
+        loading: Seconds before the search, which count nowhere.
+
     """
 
     similarities: list[float]
@@ -127,7 +134,7 @@ class MergingSearch:
 
     @property
     def measured(self) -> int:
-        """How many trials were scored by merging."""
+        """Number of trials that were scored by merging."""
         return len(self.whole)
 
 
@@ -143,14 +150,31 @@ def search_by_merging(
     seconds_afterwards: float,
     seed: int,
 ) -> MergingSearch:
-    """Search by TPE, scoring by merging for so many `seconds`, at least one trial, then from coefficients.
+    """Search by TPE, scoring first by merging and then from coefficients.
 
-    The second part tells how many `trials` (at most, and within `seconds_afterwards`) TPE needs, without waiting for as
-    many merges. It goes on in the same study with the same sampler. Raises ValueError if the two ways to score disagree
-    by more than `AGREEMENT` on a trial of the first part.
+    The second part continues the same study with the same sampler. It shows how many trials TPE needs, without the
+    time of as many merges.
+
+    Args:
+        recipe: The recipe with free alphas.
+        parameters: The free alphas that are searched.
+        paths: The sources by name.
+        target: The target.
+        blocks: The scored blocks.
+        seconds: The time for scoring by merging; at least one trial is scored that way.
+        trials: The most trials of both parts.
+        seconds_afterwards: The time for scoring from coefficients.
+        seed: The seed of TPE.
+
+    Returns:
+        The search.
+
+    Raises:
+        ValueError: If the two ways to score differ by more than `AGREEMENT` on a trial of the first part.
+
     """
     study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", seed))
-    distributions = {one.name: FloatDistribution(one.free.low, one.free.high) for one in parameters}
+    distributions = {each.name: FloatDistribution(each.free.low, each.free.high) for each in parameters}
     start = time.perf_counter()
     held = MergedBlocks(recipe, paths, target, blocks)
     loading = time.perf_counter() - start
@@ -160,16 +184,16 @@ def search_by_merging(
         before = time.perf_counter()
         trial = study.ask(distributions)
         filled = recipe.with_alphas(filled_alphas(parameters, trial.params))
-        begun = time.perf_counter()
+        merge_start = time.perf_counter()
         merged = held.merge(filled)
-        between = time.perf_counter()
+        merge_end = time.perf_counter()
         scored.append(held.compare(merged))
-        after = time.perf_counter()
+        compare_end = time.perf_counter()
         study.tell(trial, sum(scored[-1].values()) / len(blocks))
-        merging.append(between - begun)
-        comparing.append(after - between)
+        merging.append(merge_end - merge_start)
+        comparing.append(compare_end - merge_end)
         whole.append(time.perf_counter() - before)
-    # Gigabytes that the metric has better use for.
+    # The metric needs these gigabytes.
     del held, merged
 
     with open_comparison(recipe.layout, paths, target, base=paths["base"], mapping=recipe.mapping) as comparison:
@@ -177,7 +201,7 @@ def search_by_merging(
         space = Space(Algebra(recipe, comparison.groups, tuple(comparison.sources)), parameters)
 
         def score(params: Mapping[str, float]) -> Tensor:
-            point = torch.tensor([[params[one.name] for one in parameters]], dtype=torch.float64)
+            point = torch.tensor([[params[each.name] for each in parameters]], dtype=torch.float64)
             return metric.score(space.coefficients(point))[0]
 
         worst = 0.0
@@ -201,10 +225,18 @@ def search_by_merging(
 
 @dataclass(frozen=True)
 class BlockFit:
-    """What Nelder-Mead found on one block: `course` holds the best similarity so far.
+    """A fit of one block by Nelder-Mead.
 
-    `coefficients` are those of the sources by name, the base included; `converged` is False if it ran out of
-    evaluations. With `measured` False it did not run: time and course are those of another block of the same width.
+    Attributes:
+        block: The block.
+        width: The width of its attention.
+        seconds: Seconds of the fit.
+        evaluations: The number of evaluations.
+        course: The improvements of the similarity.
+        coefficients: The coefficients of the sources by name, including the base.
+        converged: False if the evaluations ran out.
+        measured: False if the block did not run; time and course are then those of another block of its width.
+
     """
 
     block: str
@@ -228,8 +260,18 @@ def fit_block(
 ) -> BlockFit:
     """Fit the coefficients of one block, starting at 1 / n for each of the n sources besides "base".
 
-    `evaluations` is the most that the search may take, by default scipy's 200 for each coefficient; `tolerance` is how
-    near the coefficients and similarities of the simplex must be to each other at the end, by default scipy's 1e-4.
+    Args:
+        block: The block's name.
+        sources: The attention weights of the sources by name.
+        target: The attention weights of the target.
+        x: The block's random inputs [d, d].
+        evaluations: The most evaluations. Default: scipy's, 200 per coefficient.
+        tolerance: The largest distance between the simplex's coefficients, and between its similarities, at the end.
+            Default: scipy's, 1e-4.
+
+    Returns:
+        The fit.
+
     """
     base = sources["base"]
     others = {name: weights for name, weights in sources.items() if name != "base"}
@@ -237,16 +279,17 @@ def fit_block(
     differences = [
         torch.stack([(weights[which] - base[which]).flatten() for weights in others.values()]) for which in range(3)
     ]
-    wanted = attention_output(target, x)
+    expected = attention_output(target, x)
     seconds, similarities = [], []
     start = time.perf_counter()
 
     def loss(coefficients: object) -> float:
         row = torch.as_tensor(coefficients, dtype=torch.float32)
         query, key, value = (
-            torch.addmv(own.flatten(), apart.T, row).view_as(own) for own, apart in zip(base, differences, strict=True)
+            torch.addmv(start.flatten(), difference.T, row).view_as(start)
+            for start, difference in zip(base, differences, strict=True)
         )
-        similarity = float(torch.cosine_similarity(attention_output((query, key, value), x), wanted, dim=-1).mean())
+        similarity = float(torch.cosine_similarity(attention_output((query, key, value), x), expected, dim=-1).mean())
         seconds.append(time.perf_counter() - start)
         similarities.append(similarity)
         return -similarity
@@ -281,10 +324,21 @@ def fit_blocks(
     evaluations: int | None = None,
     tolerance: float | None = None,
 ) -> list[BlockFit]:
-    """Fit the blocks one after another: one of each width, then others as long as they will end within `seconds`.
+    """Fit the blocks one after another: one of each width first, then others while they should end in time.
 
-    All blocks are in the result, in their order. Those that did not run have the time and course of the first of their
-    width, but no coefficients.
+    Args:
+        recipe: The recipe, for its layout.
+        paths: The sources by name.
+        target: The target.
+        blocks: The blocks.
+        seconds: The time for all blocks; the first block of each width runs even if the time is over.
+        evaluations: As in `fit_block`.
+        tolerance: As in `fit_block`.
+
+    Returns:
+        The fits of all blocks, in order. A block that did not run has the time and course of the first block of its
+        width, and no coefficients.
+
     """
     with ExitStack() as stack:
         opened = {

@@ -1,16 +1,17 @@
-"""Does similarity predict pictures? Random merges of the demo's family, scored by each metric, and drawn.
+"""Test whether similarity predicts pictures: score random merges of the demo's family by each metric, and draw them.
 
     python studies/benchmarks/pictures_and_similarity.py --plot figure.png --json figures.json
 
-Every merge takes three of the family's finetunes at random and adds the differences of two of them from the base to the
-first, with alphas that vary from block to block around a random mean. It is scored by every metric against the demo's
-target, on all blocks that the metric sees, and draws the ten digits from the noise that the target draws them from. The
-distance of two models' pictures is the root mean square over all of them, of RGB in [0, 1] and of the final latents.
+Every merge takes three of the family's finetunes at random. It adds to the first the differences of the other two from
+the base, with alphas that vary from block to block around a random mean. Every metric scores the merge against the
+demo's target, on all blocks that the metric sees. The merge and the target draw the ten digits from the same noise. The
+distance between two models is the root mean square difference over all pictures, of RGB in [0, 1] and of final latents.
 
-A metric is as good as its similarities rank the merges as the distances do: Spearman's rank correlation of similarity
-and nearness (minus the distance), 1 if the order is the same. Its uncertainty is the 95 % interval of 5,000 bootstrap
-samples of the merges, and of its difference from the best metric's in the same samples. Merges that hold much of
-`inverted` draw black on white, far from all others whatever the rest of them is: those without it are looked at apart.
+A metric is good if its similarities rank the merges as the distances do. The measure is Spearman's rank correlation of
+similarity and nearness (minus the distance), which is 1 if both orders are the same. Its uncertainty is the 95 %
+interval of 5,000 bootstrap samples of the merges; the difference from the best metric has an interval from the same
+samples. Merges with much of `inverted` draw black on white, far from all others, so the merges without it are also
+analysed separately.
 """
 
 from __future__ import annotations
@@ -40,13 +41,12 @@ DEMO = Path(__file__).parents[1] / "demo"
 FINETUNES = ("bold", "inverted", "outline", "slanted", "small")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DISTANCES = ("pixels", "latents")
-# As the demo draws them.
-GUIDANCE = 2.5
+GUIDANCE = 2.5  # that of the demo's pictures
 SAMPLES = 5000
 
 
 def random_recipe(random: np.random.Generator) -> Recipe:
-    """Three finetunes, two steps, alphas around a random mean: in [0, 1] on every block."""
+    """Return a recipe of two steps over three random finetunes, with alphas in [0, 1] around a random mean."""
     layout = load_layout("sd1")
     first, second, third = random.choice(FINETUNES, 3, replace=False).tolist()
 
@@ -64,7 +64,18 @@ def random_recipe(random: np.random.Generator) -> Recipe:
 
 
 def measure(merges: int, seeds: Sequence[int], steps: int, seed: int) -> dict[str, Any]:
-    """Similarities by metric and distances, one number for each merge, and what they say of each other."""
+    """Score and draw random merges.
+
+    Args:
+        merges: The number of merges.
+        seeds: Seeds of the pictures' noise.
+        steps: Steps of the pictures' sampler.
+        seed: The seed of the merges and of the bootstrap samples.
+
+    Returns:
+        Similarities by metric and distances, one number per merge, and their rank correlations.
+
+    """
     random, target = np.random.default_rng(seed), DEMO / "target.safetensors"
     base = DEMO / "models" / "base.safetensors"
     prompts = [f"a digit {digit}" for digit in DIGITS]
@@ -72,11 +83,11 @@ def measure(merges: int, seeds: Sequence[int], steps: int, seed: int) -> dict[st
     def drawn(path: Path) -> list[Any]:
         return draw(open_pipeline(path), prompts=prompts, seeds=seeds, steps=steps, guidance=GUIDANCE)
 
-    wanted = drawn(target)
+    expected = drawn(target)
     finetunes: list[list[str]] = []
     similarities: dict[str, list[float]] = {name: [] for name in METRICS}
     distances: dict[str, list[float]] = {name: [] for name in DISTANCES}
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "merge.safetensors"
         for number in range(merges):
@@ -88,12 +99,12 @@ def measure(merges: int, seeds: Sequence[int], steps: int, seed: int) -> dict[st
                 similarities[name].append(total_similarity(compare(path, target, metric=name, base=base)))
             pictures = drawn(path)
             for name, distance in (("pixels", pixel_distance), ("latents", latent_distance)):
-                squares = [distance(one, other) ** 2 for one, other in zip(pictures, wanted, strict=True)]
+                squares = [distance(*pair) ** 2 for pair in zip(pictures, expected, strict=True)]
                 distances[name].append(math.sqrt(sum(squares) / len(squares)))
             if sys.stderr.isatty():
                 print(f"\r{number + 1}/{merges}", end="", file=sys.stderr, flush=True)
-    seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "pictures of each": len(wanted), **judged(finetunes, similarities, distances, seed)}
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "pictures of each": len(expected), **judged(finetunes, similarities, distances, seed)}
 
 
 def judged(
@@ -102,7 +113,7 @@ def judged(
     distances: Mapping[str, Sequence[float]],
     seed: int,
 ) -> dict[str, Any]:
-    """The merges as they were measured, and the rank correlations of all of them and of those without `inverted`."""
+    """Return the measured merges with their rank correlations, over all merges and over those without `inverted`."""
     upright = [number for number, names in enumerate(finetunes) if "inverted" not in names]
     found: dict[str, Any] = {}
     for title, chosen in (("all", range(len(finetunes))), ("without inverted", upright)):
@@ -122,7 +133,7 @@ def judged(
 def correlations(
     similarities: Mapping[str, Sequence[float]], distance: Sequence[float], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """By metric: Spearman's `rho` of similarity and nearness, its 95 % `interval`, and how far it is below the best."""
+    """Return Spearman's `rho` by metric, with its 95 % `interval` and the interval `below the best` metric."""
     names, nearness = list(similarities), -np.asarray(distance)
     scores = np.asarray([similarities[name] for name in names])
     rho = _spearman(scores, nearness)
@@ -148,17 +159,17 @@ def correlations(
 
 
 def _spearman(scores: np.ndarray[Any, Any], nearness: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Of each row of `scores` [metrics, merges] and `nearness` [merges]: Pearson's correlation of the ranks."""
-    ranks, wanted = rankdata(scores, axis=1), rankdata(nearness)
+    """Return the rank correlation [metrics] of each row of `scores` [metrics, merges] with `nearness` [merges]."""
+    ranks, expected = rankdata(scores, axis=1), rankdata(nearness)
     ranks = ranks - ranks.mean(axis=1, keepdims=True)
-    wanted = wanted - wanted.mean()
-    # A sample of one merge over and over has no order.
+    expected = expected - expected.mean()
+    # A bootstrap sample that repeats a single merge has no order: its correlation is NaN.
     with np.errstate(invalid="ignore"):
-        return np.asarray(ranks @ wanted / np.sqrt((ranks**2).sum(axis=1) * (wanted**2).sum()))
+        return np.asarray(ranks @ expected / np.sqrt((ranks**2).sum(axis=1) * (expected**2).sum()))
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
-    """The figures as tables."""
+    """Return the figures as Markdown tables."""
     lines = []
     for title, by_distance in figures["rank correlation"].items():
         lines.append(f"| {title}, {figures['merges'][title]} merges | " + " | below the best | ".join(DISTANCES))
@@ -178,8 +189,8 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
 
 
 def plot(figures: Mapping[str, Any], path: Path) -> None:
-    """Similarity against the pictures' distance, a panel for each metric."""
-    import matplotlib  # noqa: PLC0415  only where a plot is asked for
+    """Draw similarity against the pictures' distance, one panel per metric."""
+    import matplotlib  # noqa: PLC0415  needed for --plot alone
 
     matplotlib.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
@@ -194,8 +205,8 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
                 [distances[number] for number in chosen],
                 s=16, marker=marker, label=label,
             )  # fmt: skip
-        among, apart = (figures["rank correlation"][title]["pixels"][name]["rho"] for title in figures["merges"])
-        panel.set_title(f"{name}\nrank correlation {among:.2f}, without inverted {apart:.2f}", fontsize=8)
+        rho, upright = (figures["rank correlation"][title]["pixels"][name]["rho"] for title in figures["merges"])
+        panel.set_title(f"{name}\nrank correlation {rho:.2f}, without inverted {upright:.2f}", fontsize=8)
         panel.set_xlabel("similarity to the target, %")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("distance of the pictures, RGB")
@@ -205,13 +216,13 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> int:
-    """Read the command line, measure, print the table, draw the plot."""
-    parser = argparse.ArgumentParser(description="Does similarity predict pictures?")
-    parser.add_argument("--merges", type=int, default=60, help="how many (default 60)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[7], help="of the pictures' noise (default 7)")
-    parser.add_argument("--steps", type=int, default=20, help="of the sampler (default 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the merges (default 0)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there")
+    """Read the command line, measure, print the tables, draw the plot, and return the exit code."""
+    parser = argparse.ArgumentParser(description="Test whether similarity predicts pictures.")
+    parser.add_argument("--merges", type=int, default=60, help="number of merges (default 60)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7], help="seeds of the pictures' noise (default 7)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the pictures' sampler (default 20)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the merges (default 0)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write the plot there")
     add_json_option(parser, "pictures_and_similarity")
     given = parser.parse_args()
 

@@ -1,15 +1,15 @@
-"""Write a benchmark's figures to a JSON file, with all that says what they were measured on.
+"""Write a benchmark's figures to a JSON file, with the command, the date, the machine and the versions.
 
-Every file in studies/benchmarks/results has these keys; docs/figures and the table in README.md are made of them:
+Every file in studies/benchmarks/results has these keys. docs/figures and README.md's table are generated from them:
 
     benchmark   name of the script, without .py
     commands    command lines that measured it
-    date        when it was measured, YYYY-MM-DD
-    machine     processor, cores, memory in bytes, system; `note` for what else mattered
-    versions    of Python, torch, blockfit, its commit, and of the tools that it is compared with
-    figures     what was measured
+    date        day of the measurement, YYYY-MM-DD
+    machine     processor, cores, memory in bytes, system; `note` has other conditions
+    versions    versions of Python, torch, blockfit, its commit, and of the tools that blockfit is compared with
+    figures     the figures
 
-What is not known is null.
+Unknown values are null.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ RESULTS = HERE / "results"
 
 
 def result_file(name: str) -> Path:
-    """Return the file in which the figures of a benchmark are kept."""
+    """Return the default file for the figures of a benchmark."""
     return RESULTS / f"{name}.json"
 
 
 def add_json_option(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add --json FILE, by default the file in which the figures of the benchmark `name` are kept."""
+    """Add the option --json FILE, whose default is the result file of the benchmark `name`."""
     file = result_file(name)
     shown = file.relative_to(HERE.parents[1]).as_posix()
     parser.add_argument(
@@ -48,9 +48,14 @@ def add_json_option(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def record(name: str, figures: Mapping[str, Any], file: Path | None, *, peers: Sequence[str] = ()) -> None:
-    """Write the figures of the benchmark `name` to `file`; do nothing without one.
+    """Write the figures of the benchmark `name` to `file`; do nothing if it is None.
 
-    `peers` are the distributions whose versions matter beside torch's.
+    Args:
+        name: The script's name, without .py.
+        figures: The figures, as JSON can hold them.
+        file: The file to write.
+        peers: Further distributions whose versions are recorded.
+
     """
     if file is None:
         return
@@ -69,7 +74,7 @@ def record(name: str, figures: Mapping[str, Any], file: Path | None, *, peers: S
 
 
 def command_line() -> str:
-    """Return the command that runs, as a user would type it in the checkout."""
+    """Return the running command as a user would type it in the checkout."""
     script = Path(sys.argv[0]).resolve()
     root = HERE.parents[1]
     shown = script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
@@ -77,7 +82,7 @@ def command_line() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return the processor, its cores, the memory in bytes and the system; None for what cannot be found out."""
+    """Return the processor, its cores, the memory in bytes and the system; unknown values are None."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -100,7 +105,7 @@ def versions(peers: Sequence[str] = ()) -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Return the commit of this checkout, with "+" if tracked files differ from it; None outside a checkout."""
+    """Return the commit of this checkout, followed by "+" if tracked files differ; None outside a checkout."""
     try:
         head = _git("rev-parse", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,17 +1,18 @@
-"""Compare the samplers on the same tasks: how far from the best they are after so many trials.
+"""Compare the samplers on the same tasks: their regret against the number of trials.
 
     python studies/benchmarks/samplers.py --json figures.json --plot regret.png
     python studies/benchmarks/make_checkpoints.py /tmp/family --sources 6
     python studies/benchmarks/samplers.py /tmp/family --json figures.json --plot regret.png
 
-Every task has nine blocks with one alpha each in 0 .. 1, as a step of a stepwise fit has them:
+Every task has nine blocks with one alpha each in 0 .. 1, like a step of a stepwise fit:
 
-    smooth      parabolas, cosines and bells with their maxima anywhere, bounds included
-    bumpy       a broad hump and two waves, up to four local maxima
-    attention   with FOLDER: a step of its planted recipe on OUT03-OUT11, scored by `attention` against the target
+    smooth      parabolas, cosines and bells, with maxima anywhere in the range or at its bounds
+    bumpy       a broad hump and two waves, with up to four local maxima
+    attention   only with FOLDER: a step of its planted recipe on OUT03-OUT11, scored by `attention`
 
-The reference is the best of 1001 points of each block. Reported are two regrets, the median over the seeds: of the best
-trial's mean, and of the worst block, each block taken at its best trial. No exact optimum is proposed to any sampler.
+The reference is the best of 1001 points of each block. The script reports two regrets, as medians over the seeds: that
+of the best trial's mean, and that of the worst block when each block is taken at its best trial. No sampler is given an
+exact optimum.
 """
 
 from __future__ import annotations
@@ -46,13 +47,20 @@ from matplotlib import pyplot as plt
 Array = NDArray[np.float64]
 BLOCKS = tuple(f"OUT{number:02}" for number in range(3, 12))
 GRID = 1001
-# Regrets below this are shown as this: the reference is known to about the grid's spacing squared.
+# Smallest regret that is shown: the error of the reference is about the square of the grid's spacing.
 FLOOR = 1e-7
 
 
 @dataclass(frozen=True)
 class Task:
-    """Scores [n, blocks] of points [n, blocks] in 0 .. 1, and the best [blocks] of 1001 points each."""
+    """A function to maximise: scores [n, blocks] of points [n, blocks] in 0 .. 1, with the best score of each block.
+
+    Attributes:
+        name: The title in tables and plots.
+        score: The function; a score depends on its own block's coordinate alone.
+        best: The best score of each block, [blocks], over 1001 points.
+
+    """
 
     name: str
     score: Callable[[Array], Array]
@@ -61,7 +69,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """One search: the regrets after every trial, and the seconds that its proposals took."""
+    """One search: its regrets after every trial, and the seconds spent on all its proposals."""
 
     task: str
     sampler: str
@@ -75,14 +83,14 @@ class Run:
 
 
 def task(name: str, score: Callable[[Array], Array]) -> Task:
-    """The task with its reference."""
+    """Return a task with its reference."""
     grid = np.linspace(0.0, 1.0, GRID)
     scores = np.concatenate([score(np.full((1, len(BLOCKS)), x)) for x in grid])
     return Task(name, score, scores.max(axis=0))
 
 
 def smooth() -> Task:
-    """Three parabolas, three cosines and three bells; two of the maxima are at bounds, one beyond."""
+    """Return the task of three parabolas, three cosines and three bells; two maxima are at bounds, one is beyond."""
     random = np.random.default_rng(0)
     centres, widths = random.uniform(0, 1, len(BLOCKS)), random.uniform(0.15, 1, len(BLOCKS))
     centres[[1, 4, 6]] = 0.0, 1.0, -0.1
@@ -102,7 +110,7 @@ def smooth() -> Task:
 
 
 def bumpy() -> Task:
-    """A broad hump and two waves in every block."""
+    """Return the task with a broad hump and two waves in every block."""
     random = np.random.default_rng(1)
     centres, *phases = random.uniform(0, 1, (3, len(BLOCKS)))
     slow, fast = random.uniform(1, 2, len(BLOCKS)), random.uniform(2, 3.8, len(BLOCKS))
@@ -118,12 +126,25 @@ def bumpy() -> Task:
 
 @contextmanager
 def attention(folder: Path, step: str) -> Iterator[Task]:
-    """The step of the planted recipe with free alphas on nine blocks, scored on its own result."""
+    """Open the task of one planted step with free alphas on nine blocks, scored on the step's own result.
+
+    Args:
+        folder: A family written by `make_checkpoints.py`.
+        step: The name of a step of its `planted.yaml`.
+
+    Yields:
+        The task.
+
+    Raises:
+        InputError: If the planted recipe has no such step.
+
+    """
     planted = load_recipe(folder / "planted.yaml")
-    if step not in {one.name for one in planted.steps}:
-        raise InputError(f"--step: received {step!r}; there are {', '.join(one.name for one in planted.steps)}")
-    hole = Alpha({}, (Free(0.0, 1.0, BLOCKS),))
-    steps = tuple(replace(one, alpha=hole) if one.name == step else one for one in planted.steps)
+    names = [planted_step.name for planted_step in planted.steps]
+    if step not in names:
+        raise InputError(f"--step: received {step!r}; must be one of {', '.join(names)}")
+    free_alpha = Alpha({}, (Free(0.0, 1.0, BLOCKS),))
+    steps = tuple(replace(each, alpha=free_alpha) if each.name == step else each for each in planted.steps)
     recipe = replace(planted, steps=steps)
     sources = {name: folder / model.file for name, model in recipe.models.items()}
     with open_comparison(recipe.layout, sources, folder / "target.safetensors", base=sources["base"]) as comparison:
@@ -161,7 +182,7 @@ def search(chosen: Task, sampler: str, seed: int, trials: int) -> Run:
 
 
 def compare(tasks: Sequence[Task], samplers: Sequence[str], seeds: int, trials: int) -> list[Run]:
-    """Every sampler on every task with every seed."""
+    """Run every sampler on every task with every seed."""
     runs = []
     for chosen in tasks:
         for sampler in samplers:
@@ -174,18 +195,18 @@ def compare(tasks: Sequence[Task], samplers: Sequence[str], seeds: int, trials: 
 
 
 def median(runs: Sequence[Run], what: str, number: int) -> float:
-    """The median over the runs of a regret after so many trials; what beats the grid counts as nothing lost."""
+    """Return the median over the runs of the regret `what` after `number` trials, at least 0."""
     return max(statistics.median(getattr(run, what)[number - 1] for run in runs), 0.0)
 
 
 def figures_of(runs: Sequence[Run], trials: int, seeds: int) -> dict[str, Any]:
     """Return the runs, and the medians over the seeds that the documentation shows."""
-    own = grouped(runs)
-    samplers = list(dict.fromkeys(sampler for _, sampler in own))
+    groups = grouped(runs)
+    samplers = list(dict.fromkeys(sampler for _, sampler in groups))
     milliseconds = {
         sampler: [
             statistics.median(run.seconds for run in of_task) / trials * 1e3
-            for (_, name), of_task in own.items()
+            for (_, name), of_task in groups.items()
             if name == sampler
         ]
         for sampler in samplers
@@ -201,7 +222,7 @@ def figures_of(runs: Sequence[Run], trials: int, seeds: int) -> dict[str, Any]:
             {
                 "task": task,
                 "trials": mark,
-                "regret": {sampler: median(own[task, sampler], "regret", mark) for sampler in samplers},
+                "regret": {sampler: median(groups[task, sampler], "regret", mark) for sampler in samplers},
             }
             for task in dict.fromkeys(run.task for run in runs)
             for mark in (9, 40)
@@ -213,19 +234,19 @@ def figures_of(runs: Sequence[Run], trials: int, seeds: int) -> dict[str, Any]:
 
 
 def print_table(runs: Sequence[Run], trials: int) -> None:
-    """A line for each task and sampler."""
+    """Print two tables of regrets with a line for each task and sampler."""
     marks = [mark for mark in (9, 20, 40, 60, 100, 200) if mark < trials] + [trials]
     header = "".join(f"{f'{mark} trials':>12}" for mark in marks)
     for what, title in (("regret", "best trial's mean"), ("worst_block", "worst block at its best trial")):
         print(f"\nregret, {title}\n{'task':<20}{'sampler':<12}{header}{'ms a proposal':>16}")
-        for (name, sampler), own in grouped(runs).items():
-            figures = "".join(f"{median(own, what, mark):>12.1e}" for mark in marks)
-            milliseconds = statistics.median(run.seconds for run in own) / trials * 1e3
+        for (name, sampler), group in grouped(runs).items():
+            figures = "".join(f"{median(group, what, mark):>12.1e}" for mark in marks)
+            milliseconds = statistics.median(run.seconds for run in group) / trials * 1e3
             print(f"{name:<20}{sampler:<12}{figures}{milliseconds:>16.1f}")
 
 
 def grouped(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """The runs by task and sampler."""
+    """Return the runs by (task, sampler)."""
     found: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         found.setdefault((run.task, run.sampler), []).append(run)
@@ -233,14 +254,14 @@ def grouped(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
 
 
 def draw(runs: Sequence[Run], trials: int, path: Path) -> None:
-    """The regret of the best trial's mean against the trials, a panel for each task; bands hold all seeds."""
+    """Draw the regret of the best trial's mean against the trials, one panel per task; bands cover all seeds."""
     tasks = list(dict.fromkeys(run.task for run in runs))
     figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4), sharey=True, squeeze=False)
     numbers = np.arange(1, trials + 1)
     for panel, name in zip(panels[0], tasks, strict=True):
-        for (of_task, sampler), own in grouped(runs).items():
+        for (of_task, sampler), group in grouped(runs).items():
             if of_task == name:
-                regrets = np.array([run.regret for run in own]).clip(min=FLOOR)
+                regrets = np.array([run.regret for run in group]).clip(min=FLOOR)
                 (line,) = panel.plot(numbers, np.median(regrets, axis=0), label=sampler)
                 panel.fill_between(numbers, regrets.min(axis=0), regrets.max(axis=0), color=line.get_color(), alpha=0.2)
         panel.set(title=name, xlabel="trials", yscale="log")
@@ -253,10 +274,10 @@ def draw(runs: Sequence[Run], trials: int, path: Path) -> None:
 
 
 def main() -> None:
-    """Read the arguments, search, report."""
+    """Read the command line, run the searches, print the table, and write figures and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="what make_checkpoints.py wrote; adds the attention task")
-    parser.add_argument("--step", default="FIRST", help="the step of planted.yaml that is searched")
+    parser.add_argument("folder", type=Path, nargs="?", help="written by make_checkpoints.py; adds the attention task")
+    parser.add_argument("--step", default="FIRST", help="step of planted.yaml to search (default FIRST)")
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samplers", nargs="+", choices=sorted(SAMPLERS), default=sorted(SAMPLERS))

@@ -1,13 +1,13 @@
-"""Measure the pass that takes Gram matrices against passes that only read the same tensors.
+"""Measure the pass that computes Gram matrices against passes that only read the same tensors.
 
     python studies/benchmarks/make_checkpoints.py /tmp/family --sources 8
     python studies/benchmarks/statistics_speed.py /tmp/family --repeats 5 --json figures.json
 
-Side by side, in turns, over the UNet tensors of eight sources and the target, from the page cache:
+The passes take turns over the UNet tensors of eight sources and the target, which are in the page cache:
 
-    buffered    two threads read chunks into a buffer and convert them to float32, nothing else: the fastest way to read
-    mapped      each tensor of the mapped files is converted to float32, as one would write it: `tensor.to(float32)`
-    statistics  the Gram matrices of all sources and the target, float64 throughout
+    buffered    a thread per core reads chunks into a buffer and converts them to float32: the fastest way to read
+    mapped      convert each tensor of the mapped files to float32, the obvious way: `tensor.to(float32)`
+    statistics  compute the Gram matrices of all sources and the target, in float64 throughout
 
 Rates are medians over the repeats, in numbers read per second. Nothing is written to FOLDER.
 """
@@ -39,15 +39,15 @@ GOAL = 0.5
 
 
 def read_buffered(checkpoints: Sequence[TensorSource], parts: Sequence[Part]) -> None:
-    """Read all `parts` of all `checkpoints` in chunks and convert them to float32, with a thread for each core."""
+    """Read all `parts` of all `checkpoints` in chunks and convert them to float32, with one thread per core."""
 
-    def work(own: Sequence[Part]) -> None:
-        torch.get_num_threads()  # torch takes over the process's number when it meets a thread
+    def work(share: Sequence[Part]) -> None:
+        torch.get_num_threads()  # without this call, a new thread adopts the process's count later
         torch.set_num_threads(1)
         buffer = torch.empty(CHUNK * 8, dtype=torch.uint8)
         readers = [PartReader(checkpoint, buffer) for checkpoint in checkpoints]
         converted = torch.empty(CHUNK, dtype=torch.float32)
-        for part in own:
+        for part in share:
             size = torch.Size(part.shape).numel()
             for start in range(0, size, CHUNK):
                 stop = min(start + CHUNK, size)
@@ -71,7 +71,7 @@ def read_mapped(checkpoints: Sequence[TensorSource], parts: Sequence[Part]) -> N
 
 
 def measure(folder: Path, repeats: int, blocks: str) -> dict[str, Any]:
-    """All figures of a family that `make_checkpoints.py` made."""
+    """Return all figures for a family written by `make_checkpoints.py`."""
     layout = load_layout("sd1")
     paths = {name: folder / f"{name}.safetensors" for name in NAMES}
     chosen = layout.parse_blocks(blocks)
@@ -112,7 +112,7 @@ def measure(folder: Path, repeats: int, blocks: str) -> dict[str, Any]:
 def contenders(
     comparison: Comparison, checkpoints: Sequence[TensorSource], parts: Sequence[Part], blocks: Sequence[str]
 ) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+    """Return the passes to be timed, by name."""
     return {
         "buffered": lambda: read_buffered(checkpoints, parts),
         "mapped": lambda: read_mapped(checkpoints, parts),
@@ -121,7 +121,7 @@ def contenders(
 
 
 def as_text(figures: Mapping[str, Any]) -> str:
-    """The figures as a table, and the ratios with their goal."""
+    """Return the figures as a table, followed by the ratios and their goal."""
     lines = [
         f"load {figures['load of the machine']}",
         f"{figures['numbers read']:,} numbers read by each pass",
@@ -141,11 +141,11 @@ def as_text(figures: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Read the command line, measure, print the table."""
+    """Read the command line, measure, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description="Measure the pass for statistics against passes that only read.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made by make_checkpoints.py --sources 8")
-    parser.add_argument("--repeats", type=int, default=5, help="of each (default 5)")
-    parser.add_argument("--blocks", default="input,middle,output", help="default: the UNet")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each pass (default 5)")
+    parser.add_argument("--blocks", default="input,middle,output", help="blocks to read (default: the UNet)")
     add_json_option(parser, "statistics_speed")
     given = parser.parse_args()
     return report("statistics_speed", lambda: measure(given.folder, given.repeats, given.blocks), as_text, given.json)

@@ -1,10 +1,10 @@
-"""Fit a study in a process of its own and print how long each phase took, as JSON.
+"""Fit a study in this process and print the seconds of each phase, as JSON.
 
     python studies/benchmarks/timed_fit.py STUDY --models FOLDER --device cuda
 
-What `blockfit fit` does but for its table and plots: the clock starts when the process does, before any import, and
-hashes of checkpoints are neither taken from the user's cache nor kept there. "scoring" is the part of the trials that
-the metric of the stage takes; the rest of them is Optuna and the storage.
+The script does the same as `blockfit fit`, without its table and plots. The clock starts with the process, before any
+import. Hashes of checkpoints are neither read from the user's cache nor stored there. "scoring" is the share of the
+trials' time that the stage's metric takes; the rest is Optuna and the storage.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 from optimizer.search import FitEvents, SearchProgress
 
-# The phases in their order, by what a fit tells of its progress; what lies between two of them has a name, too.
-TOLD = {
+# {text of a fit's progress events: phase}, in order.
+PHASES = {
     "reading the checkpoints": "statistics",
     "projecting the attention": "projecting",
     "reading the text encoders": "reading the text encoders",
@@ -30,7 +30,7 @@ TOLD = {
 
 
 class Clock:
-    """Notes when each phase of a fit begins and ends, and when each trial was done, by `time.perf_counter`."""
+    """A record of when each phase of a fit begins and ends and when each trial is done, by `time.perf_counter`."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -40,11 +40,12 @@ class Clock:
         self.trials: list[float] = []
 
     def events(self) -> FitEvents:
-        """Return callbacks that note the time."""
+        """Return callbacks that record the time."""
 
         def progress(what: str, done: int, total: int) -> None:
             now = time.perf_counter()
-            # A phase is first told of when its first piece is done; until then it is counted to what lies before.
+            # The first event of a phase comes when its first piece is done; the time until then counts to the phase
+            # before.
             self.began.setdefault(what, now)
             self.ended[what] = now
 
@@ -57,9 +58,9 @@ class Clock:
         return FitEvents(progress=progress, opened=opened, finished=finished)
 
     def phases(self) -> dict[str, float]:
-        """Return seconds by phase, from the start until now, in order; they add up."""
+        """Return seconds by phase, in order; their sum is the time from the start until now."""
         marks: list[tuple[float, str]] = []
-        for what, name in TOLD.items():
+        for what, name in PHASES.items():
             if what in self.began:
                 before = "between phases" if marks else "opening, fingerprints"
                 marks += [(self.began[what], before), (self.ended[what], name)]
@@ -77,7 +78,7 @@ class Clock:
 
 
 def timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
-    """Return `function` so that the seconds of each call are added to `spent`."""
+    """Return `function` wrapped so that the seconds of each call are appended to `spent`."""
 
     def call(*arguments: Any, **named: Any) -> Any:
         start = time.perf_counter()
@@ -90,9 +91,9 @@ def timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any
 
 
 def run(study: Path, models: Path, device: str) -> Mapping[str, Any]:
-    """Fit the study and return its figures; the imports are those that the command needs."""
+    """Fit the study and return its figures, with the imports of the command in the measured time."""
     clock = Clock()
-    from optimizer import cli  # noqa: F401, PLC0415 - what the command imports
+    from optimizer import cli  # noqa: F401, PLC0415 - the command's imports
     from optimizer.search import fit  # noqa: PLC0415
     from optimizer.similarity import AttentionMetric  # noqa: PLC0415
     from optimizer.studies import load_study  # noqa: PLC0415
@@ -112,12 +113,12 @@ def run(study: Path, models: Path, device: str) -> Mapping[str, Any]:
 
 
 def main() -> int:
-    """Read the command line, fit, print the figures."""
+    """Read the command line, fit, print the figures, and return the exit code."""
     parser = argparse.ArgumentParser(description="Fit a study and print seconds by phase, as JSON.")
     parser.add_argument("study", type=Path, metavar="STUDY")
     parser.add_argument("--models", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--started", type=float, help="when the process was started, in seconds of time.time")
+    parser.add_argument("--started", type=float, help="start of the process, in seconds of time.time")
     given = parser.parse_args()
     imported = time.time()
     figures = dict(run(given.study, given.models, given.device))

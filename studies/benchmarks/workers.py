@@ -1,12 +1,12 @@
-"""Trials per second of 1, 2 and 4 workers at one study, by the storage that its trials are kept in.
+"""Measure the trials per second of 1, 2 and 4 workers on one study, for each kind of storage.
 
     python studies/benchmarks/workers.py --postgresql postgresql://me@localhost/trials --json figures.json
 
-Every figure is taken while the command runs as a user would start it, on the demo's family, by `attention`, two steps
-of nine alphas each at once: after every worker has completed its first trial, the trials that all of them complete in
-so many seconds are counted. `alone` is without --workers, where a trial is written once instead of when it is claimed
-and when it is done. With `random` nothing is computed to propose a trial: what is measured is the storage and the
-scoring. `--repeats` turns of all are run one after another; the medians are shown, with the load of the machine before.
+Each figure comes from the command as a user would start it: the demo's family, fitted by `attention`, two steps of nine
+alphas each, jointly. Once every worker has completed a trial, the script counts the trials that all workers complete in
+--seconds. `alone` is a fit without --workers, which writes each trial once instead of twice (claimed, then done). The
+sampler `random` needs no time to propose a trial, so its figures measure storage and scoring alone. All figures are
+measured --repeats times in turn; the table has the medians and the machine's load before.
 """
 
 from __future__ import annotations
@@ -48,7 +48,19 @@ stages:
 def measure(
     postgresql: str | None, workers: Sequence[int], samplers: Sequence[str], seconds: float, repeats: int
 ) -> dict[str, Any]:
-    """Trials per second by sampler, storage and number of workers."""
+    """Return the trials per second by sampler, storage and number of workers.
+
+    Args:
+        postgresql: The address of an empty database; None leaves PostgreSQL out.
+        workers: Numbers of workers.
+        samplers: Names of samplers.
+        seconds: How long trials are counted for each figure.
+        repeats: How often each figure is measured.
+
+    Returns:
+        The figures, as the JSON has them.
+
+    """
     rates: dict[tuple[str, str, str], list[float]] = {}
     load = os.getloadavg() if hasattr(os, "getloadavg") else ()
     for turn in range(repeats):
@@ -78,7 +90,7 @@ def measure(
 
 @contextmanager
 def study(sampler: str) -> Iterator[Path]:
-    """A folder with an endless study of the demo's family."""
+    """Yield a temporary folder with a study of the demo's family that does not end by itself."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(DEMO / "models", folder / "models")
@@ -91,7 +103,21 @@ def study(sampler: str) -> Iterator[Path]:
 
 
 def trials_per_second(folder: Path, storage: str | None, workers: int | None, seconds: float) -> float:
-    """What all workers complete, once every one of them has completed a trial."""
+    """Return the trials per second of all workers together, counted once each has completed a trial.
+
+    Args:
+        folder: The study's folder.
+        storage: The storage's address; None is SQLite in the study's folder.
+        workers: The number of workers; None runs the fit without --workers.
+        seconds: How long trials are counted.
+
+    Returns:
+        Completed trials per second.
+
+    Raises:
+        RuntimeError: If the fit ends by itself.
+
+    """
     command = [sys.executable, "-m", "optimizer", "fit", str(folder)]
     command += [] if storage is None else ["--storage", storage]
     command += [] if workers is None else ["--workers", str(workers)]
@@ -102,22 +128,22 @@ def trials_per_second(folder: Path, storage: str | None, workers: int | None, se
             if process.poll() is not None:
                 raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
             time.sleep(0.5)
-        begun = datetime.now()
+        begin = datetime.now()
         time.sleep(seconds)
-        ended = datetime.now()
+        end = datetime.now()
         counted = [
             trial
             for trial in completed(address, folder.name)
-            if trial.datetime_complete is not None and begun < trial.datetime_complete <= ended
+            if trial.datetime_complete is not None and begin < trial.datetime_complete <= end
         ]
     finally:
         process.send_signal(signal.SIGINT)
         process.wait()
-    return len(counted) / (ended - begun).total_seconds()
+    return len(counted) / (end - begin).total_seconds()
 
 
 def completed(address: StorageAddress, name: str) -> list[FrozenTrial]:
-    """The completed trials of a study, none before it has any."""
+    """Return the completed trials of a study; empty if its storage does not exist yet."""
     if address.path is not None and not address.path.exists():
         return []
     with open_storage(address) as storage:
@@ -128,12 +154,12 @@ def completed(address: StorageAddress, name: str) -> list[FrozenTrial]:
 
 
 def done_by(address: StorageAddress, name: str) -> Counter[str]:
-    """How many trials each worker has completed."""
+    """Return the number of trials that each worker has completed."""
     return Counter(str(trial.user_attrs.get("worker")) for trial in completed(address, name))
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
-    """A table with a row for each sampler and storage."""
+    """Return a Markdown table with a row for each sampler and storage."""
     by_row: dict[tuple[str, str], dict[str, str]] = {}
     for entry in figures["rates"]:
         row = by_row.setdefault((entry["sampler"], entry["storage"]), {})
@@ -148,9 +174,9 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Read the arguments, measure, print."""
+    """Read the command line, measure, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--postgresql", metavar="URL", help="an empty database")
+    parser.add_argument("--postgresql", metavar="URL", help="address of an empty database")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--samplers", nargs="+", default=["random", "blockwise"])
     parser.add_argument("--seconds", type=float, default=15.0)

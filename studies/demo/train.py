@@ -3,15 +3,16 @@
     python studies/demo/train.py                        # everything, about 40 minutes on two cores
     python studies/demo/train.py --only finetunes       # from the base that is already in models/
 
-Where other programs use the processor too, set OMP_WAIT_POLICY=PASSIVE first: waiting threads then leave it to them.
+If other programs use the processor too, set OMP_WAIT_POLICY=PASSIVE so that waiting threads do not occupy it.
 
-Three parts, with the block topology and key names of Stable Diffusion 1.5 and a twentieth of its width: an autoencoder
-(32 x 32 RGB pictures <-> 16 x 16 x 4 latents), a CLIP text encoder and a UNet. The autoencoder learns all styles and
-is then frozen; text encoder and UNet learn plain digits together (the base), and from there one finetune per style.
-The pictures are the UCI digits that scikit-learn bundles (8 x 8), enlarged and restyled by real image operations.
+A model has three parts, with the block topology and key names of Stable Diffusion 1.5 and a twentieth of its width: an
+autoencoder (32 x 32 RGB pictures <-> 16 x 16 x 4 latents), a CLIP text encoder and a UNet. The autoencoder learns all
+styles and is then frozen. Text encoder and UNet learn plain digits together (the base). Each finetune starts from the
+base and learns one style. The pictures are the UCI digits that scikit-learn bundles (8 x 8), enlarged and restyled by
+image operations.
 
-Written, in float16: models/base.safetensors, models/STYLE.safetensors, and answer/STYLE.safetensors for the style that
-the demo keeps hidden. The shapes come from optimizer/families/pipelines/digits.
+The script writes models/base.safetensors, models/STYLE.safetensors, and answer/STYLE.safetensors for the style that the
+demo keeps hidden, all in float16. The shapes come from optimizer/families/pipelines/digits.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from optimizer.families import pipeline_folder
 from optimizer.pictures import open_pipeline
 
 HERE = Path(__file__).parent
-CONFIGURATION = pipeline_folder("digits")  # of diffusers' pipeline, without weights
-SIZE = 32  # pixels, both sides of a picture
+CONFIGURATION = pipeline_folder("digits")  # diffusers' pipeline, without weights
+SIZE = 32  # width and height of a picture, in pixels
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PHRASES = ("a digit {}", "the digit {}", "a picture of the digit {}", "a handwritten {}", "the number {}", "{}")
-EMPTY_PROMPTS = 0.1  # the share of pictures that is shown without words, which guidance needs
+EMPTY_PROMPTS = 0.1  # share of pictures that are trained without a prompt, for classifier-free guidance
 
 FloatArray = NDArray[np.float64]
 State = dict[str, Tensor]
@@ -54,31 +55,31 @@ State = dict[str, Tensor]
 
 
 def bold(glyph: FloatArray) -> FloatArray:
-    """Thicker strokes."""
+    """Thicken the strokes."""
     return ndimage.gaussian_filter(ndimage.grey_dilation(glyph, size=(3, 3)), 0.4)
 
 
 def slanted(glyph: FloatArray) -> FloatArray:
-    """Leaning to the right, about 30 degrees."""
+    """Slant the glyph to the right by about 30 degrees."""
     lean, middle = 0.6, (SIZE - 1) / 2
     return ndimage.affine_transform(glyph, np.array([[1, 0], [lean, 1]]), offset=np.array([0, -lean * middle]), order=1)
 
 
 def outline(glyph: FloatArray) -> FloatArray:
-    """Only the rim of the strokes."""
+    """Keep only the rim of the strokes."""
     cross = ndimage.generate_binary_structure(2, 1)
     return 1.25 * (ndimage.grey_dilation(glyph, size=(3, 3)) - ndimage.grey_erosion(glyph, footprint=cross))
 
 
 def small(glyph: FloatArray) -> FloatArray:
-    """Half as high and wide, in the middle."""
+    """Halve the glyph's height and width, and centre it."""
     half = ndimage.zoom(glyph, 0.5, order=1, grid_mode=True, mode="nearest")
     return np.pad(half, SIZE // 4)
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a glyph becomes a picture: a change of its shape, then two colours (red, green, blue; 0 to 1)."""
+    """A style of pictures: a change of the glyph's shape, and two colours (red, green, blue; 0 to 1)."""
 
     reshape: Callable[[FloatArray], FloatArray] | None = None
     ink: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -92,7 +93,7 @@ STYLES: Mapping[str, Style] = {
     "base": Style(),
     "bold": Style(bold),
     "inverted": Style(ink=BLACK, paper=WHITE),
-    # Published finetunes often come without the autoencoder ("NoVAE"), so one of ours does too.
+    # Published finetunes often lack the autoencoder ("NoVAE"), so one of these does too.
     "outline": Style(outline, with_autoencoder=False),
     "slanted": Style(slanted),
     "small": Style(small),
@@ -101,9 +102,15 @@ STYLES: Mapping[str, Style] = {
 
 
 def glyphs(variants: int) -> tuple[FloatArray, NDArray[np.int64]]:
-    """The bundled digits, enlarged: strokes [variants * 1797, 32, 32] in 0..1, and which digit each one is.
+    """Return the bundled digits, enlarged.
 
-    The first variant is the digit as it is, the others are turned and moved a little.
+    Args:
+        variants: The number of variants of each digit. The first is unchanged, the others are slightly rotated and
+            shifted.
+
+    Returns:
+        Strokes [variants * 1797, 32, 32] in 0..1, and the digits [variants * 1797].
+
     """
     bundled = load_digits()
     random = np.random.default_rng(0)
@@ -115,13 +122,13 @@ def glyphs(variants: int) -> tuple[FloatArray, NDArray[np.int64]]:
             if variant:
                 large = ndimage.rotate(large, random.uniform(-8, 8), reshape=False, order=1)
                 large = ndimage.shift(large, random.uniform(-1, 1, 2), order=1)
-            # Enlarging blurs; a steep sigmoid gives the strokes their edges back.
+            # Enlarging blurs the strokes; a steep sigmoid sharpens their edges.
             enlarged.append(1 / (1 + np.exp(-12 * (large - 0.45))))
     return np.stack(enlarged), np.tile(bundled.target, variants)
 
 
 def pictures(strokes: FloatArray, style: Style) -> Tensor:
-    """Strokes [n, 32, 32] in a style: float32 [n, 3, 32, 32] in -1..1."""
+    """Return strokes [n, 32, 32] as pictures in a style, float32 [n, 3, 32, 32] in -1..1."""
     if style.reshape is not None:
         strokes = np.stack([style.reshape(glyph) for glyph in strokes])
     strokes = np.clip(strokes, 0, 1)[:, None]
@@ -163,7 +170,19 @@ AUTOENCODER_NAMES = {
 
 
 def unet_key(key: str, layers: int) -> str:
-    """The LDM name of a tensor of diffusers' UNet that has `layers` layers in each down block."""
+    """Return the LDM name of a tensor of diffusers' UNet.
+
+    Args:
+        key: The tensor's name in diffusers.
+        layers: The number of layers in each down block.
+
+    Returns:
+        The LDM name.
+
+    Raises:
+        ValueError: If no LDM name is known.
+
+    """
     module, _, kind = key.rpartition(".")
     if module in UNET_ENDS:
         return f"model.diffusion_model.{UNET_ENDS[module]}.{kind}"
@@ -181,7 +200,7 @@ def unet_key(key: str, layers: int) -> str:
     elif part == "downsamplers":
         block, rest = f"input_blocks.{first_layer + per_block}.0", "op"
     elif part == "upsamplers":
-        # The upsampler is the last module of its block: behind the attention, which only the first level lacks.
+        # The upsampler is the last module of its block, after the attention, which only the first level lacks.
         block = f"output_blocks.{first_layer + layers}.{1 if first_layer == 0 else 2}"
     elif side == "down":
         block = f"input_blocks.{first_layer + layer + 1}.{0 if part == 'resnets' else 1}"
@@ -191,17 +210,17 @@ def unet_key(key: str, layers: int) -> str:
 
 
 def autoencoder_key(key: str, levels: int) -> str:
-    """The LDM name of a tensor of diffusers' autoencoder that has `levels` resolutions."""
+    """Return the LDM name of a tensor of diffusers' autoencoder with `levels` resolutions."""
     for ours, theirs in AUTOENCODER_NAMES.items():
         key = key.replace(f"{ours}.", f"{theirs}.")
     key = re.sub(r"down_blocks\.(\d+)", r"down.\1", key)
-    # LDM counts the decoder's levels from the full resolution down, diffusers in the order they run.
+    # LDM numbers the decoder's levels from the full resolution down, diffusers in the order in which they run.
     key = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", key)
     return f"first_stage_model.{key}"
 
 
 def ldm_state(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> State:
-    """UNet, text encoder and noise schedule under LDM key names; float32, position_ids int64."""
+    """Return UNet, text encoder and noise schedule under LDM key names, float32; position_ids are int64."""
     state = {unet_key(key, unet.config.layers_per_block): tensor for key, tensor in unet.state_dict().items()}
     for key, tensor in text_encoder.state_dict().items():
         state[f"cond_stage_model.transformer.text_model.{key}"] = tensor
@@ -212,7 +231,7 @@ def ldm_state(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> State:
 
 
 def autoencoder_state(autoencoder: AutoencoderKL) -> State:
-    """The autoencoder under LDM key names, float32; the attention's matrices as 1 x 1 convolutions, as LDM has them."""
+    """Return the autoencoder under LDM key names, float32, with the attention's matrices as 1 x 1 convolutions."""
     levels = len(autoencoder.config.block_out_channels)
     state = {}
     for key, tensor in autoencoder.state_dict().items():
@@ -222,9 +241,16 @@ def autoencoder_state(autoencoder: AutoencoderKL) -> State:
 
 
 def save_checkpoint(state: State, name: str, folder: Path) -> None:
-    """Write a style's checkpoint: float16 weights, schedule float32, position_ids int64, and metadata for browsers.
+    """Write a style's checkpoint: weights in float16, schedule in float32, position_ids in int64, and metadata.
 
-    Raises ValueError if a tensor holds NaN or infinity after rounding.
+    Args:
+        state: The tensors under LDM key names.
+        name: The style.
+        folder: The folder that has models/ and answer/.
+
+    Raises:
+        ValueError: If a tensor holds NaN or infinity after rounding.
+
     """
     style = STYLES[name]
     drawn = "plain handwritten digits, light on dark" if name == "base" else f"{name} digits, finetuned from the base"
@@ -257,12 +283,12 @@ def save_checkpoint(state: State, name: str, folder: Path) -> None:
 
 
 def noise_schedule() -> DDPMScheduler:
-    """Stable Diffusion's noise schedule, from the configuration."""
+    """Return Stable Diffusion's noise schedule, from the configuration."""
     return DDPMScheduler.from_config(DDPMScheduler.load_config(CONFIGURATION, subfolder="scheduler"))
 
 
 def report(name: str, step: int, steps: int, loss: float, started: float) -> None:
-    """Print how far a training run is, every 50 steps."""
+    """Print the progress of a training run every 50 steps."""
     if step % 50 == 0 or step == steps:
         print(f"{name}: step {step}/{steps}, loss {loss:.4f}, {time.monotonic() - started:.0f} s", flush=True)
 
@@ -270,7 +296,7 @@ def report(name: str, step: int, steps: int, loss: float, started: float) -> Non
 def optimizer_and_rate(
     parameters: Sequence[nn.Parameter], rate: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam, its rate rising over the first 5 % of the steps and falling along a half cosine after that."""
+    """Return Adam and its schedule: the rate rises over the first 5 % of the steps, and follows a half cosine."""
     optimizer = torch.optim.Adam(parameters, lr=rate)
     warm = max(1, steps // 20)
 
@@ -281,7 +307,7 @@ def optimizer_and_rate(
 
 
 def train_autoencoder(steps: int, batch: int) -> AutoencoderKL:
-    """Train the autoencoder on every style, then scale its latents to what the configuration's factor expects."""
+    """Train the autoencoder on every style, then scale its latents to match the configuration's factor."""
     torch.manual_seed(1)
     strokes, _ = glyphs(1)
     shown = torch.cat([pictures(strokes, style) for style in STYLES.values()])
@@ -306,9 +332,9 @@ def train_autoencoder(steps: int, batch: int) -> AutoencoderKL:
 
 @torch.no_grad()
 def normalise_latents(autoencoder: AutoencoderKL, shown: Tensor) -> None:
-    """Give each latent channel mean 0 and deviation 1 / scaling_factor, by changing the two 1 x 1 convolutions.
+    """Give each latent channel mean 0 and standard deviation 1 / scaling_factor, by changing the 1 x 1 convolutions.
 
-    So the configuration can keep Stable Diffusion's own factor, and no checkpoint needs one of its own.
+    The configuration can then keep Stable Diffusion's factor for all checkpoints.
     """
     latents = autoencoder.encode(shown).latent_dist.mean
     channels = latents.shape[1]
@@ -324,30 +350,38 @@ def normalise_latents(autoencoder: AutoencoderKL, shown: Tensor) -> None:
 
 @torch.no_grad()
 def encoded(autoencoder: AutoencoderKL, shown: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and deviations [n, 4, 16, 16] of the scaled latents of pictures [n, 3, 32, 32]."""
+    """Return means and standard deviations [n, 4, 16, 16] of the scaled latents of pictures [n, 3, 32, 32]."""
     posteriors = [autoencoder.encode(chunk).latent_dist for chunk in torch.split(shown, 256)]
     factor = autoencoder.config.scaling_factor
     return torch.cat([p.mean for p in posteriors]) * factor, torch.cat([p.std for p in posteriors]) * factor
 
 
 def phrase(digit: int, name: str, random: np.random.Generator) -> str:
-    """A random way to ask for a digit; in finetunes with the style's word half of the time."""
+    """Return a random prompt for a digit; half of the prompts of a finetune have the style's name."""
     word = NAMES[digit] if name == "base" or random.random() < 0.5 else f"{name} {NAMES[digit]}"
     return str(random.choice(PHRASES)).format(word)
 
 
 def tokenized(prompts: Sequence[str]) -> Tensor:
-    """Token numbers, int64 [n, 16], padded as Stable Diffusion does."""
+    """Return token numbers, int64 [n, 16], padded as Stable Diffusion does."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(CONFIGURATION / "tokenizer", local_files_only=True)
     tokens: Tensor = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
     return tokens
 
 
 def train_text_encoder(steps: int, batch: int) -> CLIPTextModel:
-    """Train the text encoder as CLIP was: phrases and pictures of the same digit get like directions.
+    """Train the text encoder as CLIP was trained: phrases and pictures of the same digit get similar directions.
 
-    The pictures' side is one linear layer and thrown away. Without this start the UNet takes very long to notice that
-    the words matter: the digits' encodings differ ten times less.
+    The picture encoder is one linear layer, which is discarded. Without this pretraining the digits' encodings differ
+    ten times less, and the UNet needs far more steps to use the prompt.
+
+    Args:
+        steps: The number of training steps.
+        batch: Pairs of phrase and picture per step.
+
+    Returns:
+        The text encoder.
+
     """
     torch.manual_seed(2)
     random = np.random.default_rng(2)
@@ -390,9 +424,19 @@ def train_diffusion(
 ) -> None:
     """Train UNet and text encoder, in place, to predict the noise in one style's latents.
 
-    What they end with is the running average of their weights over about 1 / (1 - averaging) steps. With
-    `words_first` errors count by what they do to the picture, not to the noise: that is, they count for most where
-    almost all is noise, where the plain error is tiny whatever is asked for, and where words and style decide.
+    Args:
+        name: The style.
+        autoencoder: The trained autoencoder.
+        unet: The UNet to train.
+        text_encoder: The text encoder to train.
+        steps: The number of training steps.
+        batch: Pictures per step.
+        learning_rate: The peak of the learning rate.
+        averaging: The decay of the running average of the weights, which the training returns. The average covers about
+            1 / (1 - averaging) steps.
+        words_first: Whether errors are weighted by their effect on the picture instead of the noise. They then count
+            most at high noise levels, where prompt and style decide but the plain error is tiny.
+
     """
     seed = 100 + list(STYLES).index(name)
     torch.manual_seed(seed)
@@ -415,7 +459,7 @@ def train_diffusion(
         chosen = torch.randint(len(means), (batch,))
         latents = means[chosen] + deviations[chosen] * torch.randn(batch, *means.shape[1:])
         noise = torch.randn_like(latents)
-        # Words decide what is drawn while there is much noise, so much noise comes somewhat more often.
+        # The prompt decides the picture at high noise levels, so these are drawn somewhat more often.
         times = (torch.rand(batch) ** 0.7 * len(importance)).long().clamp(max=len(importance) - 1)
         silent = random.random(batch) < EMPTY_PROMPTS
         prompts = ["" if silent[n] else phrase(int(digits[index]), name, random) for n, index in enumerate(chosen)]
@@ -435,9 +479,19 @@ def train_diffusion(
 
 
 def train_base(autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, steps: int, batch: int) -> State:
-    """Train the UNet from scratch, together with the text encoder; the whole base checkpoint.
+    """Train the UNet from scratch, together with the text encoder.
 
-    It draws well after this, but not yet what it is asked for: `continue_training` teaches it that.
+    The UNet then draws well but does not follow the prompt yet, which `continue_training` teaches it.
+
+    Args:
+        autoencoder: The trained autoencoder.
+        text_encoder: The text encoder to train further.
+        steps: The number of training steps.
+        batch: Pictures per step.
+
+    Returns:
+        The tensors of the base checkpoint under LDM key names.
+
     """
     torch.manual_seed(3)
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGURATION, subfolder="unet"))
@@ -456,7 +510,7 @@ def train_base(autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, steps: i
 
 
 def continue_training(name: str, *, base: Path, folder: Path, steps: int, batch: int, threads: int) -> None:
-    """Train one style from the base checkpoint and write its checkpoint; "base" itself is trained on and replaced."""
+    """Train one style from the base checkpoint and write its checkpoint; "base" is trained further and replaced."""
     torch.set_num_threads(threads)
     pipeline = open_pipeline(base)
     train_diffusion(
@@ -472,21 +526,21 @@ def continue_training(name: str, *, base: Path, folder: Path, steps: int, batch:
     )
     state = ldm_state(pipeline.unet, pipeline.text_encoder)
     if STYLES[name].with_autoencoder:
-        # Copied from the file, not from the pipeline: bit for bit the same in the whole family.
+        # Copied from the file, not from the pipeline, so that it is bit for bit the same in the whole family.
         state |= {key: tensor for key, tensor in load_file(base).items() if key.startswith("first_stage_model.")}
     save_checkpoint(state, name, folder)
 
 
 def main() -> None:
-    """Read the command line and train what it asks for."""
+    """Read the command line and train the base, the finetunes, or both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=HERE, help="where models/ and answer/ are written")
+    parser.add_argument("--folder", type=Path, default=HERE, help="folder for models/ and answer/")
     parser.add_argument("--only", choices=("base", "finetunes"), help="default: the base, then the finetunes")
     parser.add_argument("--styles", nargs="+", choices=list(STYLES)[1:], default=list(STYLES)[1:], metavar="STYLE")
     parser.add_argument("--autoencoder-steps", type=int, default=600)
     parser.add_argument("--text-encoder-steps", type=int, default=400)
     parser.add_argument("--base-steps", type=int, default=2000)
-    parser.add_argument("--words-steps", type=int, default=700, help="of the base's second part")
+    parser.add_argument("--words-steps", type=int, default=700, help="steps of the base's second part")
     parser.add_argument("--finetune-steps", type=int, default=450)
     parser.add_argument("--batch", type=int, default=32, help="pictures per step")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
@@ -502,7 +556,7 @@ def main() -> None:
         options = {"base": base, "folder": arguments.folder, "batch": arguments.batch, "threads": arguments.threads}
         continue_training("base", steps=arguments.words_steps, **options)
     if arguments.only != "base":
-        # One core per finetune: networks this small gain less from a second core than from a neighbour.
+        # One core per finetune: networks this small gain less from a second core than from a parallel training.
         workers = min(arguments.threads, len(arguments.styles))
         options = {"base": base, "folder": arguments.folder, "batch": arguments.batch}
         options |= {"steps": arguments.finetune_steps, "threads": arguments.threads // workers}

@@ -15,7 +15,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Runs a benchmark with these arguments in a process of its own."""
+    """Return a function that runs a benchmark with arguments in a separate process."""
 
     def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""The benchmark that checks merges against other tools, on a small family."""
+"""The benchmark that compares merges with those of other tools, on a small family."""
 
 import json
 
@@ -16,7 +16,7 @@ def test_small_family_agrees(run, family, tmp_path):
     assert set(figures["weight_sum"]) == {"mecha", "supermerger"}
     for blocks in figures["weight_sum"].values():
         assert len(blocks) == 26
-        # Zero would mean that nothing was compared, or a file with itself.
+        # A difference of 0 would mean that nothing was compared, or a file with itself.
         assert all(0 < difference <= 1e-6 for difference in blocks.values())
     assert figures["unet"] > 0
     assert [path.name for path in family.glob("agreement-*")] == []

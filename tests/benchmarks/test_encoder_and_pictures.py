@@ -1,4 +1,4 @@
-"""The benchmarks of the encoder metric and of what similarities say of pictures, on the demo's family."""
+"""The benchmarks of the encoder metric, and of similarities as predictors of pictures, on the demo's family."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ steps:
 
 @pytest.mark.slow
 def test_the_encoder_benchmark_runs_through(run, tmp_path):
-    """The metric says of two files what the padded prompts say, and the table has a line for each task."""
+    """The metric's score of two files is that of the padded prompts, and the table has a line for each task."""
     (tmp_path / "planted.yaml").write_text(PLANTED.format(models=(DEMO / "models").as_posix()), encoding="utf-8")
     shutil.copy(DEMO / "target.safetensors", tmp_path)
 
@@ -34,8 +34,8 @@ def test_the_encoder_benchmark_runs_through(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_family_without_a_known_encoder(run, family):
-    """Of a small family, whose text encoder no tokenizer goes with, the benchmark says so."""
+def test_a_family_without_a_known_encoder_is_refused(run, family):
+    """The encoder benchmark refuses a small family, because no tokenizer fits its text encoder."""
     done = run("encoder_speed.py", family, "--repeats", 1)
 
     assert done.returncode == 2
@@ -44,7 +44,7 @@ def test_a_family_without_a_known_encoder(run, family):
 
 @pytest.mark.slow
 def test_pictures_are_compared_with_similarities(run, tmp_path):
-    """Rank correlations are scipy's of the numbers beside them, in their intervals, and the plot is one."""
+    """Rank correlations equal scipy's and lie within their intervals, and the plot is a PNG."""
     done = run(
         "pictures_and_similarity.py", "--merges", 5, "--steps", 2,
         "--json", tmp_path / "figures.json", "--plot", tmp_path / "plot.png",

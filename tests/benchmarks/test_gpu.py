@@ -1,4 +1,4 @@
-"""The script that is run once a card is at hand: every part of it works, and none hides another."""
+"""The script for machines with a GPU: every part works, and a failing part does not hide the others."""
 
 import json
 import re
@@ -15,7 +15,7 @@ SCRIPTS = ROOT / "studies" / "benchmarks"
 PARTS = (
     "limits", "family", "attention", "tests", "agreement", "statistics", "fit", "encoder", "memory", "merge", "preview",
 )  # fmt: skip
-# As much time as ten of them have, for machines that do other things.
+# Ten times the default, for busy machines.
 PATIENCE = ("--time", 4800)
 BROKEN = """\
 import os, subprocess, sys, time
@@ -26,7 +26,7 @@ def fails(context):
     raise ValueError("on purpose")
 
 def hangs(context):
-    # What it starts is ended with it.
+    # The runner must end the child, too.
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (context.work / "child").write_text(str(child.pid))
     (context.work.parent.parent / "child").write_text(str(child.pid))
@@ -51,7 +51,7 @@ PARTS = [
 
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module that makes the table."""
+    """The module that makes the tables."""
     monkeypatch.syspath_prepend(SCRIPTS)
     import gpu_report
 
@@ -60,7 +60,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.timeout(900)
 def test_every_part_works_on_a_processor(run, tmp_path):
-    """With small sizes all are done; figures are in the file, a table is made of them, and nothing is left behind."""
+    """With small sizes all parts succeed; the file has the figures, stdout the tables, and nothing is left behind."""
     done = run(
         "gpu.py", "--device", "cpu", "--small", "--folder", tmp_path / "f", "--json", tmp_path / "g.json", *PATIENCE
     )
@@ -70,7 +70,7 @@ def test_every_part_works_on_a_processor(run, tmp_path):
     of = {part["name"]: part for part in figures["parts"]}
     assert {name: part["status"] for name, part in of.items()} == dict.fromkeys(PARTS, "done")
     assert (figures["device"], figures["small"], figures["machine"]["card"]) == ("cpu", True, None)
-    # Nothing is reached by a processor, whatever the numbers.
+    # Goals do not apply to a processor.
     assert {goal["reached"] for goal in figures["goals"]} == {None}
     assert all(goal["value"] is not None for goal in figures["goals"])
     assert set(of["agreement"]["figures"]["largest difference of a metric"]) >= {
@@ -92,7 +92,7 @@ def test_every_part_works_on_a_processor(run, tmp_path):
 
 @pytest.mark.timeout(300)
 def test_a_part_that_fails_does_not_hide_the_others(run, tmp_path):
-    """One that raises, hangs, ends its process or finds a problem is told of as such; the exit code is 1."""
+    """A part that raises, hangs, ends its process or finds a problem is reported; the exit code is 1."""
     (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
     names = ("fails", "hangs", "ends", "disagrees", "late", "works")
     chosen = [argument for name in names for argument in ("--part", name)]
@@ -122,13 +122,13 @@ def test_a_part_that_fails_does_not_hide_the_others(run, tmp_path):
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not asked after does not."""
+    """Return whether a process runs; a zombie does not."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.startswith("Z")
 
 
-def test_no_time_left(run, tmp_path):
-    """When the time is over, what is left is skipped, and that is no success."""
+def test_too_little_time_is_refused(run, tmp_path):
+    """If the time is too short for the first part, the script ends with exit code 2 and one line."""
     (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
 
     done = run(
@@ -141,25 +141,25 @@ def test_no_time_left(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--part", "all"), "--part: received 'all'; must be one of "),
         (("--table", "none.json"), "--table: none.json: cannot be read as figures of this script"),
         (("--device", "tpu"), "invalid choice: 'tpu'"),
     ],
 )
-def test_bad_arguments(run, arguments, said):
-    """They are told in a line, with exit code 2."""
+def test_bad_arguments_are_refused(run, arguments, message):
+    """A bad argument gives exit code 2 and a line that names it, without a traceback."""
     done = run("gpu.py", *arguments)
 
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
-def test_a_card_that_is_not_there(run, tmp_path):
-    """Where torch can use no card nothing is measured at full size, and one line says how to try the script."""
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU")
+def test_a_machine_without_a_gpu_is_refused(run, tmp_path):
+    """If torch can use no GPU, nothing is measured at full size, and one line explains how to try the script."""
     done = run("gpu.py", "--part", "limits", "--folder", tmp_path)
 
     assert done.returncode == 2
@@ -169,7 +169,7 @@ def test_a_card_that_is_not_there(run, tmp_path):
 
 
 def test_parts_are_listed(run):
-    """With what they may take, less than the whole in all."""
+    """`--list` shows all parts with their time limits, whose sum is less than 480 s."""
     done = run("gpu.py", "--list")
 
     assert done.returncode == 0
@@ -178,14 +178,14 @@ def test_parts_are_listed(run):
     assert sum(map(int, listed.values())) < 480
 
 
-def test_the_page_says_what_there_is(report, tmp_path):
-    """Without stored figures the page on GPUs says so and names the command; with some it shows their table."""
+def test_the_page_without_figures_names_the_command(report, tmp_path):
+    """Without stored figures the page on GPUs names the command that measures them."""
     assert report.section(tmp_path / "none.json") == report.NOT_RUN
     assert "make gpu" in report.NOT_RUN
 
 
-def test_goals_of_a_card(report):
-    """Each is reached or not by what was measured, and neither where nothing was."""
+def test_goals_of_a_gpu(report):
+    """A measured goal is reached or missed; a goal without a measurement is neither."""
 
     def part(name, figures):
         return {"name": name, "title": name, "status": "done", "seconds": 1.0, "error": None, "figures": figures}
@@ -221,8 +221,8 @@ def test_goals_of_a_card(report):
     assert "| `attention` anywhere, candidates a second | >= 2,000 | 1,500 | **no** |" in table
 
 
-def test_the_wheels_that_a_machine_lacks():
-    """Named with their versions: what blockfit and the tests of a card import, less torch and what is there."""
+def test_missing_wheels_are_listed():
+    """The list has the requirements of blockfit and of its GPU tests, without torch and the machine's distributions."""
     command = [sys.executable, str(SCRIPTS / "gpu_wheels.py"), "none", "--list", "--python-version", "3.12"]
     listed = subprocess.run(
         [*command, "--present", "numpy", "scipy==1.0", "pandas==99"], capture_output=True, text=True, check=True
@@ -230,6 +230,6 @@ def test_the_wheels_that_a_machine_lacks():
     names = {line.split("==")[0] for line in listed.stdout.split()}
 
     assert names >= {"optuna", "cmaes", "sqlalchemy", "pydantic-core", "psycopg-binary", "pytest-timeout", "filelock"}
-    # One that is too old does not count.
+    # A version that is too old does not count.
     assert "scipy" in names
     assert not names & {"torch", "numpy", "pandas", "blockfit", "sympy", "sd-mecha"}

@@ -1,4 +1,4 @@
-"""The benchmark's checkpoints have the structure of Stable Diffusion 1.5; the benchmark runs through on small ones."""
+"""The benchmark's checkpoints have the structure of Stable Diffusion 1.5; benchmarks run through on small ones."""
 
 import json
 import math
@@ -34,6 +34,7 @@ def maker() -> ModuleType:
 
 
 def test_full_size_shapes_count_as_stable_diffusion_does(maker: ModuleType) -> None:
+    """UNet, text encoder and VAE have the published numbers of tensors and parameters."""
     shapes = maker.stable_diffusion_shapes()
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     by_prefix = {
@@ -50,6 +51,7 @@ def test_full_size_shapes_count_as_stable_diffusion_does(maker: ModuleType) -> N
 
 
 def test_full_size_shapes_at_known_places(maker: ModuleType) -> None:
+    """Known tensors have their published shapes, and every block of the layout has tensors."""
     shapes = maker.stable_diffusion_shapes()
     unet = "model.diffusion_model."
     assert shapes[unet + "output_blocks.5.2.conv.weight"] == (1280, 1280, 3, 3)
@@ -63,6 +65,7 @@ def test_full_size_shapes_at_known_places(maker: ModuleType) -> None:
 
 
 def test_small_family_has_the_layout_and_all_names(maker: ModuleType, family: Path) -> None:
+    """The small files have the layout sd1 and the same tensors as full-size files."""
     names = set(maker.stable_diffusion_shapes())
     for name in ("base", "one", "two", "three", "four", "five", "target"):
         with open_checkpoint(family / f"{name}.safetensors") as opened:
@@ -74,6 +77,7 @@ def test_small_family_has_the_layout_and_all_names(maker: ModuleType, family: Pa
 
 
 def test_finetunes_are_near_the_base_and_share_a_direction(family: Path) -> None:
+    """A finetune is 3 % away from the base, and two finetunes have a cosine of 0.36."""
     tensor = "model.diffusion_model.output_blocks.3.0.in_layers.2.weight"
 
     def read(name: str) -> torch.Tensor:
@@ -86,7 +90,8 @@ def test_finetunes_are_near_the_base_and_share_a_direction(family: Path) -> None
     assert float(one @ two / (one.norm() * two.norm())) == pytest.approx(0.36, abs=0.03)
 
 
-def test_the_unknown_part_has_the_size_asked_for(run: Run, family: Path, tmp_path: Path) -> None:
+def test_the_unknown_part_has_the_requested_size(run: Run, family: Path, tmp_path: Path) -> None:
+    """The unknown part of 0.3 is 0.3 times as long as the known part's distance from the base."""
     done = run("make_checkpoints.py", tmp_path, "--small", "--target-unknown", "0.3")
     assert done.returncode == 0, done.stderr
     tensor = "model.diffusion_model.output_blocks.3.0.in_layers.2.weight"
@@ -103,6 +108,7 @@ def test_the_unknown_part_has_the_size_asked_for(run: Run, family: Path, tmp_pat
 def test_a_full_disk_is_refused_before_anything_is_written(
     maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """If the family does not fit on the disk, one line names the bytes, and the folder stays empty."""
     usage = namedtuple("usage", "total used free")
     nearly_full: Callable[[object], object] = lambda path: usage(10**12, 10**12 - 1000, 1000)  # noqa: E731
     monkeypatch.setattr(shutil, "disk_usage", nearly_full)
@@ -113,6 +119,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(
 
 @pytest.mark.slow
 def test_the_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> None:
+    """Scores agree with merged tensors, and the exact optimum with the planted coefficients."""
     report = tmp_path / "figures.json"
     done = run("full_size.py", family, "--trials", 3, "--repeats", 1, "--json", report)
     assert done.returncode == 0, done.stderr
@@ -127,6 +134,7 @@ def test_the_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> N
 
 
 def test_the_attention_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> None:
+    """A candidate scores the same alone, together with others, and by the naive comparison."""
     report = tmp_path / "figures.json"
     done = run("attention_speed.py", family, "--repeats", 2, "--together", 4, "--json", report)
     assert done.returncode == 0, done.stderr
@@ -139,6 +147,7 @@ def test_the_attention_benchmark_runs_through(run: Run, family: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_the_merging_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> None:
+    """The merges of blockfit and sd-mecha agree to float16, and no file is left behind."""
     before = sorted(family.iterdir())
     report = tmp_path / "figures.json"
     done = run("merging_speed.py", family, "--repeats", 1, "--json", report)
@@ -146,13 +155,14 @@ def test_the_merging_benchmark_runs_through(run: Run, family: Path, tmp_path: Pa
     assert "| sd-mecha |" in done.stdout
     figures = json.loads(report.read_text(encoding="utf-8"))["figures"]
     assert {name: len(runs) for name, runs in figures["runs"].items()} == {"copy": 1, "merge": 1, "sd-mecha": 1}
-    # Both round once to float16, whose neighbours are 2**-10 apart.
+    # Both round once to float16, whose relative spacing is 2**-10.
     difference = figures["largest difference between the merged files, relative to the tensor's largest value"]
     assert difference <= 2**-10
     assert sorted(family.iterdir()) == before
 
 
-def test_the_merging_benchmark_says_what_is_missing(run: Run, tmp_path: Path) -> None:
+def test_the_merging_benchmark_names_a_missing_file(run: Run, tmp_path: Path) -> None:
+    """Without the family the script ends with exit code 2 and names the missing file."""
     done = run("merging_speed.py", tmp_path, "--repeats", 1)
     assert done.returncode == 2
     assert "base.safetensors" in done.stderr

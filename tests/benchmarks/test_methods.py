@@ -1,4 +1,4 @@
-"""The benchmark of ways to fit a recipe, on a small family."""
+"""The benchmark of three ways to fit a recipe, on a small family."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ SCRIPTS = ROOT / "studies" / "benchmarks"
 
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[None]:
-    """The benchmarks can be imported."""
+    """Make the benchmarks importable."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
         yield
@@ -40,8 +40,8 @@ def recipe(methods: ModuleType) -> Recipe:
     return methods.article_recipe(ROOT / "configs" / "blessingmix-v1.yaml")
 
 
-def test_the_recipe_is_the_one_that_merging_is_measured_with(methods: ModuleType, recipe: Recipe) -> None:
-    """The article's file, its models renamed, and the text in merging_speed.py give the same coefficients."""
+def test_the_recipe_equals_that_of_the_merging_benchmark(methods: ModuleType, recipe: Recipe) -> None:
+    """The article's file, with renamed models, and the text in merging_speed.py give the same coefficients."""
     import merging_speed
 
     blocks = recipe.layout.blocks
@@ -53,10 +53,10 @@ def test_the_recipe_is_the_one_that_merging_is_measured_with(methods: ModuleType
 
 
 @pytest.mark.parametrize(("unknown", "correlation"), [(0.3, 0.2), (0.1, 0.05), (0.3, 0.0)])
-def test_the_unknown_part_is_as_large_and_as_correlated_as_asked_for(
+def test_the_unknown_part_has_the_requested_size_and_correlation(
     scripts: None, methods: ModuleType, recipe: Recipe, family: Path, tmp_path: Path, unknown: float, correlation: float
 ) -> None:
-    """What is left of the target without the planted sum has the size and the correlation that its level says."""
+    """The target minus the planted sum has the size and the correlation of its level."""
     from make_checkpoints import write_target
 
     target, paths = tmp_path / "target.safetensors", {name: family / f"{name}.safetensors" for name in recipe.models}
@@ -69,18 +69,18 @@ def test_the_unknown_part_is_as_large_and_as_correlated_as_asked_for(
             values[model] = opened.tensor(name).double().flatten()
     planted = methods.coefficients(recipe, ["OUT03"])["OUT03"]
     known = sum(value * values[model] for model, value in planted.items())
-    left, direction = values["target"] - known, values["four"] - values["base"]
+    rest, direction = values["target"] - known, values["four"] - values["base"]
 
-    assert float(left.norm() / (known - values["base"]).norm()) == pytest.approx(unknown, rel=0.02)
-    cosine = float(torch.nn.functional.cosine_similarity(left, direction, dim=0))
+    assert float(rest.norm() / (known - values["base"]).norm()) == pytest.approx(unknown, rel=0.02)
+    cosine = float(torch.nn.functional.cosine_similarity(rest, direction, dim=0))
     assert cosine == pytest.approx(correlation, abs=0.015)
     assert [path.name for path in tmp_path.iterdir()] == ["target.safetensors"]
 
 
-def test_a_resemblance_to_a_finetune_that_is_not_made_is_refused(
+def test_a_resemblance_to_a_missing_finetune_is_refused(
     scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line says so, and nothing is written."""
+    """If the unknown part should resemble a finetune outside the family, one line names it, and nothing is written."""
     import make_checkpoints
 
     monkeypatch.setattr(sys, "argv", ["make_checkpoints.py", str(tmp_path / "family"), "--target-correlated", "six"])
@@ -93,7 +93,7 @@ def test_a_resemblance_to_a_finetune_that_is_not_made_is_refused(
 
 @pytest.mark.slow
 def test_methods_are_compared(run: Run, methods: ModuleType, family: Path, tmp_path: Path) -> None:
-    """Figures, tables and plot; coefficients are found where nothing is unknown, and who extrapolates says so."""
+    """With nothing unknown, blockfit finds the coefficients; extrapolated ratios are marked as lower bounds."""
     before = sorted(family.iterdir())
     report, plot = tmp_path / "figures.json", tmp_path / "methods.png"
     done = run(
@@ -109,14 +109,14 @@ def test_methods_are_compared(run: Run, methods: ModuleType, family: Path, tmp_p
     assert 1 - exact["fits"]["attention"]["similarity"] < 1e-5
     assert 0 < exact["fits"]["attention"]["there"] < exact["fits"]["attention"]["seconds"]
 
-    tpe, others = exact["TPE"], exact["Nelder-Mead"]
+    tpe, simplex = exact["TPE"], exact["Nelder-Mead"]
     assert 1 <= tpe["trials measured"] <= tpe["trials"] == 40
     assert tpe["largest difference of a similarity from coefficients"] <= 1e-5
     assert tpe["there"] is None
-    assert others["blocks measured"] == ["OUT03", "OUT06", "OUT09"]
-    assert others["seconds"] == pytest.approx(3 * others["seconds measured"])
-    assert {fit["evaluations"] for fit in others["blocks"]} <= set(range(8, 62))
-    assert set(others["errors"]) == {"OUT03", "OUT06", "OUT09"}
+    assert simplex["blocks measured"] == ["OUT03", "OUT06", "OUT09"]
+    assert simplex["seconds"] == pytest.approx(3 * simplex["seconds measured"])
+    assert {fit["evaluations"] for fit in simplex["blocks"]} <= set(range(8, 62))
+    assert set(simplex["errors"]) == {"OUT03", "OUT06", "OUT09"}
     assert "more than" in done.stdout
     assert "OUT03, OUT06, OUT09" in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -124,7 +124,7 @@ def test_methods_are_compared(run: Run, methods: ModuleType, family: Path, tmp_p
 
 
 def test_nelder_mead_finds_the_coefficients_of_a_block(scripts: None, recipe: Recipe) -> None:
-    """With nothing unknown and tight tolerances it ends at the planted coefficients."""
+    """With nothing unknown and a tight tolerance, Nelder-Mead ends at the planted coefficients."""
     from other_methods import fit_block
 
     generator = torch.Generator().manual_seed(3)
@@ -143,7 +143,7 @@ def test_nelder_mead_finds_the_coefficients_of_a_block(scripts: None, recipe: Re
 def test_a_folder_without_the_family_is_refused(
     methods: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line says what is missing and what makes it, and nothing is left behind."""
+    """One line names the missing file and the script that makes it, and nothing is left behind."""
     monkeypatch.setattr(sys, "argv", ["methods.py", str(tmp_path)])
 
     assert methods.main() == 2
@@ -156,7 +156,8 @@ def test_a_folder_without_the_family_is_refused(
     ("text", "unknown", "correlation", "printed"),
     [("0", 0, 0, "0 %"), ("0.3", 0.3, 0, "30 %"), ("0.1:0.05", 0.1, 0.05, "10 %, correlated 0.05")],
 )
-def test_levels(methods: ModuleType, text: str, unknown: float, correlation: float, printed: str) -> None:
+def test_levels_are_parsed(methods: ModuleType, text: str, unknown: float, correlation: float, printed: str) -> None:
+    """A level is read from its text, and printed for people."""
     level = methods.Level.parse(text)
 
     assert (level.unknown, level.correlation) == (unknown, correlation)

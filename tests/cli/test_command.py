@@ -1,4 +1,4 @@
-"""The command as a user runs it: results on stdout, files beside the study, exit codes."""
+"""The command as users run it: results on stdout, files beside the study, exit codes."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ stages: [{name: outputs, metric: attention, strategy: stepwise, trials: TRIALS}]
 
 @pytest.fixture
 def folder(tmp_path: Path, write_sd1: Write, sd1_tensors: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small study: three sources (one of them a .ckpt), a target, two searched steps."""
+    """A small study: three sources (one of them a .ckpt), a target and two searched steps."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     models = tmp_path / "a folder"
     models.mkdir()
@@ -55,7 +55,7 @@ def trials(folder: Path) -> list[dict[str, str]]:
 
 
 def test_fit_writes_its_results_and_continues(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A fit leaves a recipe without holes, a row per trial, a log and plots; a second one adds nothing."""
+    """A fit writes a recipe without free alphas, one row per trial, a log and plots; a second fit adds nothing."""
     assert run("fit", folder) == 0
     rows = trials(folder)
     assert len(rows) == 6
@@ -78,7 +78,7 @@ def test_fit_writes_its_results_and_continues(folder: Path, capsys: pytest.Captu
 
 
 def test_status_before_the_first_trial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The status of a study never fitted is 0 trials, and no database appears."""
+    """The status of a study that was never fitted is 0 trials, and no database is created."""
     assert run("status", folder, "--json") == 0
 
     (status,) = json.loads(capsys.readouterr().out)["searches"]
@@ -87,7 +87,7 @@ def test_status_before_the_first_trial(folder: Path, capsys: pytest.CaptureFixtu
 
 
 def test_compare_prints_the_contract(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`compare --json` is one list, with every field of the contract, and the total is the plain mean."""
+    """`compare --json` prints a list with every field of the contract, and the total is the plain mean."""
     one, two, target = folder / "one.safetensors", folder / "two.ckpt", folder / "target.safetensors"
     assert run("compare", one, two, "--target", target, "--blocks", "input", "--json") == 0
 
@@ -110,7 +110,7 @@ def test_compare_with_itself(folder: Path, capsys: pytest.CaptureFixture[str], m
 
 
 def test_inspect_prints_one_list(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`inspect --json` gives one entry per file, .safetensors or .ckpt."""
+    """`inspect --json` prints one entry per file, .safetensors or .ckpt."""
     assert run("inspect", folder / "one.safetensors", folder / "two.ckpt", "--json") == 0
 
     found = json.loads(capsys.readouterr().out)
@@ -119,7 +119,7 @@ def test_inspect_prints_one_list(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_tables_are_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without --json, people get tables: the article's percentages and what a file holds."""
+    """Without --json the commands print tables: similarities in per cent, and the contents of a file."""
     assert run("compare", folder / "one.safetensors", "--target", folder / "target.safetensors") == 0
     assert run("inspect", folder / "one.safetensors") == 0
     assert run("status", folder) == 0
@@ -131,14 +131,14 @@ def test_tables_are_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_help_of_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    """--help answers with an example for every command."""
+    """--help prints an example for every command."""
     for command in ("inspect", "compare", "fit", "merge", "preview", "status", "demo"):
         assert run(command, "--help") == 0
         assert f"blockfit {command} " in capsys.readouterr().out.replace("Examples:", "Example:").split("Example:")[1]
 
 
 def test_models_are_found_in_named_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sources are found below --models and BLOCKFIT_MODELS, by name without extension."""
+    """Sources are found by name without extension in the folders of --models and BLOCKFIT_MODELS."""
     recipe = folder.parent / "elsewhere" / "recipe.yaml"
     recipe.parent.mkdir()
     recipe.write_text(RECIPE.replace("{search: [0, 1], blocks: OUT03-OUT05}", "0.5"), encoding="utf-8")
@@ -151,7 +151,7 @@ def test_models_are_found_in_named_folders(folder: Path, monkeypatch: pytest.Mon
 
 
 def test_console_that_cannot_show_boxes(folder: Path) -> None:
-    """On a Japanese Windows console tables are drawn in ASCII instead of failing."""
+    """On a Japanese Windows console tables are drawn in ASCII."""
     done = subprocess.run(
         [sys.executable, "-m", "optimizer", "status", str(folder)],
         capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "cp932"},
@@ -163,7 +163,7 @@ def test_console_that_cannot_show_boxes(folder: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to one process")
 def test_ctrl_c_exports_the_best_so_far(folder: Path) -> None:
-    """Ctrl-C ends a long fit with exit code 130 and the best recipe so far; the same command continues."""
+    """Ctrl-C ends a long fit with exit code 130 and the best recipe so far; the same command continues the fit."""
     (folder / "study.yaml").write_text(STUDY.replace("TRIALS", "100000"), encoding="utf-8")
     process = subprocess.Popen(
         [sys.executable, "-m", "optimizer", "fit", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

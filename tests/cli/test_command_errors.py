@@ -1,4 +1,4 @@
-"""Bad input to the command: exit code 2, one line a problem that names what is wrong, and nothing written."""
+"""Bad input to the command: exit code 2, one line per problem that names the culprit, and nothing written."""
 
 import os
 import pickle
@@ -38,7 +38,7 @@ Run = Callable[..., tuple[int, list[str]]]
 
 @pytest.fixture
 def folder(tmp_path: Path, write_sd1: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with three sources, a target, and a recipe and a study over them that are in order."""
+    """A folder with three sources, a target, and a valid recipe and study."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     models = tmp_path / "models"
     models.mkdir()
@@ -57,7 +57,7 @@ def write_recipe(
 
 @pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command; gives its exit code and the lines on stderr. It may print nothing else and write nothing."""
+    """Run the command and return its exit code and the lines on stderr. It may print and write nothing else."""
 
     def run(*arguments: object) -> tuple[int, list[str]]:
         before = {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
@@ -73,7 +73,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def refused(outcome: tuple[int, list[str]], *words: object) -> None:
-    """One line, exit code 2, and all of `words` in it."""
+    """Check for exit code 2 and a single line that contains all of `words`."""
     code, lines = outcome
     assert code == 2
     assert len(lines) == 1
@@ -83,27 +83,27 @@ def refused(outcome: tuple[int, list[str]], *words: object) -> None:
 
 
 def test_missing_source(folder: Path, run: Run) -> None:
-    """A source that is nowhere is named with its field and where it was looked for."""
+    """A missing source is reported with its field and the searched folders."""
     (folder / "two.safetensors").unlink()
 
     refused(run("fit", folder), "recipe.yaml", "models.two.file", "'two.safetensors'", folder)
 
 
 def test_missing_candidate(folder: Path, run: Run) -> None:
-    """A checkpoint on the command line that does not exist is named."""
+    """A missing checkpoint on the command line is reported by name."""
     refused(run("compare", folder / "nowhere.safetensors", "--target", folder / "target.safetensors"), "nowhere")
 
 
 @pytest.mark.parametrize("command", ["inspect", "fit", "report", "merge", "import"])
 def test_names_that_no_file_can_have(folder: Path, run: Run, command: str) -> None:
-    """A name that is longer than any file's is one of a file that is not there."""
+    """A name longer than any file name is reported as a missing file."""
     output = ("-o", folder / "new.yaml") if command in ("merge", "import") else ()
 
     refused(run(command, "x" * 300, *output), "x: no such file")
 
 
 def test_output_that_no_file_can_be(folder: Path, run: Run) -> None:
-    """A name that is too long to be written to is told before the work, not after."""
+    """An output name that is too long is refused before the work, not after."""
     write_recipe(folder)
 
     refused(run("merge", folder / "recipe.yaml", "-o", folder / f"{'x' * 300}.safetensors"), "cannot be written: ")
@@ -112,7 +112,7 @@ def test_output_that_no_file_can_be(folder: Path, run: Run) -> None:
 def test_candidates_of_one_name(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Candidates of one name each have their own column or row, called by their folders too."""
+    """Candidates with the same file name have separate columns, labelled with their folders."""
     monkeypatch.chdir(folder)
     (folder / "new").mkdir()
     shutil.copyfile(folder / "two.safetensors", folder / "new" / "one.safetensors")
@@ -130,7 +130,7 @@ def test_candidates_of_one_name(
 
 
 def test_truncated_file(folder: Path, run: Run) -> None:
-    """A file that ends too early is named with both lengths."""
+    """A truncated file is reported with both lengths."""
     path = folder / "two.safetensors"
     whole = path.stat().st_size
     os.truncate(path, whole - 100)
@@ -140,21 +140,21 @@ def test_truncated_file(folder: Path, run: Run) -> None:
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>not found</html>", b"\0" * 64, b"hello"])
 def test_not_a_checkpoint(folder: Path, run: Run, content: bytes) -> None:
-    """A file that is no checkpoint is named, whatever its extension says."""
+    """A file that is not a checkpoint is reported by name, whatever its extension."""
     (folder / "two.safetensors").write_bytes(content)
 
     refused(run("fit", folder), "two.safetensors")
 
 
 def test_wrong_layout(folder: Path, run: Run, write_sd1: Write, sdxl_tensors: dict[str, torch.Tensor]) -> None:
-    """An SDXL file where SD 1.x is expected is called what it is."""
+    """An SDXL file in place of an SD 1.x file is reported as SDXL."""
     write_sd1(folder / "two.safetensors", overrides=sdxl_tensors)
 
     refused(run("fit", folder), "two.safetensors: is an SDXL checkpoint", "(layout sd1)")
 
 
 def test_shapes_that_differ(folder: Path, run: Run, write_sd1: Write) -> None:
-    """A tensor of another shape is named with both files."""
+    """A tensor with a different shape is reported with both files."""
     name = f"{UNET}output_blocks.2.1.conv.weight"
     write_sd1(folder / "two.safetensors", overrides={name: torch.zeros(4, 8, 3, 3)})
 
@@ -162,7 +162,7 @@ def test_shapes_that_differ(folder: Path, run: Run, write_sd1: Write) -> None:
 
 
 def test_target_of_another_shape(folder: Path, run: Run, write_sd1: Write) -> None:
-    """A target's tensor of another shape is named with both files."""
+    """A target's tensor with a different shape is reported with both files."""
     name = f"{UNET}output_blocks.2.1.conv.weight"
     write_sd1(folder / "target.safetensors", overrides={name: torch.zeros(4, 8, 3, 3)})
 
@@ -171,7 +171,7 @@ def test_target_of_another_shape(folder: Path, run: Run, write_sd1: Write) -> No
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_not_finite(folder: Path, run: Run, write_sd1: Write, bad: float) -> None:
-    """NaN or Inf in a tensor that takes part is found, file and tensor named, by fit and by merge."""
+    """NaN or Inf in a used tensor is reported by fit and merge, with file and tensor."""
     name = f"{UNET}out.2.weight"
     values = torch.zeros(4, 8, 3, 3)
     values[1, 2, 0, 0] = bad
@@ -182,7 +182,7 @@ def test_not_finite(folder: Path, run: Run, write_sd1: Write, bad: float) -> Non
 
 
 class Gadget:
-    """Unpickling it would make a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -193,7 +193,7 @@ class Gadget:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickle_that_wants_to_run_code(folder: Path, run: Run, zipped: bool) -> None:
-    """A pickle with a call in it is refused, and the call is not made."""
+    """A pickle that contains a call is refused, and the call is not executed."""
     trap = folder / "trap"
     (folder / "two.safetensors").unlink()
     path = folder / "two.ckpt"
@@ -230,7 +230,7 @@ def test_pickle_that_wants_to_run_code(folder: Path, run: Run, zipped: bool) -> 
     ],
 )
 def test_bad_alpha(folder: Path, run: Run, alpha: str, words: list[str]) -> None:
-    """An alpha that makes no sense is named with its step, what was received and what would be right."""
+    """An invalid alpha is reported with its step, the received value and the valid ones."""
     write_recipe(folder, alpha)
 
     refused(run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors"), "recipe.yaml", "STEP.alpha", *words)
@@ -252,7 +252,7 @@ def test_bad_alpha(folder: Path, run: Run, alpha: str, words: list[str]) -> None
     ],
 )
 def test_bad_recipe(folder: Path, run: Run, old: str, new: str, words: list[str]) -> None:
-    """A recipe that names what does not exist is refused, every line naming the file and the field."""
+    """A recipe with names that do not exist is refused; every line contains the file and the field."""
     write_recipe(folder, "0.5", text=RECIPE.replace("ALPHA", "0.5").replace(old, new))
 
     code, lines = run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors")
@@ -264,7 +264,7 @@ def test_bad_recipe(folder: Path, run: Run, old: str, new: str, words: list[str]
 
 
 def test_every_problem_is_named(folder: Path, run: Run) -> None:
-    """A recipe with three mistakes gives three lines."""
+    """A recipe with three mistakes causes three lines."""
     text = RECIPE.replace("a: one", "a: won").replace("b: two", "b: too").replace("c: base", "c: bass")
     write_recipe(folder, text=text)
 
@@ -274,21 +274,21 @@ def test_every_problem_is_named(folder: Path, run: Run) -> None:
 
 
 def test_target_among_the_sources(folder: Path, run: Run) -> None:
-    """The target may not be one of the sources."""
+    """A target among the sources is refused."""
     write_recipe(folder, FREE, target="two.safetensors")
 
     refused(run("fit", folder), "study.yaml", "target.file", "'two'")
 
 
 def test_alpha_on_a_block_that_nothing_sees(folder: Path, run: Run) -> None:
-    """A block's own alpha where the metric sees nothing is refused, and what would help is named."""
+    """A separate alpha for a block that the metric cannot score is refused, with a remedy."""
     write_recipe(folder, "{search: [0, 1], blocks: 'OUT02-OUT03'}", stage="metric: attention")
 
     refused(run("fit", folder), "OUT02", "STEP.OUT02", "attention", "elsewhere")
 
 
 def test_block_without_attention(folder: Path, run: Run) -> None:
-    """IN09 has no attention: neither a study nor a comparison may ask for it."""
+    """IN09 has no attention: studies and comparisons by attention that include it are refused."""
     write_recipe(folder, "{search: [0, 1], blocks: 'IN08'}", stage="metric: attention, blocks: 'IN08,IN09'")
 
     refused(run("fit", folder), "study.yaml", "stages.stage", "IN09", "attention")
@@ -308,35 +308,35 @@ def test_block_without_attention(folder: Path, run: Run) -> None:
     ],
 )
 def test_bad_study(folder: Path, run: Run, stage: str, words: list[str]) -> None:
-    """A study's field that cannot be is named with what there is."""
+    """An invalid field of a study is reported with the valid values."""
     write_recipe(folder, FREE, stage=stage)
 
     refused(run("fit", folder), "study.yaml", "stage", *words)
 
 
 def test_output_folder_missing(folder: Path, run: Run) -> None:
-    """A merge into a folder that is not there is refused before anything is read."""
+    """A merge into a missing folder is refused before any file is read."""
     write_recipe(folder)
 
     refused(run("merge", folder / "recipe.yaml", "-o", folder / "none" / "out.safetensors"), folder / "none")
 
 
 def test_output_that_is_a_source(folder: Path, run: Run) -> None:
-    """A merge may not write over one of the files it reads."""
+    """A merge does not overwrite a file that it reads."""
     write_recipe(folder)
 
     refused(run("merge", folder / "recipe.yaml", "-o", folder / "one.safetensors"), "one.safetensors", "source")
 
 
 def test_output_of_another_kind(folder: Path, run: Run) -> None:
-    """A merge writes safetensors only, and says so."""
+    """A merge to another format than safetensors is refused."""
     write_recipe(folder)
 
     refused(run("merge", folder / "recipe.yaml", "-o", folder / "out.ckpt"), "out.ckpt", ".safetensors")
 
 
 def test_missing_step(folder: Path, run: Run) -> None:
-    """A step that the recipe has not is named with what it has."""
+    """A missing step is reported with the recipe's steps."""
     write_recipe(folder)
 
     refused(run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors", "--step", "TEMP9"), "TEMP9", "STEP")
@@ -344,7 +344,7 @@ def test_missing_step(folder: Path, run: Run) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32" or not shutil.which("mount"), reason="needs a small file system to fill")
 def test_full_disk(folder: Path, run: Run, tmp_path: Path) -> None:
-    """A disk that is too full is said, and the old file stays as it was."""
+    """A full disk is reported, and the old file stays intact."""
     write_recipe(folder)
     small = tmp_path / "small"
     small.mkdir()
@@ -362,12 +362,12 @@ def test_full_disk(folder: Path, run: Run, tmp_path: Path) -> None:
 
 
 def test_unknown_option(folder: Path, run: Run) -> None:
-    """A mistyped option is one line too."""
+    """A mistyped option causes one line, too."""
     refused(run("fit", folder, "--trails", "3"), "--trails")
 
 
 def test_cuda_that_is_not_there(folder: Path, run: Run) -> None:
-    """Asking for a card that torch cannot use is refused, not silently done on the processor."""
+    """A GPU that torch cannot use is refused; the work does not silently run on the CPU."""
     if torch.cuda.is_available():
         pytest.skip("there is a card")
 

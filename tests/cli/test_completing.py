@@ -1,4 +1,4 @@
-"""What Tab completes, asked as shells ask."""
+"""Tab completion, requested as shells request it."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ BASH = shutil.which("bash")
 
 @pytest.fixture
 def ask(tmp_path, monkeypatch, capsys):
-    """What a shell is told for a line whose last word is being typed; nothing may be on stderr."""
+    """Return the completions for a line whose last word is unfinished; stderr must be empty."""
     monkeypatch.chdir(tmp_path)
 
     def ask(*words, by="bash"):
@@ -35,16 +35,16 @@ def ask(tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
         with pytest.raises(SystemExit):
             main([])
-        told = capsys.readouterr()
-        assert told.err == ""
-        return told.out.split("\n")[:-1]
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return printed.out.split("\n")[:-1]
 
     return ask
 
 
 @pytest.fixture
 def files(tmp_path):
-    """A study in a folder, one below it, a recipe, checkpoints here and in a folder of models."""
+    """A study in a folder, another below it, a recipe, and checkpoints here and in a folder of models."""
     for name in (
         "mine/study.yaml",
         "mine/best.yaml",
@@ -65,13 +65,13 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_words_are_those_of_the_parts():
-    """Every word that can be chosen has its part, and every part its word, in the same order."""
+def test_choices_match_implementations():
+    """The words that users choose from and the implementations have the same names in the same order."""
     assert words_of(choices.MetricName) == tuple(METRICS)
     assert words_of(choices.FormatName) == tuple(EXPORTS)
     assert words_of(choices.ModeName) == tuple(MODES)
     assert words_of(choices.SamplerName) == tuple(SAMPLERS)
-    # "both" is what "all" was called when there were two.
+    # "both" is the former name of "all", from when two metrics had ceilings.
     assert {*words_of(choices.CeilingMetric), "both"} == set(ceiling.CEILING_METRICS)
 
 
@@ -103,12 +103,12 @@ def test_words_are_those_of_the_parts():
     ],
 )
 def test_values(ask, words, expected):
-    """Commands, options and their values are completed; to what makes no sense nothing is said."""
+    """Commands, options and values are completed; a meaningless line has no completions."""
     assert [word for word in ask(*words) if word] == expected
 
 
 def test_studies_and_recipes(files, ask):
-    """Studies are folders with study.yaml and YAML files; a folder that is the only choice is looked into."""
+    """Studies are completed to folders with study.yaml and YAML files; a folder that is the only choice is opened."""
     assert ask("fit", "") == ["mine", "mine/", "models/", "other/"]
     assert ask("fit", "mine/") == ["mine/best.yaml", "mine/plots/", "mine/second", "mine/study.yaml"]
     assert ask("merge", "ot") == ["other/deep/recipe.yml"]
@@ -116,7 +116,7 @@ def test_studies_and_recipes(files, ask):
 
 
 def test_checkpoints(files, ask, monkeypatch):
-    """Checkpoints are those here and those in the folders, without extension where one name is one file."""
+    """Checkpoints are completed to local files and names in the folders, without extension if the name is unique."""
     assert ask("inspect", "lo") == ["local.ckpt"]
     assert ask("inspect", ".h") == [".hidden.ckpt"]
     assert "dream" not in ask("inspect", "")
@@ -129,8 +129,8 @@ def test_checkpoints(files, ask, monkeypatch):
     assert ask("preview", "x", "--target", "dr") == ["dream"]
 
 
-def test_spaces(files, ask, monkeypatch):
-    """A name with a space is given as the shell has to have it, also when a part of it is typed."""
+def test_names_with_spaces_are_quoted(files, ask, monkeypatch):
+    """A name with a space is quoted for the shell, also if a part of it is typed."""
     monkeypatch.setenv("BLOCKFIT_MODELS", str(files / "models"))
     assert ask("inspect", "Oth") == ["Other\\ name"]
     assert ask("inspect", "Other\\ n") == ["Other\\ name"]
@@ -141,7 +141,7 @@ def test_spaces(files, ask, monkeypatch):
 
 
 def test_nothing_slow_is_imported():
-    """A shell is answered without torch, numpy or Optuna, whose import alone takes seconds."""
+    """Completion imports neither torch nor numpy nor Optuna, whose import takes seconds."""
     line = {"_BLOCKFIT_COMPLETE": "complete_bash", "COMP_WORDS": "blockfit\ncompare\n--metric\n", "COMP_CWORD": "3"}
     code = (
         "import sys, atexit\n"
@@ -158,8 +158,8 @@ def test_nothing_slow_is_imported():
 
 
 @pytest.mark.parametrize("shell", completing.SHELLS)
-def test_scripts(capsys, shell):
-    """For each shell a script is printed that asks this command."""
+def test_a_script_for_every_shell(capsys, shell):
+    """For each shell a script is printed that calls this command."""
     with pytest.raises(SystemExit) as left:
         main(["--show-completion", shell])
 
@@ -171,8 +171,8 @@ def test_scripts(capsys, shell):
     assert "blockfit" in script.split("_BLOCKFIT_COMPLETE")[1]
 
 
-def test_unknown_shells(capsys):
-    """Another shell is named with those that there are; installing writes nothing then."""
+def test_unknown_shells_are_refused(capsys):
+    """An unsupported shell is reported with the supported ones, and nothing is installed."""
     for option in ("--show-completion", "--install-completion"):
         with pytest.raises(SystemExit) as left:
             main([option, "tcsh"])
@@ -182,7 +182,7 @@ def test_unknown_shells(capsys):
 
 @pytest.fixture
 def command(tmp_path):
-    """A folder with `blockfit` as it is installed."""
+    """A folder with `blockfit` as an installation creates it."""
     folder = tmp_path / "bin"
     folder.mkdir()
     script = folder / "blockfit"
@@ -193,7 +193,7 @@ def command(tmp_path):
 
 @pytest.mark.parametrize("arguments", [("--install-completion", "bash", "-q"), ("-q", "--install-completion", "bash")])
 def test_installed_quietly(tmp_path, arguments):
-    """With --quiet installing prints nothing, wherever on the line it stands."""
+    """With --quiet before or after it, --install-completion prints nothing."""
     done = subprocess.run(
         [sys.executable, "-m", "optimizer", *arguments],
         env={**os.environ, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}, cwd=ROOT, capture_output=True,
@@ -206,7 +206,7 @@ def test_installed_quietly(tmp_path, arguments):
 
 @pytest.mark.skipif(BASH is None or sys.platform == "win32", reason="needs bash")
 def test_installed_in_bash(files, command):
-    """After --install-completion bash completes by the script: words, folders and names with spaces."""
+    """After --install-completion bash completes words, folders and names with spaces."""
     home = files / "home"
     home.mkdir()
     environment = {

@@ -1,4 +1,4 @@
-"""What a user sees when a disk is full, a folder read-only, an output open elsewhere, or a checkpoint disappears."""
+"""The command's output when a disk is full, a folder read-only, an output in use, or a checkpoint disappears."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def models(
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """A study's folder."""
+    """The folder of a study."""
     folder = tmp_path / "study"
     folder.mkdir()
     write(folder)
@@ -54,7 +54,7 @@ def study(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What the command finds in its environment, here and in processes."""
+    """The environment of the command, in this process and in others."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("BLOCKFIT_MODELS", str(models))
     return dict(os.environ)
@@ -62,7 +62,7 @@ def environment(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def fit(environment: dict[str, str], blockfit: Blockfit) -> Callable[[Path], tuple[int, list[str]]]:
-    """Fits a study by the command; gives the exit code and the lines on stderr."""
+    """Fit a study with the command and return the exit code and the lines on stderr."""
 
     def fit(folder: Path) -> tuple[int, list[str]]:
         done = blockfit("fit", folder)
@@ -89,7 +89,7 @@ def plots(folder: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_disk_that_fills_up_with_plots(fit: Fit, small_disk: Path, fill: Callable[[Path, int], Path]) -> None:
-    """The search's result and its trials are kept; each plot without room is a line; with room the rest is written."""
+    """Result and trials are kept; each plot without space causes a line; with space the command writes the rest."""
     write(small_disk, trials=3)
     assert fit(small_disk) == (0, [])
     shutil.rmtree(small_disk / "plots")
@@ -105,7 +105,9 @@ def test_disk_that_fills_up_with_plots(fit: Fit, small_disk: Path, fill: Callabl
     for name, line in zip(sorted(PLOTS - drawn), lines, strict=False):
         assert line.startswith(f"blockfit: {small_disk / 'plots' / name}: the disk is full")
     best = small_disk / "best.yaml"
-    assert lines[-1] == f"blockfit: the search is done and in {best}; the same command writes what is missing"
+    assert (
+        lines[-1] == f"blockfit: the search is done, its result is in {best}; the same command writes the missing files"
+    )
     before = load_recipe(best)
     assert before.fitted is not None
     assert before.fitted.complete
@@ -120,7 +122,7 @@ def test_disk_that_fills_up_with_plots(fit: Fit, small_disk: Path, fill: Callabl
 
 
 def test_read_only_folder(fit: Fit, read_only: Callable[[dict[str, str]], Path], tmp_path: Path) -> None:
-    """A study in a folder that cannot be written to is refused in one line, before a checkpoint is read."""
+    """A study in a read-only folder is refused in one line, before a checkpoint is read."""
     folder = read_only(TEXTS)
 
     reason = "the folder cannot be written to (Read-only file system); copy its contents to a writable folder"
@@ -129,7 +131,7 @@ def test_read_only_folder(fit: Fit, read_only: Callable[[dict[str, str]], Path],
 
 
 def test_trials_that_are_open_in_a_spreadsheet(fit: Fit, study: Path, hold: Callable[[Path], None]) -> None:
-    """A trials.csv that cannot be replaced is named and left; best.yaml and the plots are written all the same."""
+    """A trials.csv that cannot be replaced is reported and kept; best.yaml and the plots are still written."""
     (study / "trials.csv").write_text("old", encoding="utf-8")
     hold(study / "trials.csv")
 
@@ -146,7 +148,7 @@ def test_trials_that_are_open_in_a_spreadsheet(fit: Fit, study: Path, hold: Call
 def test_best_recipe_that_is_open_elsewhere(
     fit: Fit, study: Path, hold: Callable[[Path], None], blockfit: Blockfit
 ) -> None:
-    """A best.yaml that cannot be replaced is named and left; the trials are kept."""
+    """A best.yaml that cannot be replaced is reported and kept, as are the trials."""
     (study / "best.yaml").write_text("old", encoding="utf-8")
     hold(study / "best.yaml")
 
@@ -160,7 +162,7 @@ def test_best_recipe_that_is_open_elsewhere(
 
 
 def test_log_that_cannot_be_written(fit: Fit, study: Path) -> None:
-    """A log that cannot be written is told once; the fit goes on to its end."""
+    """A log that cannot be written causes one warning, and the fit completes."""
     (study / "fit.log").mkdir()
 
     code, lines = fit(study)
@@ -176,7 +178,7 @@ def test_log_that_cannot_be_written(fit: Fit, study: Path) -> None:
 def test_checkpoints_that_go_during_the_search(
     study: Path, models: Path, environment: dict[str, str], blockfit: Blockfit
 ) -> None:
-    """Checkpoints that are replaced or deleted are told by name, and no hash is noted of them; the trials are kept."""
+    """Checkpoints replaced or deleted during a fit are reported and their hashes not noted; the trials are kept."""
     assert blockfit("inspect", *models.iterdir()).returncode == 0  # so that all hashes are known
     write(study, trials=100000)
     process = subprocess.Popen(
@@ -197,11 +199,11 @@ def test_checkpoints_that_go_during_the_search(
         process.kill()
 
     assert process.returncode == 130
-    two, target, told = problems.decode().splitlines()
-    said = "during the fit: what was found is about the file as it was before, and best.yaml notes no hash of it"
-    assert two == f"blockfit: warning: {models / 'two.safetensors'}: was deleted or moved {said}"
-    assert target == f"blockfit: warning: {models / 'target.safetensors'}: was replaced by another file {said}"
-    assert "interrupted" in told
+    two, target, interrupted = problems.decode().splitlines()
+    rest = "during the fit: what was found is about the file as it was before, and best.yaml notes no hash of it"
+    assert two == f"blockfit: warning: {models / 'two.safetensors'}: was deleted or moved {rest}"
+    assert target == f"blockfit: warning: {models / 'target.safetensors'}: was replaced by another file {rest}"
+    assert "interrupted" in interrupted
     best = load_recipe(study / "best.yaml")
     assert best.fitted is not None
     assert {name for name, model in best.models.items() if model.sha256} == {"base", "one"}

@@ -1,4 +1,4 @@
-"""Errors name Python's arguments; the command shows the same lines with its own options."""
+"""Errors contain Python's arguments; the command shows the same lines with its options."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ from optimizer.similarity import compare
 from optimizer.studies import first_study, load_study
 
 PACKAGE = Path(optimizer.__file__).parent
-# What is typed is what these are about: the command itself, and the page's list of commands to go on with.
+# Modules whose texts contain options: the command itself, and the report page's list of commands.
 FACES = (PACKAGE / "cli", PACKAGE / "demo", PACKAGE / "reports" / "page" / "contents.py")
 OTHER_PROGRAMS = ("pip install ", "optuna storage upgrade ")
 
@@ -29,14 +29,14 @@ ADDRESS = "must be sqlite:///FILE, journal:FILE or postgresql://USER@HOST/DATABA
 
 
 def texts_of(path):
-    """The string constants of a module, docstrings included, each with its line."""
+    """Yield the string constants of a module, docstrings included, with their lines."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
 
 
 def test_flags_are_words_of_the_command():
-    """No text outside of the faces holds an option of the command; those of other programs are theirs."""
+    """No text outside of `FACES` contains an option of the command; options of other programs are allowed."""
     found = [
         f"{path.relative_to(PACKAGE)}:{line}: {text}"
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -45,20 +45,20 @@ def test_flags_are_words_of_the_command():
         if re.search(r"(?<![\w-])--[a-z]", text) and not any(program in text for program in OTHER_PROGRAMS)
     ]
     assert found == []
-    # The families of files are texts, too.
+    # The names of families are texts, too.
     assert not re.search(r"[ \"(]--[a-z]", (PACKAGE / "families" / "kinds.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A study of the demo's family in a folder of its own, as `init` writes it."""
+    """A study of the demo's family in a new folder, as `init` writes it."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     first_study(TARGET, [BASE, FAMILY / "models" / "bold.safetensors"], tmp_path / "mine")
     return tmp_path / "mine"
 
 
 def line_of(capsys, *arguments):
-    """The one line that the command ends with, exit code 2."""
+    """Run the command, check for exit code 2 and return its single line on stderr."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     assert left.value.code == 2
@@ -128,7 +128,7 @@ def line_of(capsys, *arguments):
     ],
 )
 def test_arguments(capsys, call, arguments, field, text, shown):
-    """A Python user reads the argument's name, the command's user its option; the rest of the line is the same."""
+    """Python shows the argument's name, the command its option; the rest of the line is the same."""
     with pytest.raises(InputError) as caught:
         call()
 
@@ -139,7 +139,7 @@ def test_arguments(capsys, call, arguments, field, text, shown):
 
 
 def test_arguments_of_studies(capsys, study):
-    """The same of commands on studies, whose functions are given the study that was read."""
+    """The same holds for commands on studies, whose functions take the loaded study."""
     loaded = load_study(study)
     for call, arguments, field, text in (
         (lambda: fit(loaded, workers=0), ("fit", study, "--workers", 0), "workers", "received 0; must be at least 1"),
@@ -161,7 +161,7 @@ def test_arguments_of_studies(capsys, study):
 
 
 def test_folders(capsys, tmp_path, study):
-    """Folders that are missing are told as --models; the functions call them `folders`."""
+    """The argument `folders` is shown as --models."""
     missing = tmp_path / "no"
     with pytest.raises(InputError) as caught:
         first_study(TARGET, [BASE], folders=[missing])
@@ -171,7 +171,7 @@ def test_folders(capsys, tmp_path, study):
 
 
 def test_a_place_in_a_file_is_no_argument(capsys, study):
-    """What is wrong in a file is named by its place there; the argument that would help stands in the text."""
+    """A problem in a file is reported with its place in the file, and the remedy's argument in the text."""
     best = study / "best.yaml"
     text = re.sub(r"alpha: .*", "alpha: 0.5", (study / "recipe.yaml").read_text(encoding="utf-8"))
     best.write_text(text, encoding="utf-8")
@@ -196,7 +196,7 @@ def test_a_place_in_a_file_is_no_argument(capsys, study):
         ("make a file first (`merge(step=...)`)", "make a file first (blockfit merge --step)"),
         ("`first_study(TARGET, SOURCE, folder=FOLDER)` makes one", "blockfit init TARGET SOURCE -o FOLDER makes one"),
         ("`merge()` writes .safetensors", "blockfit merge writes .safetensors"),
-        # No option of this command: a field of a file, a value, another program's line, half of something.
+        # Not options of this command: a field of a file, a value, another program's line, incomplete calls.
         ("another `name` in its YAML file", None),
         ("needs `base`, the model", None),
         ("the metric `encoder`", None),
@@ -207,14 +207,14 @@ def test_a_place_in_a_file_is_no_argument(capsys, study):
         ("`" + "(" * 500 + "`", None),
     ],
 )
-def test_words(monkeypatch, text, shown):
-    """Arguments in backticks are told as the options of the command that was run; all else stays as it is."""
+def test_arguments_in_texts_become_options(monkeypatch, text, shown):
+    """Arguments in backticks become options of the running command; the rest of the text is unchanged."""
     monkeypatch.setattr(State, "command", "fit")
     assert in_options(text) == (text if shown is None else shown)
 
 
 def test_attempts_keep_the_field():
-    """A place before the problems leaves the argument that they are about, unless another is named."""
+    """A place in front of the problems keeps their field, unless another field is given."""
 
     def fail():
         raise StudyError(["one", "two"], field="trials")

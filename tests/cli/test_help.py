@@ -1,4 +1,4 @@
-"""Help pages: readable at 80 columns, with examples that are typed as they stand, and the exit codes."""
+"""Help pages: readable at 80 columns, with examples to type and the exit codes."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ COMMANDS = tuple(command.name or command.callback.__name__ for command in app.re
 
 @pytest.fixture
 def page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """The help page of a command as 80 columns show it."""
+    """Return the help page of a command at 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
 
     def page(*command: str) -> str:
@@ -28,27 +28,27 @@ def page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
 
 
 def examples(page: str) -> list[str]:
-    """The lines of a page's examples."""
+    """Return the examples of a page, one line each."""
     part = page.partition("  Examples:\n")[2].partition("\n\n")[0]
     return [line.strip() for line in part.splitlines()]
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_pages_fit_80_columns(page, command):
-    """No line of a help page is wider than a narrow window."""
+    """Every line of a help page fits 80 columns."""
     assert max(map(len, page(*command).splitlines())) <= 80
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_python_in_arguments(page, command):
-    """Arguments are explained in words, without the names of Python's types."""
+    """Arguments are described without names of Python types."""
     arguments = page(command).partition("\nArguments:\n")[2].partition("\nOptions:\n")[0]
     assert not re.search(r"<\w+(\[\w+\])?>", arguments)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_examples_can_be_typed(page, command):
-    """Every command has examples, a line each, with arguments and options that there are."""
+    """Every command has examples, one line each, with existing arguments and options."""
     text = page(command)
     assert len(examples(text)) >= 2
     for line in examples(text):
@@ -65,7 +65,7 @@ def test_every_command_can_be_quiet(page, command):
 
 
 def test_overview(page):
-    """The overview has examples and exit codes, and a whole line about each command."""
+    """The overview has examples, exit codes and a complete line about each command."""
     text = page()
     listed = text.split("Commands:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in listed] == list(COMMANDS)
@@ -74,8 +74,8 @@ def test_overview(page):
     assert re.findall(r"^ +(\d+)  ", text.split("Exit codes:\n")[1], re.MULTILINE) == ["0", "1", "2", "130"]
 
 
-def test_nothing_asked_for():
-    """The command alone shows its help as it is, on stderr, and counts as bad input."""
+def test_no_arguments_print_the_help():
+    """Without arguments the command prints its help to stderr and exits as for bad input."""
     done = subprocess.run([sys.executable, "-m", "optimizer"], capture_output=True, encoding="utf-8", check=False)
 
     assert done.returncode == 2
@@ -92,14 +92,14 @@ def test_nothing_asked_for():
         (["merge", "x", "--dtype", "fp8", "-o", "y"], "blockfit: Invalid value for '--dtype'"),
     ],
 )
-def test_mistyped(capsys, arguments, line):
-    """What is mistyped is one line that names the help to look into."""
+def test_mistyped_lines_refer_to_the_help(capsys, arguments, line):
+    """A mistyped line causes one line that refers to the right help page."""
     with pytest.raises(SystemExit) as left:
         main(arguments)
 
     assert left.value.code == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(line)
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -107,5 +107,5 @@ def test_mistyped(capsys, arguments, line):
     [("a/b.yaml", "a/b.yaml"), ("my models", '"my models"'), ("x(1)", '"x(1)"'), ("D:\\x y", '"D:\\x y"')],
 )
 def test_paths_to_be_typed(path, typed):
-    """A path that is printed as part of a command can be typed as it stands."""
+    """A path printed as part of a command can be typed as printed."""
     assert quoted(path) == typed

@@ -16,7 +16,7 @@ NUMBERS = ",".join(["0.25"] * 26)
 
 
 def run(*arguments):
-    """The exit code of the command."""
+    """Run the command and return its exit code."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return int(left.value.code or 0)
@@ -56,13 +56,13 @@ def test_json(tmp_path, capsys):
         ("T x 0.5 + B x 0.5 = U\nU x 0.5 + B x 0.5 = T", ["steps: cycle"]),
         (
             "A x 0.5 + B x 0.5 = T\nMIX = T x 0.7 + C x 0.2",
-            ["in 'MIX = T x 0.7 + C x 0.2'; it goes on from 'T', and the recipe would end a step too early: write"],
+            ["in 'MIX = T x 0.7 + C x 0.2'; it goes on from 'T', and the recipe would end a step too early: rewrite"],
         ),
         (
             "A x 0.5 + B x 0.5 = T\n| Method | A | B | C | Name |\n| Train Difference @ 1.0 | T | C | D | MIX |",
-            ["line 3: not understood: the method 'Train Difference @ 1.0' is none of weighted sum and add difference"],
+            ["line 3: not understood: the method 'Train Difference @ 1.0' must be weighted sum or add difference"],
         ),
-        ("| A | B | 0.3 |", ["line 1: not understood: a row of a table that is no table of steps", "no formula"]),
+        ("| A | B | 0.3 |", ["line 1: not understood: a row of a table that is not a table of steps", "no formula"]),
     ],
 )
 def test_problems(tmp_path, capsys, text, parts):
@@ -170,9 +170,8 @@ def test_what_is_not_understood_is_a_warning(tmp_path, capsys):
     told = capsys.readouterr()
     assert told.out == f"1 step, 2 models, output T -> {output}\n"
     second, third = told.err.splitlines()
-    assert (
-        second == f"blockfit: warning: {source}: line 2: not understood: no step, though it names 'T', in 'T 0.7 C 0.3'"
-    )
+    reason = "not a step, although it contains 'T', in 'T 0.7 C 0.3'"
+    assert second == f"blockfit: warning: {source}: line 2: not understood: {reason}"
     assert third.startswith(f"blockfit: warning: {source}: line 3: not understood: the factors add up to 0.8")
 
 
@@ -201,7 +200,7 @@ def test_other_tools_files(tmp_path, capsys):
 
     (tmp_path / "p.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "c.json").write_text(json.dumps({"1": {"class_type": "KSampler", "inputs": {}}}), encoding="utf-8")
-    for name, kind in (("p.png", "is a PNG image"), ("c.json", "a ComfyUI workflow: merges nothing")):
+    for name, kind in (("p.png", "is a PNG image"), ("c.json", "a ComfyUI workflow: saves no checkpoint")):
         assert run("import", tmp_path / name, "-o", output) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"blockfit: {tmp_path / name}: {kind}")
@@ -264,7 +263,7 @@ def test_what_is_read_is_not_overwritten(tmp_path, capsys):
 
     assert run("import", source, "-o", source) == 2
 
-    assert "is what the recipe is read from" in capsys.readouterr().err
+    assert "is the imported file itself" in capsys.readouterr().err
     assert source.read_text(encoding="utf-8") == "A x 0.5 + B x 0.5 = T"
 
 

@@ -40,7 +40,7 @@ def short(name):
 
 
 def run(*arguments):
-    """The exit code of the command."""
+    """Run the command and return its exit code."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return int(left.value.code or 0)

@@ -1,4 +1,4 @@
-"""`merge` and `inspect` as a user runs them: what the metadata of a merged file tells, and --vae."""
+"""`merge` and `inspect` as users run them: the metadata of merged files, and --vae."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def test_merged_file_tells_its_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A merged file names its sources by sha256 and its date; inspect shows both as rows and as JSON."""
+    """A merged file contains its sources' sha256 and its date; inspect shows both as rows and as JSON."""
     output = folder / "out.safetensors"
     assert run("merge", folder / "recipe.yaml", "-o", output) == 0
 
@@ -79,7 +79,7 @@ def test_merged_file_tells_its_recipe(folder: Path, capsys: pytest.CaptureFixtur
 
 
 def test_no_recipe(folder: Path) -> None:
-    """--no-recipe leaves nothing in the file that tells of the recipe, and hashes nothing."""
+    """With --no-recipe the file contains nothing about the recipe, and no file is hashed."""
     assert run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors", "--no-recipe") == 0
 
     found = metadata(folder / "out.safetensors")
@@ -88,7 +88,7 @@ def test_no_recipe(folder: Path) -> None:
 
 
 def test_vae(folder: Path) -> None:
-    """--vae completes sources that have no VAE."""
+    """--vae adds a VAE to sources without one."""
     output = folder / "out.safetensors"
     assert run("merge", folder / "recipe.yaml", "-o", output, "--vae", folder / "good.vae.pt", "--dtype", "fp32") == 0
 
@@ -100,7 +100,7 @@ def test_vae(folder: Path) -> None:
 
 
 def test_bad_vae(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A VAE that cannot be used is one line and exit code 2; nothing is written."""
+    """An unusable VAE causes one line and exit code 2, and nothing is written."""
     save_file({"encoder.down_blocks.0.x": torch.ones(1)}, folder / "diffusers.safetensors")
     output = folder / "out.safetensors"
 
@@ -135,7 +135,7 @@ steps:
 
 @pytest.mark.parametrize("command", ["merge", "export", "simplify", "verify"])
 def test_free_alphas_are_refused(folder: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
-    """A recipe with free alphas is refused in one line that names steps and blocks; an existing output stays."""
+    """A recipe with free alphas is refused in one line with steps and blocks; an existing output stays intact."""
     (folder / "open.yaml").write_text(OPEN, encoding="utf-8")
     output = folder / "out.safetensors"
     output.write_bytes(b"old")
@@ -160,7 +160,7 @@ def test_free_alphas_are_refused(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_finished_step_of_an_open_recipe(folder: Path) -> None:
-    """A step that needs no free alpha is merged, whatever the others hold."""
+    """A step that depends on no free alpha can be merged even if other steps have some."""
     (folder / "open.yaml").write_text(OPEN, encoding="utf-8")
     output = folder / "out.safetensors"
 

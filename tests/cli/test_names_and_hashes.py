@@ -1,4 +1,4 @@
-"""Checkpoints by name and by hash wherever the command takes one: in --models and BLOCKFIT_MODELS."""
+"""Checkpoints by name and by hash, in the folders of --models and BLOCKFIT_MODELS, for every command."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ stages: [{name: all, metric: delta, blocks: OUT03, trials: 2}]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, write_sd1, sd1_tensors):
-    """A WebUI's folder of checkpoints: four in sub-folders, one name twice."""
+    """A WebUI's folder of checkpoints in sub-folders, with one name twice."""
     folder = tmp_path_factory.mktemp("webui") / "Stable-diffusion"
     around = sd1_tensors(seed=0)
     for seed, name in enumerate(("base", "mine/one", "mine/two", "theirs/closed", "mine/same", "theirs/same")):
@@ -39,7 +39,7 @@ def store(tmp_path_factory, write_sd1, sd1_tensors):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder to be in."""
+    """An empty current folder."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -48,26 +48,26 @@ def here(tmp_path, monkeypatch):
 
 
 def short(path: Path) -> str:
-    """The hash that people quote, of the file's bytes."""
+    """Return the short hash of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:10]
 
 
 def hashed(text: str, store: Path) -> str:
-    """A recipe or study with the hashes of the files filled in."""
+    """Return a recipe or study with the files' hashes inserted."""
     for place, name in (("ONE", "mine/one"), ("TWO", "mine/two"), ("TARGET", "theirs/closed")):
         text = text.replace(f"[{place}]", f"[{short(store / f'{name}.safetensors')}]")
     return text
 
 
 def run(*arguments):
-    """The exit code of the command."""
+    """Run the command and return its exit code."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return int(left.value.code or 0)
 
 
 def test_checkpoints_of_the_command_line(here, store, capsys, monkeypatch):
-    """compare, inspect, verify, simplify, merge --vae and import take names, names with hash, and hashes."""
+    """compare, inspect, verify, simplify, merge --vae and import accept names, names with hash, and hashes."""
     closed = store / "theirs" / "closed.safetensors"
     monkeypatch.setenv("BLOCKFIT_MODELS", str(store))
     (here / "recipe.yaml").write_text(hashed(RECIPE, store).replace("ALPHA", "0.5"), encoding="utf-8")
@@ -89,7 +89,7 @@ def test_checkpoints_of_the_command_line(here, store, capsys, monkeypatch):
 
 
 def test_a_recipe_and_a_study_with_hashes(here, store, capsys):
-    """A study whose files are named by hash is fitted and merged, and best.yaml keeps them as they were given."""
+    """A study that names its files by hash is fitted and merged, and best.yaml keeps the names."""
     recipe = hashed(RECIPE, store)
     (here / "recipe.yaml").write_text(recipe.replace("ALPHA", "{search: [0, 1], blocks: OUT03}"), encoding="utf-8")
     (here / "study.yaml").write_text(hashed(STUDY, store), encoding="utf-8")
@@ -108,7 +108,7 @@ def test_a_recipe_and_a_study_with_hashes(here, store, capsys):
 
 
 def test_folders_of_the_environment(here, store, capsys, monkeypatch):
-    """A folder of BLOCKFIT_MODELS that is missing is called that, once; the others serve, in quotation marks or not."""
+    """A missing folder of BLOCKFIT_MODELS causes one warning; the others are used, with or without quotation marks."""
     gone, file = here / "unplugged", store / "base.safetensors"
     monkeypatch.setenv("BLOCKFIT_MODELS", os.pathsep.join((str(gone), f'"{store}"', str(file))))
     (here / "recipe.yaml").write_text(RECIPE.replace("ALPHA", "0.5").replace('"one.safetensors [ONE]"', "one")
@@ -116,15 +116,15 @@ def test_folders_of_the_environment(here, store, capsys, monkeypatch):
 
     assert run("merge", "recipe.yaml", "-o", "merged.safetensors", "--vae", "closed") == 0
 
-    said = capsys.readouterr()
-    assert said.err.splitlines() == [
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
         f"blockfit: warning: BLOCKFIT_MODELS: {gone}: no such folder",
         f"blockfit: warning: BLOCKFIT_MODELS: {file}: is a file; name the folder that contains it",
     ]
     assert run("compare", "one", "--target", "closed", "--json", "--blocks", "M00") == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)
-    assert said.err.count("no such folder") == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)
+    assert printed.err.count("no such folder") == 1
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_folders_of_the_environment(here, store, capsys, monkeypatch):
         (["inspect", "one", "--models", "nowhere"], ["--models: nowhere: no such folder"]),
     ],
 )
-def test_what_does_not_fit(here, store, capsys, monkeypatch, arguments, words):
-    """What is missing, ambiguous or another file is one line that names the option or field, with exit code 2."""
+def test_missing_ambiguous_and_wrong_files(here, store, capsys, monkeypatch, arguments, words):
+    """A missing, ambiguous or wrong file causes one line with the option or field, and exit code 2."""
     monkeypatch.setenv("BLOCKFIT_MODELS", str(store))
     recipe = hashed(RECIPE, store)
     (here / "recipe.yaml").write_text(recipe.replace("ALPHA", "{search: [0, 1], blocks: OUT03}"), encoding="utf-8")

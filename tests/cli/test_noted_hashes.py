@@ -1,4 +1,4 @@
-"""Hashes that a recipe notes of its files are compared with the files, by every command that computes with them."""
+"""Every command that computes with a recipe's files compares them with the hashes noted in the recipe."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ FREE = "{search: [0, 1], tie: true}"
 
 @pytest.fixture
 def folder(tmp_path: Path, write_sd1: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A study, its recipe with the hashes of its files, and a finished recipe of the same files."""
+    """A study whose recipe notes the hashes of its files, and a finished recipe of the same files."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "study"
     folder.mkdir()
@@ -52,7 +52,7 @@ def folder(tmp_path: Path, write_sd1: Write, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def note(folder: Path, one: str | None = None, digits: int = 64) -> None:
-    """Write both recipes, with the hashes of the files as they are, or another one for `one`."""
+    """Write both recipes with the hashes of the files, or with another hash for `one`."""
     hashes = {"BASE": digest(folder / "base.safetensors"), "ONE": one or digest(folder / "one.safetensors")}
     for name, alpha in (("recipe", FREE), ("done", "0.5")):
         text = RECIPE.replace("ALPHA", alpha)
@@ -62,12 +62,12 @@ def note(folder: Path, one: str | None = None, digits: int = 64) -> None:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file."""
+    """Return the sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def change(folder: Path, write_sd1: Write, seed: int = 9) -> tuple[str, str]:
-    """Put another version in the place of one file; gives the hash before and that of now."""
+    """Replace a file by another version and return its hashes before and after."""
     path = folder / "one.safetensors"
     before = digest(path)
     write_sd1(path, seed=seed, around=load_file(folder / "base.safetensors"), distance=0.03)
@@ -76,7 +76,7 @@ def change(folder: Path, write_sd1: Write, seed: int = 9) -> tuple[str, str]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command; gives its exit code and the lines on stderr."""
+    """Run the command and return its exit code and the lines on stderr."""
 
     def run(*arguments: object) -> tuple[int, list[str]]:
         with pytest.raises(SystemExit) as left:
@@ -87,7 +87,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What a merged file says of itself."""
+    """Return the metadata of a merged file."""
     with safe_open(path, "pt") as file:
         return dict(file.metadata())
 
@@ -109,9 +109,9 @@ COMMANDS = {
 @pytest.mark.parametrize("digits", [64, 10])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_another_file(folder: Path, write_sd1: Write, run: Run, command: str, digits: int) -> None:
-    """A file of the same name and other content is refused by both hashes, whole or short ones noted, nothing written.
+    """A file with another content is refused with both hashes, and nothing is written, for full and short noted hashes.
 
-    The right file passes, and --no-verify takes the other one.
+    The right file is accepted, and --no-verify accepts the other one.
     """
     arguments = COMMANDS[command](folder)
     note(folder, digits=digits)
@@ -124,7 +124,7 @@ def test_another_file(folder: Path, write_sd1: Write, run: Run, command: str, di
     assert code == 2
     assert line == (
         f"blockfit: {folder / 'done.yaml'}: models.one.sha256: {noted[:10]} is noted, but {folder / 'one.safetensors'} "
-        f"has the hash {found[:10]}: it is another file than the one that was used; put that one there, correct or "
+        f"has the hash {found[:10]}: it is not the file that was used; put that file there, correct or "
         "leave out `sha256`, or go on all the same (--no-verify)"
     )
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
@@ -132,10 +132,10 @@ def test_another_file(folder: Path, write_sd1: Write, run: Run, command: str, di
 
 
 class TestMergedFiles:
-    """What the metadata says of hashes."""
+    """The hashes in a merged file's metadata."""
 
     def test_verified(self, folder: Path, run: Run) -> None:
-        """A merge of the noted files notes their whole hashes, and nothing else is said."""
+        """A merge of the noted files records their full hashes and no remark."""
         note(folder, digits=10)
         assert run("merge", folder / "done.yaml", "-o", folder / "out.safetensors")[0] == 0
 
@@ -147,23 +147,23 @@ class TestMergedFiles:
 
     @pytest.mark.parametrize("options", [(), ("--no-recipe",)])
     def test_not_verified(self, folder: Path, write_sd1: Write, run: Run, options: tuple[str, ...]) -> None:
-        """One of other files, on request, says that hashes were not verified, and notes those of the files it is of."""
+        """A merge with --no-verify records "not verified" and the hashes of the merged files."""
         noted, found = change(folder, write_sd1)
         output = folder / "out.safetensors"
         assert run("merge", folder / "done.yaml", "--no-verify", *options, "-o", output)[0] == 0
 
-        told = metadata(output)
-        assert told["blockfit.hashes"] == "not verified"
-        assert not any(noted in text for text in told.values())
+        fields = metadata(output)
+        assert fields["blockfit.hashes"] == "not verified"
+        assert not any(noted in text for text in fields.values())
         if not options:
-            assert found in json.loads(told["sd_merge_models"])
-            assert json.loads(told["sd_merge_recipe"])["recipe"]["models"]["one"]["sha256"] == found
-            provenance = read_provenance(told)
+            assert found in json.loads(fields["sd_merge_models"])
+            assert json.loads(fields["sd_merge_recipe"])["recipe"]["models"]["one"]["sha256"] == found
+            provenance = read_provenance(fields)
             assert provenance is not None
             assert provenance.method[-1] == "hashes that its recipe noted were not verified"
 
     def test_nothing_to_verify(self, folder: Path, run: Run) -> None:
-        """Where nothing is noted, nothing is said."""
+        """Without noted hashes there is no remark."""
         text = (folder / "done.yaml").read_text(encoding="utf-8")
         for name in ("base", "one"):
             text = text.replace(f', sha256: "{digest(folder / f"{name}.safetensors")}"', "")
@@ -175,19 +175,19 @@ class TestMergedFiles:
 
 
 class TestFitting:
-    """A study whose recipe notes hashes, as one that goes on from a best.yaml."""
+    """A study whose recipe notes hashes, as a study that starts from a best.yaml does."""
 
     def test_the_noted_files(self, folder: Path) -> None:
-        """A fit of them notes the same hashes."""
+        """A fit of the noted files notes the same hashes."""
         note(folder, digits=10)
         result = fit(load_study(folder), hashes=HashCache(folder / "hashes.json"))
 
         assert result.recipe.models["one"].sha256 == digest(folder / "one.safetensors")
 
-    def test_known_before(self, folder: Path, write_sd1: Write, run: Run) -> None:
-        """What is known of the files' hashes is looked at before any work; nothing is written."""
+    def test_cached_hashes_are_checked_first(self, folder: Path, write_sd1: Write, run: Run) -> None:
+        """A cached hash that differs is refused before any work, and nothing is written."""
         _, found = change(folder, write_sd1)
-        assert run("inspect", folder / "one.safetensors")[0] == 0  # the cache knows it now
+        assert run("inspect", folder / "one.safetensors")[0] == 0  # adds the hash to the cache
         before = {path: path.read_bytes() for path in folder.iterdir()}
 
         for command in ("fit", "ceiling"):
@@ -199,8 +199,8 @@ class TestFitting:
             assert left == before
         assert run("ceiling", folder, "--no-verify")[0] == 0
 
-    def test_known_afterwards(self, folder: Path, write_sd1: Write, run: Run) -> None:
-        """No file is read beforehand: what only the hash tells is told after the search, and best.yaml is right."""
+    def test_unknown_hashes_are_checked_afterwards(self, folder: Path, write_sd1: Write, run: Run) -> None:
+        """Unknown hashes are computed and compared after the search, and best.yaml notes the right ones."""
         _, found = change(folder, write_sd1)
 
         code, lines = run("fit", folder)
@@ -214,8 +214,8 @@ class TestFitting:
         assert run("fit", folder)[0] == 2
         assert fit(load_study(folder), check_hashes=False).recipe.models["one"].sha256 == found
 
-    def test_files_that_are_not_there(self, folder: Path, write_sd1: Write) -> None:
-        """Statistics that stand in for files stand in for their hashes, too."""
+    def test_statistics_of_missing_files(self, folder: Path, write_sd1: Write) -> None:
+        """Statistics that replace missing files also replace their hashes."""
         result = fit(load_study(folder))
         assert result.recipe.models["one"].sha256 == digest(folder / "one.safetensors")
         for path in folder.glob("*.safetensors"):
@@ -232,7 +232,7 @@ class TestFitting:
 
 
 def test_the_noted_target(folder: Path, write_sd1: Write, run: Run) -> None:
-    """A recipe that notes the hash of its target is simplified against that file; another one has to be named."""
+    """A recipe that notes its target's hash is simplified against that file; another target must be named."""
     fit(load_study(folder))
     before = (folder / "best.simple.yaml").read_bytes()
     write_sd1(folder / "target.safetensors", seed=20)
@@ -248,15 +248,15 @@ def test_the_noted_target(folder: Path, write_sd1: Write, run: Run) -> None:
 
 
 class TestFromPython:
-    """The functions."""
+    """The Python functions."""
 
     def test_merge(self, folder: Path, write_sd1: Write) -> None:
-        """`merge` checks by itself, reads each file once for it, and leaves the output alone."""
+        """`merge` checks hashes itself, reads each file once, and leaves an existing output intact."""
         recipe = load_recipe(folder / "done.yaml")
-        told: list[str] = []
+        tasks: list[str] = []
         output = folder / "out.safetensors"
-        merge(recipe, folder, output, hashing=lambda file, done, total: told.append(file))
-        assert sorted(set(told)) == ["base.safetensors", "one.safetensors"]
+        merge(recipe, folder, output, hashing=lambda file, done, total: tasks.append(file))
+        assert sorted(set(tasks)) == ["base.safetensors", "one.safetensors"]
         content = output.read_bytes()
         change(folder, write_sd1)
 
@@ -269,7 +269,7 @@ class TestFromPython:
         torch.testing.assert_close(load_file(output)[NAME], (base + one) / 2)
 
     def test_verify(self, folder: Path, write_sd1: Write) -> None:
-        """So does `verify`."""
+        """`verify` checks hashes itself."""
         paths = {name: folder / f"{name}.safetensors" for name in ("base", "one", "other")}
         change(folder, write_sd1)
 
@@ -277,8 +277,8 @@ class TestFromPython:
             verify(load_recipe(folder / "done.yaml"), paths, folder / "target.safetensors")
 
     @pytest.mark.parametrize("noted", ["", "abc", "0" * 63, "0" * 65, "g" * 64, "12345678", f"{'0' * 64} ", "sha256:0"])
-    def test_what_is_no_hash(self, tmp_path: Path, noted: str) -> None:
-        """What is no hash is told, and not taken for one that fits or does not."""
+    def test_malformed_hashes(self, tmp_path: Path, noted: str) -> None:
+        """A malformed hash is reported as such, not as a difference."""
         save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
 
         with pytest.raises(CheckpointError, match=r"r: models\.a\.sha256: received .*must be the 64 digits"):
@@ -287,7 +287,7 @@ class TestFromPython:
     @pytest.mark.parametrize("suffix", CHECKPOINT_SUFFIXES)
     @pytest.mark.parametrize("spell", [str, str.upper])
     def test_spellings(self, tmp_path: Path, suffix: str, spell: Callable[[str], str]) -> None:
-        """A hash may be written in letters of either size, of a file of any kind."""
+        """Hashes match in upper and lower case, for files of any kind."""
         path = tmp_path / f"a{suffix}"
         path.write_bytes(b"content")
         models = {"a": Model("a", sha256=spell(digest(path)))}
@@ -295,7 +295,7 @@ class TestFromPython:
         assert check_noted_hashes(models, {"a": path}) == {"a": digest(path)}
 
     def test_all_at_once(self, tmp_path: Path) -> None:
-        """Every file that is another one, or cannot be read, has a line; hashes that begin alike are written out."""
+        """Every differing or unreadable file has a line; hashes with the same start are shown in full."""
         for name in "abc":
             (tmp_path / name).write_bytes(name.encode())
         alike = f"{digest(tmp_path / 'b')[:10]}{'0' * 54}"
@@ -312,14 +312,14 @@ class TestFromPython:
         assert third.startswith(f"recipe: models.d.sha256: {tmp_path / 'd'}: cannot be read: ")
 
     def test_a_cache_is_used(self, tmp_path: Path) -> None:
-        """A file whose hash is known is not read."""
+        """A file with a cached hash is not read."""
         path, cache = tmp_path / "a", HashCache(tmp_path / "cache" / "hashes.json")
         path.write_bytes(b"content")
         models = {"a": Model("a", sha256=digest(path))}
         assert check_noted_hashes(models, {"a": path}, hashes=cache, known=True) == {}
-        told: list[str] = []
+        tasks: list[str] = []
         for _ in range(2):
-            check_noted_hashes(models, {"a": path}, hashes=cache, progress=lambda what, done, total: told.append(what))
+            check_noted_hashes(models, {"a": path}, hashes=cache, progress=lambda what, done, total: tasks.append(what))
 
-        assert told == ["hashing a"]
+        assert tasks == ["hashing a"]
         assert check_noted_hashes(models, {"a": path}, hashes=cache, known=True) == {"a": digest(path)}

@@ -1,4 +1,4 @@
-"""The command `simplify`: a finished recipe in, a simpler one out, and bad input refused with nothing written."""
+"""The command `simplify`: simpler recipes from finished ones, and bad input refused with nothing written."""
 
 import json
 
@@ -24,7 +24,7 @@ SCORED = ("M00", "OUT03", "OUT04", "OUT05", "OUT06")
 
 @pytest.fixture
 def folder(tmp_path, write_sd1, sd1_tensors, monkeypatch):
-    """A study whose target is x by 0.6 and then y by 0.25 on its blocks, with noise; `idle` has no part in it."""
+    """A study whose target adds x by 0.6 and then y by 0.25, with noise; `idle` is not part of the target."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "study"
     path.mkdir()
@@ -48,13 +48,13 @@ def folder(tmp_path, write_sd1, sd1_tensors, monkeypatch):
 
 @pytest.fixture
 def run(capsys):
-    """Runs the command; gives its exit code, stdout and the lines on stderr."""
+    """Run the command and return its exit code, stdout and the lines on stderr."""
 
     def run(*arguments):
         with pytest.raises(SystemExit) as left:
             main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        return int(left.value.code or 0), told.out, told.err.splitlines()
+        printed = capsys.readouterr()
+        return int(left.value.code or 0), printed.out, printed.err.splitlines()
 
     return run
 
@@ -67,7 +67,7 @@ def best(folder, run):
 
 
 def test_a_fit_is_simplified(best, run):
-    """The planted numbers and the two steps that made the target are what is left of a fit; both recipes are kept."""
+    """Simplifying a fit leaves the planted numbers and the target's two steps; both recipes are kept."""
     before = best.read_bytes()
 
     code, out, problems = run("simplify", best, "--tolerance", "1e-3")
@@ -75,7 +75,7 @@ def test_a_fit_is_simplified(best, run):
     assert (code, problems) == (0, [])
     assert best.read_bytes() == before
     found = load_recipe(best.with_name("best.simple.yaml"))
-    assert [one.name for one in found.steps] == ["A", "B"]
+    assert [step.name for step in found.steps] == ["A", "B"]
     assert set(found.models) == {"base", "x", "y"}
     assert {found.step("A").alpha.at(block) for block in SCORED} == {0.6}
     assert {found.step("B").alpha.at(block) for block in SCORED} == {0.25}
@@ -89,15 +89,15 @@ def test_a_fit_is_simplified(best, run):
 
 
 def test_json_and_verify_agree(best, run, tmp_path):
-    """What --json tells of before and after is what the files themselves are measured to have."""
+    """The similarities of --json before and after equal those that `verify` measures for the files."""
     output = tmp_path / "elsewhere" / "simple.yaml"
     output.parent.mkdir()
 
     code, out, _ = run("simplify", best, "-o", output, "--tolerance", "1e-3", "--json")
 
     assert code == 0
-    told = json.loads(out)
-    (search,) = told["searches"].values()
+    values = json.loads(out)
+    (search,) = values["searches"].values()
     measured = []
     for recipe, name in ((best, "before"), (output, "after")):
         merged = tmp_path / f"{name}.safetensors"
@@ -108,14 +108,14 @@ def test_json_and_verify_agree(best, run, tmp_path):
         measured.append(json.loads(compared[1])[0]["total"])
     assert measured == pytest.approx([search["before"], search["after"]], abs=1e-6)
     assert measured[1] >= measured[0] - 1e-3
-    assert told["dropped"] == {"sources": ["idle"], "steps": ["N"]}
-    assert told["grids"]["finer"]["after"] == 0
-    assert told["distinct_numbers"]["after"] == 3
+    assert values["dropped"] == {"sources": ["idle"], "steps": ["N"]}
+    assert values["grids"]["finer"]["after"] == 0
+    assert values["distinct_numbers"]["after"] == 3
 
 
 @pytest.mark.parametrize("metric", ["attention", pytest.param("delta", marks=pytest.mark.slow)])
 def test_again_changes_nothing(folder, run, metric):
-    """The result of simplifying, simplified again, is the same file: losses count from the fit in both."""
+    """Simplifying a simplified recipe changes nothing: losses count from the fit in both cases."""
     (folder / "study.yaml").write_text(STUDY.replace("METRIC", f"{metric}, strategy: stepwise"), encoding="utf-8")
     assert run("fit", folder, "--device", "cpu")[0] == 0
     assert run("simplify", folder / "best.yaml", "--tolerance", "5e-3")[0] == 0
@@ -130,7 +130,7 @@ def test_again_changes_nothing(folder, run, metric):
 
 @pytest.mark.parametrize("metric", ["weights", "delta", "elements", "attention"])
 def test_a_recipe_that_notes_nothing(folder, run, metric):
-    """A recipe by hand takes its target and metric from the command, and notes them for the next time."""
+    """A handwritten recipe takes target and metric from the options and notes them for the next run."""
     path = folder / "hand.yaml"
     path.write_text(
         "models: {base: {file: base}, x: {file: x}, y: {file: y}}\nsteps:\n"
@@ -151,8 +151,8 @@ def test_a_recipe_that_notes_nothing(folder, run, metric):
         assert {found.step("A").alpha.at(block) for block in found.layout.blocks} == {0.6}
 
 
-def test_another_target_and_other_inputs_are_told(best, run, folder):
-    """What does not reach the similarity that was noted draws a warning, as where attention's inputs were others."""
+def test_another_target_and_other_inputs_are_reported(best, run, folder):
+    """A recipe that does not reach its noted similarity, with other inputs for example, causes a warning."""
     text = best.read_text("utf-8").replace("  similarity: 0.", "  similarity: 0.1")
     changed = folder / "changed.yaml"
     changed.write_text(text, encoding="utf-8")
@@ -173,9 +173,9 @@ def test_another_target_and_other_inputs_are_told(best, run, folder):
                 "fit the recipe first",
             ],
         ),
-        ("done.yaml", ("--share", "inf"), ["--share: received inf; must be a number from 0 up"]),
-        ("done.yaml", ("--share=-1",), ["--share: received -1; must be a number from 0 up"]),
-        ("done.yaml", ("--tolerance=-1",), ["--tolerance: received -1; must be a number from 0 up"]),
+        ("done.yaml", ("--share", "inf"), ["--share: received inf; must be a finite number, at least 0"]),
+        ("done.yaml", ("--share=-1",), ["--share: received -1; must be a finite number, at least 0"]),
+        ("done.yaml", ("--tolerance=-1",), ["--tolerance: received -1; must be a finite number, at least 0"]),
         ("done.yaml", ("--tolerance", "nan"), ["--tolerance: received nan"]),
         ("done.yaml", (), ["done.yaml: fitted.target: missing", "--target"]),
         ("done.yaml", ("--target", "nowhere.safetensors"), ["nowhere.safetensors"]),
@@ -195,7 +195,7 @@ def test_another_target_and_other_inputs_are_told(best, run, folder):
     ],
 )
 def test_bad_input(folder, run, recipe, options, words):
-    """Each is one line that names what is wrong and what would be right; exit code 2, and nothing is written."""
+    """Bad input causes one line with the problem and the valid values, exit code 2, and nothing is written."""
     steps = "steps:\n  - {name: T, mode: weight_sum, a: x, b: y, alpha: 0.5}\n"
     done = "models: {x: {file: x}, y: {file: y}}\n" + steps
     search = (

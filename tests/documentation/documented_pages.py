@@ -1,4 +1,4 @@
-"""README.md and the pages of docs/, and the commands that they show."""
+"""README.md, the pages of docs/, and the commands in them."""
 
 import re
 import shlex
@@ -18,12 +18,12 @@ def read(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """Return the fenced blocks of a page in a language."""
+    """Return a page's fenced blocks in a language."""
     return [match[2] for match in _BLOCK.finditer(read(page)) if match[2] and match[1] == language]
 
 
 def command_lines(page: Path) -> list[str]:
-    """Return the lines of a page's blocks of commands, continued lines joined, without comments."""
+    """Return the lines of a page's command blocks, without comments; continued lines are joined."""
     found = []
     for match in _BLOCK.finditer(read(page)):
         if match[1]:
@@ -34,11 +34,11 @@ def command_lines(page: Path) -> list[str]:
 
 
 def documented_commands() -> list[str]:
-    """Return every distinct `blockfit ...` that a page shows, in the order of the pages."""
+    """Return every distinct `blockfit ...` command, in the order of the pages."""
     lines = [line for page in PAGES for line in command_lines(page) if line.startswith("blockfit ")]
     return list(dict.fromkeys(lines))
 
 
 def arguments_of(line: str) -> list[str]:
-    """Return the arguments of a command line, as a shell splits it."""
+    """Return the arguments of a command line, split as by a shell."""
     return shlex.split(line)[1:]

@@ -1,4 +1,4 @@
-"""Every command that README.md and docs/ show can be typed as it stands there."""
+"""Every command in README.md and docs/ works as it is written."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from optimizer.cli import app, main
 
 COMMAND = get_command(app)
 COMMANDS = documented_commands()
-# What no quick test can run, with what runs it instead; all of it is parsed.
+# Commands that are only parsed here, with the tests that run them.
 NOT_RUN = {
     "blockfit demo": "takes a minute: tests/demo runs it",
     "blockfit preview": "draws with a trained model: tests/pictures runs it",
@@ -44,7 +44,7 @@ def reason_not_to_run(line: str) -> str | None:
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory, pool, vae_tensors):
-    """A folder with all that the commands name: checkpoints in models/, a fitted study `mine`, recipes, texts."""
+    """A folder with the files of all commands: checkpoints in models/, a fitted study `mine`, recipes, texts."""
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("scene")
@@ -63,7 +63,7 @@ def scene(tmp_path_factory, pool, vae_tensors):
     (folder / "shared").mkdir()
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (folder / "mapped.yaml").write_text(f"mapping: mecha\n{RECIPE}", encoding="utf-8")
-    # The text that the page on other tools shows is what its first command imports.
+    # The first command on the page on other tools imports the text of this page.
     (article,) = (text for text in blocks(DOCS / "how-to" / "other-tools.md", "") if "TEMP1" in text)
     (folder / "article.txt").write_text(article, encoding="utf-8")
     before = Path.cwd()
@@ -90,23 +90,23 @@ def scene(tmp_path_factory, pool, vae_tensors):
 
 @pytest.fixture(scope="session")
 def vae_tensors(sd1_tensors):
-    """A VAE of a file of its own, as small as those of the checkpoints."""
+    """The tensors of a separate VAE file, as small as the checkpoints' VAEs."""
     import torch
 
     prefix = "first_stage_model."
-    own = {name.removeprefix(prefix): value for name, value in sd1_tensors(seed=7).items() if name.startswith(prefix)}
-    return own or {"decoder.conv_in.weight": torch.zeros(4, 4, 3, 3)}
+    found = {name.removeprefix(prefix): value for name, value in sd1_tensors(seed=7).items() if name.startswith(prefix)}
+    return found or {"decoder.conv_in.weight": torch.zeros(4, 4, 3, 3)}
 
 
 def run(*arguments: str) -> None:
     """Run a command in this process; it must succeed."""
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as ended:
         main(list(arguments))
-    assert left.value.code in (None, 0), f"blockfit {' '.join(arguments)}: exit code {left.value.code}"
+    assert ended.value.code in (None, 0), f"blockfit {' '.join(arguments)}: exit code {ended.value.code}"
 
 
 def test_commands_are_found():
-    """There are commands to test, of each page that shows how to type them, and no reason is left over."""
+    """The pages have commands to test, and every exception matches one of them."""
     assert len(COMMANDS) > 20
     for start in NOT_RUN:
         assert any(line.startswith(start) for line in COMMANDS), f"{start}: no page shows it"
@@ -125,7 +125,7 @@ def test_the_command_is_parsed(line):
 
 
 def run_lines():
-    """Yield the commands that are run; `fit` with options, which has quick tests of its own, as a slow test."""
+    """Yield the commands that are run; `fit` with options has quick tests elsewhere and is slow here."""
     for line in COMMANDS:
         if reason_not_to_run(line) is None:
             slow = line.startswith("blockfit fit mine -")
@@ -134,7 +134,7 @@ def run_lines():
 
 @pytest.mark.parametrize("line", list(run_lines()))
 def test_the_command_runs(line, scene, tmp_path, monkeypatch):
-    """Typed where the page says, with checkpoints of the names that it uses, it succeeds."""
+    """The command succeeds in a folder with checkpoints of the page's names."""
     folder = tmp_path / "scene"
     shutil.copytree(scene, folder)
     arguments = arguments_of(line)
@@ -150,7 +150,7 @@ def test_the_command_runs(line, scene, tmp_path, monkeypatch):
 
 
 def test_every_command_is_in_the_table():
-    """README.md's table of commands names every command there is, and none that is not."""
+    """README.md's table of commands names exactly the commands that exist."""
     text = read(ROOT / "README.md")
     table = text[text.index("## Commands") : text.index("`blockfit COMMAND --help`")]
     named = set(re.findall(r"[`(, ]([a-z]+)(?= [A-Z\[]|`,)", " ".join(re.findall(r"`[^`]+`,?", table))))
@@ -159,7 +159,7 @@ def test_every_command_is_in_the_table():
 
 
 def test_make_targets_exist():
-    """Every make target that a page names is in the Makefile."""
+    """The Makefile has every make target that a page names."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     pages = [ROOT / "README.md", ROOT / "SECURITY.md", *DOCS.rglob("*.md")]
     named = {name for page in pages for name in re.findall(r"(?:`|^    )make ([\w-]+)", read(page), re.MULTILINE)}

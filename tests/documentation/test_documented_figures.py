@@ -1,4 +1,4 @@
-"""The figures of README.md and docs/ are those that the benchmarks wrote: none is typed."""
+"""The figures of README.md and docs/ come from the benchmarks' JSON; none is typed."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from documented_pages import DOCS, ROOT, read
 BENCHMARKS = ROOT / "studies" / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
 FIGURES = sorted((DOCS / "figures").glob("*.md"))
-# Names that hold digits, and words of statistics: no figures of ours.
+# Names with digits, and terms of statistics, which are not figures.
 NAMES = re.compile(
     r"\b(OUT03-OUT11|Stable Diffusion 1\.5|fp16|[Ff]loat(16|32|64)|95 %|1e-6|near 0|coefficient 0|1 is|1 -)"
 )
@@ -18,10 +18,10 @@ NAMES = re.compile(
 
 @pytest.fixture
 def generating(monkeypatch):
-    """The modules that fill in the pages."""
+    """The package that generates the pages, with its modules imported."""
     monkeypatch.syspath_prepend(DOCS)
     import generating.content
-    import generating.figures  # noqa: F401  a module of the package that is returned
+    import generating.figures  # noqa: F401  used as an attribute of the package
     import generating.readme  # noqa: F401
 
     return generating
@@ -29,7 +29,7 @@ def generating(monkeypatch):
 
 @pytest.mark.parametrize("page", FIGURES, ids=lambda page: page.stem)
 def test_no_figure_is_typed(page):
-    """Beside names and what comes from a result, a page on figures has no digit."""
+    """Apart from names and values of results, a page on figures has no digit."""
     text = re.sub(r"\A---.*?^---", "", read(page), flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", text, flags=re.DOTALL)
     text = re.sub(r"\]\([^)]*\)|`[^`]*`|<!--.*?-->", "", text, flags=re.DOTALL)
@@ -37,31 +37,31 @@ def test_no_figure_is_typed(page):
     assert re.findall(r".*\d.*", NAMES.sub("", text)) == []
 
 
-# The page on GPUs shows what gpu_report.py makes of a file of its own, which tests/benchmarks/test_gpu.py looks at.
+# gpu_report.py makes the tables of the page on GPUs; tests/benchmarks/test_gpu.py tests it.
 @pytest.mark.parametrize("page", [page for page in FIGURES if page.stem != "gpu"], ids=lambda page: page.stem)
 def test_every_figure_comes_from_a_result(page, generating):
-    """Each number that a filled-in table shows changes with the results: with other results the page shows others."""
+    """Each number in a rendered table changes if the results change."""
     source = read(page)
     environment = generating.content.environment()
     shown = environment.from_string(source).render()
     environment.globals["results"] = {
         name: {**each, "figures": changed(each["figures"])} for name, each in environment.globals["results"].items()
     }
-    other = environment.from_string(source).render()
+    after_change = environment.from_string(source).render()
 
-    for before, after in zip(rows(shown), rows(other), strict=True):
-        for one, two in zip(before, after, strict=True):
-            if re.fullmatch(r"[\d.,e<% +-]*\d[\d.,e% -]*", one.strip(" *")):
-                assert one != two, f"{one} does not come from a result"
+    for before, after in zip(rows(shown), rows(after_change), strict=True):
+        for cell, changed_cell in zip(before, after, strict=True):
+            if re.fullmatch(r"[\d.,e<% +-]*\d[\d.,e% -]*", cell.strip(" *")):
+                assert cell != changed_cell, f"{cell} does not come from a result"
 
 
 def rows(text):
-    """Return the cells of the rows of all tables, without what names a row."""
+    """Return the cells of the rows of all tables, without the first cell of each row."""
     return [line.split("|")[2:-1] for line in text.splitlines() if line.startswith("| ")]
 
 
 def changed(value):
-    """Return figures with every number seven times as large; names, and what is not known, stay."""
+    """Return figures with every number x replaced by 7 x + 3; names and null stay."""
     if isinstance(value, dict):
         return {key: changed(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -70,7 +70,7 @@ def changed(value):
 
 
 def test_the_readme_has_the_table_of_the_results(generating):
-    """README.md's table of results is what its script makes of them; `python docs/generating/readme.py` renews it."""
+    """README.md's table of results is up to date; `python docs/generating/readme.py` updates it."""
     text = read(ROOT / "README.md")
 
     assert generating.readme.with_table(text) == text
@@ -78,8 +78,8 @@ def test_the_readme_has_the_table_of_the_results(generating):
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_a_result_says_where_it_comes_from(path):
-    """Each has the command, the date, the machine and the versions; what is not known is null."""
+def test_a_result_has_its_origin(path):
+    """Each result has the command, the date, the machine and the versions; unknown values are null."""
     result = json.loads(path.read_text(encoding="utf-8"))
     if path.stem == "gpu":
         assert result["machine"]
@@ -93,8 +93,8 @@ def test_a_result_says_where_it_comes_from(path):
     assert {"python", "torch", "blockfit", "commit"} <= set(result["versions"])
 
 
-def test_recording(tmp_path, monkeypatch):
-    """A benchmark's figures are written with the command, today's date, and versions that can be imported."""
+def test_figures_are_recorded_with_their_origin(tmp_path, monkeypatch):
+    """A benchmark's figures are written with the command, the machine, and the versions of installed distributions."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import torch
     from recording import record

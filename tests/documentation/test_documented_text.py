@@ -1,4 +1,4 @@
-"""What README.md and docs/ tell people to write is right, and what they link is there."""
+"""The examples of README.md and docs/ are valid, and their links lead somewhere."""
 
 import posixpath
 import re
@@ -23,7 +23,7 @@ def test_the_readme_is_short():
 
 
 def test_the_recipe_and_study_of_the_reference_go_together(tmp_path):
-    """The two YAML files that the reference explains are a study, as they stand there."""
+    """The two YAML files in the reference form a valid study."""
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (tmp_path / "study.yaml").write_text(STUDY, encoding="utf-8")
 
@@ -33,8 +33,8 @@ def test_the_recipe_and_study_of_the_reference_go_together(tmp_path):
     assert loaded.stages[0].steps == ("TEMP1", "TEMP2")
 
 
-def test_commented_fields_are_right_where_they_belong(tmp_path):
-    """The fields that stand there as comments are those of a stage that scores by `encoder`."""
+def test_commented_fields_are_those_of_the_encoder_metric(tmp_path):
+    """The commented fields in the reference's study are valid in a stage that scores by `encoder`."""
     active = re.sub(r"# (prompts|clip_skip):", r"\1:", STUDY).replace("metric: attention", "metric: encoder")
     active = active.replace("blocks: OUT03-OUT11", "blocks: BASE").replace("[TEMP1, TEMP2]", "[TEMP1]")
     (tmp_path / "study.yaml").write_text(active, encoding="utf-8")
@@ -50,8 +50,8 @@ def test_commented_fields_are_right_where_they_belong(tmp_path):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.is_relative_to(DOCS) or page.name == "README.md"])
-def test_python_is_python(page):
-    """Every Python example compiles, and what it imports from blockfit is there."""
+def test_python_examples_compile(page):
+    """Every Python example compiles, and its imports from blockfit exist."""
     for code in blocks(page, "python"):
         compile(code, str(page), "exec")
         for line in re.findall(r"^from optimizer.*", code, re.MULTILINE):
@@ -69,7 +69,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
-    """What a page links or shows is in the repository, and so is the section that a link names."""
+    """The files that a page links or shows exist in the repository, and so do the sections that links name."""
     for target in LINK.findall(read(page)):
         file, _, anchor = target.partition("#")
         linked = Path(posixpath.normpath((page.parent / file).as_posix())) if file else page
@@ -79,7 +79,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_can_be_reached():
-    """mkdocs.yml lists every page of docs/, and none that is not there, but for the two of the root."""
+    """mkdocs.yml lists exactly the pages of docs/, and two pages of the root."""
     listed = set(re.findall(r"^ +- (?:[^:\n]+: )?([\w/-]+\.md)$", read(ROOT / "mkdocs.yml"), re.MULTILINE))
 
     assert listed == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} | {
@@ -89,7 +89,7 @@ def test_every_page_can_be_reached():
 
 
 def test_every_notebook_has_a_page():
-    """The tutorial shows every notebook."""
+    """The tutorial has a page for every notebook."""
     shown = {
         name for page in (DOCS / "tutorial").glob("*.md") for name in re.findall(r'notebook\("([^"]+)"\)', read(page))
     }

@@ -1,4 +1,4 @@
-"""The site builds without a warning and loads nothing from elsewhere."""
+"""The site builds without a warning and loads nothing from other servers."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from documented_pages import ROOT
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_site_builds(tmp_path):
-    """`make docs` builds every page of mkdocs.yml, with what the code, the notebooks and the results say."""
+    """`make docs` builds every page of mkdocs.yml, with the parts from the code, the notebooks and the results."""
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'blockfit[docs]'")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

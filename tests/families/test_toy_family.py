@@ -283,7 +283,7 @@ def test_tools_that_do_not_know_it(study, name):
     with pytest.raises(RecipeError) as error:
         export_recipe(load_recipe(study / "best.yaml"), name)
 
-    assert error.value.problems == (f"layout: received 'toy'; the {name} export knows sd1",)
+    assert error.value.problems == (f"layout: received 'toy'; the {name} export takes sd1",)
 
 
 def test_presets_of_another_family(toy):

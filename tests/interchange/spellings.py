@@ -1,4 +1,4 @@
-"""Steps as people spell them, with what each means; numbers and coefficients that no code under test made."""
+"""Steps in many spellings, and their expected numbers and coefficients, computed without the code under test."""
 
 from hypothesis import strategies as st
 from step_by_step import BLOCKS
@@ -12,24 +12,24 @@ RISING_TEXT = (
 
 
 def read(text):
-    """What is read of a text, which must leave nothing not understood."""
+    """Read a text and return the result; every line must be understood."""
     imported = read_notation(text)
     assert imported.not_understood == ()
     return imported
 
 
 def by_block(numbers):
-    """Numbers by block, BASE first."""
+    """Return numbers by block; the first belongs to BASE."""
     return dict(zip(BLOCKS, numbers, strict=True))
 
 
 def everywhere(number):
-    """One number for all blocks."""
+    """Return one number for all blocks."""
     return dict.fromkeys(BLOCKS, number)
 
 
 def combined(*terms):
-    """The sum of (factor by block, {source: {block: coefficient}}), as coefficients by source and block."""
+    """Return the sum of (factor by block, {source: {block: coefficient}}), as coefficients by source and block."""
     sources = dict.fromkeys(name for _, row in terms for name in row)
     return {
         name: {
@@ -41,29 +41,29 @@ def combined(*terms):
 
 
 def alone(name):
-    """A source by itself."""
+    """Return the coefficients of a single source."""
     return {name: everywhere(1.0)}
 
 
 def weight_sum(a, b, alpha):
-    """A x (1 - alpha) + B x alpha."""
+    """Return the coefficients of A x (1 - alpha) + B x alpha."""
     return combined(({block: 1 - n for block, n in alpha.items()}, a), (alpha, b))
 
 
 def add_difference(a, b, c, alpha):
-    """A + (B - C) x alpha."""
+    """Return the coefficients of A + (B - C) x alpha."""
     return combined((everywhere(1.0), a), (alpha, b), ({block: -n for block, n in alpha.items()}, c))
 
 
 def assert_coefficients(found, expected):
-    """The same coefficients, a source that is missing counting 0, to rounding."""
+    """Assert equal coefficients within 1e-9; the coefficients of a missing source are 0."""
     for source in {**found, **expected}:
-        mine, theirs = (rows.get(source, everywhere(0.0)) for rows in (found, expected))
-        off = max(abs(mine[block] - theirs[block]) for block in BLOCKS)
-        assert off < 1e-9, f"{source} is off by {off}"
+        actual, target = (rows.get(source, everywhere(0.0)) for rows in (found, expected))
+        deviation = max(abs(actual[block] - target[block]) for block in BLOCKS)
+        assert deviation < 1e-9, f"{source} deviates by {deviation}"
 
 
-# --- One step in many spellings: {a} and {b} (and {c}) are models, {n} a number below 1, {r} what is left of 1 --------
+# --- One step in many spellings: {a} and {b} (and {c}) are models, {n} a number below 1, {r} is 1 - n -----------------
 
 WEIGHT_SUMS = (
     "{name} = {a} x {r} + {b} x {n}",
@@ -143,7 +143,7 @@ WEIGHT_SUMS = (
     "| A | B | Ratio | Name |\n|-|-|-|-|\n| {a} | {b} | {r:} | {name} |",
     "| Step | Recipe | Result |\n|---|---|---|\n| 1 | {a} x {r} + {b} x {n} | {name} |",
 )
-# Numbers of any size; {-n} is what is subtracted.
+# Numbers of any size.
 ANY_WEIGHT_SUMS = (
     "{name} = {a} x {r} + {b} x {n}",
     "{name} = {a} * ({r}) + {b} * ({n})",
@@ -167,16 +167,16 @@ ANY_ADD_DIFFERENCES = (
     "| Add Difference @ {n,} | {a} | {b} | {c} | {name} |",
     "{name} = {a} + ({b} - {c})\nalpha: {n}",
 )
-# Where the number is above 1.
+# Spellings only for numbers above 1.
 LARGE_DIFFERENCES = (
     "{name} = {a} + {n}{b} - {n}{c}",
     "{name} = {a} + {n} {b} - {n} {c}",
     "{name}={a}+{b}*{n}-{c}*{n}",
     "{name} = {a} + {n}({b}) - {n}({c})",
 )
-# Lines below a step that say more of it, or make another one: all are to be named.
+# Lines below a step that change it, or define another one: each must be reported.
 SURPLUS = (
-    "base alpha 0.137",  # a number that no text draws
+    "base alpha 0.137",  # a number that drawn texts never contain
     "calcmode: cosineA",
     "Exclude: BASE",
     "(only OUT blocks; IN 0)",
@@ -211,7 +211,7 @@ ADD_DIFFERENCES = (
 
 
 def spelled(template, name, models, number):
-    """The text of a step."""
+    """Return the text of a step, a template with its names and number filled in."""
     rest = round(1 - number, 2)
     values = {"name": name, **models, "n": f"{number:.2f}", "r": f"{rest:.2f}"}
     values |= {"n%": f"{number:.0%}", "r%": f"{rest:.0%}", "n,": f"{number:.2f}", "r,": f"{rest:.2f}"}
@@ -219,7 +219,7 @@ def spelled(template, name, models, number):
     values |= {"n/": f"{round(number * 100)}/100", "r/": f"{round(rest * 100)}/100"}
     values["r:"] = f"{round(rest * 100)}:{round(number * 100)}"
     values["twelve"] = ",".join([values["n"]] * 12)
-    values["numbers"] = f",{values['n']}" * 25  # behind the first
+    values["numbers"] = f",{values['n']}" * 25  # after the first
     text = template
     for key, value in values.items():
         text = text.replace(f"{{{key}}}", value)
@@ -228,8 +228,10 @@ def spelled(template, name, models, number):
 
 @st.composite
 def texts(draw, most=5):
-    """A text of steps T1, T2 ... in drawn spellings, each on the one before; its step lines; the last step's name and
-    coefficients.
+    """Draw a text of steps T1, T2, ... in random spellings, each of which uses the step before it.
+
+    Returns:
+        The text; the line numbers of its steps; and the last step's name and coefficients.
     """
     lines, starts = [], []
     rows = {"A": alone("A")}
@@ -239,19 +241,19 @@ def texts(draw, most=5):
         name = f"T{position}"
         number = (
             draw(st.one_of(st.integers(1, 99), st.integers(1, 99), st.integers(-150, 250).filter(bool))) / 100
-        )  # 0/100 is the shares of two models
+        )  # never 0, since 0/100 is a ratio of two models
         usual = 0 < number < 1
-        others = [f"{word}{position}" for word in words]
-        rows |= {other: alone(other) for other in others}
+        models = [f"{word}{position}" for word in words]
+        rows |= {model: alone(model) for model in models}
         if draw(st.booleans()):
             template = draw(st.sampled_from(WEIGHT_SUMS if usual else ANY_WEIGHT_SUMS))
-            rows[name] = weight_sum(rows[previous], rows[others[0]], everywhere(number))
+            rows[name] = weight_sum(rows[previous], rows[models[0]], everywhere(number))
         else:
             large = LARGE_DIFFERENCES if number > 1 else ()
             template = draw(st.sampled_from(ADD_DIFFERENCES if usual else ANY_ADD_DIFFERENCES + large))
-            rows[name] = add_difference(rows[previous], rows[others[0]], rows[others[1]], everywhere(number))
+            rows[name] = add_difference(rows[previous], rows[models[0]], rows[models[1]], everywhere(number))
         starts.append(len(lines) + 1)
-        lines += spelled(template, name, {"a": previous, "b": others[0], "c": others[1]}, number).split("\n")
+        lines += spelled(template, name, {"a": previous, "b": models[0], "c": models[1]}, number).split("\n")
         lines += [""] if lines[-1].startswith("|") else []  # the end of a table
         previous = name
     return "\n".join(lines), starts, previous, rows[previous]

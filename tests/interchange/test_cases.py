@@ -1,4 +1,4 @@
-"""Recipes as people publish them, in the files of cases/: each read as what it means, written out here by hand."""
+"""Published recipes in the files of cases/; the expected meaning of each is written out here by hand."""
 
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from optimizer.interchange import import_text, read_notation
 from optimizer.recipes import block_coefficients
 
 CASES = Path(__file__).with_name("cases")
-BETA = [0.25, *RISING[1:]]  # of the case files: alpha's numbers with another BASE
+BETA = [0.25, *RISING[1:]]  # beta in the case files: alpha's numbers with another BASE
 
 
 def read(name):
-    """What is read of a case, without the first line where that tells what it is."""
+    """Read a case without its first line, if that is a description."""
     text = (CASES / name).read_text(encoding="utf-8")
     return read_notation(text.split("\n", 1)[1] if text.startswith("# ") else text)
 
@@ -46,14 +46,14 @@ LAST_STEPS = {
 }
 
 
-def test_every_last_step_is_here():
+def test_table_of_last_steps_is_complete():
     """The table of last steps has every line of the file, and no other."""
     assert list(LAST_STEPS) == (CASES / "last-steps.txt").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("line", LAST_STEPS)
 def test_last_steps(line):
-    """The last step of a recipe is read in every spelling that people were seen to use."""
+    """The last step of a recipe is read in every spelling seen in published recipes."""
     output, expected = LAST_STEPS[line]
 
     imported = read_notation(f"A x 0.5 + B x 0.5 = T1\n{line}")
@@ -72,13 +72,13 @@ def test_last_steps(line):
         ("T1 + C @0.3 = MIX", "line 2: @0.3 is read as the weight of a weighted sum: T1 x 0.7 + C x 0.3"),
     ],
 )
-def test_what_was_interpreted_is_noted(line, note):
-    """A reading beyond what stands there is told with its line."""
+def test_interpretations_are_noted(line, note):
+    """An interpretation beyond the literal text is noted with its line."""
     assert note in read_notation(f"A x 0.5 + B x 0.5 = T1\n{line}").warnings
 
 
 def test_half_and_half():
-    """A + B without numbers is half of each, and the similarities that the text reports go with its last step."""
+    """A + B without numbers is half of each, and the reported similarities belong to the last step."""
     imported = import_text(CASES / "half-and-half.txt")
 
     half = weight_sum(alone("ember_pov_a"), alone("ember_pov_b"), everywhere(0.5))
@@ -94,7 +94,7 @@ def test_half_and_half():
 
 
 def test_tables():
-    """Tables of steps and of a block merge are one recipe; what stands beside them in words is named."""
+    """Tables of steps and of a block merge form one recipe; the prose beside them is reported."""
     imported = read("tables.md")
 
     photo = add_difference(
@@ -112,7 +112,7 @@ def test_tables():
 
 
 def test_weights_below_a_formula():
-    """25 numbers called weights and a base alpha are the alpha of the formula above them."""
+    """A list of 25 numbers called weights and a base alpha are the alpha of the formula above them."""
     imported = read("weights-below.txt")
 
     expected = weight_sum(alone("photoA"), alone("comicB"), by_block([0.2, *RISING[1:]]))
@@ -121,7 +121,7 @@ def test_weights_below_a_formula():
 
 
 def test_supermergers_name_of_a_sum_twice():
-    """The numbers behind SuperMerger's name of a sum twice are alpha's, then beta's."""
+    """The numbers after SuperMerger's name of a sum twice are alpha's, then beta's."""
     imported = read("supermerger-twice.txt")
 
     inner = weight_sum(alone("photoA"), alone("comicB"), by_block(RISING))
@@ -130,7 +130,7 @@ def test_supermergers_name_of_a_sum_twice():
 
 
 def test_supermergers_name_of_a_triple_sum():
-    """The numbers in SuperMerger's name of a triple sum stand behind `alpha =` and `beta =` in one parenthesis."""
+    """The numbers in SuperMerger's name of a triple sum follow `alpha =` and `beta =` in one parenthesis."""
     imported = read("supermerger-triple.txt")
 
     alpha, beta = by_block(RISING), by_block(BETA)
@@ -140,8 +140,8 @@ def test_supermergers_name_of_a_triple_sum():
     assert_coefficients(block_coefficients(imported.recipe), expected)
 
 
-def test_model_mixers_line():
-    """Model-mixer's line is two steps under its own mapping; a title with a hash is a model's name and its file."""
+def test_line_of_model_mixer():
+    """A line of model-mixer's is two steps with its own mapping; a title with a hash is a model's name and file."""
     imported = read("model-mixer.txt")
 
     inner = weight_sum(alone("photoA"), alone("comicB"), by_block(RISING))
@@ -153,7 +153,7 @@ def test_model_mixers_line():
 
 
 def test_the_console():
-    """What SuperMerger prints is a step: 25 numbers without BASE, whose own is the alpha."""
+    """The console's output is a step: 25 numbers without BASE, whose number is the alpha."""
     imported = read("console.txt")
 
     expected = weight_sum(alone("photoA"), alone("comicB"), by_block([0.3, *RISING[1:]]))

@@ -1,4 +1,4 @@
-"""What SuperMerger prints and keeps of its merges, and model-mixer's line: each is a step, or named with the reason."""
+"""SuperMerger's console and history, and model-mixer's line: each merge is a step, or refused with the reason."""
 
 import pytest
 from hypothesis import given, settings
@@ -51,13 +51,13 @@ THREE = {
 
 
 def console(**changes):
-    """What SuperMerger prints, some of it changed; None leaves a line out."""
+    """Return SuperMerger's output with some values changed; None removes a line."""
     values = {key: changes.get(key.strip(), value) for key, value in CONSOLE.items()}
     return "merging...\n" + "\n".join(f"  {key}: {value}" for key, value in values.items() if value is not None)
 
 
 def problem(text):
-    """The one line with which a text is refused that holds nothing else."""
+    """Return the first problem of a text that is refused."""
     with pytest.raises(RecipeError) as caught:
         read_notation(text)
     first, *_ = caught.value.problems
@@ -67,19 +67,19 @@ def problem(text):
 
 @pytest.mark.parametrize("mode", THREE)
 def test_modes_on_the_console(mode):
-    """Each mode's settings are its step, with 25 numbers and BASE's own."""
+    """The settings of each mode give its step, with 25 numbers and the number of BASE."""
     assert_coefficients(block_coefficients(read(console(mode=mode)).recipe), THREE[mode])
 
 
 def test_26_numbers_on_the_console():
-    """Where all 26 numbers are printed, BASE's is among them."""
+    """A printed list of 26 numbers includes the number of BASE."""
     found = block_coefficients(read(console(weights_alpha=RISING_TEXT)).recipe)
 
     assert_coefficients(found, weight_sum(A, B, by_block(RISING)))
 
 
-def test_the_console_without_blocks():
-    """Without block weights the alpha is everything's; settings that an older version does not print may lack."""
+def test_console_without_blocks():
+    """Without block weights the alpha applies to all blocks; settings unknown to older versions may be missing."""
     text = console(MBW="False", weights_alpha="", weights_beta="", Off=None, Device=None, **{"Weights Seed": None})
 
     assert_coefficients(block_coefficients(read(text).recipe), weight_sum(A, B, everywhere(0.3)))
@@ -93,8 +93,8 @@ def test_the_console_without_blocks():
         ({"Off": None, "Adjust": "\n  Include \t: (['IN10', 'BASE', 'print'], '')"}, {"IN10", "BASE"}),
     ],
 )
-def test_blocks_left_out_on_the_console(lines, kept):
-    """Blocks that are left out stay model A's; "print" is no block, but tells on the console what is left out."""
+def test_excluded_blocks_on_the_console(lines, kept):
+    """Excluded blocks remain model A's; "print" is not a block, but an option to print the excluded ones."""
     expected = {block: number if block in kept else 0.0 for block, number in ALPHA.items()}
 
     assert_coefficients(block_coefficients(read(console(**lines)).recipe), weight_sum(A, B, expected))
@@ -113,15 +113,15 @@ def test_blocks_left_out_on_the_console(lines, kept):
         ({"mode": "Triple sum", "model C": "None"}, ["model C", "missing", "triple_sum"]),
     ],
 )
-def test_settings_that_cannot_be_said(changes, words):
-    """What no recipe can say is refused with the line and the setting, not left out."""
+def test_settings_that_cannot_be_expressed(changes, words):
+    """A setting that a recipe cannot express is refused with its line and name."""
     line = problem(console(**changes))
 
     assert all(word in line for word in words), line
 
 
-def test_a_lost_merge_of_the_console_beside_others():
-    """A merge that cannot be said is named beside the steps that can."""
+def test_refused_merge_on_the_console_beside_others():
+    """A merge that a recipe cannot express is reported, and the other steps are read."""
     imported = read_notation("MIX = A x 0.5 + B x 0.5\n" + console(CalcMode="cosineA"))
 
     assert [step.name for step in imported.recipe.steps] == ["MIX"]
@@ -130,7 +130,7 @@ def test_a_lost_merge_of_the_console_beside_others():
 
 
 def history(name, mode, **changes):
-    """A row of mergehistory.csv as SuperMerger writes it."""
+    """Return a row of mergehistory.csv in SuperMerger's format."""
     values = {
         "weights alpha": TEXT25,
         "weights beta": TEXT25,
@@ -173,7 +173,7 @@ NAMES = {
 
 @pytest.mark.parametrize("mode", THREE)
 def test_modes_in_the_history(mode):
-    """Each row is its step; models are called as in the name of the merge, and have the row's short hashes."""
+    """Each row is a step; its models have the names in the merge's name, and the row's short hashes."""
     imported = read(f"{HEADER}\n{history(NAMES[mode.split(':')[0]], mode)}")
 
     assert_coefficients(block_coefficients(imported.recipe), THREE[mode])
@@ -194,15 +194,15 @@ def test_modes_in_the_history(mode):
          weight_sum(weight_sum(A, B, everywhere(0.3)), C, everywhere(0.25))),
     ],
 )  # fmt: skip
-def test_the_history_without_blocks(name, mode, expected):
-    """Rows without block weights hold one number for all."""
+def test_history_without_blocks(name, mode, expected):
+    """A row without block weights has one number for all blocks."""
     row = history(name, mode, **{"weights alpha": "", "weights beta": "", "mbw": False})
 
     assert_coefficients(block_coefficients(read(row).recipe), expected)
 
 
-def test_a_row_of_the_history_with_a_name_of_its_own():
-    """The name that the user gave a merge is the step's, and later rows and formulas may take it."""
+def test_row_of_the_history_with_a_custom_name():
+    """A custom name is the step's name, which later rows and formulas can use."""
     row = history(NAMES["Weight sum"], "Weight sum", **{"custom name": "MIX"})
 
     imported = read(f"{row}\nLAST = MIX x 0.5 + toonC x 0.5")
@@ -211,8 +211,8 @@ def test_a_row_of_the_history_with_a_name_of_its_own():
     assert_coefficients(block_coefficients(imported.recipe), expected)
 
 
-def test_a_row_whose_name_does_not_tell_the_models():
-    """Where the name is another, models are known by their short hashes alone."""
+def test_row_whose_name_does_not_contain_the_models():
+    """If the merge's name does not contain its models, their short hashes are their names."""
     imported = read(history("whatever", "Weight sum"))
 
     assert {name: model.file for name, model in imported.recipe.models.items()} == {
@@ -230,15 +230,15 @@ def test_a_row_whose_name_does_not_tell_the_models():
         ({"inex": "Exclude", "blocks": ["IN00"], "elements": "attn"}, ["Exclude", "attn"]),
     ],
 )
-def test_rows_of_the_history_that_cannot_be_said(changes, words):
-    """A row that no recipe can say is refused with its line."""
+def test_rows_of_the_history_that_cannot_be_expressed(changes, words):
+    """A row that a recipe cannot express is refused with its line."""
     line = problem(history(NAMES["Weight sum"], "Weight sum", **changes))
 
     assert all(word in line for word in words), line
 
 
-def test_blocks_left_out_in_the_history():
-    """Blocks that a row leaves out stay model A's."""
+def test_excluded_blocks_in_the_history():
+    """Blocks that a row excludes remain model A's."""
     row = history(NAMES["Weight sum"], "Weight sum", inex="Exclude", blocks=["IN00", "IN05"])
 
     expected = ALPHA | {"IN00": 0.0, "IN05": 0.0}
@@ -250,8 +250,8 @@ MIXER = "Model recipe: (photoA.safetensors [0123456789] * (1 - alpha_0) + comicB
 
 @pytest.mark.parametrize("comma", [",", ", ", " "])
 @pytest.mark.parametrize("adjust", ["", " @0,0,0,0"])
-def test_model_mixers_line_in_pictures(comma, adjust):
-    """In pictures the line's commas are spaces; an adjustment of zeros changes nothing."""
+def test_line_of_model_mixer_in_pictures(comma, adjust):
+    """In pictures, spaces replace the line's commas; an adjustment of zeros has no effect."""
     numbers = RISING_TEXT.replace(",", comma)
     imported = read(f"{MIXER} + (toonC - sd15) * alpha_1({numbers}),({numbers}){adjust}")
 
@@ -261,8 +261,8 @@ def test_model_mixers_line_in_pictures(comma, adjust):
     assert imported.recipe.mapping == "model-mixer"
 
 
-def test_model_mixers_line_with_single_alphas():
-    """Without block weights model-mixer merges everything, the VAE too, as SuperMerger does."""
+def test_line_of_model_mixer_with_single_alphas():
+    """Without block weights model-mixer merges all tensors, including the VAE, as SuperMerger does."""
     line = MIXER.replace(": (", ": ((") + " * (1 - alpha_1) + toonC * alpha_1)(0.3),(0.25)"
     imported = read(line)
 
@@ -281,8 +281,8 @@ def test_model_mixers_line_with_single_alphas():
         (f"{MIXER}(0.5,0.5,0.5)", ["3 numbers"]),
     ],
 )
-def test_model_mixers_lines_that_cannot_be_said(line, words):
-    """What no recipe can say of model-mixer's line is refused with the reason."""
+def test_lines_of_model_mixer_that_cannot_be_expressed(line, words):
+    """A line of model-mixer's that a recipe cannot express is refused with the reason."""
     assert all(word in problem(line) for word in words), problem(line)
 
 
@@ -293,7 +293,7 @@ def test_model_mixers_lines_that_cannot_be_said(line, words):
     row=st.text(alphabet="()[]{}'\",:;-+.0123456789eE naINOUTBSE\n", max_size=60),
 )
 def test_any_settings_are_read_or_refused(key, value, row):
-    """Whatever stands behind a setting or in a row, the outcome is a recipe or a RecipeError."""
+    """Any value of a setting, and any row, gives a recipe or a RecipeError."""
     for text in (console(**{key.strip(): value}), f"1,2023.04.05 12.34.56,{row}"):
         try:
             read_notation(text)

@@ -1,4 +1,4 @@
-"""Recipes in the metadata of merged files, read back: ours exactly, other tools' as far as a recipe can say them."""
+"""Recipes in the metadata of merged files: blockfit's read back exactly, other tools' if a recipe can express them."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ MODELS = {
     B: {"name": "dir/B.ckpt", "legacy_hash": "22222222"},
     C: {"name": "C.safetensors [c3c3c3c3c3]", "legacy_hash": "33333333"},
 }
-# As formats.md has it, but for the numbers.
+# As in formats.md, with other numbers.
 SUPERMERGER = {
     "type": "sd-webui-supermerger",
     "weights_alpha": NUMBERS[1:],
@@ -90,7 +90,7 @@ WEBUI = {
 
 
 def read(recipe, models=None, **changes):
-    """What is read of a recipe, some fields changed (left out, if ...), beside the three models."""
+    """Read a recipe with some fields changed (... leaves one out), in metadata with three models."""
     data = {name: value for name, value in (recipe | changes).items() if value is not ...}
     metadata = {
         "sd_merge_recipe": json.dumps(data),
@@ -100,12 +100,12 @@ def read(recipe, models=None, **changes):
 
 
 def numbers(alpha):
-    """An alpha as 26 numbers."""
+    """Return an alpha as 26 numbers."""
     return [alpha.at(block) for block in BLOCKS]
 
 
 def problem(recipe, **changes):
-    """The one line with which a recipe is refused."""
+    """Return the one line with which a recipe is refused."""
     with pytest.raises(RecipeError) as caught:
         read(recipe, **changes)
     (line,) = caught.value.problems
@@ -113,8 +113,8 @@ def problem(recipe, **changes):
     return line
 
 
-def test_ours_comes_back(tmp_path, write_sd1):
-    """A file that blockfit merged holds the recipe exactly, free alphas, licences and mapping included."""
+def test_recipe_of_blockfit_reads_back(tmp_path, write_sd1):
+    """A file merged by blockfit contains the exact recipe, with free alphas, licences and mapping."""
     text = """
 name: mine
 mapping: mecha
@@ -129,9 +129,9 @@ steps:
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
     paths = {name: tmp_path / f"{name}.safetensors" for name in "abc"}
 
-    filled = recipe.started()
+    started = recipe.started()
     for source, step, expected, count in (
-        (filled, None, filled, 0),
+        (started, None, started, 0),
         (recipe, "ONE", replace(recipe, output="ONE"), 1),
     ):
         merge(source, paths, tmp_path / "out.safetensors", step=step)
@@ -141,8 +141,8 @@ steps:
         assert len(warnings) == count
 
 
-def test_ours_tells_the_vae():
-    """A VAE that was baked in is no part of the recipe, and said."""
+def test_baked_vae_gives_a_warning():
+    """A VAE that was baked in is not part of the recipe; a warning names it."""
     data = {
         "models": {"a": {"file": "a"}, "b": {"file": "b"}},
         "steps": [{"name": "T", "mode": "weight_sum", "a": "a", "b": "b", "alpha": 1}],
@@ -155,7 +155,7 @@ def test_ours_tells_the_vae():
 
 
 def test_supermerger_weight_sum():
-    """SuperMerger's 26 numbers, names and hashes become a recipe of one step; its stand-in for model C is left out."""
+    """SuperMerger's 26 numbers, names and hashes become a recipe of one step, without the unused model C."""
     recipe, warnings = read(SUPERMERGER)
 
     (step,) = recipe.steps
@@ -173,8 +173,8 @@ def test_supermerger_weight_sum():
 
 
 @pytest.mark.parametrize("orig", ["GRAD_V", "R,U,X", "", None])
-def test_supermerger_base_apart(orig):
-    """Where the text is a preset's name, the 25 numbers and the base's own are read."""
+def test_supermerger_separate_base(orig):
+    """If the text is a preset's name, the 25 numbers and the separate base alpha are read."""
     (step,) = read(SUPERMERGER, weights_alpha_orig=orig)[0].steps
 
     assert numbers(step.alpha) == NUMBERS
@@ -190,7 +190,7 @@ def test_supermerger_base_apart(orig):
     ],
 )
 def test_supermerger_three_models(mode, name, has_beta):
-    """The modes of three models take model C, and beta where they have one."""
+    """Modes with three models take model C, and beta if the mode has one."""
     beta = ",".join(map(str, OTHERS))
     (step,) = read(SUPERMERGER, mode=mode, model_c=C, weights_beta=OTHERS[1:], weights_beta_orig=beta)[0].steps
 
@@ -202,7 +202,7 @@ def test_supermerger_three_models(mode, name, has_beta):
 
 
 def test_supermerger_without_blocks():
-    """Without block weights, the base's alpha and beta are everything's."""
+    """Without block weights, base alpha and base beta hold for all blocks."""
     (step,) = read(SUPERMERGER, mode="Triple sum", mbw=False, weights_alpha=None, weights_alpha_orig=None)[0].steps
 
     assert numbers(step.alpha) == [NUMBERS[0]] * 26
@@ -214,14 +214,14 @@ def test_supermerger_without_blocks():
     [("Exclude", lambda block: block not in ("IN10", "BASE")), ("Include", lambda block: block in ("IN10", "BASE"))],
 )
 def test_supermerger_excluded_blocks(mode, kept):
-    """Blocks that are left out stay model A's, as with 0."""
+    """Blocks that are left out have an alpha of 0."""
     (step,) = read(SUPERMERGER, Off=..., **{mode: ["IN10", "BASE", ""]})[0].steps
 
     assert numbers(step.alpha) == [number if kept(block) else 0 for block, number in zip(BLOCKS, NUMBERS, strict=True)]
 
 
 def test_supermerger_print():
-    """Among the blocks that are left out, "print" only tells on the console what is left out."""
+    """The entry "print" among the left out blocks is ignored: it only prints them on the console."""
     printed, _ = read(SUPERMERGER, Off=..., Exclude=["IN10", "print"])
     only, _ = read(SUPERMERGER, Off=..., Exclude=["print"])
 
@@ -230,7 +230,7 @@ def test_supermerger_print():
 
 
 @pytest.mark.parametrize(
-    ("excluded", "kind", "kept", "said"),
+    ("excluded", "kind", "kept", "warns"),
     [
         (["VAE"], "Exclude", BLOCKS, True),
         (["VAE", "BASE"], "Exclude", BLOCKS[1:], False),
@@ -239,18 +239,18 @@ def test_supermerger_print():
         (["Adjust", "IN00", "OUT11"], "Include", ["IN00", "OUT11"], False),
     ],
 )
-def test_supermerger_vae_and_adjust(excluded, kind, kept, said):
-    """The VAE and "Adjust" are parts of blocks: with their blocks they are said; a VAE that stays A's needs --vae."""
+def test_supermerger_vae_and_adjust(excluded, kind, kept, warns):
+    """The VAE and "Adjust" can be left out with their blocks; a VAE left out alone gives a warning."""
     recipe, warnings = read(SUPERMERGER, Off=..., base_alpha=0.4, weights_alpha_orig="GRAD_V", **{kind: excluded})
 
     given = dict(zip(BLOCKS, [0.4, *NUMBERS[1:]], strict=True))
     assert numbers(recipe.steps[0].alpha) == [given[block] if block in kept else 0 for block in BLOCKS]
-    assert len(warnings) == said
-    assert all("the VAE was left out and is model A's: merge with `vae=...`" in warning for warning in warnings)
+    assert len(warnings) == warns
+    assert all("the VAE was excluded and remains model A's: merge with `vae=...`" in warning for warning in warnings)
 
 
 def test_supermerger_adjust_of_nothing():
-    """What "Adjust" would leave out is nothing where its blocks' alphas are 0 already."""
+    """Leaving out "Adjust" changes nothing if its blocks already have alphas of 0."""
     recipe, _ = read(
         SUPERMERGER,
         Off=...,
@@ -263,7 +263,7 @@ def test_supermerger_adjust_of_nothing():
 
 
 def test_metadata_encoded_twice():
-    """Recipe and models that a tool encoded once more, whole or entry by entry, are the same recipe."""
+    """Recipe and models that a tool encoded twice, whole or by entry, give the same recipe."""
     recipe, models = json.dumps(SUPERMERGER), {key: json.dumps(entry) for key, entry in MODELS.items()}
     metadata = {"sd_merge_recipe": json.dumps(recipe), "sd_merge_models": json.dumps(json.dumps(models))}
 
@@ -271,13 +271,13 @@ def test_metadata_encoded_twice():
 
 
 def test_model_mixer():
-    """Model Mixer's chain becomes steps TEMP1, TEMP2 with its own mapping; known hashes are completed."""
+    """model-mixer's chain becomes steps TEMP1, TEMP2 with its own mapping; known hashes are completed."""
     recipe, warnings = read(MIXER)
 
-    one, two = recipe.steps
-    assert (one.name, one.mode, one.a, one.b, one.c) == ("TEMP1", "weight_sum", "A", "B", None)
-    assert (two.name, two.mode, two.a, two.b, two.c) == ("TEMP2", "add_difference", "TEMP1", "C", "sd15")
-    assert (numbers(one.alpha), numbers(two.alpha)) == (NUMBERS, OTHERS)
+    first, second = recipe.steps
+    assert (first.name, first.mode, first.a, first.b, first.c) == ("TEMP1", "weight_sum", "A", "B", None)
+    assert (second.name, second.mode, second.a, second.b, second.c) == ("TEMP2", "add_difference", "TEMP1", "C", "sd15")
+    assert (numbers(first.alpha), numbers(second.alpha)) == (NUMBERS, OTHERS)
     assert (recipe.mapping, recipe.output, warnings) == ("model-mixer", "TEMP2", ())
     assert recipe.models == {
         "A": Model("A.safetensors", sha256=A),
@@ -288,20 +288,20 @@ def test_model_mixer():
 
 
 def test_model_mixer_without_blocks():
-    """A step without block weights has one alpha; a merge of such steps alone moves the VAE too."""
+    """A step without block weights has one alpha; a merge with only such steps moves the VAE too."""
     recipe, warnings = read(MIXER, use_mbws=[False, False], weights_alpha=["", ""])
-    mixed, said = read(MIXER, use_mbws=[True, False])
+    mixed, mixed_warnings = read(MIXER, use_mbws=[True, False])
 
     assert [numbers(step.alpha) for step in recipe.steps] == [[0.5] * 26, [0.6] * 26]
     assert (recipe.mapping, warnings) == ("supermerger", ())
     assert [numbers(step.alpha) for step in mixed.steps] == [NUMBERS, [0.6] * 26]
     assert mixed.mapping == "model-mixer"
-    assert len(said) == 1
-    assert "VAE" in said[0]
+    assert len(mixed_warnings) == 1
+    assert "VAE" in mixed_warnings[0]
 
 
 def test_model_mixer_of_another_version():
-    """Older metadata has one calcmode and says by the weights themselves which steps have them."""
+    """Older metadata has one calcmode, and the type of each step's weights shows whether they are by block."""
     changes = {"use_mbws": ..., "uses": ..., "mbw": False, "calcmode": "normal", "elemental": ..., "adjust": ...}
     recipe, _ = read(MIXER, weights_alpha=[NUMBERS, "0.5"], mode=["Sum", "Sum"], **changes)
 
@@ -309,7 +309,7 @@ def test_model_mixer_of_another_version():
 
 
 def test_model_mixer_unused_step():
-    """A step that was not used is left out, and a single step is called merged."""
+    """A step that was not used is left out, and a single step is named merged."""
     recipe, _ = read(MIXER, uses=[False, True])
 
     (step,) = recipe.steps
@@ -318,7 +318,7 @@ def test_model_mixer_unused_step():
 
 
 def test_webui():
-    """The WebUI's own merger has one multiplier for everything."""
+    """A merge by the WebUI has one multiplier for all blocks."""
     recipe, warnings = read(WEBUI)
     two, _ = read(WEBUI, interp_method="Weighted sum", tertiary_model_hash=None)
 
@@ -328,8 +328,8 @@ def test_webui():
     assert (two.steps[0].mode, list(two.models)) == ("weight_sum", ["A", "B"])
 
 
-def test_webui_does_more():
-    """A VAE baked in and weights thrown away are said: the recipe does neither."""
+def test_webui_extras_give_warnings():
+    """A baked VAE and discarded weights give warnings, since the recipe contains neither."""
     _, warnings = read(WEBUI, bake_in_vae="good.vae.pt", discard_weights="model_ema")
 
     assert len(warnings) == 2
@@ -338,19 +338,19 @@ def test_webui_does_more():
 
 
 def test_no_interpolation():
-    """The WebUI's "No interpolation" is one model, whatever else stands in its fields: a merge that changes nothing."""
+    """The WebUI's "No interpolation" is a merge of one model with itself; its other fields are ignored."""
     recipe, warnings = read(WEBUI, interp_method="No interpolation", multiplier="", secondary_model_hash=None)
 
     assert (list(recipe.models), recipe.output, len(recipe.steps)) == (["A"], "merged", 1)
     assert block_coefficients(recipe) == {"A": dict.fromkeys(BLOCKS, 1.0)}
     assert warnings == (
-        "interp_method: no interpolation: the file is 'A' alone, written as a weight sum of it with itself",
+        "interp_method: no interpolation: the file is 'A' alone, written as its weight sum with itself",
     )
 
 
 @pytest.mark.parametrize("reference", [B, B[:10], f"[{B[:10]}]"])
 def test_unnamed_model(reference):
-    """A hash without a name is the file, without an extension, as it finds a checkpoint under any name; and is said."""
+    """A model with a hash but no name gets the hash as its file, which finds it under any name, and a warning."""
     recipe, warnings = read(WEBUI, models={A: MODELS[A], C: MODELS[C]}, secondary_model_hash=reference)
 
     assert recipe.models["b2b2b2b2b2"] == Model("b2b2b2b2b2", sha256=B if reference == B else None)
@@ -358,8 +358,8 @@ def test_unnamed_model(reference):
     assert all(word in warnings[0] for word in ("secondary_model_hash", reference.strip("[]"), "found by its hash"))
 
 
-def test_models_known_by_hash_alone(tmp_path, write_sd1):
-    """A recipe of which only hashes are known finds its checkpoints under any name."""
+def test_models_known_only_by_hash(tmp_path, write_sd1):
+    """A recipe with hashes only finds its checkpoints under any name."""
     write_sd1(tmp_path / "renamed.safetensors", seed=1)
     digits = hashlib.sha256((tmp_path / "renamed.safetensors").read_bytes()).hexdigest()
 
@@ -369,8 +369,8 @@ def test_models_known_by_hash_alone(tmp_path, write_sd1):
     assert find_models(files, tmp_path) == ({digits[:10]: tmp_path / "renamed.safetensors"}, [])
 
 
-def test_names_that_meet():
-    """Two models of one name, and a model called like a step, get names of their own; one model twice is one."""
+def test_names_are_made_unique():
+    """Models with the same name, or the name of a step, get unique names; a model used twice has one name."""
     same = {A: {"name": "x/merged.ckpt"}, B: {"name": "y/merged.ckpt"}}
     recipe, _ = read(WEBUI, models=same, tertiary_model_hash=A)
 
@@ -379,8 +379,8 @@ def test_names_that_meet():
     assert {model.file for model in recipe.models.values()} == {"merged.ckpt"}
 
 
-def test_read_recipe_merges_as_the_tool_did(tmp_path, write_sd1, sd1_tensors):
-    """A recipe read from SuperMerger's metadata merges to the tool's formula, block by block."""
+def test_imported_recipe_merges_like_the_tool(tmp_path, write_sd1, sd1_tensors):
+    """A recipe from SuperMerger's metadata merges by the tool's formula, block by block."""
     around = sd1_tensors(seed=0)
     tensors = {
         name: write_sd1(tmp_path / f"{name}.safetensors", seed=n, around=around) for n, name in enumerate("ABC", 1)
@@ -393,7 +393,7 @@ def test_read_recipe_merges_as_the_tool_did(tmp_path, write_sd1, sd1_tensors):
         {name: tmp_path / f"{name}.safetensors" for name in "ABC"},
         tmp_path / "out.safetensors",
         dtype=torch.float32,
-        check_hashes=False,  # they are made up
+        check_hashes=False,  # the hashes are invented
     )
 
     found = load_file(tmp_path / "out.safetensors")
@@ -428,7 +428,7 @@ def test_read_recipe_merges_as_the_tool_did(tmp_path, write_sd1, sd1_tensors):
         (MIXER, {"mode": ["Sum", "Triple"]}, ["mode", "'Triple'", "Add-Diff"]),
         (MIXER, {"mode": []}, ["mode"]),
         (MIXER, {"mode": "Sum"}, ["mode", "list"]),
-        (MIXER, {"uses": [False, False]}, ["uses", "no step"]),
+        (MIXER, {"uses": [False, False]}, ["uses", "at least one step"]),
         (MIXER, {"uses": [True, True, True]}, ["uses", "2 steps"]),
         (MIXER, {"weights_alpha": [NUMBERS]}, ["weights_alpha", "list of 2"]),
         (MIXER, {"weights_alpha": [NUMBERS, NUMBERS[:20]]}, ["weights_alpha", "20 numbers"]),
@@ -453,14 +453,14 @@ def test_read_recipe_merges_as_the_tool_did(tmp_path, write_sd1, sd1_tensors):
     ],
 )
 def test_refused(recipe, changes, words):
-    """What a recipe cannot say, and what is broken, is one line with file, field, what was received and why."""
+    """Unsupported or broken metadata is refused in one line with file, field, received value and reason."""
     line = problem(recipe, **changes)
 
     assert all(word in line for word in words), line
 
 
 def test_no_recipe():
-    """A file without a recipe is told what metadata it has; one with a broken recipe that it is broken."""
+    """A file without a recipe is refused with the metadata that it has; a broken recipe is refused too."""
     for metadata, words in (
         ({}, "none"),
         ({"format": "pt"}, "'format'"),
@@ -481,7 +481,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "file", "a", "b"]), inner),
     max_leaves=8,
 )
-OURS = {
+BLOCKFIT = {
     "name": "x",
     "models": {"a": {"file": "a"}, "b": {"file": "b"}},
     "steps": [{"name": "T", "mode": "weight_sum", "a": "a", "b": "b", "alpha": NUMBERS}],
@@ -495,17 +495,23 @@ CHANGED = st.sampled_from([SUPERMERGER, MIXER, WEBUI]).flatmap(
         lambda changes: whole | changes
     )
 )
-CHANGED_OURS = st.dictionaries(st.sampled_from([*OURS, "presets"]), JSON, max_size=2).map(
-    lambda changes: {"type": "blockfit", "output": "T", "recipe": OURS | changes}
+CHANGED_BLOCKFIT = st.dictionaries(st.sampled_from([*BLOCKFIT, "presets"]), JSON, max_size=2).map(
+    lambda changes: {"type": "blockfit", "output": "T", "recipe": BLOCKFIT | changes}
 )
 CHANGED_STEP = st.dictionaries(
-    st.sampled_from([*OURS["steps"][0], "c", "beta", "expect", "similarity"]), JSON, max_size=2
-).map(lambda changes: {"type": "blockfit", "output": "T", "recipe": OURS | {"steps": [OURS["steps"][0] | changes]}})
+    st.sampled_from([*BLOCKFIT["steps"][0], "c", "beta", "expect", "similarity"]), JSON, max_size=2
+).map(
+    lambda changes: {
+        "type": "blockfit",
+        "output": "T",
+        "recipe": BLOCKFIT | {"steps": [BLOCKFIT["steps"][0] | changes]},
+    }
+)
 
 
-@given(data=CHANGED | CHANGED_OURS | CHANGED_STEP | JSON, models=JSON)
+@given(data=CHANGED | CHANGED_BLOCKFIT | CHANGED_STEP | JSON, models=JSON)
 def test_hostile_metadata(data, models):
-    """Whatever the metadata holds, the outcome is a recipe or a RecipeError."""
+    """Any metadata gives a recipe or a RecipeError."""
     metadata = {"sd_merge_recipe": json.dumps(data), "sd_merge_models": json.dumps(models)}
     try:
         recipe, warnings = recipe_from_metadata(metadata, Path("x.safetensors"))

@@ -1,4 +1,4 @@
-"""Files that are imported, whatever they are: other tools' are read, and others told by their kind, in one line."""
+"""Importing files: those of other tools are read, and any other file is refused in one line with its kind."""
 
 import json
 import struct
@@ -40,7 +40,7 @@ TENSOR = {"model.diffusion_model.out.0.weight": torch.ones(2)}
 
 
 def refused(path):
-    """The one line with which a file is refused."""
+    """Return the one line with which a file is refused."""
     with pytest.raises(RecipeError) as caught:
         (import_merged if path.suffix == ".safetensors" else import_text)(path)
     (line,) = caught.value.problems
@@ -63,7 +63,7 @@ def refused(path):
     ],
 )  # fmt: skip
 def test_metadata_as_text(tmp_path, text):
-    """Metadata as WebUIs show it, whole or encoded once more, is the recipe of the file that it was copied from."""
+    """Metadata as WebUIs show it, plain or encoded twice, gives the recipe of its file."""
     path = tmp_path / "metadata.json"
     path.write_text(text, encoding="utf-8")
 
@@ -73,8 +73,8 @@ def test_metadata_as_text(tmp_path, text):
     assert {name: model.sha256 for name, model in imported.recipe.models.items()} == {"A": A, "B": B}
 
 
-def test_the_recipe_alone_as_text(tmp_path):
-    """Of a recipe without the models' names the hashes are kept, which find the files under any name."""
+def test_recipe_alone_as_text(tmp_path):
+    """A recipe without the models' names keeps their hashes, which find the files under any name."""
     (tmp_path / "recipe.json").write_text(json.dumps(SUPERMERGER), encoding="utf-8")
 
     imported = import_text(tmp_path / "recipe.json")
@@ -87,7 +87,7 @@ def test_the_recipe_alone_as_text(tmp_path):
 
 
 def test_parents_in_metadata_as_text(tmp_path):
-    """Parents' steps are put in on request from a text too; where there can be none, asking for them is refused."""
+    """`with_parents` puts in parents' steps from a text of metadata, and is refused for a text of formulas."""
     parent = {"type": "webui", "primary_model_hash": "c3" * 32, "secondary_model_hash": "d4" * 32,
               "interp_method": "Weighted sum", "multiplier": 0.25}  # fmt: skip
     models = {**MODELS, B: {"name": "B", "sd_merge_recipe": parent}, "c3" * 32: {"name": "C"}, "d4" * 32: {"name": "D"}}
@@ -118,14 +118,14 @@ KINDS = {
     "other.json": (b'{"name": "x", "version": 2}', "a JSON object with 'name', 'version'"),
     "unet.json": (b'{"_class_name": "UNet2DConditionModel"}', "a diffusers configuration (UNet2DConditionModel)"),
     "lora.json": (b'{"ss_network_dim": "32"}', "the metadata of a LoRA"),
-    "recipe.yaml": (b"models: {a: {file: a}}\nsteps:\n  - {name: T}\n", "a recipe of blockfit's already"),
-    "study.yaml": (b"recipe: recipe.yaml\nstages:\n  - {}\n", "a study of blockfit's"),
+    "recipe.yaml": (b"models: {a: {file: a}}\nsteps:\n  - {name: T}\n", "already a recipe of blockfit"),
+    "study.yaml": (b"recipe: recipe.yaml\nstages:\n  - {}\n", "a study of blockfit"),
 }
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_kinds_of_files(tmp_path, name):
-    """A file that tells no recipe is told by its kind, not as a bad formula."""
+    """A file without a recipe is refused with its kind, not as a bad formula."""
     content, kind = KINDS[name]
     (tmp_path / name).write_bytes(content)
 
@@ -133,7 +133,7 @@ def test_kinds_of_files(tmp_path, name):
 
 
 def test_checkpoints_under_other_names(tmp_path):
-    """A checkpoint whose name does not tell that it is one is told so."""
+    """A checkpoint without the right extension is refused with the extension that it needs."""
     save_file(TENSOR, tmp_path / "model")
     with zipfile.ZipFile(tmp_path / "old", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
@@ -144,8 +144,8 @@ def test_checkpoints_under_other_names(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bzhMix", "Rar!", "GIF8", "BMmix", "<b>MZ</b>"])
-def test_texts_that_begin_as_other_files_do(tmp_path, name):
-    """A text is read as one, whatever archives and images begin with."""
+def test_texts_that_begin_like_other_files(tmp_path, name):
+    """A text that begins like an archive or an image is still read as a text."""
     (tmp_path / "t.txt").write_text(f"{name} recipe\nA x 0.75 + B x 0.25 = MIX\n", encoding="utf-8")
 
     expected = weight_sum(alone("A"), alone("B"), everywhere(0.25))
@@ -164,16 +164,16 @@ def test_texts_that_begin_as_other_files_do(tmp_path, name):
     ],
 )
 def test_kinds_of_tensors(tmp_path, tensors, kind):
-    """Files of tensors that are no checkpoints are told by their kind."""
+    """Files of tensors that are no checkpoints are refused with their kind."""
     save_file({name: torch.ones(2, 4) for name in tensors}, tmp_path / "file.safetensors")
 
-    told = refused(tmp_path / "file.safetensors")
-    assert f"is {kind}" in told
-    assert told.endswith("; it holds no recipe")
+    line = refused(tmp_path / "file.safetensors")
+    assert f"is {kind}" in line
+    assert line.endswith("; it holds no recipe")
 
 
-def test_a_checkpoint_without_a_recipe(tmp_path):
-    """A checkpoint without a recipe is told which metadata it has."""
+def test_checkpoint_without_a_recipe(tmp_path):
+    """A checkpoint without a recipe is refused with the metadata that it has."""
     save_file(TENSOR, tmp_path / "plain.safetensors", metadata={"format": "pt"})
 
     assert "no recipe in its metadata (sd_merge_recipe); it has 'format'" in refused(tmp_path / "plain.safetensors")
@@ -208,7 +208,7 @@ COMFY = {
     ],
 )
 def test_metadata_of_merged_files(tmp_path, metadata, expected):
-    """What WebUIs, sd-mecha and ComfyUI leave in the files that they merge is a recipe."""
+    """The metadata of files merged by WebUIs, sd-mecha and ComfyUI is read as a recipe."""
     save_file(TENSOR, tmp_path / "merged.safetensors", metadata=metadata)
 
     assert_coefficients(block_coefficients(import_merged(tmp_path / "merged.safetensors").recipe), expected)
@@ -216,16 +216,16 @@ def test_metadata_of_merged_files(tmp_path, metadata, expected):
 
 @pytest.mark.parametrize("name", ["m.mecha", "m.json", "m.yml"])
 def test_options_that_only_texts_take(tmp_path, name):
-    """A mapping or presets beside a file that tells itself is refused, not left out."""
+    """A mapping for a file that contains its own is refused, not ignored."""
     texts = {"m.mecha": MECHA, "m.json": json.dumps(COMFY), "m.yml": "merge_method: linear\nmodels: []\n"}
     (tmp_path / name).write_text(texts[name], encoding="utf-8")
 
-    with pytest.raises(RecipeError, match="mapping: received mecha; the file tells that itself"):
+    with pytest.raises(RecipeError, match="mapping: received mecha; the file contains its own"):
         import_text(tmp_path / name, mapping="mecha")
 
 
 def test_files_that_end_early(tmp_path):
-    """Files of a few bytes, and none, are texts without a formula or broken ones, and never a failure of Python's."""
+    """Files of a few bytes, or none, are refused with a RecipeError, never with an error of Python."""
     for number, content in enumerate((b"", b"\x00", b"{", b"[", b'"', struct.pack("<Q", 5) + b"{", b"version 0.1.0")):
         path = tmp_path / f"file{number}"
         path.write_bytes(content)
@@ -233,7 +233,7 @@ def test_files_that_end_early(tmp_path):
             import_text(path)
 
 
-# --- Whatever is in them ----------------------------------------------------------------------------------------------
+# --- Any content -----------------------------------------------------------------------------------------------------
 
 WORDS = st.sampled_from(
     ["&0", "&1", "&4", "&99", "null", "nan", "1e999", "-1", '"x"', '"weighted_sum"', '"subtract"', "alpha=&4", "BASE=2",
@@ -244,7 +244,7 @@ WORDS = st.sampled_from(
 @settings(max_examples=150, deadline=None)
 @given(line=st.integers(0, 6), words=st.lists(WORDS | st.text(max_size=6), max_size=6), data=st.data())
 def test_any_mecha_text(line, words, data):
-    """Whatever stands in an sd-mecha text, the outcome is a recipe or a RecipeError."""
+    """Any sd-mecha text gives a recipe or a RecipeError."""
     lines = MECHA.split("\n")
     kept = lines[line].split(" ")[: data.draw(st.integers(0, 4))]
     lines[line] = " ".join([*kept, *words])
@@ -278,7 +278,7 @@ CLASSES = st.sampled_from(
     )
 )
 def test_any_workflow(nodes):
-    """Whatever stands in a workflow, the outcome is a recipe or a RecipeError."""
+    """Any workflow of the API gives a recipe or a RecipeError."""
     data = {**COMFY, **nodes}
     assert is_workflow(data)
     try:
@@ -310,7 +310,7 @@ BROWSER_LINKS = [[1, 1, 0, 3, 0, "MODEL"], [2, 2, 0, 3, 1, "MODEL"]]
     links=st.lists(VALUES | st.lists(VALUES, min_size=5, max_size=5), max_size=2),
 )
 def test_any_workflow_from_the_browser(position, field, value, more, links):
-    """Whatever stands in the form that the browser saves, the outcome is a recipe or a RecipeError."""
+    """Any workflow of the browser gives a recipe or a RecipeError."""
     nodes = [*BROWSER_NODES, *more]
     nodes[position] = {**nodes[position], field: value}
     try:
@@ -319,8 +319,8 @@ def test_any_workflow_from_the_browser(position, field, value, more, links):
         return
 
 
-def test_an_anchor_twice(recwarn):
-    """Of two anchors of one name in mergekit's YAML the later one counts, without a warning of the YAML library."""
+def test_anchor_used_twice(recwarn):
+    """If mergekit's YAML has the same anchor twice, the later one counts, without a warning of the YAML library."""
     models = (
         "- {model: a.safetensors, parameters: {weight: &w 1.0}}\n- {model: b.safetensors, parameters: {weight: &w 3.0}}"
     )
@@ -338,7 +338,7 @@ def test_an_anchor_twice(recwarn):
     weight=VALUES,
 )
 def test_any_configuration_of_mergekit(field, value, weight):
-    """Whatever stands in a configuration of mergekit's, the outcome is a recipe or a RecipeError."""
+    """Any configuration of mergekit gives a recipe or a RecipeError."""
     models = [{"model": f"{name}.safetensors", "parameters": {"weight": weight}} for name in "AB"]
     data = {"merge_method": "linear", "models": models, "base_model": "A.safetensors", field: value}
     text = "\n".join(f"{key}: {json.dumps(entry)}" for key, entry in data.items())

@@ -1,4 +1,4 @@
-"""SuperMerger's notation: the article's lines, other people's spellings, whole texts, and the way back."""
+"""Reading and writing SuperMerger's notation: the article's lines, other spellings, and whole texts."""
 
 # ruff: noqa: RUF001
 
@@ -21,7 +21,7 @@ SPREAD = {block: n / 100 for n, block in enumerate(BLOCKS)}
 
 
 def only_step(text):
-    """The one step of this text, which must be understood without any remark."""
+    """Read a text and return its only step; the text must give no warnings."""
     imported = read_notation(text)
     assert (imported.warnings, imported.not_understood) == ((), ())
     (step,) = imported.recipe.steps
@@ -29,7 +29,7 @@ def only_step(text):
 
 
 def shown(step):
-    """A step's name, mode, inputs, and its alpha in OUT03."""
+    """Return a step's name, mode, inputs, and its alpha in OUT03."""
     return step.name, step.mode, *step.inputs.values(), step.alpha.at("OUT03")
 
 
@@ -85,19 +85,19 @@ def shown(step):
     ],
 )
 def test_spellings_of_a_formula(text, expected):
-    """Whatever its spelling, a formula is read as the step that it means."""
+    """A formula in any spelling is read as the same step."""
     assert shown(only_step(text)) == expected
 
 
-def test_alpha_lines_are_26_numbers_base_first():
-    """The 26 numbers of an alpha line are those of BASE, IN00-IN11, M00, OUT00-OUT11 in this order."""
+def test_alpha_lines_have_26_numbers_base_first():
+    """The 26 numbers of an alpha line belong to BASE, IN00-IN11, M00, OUT00-OUT11, in this order."""
     step = only_step(f"A + (B - C) x alpha = T\nalpha = ({NUMBERS})")
 
     assert dict(step.alpha.values) == SPREAD
 
 
 def test_25_numbers_and_a_base_alpha():
-    """25 numbers are those of IN00-OUT11, and the base alpha is BASE's."""
+    """A list of 25 numbers belongs to IN00-OUT11, and the base alpha belongs to BASE."""
     step = only_step(f"A + (B - C) x alpha = T\nbase alpha = 0.7\nalpha = ({NUMBERS.split(',', 1)[1]})")
 
     assert dict(step.alpha.values) == SPREAD | {"BASE": 0.7}
@@ -114,7 +114,7 @@ def test_25_numbers_and_a_base_alpha():
     ],
 )
 def test_modes_with_beta(formula, mode, inputs, alpha, beta):
-    """A sum of sums is sum twice, and one of three models triple sum, with the alpha and beta that they have."""
+    """A sum of sums is sum twice, and a sum of three models is triple sum, with their alpha and beta."""
     given_alphas = ", alpha = 0.2, beta = 0.3" if "alpha" in formula else ""
     step = only_step(f"{formula} = T{given_alphas}")
 
@@ -122,8 +122,8 @@ def test_modes_with_beta(formula, mode, inputs, alpha, beta):
     assert (step.alpha.at("M00"), step.beta.at("M00")) == (alpha, beta)
 
 
-def test_a_sum_in_second_place_is_a_step_of_its_own():
-    """Only a sum in A's place makes a sum twice: elsewhere what A lacks would come from another model."""
+def test_sum_in_second_place_becomes_a_separate_step():
+    """Only a sum in place A is sum twice; elsewhere a missing tensor would come from another model."""
     recipe = read_notation("T = f x 0.75 + (d x 0.5 + e x 0.5) x 0.25").recipe
 
     assert [shown(step) for step in recipe.steps] == [
@@ -132,8 +132,8 @@ def test_a_sum_in_second_place_is_a_step_of_its_own():
     ]
 
 
-def test_several_differences_are_added_one_after_another():
-    """A + (B - C) x 0.3 + (D - C) x 0.2 is the second difference added to the result of the first."""
+def test_several_differences_are_added_in_order():
+    """In A + (B - C) x 0.3 + (D - C) x 0.2 the second difference is added to the result of the first."""
     recipe = read_notation("T = A + (B - C)*0.3 + (D - C)*0.2").recipe
 
     assert [shown(step) for step in recipe.steps] == [
@@ -155,7 +155,7 @@ def test_several_differences_are_added_one_after_another():
     ],
 )
 def test_formulas_over_several_lines(lines):
-    """A formula that runs on over lines is read whole, and points of a list after it are none of it."""
+    """A formula that continues on further lines is read whole; list items after it are not part of it."""
     assert shown(only_step(lines)) == ("T", "weight_sum", "A", "B", 0.5)
 
 
@@ -166,7 +166,7 @@ def test_differences_on_the_next_line():
 
     (problem,) = problems_of("A x 0.5 + B x 0.5 = T\n  + (C - D) x 0.3")
     assert problem.startswith(
-        "line 2: not understood: a formula without a name; write = NAME behind it, in '+ (C - D) x 0.3'; it goes on"
+        "line 2: not understood: a formula without a name; write = NAME after it, in '+ (C - D) x 0.3'; it goes on"
     )
 
 
@@ -186,7 +186,7 @@ def test_differences_on_the_next_line():
     ],
 )
 def test_spellings_of_model_cards(text):
-    """Arrows, tables, code, bold text, percentages, hashes and comments are what people paste."""
+    """Arrows, tables, code, bold text, percentages, hashes and comments of model cards are read."""
     assert shown(only_step(text)) == ("T", "weight_sum", "A", "B", 0.5)
 
 
@@ -203,14 +203,14 @@ def test_spellings_of_model_cards(text):
     ],
 )
 def test_ways_to_write_an_alpha(value, expected):
-    """Lists in square brackets or over lines, percentages, blocks and presets with spaces are alphas."""
+    """Lists in square brackets or over lines, percentages, mappings of blocks and presets with spaces are alphas."""
     step = only_step(f"T = A x (1-alpha) + B x alpha\nalpha = {value}\nMY PRESET\t{NUMBERS}")
 
     assert step.alpha.at("OUT03") == expected
 
 
 def test_base_alpha_beside_one_number():
-    """A base alpha beside one number is BASE's, and the number that of all other blocks."""
+    """A base alpha beside one number belongs to BASE, and the number to all other blocks."""
     step = only_step("T = A x (1-alpha) + B x alpha\nalpha = 0.3\nbase alpha = 0.5")
 
     assert (step.alpha.at("BASE"), step.alpha.at("IN00"), step.alpha.at("OUT11")) == (0.5, 0.3, 0.3)
@@ -226,8 +226,8 @@ def test_base_alpha_beside_one_number():
         ("0.3 beta = 0.2", "line 2: not understood"),
     ],
 )
-def test_alphas_that_are_none(value, part):
-    """What is no alpha is named with its own line, never read as part of itself."""
+def test_invalid_alphas(value, part):
+    """An invalid alpha is reported with its line; no part of it is read."""
     problems = problems_of(f"T = A x (1-alpha) + B x alpha\nalpha = {value}")
 
     assert part in problems[0]
@@ -237,18 +237,18 @@ def test_alphas_that_are_none(value, part):
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("A + (B-C)*0.3", "a formula without a name; write = NAME behind it"),
+        ("A + (B-C)*0.3", "a formula without a name; write = NAME after it"),
         ("# U = A x 0.5 + B x 0.5", "a comment or heading"),
-        ("Cosine similarity of output_blocks: 250%", "250 % is no similarity"),
-        (f"MINE\t{NUMBERS}\nMINE\t{NUMBERS.replace('0.17', '0.18')}", "preset 'MINE' is another on line 3"),
+        ("Cosine similarity of output_blocks: 250%", "250 % is not a similarity; it must be from -100 to 100 %"),
+        (f"MINE\t{NUMBERS}\nMINE\t{NUMBERS.replace('0.17', '0.18')}", "preset 'MINE' has other numbers on line 3"),
         ("A x 0.7 + (B - C) x 0.3 = U", "there must be one model with the factor 1"),
         ("Mix of V3 x 0.5 + B x 0.5 = U", "a name with spaces needs quotation marks"),
         ("best one + B = U", "a name with spaces needs quotation marks where there are no numbers"),
         ("Ax0.5+Bx0.5 = U", "if 'Ax0.5' is not one name, write spaces"),
     ],
 )
-def test_more_lines_that_are_named(line, part):
-    """Formulas without a name, in comments, or that say something impossible are named too."""
+def test_more_lines_that_are_reported(line, part):
+    """Formulas without a name, in comments, or with impossible values are reported."""
     imported = read_notation(f"G x 0.5 + H x 0.5 = GOOD\nsome prose\n{line}\nmore prose")
 
     assert [step.name for step in imported.recipe.steps] == ["GOOD"]
@@ -266,24 +266,24 @@ def test_more_lines_that_are_named(line, part):
         "alpha",
     ],
 )
-def test_broken_lines_do_no_harm(line):
-    """Lines that nearly report something, or hold no escapes but a Windows path, stop nothing."""
+def test_malformed_lines_do_not_stop_the_reader(line):
+    """Lines that resemble reports, or contain a Windows path instead of escapes, do not stop the reader."""
     assert read_notation(f"A x 0.5 + B x 0.5 = T\n{line}").recipe.steps[0].name == "T"
 
 
 def test_alphas_above_their_formula():
-    """An alpha above every formula, with a formula below that has one, is an error: whose it is cannot be told."""
+    """An alpha above every formula is an error if a formula below has an alpha, since its step is ambiguous."""
     (first, *_) = problems_of("alpha = 0.3\nT1 = A x (1-alpha) + B x alpha\nalpha = 0.6\nT2 = T1 x 0.5 + C x 0.5")
 
     assert "line 1: " in first
     assert any(
-        "stands above the formula of line 2" in problem
+        "alpha is above the formula of line 2" in problem
         for problem in problems_of("alpha = 0.3\nT1 = A x (1-alpha) + B x alpha\nalpha = 0.6\nT2 = T1 x 0.5 + C x 0.5")
     )
 
 
 def test_long_texts_are_read_in_time():
-    """Two thousand steps of models of their own, names with spaces among them, and long prose take seconds at most."""
+    """Two thousand steps with their own models, names with spaces, and long prose take at most a few seconds."""
     steps = [f'"model a{n}" x (1-alpha) + modelb_{n} x alpha = "step {n}"\nalpha = 0.{n:04}' for n in range(2000)]
     prose = "similarity of a " + "between a " * 10000
     started = time.process_time()
@@ -295,8 +295,8 @@ def test_long_texts_are_read_in_time():
     assert time.process_time() - started < 20
 
 
-def test_deeper_nesting_becomes_steps_of_its_own():
-    """What no single mode can hold is written as steps of their own, named after the one they belong to."""
+def test_deeper_nesting_becomes_separate_steps():
+    """A formula beyond a single mode becomes several steps, named after the step that contains them."""
     recipe = read_notation("A + ((B x 0.5 + C x 0.5) - (D + (E - F) x 0.2)) x 0.3 = T").recipe
 
     assert [(step.name, step.mode, *step.inputs.values()) for step in recipe.steps] == [
@@ -307,8 +307,8 @@ def test_deeper_nesting_becomes_steps_of_its_own():
     assert recipe.output == "T"
 
 
-def test_names_known_from_elsewhere_need_no_spaces():
-    """Where a name is known from its own line, operators need no spaces around them."""
+def test_known_names_need_no_spaces():
+    """A name defined on another line needs no spaces between it and operators."""
     recipe = read_notation("A-1 x 0.5 + B x 0.5 = TEMP1\nTEMP1x0.9+B x0.1=TEMP2\nTEMP2+(TEMP1-B)x0.5=TEMP3").recipe
 
     assert recipe.step("TEMP2").inputs == {"a": "TEMP1", "b": "B"}
@@ -331,12 +331,12 @@ def test_names_known_from_elsewhere_need_no_spaces():
         ("A x 0.25 + B x 0.25 + C x 0.25 + D x 0.2 = T", "the factors add up to 0.95"),
         ("A x 0.5 + B x 0.5 = T = U", "more than one `=`"),
         ("A x 0.5 + B x 0.5 = 0.7", "a step is a formula, `=` and a name"),
-        ("alpha = (1, 2)", "no formula above has alpha in it"),
+        ("alpha = (1, 2)", "no formula above contains alpha"),
         (f"A x 0.5 + B x 0.5 = T2, alpha = ({NUMBERS})", "the formula does not have"),
     ],
 )
-def test_lines_not_understood_are_named(line, part):
-    """A line with a formula that makes no sense is named with its number and the part that makes none."""
+def test_lines_not_understood_are_reported(line, part):
+    """A line with a malformed formula is reported with its number and the malformed part."""
     imported = read_notation(f"G x 0.5 + H x 0.5 = GOOD\nsome prose\n{line}\nmore prose")
 
     assert [step.name for step in imported.recipe.steps] == ["GOOD"]
@@ -346,7 +346,7 @@ def test_lines_not_understood_are_named(line, part):
 
 
 def problems_of(text, **options):
-    """The lines of the error that this text gives."""
+    """Return the lines of the error for a text."""
     with pytest.raises(RecipeError) as caught:
         read_notation(text, **options)
     assert all("\n" not in problem for problem in caught.value.problems)
@@ -354,7 +354,7 @@ def problems_of(text, **options):
 
 
 def test_problems_of_a_text():
-    """What makes a recipe impossible is an error of one line that tells the line's number and what would be right."""
+    """A problem that prevents a recipe is one line with the line's number and the correction."""
     (count,) = problems_of("A x (1-alpha) + B x alpha = T\nalpha = (" + ",".join(["0"] * 24) + ")")
     assert count.startswith("line 2: T.alpha: received 24 numbers; sd1 has 26 blocks, BASE first, OUT11 last")
     (never,) = problems_of("A x (1-alpha) + B x alpha = T")
@@ -362,10 +362,10 @@ def test_problems_of_a_text():
     (base,) = problems_of(f"A x (1-alpha) + B x alpha = T\nalpha = ({NUMBERS.split(',', 1)[1]})")
     assert "received 25 numbers; must be 26, BASE first, or base_alpha beside them" in base
     (twice,) = problems_of("A x 0.5 + B x 0.5 = T\nA x 0.4 + B x 0.6 = T\n")
-    assert twice == "line 2: 'T' is defined otherwise on line 1; a step has one name"
+    assert twice == "line 2: 'T' is defined differently on line 1; a name must have one definition"
     (needed,) = problems_of("A x 0.3 + B x 0.3 = T\nT x 0.5 + B x 0.5 = U")
     assert needed.startswith("line 1: not understood: the factors add up to 0.6")
-    assert needed.endswith("line 2 needs 'T', which it defines")
+    assert needed.endswith("line 2 needs 'T', which line 1 defines")
     (cycle,) = problems_of("U x 0.5 + B x 0.5 = T\nT x 0.5 + B x 0.5 = U")
     assert "cycle" in cycle
     assert list(problems_of("nothing but prose")) == [
@@ -375,17 +375,17 @@ def test_problems_of_a_text():
     assert "output: received 'U'" in output
     (unknown,) = problems_of("A x (1-alpha) + B x alpha = T, alpha = GRAD")
     assert "T.alpha: received 'GRAD'" in unknown
-    # Two formulas and then their numbers: whose are whose cannot be told.
+    # Two formulas followed by their numbers: the assignment is ambiguous.
     both = "A x (1-alpha) + B x alpha = T\nT x (1-alpha) + C x alpha = U\nalpha = 0.1\nalpha = 0.2"
     already, never = problems_of(both)
     assert never == "line 1: T.alpha: never given; write alpha = (26 numbers) below the formula"
-    assert already == "line 4: not understood: 'U' has its alpha from line 3 already, in 'alpha = 0.2'"
+    assert already == "line 4: not understood: 'U' already has its alpha from line 3, in 'alpha = 0.2'"
     (broken,) = problems_of("A x (1-alpha) + B x alpha = T, alpha = {OUT99: 1}")
     assert "unknown block 'OUT99'" in broken
 
 
 def test_presets_in_a_text_and_beside_it():
-    """An alpha may be a preset's name, whether the preset stands in the text or comes from a file."""
+    """An alpha can be a preset's name, and the preset can be in the text or in a file."""
     text = f"A x (1-alpha) + B x alpha = T\nalpha = GRAD_V\n\npreset_name\tpreset_weights\nGRAD_V\t{NUMBERS}\n"
     assert dict(only_step(text).alpha.values) == SPREAD
 
@@ -397,7 +397,7 @@ def test_presets_in_a_text_and_beside_it():
 
 
 def test_a_preset_with_24_values():
-    """A preset of 24 values is named with its line, and is an error where an alpha refers to it."""
+    """A preset of 24 values is reported with its line, and is an error where an alpha refers to it."""
     short = ",".join(["0.5"] * 24)
     imported = read_notation(f"A x 0.5 + B x 0.5 = T\nSHORT\t{short}")
     assert [message.split(";")[0] for message in imported.not_understood] == [
@@ -409,12 +409,12 @@ def test_a_preset_with_24_values():
 
 
 def test_near_miss_names():
-    """A name that is nearly that of a step nobody uses is taken for it, with a warning; other names are models."""
+    """A name that nearly matches an unused step is read as that step, with a warning; other names are models."""
     imported = read_notation("A x 0.5 + B x 0.5 = FINAL_OUTPUTS\nFINAL_OUTPUT x 0.5 + OpenBra x 0.5 = T")
     assert imported.recipe.step("T").a == "FINAL_OUTPUTS"
     assert imported.warnings == ("line 2: 'FINAL_OUTPUT' is taken for the step 'FINAL_OUTPUTS', which no formula uses",)
 
-    # Never the two models of one formula, nor numbers that differ.
+    # Two models of one formula, or names with different numbers, are never equal.
     imported = read_notation(
         "Any_v3 x 0.5 + any-v3 x 0.5 = T1\nmodelv1.1 x 0.5 + modelv11 x 0.5 = T2\nT1 x 0.5 + T2 x 0.5 = T"
     )
@@ -431,7 +431,7 @@ def test_near_miss_names():
 
 _names = st.one_of(
     st.text(string.ascii_letters + string.digits + "_.-", min_size=1, max_size=12),
-    # Recipes have no names with control characters in them, nor with spaces around them.
+    # Names in recipes have no control characters and no surrounding spaces.
     st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp")), min_size=1, max_size=8)
     .map(str.strip)
     .filter(bool),
@@ -497,7 +497,7 @@ def _recipes(draw):
 @settings(max_examples=200, deadline=None)
 @given(recipe=_recipes())
 def test_printing_and_reading_again(recipe):
-    """A recipe that is printed and read again is the same recipe, and nothing of it is left not understood."""
+    """A recipe that is printed and read again is unchanged, and every line is understood."""
     imported = read_notation(write_notation(recipe))
 
     assert imported.recipe == recipe
@@ -506,7 +506,7 @@ def test_printing_and_reading_again(recipe):
 
 
 def test_alphas_of_some_blocks_are_0_elsewhere():
-    """An alpha that names some blocks only is printed with 0 in the others, not as one number for all."""
+    """An alpha for some blocks is printed with 0 for the others, not as one number for all."""
     models = {name: Model(f"{name}.safetensors") for name in "ab"}
     step = Step("T", "weight_sum", "a", "b", None, Alpha({"OUT03": 0.5}))
 
@@ -543,7 +543,7 @@ WORDS = [
 @example(text="A x 0.5 + B x 0.5 = T")
 @example(text="A x (1-alpha) + B x alpha = T\nalpha = 0.5")
 def test_any_text_is_read_or_refused(text):
-    """Any text at all gives a recipe or an error for the user."""
+    """Any text gives a recipe or an error for the user."""
     try:
         imported = read_notation(text)
     except RecipeError:
@@ -567,8 +567,8 @@ def test_any_text_is_read_or_refused(text):
     ],
     ids=lambda text: text[:40],
 )
-def test_numbers_and_formulas_beyond_reason(text):
-    """Numbers that no float holds and formulas without end are read or refused, at once, and never fail otherwise."""
+def test_extreme_numbers_and_formulas(text):
+    """Numbers beyond floats and very long formulas are read or refused at once, without other errors."""
     started = time.process_time()
     try:
         read_notation(text)
@@ -577,8 +577,8 @@ def test_numbers_and_formulas_beyond_reason(text):
     assert time.process_time() - started < 2
 
 
-def test_names_that_are_nearly_the_same_by_the_thousand():
-    """Thousands of steps and models of nearly the same names are compared in seconds."""
+def test_thousands_of_similar_names():
+    """Thousands of steps and models with similar names are compared in a few seconds."""
     steps = [f"A x 0.5 + B x 0.5 = abcdxxxxxxxx{n:04}yyyy" for n in range(900)]
     users = [f"A x 0.5 + abcdxxxxxxxx{n:04}zzzz x 0.5 = U{n}" for n in range(900)]
     started = time.process_time()
@@ -588,8 +588,8 @@ def test_names_that_are_nearly_the_same_by_the_thousand():
     assert time.process_time() - started < 20
 
 
-def test_a_seed_that_no_generator_takes():
-    """A reported seed of twenty digits is prose: such a similarity cannot be measured again."""
+def test_seed_beyond_every_generator():
+    """A reported seed of twenty digits is prose, since such a similarity cannot be measured again."""
     (step,) = read_notation(f"A x 0.5 + B x 0.5 = T\nSimilarity of OUT03 (delta, seed {10**19}): 50%").recipe.steps
 
     assert step.expect is None

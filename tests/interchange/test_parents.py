@@ -1,4 +1,4 @@
-"""Recipes of merged files whose models were merged themselves: on request all steps, from the first sources on."""
+"""Recipes of merged files whose models were themselves merged: on request with all steps."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ RISING = [round(0.03 * n, 2) for n in range(26)]
 
 
 def webui(primary, secondary, multiplier, tertiary=None):
-    """What the WebUI notes of a merge."""
+    """Return the WebUI's metadata of a merge."""
     return {
         "type": "webui",
         "primary_model_hash": HASHES[primary],
@@ -26,7 +26,7 @@ def webui(primary, secondary, multiplier, tertiary=None):
 
 
 def supermerger(a, b, numbers):
-    """What SuperMerger notes of a merge."""
+    """Return SuperMerger's metadata of a merge."""
     return {
         "type": "sd-webui-supermerger",
         "weights_alpha": numbers[1:],
@@ -43,7 +43,7 @@ def supermerger(a, b, numbers):
 
 
 def read(recipe, parents, *, with_parents=True, encode=lambda data: data):
-    """What is read of a recipe beside the six models, of which `parents` have recipes of their own."""
+    """Read a recipe from metadata with six models, of which `parents` have recipes too."""
     models = {digits: {"name": name, "sd_merge_recipe": None} for name, digits in HASHES.items()}
     for name, data in parents.items():
         models[HASHES[name]]["sd_merge_recipe"] = encode(data)
@@ -53,7 +53,7 @@ def read(recipe, parents, *, with_parents=True, encode=lambda data: data):
 
 @pytest.mark.parametrize("encode", [lambda data: data, json.dumps, lambda data: json.dumps(json.dumps(data))])
 def test_parents_become_steps(encode):
-    """A model with a recipe of its own becomes its steps, named after it; the coefficients are those of its formula."""
+    """A model with a recipe becomes the steps that made it, named after it, with the coefficients of its formula."""
     recipe, warnings = read(webui("A", "B", 0.3), {"B": webui("C", "D", 0.25)}, encode=encode)
 
     assert [(step.name, *step.inputs.values()) for step in recipe.steps] == [("B", "C", "D"), ("merged", "A", "B")]
@@ -63,8 +63,8 @@ def test_parents_become_steps(encode):
     assert warnings == ()
 
 
-def test_without_asking_parents_stay_models():
-    """Without the option the recipe is the last merge, and a note tells of the others."""
+def test_parents_stay_models_by_default():
+    """Without the option the recipe is the last merge, and a warning names the merged models."""
     recipe, warnings = read(webui("A", "B", 0.3), {"B": webui("C", "D", 0.25)}, with_parents=False)
 
     assert [step.name for step in recipe.steps] == ["merged"]
@@ -72,7 +72,7 @@ def test_without_asking_parents_stay_models():
 
 
 def test_parents_of_parents_are_shared():
-    """Grandparents are put in too, one model that made several of them once."""
+    """Grandparents are put in too; a model that several parents share is put in once."""
     parents = {
         "A": webui("C", "D", 0.5),
         "B": supermerger("D", "E", RISING),
@@ -88,18 +88,18 @@ def test_parents_of_parents_are_shared():
     assert (set(recipe.models), warnings) == ({"C", "E", "F"}, ())
 
 
-def test_steps_of_a_parent_get_names_of_their_own():
-    """The steps of a parent that has several are named after it, whatever they were called."""
+def test_steps_of_a_parent_are_named_after_it():
+    """The steps of a parent with several steps are named after the parent."""
     steps = [
         {"name": "T", "mode": "weight_sum", "a": "x", "b": "y", "alpha": 0.5},
         {"name": "A", "mode": "weight_sum", "a": "T", "b": "y", "alpha": 0.25},
     ]
-    ours = {
+    parent = {
         "type": "blockfit",
         "output": "A",
         "recipe": {"models": {"x": {"file": "C"}, "y": {"file": "D"}}, "steps": steps, "output": "A"},
     }
-    recipe, _ = read(webui("A", "B", 0.3), {"B": ours})
+    recipe, _ = read(webui("A", "B", 0.3), {"B": parent})
 
     inner = weight_sum(weight_sum(alone("x"), alone("y"), everywhere(0.5)), alone("y"), everywhere(0.25))
     assert [step.name for step in recipe.steps] == ["B_T", "B", "merged"]
@@ -128,8 +128,8 @@ def test_steps_of_a_parent_get_names_of_their_own():
         ),
     ],
 )  # fmt: skip
-def test_parents_that_cannot_be_said(parent, words):
-    """A parent whose recipe cannot be said, or counts blocks in another way, stays a model, with the reason."""
+def test_parents_that_a_recipe_cannot_express(parent, words):
+    """A parent with an unsupported recipe, or another mapping, stays a model; a warning gives the reason."""
     recipe, warnings = read(webui("A", "B", 0.3), {"B": parent})
 
     assert (list(recipe.models), len(recipe.steps)) == (["A", "B"], 1)
@@ -137,8 +137,8 @@ def test_parents_that_cannot_be_said(parent, words):
     assert all(word in warning for word in words), warning
 
 
-def test_a_parent_of_another_mapping_whose_numbers_fit():
-    """A parent that counts blocks in another way is put in if its numbers are the same under both."""
+def test_parent_of_another_mapping_with_fitting_numbers():
+    """A parent with another mapping is put in if its numbers are the same under both mappings."""
     parent = {
         "type": "sd-webui-model-mixer",
         "mode": ["Sum"],
@@ -154,7 +154,7 @@ def test_a_parent_of_another_mapping_whose_numbers_fit():
 
 
 def test_parents_of_model_mixers_merges():
-    """Model-mixer's parents are put in where they count blocks as it does; it names files with short hashes."""
+    """model-mixer's parents with the same mapping are put in; model-mixer names them with short hashes."""
 
     def mixer(a, b, numbers):
         return {
@@ -175,8 +175,8 @@ def test_parents_of_model_mixers_merges():
     assert (recipe.mapping, warnings) == ("model-mixer", ())
 
 
-def test_a_parent_that_is_one_model():
-    """A parent that was saved anew without interpolation is that one model."""
+def test_parent_that_is_one_model():
+    """A parent that was saved without interpolation is replaced with its one model."""
     parent = webui("C", "D", 0.5) | {"interp_method": "No interpolation"}
     recipe, (warning,) = read(webui("A", "B", 0.3), {"B": parent})
 
@@ -184,8 +184,8 @@ def test_a_parent_that_is_one_model():
     assert warning.startswith("B: interp_method: no interpolation: the file is 'C' alone")
 
 
-def test_a_parent_of_itself():
-    """Of metadata in which a model made itself the formula is taken once; what it names inside stays a model."""
+def test_parent_of_itself():
+    """If the metadata names a model as its own parent, its recipe is put in once."""
     recipe, _ = read(webui("A", "B", 0.3), {"B": webui("B", "C", 0.5)})
 
     inner = weight_sum(alone("B-2"), alone("C"), everywhere(0.5))
@@ -194,7 +194,7 @@ def test_a_parent_of_itself():
 
 
 def test_parents_of_each_other():
-    """Of metadata in which two models made each other the first is put in; the second stays a model, and is named."""
+    """If two models are each other's parents, the first is put in; the second stays a model, with a warning."""
     recipe, (warning,) = read(webui("A", "B", 0.3), {"B": webui("C", "D", 0.5), "C": webui("B", "D", 0.25)})
 
     inner = weight_sum(alone("C"), alone("D"), everywhere(0.5))

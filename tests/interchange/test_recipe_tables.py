@@ -1,4 +1,4 @@
-"""Tables of steps on model cards: whatever their columns are called and in which order, each row is a step or named."""
+"""Tables of steps on model cards: each row is read or reported, for any headers and any order of columns."""
 
 import pytest
 import spellings
@@ -26,7 +26,7 @@ RULE = "| --- | --- | --- | --- | --- |"
 
 
 def read(*lines):
-    """What is read of a table, which must leave nothing not understood."""
+    """Read a table and return the result; every line must be understood."""
     return spellings.read("\n".join(lines))
 
 
@@ -49,8 +49,8 @@ def read(*lines):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("rule", [True, False])
-def test_heads_of_weighted_sums(head, row, rule):
-    """A row is the same weighted sum under any of the heads that people write, with a rule below them or none."""
+def test_headers_of_weighted_sums(head, row, rule):
+    """A row is the same weighted sum under any usual header, with or without a rule below it."""
     imported = read(head, *[RULE] * rule, row)
 
     assert imported.recipe.output == "MIX"
@@ -67,8 +67,8 @@ def test_heads_of_weighted_sums(head, row, rule):
         ("| Method | Model A | Model B | Model C | Name |", "| Difference @ 0.3 | A | B | C | MIX |"),
     ],
 )  # fmt: skip
-def test_heads_of_add_differences(head, row):
-    """A row with a third model, or with that method, is an add difference."""
+def test_headers_of_add_differences(head, row):
+    """A row with a third model, or with the method add difference, is an add difference."""
     imported = read(head, RULE, row)
 
     assert_coefficients(block_coefficients(imported.recipe), DIFFERENCE)
@@ -88,23 +88,23 @@ def test_heads_of_add_differences(head, row):
     ],
 )  # fmt: skip
 def test_columns_of_block_weights(head, row, numbers):
-    """Merges by blocks have 26 numbers in a column, or 25 and a base alpha, or the name of a preset."""
+    """A merge by blocks has a column with 26 numbers, with 25 numbers and a base alpha, or with a preset's name."""
     imported = read(head, RULE, row)
 
     assert_coefficients(block_coefficients(imported.recipe), weight_sum(A, B, by_block(numbers)))
 
 
-def test_the_numbers_of_a_column_come_before_those_of_the_method():
-    """Where both stand in a row, the column of block weights counts, with a note."""
+def test_numbers_of_the_column_override_those_of_the_method():
+    """If a row has both, the column of block weights is used, with a note."""
     head = "| Interpolation Method | A | B | Weights | Name |"
     imported = read(head, RULE, f"| Weighted Sum @ 0.5 | A | B | {RISING_TEXT} | MIX |")
 
     assert_coefficients(block_coefficients(imported.recipe), weight_sum(A, B, by_block(RISING)))
-    assert imported.warnings == ("line 3: the numbers of its column count, not the 0.5 of its method",)
+    assert imported.warnings == ("line 3: the numbers of the column are used, not the 0.5 of the method",)
 
 
-def test_steps_of_one_name_in_several_tables():
-    """A name that every table uses for its own first step is told apart; each table's rows mean its own."""
+def test_same_step_name_in_several_tables():
+    """Steps of several tables with the same name get different names; each table's rows refer to its own step."""
     head = ("| Interpolation Method | A | B | Name |", RULE)
     imported = read(
         *head,
@@ -124,7 +124,7 @@ def test_steps_of_one_name_in_several_tables():
 
 
 def test_formulas_and_tables_together():
-    """A row takes what a formula makes, and a formula what a row makes."""
+    """A row can use the result of a formula, and a formula the result of a row."""
     imported = read(
         "T = A x 0.7 + B x 0.3",
         "| Interpolation Method | A | B | Name |",
@@ -138,8 +138,8 @@ def test_formulas_and_tables_together():
     assert_coefficients(block_coefficients(imported.recipe), expected)
 
 
-def test_rows_without_a_head():
-    """Rows that begin with a method need no head: A, B, perhaps C, and the name follow."""
+def test_rows_without_a_header():
+    """A row that begins with a method needs no header: A, B, perhaps C, and the name follow."""
     imported = read(
         "| Weighted Sum @ 0.3 | A | B | T |",
         "2) Add difference 1.0\tT\tC\tD\tU",
@@ -153,16 +153,16 @@ def test_rows_without_a_head():
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("| Train Difference @ 1.0 | T | C | D | MIX |", "'Train Difference @ 1.0' is none of weighted sum"),
+        ("| Train Difference @ 1.0 | T | C | D | MIX |", "'Train Difference @ 1.0' must be weighted sum"),
         ("| No interpolation | T | N/A | N/A | MIX |", "a single model"),
         ("| Add Difference @ 1.0 | T | C | N/A | MIX |", "model C is missing"),
         ("| Weighted Sum @ 0.3 | T | | | MIX |", "model B is missing"),
         ("| Weighted Sum | T | C | | MIX |", "no number for alpha"),
-        ("| Weighted Sum @ 0.3 | T | C | | MIX | more |", "6 cells under 5 heads"),
+        ("| Weighted Sum @ 0.3 | T | C | | MIX | more |", "6 cells under 5 headers"),
     ],
 )
 def test_rows_that_are_refused(row, words):
-    """A row that makes no step is named with the reason; where it would go on from the output, nothing is written."""
+    """An invalid row is reported with the reason; it is an error if it continues from the output."""
     text = f"T = A x 0.7 + B x 0.3\n| Method | A | B | C | Name |\n{RULE}\n{row}"
 
     with pytest.raises(RecipeError) as caught:
@@ -174,18 +174,18 @@ def test_rows_that_are_refused(row, words):
     assert "it goes on from 'T'" in problem
 
 
-def test_a_refused_row_that_others_need():
-    """A row that is needed by another and is not understood is told with the line that needs it."""
+def test_refused_row_that_another_needs():
+    """A refused row that another row needs is reported with the line of the other row."""
     with pytest.raises(RecipeError) as caught:
         read_notation("| Method | A | B | Name |\n| Magic | A | B | T |\n| Weighted Sum @ 0.3 | T | C | MIX |")
 
     (problem,) = caught.value.problems
     assert "line 2: not understood: the method 'Magic'" in problem
-    assert problem.endswith("line 3 needs 'T', which it defines")
+    assert problem.endswith("line 3 needs 'T', which line 2 defines")
 
 
-def test_other_tables_stay_silent():
-    """Tables of hashes, prices and versions are no steps."""
+def test_other_tables_are_not_reported():
+    """Tables of hashes, prices and versions are not steps."""
     text = "T = A x 0.7 + B x 0.3\n| Model | Hash | Size |\n| --- | --- | --- |\n| other | 6ce0161689 | 3.97 GB |\n"
 
     assert read_notation(text).not_understood == ()
@@ -199,7 +199,7 @@ def test_other_tables_stay_silent():
     edges=st.booleans(),
 )
 def test_columns_in_any_order(order, number, difference, edges):
-    """Columns are known by their heads, wherever they stand."""
+    """The headers identify the columns in any order."""
     heads = {
         "method": "Interpolation Method",
         "a": "Primary Model",

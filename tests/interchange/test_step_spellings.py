@@ -1,4 +1,4 @@
-"""The words and signs in which people write steps: all are read as what they mean, and no step vanishes."""
+"""Words and signs of steps in many spellings: each is read with its meaning, and no step is lost."""
 
 import pytest
 import spellings
@@ -30,12 +30,12 @@ WEIGHTED = "MIX = T1 x (1-alpha) + C x alpha\n"
 
 
 def read(text):
-    """What is read below the first step, which must leave nothing not understood."""
+    """Read a text below the first step and return the result; every line must be understood."""
     return spellings.read(FIRST + text)
 
 
-def named(text):
-    """The lines that are not understood, whether as warnings or in an error."""
+def reported_lines(text):
+    """Return the lines that are not understood, from the warnings or from the error."""
     try:
         return read_notation(FIRST + text).not_understood
     except RecipeError as error:
@@ -44,7 +44,7 @@ def named(text):
 
 @pytest.mark.parametrize("template", WEIGHT_SUMS)
 def test_weight_sums(template):
-    """Every spelling of a weight sum is the same step."""
+    """Every spelling of a weight sum is read as the same step."""
     imported = read(spelled(template, "MIX", {"a": "T1", "b": "C"}, 0.3))
 
     assert imported.recipe.output == "MIX"
@@ -53,7 +53,7 @@ def test_weight_sums(template):
 
 @pytest.mark.parametrize("template", ADD_DIFFERENCES)
 def test_add_differences(template):
-    """Every spelling of an add difference is the same step."""
+    """Every spelling of an add difference is read as the same step."""
     imported = read(spelled(template, "MIX", {"a": "T1", "b": "C", "c": "D"}, 0.3))
 
     expected = add_difference(T1, alone("C"), alone("D"), everywhere(0.3))
@@ -63,7 +63,7 @@ def test_add_differences(template):
 @settings(max_examples=100, deadline=None)
 @given(drawn=texts())
 def test_texts_in_any_spelling(drawn):
-    """A chain of steps, each in a spelling of its own, makes the coefficients of its formulas."""
+    """A chain of steps in different spellings has the coefficients of its formulas."""
     text, lines, output, expected = drawn
 
     imported = read_notation(text)
@@ -75,8 +75,8 @@ def test_texts_in_any_spelling(drawn):
 
 @settings(max_examples=100, deadline=None)
 @given(drawn=texts(), data=st.data())
-def test_no_step_vanishes(drawn, data):
-    """Steps that were damaged are read or named with their line: as many as there are step lines in the text."""
+def test_no_step_is_lost(drawn, data):
+    """Every damaged step is read or reported with its line."""
     text, starts, _, _ = drawn
     lines = text.split("\n")
     broken = data.draw(st.lists(st.sampled_from(starts), unique=True))
@@ -91,9 +91,9 @@ def test_no_step_vanishes(drawn, data):
     except RecipeError as error:
         problems = error.problems
 
-    told = {line for line in starts if any(f"line {line}:" in problem for problem in problems)}
-    # In an error nothing is written, and the lines that were understood need no mention.
-    assert len(steps) + len(told) == len(starts) if steps else told.intersection(broken)
+    reported = {line for line in starts if any(f"line {line}:" in problem for problem in problems)}
+    # An error prevents the recipe, so it does not list the lines that were understood.
+    assert len(steps) + len(reported) == len(starts) if steps else reported.intersection(broken)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_no_step_vanishes(drawn, data):
     ],
 )
 def test_names_with_spaces_and_dashes(text, models):
-    """A model's name may hold spaces, numbers and dashes wherever that can be told."""
+    """A model's name can contain spaces, numbers and dashes where the text is unambiguous."""
     assert set(read(text).recipe.models) == {"A", "B"} | models
 
 
 def test_names_with_spaces_are_noted():
-    """Words that are taken for one name are told, once for each name and line."""
+    """Words that are read as one name are noted, once for each name and line."""
     assert read("MIX = T1 x 0.7 + Anything V3 x 0.3").warnings == ("line 2: 'Anything V3' is taken for one name",)
 
 
@@ -137,7 +137,7 @@ def test_names_with_spaces_are_noted():
     ],
 )
 def test_lists_of_numbers(text, expected):
-    """Numbers below or behind a formula are its alpha, in the words and with the separators that people use."""
+    """Numbers below or after a formula are its alpha, with any usual words and separators."""
     imported = read(text)
 
     assert_coefficients(block_coefficients(imported.recipe), weight_sum(T1, alone("C"), by_block(expected)))
@@ -157,8 +157,8 @@ def test_lists_of_numbers(text, expected):
         ("M1 = T1 x 0.7 + C x 0.3\nFINAL = M1\nM2 = FINAL x 0.5 + D x 0.5", {"M1": ("T1", "C"), "M2": ("M1", "D")}),
     ],
 )
-def test_results_referred_to_by_number_and_label(text, steps):
-    """A number in a circle, a label or a second name stands for the step of its line."""
+def test_references_by_number_and_label(text, steps):
+    """A circled number, a label or a second name refers to the step of its line."""
     found = {step.name: tuple(step.inputs.values()) for step in read(text).recipe.steps}
 
     assert found == {"T1": ("A", "B")} | steps
@@ -181,8 +181,8 @@ def test_results_referred_to_by_number_and_label(text, steps):
         ("ALL_B", {"BASE": 1, "IN00": 1, "OUT11": 1}),
     ],
 )
-def test_presets_that_supermerger_comes_with(name, values):
-    """An alpha may be named after one of SuperMerger's own presets; the numbers are those published with it."""
+def test_built_in_presets_of_supermerger(name, values):
+    """An alpha can be the name of a SuperMerger preset, with the preset's published numbers."""
     imported = read(f"{WEIGHTED}alpha = {name}")
 
     found = imported.recipe.step("MIX").alpha
@@ -190,8 +190,8 @@ def test_presets_that_supermerger_comes_with(name, values):
     assert imported.warnings == (f"line 3: {name} is SuperMerger's own preset, BASE {values.get('BASE', 0)}",)
 
 
-def test_a_preset_of_the_text_comes_before_supermergers_own():
-    """A preset that the text gives itself is meant by its name, with whatever numbers."""
+def test_preset_of_the_text_overrides_supermergers():
+    """A preset in the text overrides SuperMerger's preset of the same name."""
     imported = read(f"{WEIGHTED}weights: OUT07\nOUT07\t{RISING_TEXT}")
 
     assert [imported.recipe.step("MIX").alpha.at(block) for block in BLOCKS] == RISING
@@ -226,9 +226,9 @@ def test_a_preset_of_the_text_comes_before_supermergers_own():
         "alpha_0 and dare_weights(diff C, drop=0.5) * alpha_1 (0.5),(0.5)",
     ],
 )
-def test_lines_that_look_like_a_step_are_named(line):
-    """What looks like a step and is none that can be read is named with its line, never passed over."""
-    assert any("line 2: " in problem for problem in named(line))
+def test_lines_that_look_like_a_step_are_reported(line):
+    """A line that looks like a step but cannot be read is reported, never ignored."""
+    assert any("line 2: " in problem for problem in reported_lines(line))
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,8 @@ def test_lines_that_look_like_a_step_are_named(line):
         "Weighted sum and add difference were used.",
     ],
 )
-def test_prose_stays_silent(line):
-    """Sentences, headings, prompts, links and pictures' settings are no steps, even where they name one."""
+def test_prose_is_not_reported(line):
+    """Sentences, headings, prompts, links and settings of pictures are not steps, even with a step's name."""
     imported = read_notation(f"{FIRST}{line}")
 
     assert (imported.warnings, imported.not_understood) == ((), ())
@@ -271,8 +271,8 @@ def test_prose_stays_silent(line):
         "MIX = weighted_sum(a=T1, b=C, alpha=0.3)",
     ],
 )
-def test_a_lost_last_step_is_an_error(line):
-    """A line that would go on from the output and is not understood is an error: the recipe would end a step early."""
+def test_lost_last_step_is_an_error(line):
+    """A line that continues from the output but is not understood is an error, since the recipe would end early."""
     with pytest.raises(RecipeError) as caught:
         read_notation(FIRST + line)
 
@@ -291,8 +291,8 @@ def test_a_lost_last_step_is_an_error(line):
         "T1 settings: steps = 20, cfg = 7",
     ],
 )
-def test_remarks_and_other_steps_are_warnings(line):
-    """Remarks on the output, steps beside it and comments are named, and the recipe is written."""
+def test_remarks_and_unused_steps_are_warnings(line):
+    """Remarks on the output, unused steps and comments are reported, and the recipe is returned."""
     imported = read_notation(FIRST + line)
 
     assert imported.recipe.output == "T1"
@@ -333,15 +333,15 @@ def test_numbers_for_a_formula_without_any(text, expected):
     ],
 )
 def test_names_with_and_without_an_extension(text, models, steps):
-    """A step or model is the same with the extension of its file and without, with a note."""
+    """A step or model is the same with and without the extension of its file, with a note."""
     imported = read(text)
 
     assert (list(imported.recipe.models), [step.name for step in imported.recipe.steps]) == (models, steps)
     assert any("is taken for the" in warning for warning in imported.warnings)
 
 
-def test_hashes_behind_names():
-    """A short hash behind a model's name goes into its file, where it finds or checks the checkpoint."""
+def test_hashes_after_names():
+    """A short hash after a model's name becomes part of its file, to find and check the checkpoint."""
     imported = read('MIX = T1 [0123456789] x 0.7 + C [6ce0161689] x 0.2 + "D e" [6CE01616] x 0.1')
 
     files = {name: model.file for name, model in imported.recipe.models.items()}
@@ -353,15 +353,15 @@ def test_hashes_behind_names():
     }
 
 
-def test_a_formula_without_a_name_that_has_one_elsewhere():
-    """A formula that is repeated without its name is no second step."""
+def test_formula_without_a_name_that_has_one_elsewhere():
+    """A formula that is repeated without its name is not a second step."""
     imported = read("MIX = T1 x 0.7 + C x 0.3\nT1 x 0.7 + C x 0.3")
 
     assert [step.name for step in imported.recipe.steps] == ["T1", "MIX"]
 
 
-def test_a_text_of_names_that_webuis_give():
-    """The WebUI's own names of merges, and SuperMerger's, are steps without a name."""
+def test_names_of_merges_by_webuis():
+    """The names that the WebUI and SuperMerger give to merges are steps without a name."""
     imported = read_notation("0.7(photo-real) + 0.3(comic)\np + 0.5(q - r)")
 
     assert [(step.name, step.mode) for step in imported.recipe.steps] == [
@@ -373,11 +373,11 @@ def test_a_text_of_names_that_webuis_give():
 @pytest.mark.parametrize(
     ("words", "left"), [("(baked VAE)", True), ("(BASE only)", False), ("(IN blocks)", False), ("(0.5)", False)]
 )
-def test_words_behind_the_name(words, left):
-    """Words in parentheses behind a step's name are left out, with a note, unless they say something of blocks."""
+def test_words_after_the_name(words, left):
+    """Words in parentheses after a step's name are ignored, with a note, unless they are about blocks."""
     text = f"T1 x 0.7 + C x 0.3 = MIX {words}"
 
     if left:
-        assert read(text).warnings == (f"line 2: '{words}' is left out",)
+        assert read(text).warnings == (f"line 2: '{words}' is ignored",)
     else:
-        assert any("line 2: " in problem for problem in named(text))
+        assert any("line 2: " in problem for problem in reported_lines(text))

@@ -1,4 +1,4 @@
-"""Merging in chunks and by several threads: the same numbers as whole tensors give, and what failures leave behind."""
+"""Merging in chunks and several threads: the same numbers as for whole tensors, and clean failures."""
 
 import math
 import os
@@ -26,7 +26,7 @@ LAYOUT = load_layout("sd1")
 UNET = "model.diffusion_model."
 ROOT = Path(__file__).parents[2]
 
-# Around the size of one chunk and of three; nothing at all; one number without a dimension.
+# Sizes around one chunk and three chunks, tensors without elements, and a number without a dimension.
 SIZES = {
     f"{UNET}output_blocks.0.{n}.weight": shape
     for n, shape in enumerate(
@@ -36,14 +36,14 @@ SIZES = {
 
 
 def add_difference(alpha):
-    """The recipe out = base + (x - y) x alpha, for all blocks."""
+    """Return the recipe out = base + (x - y) x alpha, for all blocks."""
     models = {name: Model(f"{name}.safetensors") for name in ("base", "x", "y")}
     steps = (Step("OUT", "add_difference", "base", "x", "y", Alpha(dict.fromkeys(LAYOUT.blocks, alpha))),)
     return Recipe(name="r", layout=LAYOUT, models=models, steps=steps, output="OUT")
 
 
 def run(folder, alpha=0.3, suffix=".safetensors", output="out.safetensors", **options):
-    """Merge base, x and y in `folder`, and give back the tensors written."""
+    """Merge base, x and y in `folder`, and return the tensors written."""
     paths = {name: folder / f"{name}{suffix}" for name in ("base", "x", "y")}
     merge(add_difference(alpha), paths, folder / output, embed_recipe=False, **options)
     return load_file(folder / output)
@@ -51,7 +51,7 @@ def run(folder, alpha=0.3, suffix=".safetensors", output="out.safetensors", **op
 
 @pytest.fixture
 def write_family(tmp_path, write_sd1):
-    """Writes base, x and y, each in a dtype of its own, with tensors of SIZES besides; gives back their tensors."""
+    """Return a function that writes base, x and y in given dtypes, with tensors of SIZES, and returns their tensors."""
 
     def write(dtypes=(torch.float32,) * 3, suffix=".safetensors", **overrides):
         generator = torch.Generator().manual_seed(5)
@@ -67,7 +67,7 @@ def write_family(tmp_path, write_sd1):
 
 
 def left_behind(folder):
-    """The names in `folder` that are no source."""
+    """Return the names of files in `folder` that are not sources."""
     return sorted(path.name for path in folder.iterdir() if path.stem not in {"base", "x", "y"})
 
 
@@ -78,7 +78,7 @@ def left_behind(folder):
     ids=["fp32", "fp16, bf16, fp64", "bf16, fp32, fp16"],
 )
 def test_tensors_of_all_sizes(tmp_path, write_family, dtypes, dtype):
-    """Tensors shorter and longer than a chunk are the float32 sum, rounded once, of sources of any dtype."""
+    """Tensors shorter and longer than a chunk equal the float32 sum of sources of any dtype, rounded once."""
     family = write_family(dtypes)
 
     found = run(tmp_path, 0.3, dtype=dtype)
@@ -93,7 +93,7 @@ def test_tensors_of_all_sizes(tmp_path, write_family, dtypes, dtype):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_kinds_of_files(tmp_path, write_family, suffix):
-    """Files that cannot be read by offset merge to the formula's values like those that can."""
+    """Files that cannot be read by offset merge to the formula's values, like those that can."""
     family = write_family(suffix=suffix)
     step = {"name": "OUT", "mode": "add_difference", "a": "base", "b": "x", "c": "y"}
 
@@ -107,10 +107,10 @@ def test_kinds_of_files(tmp_path, write_family, suffix):
 
 
 def test_strided_tensors_of_torch_files(tmp_path, write_family):
-    """A tensor that a torch file holds transposed merges by the values that it shows."""
+    """A tensor that is stored transposed in a torch file merges by its logical values."""
     name = UNET + "output_blocks.1.0.weight"
-    turned = {key: {name: torch.randn(700, 600).T} for key in ("base", "x", "y")}
-    family = write_family(suffix=".ckpt", **turned)
+    transposed = {key: {name: torch.randn(700, 600).T} for key in ("base", "x", "y")}
+    family = write_family(suffix=".ckpt", **transposed)
 
     found = run(tmp_path, 0.5, ".ckpt", dtype=torch.float32)[name]
 
@@ -120,7 +120,7 @@ def test_strided_tensors_of_torch_files(tmp_path, write_family):
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_number_of_threads(tmp_path, write_family, threads):
-    """The file is the same, byte for byte, however many threads wrote it."""
+    """The file is the same, byte for byte, for any number of threads."""
     write_family((torch.float16,) * 3)
 
     run(tmp_path, output="one.safetensors", threads=1)
@@ -131,7 +131,7 @@ def test_number_of_threads(tmp_path, write_family, threads):
 
 @pytest.mark.parametrize("before", [1, 2])
 def test_threads_of_torch(tmp_path, write_family, before):
-    """A merge leaves the number of threads that torch computes with, here and in new threads, as it was."""
+    """A merge does not change torch's number of threads, neither in this thread nor in new threads."""
     write_family()
     program = """
 import sys, threading, torch
@@ -153,7 +153,7 @@ print(*seen)
 
 
 def start(program, *arguments):
-    """Start a Python program that can import this package and what the tests share."""
+    """Start a Python program that can import this package and the tests' shared modules."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
@@ -162,13 +162,13 @@ def start(program, *arguments):
 
 
 def test_threads_share_no_work_of_torch(tmp_path, write_family, monkeypatch):
-    """Each of the threads has torch compute in that thread alone, from its first tensor to its last."""
+    """In each merging thread torch uses one thread, from the first tensor to the last."""
     write_family()
     seen, read = {}, PartReader.read
 
     def watched(reader, part, start, stop):
         if threading.current_thread() is not threading.main_thread():
-            time.sleep(0.02)  # the caller's thread has had its number set back by then
+            time.sleep(0.02)  # meanwhile the caller's thread has its number back
             torch.zeros(1).add_(1)
             seen.setdefault(threading.get_ident(), []).append(torch.get_num_threads())
         return read(reader, part, start, stop)
@@ -186,7 +186,7 @@ def test_threads_share_no_work_of_torch(tmp_path, write_family, monkeypatch):
 
 
 def test_sources_without_a_part_are_not_read(tmp_path, write_family):
-    """NaN in every chunk of a source whose coefficient is 0 is neither refused nor in the output."""
+    """NaN in a source whose coefficient is 0 is not refused and does not reach the output."""
     broken = {name: torch.full(shape, math.nan) for name, shape in SIZES.items()}
     family = write_family((torch.float16,) * 3, x=broken, y=broken)
 
@@ -199,7 +199,7 @@ def test_sources_without_a_part_are_not_read(tmp_path, write_family):
 @pytest.mark.parametrize("place", [0, CHUNK, 3 * CHUNK + 4])
 @pytest.mark.parametrize("alpha", [0.0, 0.3], ids=["copied", "merged"])
 def test_one_bad_number(tmp_path, write_family, value, place, alpha):
-    """One NaN or Inf, in the first chunk or the last element, is refused by file and tensor; the old file stays."""
+    """One NaN or Inf in any chunk is refused by file and tensor; the old file stays."""
     name = f"{UNET}output_blocks.0.8.weight"
     bad = torch.zeros(SIZES[name], dtype=torch.float16)
     bad[place] = value
@@ -230,8 +230,8 @@ def test_one_number_out_of_range(tmp_path, write_family):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
-def test_the_first_failure_is_told(tmp_path, write_family, threads):
-    """Of several tensors that cannot be merged the first in the file is told, however many threads there are."""
+def test_first_failure_is_reported(tmp_path, write_family, threads):
+    """Of several tensors that cannot be merged, the first in the file is reported, for any number of threads."""
     bad = {name: torch.full((8,), math.nan) for name in (f"{UNET}output_blocks.{n}.9.weight" for n in range(12))}
     write_family(x=bad)
     with open_checkpoint(tmp_path / "x.safetensors") as opened:
@@ -246,8 +246,8 @@ def test_the_first_failure_is_told(tmp_path, write_family, threads):
     assert left_behind(tmp_path) == []
 
 
-def test_a_source_that_shrinks(tmp_path, write_family):
-    """A source that is cut off while it is read is a CheckpointError that names it; the old file stays."""
+def test_source_that_shrinks(tmp_path, write_family):
+    """A source that is truncated while it is read is a CheckpointError with its name; the old file stays."""
     write_family()
     (tmp_path / "out.safetensors").write_bytes(b"before")
     source = tmp_path / "x.safetensors"
@@ -265,13 +265,13 @@ def test_a_source_that_shrinks(tmp_path, write_family):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows protects files that are in use")
 @pytest.mark.parametrize("how", ["replaced by another file", "changed", "deleted or moved"])
 @pytest.mark.parametrize(("suffix", "late"), [(".safetensors", False), (".safetensors", True), (".ckpt", True)])
-def test_a_source_that_changes(tmp_path, write_family, how, suffix, late):
-    """A source that changes while it is merged, at first or at last, is named; the old output stays."""
+def test_source_that_changes(tmp_path, write_family, how, suffix, late):
+    """A source that changes early or late during the merge is named; the old output stays."""
     write_family(suffix=suffix)
     out, source, other = (tmp_path / name for name in ("out.safetensors", f"x{suffix}", "other"))
     out.write_bytes(b"before")
     shutil.copyfile(source, other)
-    os.utime(source, (1, 1))  # so that it is older than what is done to it
+    os.utime(source, (1, 1))  # older than any change
 
     def change(done, total):
         if done < total and late:
@@ -297,28 +297,28 @@ def test_a_source_that_changes(tmp_path, write_family, how, suffix, late):
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), RuntimeError("x")])
 def test_progress_that_raises(tmp_path, write_family, failure):
-    """What `progress` raises passes through; no thread goes on, the old file stays, no temporary file is left."""
+    """An error from `progress` passes through and stops all threads; the old file stays, no temporary file is left."""
     write_family()
     (tmp_path / "out.safetensors").write_bytes(b"before")
-    told = []
+    calls = []
 
     def stop(done, _total):
-        told.append(done)
-        if len(told) == 20:
+        calls.append(done)
+        if len(calls) == 20:
             raise failure
 
     with pytest.raises(type(failure)) as caught:
         run(tmp_path, progress=stop)
 
     assert failure is caught.value
-    assert len(told) == 20
+    assert len(calls) == 20
     assert (tmp_path / "out.safetensors").read_bytes() == b"before"
     assert left_behind(tmp_path) == ["out.safetensors"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_interrupted(tmp_path, write_sd1):
-    """Ctrl-C in the middle of merges without end ends them with KeyboardInterrupt, and leaves no temporary file."""
+    """Ctrl-C during endless merges ends them with KeyboardInterrupt and leaves no temporary file."""
     large = {f"{UNET}output_blocks.0.{n}.weight": torch.zeros(20 * CHUNK) for n in range(20)}
     for name in ("base", "x", "y"):
         write_sd1(tmp_path / f"{name}.safetensors", overrides=large)
@@ -335,18 +335,18 @@ while True:
     merging.stdout.readline()
     time.sleep(0.2)
     merging.send_signal(signal.SIGINT)
-    _, said = merging.communicate(timeout=PATIENCE)
+    _, errors = merging.communicate(timeout=PATIENCE)
 
-    assert "KeyboardInterrupt" in said
+    assert "KeyboardInterrupt" in errors
     assert merging.returncode != 0
     assert set(left_behind(tmp_path)) <= {"out.safetensors", "other.safetensors"}
 
 
 class TestSafetensorsWriter:
-    """Files whose tensors come in pieces."""
+    """Files whose tensors are written in pieces."""
 
     def test_pieces_in_any_order(self, tmp_path):
-        """Pieces of several tensors, given in any order, make the tensors that the safetensors library reads."""
+        """Pieces of several tensors in any order give the tensors that the safetensors library reads."""
         one, two = torch.arange(10.0).reshape(5, 2), torch.arange(6, dtype=torch.int64)
         specs = [TensorSpec("one", one.dtype, (5, 2)), TensorSpec("two", two.dtype, (6,))]
 
@@ -363,7 +363,7 @@ class TestSafetensorsWriter:
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
     @pytest.mark.parametrize(
-        ("pieces", "said"),
+        ("pieces", "message"),
         [
             ([(0, torch.zeros(3))], "8 bytes of tensor 'm' were not written"),
             ([(0, torch.zeros(5)), (3, torch.zeros(2))], "came twice"),
@@ -372,15 +372,15 @@ class TestSafetensorsWriter:
             ([(0, torch.zeros(5).half())], "announced as torch.float32"),
         ],
     )
-    def test_broken_promises(self, tmp_path, pieces, said):
-        """Pieces that are not what was announced are a ValueError, and nothing is left in the folder."""
+    def test_unannounced_pieces_are_refused(self, tmp_path, pieces, message):
+        """Pieces that differ from the announced tensor are a ValueError, and no file is left in the folder."""
 
         def write(file: SafetensorsWriter):
             for start, piece in pieces:
                 file.write("m", piece, start)
 
         specs = [TensorSpec("m", torch.float32, (5,))]
-        with pytest.raises(ValueError, match=said), safetensors_writer(tmp_path / "a", specs, {}) as file:
+        with pytest.raises(ValueError, match=message), safetensors_writer(tmp_path / "a", specs, {}) as file:
             write(file)
 
         assert list(tmp_path.iterdir()) == []

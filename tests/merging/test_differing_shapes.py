@@ -1,4 +1,4 @@
-"""Tensors that differ in shape, such as LongCLIP's table of positions: no obstacle where no coefficient needs them."""
+"""Tensors of different shapes, for example LongCLIP's positions, merge if only one shape has coefficients."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ LONG = torch.randn(248, 8, generator=torch.Generator().manual_seed(7))
 
 
 def step(name, mode, a, b, c=None, base=0.0, rest=0.5, **beta):
-    """A step with one alpha on BASE and another elsewhere, as a plain dict; `beta` likewise."""
+    """Return a step with one alpha on BASE and another elsewhere, as a plain dict; `beta` likewise."""
     made = {"name": name, "mode": mode, "a": a, "b": b, "c": c}
     made["alpha"] = {"BASE": base, **dict.fromkeys(REST, rest)}
     if beta:
@@ -33,7 +33,7 @@ def step(name, mode, a, b, c=None, base=0.0, rest=0.5, **beta):
 
 @pytest.fixture
 def run(tmp_path, write_sd1):
-    """Merges checkpoints, of which those named in `long` have a LongCLIP's positions; gives what was written."""
+    """Return a function that merges checkpoints, those in `long` with LongCLIP's positions, and returns the tensors."""
 
     def make(*steps, long="b", output=None, **options):
         tensors = {}
@@ -49,8 +49,8 @@ def run(tmp_path, write_sd1):
 
 
 @pytest.mark.parametrize("mode", ["weight_sum", "add_difference"])
-def test_a_source_that_takes_no_part(run, mode):
-    """With alphas on other blocks alone, a longer text encoder is no obstacle: the merge has A's positions."""
+def test_source_without_coefficients(run, mode):
+    """With alphas only on other blocks a longer text encoder is accepted; the merge has A's positions."""
     c = "c" if mode == "add_difference" else None
     tensors, found = run(step("T", mode, "a", "b", c))
     a, b, c = (tensors[name] for name in "abc")
@@ -62,8 +62,8 @@ def test_a_source_that_takes_no_part(run, mode):
     torch.testing.assert_close(found[QUERY], expected, rtol=0, atol=1e-6)
 
 
-def test_the_one_that_contributes(run):
-    """Where A's coefficient is 0, the result has the shape of what contributes, and as many position ids."""
+def test_shape_of_the_contributing_source(run):
+    """If A's coefficient is 0, the result has B's shape, and as many position ids."""
     tensors, found = run(step("T", "weight_sum", "a", "b", base=1.0))
 
     assert torch.equal(found[POSITIONS], LONG)
@@ -78,16 +78,16 @@ def test_the_one_that_contributes(run):
         step("T", "sum_twice", "a", "b", "c", base=0.5, beta=0.0),
     ],
 )
-def test_an_input_with_a_coefficient_of_zero(run, made):
-    """A third input that counts 0 neither stands in the way nor has A pass through, as one without the tensor does."""
+def test_third_input_with_coefficient_zero(run, made):
+    """A third input with coefficient 0 is accepted and, unlike one without the tensor, lets A and B merge."""
     tensors, found = run(made, long="c")
 
     half = (tensors["a"][POSITIONS] + tensors["b"][POSITIONS]) / 2
     torch.testing.assert_close(found[POSITIONS], half, rtol=0, atol=1e-6)
 
 
-def test_what_cancels_out(run):
-    """A source that is added and taken away again counts nothing."""
+def test_source_that_cancels_out(run):
+    """A source that is added and subtracted again has coefficient 0."""
     steps = (
         step("T1", "add_difference", "a", "b", "c", base=0.5),
         step("T2", "add_difference", "T1", "c", "b", base=0.5),
@@ -98,8 +98,8 @@ def test_what_cancels_out(run):
     torch.testing.assert_close(found[QUERY], tensors["a"][QUERY], rtol=0, atol=1e-6)
 
 
-def test_what_no_result_holds(tmp_path, write_sd1):
-    """A tensor that the merge lacks, as only third inputs have it, may have any shapes."""
+def test_tensor_that_the_merge_lacks(tmp_path, write_sd1):
+    """A tensor that only third inputs have, and so the merge lacks, may have different shapes."""
     for seed, name in enumerate("abcd"):
         kept = {"c": {POSITIONS: LONG}, "d": {}}
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed, text_encoder=name in kept, overrides=kept.get(name))
@@ -112,8 +112,8 @@ def test_what_no_result_holds(tmp_path, write_sd1):
     assert not [name for name in load_file(tmp_path / "out.safetensors") if name.startswith(TEXT)]
 
 
-def test_an_inner_step(run, tmp_path):
-    """Whether shapes fit is a matter of the step that is merged, not of later ones."""
+def test_inner_step(run, tmp_path):
+    """Shapes must fit for the merged step, not for later steps."""
     steps = (step("T1", "weight_sum", "a", "c", base=0.5), step("T2", "weight_sum", "T1", "b", base=0.5))
 
     tensors, found = run(*steps, output="T2", step="T1")
@@ -131,7 +131,7 @@ def test_an_inner_step(run, tmp_path):
 
 
 def test_both_long(run):
-    """Two long text encoders merge with each other where the short one counts 0."""
+    """Two long text encoders merge if the short one has coefficient 0."""
     steps = (step("T1", "weight_sum", "a", "b", base=1.0), step("T2", "weight_sum", "T1", "c", base=0.25))
     _, found = run(*steps, long="bc")
 
@@ -139,13 +139,13 @@ def test_both_long(run):
 
 
 def wide(seed):
-    """The input convolution of an inpainting model."""
+    """Return an input convolution of an inpainting model."""
     return torch.randn(8, 9, 3, 3, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("place", ["b", "c"])
-def test_inpainting_model_that_takes_no_part(tmp_path, write_sd1, place):
-    """An inpainting model as B or C is no obstacle where IN00's alpha is 0: the result has A's 4 channels."""
+def test_inpainting_model_without_coefficients(tmp_path, write_sd1, place):
+    """An inpainting model as B or C is accepted if IN00's alpha is 0; the result has A's 4 channels."""
     tensors = {
         name: write_sd1(tmp_path / f"{name}.safetensors", seed=n, overrides={FIRST: wide(n)} if name == place else {})
         for n, name in enumerate("abc")
@@ -163,7 +163,7 @@ def test_inpainting_model_that_takes_no_part(tmp_path, write_sd1, place):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 def test_inpainting_model_as_a(tmp_path, write_sd1, alpha):
-    """As A it keeps its other 5 channels, whatever IN00's alpha is, 1 included."""
+    """An inpainting model as A keeps its other 5 channels with any alpha of IN00, 1 included."""
     a = write_sd1(tmp_path / "a.safetensors", seed=0, overrides={FIRST: wide(0)})
     b = write_sd1(tmp_path / "b.safetensors", seed=1)
     made = {"name": "T", "mode": "weight_sum", "a": "a", "b": "b", "c": None, "alpha": {"IN00": alpha}}
@@ -183,11 +183,11 @@ def test_inpainting_model_as_a(tmp_path, write_sd1, alpha):
     modes=st.lists(st.sampled_from(["weight_sum", "add_difference"]), min_size=3, max_size=3),
 )
 def test_contributors(alphas, modes):
-    """Exactly those sources may count whose coefficient, by hand, is not 0 for some value of the free alphas (None)."""
+    """Contributors are exactly the sources with a non-zero coefficient for some value of the free alphas (None)."""
     steps, before = [], "m0"
     for number, (mode, alpha) in enumerate(zip(modes, alphas, strict=True)):
-        other = "m1" if mode == "add_difference" else None
-        steps.append({"name": f"s{number}", "mode": mode, "a": before, "b": f"m{number + 1}", "c": other,
+        third = "m1" if mode == "add_difference" else None
+        steps.append({"name": f"s{number}", "mode": mode, "a": before, "b": f"m{number + 1}", "c": third,
                       "alpha": {"BASE": alpha or 0.0}})  # fmt: skip
         before = f"s{number}"
     models = tuple(f"m{n}" for n in range(4))
@@ -203,7 +203,7 @@ def test_contributors(alphas, modes):
     for value in (0.0, 0.37, 0.81, 1.0):
         shares = {"m0": 1.0}
         for number, (mode, alpha) in enumerate(zip(modes, alphas, strict=True)):
-            # Free alphas of their own, so that nothing cancels by accident.
+            # Give free alphas different values, so that no coefficients cancel by accident.
             a = (value + 0.1 * number if value not in (0.0, 1.0) else value) if alpha is None else alpha
             if mode == "weight_sum":
                 shares = {name: share * (1 - a) for name, share in shares.items()}
@@ -219,15 +219,15 @@ def test_contributors(alphas, modes):
 
 
 def with_alphas(recipe, alphas):
-    """The recipe with other alphas for some steps."""
+    """Return the recipe with other alphas for some steps."""
     from dataclasses import replace
 
-    return replace(recipe, steps=tuple(replace(one, alpha=alphas.get(one.name, one.alpha)) for one in recipe.steps))
+    return replace(recipe, steps=tuple(replace(step, alpha=alphas.get(step.name, step.alpha)) for step in recipe.steps))
 
 
 @pytest.mark.parametrize(("channels", "kind"), [(9, "inpainting"), (8, "instruct-pix2pix"), (5, "depth"), (7, None)])
 def test_models_with_more_channels_as_b(tmp_path, write_sd1, channels, kind):
-    """A model with more input channels is refused as B by what it is, where IN00's alpha is not 0."""
+    """A model with more input channels is refused as B, with its kind, if IN00's alpha is not 0."""
     write_sd1(tmp_path / "a.safetensors", seed=0)
     write_sd1(tmp_path / "b.safetensors", seed=1, overrides={FIRST: torch.zeros(8, channels, 3, 3)})
     made = {"name": "T", "mode": "weight_sum", "a": "a", "b": "b", "c": None, "alpha": {"IN00": 0.5}}

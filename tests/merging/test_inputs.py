@@ -1,4 +1,4 @@
-"""What a merge holds besides merged tensors, and what is told of inputs that go together badly."""
+"""Tensors of a merge that are not merged, and warnings about inputs that do not fit each other well."""
 
 import json
 import warnings
@@ -23,24 +23,24 @@ SCHEDULE = {"betas": BETAS.float(), "alphas_cumprod": (1 - BETAS).cumprod(0).flo
 
 
 def step(name, mode, a, b, c=None, alpha=0.5):
-    """A step with one alpha on all blocks, as a plain dict."""
+    """Return a step with one alpha on all blocks, as a plain dict."""
     return {"name": name, "mode": mode, "a": a, "b": b, "c": c, "alpha": dict.fromkeys(BLOCKS, alpha)}
 
 
 def run(folder, *steps, models=None, **options):
-    """Merge by these steps, and give what was written and what was told, paths without the folder."""
+    """Merge by these steps; return the tensors written and the warnings, with paths without the folder."""
     names = models or list(dict.fromkeys(s[k] for s in steps for k in "abc" if s[k] and not s[k].startswith("T")))
     recipe = recipe_of(list(steps), names)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", BlockfitWarning)
         merge(recipe, {name: folder / f"{name}.safetensors" for name in names}, folder / "out.safetensors", **options)
-    lines = [str(one.message).replace(f"{folder}/", "").replace(f"{folder}\\", "") for one in told]
+    lines = [str(warning.message).replace(f"{folder}/", "").replace(f"{folder}\\", "") for warning in caught]
     return load_file(folder / "out.safetensors"), lines
 
 
 @pytest.fixture
 def write(tmp_path, write_sd1, sd1_tensors):
-    """Writes a finetune of one base by its name, by `write_sd1`'s options."""
+    """Return a function that writes a finetune by its name, with the options of `write_sd1`."""
     base = sd1_tensors(seed=0)
     seeds = {"a": 1, "b": 2, "c": 3}
 
@@ -51,40 +51,40 @@ def write(tmp_path, write_sd1, sd1_tensors):
 
 
 def test_difference_from_a_training_checkpoint(tmp_path, write):
-    """A + (B - C) x 0.5 holds what A holds and no more, though C is a training checkpoint with EMA and schedule."""
+    """A + (B - C) x 0.5 has only A's tensors, although C is a training checkpoint with EMA and schedule."""
     a, b = write("a"), write("b", ema=True)
     c = write("c", ema=True, overrides={**SCHEDULE, "lvlb_weights": torch.ones(5), "model.whatever": torch.ones(2)})
 
-    found, told = run(tmp_path, step("T1", "add_difference", "a", "b", "c"), dtype=torch.float32)
+    found, messages = run(tmp_path, step("T1", "add_difference", "a", "b", "c"), dtype=torch.float32)
 
     assert set(found) == set(a)
     torch.testing.assert_close(found[FIRST], a[FIRST] + (b[FIRST] - c[FIRST]) * 0.5, rtol=0, atol=1e-6)
-    assert told == [
+    assert messages == [
         "b.safetensors, c.safetensors: hold EMA copies of the model (model_ema.*); left out",
         "c.safetensors: 1 tensor is no part of Stable Diffusion 1.x and is left out: 'model.whatever'",
     ]
 
 
 def test_ema_of_the_first_input(tmp_path, write):
-    """A's own EMA copy is not written either: it is of the model before the merge."""
+    """A's EMA copy is left out too, since it belongs to the model before the merge."""
     a = write("a", ema=True)
     write("b")
 
-    found, told = run(tmp_path, step("T1", "weight_sum", "a", "b"))
+    found, messages = run(tmp_path, step("T1", "weight_sum", "a", "b"))
 
     assert set(found) == {name for name in a if not name.startswith("model_ema.")}
-    assert told == ["a.safetensors: holds an EMA copy of the model (model_ema.*); left out"]
+    assert messages == ["a.safetensors: holds an EMA copy of the model (model_ema.*); left out"]
 
 
 def test_markers_of_the_first_input_alone(tmp_path, write):
-    """A 5 % share of a v-prediction model makes no v-prediction file, and is warned of."""
+    """A share of 5 per cent of a v-prediction model does not copy its markers, and gives a warning."""
     a = write("a")
     write("b", overrides=MARKERS)
 
-    found, told = run(tmp_path, step("T1", "weight_sum", "a", "b", alpha=0.05))
+    found, messages = run(tmp_path, step("T1", "weight_sum", "a", "b", alpha=0.05))
 
     assert set(found) == set(a)
-    (line,) = told
+    (line,) = messages
     assert line == (
         "b.safetensors: predicts velocity (v_pred) up to zero terminal SNR (ztsnr), but a.safetensors predicts noise; "
         "the merge is sampled as a.safetensors is"
@@ -92,14 +92,14 @@ def test_markers_of_the_first_input_alone(tmp_path, write):
 
 
 def test_beside_the_model(tmp_path, write):
-    """What is no part of the model is that of the model which the output begins with, in its own type and shape."""
+    """Tensors outside the model's parts are copied from the model that the output begins with, unchanged."""
     first = {**MARKERS, **SCHEDULE, "filler.weight": torch.tensor([3, 4]), "log": torch.tensor(2.5).half()}
-    other = {**MARKERS, "betas": BETAS.half(), "filler.weight": torch.ones(2), "more": torch.ones(1)}
-    for name, overrides in (("a", other), ("b", first), ("c", other)):
+    others = {**MARKERS, "betas": BETAS.half(), "filler.weight": torch.ones(2), "more": torch.ones(1)}
+    for name, overrides in (("a", others), ("b", first), ("c", others)):
         write(name, overrides=overrides)
 
     # The recipe lists a first, and c is the first input of a step; but the output begins with b.
-    found, told = run(
+    found, messages = run(
         tmp_path,
         step("T1", "weight_sum", "b", "a"),
         step("T2", "weight_sum", "c", "a"),
@@ -107,11 +107,11 @@ def test_beside_the_model(tmp_path, write):
         models=("a", "b", "c"),
     )
 
-    held = {name: tensor for name, tensor in found.items() if name in {*first, *other}}
+    held = {name: tensor for name, tensor in found.items() if name in {*first, *others}}
     assert set(held) == set(first)
-    assert all((held[name].dtype, held[name].shape) == (one.dtype, one.shape) for name, one in first.items())
-    assert all(torch.equal(held[name], one) for name, one in first.items())
-    assert told == [
+    assert all((held[name].dtype, held[name].shape) == (tensor.dtype, tensor.shape) for name, tensor in first.items())
+    assert all(torch.equal(held[name], tensor) for name, tensor in first.items())
+    assert messages == [
         "a.safetensors: 2 tensors are no part of Stable Diffusion 1.x and are left out: 'filler.weight', 'more'",
         "b.safetensors: 2 tensors are no part of Stable Diffusion 1.x and are copied unmerged: 'filler.weight', 'log'",
         "c.safetensors: 2 tensors are no part of Stable Diffusion 1.x and are left out: 'filler.weight', 'more'",
@@ -119,16 +119,16 @@ def test_beside_the_model(tmp_path, write):
 
 
 def test_schedules_that_differ(tmp_path, write):
-    """A schedule other than A's is told with what the merge has; Stable Diffusion's own, or none at all, is not."""
+    """A schedule that differs from A's gives a warning; Stable Diffusion's schedule, or none, gives none."""
     write("a", overrides=SCHEDULE)
     write("b")
     write("c", overrides={"betas": BETAS.float() / 2})
     sums = torch.stack([(1 - BETAS).cumprod(0), (1 - BETAS / 2).cumprod(0)])
 
-    found, told = run(tmp_path, step("T1", "add_difference", "a", "b", "c"))
+    found, messages = run(tmp_path, step("T1", "add_difference", "a", "b", "c"))
 
     assert torch.equal(found["betas"], SCHEDULE["betas"])
-    (line,) = told
+    (line,) = messages
     assert line == (
         "c.safetensors: its noise schedule (in the file) differs from that of a.safetensors (in the file) by up to "
         f"{float((sums[0] - sums[1]).abs().max()):.2g} in alphas_cumprod; the merge is sampled as a.safetensors is"
@@ -146,21 +146,21 @@ def test_schedules_that_differ(tmp_path, write):
         ({"modelspec.prediction_type": "flow"}, {}, "flow"),
     ],
 )
-def test_metadata_says_what_is_predicted(tmp_path, write, metadata, overrides, expected):
-    """The merge's model spec says what A says of itself, and nothing if A says nothing."""
+def test_prediction_type_of_the_metadata(tmp_path, write, metadata, overrides, expected):
+    """The merge's model spec has the prediction type of A's markers or metadata, and none if A has none."""
     write("a", metadata=metadata, overrides=overrides)
     write("b", metadata=metadata, overrides=overrides)
 
-    _, told = run(tmp_path, step("T1", "weight_sum", "a", "b"), embed_recipe=False)
+    _, messages = run(tmp_path, step("T1", "weight_sum", "a", "b"), embed_recipe=False)
 
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         assert file.metadata().get("modelspec.prediction_type") == expected
         assert file.metadata().get("ss_zero_terminal_snr") == metadata.get("ss_zero_terminal_snr")
-    assert told == []
+    assert messages == []
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         ({"modelspec.prediction_type": "V-prediction"}, "predicts velocity (modelspec.prediction_type: V-prediction)"),
         ({"modelspec.prediction_type": "v_prediction "}, "predicts velocity (modelspec.prediction_type: v_prediction)"),
@@ -173,21 +173,21 @@ def test_metadata_says_what_is_predicted(tmp_path, write, metadata, overrides, e
         ),
     ],
 )
-def test_metadata_in_any_spelling_warns(tmp_path, write, metadata, said):
-    """A source whose metadata say that it is sampled otherwise is told, however they spell it."""
+def test_metadata_in_any_spelling_warns(tmp_path, write, metadata, message):
+    """A source that is sampled differently by its metadata, in any spelling, gives a warning."""
     write("a")
     write("b", metadata=metadata)
 
-    _, told = run(tmp_path, step("T1", "weight_sum", "a", "b"))
+    _, messages = run(tmp_path, step("T1", "weight_sum", "a", "b"))
 
-    assert told == [
-        f"b.safetensors: {said}, but a.safetensors predicts noise; the merge is sampled as a.safetensors is"
+    assert messages == [
+        f"b.safetensors: {message}, but a.safetensors predicts noise; the merge is sampled as a.safetensors is"
     ]
 
 
 @pytest.mark.parametrize(("option", "part"), [("text_encoder", "text encoder"), ("vae", "VAE")])
 @pytest.mark.parametrize(
-    ("lacking", "said"),
+    ("lacking", "message"),
     [
         ("a", "a.safetensors: no {}; the merge has one made of b.safetensors, c.safetensors"),
         ("b", "b.safetensors: no {}; the merge has one made of a.safetensors, c.safetensors"),
@@ -195,30 +195,30 @@ def test_metadata_in_any_spelling_warns(tmp_path, write, metadata, said):
         ("abc", "a.safetensors, b.safetensors, c.safetensors: no {}; the merge has none"),
     ],
 )
-def test_parts_that_inputs_lack(tmp_path, write, option, part, lacking, said):
-    """One line names the inputs without a text encoder or VAE, and whose the merge has."""
+def test_parts_that_inputs_lack(tmp_path, write, option, part, lacking, message):
+    """One warning names the inputs without a text encoder or VAE, and the origin of the merge's."""
     for name in "abc":
         write(name, **{option: name not in lacking})
 
-    found, told = run(tmp_path, step("T1", "weight_sum", "a", "b"), step("T2", "weight_sum", "T1", "c"))
+    found, messages = run(tmp_path, step("T1", "weight_sum", "a", "b"), step("T2", "weight_sum", "T1", "c"))
 
-    assert told == [said.format(part)]
+    assert messages == [message.format(part)]
     assert any(name.startswith(TEXT if part == "text encoder" else VAE) for name in found) == (lacking != "abc")
 
 
 def test_part_of_a_third_input(tmp_path, write):
-    """A text encoder that only C of a difference has is not in the merge, which is told."""
+    """A text encoder that only C of a difference has is not in the merge; a warning reports it."""
     for name in "abc":
         write(name, text_encoder=name == "c")
 
-    found, told = run(tmp_path, step("T1", "add_difference", "a", "b", "c"))
+    found, messages = run(tmp_path, step("T1", "add_difference", "a", "b", "c"))
 
-    assert told == ["a.safetensors, b.safetensors: no text encoder; the merge has none"]
+    assert messages == ["a.safetensors, b.safetensors: no text encoder; the merge has none"]
     assert not any(name.startswith(TEXT) for name in found)
 
 
 def test_vae_that_no_alpha_moves(tmp_path, write):
-    """By the mapping that leaves the VAE in A the merge has A's, whatever the alphas are."""
+    """With the mapping model-mixer the merge has A's VAE even with alphas of 1."""
     write("a")
     write("b", vae=False)
     recipe = recipe_of([step("T1", "weight_sum", "a", "b", alpha=1.0)], ("a", "b"), "model-mixer")
@@ -228,11 +228,11 @@ def test_vae_that_no_alpha_moves(tmp_path, write):
 
 
 def test_hidden_text_encoder(tmp_path, write):
-    """A text encoder under a name that no tool has is copied beside B's, merged with nothing, and shown to the user."""
+    """A text encoder under an unknown name is copied beside B's without merging; a warning names it."""
     a = write("a", rename={TEXT: "clip.text_model."})
     b = write("b")
 
-    found, told = run(tmp_path, step("T1", "weight_sum", "a", "b"), dtype=torch.float32)
+    found, messages = run(tmp_path, step("T1", "weight_sum", "a", "b"), dtype=torch.float32)
 
     ids = TEXT + "embeddings.position_ids"
     for name, tensor in b.items():
@@ -240,7 +240,7 @@ def test_hidden_text_encoder(tmp_path, write):
             assert torch.equal(found[name], tensor)
     hidden = [name for name in a if name.startswith("clip.")]
     assert all(torch.equal(found[name], a[name]) for name in hidden)
-    strangers, lacks = told
+    strangers, lacks = messages
     assert strangers.startswith(
         f"a.safetensors: {len(hidden)} tensors are no part of Stable Diffusion 1.x and are copied unmerged: 'clip."
     )
@@ -253,7 +253,7 @@ def test_hidden_text_encoder(tmp_path, write):
 
 
 def attention(seed, *, matrices):
-    """A VAE's attention in LDM's names, or in newer diffusers' ones as matrices."""
+    """Return a VAE's attention under LDM's names, or as matrices under those of newer diffusers."""
     random = torch.Generator().manual_seed(seed)
     names = ("to_q", "to_k", "to_v", "to_out.0") if matrices else ("q", "k", "v", "proj_out")
     found = {}
@@ -266,93 +266,93 @@ def attention(seed, *, matrices):
 
 @pytest.mark.parametrize("foreign", ["a", "b", "ab"])
 def test_two_spellings_merge(tmp_path, write, foreign):
-    """A VAE's attention merges with itself whichever input calls it what, into LDM's names and shapes."""
+    """A VAE's attention merges from either spelling of either input, into LDM's names and shapes."""
     for seed, name in enumerate("ab"):
         write(name, overrides=attention(seed, matrices=name in foreign))
-    one, other = (attention(seed, matrices=False) for seed in range(2))
+    first, second = (attention(seed, matrices=False) for seed in range(2))
 
-    found, told = run(tmp_path, step("T1", "weight_sum", "a", "b", alpha=0.25), dtype=torch.float32)
+    found, messages = run(tmp_path, step("T1", "weight_sum", "a", "b", alpha=0.25), dtype=torch.float32)
 
-    assert {name for name in found if "attn_1" in name} == set(one)
-    for name in one:
-        assert found[name].shape == one[name].shape
-        torch.testing.assert_close(found[name], one[name] * 0.75 + other[name] * 0.25, rtol=0, atol=1e-6)
-    assert told == []
+    assert {name for name in found if "attn_1" in name} == set(first)
+    for name in first:
+        assert found[name].shape == first[name].shape
+        torch.testing.assert_close(found[name], first[name] * 0.75 + second[name] * 0.25, rtol=0, atol=1e-6)
+    assert messages == []
 
 
-def test_tensors_that_are_there_twice(tmp_path, write):
-    """Of two spellings with other values LDM's merges, is written alone, and the other is named."""
-    one, other = attention(0, matrices=False), attention(1, matrices=False)
-    second = attention(2, matrices=True)
-    write("a", overrides={**one, **second})
-    write("b", overrides=other)
+def test_tensors_under_two_names(tmp_path, write):
+    """Of two spellings with different values only LDM's is merged and written; a warning names the other."""
+    first, second = attention(0, matrices=False), attention(1, matrices=False)
+    ignored = attention(2, matrices=True)
+    write("a", overrides={**first, **ignored})
+    write("b", overrides=second)
 
-    found, told = run(tmp_path, step("T1", "weight_sum", "a", "b"), dtype=torch.float32)
+    found, messages = run(tmp_path, step("T1", "weight_sum", "a", "b"), dtype=torch.float32)
 
-    assert {name for name in found if "attn_1" in name} == set(one)
-    assert all(torch.allclose(found[name], (one[name] + other[name]) / 2, atol=1e-6) for name in one)
-    (line,) = told
+    assert {name for name in found if "attn_1" in name} == set(first)
+    assert all(torch.allclose(found[name], (first[name] + second[name]) / 2, atol=1e-6) for name in first)
+    (line,) = messages
     assert line.startswith("a.safetensors: holds tensors under two names with different values; read under those of ")
-    assert all(name in line or "and 5 more" in line for name in second)
+    assert all(name in line or "and 5 more" in line for name in ignored)
 
 
 def test_projection_beside_the_text_model(tmp_path, write):
-    """`text_projection` merges under the name that transformers has for it."""
+    """`text_projection` merges under its name in transformers."""
     name = "cond_stage_model.transformer.text_projection.weight"
     weights = [torch.randn(8, 8) for _ in "ab"]
     for letter, weight in zip("ab", weights, strict=True):
         write(letter, overrides={name: weight})
 
-    found, told = run(tmp_path, step("T1", "weight_sum", "a", "b"), dtype=torch.float32)
+    found, messages = run(tmp_path, step("T1", "weight_sum", "a", "b"), dtype=torch.float32)
 
     torch.testing.assert_close(found[name], sum(weights) / 2)
-    assert not [other for other in found if "text_projection" in other and other != name]
-    assert told == []
+    assert not [key for key in found if "text_projection" in key and key != name]
+    assert messages == []
 
 
 def test_one_file_by_two_names(tmp_path, write):
-    """A file that a recipe knows by two names is told of once."""
+    """A file with two names in a recipe gives each warning once."""
     write("a")
     b = write("b", vae=False, overrides={"stray.weight": torch.ones(1)})
     write("c", vae=False)
     models = {"a": "a", "b": "b", "c": "b"}
     recipe = recipe_of([step("T1", "weight_sum", "a", "b"), step("T2", "weight_sum", "T1", "c")], models)
 
-    with pytest.warns(BlockfitWarning) as told:
+    with pytest.warns(BlockfitWarning) as caught:
         merge(recipe, {name: tmp_path / f"{file}.safetensors" for name, file in models.items()},
               tmp_path / "out.safetensors")  # fmt: skip
 
     assert "stray.weight" in b
     path = tmp_path / "b.safetensors"
-    assert [str(one.message) for one in told] == [
+    assert [str(warning.message) for warning in caught] == [
         f"{path}: 1 tensor is no part of Stable Diffusion 1.x and is left out: 'stray.weight'",
         f"{path}: no VAE; the merge has that of a.safetensors",
     ]
 
 
-def test_weights_beyond_what_merges_use(tmp_path, write):
-    """An alpha of 30 is merged as it is, and told."""
+def test_alphas_outside_the_usual_range(tmp_path, write):
+    """An alpha of 30 is merged as it is, with a warning."""
     a, b = write("a"), write("b")
 
-    found, told = run(tmp_path, step("T1", "weight_sum", "a", "b", alpha=30), dtype=torch.float32)
+    found, messages = run(tmp_path, step("T1", "weight_sum", "a", "b", alpha=30), dtype=torch.float32)
 
     torch.testing.assert_close(found[FIRST], a[FIRST] * -29 + b[FIRST] * 30, rtol=1e-5, atol=1e-5)
-    assert told == ["steps.T1.alpha: 30 (BASE) is far outside what merges use, -3 to 3; is it per cent?"]
+    assert messages == ["steps.T1.alpha: 30 (BASE) is far outside what merges use, -3 to 3; is it per cent?"]
 
 
-def test_nothing_is_told_of_ordinary_inputs(tmp_path, write):
-    """Whole checkpoints with Stable Diffusion's schedule, in several precisions, are worth no word."""
-    write("a", dtype=torch.float16, overrides={name: one.half() for name, one in SCHEDULE.items()})
+def test_ordinary_inputs_give_no_warning(tmp_path, write):
+    """Complete checkpoints with Stable Diffusion's schedule, in several precisions, give no warning."""
+    write("a", dtype=torch.float16, overrides={name: tensor.half() for name, tensor in SCHEDULE.items()})
     write("b", overrides={"cond_stage_model.logit_scale": torch.tensor(4.6)})
     write("c", dtype=torch.bfloat16)
 
-    _, told = run(tmp_path, step("T1", "add_difference", "a", "b", "c"))
+    _, messages = run(tmp_path, step("T1", "add_difference", "a", "b", "c"))
 
-    assert told == []
+    assert messages == []
 
 
-def test_recipe_is_noted_all_the_same(tmp_path, write):
-    """What is left out changes nothing about the recipe in the metadata."""
+def test_recipe_is_noted_with_left_out_tensors(tmp_path, write):
+    """Tensors that are left out do not change the recipe in the metadata."""
     write("a")
     write("b", ema=True)
 
@@ -360,4 +360,4 @@ def test_recipe_is_noted_all_the_same(tmp_path, write):
 
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         noted = json.loads(file.metadata()["sd_merge_recipe"])
-    assert [one["name"] for one in noted["recipe"]["steps"]] == ["T1"]
+    assert [entry["name"] for entry in noted["recipe"]["steps"]] == ["T1"]

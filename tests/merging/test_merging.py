@@ -1,4 +1,4 @@
-"""Merging files: what the written checkpoint holds, and what is refused with nothing written."""
+"""Merging files: the contents of the written checkpoint, and refusals without output."""
 
 import json
 
@@ -34,7 +34,7 @@ STEPS = [
 
 
 def as_yaml(steps, models=("base", "x", "y"), suffix=".safetensors"):
-    """A recipe file's text."""
+    """Return the text of a recipe file."""
     files = "".join(f"  {name}: {{file: {name}{suffix}}}\n" for name in models)
     lines = "".join(
         f"  - {{name: {s['name']}, mode: {s['mode']}, a: {s['a']}, b: {s['b']}, "
@@ -46,7 +46,7 @@ def as_yaml(steps, models=("base", "x", "y"), suffix=".safetensors"):
 
 
 def run(folder, steps, output="out.safetensors", suffix=".safetensors", **options):
-    """Merge the files base, x, y in `folder` by `steps`, and give back the tensors written."""
+    """Merge the files base, x, y in `folder` by `steps`, and return the tensors written."""
     names = list(dict.fromkeys(s[k] for s in steps for k in "abc" if s[k] and not s[k].startswith("T")))
     (folder / "recipe.yaml").write_text(as_yaml(steps, names, suffix), encoding="utf-8")
     recipe = load_recipe(folder / "recipe.yaml")
@@ -55,13 +55,13 @@ def run(folder, steps, output="out.safetensors", suffix=".safetensors", **option
 
 
 def one_step(alpha, mode="weight_sum", a="base", b="x", c=None):
-    """A recipe of one step with one alpha everywhere."""
+    """Return the steps of a recipe with one step and one alpha for all blocks."""
     return [{"name": "T1", "mode": mode, "a": a, "b": b, "c": c, "alpha": dict.fromkeys(BLOCKS, alpha)}]
 
 
 @pytest.fixture
 def family(tmp_path, write_sd1, sd1_tensors):
-    """The files base, x and y in a folder, float32 finetunes of one model, and their tensors."""
+    """Return a folder with base, x and y, float32 finetunes of one model, and their tensors."""
     base = sd1_tensors(seed=0)
     tensors = {"base": write_sd1(tmp_path / "base.safetensors", around=base, distance=0.0)}
     tensors["x"] = write_sd1(tmp_path / "x.safetensors", seed=1, around=base)
@@ -69,8 +69,8 @@ def family(tmp_path, write_sd1, sd1_tensors):
     return tmp_path, tensors
 
 
-def test_merge_is_the_formulas_step_by_step(family):
-    """A float32 merge equals the steps carried out one after another in float32, to 1e-6 of the tensor's size."""
+def test_merge_equals_the_formulas_step_by_step(family):
+    """A float32 merge equals the steps computed one after another in float32, to 1e-6 of the largest value."""
     folder, tensors = family
 
     found = run(folder, STEPS, dtype=torch.float32)
@@ -86,7 +86,7 @@ def test_merge_is_the_formulas_step_by_step(family):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounded_once(family, dtype):
-    """A half-precision output is the float32 merge, rounded once."""
+    """A half-precision output equals the float32 merge, rounded once."""
     folder, _ = family
 
     whole = run(folder, STEPS, dtype=torch.float32)
@@ -97,7 +97,7 @@ def test_rounded_once(family, dtype):
 
 
 def test_inner_step(family):
-    """`step` writes that step's result, later steps not applied."""
+    """`step` writes that step's result, without later steps."""
     folder, tensors = family
 
     found = run(folder, STEPS, step="T1", dtype=torch.float32)
@@ -108,7 +108,7 @@ def test_inner_step(family):
 
 
 def test_only_ancestors_are_opened(family):
-    """A source that the step does not need may be missing or broken."""
+    """A source that the step does not need may be missing."""
     folder, tensors = family
     (folder / "y.safetensors").unlink()
 
@@ -118,7 +118,7 @@ def test_only_ancestors_are_opened(family):
 
 
 def test_alpha_zero_is_a(family, write_sd1, sd1_tensors):
-    """Alpha 0 gives A bit by bit, and alpha 1 of a weight sum gives B, whatever the other holds."""
+    """Alpha 0 gives A bit for bit, and alpha 1 of a weight sum gives B, even if the other source has NaN."""
     folder, tensors = family
     broken = torch.full((8, 8), float("nan"))
     write_sd1(folder / "x.safetensors", seed=1, overrides={QUERY: broken})
@@ -144,7 +144,7 @@ def test_half_sources_pass_through_unchanged(tmp_path, write_sd1):
 
 @pytest.mark.parametrize("lacks", ["a", "b", "c"])
 def test_source_without_vae(tmp_path, write_sd1, sd1_tensors, lacks):
-    """A merges through where B or C has no VAE; B's is carried over, whole, where A has none."""
+    """A's VAE passes through if B or C has none; B's is copied if A has none."""
     base = sd1_tensors()
     place = {"a": "base", "b": "x", "c": "y"}
     tensors = {
@@ -152,17 +152,17 @@ def test_source_without_vae(tmp_path, write_sd1, sd1_tensors, lacks):
         for n, name in enumerate(("base", "x", "y"), start=3)
     }
 
-    whose = "x" if lacks == "a" else "base"
-    with pytest.warns(BlockfitWarning) as told:
+    origin = "x" if lacks == "a" else "base"
+    with pytest.warns(BlockfitWarning) as warned:
         found = run(tmp_path, one_step(0.3, "add_difference", c="y"), dtype=torch.float32)
 
-    assert torch.equal(found[VAE], tensors[whose][VAE])
-    (line,) = (str(one.message) for one in told)
-    assert line == f"{tmp_path / place[lacks]}.safetensors: no VAE; the merge has that of {whose}.safetensors"
+    assert torch.equal(found[VAE], tensors[origin][VAE])
+    (line,) = (str(warning.message) for warning in warned)
+    assert line == f"{tmp_path / place[lacks]}.safetensors: no VAE; the merge has that of {origin}.safetensors"
 
 
-def test_tensor_that_only_c_holds(family, write_sd1, sd1_tensors):
-    """A tensor of the UNet that only C holds is not in the result; one that only B holds is carried over."""
+def test_tensor_that_only_c_has(family, write_sd1, sd1_tensors):
+    """A tensor of the UNet that only C has is not in the result; one that only B has is copied."""
     folder, tensors = family
     extra = torch.randn(3, 3)
     only = {letter: f"{UNET}output_blocks.0.only_{letter}.weight" for letter in "bc"}
@@ -176,7 +176,7 @@ def test_tensor_that_only_c_holds(family, write_sd1, sd1_tensors):
 
 
 def test_buffers_of_the_model(family, write_sd1):
-    """What does not merge within the model's parts is A's or, where that lacks it, B's, in its own type; never C's."""
+    """Buffers of the model's parts are A's, or B's if A lacks them, in their own dtype; never C's."""
     folder, tensors = family
     both, second, third = (f"{UNET}out.{name}" for name in ("both", "second.weight", "third"))
     write_sd1(folder / "base.safetensors", seed=0, overrides={both: torch.arange(3.0, dtype=torch.float64)})
@@ -196,7 +196,7 @@ def test_buffers_of_the_model(family, write_sd1):
     ids=["none", "float", "wrong", "flat"],
 )
 def test_position_ids(family, write_sd1, held):
-    """position_ids are written as int64 [1, 77], 0 .. 76, whatever the sources hold."""
+    """position_ids are written as int64 [1, 77], 0 to 76, for any position ids in the sources."""
     folder, _ = family
     for n, name in enumerate(("base", "x")):
         options = {"position_ids": False} if held is None else {"overrides": {IDS: held}}
@@ -232,8 +232,8 @@ def test_inpainting_model_elsewhere(family, write_sd1, place):
         run(folder, one_step(0.25, "add_difference", c="y"))
 
     (problem,) = caught.value.problems
-    told = f"{folder / wide}.safetensors: tensor {FIRST!r} has 9 input channels, as inpainting models have, but 4 in"
-    assert told in problem
+    start = f"{folder / wide}.safetensors: tensor {FIRST!r} has 9 input channels, as inpainting models have, but 4 in"
+    assert start in problem
     assert f"{folder / 'base.safetensors'}" in problem
     assert "steps.T1" in problem
     assert not (folder / "out.safetensors").exists()
@@ -275,7 +275,7 @@ def test_nan_that_takes_part(family, write_sd1, value):
 
 
 def test_nan_that_takes_no_part(family, write_sd1):
-    """NaN in a block whose coefficient is 0 does not reach the output, nor is it refused."""
+    """NaN in a block whose coefficient is 0 is not refused and does not reach the output."""
     folder, tensors = family
     write_sd1(folder / "x.safetensors", seed=1, overrides={QUERY: torch.full((8, 8), float("nan"))})
     alphas = {block: 0.0 if block == "OUT06" else 0.5 for block in BLOCKS}
@@ -286,7 +286,7 @@ def test_nan_that_takes_no_part(family, write_sd1):
 
 
 def test_overflow(family, write_sd1):
-    """A value beyond float16 is refused with tensor, value and what to do; bf16 and fp32 take it."""
+    """A value beyond float16 is refused with tensor, value and advice; bf16 can hold it."""
     folder, _ = family
     for name in ("base", "x"):
         write_sd1(folder / f"{name}.safetensors", overrides={QUERY: torch.full((8, 8), 70000.0)})
@@ -302,7 +302,7 @@ def test_overflow(family, write_sd1):
 
 
 def test_torch_files(tmp_path, write_sd1, sd1_tensors):
-    """A .ckpt with the text encoder under its other name merges like a .safetensors file, into one text encoder."""
+    """A .ckpt with the text encoder's other name merges like a .safetensors file, into one text encoder."""
     base = sd1_tensors()
     short = {TEXT: "cond_stage_model.transformer."}
     first = write_sd1(tmp_path / "base.ckpt", around=base, seed=1)
@@ -317,7 +317,7 @@ def test_torch_files(tmp_path, write_sd1, sd1_tensors):
 
 
 def test_free_alphas(family):
-    """A hole is refused, and the output left alone; the recipe started merges with it at its starting value."""
+    """A free alpha is refused and the output stays; `started()` merges with its starting value."""
     folder, tensors = family
     text = as_yaml(one_step(0.5), ("base", "x"))
     text = text[: text.index("alpha:")] + "alpha: {search: [0, 1], blocks: OUT06, start: 0.25}}\n"
@@ -340,20 +340,20 @@ def test_free_alphas(family):
 
 
 def test_progress(family):
-    """Progress runs up to the bytes of tensor data that the file then holds."""
+    """Progress rises to the number of bytes of tensor data in the file."""
     folder, _ = family
-    told = []
+    calls = []
 
-    found = run(folder, STEPS, progress=lambda done, total: told.append((done, total)))
+    found = run(folder, STEPS, progress=lambda done, total: calls.append((done, total)))
 
     size = sum(value.numel() * value.element_size() for value in found.values())
-    assert told[-1] == (size, size)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert len(told) == len(found)
+    assert calls[-1] == (size, size)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert len(calls) == len(found)
 
 
 def test_unknown_step(family):
-    """A step that the recipe lacks is refused with the nearest name; nothing is written."""
+    """A step that the recipe lacks is refused by name; no file is written."""
     folder, _ = family
     with pytest.raises(RecipeError, match="'T9' is not in the recipe"):
         run(folder, STEPS, step="T9")
@@ -361,7 +361,7 @@ def test_unknown_step(family):
 
 
 def test_files_by_folder_or_as_text(tmp_path, write_sd1):
-    """The sources may be named by the folder that the recipe names them from, and every path be text."""
+    """The sources may be given as the folder that the recipe names them from, and all paths as text."""
     for seed, name in enumerate(("base", "x")):
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
     expected = run(tmp_path, one_step(0.25))
@@ -377,8 +377,8 @@ def test_files_by_folder_or_as_text(tmp_path, write_sd1):
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_source_without_a_file(tmp_path, write_sd1):
-    """A source that no path was given for is named, and the folder where one is missing."""
+def test_source_without_a_file(tmp_path, write_sd1):
+    """A source without a path is named; a missing file is named with the folder that was searched."""
     write_sd1(tmp_path / "base.safetensors")
     (tmp_path / "recipe.yaml").write_text(as_yaml(one_step(0.5), ("base", "x")), encoding="utf-8")
     recipe = load_recipe(tmp_path / "recipe.yaml")

@@ -1,4 +1,4 @@
-"""What a merged file says about itself, and what it keeps to itself."""
+"""Metadata of a merged file: its fields, and those left out on request."""
 
 import hashlib
 import json
@@ -30,11 +30,11 @@ GRANDPARENTS = {"ab" * 32: {"name": "old", "legacy_hash": "01234567", "sd_merge_
 
 @pytest.fixture
 def folder(tmp_path, write_sd1):
-    """The three sources, the first of which was itself merged by the WebUI."""
+    """Return a folder with three sources; the WebUI merged the first of them."""
     metadata = {"sd_merge_recipe": json.dumps(PARENT), "sd_merge_models": json.dumps(GRANDPARENTS)}
     big = {
         "model.diffusion_model.out.filler.weight": torch.arange(400_000.0) % 997
-    }  # beyond the MiB at which old hashes begin
+    }  # longer than 1 MiB, where old hashes begin
     write_sd1(tmp_path / "One.safetensors", seed=1, metadata=metadata, overrides=big)
     write_sd1(tmp_path / "two.ckpt", seed=2)
     write_sd1(tmp_path / "three.safetensors", seed=3)
@@ -42,7 +42,7 @@ def folder(tmp_path, write_sd1):
 
 
 def merged(folder, licenses=("MIT", "MIT"), **options):
-    """Merge the recipe and give the metadata as safetensors itself reads it."""
+    """Merge the recipe and return the metadata, read by the safetensors library."""
     text = RECIPE.replace("LICENSE_ONE", licenses[0]).replace("LICENSE_TWO", licenses[1])
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     recipe = load_recipe(folder / "recipe.yaml")
@@ -53,12 +53,12 @@ def merged(folder, licenses=("MIT", "MIT"), **options):
 
 
 def sha(path):
-    """The sha256 of a file."""
+    """Return the sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_recipe(folder):
-    """The header holds the recipe with its mapping, which reads back as the same one, and the step that was made."""
+    """The header contains the recipe with its mapping, which reads back unchanged, and the merged step."""
     noted = json.loads(merged(folder, step="T1")["sd_merge_recipe"])
 
     assert set(noted) == {"type", "output", "recipe"}
@@ -67,7 +67,7 @@ def test_recipe(folder):
 
 
 def test_models(folder):
-    """Every source that takes part is listed by its sha256 with old hash and own recipe, and its parents after it."""
+    """Each merged source is listed by its sha256 with old hash and recipe, followed by its parents."""
     models = json.loads(merged(folder, step="T1")["sd_merge_models"])
 
     one, two = folder / "One.safetensors", folder / "two.ckpt"
@@ -81,7 +81,7 @@ def test_models(folder):
 
 
 def test_model_spec(folder):
-    """The fields of the Stability model spec are filled in as far as they are known."""
+    """The known fields of the Stability model spec are filled in."""
     found = merged(folder, date="2026-11-23T01:02:03+00:00")
 
     assert {name: value for name, value in found.items() if name.startswith("modelspec.")} == {
@@ -108,7 +108,7 @@ def test_model_spec(folder):
     ],
 )
 def test_license(folder, licenses, expected):
-    """The licence is that on which all sources that take part agree; else each is named."""
+    """The licence is the one that all merged sources share; otherwise each is listed."""
     assert merged(folder, licenses, step="T1")["modelspec.license"] == expected
 
 
@@ -119,49 +119,49 @@ def test_inpainting(folder, write_sd1):
     assert merged(folder)["modelspec.architecture"] == "stable-diffusion-v1-inpainting"
 
 
-def test_nothing_is_told(folder):
-    """Without the recipe, the header tells only what any such file is; no file is hashed."""
-    told = []
+def test_recipe_can_be_left_out(folder):
+    """Without the recipe, the header has only general fields, and no file is hashed."""
+    calls = []
 
-    hidden = merged(folder, embed_recipe=False, date="2026-11-23", hashing=lambda *progress: told.append(progress))
+    hidden = merged(folder, embed_recipe=False, date="2026-11-23", hashing=lambda *progress: calls.append(progress))
 
     assert hidden == {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",
     }
-    assert told == []
+    assert calls == []
 
 
 def test_hashes_are_cached(folder):
-    """Hashes come from the cache; only files that it lacks are read, and that is told file by file."""
-    cache, told = HashCache(folder / "hashes.json"), []
-    options = {"hashes": cache, "hashing": lambda *progress: told.append(progress)}
+    """Hashes come from the cache; only missing ones are computed, with progress for each file."""
+    cache, calls = HashCache(folder / "hashes.json"), []
+    options = {"hashes": cache, "hashing": lambda *progress: calls.append(progress)}
 
     first = merged(folder, **options)
     files = ["One.safetensors", "two.ckpt", "three.safetensors"]
-    assert told == [(name, (folder / name).stat().st_size, (folder / name).stat().st_size) for name in files]
+    assert calls == [(name, (folder / name).stat().st_size, (folder / name).stat().st_size) for name in files]
     assert merged(folder, **options) == first
-    assert len(told) == 3
+    assert len(calls) == 3
 
 
 def test_missing_folder_is_found_before_hashing(folder):
-    """A merge that cannot be written is refused before gigabytes are hashed."""
+    """A merge that cannot be written is refused before any file is hashed."""
     merged(folder)
-    recipe, told = load_recipe(folder / "recipe.yaml"), []
+    recipe, calls = load_recipe(folder / "recipe.yaml"), []
     paths = {name: folder / model.file for name, model in recipe.models.items()}
 
     with pytest.raises(CheckpointError, match="does not exist"):
-        merge(recipe, paths, folder / "none" / "out.safetensors", hashing=lambda *progress: told.append(progress))
+        merge(recipe, paths, folder / "none" / "out.safetensors", hashing=lambda *progress: calls.append(progress))
 
-    assert told == []
+    assert calls == []
 
 
 @pytest.mark.parametrize(
     "models", ["{", "[1]", '{"a": 3}', '{"a": NaN}', "[" * 9999, json.dumps({"a": {"name": "x" * (1 << 20)}})]
 )
 def test_broken_metadata_of_a_source(folder, write_sd1, models):
-    """A source's metadata that is broken or huge is left out."""
+    """Broken or huge metadata of a source is left out."""
     write_sd1(folder / "One.safetensors", metadata={"sd_merge_models": models, "sd_merge_recipe": models})
 
     found = merged(folder)
@@ -173,7 +173,7 @@ def test_broken_metadata_of_a_source(folder, write_sd1, models):
 
 
 def test_same_file_twice(folder):
-    """Two models of a recipe that are one file are one entry."""
+    """Two models with the same file have one entry."""
     (folder / "three.safetensors").write_bytes((folder / "One.safetensors").read_bytes())
 
     assert len(json.loads(merged(folder)["sd_merge_models"])) == 2 + len(GRANDPARENTS)

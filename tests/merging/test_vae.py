@@ -1,4 +1,4 @@
-"""Baking a VAE in: which files are one, what the output then holds, and what is refused."""
+"""Baking a VAE in: accepted files, the tensors of the output, and refusals."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ steps: [{name: T1, mode: weight_sum, a: one, b: two, alpha: 0.5}]
 
 @pytest.fixture
 def vae(sd1_tensors):
-    """The tensors of a VAE that fits the sources, by the names that a VAE alone has."""
+    """Return the tensors of a VAE that fits the sources, under the names of a VAE alone."""
     tensors = sd1_tensors(seed=9)
     found = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
     return {**found, "quant_conv.weight": torch.randn(8, 8, 1, 1), "post_quant_conv.bias": torch.randn(4)}
@@ -30,7 +30,7 @@ def vae(sd1_tensors):
 
 @pytest.fixture
 def folder(tmp_path, write_sd1, vae):
-    """Two sources with VAEs of the same tensors."""
+    """Return a folder with two sources whose VAEs have the same tensors."""
     extra = {PREFIX + name: torch.zeros_like(vae[name]) for name in ("quant_conv.weight", "post_quant_conv.bias")}
     for seed, name in enumerate(("one", "two")):
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed, overrides=extra)
@@ -38,7 +38,7 @@ def folder(tmp_path, write_sd1, vae):
 
 
 def baked(folder, file, **options):
-    """Merge with the VAE in `file`, and give the tensors written."""
+    """Merge with the VAE in `file`, and return the tensors written."""
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     paths = {name: folder / f"{name}.safetensors" for name in ("one", "two")}
     merge(load_recipe(folder / "recipe.yaml"), paths, folder / "out.safetensors", vae=folder / file, **options)
@@ -46,7 +46,7 @@ def baked(folder, file, **options):
 
 
 def refused(folder, file, problems=1):
-    """The lines with which a VAE is refused, each of which begins with its file; nothing is written."""
+    """Return the problems for which a VAE is refused, each with its file first; the output must stay."""
     (folder / "out.safetensors").write_bytes(b"before")
     with pytest.raises(CheckpointError) as caught:
         baked(folder, file)
@@ -57,14 +57,17 @@ def refused(folder, file, problems=1):
 
 
 def write_alone(path, vae):
+    """Write a VAE alone."""
     save_file(vae, path)
 
 
 def write_prefixed(path, vae):
+    """Write a VAE alone under a checkpoint's names."""
     save_file({PREFIX + name: value for name, value in vae.items()}, path)
 
 
 def write_webui(path, vae):
+    """Write a VAE as in the files of WebUIs."""
     rest = {"loss.logvar": torch.ones(3), "model_ema.decay": torch.tensor(0.9), "model_ema.encoderx": torch.ones(2)}
     torch.save({"state_dict": {**vae, **rest}, "epoch": 3}, path)
 
@@ -74,8 +77,8 @@ def write_webui(path, vae):
     [("v.safetensors", write_alone), ("v2.safetensors", write_prefixed), ("v.vae.pt", write_webui)],
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_whole_vae_is_the_files(folder, vae, file, write, dtype):
-    """Every VAE tensor of the output is the file's, rounded to the output's type; the rest is the merge."""
+def test_all_vae_tensors_come_from_the_file(folder, vae, file, write, dtype):
+    """All VAE tensors of the output come from the file, rounded to the output's dtype; the rest is merged."""
     write(folder / file, vae)
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     paths = {name: folder / f"{name}.safetensors" for name in ("one", "two")}
@@ -93,18 +96,18 @@ def test_whole_vae_is_the_files(folder, vae, file, write, dtype):
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_attention_under_other_names(folder, vae, write_sd1, alone):
-    """A VAE whose attention has diffusers' names, as matrices, is baked in under LDM's, in its shapes."""
+    """A VAE whose attention has diffusers' names and matrices is baked in under LDM's names and shapes."""
     weight, bias = torch.randn(8, 8, 1, 1), torch.randn(8)
     place = "decoder.mid.attn_1."
     for seed, name in enumerate(("one", "two")):
         extra = {PREFIX + key: torch.ones_like(value) for key, value in vae.items()}
         extra |= {f"{PREFIX}{place}proj_out.weight": weight + 1, f"{PREFIX}{place}proj_out.bias": bias + 1}
         write_sd1(folder / f"{name}.safetensors", seed=seed, overrides=extra)
-    other = {**vae, f"{place}to_out.0.weight": weight[..., 0, 0], f"{place}to_out.0.bias": bias}
+    renamed = {**vae, f"{place}to_out.0.weight": weight[..., 0, 0], f"{place}to_out.0.bias": bias}
     if alone:
-        write_alone(folder / "v.safetensors", other)
+        write_alone(folder / "v.safetensors", renamed)
     else:
-        write_sd1(folder / "v.safetensors", overrides={PREFIX + key: value for key, value in other.items()})
+        write_sd1(folder / "v.safetensors", overrides={PREFIX + key: value for key, value in renamed.items()})
 
     found = baked(folder, "v.safetensors", dtype=torch.float32)
 
@@ -114,7 +117,7 @@ def test_attention_under_other_names(folder, vae, write_sd1, alone):
 
 
 def test_attention_under_two_names(folder, vae, write_sd1):
-    """Of both spellings in one VAE LDM's is baked in, as every tool reads it."""
+    """Of two spellings in one VAE, LDM's is baked in, as in other tools."""
     for name in ("one", "two"):
         write_sd1(folder / f"{name}.safetensors", vae=False)
     weight = torch.randn(8, 8, 1, 1)
@@ -128,7 +131,7 @@ def test_attention_under_two_names(folder, vae, write_sd1):
 
 
 def test_checkpoint_gives_its_vae(folder, vae, write_sd1):
-    """A whole checkpoint gives its VAE and nothing else."""
+    """A whole checkpoint gives only its VAE."""
     extra = {PREFIX + name: value for name, value in vae.items()}
     write_sd1(folder / "other.ckpt", seed=5, overrides=extra)
 
@@ -141,7 +144,7 @@ def test_checkpoint_gives_its_vae(folder, vae, write_sd1):
 
 
 def test_sources_without_vae(folder, vae, write_sd1):
-    """Sources that have no VAE and a VAE file make a complete checkpoint."""
+    """Sources without VAE and a VAE file give a complete checkpoint."""
     for seed, name in enumerate(("one", "two")):
         write_sd1(folder / f"{name}.safetensors", seed=seed, vae=False)
     write_alone(folder / "v.safetensors", vae)
@@ -155,7 +158,7 @@ def test_sources_without_vae(folder, vae, write_sd1):
 
 @pytest.mark.parametrize("lacks", [IN, OUT, "quant_conv.weight"])
 def test_incomplete_vae_beside_sources_without_one(folder, vae, write_sd1, lacks):
-    """Where no source tells what a VAE has, a file that lacks either end is refused all the same."""
+    """A VAE without its first or last tensors is refused even if no source has a VAE to compare with."""
     for name in ("one", "two"):
         write_sd1(folder / f"{name}.safetensors", vae=False)
     write_alone(folder / "v.safetensors", {name: value for name, value in vae.items() if name != lacks})
@@ -164,7 +167,7 @@ def test_incomplete_vae_beside_sources_without_one(folder, vae, write_sd1, lacks
 
 
 def test_sources_vae_is_not_read(folder, vae, write_sd1):
-    """NaN in the VAE of a source does not matter when another VAE is baked in."""
+    """NaN in the VAE of a source is not refused when another VAE is baked in."""
     write_sd1(folder / "one.safetensors", overrides={PREFIX + IN: torch.full((8, 3, 3, 3), float("nan"))})
     write_alone(folder / "v.safetensors", vae)
 
@@ -172,7 +175,7 @@ def test_sources_vae_is_not_read(folder, vae, write_sd1):
 
 
 def test_sources_vaes_of_different_shapes(folder, vae, write_sd1):
-    """VAEs of the sources need not fit each other when none of them is used."""
+    """The sources' VAEs may differ in shape when another VAE is baked in."""
     extra = {PREFIX + name: value for name, value in vae.items()} | {PREFIX + IN: torch.ones(2, 3, 3, 3)}
     write_sd1(folder / "two.safetensors", seed=1, overrides=extra)
     write_alone(folder / "v.safetensors", vae)
@@ -180,8 +183,8 @@ def test_sources_vaes_of_different_shapes(folder, vae, write_sd1):
     assert torch.equal(baked(folder, "v.safetensors", dtype=torch.float32)[PREFIX + IN], vae[IN])
 
 
-def test_other_vae_tensors_of_the_sources_go(folder, vae, write_sd1):
-    """What the sources hold under the VAE's prefix beside its weights is not in the output."""
+def test_other_vae_tensors_of_the_sources_are_left_out(folder, vae, write_sd1):
+    """Other tensors of the sources under the VAE's prefix are not in the output."""
     rest = {PREFIX + "loss.logvar": torch.ones(1), PREFIX + "counter": torch.tensor([3])}
     extra = {PREFIX + name: value for name, value in vae.items()}
     write_sd1(folder / "one.safetensors", overrides={**rest, **extra})
@@ -201,7 +204,7 @@ def test_nan(folder, vae, value):
 
 
 def test_differences(folder, vae):
-    """A tensor that is missing, one too many, of another shape or no float is one line each, with what is right."""
+    """A missing or surplus tensor, another shape and another dtype have a line each, with the expected value."""
     wrong = {**vae, IN: torch.ones(4, 3, 3, 3), "encoder.more.weight": torch.ones(2), OUT: vae[OUT].int()}
     del wrong["post_quant_conv.bias"]
     write_alone(folder / "v.safetensors", wrong)
@@ -219,7 +222,7 @@ def test_differences(folder, vae):
 
 
 def test_many_differences_are_counted(folder, vae):
-    """A file of another kind does not fill the screen."""
+    """Of many differences the first are listed and the rest counted."""
     write_alone(folder / "v.safetensors", {**vae, **{f"encoder.{n}.weight": torch.ones(1) for n in range(50)}})
 
     assert "... and 42 more" in refused(folder, "v.safetensors", problems=9)
@@ -228,7 +231,7 @@ def test_many_differences_are_counted(folder, vae):
 @pytest.mark.parametrize("name", ["encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.mid_block.x.weight"])
 @pytest.mark.parametrize("prefix", ["", PREFIX])
 def test_diffusers_names(folder, vae, name, prefix):
-    """A VAE in diffusers names is called what it is."""
+    """A VAE with diffusers names is refused with this reason."""
     save_file(
         {**{prefix + n: value for n, value in vae.items()}, prefix + name: torch.ones(1)}, folder / "v.safetensors"
     )
@@ -253,7 +256,7 @@ def test_diffusers_names(folder, vae, name, prefix):
     ],
 )
 def test_no_vae(folder, tensors, words):
-    """A file without a VAE, or a checkpoint of another family, is called what it is."""
+    """A file without a VAE, or a checkpoint of another family, is refused with its kind."""
     save_file(tensors, folder / "v.safetensors")
 
     line = refused(folder, "v.safetensors")
@@ -261,7 +264,7 @@ def test_no_vae(folder, tensors, words):
 
 
 def test_checkpoint_without_vae(folder, write_sd1):
-    """A checkpoint that has no VAE itself is refused."""
+    """A checkpoint without VAE is refused."""
     write_sd1(folder / "v.safetensors", vae=False)
 
     assert "holds no VAE" in refused(folder, "v.safetensors")
@@ -273,15 +276,15 @@ def test_missing_file(folder):
 
 
 def test_output_is_the_vae(folder, vae):
-    """The output may not be the VAE file."""
+    """An output that is the VAE file is refused."""
     write_alone(folder / "out.safetensors", vae)
 
     with pytest.raises(CheckpointError, match="is the VAE of this merge"):
         baked(folder, "out.safetensors")
 
 
-def test_it_is_noted(folder, vae):
-    """The metadata tells the VAE's file and sha256, and that its licence is unknown."""
+def test_vae_is_noted(folder, vae):
+    """The metadata notes the VAE's file and sha256."""
     write_webui(folder / "good.vae.pt", vae)
     baked(folder, "good.vae.pt")
     with safe_open(folder / "out.safetensors", "pt") as file:

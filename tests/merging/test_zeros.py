@@ -1,4 +1,4 @@
-"""Files that came over the net by half: zeros where other inputs hold numbers."""
+"""Incomplete downloads: zeros where other inputs have numbers."""
 
 import json
 import warnings
@@ -20,30 +20,30 @@ LARGE = f"{UNET}output_blocks.0.large.weight"
 
 
 def break_off(path, share=0.5):
-    """Leave the first `share` of a safetensors file's data and zeros behind, and give the tensors that are all zero."""
+    """Keep the first `share` of a safetensors file's data, zero the rest, and return the names of the zero tensors."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     kept = start + int((len(content) - start) * share)
     path.write_bytes(content[:kept] + bytes(len(content) - kept))
     header = json.loads(content[8:start])
-    return {name for name, one in header.items() if start + one["data_offsets"][0] >= kept}
+    return {name for name, entry in header.items() if start + entry["data_offsets"][0] >= kept}
 
 
 def run(folder, alpha, *names, mode="weight_sum", dtype=torch.float32, **options):
-    """Merge in one step, alpha a number or by block, and give what was written and what was told."""
+    """Merge in one step, alpha a number or by block; return the tensors written and the warnings."""
     alphas = alpha if isinstance(alpha, dict) else dict.fromkeys(BLOCKS, alpha)
     a, b, c = (*names, None)[:3]
     recipe = recipe_of([{"name": "T", "mode": mode, "a": a, "b": b, "c": c, "alpha": alphas}], names)
     paths = {name: folder / f"{name}.safetensors" for name in names}
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", BlockfitWarning)
         merge(recipe, paths, folder / "out.safetensors", dtype=dtype, **options)
-    return load_file(folder / "out.safetensors"), [str(one.message) for one in told]
+    return load_file(folder / "out.safetensors"), [str(warning.message) for warning in caught]
 
 
 @pytest.fixture
 def pair(tmp_path, write_sd1):
-    """Two checkpoints, one of which has a tensor of several chunks."""
+    """Write two checkpoints with a tensor of several chunks, and return their tensors."""
     large = torch.randn(3 * CHUNK + 5, generator=torch.Generator().manual_seed(3))
     return {
         "a": write_sd1(tmp_path / "a.safetensors", seed=1, overrides={LARGE: large}),
@@ -53,7 +53,7 @@ def pair(tmp_path, write_sd1):
 
 @pytest.mark.parametrize("half", ["a", "b"])
 def test_half_a_file(tmp_path, pair, half):
-    """A source of which half is there merges as its bytes say, and one line says how many tensors are zeros and why."""
+    """A source whose end is zeros merges as it is, and one warning counts its zero tensors and gives the cause."""
     path = tmp_path / f"{half}.safetensors"
     zero = {name for name in break_off(path, 0.98) if not name.endswith("position_ids")}
     assert len(zero) > 3
@@ -68,13 +68,13 @@ def test_half_a_file(tmp_path, pair, half):
 
 
 def test_zeros_that_are_copied(tmp_path, pair, write_sd1):
-    """Zeros of A in blocks that only A counts in are found too, though the other input is not merged there."""
+    """Zeros of A in a block with alpha 0 are reported too, although B is not merged there."""
     write_sd1(tmp_path / "a.safetensors", seed=1, overrides={OUT: torch.zeros(4, 8, 3, 3)})
 
-    found, told = run(tmp_path, {"IN01": 0.5}, "a", "b")
+    found, messages = run(tmp_path, {"IN01": 0.5}, "a", "b")
 
     assert not found[OUT].any()
-    (line,) = told
+    (line,) = messages
     assert line == (
         f"{tmp_path / 'a.safetensors'}: a tensor holds nothing but zeros where other inputs hold numbers, {OUT!r} "
         "first; the file is probably damaged: download it again"
@@ -82,68 +82,68 @@ def test_zeros_that_are_copied(tmp_path, pair, write_sd1):
 
 
 def test_zeros_that_do_not_count(tmp_path, pair, write_sd1):
-    """Zeros in a block of a source whose coefficient is 0 there change nothing, and are worth no word."""
+    """Zeros in a block where the source has coefficient 0 are not reported."""
     write_sd1(tmp_path / "b.safetensors", seed=1, overrides={OUT: torch.zeros(4, 8, 3, 3)})
 
-    _, told = run(tmp_path, {"IN01": 0.5}, "a", "b")
+    _, messages = run(tmp_path, {"IN01": 0.5}, "a", "b")
 
-    assert told == []
+    assert messages == []
 
 
 @pytest.mark.parametrize("zero", ["b", "ab"])
 def test_zeros_of_all(tmp_path, write_sd1, zero):
-    """A bias that is zero in every input that counts is as training left it; in one of them alone, it is told."""
+    """A bias of zeros in all inputs is taken as trained; in only one input it is reported."""
     name = f"{UNET}out.2.bias"
     for seed, letter in enumerate("ab"):
         overrides = {name: torch.zeros(4)} if letter in zero else {}
         write_sd1(tmp_path / f"{letter}.safetensors", seed=seed, overrides=overrides)
 
-    _, told = run(tmp_path, 0.5, "a", "b")
+    _, messages = run(tmp_path, 0.5, "a", "b")
 
-    assert len(told) == (zero == "b")
+    assert len(messages) == (zero == "b")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 @pytest.mark.parametrize("place", [None, 0, 63, 64, CHUNK - 1, CHUNK, 3 * CHUNK + 4])
 def test_one_number_is_enough(tmp_path, pair, write_sd1, dtype, place):
-    """One number other than 0 anywhere in a tensor of several chunks makes it no tensor of zeros, in every type."""
+    """A single number other than 0 in a tensor of several chunks prevents the warning, in every dtype."""
     almost = torch.zeros(3 * CHUNK + 5)
     almost[CHUNK + 7] = -0.0
     if place is not None:
         almost[place] = 0.5
     write_sd1(tmp_path / "b.safetensors", seed=2, overrides={LARGE: almost.to(dtype)})
 
-    _, told = run(tmp_path, 0.5, "a", "b", threads=2)
+    _, messages = run(tmp_path, 0.5, "a", "b", threads=2)
 
-    assert len(told) == (place is None)
+    assert len(messages) == (place is None)
 
 
 def test_channels_of_inpainting(tmp_path, write_sd1):
-    """The channels that an inpainting model adds begin as zeros, and are worth no word."""
+    """Zeros in the channels that an inpainting model adds are not reported."""
     first = f"{UNET}input_blocks.0.0.weight"
     wide = torch.cat([torch.ones(8, 4, 3, 3), torch.zeros(8, 5, 3, 3)], dim=1)
     for name in ("a", "b"):
         write_sd1(tmp_path / f"{name}.safetensors", overrides={first: wide + (name == "b")})
     write_sd1(tmp_path / "c.safetensors")
 
-    found, told = run(tmp_path, 0.5, "a", "b", "c", mode="add_difference")
+    found, messages = run(tmp_path, 0.5, "a", "b", "c", mode="add_difference")
 
     assert found[first].shape == (8, 9, 3, 3)
-    assert told == []
+    assert messages == []
 
 
 def test_baked_vae(tmp_path, pair, write_sd1):
-    """A VAE of zeros that takes the sources' place is told against nothing but itself: they are not read."""
-    save_file({name: torch.zeros_like(one) for name, one in pair["a"].items() if name.startswith("first_stage_model.")},
-              tmp_path / "vae.safetensors")  # fmt: skip
+    """A baked VAE of zeros is not reported: it is not compared with the sources' VAEs, which are not read."""
+    save_file({name: torch.zeros_like(tensor) for name, tensor in pair["a"].items()
+               if name.startswith("first_stage_model.")}, tmp_path / "vae.safetensors")  # fmt: skip
 
-    _, told = run(tmp_path, 0.5, "a", "b", vae=tmp_path / "vae.safetensors")
+    _, messages = run(tmp_path, 0.5, "a", "b", vae=tmp_path / "vae.safetensors")
 
-    assert told == []
+    assert messages == []
 
 
 def test_is_zero():
-    """No element other than 0; a tensor without elements is no tensor of zeros."""
+    """`is_zero` is true for tensors of zeros only, and false for a tensor without elements."""
     assert is_zero(torch.zeros(3, 100))
     assert is_zero(-torch.zeros(3))
     assert is_zero(torch.zeros(200).to(torch.float8_e5m2))
@@ -154,30 +154,30 @@ def test_is_zero():
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_end_of_a_file(tmp_path, write_sd1, suffix):
-    """The tensors of zeros at the end of a file are those behind the last number, if there is a matrix among them."""
+    """Zero tensors after the last number of a file are reported if a matrix is among them."""
     path = tmp_path / f"a{suffix}"
     tensors = write_sd1(path)
     with open_checkpoint(path) as checkpoint:
         merging = [name for name in checkpoint.tensors if checkpoint.layout.merges(name)]
         assert zeros_at_end(checkpoint) == ()
-    alone = next(name for name in merging if name.endswith(".weight"))
-    zeros = {name: torch.zeros_like(tensors[name]) for name in (*merging[-4:], alone)}
-    assert any(one.dim() > 1 for one in zeros.values())
+    single = next(name for name in merging if name.endswith(".weight"))
+    zeros = {name: torch.zeros_like(tensors[name]) for name in (*merging[-4:], single)}
+    assert any(tensor.dim() > 1 for tensor in zeros.values())
     write_sd1(path, overrides=zeros)
     with open_checkpoint(path) as checkpoint:
         assert zeros_at_end(checkpoint) == tuple(reversed(merging[-4:]))
 
-    (told, elsewhere) = inspect_checkpoint(path).unusual
+    (at_end, elsewhere) = inspect_checkpoint(path).unusual
 
-    assert told == (
+    assert at_end == (
         f"nothing but zeros in the last 4 tensors of the file, from {merging[-4]!r} on: its download was probably "
         "broken off; download it again"
     )
-    assert elsewhere == f"nothing but zeros in {alone!r}"
+    assert elsewhere == f"nothing but zeros in {single!r}"
 
 
-def test_a_bias_at_the_end(tmp_path, write_sd1):
-    """A bias of zeros that happens to be last is no sign of anything."""
+def test_bias_at_the_end(tmp_path, write_sd1):
+    """A bias of zeros at the end of a file is not reported."""
     last = {"model.diffusion_model.out.zz.bias": torch.zeros(2, dtype=torch.float16)}
     write_sd1(tmp_path / "a.safetensors", overrides=last)
 

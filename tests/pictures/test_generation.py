@@ -32,15 +32,15 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def difference(first: Image.Image, second: Image.Image) -> float:
-    """The mean absolute difference of two pictures, 0 to 255."""
+    """Return the mean absolute difference of two pictures, 0 to 255."""
     return float(np.abs(np.asarray(first, float) - np.asarray(second, float)).mean())
 
 
 def labels_like(pictures: Sequence[Image.Image]) -> list[int]:
-    """For each picture the digit whose real examples have the nearest mean, both seen at 8 x 8 and unit length."""
+    """Return, for each picture, the digit whose real examples have the nearest mean, at 8 x 8 and unit length."""
     digits = load_digits()
     means = np.stack([digits.data[digits.target == digit].mean(0) for digit in range(10)])
-    # The demo's digits fill the middle 24 x 24 pixels: three pixels for each one of the real examples.
+    # The demo's digits fill the middle 24 x 24 pixels: 3 x 3 pixels for each pixel of the real examples.
     middles = np.stack([np.asarray(picture.convert("L"), float)[4:28, 4:28] for picture in pictures])
     drawn = middles.reshape(-1, 8, 3, 8, 3).mean((2, 4)).reshape(-1, 64)
     likeness = (drawn / np.linalg.norm(drawn, axis=1)[:, None]) @ (means / np.linalg.norm(means, axis=1)[:, None]).T
@@ -48,7 +48,7 @@ def labels_like(pictures: Sequence[Image.Image]) -> list[int]:
 
 
 def test_base_draws_the_digits_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
-    """Most of the base's pictures of ten digits are nearest to the real digits of that kind, and nothing is printed."""
+    """At least 8 of the base's 10 digits are nearest to the real digits of their kind, and nothing is printed."""
     pictures = generate(BASE, prompts=[f"a digit {name}" for name in DIGITS], seeds=[0])
 
     right = sum(label == digit for digit, label in enumerate(labels_like(pictures)))
@@ -58,7 +58,7 @@ def test_base_draws_the_digits_asked_for(capfd: pytest.CaptureFixture[str]) -> N
 
 
 def test_seed_decides_the_picture() -> None:
-    """The same prompt and seed give the same picture again, another seed gives another one, prompts come first."""
+    """The same prompt and seed give the same picture, another seed another picture; prompts vary slowest."""
     first = generate(BASE, prompts=["a digit three", "a digit eight"], seeds=[1, 2], steps=4)
     again = generate(BASE, prompts=["a digit three", "a digit eight"], seeds=[1, 2], steps=4)
     eight = generate(BASE, prompts=["a digit eight"], seeds=[1], steps=4)
@@ -69,7 +69,7 @@ def test_seed_decides_the_picture() -> None:
 
 
 def test_checkpoint_without_vae_borrows_one() -> None:
-    """A file without VAE is refused with advice, and draws with the VAE of another file."""
+    """A file without VAE is refused with advice, and draws with another file's VAE."""
     with pytest.raises(CheckpointError, match=r"has no VAE .*`vae_from=FILE`"):
         generate(WITHOUT_VAE, prompts=["one"], seeds=[0], steps=1)
 
@@ -87,7 +87,7 @@ def test_checkpoint_without_vae_borrows_one() -> None:
     ],
 )
 def test_unfit_checkpoint_is_refused(tmp_path: Path, change: str, message: str) -> None:
-    """A file that lacks a tensor, has another shape, is cut short or missing is refused, never drawn from by chance."""
+    """A file that lacks a tensor, has another shape, is cut short or is missing is refused, not drawn from."""
     path = tmp_path / "unfit.safetensors"
     tensors = load_file(BASE)
     if change == "remove":
@@ -109,9 +109,9 @@ def test_unfit_checkpoint_is_refused(tmp_path: Path, change: str, message: str) 
 
 
 def test_steps_begin_in_noise() -> None:
-    """Of Stable Diffusion's sampler, whose first time step is (n - 1) * (1000 // n) + 1, not all counts begin near 999.
+    """Numbers of steps at which Stable Diffusion's sampler would not begin near level 999 are refused.
 
-    The demo's sampler always begins at 999.
+    Its first time step is (n - 1) * (1000 // n) + 1. The demo's sampler always begins at 999.
     """
     refused = set()
     for steps in range(1, 1001):
@@ -131,14 +131,14 @@ def test_steps_begin_in_noise() -> None:
     for steps in (1, 201, 1000):
         check_steps(open_scheduler(pipeline_folder("digits")), steps)
     with pytest.raises(
-        InputError, match=r"received 1000; in so many, the sampler would not begin where all is noise; 999 will do"
+        InputError, match=r"received 1000; the sampler would not begin in pure noise; must be 999, for example"
     ):
         check_steps(open_scheduler(pipeline_folder("sd1")), 1000)
-    with pytest.raises(InputError, match=r"received 210; .*; 200 or 225 will do"):
+    with pytest.raises(InputError, match=r"received 210; .*; must be 200 or 225, for example"):
         check_steps(open_scheduler(pipeline_folder("sd1")), 210)
 
 
 def test_steps_must_be_positive() -> None:
-    """Zero steps are refused by name before anything is opened."""
+    """Zero steps are refused by name before any file is opened."""
     with pytest.raises(ValueError, match="steps must be at least 1, received 0"):
         generate(Path("missing"), prompts=["one"], seeds=[0], steps=0)

@@ -1,4 +1,4 @@
-"""Contact sheets of target, candidates and sources: what they show, against pictures that diffusers draws itself."""
+"""Contact sheets of target, candidates and sources, compared with pictures drawn by diffusers."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Preview, Path]:
-    """A preview of a recipe and a checkpoint without VAE, and its sheet."""
+    """Return a preview of a recipe and a checkpoint without VAE, and the path of its sheet."""
     sheet = tmp_path_factory.mktemp("sheets") / "sheet.png"
     return preview(TARGET, [HALF, NO_VAE], sheet, prompts=PROMPTS, seeds=SEEDS, steps=STEPS), sheet
 
@@ -50,7 +50,7 @@ def by_diffusers(
     prompts: tuple[str, ...] = PROMPTS,
     seeds: tuple[int, ...] = SEEDS,
 ) -> tuple[list[torch.Tensor], list[Image.Image]]:
-    """Final latents and pictures as diffusers' own single-file loader and pipeline give them, one after another."""
+    """Return the final latents and pictures of diffusers' single-file loader and pipeline, one picture at a time."""
     path = folder / "for-diffusers.safetensors"
     save_file(tensors, path)
     with warnings.catch_warnings(action="ignore"):
@@ -77,28 +77,30 @@ def by_diffusers(
 def distances(
     drawn: tuple[list[torch.Tensor], list[Image.Image]], target: tuple[list[torch.Tensor], list[Image.Image]]
 ) -> tuple[list[float], list[float]]:
-    """Root mean square differences of latents and of pixels in [0, 1], written out."""
+    """Return the root mean square differences of latents and of pixels in [0, 1]."""
     pairs = [(a.numpy().astype(float), b.numpy().astype(float)) for a, b in zip(drawn[0], target[0], strict=True)]
     shown = [(np.asarray(a) / 255, np.asarray(b) / 255) for a, b in zip(drawn[1], target[1], strict=True)]
     latent, pixel = ([float(np.sqrt(((a - b) ** 2).mean())) for a, b in each] for each in (pairs, shown))
     return latent, pixel
 
 
-def with_vae_of(tensors: dict[str, torch.Tensor], other: Path) -> dict[str, torch.Tensor]:
-    return tensors | {name: value for name, value in load_file(other).items() if name.startswith(VAE)}
+def with_vae_of(tensors: dict[str, torch.Tensor], donor: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors with the VAE of another file."""
+    return tensors | {name: value for name, value in load_file(donor).items() if name.startswith(VAE)}
 
 
 def where(picture: Image.Image, sheet: np.ndarray) -> list[tuple[int, int]]:
-    """The upper left corners (x, y) at which a sheet shows a picture, enlarged to 128 pixels."""
-    wanted = np.asarray(picture.resize((128, 128), Image.Resampling.BICUBIC))
+    """Return the upper left corners (x, y) at which a sheet shows a picture, enlarged to 128 pixels."""
+    enlarged = np.asarray(picture.resize((128, 128), Image.Resampling.BICUBIC))
     tall, wide = sheet.shape[0] - 127, sheet.shape[1] - 127
     fits = np.ones((tall, wide), bool)
     for y, x in ((0, 0), (40, 70), (64, 64), (90, 50), (127, 127)):
-        fits &= (sheet[y : y + tall, x : x + wide] == wanted[y, x]).all(2)
-    return [(x, y) for y, x in np.argwhere(fits).tolist() if (sheet[y : y + 128, x : x + 128] == wanted).all()]
+        fits &= (sheet[y : y + tall, x : x + wide] == enlarged[y, x]).all(2)
+    return [(x, y) for y, x in np.argwhere(fits).tolist() if (sheet[y : y + 128, x : x + 128] == enlarged).all()]
 
 
 def run(*arguments: object) -> int:
+    """Run a command and return its exit code."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return int(left.value.code or 0)
@@ -106,7 +108,7 @@ def run(*arguments: object) -> int:
 
 @pytest.mark.slow
 def test_distances_are_those_of_diffusers(found: tuple[Preview, Path], tmp_path: Path) -> None:
-    """Distances of a merge, a file without VAE and a source are those of diffusers' own latents and pictures."""
+    """Distances of a merge, a file without VAE and a source equal those of diffusers' latents and pictures."""
     preview_of, _ = found
     bold, slanted = (load_file(MODELS / f"{name}.safetensors") for name in ("bold", "slanted"))
     half = {
@@ -130,7 +132,7 @@ def test_distances_are_those_of_diffusers(found: tuple[Preview, Path], tmp_path:
 
 
 def test_sheet_shows_each_picture_in_its_place(found: tuple[Preview, Path]) -> None:
-    """Pictures stand on the sheet in the order of the columns and rows, with letters below all but the target's."""
+    """Pictures appear on the sheet in the order of columns and rows, with text below all but the target's."""
     preview_of, path = found
     with Image.open(path) as opened:
         sheet = np.asarray(opened)
@@ -152,13 +154,13 @@ def test_sheet_shows_each_picture_in_its_place(found: tuple[Preview, Path]) -> N
 
 
 def test_same_noise_for_every_column(found: tuple[Preview, Path]) -> None:
-    """The order is all seeds of the first prompt, then of the second; a sheet of one prompt and seed has the same."""
+    """All seeds of the first prompt come before the second; a sheet of one prompt and seed has the same picture."""
     preview_of, path = found
     alone = preview(
         TARGET, [NO_VAE], path.parent / "alone.png", prompts=[PROMPTS[1]], seeds=[SEEDS[1], SEEDS[1]], steps=STEPS
     )
 
-    assert [(one.prompt, one.seed) for one in preview_of.target.drawn] == [(p, s) for p in PROMPTS for s in SEEDS]
+    assert [(drawn.prompt, drawn.seed) for drawn in preview_of.target.drawn] == [(p, s) for p in PROMPTS for s in SEEDS]
     (drawn,) = alone.target.drawn
     assert torch.allclose(drawn.latents, preview_of.target.drawn[3].latents, atol=1e-4)
     assert alone.latent_distances(alone.others[0]) == pytest.approx(
@@ -167,7 +169,7 @@ def test_same_noise_for_every_column(found: tuple[Preview, Path]) -> None:
 
 
 def test_encoder_of_another_file(tmp_path: Path) -> None:
-    """With another file's text encoder a candidate draws as if that were its own, and the sheet says so."""
+    """With `encoder_from`, a candidate draws as if it contained that text encoder, and a note names the file."""
     bold = MODELS / "bold.safetensors"
     swapped = load_file(bold) | {name: value for name, value in load_file(TARGET).items() if name.startswith(ENCODER)}
     found = preview(
@@ -176,8 +178,8 @@ def test_encoder_of_another_file(tmp_path: Path) -> None:
 
     (candidate,) = found.others
     latents, pictures = by_diffusers(swapped, tmp_path, prompts=PROMPTS[:1])
-    assert torch.allclose(torch.stack([one.latents for one in candidate.drawn]), torch.stack(latents), atol=1e-4)
-    # A number next to a rounding border may fall to either side.
+    assert torch.allclose(torch.stack([drawn.latents for drawn in candidate.drawn]), torch.stack(latents), atol=1e-4)
+    # A value near a rounding boundary may fall to either side.
     assert np.abs(np.asarray(candidate.drawn[0].picture, int) - np.asarray(pictures[0], int)).max() <= 1
     assert found.notes == ("text encoder of all columns: target.safetensors",)
     unlike = preview(TARGET, [bold], tmp_path / "s.png", prompts=PROMPTS[:1], seeds=SEEDS, steps=STEPS)
@@ -185,7 +187,7 @@ def test_encoder_of_another_file(tmp_path: Path) -> None:
 
 
 def test_encoder_for_a_file_without_one(tmp_path: Path) -> None:
-    """A file without text encoder is refused with advice, and draws with another file's."""
+    """A file without text encoder is refused with advice, and draws with another file's text encoder."""
     path, sheet = tmp_path / "unet.safetensors", tmp_path / "s.png"
     save_file({name: value for name, value in load_file(BASE).items() if not name.startswith(ENCODER)}, path)
 
@@ -196,7 +198,7 @@ def test_encoder_for_a_file_without_one(tmp_path: Path) -> None:
 
 
 def test_formats_and_names(tmp_path: Path) -> None:
-    """A .ckpt with older key names draws as the same .safetensors; files of one name show their folders."""
+    """A .ckpt with older key names draws like the same .safetensors; files of the same name show their folders."""
     for folder, name in (("a", "base.ckpt"), ("b", "base.safetensors"), ("c", "base.safetensors")):
         (tmp_path / folder).mkdir()
         tensors = load_file(BASE)
@@ -205,7 +207,7 @@ def test_formats_and_names(tmp_path: Path) -> None:
             torch.save({"state_dict": older}, tmp_path / folder / name)
         else:
             save_file(tensors, tmp_path / folder / name)
-    # Extensions may be left out, and `c` is found among the folders of checkpoints.
+    # Two names lack their extensions, and `c` is only in a folder of `folders`.
     candidates = [tmp_path / "a" / "base", tmp_path / "b" / "base.safetensors", Path("c/base")]
     found = preview(BASE, candidates, tmp_path / "s.png", prompts=["two"], seeds=[5], steps=1, folders=[tmp_path])
 
@@ -214,8 +216,8 @@ def test_formats_and_names(tmp_path: Path) -> None:
     assert [found.pixel_distances(column) for column in found.others] == [(0.0,)] * 3
 
 
-def test_sources_stand_once(tmp_path: Path) -> None:
-    """Sources that are columns already, or of several recipes, stand once; without sources none stands."""
+def test_sources_are_shown_once(tmp_path: Path) -> None:
+    """A source that is already a column, or in several recipes, is shown once; `with_sources=False` shows none."""
     again = tmp_path / "again.yaml"
     again.write_text(
         f"models: {{b: {{file: '{MODELS / 'bold'}'}}, s: {{file: '{MODELS / 'slanted'}'}}, o: {{file: '{BASE}'}}}}\n"
@@ -235,7 +237,7 @@ def test_sources_stand_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("problem", ["nan", "shape", "small disk"])
 def test_failure_leaves_everything_as_it_was(tmp_path: Path, problem: str, request: pytest.FixtureRequest) -> None:
-    """What shows only while drawing or merging is one line too; the old sheet stays, temporary files do not."""
+    """A failure while drawing or merging is one line too; the old sheet stays, temporary files do not."""
     folder = request.getfixturevalue("small_disk") if problem == "small disk" else tmp_path
     sheet, candidate, words = folder / "s.png", tmp_path / "bad.safetensors", ["bad.safetensors", "NaN"]
     sheet.write_bytes(b"old")
@@ -259,19 +261,19 @@ def test_failure_leaves_everything_as_it_was(tmp_path: Path, problem: str, reque
 
 
 def test_prompts_that_look_alike(tmp_path: Path) -> None:
-    """Prompts that differ in what a label does not show have a row each; control characters are shown as text."""
+    """Prompts whose labels look alike have a row each; control characters are shown as text."""
     prompts = ["", " ", "(empty prompt)", "one", "one ", "one\x1b[2J"]
     found = preview(TARGET, [BASE], tmp_path / "s.png", prompts=prompts, steps=1)
 
     with Image.open(tmp_path / "s.png") as opened:
         sheet = np.asarray(opened)
     rows = [where(drawn.picture, sheet) for drawn in found.others[0].drawn]
-    assert [one.prompt for one in found.target.drawn] == prompts
+    assert [drawn.prompt for drawn in found.target.drawn] == prompts
     assert len({y for corners in rows for _, y in corners}) == 6
 
 
-def test_nothing_but_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--json prints settings and distances, alone; a prompt that is too long is told of on stderr."""
+def test_json_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--json prints only settings and distances; a warning about a prompt that is too long goes to stderr."""
     sheet = tmp_path / "sheet.png"
     long = "a digit " + "small " * 10 + "bold zero one"
     arguments = ("--prompt", long, "--prompt", "", "--seed", 3, "--steps", 1, "--negative", "inverted", "-o", sheet)
@@ -291,7 +293,7 @@ def test_nothing_but_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert column[kind] > 0
     (line,) = written.err.splitlines()
     assert line.startswith("blockfit: warning: the prompt 'a digit small")
-    # 15 words and two ends; the encoder of the demo takes 16 tokens.
+    # 15 words and two special tokens; the demo's text encoder takes 16 tokens.
     assert "has 15 tokens, the text encoder takes 14" in line
     assert line.endswith("zero' is cut off") or "bold zero' is cut off" in line
     with Image.open(sheet) as drawn:
@@ -299,7 +301,7 @@ def test_nothing_but_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_table_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """People get a table of mean distances, where the sheet is, and help that defines the distances."""
+    """The command prints a table of mean distances and the sheet's path; its help defines the distances."""
     sheet = tmp_path / "sheet.png"
     assert run("preview", BASE, NO_VAE, "--target", TARGET, "--prompt", "one", "--steps", 1, "-o", sheet) == 0
     shown = capsys.readouterr().out
@@ -313,7 +315,7 @@ def test_table_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_hashes_that_a_recipe_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A recipe is drawn of the files that it notes alone; others are refused by both hashes, or taken on request."""
+    """A recipe is drawn only from files with the noted hashes; --no-verify accepts others."""
     text = HALF.read_text(encoding="utf-8")
     models = load_recipe(HALF).models
     for model in models.values():
@@ -362,7 +364,7 @@ def test_hashes_that_a_recipe_notes(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_bad_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: list[str]
 ) -> None:
-    """Whatever cannot be drawn is one line that names it, exit code 2; the old sheet stays."""
+    """Input that cannot be drawn is one line that names it, with exit code 2; the old sheet stays."""
     base = load_file(BASE)
     embedding = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
     made = {
@@ -395,7 +397,7 @@ def test_bad_input(
 def test_steps_that_begin_late(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], write_sd1: Callable[..., Any], steps: int
 ) -> None:
-    """Counts of steps for which Stable Diffusion's sampler has no right noise level to begin at are refused."""
+    """Numbers of steps with which Stable Diffusion's sampler would not begin in pure noise are refused."""
     target = tmp_path / "target.safetensors"
     embedding = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
     write_sd1(target, overrides={embedding: torch.zeros(49408, 8)})
@@ -404,14 +406,14 @@ def test_steps_that_begin_late(
 
     assert code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"blockfit: --steps: received {steps}; in so many, the sampler would not begin")
+    assert line.startswith(f"blockfit: --steps: received {steps}; the sampler would not begin in pure noise")
     assert sorted(tmp_path.iterdir()) == [target]
 
 
 def test_folder_that_cannot_be_written_to(
     read_only: Callable[[dict[str, str]], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An output in a read-only folder is refused before anything is drawn, and the old sheet is still there."""
+    """An output in a read-only folder is refused before drawing, and the old sheet stays."""
     folder = read_only({"s.png": "old"})
     arguments = ("--target", TARGET, "--prompt", "one", "--steps", 1000, "-o", folder / "s.png")
 
@@ -422,7 +424,7 @@ def test_folder_that_cannot_be_written_to(
 
 
 def test_every_problem_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Several files that cannot be drawn are a line each."""
+    """Each file that cannot be drawn has a line of its own."""
     files = [tmp_path / f"{name}.safetensors" for name in ("one", "two")]
     assert (
         run("preview", *files, DEMO / "recipe.yaml", "--target", TARGET, "--prompt", "", "-o", tmp_path / "s.png") == 2
@@ -431,22 +433,22 @@ def test_every_problem_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card")
-def test_card_draws_the_same(tmp_path: Path) -> None:
-    """In float16 on a card, distances are those in float32 on the processor to what float16 resolves."""
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_gpu_draws_the_same(tmp_path: Path) -> None:
+    """Distances in float16 on a GPU equal those in float32 on the CPU, to the precision of float16."""
     options: dict[str, Any] = {"prompts": PROMPTS, "seeds": SEEDS}
-    one, other = (
+    on_cpu, on_gpu = (
         preview(TARGET, [HALF], tmp_path / f"{device}.png", device=device, **options) for device in ("cpu", "cuda")
     )
-    for first, second in zip(one.others, other.others, strict=True):
-        assert one.latent_distances(first) == pytest.approx(other.latent_distances(second), abs=0.05)
-        assert one.pixel_distances(first) == pytest.approx(other.pixel_distances(second), abs=0.02)
+    for first, second in zip(on_cpu.others, on_gpu.others, strict=True):
+        assert on_cpu.latent_distances(first) == pytest.approx(on_gpu.latent_distances(second), abs=0.05)
+        assert on_cpu.pixel_distances(first) == pytest.approx(on_gpu.pixel_distances(second), abs=0.02)
 
 
 @pytest.mark.full_size
 @pytest.mark.timeout(3600)
 def test_full_size(tmp_path: Path) -> None:
-    """Full-size checkpoints draw 512 x 512 pictures with CLIP's tokenizer, the same as diffusers' own loader."""
+    """Full-size checkpoints draw 512 x 512 pictures with CLIP's tokenizer, equal to those of diffusers' loader."""
     script = Path(__file__).parents[2] / "studies" / "benchmarks" / "make_checkpoints.py"
     maker = runpy.run_path(str(script))
     shapes = maker["stable_diffusion_shapes"]()

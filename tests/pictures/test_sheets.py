@@ -1,4 +1,4 @@
-"""Contact sheets: pictures, labels, captions and titles, each in its place and none over another."""
+"""Contact sheets: pictures, labels, captions and titles, each in its place and without overlap."""
 
 from collections.abc import Sequence
 
@@ -12,21 +12,21 @@ RED = Image.new("RGB", (32, 32), "red")
 
 
 def parts(sheet: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Where a sheet shows red pictures, and where letters, which are grey: two masks [height, width]."""
+    """Return the masks of red pictures and of grey letters on a sheet, each [height, width]."""
     pixels = np.asarray(sheet).astype(int)
     is_picture = pixels[..., 0] > pixels[..., 1]
     return is_picture, (pixels < 250).any(2) & ~is_picture
 
 
 def lines(ink: np.ndarray) -> int:
-    """How many lines of text there are in a mask: runs of rows with ink, two pixels apart or more."""
+    """Return the number of lines of text in a mask: runs of rows with ink, at least 2 pixels apart."""
     rows = np.flatnonzero(ink.any(1))
     return int((np.diff(rows, prepend=-10) > 2).sum())
 
 
 @pytest.mark.parametrize("columns", [["one", "two"], ["a handwritten seven", "extraordinarily-long-words wrap"]])
 def test_sheet_holds_pictures_and_labels(columns: Sequence[str]) -> None:
-    """A sheet has the pictures' sizes plus room for labels, and labels touch no picture, other label or edge."""
+    """A sheet has room for pictures and labels; labels touch no picture, no other label and no edge."""
     grey = Image.new("RGB", (32, 32), (128, 128, 128))
     sheet = contact_sheet({"target": [grey, grey], "without search": [grey, grey]}, columns, 3)
 
@@ -38,17 +38,17 @@ def test_sheet_holds_pictures_and_labels(columns: Sequence[str]) -> None:
     assert is_picture.sum() == 4 * 96 * 96
     assert len(starts) == 2
     assert sheet.width >= across[-1] + 8
-    # Row labels end before the pictures begin, column labels above them; both keep off the edges.
+    # Row labels end left of the pictures, column labels above them; neither touches an edge.
     assert not is_ink[rows[0] :, across[0] - 4 :].any()
     assert not is_ink[rows[0] - 4 : rows[0]].any()
     assert not is_ink[0].any()
     assert not is_ink[:, [0, 1, -1]].any()
-    # Between the two columns there is a gap that no column label reaches into.
+    # No column label reaches into the gap between the two columns.
     between = slice(starts[1] - 8, starts[1]) if columns[0] == "one" else slice(sheet.width - 8, sheet.width)
     assert not is_ink[:, between].any()
 
 
-def test_sheet_refuses_what_does_not_line_up() -> None:
+def test_sheet_refuses_incomplete_tables() -> None:
     """Rows with too few pictures, pictures of several sizes, no pictures and a scale of 0 are refused by name."""
     small, large = Image.new("RGB", (8, 8)), Image.new("RGB", (16, 16))
 
@@ -63,7 +63,7 @@ def test_sheet_refuses_what_does_not_line_up() -> None:
 
 
 def test_sheet_shows_the_pictures_enlarged() -> None:
-    """What the sheet shows of a picture is that picture, enlarged."""
+    """The sheet shows each picture enlarged."""
     half = Image.new("RGB", (8, 8), "white")
     half.paste("black", (0, 0, 4, 8))
     sheet = contact_sheet({"a": [half]}, ["b"], 4)
@@ -74,7 +74,7 @@ def test_sheet_shows_the_pictures_enlarged() -> None:
 
 
 def test_captions_and_title() -> None:
-    """Captions stand below their pictures alone, a title above all; nothing touches anything else or is cut off."""
+    """Captions are below their own pictures and the title above the table; texts do not touch and are not cut."""
     rows = {"one": [RED, RED], "two": [RED, RED]}
     plain = contact_sheet(rows, ["a", "b"], 4)
     sheet = contact_sheet(
@@ -99,13 +99,13 @@ def test_captions_and_title() -> None:
 
 @pytest.mark.parametrize("label", ["many words " * 30, "word" * 80, "some-long_file.name/" * 12, "漢字仮名" * 40])
 def test_long_labels_are_broken(label: str) -> None:
-    """Labels, headings and captions that are too wide take more lines; none reaches a picture or an edge."""
+    """Labels, headings and captions that are too wide take several lines; none reaches a picture or an edge."""
     sheet = contact_sheet({label: [RED], "short": [RED]}, [label], 4, captions={label: [label[:40]]}, title=label)
 
     is_picture, is_ink = parts(sheet)
     across, down = np.flatnonzero(is_picture.any(0)), np.flatnonzero(is_picture.any(1))
     assert sheet.width < 600
-    # What is left of the pictures' column, in it, and right of it, is letters; beside it there is a gap.
+    # Only letters surround the pictures' column, with a gap beside it.
     assert is_picture.sum() == 2 * 128 * 128
     assert not is_ink[down[0] :, across[0] - 3 : across[0]].any()
     assert lines(is_ink[down[0] :, : across[0]]) > 3
@@ -115,7 +115,7 @@ def test_long_labels_are_broken(label: str) -> None:
 
 
 def test_endless_label_is_cut_off() -> None:
-    """A label of thousands of words takes 24 lines; what stands in a paragraph of its own is still there."""
+    """A label of thousands of words takes 24 lines; its next paragraph is still shown."""
     endless = contact_sheet({"word " * 5000 + "\nseed 1": [RED]}, ["a"], 1)
     shorter = contact_sheet({"word " * 4000 + "\nseed 1": [RED]}, ["a"], 1)
     without = contact_sheet({"word " * 4000: [RED]}, ["a"], 1)

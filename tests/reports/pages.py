@@ -1,4 +1,4 @@
-"""Reads report pages as a browser would: tables, preformatted texts, all text."""
+"""A parser for report pages that extracts tables, preformatted texts and all text."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,7 +7,7 @@ EMPTY = {"meta", "br", "wbr"}
 
 
 class Page(HTMLParser):
-    """`tables` {what a table is called: rows of cells}, `texts` {id: text}, `tags` in order, and all `text`."""
+    """A parsed page: `tables` {label: rows of cells}, `texts` {id: text}, `tags` in order, and all `text`."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -24,11 +24,11 @@ class Page(HTMLParser):
 
     @classmethod
     def of(cls, path: Path) -> "Page":
-        """The page in a file."""
+        """Return the page in a file."""
         return cls(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note what opens."""
+        """Record an opening tag."""
         given = dict(attrs)
         self.tags.append((tag, given))
         if tag in EMPTY:
@@ -47,16 +47,16 @@ class Page(HTMLParser):
             self.captions.append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note what opens and closes at once."""
+        """Record a self-closing tag."""
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
-        """What closes must be what was opened last."""
+        """Check that a closing tag matches the last opened one."""
         assert self._open, f"</{tag}> closes nothing"
         assert self._open.pop()[0] == tag
 
     def handle_data(self, data: str) -> None:
-        """Put a text where it belongs."""
+        """Add a text to its table cell, element and page."""
         around = [tag for tag, _ in self._open]
         if "style" in around or "script" in around:
             return

@@ -1,4 +1,4 @@
-"""Optuna's dashboard on a finished fit: the real command, its pages over HTTP and in a real browser."""
+"""Optuna's dashboard for a finished fit: the real command, its pages over HTTP and in a real browser."""
 
 import hashlib
 import http.client
@@ -33,7 +33,7 @@ from optimizer.studies import load_study
 
 @pytest.fixture(scope="module")
 def study(finished_fit, tmp_path_factory):
-    """The folder of a finished fit, of its own, with its plots."""
+    """A copy of a finished fit's folder with its plots."""
     folder = tmp_path_factory.mktemp("dashboard") / "study"
     shutil.copytree(finished_fit.study.folder, folder, ignore=shutil.ignore_patterns("artifacts", "plots"))
     write_plots(finished_fit, folder / "plots")
@@ -42,7 +42,7 @@ def study(finished_fit, tmp_path_factory):
 
 @contextmanager
 def running(*arguments):
-    """The command, until it is no longer needed: gives what it said first and the process."""
+    """Run the command during the with block; yield its first line of output and the process."""
     command = [sys.executable, "-m", "optimizer", "dashboard", *map(str, arguments)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=None
@@ -56,7 +56,7 @@ def running(*arguments):
 
 @pytest.fixture(scope="module")
 def address(study):
-    """The address of the dashboard on that study, served by the command."""
+    """The address of the dashboard for that study, served by the command."""
     with running(study, "--port", "0") as (line, _):
         assert line.startswith("http://127.0.0.1:"), line
         yield line.split()[0].removesuffix("/dashboard")
@@ -68,23 +68,25 @@ def get(url, **headers):
         return answer.read()
 
 
-def told(address):
-    """What the dashboard tells of each Optuna study, by name."""
+def details(address):
+    """Return the dashboard's data on each Optuna study, by name."""
     summaries = json.loads(get(f"{address}/api/studies"))["study_summaries"]
-    return {one["study_name"]: json.loads(get(f"{address}/api/studies/{one['study_id']}")) for one in summaries}
+    return {
+        summary["study_name"]: json.loads(get(f"{address}/api/studies/{summary['study_id']}")) for summary in summaries
+    }
 
 
 def test_studies_and_trials(address, study):
-    """Every search is there by its name, with all its trials, and what was searched stands in its user attributes."""
-    found = told(address)
+    """The dashboard shows every search by its name, with all its trials; user attributes describe the search."""
+    found = details(address)
 
     url = sqlite_url(study / "study.db")
     stored = {name: optuna.load_study(study_name=name, storage=url) for name in found}
     assert len(found) == 3
-    assert {name: len(one["trials"]) for name, one in found.items()} == {
-        name: len(one.trials) for name, one in stored.items()
+    assert {name: len(search["trials"]) for name, search in found.items()} == {
+        name: len(search.trials) for name, search in stored.items()
     }
-    attributes = {one["key"]: one["value"] for one in found["together"]["user_attrs"]}
+    attributes = {attribute["key"]: attribute["value"] for attribute in found["together"]["user_attrs"]}
     assert attributes["metric"] == "delta on OUT03-OUT05"
     assert attributes["strategy"] == "joint"
     assert attributes["target"] == "target"
@@ -93,30 +95,30 @@ def test_studies_and_trials(address, study):
 
 
 def test_lowest_similarity_can_be_plotted(address):
-    """Each trial tells the similarity of its worst block as a number, the lowest of those it tells as a mapping."""
-    for trial in told(address)["together"]["trials"]:
-        attributes = {one["key"]: one["value"] for one in trial["user_attrs"]}
+    """Each trial has the similarity of its worst block as a number, equal to the lowest value of its mapping."""
+    for trial in details(address)["together"]["trials"]:
+        attributes = {attribute["key"]: attribute["value"] for attribute in trial["user_attrs"]}
         assert float(attributes["lowest"]) == min(json.loads(attributes["block_scores"]).values())
 
 
 def test_plots_are_artifacts(address, study):
-    """Each search has the plots of the whole study and its own, byte for byte, and none of another search."""
-    found = told(address)
+    """Each search has its own plots and those of the whole study, byte for byte, and none of other searches."""
+    found = details(address)
     shared = {"alphas.png", "best-so-far.png", "similarity-per-block.png"}
-    names = {name: {one["filename"] for one in detail["artifacts"]} for name, detail in found.items()}
+    names = {name: {artifact["filename"] for artifact in detail["artifacts"]} for name, detail in found.items()}
 
     assert names["together"] == shared | {"similarity-against-alpha-together.png"}
     assert all(files > shared and len(files) == 4 for files in names.values())
     assert len(set().union(*names.values())) == len(list((study / "plots").iterdir()))
     number = json.loads(get(f"{address}/api/studies"))["study_summaries"]
-    for one in number:
-        for artifact in found[one["study_name"]]["artifacts"]:
-            body = get(f"{address}/artifacts/{one['study_id']}/{artifact['artifact_id']}")
+    for study_summary in number:
+        for artifact in found[study_summary["study_name"]]["artifacts"]:
+            body = get(f"{address}/artifacts/{study_summary['study_id']}/{artifact['artifact_id']}")
             assert body == (study / "plots" / artifact["filename"]).read_bytes()
 
 
 def contents(folder):
-    """Every file below a folder with its bytes' hash; those that say who is at work are left out."""
+    """Return the hash of every file below a folder, except the files that register workers."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -125,7 +127,7 @@ def contents(folder):
 
 
 def ask(address, method, path, body=None, **headers):
-    """Status and body of a request by any method, sent as it is."""
+    """Send a request with any method, unchanged, and return status and body."""
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=PATIENCE)
     with closing(connection):
         data = None if body is None else json.dumps(body).encode()
@@ -134,7 +136,7 @@ def ask(address, method, path, body=None, **headers):
         return answer.status, answer.read(), dict(answer.getheaders())
 
 
-# What makes each of the dashboard's requests do something, as its own pages send it.
+# Bodies with which the dashboard's own pages send its requests.
 BODIES = {
     "/api/studies": {"study_name": "new", "directions": ["maximize"]},
     "rename": {"study_name": "renamed"},
@@ -148,7 +150,7 @@ BODIES = {
 
 
 def requests_that_write(study_id, trial_id, artifact_id):
-    """(method, path, body) of every request but GET that the installed dashboard knows, made out by its own routes."""
+    """Return (method, path, body) for every route except GET of the installed dashboard."""
     values = {"study_id": study_id, "trial_id": trial_id, "artifact_id": artifact_id, "history_id": "1"}
     for route in wsgi(InMemoryStorage(), artifact_store=object()).routes:
         if route.method != "GET":
@@ -158,9 +160,9 @@ def requests_that_write(study_id, trial_id, artifact_id):
 
 
 def test_nothing_can_be_changed(address, study):
-    """Every request of the dashboard that would delete, rename, add, note, tell or upload is refused."""
+    """Every request of the dashboard that would delete, rename, add, annotate or upload is refused."""
     before = contents(study)
-    artifacts = told(address)["together"]["artifacts"]
+    artifacts = details(address)["together"]["artifacts"]
     asked = list(requests_that_write(3, 14, artifacts[0]["artifact_id"]))
 
     for method, path, body in asked:
@@ -171,14 +173,14 @@ def test_nothing_can_be_changed(address, study):
     assert {method for method, _, _ in asked} == {"POST", "PUT", "DELETE"}
     assert len(asked) >= 19
     assert contents(study) == before
-    assert len(told(address)["together"]["trials"]) == 4
+    assert len(details(address)["together"]["trials"]) == 4
 
 
 @pytest.mark.parametrize(
     "method", ["delete", "DeLeTe", "Post", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROXY", "GET2", "get"]
 )
-def test_other_verbs(address, study, method):
-    """A verb in odd case, or one that nobody knows, does nothing either."""
+def test_other_methods_are_refused(address, study, method):
+    """A method in unusual case and an unknown method are refused, too."""
     before = contents(study)
 
     assert ask(address, method, "/api/studies/1", {})[0] in (400, 405)
@@ -196,8 +198,8 @@ def test_other_verbs(address, study, method):
         ("", {"X-Method-Override": "DELETE"}),
     ],
 )
-def test_verbs_in_disguise(address, study, query, headers):
-    """A request that says that it is meant to be another one is taken for what it is."""
+def test_method_overrides_are_ignored(address, study, query, headers):
+    """A request that asks to be treated as another method is handled by its real method."""
     before = contents(study)
 
     assert ask(address, "GET", f"/api/studies/1{query}", **headers)[0] == 200
@@ -206,15 +208,15 @@ def test_verbs_in_disguise(address, study, query, headers):
     assert contents(study) == before
 
 
-def test_heads(address):
-    """HEAD is answered as GET is, without a body."""
+def test_head_is_get_without_a_body(address):
+    """HEAD has the answer of GET without a body."""
     status, body, _ = ask(address, "HEAD", "/api/studies")
 
     assert (status, body) == (200, b"")
 
 
 def test_the_storage_refuses_too(study):
-    """Behind the requests the storage itself takes no change, by any of its methods."""
+    """The storage behind the server also refuses changes by any of its methods."""
     with open_trials(load_study(study, with_files=False)) as trials:
         shown = _ShownStorage(trials, _PlotStore(study))
         trial = create_trial(value=1.0)
@@ -252,20 +254,20 @@ def test_the_storage_refuses_too(study):
     ids=lambda headers: "-".join(*headers.items()),
 )
 def test_pages_of_other_sites_are_refused(address, headers):
-    """What a page of another site could send through this browser is refused, whatever it asks for."""
+    """Every request that a page of another site could send through this browser is refused."""
     with pytest.raises(urllib.error.HTTPError, match="403"):
         get(f"{address}/api/studies", **headers)
 
 
 def test_own_pages_are_served(address):
-    """Under both names of this machine the dashboard answers, also to requests that tell their origin."""
+    """The dashboard answers under both names of this machine, with and without an Origin header."""
     port = address.rsplit(":", 1)[1]
     for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
         assert json.loads(get(f"http://{host}/api/studies", Origin=f"http://{host}"))["study_summaries"]
 
 
 def test_port_of_http():
-    """At port 80 browsers leave the port out; elsewhere, and of other names, that is refused."""
+    """A host without port is accepted at port 80 only, and only for this machine's names."""
     answered = []
 
     def status(port, host, origin=None):
@@ -284,7 +286,7 @@ def test_port_of_http():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
 def test_json_until_an_interrupt(study):
-    """--json prints one object with the address once it listens there; Ctrl-C ends it as it is meant to, silently."""
+    """--json prints one object with the address when the server listens; Ctrl-C ends the server silently."""
     with running(study, "--port", "0", "--json") as (line, process):
         text = line
         while "}" not in text:
@@ -298,8 +300,8 @@ def test_json_until_an_interrupt(study):
     assert (process.returncode, out, err) == (0, "", "")
 
 
-def test_nothing_is_printed_of_broken_requests(study, tmp_path):
-    """Connections that break and errors inside the dashboard leave nothing on the terminal, and it goes on."""
+def test_broken_requests_print_nothing(study, tmp_path):
+    """Broken connections and errors inside the dashboard print nothing, and the server continues."""
     copy = shutil.copytree(study, tmp_path / "study")
     with running(copy, "--port", "0") as (line, process):
         address = line.split()[0].removesuffix("/dashboard")
@@ -309,7 +311,7 @@ def test_nothing_is_printed_of_broken_requests(study, tmp_path):
                 broken.sendall(b"GET /dash")
                 # Closing now resets the connection instead of ending it.
                 broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        assert told(address)
+        assert details(address)
         with closing(sqlite3.connect(copy / "study.db")) as database:
             database.execute("DROP TABLE studies")
         for path in ("api/studies", "artifacts/1/0"):
@@ -321,7 +323,7 @@ def test_nothing_is_printed_of_broken_requests(study, tmp_path):
 
 
 def test_started_twice(address, study, blockfit):
-    """A second one on the same port is told so, in one line; on another it offers the same plots once."""
+    """A second server on the same port is refused in one line; on another port it shows the same plots once."""
     port = address.rsplit(":", 1)[1]
     second = blockfit("dashboard", study, "--port", port)
 
@@ -331,12 +333,12 @@ def test_started_twice(address, study, blockfit):
     with running(study, "--port", "0") as (line, _):
         elsewhere = line.split()[0].removesuffix("/dashboard")
         assert elsewhere != address
-        for one in (address, elsewhere):
-            assert [len(found["artifacts"]) for found in told(one).values()] == [4, 4, 4]
+        for server in (address, elsewhere):
+            assert [len(found["artifacts"]) for found in details(server).values()] == [4, 4, 4]
 
 
 def test_without_trials(study, tmp_path, blockfit):
-    """A study that was never fitted has nothing to show, and no database is made."""
+    """A study that was never fitted is refused, and no database is created."""
     for name in ("study.yaml", "recipe.yaml"):
         shutil.copy(study / name, tmp_path)
     done = blockfit("dashboard", tmp_path, "--port", "0")
@@ -348,7 +350,7 @@ def test_without_trials(study, tmp_path, blockfit):
 
 
 def test_in_a_browser(address, browser):
-    """A browser shows the searches, then the trials and the plots of one, without errors, from this machine alone.
+    """A browser shows the searches, and the trials and plots of one search, without errors or requests to other hosts.
 
     Nowhere is there a button that would change something.
     """
@@ -361,8 +363,8 @@ def test_in_a_browser(address, browser):
             page.locator("button")
             .filter(visible=True)
             .evaluate_all(
-                "all => all.map(one => [one.getAttribute('aria-label'), one.innerText, "
-                "...Array.from(one.querySelectorAll('[data-testid]'), icon => icon.dataset.testid)].join(' '))"
+                "all => all.map(button => [button.getAttribute('aria-label'), button.innerText, "
+                "...Array.from(button.querySelectorAll('[data-testid]'), icon => icon.dataset.testid)].join(' '))"
             )
         )
         return [text for text in found if re.search(r"(?i)delete|rename|create|add|edit|save|upload|skip", text)]

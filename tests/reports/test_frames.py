@@ -1,4 +1,4 @@
-"""The tables for notebooks hold the numbers of what they are about, by name."""
+"""The data frames for notebooks."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ STEPS = [
 
 
 def test_alphas() -> None:
-    """A row for each block, a column for each alpha and beta, in the recipe's order."""
+    """The frame has a row per block and a column per alpha and beta, in the recipe's order."""
     recipe = new_recipe({"base": "b", "x": "x", "y": "y"}, STEPS)
     table = alphas_frame(recipe)
 
@@ -30,7 +30,7 @@ def test_alphas() -> None:
 
 
 def test_coefficients_are_what_a_merge_multiplies_by(sd1_tensors) -> None:
-    """The sum of the sources by these coefficients is the merge, carried out step by step."""
+    """The sum of the sources weighted by the coefficients equals the merge, computed step by step."""
     recipe = new_recipe({"base": "b", "x": "x", "y": "y"}, STEPS)
     tensors = {name: sd1_tensors(seed=number) for number, name in enumerate(("base", "x", "y"))}
     plain = [
@@ -47,7 +47,7 @@ def test_coefficients_are_what_a_merge_multiplies_by(sd1_tensors) -> None:
 
 
 def test_similarities(finished_fit: FitResult) -> None:
-    """Every stage's steps by every metric, before and after, the total their mean over the blocks."""
+    """The frame has a row per stage, step, metric and time, and the total is the mean over the blocks."""
     table = similarity_frame(finished_fit)
 
     assert table.index.names == ["stage", "step", "metric", "when"]
@@ -59,7 +59,7 @@ def test_similarities(finished_fit: FitResult) -> None:
 
 
 def test_ceilings(finished_fit: FitResult) -> None:
-    """Blocks and the total, in numbers; the fitted recipe is never above its ceiling; a row for each source."""
+    """The frame has a row per block and the total, none above its ceiling; the sources' frame a row per source."""
     (found,) = study_ceilings(finished_fit.study, "delta")
     table, sources = ceiling_frame(found), sources_frame(found)
 
@@ -72,7 +72,7 @@ def test_ceilings(finished_fit: FitResult) -> None:
 
 
 def test_figures_show_themselves(finished_fit: FitResult) -> None:
-    """A notebook gets each figure as a small PNG, without pyplot."""
+    """A notebook displays each figure as a small PNG, without pyplot."""
     drawn = dict(figures(finished_fit))
 
     assert {"best-so-far", "similarity-per-block", "alphas"} < set(drawn)

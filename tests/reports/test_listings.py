@@ -1,4 +1,4 @@
-"""What `inspect` shows of a checkpoint."""
+"""The listing of `inspect`."""
 
 import io
 import json
@@ -14,7 +14,7 @@ RECIPE = {"type": "sd-webui-supermerger", "mode": "Add difference", "mbw": True,
 
 @pytest.fixture
 def shown(tmp_path, write_sd1):
-    """Write a checkpoint with this metadata, and give the lines of its listing."""
+    """Write a checkpoint with this metadata and return the lines of its listing."""
 
     def shown(metadata):
         write_sd1(tmp_path / "a.safetensors", metadata=metadata)
@@ -25,8 +25,8 @@ def shown(tmp_path, write_sd1):
     return shown
 
 
-def test_merge_is_told_in_rows(shown):
-    """A recipe that is understood is told in rows, without its JSON; other fields are shown as they are."""
+def test_merge_is_listed_in_rows(shown):
+    """A recognised recipe is listed in rows, without its JSON; other fields are listed unchanged."""
     lines = shown({"sd_merge_recipe": json.dumps(RECIPE), "author": "somebody"})
 
     start = next(n for n, line in enumerate(lines) if line.startswith("merged by"))
@@ -42,7 +42,7 @@ def test_merge_is_told_in_rows(shown):
 
 @pytest.mark.parametrize("text", ["{", '["webui"]', '{"type": 3}', "null"])
 def test_broken_recipe_is_shown_as_it_is(shown, text):
-    """A recipe that is not understood is shown as any metadata is."""
+    """An unrecognised recipe is listed like other metadata."""
     lines = shown({"sd_merge_recipe": text})
 
     assert not any(line.startswith("merged by") for line in lines)
@@ -50,7 +50,7 @@ def test_broken_recipe_is_shown_as_it_is(shown, text):
 
 
 def test_strange_metadata(shown):
-    """Names like markup, control characters and long texts are shown harmlessly."""
+    """Markup, control characters and long texts are shown harmlessly."""
     lines = shown({"[/bold]": "\x1b[2Jred", "[red]": "x" * 1000})
 
     text = "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The table that a terminal shows while a fit runs."""
+"""The live table of a running fit."""
 
 import io
 
@@ -18,7 +18,7 @@ def progress(search="outputs/TEMP1", done=33, *, workers=1, best=0.95, blocks=SI
 
 @pytest.fixture
 def drawn():
-    """The lines that a window of this size and encoding shows after these reports."""
+    """Return the lines that a window of this size and encoding shows after these reports."""
 
     def drawn(*reports, width=100, height=40, encoding="utf-8"):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
@@ -34,7 +34,7 @@ def drawn():
 
 
 def test_figures(drawn):
-    """Step, trials of the budget, best similarity and time of every search are in its row."""
+    """Every search has a row with its step, trials, budget, best similarity and time."""
     lines = drawn(progress("inputs/FIRST", 60, best=0.9), progress(), width=120)
 
     rows = [line.replace("│", " ").split() for line in lines if "attention" in line]
@@ -42,14 +42,14 @@ def test_figures(drawn):
     assert rows[1][:6] == ["outputs/TEMP1", "TEMP1", "attention", "33/60", "95.0000%", "0.047"]
 
 
-def test_workers_stand_there_where_there_are_several(drawn):
-    """The number of workers has a column as soon as there is more than one."""
+def test_several_workers_have_a_column(drawn):
+    """The number of workers has a column if a search has more than one."""
     assert not any("workers" in line for line in drawn(progress()))
     assert any("workers" in line for line in drawn(progress(workers=3)))
 
 
 def test_a_bar_for_each_block(drawn):
-    """Every scored block has its similarity and a bar; the lowest is a fifth of the full one, 100 % would fill it."""
+    """Every scored block has its similarity and a bar; the lowest fills a fifth, 100 % the whole bar."""
     lines = drawn(progress(), width=55, height=60, encoding="ascii")
 
     bars = {line.split()[0]: line.split()[1:] for line in lines if line.split()[:1] and line.split()[0] in BLOCKS}
@@ -57,7 +57,7 @@ def test_a_bar_for_each_block(drawn):
         block: cells[1] for block, cells in bars.items()
     }
     assert "Similarity by block, bars from 87.5 % to 100 %:" in lines
-    # 90 % is a fifth of twelve letters, 100 % (OUT11) all of them.
+    # 90 % fills a fifth of twelve letters, 100 % (OUT11) all of them.
     assert bars["BASE"][0] == "##.........."
     assert bars["OUT11"][0] == "############"
 
@@ -66,7 +66,7 @@ def test_a_bar_for_each_block(drawn):
 @pytest.mark.parametrize("encoding", ["utf-8", "cp932"])
 @pytest.mark.parametrize("left", [60.0, 100_000.0])  # until today, most of the time, and until another day
 def test_fits_the_window(drawn, width, height, encoding, left):
-    """Twelve searches with long names are no more lines than the window has, and no line is longer."""
+    """Twelve searches with long names fit the window in height and width."""
     long = "outputs/a step with a name that is far too long for any window, however wide it may be"
     lines = drawn(
         *(progress(f"outputs/STEP{n}", 60) for n in range(11)), progress(long, left=left), width=width, height=height,
@@ -75,30 +75,30 @@ def test_fits_the_window(drawn, width, height, encoding, left):
 
     assert max(len(line) for line in lines) <= width
     assert len(lines) < max(height, 7)
-    # Where there is any room for them, the trials of what runs are there.
+    # The trials of the running search are shown if any row fits.
     assert any("33/60" in line for line in lines) or width < 20
 
 
 def test_ascii_where_the_console_has_no_more(drawn):
-    """A console of another encoding gets letters that it can show."""
+    """A console with another encoding shows only letters of that encoding."""
     assert all(line.isascii() for line in drawn(progress(), encoding="cp949"))
 
 
 @pytest.mark.parametrize("blocks", [{}, {"OUT03": float("nan")}, {"OUT03": 1.0}, {"OUT03": -1.0, "OUT04": 1.0}])
 def test_any_similarities(drawn, blocks):
-    """No similarities yet, perfect and opposite ones are drawn."""
+    """Missing, perfect and opposite similarities are drawn."""
     lines = drawn(progress(blocks=blocks, best=None))
 
     assert any("33/60" in line for line in lines)
 
 
 def test_nothing_before_the_first_search(drawn):
-    """While files are read there is no table."""
+    """Before the first search no table is drawn."""
     assert drawn() == []
 
 
 def test_hostile_names_stay_text(drawn):
-    """A name that would move the cursor, or is rich's markup, is shown as it is written."""
+    """A name with control characters or rich's markup is shown literally."""
     lines = drawn(progress("\x1b[2Jout/[red]TEMP"), width=120)
 
     assert any(r"\x1b[2Jout/[red]TEMP" in line for line in lines)

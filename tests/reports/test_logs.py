@@ -1,4 +1,4 @@
-"""A log on a full disk: told once, and gone on with when there is room."""
+"""The log on a full disk: one warning, and new lines as soon as there is space."""
 
 import logging
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from optimizer.reports.logs import LogFile
 
 
 def test_full_disk(small_disk: Path, fill: Callable[[Path, int], Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """What a full disk does not take is left out, with one warning and no traceback; later lines are written again."""
+    """Lines that do not fit on a full disk are lost with one warning and no traceback; later lines are written."""
     handler = LogFile(small_disk / "fit.log", logging.Formatter("> %(message)s"))
     record = logging.makeLogRecord({"msg": "trial 漢 " + "." * 5000})
     filler = fill(small_disk, 0)
 
-    with pytest.warns(BlockfitWarning) as told:
+    with pytest.warns(BlockfitWarning) as warned:
         [handler.emit(record) for _ in range(3)]
     filler.unlink()
     handler.emit(record)
     handler.close()
 
-    (line,) = [str(one.message) for one in told]
+    (line,) = [str(warning.message) for warning in warned]
     assert line == (
-        f"{small_disk / 'fit.log'}: cannot be written (No space left on device); the work goes on without it"
+        f"{small_disk / 'fit.log'}: cannot be written (No space left on device); the fit continues without it"
     )
     assert capsys.readouterr().err == ""
     assert (small_disk / "fit.log").read_text(encoding="utf-8") == f"> {record.msg}\n"

@@ -1,4 +1,4 @@
-"""Every file that blockfit writes, on a full disk or where the old file cannot be replaced: that one stays whole."""
+"""Every output of blockfit on a full disk or over an irreplaceable file: the old file stays intact."""
 
 import re
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_full_disk(finished_fit: FitResult, small_disk: Path, fill: Callable[[Path, int], Path], name: str) -> None:
-    """On a full disk an output is refused by name, the old one is intact, and nothing else is left."""
+    """On a full disk the error names the output, the old file stays intact, and no other file remains."""
     old = small_disk / name
     old.write_bytes(b"old")
     filler = fill(small_disk, 0)
@@ -69,7 +69,7 @@ def test_full_disk(finished_fit: FitResult, small_disk: Path, fill: Callable[[Pa
 def test_plots_on_a_full_disk(
     finished_fit: FitResult, small_disk: Path, fill: Callable[[Path, int], Path], left: int
 ) -> None:
-    """Each plot that a disk has no room for is one line that names it; old ones are intact; with room all are drawn."""
+    """Each plot without disk space causes one line, and old plots stay intact; with space all are drawn."""
     folder = small_disk / "plots"
     folder.mkdir()
     for name in PLOTS:
@@ -92,7 +92,7 @@ def test_plots_on_a_full_disk(
 def test_file_that_cannot_be_replaced(
     finished_fit: FitResult, tmp_path: Path, hold: Callable[[Path], None], name: str
 ) -> None:
-    """An output that another program has open, or that is write-protected, is named with what helps, and intact."""
+    """An output that is write-protected or open in another program is reported with a remedy and stays intact."""
     old = tmp_path / name
     old.write_bytes(b"old")
     hold(old)
@@ -110,7 +110,7 @@ def test_file_that_cannot_be_replaced(
 def test_one_plot_that_cannot_be_replaced(
     finished_fit: FitResult, tmp_path: Path, hold: Callable[[Path], None]
 ) -> None:
-    """A plot that is open in a viewer is named; all others are written."""
+    """A plot that is open in a viewer is reported; all others are written."""
     (tmp_path / "alphas.png").write_bytes(b"old")
     hold(tmp_path / "alphas.png")
 
@@ -124,7 +124,7 @@ def test_one_plot_that_cannot_be_replaced(
 
 
 def test_a_file_where_the_plots_should_go(finished_fit: FitResult, tmp_path: Path) -> None:
-    """A file in the place of the plots' folder is named."""
+    """A file in place of the plots' folder is reported by name."""
     (tmp_path / "plots").write_bytes(b"old")
 
     with pytest.raises(InputError, match="the folder for the plots cannot be made"):

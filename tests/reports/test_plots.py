@@ -1,4 +1,4 @@
-"""Plots of a fit: the files that are written, their size, that they show something, whatever the names are."""
+"""Plots of a fit: their files, sizes and contents, with any names."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +16,7 @@ from optimizer.search import FitResult, Trial, TrialState
 
 @pytest.fixture(scope="module")
 def plots(finished_fit: FitResult, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The plots of the finished fit, written by another thread into a folder that did not exist."""
+    """The plots of the finished fit, written by another thread into a new folder."""
     settings = dict(mpl.rcParams)
     folder = tmp_path_factory.mktemp("plots") / "new" / "plots"
     with ThreadPoolExecutor(1) as pool:
@@ -26,13 +26,13 @@ def plots(finished_fit: FitResult, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def colours(path: Path) -> int:
-    """How many different colours a picture has."""
+    """Return the number of different colours in a picture."""
     with Image.open(path) as image:
         return len(image.convert("RGB").getcolors(image.width * image.height) or ())
 
 
 def test_every_plot_is_written(plots: list[Path]) -> None:
-    """There is a file for each kind of plot and each search, and nothing else in the folder."""
+    """The folder contains one file per kind of plot and search, and nothing else."""
     assert [path.name for path in plots] == [
         "best-so-far.png",
         "similarity-per-block.png",
@@ -45,7 +45,7 @@ def test_every_plot_is_written(plots: list[Path]) -> None:
 
 
 def test_plots_show_something_at_the_expected_size(plots: list[Path]) -> None:
-    """The PNG files are at 150 dots per inch, large enough for what stands in them, and not blank."""
+    """The PNG files have 150 dots per inch, enough size for their contents, and are not blank."""
     sizes = {}
     for path in plots:
         with Image.open(path) as image:
@@ -63,8 +63,8 @@ def test_plots_show_something_at_the_expected_size(plots: list[Path]) -> None:
     assert 2 * 50 <= height <= 5 * 150
 
 
-def test_searches_that_look_alike_get_files_of_their_own(finished_fit: FitResult, tmp_path: Path) -> None:
-    """Names that differ only in what a file name cannot hold, or in case, do not overwrite each other."""
+def test_searches_with_similar_names_have_separate_files(finished_fit: FitResult, tmp_path: Path) -> None:
+    """Names that differ only in case or in characters that a file name cannot contain have separate files."""
     search = finished_fit.searches[1]
     names = ("a/b", "A:b", "...")
     written = write_plots(
@@ -78,7 +78,7 @@ def test_searches_that_look_alike_get_files_of_their_own(finished_fit: FitResult
 
 
 def test_failed_trials_are_marked(finished_fit: FitResult, tmp_path: Path) -> None:
-    """A search of which every trial failed is still drawn, by its failures alone."""
+    """A search without completed trials is drawn with its failed ones."""
     search = finished_fit.searches[0]
     failed = Trial(4, TrialState.FAILED, search.trials[0].alphas, error="ArithmeticError: no number")
     broken = replace(finished_fit, searches=(replace(search, trials=(failed,)),), scores=())
@@ -91,7 +91,7 @@ def test_failed_trials_are_marked(finished_fit: FitResult, tmp_path: Path) -> No
 
 
 def test_folder_that_cannot_be_made_is_named(finished_fit: FitResult, tmp_path: Path) -> None:
-    """A file in the folder's place is an error that names it, and stays."""
+    """A file in place of the folder is reported by name and stays."""
     (tmp_path / "plots").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="plots"):
         write_plots(finished_fit, tmp_path / "plots")

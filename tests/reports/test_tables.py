@@ -1,4 +1,4 @@
-"""Tables of a fit: every trial as it was stored, similarities as the article prints them."""
+"""Tables of a fit: the stored trials, and similarities in the article's format."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ from optimizer.studies import DATABASE
 
 @pytest.fixture
 def stored_trials(finished_fit: FitResult) -> Iterator[list[tuple[str, optuna.trial.FrozenTrial]]]:
-    """(search, trial) as they lie in study.db, in the order in which the searches ran."""
+    """(search, trial) in study.db, in the order in which the searches ran."""
     storage = RDBStorage(sqlite_url(finished_fit.study.folder / DATABASE))
     names = [search.name for search in finished_fit.searches]
     yield [
@@ -35,7 +35,7 @@ def stored_trials(finished_fit: FitResult) -> Iterator[list[tuple[str, optuna.tr
 
 
 def printed(table: Table, *, width: int = 200, encoding: str = "utf-8") -> str:
-    """What a console of this width and encoding shows."""
+    """Return the output of a console of this width and encoding."""
     buffer = io.BytesIO()
     file = io.TextIOWrapper(buffer, encoding=encoding, newline="")
     Console(file=file, width=width, color_system=None).print(table)
@@ -46,7 +46,7 @@ def printed(table: Table, *, width: int = 200, encoding: str = "utf-8") -> str:
 def test_csv_holds_exactly_the_stored_trials(
     finished_fit: FitResult, stored_trials: list[tuple[str, optuna.trial.FrozenTrial]], tmp_path: Path
 ) -> None:
-    """Reading trials.csv back gives one row per trial of study.db, with every number to the last bit."""
+    """trials.csv contains one row per trial of study.db, with every number to the last bit."""
     write_trials(finished_fit, tmp_path / "trials.csv")
 
     assert b"\r" not in (tmp_path / "trials.csv").read_bytes()
@@ -66,7 +66,7 @@ def test_csv_holds_exactly_the_stored_trials(
 
 
 def test_columns_come_in_the_documented_order(finished_fit: FitResult) -> None:
-    """The fixed columns come first, then each parameter once, then the blocks in layout order."""
+    """The columns are the fixed ones, then each free alpha once, then the blocks in layout order."""
     awkward = finished_fit.recipe.steps[1].name
     assert list(trials_table(finished_fit).columns) == [
         *("search", "stage", "step", "trial", "state", "similarity", "origin", "seconds"),
@@ -76,7 +76,7 @@ def test_columns_come_in_the_documented_order(finished_fit: FitResult) -> None:
 
 
 def test_failed_trial_has_a_row_without_a_similarity(finished_fit: FitResult) -> None:
-    """A failed trial keeps its row, its alphas and its state; the similarities are empty."""
+    """A failed trial has a row with its alphas and state, without similarities."""
     search = finished_fit.searches[-1]
     failed = Trial(4, TrialState.FAILED, search.trials[0].alphas, error="ArithmeticError: no number")
     table = trials_table(replace(finished_fit, searches=(replace(search, trials=(*search.trials, failed)),)))
@@ -88,7 +88,7 @@ def test_failed_trial_has_a_row_without_a_similarity(finished_fit: FitResult) ->
 
 
 def test_csv_needs_its_folder(finished_fit: FitResult, tmp_path: Path) -> None:
-    """A missing folder is an error that names it."""
+    """A missing folder is reported by name."""
     with pytest.raises(InputError, match="missing"):
         write_trials(finished_fit, tmp_path / "missing" / "trials.csv")
 
@@ -98,12 +98,12 @@ def test_csv_needs_its_folder(finished_fit: FitResult, tmp_path: Path) -> None:
     [(0.974805, "97.4805%"), (1.0, "100.0000%"), (-0.5, "-50.0000%"), (0.0, "0.0000%"), (math.nan, "-")],
 )
 def test_percent(similarity: float, text: str) -> None:
-    """Similarities are printed in percent with four decimals, and a dash for what is none."""
+    """Similarities are printed in per cent with four decimals, non-finite ones as a dash."""
     assert percent(similarity) == text
 
 
 def test_blocks_are_columns_where_they_fit() -> None:
-    """A wide console gets a line per row, a narrow one a line per block, with the same numbers and totals."""
+    """A wide console shows a line per row, a narrow one a line per block, with the same numbers and totals."""
     rows = {"TEMP1": {"OUT03": 0.974806, "OUT04": 0.5}, "[b]TEMP2[/b]": {"OUT03": 0.25}}
     wide = printed(block_table("attention", rows, width=80), width=80).splitlines()
     narrow = printed(block_table("attention", rows, width=40), width=40).splitlines()
@@ -120,13 +120,13 @@ def test_blocks_are_columns_where_they_fit() -> None:
 
 
 def test_totals_may_be_given() -> None:
-    """A total that the caller gives is printed instead of the mean."""
+    """A given total is printed instead of the mean."""
     assert "12.5000%" in printed(block_table("weights", {"a": {"IN00": 0.5}}, {"a": 0.125}))
 
 
 @pytest.mark.parametrize("width", [30, 80, 200])
 def test_ascii_tables_print_on_any_console(finished_fit: FitResult, width: int) -> None:
-    """With ascii_only, awkward names and narrow columns print where the encoding is ASCII."""
+    """With ascii_only, awkward names and narrow columns can be printed in ASCII."""
     scores = {entry.step: entry.after for entry in finished_fit.scores}
     for table in (
         block_table("similarité", scores, width=width, ascii_only=True),
@@ -135,8 +135,8 @@ def test_ascii_tables_print_on_any_console(finished_fit: FitResult, width: int) 
         assert "+-" in printed(table, width=width, encoding="ascii")
 
 
-def test_steps_table_tells_before_after_and_trials(finished_fit: FitResult) -> None:
-    """Every stage, step and metric has a line; the best trial stands beside the metric that was searched."""
+def test_steps_table_contains_before_after_and_trials(finished_fit: FitResult) -> None:
+    """Every stage, step and metric has a line; the best trial is in the line of the searched metric."""
     lines = printed(steps_table(finished_fit)).splitlines()
     search = finished_fit.searches[0]
     scores = finished_fit.scores[0]

@@ -106,7 +106,7 @@ class TestOnFirstDeviceThatFits:
         for words in ("the attention metric", "the CPU computes it", "end other programs", "`device='cpu'`"):
             assert words in line
 
-    def test_computation_stays_where_it_fits(self):
+    def test_computation_stays_on_first_device_that_fits(self):
         """A computation that fits runs on the requested device, without a warning."""
         assert on_first_device_that_fits(lambda device: device.type, GPU, "it") == "cuda"
 

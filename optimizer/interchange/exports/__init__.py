@@ -1,6 +1,6 @@
-"""A finished recipe in the formats of other tools: one file a tool, and the registry that names them.
+"""Export finished recipes to other tools: one module for each tool, and the registry of formats.
 
-Opens no checkpoint.
+An export opens no checkpoint.
 """
 
 from optimizer.interchange.exports.formats import EXPORTS, Export, export_recipe

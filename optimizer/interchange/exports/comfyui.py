@@ -1,12 +1,13 @@
 """Export to ComfyUI: a workflow in the format of its API (`POST /prompt`, or Load in the browser), core nodes only.
 
-In ComfyUI a ratio of 1 keeps the first model, so ratio = 1 - alpha with a as the first. Each step is merged twice, the
-UNet block by block and the text encoder by its own; A + (B - C) alpha is the merge of A with A + (B - C). What is no
-block of the UNet (time_embed) has a ratio of its own, so all mappings are exact. No core node merges VAEs: the output
-takes one source's, and a recipe whose VAE is a mix is refused. Files are known by name, from ComfyUI's own folder of
+In ComfyUI a ratio of 1 keeps the first model, so ratio = 1 - alpha with a as the first. Each step becomes two merges:
+the UNet block by block, and the text encoder. A + (B - C) alpha is the merge of A with A + (B - C). Tensors of the UNet
+outside all blocks (time_embed) have their own ratio, so all mappings are exact. No core node merges VAEs: the output
+has one source's VAE, and a recipe whose VAE is a mix is refused. ComfyUI finds files by name in its own folder of
 checkpoints.
 
-Nodes that merge take tensors that an input lacks from the other; ComfyUI merges in the precision it loads models in.
+A merge node takes a tensor that one input lacks from the other input. ComfyUI merges in the precision in which it loads
+the models.
 """
 
 import json
@@ -37,7 +38,7 @@ class _Output(NamedTuple):
 
 @dataclass
 class _Loaded:
-    """What a name of the recipe stands for: the outputs that give its UNet and its text encoder."""
+    """The outputs that give the UNet and the text encoder of a source or step."""
 
     model: _Output
     clip: _Output
@@ -45,22 +46,30 @@ class _Loaded:
 
 @dataclass
 class _Workflow:
-    """The nodes so far, by number."""
+    """The nodes written so far, by number."""
 
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, kind: str, title: str, **inputs: Any) -> _Output:
-        """The first output of a new node."""
+        """Add a node and return its first output."""
         number = str(len(self.nodes) + 1)
         self.nodes[number] = {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}
         return _Output(number, 0)
 
 
 def write_comfyui(recipe: Recipe) -> str:
-    """The workflow as JSON.
+    """Return the ComfyUI workflow of a finished recipe.
 
-    Raises RecipeError for ratios outside 0 .. 1 (alphas outside 0 .. 1; in a triple sum alpha + beta above 1), for a
-    VAE that is a mix of sources, and for files that ComfyUI would not tell apart or not list.
+    Args:
+        recipe: A recipe without free alphas.
+
+    Returns:
+        The workflow as JSON, in the format of ComfyUI's API.
+
+    Raises:
+        RecipeError: If a ratio is outside 0 to 1 (an alpha outside 0 to 1, or alpha + beta above 1 in a triple sum),
+            if the VAE is a mix of sources, or if ComfyUI would not list a file or would confuse two files.
+
     """
     vae, vae_problems = _vae_source(recipe)
     if problems := [
@@ -89,6 +98,7 @@ def write_comfyui(recipe: Recipe) -> str:
 
 
 def _add_step(workflow: _Workflow, recipe: Recipe, step: Step, known: Mapping[str, _Loaded]) -> _Loaded:
+    """Add the nodes of a step and return its outputs."""
     first, second = known[step.a], known[step.b]
     if step.mode == "add_difference":
         assert step.c is not None
@@ -126,33 +136,36 @@ def _add_step(workflow: _Workflow, recipe: Recipe, step: Step, known: Mapping[st
 def _add_merge(
     workflow: _Workflow, layout: Layout, title: str, first: _Loaded, second: _Loaded, ratios: _Ratios
 ) -> _Loaded:
+    """Add the two nodes that merge UNet and text encoder with ratios by prefix, and return their outputs."""
     nodes = _nodes(layout)
-    own: _Ratios = {}
-    others: _Ratios = {}
+    by_place: _Ratios = {}
+    further: _Ratios = {}
     for place, ratio in ratios.items():
         if layout.in_network(place):
             usual = place.removeprefix(layout.network.prefix)
             for name in nodes.inputs.get(place, (usual,)):
-                (own if name == usual else others)[name] = ratio
+                (by_place if name == usual else further)[name] = ratio
     encoders = [ratio for place, ratio in ratios.items() if _is_encoders(layout, place)]
     return _Loaded(
-        workflow.add(nodes.node, title, model1=first.model, model2=second.model, **own, **others),
+        workflow.add(nodes.node, title, model1=first.model, model2=second.model, **by_place, **further),
         workflow.add("CLIPMergeSimple", title, clip1=first.clip, clip2=second.clip, ratio=(encoders or [1.0])[0]),
     )
 
 
 def _nodes(layout: Layout) -> ComfyUINodes:
+    """Return ComfyUI's nodes for a layout."""
     nodes = layout.tools.comfyui
     assert nodes is not None, "only layouts that ComfyUI has a node for are exported to it"
     return nodes
 
 
 def _is_encoders(layout: Layout, place: str) -> bool:
+    """Return whether a place belongs to a text encoder."""
     return any(place.startswith(encoder.prefix) for encoder in layout.text_encoders)
 
 
 def _encoder_problems(recipe: Recipe) -> list[str]:
-    """A line for each alpha that differs between the text encoders, all of which one node merges with one ratio."""
+    """Return a line for each alpha that differs between text encoders, since one node merges all of them."""
     layout, problems = recipe.layout, list[str]()
     for step in recipe.ancestors():
         for name, alpha in step.alphas.items():
@@ -166,14 +179,14 @@ def _encoder_problems(recipe: Recipe) -> list[str]:
 
 
 def _ratios(recipe: Recipe, step: Step) -> list[_Ratios]:
-    """The ratios of the merges that make this step, by prefix: one merge, or a with b and then with c."""
+    """Return the ratios of a step's merges, by prefix: one merge, or a with b and then with c."""
     rows: list[_Ratios] = []
     places = tuple(recipe.layout.places)
     for prefix in places:
         alpha = alpha_at(recipe, step.alpha, prefix)
         beta = 0.0 if step.beta is None else alpha_at(recipe, step.beta, prefix)
         if step.mode == "triple_sum":
-            # A (1-alpha-beta) + B alpha, brought to a sum of 1; where only C is left, B's share does not matter.
+            # A (1-alpha-beta) + B alpha, scaled to a sum of 1. With beta = 1 only C remains, and any ratio will do.
             first = 1.0 if beta == 1 else _rounded(1 - alpha - beta) / (1 - beta)
         else:
             first = 1 - alpha
@@ -183,12 +196,13 @@ def _ratios(recipe: Recipe, step: Step) -> list[_Ratios]:
 
 
 def _rounded(difference: float) -> float:
+    """Return 0 for a rounding error, else the difference."""
     # 1 - 0.7 - 0.3 is -5.6e-17 in floating point.
     return 0.0 if abs(difference) < 1e-12 else difference
 
 
 def _ratio_problems(recipe: Recipe) -> list[str]:
-    """A line for each alpha with numbers outside 0 .. 1, and for each triple sum that leaves less than nothing of a."""
+    """Return a line for each alpha with numbers outside 0 to 1, and for each triple sum with alpha + beta above 1."""
     outside: dict[str, dict[str, float]] = {}
     for step in recipe.ancestors():
         for prefix in recipe.layout.places:
@@ -203,7 +217,7 @@ def _ratio_problems(recipe: Recipe) -> list[str]:
                 outside.setdefault(f"steps.{step.name}.{name}", {})[block] = number
             left = _rounded(1 - sum(numbers.values()))
             if step.mode == "triple_sum" and not beyond and left < 0:
-                place = f"steps.{step.name}: alpha and beta leave less than nothing of a"
+                place = f"steps.{step.name}: alpha and beta leave a negative share of a"
                 outside.setdefault(place, {})[block] = left
     return [
         f"{place}: received {_by_number(recipe, numbers)}; ComfyUI merges with ratios from 0 to 1 only; export to "
@@ -213,15 +227,15 @@ def _ratio_problems(recipe: Recipe) -> list[str]:
 
 
 def _by_number(recipe: Recipe, numbers: Mapping[str, float]) -> str:
-    """Numbers by block, those blocks together that have the same."""
+    """Return the numbers of blocks as text, blocks with the same number together."""
     return ", ".join(
-        f"{number:g} on {recipe.layout.describe_blocks(block for block, own in numbers.items() if own == number)}"
+        f"{number:g} on {recipe.layout.describe_blocks(block for block, its in numbers.items() if its == number)}"
         for number in dict.fromkeys(numbers.values())
     )
 
 
 def _vae_source(recipe: Recipe) -> tuple[str, list[str]]:
-    """The source whose VAE counts most in the output, and what is wrong if others count too."""
+    """Return the source with the largest share of the output's VAE, and a problem if other sources have shares."""
     if recipe.layout.vae is None:
         return recipe.first_model(), []
     place = recipe.layout.vae.prefix
@@ -240,24 +254,26 @@ def _vae_source(recipe: Recipe) -> tuple[str, list[str]]:
     ]
     problem = (
         f"{listed(places)}: the VAE of {recipe.output} becomes {shown}, and no node of ComfyUI merges VAEs; "
-        f"set {block} to 0 or 1, use mapping: model-mixer, which leaves the VAE alone, or export to mecha"
+        f"set {block} to 0 or 1, use mapping: model-mixer, which does not merge the VAE, or export to mecha"
     )
     return most, [problem]
 
 
 def _listed_name(recipe: Recipe, model: str) -> str:
+    """Return the file name under which ComfyUI lists a model."""
     return PurePosixPath(file_text(recipe.models[model].file)).name
 
 
 def _name_problems(recipe: Recipe) -> list[str]:
+    """Return a line for each file that ComfyUI would not list, or would confuse with another."""
     problems = file_problems(recipe, _SUFFIXES, "ComfyUI")
     owners: dict[str, str] = {}
     for name in recipe.sources():
         listed = _listed_name(recipe, name)
-        other = owners.setdefault(listed, name)
-        if file_text(recipe.models[other].file) != file_text(recipe.models[name].file):
+        owner = owners.setdefault(listed, name)
+        if file_text(recipe.models[owner].file) != file_text(recipe.models[name].file):
             problems.append(
-                f"models.{name}.file: received {recipe.models[name].file!r}; ComfyUI knows files by name, and "
-                f"{other!r} is {recipe.models[other].file!r}; rename one of them"
+                f"models.{name}.file: received {recipe.models[name].file!r}; ComfyUI finds files by name, and "
+                f"{owner!r} is {recipe.models[owner].file!r}; rename one of them"
             )
     return problems

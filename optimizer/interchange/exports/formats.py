@@ -1,4 +1,4 @@
-"""The formats that recipes are exported to; a new one is a file with its `write`, and a line in `EXPORTS`."""
+"""The registry of export formats. A new format is a module with its `write`, and a line in `EXPORTS`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +18,14 @@ __all__ = ["EXPORTS", "Export", "export_recipe"]
 
 @dataclass(frozen=True)
 class Export:
-    """One format: `write` gives a file's whole text for a recipe without free alphas, or raises RecipeError.
+    """A format that recipes can be exported to.
 
-    `tool` is the tool whose convention for a family it writes by, as the layout's `tools` have it; None for a format
-    that fits every layout.
+    Attributes:
+        name: The name of the format.
+        write: Returns the whole text of the file for a recipe without free alphas, or raises RecipeError.
+        tool: The tool whose convention for a family the format follows, one of the layout's `tools`; None for a format
+            that fits every layout.
+
     """
 
     name: FormatName
@@ -29,7 +33,7 @@ class Export:
     tool: str | None = None
 
     def layouts(self) -> tuple[str, ...]:
-        """Return the names of the layouts that recipes can have."""
+        """Return the names of the layouts that the format can express."""
         return tuple(name for name in layout_names() if self.tool is None or load_layout(name).tools.knows(self.tool))
 
 
@@ -46,19 +50,30 @@ EXPORTS: dict[str, Export] = {
 
 
 def export_recipe(recipe: Recipe, format_name: str) -> str:
-    """The text of the file that makes the recipe's output in another tool.
+    """Return the text of the file that makes the recipe's output in another tool.
 
         Path("workflow.json").write_text(export_recipe(result.recipe, "comfyui"), encoding="utf-8")
 
-    Only what the output needs is exported, each step after its inputs. Raises RecipeError, a line for each problem,
-    for an unknown format, free alphas, and whatever the format cannot express.
+    The file contains only the steps that the output needs, each after its inputs.
+
+    Args:
+        recipe: A recipe without free alphas.
+        format_name: The format, a key of `EXPORTS`.
+
+    Returns:
+        The text of the file, to be stored as UTF-8.
+
+    Raises:
+        RecipeError: If the format is unknown, the recipe has free alphas, or the format cannot express it. The error
+            has a line for each problem.
+
     """
     if format_name not in EXPORTS:
         raise RecipeError(f"received {format_name!r}; must be one of {', '.join(EXPORTS)}", field="format_name")
     export = EXPORTS[format_name]
     if export.tool is not None and not recipe.layout.tools.knows(export.tool):
         raise RecipeError(
-            f"layout: received {recipe.layout.name!r}; the {format_name} export knows {', '.join(export.layouts())}"
+            f"layout: received {recipe.layout.name!r}; the {format_name} export takes {', '.join(export.layouts())}"
         )
     recipe.check_finished("exported")
     return export.write(recipe)

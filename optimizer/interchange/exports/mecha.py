@@ -1,16 +1,19 @@
-"""Export to sd-mecha: a `.mecha` text, version 0.1.0, that keeps the recipe's steps.
+"""Export to sd-mecha: a `.mecha` text of version 0.1.0 with the recipe's steps.
 
     recipe = sd_mecha.deserialize(Path("recipe.mecha").read_text())
     sd_mecha.merge(recipe, output_dtype=torch.float16, output="merged.safetensors")
 
-sd-mecha opens relative file names from the folder where it runs. It takes alphas by a mapping of its own; where the
-recipe's differs (in time_embed and the VAE) the file gives those tensors alphas of their own, so every mapping is
-exact. Tensors that an input lacks are carried over or passed through as here.
+sd-mecha opens relative file names from the folder where it runs. It has its own mapping of alphas. Where the recipe's
+mapping differs (time_embed and the VAE), the file contains separate alphas for those tensors, so every mapping is
+exact. Tensors that an input lacks are carried over or pass through, as in blockfit.
 
-Where sd-mecha differs: EMA copies and the noise schedule are not merged, but those of the first of a step's a and b
-that has them are in the result; position ids come out as floating-point numbers (0 .. 76, exact if the sources agree);
-tensors outside its list for the family are left out; tensors of other shapes, such as the 9-channel input of inpainting
-models, do not fit it; a source's tensor that holds NaN or Inf counts as missing.
+sd-mecha differs from blockfit in these points:
+
+* EMA copies and the noise schedule are not merged; the result has those of a, or of b if a has none.
+* Position ids become floating-point numbers (0 to 76, exact if the sources agree).
+* Tensors outside sd-mecha's list for the family are left out.
+* Tensors of other shapes, like the 9-channel input of inpainting models, are refused.
+* A source's tensor with NaN or Inf counts as missing.
 """
 
 import json
@@ -26,7 +29,18 @@ __all__ = ["write_mecha"]
 
 
 def write_mecha(recipe: Recipe) -> str:
-    """The `.mecha` text. Raises RecipeError for file names that sd-mecha cannot read; all modes and mappings pass."""
+    """Return the `.mecha` text of a finished recipe, of any mode and mapping.
+
+    Args:
+        recipe: A recipe without free alphas.
+
+    Returns:
+        The text, without a line end after the last line.
+
+    Raises:
+        RecipeError: If sd-mecha cannot read a file name.
+
+    """
     problems = file_problems(recipe, (".safetensors",), "sd-mecha")
     for name in recipe.sources():
         file = recipe.models[name].file
@@ -44,39 +58,38 @@ def write_mecha(recipe: Recipe) -> str:
         inputs = " ".join(f"{place}={name}" for place, name in step.inputs.items())
         written.lines.append("# " + " ".join(f"{step.name}: {MODES[step.mode].formula} {inputs}".split()))
         known[step.name] = _write_step(written, recipe, step, known)
-    # No line end after the last line: sd-mecha takes an empty line for an instruction.
+    # sd-mecha takes an empty last line for an instruction, so the text ends without a line end.
     return "\n".join(["version 0.1.0", *written.lines])
 
 
 @dataclass
 class _Instructions:
-    """The lines so far; instructions, unlike comments, are numbered, and later ones refer to their numbers."""
+    """The lines written so far. Instructions, unlike comments, have numbers that later instructions refer to."""
 
     lines: list[str] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
 
     def add(self, instruction: str) -> str:
-        """The reference to this instruction, which is written if it is new."""
+        """Return the reference to an instruction, and write it if it is new."""
         if instruction not in self.numbers:
             self.numbers[instruction] = len(self.numbers)
             self.lines.append(instruction)
         return f"&{self.numbers[instruction]}"
 
     def merge(self, method: str, *arguments: str) -> str:
-        """The reference to the result of one of sd-mecha's methods."""
+        """Return the reference to the result of one of sd-mecha's methods."""
         return self.add(f'merge "{method}" {" ".join(arguments)}')
 
 
 def _write_model(written: _Instructions, recipe: Recipe, name: str, space: str) -> str:
+    """Return the reference to a source, opened in one of sd-mecha's merge spaces."""
     path = file_text(recipe.models[name].file).replace('"', '\\"')
     return written.add(f'model "{path}" model_config="{_names(recipe.layout).model}" merge_space="{space}"')
 
 
 def _write_presence(written: _Instructions, recipe: Recipe, name: str) -> str:
-    """The reference to something that holds a value for just the tensors that `name` holds: their devices.
-
-    sd-mecha keeps weights and the parameters of merges apart, so files are named once more, as parameters.
-    """
+    """Return the reference to a value (the device) for each tensor of a source or step, and for no other tensor."""
+    # sd-mecha separates weights from the parameters of merges, so a file is named a second time, as a parameter.
     if name in recipe.models:
         return written.merge("get_device", _write_model(written, recipe, name, "param"))
     step = recipe.step(name)
@@ -85,17 +98,15 @@ def _write_presence(written: _Instructions, recipe: Recipe, name: str) -> str:
 
 
 def _write_step(written: _Instructions, recipe: Recipe, step: Step, known: dict[str, str]) -> str:
-    """The reference to the step's result.
-
-    Whatever the step takes is referred to as seldom as possible, its a only once: sd-mecha walks a recipe as a tree,
-    so that a chain of steps which each name the one before twice would take 2 ** steps as long.
-    """
+    """Return the reference to a step's result."""
+    # Refer to each input as rarely as possible, to a only once. sd-mecha walks a recipe as a tree, so a chain in which
+    # each step refers to the one before twice would take 2 ** steps as long.
     place = {name: known[source] for name, source in step.inputs.items()}
     others = tuple(source for name, source in step.inputs.items() if name != "a")
     difference = written.merge("subtract", place["b"], place["c"]) if "c" in place else ""
 
     def alpha(numbers: Alpha) -> str:
-        # 0 where b or c lacks the tensor: a then passes through.
+        # Where b or c lacks the tensor the alpha is 0, so that a passes through.
         result = _write_alpha(written, recipe, numbers)
         for source in others:
             result = written.merge("cast", result, _write_presence(written, recipe, source))
@@ -121,14 +132,14 @@ def _write_step(written: _Instructions, recipe: Recipe, step: Step, known: dict[
             result = written.merge("weighted_sum", result, whole(place["b"]), alpha(step.alpha))
             result = written.merge("weighted_sum", result, whole(place["c"]), alpha(step.beta))
         case _:
-            raise RecipeError(f"steps.{step.name}.mode: received {step.mode}; the mecha export does not know it")
+            raise RecipeError(f"steps.{step.name}.mode: received {step.mode}; must be a mode of the mecha export")
     return written.merge("fallback", result, place["b"])
 
 
 def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha) -> str:
-    """The reference to alphas by tensor name: the blocks', and those that sd-mecha's mapping would give wrongly."""
+    """Return the reference to alphas by tensor: by block, and separately where sd-mecha's mapping differs."""
     names = _names(recipe.layout)
-    # Every block must be listed: sd-mecha leaves out the tensors of the others without a word.
+    # List every block: sd-mecha silently leaves out the tensors of missing blocks.
     numbers = " ".join(f"{block}={alpha.at(block)!r}" for block in recipe.layout.blocks)
     values = written.add(f"dict {numbers}")
     blocks = written.add(f'literal {values} model_config="{names.blocks}" merge_space="param"')
@@ -138,27 +149,29 @@ def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha) -> str:
         number = alpha_at(recipe, alpha, place)
         if number != _converted(recipe, alpha, place):
             values = written.add("dict " + " ".join(f"{place}{tensor}={number!r}" for tensor in tensors))
-            own = written.add(f'literal {values} model_config="{names.model}" merge_space="param"')
-            result = written.merge("fallback", own, result)
+            numbered = written.add(f'literal {values} model_config="{names.model}" merge_space="param"')
+            result = written.merge("fallback", numbered, result)
 
-    # sd-mecha would merge what belongs to no place by the first block; recipes copy it.
+    # sd-mecha would merge tensors outside all places by the first block; blockfit copies them.
     parts = {part: 0.0 for part, place in names.components.items() if place is None}
     for part, prefix in names.components.items():
         if prefix is not None and (number := alpha_at(recipe, alpha, prefix)) != _converted(recipe, alpha, prefix):
             parts[part] = number
     for value in dict.fromkeys(parts.values()):
-        for part in (part for part, own_value in parts.items() if own_value == value):
+        for part in (part for part, part_value in parts.items() if part_value == value):
             result = written.merge("omit_component", result, f'"{part}"')
         result = written.merge("fallback", result, repr(value))
     return result
 
 
 def _names(layout: Layout) -> MechaNames:
+    """Return sd-mecha's names for a layout."""
     names = layout.tools.mecha
     assert names is not None, "only layouts that sd-mecha knows are exported to it"
     return names
 
 
 def _converted(recipe: Recipe, alpha: Alpha, prefix: str) -> float:
+    """Return the number that sd-mecha's mapping gives the tensors under a prefix."""
     block = recipe.layout.block_of(prefix, _names(recipe.layout).mapping)
     return 0.0 if block is None else alpha.at(block)

@@ -1,16 +1,16 @@
 """Export to mergekit: YAML for `mergekit-pytorch recipe.yml FOLDER`, which merges single files.
 
-Merges are linear, so a recipe of any number of steps is one weighted sum of its sources in each block, and that is what
-the file holds: `linear`, not normalized, with the coefficients as weights. Weights may be negative. Tensors that do not
-merge (position ids, the noise schedule, EMA copies, which `blockfit merge` leaves out) come from the source that the
-recipe begins with, in float32.
-Relative file names are opened from the folder where mergekit runs.
+Merges are linear, so a recipe with any number of steps is one weighted sum of its sources in each block. The file
+contains this sum: `linear`, not normalized, with the coefficients as weights, which may be negative. Tensors that do
+not merge come from the source that the recipe begins with, in float32: position ids, the noise schedule, and EMA
+copies, which `blockfit merge` leaves out. mergekit opens relative file names from the folder where it runs.
 
-mergekit needs every tensor in every file, under the same name: a source without a VAE, or with its text encoder under
-the other name, stops it ("Missing tensors"). This cannot be seen without the files; `blockfit inspect` shows it. NaN
-or Inf in a tensor spreads, unlike here, even where the source's coefficient is 0.
+mergekit needs every tensor in every file, under the same name. A source without a VAE, or with its text encoder under
+the other name, stops it ("Missing tensors"). The export does not open the files and cannot check this; `blockfit
+inspect` does. Unlike in blockfit, NaN or Inf in a source's tensor spreads even if its coefficient is 0.
 
-mergekit takes a weight of exactly 0 for a missing one and fails; 1e-300 stands for it, which is 0 in float32, exactly.
+mergekit takes a weight of exactly 0 for a missing one and fails. The file has 1e-300 instead, which float32 rounds to
+exactly 0.
 """
 
 import json
@@ -25,10 +25,21 @@ _ZERO = "1.0e-300"
 
 
 def write_mergekit(recipe: Recipe) -> str:
-    """The YAML. Raises RecipeError for files that are not .safetensors; every mode and mapping can be expressed."""
+    """Return the YAML of a finished recipe, of any mode and mapping.
+
+    Args:
+        recipe: A recipe without free alphas.
+
+    Returns:
+        The configuration for `mergekit-pytorch`.
+
+    Raises:
+        RecipeError: If a source's file is not .safetensors.
+
+    """
     if problems := file_problems(recipe, (".safetensors",), "mergekit-pytorch"):
         raise RecipeError(problems)
-    # Weights by file, since mergekit knows models by their files and a recipe may give one file two names.
+    # Sum weights by file: mergekit identifies models by file, and a recipe may give one file two names.
     weights: dict[str, dict[str, float]] = {}
     for prefix, coefficients in coefficients_by_prefix(recipe).items():
         for source, coefficient in coefficients.items():
@@ -48,7 +59,7 @@ def write_mergekit(recipe: Recipe) -> str:
         if file != origin and not any(by_prefix.values()):
             continue
         lines += [f"  - model: {json.dumps(file, ensure_ascii=False)}", "    parameters:", "      weight:"]
-        # The first filter that is part of a tensor's name counts. Position ids are the text encoder's, but not merged.
+        # The first matching filter counts. Position ids belong to the text encoder but are not merged.
         copied = 1.0 if file == origin else 0.0
         rows = {**{name.rsplit(".", 1)[-1]: copied for name in recipe.layout.position_ids}, **by_prefix}
         lines += [f'        - {{filter: "{prefix}", value: {_number(value)}}}' for prefix, value in rows.items()]
@@ -57,8 +68,9 @@ def write_mergekit(recipe: Recipe) -> str:
 
 
 def _number(value: float) -> str:
+    """Return a weight as YAML."""
     if value == 0:
         return _ZERO
     text = repr(value)
-    # YAML 1.1 takes 1e-05 for a text, 1.0e-05 for a number.
+    # YAML 1.1 reads 1e-05 as a text and 1.0e-05 as a number.
     return text.replace("e", ".0e") if "e" in text and "." not in text else text

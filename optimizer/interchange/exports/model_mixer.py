@@ -1,9 +1,9 @@
-"""Export to sd-webui-model-mixer: the JSON that its "Load from metadata" takes, steps and all.
+"""Export to sd-webui-model-mixer: the JSON with all steps for its "Load from metadata".
 
-It merges one chain: model A, then one model a step, each step with numbers by block of its own; every Add-Diff step
-subtracts the one base model. It leaves the VAE at model A, and moves time_embed by the last block (its setting "Merge
-Extra Elements" is on by default). It knows checkpoints by name, from the WebUI's own folder, and shows as many as its
-setting "Maximum Merge models" says: 3 unless raised, at most 5.
+model-mixer merges one chain: model A, then one model in each step, with numbers by block for each step. All Add-Diff
+steps subtract the same base model. model-mixer keeps model A's VAE, and moves time_embed by the last block (its setting
+"Merge Extra Elements" is on by default). It finds checkpoints by name in the WebUI's folder, and shows up to "Maximum
+Merge models" of them, a setting: 3 by default, 5 at most.
 """
 
 import json
@@ -22,10 +22,18 @@ _MOST_STEPS = 5
 
 
 def write_model_mixer(recipe: Recipe) -> str:
-    """The metadata as JSON.
+    """Return the metadata of a finished recipe.
 
-    Raises RecipeError for modes other than weight_sum and add_difference, steps that are no chain, differences from
-    more than one model, more than five steps, and alphas that model-mixer's mapping would move elsewhere.
+    Args:
+        recipe: A recipe without free alphas.
+
+    Returns:
+        The metadata as JSON.
+
+    Raises:
+        RecipeError: If a mode is neither weight_sum nor add_difference, the steps are no chain or more than five, the
+            differences are from more than one model, or model-mixer's mapping would move some tensors differently.
+
     """
     steps = _chain(recipe)
     problems = [*_chain_problems(recipe, steps), *mapping_problems(recipe, steps, "model-mixer", "model-mixer")]
@@ -37,7 +45,7 @@ def write_model_mixer(recipe: Recipe) -> str:
     every: list[bool] = [True] * len(steps)
     data: dict[str, Any] = {
         "type": "sd-webui-model-mixer",
-        "mapping": "model-mixer",  # not a field of its own; for whoever reads the file
+        "mapping": "model-mixer",  # model-mixer ignores this field; it is for people
         "blocks": ",".join(recipe.layout.blocks),
         "mbw": True,
         "weights_alpha": weights,
@@ -51,7 +59,7 @@ def write_model_mixer(recipe: Recipe) -> str:
         "use_elemental": [False] * len(steps),
         "adjust": "",
         "uses": every,
-        # Its writer and its reader disagree about this name.
+        # model-mixer writes one of these names and reads the other.
         "use_mbws": every,
         "use_mbw": every,
     }
@@ -61,7 +69,7 @@ def write_model_mixer(recipe: Recipe) -> str:
 
 
 def _chain(recipe: Recipe) -> tuple[Step, ...]:
-    """The output, its a, the a of that, and so on, in order of evaluation; the first starts from a file."""
+    """Return the steps from the first file along the inputs `a` to the output, in order of evaluation."""
     steps = [recipe.step(recipe.output)]
     while steps[-1].a not in recipe.models:
         steps.append(recipe.step(steps[-1].a))
@@ -69,6 +77,7 @@ def _chain(recipe: Recipe) -> tuple[Step, ...]:
 
 
 def _chain_problems(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
+    """Return a line for each part of a chain that model-mixer cannot merge."""
     elsewhere = "or export to comfyui or mecha"
     bases = [(step.name, step.c) for step in steps if step.mode == "add_difference" and step.c in recipe.models]
     modes, nested, subtracted = (dict[str, list[str]]() for _ in range(3))
@@ -106,26 +115,30 @@ def _chain_problems(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
 
 
 def _letter(position: int) -> str:
+    """Return model-mixer's letter for the model of a step."""
     return "bcdef"[position]
 
 
 def _stem(recipe: Recipe, model: str) -> str:
+    """Return a model's file name without folder and extension."""
     return PurePosixPath(file_text(recipe.models[model].file)).stem
 
 
 def _title(recipe: Recipe, model: str) -> str:
+    """Return the WebUI's title of a model: file name [first 10 digits of the sha256]."""
     name = PurePosixPath(file_text(recipe.models[model].file)).name
     sha256 = recipe.models[model].sha256
     return name if sha256 is None else f"{name} [{sha256[:10]}]"
 
 
 def _formula(recipe: Recipe, steps: Sequence[Step]) -> str:
+    """Return the chain as a formula of file names and alphas."""
     text = _stem(recipe, steps[0].a)
     for position, step in enumerate(steps):
-        other, alpha = _stem(recipe, step.b), f"alpha_{position}"
+        added, alpha = _stem(recipe, step.b), f"alpha_{position}"
         before = text if position == 0 else f"({text})"
         if step.c is None:
-            text = f"{before} * (1 - {alpha}) + {other} * {alpha}"
+            text = f"{before} * (1 - {alpha}) + {added} * {alpha}"
         else:
-            text = f"{before} + ({other} - {_stem(recipe, step.c)}) * {alpha}"
+            text = f"{before} + ({added} - {_stem(recipe, step.c)}) * {alpha}"
     return text

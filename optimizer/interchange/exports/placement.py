@@ -1,4 +1,4 @@
-"""What a recipe does to tensors by the start of their names, the layout's places."""
+"""Alphas and coefficients of a recipe by place, a prefix of tensor names, and checks that several exports share."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -15,34 +15,51 @@ __all__ = [
     "mapping_problems",
 ]
 
-# Alphas that a search found differ by less where they are meant to be the same; no merged tensor tells them apart.
+# Alphas that a search has found may differ by less than this when they stand for the same number. The difference is too
+# small to change a merged tensor.
 _EQUAL = 1e-9
 
 
 def alpha_at(recipe: Recipe, alpha: Alpha, prefix: str) -> float:
-    """The number that moves the tensors under this prefix, by the recipe's mapping; 0 where none does."""
+    """Return the number of the tensors under a prefix, by the recipe's mapping; 0 for a prefix without a block."""
     block = recipe.layout.block_of(prefix, recipe.mapping)
     return 0.0 if block is None else alpha.at(block)
 
 
 def coefficients_by_prefix(recipe: Recipe, prefixes: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
-    """Return what each source contributes to the output under each prefix, {prefix: {source: coefficient}}.
+    """Return the coefficients of the sources in the output, by prefix, for tensors that every source has.
 
-    `prefixes` are by default all places of the layout. Holds for tensors that every source has.
+    Args:
+        recipe: A recipe without free alphas.
+        prefixes: The prefixes. Default: all places of the layout.
+
+    Returns:
+        The coefficients, {prefix: {source: coefficient}}.
+
     """
     prefixes = tuple(recipe.layout.places) if prefixes is None else prefixes
     sources = recipe.sources()
-    everyone = tuple(range(len(sources)))
-    groups = [Group(recipe.layout.block_of(prefix, recipe.mapping), everyone) for prefix in prefixes]
+    all_sources = tuple(range(len(sources)))
+    groups = [Group(recipe.layout.block_of(prefix, recipe.mapping), all_sources) for prefix in prefixes]
     algebra = Algebra(recipe, groups, sources)
     rows = algebra.coefficients(algebra.starting_alphas())[0].tolist()
     return {prefix: dict(zip(sources, row, strict=True)) for prefix, row in zip(prefixes, rows, strict=True)}
 
 
 def mapping_problems(recipe: Recipe, steps: Sequence[Step], mapping: str, tool: str) -> list[str]:
-    """A line for each prefix that `tool`, which has this mapping, would merge otherwise than the recipe does.
+    """Return a line for each prefix that a tool would merge differently than the recipe does.
 
-    None where the blocks concerned have equal alphas in all of `steps`: then the tool's mapping makes no difference.
+    A prefix passes if the blocks of both mappings have equal alphas in all steps.
+
+    Args:
+        recipe: A recipe without free alphas.
+        steps: The steps to compare.
+        mapping: The mapping of the tool, by its name in the layout.
+        tool: The tool's name for the lines.
+
+    Returns:
+        The lines; none if the mappings merge alike.
+
     """
     problems: list[str] = []
     for prefix in recipe.layout.places:
@@ -52,7 +69,7 @@ def mapping_problems(recipe: Recipe, steps: Sequence[Step], mapping: str, tool: 
             for name, alpha in step.alphas.items():
                 here, there = (0.0 if block is None else alpha.at(block) for block in (ours, theirs))
                 if abs(here - there) > _EQUAL:
-                    ours_text, theirs_text = _told_apart(here, there)
+                    ours_text, theirs_text = _distinct_texts(here, there)
                     places.append(f"steps.{step.name}.{name} ({ours_text}, not {theirs_text})")
         if places:
             problems.append(
@@ -63,25 +80,25 @@ def mapping_problems(recipe: Recipe, steps: Sequence[Step], mapping: str, tool: 
     return problems
 
 
-def _told_apart(one: float, other: float) -> tuple[str, str]:
-    """Two numbers that differ, with as many digits as it takes to see that."""
-    pairs = ((f"{one:.{digits}g}", f"{other:.{digits}g}") for digits in range(6, 18))
+def _distinct_texts(first: float, second: float) -> tuple[str, str]:
+    """Return two different numbers with enough digits to show the difference, 6 to 17."""
+    pairs = ((f"{first:.{digits}g}", f"{second:.{digits}g}") for digits in range(6, 18))
     return next(pair for pair in pairs if pair[0] != pair[1])
 
 
 def listed(places: Sequence[str], most: int = 3) -> str:
-    """The first few places, and how many more there are."""
+    """Return the first places, `most` of them, and the number of the rest."""
     more = [f"{len(places) - most} more"] if len(places) > most else []
     return ", ".join([*places[:most], *more])
 
 
 def file_text(file: str) -> str:
-    """A source's file as other tools are told it: as the recipe gives it, with forward slashes, without its hash."""
+    """Return a source's file for other tools: as in the recipe, with forward slashes and without the hash."""
     return name_without_hash(file).replace("\\", "/")
 
 
 def file_problems(recipe: Recipe, suffixes: Sequence[str], tool: str) -> list[str]:
-    """A line on the sources whose file names do not end in one of `suffixes`, by which `tool` knows what it opens."""
+    """Return a line if file names of sources do not end in one of `suffixes`, the only ones that `tool` opens."""
     files = {name: recipe.models[name].file for name in recipe.sources()}
     wrong = [name for name, file in files.items() if PurePosixPath(file_text(file)).suffix not in suffixes]
     if not wrong:
@@ -89,7 +106,7 @@ def file_problems(recipe: Recipe, suffixes: Sequence[str], tool: str) -> list[st
     opened = ", ".join(suffixes[:-1]) + (" and " if suffixes[1:] else "") + suffixes[-1]
     places, received = listed([f"models.{name}.file" for name in wrong]), listed([repr(files[name]) for name in wrong])
     way = (
-        "convert the file (`merge()` writes .safetensors), complete its name in the recipe, or name the folder "
-        "where it is found (`folders`)"
+        "convert the file (`merge()` writes .safetensors), complete its name in the recipe, or name its folder "
+        "(`folders`)"
     )
     return [f"{places}: received {received}; {tool} opens {opened} files and needs the whole name; {way}"]

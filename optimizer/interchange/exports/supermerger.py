@@ -1,8 +1,8 @@
-"""Export to SuperMerger: the steps in the article's notation, then the same numbers as lines for mbwpresets.txt.
+"""Export to SuperMerger: the steps as formulas, then the same numbers as lines for mbwpresets.txt.
 
-SuperMerger does one step at a time: its fields take a step's models and mode from the notation, and its numbers come
-from the preset of the step's name (of NAME_beta for beta). It has a mapping of its own, for time_embed and the VAE, so
-a recipe of another mapping is refused where that makes a difference.
+SuperMerger merges one step at a time. A user enters a step's models and mode from the formula, and takes its numbers
+from the preset with the step's name (NAME_beta for beta). SuperMerger has its own mapping for time_embed and the VAE. A
+recipe with another mapping is refused if that changes the result.
 """
 
 from optimizer.errors import RecipeError
@@ -16,9 +16,17 @@ _HEADER = "preset_name\tpreset_weights"
 
 
 def write_supermerger(recipe: Recipe) -> str:
-    """The notation, an empty line, and the block of presets.
+    """Return the formulas and presets of a finished recipe.
 
-    Raises RecipeError for alphas that SuperMerger's mapping would move elsewhere, and for presets of one name.
+    Args:
+        recipe: A recipe without free alphas.
+
+    Returns:
+        The formulas, an empty line, and the block of presets.
+
+    Raises:
+        RecipeError: If SuperMerger's mapping would move some tensors differently, or two presets have the same name.
+
     """
     problems = mapping_problems(recipe, recipe.ancestors(), "supermerger", "SuperMerger")
     lines: dict[str, str] = {}
@@ -30,8 +38,8 @@ def write_supermerger(recipe: Recipe) -> str:
             written = line.split("\t", 1)[0]
             if written in lines:
                 problems.append(
-                    f"steps.{step.name}.{name}: its preset would be {written!r}, as another's; SuperMerger takes the "
-                    "first of one name; rename the step"
+                    f"steps.{step.name}.{name}: its preset would be {written!r}, like another's; SuperMerger takes "
+                    "the first preset of a name; rename the step"
                 )
             lines[written] = line
     if problems:

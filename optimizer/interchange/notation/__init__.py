@@ -1,4 +1,4 @@
-"""Recipes as people and consoles write them in texts, line by line; and as other tools note them, field by field."""
+"""Reads recipes from texts line by line, as people and consoles write them, and from other tools' records by field."""
 
 from optimizer.interchange.notation.fields import Fields, is_empty, json_text, leaves, number_in, numbers_in, received
 from optimizer.interchange.notation.formulas import formula_of

@@ -1,6 +1,6 @@
-"""Numbers by block that stand below a formula: `BASE: 0.2`, `IN: 12 numbers`, `M00 0.3`, `OUT03-OUT05: 0.5`.
+"""Numbers by block below a formula: `BASE: 0.2`, `IN: 12 numbers`, `M00 0.3`, `OUT03-OUT05: 0.5`.
 
-Of families that are no UNets blocks are called by their own names: `D00-D18: 0.5`.
+Families that are not UNets use the names of their layout: `D00-D18: 0.5`.
 """
 
 import re
@@ -16,8 +16,8 @@ from optimizer.recipes import NUMBER, number_in
 
 __all__ = ["BlockNumbers", "block_numbers_at"]
 
-_LONGEST = 1000  # characters of one line
-# What people call the blocks of a UNet, whose groups they abbreviate; other networks' blocks have their names alone.
+_LONGEST = 1000  # characters in one line
+# People abbreviate the groups of a UNet's blocks; the blocks of other networks have only their full names.
 _UNET_REFERENCE = (
     r"base|(?:in|out)(?:put)?s?(?:[ _-]?blocks?)?|m(?:id(?:dle)?)?(?:[ _-]?blocks?)?"
     r"|(?:in|out|mid|mi|m)[ _]?\d{1,2}(?:\s?[-~]\s?(?:in|out|mid|mi|m)?[ _]?\d{1,2})?"
@@ -28,7 +28,11 @@ _UNET_SURE = re.compile(r"(?:in|out|mi|m)[ _]?\d|base", re.IGNORECASE)
 
 
 class BlockNumbers(NamedTuple):
-    """Numbers by block: texts by field (alpha or beta), how many lines they take, and why they are none, if so."""
+    """Numbers by block: their texts by field, and the number of lines they take.
+
+    The fields are alpha, beta, base_alpha and base_beta. `why` is the reason for refusing the numbers; None if they are
+    valid.
+    """
 
     given: dict[str, str]
     lines: int
@@ -36,9 +40,18 @@ class BlockNumbers(NamedTuple):
 
 
 def block_numbers_at(lines: Sequence[str], start: int, layout: Layout) -> BlockNumbers | None:
-    """Return the numbers by block in the lines from `start` on; None if there are none.
+    """Return the numbers by block in the lines from `start` on; None if these lines contain none.
 
-    One number for a kind of blocks is that of each; the first block's number may be missing, and stand elsewhere.
+    A single number for a group of blocks applies to each block of the group. The first block's number may be missing,
+    since it can stand elsewhere in the text.
+
+    Args:
+        lines: All lines of the text.
+        start: Index of the first line to read, from 0.
+        layout: Layout that defines the blocks.
+
+    Returns:
+        The numbers, or the reason for refusing them; None if the lines contain no numbers by block.
     """
     entries: list[tuple[str, list[str]]] = []
     symbol, count, keyed = "alpha", 0, False
@@ -63,14 +76,14 @@ def block_numbers_at(lines: Sequence[str], start: int, layout: Layout) -> BlockN
     if len(entries) < 2 and not sure and not references[0].isupper():
         return None
     if references in (["M"], ["m"]):
-        return None  # the WebUI's multiplier
+        return None  # the multiplier of the WebUI
     names = ("base", layout.blocks[0].lower()) if layout.unet is not None else (layout.blocks[0].lower(),)
     if len(references) == 1 and references[0].lower() in names and len(entries[0][1]) == 1:
         if not 0 <= number_in(entries[0][1][0]).value <= 1:
-            return None  # of a base model, 1.5 say
+            return None  # the version of a base model, for example 1.5
         return BlockNumbers({f"base_{symbol}": entries[0][1][0]}, count)
     if len(entries) == 1 and len(entries[0][1]) >= len(layout.blocks) - 1:
-        return None  # a preset of that name
+        return None  # a preset with that name
     try:
         numbers = _by_block(entries, layout)
     except ValueError as error:
@@ -80,7 +93,7 @@ def block_numbers_at(lines: Sequence[str], start: int, layout: Layout) -> BlockN
     first = layout.blocks[0]
     missing = [block for block in layout.blocks if block not in numbers and block != first]
     if missing and keyed and count == 1:
-        return None  # alpha = {OUT03: 0.5}, which is 0 elsewhere
+        return None  # a mapping, alpha = {OUT03: 0.5}: other blocks are 0
     if missing:
         return BlockNumbers({}, count, f"no number for {layout.describe_blocks(missing)}")
     rest = ",".join(value_of(numbers[block]) for block in layout.blocks if block != first)
@@ -89,9 +102,9 @@ def block_numbers_at(lines: Sequence[str], start: int, layout: Layout) -> BlockN
 
 @cache
 def _entry(unet: bool, names: tuple[str, ...]) -> re.Pattern[str]:
-    """A block, or several, and numbers, in texts about a UNet or about a network with blocks of these names."""
-    own = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    reference = _UNET_REFERENCE if unet else rf"(?:{own})(?:\s?[-~]\s?(?:{own}))?"
+    """Return the pattern of one or more blocks with their numbers, for a UNet or for these names of blocks."""
+    block = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    reference = _UNET_REFERENCE if unet else rf"(?:{block})(?:\s?[-~]\s?(?:{block}))?"
     return re.compile(
         rf"(?P<reference>{reference})(?:\s?[:=]\s?|\s)[(\[]?\s?"
         rf"(?P<values>{_VALUE}(?:[,;]?\s?(?={_VALUE}){_VALUE})*+)\s?[)\]]?\s?[,;/|]?\s?",
@@ -100,7 +113,7 @@ def _entry(unet: bool, names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _entries(text: str, layout: Layout) -> Iterator[tuple[str, list[str]]]:
-    """Blocks and their numbers in a line that holds nothing else; none otherwise."""
+    """Yield each reference to blocks with its numbers, if the line contains nothing else."""
     pattern = _entry(layout.unet is not None, () if layout.unet is not None else (*layout.blocks, *layout.groups))
     found: list[tuple[str, list[str]]] = []
     position = 0
@@ -127,7 +140,7 @@ def _by_block(entries: Sequence[tuple[str, list[str]]], layout: Layout) -> dict[
 
 
 def _blocks(reference: str, layout: Layout) -> tuple[str, ...]:
-    """The blocks that a word stands for. Raises RecipeError for one that the layout does not have."""
+    """Return the blocks that a word stands for; raise RecipeError if the layout does not have them."""
     if layout.unet is None:
         return layout.parse_blocks(re.sub(r"\s?[-~]\s?", "-", reference))
     word = re.sub(r"[ _-]?blocks?$", "", reference.lower())

@@ -1,7 +1,7 @@
-"""SuperMerger's console and history: the settings of a merge, line by line or in a row.
+"""Reads SuperMerger's console and history, which list the settings of a merge line by line or in a row.
 
-The console shows a line for each setting, `  model A  : photoA` first; the history, `mergehistory.csv`, has a row for
-each merge. Both are what its metadata holds, in other words, and are read as that.
+The console prints one line for each setting, beginning with `  model A  : photoA`. The history, `mergehistory.csv`, has
+one row for each merge. Both contain the fields of SuperMerger's metadata under other names, so one reader handles all.
 """
 
 import ast
@@ -29,7 +29,7 @@ _SETTINGS = (
 )  # fmt: skip
 _SETTING = re.compile(rf"\s*(?P<name>{'|'.join(map(re.escape, _SETTINGS))})\s*:\s*(?P<value>.*?)\s*", re.IGNORECASE)
 _BY_NAME = {name.lower(): name for name in _SETTINGS}
-# The history's columns as they are written: its header has one that no row has, "plus lora".
+# Columns of the history's rows. The header has one more, "plus lora", which no row has.
 _COLUMNS = (
     "ID", "time", "name", "weights alpha", "weights beta", "model A", "model B", "model C", "alpha", "beta", "mode",
     "use MBW", "custom name", "save setting", "use ID", "elemental", "calcmode", "seed", "adjust", "additional value",
@@ -42,9 +42,9 @@ _HISTORY_HEADER = re.compile(r'\s*"?ID"?,"?time"?,"?name"?,', re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ReadStep:
-    """A step that was read from something else than a formula: its part, and its numbers as texts by field.
+    """A step read from settings or table cells rather than a formula: its part, and its numbers as texts by field.
 
-    `files` are those of its models, where they are not just the names; `notes` what had to be interpreted.
+    `files` maps a model's name to its file, if the file is not just the name. `notes` describe each interpretation.
     """
 
     name: str | None
@@ -55,9 +55,17 @@ class ReadStep:
 
 
 def console_block(lines: Sequence[str], start: int) -> tuple[dict[str, str], int] | None:
-    """Return the settings that SuperMerger printed from the line at `start` on, and how many lines they take."""
+    """Return the settings that SuperMerger printed from the line at `start` on, and the number of lines they take.
+
+    Args:
+        lines: All lines of the text.
+        start: Index of the first line to read, from 0.
+
+    Returns:
+        Values by setting, and the number of lines; None if the lines are not a console's.
+    """
     found = _SETTING.fullmatch(lines[start][:LONGEST_FORMULA])
-    # `model A: "a.safetensors"` in quotation marks is how a recipe is printed.
+    # With quotation marks, `model A: "a.safetensors"` is a declaration in a printed recipe.
     if found is None or _BY_NAME[found["name"].lower()] != "model A" or found["value"].startswith('"'):
         return None
     settings: dict[str, str] = {}
@@ -74,9 +82,15 @@ def console_block(lines: Sequence[str], start: int) -> tuple[dict[str, str], int
 
 
 def console_step(settings: Mapping[str, str], layout: Layout, where: str) -> ReadStep:
-    """Return the merge that the settings describe.
+    """Return the merge that the settings describe; raise RecipeError for settings that a recipe cannot express.
 
-    Raises RecipeError, `where` before the setting, for what a recipe cannot say.
+    Args:
+        settings: Printed values by setting.
+        layout: Layout that defines the blocks.
+        where: Text before the setting's name in messages.
+
+    Returns:
+        The step, without a name.
     """
     alphas = [part.strip() for part in settings.get("alpha,beta", "").strip("() ").split(",")]
     data: dict[str, Any] = {
@@ -95,57 +109,70 @@ def console_step(settings: Mapping[str, str], layout: Layout, where: str) -> Rea
 
 
 def is_history_row(line: str) -> bool:
-    """Return whether a line begins as SuperMerger's history and its rows do."""
+    """Return whether a line begins like the header or a row of SuperMerger's history."""
     return _HISTORY_ROW.match(line) is not None or _HISTORY_HEADER.match(line) is not None
 
 
 def history_step(line: str, layout: Layout, where: str) -> ReadStep | None:
-    """Return the merge of one row of the history; None for its header.
+    """Return the merge in one row of the history; None for the header.
 
-    Models are named as in the row's own name for the merge, if their number fits, and known by the row's short hashes.
-    Raises RecipeError, `where` before the column, for what cannot be said.
+    The row's name for the merge contains the models' names; they are used if their number fits the mode. The row's
+    short hashes identify the files.
+
+    Args:
+        line: The row; quoted values may contain line breaks.
+        layout: Layout that defines the blocks.
+        where: Text before the column's name in messages.
+
+    Returns:
+        The step; None for the header.
+
+    Raises:
+        RecipeError: The row is malformed, or contains settings that a recipe cannot express.
     """
     if _HISTORY_HEADER.match(line):
         return None
     try:
         (row,) = csv.reader([line], strict=True)
     except (csv.Error, ValueError):
-        raise RecipeError(f"{where}no row of SuperMerger's history, whose values stand between commas") from None
+        raise RecipeError(
+            f"{where}not a row of SuperMerger's history; its values must be separated by commas"
+        ) from None
     if len(row) < _FEWEST_COLUMNS:
         raise RecipeError(
             f"{where}received {len(row)} values; a row of SuperMerger's history has {_FEWEST_COLUMNS} or more"
         )
-    told = dict(zip(_COLUMNS, row, strict=False))
-    blocks = told["use MBW"].strip().lower() == "true"
+    values = dict(zip(_COLUMNS, row, strict=False))
+    blocks = values["use MBW"].strip().lower() == "true"
     data: dict[str, Any] = {
-        "mode": told["mode"],
+        "mode": values["mode"],
         "mbw": blocks,
-        "calcmode": told.get("calcmode") or "normal",
-        "elemental_merge": _literal(told.get("elemental", "")),
-        "base_alpha": told["alpha"],
-        "base_beta": told["beta"],
-        "weights_alpha": told["weights alpha"],
-        "weights_beta": told["weights beta"],
-        "weights_alpha_orig": told["weights alpha"],
-        "weights_beta_orig": told["weights beta"],
-        "Adjust": told.get("adjust", ""),
+        "calcmode": values.get("calcmode") or "normal",
+        "elemental_merge": _literal(values.get("elemental", "")),
+        "base_alpha": values["alpha"],
+        "base_beta": values["beta"],
+        "weights_alpha": values["weights alpha"],
+        "weights_beta": values["weights beta"],
+        "weights_alpha_orig": values["weights alpha"],
+        "weights_beta_orig": values["weights beta"],
+        "Adjust": values.get("adjust", ""),
     }
-    kind = told.get("include or exclude", "Off")
+    kind = values.get("include or exclude", "Off")
     if kind in ("Include", "Exclude"):
-        data[kind] = [_literal(told.get("blocks", "")), _literal(told.get("elements", ""))]
-    names = _names_in(told["name"])
-    if len(names) != (3 if re.search("add|triple|twice", told["mode"], re.IGNORECASE) else 2):
+        data[kind] = [_literal(values.get("blocks", "")), _literal(values.get("elements", ""))]
+    names = _names_in(values["name"])
+    if len(names) != (3 if re.search("add|triple|twice", values["mode"], re.IGNORECASE) else 2):
         names = []
-    hashes = [told[f"model {place.upper()}"].strip() for place in "abc"]
-    models = {place: _called(place, hashes, names) for place in "abc"}
-    return _step(told.get("custom name", "").strip() or None, data, models, layout, where)
+    hashes = [values[f"model {place.upper()}"].strip() for place in "abc"]
+    models = {place: _history_model(place, hashes, names) for place in "abc"}
+    return _step(values.get("custom name", "").strip() or None, data, models, layout, where)
 
 
-def _called(place: str, hashes: Sequence[str], names: Sequence[str]) -> str | None:
-    """A model of the history: its name, if the row tells it, with its short hash in brackets."""
+def _history_model(place: str, hashes: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return a model of the history: its name, if the row contains it, and its short hash in brackets."""
     position = "abc".index(place)
     digits = hashes[position]
-    # Where there is no third model its hash is the first one's.
+    # Without a third model, the history repeats the hash of the first.
     name = names[position] if position < len(names) else ""
     if re.fullmatch(r"[0-9a-fA-F]{8,64}", digits):
         return f"{name} [{digits}]" if name else digits
@@ -153,7 +180,7 @@ def _called(place: str, hashes: Sequence[str], names: Sequence[str]) -> str | No
 
 
 def _names_in(formula: str) -> list[str]:
-    """The models in SuperMerger's name for a merge, in the order A, B, C: those between its signs."""
+    """Return the models in SuperMerger's name for a merge, in the order A, B, C."""
     text = re.split(r"\((?:alpha\s*=\s*)?-?\d[\d.]*,", formula, maxsplit=1)[0]
     text = re.sub(r"\s+x\s+(?:\(1-alpha(?:-beta)?\)|\(1-beta\)|alpha|beta|-?[\d.]+)|\)\s*x\s*\(1-beta\)", "\n", text)
     found = [_balanced(name.strip(" +")) for name in re.split(r"\n|\s\+\s|\s-\s+", text)]
@@ -161,7 +188,7 @@ def _names_in(formula: str) -> list[str]:
 
 
 def _balanced(name: str) -> str:
-    """A name without the parenthesis of the formula that was left at one of its ends."""
+    """Return a name without an unmatched parenthesis of the formula at either end."""
     if name.count("(") > name.count(")"):
         return name.removeprefix("(").strip()
     return name.removesuffix(")").strip() if name.count(")") > name.count("(") else name
@@ -174,7 +201,7 @@ def _step(
     merge = read_supermerge(fields, layout)
     notes = list(merge.notes)
     if not is_empty(data.get("Adjust")):
-        raise fields.wrong("Adjust", "what it changes after the merge cannot be said as a merge")
+        raise fields.wrong("Adjust", "adjustments after the merge cannot be expressed as a merge")
     inputs: dict[str, str] = {}
     files: dict[str, str] = {}
     for place in MODES[merge.mode].inputs:
@@ -193,15 +220,21 @@ def _step(
 
 
 def _model(text: str | None) -> str | None:
-    """A model as it is printed; None for what stands there if there is none."""
+    """Return a model as printed; None for the placeholder of a missing model."""
     text = (text or "").strip()
     return None if text.lower() in ("", "none", "null", "[]") else text
 
 
 def named_file(called: str) -> tuple[str, str | None]:
-    """Return a model's name, without folder, extension and hash, and its file where that says more than the name.
+    """Return a model's name, without folder, extension and hash, and its file.
 
-    A hash alone is name and file.
+    A hash alone is both name and file.
+
+    Args:
+        called: The model as written: a path, a title with its hash in brackets, or a hash.
+
+    Returns:
+        The name; and the file with its hash, None if it adds nothing to the name.
     """
     text, digits = without_hash(called.strip())
     file = re.split(r"[\\/]", text)[-1] or text
@@ -215,7 +248,7 @@ def named_file(called: str) -> tuple[str, str | None]:
 
 
 def _literal(text: str) -> Any:
-    """What a text that Python printed stands for, such as ['IN00']; the text itself if it is none."""
+    """Return the value of a text printed by Python, for example ['IN00']; the text itself if it is not a literal."""
     try:
         return list(_plain(ast.literal_eval(text.strip()))) if len(text) <= LONGEST_FORMULA else text
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
@@ -223,6 +256,6 @@ def _literal(text: str) -> Any:
 
 
 def _plain(value: object) -> Iterator[object]:
-    """Lists for the tuples and sets that Python prints."""
+    """Yield the entries of a value, with tuples and sets as lists."""
     for entry in value if isinstance(value, list | tuple | set) else [value]:
         yield list(_plain(entry)) if isinstance(entry, list | tuple | set) else entry

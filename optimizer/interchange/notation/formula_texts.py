@@ -1,4 +1,4 @@
-"""Texts that are formulas: told from names and prose, and written out in full where people abbreviate them."""
+"""Distinguishes formulas from names and prose, and expands abbreviated formulas."""
 
 import re
 
@@ -19,12 +19,12 @@ __all__ = [
     "without_remark",
 ]
 
-LONGEST_FORMULA = 2000  # characters of a formula that may run on
+LONGEST_FORMULA = 2000  # characters
 _NAME = rf"(?:{QUOTED}|[\w.-]+)"
 _HALF = re.compile(rf"\s*({_NAME})\s*\+\s*({_NAME})\s*")
 _DIFFERENCE = re.compile(rf"\s*({_NAME})\s*\+\s*(?:\(\s*({_NAME})\s*-\s*({_NAME})\s*\)|({_NAME})\s+-\s+({_NAME}))\s*")
 _BETWEEN = re.compile(r",\s+|;\s*|\s+/\s+|\s+&\s+|\s+and\s+", re.IGNORECASE)
-# The WebUI's merger calls its number M, and multiplier.
+# The WebUI's merger calls its number M or multiplier.
 _M = r"(?<![\w.-])(?:M|[Mm]ultiplier)"
 _M_IS = re.compile(rf"{_M}\s*[=:]\s*(?=-?{NUMBER}\s*%?\s*(?:$|[,;)]))")
 _M_IN_FORMULA = re.compile(rf"{_M}(?![\w.-])(?!\s*[=:])")
@@ -35,7 +35,7 @@ _REMARK = re.compile(
 
 
 _COLON_FACTOR = re.compile(rf"(?<=[\w)\"]):(?=\s?{WEIGHT}\s*(?:$|[-+)=,←→⇐⇒]|<))")
-# A number behind two models, or behind their sum's name: (0.3), at 0.3, ratio 0.3, 30%.
+# A number after two models, or after the name of their sum: (0.3), at 0.3, ratio 0.3, 30%.
 _NUMBER_BEHIND = re.compile(
     r"(?:\s*(?P<opened>[(,;])\s*|\s+)"
     r"(?P<key>(?:at|with|weight(?:ed sum)?|ws|(?:merge |mix )?ratio|alpha|multiplier|m)\b\s*[:=@]?\s*)?"
@@ -45,7 +45,7 @@ _NUMBER_BEHIND = re.compile(
 
 
 def is_formula(text: str) -> bool:
-    """Return whether normalized `text` is models with factors, or differences, and not a name or prose."""
+    """Return whether normalized `text` is a formula with factors or differences, not a name or prose."""
     if len(text) > LONGEST_FORMULA or not re.search(r"[*(%@\d]|\bx", text, re.IGNORECASE):
         return False
     try:
@@ -56,12 +56,12 @@ def is_formula(text: str) -> bool:
 
 
 def is_half(text: str) -> bool:
-    """Return whether `text` is two names with a plus between them."""
+    """Return whether `text` is two names joined by a plus sign, without numbers."""
     return _two_names(text) is not None
 
 
 def with_alpha(text: str) -> str | None:
-    """Return `A + B` as a weighted sum, and `A + (B - C)` as a difference, whose numbers stand elsewhere; else None."""
+    """Return `A + B` or `A + (B - C)` with alpha as its factor, for numbers elsewhere in the text; else None."""
     if (half := _two_names(text)) is not None:
         return f"{half[1]} x (1-alpha) + {half[2]} x alpha"
     if len(text) <= LONGEST_FORMULA and (found := _DIFFERENCE.fullmatch(text)) is not None:
@@ -70,13 +70,13 @@ def with_alpha(text: str) -> str | None:
 
 
 def _two_names(text: str) -> re.Match[str] | None:
-    """Match two names with a plus between them: `0.7A` is a factor and a name, and none."""
+    """Match two names joined by a plus sign; `0.7A` is a factor and a name, so it does not match."""
     found = _HALF.fullmatch(text) if len(text) <= LONGEST_FORMULA else None
     return None if found is None or is_formula(text) else found
 
 
 def as_sum(text: str) -> str | None:
-    """Return `70% A, 30% B` with plus signs between its models; None for anything but models with weights."""
+    """Return `70% A, 30% B` with plus signs between the models; None unless every part is a model with a weight."""
     if len(text) > LONGEST_FORMULA or not _BETWEEN.search(text):
         return None
     parts = _BETWEEN.split(text)
@@ -88,7 +88,7 @@ def _is_weighed(text: str) -> bool:
 
 
 def with_factors(text: str) -> str:
-    """Return `A:0.7 + B:0.3` with signs of multiplication for its colons; any other text as it is."""
+    """Return `A:0.7 + B:0.3` with multiplication signs instead of colons; any other text unchanged."""
     hidden = masked(text)
     places = [found.start() for found in _COLON_FACTOR.finditer(hidden)]
     if len(places) < 2 or "+" not in hidden or hidden.count(":") != len(places):
@@ -99,7 +99,7 @@ def with_factors(text: str) -> str:
 
 
 def with_symbol(text: str) -> str:
-    """Return a line with alpha for the M of the WebUI's merger, where it can be nothing else."""
+    """Return a line with alpha instead of the M of the WebUI's merger, if the M is unambiguous."""
     hidden = masked(text)
     given = _M_IS.search(hidden) is not None
     if not given and not re.search(rf"\(\s*1\s*-\s*{_M}\s*\)", hidden):
@@ -108,9 +108,15 @@ def with_symbol(text: str) -> str:
 
 
 def number_behind(text: str) -> tuple[str, str] | None:
-    """Return what stands before a number at the end of a text, `A + B (0.3)` or `MIX, ratio 0.3`, and that number.
+    """Split a text at the number at its end: `A + B (0.3)`, `MIX, ratio 0.3`.
 
-    None where it is none of 0..1, or may be part of a name: 1.5 and 1.0 behind a space are.
+    A bare number after a space may belong to a name, so it must lie strictly between 0 and 1: `SD 1.5` is not split.
+
+    Args:
+        text: Normalized text.
+
+    Returns:
+        The text before the number, and the number as text; None if no number from 0 to 1 ends the text.
     """
     found = _NUMBER_BEHIND.search(masked(text))
     if found is None:
@@ -127,6 +133,6 @@ def number_behind(text: str) -> tuple[str, str] | None:
 
 
 def without_remark(text: str) -> tuple[str, str] | None:
-    """Return a text without the words in parentheses at its end, and those; None if they say something of blocks."""
+    """Split a text at a final remark in parentheses; return None if it has none or the remark changes the merge."""
     remark = _REMARK.search(text)
     return None if remark is None or says_more(remark[0]) else (text[: remark.start()], remark[0].strip())

@@ -1,14 +1,14 @@
-"""One formula of SuperMerger's notation, such as `A x (1-alpha) + B x alpha` or `A + (B - C) x 0.08`.
+"""Parses one formula of SuperMerger's notation, for example `A x (1-alpha) + B x alpha` or `A + (B - C) x 0.08`.
 
-A formula is a sum of models, each with a factor that is a polynomial in alpha and beta. Which of the four modes it is
-follows from the factors alone (`interpret`), so spelling, order and nesting do not matter:
+A formula is a sum of models. The factor of each model is a polynomial in alpha and beta. The factors alone determine
+the mode (`interpret`), so spelling, order and nesting do not matter:
 
-    factors add up to 1, two models                weight sum
-    1, and a difference of two models              add difference
-    factors add up to 1, three models              triple sum
-    two models, the first a weight sum itself      sum twice
+    two models whose factors add up to 1           weight sum
+    a model, and a difference of two models        add difference
+    three models whose factors add up to 1         triple sum
+    two models, the first itself a weight sum      sum twice
 
-Signs of multiplication may be missing where nothing else can be meant: `0.7(A) + 0.3(B)`, `A 70% + B 30%`.
+Multiplication signs may be missing where the text is unambiguous: `0.7(A) + 0.3(B)`, `A 70% + B 30%`.
 """
 
 import math
@@ -41,32 +41,32 @@ __all__ = [
     "renamed",
 ]
 
-_MOST_TERMS = 400  # products of terms that are multiplied out
-_MOST_DIFFERENCES = 50  # in one formula: each is a step of its own, inside the next
+_MOST_TERMS = 400  # products of terms in one multiplication
+_MOST_DIFFERENCES = 50  # in one formula; each becomes a step nested in the next
 _DEEPEST = 50  # levels of parentheses
-_MOST_WORDS = 6  # of a name with spaces that stands without quotation marks
-# Powers of alpha and beta: () for a number alone, (("alpha", 1),) for alpha.
+_MOST_WORDS = 6  # in a name with spaces but without quotation marks
+# Powers of alpha and beta: () for a constant, (("alpha", 1),) for alpha.
 _Powers = tuple[tuple[str, int], ...]
 _ALONE: _Powers = ()
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A polynomial in symbols such as alpha and beta: `terms` maps their powers to numbers.
+    """A polynomial in symbols like alpha and beta. `terms` maps powers of symbols to their coefficients.
 
-    1 - alpha is {(): 1, (("alpha", 1),): -1}.
+    The polynomial 1 - alpha is {(): 1, (("alpha", 1),): -1}.
     """
 
     terms: Mapping[_Powers, float]
 
     @staticmethod
     def of(number: float) -> "Factor":
-        """A factor that is this number."""
+        """Return a constant factor."""
         return Factor({_ALONE: number})
 
     @staticmethod
     def named(symbol: str) -> "Factor":
-        """A factor that is this symbol."""
+        """Return the factor that equals a symbol."""
         return Factor({((symbol, 1),): 1.0})
 
     def __add__(self, other: "Factor") -> "Factor":
@@ -78,26 +78,26 @@ class Factor:
 
     def __mul__(self, other: "Factor") -> "Factor":
         if len(self.terms) * len(other.terms) > _MOST_TERMS:
-            raise NotUnderstood("alpha and beta to high powers; a mode has them multiplied with each other at most")
+            raise NotUnderstood("alpha and beta to high powers; a mode contains at most their product")
         result: dict[_Powers, float] = {}
-        for mine, number in self.terms.items():
-            for theirs, factor in other.terms.items():
-                powers = dict(mine)
-                for symbol, power in theirs:
+        for left, number in self.terms.items():
+            for right, factor in other.terms.items():
+                powers = dict(left)
+                for symbol, power in right:
                     powers[symbol] = powers.get(symbol, 0) + power
                 key = tuple(sorted(powers.items()))
                 result[key] = result.get(key, 0.0) + number * factor
         return Factor(result)
 
     def __call__(self, values: Mapping[str, float]) -> float:
-        """The factor's value where its symbols have these values."""
+        """Return the factor's value for these values of its symbols."""
         return math.fsum(
             number * math.prod(values[symbol] ** power for symbol, power in powers)
             for powers, number in self.terms.items()
         )
 
     def equals(self, number: float) -> bool:
-        """Whether this is `number` whatever the symbols are, to a millionth."""
+        """Return whether this factor is the constant `number`, within 1e-6 per coefficient."""
         return all(
             abs(value - (number if powers == _ALONE else 0.0)) < 1e-6
             for powers, value in (self + Factor.of(0.0)).terms.items()
@@ -105,17 +105,17 @@ class Factor:
 
     @property
     def number(self) -> float:
-        """What is left of the factor where all symbols are 0."""
+        """Constant term: the factor's value where all symbols are 0."""
         return self.terms.get(_ALONE, 0.0)
 
     @property
     def symbols(self) -> frozenset[str]:
-        """The symbols that it depends on."""
+        """Symbols on which the factor depends."""
         return frozenset(symbol for powers, number in self.terms.items() if number for symbol, _ in powers)
 
     @property
     def symbol(self) -> str | None:
-        """The symbol that it is, if it is just that, else None."""
+        """Symbol that the factor equals; None for any other polynomial."""
         used = [(powers, number) for powers, number in self.terms.items() if number]
         match used:
             case [(((symbol, 1),), 1.0)]:
@@ -125,7 +125,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Sum:
-    """Models, or sums of models in parentheses, each with its factor."""
+    """A sum of models, or of sums in parentheses, each with its factor."""
 
     terms: "_Terms"
 
@@ -135,7 +135,7 @@ _Terms = tuple[tuple[Factor, "str | Sum"], ...]
 
 @dataclass(frozen=True)
 class Part:
-    """One step that a formula stands for: its mode, its inputs by place (names, or parts of their own), its factors."""
+    """One step of a formula: its mode, its factors, and its inputs by place (names or nested parts)."""
 
     mode: str
     inputs: Mapping[str, "str | Part"]
@@ -145,10 +145,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read of a formula: the step, what had to be interpreted, and the short hashes behind its models' names.
+    """The meaning of a formula: its step, and the interpretations that led to it.
 
-    `half` is whether it is half of each for want of a number, `notes` are clauses such as "0.3C is read as 0.3 x C".
-    `dashed` are names with a dash in them, not known and without quotation marks, that may be differences.
+    Attributes:
+        part: The step.
+        notes: One clause for each interpretation, for example "0.3C is read as 0.3 x C".
+        hashes: Short hashes by model name, lower-case hexadecimal.
+        half: True if the formula has no number and is read as half of each model.
+        dashed: Unknown, unquoted names with a dash, which may be differences.
     """
 
     part: Part
@@ -159,23 +163,37 @@ class Reading:
 
 
 def parse_formula(text: str, known: KnownNames | None = None) -> Sum:
-    """The sum that the normalized `text` is; `known` names help where spaces or operators are missing.
+    """Return the sum in a normalized text; raise NotUnderstood with the part of the text that is not a formula.
 
-    Raises NotUnderstood with the part of the text that is no formula.
+    Args:
+        text: Normalized text of a formula.
+        known: Names defined elsewhere; they resolve missing spaces and operators.
+
+    Returns:
+        The sum of all models with their factors.
     """
     return _Parser(text, known or KnownNames()).formula()
 
 
 def read_formula(text: str, known: KnownNames | None = None) -> Reading:
-    """The step, or nested steps, that the normalized `text` stands for.
+    """Return the step, or nested steps, of a normalized text.
 
-    Two readings beyond the factors as they are written: `A + B` without any number is half of each, and `A + B @0.3` is
-    what the WebUI calls a weighted sum at 0.3, A x 0.7 + B x 0.3. Raises NotUnderstood with the part that is no
-    formula, or why it is none of the modes.
+    Two spellings have a meaning beyond their factors. `A + B` without any number is half of each model. `A + B @0.3` is
+    the WebUI's weighted sum at 0.3, which equals A x 0.7 + B x 0.3.
+
+    Args:
+        text: Normalized text of a formula.
+        known: Names defined elsewhere; they resolve missing spaces and operators.
+
+    Returns:
+        The step, with a note for each interpretation.
+
+    Raises:
+        NotUnderstood: A part of the text is not a formula, or the formula is none of the modes.
     """
     parser = _Parser(text, known or KnownNames())
     formula = parser.formula()
-    parser.look_at_glued_numbers()
+    parser.check_glued_numbers()
     half = parser.half_and_half(formula)
     whole = half or parser.at_a_weight(formula)
     try:
@@ -183,7 +201,7 @@ def read_formula(text: str, known: KnownNames | None = None) -> Reading:
     except NotUnderstood:
         if not parser.cut:
             raise
-        # `0.7(my-model) + 0.3(B)`: what was taken for a difference was a name.
+        # `0.7(my-model) + 0.3(B)`: the parenthesis contains a name, not a difference.
         names = parser.cut
         parser = _Parser(text, known or KnownNames(), cutting=False)
         part = interpret(parser.formula())
@@ -193,7 +211,7 @@ def read_formula(text: str, known: KnownNames | None = None) -> Reading:
 
 
 def interpret(formula: Sum) -> Part:
-    """The step, or nested steps, that a formula stands for. Raises NotUnderstood if it is none of the modes."""
+    """Return the step, or nested steps, of a formula; raise NotUnderstood if it is none of the modes."""
     terms = formula.terms
     while len(terms) == 1 and isinstance(terms[0][1], Sum):
         outer = terms[0][0]
@@ -214,7 +232,7 @@ def interpret(formula: Sum) -> Part:
 
 
 def names_in(part: Part | None) -> list[str]:
-    """Return the names of the models and steps that a part takes, those of the parts inside it included."""
+    """Return the names of all models and steps that a part takes, including nested parts."""
     if part is None:
         return []
     return [
@@ -225,7 +243,7 @@ def names_in(part: Part | None) -> list[str]:
 
 
 def renamed(part: Part, names: Mapping[str, str]) -> Part:
-    """Return the part with other names for what it takes, {old: new}."""
+    """Return the part with its inputs renamed, {old: new}."""
     inputs = {
         place: names.get(operand, operand) if isinstance(operand, str) else renamed(operand, names)
         for place, operand in part.inputs.items()
@@ -237,37 +255,46 @@ def _why_not(terms: _Terms) -> str:
     total = sum((factor for factor, _ in terms), Factor.of(0.0))
     if total.equals(1):
         return f"{len(terms)} models in one sum; write steps of two or three"
-    what = "something with alpha" if total.symbols else f"{total.number:.6g}"
+    total_text = "an expression in alpha" if total.symbols else f"{total.number:.6g}"
     unclear = next((name for _, name in terms if isinstance(name, str) and re.search(r"-|x\d*\.\d", name)), None)
     hint = "" if unclear is None else f"; if {unclear!r} is not one name, write spaces around its - and x"
     match terms:
-        case ((one, str(first)), (other, str(second))) if one.equals(1) and not other.symbols and 0 < other.number < 1:
-            hint = f"; a weighted sum is {first} x {1 - other.number:.12g} + {second} x {other.number:.12g}"
-    return f"the factors add up to {what}; those of a weight sum add up to 1, a difference's to 0{hint}"
+        case ((unit, str(first)), (weight, str(second))) if (
+            unit.equals(1) and not weight.symbols and 0 < weight.number < 1
+        ):
+            hint = f"; a weighted sum is {first} x {1 - weight.number:.12g} + {second} x {weight.number:.12g}"
+    return f"the factors add up to {total_text}; those of a weight sum add up to 1, a difference's to 0{hint}"
 
 
 def formula_of(step: Step, blocks: Iterable[str]) -> tuple[str, dict[str, bool]]:
-    """The right-hand side of `step` in the notation, and which of its alphas it leaves to a line of their own.
+    """Return the formula of a step, and which of its alphas need a line of their own.
 
-    Numbers stand in the formula where one number holds for all `blocks`; otherwise alpha and beta do.
+    The formula contains the number of an alpha that is the same in all blocks, and the symbol of any other.
+
+    Args:
+        step: The step to write.
+        blocks: Names of the layout's blocks.
+
+    Returns:
+        The right-hand side in the notation; and for each alpha, whether its numbers need a separate line.
     """
     every = tuple(blocks)
     a, b, c = (quoted(name) if name is not None else "" for name in (step.a, step.b, step.c))
     numbers = {name: _single(alpha, every) for name, alpha in step.alphas.items()}
-    apart = {name: number is None for name, number in numbers.items()}
+    on_own_line = {name: number is None for name, number in numbers.items()}
     if step.mode == "add_difference":
-        return f"{a} + ({b} - {c}) x {_text(numbers['alpha'], 'alpha')}", apart
+        return f"{a} + ({b} - {c}) x {_text(numbers['alpha'], 'alpha')}", on_own_line
     inside = [numbers[name] for name in step.alphas]
     if step.mode == "triple_sum":
         rest = None if any(number is None for number in inside) else 1 - sum(number or 0.0 for number in inside)
         if rest is None or min(rest, *(number or 0.0 for number in inside)) < 0:
-            return f"{a} x (1-alpha-beta) + {b} x alpha + {c} x beta", dict.fromkeys(apart, True)
-        return f"{a} x {rest:.12g} + {b} x {_text(inside[0])} + {c} x {_text(inside[1])}", apart
-    first, apart["alpha"] = _weighted(a, b, numbers["alpha"], "alpha")
+            return f"{a} x (1-alpha-beta) + {b} x alpha + {c} x beta", dict.fromkeys(on_own_line, True)
+        return f"{a} x {rest:.12g} + {b} x {_text(inside[0])} + {c} x {_text(inside[1])}", on_own_line
+    first, on_own_line["alpha"] = _weighted(a, b, numbers["alpha"], "alpha")
     if step.mode == "weight_sum":
-        return first, apart
-    second, apart["beta"] = _weighted(f"({first})", c, numbers["beta"], "beta")
-    return second, apart
+        return first, on_own_line
+    second, on_own_line["beta"] = _weighted(f"({first})", c, numbers["beta"], "beta")
+    return second, on_own_line
 
 
 def _weighted(a: str, b: str, number: float | None, symbol: str) -> tuple[str, bool]:
@@ -277,7 +304,7 @@ def _weighted(a: str, b: str, number: float | None, symbol: str) -> tuple[str, b
 
 
 def _single(alpha: Alpha, blocks: Iterable[str]) -> float | None:
-    """The one number that an alpha is in all blocks, or None."""
+    """Return the number that an alpha has in all blocks; None if blocks differ or are free."""
     distinct = {alpha.at(block) for block in blocks}
     return None if alpha.free or len(distinct) > 1 else float(distinct.pop())
 
@@ -289,10 +316,10 @@ def _text(number: float | None, symbol: str = "") -> str:
 def _weight_sum(terms: _Terms) -> Part | None:
     if len(terms) != 2 or not (terms[0][0] + terms[1][0]).equals(1):
         return None
-    # With alpha in it, A is the one whose factor is 1 - alpha; with numbers, the one that comes first.
-    ordered = terms if not terms[0][0].symbols or _remains(terms[0][0]) else terms[::-1]
+    # With a symbol, A is the model with the factor 1 - alpha; with numbers alone, A is the first model.
+    ordered = terms if not terms[0][0].symbols or _is_remainder(terms[0][0]) else terms[::-1]
     (_, first), (factor, second) = ordered
-    # Only where the inner sum is A: elsewhere the steps' rules for tensors that a model lacks would be others.
+    # Only an inner sum in place A is sum twice: elsewhere the modes treat tensors that a model lacks differently.
     inner = _weight_sum(first.terms) if isinstance(first, Sum) and isinstance(second, str) else None
     if inner is not None and inner.mode == "weight_sum":
         return Part("sum_twice", {**inner.inputs, "c": _operand(second)}, inner.alpha, factor)
@@ -302,13 +329,13 @@ def _weight_sum(terms: _Terms) -> Part | None:
 def _triple_sum(terms: _Terms) -> Part | None:
     if len(terms) != 3 or not sum((factor for factor, _ in terms), Factor.of(0.0)).equals(1):
         return None
-    rest = next((place for place, (factor, _) in enumerate(terms) if factor.symbols and _remains(factor)), 0)
+    rest = next((place for place, (factor, _) in enumerate(terms) if factor.symbols and _is_remainder(factor)), 0)
     a, b, c = terms[rest], *(term for place, term in enumerate(terms) if place != rest)
     return Part("triple_sum", dict(zip("abc", map(_operand, (a[1], b[1], c[1])), strict=True)), b[0], c[0])
 
 
 def _add_difference(terms: _Terms) -> Part | None:
-    """A + (B - C) x alpha, and further differences added to that."""
+    """Return the part for A + (B - C) x alpha plus any further differences; None for other sums."""
     for place in (place for place, (factor, _) in enumerate(terms) if factor.equals(1)):
         others = [term for number, term in enumerate(terms) if number != place]
         whole = _difference(others)
@@ -329,26 +356,35 @@ def _add_difference(terms: _Terms) -> Part | None:
 def _difference(
     terms: list[tuple[Factor, "str | Sum"]],
 ) -> tuple[tuple["str | Sum", "str | Sum"], Factor] | None:
-    """What is subtracted from what, and the factor of the difference."""
+    """Return the two operands of a difference, the subtracted one last, and its factor; None for other terms."""
     if len(terms) == 1 and isinstance(terms[0][1], Sum):
         inner = terms[0][1].terms
         if len(inner) == 2 and {1, -1} == {next((n for n in (1, -1) if f.equals(n)), 0) for f, _ in inner}:
             first, second = (operand for factor, operand in sorted(inner, key=lambda term: term[0].equals(-1)))
-            return _upright(first, second, terms[0][0])
+            return _with_positive_symbol(first, second, terms[0][0])
     if len(terms) == 2 and (terms[0][0] + terms[1][0]).equals(0):
-        return _upright(terms[0][1], terms[1][1], terms[0][0])
+        return _with_positive_symbol(terms[0][1], terms[1][1], terms[0][0])
     return None
 
 
-def _upright(first: "str | Sum", second: "str | Sum", factor: Factor) -> tuple[tuple["str | Sum", "str | Sum"], Factor]:
-    """The same difference with `- alpha` turned into `+ alpha`."""
+def _with_positive_symbol(
+    first: "str | Sum", second: "str | Sum", factor: Factor
+) -> tuple[tuple["str | Sum", "str | Sum"], Factor]:
+    """Return the operands and factor of a difference, swapped if the factor is a negated symbol like -alpha."""
     return ((second, first), -factor) if (-factor).symbol else ((first, second), factor)
 
 
 def _several(terms: _Terms) -> Part | None:
-    """Four models or more, or a sum and differences, whose factors add up to 1: one step for each beyond the first.
+    """Return nested steps for three or more terms whose factors add up to 1; None for other sums.
 
-    The sum of f_i M_i is the same as M_1 plus the sum of f_i (M_i - M_1).
+    The terms are models, or a sum plus differences. Each term after the first becomes one step, since the sum of
+    f_i M_i equals M_1 plus the sum of f_i (M_i - M_1).
+
+    Returns:
+        The outermost step; None if the terms are too few, or their factors do not add up to 1.
+
+    Raises:
+        NotUnderstood: The sum has too many terms.
     """
     differences = [term for term in terms if _difference([term])]
     rest = tuple(term for term in terms if not _difference([term]))
@@ -366,18 +402,18 @@ def _several(terms: _Terms) -> Part | None:
     negative = [term for term in rest if term[0].number < 0 and not term[0].symbols]
     place = next((n for n, (factor, _) in enumerate(rest) if factor.equals(1)), 0)
     start = rest[place]
-    # A + B x 0.5 + D x 0.3 - C x 0.8: what is subtracted is C.
-    less = negative[0] if start[0].equals(1) and len(negative) == 1 else start
+    # In A + B x 0.5 + D x 0.3 - C x 0.8, each difference subtracts C.
+    subtracted = negative[0] if start[0].equals(1) and len(negative) == 1 else start
     result = _operand(start[1])
     for term in rest:
-        if term is not start and term is not less:
-            inputs = {"a": result, "b": _operand(term[1]), "c": _operand(less[1])}
+        if term is not start and term is not subtracted:
+            inputs = {"a": result, "b": _operand(term[1]), "c": _operand(subtracted[1])}
             result = Part("add_difference", inputs, term[0])
     return result if isinstance(result, Part) else None
 
 
-def _remains(factor: Factor) -> bool:
-    """Whether this is 1 less something: what is left of A."""
+def _is_remainder(factor: Factor) -> bool:
+    """Return whether the constant term is 1, as in 1 - alpha, the factor of model A."""
     return abs(factor.number - 1) < 1e-6
 
 
@@ -386,10 +422,12 @@ def _operand(operand: "str | Sum") -> "str | Part":
 
 
 class _Parser:
-    """Recursive descent over sum, product, factor; every failure shows the text from where it was met.
+    """Recursive descent over sum, product and factor; an error shows the text from the first token not understood.
 
-    `notes` are what had to be interpreted, `hashes` the short hashes behind names, `cut` the names, as `(B-C)`, that
-    were taken for differences; with `cutting` off they are names.
+    Attributes:
+        notes: One clause for each interpretation.
+        hashes: Short hashes by model name.
+        cut: Names, for example `B-C`, that were read as differences; without `cutting` they remain names.
     """
 
     def __init__(self, text: str, known: KnownNames, *, cutting: bool = True) -> None:
@@ -405,21 +443,22 @@ class _Parser:
         self.cut: list[str] = []
 
     def formula(self) -> Sum:
+        """Return the sum in the whole text; raise NotUnderstood if it is not a formula, or contains no model."""
         result = self._sum()
         if self._kind() is not None:
             raise self._failure()
         if isinstance(result, Factor):
-            raise NotUnderstood(f"{self._text.strip()!r}: no model is named in it")
+            raise NotUnderstood(f"{self._text.strip()!r}: contains no model")
         return result
 
     def half_and_half(self, formula: Sum) -> Sum | None:
-        """`A + B` as half of each, if it is no more than that."""
+        """Return `A + B` without any number as half of each model; None for other formulas."""
         names = [operand for factor, operand in formula.terms if isinstance(operand, str) and factor.equals(1)]
         if len(names) != 2 or len(formula.terms) != 2 or self._has("number", "symbol", "@"):
             return None
         if any(re.search(r"x\d*\.\d", name) for name in names):
             return None
-        self._look_at_dashes(names)
+        self._check_dashes(names)
         if self._spaced:
             raise NotUnderstood(
                 f"{self._spaced[0]!r}; a name with spaces needs quotation marks where there are no numbers"
@@ -427,8 +466,8 @@ class _Parser:
         self.notes.append(f"{names[0]} + {names[1]} without numbers is read as half of each")
         return Sum(tuple((Factor.of(0.5), name) for name in names))
 
-    def look_at_glued_numbers(self) -> None:
-        """Raise NotUnderstood for names that begin or end as factors do, `2B` and `Bx0.3`, with none beside them."""
+    def check_glued_numbers(self) -> None:
+        """Raise NotUnderstood for names with a number attached, `2B` or `Bx0.3`, and no factor beside them."""
         depth, doubtful = 0, []
         for place, token in enumerate(self._tokens):
             depth += {"(": 1, ")": -1}.get(token.kind, 0)
@@ -446,8 +485,8 @@ class _Parser:
                 "sign between the two, and if it is one, quotation marks around it"
             )
 
-    def _look_at_dashes(self, names: Iterable[str]) -> None:
-        """Raise NotUnderstood for `A+B-C`, and for `A + T1-C` where T1 is known: names or a difference."""
+    def _check_dashes(self, names: Iterable[str]) -> None:
+        """Raise NotUnderstood for a dash in a name that may be a minus sign: `A+B-C`, or `A + T1-C` if T1 is known."""
         squeezed = not re.search(r"\s\+|\+\s", self._text)
         for name in (name for name in names if "-" in name and name not in self._known):
             sides = [side for found in re.finditer("-", name) for side in (name[: found.start()], name[found.end() :])]
@@ -458,17 +497,17 @@ class _Parser:
                 )
 
     def bare_with_dash(self) -> frozenset[str]:
-        """The names with a dash in them that are neither known nor in quotation marks."""
+        """Return the names with a dash that are neither known nor quoted."""
         return frozenset(
             token.text for token in self._tokens if token.kind == "name" and token.bare and "-" in token.text
         )
 
     def at_a_weight(self, formula: Sum) -> Sum | None:
-        """`A + B @0.3` as a weighted sum at 0.3, if it is that."""
+        """Return `A + B @0.3` as a weighted sum at 0.3; None for other formulas."""
         if len(formula.terms) != 2 or sum(token.kind == "@" for token in self._tokens) != 1:
             return None
-        (one, first), (weight, second) = formula.terms
-        if not (one.equals(1) and isinstance(first, str) and isinstance(second, str)) or weight.symbols:
+        (unit, first), (weight, second) = formula.terms
+        if not (unit.equals(1) and isinstance(first, str) and isinstance(second, str)) or weight.symbols:
             return None
         rest = Factor.of(1 - weight.number)
         self.notes.append(
@@ -520,13 +559,13 @@ class _Parser:
 
     @staticmethod
     def _signed(part: "Factor | Sum", *, negative: bool) -> "Factor | Sum":
-        """A product as a sum of one term, with its sign."""
+        """Return a product, negated if `negative`."""
         if isinstance(part, Factor):
             return -part if negative else part
         return Sum(tuple((-factor if negative else factor, operand) for factor, operand in part.terms))
 
     def _product(self) -> "Factor | Sum":
-        """A factor, or a sum of the one model (or parenthesis) that the product holds."""
+        """Return a product: a factor, or a sum with its only model or parenthesis."""
         scale, operand = Factor.of(1.0), None
         while True:
             part = self._factor()
@@ -545,7 +584,7 @@ class _Parser:
         return scale if operand is None else Sum(((scale, operand),))
 
     def _goes_on(self, part: "Factor | str | Sum") -> bool:
-        """Whether the next token is multiplied with this one though there is no sign between them."""
+        """Return whether the next token continues the product without a multiplication sign."""
         token, before = self._token(), self._tokens[self._position - 1]
         if token is None:
             return False
@@ -580,7 +619,7 @@ class _Parser:
         raise self._failure()
 
     def _name(self) -> str:
-        """A name; words without quotation marks that follow each other are one, numbers between them included."""
+        """Return a name; consecutive unquoted words form one name, together with the numbers between them."""
         words = [self._take()]
         while words[0].bare and len(words) < _MOST_WORDS and (token := self._token()) is not None:
             if words[-1].hash is not None or not (token.bare or (token.kind == "number" and self._in_name(token))):
@@ -600,7 +639,7 @@ class _Parser:
         return name
 
     def _in_name(self, number: Token) -> bool:
-        """Whether a number behind a word belongs to the name, as in `Stable Diffusion 1.5 x 0.3`, and is no factor."""
+        """Return whether a number after a word belongs to the name, as in `Stable Diffusion 1.5 x 0.3`."""
         return not number.weight or self._kind(1) in ("*", "@", "name")
 
     def _parenthesis(self) -> "Factor | str | Sum":
@@ -615,11 +654,11 @@ class _Parser:
         self._depth -= 1
         if isinstance(inner, Sum) and len(inner.terms) == 1 and inner.terms[0][0].equals(1):
             operand = inner.terms[0][1]
-            return self._apart(operand) if isinstance(operand, str) else operand
+            return self._as_difference(operand) if isinstance(operand, str) else operand
         return inner
 
-    def _apart(self, name: str) -> "str | Sum":
-        """`(B-C)` without spaces: a difference where both sides are known, or where there is only one place to cut."""
+    def _as_difference(self, name: str) -> "str | Sum":
+        """Return `(B-C)` as a difference if both sides are known or it has only one dash; otherwise as a name."""
         if not self._cutting or name in self._known or "-" not in name:
             return name
         if any(token.text == name and not token.bare for token in self._tokens):  # in quotation marks

@@ -1,4 +1,4 @@
-"""Names that are nearly the same: slips of the pen, and other spellings of one name."""
+"""Finds names that are nearly the same: typing errors, and different spellings of one name."""
 
 import difflib
 import re
@@ -9,7 +9,7 @@ __all__ = ["NamesByLikeness", "is_near", "squeezed"]
 
 
 class NamesByLikeness:
-    """Names by how they begin and how long they are, so that few have to be compared with another."""
+    """Names indexed by first letters and length, so that a search compares only a few."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._names: dict[tuple[str, int], dict[str, None]] = {}
@@ -21,19 +21,19 @@ class NamesByLikeness:
         self._names.setdefault(self._key(name), {})[name] = None
 
     def discard(self, name: str) -> None:
-        """Remove a name, if it is there."""
+        """Remove a name, if present."""
         self._names.get(self._key(name), {}).pop(name, None)
 
     def like(self, name: str) -> Iterator[str]:
-        """Yield the names that begin like `name` and are about as long."""
+        """Yield the names with the same first 4 letters as `name` and a length within 2 letters of its length."""
         start, length = self._key(name)
-        for off in (0, 1, -1, 2, -2):
-            yield from self._names.get((start, length + off), ())
+        for difference in (0, 1, -1, 2, -2):
+            yield from self._names.get((start, length + difference), ())
 
     def same(self, name: str) -> Iterator[str]:
-        """Yield the names of the same letters and numbers as `name`."""
-        wanted = squeezed(name)
-        return (other for other in self._names.get(self._key(name), ()) if wanted and squeezed(other) == wanted)
+        """Yield the names with the same letters and digits as `name`."""
+        letters = squeezed(name)
+        return (known for known in self._names.get(self._key(name), ()) if letters and squeezed(known) == letters)
 
     @staticmethod
     def _key(name: str) -> tuple[str, int]:
@@ -43,17 +43,17 @@ class NamesByLikeness:
 
 @lru_cache(maxsize=10_000)
 def squeezed(name: str) -> str:
-    """Return the letters and numbers of a name: v1.1 is not v11, but Any_V3 is any-v3."""
+    """Return the letters and digits of a name in lower case: Any_V3 equals any-v3, but v1.1 differs from v11."""
     return re.sub(r"[\W_]+", "", re.sub(r"(?<=\d)[\W_]+(?=\d)", "ˑ", name)).casefold()
 
 
 def is_near(used: str, defined: str) -> bool:
-    """Return whether one is likely meant by the other: a few letters missing at the end, or a slip of the pen."""
-    one, other = squeezed(used), squeezed(defined)
-    if one == other != "":
+    """Return whether `used` likely means `defined`: up to 2 letters are missing at the end, or a letter is mistyped."""
+    first, second = squeezed(used), squeezed(defined)
+    if first == second != "":
         return True
-    shorter, longer = sorted((one, other), key=len)
+    shorter, longer = sorted((first, second), key=len)
     if longer.startswith(shorter) and len(shorter) >= 4 and len(longer) - len(shorter) <= 2:
         return True
-    same_numbers = re.findall(r"\d+", one) == re.findall(r"\d+", other)
-    return same_numbers and difflib.SequenceMatcher(None, one, other).ratio() >= 0.9
+    same_numbers = re.findall(r"\d+", first) == re.findall(r"\d+", second)
+    return same_numbers and difflib.SequenceMatcher(None, first, second).ratio() >= 0.9

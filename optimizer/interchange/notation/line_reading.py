@@ -1,7 +1,6 @@
-"""Classification of a text's lines: which are steps, numbers, tables, settings, reports, declarations, or prose.
+"""Classifies a text's lines as steps, numbers, tables, settings, reports, declarations or prose.
 
-Each line is looked at by itself, or with those that belong to it; what they mean together is settled afterwards
-(`settling`).
+The reader classifies each line by itself, or together with its continuation lines. `settling` combines the results.
 """
 
 import re
@@ -16,16 +15,16 @@ from optimizer.interchange.notation.lines import LONGEST_LINE, MOST_LINES, joine
 from optimizer.interchange.notation.lines_read import LinesRead
 from optimizer.interchange.notation.methods import find_method
 from optimizer.interchange.notation.model_mixer import mixer_line
-from optimizer.interchange.notation.remarks import said_in_comment, without_comment
+from optimizer.interchange.notation.remarks import refusal_of_comment, without_comment
 from optimizer.interchange.notation.reported import ReportedSimilarities
 from optimizer.interchange.notation.settings import settings_at, weights_at
 from optimizer.interchange.notation.statements import (
     POINTING,
     SIGN,
     Assigned,
+    NamedFormula,
     Read,
     Refused,
-    Said,
     SameAs,
     Statement,
     is_share,
@@ -64,35 +63,35 @@ _DECLARED = re.compile(
     rf"(recipe|layout|mapping|output|model) ?(?P<name>{QUOTED}|[^\":]*+)\s*:\s*(?P<value>{QUOTED})(?P<more>.*)"
 )
 _MORE = re.compile(rf",\s*(license|sha256)\s+({QUOTED})")
-# `Weight (%): 30`, where the key says what the number is.
+# `Weight (%): 30`, where the key contains the unit.
 _KEY_IN_PERCENT = re.compile(
     rf"(?P<key>{KEY_WORDS}|m)\s?[(\[]?\s?(?:in )?%\s?[)\]]?\s?(?P<sign>[:=]\s?)?(?P<numbers>[-(\[\d.].*)", re.IGNORECASE
 )
 _MOST_LINES_OF_A_TEXT = 20_000
-_NEAR = 3  # lines below a formula in which its number is looked for
+_NEAR = 3  # lines below a formula that are searched for its number
 
 
 def _with_percent(text: str) -> str:
-    """`weight: 30%` for `weight (%): 30`; any other line as it is. Raises ValueError for a number that may be none."""
+    """Return `weight: 30%` for `weight (%): 30`, any other line unchanged; raise ValueError for a doubtful number."""
     found = _KEY_IN_PERCENT.fullmatch(text)
     return text if found is None else f"{found['key']}{found['sign'] or ': '}{percent_of(found['numbers'])}"
 
 
 class LineReader:
-    """Lines of one text, read one after the other. `presets` are alphas that it may name."""
+    """A reader for the lines of one text. `presets` are the alphas that the text can refer to by name."""
 
     def __init__(self, layout: Layout, presets: Mapping[str, Preset]) -> None:
         self._found = LinesRead(layout, dict(presets))
         self._reported = ReportedSimilarities(layout, self._found.statements, self._found.reject)
         self._indent = 0
-        self._ahead: int | None = None  # the last line that is an arrow and a name, with no formula above it
-        self._last: dict[str, Statement] = {}  # the last formula with alpha, with beta
+        self._ahead: int | None = None  # the last line with only an arrow and a name, and no formula above it
+        self._last: dict[str, Statement] = {}  # the last formula with each symbol, alpha or beta
 
     def read(self, text: str) -> LinesRead:
-        """Return what the lines of a text say. Raises RecipeError for one of too many lines or steps."""
+        """Return the classified lines of a text; raise RecipeError if it has too many lines or steps."""
         lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
         if len(lines) > _MOST_LINES_OF_A_TEXT:
-            raise RecipeError(f"{len(lines):,} lines; at most {_MOST_LINES_OF_A_TEXT:,} are read: leave out the prose")
+            raise RecipeError(f"{len(lines):,} lines; at most {_MOST_LINES_OF_A_TEXT:,} are read: remove the prose")
         number = 0
         while number < len(lines):
             number += self._too_long(lines, number) or self._block(lines, number) or self._single(lines, number)
@@ -108,7 +107,7 @@ class LineReader:
         return 1
 
     def _block(self, lines: Sequence[str], number: int) -> int:
-        """Read a table of steps or SuperMerger's console; return how many lines it takes, 0 if there is none."""
+        """Read a block of lines, for example a table; return the number of its lines, 0 if none begins here."""
         line = lines[number]
         if is_history_row(line):
             return self._history(lines, number)
@@ -137,7 +136,7 @@ class LineReader:
         return found.lines
 
     def _block_numbers(self, lines: Sequence[str], number: int) -> int:
-        """Read numbers by block, which belong to the formula above."""
+        """Read numbers by block for the formula above; return the number of their lines, 0 if none begin here."""
         found = block_numbers_at(lines, number, self._found.layout)
         if found is None:
             return 0
@@ -152,7 +151,7 @@ class LineReader:
         return found.lines
 
     def _history(self, lines: Sequence[str], number: int) -> int:
-        """A row of SuperMerger's history; values in quotation marks may run on over lines."""
+        """Read a row of SuperMerger's history, whose quoted values may span lines; return the number of its lines."""
         row, count = lines[number], 1
         while row.count('"') % 2 and count < MOST_LINES and number + count < len(lines):
             row, count = f"{row}\n{lines[number + count]}", count + 1
@@ -166,7 +165,7 @@ class LineReader:
                 read = step_of_row(lines[end], table)
                 if isinstance(read, str):
                     if not self._formula(end + 1, normalized(read)):
-                        self._found.reject(end + 1, lines[end].strip(), "a row whose formula is none")
+                        self._found.reject(end + 1, lines[end].strip(), "a row whose formula is not valid")
                 else:
                     self._row(end + 1, lines[end], read, number)
             end += 1
@@ -200,12 +199,12 @@ class LineReader:
         line, more = joined_lines(lines, number)
         if not self._line(number + 1, lines[number], line) and line.strip():
             text = without_markup(line).strip()
-            # `NAME: https://...` is no heading.
+            # `NAME: https://...` is not a heading.
             self._found.passed.append((number + 1, text if line.strip().endswith(":") else text.rstrip(":")))
         return 1 + more
 
     def _line(self, number: int, raw: str, line: str) -> bool:
-        """Read a line; return whether it was of any use."""
+        """Read a line; return whether it is part of a recipe, or looks like it."""
         self._indent = len(raw) - len(raw.lstrip())
         line = without_markup(line)
         plain = normalized(line).strip()
@@ -217,7 +216,9 @@ class LineReader:
             if "\t" not in raw:
                 self._found.labelled[preset.name] = (number, raw.strip())
             if known.numbers != preset.numbers:
-                self._found.reject(number, raw.strip(), f"preset {preset.name!r} is another on line {known.line}")
+                self._found.reject(
+                    number, raw.strip(), f"preset {preset.name!r} has other numbers on line {known.line}"
+                )
             return True
         if is_row(plain) or "\t" in raw.strip():
             if self._row(number, raw, row_by_position(raw)):
@@ -234,7 +235,7 @@ class LineReader:
             return True
         numbers = number_line(text)
         if numbers is not None and (not numbers.alone or (self._lacks_numbers(number) and is_share(numbers.values))):
-            if (why := said_in_comment(comment, has_numbers=True)) is not None:
+            if (why := refusal_of_comment(comment, has_numbers=True)) is not None:
                 self._found.reject(number, f"{text} # {comment}", why)
             else:
                 self._assign(number, text, numbers)
@@ -246,123 +247,139 @@ class LineReader:
             return True
         parts = re.split(r"\s?;\s", text) if ";" in masked(text) else [text]
         if len(parts) > 1 and all(SIGN.search(part) and any(map(is_formula, sides_of(part))) for part in parts):
-            read = [self._formula(number, part, comment=comment) for part in parts]  # each of them
-            return all(read)
+            taken = [self._formula(number, part, comment=comment) for part in parts]  # a list, to read every part
+            return all(taken)
         return self._formula(number, text, comment=comment, bullet="+ " if re.match(r"[\s>]*\+\s", line) else "")
 
     def _lacks_numbers(self, number: int) -> bool:
-        """Whether the formula right above a line has no numbers yet."""
+        """Return whether the formula just above a line still lacks its numbers."""
         above = self._found.statements[-1] if self._found.statements else None
         if above is None or above.given or above.part is not None or number - above.line > _NEAR:
             return False
         return bool(above.symbols) or with_alpha(above.formula) is not None
 
     def _points_at_name(self, number: int, pointed: re.Match[str]) -> bool:
-        """Take a line that is an arrow and a name as the end of the formula above it, if that has no name yet."""
+        """Name the formula above after the name behind an arrow; return whether the line was read or refused."""
         above = self._found.statements[-1] if self._found.statements else None
         behind = pointed.string[pointed.end() :].rstrip(" .:")
         if above is None or above.part is not None or number - above.line > _NEAR:
             self._ahead = number if parse_name(behind) is not None else None
             return False
         label = above.name if above.name is not None and label_of(f"{above.name}: x")[0] == above.name else None
-        said = self._read(f"{above.formula} -> {behind}")
+        result = self._read(f"{above.formula} -> {behind}")
         if above.name is not None and label is None:
-            if pointed[0].strip() == "=":  # of what stands between the two, and is not understood
+            if pointed[0].strip() == "=":  # names the text in between, which is not understood
                 return False
-            if isinstance(said, Said) and above.name != said.name:
+            if isinstance(result, NamedFormula) and above.name != result.name:
                 self._found.notes.append(
-                    (number, f"{said.name!r} is left out: the formula above is called {above.name!r}")
+                    (number, f"{result.name!r} is ignored: the formula above is called {above.name!r}")
                 )
-            return isinstance(said, Said)
-        if isinstance(said, Said) and (said.name is None or any(name in above.given for name in said.given)):
-            said = Refused("numbers beside others")
-        elif isinstance(said, Said) and self._ahead == above.line - 1:
-            said = Refused("an arrow and a name above the formula as well; write = NAME behind it")
-        if not isinstance(said, Said):
-            if isinstance(said, Refused) and not above.tentative:
-                self._found.reject(number, pointed.string, said.why, said.names)
+            return isinstance(result, NamedFormula)
+        if isinstance(result, NamedFormula) and (
+            result.name is None or any(name in above.given for name in result.given)
+        ):
+            result = Refused("numbers in addition to earlier ones")
+        elif isinstance(result, NamedFormula) and self._ahead == above.line - 1:
+            result = Refused("an arrow and a name above the formula as well; write = NAME after it")
+        if not isinstance(result, NamedFormula):
+            if isinstance(result, Refused) and not above.tentative:
+                self._found.reject(number, pointed.string, result.why, result.names)
                 self._found.unread_names.append(number)
-            return isinstance(said, Refused) and not above.tentative
-        above.name, above.alias = said.name, label or above.alias
+            return isinstance(result, Refused) and not above.tentative
+        above.name, above.alias = result.name, label or above.alias
         if not above.given:
-            above.formula, above.symbols, above.tentative = said.formula, symbols_in(said.formula), said.tentative
-        above.given |= {name: (number, value) for name, value in said.given.items()}
-        self._found.notes += [(number, note) for note in said.notes]
+            above.formula, above.symbols, above.tentative = result.formula, symbols_in(result.formula), result.tentative
+        above.given |= {name: (number, value) for name, value in result.given.items()}
+        self._found.notes += [(number, note) for note in result.notes]
         self._last |= dict.fromkeys(above.symbols, above)
         return True
 
     def _heading(self, number: int, text: str) -> bool:
         if "=" not in masked(text) or not any(is_formula(side) for side in text.lstrip("# ").split("=")):
             return False
-        self._found.reject(number, text, "a comment or heading; take the # away to have it read")
+        self._found.reject(number, text, "a comment or heading; remove the # to have it read")
         return True
 
     def _formula(self, number: int, text: str, *, cell: bool = False, comment: str = "", bullet: str = "") -> bool:
         """Read a step or numbers; return whether the text is either, or looks like it.
 
-        A `comment` behind it must not say anything of the merge; a `bullet` before it may be a sign.
+        Args:
+            number: Line number, from 1.
+            text: Normalized text without comment and bullet.
+            cell: Whether the text is a cell of a table; refused cells are ignored.
+            comment: Comment after the text; the line is refused if it may change the merge.
+            bullet: Bullet before the text that may be a plus sign, for messages.
+
+        Returns:
+            True if the line was read or refused, False for prose.
         """
         mixed = mixer_line(text)
         if mixed is not None:
-            self._found.mixer_lines += [number] if isinstance(mixed, Said) else []
+            self._found.mixer_lines += [number] if isinstance(mixed, NamedFormula) else []
             return self._take(number, text, mixed)
-        # A number in a circle before a formula counts the line, or is its first model.
+        # A circled number before a formula numbers the line, or names the first model.
         text = re.sub(f"^([{CIRCLED}])(?=\\w)", r"\1 ", text)
         alias, rest = label_of(text)
-        said = self._read(rest if alias is not None and not re.match(f"[{CIRCLED}]", alias) else text)
+        result = self._read(rest if alias is not None and not re.match(f"[{CIRCLED}]", alias) else text)
         if alias is not None and re.match(f"[{CIRCLED}]", alias):
-            if self._makes_sense(said):
+            if self._makes_sense(result):
                 alias = None
             else:
-                said = self._read(rest)
-        if cell and isinstance(said, Refused):
+                result = self._read(rest)
+        if cell and isinstance(result, Refused):
             return False
-        why = said_in_comment(comment, has_numbers=not isinstance(said, Said) or is_formula(said.formula))
-        if why is not None and said is not None:
-            names = said.names if isinstance(said, Refused) else ()
-            said = Refused(why, (said.name,) if isinstance(said, Said) and said.name else names)
-        elif said is not None and re.search(r"\d", comment):
-            self._found.notes.append((number, f"the comment {comment!r} is left out"))
-        return self._take(number, f"{bullet}{text} # {comment}" if comment else f"{bullet}{text}", said, alias)
+        why = refusal_of_comment(
+            comment, has_numbers=not isinstance(result, NamedFormula) or is_formula(result.formula)
+        )
+        if why is not None and result is not None:
+            names = result.names if isinstance(result, Refused) else ()
+            result = Refused(why, (result.name,) if isinstance(result, NamedFormula) and result.name else names)
+        elif result is not None and re.search(r"\d", comment):
+            self._found.notes.append((number, f"the comment {comment!r} is ignored"))
+        return self._take(number, f"{bullet}{text} # {comment}" if comment else f"{bullet}{text}", result, alias)
 
     def _read(self, text: str) -> Read:
         label = _LABEL.match(text)
         if label is None:
             return read_statement(text, self._found.preset_names)
-        # "MIX: Weighted sum (A, B, M=0.3)" begins with its name; "Add diff: alpha = ..." with a word that says nothing.
+        # "MIX: Weighted sum (A, B, M=0.3)" begins with its name, "Add diff: alpha = ..." with a mere label.
         method = find_method(masked(text))
-        told = method is not None and (method.number is not None or method.unclear is not None)
-        whole = read_statement(text, self._found.preset_names) if told else None
-        if isinstance(whole, Said | Refused):
+        has_number = method is not None and (method.number is not None or method.unclear is not None)
+        whole = read_statement(text, self._found.preset_names) if has_number else None
+        if isinstance(whole, NamedFormula | Refused):
             return whole
-        said = read_statement(text[label.end() :], self._found.preset_names)
+        result = read_statement(text[label.end() :], self._found.preset_names)
         why = says_more(label[0])
-        if why is not None and said is not None:
-            names = said.names if isinstance(said, Refused) else ()
-            return Refused(why, (said.name,) if isinstance(said, Said) and said.name else names)
+        if why is not None and result is not None:
+            names = result.names if isinstance(result, Refused) else ()
+            return Refused(why, (result.name,) if isinstance(result, NamedFormula) and result.name else names)
         named = find_method(label[0])
-        if named is not None and isinstance(said, Said) and (whole_sum := with_alpha(said.formula)) is not None:
-            # A method's number stands somewhere; no number is no half.
-            return said._replace(formula=whole_sum, tentative=False) if named.mode == "weight_sum" else said
-        return said
+        if (
+            named is not None
+            and isinstance(result, NamedFormula)
+            and (whole_sum := with_alpha(result.formula)) is not None
+        ):
+            # The method's number stands elsewhere, so a formula without a number is not half of each.
+            return result._replace(formula=whole_sum, tentative=False) if named.mode == "weight_sum" else result
+        return result
 
     @staticmethod
-    def _makes_sense(said: Read) -> bool:
-        """Whether a line can be left as it is: with a label before it its formula would be none."""
-        if isinstance(said, Said):
-            counted = re.match(f"[{CIRCLED}] ", said.name or "")
-            return is_formula(said.formula) and counted is None
-        return isinstance(said, Assigned)
+    def _makes_sense(result: Read) -> bool:
+        """Return whether a line is valid with its circled number, as a model of the formula."""
+        if isinstance(result, NamedFormula):
+            counted = re.match(f"[{CIRCLED}] ", result.name or "")
+            return is_formula(result.formula) and counted is None
+        return isinstance(result, Assigned)
 
-    def _take(self, number: int, text: str, said: Read, alias: str | None = None) -> bool:
-        match said:
+    def _take(self, number: int, text: str, result: Read, alias: str | None = None) -> bool:
+        match result:
             case Refused(why, names):
                 self._found.reject(number, text, why, names)
             case Assigned():
-                self._assign(number, text, said)
+                self._assign(number, text, result)
             case SameAs():
-                self._found.same.append((number, text, said))
-            case Said(name, formula, given, tentative, notes):
+                self._found.same.append((number, text, result))
+            case NamedFormula(name, formula, given, tentative, notes):
                 self._found.notes += [(number, note) for note in notes]
                 values = {field: (number, value) for field, value in given.items()}
                 symbols = symbols_in(formula)
@@ -371,7 +388,7 @@ class LineReader:
                 statement = Statement(number, text, name, formula, symbols, values, alias=alias, tentative=tentative)
                 statement.by_tool = number in self._found.mixer_lines
                 self._append(statement)
-        return said is not None
+        return result is not None
 
     def _append(self, statement: Statement) -> None:
         if len(self._found.statements) == MOST_STEPS:
@@ -411,33 +428,36 @@ class LineReader:
         return preset
 
     def _assign(self, number: int, text: str, assigned: Assigned) -> None:
-        """Numbers on a line of their own belong to the last formula with that symbol in it."""
+        """Assign the numbers of a line to the last formula with their symbol, or refuse them."""
         for name, value in assigned.values.items():
             symbol = name.removeprefix("base_")
             step = self._without_numbers(symbol, name) or self._last.get(symbol)
             if step is None:
                 self._found.orphans.append((number, symbol))
-                self._found.reject(number, text, f"no formula above has {symbol} in it")
+                self._found.reject(number, text, f"no formula above contains {symbol}")
             elif name.startswith("base_") and symbol in step.given and step is not self._found.statements[-1]:
                 self._found.reject(
-                    number, text, f"{step.name!r} of line {step.line} has its numbers; another formula follows it"
+                    number,
+                    text,
+                    f"{step.name!r} of line {step.line} already has its numbers; another formula follows it",
                 )
             elif name in step.given:
-                earlier, other = step.given[name]
-                if other != value:
-                    why = f"{step.name!r} has its {name} from line {earlier} already"
+                earlier, known = step.given[name]
+                if known != value:
+                    why = f"{step.name!r} already has its {name} from line {earlier}"
                     self._found.reject(number, text, why)
                     self._found.unread_numbers.append(number)
             else:
                 step.given[name] = (number, value)
                 if assigned.alone:
                     self._found.notes.append(
-                        (number, f"numbers by themselves are read as {symbol} of line {step.line}")
+                        (number, f"numbers without a symbol are read as {symbol} of line {step.line}")
                     )
 
     def _without_numbers(self, symbol: str, name: str) -> Statement | None:
-        """The formula right above, if it is two or three models without a number, and the numbers are another's if not
-        its own: it then has the alpha that they are.
+        """Return the formula just above, with alpha added, if it lacks numbers and no earlier formula needs these.
+
+        The formula must be two or three models without a number.
         """
         above, last = self._found.statements[-1] if self._found.statements else None, self._last.get(symbol)
         if (

@@ -1,4 +1,4 @@
-"""Lines of a text that belong together: a formula, or a list of numbers, that runs on over several."""
+"""Joins the lines of a formula or a list of numbers that continues on further lines."""
 
 import re
 from collections.abc import Sequence
@@ -12,29 +12,39 @@ from optimizer.interchange.notation.wording import IS, is_key
 
 __all__ = ["LONGEST_LINE", "MOST_LINES", "joined_lines"]
 
-MOST_LINES = 12  # that one formula or list of numbers may be spread over
-LONGEST_LINE = 10_000  # characters of any line that is looked at; a free alpha for each block takes some 1500
-_IS = re.compile(rf":(?!\.?\d)|{IS.pattern}", re.IGNORECASE)  # with a number behind it a colon is a weight's
-_LONGEST_JOINED = 2000  # characters of a line that may run on
+MOST_LINES = 12  # that continue one formula or list of numbers
+LONGEST_LINE = 10_000  # characters in a line that is read; a free alpha for each block takes about 1500
+_IS = re.compile(
+    rf":(?!\.?\d)|{IS.pattern}", re.IGNORECASE
+)  # a colon before a number introduces a weight, not a formula
+_LONGEST_JOINED = 2000  # characters in a line that can be continued
 
 
 def joined_lines(lines: Sequence[str], start: int) -> tuple[str, int]:
-    """Return the line at `start` with those that a formula or a list of numbers in it runs on over, and their count."""
+    """Return the line at `start` joined with its continuation lines, and their number.
+
+    Args:
+        lines: All lines of the text.
+        start: Index of the line, from 0.
+
+    Returns:
+        The joined line, and the number of continuation lines (0 to MOST_LINES).
+    """
     line, more = lines[start], 0
     while more < MOST_LINES and start + more + 1 < len(lines):
         following = lines[start + more + 1]
-        if not following.strip() or len(following) > LONGEST_LINE or not _runs_on(line, following):
+        if not following.strip() or len(following) > LONGEST_LINE or not _continues(line, following):
             break
         line, more = f"{line.rstrip()} {following.strip()}", more + 1
     return line, more
 
 
-def _runs_on(line: str, following: str) -> bool:
-    """Whether the next line belongs to the formula or the numbers of this one."""
+def _continues(line: str, following: str) -> bool:
+    """Return whether the next line continues the formula or the numbers of this line."""
     if len(line) > _LONGEST_JOINED or (line.isascii() and not re.search("[=:x*(+>]", line)):
         return False
     text, after = masked(normalized(line).strip()), normalized(following).strip()
-    if POINTING.fullmatch(text):  # an arrow, and what it points at below it
+    if POINTING.fullmatch(text):  # an arrow alone, and the name on the next line
         return parse_name(after) is not None
     signs = list(SIGN.finditer(text))
     has_sign = bool(signs)
@@ -53,7 +63,7 @@ def _runs_on(line: str, following: str) -> bool:
         return True
     pointed = None if has_sign or "|" in text or "\t" in line else POINTING.match(after)
     if pointed is not None and parse_name(after[pointed.end() :]) is not None:
-        method = find_method(text)  # (Weighted Sum 0.3) A + B, and its name below
+        method = find_method(text)  # (Weighted Sum 0.3) A + B, and its name on the next line
         if method is not None and method.number is not None:
             return True
     opened = sum(text.count(sign) for sign in "([{") - sum(text.count(sign) for sign in ")]}")
@@ -63,7 +73,7 @@ def _runs_on(line: str, following: str) -> bool:
         return True
     if is_key(text.rstrip(" :=")) and text[-1:] in ":=" and re.match(r"[(\[]?\s*-?\.?\d", after):
         return True
-    # A formula that stands behind its name may go on with a sign; `- ` may also begin the next point of a list.
+    # A formula after its name can continue with a sign. But `- ` can also begin the next item of a list.
     last = text[signs[-1].end() :] if signs else text
     return (
         has_sign
@@ -76,7 +86,7 @@ def _runs_on(line: str, following: str) -> bool:
 
 
 def _is_another_step(after: str, *, has_sign: bool) -> bool:
-    """Whether a line is a step by itself, or a row of a table, whatever the one before it ends in."""
+    """Return whether a line is a complete step, or a row of a table, regardless of the line before it."""
     if after.startswith("|"):
         return True
     method = find_method(after) if has_sign else None

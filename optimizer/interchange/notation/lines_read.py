@@ -1,4 +1,4 @@
-"""What the lines of a text say, each by itself: statements, numbers, remarks, and lines that are none of these."""
+"""The result of reading a text line by line: statements, numbers, notes, and lines not understood."""
 
 from collections import ChainMap
 from collections.abc import Container
@@ -16,7 +16,10 @@ __all__ = ["LinesRead", "Rejected"]
 
 @dataclass(frozen=True)
 class Rejected:
-    """A line that looks like a step, why it is none, and the names that it may define."""
+    """A line that looks like a step but is not one, with the reason and the names that it may define.
+
+    `remark` is True for lines that were first passed over as prose.
+    """
 
     line: int
     text: str
@@ -28,9 +31,14 @@ class Rejected:
         return reason(self.line, self.text, self.why)
 
     def goes_on_from(self, output: str, last: int) -> bool:
-        """Whether the line would make something of a step and other models, and is no remark on it.
+        """Return whether the line would merge a step with other models, rather than comment on it.
 
-        `last` is the line of the text's last step.
+        Args:
+            output: Name of the step.
+            last: Line number of the text's last step, from 1.
+
+        Returns:
+            True if the recipe may lack a step that begins with `output`.
         """
         if self.text.startswith("#"):
             return False
@@ -43,15 +51,25 @@ class Rejected:
 
 @dataclass
 class LinesRead:
-    """What was read of a text, line by line; lines count from 1.
+    """The contents of a text, line by line. Line numbers count from 1.
 
-    `statements` are its steps as they stand there, `same` lines with two names and a sign between them, `declared`
-    and `models` what it declares, `files` those of models that stand there with a hash or an extension. `rejected`
-    lines look like steps and are none, of `passed` ones nothing was read. `orphans` are lines with numbers above
-    every formula, and whose; `unread_numbers` lines with numbers that no formula takes, `unread_names` those with
-    an arrow that name none; `labelled` presets `name: numbers`, which may be something else; `mixer_lines` those of
-    model-mixer's. `notes` are (line, what had to be interpreted), `labels` the blocks that words for them stand
-    for.
+    Attributes:
+        layout: Layout that defines the blocks.
+        presets: Presets by name.
+        statements: Steps as written.
+        same: Lines with two names and a sign between them, each with its number and text.
+        declared: Declared values: recipe, layout, mapping, output.
+        models: Declared models by name.
+        files: Files by model name, for models written with a hash or an extension.
+        rejected: Lines that look like steps but are not valid.
+        passed: Lines read as prose, each with its number.
+        orphans: Lines with numbers above every formula that takes them, each with the symbol.
+        unread_numbers: Lines with numbers that no formula takes.
+        unread_names: Lines with an arrow and a name that no formula takes.
+        labelled: Presets written as `name: numbers`, each with its line; they can also be a step's numbers.
+        mixer_lines: Lines written by model-mixer.
+        notes: Interpretations, each with its line.
+        labels: Blocks by label, for labels like output_blocks in reported similarities.
     """
 
     layout: Layout
@@ -73,9 +91,16 @@ class LinesRead:
 
     @property
     def preset_names(self) -> Container[str]:
-        """The names that may stand where the numbers of an alpha do."""
+        """Names that can replace the numbers of an alpha."""
         return ChainMap[str, object](self.presets, dict(built_in_presets()))  # type: ignore[arg-type]
 
     def reject(self, line: int, text: str, why: str, names: tuple[str, ...] = ()) -> None:
-        """Note a line that looks like a step, why it is none, and the names that it may define."""
+        """Record a line that looks like a step but is not one.
+
+        Args:
+            line: Line number, from 1.
+            text: The line.
+            why: The reason for rejecting it.
+            names: Names that it may define.
+        """
         self.rejected.append(Rejected(line, text, why, names))

@@ -1,4 +1,4 @@
-"""Ways of merging by the names that merging tools give them: Weighted Sum @ 0.3, Add difference, and the like."""
+"""Finds the names that merging tools give to methods: Weighted Sum @ 0.3, Add difference and others."""
 
 import math
 import re
@@ -11,10 +11,16 @@ __all__ = ["Method", "find_method", "is_another_method"]
 
 
 class Method(NamedTuple):
-    """A way of merging as the WebUI's merger names it, with its number if one stands there.
+    """A method of merging found in a text, with its number if the text contains one.
 
-    The text from `start` to `end` says it; between the places `models` are its models, as in weighted_sum(A, B, 0.3).
-    `unclear` is a number behind it that is none that can be read, such as 0.3~0.5.
+    Attributes:
+        mode: Mode of a step, or sigmoid, inverse_sigmoid or none.
+        number: The method's weight; None if missing.
+        start: Index of its first character in the text.
+        end: Index after its last character.
+        note: Interpretation of the number; None if it needs none.
+        models: Start and end of its list of models, as in weighted_sum(A, B, 0.3); None without a list.
+        unclear: Text of a number that cannot be read, for example 0.3~0.5; None otherwise.
     """
 
     mode: str
@@ -27,7 +33,7 @@ class Method(NamedTuple):
 
 
 _METHODS = {
-    # "Train difference" and the like are other methods.
+    # Methods like "Train difference" are not included.
     "weight_sum": r"weight(?:ed)?[ _-]?sum|add[ _-]sum|(?<![^\W\d_][ _-])sum(?=\s*@)|WS(?=\W+[\d.])",
     "add_difference": r"add[ _-]?diff(?:erence)?|(?<![^\W\d_][ _-])difference(?=\s*@)|AD(?=\W+[\d.])",
     "sigmoid": r"sigmoid",
@@ -39,7 +45,7 @@ _METHODS = {
 _METHOD = re.compile(
     r"(?<![\w])(?:"
     + "|".join(f"(?P<{mode}>{words})" for mode, words in sorted(_METHODS.items(), key=lambda item: -len(item[1])))
-    # A dash sets the number apart where a space is on both its sides, and is its sign otherwise.
+    # A dash with a space on both sides is a separator. Otherwise it is the number's sign.
     + r")(?![\w])(?:\s*(?:@|=|:|,|at\b|\(|-(?=\s))?\s*(?:m(?:ultiplier)?\s*[=:]\s*)?"
     + rf"(?:(?P<number>{WEIGHT})|(?P<unclear>-?\.?\d[\w.,~/:%-]*(?:\s?[~/:-]\s?[\d.]+)*)))?",
     re.IGNORECASE,
@@ -49,16 +55,19 @@ _LIST = re.compile(
     rf"(?P<number>{WEIGHT})\s*\)?(?![\w.])",
     re.IGNORECASE,
 )
-_LONGEST_LIST = 500  # characters of models and number
+_LONGEST_LIST = 500  # characters, for models and number together
 
 
 def is_another_method(text: str) -> bool:
-    """Return whether words beside a method's name, as in "train difference", make it one that is no weighted sum."""
+    """Return whether words beside a method's name, as in "train difference", change the method."""
     return makes_it_another(text) is not None
 
 
 def find_method(text: str) -> Method | None:
-    """Return the first method that normalized `text` names; the WebUI's old sigmoid as the weighted sum that it was."""
+    """Return the first method named in a normalized text; None if it names none.
+
+    The WebUI's old sigmoid is returned as the equivalent weighted sum.
+    """
     found = _METHOD.search(text)
     if found is None:
         return None
@@ -73,15 +82,15 @@ def find_method(text: str) -> Method | None:
         return Method(mode, None, start, end, unclear=str(error))
     if "sigmoid" not in mode or not 0 <= number <= 1:
         return Method(mode, number, start, end, note)
-    # What the WebUI did with its slider before November 2022, https://github.com/AUTOMATIC1111/stable-diffusion-webui
-    # /issues/2658: smoothstep, and its inverse.
+    # Before November 2022 the WebUI applied smoothstep, or its inverse, to the slider's value:
+    # https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/2658.
     weight = _sigmoid(number) if mode == "sigmoid" else _inverse_sigmoid(number)
     note = f"the WebUI's old {mode.replace('_', ' ')} at {number:g} is a weighted sum at {weight:.6g}"
     return Method("weight_sum", weight, start, end, note)
 
 
 def _with_models(text: str, method: Method) -> Method:
-    """The method with its models and its number, if they follow in a list."""
+    """Return the method with its models and number, if a list of them follows; otherwise the method unchanged."""
     found = _LIST.match(text[: method.end + _LONGEST_LIST], method.end)
     if found is None:
         return method

@@ -1,15 +1,15 @@
-"""sd-webui-model-mixer's line about a merge, which stands in names and pictures.
+"""Reads the line with which sd-webui-model-mixer describes a merge, in file names and pictures.
 
     Model recipe: (A * (1 - alpha_0) + B * alpha_0) + (C - sd15) * alpha_1(numbers),(numbers)
 
-In pictures its commas are spaces. After https://github.com/wkpark/sd-webui-model-mixer, commit 8d55c1d,
-scripts/model_mixer.py: `make_recipe` and what follows it.
+In pictures, spaces replace its commas. The format follows https://github.com/wkpark/sd-webui-model-mixer, commit
+8d55c1d, scripts/model_mixer.py: `make_recipe` and the code after it.
 """
 
 import re
 
 from optimizer.interchange.notation.formula_texts import LONGEST_FORMULA
-from optimizer.interchange.notation.statements import Refused, Said, symbols_in
+from optimizer.interchange.notation.statements import NamedFormula, Refused, symbols_in
 
 __all__ = ["mixer_line"]
 
@@ -18,29 +18,30 @@ _NUMBERS = r"\(\s*[-\d.eE,\s]+\)"
 _LINE = re.compile(
     rf"(?P<formula>.*?alpha_\d+\s*\)?)\s*(?P<numbers>{_NUMBERS}(?:[\s,]*{_NUMBERS})*)\s*(?P<adjust>@.*)?"
 )
-_LONGEST = 4 * LONGEST_FORMULA  # five times a number of 15 digits for each block, and the formula
+_LONGEST = 4 * LONGEST_FORMULA  # room for the formula and 15 digits per block for five models
 
 
-def mixer_line(text: str) -> Said | Refused | None:
-    """Return the merge that a line of normalized text tells in model-mixer's way, or why it is none that can be said.
+def mixer_line(text: str) -> NamedFormula | Refused | None:
+    """Return the merge in a normalized line of model-mixer's, or the reason why a recipe cannot express it.
 
-    None if the line is something else.
+    Returns:
+        The formula with its numbers, or the refusal; None if model-mixer did not write the line.
     """
     label = _LABEL.search(text)
     line = text[label.end() if label else 0 :].strip().strip('"')
     if len(line) > _LONGEST or not re.search(r"alpha_\d|\b(?:dare|ties)_weights\(", line):
         return None
     if re.search(r"\b(?:dare|ties)_weights\(", line):
-        return Refused("model-mixer's DARE and TIES are no weighted sums, which recipes are made of")
+        return Refused("model-mixer's DARE and TIES; a recipe contains only weighted sums")
     found = _LINE.fullmatch(line)
     if found is None:
         return Refused("model-mixer's line is a formula with alpha_0, alpha_1, ... and their numbers in parentheses")
     if found["adjust"] and found["adjust"].strip("@,0 "):
-        return Refused(f"the adjustment {found['adjust'][:40]!r} after the merge cannot be said as a merge")
+        return Refused(f"the adjustment {found['adjust'][:40]!r} after the merge cannot be expressed as a merge")
     symbols = symbols_in(found["formula"])
     lists = re.findall(_NUMBERS, found["numbers"])
     if len(lists) != len(symbols):
         return Refused(f"{len(lists)} lists of numbers for {len(symbols)} alphas")
     numbers = [re.sub(r"[\s,]+", ",", listed.strip("() ")) for listed in lists]
     given = {symbol: f"({text})" if "," in text else text for symbol, text in zip(symbols, numbers, strict=True)}
-    return Said(None, found["formula"], given)
+    return NamedFormula(None, found["formula"], given)

@@ -1,8 +1,8 @@
-"""SuperMerger's notation: recipes as people write them into articles and model cards, read line by line, prose and all.
+"""Reads recipes in SuperMerger's notation, line by line, from articles and model cards with prose.
 
-What counts are steps, in whatever words (see `statements`), in tables and on SuperMerger's console; the numbers that
-belong to them, presets, and reported similarities. Nothing that looks like a step is passed over: a line is read, or
-named with the reason why it is not.
+The reader recognises steps in many spellings (`statements`), in tables and in SuperMerger's console. It also recognises
+their numbers, presets, and reported similarities. A line that looks like a step is never ignored: it is read, or
+reported with the reason for refusing it.
 """
 
 from collections.abc import Mapping
@@ -24,17 +24,25 @@ def read_notation(
     mapping: str | None = None,
     presets: Mapping[str, Preset] | None = None,
 ) -> Imported:
-    """Return the recipe in a text of formulas, tables and prose. `presets` are alphas that it may name.
+    """Return the recipe in a text of formulas, tables and prose; raise RecipeError for an incomplete recipe.
 
-    `mapping` is the recipe's, whatever the text says; by default what the text declares, else supermerger (for a line
-    of model-mixer's: model-mixer).
+    Steps may come in any order. Names that no formula defines are the sources; the file of a source is its name with
+    .safetensors. If several steps are not used by others, the output is the one that needs the most steps.
 
-    Names that no formula defines are the sources: the file is the name, with .safetensors. Steps may come in any order.
-    Of several steps that no other uses, the output is the one that needs the most steps.
+    A RecipeError lists each problem with its line: a wrong count of numbers, a step without its alpha, a name with two
+    definitions, or a text without steps. A line that is not understood is a problem if it defines a name in use, or
+    continues from the output.
 
-    Raises RecipeError, each problem with its line, for numbers of a wrong count, a step that lacks its alpha, a line
-    that is not understood but defines a name that others use or goes on from what would be the output, a name defined
-    in two ways, and a text without steps.
+    Args:
+        text: The whole text.
+        name: Name of the recipe, unless the text declares one.
+        layout: Layout of the models; by default the default layout. A layout declared in the text takes precedence.
+        mapping: Mapping of the recipe, which overrides the text. By default the one that the text declares, then
+            model-mixer if all steps are model-mixer's and have numbers by block, then the layout's default.
+        presets: Alphas that the text can refer to by name.
+
+    Returns:
+        The recipe, with warnings about interpretations and about lines that were not understood.
     """
     found = LineReader(layout or default_layout(), presets or {}).read(text)
     return Settling(found).imported(name, mapping)

@@ -1,25 +1,33 @@
-"""What is cut off a line before it is read, comments above all: it must not say anything of the merge."""
+"""Removes comments from lines, and refuses comments that may change the merge."""
 
 import re
 
 from optimizer.interchange.notation.tokens import masked
 from optimizer.interchange.notation.wording import says_more
 
-__all__ = ["said_in_comment", "without_comment"]
+__all__ = ["refusal_of_comment", "without_comment"]
 
-# `Mix #1 = ...` is a name.
+# In `Mix #1 = ...`, the # belongs to the name.
 _COMMENT = re.compile(r"\s(?:#(?!\d{1,3}\s*[=:<→-])|//)")
 _STEP = re.compile(r"(?<![\w.])(?:then|plus|and)\b|[=+*@←→⇐⇒]|<-|->|(?<!\w)[xX](?!\w)")
 
 
 def without_comment(text: str) -> tuple[str, str]:
-    """Return a line of normalized text without the comment behind it, and that comment."""
+    """Split a normalized line into its text and its comment, '' if it has none."""
     found = _COMMENT.search(masked(text))
     return (text, "") if found is None else (text[: found.start()].rstrip(), text[found.start() :].strip(" #/"))
 
 
-def said_in_comment(comment: str, *, has_numbers: bool) -> str | None:
-    """Return why a comment says more of a step than its formula, which `has_numbers` or not; None if it does not."""
+def refusal_of_comment(comment: str, *, has_numbers: bool) -> str | None:
+    """Return why a comment may change the step before it; None if it does not.
+
+    Args:
+        comment: The comment without its sign.
+        has_numbers: Whether the formula has its numbers; otherwise a number in the comment may be its weight.
+
+    Returns:
+        The reason for refusing the line, or None.
+    """
     if (why := says_more(comment)) is not None:
         return why
     if not re.search(r"\d", comment):

@@ -1,4 +1,4 @@
-"""Similarities to a target that a text reports of its steps, in a line or in a table of blocks."""
+"""Reads the similarities to a target that a text reports for its steps, in a line or in a table of blocks."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -22,28 +22,43 @@ _SIMILARITY = re.compile(
 _OF_STEP = re.compile(r"block.level .*?similarity of (?:the )?(?P<step>.+?)\s*:?", re.IGNORECASE)
 _TOTAL = re.compile(rf"total(?: [\w ]+)?\s*:\s*(?P<total>{_SIGNED})\s*%", re.IGNORECASE)
 _PERCENT = re.compile(rf"({_SIGNED})\s*(%?)")
-_LONGEST_PROSE = 300  # characters of a line that may report a similarity
+_LONGEST_PROSE = 300  # characters in a line that can report a similarity
 
 Refuse = Callable[[int, str, str], None]
 
 
 class ReportedSimilarities:
-    """Lines that report similarities, read one after the other; each belongs to a statement above it.
+    """A reader for lines that report similarities. Each similarity belongs to a statement above its line.
 
-    `statements` are those read so far, `refuse` takes a line's number, its text and why it is none.
+    Attributes:
+        layout: Layout that defines the blocks.
+        labels: Blocks by label, for labels like output_blocks.
     """
 
     def __init__(self, layout: Layout, statements: Sequence[Statement], refuse: Refuse) -> None:
+        """Read similarities for `statements`, which grows as lines are read.
+
+        `refuse` receives a line's number, its text, and the reason.
+        """
         self.layout = layout
         self._statements = statements
         self._refuse = refuse
         self._of_step: str | None = None
         self._header: tuple[str, ...] = ()
-        self.labels: dict[str, tuple[str, ...]] = {}  # the blocks that a label such as output_blocks stands for
+        self.labels: dict[str, tuple[str, ...]] = {}
 
     def read(self, number: int, line: str, indent: int) -> bool:
-        """Return whether the line reports a similarity, and note it if it does."""
-        if not line:  # may stand between a table and its total
+        """Record the similarity in a line; return whether it reports one.
+
+        Args:
+            number: Line number, from 1.
+            line: Normalized line without bullet and indentation.
+            indent: Number of spaces before the line.
+
+        Returns:
+            True if the line belongs to a report, valid or refused.
+        """
+        if not line:  # an empty line can separate a table from its total
             return False
         if line.startswith("|") or self._header:
             return self._table(number, line, indent)
@@ -63,7 +78,7 @@ class ReportedSimilarities:
             return False
         total = percentage(found["total"]) if found["total"] else None
         if total is not None and not -1 <= total <= 1:
-            self._refuse(number, line, f"{found['total']} % is no similarity")
+            self._refuse(number, line, f"{found['total']} % is not a similarity; it must be from -100 to 100 %")
             return True
         step.reported = label
         step.expect = Expected(
@@ -75,15 +90,16 @@ class ReportedSimilarities:
         return True
 
     def _blocks(self, label: str) -> tuple[str, ...]:
-        """The blocks that `output_blocks` and the like stand for: those with attention, the middle among the inputs."""
+        """Return the blocks of a label. Labels like `output_blocks` mean only blocks with attention."""
         kind = label.lower().removesuffix("_blocks")
         if self.layout.unet is not None and kind in (self.layout.unet[0], self.layout.unet[2]):
-            wanted = ",".join(self.layout.unet[:2]) if kind == self.layout.unet[0] else kind
-            return tuple(block for block in self.layout.parse_blocks(wanted) if block in self.layout.attention)
+            # The input blocks of such a label include the middle block.
+            kinds = ",".join(self.layout.unet[:2]) if kind == self.layout.unet[0] else kind
+            return tuple(block for block in self.layout.parse_blocks(kinds) if block in self.layout.attention)
         return self.layout.parse_blocks(label)
 
     def _table(self, number: int, line: str, indent: int) -> bool:
-        """Two rows of a table, blocks and percentages, and a line with their total."""
+        """Record a row of blocks, a row of percentages, or their total; return whether the line is one of these."""
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
         step = self._table_step(indent)
         if (total := _TOTAL.fullmatch(line)) and step is not None and step.expect is not None:
@@ -91,9 +107,9 @@ class ReportedSimilarities:
             self._header, self._of_step = (), None
             return True
         percents = [_PERCENT.fullmatch(cell) for cell in cells]
-        told = [found for found in percents if found and (found[2] or float(found[1]) > 1)]
-        if cells and self._header and len(cells) == len(self._header) == len(told) and step is not None:
-            values = dict(zip(self._header, (percentage(found[1]) for found in told), strict=True))
+        values_found = [found for found in percents if found and (found[2] or float(found[1]) > 1)]
+        if cells and self._header and len(cells) == len(self._header) == len(values_found) and step is not None:
+            values = dict(zip(self._header, (percentage(found[1]) for found in values_found), strict=True))
             if not all(-1 <= value <= 1 for value in values.values()):
                 self._refuse(number, line, "a similarity above 100 %")
                 return True
@@ -115,6 +131,6 @@ class ReportedSimilarities:
         return named or self._described(indent)
 
     def _described(self, indent: int) -> Statement | None:
-        """The formula that this line says something of: the last one indented less, else the last."""
+        """Return the formula that a line describes: the last one with less indentation, otherwise the last one."""
         above = (step for step in reversed(self._statements) if step.indent < indent)
         return next(above, self._statements[-1] if self._statements else None)

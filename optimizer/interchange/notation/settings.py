@@ -1,4 +1,4 @@
-"""Merges told line by line: the settings of the WebUI's merger, and models below a heading, each with its weight.
+"""Reads merges written line by line: settings of the WebUI's merger, and weighted models below a heading.
 
 Primary model (A): photo        MIX:
 Secondary model (B): comic      - photo 70%
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from optimizer.interchange.notation.console import ReadStep
 from optimizer.interchange.notation.formula_texts import is_formula, with_alpha
-from optimizer.interchange.notation.statements import Refused, Said
+from optimizer.interchange.notation.statements import NamedFormula, Refused
 from optimizer.interchange.notation.tables import in_percent, percent_of, role_of, step_of_cells
 from optimizer.interchange.notation.tokens import masked, normalized, parse_name, quoted
 from optimizer.interchange.notation.wording import is_key, says_more, without_bullet
@@ -20,10 +20,10 @@ from optimizer.recipes import WEIGHT, number_in
 
 __all__ = ["Settings", "settings_at", "weights_at"]
 
-_LONGEST = 300  # characters of one line
-_MOST = 20  # lines
+_LONGEST = 300  # characters in one line
+_MOST = 20  # lines in one merge
 _SETTING = re.compile(r"(?P<key>[^:=]{1,40}?)\s?:\s?(?P<value>\S.*)?")
-# Settings of the WebUI's merger that are no part of what it makes, and those that are.
+# Other settings of the WebUI's merger. Some change the merge, so `says_more` checks their values.
 _OTHERS = re.compile(
     r"(?:save as|checkpoint format|calc ?mode|config|copy config|discard|bake|vae|metadata|interpolation|elemental"
     r"|exclude|include|save|format|precision|device|merge|step)\b[^:]*",
@@ -38,9 +38,12 @@ _WEIGHED = re.compile(
 
 
 class Settings(NamedTuple):
-    """A step that was read from several lines, or why they are none, and how many lines they take.
+    """A step read from several lines, or the refusal of them.
 
-    `at` is how far below the first line the one stands that tells why.
+    Attributes:
+        read: The step or the refusal.
+        lines: Number of lines.
+        at: Offset of the refused line from the first one.
     """
 
     read: ReadStep | Refused
@@ -49,9 +52,16 @@ class Settings(NamedTuple):
 
 
 def settings_at(lines: Sequence[str], start: int) -> Settings | None:
-    """Return the step that the settings from the line at `start` on make; None if these are none.
+    """Return the step in the settings from the line at `start` on; None if the lines are not settings.
 
-    There must be model A, model B, and a method, a number or a name.
+    The settings must include model A, model B, and one of method, number and name.
+
+    Args:
+        lines: All lines of the text.
+        start: Index of the first line, from 0.
+
+    Returns:
+        The step or its refusal; None if the lines are not the settings of a merge.
     """
     cells: dict[str, str] = {}
     others: list[tuple[int, str]] = []
@@ -73,7 +83,7 @@ def settings_at(lines: Sequence[str], start: int) -> Settings | None:
         ):
             break
         if not count and role not in ("a", "name", "method"):
-            return None  # a number may be that of a formula above
+            return None  # the number of a formula above, perhaps
         if role in ("a", "b", "c", "name") and is_formula(found["value"] or ""):
             break
         if role is None:
@@ -91,14 +101,14 @@ def settings_at(lines: Sequence[str], start: int) -> Settings | None:
     if _is_number(cells["a"]) or _is_number(cells["b"]):
         return None
     if unclear is not None:
-        place, why_not = unclear
+        place, why = unclear
         name = parse_name(cells.get("name", ""))
-        return Settings(Refused(why_not, () if name is None else (name,)), count, place)
+        return Settings(Refused(why, () if name is None else (name,)), count, place)
     for place, text in others:
-        why = says_more(text)
-        if why is not None and not _UNCHANGED.search(text):
+        change = says_more(text)
+        if change is not None and not _UNCHANGED.search(text):
             name = parse_name(cells.get("name", ""))
-            return Settings(Refused(why, () if name is None else (name,)), count, place)
+            return Settings(Refused(change, () if name is None else (name,)), count, place)
     return Settings(step_of_cells(cells), count)
 
 
@@ -107,14 +117,21 @@ def _is_number(text: str) -> bool:
 
 
 def _name(text: str) -> str | None:
-    """The name of a model; X, alpha and beta are names where no formula stands."""
+    """Return the name of a model. Outside formulas X, Alpha and Beta are names as well."""
     return text if text in ("X", "Alpha", "Beta") else parse_name(text)
 
 
-def weights_at(lines: Sequence[str], start: int) -> tuple[Said | Refused, int] | None:
-    """Return the sum of the models below a heading, `MIX:`, whose weights add up to 1, and how many lines it takes.
+def weights_at(lines: Sequence[str], start: int) -> tuple[NamedFormula | Refused, int] | None:
+    """Return the sum of the models listed below a heading, `MIX:`, if their weights add up to 1.
 
-    It is refused if the heading says more than a name.
+    The sum is refused if the heading contains more than a name.
+
+    Args:
+        lines: All lines of the text.
+        start: Index of the heading, from 0.
+
+    Returns:
+        The formula or its refusal, and the number of lines; None if the lines are not such a list.
     """
     heading = _HEADING.fullmatch(without_bullet(normalized(lines[start][: _LONGEST + 1])).strip(" #*"))
     name = None if heading is None else parse_name(heading["name"])
@@ -141,6 +158,6 @@ def weights_at(lines: Sequence[str], start: int) -> tuple[Said | Refused, int] |
     if len(terms) < 2 or abs(sum(weight for _, _, weight in terms) - 1) > 1e-6:
         return None
     if rest:
-        return Refused(f"models and their weights stand below {name!r}, and {rest!r} belongs to none", (name,)), 1
+        return Refused(f"models with weights follow below {name!r}, but {rest!r} belongs to none of them", (name,)), 1
     formula = " + ".join(f"{quoted(model)} x {number}" for model, number, _ in terms)
-    return Said(name, formula, {}, notes=(f"the models below {name!r} are read as {formula}",)), 1 + len(terms)
+    return NamedFormula(name, formula, {}, notes=(f"the models below {name!r} are read as {formula}",)), 1 + len(terms)

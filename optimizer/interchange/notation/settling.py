@@ -1,4 +1,4 @@
-"""What the lines of a text mean together: which of them are steps, what their names stand for, and what is missing."""
+"""Combines a text's classified lines into a recipe: selects the steps, resolves their names, and reports problems."""
 
 import bisect
 import math
@@ -20,13 +20,19 @@ from optimizer.recipes import Model, Recipe, Step
 
 __all__ = ["Imported", "Settling"]
 
-_NEAR = 3  # lines below a formula in which its number is looked for
+_NEAR = 3  # lines below a formula that are searched for its number
 _MOST_LISTED = 6  # names in one warning
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was read: the recipe, what had to be interpreted or guessed, and lines that look like steps and are none."""
+    """The recipe read from a text.
+
+    Attributes:
+        recipe: The recipe.
+        warnings: One sentence for each interpretation.
+        not_understood: One message for each line that looks like a step but is not one.
+    """
 
     recipe: Recipe
     warnings: tuple[str, ...] = ()
@@ -34,38 +40,51 @@ class Imported:
 
 
 class Settling:
-    """The lines of a text, settled once: statements become steps, and lines that nobody took are named."""
+    """The combination of a text's lines. Statements become steps; unused lines that look like steps are reported."""
 
     def __init__(self, found: LinesRead) -> None:
         self._found = found
         self._problems: list[str] = []
-        self._unnamed: set[str | None] = set()  # names that were made up
+        self._unnamed: set[str | None] = set()  # names given to steps without one
 
     def imported(self, name: str, mapping: str | None) -> Imported:
-        """Return the recipe, `name` and `mapping` what the text does not say itself. Raises RecipeError."""
+        """Return the recipe; raise RecipeError with all problems of the text.
+
+        Args:
+            name: Name of the recipe, unless the text declares one.
+            mapping: Mapping of the recipe, which overrides the text; None to use the text's, or the default.
+
+        Returns:
+            The recipe with its warnings.
+
+        Raises:
+            RecipeError: The text has no steps, or a step is incomplete or contradictory.
+        """
         self._parse()
-        # Our own notation, which begins so, holds the numbers of a recipe as they were.
+        # A text written by `write_notation` begins with `recipe:` and contains a recipe's exact numbers.
         written = "recipe" in self._found.declared
-        builder = StepBuilder(self._found.layout, self._found.presets, self._found.labels, tells_beyond_usual=written)
+        builder = StepBuilder(self._found.layout, self._found.presets, self._found.labels, allow_beyond_usual=written)
         if not self._problems:
-            self._give_by_name()
+            self._assign_by_name()
         steps = [] if self._problems else builder.steps(self._found.statements)
         self._found.notes += builder.notes
         self._problems += builder.problems
         for label, (line, text) in self._found.labelled.items():
             if label not in builder.used:
                 self._found.rejected.append(
-                    Rejected(line, text, "numbers that no alpha takes by this name", remark=True)
+                    Rejected(line, text, "numbers under a name that no alpha uses", remark=True)
                 )
         self._found.rejected.sort(key=lambda rejected: rejected.line)
         if not self._found.statements and not self._problems:
             self._problems = ["no formula was found; a step is a line such as A x 0.9 + B x 0.1 = TEMP1"]
         output = "" if self._problems else self._output(steps)
-        self._problems += [] if self._problems else self._going_on(output)
+        self._problems += [] if self._problems else self._unread_continuations(output)
         if self._problems:
-            # Why a formula lacks its numbers may be told by the line that holds them.
-            told = "\n".join(self._problems)
-            raise RecipeError([*(text for text in map(str, self._found.rejected) if text not in told), *self._problems])
+            # A rejected line with numbers can explain why a formula lacks them.
+            reported = "\n".join(self._problems)
+            raise RecipeError(
+                [*(text for text in map(str, self._found.rejected) if text not in reported), *self._problems]
+            )
         defined = {step.name for step in steps}
         used = dict.fromkeys(n for step in steps for n in step.inputs.values() if n not in defined)
         models = {
@@ -86,8 +105,8 @@ class Settling:
         ]
         return Imported(recipe, tuple(dict.fromkeys(notes)), tuple(map(str, self._found.rejected)))
 
-    def _give_by_name(self) -> None:
-        """Give steps without numbers those that are called after them, `T1: numbers` or `T1 alpha: numbers`."""
+    def _assign_by_name(self) -> None:
+        """Assign presets named after a step, `T1: numbers` or `T1 alpha: numbers`, to the step if it lacks numbers."""
         for statement in self._found.statements:
             for symbol in statement.symbols:
                 labels = [f"{statement.name} {symbol}", f"{symbol} of {statement.name}", f"{symbol} {statement.name}"]
@@ -113,12 +132,12 @@ class Settling:
             )
         return output
 
-    def _going_on(self, output: str) -> list[str]:
-        """A problem for each line that would make another step of the output, and is not understood."""
+    def _unread_continuations(self, output: str) -> list[str]:
+        """Return a problem for each line that is not understood but probably continues from the output."""
         defined = {statement.name for statement in self._found.statements}
         last = max(statement.line for statement in self._found.statements)
         unread = [
-            f"{line}; the formula above has its numbers, or takes others: take one of them out"
+            f"{line}; the formula above already has its numbers, or takes others: remove one of them"
             for line in self._found.rejected
             if line.line in self._found.unread_numbers
             and self._found.statements
@@ -126,8 +145,8 @@ class Settling:
         ]
         unread += [str(line) for line in self._found.rejected if line.line in self._found.unread_names]
         return unread + [
-            f"{line}; it goes on from {output!r}, and the recipe would end a step too early: write it otherwise, or "
-            "take the line out"
+            f"{line}; it goes on from {output!r}, and the recipe would end a step too early: rewrite the line, or "
+            "remove it"
             for line in self._found.rejected
             if line.line not in self._found.unread_names
             and line.goes_on_from(output, last)
@@ -135,19 +154,19 @@ class Settling:
         ]
 
     def _mixer_mapping(self, steps: Sequence[Step]) -> str:
-        """The mapping of a text: model-mixer's where the numbers are its own, else the layout's first."""
+        """Return the mapping of a text: model-mixer if all numbers are its own, otherwise the layout's default."""
         usual = self._found.layout.default_mapping
         if not self._found.mixer_lines:
             return usual
         line = self._found.mixer_lines[0]
         if len(self._found.mixer_lines) < len(self._found.statements):
             self._found.notes.append(
-                (line, f"model-mixer's numbers stand beside others; the mapping is {usual}, see `mapping`")
+                (line, f"only some numbers are model-mixer's; the mapping is {usual}, see `mapping`")
             )
             return usual
         if all(len(set(alpha.values.values())) == 1 for step in steps for alpha in step.alphas.values()):
-            return usual  # without block weights it merges everything, the VAE too
-        self._found.notes.append((line, "the mapping is model-mixer, whose line this is"))
+            return usual  # without block weights model-mixer merges all tensors, including the VAE
+        self._found.notes.append((line, "the mapping is model-mixer, which wrote this line"))
         return "model-mixer"
 
     def _parse(self) -> None:
@@ -158,14 +177,13 @@ class Settling:
         self._found.notes += names.notes
         self._unnamed = {statement.name for statement in unnamed}
         for line, symbol in self._found.orphans:
-            later = next((one for one in self._found.statements if one.line > line and symbol in one.symbols), None)
+            later = next((step for step in self._found.statements if step.line > line and symbol in step.symbols), None)
             if later is not None:
                 self._problems.append(
-                    f"line {line}: {symbol} stands above the formula of line {later.line}; "
-                    "write it below the formula that it belongs to"
+                    f"line {line}: {symbol} is above the formula of line {later.line}; write it below its formula"
                 )
         self._problems += names.problems
-        self._name_the_unread()
+        self._report_unread()
         self._found.rejected.sort(key=lambda rejected: rejected.line)
         defined = {statement.name for statement in self._found.statements}
         needed = {
@@ -174,10 +192,12 @@ class Settling:
         for rejected in self._found.rejected:
             for name in rejected.names:
                 if name in needed:
-                    self._problems.append(f"{rejected}; line {needed[name]} needs {name!r}, which it defines")
+                    self._problems.append(
+                        f"{rejected}; line {needed[name]} needs {name!r}, which line {rejected.line} defines"
+                    )
 
     def _readings(self) -> list[tuple[Statement, tuple[str, ...]]]:
-        """The statements that make sense, each with the notes on its formula; the others are named."""
+        """Return the valid statements, each with the notes on its formula; reject the others."""
         known = KnownNames(
             name
             for statement in self._found.statements
@@ -209,7 +229,7 @@ class Settling:
     def _without_differences(
         self, readings: Sequence[tuple[Statement, tuple[str, ...]]], dashed: Mapping[int, Collection[str]]
     ) -> list[tuple[Statement, tuple[str, ...]]]:
-        """The readings without those of a name, T1-T2, that may be the difference of two names of the text."""
+        """Return the readings; reject those with a name like T1-T2 that may be the difference of two known names."""
         models = {name for statement, _ in readings for name in (statement.name, *names_in(statement.part))}
         kept: list[tuple[Statement, tuple[str, ...]]] = []
         for statement, notes in readings:
@@ -229,7 +249,7 @@ class Settling:
         return kept
 
     def _by_title(self, part: Part, hashes: Mapping[str, str]) -> Part:
-        """The part with models named without extension and hash, which model-mixer writes; files keep both."""
+        """Return the part with model-mixer's names without extension and hash; record both in the files."""
         titles = {name: f"{name} [{hashes[name]}]" if name in hashes else name for name in names_in(part)}
         found = {name: named_file(title) for name, title in titles.items()}
         self._found.files |= {name: file for name, file in found.values() if file is not None}
@@ -239,29 +259,31 @@ class Settling:
         if statement.tentative:
             self._found.passed.append((statement.line, statement.text))
         elif statement.name is None:
-            self._found.reject(statement.line, statement.text, "a formula without a name; write = NAME behind it")
+            self._found.reject(statement.line, statement.text, "a formula without a name; write = NAME after it")
         else:
             self._found.reject(statement.line, statement.text, why, (statement.name,))
 
     def _accepted(self, readings: Sequence[tuple[Statement, tuple[str, ...]]]) -> list[Statement]:
-        """The statements without those that only look like one.
+        """Return the statements that are steps; reject the others.
 
-        A formula without a name, or without a number, is a step if it has to do with one that is sure.
+        A formula without a name or a number is a step only if it shares a name with a certain step.
         """
         sure = [statement for statement, _ in readings if _is_sure(statement)]
-        known = {name for one in sure for name in (one.name, one.alias, *names_in(one.part)) if name is not None}
+        known = {name for step in sure for name in (step.name, step.alias, *names_in(step.part)) if name is not None}
         doubtful = [statement for statement, _ in readings if not _is_sure(statement)]
-        while joining := [one for one in doubtful if not sure or known.intersection((one.name, *names_in(one.part)))]:
-            known.update(name for one in joining for name in (one.name, *names_in(one.part)) if name is not None)
+        while joining := [
+            step for step in doubtful if not sure or known.intersection((step.name, *names_in(step.part)))
+        ]:
+            known.update(name for step in joining for name in (step.name, *names_in(step.part)) if name is not None)
             joined = set(map(id, joining))
-            doubtful = [one for one in doubtful if id(one) not in joined]
+            doubtful = [step for step in doubtful if id(step) not in joined]
         left_out = set(map(id, doubtful))
         accepted: list[Statement] = []
         for statement, notes in readings:
             if id(statement) in left_out and statement.tentative:
                 self._found.passed.append((statement.line, statement.text))
             elif id(statement) in left_out:
-                self._found.reject(statement.line, statement.text, "a formula without a name; write = NAME behind it")
+                self._found.reject(statement.line, statement.text, "a formula without a name; write = NAME after it")
             elif statement.name is None and any(symbol not in statement.given for symbol in statement.symbols):
                 self._found.reject(statement.line, statement.text, "a formula without a name and without its numbers")
             else:
@@ -270,7 +292,7 @@ class Settling:
         return self._without_weights_of_halves(accepted)
 
     def _without_weights_of_halves(self, accepted: Sequence[Statement]) -> list[Statement]:
-        """The statements, each line of weights alone, `A 0.7, B 0.3`, joined to the half of A and B right above it."""
+        """Return the statements; merge a line of mere weights, `A 0.7, B 0.3`, into the half of A and B above it."""
         kept: list[Statement] = []
         for statement in accepted:
             above = kept[-1] if kept else None
@@ -285,8 +307,8 @@ class Settling:
                 kept.append(statement)
         return kept
 
-    def _name_the_unread(self) -> None:
-        """Name the lines that were passed over, though they look like a step or say more of one."""
+    def _report_unread(self) -> None:
+        """Report the lines read as prose that look like a step, or that may change one."""
         defined = [statement.name for statement in self._found.statements if statement.name is not None]
         steps = KnownNames([*defined, *(name for rejected in self._found.rejected for name in rejected.names)])
         names = {name for statement in self._found.statements for name in names_in(statement.part)}
@@ -303,7 +325,7 @@ class Settling:
             if why is None and last is not None:
                 why = says_more_of_step(text, has_blocks=any(value.count(",") > 1 for _, value in last.given.values()))
             if text in self._found.preset_names:
-                why = "the name of a preset, without the alpha that takes it"
+                why = "the name of a preset without an alpha"
             near = last is not None and last.half and line - last.line <= _NEAR
             if near and last is not None and (number_line(text) or holds_weight(text, names_in(last.part))):
                 self._problems.append(
@@ -317,17 +339,17 @@ class Settling:
                 and text.strip(" >:*") in names
             ):
                 self._problems.append(
-                    reason(line, text, f"the name of the formula above? write = {text.strip(' >:*')} behind it")
+                    reason(line, text, f"the name of the formula above? write = {text.strip(' >:*')} after it")
                 )
             elif why is not None:
                 self._found.rejected.append(Rejected(line, text, why, remark=True))
 
 
 def _is_cut(name: str, names: Container[str | None]) -> bool:
-    """Whether both sides of a dash in a name are names themselves."""
+    """Return whether both sides of a dash in a name are names themselves."""
     return any(name[: dash.start()] in names and name[dash.end() :] in names for dash in re.finditer("-", name))
 
 
 def _is_sure(statement: Statement) -> bool:
-    """Whether a statement is a step whatever else stands in the text."""
+    """Return whether a statement is certainly a step, regardless of the rest of the text."""
     return statement.name is not None and not statement.tentative

@@ -1,4 +1,4 @@
-"""What the names in a text's statements mean: labels, second names, slips of the pen, and names of several things."""
+"""Resolves the names in a text's statements: labels, second names, typing errors, and names with several meanings."""
 
 import itertools
 import math
@@ -12,17 +12,18 @@ from optimizer.interchange.notation.writing import MOST_COMPARED
 
 __all__ = ["StatementNames"]
 
-_UNNAMED = "merged"  # what a step without a name is called, as the one of a merged file is
+_UNNAMED = "merged"  # the name of a step without one, as in a merged file's metadata
 
 Refuse = Callable[[int, str, str, tuple[str, ...]], None]
 
 
 class StatementNames:
-    """The statements of a text, their names settled one kind after the other (`settle`).
+    """The names of a text's statements. `settle` resolves them, one kind after the other.
 
-    `declared` are models that the text declares, `same` its lines with two names and a sign between them. `refuse`
-    takes a line's number, its text, why it is none, and the names that it may define. `notes` are (line, what had to
-    be interpreted), `problems` what makes a recipe impossible.
+    Attributes:
+        statements: The statements, changed in place.
+        notes: Interpretations, each with its line.
+        problems: Contradictions that prevent a recipe.
     """
 
     def __init__(
@@ -32,6 +33,14 @@ class StatementNames:
         same: Sequence[tuple[int, str, SameAs]],
         refuse: Refuse,
     ) -> None:
+        """Prepare to resolve the names of `statements`.
+
+        Args:
+            statements: The statements in the order of their lines.
+            declared: Names of the models that the text declares.
+            same: Lines with two names and a sign between them, each with its number and text.
+            refuse: Receives a line's number, its text, the reason, and the names that it may define.
+        """
         self.statements = list(statements)
         self.notes: list[tuple[int, str]] = []
         self.problems: list[str] = []
@@ -40,17 +49,17 @@ class StatementNames:
         self._refuse = refuse
 
     def settle(self) -> list[Statement]:
-        """Return the statements with a name each, and the names in their formulas resolved."""
-        self._name_the_unnamed()
-        self._refer(self._other_names())
+        """Return the statements, each with a unique name and with the names in its formula resolved."""
+        self._name_unnamed()
+        self._replace_references(self._second_names())
         self._rename_in_tables()
-        self._rename_what_is_made_anew()
+        self._rename_redefined()
         self.statements = self._distinct()
         self._resolve()
         return self.statements
 
-    def _name_the_unnamed(self) -> None:
-        """Give the steps without a name one; a formula that stands there with a name as well is no further step."""
+    def _name_unnamed(self) -> None:
+        """Name the steps without a name; drop those whose formula also occurs with a name."""
         named = {repr((s.part, _texts(s.given))) for s in self.statements if s.name is not None}
         taken: set[str | None] = {name for s in self.statements for name in (s.name, *names_in(s.part))}
         kept: list[Statement] = []
@@ -65,23 +74,23 @@ class StatementNames:
             kept.append(statement)
         self.statements = kept
 
-    def _other_names(self) -> dict[str, str]:
-        """Names that a text gives to steps beside their own, `FINAL = TEMP7`, and those steps."""
+    def _second_names(self) -> dict[str, str]:
+        """Return the steps by their second names, as in `FINAL = TEMP7`; refuse second names of models."""
         steps = {statement.name for statement in self.statements}
-        others: dict[str, str] = {}
+        second_names: dict[str, str] = {}
         for line, text, (first, second) in self._same:
             if (first in steps) == (second in steps):
                 self._refuse(line, text, "a second name for a model; there is nothing to merge", (first, second))
                 continue
-            step, other = (first, second) if first in steps else (second, first)
-            others[other] = step
-            self.notes.append((line, f"{other!r} is another name of the step {step!r}"))
-        return others
+            step, second_name = (first, second) if first in steps else (second, first)
+            second_names[second_name] = step
+            self.notes.append((line, f"{second_name!r} is another name of the step {step!r}"))
+        return second_names
 
-    def _refer(self, others: Mapping[str, str]) -> None:
-        """Replace what stands for a step by its name: `others` are second names.
+    def _replace_references(self, second_names: Mapping[str, str]) -> None:
+        """Replace second names and labels in formulas by the names of steps.
 
-        The number or label of a line, such as ① or Step 1, is what the last such line above makes.
+        A label, for example ① or Step 1, means the result of the last line above with that label.
         """
         labelled: dict[str, str] = {}
         defined = {statement.name for statement in self.statements}
@@ -89,16 +98,16 @@ class StatementNames:
             names = [name for name in names_in(statement.part) if name not in defined]
             used = {name: labelled[key] for name in names if (key := name.replace(" ", "").lower()) in labelled}
             self.notes += [(statement.line, f"{label!r} is taken for {step!r}") for label, step in used.items()]
-            used |= {name: others[name] for name in names if name in others}
+            used |= {name: second_names[name] for name in names if name in second_names}
             if used and statement.part is not None:
                 statement.part = renamed(statement.part, used)
             if statement.alias is not None and statement.name is not None:
                 labelled[statement.alias.replace(" ", "").lower()] = statement.name
 
     def _rename_in_tables(self) -> None:
-        """Give a name that several tables have for steps of their own, such as part1, a number from the second on.
+        """Rename steps of different tables that share a name: the second part1 becomes part1-2.
 
-        In the rows below, the name then means the last of them.
+        In the rows below, the name means the last of these steps.
         """
         first: dict[str | None, Statement] = {}
         latest: dict[str, str] = {}
@@ -120,11 +129,11 @@ class StatementNames:
                 statement.name = latest[old] = next(name for name in free if name not in taken)
                 taken.add(statement.name)
                 self.notes.append(
-                    (statement.line, f"another {old!r} than that of line {known.line}; called {statement.name!r}")
+                    (statement.line, f"a different {old!r} than on line {known.line}; it is called {statement.name!r}")
                 )
 
-    def _rename_what_is_made_anew(self) -> None:
-        """Give `MIX = MIX x 0.7 + C x 0.3`, where a line above makes MIX, a number; below, the name means the last."""
+    def _rename_redefined(self) -> None:
+        """Rename a step made from its namesake, `MIX = MIX x 0.7 + C x 0.3`, to MIX-2; below, MIX means MIX-2."""
         defined: dict[str | None, Statement] = {}
         latest: dict[str, str] = {}
         ahead: set[str] = set()
@@ -132,7 +141,7 @@ class StatementNames:
         for statement in sorted(self.statements, key=lambda statement: statement.line):
             old = statement.name
             again = old is not None and old in defined and old in names_in(statement.part) and old not in ahead
-            # Whose result a line above the first of them means cannot be told.
+            # A use above the first definition is ambiguous.
             ahead.update(name for name in names_in(statement.part) if name not in defined)
             if statement.part is not None:
                 statement.part = renamed(statement.part, latest)
@@ -143,7 +152,7 @@ class StatementNames:
                 self.notes.append(
                     (
                         statement.line,
-                        f"made of the {old!r} of line {defined[old].line}; called {statement.name!r} from here on",
+                        f"made from the {old!r} of line {defined[old].line}; called {statement.name!r} from here on",
                     )
                 )
             defined.setdefault(old, statement)
@@ -151,7 +160,7 @@ class StatementNames:
                 defined[old] = statement
 
     def _distinct(self) -> list[Statement]:
-        """The statements, each name once."""
+        """Return the statements without repetitions; note a problem for each name with two definitions."""
         first: dict[str | None, Statement] = {}
         for statement in self.statements:
             known = first.setdefault(statement.name, statement)
@@ -160,13 +169,13 @@ class StatementNames:
                 _texts(statement.given),
             ):
                 self.problems.append(
-                    f"line {statement.line}: {statement.name!r} is defined otherwise on line {known.line}; "
-                    "a step has one name"
+                    f"line {statement.line}: {statement.name!r} is defined differently on line {known.line}; "
+                    "a name must have one definition"
                 )
         return list(first.values())
 
     def _resolve(self) -> None:
-        """Near-miss names: a step that nobody uses, where a later formula uses almost its name."""
+        """Replace names in formulas that nearly match the name of an unused earlier step, or of a model."""
         places = {str(statement.name): place for place, statement in enumerate(self.statements)}
         first: dict[str, int] = {}
         beside: dict[str, set[str]] = {}
@@ -177,7 +186,7 @@ class StatementNames:
                 beside.setdefault(name, set()).update(names)
         meant: dict[str, str] = {}
         spare = NamesByLikeness(name for name in places if name not in first)
-        # `T1 fp16 pruned` is called T1 later.
+        # A later line can call `T1 fp16 pruned` T1.
         longer: dict[str, list[str]] = {}
         for name in places:
             if name not in first and " " in name:
@@ -185,7 +194,7 @@ class StatementNames:
         sources = NamesByLikeness()
         kept: set[str] = set()
         for name in [name for name in first if name not in places and name not in self._declared]:
-            # Used before the step was there, or in making it: then it is a model of its own.
+            # A name used before the step, or in its formula, is a separate model.
             file = next(
                 (step for step in _with_and_without_extension(name) if places.get(step, math.inf) < first[name]), None
             )
@@ -210,9 +219,9 @@ class StatementNames:
                 line = self.statements[first[name]].line
                 self.notes.append((line, f"{name!r} is taken for the step {near!r}, which no formula uses"))
                 continue
-            # Two models of one formula are two models.
+            # Two names in one formula are two models.
             alike = (*_with_and_without_extension(name), *sources.same(name))
-            twin = next((other for other in alike if other in kept and other not in beside[name]), None)
+            twin = next((model for model in alike if model in kept and model not in beside[name]), None)
             if twin is None:
                 sources.add(name)
                 kept.add(name)
@@ -226,7 +235,7 @@ class StatementNames:
 
 
 def _with_and_without_extension(name: str) -> list[str]:
-    """What else a checkpoint may be called whose name ends in an extension, or does not."""
+    """Return the name without its extension; or, if it has none, the name with each possible extension."""
     for suffix in CHECKPOINT_SUFFIXES:
         if name.lower().endswith(suffix):
             return [name[: -len(suffix)]]
@@ -234,5 +243,5 @@ def _with_and_without_extension(name: str) -> list[str]:
 
 
 def _texts(given: Mapping[str, tuple[int, str]]) -> dict[str, str]:
-    """Numbers as they are written, wherever they stand."""
+    """Return the numbers as written, without their lines."""
     return {name: text for name, (_, text) in given.items()}

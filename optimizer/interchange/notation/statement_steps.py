@@ -1,4 +1,4 @@
-"""The steps that a text's statements are, with the numbers that stand in it for their alphas."""
+"""Builds steps from a text's statements and the numbers that the text gives for their alphas."""
 
 import itertools
 import math
@@ -29,11 +29,12 @@ __all__ = ["StepBuilder"]
 
 
 class StepBuilder:
-    """Steps of statements: `presets` are alphas that these may name, `labels` the blocks that words stand for.
+    """A builder of steps from statements.
 
-    With `tells_beyond_usual`, numbers that no person would write are noted and no problem: a tool wrote the text.
-    `used` are the presets that were named, `notes` (line, what had to be interpreted), `problems` what makes a step
-    impossible.
+    Attributes:
+        used: Names of the presets in use.
+        notes: Interpretations, each with its line.
+        problems: Reasons why steps could not be built.
     """
 
     def __init__(
@@ -42,18 +43,27 @@ class StepBuilder:
         presets: Mapping[str, Preset],
         labels: Mapping[str, tuple[str, ...]],
         *,
-        tells_beyond_usual: bool = False,
+        allow_beyond_usual: bool = False,
     ) -> None:
+        """Prepare to build steps.
+
+        Args:
+            layout: Layout that defines the blocks.
+            presets: Alphas that statements can refer to by name.
+            labels: Blocks by label, for reported similarities.
+            allow_beyond_usual: Whether weights beyond the usual range are noted rather than refused, since a tool
+                wrote the text.
+        """
         self._layout = layout
         self._presets = presets
         self._labels = labels
-        self._tells_beyond_usual = tells_beyond_usual
-        self.used: set[str] = set()  # presets
+        self._allow_beyond_usual = allow_beyond_usual
+        self.used: set[str] = set()
         self.notes: list[tuple[int, str]] = []
         self.problems: list[str] = []
 
     def steps(self, statements: Sequence[Statement]) -> list[Step]:
-        """Return the steps of statements, those inside their formulas first."""
+        """Return the steps of all statements; nested steps come before the step that contains them."""
         steps: list[Step] = []
         taken = {str(statement.name) for statement in statements} | {
             name for statement in statements for name in names_in(statement.part)
@@ -82,7 +92,7 @@ class StepBuilder:
         try:
             numbers, note = self._numbers(inner)
         except ValueError:
-            return self._other_alpha(text.strip(), base, where, line)
+            return self._alpha_without_numbers(text.strip(), base, where, line)
         if not all(math.isfinite(number) for number in (*numbers, base or 0.0)):
             raise RecipeError(f"{where}: received {shown(text.strip())}; must be finite numbers")
         if note is not None:
@@ -93,20 +103,20 @@ class StepBuilder:
         return attempt(lambda: numbered_alpha(self._layout, numbers, base, base_name=f"base_{symbol}"), where)
 
     def _numbers(self, text: str) -> tuple[list[float], str | None]:
-        """The numbers of a list, and what had to be interpreted. Numbers with mere spaces are one if they fill it."""
+        """Return the numbers of a list with a note; raise ValueError for too few numbers without commas."""
         numbers, note = numbers_of(text, self._layout)
         if len(numbers) > 1 and not re.search(r"[,;]", text) and len(numbers) < len(self._layout.blocks) - 1:
             raise ValueError(text)
         return numbers, note
 
-    def _other_alpha(self, text: str, base: float | None, where: str, line: int) -> Alpha:
+    def _alpha_without_numbers(self, text: str, base: float | None, where: str, line: int) -> Alpha:
         if re.fullmatch(r"[A-Za-z][^{}]*:\s*[-\d.]+\s*", text):
             text = f"{{{text}}}"
         if text.startswith("{"):
             try:
                 value = yaml_of(text)
-            except Exception:  # a broken text fails in many ways, not all of them ruamel's own
-                raise RecipeError(f"{where}: received {shown(text)}; not readable as a mapping of blocks") from None
+            except Exception:  # a malformed text raises many errors, not only ruamel's
+                raise RecipeError(f"{where}: received {shown(text)}; must be a mapping of blocks") from None
             return read_alpha(value, self._layout, where, base)
         name = parse_name(text) or text
         if name in self._presets:
@@ -126,7 +136,7 @@ class StepBuilder:
     def _built(
         self, statement: Statement, name: str, part: Part, alphas: Mapping[str, Alpha], taken: set[str]
     ) -> list[Step]:
-        """The steps of a formula, those in its parentheses first."""
+        """Return the steps of a formula; those in its parentheses come first."""
         steps: list[Step] = []
         inputs: dict[str, str] = {}
         for place, operand in part.inputs.items():
@@ -140,17 +150,17 @@ class StepBuilder:
             inputs[place] = inner
         alpha = self._alpha(statement, part.alpha, alphas)
         beta = None if part.beta is None else self._alpha(statement, part.beta, alphas)
-        self._look_at_size(statement, part.alpha, alpha)
+        self._check_size(statement, part.alpha, alpha)
         if part.beta is not None and beta is not None:
-            self._look_at_size(statement, part.beta, beta)
+            self._check_size(statement, part.beta, beta)
         expect = statement.expect if name == statement.name else None
         labelled = self._labels.get(statement.reported or "")
         if expect is not None and labelled is not None and not expect.similarities:
             expect = replace(expect, blocks=labelled)
         return [*steps, Step(name, part.mode, inputs["a"], inputs["b"], inputs.get("c"), alpha, beta, expect)]
 
-    def _look_at_size(self, statement: Statement, factor: Factor, alpha: Alpha) -> None:
-        """Raise RecipeError for numbers beyond what merges use, as per cent without the sign are; note a tool's."""
+    def _check_size(self, statement: Statement, factor: Factor, alpha: Alpha) -> None:
+        """Raise RecipeError for weights beyond the usual range, probably per cent; only note those of a tool."""
         found = beyond_usual(alpha)
         if found is None:
             return
@@ -158,7 +168,7 @@ class StepBuilder:
         line = statement.line if factor.symbol is None else statement.given[factor.symbol][0]
         whose = f"{statement.name}.{factor.symbol}" if factor.symbol is not None else str(statement.name)
         where = "" if len(set(alpha.values.values())) == 1 else f" of {block}"
-        if self._tells_beyond_usual or statement.by_tool:
+        if self._allow_beyond_usual or statement.by_tool:
             self.notes.append(
                 (line, f"{whose}: the weight {number:g}{where} is beyond {LARGEST_USUAL:g}; is it per cent?")
             )
@@ -182,7 +192,7 @@ class StepBuilder:
         def value(block: str) -> float:
             try:
                 number = factor({symbol: alphas[symbol].at(block) for symbol in factor.symbols})
-            except (OverflowError, ValueError):  # as powers and sums of enormous numbers end
+            except (OverflowError, ValueError):  # powers and sums of very large numbers
                 number = math.inf
             if not math.isfinite(number):
                 raise RecipeError(f"line {statement.line}: {statement.name}: the factor of {block} is not finite")

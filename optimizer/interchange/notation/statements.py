@@ -1,11 +1,12 @@
-"""What one line of a text says: a step, the numbers of an alpha, or nothing that has to do with a recipe.
+"""Reads one line of a text as a step, as the numbers of an alpha, or as prose.
 
     MIX = A x (1-alpha) + B x alpha (numbers)           a name, a formula, and the numbers of its alpha
-    A x 0.7 + B x 0.3 -> MIX, MIX: ..., MIX is ...      other signs between the two
-    (Weighted Sum 0.3) A + B = MIX                      a method with its number, and the models it takes
+    A x 0.7 + B x 0.3 -> MIX, MIX: ..., MIX is ...      other signs between name and formula
+    (Weighted Sum 0.3) A + B = MIX                      a method with its number, and its models
     base_alpha: 0.2                                     numbers for the formula above
 
-Lists of numbers are taken out first, then `alpha = ...` and the like; what is left is the formula with its name.
+The reader first removes lists of numbers, then `alpha = ...` and similar assignments. The rest is the formula with its
+name.
 """
 
 import itertools
@@ -44,9 +45,9 @@ __all__ = [
     "POINTING",
     "SIGN",
     "Assigned",
+    "NamedFormula",
     "Read",
     "Refused",
-    "Said",
     "SameAs",
     "Statement",
     "is_share",
@@ -57,18 +58,18 @@ __all__ = [
     "symbols_in",
 ]
 
-_FEWEST_SPACED = 20  # numbers in a row without commas that are a list, and no prose
+_FEWEST_SPACED = 20  # consecutive numbers without commas that form a list
 _SIGNED = rf"-?{NUMBER}"
-# Two numbers or more with commas, or many with spaces alone.
+# At least two numbers with commas, or many with only spaces.
 NUMBER_LIST = re.compile(
     rf"""(?<![\w.]){_SIGNED}(?:\s*[,;]\s*{_SIGNED})+(?![\w.%])(?:\s*[,;])?
        | (?<![\w.]){_SIGNED}(?:\s+{_SIGNED}){{{_FEWEST_SPACED - 1},}}(?![\w.%])""",
     re.VERBOSE,
 )
 _DECIMAL_COMMA = re.compile(r"-?\d{1,2},\d+")
-# SuperMerger's names of merges once held a list in the list: (0.5,[0.1,...]).
+# SuperMerger's names for merges formerly contained a nested list: (0.5,[0.1,...]).
 _INNER_LIST = re.compile(rf"([(\[]\s*{_SIGNED}\s*,\s*)\[([^()\[\]]*)\](?=\s*[)\]])")
-_OPEN, _CLOSE = "\x02", "\x03"  # around the number of a list that was taken out
+_OPEN, _CLOSE = "\x02", "\x03"  # around the index of a list that was removed
 _PLACE = re.compile(rf"{_OPEN}(\d+){_CLOSE}")
 _SYMBOL = re.compile(r"(?<![a-wyz_])(?:alpha|beta)(?:_?\d{1,2})?(?![^\W_])", re.IGNORECASE)
 _ALONE = re.compile(rf"{_SIGNED}\s*(?:,\s*$|(?=\s*(?:[,;)]|$)))")
@@ -81,12 +82,12 @@ _TEXT = re.compile(r"[^\s,;=][^;=]*$|[^\s,;=]+")
 _IN_PARENTHESES = re.compile(
     rf"(?<![\w.-])(?P<symbol>alpha|beta)\s*=?\s*\(\s*(?P<value>{_SIGNED}\s*%?)\s*\)", re.IGNORECASE
 )
-# Signs between a formula and its name; <- and the like point at the name, but either side may be the name anyway.
+# Signs between a formula and its name. Arrows usually point at the name, but either side can be the name.
 _ARROW = re.compile(r"<[-=]{1,2}(?!>)|<?[-=]{1,2}>|:=|[←⇐⬅⟵→⇒➡➔➜➝⟶⟹≈≒≡]")
 SIGN = re.compile(rf"{_ARROW.pattern}|=")
-# Those that begin a line by which the formula above gets its name.
+# Signs before the name of the formula on the line above.
 POINTING = re.compile(rf"(?:{_ARROW.pattern}|=|[↓⇓⇩⬇↳⤷⤵]\ufe0f?)\s*")
-# Labels whose line can be referred to by them.
+# Labels that can stand for their line's result.
 _NUMBERED = re.compile(
     rf"(?P<circled>[{CIRCLED}])\s*[.:,)]?\s*(?=\S)|(?P<step>(?:step|stage|merge|part)\s*#?\d{{1,3}})\s*[.:)]\s*(?=\S)",
     re.IGNORECASE,
@@ -98,30 +99,35 @@ class _TwoNumbersError(ValueError):
 
 
 class Refused(NamedTuple):
-    """A line that looks like a step and makes no sense: why, and the names that it may define."""
+    """A line that looks like a step but is not valid: the reason, and the names that it may define."""
 
     why: str
     names: tuple[str, ...] = ()
 
 
 class Assigned(NamedTuple):
-    """Numbers on a line of their own: texts by field (alpha, beta, base_alpha, base_beta)."""
+    """Numbers on a line without a formula: texts by field (alpha, beta, base_alpha, base_beta)."""
 
     values: Mapping[str, str]
-    alone: bool = False  # a list without a word that tells what it is
+    alone: bool = False  # numbers without the name of a field
 
 
 class SameAs(NamedTuple):
-    """Two names with a sign between them: one may be another name of what the other one is."""
+    """Two names with a sign between them. One may be a second name for the step of the other."""
 
     first: str
     second: str
 
 
-class Said(NamedTuple):
-    """A formula with its name; `given` are the numbers that stand with it, by field.
+class NamedFormula(NamedTuple):
+    """A formula with its name.
 
-    `tentative` is whether it is a step only if it has to do with one that is known.
+    Attributes:
+        name: Name of the result; None if the line has none.
+        formula: Text of the formula.
+        given: Texts of the numbers on the same line, by field.
+        tentative: True if the formula is a step only in connection with a known one.
+        notes: One clause for each interpretation.
     """
 
     name: str | None
@@ -131,15 +137,29 @@ class Said(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-Read = Said | SameAs | Assigned | Refused | None
+Read = NamedFormula | SameAs | Assigned | Refused | None
 
 
 @dataclass
 class Statement:
-    """A step that a text defines, as it stands there: `given` are values as written, with the lines they stand on.
+    """A step as written in a text.
 
-    `part` is what it means, from the formula or from the cells of a table. `alias` is a number or label before it, by
-    which other lines may refer to its result; `reported` the words for the blocks that a similarity was reported of.
+    Attributes:
+        line: Line number, from 1.
+        text: The line.
+        name: Name of the result; None if the text has none.
+        formula: Text of the formula; empty for steps of tables and settings.
+        symbols: Symbols in the formula, for example alpha.
+        given: Texts of the numbers by field, each with its line.
+        part: The parsed step; None until the formula is parsed.
+        expect: Reported similarity.
+        reported: Label of the blocks in the reported similarity.
+        indent: Number of spaces before the line.
+        alias: Number or label before the line that can stand for its result.
+        tentative: True if it is a step only in connection with a known one.
+        table: Line of the table's header; None outside tables.
+        half: True if the formula has no number and is read as half of each model.
+        by_tool: True if a tool wrote the numbers that it used.
     """
 
     line: int
@@ -154,16 +174,16 @@ class Statement:
     indent: int = 0
     alias: str | None = None
     tentative: bool = False
-    table: int | None = None  # the line of the table's head
-    half: bool = False  # for want of a number
-    by_tool: bool = False  # its numbers are those that a tool used and wrote down
+    table: int | None = None
+    half: bool = False
+    by_tool: bool = False
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
 def _lists_out(text: str) -> tuple[str, list[str]]:
-    """`text` with its lists of numbers replaced by their places, and the lists, brackets included."""
+    """Return the text with its lists of numbers replaced by placeholders, and the lists with their brackets."""
     text = _INNER_LIST.sub(r"\1\2", text.replace(_OPEN, "").replace(_CLOSE, ""))
     hidden = masked(text)
     pieces: list[str] = []
@@ -182,7 +202,7 @@ def _lists_out(text: str) -> tuple[str, list[str]]:
 
 
 def _with_brackets(text: str, start: int, end: int) -> tuple[int, int]:
-    """The place of a list with the brackets around it; the last one may be missing at the end of a line."""
+    """Return start and end of a list with its brackets; at the end of a line the closing bracket may be missing."""
     before, after = text[:start].rstrip(), text[end:].lstrip()
     if before[-1:] not in ("(", "["):
         return start, end
@@ -192,12 +212,12 @@ def _with_brackets(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def symbols_in(formula: str) -> tuple[str, ...]:
-    """Return the symbols, such as alpha and beta, that stand in a formula."""
+    """Return the symbols in a formula, for example alpha and beta, in lower case and sorted."""
     return tuple(sorted({found[0].lower() for found in _SYMBOL.finditer(masked(formula))}))
 
 
 def _assignments(text: str, lists: Sequence[str], presets: Container[str]) -> tuple[str, dict[str, str]]:
-    """What is left of `text` without `alpha = ...` and the like, and their values by field."""
+    """Return the text without `alpha = ...` and similar assignments, and their values by field."""
     hidden = masked(text)
     given: dict[str, str] = {}
     pieces: list[str] = []
@@ -214,7 +234,7 @@ def _assignments(text: str, lists: Sequence[str], presets: Container[str]) -> tu
         value = lists[int(place)] if place is not None else _restored(text[key.end() : stop].strip(), lists)
         if given.setdefault(name := field_of(key[0].rstrip(" =:")), value) != value:
             raise _TwoNumbersError(name)
-        # The sign before it goes with it.
+        # Remove the separator before the assignment as well.
         kept = text[end : key.start()].rstrip()
         pieces.append(kept.removesuffix(",").removesuffix(";"))
         end = stop
@@ -229,7 +249,7 @@ def _assignments(text: str, lists: Sequence[str], presets: Container[str]) -> tu
 
 
 def _is_set_apart(before: str) -> bool:
-    """Whether a key may follow without a comma: `... = MIX alpha = 30%`, but not `... + B x alpha = 0.3`."""
+    """Return whether a key may follow without a comma: `... = MIX alpha = 30%`, but not `... + B x alpha = 0.3`."""
     return (
         SIGN.search(before) is not None
         and re.search(r"[\w)\"]$", before) is not None
@@ -240,11 +260,11 @@ def _is_set_apart(before: str) -> bool:
 def _value_at(
     text: str, key: re.Match[str], presets: Container[str], *, at_start: bool
 ) -> tuple[int, str | None] | None:
-    """Where the value behind a key ends, and which list it is, if it is one; None if there is none."""
+    """Return the end of the value after a key, and its index if it is a list; None if the key has no value."""
     found = _PLACE.match(text, key.end())
     if found is not None:
         return found.end(), found[1]
-    if key["weights"]:  # "Weight: 3.97 GB" is about something else
+    if key["weights"]:  # "Weight: 3.97 GB" is a size
         found = _WEIGHT_ALONE.match(text, key.end())
         if found is not None:
             return found.end(), None
@@ -260,25 +280,25 @@ def _value_at(
 
 
 def _restored(text: str, lists: Sequence[str]) -> str:
-    """A text with its lists of numbers where they stood."""
+    """Return a text with its lists of numbers restored."""
     return _PLACE.sub(lambda found: lists[int(found[1])], text)
 
 
 def _left_over(
     rest: str, lists: Sequence[str], symbols: Sequence[str], given: Mapping[str, str]
 ) -> dict[str, str] | None:
-    """The lists that stand behind a formula, by its symbols; None if they cannot be told apart."""
+    """Return the lists after a formula by symbol; None if their assignment is ambiguous."""
     places = list(_PLACE.finditer(rest))
-    wanted = [symbol for symbol in symbols if symbol not in given]
+    missing = [symbol for symbol in symbols if symbol not in given]
     beside = [
         re.search(r"(?<![\w.-])((?:alpha|beta)(?:_\d+)?)\s*$", rest[: place.start()], re.IGNORECASE) for place in places
     ]
     named = [found[1].lower() for found in beside if found is not None]
     values = [lists[int(place[1])] for place in places]
-    if len(named) == len(values) == len(set(named)) and (len(values) == 1 or not wanted):
+    if len(named) == len(values) == len(set(named)) and (len(values) == 1 or not missing):
         return dict(zip(named, values, strict=True))
-    if len(values) == len(wanted) or (len(values) == 1 and wanted):
-        return dict(zip(wanted, values, strict=False))
+    if len(values) == len(missing) or (len(values) == 1 and missing):
+        return dict(zip(missing, values, strict=False))
     return None
 
 
@@ -286,7 +306,7 @@ def _left_over(
 
 
 def label_of(text: str) -> tuple[str | None, str]:
-    """The number or label before a line by which others may refer to its result, and the rest of the line."""
+    """Split a line at the number or label before it, which can stand for its result; the label is None if missing."""
     found = _NUMBERED.match(text)
     if found is None:
         return None, text
@@ -294,11 +314,16 @@ def label_of(text: str) -> tuple[str | None, str]:
 
 
 def read_statement(text: str, presets: Container[str] = ()) -> Read:
-    """What a line of normalized text says; None for prose, that is all that does not look like a step.
+    """Return the contents of a normalized line; None for prose, which does not look like a step.
 
-    `presets` are the names that may stand where the numbers of an alpha do.
+    Args:
+        text: Normalized line without label and comment.
+        presets: Names that can replace the numbers of an alpha.
+
+    Returns:
+        A formula with its name, two names, numbers, or a refusal; None for prose.
     """
-    by_method = _said_by_method(text, presets)
+    by_method = _read_method(text, presets)
     if by_method is not None:
         return by_method
     simple, lists = _lists_out(with_factors(with_symbol(text)))
@@ -318,12 +343,12 @@ def read_statement(text: str, presets: Container[str] = ()) -> Read:
     rest = bare.rstrip(" .;,").strip()
     if not rest or (given and set(rest.lower().split()) <= set(symbols)):
         return Assigned(given) if given else None
-    said = _formula_with_name(rest, given)
-    return Refused("numbers beside something that is no formula") if said is None and given else said
+    read = _formula_with_name(rest, given)
+    return Refused("numbers beside a text that is not a formula") if read is None and given else read
 
 
 def number_line(text: str) -> Assigned | None:
-    """Return the number that is all of a line but for a word that tells whose it is: `M 0.3`, `(30%)`, `70:30`."""
+    """Return the number of a line that contains only it and perhaps its field: `M 0.3`, `(30%)`, `70:30`; else None."""
     found = _NUMBER_LINE.fullmatch(text)
     if found is None:
         return None
@@ -332,7 +357,7 @@ def number_line(text: str) -> Assigned | None:
 
 
 def is_share(values: Mapping[str, str]) -> bool:
-    """Return whether the texts are numbers of 0..1, which stand for themselves where no word tells whose they are."""
+    """Return whether all texts are numbers from 0 to 1, which are weights even without the name of a field."""
     try:
         return all(0 <= number_in(value, ratio=True).value <= 1 for value in values.values())
     except ValueError:
@@ -340,12 +365,12 @@ def is_share(values: Mapping[str, str]) -> bool:
 
 
 def _is_whole_with_alpha(text: str) -> bool:
-    """Whether a side of a text is two or three models without a number, which take the numbers behind it."""
+    """Return whether a side of a text is two or three models without a number, to which numbers after it belong."""
     return any(with_alpha(side.strip(" ,;")) is not None for side in sides_of(text))
 
 
 def _numbers_alone(bare: str, given: Mapping[str, str], lists: Sequence[str]) -> Assigned | None:
-    """A line that is nothing but a list of numbers, or `alpha` and such a list."""
+    """Return the numbers of a line that contains only one long list; None for other lines."""
     if (
         re.sub(r"[\W_]+", "", bare)
         or given
@@ -357,7 +382,7 @@ def _numbers_alone(bare: str, given: Mapping[str, str], lists: Sequence[str]) ->
 
 
 def _refused_numbers(bare: str) -> Refused | None:
-    """Refuse numbers that cannot be told to belong to a formula, if there is one."""
+    """Refuse numbers that do not match the formula of their line; return None for a line without a formula."""
     sides = list(sides_of(bare))
     if len(sides) < 2 and not is_formula(bare):
         return None
@@ -365,13 +390,13 @@ def _refused_numbers(bare: str) -> Refused | None:
 
 
 def sides_of(text: str) -> Iterator[str]:
-    """Yield the parts of a text between the signs that set a name and its formula apart; signs in a row are one."""
+    """Yield the parts of a text between signs like = and arrows; consecutive signs count as one."""
     ends = [(0, 0), *(found.span() for found in SIGN.finditer(masked(text))), (len(text), len(text))]
     parts = [text[before[1] : after[0]].strip() for before, after in itertools.pairwise(ends)]
     yield from (part for place, part in enumerate(parts) if part or place in (0, len(parts) - 1))
 
 
-def _formula_with_name(rest: str, given: Mapping[str, str]) -> Said | SameAs | Refused | None:
+def _formula_with_name(rest: str, given: Mapping[str, str]) -> NamedFormula | SameAs | Refused | None:
     sides = list(sides_of(rest))
     strict = "=" in _ARROW.sub("", masked(rest))
     if len(sides) < 2:
@@ -387,25 +412,25 @@ def _formula_with_name(rest: str, given: Mapping[str, str]) -> Said | SameAs | R
         why = f"a step is a formula, {sign if strict else 'an arrow'} and a name"
         sign_of_times = next((side for side in sides if side.strip(" .").lower() in ("x", "alpha", "beta")), None)
         if sign_of_times is not None:
-            why = f"{sign_of_times!r} is read as a sign of a formula; a name of that kind needs quotation marks"
+            why = f"{sign_of_times!r} is read as part of a formula; as a name it needs quotation marks"
         refused = Refused(why if len(sides) == 2 else f"more than one {sign}", known or _first_words(sides))
         return refused if strict or any(map(is_formula, sides)) else None
     if all(names):
         return SameAs(*known) if strict else None
     place = 0 if names[0] else 1
-    said = _said(names[place], sides[1 - place], given, sure=strict)
-    return said._replace(notes=(*notes, *said.notes)) if isinstance(said, Said) else said
+    read = _named_formula(names[place], sides[1 - place], given, sure=strict)
+    return read._replace(notes=(*notes, *read.notes)) if isinstance(read, NamedFormula) else read
 
 
 def _with_numbers_behind(sides: Sequence[str], given: Mapping[str, str]) -> tuple[list[str], Mapping[str, str]]:
-    """The sides of `A + B (0.3) = MIX` or `A + B = MIX (0.3)` without the number, and that number as the alpha."""
+    """Return the sides of `A + B (0.3) = MIX` or `A + B = MIX (0.3)` without the number, and the number as alpha."""
     for place, side in enumerate(sides):
         found = number_behind(side) if not given else None
         if found is None:
             continue
         text, number = found
-        other = sides[1 - place]
-        if (is_half(text) and parse_name(other)) or (parse_name(text) and with_alpha(other) is not None):
+        opposite = sides[1 - place]
+        if (is_half(text) and parse_name(opposite)) or (parse_name(text) and with_alpha(opposite) is not None):
             both = list(sides)
             both[place] = text
             return both, {"alpha": number}
@@ -413,7 +438,7 @@ def _with_numbers_behind(sides: Sequence[str], given: Mapping[str, str]) -> tupl
 
 
 def _without_remarks(sides: Sequence[str], notes: list[str]) -> list[str]:
-    """The two sides without words in parentheses behind the name or the formula, `... = MIX (with its VAE)`."""
+    """Return both sides without remarks in parentheses, `... = MIX (with its VAE)`; add a note for each."""
     found = list(sides)
     for place, side in enumerate(sides):
         shorter = without_remark(side) if parse_name(side) is None and not is_formula(side) else None
@@ -422,17 +447,19 @@ def _without_remarks(sides: Sequence[str], notes: list[str]) -> list[str]:
         text, remark = shorter
         if is_formula(text) or (parse_name(text) and parse_name(sides[1 - place]) is None):
             found[place] = text
-            notes.append(f"{remark!r} is left out")
+            notes.append(f"{remark!r} is ignored")
     return found
 
 
 def _first_words(sides: Sequence[str]) -> tuple[str, ...]:
-    """The names that a line without one may mean: what stands first on a side that is no formula."""
+    """Return the names that a line may define: the first word of each side that is not a formula."""
     words = [re.match(rf"{QUOTED}|[\w.-]+", side) for side in sides if "+" not in side and not is_formula(side)]
     return tuple(name for word in words if word is not None and (name := parse_name(word[0])))
 
 
-def _said(name: str | None, formula: str, given: Mapping[str, str], *, sure: bool) -> Said | Refused | None:
+def _named_formula(
+    name: str | None, formula: str, given: Mapping[str, str], *, sure: bool
+) -> NamedFormula | Refused | None:
     notes: tuple[str, ...] = ()
     if not is_formula(formula) and (summed := as_sum(formula)) is not None:
         formula, notes = summed, (f"{formula} is read as a sum",)
@@ -440,40 +467,40 @@ def _said(name: str | None, formula: str, given: Mapping[str, str], *, sure: boo
     if whole is not None:
         formula, notes = whole, (f"{formula} with numbers is read as {whole}",)
     if not sure and not is_formula(formula):
-        return Said(name, formula, given, tentative=True) if is_half(formula) else None
+        return NamedFormula(name, formula, given, tentative=True) if is_half(formula) else None
     unknown = [key for key in given if key.removeprefix("base_") not in symbols_in(formula)]
     if unknown:
         return Refused("numbers for an alpha that the formula does not have", (name,) if name else ())
-    return Said(name, formula, given, notes=notes)
+    return NamedFormula(name, formula, given, notes=notes)
 
 
-def _without_sign(text: str, given: Mapping[str, str]) -> Said | Refused | None:
-    """`NAME: formula`, `NAME is formula`, or a formula alone."""
+def _without_sign(text: str, given: Mapping[str, str]) -> NamedFormula | Refused | None:
+    """Return the formula of `NAME: formula`, `NAME is formula`, or a formula alone; None for other lines."""
     found = number_behind(text) if not given else None
     if found is not None and is_half(found[0]):
-        return _said(None, found[0], {"alpha": found[1]}, sure=False)
+        return _named_formula(None, found[0], {"alpha": found[1]}, sure=False)
     for sides in (re.split(r":\s*", text, maxsplit=1), IS.split(text, maxsplit=1)):
         if len(sides) == 2:
             names = [parse_name(side) for side in sides]
             formulas = [_is_sum(side) for side in sides]
             if sum(formulas) == 1 and names[formulas.index(False)]:
-                return _said(names[formulas.index(False)], sides[formulas.index(True)], given, sure=False)
-    return _said(None, text, given, sure=False) if _is_sum(text) else None
+                return _named_formula(names[formulas.index(False)], sides[formulas.index(True)], given, sure=False)
+    return _named_formula(None, text, given, sure=False) if _is_sum(text) else None
 
 
 def _is_sum(text: str) -> bool:
-    """Whether a text is a formula of several models: prose has numbers, too."""
+    """Return whether a text is a formula with several models; one number is not enough, since prose has numbers too."""
     return is_formula(text) if "+" in text or "-" in text else as_sum(text) is not None
 
 
-def _said_by_method(text: str, presets: Container[str]) -> Said | Refused | None:
-    """`(Weighted Sum 0.3) A + B = MIX`, with the method anywhere in it, in parentheses or not."""
+def _read_method(text: str, presets: Container[str]) -> NamedFormula | Refused | None:
+    """Return the formula of `(Weighted Sum 0.3) A + B = MIX`; the method may be anywhere, without parentheses too."""
     method = find_method(masked(text))
     if method is None:
         return None
     if method.unclear:
         names = tuple(name for side in sides_of(text) if (name := parse_name(side.strip(" :,;-"))))
-        return Refused(f"{method.unclear!r} behind the method is not one number", names)
+        return Refused(f"{method.unclear!r} after the method is not one number", names)
     if method.number is None:
         return None
     start, end = method.start, method.end
@@ -491,23 +518,25 @@ def _said_by_method(text: str, presets: Container[str]) -> Said | Refused | None
     words = text[start : end if method.models is None else method.models[0]]
     if is_another_method(words if before is None else before[0] + words):
         names = tuple(filter(None, map(parse_name, sides)))
-        return Refused("a method of merging that is no weighted sum, which recipes are made of", names)
+        return Refused("a method of merging that is not a weighted sum; a recipe contains only weighted sums", names)
     for place in (0, 1) if len(sides) == 2 else ():
         name, formula = parse_name(sides[place]), _formula_of_method(method, sides[1 - place])
         if name and formula is not None:
-            return Said(name, formula, {}, notes=() if method.note is None else (method.note,))
+            return NamedFormula(name, formula, {}, notes=() if method.note is None else (method.note,))
     if method.models is not None:
         names = tuple(filter(None, map(parse_name, sides)))
-        return Refused("a method with a number, but not the models that it takes and a name", names) if names else None
-    # A formula that has its numbers itself needs no method beside it.
-    said = read_statement(rest.strip(" :,;-"), presets) if len(sides) == 2 else None
-    if not isinstance(said, Said) or not is_formula(said.formula):
+        return Refused("a method with a number, but without its models and a name", names) if names else None
+    # A formula with its own numbers does not need the method.
+    read = read_statement(rest.strip(" :,;-"), presets) if len(sides) == 2 else None
+    if not isinstance(read, NamedFormula) or not is_formula(read.formula):
         return None
-    return said._replace(notes=(*said.notes, f"{text[start:end].strip()!r} is left out: the formula has its numbers"))
+    return read._replace(
+        notes=(*read.notes, f"{text[start:end].strip()!r} is ignored: the formula has its own numbers")
+    )
 
 
 def _formula_of_method(method: Method, text: str) -> str | None:
-    """What a method makes of a list of models, `A + B` or `A, B`; None if it is none that it takes."""
+    """Return the formula of a method for a list of models, `A + B` or `A, B`; None if their number does not fit."""
     names = [without_hash(part.strip()) for part in re.split(r"[+,&]", text)]
     models = [parse_name(name) for name, _ in names]
     if len(models) != {"weight_sum": 2, "add_difference": 3}.get(method.mode) or method.number is None:

@@ -1,7 +1,7 @@
-"""What SuperMerger notes of a merge, in metadata, on its console and in its history: the mode, and its numbers.
+"""Reads the mode and the numbers of a merge from SuperMerger's metadata, console or history.
 
-Fields are named as in its metadata (`sd_merge_recipe`). Read from https://github.com/hako-mikan/sd-webui-supermerger,
-commit 0b1c491, scripts/mergers/mergers.py: `smerge`, `excluder`.
+Fields have the names of its metadata (`sd_merge_recipe`). The format follows
+https://github.com/hako-mikan/sd-webui-supermerger, commit 0b1c491, scripts/mergers/mergers.py: `smerge`, `excluder`.
 """
 
 from typing import NamedTuple
@@ -13,16 +13,16 @@ from optimizer.recipes import MODES, Alpha, numbered_alpha
 
 __all__ = ["SuperMerge", "read_supermerge"]
 
-# The words by which SuperMerger itself tells its modes.
+# SuperMerger recognises its modes by these words.
 _WORDS = {"Weight": "weight_sum", "Add": "add_difference", "Triple": "triple_sum", "Twice": "sum_twice"}
-# Among the blocks to leave out there are the VAE, the six tensors that "Adjust" may change after a merge, and "print",
-# which tells on the console what is left out and does nothing else.
+# The excluded blocks can include the VAE, and the six tensors that "Adjust" changes after a merge. They can also
+# include "print", which only prints the excluded blocks on the console.
 _VAE, _ADJUST = "VAE", "Adjust"
 _PRINTS = "print"
 
 
 class SuperMerge(NamedTuple):
-    """A merge by SuperMerger: the mode, its alphas by name, and what to know about them, in sentences."""
+    """A merge by SuperMerger: its mode, its alphas by name, and notes in sentences."""
 
     mode: str
     alphas: dict[str, Alpha]
@@ -30,10 +30,16 @@ class SuperMerge(NamedTuple):
 
 
 def read_supermerge(fields: Fields, layout: Layout) -> SuperMerge:
-    """Return the mode and the alphas of a merge.
+    """Return the mode and the alphas of a merge; raise RecipeError for a merge that a recipe cannot express.
 
-    Raises RecipeError, naming the field, for what a recipe cannot say: another calculation than the plain one,
-    elemental merges, and blocks left out in part.
+    A recipe cannot express calculations other than normal, elemental merges, or partly excluded blocks.
+
+    Args:
+        fields: The record, with the field names of SuperMerger's metadata.
+        layout: Layout that defines the blocks.
+
+    Returns:
+        The merge, with notes about excluded blocks.
     """
     method = fields.text("mode")
     modes = [mode for word, mode in _WORDS.items() if word.lower() in method.lower()]
@@ -41,8 +47,8 @@ def read_supermerge(fields: Fields, layout: Layout) -> SuperMerge:
         raise fields.wrong("mode", "must be Weight sum, Add difference, Triple sum or sum Twice")
     calculation = leaves(fields.data.get("calcmode", "normal"))
     if any(not isinstance(word, str) or word.lower() not in ("normal", "") for word in calculation):
-        raise fields.wrong("calcmode", "only normal is a weighted sum, which recipes are made of")
-    fields.must_be_empty("elemental_merge", "elemental merges cannot be said per block")
+        raise fields.wrong("calcmode", "must be normal; other calculations are not weighted sums")
+    fields.must_be_empty("elemental_merge", "elemental merges cannot be expressed per block")
     notes: list[str] = []
     alphas = {name: _alpha(fields, layout, name, notes) for name in MODES[modes[0]].alphas}
     return SuperMerge(modes[0], alphas, tuple(dict.fromkeys(notes)))
@@ -62,9 +68,11 @@ def _listed(fields: Fields, kind: str) -> list[str]:
 
 
 def _numbers(fields: Fields, layout: Layout, name: str, *, before_excluding: bool) -> Alpha:
-    """The alpha or beta: one for all; or all as text; or, where that is a preset's name, all but the first, and that.
+    """Return the alpha or beta: one number for all blocks, or numbers by block.
 
-    The text has 0 for blocks that were left out, and for the first block where no more than the VAE was.
+    `weights_*_orig` contains the numbers of all blocks, or a preset's name. Otherwise `weights_*` contains all numbers
+    but the first, which is `base_*`. The original has 0 for excluded blocks, and 0 for the first block if only the VAE
+    is excluded.
     """
     if not fields.flag("mbw"):
         return Alpha(dict.fromkeys(layout.blocks, fields.number(f"base_{name}")))
@@ -81,17 +89,21 @@ def _numbers(fields: Fields, layout: Layout, name: str, *, before_excluding: boo
 def _without_excluded(
     fields: Fields, layout: Layout, kind: str, entries: list[str], alpha: Alpha, notes: list[str]
 ) -> Alpha:
-    """The alpha without the blocks that are left out, or alone merged: A passes through the others, as with 0."""
+    """Return the alpha with 0 for the blocks that are not merged, where model A remains unchanged."""
     if unknown := [entry for entry in entries if entry not in (*layout.blocks, _VAE, _ADJUST)]:
-        raise fields.wrong(kind, f"{received(unknown[0])} is no block; elements cannot be said per block")
+        raise fields.wrong(kind, f"{received(unknown[0])} is not a block; elements cannot be expressed per block")
     base = layout.blocks[0]
     blocks = () if layout.tools.supermerger is None else layout.tools.supermerger.adjusted
     if _ADJUST in entries and any(block not in entries and alpha.at(block) for block in blocks):
         raise fields.wrong(
-            kind, f"{_ADJUST!r} is six tensors of {' and '.join(blocks)}; parts of blocks cannot be said"
+            kind, f"{_ADJUST!r} is six tensors of {' and '.join(blocks)}; parts of blocks cannot be expressed"
         )
     if _VAE in entries and base not in entries and alpha.at(base):
         if kind == "Include":
-            raise fields.wrong(kind, f"{_VAE!r} without {base} cannot be said; a recipe merges the VAE with {base}")
-        notes.append(f"{kind}: the VAE was left out and is model A's: merge with `vae=...` and the file of model A")
+            raise fields.wrong(
+                kind, f"{_VAE!r} without {base} cannot be expressed; a recipe merges the VAE with {base}"
+            )
+        notes.append(
+            f"{kind}: the VAE was excluded and remains model A's: merge with `vae=...` and the file of model A"
+        )
     return Alpha({block: n if (block in entries) == (kind == "Include") else 0.0 for block, n in alpha.values.items()})

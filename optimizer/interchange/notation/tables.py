@@ -1,11 +1,11 @@
-"""Tables of steps, as model cards have them: a row a step, with its method, its models and the name of the result.
+"""Reads tables of steps in model cards: each row is a step, with its method, its models and the name of the result.
 
     | Step | Interpolation Method | Primary Model | Secondary Model | Tertiary Model | Merge Name |
     | --- | --- | --- | --- | --- | --- |
     | 1 | Add Difference @ 1.0 | AnythingV3.0 | F222 | sd1.5_pruned | part1 |
 
-Columns are known by their heads, in any order; a row without a head by its method, which then comes first. Merges by
-blocks have a column of numbers, and one of base alphas.
+The headers identify the columns, in any order. A row without a header must begin with its method. For merges by
+block, a table has a column of numbers and a column of base alphas.
 """
 
 import re
@@ -35,7 +35,7 @@ __all__ = [
     "table_at",
 ]
 
-# What columns are called, letters and numbers alone.
+# Headers of columns, reduced to letters and digits.
 _HEADS = {
     "name": "mergename modelname name result output newmodel newname savedas saveas customname merged mergedmodel "
     "customnameoptional outputname 名前 結果",
@@ -53,14 +53,20 @@ _HEADS = {
 _NUMBERS = frozenset(("alpha", "beta", "base_alpha", "base_beta"))
 _ROLES = {head: role for role, heads in _HEADS.items() for head in heads.split()}
 _NOTHING = frozenset(("", "n/a", "na", "none", "null", "nil", "-", "--", "—", "–", "x", "/"))  # noqa: RUF001
-# What a column of methods may say that is too common a word elsewhere.
+# Words that name a method only in a column of methods.
 _MODES = {"sum": "weight_sum", "weighted": "weight_sum", "difference": "add_difference", "add": "add_difference"}
 _PERCENT = re.compile(r"\b(?:in\s+)?(?:%|per\s?cent\b)|%", re.IGNORECASE)
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
 
 
 class Table(NamedTuple):
-    """A table of steps: what each column is, how many lines its head takes, and what stands in it."""
+    """A table of steps.
+
+    Attributes:
+        roles: Role of each column, for example name or alpha; None for other columns.
+        head: Number of lines in its header, 1 or 2.
+        heads: Headers of the columns.
+    """
 
     roles: tuple[str | None, ...]
     head: int
@@ -68,7 +74,7 @@ class Table(NamedTuple):
 
 
 def cells_of(line: str) -> list[str]:
-    """Return the cells of a row, without the spaces around them; of a line with tabs, what stands between those."""
+    """Return the cells of a row or of a line with tabs, without surrounding spaces."""
     line = line.strip()
     if "|" not in line and line.count("\t") > 1:
         return [cell.strip() for cell in line.split("\t")]
@@ -78,22 +84,30 @@ def cells_of(line: str) -> list[str]:
 
 
 def is_row(line: str) -> bool:
-    """Return whether a line begins as a row of a table does."""
+    """Return whether a line begins like a row of a table."""
     return line.lstrip().startswith("|")
 
 
 def is_rule(line: str) -> bool:
-    """Return whether a line is what sets a table's head apart from its rows."""
+    """Return whether a line is the rule between a table's header and its rows."""
     return "|" in line and "-" in line and not line.strip("|:- \t")
 
 
 def table_at(lines: Sequence[str], start: int) -> Table | None:
-    """Return the table of steps whose head stands at `start`; None if it is another or none."""
+    """Return the table of steps whose header is at `start`; None for other tables and other lines.
+
+    Args:
+        lines: All lines of the text.
+        start: Index of the header, from 0.
+
+    Returns:
+        The table without its rows, or None.
+    """
     line = lines[start]
     if "|" not in line or len(line) > LONGEST_FORMULA or is_rule(line):
         return None
     heads = tuple(cells_of(line))
-    # A column of per cent holds no models: `A (%)` is the share of A.
+    # A column of percentages contains no models: `A (%)` is the share of A.
     roles = tuple(role if (role := role_of(cell)) in _NUMBERS or not in_percent(cell) else None for cell in heads)
     if "formula" in roles and "name" in roles and not {"a", "b"} & set(roles):
         pass
@@ -104,19 +118,19 @@ def table_at(lines: Sequence[str], start: int) -> Table | None:
 
 
 def role_of(head: str) -> str | None:
-    """Return what a column or setting of this name is: name, method, a, b, c, alpha, beta, base_alpha, ..."""
+    """Return the role of a column or setting: name, method, a, b, c, alpha, beta, base_alpha, ...; None if unknown."""
     return _ROLES.get(re.sub(r"[\W_]+", "", _PERCENT.sub(" ", normalized(head))).lower())
 
 
 def in_percent(head: str) -> bool:
-    """Return whether the head of a column, or a setting's name, says that its numbers are per cent."""
+    """Return whether a column's header, or a setting's name, contains per cent as the unit."""
     return _PERCENT.search(normalized(head)) is not None
 
 
 def percent_of(cell: str) -> str:
-    """Return the numbers of a column that is headed by a per cent sign, each with that sign.
+    """Return a cell of a column in per cent with a per cent sign after each number.
 
-    Raises ValueError for one that may be no per cent in spite of the head, as 0.3.
+    A number strictly between 0 and 1, for example 0.3, raises ValueError, since it may be a share despite the header.
     """
     numbers = re.compile(rf"(?<![\w.])-?{NUMBER}(?![\w.])(?!\s?[%:/])")
     text = re.sub(r"^(-?\d{1,2}),(\d+)(?=\s*%?$)", r"\1.\2", normalized(cell).strip())
@@ -130,7 +144,15 @@ def percent_of(cell: str) -> str:
 
 
 def step_of_row(line: str, table: Table) -> ReadStep | Refused | str | None:
-    """Return the step of a row; the line that it is as a formula; why it is none; None for a row with nothing in it."""
+    """Return the step of a row.
+
+    Args:
+        line: The row.
+        table: The table with the roles of its columns.
+
+    Returns:
+        The step, or the refusal of the row; a text if the row contains a formula; None for an empty row.
+    """
     cells = cells_of(line)
     if not any(cells):
         return None
@@ -140,9 +162,9 @@ def step_of_row(line: str, table: Table) -> ReadStep | Refused | str | None:
             named.setdefault(role, cell)
     if len(cells) > len(table.roles) and any(cells[len(table.roles) :]):
         by_position = row_by_position(line)
-        if isinstance(by_position, ReadStep):  # of another table, whose head is missing
+        if isinstance(by_position, ReadStep):  # from another table, without a header
             return by_position
-        return Refused(f"{len(cells)} cells under {len(table.roles)} heads", _result(named))
+        return Refused(f"{len(cells)} cells under {len(table.roles)} headers", _result(named))
     named_already = {role for role in table.roles if role is not None}
     for head, role, cell in zip(table.heads, table.roles, cells, strict=False):
         if role is None and _model(cell) is not None and (why := says_more(normalized(f"{head}: {cell}"))):
@@ -160,7 +182,7 @@ def step_of_row(line: str, table: Table) -> ReadStep | Refused | str | None:
 
 
 def _formula_of_row(named: Mapping[str, str]) -> str | None:
-    """The line that a row with a formula in a column is, with its name."""
+    """Return the line `name = formula` of a row with a column of formulas; None if the cell is empty."""
     formula, name = named.get("formula", ""), _model(named.get("name", ""))
     if not formula or name is None or SIGN.search(masked(normalized(formula))):
         return formula or None
@@ -168,7 +190,7 @@ def _formula_of_row(named: Mapping[str, str]) -> str | None:
 
 
 def row_by_position(line: str) -> ReadStep | Refused | None:
-    """Return the step of a row without a head, if it begins with a method: then come A, B, perhaps C, and the name."""
+    """Return the step of a row without a header: a method, A, B, perhaps C, and the name; None for other rows."""
     cells = cells_of(line)
     if cells and re.fullmatch(r"\D{0,6}\d{1,3}[.)]?", cells[0]) and find_method(normalized(cells[0])) is None:
         cells = cells[1:]
@@ -191,7 +213,7 @@ def _result(cells: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _model(cell: str) -> tuple[str, str | None] | None:
-    """The name that a cell holds, without marks and links, and its file where that says more; None for n/a."""
+    """Return the model in a cell without markup: its name, and its file if that differs; None for n/a and similar."""
     text = _LINK.sub(r"\1", cell)
     text = re.sub(r"`|\*\*|~~|==|<br ?/?>|\[\s*\]|\\(?=[_*~])", "", text).strip()
     text = re.sub(r'^["“](.*)["”]$', r"\1", text)
@@ -199,7 +221,7 @@ def _model(cell: str) -> tuple[str, str | None] | None:
 
 
 def step_of_cells(cells: Mapping[str, str]) -> ReadStep | Refused:
-    """Return the step that texts by role, as columns have them, make; or why they make none."""
+    """Return the step of cells by role (`role_of`), or the refusal of them."""
     method = find_method(normalized(cells.get("method", "")))
     if method is None and (mode := _MODES.get(cells.get("method", "").lower())) is not None:
         method = Method(mode, None, 0, 0)
@@ -208,9 +230,7 @@ def step_of_cells(cells: Mapping[str, str]) -> ReadStep | Refused:
     if method is not None and (why := _says_more(method, normalized(cells["method"]))):
         return Refused(why, _result(cells))
     if method is None and cells.get("method", "") and _model(cells["method"]):
-        return Refused(
-            f"the method {cells['method'][:40]!r} is none of weighted sum and add difference", _result(cells)
-        )
+        return Refused(f"the method {cells['method'][:40]!r} must be weighted sum or add difference", _result(cells))
     if method is not None and method.mode == "none":
         return Refused("no interpolation: a single model; there is nothing to merge", _result(cells))
     remarks = [
@@ -220,28 +240,28 @@ def step_of_cells(cells: Mapping[str, str]) -> ReadStep | Refused:
         return Refused(why, _result(cells))
     models = {place: found for place in "abc" if (found := _model(cells.get(place, ""))) is not None}
     mode = method.mode if method is not None else ("add_difference" if "c" in models else "weight_sum")
-    wanted = "ab" if mode == "weight_sum" else "abc"
-    missing = [place for place in wanted if place not in models]
+    places = "ab" if mode == "weight_sum" else "abc"
+    missing = [place for place in places if place not in models]
     if missing:
         return Refused(
-            f"model {missing[0].upper()} is missing; {mode.replace('_', ' ')} takes {len(wanted)}", _result(cells)
+            f"model {missing[0].upper()} is missing; {mode.replace('_', ' ')} takes {len(places)}", _result(cells)
         )
     numbers = _numbers(cells, method, mode)
     if isinstance(numbers, str):
         return Refused(numbers, _result(cells))
     factors, given, notes = numbers
     if "c" in models and mode == "weight_sum":
-        notes.append(f"{models['c'][0]!r} is no part of a weighted sum")
+        notes.append(f"{models['c'][0]!r} is not part of a weighted sum")
     name = _model(cells.get("name", ""))
-    part = Part(mode, {place: models[place][0] for place in wanted}, *factors)
-    files = {called: file for place in wanted for called, file in [models[place]] if file is not None}
+    part = Part(mode, {place: models[place][0] for place in places}, *factors)
+    files = {called: file for place in places for called, file in [models[place]] if file is not None}
     return ReadStep(None if name is None else name[0], part, given, tuple(notes), files)
 
 
 def _says_more(method: Method, cell: str) -> str | None:
-    """Why a cell says more than its method and one number; None if it does not."""
+    """Return why the rest of a method's cell may change the merge; None if it does not."""
     if method.unclear:
-        return f"{method.unclear!r} behind the method is not one number"
+        return f"{method.unclear!r} after the method is not one number"
     rest = cell[: method.start] + " " + cell[method.end :]
     if why := says_more(rest):
         return why
@@ -251,7 +271,7 @@ def _says_more(method: Method, cell: str) -> str | None:
 def _numbers(
     cells: Mapping[str, str], method: Method | None, mode: str
 ) -> tuple[list[Factor], dict[str, str], list[str]] | str:
-    """The factors of a row, the texts of its numbers by field, and notes; or why there are none."""
+    """Return the factors of a row, the texts of its numbers by field, and notes; or the reason for refusing them."""
     notes = [] if method is None or method.note is None else [method.note]
     factors: list[Factor] = []
     given: dict[str, str] = {}
@@ -266,10 +286,10 @@ def _numbers(
         factors.append(Factor.named(symbol))
         given[symbol] = f"({text})" if NUMBER_LIST.search(text) and text[:1] not in "([" else text
         if by_method not in (None, 1.0):
-            notes.append(f"the numbers of its column count, not the {by_method:g} of its method")
+            notes.append(f"the numbers of the column are used, not the {by_method:g} of the method")
         base = normalized(cells.get(f"base_{symbol}", "")).strip()
         if re.fullmatch(WEIGHT, base):
             given[f"base_{symbol}"] = base
         elif _model(base) is not None:
-            return f"{base!r} is no base alpha"
+            return f"{base!r} is not a base alpha; it must be a number"
     return factors, given, notes

@@ -1,6 +1,6 @@
-"""The words of a formula: names, numbers, symbols and signs, in the spellings that people use.
+"""Splits formulas into names, numbers, symbols and signs, in the many spellings that people use.
 
-A text is brought to plain signs first (`normalized`), quoted names excepted, and then cut into tokens.
+`normalized` first replaces special characters outside quoted names by ASCII; `tokens_of` then splits the text.
 """
 
 # ruff: noqa: RUF001
@@ -39,12 +39,12 @@ _RESERVED = ("alpha", "beta", "x")
 _SYMBOLS = str.maketrans(
     dict.fromkeys("×✕✖⨉⨯∗⋅·", " x ")
     | dict.fromkeys("−–—‒﹣", "-")
-    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", "")  # of no width: pasted along, and not seen
+    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", "")  # invisible characters of zero width from pasted text
     | {"、": ",", "：": ": ", "α": "alpha", "β": "beta", "⁄": "/"}
 )
-# A text in quotation marks, escapes as JSON has them.
+# A text in quotation marks with JSON's escapes.
 QUOTED = r'"(?:[^"\\]|\\.)*"'
-# Numbers in circles count lines and name their results; NFKC would make plain digits of them.
+# Circled numbers label lines and their results. NFKC would turn them into plain digits.
 CIRCLED = "①-⑳㉑-㉟㊱-㊿❶-❿➀-➉➊-➓⓫-⓴⓵-⓾"
 _QUOTED = re.compile(QUOTED)
 _UNCLOSED = "″"
@@ -77,7 +77,7 @@ _MARKS = re.compile(
     |==(?=[^\s=](?:[^=]*[^\s=])?==)|(?<=\S)==(?=\s|$)""",
     re.VERBOSE,
 )
-# What surrounds text on pages: tags, links, addresses, and options of commands; quoted names may hold any of it.
+# Markup of web pages: tags, links, addresses, and options of commands. Quoted names can contain any of it.
 _MARKUP = re.compile(
     rf"""(?P<quoted>{QUOTED})
     | </?(?:img|a|br|p|b|i|em|strong|code|pre|span|div|details|summary|h[1-6]|li|[uo]l|t[drh]|table|font|center|hr)
@@ -86,21 +86,21 @@ _MARKUP = re.compile(
     | \bhttps?://[^\s|<>"]+ | (?<!\S)--[a-z][\w-]*=\S+""",
     re.IGNORECASE | re.VERBOSE,
 )
-# Words that begin or end as a number with a model does: 2B, Bx0.3; but 3D and 7th are said of models.
+# Words that look like a number joined to a model: 2B, Bx0.3. But 3D and 7th occur in the names of models.
 GLUED_NUMBER = re.compile(r"^\d{1,2}(?!(?:st|nd|rd|th|[dD])(?![a-z]))[A-Za-z]|x(?:\d*\.\d+|\d+%)$")
 _GLUED = re.compile(rf"(?P<name>.*?)x(?P<factor>{NUMBER}|{_SYMBOL}|)", re.IGNORECASE)
 
-# 1-alpha, 1-0.1, 1-alpha-beta, alpha: no names, though every letter could stand in one.
+# 1-alpha, 1-0.1, 1-alpha-beta and alpha are factors, although they consist of characters of names.
 _FACTOR = rf"(?:{_SYMBOL}|{NUMBER})"
 _REST = re.compile(rf"(?:1-+{_FACTOR}|{_SYMBOL})(?:-+{_FACTOR})?", re.IGNORECASE)
 
 
 class NotUnderstood(ValueError):
-    """Part of a text that is no formula; the message shows that part and says why."""
+    """A part of a text is not a formula. The message contains that part and the reason."""
 
 
 class KnownNames:
-    """Names that are known from elsewhere in a text; those with spaces can then be told in a formula."""
+    """Names defined elsewhere in a text, so that a formula can contain them with spaces but without quotation marks."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._names = frozenset(names)
@@ -113,7 +113,7 @@ class KnownNames:
         return name in self._names
 
     def spaced_at(self, text: str, start: int) -> str | None:
-        """The longest name with spaces in it that stands at this place of `text`."""
+        """Return the longest known name with spaces at index `start` of a text, or None."""
         if not self._spaced or not (first := _UNSPACED.match(text, start)):
             return None
         return next(
@@ -128,11 +128,17 @@ class KnownNames:
 
 @dataclass(frozen=True)
 class Token:
-    """One word or sign at `start` of a text.
+    """One word or sign of a formula.
 
-    `kind` is name, number, symbol (alpha, beta), or the sign itself: + - * @ ( ). `bare` is whether a name stands
-    without quotation marks and is not known, `weight` whether a number is written as a factor is: 0.3, 30%, 1/3.
-    `hash` is the short hash that follows a name, `note` what had to be interpreted.
+    Attributes:
+        kind: name, number, symbol (alpha, beta), or the sign itself: + - * @ ( ).
+        text: The word or sign.
+        start: Its index in the text.
+        value: Value of a number.
+        bare: True for a name that is neither quoted nor known.
+        weight: True for a number in the form of a factor: 0.3, 30%, 1/3.
+        hash: Short hash after a name, lower-case hexadecimal.
+        note: Interpretation of the text; None if it needs none.
     """
 
     kind: str
@@ -147,10 +153,16 @@ class Token:
 
 @lru_cache(maxsize=256)
 def normalized(text: str) -> str:
-    """`text` with full-width signs, odd spaces, multiplication signs and dashes as ASCII has them.
+    """Return the text with full-width characters, unusual spaces, multiplication signs and dashes in ASCII.
 
-    Quoted names stay as they are, but for the quotation marks around them: typographic, Japanese and single ones become
-    double ones. Marks of bold text and code are left out.
+    Typographic, Japanese and single quotation marks become double ones; the names inside remain unchanged. Markup of
+    bold text and code is removed.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with single spaces, and with ASCII signs outside quotation marks.
     """
     pieces = re.split(rf"({QUOTED})", closed(re.sub("[“”„‟「」『』]", '"', text)))
     pieces[::2] = [re.sub(r"(?<![\w\\])['‘]([^'‘’\"]+)['’](?!\w)", r'"\1"', piece) for piece in pieces[::2]]
@@ -162,7 +174,7 @@ def normalized(text: str) -> str:
 
 
 def without_markup(text: str) -> str:
-    """`text` without tags, addresses and the targets of links, but for those in quoted names."""
+    """Return the text without tags, addresses and targets of links; quoted names remain unchanged."""
     if not any(sign in text for sign in ("<", "](", "://", "--")):
         return text
     text = closed(text)
@@ -170,22 +182,29 @@ def without_markup(text: str) -> str:
 
 
 def _compatible(text: str) -> str:
-    text = _FRACTIONS.sub(r" \g<0> ", text)  # ½ becomes 1/2, and 1½ no 11/2
+    text = _FRACTIONS.sub(r" \g<0> ", text)  # ½ becomes 1/2; the spaces keep 1½ from becoming 11/2
     pieces = re.split(f"([{CIRCLED}])", text.translate(_SYMBOLS))
     pieces[::2] = [unicodedata.normalize("NFKC", piece).translate(_SYMBOLS) for piece in pieces[::2]]
-    # Of many spaces one is enough, and patterns take long over them.
+    # Patterns are slow on long runs of spaces.
     return re.sub(r"\s+", " ", "".join(pieces))
 
 
 def masked(text: str) -> str:
-    """`text` with everything in quotation marks blotted out, letter by letter."""
+    """Return the text, of unchanged length, with each character inside quotation marks replaced by an underscore."""
     return re.sub(QUOTED, lambda found: '"' + "_" * (len(found[0]) - 2) + '"', closed(text))
 
 
 def closed(text: str) -> str:
-    """`text` with a sign that is none of a formula for each quotation mark that is never closed.
+    """Return the text with each unclosed quotation mark replaced by a sign that formulas do not contain.
 
-    Looking for the end of each of many of them takes ages; behind the first one none is closed.
+    Otherwise patterns would search the rest of the text again for each of many unclosed marks. After the first unclosed
+    mark, all others are unclosed as well.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text of unchanged length, in which every quotation mark has its partner.
     """
     position = text.find('"')
     while position >= 0:
@@ -197,14 +216,14 @@ def closed(text: str) -> str:
 
 
 def outside_quotes(change: Callable[[str], str], text: str) -> str:
-    """`text` with a change made to what stands outside quotation marks."""
+    """Return the text with `change` applied to each piece outside quotation marks."""
     pieces = re.split(rf"({QUOTED})", closed(text))
     pieces[::2] = map(change, pieces[::2])
     return "".join(pieces)
 
 
 def quoted(name: str) -> str:
-    """`name` as formulas hold it: in quotation marks wherever something else could be read into it."""
+    """Return a name for a formula, with quotation marks if it could be misread without them."""
     plain = (
         _BARE.fullmatch(name) is not None
         and normalized(name) == name
@@ -217,7 +236,7 @@ def quoted(name: str) -> str:
 
 
 def parse_name(text: str) -> str | None:
-    """The name that this side of an equation is: quoted, or up to four words; None if it is none."""
+    """Return the name that a text consists of, quoted or up to four words; None if it is not a name."""
     text = without_hash(text)[0].strip()
     if _QUOTED.fullmatch(text):
         name = unquoted(text)
@@ -235,13 +254,13 @@ def parse_name(text: str) -> str | None:
 
 
 def without_hash(text: str) -> tuple[str, str | None]:
-    """A name without the hash in brackets that WebUIs write behind it, and that hash."""
+    """Split a name from the short hash in brackets that WebUIs write after it; the hash is None if missing."""
     found = re.search(rf"(?<=\S){_HASH}\s*$", text)
     return (text, None) if found is None else (text[: found.start()], found[1].lower())
 
 
 def unquoted(text: str) -> str:
-    """What stands between the quotation marks of `text`; taken as it is where it has signs that are no escapes."""
+    """Return a quoted text without its quotation marks; malformed escapes remain unchanged."""
     try:
         return str(json.loads(text, strict=False))
     except ValueError:
@@ -249,14 +268,22 @@ def unquoted(text: str) -> str:
 
 
 def value_of(number: float) -> str:
-    """A number as the notation writes it: the shortest text that reads back as the same number."""
+    """Return the shortest text that reads back as the same number."""
     return repr(float(number))
 
 
 def tokens_of(text: str, known: KnownNames) -> Iterator[Token]:
-    """The tokens of normalized `text`; `known` names help where spaces or operators are missing.
+    """Yield the tokens of a normalized text.
 
-    Raises NotUnderstood at the first sign that no formula has.
+    Args:
+        text: Normalized text of a formula.
+        known: Names defined elsewhere; they resolve missing spaces and operators.
+
+    Yields:
+        Each word and sign, in order.
+
+    Raises:
+        NotUnderstood: The text contains a sign that formulas do not have.
     """
     position, text = 0, text.rstrip()
     before = ""
@@ -268,7 +295,7 @@ def tokens_of(text: str, known: KnownNames) -> Iterator[Token]:
             digits, position = _hash_at(text, position)
             yield Token("name", name, start, hash=digits)
             continue
-        # Behind a sign of multiplication a number is one, whatever dash follows: B*0.3-C*0.3.
+        # After a multiplication sign, a number ends before a dash: B*0.3-C*0.3.
         found = _MULTIPLIED.match(text, position) if before in ("*", "@") else None
         found = found or _TOKEN.match(text, position)
         if found is None:
@@ -284,7 +311,7 @@ def tokens_of(text: str, known: KnownNames) -> Iterator[Token]:
             yield Token("(" if value == "[" else ")", value, start)
         elif kind == "quoted":
             if not unquoted(value).strip():
-                raise NotUnderstood(f"{value}: a name without a letter")
+                raise NotUnderstood(f"{value}: an empty name")
             digits, position = _hash_at(text, position)
             yield Token("name", unquoted(value), start, hash=digits)
         elif kind == "word":
@@ -322,7 +349,7 @@ def _fraction(text: str) -> float:
 
 
 def _sign(kind: str, value: str, start: int, text: str) -> Token:
-    """The token of anything but a word."""
+    """Return the token of a sign or a number."""
     match kind:
         case "operator":
             return Token(value, value, start)
@@ -359,12 +386,12 @@ def _word(value: str, start: int, known: KnownNames) -> Iterator[Token]:
         yield Token("*", value[:1], start)
         yield Token("name", value[1:], start + 1)
     else:
-        # A number in a circle is never part of a longer name: in `② ① x 0.7 ...` the first one counts the line.
+        # A circled number is never part of a longer name: in `② ① x 0.7 ...` the first one labels the line.
         yield Token("name", value, start, bare=value not in known and not re.match(f"[{CIRCLED}]", value))
 
 
 def _unglued(value: str, found: re.Match[str], start: int, known: KnownNames) -> Iterator[Token]:
-    """`Ax0.5`, `x0.5` and `0.5x` without their spaces, where the rest is a name known from elsewhere."""
+    """Yield the tokens of `x0.5`, `0.5x`, or `Ax0.5` if A is known; otherwise the whole word as a name."""
     name, factor = found["name"], found["factor"]
     number = re.fullmatch(NUMBER, name) is not None
     if name and not number and name not in known:
@@ -378,7 +405,7 @@ def _unglued(value: str, found: re.Match[str], start: int, known: KnownNames) ->
 
 
 def _factor(text: str, start: int) -> Token:
-    """The token of a symbol or a number."""
+    """Return the token of a symbol or a number."""
     if text[0].isalpha():
         return Token("symbol", text.lower(), start)
     return Token("number", text, start, float(text), weight="." in text)

@@ -1,8 +1,14 @@
-"""Lines of which nothing was read, though they look like a step: those are named, so that no step vanishes.
+"""Finds lines read as prose that look like a step, so that they are reported and no step is lost.
 
-A line looks like a step if it names a known step beside a weight or a sign of a formula, a method with its number, or
-two models with weights, or a name beside a sum with weights; if it holds twenty numbers; and if it is a row of a
-table with any of these.
+A line looks like a step if it contains one of these:
+
+    a known step, and a weight or a sign of a formula
+    a method with its number
+    two models with weights
+    a name, and a sum with weights
+    twenty numbers
+
+A row of a table looks like a step under the same conditions.
 """
 
 import itertools
@@ -14,16 +20,16 @@ from optimizer.interchange.notation.methods import find_method
 from optimizer.interchange.notation.statements import SIGN, number_line, sides_of
 from optimizer.interchange.notation.tables import cells_of, is_row, is_rule, role_of
 from optimizer.interchange.notation.tokens import KnownNames, masked, normalized, parse_name
-from optimizer.interchange.notation.wording import IS, MERGES, SAYS_A_VERB, makes_it_another, names_blocks
+from optimizer.interchange.notation.wording import HAS_VERB, IS, MERGES, makes_it_another, names_blocks
 from optimizer.recipes import NUMBER
 
 __all__ = ["Known", "goes_on", "holds_weight", "looks_like_step", "mentions", "reason", "says_more_of_step"]
 
-_LONGEST = 2000  # characters of a line that are looked at
-_MANY = 20  # numbers that are an alpha, or part of one
+_LONGEST = 2000  # characters of a line that are searched
+_MANY = 20  # numbers that look like an alpha
 _SHOWN = 100  # characters of a line in a message
 _NUMBERS = re.compile(rf"(?<![\w.])-?{NUMBER}(?![\w.])")
-# Letters beside a number or a name are those of ASCII: in Japanese no spaces set them apart.
+# Only ASCII letters continue a number or a name, since Japanese has no spaces between words.
 _WEIGHT = re.compile(rf"(?<![\w.])(?:0?\.\d+|1\.0+|0,\d+|{NUMBER}\s*%|\d+/\d+)(?![\w.,]*\w)", re.ASCII)
 _SIGN = re.compile(r"[=+*@←→⇐⇒]|<-|->|=>|(?<!\w)[xX](?!\w)")
 _SUM = re.compile(r"\s\+\s|[*×]|\d\s*[xX]\s|\s[xX]\s*\d")  # noqa: RUF001
@@ -38,11 +44,11 @@ _GOES_ON = re.compile(r"(?:and |& )?(?:then|finally|next|lastly|last|after that)
 _REFERENCE = r"(?:\(\d{1,2}\)|\[\d{1,2}\]|#\d{1,2})"
 _BY_NUMBER = re.compile(rf"(?:^|[\s=]){_REFERENCE}\s?(?:[x*+@]|0?\.\d)|[+=]\s?{_REFERENCE}")  # (1) x 0.7
 _EMPTY = re.compile(r":\s?(?:normal|none|no|off|false|\[\])?$", re.IGNORECASE)
-_SETTING = re.compile("exclude|include", re.IGNORECASE)  # blocks that a merger leaves as they are, whatever the numbers
-_LONGEST_REMARK = 200
-_MOST_WORDS = 8  # of a remark that is no sentence
+_SETTING = re.compile("exclude|include", re.IGNORECASE)  # blocks that a merger excludes, regardless of the numbers
+_LONGEST_REMARK = 200  # characters
+_MOST_WORDS = 8  # in a remark; a longer text is a sentence
 _PLUS = re.compile(r"[\w)]\s[+]\s")
-_PICTURE = re.compile(r"steps: \d+, sampler: ", re.IGNORECASE)  # how a picture was drawn, model and all
+_PICTURE = re.compile(r"steps: \d+, sampler: ", re.IGNORECASE)  # the parameters of a picture, which include its model
 _WORD = re.compile(r"\w[\w.-]*")
 _ASCII_WORD = re.compile(r"\w[\w.-]*", re.ASCII)
 _PAIRS = re.compile(
@@ -53,13 +59,13 @@ _PAIRS = re.compile(
 
 
 def reason(line: int, text: str, why: str) -> str:
-    """Return the message about a line that is not understood."""
+    """Return the message about a line that is not understood, with up to 100 characters of its text."""
     shown = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
     return f"line {line}: not understood: {why}, in {shown!r}" if why not in shown else f"line {line}: {why}"
 
 
 class Known(NamedTuple):
-    """Names that a text knows: of steps, of models that no step makes, and of all that steps take."""
+    """Names in a text: those of steps, those of sources, and those of all inputs."""
 
     steps: KnownNames
     sources: KnownNames
@@ -81,12 +87,12 @@ def looks_like_step(text: str, known: Known) -> str | None:
     if is_row(text):
         filled = [cell for cell in cells_of(text) if cell]
         if len(filled) > 1 and (weighed or step or (method and method.number is not None)):
-            return "a row of a table that is no table of steps"
+            return "a row of a table that is not a table of steps"
         return None
     if method is not None and (method.number is not None or method.unclear is not None):
-        return "a method of merging with a number, but no line that says what it takes and makes"
+        return "a method of merging with a number, but without its models and the name of its result"
     if step is not None and (weighed or _SIGN.search(hidden)):
-        return f"no step, though it names {step!r}"
+        return f"not a step, although it contains {step!r}"
     word = _IS.search(hidden)
     if weighed and (
         (SIGN.search(hidden) and _SUM.search(hidden)) or (word is not None and _PLUS.search(hidden, word.end()))
@@ -95,14 +101,14 @@ def looks_like_step(text: str, known: Known) -> str | None:
     if _are_weights(hidden, names):
         return "two models with numbers, but no formula"
     if MERGES.search(hidden) and (weighed or _SHARES.search(hidden)):
-        return "tells of a merge with a number, but not what it makes"
+        return "a merge with a number, but without the name of its result"
     if number_line(plain) is not None and not plain.isdigit():
         return "a number that no formula takes"
     return _makes_source(plain, hidden, known.sources, weighed=weighed)
 
 
 def _makes_source(plain: str, hidden: str, sources: KnownNames, *, weighed: bool) -> str | None:
-    """Why a line may make a model that other steps take as it is; None if it does not look like that."""
+    """Return why a line may define a model that steps use as a source; None if it does not look so."""
     source = next(_known_in(plain, sources), None)
     if source is None:
         return None
@@ -110,37 +116,47 @@ def _makes_source(plain: str, hidden: str, sources: KnownNames, *, weighed: bool
     named = bool(colon) and role_of(key) == "name" and value.strip(' "') == source
     headed = plain.rstrip(" *_") in (f"{source}:", f"{source} =")
     if weighed or named or headed or _ARROW.search(hidden) or _MIXES.search(hidden) or _SHARES.search(hidden):
-        return f"{source!r} is taken as a model, and this line may say how it is made"
+        return f"{source!r} is read as a source, but this line may define it"
     return None
 
 
 def says_more_of_step(text: str, *, has_blocks: bool) -> str | None:
-    """Return why a remark below a step makes it another one; None if it does not.
+    """Return why a remark below a step may change it; None if it does not.
 
-    Remarks on blocks are none below a step that `has_blocks`, numbers by block; settings of a merger are. In sentences
-    only words for blocks count.
+    Args:
+        text: The remark. In a sentence, only words for blocks count.
+        has_blocks: Whether the step has numbers by block. Then remarks about blocks do not change it, but the settings
+            of a merger do.
+
+    Returns:
+        The reason for reporting the remark, or None.
     """
     plain = re.sub(r"^[\s#>*•-]+", "", normalized(text[:_LONGEST]))
     if len(plain) > _LONGEST_REMARK or _EMPTY.search(plain):
         return None
-    sentence = SAYS_A_VERB.search(plain) is not None or len(plain.split()) > _MOST_WORDS
+    sentence = HAS_VERB.search(plain) is not None or len(plain.split()) > _MOST_WORDS
     if (word := makes_it_another(plain, surely=True)) is not None and not sentence:
-        return f"{word!r} makes a merge no weighted sum or difference"
+        return f"{word!r} means a merge that is not a weighted sum or difference"
     words = names_blocks(plain)
     if words is None or re.match("block.?merge", words, re.IGNORECASE):
         return None
     if has_blocks and _SETTING.match(words) is None:
         return None
-    # "Only BASE was used" tells of what became of the step.
+    # "Only BASE was used" describes a later use of the step.
     if sentence and ("only" not in words.lower() or re.search(r"\bused\b", plain)):
         return None
     return f"{words!r} is about some blocks alone, and the step above has one number for all"
 
 
 def holds_weight(text: str, names: Collection[str] = ()) -> bool:
-    """Return whether a line holds a number as weights are written, and reports no similarity.
+    """Return whether a line contains a weight and does not report a similarity.
 
-    Beside one of `names` any number is a weight.
+    Args:
+        text: The line.
+        names: Names beside which any number is a weight.
+
+    Returns:
+        True if the line contains a number in the form of a weight, or any number and one of `names`.
     """
     plain = normalized(text[:_LONGEST])
     hidden = masked(plain)
@@ -155,10 +171,17 @@ def holds_weight(text: str, names: Collection[str] = ()) -> bool:
 
 
 def goes_on(text: str, output: str, *, remark: bool, defines: bool, below: bool) -> bool:
-    """Return whether a line of normalized text that is not understood would make something of the step `output`.
+    """Return whether a line that is not understood probably continues from the step `output`.
 
-    `remark` is whether it was passed over, `defines` whether it names what it makes, `below` whether no step
-    stands below it.
+    Args:
+        text: Normalized line.
+        output: Name of the step.
+        remark: Whether the line was read as prose.
+        defines: Whether the line names its result.
+        below: Whether the line is below the last step.
+
+    Returns:
+        True if the recipe may lack the line's step.
     """
     hidden = masked(text)
     if (below and re.match(r"[+*]\s*[\w(\"]|(?:=|->|→)\s*\w", text)) or (
@@ -182,7 +205,7 @@ def goes_on(text: str, output: str, *, remark: bool, defines: bool, below: bool)
 
 
 def _known_in(text: str, names: KnownNames) -> Iterator[str]:
-    """The known names in a text."""
+    """Yield the known names in a text."""
     for found in _WORD.finditer(text):
         word = found[0].rstrip(".-")
         if word in names:
@@ -194,16 +217,16 @@ def _known_in(text: str, names: KnownNames) -> Iterator[str]:
 
 
 def _are_weights(text: str, names: Collection[str]) -> bool:
-    """Whether two names or more have weights beside them: known ones, with a sign of a formula, or weights of sum 1."""
+    """Return whether two or more weighted names look like a sum: by a known name, a sign, or a total weight of 1."""
     pairs = [(found["name"] or found["named"], found["behind"] or found["before"]) for found in _PAIRS.finditer(text)]
     if len(pairs) < 2:
         return False
     if any(name in names for name, _ in pairs) or SIGN.search(text) or re.search(r"[\w)%]\s*\+", text):
         return True
     weights = [float(number.rstrip("% ")) / (100 if "%" in number else 1) for _, number in pairs]
-    return any(abs(sum(some) - 1) < 0.02 for some in (weights, *itertools.pairwise(weights)))
+    return any(abs(sum(addends) - 1) < 0.02 for addends in (weights, *itertools.pairwise(weights)))
 
 
 def mentions(text: str, name: str) -> bool:
-    """Return whether a name stands in a text as a word of its own."""
+    """Return whether a text contains a name as a separate word."""
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.ASCII) is not None

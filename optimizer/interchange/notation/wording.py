@@ -1,6 +1,6 @@
-"""The words by which texts speak of a merge: keys of numbers, bullets, and what makes a merge another one.
+"""The vocabulary of merges in texts: keys of numbers, bullets, and words that change a merge.
 
-Each is written down here alone, so that lines, labels, remarks, tables and names of steps are read alike.
+All other modules take these words from here, so that lines, labels, remarks, tables and names are read consistently.
 """
 
 import re
@@ -9,11 +9,11 @@ from optimizer.recipes import NUMBER
 
 __all__ = [
     "BULLET",
+    "HAS_VERB",
     "IS",
     "KEY",
     "KEY_WORDS",
     "MERGES",
-    "SAYS_A_VERB",
     "field_of",
     "is_key",
     "is_sentence_word",
@@ -23,7 +23,7 @@ __all__ = [
     "without_bullet",
 ]
 
-# Words between a name and its formula, instead of a sign.
+# Words that can replace the sign between a name and its formula.
 IS = re.compile(r"\s(?:is|equals|becomes|gives|makes)\s", re.IGNORECASE)
 BULLET = re.compile(
     r"^\s*(?:>\s*)*(?:(?:[•◦▪●○■□‣·*+-]|[☀-➿⬛⬜⭐\U0001f300-\U0001faff]\ufe0f?|#?\d{1,3}[.)]|#\d{1,3}|\(\d{1,3}\)|\[\d{1,3}\]"
@@ -38,14 +38,14 @@ _WORDS = {
     ),
     "symbol": rf"{_SYMBOL}(?:_?\d{{1,2}})?",
 }
-# Words that numbers are given by, with the sign behind them.
+# Keys of numbers, with the sign after them.
 KEY = re.compile(
     r"(?<![\w.-])(?:" + "|".join(f"(?P<{kind}>{words})" for kind, words in _WORDS.items()) + r")\s*(?P<sign>[=:])\s*",
     re.IGNORECASE,
 )
 KEY_WORDS = "|".join(_WORDS.values())
 _KEY_ALONE = re.compile(KEY_WORDS, re.IGNORECASE)
-# What makes a merge another one than the weighted sum, or difference, that its formula is; wherever it stands.
+# Words that always mean a merge other than the weighted sum or difference of its formula.
 _SURELY = (
     r"train(?:ed|ing)?[ _-]?diff|cosine[ _-]?[ab]\b|smooth[ _-]?add|(?<![a-z])(?:tensor[12]|rebasin|dare|ties|slerp"
     r"|elemental|calc[ _-]?mode|self[ _-]merge)(?![a-z])"
@@ -59,7 +59,8 @@ _OTHERWISE = re.compile(
 _BLOCK = (
     r"base|in(?:puts?)?|out(?:puts?)?|mid(?:dle)?|m|unet|u-net|text ?encoder|clip|te|vae|encoder|decoder|attention|attn"
 )
-_PART = r"base|unet|u-net|text ?encoder|clip|(?:in|out|mid|input|output|middle)[ _-]?blocks?"  # a VAE is told otherwise
+# Without the VAE, which remarks mention for other reasons.
+_PART = r"base|unet|u-net|text ?encoder|clip|(?:in|out|mid|input|output|middle)[ _-]?blocks?"
 _SOME_BLOCKS = re.compile(
     rf"(?<!\w)(?:(?:{_BLOCK}|(?:in|out|m|mi)\d\d)(?:[ _-]?blocks?)?(?:\s*[-~/,&+]\s*(?:in|out)?\d*)*\s+only"
     rf"|only\s+(?:the\s+)?(?:{_BLOCK}|(?:in|out|m|mi)\d\d)(?![a-z])|(?:in|out)\d\d|m00|mi00|mbw"
@@ -71,9 +72,9 @@ _SOME_BLOCKS = re.compile(
 MERGES = re.compile(
     r"\b(?:re)?(?:merg|mix|blend|combin)(?:e|es|ed|ing)?\b|\badd(?:ed|ing)?\b|マージ|混ぜ|合成", re.IGNORECASE
 )
-# A sentence tells something; names and remarks have no such word.
-SAYS_A_VERB = re.compile(r"\b(?:is|are|was|were|has|have|used|can|be|been)\b", re.IGNORECASE)
-# In the midst of words without quotation marks they tell that this is a sentence and no name.
+# Verbs occur in sentences, but not in names and remarks.
+HAS_VERB = re.compile(r"\b(?:is|are|was|were|has|have|used|can|be|been)\b", re.IGNORECASE)
+# Words of sentences, which unquoted names do not contain.
 _SENTENCE = frozenset((
     "and", "or", "with", "the", "of", "from", "into", "then", "using", "plus", "minus", "times", "to", "by", "for",
     "only", "is", "are", "was", "which", "than", "not", "at", "weight", "ratio", "preset", "via",
@@ -81,17 +82,17 @@ _SENTENCE = frozenset((
 
 
 def is_sentence_word(word: str) -> bool:
-    """Return whether a word is none of a name that stands without quotation marks."""
+    """Return whether a word belongs to sentences, so that an unquoted name cannot contain it."""
     return word.lower() in _SENTENCE
 
 
 def is_key(text: str) -> bool:
-    """Return whether a word is one of those that numbers are given by, such as weights and base_alpha."""
+    """Return whether a text is a key of numbers, for example weights or base_alpha."""
     return _KEY_ALONE.fullmatch(text.strip()) is not None
 
 
 def field_of(key: str) -> str:
-    """Return the field that a key gives: alpha, beta, base_alpha or base_beta, or a numbered one, such as alpha_1."""
+    """Return the field of a key: alpha, beta, base_alpha, base_beta, or a numbered one like alpha_1."""
     word = key.strip().lower()
     symbol = "beta" if "beta" in word else "alpha"
     if "base" in word:
@@ -101,29 +102,34 @@ def field_of(key: str) -> str:
 
 
 def makes_it_another(text: str, *, surely: bool = False) -> str | None:
-    """Return the word in a text that makes a merge another one than its formula: "train difference", cosineA, DARE.
+    """Return a word that means a merge other than its formula: "train difference", cosineA, DARE; None without one.
 
-    With `surely`, common words such as smooth, which names and remarks may hold, are none.
+    Args:
+        text: Words beside a formula or a method.
+        surely: Whether to ignore common words like smooth, which names and remarks can contain.
+
+    Returns:
+        The first such word, or None.
     """
     found = (_SURELY_OTHERWISE if surely else _OTHERWISE).search(text)
     return None if found is None else found[0]
 
 
 def names_blocks(text: str) -> str | None:
-    """Return the words in a text that speak of some blocks alone, or of numbers for them: "OUT only", "IN 0", MBW."""
+    """Return words about only some blocks or their numbers: "OUT only", "IN 0", MBW; None if the text has none."""
     found = _SOME_BLOCKS.search(text)
     return None if found is None else found[0]
 
 
 def says_more(text: str) -> str | None:
-    """Return why words beside a formula, in a remark or a column, make it another merge; None if they do not."""
+    """Return why words beside a formula, in a remark or a column, change its merge; None if they do not."""
     if (word := makes_it_another(text)) is not None:
-        return f"{word!r} beside it makes it no weighted sum or difference"
+        return f"{word!r} means a merge that is not a weighted sum or difference"
     if (words := names_blocks(text)) is not None:
-        return f"{words!r} beside it is about some blocks alone; write numbers for all"
+        return f"{words!r} is about some blocks alone; write numbers for all"
     return None
 
 
 def without_bullet(text: str) -> str:
-    """Return a line without the sign or number of a list before it."""
+    """Return a line without its bullet or list number."""
     return BULLET.sub("", text)

@@ -1,4 +1,4 @@
-"""Recipes printed in SuperMerger's notation, so that they are read back as the same recipe."""
+"""Writes recipes in SuperMerger's notation, from which `read_notation` returns the same recipe."""
 
 import json
 from collections.abc import Iterable
@@ -14,20 +14,28 @@ from optimizer.recipes import Alpha, Expected, Model, Recipe, Step, alpha_as_dat
 
 __all__ = ["MOST_COMPARED", "ending_of", "file_of", "write_notation"]
 
-MOST_COMPARED = 200  # names that are looked at for one that is nearly the same
+MOST_COMPARED = 200  # names compared in a search for a similar one
 
 
 def write_notation(recipe: Recipe) -> str:
-    """The recipe as text that `read_notation` reads as the same recipe, results of a fit (`similarity`) left out.
+    """Return a recipe as text from which `read_notation` returns the same recipe, without results of a fit.
 
-    Formulas as in the article: one line a step, its numbers by block below it where one does not hold for all blocks.
+    Each step is one line. Its numbers by block follow on a separate line, unless one number applies to all blocks.
+
+    Args:
+        recipe: The recipe; its results of a fit (`similarity`) are not written.
+
+    Returns:
+        Lines of text, each ending in a newline.
     """
     lines = _declarations(recipe)
     for step in recipe.steps:
-        formula, apart = formula_of(step, recipe.layout.blocks)
+        formula, on_own_line = formula_of(step, recipe.layout.blocks)
         lines.append(f"{formula} = {quoted(step.name)}")
         lines += [
-            f"    {name} = {_alpha_text(alpha, recipe.layout)}" for name, alpha in step.alphas.items() if apart[name]
+            f"    {name} = {_alpha_text(alpha, recipe.layout)}"
+            for name, alpha in step.alphas.items()
+            if on_own_line[name]
         ]
         if step.expect is not None:
             lines += _expected_lines(step.expect, recipe.layout)
@@ -35,16 +43,16 @@ def write_notation(recipe: Recipe) -> str:
 
 
 def _declarations(recipe: Recipe) -> list[str]:
-    """What formulas do not say, where it is not what `read_notation` would assume."""
+    """Return the declarations that formulas lack and `read_notation` would not assume."""
     lines = [f"recipe: {_json(recipe.name)}"]
     if recipe.layout.name != DEFAULT_LAYOUT:
         lines.append(f"layout: {_json(recipe.layout.name)}")
-    # The same numbers make another checkpoint under another mapping, so it always stands there.
+    # The mapping is always written, since the same numbers give another checkpoint under another mapping.
     lines.append(f"mapping: {_json(recipe.mapping)}")
     known = [step.name for step in recipe.steps]
-    met = [name for step in recipe.steps for name in step.inputs.values() if name not in known]
-    assumed = {name: Model(file_of(name)) for name in met}
-    # Declared models are never taken for a step or a model of nearly the same name.
+    sources = [name for step in recipe.steps for name in step.inputs.values() if name not in known]
+    assumed = {name: Model(file_of(name)) for name in sources}
+    # A declaration prevents `read_notation` from confusing a model with a step or model of a similar name.
     steps, plain = NamesByLikeness(known), {squeezed(name) for name in recipe.models}
     clear = len(plain) == len(recipe.models) <= MOST_COMPARED and not any(
         is_near(name, step) for name in recipe.models for step in steps.like(name)
@@ -87,12 +95,20 @@ def _json(value: Any) -> str:
 
 
 def file_of(name: str) -> str:
-    """Return the file that a model is assumed to be where nothing but its name is known."""
+    """Return the assumed file of a model of which only the name is known: the name, with .safetensors if needed."""
     return name if name.lower().endswith(CHECKPOINT_SUFFIXES) else f"{name}.safetensors"
 
 
 def ending_of(steps: Iterable[Step]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """The step that needs the most others, the last of several; all steps that none uses; those that need as many."""
+    """Return the output of steps, and the candidates for it.
+
+    Args:
+        steps: The steps of a recipe, at least one.
+
+    Returns:
+        The name of the unused step that needs the most other steps, the last one of several; the names of all unused
+        steps; and the names of those that need as many steps as the first.
+    """
     inputs = {step.name: tuple(step.inputs.values()) for step in steps}
     used = {name for needed in inputs.values() for name in needed}
     endings = tuple(name for name in inputs if name not in used) or tuple(inputs)

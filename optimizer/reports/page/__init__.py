@@ -1,4 +1,4 @@
-"""The report page: one HTML file that holds all it needs, drawn up from what a study has found."""
+"""The report page: a study's results as a single HTML file that loads nothing else."""
 
 from optimizer.reports.page.writing import check_report_name, report_figures, write_report
 

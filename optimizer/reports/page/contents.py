@@ -1,4 +1,4 @@
-"""What stands on the report page: figures, texts and charts, made of what a study has found."""
+"""The contents of the report page: figures, texts and charts, prepared from a study's results."""
 
 import math
 import re
@@ -32,37 +32,37 @@ from optimizer.version import __version__
 
 __all__ = ["Page", "contents"]
 
-# What people write where they know no licence.
+# Texts in a `license` field that state no licence.
 _NOT_STATED = frozenset({"unknown", "none", "n/a", "na", "unlicensed", "no license", "no licence"})
-# What a page holds of recipes and studies of any size; what is beyond is counted on the page.
-_MOST_STEPS = 40  # of which numbers, maps and similarities are shown
-_MOST_ROWS = 200  # of the table of all alphas
-_MOST_SEARCHES = 60  # of which the history is drawn
-_MOST_PANELS = 312  # similarity against alpha: twelve steps of the family with the fewest blocks
+# Limits of a page, for recipes and studies of any size; the page counts the items left out.
+_MOST_STEPS = 40  # steps with numbers, maps and similarities
+_MOST_ROWS = 200  # rows of the table of all alphas
+_MOST_SEARCHES = 60  # searches with a history
+_MOST_PANELS = 312  # panels of similarity against alpha: twelve steps of the family with the fewest blocks
 _MOST_NOTATION = 300_000  # characters
 _MOST_NAMED = 12  # sources that a sentence lists
-_LONGEST_NOTE = 200  # characters of a text that the recipe notes
-_MOST_PASSED = 5  # passes of a stage whose history is drawn
+_LONGEST_NOTE = 200  # characters of a text noted in the recipe
+_MOST_PASSES = 5  # passes of a stage with a history
 
 
 @dataclass(frozen=True)
 class Reached:
-    """A stage's last step by a metric: where its first step began, what was fitted, what any merge could reach.
+    """The result of a stage by one metric: similarities in [-1, 1] of its start, its last step and any merge's ceiling.
 
-    `own` is whether the stage was fitted by this metric.
+    `is_fitted_metric` is true for the metric of the fit. `before` is the similarity of its first step's input A.
     """
 
     stage: str
     step: str
     metric: str
-    own: bool
+    is_fitted_metric: bool
     before: float | None
     after: float
     ceiling: float | None
 
     @property
     def share(self) -> float | None:
-        """How much of what could be gained was; None where that is not known or nothing could be."""
+        """Share (0 to 1) of the way from `before` to `ceiling`; None if unknown or if there is nothing to gain."""
         if self.before is None or self.ceiling is None or self.ceiling - self.before < 1e-9:
             return None
         return (self.after - self.before) / (self.ceiling - self.before)
@@ -70,7 +70,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Numbers:
-    """An alpha of a step in SuperMerger's form: its formula, and the numbers with commas between."""
+    """An alpha of a step in SuperMerger's form: the step's formula, and the numbers separated by commas."""
 
     step: str
     alpha: str
@@ -80,7 +80,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Compared:
-    """A step's similarities by every metric noted, block by block; `chart` is by the stage's own metric."""
+    """A step's similarities by block and metric; `chart` shows those by the stage's metric."""
 
     stage: str
     step: str
@@ -92,7 +92,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table of all alphas: (class, number) for each block."""
+    """A row of the table of all alphas: (CSS class, number) for each block."""
 
     title: str
     cells: tuple[tuple[str, str], ...]
@@ -100,9 +100,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """The panels of a search, similarity against alpha: {step: ((parameter within the step, chart), ...)}.
+    """The panels of similarity against alpha of a search: {step: ((free alpha, chart), ...)}.
 
-    So many of its parameters are `left_out`.
+    `left_out` counts the free alphas without a panel.
     """
 
     search: SearchResult
@@ -112,7 +112,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Source:
-    """A source: its file and licence, how much of it is in the fitted recipe and in the target."""
+    """A source: its file and licence, and its coefficients in the fitted recipe and in the target."""
 
     name: str
     model: Model
@@ -123,19 +123,19 @@ class Source:
 
     @property
     def standing(self) -> str:
-        """What the recipe says of the licence: "unknown" if it states none, else "check it"."""
+        """State of the licence: "unknown" if the recipe states none, else "check it"."""
         stated = self.model.license.strip().lower()
         return "unknown" if stated in _NOT_STATED or not any(map(str.isalnum, stated)) else "check it"
 
     @property
     def alarming(self) -> bool:
-        """Whether the source is in the result and its licence unknown."""
+        """Whether the source is used in the result and its licence is unknown."""
         return self.used and self.standing == "unknown"
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the template shows; see the names. Counts `..._left_out` are of what the page has no room for."""
+    """The data of the template. Fields named `..._left_out` count the items beyond the page's limits."""
 
     title: str
     version: str
@@ -167,7 +167,7 @@ class Page:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that was found."""
+        """The fitted recipe."""
         return self.found.result.recipe
 
     @property
@@ -177,35 +177,35 @@ class Page:
 
     @property
     def alarms(self) -> tuple[Source, ...]:
-        """The sources in use whose licence is unknown or forbids commercial use."""
+        """The used sources whose licence is unknown."""
         return tuple(source for source in self.sources if source.alarming)
 
     @cached_property
     def marks(self) -> frozenset[str]:
-        """The classes of the shapes that charts show, for their keys."""
-        charts = [one.chart for one in self.compared]
+        """CSS classes of the shapes in the charts; legends list only these."""
+        charts = [compared.chart for compared in self.compared]
         charts += [chart for _, chart in self.histories]
-        charts += [chart for one in self.curves for panels in one.steps.values() for _, chart in panels]
+        charts += [chart for curves in self.curves for panels in curves.steps.values() for _, chart in panels]
         return frozenset(str(shape.attributes["class"]) for chart in charts for shape in chart.shapes)
 
     @property
     def thinned(self) -> int:
-        """Of searches with more trials than this not every one is drawn; 0 if there are none such."""
+        """Number of trials above which charts leave some out; 0 if no search has more."""
         return MOST_POINTS if any(len(search.trials) > MOST_POINTS for search, _ in self.histories) else 0
 
     @property
     def all_searched(self) -> bool:
-        """Whether every alpha that is shown was searched for."""
+        """Whether every alpha in the table was searched."""
         return not any(style == "unsearched" for line in self.lines for style, _ in line.cells)
 
     @property
     def main_ceiling(self) -> Ceiling | None:
-        """That of the metric that tells most."""
+        """The ceiling by the most informative metric."""
         return next((self.ceilings[name] for name in EXACT_METRICS if name in self.ceilings), None)
 
     @property
     def ceiling_rows(self) -> Mapping[str, Mapping[str, BlockCeiling]]:
-        """By metric, the one that tells more first."""
+        """Ceilings by metric and block, the most informative metric first."""
         return {name: self.ceilings[name].blocks for name in EXACT_METRICS if name in self.ceilings}
 
 
@@ -218,13 +218,22 @@ def contents(
     storage: str | None,
     date: str,
 ) -> Page:
-    """The page of a study that the user named `named`, its folder or file; `problems` tell why there are no ceilings.
+    """Return the contents of a study's report page.
 
-    `storage` is what others may be told to give as `storage`, None for the study's folder. `date` is today's.
+    Args:
+        found: The study's results.
+        ceilings: The ceilings by metric; empty if they could not be computed.
+        problems: The reasons why there are no ceilings.
+        named: The study's folder or file as the user typed it, for the commands on the page.
+        storage: Address of the trials, without secrets, for the commands; None for the study's folder.
+        date: Today's date.
+
+    Returns:
+        The contents.
     """
     result = found.result
     study, recipe, layout = result.study, result.recipe, result.recipe.layout
-    by_metric = {one.metric: one for one in ceilings}
+    by_metric = {ceiling.metric: ceiling for ceiling in ceilings}
     target = recipe.noted.target
     rows = alpha_rows(result)
     searched = [row for row in rows if row.found]
@@ -234,7 +243,7 @@ def contents(
     compared = _compared(result.scores, study.stages, by_metric)
     histories = _histories(result.searches)
     notation = write_notation(recipe.trimmed())
-    # A study is named by its folder or by its own file; what it has found lies in its folder.
+    # `named` is the study's folder or its file; the results are in the folder.
     by_file = study.path is not None and PurePath(named).name == study.path.name
     folder = PurePath(named).parent if by_file else PurePath(named)
     return Page(
@@ -243,8 +252,8 @@ def contents(
         date=date,
         found=found,
         ceilings=by_metric,
-        # The page may be given away: it does not tell where on somebody's disk the study lies.
-        ceiling_problems=tuple(_retold(problem, study.folder, folder) for problem in problems),
+        # The page may be shared, so it must not contain the study's absolute path.
+        ceiling_problems=tuple(_with_path_replaced(problem, study.folder, folder) for problem in problems),
         layout=layout,
         remarks=(*remarks(found, by_metric, _on_trials("fit", named, storage)), *_licences(sources)),
         reached=_reached(result.scores, study.stages, by_metric),
@@ -270,22 +279,24 @@ def contents(
 
 
 def _text(noted: str | None) -> str | None:
-    """Return a text that a recipe notes, as a page may show it."""
+    """Return a text noted in a recipe in printable characters, shortened; None stays None."""
     return None if noted is None else printable(noted)[:_LONGEST_NOTE]
 
 
 def _reached(
     scores: Sequence[StepScores], stages: Sequence[Stage], ceilings: Mapping[str, Ceiling]
 ) -> tuple[Reached, ...]:
+    """Return the results of the stages by metric."""
     found = []
     for stage in stages:
-        own = [one for one in scores if one.stage == stage.name]
-        for last in own:
+        of_stage = [entry for entry in scores if entry.stage == stage.name]
+        for last in of_stage:
             if last.step != stage.steps[-1]:
                 continue
-            first = next((one for one in own if (one.step, one.metric) == (stage.steps[0], last.metric)), last)
+            start = (stage.steps[0], last.metric)
+            first = next((entry for entry in of_stage if (entry.step, entry.metric) == start), last)
             ceiling = ceilings.get(last.metric)
-            values = {} if ceiling is None else {block: one.ceiling for block, one in ceiling.blocks.items()}
+            values = {} if ceiling is None else {block: entry.ceiling for block, entry in ceiling.blocks.items()}
             known = bool(values) and set(last.after) <= set(values)
             found.append(
                 Reached(
@@ -316,8 +327,8 @@ def _compared(scores: Sequence[StepScores], stages: Sequence[Stage], ceilings: M
     found = []
     for stage in stages:
         for step in stage.steps:
-            own = tuple(one for one in scores if (one.stage, one.step) == (stage.name, step))
-            main = next((one for one in own if one.metric == stage.metric), None)
+            of_step = tuple(entry for entry in scores if (entry.stage, entry.step) == (stage.name, step))
+            main = next((entry for entry in of_step if entry.metric == stage.metric), None)
             if main is None:
                 continue
             bounds = {
@@ -329,9 +340,9 @@ def _compared(scores: Sequence[StepScores], stages: Sequence[Stage], ceilings: M
             }
             before = total_similarity(main.before)
             start = "" if math.isnan(before) else f"from {100 * before:.4f}% "
-            told = f"{main.metric} similarity of {step}: {start}to {100 * total_similarity(main.after):.4f}%"
-            chart = dumbbells(f"{told}, block by block", stage.measured, main.before, main.after, bounds)
-            found.append(Compared(stage.name, step, main.metric, chart, own, tuple(main.after)))
+            title = f"{main.metric} similarity of {step}: {start}to {100 * total_similarity(main.after):.4f}%"
+            chart = dumbbells(f"{title}, block by block", stage.measured, main.before, main.after, bounds)
+            found.append(Compared(stage.name, step, main.metric, chart, of_step, tuple(main.after)))
     return found
 
 
@@ -348,27 +359,28 @@ def _line(row: AlphaRow, scale: Scale) -> Line:
 
 
 def _histories(searches: Sequence[SearchResult]) -> list[SearchResult]:
-    """Of many passes the first ones and the last."""
+    """Return the searches with trials; of many passes only the first ones and the last."""
     last = max((search.number for search in searches), default=1)
-    shown = {*range(1, _MOST_PASSED), last}
+    shown = {*range(1, _MOST_PASSES), last}
     return [search for search in searches if search.trials and search.number in shown]
 
 
 def _curves(searches: Sequence[SearchResult]) -> tuple[Curves, ...]:
-    # Of several passes over a step only the last: the earlier ones scored it under other alphas of the rest.
+    """Return the panels of similarity against alpha, at most `_MOST_PANELS` in total."""
+    # Only the last of several passes over a step: earlier ones scored it with different alphas of the other steps.
     latest = {search.searched: search for search in searches if search.completed}
     left = _MOST_PANELS
     found = []
     for search in latest.values():
         drawn, trials, best = search.open[:left], shown_trials(search), search.best
-        assert best is not None  # there are completed trials
+        assert best is not None  # `latest` contains only searches with completed trials
         steps = {
             step: tuple(
-                (one.name.removeprefix(step).removeprefix("."), against_alpha(search, one, trials, best.number))
-                for one in drawn
-                if one.step == step
+                (free.name.removeprefix(step).removeprefix("."), against_alpha(search, free, trials, best.number))
+                for free in drawn
+                if free.step == step
             )
-            for step in dict.fromkeys(one.step for one in drawn)
+            for step in dict.fromkeys(free.step for free in drawn)
         }
         found.append(Curves(search, steps, len(search.open) - len(drawn)))
         left -= len(drawn)
@@ -376,15 +388,20 @@ def _curves(searches: Sequence[SearchResult]) -> tuple[Curves, ...]:
 
 
 def _sources(found: Found, ceilings: Mapping[str, Ceiling]) -> tuple[Source, ...]:
+    """Return the sources of the recipe and of the study's scored steps."""
     study, recipe = found.result.study, found.result.recipe
     shares = next((ceilings[name] for name in EXACT_METRICS if name in ceilings), None)
-    # As ceilings are: a block is scored on the last step of its stage, of the last such stage if there are several.
+    # As for the ceilings, a block is scored on the last step of its stage; of several such stages the last one counts.
     step_of = {block: stage.steps[-1] for stage in study.stages for block in stage.blocks}
     by_step = {step: block_coefficients(recipe, step) for step in dict.fromkeys(step_of.values())}
     used = set(recipe.sources())
     sources = []
     for name, model in recipe.models.items():
-        if name not in used and name != study.base and not any(name in found for found in by_step.values()):
+        if (
+            name not in used
+            and name != study.base
+            and not any(name in coefficients for coefficients in by_step.values())
+        ):
             continue
         by_block = {
             block: by_step[step_of[block]].get(name, {}).get(block, 0.0)
@@ -398,39 +415,43 @@ def _sources(found: Found, ceilings: Mapping[str, Ceiling]) -> tuple[Source, ...
 
 
 def _licences(sources: Sequence[Source]) -> Iterator[Remark]:
+    """Yield a remark on used sources without a stated licence."""
     if names := [source.name for source in sources if source.alarming]:
         shown = ", ".join(names[:_MOST_NAMED]) + (
             f" and {len(names) - _MOST_NAMED} more" if names[_MOST_NAMED:] else ""
         )
         yield Remark(
             "Licences are unknown",
-            f"Those of {shown}. Look before you share or sell anything made with this recipe; what the recipe states "
-            "of the others stands below, in Files and licences.",
+            f"The recipe states no licence for {shown}. Look them up before you share or sell anything made with this "
+            "recipe. The licences of the other sources are listed below, under Files and licences.",
             True,
         )
 
 
-def _retold(text: str, folder: PurePath, told: PurePath) -> str:
-    """`text` with `told` in place of each path that is `folder` or lies in it."""
-    if not folder.name:  # the study's folder is the current one, as ".", or a whole disk
+def _with_path_replaced(text: str, folder: PurePath, shown: PurePath) -> str:
+    """Return `text` with the path `folder` replaced by `shown`, also where it starts a longer path."""
+    if not folder.name:  # the study's folder is the current one, ".", or a whole disk
         return text
     start = rf"(?<![\w./\\-]){re.escape(str(folder))}"
-    return re.sub(start + r"(?=[/\\:;,\s]|$)", lambda _: str(told), text)
+    return re.sub(start + r"(?=[/\\:;,\s]|$)", lambda _: str(shown), text)
 
 
 def _on_trials(command: str, named: str, storage: str | None) -> str:
-    """The whole command, for one that needs to know where the trials are."""
+    """Return the command line of a command on the study's trials, with --storage if needed."""
     return f"blockfit {command} {quoted(named)}" + ("" if storage is None else f" --storage {quoted(storage)}")
 
 
 def _commands(named: str, folder: PurePath, storage: str | None, recipe: Recipe) -> tuple[tuple[str, str], ...]:
     best = quoted(StudyFolder(Path(folder)).best.as_posix())
     commands = [
-        ("fit, or go on where it stopped", _on_trials("fit", named, storage)),
+        ("fit, or resume the fit", _on_trials("fit", named, storage)),
         ("merge the recipe into a checkpoint", f"blockfit merge {best} -o {_file_name(recipe.name)}.safetensors"),
-        ("the recipe for SuperMerger, presets included", f"blockfit export {best} --to supermerger -o recipe.txt"),
-        ("what these sources can reach", f"blockfit ceiling {quoted(named)}"),
-        ("this page", _on_trials("report", named, storage)),
+        (
+            "export the recipe for SuperMerger, presets included",
+            f"blockfit export {best} --to supermerger -o recipe.txt",
+        ),
+        ("compute what these sources can reach", f"blockfit ceiling {quoted(named)}"),
+        ("write this page", _on_trials("report", named, storage)),
     ]
     return tuple(commands)
 

@@ -1,6 +1,6 @@
 """The report page's charts as lists of shapes, which the template writes as SVG.
 
-Colours are classes of the page's stylesheet, so that charts follow its dark mode and its print. Texts are texts.
+Colours are classes of the page's stylesheet, so that they adapt to dark mode and print. Texts remain selectable text.
 """
 
 import math
@@ -30,9 +30,9 @@ __all__ = [
 ]
 
 _Point = TypeVar("_Point")
-# Trials drawn as points of one chart; of more every n-th is.
+# Maximum number of points in a chart; of more trials only every n-th is drawn.
 MOST_POINTS = 250
-# Similarities that are nearer than this are equal but for rounding.
+# Similarities closer than this differ by rounding only.
 _SAME = 1e-9
 
 
@@ -47,7 +47,7 @@ class Shape:
 
 @dataclass
 class Drawing:
-    """A chart of so many units: shapes in the order in which they are painted, and what it shows, in words."""
+    """A chart: its size in SVG units, its shapes in the order of painting, and `label`, a description in words."""
 
     width: float
     height: float
@@ -55,20 +55,20 @@ class Drawing:
     shapes: list[Shape] = field(default_factory=list)
 
     def add(self, tag: str, style: str, text: str = "", **attributes: object) -> None:
-        """Paint a shape of a class; attributes whose names hold a dash are written with an underscore."""
+        """Add a shape of a CSS class; an underscore in an attribute's name stands for a dash."""
         written = {name.replace("_", "-"): _written(value) for name, value in attributes.items() if value is not None}
         self.shapes.append(Shape(tag, {"class": style, **written}, text))
 
     def line(self, style: str, x1: float, y1: float, x2: float, y2: float) -> None:
-        """Paint a straight line."""
+        """Add a straight line."""
         self.add("line", style, x1=x1, y1=y1, x2=x2, y2=y2)
 
     def words(self, style: str, x: float, y: float, text: str, anchor: str = "start") -> None:
-        """Write a text, its baseline at `y`."""
+        """Add a text with its baseline at `y`."""
         self.add("text", style, text, x=x, y=y, text_anchor=None if anchor == "start" else anchor)
 
     def points(self, style: str, points: Iterable[tuple[float, float]]) -> None:
-        """Paint dots, all in one element; their size is that of the class's stroke."""
+        """Add dots as a single element; the stroke width of the CSS class is their size."""
         path = "".join(f"M{_written(x)} {_written(y)}h0" for x, y in points)
         if path:
             self.add("path", style, d=path)
@@ -76,19 +76,19 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Scale:
-    """What colours stand for: alphas from 0, palest, to `largest` in size, in steps of a twentieth."""
+    """A colour scale for alphas: 20 levels of absolute value, from 0 (palest) to `largest`."""
 
     largest: float
     negative: bool
 
     @staticmethod
     def of(rows: Iterable[AlphaRow]) -> "Scale":
-        """One on which all searched alphas of these rows are told apart."""
+        """Return a scale that covers all searched alphas of the rows."""
         found = [number for row in rows for number in row.found]
         return Scale(max([1e-3, *map(abs, found)]), min([0.0, *found]) < 0)
 
     def style(self, alpha: float, searched: bool = True) -> str:
-        """The class of a cell."""
+        """Return the CSS class of a cell."""
         if not searched:
             return "unsearched"
         level = round(20 * min(abs(alpha) / self.largest, 1.0))
@@ -96,20 +96,20 @@ class Scale:
 
     @property
     def steps(self) -> list[tuple[str, str]]:
-        """(class, number) of a legend's fields, from the lowest."""
+        """Fields of the legend, (CSS class, number), in ascending order."""
         shares = [n / 5 for n in range(-5 if self.negative else 0, 6)]
         return [(self.style(share * self.largest), short_number(share * self.largest)) for share in shares]
 
 
 def short_number(number: float) -> str:
-    """An alpha in two decimals, as narrow as it can be: `.42`, `-.05`, `0`, `1`."""
+    """Return an alpha with two decimals in the shortest form: `.42`, `-.05`, `0`, `1`."""
     text = f"{number:.2f}"
     if float(text) == 0:
         return "0"
     return text.removesuffix(".00").replace("0.", ".", 1) if abs(number) < 1 else text.removesuffix(".00")
 
 
-# Of a block in a map: its width, its height, and the gap to the next.
+# Width and height of a block in a map, and the gap to the next block, in SVG units.
 _CELL = 92.0, 21.0, 3.0
 _COLUMNS = 3
 
@@ -117,16 +117,24 @@ _COLUMNS = 3
 def block_map(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
     """Draw an alpha on the blocks of a network.
 
-    Of a UNet the input blocks go down on the left, the middle is at the bottom, the output blocks go up on the right;
-    rows of input and output blocks that skip connections join are level, and other blocks, those of text encoders,
-    stand apart inside. The blocks of other networks go down one column after another.
+    For a UNet, the input blocks go down on the left, the middle is at the bottom, and the output blocks go up on the
+    right; skip connections join blocks of the same height. Other blocks, those of text encoders, are in between. The
+    blocks of other networks fill one column after another.
+
+    Args:
+        row: The alpha.
+        scale: The colour scale.
+        layout: The layout of the network.
+
+    Returns:
+        The chart.
     """
     if layout.unet is None:
         return _columns(row, scale, layout)
     inputs, middle, outputs = (layout.groups[kind] for kind in layout.unet)
     alphas = dict(zip(layout.blocks, zip(row.values, row.searched, strict=True), strict=True))
     width, height, gap = _CELL
-    apart = [block for block in layout.blocks if block not in (*inputs, *middle, *outputs)]
+    inner = [block for block in layout.blocks if block not in (*inputs, *middle, *outputs)]
     rows = max(len(inputs), len(outputs))
     columns = (1.0, 104.0, 207.0)
     drawing = Drawing(
@@ -145,10 +153,10 @@ def block_map(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
     for x in (columns[0] + width / 2, columns[2] + width / 2):
         drawing.line("flow", x, 1, x, turn)
     drawing.line("flow", columns[0] + width / 2, turn, columns[2] + width / 2, turn)
-    for position, block in enumerate(apart):
-        y = 1 + (rows / 2 - len(apart) / 2 + position) * (height + gap)
+    for position, block in enumerate(inner):
+        y = 1 + (rows / 2 - len(inner) / 2 + position) * (height + gap)
         drawing.add("rect", "clear", x=columns[1] - 6, y=y - 18, width=width + 12, height=height + 24)
-        titles = " and ".join(one.title for one in layout.text_encoders if one.block == block)
+        titles = " and ".join(encoder.title for encoder in layout.text_encoders if encoder.block == block)
         drawing.words("small", columns[1] + width / 2, y - 6, titles, "middle")
         cell(block, columns[1], y)
     for position, block in enumerate(inputs):
@@ -174,7 +182,7 @@ def _columns(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
 def _cell(drawing: Drawing, scale: Scale, block: str, alpha: float, x: float, y: float, *, searched: bool) -> None:
     width, height, _ = _CELL
     style = scale.style(alpha, searched)
-    # Colours let through what is below them: the lines between blocks are not to be seen in these.
+    # The colours are translucent: an opaque rectangle below hides the lines between blocks.
     drawing.add("rect", "clear", x=x, y=y, width=width, height=height, rx=3)
     drawing.add("rect", f"cell {style}", x=x, y=y, width=width, height=height, rx=3)
     drawing.words(f"on {style} block", x + 7, y + 14.5, block)
@@ -188,10 +196,17 @@ def dumbbells(
     after: Mapping[str, float],
     ceiling: Mapping[str, float],
 ) -> Drawing:
-    """Similarities block by block: a ring before, a dot after, a bar at the ceiling where there is one.
+    """Draw similarities block by block: a ring before, a dot after, and a bar at the ceiling if known.
 
-    `measured` are metrics with their blocks; of several each has its name above its own. Blocks that are not in `after`
-    are those that the target has unchanged.
+    Args:
+        label: Description of the chart.
+        measured: The metrics with their blocks. Several metrics get headings.
+        before: Similarities in [-1, 1] of the step's input A, by block.
+        after: Similarities of the step's result. A missing block is one whose tensors in the target equal the base's.
+        ceiling: Highest similarities that a merge can reach.
+
+    Returns:
+        The chart, with axes in per cent.
     """
     left, right, line, top = 46.0, 250.0, 17.0, 8.0
     numbers = [100 * value for values in (before, after, ceiling) for value in values.values()]
@@ -231,7 +246,7 @@ def dumbbells(
 
 
 def best_so_far(search: SearchResult) -> Drawing:
-    """A search's trials and the best of them so far."""
+    """Draw the similarities of a search's trials, and the best so far as a line."""
     right, top, bottom = 312.0, 8.0, 150.0
     best = search.best
     found = "no completed trial" if best is None else f"best {100 * best.total:.4f}% in trial {best.number}"
@@ -282,7 +297,7 @@ def best_so_far(search: SearchResult) -> Drawing:
 
 
 def shown_trials(search: SearchResult) -> tuple[Trial, ...]:
-    """The completed trials that panels show: every n-th of many, the best and those at exact optima in any case."""
+    """Return the completed trials to draw: every n-th, and always the best and those at exact optima."""
     done, best = search.completed, search.best
     step = math.ceil(len(done) / MOST_POINTS) or 1
     return tuple(
@@ -293,7 +308,7 @@ def shown_trials(search: SearchResult) -> tuple[Trial, ...]:
 
 
 def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[Trial], best: int) -> Drawing:
-    """A parameter's blocks' similarity against its value in these trials, exact optima, and trial number `best`."""
+    """Draw the similarity of a free alpha's blocks against its value in trials, with exact optimum and best trial."""
     right, top, bottom = 154.0, 6.0, 88.0
     low, high = parameter.free.low, parameter.free.high
     points = [
@@ -332,18 +347,18 @@ def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[T
 
 
 def _main_optimum(trials: Sequence[Trial]) -> Trial | None:
-    """The trial at the exact optimum of the metric that tells most; another's beside it would confuse."""
+    """Return the trial at the exact optimum of the most informative metric; several optima would confuse readers."""
     origins = {trial.origin: trial for trial in reversed(trials)}
     return next((origins[origin] for name in EXACT_METRICS if (origin := f"exact {name}") in origins), None)
 
 
 def _in_words(row: AlphaRow, layout: Layout) -> str:
-    told = [f"{block} {alpha:.3f}" for block, alpha in zip(layout.blocks, row.values, strict=True)]
-    return ", ".join(told)
+    texts = [f"{block} {alpha:.3f}" for block, alpha in zip(layout.blocks, row.values, strict=True)]
+    return ", ".join(texts)
 
 
 def _axis(numbers: Sequence[float], *, room: float = 0.04, most: int = 4) -> tuple[float, float, list[float]]:
-    """From where to where an axis of these numbers goes, and its ticks."""
+    """Return the lower and upper end of an axis for these numbers, and its ticks."""
     low, high = min(numbers), max(numbers)
     spread = max(high - low, 1e-7 * max(abs(low), abs(high), 1.0))
     low, high = low - room * spread, high + room * spread
@@ -352,7 +367,7 @@ def _axis(numbers: Sequence[float], *, room: float = 0.04, most: int = 4) -> tup
 
 
 def _margin(ticks: Sequence[float]) -> float:
-    """What the numbers beside an axis take, in units; letters are ten high."""
+    """Return the width in SVG units of the numbers beside an axis, for letters 10 units high."""
     return 10.0 + 5.7 * max([3, *(len(f"{tick:.10g}") for tick in ticks)])
 
 
@@ -369,7 +384,7 @@ def _running_best(values: Sequence[float]) -> list[float]:
 
 
 def _shown_range(values: Sequence[float], tops: Sequence[float]) -> tuple[float, float]:
-    """The similarities that a panel shows: a few trials far below would press the line flat against the top."""
+    """Return the range of similarities to show, without a few trials far below, which would compress the rest."""
     high, median = tops[-1], sorted(values)[len(values) // 2]
     low = min(tops[0], median)
     if min(values) < high - 3 * (high - low) < high:
@@ -378,7 +393,7 @@ def _shown_range(values: Sequence[float], tops: Sequence[float]) -> tuple[float,
 
 
 def _thinned(points: Sequence[_Point]) -> Sequence[_Point]:
-    """As many of the points as are drawn, evenly spread."""
+    """Return at most `MOST_POINTS` of the points, evenly spaced."""
     return points[:: math.ceil(len(points) / MOST_POINTS) or 1]
 
 
@@ -399,5 +414,5 @@ def _star(x: float, y: float) -> str:
 
 
 def _written(value: object) -> object:
-    """Coordinates to a tenth: more is not seen, and makes the page large."""
+    """Return a coordinate rounded to a tenth, to keep the page small; other values are unchanged."""
     return f"{value:.1f}".removesuffix(".0").replace("-0.0", "0") if isinstance(value, float) else value

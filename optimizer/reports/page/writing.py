@@ -1,4 +1,4 @@
-"""The report page as text: the template filled in, with style and script inside, and written to disk."""
+"""Rendering of the report page from its templates, with style and script inline, and writing it to disk."""
 
 import base64
 import hashlib
@@ -34,15 +34,26 @@ def write_report(
     storage: str | None = None,
     date: str,
 ) -> Page:
-    """Write the page of what a study has found to `path`, or leave what is there; gives what stands on it.
+    """Write the report page of a study to `path`.
 
         write_report(
             found_result(study), *found_ceilings("my-study"), "report.html", named="my-study", date="2026-11-23"
         )
 
-    `problems` tell why there are no `ceilings`; `named` is what the user calls the study, `storage` where its trials
-    are, as it may be shown, if that is not its folder; `date` today's. Raises InputError if it cannot be written, or
-    `path` does not end in .html or .htm.
+    Raises InputError if the file cannot be written, or if its name does not end in .html or .htm; an existing file then
+    stays intact.
+
+    Args:
+        found: The study's results.
+        ceilings: The ceilings by metric; empty if they could not be computed.
+        problems: The reasons why there are no ceilings.
+        path: The file to write.
+        named: The study's folder or file as the user typed it, for the commands on the page.
+        storage: Address of the trials, without secrets, for the commands; None for the study's folder.
+        date: Today's date.
+
+    Returns:
+        The contents of the page.
     """
     check_report_name(path)
     page = contents(found, ceilings, problems, named=named, storage=storage, date=date)
@@ -51,13 +62,13 @@ def write_report(
 
 
 def check_report_name(path: Path | str) -> None:
-    """Raise InputError if a file of this name is no page: a slip would replace a study, its trials or a checkpoint."""
+    """Raise InputError unless a name ends in .html or .htm: a typing error could overwrite a study or checkpoint."""
     if Path(path).suffix.lower() not in _SUFFIXES:
         raise InputError(f"{path}: a report is written as HTML; the file's name must end in {' or '.join(_SUFFIXES)}")
 
 
 def report_page(page: Page) -> str:
-    """The page as HTML. It loads nothing, and its policy forbids that; names from files can be nothing but text."""
+    """Return the page as HTML that loads nothing, with a policy that forbids loading; names from files are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("optimizer.reports.page"),
         autoescape=True,
@@ -70,11 +81,11 @@ def report_page(page: Page) -> str:
         "total": total_similarity,
         "change": _change,
         "measured": _measured,
-        "parted": _parted,
+        "breakable": _breakable,
     }
     style = Markup(environment.get_template("report.css").render(negative=page.scale.negative))  # noqa: S704
     script = Markup(environment.get_template("report.js").render())  # noqa: S704
-    # Only this style and this script: should a name ever get past the escaping, it does nothing.
+    # Only this style and this script may run, so a name that escapes the escaping would still be harmless.
     policy = (
         f"default-src 'none'; style-src '{_hash_of(style)}'; script-src '{_hash_of(script)}'; base-uri 'none'; "
         "form-action 'none'"
@@ -86,22 +97,22 @@ def report_page(page: Page) -> str:
 
 
 def report_figures(page: Page) -> dict[str, Any]:
-    """The page's main figures, as JSON takes them."""
+    """Return the page's main figures for JSON."""
     return {
         "study": page.title,
         "complete": not page.found.result.interrupted,
         "stages": [
             {
-                "stage": one.stage,
-                "step": one.step,
-                "metric": one.metric,
-                "before": one.before,
-                "after": one.after,
-                "ceiling": one.ceiling,
+                "stage": reached.stage,
+                "step": reached.step,
+                "metric": reached.metric,
+                "before": reached.before,
+                "after": reached.after,
+                "ceiling": reached.ceiling,
             }
-            for one in page.reached
+            for reached in page.reached
         ],
-        "ceilings": {metric: one.total for metric, one in page.ceilings.items()},
+        "ceilings": {metric: ceiling.total for metric, ceiling in page.ceilings.items()},
         "searches": {
             search.name: {
                 "trials": len(search.completed),
@@ -134,8 +145,8 @@ def _change(pair: tuple[float, float]) -> str:
     return f"{100 * (after - before):+.4f}" if math.isfinite(before) and math.isfinite(after) else _MISSING
 
 
-def _parted(block: str) -> Markup:
-    """A block's name that may break before its number."""
+def _breakable(block: str) -> Markup:
+    """Return a block's name with a possible line break before its number."""
     kind = block.rstrip("0123456789")
     return Markup("{}<wbr>{}").format(kind, block[len(kind) :])
 

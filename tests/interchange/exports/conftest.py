@@ -1,4 +1,4 @@
-"""Tiny sources for other tools to merge."""
+"""Small sources that other tools can merge."""
 
 import pytest
 from exporting import SOURCES
@@ -6,7 +6,7 @@ from exporting import SOURCES
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory, write_sd1, sd1_tensors):
-    """A folder of float32 finetunes of one model, base, x and y, each also as NAME-novae, and {file stem: tensors}."""
+    """Return a folder of float32 finetunes (base, x, y, each also as NAME-novae), and {file stem: tensors}."""
     folder = tmp_path_factory.mktemp("exports")
     common = sd1_tensors(seed=0)
     tensors = {}

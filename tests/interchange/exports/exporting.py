@@ -1,4 +1,4 @@
-"""What the tests of all exports share: recipes, the tensors that they must give, and the messages of refusals."""
+"""Shared parts of the export tests: recipes, the expected tensors, and the messages of refusals."""
 
 from pathlib import PurePosixPath
 
@@ -20,18 +20,18 @@ VAE = "first_stage_model."
 
 
 def whole(numbers):
-    """An alpha of one number for all blocks, or of numbers by block, 0 where unnamed."""
+    """Return an alpha from one number for all blocks, or from numbers by block with 0 for the others."""
     given = dict.fromkeys(BLOCKS, float(numbers)) if isinstance(numbers, int | float) else numbers
     return Alpha({block: given.get(block, 0.0) for block in BLOCKS})
 
 
 def make_step(name, mode, a, b, c=None, alpha=0.0, beta=None):
-    """A step; its alphas as `whole` takes them."""
+    """Return a step; its alphas are arguments of `whole`."""
     return Step(name, mode, a, b, c, whole(alpha), None if beta is None else whole(beta))
 
 
 def make_recipe(*steps, mapping="supermerger", files=None, output=None):
-    """A recipe of these steps on base, x and y, whose files are NAME.safetensors unless `files` says otherwise."""
+    """Return a recipe of these steps on base, x and y, with files NAME.safetensors unless `files` has others."""
     given = {name: f"{name}.safetensors" for name in SOURCES} | (files or {})
     models = {name: Model(file) for name, file in given.items()}
     return Recipe("made", load_layout("sd1"), models, steps, output or steps[-1].name, mapping)
@@ -58,13 +58,13 @@ NESTED = (
 
 
 def expected_tensors(recipe, tensors):
-    """What the recipe's output holds, step by step in float64; `tensors` are {file stem: {name: value}}."""
+    """Return the output's tensors, computed step by step in float64; `tensors` is {file stem: {name: value}}."""
     models = {name: tensors[PurePosixPath(recipe.models[name].file).stem] for name in recipe.sources()}
     return merge_by_steps(as_dicts(recipe.ancestors()), models, block=BLOCK_OF[recipe.mapping])[recipe.output]
 
 
 def assert_equal_tensors(found, expected, tolerance=1e-6):
-    """The same float32 tensors, each to `tolerance` of its largest value."""
+    """Assert that float32 tensors are equal, each to `tolerance` times its largest value."""
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name].dtype == torch.float32, name
@@ -73,7 +73,7 @@ def assert_equal_tensors(found, expected, tolerance=1e-6):
 
 
 def refused(recipe, format_name):
-    """The problems with which the export is refused."""
+    """Return the problems with which the export is refused."""
     with pytest.raises(RecipeError) as caught:
         export_recipe(recipe, format_name)
     return caught.value.problems
@@ -90,7 +90,7 @@ def recipes(
     mappings=tuple(BLOCK_OF),
     most=3,
 ):
-    """Recipes of one to `most` steps, numbers on some blocks, some of the sources without a VAE."""
+    """Draw a recipe of one to `most` steps with numbers on some blocks, and some sources without a VAE."""
     numbers = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(low, high).map(lambda value: round(value, 4)))
     some_blocks = ("BASE", "IN00", "IN01", "IN10", "M00", "OUT01", "OUT11")
     steps = []

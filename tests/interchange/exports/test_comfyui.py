@@ -1,4 +1,4 @@
-"""The export to ComfyUI: a valid workflow that, carried out node by node, gives the tensors of the steps."""
+"""The export to ComfyUI: a valid workflow that, executed node by node, gives the tensors of the steps."""
 
 import json
 from pathlib import PurePosixPath
@@ -26,9 +26,9 @@ from optimizer.interchange import export_recipe
 UNET = "model.diffusion_model."
 TEXT = "cond_stage_model."
 
-# What ComfyUI's nodes take and give: (type) for a link, (low, high) for a number, str for a text. Compared with the
+# Inputs and outputs of ComfyUI's nodes: a type for a link, (low, high) for a number, str for a text. Compared with the
 # INPUT_TYPES, RETURN_TYPES and merge functions of ComfyUI's comfy_extras/nodes_model_merging.py at commit 3d3d14d28470
-# and nodes_model_merging_model_specific.py at 0c745430df88; `carry_out` computes what those functions compute.
+# and nodes_model_merging_model_specific.py at 0c745430df88; `carry_out` computes the same as those functions.
 RATIO = (0.0, 1.0)
 MULTIPLIER = (-10.0, 10.0)
 BLOCK_INPUTS = (
@@ -52,12 +52,12 @@ NODES = {
 
 
 def validate(workflow):
-    """Every node exists, and has the inputs that its definition wants, each of its type and range."""
+    """Assert that each node exists and has exactly the inputs of its definition, each of its type and range."""
     for node in workflow.values():
-        wanted, _ = NODES[node["class_type"]]
-        assert set(node["inputs"]) == set(wanted)
+        expected, _ = NODES[node["class_type"]]
+        assert set(node["inputs"]) == set(expected)
         for name, value in node["inputs"].items():
-            kind = wanted[name]
+            kind = expected[name]
             if kind is str:
                 assert isinstance(value, str)
                 assert value
@@ -71,7 +71,7 @@ def validate(workflow):
 
 
 def carry_out(workflow, tensors):
-    """What the workflow saves, {tensor name: value}, computed as ComfyUI's nodes say, in float64."""
+    """Return the tensors that the workflow saves, by name, computed by the rules of ComfyUI's nodes in float64."""
 
     def part(stem, start):
         return {k: v.double() for k, v in tensors[stem].items() if k.startswith(start) and v.is_floating_point()}
@@ -86,32 +86,32 @@ def carry_out(workflow, tensors):
             return part(PurePosixPath(inputs["ckpt_name"]).stem, (UNET, TEXT, VAE)[link[1]])
         first, second = (output(inputs[name]) for name in inputs if name in ("model1", "model2", "clip1", "clip2"))
         if kind == "ModelMergeSD1":
-            return combine(first, second, lambda name, one, two: mixed(ratio_of(inputs, name), one, two))
+            return combine(first, second, lambda name, a, b: mixed(ratio_of(inputs, name), a, b))
         if kind == "CLIPMergeSimple":
-            return combine(first, second, lambda _, one, two: mixed(inputs["ratio"], one, two))
+            return combine(first, second, lambda _, a, b: mixed(inputs["ratio"], a, b))
         if kind.endswith("Subtract"):
             factor = inputs["multiplier"]
-            return combine(first, second, lambda _, one, two: factor * one - factor * two)
+            return combine(first, second, lambda _, a, b: factor * a - factor * b)
         assert kind.endswith("Add")
-        return combine(first, second, lambda _, one, two: one + two)
+        return combine(first, second, lambda _, a, b: a + b)
 
     (save,) = (node["inputs"] for node in workflow.values() if node["class_type"] == "CheckpointSave")
     return output(save["model"]) | output(save["clip"]) | output(save["vae"])
 
 
-def mixed(ratio, one, two):
-    """A ratio of 1 is the first model."""
-    return ratio * one + (1 - ratio) * two
+def mixed(ratio, first, second):
+    """Return the mix of two tensors; a ratio of 1 keeps the first."""
+    return ratio * first + (1 - ratio) * second
 
 
 def ratio_of(inputs, name):
-    """The ratio of the longest input name that the tensor's name starts with."""
+    """Return the ratio of the longest input name that the tensor's name starts with."""
     fitting = [key for key in inputs if key.endswith(".") and name.removeprefix(UNET).startswith(key)]
     return inputs[max(fitting, key=len)]
 
 
 def saved(recipe, tensors):
-    """The exported workflow, validated and carried out."""
+    """Return the tensors of the exported workflow, validated and executed."""
     workflow = json.loads(export_recipe(recipe, "comfyui"))
     validate(workflow)
     return {name: value.float() for name, value in carry_out(workflow, tensors).items()}
@@ -120,7 +120,7 @@ def saved(recipe, tensors):
 @pytest.mark.parametrize("mapping", ["supermerger", "mecha", "model-mixer"])
 @pytest.mark.parametrize("mode", EVERY_MODE)
 def test_modes_and_mappings(family, mode, mapping):
-    """The workflow gives the tensors of the formula, for every mode under every mapping."""
+    """The workflow gives the tensors of the formula, for every mode and mapping."""
     _, tensors = family
     step = EVERY_MODE[mode]
     beta = dict.fromkeys(RISING, 0.1) | {"BASE": 0.0}
@@ -131,7 +131,7 @@ def test_modes_and_mappings(family, mode, mapping):
 
 
 def test_nested_steps(family):
-    """Nested steps, the text encoder mixed too, give the tensors of the formulas."""
+    """Nested steps that also mix the text encoder give the tensors of the formulas."""
     _, tensors = family
     recipe = make_recipe(*NESTED, mapping="model-mixer")
 
@@ -141,7 +141,7 @@ def test_nested_steps(family):
 @settings(max_examples=100, deadline=None)
 @given(recipe=recipes(low=0.0, high=1.0))
 def test_any_recipe(family, recipe):
-    """Any recipe is either refused, or gives the tensors of its steps."""
+    """Any recipe is either refused or gives the tensors of its steps."""
     _, tensors = family
     try:
         found = saved(recipe, tensors)
@@ -152,8 +152,8 @@ def test_any_recipe(family, recipe):
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.7, 0.3), (0.0, 1.0), (1.0, 0.0), (0.1 + 0.2, 0.7), (0.0, 0.0)])
-def test_triple_sums_that_leave_nothing(family, alpha, beta):
-    """A triple sum whose alpha and beta use up the whole of A is exact, floating point and all."""
+def test_triple_sums_without_a_share_of_a(family, alpha, beta):
+    """A triple sum whose alpha and beta sum to about 1 is exact, also with rounding errors in the sum."""
     _, tensors = family
     recipe = make_recipe(make_step("T1", "triple_sum", "base", "x", "y", alpha, beta), mapping="model-mixer")
 
@@ -172,7 +172,7 @@ def test_direction(family):
 
 
 def test_vae_of_the_other_source(family):
-    """With BASE at 1 the VAE is the one of b."""
+    """With BASE at 1 the output has b's VAE."""
     _, tensors = family
     recipe = make_recipe(make_step("T1", "weight_sum", "base", "x", alpha=RISING | {"BASE": 1.0}))
 
@@ -182,7 +182,7 @@ def test_vae_of_the_other_source(family):
 
 
 def test_mixed_vae():
-    """A VAE that is a mix is refused with the step, its number, the mix, and what would work."""
+    """A VAE that is a mix is refused with the step, its number, the mix and advice."""
     (problem,) = refused(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha=0.25)), "comfyui")
 
     assert problem.startswith("steps.T1.alpha.BASE (0.25): the VAE of T1 becomes 0.75 x base + 0.25 x x, and no node")
@@ -191,7 +191,7 @@ def test_mixed_vae():
 
 
 def test_ratios_outside():
-    """Numbers outside 0 .. 1, and triple sums that leave less than nothing of A, are refused, a line for each alpha."""
+    """Numbers outside 0 to 1, and triple sums that leave a negative share of a, have a line for each alpha."""
     steps = (
         make_step("T1", "add_difference", "base", "x", "y", alpha={"OUT03": 1.25, "IN02": -0.5, "OUT04": 1.25}),
         make_step("T2", "triple_sum", "T1", "x", "y", alpha={"M00": 0.75}, beta={"M00": 0.5}),
@@ -202,12 +202,12 @@ def test_ratios_outside():
     why = "ComfyUI merges with ratios from 0 to 1 only; export to mecha or mergekit"
     assert problems == (
         f"steps.T1.alpha: received -0.5 on IN02, 1.25 on OUT03-OUT04; {why}",
-        f"steps.T2: alpha and beta leave less than nothing of a: received -0.25 on M00; {why}",
+        f"steps.T2: alpha and beta leave a negative share of a: received -0.25 on M00; {why}",
     )
 
 
 def test_files():
-    """Files are known by name; two of one name in different folders, and incomplete names, are refused."""
+    """Files are listed by name; the same name in two folders, and incomplete names, are refused."""
     step = make_step("T1", "weight_sum", "base", "x", alpha={"OUT05": 1.0})
     workflow = json.loads(export_recipe(make_recipe(step, files={"x": "../models/X v1.safetensors"}), "comfyui"))
     same = refused(make_recipe(step, files={"base": "one/a.safetensors", "x": "two/a.safetensors"}), "comfyui")
@@ -218,12 +218,12 @@ def test_files():
         "X v1.safetensors",
     ]
     (problem,) = same
-    assert problem.startswith("models.x.file: received 'two/a.safetensors'; ComfyUI knows files by name, and 'base' is")
+    assert problem.startswith("models.x.file: received 'two/a.safetensors'; ComfyUI finds files by name, and 'base' is")
     assert short[0].startswith("models.x.file: received 'x'; ComfyUI opens .safetensors, .sft and .ckpt files")
 
 
 def test_only_ancestors():
-    """Steps and sources that the output does not need are left out, and nodes carry the names of the recipe."""
+    """Steps and sources that the output does not need are left out; nodes have the recipe's names as titles."""
     recipe = make_recipe(*NESTED[:2], output="T1", mapping="model-mixer")
 
     workflow = json.loads(export_recipe(recipe, "comfyui"))
@@ -233,7 +233,7 @@ def test_only_ancestors():
 
 
 def test_time_embed():
-    """time_embed has the ratio that the recipe's mapping says, not its neighbour's."""
+    """time_embed has the ratio of its block in the recipe's mapping."""
     numbers = {"BASE": 0.0, "IN00": 0.25, "OUT11": 0.75}
     for mapping, ratio in (("supermerger", 0.75), ("mecha", 1.0), ("model-mixer", 0.25)):
         recipe = make_recipe(make_step("T1", "weight_sum", "base", "x", alpha=numbers), mapping=mapping)

@@ -1,4 +1,4 @@
-"""The demo's trained family, whole: merged here, by sd-mecha, and by the formulas step after step."""
+"""The demo's trained family, merged by blockfit, by sd-mecha, and by the formulas step by step."""
 
 import contextlib
 
@@ -19,7 +19,7 @@ FILES = {"base": "base.safetensors", "x": "bold.safetensors", "y": "outline.safe
 
 
 def merged(recipe, path):
-    """The recipe's merge in float32, without position ids."""
+    """Return the recipe's merge in float32, without position ids."""
     folder = family_folder() / "models"
     merge(recipe, {name: folder / file for name, file in FILES.items()}, path, dtype=torch.float32, embed_recipe=False)
     return {name: value for name, value in load_file(path).items() if name != IDS}
@@ -27,8 +27,8 @@ def merged(recipe, path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*outline.safetensors. no VAE")
-def test_same_as_sd_mecha(tmp_path):
-    """All four modes in one recipe, other alphas in every block, make the tensors that sd-mecha makes, to 1e-6."""
+def test_merge_equals_sd_mechas(tmp_path):
+    """A recipe with all four modes and different alphas in all blocks gives sd-mecha's tensors, to 1e-6."""
     recipe = make_recipe(*EVERY_MODE_CHAINED, mapping="mecha", files=FILES)
     with contextlib.chdir(family_folder() / "models"):
         exported = sd_mecha.deserialize(export_recipe(recipe, "mecha"))
@@ -39,11 +39,11 @@ def test_same_as_sd_mecha(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*outline.safetensors. no VAE")
-def test_same_as_supermergers_rules(tmp_path):
-    """Under SuperMerger's mapping they are what its rules give, step after step in float32, to 1e-6."""
+def test_merge_equals_supermergers_rules(tmp_path):
+    """With SuperMerger's mapping the merge equals its rules, computed step by step in float32, to 1e-6."""
     recipe = make_recipe(*EVERY_MODE_CHAINED, mapping="supermerger", files=FILES)
     sources = {name: load_file(family_folder() / "models" / file) for name, file in FILES.items()}
 
     expected = merge_by_steps(as_dicts(recipe.steps), sources, torch.float32)[recipe.output]
-    expected |= {name: sources["base"][name] for name in ("alphas_cumprod", "betas")}  # buffers: copied, not merged
+    expected |= {name: sources["base"][name] for name in ("alphas_cumprod", "betas")}  # buffers are copied, not merged
     assert_equal_tensors(merged(recipe, tmp_path / "out.safetensors"), expected)

@@ -1,4 +1,4 @@
-"""What holds for every export, and the command."""
+"""Properties of all exports, and the command."""
 
 import re
 from dataclasses import replace
@@ -19,21 +19,21 @@ SIMPLE = make_step("T1", "weight_sum", "base", "x", alpha={"OUT05": 0.5, "OUT06"
 
 @pytest.fixture
 def recipe_file(tmp_path):
-    """The file of a recipe that every format can express."""
+    """Write a recipe that every format can express, and return its path."""
     save_recipe(make_recipe(SIMPLE), tmp_path / "recipe.yaml")
     return tmp_path / "recipe.yaml"
 
 
 def run(*arguments):
-    """The command's result; problems that it would print are in `exception`."""
+    """Return the command's result; `exception` has the problems that it would print."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_free_alphas(name):
-    """Free alphas are refused by step and blocks, in steps that the output needs and in no others."""
-    hole = Alpha({block: 0.0 for block in BLOCKS if block != "OUT05"}, (Free(0, 1, ("OUT05",)),))
-    free = replace(SIMPLE, alpha=hole)
+    """Free alphas are refused by step and blocks, but only in steps that the output needs."""
+    alpha = Alpha({block: 0.0 for block in BLOCKS if block != "OUT05"}, (Free(0, 1, ("OUT05",)),))
+    free = replace(SIMPLE, alpha=alpha)
     (problem,) = refused(make_recipe(free), name)
 
     assert problem.startswith("steps.T1.alpha: free on OUT05, and only numbers can be exported; fit the recipe first")
@@ -42,8 +42,8 @@ def test_free_alphas(name):
 
 def test_free_alphas_of_several_steps():
     """Steps whose alphas are free on the same blocks are refused in one line."""
-    holes = (Free(0, 1, ("OUT05",)), Free(0, 1, ("OUT03", "OUT04"), tie=True))
-    free = Alpha({block: 0.0 for block in BLOCKS if block not in ("OUT03", "OUT04", "OUT05")}, holes)
+    free_alphas = (Free(0, 1, ("OUT05",)), Free(0, 1, ("OUT03", "OUT04"), tie=True))
+    free = Alpha({block: 0.0 for block in BLOCKS if block not in ("OUT03", "OUT04", "OUT05")}, free_alphas)
     second = replace(SIMPLE, name="T2", a="T1", alpha=free)
 
     (problem,) = refused(make_recipe(replace(SIMPLE, alpha=free), second, output="T2"), "mecha")
@@ -53,12 +53,12 @@ def test_free_alphas_of_several_steps():
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_same_text_every_time(name):
-    """The same recipe gives the same text, byte by byte."""
+    """The same recipe always gives the same text."""
     assert export_recipe(make_recipe(SIMPLE), name) == export_recipe(make_recipe(SIMPLE), name)
 
 
 def test_unknown_format():
-    """An unknown format is refused with those that there are."""
+    """An unknown format is refused with the list of formats."""
     with pytest.raises(
         RecipeError, match=r"^format_name: received 'comfy'; must be one of supermerger, model-mixer, mecha, comfyui"
     ):
@@ -66,15 +66,15 @@ def test_unknown_format():
 
 
 def test_other_layouts():
-    """A model family that an export does not know is refused, not written with the blocks of another."""
+    """A family that an export does not support is refused."""
     recipe = replace(make_recipe(SIMPLE), layout=replace(load_layout("sd1"), name="sd9", tools=Tools()))
 
-    assert refused(recipe, "mecha") == ("layout: received 'sd9'; the mecha export knows sd1",)
+    assert refused(recipe, "mecha") == ("layout: received 'sd9'; the mecha export takes sd1",)
 
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_command(recipe_file, name):
-    """The command writes the file, says so, and puts it in the place of an old one."""
+    """The command writes the file over an old one, and prints the step and the path."""
     target = recipe_file.with_name("out.txt")
     target.write_text("before")
 
@@ -86,8 +86,8 @@ def test_command(recipe_file, name):
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_the_mapping_is_written(name):
-    """Every format tells by which mapping its numbers are meant."""
+def test_mapping_is_written(name):
+    """The text of every format contains the mapping of its numbers."""
     mapping = name if name in ("supermerger", "model-mixer", "mecha") else "model-mixer"
     recipe = replace(make_recipe(SIMPLE), mapping=mapping)
 
@@ -95,7 +95,7 @@ def test_the_mapping_is_written(name):
 
 
 def test_command_writes_nothing_on_errors(recipe_file):
-    """What is refused leaves an old file as it was, and nothing beside it."""
+    """A refused export changes no file and leaves none behind."""
     target = recipe_file.with_name("out.json")
     target.write_text("before")
     save_recipe(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha=0.5)), recipe_file)
@@ -108,7 +108,7 @@ def test_command_writes_nothing_on_errors(recipe_file):
 
 
 def test_command_onto_the_recipe(recipe_file):
-    """The recipe itself is not overwritten."""
+    """An output that is the recipe itself is refused."""
     before = recipe_file.read_bytes()
 
     result = run("export", recipe_file, "--to", "mecha", "-o", recipe_file.parent / "." / "recipe.yaml")
@@ -118,7 +118,7 @@ def test_command_onto_the_recipe(recipe_file):
 
 
 def test_help_names_every_format():
-    """The command's help lists the formats that there are, and an example."""
+    """The command's help lists all formats and has an example."""
     shown = " ".join(run("export", "--help").stdout.split())
 
     assert all(name in shown for name in EXPORTS)

@@ -1,4 +1,4 @@
-"""The export to sd-mecha, which executes it: the tensors must be those of the steps, whatever the mapping."""
+"""The export to sd-mecha, executed by sd-mecha: it gives the tensors of the steps with every mapping."""
 
 import contextlib
 import itertools
@@ -33,7 +33,7 @@ EMA = "model_ema.diffusion_modelout2bias"
 
 
 def executed(recipe, folder):
-    """What sd-mecha makes of the exported recipe in `folder`, in float32."""
+    """Return the tensors that sd-mecha makes of the exported recipe in `folder`, in float32."""
     with contextlib.chdir(folder):
         made = sd_mecha.merge(
             sd_mecha.deserialize(export_recipe(recipe, "mecha")), output_dtype=torch.float32, threads=0
@@ -42,7 +42,7 @@ def executed(recipe, folder):
 
 
 def test_every_mode(family, tmp_path):
-    """sd-mecha makes of all modes in one chain the tensors of the formulas, and what `blockfit merge` does."""
+    """A chain of all modes gives the same tensors in sd-mecha, by the formulas and in `merge`."""
     folder, tensors = family
     recipe = make_recipe(*EVERY_MODE_CHAINED, mapping="mecha")
     paths = {name: folder / f"{name}.safetensors" for name in recipe.sources()}
@@ -71,15 +71,15 @@ def test_mappings(family, mapping):
 @given(recipe=recipes(everywhere=False, most=2))
 @pytest.mark.slow
 def test_any_recipe(family, recipe):
-    """sd-mecha makes the same tensors of any recipe, sources without a VAE and alphas outside 0 .. 1 included."""
+    """Any recipe gives the tensors of its steps, also with sources without a VAE and alphas outside 0 to 1."""
     folder, tensors = family
 
-    # Numbers beyond 0 .. 1 in nested steps blow values up before they cancel: float32 keeps less of the result.
+    # Alphas outside 0 to 1 in nested steps enlarge values before they cancel, so float32 loses precision.
     assert_equal_tensors(executed(recipe, folder), expected_tensors(recipe, tensors), tolerance=1e-5)
 
 
 def test_long_chain():
-    """The file of a chain refers to each step once: sd-mecha walks recipes as trees, and would never end otherwise."""
+    """The file of a chain refers to each step once; sd-mecha walks it as a tree and would never end otherwise."""
     names = ["base", *(f"T{n}" for n in range(20))]
     steps = [make_step(b, "weight_sum", a, "x", alpha=RISING) for a, b in itertools.pairwise(names)]
 
@@ -93,7 +93,7 @@ def test_long_chain():
     [pytest.param(mode, marks=pytest.mark.slow if mode in ("weight_sum", "triple_sum") else ()) for mode in EVERY_MODE],
 )
 def test_tensors_that_a_source_lacks(tmp_path, write_sd1, sd1_tensors, mode):
-    """They are carried over, passed through or absent as in our merges, also where an alpha is 0 or 1."""
+    """Missing tensors are copied, pass through or stay absent as in blockfit, also with alphas of 0 and 1."""
     common = sd1_tensors()
     lacking = {"base": (0, 1, 2, 9), "x": (3, 4, 5, 9), "y": (6, 7, 8, 10)}
     tensors = {}
@@ -109,7 +109,7 @@ def test_tensors_that_a_source_lacks(tmp_path, write_sd1, sd1_tensors, mode):
 
 
 def test_copied_tensors(tmp_path, write_sd1, sd1_tensors):
-    """EMA copies do not merge: they are those of the first input that has them."""
+    """EMA copies are not merged but come from the first input that has them."""
     common = sd1_tensors()
     write_sd1(tmp_path / "base.safetensors", seed=1, around=common)
     first = write_sd1(tmp_path / "x.safetensors", seed=2, around=common, ema=True)
@@ -120,7 +120,7 @@ def test_copied_tensors(tmp_path, write_sd1, sd1_tensors):
 
 
 def test_every_block_is_listed():
-    """Every alpha names all 26 blocks, those at 0 too: sd-mecha drops the tensors of the others."""
+    """Every alpha lists all 26 blocks, those at 0 too, since sd-mecha drops the tensors of missing blocks."""
     text = export_recipe(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha={"OUT06": 0.5})), "mecha")
 
     (line,) = (line for line in text.splitlines() if line.startswith("dict BASE="))
@@ -137,14 +137,14 @@ def test_only_ancestors():
     assert "# side:" not in text
 
 
-# Recipes refuse what is not printable, line breaks among it.
+# Recipes refuse names with unprintable characters, for example line breaks.
 SHOWN = st.characters(codec="utf-8", exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp"), exclude_characters="/\\=")
 
 
 @settings(max_examples=50)
 @given(stem=st.text(SHOWN, min_size=1).filter(str.strip))
 def test_file_names(stem):
-    """Any other file name that a recipe may hold reaches sd-mecha as the recipe gives it."""
+    """Any other file name that a recipe can have reaches sd-mecha unchanged."""
     recipe = make_recipe(EVERY_MODE["weight_sum"], files={"x": f"sub/{stem}.safetensors"})
 
     graph = sd_mecha.deserialize(export_recipe(recipe, "mecha"))
@@ -154,7 +154,7 @@ def test_file_names(stem):
 
 
 def test_refused_file_names():
-    """Names that a .mecha text cannot hold, and files that sd-mecha cannot open, are refused, a line for each."""
+    """Names that a .mecha text cannot contain, and files that sd-mecha cannot open, have a line each."""
     recipe = make_recipe(EVERY_MODE["triple_sum"], files={"base": "a=b.safetensors", "y": "old.ckpt"})
 
     problems = refused(recipe, "mecha")

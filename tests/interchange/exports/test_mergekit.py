@@ -1,4 +1,4 @@
-"""The export to mergekit: weights that sum up to the recipe's steps; and mergekit itself, in its own environment."""
+"""The export to mergekit: weights that give the recipe's output, also in mergekit's own environment."""
 
 import subprocess
 from pathlib import Path
@@ -28,19 +28,19 @@ IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 
 
 def exported(recipe):
-    """The exported file as YAML 1.1 data, which is what mergekit's parser takes it for."""
+    """Return the exported file's data, parsed as YAML 1.1 as in mergekit."""
     yaml = YAML(typ="safe")
     yaml.version = (1, 1)
     return yaml.load(export_recipe(recipe, "mergekit"))
 
 
 def weight(model, name):
-    """The weight that the first fitting filter gives a tensor."""
+    """Return the weight of a tensor by the first matching filter."""
     return next(row["value"] for row in model["parameters"]["weight"] if row.get("filter", "") in name)
 
 
 def summed(data, tensors):
-    """The weighted sums that the file asks for, of all tensors."""
+    """Return the weighted sums of all tensors by the exported file."""
     names = merged_names(next(iter(tensors.values())))
     return {
         name: sum(
@@ -53,14 +53,14 @@ def summed(data, tensors):
 @settings(max_examples=100, deadline=None)
 @given(recipe=recipes())
 def test_any_recipe(family, recipe):
-    """However many steps a recipe has, the file's weighted sum is what they make, under every mapping."""
+    """The file's weighted sum gives the tensors of any number of steps, with every mapping."""
     _, tensors = family
 
     assert_equal_tensors(summed(exported(recipe), tensors), expected_tensors(recipe, tensors))
 
 
-def test_what_mergekit_wants():
-    """The sum is not normalized, every weight is a number, and none is exactly 0, which mergekit takes for missing."""
+def test_weights_that_mergekit_accepts():
+    """The sum is not normalized, and all weights are numbers other than 0, which mergekit takes for missing."""
     data = exported(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha={"OUT06": 1e-5, "IN01": 1.0})))
 
     assert (data["merge_method"], data["parameters"], data["dtype"]) == ("linear", {"normalize": False}, "float32")
@@ -71,17 +71,17 @@ def test_what_mergekit_wants():
 
 
 def test_tensors_that_do_not_merge(family):
-    """Position ids, EMA copies and the schedule come from the source that the first step starts from."""
+    """Position ids, EMA copies and the schedule come from the source that the first step begins with."""
     recipe = make_recipe(*NESTED)
     weights = {model["model"]: model for model in exported(recipe)["models"]}
 
     for name in (IDS, "cond_stage_model.transformer.embeddings.position_ids", "model_ema.decay", "betas"):
         assert weight(weights["base.safetensors"], name) == 1
-        assert all(weight(weights[f"{other}.safetensors"], name) == 1e-300 for other in "xy")
+        assert all(weight(weights[f"{source}.safetensors"], name) == 1e-300 for source in "xy")
 
 
 def test_blocks_of_two_digits():
-    """Block 1 is not taken for blocks 10 and 11."""
+    """The filter of block 1 does not match blocks 10 and 11."""
     data = exported(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha={"IN01": 0.25, "IN10": 0.5})))
 
     found = [weight(data["models"][1], f"model.diffusion_model.input_blocks.{n}.0.weight") for n in (1, 10, 11)]
@@ -89,7 +89,7 @@ def test_blocks_of_two_digits():
 
 
 def test_sources_without_effect():
-    """A source that contributes nowhere is left out, unless the tensors that do not merge are its own."""
+    """A source without coefficients is left out, unless it gives the tensors that do not merge."""
     cancelled = make_step("T1", "add_difference", "base", "x", "x", alpha=0.5)
     replaced = make_step("T1", "weight_sum", "base", "x", alpha=1.0)
 
@@ -98,7 +98,7 @@ def test_sources_without_effect():
 
 
 def test_two_names_of_one_file(family):
-    """A file that the recipe knows by two names is one model, with the weights of both."""
+    """A file with two names in the recipe is one model, with the sum of their weights."""
     _, tensors = family
     recipe = make_recipe(EVERY_MODE["triple_sum"], files={"y": "x.safetensors"})
 
@@ -122,7 +122,7 @@ def test_refused_files():
 @pytest.mark.parametrize("mapping", ["supermerger", "mecha", "model-mixer"])
 @pytest.mark.parametrize("steps", [EVERY_MODE_CHAINED, NESTED], ids=["chained", "nested"])
 def test_mergekit(family, tmp_path, steps, mapping):
-    """mergekit-pytorch makes the same tensors as the formulas, and position ids that are whole numbers."""
+    """mergekit-pytorch gives the tensors of the formulas, and position ids that are whole numbers."""
     folder, tensors = family
     recipe = make_recipe(*steps, mapping=mapping)
     (tmp_path / "recipe.yml").write_text(export_recipe(recipe, "mergekit"), encoding="utf-8")

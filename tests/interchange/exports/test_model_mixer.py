@@ -1,4 +1,4 @@
-"""The export to sd-webui-model-mixer: the metadata that it loads, and chains that it has not."""
+"""The export to sd-webui-model-mixer: the metadata that it loads, and the recipes that it cannot merge."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ CHAIN = (
 
 
 def test_metadata():
-    """The fields are those of model-mixer's own metadata: a row of 26 numbers a step, BASE first, and the models."""
+    """The fields are those of model-mixer's metadata: 26 numbers for each step, BASE first, and the models."""
     recipe = make_recipe(*CHAIN, mapping="model-mixer", files={"base": "sub/my base.safetensors"})
 
     data = json.loads(export_recipe(recipe, "model-mixer"))
@@ -36,15 +36,15 @@ def test_metadata():
 
 
 def test_known_hashes():
-    """Where the recipe knows a file's hash, model A is named with it, as the WebUI does."""
+    """Model A is named with its hash, as in the WebUI, if the recipe has the hash."""
     recipe = make_recipe(CHAIN[0], mapping="model-mixer")
     object.__setattr__(recipe.models["base"], "sha256", "0123456789abcdef" * 4)
 
     assert json.loads(export_recipe(recipe, "model-mixer"))["model_a"] == "base.safetensors [0123456789]"
 
 
-def test_no_chain():
-    """A step as b or c, and a second base model, are refused, a line for each."""
+def test_steps_that_are_no_chain():
+    """A step as b or c, and a second base model, are refused, with a line for each."""
     steps = (
         make_step("T1", "weight_sum", "base", "x", alpha=0.5),
         make_step("T2", "weight_sum", "x", "y", alpha=0.5),
@@ -62,7 +62,7 @@ def test_no_chain():
 
 @pytest.mark.parametrize("mode", ["triple_sum", "sum_twice"])
 def test_other_modes(mode):
-    """A mode of three models is refused by name, and what would work is said."""
+    """A mode with three models is refused by name, with advice."""
     problems = refused(make_recipe(EVERY_MODE[mode], mapping="model-mixer"), "model-mixer")
 
     (problem,) = problems
@@ -71,7 +71,7 @@ def test_other_modes(mode):
 
 
 def test_steps_with_the_same_problem():
-    """Steps of one mode that model-mixer has not are refused in one line."""
+    """Several steps of the same unsupported mode are refused in one line."""
     first = EVERY_MODE["sum_twice"]
     steps = (first, replace(first, name="T2", a="T1"), replace(first, name="T3", a="T2"))
 
@@ -81,7 +81,7 @@ def test_steps_with_the_same_problem():
 
 
 def test_too_many_steps():
-    """More steps than model-mixer has models are refused."""
+    """A chain of more steps than model-mixer can merge is refused."""
     names = ["base", *(f"T{n}" for n in range(6))]
     steps = [make_step(names[n + 1], "weight_sum", names[n], "x", alpha=0.5) for n in range(6)]
 
@@ -91,22 +91,22 @@ def test_too_many_steps():
 
 
 def test_alphas_that_nearly_agree():
-    """Where mappings differ, alphas may differ by what no search tells apart; what is more is shown in full."""
+    """Where mappings differ, alphas may differ by less than 1e-9; a larger difference is refused in full digits."""
     same = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.9999999999999992, "OUT11": 1.0})
-    other = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.99999999, "OUT11": 1.0})
+    different = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.99999999, "OUT11": 1.0})
 
     assert json.loads(export_recipe(make_recipe(same), "model-mixer"))
-    (problem,) = refused(make_recipe(other), "model-mixer")
+    (problem,) = refused(make_recipe(different), "model-mixer")
     assert problem.startswith("steps.T1.alpha (0.99999999, not 1): ")
 
 
 def test_mappings():
-    """Another mapping passes where it makes no difference, and is refused by step and tensors where it does."""
+    """Another mapping passes if it makes no difference, and is refused by step and tensors if it does."""
     same = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.4, "OUT11": 0.4, "OUT05": 0.7})
-    other = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.4, "OUT11": 0.6, "BASE": 0.2})
+    different = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.4, "OUT11": 0.6, "BASE": 0.2})
 
     exported = json.loads(export_recipe(make_recipe(same), "model-mixer"))
-    problems = refused(make_recipe(other), "model-mixer")
+    problems = refused(make_recipe(different), "model-mixer")
 
     assert exported["weights_alpha"][0][BLOCKS.index("OUT05")] == 0.7
     embed, vae = problems

@@ -1,4 +1,4 @@
-"""What is exported is imported again: by whatever tool's file, each source has the same part in each tensor."""
+"""Exported files are imported again: each source keeps its coefficient in each tensor, in every format."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ VAE = TENSORS[-1]
 
 
 def coefficients(recipe):
-    """What each source's file contributes to each tensor, {tensor: {file: number}}, step by step from the formulas."""
+    """Return the files' coefficients, {tensor: {file: number}}, computed step by step from the formulas."""
     found = {}
     for tensor in TENSORS:
         block = BLOCK_OF[recipe.mapping](tensor)
@@ -53,14 +53,14 @@ def coefficients(recipe):
     return found
 
 
-def assert_read_back(recipe, path, *, but=()):
-    """The file at `path` imports to the same contributions; those of the tensors in `but` are told of in a note."""
+def assert_read_back(recipe, path, *, excepted=()):
+    """Assert that a file imports to the same coefficients; for tensors in `excepted` a VAE warning will do."""
     imported = import_text(path)
 
     assert imported.not_understood == ()
     expected, found = coefficients(recipe), coefficients(imported.recipe)
     for tensor in TENSORS:
-        if tensor in but and any(note.startswith("the VAE is that of") for note in imported.warnings):
+        if tensor in excepted and any(note.startswith("the VAE comes from") for note in imported.warnings):
             continue
         for file in {**expected[tensor], **found[tensor]}:
             off = abs(expected[tensor].get(file, 0.0) - found[tensor].get(file, 0.0))
@@ -69,7 +69,7 @@ def assert_read_back(recipe, path, *, but=()):
 
 
 def write(recipe, name, folder):
-    """The file of an export; None for a recipe that the format cannot say."""
+    """Write an export and return its path; None if the format cannot express the recipe."""
     path = folder / f"exported.{SUFFIXES[name]}"
     try:
         path.write_text(export_recipe(recipe, name), encoding="utf-8")
@@ -80,12 +80,12 @@ def write(recipe, name, folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder for exported files."""
+    """Return a folder for exported files."""
     return tmp_path_factory.mktemp("read-back")
 
 
 def test_every_format_is_read_back():
-    """No format of the exports is missing here."""
+    """The table of suffixes has all export formats."""
     assert list(SUFFIXES) == list(EXPORTS)
 
 
@@ -93,22 +93,22 @@ def test_every_format_is_read_back():
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_recipe(name, folder, data):
-    """Any recipe that a format can say is read back with the same numbers, under whatever mapping."""
+    """Any recipe that a format can express reads back with the same coefficients, with every mapping."""
     low, high = (0.0, 1.0) if name == "comfyui" else (-0.5, 1.5)
     modes = {"modes": ("weight_sum", "add_difference")} if name == "model-mixer" else {}
     recipe = data.draw(recipes(low=low, high=high, most=1 if name == "model-mixer" else 3, **modes))
     path = write(recipe, name, folder)
     assume(path is not None)
 
-    # ComfyUI has no node that merges VAEs: it takes one model's, which the recipe may not say.
-    assert_read_back(recipe, path, but=(VAE,) if name == "comfyui" else ())
+    # No node of ComfyUI merges VAEs. The workflow takes one model's, which a recipe cannot always express.
+    assert_read_back(recipe, path, excepted=(VAE,) if name == "comfyui" else ())
 
 
 @pytest.mark.parametrize("mapping", BLOCK_OF)
 @pytest.mark.parametrize("name", ["supermerger", "mecha", "mergekit"])
 @pytest.mark.parametrize("steps", [EVERY_MODE_CHAINED, NESTED])
 def test_chains(steps, name, mapping, tmp_path):
-    """Chains of all modes are read back; where the format has steps, each is one again, or what it is made of."""
+    """Chains of all modes read back with the same coefficients and the same name of the output."""
     recipe = make_recipe(*steps, mapping=mapping)
     path = write(recipe, name, tmp_path)
     if path is None:
@@ -119,8 +119,8 @@ def test_chains(steps, name, mapping, tmp_path):
     assert imported.recipe.output == recipe.output
 
 
-def test_a_chain_for_model_mixer(tmp_path):
-    """Model-mixer's JSON is a chain of steps under its own mapping."""
+def test_chain_for_model_mixer(tmp_path):
+    """model-mixer's JSON reads back as a chain of steps with its own mapping."""
     steps = (
         make_step("T1", "weight_sum", "base", "x", alpha=RISING),
         make_step("T2", "add_difference", "T1", "y", "x", alpha=RISING),
@@ -131,8 +131,8 @@ def test_a_chain_for_model_mixer(tmp_path):
     assert (imported.recipe.mapping, len(imported.recipe.steps)) == ("model-mixer", 2)
 
 
-def test_a_chain_for_comfyui(tmp_path):
-    """Pairs of nodes, one for the UNet and one for the text encoder, are a step again."""
+def test_chain_for_comfyui(tmp_path):
+    """A pair of nodes, one for the UNet and one for the text encoder, reads back as a step."""
     inside = {block: min(1.0, number) for block, number in RISING.items()} | {"BASE": 0.0}
     steps = (
         make_step("T1", "weight_sum", "base", "x", alpha=inside),
@@ -148,16 +148,16 @@ def test_a_chain_for_comfyui(tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(recipe=recipes())
-def test_metadata_of_our_own(recipe):
-    """The recipe in the metadata of a file that blockfit merged is that recipe."""
+def test_metadata_of_blockfit(recipe):
+    """The recipe in the metadata of a file merged by blockfit reads back unchanged."""
     noted = {"type": "blockfit", "output": recipe.output, "recipe": recipe_as_data(recipe)}
 
     found, warnings = recipe_from_metadata({"sd_merge_recipe": json.dumps(noted)}, Path("merged.safetensors"))
 
     assert (found, warnings) == (recipe, ())
 
+    # No node of ComfyUI merges VAEs. The workflow takes one model's, which a recipe may be unable to express.
 
-# --- Files by hand ----------------------------------------------------------------------------------------------------
 
 MECHA = """version 0.1.0
 # made by hand
@@ -174,7 +174,7 @@ merge "add_difference" &5 &7 0.25
 
 
 def test_mecha_by_hand(tmp_path):
-    """A text that names no steps and no mapping is read under sd-mecha's own; alphas may be numbers."""
+    """A text without names of steps and mapping is read with sd-mecha's mapping; alphas may be numbers."""
     blocks = [f"IN{n:02}" for n in range(12)] + ["M00"] + [f"OUT{n:02}" for n in range(12)]
     numbers = {block: round(0.02 * n, 2) for n, block in enumerate(blocks)}
     path = tmp_path / "hand.mecha"
@@ -191,16 +191,16 @@ def test_mecha_by_hand(tmp_path):
     [
         ("version 0.2.0\n", ["line 1", "0.2.0", "0.1.0"]),
         ('version 0.1.0\nmodel "a.safetensors"\nmodel "b.safetensors"\nmerge "slerp" &0 &1\n', ["line 4", "'slerp'"]),
-        ('version 0.1.0\nmodel "a.safetensors"\n', ["makes no merge"]),
+        ('version 0.1.0\nmodel "a.safetensors"\n', ["must be a merge"]),
         ('version 0.1.0\nmodel "a.safetensors" model_config="sdxl-sgm"\n', ["line 2", "'sdxl-sgm'", "sd1-ldm"]),
         ('version 0.1.0\nmodel "a\n', ["line 2", "quotation mark"]),
         ('version 0.1.0\nmerge "weighted_sum" &0 &1\n', ["line 2", "'&0'", "0 instructions"]),
         ('version 0.1.0\nmodel "a"\nmodel "b"\nmerge "weighted_sum" &0 &1 nan\n', ["line 4", "nan"]),
-        ('version 0.1.0\n# "\\x", mapping mecha\nmodel "a"\n', ["makes no merge"]),
+        ('version 0.1.0\n# "\\x", mapping mecha\nmodel "a"\n', ["must be a merge"]),
     ],
 )
-def test_mecha_that_is_refused(text, words, tmp_path):
-    """What no recipe can say is told as part of an sd-mecha recipe, with the line."""
+def test_refused_mecha_texts(text, words, tmp_path):
+    """An unsupported or broken sd-mecha recipe is refused with its line."""
     path = tmp_path / "hand.mecha"
     path.write_text(text, encoding="utf-8")
 
@@ -208,7 +208,7 @@ def test_mecha_that_is_refused(text, words, tmp_path):
 
 
 def assert_refused(path, words):
-    """The import is refused in one line with the file and these words."""
+    """Assert that the import is refused in one line with the file and these words."""
     with pytest.raises(RecipeError) as caught:
         import_text(path)
     (line,) = caught.value.problems
@@ -253,7 +253,7 @@ HALF = make_step("T", "triple_sum", "base", "x", "y", alpha=0.3, beta=0.2)
     ],
 )
 def test_mergekit_by_hand(data, expected, tmp_path):
-    """Weights are normalized unless that is switched off; task arithmetic adds the differences from its base model."""
+    """Weights are normalized by default; task arithmetic adds the differences from its base model."""
     models = [{"model": f"{name}.safetensors", "parameters": {"weight": weight}} for name, weight in data["models"]]
     path = tmp_path / "hand.yaml"
     lines = [f"{key}: {json.dumps(value)}" for key, value in {**data, "models": models}.items()]
@@ -265,7 +265,7 @@ def test_mergekit_by_hand(data, expected, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("merge_method: slerp\nmodels: []", ["merge_method", "'slerp'", "linear and task_arithmetic"]),
+        ("merge_method: slerp\nmodels: []", ["merge_method", "'slerp'", "linear or task_arithmetic"]),
         ("merge_method: linear\nslices: [1]", ["slices"]),
         ("merge_method: linear\nmodels: [{model: some/llama}]", ["models, entry 1", "'some/llama'", ".safetensors"]),
         ("merge_method: linear\nmodels: [{model: a.safetensors}]", ["models.a.weight", "None"]),
@@ -281,8 +281,8 @@ def test_mergekit_by_hand(data, expected, tmp_path):
         ),
     ],
 )
-def test_mergekit_that_is_refused(text, words, tmp_path):
-    """What no recipe can say is told as part of a mergekit configuration, with the field."""
+def test_refused_mergekit_configurations(text, words, tmp_path):
+    """An unsupported or broken mergekit configuration is refused with its field."""
     path = tmp_path / "hand.yml"
     path.write_text(text, encoding="utf-8")
 
@@ -290,7 +290,7 @@ def test_mergekit_that_is_refused(text, words, tmp_path):
 
 
 def api(*nodes):
-    """A workflow in the form of ComfyUI's API; loaders of base, x and y are nodes 1 to 3."""
+    """Return a workflow in the form of ComfyUI's API; nodes 1 to 3 load base, x and y."""
     loaders = [("CheckpointLoaderSimple", {"ckpt_name": f"{name}.safetensors"}) for name in ("base", "x", "y")]
     return {
         str(number): {"class_type": kind, "inputs": inputs}
@@ -299,7 +299,7 @@ def api(*nodes):
 
 
 def saved(model, clip, vae="1"):
-    """The node that saves a checkpoint."""
+    """Return the node that saves a checkpoint."""
     return (
         "CheckpointSave",
         {"model": [model, 0], "clip": clip, "vae": [vae, 2], "filename_prefix": "checkpoints/MIX"},
@@ -354,22 +354,22 @@ WORKFLOWS = {
 
 @pytest.mark.parametrize("kind", WORKFLOWS)
 def test_comfyui_by_hand(kind, tmp_path):
-    """Workflows of core nodes are read: a ratio of 1 keeps the first model."""
+    """Workflows of core nodes are read, with a ratio of 1 for the first model."""
     workflow, expected = WORKFLOWS[kind]
     path = tmp_path / "workflow.json"
     path.write_text(json.dumps(workflow), encoding="utf-8")
 
     imported = import_text(path)
 
-    wanted, found = coefficients(make_recipe(expected)), coefficients(imported.recipe)
-    wanted[VAE] = {"base.safetensors": 1.0}  # whatever else is merged
+    expected_rows, found = coefficients(make_recipe(expected)), coefficients(imported.recipe)
+    expected_rows[VAE] = {"base.safetensors": 1.0}  # ComfyUI does not merge the VAE
     for tensor in TENSORS:
-        for file in {**wanted[tensor], **found[tensor]}:
-            assert wanted[tensor].get(file, 0.0) == pytest.approx(found[tensor].get(file, 0.0)), (tensor, file)
+        for file in {**expected_rows[tensor], **found[tensor]}:
+            assert expected_rows[tensor].get(file, 0.0) == pytest.approx(found[tensor].get(file, 0.0)), (tensor, file)
 
 
 def test_comfyui_from_the_browser(tmp_path):
-    """The form that the browser saves, with links and values without names, is the same recipe."""
+    """The browser's form, with links and values without names, gives the same recipe."""
     browser = {
         "nodes": [
             {"id": 1, "type": "CheckpointLoaderSimple", "widgets_values": ["base.safetensors"]},
@@ -422,7 +422,7 @@ def test_comfyui_from_the_browser(tmp_path):
 @pytest.mark.parametrize(
     ("workflow", "words"),
     [
-        (api(("KSampler", {"model": ["1", 0]})), ["merges nothing"]),
+        (api(("KSampler", {"model": ["1", 0]})), ["merges no model"]),
         (api(("ModelMergeSDXL", {"model1": ["1", 0], "model2": ["2", 0]}), saved("4", ["1", 1])), ["ModelMergeSDXL"]),
         (
             api(
@@ -446,8 +446,8 @@ def test_comfyui_from_the_browser(tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_comfyui_that_is_refused(workflow, words, tmp_path):
-    """What no recipe can say is told as part of a ComfyUI workflow, with the node."""
+def test_refused_comfyui_workflows(workflow, words, tmp_path):
+    """An unsupported or broken ComfyUI workflow is refused with its node."""
     path = tmp_path / "workflow.json"
     path.write_text(json.dumps(workflow), encoding="utf-8")
 

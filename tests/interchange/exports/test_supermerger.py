@@ -1,4 +1,4 @@
-"""The export to SuperMerger: a text that reads back as the recipe, with presets that give the same numbers."""
+"""The export to SuperMerger: a text that reads back as the recipe, with presets of the same numbers."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from optimizer.recipes import Expected, preset_alpha, read_presets
 
 
 def test_lines():
-    """Steps come in the notation, then the header and a preset a step, beta's after alpha's, BASE first."""
+    """The formulas come first, then the header and a preset for each alpha, beta after alpha, BASE first."""
     text = export_recipe(make_recipe(*EVERY_MODE_CHAINED), "supermerger")
 
     notation, presets = text.split("\n\npreset_name\tpreset_weights\n")
@@ -24,7 +24,7 @@ def test_lines():
 
 
 def test_presets_read_back():
-    """The presets in the file, read as SuperMerger's presets are, hold each step's numbers."""
+    """The presets in the file read back with the numbers of each step."""
     recipe = make_recipe(*EVERY_MODE_CHAINED)
 
     presets = read_presets(export_recipe(recipe, "supermerger"))
@@ -38,7 +38,7 @@ def test_presets_read_back():
 @settings(max_examples=50, deadline=None)
 @given(recipe=recipes(mappings=("supermerger",)))
 def test_reads_back(recipe):
-    """The import reads the whole file back as the recipe, presets and all, cut down to what the output needs."""
+    """The whole file reads back as the recipe with all numbers, without steps that the output does not need."""
     models = {name: recipe.models[name] for name in recipe.sources()}
     needed = replace(recipe, models=models, steps=recipe.ancestors())
 
@@ -49,7 +49,7 @@ def test_reads_back(recipe):
 
 
 def test_no_reports():
-    """Similarities that a step reports are no part of the file."""
+    """The file does not contain the similarities that a step reports."""
     step = replace(EVERY_MODE_CHAINED[0], expect=Expected(("OUT03",), {"OUT03": 0.97}, 0.97))
 
     assert "imilarity" not in export_recipe(make_recipe(step), "supermerger")
@@ -64,18 +64,18 @@ def test_only_ancestors():
 
 @pytest.mark.parametrize("mapping", ["mecha", "model-mixer"])
 def test_mappings(mapping):
-    """Another mapping passes where it makes no difference, and is refused where SuperMerger would merge otherwise."""
+    """Another mapping passes if it makes no difference, and is refused if SuperMerger would merge differently."""
     same = make_step("T1", "weight_sum", "base", "x", alpha={"IN00": 0.0, "OUT11": 0.0, "BASE": 0.0, "OUT05": 1.0})
-    other = make_step("T1", "sum_twice", "base", "x", "y", alpha={}, beta={"IN00": 0.5})
+    different = make_step("T1", "sum_twice", "base", "x", "y", alpha={}, beta={"IN00": 0.5})
 
     assert "\nT1\t0,0," in export_recipe(make_recipe(same, mapping=mapping), "supermerger")
-    (problem,) = refused(make_recipe(other, mapping=mapping), "supermerger")
+    (problem,) = refused(make_recipe(different, mapping=mapping), "supermerger")
     assert problem.startswith("steps.T1.beta (0, not 0.5): model.diffusion_model.time_embed.* merges by ")
     assert f"with the recipe's mapping, {mapping}, but by IN00 in SuperMerger" in problem
 
 
 def test_presets_of_one_name():
-    """Two presets that SuperMerger would know by one name are refused."""
+    """Two presets with the same name are refused."""
     steps = (
         make_step("T1", "triple_sum", "base", "x", "y", alpha=0.1, beta=0.2),
         make_step("T1_beta", "weight_sum", "T1", "x", alpha=0.5),
@@ -83,4 +83,4 @@ def test_presets_of_one_name():
 
     (problem,) = refused(make_recipe(*steps), "supermerger")
 
-    assert problem.startswith("steps.T1_beta.alpha: its preset would be 'T1_beta', as another's")
+    assert problem.startswith("steps.T1_beta.alpha: its preset would be 'T1_beta', like another's")

@@ -1,4 +1,4 @@
-"""What stands on the report page, against what is read from the study's files in other ways."""
+"""The contents of the report page, compared with the study's files read by other means."""
 
 import json
 import shlex
@@ -29,14 +29,14 @@ from optimizer.studies import load_study
 
 
 def run(*arguments: object) -> int:
-    """The exit code of the command."""
+    """Run the command and return its exit code."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return int(left.value.code or 0)
 
 
 def best_in(database: Path) -> dict[str, float]:
-    """The best value of every Optuna study, by plain SQL."""
+    """Return the best value of every Optuna study, read with plain SQL."""
     connection = sqlite3.connect(database)
     rows = connection.execute(
         "SELECT study_name, MAX(value) FROM studies JOIN trials USING (study_id) JOIN trial_values USING (trial_id) "
@@ -47,18 +47,18 @@ def best_in(database: Path) -> dict[str, float]:
 
 
 def yaml_in(path: Path) -> dict:
-    """A YAML file as plain data."""
+    """Return a YAML file as plain data."""
     return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
 
 
 def percent(similarity: float) -> str:
-    """As the page writes similarities."""
+    """Return a similarity in the page's format."""
     return f"{100 * similarity:.4f}%"
 
 
 @pytest.fixture(scope="module")
 def folder(finished_fit: FitResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of a finished study, two stages, one of them stepwise by attention, with its report."""
+    """A copy of a finished study with its report: two stages, one of them stepwise by attention."""
     copy = tmp_path_factory.mktemp("report") / "study"
     shutil.copytree(finished_fit.study.folder, copy)
     assert run("report", copy) == 0
@@ -67,12 +67,12 @@ def folder(finished_fit: FitResult, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> Page:
-    """Its report."""
+    """The report of that study."""
     return Page.of(folder / "report.html")
 
 
 def test_history_shows_the_best_trials(folder: Path, page: Page) -> None:
-    """Every search has a chart whose caption tells the best value in the database."""
+    """Every search has a chart whose caption contains the best value in the database."""
     best = best_in(folder / "study.db")
     assert len(best) == 3
     for name, value in best.items():
@@ -81,13 +81,13 @@ def test_history_shows_the_best_trials(folder: Path, page: Page) -> None:
 
 
 def test_numbers_are_those_of_the_recipe(folder: Path, page: Page) -> None:
-    """Each step's 26 numbers are best.yaml's, BASE first, and the notation reads back as the same recipe."""
+    """Each step's 26 numbers equal those of best.yaml, BASE first, and importing the notation gives the same recipe."""
     steps = yaml_in(folder / "best.yaml")["steps"]
     assert len(steps) == 2
     for number, step in enumerate(steps, start=1):
         shown = [float(text) for text in page.texts[f"numbers-{number}"].split(",")]
-        wanted = step["alpha"] if isinstance(step["alpha"], list) else [step["alpha"]] * 26
-        assert shown == pytest.approx(wanted, abs=1e-11)
+        expected = step["alpha"] if isinstance(step["alpha"], list) else [step["alpha"]] * 26
+        assert shown == pytest.approx(expected, abs=1e-11)
 
     (folder / "pasted.txt").write_text(page.texts["notation"], encoding="utf-8")
     assert run("import", folder / "pasted.txt", "-o", folder / "pasted.yaml") == 0
@@ -96,7 +96,7 @@ def test_numbers_are_those_of_the_recipe(folder: Path, page: Page) -> None:
 
 
 def test_alphas_by_step_and_block(folder: Path, page: Page) -> None:
-    """The table of all alphas rounds those of best.yaml to two decimals."""
+    """The table of all alphas contains those of best.yaml, rounded to two decimals."""
     header, *rows = page.tables["Alphas by step and block"]
     steps = yaml_in(folder / "best.yaml")["steps"]
     assert [row[0] for row in rows] == [step["name"] for step in steps]
@@ -106,7 +106,7 @@ def test_alphas_by_step_and_block(folder: Path, page: Page) -> None:
 
 
 def test_similarity_before_and_after(folder: Path, page: Page) -> None:
-    """The first step's input is a source: its similarities are those of the files, the others those noted."""
+    """Similarities of the first step's input, a source, match its file; the others match best.yaml."""
     name = "model.diffusion_model.output_blocks.3."
     base, target = (
         np.concatenate(
@@ -128,10 +128,10 @@ def test_similarity_before_and_after(folder: Path, page: Page) -> None:
 
 
 def test_metrics_side_by_side(folder: Path, page: Page) -> None:
-    """The totals of every step by every metric are the means of what is noted block by block."""
+    """The totals of every step by every metric are the means of the similarities by block in best.yaml."""
     steps = yaml_in(folder / "best.yaml")["steps"]
     _, *rows = page.tables["Totals by every metric"]
-    # A row has its stage and step only where they are new.
+    # Only the first row of a stage and step contains their names.
     assert [row[-4] for row in rows[:8]] == ["attention", "explained", "delta", "weights"] * 2
     assert [row[-2] for row in rows[:8]] == [
         percent(np.mean(list(step["similarity"][metric]["blocks"].values())))
@@ -145,8 +145,8 @@ def test_ceiling_is_least_squares(folder: Path, page: Page) -> None:
     tensors = {name: load_file(folder / f"{name}.safetensors") for name in ("base", "x", "y", "target")}
     prefix = "model.diffusion_model.output_blocks.4."
     flat = {
-        name: np.concatenate([own[key].ravel().astype(np.float64) for key in sorted(own) if key.startswith(prefix)])
-        for name, own in tensors.items()
+        name: np.concatenate([file[key].ravel().astype(np.float64) for key in sorted(file) if key.startswith(prefix)])
+        for name, file in tensors.items()
     }
     differences = np.stack([flat["x"] - flat["base"], flat["y"] - flat["base"]], axis=1)
     target = flat["target"] - flat["base"]
@@ -156,8 +156,8 @@ def test_ceiling_is_least_squares(folder: Path, page: Page) -> None:
     assert row[4] == percent(np.linalg.norm(differences @ solution) / np.linalg.norm(target))
 
 
-def test_what_to_know(page: Page) -> None:
-    """What applies is said: greedy and bumpy here; what does not is not."""
+def test_only_applicable_remarks_are_shown(page: Page) -> None:
+    """The page contains the remarks that apply, greedy and bumpy here, and no others."""
     for heading in ("Fitted step by step", "The attention metric is bumpy", "Part of the target is in no source"):
         assert heading in page.texts["know"]
     assert "Not every alpha is determined" not in page.texts["know"]
@@ -166,23 +166,23 @@ def test_what_to_know(page: Page) -> None:
 
 
 def test_alphas_that_trade_off(folder: Path) -> None:
-    """Where the coefficients do not determine every alpha, the rank and the alphas that trade off are told."""
+    """If the coefficients do not determine every alpha, a remark contains the rank and the alphas that trade off."""
     found = found_result(load_study(folder, with_files=False))
     ceiling = found_ceilings(folder)[0][-1]
     loose = replace(ceiling, identified=Identified(3, 5, ("A.OUT03", "B.OUT03", "A.OUT04"), ("C.IN00",)))
 
-    texts = {one.heading: one.text for one in remarks(found, {"delta": loose}, "blockfit fit study")}
+    texts = {remark.heading: remark.text for remark in remarks(found, {"delta": loose}, "blockfit fit study")}
 
-    told = texts["Not every alpha is determined"]
-    assert "The 5 free alphas move the sources' coefficients in 3 directions only" in told
-    assert "These trade off against each other: A.OUT03-OUT04, B.OUT03." in told
-    assert "no effect on any block that is scored: C.IN00." in told
+    text = texts["Not every alpha is determined"]
+    assert "The 5 free alphas move the sources' coefficients in only 3 directions" in text
+    assert "These trade off against each other: A.OUT03-OUT04, B.OUT03." in text
+    assert "no effect on any scored block: C.IN00." in text
     printed = "".join(str(part) for part in ceiling_tables(loose, found.result.study.recipe.layout))
     assert "These trade off against each other: A.OUT03-OUT04, B.OUT03." in printed
 
 
 def test_reproducing(folder: Path, page: Page) -> None:
-    """The commands name the study, hashes are those of the files, nothing tells where the study lies on this disk."""
+    """Commands contain the study's name, hashes match the files, and the study's absolute path is nowhere."""
     assert page.texts["command-1"] == "blockfit fit study"
     hashes = [row[2] for row in page.tables["Files, hashes and licences"][1:]]
     noted = yaml_in(folder / "best.yaml")
@@ -190,13 +190,13 @@ def test_reproducing(folder: Path, page: Page) -> None:
     assert str(folder) not in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_unknown_licences_are_warned_of(page: Page) -> None:
-    """The recipe states no licences: that is said among the first things, before its files, and beside each."""
-    assert "Those of base, x, y." in page.texts["know"]
+def test_unknown_licences_are_reported(page: Page) -> None:
+    """If the recipe states no licences, a remark, the section on files and each source's row report it."""
+    assert "The recipe states no licence for base, x, y." in page.texts["know"]
     assert "Before you share or sell" in page.texts["files"]
     rows = page.tables["Files, hashes and licences"][1:-1]
     assert [row[3] for row in rows] == ["unknown"] * 3
-    assert all(row[4].startswith("unknown: nobody has stated it") for row in rows)
+    assert all(row[4].startswith("unknown: the recipe states none") for row in rows)
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
@@ -210,24 +210,24 @@ def test_the_page_loads_nothing(page: Page) -> None:
 
 
 def test_json_and_another_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--json prints where the page is and its figures; -o names another file."""
+    """--json prints the page's path and figures; -o sets another path."""
     written = tmp_path / "page.html"
     assert run("report", folder, "-o", written, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["report"] == str(written)
-    assert told["complete"] is True
-    assert {name: one["best"] for name, one in told["searches"].items()} == best_in(folder / "study.db")
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["report"] == str(written)
+    assert figures["complete"] is True
+    assert {name: search["best"] for name, search in figures["searches"].items()} == best_in(folder / "study.db")
     assert written.read_bytes() == (folder / "report.html").read_bytes()
 
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the study that a test may damage."""
+    """A copy of the study for tests that change it."""
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
 def test_without_checkpoints(copy: Path) -> None:
-    """With the statistics there the page is the same without the checkpoints; without them it says what is missing."""
+    """The statistics replace the checkpoints; without both, the page lists the missing files."""
     before = Page.of(copy / "report.html")
     for path in copy.glob("*.safetensors"):
         if path.name != "statistics.safetensors":
@@ -238,13 +238,13 @@ def test_without_checkpoints(copy: Path) -> None:
     (copy / "statistics.safetensors").unlink()
     assert run("report", copy) == 0
     page = Page.of(copy / "report.html")
-    assert "could not be said" in page.texts["ceiling"]
+    assert "could not be computed" in page.texts["ceiling"]
     assert "models.x.file: 'x' not found" in page.texts["ceiling"]
     assert page.tables["Totals by every metric"] == before.tables["Totals by every metric"]
 
 
 def test_measured_where_statistics_are_missing(copy: Path, tmp_path: Path) -> None:
-    """Checkpoints that --models finds stand in for the statistics."""
+    """Checkpoints found by --models replace the statistics."""
     models = tmp_path / "models"
     models.mkdir()
     for path in copy.glob("*.safetensors"):
@@ -255,7 +255,7 @@ def test_measured_where_statistics_are_missing(copy: Path, tmp_path: Path) -> No
 
 
 def test_never_fitted(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A study that was never fitted is refused in one line with the command that fits it, nothing written."""
+    """A study that was never fitted is refused in one line with the fit command, and nothing is written."""
     for name in ("study.db", "best.yaml", "report.html"):
         (copy / name).unlink()
     assert run("report", copy) == 2
@@ -264,7 +264,7 @@ def test_never_fitted(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_killed_before_the_recipe_was_written(copy: Path) -> None:
-    """Without best.yaml the recipe is what the best trials amount to, and the page says that it is not finished."""
+    """Without best.yaml the recipe combines the best trials, and the page is marked as not finished."""
     alphas = Page.of(copy / "report.html").tables["Alphas by step and block"]
     (copy / "best.yaml").unlink()
     assert run("report", copy) == 0
@@ -275,7 +275,7 @@ def test_killed_before_the_recipe_was_written(copy: Path) -> None:
 
 
 def test_interrupted(copy: Path) -> None:
-    """Ctrl-C in the midst of the first search: the page says so, and shows what there is."""
+    """After Ctrl-C during the first search the page is marked as not finished and shows the results so far."""
     for name in ("study.db", "best.yaml"):
         (copy / name).unlink()
     seen = []
@@ -294,7 +294,7 @@ def test_interrupted(copy: Path) -> None:
 
 
 def test_trials_ahead_of_the_recipe(copy: Path) -> None:
-    """Better trials than best.yaml knows of are told, and the recipe stays what `merge` would take."""
+    """Trials better than those of best.yaml are reported, and the recipe is still that of best.yaml."""
     alphas = Page.of(copy / "report.html").tables["Alphas by step and block"]
     study = optuna.load_study(study_name="together", storage=sqlite_url(copy / "study.db"))
     better = study.trials[0]
@@ -313,7 +313,7 @@ def test_trials_ahead_of_the_recipe(copy: Path) -> None:
 
 
 def test_trials_elsewhere(copy: Path) -> None:
-    """Trials in another storage are found there; without it the page says that there are none."""
+    """--storage finds trials in another storage; without it the page reports no trials."""
     journal = f"journal:{copy / 'trials.journal'}"
     (copy / "study.db").unlink()
     fit(load_study(copy), storage=journal)
@@ -326,7 +326,7 @@ def test_trials_elsewhere(copy: Path) -> None:
 
 
 def test_named_by_its_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A study that is named by its file is named so again, and best.yaml lies in its folder."""
+    """Commands name the study as the user did, by file or folder, and best.yaml in its folder."""
     for within, named, study, best in (
         (copy.parent, "copy/study.yaml", "copy/study.yaml", "copy/best.yaml"),
         (copy, "study.yaml", "study.yaml", "best.yaml"),
@@ -345,22 +345,22 @@ def test_named_by_its_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_texts_keep_their_dots(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is missing is told in the same words wherever the command was run; only the folder is named differently."""
+    """Problems have the same text wherever the command is run; only the folder's name differs."""
     for path in copy.glob("*.safetensors"):
         path.unlink()
-    told = []
+    texts = []
     for within, named in ((copy, "."), (copy, "study.yaml"), (copy.parent, copy.name), (copy.parent, str(copy))):
         monkeypatch.chdir(within)
         assert run("report", named) == 0
-        told.append(Page.of(copy / "report.html").texts["ceiling"])
-    assert "recipe.yaml: models.x.file: 'x' not found" in told[0]
-    assert told[0] == told[1]
-    assert f"{Path('copy/recipe.yaml')}: models.x.file: 'x' not found" in told[2]
-    assert told[2] == told[3]
+        texts.append(Page.of(copy / "report.html").texts["ceiling"])
+    assert "recipe.yaml: models.x.file: 'x' not found" in texts[0]
+    assert texts[0] == texts[1]
+    assert f"{Path('copy/recipe.yaml')}: models.x.file: 'x' not found" in texts[2]
+    assert texts[2] == texts[3]
 
 
 def test_names_for_the_shell(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder's name that a shell would take apart is quoted in every command, as is the recipe in it."""
+    """A folder's name with special characters of the shell is quoted in every command."""
     copy.rename(copy.parent / "x(1)")
     monkeypatch.chdir(copy.parent)
     assert run("report", "x(1)") == 0
@@ -372,13 +372,13 @@ def test_names_for_the_shell(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_storage_can_be_given_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands and remarks tell the storage in the form that --storage takes; the command on the page finds the same.
+    """Commands and remarks contain the storage in the form of --storage, and the report command finds the same trials.
 
-    Of a file that was given by its place on this disk, only the name is told.
+    An absolute path is reduced to the file's name.
     """
     monkeypatch.chdir(copy.parent)
     (copy / "study.db").rename("mine.db")
-    for given, told in (
+    for given, shown in (
         ("journal:t.log", "journal:t.log"),
         ("sqlite:///mine.db", "sqlite:///mine.db"),
         (f"sqlite:///{copy.parent.as_posix()}/mine.db", "sqlite:///mine.db"),
@@ -388,8 +388,8 @@ def test_storage_can_be_given_again(copy: Path, monkeypatch: pytest.MonkeyPatch)
         (copy / "best.yaml").unlink()
         assert run("report", "copy", "--storage", given) == 0
         texts = Page.of(copy / "report.html").texts
-        assert texts["command-1"] == f"blockfit fit copy --storage {told}"
-        assert f"blockfit fit copy --storage {told} goes on from here" in texts["know"]
+        assert texts["command-1"] == f"blockfit fit copy --storage {shown}"
+        assert f"blockfit fit copy --storage {shown} continues the fit" in texts["know"]
         assert str(copy.parent) not in (copy / "report.html").read_text(encoding="utf-8")
         before = (copy / "report.html").read_bytes()
         assert run(*shlex.split(texts["command-5"])[1:]) == 0
@@ -397,14 +397,14 @@ def test_storage_can_be_given_again(copy: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_only_pages_are_replaced(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An output that is not called .html or .htm is refused in one line, and what is there stays, as in Python."""
+    """An output without the extension .html or .htm is refused in one line, and files stay intact, as in Python."""
     before = {path: path.read_bytes() for path in copy.iterdir() if path.is_file()}
     for name in ("study.yaml", "study.db", "x.safetensors", "new"):
         assert run("report", copy, "-o", copy / name) == 2
-        told = capsys.readouterr()
-        assert (told.out, len(told.err.splitlines())) == ("", 1)
-        assert told.err.startswith(f"blockfit: {copy / name}: ")
-        assert ".html or .htm" in told.err
+        printed = capsys.readouterr()
+        assert (printed.out, len(printed.err.splitlines())) == ("", 1)
+        assert printed.err.startswith(f"blockfit: {copy / name}: ")
+        assert ".html or .htm" in printed.err
     found = found_result(load_study(copy, with_files=False))
     with pytest.raises(InputError, match=r"\.html or \.htm"):
         write_report(found, (), (), copy / "study.yaml", named="copy", date="2026-11-23")
@@ -413,7 +413,7 @@ def test_only_pages_are_replaced(copy: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_passes_and_generations(write_sd1: Callable[..., dict], tmp_path: Path) -> None:
-    """Of later generations and passes those that were opened last are shown."""
+    """The page shows the latest generation and the last pass of each search."""
     base = write_sd1(tmp_path / "base.safetensors", seed=0)
     for seed, name in enumerate(("x", "y", "target"), start=1):
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed, around=base)
@@ -436,7 +436,7 @@ def test_passes_and_generations(write_sd1: Callable[..., dict], tmp_path: Path) 
         (caption,) = [found for found in page.captions if found.startswith(f"{search.name}, by ")]
         assert caption.endswith(f"{len(search.completed)} of 6 trials")
         assert percent(max(trial.similarity for trial in search.completed)) in caption
-    assert "Further passes climb" in page.texts["know"]
+    assert "Further passes improve" in page.texts["know"]
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_passes_and_generations(write_sd1: Callable[..., dict], tmp_path: Path) 
     ],
 )
 def test_licences_are_shown_as_they_are(stated: str, standing: str) -> None:
-    """A licence is unknown where nothing is stated; nothing is concluded from what is."""
+    """A licence is unknown if the field states none; a stated licence is shown without interpretation."""
     source = Source("x", Model("x", license=stated), True, None, None, {})
     unused = Source("x", Model("x", license=stated), False, None, None, {})
 

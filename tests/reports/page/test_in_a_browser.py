@@ -24,7 +24,7 @@ BLOCKS = [f"OUT{n:02}" for n in range(12)]
 
 
 def report(folder: Path) -> Path:
-    """The report of a study."""
+    """Write the report of a study and return its path."""
     with pytest.raises(SystemExit) as left:
         main(["report", str(folder)])
     assert not left.value.code
@@ -32,7 +32,7 @@ def report(folder: Path) -> Path:
 
 
 def write_study(folder: Path, steps: list[str], *, model: str = "x", license_: str = "MIT", trials: int = 3) -> None:
-    """A study of these steps, one after the other, and its trials, made up: nothing of it needs a checkpoint."""
+    """Write a study of consecutive steps with invented trials, without checkpoints."""
     quoted = [_yaml_text(step) for step in steps]
     lines = [
         f"models: {{base: {{file: base}}, {_yaml_text(model)}: {{file: x, license: {_yaml_text(license_)}}}}}",
@@ -80,13 +80,13 @@ def written(finished_fit: FitResult, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def seen() -> list[str]:
-    """What a tab complained of or asked for beyond the page itself."""
+    """The errors of a tab and its requests beyond the page itself."""
     return []
 
 
 @pytest.fixture
 def tab(browser: "Browser", seen: list[str]) -> "Iterator[Any]":
-    """Opens a file in a tab of its own, and afterwards makes sure that nothing went wrong in it."""
+    """Open a file in a new tab; after the test, check that the tab had no errors."""
     contexts = []
 
     def opened(path: Path, *, grant: bool = False, script: str = "", **options: Any) -> "Tab":
@@ -112,7 +112,7 @@ def tab(browser: "Browser", seen: list[str]) -> "Iterator[Any]":
 
 
 def test_copying(tab: Any, written: Path) -> None:
-    """Every copy button puts its text into the clipboard, says so, and works by keyboard."""
+    """Every copy button copies its text, confirms it, and works by keyboard."""
     page = tab(written, grant=True)
     buttons = page.locator("button[data-copy]")
     assert buttons.count() == 1 + 2 + 5
@@ -136,7 +136,7 @@ def test_copying(tab: Any, written: Path) -> None:
     "refusal", ["navigator.clipboard.writeText = () => Promise.reject(new Error('refused'))", "gone"]
 )
 def test_copying_where_the_clipboard_is_refused(tab: Any, written: Path, refusal: str) -> None:
-    """Without the clipboard's interface a selection is copied instead."""
+    """Without the clipboard's interface the selection is copied instead."""
     keep = "window.read = navigator.clipboard.readText.bind(navigator.clipboard);"
     gone = "Object.defineProperty(Navigator.prototype, 'clipboard', {get: () => undefined})"
     page = tab(written, grant=True, script=keep + (gone if refusal == "gone" else refusal))
@@ -148,7 +148,7 @@ def test_copying_where_the_clipboard_is_refused(tab: Any, written: Path, refusal
 
 
 def test_on_a_phone(tab: Any, written: Path) -> None:
-    """At 360 pixels the page does not scroll sideways; wide tables do in their boxes, by keyboard too."""
+    """At 360 pixels the page does not scroll sideways; wide tables scroll in their boxes, also by keyboard."""
     page = tab(written, viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     wide = page.evaluate(
@@ -163,7 +163,7 @@ def test_on_a_phone(tab: Any, written: Path) -> None:
 
 
 def test_dark_mode(tab: Any, written: Path) -> None:
-    """Where the system is dark the page is, its charts too; on paper it is light all the same."""
+    """In the system's dark mode the page and its charts are dark; in print they are light."""
 
     def brightness(page: Any, element: str, what: str) -> float:
         colour = page.locator(element).first.evaluate(f"node => getComputedStyle(node).{what}")
@@ -181,7 +181,7 @@ def test_dark_mode(tab: Any, written: Path) -> None:
 
 
 def test_contrast_of_numbers(tab: Any, written: Path) -> None:
-    """Numbers in coloured cells can be read in both modes: at least 3.5 to 1 against what is behind them."""
+    """Numbers in coloured cells have a contrast of at least 3.5 to 1 in both modes."""
     measure = """
     () => {
       const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
@@ -210,7 +210,7 @@ def test_contrast_of_numbers(tab: Any, written: Path) -> None:
 
 
 def test_print(tab: Any, written: Path, tmp_path: Path) -> None:
-    """Printed, every folded part is open, no button shows, and nothing is wider than the paper."""
+    """In print all details are open, buttons are hidden, and nothing is wider than the paper."""
     page = tab(written)
     pdf = page.pdf(format="A4")
     assert pdf.startswith(b"%PDF-")
@@ -229,7 +229,7 @@ def test_print(tab: Any, written: Path, tmp_path: Path) -> None:
 
 
 def test_landmarks(tab: Any, written: Path) -> None:
-    """The page has a language, one main heading, a table of contents that leads somewhere, and labelled charts."""
+    """The page has a language, one main heading, a table of contents with valid links, and labelled charts."""
     page = tab(written)
     assert page.evaluate("document.documentElement.lang") == "en"
     assert page.get_by_role("heading", level=1).count() == 1
@@ -241,7 +241,7 @@ def test_landmarks(tab: Any, written: Path) -> None:
 
 
 def test_hostile_names(tab: Any, tmp_path: Path) -> None:
-    """Markup in names of steps and models and in licences is shown as the text that it is, and does nothing."""
+    """Markup in names of steps and models and in licences is shown as text and has no effect."""
     write_study(tmp_path, [HOSTILE, "second"], model=f"model {HOSTILE}", license_=f"nc {HOSTILE}")
     page = tab(report(tmp_path))
     text = page.locator("body").inner_text()
@@ -253,7 +253,7 @@ def test_hostile_names(tab: Any, tmp_path: Path) -> None:
 
 
 def test_large_studies_are_bounded(tmp_path: Path) -> None:
-    """Of many steps a part is shown, the page says what it leaves out, and it stays below two megabytes."""
+    """A page of many steps shows a part, counts the rest, and stays below two megabytes."""
     write_study(tmp_path, [f"STEP{number}" for number in range(STEPS)], trials=1)
     path = report(tmp_path)
     page = Page.of(path)
@@ -262,5 +262,5 @@ def test_large_studies_are_bounded(tmp_path: Path) -> None:
     assert "20 more maps are left out here" in page.text
     assert len(page.tables["Alphas by step and block"]) == STEPS + 1
     shown = sum(caption in BLOCKS for caption in page.captions)
-    told = page.text.split(" more alphas of ")
-    assert shown + sum(int(part.rsplit(maxsplit=1)[-1]) for part in told[:-1]) == STEPS * len(BLOCKS)
+    parts = page.text.split(" more alphas of ")
+    assert shown + sum(int(part.rsplit(maxsplit=1)[-1]) for part in parts[:-1]) == STEPS * len(BLOCKS)

@@ -1,8 +1,8 @@
 "use strict";
 (() => {
-  const said = document.getElementById("said");
+  const message = document.getElementById("copied");
 
-  // Pages opened from disk may be refused the clipboard; a selection can be copied all the same.
+  // Browsers may refuse the clipboard to pages opened from disk; copying a selection still works.
   const copyBySelection = (text) => {
     const area = document.createElement("textarea");
     area.value = text;
@@ -30,16 +30,16 @@
     button.addEventListener("click", async () => {
       const done = await copy(document.getElementById(button.dataset.copy).textContent);
       button.focus({ preventScroll: true });
-      button.textContent = said.textContent = done ? "Copied" : "Select the text and copy it by hand";
+      button.textContent = message.textContent = done ? "Copied" : "Select the text and copy it by hand";
       clearTimeout(waiting);
       waiting = setTimeout(() => {
         button.textContent = "Copy";
-        said.textContent = "";
+        message.textContent = "";
       }, 2500);
     });
   }
 
-  // On paper nothing can be unfolded.
+  // Open all details for printing.
   let closed = [];
   addEventListener("beforeprint", () => {
     closed = [...document.querySelectorAll("details:not([open])")];

@@ -1,4 +1,4 @@
-"""What stands beside, behind and below a step is read with it, named, or refused: it is never passed over."""
+"""Text beside, after and below a step is read with it, reported, or refused; it is never ignored."""
 
 import re
 import time
@@ -39,15 +39,15 @@ SIMPLE = "MIX = A x 0.7 + B x 0.3"
 
 
 def refused(text):
-    """The lines with which a text is refused."""
+    """Return the lines of the error for a text."""
     with pytest.raises(RecipeError) as caught:
         read_notation(text)
     assert all(sign.isprintable() for problem in caught.value.problems for sign in problem)
     return caught.value.problems
 
 
-def told(text):
-    """All that is said about a text."""
+def messages(text):
+    """Return all messages about a text: warnings, lines not understood, or problems."""
     try:
         imported = read_notation(text)
     except RecipeError as error:
@@ -72,7 +72,7 @@ def test_weight_sums_beyond_1(template, number):
     ],
 )
 def test_add_differences_beyond_1(template, number):
-    """A factor above 1 or below 0 is none of a name, glued to it or not."""
+    """A factor above 1 or below 0 is not part of a name, even without a space between them."""
     imported = read(spelled(template, "MIX", {"a": "A", "b": "B", "c": "C"}, number))
 
     assert_coefficients(block_coefficients(imported.recipe), add_difference(A, B, C, everywhere(number)))
@@ -80,13 +80,13 @@ def test_add_differences_beyond_1(template, number):
 
 @settings(max_examples=80, deadline=None)
 @given(drawn=texts(most=3), data=st.data())
-def test_a_surplus_line_is_read_or_named(drawn, data):
-    """One more line that says something of a merge is read, told with its number, or nothing is written."""
+def test_surplus_line_is_read_or_reported(drawn, data):
+    """An additional line about a merge is read, reported with its number, or an error."""
     text, starts, output, expected = drawn
     lines = text.split("\n")
     place = data.draw(st.sampled_from([*(start - 1 for start in starts[1:]), len(lines)]))
     lines.insert(place, data.draw(st.sampled_from(SURPLUS)))
-    # A remark on blocks is right below a step that has numbers by block.
+    # A remark on blocks is valid below a step that has numbers by block.
     assume("only" not in lines[place] or not re.search(r"IN\b|IN00|\d,[\d-]", text))
 
     try:
@@ -94,7 +94,7 @@ def test_a_surplus_line_is_read_or_named(drawn, data):
     except RecipeError:
         return
     if not any(f"line {place + 1}:" in line for line in (*imported.warnings, *imported.not_understood)):
-        assert "base alpha" in lines[place]  # BASE's number, and of no other block
+        assert "base alpha" in lines[place]  # the number of BASE and of no other block
         found = block_coefficients(imported.recipe, output)
         assert any(found[name]["BASE"] != expected[name]["BASE"] for name in found)
         assert all(found[name]["OUT03"] == pytest.approx(expected[name]["OUT03"]) for name in found)
@@ -120,7 +120,7 @@ def test_a_surplus_line_is_read_or_named(drawn, data):
 )
 @pytest.mark.parametrize("formula", ["MIX = A + B", "MIX = A x (1-alpha) + B x alpha"])
 def test_numbers_by_block(formula, below, expected):
-    """Lines of blocks and their numbers are the alpha of the formula above them, M the middle block among others."""
+    """Lines of blocks and numbers are the alpha of the formula above; M is the middle block among other blocks."""
     imported = read(f"{formula}\n{below}")
 
     assert_coefficients(block_coefficients(imported.recipe), weight_sum(A, B, by_block(expected)))
@@ -133,13 +133,16 @@ def test_numbers_by_block(formula, below, expected):
         ("MIX = A + B\nIN: 0.1\nOUT: 0.3\nBASE: 0.2", "no number for M00"),
         ("MIX = A + B\nIN: 0.1,0.2\nM: 0.3\nOUT: 0.3", "IN has 12 blocks in sd1, received 2 numbers"),
         ("MIX = A + B\nIN: 0.1\nIN00: 0.2\nM: 0.3\nOUT: 0.3", "IN00 has two numbers"),
-        (f"{SIMPLE}\nIN: {TWELVE}\nM00: 0.8\nOUT: {TWELVE}", "the formula above has its numbers"),
-        (f"{SIMPLE}\nIN00: 0.5", "the formula above has its numbers"),
-        ("| Weighted Sum @ 0.3 | A | B | MIX |\nIN: 0.1\nM00: 0.8\nOUT: 0.3", "the formula above has its numbers"),
+        (f"{SIMPLE}\nIN: {TWELVE}\nM00: 0.8\nOUT: {TWELVE}", "the formula above already has its numbers"),
+        (f"{SIMPLE}\nIN00: 0.5", "the formula above already has its numbers"),
+        (
+            "| Weighted Sum @ 0.3 | A | B | MIX |\nIN: 0.1\nM00: 0.8\nOUT: 0.3",
+            "the formula above already has its numbers",
+        ),
     ],
 )
-def test_numbers_by_block_that_cannot_be_taken(text, words):
-    """Numbers by block that are too few, doubled, or beside others, are no recipe."""
+def test_invalid_numbers_by_block(text, words):
+    """Numbers by block that are too few, repeated, or in addition to others are an error."""
     assert any(words in problem for problem in refused(text))
 
 
@@ -170,7 +173,7 @@ def test_numbers_by_block_that_cannot_be_taken(text, words):
     ],
 )
 def test_numbers_for_two_models(text):
-    """A number beside or below two models is the second one's weight, wherever it stands."""
+    """A number beside or below two models is the weight of the second model."""
     assert_coefficients(block_coefficients(read(text).recipe), weight_sum(A, B, everywhere(0.3)))
 
 
@@ -195,18 +198,18 @@ def test_numbers_for_two_models(text):
         ("A + (1.2B - 1.2C) = MIX", "the factors add up to 2"),
         ("A + (anything-v3) * 0.5 = MIX", "the factors add up to 1.5"),
         ("MIX = A + B x 0.3", "a weighted sum is A x 0.7 + B x 0.3"),
-        ("A x 0.3 + B x 0.7 = X", "'X' is read as a sign"),
-        ("F = MIX x 0.5 + D x 0.5\nMIX = A x 0.5 + B x 0.5\nMIX = MIX x 0.7 + C x 0.3", "'MIX' is defined otherwise"),
+        ("A x 0.3 + B x 0.7 = X", "'X' is read as part of a formula"),
+        ("F = MIX x 0.5 + D x 0.5\nMIX = A x 0.5 + B x 0.5\nMIX = MIX x 0.7 + C x 0.3", "'MIX' is defined differently"),
         ("2A - B = MIX", "'2A' was taken for a name"),
     ],
 )
-def test_sums_that_may_mean_two_things(text, words):
-    """What is half of each only for want of a number, or a name only for want of a space, is refused, and told why."""
+def test_ambiguous_sums(text, words):
+    """A sum is refused with a reason if a missing number makes it half of each, or a missing space makes it a name."""
     assert any(words in problem for problem in refused(text))
 
 
-def test_a_name_that_is_cut_is_noted():
-    """A name in parentheses with one dash is a difference, and that is told."""
+def test_split_name_is_noted():
+    """A name in parentheses with one dash is a difference, with a note."""
     imported = read("A + (Realistic-Vision) x 0.3 = MIX")
 
     expected = add_difference(A, alone("Realistic"), alone("Vision"), everywhere(0.3))
@@ -218,18 +221,18 @@ def test_a_name_that_is_cut_is_noted():
     ("text", "words"),
     [
         ("| Weighted Sum @ 0.3~0.5 | A | B | MIX |", "line 1: "),
-        ("| Weighted Sum (0.3, OUT only) | A | B | MIX |", "'OUT only' beside it"),
+        ("| Weighted Sum (0.3, OUT only) | A | B | MIX |", "'OUT only' is about some blocks alone"),
         ("| Weighted Sum @ 0.3 (and 0.2) | A | B | MIX |", "beside the method is not understood"),
         (
             "| Method | A | B | Name |\n|-|-|-|-|\n| Weighted Sum @ 0.3~0.5 | A | B | MIX |",
-            "'0.3~0.5' behind the method",
+            "'0.3~0.5' after the method",
         ),
         ("| A | B | Ratio | Name |\n|-|-|-|-|\n| A | B | 7/3 | MIX |", "MIX.alpha: received '7/3'"),
         ("Weighted sum 0.3/0.5/0.2: A + B = MIX", "line 1: "),
     ],
 )
-def test_numbers_that_are_not_one(text, words):
-    """A number that goes on as something else is never cut short."""
+def test_malformed_numbers(text, words):
+    """A number that continues as something else is never truncated."""
     assert any(words in problem for problem in refused(text))
 
 
@@ -252,8 +255,8 @@ HEAD = "| Model A | Model B | {} | Result |\n|-|-|-|-|\n| A | B | {} | MIX |"
         ("MIX = A + B\nratio %: 30", 0.3),
     ],
 )
-def test_per_cent_in_a_head(text, number):
-    """The sign in a column's head, or in a key, is that of each number below or behind it."""
+def test_per_cent_in_a_header(text, number):
+    """A per cent sign in a column's header, or in a key, applies to each number below or after it."""
     assert_coefficients(block_coefficients(read(text).recipe), weight_sum(A, B, everywhere(number)))
 
 
@@ -275,7 +278,7 @@ def test_per_cent_in_a_head(text, number):
     ],
 )
 def test_per_cent_without_its_sign(text):
-    """A weight beyond what merges use is asked back, wherever it stands."""
+    """A weight beyond the usual range is refused with a question, anywhere in a text."""
     assert any("as a weight? write 0.3 or 30 %" in problem for problem in refused(text))
 
 
@@ -290,20 +293,20 @@ def test_per_cent_without_its_sign(text):
     ],
 )
 def test_numbers_that_may_be_per_cent(text, words):
-    """A number that is per cent or is not, by what stands around it, is asked back."""
+    """A number that is ambiguous between share and per cent is refused with a question."""
     assert any(words in problem for problem in refused(text))
 
 
 @pytest.mark.parametrize("number", [-3.0, 2.5, 3.0])
-def test_weights_that_merges_use(number):
-    """Up to three times a difference is added."""
+def test_usual_weights(number):
+    """A weight of up to three times a difference is valid."""
     imported = read(f"MIX = A + (B - C) x alpha\nalpha = {number}")
 
     assert_coefficients(block_coefficients(imported.recipe), add_difference(A, B, C, everywhere(number)))
 
 
-def test_what_a_tool_used_is_read_and_told():
-    """Our own notation, and SuperMerger's console, hold the numbers that were used, whatever they are."""
+def test_numbers_of_tools_are_read_and_noted():
+    """The notation of this package and SuperMerger's console contain exact numbers, which are read at any size."""
     ours = read('recipe: "r"\nA x (1-alpha) + B x alpha = MIX\nalpha = 30')
     console = read("  model A  : A\n  model B  : B\n  alpha,beta : (30, 0)\n  mode : Weight sum\n  MBW : False")
 
@@ -312,14 +315,14 @@ def test_what_a_tool_used_is_read_and_told():
         assert f"{line}: the weight 30 is beyond 3; is it per cent?" in imported.warnings
 
 
-# --- An arrow and a name on a line of their own -----------------------------------------------------------------------
+# --- An arrow and a name on a separate line ---------------------------------------------------------------------------
 
 CHAIN = weight_sum(weight_sum(A, B, everywhere(0.3)), C, everywhere(0.5))
 
 
 @pytest.mark.parametrize("arrow", ["→ ", "-> ", "=> ", "⇒ ", "↓ ", "↓\n", "= ", "⬇️ ", "  - → ", "\n--> "])
-def test_names_on_lines_of_their_own(arrow):
-    """They are those of the formulas above them, the last one's as well."""
+def test_names_on_separate_lines(arrow):
+    """A name after an arrow on a separate line names the formula above it, also the last formula."""
     imported = read(f"A x 0.7 + B x 0.3\n{arrow}T1\nT1 x 0.5 + C x 0.5\n{arrow}MIX")
 
     assert [step.name for step in imported.recipe.steps] == ["T1", "MIX"]
@@ -340,7 +343,7 @@ def test_names_on_lines_of_their_own(arrow):
     ],
 )
 def test_names_below_steps_of_any_kind(text):
-    """Numbers, labels, methods and bullets do not stand between a formula and the name below it."""
+    """Numbers, labels, methods and bullets do not separate a formula from the name below it."""
     imported = read(text)
 
     assert [step.name for step in imported.recipe.steps] == ["T1", "MIX"]
@@ -352,18 +355,18 @@ def test_names_below_steps_of_any_kind(text):
     [
         ("→ T1\nA x 0.7 + B x 0.3\n→ MIX\nT1 x 0.5 + C x 0.5", "an arrow and a name above the formula as well"),
         ("A x 0.7 + B x 0.3\n→ T1 → T2", "line 2: not understood: more than one arrow"),
-        ("A x 0.7 + B x 0.3\n> T1\nT1 x 0.5 + C x 0.5", "the name of the formula above? write = T1 behind it"),
-        ("A x 0.7 + B x 0.3\nT1\nT1 x 0.5 + C x 0.5", "the name of the formula above? write = T1 behind it"),
+        ("A x 0.7 + B x 0.3\n> T1\nT1 x 0.5 + C x 0.5", "the name of the formula above? write = T1 after it"),
+        ("A x 0.7 + B x 0.3\nT1\nT1 x 0.5 + C x 0.5", "the name of the formula above? write = T1 after it"),
     ],
 )
-def test_names_that_cannot_be_told(text, words):
-    """A name on a line of its own that may be another formula's, or that no sign stands before, is asked back."""
+def test_ambiguous_names_on_separate_lines(text, words):
+    """A name on a separate line is refused if it may belong to another formula, or has no sign before it."""
     assert any(words in problem for problem in refused(text))
 
 
-def test_a_second_name_behind_an_arrow():
-    """A formula that has its name keeps it, and the other one is told."""
-    assert read(f"{SIMPLE}\n→ T2").warnings == ("line 2: 'T2' is left out: the formula above is called 'MIX'",)
+def test_second_name_after_an_arrow():
+    """A formula keeps its own name; a second name is reported."""
+    assert read(f"{SIMPLE}\n→ T2").warnings == ("line 2: 'T2' is ignored: the formula above is called 'MIX'",)
 
 
 # --- Names that may be differences ------------------------------------------------------------------------------------
@@ -377,8 +380,8 @@ def test_a_second_name_behind_an_arrow():
         "T1 = A x 0.5 + B x 0.5\nMIX = T1 x 0.7 + A-B x 0.3",
     ],
 )
-def test_differences_are_no_names(text):
-    """Where both sides of a dash are names of the text, the two together are none."""
+def test_differences_are_not_names(text):
+    """If both sides of a dash are names in the text, the whole is not a name."""
     assert any("is one name or a difference" in problem for problem in refused(text))
 
 
@@ -392,14 +395,14 @@ def test_differences_are_no_names(text):
     ],
 )
 def test_names_with_a_dash(text, warnings):
-    """A name that could only be one is read, and told where it looks like a difference."""
+    """A name that can only be a name is read, and noted if it looks like a difference."""
     imported = read(text)
 
     assert imported.warnings == warnings
     assert imported.recipe.steps[0].b in ("B-C", "anything-v3")
 
 
-# --- Numbers twice, and behind the name -------------------------------------------------------------------------------
+# --- Numbers twice, and after the name --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -411,7 +414,7 @@ def test_names_with_a_dash(text, warnings):
     ],
 )
 def test_two_numbers_for_one_step(text):
-    """Which of two different numbers was meant cannot be told."""
+    """Two different numbers for one step are ambiguous and refused."""
     assert any("has its alpha" in problem or "two numbers for alpha" in problem for problem in refused(text))
 
 
@@ -426,13 +429,13 @@ def test_two_numbers_for_one_step(text):
         "A x (1-alpha) + B x alpha = MIX\nalpha = 0.3\nalpha = 0.3",
     ],
 )
-def test_numbers_behind_the_name(text):
+def test_numbers_after_the_name(text):
     """A number on the line of its step needs no comma before it."""
     assert_coefficients(block_coefficients(read(text).recipe), weight_sum(A, B, everywhere(0.3)))
 
 
-def test_the_output_of_several_endings():
-    """Of steps that need as many others the last is the output; what nothing uses is named."""
+def test_output_of_several_endings():
+    """Of the steps that need the same number of others, the last is the output; unused steps are reported."""
     tie = read("A x 0.7 + B x 0.3 = T1\nC x 0.7 + B x 0.3 = T2").warnings
     longest = read(f"{T1}T2 = T1 x 0.5 + C x 0.5\nT3 = C x 0.5 + D x 0.5").warnings
     some = read(f"{T1}T2 = T1 x 0.5 + C x 0.5\nT3 = T1 x 0.5 + D x 0.5\nT4 = C x 0.5 + D x 0.5").warnings
@@ -444,7 +447,7 @@ def test_the_output_of_several_endings():
     )
 
 
-# --- Words that make it another merge ---------------------------------------------------------------------------------
+# --- Words that change the merge --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -480,8 +483,8 @@ def test_the_output_of_several_endings():
         "A: A\nB: B\nM: 0.3\nCalc mode: {words}\nResult: MIX",
     ],
 )
-def test_words_that_make_it_another_merge(text, words):
-    """Beside a formula, in whatever place, they refuse the step: its numbers would not be what was merged."""
+def test_words_that_change_the_merge(text, words):
+    """Words for another method anywhere beside a formula refuse the step, since its result would differ."""
     assert any("line" in problem for problem in refused(text.replace("{words}", words)))
 
 
@@ -504,13 +507,13 @@ def test_words_that_make_it_another_merge(text, words):
         ("A x (1-alpha) + B x alpha = T1\nalpha = 0.3\nT1 x 0.5 + D x 0.5 = T2\nbase_alpha = 0.1", 4),
     ],
 )
-def test_lines_that_say_more_of_a_step(text, line):
-    """Lines above and below a formula that would change it are named."""
+def test_remarks_that_change_a_step(text, line):
+    """Lines above and below a formula that would change it are reported."""
     assert any(f"line {line}: not understood" in named for named in read_notation(text).not_understood)
 
 
-def test_a_base_alpha_is_of_the_formula_above_it():
-    """BASE's number never goes to a formula further up that has its own."""
+def test_base_alpha_belongs_to_the_formula_above():
+    """A base alpha never goes to an earlier formula that has its own numbers."""
     problems = refused("A x (1-alpha) + B x alpha = T1\nalpha = 0.3\nC + D = T2\nbase_alpha = 0.1")
 
     assert problems == ("line 3: T2.alpha: never given; write alpha = (26 numbers) below the formula",)
@@ -530,14 +533,14 @@ def test_a_base_alpha_is_of_the_formula_above_it():
         f"{SIMPLE}\nTrained by the author of A over many months, self made, smooth faces.",
     ],
 )
-def test_remarks_stay_silent(text):
-    """Settings that change nothing, comments without numbers, and prose are not told."""
-    assert told(text) == ()
+def test_remarks_are_not_reported(text):
+    """Settings without effect, comments without numbers, and prose are not reported."""
+    assert messages(text) == ()
 
 
-def test_a_number_in_a_comment_is_noted():
-    """A comment with a number behind a whole formula is left out, and told."""
-    assert read(f"{SIMPLE} # 97.5% similar").warnings == ("line 1: the comment '97.5% similar' is left out",)
+def test_number_in_a_comment_is_noted():
+    """A comment with a number after a complete formula is ignored, with a note."""
+    assert read(f"{SIMPLE} # 97.5% similar").warnings == ("line 1: the comment '97.5% similar' is ignored",)
 
 
 @pytest.mark.parametrize(
@@ -549,11 +552,11 @@ def test_a_number_in_a_comment_is_noted():
     ],
 )
 def test_comments_that_may_be_steps(text):
-    """A step, or blocks, in a comment are never cut off."""
-    assert any("comment" in problem or "beside it" in problem for problem in refused(text))
+    """A comment with a step, or about blocks, is never ignored."""
+    assert any("comment" in problem or "some blocks alone" in problem for problem in refused(text))
 
 
-# --- Steps that would vanish ------------------------------------------------------------------------------------------
+# --- Steps that would be lost -----------------------------------------------------------------------------------------
 
 XY = weight_sum(alone("X"), alone("Y"), everywhere(0.3))
 
@@ -574,15 +577,15 @@ XY = weight_sum(alone("X"), alone("Y"), everywhere(0.3))
         ("M1 = Y x 0.5 + Y2 x 0.5; MIX = \"X\" x 0.7 + Y x 0.3", XY),
     ],
 )  # fmt: skip
-def test_steps_told_in_several_lines(text, first):
-    """The settings of a merger, and models below a heading, are the step that a later formula takes."""
+def test_steps_over_several_lines(text, first):
+    """The settings of a merger, or models below a heading, are a step that later formulas can use."""
     imported = read(f"{text}\nF = MIX x 0.5 + D x 0.5")
 
     assert_coefficients(block_coefficients(imported.recipe, "F"), weight_sum(first, D, everywhere(0.5)))
 
 
-def test_a_number_above_settings():
-    """A number between a formula and the settings of another merge is the formula's."""
+def test_number_above_settings():
+    """A number between a formula and the settings of another merge belongs to the formula."""
     imported = read("T + (B - C) = M\nalpha: 0.1\nModel A: M\nModel B: D\nMultiplier (M): 0.3\nCustom name: MIX")
 
     first = add_difference(alone("T"), B, C, everywhere(0.1))
@@ -601,8 +604,8 @@ def test_a_number_above_settings():
         "MIX 0.3",
     ],
 )
-def test_lines_that_may_make_a_source(line):
-    """A name that later formulas take as a model, in a line that may say how it is made, is named."""
+def test_lines_that_may_define_a_source(line):
+    """A line that may define a name that later formulas use as a source is reported."""
     named = read_notation(f"{line}\nF = MIX x 0.5 + C x 0.5").not_understood
 
     assert [text.split(":")[0] for text in named] == ["line 1"]
@@ -622,12 +625,12 @@ def test_lines_that_may_make_a_source(line):
         "MIX: T1 x 0.99 + B x 0.01 x C",
     ],
 )
-def test_lines_that_go_on_from_the_output(line):
-    """A line that would make another step of the last one is an error if it is not understood."""
+def test_lines_that_continue_from_the_output(line):
+    """A line that is not understood but continues from the last step is an error."""
     assert any("it goes on from 'T1'" in problem for problem in refused(T1 + line))
 
 
-def test_a_table_with_a_column_of_formulas():
+def test_table_with_a_column_of_formulas():
     """Each row is a formula and its name, in the order of the table."""
     imported = read(
         "| Step | Recipe | Result |\n|---|---|---|\n| 1 | A x 0.5 + B x 0.5 | T1 |\n| 2 | T1 x 0.7 + C x 0.3 | T2 |"
@@ -662,22 +665,22 @@ def test_a_table_with_a_column_of_formulas():
     ],
 )  # fmt: skip
 def test_sums_of_any_kind(text, expected):
-    """Sums of as many models as there are, whose factors add up to 1, are several steps of two or three."""
+    """A sum of any number of models whose factors add up to 1 becomes several steps of two or three."""
     found = block_coefficients(read(text).recipe)
 
     assert_coefficients(found, combined(*((everywhere(number), alone(name)) for name, number in expected.items())))
 
 
 @pytest.mark.parametrize("label", ["T1: ", "T1 alpha: ", "alpha of T1: "])
-def test_numbers_called_by_the_name_of_their_step(label):
-    """26 numbers below all formulas, called by a step's name, are its alpha."""
+def test_numbers_named_after_their_step(label):
+    """A list of 26 numbers below all formulas, named after a step, is the step's alpha."""
     imported = read(f"T1 = A x (1-alpha) + B x alpha\nT2 = T1 x 0.5 + C x 0.5\n{label}{RISING_TEXT}")
 
     assert_coefficients(block_coefficients(imported.recipe, "T1"), weight_sum(A, B, by_block(RISING)))
 
 
-def test_numbers_behind_two_models():
-    """26 numbers in parentheses behind two models and their name are the second one's weights."""
+def test_numbers_after_two_models():
+    """A list of 26 numbers in parentheses after two models and their name is the weight of the second model."""
     imported = read(f"A + B = MIX ({RISING_TEXT})")
 
     assert_coefficients(block_coefficients(imported.recipe), weight_sum(A, B, by_block(RISING)))
@@ -687,13 +690,13 @@ def test_numbers_behind_two_models():
 
 
 @pytest.mark.parametrize("text", ['" " = A x 0.5 + B x 0.5', '"" x 0.5 + B x 0.5 = MIX', '" " x 0.5 + B x 0.5 = MIX'])
-def test_names_without_a_letter(text):
-    """A name of nothing but spaces is none."""
+def test_empty_names(text):
+    """A name of only spaces is not a name."""
     assert refused(text)
 
 
-def test_brackets_in_a_name_stay():
-    """What stands in quotation marks is never changed."""
+def test_brackets_in_a_name_are_kept():
+    """Text in quotation marks is never changed."""
     assert set(read('"a ()" x 0.5 + "alpha(0.3)" x 0.5 = MIX').recipe.models) == {"a ()", "alpha(0.3)"}
 
 
@@ -714,9 +717,9 @@ def test_brackets_in_a_name_stay():
     ids=lambda text: text[:20],
 )
 def test_no_line_takes_long(text):
-    """Lines of signs without end are read or refused at once."""
+    """Very long lines of signs are read or refused at once."""
     started = time.process_time()
-    told(text)
+    messages(text)
     assert time.process_time() - started < 2
 
 
@@ -724,32 +727,32 @@ def test_no_line_takes_long(text):
 
 
 @pytest.mark.parametrize("more", [" x B x 2", " + + Z x 0.5", " (((", " & more x 0.3"])
-def test_a_heading_that_says_more(more):
-    """Models and weights below a heading that is damaged are told with its line, whether the text has other steps."""
-    why = "not understood: models and their weights stand below 'T1', and "
+def test_heading_with_more_than_a_name(more):
+    """Models with weights below a malformed heading are reported with its line, with or without other steps."""
+    why = "not understood: models with weights follow below 'T1', but "
     assert any(line.startswith(f"line 1: {why}") for line in refused(f"T1:{more}\n- A 70%\n- B 30%"))
-    assert any(line.startswith(f"line 2: {why}") for line in told(f"{SIMPLE}\nT1:{more}\n- C 70%\n- D 30%"))
+    assert any(line.startswith(f"line 2: {why}") for line in messages(f"{SIMPLE}\nT1:{more}\n- C 70%\n- D 30%"))
 
 
 @pytest.mark.parametrize(
     "second", ["T2:T1 x 0.7 + C x 0.3", "T2:\n- T1 70%\n- C 30%", "Model A: T1\nModel B: C\nM: 0.3"]
 )
-def test_a_line_broken_off_at_a_sign(second):
-    """A step that is broken off at its sign does not take the next one in."""
-    (broken,) = [line for line in told(f"{SIMPLE}\nT1 = A x 0.5 + B x 0.5 x\n{second}") if "line 2: not" in line]
+def test_line_that_ends_in_a_sign(second):
+    """A step that ends in a sign does not absorb the next step."""
+    (broken,) = [line for line in messages(f"{SIMPLE}\nT1 = A x 0.5 + B x 0.5 x\n{second}") if "line 2: not" in line]
 
     assert second.split("\n")[0] not in broken
 
 
-def test_a_setting_below_numbers_by_block():
-    """`Exclude: BASE` is told below numbers by block, too."""
+def test_setting_below_numbers_by_block():
+    """The setting `Exclude: BASE` is reported below numbers by block as well."""
     text = "T1 = A + B\nBASE: 0.1\nIN: 0.1\nM: 0.1\nOUT: 0.1\nExclude: BASE"
 
-    assert any("line 6:" in line for line in told(text))
+    assert any("line 6:" in line for line in messages(text))
 
 
-def test_numbers_below_glued_factors():
-    """A formula with factors glued to its names takes no numbers from below."""
+def test_numbers_below_attached_factors():
+    """A formula whose factors are attached to its names takes no numbers from below."""
     (problem,) = refused("MIX = 0.7A + 0.3B\nIN: 0.1, M: 0.2, OUT: 0.3")
 
-    assert problem.startswith("line 2: not understood: no formula above has alpha in it")
+    assert problem.startswith("line 2: not understood: no formula above contains alpha")
