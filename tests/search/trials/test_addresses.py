@@ -173,7 +173,7 @@ class TestEarlierVersion:
         assert line.startswith(
             f"{folder / 'study.db'}: does not exist, but {tmp_path / 'which'} contains trials of this"
         )
-        assert f"copy it to {folder / 'study.db'}" in line
+        assert f"copy the file to {folder / 'study.db'}" in line
         assert not (folder / "study.db").exists()
         shutil.copy(tmp_path / "which", folder / "study.db")
         assert [len(search.completed) for search in fit(load_study(folder)).searches] == [4, 4]
