@@ -129,10 +129,10 @@ def write_merge(
     EMA copies are left out. A BlockfitWarning reports oddities of sources that can still be merged, see
     `inputs.warn_of_merged` and `zeros.ZeroTensors`.
 
-    Free alphas are a RecipeError; `recipe.with_start_values()` returns the recipe with their starting values. A CheckpointError,
-    with nothing written, reports sources that are missing or do not fit each other, NaN or Inf in a merged tensor,
-    values beyond the range of the dtype, a VAE that does not fit, files that were changed, replaced or deleted during
-    the merge, and an output that cannot be written.
+    Free alphas are a RecipeError; `recipe.with_start_values()` returns the recipe with their starting values. A
+    CheckpointError, with nothing written, reports sources that are missing or do not fit each other, NaN or Inf in a
+    merged tensor, values beyond the range of the dtype, a VAE that does not fit, files that were changed, replaced or
+    deleted during the merge, and an output that cannot be written.
 
     Args:
         recipe: A recipe without free alphas.

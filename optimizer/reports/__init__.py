@@ -1,7 +1,6 @@
 """The results of a fit for people: terminal tables, logs, data frames, plots, the HTML report and the dashboard.
 
-This package exports the terminal tables and logs. Import frames, trials, plots and page, which load pandas or
-matplotlib, and dashboard, which needs an extra, by their module names.
+Only tables and logs are exported here: frames, trials, plots, page and dashboard load heavy libraries; import them.
 """
 
 from optimizer.reports.ceilings import ceiling_tables
