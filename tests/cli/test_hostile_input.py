@@ -302,7 +302,7 @@ def test_tags(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tag: str,
     (folder / "text.txt").write_text(f"A x (1-alpha) + B x alpha = T\nalpha = {{IN00: {tag}}}", encoding="utf-8")
 
     if file == "text.txt":
-        assert "not readable as a mapping of blocks" in refused(run, folder, "import", "text.txt", "-o", "new.yaml")
+        assert "must be a mapping of blocks" in refused(run, folder, "import", "text.txt", "-o", "new.yaml")
     else:
         line = refused(run, folder, "fit", folder)
         assert file in line

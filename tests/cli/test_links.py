@@ -470,7 +470,7 @@ def test_a_journal_that_deletes(study: Path, victim: Path, run: Run, command: st
 
     (line,) = refused(run, study, *COMMANDS[command](study))
 
-    assert "study.db-journal: leads to another file, which opening the database would delete" in line
+    assert "study.db-journal: names another file, which opening the database would delete" in line
 
 
 def test_what_sqlite_does_with_such_a_journal(study: Path, tmp_path: Path) -> None:

@@ -366,8 +366,8 @@ class TestSafetensorsWriter:
         ("pieces", "message"),
         [
             ([(0, torch.zeros(3))], "8 bytes of tensor 'm' were not written"),
-            ([(0, torch.zeros(5)), (3, torch.zeros(2))], "came twice"),
-            ([(3, torch.zeros(3))], "but 3 elements of torch.float32 came from number 3 on"),
+            ([(0, torch.zeros(5)), (3, torch.zeros(2))], "or written twice"),
+            ([(3, torch.zeros(3))], "but 3 elements of torch.float32 were given from number 3 on"),
             ([(-1, torch.zeros(3))], "from number -1 on"),
             ([(0, torch.zeros(5).half())], "announced as torch.float32"),
         ],

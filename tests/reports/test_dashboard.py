@@ -234,7 +234,7 @@ def test_the_storage_refuses_too(study):
         ]
         for change in changes:
             for storage in (shown, trials.storage):
-                with pytest.raises(StudyError, match="opened for reading; nothing in it can be changed"):
+                with pytest.raises(StudyError, match="opened for reading only; it cannot be changed"):
                     change(storage)
         # SQLite refuses as well, whoever asks.
         for change in changes[:4]:
@@ -344,7 +344,7 @@ def test_without_trials(study, tmp_path, blockfit):
     done = blockfit("dashboard", tmp_path, "--port", "0")
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert "holds no trials of" in done.stderr
+    assert "contains no trials of" in done.stderr
     assert "blockfit fit" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "study.yaml"]
 

@@ -258,7 +258,7 @@ def test_large_studies_are_bounded(tmp_path: Path) -> None:
     path = report(tmp_path)
     page = Page.of(path)
     assert path.stat().st_size < 2_000_000
-    assert "20 more alphas are left out here; best.yaml has them all." in page.text
+    assert "20 more alphas are left out here; best.yaml contains all of them." in page.text
     assert "20 more maps are left out here" in page.text
     assert len(page.tables["Alphas by step and block"]) == STEPS + 1
     shown = sum(caption in BLOCKS for caption in page.captions)

@@ -69,7 +69,7 @@ def test_the_report_counts_the_trials_left(folder, tmp_path):
     page = write_report(found, (), (), tmp_path / "report.html", named="study", date="2026-11-27")
 
     (left,) = [remark.text for remark in page.remarks if remark.heading == "Trials are left"]
-    assert left == "More were asked for than were run: s/A 6 of 7, s/B 5 of 7."
+    assert left == "Fewer trials were run than requested: s/A 6 of 7, s/B 5 of 7."
     assert "6 of 7 trials" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

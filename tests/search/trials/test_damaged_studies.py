@@ -145,7 +145,7 @@ def test_a_report_uses_valid_trials_only(damaged, capsys, damage):
     if code == 0:
         report = json.loads(out)
         assert report["study"] == "study"
-        assert ("Trials are left out" in report["remarks"]) == (damage.becomes == LEFT_OUT)
+        assert ("Trials are ignored" in report["remarks"]) == (damage.becomes == LEFT_OUT)
     assert (folder / "report.html").exists() == (code == 0)
 
 
