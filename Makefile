@@ -19,7 +19,7 @@ test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow and not cuda and not full_size and not mergekit"
 
 # Runs longer tests: benchmarks on small families, more kills and storages, other tools on whole families.
-test-slow: $(VENV)/.installed-test
+test-slow: $(VENV)/.installed-test $(VENV)/.installed-docs
 	$(PYTEST) -m "slow and not cuda and not full_size and not mergekit"
 
 # Needs an NVIDIA GPU and a torch that can use it.

@@ -90,6 +90,7 @@ def test_finetunes_are_near_the_base_and_share_a_direction(family: Path) -> None
     assert float(one @ two / (one.norm() * two.norm())) == pytest.approx(0.36, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_unknown_part_has_the_requested_size(run: Run, family: Path, tmp_path: Path) -> None:
     """The unknown part of 0.3 is 0.3 times as long as the known part's distance from the base."""
     done = run("make_checkpoints.py", tmp_path, "--small", "--target-unknown", "0.3")
@@ -133,6 +134,7 @@ def test_the_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> N
     assert not (family / "candidate.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_attention_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> None:
     """A candidate scores the same alone, together with others, and by the naive comparison."""
     report = tmp_path / "figures.json"

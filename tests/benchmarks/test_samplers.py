@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_samplers_are_compared(run, family, tmp_path):
     """After nine trials blockwise has found the best points of three tasks, and random sampling has not."""
     done = run(
