@@ -16,7 +16,7 @@ if 0 <= c_k <= 1.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,7 @@ from optimizer.analysis.linear import (
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges_of
 from optimizer.analysis.scored_spaces import scored_spaces
 from optimizer.errors import InputError, StudyError
+from optimizer.events import Progress
 from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes
 from optimizer.recipes import Algebra, Recipe, Space
@@ -219,7 +220,7 @@ def study_ceilings(
     *,
     check_hashes: bool = True,
     device: torch.device | str | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
     hashes: HashCache | None = None,
 ) -> tuple[Ceiling, ...]:
     """Compute the best similarity that a study can reach, by one or several metrics.
@@ -509,7 +510,7 @@ def found_ceilings(
     folders: Sequence[Path | str] = (),
     *,
     device: torch.device | str | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
     hashes: HashCache | None = None,
 ) -> tuple[tuple[Ceiling, ...], tuple[str, ...]]:
     """Compute the ceilings of the study in a folder, or return the reasons why that is impossible.

@@ -19,8 +19,9 @@ from optimizer.analysis.simplifying import (
 )
 from optimizer.checkpoints import check_unchanged
 from optimizer.errors import InputError, RecipeError, attempt
+from optimizer.events import Progress
 from optimizer.files import check_output, named_file
-from optimizer.library import HashCache, Library, Progress, seen_from
+from optimizer.library import HashCache, Library, seen_from
 from optimizer.merging import check_noted_hashes, fits_hash, other_hash
 from optimizer.recipes import (
     Fitted,

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from optimizer.errors import RecipeError
+from optimizer.events import Progress
 from optimizer.families import Layout
 from optimizer.library import HashCache
 from optimizer.merging import check_noted_hashes
@@ -18,7 +19,6 @@ from optimizer.similarity import (
     Comparison,
     Metric,
     Options,
-    Progress,
     build_metric,
     check_installed,
     measure_statistics,

@@ -12,6 +12,7 @@ from optimizer.cli.application import MAPPINGS, Quiet, State
 from optimizer.cli.environment import folders_of_environment
 from optimizer.cli.printing import say_warning
 from optimizer.errors import InputError, attempt
+from optimizer.events import Progress
 from optimizer.extras import require
 
 if TYPE_CHECKING:
@@ -195,9 +196,7 @@ def model_folders(models: list[Path] | None) -> list[Path]:
     return found
 
 
-def checkpoint_finder(
-    models: list[Path] | None, progress: Callable[[str, int, int], None] | None = None
-) -> Callable[..., Path]:
+def checkpoint_finder(models: list[Path] | None, progress: Progress | None = None) -> Callable[..., Path]:
     """Return a function that finds a checkpoint by its path, or by its name or hash in the folders.
 
     Args:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from optimizer.errors import CheckpointError
+from optimizer.events import Progress
 from optimizer.files import CHECKPOINT_SUFFIXES
-from optimizer.library import HashCache, Progress, locate, name_without_hash, slashed
+from optimizer.library import HashCache, locate, name_without_hash, slashed
 from optimizer.recipes import Recipe
 
 __all__ = ["with_whole_names"]

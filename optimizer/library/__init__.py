@@ -14,7 +14,6 @@ from optimizer.library.fingerprints import (
 from optimizer.library.inspection import Inspection, inspect_checkpoint
 from optimizer.library.library import Library
 from optimizer.library.locations import (
-    Progress,
     check_folders,
     checkpoints_below,
     checkpoints_in,
@@ -43,7 +42,6 @@ __all__ = [
     "HashCache",
     "Inspection",
     "Library",
-    "Progress",
     "Provenance",
     "check_folders",
     "checkpoints_below",

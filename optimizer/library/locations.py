@@ -3,12 +3,13 @@
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError
+from optimizer.events import Progress
 from optimizer.files import CHECKPOINT_SUFFIXES, TEXT_SUFFIXES, did_you_mean, missing_file, missing_folder
 from optimizer.library.fingerprints import HashCache, legacy_hash, sha256, short_hash
 
@@ -26,8 +27,6 @@ __all__ = [
     "seen_from",
     "slashed",
 ]
-
-Progress = Callable[[str, int, int], None]
 
 
 # The WebUI writes `name [hash]`. People quote the first 10 digits of the file's SHA-256, or all 64. Before 2023 they

@@ -22,6 +22,7 @@ from optimizer.checkpoints import (
     without_vae,
 )
 from optimizer.errors import CheckpointError
+from optimizer.events import Progress
 from optimizer.files import check_output
 from optimizer.library import HashCache, locate_models
 from optimizer.merging.combining import MergedTensor, WeightedSum, write_merged
@@ -73,7 +74,7 @@ def merge(
     named_in: Path | str = "recipe",
     date: str | None = None,
     hashes: HashCache | None = None,
-    hashing: Callable[[str, int, int], None] | None = None,
+    hashing: Progress | None = None,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
 ) -> None:
@@ -114,7 +115,7 @@ def write_merge(
     *,
     step: str | None = None,
     hashes: HashCache | None = None,
-    hashing: Callable[[str, int, int], None] | None = None,
+    hashing: Progress | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the result of `step` (default: the recipe's output) to the .safetensors file `output`.

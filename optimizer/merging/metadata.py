@@ -1,11 +1,12 @@
 """Metadata of a merged file: the fields of a safetensors header that other tools and model sites read."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from optimizer.checkpoints import TensorSource, read_prediction
+from optimizer.events import Progress
 from optimizer.library import HASHES, NOT_VERIFIED, HashCache, known_models, legacy_hash, parsed, sha256
 from optimizer.recipes import RECIPE_TYPE, Recipe, recipe_as_data
 
@@ -28,7 +29,7 @@ def merge_metadata(
     embed_recipe: bool = True,
     digests: Mapping[str, str] | None = None,
     hashes: HashCache | None = None,
-    hashing: Callable[[str, int, int], None] | None = None,
+    hashing: Progress | None = None,
 ) -> dict[str, str]:
     """Return the metadata of the file with the step `output`.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from optimizer.errors import CheckpointError
+from optimizer.events import Progress
 from optimizer.library import HashCache, sha256, short_hash
 from optimizer.recipes import Model
 
@@ -20,7 +21,7 @@ def check_noted_hashes(
     *,
     named_in: Path | str = "recipe",
     hashes: HashCache | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     telling: str = "hashing {}",
     known: bool = False,
 ) -> dict[str, str]:
@@ -85,6 +86,6 @@ def other_hash(noted: str, path: Path, digest: str) -> str:
     )
 
 
-def _named(title: str, progress: Callable[[str, int, int], None] | None) -> Callable[[int, int], None] | None:
+def _named(title: str, progress: Progress | None) -> Callable[[int, int], None] | None:
     """Return a callback that passes bytes done and total to `progress` under a title."""
     return None if progress is None else lambda done, total: progress(title, done, total)

@@ -15,6 +15,7 @@ from PIL import Image
 from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of, readable_encoder_of
 from optimizer.choices import PictureRole
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
+from optimizer.events import Progress
 from optimizer.extras import require
 from optimizer.families import load_tokenizer
 from optimizer.files import atomic_path, check_output, temporary_folder
@@ -36,7 +37,6 @@ __all__ = ["Preview", "PreviewColumn", "PreviewRequest", "preview", "write_previ
 
 _SMALLEST = 128  # pixels, the least width at which pictures are shown
 
-Progress = Callable[[str, int, int], None]
 _Built = TypeVar("_Built")
 
 

@@ -5,7 +5,7 @@ Each metric has a file of its own; the registry lists them by name. Nothing here
 
 from optimizer.similarity.attention import AttentionMetric, AttentionOptions
 from optimizer.similarity.comparing import compare
-from optimizer.similarity.comparison import Comparison, Progress, open_comparison, open_recipe_comparison
+from optimizer.similarity.comparison import Comparison, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import chosen_device, float32_products, select_device, unused_gpu
 from optimizer.similarity.encoder import EncoderOptions, check_encoder, prompts_sha256, read_prompts
 from optimizer.similarity.measured import (
@@ -49,7 +49,6 @@ __all__ = [
     "MetricOptions",
     "MovableMetric",
     "Options",
-    "Progress",
     "QuadraticMetric",
     "Statistics",
     "build_metric",

@@ -8,10 +8,11 @@ import torch
 
 from optimizer.checkpoints import TensorSource, as_source, unfit
 from optimizer.errors import CheckpointError, InputError, attempt
+from optimizer.events import Progress
 from optimizer.families import Layout
 from optimizer.recipes import warn_of_compared
 from optimizer.similarity.attention import AttentionOptions
-from optimizer.similarity.comparison import Comparison, Progress, open_comparison
+from optimizer.similarity.comparison import Comparison, open_comparison
 from optimizer.similarity.encoder import EncoderOptions, check_encoder
 from optimizer.similarity.metric import total_similarity
 from optimizer.similarity.options import Options

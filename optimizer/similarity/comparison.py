@@ -1,6 +1,6 @@
 """The checkpoints of a similarity, opened together: the sources that candidates combine, and the target."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 
 from optimizer.checkpoints import TensorSource, ZeroTensors, as_source, is_zero
 from optimizer.errors import CheckpointError
+from optimizer.events import Progress
 from optimizer.families import Layout
 from optimizer.recipes import (
     Contributing,
@@ -25,8 +26,6 @@ from optimizer.similarity.device import chosen_device
 from optimizer.similarity.options import Options
 
 __all__ = ["Comparison", "open_comparison", "open_recipe_comparison"]
-
-Progress = Callable[[str, int, int], None]
 
 _MOST_PROBLEMS = 8  # most tensors of other shapes in an error
 

@@ -10,12 +10,12 @@ from typing import Any
 from optimizer.checkpoints import open_checkpoint, unfit
 from optimizer.choices import FirstMode, words_of
 from optimizer.errors import CheckpointError, InputError, attempt
+from optimizer.events import Progress
 from optimizer.families import Layout
 from optimizer.files import dump_yaml, refuse_links, undo_unfinished, write_new_files
 from optimizer.library import (
     HashCache,
     Library,
-    Progress,
     check_folders,
     checkpoints_below,
     checkpoints_in,

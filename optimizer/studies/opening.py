@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 
 from optimizer.checkpoints import TensorSource, open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
+from optimizer.events import Progress
 from optimizer.library import HashCache, fingerprint, sha256
 from optimizer.recipes import Contributors, check_channels, warn_of_sources
 from optimizer.similarity import (
@@ -78,9 +79,7 @@ class OpenStudy:
             tuple(options.resolved(target, layout) if used else options for options, used in stage.used_options)
         )
 
-    def sha256(
-        self, hashes: HashCache | None, progress: Callable[[str, int, int], None], *, known: bool = False
-    ) -> dict[str, str]:
+    def sha256(self, hashes: HashCache | None, progress: Progress, *, known: bool = False) -> dict[str, str]:
         """Return the SHA-256 of each checkpoint, and keep it for runs without the files.
 
         Missing files have the hash that an earlier run recorded. Unknown hashes and unreadable files are omitted. Files
@@ -146,7 +145,7 @@ def open_study(
     *,
     blocks: Collection[str],
     device: torch.device,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     hashes: HashCache | None = None,
     tensors: bool = True,
 ) -> Iterator[OpenStudy]:

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import Field, StrictInt, StrictStr
 
 from optimizer.errors import InputError, StudyError, attempt
+from optimizer.events import Progress
 from optimizer.files import TEXT_SUFFIXES, UserFile, missing_file, named_file, read_yaml, schema_of, shown, validate
-from optimizer.library import HashCache, Library, Progress, checkpoints_in
+from optimizer.library import HashCache, Library, checkpoints_in
 from optimizer.printable import unprintable
 from optimizer.recipes import Recipe, load_recipe
 from optimizer.studies.folder import StudyFolder, check_study_folder
