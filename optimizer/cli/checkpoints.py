@@ -20,11 +20,11 @@ from optimizer.cli.options import (
     Target,
     checkpoint_argument,
     checkpoint_finder,
+    checkpoint_library,
     checkpoint_option,
     chosen_device,
     hash_cache,
     metric_option,
-    model_folders,
     output_option,
     seed_option,
 )
@@ -204,7 +204,6 @@ def merge(
 
     from optimizer.checkpoints import open_checkpoint
     from optimizer.files import check_output
-    from optimizer.library import locate_models
     from optimizer.merging import MergeOptions, write_merge
     from optimizer.recipes import folders_of, load_recipe
 
@@ -216,8 +215,9 @@ def merge(
     dtypes: dict[DTypeName, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     with reading() as progress:
         vae_file = None if vae is None else checkpoint_finder(models, progress)(vae, "vae")
-        beside, *others = folders_of(loaded, recipe, model_folders(models))
-        paths = locate_models(files, beside, others, named_in=recipe, hashes=hash_cache(), progress=progress)
+        library = checkpoint_library(models, progress)
+        beside, *others = folders_of(loaded, recipe, library.folders)
+        paths = library.within(others).all_models(files, beside, named_in=recipe)
         options = MergeOptions(
             dtypes[dtype], vae_file, embed_recipe=not no_recipe, check_hashes=not no_verify, named_in=recipe,
             date=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -18,7 +18,7 @@ from optimizer.extras import require
 if TYPE_CHECKING:
     import torch
 
-    from optimizer.library import HashCache
+    from optimizer.library import HashCache, Library
 
 __all__ = [
     "BaseName",
@@ -36,6 +36,7 @@ __all__ = [
     "Target",
     "checkpoint_argument",
     "checkpoint_finder",
+    "checkpoint_library",
     "checkpoint_option",
     "chosen_device",
     "hash_cache",
@@ -196,6 +197,13 @@ def model_folders(models: list[Path] | None) -> list[Path]:
     return found
 
 
+def checkpoint_library(models: list[Path] | None, progress: Progress | None = None) -> "Library":
+    """Return the library of the folders of --models and BLOCKFIT_MODELS, with the user's cache of hashes."""
+    from optimizer.library import Library
+
+    return Library.of(model_folders(models), hash_cache(), progress)
+
+
 def checkpoint_finder(models: list[Path] | None, progress: Progress | None = None) -> Callable[..., Path]:
     """Return a function that finds a checkpoint by its path, or by its name or hash in the folders.
 
@@ -206,12 +214,10 @@ def checkpoint_finder(models: list[Path] | None, progress: Progress | None = Non
     Returns:
         A function of the text on the command line and, for messages, the Python name of the option it was given to.
     """
-    from optimizer.library import locate_given
-
-    folders, hashes = model_folders(models), hash_cache()
+    library = checkpoint_library(models, progress)
 
     def find(name: Path, field: str | None = None) -> Path:
-        return attempt(lambda: locate_given(name, folders, hashes=hashes, progress=progress), field=field)
+        return attempt(lambda: library.find_given(name), field=field)
 
     return find
 

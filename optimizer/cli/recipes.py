@@ -23,6 +23,7 @@ from optimizer.cli.options import (
     RecipePath,
     Target,
     checkpoint_finder,
+    checkpoint_library,
     checkpoint_option,
     chosen_device,
     hash_cache,
@@ -143,8 +144,9 @@ def export(
     loaded = load_recipe(recipe)
     _check_not_input(output, recipe, "the recipe itself")
     with reading() as progress:
-        beside, *others = folders_of(loaded, recipe, model_folders(models))
-        loaded = with_whole_names(loaded, beside, others, hashes=hash_cache(), progress=progress)
+        library = checkpoint_library(models, progress)
+        beside, *others = folders_of(loaded, recipe, library.folders)
+        loaded = with_whole_names(loaded, beside, library.within(others))
     replace_text(output, attempt(lambda: export_recipe(loaded, to), recipe if to in EXPORTS else ""))
     if as_json:
         print_json({"output": str(output), "format": to, "step": loaded.output})
@@ -175,7 +177,6 @@ def verify(
     (measured, expected), not_measurable.
     """
     from optimizer.analysis import verify as verify_recipe
-    from optimizer.library import find_models, locate, locate_models
     from optimizer.merging import check_noted_hashes
     from optimizer.recipes import folders_of, load_recipe
     from optimizer.reports import verified_table
@@ -184,24 +185,24 @@ def verify(
     attempt(lambda: loaded.check_finished("measured", *(step.name for step in loaded.steps)), recipe)
     _check_base(base, loaded.models)
     with reading() as progress:
-        hashes = hash_cache()
-        target = checkpoint_finder(models, progress)(target, "target")
-        beside, *others = folders_of(loaded, recipe, model_folders(models))
+        library = checkpoint_library(models, progress)
+        target = attempt(lambda: library.find_given(target), field="target")
+        beside, *others = folders_of(loaded, recipe, library.folders)
         files = {name: model.file for name, model in loaded.models.items()}
-        paths, _ = find_models(files, beside, others, hashes=hashes, progress=progress)
+        paths, _ = library.within(others).find_models(files, beside)
         # A recipe may use the target itself as a model, as the article's last step does; a second copy is not required.
         same = {
             name
             for name in files
-            if name not in paths and locate(files[name], target.parent, hashes=hashes, progress=progress) == target
+            if name not in paths and library.within(()).find(files[name], target.parent) == target
         }
         for name in same:
             say_warning(f"models.{name}.file: {files[name]!r} is taken to be the target, {target}")
         paths |= dict.fromkeys(same, target)
         missing = {name: file for name, file in files.items() if name not in paths}
-        locate_models(missing, beside, others, named_in=recipe, hashes=hashes, progress=progress)
+        library.within(others).all_models(missing, beside, named_in=recipe)
         if not no_verify:
-            check_noted_hashes(loaded.models, paths, named_in=recipe, hashes=hashes, progress=progress)
+            check_noted_hashes(loaded.models, paths, named_in=recipe, hashes=library.hash_cache, progress=progress)
         steps = verify_recipe(
             loaded, paths, target, base=base, check_hashes=False, device=chosen_device(device), progress=progress
         )

@@ -15,7 +15,7 @@ from rich.table import Table
 from optimizer.errors import BlockfitWarning, InputError
 from optimizer.extras import has_extra, missing_extra
 from optimizer.files import atomic_path, refuse_links, temporary_folder
-from optimizer.library import locate_models
+from optimizer.library import Library
 from optimizer.merging import merge
 from optimizer.recipes import Recipe, block_coefficients, load_recipe, parameters_of
 from optimizer.search import FitResult
@@ -242,7 +242,7 @@ def _merge(folder: Path, recipes: Mapping[str, Recipe]) -> None:
     if "article" in recipes:
         merges.append((recipes["article"], folder / "article", "assembled"))
     for recipe, recipe_folder, file in merges:
-        paths = locate_models({name: model.file for name, model in recipe.models.items()}, recipe_folder)
+        paths = Library().all_models({name: model.file for name, model in recipe.models.items()}, recipe_folder)
         merge(recipe, paths, folder / f"{file}.safetensors")
 
 

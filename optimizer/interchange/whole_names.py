@@ -1,27 +1,18 @@
 """Complete the file names of a recipe for other tools."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from optimizer.errors import CheckpointError
-from optimizer.events import Progress
 from optimizer.files import CHECKPOINT_SUFFIXES
-from optimizer.library import HashCache, locate, name_without_hash, slashed
+from optimizer.library import Library, name_without_hash, slashed
 from optimizer.recipes import Recipe
 
 __all__ = ["with_whole_names"]
 
 
-def with_whole_names(
-    recipe: Recipe,
-    beside: Path,
-    folders: Sequence[Path] = (),
-    *,
-    hashes: HashCache | None = None,
-    progress: Progress | None = None,
-) -> Recipe:
+def with_whole_names(recipe: Recipe, beside: Path, library: Library | None = None) -> Recipe:
     """Return the recipe with whole file names, extensions included, which other tools need.
 
     Files named without extension, or by their hash, are looked for; names of files that are not found stay as they are.
@@ -29,20 +20,18 @@ def with_whole_names(
     Args:
         recipe: The recipe.
         beside: The folder that its files are named from.
-        folders: Further folders to look in.
-        hashes: A cache of the files' hashes.
-        progress: Called while files are hashed.
+        library: The library to look in next.
 
     Returns:
         The recipe with the names of the files found.
 
     """
-    models = dict(recipe.models)
+    library, models = library or Library(), dict(recipe.models)
     for name, model in recipe.models.items():
         written = PurePosixPath(slashed(name_without_hash(model.file)))
         if written.suffix.lower() not in CHECKPOINT_SUFFIXES:
             with suppress(CheckpointError):  # several files have this name, or its hash differs
-                found = locate(model.file, beside, folders, hashes=hashes, progress=progress)
+                found = library.find(model.file, beside)
                 if found is not None:
                     models[name] = replace(model, file=str(written.parent / found.name))
     return replace(recipe, models=models)

@@ -1,13 +1,15 @@
 """The library of checkpoints on this machine: folders, cached hashes and the receiver of progress."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optimizer.checkpoints import TensorSource
+from optimizer.errors import CheckpointError
 from optimizer.events import LOGGED, CallbackEvents, Events, Progress
 from optimizer.library.fingerprints import HashCache, fingerprint, sha256
-from optimizer.library.locations import find_models, locate, locate_given, locate_models, not_found
+from optimizer.library.locations import given_not_found, locate, not_found
 
 __all__ = ["Library"]
 
@@ -53,20 +55,64 @@ class Library:
         return locate(file, beside, self.folders, hashes=self.hash_cache, progress=self.events.progress)
 
     def find_given(self, given: Path) -> Path:
-        """Return the checkpoint that a user names by path, name or hash; raise CheckpointError without one."""
-        return locate_given(given, self.folders, hashes=self.hash_cache, progress=self.events.progress)
+        """Return the path of a checkpoint that a user names.
+
+        A folder with the name does not hide a file in `folders`, since a study's folder is named like its target. If no
+        such file exists the folder itself is returned: opening it gives a better message.
+
+        Args:
+            given: The path, name or hash.
+
+        Returns:
+            The path.
+
+        Raises:
+            CheckpointError: No file fits.
+        """
+        if os.path.exists(given) and not os.path.isdir(given):
+            return given
+        found = self.find(str(given))
+        if found is None and os.path.isdir(given):
+            return given
+        if found is None:
+            raise CheckpointError(given_not_found(given, self.folders))
+        return found
 
     def find_models(
         self, files: Mapping[str, str], beside: Path, *, named_in: Path | str = "recipe"
     ) -> tuple[dict[str, Path], list[str]]:
-        """Return the paths of the `files` {name: file} that are found, and a line for each of the others."""
-        hashes, progress = self.hash_cache, self.events.progress
-        return find_models(files, beside, self.folders, named_in=named_in, hashes=hashes, progress=progress)
+        """Return the paths of the files that `find` finds, and a line for each of the others.
+
+        Args:
+            files: The files by model name.
+            beside: The folder to search first, without the folders below.
+            named_in: The place where the files are named, for messages.
+
+        Returns:
+            The paths by model name, and the lines.
+        """
+        found: dict[str, Path] = {}
+        problems = list[str]()
+        for name, file in files.items():
+            where = f"{named_in}: models.{name}.file"
+            try:
+                path = self.find(file, beside)
+            except CheckpointError as error:
+                problems += [f"{where}: {problem}" for problem in error.problems]
+                continue
+            if path is None:
+                more = "" if self.folders else "; `folders=[DIR]` names more folders"
+                problems.append(f"{where}: {self.not_found(file, beside)}{more}")
+            else:
+                found[name] = path
+        return found, problems
 
     def all_models(self, files: Mapping[str, str], beside: Path, *, named_in: Path | str = "recipe") -> dict[str, Path]:
-        """Return the paths of all `files` {name: file}; raise CheckpointError with a line for each missing one."""
-        hashes, progress = self.hash_cache, self.events.progress
-        return locate_models(files, beside, self.folders, named_in=named_in, hashes=hashes, progress=progress)
+        """Return the paths that `find_models` finds; raise CheckpointError with a line for each of the others."""
+        found, problems = self.find_models(files, beside, named_in=named_in)
+        if problems:
+            raise CheckpointError(problems)
+        return found
 
     def not_found(self, file: str, beside: Path = Path()) -> str:
         """Return the message for a file that `find` does not find: similar names, and the folders searched."""

@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +17,8 @@ __all__ = [
     "check_folders",
     "checkpoints_below",
     "checkpoints_in",
-    "find_models",
+    "given_not_found",
     "locate",
-    "locate_given",
-    "locate_models",
     "name_without_hash",
     "named_at",
     "not_found",
@@ -79,41 +77,16 @@ def locate(
     return found[0] if found else None
 
 
-def locate_given(
-    given: Path, folders: Sequence[Path] = (), *, hashes: HashCache | None = None, progress: Progress | None = None
-) -> Path:
-    """Return the path of a checkpoint that a user named.
-
-    A folder with the name does not hide a file in `folders`, since a study's folder is named like its target. If no
-    such file exists the folder itself is returned: opening it gives a better message.
-
-    Args:
-        given: The path, name or hash.
-        folders: The folders to search, with all folders below.
-        hashes: A cache of hashes.
-        progress: Called with a description, the bytes read and their total.
-
-    Returns:
-        The path.
-
-    Raises:
-        CheckpointError: No file fits.
-    """
-    if os.path.exists(given) and not os.path.isdir(given):
-        return given
-    found = locate(str(given), Path(), folders, hashes=hashes, progress=progress)
-    if found is None and os.path.isdir(given):
-        return given
-    if found is None:
-        hint = f"looked in {_looked(folders)}, too" if folders else "`folders=[DIR]` names folders to look in"
-        names = _names_below(folders)
-        if _name_and_hash(str(given)) is not None:
-            nothing = f"no file has this name or hash{did_you_mean(_named_without_hash(str(given)), names)}"
-        else:
-            text = given.suffix.lower() in TEXT_SUFFIXES
-            nothing = missing_file(given, TEXT_SUFFIXES) if text else missing_file(given, further=names)
-        raise CheckpointError(f"{given}: {nothing}; {hint}")
-    return found
+def given_not_found(given: Path, folders: Sequence[Path] = ()) -> str:
+    """Return the message for a checkpoint that a user names and `locate` does not find in `folders`."""
+    hint = f"looked in {_looked(folders)}, too" if folders else "`folders=[DIR]` names folders to look in"
+    names = _names_below(folders)
+    if _name_and_hash(str(given)) is not None:
+        nothing = f"no file has this name or hash{did_you_mean(_named_without_hash(str(given)), names)}"
+    else:
+        text = given.suffix.lower() in TEXT_SUFFIXES
+        nothing = missing_file(given, TEXT_SUFFIXES) if text else missing_file(given, further=names)
+    return f"{given}: {nothing}; {hint}"
 
 
 def not_found(file: str, beside: Path, folders: Sequence[Path] = ()) -> str:
@@ -127,76 +100,6 @@ def check_folders(folders: Iterable[Path]) -> None:
     """Raise InputError with one line for each of `folders` that is no folder."""
     if missing := [folder for folder in dict.fromkeys(folders) if not os.path.isdir(folder)]:
         raise InputError((f"{folder}: {missing_folder(folder)}" for folder in missing), field="folders")
-
-
-def find_models(
-    files: Mapping[str, str],
-    beside: Path,
-    folders: Sequence[Path] = (),
-    *,
-    named_in: Path | str = "recipe",
-    hashes: HashCache | None = None,
-    progress: Progress | None = None,
-) -> tuple[dict[str, Path], list[str]]:
-    """Return the paths of the files that `locate` finds, and a line for each of the others.
-
-    Args:
-        files: The files by model name.
-        beside: The folder to search first, without the folders below.
-        folders: The folders to search next, with all folders below.
-        named_in: The place where the files are named, for messages.
-        hashes: A cache of hashes.
-        progress: Called with a description, the bytes read and their total.
-
-    Returns:
-        The paths by model name, and the lines.
-    """
-    found: dict[str, Path] = {}
-    problems = list[str]()
-    for name, file in files.items():
-        where = f"{named_in}: models.{name}.file"
-        try:
-            path = locate(file, beside, folders, hashes=hashes, progress=progress)
-        except CheckpointError as error:
-            problems += [f"{where}: {problem}" for problem in error.problems]
-            continue
-        if path is None:
-            more = "" if folders else "; `folders=[DIR]` names more folders"
-            problems.append(f"{where}: {not_found(file, beside, folders)}{more}")
-        else:
-            found[name] = path
-    return found, problems
-
-
-def locate_models(
-    files: Mapping[str, str],
-    beside: Path,
-    folders: Sequence[Path] = (),
-    *,
-    named_in: Path | str = "recipe",
-    hashes: HashCache | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Path]:
-    """Return the paths of all files.
-
-    Args:
-        files: The files by model name.
-        beside: The folder to search first, without the folders below.
-        folders: The folders to search next, with all folders below.
-        named_in: The place where the files are named, for messages.
-        hashes: A cache of hashes.
-        progress: Called with a description, the bytes read and their total.
-
-    Returns:
-        The paths by model name.
-
-    Raises:
-        CheckpointError: One line for each file that is not found.
-    """
-    found, problems = find_models(files, beside, folders, named_in=named_in, hashes=hashes, progress=progress)
-    if problems:
-        raise CheckpointError(problems)
-    return found
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from optimizer.checkpoints import (
 from optimizer.errors import CheckpointError
 from optimizer.events import Progress
 from optimizer.files import check_output
-from optimizer.library import HashCache, locate_models
+from optimizer.library import HashCache, Library
 from optimizer.merging.combining import MergedTensor, WeightedSum, write_merged
 from optimizer.merging.metadata import merge_metadata
 from optimizer.merging.noted_hashes import check_noted_hashes
@@ -237,7 +237,7 @@ def _given_for(
     """Return the file, or the open source, of each source that the step needs."""
     sources = recipe.sources(step)
     if not isinstance(paths, Mapping):
-        return locate_models({source: recipe.models[source].file for source in sources}, Path(paths))
+        return Library().all_models({source: recipe.models[source].file for source in sources}, Path(paths))
     if missing := [source for source in sources if source not in paths]:
         raise CheckpointError(f"paths: {', '.join(missing)}: missing; step {step!r} is merged from it")
     return {source: paths[source] for source in sources}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from optimizer.events import Progress
 from optimizer.extras import require
 from optimizer.families import load_tokenizer
 from optimizer.files import atomic_path, check_output, temporary_folder
-from optimizer.library import HashCache, locate_given, locate_models
+from optimizer.library import HashCache, Library
 from optimizer.merging import check_noted_hashes, merge
 from optimizer.pictures.drawing import Drawn, check_steps, default_guidance, draw, latent_distance, pixel_distance
 from optimizer.pictures.opening import (
@@ -301,7 +301,7 @@ def write_preview(
             temporary.touch()  # fail before the drawing, not after it
         except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
-        plan = _plan(request, _Places(folders, hashes, progress, request.check_hashes))
+        plan = _plan(request, Library.of(folders, hashes, progress))
         settings = _settings(request, plan, device, warn)
         found = _draw_all(plan, settings, temporary.parent, progress)
         found.sheet().save(temporary, format="png")
@@ -470,11 +470,11 @@ class _Shared:
     encoder: Path | None
 
 
-def _plan(request: PreviewRequest, places: "_Places") -> _Plan:
+def _plan(request: PreviewRequest, library: Library) -> _Plan:
     """Find and check all files, or raise InputError with all problems that show without reading weights."""
-    shared = _shared(request, places)
+    shared = _shared(request, library)
     problems = _Problems()
-    entries, sources = _candidates(request, shared, places, problems)
+    entries, sources = _candidates(request, shared, library, problems)
     shown = {shared.target.resolve(), *(entry.path.resolve() for entry in entries)}
     added = [source for path, source in sources.items() if path not in shown] if request.with_sources else []
     names = [name for name, _ in added]
@@ -487,18 +487,18 @@ def _plan(request: PreviewRequest, places: "_Places") -> _Plan:
     return _Plan((target, *entries), shared.configuration, shared.vae, shared.encoder)
 
 
-def _shared(request: PreviewRequest, places: "_Places") -> _Shared:
+def _shared(request: PreviewRequest, library: Library) -> _Shared:
     """Find and check the target and the files that all columns share, or raise InputError."""
     problems = _Problems()
     target, encoder, vae = request.target, request.encoder_from, request.vae_from
     with problems.collected():
-        encoder = None if encoder is None else _located(encoder, places, "encoder_from")
+        encoder = None if encoder is None else _located(encoder, library, "encoder_from")
     with problems.collected():
-        vae = None if vae is None else _located(vae, places, "vae_from")
+        vae = None if vae is None else _located(vae, library, "vae_from")
     with problems.collected():
         if _is_recipe(target):
             raise RecipeError(f"{target} is a recipe; merge it first (`merge(RECIPE, output=FILE)`)", field="target")
-        target = _located(target, places, "target")
+        target = _located(target, library, "target")
         if vae is not None:
             open_vae(vae, drawn_layout(target), ()).close()
     problems.raise_any()
@@ -507,21 +507,21 @@ def _shared(request: PreviewRequest, places: "_Places") -> _Shared:
 
 
 def _candidates(
-    request: PreviewRequest, shared: _Shared, places: "_Places", problems: _Problems
+    request: PreviewRequest, shared: _Shared, library: Library, problems: _Problems
 ) -> tuple[list[_Entry], dict[Path, tuple[str, Path]]]:
     """Return the columns of the candidates, and the models of recipes, {file: (name, file as named)}."""
     entries, sources = list[_Entry](), dict[Path, tuple[str, Path]]()
     names = _short_names([shared.target, *request.candidates])[1:]
     for name, given in zip(names, request.candidates, strict=True):
         with problems.collected():
-            path = _located(given, places)
+            path = _located(given, library)
             if any(path.resolve() == entry.path.resolve() for entry in entries):
                 continue
             if not _is_recipe(path):
                 _check(path, shared)
                 entries.append(_Entry(name, "candidate", path))
                 continue
-            recipe, models = _finished_recipe(path, places)
+            recipe, models = _finished_recipe(path, library, check_hashes=request.check_hashes)
             for model in models.values():
                 _check_family(model, shared.target, shared.configuration)
             entries.append(_Entry(name, "candidate", path, recipe, models))
@@ -530,19 +530,9 @@ def _candidates(
     return entries, sources
 
 
-class _Places(NamedTuple):
-    """The places to look for files, and how their hashes are found and checked."""
-
-    folders: Sequence[Path]
-    hash_cache: HashCache | None
-    progress: Progress | None
-    check_hashes: bool
-
-
-def _located(given: Path, places: _Places, field: str | None = None) -> Path:
+def _located(given: Path, library: Library, field: str | None = None) -> Path:
     """Return the path of a file that the user named, or raise InputError with its field."""
-    folders, hash_cache, progress, _ = places
-    found = attempt(lambda: locate_given(given, folders, hashes=hash_cache, progress=progress), field=field)
+    found = attempt(lambda: library.find_given(given), field=field)
     if found.is_dir():
         raise InputError(f"{given}: is a folder; name a file in it, for example its best.yaml", field=field)
     return found
@@ -553,16 +543,16 @@ def _is_recipe(path: Path) -> bool:
     return path.suffix.lower() in (".yaml", ".yml")
 
 
-def _finished_recipe(path: Path, places: _Places) -> tuple[Recipe, dict[str, Path]]:
+def _finished_recipe(path: Path, library: Library, *, check_hashes: bool) -> tuple[Recipe, dict[str, Path]]:
     """Return a recipe and the files of the models that its output needs, or raise RecipeError for free alphas."""
     recipe = load_recipe(path)
     attempt(lambda: recipe.check_finished("drawn"), path)
-    beside, *others = folders_of(recipe, path, places.folders)
+    beside, *others = folders_of(recipe, path, library.folders)
     files = {name: recipe.models[name].file for name in recipe.sources()}
-    hash_cache, progress = places.hash_cache, places.progress
-    models = locate_models(files, beside, others, named_in=path, hashes=hash_cache, progress=progress)
-    if places.check_hashes:
-        check_noted_hashes(recipe.models, models, named_in=path, hashes=hash_cache, progress=progress)
+    models = library.within(others).all_models(files, beside, named_in=path)
+    if check_hashes:
+        hashes, progress = library.hash_cache, library.events.progress
+        check_noted_hashes(recipe.models, models, named_in=path, hashes=hashes, progress=progress)
     return recipe, models
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from optimizer.demo import family_folder
-from optimizer.library import inspect_checkpoint, locate_models
+from optimizer.library import Library, inspect_checkpoint
 from optimizer.merging import merge
 from optimizer.recipes import load_recipe
 from optimizer.search import fit
@@ -66,7 +66,7 @@ def test_finetunes_truly_differ() -> None:
 def test_target_is_what_the_answer_says(tmp_path: Path) -> None:
     """Merging the answer's recipe gives the target, bit for bit."""
     recipe = load_recipe(FAMILY / "answer" / "recipe.yaml")
-    paths = locate_models({name: model.file for name, model in recipe.models.items()}, FAMILY / "answer")
+    paths = Library().all_models({name: model.file for name, model in recipe.models.items()}, FAMILY / "answer")
     merge(recipe, paths, tmp_path / "again.safetensors")
 
     again, target = load_file(tmp_path / "again.safetensors"), load_file(FAMILY / "target.safetensors")
@@ -99,7 +99,7 @@ steps:
         encoding="utf-8",
     )
     recipe = load_recipe(tmp_path / "true.yaml")
-    paths = locate_models({name: model.file for name, model in recipe.models.items()}, tmp_path)
+    paths = Library().all_models({name: model.file for name, model in recipe.models.items()}, tmp_path)
     merge(recipe, paths, tmp_path / "target.safetensors")
 
     found = fit(load_study(tmp_path)).recipe

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import RecipeError
 from optimizer.interchange.embedded import recipe_from_metadata
-from optimizer.library import find_models
+from optimizer.library import Library
 from optimizer.merging import merge
 from optimizer.recipes import Model, Recipe, block_coefficients, load_recipe
 
@@ -366,7 +366,7 @@ def test_models_known_only_by_hash(tmp_path, write_sd1):
     recipe, _ = read(WEBUI, models={}, secondary_model_hash=digits)
 
     files = {digits[:10]: recipe.models[digits[:10]].file}
-    assert find_models(files, tmp_path) == ({digits[:10]: tmp_path / "renamed.safetensors"}, [])
+    assert Library().find_models(files, tmp_path) == ({digits[:10]: tmp_path / "renamed.safetensors"}, [])
 
 
 def test_names_are_made_unique():

@@ -11,11 +11,9 @@ import pytest
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, RecipeError, StudyError
 from optimizer.library import (
     HashCache,
+    Library,
     check_folders,
-    find_models,
     locate,
-    locate_given,
-    locate_models,
     name_without_hash,
 )
 from optimizer.recipes import load_recipe
@@ -222,7 +220,7 @@ def test_names_that_no_file_can_have(tmp_path: Path, store: Path) -> None:
     """A name too long for any file is not found, without another error."""
     assert locate("x" * 300, tmp_path, [store]) is None
     with pytest.raises(CheckpointError, match="x: no such file"):
-        locate_given(Path("x" * 300), [store])
+        Library.of([store]).find_given(Path("x" * 300))
 
 
 def test_hashes_of_other_lengths(tmp_path: Path, store: Path) -> None:
@@ -235,7 +233,7 @@ def test_files_are_located_all_at_once(tmp_path: Path, store: Path) -> None:
     """Every problem has a line with its model; found files are returned nevertheless."""
     files = {"a": "one", "b": "two", "c": "one [0123456789]", "d": "gone"}
 
-    found, problems = find_models(files, tmp_path, [store], named_in="recipe.yaml")
+    found, problems = Library.of([store]).find_models(files, tmp_path, named_in="recipe.yaml")
 
     assert found == {"a": store / "a" / "one.safetensors"}
     assert [problem.split(".file: ")[0] for problem in problems] == [f"recipe.yaml: models.{name}" for name in "bcd"]
@@ -246,18 +244,18 @@ def test_what_exists_is_meant(tmp_path: Path, store: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "two.ckpt", b"here")
 
-    assert locate_given(Path("two.ckpt"), [store]) == Path("two.ckpt")
-    assert locate_given(Path("one"), [store]) == store / "a" / "one.safetensors"
-    assert locate_given(store, [store]) == store
+    assert Library.of([store]).find_given(Path("two.ckpt")) == Path("two.ckpt")
+    assert Library.of([store]).find_given(Path("one")) == store / "a" / "one.safetensors"
+    assert Library.of([store]).find_given(store) == store
     (tmp_path / "one").mkdir()
-    assert locate_given(Path("one"), [store]) == store / "a" / "one.safetensors"
-    assert locate_given(Path("one")) == Path("one")
+    assert Library.of([store]).find_given(Path("one")) == store / "a" / "one.safetensors"
+    assert Library().find_given(Path("one")) == Path("one")
     with pytest.raises(CheckpointError, match=r"lost: no such file; looked in .*store, too"):
-        locate_given(Path("lost"), [store])
+        Library.of([store]).find_given(Path("lost"))
     with pytest.raises(CheckpointError, match=r"two.safetensors: no such file, but 'two.ckpt' exists; `folders="):
-        locate_given(Path("two.safetensors"))
+        Library().find_given(Path("two.safetensors"))
     with pytest.raises(CheckpointError, match="0123456789: no file has this name or hash"):
-        locate_given(Path("0123456789"), [store])
+        Library.of([store]).find_given(Path("0123456789"))
 
 
 @pytest.mark.parametrize(
@@ -285,8 +283,8 @@ def test_near_names(tmp_path: Path, asked: str, offered: str | None) -> None:
     suggestion = "" if offered is None else f"; did you mean {offered}?"
 
     with pytest.raises(CheckpointError) as caught:
-        locate_given(Path(asked), [models])
-    _, (problem,) = find_models({"a": asked}, tmp_path / "recipes", [models], named_in="r.yaml")
+        Library.of([models]).find_given(Path(asked))
+    _, (problem,) = Library.of([models]).find_models({"a": asked}, tmp_path / "recipes", named_in="r.yaml")
 
     assert f"{suggestion}; looked in {models}, too" in caught.value.problems[0]
     assert "did you mean" not in caught.value.problems[0].replace(suggestion, "")
@@ -303,7 +301,7 @@ def test_near_names_of_a_text(tmp_path: Path) -> None:
     write(tmp_path / "my-study" / "study.yaml", b"")
 
     with pytest.raises(CheckpointError, match=r"recip.yaml: no such file; did you mean 'recipe.yaml'\?"):
-        locate_given(tmp_path / "recip.yaml")
+        Library().find_given(tmp_path / "recip.yaml")
     with pytest.raises(RecipeError, match=r"recipe.yml: no such file, but 'recipe.yaml' exists"):
         load_recipe(tmp_path / "recipe.yml")
     with pytest.raises(StudyError, match=r"my_stdy: no such file; did you mean 'my-study'\?"):
@@ -318,7 +316,9 @@ def test_near_names_are_found_quickly(tmp_path: Path) -> None:
         write(tmp_path / "models" / f"{number % 20}" / f"some_model_with_a_long_name-{number:03}.safetensors", b"x")
 
     with pytest.raises(CheckpointError) as caught:
-        locate_models({str(n): f"some_modl_with_a_long_name-{n}" for n in (100, 250)}, tmp_path, [tmp_path / "models"])
+        Library.of([tmp_path / "models"]).all_models(
+            {str(n): f"some_modl_with_a_long_name-{n}" for n in (100, 250)}, tmp_path
+        )
 
     assert [problem.count("did you mean") for problem in caught.value.problems] == [1, 1]
     assert "'some_model_with_a_long_name-250.safetensors'" in caught.value.problems[1]

@@ -11,7 +11,7 @@ from step_by_step import BLOCKS
 
 from optimizer.errors import InputError, RecipeError
 from optimizer.files import read_yaml
-from optimizer.library import locate, locate_models
+from optimizer.library import Library, locate
 from optimizer.recipes import Alpha, Free, load_recipe, recipe_as_data, save_recipe
 
 GOOD = """\
@@ -532,11 +532,11 @@ def test_locate(tmp_path):
     assert locate(str(store / "two.ckpt"), beside) == Path(store / "two.ckpt")
 
 
-def test_locate_models_names_every_missing_file(tmp_path):
+def test_all_models_names_every_missing_file(tmp_path):
     """All missing files are named, with the folders searched."""
     (tmp_path / "here.ckpt").write_bytes(b"")
     with pytest.raises(InputError) as caught:
-        locate_models({"a": "here", "b": "gone", "c": "lost"}, tmp_path, named_in="recipe.yaml")
+        Library().all_models({"a": "here", "b": "gone", "c": "lost"}, tmp_path, named_in="recipe.yaml")
 
     first, second = caught.value.problems
     assert first.startswith("recipe.yaml: models.b.file: 'gone' not found; looked in")
